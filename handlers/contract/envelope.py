@@ -1,0 +1,163 @@
+"""A member of a Redis sorted set: a bare body, or the tagged envelope around one.
+
+    {"internal": {…}, "request_kind": "plain" | "redis" | "pubsub", "data": { the body }}
+
+Only `internal` routes; the same names inside `data` are copies. A bare body has no `internal`, so there
+its own `result_queue_name` counts. What we do not know is kept when a request is queued again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.json_limits import MAX_REQUEST_BYTES, salvage
+from handlers.contract.request import Request, decode_body
+
+SEQ_STEPS: Final = 2**21
+"""Fractions of a second that keep the order of submission among equal deadlines."""
+
+ORIGINAL_SCORE: Final = "original_score"
+"""Field of `internal`, ours: the score of a member that was not queued under its deadline."""
+
+
+class Internal(msgspec.Struct, frozen=True):
+    """The routing part of an envelope; every field is optional on the wire."""
+
+    retry_count: int = 0
+    queue_id: str = ""
+    request_token: str = ""
+    request_queue_name: str = ""
+    result_queue_name: str = ""
+    transport_correlation_id: str = ""
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    result_ttl_seconds: int | None = None
+    result_routing_resolved: bool = False
+    enqueue_seq: int = 0
+    payload_ref: str = ""
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """A member, decoded: the request, what routed it, and its body (`data`) byte for byte."""
+
+    request: Request
+    internal: Internal
+    data: bytes
+
+
+class _Member(msgspec.Struct):
+    internal: Internal | None = None
+    request_kind: str | None = None
+    data: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decoder = msgspec.json.Decoder(_Member)
+_parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encoder = msgspec.json.Encoder()
+_BARE: Final = Internal()
+_ID, _TOKEN = ("data", "id"), ("internal", "request_token")
+_RESULTS = ("internal", "result_queue_name")
+_READABLE = frozenset({_ID, _TOKEN, _RESULTS})
+
+
+def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYTES) -> Envelope:
+    """Decode a member of the sorted set `queue`.
+
+    Raises `InvalidRequest` with the id, token and result queue where these can still be read.
+    """
+    envelope = _decode_frame(member)
+    if envelope is None:
+        request = decode_body(member, queue=queue, max_bytes=max_bytes)
+        return Envelope(request=request, internal=_BARE, data=member)
+    internal = envelope.internal or _BARE
+    data = bytes(envelope.data)
+    try:
+        request = decode_body(
+            data,
+            queue=queue,
+            attempt=max(0, internal.retry_count),
+            request_token=internal.request_token,
+            result_queue_name=internal.result_queue_name,
+            result_ttl_seconds=internal.result_ttl_seconds,
+            labels=internal.labels,
+            payload_ref=internal.payload_ref,
+            max_bytes=max_bytes,
+        )
+    except InvalidRequest as error:
+        error.request_token = internal.request_token
+        error.result_queue_name = internal.result_queue_name
+        raise
+    return Envelope(request=request, internal=internal, data=data)
+
+
+def _decode_frame(member: bytes) -> _Member | None:
+    """The envelope, or None for a bare body (which may be broken: its decoder says so)."""
+    try:
+        frame = _decoder.decode(member)
+    except msgspec.ValidationError as error:
+        raise _invalid_frame(member, str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if not salvage(member, _READABLE):
+            return None
+        raise _invalid_frame(member, "no JSON, or nested too deeply") from None
+    return frame if frame.data and (frame.internal is not None or frame.request_kind is not None) else None
+
+
+def _invalid_frame(member: bytes, found: str) -> InvalidRequest:
+    read = salvage(member, _READABLE | {("id",)})
+    return InvalidRequest(
+        "envelope",
+        found=found.replace("`", ""),
+        accepted="one JSON object with internal, request_kind and data",
+        request_id=read.get(_ID) or read.get(("id",), ""),
+        request_token=read.get(_TOKEN, ""),
+        result_queue_name=read.get(_RESULTS, ""),
+    )
+
+
+def encode_retry(member: bytes, *, queue: str, attempt: int, score: float) -> bytes:
+    """The member to put into the retry set: its `internal` says where it returns, all else is kept.
+
+    `queue` is the sorted set it came from, `attempt` the number of attempts so far, `score` the one it
+    was claimed with (kept in `internal` only where it does not follow from the deadline).
+    """
+    parts = _parts_decoder.decode(member)
+    if "data" not in parts or not ("internal" in parts or "request_kind" in parts):
+        parts = {"request_kind": msgspec.Raw(b'"plain"'), "data": msgspec.Raw(member)}
+    internal = _internal_parts(parts)
+    internal["retry_count"] = _raw(attempt)
+    internal["request_queue_name"] = _raw(queue)
+    if score != _derived_score(parts["data"], internal):
+        internal[ORIGINAL_SCORE] = _raw(score)
+    return _encoder.encode({**parts, "internal": internal})
+
+
+def _internal_parts(parts: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    internal = parts.get("internal")
+    if internal is None or bytes(internal) == b"null":
+        return {}
+    return _parts_decoder.decode(internal)
+
+
+def _derived_score(data: msgspec.Raw, internal: Mapping[str, msgspec.Raw]) -> float:
+    deadline = decode_body(bytes(data), payload_ref="?").deadline
+    seq = msgspec.json.decode(internal["enqueue_seq"]) if "enqueue_seq" in internal else 0
+    return score_of(deadline, int(seq or 0))
+
+
+def _raw(value: object) -> msgspec.Raw:
+    return msgspec.Raw(_encoder.encode(value))
+
+
+def score_of(deadline: float, enqueue_seq: int = 0) -> float:
+    """The sorted set's score: the deadline, plus a fraction that keeps the order of submission."""
+    return deadline + min(max(0, enqueue_seq), SEQ_STEPS - 1) / SEQ_STEPS
+
+
+def encode_envelope(body: bytes, internal: Mapping[str, object], kind: str = "redis") -> bytes:
+    """What a producer queues: `body` is the request's JSON object, kept as it is; empty fields are omitted."""
+    known = {name: value for name, value in internal.items() if value}
+    return _encoder.encode({"internal": known, "request_kind": kind, "data": msgspec.Raw(body)})

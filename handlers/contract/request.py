@@ -1,0 +1,188 @@
+"""One request: what a client queued, decoded once and frozen.
+
+Rules: the payload stays the bytes that were queued; a deadline may be a number or a decimal string;
+unknown fields are ignored here and kept by `handlers.contract.envelope` on a requeue.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.json_limits import MAX_DEPTH, MAX_REQUEST_BYTES, is_too_deep, salvage
+
+LATEST_DEADLINE: Final = 253_402_300_799
+"""The end of the year 9999, Unix seconds: anything later is a deadline in milliseconds or a mistake."""
+
+_DECIMAL = re.compile(r"[0-9]{1,32}(\.[0-9]{1,32})?")
+_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_ACCEPTED_DEADLINE = "Unix seconds > 0, as a number or a decimal string"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A request on its way to the gateway.
+
+    `payload` is raw JSON, byte for byte as queued (`b""` while it is stored apart under `payload_ref`).
+    `deadline` and `created` are Unix seconds. `queue` is the name under which the settings know where
+    it came from (a Redis queue or a subscription). `attempt` counts from 0. `result_queue_name` is the
+    request's own wish (a list or a topic), else empty. `request_token` names the submission: the same
+    id may be submitted again later.
+    """
+
+    id: str
+    deadline: float
+    payload: bytes
+    metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    endpoint: str = ""
+    model: str = ""
+    created: float | None = None
+    queue: str = ""
+    result_queue_name: str = ""
+    result_ttl_seconds: int | None = None
+    request_token: str = ""
+    payload_ref: str = ""
+    attempt: int = 0
+
+
+class _Body(msgspec.Struct):
+    id: str | None = None
+    deadline: int | float | str | None = None
+    payload: msgspec.Raw = msgspec.Raw(b"")
+    created: int | float | str | None = None
+    metadata: dict[str, str] | None = None
+    headers: dict[str, str] | None = None
+    endpoint: str | None = None
+    model: str | None = None
+    result_queue_name: str | None = None
+
+
+_decoder = msgspec.json.Decoder(_Body)
+_ID_PATHS = frozenset({("id",)})
+
+
+def decode_body(
+    body: bytes,
+    *,
+    queue: str = "",
+    attempt: int = 0,
+    request_token: str = "",
+    result_queue_name: str | None = None,
+    result_ttl_seconds: int | None = None,
+    labels: Mapping[str, str] | None = None,
+    extra_metadata: Mapping[str, str] | None = None,
+    payload_ref: str = "",
+    max_bytes: int = MAX_REQUEST_BYTES,
+) -> Request:
+    """Decode a request body (the JSON object of the contract) into a `Request`.
+
+    The keyword arguments are what the transport knows beside the body; `result_queue_name`, if given,
+    wins over the body's own, and `extra_metadata` (Pub/Sub attributes) over the body's metadata.
+    Raises `InvalidRequest` naming the field, with the id where one can still be read.
+    """
+    if len(body) > max_bytes:
+        raise _invalid(body, "body", f"{len(body)} bytes", f"at most {max_bytes} bytes")
+    wire = _decode(body)
+    if not wire.id:
+        raise _invalid(
+            body, "id", "nothing" if wire.id is None else "an empty string", "a string that is not empty"
+        )
+    if "\0" in wire.id:
+        raise _invalid(body, "id", "a NUL character", "a string without NUL")
+    metadata = wire.metadata or {}
+    if extra_metadata:
+        metadata = {**metadata, **extra_metadata}
+    return Request(
+        id=wire.id,
+        deadline=_deadline(body, wire.deadline),
+        payload=_payload(body, bytes(wire.payload), is_apart=bool(payload_ref)),
+        metadata=metadata,
+        headers=wire.headers or {},
+        labels=labels or {},
+        endpoint=wire.endpoint or "",
+        model=wire.model or "",
+        created=_seconds(wire.created),
+        queue=queue,
+        result_queue_name=(wire.result_queue_name or "") if result_queue_name is None else result_queue_name,
+        result_ttl_seconds=result_ttl_seconds,
+        request_token=request_token,
+        payload_ref=payload_ref,
+        attempt=attempt,
+    )
+
+
+def _decode(body: bytes) -> _Body:
+    try:
+        # Strings that the decoder skips are not checked by it; invalid UTF-8 must not reach the gateway.
+        if not body.isascii():
+            str(body, "utf-8")
+        wire = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid_type(body, str(error)) from None
+    except UnicodeDecodeError as error:
+        raise _invalid(body, "body", f"invalid UTF-8 at byte {error.start}", "UTF-8") from None
+    except RecursionError:
+        raise _too_deep(body) from None
+    except msgspec.DecodeError as error:
+        raise _invalid(body, "body", f"no JSON ({error})", "one JSON object") from None
+    if is_too_deep(body):
+        raise _too_deep(body)
+    return wire
+
+
+def _deadline(body: bytes, value: float | str | None) -> float:
+    seconds = _seconds(value)
+    if seconds is None:
+        found = "nothing" if value is None else "a string that is no decimal number"
+        raise _invalid(body, "deadline", found, _ACCEPTED_DEADLINE)
+    if seconds <= 0:
+        raise _invalid(body, "deadline", "a number that is not positive", _ACCEPTED_DEADLINE)
+    if seconds > LATEST_DEADLINE:
+        found = "a number past the year 9999 (milliseconds?)"
+        raise _invalid(body, "deadline", found, _ACCEPTED_DEADLINE)
+    return seconds
+
+
+def _seconds(value: float | str | None) -> float | None:
+    """Unix seconds of a number or a decimal string; None for nothing and for any other string."""
+    if value is None:
+        return None
+    if isinstance(value, str) and not _DECIMAL.fullmatch(value):
+        return None
+    return float(value)
+
+
+def _payload(body: bytes, payload: bytes, *, is_apart: bool) -> bytes:
+    if payload[:1] == b"{" or payload == b"null":
+        return payload
+    if is_apart and not payload:
+        return payload
+    found = {b"": "nothing", b"[": "an array", b'"': "a string"}.get(payload[:1], "a number or a boolean")
+    raise _invalid(body, "payload", found, "a JSON object, or null")
+
+
+def _invalid(body: bytes, field: str, found: str, accepted: str) -> InvalidRequest:
+    request_id = salvage(body, _ID_PATHS).get(("id",), "")
+    return InvalidRequest(field, found=found, accepted=accepted, request_id=request_id)
+
+
+def _too_deep(body: bytes) -> InvalidRequest:
+    return _invalid(body, "body", f"more than {MAX_DEPTH} levels of nesting", f"at most {MAX_DEPTH}")
+
+
+def _invalid_type(body: bytes, message: str) -> InvalidRequest:
+    """Turn msgspec's "Expected `str`, got `int` - at `$.metadata[...]`" into ours."""
+    at = _PATH.search(message)
+    field = at["path"].replace("[...]", ".*") if at else "body"
+    text = message[: at.start()] if at else message
+    expected, _, got = text.removeprefix("Expected ").partition(", got ")
+    if field == "deadline":
+        expected = _ACCEPTED_DEADLINE
+    return _invalid(
+        body, field, got.replace("`", "") or text, expected.replace("`", "").replace(" | null", "")
+    )

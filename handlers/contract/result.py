@@ -1,0 +1,75 @@
+"""One final result: what the client gets back, as JSON that the reference's consumers read.
+
+Either the gateway answered (`status_code` > 0, `payload` its body), or nobody did (`error_code`, and the
+message a second time in `payload` for readers that look only there). Empty fields are omitted.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class ErrorCode(StrEnum):
+    """Why there is a result without an answer of the gateway."""
+
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    """The deadline passed and no response had come by then."""
+    CANCELLED = "CANCELLED"
+    """The client cancelled this submission."""
+    GATE_DROPPED = "GATE_DROPPED"
+    """A gate decided that this request shall not run at all."""
+    GATE_ERROR = "GATE_ERROR"
+    """A gate could not decide and is set to fail."""
+    INFERENCE_ERROR = "INFERENCE_ERROR"
+    """The gateway answered with something that cannot be a result (over the size limit, broken)."""
+    INVALID_REQUEST = "INVALID_REQUEST"
+    """The request breaks the contract; the message names the field."""
+    PAYLOAD_UNAVAILABLE = "PAYLOAD_UNAVAILABLE"
+    """A payload that was stored apart is gone."""
+    UNDELIVERABLE = "UNDELIVERABLE"
+    """Ours: the request's owner died, or its delivery failed, too often; it was dead-lettered."""
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The result of the request `id`; `request_token` says of which submission."""
+
+    id: str
+    status_code: int = 0
+    payload: str = ""
+    error_code: str = ""
+    error_message: str = ""
+    request_token: str = ""
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Result)
+
+
+def answered_result(request_id: str, request_token: str, status_code: int, body: bytes) -> Result:
+    """The gateway's answer as a result; bytes that are no UTF-8 become U+FFFD, so the result stays JSON."""
+    return Result(
+        id=request_id,
+        status_code=status_code,
+        payload=str(body, "utf-8", "replace"),
+        request_token=request_token,
+    )
+
+
+def error_result(request_id: str, request_token: str, code: ErrorCode, message: str) -> Result:
+    """A final result without an answer; `message` is for a person and holds no payload."""
+    payload = _encoder.encode({"error": message}).decode()
+    return Result(
+        id=request_id, payload=payload, error_code=code, error_message=message, request_token=request_token
+    )
+
+
+def encode_result(result: Result) -> bytes:
+    """The result as one JSON object."""
+    return _encoder.encode(result)
+
+
+def decode_result(text: bytes) -> Result:
+    """Read a result; unknown fields are ignored. Raises `msgspec.DecodeError` if it is none."""
+    return _decoder.decode(text)

@@ -1,0 +1,38 @@
+"""What became of one attempt: a final result, or a retry. Matched exhaustively wherever it is settled."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from handlers.contract.result import Result
+
+
+class LastResponse(msgspec.Struct, frozen=True):
+    """What the gateway said last; becomes the final result if the deadline passes before it says more."""
+
+    status_code: int
+    body: bytes
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """Final: the gateway answered, good or bad, or there is a recorded reason why it never will."""
+
+    result: Result
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """Not yet: try again after `delay_seconds`.
+
+    `reason` is one of a fixed set of words (for logs and metrics). `counts_attempt` is False where the
+    request never reached the gateway (a closed gate, a handler that is still starting).
+    """
+
+    delay_seconds: float
+    reason: str
+    last: LastResponse | None = None
+    counts_attempt: bool = True
+
+
+Outcome: TypeAlias = Answered | Retry
