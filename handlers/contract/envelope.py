@@ -158,6 +158,6 @@ def score_of(deadline: float, enqueue_seq: int = 0) -> float:
 
 
 def encode_envelope(body: bytes, internal: Mapping[str, object], kind: str = "redis") -> bytes:
-    """What a producer queues: `body` is the request's JSON object, kept as it is; empty fields are omitted."""
+    """What a producer queues: `body`, a JSON object, is kept as it is; empty fields are omitted."""
     known = {name: value for name, value in internal.items() if value}
     return _encoder.encode({"internal": known, "request_kind": kind, "data": msgspec.Raw(body)})

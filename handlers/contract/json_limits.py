@@ -53,9 +53,9 @@ def salvage(text: bytes, paths: frozenset[tuple[str, ...]]) -> dict[tuple[str, .
         token = match.group()
         if match.lastgroup == "string":
             pending = _string(token)
-            at = (*path, key)
+            at = (*path[1:], key)
             if key is not None and pending is not None and at in paths:
-                found[at] = pending  # type: ignore[index]  # membership in `paths` proves that no part is None
+                found[at] = pending  # type: ignore[index]  # membership in `paths` proves: no part is None
         elif token == b":":
             key, pending = pending, None
         elif token == b",":

@@ -1,0 +1,144 @@
+"""CloudEvents 1.0 over HTTP, as headers and bytes: no web framework in here.
+
+Binary mode carries attributes as `ce-` headers (HTTP binding, section 3.1), structured mode the whole
+event as one JSON object (section 3.2, JSON format). Batches are not taken: one event, one answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from handlers.contract.errors import InvalidEvent
+
+REQUEST_TYPE: Final = "ai.llm-d.async.request.v1"
+"""Type of the events that the poller sends."""
+RESULT_TYPE: Final = "ai.llm-d.async.result.v1"
+"""Type of the event that answers with a final result."""
+
+_STRUCTURED: Final = b"application/cloudevents+json"
+_FAMILY: Final = b"application/cloudevents"
+_REQUIRED: Final = ("id", "source", "type")
+_PLAIN_HEADER = re.compile(r"[!#$&-~]*")
+_SAFE_IN_HEADER: Final = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One CloudEvent; `extensions` are all attributes beside id, source and type, as strings."""
+
+    id: str
+    source: str
+    type: str
+    data: bytes
+    extensions: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+
+_parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encoder = msgspec.json.Encoder()
+
+
+def is_event(headers: Headers) -> bool:
+    """Whether the headers announce a CloudEvent, in binary or structured mode."""
+    return any(
+        name == b"ce-specversion" or (name == b"content-type" and value.lower().startswith(_FAMILY))
+        for name, value in headers
+    )
+
+
+def decode_event(headers: Headers, body: bytes) -> Event:
+    """Read an event from an HTTP message; header names must be lower case (as ASGI gives them).
+
+    Raises `InvalidEvent` naming the attribute.
+    """
+    attributes: dict[str, str] = {}
+    for name, value in headers:
+        if name.startswith(b"ce-"):
+            attributes[name[3:].decode("latin-1")] = _from_header(value)
+        elif name == b"content-type" and value.lower().startswith(_FAMILY):
+            return _decode_structured(value.lower(), body)
+    return _event(attributes, body)
+
+
+def _decode_structured(content_type: bytes, body: bytes) -> Event:
+    if content_type.split(b";")[0].strip() != _STRUCTURED:
+        raise InvalidEvent("content-type", found="another event format", accepted=_STRUCTURED.decode())
+    try:
+        parts = _parts_decoder.decode(body)
+        data = _structured_data(parts)
+        attributes = {name: _attribute(name, raw) for name, raw in parts.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidEvent("event", found="no JSON object", accepted="a structured CloudEvent") from None
+    return _event(attributes, data)
+
+
+def _structured_data(parts: dict[str, msgspec.Raw]) -> bytes:
+    encoded, data = parts.pop("data_base64", None), parts.pop("data", None)
+    if encoded is not None:
+        try:
+            return base64.b64decode(msgspec.json.decode(encoded, type=str), validate=True)
+        except (binascii.Error, msgspec.ValidationError):
+            raise InvalidEvent("data_base64", found="no base64", accepted="a base64 string") from None
+    if data is None:
+        return b""
+    content = bytes(data)
+    # A JSON string as data is the content itself where the content is not JSON, and also where a
+    # producer put its JSON text into a string: both want the text, not the quotes.
+    return msgspec.json.decode(content, type=str).encode() if content.startswith(b'"') else content
+
+
+def _attribute(name: str, raw: msgspec.Raw) -> str:
+    value = msgspec.json.decode(raw)
+    if isinstance(value, dict | list):
+        raise InvalidEvent(name, found="an object or array", accepted="a string, number or boolean")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else str(value)
+
+
+def _event(attributes: dict[str, str], data: bytes) -> Event:
+    if attributes.pop("specversion", "") != "1.0":
+        raise InvalidEvent("specversion", found="nothing or another version", accepted="1.0")
+    for name in _REQUIRED:
+        if not attributes.get(name):
+            raise InvalidEvent(name, found="nothing", accepted="a string that is not empty")
+    return Event(
+        id=attributes.pop("id"),
+        source=attributes.pop("source"),
+        type=attributes.pop("type"),
+        data=data,
+        extensions=attributes,
+    )
+
+
+def binary_headers(
+    event_id: str, source: str, event_type: str, extensions: Mapping[str, str]
+) -> dict[str, str]:
+    """The headers of an event in binary mode whose data is JSON; the body is the data itself."""
+    headers = {
+        "ce-specversion": "1.0",
+        "ce-id": to_header(event_id),
+        "ce-source": to_header(source),
+        "ce-type": event_type,
+        "content-type": "application/json",
+    }
+    for name, value in extensions.items():
+        headers[f"ce-{name}"] = to_header(value)
+    return headers
+
+
+def to_header(value: str) -> str:
+    """Percent-encode what may not stand in a header (HTTP binding, section 3.1.3.2)."""
+    return value if _PLAIN_HEADER.fullmatch(value) else quote(value, safe=_SAFE_IN_HEADER)
+
+
+def _from_header(value: bytes) -> str:
+    text = value.decode("latin-1")
+    return unquote(text, errors="replace") if "%" in text else text

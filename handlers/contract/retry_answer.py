@@ -1,0 +1,40 @@
+"""What the dispatch door answers when a request is to be tried again: 429 or 503 with this JSON body.
+
+The poller tells it from a 503 of the platform (a queue that is full, a handler that is starting) by the
+header `x-async-processor-outcome: retry`. `Retry-After` holds whole seconds; the body the exact delay.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+OUTCOME_HEADER: Final = "x-async-processor-outcome"
+RETRY: Final = "retry"
+
+
+class RetryAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`status_code` and `payload` are the gateway's last response, if there was one."""
+
+    reason: str
+    retry_after_seconds: float
+    counts_attempt: bool = True
+    status_code: int = 0
+    payload: str = ""
+
+
+_decoder = msgspec.json.Decoder(RetryAnswer)
+
+
+def encode_retry_answer(answer: RetryAnswer) -> bytes:
+    """The answer as one JSON object."""
+    return msgspec.json.encode(answer)
+
+
+def decode_retry_answer(body: bytes) -> RetryAnswer | None:
+    """Read the answer; None if the body is none of ours."""
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
