@@ -126,13 +126,21 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float) -> by
     """
     parts = _parts_decoder.decode(member)
     if "data" not in parts or not ("internal" in parts or "request_kind" in parts):
-        parts = {"request_kind": msgspec.Raw(b'"plain"'), "data": msgspec.Raw(member)}
+        parts = _wrapped(member, parts)
     internal = _internal_parts(parts)
     internal["retry_count"] = _raw(attempt)
     internal["request_queue_name"] = _raw(queue)
     if score != _derived_score(parts["data"], internal):
         internal[ORIGINAL_SCORE] = _raw(score)
     return _encoder.encode({**parts, "internal": internal})
+
+
+def _wrapped(body: bytes, fields: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    """An envelope around a bare body, whose own result queue counted and must go on counting."""
+    parts = {"request_kind": msgspec.Raw(b'"plain"'), "data": msgspec.Raw(body)}
+    if "result_queue_name" in fields:
+        parts["internal"] = _raw({"result_queue_name": fields["result_queue_name"]})
+    return parts
 
 
 def _internal_parts(parts: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:

@@ -30,7 +30,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     `deadline` and `created` are Unix seconds. `queue` is the name under which the settings know where
     it came from (a Redis queue or a subscription). `attempt` counts from 0. `result_queue_name` is the
     request's own wish (a list or a topic), else empty. `request_token` names the submission: the same
-    id may be submitted again later.
+    id may be submitted again later. `objective` and `priority` are what a lane of the poller asks the
+    gateway for, in place of the queue's own objective.
     """
 
     id: str
@@ -48,6 +49,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     request_token: str = ""
     payload_ref: str = ""
     attempt: int = 0
+    objective: str = ""
+    priority: int | None = None
 
 
 class _Body(msgspec.Struct):

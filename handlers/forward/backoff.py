@@ -1,0 +1,68 @@
+"""When to try again: attempt, time left, the gateway's wish and a draw in; seconds out. Pure.
+
+`2 s · 2^attempt`, at most 60 s, with equal jitter (half fixed, half drawn), always inside the deadline. A
+longer `Retry-After` wins, up to half of the time left, stretched by the draw so that a herd that was
+told the same number does not return as one.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+BASE_SECONDS: Final = 2.0
+CAP_SECONDS: Final = 60.0
+_LAST_DOUBLING: Final = 5  # 2 s · 2^5 is past the cap; a larger exponent would only overflow
+_SPREAD: Final = 0.25  # how far a wish is stretched at most: half of the time left still fits with it
+
+
+def backoff_seconds(attempt: int, draw: float) -> float:
+    """Delay before the attempt after `attempt` (0 was the first); `draw` is in [0, 1)."""
+    ceiling = min(CAP_SECONDS, BASE_SECONDS * 2.0 ** min(max(attempt, 0), _LAST_DOUBLING))
+    return ceiling / 2 + draw * ceiling / 2
+
+
+def retry_delay(
+    attempt: int,
+    *,
+    left_seconds: float,
+    wish_seconds: float | None,
+    draw: float,
+    earliest_seconds: float = 0.0,
+) -> float | None:
+    """Seconds to wait before the next attempt, or None when no further attempt fits before the deadline.
+
+    `left_seconds` is the time to the deadline, `wish_seconds` the gateway's `Retry-After`,
+    `earliest_seconds` the soonest that the transport can bring the request back (Pub/Sub's backoff).
+    """
+    delay = backoff_seconds(attempt, draw)
+    if wish_seconds is not None and wish_seconds > delay:
+        delay = min(wish_seconds, left_seconds / 2) * (1 + _SPREAD * draw)
+    elif delay >= left_seconds:
+        delay = left_seconds / 2
+        # Ever closer attempts at the very end would only be a small storm: half a first backoff is the least.
+        if delay < BASE_SECONDS / 2:
+            return None
+    delay = max(delay, earliest_seconds)
+    return delay if delay < left_seconds else None
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Seconds that a `Retry-After` header asks for (RFC 9110, 10.2.3: seconds or an HTTP date).
+
+    None for nothing, garbage, or a number that is negative; a date in the past is 0.
+    """
+    if not value:
+        return None
+    text = value.strip()
+    if text.isascii() and text.replace(".", "", 1).isdigit():
+        seconds = float(text)
+        return seconds if math.isfinite(seconds) else None
+    try:
+        at = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return max(0.0, at.timestamp() - datetime.fromtimestamp(now, UTC).timestamp())

@@ -1,0 +1,133 @@
+"""Forward one request: send it once within its time, judge what came back. Never raises for a bad answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, answered_result, error_result
+from handlers.forward.backoff import parse_retry_after, retry_delay
+from handlers.forward.classify import FAILURES, failure_reason, is_final, status_reason
+from handlers.forward.endpoint import gateway_url
+from handlers.forward.gateway import GatewayResponse, ResponseTooLarge
+from handlers.forward.headers import gateway_headers
+from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
+from handlers.forward.route import Routes
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the transport allows for one attempt.
+
+    `seconds`: how long the delivery may take (Pub/Sub's ack deadline less a margin), None without a
+    limit. `earliest_retry_seconds`: the soonest that the transport brings a refused delivery back.
+    """
+
+    seconds: float | None = None
+    earliest_retry_seconds: float = 0.0
+
+
+NO_LIMITS = Limits()
+
+Forward = Callable[[Request, Limits], Awaitable[Outcome]]
+
+
+class Sender(Protocol):
+    """What forwarding needs of a gateway."""
+
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> GatewayResponse:
+        """POST and read the answer."""
+        ...
+
+
+class Forwarder:
+    """Sends requests along their routes; `clock` gives Unix seconds, `draw` a number in [0, 1)."""
+
+    def __init__(
+        self,
+        gateway: Sender,
+        routes: Routes,
+        *,
+        request_timeout_seconds: float,
+        clock: Callable[[], float] = time.time,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._gateway = gateway
+        self._routes = routes
+        self._request_timeout_seconds = request_timeout_seconds
+        self._clock = clock
+        self._draw = draw
+
+    async def forward(self, request: Request, limits: Limits = NO_LIMITS) -> Outcome:
+        """One attempt: a final result, or a retry that still fits before the deadline."""
+        left = request.deadline - self._clock()
+        if left <= 0:
+            return expired(request, None)
+        route = self._routes.of(request.queue)
+        try:
+            url = gateway_url(route.base_url, route.path, request.endpoint, route.allowed_paths, request.id)
+        except InvalidRequest as error:
+            return invalid(error, request.request_token)
+        seconds = min(left, self._request_timeout_seconds, limits.seconds or left)
+        try:
+            async with asyncio.timeout(seconds):
+                response = await self._gateway.send(url, gateway_headers(request, route), request.payload)
+        except ResponseTooLarge:
+            return failed(request, "the gateway's response is over the size limit")
+        except FAILURES as error:
+            return self._retry(request, limits, failure_reason(error), None, None)
+        return self._judge(request, limits, response)
+
+    def _judge(self, request: Request, limits: Limits, response: GatewayResponse) -> Outcome:
+        if is_final(response.status_code):
+            return answered(request, response.status_code, response.body)
+        wish = parse_retry_after(response.headers.get("retry-after"), self._clock())
+        last = LastResponse(response.status_code, response.body)
+        return self._retry(request, limits, status_reason(response.status_code), wish, last)
+
+    def _retry(
+        self,
+        request: Request,
+        limits: Limits,
+        reason: str,
+        wish_seconds: float | None,
+        last: LastResponse | None,
+    ) -> Outcome:
+        delay = retry_delay(
+            request.attempt,
+            left_seconds=request.deadline - self._clock(),
+            wish_seconds=wish_seconds,
+            draw=self._draw(),
+            earliest_seconds=limits.earliest_retry_seconds,
+        )
+        return expired(request, last) if delay is None else Retry(delay, reason, last)
+
+
+def answered(request: Request, status_code: int, body: bytes) -> Answered:
+    """The gateway's answer as the final result."""
+    return Answered(answered_result(request.id, request.request_token, status_code, body))
+
+
+def expired(request: Request, last: LastResponse | None) -> Answered:
+    """No time is left: the last response if there was one, else `DEADLINE_EXCEEDED`."""
+    if last is not None:
+        return answered(request, last.status_code, last.body)
+    message = "the deadline passed before the gateway answered"
+    return Answered(error_result(request.id, request.request_token, ErrorCode.DEADLINE_EXCEEDED, message))
+
+
+def failed(request: Request, message: str) -> Answered:
+    """The gateway answered with something that cannot be a result, and would do so again."""
+    return Answered(error_result(request.id, request.request_token, ErrorCode.INFERENCE_ERROR, message))
+
+
+def invalid(error: InvalidRequest, request_token: str) -> Answered:
+    """The request breaks the contract; needs the id that `error` carries."""
+    token = error.request_token or request_token
+    return Answered(error_result(error.request_id, token, ErrorCode.INVALID_REQUEST, str(error)))

@@ -1,0 +1,149 @@
+"""The only module that talks to the gateway: one POST, one answer, nothing retried in here.
+
+httpx is the interface; its request goes straight to the aiohttp transport, since httpx's own connection
+pool costs ten times as much under concurrency.
+"""
+
+from __future__ import annotations
+
+import ssl
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+DROPPED_REASON_HEADER: Final = "x-llm-d-request-dropped-reason"
+QUEUE_DURATION_HEADER: Final = "x-llm-d-flow-queue-duration-ms"
+_GZIP_WINDOW: Final = zlib.MAX_WBITS | 32  # gzip or zlib, whichever the header says
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """How to reach gateways; `max_response_bytes` bounds a body before and after decompression."""
+
+    connect_timeout_seconds: float = 10.0
+    keepalive_seconds: float = 30.0
+    max_response_bytes: int = 10_000_000
+    ssl_context: ssl.SSLContext | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayResponse:
+    """What came back: header names in lower case; `body` is whole and decompressed."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class ResponseTooLarge(Exception):
+    """The body passed the limit; reading stopped there."""
+
+
+class Gateway:
+    """Connections to all gateways of this process; opened on first use, closed by `aclose`."""
+
+    def __init__(self, options: GatewayOptions) -> None:
+        self._options = options
+        self._transport: AiohttpTransport | None = None
+        self._extensions = {"timeout": {"connect": options.connect_timeout_seconds}}
+
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> GatewayResponse:
+        """POST `body` and read the whole answer. No timeout but for the connection: the caller has one.
+
+        Raises one of `handlers.forward.classify.FAILURES`, or `ResponseTooLarge`.
+        """
+        request = httpx.Request(
+            "POST", parsed_url(url), headers=headers, content=body, extensions=self._extensions
+        )
+        response = await self._connected().handle_async_request(request)
+        try:
+            content = await self._read(response)
+        finally:
+            await response.aclose()
+        return GatewayResponse(response.status_code, response.headers, content)
+
+    async def get(self, url: str) -> GatewayResponse:
+        """GET a small page of the gateway (its models, its health); for checks, not for requests."""
+        request = httpx.Request("GET", parsed_url(url), extensions=self._extensions)
+        response = await self._connected().handle_async_request(request)
+        try:
+            content = await self._read(response)
+        finally:
+            await response.aclose()
+        return GatewayResponse(response.status_code, response.headers, content)
+
+    def _connected(self) -> AiohttpTransport:
+        if self._transport is None:
+            self._transport = AiohttpTransport(
+                verify=self._options.ssl_context or False, client=self._open_session, trust_env=False
+            )
+        return self._transport
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        """No limit on connections: how many requests are in flight is decided before they get here."""
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            keepalive_timeout=self._options.keepalive_seconds,
+            ssl=self._options.ssl_context or True,
+            ttl_dns_cache=10,
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            trust_env=False,
+        )
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        limit = self._options.max_response_bytes
+        length = response.headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit:
+            raise ResponseTooLarge
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in response.stream:  # type: ignore[union-attr]  # the transport's streams are asynchronous
+            size += len(chunk)
+            if size > limit:
+                raise ResponseTooLarge
+            chunks.append(chunk)
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return decompressed(body, response.headers.get("content-encoding", ""), limit)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self._transport is not None:
+            await self._transport.aclose()
+
+
+@lru_cache(maxsize=1_024)
+def parsed_url(url: str) -> httpx.URL:
+    """Parsing costs more than sending; there are few paths."""
+    return httpx.URL(url)
+
+
+def decompressed(body: bytes, encoding: str, limit: int) -> bytes:
+    """The body without its content encoding, never more than `limit` bytes of it.
+
+    We ask for `identity`, so this is for gateways that do not listen. Raises `ResponseTooLarge` for a
+    bomb, `httpx.DecodingError` for anything that is not what it says.
+    """
+    if encoding.lower() in ("", "identity"):
+        return body
+    if encoding.lower() not in ("gzip", "x-gzip", "deflate"):
+        raise httpx.DecodingError(f"content-encoding {encoding[:32]!r} was not asked for")
+    inflater = zlib.decompressobj(_GZIP_WINDOW)
+    try:
+        content = inflater.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise httpx.DecodingError("the body is not what its content-encoding says") from error
+    if len(content) > limit:
+        raise ResponseTooLarge
+    if not inflater.eof:
+        raise httpx.DecodingError("the compressed body ends too early")
+    return content
