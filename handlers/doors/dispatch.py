@@ -1,0 +1,100 @@
+"""The dispatch door: CloudEvents from the poller or any Knative source; the answer is the result event.
+
+200 with the result as an event (also for `INVALID_REQUEST`), 429 or 503 with `Retry-After` for a retry, 400
+only where not even an id can be read.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from handlers.contract.errors import InvalidEvent, InvalidRequest
+from handlers.contract.events import RESULT_TYPE, Event, binary_headers, decode_event
+from handlers.contract.request import Request, decode_body
+from handlers.contract.result import Result, encode_result
+from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, RetryAnswer, encode_retry_answer
+from handlers.doors.http_message import Answer, Delivery, plain, retry_after
+from handlers.forward.forward import NO_LIMITS, Limits, invalid
+from handlers.forward.outcome import Answered, Outcome, Retry
+
+RESULT_SOURCE = "/async-processor/dispatch"
+
+_labels_decoder = msgspec.json.Decoder(dict[str, str])
+
+
+class DispatchDoor:
+    """Decodes events, and answers them; the context is the event itself."""
+
+    def __init__(self, *, max_request_bytes: int) -> None:
+        self._max_request_bytes = max_request_bytes
+
+    async def decode(self, delivery: Delivery) -> tuple[Request | Answered, Event] | Answer:
+        """An event's request; 400 where neither an event nor an id can be read."""
+        try:
+            event = decode_event(delivery.headers, delivery.body)
+        except InvalidEvent as error:
+            return plain(400, f"not a CloudEvent: {error}")
+        try:
+            return self._request(event), event
+        except InvalidRequest as error:
+            if not error.request_id:
+                return plain(400, f"not a request: {error}")
+            return invalid(error, event.extensions.get("requesttoken", "")), event
+
+    def _request(self, event: Event) -> Request:
+        extensions = event.extensions
+        request = decode_body(
+            event.data,
+            queue=extensions.get("queue", ""),
+            attempt=_number(extensions.get("attempt", "")) or 0,
+            request_token=extensions.get("requesttoken", ""),
+            labels=_labels(extensions.get("labels", "")),
+            max_bytes=self._max_request_bytes,
+        )
+        objective, priority = extensions.get("objective", ""), _number(extensions.get("priority", ""))
+        if objective or priority is not None:
+            request = msgspec.structs.replace(request, objective=objective, priority=priority)
+        return request
+
+    def limits(self, context: Event) -> Limits:  # noqa: ARG002  # the protocol's signature
+        """A source waits as long as the request timeout; it sets no limit of its own."""
+        return NO_LIMITS
+
+    async def settle(self, context: Event, outcome: Outcome) -> Answer:
+        """The result as an event, or the retry as 429/503."""
+        match outcome:
+            case Answered(result):
+                return _result_answer(context, result)
+            case Retry():
+                return _retry_answer(outcome)
+
+
+def _result_answer(event: Event, result: Result) -> Answer:
+    headers = binary_headers(f"{event.id}.result", RESULT_SOURCE, RESULT_TYPE, {"requestid": result.id})
+    return Answer(200, encode_result(result), headers)
+
+
+def _retry_answer(retry: Retry) -> Answer:
+    last = retry.last
+    body = RetryAnswer(
+        reason=retry.reason,
+        retry_after_seconds=round(retry.delay_seconds, 3),
+        counts_attempt=retry.counts_attempt,
+        status_code=last.status_code if last else 0,
+        payload=str(last.body, "utf-8", "replace") if last else "",
+    )
+    headers = {"content-type": "application/json", OUTCOME_HEADER: RETRY, **retry_after(retry.delay_seconds)}
+    return Answer(429 if retry.reason == "rejected" else 503, encode_retry_answer(body), headers)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _labels(text: str) -> dict[str, str]:
+    if not text:
+        return {}
+    try:
+        return _labels_decoder.decode(text)
+    except msgspec.DecodeError:
+        return {}

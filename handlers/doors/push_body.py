@@ -1,0 +1,107 @@
+"""A Pub/Sub push, decoded: wrapped, unwrapped with or without metadata headers, or as a CloudEvent. Pure.
+
+Wrapped is what a subscription sends by default and what Eventarc and Knative put into an event's data.
+Unwrapped (`--push-no-wrapper`) the body is the request itself; with written metadata the headers
+`x-goog-pubsub-*` name it, and the publisher's attributes are headers too: none of those is trusted.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+
+import msgspec
+
+from handlers.contract.errors import InvalidEvent
+from handlers.contract.events import decode_event, is_event
+from handlers.doors.http_message import Delivery
+
+_PREFIX = b"x-goog-pubsub-"
+_ATTRIBUTE_LIMIT = 100
+
+
+class Push(msgspec.Struct, frozen=True):
+    """One pushed delivery: the request body, and what Pub/Sub says of it.
+
+    `subscription` is the full or short name as sent, empty if unwrapped without metadata;
+    `delivery_attempt` counts from 1, None where the subscription has no dead-letter policy.
+    """
+
+    body: bytes
+    subscription: str = ""
+    message_id: str = ""
+    attributes: Mapping[str, str] = msgspec.field(default_factory=dict)
+    delivery_attempt: int | None = None
+
+
+class _Wire(msgspec.Struct):
+    data: str | None = None
+    attributes: dict[str, str] | None = None
+    messageId: str = ""  # noqa: N815  # the wire's name
+    message_id: str = ""
+
+
+class _Wrapped(msgspec.Struct):
+    message: _Wire
+    subscription: str = ""
+    deliveryAttempt: int | None = None  # noqa: N815  # the wire's name
+
+
+_decoder = msgspec.json.Decoder(_Wrapped)
+_unwrap_probe = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def decode_push(delivery: Delivery) -> Push:
+    """Read a push. Raises `InvalidEvent` where the frame is broken; the request inside is not looked at."""
+    if is_event(delivery.headers):
+        return _decode_wrapped(decode_event(delivery.headers, delivery.body).data)
+    metadata = _metadata_headers(delivery)
+    if metadata or not _is_wrapped(delivery.body):
+        return Push(
+            body=delivery.body,
+            subscription=metadata.get("subscription-name", ""),
+            message_id=metadata.get("message-id", ""),
+        )
+    return _decode_wrapped(delivery.body)
+
+
+def _metadata_headers(delivery: Delivery) -> dict[str, str]:
+    return {
+        name[len(_PREFIX) :].decode("latin-1"): value.decode("latin-1")
+        for name, value in delivery.headers
+        if name.startswith(_PREFIX)
+    }
+
+
+def _is_wrapped(body: bytes) -> bool:
+    """A frame has `message` and no `id`; a request has an `id`. Broken JSON is taken as a request's body."""
+    try:
+        fields = _unwrap_probe.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return "message" in fields and "id" not in fields
+
+
+def _decode_wrapped(body: bytes) -> Push:
+    try:
+        frame = _decoder.decode(body)
+        data = base64.b64decode(frame.message.data or "", validate=True)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidEvent("push", found=_what(error), accepted="a Pub/Sub push body") from None
+    except (binascii.Error, ValueError):
+        raise InvalidEvent("message.data", found="no base64", accepted="a base64 string") from None
+    attributes = frame.message.attributes or {}
+    if len(attributes) > _ATTRIBUTE_LIMIT:
+        raise InvalidEvent("message.attributes", found=f"{len(attributes)}", accepted="at most 100")
+    return Push(
+        body=data,
+        subscription=frame.subscription,
+        message_id=frame.message.messageId or frame.message.message_id,
+        attributes=attributes,
+        delivery_attempt=frame.deliveryAttempt,
+    )
+
+
+def _what(error: Exception) -> str:
+    return str(error).replace("`", "") if isinstance(error, msgspec.ValidationError) else "no JSON object"

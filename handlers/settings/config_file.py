@@ -1,0 +1,144 @@
+"""The optional JSON or YAML file with several queues, topics and pools, under the reference's own names.
+
+A file is a mapping with the fields of `ConfigFile`, or a bare list of queues, topics or pools. A field that
+is not known here stops the start: a misspelt gate would otherwise be an open one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from handlers.contract.errors import InvalidSetting
+from handlers.settings.environment import invalid_setting
+
+Name = Annotated[str, Meta(min_length=1, max_length=512)]
+
+
+class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One Redis queue. Empty strings and None fall back to the process's settings."""
+
+    queue_name: Name
+    id: str = ""
+    igw_base_url: str = ""
+    request_path_url: str = ""
+    inference_objective: str = ""
+    result_queue_name: str = ""
+    result_ttl_seconds: Annotated[int, Meta(ge=0)] | None = None
+    worker_pool_id: str = "default"
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    gate_type: str = ""
+    gate_params: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One Pub/Sub subscription, by its short or full name."""
+
+    subscriber_id: Name
+    id: str = ""
+    igw_base_url: str = ""
+    request_path_url: str = ""
+    inference_objective: str = ""
+    result_topic_id: str = ""
+    result_queue_name: str = ""
+    worker_pool_id: str = "default"
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    gate_type: str = ""
+    gate_params: dict[str, Any] = msgspec.field(default_factory=dict)
+    ack_deadline_seconds: Annotated[float, Meta(ge=10, le=600)] | None = None
+    min_redelivery_seconds: Annotated[float, Meta(ge=0, le=600)] | None = None
+
+
+class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One pool of slots that queues share."""
+
+    id: Name
+    workers: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    gate_type: str = ""
+    gate_params: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file; what it names wins over the environment."""
+
+    url: str = ""
+    retry_queue_name: str = ""
+    result_queue_name: str = ""
+    poll_interval_ms: Annotated[int, Meta(ge=1, le=60_000)] | None = None
+    batch_size: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    project_id: str = ""
+    result_topic_id: str = ""
+    queues: list[QueueEntry] = msgspec.field(default_factory=list)
+    topics: list[TopicEntry] = msgspec.field(default_factory=list)
+    pools: list[PoolEntry] = msgspec.field(default_factory=list)
+
+
+_LISTS = {"queue_name": "queues", "subscriber_id": "topics", "id": "pools"}
+
+
+def read_config_file(path: str) -> ConfigFile:
+    """Read and check the file; an empty path is an empty file. Raises `InvalidSetting`."""
+    if not path:
+        return ConfigFile()
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSetting(
+            "CONFIG_FILE", found=f"{path}: {error}", accepted="a readable UTF-8 file"
+        ) from None
+    return parse_config_file(text)
+
+
+def parse_config_file(text: str) -> ConfigFile:
+    """The checked content of a file's text (YAML, of which JSON is a part)."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        at = getattr(error, "problem_mark", None)
+        where = f" at line {at.line + 1}" if at else ""
+        raise InvalidSetting(
+            "CONFIG_FILE", found=f"no JSON or YAML{where}", accepted="JSON or YAML"
+        ) from None
+    if content is None:
+        return ConfigFile()
+    if isinstance(content, list):
+        content = _as_mapping(content)
+    try:
+        config = msgspec.convert(content, ConfigFile)
+    except msgspec.ValidationError as error:
+        raise invalid_setting(error, "CONFIG_FILE") from None
+    _check_unique(config)
+    return config
+
+
+def _as_mapping(entries: list[Any]) -> dict[str, Any]:
+    fields = entries[0] if entries and isinstance(entries[0], dict) else {}
+    name = next((listed for field, listed in _LISTS.items() if field in fields), None)
+    if name is None:
+        accepted = "entries with queue_name, subscriber_id or id"
+        raise InvalidSetting("CONFIG_FILE", found="a list of something else", accepted=accepted)
+    return {name: entries}
+
+
+def _check_unique(config: ConfigFile) -> None:
+    names = {
+        "queues.queue_name": [queue.queue_name for queue in config.queues],
+        "queues.id": [queue.id for queue in config.queues if queue.id],
+        "topics.subscriber_id": [topic.subscriber_id for topic in config.topics],
+        "pools.id": [pool.id for pool in config.pools],
+    }
+    for setting, given in names.items():
+        twice = sorted({name for name in given if given.count(name) > 1})
+        if twice:
+            raise InvalidSetting(setting, found=f"{twice[0]!r} twice", accepted="each name once")
+    pools = {pool.id for pool in config.pools} | {"default"}
+    for entry in (*config.queues, *config.topics):
+        if entry.worker_pool_id not in pools:
+            known = ", ".join(sorted(pools))
+            raise InvalidSetting(
+                "worker_pool_id", found=repr(entry.worker_pool_id), accepted=f"one of {known}"
+            )

@@ -1,0 +1,188 @@
+"""Every environment variable that we read: its name, type, bounds, default and meaning.
+
+The name is the field's in upper case. `docs/settings.md` shows this table; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from handlers.contract.errors import InvalidSetting
+from handlers.contract.json_limits import MAX_REQUEST_BYTES
+from handlers.forward.route import DEFAULT_PATH, FAIRNESS_HEADER, OBJECTIVE_HEADER
+
+DEFAULT_GATEWAY = (
+    "http://infra-inference-scheduling-inference-gateway-istio.llm-d-inference-scheduler.svc.cluster.local:80"
+)
+
+Text = Annotated[str, Meta(max_length=4_096)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Count = Annotated[int, Meta(ge=1, le=100_000)]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+Bytes = Annotated[int, Meta(ge=1_024, le=1_000_000_000)]
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
+    """The variables as typed values; an empty variable counts as not set."""
+
+    # --- the gateway
+    igw_base_url: Annotated[str, Meta(description="Base URL of the inference gateway.")] = DEFAULT_GATEWAY
+    request_path_url: Annotated[
+        str, Meta(description="Path joined to it, unless a queue or request says.")
+    ] = DEFAULT_PATH
+    inference_objective: Annotated[str, Meta(description="Objective of queues that name none.")] = ""
+    inference_objective_header: Annotated[
+        str, Meta(description="`x-gateway-inference-objective` for older gateways.")
+    ] = OBJECTIVE_HEADER
+    fairness_header: Annotated[str, Meta(description="Header that carries the tenant.")] = FAIRNESS_HEADER
+    fairness_disabled: Annotated[bool, Meta(description="Send no fairness header.")] = False
+    fairness_attribute: Annotated[str, Meta(description="Metadata field that names the tenant.")] = "userid"
+    allowed_endpoints: Annotated[
+        str, Meta(description="Comma-separated paths a request's `endpoint` may name; `…/` allows all below.")
+    ] = "/v1/"
+    allow_request_authorization: Annotated[
+        bool, Meta(description="Let a request's own `Authorization` header through.")
+    ] = False
+    request_timeout_seconds: Annotated[
+        float, Meta(gt=0, le=86_400, description="Longest single attempt.")
+    ] = 600.0
+    connect_timeout_seconds: Annotated[float, Meta(gt=0, le=600, description="Longest wait to connect.")] = (
+        10.0
+    )
+    max_request_bytes: Annotated[int, Meta(ge=1_024, description="Largest request body.")] = MAX_REQUEST_BYTES
+    max_response_bytes: Annotated[
+        int, Meta(ge=1_024, description="Largest response; a larger one is a final error.")
+    ] = 8_000_000
+    gateway_ca_file: Annotated[str, Meta(description="CA that signed the gateway's certificate (PEM).")] = ""
+    gateway_cert_file: Annotated[str, Meta(description="Client certificate for the gateway (PEM).")] = ""
+    gateway_key_file: Annotated[str, Meta(description="Key of the client certificate (PEM).")] = ""
+    gateway_token_file: Annotated[
+        str, Meta(description="File with a bearer token for the gateway; read again when it changes.")
+    ] = ""
+
+    # --- Redis
+    redis_url: Annotated[
+        str, Meta(description="`redis://` or `rediss://`, `+sentinel`, `+cluster` forms.")
+    ] = "redis://localhost:6379"
+    redis_username: Annotated[str, Meta(description="ACL user.")] = ""
+    redis_password: Annotated[str, Meta(description="Password; better the file.")] = ""
+    redis_password_file: Annotated[str, Meta(description="File that holds the password.")] = ""
+    redis_ca_file: Annotated[str, Meta(description="CA that signed the server's certificate (PEM).")] = ""
+    redis_cert_file: Annotated[str, Meta(description="Client certificate (PEM).")] = ""
+    redis_key_file: Annotated[str, Meta(description="Key of the client certificate (PEM).")] = ""
+    request_queue_name: Annotated[str, Meta(description="Sorted set of pending requests.")] = (
+        "request-sortedset"
+    )
+    retry_queue_name: Annotated[str, Meta(description="Sorted set of requests waiting for a retry.")] = (
+        "retry-sortedset"
+    )
+    result_queue_name: Annotated[str, Meta(description="List that takes the results.")] = "result-list"
+    wait_replicas: Annotated[
+        int, Meta(ge=0, le=10, description="Replicas that must hold an ack (`WAIT`).")
+    ] = 0
+
+    # --- the poller
+    handler_url: Annotated[
+        str, Meta(description="The dispatch door; empty: the poller runs the handler in its own process.")
+    ] = ""
+    workers: Annotated[int, Meta(ge=1, le=100_000, description="Requests in flight at a time.")] = 64
+    poll_interval_ms: Annotated[
+        int, Meta(ge=1, le=60_000, description="How often an idle queue is looked at.")
+    ] = 20
+    lease_seconds: Annotated[
+        float, Meta(ge=0.1, le=3_600, description="How long a claim lasts unrenewed.")
+    ] = 15.0
+    heartbeat_seconds: Annotated[
+        float, Meta(ge=0.05, le=600, description="How often claims are renewed.")
+    ] = 5.0
+    reclaim_seconds: Annotated[
+        float, Meta(ge=0.05, le=600, description="How often dead owners' claims are looked for.")
+    ] = 2.0
+    max_deaths: Annotated[
+        int, Meta(ge=1, le=1_000, description="Owners that may die on a request before it is dead-lettered.")
+    ] = 5
+    shutdown_grace_seconds: Annotated[
+        float, Meta(ge=0, le=86_400, description="How long a stopping process finishes what it has.")
+    ] = 610.0
+    metrics_port: Annotated[int, Meta(ge=0, le=65_535, description="The poller's health and metrics.")] = 9090
+
+    # --- the doors
+    host: Annotated[str, Meta(description="Address to listen on.")] = "0.0.0.0"  # noqa: S104  # a pod's only interface
+    port: Annotated[int, Meta(ge=0, le=65_535, description="Port of the handler (Knative sets it).")] = 8080
+    function_target: Annotated[
+        Literal["dispatch", "pubsub_push", "dead_letter"], Meta(description="Which door this process is.")
+    ] = "dispatch"
+    receive_timeout_seconds: Annotated[
+        float, Meta(gt=0, le=600, description="Longest time for a delivery to arrive whole.")
+    ] = 30.0
+    dispatch_token: Annotated[str, Meta(description="Bearer token between poller and dispatch door.")] = ""
+    dispatch_token_file: Annotated[
+        str, Meta(description="File with that token, one a line; the first is sent, all are accepted.")
+    ] = ""
+
+    # --- Pub/Sub
+    project_id: Annotated[str, Meta(description="Google Cloud project of the topics.")] = ""
+    result_topic_id: Annotated[str, Meta(description="Topic that takes the results.")] = ""
+    dead_letter_topic_id: Annotated[str, Meta(description="Topic for deliveries without a readable id.")] = ""
+    pubsub_emulator_host: Annotated[str, Meta(description="Emulator in place of Google's service.")] = ""
+    ack_deadline_seconds: Annotated[
+        float, Meta(ge=10, le=600, description="The push subscription's ack deadline.")
+    ] = 600.0
+    min_redelivery_seconds: Annotated[
+        float, Meta(ge=0, le=600, description="The push subscription's minimum backoff.")
+    ] = 10.0
+    push_auth: Annotated[Literal["oidc", "none"], Meta(description="`none` lets anyone push.")] = "oidc"
+    push_audience: Annotated[str, Meta(description="Audience of the push token.")] = ""
+    push_service_account: Annotated[str, Meta(description="E-mail of the account that pushes.")] = ""
+    dedupe_redis_url: Annotated[str, Meta(description="Redis that remembers answered deliveries.")] = ""
+
+    # --- the rest
+    config_file: Annotated[str, Meta(description="JSON or YAML with several queues, topics, pools.")] = ""
+    prometheus_url: Annotated[str, Meta(description="Prometheus that the gates ask.")] = ""
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level.")] = (
+        "info"
+    )
+    log_format: Annotated[
+        Literal["auto", "json", "text"], Meta(description="`auto`: text in a terminal, else JSON.")
+    ] = "auto"
+    otel_exporter_otlp_endpoint: Annotated[str, Meta(description="OTLP/HTTP receiver of the traces.")] = ""
+    otel_service_name: Annotated[str, Meta(description="Service name in the traces.")] = "llm-d-async"
+
+
+SECRETS = frozenset({"redis_password", "dispatch_token"})
+"""Fields that are masked wherever the settings are shown."""
+
+
+def read_environment(variables: Mapping[str, str]) -> Environment:
+    """The typed environment. Raises `InvalidSetting` naming the variable and what it takes."""
+    known = {name.upper() for name in Environment.__struct_fields__}
+    given = {name: _plain(value) for name, value in variables.items() if name in known and value.strip()}
+    try:
+        return msgspec.convert(given, Environment, strict=False)
+    except msgspec.ValidationError as error:
+        raise invalid_setting(error, "environment") from None
+
+
+def _plain(value: str) -> str:
+    """Booleans as people write them; everything else as it is, without surrounding space."""
+    text = value.strip()
+    return text.lower() if text.lower() in ("true", "false") else text
+
+
+def invalid_setting(error: msgspec.ValidationError, where: str) -> InvalidSetting:
+    """Turn msgspec's "Expected `int`, got `str` - at `$.WORKERS`" into ours."""
+    text, _, path = str(error).partition(" - at `$")
+    setting = path.rstrip("`").removeprefix(".") or where
+    if text.startswith("Object contains unknown field"):
+        unknown = text.split("`")[1]
+        return InvalidSetting(
+            f"{setting}.{unknown}" if path else unknown, found="an unknown field", accepted="a known one"
+        )
+    expected, _, got = text.removeprefix("Expected ").partition(", got ")
+    return InvalidSetting(
+        setting, found=got.replace("`", "") or text.replace("`", ""), accepted=expected.replace("`", "")
+    )

@@ -1,0 +1,203 @@
+"""Environment and file, merged and checked: the one frozen object that a process is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from handlers.contract.errors import InvalidSetting
+from handlers.forward.endpoint import is_safe_path
+from handlers.forward.route import Route, Routes
+from handlers.settings.config_file import (
+    ConfigFile,
+    PoolEntry,
+    QueueEntry,
+    TopicEntry,
+    read_config_file,
+)
+from handlers.settings.environment import SECRETS, Environment, read_environment
+
+_REDIS_SCHEMES = frozenset(
+    {"redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster", "unix"}
+)
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What a process is built from; `env` holds what the file did not override."""
+
+    env: Environment
+    file: ConfigFile
+
+    def __repr__(self) -> str:
+        return "Settings(…)"  # a password must not reach a log through a traceback
+
+    @property
+    def redis_url(self) -> str:
+        """Where the queues are."""
+        return self.file.url or self.env.redis_url
+
+    @property
+    def retry_queue_name(self) -> str:
+        """The sorted set of requests waiting for a retry."""
+        return self.file.retry_queue_name or self.env.retry_queue_name
+
+    @property
+    def result_queue_name(self) -> str:
+        """The list that takes results of queues that name none."""
+        return self.file.result_queue_name or self.env.result_queue_name
+
+    @property
+    def project_id(self) -> str:
+        """Google Cloud project."""
+        return self.file.project_id or self.env.project_id
+
+    @property
+    def result_topic_id(self) -> str:
+        """The topic that takes results of subscriptions that name none."""
+        return self.file.result_topic_id or self.env.result_topic_id
+
+    @property
+    def poll_interval_seconds(self) -> float:
+        """How often an idle queue is looked at."""
+        return (self.file.poll_interval_ms or self.env.poll_interval_ms) / 1_000
+
+    @property
+    def queues(self) -> list[QueueEntry]:
+        """The file's queues, or the one of the environment."""
+        return self.file.queues or [QueueEntry(queue_name=self.env.request_queue_name)]
+
+    @property
+    def pools(self) -> list[PoolEntry]:
+        """The file's pools; `default` always exists."""
+        pools = self.file.pools
+        if any(pool.id == "default" for pool in pools):
+            return pools
+        return [*pools, PoolEntry(id="default")]
+
+    def subscription(self, name: str) -> TopicEntry | None:
+        """The entry of a subscription, by its short or full name."""
+        short = name.rsplit("/", 1)[-1]
+        for topic in self.file.topics:
+            if topic.subscriber_id in (name, short) or topic.subscriber_id.rsplit("/", 1)[-1] == short:
+                return topic
+        return None
+
+    @property
+    def routes(self) -> Routes:
+        """The gateway's side of every queue and subscription."""
+        default = self._route(None)
+        by_queue = {queue.queue_name: self._route(queue) for queue in self.file.queues}
+        by_queue |= {topic.subscriber_id: self._route(topic) for topic in self.file.topics}
+        return Routes(default=default, by_queue=by_queue)
+
+    def _route(self, entry: QueueEntry | TopicEntry | None) -> Route:
+        env = self.env
+        return Route(
+            base_url=(entry.igw_base_url if entry else "") or env.igw_base_url,
+            path=(entry.request_path_url if entry else "") or env.request_path_url,
+            inference_objective=(entry.inference_objective if entry else "") or env.inference_objective,
+            objective_header=env.inference_objective_header.lower(),
+            fairness_header="" if env.fairness_disabled else env.fairness_header.lower(),
+            fairness_attribute=env.fairness_attribute,
+            allowed_paths=tuple(path.strip() for path in env.allowed_endpoints.split(",") if path.strip()),
+            allow_authorization=env.allow_request_authorization,
+        )
+
+    @property
+    def dispatch_tokens(self) -> tuple[str, ...]:
+        """Tokens that the dispatch door takes; the first one is what the poller sends."""
+        if self.env.dispatch_token:
+            return (self.env.dispatch_token,)
+        if not self.env.dispatch_token_file:
+            return ()
+        return tuple(read_secret("DISPATCH_TOKEN_FILE", self.env.dispatch_token_file).split())
+
+    @property
+    def redis_password(self) -> str:
+        """The password, from the file if one is named."""
+        if self.env.redis_password_file:
+            return read_secret("REDIS_PASSWORD_FILE", self.env.redis_password_file)
+        return self.env.redis_password
+
+    def shown(self) -> dict[str, object]:
+        """All settings by variable, secrets masked: for a person, a log or a report."""
+        values: dict[str, object] = {}
+        for name in Environment.__struct_fields__:
+            value = getattr(self.env, name)
+            if name in SECRETS and value:
+                value = "***"
+            values[name.upper()] = masked_url(value) if name.endswith("_url") else value
+        return values
+
+
+def load_settings(variables: Mapping[str, str]) -> Settings:
+    """Read environment and file, and check what can be checked without a connection.
+
+    Raises `InvalidSetting` naming the variable or the field, what was found and what is accepted.
+    """
+    env = read_environment(variables)
+    settings = Settings(env=env, file=read_config_file(env.config_file))
+    _check_urls(settings)
+    for queue in settings.file.queues:
+        _check_path("request_path_url", queue.request_path_url)
+    for topic in settings.file.topics:
+        _check_path("request_path_url", topic.request_path_url)
+    _check_path("REQUEST_PATH_URL", env.request_path_url)
+    for path in settings.routes.default.allowed_paths:
+        _check_path("ALLOWED_ENDPOINTS", path)
+    if env.heartbeat_seconds * 2 > env.lease_seconds:
+        accepted = f"at most half of LEASE_SECONDS ({env.lease_seconds:g})"
+        raise InvalidSetting("HEARTBEAT_SECONDS", found=f"{env.heartbeat_seconds:g}", accepted=accepted)
+    return settings
+
+
+def _check_urls(settings: Settings) -> None:
+    gateways = [("IGW_BASE_URL", settings.env.igw_base_url)]
+    gateways += [("igw_base_url", q.igw_base_url) for q in settings.file.queues if q.igw_base_url]
+    gateways += [("igw_base_url", t.igw_base_url) for t in settings.file.topics if t.igw_base_url]
+    if settings.env.handler_url:
+        gateways.append(("HANDLER_URL", settings.env.handler_url))
+    for setting, url in gateways:
+        check_url(setting, url, frozenset({"http", "https"}))
+    for setting, url in (
+        ("REDIS_URL", settings.redis_url),
+        ("DEDUPE_REDIS_URL", settings.env.dedupe_redis_url or settings.redis_url),
+    ):
+        check_url(setting, url, _REDIS_SCHEMES)
+
+
+def check_url(setting: str, url: str, schemes: frozenset[str]) -> None:
+    """Raises `InvalidSetting` for a URL without one of the schemes or without a host."""
+    accepted = f"{' or '.join(f'{s}://' for s in sorted(schemes))} with a host"
+    try:
+        parts = urlsplit(url)
+        port_is_valid = parts.port is None or parts.port >= 0
+    except ValueError:
+        raise InvalidSetting(setting, found="no URL", accepted=accepted) from None
+    is_complete = bool(parts.netloc) or (parts.scheme == "unix" and bool(parts.path))
+    if parts.scheme not in schemes or not is_complete or not port_is_valid or parts.fragment:
+        raise InvalidSetting(setting, found=repr(masked_url(url)), accepted=accepted)
+
+
+def _check_path(setting: str, path: str) -> None:
+    if path and not is_safe_path(path, ("/",)):
+        raise InvalidSetting(setting, found=repr(path), accepted="a plain path like /v1/completions")
+
+
+def masked_url(value: object) -> object:
+    """A URL without the password that may stand in it."""
+    if not isinstance(value, str) or "@" not in value:
+        return value
+    scheme, _, rest = value.partition("://")
+    return f"{scheme}://***@{rest.rsplit('@', 1)[1]}"
+
+
+def read_secret(setting: str, path: str) -> str:
+    """The content of a mounted secret, without surrounding space. Raises `InvalidSetting`."""
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSetting(setting, found=f"{path}: {error}", accepted="a readable file") from None
