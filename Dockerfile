@@ -1,0 +1,50 @@
+# One image for handlers (`async-processor serve`) and poller (`async-processor poll`).
+#
+#   docker build -t dev.local/async-processor:0.1.0 \
+#     --build-arg PYTHON_DIGEST="$(docker buildx imagetools inspect python:3.11-slim-bookworm --format '{{.Manifest.Digest}}')" \
+#     --build-arg SOURCE_DATE_EPOCH="$(git log -1 --format=%ct)" .
+#
+# PYTHON_DIGEST is required: the base image by digest, so that a build of tomorrow is the build of today.
+# SOURCE_DATE_EPOCH becomes the time of every file, so that equal sources make equal layers.
+ARG PYTHON_DIGEST
+
+FROM docker.io/library/python:3.11-slim-bookworm@${PYTHON_DIGEST} AS dependencies
+ARG SOURCE_DATE_EPOCH=315532800
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+RUN python -m venv --without-pip /opt/venv
+COPY requirements.txt ./
+# Wheels only, each with its hash: nothing is built or run from the index.
+RUN pip --python /opt/venv/bin/python install --require-hashes --only-binary :all: -r requirements.txt
+# Byte code now (a read-only root cannot keep it later, and a cold start should not compile), without
+# timestamps in it; then one time for all files.
+RUN /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib \
+ && find /opt/venv -exec touch -h -d "@${SOURCE_DATE_EPOCH}" {} +
+
+FROM dependencies AS application
+COPY requirements-build.txt ./
+RUN pip install --require-hashes --only-binary :all: --target /opt/build -r requirements-build.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY handlers/ handlers/
+RUN PYTHONPATH=/opt/build pip wheel --no-deps --no-build-isolation --wheel-dir /opt/wheels . \
+ && pip --python /opt/venv/bin/python install --no-deps --no-index --target /opt/app /opt/wheels/*.whl \
+ && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/app \
+ && find /opt/app -exec touch -h -d "@${SOURCE_DATE_EPOCH}" {} +
+
+FROM docker.io/library/python:3.11-slim-bookworm@${PYTHON_DIGEST}
+LABEL org.opencontainers.image.title="async-processor" \
+      org.opencontainers.image.description="Serverless handlers that fill the idle capacity of an LLM inference pool" \
+      org.opencontainers.image.licenses="Apache-2.0"
+ENV PATH=/opt/app/bin:/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONPATH=/opt/app \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+# Two layers: dependencies change seldom and are large, the application often and is small.
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=application /opt/app /opt/app
+# A number, so that runAsNonRoot can be checked; any other number works as well (OpenShift).
+USER 65532:65532
+WORKDIR /opt/app
+EXPOSE 8080 9090
+ENTRYPOINT ["async-processor"]
+CMD ["serve"]

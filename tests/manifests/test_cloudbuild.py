@@ -1,0 +1,134 @@
+"""cloudbuild.yaml: well formed, every substitution explained, and what can run here runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.manifests.rendering import ROOT, kubectls, load, pods
+
+BUILD_FILE = ROOT / "cloudbuild.yaml"
+SCHEMA = Path(__file__).with_name("build-schema.json")
+SDK_MESSAGES = Path(
+    "/usr/lib/google-cloud-sdk/lib/googlecloudsdk/generated_clients/apis/cloudbuild/v1/cloudbuild_v1_messages.py"
+)
+BUILT_IN = {"PROJECT_ID", "COMMIT_SHA", "BUILD_ID"}
+DIGEST = "sha256:" + "0" * 64
+
+
+@pytest.fixture(scope="module")
+def build() -> dict[str, Any]:
+    """The Build message."""
+    message: dict[str, Any] = yaml.safe_load(BUILD_FILE.read_text())
+    return message
+
+
+def step(build: dict[str, Any], step_id: str) -> dict[str, Any]:
+    """One step by its id."""
+    return next(s for s in build["steps"] if s["id"] == step_id)
+
+
+def script(build: dict[str, Any], step_id: str, **substitutions: str) -> str:
+    """A step's shell text as Cloud Build hands it over: substitutions filled in, `$$` undone."""
+    values = build["substitutions"] | substitutions
+    text = re.sub(r"(?<!\$)\$\{(_?[A-Z_]+)\}", lambda m: values[m[1]], step(build, step_id)["args"][-1])
+    return text.replace("$$", "$")
+
+
+def test_it_is_a_build_message(build: dict[str, Any]) -> None:
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(build)
+
+
+def test_the_schema_knows_no_field_that_cloud_build_does_not() -> None:
+    """Compared with the API client inside the Google Cloud SDK, where there is one."""
+    if not SDK_MESSAGES.exists():
+        pytest.skip("no Google Cloud SDK here")
+    text, schema = SDK_MESSAGES.read_text(), json.loads(SCHEMA.read_text())
+    parts = {
+        "Build": schema,
+        "BuildStep": schema["$defs"]["step"],
+        "BuildOptions": schema["$defs"]["options"],
+    }
+    for name, part in parts.items():
+        (body,) = re.findall(rf"^class {name}\(_messages.Message\):\n(.*?)(?=^class |\Z)", text, re.M | re.S)
+        fields = set(re.findall(r"^  (\w+) = _messages\.\w+Field\(", body, re.M))
+        assert part["properties"].keys() <= fields, name
+
+
+def test_the_steps_stand_in_order(build: dict[str, Any]) -> None:
+    order = ["lint", "test", "build", "push", "render", "deploy", "smoke"]
+    assert [s["id"] for s in build["steps"]] == order
+
+
+def test_every_substitution_is_used_has_a_word_on_top_and_is_defined(build: dict[str, Any]) -> None:
+    text = BUILD_FILE.read_text()
+    used = set(re.findall(r"(?<!\$)\$\{(\w+)\}", text))
+    assert used - BUILT_IN - build["substitutions"].keys() == {"_PYTHON_DIGEST"}, (
+        "required, so without a default"
+    )
+    assert build["substitutions"].keys() <= used
+    assert "#   _PYTHON_DIGEST " in text
+    for name in build["substitutions"]:
+        assert re.search(rf"  {name}: .*#|#.*\n  {name}: ", text), f"{name} is not explained"
+
+
+def test_shell_variables_are_not_mistaken_for_substitutions(build: dict[str, Any]) -> None:
+    for one in build["steps"]:
+        for argument in one["args"]:
+            assert not re.search(r"(?<!\$)\$(?!\$|\{_?[A-Z][A-Z_]*\})", argument), one["id"]
+
+
+def test_images_are_pinned(build: dict[str, Any]) -> None:
+    for one in build["steps"]:
+        vendor = one["name"].startswith("gcr.io/cloud-builders/")  # maintained in place by Cloud Build
+        assert vendor or re.search(r"@\$\{_PYTHON_DIGEST\}$|:\$\{_SDK\}$", one["name"]), one["name"]
+        assert "latest" not in one["name"]
+
+
+def test_scripts_are_sound(build: dict[str, Any]) -> None:
+    values = {"_PYTHON_DIGEST": DIGEST, "COMMIT_SHA": "0" * 40, "BUILD_ID": "b", "PROJECT_ID": "p"}
+    for one in build["steps"]:
+        if one.get("entrypoint") == "bash":
+            assert one["args"][0] == "-euc", f"{one['id']} must stop at the first fault"
+            done = subprocess.run(
+                ["bash", "-n"],
+                input=script(build, one["id"], **values),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, f"{one['id']}: {done.stderr}"
+
+
+@pytest.mark.parametrize(
+    "folders", ["knative/overlays/gke", "knative/base/dispatch keda", "knative/overlays/cloud-run"]
+)
+def test_the_render_step_puts_the_pushed_digest_everywhere(
+    build: dict[str, Any], folders: str, tmp_path: Path
+) -> None:
+    image = f"europe-west4-docker.pkg.dev/p/async-processor/async-processor@{DIGEST}"
+    for folder in ("knative", "keda"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "image.txt").write_text(image + "\n")
+    text = script(build, "render", _FOLDERS=folders)
+    path = f"{Path(kubectls()[0]).parent}:/usr/bin:/bin"
+    subprocess.run(["bash", "-euc", text], cwd=tmp_path, env={"PATH": path}, check=True)
+    rendered = sorted(tmp_path.glob("deploy/*.yaml"))
+    assert [f.stem for f in rendered] == sorted(folder.replace("/", "-") for folder in folders.split())
+    found = [pod for file in rendered for pod in pods(load(file.read_text()))]
+    assert found
+    assert {pod.spec["containers"][0]["image"] for pod in found} == {image}
+
+
+def test_lint_and_test_run_what_developers_run(build: dict[str, Any]) -> None:
+    for command in ("ruff check .", "ruff format --check .", "mypy", "lint-imports"):
+        assert command in step(build, "lint")["args"][-1]
+    assert "python -m pytest" in step(build, "test")["args"][-1]

@@ -1,0 +1,94 @@
+"""How the folders are kept: one object a file; components on the menu, in the guide, in a combination."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.manifests.rendering import COMBINATIONS, ROOT, components, is_component, kustomizations, load
+
+VALIDATOR = ROOT.parent / "shared/tools/validate-manifests"
+OUTSIDE = ("async-processor-redis", "async-processor-redis-tls", "async-processor-dispatch-token")
+NOT_OBJECTS = re.compile(r"(kustomization|namereference|config|.*-patch|second-queue|settings-to-.*)\.yaml")
+
+COMPONENTS = [pytest.param(folder, id=str(folder.relative_to(ROOT))) for folder in components()]
+
+
+def test_a_file_holds_one_object_and_is_named_for_its_kind() -> None:
+    for path in sorted([*ROOT.glob("knative/**/*.yaml"), *ROOT.glob("keda/**/*.yaml")]):
+        if NOT_OBJECTS.fullmatch(path.name):
+            continue
+        documents = load(path.read_text())
+        assert len(documents) == 1, path
+        assert path.stem.replace("-", "").endswith(documents[0]["kind"].lower()), path
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_component_is_on_the_menu_in_the_guide_and_in_a_combination(component: Path) -> None:
+    folder = component.parents[1]
+    path = f"components/{component.name}"
+    assert is_component(component)
+    assert f"# - {path} " in (folder / "kustomization.yaml").read_text(), f"not on the menu of {folder.name}/"
+    assert f"| `{component.name}` |" in (folder / "README.md").read_text(), f"not in {folder.name}/README.md"
+    used = [
+        p for p in COMBINATIONS.glob("*/kustomization.yaml") if f"{folder.name}/{path}\n" in p.read_text()
+    ]
+    assert used, "no combination renders it"
+
+
+@pytest.mark.parametrize("folder", ["knative", "keda"])
+def test_a_menu_offers_only_what_exists(folder: str) -> None:
+    for line in (ROOT / folder / "kustomization.yaml").read_text().splitlines():
+        offered = re.match(r"  # - (\S+)", line)
+        if offered:
+            assert (ROOT / folder / offered[1] / "kustomization.yaml").exists(), line
+
+
+def test_every_kustomization_says_what_it_is_for() -> None:
+    """A comment on top, except where the folder's objects speak for themselves."""
+    for folder in [*components(), *(f for f in kustomizations() if "overlays" in f.parts)]:
+        assert (folder / "kustomization.yaml").read_text().startswith("# "), folder
+
+
+def test_manifests_pass_the_schemas_of_kubernetes_knative_and_keda() -> None:
+    """Strictly, unknown fields included; the checker lies beside the repository where there is one."""
+    if not VALIDATOR.exists():
+        pytest.skip(f"no schema checker at {VALIDATOR}")
+    everything = [str(f) for f in kustomizations() if "cloud-run" not in f.parts]
+    outside = [word for name in OUTSIDE for word in ("--external", name)]
+    done = subprocess.run(
+        [sys.executable, str(VALIDATOR), *outside, *everything], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("folder", ["knative", "keda", "knative/base/dispatch", "knative/base/push"])
+def test_what_is_applied_from_a_clone_needs_nothing_from_outside(folder: str) -> None:
+    if not VALIDATOR.exists():
+        pytest.skip(f"no schema checker at {VALIDATOR}")
+    done = subprocess.run(
+        [sys.executable, str(VALIDATOR), str(ROOT / folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_yaml_files_are_read_the_same_by_a_strict_reader() -> None:
+    """No key twice, which kustomize would settle silently."""
+    for path in [*ROOT.glob("k*/**/*.yaml"), ROOT / "cloudbuild.yaml"]:
+        for node in yaml.compose_all(path.read_text()):
+            assert_keys_are_unique(node, path)
+
+
+def assert_keys_are_unique(node: yaml.Node | None, path: Path) -> None:
+    """Walk a YAML tree; fails naming the key that stands twice."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"{path}: {keys}"
+    for child in node.value if isinstance(node, yaml.CollectionNode) else []:
+        for part in child if isinstance(child, tuple) else (child,):
+            assert_keys_are_unique(part, path)
