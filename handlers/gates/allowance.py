@@ -1,0 +1,134 @@
+"""From a budget to the number of requests that may start now. Pure, but for the counts it keeps.
+
+A budget means concurrency: of `slots`, the part that the gate allows may be in use at a time, whatever a
+request lasts and however old the reading is. So a burst counts against the reading that admitted it.
+
+- Less than one slot is not nothing: one request at a time, with pauses after it, so that the average use is
+  what was allowed (allowed 0.25 slots: a request of 2 s is followed by 6 s of nothing).
+- A headroom (`Share.is_headroom`) counts on top of what was in use when the reading was taken. A metric is
+  older than its fetch, so that is the least that was in use within `reading_lag_seconds` before: what may not
+  have been in the metric yet never makes room twice.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from handlers.gates.gate import Share
+
+_LONGEST_PAUSE_SECONDS: Final = 60.0  # a long request at a tiny share must not close the pool for hours
+_ROUNDING: Final = 1e-9  # 0.3 x 10 slots is 3, whatever binary fractions say
+_GRAIN: Final = 16  # low-water marks kept per lag window
+
+
+class Allowance:
+    """Counts what a pool has in use against what its gate allows.
+
+    `shares` is asked anew each time; `clock` gives seconds (Unix, as `Share.at`).
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        shares: Callable[[], tuple[Share, ...]],
+        *,
+        reading_lag_seconds: float = 15.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if slots < 1:
+            raise ValueError("a pool needs at least one slot")
+        self.slots = slots
+        self.in_use = 0
+        self._shares = shares
+        self._clock = clock
+        self._low_water = _LowWater(reading_lag_seconds)
+        self._credit = 0.0
+        self._credit_at = clock()
+        self._allowed = 0.0
+
+    def limit(self) -> float:
+        """How many slots the gate allows in use now, fractions included: 0 to `slots`."""
+        allowed = min((self._of(share) for share in self._shares()), default=float(self.slots))
+        self._settle_credit(allowed)
+        return allowed
+
+    def room(self) -> int:
+        """How many requests may start now."""
+        allowed = self.limit()
+        if allowed <= 0:
+            return 0
+        if allowed < 1:
+            return 1 if self.in_use == 0 and self._credit >= 0 else 0
+        return max(0, math.floor(allowed + _ROUNDING) - self.in_use)
+
+    def started(self, count: int = 1) -> None:
+        """`count` requests took a slot each."""
+        self._settle_credit(self._allowed)
+        self.in_use += count
+        self._low_water.note(self._clock(), self.in_use)
+
+    def finished(self, count: int = 1) -> None:
+        """`count` requests gave their slot back."""
+        if count > self.in_use:
+            raise ValueError("more slots given back than taken")
+        self._settle_credit(self._allowed)
+        self.in_use -= count
+        self._low_water.note(self._clock(), self.in_use)
+
+    def _of(self, share: Share) -> float:
+        part = min(1.0, max(0.0, share.part)) if share.part == share.part else 0.0  # NaN closes
+        if not share.is_headroom or part == 0:
+            return part * self.slots
+        counted = self._low_water.least(share.at, self.in_use)
+        return min(float(self.slots), counted + part * self.slots)
+
+    def _settle_credit(self, allowed: float) -> None:
+        """Slot-seconds not used (or used too much) since the last look; only matters below one slot."""
+        now = self._clock()
+        passed = max(0.0, now - self._credit_at)
+        credit = self._credit + (self._allowed - self.in_use) * passed
+        debt = min(1.0, self._allowed) * _LONGEST_PAUSE_SECONDS
+        self._credit = min(0.0, max(credit, -debt))
+        self._credit_at = now
+        self._allowed = allowed
+
+
+class _LowWater:
+    """The least number in use within a window before an instant, from a few marks."""
+
+    def __init__(self, window_seconds: float) -> None:
+        self._window_seconds = window_seconds
+        self._marks: deque[tuple[float, int]] = deque()
+        self._before = 0  # in use at the start of the oldest mark's time
+
+    def note(self, now: float, in_use: int) -> None:
+        """`in_use` holds from `now` on."""
+        grain = self._window_seconds / _GRAIN
+        if len(self._marks) > 1 and now - self._marks[-2][0] < grain:
+            # Within one grain only the least counts; the last mark stays apart, since it holds on.
+            at, least = self._marks[-2]
+            self._marks[-2] = (at, min(least, self._marks[-1][1]))
+            self._marks[-1] = (now, in_use)
+            return
+        self._marks.append((now, in_use))
+        while len(self._marks) > 4 * _GRAIN:
+            self._before = self._marks.popleft()[1]
+
+    def least(self, at: float, in_use: int) -> int:
+        """The least in use from `at - window` to `at`; `in_use` is what holds now."""
+        start = at - self._window_seconds
+        least: int | None = None
+        holding = self._before
+        for since, count in self._marks:
+            if since > at:
+                break
+            if since > start:
+                least = holding if least is None else min(least, holding, count)
+                least = min(least, count)
+            holding = count
+        least = holding if least is None else min(least, holding)
+        return min(least, in_use) if in_use < least else least

@@ -1,0 +1,188 @@
+"""Gate parameters: strings or JSON values in, one frozen dataclass of the gate's own out.
+
+A gate declares its parameters as a frozen dataclass whose fields say what they accept:
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Parameters:
+        pool: str = parameter(text())
+        threshold: float = parameter(number(above=0, most=1), default=0.8)
+
+`parse_parameters` refuses what is unknown, missing or senseless with `InvalidSetting`, naming all three.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from handlers.contract.errors import InvalidSetting
+
+T = TypeVar("T")
+_ACCEPTS: Final = "accepts"
+_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)")
+_SECONDS_PER: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Accepts(Generic[T]):
+    """What a parameter may be: `described` for people, `read` raises ValueError for anything else."""
+
+    described: str
+    read: Callable[[Any], T]
+
+
+def parameter(accepts: Accepts[T], *, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that accepts `accepts`; required without a default. Typed Any, as `field` is."""
+    return dataclasses.field(default=default, metadata={_ACCEPTS: accepts})
+
+
+def parse_parameters(kind: type[T], gate_type: str, raw: Mapping[str, Any], setting: str) -> T:
+    """Read `raw` into `kind`, a dataclass of `parameter` fields; `setting` is where `raw` was found."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]  # no type says "class of a dataclass"
+    for name in raw:
+        if name not in fields:
+            known = ", ".join(sorted(fields)) or "no parameter"
+            raise InvalidSetting(
+                f"{setting}.{name}", found=f"a parameter that {gate_type} does not know", accepted=known
+            )
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        accepts: Accepts[Any] = field.metadata[_ACCEPTS]
+        if name in raw:
+            values[name] = _read(accepts, raw[name], f"{setting}.{name}", gate_type)
+        elif field.default is dataclasses.MISSING:
+            raise InvalidSetting(
+                f"{setting}.{name}", found="nothing", accepted=f"{accepts.described} ({gate_type} needs it)"
+            )
+    return kind(**values)
+
+
+def _read(accepts: Accepts[T], value: Any, setting: str, gate_type: str) -> T:
+    try:
+        return accepts.read(value)
+    except (ValueError, TypeError, OverflowError):
+        shown = repr(value) if len(repr(value)) <= 60 else f"a {type(value).__name__}"
+        raise InvalidSetting(setting, found=shown, accepted=f"{accepts.described} ({gate_type})") from None
+
+
+def text(*, may_be_empty: bool = False) -> Accepts[str]:
+    """A string."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or not (value.strip() or may_be_empty):
+            raise ValueError
+        return value.strip()
+
+    return Accepts("a text" if may_be_empty else "a text that is not empty", read)
+
+
+def url() -> Accepts[str]:
+    """An http or https address."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/]+\S*", value.strip()):
+            raise ValueError
+        return value.strip()
+
+    return Accepts("an address that starts with http:// or https://", read)
+
+
+def choice(*names: str) -> Accepts[str]:
+    """One of `names`."""
+
+    def read(value: Any) -> str:
+        if value not in names:
+            raise ValueError
+        return str(value)
+
+    return Accepts(" or ".join(names), read)
+
+
+def number(
+    *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf, below: float = math.inf
+) -> Accepts[float]:
+    """A finite number within the bounds; `above` and `below` are excluded themselves."""
+
+    def read(value: Any) -> float:
+        if isinstance(value, bool):
+            raise ValueError
+        read_value = float(value)
+        if not (math.isfinite(read_value) and least <= read_value <= most and above < read_value < below):
+            raise ValueError
+        return read_value
+
+    bounds = [
+        f"{word} {bound:g}"
+        for word, bound in (("at least", least), ("above", above), ("at most", most), ("below", below))
+        if math.isfinite(bound)
+    ]
+    return Accepts("a number " + " and ".join(bounds) if bounds else "a number", read)
+
+
+def whole(*, least: int, most: int = 1_000_000_000) -> Accepts[int]:
+    """A whole number within the bounds."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            raise ValueError
+        read_value = int(value)
+        if not least <= read_value <= most:
+            raise ValueError
+        return read_value
+
+    return Accepts(f"a whole number from {least} to {most}", read)
+
+
+def seconds(*, above: float = 0.0, most: float = 31_536_000.0) -> Accepts[float]:
+    """A duration: `1m30s`, `500ms`, or a plain number of seconds."""
+
+    def read(value: Any) -> float:
+        read_value = _duration(value)
+        if not above < read_value <= most:
+            raise ValueError
+        return read_value
+
+    return Accepts("a duration above 0 such as 500ms, 10s, 1m30s or 1h", read)
+
+
+def _duration(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    if isinstance(value, int | float):
+        return float(value)
+    found = str(value).strip()
+    parts = _DURATION.findall(found)
+    if parts and "".join(amount + unit for amount, unit in parts) == found:
+        return sum(float(amount) * _SECONDS_PER[unit] for amount, unit in parts)
+    return float(found)
+
+
+def json_of(described: str, read: Callable[[Any], T]) -> Accepts[T]:
+    """A JSON value, or a string that holds one; `read` takes the value apart."""
+
+    def read_json(value: Any) -> T:
+        return read(json.loads(value) if isinstance(value, str) else value)
+
+    return Accepts(described, read_json)
+
+
+def string_map() -> Accepts[Mapping[str, str]]:
+    """A JSON object of strings, or `a=b,c=d`."""
+
+    def read(value: Any) -> Mapping[str, str]:
+        if isinstance(value, str) and not value.lstrip().startswith("{"):
+            pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+            if any(not sep or not name.strip() for name, sep, _ in pairs):
+                raise ValueError
+            return {name.strip(): found.strip().strip('"') for name, _, found in pairs}
+        read_value = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(read_value, Mapping):
+            raise ValueError
+        return {str(name): str(found) for name, found in read_value.items()}
+
+    return Accepts('labels as {"name": "value"} or name=value,name=value', read)

@@ -1,0 +1,47 @@
+"""Gate type -> gate: one table. A new gate is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from handlers.contract.errors import InvalidSetting
+from handlers.gates.constant import ConstantGate, ConstantParameters
+from handlers.gates.gate import Gate
+from handlers.gates.parameters import parse_parameters
+from handlers.gates.sources import GateSources
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True, slots=True)
+class GateKind:
+    """How to build one type of gate from raw parameters; `setting` is where they were found."""
+
+    gate: type[Gate]
+    build: Callable[[Mapping[str, Any], GateSources, str], Gate]
+
+
+def _kind(gate: type[Gate], parameters: type[P], build: Callable[[P, GateSources], Gate]) -> GateKind:
+    def from_raw(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
+        return build(parse_parameters(parameters, gate.gate_type, raw, setting), sources)
+
+    return GateKind(gate, from_raw)
+
+
+GATES: Final[Mapping[str, GateKind]] = {
+    kind.gate.gate_type: kind for kind in (_kind(ConstantGate, ConstantParameters, ConstantGate),)
+}
+
+
+def build_gate(gate_type: str, gate_params: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
+    """The gate that the settings ask for; no type is `constant`. Reads nothing yet: see `Gate.start`.
+
+    `setting` is the path of the entry (`queues[0]`); errors are `InvalidSetting` below it.
+    """
+    kind = GATES.get(gate_type or ConstantGate.gate_type)
+    if kind is None:
+        known = ", ".join(sorted(GATES))
+        raise InvalidSetting(f"{setting}.gate_type", found=f"the unknown type {gate_type!r}", accepted=known)
+    return kind.build(gate_params, sources, f"{setting}.gate_params")

@@ -1,0 +1,28 @@
+"""What gates read from, handed to each of them when it is built."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from handlers.gates.feed import Feeds, GateLog
+from handlers.gates.http_text import HttpText
+from handlers.gates.stores import GateStore
+
+
+@dataclass(frozen=True, slots=True)
+class GateSources:
+    """`stores` gives the store at an address, the same one for the same address.
+
+    `prometheus_url` is empty where none is configured. `clock` gives Unix seconds, `draw` a number in [0, 1).
+    """
+
+    feeds: Feeds
+    http: HttpText
+    stores: Callable[[str], GateStore]
+    log: GateLog
+    prometheus_url: str = ""
+    clock: Callable[[], float] = time.time
+    draw: Callable[[], float] = random.random
