@@ -1,0 +1,113 @@
+"""Queue requests and read results, from asynchronous code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Self, Unpack
+
+from handlers.client.broker import Broker
+from handlers.client.new_request import Deadline, NewRequest, Payload
+from handlers.client.options import ClientOptions
+from handlers.client.redis_broker import RedisBroker
+from handlers.client.request_fields import RequestFields
+from handlers.client.result_stream import BATCH_RESULTS, ResultStream
+from handlers.client.submission import Submission
+from handlers.contract.result import Result
+from handlers.redis_store.submissions import RequestState
+
+
+class AsyncClient:
+    """Queues requests and reads results; close it, or use it as a context manager.
+
+    async with AsyncClient.for_redis("redis://localhost:6379") as client:
+        submission = await client.submit({"model": "m", "prompt": "Hi"}, deadline=timedelta(hours=1))
+        async with client.results(limit=1) as results:
+            async for delivery in results:
+                print(delivery.result.payload)
+                await delivery.ack()
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    @classmethod
+    def for_redis(cls, url: str, options: ClientOptions | None = None) -> Self:
+        """A client of the Redis or Valkey at `url`; connects with the first call."""
+        return cls(RedisBroker(url, options or ClientOptions()))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._broker.close()
+
+    async def submit(
+        self, payload: Payload, *, deadline: Deadline, **fields: Unpack[RequestFields]
+    ) -> Submission:
+        """Queue one request; the other fields are those of `NewRequest`.
+
+        Raises `InvalidRequest` before anything is queued, `BrokerUnreachable` when the broker does not
+        answer.
+        """
+        return (await self.submit_many([NewRequest(payload=payload, deadline=deadline, **fields)]))[0]
+
+    async def submit_many(self, requests: Iterable[NewRequest]) -> list[Submission]:
+        """Queue many requests, in order, in as few round trips as is fair to others."""
+        return await self._broker.submit(list(requests))
+
+    async def ask(
+        self,
+        payload: Payload,
+        *,
+        deadline: Deadline,
+        within: timedelta | float | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> Result:
+        """Queue one request with a result list of its own, and wait for the result."""
+        fields["has_own_results"] = True
+        submission = await self.submit(payload, deadline=deadline, **fields)
+        return await self.wait(submission, within=within)
+
+    async def wait(self, submission: Submission | str, *, within: timedelta | float | None = None) -> Result:
+        """The result of a request that was submitted with `has_own_results`, by its submission or id.
+
+        The result is not consumed: it may be asked for again, also by another process, until its
+        list expires. Raises `NoResultYet` when it did not come `within` that time (seconds).
+        """
+        seconds = within.total_seconds() if isinstance(within, timedelta) else within
+        return await self._broker.own_result(submission, seconds)
+
+    def results(
+        self,
+        name: str = "",
+        *,
+        limit: int | None = None,
+        idle: timedelta | float | None = None,
+        batch: int = BATCH_RESULTS,
+    ) -> ResultStream:
+        """Iterate results of the list or subscription `name` (empty: the options' own) under a lease."""
+        seconds = idle.total_seconds() if isinstance(idle, timedelta) else idle
+        return ResultStream(self._broker.results(name), limit=limit, idle_seconds=seconds, batch=batch)
+
+    async def cancel(self, submission: Submission | str) -> bool:
+        """Cancel a submission, or whichever of an id is live; false if it is over already."""
+        return (await self.cancel_many([submission]))[0]
+
+    async def cancel_many(self, submissions: Sequence[Submission | str]) -> list[bool]:
+        """Cancel many; returns for each whether it was live."""
+        return await self._broker.cancel(submissions)
+
+    async def look_up(self, submission: Submission | str) -> RequestState:
+        """Where a submission is now, without reading the queue."""
+        return await self._broker.look_up(submission)

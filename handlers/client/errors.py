@@ -1,0 +1,46 @@
+"""What may go wrong for one who queues.
+
+AsyncProcessorError
+├── InvalidRequest      (contract) the request breaks the contract; nothing was queued
+└── ClientError
+    ├── NoResultYet     no result within the time given; the request may still be answered
+    ├── LeaseLost       a result was acknowledged after its lease had ended; it comes again
+    ├── NotOffered      this broker cannot do that
+    └── BrokerUnreachable  Redis or Pub/Sub did not answer; whether it was done is not known
+"""
+
+from __future__ import annotations
+
+from handlers.contract.errors import AsyncProcessorError
+
+
+class ClientError(AsyncProcessorError):
+    """Any error of the client that is not the request's own fault."""
+
+
+class NoResultYet(ClientError):
+    """No result came within the time given."""
+
+    def __init__(self, request_id: str, waited_seconds: float) -> None:
+        super().__init__(f"{request_id}: no result after {waited_seconds:g} s")
+        self.request_id = request_id
+        self.waited_seconds = waited_seconds
+
+
+class LeaseLost(ClientError):
+    """The lease of a result had ended before it was acknowledged: it comes, or came, to another reader."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"{request_id}: the lease of its result had ended; it will be received again")
+        self.request_id = request_id
+
+
+class NotOffered(ClientError):
+    """The broker in use cannot do what was asked."""
+
+    def __init__(self, what: str, broker: str, instead: str) -> None:
+        super().__init__(f"{what} is not offered by {broker}; {instead}")
+
+
+class BrokerUnreachable(ClientError):
+    """Redis or Pub/Sub did not answer; whether the operation was done there is not known."""

@@ -1,0 +1,121 @@
+"""What a client queues, and how it becomes a body of the contract."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from typing import Final
+
+import msgspec
+
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.request import decode_body
+
+Payload = Mapping[str, object] | bytes | str
+"""An inference request: a mapping, or JSON text that goes to the gateway byte for byte."""
+
+Deadline = timedelta | datetime | float
+"""By when: from now, at an instant (naive ones are local time), or in Unix seconds."""
+
+_ACCEPTED: Final = "a time in the future: a timedelta, a datetime or Unix seconds"
+_encoder = msgspec.json.Encoder()
+
+
+class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request to queue; `payload` and `deadline` are all it needs.
+
+    An empty `id` becomes a random one. `tier` is `interactive`, `async` or `batch`; `tenant` is
+    who asks, for fairness and quotas. `has_own_results` gives it a result list of its own, which
+    `wait` reads; without, its result goes to the list that all readers share.
+    """
+
+    payload: Payload
+    deadline: Deadline
+    id: str = ""
+    endpoint: str = ""
+    model: str = ""
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    tier: str = ""
+    tenant: str = ""
+    has_own_results: bool = False
+
+
+class Body(msgspec.Struct, frozen=True):
+    """A checked request: the JSON body, the body without its payload, and the payload alone."""
+
+    id: str
+    deadline: int
+    whole: bytes
+    without_payload: bytes
+    payload: bytes
+
+
+def encode_body(request: NewRequest, *, now: float, tenant_attribute: str) -> Body:
+    """The body of `request`, as the contract has it; `now` is Unix seconds.
+
+    Raises `InvalidRequest` naming the field, before anything is queued.
+    """
+    request_id = request.id or uuid.uuid4().hex
+    deadline = unix_deadline(request.deadline, now=now, request_id=request_id)
+    payload = _payload_bytes(request.payload, request_id)
+    fields: dict[str, object] = {"id": request_id, "created": int(now), "deadline": deadline}
+    rest = {
+        "metadata": _metadata(request, tenant_attribute),
+        "headers": dict(request.headers),
+        "endpoint": request.endpoint,
+        "model": request.model,
+    }
+    optional = {name: value for name, value in rest.items() if value}
+    whole = _encoder.encode({**fields, "payload": msgspec.Raw(payload), **optional})
+    decode_body(whole)
+    return Body(request_id, deadline, whole, _encoder.encode({**fields, **optional}), payload)
+
+
+def unix_deadline(deadline: Deadline, *, now: float, request_id: str = "") -> int:
+    """The deadline in whole Unix seconds, rounded up. Raises `InvalidRequest` if it has passed."""
+    if isinstance(deadline, timedelta):
+        seconds = now + deadline.total_seconds()
+    elif isinstance(deadline, datetime):
+        seconds = deadline.astimezone(UTC).timestamp()
+    else:
+        seconds = float(deadline)
+    if not seconds > now:
+        raise InvalidRequest(
+            "deadline", found="a time that has passed", accepted=_ACCEPTED, request_id=request_id
+        )
+    return ceil(seconds)
+
+
+def _payload_bytes(payload: Payload, request_id: str) -> bytes:
+    if isinstance(payload, bytes):
+        return payload
+    if isinstance(payload, str):
+        return payload.encode()
+    try:
+        return _encoder.encode(payload)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(
+            "payload", found=str(error), accepted="what JSON can say", request_id=request_id
+        ) from error
+
+
+def _metadata(request: NewRequest, tenant_attribute: str) -> dict[str, str]:
+    """The caller's metadata, with the tenant and, unless it brings its own, the current trace."""
+    metadata = dict(request.metadata)
+    if request.tenant:
+        metadata.setdefault(tenant_attribute, request.tenant)
+    if "traceparent" not in metadata:
+        _inject_trace(metadata)
+    return metadata
+
+
+def _inject_trace(metadata: MutableMapping[str, str]) -> None:
+    """Add the current span's context, where the program has OpenTelemetry; free where it has not."""
+    propagate = sys.modules.get("opentelemetry.propagate")
+    if propagate is not None:
+        propagate.inject(metadata)

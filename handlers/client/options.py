@@ -1,0 +1,39 @@
+"""What a client of Redis may choose; every field has a default that fits the published guides."""
+
+from __future__ import annotations
+
+import msgspec
+
+from handlers.contract.errors import InvalidSetting
+
+
+class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Queue names and limits.
+
+    `payload_apart_bytes`: payloads of at least that size are stored under a key of their own; None: never.
+    `idempotent_window_seconds`: a second submission of an id that is live, or finished less than that
+    long ago, returns the first one; 0: every submission runs. `lease_seconds`: how long a reader's crash
+    keeps its results from others. `tombstone_seconds`: how long doubles of an acknowledged result are
+    dropped. `own_result_seconds`: how long a result list of one request is kept.
+    """
+
+    queue: str = "request-sortedset"
+    results: str = "result-list"
+    tenant_attribute: str = "userid"
+    payload_apart_bytes: int | None = None
+    idempotent_window_seconds: int = 0
+    lease_seconds: float = 30.0
+    tombstone_seconds: int = 3600
+    own_result_seconds: int = 86_400
+
+    def __post_init__(self) -> None:
+        for name in ("queue", "results", "tenant_attribute"):
+            if not getattr(self, name):
+                raise InvalidSetting(name, found="nothing", accepted="a name")
+        for name in ("lease_seconds", "tombstone_seconds", "own_result_seconds"):
+            if not getattr(self, name) > 0:
+                raise InvalidSetting(name, found=str(getattr(self, name)), accepted="a number > 0")
+        if self.idempotent_window_seconds < 0:
+            raise InvalidSetting(
+                "idempotent_window_seconds", found=str(self.idempotent_window_seconds), accepted="0 or more"
+            )

@@ -1,0 +1,109 @@
+"""Wait for results that have a list of their own: one reader for all who wait.
+
+The lists are looked at, not popped: a result stays until its time is over, so whoever crashed may ask
+again. One round trip asks for all that are due; a fresh wait is asked for often, an old one four times
+a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+
+from handlers.contract.result import Result, decode_result
+
+FIRST_INTERVAL_SECONDS = 0.01
+LAST_INTERVAL_SECONDS = 0.25
+GROWTH = 1.3
+PEEKED_LISTS = 500
+"""How many lists one round trip looks at."""
+
+Peek = Callable[[Sequence[str]], Awaitable[list[list[bytes]]]]
+
+
+class _Wait:
+    __slots__ = ("due_at", "interval_seconds", "result", "token")
+
+    def __init__(self, token: str, now: float) -> None:
+        self.token = token
+        self.interval_seconds = FIRST_INTERVAL_SECONDS
+        self.due_at = now
+        self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+    def put_off(self, now: float) -> None:
+        self.due_at = now + self.interval_seconds
+        self.interval_seconds = min(LAST_INTERVAL_SECONDS, self.interval_seconds * GROWTH)
+
+
+class OwnResults:
+    """Waits for many results with one loop, which runs only while somebody waits."""
+
+    def __init__(self, peek: Peek) -> None:
+        self._peek = peek
+        self._waits: dict[str, list[_Wait]] = {}
+        self._loop_task: asyncio.Task[None] | None = None
+
+    async def wait(self, list_name: str, token: str) -> Result:
+        """The result in `list_name`, of the submission `token` (empty: whichever is newest)."""
+        wait = _Wait(token, asyncio.get_running_loop().time())
+        self._waits.setdefault(list_name, []).append(wait)
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = asyncio.create_task(self._run(), name="own-results")
+        try:
+            return await wait.result
+        finally:
+            self._forget(list_name, wait)
+
+    async def close(self) -> None:
+        """Stop; those who still wait get a `CancelledError`."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop_task
+        for waits in list(self._waits.values()):
+            for wait in waits:
+                wait.result.cancel()
+
+    def _forget(self, list_name: str, wait: _Wait) -> None:
+        waits = self._waits.get(list_name, [])
+        if wait in waits:
+            waits.remove(wait)
+        if not waits:
+            self._waits.pop(list_name, None)
+
+    async def _run(self) -> None:
+        while self._waits:
+            now = asyncio.get_running_loop().time()
+            next_at = min(wait.due_at for waits in self._waits.values() for wait in waits)
+            if next_at > now:
+                await asyncio.sleep(next_at - now)
+                continue
+            due = [name for name, waits in self._waits.items() if any(w.due_at <= now for w in waits)]
+            await self._look(due[:PEEKED_LISTS])
+
+    async def _look(self, lists: Sequence[str]) -> None:
+        try:
+            found = await self._peek(lists)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
+            for name in lists:
+                for wait in self._waits.get(name, []):
+                    if not wait.result.done():
+                        wait.result.set_exception(error)
+            return
+        now = asyncio.get_running_loop().time()
+        for name, texts in zip(lists, found, strict=True):
+            for wait in self._waits.get(name, []):
+                wait.put_off(now)
+                result = _match(texts, wait.token)
+                if result is not None and not wait.result.done():
+                    wait.result.set_result(result)
+        await asyncio.sleep(0)  # let those who got theirs go, before the next look
+
+
+def _match(texts: Sequence[bytes], token: str) -> Result | None:
+    for text in texts:
+        result = decode_result(text)
+        if not token or not result.request_token or result.request_token == token:
+            return result
+    return None

@@ -1,0 +1,207 @@
+"""Requests into a sorted set, results out of a list: the client's work on Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+
+from handlers.client.errors import BrokerUnreachable, NoResultYet
+from handlers.client.member import member_parts
+from handlers.client.new_request import NewRequest, encode_body
+from handlers.client.options import ClientOptions
+from handlers.client.own_results import OwnResults
+from handlers.client.submission import Submission
+from handlers.contract.result import Result
+from handlers.redis_store.client_connection import STORE_ERRORS, TRANSIENT_ERRORS, open_redis
+from handlers.redis_store.results import AckOutcome, HeldResult, Results, peek_results
+from handlers.redis_store.submission_keys import payload_key, result_of_key
+from handlers.redis_store.submissions import MemberParts, Queued, RequestState, Submissions
+
+BATCH_REQUESTS = 500
+"""Requests in one call: a few milliseconds of the server's time, so that others are not held up."""
+
+BATCH_BYTES = 4_000_000
+"""Bytes in one call, for the same reason."""
+
+RETRY_DELAYS_SECONDS = (0.05, 0.2, 0.5, 1.0)
+"""Waits between the attempts of a call whose answer did not come."""
+
+
+class RedisBroker:
+    """The client's work on one Redis."""
+
+    def __init__(self, url: str, options: ClientOptions) -> None:
+        self._options = options
+        self._redis = open_redis(url)
+        self._submissions = Submissions(self._redis)
+        self._own_results = OwnResults(self._peek)
+
+    async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
+        """Queue requests in order; all are checked before the first is queued."""
+        now = time.time()
+        parts = [self._parts(request, now) for request in requests]
+        queued: list[Queued] = []
+        for batch in batches(parts):
+            queued += await self._submit_batch(batch)
+        return [
+            Submission(
+                id=part.id,
+                token=done.token,
+                deadline=part.deadline,
+                queue=self._options.queue,
+                results=self._result_list(request, part.id),
+                has_own_results=request.has_own_results,
+                is_new=done.is_new,
+            )
+            for request, part, done in zip(requests, parts, queued, strict=True)
+        ]
+
+    def results(self, name: str = "") -> RedisResults:
+        """The results of the list `name` (empty: the options' own), under leases of a new owner."""
+        return RedisResults(
+            Results(
+                self._redis,
+                name or self._options.results,
+                owner=secrets.token_hex(16),
+                lease_ms=max(1, int(self._options.lease_seconds * 1000)),
+                tombstone_ms=self._options.tombstone_seconds * 1000,
+            ),
+            self._options.lease_seconds,
+        )
+
+    async def own_result(self, submission: Submission | str, timeout_seconds: float | None) -> Result:
+        """Wait for a result in its own list; it stays there until its time is over."""
+        request_id, token = _names(submission)
+        list_name = result_of_key(self._options.results, request_id)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await self._own_results.wait(list_name, token)
+        except TimeoutError:
+            raise NoResultYet(request_id, timeout_seconds or 0.0) from None
+
+    async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
+        """Cancel; ids stand for whichever submission is live."""
+        names = [_names(submission) for submission in submissions]
+        done: list[bool] = []
+        for start in range(0, len(names), BATCH_REQUESTS):
+            with store_errors():
+                done += await self._submissions.cancel(names[start : start + BATCH_REQUESTS])
+        return done
+
+    async def look_up(self, submission: Submission | str) -> RequestState:
+        """Where a submission is now, from a handful of keys."""
+        request_id, token = _names(submission)
+        queue = submission.queue if isinstance(submission, Submission) else self._options.queue
+        with store_errors():
+            state, _ = await self._submissions.look_up(queue, request_id, token)
+        return state
+
+    async def close(self) -> None:
+        """Close the connections; results under a lease come back when it ends."""
+        await self._own_results.close()
+        await self._redis.aclose()
+
+    def _parts(self, request: NewRequest, now: float) -> MemberParts:
+        options = self._options
+        body = encode_body(request, now=now, tenant_attribute=options.tenant_attribute)
+        token = secrets.token_hex(16)
+        apart = options.payload_apart_bytes
+        is_apart = apart is not None and len(body.payload) >= apart
+        labels = {**request.labels, "tier": request.tier} if request.tier else request.labels
+        return member_parts(
+            body,
+            token=token,
+            queue=options.queue,
+            results=self._result_list(request, body.id),
+            labels=labels,
+            own_result_seconds=options.own_result_seconds if request.has_own_results else None,
+            payload_ref=payload_key(body.id, token) if is_apart else "",
+        )
+
+    def _result_list(self, request: NewRequest, request_id: str) -> str:
+        results = self._options.results
+        return result_of_key(results, request_id) if request.has_own_results else results
+
+    async def _submit_batch(self, batch: Sequence[MemberParts]) -> list[Queued]:
+        """One call, repeated while its answer does not come; what was queued is not queued again."""
+        for attempt, delay_seconds in enumerate((*RETRY_DELAYS_SECONDS, None)):
+            try:
+                return await self._submissions.submit(
+                    self._options.queue,
+                    batch,
+                    window_seconds=self._options.idempotent_window_seconds,
+                    is_repeated=attempt > 0,
+                )
+            except TRANSIENT_ERRORS as error:
+                if delay_seconds is None:
+                    raise BrokerUnreachable(f"Redis: {type(error).__name__}") from error
+                await asyncio.sleep(delay_seconds)
+            except STORE_ERRORS as error:
+                raise BrokerUnreachable(f"Redis: {error}") from error
+        raise AssertionError  # the last attempt returns or raises
+
+    async def _peek(self, lists: Sequence[str]) -> list[list[bytes]]:
+        with store_errors():
+            return await peek_results(self._redis, lists)
+
+
+class RedisResults:
+    """A result list under leases."""
+
+    def __init__(self, results: Results, lease_seconds: float) -> None:
+        self.lease_seconds = lease_seconds
+        self._results = results
+
+    async def receive(self, limit: int) -> list[HeldResult]:
+        """Take at most `limit` of the oldest results."""
+        with store_errors():
+            return await self._results.receive(limit)
+
+    async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
+        """Move the leases' ends."""
+        with store_errors():
+            return await self._results.renew(claim_keys)
+
+    async def ack(self, claim_keys: Sequence[bytes]) -> list[AckOutcome]:
+        """Drop results that are safe with their reader."""
+        with store_errors():
+            return await self._results.ack(claim_keys)
+
+    async def give_back(self, claim_keys: Sequence[bytes]) -> int:
+        """Give results back at once."""
+        with store_errors():
+            return await self._results.give_back(claim_keys)
+
+
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
+    """Map what the store raises to the client's own error."""
+    try:
+        yield
+    except STORE_ERRORS as error:
+        raise BrokerUnreachable(f"Redis: {type(error).__name__}: {error}") from error
+
+
+def batches(parts: Sequence[MemberParts]) -> Iterator[list[MemberParts]]:
+    """Cut `parts` into calls of a bounded number and size, in order."""
+    batch: list[MemberParts] = []
+    size = 0
+    for part in parts:
+        part_bytes = len(part.head) + len(part.tail) + len(part.payload)
+        if batch and (len(batch) >= BATCH_REQUESTS or size + part_bytes > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(part)
+        size += part_bytes
+    if batch:
+        yield batch
+
+
+def _names(submission: Submission | str) -> tuple[str, str]:
+    """The id and the token (empty: whichever is live) of what the caller named."""
+    if isinstance(submission, Submission):
+        return submission.id, submission.token
+    return submission, ""

@@ -1,0 +1,161 @@
+"""Iterate results under a lease: nothing is gone before its reader says that it is safe."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from handlers.client.broker import ResultSource
+from handlers.client.errors import ClientError, LeaseLost
+from handlers.contract.result import Result, decode_result
+from handlers.redis_store.results import AckOutcome, HeldResult
+
+FIRST_PAUSE_SECONDS = 0.01
+LAST_PAUSE_SECONDS = 0.25
+RENEWALS_PER_LEASE = 3
+BATCH_RESULTS = 100
+
+log = logging.getLogger(__name__)
+
+
+class Delivery:
+    """One result on its way to a reader; `ack` it once it is safe, or it comes again."""
+
+    __slots__ = ("_stream", "claim_key", "result")
+
+    def __init__(self, result: Result, claim_key: bytes, stream: ResultStream) -> None:
+        self.result = result
+        self.claim_key = claim_key
+        self._stream = stream
+
+    async def ack(self) -> None:
+        """Drop the result; raises `LeaseLost` if it comes, or came, to another reader."""
+        await self._stream.ack([self])
+
+
+class ResultStream:
+    """An asynchronous iterator over the results of one source; use it as a context manager.
+
+    Leases are renewed while it is open. On closing, whatever was received and not acknowledged goes
+    back at once. `limit` ends it after so many results; `idle_seconds` once none came for that long
+    (0: as soon as there are none); None of both: it follows for ever.
+    """
+
+    def __init__(
+        self,
+        source: ResultSource,
+        *,
+        limit: int | None = None,
+        idle_seconds: float | None = None,
+        batch: int = BATCH_RESULTS,
+    ) -> None:
+        self._source = source
+        self._left = limit
+        self._idle_seconds = idle_seconds
+        self._batch = batch
+        self._ready: deque[HeldResult] = deque()
+        self._held: dict[bytes, None] = {}
+        self._heartbeat: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._heartbeat = asyncio.create_task(self._renew_for_ever(), name="result-leases")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[Delivery]:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        """The next result; raises `StopAsyncIteration` at the end that was asked for."""
+        if self._left == 0:
+            raise StopAsyncIteration
+        while True:
+            if not self._ready and not await self._fill():
+                raise StopAsyncIteration
+            held = self._ready.popleft()
+            if held.claim_key not in self._held:
+                continue  # its lease was lost while it waited here: another reader has it
+            if self._left is not None:
+                self._left -= 1
+            return Delivery(decode_result(held.result), held.claim_key, self)
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Drop many results in one round trip; raises `LeaseLost` for the first whose lease had ended."""
+        outcomes = await self._source.ack([delivery.claim_key for delivery in deliveries])
+        for delivery in deliveries:
+            self._held.pop(delivery.claim_key, None)
+        for delivery, outcome in zip(deliveries, outcomes, strict=True):
+            if outcome is AckOutcome.LOST:
+                raise LeaseLost(delivery.result.id)
+
+    async def close(self) -> None:
+        """Stop renewing and give back what is held."""
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._heartbeat
+            self._heartbeat = None
+        held, self._held = list(self._held), {}
+        self._ready.clear()
+        with contextlib.suppress(ClientError):  # unreachable: the leases end by themselves
+            await self._source.give_back(held)
+
+    async def renew(self) -> None:
+        """Renew all leases once; results that are no longer ours are not handed out any more."""
+        keys = list(self._held)
+        for key, is_held in zip(keys, await self._source.renew(keys), strict=True):
+            if not is_held:
+                self._held.pop(key, None)
+
+    async def _fill(self) -> bool:
+        """Receive the next batch; False when none came in time."""
+        loop = asyncio.get_running_loop()
+        ends_at = None if self._idle_seconds is None else loop.time() + self._idle_seconds
+        pause_seconds = FIRST_PAUSE_SECONDS
+        while True:
+            limit = self._batch if self._left is None else min(self._batch, self._left)
+            for held in await self._source.receive(limit):
+                self._keep(held)
+            if self._ready:
+                return True
+            if ends_at is not None and loop.time() >= ends_at:
+                return False
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(LAST_PAUSE_SECONDS, pause_seconds * 1.5)
+
+    def _keep(self, held: HeldResult) -> None:
+        if held.is_readable and _is_result(held.result):
+            self._held[held.claim_key] = None
+            self._ready.append(held)
+            return
+        # Not ours to throw away: when its lease ends it comes back, for a reader that understands it.
+        log.warning("a result cannot be read (%d bytes); it is left under its lease", len(held.result))
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._source.lease_seconds / RENEWALS_PER_LEASE)
+            try:
+                await self.renew()
+            except ClientError as error:
+                log.warning("the leases of %d results were not renewed: %s", len(self._held), error)
+
+
+def _is_result(text: bytes) -> bool:
+    try:
+        return bool(decode_result(text).id)
+    except msgspec.DecodeError:
+        return False

@@ -1,0 +1,42 @@
+-- look_up: where is one submission? Reads a handful of keys, whatever the queue's length; changes nothing.
+-- KEYS[1] request-active:<id>     string  token of the live submission; expires at the deadline
+-- KEYS[2] request-cancel:<id>     string  token of a cancelled submission
+-- KEYS[3] request-submitted:<id>  string  token of a submission with a window
+-- KEYS[4] <queue>                 zset    member, score = deadline + min(seq, 2^21 - 1) / 2^21
+-- KEYS[5] <queue>:claimed         hash    claim key -> member
+-- ARGV[1] id   ARGV[2] the token that is meant, or empty: whichever is live
+-- Returns the state and the token. States: pending, claimed, retrying, queued (pending or retrying: its producer's
+-- tokens do not tell), cancelling, finished (no longer live), unknown (never seen, or long gone).
+local token = redis.call('GET', KEYS[1])
+if token and ARGV[2] ~= '' and ARGV[2] ~= token then
+  return { 'finished', ARGV[2] }
+end
+if not token then
+  local known = ARGV[2] ~= '' and ARGV[2] or redis.call('GET', KEYS[3])
+  if known then
+    return { 'finished', known }
+  end
+  return { 'unknown', '' }
+end
+if redis.call('GET', KEYS[2]) == token then
+  return { 'cancelling', token }
+end
+if redis.call('HEXISTS', KEYS[5], ARGV[1] .. '\0' .. token) == 1 then
+  return { 'claimed', token }
+end
+local seq = string.match(token, '%-(%d+)$')
+if not seq then
+  return { 'queued', token }
+end
+-- The live marker expires at the deadline: from it, and the token's end, follows the score. The clock moves on
+-- between the two readings, by less than half a second; deadlines are whole seconds.
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local deadline = math.floor(now + redis.call('PTTL', KEYS[1]) / 1000 + 0.5)
+local score = string.format('%.17g', deadline + math.min(tonumber(seq), 2097151) / 2097152)
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], score, score, 'LIMIT', 0, 100)) do
+  if string.find(member, token, 1, true) then
+    return { 'pending', token }
+  end
+end
+return { 'retrying', token }

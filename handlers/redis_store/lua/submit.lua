@@ -1,0 +1,54 @@
+-- submit: queue a batch of requests, in order, and mark each as live, in one step.
+-- A token's end is the request's place in the queue, so that look_up.lua finds it without a scan.
+-- Sent again, and said to be, it leaves alone what is live under the same token, so a lost reply queues nothing
+-- twice. With a window, an id that was submitted before is left alone, whoever did that.
+-- KEYS[1]       <queue>                        zset    member, score = deadline + min(seq, 2^21 - 1) / 2^21
+-- KEYS[5n - 3]  request-seq:<queue>:<deadline> string  counter; expires an hour after the deadline
+-- KEYS[5n - 2]  request-active:<id>            string  token of the live submission; expires at the deadline
+-- KEYS[5n - 1]  request-cancel:<id>            string  an older submission's cancellation; deleted
+-- KEYS[5n]      request-submitted:<id>         string  token; only with a window; expires that long after the deadline
+-- KEYS[5n + 1]  request-payload:<id>:<token>   string  payload stored apart; expires ten minutes after the deadline
+-- ARGV[1]       window, seconds (0: none)   ARGV[2] 1 when this may have been sent before, else 0
+-- ARGV[5n - 2]  deadline, Unix seconds   ARGV[5n - 1] token without its end
+-- ARGV[5n]      member up to its token's end   ARGV[5n + 1] member from behind its enqueue_seq on
+-- ARGV[5n + 2]  payload to store apart, or empty
+-- Returns two values for each request: its seq (0: an earlier submission stands for it), and its whole token.
+local window = tonumber(ARGV[1])
+local is_repeated = ARGV[2] == '1'
+local is_counter_bounded = {}
+local answer = {}
+for at = 2, #KEYS, 5 do
+  local counter, active, cancel, submitted, apart = KEYS[at], KEYS[at + 1], KEYS[at + 2], KEYS[at + 3], KEYS[at + 4]
+  local deadline, token, head, tail, payload = tonumber(ARGV[at + 1]), unpack(ARGV, at + 2, at + 5)
+  local first = is_repeated and redis.call('GET', active)
+  local own_seq = first and string.sub(first, 1, #token + 1) == token .. '-' and string.sub(first, #token + 2)
+  first = window > 0 and (redis.call('GET', submitted) or redis.call('GET', active))
+  if own_seq then
+    answer[#answer + 1] = tonumber(own_seq)
+    answer[#answer + 1] = token .. '-' .. own_seq
+  elseif first then
+    answer[#answer + 1] = 0
+    answer[#answer + 1] = first
+  else
+    local seq = redis.call('INCR', counter)
+    if not is_counter_bounded[counter] then
+      redis.call('EXPIREAT', counter, math.ceil(deadline) + 3600)
+      is_counter_bounded[counter] = true
+    end
+    token = token .. '-' .. seq
+    local ends_at_ms = string.format('%.0f', deadline * 1000)
+    redis.call('DEL', cancel)
+    redis.call('SET', active, token, 'PXAT', ends_at_ms)
+    if window > 0 then
+      redis.call('SET', submitted, token, 'PXAT', string.format('%.0f', (deadline + window) * 1000))
+    end
+    if payload ~= '' then
+      redis.call('SET', apart, payload, 'PXAT', string.format('%.0f', (deadline + 600) * 1000))
+    end
+    local score = string.format('%.17g', deadline + math.min(seq, 2097151) / 2097152)
+    redis.call('ZADD', KEYS[1], score, head .. seq .. '","enqueue_seq":' .. seq .. tail)
+    answer[#answer + 1] = seq
+    answer[#answer + 1] = token
+  end
+end
+return answer

@@ -1,0 +1,64 @@
+"""The keys that a producer and a reader of results use; who deletes each, or when it expires.
+
+request-active:<id>              string  token of the live submission; deleted with the final result,
+                                         expires at the deadline
+request-cancel:<id>              string  token of a cancelled one; deleted with the final result,
+                                         expires an hour after the deadline
+request-submitted:<id>           string  ours: token, for idempotent submission; expires its window
+                                         after the deadline
+request-payload:<id>:<token>     string  a payload stored apart; deleted with the final result,
+                                         expires ten minutes after the deadline
+request-seq:<queue>:<deadline>   string  counter; expires an hour after the deadline
+<results>:result-of:<id>         list    the results of one request alone; expires after its own time
+<results>:result-claimed         hash    claim key -> result
+<results>:result-claim-owners    hash    claim key -> owner token
+<results>:result-claims-idx      zset    claim key, score = lease end, Unix milliseconds
+<results>:result-ack-tombstones  zset    claim key, score = when it is forgotten, Unix milliseconds
+"""
+
+from __future__ import annotations
+
+
+def active_key(request_id: str) -> str:
+    """STRING: the token of the live submission."""
+    return f"request-active:{request_id}"
+
+
+def cancel_key(request_id: str) -> str:
+    """STRING: the token of a cancelled submission."""
+    return f"request-cancel:{request_id}"
+
+
+def submitted_key(request_id: str) -> str:
+    """STRING: the token of a submission that is not to be repeated."""
+    return f"request-submitted:{request_id}"
+
+
+def payload_key(request_id: str, token: str) -> str:
+    """STRING: a payload stored apart; `token` is the submission's, without its place in the queue."""
+    return f"request-payload:{request_id}:{token}"
+
+
+def seq_key(queue: str, deadline: int) -> str:
+    """STRING: counts the submissions that share a queue and a deadline (whole Unix seconds)."""
+    return f"request-seq:{queue}:{deadline}"
+
+
+def claimed_key(queue: str) -> str:
+    """HASH: claim key to member, of the requests that pollers hold."""
+    return f"{queue}:claimed"
+
+
+def result_of_key(results: str, request_id: str) -> str:
+    """LIST: the results of one request alone."""
+    return f"{results}:result-of:{request_id}"
+
+
+def result_claim_keys(results: str) -> tuple[str, str, str, str]:
+    """HASH claimed, HASH owners, ZSET index and ZSET tombstones of a result list."""
+    return (
+        f"{results}:result-claimed",
+        f"{results}:result-claim-owners",
+        f"{results}:result-claims-idx",
+        f"{results}:result-ack-tombstones",
+    )
