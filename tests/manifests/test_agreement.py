@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from handlers.redis_store.keys import queue_keys
 from tests.manifests.rendering import (
     COMBINATIONS,
     ROOT,
@@ -55,14 +56,21 @@ def test_triggers_count_the_keys_that_the_poller_works_on(keda: list[Manifest]) 
     env = environment(container(keda), keda)
     queue = env["REQUEST_QUEUE_NAME"]
     names = {name: trigger["metadata"]["listName"] for name, trigger in triggers(keda).items()}
-    assert names == {"pending": queue, "retry": env["RETRY_QUEUE_NAME"], "claimed": f"{queue}:claimed"}
+    keys = queue_keys(queue)
+    assert names == {"pending": keys.pending, "retry": env["RETRY_QUEUE_NAME"], "claimed": keys.claimed}
+
+
+def test_a_second_queue_is_counted_by_its_own_keys() -> None:
+    found = triggers(render(COMBINATIONS / "keda-several-queues"))
+    keys = queue_keys(found["pending-second"]["metadata"]["listName"])
+    assert found["claimed-second"]["metadata"]["listName"] == keys.claimed
 
 
 def test_in_a_cluster_the_claimed_key_carries_the_hash_tag() -> None:
     objects = render(COMBINATIONS / "keda-redis-cluster")
     queue = environment(container(objects), objects)["REQUEST_QUEUE_NAME"]
     found = triggers(objects)
-    assert found["claimed"]["metadata"]["listName"] == f"{{{queue}}}:claimed"
+    assert found["claimed"]["metadata"]["listName"] == queue_keys(queue, cluster=True).claimed
     assert {t["type"] for t in found.values()} == {"redis-cluster"}
     assert all("," in t["metadata"]["addresses"] and "address" not in t["metadata"] for t in found.values())
 
