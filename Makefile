@@ -1,0 +1,117 @@
+# Everything that is done with this tree; `make` alone lists it. Needs make and Python 3.11 or newer with venv.
+#
+# The environment is made once, from the lock files alone and with every hash checked; it is made again when
+# a lock file or pyproject.toml changes. ARGS goes to the program behind a target: make test ARGS="-k lease"
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+# Test processes: two servers of each kind at most, which two cores carry.
+TEST_PROCESSES ?= 2
+IMAGE ?= dev.local/async-processor:$(shell git describe --always --dirty 2>/dev/null || echo dev)
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --require-hashes --only-binary :all:
+# kubectl and valkey-server may come from packages: their commands are beside python.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev test lint fmt types imports bench bench-slack chaos chaos-release manifests lock \
+	audit sbom image clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- environment
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'no virtual environment without the package python3-venv'; exit 1; }
+
+# What the product and its demo need. setuptools is for the package itself, which is installed as a link.
+$(VENV)/.runtime: requirements.txt requirements-build.txt pyproject.toml | $(BIN)/python
+	@echo 'Installing into $(VENV) ...'
+	@$(INSTALL) -r requirements-build.txt -r requirements.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	@echo 'Installing the tools of development ...'
+	@$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+setup: $(VENV)/.dev ## make the virtual environment with everything in it
+
+# --- see it run
+
+demo: $(VENV)/.runtime ## requests through a real queue, handler and failing gateway: one run with a closing table
+	@$(BIN)/async-processor demo $(ARGS)
+
+dev: $(VENV)/.runtime ## the same stack, kept up to play with
+	@$(BIN)/async-processor dev $(ARGS)
+
+# --- checks
+
+test: $(VENV)/.dev ## all tests but the long ones; what needs a server that is not found is skipped and named
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup -m 'not chaos and not bench' $(ARGS)
+
+lint: $(VENV)/.dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+fmt: $(VENV)/.dev ## repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev ## who may import whom: import-linter
+	$(BIN)/lint-imports
+
+manifests: $(VENV)/.dev ## build every combination of manifests and check it
+	$(BIN)/python -m pytest -q tests/manifests $(ARGS)
+
+# --- measurements and long runs
+
+bench: $(VENV)/.dev ## throughput, CPU, memory and latency, beside a bare forwarder
+	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-slack: $(VENV)/.dev ## what the gates give real-time traffic and queued requests
+	$(BIN)/python -m tests.bench.slack $(ARGS)
+
+chaos: $(VENV)/.dev ## 1,000 kills over 150,000 requests
+	$(BIN)/python -m tests.chaos --size full $(ARGS)
+
+chaos-release: $(VENV)/.dev ## 5,000 kills over 1,000,000 requests
+	$(BIN)/python -m tests.chaos --size release $(ARGS)
+
+# --- supply chain
+
+LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command 'make lock' pyproject.toml
+
+# Keeps what is pinned; ARGS=--upgrade takes the newest, ARGS="--upgrade-package NAME" one of them.
+lock: $(VENV)/.dev ## compile the lock files from pyproject.toml
+	$(LOCK) $(ARGS) --constraint requirements-build.txt --extra demo --extra otel --output-file requirements.txt
+	$(LOCK) $(ARGS) --constraint requirements-build.txt --constraint requirements.txt --extra dev \
+		--output-file requirements-dev.txt
+
+audit: $(VENV)/.dev ## known vulnerabilities of what is locked
+	$(BIN)/pip-audit --require-hashes --disable-pip --progress-spinner off $(ARGS) \
+		-r requirements.txt -r requirements-build.txt
+
+sbom: $(VENV)/.dev ## bill of materials of what is locked (CycloneDX), into dist/sbom.json
+	@mkdir -p dist
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
+		-o dist/sbom.json $(ARGS) requirements.txt
+
+image: ## the container image; PYTHON_DIGEST=sha256:... names the base (see Dockerfile)
+	@test -n '$(PYTHON_DIGEST)' || { echo 'PYTHON_DIGEST is not set: the head of the Dockerfile tells how to get it'; exit 1; }
+	docker build --tag '$(IMAGE)' --build-arg PYTHON_DIGEST='$(PYTHON_DIGEST)' \
+		--build-arg SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct)" $(ARGS) .
+
+clean: ## remove the environment and everything that was generated
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

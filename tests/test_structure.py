@@ -1,0 +1,145 @@
+"""The rules of the house that no other tool checks: sizes, names, docstrings, sleeps, reasons."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LONGEST_FILE = 400
+LONGEST_FUNCTION = 50
+WORDLESS = {
+    "utils",
+    "util",
+    "helpers",
+    "helper",
+    "common",
+    "base",
+    "misc",
+    "manager",
+    "processor",
+    "data",
+    "info",
+}
+# The only place that sleeps, so that every wait has a limit and a name.
+MAY_SLEEP = {Path("tests/waiting.py")}
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Files under version control, relative to the root; in an unpacked archive, all there are."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--", *patterns], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    names = [name for name in listed.stdout.split("\0") if name]
+    if not names:
+        names = [str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(f"**/{pattern}")]
+    return [Path(name) for name in names if (ROOT / name).exists() and ".venv" not in Path(name).parts]
+
+
+SOURCES = tracked("handlers/*.py", "tests/*.py")
+
+
+def text_of(path: Path) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(text_of(path), filename=str(path))
+
+
+def test_there_is_something_to_check() -> None:
+    assert {path.parts[0] for path in SOURCES} == {"handlers", "tests"}
+
+
+def test_no_file_is_too_long_to_read() -> None:
+    files = [*SOURCES, *tracked("handlers/*.lua", "handlers/*.html", "handlers/*.css", "handlers/*.js")]
+    lengths = {str(path): (ROOT / path).read_bytes().count(b"\n") for path in files}
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+def test_every_module_says_what_it_is() -> None:
+    assert [str(path) for path in SOURCES if not ast.get_docstring(tree_of(path))] == []
+
+
+def test_no_module_is_a_drawer() -> None:
+    names = {path: {part.removesuffix(".py") for part in path.parts} for path in SOURCES}
+    assert {str(path): words & WORDLESS for path, words in names.items() if words & WORDLESS} == {}
+
+
+def test_no_room_hides_a_module_of_the_standard_library() -> None:
+    """`functions-framework --source handlers/main.py` appends that folder to the path."""
+    tops = {path.parts[1].removesuffix(".py") for path in SOURCES if path.parts[0] == "handlers"}
+    assert tops & sys.stdlib_module_names == set()
+
+
+def test_functions_fit_on_a_screen() -> None:
+    too_long = [
+        f"{path}:{node.lineno} {node.name}"
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or node.lineno) - node.lineno >= LONGEST_FUNCTION
+    ]
+    assert too_long == []
+
+
+def test_no_test_sleeps() -> None:
+    tests = [path for path in SOURCES if path.parts[0] == "tests" and path not in MAY_SLEEP]
+    found = [f"{path}:{line}" for path in tests for line in sleeps(tree_of(path))]
+    assert found == [], "wait for the event: tests/waiting.py"
+
+
+def sleeps(tree: ast.AST) -> Iterator[int]:
+    """Lines that call a sleep, however imported; `asyncio.sleep(0)` only lets others run."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        yields = [ast.unparse(argument) for argument in node.args[:1]] == ["0"]
+        if name == "sleep" and not yields:
+            yield node.lineno
+
+
+@pytest.mark.parametrize(
+    ("source", "is_found"),
+    [
+        ("import time; time.sleep(1)", True),
+        ("from time import sleep; sleep(n)", True),
+        ("await asyncio.sleep(0.01)", True),
+        ("await asyncio.sleep(delay=1)", True),
+        ("await asyncio.sleep(0)", False),
+        ("wait_until(ready, 5, 'the server')", False),
+    ],
+)
+def test_a_sleep_is_found_in_every_form(source: str, is_found: bool) -> None:
+    assert bool(list(sleeps(ast.parse(source)))) is is_found
+
+
+def test_every_exception_to_a_tool_has_its_reason() -> None:
+    without = re.compile(r"#\s*(?:noqa|type:\s*ignore)(?:\[[^\]]*\]|:[ A-Z0-9,]+)?[ \t]*$", re.M)
+    assert [str(path) for path in SOURCES if without.search(text_of(path))] == [], "say why, on the line"
+
+
+def test_nothing_is_left_for_later() -> None:
+    later = re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X])\b")  # split, so as not to find itself
+    assert [str(path) for path in SOURCES if later.search(text_of(path))] == []
+
+
+def test_users_get_our_types() -> None:
+    assert (ROOT / "handlers/py.typed").exists()
+
+
+def test_lock_files_tell_no_address() -> None:
+    """Whoever installs says where from; each pin has its hashes."""
+    for path in tracked("requirements*.txt"):
+        text = (ROOT / path).read_text()
+        assert not re.search(r"://|--(index|extra-index|find-links|trusted-host)|file:", text), path
+        pins = re.findall(r"^[A-Za-z0-9][^\n]*(?:\n    [^\n#]+)*", text, re.M)
+        assert pins, path
+        assert all("==" in pin and "--hash=sha256:" in pin for pin in pins), path

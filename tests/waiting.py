@@ -1,0 +1,78 @@
+"""Waiting in tests: for something to become true, or, where time itself is the cause, for time to pass.
+
+The only module below tests/ that sleeps; `tests/test_structure.py` holds the others to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_FIRST_PAUSE_SECONDS = 0.002
+_LONGEST_PAUSE_SECONDS = 0.05
+
+
+class NotInTime(AssertionError):
+    """What was waited for did not happen; the text says what, how long, and the last value seen."""
+
+    def __init__(self, what: str, timeout_seconds: float, last: object) -> None:
+        super().__init__(f"waited {timeout_seconds:g} s for {what}; last seen: {last!r}")
+
+
+def wait_until(predicate: Callable[[], T], timeout_seconds: float, what: str) -> T:
+    """Ask `predicate` until it returns something true, and return that. For tests without an event loop.
+
+    Raises `NotInTime` naming `what`. What the predicate raises goes through: let it return a false value
+    for "not yet".
+    """
+    end = time.monotonic() + timeout_seconds
+    pause_seconds = _FIRST_PAUSE_SECONDS
+    while not (seen := predicate()):
+        if time.monotonic() >= end:
+            raise NotInTime(what, timeout_seconds, seen)
+        time.sleep(pause_seconds)
+        pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
+    return seen
+
+
+async def wait_until_async(predicate: Callable[[], T | Awaitable[T]], timeout_seconds: float, what: str) -> T:
+    """The same on an event loop; `predicate` may be a coroutine function, and is cut off at the timeout."""
+    end = time.monotonic() + timeout_seconds
+    pause_seconds = _FIRST_PAUSE_SECONDS
+    seen: T | None = None
+    try:
+        while not (seen := await _ask(predicate, end)):
+            if time.monotonic() >= end:
+                raise NotInTime(what, timeout_seconds, seen)
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
+    except TimeoutError:
+        if time.monotonic() < end:
+            raise  # the predicate's own
+        raise NotInTime(what, timeout_seconds, seen) from None
+    return seen
+
+
+async def _ask(predicate: Callable[[], T | Awaitable[T]], end: float) -> T:
+    answer = predicate()
+    if not inspect.isawaitable(answer):
+        return answer
+    async with asyncio.timeout(max(_LONGEST_PAUSE_SECONDS, end - time.monotonic())):
+        return await answer
+
+
+def elapse(seconds: float, why: str) -> None:
+    """Let time pass where it is the cause under test (a lease that ends); `why` is for the reader."""
+    assert why, "say what ends, starts or expires meanwhile"
+    time.sleep(seconds)
+
+
+async def elapse_async(seconds: float, why: str) -> None:
+    """The same on an event loop."""
+    assert why, "say what ends, starts or expires meanwhile"
+    await asyncio.sleep(seconds)
