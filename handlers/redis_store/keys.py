@@ -1,0 +1,52 @@
+"""Every key of the request side: its type, what is in it, who deletes it. (`submission_keys`: the client's.)
+
+<queue>                   zset    pending; member = bare body or envelope, score = deadline (+ sequence)
+<retry set>               zset    envelopes waiting for a retry; score = due time, Unix seconds
+<result list>             list    results, newest first; consumers take from the right
+<queue>:claimed           hash    claim key -> original member; deleted with the claim
+<queue>:claim-owners      hash    claim key -> owner token; deleted with the claim
+<queue>:claims-idx        zset    claim key, score = lease end, Unix seconds; deleted with the claim
+<queue>:deaths            hash    ours: claim key -> owners that died on it; deleted with the final result,
+                                  the whole hash expires a week after the last death
+<queue>:dead              hash    ours: dead letter id -> record (JSON); deleted by `dead requeue | drop`
+request-active:<id>       string  token of the live submission; deleted with the final result
+request-cancel:<id>       string  token of a cancelled submission; deleted with the final result
+request-payload:<id>:<t>  string  a payload stored apart; deleted with the final result
+
+Claim key = id, or id NUL token. Where such a claim is live already (one id queued twice without a
+token), NUL and the owner token are appended, so that no crash can lose one of the two. A member whose id
+cannot be read is known by the SHA-1 of its bytes. The owner token ends in the score that the member
+returns to (`…:s=<score>`): the reference, which only compares tokens, does not mind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PAYLOAD_PREFIX = "request-payload:"
+"""What a payload's key must begin with: a `payload_ref` can reach no other key."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """The keys of one queue."""
+
+    pending: str
+    claimed: str
+    owners: str
+    index: str
+    deaths: str
+    dead: str
+
+
+def queue_keys(queue: str, *, cluster: bool = False) -> QueueKeys:
+    """The keys of `queue`; in Redis Cluster they share the queue's own slot through its name as hash tag."""
+    tagged = f"{{{queue}}}" if cluster else queue
+    return QueueKeys(
+        pending=queue,
+        claimed=f"{tagged}:claimed",
+        owners=f"{tagged}:claim-owners",
+        index=f"{tagged}:claims-idx",
+        deaths=f"{tagged}:deaths",
+        dead=f"{tagged}:dead",
+    )

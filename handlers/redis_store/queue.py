@@ -1,0 +1,217 @@
+"""One queue: claim, renew, ack, nack, release, reclaim. Each is one script call for a whole batch.
+
+The scripts' own headers (`lua/*.lua`) say what happens in one step and what stays true if sent twice.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from handlers.redis_store.connection import Store, flat
+from handlers.redis_store.keys import PAYLOAD_PREFIX, QueueKeys, queue_keys
+from handlers.redis_store.lua_script import lua_script
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request that is ours until its lease ends; `member` is what was queued, byte for byte.
+
+    `deaths` counts earlier owners that died while they held it.
+    """
+
+    queue: str
+    member: bytes
+    score: float
+    claim_key: bytes
+    owner_token: bytes
+    deaths: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """A final result. An empty `result` records none (then there is a `dead` record)."""
+
+    claim: Claim
+    result: bytes
+    result_queue_name: str
+    result_ttl_seconds: int | None
+    request_id: str
+    request_token: str
+    payload_ref: str = ""
+    dead: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """Back after a delay, as `retry_member`."""
+
+    claim: Claim
+    retry_member: bytes
+    delay_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """What a scan found: `returned` went back to pending; `dead` died too often and are ours now."""
+
+    returned: int
+    dead: list[Claim]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueOptions:
+    """How long a claim lasts unrenewed, and where retries wait; `cluster` tags the claim keys by queue."""
+
+    retry_queue_name: str
+    default_result_queue_name: str
+    lease_seconds: float = 15.0
+    cluster: bool = False
+    wait_replicas: int = 0
+    wait_timeout_ms: int = 1_000
+
+
+class RedisQueue:
+    """The queue `name`. Every method raises one of `STORE_FAILURES` while Redis does not answer."""
+
+    def __init__(self, redis: Store, name: str, options: QueueOptions) -> None:
+        self.name = name
+        self._redis = redis
+        self._options = options
+        self._keys: QueueKeys = queue_keys(name, cluster=options.cluster)
+        self._claim = lua_script(redis, "claim")
+        self._renew = lua_script(redis, "renew")
+        self._ack = lua_script(redis, "ack")
+        self._nack = lua_script(redis, "nack")
+        self._release = lua_script(redis, "release")
+        self._reclaim = lua_script(redis, "reclaim")
+        self.clock_offset_seconds = 0.0
+
+    def now(self) -> float:
+        """The server's Unix seconds, as far as the last claim or scan told."""
+        return time.time() + self.clock_offset_seconds
+
+    async def claim(self, count: int, *, only_expired: bool = False) -> list[Claim]:
+        """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed."""
+        keys = self._keys
+        answer = await self._claim(
+            keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
+            args=[count, self._options.lease_seconds, secrets.token_hex(16), int(only_expired)],
+        )
+        self._set_clock(answer[0])
+        return self._claims(answer[1:])
+
+    async def renew(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Move the leases' end; returns the claims that are no longer ours."""
+        keys = self._keys
+        pairs = [(claim.claim_key, claim.owner_token) for claim in claims]
+        effects = await self._renew(
+            keys=[keys.owners, keys.index], args=[self._options.lease_seconds, *flat(pairs)]
+        )
+        return [claim for claim, effect in zip(claims, effects, strict=True) if not effect]
+
+    async def ack(self, acks: Sequence[Ack]) -> list[bool]:
+        """Record final results; False where the lease was lost, and nothing changed."""
+        effects = await self._acked(acks)
+        refused = [ack for ack, effect in zip(acks, effects, strict=True) if effect < 0]
+        if refused:
+            # The request named a list that is something else: its result must not be lost for that.
+            default = self._options.default_result_queue_name
+            again = iter(await self._acked(refused, default))
+            effects = [next(again) if effect < 0 else effect for effect in effects]
+        await self._replicated()
+        return [effect == 1 for effect in effects]
+
+    async def _acked(self, acks: Sequence[Ack], list_name: str = "") -> list[int]:
+        keys = self._keys
+        rows = [_ack_row(ack) for ack in acks]
+        names = [_ack_keys(ack, list_name) for ack in acks]
+        effects: list[int] = await self._ack(
+            keys=[keys.claimed, keys.owners, keys.index, keys.deaths, keys.dead, *flat(names)],
+            args=flat(rows),
+        )
+        return effects
+
+    async def nack(self, nacks: Sequence[Nack]) -> list[bool]:
+        """Put requests into the retry set; False where the lease was lost, and nothing changed."""
+        keys = self._keys
+        rows = [
+            (nack.claim.claim_key, nack.claim.owner_token, nack.retry_member, nack.delay_seconds)
+            for nack in nacks
+        ]
+        effects = await self._nack(
+            keys=[keys.claimed, keys.owners, keys.index, self._options.retry_queue_name], args=flat(rows)
+        )
+        await self._replicated()
+        return [effect == 1 for effect in effects]
+
+    async def release(self, claims: Sequence[Claim]) -> list[bool]:
+        """Back to pending as they were; False where the lease was lost, and nothing changed."""
+        keys = self._keys
+        rows = [(claim.claim_key, claim.owner_token, repr(claim.score)) for claim in claims]
+        effects = await self._release(
+            keys=[keys.pending, keys.claimed, keys.owners, keys.index], args=flat(rows)
+        )
+        return [effect == 1 for effect in effects]
+
+    async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
+        """Take from dead owners: back to pending, or to us where `max_deaths` owners died on it."""
+        keys = self._keys
+        answer = await self._reclaim(
+            keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
+            args=[limit, max_deaths, self._options.lease_seconds, secrets.token_hex(16)],
+        )
+        self._set_clock(answer[0])
+        return Reclaimed(returned=int(answer[1]), dead=self._claims(answer[2:]))
+
+    def _claims(self, rows: Sequence[Any]) -> list[Claim]:
+        return [
+            Claim(
+                queue=self.name,
+                claim_key=rows[at],
+                owner_token=rows[at + 1],
+                member=rows[at + 2],
+                score=float(rows[at + 3]),
+                deaths=int(rows[at + 4]),
+            )
+            for at in range(0, len(rows), 5)
+        ]
+
+    def _set_clock(self, server_seconds: bytes) -> None:
+        self.clock_offset_seconds = float(server_seconds) - time.time()
+
+    async def _replicated(self) -> None:
+        """Where asked for, wait until replicas have it too; they may lose what only the master had."""
+        if self._options.wait_replicas:
+            await self._redis.wait(self._options.wait_replicas, self._options.wait_timeout_ms)
+
+
+def _ack_row(ack: Ack) -> tuple[Any, ...]:
+    return (
+        ack.claim.claim_key,
+        ack.claim.owner_token,
+        ack.result,
+        "" if not ack.result_ttl_seconds else ack.result_ttl_seconds,
+        ack.dead or "",
+        ack.request_token,
+        int(_has_payload_key(ack)),
+    )
+
+
+def _ack_keys(ack: Ack, list_name: str) -> tuple[str, str, str, str]:
+    name = list_name or ack.result_queue_name
+    payload = ack.payload_ref if _has_payload_key(ack) else name
+    return (name, f"request-active:{ack.request_id}", f"request-cancel:{ack.request_id}", payload)
+
+
+def _has_payload_key(ack: Ack) -> bool:
+    return ack.payload_ref.startswith(PAYLOAD_PREFIX)
+
+
+async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit: int) -> int:
+    """Move retries that are due back to their queues' pending sets; returns how many."""
+    script = lua_script(redis, "promote")
+    return int(await script(keys=[retry_queue_name], args=[limit, default_queue]))
