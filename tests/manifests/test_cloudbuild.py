@@ -128,7 +128,15 @@ def test_the_render_step_puts_the_pushed_digest_everywhere(
     assert {pod.spec["containers"][0]["image"] for pod in found} == {image}
 
 
-def test_lint_and_test_run_what_developers_run(build: dict[str, Any]) -> None:
-    for command in ("ruff check .", "ruff format --check .", "mypy", "lint-imports"):
-        assert command in step(build, "lint")["args"][-1]
-    assert "python -m pytest" in step(build, "test")["args"][-1]
+def test_lint_and_test_run_what_the_makefile_runs(build: dict[str, Any]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target, step_id in [("lint", "lint"), ("types", "lint"), ("imports", "lint"), ("test", "test")]:
+        (recipe,) = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, re.M)
+        for command in re.findall(r"\$\(BIN\)/(.+?)(?: -n .*)?$", recipe, re.M):
+            assert command.strip() in step(build, step_id)["args"][-1], command
+
+
+def test_what_is_installed_for_the_checks_comes_from_the_lock_files(build: dict[str, Any]) -> None:
+    for line in step(build, "lint")["args"][-1].splitlines():
+        if line.startswith("pip install"):
+            assert "--require-hashes" in line or "--no-deps" in line, line

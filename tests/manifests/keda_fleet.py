@@ -1,0 +1,118 @@
+"""The pods of a rehearsal: real poller processes, started and stopped as an autoscaler says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.manifests.keda_rehearsal import Autoscaler, Redis
+
+COMMAND = [sys.executable, "-c", "from handlers.cli import main; main()", "poll"]
+STOP_SECONDS = 20.0
+
+
+@dataclass
+class Fleet:
+    """Pollers by their processes; those that were told to stop may still be finishing."""
+
+    environment: Mapping[str, str]
+    logs: Path
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    stopping: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    started: int = 0
+
+    def scale(self, replicas: int) -> None:
+        """Start what is missing; send SIGTERM to what is too many (the newest, as good as any)."""
+        while len(self.running) < replicas:
+            self.started += 1
+            with (self.logs / f"poller-{self.started}.log").open("wb") as log:
+                self.running.append(
+                    subprocess.Popen(
+                        COMMAND, env=dict(self.environment), stdout=log, stderr=subprocess.STDOUT
+                    )
+                )
+        while len(self.running) > replicas:
+            leaver = self.running.pop()
+            leaver.send_signal(signal.SIGTERM)
+            self.stopping.append(leaver)
+
+    def kill(self) -> None:
+        """All at once and without a word, as a node that goes down."""
+        for process in self.running:
+            process.kill()
+            process.wait(timeout=STOP_SECONDS)
+        self.running.clear()
+
+    def close(self) -> list[int]:
+        """End everything; returns the exit codes of those that were asked to stop."""
+        self.scale(0)
+        codes = []
+        for process in self.stopping:
+            try:
+                codes.append(process.wait(timeout=STOP_SECONDS))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                codes.append(process.wait())
+        self.stopping.clear()
+        return codes
+
+    def read_logs(self) -> str:
+        """What the pollers said, for a failure's message."""
+        return "\n".join(
+            f"--- {p.name}\n{p.read_text()[-2000:]}" for p in sorted(self.logs.glob("poller-*.log"))
+        )
+
+
+@contextmanager
+def fleet_of(environment: Mapping[str, str], logs: Path) -> Iterator[Fleet]:
+    """A fleet that leaves no process behind."""
+    fleet = Fleet(environment, logs)
+    try:
+        yield fleet
+    finally:
+        fleet.kill()
+        fleet.close()
+
+
+def rehearse(
+    scaler: Autoscaler,
+    fleet: Fleet,
+    redis: Redis,
+    *,
+    until: Callable[[list[int]], bool],
+    speed: float,
+    limit_seconds: float,
+) -> list[int]:
+    """Decide and scale every polling interval, `speed` times as fast as KEDA would.
+
+    Returns the number of replicas after each decision, once `until` agrees with it. Fails, with the
+    pollers' logs, after `limit_seconds`.
+    """
+    history: list[int] = []
+    started_at = time.monotonic()
+    pause = threading.Event()
+    while True:
+        elapsed = time.monotonic() - started_at
+        values = {trigger.name: trigger.measure(redis) for trigger in scaler.scaling.triggers}
+        replicas = scaler.decide(values, elapsed * speed)
+        fleet.scale(replicas)
+        history.append(replicas)
+        if until(history):
+            return history
+        assert elapsed < limit_seconds, f"{values}, replicas {history}\n{fleet.read_logs()}"
+        pause.wait(scaler.scaling.polling_seconds / speed)
+
+
+def inherited() -> dict[str, str]:
+    """What a process of the rehearsal keeps of this one's environment: where programs and packages are."""
+    kept = ("PATH", "HOME", "VIRTUAL_ENV", "LANG")
+    root = str(Path(__file__).resolve().parents[2])
+    return {name: os.environ[name] for name in kept if name in os.environ} | {"PYTHONPATH": root}

