@@ -16,6 +16,7 @@ from tests.manifests.rendering import (
     Manifest,
     environment,
     knative_services,
+    kustomizations,
     of_kind,
     pods,
     read_settings,
@@ -126,8 +127,15 @@ def test_the_poller_calls_the_dispatch_door(keda: list[Manifest], knative: list[
         if s["metadata"]["labels"].get("networking.knative.dev/visibility") == "cluster-local"
     }
     assert url in {f"http://{door}.$(POD_NAMESPACE).svc.cluster.local" for door in doors}
-    names = [entry["name"] for entry in container(keda)["env"]]
-    assert names.index("POD_NAMESPACE") < names.index("HANDLER_URL"), "Kubernetes expands earlier names only"
+
+
+def test_the_namespace_stands_before_the_url_that_uses_it() -> None:
+    """Kubernetes expands names that were set earlier only; components must not change the order."""
+    for folder in kustomizations():
+        for pod in pods(render(folder)):
+            names = [entry["name"] for entry in pod.spec["containers"][0].get("env", [])]
+            if "HANDLER_URL" in names:
+                assert names.index("POD_NAMESPACE") < names.index("HANDLER_URL"), folder
 
 
 def test_without_knative_the_poller_has_no_handler_url() -> None:
@@ -186,6 +194,7 @@ def test_cloud_run_gets_one_object_without_what_it_refuses() -> None:
     known = ("autoscaling.knative.dev/minScale", "autoscaling.knative.dev/maxScale", "run.googleapis.com/")
     assert all(name.startswith(known) for name in template["metadata"]["annotations"])
     assert "from-settings" not in str(service)
+    assert not any("/" in label for label in service["metadata"]["labels"])
     assert service["metadata"]["annotations"]["run.googleapis.com/custom-audiences"] == (
         f'["{settings["PUSH_AUDIENCE"]}"]'
     )

@@ -67,12 +67,12 @@ def test_manifests_pass_the_schemas_of_kubernetes_knative_and_keda() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("folder", ["knative", "keda", "knative/base/dispatch", "knative/base/push"])
-def test_what_is_applied_from_a_clone_needs_nothing_from_outside(folder: str) -> None:
+def test_what_is_applied_from_a_clone_needs_nothing_from_outside() -> None:
     if not VALIDATOR.exists():
         pytest.skip(f"no schema checker at {VALIDATOR}")
+    folders = [str(ROOT / f) for f in ("knative", "keda", "knative/base/dispatch", "knative/base/push")]
     done = subprocess.run(
-        [sys.executable, str(VALIDATOR), str(ROOT / folder)], capture_output=True, text=True, check=False
+        [sys.executable, str(VALIDATOR), *folders], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
