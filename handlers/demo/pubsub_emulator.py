@@ -1,0 +1,162 @@
+"""Find and run Google's Pub/Sub emulator: for the demo, and for the tests.
+
+It is a Java program of the Cloud SDK. It keeps nothing across a restart and takes no token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from handlers.contract.errors import AsyncProcessorError
+
+_PLACES: Final = (
+    "/usr/lib/google-cloud-sdk",
+    "/usr/local/google-cloud-sdk",
+    "/usr/share/google-cloud-sdk",
+    "/opt/google-cloud-sdk",
+    "/opt/homebrew/share/google-cloud-sdk",
+    "/snap/google-cloud-cli/current",
+)
+_HOW_TO_GET: Final = (
+    "install it with `gcloud components install pubsub-emulator` or "
+    "`apt-get install google-cloud-cli-pubsub-emulator`, or name its jar"
+)
+_LOG_LINES: Final = 30
+
+
+class EmulatorFailed(AsyncProcessorError):
+    """The emulator did not start; the message ends with its own last words."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmulatorCommand:
+    """How to start it; `--host` and `--port` are to be appended."""
+
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NoEmulator:
+    """Why it cannot be started here, and how to get it."""
+
+    reason: str
+
+
+def find_emulator(jar: str = "", *, search_path: str | None = None) -> EmulatorCommand | NoEmulator:
+    """The emulator at `jar`, else on the search path (None: the process's own), else in a Cloud SDK.
+
+    The Cloud SDK is found as the folder around `gcloud`, or at its usual places. Nothing is executed.
+    """
+    java = shutil.which("java", path=search_path)
+    if java is None:
+        return NoEmulator("the Pub/Sub emulator needs `java`, which is not on PATH")
+    if jar:
+        if not Path(jar).is_file():
+            return NoEmulator(f"the Pub/Sub emulator's jar: no file at {jar}")
+        return _with_java(java, Path(jar))
+    if launcher := shutil.which("cloud-pubsub-emulator", path=search_path):
+        return EmulatorCommand((launcher,))
+    places = _sdk_folders(search_path)
+    for folder in places:
+        jars = sorted((folder / "platform" / "pubsub-emulator" / "lib").glob("cloud-pubsub-emulator*.jar"))
+        if jars:
+            return _with_java(java, jars[-1])
+    looked = ", ".join(str(folder) for folder in places if folder.is_dir())
+    where = f"in no Cloud SDK ({looked})" if looked else "and there is no Cloud SDK at its usual places"
+    return NoEmulator(f"the Pub/Sub emulator is not on PATH {where}; {_HOW_TO_GET}")
+
+
+def _sdk_folders(search_path: str | None) -> list[Path]:
+    gcloud = shutil.which("gcloud", path=search_path)
+    around = [Path(gcloud).resolve().parent.parent] if gcloud else []
+    return list(dict.fromkeys([*around, *map(Path, _PLACES), Path.home() / "google-cloud-sdk"]))
+
+
+def _with_java(java: str, jar: Path) -> EmulatorCommand:
+    # Serial collector and first-tier compiler: it starts in 1 s and stays at one core beside the demo.
+    return EmulatorCommand(
+        (java, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m", "-jar", str(jar))
+    )
+
+
+class PubSubEmulator:
+    """A running emulator, on a free port of the loopback interface. A context manager: leaving stops it."""
+
+    def __init__(self, found: EmulatorCommand, *, timeout_seconds: float = 30.0) -> None:
+        """Start it and wait until it answers. Raises `EmulatorFailed`."""
+        self.port = _free_port()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
+        self.process = subprocess.Popen(  # noqa: S603 - a command that `find_emulator` made
+            [*found.command, "--host=127.0.0.1", f"--port={self.port}"],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # the terminal's Ctrl-C is for the one who holds this, not for Java
+        )
+        try:
+            self._wait_until_ready(timeout_seconds)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def host(self) -> str:
+        """`host:port`, as PUBSUB_EMULATOR_HOST takes it."""
+        return f"127.0.0.1:{self.port}"
+
+    def log_tail(self) -> str:
+        """The last lines it wrote."""
+        self._log.seek(0)
+        return "\n".join(self._log.read().decode("utf-8", "replace").splitlines()[-_LOG_LINES:])
+
+    def stop(self, timeout_seconds: float = 5.0) -> None:
+        """End it, kindly first; nothing if it has ended."""
+        self.process.terminate()
+        try:
+            self.process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
+    def _wait_until_ready(self, timeout_seconds: float) -> None:
+        end = time.monotonic() + timeout_seconds
+        while not self._answers():
+            if self.process.poll() is not None:
+                code = self.process.returncode
+                raise EmulatorFailed(f"the Pub/Sub emulator ended with code {code}:\n{self.log_tail()}")
+            if time.monotonic() > end:
+                raise EmulatorFailed(
+                    f"the Pub/Sub emulator did not answer in {timeout_seconds:g} s:\n{self.log_tail()}"
+                )
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=1.0)) as client:
+            try:
+                client.request("GET", "/")
+                return client.getresponse().status == 200
+            except (OSError, http.client.HTTPException):
+                return False
+
+
+def _free_port() -> int:
+    """A port that was free a moment ago: the emulator cannot choose one itself and say which."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

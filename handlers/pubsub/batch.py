@@ -1,0 +1,125 @@
+"""Collect the publishes to one topic into batches: by time, number, bytes, and calls under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+
+from handlers.pubsub.errors import NO_ANSWER, PublishFailed, PubSubFailed
+
+
+class Waiting:
+    """One publish and the future its caller awaits; `size` in bytes."""
+
+    __slots__ = ("attributes", "confirmed", "data", "last_failure", "size")
+
+    def __init__(self, data: bytes, attributes: Mapping[str, str], *, size: int) -> None:
+        self.data = data
+        self.attributes = attributes
+        self.size = size
+        self.confirmed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.last_failure: PubSubFailed | None = None
+
+    def confirm(self, message_id: str) -> None:
+        """Wake the caller with the broker's id; nothing if it has gone."""
+        if not self.confirmed.done():
+            self.confirmed.set_result(message_id)
+
+    def fail(self, error: Exception) -> None:
+        """Wake the caller with `error`; nothing if it has gone."""
+        if not self.confirmed.done():
+            self.confirmed.set_exception(error)
+
+
+class TopicBatches:
+    """The publishes to one topic. `deliver` settles every publish of a batch, or drops those given up."""
+
+    def __init__(
+        self,
+        deliver: Callable[[list[Waiting]], Awaitable[None]],
+        *,
+        linger_seconds: float,
+        max_batch: int,
+        max_batch_bytes: int,
+        max_calls: int,
+        on_idle: Callable[[], object],
+    ) -> None:
+        self._deliver = deliver
+        self._linger_seconds = linger_seconds
+        self._max_batch = max_batch
+        self._max_batch_bytes = max_batch_bytes
+        self._max_calls = max_calls
+        self._on_idle = on_idle
+        self._waiting: deque[Waiting] = deque()
+        self._waiting_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._calls: dict[asyncio.Task[None], list[Waiting]] = {}
+
+    def add(self, waiting: Waiting) -> None:
+        """Take one; it is sent with the batch that fills up, or whose time is over, first."""
+        self._waiting.append(waiting)
+        self._waiting_bytes += waiting.size
+        if len(self._waiting) >= self._max_batch or self._waiting_bytes >= self._max_batch_bytes:
+            self._send()
+        elif self._timer is None and len(self._calls) < self._max_calls:
+            self._timer = asyncio.get_running_loop().call_later(self._linger_seconds, self._send)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Send what waits and wait for all calls, at most `grace_seconds`; then give the rest up."""
+        self._send()
+        try:
+            async with asyncio.timeout(grace_seconds):
+                while self._calls:
+                    await asyncio.wait(self._calls)
+        except TimeoutError:
+            given_up = [waiting for batch in self._calls.values() for waiting in batch]
+            calls = list(self._calls)
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            for waiting in (*given_up, *self._waiting):
+                reason = "not confirmed before the publisher was closed"
+                waiting.fail(PublishFailed("publisher", status=NO_ANSWER, reason=reason))
+            self._waiting.clear()
+
+    def _send(self) -> None:
+        """Start calls for what waits, as many as may run; the rest goes when one of them has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting and len(self._calls) < self._max_calls:
+            batch = self._take()
+            if batch:
+                call = asyncio.ensure_future(self._deliver(batch))
+                self._calls[call] = batch
+                call.add_done_callback(self._ended)
+        self._tell_if_idle()
+
+    def _take(self) -> list[Waiting]:
+        """The next batch, without those whose callers have gone; one alone may exceed the bytes."""
+        batch: list[Waiting] = []
+        size = 0
+        while self._waiting and len(batch) < self._max_batch:
+            if batch and size + self._waiting[0].size > self._max_batch_bytes:
+                break
+            waiting = self._waiting.popleft()
+            self._waiting_bytes -= waiting.size
+            if not waiting.confirmed.done():
+                batch.append(waiting)
+                size += waiting.size
+        return batch
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        """A call has ended: what a fault of ours left unsettled fails, then the next batch goes."""
+        batch = self._calls.pop(call)
+        error = None if call.cancelled() else call.exception()
+        if error is not None:
+            for waiting in batch:
+                waiting.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+        if self._timer is None:  # else what waits still lingers
+            self._send()
+
+    def _tell_if_idle(self) -> None:
+        if not self._waiting and not self._calls:
+            self._on_idle()
