@@ -50,6 +50,45 @@ class Reading(Generic[T]):
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One number of a source; `detail` says which of several sources it came from.
+
+    None is an answer too: the source was read, and has no such number.
+    """
+
+    value: float | None
+    detail: str = ""
+
+
+class SampleSource(Protocol):
+    """What a gate of one number looks at: a feed, or something made of feeds."""
+
+    name: str
+
+    @property
+    def reading(self) -> Reading[Sample] | None:
+        """The last that was read, however old; None before."""
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why there is no reading now, empty while there is."""
+        ...
+
+    async def start(self) -> None:
+        """Start reading, and wait for the first answer."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop reading."""
+        ...
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each fetch."""
+        ...
+
+
 class Feed(Generic[T]):
     """The last reading of one source. `failure` is why there is none now, empty while there is.
 
@@ -77,11 +116,11 @@ class Feed(Generic[T]):
         self._users = 0
         self._loop: asyncio.Task[None] | None = None
         self._first = asyncio.Event()
+        self._listeners: list[Callable[[], None]] = []
 
-    @property
-    def is_available(self) -> bool:
-        """Whether the last fetch brought a reading."""
-        return not self.failure
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each fetch, good or bad."""
+        self._listeners.append(listener)
 
     async def start(self) -> None:
         """Start reading, and wait for the first answer, good or bad."""
@@ -117,6 +156,8 @@ class Feed(Generic[T]):
             self.reading = Reading(value, at)
             self.failure = ""
         self._first.set()
+        for listener in self._listeners:
+            listener()
 
     async def _run(self) -> None:
         while True:
@@ -137,12 +178,14 @@ class Feeds:
         self,
         key: tuple[str, ...],
         read: Callable[[], Awaitable[T]],
+        *,
+        name: str,
         failures: tuple[type[Exception], ...] = READ_FAILURES,
     ) -> Feed[T]:
-        """The feed under `key` (what is read, where); `read` is used by the first to ask."""
+        """The feed under `key` (what is read, where), `name` in logs; the first to ask brings `read`."""
         if key not in self._feeds:
             self._feeds[key] = Feed(
-                " ".join(key),
+                name,
                 read,
                 options=self._options,
                 failures=failures,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Protocol, TypeAlias
 
@@ -21,6 +21,9 @@ from handlers.contract.request import Request
 
 CLASSIFICATION: Final = "classification"
 """The label that says whose capacity a request uses: `reserved` or `overflow`."""
+
+
+NO_LABELS: Final[Mapping[str, str]] = {}
 
 
 class Reservation(Protocol):
@@ -56,11 +59,16 @@ class Go:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+WaitOpen: TypeAlias = Callable[[float], Awaitable[bool]]
+"""Waits until asking again makes sense: True; or until that instant (Unix seconds): False."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Not now: wait with it where it is, until `wait_open` says so or its time is over."""
+    """Not now: wait with it where it is, `await wait_open(until_at)`, then ask again or give up."""
 
     reason: str
+    wait_open: WaitOpen
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +101,7 @@ class Answer:
     dropped_reason: str = ""
     retry_after_seconds: float | None = None
     queue_duration_ms: float | None = None
+    band_headroom: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +158,11 @@ class Gate:
         """What the budget lets a pool use; the pool obeys the least of them."""
         return (Share(self.budget()),)
 
-    def room(self) -> int | None:
-        """How many more requests `admit` would let go now, as far as is known here; None is no limit."""
+    def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a budget is for all
+        """How many more requests with these labels `admit` would let go now, as far as is known here.
+
+        None is no limit of this gate's own. Claim no more than this: the rest would only be refused.
+        """
         return None if self.budget() > 0 else 0
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - a budget is for all alike
@@ -159,8 +171,8 @@ class Gate:
             return Go()
         return Refuse(CLOSED_RETRY_SECONDS, "closed")
 
-    async def wait_open(self, request: Request, until_at: float) -> bool:  # noqa: ARG002 - as above
-        """Wait until asking `admit` again makes sense: True; or until `until_at`, Unix seconds: False."""
+    async def wait_open(self, until_at: float) -> bool:
+        """Wait until there is room: True; or until `until_at`, Unix seconds: False."""
         while self.room() == 0:
             left = until_at - time.time()
             if left <= 0:

@@ -28,6 +28,16 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)")
 _SECONDS_PER: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+class Senseless(ValueError):
+    """Parameters that are well formed each and make no sense together; raised by a `__post_init__`."""
+
+    def __init__(self, name: str, *, found: str, accepted: str) -> None:
+        super().__init__(f"{name}: found {found}; accepted is {accepted}")
+        self.name = name
+        self.found = found
+        self.accepted = accepted
+
+
 @dataclass(frozen=True, slots=True)
 class Accepts(Generic[T]):
     """What a parameter may be: `described` for people, `read` raises ValueError for anything else."""
@@ -59,7 +69,12 @@ def parse_parameters(kind: type[T], gate_type: str, raw: Mapping[str, Any], sett
             raise InvalidSetting(
                 f"{setting}.{name}", found="nothing", accepted=f"{accepts.described} ({gate_type} needs it)"
             )
-    return kind(**values)
+    try:
+        return kind(**values)
+    except Senseless as error:
+        raise InvalidSetting(
+            f"{setting}.{error.name}", found=error.found, accepted=f"{error.accepted} ({gate_type})"
+        ) from None
 
 
 def _read(accepts: Accepts[T], value: Any, setting: str, gate_type: str) -> T:
@@ -81,15 +96,15 @@ def text(*, may_be_empty: bool = False) -> Accepts[str]:
     return Accepts("a text" if may_be_empty else "a text that is not empty", read)
 
 
-def url() -> Accepts[str]:
+def http_address() -> Accepts[str]:
     """An http or https address."""
 
     def read(value: Any) -> str:
-        if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/]+\S*", value.strip()):
+        if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", value.strip()):
             raise ValueError
         return value.strip()
 
-    return Accepts("an address that starts with http:// or https://", read)
+    return Accepts("an http:// or https:// address without user and password", read)
 
 
 def choice(*names: str) -> Accepts[str]:

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 from handlers.contract.errors import InvalidSetting
 from handlers.gates.constant import ConstantGate, ConstantParameters
 from handlers.gates.gate import Gate
+from handlers.gates.inner import BuildInner, InnerGate
 from handlers.gates.parameters import parse_parameters
 from handlers.gates.sources import GateSources
 
@@ -26,6 +27,16 @@ class GateKind:
 def _kind(gate: type[Gate], parameters: type[P], build: Callable[[P, GateSources], Gate]) -> GateKind:
     def from_raw(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
         return build(parse_parameters(parameters, gate.gate_type, raw, setting), sources)
+
+    return GateKind(gate, from_raw)
+
+
+def _combinator(gate: type[Gate], parameters: type[P], build: Callable[[P, BuildInner], Gate]) -> GateKind:
+    def from_raw(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
+        def build_inner(inner: InnerGate, path: str) -> Gate:
+            return build_gate(inner.gate_type, inner.gate_params, sources, f"{setting}.{path}")
+
+        return build(parse_parameters(parameters, gate.gate_type, raw, setting), build_inner)
 
     return GateKind(gate, from_raw)
 

@@ -26,7 +26,12 @@ class BudgetStore(Protocol):
 
 
 class QuotaStore(Protocol):
-    """Counts what tenants use, over all processes."""
+    """Counts what tenants use, over all processes.
+
+    `counter_seconds` is how long the counter that the reference shares lives without being touched.
+    """
+
+    failures: tuple[type[Exception], ...]
 
     async def pay_rate(
         self, key: str, member: str, *, limit: int, window_seconds: float, remember_seconds: float
@@ -41,16 +46,23 @@ class QuotaStore(Protocol):
         """Give back the unit that `member` paid; nothing happens when there is none."""
         ...
 
-    async def hold_slot(self, slot: HeldSlot, owner: str, *, limit: int, lease_seconds: float) -> bool:
+    async def hold_slot(
+        self, slot: HeldSlot, owner: str, *, limit: int, lease_seconds: float, counter_seconds: float
+    ) -> bool:
         """Take one of `limit` slots under a lease; one who has one keeps it, for `owner` now."""
         ...
 
-    async def free_slot(self, slot: HeldSlot, owner: str) -> bool:
+    async def free_slot(self, slot: HeldSlot, owner: str, *, counter_seconds: float) -> bool:
         """Give the slot back, if it is still this owner's; returns whether it was."""
         ...
 
-    async def renew_slots(self, slots: Sequence[HeldSlot], owner: str, *, lease_seconds: float) -> None:
-        """Move the leases' ends. A lost slot is counted again, unless another owner has it."""
+    async def renew_slots(
+        self, slots: Sequence[HeldSlot], owner: str, *, lease_seconds: float, counter_seconds: float
+    ) -> None:
+        """Move the leases' ends. A lost slot is counted again, unless another owner has it.
+
+        Without slots this only asks whether the store is there.
+        """
         ...
 
 
@@ -65,6 +77,8 @@ class LeasedRate(NamedTuple):
 
 class LeasedRateStore(Protocol):
     """A token bucket whose rate an outside controller leases to us."""
+
+    failures: tuple[type[Exception], ...]
 
     async def take_token(
         self, control_key: str, state_key: str, pool: str, *, burst_seconds: float

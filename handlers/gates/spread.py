@@ -1,0 +1,29 @@
+"""When the many that wait for one rate should ask again: one after the other, not all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+_LONGEST_SECONDS: Final = 60.0  # a place far down the line is a guess: units come back, clients give up
+_MOST_KEYS: Final = 10_000
+
+
+class Spread:
+    """Gives each that is turned away its own time, `interval_seconds` after the one before it."""
+
+    def __init__(self, interval_seconds: float, clock: Callable[[], float]) -> None:
+        self._interval_seconds = interval_seconds
+        self._clock = clock
+        self._last_at: dict[str, float] = {}
+
+    def delay(self, key: str, wait_seconds: float) -> float:
+        """Seconds until the next in line should ask, `wait_seconds` at the least."""
+        now = self._clock()
+        at = max(now + wait_seconds, self._last_at.get(key, 0.0) + self._interval_seconds)
+        if at - now > _LONGEST_SECONDS:
+            at = now + max(wait_seconds, _LONGEST_SECONDS / 2)
+        if len(self._last_at) >= _MOST_KEYS:
+            self._last_at = {name: last for name, last in self._last_at.items() if last > now}
+        self._last_at[key] = at
+        return at - now
