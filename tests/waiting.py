@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -40,11 +40,17 @@ def wait_until(predicate: Callable[[], T], timeout_seconds: float, what: str) ->
     return seen
 
 
-async def wait_until_async(predicate: Callable[[], T | Awaitable[T]], timeout_seconds: float, what: str) -> T:
+@overload
+async def wait_until_async(
+    predicate: Callable[[], Coroutine[Any, Any, T]], timeout_seconds: float, what: str
+) -> T: ...
+@overload
+async def wait_until_async(predicate: Callable[[], T], timeout_seconds: float, what: str) -> T: ...
+async def wait_until_async(predicate: Callable[[], Any], timeout_seconds: float, what: str) -> Any:
     """The same on an event loop; `predicate` may be a coroutine function, and is cut off at the timeout."""
     end = time.monotonic() + timeout_seconds
     pause_seconds = _FIRST_PAUSE_SECONDS
-    seen: T | None = None
+    seen: object = None
     try:
         while not (seen := await _ask(predicate, end)):
             if time.monotonic() >= end:
@@ -58,7 +64,7 @@ async def wait_until_async(predicate: Callable[[], T | Awaitable[T]], timeout_se
     return seen
 
 
-async def _ask(predicate: Callable[[], T | Awaitable[T]], end: float) -> T:
+async def _ask(predicate: Callable[[], object], end: float) -> object:
     answer = predicate()
     if not inspect.isawaitable(answer):
         return answer

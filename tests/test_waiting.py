@@ -1,0 +1,51 @@
+"""Waiting ends when it should, and says what it waited for when it should not have had to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from tests.waiting import NotInTime, wait_until, wait_until_async
+
+
+def counting_to(last: int) -> Callable[[], int | None]:
+    """None until it is asked for the last time, then that number."""
+    asked = iter(range(1, last + 1))
+    return lambda: last if next(asked) == last else None
+
+
+def test_what_became_true_is_returned() -> None:
+    assert wait_until(counting_to(5), 5, "five") == 5
+
+
+async def test_what_became_true_on_a_loop_is_returned() -> None:
+    assert await wait_until_async(counting_to(5), 5, "five") == 5
+
+
+async def test_a_coroutine_may_be_asked() -> None:
+    count = counting_to(3)
+
+    async def ask() -> int | None:
+        return count()
+
+    assert await wait_until_async(ask, 5, "three") == 3
+
+
+def test_what_did_not_happen_is_named() -> None:
+    with pytest.raises(NotInTime, match=r"waited 0\.01 s for the moon; last seen: \[\]"):
+        wait_until(list, 0.01, "the moon")
+
+
+async def test_a_coroutine_that_hangs_is_cut_off_and_named() -> None:
+    with pytest.raises(NotInTime, match="the moon"):
+        await wait_until_async(asyncio.Event().wait, 0.01, "the moon")
+
+
+async def test_a_timeout_of_what_is_asked_goes_through() -> None:
+    async def ask() -> bool:
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        await wait_until_async(ask, 5, "the moon")
