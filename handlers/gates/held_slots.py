@@ -11,7 +11,7 @@ from handlers.gates.stores import HeldSlot, QuotaStore
 
 
 class HeldSlots:
-    """Takes, renews (at a third of the lease) and frees; `tell_missing` hears why the store cannot be asked."""
+    """Takes, renews (at a third of the lease) and frees; `tell_missing` hears of a store that is down."""
 
     def __init__(
         self,
@@ -70,16 +70,21 @@ class HeldSlots:
             self._tell_missing(type(error).__name__)
 
     async def tick(self) -> None:
-        """Renew once."""
+        """Renew once. What was freed while that was on its way may be counted again: free it again."""
+        renewed = sorted(self._held)
         try:
             await self._store.renew_slots(
-                sorted(self._held),
+                renewed,
                 self._owner,
                 lease_seconds=self._lease_seconds,
                 counter_seconds=self._counter_seconds,
             )
         except self._store.failures as error:
             self._tell_missing(type(error).__name__)
+            return
+        for slot in renewed:
+            if slot not in self._held:
+                await self.free(slot)
 
     async def _run(self) -> None:
         while True:

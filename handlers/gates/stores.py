@@ -66,13 +66,28 @@ class QuotaStore(Protocol):
         ...
 
 
-class LeasedRate(NamedTuple):
+class LeasedRate(Protocol):
     """The controller's decision: whether it is valid now, its rate per second, and what became of a token."""
 
-    is_taken: bool
-    is_valid: bool
-    per_second: float
-    wait_seconds: float
+    @property
+    def is_taken(self) -> bool:
+        """Whether a token was taken."""
+        ...
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether there is a lease, for this pool, that has not expired."""
+        ...
+
+    @property
+    def per_second(self) -> float:
+        """The leased rate; 0 without a valid lease."""
+        ...
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long until there is a token."""
+        ...
 
 
 class LeasedRateStore(Protocol):

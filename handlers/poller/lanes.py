@@ -1,0 +1,182 @@
+"""How the queues of a pool share its slots: whose turn it is, for how many. Pure but for the turns it counts.
+
+`random-robin` gives every queue an equal part, in an order that is drawn anew. `tier-priority` serves six
+strict lanes in order; queues within a lane take turns. A queue's lane is that of its own labels; what the
+gateway is told of a request is the request's.
+
+A turn is an offer: claim at most so many, go on to the next turn with the slots that are left.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import msgspec
+
+from handlers.contract.errors import InvalidSetting
+from handlers.contract.request import Request
+from handlers.gates.bands import BANDS, TIER, band_of
+
+RANDOM_ROBIN: Final = "random-robin"
+TIER_PRIORITY: Final = "tier-priority"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A queue that may be claimed from: its lane, and how many its gates would let go (None: no limit)."""
+
+    queue: str
+    lane: int = len(BANDS) - 1
+    room: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Claim at most `most` from `queue`."""
+
+    queue: str
+    most: int
+
+
+class Merge(Protocol):
+    """A way to share slots among queues."""
+
+    def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[Turn]:
+        """Whom to ask, in order, until `slots` are used; `now` is seconds of any steady clock."""
+        ...
+
+    def asked(self, queue: str, now: float) -> None:
+        """`queue` was asked, whether it had something or not."""
+        ...
+
+
+class RandomRobin:
+    """An equal part for each queue, then what is left for whoever has more; the order is drawn."""
+
+    def __init__(self, draw: random.Random | None = None) -> None:
+        self._draw = draw or random.Random()
+
+    def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[Turn]:  # noqa: ARG002 - the order is drawn, not timed
+        """Each queue's part in a drawn order, then each once more for the rest."""
+        open_ones = [one for one in candidates if one.room != 0]
+        self._draw.shuffle(open_ones)
+        return _in_parts(open_ones, slots)
+
+    def asked(self, queue: str, now: float) -> None:
+        """Nothing to remember."""
+
+
+class TierPriority:
+    """Strict lanes, the lowest number first. With `ageing_seconds`, no lane starves.
+
+    A lane that was not asked for `ageing_seconds`, since those above took every slot, is asked first, for one
+    request: so each lane moves at least that often, and no faster at the cost of those above.
+    """
+
+    def __init__(self, *, ageing_seconds: float | None = None) -> None:
+        if ageing_seconds is not None and not ageing_seconds > 0:
+            raise ValueError("ageing_seconds must be above 0")
+        self._ageing_seconds = ageing_seconds
+        self._asked_at: dict[int, float] = {}
+        self._lane_of: dict[str, int] = {}
+        self._last_asked: dict[int, str] = {}
+
+    def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[Turn]:
+        """Aged lanes for one request each, then the lanes in order, queues within one in rotation."""
+        open_ones = [one for one in candidates if one.room != 0]
+        lanes: dict[int, list[Candidate]] = {}
+        for one in open_ones:
+            self._lane_of[one.queue] = one.lane
+            lanes.setdefault(one.lane, []).append(one)
+        turns: list[Turn] = []
+        for lane in sorted(lanes):
+            lanes[lane] = self._rotated(lane, lanes[lane])
+            if self._is_aged(lane, now):
+                turns.append(Turn(lanes[lane][0].queue, 1))
+        for lane in sorted(lanes):
+            turns += _in_parts(lanes[lane], slots)
+        return turns
+
+    def asked(self, queue: str, now: float) -> None:
+        """The lane had its chance, and the queue goes to the end of its lane."""
+        lane = self._lane_of.get(queue)
+        if lane is not None:
+            self._asked_at[lane] = now
+            self._last_asked[lane] = queue
+
+    def _is_aged(self, lane: int, now: float) -> bool:
+        """A lane ages from when it was first seen or last asked; one without queues that may go does not."""
+        waited_seconds = now - self._asked_at.setdefault(lane, now)
+        return self._ageing_seconds is not None and waited_seconds >= self._ageing_seconds
+
+    def _rotated(self, lane: int, candidates: list[Candidate]) -> list[Candidate]:
+        in_order = sorted(candidates, key=lambda one: one.queue)
+        last = self._last_asked.get(lane, "")
+        after = [one for one in in_order if one.queue > last]
+        return after + [one for one in in_order if one.queue <= last]
+
+
+def _in_parts(candidates: Sequence[Candidate], slots: int) -> list[Turn]:
+    """An equal part for each, rounded up; then the rest for each, as far as its own room goes."""
+    if not candidates:
+        return []
+    part = -(-slots // len(candidates))
+    first = [Turn(one.queue, _within(one.room, part)) for one in candidates]
+    rest = [
+        Turn(one.queue, left)
+        for one, turn in zip(candidates, first, strict=True)
+        if (left := _within(one.room, slots) - turn.most) > 0
+    ]
+    return first + rest
+
+
+def _within(room: int | None, most: int) -> int:
+    return most if room is None else min(room, most)
+
+
+MERGES: Final[Mapping[str, Callable[[float | None], Merge]]] = {
+    RANDOM_ROBIN: lambda ageing_seconds: RandomRobin(),  # noqa: ARG005 - equal parts need no ageing
+    TIER_PRIORITY: lambda ageing_seconds: TierPriority(ageing_seconds=ageing_seconds),
+}
+
+
+def build_merge(policy: str, setting: str, *, ageing_seconds: float | None = None) -> Merge:
+    """The policy of that name. Raises `InvalidSetting` for an unknown one."""
+    if policy not in MERGES:
+        raise InvalidSetting(setting, found=repr(policy), accepted=" or ".join(MERGES))
+    return MERGES[policy](ageing_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class LaneOptions:
+    """What the gateway is told of a request's lane.
+
+    `objectives` by lane name (`reserved-interactive`, ...); `has_priority_header` stamps the lane's number.
+    """
+
+    objectives: Mapping[str, str] = field(default_factory=dict)
+    has_priority_header: bool = False
+    tier_label: str = TIER
+
+
+def check_objectives(objectives: Mapping[str, str], setting: str) -> None:
+    """Raises `InvalidSetting` for a lane that does not exist."""
+    for name in objectives:
+        if name not in BANDS:
+            raise InvalidSetting(f"{setting}.{name}", found="no lane of that name", accepted=", ".join(BANDS))
+
+
+def in_lane(request: Request, options: LaneOptions) -> Request:
+    """`request` with its lane's objective and number, as far as they are configured."""
+    lane = band_of(request.labels, options.tier_label)
+    objective = options.objectives.get(BANDS[lane], "")
+    if not objective and not options.has_priority_header:
+        return request
+    return msgspec.structs.replace(
+        request,
+        objective=objective or request.objective,
+        priority=lane if options.has_priority_header else request.priority,
+    )

@@ -1,0 +1,37 @@
+-- hold_slot: take one of a tenant's slots under a lease, after taking back those whose lease has ended.
+-- Sending it twice holds one slot: a submission that has one keeps it, and its owner is the last that asked.
+-- KEYS[1] <prefix><attribute>:<value>    string  slots in use, the reference's and ours; expires untouched
+-- KEYS[2] {<KEYS[1]>}:held               zset    submission, score = lease end, Unix seconds of this server
+-- KEYS[3] {<KEYS[1]>}:held-by            hash    submission -> owner token
+-- ARGV[1] submission   ARGV[2] owner   ARGV[3] limit   ARGV[4] lease, seconds   ARGV[5] counter's life, seconds
+-- Returns 1, or 0 when all slots are in use (then only ended leases were taken back).
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local used = tonumber(redis.call('GET', KEYS[1]) or '0') or 0
+
+for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', string.format('%.6f', now))) do
+  redis.call('ZREM', KEYS[2], ended)
+  redis.call('HDEL', KEYS[3], ended)
+  used = used - 1
+end
+-- The counter may have expired or been reset; it is never less than what we know to be held.
+used = math.max(used, redis.call('ZCARD', KEYS[2]))
+
+local is_held = redis.call('ZSCORE', KEYS[2], ARGV[1])
+local may_go = is_held or used < tonumber(ARGV[3])
+if may_go then
+  if not is_held then
+    used = used + 1
+  end
+  redis.call('ZADD', KEYS[2], string.format('%.6f', now + tonumber(ARGV[4])), ARGV[1])
+  redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
+end
+local life = math.ceil(tonumber(ARGV[5]))
+if used > 0 then
+  redis.call('SET', KEYS[1], used, 'EX', life)
+else
+  redis.call('DEL', KEYS[1])
+end
+redis.call('EXPIRE', KEYS[2], life)
+redis.call('EXPIRE', KEYS[3], life)
+return may_go and 1 or 0

@@ -1,0 +1,31 @@
+-- pay_rate: take one unit of a sliding window, if one is free. Sending it twice pays once: who has paid, goes.
+-- KEYS[1] <prefix><attribute>:<value>    zset  one entry per unit, score = when it was paid, Unix nanoseconds of
+--                                              this server; the reference's own window: its entries count too
+-- KEYS[2] {<KEYS[1]>}:paid               zset  submission, score = remembered until, Unix seconds of this server
+-- ARGV[1] submission   ARGV[2] limit   ARGV[3] window, seconds   ARGV[4] remember, seconds
+-- Returns 1 if it may go, else 0; 1 if it paid just now; seconds until a unit is free (a text).
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local window = tonumber(ARGV[3])
+
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.6f', now))
+if redis.call('ZSCORE', KEYS[2], ARGV[1]) then
+  return { 1, 0, '0' }
+end
+
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', (now - window) * 1000000000))
+local used = redis.call('ZCARD', KEYS[1])
+local limit = tonumber(ARGV[2])
+if used >= limit then
+  local next_free = redis.call('ZRANGE', KEYS[1], used - limit, used - limit, 'WITHSCORES')
+  local wait = tonumber(next_free[2]) / 1000000000 + window - now
+  return { 0, 0, string.format('%.6f', math.max(0, wait)) }
+end
+
+redis.call('ZADD', KEYS[1], string.format('%.0f', now * 1000000000), ARGV[1])
+redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.max(1000, 2000 * window)))
+redis.call('ZADD', KEYS[2], string.format('%.6f', now + tonumber(ARGV[4])), ARGV[1])
+-- The set lives as long as its longest memory; never shortened by one whose deadline is nearer.
+local ttl = math.max(redis.call('PTTL', KEYS[2]), math.ceil(tonumber(ARGV[4]) * 1000))
+redis.call('PEXPIRE', KEYS[2], string.format('%.0f', ttl))
+return { 1, 1, '0' }
