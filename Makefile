@@ -33,7 +33,7 @@ $(BIN)/python:
 $(VENV)/.runtime: requirements.txt requirements-build.txt pyproject.toml | $(BIN)/python
 	@echo 'Installing into $(VENV) ...'
 	@$(INSTALL) -r requirements-build.txt -r requirements.txt
-	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@PYTHONWARNINGS=ignore $(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
@@ -98,13 +98,14 @@ lock: $(VENV)/.dev ## compile the lock files from pyproject.toml
 	$(LOCK) $(ARGS) --constraint requirements-build.txt --constraint requirements.txt --extra dev \
 		--output-file requirements-dev.txt
 
+# Strict: a package of which nothing is known fails it, so that no answer is not taken for a good one.
 audit: $(VENV)/.dev ## known vulnerabilities of what is locked
-	$(BIN)/pip-audit --require-hashes --disable-pip --progress-spinner off $(ARGS) \
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off $(ARGS) \
 		-r requirements.txt -r requirements-build.txt
 
 sbom: $(VENV)/.dev ## bill of materials of what is locked (CycloneDX), into dist/sbom.json
 	@mkdir -p dist
-	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
+	@PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
 		-o dist/sbom.json $(ARGS) requirements.txt
 
 image: ## the container image; PYTHON_DIGEST=sha256:... names the base (see Dockerfile)

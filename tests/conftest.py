@@ -8,6 +8,10 @@ import hypothesis
 import pytest
 
 from tests.servers.presence import skipped_for_want_of
+from tests.servers.pubsub_emulator import pubsub_emulator
+
+# The servers, one of a kind for a test process, each started when it is first asked for.
+__all__ = ["pubsub_emulator"]
 
 # No deadline for one example: on two cores that others use too, a slow example is no fault.
 hypothesis.settings.register_profile(

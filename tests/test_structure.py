@@ -6,10 +6,13 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 LONGEST_FILE = 400
@@ -143,3 +146,24 @@ def test_lock_files_tell_no_address() -> None:
         pins = re.findall(r"^[A-Za-z0-9][^\n]*(?:\n    [^\n#]+)*", text, re.M)
         assert pins, path
         assert all("==" in pin and "--hash=sha256:" in pin for pin in pins), path
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"),
+    [("requirements.txt", ["demo", "otel"]), ("requirements-dev.txt", ["demo", "otel", "dev"])],
+)
+def test_lock_files_pin_what_the_package_asks_for(lock: str, extras: list[str]) -> None:
+    """`make lock` after a change to pyproject.toml."""
+    pins = dict(re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;]+)", text_of(Path(lock)), re.M))
+    project = tomllib.loads(text_of(Path("pyproject.toml")))["project"]
+    asked = [
+        *project["dependencies"],
+        *(name for e in extras for name in project["optional-dependencies"][e]),
+    ]
+    wanted = [Requirement(text) for text in asked if not text.startswith(project["name"])]
+    broken = [
+        str(want)
+        for want in wanted
+        if not want.specifier.contains(pins.get(canonicalize_name(want.name), "0"))
+    ]
+    assert broken == []
