@@ -2,33 +2,27 @@
 
 REST over aiohttp, since importing the vendor's gRPC client alone takes longer than the whole start of a
 handler, and since its publisher runs threads. Bodies are encoded by msgspec, which writes base64 itself.
-
-Tokens come from `gcloud.aio.auth`, which asks, in this order: the credentials file, the variables
-`GOOGLE_APPLICATION_CREDENTIALS` and `CLOUDSDK_CONFIG` (these two it reads from the environment itself), the
-metadata server (GKE Workload Identity, Cloud Run). It is imported at the first call, in a thread: it takes
-0.1 s, and the emulator needs no token.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final, Protocol, Self
 from urllib.parse import quote
 
 import aiohttp
 import msgspec
 from yarl import URL
 
+from handlers.pubsub.access_token import AccessToken, NoAccessToken
 from handlers.pubsub.errors import NO_ANSWER, PubSubFailed
 
-SCOPE: Final = "https://www.googleapis.com/auth/pubsub"
 _MAX_REASON_LENGTH: Final = 300
 _CONNECTIONS: Final = 64
-_NO_CREDENTIALS: Final = (
-    "no access token: {error}; accepted are a credentials file, GOOGLE_APPLICATION_CREDENTIALS, "
-    "`gcloud auth application-default login`, or a workload identity"
-)
+_STREAMED_BYTES: Final = 2**20
+"""aiohttp wants larger bodies as a stream, so that writing them does not hold up the loop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +30,12 @@ class PubSubOptions:
     """Which Pub/Sub, and as whom.
 
     `emulator_host` (`host:port`) replaces Google's service and needs no credentials; `endpoint` may be a
-    regional one (`https://europe-west1-pubsub.googleapis.com`); `credentials_file` empty: the platform's own.
+    regional one (`https://europe-west1-pubsub.googleapis.com`).
     """
 
     project_id: str
     emulator_host: str = ""
     endpoint: str = "https://pubsub.googleapis.com"
-    credentials_file: str = ""
 
     @property
     def root_url(self) -> str:
@@ -62,13 +55,21 @@ class _ErrorBody(msgspec.Struct):
 _error_decoder = msgspec.json.Decoder(_ErrorBody)
 
 
-class PubSubApi:
-    """Calls Pub/Sub as `options` say. Connections are kept until `close`."""
+class TokenSource(Protocol):
+    """Where the bearer token comes from."""
 
-    def __init__(self, options: PubSubOptions) -> None:
+    async def get(self) -> str:
+        """A token that is valid now; raises `NoAccessToken`."""
+        ...
+
+
+class PubSubApi:
+    """Calls Pub/Sub as `options` say. Connections are kept until `close`. `token`: None is Google's own."""
+
+    def __init__(self, options: PubSubOptions, token: TokenSource | None = None) -> None:
         self.options = options
         self._session: aiohttp.ClientSession | None = None
-        self._token: Any = None
+        self._token = token or AccessToken()
 
     async def call(
         self,
@@ -85,19 +86,22 @@ class PubSubApi:
         Raises `PubSubFailed` for every answer but 2xx and for no answer within `timeout_seconds`.
         """
         session = self._open()
+        data = io.BytesIO(body) if body is not None and len(body) >= _STREAMED_BYTES else body
         path = quote(f"{resource}:{verb}" if verb else resource, safe="/:+~")  # names may have a %
         url = URL(self.options.root_url + path, encoded=True)
         try:
             async with asyncio.timeout(timeout_seconds):
-                headers = await self._headers(session, resource)
+                headers = await self._headers()
                 async with session.request(
-                    method, url, data=body, headers=headers, params=parameters, allow_redirects=False
+                    method, url, data=data, headers=headers, params=parameters, allow_redirects=False
                 ) as response:
                     answer = await response.read()
         except TimeoutError:
             raise PubSubFailed(
                 resource, status=NO_ANSWER, reason=f"no answer in {timeout_seconds:g} s"
             ) from None
+        except NoAccessToken as error:
+            raise PubSubFailed(resource, status=NO_ANSWER, reason=str(error)) from error
         except (aiohttp.ClientError, OSError) as error:
             reason = f"no answer: {type(error).__name__}: {error}"
             raise PubSubFailed(resource, status=NO_ANSWER, reason=reason) from error
@@ -107,7 +111,7 @@ class PubSubApi:
 
     async def close(self) -> None:
         """Close the connections; the next call would open new ones."""
-        session, self._session, self._token = self._session, None, None
+        session, self._session = self._session, None
         if session is not None:
             await session.close()
 
@@ -129,35 +133,11 @@ class PubSubApi:
             )
         return self._session
 
-    async def _headers(self, session: aiohttp.ClientSession, resource: str) -> dict[str, str]:
+    async def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
         if not self.options.emulator_host:
-            headers["Authorization"] = f"Bearer {await self._access_token(session, resource)}"
+            headers["Authorization"] = f"Bearer {await self._token.get()}"
         return headers
-
-    async def _access_token(self, session: aiohttp.ClientSession, resource: str) -> str:
-        """The account's token; kept and refreshed by the library before it ends."""
-        try:
-            if self._token is None:
-                make_token = await asyncio.to_thread(_load_token_class)
-                self._token = make_token(
-                    service_file=self.options.credentials_file or None, session=session, scopes=[SCOPE]
-                )
-            token = await self._token.get()
-        except TimeoutError:
-            raise
-        except Exception as error:  # the library's sources raise what their parsers raise
-            reason = _NO_CREDENTIALS.format(
-                error=f"{type(error).__name__}: {str(error)[:_MAX_REASON_LENGTH]}"
-            )
-            raise PubSubFailed(resource, status=NO_ANSWER, reason=reason) from error
-        return str(token)
-
-
-def _load_token_class() -> Any:
-    from gcloud.aio.auth import Token  # noqa: PLC0415 - 0.1 s that the emulator and the start do not need
-
-    return Token
 
 
 def _reason(status: int, answer: bytes) -> str:

@@ -73,15 +73,19 @@ class TopicBatches:
                 while self._calls:
                     await asyncio.wait(self._calls)
         except TimeoutError:
-            given_up = [waiting for batch in self._calls.values() for waiting in batch]
-            calls = list(self._calls)
-            for call in calls:
-                call.cancel()
-            await asyncio.wait(calls)
-            for waiting in (*given_up, *self._waiting):
-                reason = "not confirmed before the publisher was closed"
-                waiting.fail(PublishFailed("publisher", status=NO_ANSWER, reason=reason))
-            self._waiting.clear()
+            await self._give_up()
+
+    async def _give_up(self) -> None:
+        """Cancel the calls and fail what they and the queue hold; empty first, so that no new call starts."""
+        calls = dict(self._calls)
+        given_up = [*self._waiting, *(waiting for batch in calls.values() for waiting in batch)]
+        self._waiting.clear()
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        for waiting in given_up:
+            reason = "not confirmed before the publisher was closed"
+            waiting.fail(PublishFailed("publisher", status=NO_ANSWER, reason=reason))
 
     def _send(self) -> None:
         """Start calls for what waits, as many as may run; the rest goes when one of them has ended."""

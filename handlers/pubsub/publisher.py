@@ -17,6 +17,7 @@ from typing import Final, Self
 
 import msgspec
 
+from handlers.contract.errors import InvalidSetting
 from handlers.pubsub.api import PubSubApi
 from handlers.pubsub.batch import TopicBatches, Waiting
 from handlers.pubsub.errors import NO_ANSWER, PublishFailed, PubSubFailed, ResultTooLarge
@@ -81,9 +82,12 @@ class Publisher:
         """Publish `data` to `topic` (short or full name); returns the broker's id for it.
 
         Raises `ResultTooLarge` for what no attempt could publish, `PublishFailed` where the broker refused or
-        did not confirm in time (then it may have it all the same), `InvalidSetting` for an impossible name.
+        did not confirm in time (then it may have it all the same), and for a name that no topic can have.
         """
-        path = topic_path(self._api.options.project_id, topic)
+        try:
+            path = topic_path(self._api.options.project_id, topic)
+        except InvalidSetting as error:  # a request may name its own topic: that must not surprise a door
+            raise PublishFailed(topic, status=_BAD_REQUEST, reason=str(error)) from error
         waiting = _waiting(path, data, attributes or {})
         if self._is_closed:
             raise PublishFailed(path, status=NO_ANSWER, reason="the publisher is closed")
@@ -98,7 +102,7 @@ class Publisher:
             raise PublishFailed(path, status=NO_ANSWER, reason=reason) from last
 
     async def check(self, topic: str) -> TopicState:
-        """Whether `topic` exists. Raises `PubSubFailed` where nobody can tell."""
+        """Whether `topic` exists. Raises `InvalidSetting` for an impossible name, `PubSubFailed` for no answer."""
         path = topic_path(self._api.options.project_id, topic)
         try:
             await self._api.call("GET", path, timeout_seconds=self._options.call_timeout_seconds)

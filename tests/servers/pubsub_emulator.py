@@ -11,7 +11,7 @@ from tests.servers.presence import not_found
 
 
 def running_emulator() -> Iterator[PubSubEmulator]:
-    """The body of a fixture: the emulator, until the fixture's scope ends. Its log is shown if a test failed."""
+    """The body of a fixture: the emulator, until the scope of the fixture ends."""
     found = find_emulator()
     if isinstance(found, NoEmulator):
         not_found("the Pub/Sub emulator", found.reason)
