@@ -83,7 +83,7 @@ class Allowance:
         part = min(1.0, max(0.0, share.part)) if share.part == share.part else 0.0  # NaN closes
         if not share.is_headroom or part == 0:
             return part * self.slots
-        counted = self._low_water.least(share.at, self.in_use)
+        counted = self._low_water.least(share.at)
         return min(float(self.slots), counted + part * self.slots)
 
     def _settle_credit(self, allowed: float) -> None:
@@ -118,17 +118,16 @@ class _LowWater:
         while len(self._marks) > 4 * _GRAIN:
             self._before = self._marks.popleft()[1]
 
-    def least(self, at: float, in_use: int) -> int:
-        """The least in use from `at - window` to `at`; `in_use` is what holds now."""
+    def least(self, at: float) -> int:
+        """The least in use from `at - window` to `at`."""
         start = at - self._window_seconds
         least: int | None = None
         holding = self._before
-        for since, count in self._marks:
+        for since, in_use in self._marks:
             if since > at:
                 break
-            if since > start:
-                least = holding if least is None else min(least, holding, count)
-                least = min(least, count)
-            holding = count
-        least = holding if least is None else min(least, holding)
-        return min(least, in_use) if in_use < least else least
+            if since <= start:
+                holding = in_use
+            else:
+                least = in_use if least is None else min(least, in_use)
+        return holding if least is None else min(holding, least)

@@ -1,0 +1,89 @@
+"""Gates built as the app builds them, with a log that can be read and a clock that can be moved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from handlers.contract.request import Request
+from handlers.gates.feed import FeedOptions, Feeds
+from handlers.gates.gate import Gate
+from handlers.gates.http_text import HttpText
+from handlers.gates.registry import build_gate
+from handlers.gates.sources import GateSources
+from handlers.gates.stores import GateStore
+
+
+@dataclass
+class ReadableLog:
+    """Keeps what was said: (level, event, fields)."""
+
+    lines: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.lines.append(("info", event, fields))
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.lines.append(("warning", event, fields))
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        return [fields for _, name, fields in self.lines if name == event]
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def no_store(address: str) -> GateStore:
+    raise AssertionError(f"this gate asked for a store at {address}")
+
+
+def sources(
+    *,
+    prometheus_url: str = "",
+    stores: Callable[[str], GateStore] = no_store,
+    log: ReadableLog | None = None,
+    clock: Callable[[], float] = time.time,
+    refresh_seconds: float = 0.05,
+) -> GateSources:
+    log = log or ReadableLog()
+    options = FeedOptions(refresh_seconds=refresh_seconds, timeout_seconds=2)
+    return GateSources(
+        feeds=Feeds(options, log, clock),
+        http=HttpText(),
+        stores=stores,
+        log=log,
+        prometheus_url=prometheus_url,
+        clock=clock,
+        draw=lambda: 0.5,
+    )
+
+
+def gate(gate_type: str, params: Mapping[str, Any] | None = None, given: GateSources | None = None) -> Gate:
+    return build_gate(gate_type, params or {}, given or sources(), "queues[0]")
+
+
+def request(
+    request_id: str = "r1",
+    *,
+    token: str = "t1",
+    labels: Mapping[str, str] | None = None,
+    user: str | None = "alice",
+    deadline: float | None = None,
+) -> Request:
+    return Request(
+        id=request_id,
+        deadline=time.time() + 600 if deadline is None else deadline,
+        payload=b"{}",
+        metadata={} if user is None else {"userid": user},
+        labels=labels or {},
+        request_token=token,
+    )

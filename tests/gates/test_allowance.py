@@ -1,0 +1,163 @@
+"""From budgets to concurrency: what may start, never more, and never nothing for something."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.gates.allowance import Allowance
+from handlers.gates.gate import Share
+from tests.gates.building import Clock
+
+PARTS = st.floats(0, 1)
+SLOTS = st.integers(1, 500)
+
+
+class Pool:
+    """An allowance whose share and clock a test moves."""
+
+    def __init__(self, slots: int, share: Share, lag: float = 10.0) -> None:
+        self.clock = Clock()
+        self.shares = (share,)
+        self.allowance = Allowance(slots, lambda: self.shares, reading_lag_seconds=lag, clock=self.clock)
+
+
+@given(PARTS, SLOTS)
+def test_a_burst_never_uses_more_than_its_part_of_the_slots(part: float, slots: int) -> None:
+    """However often room is asked for with one reading."""
+    pool = Pool(slots, Share(part))
+    for _ in range(5):
+        pool.allowance.started(pool.allowance.room())
+    assert pool.allowance.in_use <= max(1, math.floor(part * slots + 1e-6))
+    assert pool.allowance.in_use >= math.floor(part * slots - 1e-6)
+
+
+@given(SLOTS)
+def test_an_idle_pool_gets_all_its_slots(slots: int) -> None:
+    assert Pool(slots, Share(1.0)).allowance.room() == slots
+
+
+@given(SLOTS, st.sampled_from([0.0, -0.5, math.nan]))
+def test_a_closed_gate_lets_nothing_start(slots: int, part: float) -> None:
+    for is_headroom in (False, True):
+        pool = Pool(slots, Share(part, is_headroom, at=1_000_000.0))
+        assert pool.allowance.room() == 0
+
+
+@given(st.lists(PARTS, min_size=1, max_size=4), SLOTS)
+def test_the_least_of_several_shares_counts(parts: list[float], slots: int) -> None:
+    pool = Pool(slots, Share(1.0))
+    pool.shares = tuple(Share(part) for part in parts)
+    assert pool.allowance.limit() == pytest.approx(min(parts) * slots)
+
+
+@given(PARTS, SLOTS, st.lists(st.integers(0, 3), max_size=40))
+def test_finished_requests_make_room_again_at_once(part: float, slots: int, finishes: list[int]) -> None:
+    pool = Pool(slots, Share(part))
+    most = max(1, math.floor(part * slots + 1e-6))
+    for count in finishes:
+        pool.allowance.finished(min(count, pool.allowance.in_use))
+        pool.allowance.started(pool.allowance.room())
+        assert pool.allowance.in_use <= most
+
+
+@pytest.mark.parametrize(
+    ("part", "slots", "whole"), [(0.3, 10, 3), (0.7, 10, 7), (0.1, 30, 3), (0.29, 100, 29)]
+)
+def test_binary_fractions_lose_no_slot(part: float, slots: int, whole: int) -> None:
+    assert Pool(slots, Share(part)).allowance.room() == whole
+
+
+def test_less_than_a_slot_is_one_request_at_a_time() -> None:
+    pool = Pool(4, Share(0.05))
+    assert pool.allowance.room() == 1
+    pool.allowance.started()
+    assert pool.allowance.room() == 0
+
+
+@pytest.mark.parametrize(("allowed", "seconds"), [(0.25, 2.0), (0.5, 1.0), (0.1, 3.0), (0.9, 5.0)])
+def test_below_one_slot_the_average_use_is_what_was_allowed(allowed: float, seconds: float) -> None:
+    pool = Pool(10, Share(allowed / 10))
+    busy = 0.0
+    began = pool.clock.now
+    for _ in range(50):
+        while not pool.allowance.room():
+            pool.clock.now += 0.01
+        pool.allowance.started()
+        pool.clock.now += seconds
+        busy += seconds
+        pool.allowance.finished()
+    while not pool.allowance.room():
+        pool.clock.now += 0.01
+    assert busy / (pool.clock.now - began) == pytest.approx(allowed, rel=0.02)
+
+
+def test_a_long_request_at_a_tiny_share_does_not_close_the_pool_for_hours() -> None:
+    pool = Pool(10, Share(0.01))
+    pool.allowance.started(pool.allowance.room())
+    pool.clock.now += 600
+    pool.allowance.finished()
+    assert pool.allowance.room() == 0
+    pool.clock.now += 61
+    assert pool.allowance.room() == 1
+
+
+def test_idle_time_saves_up_nothing_for_later() -> None:
+    pool = Pool(10, Share(0.05))
+    assert pool.allowance.room() == 1
+    pool.clock.now += 10_000
+    pool.allowance.started(pool.allowance.room())
+    pool.clock.now += 10
+    pool.allowance.finished()
+    assert pool.allowance.room() == 0
+
+
+def test_headroom_comes_on_top_of_what_the_reading_counted() -> None:
+    pool = Pool(10, Share(0.3, is_headroom=True, at=1_000_000.0))
+    pool.allowance.started(pool.allowance.room())
+    assert pool.allowance.in_use == 3
+    # The metric shows those three only after its lag: a new reading before that gives nothing more.
+    pool.clock.now += 5
+    pool.shares = (Share(0.3, is_headroom=True, at=pool.clock.now),)
+    assert pool.allowance.room() == 0
+    pool.clock.now += 6
+    pool.shares = (Share(0.3, is_headroom=True, at=pool.clock.now),)
+    assert pool.allowance.room() == 3
+
+
+def test_with_headroom_what_finishes_is_replaced_between_readings() -> None:
+    pool = Pool(10, Share(0.2, is_headroom=True, at=1_000_000.0))
+    pool.allowance.started(2)
+    pool.clock.now += 20
+    pool.shares = (Share(0.2, is_headroom=True, at=pool.clock.now),)
+    assert pool.allowance.room() == 2
+    pool.clock.now += 1
+    pool.allowance.finished(2)
+    assert pool.allowance.room() == 4
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 3), st.integers(-5, 5)), max_size=300), PARTS)
+def test_headroom_never_passes_the_pool_nor_its_reading(steps: list[tuple[float, int]], part: float) -> None:
+    pool = Pool(20, Share(part, is_headroom=True, at=1_000_000.0), lag=4)
+    history = [(pool.clock.now, 0)]
+    for seconds, change in steps:
+        pool.clock.now += seconds
+        pool.shares = (Share(part, is_headroom=True, at=pool.clock.now),)
+        if change > 0:
+            pool.allowance.started(min(change, pool.allowance.room()))
+        else:
+            pool.allowance.finished(min(-change, pool.allowance.in_use))
+        history.append((pool.clock.now, pool.allowance.in_use))
+        counted = [count for at, count in history if at > pool.clock.now - 4]
+        assert pool.allowance.limit() <= min(20, min(counted) + part * 20 + 1e-9)
+
+
+def test_the_counts_must_fit() -> None:
+    allowance = Pool(3, Share(1.0)).allowance
+    with pytest.raises(ValueError, match="more slots"):
+        allowance.finished()
+    with pytest.raises(ValueError, match="at least one slot"):
+        Allowance(0, lambda: ())

@@ -1,0 +1,141 @@
+"""Parameters arrive as strings or JSON values, and stop the start when they make no sense."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.contract.errors import InvalidSetting
+from handlers.gates.parameters import (
+    Accepts,
+    Senseless,
+    choice,
+    http_address,
+    number,
+    parameter,
+    parse_parameters,
+    seconds,
+    string_map,
+    text,
+    whole,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    name: str = parameter(text())
+    share: float = parameter(number(above=0, most=1), default=0.8)
+    count: int = parameter(whole(least=1), default=3)
+    window: float = parameter(seconds(), default=60.0)
+    mode: str = parameter(choice("one", "two"), default="one")
+    labels: Mapping[str, str] | None = parameter(string_map(), default=None)
+
+    def __post_init__(self) -> None:
+        if self.mode == "two" and self.count < 2:
+            raise Senseless("count", found="1 with mode two", accepted="at least 2")
+
+
+def parsed(raw: Mapping[str, Any]) -> Parameters:
+    return parse_parameters(Parameters, "sample", raw, "queues[2].gate_params")
+
+
+def read(accepts: Accepts[Any], value: Any) -> Any:
+    return accepts.read(value)
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    assert parsed({"name": "x"}) == Parameters(name="x")
+
+
+@given(st.floats(0, 1, exclude_min=True), st.integers(1, 10**9))
+def test_a_string_and_a_json_value_are_the_same(share: float, count: int) -> None:
+    assert parsed({"name": "x", "share": share, "count": count}) == parsed(
+        {"name": "x", "share": repr(share), "count": str(count)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "setting", "accepted"),
+    [
+        ({}, "name", "sample needs it"),
+        ({"name": ""}, "name", "not empty"),
+        ({"name": "x", "thershold": 1}, "thershold", "count, labels, mode, name, share, window"),
+        ({"name": "x", "share": 0}, "share", "above 0 and at most 1"),
+        ({"name": "x", "share": "nan"}, "share", "a number"),
+        ({"name": "x", "share": True}, "share", "a number"),
+        ({"name": "x", "share": None}, "share", "a number"),
+        ({"name": "x", "share": [1]}, "share", "a number"),
+        ({"name": "x", "count": 1.5}, "count", "whole number"),
+        ({"name": "x", "count": "0"}, "count", "from 1"),
+        ({"name": "x", "window": "1 fortnight"}, "window", "1m30s"),
+        ({"name": "x", "window": 0}, "window", "above 0"),
+        ({"name": "x", "mode": "three"}, "mode", "one or two"),
+        ({"name": "x", "labels": "nonsense"}, "labels", "name=value"),
+        ({"name": "x", "mode": "two", "count": 1}, "count", "at least 2"),
+    ],
+)
+def test_a_parameter_that_makes_no_sense_is_named_with_what_is_accepted(
+    raw: Mapping[str, Any], setting: str, accepted: str
+) -> None:
+    with pytest.raises(InvalidSetting) as caught:
+        parsed(raw)
+    assert caught.value.setting == f"queues[2].gate_params.{setting}"
+    assert accepted in caught.value.accepted
+    assert "sample" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("1m", 60),
+        ("1m30s", 90),
+        ("500ms", 0.5),
+        ("1.5h", 5400),
+        (10, 10),
+        ("10", 10),
+        ("0.25", 0.25),
+        ("2h45m", 9900),
+    ],
+)
+def test_durations_are_written_as_go_writes_them(written: str | float, meant: float) -> None:
+    assert read(seconds(), written) == pytest.approx(meant)
+
+
+@pytest.mark.parametrize(
+    "written", ["", "1x", "m", "1m 30s", "-1s", "1e400", "inf", "nan", True, None, [], {}]
+)
+def test_what_is_no_duration_is_refused(written: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        read(seconds(), written)
+
+
+@given(
+    st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.text("abc-./", min_size=1), max_size=4)
+)
+def test_labels_may_be_json_or_pairs(labels: dict[str, str]) -> None:
+    assert read(string_map(), labels) == labels
+    assert read(string_map(), json.dumps(labels)) == labels
+    assert read(string_map(), ",".join(f"{name}={value}" for name, value in labels.items())) == labels
+
+
+@pytest.mark.parametrize(
+    "address", ["", "gateway:80", "ftp://x", "http://", "http:///x", "http://user:secret@host/", 5]
+)
+def test_an_address_is_http_and_holds_no_secret(address: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        read(http_address(), address)
+
+
+@given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())))
+def test_nothing_but_an_invalid_setting_comes_out_of_any_value(value: Any) -> None:
+    for name in ("name", "share", "count", "window", "mode", "labels"):
+        try:
+            parsed({"name": "x", name: value})
+        except InvalidSetting as error:
+            assert error.setting.endswith(name)

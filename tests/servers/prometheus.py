@@ -1,0 +1,86 @@
+"""A real Prometheus that scrapes what a test names, several times a second."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.servers.presence import not_found
+from tests.waiting import wait_until
+
+SCRAPE_INTERVAL_MS = 200
+
+_CONFIG = """\
+global:
+  scrape_interval: {interval_ms}ms
+  scrape_timeout: {interval_ms}ms
+scrape_configs:
+{jobs}"""
+
+_JOB = """\
+  - job_name: scraped-{number}
+    metrics_path: {path}
+    static_configs:
+      - targets: ["{address}"]
+"""
+
+
+@contextlib.contextmanager
+def running_prometheus(addresses: Sequence[str], *, path: str = "/metrics") -> Iterator[str]:
+    """The base URL of a Prometheus that scrapes `addresses` (`host:port`), ready for queries."""
+    program = shutil.which("prometheus")
+    if program is None:
+        not_found("prometheus", "apt install prometheus")
+    with tempfile.TemporaryDirectory(prefix="prometheus-") as folder:
+        url = f"http://127.0.0.1:{free_port()}"
+        jobs = "".join(
+            _JOB.format(number=number, address=address, path=path) for number, address in enumerate(addresses)
+        )
+        config = Path(folder, "prometheus.yml")
+        config.write_text(_CONFIG.format(interval_ms=SCRAPE_INTERVAL_MS, jobs=jobs))
+        log = Path(folder, "log")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [
+                    program,
+                    f"--config.file={config}",
+                    f"--storage.tsdb.path={folder}/data",
+                    f"--web.listen-address={url.removeprefix('http://')}",
+                    "--query.lookback-delta=2s",  # what is no longer scraped is soon missing
+                    "--log.level=warn",
+                ],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            wait_until(
+                lambda: process.poll() is not None or _is_ready(url), 30, "prometheus to be ready for queries"
+            )
+            assert process.poll() is None, log.read_text()
+            yield url
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/-/ready", timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
