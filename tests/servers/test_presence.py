@@ -24,7 +24,7 @@ def test_that_is_skipped_for_another_reason():
 
 
 def run_of_a_test_that_wants_a_server(
-    folder: Path, require_all: str | None
+    folder: Path, require_all: str, processes: int
 ) -> subprocess.CompletedProcess[str]:
     (folder / "test_wanting.py").write_text(WANTING)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
