@@ -7,11 +7,23 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from handlers.contract.errors import InvalidSetting
+from handlers.gates.aimd import AimdGate, AimdParameters
+from handlers.gates.composite import CompositeGate, CompositeParameters
 from handlers.gates.constant import ConstantGate, ConstantParameters
+from handlers.gates.endpoint_scrape import EndpointScrapeGate, EndpointScrapeParameters
 from handlers.gates.gate import Gate
 from handlers.gates.inner import BuildInner, InnerGate
+from handlers.gates.leased_rate import LeasedRateGate, LeasedRateParameters
+from handlers.gates.local_concurrency import LocalConcurrencyGate, LocalConcurrencyParameters
 from handlers.gates.parameters import parse_parameters
+from handlers.gates.prometheus_budget import PrometheusBudgetGate, PrometheusBudgetParameters
+from handlers.gates.prometheus_query import PrometheusQueryGate, PrometheusQueryParameters
+from handlers.gates.prometheus_saturation import PrometheusSaturationGate, PrometheusSaturationParameters
+from handlers.gates.quota import QuotaGate, QuotaParameters
+from handlers.gates.redis_budget import RedisBudgetGate, RedisBudgetParameters
 from handlers.gates.sources import GateSources
+from handlers.gates.tier_priority import TierPriorityGate, TierPriorityParameters
+from handlers.gates.wait_on_refuse import WaitOnRefuseGate, WaitOnRefuseParameters
 
 P = TypeVar("P")
 
@@ -42,7 +54,22 @@ def _combinator(gate: type[Gate], parameters: type[P], build: Callable[[P, Build
 
 
 GATES: Final[Mapping[str, GateKind]] = {
-    kind.gate.gate_type: kind for kind in (_kind(ConstantGate, ConstantParameters, ConstantGate),)
+    kind.gate.gate_type: kind
+    for kind in (
+        _kind(AimdGate, AimdParameters, AimdGate),
+        _combinator(CompositeGate, CompositeParameters, CompositeGate),
+        _kind(ConstantGate, ConstantParameters, ConstantGate),
+        _kind(EndpointScrapeGate, EndpointScrapeParameters, EndpointScrapeGate),
+        _kind(LeasedRateGate, LeasedRateParameters, LeasedRateGate),
+        _kind(LocalConcurrencyGate, LocalConcurrencyParameters, LocalConcurrencyGate),
+        _kind(PrometheusBudgetGate, PrometheusBudgetParameters, PrometheusBudgetGate),
+        _kind(PrometheusQueryGate, PrometheusQueryParameters, PrometheusQueryGate),
+        _kind(PrometheusSaturationGate, PrometheusSaturationParameters, PrometheusSaturationGate),
+        _kind(QuotaGate, QuotaParameters, QuotaGate),
+        _kind(RedisBudgetGate, RedisBudgetParameters, RedisBudgetGate),
+        _combinator(TierPriorityGate, TierPriorityParameters, TierPriorityGate),
+        _combinator(WaitOnRefuseGate, WaitOnRefuseParameters, WaitOnRefuseGate),
+    )
 }
 
 

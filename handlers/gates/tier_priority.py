@@ -32,7 +32,7 @@ class TierPriorityParameters:
     """The gate that tells saturation, and the label that tells the tier."""
 
     saturation_gate: str = parameter(text())
-    saturation_gate_params: Mapping[str, Any] = parameter(raw_params(), default=NO_LABELS)
+    saturation_gate_params: Mapping[str, Any] | None = parameter(raw_params(), default=None)
     tier_label: str = parameter(text(), default=TIER)
 
 
@@ -42,7 +42,7 @@ class TierPriorityGate(WrapperGate):
     gate_type = "tier-priority-admission"
 
     def __init__(self, parameters: TierPriorityParameters, build: BuildInner) -> None:
-        inner = InnerGate(parameters.saturation_gate, parameters.saturation_gate_params)
+        inner = InnerGate(parameters.saturation_gate, parameters.saturation_gate_params or {})
         super().__init__(build(inner, "saturation_gate_params"))
         self._tier_label = parameters.tier_label
 

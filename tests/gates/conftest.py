@@ -1,0 +1,50 @@
+"""What the gates read from, for real: a /metrics page, a Prometheus that scrapes two of them, a Redis."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from handlers.gates.sources import GateSources
+from tests.gates.building import ReadableLog, sources
+from tests.gates.exporter import Exporter, running_exporter
+from tests.servers.prometheus import running_prometheus
+
+
+@pytest.fixture
+def exporter() -> Iterator[Exporter]:
+    with running_exporter() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def routers() -> Iterator[tuple[Exporter, Exporter]]:
+    """Two replicas of a router; tests keep apart by the name of their pool."""
+    with running_exporter() as first, running_exporter() as second:
+        yield first, second
+
+
+@pytest.fixture(scope="session")
+def prometheus_url(routers: tuple[Exporter, Exporter]) -> Iterator[str]:
+    with running_prometheus([router.address for router in routers]) as url:
+        yield url
+
+
+@pytest.fixture
+def log() -> ReadableLog:
+    return ReadableLog()
+
+
+@pytest.fixture
+async def from_prometheus(prometheus_url: str, log: ReadableLog) -> AsyncIterator[GateSources]:
+    given = sources(prometheus_url=prometheus_url, log=log)
+    yield given
+    await given.http.aclose()
+
+
+@pytest.fixture
+async def from_pages(log: ReadableLog) -> AsyncIterator[GateSources]:
+    given = sources(log=log)
+    yield given
+    await given.http.aclose()

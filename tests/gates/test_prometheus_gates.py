@@ -1,0 +1,253 @@
+"""The prometheus-* gates read a real Prometheus that scrapes two router replicas."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from handlers.contract.errors import InvalidSetting
+from handlers.gates.gate import Go, Refuse
+from handlers.gates.sources import GateSources
+from tests.gates.building import ReadableLog, gate, request, sources
+from tests.gates.exporter import Exporter
+from tests.gates.opening import started, until_budget
+from tests.waiting import wait_until_async
+
+Routers = tuple[Exporter, Exporter]
+
+OLD_SATURATION = "inference_extension_flow_control_pool_saturation"
+NEW_SATURATION = "llm_d_epp_flow_control_pool_saturation"
+OLD_QUEUE = "inference_extension_flow_control_queue_size"
+NEW_QUEUE = "llm_d_epp_flow_control_queue_size"
+NEW_READY = "llm_d_epp_ready_endpoints"
+OLD_READY = "inference_pool_ready_pods"
+OLD_POD_QUEUE = "inference_pool_per_pod_queue_size"
+RUNNING = "vllm:num_requests_running"
+
+
+@pytest.fixture
+def pool() -> str:
+    """A pool of this test alone; the quotes and backslash must not break a query."""
+    return f'pool "{uuid.uuid4().hex[:8]}" \\ 100% é'
+
+
+@pytest.mark.parametrize("metric", [OLD_SATURATION, NEW_SATURATION])
+async def test_saturation_is_read_by_either_name_and_the_fullest_replica_counts(
+    from_prometheus: GateSources, routers: Routers, pool: str, metric: str
+) -> None:
+    routers[0].set(metric, 0.1, inference_pool=pool, namespace="a")
+    routers[1].set(metric, 0.5, inference_pool=pool, namespace="a")
+    async with started("prometheus-saturation", {"pool": pool, "threshold": "0.8"}, from_prometheus) as built:
+        await until_budget(built, 0.3, "0.8 - 0.5")
+        assert built.shares()[0].part == pytest.approx(0.3 / 0.8)
+        routers[1].set(metric, 0.8, inference_pool=pool, namespace="a")
+        await until_budget(built, 0.0, "closed at the threshold")
+        assert isinstance(await built.admit(request()), Refuse)
+        assert "closes at 0.8" in built.state().why_closed
+        routers[0].set(metric, 0.0, inference_pool=pool, namespace="a")
+        routers[1].set(metric, 0.0, inference_pool=pool, namespace="a")
+        await until_budget(built, 0.8, "idle: the contract's figure")
+        assert built.shares()[0].part == 1.0, "an idle pool gives all its slots"
+        assert isinstance(await built.admit(request()), Go)
+
+
+async def test_the_new_name_wins_where_both_are_exported(
+    from_prometheus: GateSources, routers: Routers, pool: str
+) -> None:
+    routers[0].set(OLD_SATURATION, 0.7, inference_pool=pool, namespace="a")
+    routers[0].set(NEW_SATURATION, 0.2, inference_pool=pool, namespace="a")
+    async with started("prometheus-saturation", {"pool": pool}, from_prometheus) as built:
+        await until_budget(built, 0.6, "0.8 - 0.2")
+
+
+async def test_a_namespace_keeps_pools_of_one_name_apart(
+    from_prometheus: GateSources, routers: Routers, pool: str
+) -> None:
+    routers[0].set(NEW_SATURATION, 0.7, inference_pool=pool, namespace="a")
+    routers[0].set(NEW_SATURATION, 0.3, inference_pool=pool, namespace="b")
+    async with started("prometheus-saturation", {"pool": pool, "namespace": "b"}, from_prometheus) as built:
+        await until_budget(built, 0.5, "0.8 - 0.3")
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({}, (0.8, "fallback")),
+        ({"fallback": "1.0"}, (0.0, "fallback")),
+        ({"on_missing": "closed"}, (0.0, "closed")),
+        ({"on_missing": "open", "fallback": 1.0}, (0.8, "open")),
+        ({"on_missing": "hold"}, (0.8, "fallback")),
+    ],
+)
+async def test_a_missing_metric_is_shown_and_does_what_on_missing_says(
+    from_prometheus: GateSources,
+    log: ReadableLog,
+    pool: str,
+    params: dict[str, object],
+    expected: tuple[float, str],
+) -> None:
+    budget, in_force = expected
+    async with started("prometheus-saturation", {"pool": pool, **params}, from_prometheus) as built:
+        state = built.state()
+        assert (state.budget, state.on_missing, state.is_source_available) == (
+            pytest.approx(budget),
+            in_force,
+            False,
+        )
+        (line,) = log.said("gate reads")
+        assert line["in_force"] == in_force
+        assert NEW_SATURATION in line["source"]
+
+
+async def test_a_metric_that_goes_away_is_held_for_a_time_and_then_falls_back(
+    from_prometheus: GateSources, routers: Routers, log: ReadableLog, pool: str
+) -> None:
+    routers[0].set(NEW_SATURATION, 0.5, inference_pool=pool, namespace="a")
+    params = {"pool": pool, "on_missing": "hold", "hold_seconds": "3s", "fallback": 0.7}
+    async with started("prometheus-saturation", params, from_prometheus) as built:
+        await until_budget(built, 0.3, "read")
+        routers[0].remove(NEW_SATURATION)
+        await wait_until_async(lambda: built.state().on_missing == "fallback", 20, "the hold to end")
+        assert built.budget() == pytest.approx(0.1)
+    in_force = [line["in_force"] for line in log.said("gate on_missing in force")]
+    assert in_force[-1] == "fallback"
+
+
+async def test_the_budget_comes_from_the_first_source_that_has_a_sample(
+    from_prometheus: GateSources, routers: Routers, log: ReadableLog, pool: str
+) -> None:
+    params = {"pool": pool, "max_concurrency": "10", "baseline": "0.1"}
+    first, second = routers
+    for router in routers:
+        router.set(NEW_READY, 2, name=pool)
+    first.set(RUNNING, 4, inference_pool=pool, pod="p1")
+    second.set(RUNNING, 6, inference_pool=pool, pod="p2")
+    async with started("prometheus-budget", params, from_prometheus) as built:
+        await until_budget(built, 0.4, "2: 1 - 10 / 20 - 0.1")
+        for queued, pod in ((2, "p1"), (4, "p2")):
+            first.set(OLD_POD_QUEUE, queued, name=pool, model_server_pod=pod)
+        await until_budget(built, 0.6, "1: 1 - mean 3 / 10 - 0.1")
+        first.set(NEW_QUEUE, 1, inference_pool=pool, fairness_id="a")
+        first.set(NEW_QUEUE, 3, inference_pool=pool, fairness_id="b")
+        second.set(NEW_QUEUE, 2, inference_pool=pool, fairness_id="a")
+        await until_budget(built, 0.7, "0: 1 - 4 / 20 - 0.1, the fullest replica")
+        first.set(NEW_QUEUE, 0, inference_pool=pool, fairness_id="a")
+        first.set(NEW_QUEUE, 0, inference_pool=pool, fairness_id="b")
+        second.set(NEW_QUEUE, 0, inference_pool=pool, fairness_id="a")
+        await until_budget(built, 0.9, "idle")
+        assert built.shares()[0].part == pytest.approx(1.0)
+    (closing,) = log.said("gate closing point")
+    assert closing["closes_at_load_per_pod"] == pytest.approx(9)
+    assert [line["source"] for line in log.said("gate source chosen")] == [
+        "vllm requests running",
+        "queue per pod",
+        "router queue",
+    ]
+    assert len(log.said("gate metric source")) == 3
+
+
+async def test_the_budget_closes_at_the_baseline_and_knows_the_old_names(
+    from_prometheus: GateSources, routers: Routers, pool: str
+) -> None:
+    routers[0].set(OLD_READY, 1, name=pool)
+    routers[0].set(OLD_QUEUE, 96, inference_pool=pool, fairness_id="a")
+    async with started("prometheus-budget", {"pool": pool}, from_prometheus) as built:
+        await wait_until_async(lambda: built.state().value is not None, 15, "a reading")
+        assert built.budget() == 0.0
+        assert built.state().is_source_available
+        routers[0].set(OLD_QUEUE, 45, inference_pool=pool, fairness_id="a")
+        await until_budget(built, 0.5, "1 - 45 / 100 - 0.05")
+
+
+async def test_a_budget_without_any_source_is_closed_unless_told_otherwise(
+    from_prometheus: GateSources, routers: Routers, pool: str
+) -> None:
+    routers[0].set(NEW_READY, 0, name=pool)
+    routers[0].set(NEW_QUEUE, 0, inference_pool=pool, fairness_id="a")
+    async with (
+        started("prometheus-budget", {"pool": pool}, from_prometheus) as closed,
+        started("prometheus-budget", {"pool": pool, "fallback": 0.5}, from_prometheus) as half,
+    ):
+        await wait_until_async(
+            lambda: closed.state().on_missing, 15, "no pods are ready: 0 / 0 is no reading"
+        )
+        assert (closed.budget(), half.budget()) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("query", "budget"),
+    [("vector(0.25)", 0.25), ("0.5", 0.5), ("vector(7)", 1.0), ("vector(-1)", 0.0), ("1 - vector(0)/0", 0.0)],
+)
+async def test_a_query_is_the_budget_clamped(from_prometheus: GateSources, query: str, budget: float) -> None:
+    async with started("prometheus-query", {"query": query}, from_prometheus) as built:
+        assert built.budget() == pytest.approx(budget)
+
+
+async def test_of_several_samples_the_least_is_the_budget(
+    from_prometheus: GateSources, routers: Routers
+) -> None:
+    name = f"share_{uuid.uuid4().hex[:8]}"
+    routers[0].set(name, 0.9)
+    routers[1].set(name, 0.4)
+    async with started("prometheus-query", {"query": name}, from_prometheus) as built:
+        await until_budget(built, 0.4, "the lesser replica")
+
+
+@pytest.mark.parametrize("query", ["sum(", "up[5m]", '"text"'])
+async def test_a_query_that_gives_no_number_is_missing_and_says_why(
+    from_prometheus: GateSources, log: ReadableLog, query: str
+) -> None:
+    async with started("prometheus-query", {"query": query, "fallback": "0.2"}, from_prometheus) as built:
+        assert built.budget() == 0.2
+        assert log.said("gate source missing")[0]["why"]
+
+
+async def test_gates_that_ask_the_same_share_one_fetch(
+    from_prometheus: GateSources, routers: Routers, pool: str
+) -> None:
+    routers[0].set(NEW_SATURATION, 0.4, inference_pool=pool, namespace="a")
+    gates = [
+        gate("prometheus-saturation", {"pool": pool, "threshold": t}, from_prometheus) for t in (0.5, 0.8)
+    ]
+    for one in gates:
+        await one.start()
+    await until_budget(gates[0], 0.1, "its own threshold")
+    assert gates[0].shares()[0].at == gates[1].shares()[0].at
+    await gates[0].aclose()
+    routers[0].set(NEW_SATURATION, 0.6, inference_pool=pool, namespace="a")
+    await until_budget(gates[1], 0.2, "still read after the other gate closed")
+    await gates[1].aclose()
+
+
+async def test_a_prometheus_that_is_down_stops_no_start() -> None:
+    given = sources(prometheus_url="http://127.0.0.1:1")
+    async with started("prometheus-budget", {"pool": "p"}, given) as built:
+        assert built.budget() == 0.0
+        assert "source missing" in built.state().why_closed
+    await given.http.aclose()
+
+
+def test_a_gate_is_closed_until_it_has_started(from_prometheus: GateSources) -> None:
+    built = gate("prometheus-saturation", {"pool": "p"}, from_prometheus)
+    assert (built.budget(), built.shares()[0].part, built.room()) == (0.0, 0.0, 0)
+
+
+async def test_headroom_is_told_to_the_pool_only_while_there_is_a_reading(
+    from_prometheus: GateSources,
+) -> None:
+    params = {"query": "vector(0.5)", "budget_means": "headroom"}
+    async with started("prometheus-query", params, from_prometheus) as built:
+        (share,) = built.shares()
+        assert share.is_headroom
+        assert share.at > 0
+    params = {"query": "absent_metric", "budget_means": "headroom", "on_missing": "open"}
+    async with started("prometheus-query", params, from_prometheus) as built:
+        assert not built.shares()[0].is_headroom
+
+
+@pytest.mark.parametrize("gate_type", ["prometheus-saturation", "prometheus-budget", "prometheus-query"])
+def test_without_a_prometheus_url_the_start_stops(gate_type: str) -> None:
+    params = {"query": "up"} if gate_type == "prometheus-query" else {"pool": "p"}
+    with pytest.raises(InvalidSetting, match=f"prometheus_url.*{gate_type}"):
+        gate(gate_type, params, sources())
