@@ -136,9 +136,9 @@ def _check_unique(config: ConfigFile) -> None:
         if twice:
             raise InvalidSetting(setting, found=f"{twice[0]!r} twice", accepted="each name once")
     pools = {pool.id for pool in config.pools} | {"default"}
-    for entry in (*config.queues, *config.topics):
-        if entry.worker_pool_id not in pools:
+    named = [queue.worker_pool_id for queue in config.queues]
+    named += [topic.worker_pool_id for topic in config.topics]
+    for pool_id in named:
+        if pool_id not in pools:
             known = ", ".join(sorted(pools))
-            raise InvalidSetting(
-                "worker_pool_id", found=repr(entry.worker_pool_id), accepted=f"one of {known}"
-            )
+            raise InvalidSetting("worker_pool_id", found=repr(pool_id), accepted=f"one of {known}")

@@ -1,0 +1,217 @@
+"""A handler's wiring: settings in, one finished door out.
+
+Heavy parts are imported where they are built, so that a dispatch door does not load Pub/Sub or Redis.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from handlers.contract.errors import InvalidSetting
+from handlers.doors.dispatch import DispatchDoor
+from handlers.doors.door import handle
+from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, HttpEndpoint, Refusal
+from handlers.doors.http_message import Answer, Delivery, plain
+from handlers.forward.forward import Forward, Forwarder
+from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.settings.settings import Settings, load_settings
+from handlers.telemetry.logs import Logger, get_logger
+
+if TYPE_CHECKING:
+    from handlers.doors.pubsub_push import Subscription
+
+WRAPPING_FACTOR = 1.4
+"""How much larger a delivery may be than the request in it: base64, and the frame around it."""
+
+
+def gateway_of(settings: Settings) -> Gateway:
+    """The client for all gateways of this process."""
+    env = settings.env
+    return Gateway(
+        GatewayOptions(
+            connect_timeout_seconds=env.connect_timeout_seconds,
+            max_response_bytes=env.max_response_bytes,
+            ssl_context=_gateway_tls(settings),
+        )
+    )
+
+
+def _gateway_tls(settings: Settings) -> ssl.SSLContext | None:
+    env = settings.env
+    if not (env.gateway_ca_file or env.gateway_cert_file):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=env.gateway_ca_file or None)
+        if env.gateway_cert_file:
+            context.load_cert_chain(env.gateway_cert_file, env.gateway_key_file or None)
+    except (OSError, ssl.SSLError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise InvalidSetting(
+            "GATEWAY_CA_FILE, GATEWAY_CERT_FILE", found=found, accepted="PEM files"
+        ) from None
+    return context
+
+
+def forwarder_of(settings: Settings, gateway: Gateway) -> Forwarder:
+    """Sends requests along the routes of these settings."""
+    return Forwarder(gateway, settings.routes, request_timeout_seconds=settings.env.request_timeout_seconds)
+
+
+class Handler:
+    """One door of one process: its endpoint, and what must be closed at the end."""
+
+    def __init__(self, settings: Settings, target: str) -> None:
+        self._log = get_logger(target)
+        self._closers: list[Callable[[], Awaitable[object]]] = []
+        gateway = gateway_of(settings)
+        self._closers.append(gateway.aclose)
+        forward = forwarder_of(settings, gateway).forward
+        walk, doorkeeper = _WALKS[target](settings, forward, self._log, self._closers)
+        env = settings.env
+        endpoint = HttpEndpoint(
+            walk,
+            doorkeeper,
+            {"/healthz": _healthy, "/readyz": self._ready},
+            self._refused,
+            EndpointOptions(
+                max_body_bytes=int(env.max_request_bytes * WRAPPING_FACTOR) + 65_536,
+                receive_timeout_seconds=env.receive_timeout_seconds,
+            ),
+        )
+        self.respond = endpoint.respond
+        self.is_stopping = False
+
+    def _ready(self) -> Answer:
+        return plain(503, "stopping") if self.is_stopping else plain(200, "ready")
+
+    def _refused(self, refusal: Refusal) -> None:
+        self._log.warning("caller refused", status=refusal.status, reason=refusal.reason)
+
+    async def aclose(self) -> None:
+        """Close connections; what is published is flushed first."""
+        for close in reversed(self._closers):
+            await close()
+
+
+Walk = Callable[[Delivery], Awaitable[Answer]]
+Closers = list[Callable[[], Awaitable[object]]]
+
+
+def _healthy() -> Answer:
+    return plain(200, "ok")
+
+
+def _dispatch_walk(
+    settings: Settings, forward: Forward, _log: Logger, _closers: Closers
+) -> tuple[Walk, Doorkeeper | None]:
+    from handlers.doors.dispatch_token import DispatchToken
+
+    door = DispatchDoor(max_request_bytes=settings.env.max_request_bytes)
+    has_token = bool(settings.env.dispatch_token or settings.env.dispatch_token_file)
+    doorkeeper = DispatchToken(lambda: settings.dispatch_tokens) if has_token else None
+    return (lambda delivery: handle(door, delivery, forward)), doorkeeper
+
+
+def _push_walk(
+    settings: Settings, forward: Forward, log: Logger, closers: Closers
+) -> tuple[Walk, Doorkeeper | None]:
+    from handlers.doors.pubsub_push import PubSubPushDoor
+    from handlers.pubsub.api import PubSubApi, PubSubOptions
+    from handlers.pubsub.publisher import Publisher
+
+    if not settings.project_id:
+        raise InvalidSetting("PROJECT_ID", found="nothing", accepted="the project of the result topic")
+    env = settings.env
+    api = PubSubApi(PubSubOptions(project_id=settings.project_id, emulator_host=env.pubsub_emulator_host))
+    publisher = Publisher(api)
+    closers += [api.close, publisher.close]
+    door = PubSubPushDoor(
+        publisher,
+        subscriptions(settings),
+        log,
+        project_id=settings.project_id,
+        dead_letter_topic=env.dead_letter_topic_id,
+        max_request_bytes=env.max_request_bytes,
+    )
+    return (lambda delivery: handle(door, delivery, forward)), _push_identity(settings, log)
+
+
+def subscriptions(settings: Settings) -> Callable[[str], Subscription]:
+    """What the settings say of a subscription, by the name a push carries; cached, there are few."""
+    from handlers.doors.pubsub_push import Subscription
+
+    env = settings.env
+    topics = settings.file.topics
+    names_all = bool(topics) and all(topic.result_topic_id or topic.result_queue_name for topic in topics)
+    if not settings.result_topic_id and not names_all:
+        raise InvalidSetting("RESULT_TOPIC_ID", found="nothing", accepted="the topic that takes the results")
+
+    @lru_cache(maxsize=1_024)
+    def of(name: str) -> Subscription:
+        entry = settings.subscription(name)
+        if entry is None:
+            short = name.rsplit("/", 1)[-1]
+            return Subscription(
+                short, settings.result_topic_id, {}, env.ack_deadline_seconds, env.min_redelivery_seconds
+            )
+        return Subscription(
+            name=entry.subscriber_id,
+            result_topic=entry.result_topic_id or entry.result_queue_name or settings.result_topic_id,
+            labels=entry.labels,
+            ack_deadline_seconds=entry.ack_deadline_seconds or env.ack_deadline_seconds,
+            min_redelivery_seconds=_given(entry.min_redelivery_seconds, env.min_redelivery_seconds),
+        )
+
+    return of
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _push_identity(settings: Settings, log: Logger) -> Doorkeeper | None:
+    from handlers.doors.push_identity import PushIdentity, PushIdentityOptions
+
+    env = settings.env
+    if env.push_auth == "none":
+        log.warning("anyone may push: PUSH_AUTH is none")
+        return None
+    for setting, value in (
+        ("PUSH_AUDIENCE", env.push_audience),
+        ("PUSH_SERVICE_ACCOUNT", env.push_service_account),
+    ):
+        if not value:
+            accepted = "what the push subscription is set to (or PUSH_AUTH=none on an emulator)"
+            raise InvalidSetting(setting, found="nothing", accepted=accepted)
+    return PushIdentity(
+        PushIdentityOptions(audience=env.push_audience, service_account_email=env.push_service_account)
+    )
+
+
+_WALKS: dict[str, Callable[[Settings, Forward, Logger, Closers], tuple[Walk, Doorkeeper | None]]] = {
+    "dispatch": _dispatch_walk,
+    "pubsub_push": _push_walk,
+}
+TARGETS = tuple(_WALKS)
+
+
+_built: dict[str, Handler] = {}
+
+
+def handler_of(target: str) -> Handler:
+    """The process's handler of one target, built on the first call from the process's environment.
+
+    `async-processor serve` hands in one that it built before (`use_handler`).
+    """
+    if target not in _built:
+        _built[target] = Handler(load_settings(os.environ), target)  # noqa: TID251  # no command has read it
+    return _built[target]
+
+
+def use_handler(target: str, handler: Handler) -> None:
+    """Serve `target` with this handler from now on."""
+    _built[target] = handler

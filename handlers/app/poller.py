@@ -1,0 +1,183 @@
+"""The poller's wiring: settings in, a finished poller out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from handlers.app.handler import forwarder_of, gateway_of
+from handlers.contract.request import Request
+from handlers.forward.forward import NO_LIMITS
+from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.outcome import Outcome
+from handlers.poller.carrier import Carrier
+from handlers.poller.dispatcher import Dispatch, HttpDispatcher
+from handlers.poller.heartbeat import Heartbeat
+from handlers.poller.looper import Looper
+from handlers.poller.poller import Poller
+from handlers.poller.pool import Pool, Source
+from handlers.poller.reclaimer import Reclaimer
+from handlers.poller.settlement import ResultRoute
+from handlers.poller.settler import Settler
+from handlers.redis_store.connection import (
+    STORE_FAILURES,
+    RedisOptions,
+    Store,
+    connect,
+    durability_warnings,
+)
+from handlers.redis_store.queue import QueueOptions, RedisQueue, promote
+from handlers.settings.config_file import QueueEntry
+from handlers.settings.settings import Settings
+from handlers.telemetry.logs import get_logger
+
+PROMOTE_SECONDS = 0.1
+"""How often retries that are due go back to their queues."""
+_BATCH = 1_000
+_DISPATCH_MARGIN_SECONDS = 15.0
+"""How much longer the poller waits for a handler than the handler for the gateway."""
+
+
+def redis_options(settings: Settings) -> RedisOptions:
+    """How to reach the queues."""
+    env = settings.env
+    return RedisOptions(
+        url=settings.redis_url,
+        username=env.redis_username,
+        password=lambda: settings.redis_password,
+        ca_file=env.redis_ca_file,
+        cert_file=env.redis_cert_file,
+        key_file=env.redis_key_file,
+    )
+
+
+class PollerApp:
+    """A poller with its connections; `run` ends when it is stopped and drained."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._log = get_logger("poller")
+        self._redis = connect(redis_options(settings))
+        self._client = _client(settings)
+        self._dispatch = _dispatch(settings, self._client)
+        self._pools = self._build_pools()
+        self._carriers: list[Carrier] = []
+        self._settlers: list[Settler] = []
+        self._loopers: list[Looper] = []
+        for entry in settings.queues:
+            self._add(entry)
+        self._loopers.append(self._promoter())
+        self.poller = Poller(
+            [pool for pool in self._pools.values() if pool.sources],
+            self._carriers,
+            self._settlers,
+            self._loopers,
+            self._log,
+            grace_seconds=settings.env.shutdown_grace_seconds,
+        )
+
+    def _build_pools(self) -> dict[str, Pool]:
+        settings = self._settings
+        return {
+            pool.id: Pool(
+                pool.id, pool.workers or settings.env.workers, settings.poll_interval_seconds, self._log
+            )
+            for pool in settings.pools
+        }
+
+    def _add(self, entry: QueueEntry) -> None:
+        env, pool = self._settings.env, self._pools[entry.worker_pool_id]
+        queue = RedisQueue(self._redis, entry.queue_name, self._queue_options())
+        route = ResultRoute(
+            entry.result_queue_name, entry.result_ttl_seconds, self._settings.result_queue_name
+        )
+        settler = Settler(queue, self._log)
+        carrier = Carrier(
+            settler,
+            route,
+            self._dispatch,
+            self._log,
+            labels=entry.labels,
+            clock=queue.now,
+            on_freed=pool.free,
+            max_request_bytes=env.max_request_bytes,
+        )
+        settler.on_settled = carrier.settled
+        heartbeat = Heartbeat(queue, carrier, env.lease_seconds)
+        reclaimer = Reclaimer(queue, carrier, self._log, max_deaths=env.max_deaths)
+        pool.sources.append(Source(queue, carrier))
+        self._settlers.append(settler)
+        self._carriers.append(carrier)
+        self._loopers.append(self._looper("heartbeat", env.heartbeat_seconds, heartbeat.tick))
+        self._loopers.append(self._looper("reclaimer", env.reclaim_seconds, reclaimer.tick))
+
+    def _queue_options(self) -> QueueOptions:
+        env = self._settings.env
+        return QueueOptions(
+            retry_queue_name=self._settings.retry_queue_name,
+            default_result_queue_name=self._settings.result_queue_name,
+            lease_seconds=env.lease_seconds,
+            cluster=redis_options(self._settings).is_cluster,
+            wait_replicas=env.wait_replicas,
+        )
+
+    def _promoter(self) -> Looper:
+        default_queue = self._settings.queues[0].queue_name
+
+        async def tick() -> None:
+            while (
+                await promote(self._redis, self._settings.retry_queue_name, default_queue, _BATCH) == _BATCH
+            ):
+                pass
+
+        return self._looper("promoter", PROMOTE_SECONDS, tick)
+
+    def _looper(self, name: str, seconds: float, tick: Callable[[], Awaitable[None]]) -> Looper:
+        return Looper(name, seconds, tick, self._log, STORE_FAILURES)
+
+    @property
+    def redis(self) -> Store:
+        """The connection to the queues."""
+        return self._redis
+
+    async def run(self) -> None:
+        """Poll until stopped and drained, then close the connections."""
+        try:
+            for warning in await self._warnings():
+                self._log.warning(warning)
+            await self.poller.run()
+        finally:
+            await self._client.aclose()
+            await self._redis.aclose()
+
+    async def _warnings(self) -> list[str]:
+        try:
+            return await durability_warnings(self._redis)
+        except STORE_FAILURES as error:
+            return [f"Redis does not answer yet ({type(error).__name__})"]
+
+
+def _client(settings: Settings) -> Gateway:
+    """To the gateway where the handler runs in this process, else to the handlers."""
+    if not settings.env.handler_url:
+        return gateway_of(settings)
+    # A handler's answer is the gateway's, escaped as JSON: it may be larger than the response itself.
+    limit = settings.env.max_response_bytes * 3 + 65_536
+    return Gateway(GatewayOptions(settings.env.connect_timeout_seconds, max_response_bytes=limit))
+
+
+def _dispatch(settings: Settings, client: Gateway) -> Dispatch:
+    env = settings.env
+    if env.handler_url:
+        dispatcher = HttpDispatcher(
+            client,
+            env.handler_url,
+            timeout_seconds=env.request_timeout_seconds + _DISPATCH_MARGIN_SECONDS,
+            tokens=lambda: settings.dispatch_tokens,
+        )
+        return dispatcher.dispatch
+    forwarder = forwarder_of(settings, client)
+
+    async def in_process(request: Request, _body: bytes) -> Outcome:
+        return await forwarder.forward(request, NO_LIMITS)
+
+    return in_process

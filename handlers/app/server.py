@@ -1,0 +1,80 @@
+"""Serve one handler under uvicorn, graceful for as long as its longest request.
+
+functions-framework's own runner stops waiting 30 s after SIGTERM; a request may last minutes.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import functions_framework.aio
+import uvicorn
+
+import handlers.main
+from handlers.app.handler import Handler, use_handler
+from handlers.settings.settings import Settings
+
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than the keep-alive of those in front of us, so that it is never we who close under their feet."""
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready, and makes readiness false as soon as it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, handler: Handler, on_ready: Callable[[int], None]) -> None:
+        super().__init__(config)
+        self._handler = handler
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready(self.servers[0].sockets[0].getsockname()[1])
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._handler.is_stopping = True
+        # uvicorn gives up its grace period on a second SIGINT; a second SIGTERM changes nothing.
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        await super().shutdown(sockets)
+        await self._handler.aclose()
+
+
+def asgi_app(target: str) -> Any:
+    """The functions-framework application of one target, from the module that is already imported."""
+    create = functions_framework.aio.create_asgi_app_from_module
+    return create(target, handlers.main.__file__, "http", handlers.main, None)  # type: ignore[no-untyped-call]  # untyped
+
+
+def serve(settings: Settings, target: str, on_ready: Callable[[int], None]) -> None:
+    """Build the handler, listen, and serve until SIGTERM and the last request. `on_ready` gets the port."""
+    handler = Handler(settings, target)
+    use_handler(target, handler)
+    server = _Server(server_config(settings, target), handler, on_ready)
+    signal.signal(signal.SIGTERM, server.handle_exit)
+    server.run()
+
+
+def server_config(settings: Settings, target: str) -> uvicorn.Config:
+    """uvicorn's configuration: fast loop and parser, no access log, a grace period that covers a request."""
+    env = settings.env
+    return uvicorn.Config(
+        asgi_app(target),
+        host=env.host,
+        port=env.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=4_096,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(env.shutdown_grace_seconds),
+        h11_max_incomplete_event_size=65_536,
+    )

@@ -1,0 +1,62 @@
+"""`async-processor`: the group of all commands, and how an error of the user's is told."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+import click
+
+COMMANDS: Final = {
+    "serve": ("handlers.cli.serve", "Serve one door: dispatch or pubsub_push."),
+    "poll": ("handlers.cli.poll", "Bring Redis requests to the handlers."),
+    "demo": ("handlers.cli.demo", "Show the whole way on this machine, end to end."),
+    "dev": ("handlers.cli.dev", "Keep a local stack up to play with."),
+    "submit": ("handlers.cli.submit", "Queue one request."),
+    "results": ("handlers.cli.results", "Read results."),
+    "batch": ("handlers.cli.batch", "Run a file of requests."),
+    "pubsub": ("handlers.cli.pubsub", "Set up topics and subscriptions."),
+    "dead": ("handlers.cli.dead", "Look at dead letters, requeue or drop them."),
+    "check": ("handlers.cli.check", "Check settings and connections."),
+}
+"""Name to module and one line of help: the modules are imported only when their command runs."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click asks so
+        """All names, in the order in which a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click asks so
+        """The command of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click asks so
+        """The list of commands, without importing one of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="async-processor", message="%(prog)s %(version)s")
+def main() -> None:
+    """Fill the idle capacity of an LLM inference pool with queued requests.
+
+    \b
+    Try it:        async-processor demo
+    Play with it:  async-processor dev
+    Run it:        async-processor serve --target dispatch  and  async-processor poll
+    """
+
+
+def fail(error: Exception) -> None:
+    """One line that says what to do, and exit code 2."""
+    click.echo(f"error: {error}", err=True)
+    sys.exit(2)

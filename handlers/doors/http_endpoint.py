@@ -1,0 +1,125 @@
+"""One door behind HTTP: paths, methods, who may call, how large and how slow a delivery may be.
+
+Starlette stays in this file; behind it are headers and bytes. The caller is checked before the body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from handlers.doors.http_message import Answer, Delivery, plain
+
+DELIVERY_PATHS: Final = frozenset({"/", "/dispatch", "/pubsub_push", "/push"})
+"""Where deliveries are taken; a subscription or a source may name any of them."""
+
+
+class Refusal(Protocol):
+    """Why a caller may not come in."""
+
+    @property
+    def status(self) -> int:
+        """401, 403, or 503 where it cannot be told."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """For the log; never holds the token."""
+        ...
+
+
+class Doorkeeper(Protocol):
+    """Who may call."""
+
+    async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+        """None lets the caller in."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointOptions:
+    """`max_body_bytes` bounds a delivery before it is decoded, `receive_timeout_seconds` its arrival."""
+
+    max_body_bytes: int
+    receive_timeout_seconds: float
+
+
+class HttpEndpoint:
+    """Answers one process's HTTP requests. `pages` are small GET pages by path (health, metrics)."""
+
+    def __init__(
+        self,
+        walk: Callable[[Delivery], Awaitable[Answer]],
+        doorkeeper: Doorkeeper | None,
+        pages: dict[str, Callable[[], Answer]],
+        on_refused: Callable[[Refusal], None],
+        options: EndpointOptions,
+    ) -> None:
+        self._walk = walk
+        self._doorkeeper = doorkeeper
+        self._pages = pages
+        self._on_refused = on_refused
+        self._options = options
+
+    async def respond(self, request: Request) -> Response:
+        """The response to one HTTP request."""
+        answer = await self._answer(request)
+        response = Response(answer.body, answer.status_code)
+        if answer.headers:
+            response.headers.update(answer.headers)
+        return response
+
+    async def _answer(self, request: Request) -> Answer:
+        path, method = request.scope["path"], request.scope["method"]
+        page = self._pages.get(path)
+        if page is not None:
+            is_read = method in ("GET", "HEAD")
+            return page() if is_read else plain(405, "only GET here", {"allow": "GET, HEAD"})
+        if path not in DELIVERY_PATHS:
+            return plain(404, "nothing here")
+        if method != "POST":
+            return plain(405, "only POST here", {"allow": "POST"})
+        headers = request.scope["headers"]
+        if self._doorkeeper is not None:
+            refusal = await self._doorkeeper.check(headers)
+            if refusal is not None:
+                self._on_refused(refusal)
+                return _refused(refusal.status)
+        body = await self._body(request)
+        return body if isinstance(body, Answer) else await self._walk(Delivery(headers, body))
+
+    async def _body(self, request: Request) -> bytes | Answer:
+        """The whole body, or why it is not taken."""
+        limit = self._options.max_body_bytes
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit:
+            return plain(413, f"the body is larger than {limit} bytes")
+        try:
+            async with asyncio.timeout(self._options.receive_timeout_seconds):
+                return await _received(request, limit)
+        except TimeoutError:
+            return plain(408, "the body did not arrive in time", {"connection": "close"})
+        except ClientDisconnect:
+            return plain(400, "the client went away")
+
+
+async def _received(request: Request, limit: int) -> bytes | Answer:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            return plain(413, f"the body is larger than {limit} bytes", {"connection": "close"})
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _refused(status: int) -> Answer:
+    """Constant and small: a stranger learns nothing from it."""
+    headers = {"www-authenticate": "Bearer"} if status == 401 else None
+    return plain(status, {401: "unauthorized", 403: "forbidden"}.get(status, "try again later"), headers)

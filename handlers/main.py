@@ -1,0 +1,28 @@
+"""The entry points that functions-framework finds by name: `dispatch` and `pubsub_push`.
+
+One process serves one of them (`FUNCTION_TARGET`, `--target`). Everything behind them is built in
+`handlers.app`, once a process, on the first call; `async-processor serve` builds it before listening.
+
+    functions-framework --asgi --source handlers/main.py --target dispatch     works, but see
+    async-processor serve --target dispatch                                    graceful at shutdown
+"""
+
+from __future__ import annotations
+
+import functions_framework.aio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from handlers.app.handler import handler_of
+
+
+@functions_framework.aio.http
+async def dispatch(request: Request) -> Response:
+    """CloudEvents from the poller or any Knative source; answers with the result event."""
+    return await handler_of("dispatch").respond(request)
+
+
+@functions_framework.aio.http
+async def pubsub_push(request: Request) -> Response:
+    """Pub/Sub pushes; publishes the result, then answers 204."""
+    return await handler_of("pubsub_push").respond(request)

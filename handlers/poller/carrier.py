@@ -1,0 +1,138 @@
+"""Carries the claims of one queue: decode, dispatch, settle; and gives them up when their lease is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from handlers.contract.envelope import Envelope, decode_member
+from handlers.contract.errors import InvalidRequest
+from handlers.forward.backoff import backoff_seconds
+from handlers.forward.forward import expired
+from handlers.forward.outcome import Outcome, Retry
+from handlers.poller.dispatcher import Dispatch
+from handlers.poller.settlement import ResultRoute, ack, bury, refuse, settle
+from handlers.poller.settler import Release, Settlement, Settler
+from handlers.redis_store.queue import Claim
+from handlers.telemetry.logs import Logger
+
+
+@dataclass(slots=True)
+class Held:
+    """A claim that is ours: from its claim to its settlement. `work` is None once its outcome is known."""
+
+    claim: Claim
+    work: asyncio.Task[Settlement] | None = None
+    is_lost: bool = False
+
+
+class Carrier:
+    """Holds nothing but what it has claimed. `clock` gives the Redis server's Unix seconds."""
+
+    def __init__(
+        self,
+        settler: Settler,
+        route: ResultRoute,
+        dispatch: Dispatch,
+        log: Logger,
+        *,
+        labels: Mapping[str, str],
+        clock: Callable[[], float],
+        on_freed: Callable[[], None],
+        max_request_bytes: int,
+    ) -> None:
+        self._settler = settler
+        self._route = route
+        self._dispatch = dispatch
+        self._log = log
+        self._labels = labels
+        self._clock = clock
+        self._on_freed = on_freed
+        self._max_request_bytes = max_request_bytes
+        self._held: dict[bytes, Held] = {}
+        self.in_flight = 0
+
+    def held_claims(self) -> list[Claim]:
+        """Every claim whose lease must be kept."""
+        return [held.claim for held in self._held.values() if not held.is_lost]
+
+    def work(self) -> list[asyncio.Task[Settlement]]:
+        """What is under way."""
+        return [held.work for held in self._held.values() if held.work is not None]
+
+    def start(self, claims: Sequence[Claim]) -> None:
+        """Carry these claims; each takes one slot until its outcome is known."""
+        for claim in claims:
+            held = Held(claim)
+            self._held[claim.owner_token] = held
+            self.in_flight += 1
+            held.work = asyncio.create_task(self._settlement(claim))
+            # A callback, not a `finally`: work that is cancelled before its first step never gets there.
+            held.work.add_done_callback(partial(self._finish, held))
+
+    def _finish(self, held: Held, work: asyncio.Task[Settlement]) -> None:
+        held.work = None
+        self.in_flight -= 1
+        if held.is_lost:
+            # The next owner answers; a settlement of ours would be refused.
+            self._held.pop(held.claim.owner_token, None)
+        elif work.cancelled():
+            self._settler.add(Release(held.claim))
+        else:
+            self._settler.add(work.result())
+        self._on_freed()
+
+    async def _settlement(self, claim: Claim) -> Settlement:
+        try:
+            envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
+        except InvalidRequest as error:
+            self._log.warning("invalid request", id=error.request_id, queue=claim.queue, field=error.field)
+            return refuse(claim, error, self._route, self._clock())
+        request = envelope.request
+        if request.deadline <= self._clock():
+            return ack(claim, request, expired(request, None).result, self._route)
+        outcome = await self._outcome(envelope)
+        return settle(claim, envelope, outcome, self._route, self._clock())
+
+    async def _outcome(self, envelope: Envelope) -> Outcome:
+        try:
+            return await self._dispatch(envelope.request, envelope.data)
+        except Exception as error:  # noqa: BLE001  # a defect of ours must not lose the request: it is tried again
+            self._log.error("dispatch failed", id=envelope.request.id, error=repr(error))
+            return Retry(backoff_seconds(envelope.request.attempt, 1.0), "internal_error")
+
+    def bury(self, claims: Sequence[Claim]) -> None:
+        """Settle claims whose owners died on them too often; they are ours by now."""
+        for claim in claims:
+            self._held[claim.owner_token] = Held(claim)
+            try:
+                envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
+            except InvalidRequest as error:
+                self._settler.add(refuse(claim, error, self._route, self._clock()))
+            else:
+                self._settler.add(bury(claim, envelope, self._route, self._clock()))
+
+    def lose(self, claims: Sequence[Claim]) -> None:
+        """The leases of these are gone: stop their work, the next owner does it."""
+        for claim in claims:
+            held = self._held.get(claim.owner_token)
+            if held is None or held.is_lost:
+                continue
+            held.is_lost = True
+            self._log.warning("lease lost", queue=claim.queue)
+            if held.work is not None:
+                held.work.cancel()
+
+    def hand_back(self) -> None:
+        """Stop all work; what has no outcome goes back to pending at once."""
+        for work in self.work():
+            work.cancel()
+
+    def settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
+        """A settlement is recorded, or was refused: either way the claim is no longer ours."""
+        claim = settlement.claim
+        self._held.pop(claim.owner_token, None)
+        if not has_taken_effect:
+            self._log.warning("settlement refused, the lease was lost", queue=claim.queue)

@@ -1,0 +1,126 @@
+"""Hand one request to the dispatch door over HTTP, and read its answer.
+
+A handler that is scaling from zero, or a platform whose queue is full, is no answer of the gateway: the
+request comes back soon and the attempt is not counted. Such answers lack the door's own header.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, Protocol
+
+import msgspec
+
+from handlers.contract.events import REQUEST_TYPE, binary_headers
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, Result, decode_result, error_result
+from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, decode_retry_answer
+from handlers.forward.classify import FAILURES, failure_reason
+from handlers.forward.gateway import GatewayResponse, ResponseTooLarge
+from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
+
+Dispatch = Callable[[Request, bytes], Awaitable[Outcome]]
+"""Takes the request and its body (the event's data), gives the outcome; raises only when cancelled."""
+
+HANDLER_UNAVAILABLE: Final = "handler_unavailable"
+HANDLER_LOST: Final = "handler_lost"
+HANDLER_REFUSED: Final = "handler_refused"
+_SOON_SECONDS: Final = 1.0
+_REFUSED_SECONDS: Final = 10.0
+_NOT_REACHED: Final = frozenset({"connect", "dns", "tls"})
+
+
+class Poster(Protocol):
+    """What dispatching needs of an HTTP client."""
+
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> GatewayResponse:
+        """POST and read the answer."""
+        ...
+
+
+class HttpDispatcher:
+    """Posts CloudEvents to `handler_url`; `timeout_seconds` exceeds the handler's own request timeout."""
+
+    def __init__(
+        self,
+        poster: Poster,
+        handler_url: str,
+        *,
+        timeout_seconds: float,
+        tokens: Callable[[], tuple[str, ...]] = tuple,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._poster = poster
+        self._url = handler_url
+        self._timeout_seconds = timeout_seconds
+        self._tokens = tokens
+        self._draw = draw
+
+    async def dispatch(self, request: Request, body: bytes) -> Outcome:
+        """One delivery to the handlers; a failure of the platform is a retry that does not count."""
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                response = await self._poster.send(self._url, self._headers(request), body)
+        except ResponseTooLarge:
+            message = "the handler's answer is over the size limit"
+            return Answered(
+                error_result(request.id, request.request_token, ErrorCode.INFERENCE_ERROR, message)
+            )
+        except FAILURES as error:
+            if failure_reason(error) in _NOT_REACHED:
+                return self._soon(HANDLER_UNAVAILABLE)
+            # The handler may have had the request when it went: that is an attempt, and may be its doing.
+            return self._soon(HANDLER_LOST, counts_attempt=True)
+        return self._outcome(request, response)
+
+    def _headers(self, request: Request) -> dict[str, str]:
+        extensions = {"queue": request.queue, "attempt": str(request.attempt)}
+        if request.request_token:
+            extensions["requesttoken"] = request.request_token
+        if request.labels:
+            extensions["labels"] = msgspec.json.encode(request.labels).decode()
+        if request.objective:
+            extensions["objective"] = request.objective
+        if request.priority is not None:
+            extensions["priority"] = str(request.priority)
+        headers = binary_headers(request.id, f"/redis/{request.queue}", REQUEST_TYPE, extensions)
+        tokens = self._tokens()
+        if tokens:
+            headers["authorization"] = f"Bearer {tokens[0]}"
+        return headers
+
+    def _outcome(self, request: Request, response: GatewayResponse) -> Outcome:
+        if response.status_code == 200:
+            result = _result(response.body)
+            # A result of somebody else would settle the wrong request for ever: better ask again.
+            return Answered(result) if result and result.id == request.id else self._soon(HANDLER_LOST)
+        if response.headers.get(OUTCOME_HEADER) == RETRY:
+            return _retry(response.body) or self._soon(HANDLER_LOST)
+        if response.status_code in (400, 413, 415):
+            message = f"the handler refused the delivery with {response.status_code}"
+            return Answered(
+                error_result(request.id, request.request_token, ErrorCode.INVALID_REQUEST, message)
+            )
+        if response.status_code in (401, 403, 404, 405):
+            return Retry(_REFUSED_SECONDS * (0.5 + self._draw()), HANDLER_REFUSED, counts_attempt=False)
+        return self._soon(HANDLER_UNAVAILABLE)
+
+    def _soon(self, reason: str, *, counts_attempt: bool = False) -> Retry:
+        return Retry(_SOON_SECONDS * (0.5 + self._draw()), reason, counts_attempt=counts_attempt)
+
+
+def _result(body: bytes) -> Result | None:
+    try:
+        return decode_result(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _retry(body: bytes) -> Retry | None:
+    answer = decode_retry_answer(body)
+    if answer is None:
+        return None
+    last = LastResponse(answer.status_code, answer.payload.encode()) if answer.status_code else None
+    return Retry(answer.retry_after_seconds, answer.reason, last, answer.counts_attempt)

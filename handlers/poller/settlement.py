@@ -1,0 +1,109 @@
+"""What an outcome means for a claim: an ack with its result, or a nack with its retry member. Pure."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+import msgspec
+
+from handlers.contract.envelope import Envelope, encode_retry
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, Result, encode_result, error_result
+from handlers.forward.forward import expired
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.redis_store.queue import Ack, Claim, Nack
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRoute:
+    """Where a queue's results go: its own list, else the request's, else the default."""
+
+    own_name: str
+    own_ttl_seconds: int | None
+    default_name: str
+
+    def name(self, wished: str) -> str:
+        """The list for a request that wishes for `wished` (or nothing)."""
+        return self.own_name or wished or self.default_name
+
+    def ttl_seconds(self, wished: int | None) -> int | None:
+        """The list's expiry after each push, if any."""
+        return self.own_ttl_seconds if self.own_ttl_seconds is not None else wished
+
+
+def settle(claim: Claim, envelope: Envelope, outcome: Outcome, route: ResultRoute, now: float) -> Ack | Nack:
+    """The settlement of one claim. A retry that could only come after the deadline is final already."""
+    match outcome:
+        case Answered(result):
+            return ack(claim, envelope.request, result, route)
+        case Retry():
+            return _nack(claim, envelope, outcome, route, now)
+
+
+def ack(claim: Claim, request: Request, result: Result, route: ResultRoute, dead: bytes | None = None) -> Ack:
+    """A final result for a request that could be read; `dead` is kept among the dead letters as well."""
+    return Ack(
+        claim=claim,
+        result=encode_result(result),
+        result_queue_name=route.name(request.result_queue_name),
+        result_ttl_seconds=route.ttl_seconds(request.result_ttl_seconds),
+        request_id=request.id,
+        request_token=request.request_token,
+        payload_ref=request.payload_ref,
+        dead=dead,
+    )
+
+
+def _nack(claim: Claim, envelope: Envelope, retry: Retry, route: ResultRoute, now: float) -> Ack | Nack:
+    request = envelope.request
+    if now + retry.delay_seconds >= request.deadline:
+        return ack(claim, request, expired(request, retry.last).result, route)
+    attempt = request.attempt + (1 if retry.counts_attempt else 0)
+    member = encode_retry(claim.member, queue=claim.queue, attempt=attempt, score=claim.score)
+    return Nack(claim=claim, retry_member=member, delay_seconds=retry.delay_seconds)
+
+
+def refuse(claim: Claim, error: InvalidRequest, route: ResultRoute, now: float) -> Ack:
+    """A member that breaks the contract: a result where an id could be read, else a dead letter."""
+    if not error.request_id:
+        dead = dead_record(claim, ErrorCode.INVALID_REQUEST, str(error), now)
+        return Ack(claim, b"", route.name(""), None, "", "", dead=dead)
+    result = error_result(error.request_id, error.request_token, ErrorCode.INVALID_REQUEST, str(error))
+    return Ack(
+        claim=claim,
+        result=encode_result(result),
+        result_queue_name=route.name(error.result_queue_name),
+        result_ttl_seconds=route.ttl_seconds(None),
+        request_id=error.request_id,
+        request_token=error.request_token,
+    )
+
+
+def bury(claim: Claim, envelope: Envelope, route: ResultRoute, now: float) -> Ack:
+    """A request whose owners died on it too often: final, and kept among the dead."""
+    request = envelope.request
+    message = f"{claim.deaths} owners died while they held this request"
+    result = error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message)
+    return ack(claim, request, result, route, dead_record(claim, ErrorCode.UNDELIVERABLE, message, now))
+
+
+def dead_record(claim: Claim, reason: str, message: str, now: float) -> bytes:
+    """What is kept of a dead letter, as JSON: why, when (Unix seconds), how often, and the member itself.
+
+    A member that is no UTF-8 is kept as base64 under `member_base64`.
+    """
+    record: dict[str, object] = {
+        "reason": reason,
+        "message": message,
+        "at": round(now, 3),
+        "deaths": claim.deaths,
+        "queue": claim.queue,
+        "score": claim.score,
+    }
+    try:
+        record["member"] = claim.member.decode()
+    except UnicodeDecodeError:
+        record["member_base64"] = base64.b64encode(claim.member).decode()
+    return msgspec.json.encode(record)
