@@ -167,3 +167,9 @@ def test_lock_files_pin_what_the_package_asks_for(lock: str, extras: list[str]) 
         if not want.specifier.contains(pins.get(canonicalize_name(want.name), "0"))
     ]
     assert broken == []
+
+
+def test_make_lists_every_target_it_has() -> None:
+    makefile = text_of(Path("Makefile")).replace("\\\n", " ")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
+    assert set(phony.split()) == set(re.findall(r"^([a-z-]+):.*?## ", makefile, re.M))
