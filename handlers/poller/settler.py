@@ -55,8 +55,8 @@ class Settler:
             await self._arrived.wait()
             self._arrived.clear()
             while self._waiting:
-                await self._flush(self._waiting[:_BATCH])
-                del self._waiting[:_BATCH]
+                batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+                await self._flush(batch)
             self._idle.set()
 
     async def drained(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio import Redis
-from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -63,8 +63,8 @@ def connect(options: RedisOptions) -> Store:
         if parts.scheme.endswith(_SENTINEL):
             return _through_sentinel(options, arguments)
         if parts.scheme.endswith(_CLUSTER):
-            nodes = _nodes(options.url, 6379)
-            return RedisCluster(host=nodes[0][0], port=nodes[0][1], **arguments)
+            nodes = [ClusterNode(host, port) for host, port in _nodes(options.url, 6379)]
+            return RedisCluster(startup_nodes=nodes, **arguments)
         return Redis.from_url(options.url, max_connections=options.max_connections, **arguments)
     except ValueError:
         # The library's own message may repeat the URL, and with it a password.

@@ -114,7 +114,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     host: Annotated[str, Meta(description="Address to listen on.")] = "0.0.0.0"  # noqa: S104  # a pod's only interface
     port: Annotated[int, Meta(ge=0, le=65_535, description="Port of the handler (Knative sets it).")] = 8080
     function_target: Annotated[
-        Literal["dispatch", "pubsub_push", "dead_letter"], Meta(description="Which door this process is.")
+        Literal["dispatch", "pubsub_push"], Meta(description="Which door this process is.")
     ] = "dispatch"
     receive_timeout_seconds: Annotated[
         float, Meta(gt=0, le=600, description="Longest time for a delivery to arrive whole.")

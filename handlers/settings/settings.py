@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from handlers.settings.config_file import (
 )
 from handlers.settings.environment import SECRETS, Environment, read_environment
 
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+)(:[0-9]{1,5})?")
 _REDIS_SCHEMES = frozenset(
     {"redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster", "unix"}
 )
@@ -172,13 +174,11 @@ def _check_urls(settings: Settings) -> None:
 def check_url(setting: str, url: str, schemes: frozenset[str]) -> None:
     """Raises `InvalidSetting` for a URL without one of the schemes or without a host."""
     accepted = f"{' or '.join(f'{s}://' for s in sorted(schemes))} with a host"
-    try:
-        parts = urlsplit(url)
-        port_is_valid = parts.port is None or parts.port >= 0
-    except ValueError:
-        raise InvalidSetting(setting, found="no URL", accepted=accepted) from None
-    is_complete = bool(parts.netloc) or (parts.scheme == "unix" and bool(parts.path))
-    if parts.scheme not in schemes or not is_complete or not port_is_valid or parts.fragment:
+    parts = urlsplit(url)
+    hosts = parts.netloc.rpartition("@")[2].split(",")  # Sentinel and Cluster URLs name several
+    are_hosts = all(_HOST.fullmatch(host) for host in hosts)
+    is_complete = are_hosts or (parts.scheme == "unix" and not parts.netloc and bool(parts.path))
+    if parts.scheme not in schemes or not is_complete or parts.fragment:
         raise InvalidSetting(setting, found=repr(masked_url(url)), accepted=accepted)
 
 
