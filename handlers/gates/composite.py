@@ -26,7 +26,10 @@ class CompositeGate(Gate):
     gate_type = "composite"
 
     def __init__(self, parameters: CompositeParameters, build: BuildInner) -> None:
-        self._gates = [build(inner, f"gates[{at}]") for at, inner in enumerate(parameters.gates)]
+        self._gates = [
+            build(inner, f"gates[{at}].gate_type", f"gates[{at}].gate_params")
+            for at, inner in enumerate(parameters.gates)
+        ]
 
     async def start(self) -> None:
         """Start all, side by side."""

@@ -79,6 +79,7 @@ class ScrapedValue:
         self._pods_page = page_feed(parameters.pods_url, sources) if parameters.pods_url else None
         self._reading: Reading[Sample] | None = None
         self._failure = "it was not read yet"
+        self._listeners: list[Callable[[], None]] = []
 
     @property
     def reading(self) -> Reading[Sample] | None:
@@ -103,14 +104,18 @@ class ScrapedValue:
             await page.aclose()
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after each fetch."""
-        for page in self._pages():
-            page.listen(listener)
+        """Call `listener` after each fetch, when its value has been taken."""
+        self._listeners.append(listener)
 
     def _pages(self) -> list[Feed[bytes]]:
         return [page for page in (self._page, self._pods_page) if page is not None]
 
     def _take(self) -> None:
+        self._read_pages()
+        for listener in self._listeners:
+            listener()
+
+    def _read_pages(self) -> None:
         failures = [page.failure for page in self._pages() if page.failure]
         page = self._page.reading
         if failures or page is None:

@@ -19,8 +19,8 @@ class InnerGate:
     gate_params: Mapping[str, Any] = field(default_factory=dict)
 
 
-BuildInner: TypeAlias = Callable[[InnerGate, str], Gate]
-"""Builds an inner gate; the text is its path below the outer gate's parameters (`gates[0]`)."""
+BuildInner: TypeAlias = Callable[[InnerGate, str, str], Gate]
+"""Builds an inner gate; the texts are where its type and its parameters are, below the outer gate's own."""
 
 _DESCRIBED = '{"gate_type": "...", "gate_params": {...}}'
 

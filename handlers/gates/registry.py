@@ -45,8 +45,9 @@ def _kind(gate: type[Gate], parameters: type[P], build: Callable[[P, GateSources
 
 def _combinator(gate: type[Gate], parameters: type[P], build: Callable[[P, BuildInner], Gate]) -> GateKind:
     def from_raw(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
-        def build_inner(inner: InnerGate, path: str) -> Gate:
-            return build_gate(inner.gate_type, inner.gate_params, sources, f"{setting}.{path}")
+        def build_inner(inner: InnerGate, type_path: str, params_path: str) -> Gate:
+            kind = _kind_of(inner.gate_type, f"{setting}.{type_path}")
+            return kind.build(inner.gate_params, sources, f"{setting}.{params_path}")
 
         return build(parse_parameters(parameters, gate.gate_type, raw, setting), build_inner)
 
@@ -78,8 +79,13 @@ def build_gate(gate_type: str, gate_params: Mapping[str, Any], sources: GateSour
 
     `setting` is the path of the entry (`queues[0]`); errors are `InvalidSetting` below it.
     """
-    kind = GATES.get(gate_type or ConstantGate.gate_type)
+    kind = _kind_of(gate_type or ConstantGate.gate_type, f"{setting}.gate_type")
+    return kind.build(gate_params, sources, f"{setting}.gate_params")
+
+
+def _kind_of(gate_type: str, setting: str) -> GateKind:
+    kind = GATES.get(gate_type)
     if kind is None:
         known = ", ".join(sorted(GATES))
-        raise InvalidSetting(f"{setting}.gate_type", found=f"the unknown type {gate_type!r}", accepted=known)
-    return kind.build(gate_params, sources, f"{setting}.gate_params")
+        raise InvalidSetting(setting, found=f"the unknown type {gate_type!r}", accepted=known)
+    return kind

@@ -43,7 +43,7 @@ class TierPriorityGate(WrapperGate):
 
     def __init__(self, parameters: TierPriorityParameters, build: BuildInner) -> None:
         inner = InnerGate(parameters.saturation_gate, parameters.saturation_gate_params or {})
-        super().__init__(build(inner, "saturation_gate_params"))
+        super().__init__(build(inner, "saturation_gate", "saturation_gate_params"))
         self._tier_label = parameters.tier_label
 
     def shares(self) -> tuple[Share, ...]:

@@ -26,7 +26,7 @@ class WaitOnRefuseGate(WrapperGate):
     gate_type = "wait-on-refuse"
 
     def __init__(self, parameters: WaitOnRefuseParameters, build: BuildInner) -> None:
-        super().__init__(build(parameters.gate, "gate"))
+        super().__init__(build(parameters.gate, "gate.gate_type", "gate.gate_params"))
 
     async def admit(self, request: Request) -> Verdict:
         """The inner verdict, with a refusal turned into waiting as long as the refusal asked for."""

@@ -1,0 +1,186 @@
+"""Gates of gates: the lowest budget, all or nothing, waiting for refusing, and who gives way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from handlers.contract.request import Request
+from handlers.gates.chain import admit_all
+from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse, Verdict
+from handlers.gates.sources import GateSources
+from tests.gates.building import gate, request
+from tests.gates.opening import started
+
+SATURATED = {"query": "vector(0)"}
+IDLE = {"query": "vector(1)"}
+
+
+class Recorded(Gate):
+    """Gives a verdict and writes down what becomes of its reservation; may fail or wait instead."""
+
+    gate_type = "recorded"
+
+    def __init__(self, name: str, verdict: Verdict | BaseException, events: list[str]) -> None:
+        self._name = name
+        self._verdict = verdict
+        self._events = events
+
+    async def admit(self, request: Request) -> Verdict:
+        if isinstance(self._verdict, BaseException):
+            raise self._verdict
+        if isinstance(self._verdict, Go):
+            self._events.append(f"{self._name} saw {dict(request.labels)}")
+            return Go(Reserved(self._name, self._events), self._verdict.labels)
+        return self._verdict
+
+
+class Reserved:
+    def __init__(self, name: str, events: list[str]) -> None:
+        self._name = name
+        self._events = events
+
+    async def release(self) -> None:
+        self._events.append(f"{self._name} released")
+
+    async def give_back(self) -> None:
+        self._events.append(f"{self._name} given back")
+
+
+async def never(until_at: float) -> bool:
+    raise AssertionError("nobody waits here")
+
+
+async def test_all_go_together_and_are_released_together_in_reverse() -> None:
+    events: list[str] = []
+    gates = [Recorded("a", Go(labels={"classification": "reserved"}), events), Recorded("b", Go(), events)]
+    verdict = await admit_all(gates, request(labels={"tier": "batch"}))
+    assert isinstance(verdict, Go)
+    assert verdict.labels == {"classification": "reserved"}
+    await verdict.reservation.release()
+    assert events == [
+        "a saw {'tier': 'batch'}",
+        "b saw {'tier': 'batch', 'classification': 'reserved'}",
+        "b released",
+        "a released",
+    ]
+
+
+@pytest.mark.parametrize("refusal", [Refuse(1.0, "x"), Drop(429, "x"), Hold("x", never)])
+async def test_what_the_earlier_gates_reserved_goes_back_when_a_later_one_refuses(refusal: Verdict) -> None:
+    events: list[str] = []
+    gates = [
+        Recorded("a", Go(), events),
+        Recorded("b", Go(), events),
+        Recorded("c", refusal, events),
+        Recorded("d", Go(), events),
+    ]
+    assert await admit_all(gates, request()) == refusal
+    assert events[2:] == ["b given back", "a given back"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("x"), asyncio.CancelledError()])
+async def test_what_was_reserved_goes_back_when_a_gate_fails_or_the_caller_is_gone(
+    failure: BaseException,
+) -> None:
+    events: list[str] = []
+    gates = [Recorded("a", Go(), events), Recorded("b", failure, events)]
+    with pytest.raises(type(failure)):
+        await admit_all(gates, request())
+    assert events[1:] == ["a given back"]
+
+
+async def test_a_composite_publishes_the_lowest_budget_and_its_pool_obeys_each(
+    from_prometheus: GateSources,
+) -> None:
+    inner = [
+        {"gate_type": "prometheus-query", "gate_params": {"query": "vector(0.6)"}},
+        {"gate_type": "prometheus-query", "gate_params": {"query": "vector(0.2)"}},
+        {"gate_type": "local-max-concurrency", "gate_params": {"limit": "3"}},
+    ]
+    async with started("composite", {"gates": json.dumps(inner)}, from_prometheus) as built:
+        assert built.budget() == pytest.approx(0.2)
+        assert [share.part for share in built.shares()] == pytest.approx([0.6, 0.2, 1.0])
+        assert built.room() == 3
+        assert [one.gate_type for one in built.state().inner] == [one["gate_type"] for one in inner]
+
+
+async def test_a_composite_gives_a_quota_back_when_the_budget_is_closed(from_prometheus: GateSources) -> None:
+    inner = [
+        {"gate_type": "local-max-concurrency", "gate_params": {"limit": 1}},
+        {"gate_type": "prometheus-query", "gate_params": SATURATED},
+    ]
+    async with started("composite", {"gates": inner}, from_prometheus) as built:
+        for _ in range(3):
+            assert isinstance(await built.admit(request()), Refuse)
+        assert built.state().inner[0].value == 0
+        assert "prometheus-query" in built.state().why_closed
+        assert not await built.wait_open(time.time() + 0.01)
+
+
+async def test_wait_on_refuse_waits_as_long_as_the_refusal_asked_for() -> None:
+    built = gate(
+        "wait-on-refuse", {"gate": {"gate_type": "local-max-concurrency", "gate_params": {"limit": 1}}}
+    )
+    first = await built.admit(request())
+    assert isinstance(first, Go)
+    verdict = await built.admit(request("b"))
+    assert isinstance(verdict, Hold)
+    waiting = asyncio.create_task(verdict.wait_open(time.time() + 30))
+    await asyncio.sleep(0)
+    await first.reservation.release()
+    assert await waiting
+    assert isinstance(await built.admit(request("b")), Go)
+    assert not await verdict.wait_open(time.time() - 1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"classification": "reserved", "tier": "interactive"}, Hold),
+        ({"classification": "reserved", "tier": "batch"}, Hold),
+        ({"classification": "overflow", "tier": "interactive"}, Drop),
+        ({"classification": "overflow", "tier": "async"}, Refuse),
+        ({"classification": "overflow"}, Refuse),
+        ({"tier": "interactive"}, Refuse),
+        ({}, Refuse),
+    ],
+)
+async def test_who_gives_way_when_the_pool_is_saturated(
+    from_prometheus: GateSources, labels: Mapping[str, str], expected: type[Verdict]
+) -> None:
+    params = {"saturation_gate": "prometheus-query", "saturation_gate_params": json.dumps(SATURATED)}
+    async with started("tier-priority-admission", params, from_prometheus) as built:
+        verdict = await built.admit(request(labels=labels))
+        assert isinstance(verdict, expected)
+        if isinstance(verdict, Drop):
+            assert verdict.status_code == 429
+
+
+@pytest.mark.parametrize("labels", [{}, {"classification": "overflow", "tier": "interactive"}])
+async def test_everyone_goes_while_the_pool_is_not_saturated(
+    from_prometheus: GateSources, labels: Mapping[str, str]
+) -> None:
+    params = {"saturation_gate": "prometheus-query", "saturation_gate_params": IDLE}
+    async with started("tier-priority-admission", params, from_prometheus) as built:
+        assert isinstance(await built.admit(request(labels=labels)), Go)
+
+
+async def test_saturated_only_what_may_be_dropped_is_worth_claiming(from_prometheus: GateSources) -> None:
+    params: dict[str, Any] = {
+        "saturation_gate": "prometheus-query",
+        "saturation_gate_params": SATURATED,
+        "tier_label": "sla",
+    }
+    async with started("tier-priority-admission", params, from_prometheus) as built:
+        assert built.room({"sla": "interactive", "classification": "overflow"}) is None
+        assert built.room({"sla": "interactive"}) is None, "a quota gate may classify it"
+        assert built.room({"sla": "interactive", "classification": "reserved"}) == 0
+        assert built.room({"sla": "batch"}) == 0
+        assert built.room() == 0
+        assert built.shares()[0].part == 1.0
