@@ -102,7 +102,7 @@ class Publisher:
             raise PublishFailed(path, status=NO_ANSWER, reason=reason) from last
 
     async def check(self, topic: str) -> TopicState:
-        """Whether `topic` exists. Raises `InvalidSetting` for an impossible name, `PubSubFailed` for no answer."""
+        """Whether `topic` exists. Raises `InvalidSetting` for a name that cannot be, else `PubSubFailed`."""
         path = topic_path(self._api.options.project_id, topic)
         try:
             await self._api.call("GET", path, timeout_seconds=self._options.call_timeout_seconds)

@@ -1,0 +1,242 @@
+"""`async-processor pubsub`: make the topics and subscriptions that the Pub/Sub way needs, and remove them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import fields
+from enum import IntEnum
+from typing import Any, Final
+
+import click
+
+from handlers.cli.deadlines import parse_duration
+from handlers.cli.pubsub_view import show_change, show_grants
+from handlers.contract.errors import AsyncProcessorError
+from handlers.pubsub.api import PubSubApi, PubSubOptions
+from handlers.pubsub.deploy import grant_states, look, readers, set_up, tear_down
+from handlers.pubsub.errors import PubSubFailed
+from handlers.pubsub.grants import needed_grants, notes
+from handlers.pubsub.layout import LayoutOptions, layout
+from handlers.pubsub.plan import Keep, plan_set_up, plan_tear_down
+
+_CODES: Final = (
+    "Exit codes: 0 all is as wanted; 1 a dry run that would change something, or a topic that was kept for "
+    "others; 2 wrong settings, or a difference that cannot be changed; 4 Pub/Sub refused or did not answer."
+)
+_Option = Callable[[Callable[..., None]], Callable[..., None]]
+_DEFAULTS: Final[dict[str, Any]] = {field.name: field.default for field in fields(LayoutOptions)}
+
+
+class Exit(IntEnum):
+    """What the shell gets."""
+
+    AS_WANTED = 0
+    NOT_AS_WANTED = 1
+    WRONG_SETTINGS = 2
+    NO_ANSWER = 4
+
+
+class Duration(click.ParamType[int | None]):
+    """`600`, `600s`, `10m`, `12h`, `7d` as whole seconds; `never` as None."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """The seconds; fails with what is accepted."""
+        if value is None or value == "never":
+            return None
+        duration = parse_duration(str(value))
+        if duration is None:
+            accepted = "accepted is a length of time like 600s, 10m, 12h or 7d, or never"
+            self.fail(f"found {value!r}; {accepted}", param, ctx)
+        return round(duration.total_seconds())
+
+
+def _name(field: str, text: str, envvar: str | None = None) -> _Option:
+    flag = "--" + field.replace("_", "-")
+    return click.option(
+        flag, field, default=_DEFAULTS[field], show_default=True, envvar=envvar, show_envvar=True, help=text
+    )
+
+
+def _duration(flag: str, field: str, text: str) -> _Option:
+    default = _DEFAULTS[field]
+    shown = "never" if default is None else f"{default}s"
+    return click.option(flag, field, type=Duration(), default=default, show_default=shown, help=text)
+
+
+_SHARED: Final = (
+    click.option(
+        "--project", "project_id", envvar="PROJECT_ID", show_envvar=True, required=True, help="Project."
+    ),
+    _name("request_topic", "Topic of the requests.", "REQUEST_TOPIC_ID"),
+    _name("request_subscription", "Pushes requests to the door."),
+    _name("result_topic", "Topic of the results.", "RESULT_TOPIC_ID"),
+    _name("result_subscription", "Clients pull results from it; '' for none."),
+    _name("dead_letter_topic", "Topic of the dead letters.", "DEAD_LETTER_TOPIC_ID"),
+    _name(
+        "dead_letter_push_subscription", "Pushes dead letters to the door, for a final result; '' for none."
+    ),
+    _name("dead_letter_subscription", "Keeps dead letters for people; '' for none."),
+    click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing."),
+    click.option(
+        "--emulator-host",
+        envvar="PUBSUB_EMULATOR_HOST",
+        show_envvar=True,
+        default="",
+        help="host:port of the emulator, in place of Google's service.",
+    ),
+)
+
+
+def _shared(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+@click.group("pubsub")
+def pubsub() -> None:
+    """Topics and subscriptions for the push door."""
+
+
+@pubsub.command(
+    "setup",
+    epilog=f"""\b
+Examples:
+  async-processor pubsub setup --project p --push-endpoint https://push.example.com/ \\
+      --push-service-account invoker@p.iam.gserviceaccount.com --push-audience async-processor-push --dry-run
+  async-processor pubsub setup --project p --push-endpoint http://localhost:8080/ \\
+      --emulator-host localhost:8085
+
+Sending it twice changes nothing the second time.
+
+{_CODES}""",
+)
+@_shared
+@click.option(
+    "--push-endpoint", envvar="PUSH_ENDPOINT", show_envvar=True, required=True, help="URL of the push door."
+)
+@click.option(
+    "--push-service-account",
+    envvar="PUSH_SERVICE_ACCOUNT",
+    show_envvar=True,
+    default="",
+    help="Account whose token the pushes carry.",
+)
+@click.option(
+    "--push-audience",
+    envvar="PUSH_AUDIENCE",
+    show_envvar=True,
+    default="",
+    help="Audience of that token; the door must know the same.",
+)
+@click.option("--filter", default="", help="Only requests with these attributes; cannot be changed later.")
+@click.option("--no-wrapper", "is_unwrapped", is_flag=True, help="Push the bare body, metadata as headers.")
+@_duration("--ack-deadline", "ack_deadline_seconds", "Longest a request may run: 10s to 600s.")
+@_duration("--min-retry-delay", "minimum_backoff_seconds", "First wait before a redelivery.")
+@_duration("--max-retry-delay", "maximum_backoff_seconds", "Longest wait before a redelivery.")
+@click.option(
+    "--max-delivery-attempts",
+    default=_DEFAULTS["max_delivery_attempts"],
+    show_default=True,
+    help="Deliveries before a request is dead-lettered, 5 to 100; a closed gate counts too.",
+)
+@_duration("--retention", "retention_seconds", "How long subscriptions keep what nobody acknowledged.")
+@_duration(
+    "--topic-retention", "topic_retention_seconds", "How long the request topic keeps all, for a replay."
+)
+@_duration("--expiration", "expiration_seconds", "Drop subscriptions that nobody used for that long.")
+@_duration("--result-ack-deadline", "result_ack_deadline_seconds", "Lease of a pulled result.")
+@click.option("--project-number", default="", help="Number of the project, for Pub/Sub's own account.")
+@click.option(
+    "--handler-account",
+    envvar="GOOGLE_SERVICE_ACCOUNT",
+    show_envvar=True,
+    default="",
+    help="Account of the push door: its grants are checked.",
+)
+@click.option("--client-account", default="", help="Account of the clients: its grants are checked.")
+def setup(**flags: Any) -> None:
+    """Create topics and subscriptions, or bring them up to date."""
+    _run(lambda: _setup(flags))
+
+
+@pubsub.command(
+    "teardown",
+    epilog=f"""\b
+Examples:
+  async-processor pubsub teardown --project p --dry-run
+  async-processor pubsub teardown --project p --yes
+
+All that the topics and subscriptions hold is lost. A topic that other subscriptions read is kept.
+
+{_CODES}""",
+)
+@_shared
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def teardown(**flags: Any) -> None:
+    """Delete what `setup` made."""
+    _run(lambda: _teardown(flags))
+
+
+async def _setup(flags: dict[str, Any]) -> Exit:
+    is_dry, api = flags.pop("dry_run"), _api(flags)
+    accounts = {name: flags.pop(name) for name in ("project_number", "handler_account", "client_account")}
+    options = LayoutOptions(**flags)
+    wanted = layout(options)
+    async with api:
+        changes = plan_set_up(wanted, await look(api, wanted))
+        for change in changes:
+            if not is_dry:
+                await set_up(api, change)
+            show_change(change)
+        verb = "would be made" if is_dry else "made"
+        click.echo(
+            f"{len(changes)} changes {verb}; {len(wanted.resources) - len(changes)} resources as wanted"
+        )
+        if api.options.emulator_host:
+            click.echo("grants: none, the emulator lets everybody")
+        else:
+            states = await grant_states(api, needed_grants(wanted, **accounts))
+            show_grants(states, notes(wanted, options.push_endpoint))
+    return Exit.NOT_AS_WANTED if is_dry and changes else Exit.AS_WANTED
+
+
+async def _teardown(flags: dict[str, Any]) -> Exit:
+    is_dry, is_sure, api = flags.pop("dry_run"), flags.pop("yes"), _api(flags)
+    # The endpoint plays no part in a deletion, but a layout has one.
+    described = layout(LayoutOptions(push_endpoint="https://none.invalid/", **flags))
+    async with api:
+        found = await look(api, described)
+        changes = plan_tear_down(described, found, await readers(api, described))
+        for change in changes:
+            show_change(change)
+        if not changes:
+            click.echo("nothing to delete")
+        elif not is_dry:
+            if not is_sure:
+                click.confirm("Delete these, with all that they hold?", abort=True)
+            for change in changes:
+                await tear_down(api, change)
+    is_kept = any(isinstance(change, Keep) for change in changes)
+    return Exit.NOT_AS_WANTED if is_kept or (is_dry and changes) else Exit.AS_WANTED
+
+
+def _api(flags: dict[str, Any]) -> PubSubApi:
+    return PubSubApi(PubSubOptions(project_id=flags["project_id"], emulator_host=flags.pop("emulator_host")))
+
+
+def _run(command: Callable[[], Coroutine[Any, Any, Exit]]) -> None:
+    """Run it; errors become one line and an exit code."""
+    try:
+        code = asyncio.run(command())
+    except PubSubFailed as error:
+        click.echo(f"error: {error}", err=True)
+        code = Exit.NO_ANSWER
+    except AsyncProcessorError as error:
+        click.echo(f"error: {error}", err=True)
+        code = Exit.WRONG_SETTINGS
+    sys.exit(int(code))

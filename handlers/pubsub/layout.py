@@ -1,0 +1,169 @@
+"""Which topics and subscriptions the Pub/Sub way needs: options in, resources out.
+
+requests ──push──▶ door            a request that Pub/Sub gave up ──▶ dead letters
+dead letters ──push──▶ the same door, which publishes their final results
+dead letters ──pull──▶ kept for people
+results ──pull──▶ clients
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from handlers.contract.errors import InvalidSetting
+from handlers.pubsub.names import subscription_path, topic_path
+from handlers.pubsub.resources import Spec, SubscriptionSpec, TopicSpec
+
+DEAD_LETTER_FILTER: Final = "attributes:CloudPubSubDeadLetterSourceSubscription"
+"""What Pub/Sub itself dead-lettered. What a door put there for want of an id must not come back to it."""
+
+_DAY: Final = 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutOptions:
+    """The names of the guides, and numbers fit for the push door. Names are short or full.
+
+    `push_endpoint`: the door's URL. `push_service_account` and `push_audience`: who signs the pushes and for
+    whom; empty account: pushes without a token. `ack_deadline_seconds` is also the longest a request may run.
+    `max_delivery_attempts` counts closed gates and busy gateways too, so it is high: at 10 to 600 s backoff,
+    35 attempts are about five hours. `filter` selects requests by attribute. An empty name of an optional
+    subscription (`dead_letter_push_subscription`, `dead_letter_subscription`, `result_subscription`) leaves
+    it out.
+    """
+
+    project_id: str
+    push_endpoint: str
+    push_service_account: str = ""
+    push_audience: str = ""
+    request_topic: str = "async-proc-requests"
+    request_subscription: str = "async-proc-requests-sub"
+    result_topic: str = "async-proc-results"
+    result_subscription: str = "async-proc-results-sub"
+    dead_letter_topic: str = "async-proc-requests-dlq"
+    dead_letter_push_subscription: str = "async-proc-requests-dlq-push"
+    dead_letter_subscription: str = "sub-async-proc-requests-dlq"
+    filter: str = ""
+    is_unwrapped: bool = False
+    ack_deadline_seconds: int = 600
+    minimum_backoff_seconds: int = 10
+    maximum_backoff_seconds: int = 600
+    max_delivery_attempts: int = 35
+    retention_seconds: int = 7 * _DAY
+    topic_retention_seconds: int | None = None
+    expiration_seconds: int | None = None
+    result_ack_deadline_seconds: int = 60
+
+    def __post_init__(self) -> None:
+        url = urlsplit(self.push_endpoint)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise InvalidSetting(
+                "push_endpoint", found=repr(self.push_endpoint), accepted="https://HOST/ of the push door"
+            )
+        if bool(self.push_service_account) != bool(self.push_audience):
+            lacks = "push_audience" if self.push_service_account else "push_service_account"
+            raise InvalidSetting(lacks, found="nothing", accepted="account and audience, or neither of them")
+        for name, least, most in _BOUNDS:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InvalidSetting(name, found=str(value), accepted=f"{least} to {most}")
+        if self.minimum_backoff_seconds > self.maximum_backoff_seconds:
+            accepted = f"at most maximum_backoff_seconds, {self.maximum_backoff_seconds}"
+            raise InvalidSetting(
+                "minimum_backoff_seconds", found=str(self.minimum_backoff_seconds), accepted=accepted
+            )
+
+
+_BOUNDS: Final = (
+    ("ack_deadline_seconds", 10, 600),
+    ("result_ack_deadline_seconds", 10, 600),
+    ("minimum_backoff_seconds", 0, 600),
+    ("maximum_backoff_seconds", 0, 600),
+    ("max_delivery_attempts", 5, 100),
+    ("retention_seconds", 600, 31 * _DAY),
+    ("topic_retention_seconds", 600, 31 * _DAY),
+    ("expiration_seconds", _DAY, 365 * _DAY),
+)
+"""Pub/Sub's own limits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The resources, in the order in which they can be created."""
+
+    topics: tuple[TopicSpec, ...]
+    subscriptions: tuple[SubscriptionSpec, ...]
+
+    @property
+    def resources(self) -> tuple[Spec, ...]:
+        """Topics, then subscriptions."""
+        return (*self.topics, *self.subscriptions)
+
+
+def layout(options: LayoutOptions) -> Layout:
+    """What shall be. Raises `InvalidSetting` for names that cannot be."""
+    requests, results, dead = (
+        topic_path(options.project_id, name)
+        for name in (options.request_topic, options.result_topic, options.dead_letter_topic)
+    )
+    topics = tuple(
+        TopicSpec(path=path, retention_seconds=kept)
+        for path, kept in ((requests, options.topic_retention_seconds), (results, None), (dead, None))
+    )
+    wanted = [_request_push(options, requests, dead)]
+    if options.dead_letter_push_subscription:
+        wanted.append(_dead_letter_push(options, dead))
+    if options.dead_letter_subscription:
+        wanted.append(_pull(options, options.dead_letter_subscription, dead))
+    if options.result_subscription:
+        wanted.append(_pull(options, options.result_subscription, results))
+    return Layout(topics, tuple(wanted))
+
+
+def _request_push(options: LayoutOptions, requests: str, dead: str) -> SubscriptionSpec:
+    return SubscriptionSpec(
+        path=subscription_path(options.project_id, options.request_subscription),
+        topic=requests,
+        filter=options.filter,
+        push_endpoint=options.push_endpoint,
+        push_service_account=options.push_service_account,
+        push_audience=options.push_audience,
+        is_unwrapped=options.is_unwrapped,
+        ack_deadline_seconds=options.ack_deadline_seconds,
+        retention_seconds=options.retention_seconds,
+        expiration_seconds=options.expiration_seconds,
+        minimum_backoff_seconds=options.minimum_backoff_seconds,
+        maximum_backoff_seconds=options.maximum_backoff_seconds,
+        dead_letter_topic=dead,
+        max_delivery_attempts=options.max_delivery_attempts,
+    )
+
+
+def _dead_letter_push(options: LayoutOptions, dead: str) -> SubscriptionSpec:
+    """Without a dead-letter policy of its own: it would send to the topic that it reads."""
+    return SubscriptionSpec(
+        path=subscription_path(options.project_id, options.dead_letter_push_subscription),
+        topic=dead,
+        filter=DEAD_LETTER_FILTER,
+        push_endpoint=options.push_endpoint,
+        push_service_account=options.push_service_account,
+        push_audience=options.push_audience,
+        is_unwrapped=options.is_unwrapped,
+        ack_deadline_seconds=60,  # no inference: just a result to publish
+        retention_seconds=options.retention_seconds,
+        expiration_seconds=options.expiration_seconds,
+        minimum_backoff_seconds=options.minimum_backoff_seconds,
+        maximum_backoff_seconds=options.maximum_backoff_seconds,
+    )
+
+
+def _pull(options: LayoutOptions, name: str, topic: str) -> SubscriptionSpec:
+    return SubscriptionSpec(
+        path=subscription_path(options.project_id, name),
+        topic=topic,
+        ack_deadline_seconds=options.result_ack_deadline_seconds,
+        retention_seconds=options.retention_seconds,
+        expiration_seconds=options.expiration_seconds,
+    )

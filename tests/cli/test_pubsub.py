@@ -1,0 +1,90 @@
+"""`async-processor pubsub` as a user meets it: output and exit codes, on the emulator."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from click.testing import CliRunner, Result
+
+from handlers.cli.pubsub import pubsub
+from handlers.demo.pubsub_emulator import PubSubEmulator
+
+
+class Command:
+    """The command on one project of the emulator."""
+
+    def __init__(self, emulator: PubSubEmulator) -> None:
+        self._where = ["--project", f"p{uuid.uuid4().hex[:12]}", "--emulator-host", emulator.host]
+
+    def __call__(self, name: str, *arguments: str, answer: str = "") -> Result:
+        if name == "setup" and "--push-endpoint" not in arguments:
+            arguments = ("--push-endpoint", "http://127.0.0.1:9/", *arguments)
+        return CliRunner().invoke(pubsub, [name, *self._where, *arguments], input=answer)
+
+
+@pytest.fixture
+def command(pubsub_emulator: PubSubEmulator) -> Command:
+    return Command(pubsub_emulator)
+
+
+def test_a_dry_run_shows_all_changes_nothing_and_exits_1(command: Command) -> None:
+    for _ in range(2):
+        shown = command("setup", "--dry-run")
+        assert shown.exit_code == 1, shown.output
+        assert shown.output.count("+ topic") == 3
+        assert shown.output.count("+ subscription") == 4
+        assert "max_delivery_attempts: 35" in shown.output
+        assert "7 changes would be made" in shown.output
+
+
+def test_setup_twice_is_a_no_op_and_a_change_is_shown_as_a_diff(command: Command) -> None:
+    assert command("setup").exit_code == 0
+    again = command("setup")
+    assert "0 changes made; 7 resources as wanted" in again.output
+    changed = command("setup", "--ack-deadline", "5m")
+    assert "~ subscription async-proc-requests-sub" in changed.output
+    assert "ack_deadline_seconds: 600 -> 300" in changed.output
+    assert command("setup", "--ack-deadline", "300", "--dry-run").exit_code == 0
+
+
+def test_a_filter_that_cannot_change_exits_2_and_says_what_to_do(command: Command) -> None:
+    command("setup")
+    refused = command("setup", "--filter", "attributes:x")
+    assert refused.exit_code == 2
+    assert "filter is '' and cannot be changed" in refused.output
+    assert "teardown" in refused.output
+
+
+def test_teardown_asks_and_then_deletes(command: Command) -> None:
+    command("setup")
+    assert command("teardown", "--dry-run").exit_code == 1
+    assert command("teardown", answer="n\n").exit_code == 1
+    assert command("setup", "--dry-run").exit_code == 0
+    assert command("teardown", answer="y\n").exit_code == 0
+    empty = command("teardown", "--yes")
+    assert empty.exit_code == 0
+    assert "nothing to delete" in empty.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ack-deadline", "601"], "ack_deadline_seconds"),
+        (["--ack-deadline", "soon"], "accepted is a length of time"),
+        (["--push-endpoint", "push.example.com"], "push_endpoint"),
+        (["--push-audience", "a"], "push_service_account"),
+        (["--request-topic", "x"], "3 to 255 letters"),
+    ],
+)
+def test_wrong_settings_exit_2_and_are_named(command: Command, arguments: list[str], said: str) -> None:
+    refused = command("setup", *arguments)
+    assert refused.exit_code == 2
+    assert said in refused.output
+
+
+def test_a_broker_that_does_not_answer_exits_4() -> None:
+    where = ["--project", "proj", "--emulator-host", "127.0.0.1:9", "--push-endpoint", "http://h/"]
+    refused = CliRunner().invoke(pubsub, ["setup", *where])
+    assert refused.exit_code == 4
+    assert "no answer" in refused.output
