@@ -164,7 +164,7 @@ class AimdGate(Gate):
         bands = tuple(
             self._band_state(number, band, now)
             for number, band in enumerate(self._windows.bands)
-            if band.in_flight or band.window != self._parameters.min_window
+            if band.in_flight or band.shrunk_at or band.window != self._parameters.min_window
         )
         budget = self.budget()
         return GateState(

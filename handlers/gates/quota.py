@@ -89,6 +89,10 @@ class QuotaGate(Gate):
         """Stop renewing; what is still held comes back with its lease."""
         await self._slots.aclose()
 
+    async def renew(self) -> None:
+        """Renew what is held, now; happens by itself once started."""
+        await self._slots.tick()
+
     async def admit(self, request: Request) -> Verdict:
         """Within quota: go, and pay. Over it: refuse with the time until a unit is free, or label."""
         value = request.metadata.get(self._parameters.attribute)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from redis.asyncio import Redis
 
 from handlers.gates.sources import GateSources
+from handlers.redis_store.gate_store import RedisGateStore
 from tests.gates.building import ReadableLog, sources
 from tests.gates.exporter import Exporter, running_exporter
+from tests.gates.redis_server import RedisServer, running_redis
 from tests.servers.prometheus import running_prometheus
 
 
@@ -48,3 +51,24 @@ async def from_pages(log: ReadableLog) -> AsyncIterator[GateSources]:
     given = sources(log=log)
     yield given
     await given.http.aclose()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """A connection to an empty server."""
+    client = Redis.from_url(f"redis://{redis_server.address}", socket_timeout=0.5, max_connections=64)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def from_redis(redis: Redis, log: ReadableLog) -> GateSources:
+    store = RedisGateStore(redis)
+    return sources(stores=lambda address: store, log=log)

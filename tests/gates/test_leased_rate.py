@@ -1,0 +1,161 @@
+"""`redis-leased-rate`: the controller's rate, over all processes, only while its lease lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers.gates.gate import Gate, Go, Refuse
+from handlers.gates.sources import GateSources
+from tests.gates.building import gate, request
+from tests.gates.opening import started, until_budget
+from tests.gates.redis_server import RedisServer
+from tests.waiting import wait_until_async
+
+CONTROL = "rate:pool-a"
+STATE = "rate:pool-a:state"
+PARAMS = {"address": "a", "control_key": CONTROL, "pool": "pool-a"}
+
+
+async def lease(redis: Redis, rate: str, *, seconds: float = 60, **changes: str) -> None:
+    """What a controller writes."""
+    fields = {
+        "api_version": "llm-d.ai/v1alpha1",
+        "pool_id": "pool-a",
+        "max_admission_rps": rate,
+        "valid_until_unix_ms": str(int((time.time() + seconds) * 1000)),
+        "decision_id": "d1",
+        **changes,
+    }
+    await redis.delete(CONTROL)
+    await redis.hset(CONTROL, mapping={name: value for name, value in fields.items() if value != "-"})
+
+
+async def admitted(built: Gate, count: int) -> int:
+    verdicts = await asyncio.gather(*(built.admit(request(str(n))) for n in range(count)))
+    return sum(isinstance(verdict, Go) for verdict in verdicts)
+
+
+async def test_a_burst_goes_at_once_and_the_rest_is_told_when(redis: Redis, from_redis: GateSources) -> None:
+    await lease(redis, "2")
+    built = gate("redis-leased-rate", {**PARAMS, "burst": "2s"}, from_redis)
+    assert await admitted(built, 4) == 4
+    refused = [await built.admit(request("x")), await built.admit(request("y"))]
+    delays = [verdict.delay_seconds for verdict in refused if isinstance(verdict, Refuse)]
+    assert len(delays) == 2
+    assert 0 < delays[0] <= 0.5
+    assert delays[1] == pytest.approx(delays[0] + 0.5, abs=0.1)
+
+
+async def test_the_bucket_fills_at_the_leased_rate(redis: Redis, from_redis: GateSources) -> None:
+    await lease(redis, "20")
+    built = gate("redis-leased-rate", {**PARAMS, "burst": "50ms"}, from_redis)
+    began = time.monotonic()
+    gone = 0
+    while gone < 11:
+        verdict = await built.admit(request(str(gone)))
+        if isinstance(verdict, Go):
+            gone += 1
+        else:
+            await wait_until_async(lambda: has_token(redis), 5, "a token")
+    assert time.monotonic() - began >= 0.45, "one at once, ten at 20 a second"
+
+
+async def has_token(redis: Redis) -> bool:
+    seconds, microseconds = await redis.time()
+    tokens, last = await redis.hmget(STATE, "tokens", "last_ms")
+    return float(tokens) + (seconds * 1000 + microseconds / 1000 - float(last)) / 1000 * 20 >= 1
+
+
+async def test_all_processes_share_one_bucket(redis: Redis, from_redis: GateSources) -> None:
+    await lease(redis, "0.001")
+    gates = [gate("redis-leased-rate", {**PARAMS, "burst": "1h"}, from_redis) for _ in range(5)]
+    assert sum(await asyncio.gather(*(admitted(built, 4) for built in gates))) == 3
+
+
+async def test_a_request_that_was_not_sent_puts_its_token_back(redis: Redis, from_redis: GateSources) -> None:
+    await lease(redis, "0.001")
+    built = gate("redis-leased-rate", PARAMS, from_redis)
+    for number in range(3):
+        verdict = await built.admit(request(str(number)))
+        assert isinstance(verdict, Go)
+        await verdict.reservation.give_back()
+    sent = await built.admit(request("sent"))
+    assert isinstance(sent, Go)
+    await sent.reservation.release()
+    assert isinstance(await built.admit(request("late")), Refuse)
+
+
+async def test_what_is_put_back_does_not_overfill_the_bucket(redis: Redis, from_redis: GateSources) -> None:
+    await lease(redis, "0.001")
+    built = gate("redis-leased-rate", PARAMS, from_redis)
+    verdict = await built.admit(request())
+    assert isinstance(verdict, Go)
+    for _ in range(5):
+        await verdict.reservation.give_back()
+    assert await admitted(built, 5) == 1
+
+
+@pytest.mark.parametrize(
+    ("rate", "changes"),
+    [
+        ("5", {"pool_id": "pool-b"}),
+        ("5", {"api_version": "llm-d.ai/v2"}),
+        ("5", {"decision_id": "-"}),
+        ("5", {"decision_id": ""}),
+        ("5", {"valid_until_unix_ms": "1000"}),
+        ("5", {"valid_until_unix_ms": "soon"}),
+        ("-1", {}),
+        ("many", {}),
+        ("inf", {}),
+        ("nan", {}),
+        ("0", {}),
+    ],
+)
+async def test_a_lease_that_does_not_hold_closes(
+    redis: Redis, from_redis: GateSources, rate: str, changes: dict[str, Any]
+) -> None:
+    await lease(redis, rate, **changes)
+    async with started("redis-leased-rate", PARAMS, from_redis) as built:
+        assert (built.budget(), built.room()) == (0.0, 0)
+        assert isinstance(await built.admit(request()), Refuse)
+        assert built.state().why_closed
+
+
+async def test_without_a_lease_it_is_closed_and_opens_with_one_and_closes_at_its_end(
+    redis: Redis, from_redis: GateSources
+) -> None:
+    async with started("redis-leased-rate", PARAMS, from_redis) as built:
+        assert built.budget() == 0.0
+        assert built.state().why_closed == "no valid lease"
+        await lease(redis, "5", seconds=0.4)
+        await until_budget(built, 1.0, "leased")
+        assert isinstance(await built.admit(request()), Go)
+        await until_budget(built, 0.0, "the lease ended")
+        assert isinstance(await built.admit(request()), Refuse)
+
+
+async def test_a_redis_that_does_not_answer_closes(
+    redis: Redis, redis_server: RedisServer, from_redis: GateSources
+) -> None:
+    await lease(redis, "5")
+    async with started("redis-leased-rate", PARAMS, from_redis) as built:
+        with redis_server.paused():
+            assert isinstance(await built.admit(request()), Refuse)
+            await until_budget(built, 0.0, "the source is missing")
+        await until_budget(built, 1.0, "read again")
+        assert isinstance(await built.admit(request()), Go)
+
+
+async def test_a_server_whose_clock_went_back_does_not_fill_the_same_time_twice(
+    redis: Redis, from_redis: GateSources
+) -> None:
+    await lease(redis, "5")
+    await redis.hset(STATE, mapping={"tokens": "0", "last_ms": str(int(time.time() * 1000) + 3_600_000)})
+    built = gate("redis-leased-rate", PARAMS, from_redis)
+    assert isinstance(await built.admit(request()), Refuse)
+    assert float((await redis.hget(STATE, "tokens")) or "nan") == 0

@@ -1,0 +1,74 @@
+"""`redis`: a budget that somebody else writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers.gates.sources import GateSources
+from tests.gates.building import ReadableLog
+from tests.gates.opening import started, until_budget
+from tests.gates.redis_server import RedisServer
+from tests.waiting import wait_until_async
+
+KEY = "dispatch-gate-budget"
+
+
+@pytest.mark.parametrize(("written", "budget"), [("0.25", 0.25), ("1", 1), ("7", 1), ("-3", 0), ("0", 0)])
+async def test_the_number_is_the_budget_clamped(
+    redis: Redis, from_redis: GateSources, written: str, budget: float
+) -> None:
+    await redis.set(KEY, written)
+    async with started("redis", {"address": "a"}, from_redis) as built:
+        assert built.budget() == budget
+        assert built.shares()[0].part == budget
+
+
+async def test_it_follows_the_key_it_is_given(redis: Redis, from_redis: GateSources) -> None:
+    async with started("redis", {"address": "a", "budget_key": "mine"}, from_redis) as built:
+        await until_budget(built, 1.0, "a missing key opens")
+        await redis.set("mine", "0.4")
+        await until_budget(built, 0.4, "written")
+        await redis.delete("mine")
+        await until_budget(built, 1.0, "deleted again")
+
+
+@pytest.mark.parametrize(
+    ("params", "budget"), [({"on_missing": "closed"}, 0.0), ({"on_missing": "open"}, 1.0), ({}, 1.0)]
+)
+async def test_a_missing_key_does_what_on_missing_says(
+    from_redis: GateSources, params: dict[str, Any], budget: float
+) -> None:
+    async with started("redis", {"address": "a", **params}, from_redis) as built:
+        assert built.budget() == budget
+
+
+@pytest.mark.parametrize(
+    ("params", "budget"), [({}, 0.0), ({"on_missing": "open"}, 1.0), ({"on_missing": "hold"}, 0.6)]
+)
+async def test_a_redis_that_does_not_answer_is_shown_and_does_what_on_missing_says(
+    redis: Redis,
+    redis_server: RedisServer,
+    from_redis: GateSources,
+    params: dict[str, Any],
+    budget: float,
+) -> None:
+    await redis.set(KEY, "0.6")
+    async with started("redis", {"address": "a", **params}, from_redis) as built:
+        assert built.budget() == 0.6
+        with redis_server.paused():
+            await wait_until_async(lambda: built.state().on_missing, 10, "the source to be missing")
+            assert built.budget() == budget
+        await wait_until_async(lambda: not built.state().on_missing, 10, "the source to be read again")
+        assert built.budget() == 0.6
+    assert isinstance(from_redis.log, ReadableLog)
+    assert from_redis.log.said("gate source missing")[0]["why"] == "TimeoutError"
+
+
+async def test_a_key_that_holds_no_number_is_missing(redis: Redis, from_redis: GateSources) -> None:
+    await redis.set(KEY, "lots")
+    async with started("redis", {"address": "a"}, from_redis) as built:
+        assert built.budget() == 0.0
+        assert "no number" in built.state().why_closed
