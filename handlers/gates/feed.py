@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-import aiohttp
-
 T = TypeVar("T")
 
 
@@ -28,10 +26,6 @@ class GateLog(Protocol):
 
 class SourceMissing(Exception):
     """A source that cannot be read, or has no sample; the text says why and holds no secret."""
-
-
-READ_FAILURES: tuple[type[Exception], ...] = (SourceMissing, aiohttp.ClientError, OSError, ValueError)
-"""What reading a source over HTTP may end with. `TimeoutError` is an `OSError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +95,6 @@ class Feed(Generic[T]):
         read: Callable[[], Awaitable[T]],
         *,
         options: FeedOptions,
-        failures: tuple[type[Exception], ...],
         log: GateLog,
         clock: Callable[[], float],
     ) -> None:
@@ -110,7 +103,6 @@ class Feed(Generic[T]):
         self.failure = "it was not read yet"
         self._read = read
         self._options = options
-        self._failures: tuple[type[Exception], ...] = (*failures, TimeoutError)
         self._log = log
         self._clock = clock
         self._users = 0
@@ -145,7 +137,7 @@ class Feed(Generic[T]):
         try:
             async with asyncio.timeout(self._options.timeout_seconds):
                 value = await self._read()
-        except self._failures as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one source, it is read again
             failure = str(error) if isinstance(error, SourceMissing) else type(error).__name__
             if self.failure != failure:
                 self._log.warning("gate source missing", source=self.name, why=failure)
@@ -180,7 +172,6 @@ class Feeds:
         read: Callable[[], Awaitable[T]],
         *,
         name: str,
-        failures: tuple[type[Exception], ...] = READ_FAILURES,
     ) -> Feed[T]:
         """The feed under `key` (what is read, where), `name` in logs; the first to ask brings `read`."""
         if key not in self._feeds:
@@ -188,7 +179,6 @@ class Feeds:
                 name,
                 read,
                 options=self._options,
-                failures=failures,
                 log=self._log,
                 clock=self._clock,
             )

@@ -89,4 +89,7 @@ class HeldSlots:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._lease_seconds / 3)
-            await self.tick()
+            try:
+                await self.tick()
+            except Exception as error:  # noqa: BLE001 - without renewal slots are lost: go on, and say so
+                self._tell_missing(type(error).__name__)

@@ -58,7 +58,6 @@ class LeasedRateGate(Gate):
             ("lease", parameters.address, parameters.control_key, self._state_key, parameters.pool),
             look,
             name=f"redis {parameters.control_key}",
-            failures=store.failures,
         )
         self._is_started = False
 

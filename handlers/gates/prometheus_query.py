@@ -59,5 +59,5 @@ def check_prometheus_url(sources: GateSources, gate_type: str) -> None:
     """Raises `InvalidSetting` where no Prometheus is configured."""
     if not sources.prometheus_url:
         raise InvalidSetting(
-            "prometheus_url", found="nothing", accepted=f"the address of a Prometheus server, for {gate_type}"
+            "PROMETHEUS_URL", found="nothing", accepted=f"the address of a Prometheus server, for {gate_type}"
         )

@@ -39,7 +39,6 @@ class RedisBudgetGate(ReadingGate):
                 ("redis", parameters.address, parameters.budget_key),
                 read,
                 name=f"redis {parameters.budget_key}",
-                failures=(*store.failures, SourceMissing),
             ),
             Rule(lambda value: min(1.0, value), threshold=0.0, full=1.0, fallback=parameters.fallback),
             parameters,

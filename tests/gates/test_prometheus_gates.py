@@ -249,5 +249,5 @@ async def test_headroom_is_told_to_the_pool_only_while_there_is_a_reading(
 @pytest.mark.parametrize("gate_type", ["prometheus-saturation", "prometheus-budget", "prometheus-query"])
 def test_without_a_prometheus_url_the_start_stops(gate_type: str) -> None:
     params = {"query": "up"} if gate_type == "prometheus-query" else {"pool": "p"}
-    with pytest.raises(InvalidSetting, match=f"prometheus_url.*{gate_type}"):
+    with pytest.raises(InvalidSetting, match=f"PROMETHEUS_URL.*{gate_type}"):
         gate(gate_type, params, sources())
