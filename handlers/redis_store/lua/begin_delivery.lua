@@ -1,0 +1,15 @@
+-- begin_delivery: take a delivery for its owner, unless another has it or it was answered.
+-- Sending it twice for one owner does no harm: the lease is renewed.
+-- KEYS[1] delivery:…  hash  owner: token of who works on it | reference: what it was answered with; expires
+-- ARGV[1] owner token   ARGV[2] lease, milliseconds
+-- Returns {0, ''} taken; {1, milliseconds left} another owner's lease; {2, reference} answered.
+local record = redis.call('HMGET', KEYS[1], 'owner', 'reference')
+if record[2] then
+  return { 2, record[2] }
+end
+if record[1] and record[1] ~= ARGV[1] then
+  return { 1, redis.call('PTTL', KEYS[1]) }
+end
+redis.call('HSET', KEYS[1], 'owner', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return { 0, '' }
