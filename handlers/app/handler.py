@@ -9,6 +9,7 @@ import os
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from handlers.contract.errors import InvalidSetting
@@ -108,11 +109,14 @@ def _healthy() -> Answer:
 def _dispatch_walk(
     settings: Settings, forward: Forward, _log: Logger, _closers: Closers
 ) -> tuple[Walk, Doorkeeper | None]:
-    from handlers.doors.dispatch_token import DispatchToken
+    from handlers.doors.dispatch_token import DispatchToken, DispatchTokenOptions
 
     door = DispatchDoor(max_request_bytes=settings.env.max_request_bytes)
-    has_token = bool(settings.env.dispatch_token or settings.env.dispatch_token_file)
-    doorkeeper = DispatchToken(lambda: settings.dispatch_tokens) if has_token else None
+    env = settings.env
+    doorkeeper = None
+    if env.dispatch_token or env.dispatch_token_file:
+        path = Path(env.dispatch_token_file) if env.dispatch_token_file else None
+        doorkeeper = DispatchToken(DispatchTokenOptions(path=path, tokens=(env.dispatch_token,)))
     return (lambda delivery: handle(door, delivery, forward)), doorkeeper
 
 
@@ -180,13 +184,6 @@ def _push_identity(settings: Settings, log: Logger) -> Doorkeeper | None:
     if env.push_auth == "none":
         log.warning("anyone may push: PUSH_AUTH is none")
         return None
-    for setting, value in (
-        ("PUSH_AUDIENCE", env.push_audience),
-        ("PUSH_SERVICE_ACCOUNT", env.push_service_account),
-    ):
-        if not value:
-            accepted = "what the push subscription is set to (or PUSH_AUTH=none on an emulator)"
-            raise InvalidSetting(setting, found="nothing", accepted=accepted)
     return PushIdentity(
         PushIdentityOptions(audience=env.push_audience, service_account_email=env.push_service_account)
     )

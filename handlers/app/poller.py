@@ -144,6 +144,10 @@ class PollerApp:
         try:
             for warning in await self._warnings():
                 self._log.warning(warning)
+            queues = [entry.queue_name for entry in self._settings.queues]
+            self._log.info(
+                "polling", queues=queues, workers={p.pool_id: p.slots for p in self._pools.values()}
+            )
             await self.poller.run()
         finally:
             await self._client.aclose()

@@ -1,0 +1,88 @@
+"""`async-processor dev`: the stack, kept up to play with."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import click
+
+from handlers.contract.errors import AsyncProcessorError
+
+if TYPE_CHECKING:
+    from handlers.demo.stack import Stack
+
+_TRY_REDIS = """\
+Queue a request and read its result, by hand or with our own command:
+  redis-cli -p {port} ZADD request-sortedset 1999999999 '{{"id" : "testmsg", "payload":{{ "model":"your-model", \
+"prompt":"Hi, good morning "}}, "deadline" :"1999999999" }}'
+  redis-cli -p {port} RPOP result-list
+  async-processor submit --redis-url {url} --prompt 'Hi' --model m --wait
+  async-processor results --redis-url {url}"""
+_TRY_PUBSUB = """
+The same on Pub/Sub (another terminal; the variables point gcloud at the emulator):
+  export CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB=http://{host}/ CLOUDSDK_CORE_PROJECT={project} \
+CLOUDSDK_AUTH_DISABLE_CREDENTIALS=true
+  gcloud pubsub topics publish {topic} --message='{{"id" : "testmsg", "payload":{{ "model":"your-model", \
+"prompt":"Hi, good morning "}}, "deadline" :"1999999999" }}'
+  gcloud pubsub subscriptions pull {subscription} --auto-ack --limit=1"""
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  async-processor dev
+  async-processor dev --redis-port 6379 --gateway-port 8000 --no-pubsub
+
+Exit codes: 0 stopped by Ctrl-C or SIGTERM; 1 a part ended by itself; 2 a part could not be started.""",
+)
+@click.option("--redis-port", type=click.IntRange(0, 65_535), default=0, help="Valkey's port; 0 picks one.")
+@click.option("--gateway-port", type=click.IntRange(0, 65_535), default=0, help="The gateway's port.")
+@click.option(
+    "--pubsub/--no-pubsub", "has_pubsub", default=True, help="Pub/Sub too, if its emulator is found."
+)
+def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
+    """Keep Valkey, a simulated gateway, handler and poller up until Ctrl-C, and say how to talk to them."""
+    from handlers.cli.main import fail
+    from handlers.demo.pubsub_emulator import NoEmulator
+    from handlers.demo.pubsub_layout import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION
+    from handlers.demo.stack import Stack, StackOptions
+
+    stopped = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stopped.set())
+    options = StackOptions(
+        redis_port=redis_port,
+        gateway_port=gateway_port,
+        has_pubsub=has_pubsub,
+        gateway_arguments=("--time-to-first-token", "0.2"),
+        variables={"SHUTDOWN_GRACE_SECONDS": "5"},
+        on_started=lambda part, address: click.echo(f"{part:24} {address}"),
+    )
+    try:
+        with Stack(options) as stack:
+            click.echo()
+            click.echo(_TRY_REDIS.format(port=stack.redis_url.rsplit(":", 1)[1], url=stack.redis_url))
+            if stack.emulator_host:
+                names = {"project": DEMO_PROJECT, "topic": REQUEST_TOPIC, "subscription": RESULT_SUBSCRIPTION}
+                click.echo(_TRY_PUBSUB.format(host=stack.emulator_host, **names))
+            elif isinstance(stack.pubsub, NoEmulator) and has_pubsub:
+                click.echo(f"\nWithout Pub/Sub: {stack.pubsub.reason}")
+            click.echo("\nCtrl-C stops everything.")
+            ended = _wait(stopped, stack)
+    except AsyncProcessorError as error:
+        fail(error)
+    if ended:
+        click.echo(ended, err=True)
+        sys.exit(1)
+
+
+def _wait(stopped: threading.Event, stack: Stack) -> str:
+    """Until told to stop, or until a part ends by itself: then its last words."""
+    while not stopped.wait(0.5):
+        for child in stack.children.values():
+            if child.process.poll() is not None:
+                return f"{child.name} ended:\n{child.log_tail()}"
+    return ""

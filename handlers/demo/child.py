@@ -1,0 +1,75 @@
+"""A process of the demo's own: started, waited for, stopped; its last words when it did not come up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Self
+
+from handlers.contract.errors import AsyncProcessorError
+
+_LOG_LINES: Final = 30
+_LOOK_SECONDS: Final = 0.02
+
+
+class ChildFailed(AsyncProcessorError):
+    """A process did not come up; the message ends with its own last words."""
+
+
+class Child:
+    """A running process. `variables` are added to the environment; its output goes to a temporary file."""
+
+    def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
+        self.name = name
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `stop`
+        self.process = subprocess.Popen(  # noqa: S603  # commands of our own
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(variables or {})},  # noqa: TID251  # a child inherits the terminal's environment
+            start_new_session=True,  # Ctrl-C is for the one who holds this
+        )
+
+    def output(self) -> str:
+        """Everything it wrote so far."""
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode("utf-8", "replace")
+
+    def wait_for(self, found: Callable[[str], str | None], timeout_seconds: float = 20.0) -> str:
+        """Wait until `found` reads something in the output, and return it. Raises `ChildFailed`."""
+        end = time.monotonic() + timeout_seconds
+        while True:
+            value = found(self.output())
+            if value is not None:
+                return value
+            if self.process.poll() is not None:
+                raise ChildFailed(
+                    f"{self.name} ended with code {self.process.returncode}:\n{self.log_tail()}"
+                )
+            if time.monotonic() > end:
+                raise ChildFailed(f"{self.name} was not ready in {timeout_seconds:g} s:\n{self.log_tail()}")
+            time.sleep(_LOOK_SECONDS)
+
+    def log_tail(self) -> str:
+        """The last lines it wrote."""
+        return "\n".join(self.output().splitlines()[-_LOG_LINES:])
+
+    def stop(self, timeout_seconds: float = 5.0) -> None:
+        """End it, kindly first; nothing if it has ended."""
+        self.process.terminate()
+        try:
+            self.process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()

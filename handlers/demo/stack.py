@@ -1,0 +1,124 @@
+"""The whole stack on this machine, in real processes: Valkey, gateway, handler, poller; Pub/Sub if it is found.
+
+Each part is the product's own command, as it runs in a cluster; only the gateway is simulated.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+from handlers.demo.child import Child
+from handlers.demo.pubsub_emulator import EmulatorCommand, NoEmulator, PubSubEmulator, find_emulator
+from handlers.demo.pubsub_layout import DEMO_PROJECT, RESULT_TOPIC, create_layout
+from handlers.demo.valkey import Valkey, find_valkey
+
+_READY_PORT = re.compile(r'ready target=\w+ port=(\d+)|"event":"ready","target":"\w+","port":(\d+)')
+_LISTENING = re.compile(r"listening on (http://\S+)")
+_POLLING: Final = "polling"
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """What to start. `gateway_arguments` go to the simulated gateway, `variables` to handler and poller.
+
+    Ports of 0 are chosen; `has_pubsub` False leaves Pub/Sub out even where its emulator is found.
+    """
+
+    redis_port: int = 0
+    gateway_port: int = 0
+    has_pubsub: bool = True
+    gateway_arguments: Sequence[str] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    on_started: Callable[[str, str], None] = lambda _name, _address: None
+
+
+class Stack:
+    """A running stack; a context manager: leaving stops everything, last started first."""
+
+    def __init__(self, options: StackOptions) -> None:
+        """Start all parts and wait until each is ready. Raises what the part that failed raises."""
+        self._options = options
+        self._parts = ExitStack()
+        self.pubsub: EmulatorCommand | NoEmulator = NoEmulator("Pub/Sub was left out")
+        self.emulator_host = ""
+        self.children: dict[str, Child] = {}
+        try:
+            self._start()
+        except BaseException:
+            self._parts.close()
+            raise
+
+    def _start(self) -> None:
+        options = self._options
+        valkey = self._parts.enter_context(Valkey(find_valkey(), options.redis_port))
+        self.redis_url = valkey.url
+        options.on_started("valkey", self.redis_url)
+        self.gateway_url = self._start_gateway()
+        options.on_started("simulated gateway", self.gateway_url)
+        self.handler_url = self._start_handler("dispatch", {})
+        options.on_started("handler, dispatch door", self.handler_url)
+        poller = self._start_child("poller", ["poll"], {"HANDLER_URL": self.handler_url, "METRICS_PORT": "0"})
+        poller.wait_for(lambda output: _POLLING if _POLLING in output else None)
+        options.on_started("poller", f"{self.redis_url} → {self.handler_url}")
+        if options.has_pubsub:
+            self.pubsub = find_emulator()
+            if isinstance(self.pubsub, EmulatorCommand):
+                self._start_pubsub(self.pubsub)
+
+    def _start_gateway(self) -> str:
+        command = [sys.executable, "-m", "handlers.demo.gateway", "--host", "127.0.0.1"]
+        command += ["--port", str(self._options.gateway_port), *self._options.gateway_arguments]
+        gateway = self._parts.enter_context(Child("simulated gateway", command))
+        self.children["gateway"] = gateway
+        return gateway.wait_for(lambda output: _first_group(_LISTENING, output))
+
+    def _start_handler(self, target: str, variables: Mapping[str, str]) -> str:
+        given = {"PORT": "0", "HOST": "127.0.0.1", **variables}
+        handler = self._start_child(target, ["serve", "--target", target], given)
+        port = handler.wait_for(lambda output: _first_group(_READY_PORT, output))
+        return f"http://127.0.0.1:{port}"
+
+    def _start_pubsub(self, found: EmulatorCommand) -> None:
+        emulator = self._parts.enter_context(PubSubEmulator(found))
+        self.emulator_host = emulator.host
+        self._options.on_started("pub/sub emulator", emulator.host)
+        push_url = self._start_handler(
+            "pubsub_push",
+            {
+                "PUBSUB_EMULATOR_HOST": emulator.host,
+                "PROJECT_ID": DEMO_PROJECT,
+                "RESULT_TOPIC_ID": RESULT_TOPIC,
+                "PUSH_AUTH": "none",  # the emulator sends no token
+                "MIN_REDELIVERY_SECONDS": "1",
+            },
+        )
+        create_layout(emulator.host, f"{push_url}/push")
+        self._options.on_started("handler, push door", push_url)
+
+    def _start_child(self, name: str, arguments: Sequence[str], variables: Mapping[str, str]) -> Child:
+        common = {"IGW_BASE_URL": self.gateway_url, "REDIS_URL": self.redis_url, "LOG_FORMAT": "json"}
+        command = [str(Path(sys.executable).parent / "async-processor"), *arguments]
+        child = Child(name, command, {**common, **self._options.variables, **variables})
+        self.children[name] = child
+        return self._parts.enter_context(child)
+
+    def stop(self) -> None:
+        """Stop everything."""
+        self._parts.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
+
+def _first_group(pattern: re.Pattern[str], output: str) -> str | None:
+    match = pattern.search(output)
+    return next(group for group in match.groups() if group) if match else None

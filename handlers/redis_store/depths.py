@@ -1,0 +1,37 @@
+"""How much is where: the lengths of a queue's keys, in one round trip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from handlers.redis_store.connection import Store
+from handlers.redis_store.keys import queue_keys
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepths:
+    """Requests pending, claimed, waiting for a retry (of all queues that share the set), and dead."""
+
+    pending: int
+    claimed: int
+    retrying: int
+    dead: int
+
+
+async def queue_depths(
+    redis: Store, queue: str, retry_queue_name: str, *, cluster: bool = False
+) -> QueueDepths:
+    """The lengths now. Raises one of `STORE_FAILURES`."""
+    keys = queue_keys(queue, cluster=cluster)
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.zcard(keys.pending)
+    pipeline.hlen(keys.claimed)
+    pipeline.zcard(retry_queue_name)
+    pipeline.hlen(keys.dead)
+    pending, claimed, retrying, dead = await pipeline.execute()
+    return QueueDepths(pending, claimed, retrying, dead)
+
+
+async def queue_member(redis: Store, queue: str, member: bytes, score: float) -> None:
+    """Put any bytes into a sorted set, as a foreign producer would."""
+    await redis.zadd(queue, {member: score})
