@@ -37,6 +37,18 @@ class AsyncClient:
         """A client of the Redis or Valkey at `url`; connects with the first call."""
         return cls(RedisBroker(url, options or ClientOptions()))
 
+    @classmethod
+    def for_pubsub(
+        cls, project_id: str, *, topic: str = "", subscription: str = "", emulator_host: str = ""
+    ) -> Self:
+        """A client that publishes to `topic` and reads the results of the pull `subscription`."""
+        # Loads an HTTP client: not for those who use Redis.
+        from handlers.client.pubsub_broker import PubSubBroker  # noqa: PLC0415  # see above
+
+        return cls(
+            PubSubBroker(project_id, topic=topic, subscription=subscription, emulator_host=emulator_host)
+        )
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -35,6 +35,17 @@ class Client:
         """A client of the Redis or Valkey at `url`; connects with the first call."""
         return cls(AsyncClient.for_redis(url, options))
 
+    @classmethod
+    def for_pubsub(
+        cls, project_id: str, *, topic: str = "", subscription: str = "", emulator_host: str = ""
+    ) -> Self:
+        """See `AsyncClient.for_pubsub`."""
+        return cls(
+            AsyncClient.for_pubsub(
+                project_id, topic=topic, subscription=subscription, emulator_host=emulator_host
+            )
+        )
+
     def __enter__(self) -> Self:
         return self
 

@@ -13,6 +13,7 @@ from typing import Self
 import msgspec
 
 from handlers.client.broker import ResultSource
+from handlers.client.cancellation import stop_if_cancelled
 from handlers.client.errors import ClientError, LeaseLost
 from handlers.contract.result import Result, decode_result
 from handlers.redis_store.results import AckOutcome, HeldResult
@@ -93,6 +94,16 @@ class ResultStream:
                 self._left -= 1
             return Delivery(decode_result(held.result), held.claim_key, self)
 
+    def take_ready(self) -> list[Delivery]:
+        """The results that came with the last one and are here already, without waiting."""
+        taken: list[Delivery] = []
+        while self._ready and self._left != 0:
+            held = self._ready.popleft()
+            if held.claim_key in self._held:
+                taken.append(Delivery(decode_result(held.result), held.claim_key, self))
+                self._left = None if self._left is None else self._left - 1
+        return taken
+
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Drop many results in one round trip; raises `LeaseLost` for the first whose lease had ended."""
         outcomes = await self._source.ack([delivery.claim_key for delivery in deliveries])
@@ -130,6 +141,7 @@ class ResultStream:
             limit = self._batch if self._left is None else min(self._batch, self._left)
             for held in await self._source.receive(limit):
                 self._keep(held)
+            stop_if_cancelled()
             if self._ready:
                 return True
             if ends_at is not None and loop.time() >= ends_at:
@@ -150,6 +162,7 @@ class ResultStream:
             await asyncio.sleep(self._source.lease_seconds / RENEWALS_PER_LEASE)
             try:
                 await self.renew()
+                stop_if_cancelled()
             except ClientError as error:
                 log.warning("the leases of %d results were not renewed: %s", len(self._held), error)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -106,3 +106,14 @@ async def peek_results(redis: Redis, lists: Sequence[str]) -> list[list[bytes]]:
         pipeline.lrange(name, 0, PEEKED_RESULTS - 1)
     answer: list[list[bytes]] = await pipeline.execute()
     return answer
+
+
+async def oldest_results(redis: Redis, name: str, count: int) -> list[bytes]:
+    """At most `count` of the oldest results, oldest first, left where they are: for a list of one reader."""
+    answer = cast("list[bytes]", await redis.lrange(name, -count, -1))
+    return answer[::-1]
+
+
+async def drop_oldest_results(redis: Redis, name: str, count: int) -> None:
+    """Drop the `count` oldest results: what `oldest_results` returned, once it is safe."""
+    await redis.ltrim(name, 0, -count - 1)

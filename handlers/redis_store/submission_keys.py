@@ -54,6 +54,11 @@ def result_of_key(results: str, request_id: str) -> str:
     return f"{results}:result-of:{request_id}"
 
 
+def batch_results_key(results: str, batch: str) -> str:
+    """LIST: the results of one batch."""
+    return f"{results}:batch:{batch}"
+
+
 def result_claim_keys(results: str) -> tuple[str, str, str, str]:
     """HASH claimed, HASH owners, ZSET index and ZSET tombstones of a result list."""
     return (

@@ -137,3 +137,11 @@ class Submissions:
         """How many requests are pending in `queue`."""
         count: Any = await self._redis.zcard(queue)
         return int(count)
+
+    async def are_live(self, request_ids: Sequence[str]) -> list[bool]:
+        """Whether each id has a submission without a final result, before its deadline; one round trip."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for request_id in request_ids:
+            pipeline.exists(active_key(request_id))
+        answer: list[int] = await pipeline.execute()
+        return [bool(exists) for exists in answer]

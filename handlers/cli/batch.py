@@ -1,0 +1,208 @@
+"""`async-processor batch`: run a file of requests, see how far it is, cancel it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from handlers.cli.connection import QueueFlags, redis_flags
+from handlers.cli.deadlines import DeadlineType
+from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
+
+if TYPE_CHECKING:
+    from handlers.client.batch_files import BatchFiles, BatchState
+
+CANCEL_WINDOW = 100_000
+"""Lines that a cancelling run looks at together; it submits none."""
+
+OUT = click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+
+
+@click.group("batch")
+def batch() -> None:
+    """Run files of requests in OpenAI's batch format."""
+
+
+@batch.command(
+    "run",
+    epilog=f"""\b
+Examples:
+  async-processor batch run requests.jsonl --out results.jsonl --deadline 8h
+  async-processor batch status results.jsonl
+  async-processor batch cancel results.jsonl
+
+Run the same command again after Ctrl-C or a crash: it goes on where it was, submits nothing twice and
+loses and doubles no result. {EXIT_CODES_HELP} 5 cancelled.""",
+)
+@click.argument("source", type=click.Path(exists=True, path_type=Path, dir_okay=False))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Takes the answers."
+)
+@click.option(
+    "--errors",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Takes the errors.  [default: <out>.errors.jsonl]",
+)
+@click.option(
+    "--deadline",
+    type=DeadlineType(),
+    default=timedelta(hours=24),
+    help="By when all must be answered.  [default: 24h]",
+)
+@click.option(
+    "--tier",
+    type=click.Choice(["interactive", "async", "batch"]),
+    default="batch",
+    show_default=True,
+    help="Lane of the requests.",
+)
+@click.option("--tenant", default="", help="Who asks, for fairness and quotas.")
+@click.option(
+    "--window",
+    type=click.IntRange(1, 1_000_000),
+    default=20_000,
+    show_default=True,
+    help="Requests that may be queued and not answered at a time.",
+)
+@click.option(
+    "--retry-queue",
+    envvar="RETRY_QUEUE_NAME",
+    default="retry-sortedset",
+    show_envvar=True,
+    help="Sorted set of retries, for the progress line.",
+)
+@redis_flags
+@exits
+def run(
+    *,
+    source: Path,
+    out: Path,
+    errors: Path | None,
+    deadline: timedelta | datetime | float,
+    tier: str,
+    tenant: str,
+    window: int,
+    retry_queue: str,
+    queue: QueueFlags,
+) -> ExitCode:
+    """Submit the requests of SOURCE and collect their answers."""
+    from handlers.client.batch_files import BatchFiles
+    from handlers.client.batch_start import begin_or_resume
+
+    files = BatchFiles(out, errors)
+    with files.locked():
+        state = begin_or_resume(
+            files,
+            source,
+            queue=queue.queue,
+            results=queue.results,
+            deadline=deadline,
+            tier=tier,
+            tenant=tenant,
+        )
+        if state.outcome == "running":
+            state = asyncio.run(_run(files, state, queue.redis_url, window, retry_queue))
+    _summary(files, state)
+    return _exit_code(state)
+
+
+async def _run(
+    files: BatchFiles, state: BatchState, redis_url: str, window: int, retry_queue: str
+) -> BatchState:
+    from handlers.cli.batch_progress import BatchProgress
+    from handlers.client.batch_queue import BatchQueue
+    from handlers.client.batch_run import BatchOptions, BatchRun
+
+    queue = BatchQueue(redis_url, state)
+    try:
+        count_retries = partial(queue.waiting_for_retry, retry_queue) if retry_queue else None
+        async with BatchProgress(count_retries) as progress:
+            options = BatchOptions(window=window)
+            return await BatchRun(files, state, queue, options=options, report=progress.update).run()
+    except asyncio.CancelledError:
+        print(f"interrupted: run the same command again to go on ({files.state})", file=sys.stderr)
+        raise
+    finally:
+        await queue.close()
+
+
+@batch.command("status", epilog=EXIT_CODES_HELP)
+@OUT
+@click.option("--json", "is_json", is_flag=True, help="One JSON object.")
+@exits
+def status(*, out: Path, is_json: bool) -> ExitCode:
+    """Tell how far the batch of OUT (its output file) is; 1 while it has errors or is not finished."""
+    from handlers.client.batch_files import BatchOutput
+
+    files, state = _known_batch(out)
+    is_running = files.is_running()
+    if not is_running and state.outcome == "running":
+        with files.locked():
+            output = BatchOutput(files, state.batch)  # counts what a run that was cut off has written
+            output.close()
+        state.completed, state.failed = output.completed, output.failed
+    what = "running" if is_running else "interrupted" if state.outcome == "running" else state.outcome
+    counts = {"total": state.total, "completed": state.completed, "failed": state.failed}
+    if is_json:
+        print(json.dumps({"batch": state.batch, "status": what, "deadline": state.deadline, **counts}))
+    else:
+        by = datetime.fromtimestamp(state.deadline, UTC).isoformat(timespec="seconds")
+        print(f"batch {state.batch}: {what}, to be answered by {by}")
+        print(f"{state.completed:,} answered, {state.failed:,} errors, of {state.total:,} requests")
+        print(f"output {files.out}, errors {files.errors}")
+    return _exit_code(state)
+
+
+@batch.command("cancel", epilog=EXIT_CODES_HELP)
+@OUT
+@redis_flags
+@exits
+def cancel(*, out: Path, queue: QueueFlags) -> ExitCode:
+    """Cancel the batch of OUT (its output file): what is not answered gets an error line.
+
+    Where no process runs the batch, this one collects what is left.
+    """
+    files, state = _known_batch(out)
+    if state.outcome != "running":
+        print(f"batch {state.batch}: {state.outcome} already", file=sys.stderr)
+        return _exit_code(state)
+    files.cancel.touch()
+    if files.is_running():
+        print(f"batch {state.batch}: its process is told to cancel it")
+        return ExitCode.DONE
+    with files.locked():
+        state = asyncio.run(_run(files, state, queue.redis_url, CANCEL_WINDOW, ""))
+    _summary(files, state)
+    return _exit_code(state)
+
+
+def _known_batch(out: Path) -> tuple[BatchFiles, BatchState]:
+    from handlers.client.batch_files import BatchConflict, BatchFiles
+
+    files = BatchFiles(out)
+    state = files.read_state()
+    if state is None:
+        raise BatchConflict(f"{out}: no batch of ours ({files.state} is not there)")
+    return BatchFiles(out, Path(state.errors)), state
+
+
+def _summary(files: BatchFiles, state: BatchState) -> None:
+    print(
+        f"batch {state.batch} {state.outcome}: {state.completed:,} answered ({files.out}), "
+        f"{state.failed:,} errors ({files.errors})",
+        file=sys.stderr,
+    )
+
+
+def _exit_code(state: BatchState) -> ExitCode:
+    if state.outcome == "cancelled":
+        return ExitCode.CANCELLED
+    is_good = state.outcome == "done" and not state.failed
+    return ExitCode.DONE if is_good else ExitCode.FAILED_REQUESTS

@@ -1,0 +1,128 @@
+"""Flags and variables that say which queue is meant, shared by `submit`, `results` and `batch`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from handlers.contract.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from handlers.client.async_client import AsyncClient
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFlags:
+    """Which queue, and where its results are."""
+
+    to: Literal["redis", "pubsub"] = "redis"
+    redis_url: str = "redis://localhost:6379"
+    queue: str = "request-sortedset"
+    results: str = "result-list"
+    project: str = ""
+    topic: str = ""
+    subscription: str = ""
+    emulator_host: str = ""
+
+    def client(self, **options: Any) -> AsyncClient:
+        """A client of it; `options` are further fields of `ClientOptions` (Redis)."""
+        from handlers.client.async_client import AsyncClient
+        from handlers.client.options import ClientOptions
+
+        if self.to == "redis":
+            return AsyncClient.for_redis(
+                self.redis_url, ClientOptions(queue=self.queue, results=self.results, **options)
+            )
+        if not self.project:
+            raise InvalidSetting("PROJECT_ID", found="nothing", accepted="a project, or --project")
+        return AsyncClient.for_pubsub(
+            self.project,
+            topic=self.topic,
+            subscription=self.subscription,
+            emulator_host=self.emulator_host,
+        )
+
+
+REDIS_FLAGS = (
+    click.option(
+        "--redis-url",
+        envvar="REDIS_URL",
+        default="redis://localhost:6379",
+        show_default=True,
+        show_envvar=True,
+        help="Redis or Valkey.",
+    ),
+    click.option(
+        "--queue",
+        "queue_name",
+        envvar="REQUEST_QUEUE_NAME",
+        default="request-sortedset",
+        show_default=True,
+        show_envvar=True,
+        help="Sorted set of requests.",
+    ),
+    click.option(
+        "--results",
+        envvar="RESULT_QUEUE_NAME",
+        default="result-list",
+        show_default=True,
+        show_envvar=True,
+        help="List that takes the results.",
+    ),
+)
+PUBSUB_FLAGS = (
+    click.option(
+        "--to",
+        "--from",
+        "to",
+        type=click.Choice(["redis", "pubsub"]),
+        default="redis",
+        show_default=True,
+        help="Which broker.",
+    ),
+    click.option(
+        "--project", envvar="PROJECT_ID", default="", show_envvar=True, help="Google Cloud project."
+    ),
+    click.option(
+        "--topic", envvar="REQUEST_TOPIC_ID", default="", show_envvar=True, help="Topic of the requests."
+    ),
+    click.option(
+        "--subscription",
+        envvar="RESULT_SUBSCRIPTION_ID",
+        default="",
+        show_envvar=True,
+        help="Pull subscription to the result topic.",
+    ),
+    click.option("--emulator-host", envvar="PUBSUB_EMULATOR_HOST", default="", hidden=True),
+)
+
+
+def queue_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the flags of both brokers; the command gets them as one `QueueFlags`, named `queue`."""
+
+    @functools.wraps(command)
+    def run(**flags: Any) -> None:
+        names = ("to", "redis_url", "results", "project", "topic", "subscription", "emulator_host")
+        chosen = {name: flags.pop(name) for name in names if name in flags}
+        command(queue=QueueFlags(queue=flags.pop("queue_name"), **chosen), **flags)
+
+    for flag in reversed((PUBSUB_FLAGS[0], *REDIS_FLAGS, *PUBSUB_FLAGS[1:])):
+        run = flag(run)
+    return run
+
+
+def redis_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the flags of Redis alone, as `queue` too."""
+
+    @functools.wraps(command)
+    def run(**flags: Any) -> None:
+        chosen = {name: flags.pop(name) for name in ("redis_url", "results")}
+        command(queue=QueueFlags(queue=flags.pop("queue_name"), **chosen), **flags)
+
+    for flag in reversed(REDIS_FLAGS):
+        run = flag(run)
+    return run

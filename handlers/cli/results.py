@@ -1,0 +1,109 @@
+"""`async-processor results`: read results."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from handlers.cli.connection import QueueFlags, queue_flags
+from handlers.cli.deadlines import DurationType
+from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
+from handlers.contract.result import Result, encode_result
+
+if TYPE_CHECKING:
+    from handlers.client.result_stream import Delivery, ResultStream
+
+PRINTED_PAYLOAD_CHARACTERS = 120
+"""How much of a payload a terminal shows."""
+
+
+@click.command(
+    "results",
+    epilog=f"""\b
+Examples:
+  async-processor results                    follow, until Ctrl-C
+  async-processor results -n 10 > ten.jsonl
+  async-processor results --for 0s           what is there now
+  async-processor results --from pubsub --project p --subscription results-sub
+
+A result is acknowledged after it was written; what was not, is there for the next reader.
+
+{EXIT_CODES_HELP}""",
+)
+@click.option("-n", "--take", type=click.IntRange(min=1), help="Stop after so many results.")
+@click.option("--for", "idle", type=DurationType(), help="Stop when none came for that long.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["auto", "json", "table"]),
+    default="auto",
+    help="JSON lines or a table.  [default: a table to a terminal, else JSON lines]",
+)
+@queue_flags
+@exits
+def results(take: int | None, idle: timedelta | None, form: str, queue: QueueFlags) -> ExitCode:
+    """Follow the results, or take some."""
+    is_table = form == "table" or (form == "auto" and sys.stdout.isatty())
+    return asyncio.run(_results(queue, take, idle, _table_writer() if is_table else _write_json))
+
+
+async def _results(
+    queue: QueueFlags, take: int | None, idle: timedelta | None, write: Callable[[Result], None]
+) -> ExitCode:
+    count = 0
+    async with queue.client() as client, client.results(limit=take, idle=idle) as stream:
+        async for delivery in stream:
+            deliveries = [delivery, *stream.take_ready()]
+            for each in deliveries:
+                write(each.result)
+            sys.stdout.flush()
+            await _ack(stream, deliveries)
+            count += len(deliveries)
+    return ExitCode.DONE if count or take is None else ExitCode.NOT_YET
+
+
+async def _ack(stream: ResultStream, deliveries: list[Delivery]) -> None:
+    from handlers.client.errors import LeaseLost
+
+    try:
+        await stream.ack(deliveries)
+    except LeaseLost as error:
+        print(f"warning: {error}", file=sys.stderr)
+
+
+def _write_json(result: Result) -> None:
+    sys.stdout.write(encode_result(result).decode() + "\n")
+
+
+def _table_writer() -> Callable[[Result], None]:
+    """A line for each result, in columns; a `rich` table could only be drawn at the end."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+
+    def write(result: Result) -> None:
+        is_answered = result.status_code > 0
+        is_good = is_answered and 200 <= result.status_code < 300
+        said = result.payload if is_answered else result.error_message
+        table = Table.grid(padding=(0, 2), expand=True)
+        table.add_column(width=24, no_wrap=True, overflow="ellipsis")
+        table.add_column(width=18, no_wrap=True, style="green" if is_good else "red")
+        table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        text = " ".join(said[:PRINTED_PAYLOAD_CHARACTERS].split())
+        table.add_row(_plain(result.id), str(result.status_code or result.error_code), _plain(text))
+        console.print(table)
+
+    return write
+
+
+def _plain(text: str) -> str:
+    """Text of a stranger, without what a terminal would obey and what `rich` would take for markup."""
+    from rich.markup import escape
+
+    return escape("".join(character if character.isprintable() else "�" for character in text))

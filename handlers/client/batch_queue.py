@@ -1,0 +1,102 @@
+"""The Redis side of one batch: its requests in the queue, its results in a list of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from handlers.client.batch_files import BatchState
+from handlers.client.batch_lines import BatchLine, InvalidLine
+from handlers.client.member import member_parts
+from handlers.client.new_request import NewRequest, encode_body
+from handlers.client.redis_broker import batches, store_errors
+from handlers.contract.errors import InvalidRequest
+from handlers.redis_store.client_connection import open_redis
+from handlers.redis_store.results import drop_oldest_results, oldest_results
+from handlers.redis_store.submissions import MemberParts, Submissions
+
+RESULTS_KEPT_SECONDS = 7 * 86_400
+"""How long results wait for a batch that is not running, after the last one came."""
+
+
+class BatchQueue:
+    """Submits, collects and cancels the lines of one batch."""
+
+    def __init__(self, redis_url: str, state: BatchState, *, tenant_attribute: str = "userid") -> None:
+        self._state = state
+        self._tenant_attribute = tenant_attribute
+        self._redis = open_redis(redis_url)
+        self._submissions = Submissions(self._redis)
+
+    def request_id(self, number: int) -> str:
+        """The id of the request in line `number`."""
+        return f"{self._state.batch}-{number}"
+
+    def number(self, request_id: str) -> int | None:
+        """The line whose request has that id; None if it is not of this batch."""
+        batch, _, digits = request_id.rpartition("-")
+        return int(digits) if batch == self._state.batch and digits.isdigit() else None
+
+    def prepare(self, line: BatchLine) -> MemberParts | InvalidLine:
+        """What is to be queued for a line, or why it cannot be."""
+        state = self._state
+        request = NewRequest(
+            id=self.request_id(line.number),
+            payload=line.body,
+            deadline=float(state.deadline),
+            endpoint=line.url,
+            metadata={"batch_id": state.batch, "custom_id": line.custom_id},
+            tenant=state.tenant,
+        )
+        try:
+            body = encode_body(request, now=time.time(), tenant_attribute=self._tenant_attribute)
+        except InvalidRequest as error:
+            return InvalidLine(line.number, line.custom_id, str(error))
+        return member_parts(
+            body,
+            token=state.token,
+            queue=state.queue,
+            results=state.results,
+            labels={"tier": state.tier} if state.tier else {},
+            own_result_seconds=RESULTS_KEPT_SECONDS,
+        )
+
+    async def submit(self, parts: Sequence[MemberParts], *, is_repeated: bool) -> None:
+        """Queue lines in order; with `is_repeated` those that are live already are left alone."""
+        for batch in batches(parts):
+            with store_errors():
+                await self._submissions.submit(self._state.queue, batch, is_repeated=is_repeated)
+
+    async def collect(self, limit: int) -> list[bytes]:
+        """The oldest results, left in the list."""
+        with store_errors():
+            return await oldest_results(self._redis, self._state.results, limit)
+
+    async def drop(self, count: int) -> None:
+        """Drop the oldest results, which are safe now."""
+        with store_errors():
+            await drop_oldest_results(self._redis, self._state.results, count)
+
+    async def are_live(self, numbers: Sequence[int]) -> list[bool]:
+        """Whether the requests of these lines are without a final result."""
+        with store_errors():
+            return await self._submissions.are_live([self.request_id(number) for number in numbers])
+
+    async def cancel(self, numbers: Sequence[int]) -> None:
+        """Cancel the requests of these lines; their results say so."""
+        with store_errors():
+            await self._submissions.cancel([(self.request_id(number), "") for number in numbers])
+
+    async def waiting_for_retry(self, retry_queue: str) -> int:
+        """How many requests, of this batch and all others, wait for a retry."""
+        with store_errors():
+            return await self._submissions.depth(retry_queue)
+
+    async def delete_results(self) -> None:
+        """Delete the list: all that was in it is in the files."""
+        with store_errors():
+            await self._redis.unlink(self._state.results)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()

@@ -1,0 +1,187 @@
+"""Requests into a topic, results out of a pull subscription: the client's work on Pub/Sub."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from handlers.client.errors import BrokerUnreachable, NoResultYet, NotOffered
+from handlers.client.new_request import NewRequest, encode_body
+from handlers.client.submission import Submission
+from handlers.contract.errors import InvalidSetting
+from handlers.contract.result import Result, decode_result
+from handlers.pubsub.api import PubSubApi, PubSubOptions
+from handlers.pubsub.errors import PubSubFailed
+from handlers.pubsub.publisher import Publisher
+from handlers.pubsub.puller import MAX_PULL, Puller
+from handlers.redis_store.results import AckOutcome, HeldResult
+from handlers.redis_store.submissions import RequestState
+
+LEASE_SECONDS = 60
+"""How long a result is held; longer than a subscription's own default of 10 s, so set with each receipt."""
+
+PULL_SECONDS = 2.0
+TIER_ATTRIBUTE = "tier"
+
+
+class PubSubBroker:
+    """The client's work on one project: `topic` takes requests, `subscription` has the results.
+
+    `emulator_host` (`host:port`) stands in for Google's service. Cancelling and looking up need Redis.
+    """
+
+    def __init__(
+        self,
+        project_id: str,
+        *,
+        topic: str = "",
+        subscription: str = "",
+        emulator_host: str = "",
+        tenant_attribute: str = "userid",
+    ) -> None:
+        self._topic = topic
+        self._subscription = subscription
+        self._tenant_attribute = tenant_attribute
+        self._api = PubSubApi(PubSubOptions(project_id=project_id, emulator_host=emulator_host))
+        self._publisher = Publisher(self._api)
+
+    async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
+        """Publish requests; returns when all are confirmed. A failure names one that was not."""
+        if not self._topic:
+            raise InvalidSetting("REQUEST_TOPIC_ID", found="nothing", accepted="the topic of the requests")
+        now = time.time()
+        bodies = [
+            encode_body(_with_labels(request), now=now, tenant_attribute=self._tenant_attribute)
+            for request in requests
+        ]
+        with pubsub_errors():
+            await asyncio.gather(*(self._publisher.publish(self._topic, body.whole) for body in bodies))
+        return [
+            Submission(
+                id=body.id,
+                token="",
+                deadline=body.deadline,
+                queue=self._topic,
+                results=self._subscription,
+            )
+            for body in bodies
+        ]
+
+    def results(self, name: str = "") -> PubSubResults:
+        """The results of the subscription `name` (empty: the broker's own)."""
+        subscription = name or self._subscription
+        if not subscription:
+            accepted = "a pull subscription to the result topic"
+            raise InvalidSetting("RESULT_SUBSCRIPTION_ID", found="nothing", accepted=accepted)
+        return PubSubResults(Puller(self._api, subscription))
+
+    async def own_result(self, submission: Submission | str, timeout_seconds: float | None) -> Result:
+        """Read the subscription until the result of that id comes; others are given back at once.
+
+        Meant for one who has the subscription to himself.
+        """
+        request_id = submission.id if isinstance(submission, Submission) else submission
+        source = self.results()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while True:
+                    result = await _find(source, request_id)
+                    if result is not None:
+                        return result
+        except TimeoutError:
+            raise NoResultYet(request_id, timeout_seconds or 0.0) from None
+
+    async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
+        """Pub/Sub has no way to take a request back."""
+        raise NotOffered(
+            f"cancelling {len(submissions)} requests", "Pub/Sub", "give them a deadline, or queue on Redis"
+        )
+
+    async def look_up(self, submission: Submission | str) -> RequestState:
+        """Pub/Sub does not tell where a request is."""
+        request_id = submission.id if isinstance(submission, Submission) else submission
+        raise NotOffered(f"looking up {request_id}", "Pub/Sub", "wait for its result, or queue on Redis")
+
+    async def close(self) -> None:
+        """Confirm what is being published, then close the connections."""
+        await self._publisher.close()
+        await self._api.close()
+
+
+class PubSubResults:
+    """A pull subscription under leases; the ack ids stand in for claim keys."""
+
+    lease_seconds: float = float(LEASE_SECONDS)
+
+    def __init__(self, puller: Puller) -> None:
+        self._puller = puller
+
+    async def receive(self, limit: int) -> list[HeldResult]:
+        """Take at most `limit` results; waits a moment for the first."""
+        with pubsub_errors():
+            pulled = await self._puller.receive(min(limit, MAX_PULL), wait_seconds=PULL_SECONDS)
+            await self._puller.extend([each.ack_id for each in pulled], LEASE_SECONDS)
+        return [HeldResult(each.ack_id.encode(), each.data) for each in pulled]
+
+    async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
+        """Hold on to them. Pub/Sub does not tell whether they are still ours."""
+        with pubsub_errors():
+            await self._puller.extend(_ack_ids(claim_keys), LEASE_SECONDS)
+        return [True] * len(claim_keys)
+
+    async def ack(self, claim_keys: Sequence[bytes]) -> list[AckOutcome]:
+        """Drop results that are safe with their reader; each may still come a second time."""
+        with pubsub_errors():
+            await self._puller.ack(_ack_ids(claim_keys))
+        return [AckOutcome.DONE] * len(claim_keys)
+
+    async def give_back(self, claim_keys: Sequence[bytes]) -> int:
+        """Let them be delivered again at once."""
+        with pubsub_errors():
+            await self._puller.give_back(_ack_ids(claim_keys))
+        return len(claim_keys)
+
+
+async def _find(source: PubSubResults, request_id: str) -> Result | None:
+    """Look at one pull's results; acknowledge the one that is meant, give the others back."""
+    found: Result | None = None
+    others: list[bytes] = []
+    for held in await source.receive(MAX_PULL):
+        result = _result(held.result)
+        if found is None and result is not None and result.id == request_id:
+            found = result
+            await source.ack([held.claim_key])
+        else:
+            others.append(held.claim_key)
+    await source.give_back(others)
+    return found
+
+
+def _result(text: bytes) -> Result | None:
+    try:
+        return decode_result(text)
+    except msgspec.DecodeError:
+        return None
+
+
+def _with_labels(request: NewRequest) -> NewRequest:
+    """Pub/Sub carries the bare body, which has no labels: they travel as metadata."""
+    labels = {**request.labels, TIER_ATTRIBUTE: request.tier} if request.tier else request.labels
+    return msgspec.structs.replace(request, metadata={**labels, **request.metadata})
+
+
+def _ack_ids(claim_keys: Sequence[bytes]) -> list[str]:
+    return [claim_key.decode() for claim_key in claim_keys]
+
+
+@contextlib.contextmanager
+def pubsub_errors() -> Iterator[None]:
+    """Map what the Pub/Sub room raises for want of an answer to the client's own error."""
+    try:
+        yield
+    except PubSubFailed as error:
+        raise BrokerUnreachable(f"Pub/Sub: {error}") from error
