@@ -5,7 +5,7 @@ request lasts and however old the reading is. So a burst counts against the read
 
 - Less than one slot is not nothing: one request at a time, with pauses after it, so that the average use is
   what was allowed (allowed 0.25 slots: a request of 2 s is followed by 6 s of nothing).
-- A headroom (`Share.is_headroom`) counts on top of what was in use when the reading was taken. A metric is
+- A headroom (`Share.headroom`) counts on top of what was in use when the reading was taken. A metric is
   older than its fetch, so that is the least that was in use within `reading_lag_seconds` before: what may not
   have been in the metric yet never makes room twice.
 """
@@ -81,10 +81,10 @@ class Allowance:
 
     def _of(self, share: Share) -> float:
         part = min(1.0, max(0.0, share.part)) if share.part == share.part else 0.0  # NaN closes
-        if not share.is_headroom or part == 0:
+        if share.headroom is None or part == 0:
             return part * self.slots
         counted = self._low_water.least(share.at)
-        return min(float(self.slots), counted + part * self.slots)
+        return min(float(self.slots), max(part * self.slots, counted + share.headroom * self.slots))
 
     def _settle_credit(self, allowed: float) -> None:
         """Slot-seconds not used (or used too much) since the last look; only matters below one slot."""

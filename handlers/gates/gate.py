@@ -109,12 +109,13 @@ class Share:
     """How much of a pool's slots may be in use.
 
     `part` is 0 to 1; 1 is the whole pool, so a gate that publishes "threshold - value" says here what
-    part of its threshold that is. With `is_headroom`, `part` comes on top of what was in use when the
-    reading was taken (`at`), else it is all that may be in use.
+    part of its threshold that is. With `headroom` (-1 to 1, a part of the slots as well) so much may come on
+    top of what was in use when the reading was taken (`at`, Unix seconds), or must come off it, if that
+    leaves more than `part`.
     """
 
     part: float
-    is_headroom: bool = False
+    headroom: float | None = None
     at: float = 0.0
 
 

@@ -21,6 +21,7 @@ HOLD: Final = "hold"
 FALLBACK: Final = "fallback"
 SHARE: Final = "share"
 HEADROOM: Final = "headroom"
+_AIM_BELOW: Final = 0.02  # part of the threshold that a headroom leaves free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,8 @@ class ReadingParameters:
     `on_missing` is what holds while the source is missing: `open`, `closed`, or `hold` the last reading for
     `hold_seconds`. Without it (and after the hold) `fallback` holds, as the reference does.
     `budget_means` is `share` (of the slots, in use at a time) or `headroom` (on top of what the reading
-    has counted: right for a metric in which our own requests show up, and the way to use all that is idle).
+    has counted: right for a metric in which our own requests show up, with as many slots as the inference
+    pool has places; a share of such a metric settles at about half of what is idle).
     """
 
     on_missing: str = parameter(choice(OPEN, CLOSED, HOLD), default=FALLBACK)
@@ -129,8 +131,12 @@ class ReadingGate(Gate):
         """The budget as a part of the pool: an idle source gives the whole of it."""
         now = self._now()
         # A rule for a missing source is no measurement: it cannot come on top of anything.
-        is_headroom = self._parameters.budget_means == HEADROOM and not now.in_force
-        return (Share(now.part, is_headroom, now.at),)
+        if self._parameters.budget_means == HEADROOM and not now.in_force:
+            # Unscaled, and a little below the threshold: who aims at it meets a closed gate at every
+            # other reading, and the pool swings between full and empty.
+            aim = now.published - _AIM_BELOW * self._rule.full
+            return (Share(min(1.0, now.published), headroom=aim, at=now.at),)
+        return (Share(now.part),)
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - a budget is for all alike
         """Go unless closed: the pool counts what an open budget allows."""

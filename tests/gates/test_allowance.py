@@ -42,8 +42,8 @@ def test_an_idle_pool_gets_all_its_slots(slots: int) -> None:
 
 @given(SLOTS, st.sampled_from([0.0, -0.5, math.nan]))
 def test_a_closed_gate_lets_nothing_start(slots: int, part: float) -> None:
-    for is_headroom in (False, True):
-        pool = Pool(slots, Share(part, is_headroom, at=1_000_000.0))
+    for headroom in (None, 0.5):
+        pool = Pool(slots, Share(part, headroom, at=1_000_000.0))
         assert pool.allowance.room() == 0
 
 
@@ -116,23 +116,23 @@ def test_idle_time_saves_up_nothing_for_later() -> None:
 
 
 def test_headroom_comes_on_top_of_what_the_reading_counted() -> None:
-    pool = Pool(10, Share(0.3, is_headroom=True, at=1_000_000.0))
+    pool = Pool(10, Share(0.3, headroom=0.3, at=1_000_000.0))
     pool.allowance.started(pool.allowance.room())
     assert pool.allowance.in_use == 3
     # The metric shows those three only after its lag: a new reading before that gives nothing more.
     pool.clock.now += 5
-    pool.shares = (Share(0.3, is_headroom=True, at=pool.clock.now),)
+    pool.shares = (Share(0.3, headroom=0.3, at=pool.clock.now),)
     assert pool.allowance.room() == 0
     pool.clock.now += 6
-    pool.shares = (Share(0.3, is_headroom=True, at=pool.clock.now),)
+    pool.shares = (Share(0.3, headroom=0.3, at=pool.clock.now),)
     assert pool.allowance.room() == 3
 
 
 def test_with_headroom_what_finishes_is_replaced_between_readings() -> None:
-    pool = Pool(10, Share(0.2, is_headroom=True, at=1_000_000.0))
+    pool = Pool(10, Share(0.2, headroom=0.2, at=1_000_000.0))
     pool.allowance.started(2)
     pool.clock.now += 20
-    pool.shares = (Share(0.2, is_headroom=True, at=pool.clock.now),)
+    pool.shares = (Share(0.2, headroom=0.2, at=pool.clock.now),)
     assert pool.allowance.room() == 2
     pool.clock.now += 1
     pool.allowance.finished(2)
@@ -141,11 +141,11 @@ def test_with_headroom_what_finishes_is_replaced_between_readings() -> None:
 
 @given(st.lists(st.tuples(st.floats(0.01, 3), st.integers(-5, 5)), max_size=300), PARTS)
 def test_headroom_never_passes_the_pool_nor_its_reading(steps: list[tuple[float, int]], part: float) -> None:
-    pool = Pool(20, Share(part, is_headroom=True, at=1_000_000.0), lag=4)
+    pool = Pool(20, Share(part, headroom=part, at=1_000_000.0), lag=4)
     history = [(pool.clock.now, 0)]
     for seconds, change in steps:
         pool.clock.now += seconds
-        pool.shares = (Share(part, is_headroom=True, at=pool.clock.now),)
+        pool.shares = (Share(part, headroom=part, at=pool.clock.now),)
         if change > 0:
             pool.allowance.started(min(change, pool.allowance.room()))
         else:
@@ -161,3 +161,42 @@ def test_the_counts_must_fit() -> None:
         allowance.finished()
     with pytest.raises(ValueError, match="at least one slot"):
         Allowance(0, lambda: ())
+
+
+def test_a_headroom_below_nothing_takes_back_what_finishes_but_leaves_the_part() -> None:
+    pool = Pool(10, Share(1.0))
+    pool.allowance.started(8)
+    pool.clock.now += 20
+    pool.shares = (Share(0.1, headroom=-0.3, at=pool.clock.now),)
+    assert pool.allowance.limit() == pytest.approx(5)
+    pool.shares = (Share(0.1, headroom=-0.9, at=pool.clock.now),)
+    assert pool.allowance.limit() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("is_headroom", "least", "most"), [(True, 0.9, 1.0), (False, 0.4, 0.7)])
+def test_how_much_of_the_idle_places_a_metric_that_counts_ourselves_lets_us_use(
+    is_headroom: bool, least: float, most: float
+) -> None:
+    """A pool of 100 places, 30 of them busy otherwise; closes at 0.95, read every 5 s, 5 s late."""
+    pool = Pool(100, Share(0.0))
+    ends: list[float] = []
+    history: list[float] = []
+    used: list[int] = []
+    for step in range(4_000):
+        pool.clock.now += 0.1
+        pool.allowance.finished(sum(end <= pool.clock.now for end in ends))
+        ends = [end for end in ends if end > pool.clock.now]
+        history.append((30 + len(ends)) / 100)
+        if step % 50 == 0:
+            left = max(0.0, 0.95 - history[max(0, step - 50)])
+            aim = left - 0.02 * 0.95
+            share = Share(left, aim, pool.clock.now) if is_headroom else Share(left / 0.95)
+            pool.shares = (share,)
+        room = pool.allowance.room()
+        pool.allowance.started(room)
+        ends += [pool.clock.now + 5 + (step + number) % 10 for number in range(room)]
+        assert len(ends) <= 70, "never in the way of the others"
+        if step > 1_000:
+            used.append(len(ends))
+    below_threshold = 65
+    assert least <= sum(used) / len(used) / below_threshold <= most

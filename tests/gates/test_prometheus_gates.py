@@ -239,11 +239,11 @@ async def test_headroom_is_told_to_the_pool_only_while_there_is_a_reading(
     params = {"query": "vector(0.5)", "budget_means": "headroom"}
     async with started("prometheus-query", params, from_prometheus) as built:
         (share,) = built.shares()
-        assert share.is_headroom
+        assert share.headroom == pytest.approx(0.48)
         assert share.at > 0
     params = {"query": "absent_metric", "budget_means": "headroom", "on_missing": "open"}
     async with started("prometheus-query", params, from_prometheus) as built:
-        assert not built.shares()[0].is_headroom
+        assert built.shares()[0].headroom is None
 
 
 @pytest.mark.parametrize("gate_type", ["prometheus-saturation", "prometheus-budget", "prometheus-query"])
