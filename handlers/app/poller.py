@@ -25,13 +25,18 @@ from handlers.redis_store.connection import (
     connect,
     durability_warnings,
 )
+from handlers.redis_store.depths import queue_depths
 from handlers.redis_store.queue import QueueOptions, RedisQueue, promote
 from handlers.settings.config_file import QueueEntry
 from handlers.settings.settings import Settings
 from handlers.telemetry.logs import get_logger
+from handlers.telemetry.metrics import CONTENT_TYPE, Metrics, QueueMetrics
+from handlers.telemetry.pages import Page, PagesServer
 
 PROMOTE_SECONDS = 0.1
 """How often retries that are due go back to their queues."""
+DEPTHS_SECONDS = 5.0
+"""How often the lengths of a queue's keys are read for the metrics."""
 _BATCH = 1_000
 _DISPATCH_MARGIN_SECONDS = 15.0
 """How much longer the poller waits for a handler than the handler for the gateway."""
@@ -59,6 +64,7 @@ class PollerApp:
         self._redis = connect(redis_options(settings))
         self._client = _client(settings)
         self._dispatch = _dispatch(settings, self._client)
+        self._metrics = Metrics()
         self._pools = self._build_pools()
         self._carriers: list[Carrier] = []
         self._settlers: list[Settler] = []
@@ -74,6 +80,23 @@ class PollerApp:
             self._log,
             grace_seconds=settings.env.shutdown_grace_seconds,
         )
+        self._pages = self._pages_server()
+
+    def _pages_server(self) -> PagesServer:
+        env = self._settings.env
+        pages = {
+            "/healthz": lambda: Page(200, b"ok\n"),
+            "/readyz": self._ready,
+            "/metrics": lambda: Page(200, self._metrics.render(), CONTENT_TYPE),
+        }
+        return PagesServer(pages, env.host, env.metrics_port)
+
+    def _ready(self) -> Page:
+        """Ready is who claims: not while stopping, and not while Redis does not answer."""
+        if self.poller.is_stopping:
+            return Page(503, b"stopping\n")
+        waiting = [pool.pool_id for pool in self._pools.values() if pool.is_waiting_for_store]
+        return Page(503, b"waiting for redis\n") if waiting else Page(200, b"ready\n")
 
     def _build_pools(self) -> dict[str, Pool]:
         settings = self._settings
@@ -91,24 +114,27 @@ class PollerApp:
             entry.result_queue_name, entry.result_ttl_seconds, self._settings.result_queue_name
         )
         settler = Settler(queue, self._log)
+        metrics = self._metrics.of_queue(entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
         carrier = Carrier(
             settler,
             route,
             self._dispatch,
             self._log,
+            metrics,
             labels=entry.labels,
             clock=queue.now,
             on_freed=pool.free,
             max_request_bytes=env.max_request_bytes,
         )
         settler.on_settled = carrier.settled
-        heartbeat = Heartbeat(queue, carrier, env.lease_seconds)
-        reclaimer = Reclaimer(queue, carrier, self._log, max_deaths=env.max_deaths)
+        heartbeat = Heartbeat(queue, carrier, env.lease_seconds, metrics)
+        reclaimer = Reclaimer(queue, carrier, self._log, metrics, max_deaths=env.max_deaths)
         pool.sources.append(Source(queue, carrier))
         self._settlers.append(settler)
         self._carriers.append(carrier)
         self._loopers.append(self._looper("heartbeat", env.heartbeat_seconds, heartbeat.tick))
         self._loopers.append(self._looper("reclaimer", env.reclaim_seconds, reclaimer.tick))
+        self._loopers.append(self._looper("depths", DEPTHS_SECONDS, self._depths_tick(queue, metrics)))
 
     def _queue_options(self) -> QueueOptions:
         env = self._settings.env
@@ -131,6 +157,18 @@ class PollerApp:
 
         return self._looper("promoter", PROMOTE_SECONDS, tick)
 
+    def _depths_tick(self, queue: RedisQueue, metrics: QueueMetrics) -> Callable[[], Awaitable[None]]:
+        options = self._queue_options()
+
+        async def tick() -> None:
+            found = await queue_depths(
+                self._redis, queue.name, options.retry_queue_name, cluster=options.cluster
+            )
+            left = 0.0 if found.first_score is None else found.first_score - queue.now()
+            metrics.depth(found.pending, found.claimed, found.retrying, found.dead, left)
+
+        return tick
+
     def _looper(self, name: str, seconds: float, tick: Callable[[], Awaitable[None]]) -> Looper:
         return Looper(name, seconds, tick, self._log, STORE_FAILURES)
 
@@ -148,8 +186,10 @@ class PollerApp:
             self._log.info(
                 "polling", queues=queues, workers={p.pool_id: p.slots for p in self._pools.values()}
             )
+            await self._pages.start()
             await self.poller.run()
         finally:
+            await self._pages.aclose()
             await self._client.aclose()
             await self._redis.aclose()
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from handlers.contract.envelope import Envelope, decode_member
 from handlers.contract.errors import InvalidRequest
+from handlers.contract.request import Request
 from handlers.forward.backoff import backoff_seconds
 from handlers.forward.forward import expired
-from handlers.forward.outcome import Outcome, Retry
+from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.poller.dispatcher import Dispatch
-from handlers.poller.settlement import ResultRoute, ack, bury, refuse, settle
+from handlers.poller.settlement import ResultRoute, bury, refuse, settle
 from handlers.poller.settler import Release, Settlement, Settler
 from handlers.redis_store.queue import Claim
 from handlers.telemetry.logs import Logger
+from handlers.telemetry.metrics import QueueMetrics
 
 
 @dataclass(slots=True)
@@ -37,6 +40,7 @@ class Carrier:
         route: ResultRoute,
         dispatch: Dispatch,
         log: Logger,
+        metrics: QueueMetrics,
         *,
         labels: Mapping[str, str],
         clock: Callable[[], float],
@@ -47,6 +51,7 @@ class Carrier:
         self._route = route
         self._dispatch = dispatch
         self._log = log
+        self._metrics = metrics
         self._labels = labels
         self._clock = clock
         self._on_freed = on_freed
@@ -90,11 +95,49 @@ class Carrier:
         except InvalidRequest as error:
             self._log.warning("invalid request", id=error.request_id, queue=claim.queue, field=error.field)
             return refuse(claim, error, self._route, self._clock())
-        request = envelope.request
-        if request.deadline <= self._clock():
-            return ack(claim, request, expired(request, None).result, self._route)
-        outcome = await self._outcome(envelope)
-        return settle(claim, envelope, outcome, self._route, self._clock())
+        if envelope.request.deadline <= self._clock():
+            outcome: Outcome = expired(envelope.request, None)
+        else:
+            outcome = await self._attempt(envelope)
+        settlement = settle(claim, envelope, outcome, self._route, self._clock())
+        self._count(envelope.request, outcome)
+        return settlement
+
+    async def _attempt(self, envelope: Envelope) -> Outcome:
+        request, started_at = envelope.request, time.monotonic()
+        waited = None if request.created is None else max(0.0, self._clock() - request.created)
+        self._metrics.started(request.attempt, waited)
+        try:
+            return await self._outcome(envelope)
+        finally:
+            self._metrics.ended(time.monotonic() - started_at)
+
+    def _count(self, request: Request, outcome: Outcome) -> None:
+        now = self._clock()
+        match outcome:
+            case Answered(result):
+                self._metrics.answered(result.status_code, result.error_code, request.attempt)
+                total = None if request.created is None else max(0.0, now - request.created)
+                self._metrics.timed(total, request.deadline - now)
+                level = self._log.debug if 200 <= result.status_code < 300 else self._log.info
+                level(
+                    "answered",
+                    id=request.id,
+                    queue=request.queue,
+                    attempt=request.attempt,
+                    status=result.status_code,
+                    error=result.error_code,
+                )
+            case Retry():
+                self._metrics.retried(outcome.reason)
+                self._log.info(
+                    "retry",
+                    id=request.id,
+                    queue=request.queue,
+                    attempt=request.attempt,
+                    reason=outcome.reason,
+                    delay_seconds=round(outcome.delay_seconds, 3),
+                )
 
     async def _outcome(self, envelope: Envelope) -> Outcome:
         try:
@@ -105,6 +148,7 @@ class Carrier:
 
     def bury(self, claims: Sequence[Claim]) -> None:
         """Settle claims whose owners died on them too often; they are ours by now."""
+        self._metrics.buried(len(claims))
         for claim in claims:
             self._held[claim.owner_token] = Held(claim)
             try:
@@ -116,6 +160,7 @@ class Carrier:
 
     def lose(self, claims: Sequence[Claim]) -> None:
         """The leases of these are gone: stop their work, the next owner does it."""
+        self._metrics.renewed(0, len(claims))
         for claim in claims:
             held = self._held.get(claim.owner_token)
             if held is None or held.is_lost:

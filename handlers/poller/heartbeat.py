@@ -8,6 +8,7 @@ from collections.abc import Callable
 from handlers.poller.carrier import Carrier
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.queue import RedisQueue
+from handlers.telemetry.metrics import QueueMetrics
 
 
 class Heartbeat:
@@ -18,11 +19,13 @@ class Heartbeat:
         queue: RedisQueue,
         carrier: Carrier,
         lease_seconds: float,
+        metrics: QueueMetrics,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue = queue
         self._carrier = carrier
         self._lease_seconds = lease_seconds
+        self._metrics = metrics
         self._monotonic = monotonic
         self._renewed_at = monotonic()
 
@@ -37,4 +40,5 @@ class Heartbeat:
                 self._carrier.lose(claims)
             raise
         self._renewed_at = started_at
+        self._metrics.renewed(len(claims) - len(lost), 0)
         self._carrier.lose(lost)

@@ -47,6 +47,11 @@ class Pool:
         """Requests that hold a slot."""
         return sum(source.carrier.in_flight for source in self.sources)
 
+    @property
+    def is_waiting_for_store(self) -> bool:
+        """Whether the last claim got no answer."""
+        return self._patience.is_tried
+
     def free(self) -> None:
         """A slot became free."""
         self._freed.set()

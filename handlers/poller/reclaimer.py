@@ -7,6 +7,7 @@ from typing import Final
 from handlers.poller.carrier import Carrier
 from handlers.redis_store.queue import RedisQueue
 from handlers.telemetry.logs import Logger
+from handlers.telemetry.metrics import QueueMetrics
 
 _BATCH: Final = 1_000
 
@@ -14,16 +15,20 @@ _BATCH: Final = 1_000
 class Reclaimer:
     """One queue's scans; two at once do no harm."""
 
-    def __init__(self, queue: RedisQueue, carrier: Carrier, log: Logger, *, max_deaths: int) -> None:
+    def __init__(
+        self, queue: RedisQueue, carrier: Carrier, log: Logger, metrics: QueueMetrics, *, max_deaths: int
+    ) -> None:
         self._queue = queue
         self._carrier = carrier
         self._log = log
+        self._metrics = metrics
         self._max_deaths = max_deaths
 
     async def tick(self) -> None:
         """One scan."""
         reclaimed = await self._queue.reclaim(_BATCH, self._max_deaths)
         if reclaimed.returned:
+            self._metrics.reclaimed(reclaimed.returned)
             self._log.warning("reclaimed from dead owners", queue=self._queue.name, count=reclaimed.returned)
         if reclaimed.dead:
             self._log.error("owners died too often", queue=self._queue.name, count=len(reclaimed.dead))

@@ -10,12 +10,16 @@ from handlers.redis_store.keys import queue_keys
 
 @dataclass(frozen=True, slots=True)
 class QueueDepths:
-    """Requests pending, claimed, waiting for a retry (of all queues that share the set), and dead."""
+    """Requests pending, claimed, waiting for a retry (of all queues that share the set), and dead.
+
+    `first_score` is the lowest pending score (its deadline, Unix seconds), None for an empty queue.
+    """
 
     pending: int
     claimed: int
     retrying: int
     dead: int
+    first_score: float | None = None
 
 
 async def queue_depths(
@@ -28,8 +32,9 @@ async def queue_depths(
     pipeline.hlen(keys.claimed)
     pipeline.zcard(retry_queue_name)
     pipeline.hlen(keys.dead)
-    pending, claimed, retrying, dead = await pipeline.execute()
-    return QueueDepths(pending, claimed, retrying, dead)
+    pipeline.zrange(keys.pending, 0, 0, withscores=True)
+    pending, claimed, retrying, dead, first = await pipeline.execute()
+    return QueueDepths(pending, claimed, retrying, dead, float(first[0][1]) if first else None)
 
 
 async def queue_member(redis: Store, queue: str, member: bytes, score: float) -> None:
