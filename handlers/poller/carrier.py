@@ -159,16 +159,18 @@ class Carrier:
                 self._settler.add(bury(claim, envelope, self._route, self._clock()))
 
     def lose(self, claims: Sequence[Claim]) -> None:
-        """The leases of these are gone: stop their work, the next owner does it."""
-        self._metrics.renewed(0, len(claims))
+        """The leases of these are gone: stop their work, the next owner does it.
+
+        What has its outcome already is left to the settlement, which the store refuses if it comes too late.
+        """
         for claim in claims:
             held = self._held.get(claim.owner_token)
-            if held is None or held.is_lost:
+            if held is None or held.is_lost or held.work is None:
                 continue
             held.is_lost = True
+            self._metrics.renewed(0, 1)
             self._log.warning("lease lost", queue=claim.queue)
-            if held.work is not None:
-                held.work.cancel()
+            held.work.cancel()
 
     def hand_back(self) -> None:
         """Stop all work; what has no outcome goes back to pending at once."""
