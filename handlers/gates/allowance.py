@@ -5,9 +5,9 @@ request lasts and however old the reading is. So a burst counts against the read
 
 - Less than one slot is not nothing: one request at a time, with pauses after it, so that the average use is
   what was allowed (allowed 0.25 slots: a request of 2 s is followed by 6 s of nothing).
-- A headroom (`Share.headroom`) counts on top of what was in use when the reading was taken. A metric is
-  older than its fetch, so that is the least that was in use within `reading_lag_seconds` before: what may not
-  have been in the metric yet never makes room twice.
+- A headroom (`Share.headroom`) changes what was in use when the reading was taken. A metric is older than its
+  fetch, so it grows from the least that was in use within `reading_lag_seconds` before: what may not have
+  been in the metric yet never makes room twice.
 """
 
 from __future__ import annotations
@@ -83,8 +83,12 @@ class Allowance:
         part = min(1.0, max(0.0, share.part)) if share.part == share.part else 0.0  # NaN closes
         if share.headroom is None or part == 0:
             return part * self.slots
-        counted = self._low_water.least(share.at)
-        return min(float(self.slots), max(part * self.slots, counted + share.headroom * self.slots))
+        held, least = self._low_water.at(share.at)
+        change = share.headroom * self.slots
+        # More comes on top of the least, which the metric has certainly counted; less comes off what was
+        # held. Between the two the pool keeps what it has: a dip that is over must not be repeated.
+        allowed = held + change if change < 0 else max(float(held), least + change)
+        return min(float(self.slots), max(part * self.slots, allowed))
 
     def _settle_credit(self, allowed: float) -> None:
         """Slot-seconds not used (or used too much) since the last look; only matters below one slot."""
@@ -98,7 +102,7 @@ class Allowance:
 
 
 class _LowWater:
-    """The least number in use within a window before an instant, from a few marks."""
+    """What was in use at an instant, and the least within a window before it, from a few marks."""
 
     def __init__(self, window_seconds: float) -> None:
         self._window_seconds = window_seconds
@@ -118,16 +122,15 @@ class _LowWater:
         while len(self._marks) > 4 * _GRAIN:
             self._before = self._marks.popleft()[1]
 
-    def least(self, at: float) -> int:
-        """The least in use from `at - window` to `at`."""
+    def at(self, at: float) -> tuple[int, int]:
+        """What was in use at `at`, and the least from `at - window` to then."""
         start = at - self._window_seconds
         least: int | None = None
         holding = self._before
         for since, in_use in self._marks:
             if since > at:
                 break
-            if since <= start:
-                holding = in_use
-            else:
-                least = in_use if least is None else min(least, in_use)
-        return holding if least is None else min(holding, least)
+            if since > start:
+                least = min(holding, in_use) if least is None else min(least, in_use)
+            holding = in_use
+        return holding, holding if least is None else least
