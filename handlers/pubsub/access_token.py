@@ -60,8 +60,8 @@ class AccessToken:
 
     def _renew_in_thread(self) -> None:
         import google.auth  # noqa: PLC0415  # see the module's docstring
-        from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
-        from google.auth.transport.requests import Request  # noqa: PLC0415
+        from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415  # as above
+        from google.auth.transport.requests import Request  # noqa: PLC0415  # as above
 
         try:
             if self._credentials is None:

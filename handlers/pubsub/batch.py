@@ -94,14 +94,13 @@ class TopicBatches:
             self._timer = None
         while self._waiting and len(self._calls) < self._max_calls:
             batch = self._take()
-            if batch:
-                call = asyncio.ensure_future(self._deliver(batch))
-                self._calls[call] = batch
-                call.add_done_callback(self._ended)
+            call = asyncio.ensure_future(self._deliver(batch))
+            self._calls[call] = batch
+            call.add_done_callback(self._ended)
         self._tell_if_idle()
 
     def _take(self) -> list[Waiting]:
-        """The next batch, without those whose callers have gone; one alone may exceed the bytes."""
+        """The next batch; one alone may exceed the bytes."""
         batch: list[Waiting] = []
         size = 0
         while self._waiting and len(batch) < self._max_batch:
@@ -109,9 +108,8 @@ class TopicBatches:
                 break
             waiting = self._waiting.popleft()
             self._waiting_bytes -= waiting.size
-            if not waiting.confirmed.done():
-                batch.append(waiting)
-                size += waiting.size
+            batch.append(waiting)
+            size += waiting.size
         return batch
 
     def _ended(self, call: asyncio.Task[None]) -> None:

@@ -17,7 +17,10 @@ from handlers.pubsub.names import subscription_path, topic_path
 from handlers.pubsub.resources import Spec, SubscriptionSpec, TopicSpec
 
 DEAD_LETTER_FILTER: Final = "attributes:CloudPubSubDeadLetterSourceSubscription"
-"""What Pub/Sub itself dead-lettered. What a door put there for want of an id must not come back to it."""
+"""What Pub/Sub itself dead-lettered. What a door put there for want of an id must not come back to it.
+
+The emulator obeys no filter: there, and in layouts without it, a door must know its own by their attributes.
+"""
 
 _DAY: Final = 86_400
 

@@ -288,6 +288,7 @@ async def test_close_does_not_wait_for_ever(options: PubSubOptions) -> None:
         sent = [asyncio.ensure_future(publisher.publish("results", b"x")) for _ in range(3)]
         await asyncio.sleep(0)
         await publisher.close(grace_seconds=0.2)
+        assert publisher._topics == {}, "no call is started for what was given up"
         for outcome in await asyncio.gather(*sent, return_exceptions=True):
             assert isinstance(outcome, PublishFailed)
 
