@@ -1,0 +1,107 @@
+"""Slots and the queue behind them: who runs, who waits, who is turned away or has to leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class EngineOptions:
+    """May be changed while the engine runs. Latency is time to first token + tokens × time per token."""
+
+    capacity: int = 32
+    queue_size: int = 256
+    time_to_first_token: float = 0.0
+    time_per_token: float = 0.0
+    evicts: bool = False
+
+    def latency_seconds(self, tokens: int) -> float:
+        """How long a request of so many tokens runs."""
+        return self.time_to_first_token + tokens * self.time_per_token
+
+
+class Rejected(Exception):
+    """There is neither a slot nor a place in the queue; the message is the dropped reason."""
+
+
+class Engine:
+    """Counts what runs; `peak` is the most that ever ran at once."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self.running = 0
+        self.peak = 0
+        self.rejected = 0
+        self.evicted = 0
+        self.tokens = 0
+        self._waiting: deque[tuple[asyncio.Future[None], bool]] = deque()
+        self._sheddable: dict[asyncio.Task[None], None] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return sum(not future.done() for future, _ in self._waiting)
+
+    @property
+    def saturation(self) -> float:
+        """Running and waiting as a share of the capacity."""
+        return (self.running + self.waiting) / max(1, self.options.capacity)
+
+    def take_at_once(self) -> bool:
+        """A free slot, if there is one and nobody waits for it."""
+        if self.running >= self.options.capacity or self.waiting:
+            return False
+        self._start()
+        return True
+
+    async def take(self, *, is_sheddable: bool) -> None:
+        """A slot, after waiting if need be. Raises `Rejected`; every slot must be given back."""
+        if self.take_at_once():
+            return
+        if is_sheddable and self.options.evicts:
+            self.rejected += 1
+            raise Rejected("rejected-saturated")
+        if self.waiting >= self.options.queue_size or self.options.capacity == 0:
+            self.rejected += 1
+            raise Rejected("rejected-saturated")
+        if self.options.evicts and not is_sheddable:
+            self._evict()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((future, is_sheddable))
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self.give_back()
+            raise
+
+    def run_sheddable(self, task: asyncio.Task[None]) -> None:
+        """This request may be evicted while it runs."""
+        self._sheddable[task] = None
+        task.add_done_callback(lambda done: self._sheddable.pop(done, None))
+
+    def _evict(self) -> None:
+        """Make room for real-time traffic: the latest sheddable request leaves."""
+        if self._sheddable:
+            task, _ = self._sheddable.popitem()
+            self.evicted += 1
+            task.cancel("evicted")
+
+    def _start(self) -> None:
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+
+    def give_back(self) -> None:
+        """A slot is free: the next in the queue gets it."""
+        self.running -= 1
+        self.admit_waiting()
+
+    def admit_waiting(self) -> None:
+        """Start who waits, as far as the capacity goes; also after the capacity was raised."""
+        while self._waiting and self.running < self.options.capacity:
+            future, _ = self._waiting.popleft()
+            if not future.done():
+                self._start()
+                future.set_result(None)

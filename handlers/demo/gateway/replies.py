@@ -1,0 +1,70 @@
+"""Bodies and pages: OpenAI's answers, and metrics under the names of vLLM and of the inference extension."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from handlers.demo.gateway.engine import Engine
+from handlers.demo.gateway.faults import Payload
+
+MODEL: Final = "demo-model"
+_WORDS: Final = ("hello", "there", "idle", "capacity", "is", "filled", "again", "and", "again")
+_CREATED: Final = 1_700_000_000
+
+
+def completion(payload: Payload, number: int, tokens: int, *, is_chat: bool) -> bytes:
+    """A completion of `tokens` words; the same for the same number."""
+    words = " ".join(_WORDS[(number + place) % len(_WORDS)] for place in range(min(tokens, 256)))
+    content = {"message": {"role": "assistant", "content": words}} if is_chat else {"text": words}
+    asked = max(1, len(str(payload.prompt)) // 4)
+    return msgspec.json.encode(
+        {
+            "id": f"cmpl-{number}",
+            "object": "chat.completion" if is_chat else "text_completion",
+            "created": _CREATED,
+            "model": payload.model or MODEL,
+            "choices": [{"index": 0, **content, "finish_reason": "length"}],
+            "usage": {"prompt_tokens": asked, "completion_tokens": tokens, "total_tokens": asked + tokens},
+        }
+    )
+
+
+def models() -> bytes:
+    """The list of models."""
+    return msgspec.json.encode(
+        {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "demo"}]}
+    )
+
+
+def error(status: int, message: str) -> bytes:
+    """An error as OpenAI's servers word it."""
+    return msgspec.json.encode({"error": {"message": message, "type": "simulated", "code": status}})
+
+
+def metrics(engine: Engine, pool: str) -> bytes:
+    """The exposition text: one model server, and the router in front, under old and new names."""
+    model, by_pool, by_name = (
+        f'model_name="{MODEL}",inference_pool="{pool}"',
+        f'inference_pool="{pool}"',
+        f'name="{pool}"',
+    )
+    rows = (
+        ("vllm:num_requests_running", model, engine.running),
+        ("vllm:num_requests_waiting", model, engine.waiting),
+        ("vllm:kv_cache_usage_perc", model, min(1.0, engine.running / max(1, engine.options.capacity))),
+        ("vllm:generation_tokens_total", model, engine.tokens),
+        ("inference_extension_flow_control_pool_saturation", by_pool, engine.saturation),
+        ("llm_d_epp_flow_control_pool_saturation", by_pool, engine.saturation),
+        ("inference_extension_flow_control_queue_size", by_pool, engine.waiting),
+        ("llm_d_epp_flow_control_queue_size", by_pool, engine.waiting),
+        ("inference_pool_ready_pods", by_name, 1),
+        ("llm_d_epp_ready_endpoints", by_name, 1),
+        ("inference_pool_per_pod_queue_size", by_name, engine.waiting),
+        ("llm_d_epp_per_endpoint_queue_size", by_name, engine.waiting),
+    )
+    return "".join(
+        f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}\n{name}{{{labels}}} {value}\n"
+        for name, labels, value in rows
+    ).encode()

@@ -1,0 +1,219 @@
+"""Answers requests: pages, completions, and the control of the simulation itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from handlers.demo.gateway import replies
+from handlers.demo.gateway.breaking import break_response
+from handlers.demo.gateway.engine import Engine, Rejected
+from handlers.demo.gateway.faults import Faults, Payload, Simulate, UnknownFault
+from handlers.demo.gateway.witness import Witness
+
+if TYPE_CHECKING:
+    from handlers.demo.gateway.protocol import GatewayProtocol
+
+DEFAULT_TOKENS: Final = 16
+_COMPLETIONS: Final = {"/v1/completions": False, "/v1/chat/completions": True}
+_payload_decoder = msgspec.json.Decoder(Payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request as received; header names in lower case; `started_at` in Unix seconds."""
+
+    method: str
+    path: str
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    started_at: float
+
+    def header(self, name: bytes) -> str:
+        """The first header of that name, or an empty string."""
+        return next((value.decode("latin-1") for key, value in self.headers if key == name), "")
+
+
+class Service:
+    """The whole gateway behind its connections. `sheddable` names objectives that give way first."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        faults: Faults,
+        witness: Witness,
+        *,
+        pool: str = "demo-pool",
+        sheddable: frozenset[str] = frozenset(),
+        completion_paths: frozenset[str] = frozenset(),
+    ) -> None:
+        self.engine = engine
+        self.faults = faults
+        self.witness = witness
+        self._pool = pool
+        self._sheddable = sheddable
+        self._paths = {**_COMPLETIONS, **dict.fromkeys(completion_paths, False)}
+        self._number = 0
+        self._pages = {
+            "/health": lambda: b"{}",
+            "/v1/models": replies.models,
+            "/metrics": lambda: replies.metrics(engine, pool),
+            "/simulate/state": self._state,
+        }
+
+    def answer_at_once(self, exchange: Exchange, to: GatewayProtocol) -> bool:
+        """Answer what needs no time: pages, and completions without latency, queue or fault."""
+        if exchange.path not in self._paths:
+            self._page(exchange, to)
+            return True
+        payload = self._payload(exchange, to)
+        if payload is None:
+            return True
+        tokens = self._tokens(payload)
+        has_fault = payload.simulate is not None or bool(self.faults.rates)
+        if has_fault or self.engine.options.latency_seconds(tokens) > 0 or not self.engine.take_at_once():
+            return False
+        self._complete(exchange, payload, tokens, to)
+        self.engine.give_back()
+        return True
+
+    async def answer(self, exchange: Exchange, to: GatewayProtocol) -> None:
+        """Answer a completion that takes time, or goes wrong."""
+        payload = _payload_decoder.decode(exchange.body)
+        fault = self.faults.choose(payload)
+        try:
+            if fault is not None:
+                await self._break(exchange, payload, fault, to)
+            else:
+                await self._run(exchange, payload, to)
+        except asyncio.CancelledError as left:
+            if "evicted" in left.args:
+                self._refuse(exchange, payload, to, "evicted-for-higher-priority")
+            else:
+                self._note(exchange, payload, 499)
+
+    async def _run(self, exchange: Exchange, payload: Payload, to: GatewayProtocol) -> None:
+        is_sheddable = self._is_sheddable(exchange)
+        try:
+            await self.engine.take(is_sheddable=is_sheddable)
+        except Rejected as rejected:
+            self._refuse(exchange, payload, to, str(rejected))
+            return
+        task = asyncio.current_task()
+        if is_sheddable and task is not None:
+            self.engine.run_sheddable(task)
+        tokens = self._tokens(payload)
+        try:
+            await asyncio.sleep(self.engine.options.latency_seconds(tokens))
+            self._complete(exchange, payload, tokens, to)
+        finally:
+            self.engine.give_back()
+
+    async def _break(
+        self, exchange: Exchange, payload: Payload, fault: Simulate, to: GatewayProtocol
+    ) -> None:
+        if fault.status:
+            headers = [("retry-after", fault.retry_after)] if fault.retry_after else []
+            to.reply(fault.status, replies.error(fault.status, "as asked for"), headers)
+            self._note(exchange, payload, fault.status)
+            return
+        await break_response(fault, replies.completion(payload, 0, DEFAULT_TOKENS, is_chat=False), to)
+        self._note(exchange, payload, 0)
+
+    def _complete(self, exchange: Exchange, payload: Payload, tokens: int, to: GatewayProtocol) -> None:
+        self._number += 1
+        self.engine.tokens += tokens
+        is_chat = self._paths[exchange.path]
+        to.reply(200, replies.completion(payload, self._number, tokens, is_chat=is_chat))
+        self._note(exchange, payload, 200)
+
+    def _refuse(self, exchange: Exchange, payload: Payload, to: GatewayProtocol, reason: str) -> None:
+        headers = [("retry-after", "1"), ("x-llm-d-request-dropped-reason", reason)]
+        to.reply(429, replies.error(429, reason), headers)
+        self._note(exchange, payload, 429)
+
+    def _note(self, exchange: Exchange, payload: Payload, status: int) -> None:
+        key = payload.simulate.key if payload.simulate else ""
+        self.witness.note(
+            key=key or payload.user or exchange.header(b"x-request-id"),
+            path=exchange.path,
+            headers={name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers},
+            started_at=exchange.started_at,
+            ended_at=time.time(),
+            status=status,
+        )
+
+    def _payload(self, exchange: Exchange, to: GatewayProtocol) -> Payload | None:
+        """The payload, or None after an error was sent."""
+        if exchange.method != "POST":
+            to.reply(405, replies.error(405, "only POST here"))
+            return None
+        try:
+            return _payload_decoder.decode(exchange.body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            to.reply(400, replies.error(400, "no JSON object"))
+            self._note(exchange, Payload(), 400)
+            return None
+
+    def _is_sheddable(self, exchange: Exchange) -> bool:
+        priority = exchange.header(b"x-gateway-priority")
+        objective = exchange.header(b"x-llm-d-inference-objective")
+        return priority.startswith("-") or objective in self._sheddable
+
+    def _tokens(self, payload: Payload) -> int:
+        return DEFAULT_TOKENS if payload.max_tokens is None else max(0, payload.max_tokens)
+
+    def _page(self, exchange: Exchange, to: GatewayProtocol) -> None:
+        if exchange.method == "POST" and exchange.path.startswith("/simulate/"):
+            self._control(exchange, to)
+            return
+        page = self._pages.get(exchange.path)
+        if page is None:
+            to.reply(404, replies.error(404, "nothing here"))
+            self._note(exchange, Payload(), 404)
+            return
+        to.reply(200, page())
+
+    def _state(self) -> bytes:
+        engine = self.engine
+        return msgspec.json.encode(
+            {
+                "running": engine.running,
+                "waiting": engine.waiting,
+                "peak": engine.peak,
+                "rejected": engine.rejected,
+                "evicted": engine.evicted,
+                "tokens": engine.tokens,
+                "statuses": {str(status): count for status, count in self.witness.statuses.items()},
+                "engine": asdict(engine.options),
+                "faults": self.faults.rates,
+            }
+        )
+
+    def _control(self, exchange: Exchange, to: GatewayProtocol) -> None:
+        """POST /simulate/faults {fault: share} and /simulate/engine {option: value} change the simulation."""
+        try:
+            wanted = msgspec.json.decode(exchange.body, type=dict[str, float])
+            if exchange.path == "/simulate/faults":
+                self.faults.set_rates(wanted)
+            elif exchange.path == "/simulate/engine":
+                self._set_engine(wanted)
+            else:
+                to.reply(404, replies.error(404, "nothing here"))
+                return
+        except (msgspec.DecodeError, UnknownFault, KeyError) as error:
+            to.reply(400, replies.error(400, str(error)))
+            return
+        to.reply(200, self._state())
+
+    def _set_engine(self, wanted: dict[str, float]) -> None:
+        options = self.engine.options
+        for name, value in wanted.items():
+            if name not in asdict(options):
+                raise KeyError(f"{name} is no option of the engine")
+            setattr(options, name, type(getattr(options, name))(value))
+        self.engine.admit_waiting()
