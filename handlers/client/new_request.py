@@ -116,6 +116,7 @@ def _metadata(request: NewRequest, tenant_attribute: str) -> dict[str, str]:
 
 def _inject_trace(metadata: MutableMapping[str, str]) -> None:
     """Add the current span's context, where the program has OpenTelemetry; free where it has not."""
-    propagate = sys.modules.get("opentelemetry.propagate")
-    if propagate is not None:
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry import propagate  # noqa: PLC0415  # an extra; a program without it has no span
+
         propagate.inject(metadata)

@@ -9,6 +9,7 @@ It claims nothing (a kill loses what it holds), so only its callers are killed. 
 from __future__ import annotations
 
 import sys
+from typing import cast
 
 import msgspec
 from redis import Redis
@@ -26,7 +27,7 @@ _decoder = msgspec.json.Decoder(_Fail)
 
 def answer(redis: Redis, queue: str, limit: int = 500) -> int:
     """Answer at most `limit` requests; returns how many there were."""
-    taken = redis.zpopmin(queue, limit)
+    taken = cast("list[tuple[bytes, float]]", redis.zpopmin(queue, limit))
     pipeline = redis.pipeline(transaction=True)
     for member, _score in taken:
         request = decode_member(member, queue).request
@@ -44,7 +45,8 @@ def main() -> None:
     redis = Redis.from_url(url)
     while left:
         # Nothing to do yet: wait for work without spinning, and put back what was looked at.
-        if first := redis.bzpopmin(queue, 1):
+        first = cast("tuple[bytes, bytes, float] | None", redis.bzpopmin(queue, 1))
+        if first:
             redis.zadd(queue, {first[1]: first[2]})
         left -= answer(redis, queue, 500 if left < 0 else min(500, left))
 

@@ -1,0 +1,330 @@
+"""`submit`, `results` and `batch` as a shell meets them: flags, output, exit codes, Ctrl-C, kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from click.testing import CliRunner, Result
+from redis import Redis
+
+from handlers.cli import main
+from handlers.cli.batch_progress import Rate
+from handlers.cli.deadlines import duration_text, parse_duration
+from handlers.contract.envelope import decode_member
+from handlers.contract.request import Request
+from tests.client.echo_poller import answer
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, "-c", "from handlers.cli import main; main()"]
+
+
+class Shell:
+    """Runs commands against queue names of one test's own."""
+
+    def __init__(self, url: str, redis: Redis) -> None:
+        name = uuid.uuid4().hex
+        self.redis = redis
+        self.queue = f"requests-{name}"
+        self.results = f"results-{name}"
+        self.env = {
+            "REDIS_URL": url,
+            "REQUEST_QUEUE_NAME": self.queue,
+            "RESULT_QUEUE_NAME": self.results,
+        }
+
+    def run(self, *arguments: str, stdin: str = "") -> Result:
+        return CliRunner().invoke(main, list(arguments), input=stdin, env=self.env)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*PROGRAM, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **self.env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def queued(self) -> list[Request]:
+        members = cast("list[bytes]", self.redis.zrange(self.queue, 0, -1))
+        return [decode_member(member, self.queue).request for member in members]
+
+    @contextmanager
+    def echoing(self) -> Iterator[list[int]]:
+        """Answer what is queued; counts the requests."""
+        stop = threading.Event()
+        taken: list[int] = []
+
+        def work() -> None:
+            while not stop.wait(0.002):
+                taken.append(answer(self.redis, self.queue, 20))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield taken
+        finally:
+            stop.set()
+            thread.join()
+
+
+@pytest.fixture
+def shell(valkey_url: str, redis: Redis) -> Shell:
+    return Shell(valkey_url, redis)
+
+
+def write_requests(path: Path, count: int, **body: Any) -> str:
+    with path.open("w") as file:
+        for n in range(count):
+            line = {
+                "custom_id": f"c{n}",
+                "method": "POST",
+                "url": "/v1/completions",
+                "body": {"n": n, **body},
+            }
+            file.write(json.dumps(line) + "\n")
+    return str(path)
+
+
+def has_lines(path: Path, count: int) -> bool:
+    return path.exists() and path.read_bytes().count(b"\n") >= count
+
+
+def test_submit_takes_a_payload_from_stdin_and_prints_the_id(shell: Shell) -> None:
+    done = shell.run(
+        "submit", "-", "--tier", "batch", "--tenant", "alice", "--header", "x-a=b=c", stdin=' {"n": 1.0 }\n'
+    )
+    [request] = shell.queued()
+    assert (done.exit_code, done.stdout) == (0, f"{request.id}\n")
+    assert request.payload == b'{"n": 1.0 }'
+    assert (request.labels, request.metadata) == ({"tier": "batch"}, {"userid": "alice"})
+    assert request.headers == {"x-a": "b=c"}
+    assert request.deadline == pytest.approx(time.time() + 3600, abs=30)
+
+
+def test_submit_takes_a_whole_body_and_flags_win(shell: Shell, tmp_path: Path) -> None:
+    body = tmp_path / "request.json"
+    deadline = int(time.time()) + 500
+    fields = {"id": "r1", "deadline": str(deadline), "payload": {"n": 1}, "metadata": {"a": "1", "b": "2"}}
+    body.write_text(json.dumps(fields))
+    assert shell.run("submit", str(body), "--metadata", "b=3").stdout == "r1\n"
+    assert shell.run("submit", str(body), "--id", "r2", "--deadline", "2h").stdout == "r2\n"
+    first, second = shell.queued()
+    assert (first.id, first.deadline, first.metadata) == ("r1", deadline, {"a": "1", "b": "3"})
+    assert second.id == "r2"
+    assert second.deadline == pytest.approx(time.time() + 7200, abs=30)
+
+
+def test_submit_makes_a_payload_of_a_prompt(shell: Shell) -> None:
+    assert shell.run("submit", "--prompt", "Hi", "--model", "m", "--max-tokens", "5").exit_code == 0
+    assert json.loads(shell.queued()[0].payload) == {"model": "m", "prompt": "Hi", "max_tokens": 5}
+
+
+def test_submit_waits_for_its_own_result(shell: Shell) -> None:
+    with shell.echoing():
+        good = shell.run("submit", "-", "--wait", "--timeout", "20s", stdin='{"n":1}')
+        bad = shell.run("submit", "-", "--wait", "--timeout", "20s", stdin='{"fail":400}')
+    assert (good.exit_code, good.stdout) == (0, '{"n":1}\n')
+    assert (bad.exit_code, bad.stdout) == (1, '{"fail":400}\n')
+    late = shell.run("submit", "-", "--id", "late", "--wait", "--timeout", "50ms", stdin='{"n":1}')
+    assert (late.exit_code, late.stdout) == (3, "")
+    assert "late: no result after 0.05 s" in late.stderr
+
+
+def test_submit_once_submits_once(shell: Shell) -> None:
+    name = uuid.uuid4().hex
+    runs = [shell.run("submit", "-", "--id", name, "--once", "1h", stdin='{"n":1}') for _ in range(2)]
+    assert [(done.exit_code, done.stdout) for done in runs] == [(0, f"{name}\n")] * 2
+    assert "it is pending" in runs[1].stderr
+    assert len(shell.queued()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "said"),
+    [
+        (["submit"], "", "FILE"),
+        (["submit", "-", "--prompt", "x"], "", "FILE"),
+        (["submit", "-"], "nonsense", "body: found no JSON object"),
+        (["submit", "-"], '{"payload":{},"id":7}', "id: found"),
+        (["submit", "-"], '{"payload":{},"deadline":"soon"}', "deadline: found"),
+        (["submit", "-", "--deadline", "tomorrow"], "{}", "accepted is a time"),
+        (["submit", "-", "--deadline", "1000000000"], "{}", "deadline: found a time that has passed"),
+        (["submit", "-", "--header", "x"], "{}", "accepted is KEY=VALUE"),
+        (["submit", "/does/not/exist"], "", "No such file"),
+        (["submit", "-", "--to", "pubsub"], "{}", "PROJECT_ID"),
+        (["submit", "-", "--redis-url", "http://secret"], "{}", "REDIS_URL"),
+        (["batch", "status", "/does/not/exist"], "", "no batch of ours"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line_with_code_2(
+    shell: Shell, arguments: list[str], stdin: str, said: str
+) -> None:
+    done = shell.run(*arguments, stdin=stdin)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+    assert shell.queued() == []
+
+
+def test_a_broker_that_does_not_answer_is_code_4(shell: Shell) -> None:
+    done = shell.run("results", "--redis-url", "redis://127.0.0.1:1", "--for", "0s")
+    assert (done.exit_code, "error: Redis" in done.stderr) == (4, True)
+
+
+def test_results_are_json_lines_to_a_pipe(shell: Shell) -> None:
+    for n in range(3):
+        shell.run("submit", "-", "--id", f"r{n}", stdin='{"n":1}')
+    answer(shell.redis, shell.queue)
+    two = shell.run("results", "-n", "2")
+    rest = shell.run("results", "--for", "0s")
+    assert [json.loads(text)["id"] for text in two.stdout.splitlines()] == ["r0", "r1"]
+    assert [json.loads(text)["id"] for text in rest.stdout.splitlines()] == ["r2"]
+    assert json.loads(rest.stdout)["status_code"] == 200
+    assert (two.exit_code, rest.exit_code) == (0, 0)
+    assert shell.run("results", "-n", "1", "--for", "0s").exit_code == 3
+
+
+def test_results_in_a_table_obey_nobody(shell: Shell) -> None:
+    """What a stranger wrote neither moves the cursor nor is markup."""
+    shell.run("submit", "-", "--id", "r[red]1", stdin='{"n":"[bold]x"}')
+    answer(shell.redis, shell.queue)
+    text = '{"id":"r2","error_code":"CANCELLED","error_message":"\\u001b[2Jgone"}'
+    shell.redis.lpush(shell.results, text)
+    done = shell.run("results", "--for", "0s", "--format", "table")
+    assert "r[red]1" in done.stdout
+    assert "[bold]x" in done.stdout
+    assert "CANCELLED" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_results_end_cleanly_with_ctrl_c(shell: Shell) -> None:
+    with shell.start("results") as follower:
+        shell.run("submit", "-", "--id", "r1", stdin='{"n":1}')
+        answer(shell.redis, shell.queue)
+        assert follower.stdout is not None
+        assert json.loads(follower.stdout.readline())["id"] == "r1"
+        follower.send_signal(signal.SIGINT)
+        _, errors = follower.communicate(timeout=20)
+        assert (follower.returncode, errors) == (130, "")
+    assert shell.redis.zcard(f"{shell.results}:result-claims-idx") == 0
+
+
+def test_a_batch_runs_and_tells_how_it_went(shell: Shell, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 500)
+    out = str(tmp_path / "out.jsonl")
+    with shell.echoing():
+        done = shell.run("batch", "run", source, "--out", out, "--deadline", "1h", "--tenant", "alice")
+        again = shell.run("batch", "run", source, "--out", out)
+    assert (done.exit_code, again.exit_code) == (0, 0)
+    assert "500 answered" in done.stderr
+    assert len(Path(out).read_text().splitlines()) == 500
+    status = json.loads(shell.run("batch", "status", out, "--json").stdout)
+    assert (status["status"], status["total"], status["completed"], status["failed"]) == ("done", 500, 500, 0)
+    assert "done" in shell.run("batch", "status", out).stdout
+    assert shell.run("batch", "cancel", out).exit_code == 0
+
+
+def test_a_batch_with_errors_is_code_1(shell: Shell, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 3, fail=422)
+    with shell.echoing():
+        done = shell.run(
+            "batch", "run", source, "--out", str(tmp_path / "o"), "--errors", str(tmp_path / "bad.jsonl")
+        )
+    assert done.exit_code == 1
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_batch_that_is_killed_goes_on(shell: Shell, tmp_path: Path, how: signal.Signals) -> None:
+    count = 10_000
+    source = write_requests(tmp_path / "in.jsonl", count)
+    out = tmp_path / "out.jsonl"
+    arguments = ["batch", "run", source, "--out", str(out), "--window", "1500"]
+    total = 0
+    for stop_after in (500, 2_500):
+        with shell.start(*arguments) as runner, shell.echoing() as taken:
+            wait_until(partial(has_lines, out, stop_after), 60, f"{stop_after} answers")
+            runner.send_signal(how)
+            runner.communicate(timeout=20)
+            assert runner.returncode == (130 if how is signal.SIGINT else -how)
+        total += sum(taken)
+    status = json.loads(shell.run("batch", "status", str(out), "--json").stdout)
+    assert status["status"] == "interrupted"
+    assert 2_500 <= status["completed"] < count
+    with shell.echoing() as taken:
+        done = shell.run(*arguments)
+    assert done.exit_code == 0, done.stderr
+    answers = [json.loads(text)["response"]["body"]["n"] for text in out.read_text().splitlines()]
+    assert sorted(answers) == list(range(count)), "none lost, none doubled"
+    assert total + sum(taken) == count, "none submitted twice"
+    assert shell.redis.keys(f"{shell.results}*") == []
+
+
+def test_a_batch_is_cancelled_from_another_terminal(shell: Shell, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 50)
+    out = tmp_path / "out.jsonl"
+    with shell.start("batch", "run", source, "--out", str(out)) as runner:
+        wait_until(lambda: shell.redis.zcard(shell.queue) == 50, 30, "the lines in the queue")
+        assert "told to cancel" in shell.run("batch", "cancel", str(out)).stdout
+        batch = json.loads(Path(f"{out}.batch").read_text())["batch"]
+        last = f"request-cancel:{batch}-50"
+        wait_until(lambda: shell.redis.exists(last), 30, "the cancellation")
+        with shell.echoing():
+            runner.communicate(timeout=30)
+        assert runner.returncode == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("1h30m", 5400), ("2d", 172_800), ("250ms", 0.25), ("10", 10), ("1.5h", 5400)],
+)
+def test_a_duration_is_what_a_person_writes(text: str, seconds: float) -> None:
+    assert parse_duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "h", "1x", "1h-1m", "-5", "1 week", "1h 5"])
+def test_anything_else_is_no_duration(text: str) -> None:
+    assert parse_duration(text) is None
+
+
+def test_a_duration_is_told_shortly() -> None:
+    given = [0, 42, 190, 7500, 356_400]
+    assert [duration_text(seconds) for seconds in given] == ["0s", "42s", "3m10s", "2h05m", "4d03h"]
+
+
+def test_the_rate_is_that_of_the_last_while() -> None:
+    rate = Rate()
+    assert rate.per_second() == 0
+    for second in range(100):
+        rate.add(float(second), 10 * second if second < 50 else 500 + 100 * (second - 50))
+    assert rate.per_second() == pytest.approx(100)
+
+
+def test_help_imports_no_client() -> None:
+    program = (
+        "import sys; from handlers.cli import main\n"
+        "for name in ('submit', 'results', 'batch'):\n"
+        "    main([name, '--help'], standalone_mode=False)\n"
+        "assert not {'redis', 'aiohttp', 'rich'} & set(sys.modules), 'too much for a help text'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Exit codes" in done.stdout

@@ -1,0 +1,97 @@
+"""Requests and results over the Pub/Sub emulator."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from handlers.client import AsyncClient, BrokerUnreachable, InvalidSetting, NotOffered, Result
+from handlers.contract.request import decode_body
+from handlers.contract.result import encode_result
+from handlers.demo.pubsub_emulator import PubSubEmulator
+from handlers.pubsub.api import PubSubApi, PubSubOptions
+from handlers.pubsub.publisher import Publisher
+from handlers.pubsub.puller import Puller
+from tests.servers.pubsub_emulator import pubsub_emulator
+
+__all__ = ["pubsub_emulator"]
+
+MINUTE = timedelta(minutes=1)
+
+
+class Project(NamedTuple):
+    api: PubSubApi
+    client: AsyncClient
+    results: Publisher
+
+
+@pytest.fixture
+async def project(pubsub_emulator: PubSubEmulator) -> AsyncIterator[Project]:
+    name = f"p-{uuid.uuid4().hex[:8]}"
+    api = PubSubApi(PubSubOptions(project_id=name, emulator_host=pubsub_emulator.host))
+    for topic in ("requests", "results"):
+        await api.call("PUT", f"projects/{name}/topics/{topic}", timeout_seconds=10)
+        body = msgspec.json.encode({"topic": f"projects/{name}/topics/{topic}", "ackDeadlineSeconds": 10})
+        path = f"projects/{name}/subscriptions/{topic}-sub"
+        await api.call("PUT", path, body=body, timeout_seconds=10)
+    client = AsyncClient.for_pubsub(
+        name, topic="requests", subscription="results-sub", emulator_host=pubsub_emulator.host
+    )
+    async with api, client, Publisher(api) as publisher:
+        yield Project(api, client, publisher)
+
+
+async def test_a_request_is_published_as_the_bare_body(project: Project) -> None:
+    submission = await project.client.submit({"n": 1}, deadline=MINUTE, tier="batch", tenant="alice")
+    [pulled] = await Puller(project.api, "requests-sub").receive(10, wait_seconds=10)
+    request = decode_body(pulled.data)
+    assert (request.id, request.payload, request.deadline) == (submission.id, b'{"n":1}', submission.deadline)
+    assert request.metadata == {"tier": "batch", "userid": "alice"}
+
+
+async def test_results_are_read_under_a_lease(project: Project) -> None:
+    for name in ("a", "b"):
+        await project.results.publish("results", encode_result(Result(name, 200, "x")))
+    seen = set()
+    async with project.client.results() as stream:
+        seen.add((await anext(stream)).result.id)  # not acknowledged: comes again
+    async with asyncio.timeout(30), project.client.results() as stream:
+        async for delivery in stream:
+            seen.add(delivery.result.id)
+            await delivery.ack()
+            if seen == {"a", "b"}:
+                break
+
+
+async def test_waiting_finds_the_own_result_and_leaves_the_others(project: Project) -> None:
+    submission = await project.client.submit({"n": 1}, deadline=MINUTE)
+    for name in ("other", submission.id):
+        await project.results.publish("results", encode_result(Result(name, 200, f"of {name}")))
+    assert (await project.client.wait(submission, within=20)).payload == f"of {submission.id}"
+    assert (await project.client.wait("other", within=20)).payload == "of other"
+
+
+async def test_what_pubsub_cannot_do_is_said(project: Project) -> None:
+    with pytest.raises(NotOffered, match="Redis"):
+        await project.client.cancel("a")
+    with pytest.raises(NotOffered, match="Redis"):
+        await project.client.look_up("a")
+
+
+async def test_a_missing_name_or_topic_is_told(pubsub_emulator: PubSubEmulator) -> None:
+    async with AsyncClient.for_pubsub("p-none", emulator_host=pubsub_emulator.host) as client:
+        with pytest.raises(InvalidSetting, match="REQUEST_TOPIC_ID"):
+            await client.submit({"n": 1}, deadline=MINUTE)
+        with pytest.raises(InvalidSetting, match="RESULT_SUBSCRIPTION_ID"):
+            client.results()
+    async with AsyncClient.for_pubsub(
+        "p-none", topic="nowhere", emulator_host=pubsub_emulator.host
+    ) as client:
+        with pytest.raises(BrokerUnreachable, match="nowhere"):
+            await client.submit({"n": 1}, deadline=MINUTE)

@@ -1,0 +1,207 @@
+"""Results under a lease: no crash of a reader loses one, no two readers get the same, others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from redis import Redis
+
+from handlers.client import AsyncClient, ClientOptions, LeaseLost, NoResultYet, Result
+from handlers.contract.result import encode_result
+from tests.waiting import elapse_async, wait_until, wait_until_async
+
+ROOT = Path(__file__).parents[2]
+
+
+def push(redis: Redis, options: ClientOptions, *ids: str, token: str = "") -> None:
+    for id_ in ids:
+        redis.lpush(options.results, encode_result(Result(id_, 200, f"of {id_}", request_token=token)))
+
+
+async def read(client: AsyncClient, name: str = "", *, idle: float = 0.0) -> list[str]:
+    ids = []
+    async with client.results(name, idle=idle) as stream:
+        async for delivery in stream:
+            ids.append(delivery.result.id)
+            await delivery.ack()
+    return ids
+
+
+async def test_results_come_oldest_first_and_are_gone_after_the_ack(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    push(redis, options, "a", "b", "c")
+    assert await read(client) == ["a", "b", "c"]
+    left = redis.keys(f"{options.results}*")
+    assert left == [f"{options.results}:result-ack-tombstones".encode()]
+    assert 0 < redis.ttl(left[0]) <= options.tombstone_seconds
+
+
+async def test_what_was_not_acknowledged_goes_back_when_the_reader_leaves(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    push(redis, options, "a", "b", "c")
+    async with client.results() as stream:
+        assert (await anext(stream)).result.id == "a"
+    assert await read(client) == ["a", "b", "c"]
+
+
+async def test_readers_that_pop_see_what_is_not_leased(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    push(redis, options, "a", "b")
+    async with client.results(limit=1) as stream:
+        delivery = await anext(stream)
+        popped = redis.rpop(options.results)
+        assert isinstance(popped, bytes)
+        assert b'"b"' in popped
+        await delivery.ack()
+    assert redis.llen(options.results) == 0
+
+
+async def test_a_killed_reader_loses_nothing(valkey_url: str, redis: Redis, options: ClientOptions) -> None:
+    short = msgspec.structs.replace(options, lease_seconds=0.5)
+    push(redis, options, *(f"r{n}" for n in range(20)))
+    program = (
+        "import asyncio\n"
+        "from handlers.client import AsyncClient, ClientOptions\n"
+        "async def main():\n"
+        f"    options = ClientOptions(results={options.results!r}, lease_seconds=0.5)\n"
+        f"    async with AsyncClient.for_redis({valkey_url!r}, options) as client:\n"
+        "        async with client.results() as stream:\n"
+        "            await (await anext(stream)).ack()\n"
+        "            print('held', flush=True)\n"
+        "            await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen(  # noqa: ASYNC220  # a real process, to be killed
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "held\n"
+        async with AsyncClient.for_redis(valkey_url, short) as client:
+            assert await read(client) == [], "it holds them"
+            await elapse_async(1.0, "twice the lease, which its heartbeat renews")
+            assert await read(client) == []
+            reader.send_signal(signal.SIGKILL)
+            reader.wait(10)
+            left = await read(client, idle=2.0)
+            assert sorted(left) == sorted(f"r{n}" for n in range(1, 20))
+
+
+async def test_two_readers_share_without_doubles(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    ids = [f"r{n}" for n in range(500)]
+    push(redis, options, *ids)
+    parts = await asyncio.gather(*(read(client, idle=0.1) for _ in range(2)))
+    assert sorted(parts[0] + parts[1]) == sorted(ids)
+
+
+async def test_a_double_of_an_acknowledged_result_is_dropped(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    push(redis, options, "a", token="t1")
+    assert await read(client) == ["a"]
+    push(redis, options, "a", token="t1")
+    push(redis, options, "a", token="t2")
+    assert await read(client) == ["a"], "a later submission of the id is another one"
+
+
+async def test_a_late_ack_says_that_the_result_comes_again(
+    valkey_url: str, redis: Redis, options: ClientOptions
+) -> None:
+    push(redis, options, "a")
+    async with AsyncClient.for_redis(valkey_url, options) as client:
+        async with client.results() as stream:
+            delivery = await anext(stream)
+            redis.zadd(f"{options.results}:result-claims-idx", {delivery.claim_key: 1})  # ended long ago
+            with pytest.raises(LeaseLost, match="a"):
+                await delivery.ack()
+        assert await read(client) == ["a"]
+
+
+async def test_a_lease_that_was_lost_in_the_buffer_is_not_handed_out(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    push(redis, options, "a", "b")
+    async with client.results(idle=0) as stream:
+        first = await anext(stream)
+        index = f"{options.results}:result-claims-idx"
+        redis.zadd(index, dict.fromkeys("ab", 1))
+        await stream.renew()
+        assert await read(client) == ["a", "b"]
+        assert [delivery async for delivery in stream] == []
+        await first.ack()  # done by the other reader: nothing comes again
+
+
+async def test_an_ack_that_is_sent_twice_is_fine(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    push(redis, options, "a")
+    async with client.results(limit=1) as stream:
+        delivery = await anext(stream)
+        await delivery.ack()
+        await delivery.ack()
+
+
+async def test_what_is_no_result_stays_and_blocks_nobody(
+    client: AsyncClient, redis: Redis, options: ClientOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    for text in ("garbage", '{"id":""}', "[1]", '{"id":"x","request_token":7}'):
+        redis.lpush(options.results, text)
+    push(redis, options, "a")
+    redis.lpush(options.results, '{"id":"b","status_code":200,"payload":"","request_token":null,"new":1}')
+    assert await read(client) == ["a"]
+    assert redis.hlen(f"{options.results}:result-claimed") == 5
+    assert "garbage" not in caplog.text
+
+
+async def test_a_result_in_its_own_list_can_be_waited_for_by_many(client: AsyncClient, redis: Redis) -> None:
+    submission = await client.submit({"a": 1}, deadline=timedelta(hours=1), has_own_results=True)
+    waits = [
+        asyncio.create_task(client.wait(name, within=20)) for name in (submission, submission.id, submission)
+    ]
+    await asyncio.sleep(0)
+    redis.lpush(submission.results, encode_result(Result(submission.id, 500, "old", request_token="older")))
+    redis.lpush(
+        submission.results, encode_result(Result(submission.id, 200, "new", request_token=submission.token))
+    )
+    by_token, by_id, again = await asyncio.gather(*waits)
+    assert by_token.payload == again.payload == "new"
+    assert by_id.payload in ("old", "new")
+    assert (await client.wait(submission, within=5)).payload == "new", "it is not consumed"
+
+
+async def test_a_wait_ends_in_time(client: AsyncClient) -> None:
+    with pytest.raises(NoResultYet, match="nobody"):
+        await client.wait("nobody", within=timedelta(milliseconds=50))
+
+
+async def test_a_reader_follows_and_can_be_cancelled(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    seen: list[str] = []
+
+    async def follow() -> None:
+        async with client.results() as stream:
+            async for delivery in stream:
+                seen.append(delivery.result.id)
+                await delivery.ack()
+
+    task = asyncio.create_task(follow())
+    push(redis, options, "a")
+    await wait_until_async(lambda: seen == ["a"], 10, "the first result")
+    push(redis, options, "b")
+    await wait_until_async(lambda: seen == ["a", "b"], 10, "the second result")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    wait_until(lambda: redis.zcard(f"{options.results}:result-claims-idx") == 0, 5, "no lease to be left")

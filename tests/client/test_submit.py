@@ -1,0 +1,276 @@
+"""What the client queues is what the reference's own producer queues, and nothing is queued twice."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import cast
+
+import msgspec
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from redis import Redis
+
+from handlers.client import (
+    AsyncClient,
+    ClientOptions,
+    InvalidRequest,
+    InvalidSetting,
+    NewRequest,
+    RequestState,
+)
+from handlers.client.redis_broker import batches
+from handlers.client.request_fields import RequestFields
+from handlers.contract.envelope import decode_member
+from handlers.redis_store.client_connection import open_redis
+from handlers.redis_store.submissions import MemberParts, Submissions
+
+HOUR = timedelta(hours=1)
+PAYLOAD = b'{ "model": "m",  "prompt": "Gr\xc3\xbc\xc3\x9fe", "temperature": 0.10 }'
+
+
+def members(redis: Redis, options: ClientOptions) -> list[tuple[bytes, float]]:
+    return cast("list[tuple[bytes, float]]", redis.zrange(options.queue, 0, -1, withscores=True))
+
+
+async def test_a_member_is_what_the_reference_writes(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    deadline = int(time.time()) + 3600
+    submission = await client.submit(
+        PAYLOAD,
+        deadline=deadline,
+        id="r1",
+        endpoint="/v1/completions",
+        tier="batch",
+        tenant="alice",
+        headers={"x-a": "b"},
+    )
+    [(member, score)] = members(redis, options)
+    wire = json.loads(member)
+    assert list(wire) == ["internal", "request_kind", "data"]
+    assert wire["request_kind"] == "redis"
+    assert wire["internal"] == {
+        "request_queue_name": options.queue,
+        "result_queue_name": options.results,
+        "labels": {"tier": "batch"},
+        "request_token": submission.token,
+        "enqueue_seq": 1,
+    }
+    created = wire["data"].pop("created")
+    assert abs(created - time.time()) < 60
+    assert wire["data"] == {
+        "id": "r1",
+        "deadline": deadline,
+        "payload": json.loads(PAYLOAD),
+        "metadata": {"userid": "alice"},
+        "headers": {"x-a": "b"},
+        "endpoint": "/v1/completions",
+    }
+    assert PAYLOAD in member, "byte for byte"
+    assert score == deadline + 1 / 2**21
+
+
+async def test_the_markers_expire_with_the_request(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    submission = await client.submit({"a": 1}, deadline=HOUR)
+    assert redis.get(f"request-active:{submission.id}") == submission.token.encode()
+    active_ms = redis.pttl(f"request-active:{submission.id}")
+    assert active_ms / 1000 == pytest.approx(submission.deadline - time.time(), abs=5)
+    counter = f"request-seq:{options.queue}:{submission.deadline}"
+    assert redis.get(counter) == b"1"
+    assert redis.ttl(counter) * 1000 == pytest.approx(active_ms + 3_600_000, abs=5_000)
+
+
+async def test_equal_deadlines_keep_the_order_of_submission(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    deadline = int(time.time()) + 3600
+    requests = [NewRequest(id=f"r{n}", payload={"n": n}, deadline=deadline) for n in range(1_200)]
+    submissions = await client.submit_many(requests)
+    queued = [decode_member(member, "").request.id for member, _ in members(redis, options)]
+    assert queued == [request.id for request in requests] == [submission.id for submission in submissions]
+    assert len({submission.token for submission in submissions}) == len(requests)
+
+
+@pytest.mark.parametrize(
+    "deadline",
+    [HOUR, datetime.now(UTC) + HOUR, datetime.now() + HOUR, time.time() + 3600],
+    ids=["timedelta", "aware", "naive", "unix"],
+)
+async def test_a_deadline_is_a_whole_second_in_the_future(
+    client: AsyncClient, deadline: timedelta | datetime | float
+) -> None:
+    submission = await client.submit({"a": 1}, deadline=deadline)
+    assert isinstance(submission.deadline, int)
+    assert submission.deadline == pytest.approx(time.time() + 3600, abs=120)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (NewRequest(payload={"a": 1}, deadline=timedelta(seconds=-1)), "deadline"),
+        (NewRequest(payload={"a": 1}, deadline=1e13), "deadline"),
+        (NewRequest(payload=b"[1]", deadline=HOUR), "payload"),
+        (NewRequest(payload=b"{", deadline=HOUR), "body"),
+        (NewRequest(payload={"a": object()}, deadline=HOUR), "payload"),
+        (NewRequest(payload={"a": 1}, deadline=HOUR, id="a\0b"), "id"),
+    ],
+)
+async def test_a_wrong_request_is_refused_before_anything_is_queued(
+    client: AsyncClient, redis: Redis, options: ClientOptions, request_: NewRequest, field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await client.submit_many([NewRequest(payload={"a": 1}, deadline=HOUR), request_])
+    assert caught.value.field == field
+    assert members(redis, options) == []
+
+
+async def test_a_call_that_is_repeated_queues_nothing_twice(
+    valkey_url: str, redis: Redis, options: ClientOptions
+) -> None:
+    """Its answer was lost: the client says so when it sends it again."""
+    store = open_redis(valkey_url)
+    submissions = Submissions(store)
+    deadline = int(time.time()) + 60
+    parts = [
+        MemberParts(f"r{n}", deadline, "t", b'{"internal":{"request_token":"t-', b'},"data":{}}')
+        for n in range(3)
+    ]
+    first = await submissions.submit(options.queue, parts[:2])
+    second = await submissions.submit(options.queue, parts, is_repeated=True)
+    assert second[:2] == first
+    assert redis.zcard(options.queue) == 3
+    await store.aclose()
+
+
+async def test_an_id_that_is_live_or_lately_finished_is_not_run_again(
+    valkey_url: str, redis: Redis, options: ClientOptions
+) -> None:
+    once = msgspec.structs.replace(options, idempotent_window_seconds=600)
+    async with AsyncClient.for_redis(valkey_url, once) as client:
+        first = await client.submit({"a": 1}, deadline=HOUR)
+        second = await client.submit({"a": 2}, deadline=HOUR, id=first.id)
+        assert (second.is_new, second.token) == (False, first.token)
+        redis.delete(options.queue, f"request-active:{first.id}")  # as with a final result
+        third = await client.submit({"a": 3}, deadline=HOUR, id=first.id)
+        assert (third.is_new, third.token) == (False, first.token)
+        assert await client.look_up(third) is RequestState.FINISHED
+        assert redis.zcard(options.queue) == 0
+    ttl_seconds = redis.ttl(f"request-submitted:{first.id}")
+    assert ttl_seconds == pytest.approx(first.deadline - time.time() + 600, abs=5)
+
+
+async def test_without_a_window_an_id_may_be_submitted_again(client: AsyncClient) -> None:
+    first = await client.submit({"a": 1}, deadline=HOUR)
+    await client.cancel(first)
+    second = await client.submit({"a": 1}, deadline=HOUR, id=first.id)
+    assert second.is_new
+    assert second.token != first.token
+    assert await client.look_up(second) is RequestState.PENDING, "the old cancellation is gone"
+    assert await client.look_up(first) is RequestState.FINISHED
+
+
+async def test_a_large_payload_is_stored_apart(valkey_url: str, redis: Redis, options: ClientOptions) -> None:
+    apart = msgspec.structs.replace(options, payload_apart_bytes=len(PAYLOAD))
+    async with AsyncClient.for_redis(valkey_url, apart) as client:
+        await client.submit(b"{}", deadline=timedelta(minutes=1))
+        submission = await client.submit(PAYLOAD, deadline=HOUR)
+    small, large = (decode_member(member, "") for member, _ in members(redis, options))
+    assert small.request.payload == b"{}"
+    assert small.internal.payload_ref == ""
+    assert (large.request.id, large.request.payload) == (submission.id, b"")
+    reference = large.internal.payload_ref
+    assert reference.startswith(f"request-payload:{submission.id}:")
+    assert redis.get(reference) == PAYLOAD
+    assert redis.ttl(reference) == pytest.approx(3600 + 600, abs=5)
+
+
+async def test_the_current_trace_goes_with_the_request(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    with TracerProvider().get_tracer("test").start_as_current_span("submit") as span:
+        await client.submit({"a": 1}, deadline=timedelta(minutes=1))
+        await client.submit({"a": 1}, deadline=HOUR, metadata={"traceparent": "00-own"})
+    traced, own = (decode_member(member, "").request.metadata for member, _ in members(redis, options))
+    assert f"{span.get_span_context().trace_id:032x}" in traced["traceparent"]
+    assert own["traceparent"] == "00-own"
+
+
+def test_the_keyword_arguments_of_submit_are_the_fields_of_a_request() -> None:
+    fields = {field.name for field in msgspec.structs.fields(NewRequest)} - {"payload", "deadline"}
+    assert set(RequestFields.__annotations__) == fields
+
+
+def test_calls_are_bounded_in_number_and_size() -> None:
+    part = MemberParts("r", 1, "t", b"h" * 1_000_000, b"t")
+    assert [len(batch) for batch in batches([part] * 7)] == [3, 3, 1]
+    small = MemberParts("r", 1, "t", b"h", b"t")
+    assert [len(batch) for batch in batches([small] * 1_001)] == [500, 500, 1]
+    assert list(batches([])) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("queue", ""), ("lease_seconds", 0), ("idempotent_window_seconds", -1)]
+)
+def test_a_wrong_option_names_itself(field: str, value: object) -> None:
+    with pytest.raises(InvalidSetting, match=field):
+        msgspec.structs.replace(ClientOptions(), **{field: value})
+
+
+def test_a_cluster_is_refused_by_name() -> None:
+    with pytest.raises(InvalidSetting, match="REDIS_URL"):
+        AsyncClient.for_redis("redis+cluster://localhost:1")
+
+
+@dataclass
+class Live:
+    """A submission, and how to move it as a poller does."""
+
+    redis: Redis
+    queue: str
+    id: str
+    token: str
+
+    def claim(self) -> bytes:
+        [(member, _)] = cast("list[tuple[bytes, float]]", self.redis.zpopmin(self.queue))
+        self.redis.hset(f"{self.queue}:claimed", f"{self.id}\0{self.token}", member)
+        return member
+
+    def release(self) -> None:
+        self.redis.delete(f"{self.queue}:claimed")
+
+
+async def test_a_look_up_tells_where_a_request_is(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    await client.submit_many([NewRequest(payload={"n": n}, deadline=HOUR) for n in range(50)])
+    redis.delete(options.queue)
+    submission = await client.submit({"a": 1}, deadline=HOUR)
+    live = Live(redis, options.queue, submission.id, submission.token)
+    assert await client.look_up(submission) is RequestState.PENDING
+    member = live.claim()
+    assert await client.look_up(submission) is RequestState.CLAIMED
+    live.release()
+    assert await client.look_up(submission.id) is RequestState.RETRYING
+    retried = member.replace(b'{"internal":{', b'{"internal":{"retry_count":1,')
+    redis.zadd(options.queue, {retried: submission.deadline + 51 / 2**21})
+    assert await client.look_up(submission) is RequestState.PENDING, "back with its original score"
+    assert await client.cancel(submission)
+    assert await client.look_up(submission) is RequestState.CANCELLING
+    assert redis.get(f"request-cancel:{submission.id}") == submission.token.encode()
+    redis.delete(f"request-active:{submission.id}", f"request-cancel:{submission.id}")
+    assert await client.look_up(submission) is RequestState.FINISHED
+    assert await client.look_up(submission.id) is RequestState.UNKNOWN
+    assert not await client.cancel(submission)
+    assert redis.exists(f"request-cancel:{submission.id}") == 0
+
+
+async def test_a_look_up_of_another_producers_request_says_what_it_can(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    redis.set(f"request-active:{options.queue}-go", "0123456789abcdef", ex=60)
+    assert await client.look_up(f"{options.queue}-go") is RequestState.QUEUED
