@@ -91,6 +91,8 @@ class ReadingGate(Gate):
         self._label = label
         self._absent = absent
         self._is_started = False
+        # The last number, kept apart: a source that answers without one replaces its reading.
+        self._last: tuple[float, float] | None = None
         self._told = ""
         self._told_detail = ""
 
@@ -164,6 +166,7 @@ class ReadingGate(Gate):
         if not self._source.failure and reading is not None:
             value = self._absent if reading.value.value is None else reading.value.value
             if value is not None and not math.isnan(value):
+                self._last = (value, reading.at)
                 return self._of(value, reading.at, "")
         if self._parameters.on_missing == OPEN:
             return _Now(self._rule.full, 1.0, None, 0.0, OPEN)
@@ -172,12 +175,12 @@ class ReadingGate(Gate):
         return self._held() or self._fallen_back()
 
     def _held(self) -> _Now | None:
-        reading = self._source.reading
-        if self._parameters.on_missing != HOLD or reading is None or reading.value.value is None:
+        if self._parameters.on_missing != HOLD or self._last is None:
             return None
-        if self._clock() - reading.at > self._parameters.hold_seconds:
+        value, at = self._last
+        if self._clock() - at > self._parameters.hold_seconds:
             return None
-        return self._of(reading.value.value, reading.at, HOLD)
+        return self._of(value, at, HOLD)
 
     def _fallen_back(self) -> _Now:
         published = self._rule.fallback

@@ -174,3 +174,23 @@ async def test_whatever_becomes_of_them_no_slot_is_lost_nor_used_twice() -> None
     assert most <= 8
     assert (keeper.in_flight, keeper.held) == (0, 0)
     await keeper.aclose()
+
+
+@pytest.mark.parametrize("steps", range(10))
+async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_to_the_next(steps: int) -> None:
+    keeper = Doorkeeper([], slots=1)
+    first = await entered(keeper)
+    cancelled = asyncio.create_task(entered(keeper, "cancelled"))
+    await wait_until_async(lambda: keeper.held == 1, 5, "the second to be held")
+    await asyncio.sleep(0)
+    await first.reservation.release()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    cancelled.cancel()
+    (outcome,) = await asyncio.gather(cancelled, return_exceptions=True)
+    if isinstance(outcome, Go):
+        await outcome.reservation.release()
+    last = await entered(keeper, "last")
+    await last.reservation.release()
+    assert (keeper.in_flight, keeper.held) == (0, 0)
+    await keeper.aclose()

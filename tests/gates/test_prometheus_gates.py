@@ -104,14 +104,16 @@ async def test_a_metric_that_goes_away_is_held_for_a_time_and_then_falls_back(
     from_prometheus: GateSources, routers: Routers, log: ReadableLog, pool: str
 ) -> None:
     routers[0].set(NEW_SATURATION, 0.5, inference_pool=pool, namespace="a")
-    params = {"pool": pool, "on_missing": "hold", "hold_seconds": "3s", "fallback": 0.7}
+    params = {"pool": pool, "on_missing": "hold", "hold_seconds": "1s", "fallback": 0.7}
     async with started("prometheus-saturation", params, from_prometheus) as built:
         await until_budget(built, 0.3, "read")
         routers[0].remove(NEW_SATURATION)
+        await wait_until_async(lambda: built.state().on_missing == "hold", 20, "the hold to begin")
+        assert built.budget() == pytest.approx(0.3)
         await wait_until_async(lambda: built.state().on_missing == "fallback", 20, "the hold to end")
         assert built.budget() == pytest.approx(0.1)
     in_force = [line["in_force"] for line in log.said("gate on_missing in force")]
-    assert in_force[-1] == "fallback"
+    assert in_force == ["hold", "fallback"]
 
 
 async def test_the_budget_comes_from_the_first_source_that_has_a_sample(
