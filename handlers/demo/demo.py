@@ -129,7 +129,7 @@ async def _pubsub_way(stack: Stack, options: DemoOptions, tally: Tally) -> None:
         await asyncio.gather(*(publisher.publish(REQUEST_TOPIC, _body(one, now)) for one in requests))
         tally.sent_at |= {request.request_id: now for request in requests}
         while len(tally.results) < len(tally.sent_at):
-            pulled = await puller.receive(100, wait_seconds=1.0)
+            pulled = await puller.receive(100, wait_seconds=10.0)
             for one in pulled:
                 _take_once(tally, one.data)
             if pulled:

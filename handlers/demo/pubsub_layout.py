@@ -31,6 +31,7 @@ async def _create_layout(emulator_host: str, push_url: str) -> None:
             result_subscription=RESULT_SUBSCRIPTION,
             minimum_backoff_seconds=1,  # a demo shall not wait
             maximum_backoff_seconds=5,
+            result_ack_deadline_seconds=10,
         )
     )
     api = PubSubApi(PubSubOptions(project_id=DEMO_PROJECT, emulator_host=emulator_host))

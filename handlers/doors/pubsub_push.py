@@ -26,6 +26,7 @@ MARGIN_SECONDS: Final = 5.0
 """Kept back from the ack deadline, for publishing the result and for the answer's way back."""
 
 _DEAD_LETTER_ATTRIBUTE: Final = "CloudPubSubDeadLetterSourceSubscription"
+_REASON_ATTRIBUTE: Final = "async_processor_dead_letter_reason"
 _DEAD_LETTER_COUNT: Final = "CloudPubSubDeadLetterSourceDeliveryCount"
 _TOPIC = re.compile(r"(projects/(?P<project>[^/]+)/topics/)?[A-Za-z][A-Za-z0-9._~+%-]{2,254}")
 _MAX_ATTRIBUTE_BYTES: Final = 1_024
@@ -100,7 +101,7 @@ class PubSubPushDoor:
             if not error.request_id:
                 return await self._bury(context, error)
             return invalid(error, ""), context
-        if _DEAD_LETTER_ATTRIBUTE in push.attributes:
+        if _is_dead_letter(push):
             return _undeliverable(request, push), context
         return request, context
 
@@ -161,14 +162,27 @@ class PubSubPushDoor:
     async def _bury(self, context: PushContext, error: InvalidRequest) -> Answer:
         """No id, no result: the body goes to the dead-letter topic, else its error to the result topic."""
         self._log.warning("unreadable delivery", pubsub_message_id=context.push.message_id, field=error.field)
+        if _is_dead_letter(context.push):
+            return (
+                _ACCEPTED  # it is among the dead letters already; publishing it there again would be a circle
+            )
         if not self._dead_letter_topic:
             return await self._publish(context, invalid(error, "").result)
-        attributes = {**_attributes(context, ""), "reason": ErrorCode.INVALID_REQUEST, "field": error.field}
+        attributes = {
+            **_attributes(context, ""),
+            _REASON_ATTRIBUTE: ErrorCode.INVALID_REQUEST,
+            "field": error.field,
+        }
         try:
             await self._publisher.publish(self._dead_letter_topic, context.push.body, attributes)
         except (PublishFailed, ResultTooLarge):
             return plain(503, "the dead letter could not be published", retry_after(1.0))
         return _ACCEPTED
+
+
+def _is_dead_letter(push: Push) -> bool:
+    """Dead-lettered by Pub/Sub, or by a door of ours."""
+    return _DEAD_LETTER_ATTRIBUTE in push.attributes or _REASON_ATTRIBUTE in push.attributes
 
 
 def _undeliverable(request: Request, push: Push) -> Answered:

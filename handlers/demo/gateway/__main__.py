@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
+from typing import Any
 
 import click
 import uvloop
@@ -41,36 +42,30 @@ def _rates(_context: click.Context, _parameter: click.Parameter, values: tuple[s
 @click.option("--pool", default="demo-pool", show_default=True, help="The pool's name in the metrics.")
 @click.option("--seed", type=int, default=0, help="Of the drawn faults.")
 @click.option("--witness", type=click.Path(path_type=Path), help="File for what it saw, JSON lines.")
-def main(
-    host: str,
-    port: int,
-    capacity: int,
-    queue_size: int,
-    time_to_first_token: float,
-    time_per_token: float,
-    evicts: bool,
-    sheddable: tuple[str, ...],
-    completion_path: tuple[str, ...],
-    rates: dict[str, float],
-    pool: str,
-    seed: int,
-    witness: Path | None,
-) -> None:
+def main(**flags: Any) -> None:
     """A simulated OpenAI-compatible gateway with a capacity, latencies and faults on demand."""
-    engine = Engine(EngineOptions(capacity, queue_size, time_to_first_token, time_per_token, evicts))
+    engine = Engine(
+        EngineOptions(
+            flags["capacity"],
+            flags["queue_size"],
+            flags["time_to_first_token"],
+            flags["time_per_token"],
+            flags["evicts"],
+        )
+    )
     try:
-        faults = Faults(rates, seed)
+        faults = Faults(flags["rates"], flags["seed"])
     except UnknownFault as error:
         raise click.BadParameter(str(error), param_hint="--fault") from None
     service = Service(
         engine,
         faults,
-        Witness(witness),
-        pool=pool,
-        sheddable=frozenset(sheddable),
-        completion_paths=frozenset(completion_path),
+        Witness(flags["witness"]),
+        pool=flags["pool"],
+        sheddable=frozenset(flags["sheddable"]),
+        completion_paths=frozenset(flags["completion_path"]),
     )
-    uvloop.run(_serve(service, host, port))
+    uvloop.run(_serve(service, flags["host"], flags["port"]))
 
 
 async def _serve(service: Service, host: str, port: int) -> None:

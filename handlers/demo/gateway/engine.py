@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class EngineOptions:
-    """May be changed while the engine runs. Latency is time to first token + tokens × time per token."""
+    """May be changed while the engine runs. Latency is time to first token + tokens times time per token."""
 
     capacity: int = 32
     queue_size: int = 256
