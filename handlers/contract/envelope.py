@@ -57,6 +57,7 @@ class _Member(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Member)
 _parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encoder = msgspec.json.Encoder()
+_MOST_ATTEMPTS: Final = 1_000_000  # a larger count is made up, and might be too long to be written again
 _BARE: Final = Internal()
 _ID, _TOKEN = ("data", "id"), ("internal", "request_token")
 _RESULTS = ("internal", "result_queue_name")
@@ -78,7 +79,7 @@ def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYT
         request = decode_body(
             data,
             queue=queue,
-            attempt=max(0, internal.retry_count),
+            attempt=min(max(0, internal.retry_count), _MOST_ATTEMPTS),
             request_token=internal.request_token,
             result_queue_name=internal.result_queue_name,
             result_ttl_seconds=internal.result_ttl_seconds,
@@ -96,14 +97,40 @@ def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYT
 def _decode_frame(member: bytes) -> _Member | None:
     """The envelope, or None for a bare body (which may be broken: its decoder says so)."""
     try:
-        frame = _decoder.decode(member)
+        frame = _tolerant(member)
     except msgspec.ValidationError as error:
         raise _invalid_frame(member, str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         if not salvage(member, _READABLE):
             return None
         raise _invalid_frame(member, "no JSON, or nested too deeply") from None
-    return frame if frame.data and (frame.internal is not None or frame.request_kind is not None) else None
+    if not frame.data or (frame.internal is None and frame.request_kind is None):
+        return None
+    if not (member.isascii() or _is_utf8(member)):
+        # What we do not know is skipped unread, but has to be written again for a retry.
+        raise _invalid_frame(member, "invalid UTF-8")
+    return frame
+
+
+def _tolerant(member: bytes) -> _Member:
+    """The frame, with every null in `internal` taken as absent: so some producers write an empty field."""
+    try:
+        return _decoder.decode(member)
+    except msgspec.ValidationError:
+        if b"null" not in member:
+            raise
+    parts = _parts_decoder.decode(member)
+    if "internal" in parts:
+        parts["internal"] = _raw(_internal_parts(parts))
+    return _decoder.decode(_encoder.encode(parts))
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        str(text, "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _invalid_frame(member: bytes, found: str) -> InvalidRequest:
@@ -125,7 +152,7 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float) -> by
     was claimed with (kept in `internal` only where it does not follow from the deadline).
     """
     parts = _parts_decoder.decode(member)
-    if "data" not in parts or not ("internal" in parts or "request_kind" in parts):
+    if not ("data" in parts and (_is_given(parts, "internal") or _is_given(parts, "request_kind"))):
         parts = _wrapped(member, parts)
     internal = _internal_parts(parts)
     internal["retry_count"] = _raw(attempt)
@@ -138,20 +165,26 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float) -> by
 def _wrapped(body: bytes, fields: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
     """An envelope around a bare body, whose own result queue counted and must go on counting."""
     parts = {"request_kind": msgspec.Raw(b'"plain"'), "data": msgspec.Raw(body)}
-    if "result_queue_name" in fields:
+    if _is_given(fields, "result_queue_name"):
         parts["internal"] = _raw({"result_queue_name": fields["result_queue_name"]})
     return parts
 
 
 def _internal_parts(parts: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
-    internal = parts.get("internal")
-    if internal is None or bytes(internal) == b"null":
+    """The fields of `internal` that are not null."""
+    if not _is_given(parts, "internal"):
         return {}
-    return _parts_decoder.decode(internal)
+    fields = _parts_decoder.decode(parts["internal"])
+    return {name: value for name, value in fields.items() if bytes(value) != b"null"}
+
+
+def _is_given(parts: Mapping[str, msgspec.Raw], name: str) -> bool:
+    return name in parts and bytes(parts[name]) != b"null"
 
 
 def _derived_score(data: msgspec.Raw, internal: Mapping[str, msgspec.Raw]) -> float:
-    deadline = decode_body(bytes(data), payload_ref="?").deadline
+    body = bytes(data)
+    deadline = decode_body(body, payload_ref="?", max_bytes=len(body)).deadline  # its size was checked before
     seq = msgspec.json.decode(internal["enqueue_seq"]) if "enqueue_seq" in internal else 0
     return score_of(deadline, int(seq or 0))
 

@@ -7,7 +7,6 @@ event as one JSON object (section 3.2, JSON format). Batches are not taken: one 
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -84,7 +83,7 @@ def _structured_data(parts: dict[str, msgspec.Raw]) -> bytes:
     if encoded is not None:
         try:
             return base64.b64decode(msgspec.json.decode(encoded, type=str), validate=True)
-        except (binascii.Error, msgspec.ValidationError):
+        except (ValueError, msgspec.ValidationError):  # also for text that is not ASCII
             raise InvalidEvent("data_base64", found="no base64", accepted="a base64 string") from None
     if data is None:
         return b""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from itertools import accumulate
+
+import msgspec
 
 MAX_DEPTH = 64
 """Nesting that is accepted, the outermost object counted; deeper is an attack or a mistake."""
@@ -13,30 +16,23 @@ MAX_REQUEST_BYTES = 10_000_000
 _SALVAGE_BYTES = 65_536
 """How much of a broken body is searched for its id: enough for any honest one, cheap for any other."""
 
-_STRING = rb'"(?:[^"\\]|\\.)*"'
-_NOT_A_BRACKET = re.compile(_STRING + rb"|[^\[\]{}]+", re.DOTALL)
-_TOKEN = re.compile(rb'(?P<string>"(?:[^"\\]|\\.)*")|(?P<bracket>[\[\]{}])|(?P<mark>[:,])', re.DOTALL)
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+_NOT_A_BRACKET = re.compile(_STRING + rb'|[^\[\]{}"]+', re.DOTALL)
+_TOKEN = re.compile(rb"(?P<string>" + _STRING + rb")|(?P<bracket>[\[\]{}])|(?P<mark>[:,])", re.DOTALL)
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+"""An opener is one level down, a closer (-1 as a signed byte) one up."""
 
 
 def is_too_deep(text: bytes, limit: int = MAX_DEPTH) -> bool:
     """Whether a well-formed JSON text nests more than `limit` levels.
 
     Cheap for the common case: a text with no more openers than the limit cannot be too deep. Otherwise
-    all but brackets is dropped and the innermost pairs are removed, `limit` times at most.
+    all but brackets is dropped, and they are summed up: one pass in C, whatever the nesting.
     """
     if text.count(b"{") + text.count(b"[") <= limit:
         return False
-    brackets = _NOT_A_BRACKET.sub(b"", text)
-    for _ in range(limit):
-        if not brackets:
-            return False
-        brackets = _without_innermost(brackets)
-    return bool(brackets)
-
-
-def _without_innermost(brackets: bytes) -> bytes:
-    """Remove exactly one level: pairs that hold nothing."""
-    return re.sub(rb"\[\]|\{\}", b"", brackets)
+    steps = _NOT_A_BRACKET.sub(b"", text).translate(_STEPS)
+    return max(accumulate(memoryview(steps).cast("b")), default=0) > limit
 
 
 def salvage(text: bytes, paths: frozenset[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
@@ -54,8 +50,11 @@ def salvage(text: bytes, paths: frozenset[tuple[str, ...]]) -> dict[tuple[str, .
         if match.lastgroup == "string":
             pending = _string(token)
             at = (*path[1:], key)
-            if key is not None and pending is not None and at in paths:
-                found[at] = pending  # type: ignore[index]  # membership in `paths` proves: no part is None
+            if key is not None and at in paths:
+                if pending is None:
+                    found.pop(at, None)  # type: ignore[arg-type]  # as below
+                else:
+                    found[at] = pending  # type: ignore[index]  # membership in `paths` proves: no part is None
         elif token == b":":
             key, pending = pending, None
         elif token == b",":
@@ -71,7 +70,6 @@ def salvage(text: bytes, paths: frozenset[tuple[str, ...]]) -> dict[tuple[str, .
 
 def _string(token: bytes) -> str | None:
     try:
-        text = token[1:-1].decode("utf-8")
-    except UnicodeDecodeError:
+        return msgspec.json.decode(token, type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return None if "\\" in text else text

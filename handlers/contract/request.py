@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import inf
 from typing import Final
 
 import msgspec
@@ -17,6 +18,12 @@ from handlers.contract.json_limits import MAX_DEPTH, MAX_REQUEST_BYTES, is_too_d
 
 LATEST_DEADLINE: Final = 253_402_300_799
 """The end of the year 9999, Unix seconds: anything later is a deadline in milliseconds or a mistake."""
+
+LONGEST_TTL_SECONDS: Final = 315_360_000
+"""Ten years: more than any result is waited for, and far from what overflows in Redis."""
+
+MAX_ID_LENGTH: Final = 1_024
+"""Characters of an id: it becomes part of keys, headers and attributes, and every result repeats it."""
 
 _DECIMAL = re.compile(r"[0-9]{1,32}(\.[0-9]{1,32})?")
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
@@ -97,6 +104,8 @@ def decode_body(
         )
     if "\0" in wire.id:
         raise _invalid(body, "id", "a NUL character", "a string without NUL")
+    if len(wire.id) > MAX_ID_LENGTH:
+        raise _invalid(body, "id", f"{len(wire.id)} characters", f"at most {MAX_ID_LENGTH}")
     metadata = wire.metadata or {}
     if extra_metadata:
         metadata = {**metadata, **extra_metadata}
@@ -109,10 +118,10 @@ def decode_body(
         labels=labels or {},
         endpoint=wire.endpoint or "",
         model=wire.model or "",
-        created=_seconds(wire.created),
+        created=_created(wire.created),
         queue=queue,
         result_queue_name=(wire.result_queue_name or "") if result_queue_name is None else result_queue_name,
-        result_ttl_seconds=result_ttl_seconds,
+        result_ttl_seconds=_ttl(body, result_ttl_seconds),
         request_token=request_token,
         payload_ref=payload_ref,
         attempt=attempt,
@@ -151,13 +160,30 @@ def _deadline(body: bytes, value: float | str | None) -> float:
     return seconds
 
 
+def _created(value: float | str | None) -> float | None:
+    """Only measured with: nothing is better than a number that cannot be an instant."""
+    seconds = _seconds(value)
+    return seconds if seconds is not None and 0 <= seconds <= LATEST_DEADLINE else None
+
+
+def _ttl(body: bytes, seconds: int | None) -> int | None:
+    """An expiry that Redis takes; a negative one would delete the results of everybody on that list."""
+    if seconds is None or 0 <= seconds <= LONGEST_TTL_SECONDS:
+        return seconds
+    accepted = f"seconds from 0 to {LONGEST_TTL_SECONDS}"
+    raise _invalid(body, "result_ttl_seconds", "a number out of range", accepted)
+
+
 def _seconds(value: float | str | None) -> float | None:
     """Unix seconds of a number or a decimal string; None for nothing and for any other string."""
     if value is None:
         return None
     if isinstance(value, str) and not _DECIMAL.fullmatch(value):
         return None
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return inf if value > 0 else -inf  # type: ignore[operator]  # a string has 32 digits at most
 
 
 def _payload(body: bytes, payload: bytes, *, is_apart: bool) -> bytes:

@@ -1,0 +1,147 @@
+"""CloudEvents over HTTP: binary and structured in, binary out, the wrong ones named."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.contract.errors import InvalidEvent
+from handlers.contract.events import binary_headers, decode_event, is_event, to_header
+from tests.contract.json_texts import JSON, TEXT, broken, text
+
+STRUCTURED = [(b"content-type", b"application/cloudevents+json; charset=utf-8")]
+ATTRIBUTES = {"specversion": "1.0", "id": "e", "source": "/s", "type": "t"}
+
+
+def structured(**fields: Any) -> bytes:
+    return text({**ATTRIBUTES, **fields})
+
+
+def refused(headers: list[tuple[bytes, bytes]], body: bytes) -> InvalidEvent:
+    with pytest.raises(InvalidEvent) as caught:
+        decode_event(headers, body)
+    return caught.value
+
+
+def test_binary_mode_leaves_the_data_as_it_came() -> None:
+    headers = [(f"ce-{name}".encode(), value.encode()) for name, value in ATTRIBUTES.items()]
+    event = decode_event([*headers, (b"ce-attempt", b"3"), (b"host", b"x")], b'{"a": 1.0 }')
+    assert (event.id, event.source, event.type) == ("e", "/s", "t")
+    assert (event.data, event.extensions) == (b'{"a": 1.0 }', {"attempt": "3"})
+
+
+def test_structured_mode_leaves_an_objects_bytes_as_they_came() -> None:
+    body = structured()[:-1] + b', "data": { "a": 1.0 , "b":[ ]}}'
+    assert decode_event(STRUCTURED, body).data == b'{ "a": 1.0 , "b":[ ]}'
+
+
+@pytest.mark.parametrize(
+    ("fields", "data"),
+    [
+        ({}, b""),
+        ({"data": None}, b"null"),
+        ({"data": '{"id":"a"}'}, b'{"id":"a"}'),
+        ({"data": "é"}, "é".encode()),
+        ({"data_base64": base64.b64encode(b"\xff\x00").decode()}, b"\xff\x00"),
+    ],
+)
+def test_structured_data_comes_in_several_forms(fields: dict[str, Any], data: bytes) -> None:
+    assert decode_event(STRUCTURED, structured(**fields)).data == data
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        *(({name: ""}, name) for name in ("id", "source", "type")),
+        *(({name: None}, name) for name in ("id", "source", "type")),
+        ({"specversion": "0.3"}, "specversion"),
+        ({"subject": {"x": 1}}, "subject"),
+        ({"data_base64": "é"}, "data_base64"),
+        ({"data_base64": "a"}, "data_base64"),
+        ({"data_base64": "YQ==\n"}, "data_base64"),
+        ({"data_base64": 5}, "data_base64"),
+        ({"data_base64": None}, "data_base64"),
+    ],
+)
+def test_a_wrong_attribute_is_named(fields: dict[str, Any], field: str) -> None:
+    assert refused(STRUCTURED, structured(**fields)).field == field
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b"5", b"{", b'{"id":"\xff"}', b"[" * 5_000])
+def test_a_structured_event_is_a_json_object(body: bytes) -> None:
+    assert refused(STRUCTURED, body).field == "event"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [b"application/cloudevents-batch+json", b"application/cloudevents+xml", b"application/cloudevents"],
+)
+def test_other_formats_are_refused_and_not_guessed(kind: bytes) -> None:
+    assert refused([(b"content-type", kind)], b"[]").field == "content-type"
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([(b"ce-specversion", b"1.0")], True),
+        (STRUCTURED, True),
+        ([(b"content-type", b"Application/CloudEvents+json")], True),
+        ([(b"content-type", b"application/json")], False),
+        ([], False),
+    ],
+)
+def test_an_event_announces_itself(headers: list[tuple[bytes, bytes]], expected: bool) -> None:
+    assert is_event(headers) is expected
+
+
+@given(event_id=TEXT.filter(bool), source=TEXT.filter(bool), extensions=st.dictionaries(st.just("x"), TEXT))
+def test_what_we_send_in_binary_mode_is_what_is_read(
+    event_id: str, source: str, extensions: dict[str, str]
+) -> None:
+    headers = binary_headers(event_id, source, "t", extensions)
+    wire = [(name.encode(), value.encode("ascii")) for name, value in headers.items()]
+    event = decode_event(wire, b"{}")
+    assert (event.id, event.source) == (event_id, source)
+    assert event.extensions == extensions
+
+
+@given(value=st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_header_value_is_printable_ascii_without_a_quote(value: str) -> None:
+    encoded = to_header(value)
+    assert encoded.isascii()
+    assert encoded.isprintable()
+    assert not set(encoded) & set(' "')
+
+
+@given(
+    headers=st.lists(
+        st.tuples(
+            st.sampled_from(
+                [b"ce-id", b"ce-source", b"ce-type", b"ce-specversion", b"ce-x", b"content-type"]
+            ),
+            st.binary(max_size=12) | st.sampled_from([b"1.0", b"application/cloudevents+json"]),
+        ),
+        max_size=7,
+    ),
+    body=st.binary(max_size=30) | broken() | JSON.map(text),
+)
+def test_no_delivery_crashes(headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    try:
+        assert decode_event(headers, body).id
+    except InvalidEvent as error:
+        assert error.field
+
+
+@given(
+    fields=st.dictionaries(st.sampled_from([*ATTRIBUTES, "data", "data_base64", "subject"]), JSON, max_size=7)
+)
+def test_no_structured_event_crashes(fields: dict[str, Any]) -> None:
+    try:
+        decode_event(STRUCTURED, json.dumps({**ATTRIBUTES, **fields}).encode())
+    except InvalidEvent as error:
+        assert error.found

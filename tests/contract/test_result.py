@@ -1,0 +1,81 @@
+"""Results: fields that are empty are omitted, and no body of the gateway can break the JSON."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.contract.result import (
+    ErrorCode,
+    answered_result,
+    decode_result,
+    encode_result,
+    error_result,
+)
+from handlers.contract.retry_answer import RetryAnswer, decode_retry_answer, encode_retry_answer
+from tests.contract.json_texts import TEXT
+
+
+def test_an_answer_has_no_error_fields() -> None:
+    result = answered_result("a", "", 503, b'{"x":1}')
+    assert json.loads(encode_result(result)) == {"id": "a", "status_code": 503, "payload": '{"x":1}'}
+
+
+def test_an_error_has_no_status_and_says_its_message_twice() -> None:
+    wire = json.loads(encode_result(error_result("a", "t", ErrorCode.DEADLINE_EXCEEDED, 'too "late"')))
+    assert wire == {
+        "id": "a",
+        "payload": '{"error":"too \\"late\\""}',
+        "error_code": "DEADLINE_EXCEEDED",
+        "error_message": 'too "late"',
+        "request_token": "t",
+    }
+
+
+@given(body=st.binary(max_size=60), request_id=TEXT, status=st.integers(100, 599))
+def test_any_body_gives_one_valid_record(body: bytes, request_id: str, status: int) -> None:
+    wire = encode_result(answered_result(request_id, "", status, body))
+    assert b"\n" not in wire
+    result = decode_result(wire)
+    assert (result.id, result.status_code) == (request_id, status)
+    assert result.payload == body.decode("utf-8", "replace")
+    assert json.loads(wire).get("payload", "") == result.payload
+
+
+@given(request_id=TEXT, token=TEXT, message=TEXT, code=st.sampled_from(ErrorCode))
+def test_a_result_comes_back_as_it_went(request_id: str, token: str, message: str, code: ErrorCode) -> None:
+    result = error_result(request_id, token, code, message)
+    assert decode_result(encode_result(result)) == result
+
+
+def test_a_reader_ignores_what_it_does_not_know() -> None:
+    assert decode_result(b'{"id":"a","status_code":200,"payload":"x","shard":7}').status_code == 200
+
+
+@pytest.mark.parametrize("wire", [b"", b"[]", b"{}", b'{"id":5}', b'{"id":"a","status_code":"x"}'])
+def test_what_is_no_result_is_told(wire: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_result(wire)
+
+
+@given(
+    answer=st.builds(
+        RetryAnswer,
+        reason=TEXT,
+        retry_after_seconds=st.floats(0, 1e6),
+        counts_attempt=st.booleans(),
+        status_code=st.integers(0, 599),
+        payload=TEXT,
+    )
+)
+def test_a_retry_answer_comes_back_as_it_went(answer: RetryAnswer) -> None:
+    assert decode_retry_answer(encode_retry_answer(answer)) == answer
+
+
+@given(body=st.binary(max_size=40))
+def test_any_other_503_is_none_of_our_answers(body: bytes) -> None:
+    assert decode_retry_answer(body) is None
