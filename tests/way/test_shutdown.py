@@ -1,0 +1,60 @@
+"""A request in flight survives the SIGTERM of who carries it."""
+
+from __future__ import annotations
+
+import signal
+
+import msgspec
+import redis
+
+from handlers.demo.stack import Stack, StackOptions
+from tests.waiting import wait_until
+
+QUEUE, RESULTS = "request-sortedset", "result-list"
+SLOW = ("--time-to-first-token", "3")
+
+
+def start(grace_seconds: str) -> Stack:
+    variables = {"SHUTDOWN_GRACE_SECONDS": grace_seconds, "LEASE_SECONDS": "5", "HEARTBEAT_SECONDS": "1"}
+    return Stack(StackOptions(has_pubsub=False, gateway_arguments=SLOW, variables=variables))
+
+
+def claimed(store: redis.Redis) -> bool:
+    return store.hlen(f"{QUEUE}:claimed") == 1
+
+
+def queue_one(store: redis.Redis) -> None:
+    store.zadd(QUEUE, {'{"id":"slow","payload":{},"deadline":1999999999}': 1_999_999_999})
+    wait_until(lambda: claimed(store), timeout_seconds=20, what="the request claimed")
+
+
+def test_a_request_in_flight_survives_the_end_of_handler_and_poller() -> None:
+    with start("60") as stack:
+        store = redis.Redis.from_url(stack.redis_url)
+        queue_one(store)
+        handler, poller = stack.children["dispatch"].process, stack.children["poller"].process
+
+        handler.send_signal(signal.SIGTERM)
+        poller.send_signal(signal.SIGTERM)
+
+        assert handler.wait(30) == 0
+        assert poller.wait(30) == 0
+        (text,) = store.lrange(RESULTS, 0, -1)
+        assert msgspec.json.decode(text)["status_code"] == 200
+        assert store.hlen(f"{QUEUE}:claimed") == 0
+        store.close()
+
+
+def test_what_does_not_end_within_the_grace_period_is_handed_back_at_once() -> None:
+    with start("0.5") as stack:
+        store = redis.Redis.from_url(stack.redis_url)
+        queue_one(store)
+        poller = stack.children["poller"].process
+
+        poller.send_signal(signal.SIGTERM)
+
+        assert poller.wait(10) == 0
+        # Handed back, not left to its lease: it is pending as soon as the poller has ended.
+        assert store.zcard(QUEUE) == 1
+        assert store.hlen(f"{QUEUE}:claimed") == 0
+        store.close()
