@@ -86,14 +86,17 @@ async def test_a_killed_reader_loses_nothing(valkey_url: str, redis: Redis, opti
     ) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "held\n"
-        async with AsyncClient.for_redis(valkey_url, short) as client:
-            assert await read(client) == [], "it holds them"
-            await elapse_async(1.0, "twice the lease, which its heartbeat renews")
-            assert await read(client) == []
-            reader.send_signal(signal.SIGKILL)
-            reader.wait(10)
-            left = await read(client, idle=2.0)
-            assert sorted(left) == sorted(f"r{n}" for n in range(1, 20))
+        try:
+            async with AsyncClient.for_redis(valkey_url, short) as client:
+                assert await read(client) == [], "it holds them"
+                await elapse_async(1.0, "twice the lease, which its heartbeat renews")
+                assert await read(client) == []
+                reader.send_signal(signal.SIGKILL)
+                reader.wait(10)
+                left = await read(client, idle=2.0)
+                assert sorted(left) == sorted(f"r{n}" for n in range(1, 20))
+        finally:
+            reader.kill()
 
 
 async def test_two_readers_share_without_doubles(

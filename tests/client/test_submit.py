@@ -164,13 +164,14 @@ async def test_an_id_that_is_live_or_lately_finished_is_not_run_again(
     assert ttl_seconds == pytest.approx(first.deadline - time.time() + 600, abs=5)
 
 
-async def test_without_a_window_an_id_may_be_submitted_again(client: AsyncClient) -> None:
+async def test_without_a_window_an_id_may_be_submitted_again(client: AsyncClient, redis: Redis) -> None:
     first = await client.submit({"a": 1}, deadline=HOUR)
     await client.cancel(first)
     second = await client.submit({"a": 1}, deadline=HOUR, id=first.id)
     assert second.is_new
     assert second.token != first.token
-    assert await client.look_up(second) is RequestState.PENDING, "the old cancellation is gone"
+    assert await client.look_up(second) is RequestState.PENDING
+    assert not redis.exists(f"request-cancel:{first.id}"), "the old cancellation is gone"
     assert await client.look_up(first) is RequestState.FINISHED
 
 
