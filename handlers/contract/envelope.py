@@ -83,6 +83,7 @@ def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYT
             request_token=internal.request_token,
             result_queue_name=internal.result_queue_name,
             result_ttl_seconds=internal.result_ttl_seconds,
+            result_routing_resolved=internal.result_routing_resolved,
             labels=internal.labels,
             payload_ref=internal.payload_ref,
             max_bytes=max_bytes,

@@ -35,7 +35,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `payload` is raw JSON, byte for byte as queued (`b""` while it is stored apart under `payload_ref`).
     `deadline` and `created` are Unix seconds. `queue` is the name under which the settings know where
-    it came from (a Redis queue or a subscription). `attempt` counts from 0. `result_queue_name` is the
+    it came from (a Redis queue or a subscription). `result_routing_resolved`: its own result list and expiry
+    win over the queue's. `attempt` counts from 0. `result_queue_name` is the
     request's own wish (a list or a topic), else empty. `request_token` names the submission: the same
     id may be submitted again later. `objective` and `priority` are what a lane of the poller asks the
     gateway for, in place of the queue's own objective.
@@ -53,6 +54,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     queue: str = ""
     result_queue_name: str = ""
     result_ttl_seconds: int | None = None
+    result_routing_resolved: bool = False
     request_token: str = ""
     payload_ref: str = ""
     attempt: int = 0
@@ -84,6 +86,7 @@ def decode_body(
     request_token: str = "",
     result_queue_name: str | None = None,
     result_ttl_seconds: int | None = None,
+    result_routing_resolved: bool = False,
     labels: Mapping[str, str] | None = None,
     extra_metadata: Mapping[str, str] | None = None,
     payload_ref: str = "",

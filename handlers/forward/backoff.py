@@ -42,9 +42,9 @@ def retry_delay(
         delay = min(wish_seconds, left_seconds / 2) * (1 + _SPREAD * draw)
     elif delay >= left_seconds:
         delay = left_seconds / 2
-        # Ever closer attempts at the very end would only be a small storm: half a first backoff is the least.
-        if delay < BASE_SECONDS / 2:
-            return None
+    # Ever closer attempts at the very end would only be a small storm: half a first backoff is the least.
+    if delay < BASE_SECONDS / 2:
+        return None
     delay = max(delay, earliest_seconds)
     return delay if delay < left_seconds else None
 

@@ -12,7 +12,6 @@ below it (aiohttp) are what we look at, the most special class first.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from typing import Final
 
@@ -30,8 +29,8 @@ STATUS_REASONS: Final = {
 }
 
 FAILURE_REASONS: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (aiohttp.ConnectionTimeoutError, "connect"),  # nobody answered the handshake: nothing was sent
     (TimeoutError, "timeout"),
-    (asyncio.TimeoutError, "timeout"),
     (aiohttp.ClientConnectorDNSError, "dns"),
     (aiohttp.ClientSSLError, "tls"),
     (ssl.SSLError, "tls"),
@@ -68,5 +67,8 @@ def status_reason(status_code: int) -> str:
 
 def failure_reason(error: BaseException) -> str:
     """The word for an attempt that ended without an answer."""
-    cause = error.__cause__ if isinstance(error, httpx.HTTPError) and error.__cause__ else error
-    return next((reason for kind, reason in FAILURE_REASONS if isinstance(cause, kind)), "connect")
+    for told in (error.__cause__ if isinstance(error, httpx.HTTPError) else None, error):
+        for kind, reason in FAILURE_REASONS:
+            if isinstance(told, kind):
+                return reason
+    return "broken_response"

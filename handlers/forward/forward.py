@@ -74,7 +74,8 @@ class Forwarder:
             url = gateway_url(route.base_url, route.path, request.endpoint, route.allowed_paths, request.id)
         except InvalidRequest as error:
             return invalid(error, request.request_token)
-        seconds = min(left, self._request_timeout_seconds, limits.seconds or left)
+        allowed = left if limits.seconds is None else limits.seconds
+        seconds = min(left, self._request_timeout_seconds, allowed)
         try:
             async with asyncio.timeout(seconds):
                 response = await self._gateway.send(url, gateway_headers(request, route), request.payload)

@@ -84,7 +84,7 @@ def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | N
         own.pop(route.fairness_header.lower(), None)
         headers.update(own)
     objective = request.objective or route.inference_objective
-    if objective:
+    if objective and _VALUE.fullmatch(objective):  # a lane's may come from a source that is not ours
         headers[route.objective_header] = objective
     tenant = request.metadata.get(route.fairness_attribute) if request.metadata else None
     if tenant and route.fairness_header and is_fairness_id(tenant):

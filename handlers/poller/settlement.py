@@ -24,12 +24,16 @@ class ResultRoute:
     own_ttl_seconds: int | None
     default_name: str
 
-    def name(self, wished: str) -> str:
+    def name(self, wished: str, *, is_resolved: bool = False) -> str:
         """The list for a request that wishes for `wished` (or nothing)."""
+        if is_resolved and wished:
+            return wished
         return self.own_name or wished or self.default_name
 
-    def ttl_seconds(self, wished: int | None) -> int | None:
+    def ttl_seconds(self, wished: int | None, *, is_resolved: bool = False) -> int | None:
         """The list's expiry after each push, if any."""
+        if is_resolved and wished is not None:
+            return wished
         return self.own_ttl_seconds if self.own_ttl_seconds is not None else wished
 
 
@@ -44,11 +48,12 @@ def settle(claim: Claim, envelope: Envelope, outcome: Outcome, route: ResultRout
 
 def ack(claim: Claim, request: Request, result: Result, route: ResultRoute, dead: bytes | None = None) -> Ack:
     """A final result for a request that could be read; `dead` is kept among the dead letters as well."""
+    is_resolved = request.result_routing_resolved
     return Ack(
         claim=claim,
         result=encode_result(result),
-        result_queue_name=route.name(request.result_queue_name),
-        result_ttl_seconds=route.ttl_seconds(request.result_ttl_seconds),
+        result_queue_name=route.name(request.result_queue_name, is_resolved=is_resolved),
+        result_ttl_seconds=route.ttl_seconds(request.result_ttl_seconds, is_resolved=is_resolved),
         request_id=request.id,
         request_token=request.request_token,
         payload_ref=request.payload_ref,

@@ -1,0 +1,234 @@
+"""What `async-processor check` looks at: each dependency, with a fix for each fault. Changes nothing anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from handlers.app.handler import gateway_of
+from handlers.app.poller import redis_options
+from handlers.forward.classify import FAILURES, failure_reason
+from handlers.forward.endpoint import joined
+from handlers.forward.gateway import ResponseTooLarge
+from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
+from handlers.redis_store.key_types import wrong_types
+from handlers.redis_store.queue import QueueOptions, RedisQueue, promote
+from handlers.settings.settings import Settings, masked_url
+
+_TIMEOUT_SECONDS: Final = 10.0
+_CLOCK_SECONDS: Final = 1.0
+
+State = Literal["ok", "warning", "fault"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: what was found, and what to do about a fault."""
+
+    what: str
+    state: State
+    found: str
+    fix: str = ""
+
+
+Check = Callable[[Settings], Awaitable[list[Finding]]]
+
+
+async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
+    """All findings of the named parts (`gateway`, `redis`, `handler`, `pubsub`, `prometheus`)."""
+    found = await asyncio.gather(*(_bounded(part, CHECKS[part](settings)) for part in parts))
+    return [finding for findings in found for finding in findings]
+
+
+async def _bounded(part: str, check: Awaitable[list[Finding]]) -> list[Finding]:
+    try:
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            return await check
+    except TimeoutError:
+        return [
+            Finding(
+                part, "fault", f"no answer in {_TIMEOUT_SECONDS:g} s", "look at network policies and proxies"
+            )
+        ]
+
+
+def default_parts(settings: Settings) -> list[str]:
+    """The parts that these settings make use of."""
+    parts = ["gateway", "redis"]
+    if settings.env.handler_url:
+        parts.append("handler")
+    if settings.project_id:
+        parts.append("pubsub")
+    if settings.env.prometheus_url:
+        parts.append("prometheus")
+    return parts
+
+
+async def _gateway(settings: Settings) -> list[Finding]:
+    routes = settings.routes
+    bases = sorted({routes.default.base_url, *(route.base_url for route in routes.by_queue.values())})
+    return [
+        await _page(settings, f"gateway {masked_url(base)}", joined(base, "/v1/models"), "IGW_BASE_URL")
+        for base in bases
+    ]
+
+
+async def _handler(settings: Settings) -> list[Finding]:
+    url = joined(settings.env.handler_url, "/readyz")
+    return [await _page(settings, f"handler {masked_url(settings.env.handler_url)}", url, "HANDLER_URL")]
+
+
+async def _prometheus(settings: Settings) -> list[Finding]:
+    url = joined(settings.env.prometheus_url, "/api/v1/query?query=1")
+    return [
+        await _page(settings, f"prometheus {masked_url(settings.env.prometheus_url)}", url, "PROMETHEUS_URL")
+    ]
+
+
+async def _page(settings: Settings, what: str, url: str, setting: str) -> Finding:
+    gateway = gateway_of(settings)
+    started_at = time.monotonic()
+    try:
+        response = await gateway.get(url)
+    except ResponseTooLarge:
+        return Finding(what, "ok", "answers, with more than is read here")
+    except FAILURES as error:
+        reason = failure_reason(error)
+        return Finding(
+            what,
+            "fault",
+            reason,
+            _UNREACHABLE[reason if reason in _UNREACHABLE else "connect"].format(setting),
+        )
+    finally:
+        await gateway.aclose()
+    seconds = time.monotonic() - started_at
+    if response.status_code == 200:
+        return Finding(what, "ok", f"answers in {seconds * 1000:.0f} ms")
+    fix = f"check the path and the credentials; {setting} should answer there"
+    return Finding(what, "fault", f"{url.rsplit('/', 1)[-1]} answers {response.status_code}", fix)
+
+
+_UNREACHABLE: Final = {
+    "connect": "is it running, and is {} right? From a pod: is egress to it allowed?",
+    "dns": "the host name of {} does not resolve here",
+    "tls": "its certificate is not trusted: set the CA (GATEWAY_CA_FILE)",
+    "timeout": "it takes connections and does not answer: look at {}",
+}
+
+
+async def _redis(settings: Settings) -> list[Finding]:
+    redis = connect(redis_options(settings))
+    what = f"redis {masked_url(settings.redis_url)}"
+    try:
+        started_at = time.time()
+        server_seconds = await server_time(redis)
+        findings = [Finding(what, "ok", f"answers in {(time.time() - started_at) * 1000:.0f} ms")]
+        findings.append(_clock(server_seconds, (started_at + time.time()) / 2))
+        findings += [
+            Finding(what, "warning", warning, _DURABLE) for warning in await durability_warnings(redis)
+        ]
+        for entry in settings.queues:
+            findings += await _queue(settings, redis, entry.queue_name)
+    except STORE_FAILURES as error:
+        fix = "check REDIS_URL, user, password and TLS; from a pod: is egress to it allowed?"
+        return [Finding(what, "fault", f"{type(error).__name__}: {str(error)[:200]}", fix)]
+    finally:
+        await redis.aclose()
+    return findings
+
+
+_DURABLE: Final = "see keda/README.md: appendonly yes, maxmemory-policy noeviction"
+
+
+def _clock(server_seconds: float, here: float) -> Finding:
+    skew = server_seconds - here
+    if abs(skew) <= _CLOCK_SECONDS:
+        return Finding("clocks", "ok", f"{abs(skew) * 1000:.0f} ms apart")
+    return Finding(
+        "clocks", "fault", f"{skew:+.1f} s apart", "deadlines are compared: run a time service on both"
+    )
+
+
+async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
+    """Types of its keys, and the right to do what a poller does: every script once, for nothing."""
+    cluster = redis_options(settings).is_cluster
+    wrong = await wrong_types(
+        redis, name, settings.retry_queue_name, settings.result_queue_name, cluster=cluster
+    )
+    if wrong:
+        fix = "another program uses this key: choose another name for the queue, or remove the key"
+        return [
+            Finding(f"key {key}", "fault", f"is a {found}, not a {wanted}", fix)
+            for key, found, wanted in wrong
+        ]
+    queue = RedisQueue(
+        redis, name, QueueOptions(settings.retry_queue_name, settings.result_queue_name, cluster=cluster)
+    )
+    try:
+        await queue.claim(0)
+        await queue.reclaim(0, 1_000)
+        await queue.renew([])
+        await promote(redis, settings.retry_queue_name, name, 0)
+    except STORE_FAILURES as error:
+        return [
+            Finding(
+                f"queue {name}", "fault", str(error)[:200], "grant the ACL user what keda/README.md lists"
+            )
+        ]
+    return [Finding(f"queue {name}", "ok", "keys and rights as needed")]
+
+
+async def _pubsub(settings: Settings) -> list[Finding]:
+    from handlers.pubsub.api import PubSubApi, PubSubOptions
+    from handlers.pubsub.errors import PubSubError
+    from handlers.pubsub.publisher import Publisher, TopicState
+
+    env = settings.env
+    api = PubSubApi(PubSubOptions(project_id=settings.project_id, emulator_host=env.pubsub_emulator_host))
+    publisher = Publisher(api)
+    topics = {
+        settings.result_topic_id,
+        env.dead_letter_topic_id,
+        *(t.result_topic_id for t in settings.file.topics),
+    }
+    findings = []
+    try:
+        for topic in sorted(topic for topic in topics if topic):
+            try:
+                state = await publisher.check(topic)
+            except PubSubError as error:
+                findings.append(
+                    Finding(f"topic {topic}", "fault", str(error)[:200], "check PROJECT_ID and rights")
+                )
+                continue
+            if state is TopicState.MISSING:
+                fix = "async-processor pubsub setup makes it"
+                findings.append(Finding(f"topic {topic}", "fault", "does not exist", fix))
+            else:
+                found = (
+                    "exists"
+                    if state is TopicState.PRESENT
+                    else "may not be looked at; publishing may be allowed"
+                )
+                findings.append(Finding(f"topic {topic}", "ok", found))
+    finally:
+        await publisher.close()
+        await api.close()
+    if not settings.result_topic_id:
+        findings.append(
+            Finding("RESULT_TOPIC_ID", "fault", "nothing", "name the topic that takes the results")
+        )
+    return findings
+
+
+CHECKS: Final[dict[str, Check]] = {
+    "gateway": _gateway,
+    "redis": _redis,
+    "handler": _handler,
+    "pubsub": _pubsub,
+    "prometheus": _prometheus,
+}

@@ -1,0 +1,11 @@
+-- requeue_dead: put a dead letter back into its queue and forget that owners died on it.
+-- Sending it twice does no harm: the second finds no dead letter.
+-- KEYS[1] <queue>:dead  hash  dead letter id -> record
+-- KEYS[2] <queue>       zset  member, score = deadline (+ sequence)
+-- ARGV[1] dead letter id   ARGV[2] member   ARGV[3] score
+-- Returns 1, or 0 when it was not there (then nothing was changed).
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then
+  return 0
+end
+redis.call('ZADD', KEYS[2], ARGV[3], ARGV[2])
+return 1
