@@ -9,9 +9,10 @@ import pytest
 
 from tests.servers.presence import skipped_for_want_of
 from tests.servers.pubsub_emulator import pubsub_emulator
+from tests.servers.valkey import store, valkey
 
 # The servers, one of a kind for a test process, each started when it is first asked for.
-__all__ = ["pubsub_emulator"]
+__all__ = ["pubsub_emulator", "store", "valkey"]
 
 # No deadline for one example: on two cores that others use too, a slow example is no fault.
 hypothesis.settings.register_profile(

@@ -35,7 +35,6 @@ FAILURE_REASONS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (aiohttp.ClientSSLError, "tls"),
     (ssl.SSLError, "tls"),
     (aiohttp.ClientConnectorError, "connect"),
-    (aiohttp.ServerTimeoutError, "timeout"),
     (aiohttp.ServerDisconnectedError, "reset"),
     (aiohttp.ClientConnectionError, "reset"),
     (aiohttp.ClientPayloadError, "broken_body"),

@@ -56,10 +56,20 @@ INTERNALS = st.fixed_dictionaries(
     },
 )
 # Fields with values of any type: what a stranger may send.
-FIELDS = (
-    "id deadline payload metadata headers labels internal data request_kind retry_count result_ttl_seconds "
-    "enqueue_seq created endpoint model result_queue_name"
-).split()
+FIELDS = [
+    *(
+        "id",
+        "deadline",
+        "payload",
+        "created",
+        "metadata",
+        "headers",
+        "endpoint",
+        "model",
+        "result_queue_name",
+    ),
+    *("internal", "data", "request_kind", "labels", "retry_count", "result_ttl_seconds", "enqueue_seq"),
+]
 STRANGE = st.dictionaries(st.sampled_from(FIELDS), JSON | OBJECTS | BODIES | INTERNALS, max_size=6)
 
 

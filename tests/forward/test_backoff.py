@@ -1,0 +1,129 @@
+"""When to try again: bounds at every attempt, inside every deadline, whatever the gateway asks for."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.forward.backoff import (
+    BASE_SECONDS,
+    CAP_SECONDS,
+    backoff_seconds,
+    parse_retry_after,
+    retry_delay,
+)
+
+DRAWS = st.floats(0, 1, exclude_max=True)
+ATTEMPTS = st.integers(0, 10_000)
+LEFTS = st.floats(-1e6, 1e10, allow_nan=False)
+WISHES = st.none() | st.floats(0, 1e300)
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("attempt", "least", "most"), [(0, 1, 2), (1, 2, 4), (2, 4, 8), (3, 8, 16), (4, 16, 32), (5, 30, 60)]
+)
+def test_each_pause_is_twice_the_last_with_half_of_it_drawn(attempt: int, least: float, most: float) -> None:
+    assert backoff_seconds(attempt, 0.0) == least
+    assert backoff_seconds(attempt, math.nextafter(1, 0)) == pytest.approx(most)
+
+
+@pytest.mark.parametrize("attempt", [6, 10_000, 2**80])
+def test_the_cap_holds_at_any_attempt(attempt: int) -> None:
+    assert backoff_seconds(attempt, 0.0) == CAP_SECONDS / 2
+    assert backoff_seconds(attempt, math.nextafter(1, 0)) <= CAP_SECONDS
+
+
+@given(attempt=st.integers(-5, 10_000), draw=DRAWS)
+def test_a_pause_is_within_half_and_whole_of_its_ceiling(attempt: int, draw: float) -> None:
+    ceiling = min(CAP_SECONDS, BASE_SECONDS * 2.0 ** min(max(attempt, 0), 100))
+    assert ceiling / 2 <= backoff_seconds(attempt, draw) <= ceiling
+
+
+@given(attempt=ATTEMPTS, left=LEFTS, wish=WISHES, draw=DRAWS, earliest=st.floats(0, 600))
+def test_a_retry_always_comes_before_the_deadline(
+    attempt: int, left: float, wish: float | None, draw: float, earliest: float
+) -> None:
+    delay = retry_delay(attempt, left_seconds=left, wish_seconds=wish, draw=draw, earliest_seconds=earliest)
+    if delay is None:
+        return
+    assert delay < left
+    assert delay >= max(earliest, BASE_SECONDS / 2)
+
+
+@given(attempt=ATTEMPTS, wish=WISHES, draw=DRAWS)
+def test_where_two_pauses_fit_there_is_a_retry(attempt: int, wish: float | None, draw: float) -> None:
+    delay = retry_delay(attempt, left_seconds=2 * BASE_SECONDS, wish_seconds=wish, draw=draw)
+    assert delay is not None
+
+
+@given(attempt=ATTEMPTS, left=st.floats(10, 1e9), wish=st.floats(0, 1e300), draw=DRAWS)
+def test_a_longer_wish_is_kept_up_to_half_of_the_time_left(
+    attempt: int, left: float, wish: float, draw: float
+) -> None:
+    own = retry_delay(attempt, left_seconds=left, wish_seconds=None, draw=draw)
+    delay = retry_delay(attempt, left_seconds=left, wish_seconds=wish, draw=draw)
+    assert own is not None
+    assert delay is not None
+    assert delay >= min(wish, left / 2)
+    assert delay <= max(own, 1.25 * min(wish, left / 2)) * 1.000001
+
+
+def test_a_herd_that_was_told_one_number_does_not_return_as_one() -> None:
+    delays = {retry_delay(0, left_seconds=1e4, wish_seconds=100, draw=n / 100) for n in range(100)}
+    assert len(delays) == 100
+    assert all(delay is not None and 100 <= delay <= 125 for delay in delays)
+
+
+def test_at_the_very_end_there_is_no_storm_of_ever_closer_attempts() -> None:
+    for wish in (None, 5.0, 1e9):
+        left, attempts = 30.0, 0
+        while (delay := retry_delay(9, left_seconds=left, wish_seconds=wish, draw=0.0)) is not None:
+            left, attempts = left - delay, attempts + 1
+        assert attempts <= 6
+        assert left < 2 * BASE_SECONDS
+
+
+def test_a_delivery_that_can_only_come_back_too_late_is_not_waited_for() -> None:
+    assert retry_delay(0, left_seconds=10.0, wish_seconds=None, draw=0.0, earliest_seconds=10.0) is None
+    assert retry_delay(0, left_seconds=10.1, wish_seconds=None, draw=0.0, earliest_seconds=10.0) == 10.0
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        *(("7", 7.0), (" 7 ", 7.0), ("0", 0.0), ("1.5", 1.5), ("1000000000", 1e9), ("007", 7.0)),
+        *(
+            (value, None)
+            for value in ("", "soon", "-1", "+5", "1e3", "0x5", "nan", "inf", ".", "1.2.3", "7s")
+        ),
+        *((value, None) for value in ("٣", "²", "9" * 400, "1 2", "Fri, 99 Xyz 2027 00:00:00 GMT")),
+        (None, None),
+        (format_datetime(datetime.fromtimestamp(NOW + 90, UTC), usegmt=True), 90.0),
+        (format_datetime(datetime.fromtimestamp(NOW - 90, UTC), usegmt=True), 0.0),
+        ("Fri, 15 Jan 2027 08:01:30 -0000", 90.0),
+        ("Friday, 15-Jan-27 08:01:30 GMT", 90.0),
+        ("Fri Jan 15 08:01:30 2027", 90.0),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date_and_garbage_is_ignored(
+    value: str | None, seconds: float | None
+) -> None:
+    assert parse_retry_after(value, NOW) == seconds
+
+
+DATES = st.from_regex(
+    r"(Mon|Fri|X), [0-9]{1,3} (Jan|Feb|Q) [0-9]{1,6} [0-9]{1,3}:[0-9]{1,3}(:[0-9]{2,3})? ?(GMT|[+-][0-9]{4,9}|)",
+    fullmatch=True,
+)
+
+
+@given(value=st.text(max_size=40) | DATES | st.from_regex(r"[0-9.,:;+-]{0,30}", fullmatch=True))
+def test_no_header_crashes_and_none_means_less_than_nothing(value: str) -> None:
+    seconds = parse_retry_after(value, NOW)
+    assert seconds is None or (seconds >= 0 and math.isfinite(seconds))

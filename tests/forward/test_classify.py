@@ -1,0 +1,87 @@
+"""The tables are complete: every status has an outcome, every failure of the client a word."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Iterator
+
+import aiohttp
+import httpx
+import pytest
+
+from handlers.forward.classify import FAILURE_REASONS, FAILURES, failure_reason, is_final, status_reason
+
+WORDS = {"timeout", "dns", "tls", "connect", "reset", "broken_body", "broken_response"}
+
+
+def below(kind: type[BaseException]) -> Iterator[type[BaseException]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from below(narrower)
+
+
+CLIENT_ERRORS = sorted(
+    {*below(aiohttp.ClientError), *below(httpx.TransportError)}, key=lambda kind: kind.__name__
+)
+
+
+@pytest.mark.parametrize("kind", CLIENT_ERRORS, ids=lambda kind: kind.__name__)
+def test_every_failure_of_the_client_is_in_the_table(kind: type[BaseException]) -> None:
+    error = kind.__new__(kind)
+    assert isinstance(error, FAILURES)
+    assert failure_reason(error) in WORDS
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        TimeoutError,
+        asyncio.TimeoutError,
+        ConnectionResetError,
+        BrokenPipeError,
+        OSError,
+        ssl.SSLError,
+        EOFError,
+    ],
+)
+def test_what_lies_below_the_client_is_in_the_table_too(kind: type[BaseException]) -> None:
+    assert isinstance(kind(), FAILURES) is (kind is not EOFError)
+    assert failure_reason(kind()) in WORDS
+
+
+@pytest.mark.parametrize(
+    "kind", [asyncio.CancelledError, KeyError, RuntimeError, AssertionError, MemoryError]
+)
+def test_a_defect_of_ours_is_not_taken_for_a_failure_of_the_gateway(kind: type[BaseException]) -> None:
+    assert not isinstance(kind(), FAILURES)
+
+
+def test_no_row_of_the_table_hides_behind_a_wider_one() -> None:
+    kinds = [kind for kind, _ in FAILURE_REASONS]
+    hidden = [
+        narrow for at, narrow in enumerate(kinds) if any(issubclass(narrow, wide) for wide in kinds[:at])
+    ]
+    assert hidden == []
+
+
+def test_the_clients_own_word_for_a_disconnect_is_looked_through() -> None:
+    """The transport reports a server that hung up as a connect timeout."""
+    error = httpx.ConnectTimeout("")
+    error.__cause__ = aiohttp.ServerDisconnectedError()
+    assert failure_reason(error) == "reset"
+    error.__cause__ = KeyError("something else")
+    assert failure_reason(error) == "timeout"
+
+
+@pytest.mark.parametrize("status", range(100, 600))
+def test_every_status_has_an_outcome(status: int) -> None:
+    retried = status in (408, 425, 429) or status >= 500
+    assert is_final(status) is not retried
+    if retried:
+        assert status_reason(status)
+
+
+def test_only_a_429_is_a_rejection() -> None:
+    """The doors answer a rejection with 429, and everything else that is retried with 503."""
+    assert [s for s in range(100, 600) if not is_final(s) and status_reason(s) == "rejected"] == [429]

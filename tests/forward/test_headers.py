@@ -1,0 +1,201 @@
+"""F73: which of a stranger's headers pass, and that ours win; checked on values and on the wire."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.contract.request import Request
+from handlers.forward.gateway import Gateway
+from handlers.forward.headers import (
+    FORBIDDEN,
+    FORBIDDEN_PREFIXES,
+    MAX_HEADERS,
+    MAX_TOTAL_BYTES,
+    MAX_VALUE_BYTES,
+    allowed_headers,
+    gateway_headers,
+    is_fairness_id,
+)
+from handlers.forward.route import Route
+from tests.servers.raw_http import RawHttp
+
+ROUTE = Route("http://gateway")
+TRACE = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+
+
+def request(**fields: object) -> Request:
+    return Request(id="a", deadline=5.0, payload=b"{}", **fields)  # type: ignore[arg-type]  # fields of Request
+
+
+@pytest.mark.parametrize("name", sorted(FORBIDDEN) + [f"{prefix}x" for prefix in FORBIDDEN_PREFIXES])
+def test_a_forbidden_header_never_passes_in_any_letter_case(name: str) -> None:
+    for form in (name, name.upper(), name.title()):
+        assert allowed_headers({form: "1"}) == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            " ",
+            "a b",
+            "a\r\nhost",
+            "a:",
+            "é",
+            "a_b",
+            "a\0",
+            "x" * 65,
+            "a\t",
+            "host ",
+            " host",
+            "transfer-encoding ",
+        ),
+        *("(x)", "x/y", "x=y", '"x"', "{x}", "[x]", "x,y", "x;y", "x@y", "x?y", "<x>", "x\\y"),
+    ],
+)
+def test_a_name_that_is_no_plain_token_never_passes(name: str) -> None:
+    assert allowed_headers({name: "1"}) == {}
+
+
+@pytest.mark.parametrize(
+    "value", ["a\r\nx: y", "a\nb", "a\rb", "a\0b", "é", "\x7f", "\x1b[0m", "x" * (MAX_VALUE_BYTES + 1)]
+)
+def test_a_value_that_could_break_a_line_never_passes(value: str) -> None:
+    assert allowed_headers({"x-note": value}) == {}
+
+
+def test_an_honest_header_passes_in_lower_case() -> None:
+    assert allowed_headers({"X-Request-ID": "7f", "Accept": "*/*"}) == {"x-request-id": "7f", "accept": "*/*"}
+
+
+def test_authorization_passes_only_where_the_route_says_so() -> None:
+    headers = {"Authorization": "Bearer x"}
+    assert allowed_headers(headers) == {}
+    assert allowed_headers(headers, allow_authorization=True) == {"authorization": "Bearer x"}
+
+
+def test_ten_thousand_headers_are_cut_to_the_limits() -> None:
+    many = allowed_headers({f"x-{n}": "v" for n in range(10_000)})
+    assert len(many) == MAX_HEADERS
+    large = allowed_headers({f"x-{n}": "v" * 1_000 for n in range(20)})
+    assert sum(len(name) + len(value) for name, value in large.items()) <= MAX_TOTAL_BYTES
+
+
+@given(
+    headers=st.dictionaries(st.text(max_size=20) | st.sampled_from(sorted(FORBIDDEN)), st.text(max_size=20))
+)
+def test_whatever_passes_is_one_plain_line_each(headers: dict[str, str]) -> None:
+    for name, value in allowed_headers(headers).items():
+        assert re.fullmatch(r"[a-z0-9-]{1,64}", name)
+        assert value.isascii()
+        assert not set(value) & {"\r", "\n", "\0"}
+        assert name not in FORBIDDEN
+        assert not name.startswith(FORBIDDEN_PREFIXES)
+
+
+def test_the_route_and_the_lane_say_the_objective() -> None:
+    route = Route("http://g", inference_objective="sheddable")
+    own = {"X-LLM-D-Inference-Objective": "critical", "x-gateway-inference-objective": "critical"}
+    headers = gateway_headers(request(headers=own), route)
+    assert headers["x-llm-d-inference-objective"] == "sheddable"
+    assert "x-gateway-inference-objective" not in headers
+    assert gateway_headers(request(objective="batch"), route)["x-llm-d-inference-objective"] == "batch"
+    assert "x-llm-d-inference-objective" not in gateway_headers(request(headers=own), ROUTE)
+
+
+def test_older_gateways_get_their_own_objective_header() -> None:
+    route = Route("http://g", inference_objective="o", objective_header="x-gateway-inference-objective")
+    headers = gateway_headers(request(), route)
+    assert headers["x-gateway-inference-objective"] == "o"
+    assert "x-llm-d-inference-objective" not in headers
+
+
+def test_an_objective_that_would_break_a_line_is_not_sent() -> None:
+    assert "x-llm-d-inference-objective" not in gateway_headers(request(objective="a\r\nhost: b"), ROUTE)
+
+
+def test_the_tenant_of_the_metadata_replaces_the_callers_own() -> None:
+    own = {"X-LLM-D-Inference-Fairness-ID": "somebody"}
+    headers = gateway_headers(request(headers=own, metadata={"userid": "me"}), ROUTE)
+    assert headers["x-llm-d-inference-fairness-id"] == "me"
+    assert "x-llm-d-inference-fairness-id" not in gateway_headers(request(headers=own), ROUTE)
+
+
+def test_a_fairness_header_of_the_operators_choice_is_ours_too() -> None:
+    route = Route("http://g", fairness_header="x-tenant", fairness_attribute="team")
+    headers = gateway_headers(request(headers={"X-Tenant": "forged"}, metadata={"team": "t"}), route)
+    assert headers["x-tenant"] == "t"
+    assert "x-tenant" not in gateway_headers(request(headers={"X-Tenant": "forged"}), route)
+
+
+def test_fairness_can_be_switched_off() -> None:
+    route = Route("http://g", fairness_header="")
+    assert "x-llm-d-inference-fairness-id" not in gateway_headers(request(metadata={"userid": "me"}), route)
+
+
+@pytest.mark.parametrize("tenant", ["", " a", "a ", "a\nb", "é", "x" * 257, "\t"])
+def test_a_tenant_that_is_no_header_value_is_not_sent(tenant: str) -> None:
+    assert not is_fairness_id(tenant)
+    headers = gateway_headers(request(metadata={"userid": tenant}), ROUTE)
+    assert "x-llm-d-inference-fairness-id" not in headers
+
+
+@pytest.mark.parametrize("tenant", ["a", "x" * 256, "team one", "a,b"])
+def test_a_tenant_of_1_to_256_bytes_is_sent(tenant: str) -> None:
+    assert (
+        gateway_headers(request(metadata={"userid": tenant}), ROUTE)["x-llm-d-inference-fairness-id"]
+        == tenant
+    )
+
+
+def test_a_lane_stamps_its_priority_over_the_callers_own() -> None:
+    own = {"X-Gateway-Priority": "99"}
+    assert gateway_headers(request(headers=own, priority=0), ROUTE)["x-gateway-priority"] == "0"
+    assert "x-gateway-priority" not in gateway_headers(request(headers=own), ROUTE)
+
+
+def test_the_producers_trace_goes_on_from_the_metadata_alone() -> None:
+    metadata = {"traceparent": TRACE, "tracestate": "a=b", "baggage": "k=v", "other": "x"}
+    headers = gateway_headers(request(metadata=metadata, headers={"traceparent": "forged"}), ROUTE)
+    assert (headers["traceparent"], headers["tracestate"], headers["baggage"]) == (TRACE, "a=b", "k=v")
+    assert "other" not in headers
+    assert (
+        gateway_headers(request(metadata=metadata), ROUTE, {"traceparent": "ours"})["traceparent"] == "ours"
+    )
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        *("", "x", TRACE + "\r\n", TRACE.upper(), TRACE[:-1], "01" + TRACE[2:], TRACE + "-extra"),
+        *("00-" + "0" * 32 + "-" + "b" * 16 + "-01", "00-" + "a" * 32 + "-" + "0" * 16 + "-01"),
+    ],
+)
+def test_a_trace_that_is_not_well_formed_is_dropped_with_its_state(parent: str) -> None:
+    headers = gateway_headers(request(metadata={"traceparent": parent, "tracestate": "a=b"}), ROUTE)
+    assert not {"traceparent", "tracestate"} & set(headers)
+
+
+async def test_on_the_wire_there_is_nothing_but_what_was_allowed(gateway: Gateway, server: RawHttp) -> None:
+    """F73, I16: seen by the gateway, byte for byte."""
+    hostile = dict.fromkeys(FORBIDDEN, "forged") | {f"{prefix}x": "forged" for prefix in FORBIDDEN_PREFIXES}
+    hostile |= {"x-ok": "fine", "bad name": "forged", "x-break": "a\r\nx-injected: forged", "X-OK2": "fine"}
+    given = request(headers=hostile, metadata={"userid": "me", "traceparent": TRACE})
+    await gateway.send(server.url + "/v1/x", gateway_headers(given, ROUTE), b"{}")
+    (received,) = server.received
+    assert b"forged" not in received.head
+    assert sorted(received.headers) == [
+        ("accept-encoding", "identity"),
+        ("content-length", "2"),
+        ("content-type", "application/json"),
+        ("host", f"127.0.0.1:{server.port}"),
+        ("traceparent", TRACE),
+        ("x-llm-d-inference-fairness-id", "me"),
+        ("x-ok", "fine"),
+        ("x-ok2", "fine"),
+    ]

@@ -1,0 +1,36 @@
+"""No key leaks: whatever a test leaves in Redis is in the table of `handlers.redis_store.keys`, or expires."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+
+from handlers.redis_store.keys import queue_keys
+
+
+async def leaked_keys(
+    store: Redis, queues: Sequence[str], lists: Sequence[str], retry_queue_name: str = "retry-sortedset"
+) -> list[str]:
+    """Keys that should not be there once every request has its result, with their type.
+
+    What may stay: the result lists (their reader empties them), the dead letters, and what expires.
+    """
+    may_stay = {retry_queue_name, *lists, *(queue_keys(queue).dead for queue in queues)}
+    leaked = []
+    async for key in store.scan_iter(count=1_000):
+        name = key.decode("utf-8", "backslashreplace")
+        if name not in may_stay and await store.ttl(key) < 0:
+            leaked.append(f"{name} ({(await store.type(key)).decode()})")
+    return sorted(leaked)
+
+
+async def claims_left(store: Redis, queue: str) -> dict[str, int]:
+    """The sizes of the three keys of claims that are not empty; `{}` where nobody holds anything."""
+    keys = queue_keys(queue)
+    sizes = {
+        keys.claimed: await store.hlen(keys.claimed),  # type: ignore[misc]  # the library's two-headed type
+        keys.owners: await store.hlen(keys.owners),  # type: ignore[misc]  # as above
+        keys.index: await store.zcard(keys.index),
+    }
+    return {name: size for name, size in sizes.items() if size}
