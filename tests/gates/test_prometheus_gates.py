@@ -112,8 +112,13 @@ async def test_a_metric_that_goes_away_is_held_for_a_time_and_then_falls_back(
         assert built.budget() == pytest.approx(0.3)
         await wait_until_async(lambda: built.state().on_missing == "fallback", 20, "the hold to end")
         assert built.budget() == pytest.approx(0.1)
-    in_force = [line["in_force"] for line in log.said("gate on_missing in force")]
-    assert in_force == ["hold", "fallback"]
+        await wait_until_async(
+            lambda: (
+                [line["in_force"] for line in log.said("gate on_missing in force")] == ["hold", "fallback"]
+            ),
+            5,
+            "both to be told, each once",
+        )
 
 
 async def test_the_budget_comes_from_the_first_source_that_has_a_sample(
