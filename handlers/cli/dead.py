@@ -155,9 +155,9 @@ def _print_table(found: list[DeadLetter]) -> None:
         return
     table = Table(box=None)
     for column in ("id", "when", "reason", "deaths", "bytes", "message"):
-        table.add_column(column, no_wrap=column == "id")
+        table.add_column(column, no_wrap=True, overflow="fold" if column == "id" else "ellipsis")
     for letter in found:
-        when = datetime.fromtimestamp(letter.at, UTC).isoformat(timespec="seconds")
+        when = datetime.fromtimestamp(letter.at, UTC).strftime("%m-%d %H:%M:%SZ")
         table.add_row(
             letter.dead_id, when, letter.reason, str(letter.deaths), str(len(letter.member)), letter.message
         )

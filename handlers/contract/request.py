@@ -125,6 +125,7 @@ def decode_body(
         queue=queue,
         result_queue_name=(wire.result_queue_name or "") if result_queue_name is None else result_queue_name,
         result_ttl_seconds=_ttl(body, result_ttl_seconds),
+        result_routing_resolved=result_routing_resolved,
         request_token=request_token,
         payload_ref=payload_ref,
         attempt=attempt,
