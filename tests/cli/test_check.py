@@ -1,0 +1,117 @@
+"""`async-processor check` on a real stack, and on one where things are wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+from handlers.demo.stack import Stack, StackOptions
+
+COMMAND = str(Path(sys.executable).parent / "async-processor")
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with Stack(StackOptions(has_pubsub=False)) as running:
+        yield running
+
+
+def check(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "COLUMNS": "200", **variables}
+    return subprocess.run(
+        [COMMAND, "check", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def findings(*arguments: str, **variables: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    done = check("--json", *arguments, **variables)
+    report = msgspec.json.decode(done.stdout)
+    return done.returncode, {finding["what"]: finding for finding in report["findings"]}
+
+
+def test_a_sound_stack_has_no_fault(stack: Stack) -> None:
+    code, found = findings(
+        REDIS_URL=stack.redis_url, IGW_BASE_URL=stack.gateway_url, HANDLER_URL=stack.handler_url
+    )
+
+    assert code == 0
+    assert {one["state"] for one in found.values()} == {"ok"}
+    assert "queue request-sortedset" in found
+
+
+def test_what_is_not_there_is_a_fault_with_a_fix() -> None:
+    code, found = findings(REDIS_URL="redis://127.0.0.1:1", IGW_BASE_URL="http://127.0.0.1:1")
+
+    assert code == 1
+    assert all(one["state"] == "fault" and one["fix"] for one in found.values())
+
+
+def test_a_key_of_another_type_is_named(stack: Stack) -> None:
+    store = redis.Redis.from_url(stack.redis_url)
+    store.set("check-wrong-type", "x")
+
+    code, found = findings(
+        "--only",
+        "redis",
+        REDIS_URL=stack.redis_url,
+        REQUEST_QUEUE_NAME="check-wrong-type",
+        RETRY_QUEUE_NAME="r",
+    )
+
+    store.close()
+    assert code == 1
+    assert found["key check-wrong-type"]["found"] == "is a string, not a zset"
+
+
+def test_settings_are_printed_with_secrets_masked(stack: Stack) -> None:
+    url = stack.redis_url.replace("redis://", "redis://default:canary-in-url@")
+
+    done = check(
+        "--only", "gateway", REDIS_URL=url, REDIS_PASSWORD="canary", DISPATCH_TOKEN="canary-token-0123456789"
+    )
+
+    assert "canary" not in done.stdout + done.stderr
+    assert "REDIS_PASSWORD" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"IGW_BASE_URL": "gateway:80"}, "IGW_BASE_URL"),
+        ({"WORKERS": "many"}, "WORKERS"),
+        ({"WORKERS": "0"}, "WORKERS"),
+        ({"CONFIG_FILE": "/no/such/file"}, "CONFIG_FILE"),
+        ({"HEARTBEAT_SECONDS": "15"}, "HEARTBEAT_SECONDS"),
+        ({"REDIS_URL": "http://redis"}, "REDIS_URL"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(variables: dict[str, str], named: str) -> None:
+    done = check(**variables)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {named}: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("queues:\n  - queue_name: a\n    gate_typ: constant\n")
+
+    done = check(CONFIG_FILE=str(file))
+
+    assert done.returncode == 2
+    assert "gate_typ" in done.stderr
+    assert done.stderr.count("\n") == 1
