@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+from handlers.app.gates import ProcessGates
 from handlers.app.handler import forwarder_of, gateway_of
 from handlers.contract.request import Request
 from handlers.forward.forward import NO_LIMITS
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.outcome import Outcome
+from handlers.gates.allowance import Allowance
+from handlers.gates.gate import Gate, Share
 from handlers.poller.carrier import Carrier
 from handlers.poller.dispatcher import Dispatch, HttpDispatcher
 from handlers.poller.heartbeat import Heartbeat
+from handlers.poller.lanes import LaneOptions, build_merge, check_objectives
 from handlers.poller.looper import Looper
 from handlers.poller.poller import Poller
 from handlers.poller.pool import Pool, Source
@@ -65,12 +69,15 @@ class PollerApp:
         self._client = _client(settings)
         self._dispatch = _dispatch(settings, self._client)
         self._metrics = Metrics()
+        self._gates = ProcessGates(settings, redis_options(settings))
+        self._pool_gates: dict[str, list[Gate]] = {}
+        self._lanes: dict[str, LaneOptions] = {}
         self._pools = self._build_pools()
         self._carriers: list[Carrier] = []
         self._settlers: list[Settler] = []
         self._loopers: list[Looper] = []
-        for entry in settings.queues:
-            self._add(entry)
+        for number, entry in enumerate(settings.queues):
+            self._add(number, entry)
         self._loopers.append(self._promoter())
         self.poller = Poller(
             [pool for pool in self._pools.values() if pool.sources],
@@ -100,16 +107,29 @@ class PollerApp:
 
     def _build_pools(self) -> dict[str, Pool]:
         settings = self._settings
-        return {
-            pool.id: Pool(
-                pool.id, pool.workers or settings.env.workers, settings.poll_interval_seconds, self._log
+        pools = {}
+        for number, entry in enumerate(settings.pools):
+            setting = f"pools[{number}]"
+            check_objectives(entry.lane_objectives, f"{setting}.lane_objectives")
+            merge = build_merge(
+                entry.merge_policy, f"{setting}.merge_policy", ageing_seconds=entry.ageing_seconds
             )
-            for pool in settings.pools
-        }
+            self._pool_gates[entry.id] = self._gates.build(entry.gate_type, entry.gate_params, setting)
+            self._lanes[entry.id] = LaneOptions(entry.lane_objectives, entry.priority_header)
+            pools[entry.id] = Pool(
+                entry.id,
+                entry.workers or settings.env.workers,
+                settings.poll_interval_seconds,
+                self._log,
+                gates=self._pool_gates[entry.id],
+                merge=merge,
+            )
+        return pools
 
-    def _add(self, entry: QueueEntry) -> None:
+    def _add(self, number: int, entry: QueueEntry) -> None:
         env, pool = self._settings.env, self._pools[entry.worker_pool_id]
         queue = RedisQueue(self._redis, entry.queue_name, self._queue_options())
+        gates = self._gates.build(entry.gate_type, entry.gate_params, f"queues[{number}]")
         route = ResultRoute(
             entry.result_queue_name, entry.result_ttl_seconds, self._settings.result_queue_name
         )
@@ -122,19 +142,21 @@ class PollerApp:
             self._log,
             metrics,
             labels=entry.labels,
+            gates=[*gates, *self._pool_gates[pool.pool_id]],
+            lane=self._lanes[pool.pool_id],
             clock=queue.now,
-            on_freed=pool.free,
             max_request_bytes=env.max_request_bytes,
         )
         settler.on_settled = carrier.settled
         heartbeat = Heartbeat(queue, carrier, env.lease_seconds, metrics)
         reclaimer = Reclaimer(queue, carrier, self._log, metrics, max_deaths=env.max_deaths)
-        pool.sources.append(Source(queue, carrier))
+        allowance = Allowance(pool.slots, _shares(gates)) if gates else None
+        pool.add(Source(queue, carrier, entry.labels, gates, allowance))
         self._settlers.append(settler)
         self._carriers.append(carrier)
         self._loopers.append(self._looper("heartbeat", env.heartbeat_seconds, heartbeat.tick))
         self._loopers.append(self._looper("reclaimer", env.reclaim_seconds, reclaimer.tick))
-        self._loopers.append(self._looper("depths", DEPTHS_SECONDS, self._depths_tick(queue, metrics)))
+        self._loopers.append(self._looper("depths", DEPTHS_SECONDS, self._depths_tick(queue, pool, metrics)))
 
     def _queue_options(self) -> QueueOptions:
         env = self._settings.env
@@ -157,7 +179,9 @@ class PollerApp:
 
         return self._looper("promoter", PROMOTE_SECONDS, tick)
 
-    def _depths_tick(self, queue: RedisQueue, metrics: QueueMetrics) -> Callable[[], Awaitable[None]]:
+    def _depths_tick(
+        self, queue: RedisQueue, pool: Pool, metrics: QueueMetrics
+    ) -> Callable[[], Awaitable[None]]:
         options = self._queue_options()
 
         async def tick() -> None:
@@ -165,6 +189,8 @@ class PollerApp:
                 self._redis, queue.name, options.retry_queue_name, cluster=options.cluster
             )
             left = 0.0 if found.first_score is None else found.first_score - queue.now()
+            self._metrics.workers.labels(pool.pool_id).set(pool.slots)
+            self._metrics.budget.labels(pool.pool_id).set(pool.budget)
             metrics.depth(found.pending, found.claimed, found.retrying, found.dead, left)
 
         return tick
@@ -187,9 +213,11 @@ class PollerApp:
                 "polling", queues=queues, workers={p.pool_id: p.slots for p in self._pools.values()}
             )
             await self._pages.start()
+            await self._gates.start()
             await self.poller.run()
         finally:
             await self._pages.aclose()
+            await self._gates.aclose()
             await self._client.aclose()
             await self._redis.aclose()
 
@@ -198,6 +226,10 @@ class PollerApp:
             return await durability_warnings(self._redis)
         except STORE_FAILURES as error:
             return [f"Redis does not answer yet ({type(error).__name__})"]
+
+
+def _shares(gates: Sequence[Gate]) -> Callable[[], tuple[Share, ...]]:
+    return lambda: tuple(share for gate in gates for share in gate.shares())
 
 
 def _client(settings: Settings) -> Gateway:

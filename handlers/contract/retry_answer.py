@@ -15,13 +15,22 @@ RETRY: Final = "retry"
 
 
 class RetryAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`status_code` and `payload` are the gateway's last response, if there was one."""
+    """`status_code` and `payload` are the gateway's last response, if there was one.
+
+    The fields after them are what it said beside it, for gates that learn from answers; `was_sent` says
+    whether the gateway was asked at all.
+    """
 
     reason: str
     retry_after_seconds: float
     counts_attempt: bool = True
     status_code: int = 0
     payload: str = ""
+    was_sent: bool = False
+    dropped_reason: str = ""
+    gateway_retry_after_seconds: float | None = None
+    queue_duration_ms: float | None = None
+    band_headroom: float | None = None
 
 
 _decoder = msgspec.json.Decoder(RetryAnswer)

@@ -16,6 +16,7 @@ from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, RetryAnswer, e
 from handlers.doors.http_message import Answer, Delivery, plain, retry_after
 from handlers.forward.forward import NO_LIMITS, Limits, invalid
 from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.gates.gate import Answer as GatewayAnswer
 
 RESULT_SOURCE = "/async-processor/dispatch"
 
@@ -63,25 +64,35 @@ class DispatchDoor:
     async def settle(self, context: Event, outcome: Outcome) -> Answer:
         """The result as an event, or the retry as 429/503."""
         match outcome:
-            case Answered(result):
-                return _result_answer(context, result)
+            case Answered(result, feedback):
+                return _result_answer(context, result, feedback)
             case Retry():
                 return _retry_answer(outcome)
 
 
-def _result_answer(event: Event, result: Result) -> Answer:
-    headers = binary_headers(f"{event.id}.result", RESULT_SOURCE, RESULT_TYPE, {"requestid": result.id})
+def _result_answer(event: Event, result: Result, feedback: GatewayAnswer | None) -> Answer:
+    extensions = {"requestid": result.id}
+    if feedback is not None and feedback.queue_duration_ms is not None:
+        extensions["queuedurationms"] = str(feedback.queue_duration_ms)
+    if feedback is not None and feedback.band_headroom is not None:
+        extensions["bandheadroom"] = str(feedback.band_headroom)
+    headers = binary_headers(f"{event.id}.result", RESULT_SOURCE, RESULT_TYPE, extensions)
     return Answer(200, encode_result(result), headers)
 
 
 def _retry_answer(retry: Retry) -> Answer:
-    last = retry.last
+    last, feedback = retry.last, retry.feedback
     body = RetryAnswer(
         reason=retry.reason,
         retry_after_seconds=round(retry.delay_seconds, 3),
         counts_attempt=retry.counts_attempt,
         status_code=last.status_code if last else 0,
         payload=str(last.body, "utf-8", "replace") if last else "",
+        was_sent=feedback is not None,
+        dropped_reason=feedback.dropped_reason if feedback else "",
+        gateway_retry_after_seconds=feedback.retry_after_seconds if feedback else None,
+        queue_duration_ms=feedback.queue_duration_ms if feedback else None,
+        band_headroom=feedback.band_headroom if feedback else None,
     )
     headers = {"content-type": "application/json", OUTCOME_HEADER: RETRY, **retry_after(retry.delay_seconds)}
     return Answer(429 if retry.reason == "rejected" else 503, encode_retry_answer(body), headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,10 +16,17 @@ from handlers.contract.result import ErrorCode, answered_result, error_result
 from handlers.forward.backoff import parse_retry_after, retry_delay
 from handlers.forward.classify import FAILURES, failure_reason, is_final, status_reason
 from handlers.forward.endpoint import gateway_url
-from handlers.forward.gateway import GatewayResponse, ResponseTooLarge
+from handlers.forward.gateway import (
+    BAND_HEADROOM_HEADER,
+    DROPPED_REASON_HEADER,
+    QUEUE_DURATION_HEADER,
+    GatewayResponse,
+    ResponseTooLarge,
+)
 from handlers.forward.headers import gateway_headers
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.forward.route import Routes
+from handlers.gates.gate import Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,7 @@ class Limits:
 
 
 NO_LIMITS = Limits()
+_NO_ANSWER = Answer(None)
 
 Forward = Callable[[Request, Limits], Awaitable[Outcome]]
 
@@ -82,45 +91,68 @@ class Forwarder:
         except ResponseTooLarge:
             return failed(request, "the gateway's response is over the size limit")
         except FAILURES as error:
-            return self._retry(request, limits, failure_reason(error), None, None)
+            return self._retry(request, limits, failure_reason(error), _NO_ANSWER, None)
         return self._judge(request, limits, response)
 
     def _judge(self, request: Request, limits: Limits, response: GatewayResponse) -> Outcome:
+        feedback = self._feedback(response)
         if is_final(response.status_code):
-            return answered(request, response.status_code, response.body)
-        wish = parse_retry_after(response.headers.get("retry-after"), self._clock())
+            return answered(request, response.status_code, response.body, feedback)
         last = LastResponse(response.status_code, response.body)
-        return self._retry(request, limits, status_reason(response.status_code), wish, last)
+        return self._retry(request, limits, status_reason(response.status_code), feedback, last)
+
+    def _feedback(self, response: GatewayResponse) -> Answer:
+        """What a gate may learn: the status, and what the gateway's flow control says beside it."""
+        headers = response.headers
+        return Answer(
+            status_code=response.status_code,
+            dropped_reason=headers.get(DROPPED_REASON_HEADER, "")[:64],
+            retry_after_seconds=parse_retry_after(headers.get("retry-after"), self._clock()),
+            queue_duration_ms=_number(headers.get(QUEUE_DURATION_HEADER)),
+            band_headroom=_number(headers.get(BAND_HEADROOM_HEADER)),
+        )
 
     def _retry(
         self,
         request: Request,
         limits: Limits,
         reason: str,
-        wish_seconds: float | None,
+        feedback: Answer,
         last: LastResponse | None,
     ) -> Outcome:
         delay = retry_delay(
             request.attempt,
             left_seconds=request.deadline - self._clock(),
-            wish_seconds=wish_seconds,
+            wish_seconds=feedback.retry_after_seconds,
             draw=self._draw(),
             earliest_seconds=limits.earliest_retry_seconds,
         )
-        return expired(request, last) if delay is None else Retry(delay, reason, last)
+        if delay is None:
+            return expired(request, last, feedback)
+        return Retry(delay, reason, last, feedback=feedback)
 
 
-def answered(request: Request, status_code: int, body: bytes) -> Answered:
+def _number(text: str | None) -> float | None:
+    """A header's number; None for nothing, garbage, or what is not finite."""
+    try:
+        value = float(text) if text else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def answered(request: Request, status_code: int, body: bytes, feedback: Answer | None = None) -> Answered:
     """The gateway's answer as the final result."""
-    return Answered(answered_result(request.id, request.request_token, status_code, body))
+    return Answered(answered_result(request.id, request.request_token, status_code, body), feedback)
 
 
-def expired(request: Request, last: LastResponse | None) -> Answered:
+def expired(request: Request, last: LastResponse | None, feedback: Answer | None = None) -> Answered:
     """No time is left: the last response if there was one, else `DEADLINE_EXCEEDED`."""
     if last is not None:
-        return answered(request, last.status_code, last.body)
+        return answered(request, last.status_code, last.body, feedback)
     message = "the deadline passed before the gateway answered"
-    return Answered(error_result(request.id, request.request_token, ErrorCode.DEADLINE_EXCEEDED, message))
+    result = error_result(request.id, request.request_token, ErrorCode.DEADLINE_EXCEEDED, message)
+    return Answered(result, feedback)
 
 
 def failed(request: Request, message: str) -> Answered:

@@ -19,6 +19,7 @@ from httpx_aiohttp import AiohttpTransport
 
 DROPPED_REASON_HEADER: Final = "x-llm-d-request-dropped-reason"
 QUEUE_DURATION_HEADER: Final = "x-llm-d-flow-queue-duration-ms"
+BAND_HEADROOM_HEADER: Final = "x-llm-d-flow-band-headroom"
 _GZIP_WINDOW: Final = zlib.MAX_WBITS | 32  # gzip or zlib, whichever the header says
 
 

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import msgspec
 
 from handlers.contract.result import Result
+from handlers.gates.gate import Answer
 
 
 class LastResponse(msgspec.Struct, frozen=True):
@@ -17,9 +18,13 @@ class LastResponse(msgspec.Struct, frozen=True):
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """Final: the gateway answered, good or bad, or there is a recorded reason why it never will."""
+    """Final: the gateway answered, good or bad, or there is a recorded reason why it never will.
+
+    `feedback` is what a gate may learn from the gateway's answer; None where it was not asked.
+    """
 
     result: Result
+    feedback: Answer | None = None
 
 
 class Retry(msgspec.Struct, frozen=True):
@@ -33,6 +38,7 @@ class Retry(msgspec.Struct, frozen=True):
     reason: str
     last: LastResponse | None = None
     counts_attempt: bool = True
+    feedback: Answer | None = None
 
 
 Outcome: TypeAlias = Answered | Retry

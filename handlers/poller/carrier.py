@@ -13,8 +13,12 @@ from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.forward.backoff import backoff_seconds
 from handlers.forward.forward import expired
+from handlers.forward.gated import gated
 from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.gates.chain import labelled
+from handlers.gates.gate import Gate
 from handlers.poller.dispatcher import Dispatch
+from handlers.poller.lanes import LaneOptions, in_lane
 from handlers.poller.settlement import ResultRoute, bury, refuse, settle
 from handlers.poller.settler import Release, Settlement, Settler
 from handlers.redis_store.queue import Claim
@@ -43,9 +47,11 @@ class Carrier:
         metrics: QueueMetrics,
         *,
         labels: Mapping[str, str],
+        gates: Sequence[Gate] = (),
+        lane: LaneOptions | None = None,
         clock: Callable[[], float],
-        on_freed: Callable[[], None],
         max_request_bytes: int,
+        on_freed: Callable[[], None] = lambda: None,
     ) -> None:
         self._settler = settler
         self._route = route
@@ -53,8 +59,10 @@ class Carrier:
         self._log = log
         self._metrics = metrics
         self._labels = labels
+        self._gates = gates
+        self._lane = lane
         self._clock = clock
-        self._on_freed = on_freed
+        self.on_freed = on_freed
         self._max_request_bytes = max_request_bytes
         self._held: dict[bytes, Held] = {}
         self.in_flight = 0
@@ -67,13 +75,17 @@ class Carrier:
         """What is under way."""
         return [held.work for held in self._held.values() if held.work is not None]
 
-    def start(self, claims: Sequence[Claim]) -> None:
-        """Carry these claims; each takes one slot until its outcome is known."""
+    def start(self, claims: Sequence[Claim], *, only_expired: bool = False) -> None:
+        """Carry these claims; each takes one slot until its outcome is known.
+
+        `only_expired`: they were claimed without a free slot, for their score has passed. Where the deadline
+        itself has not (a producer may score as it likes), the claim goes back.
+        """
         for claim in claims:
             held = Held(claim)
             self._held[claim.owner_token] = held
             self.in_flight += 1
-            held.work = asyncio.create_task(self._settlement(claim))
+            held.work = asyncio.create_task(self._settlement(claim, may_send=not only_expired))
             # A callback, not a `finally`: work that is cancelled before its first step never gets there.
             held.work.add_done_callback(partial(self._finish, held))
 
@@ -85,11 +97,16 @@ class Carrier:
             self._held.pop(held.claim.owner_token, None)
         elif work.cancelled():
             self._settler.add(Release(held.claim))
+        elif error := work.exception():
+            # A defect of ours. Nothing is settled, so the lease ends and a death is counted: what always
+            # breaks us is buried with a result in the end, and nothing is lost or repeated for ever.
+            self._log.error("settlement failed", queue=held.claim.queue, error=repr(error))
+            self._held.pop(held.claim.owner_token, None)
         else:
             self._settler.add(work.result())
-        self._on_freed()
+        self.on_freed()
 
-    async def _settlement(self, claim: Claim) -> Settlement:
+    async def _settlement(self, claim: Claim, *, may_send: bool) -> Settlement:
         try:
             envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
         except InvalidRequest as error:
@@ -97,6 +114,8 @@ class Carrier:
             return refuse(claim, error, self._route, self._clock())
         if envelope.request.deadline <= self._clock():
             outcome: Outcome = expired(envelope.request, None)
+        elif not may_send:
+            return Release(claim)
         else:
             outcome = await self._attempt(envelope)
         settlement = settle(claim, envelope, outcome, self._route, self._clock())
@@ -111,6 +130,14 @@ class Carrier:
             return await self._outcome(envelope)
         finally:
             self._metrics.ended(time.monotonic() - started_at)
+
+    async def _send(self, body: bytes, request: Request) -> Outcome:
+        """One attempt, under the objective of the request's lane."""
+        return await self._dispatch(in_lane(request, self._lane) if self._lane else request, body)
+
+    def _with_labels(self, request: Request) -> Request:
+        """The queue's own labels win over the request's."""
+        return labelled(request, self._labels)
 
     def _count(self, request: Request, outcome: Outcome) -> None:
         now = self._clock()
@@ -141,7 +168,10 @@ class Carrier:
 
     async def _outcome(self, envelope: Envelope) -> Outcome:
         try:
-            return await self._dispatch(envelope.request, envelope.data)
+            request = self._with_labels(envelope.request)
+            if not self._gates:
+                return await self._send(envelope.data, request)
+            return await gated(request, self._gates, partial(self._send, envelope.data))
         except Exception as error:  # noqa: BLE001  # a defect of ours must not lose the request: it is tried again
             self._log.error("dispatch failed", id=envelope.request.id, error=repr(error))
             return Retry(backoff_seconds(envelope.request.attempt, 1.0), "internal_error")

@@ -20,6 +20,7 @@ from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, decode_retry_a
 from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.gateway import GatewayResponse, ResponseTooLarge
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
+from handlers.gates.gate import Answer
 
 Dispatch = Callable[[Request, bytes], Awaitable[Outcome]]
 """Takes the request and its body (the event's data), gives the outcome; raises only when cancelled."""
@@ -95,7 +96,9 @@ class HttpDispatcher:
         if response.status_code == 200:
             result = _result(response.body)
             # A result of somebody else would settle the wrong request for ever: better ask again.
-            return Answered(result) if result and result.id == request.id else self._soon(HANDLER_LOST)
+            if result is None or result.id != request.id:
+                return self._soon(HANDLER_LOST)
+            return Answered(result, _feedback(result, response.headers))
         if response.headers.get(OUTCOME_HEADER) == RETRY:
             return _retry(response.body) or self._soon(HANDLER_LOST)
         if response.status_code in (400, 413, 415):
@@ -123,4 +126,24 @@ def _retry(body: bytes) -> Retry | None:
     if answer is None:
         return None
     last = LastResponse(answer.status_code, answer.payload.encode()) if answer.status_code else None
-    return Retry(answer.retry_after_seconds, answer.reason, last, answer.counts_attempt)
+    feedback = Answer(
+        status_code=answer.status_code or None,
+        dropped_reason=answer.dropped_reason,
+        retry_after_seconds=answer.gateway_retry_after_seconds,
+        queue_duration_ms=answer.queue_duration_ms,
+        band_headroom=answer.band_headroom,
+    )
+    sent = feedback if answer.was_sent else None
+    return Retry(answer.retry_after_seconds, answer.reason, last, answer.counts_attempt, sent)
+
+
+def _feedback(result: Result, headers: Mapping[str, str]) -> Answer | None:
+    """What gates learn from a final answer; None where the gateway was not asked."""
+    if not result.status_code:
+        return None
+    duration, headroom = headers.get("ce-queuedurationms"), headers.get("ce-bandheadroom")
+    return Answer(
+        status_code=result.status_code,
+        queue_duration_ms=float(duration) if duration else None,
+        band_headroom=float(headroom) if headroom else None,
+    )

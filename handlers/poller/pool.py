@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
+from handlers.gates.allowance import Allowance
+from handlers.gates.bands import band_of
+from handlers.gates.gate import Gate
 from handlers.poller.carrier import Carrier
+from handlers.poller.lanes import Candidate, Merge, RandomRobin
 from handlers.poller.patience import Patience
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.queue import RedisQueue
@@ -16,44 +22,82 @@ from handlers.telemetry.logs import Logger
 
 _COALESCE_SECONDS: Final = 0.001
 """How long freed slots are collected before the next claim: one round trip for several of them."""
+_EXPIRED_BATCH: Final = 64
+_LOOK_SECONDS: Final = 0.1
+"""How often a pool without room looks whether its gate has opened."""
 _EXPIRE_SECONDS: Final = 1.0
 """How often a pool without room looks for requests whose deadline has passed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A queue and who carries its claims."""
+    """A queue, who carries its claims, and its own gates; `allowance` counts against their budget."""
 
     queue: RedisQueue
     carrier: Carrier
+    labels: Mapping[str, str] = field(default_factory=dict)
+    gates: Sequence[Gate] = ()
+    allowance: Allowance | None = None
+
+    def room(self) -> int | None:
+        """How many more of this queue its own gates would let go now; None without a limit."""
+        rooms = [gate.room(self.labels) for gate in self.gates]
+        if self.allowance is not None:
+            rooms.append(self.allowance.room())
+        return min((room for room in rooms if room is not None), default=None)
 
 
 class Pool:
     """Claims for its sources while it has room; `stop` ends the claiming, not the work."""
 
-    def __init__(self, pool_id: str, slots: int, poll_interval_seconds: float, log: Logger) -> None:
+    def __init__(
+        self,
+        pool_id: str,
+        slots: int,
+        poll_interval_seconds: float,
+        log: Logger,
+        *,
+        gates: Sequence[Gate] = (),
+        merge: Merge | None = None,
+    ) -> None:
         self.pool_id = pool_id
         self.slots = slots
-        self.sources: list[Source] = []
+        self.sources: dict[str, Source] = {}
+        self._allowance = Allowance(slots, lambda: tuple(share for gate in gates for share in gate.shares()))
+        self._merge = merge or RandomRobin()
         self._poll_interval_seconds = poll_interval_seconds
         self._log = log
         self._patience = Patience()
+        self._expire_at = 0.0
         self._freed = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._turn = 0
 
     @property
     def in_flight(self) -> int:
         """Requests that hold a slot."""
-        return sum(source.carrier.in_flight for source in self.sources)
+        return self._allowance.in_use
+
+    @property
+    def budget(self) -> float:
+        """What part of its slots the pool's gate allows in use now, 0 to 1."""
+        return self._allowance.limit() / self.slots
+
+    def add(self, source: Source) -> None:
+        """Claim from this queue too."""
+        self.sources[source.queue.name] = source
+        source.carrier.on_freed = partial(self.free, source.queue.name)
 
     @property
     def is_waiting_for_store(self) -> bool:
         """Whether the last claim got no answer."""
         return self._patience.is_tried
 
-    def free(self) -> None:
-        """A slot became free."""
+    def free(self, queue_name: str) -> None:
+        """A request of that queue gave its slot back."""
+        self._allowance.finished()
+        source = self.sources[queue_name]
+        if source.allowance is not None:
+            source.allowance.finished()
         self._freed.set()
 
     def stop(self) -> None:
@@ -76,10 +120,11 @@ class Pool:
                 self._patience.reset()
 
     async def _tick(self) -> None:
-        room = self.slots - self.in_flight
+        room = self._allowance.room()
         if room < 1:
-            if not await self._has_freed(_EXPIRE_SECONDS):
-                await self._claim(self.slots, only_expired=True)
+            # A gate that closes is looked at often: its budget changes without any event of ours.
+            if not await self._has_freed(_LOOK_SECONDS):
+                await self._expire()
             return
         taken = await self._claim(room)
         if taken == 0:
@@ -87,24 +132,42 @@ class Pool:
         else:
             await asyncio.sleep(_COALESCE_SECONDS)
 
-    async def _claim(self, room: int, *, only_expired: bool = False) -> int:
-        """Claim up to `room` requests, each queue's turn to be first coming round."""
+    async def _claim(self, room: int) -> int:
+        """Claim up to `room` requests, as the merge policy shares them among the queues."""
         taken = 0
-        for source in self._in_turn():
+        candidates = [
+            Candidate(name, band_of(source.labels), source.room()) for name, source in self.sources.items()
+        ]
+        now = time.monotonic()
+        for turn in self._merge.turns(candidates, room, now):
             if self._stopped.is_set() or taken >= room:
                 break
-            claims = await source.queue.claim(room - taken, only_expired=only_expired)
-            source.carrier.start(claims)
-            taken += len(claims)
+            taken += await self._claim_from(self.sources[turn.queue], min(turn.most, room - taken))
+            self._merge.asked(turn.queue, now)
         return taken
 
-    def _in_turn(self) -> Sequence[Source]:
-        self._turn = (self._turn + 1) % len(self.sources)
-        return self.sources[self._turn :] + self.sources[: self._turn]
+    async def _claim_from(self, source: Source, most: int, *, only_expired: bool = False) -> int:
+        if most < 1:
+            return 0
+        claims = await source.queue.claim(most, only_expired=only_expired)
+        if claims:
+            self._allowance.started(len(claims))
+            if source.allowance is not None:
+                source.allowance.started(len(claims))
+            source.carrier.start(claims)
+        return len(claims)
+
+    async def _expire(self) -> None:
+        """Without room: answer what has expired, now and then; it needs no slot of the gateway's."""
+        if time.monotonic() < self._expire_at:
+            return
+        self._expire_at = time.monotonic() + _EXPIRE_SECONDS
+        for source in self.sources.values():
+            await self._claim_from(source, _EXPIRED_BATCH, only_expired=True)
 
     async def _has_freed(self, timeout_seconds: float) -> bool:
         self._freed.clear()
-        if self.in_flight < self.slots:
+        if self._allowance.room() > 0:
             return True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):

@@ -28,6 +28,8 @@ OnSettled = Callable[[Settlement, bool], None]
 """Told of each settlement, and whether it took effect (False: the lease had been lost)."""
 
 _BATCH = 256
+_BATCH_BYTES = 32_000_000
+"""What one command carries at most, beside its last settlement: a server cuts a client that sends a gigabyte."""
 
 
 class Settler:
@@ -55,7 +57,8 @@ class Settler:
             await self._arrived.wait()
             self._arrived.clear()
             while self._waiting:
-                batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+                count = _fitting(self._waiting)
+                batch, self._waiting = self._waiting[:count], self._waiting[count:]
                 await self._flush(batch)
             self._idle.set()
 
@@ -93,6 +96,22 @@ class Settler:
     def _tell(self, settlements: Sequence[Settlement], effects: Sequence[bool]) -> None:
         for settlement, has_taken_effect in zip(settlements, effects, strict=True):
             self.on_settled(settlement, has_taken_effect)
+
+
+def _fitting(waiting: Sequence[Settlement]) -> int:
+    """How many of them go into one batch: at least one."""
+    size = 0
+    for count, settlement in enumerate(waiting[:_BATCH], 1):
+        match settlement:
+            case Ack():
+                size += len(settlement.result) + len(settlement.dead or b"")
+            case Nack():
+                size += len(settlement.retry_member)
+            case Release():
+                pass
+        if size >= _BATCH_BYTES:
+            return count
+    return min(len(waiting), _BATCH)
 
 
 def _nobody_told(_settlement: Settlement, _has_taken_effect: bool) -> None:

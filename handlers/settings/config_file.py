@@ -54,10 +54,14 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One pool of slots that queues share."""
+    """One pool of slots that queues share, and how it shares them (see `handlers/poller/lanes.py`)."""
 
     id: Name
     workers: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    merge_policy: str = "random-robin"
+    ageing_seconds: Annotated[float, Meta(gt=0)] | None = None
+    lane_objectives: dict[str, str] = msgspec.field(default_factory=dict)
+    priority_header: bool = False
     gate_type: str = ""
     gate_params: dict[str, Any] = msgspec.field(default_factory=dict)
 

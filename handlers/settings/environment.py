@@ -143,6 +143,15 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     # --- the rest
     config_file: Annotated[str, Meta(description="JSON or YAML with several queues, topics, pools.")] = ""
     prometheus_url: Annotated[str, Meta(description="Prometheus that the gates ask.")] = ""
+    gate_refresh_seconds: Annotated[
+        float, Meta(ge=0.05, le=3_600, description="How old a gate's reading may be.")
+    ] = 5.0
+    gate_source_timeout_seconds: Annotated[
+        float, Meta(gt=0, le=60, description="Longest wait for a gate's source.")
+    ] = 4.0
+    gate_most_held: Annotated[
+        int, Meta(ge=1, le=100_000, description="Pushes held at a closed gate, at most.")
+    ] = 1_000
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level.")] = (
         "info"
     )

@@ -1,0 +1,72 @@
+"""Send a request only if its gates let it go, tell them how it went, and give back what they reserved.
+
+The one place where a verdict becomes an outcome, for the poller and for the Pub/Sub door alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, assert_never
+
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, error_result
+from handlers.forward.forward import expired
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.gates.chain import admit_all, labelled
+from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse
+
+Send = Callable[[Request], Awaitable[Outcome]]
+"""One attempt for a request that may go."""
+
+GATE_CLOSED: Final = "gate_closed"
+QUOTA_EXHAUSTED: Final = "quota_exhausted"
+
+
+async def gated(request: Request, gates: Sequence[Gate], send: Send) -> Outcome:
+    """Ask the gates, wait where they say so (until the deadline at most), and send.
+
+    A refusal is a retry that counts as no attempt; a drop is a final `GATE_DROPPED`.
+    """
+    while True:
+        verdict = await admit_all(gates, request)
+        match verdict:
+            case Go():
+                return await send_admitted(request, gates, verdict, send)
+            case Hold(wait_open=wait_open):
+                if not await wait_open(request.deadline):
+                    return expired(request, None)
+            case Refuse() | Drop():
+                return refused(request, verdict)
+            case _:
+                assert_never(verdict)
+
+
+async def send_admitted(request: Request, gates: Sequence[Gate], go: Go, send: Send) -> Outcome:
+    """Send what was let go; whatever happens, its reservation is released once."""
+    admitted = labelled(request, go.labels)
+    was_sent = True
+    try:
+        outcome = await send(admitted)
+        was_sent = outcome.feedback is not None or isinstance(outcome, Answered)
+        if outcome.feedback is not None:
+            for gate in gates:
+                gate.observe(admitted, outcome.feedback)
+    finally:
+        # Cancelled in the middle counts as sent: the gateway may have had it.
+        await (go.reservation.release() if was_sent else go.reservation.give_back())
+    return outcome
+
+
+def refused(request: Request, verdict: Refuse | Drop) -> Outcome:
+    """A refusal that is over as an outcome."""
+    match verdict:
+        case Refuse(delay_seconds=delay, reason=reason):
+            left = request.deadline - time.time()
+            if delay >= left > 0:
+                delay = left / 2  # a last chance before the deadline, rather than none
+            word = QUOTA_EXHAUSTED if "quota" in reason else GATE_CLOSED
+            return Retry(max(0.05, delay), word, counts_attempt=False)
+        case Drop(status_code=status, reason=reason):
+            message = f"a gate dropped the request ({status}): {reason}"
+            return Answered(error_result(request.id, request.request_token, ErrorCode.GATE_DROPPED, message))
