@@ -176,6 +176,25 @@ class Carrier:
             self._log.error("dispatch failed", id=envelope.request.id, error=repr(error))
             return Retry(backoff_seconds(envelope.request.attempt, 1.0), "internal_error")
 
+    def answer_expired(self, claims: Sequence[Claim]) -> None:
+        """Settle claims that take no slot: what has expired or is broken is final, all else goes back.
+
+        A producer may score as it likes, so a low score alone does not mean that the deadline has passed.
+        """
+        for claim in claims:
+            self._held[claim.owner_token] = Held(claim)
+            try:
+                envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
+            except InvalidRequest as error:
+                self._settler.add(refuse(claim, error, self._route, self._clock()))
+                continue
+            if envelope.request.deadline > self._clock():
+                self._settler.add(Release(claim))
+                continue
+            outcome = expired(envelope.request, None)
+            self._settler.add(settle(claim, envelope, outcome, self._route, self._clock()))
+            self._count(envelope.request, outcome)
+
     def bury(self, claims: Sequence[Claim]) -> None:
         """Settle claims whose owners died on them too often; they are ours by now."""
         self._metrics.buried(len(claims))

@@ -146,15 +146,15 @@ class Pool:
             self._merge.asked(turn.queue, now)
         return taken
 
-    async def _claim_from(self, source: Source, most: int, *, only_expired: bool = False) -> int:
+    async def _claim_from(self, source: Source, most: int) -> int:
         if most < 1:
             return 0
-        claims = await source.queue.claim(most, only_expired=only_expired)
+        claims = await source.queue.claim(most)
         if claims:
             self._allowance.started(len(claims))
             if source.allowance is not None:
                 source.allowance.started(len(claims))
-            source.carrier.start(claims)
+            source.carrier.start(claims, only_expired=only_expired)
         return len(claims)
 
     async def _expire(self) -> None:
@@ -163,7 +163,7 @@ class Pool:
             return
         self._expire_at = time.monotonic() + _EXPIRE_SECONDS
         for source in self.sources.values():
-            await self._claim_from(source, _EXPIRED_BATCH, only_expired=True)
+            source.carrier.answer_expired(await source.queue.claim(_EXPIRED_BATCH, only_expired=True))
 
     async def _has_freed(self, timeout_seconds: float) -> bool:
         self._freed.clear()
