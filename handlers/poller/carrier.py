@@ -75,17 +75,13 @@ class Carrier:
         """What is under way."""
         return [held.work for held in self._held.values() if held.work is not None]
 
-    def start(self, claims: Sequence[Claim], *, only_expired: bool = False) -> None:
-        """Carry these claims; each takes one slot until its outcome is known.
-
-        `only_expired`: they were claimed without a free slot, for their score has passed. Where the deadline
-        itself has not (a producer may score as it likes), the claim goes back.
-        """
+    def start(self, claims: Sequence[Claim]) -> None:
+        """Carry these claims; each takes one slot until its outcome is known."""
         for claim in claims:
             held = Held(claim)
             self._held[claim.owner_token] = held
             self.in_flight += 1
-            held.work = asyncio.create_task(self._settlement(claim, may_send=not only_expired))
+            held.work = asyncio.create_task(self._settlement(claim))
             # A callback, not a `finally`: work that is cancelled before its first step never gets there.
             held.work.add_done_callback(partial(self._finish, held))
 
@@ -106,7 +102,7 @@ class Carrier:
             self._settler.add(work.result())
         self.on_freed()
 
-    async def _settlement(self, claim: Claim, *, may_send: bool) -> Settlement:
+    async def _settlement(self, claim: Claim) -> Settlement:
         try:
             envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
         except InvalidRequest as error:
@@ -114,8 +110,6 @@ class Carrier:
             return refuse(claim, error, self._route, self._clock())
         if envelope.request.deadline <= self._clock():
             outcome: Outcome = expired(envelope.request, None)
-        elif not may_send:
-            return Release(claim)
         else:
             outcome = await self._attempt(envelope)
         settlement = settle(claim, envelope, outcome, self._route, self._clock())

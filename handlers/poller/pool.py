@@ -154,7 +154,7 @@ class Pool:
             self._allowance.started(len(claims))
             if source.allowance is not None:
                 source.allowance.started(len(claims))
-            source.carrier.start(claims, only_expired=only_expired)
+            source.carrier.start(claims)
         return len(claims)
 
     async def _expire(self) -> None:
