@@ -21,7 +21,7 @@ async def leaked_keys(
     async for key in store.scan_iter(count=1_000):
         name = key.decode("utf-8", "backslashreplace")
         if name not in may_stay and await store.ttl(key) < 0:
-            leaked.append(f"{name} ({(await store.type(key)).decode()})")
+            leaked.append(f"{name} ({await store.type(key)!r})")
     return sorted(leaked)
 
 
@@ -29,8 +29,8 @@ async def claims_left(store: Redis, queue: str) -> dict[str, int]:
     """The sizes of the three keys of claims that are not empty; `{}` where nobody holds anything."""
     keys = queue_keys(queue)
     sizes = {
-        keys.claimed: await store.hlen(keys.claimed),  # type: ignore[misc]  # the library's two-headed type
-        keys.owners: await store.hlen(keys.owners),  # type: ignore[misc]  # as above
+        keys.claimed: await store.hlen(keys.claimed),
+        keys.owners: await store.hlen(keys.owners),
         keys.index: await store.zcard(keys.index),
     }
     return {name: size for name, size in sizes.items() if size}

@@ -1,0 +1,127 @@
+"""One queue of a poller on a real server: its parts wired as the app does it, the handler a function."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+from handlers.contract.request import Request
+from handlers.contract.result import Result, answered_result, decode_result
+from handlers.forward.outcome import Answered, Outcome
+from handlers.poller.carrier import Carrier
+from handlers.poller.pool import Pool, Source
+from handlers.poller.settlement import ResultRoute
+from handlers.poller.settler import Settlement, Settler
+from handlers.redis_store.connection import Store
+from handlers.redis_store.queue import Claim, QueueOptions, RedisQueue
+from handlers.telemetry.logs import Logger, get_logger
+from handlers.telemetry.metrics import Metrics, QueueMetrics
+
+QUEUE, RESULTS, RETRIES = "request-sortedset", "result-list", "retry-sortedset"
+IN_TIME = 20.0
+"""Seconds after which something that should happen did not."""
+
+Handler = Callable[[Request], Awaitable[Outcome]]
+
+
+async def answering(request: Request) -> Outcome:
+    """A handler that answers at once."""
+    return Answered(answered_result(request.id, request.request_token, 200, b"{}"))
+
+
+def body(request_id: str, **fields: Any) -> bytes:
+    """A request's body, due in an hour."""
+    return json.dumps({"id": request_id, "deadline": time.time() + 3_600, "payload": {}, **fields}).encode()
+
+
+class Rig:
+    """A queue, its settler, its carrier. `settled` is what was recorded, and whether it took effect."""
+
+    def __init__(
+        self,
+        store: Store,
+        handler: Handler = answering,
+        *,
+        name: str = QUEUE,
+        lease_seconds: float = 30.0,
+        labels: dict[str, str] | None = None,
+        on_freed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.store = store
+        self.log: Logger = get_logger("test")
+        self.queue = RedisQueue(store, name, QueueOptions(RETRIES, RESULTS, lease_seconds))
+        self.metrics: QueueMetrics = Metrics().of_queue(name, name, "default")
+        self.settler = Settler(self.queue, self.log)
+        self.settler.on_settled = self._settled
+        self.settled: list[tuple[Settlement, bool]] = []
+        self.dispatched: list[Request] = []
+        self.handler = handler
+        self.carrier = Carrier(
+            self.settler,
+            ResultRoute("", None, RESULTS),
+            self._dispatch,
+            self.log,
+            self.metrics,
+            labels=labels or {},
+            clock=self.queue.now,
+            on_freed=on_freed,
+            max_request_bytes=100_000,
+        )
+
+    async def _dispatch(self, request: Request, _body: bytes) -> Outcome:
+        self.dispatched.append(request)
+        return await self.handler(request)
+
+    def _settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
+        self.settled.append((settlement, has_taken_effect))
+        self.carrier.settled(settlement, has_taken_effect)
+
+    async def submit(self, *members: bytes, score: float | None = None) -> None:
+        """Queue members, due in an hour or under this score."""
+        at = time.time() + 3_600 if score is None else score
+        await self.store.zadd(self.queue.name, dict.fromkeys(members, at))
+
+    async def claimed(self, *members: bytes) -> list[Claim]:
+        """Queue members and claim them."""
+        await self.submit(*members)
+        return await self.queue.claim(len(members))
+
+    async def results(self) -> list[Result]:
+        """What was recorded so far, oldest first."""
+        found: list[Any] = await self.store.lrange(RESULTS, 0, -1)
+        return [decode_result(text) for text in reversed(found)]
+
+    async def result_count(self) -> int:
+        """How many were recorded so far."""
+        return int(await self.store.llen(RESULTS))
+
+    async def pending(self) -> int:
+        """How many wait in the queue."""
+        return int(await self.store.zcard(self.queue.name))
+
+
+@contextlib.asynccontextmanager
+async def running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Loops in the background; what ended one of them is raised at the end."""
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        yield
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def pool_of(*rigs: Rig, slots: int, poll_interval_seconds: float = 0.005) -> Pool:
+    """A pool that claims for these queues; it hears from their carriers when a slot is free."""
+    pool = Pool("default", slots, poll_interval_seconds, rigs[0].log)
+    for rig in rigs:
+        pool.add(Source(rig.queue, rig.carrier))
+    return pool

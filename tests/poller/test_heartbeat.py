@@ -1,0 +1,100 @@
+"""Leases are kept while work lasts, and given up as soon as they are not ours or cannot be kept."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers.contract.request import Request
+from handlers.demo.valkey import Valkey
+from handlers.forward.outcome import Outcome
+from handlers.poller.heartbeat import Heartbeat
+from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
+from tests.poller.rig import IN_TIME, QUEUE, Rig, body, running
+from tests.waiting import wait_until_async
+
+
+async def forever(_request: Request) -> Outcome:
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
+
+
+class Monotonic:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def lease_ends(store: Redis) -> dict[bytes, float]:
+    ends: list[Any] = await store.zrange(f"{QUEUE}:claims-idx", 0, -1, withscores=True)
+    return dict(ends)
+
+
+async def test_a_tick_moves_the_end_of_every_lease(store: Redis) -> None:
+    rig = Rig(store, forever, lease_seconds=30.0)
+    async with running(rig.settler.run()):
+        rig.carrier.start(await rig.claimed(body("a"), body("b")))
+        before = await lease_ends(store)
+        await Heartbeat(rig.queue, rig.carrier, 30.0, rig.metrics).tick()
+        after = await lease_ends(store)
+        assert len(after) == 2
+        assert all(after[key] > before[key] for key in after)
+        rig.carrier.hand_back()
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "the work to end")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+
+
+async def test_a_claim_that_another_took_is_given_up_and_its_work_cancelled(store: Redis) -> None:
+    rig = Rig(store, forever)
+    claims = await rig.claimed(body("a"), body("b"))
+    async with running(rig.settler.run()):
+        rig.carrier.start(claims)
+        await store.hset(f"{QUEUE}:claim-owners", mapping={claims[0].claim_key: b"another"})
+        await Heartbeat(rig.queue, rig.carrier, 30.0, rig.metrics).tick()
+        assert rig.carrier.held_claims() == [claims[1]]
+        await wait_until_async(lambda: rig.carrier.in_flight == 1, IN_TIME, "the lost work to end")
+        rig.carrier.hand_back()
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "the rest to end")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    assert await store.hget(f"{QUEUE}:claim-owners", claims[0].claim_key.decode()) == b"another"
+
+
+async def test_with_nothing_held_nothing_is_asked(store: Redis) -> None:
+    rig = Rig(store)
+    before = (await store.info("stats"))["total_commands_processed"]
+    await Heartbeat(rig.queue, rig.carrier, 30.0, rig.metrics).tick()
+    assert (await store.info("stats"))["total_commands_processed"] == before + 1  # this very question
+
+
+async def test_leases_that_could_not_be_renewed_for_their_whole_length_are_given_up(
+    valkey: Valkey, store: Redis
+) -> None:
+    """The server may have given them away meanwhile: going on would be a second execution."""
+    impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.05))
+    rig = Rig(impatient, forever, lease_seconds=15.0)
+    monotonic = Monotonic()
+    heartbeat = Heartbeat(rig.queue, rig.carrier, 15.0, rig.metrics, monotonic)
+    rig.carrier.start(await rig.claimed(body("a")))
+    await store.client_pause(300)
+    for at, is_held in ((105.0, True), (114.9, True), (115.1, False)):
+        monotonic.now = at
+        with pytest.raises(STORE_FAILURES):
+            await heartbeat.tick()
+        assert bool(rig.carrier.held_claims()) is is_held
+    await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "the work to end")
+
+    async def answers() -> bool:
+        try:
+            return bool(await impatient.ping())
+        except STORE_FAILURES:
+            return False
+
+    await wait_until_async(answers, IN_TIME, "the server to answer again")
+    await impatient.aclose()

@@ -1,0 +1,150 @@
+"""What an outcome means for a claim: which result, where, for how long, and what is kept of the dead."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.contract.envelope import Envelope, decode_member
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.result import ErrorCode, answered_result, decode_result
+from handlers.forward.outcome import Answered, LastResponse, Retry
+from handlers.poller.settlement import ResultRoute, bury, dead_record, refuse, settle
+from handlers.redis_store.queue import Ack, Claim, Nack
+
+NOW = 1_000.0
+PLAIN = ResultRoute("", None, "result-list")
+
+
+def claim_of(internal: dict[str, Any] | None = None, **fields: Any) -> tuple[Claim, Envelope]:
+    data = {"id": "a", "deadline": 2_000, "payload": {}, **fields}
+    member = json.dumps({"internal": internal or {}, "request_kind": "redis", "data": data}).encode()
+    claim = Claim("q", member, 2_000.0, b"a", b"owner", deaths=3)
+    return claim, decode_member(member, "q")
+
+
+def settled(outcome: Answered | Retry, route: ResultRoute = PLAIN, **internal: Any) -> Ack | Nack:
+    claim, envelope = claim_of(internal)
+    return settle(claim, envelope, outcome, route, NOW)
+
+
+def acked(settlement: Ack | Nack) -> Ack:
+    assert isinstance(settlement, Ack)
+    return settlement
+
+
+ANSWER = Answered(answered_result("a", "t", 200, b"{}"))
+
+
+def test_an_answer_is_an_ack_with_all_that_recording_needs() -> None:
+    internal: dict[str, Any] = {
+        "request_token": "t",
+        "payload_ref": "request-payload:a:t",
+        "result_ttl_seconds": 60,
+    }
+    ack = acked(settled(ANSWER, PLAIN, **internal))
+    assert decode_result(ack.result).status_code == 200
+    assert (ack.request_id, ack.request_token, ack.payload_ref) == ("a", "t", "request-payload:a:t")
+    assert (ack.result_queue_name, ack.result_ttl_seconds, ack.dead) == ("result-list", 60, None)
+
+
+@pytest.mark.parametrize(
+    ("own", "wished", "name"),
+    [
+        ("", "", "result-list"),
+        ("", "mine", "mine"),
+        ("queue's", "", "queue's"),
+        ("queue's", "mine", "queue's"),
+    ],
+)
+def test_the_queues_own_list_wins_over_the_requests_and_that_over_the_default(
+    own: str, wished: str, name: str
+) -> None:
+    route = ResultRoute(own, None, "result-list")
+    assert acked(settled(ANSWER, route, result_queue_name=wished)).result_queue_name == name
+
+
+@pytest.mark.parametrize(
+    ("own", "wished", "seconds"), [(None, 5, 5), (7, 5, 7), (0, 5, 0), (None, None, None)]
+)
+def test_the_queues_own_expiry_wins(own: int | None, wished: int | None, seconds: int | None) -> None:
+    route = ResultRoute("", own, "result-list")
+    assert acked(settled(ANSWER, route, result_ttl_seconds=wished)).result_ttl_seconds == seconds
+
+
+def test_a_retry_is_a_nack_with_one_attempt_more() -> None:
+    nack = settled(Retry(5.0, "rejected"), retry_count=2)
+    assert isinstance(nack, Nack)
+    assert nack.delay_seconds == 5.0
+    assert decode_member(nack.retry_member, "q").request.attempt == 3
+    assert json.loads(nack.retry_member)["internal"]["request_queue_name"] == "q"
+
+
+def test_what_never_reached_the_gateway_is_no_attempt() -> None:
+    nack = settled(Retry(5.0, "handler_unavailable", counts_attempt=False), retry_count=2)
+    assert isinstance(nack, Nack)
+    assert decode_member(nack.retry_member, "q").request.attempt == 2
+
+
+@given(delay=st.floats(0, 1e6), left=st.floats(0.001, 1e6))
+def test_no_retry_comes_after_the_deadline(delay: float, left: float) -> None:
+    claim, envelope = claim_of(deadline=NOW + left)
+    settlement = settle(claim, envelope, Retry(delay, "rejected"), PLAIN, NOW)
+    assert isinstance(settlement, Nack) is (NOW + delay < envelope.request.deadline)
+
+
+def test_a_retry_that_would_come_too_late_ends_with_the_last_response_or_without_one() -> None:
+    last = Retry(1_000.0, "unavailable", LastResponse(503, b"busy"))
+    result = decode_result(acked(settled(last)).result)
+    assert (result.status_code, result.payload) == (503, "busy")
+    result = decode_result(acked(settled(Retry(1_000.0, "connect"))).result)
+    assert result.error_code == ErrorCode.DEADLINE_EXCEEDED
+
+
+def invalid(request_id: str) -> InvalidRequest:
+    return InvalidRequest(
+        "payload",
+        found="x",
+        accepted="y",
+        request_id=request_id,
+        request_token="t",
+        result_queue_name="mine",
+    )
+
+
+def test_an_invalid_request_with_an_id_gets_a_result_where_it_wished() -> None:
+    claim, _ = claim_of()
+    ack = refuse(claim, invalid("a"), PLAIN, NOW)
+    result = decode_result(ack.result)
+    assert (result.id, result.error_code, result.request_token) == ("a", ErrorCode.INVALID_REQUEST, "t")
+    assert (ack.result_queue_name, ack.dead, ack.request_token) == ("mine", None, "t")
+
+
+def test_an_invalid_request_without_an_id_is_a_dead_letter_and_no_result() -> None:
+    claim, _ = claim_of()
+    ack = refuse(claim, invalid(""), PLAIN, NOW)
+    assert ack.result == b""
+    assert ack.dead is not None
+    record = json.loads(ack.dead)
+    assert (record["reason"], record["at"], record["deaths"]) == ("INVALID_REQUEST", NOW, 3)
+    assert record["member"] == claim.member.decode()
+
+
+def test_a_member_that_is_no_text_is_kept_as_base64() -> None:
+    record = json.loads(dead_record(Claim("q", b"\xff\x00", 5.0, b"k", b"o"), "r", "m", NOW))
+    assert base64.b64decode(record["member_base64"]) == b"\xff\x00"
+    assert "member" not in record
+
+
+def test_what_killed_its_owners_gets_a_result_and_is_kept() -> None:
+    claim, envelope = claim_of({"request_token": "t"})
+    ack = bury(claim, envelope, PLAIN, NOW)
+    result = decode_result(ack.result)
+    assert (result.error_code, result.request_token) == (ErrorCode.UNDELIVERABLE, "t")
+    assert "3 owners died" in result.error_message
+    assert ack.dead is not None
