@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from handlers.app.handler import gateway_of
-from handlers.app.poller import redis_options
+from handlers.app.redis_options import redis_options
 from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.endpoint import joined
 from handlers.forward.gateway import ResponseTooLarge

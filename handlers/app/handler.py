@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response as HttpResponse
 
 from handlers.contract.errors import InvalidSetting
 from handlers.doors.dispatch import DispatchDoor
@@ -19,12 +24,14 @@ from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, HttpEndpoi
 from handlers.doors.http_message import Answer, Delivery, plain
 from handlers.forward.forward import Forward, Forwarder
 from handlers.forward.gateway import Gateway, GatewayOptions
-from handlers.settings.settings import Settings, load_settings
+from handlers.settings.settings import Settings, load_settings, read_secret
 from handlers.telemetry.logs import Logger, get_logger
 
 if TYPE_CHECKING:
+    from handlers.doors.once import Once
     from handlers.doors.pubsub_push import Subscription
 
+_TOKEN_SECONDS = 5.0
 WRAPPING_FACTOR = 1.4
 """How much larger a delivery may be than the request in it: base64, and the frame around it."""
 
@@ -37,8 +44,26 @@ def gateway_of(settings: Settings) -> Gateway:
             connect_timeout_seconds=env.connect_timeout_seconds,
             max_response_bytes=env.max_response_bytes,
             ssl_context=_gateway_tls(settings),
+            token=_gateway_token(env.gateway_token_file),
         )
     )
+
+
+def _gateway_token(path: str) -> Callable[[], str] | None:
+    """The gateway's bearer token, read again from its file every few seconds: a mounted secret rotates."""
+    if not path:
+        return None
+    read_secret("GATEWAY_TOKEN_FILE", path)
+    known = ("", 0.0)
+
+    def token() -> str:
+        nonlocal known
+        now = time.monotonic()
+        if now >= known[1]:
+            known = (read_secret("GATEWAY_TOKEN_FILE", path), now + _TOKEN_SECONDS)
+        return known[0]
+
+    return token
 
 
 def _gateway_tls(settings: Settings) -> ssl.SSLContext | None:
@@ -67,11 +92,12 @@ class Handler:
 
     def __init__(self, settings: Settings, target: str) -> None:
         self._log = get_logger(target)
-        self._closers: list[Callable[[], Awaitable[object]]] = []
+        self._closers: Closers = []
+        self._starters: Starters = []
         gateway = gateway_of(settings)
         self._closers.append(gateway.aclose)
         forward = forwarder_of(settings, gateway).forward
-        walk, doorkeeper = _WALKS[target](settings, forward, self._log, self._closers)
+        walk, doorkeeper = _WALKS[target](settings, forward, self._log, self._closers, self._starters)
         env = settings.env
         endpoint = HttpEndpoint(
             walk,
@@ -83,7 +109,8 @@ class Handler:
                 receive_timeout_seconds=env.receive_timeout_seconds,
             ),
         )
-        self.respond = endpoint.respond
+        self._endpoint = endpoint
+        self._is_started = False
         self.is_stopping = False
 
     def _ready(self) -> Answer:
@@ -91,6 +118,18 @@ class Handler:
 
     def _refused(self, refusal: Refusal) -> None:
         self._log.warning("caller refused", status=refusal.status, reason=refusal.reason)
+
+    async def respond(self, request: HttpRequest) -> HttpResponse:
+        """The response to one HTTP request; the first one starts what `start` was not called for."""
+        if not self._is_started:
+            await self.start()
+        return await self._endpoint.respond(request)
+
+    async def start(self) -> None:
+        """Begin what runs beside the requests: readings of gates, keys of push tokens."""
+        self._is_started = True
+        for start in self._starters:
+            await start()
 
     async def aclose(self) -> None:
         """Close connections; what is published is flushed first."""
@@ -100,6 +139,7 @@ class Handler:
 
 Walk = Callable[[Delivery], Awaitable[Answer]]
 Closers = list[Callable[[], Awaitable[object]]]
+Starters = list[Callable[[], Awaitable[object]]]
 
 
 def _healthy() -> Answer:
@@ -107,7 +147,7 @@ def _healthy() -> Answer:
 
 
 def _dispatch_walk(
-    settings: Settings, forward: Forward, _log: Logger, _closers: Closers
+    settings: Settings, forward: Forward, _log: Logger, _closers: Closers, _starters: Starters
 ) -> tuple[Walk, Doorkeeper | None]:
     from handlers.doors.dispatch_token import DispatchToken, DispatchTokenOptions
 
@@ -121,7 +161,7 @@ def _dispatch_walk(
 
 
 def _push_walk(
-    settings: Settings, forward: Forward, log: Logger, closers: Closers
+    settings: Settings, forward: Forward, log: Logger, closers: Closers, starters: Starters
 ) -> tuple[Walk, Doorkeeper | None]:
     from handlers.doors.pubsub_push import PubSubPushDoor
     from handlers.pubsub.api import PubSubApi, PubSubOptions
@@ -133,6 +173,7 @@ def _push_walk(
     api = PubSubApi(PubSubOptions(project_id=settings.project_id, emulator_host=env.pubsub_emulator_host))
     publisher = Publisher(api)
     closers += [api.close, publisher.close]
+    held = _held(settings, forward, closers, starters)
     door = PubSubPushDoor(
         publisher,
         subscriptions(settings),
@@ -140,8 +181,51 @@ def _push_walk(
         project_id=settings.project_id,
         dead_letter_topic=env.dead_letter_topic_id,
         max_request_bytes=env.max_request_bytes,
+        memory=_memory(settings, log, closers),
     )
-    return (lambda delivery: handle(door, delivery, forward)), _push_identity(settings, log)
+    return (lambda delivery: handle(door, delivery, held)), _push_identity(settings, log, closers, starters)
+
+
+def _memory(settings: Settings, log: Logger, closers: Closers) -> Once | None:
+    """Who remembers answered deliveries, if a Redis is named for it."""
+    if not settings.env.dedupe_redis_url:
+        return None
+    from handlers.app.redis_options import redis_options
+    from handlers.doors.once import Once
+    from handlers.redis_store.connection import connect
+    from handlers.redis_store.dedup import DeliveryRecords
+
+    redis = connect(replace(redis_options(settings), url=settings.env.dedupe_redis_url))
+    closers.append(redis.aclose)
+    return Once(DeliveryRecords(redis), log)
+
+
+def _held(settings: Settings, forward: Forward, closers: Closers, starters: Starters) -> Forward:
+    """Forwarding through the gates of subscriptions and their pools, where they name any."""
+    topics, pools = settings.file.topics, {pool.id: pool for pool in settings.pools}
+    if not any(topic.gate_type or pools[topic.worker_pool_id].gate_type for topic in topics):
+        return forward
+    from handlers.app.gates import ProcessGates
+    from handlers.app.redis_options import redis_options
+    from handlers.forward.held import Entrance, HeldForward
+    from handlers.gates.doorkeeper import Doorkeeper as GateKeeper
+
+    gates = ProcessGates(settings, redis_options(settings))
+    starters.append(gates.start)
+    closers.append(gates.aclose)
+    of_pools = {
+        pool.id: gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]")
+        for number, pool in enumerate(settings.pools)
+    }
+    entrances = {}
+    for number, topic in enumerate(topics):
+        own = gates.build(topic.gate_type, topic.gate_params, f"topics[{number}]")
+        both = [*own, *of_pools[topic.worker_pool_id]]
+        slots = pools[topic.worker_pool_id].workers or settings.env.workers
+        keeper = GateKeeper(both, slots=slots, most_held=settings.env.gate_most_held)
+        closers.append(keeper.aclose)
+        entrances[topic.subscriber_id] = Entrance(keeper, both)
+    return HeldForward(forward, entrances).forward
 
 
 def subscriptions(settings: Settings) -> Callable[[str], Subscription]:
@@ -177,19 +261,30 @@ def _given(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _push_identity(settings: Settings, log: Logger) -> Doorkeeper | None:
+def _push_identity(
+    settings: Settings, log: Logger, closers: Closers, starters: Starters
+) -> Doorkeeper | None:
     from handlers.doors.push_identity import PushIdentity, PushIdentityOptions
 
     env = settings.env
     if env.push_auth == "none":
         log.warning("anyone may push: PUSH_AUTH is none")
         return None
-    return PushIdentity(
+    identity = PushIdentity(
         PushIdentityOptions(audience=env.push_audience, service_account_email=env.push_service_account)
     )
 
+    async def start() -> None:
+        identity.start()
 
-_WALKS: dict[str, Callable[[Settings, Forward, Logger, Closers], tuple[Walk, Doorkeeper | None]]] = {
+    starters.append(start)
+    closers.append(identity.close)
+    return identity
+
+
+_WALKS: dict[
+    str, Callable[[Settings, Forward, Logger, Closers, Starters], tuple[Walk, Doorkeeper | None]]
+] = {
     "dispatch": _dispatch_walk,
     "pubsub_push": _push_walk,
 }

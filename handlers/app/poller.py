@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from handlers.app.gates import ProcessGates
 from handlers.app.handler import forwarder_of, gateway_of
+from handlers.app.redis_options import redis_options
 from handlers.contract.request import Request
 from handlers.forward.forward import NO_LIMITS
 from handlers.forward.gateway import Gateway, GatewayOptions
@@ -24,7 +25,6 @@ from handlers.poller.settlement import ResultRoute
 from handlers.poller.settler import Settler
 from handlers.redis_store.connection import (
     STORE_FAILURES,
-    RedisOptions,
     Store,
     connect,
     durability_warnings,
@@ -44,19 +44,6 @@ DEPTHS_SECONDS = 5.0
 _BATCH = 1_000
 _DISPATCH_MARGIN_SECONDS = 15.0
 """How much longer the poller waits for a handler than the handler for the gateway."""
-
-
-def redis_options(settings: Settings) -> RedisOptions:
-    """How to reach the queues."""
-    env = settings.env
-    return RedisOptions(
-        url=settings.redis_url,
-        username=env.redis_username,
-        password=lambda: settings.redis_password,
-        ca_file=env.redis_ca_file,
-        cert_file=env.redis_cert_file,
-        key_file=env.redis_key_file,
-    )
 
 
 class PollerApp:

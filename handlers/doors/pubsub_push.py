@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.request import Request, decode_body
@@ -22,6 +22,9 @@ from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.pubsub.errors import PublishFailed, ResultTooLarge
 from handlers.telemetry.logs import Logger
 
+if TYPE_CHECKING:
+    from handlers.doors.once import Turn  # loads Redis, which most push doors do without
+
 MARGIN_SECONDS: Final = 5.0
 """Kept back from the ack deadline, for publishing the result and for the answer's way back."""
 
@@ -31,6 +34,7 @@ _DEAD_LETTER_COUNT: Final = "CloudPubSubDeadLetterSourceDeliveryCount"
 _TOPIC = re.compile(r"(projects/(?P<project>[^/]+)/topics/)?[A-Za-z][A-Za-z0-9._~+%-]{2,254}")
 _MAX_ATTRIBUTE_BYTES: Final = 1_024
 _MISSING: Final = 404
+_BUSY: Final = frozenset({"rejected", "gate_closed", "quota_exhausted"})
 _ACCEPTED: Final = Answer(204)
 
 
@@ -54,6 +58,15 @@ class PushContext:
     topic: str
     arrived_at: float
     route: str = ""
+    turn: Turn | None = None
+
+
+class Memory(Protocol):
+    """Remembers deliveries; optional, since it needs a Redis."""
+
+    async def begin(self, request: Request, body: bytes) -> Turn | Answer | None:
+        """This delivery's turn; the answer where it has none; None where nobody can tell."""
+        ...
 
 
 class ResultPublisher(Protocol):
@@ -76,6 +89,7 @@ class PubSubPushDoor:
         project_id: str,
         dead_letter_topic: str,
         max_request_bytes: int,
+        memory: Memory | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._publisher = publisher
@@ -84,6 +98,7 @@ class PubSubPushDoor:
         self._project_id = project_id
         self._dead_letter_topic = dead_letter_topic
         self._max_request_bytes = max_request_bytes
+        self._memory = memory
         self._monotonic = monotonic
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, PushContext] | Answer:
@@ -103,7 +118,12 @@ class PubSubPushDoor:
             return invalid(error, ""), context
         if _is_dead_letter(push):
             return _undeliverable(request, push), context
-        return request, context
+        return await self._in_turn(request, context)
+
+    async def _in_turn(self, request: Request, context: PushContext) -> tuple[Request, PushContext] | Answer:
+        """The request, unless another delivery of it was or is being answered."""
+        turn = await self._memory.begin(request, context.push.body) if self._memory else None
+        return turn if isinstance(turn, Answer) else (request, replace(context, turn=turn))
 
     def _request(self, push: Push, subscription: Subscription) -> Request:
         return decode_body(
@@ -139,13 +159,15 @@ class PubSubPushDoor:
             case Answered(result):
                 return await self._publish(context, result)
             case Retry():
-                status = 429 if outcome.reason == "rejected" else 503
+                if context.turn is not None:
+                    await context.turn.abandon()
+                status = 429 if outcome.reason in _BUSY else 503
                 return plain(status, f"retry: {outcome.reason}", retry_after(outcome.delay_seconds))
 
     async def _publish(self, context: PushContext, result: Result) -> Answer:
         attributes = _attributes(context, result.id)
         try:
-            await self._publisher.publish(context.topic, encode_result(result), attributes)
+            published_id = await self._publisher.publish(context.topic, encode_result(result), attributes)
         except ResultTooLarge:
             message = "the result is larger than Pub/Sub takes"
             small = error_result(result.id, result.request_token, ErrorCode.INFERENCE_ERROR, message)
@@ -156,7 +178,11 @@ class PubSubPushDoor:
                 # The request named a topic that is not there: its result must not be lost for that.
                 return await self._publish(replace(context, topic=own), result)
             self._log.error("result not published", id=result.id, topic=context.topic, error=str(error))
+            if context.turn is not None:
+                await context.turn.abandon()
             return plain(503, "the result could not be published", retry_after(1.0))
+        if context.turn is not None:
+            await context.turn.finish(published_id)
         return _ACCEPTED
 
     async def _bury(self, context: PushContext, error: InvalidRequest) -> Answer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -25,12 +25,16 @@ _GZIP_WINDOW: Final = zlib.MAX_WBITS | 32  # gzip or zlib, whichever the header 
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """How to reach gateways; `max_response_bytes` bounds a body before and after decompression."""
+    """How to reach gateways; `max_response_bytes` bounds a body before and after decompression.
+
+    `token` gives the bearer token of our own, asked for each request; it goes to these gateways alone.
+    """
 
     connect_timeout_seconds: float = 10.0
     keepalive_seconds: float = 30.0
     max_response_bytes: int = 10_000_000
     ssl_context: ssl.SSLContext | None = None
+    token: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class Gateway:
 
         Raises one of `handlers.forward.classify.FAILURES`, or `ResponseTooLarge`.
         """
+        if self._options.token is not None:
+            headers = {**headers, "authorization": f"Bearer {self._options.token()}"}
         request = httpx.Request(
             "POST", parsed_url(url), headers=headers, content=body, extensions=self._extensions
         )

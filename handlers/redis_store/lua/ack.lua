@@ -39,7 +39,7 @@ for n = 1, #ARGV / 7 do
     redis.call('HDEL', KEYS[1], key)
     redis.call('HDEL', KEYS[2], key)
     redis.call('ZREM', KEYS[3], key)
-    redis.call('HDEL', KEYS[4], key)
+    redis.call('HDEL', KEYS[4], string.match(key, '^(.*)%z%x+:%d+:s=[^%z:]+$') or key) -- as reclaim counts
     local token = ARGV[at + 6]
     if token ~= '' then
       for name = 4 * n + 3, 4 * n + 4 do

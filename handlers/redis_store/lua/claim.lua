@@ -47,6 +47,7 @@ for at = 1, #taken, 2 do
   local member, score = taken[at], taken[at + 1]
   local owner = ARGV[3] .. ':' .. at .. ':s=' .. score
   local key = claim_key(member)
+  local deaths = redis.call('HGET', KEYS[5], key) or '0'
   if redis.call('HEXISTS', KEYS[3], key) == 1 then
     key = key .. '\0' .. owner
   end
@@ -58,6 +59,6 @@ for at = 1, #taken, 2 do
   answer[place + 2] = owner
   answer[place + 3] = member
   answer[place + 4] = score
-  answer[place + 5] = redis.call('HGET', KEYS[5], key) or '0'
+  answer[place + 5] = deaths
 end
 return answer

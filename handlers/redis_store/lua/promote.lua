@@ -15,8 +15,14 @@ for _, member in ipairs(due) do
     if type(internal['request_queue_name']) == 'string' and internal['request_queue_name'] ~= '' then
       queue = internal['request_queue_name']
     end
+    if queue == KEYS[1] or string.find(queue, 'claims%-idx$') then
+      queue = ARGV[2] -- a sorted set, but of another kind: nobody would find the member there
+    end
     local deadline, seq = tonumber(body['deadline']), tonumber(internal['enqueue_seq']) or 0
     score = tonumber(internal['original_score']) or (deadline and deadline + math.min(seq, 2097151) / 2097152)
+  end
+  if score ~= score then
+    score = nil -- NaN is no score: one such member must not hold up all that are behind it
   end
   local added = redis.pcall('ZADD', queue, string.format('%.17g', score or now), member)
   if type(added) == 'table' and added.err then

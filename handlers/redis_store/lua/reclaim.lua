@@ -28,15 +28,23 @@ local function score_of(owner, member)
   local body = type(fields['data']) == 'table' and fields['data'] or fields
   local deadline, seq = tonumber(body['deadline']), tonumber(internal['enqueue_seq']) or 0
   score = tonumber(internal['original_score']) or (deadline and deadline + math.min(seq, 2097151) / 2097152)
+  if score ~= score then
+    score = nil -- NaN is no score: one such member must not hold up all that are behind it
+  end
   return string.format('%.17g', score or now)
 end
 
 if redis.call('HLEN', KEYS[2]) > redis.call('ZCARD', KEYS[4]) then
-  -- A claim without an index entry would never end: index it, its owner renews it if it lives.
-  local fields = redis.call('HSCAN', KEYS[2], 0, 'COUNT', 1000)[2]
-  for at = 1, #fields, 2 do
-    redis.call('ZADD', KEYS[4], 'NX', lease_end, fields[at])
+  -- A claim without an index entry would never end: index it, its owner renews it if it lives. It may be anywhere
+  -- in the hash, so all of it is read; this is rare, and mends all at once.
+  for _, key in ipairs(redis.call('HKEYS', KEYS[2])) do
+    redis.call('ZADD', KEYS[4], 'NX', lease_end, key)
   end
+end
+
+-- Claims of one id queued twice count together: the name that the second got from its claim is gone with the claim.
+local function counted_as(key)
+  return string.match(key, '^(.*)%z%x+:%d+:s=[^%z:]+$') or key
 end
 
 local returned = 0
@@ -44,7 +52,7 @@ local answer = { string.format('%.6f', now), 0 }
 local ended = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', string.format('%.6f', now), 'LIMIT', 0, ARGV[1])
 for at, key in ipairs(ended) do
   local member, owner = redis.call('HGET', KEYS[2], key), redis.call('HGET', KEYS[3], key)
-  local deaths = member and redis.call('HINCRBY', KEYS[5], key, 1) or 0
+  local deaths = member and redis.call('HINCRBY', KEYS[5], counted_as(key), 1) or 0
   if member and deaths >= tonumber(ARGV[2]) then
     local score = score_of(owner, member)
     local token = ARGV[4] .. ':' .. at .. ':s=' .. score

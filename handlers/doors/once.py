@@ -1,0 +1,81 @@
+"""Answers a Pub/Sub delivery once: one that was answered is acked, one that is being answered comes back later.
+
+Push has no exactly-once delivery; a Redis remembers for it. Where that Redis does not answer, deliveries are
+answered all the same: twice is better than not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from handlers.contract.request import Request
+from handlers.doors.http_message import Answer, plain, retry_after
+from handlers.redis_store.connection import STORE_FAILURES
+from handlers.redis_store.dedup import AlreadyAnswered, DeliveryRecords, Fresh, InProgress, delivery_key
+from handlers.telemetry.logs import Logger
+
+_RENEWALS_PER_LEASE = 3
+T = TypeVar("T")
+
+
+class Turn:
+    """One delivery's right to be answered by us; its lease is kept until `finish` or `abandon`."""
+
+    def __init__(self, records: DeliveryRecords, key: str, owner: str, log: Logger) -> None:
+        self._records = records
+        self._key = key
+        self._owner = owner
+        self._log = log
+        self._renewing = asyncio.create_task(self._renew())
+
+    async def finish(self, reference: str) -> None:
+        """It is answered; `reference` names the result (the broker's id)."""
+        await self._end(self._records.finish(self._key, self._owner, reference.encode()))
+
+    async def abandon(self) -> None:
+        """It is not answered by us this time."""
+        await self._end(self._records.abandon(self._key, self._owner))
+
+    async def _end(self, last: Awaitable[bool]) -> None:
+        self._renewing.cancel()
+        await _asked(last, self._log)
+
+    async def _renew(self) -> None:
+        pause = self._records.options.lease_seconds / _RENEWALS_PER_LEASE
+        while True:
+            await asyncio.sleep(pause)
+            await _asked(self._records.renew(self._key, self._owner), self._log)
+
+
+class Once:
+    """Gives each delivery its turn, if it is its turn."""
+
+    def __init__(self, records: DeliveryRecords, log: Logger) -> None:
+        self._records = records
+        self._log = log
+
+    async def begin(self, request: Request, body: bytes) -> Turn | Answer | None:
+        """The turn; the answer where there is none; None where the Redis does not say."""
+        key, owner = delivery_key(request.id, request.request_token, body), secrets.token_hex(16)
+        beginning = await _asked(self._records.begin(key, owner), self._log)
+        match beginning:
+            case Fresh():
+                return Turn(self._records, key, owner, self._log)
+            case InProgress(seconds_left=seconds):
+                return plain(503, "another delivery of it is being answered", retry_after(seconds))
+            case AlreadyAnswered():
+                return Answer(204)
+            case None:
+                return None
+
+
+async def _asked(call: Awaitable[T], log: Logger) -> T | None:
+    """The Redis's word, or None and a line in the log."""
+    try:
+        return await call
+    except STORE_FAILURES as error:
+        log.warning("deliveries are not remembered", error=type(error).__name__)
+        return None

@@ -1,0 +1,74 @@
+"""Forwarding for a door whose deliveries come by themselves: a closed gate holds them, within their time.
+
+Holding costs one coroutine; a nack would burn a delivery attempt and slow the whole subscription down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from handlers.contract.request import Request
+from handlers.forward.forward import Forward, Limits, expired
+from handlers.forward.gated import refused, send_admitted
+from handlers.forward.outcome import Outcome, Retry
+from handlers.gates.doorkeeper import Doorkeeper
+from handlers.gates.gate import Drop, Gate, Go, Refuse
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Where the requests of one subscription go in: who keeps the door of their pool, and its gates."""
+
+    keeper: Doorkeeper
+    gates: Sequence[Gate]
+
+
+class HeldForward:
+    """Forwards what its gates let go; `entrances` by queue or subscription, None for those without a gate."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        entrances: Mapping[str, Entrance],
+        default: Entrance | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._forward = forward
+        self._entrances = entrances
+        self._default = default
+        self._clock = clock
+
+    async def forward(self, request: Request, limits: Limits) -> Outcome:
+        """Hold until a gate opens, send, or say when to come again."""
+        entrance = self._entrances.get(request.queue, self._default)
+        if entrance is None:
+            return await self._forward(request, limits)
+        arrived_at = self._clock()
+        until_at = (
+            request.deadline if limits.seconds is None else min(request.deadline, arrived_at + limits.seconds)
+        )
+        verdict = await entrance.keeper.enter(request, until_at)
+        match verdict:
+            case Go():
+                left = self._left(limits, arrived_at)
+                return await send_admitted(request, entrance.gates, verdict, partial(self._send, left))
+            case Refuse() | Drop():
+                return self._in_time(request, refused(request, verdict), limits)
+
+    async def _send(self, limits: Limits, request: Request) -> Outcome:
+        return await self._forward(request, limits)
+
+    def _left(self, limits: Limits, arrived_at: float) -> Limits:
+        """What the wait has left of the delivery's time."""
+        if limits.seconds is None:
+            return limits
+        return replace(limits, seconds=max(0.0, limits.seconds - (self._clock() - arrived_at)))
+
+    def _in_time(self, request: Request, outcome: Outcome, limits: Limits) -> Outcome:
+        """A retry that the transport could only bring after the deadline is final at once."""
+        if isinstance(outcome, Retry) and limits.earliest_retry_seconds >= request.deadline - self._clock():
+            return expired(request, None)
+        return outcome
