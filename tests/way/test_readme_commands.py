@@ -1,0 +1,106 @@
+"""The commands of README and guides, run as they are written, against a real stack."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from handlers.demo.pubsub_layout import DEMO_PROJECT, REQUEST_TOPIC
+from handlers.demo.stack import Stack
+from tests.servers.presence import not_found
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[[str], str]
+
+
+def commands(beginning: str, *, file: str = "README.md") -> list[str]:
+    """The shell lines that begin so, without their comments."""
+    blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", (ROOT / file).read_text(), re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith(beginning)]
+    return [re.sub(r"\s{2,}#.*$", "", line) for line in lines]
+
+
+@pytest.fixture
+def run(pubsub_stack: Stack, tmp_path: Path) -> Run:
+    """Runs one line in a shell whose redis-cli, gcloud and async-processor mean this stack."""
+    cli = shutil.which("redis-cli")
+    if cli is None:
+        not_found("redis-cli", "apt install redis-tools")
+    wrapper = tmp_path / "redis-cli"
+    wrapper.write_text(f'#!/bin/sh\nexec {cli} -u {pubsub_stack.redis_url} "$@"\n')
+    wrapper.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "REDIS_URL": pubsub_stack.redis_url,
+        "IGW_BASE_URL": pubsub_stack.gateway_url,
+        "PROJECT_ID": DEMO_PROJECT,
+        "PUBSUB_EMULATOR_HOST": pubsub_stack.emulator_host,
+        "REQUEST_TOPIC_NAME": REQUEST_TOPIC,
+        "CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB": f"http://{pubsub_stack.emulator_host}/",
+        "CLOUDSDK_CORE_PROJECT": DEMO_PROJECT,
+        "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",
+        "CLOUDSDK_CORE_DISABLE_PROMPTS": "1",
+    }
+
+    def run_line(line: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=90, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    return run_line
+
+
+def test_the_readmes_redis_commands_queue_a_request_and_read_its_result(run: Run) -> None:
+    zadd, rpop = commands("redis-cli")
+
+    assert run(zadd).strip() == "1"
+    result = wait_until(lambda: run(rpop).strip(), timeout_seconds=20, what="a result")
+
+    assert '"id":"testmsg"' in result
+    assert '"status_code":200' in result
+
+
+@pytest.mark.parametrize("file", ["README.md", "knative/README.md"])
+def test_the_guides_gcloud_commands_publish_a_request_and_pull_its_result(run: Run, file: str) -> None:
+    if shutil.which("gcloud") is None:
+        not_found("gcloud", "it comes with the Google Cloud SDK")
+    (publish,) = commands("gcloud pubsub topics publish", file=file)
+    (pull,) = commands("gcloud pubsub subscriptions pull", file=file)
+
+    run(publish)
+    result = wait_until(lambda: run(pull).strip(), timeout_seconds=60, what="a result")
+
+    assert "testmsg" in result
+
+
+def test_the_readmes_submit_waits_for_its_answer(run: Run) -> None:
+    (submit,) = commands("async-processor submit")
+
+    assert "choices" in run(submit)
+
+
+def test_check_finds_the_stack_sound(run: Run) -> None:
+    assert "FAULT" not in run("RESULT_TOPIC_ID=async-proc-results async-processor check --no-settings")
+
+
+def test_setting_up_again_changes_nothing_and_teardown_removes_it(run: Run) -> None:
+    setup = "async-processor pubsub setup --project setup-project --push-endpoint http://127.0.0.1:9/push"
+
+    assert "async-proc-requests" in run(setup)
+    again = run(setup)
+
+    assert "create" not in again.lower()
+    run(
+        "async-processor pubsub teardown --project setup-project --yes"
+    )
