@@ -13,6 +13,8 @@ from handlers.cli.connection import QueueFlags, redis_flags
 from handlers.cli.exit_codes import ExitCode, exits
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from handlers.redis_store.dead_letters import DeadLetter, DeadLetters
 
 Work = Callable[["DeadLetters"], Awaitable[ExitCode]]
@@ -159,6 +161,17 @@ def _print_table(found: list[DeadLetter]) -> None:
     for letter in found:
         when = datetime.fromtimestamp(letter.at, UTC).strftime("%m-%d %H:%M:%SZ")
         table.add_row(
-            letter.dead_id, when, letter.reason, str(letter.deaths), str(len(letter.member)), letter.message
+            *map(_plain, (letter.dead_id, when, letter.reason)),
+            str(letter.deaths),
+            str(len(letter.member)),
+            _plain(letter.message),
         )
     Console().print(table)
+
+
+def _plain(text: str) -> Text:
+    """A cell that shows what is in the record: no markup, and nothing that a terminal would obey."""
+    from rich.text import Text
+
+    shown = (each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return Text("".join(shown))

@@ -1,0 +1,181 @@
+"""`async-processor dead` as a shell meets it: records that the queue itself wrote, on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+from click.testing import CliRunner, Result
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from handlers.cli import main
+from handlers.contract.errors import InvalidRequest
+from handlers.poller.settlement import ResultRoute, dead_record, refuse
+from handlers.redis_store.keys import QueueKeys, queue_keys
+from handlers.redis_store.queue import Ack, QueueOptions, RedisQueue
+
+SCORE = 1_999_999_999 + 3 / 2**21
+
+
+class Dead:
+    """A queue's dead letters and the command on it."""
+
+    def __init__(self, url: str, redis: Redis) -> None:
+        self.redis = redis
+        self.queue = f"requests-{uuid.uuid4().hex}"
+        self.keys: QueueKeys = queue_keys(self.queue)
+        self.url = url
+
+    def run(self, *arguments: str, width: int = 200) -> Result:
+        env = {"REDIS_URL": self.url, "REQUEST_QUEUE_NAME": self.queue, "COLUMNS": str(width)}
+        return CliRunner().invoke(main, ["dead", *arguments], env=env)
+
+    async def bury(self, member: bytes, message: str = "5 owners died", at: float = 1_700_000_000) -> str:
+        """Claim `member` and acknowledge it as dead; returns the dead letter's id."""
+        redis = AsyncRedis.from_url(self.url)
+        queue = RedisQueue(redis, self.queue, QueueOptions("retries", "results"))
+        await redis.zadd(self.queue, {member: SCORE})
+        [claim] = await queue.claim(1)
+        before = self._ids()
+        record = dead_record(claim, "UNDELIVERABLE", message, at)
+        assert await queue.ack([Ack(claim, b"", "results", None, "", "", dead=record)]) == [True]
+        await redis.aclose()
+        [added] = self._ids() - before
+        return added
+
+    def _ids(self) -> set[str]:
+        return {key.decode() for key in cast(list[bytes], self.redis.hkeys(self.keys.dead))}
+
+    def pending(self) -> object:
+        return self.redis.zrange(self.queue, 0, -1, withscores=True)
+
+    def count(self) -> object:
+        return self.redis.hlen(self.keys.dead)
+
+
+@pytest.fixture
+def dead(valkey_url: str, redis: Redis) -> Dead:
+    return Dead(valkey_url, redis)
+
+
+async def _in_thread(call: Callable[..., Result], *arguments: str, **options: int) -> Result:
+    """Run a command, which has an event loop of its own."""
+    return await asyncio.to_thread(call, *arguments, **options)
+
+
+async def test_list_shows_every_letter_with_its_whole_id_the_latest_last(dead: Dead) -> None:
+    late = await dead.bury(b"late", at=1_700_000_600)
+    early = await dead.bury(b"early!", at=1_700_000_000)
+
+    done = await _in_thread(dead.run, "list")
+
+    assert done.exit_code == 0
+    assert done.stdout.index(early) < done.stdout.index(late)
+    assert "11-14 22:13:20Z" in done.stdout
+    assert "UNDELIVERABLE" in done.stdout
+    assert "5 owners died" in done.stdout
+
+
+def test_an_empty_list_says_so(dead: Dead) -> None:
+    done = dead.run("list")
+    assert (done.exit_code, done.stdout) == (0, "no dead letters\n")
+
+
+@pytest.mark.parametrize("message", ["[/nope] [red]", "\x1b[2J\x1b]0;title\x07", "two\nlines", "%s {0}"])
+async def test_f76_a_message_cannot_command_the_terminal(dead: Dead, message: str) -> None:
+    dead_id = await dead.bury(b"x", message)
+
+    done = await _in_thread(dead.run, "list")
+
+    assert done.exit_code == 0, done.output
+    assert "\x1b" not in done.stdout
+    assert "\x07" not in done.stdout
+    assert len(done.stdout.splitlines()) == 2
+    assert dead_id in done.stdout
+    if message.isprintable():
+        assert message in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("member", "shown"), [('{"id": "r", "é": 1}'.encode(), '{"id": "r", "é": 1}'), (b"\xff\0", "\\xff\0")]
+)
+async def test_show_gives_the_member_as_it_was_queued(dead: Dead, member: bytes, shown: str) -> None:
+    dead_id = await dead.bury(member)
+
+    done = await _in_thread(dead.run, "show", dead_id)
+
+    letter = json.loads(done.stdout)
+    assert done.exit_code == 0
+    assert letter["member"] == shown
+    assert (letter["dead_id"], letter["queue"], letter["score"]) == (dead_id, dead.queue, SCORE)
+    assert (letter["reason"], letter["deaths"], letter["at"]) == ("UNDELIVERABLE", 0, 1_700_000_000)
+
+
+@pytest.mark.parametrize("member", [b'{"id": "r",  "deadline": 1}', b"\xff\x00 no json"])
+async def test_a_requeued_letter_is_pending_byte_for_byte(dead: Dead, member: bytes) -> None:
+    dead_id = await dead.bury(member)
+
+    done = await _in_thread(dead.run, "requeue", dead_id)
+
+    assert (done.exit_code, done.stdout) == (0, "1 queued again\n")
+    assert dead.pending() == [(member, SCORE)]
+    assert dead.count() == 0
+
+
+async def test_requeue_and_drop_take_several_or_all(dead: Dead) -> None:
+    ids = [await dead.bury(f"m-{n}".encode()) for n in range(5)]
+
+    assert (await _in_thread(dead.run, "drop", ids[0], ids[1])).stdout == "2 dropped\n"
+    assert (await _in_thread(dead.run, "requeue", ids[2])).stdout == "1 queued again\n"
+    assert (await _in_thread(dead.run, "drop", "--all")).stdout == "2 dropped\n"
+
+    assert dead.pending() == [(b"m-2", SCORE)]
+    assert not dead.redis.exists(dead.keys.dead)
+
+
+@pytest.mark.parametrize("command", ["requeue", "drop", "show"])
+def test_an_unknown_letter_is_named(dead: Dead, command: str) -> None:
+    done = dead.run(command, "nobody")
+    assert done.exit_code == 1
+    assert "no dead letter nobody: `async-processor dead list` shows them" in done.stderr
+
+
+async def test_one_unknown_letter_does_not_stop_the_others(dead: Dead) -> None:
+    dead_id = await dead.bury(b"m")
+
+    done = await _in_thread(dead.run, "requeue", "nobody", dead_id)
+
+    assert (done.exit_code, done.stdout) == (1, "1 queued again\n")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--all", "one")])
+@pytest.mark.parametrize("command", ["requeue", "drop"])
+def test_letters_are_named_or_all_are_meant(dead: Dead, command: str, arguments: tuple[str, ...]) -> None:
+    assert dead.run(command, *arguments).exit_code == 2
+
+
+def test_without_redis_it_says_so_and_keeps_the_password(dead: Dead) -> None:
+    done = dead.run("list", "--redis-url", "redis://:canary@127.0.0.1:1")
+    assert (done.exit_code, "Redis does not answer" in done.stderr) == (4, True)
+    assert "canary" not in done.output
+
+
+async def test_i15_a_member_nobody_can_read_is_kept_with_its_reason(dead: Dead) -> None:
+    error = InvalidRequest("body", found="[/x]", accepted="a JSON object")
+    redis = AsyncRedis.from_url(dead.url)
+    queue = RedisQueue(redis, dead.queue, QueueOptions("retries", "results"))
+    await redis.zadd(dead.queue, {b"\xff": 1})
+    [claim] = await queue.claim(1)
+    await queue.ack([refuse(claim, error, ResultRoute("", None, "results"), now=1.0)])
+    await redis.aclose()
+
+    done = await _in_thread(dead.run, "list")
+
+    assert done.exit_code == 0
+    assert "INVALID_REQUEST" in done.stdout
+    assert "[/x]" in done.stdout

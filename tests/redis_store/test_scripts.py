@@ -1,0 +1,147 @@
+"""Every script is used, and is called with as many keys and arguments as its header names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+import handlers
+from handlers.contract.envelope import encode_retry
+from handlers.redis_store import queue
+from handlers.redis_store.dead_letters import DeadLetters
+from handlers.redis_store.lua_script import lua_script
+from handlers.redis_store.queue import Nack
+from tests.redis_store.queueing import Bench, envelope
+
+ROOM = Path(handlers.__file__).parent / "redis_store"
+SCRIPTS = sorted(path.stem for path in (ROOM / "lua").glob("*.lua"))
+FIXED_KEYS = {
+    "claim": 5,
+    "renew": 2,
+    "ack": 5,
+    "nack": 4,
+    "release": 4,
+    "reclaim": 5,
+    "promote": 1,
+    "requeue_dead": 2,
+}
+FIXED_ARGUMENTS = {"claim": 4, "renew": 1, "reclaim": 4, "promote": 2, "requeue_dead": 3}
+PER_CLAIM = {"renew": (0, 2), "ack": (4, 7), "nack": (0, 4), "release": (0, 3)}
+"""More keys and arguments for each claim of a batch."""
+
+
+def _header(name: str) -> str:
+    lines = (ROOM / "lua" / f"{name}.lua").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines[: next(n for n, line in enumerate(lines) if line[:2] != "--")])
+
+
+def _code(name: str) -> str:
+    text = (ROOM / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+    return re.sub(r"--[^\n]*", "", text)
+
+
+def _numbers(text: str, array: str) -> set[int]:
+    return {int(number) for number in re.findall(rf"{array}\[(\d+)\]", text)}
+
+
+def _names_in_use() -> set[str]:
+    """The literal first names that `lua_script` is called with anywhere in the room."""
+    names: set[str] = set()
+    for path in ROOM.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "lua_script"
+            ):
+                names |= {str(part.value) for part in node.args if isinstance(part, ast.Constant)}
+    return names
+
+
+def test_every_script_is_used_and_every_name_is_a_script() -> None:
+    assert _names_in_use() == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_header_names_what_the_script_reads(name: str) -> None:
+    header = _header(name)
+    assert header.startswith(f"-- {name}: ")
+    assert "-- Returns" in header or "-- returns" in header
+    assert "twice" in header or "changes nothing" in header, "what happens when it is sent twice?"
+    for array in ("KEYS", "ARGV"):
+        assert _numbers(_code(name), array) <= _numbers(header, array) | _ranges(header, array)
+
+
+def _ranges(header: str, array: str) -> set[int]:
+    """Numbers behind `ARGV[2..]`."""
+    starts = [int(start) for start in re.findall(rf"{array}\[(\d+)\.\.", header)]
+    return {number for start in starts for number in range(start, start + 10)}
+
+
+@pytest.mark.parametrize("name", sorted(FIXED_KEYS))
+def test_the_headers_numbers_are_those_of_the_calls(name: str) -> None:
+    header = _header(name)
+    assert max(_numbers(header, "KEYS")) == FIXED_KEYS[name]
+    assert max(_numbers(header, "ARGV"), default=0) == FIXED_ARGUMENTS.get(name, 0)
+
+
+class _Counted:
+    """Runs the real script and notes how many keys and arguments it got."""
+
+    def __init__(self, script: AsyncScript, calls: list[tuple[int, int]]) -> None:
+        self._script = script
+        self._calls = calls
+
+    async def __call__(self, keys: list[object], args: list[object]) -> object:
+        self._calls.append((len(keys), len(args)))
+        return await self._script(keys=keys, args=args)  # type: ignore[arg-type]  # handed through
+
+
+async def test_each_typed_function_calls_as_its_header_says(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: dict[str, list[tuple[int, int]]] = {name: [] for name in FIXED_KEYS}
+
+    def counted(redis: Redis, name: str) -> _Counted:
+        return _Counted(lua_script(redis, name), calls[name])
+
+    monkeypatch.setattr(queue, "lua_script", counted)
+    monkeypatch.setattr("handlers.redis_store.dead_letters.lua_script", counted)
+    await _use_every_script(bench)
+
+    batches = {name: {1, 2} if name in PER_CLAIM else {1} for name in FIXED_KEYS}
+    for name, seen in calls.items():
+        more_keys, more_arguments = PER_CLAIM.get(name, (0, 0))
+        expected = {
+            (FIXED_KEYS[name] + more_keys * size, FIXED_ARGUMENTS.get(name, 0) + more_arguments * size)
+            for size in batches[name]
+        }
+        assert set(seen) == expected, name
+
+
+async def _use_every_script(bench: Bench) -> None:
+    """Each operation with one claim and with two."""
+    owner = bench.owner()
+    for size in (1, 2):
+        for n in range(size):
+            await bench.put(envelope(f"r-{n}", "t"), n)
+        await owner.release(await owner.claim(size))
+        claims = await owner.claim(size)
+        await owner.renew(claims)
+        retries = [
+            Nack(c, encode_retry(c.member, queue=c.queue, attempt=1, score=c.score), 0) for c in claims
+        ]
+        await owner.nack(retries)
+        await bench.make_due()
+        assert await queue.promote(bench.redis, bench.retries, bench.queue_name, 10) == size
+        await owner.reclaim(10, 5)
+        await owner.ack([bench.ack_of(claim) for claim in await owner.claim(size)])
+    await bench.redis.hset(bench.keys.dead, "d", '{"member": "m", "score": 1}')
+    letters = DeadLetters(bench.redis, bench.queue_name)
+    letter = await letters.get("d")
+    assert letter is not None and await letters.requeue(letter)
