@@ -43,14 +43,17 @@ def salvage(text: bytes, paths: frozenset[tuple[str, ...]]) -> dict[tuple[str, .
     """
     found: dict[tuple[str, ...], str] = {}
     path: list[str | None] = []
+    longest = max(map(len, paths))
     key: str | None = None
     pending: str | None = None
     for match in _TOKEN.finditer(text[:_SALVAGE_BYTES]):
         token = match.group()
         if match.lastgroup == "string":
             pending = _string(token)
+            if key is None or len(path) > longest:  # deep inside, building the path itself would cost
+                continue
             at = (*path[1:], key)
-            if key is not None and at in paths:
+            if at in paths:
                 if pending is None:
                     found.pop(at, None)  # type: ignore[arg-type]  # as below
                 else:

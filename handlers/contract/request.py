@@ -101,19 +101,11 @@ def decode_body(
     if len(body) > max_bytes:
         raise _invalid(body, "body", f"{len(body)} bytes", f"at most {max_bytes} bytes")
     wire = _decode(body)
-    if not wire.id:
-        raise _invalid(
-            body, "id", "nothing" if wire.id is None else "an empty string", "a string that is not empty"
-        )
-    if "\0" in wire.id:
-        raise _invalid(body, "id", "a NUL character", "a string without NUL")
-    if len(wire.id) > MAX_ID_LENGTH:
-        raise _invalid(body, "id", f"{len(wire.id)} characters", f"at most {MAX_ID_LENGTH}")
     metadata = wire.metadata or {}
     if extra_metadata:
         metadata = {**metadata, **extra_metadata}
     return Request(
-        id=wire.id,
+        id=_id(body, wire.id),
         deadline=_deadline(body, wire.deadline),
         payload=_payload(body, bytes(wire.payload), is_apart=bool(payload_ref)),
         metadata=metadata,
@@ -130,6 +122,15 @@ def decode_body(
         payload_ref=payload_ref,
         attempt=attempt,
     )
+
+
+def _id(body: bytes, value: str | None) -> str:
+    if not value:
+        found = "nothing" if value is None else "an empty string"
+        raise _invalid(body, "id", found, "a string that is not empty")
+    if "\0" in value:
+        raise _invalid(body, "id", "a NUL character", "a string without NUL")
+    return value
 
 
 def _decode(body: bytes) -> _Body:

@@ -101,6 +101,4 @@ def test_setting_up_again_changes_nothing_and_teardown_removes_it(run: Run) -> N
     again = run(setup)
 
     assert "create" not in again.lower()
-    run(
-        "async-processor pubsub teardown --project setup-project --yes"
-    )
+    run("async-processor pubsub teardown --project setup-project --yes")

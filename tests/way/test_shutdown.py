@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import httpx
 import msgspec
 import redis
 
@@ -19,19 +20,20 @@ def start(grace_seconds: str) -> Stack:
     return Stack(StackOptions(has_pubsub=False, gateway_arguments=SLOW, variables=variables))
 
 
-def claimed(store: redis.Redis) -> bool:
-    return store.hlen(f"{QUEUE}:claimed") == 1
+def runs_at_the_gateway(stack: Stack) -> bool:
+    """Claimed alone is not in flight: it may still be on its way to the handler."""
+    return bool(httpx.get(f"{stack.gateway_url}/simulate/state").json()["running"] == 1)
 
 
-def queue_one(store: redis.Redis) -> None:
+def queue_one(stack: Stack, store: redis.Redis) -> None:
     store.zadd(QUEUE, {'{"id":"slow","payload":{},"deadline":1999999999}': 1_999_999_999})
-    wait_until(lambda: claimed(store), timeout_seconds=20, what="the request claimed")
+    wait_until(lambda: runs_at_the_gateway(stack), timeout_seconds=20, what="the request at the gateway")
 
 
 def test_a_request_in_flight_survives_the_end_of_handler_and_poller() -> None:
     with start("60") as stack:
         store = redis.Redis.from_url(stack.redis_url)
-        queue_one(store)
+        queue_one(stack, store)
         handler, poller = stack.children["dispatch"].process, stack.children["poller"].process
 
         handler.send_signal(signal.SIGTERM)
@@ -48,7 +50,7 @@ def test_a_request_in_flight_survives_the_end_of_handler_and_poller() -> None:
 def test_what_does_not_end_within_the_grace_period_is_handed_back_at_once() -> None:
     with start("0.5") as stack:
         store = redis.Redis.from_url(stack.redis_url)
-        queue_one(store)
+        queue_one(stack, store)
         poller = stack.children["poller"].process
 
         poller.send_signal(signal.SIGTERM)
