@@ -130,6 +130,8 @@ def _id(body: bytes, value: str | None) -> str:
         raise _invalid(body, "id", found, "a string that is not empty")
     if "\0" in value:
         raise _invalid(body, "id", "a NUL character", "a string without NUL")
+    if len(value) > MAX_ID_LENGTH:
+        raise _invalid(body, "id", f"{len(value)} characters", f"at most {MAX_ID_LENGTH}")
     return value
 
 

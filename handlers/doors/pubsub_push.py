@@ -33,7 +33,6 @@ _REASON_ATTRIBUTE: Final = "async_processor_dead_letter_reason"
 _DEAD_LETTER_COUNT: Final = "CloudPubSubDeadLetterSourceDeliveryCount"
 _TOPIC = re.compile(r"(projects/(?P<project>[^/]+)/topics/)?[A-Za-z][A-Za-z0-9._~+%-]{2,254}")
 _MAX_ATTRIBUTE_BYTES: Final = 1_024
-_MISSING: Final = 404
 _BUSY: Final = frozenset({"rejected", "gate_closed", "quota_exhausted"})
 _ACCEPTED: Final = Answer(204)
 
@@ -174,8 +173,8 @@ class PubSubPushDoor:
             return await self._publish(context, small)
         except PublishFailed as error:
             own = context.subscription.result_topic
-            if error.status == _MISSING and context.topic != own:
-                # The request named a topic that is not there: its result must not be lost for that.
+            if not error.is_retryable and context.topic != own:
+                # The request named a topic that is not there, or not for us: its result must not be lost for that.
                 return await self._publish(replace(context, topic=own), result)
             self._log.error("result not published", id=result.id, topic=context.topic, error=str(error))
             if context.turn is not None:
