@@ -1,0 +1,149 @@
+"""Paths, methods, callers, sizes and slowness, seen as ASGI gives them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from handlers.doors.http_endpoint import DELIVERY_PATHS, EndpointOptions, HttpEndpoint, Refusal
+from handlers.doors.http_message import Answer, Delivery, plain
+from handlers.doors.refusal import Refusal as Refused
+
+LIMIT = 100
+
+
+class Keeper:
+    """Lets in, or not."""
+
+    def __init__(self, refusal: Refused | None) -> None:
+        self.refusal = refusal
+
+    async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+        return self.refusal
+
+
+class Rig:
+    """An endpoint whose walk says what it got."""
+
+    def __init__(self, refusal: Refused | None = None) -> None:
+        self.walked: list[Delivery] = []
+        self.refused: list[Refusal] = []
+        self.asked = 0
+        self.endpoint = HttpEndpoint(
+            self._walk,
+            Keeper(refusal),
+            {"/healthz": lambda: plain(200, "ok")},
+            self.refused.append,
+            EndpointOptions(max_body_bytes=LIMIT, receive_timeout_seconds=0.2),
+        )
+
+    async def _walk(self, delivery: Delivery) -> Answer:
+        self.walked.append(delivery)
+        return Answer(204)
+
+    async def respond(
+        self,
+        *chunks: bytes,
+        method: str = "POST",
+        path: str = "/",
+        headers: dict[str, str] | None = None,
+        then: str = "end",
+    ) -> Response:
+        """The response to a body in chunks, after which it ends, hangs, or the client goes away."""
+        parts = list(chunks)
+
+        async def receive() -> dict[str, Any]:
+            self.asked += 1
+            if parts:
+                body = parts.pop(0)
+                return {"type": "http.request", "body": body, "more_body": bool(parts) or then != "end"}
+            if then == "hang":
+                await asyncio.Event().wait()
+            return {"type": "http.disconnect"}
+
+        wire = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+        scope = {"type": "http", "method": method, "path": path, "headers": wire, "query_string": b""}
+        return await self.endpoint.respond(Request(scope, receive))
+
+
+@pytest.mark.parametrize("path", sorted(DELIVERY_PATHS))
+async def test_a_delivery_is_walked_with_its_headers_and_its_whole_body(path: str) -> None:
+    rig = Rig()
+    response = await rig.respond(b"ab", b"", b"cd", path=path, headers={"ce-id": "1"})
+    assert response.status_code == 204
+    assert response.body == b""
+    assert rig.walked == [Delivery([(b"ce-id", b"1")], b"abcd")]
+
+
+async def test_a_delivery_without_a_body_is_walked_too() -> None:
+    rig = Rig()
+    assert (await rig.respond(b"")).status_code == 204
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"])
+async def test_only_a_post_delivers(method: str) -> None:
+    rig = Rig()
+    response = await rig.respond(b"{}", method=method)
+    assert (response.status_code, response.headers["allow"], rig.walked) == (405, "POST", [])
+
+
+@pytest.mark.parametrize("path", ["/admin", "/dispatch/", "//", "/healthz/x", "/..", "/metrics"])
+async def test_other_paths_are_not_there(path: str) -> None:
+    rig = Rig()
+    assert ((await rig.respond(b"{}", path=path)).status_code, rig.walked, rig.asked) == (404, [], 0)
+
+
+async def test_a_page_is_only_read() -> None:
+    rig = Rig(Refused(401, "no token"))
+    assert (await rig.respond(method="GET", path="/healthz")).body == b"ok\n"
+    assert (await rig.respond(method="HEAD", path="/healthz")).status_code == 200
+    assert (await rig.respond(method="POST", path="/healthz")).status_code == 405
+
+
+@pytest.mark.parametrize("status", [401, 403, 503])
+async def test_a_refused_callers_body_is_not_even_received(status: int) -> None:
+    """F79: no parsing, no gateway call, and an answer that tells a stranger nothing."""
+    rig = Rig(Refused(status, "a reason for the log"))
+    response = await rig.respond(b"{}")
+    assert (response.status_code, rig.walked, rig.asked) == (status, [], 0)
+    assert b"reason" not in bytes(response.body)
+    assert len(response.body) < 40
+    assert ("www-authenticate" in response.headers) is (status == 401)
+    assert len(rig.refused) == 1
+
+
+async def test_a_body_is_as_large_as_the_limit_and_no_larger() -> None:
+    rig = Rig()
+    assert (await rig.respond(b"x" * LIMIT)).status_code == 204
+    assert (await rig.respond(b"x" * LIMIT, b"y", then="hang")).status_code == 413
+    assert len(rig.walked) == 1
+
+
+async def test_a_body_that_announces_too_much_is_not_received() -> None:
+    rig = Rig()
+    response = await rig.respond(b"x", headers={"content-length": str(LIMIT + 1)})
+    assert (response.status_code, rig.asked) == (413, 0)
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "", "1e9", "٣"])
+async def test_a_length_that_is_none_is_not_believed(length: str) -> None:
+    rig = Rig()
+    assert (await rig.respond(b"x" * (LIMIT + 1), headers={"content-length": length})).status_code == 413
+
+
+async def test_a_slow_client_is_cut_off() -> None:
+    """F82: uvicorn alone would wait for ever."""
+    rig = Rig()
+    response = await asyncio.wait_for(rig.respond(b"x", then="hang"), 20)
+    assert (response.status_code, response.headers["connection"], rig.walked) == (408, "close", [])
+
+
+async def test_a_client_that_goes_away_in_the_middle_is_no_delivery() -> None:
+    rig = Rig()
+    response = await rig.respond(b"x", then="go")
+    assert (response.status_code, rig.walked) == (400, [])
