@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from handlers.telemetry.logs import Logger, get_logger
 if TYPE_CHECKING:
     from handlers.doors.once import Once
     from handlers.doors.pubsub_push import Subscription
+    from handlers.pubsub.publisher import Publisher
 
 _TOKEN_SECONDS = 5.0
 WRAPPING_FACTOR = 1.4
@@ -173,6 +174,7 @@ def _push_walk(
     api = PubSubApi(PubSubOptions(project_id=settings.project_id, emulator_host=env.pubsub_emulator_host))
     publisher = Publisher(api)
     closers += [api.close, publisher.close]
+    starters.append(partial(_check_topics, publisher, settings, log))
     held = _held(settings, forward, closers, starters)
     door = PubSubPushDoor(
         publisher,
@@ -184,6 +186,30 @@ def _push_walk(
         memory=_memory(settings, log, closers),
     )
     return (lambda delivery: handle(door, delivery, held)), _push_identity(settings, log, closers, starters)
+
+
+async def _check_topics(publisher: Publisher, settings: Settings, log: Logger) -> None:
+    """A topic that is not there would turn every answer into a nack: it stops the start."""
+    from handlers.pubsub.errors import PubSubError
+    from handlers.pubsub.names import topic_path
+    from handlers.pubsub.publisher import TopicState
+
+    named = {
+        "RESULT_TOPIC_ID": settings.result_topic_id,
+        "DEAD_LETTER_TOPIC_ID": settings.env.dead_letter_topic_id,
+    }
+    for setting, topic in named.items():
+        if not topic:
+            continue
+        topic_path(settings.project_id, topic)
+        try:
+            state = await publisher.check(topic)
+        except PubSubError as error:
+            log.warning("topic not looked at", topic=topic, error=str(error))
+            continue
+        if state is TopicState.MISSING:
+            accepted = "a topic that exists (`async-processor pubsub setup` makes it)"
+            raise InvalidSetting(setting, found=f"{topic!r}, which does not exist", accepted=accepted)
 
 
 def _memory(settings: Settings, log: Logger, closers: Closers) -> Once | None:

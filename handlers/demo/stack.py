@@ -16,7 +16,7 @@ from typing import Final, Self
 from handlers.demo.child import Child
 from handlers.demo.pubsub_emulator import EmulatorCommand, NoEmulator, PubSubEmulator, find_emulator
 from handlers.demo.pubsub_layout import DEMO_PROJECT, RESULT_TOPIC, create_layout
-from handlers.demo.valkey import Valkey, find_valkey
+from handlers.demo.valkey import Valkey, find_valkey, free_port
 
 _READY_PORT = re.compile(r'ready target=\w+ port=(\d+)|"event":"ready","target":"\w+","port":(\d+)')
 _LISTENING = re.compile(r"listening on (http://\S+)")
@@ -88,9 +88,13 @@ class Stack:
         emulator = self._parts.enter_context(PubSubEmulator(found))
         self.emulator_host = emulator.host
         self._options.on_started("pub/sub emulator", emulator.host)
+        # The subscription names the door, and the door wants its topic to be there: so the port is chosen first.
+        port = free_port()
+        create_layout(emulator.host, f"http://127.0.0.1:{port}/push")
         push_url = self._start_handler(
             "pubsub_push",
             {
+                "PORT": str(port),
                 "PUBSUB_EMULATOR_HOST": emulator.host,
                 "PROJECT_ID": DEMO_PROJECT,
                 "RESULT_TOPIC_ID": RESULT_TOPIC,
@@ -98,7 +102,6 @@ class Stack:
                 "MIN_REDELIVERY_SECONDS": "1",
             },
         )
-        create_layout(emulator.host, f"{push_url}/push")
         self._options.on_started("handler, push door", push_url)
 
     def _start_child(self, name: str, arguments: Sequence[str], variables: Mapping[str, str]) -> Child:
