@@ -101,7 +101,7 @@ def parse_config_file(text: str) -> ConfigFile:
     """The checked content of a file's text (YAML, of which JSON is a part)."""
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, nesting without end
         at = getattr(error, "problem_mark", None)
         where = f" at line {at.line + 1}" if at else ""
         raise InvalidSetting(
@@ -113,6 +113,9 @@ def parse_config_file(text: str) -> ConfigFile:
         content = _as_mapping(content)
     try:
         config = msgspec.convert(content, ConfigFile)
+    except UnicodeEncodeError:
+        found = "half a character (\\ud800 to \\udfff)"
+        raise InvalidSetting("CONFIG_FILE", found=found, accepted="whole characters") from None
     except msgspec.ValidationError as error:
         raise invalid_setting(error, "CONFIG_FILE") from None
     _check_unique(config)

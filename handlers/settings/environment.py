@@ -14,16 +14,15 @@ from msgspec import Meta
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.json_limits import MAX_REQUEST_BYTES
 from handlers.forward.route import DEFAULT_PATH, FAIRNESS_HEADER, OBJECTIVE_HEADER
+from handlers.settings.accepted import described, types_of
 
 DEFAULT_GATEWAY = (
     "http://infra-inference-scheduling-inference-gateway-istio.llm-d-inference-scheduler.svc.cluster.local:80"
 )
 
-Text = Annotated[str, Meta(max_length=4_096)]
-Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-Count = Annotated[int, Meta(ge=1, le=100_000)]
+_LONGEST_SHOWN = 80
+
 Port = Annotated[int, Meta(ge=0, le=65_535)]
-Bytes = Annotated[int, Meta(ge=1_024, le=1_000_000_000)]
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
@@ -173,7 +172,17 @@ def read_environment(variables: Mapping[str, str]) -> Environment:
     try:
         return msgspec.convert(given, Environment, strict=False)
     except msgspec.ValidationError as error:
-        raise invalid_setting(error, "environment") from None
+        raise _invalid_variable(error, given) from None
+
+
+def _invalid_variable(error: msgspec.ValidationError, given: Mapping[str, str]) -> InvalidSetting:
+    """One variable, what it held (unless that is a secret), and what its type takes."""
+    told = invalid_setting(error, "environment")
+    if told.setting not in given:
+        return told
+    is_secret = told.setting.lower() in SECRETS
+    found = "a value that is kept secret" if is_secret else repr(given[told.setting][:_LONGEST_SHOWN])
+    return InvalidSetting(told.setting, found=found, accepted=described(types_of(Environment)[told.setting]))
 
 
 def _plain(value: str) -> str:
@@ -189,9 +198,10 @@ def invalid_setting(error: msgspec.ValidationError, where: str) -> InvalidSettin
     if text.startswith("Object contains unknown field"):
         unknown = text.split("`")[1]
         return InvalidSetting(
-            f"{setting}.{unknown}" if path else unknown, found="an unknown field", accepted="a known one"
+            f"{setting}.{unknown}" if path else unknown or where,
+            found="an unknown field",
+            accepted="a known one",
         )
     expected, _, got = text.removeprefix("Expected ").partition(", got ")
-    return InvalidSetting(
-        setting, found=got.replace("`", "") or text.replace("`", ""), accepted=expected.replace("`", "")
-    )
+    found = got.replace("`", "") or "a value out of bounds"
+    return InvalidSetting(setting, found=found, accepted=expected.replace("`", ""))

@@ -22,6 +22,7 @@ from handlers.settings.config_file import (
 from handlers.settings.environment import SECRETS, Environment, read_environment
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+)(:[0-9]{1,5})?")
+_LAST_PORT = 65_535
 _REDIS_SCHEMES = frozenset(
     {"redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster", "unix"}
 )
@@ -174,12 +175,22 @@ def _check_urls(settings: Settings) -> None:
 def check_url(setting: str, url: str, schemes: frozenset[str]) -> None:
     """Raises `InvalidSetting` for a URL without one of the schemes or without a host."""
     accepted = f"{' or '.join(f'{s}://' for s in sorted(schemes))} with a host"
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets that hold no IPv6 address
+        raise InvalidSetting(setting, found=repr(masked_url(url)), accepted=accepted) from None
     hosts = parts.netloc.rpartition("@")[2].split(",")  # Sentinel and Cluster URLs name several
-    are_hosts = all(_HOST.fullmatch(host) for host in hosts)
+    are_hosts = all(_is_host(host) for host in hosts)
     is_complete = are_hosts or (parts.scheme == "unix" and not parts.netloc and bool(parts.path))
-    if parts.scheme not in schemes or not is_complete or parts.fragment:
+    is_plain = url.isprintable() and " " not in url  # the parser drops line breaks, what connects would not
+    is_base = parts.scheme not in ("http", "https") or not parts.query  # paths are joined to it
+    if parts.scheme not in schemes or not is_complete or parts.fragment or not (is_base and is_plain):
         raise InvalidSetting(setting, found=repr(masked_url(url)), accepted=accepted)
+
+
+def _is_host(host: str) -> bool:
+    match = _HOST.fullmatch(host)
+    return match is not None and int((match[2] or ":0")[1:]) <= _LAST_PORT
 
 
 def _check_path(setting: str, path: str) -> None:

@@ -1,0 +1,52 @@
+"""The page `docs/settings.md`, made from the fields of `Environment`; a test compares the two.
+
+python -m handlers.settings.table > docs/settings.md
+"""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+from handlers.settings.accepted import described, meaning, types_of
+from handlers.settings.environment import SECRETS, Environment
+
+_HEAD = """\
+# Settings
+
+Every environment variable that a process reads. An empty one counts as not set. A value that is not
+accepted stops the start with one line that names the variable. What several queues, subscriptions or pools
+set apart is in the file that `CONFIG_FILE` names, under the names that the reference implementation uses.
+
+<!-- Made by `python -m handlers.settings.table`; change handlers/settings/environment.py instead. -->
+
+| variable | default | takes | what it is |
+|---|---|---|---|
+"""
+
+
+def settings_page() -> str:
+    """The whole page, as Markdown."""
+    defaults = {field.encode_name: field.default for field in msgspec.structs.fields(Environment)}
+    rows = [
+        f"| `{name}` | {_default(defaults[name])} | {_takes(name, described(kind))} | {meaning(kind)} |"
+        for name, kind in types_of(Environment).items()
+    ]
+    return _HEAD + "\n".join(rows) + "\n"
+
+
+def _default(value: object) -> str:
+    if value is msgspec.NODEFAULT or value in ("", None):
+        return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _takes(name: str, words: str) -> str:
+    return f"{words}, kept secret" if name.lower() in SECRETS else words
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_page())

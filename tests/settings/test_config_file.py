@@ -1,0 +1,108 @@
+"""The file: the reference's own names, JSON or YAML, and nothing unknown passes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.contract.errors import InvalidSetting
+from handlers.settings.config_file import ConfigFile, parse_config_file, read_config_file
+from tests.contract.json_texts import JSON
+
+
+def refused(text: str) -> InvalidSetting:
+    with pytest.raises(InvalidSetting) as caught:
+        parse_config_file(text)
+    return caught.value
+
+
+def test_yaml_and_json_say_the_same() -> None:
+    yaml = """
+url: redis://r:6379
+queues:
+  - queue_name: chat
+    worker_pool_id: large
+    labels: {tier: interactive}
+    gate_type: constant
+pools:
+  - {id: large, workers: 8}
+"""
+    config = parse_config_file(yaml)
+    as_json = {
+        "url": "redis://r:6379",
+        "queues": [
+            {
+                "queue_name": "chat",
+                "worker_pool_id": "large",
+                "labels": {"tier": "interactive"},
+                "gate_type": "constant",
+            }
+        ],
+        "pools": [{"id": "large", "workers": 8}],
+    }
+    assert config == parse_config_file(json.dumps(as_json))
+    assert (config.queues[0].labels, config.pools[0].workers) == ({"tier": "interactive"}, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [("[{queue_name: q}]", "queues"), ("[{subscriber_id: s}]", "topics"), ("[{id: p}]", "pools")],
+)
+def test_a_bare_list_is_what_its_entries_say(text: str, field: str) -> None:
+    assert len(getattr(parse_config_file(text), field)) == 1
+
+
+@pytest.mark.parametrize("text", ["", "   ", "# a comment", "{}", "null"])
+def test_an_empty_file_is_no_file(text: str) -> None:
+    assert parse_config_file(text) == ConfigFile()
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("[{queue_name: q, gate_typ: constant}]", "queues[0].gate_typ"),
+        ("{queue: []}", "queue"),
+        ("[{queue_name: ''}]", "queues[0].queue_name"),
+        ("[{queue_name: 5}]", "queues[0].queue_name"),
+        ("[{queue_name: q, result_ttl_seconds: -1}]", "queues[0].result_ttl_seconds"),
+        ("[{queue_name: q, labels: {tier: 5}}]", "queues[0].labels[...]"),
+        ("[{queue_name: q}, {queue_name: q}]", "queues.queue_name"),
+        ("[{queue_name: q, id: x}, {queue_name: r, id: x}]", "queues.id"),
+        ("[{subscriber_id: s}, {subscriber_id: s}]", "topics.subscriber_id"),
+        ("[{id: p}, {id: p}]", "pools.id"),
+        ("[{id: p, workers: 0}]", "pools[0].workers"),
+        ("[{queue_name: q, worker_pool_id: nowhere}]", "worker_pool_id"),
+        ("[{subscriber_id: s, ack_deadline_seconds: 601}]", "topics[0].ack_deadline_seconds"),
+        *(
+            (text, "CONFIG_FILE")
+            for text in ("5", "text", "[5]", "[]", "{a: [}", "a: b: c", "\0", "[2026-99-99]")
+        ),
+        ("- !!python/object/apply:os.system [ls]", "CONFIG_FILE"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, setting: str) -> None:
+    error = refused(text)
+    assert error.setting == setting
+    assert error.found
+    assert error.accepted
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_bytes(b"\xff\xfe")
+    for path in (tmp_path / "missing.yaml", tmp_path, broken):
+        with pytest.raises(InvalidSetting, match="CONFIG_FILE"):
+            read_config_file(str(path))
+    assert read_config_file("") == ConfigFile()
+
+
+@given(content=JSON.map(json.dumps) | st.text(max_size=60) | st.just("[" * 5_000))
+def test_no_text_crashes(content: str) -> None:
+    try:
+        assert isinstance(parse_config_file(content), ConfigFile)
+    except InvalidSetting as error:
+        assert error.setting
