@@ -1,0 +1,114 @@
+"""The model must be able to fail: scripts with one seeded mistake each, every one of them found."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+from redis.exceptions import ResponseError
+
+from handlers.redis_store import queue
+from tests.redis_store.queue_model import STEPS, Walk
+from tests.redis_store.queueing import Bench
+
+LUA = Path(queue.__file__).parent / "lua"
+WALKS = 5
+STEPS_OF_A_WALK = 150
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake: `found` in the script becomes `instead`."""
+
+    script: str
+    found: str
+    instead: str
+
+
+_ENDED = "KEYS[4], '-inf', string.format('%.6f', now)"
+_RETURN = "redis.call('ZADD', KEYS[1], score_of(owner, member), member)"
+_LATE = "'%.6f', now + tonumber(ARGV[2])"
+MUTANTS = {
+    "destructive pop": Mutant("claim", "redis.call('HSET', KEYS[2], key, member)", ""),
+    "claim without an owner": Mutant("claim", "redis.call('HSET', KEYS[3], key, owner)", ""),
+    "claim without a lease": Mutant("claim", "redis.call('ZADD', KEYS[4], lease_end, key)", ""),
+    "claim overwrites a live claim": Mutant("claim", "redis.call('HEXISTS', KEYS[3], key) == 1", "false"),
+    "claim with one token for all": Mutant("claim", "ARGV[3] .. ':' .. at .. ':s='", "'same:1:s='"),
+    "claim takes the latest": Mutant("claim", "'ZPOPMIN'", "'ZPOPMAX'"),
+    "lease by a clock that runs ahead": Mutant("claim", _LATE, _LATE + " + 90"),
+    "renew without owner check": Mutant(
+        "renew", "redis.call('HGET', KEYS[1], ARGV[at]) == ARGV[at + 1]", "true"
+    ),
+    "renew that does not renew": Mutant("renew", "redis.call('ZADD', KEYS[2], lease_end, ARGV[at])", ""),
+    "ack without owner check": Mutant("ack", "redis.call('HGET', KEYS[2], key) == owner", "true"),
+    "ack without a result": Mutant("ack", "redis.pcall('LPUSH', list, result)", "1"),
+    "ack keeps the claim": Mutant("ack", "redis.call('HDEL', KEYS[1], key)", ""),
+    "ack keeps the owner": Mutant("ack", "redis.call('HDEL', KEYS[2], key)", ""),
+    "ack forgets no deaths": Mutant("ack", "redis.call('HDEL', KEYS[4]", "redis.call('HGET', KEYS[4]"),
+    "nack without owner check": Mutant("nack", "redis.call('HGET', KEYS[2], key) == ARGV[at + 1]", "true"),
+    "a retry re-enters at once": Mutant("nack", "now + tonumber(ARGV[at + 3])", "now"),
+    "nack keeps the claim": Mutant("nack", "redis.call('ZREM', KEYS[3], key)", ""),
+    "release without owner check": Mutant(
+        "release",
+        "redis.call('HGET', KEYS[3], key) == ARGV[at + 1]",
+        "redis.call('HEXISTS', KEYS[2], key) == 1",
+    ),
+    "release drops the request": Mutant(
+        "release", "redis.call('ZADD', KEYS[1], ARGV[at + 2], redis.call('HGET', KEYS[2], key))", ""
+    ),
+    "reclaim keeps the owner": Mutant("reclaim", "redis.call('HDEL', KEYS[3], key)", ""),
+    "reclaim ignores the lease's end": Mutant("reclaim", _ENDED, "KEYS[4], '-inf', '+inf'"),
+    "reclaim loses the score": Mutant("reclaim", _RETURN, "redis.call('ZADD', KEYS[1], now, member)"),
+    "reclaim loses the request": Mutant("reclaim", _RETURN, ""),
+    "deaths are not counted": Mutant("reclaim", "redis.call('HINCRBY', KEYS[5], counted_as(key), 1)", "1"),
+    "poison keeps its dead owner": Mutant("reclaim", "redis.call('HSET', KEYS[3], key, token)", ""),
+    "a lost index entry stays lost": Mutant("reclaim", "redis.call('HLEN', KEYS[2]) >", "0 >"),
+    "promote forgets to remove": Mutant("promote", "redis.call('ZREM', KEYS[1], member)", ""),
+    "promote forgets to queue": Mutant(
+        "promote", "redis.pcall('ZADD', queue, string.format('%.17g', score or now), member)", "1"
+    ),
+    "promote ignores the due time": Mutant(
+        "promote", "string.format('%.6f', now), 'LIMIT'", "'+inf', 'LIMIT'"
+    ),
+    "promote loses the original score": Mutant("promote", "tonumber(internal['original_score']) or ", ""),
+}
+
+
+async def _walk(redis: Redis, seed: int) -> None:
+    """One seeded walk over all steps; raises `AssertionError` where server and model part."""
+    await redis.flushall()
+    walk = Walk(Bench(redis, "mutant"))
+    chance = random.Random(seed)
+    names = [*STEPS, "submit", "claim", "claim"]
+    for _ in range(STEPS_OF_A_WALK):
+        await STEPS[chance.choice(names)](walk, chance.randrange(24))
+        await walk.check()
+    await walk.drain()
+
+
+@pytest.mark.parametrize("name", sorted(MUTANTS))
+async def test_a_mistake_in_a_script_is_found(
+    name: str, store: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutant = MUTANTS[name]
+
+    def mutated(redis: Redis, script: str) -> AsyncScript:
+        text = (LUA / f"{script}.lua").read_text(encoding="utf-8")
+        if script == mutant.script:
+            assert text.count(mutant.found) == 1, "the script has changed: so must the mutant"
+            text = text.replace(mutant.found, mutant.instead)
+        return AsyncScript(redis, text)
+
+    monkeypatch.setattr(queue, "lua_script", mutated)
+    with pytest.raises((AssertionError, ResponseError)):
+        for seed in range(WALKS):
+            await _walk(store, seed)
+
+
+@pytest.mark.parametrize("seed", range(WALKS))
+async def test_the_scripts_as_they_are_pass_the_same_walks(seed: int, store: Redis) -> None:
+    await _walk(store, seed)
