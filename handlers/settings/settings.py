@@ -22,6 +22,7 @@ from handlers.settings.config_file import (
 from handlers.settings.environment import SECRETS, Environment, read_environment
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+)(:[0-9]{1,5})?")
+_SCHEME = re.compile(r"[a-z]+(\+[a-z]+)?://")
 _LAST_PORT = 65_535
 _REDIS_SCHEMES = frozenset(
     {"redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster", "unix"}
@@ -202,8 +203,8 @@ def masked_url(value: object) -> object:
     """A URL without the password that may stand in it."""
     if not isinstance(value, str) or "@" not in value:
         return value
-    scheme, _, rest = value.partition("://")
-    return f"{scheme}://***@{rest.rsplit('@', 1)[1]}"
+    scheme = _SCHEME.match(value)
+    return f"{scheme[0] if scheme else ''}***@{value.rsplit('@', 1)[1]}"
 
 
 def read_secret(setting: str, path: str) -> str:

@@ -155,3 +155,8 @@ def test_any_text_is_a_url_or_an_error(url: str) -> None:
     except InvalidSetting as error:
         assert error.setting == "X"
     masked_url(url)
+
+
+@pytest.mark.parametrize("url", ["hunter2@h", "user:hunter2://@h", "redis://hunter2@@h", "://hunter2@h"])
+def test_a_password_is_masked_in_whatever_looks_like_a_url(url: str) -> None:
+    assert "hunter2" not in str(masked_url(url))
