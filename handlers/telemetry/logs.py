@@ -9,6 +9,7 @@ Cloud Logging wants it. The library loggers (uvicorn, redis, …) come out in th
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from dataclasses import dataclass
@@ -87,17 +88,20 @@ class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = getattr(record, "fields", {})
         line = {
+            **{name: _short(value) for name, value in fields.items()},
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "severity": _SEVERITIES.get(record.levelno, record.levelname),
             "part": record.name.removeprefix(f"{_ROOT}."),
             "event": _short(record.getMessage()),
-            **{name: _short(value) for name, value in fields.items()},
         }
         if self._project_id and "trace_id" in fields:
             line["logging.googleapis.com/trace"] = f"projects/{self._project_id}/traces/{fields['trace_id']}"
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _encoder.encode(line).decode()
+        try:
+            return _encoder.encode(line).decode()
+        except (ValueError, OverflowError):  # half a character, or a number of more than 64 bits
+            return json.dumps(line, default=str)
 
 
 class _TextFormatter(logging.Formatter):
