@@ -69,10 +69,7 @@ class HttpEndpoint:
     async def respond(self, request: Request) -> Response:
         """The response to one HTTP request."""
         answer = await self._answer(request)
-        response = Response(answer.body, answer.status_code)
-        if answer.headers:
-            response.headers.update(answer.headers)
-        return response
+        return Response(answer.body, answer.status_code, answer.headers)
 
     async def _answer(self, request: Request) -> Answer:
         path, method = request.scope["path"], request.scope["method"]
@@ -96,7 +93,7 @@ class HttpEndpoint:
     async def _body(self, request: Request) -> bytes | Answer:
         """The whole body, or why it is not taken."""
         limit = self._options.max_body_bytes
-        length = request.headers.get("content-length", "")
+        length = next((value for name, value in request.scope["headers"] if name == b"content-length"), b"")
         if length.isdigit() and int(length) > limit:
             return plain(413, f"the body is larger than {limit} bytes")
         try:
@@ -112,6 +109,8 @@ async def _received(request: Request, limit: int) -> bytes | Answer:
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
+        if not chunk:
+            continue  # Starlette's own end mark
         size += len(chunk)
         if size > limit:
             return plain(413, f"the body is larger than {limit} bytes", {"connection": "close"})

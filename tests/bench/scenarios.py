@@ -108,24 +108,14 @@ def handler_memory(in_flight: int) -> Figures:
 def push_door(count: int) -> Figures:
     """Wrapped pushes into the Pub/Sub door, results to a sink."""
 
-    async def run() -> Figures:
-        async with running_sink() as host:
-            variables = {
-                "PUBSUB_EMULATOR_HOST": host,
-                "PROJECT_ID": "bench-project",
-                "RESULT_TOPIC_ID": "results",
-                "PUSH_AUTH": "none",
-            }
-            with gateway() as up, handler("pubsub_push", {"IGW_BASE_URL": up.url, **variables}) as door:
-                await send_all(door.url, push_of, max(50, count // 20), CONNECTIONS)
-                cpu, began = door.cpu_seconds(), time.perf_counter()
-                statuses = await send_all(door.url, push_of, count, CONNECTIONS)
-                seconds = time.perf_counter() - began
-                assert statuses == {204: count}, statuses
-                cpu_ms = (door.cpu_seconds() - cpu) / count * 1000
-                return {"requests/s": count / seconds, "CPU ms": cpu_ms, "start s": door.ready_seconds}
-
-    return asyncio.run(run())
+    variables = {"PROJECT_ID": "bench-project", "RESULT_TOPIC_ID": "results", "PUSH_AUTH": "none"}
+    with (
+        running_sink() as host,
+        gateway() as up,
+        handler("pubsub_push", {"IGW_BASE_URL": up.url, "PUBSUB_EMULATOR_HOST": host, **variables}) as door,
+    ):
+        figures = loaded(door, push_of, count, 204)
+        return {**figures, "start s": door.ready_seconds}
 
 
 def fill(store: redis.Redis, count: int, deadline: Callable[[int], float] = lambda _: FAR) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import httptools
@@ -36,9 +38,22 @@ class Sink(asyncio.Protocol):
         self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(answer), answer))
 
 
-@contextlib.asynccontextmanager
-async def running_sink() -> AsyncIterator[str]:
-    """A sink on a free port; gives its `host:port`."""
+@contextlib.contextmanager
+def running_sink() -> Iterator[str]:
+    """A sink on a free port, in a process of its own; gives its `host:port`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.sink"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.terminate()
+
+
+async def _serve() -> None:
     server = await asyncio.get_running_loop().create_server(Sink, "127.0.0.1", 0)
-    async with server:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    print(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())
