@@ -69,21 +69,23 @@ class Gateway:
             "POST", parsed_url(url), headers=headers, content=body, extensions=self._extensions
         )
         response = await self._connected().handle_async_request(request)
+        received = plain_headers(response)
         try:
-            content = await self._read(response)
+            content = await self._read(response, received)
         finally:
             await response.aclose()
-        return GatewayResponse(response.status_code, response.headers, content)
+        return GatewayResponse(response.status_code, received, content)
 
     async def get(self, url: str) -> GatewayResponse:
         """GET a small page of the gateway (its models, its health); for checks, not for requests."""
         request = httpx.Request("GET", parsed_url(url), extensions=self._extensions)
         response = await self._connected().handle_async_request(request)
+        received = plain_headers(response)
         try:
-            content = await self._read(response)
+            content = await self._read(response, received)
         finally:
             await response.aclose()
-        return GatewayResponse(response.status_code, response.headers, content)
+        return GatewayResponse(response.status_code, received, content)
 
     def _connected(self) -> AiohttpTransport:
         if self._transport is None:
@@ -107,9 +109,9 @@ class Gateway:
             trust_env=False,
         )
 
-    async def _read(self, response: httpx.Response) -> bytes:
+    async def _read(self, response: httpx.Response, headers: Mapping[str, str]) -> bytes:
         limit = self._options.max_response_bytes
-        length = response.headers.get("content-length", "")
+        length = headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise ResponseTooLarge
         chunks: list[bytes] = []
@@ -120,12 +122,17 @@ class Gateway:
                 raise ResponseTooLarge
             chunks.append(chunk)
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        return decompressed(body, response.headers.get("content-encoding", ""), limit)
+        return decompressed(body, headers.get("content-encoding", ""), limit)
 
     async def aclose(self) -> None:
         """Close all connections."""
         if self._transport is not None:
             await self._transport.aclose()
+
+
+def plain_headers(response: httpx.Response) -> dict[str, str]:
+    """A response's headers by name in lower case, the last of equal ones: read once, looked up often."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
 
 
 @lru_cache(maxsize=1_024)
