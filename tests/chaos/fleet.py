@@ -20,6 +20,7 @@ POLLER_SETTINGS = {
     "HEARTBEAT_SECONDS": "0.4",
     "RECLAIM_SECONDS": "0.3",
     "MAX_DEATHS": "1000",
+    "WORKERS": "16",
     "SHUTDOWN_GRACE_SECONDS": "1",
     "METRICS_PORT": "0",
     "LOG_FORMAT": "json",
@@ -95,6 +96,10 @@ class Fleet:
             if line["status"] == 200:
                 counts[line["key"]] = counts.get(line["key"], 0) + 1
         return counts
+
+    def executions(self) -> int:
+        """Requests that reached the gateway, also those whose client died before the answer."""
+        return len(self.witness.read_text().splitlines())
 
     def stop(self) -> None:
         """End all."""
