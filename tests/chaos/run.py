@@ -42,7 +42,7 @@ def _inflict(fleet: Fleet, fault: str, chance: random.Random) -> None:
             fleet.kill_valkey()
         case _:
             stalled = fleet.stall_poller(chance)
-            time.sleep(STALL_SECONDS)  # the stall itself: nothing else tells its end
+            _let_pass(STALL_SECONDS)  # the stall itself: nothing else tells its end
             stalled.process.send_signal(signal.SIGCONT)
 
 
@@ -79,7 +79,7 @@ def run(folder: Path, seed: int, plan: Plan) -> str:
             # Queued again after a lost reply: the same member, so the same request.
             redis.zadd("request-sortedset", {_member(request_id, deadline): deadline for request_id in some})
             wait_until(lambda: redis.hlen("request-sortedset:claimed") > 16, 30, "two pollers at work")
-            time.sleep(BETWEEN_SECONDS * chance.random())  # faults meet requests at any point of their way
+            _let_pass(BETWEEN_SECONDS * chance.random())  # faults meet requests at any point of their way
             _inflict(fleet, fault, chance)
         _wait_until_drained(redis, plan.requests)
         results = [json.loads(text) for text in cast(list[bytes], redis.lrange("result-list", 0, -1))]
@@ -94,6 +94,12 @@ def run(folder: Path, seed: int, plan: Plan) -> str:
     return (
         f"seed {seed}: {len(faults)} faults, {len(results)} results, {executions} executions, {again} again"
     )
+
+
+def _let_pass(seconds: float) -> None:
+    """Time as a part of the fault itself: how long a stall lasts, where on its way a request is met."""
+    end = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= end, seconds + 30, "the time of a fault")
 
 
 def _wait_until_drained(redis: Redis, count: int) -> None:
