@@ -3,61 +3,70 @@
     log = get_logger("poller")
     log.info("answered", id=request.id, queue=request.queue, attempt=0, seconds=1.2)
 
-Below the least level nothing is built. Where a Google project is named, the trace of a line is linked as
-Cloud Logging wants it. The library loggers (uvicorn, redis, …) come out in the same form.
+Below the least level nothing is built. Whatever a field holds, an event is one line of valid JSON: control
+characters are escaped (CWE-117), long text is cut, what looks like a credential is masked. The trace that
+is current (`handlers.telemetry.current_trace`) is added by itself; where a Google project is named, in the
+fields that Cloud Logging wants. The library loggers (uvicorn, redis, …) come out in the same form.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any, Final, TextIO
 
-import msgspec
+from handlers.telemetry.current_trace import current_trace
+from handlers.telemetry.log_line import json_line, text_line
 
 _ROOT: Final = "async_processor"
 _SEVERITIES: Final = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
-_LONGEST: Final = 512
-_encoder = msgspec.json.Encoder(enc_hook=str)
+_HASHED_DIGITS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class LogOptions:
-    """`form` is `json`, `text` or `auto` (text in a terminal); `project_id` links traces on Google Cloud."""
+    """`form` is `json`, `text` or `auto` (text in a terminal); `project_id` links traces on Google Cloud.
+
+    `hash_ids` writes the start of an id's SHA-256 in place of the id, for ids that name people.
+    """
 
     level: str = "info"
     form: str = "auto"
     project_id: str = ""
+    hash_ids: bool = False
 
 
 class Logger:
-    """Logs events of one part of the product."""
+    """Logs events of one part of the product; `fields` are what is known of the event, small and flat."""
 
     def __init__(self, part: str) -> None:
         self._logger = logging.getLogger(f"{_ROOT}.{part}")
 
     def debug(self, event: str, **fields: Any) -> None:
         """For a developer."""
-        self._log(logging.DEBUG, event, fields)
+        if self._logger.isEnabledFor(logging.DEBUG):
+            self._logger.handle(_Event(self._logger.name, logging.DEBUG, event, fields))
 
     def info(self, event: str, **fields: Any) -> None:
         """Something that matters happened, as it should."""
-        self._log(logging.INFO, event, fields)
+        if self._logger.isEnabledFor(logging.INFO):
+            self._logger.handle(_Event(self._logger.name, logging.INFO, event, fields))
 
     def warning(self, event: str, **fields: Any) -> None:
         """Something that should not be so, and that we live with."""
-        self._log(logging.WARNING, event, fields)
+        if self._logger.isEnabledFor(logging.WARNING):
+            self._logger.handle(_Event(self._logger.name, logging.WARNING, event, fields))
 
     def error(self, event: str, **fields: Any) -> None:
         """Something that somebody must look at."""
-        self._log(logging.ERROR, event, fields)
-
-    def _log(self, level: int, event: str, fields: dict[str, Any]) -> None:
-        if self._logger.isEnabledFor(level):
-            self._logger.log(level, event, extra={"fields": fields})
+        if self._logger.isEnabledFor(logging.ERROR):
+            self._logger.handle(_Event(self._logger.name, logging.ERROR, event, fields))
 
 
 def get_logger(part: str) -> Logger:
@@ -66,11 +75,14 @@ def get_logger(part: str) -> Logger:
 
 
 def configure_logs(options: LogOptions, stream: TextIO | None = None) -> None:
-    """Send all loggers to `stream` (standard error) in one form; call once, at the start of a process."""
+    """Send all loggers to `stream` (standard error) in one form; call once, at the start of a process.
+
+    What ends the process uncaught becomes a line of the same form.
+    """
     out = stream or sys.stderr
     is_text = options.form == "text" or (options.form == "auto" and out.isatty())
     handler = logging.StreamHandler(out)
-    handler.setFormatter(_TextFormatter() if is_text else _JsonFormatter(options.project_id))
+    handler.setFormatter(_TextFormatter(options) if is_text else _JsonFormatter(options))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -78,47 +90,93 @@ def configure_logs(options: LogOptions, stream: TextIO | None = None) -> None:
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    if not is_text:
+        sys.excepthook = _log_uncaught
+
+
+def hashed_id(request_id: str) -> str:
+    """What stands for an id where ids may name people; the same id gives the same text everywhere."""
+    return hashlib.sha256(request_id.encode("utf-8", "backslashreplace")).hexdigest()[:_HASHED_DIGITS]
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        logging.getLogger(f"{_ROOT}.process").critical("ended by an error", exc_info=(kind, error, trace))
+
+
+# Formatters of others (a test's, a platform's) look for these, in the record's own dictionary.
+_BLANK: Final[dict[str, Any]] = {
+    **dict.fromkeys(("args", "exc_info", "exc_text", "stack_info", "thread", "process", "taskName")),
+    **dict.fromkeys(("pathname", "filename", "module", "funcName", "processName", "threadName"), ""),
+    **dict.fromkeys(("lineno", "relativeCreated"), 0),
+}
+
+
+class _Event(logging.LogRecord):
+    """A record that costs a fraction of logging's own, which looks for file, line, thread and process."""
+
+    def __init__(self, name: str, level: int, event: str, fields: Mapping[str, Any]) -> None:
+        self.__dict__.update(_BLANK)
+        self.name = name
+        self.levelno = level
+        self.levelname = _SEVERITIES[level]
+        self.msg = event
+        self.created = time.time()
+        self.msecs = self.created % 1 * 1000
+        self.fields = fields
 
 
 class _JsonFormatter(logging.Formatter):
-    def __init__(self, project_id: str) -> None:
+    def __init__(self, options: LogOptions) -> None:
         super().__init__()
-        self._project_id = project_id
+        self._project_id = options.project_id
+        self._hash_ids = options.hash_ids
 
     def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = getattr(record, "fields", {})
-        line = {
-            **{name: _short(value) for name, value in fields.items()},
+        event = record.getMessage()
+        line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "severity": _SEVERITIES.get(record.levelno, record.levelname),
             "part": record.name.removeprefix(f"{_ROOT}."),
-            "event": _short(record.getMessage()),
+            "event": event,
         }
-        if self._project_id and "trace_id" in fields:
-            line["logging.googleapis.com/trace"] = f"projects/{self._project_id}/traces/{fields['trace_id']}"
+        if self._project_id:
+            line["message"] = event  # what Cloud Logging shows of a line
+        # Said again at the end: no field takes the place of what every line says.
+        line = {**line, **_fields(record, hash_ids=self._hash_ids), **line}
+        self._link_trace(line)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        try:
-            return _encoder.encode(line).decode()
-        except (ValueError, OverflowError):  # half a character, or a number of more than 64 bits
-            return json.dumps(line, default=str)
+        return json_line(line)
+
+    def _link_trace(self, line: dict[str, Any]) -> None:
+        """The trace that is current, unless the event names one; on Google Cloud as its log viewer wants it."""
+        trace = current_trace()
+        if trace is not None and "trace_id" not in line:
+            line["trace_id"] = trace.trace_id
+            line["span_id"] = trace.span_id
+        if self._project_id and "trace_id" in line:
+            line["logging.googleapis.com/trace"] = f"projects/{self._project_id}/traces/{line['trace_id']}"
+            if trace is not None and trace.trace_id == line["trace_id"]:
+                line["logging.googleapis.com/spanId"] = trace.span_id
+                line["logging.googleapis.com/trace_sampled"] = trace.is_sampled
 
 
 class _TextFormatter(logging.Formatter):
+    def __init__(self, options: LogOptions) -> None:
+        super().__init__()
+        self._hash_ids = options.hash_ids
+
     def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = getattr(record, "fields", {})
         at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
         part = record.name.removeprefix(f"{_ROOT}.")
-        pairs = " ".join(f"{name}={_visible(value)}" for name, value in fields.items())
-        text = f"{at} {record.levelname.lower():7} {part}: {_visible(record.getMessage())} {pairs}".rstrip()
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        head = f"{at} {record.levelname.lower():7} {part}:"
+        exception = self.formatException(record.exc_info) if record.exc_info else ""
+        return text_line(head, record.getMessage(), _fields(record, hash_ids=self._hash_ids), exception)
 
 
-def _short(value: Any) -> Any:
-    return value[:_LONGEST] if isinstance(value, str) and len(value) > _LONGEST else value
-
-
-def _visible(value: Any) -> str:
-    """Control characters escaped: a line of the log is one event, whatever an id holds (CWE-117)."""
-    text = str(_short(value))
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+def _fields(record: logging.LogRecord, *, hash_ids: bool) -> Mapping[str, Any]:
+    fields: Mapping[str, Any] = getattr(record, "fields", {})
+    return {**fields, "id": hashed_id(str(fields["id"]))} if hash_ids and fields.get("id") else fields
