@@ -50,7 +50,7 @@ def test_a_closed_gate_lets_nothing_start(slots: int, part: float) -> None:
 @given(st.lists(PARTS, min_size=1, max_size=4), SLOTS)
 def test_the_least_of_several_shares_counts(parts: list[float], slots: int) -> None:
     pool = Pool(slots, Share(1.0))
-    pool.shares = tuple(Share(part) for part in parts)
+    pool.shares = tuple(Share(part) for part in parts)  # type: ignore[assignment]  # a pool of several gates
     assert pool.allowance.limit() == pytest.approx(min(parts) * slots)
 
 

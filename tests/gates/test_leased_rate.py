@@ -68,6 +68,8 @@ async def test_the_bucket_fills_at_the_leased_rate(redis: Redis, from_redis: Gat
 async def has_token(redis: Redis) -> bool:
     seconds, microseconds = await redis.time()
     tokens, last = await redis.hmget(STATE, "tokens", "last_ms")
+    assert tokens is not None
+    assert last is not None
     return float(tokens) + (seconds * 1000 + microseconds / 1000 - float(last)) / 1000 * 20 >= 1
 
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -42,12 +43,16 @@ async def go(built: Gate, request_id: str, token: str = "t") -> Go:
     return verdict
 
 
+def _same(store: RedisGateStore, _address: str) -> RedisGateStore:
+    return store
+
+
 @pytest.fixture
 async def pollers(redis_server: RedisServer, redis: Redis) -> AsyncIterator[list[GateSources]]:
     """Ten processes' worth of connections to one server."""
     clients = [Redis.from_url(f"redis://{redis_server.address}", max_connections=16) for _ in range(10)]
     stores = [RedisGateStore(client) for client in clients]
-    yield [sources(stores=lambda address, store=store: store) for store in stores]
+    yield [sources(stores=partial(_same, store)) for store in stores]
     for client in clients:
         await client.aclose()
 
@@ -125,7 +130,8 @@ async def test_the_reference_counts_in_the_same_window(redis: Redis, from_redis:
     await go(built, "a")
     assert isinstance(await built.admit(request("b")), Refuse)
     assert await redis.zcard(KEY) == 3
-    scores = [score for _, score in await redis.zrange(KEY, 0, -1, withscores=True)]
+    pairs: list[tuple[bytes, float]] = await redis.zrange(KEY, 0, -1, withscores=True)  # type: ignore[assignment]  # so with scores
+    scores = [score for _, score in pairs]
     assert all(abs(score - now) < 60e9 for score in scores), "nanoseconds, as the reference writes them"
 
 
