@@ -6,20 +6,27 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
+from handlers.app.gates import ProcessGates
 from handlers.app.handler import gateway_of
 from handlers.app.redis_options import redis_options
 from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.endpoint import joined
 from handlers.forward.gateway import ResponseTooLarge
+from handlers.gates.gate import GateState
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
 from handlers.redis_store.key_types import wrong_types
 from handlers.redis_store.queue import QueueOptions, RedisQueue, promote
+from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.settings import Settings, masked_url
+
+if TYPE_CHECKING:
+    from handlers.pubsub.api import PubSubApi
 
 _TIMEOUT_SECONDS: Final = 10.0
 _CLOCK_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 0.05
 
 State = Literal["ok", "warning", "fault"]
 
@@ -38,7 +45,7 @@ Check = Callable[[Settings], Awaitable[list[Finding]]]
 
 
 async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
-    """All findings of the named parts (`gateway`, `redis`, `handler`, `pubsub`, `prometheus`)."""
+    """All findings of the named parts (the keys of `CHECKS`)."""
     found = await asyncio.gather(*(_bounded(part, CHECKS[part](settings)) for part in parts))
     return [finding for findings in found for finding in findings]
 
@@ -64,6 +71,8 @@ def default_parts(settings: Settings) -> list[str]:
         parts.append("pubsub")
     if settings.env.prometheus_url:
         parts.append("prometheus")
+    if _gated_entries(settings):
+        parts.append("gates")
     return parts
 
 
@@ -110,6 +119,51 @@ async def _page(settings: Settings, what: str, url: str, setting: str) -> Findin
         return Finding(what, "ok", f"answers in {seconds * 1000:.0f} ms")
     fix = f"check the path and the credentials; {setting} should answer there"
     return Finding(what, "fault", f"{url.rsplit('/', 1)[-1]} answers {response.status_code}", fix)
+
+
+def _gated_entries(settings: Settings) -> list[tuple[str, PoolEntry | QueueEntry | TopicEntry]]:
+    """Everything that names a gate, with its path in the file."""
+    file = settings.file
+    entries: list[tuple[str, PoolEntry | QueueEntry | TopicEntry]] = []
+    entries += [(f"pools[{number}]", entry) for number, entry in enumerate(file.pools)]
+    entries += [(f"queues[{number}]", entry) for number, entry in enumerate(file.queues)]
+    entries += [(f"topics[{number}]", entry) for number, entry in enumerate(file.topics)]
+    return [(path, entry) for path, entry in entries if entry.gate_type]
+
+
+async def _gates(settings: Settings) -> list[Finding]:
+    """Start every gate, and see whether its source answers (for `prometheus-*`: its own query)."""
+    process_gates = ProcessGates(settings, redis_options(settings))
+    built = [
+        (path, process_gates.build(entry.gate_type, entry.gate_params, path)[0])
+        for path, entry in _gated_entries(settings)
+    ]
+    try:
+        await process_gates.start()
+        for _ in range(round(settings.env.gate_source_timeout_seconds / _LOOK_SECONDS)):
+            if all(_has_source(gate.state()) for _, gate in built):
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
+        return [_gate_finding(path, gate.state()) for path, gate in built]
+    finally:
+        await process_gates.aclose()
+
+
+def _has_source(state: GateState) -> bool:
+    return state.is_source_available and all(_has_source(inner) for inner in state.inner)
+
+
+def _gate_finding(path: str, state: GateState) -> Finding:
+    what = f"gate {path} {state.gate_type}"
+    if not _has_source(state):
+        rule = f", on_missing is {state.on_missing}" if state.on_missing else ""
+        fix = "its source has no value: compare address, pool and metric names"
+        return Finding(what, "fault", f"no reading{rule}", fix)
+    return Finding(
+        what,
+        "ok",
+        f"budget {state.budget:.2f}" + (f", closed: {state.why_closed}" if state.why_closed else ""),
+    )
 
 
 _UNREACHABLE: Final = {
@@ -218,10 +272,39 @@ async def _pubsub(settings: Settings) -> list[Finding]:
     finally:
         await publisher.close()
         await api.close()
+        findings += await _subscriptions(settings, api)
     if not settings.result_topic_id:
         findings.append(
             Finding("RESULT_TOPIC_ID", "fault", "nothing", "name the topic that takes the results")
         )
+    return findings
+
+
+async def _subscriptions(settings: Settings, api: PubSubApi) -> list[Finding]:
+    """Those that the file names: there, pushing, and with the ack deadline that the door reckons with."""
+    from handlers.pubsub.errors import PubSubError
+    from handlers.pubsub.names import subscription_path
+    from handlers.pubsub.resources import subscription_from_wire
+
+    findings = []
+    for topic in settings.file.topics:
+        what = f"subscription {topic.subscriber_id}"
+        try:
+            path = subscription_path(settings.project_id, topic.subscriber_id)
+            found = subscription_from_wire(await api.call("GET", path, timeout_seconds=_TIMEOUT_SECONDS))
+        except PubSubError as error:
+            findings.append(Finding(what, "fault", str(error)[:200], "async-processor pubsub setup makes it"))
+            continue
+        wanted = topic.ack_deadline_seconds or settings.env.ack_deadline_seconds
+        if not found.push_endpoint:
+            findings.append(
+                Finding(what, "fault", "is a pull subscription", "set its push endpoint to the push door")
+            )
+        elif found.ack_deadline_seconds < wanted:
+            fix = f"set ACK_DEADLINE_SECONDS to {found.ack_deadline_seconds}, or the subscription's to {wanted:g}"
+            findings.append(Finding(what, "fault", f"ack deadline is {found.ack_deadline_seconds} s", fix))
+        else:
+            findings.append(Finding(what, "ok", f"pushes to {found.push_endpoint}"))
     return findings
 
 
@@ -231,4 +314,5 @@ CHECKS: Final[dict[str, Check]] = {
     "handler": _handler,
     "pubsub": _pubsub,
     "prometheus": _prometheus,
+    "gates": _gates,
 }

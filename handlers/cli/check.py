@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from handlers.app.checks import Finding
     from handlers.settings.settings import Settings
 
-PARTS = ("gateway", "redis", "handler", "pubsub", "prometheus")
+PARTS = ("gateway", "redis", "handler", "pubsub", "prometheus", "gates")
 
 
 @click.command(

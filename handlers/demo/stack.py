@@ -18,7 +18,7 @@ from handlers.demo.pubsub_emulator import EmulatorCommand, NoEmulator, PubSubEmu
 from handlers.demo.pubsub_layout import DEMO_PROJECT, RESULT_TOPIC, create_layout
 from handlers.demo.valkey import Valkey, find_valkey, free_port
 
-_READY_PORT = re.compile(r'ready target=\w+ port=(\d+)|"event":"ready","target":"\w+","port":(\d+)')
+_READY_PORT = re.compile(r'ready target=\w+ port=(\d+)|"event":"ready"[^\n]*"port":(\d+)')
 _LISTENING = re.compile(r"listening on (http://\S+)")
 _POLLING: Final = "polling"
 

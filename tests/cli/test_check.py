@@ -115,3 +115,36 @@ def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "gate_typ" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_gate_whose_source_answers_is_ok_and_one_whose_does_not_is_a_fault(
+    stack: Stack, tmp_path: Path
+) -> None:
+    store = redis.Redis.from_url(stack.redis_url)
+    store.set("dispatch-gate-budget", "0.5")
+    store.close()
+    address = stack.redis_url.removeprefix("redis://")
+    file = tmp_path / "config.json"
+    file.write_text(
+        msgspec.json.encode(
+            {
+                "pools": [{"id": "p", "gate_type": "redis", "gate_params": {"address": address}}],
+                "queues": [
+                    {
+                        "queue_name": "a",
+                        "worker_pool_id": "p",
+                        "gate_type": "endpoint-scrape",
+                        "gate_params": {"url": f"{stack.gateway_url}/metrics", "metric": "no_such_metric"},
+                    }
+                ],
+            }
+        ).decode()
+    )
+
+    code, found = findings(
+        "--only", "gates", REDIS_URL=stack.redis_url, CONFIG_FILE=str(file), GATE_SOURCE_TIMEOUT_SECONDS="1"
+    )
+
+    assert code == 1
+    assert found["gate pools[0] redis"]["found"] == "budget 0.50"
+    assert found["gate queues[0] endpoint-scrape"]["state"] == "fault"
