@@ -18,7 +18,8 @@ from handlers.demo.pubsub_emulator import EmulatorCommand, NoEmulator, PubSubEmu
 from handlers.demo.pubsub_layout import DEMO_PROJECT, RESULT_TOPIC, create_layout
 from handlers.demo.valkey import Valkey, find_valkey, free_port
 
-_READY_PORT = re.compile(r'ready target=\w+ port=(\d+)|"event":"ready"[^\n]*"port":(\d+)')
+_READY: Final = '"event":"ready"'
+_PORT = re.compile(r'"port":(\d+)')
 _LISTENING = re.compile(r"listening on (http://\S+)")
 _POLLING: Final = "polling"
 
@@ -81,7 +82,7 @@ class Stack:
     def _start_handler(self, target: str, variables: Mapping[str, str]) -> str:
         given = {"PORT": "0", "HOST": "127.0.0.1", **variables}
         handler = self._start_child(target, ["serve", "--target", target], given)
-        port = handler.wait_for(lambda output: _first_group(_READY_PORT, output))
+        port = handler.wait_for(_ready_port)
         return f"http://127.0.0.1:{port}"
 
     def _start_pubsub(self, found: EmulatorCommand) -> None:
@@ -120,6 +121,12 @@ class Stack:
 
     def __exit__(self, *_error: object) -> None:
         self.stop()
+
+
+def _ready_port(output: str) -> str | None:
+    """The port in the line that says that a handler is ready, wherever it stands in it."""
+    line = next((line for line in output.splitlines() if _READY in line), None)
+    return _first_group(_PORT, line) if line else None
 
 
 def _first_group(pattern: re.Pattern[str], output: str) -> str | None:
