@@ -1,0 +1,166 @@
+"""The simulated gateway over real HTTP: what demo, tests and benchmarks rely on."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from handlers.demo.child import Child
+from handlers.demo.tally import read_witness
+from tests.waiting import wait_until, wait_until_async
+
+
+@pytest.fixture(scope="module")
+def witness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gateway") / "witness.jsonl"
+
+
+@pytest.fixture(scope="module")
+def url(witness: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "handlers.demo.gateway", "--capacity", "2", "--queue-size", "1"]
+    command += ["--sheddable", "spare", "--witness", str(witness)]
+    with Child("gateway", command) as child:
+        found = child.wait_for(
+            lambda output: m[1] if (m := re.search(r"listening on (\S+)", output)) else None
+        )
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def calm(url: str) -> Iterator[None]:
+    """Each test begins and ends with the engine as it was started."""
+    yield
+    httpx.post(
+        f"{url}/simulate/engine", json={"capacity": 2, "queue_size": 1, "time_to_first_token": 0, "evicts": 0}
+    )
+    httpx.post(f"{url}/simulate/faults", json={})
+
+
+def state(url: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{url}/simulate/state").json()
+    return found
+
+
+def change_engine(url: str, options: dict[str, float]) -> None:
+    httpx.post(f"{url}/simulate/engine", json=options)
+
+
+def complete(url: str, **simulate: Any) -> httpx.Response:
+    payload: dict[str, Any] = {"model": "m", "prompt": "Hi", "max_tokens": 4}
+    if simulate:
+        payload["simulate"] = simulate
+    return httpx.post(f"{url}/v1/completions", json=payload, timeout=5)
+
+
+def test_it_completes_as_openai_does(url: str) -> None:
+    answer = complete(url).json()
+    chat = httpx.post(f"{url}/v1/chat/completions", json={"messages": [], "max_tokens": 3}).json()
+
+    assert answer["usage"]["completion_tokens"] == 4
+    assert len(answer["choices"][0]["text"].split()) == 4
+    assert chat["choices"][0]["message"]["role"] == "assistant"
+    assert httpx.get(f"{url}/v1/models").json()["data"][0]["object"] == "model"
+
+
+def test_a_status_comes_as_often_as_asked_for_and_then_an_answer(url: str) -> None:
+    answers = [complete(url, key="twice", status=429, retry_after="3", times=2) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [429, 429, 200]
+    assert answers[0].headers["retry-after"] == "3"
+
+
+@pytest.mark.parametrize("fault", ["reset", "truncated", "bad_chunk", "garbage", "reset_after_headers"])
+def test_a_broken_answer_is_broken(url: str, fault: str) -> None:
+    with pytest.raises(httpx.TransportError):
+        complete(url, fault=fault)
+
+
+@pytest.mark.parametrize("fault", ["hang", "hang_mid_body"])
+def test_a_hang_hangs(url: str, fault: str) -> None:
+    payload = {"simulate": {"fault": fault}}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/v1/completions", json=payload, timeout=0.3)
+
+
+def test_odd_answers_are_as_odd_as_asked_for(url: str) -> None:
+    assert complete(url, fault="redirect").status_code == 302
+    assert complete(url, fault="empty").content == b""
+    assert b"\xff" in complete(url, fault="invalid_utf8").content
+    assert len(complete(url, fault="huge_body", bytes=300_000).content) >= 300_000
+    assert len(complete(url, fault="hostile_headers").headers) > 50
+    with pytest.raises(httpx.DecodingError):
+        complete(url, fault="bad_gzip")
+
+
+async def test_beyond_capacity_it_queues_and_beyond_the_queue_it_rejects(url: str) -> None:
+    change_engine(url, {"time_to_first_token": 0.5})
+    async with httpx.AsyncClient() as client:
+        answers = await asyncio.gather(*(client.post(f"{url}/v1/completions", json={}) for _ in range(4)))
+
+    rejected = [answer for answer in answers if answer.status_code == 429]
+    assert len(rejected) == 1
+    assert rejected[0].headers["x-llm-d-request-dropped-reason"] == "rejected-saturated"
+    assert state(url)["peak"] <= 2
+
+
+async def test_a_client_that_leaves_frees_its_slot_at_once(url: str) -> None:
+    change_engine(url, {"time_to_first_token": 30})
+    async with httpx.AsyncClient() as client:
+        waiting = asyncio.create_task(client.post(f"{url}/v1/completions", json={}))
+        await wait_until_async(lambda: state(url)["running"] == 1, 5, "the request to run")
+        waiting.cancel()
+        await wait_until_async(lambda: state(url)["running"] == 0, 5, "the slot to be free")
+
+
+async def test_real_time_traffic_evicts_what_is_sheddable(url: str) -> None:
+    change_engine(url, {"time_to_first_token": 0.5, "capacity": 1, "evicts": 1})
+    spare = {"x-llm-d-inference-objective": "spare"}
+    async with httpx.AsyncClient() as client:
+        queued = asyncio.create_task(client.post(f"{url}/v1/completions", json={}, headers=spare))
+        await wait_until_async(lambda: state(url)["running"] == 1, 5, "the queued request to run")
+        real = await client.post(f"{url}/v1/completions", json={})
+
+        assert real.status_code == 200
+        assert (await queued).headers["x-llm-d-request-dropped-reason"].startswith("evicted")
+
+
+def test_faults_come_by_rate_and_unknown_ones_are_refused(url: str) -> None:
+    assert httpx.post(f"{url}/simulate/faults", json={"503": 1.0}).status_code == 200
+    assert complete(url).status_code == 503
+    assert httpx.post(f"{url}/simulate/faults", json={"nonsense": 1.0}).status_code == 400
+    assert httpx.post(f"{url}/simulate/engine", json={"nonsense": 1}).status_code == 400
+
+
+def test_every_request_is_witnessed_with_what_it_carried(url: str, witness: Path) -> None:
+    httpx.post(f"{url}/v1/completions", json={"user": "seen-1"}, headers={"X-Mark": "m"})
+
+    def lines() -> list[Any]:
+        with witness.open("rb") as file:
+            return [line for line in read_witness(file) if line.key == "seen-1"]
+
+    (line,) = wait_until(lines, timeout_seconds=5, what="the line")
+    assert line.status == 200
+    assert line.ended_at >= line.started_at > 0
+    assert '"x-mark":"m"' in witness.read_text()
+
+
+def test_its_metrics_have_the_names_that_gates_ask_for(url: str) -> None:
+    page = httpx.get(f"{url}/metrics").text
+
+    for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "inference_pool_ready_pods"):
+        assert f"\n{name}{{" in f"\n{page}"
+    for name in ("llm_d_epp_flow_control_pool_saturation", "llm_d_epp_ready_endpoints"):
+        assert f"\n{name}{{" in page
+
+
+def test_what_is_no_request_is_refused_plainly(url: str) -> None:
+    assert httpx.get(f"{url}/nowhere").status_code == 404
+    assert httpx.get(f"{url}/v1/completions").status_code == 405
+    assert httpx.post(f"{url}/v1/completions", content=b"no JSON").status_code == 400
