@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from handlers.poller.patience import Patience
+from handlers.poller.patience import Patience, end_if_cancelled
 from handlers.telemetry.logs import Logger
 
 
@@ -35,12 +35,15 @@ class Looper:
             try:
                 await self._tick()
             except self._failures as error:
+                end_if_cancelled()
                 if not self._patience.is_tried:
                     self._log.warning(f"{self._name} waits for its store", error=type(error).__name__)
                 await self._patience.pause()
             except Exception as error:  # noqa: BLE001  # a defect in one tick must not end lease keeping for all
+                end_if_cancelled()
                 self._log.error(f"{self._name} failed", error=repr(error))
                 await self._patience.pause()
             else:
                 self._patience.reset()
+                end_if_cancelled()
             await asyncio.sleep(self._interval_seconds)

@@ -15,7 +15,7 @@ from handlers.gates.bands import band_of
 from handlers.gates.gate import Gate
 from handlers.poller.carrier import Carrier
 from handlers.poller.lanes import Candidate, Merge, RandomRobin
-from handlers.poller.patience import Patience
+from handlers.poller.patience import Patience, end_if_cancelled
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.queue import RedisQueue
 from handlers.telemetry.logs import Logger
@@ -111,6 +111,7 @@ class Pool:
             try:
                 await self._tick()
             except STORE_FAILURES as error:
+                end_if_cancelled()
                 if not self._patience.is_tried:
                     self._log.warning(
                         "claiming waits for redis", pool=self.pool_id, error=type(error).__name__
@@ -118,6 +119,7 @@ class Pool:
                 await self._rest(self._patience.next_seconds())
             else:
                 self._patience.reset()
+                end_if_cancelled()
 
     async def _tick(self) -> None:
         room = self._allowance.room()

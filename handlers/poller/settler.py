@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from handlers.poller.patience import Patience
+from handlers.poller.patience import Patience, end_if_cancelled
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.queue import Ack, Claim, Nack, RedisQueue
 from handlers.telemetry.logs import Logger
@@ -60,6 +60,7 @@ class Settler:
                 count = _fitting(self._waiting)
                 batch, self._waiting = self._waiting[:count], self._waiting[count:]
                 await self._flush(batch)
+                end_if_cancelled()
             self._idle.set()
 
     async def drained(self) -> None:
@@ -88,8 +89,10 @@ class Settler:
                     self._log.warning(
                         "settling waits for redis", queue=self._queue.name, error=type(error).__name__
                     )
+                end_if_cancelled()
                 await self._patience.pause()
             else:
+                # Not here: what Redis has recorded must be told first. `run` looks for a lost cancellation.
                 self._patience.reset()
                 return effects
 

@@ -75,3 +75,23 @@ async def test_cancellation_in_a_tick_ends_it() -> None:
 def test_an_interval_that_would_spin_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match="scan"):
         Looper("scan", seconds, Ticks().tick, get_logger("test"), ())
+
+
+@pytest.mark.parametrize("hidden", [ConnectionResetError, KeyError])
+async def test_a_cancellation_that_a_library_turned_into_a_failure_ends_it_too(
+    hidden: type[Exception],
+) -> None:
+    started = asyncio.Event()
+
+    async def tick() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise hidden from None
+
+    work = asyncio.create_task(Looper("scan", 1.0, tick, get_logger("test"), (ConnectionError,)).run())
+    await started.wait()
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(work, 10)

@@ -151,3 +151,17 @@ async def test_it_waits_for_redis_with_patience_and_recovers_by_itself(valkey: V
         await store.zadd(QUEUE, {body("after"): time.time() + 3_600})
         await wait_until_async(lambda: len(rig.settled) == 2, IN_TIME, "the second answer")
     await impatient.aclose()
+
+
+async def test_claiming_ends_when_it_is_cancelled_at_any_moment(valkey: Valkey, store: Redis) -> None:
+    """Also where the Redis library makes a connection error of the cancellation."""
+    for n in range(60):
+        impatient = connect(RedisOptions(valkey.url, timeout_seconds=1.0))
+        claiming = asyncio.create_task(pool_of(Rig(impatient), slots=2, poll_interval_seconds=0.0001).run())
+        for _ in range(n % 30):
+            await asyncio.sleep(0)
+        await impatient.ping()
+        claiming.cancel()
+        await asyncio.wait([claiming], timeout=IN_TIME)
+        assert claiming.cancelled()
+        await impatient.aclose()
