@@ -136,10 +136,10 @@ def test_a_retry_keeps_all_but_its_count_and_its_queue(
 @given(fields=BODIES, attempt=st.integers(0, 9))
 def test_a_second_retry_does_not_wrap_again(fields: dict[str, Any], attempt: int) -> None:
     member = text(fields)
-    once = encode_retry(member, queue="q", attempt=1, score=1.5)
-    twice = encode_retry(once, queue="q", attempt=attempt, score=1.5)
+    once = encode_retry(member, queue="q", attempt=1, score=0.25)
+    twice = encode_retry(once, queue="q", attempt=attempt, score=0.25)
     assert decode_member(twice, "q").data == member
-    assert json.loads(twice)["internal"]["original_score"] == 1.5
+    assert json.loads(twice)["internal"]["original_score"] == 0.25
 
 
 def test_a_score_that_follows_from_the_deadline_is_not_written() -> None:
