@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from handlers.app.gates import ProcessGates
 from handlers.app.handler import forwarder_of, gateway_of
@@ -30,6 +31,7 @@ from handlers.redis_store.connection import (
     durability_warnings,
 )
 from handlers.redis_store.depths import queue_depths
+from handlers.redis_store.payloads import read_payload
 from handlers.redis_store.queue import QueueOptions, RedisQueue, promote
 from handlers.settings.config_file import QueueEntry
 from handlers.settings.settings import Settings
@@ -131,6 +133,7 @@ class PollerApp:
             labels=entry.labels,
             gates=[*gates, *self._pool_gates[pool.pool_id]],
             lane=self._lanes[pool.pool_id],
+            read_payload=partial(read_payload, self._redis),
             clock=queue.now,
             max_request_bytes=env.max_request_bytes,
         )

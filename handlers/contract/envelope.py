@@ -146,6 +146,18 @@ def _invalid_frame(member: bytes, found: str) -> InvalidRequest:
     )
 
 
+def with_payload(envelope: Envelope, payload: bytes) -> Envelope:
+    """The envelope with the payload that was stored apart: in the request and in its body.
+
+    Raises `InvalidRequest` for a payload that is no JSON object.
+    """
+    parts = _parts_decoder.decode(envelope.data)
+    data = _encoder.encode({**parts, "payload": msgspec.Raw(payload)})
+    checked = decode_body(data)
+    request = msgspec.structs.replace(envelope.request, payload=checked.payload)
+    return msgspec.structs.replace(envelope, request=request, data=data)
+
+
 def encode_retry(member: bytes, *, queue: str, attempt: int, score: float) -> bytes:
     """The member to put into the retry set: its `internal` says where it returns, all else is kept.
 

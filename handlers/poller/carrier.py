@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from handlers.contract.envelope import Envelope, decode_member
+from handlers.contract.envelope import Envelope, decode_member, with_payload
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.backoff import backoff_seconds
 from handlers.forward.forward import expired
 from handlers.forward.gated import gated
@@ -24,6 +25,9 @@ from handlers.poller.settler import Release, Settlement, Settler
 from handlers.redis_store.queue import Claim
 from handlers.telemetry.logs import Logger
 from handlers.telemetry.metrics import QueueMetrics
+
+ReadPayload = Callable[[str], Awaitable[bytes | None]]
+"""Reads a payload that is stored apart, by its key; None where it is gone."""
 
 
 @dataclass(slots=True)
@@ -48,6 +52,7 @@ class Carrier:
         *,
         labels: Mapping[str, str],
         gates: Sequence[Gate] = (),
+        read_payload: ReadPayload | None = None,
         lane: LaneOptions | None = None,
         clock: Callable[[], float],
         max_request_bytes: int,
@@ -60,6 +65,7 @@ class Carrier:
         self._metrics = metrics
         self._labels = labels
         self._gates = gates
+        self._read_payload = read_payload
         self._lane = lane
         self._clock = clock
         self.on_freed = on_freed
@@ -162,10 +168,21 @@ class Carrier:
 
     async def _outcome(self, envelope: Envelope) -> Outcome:
         try:
+            if envelope.request.payload_ref and self._read_payload:
+                payload = await self._read_payload(envelope.request.payload_ref)
+                if payload is None:
+                    return _without_payload(envelope.request)
+                envelope = with_payload(envelope, payload)
             request = self._with_labels(envelope.request)
             if not self._gates:
                 return await self._send(envelope.data, request)
             return await gated(request, self._gates, partial(self._send, envelope.data))
+        except InvalidRequest as error:
+            return Answered(
+                error_result(
+                    envelope.request.id, envelope.request.request_token, ErrorCode.INVALID_REQUEST, str(error)
+                )
+            )
         except Exception as error:  # noqa: BLE001  # a defect of ours must not lose the request: it is tried again
             self._log.error("dispatch failed", id=envelope.request.id, error=repr(error))
             return Retry(backoff_seconds(envelope.request.attempt, 1.0), "internal_error")
@@ -226,3 +243,8 @@ class Carrier:
         self._held.pop(claim.owner_token, None)
         if not has_taken_effect:
             self._log.warning("settlement refused, the lease was lost", queue=claim.queue)
+
+
+def _without_payload(request: Request) -> Answered:
+    message = "the payload was stored apart and is gone"
+    return Answered(error_result(request.id, request.request_token, ErrorCode.PAYLOAD_UNAVAILABLE, message))

@@ -44,7 +44,7 @@ def body_of(number: int, deadline: float = FAR) -> bytes:
 
 def event_of(number: int) -> bytes:
     headers = binary_headers(f"b{number}", "/bench", REQUEST_TYPE, {"queue": QUEUE, "attempt": "0"})
-    return http_post("/", headers, body_of(number))
+    return http_post("/", {**headers, "function-execution-id": headers["ce-id"]}, body_of(number))
 
 
 def push_of(number: int) -> bytes:

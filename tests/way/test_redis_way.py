@@ -167,3 +167,32 @@ def test_an_id_that_is_queued_twice_at_once_is_answered_twice(store: redis.Redis
         store.zadd(QUEUE, {body: now + 600})
 
     assert [result["id"] for result in results_of(store, 2)] == ["twin", "twin"]
+
+
+def apart(request_id: str) -> tuple[str, str]:
+    """An envelope without its payload, and the key that the payload is stored under."""
+    key = f"request-payload:{request_id}:t"
+    internal = f'{{"request_token":"t","payload_ref":"{key}"}}'
+    body = f'{{"id":"{request_id}","deadline":1999999999}}'
+    return f'{{"internal":{internal},"request_kind":"redis","data":{body}}}', key
+
+
+def test_a_payload_that_is_stored_apart_is_read_and_deleted(store: redis.Redis) -> None:
+    member, key = apart("apart-1")
+    store.set(key, '{"prompt":"Hi","max_tokens":3}', ex=600)
+    store.zadd(QUEUE, {member: 1_999_999_999})
+
+    (result,) = results_of(store, 1)
+
+    assert result["status_code"] == 200
+    assert msgspec.json.decode(result["payload"])["usage"]["completion_tokens"] == 3
+    wait_until(lambda: store.exists(key) == 0, timeout_seconds=5, what="the payload's key gone")
+
+
+def test_a_payload_that_is_gone_gets_a_result_that_says_so(store: redis.Redis) -> None:
+    member, _ = apart("apart-2")
+    store.zadd(QUEUE, {member: 1_999_999_999})
+
+    (result,) = results_of(store, 1)
+
+    assert (result["id"], result["error_code"]) == ("apart-2", "PAYLOAD_UNAVAILABLE")
