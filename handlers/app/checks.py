@@ -18,6 +18,7 @@ from handlers.gates.gate import GateState
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
 from handlers.redis_store.key_types import wrong_types
 from handlers.redis_store.queue import QueueOptions, RedisQueue, promote
+from handlers.redis_store.rights import refused_commands
 from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.settings import Settings, masked_url
 
@@ -233,7 +234,14 @@ async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
                 f"queue {name}", "fault", str(error)[:200], "grant the ACL user what keda/README.md lists"
             )
         ]
-    return [Finding(f"queue {name}", "ok", "keys and rights as needed")]
+    refused = await refused_commands(
+        redis, name, settings.retry_queue_name, settings.result_queue_name, cluster=cluster
+    )
+    if refused:
+        found = f"may not {', '.join(refused[:4])}" + (" and more" if len(refused) > 4 else "")
+        return [Finding(f"queue {name}", "fault", found, "grant the ACL user these commands on these keys")]
+    told = "" if refused is not None else " (as far as this server tells)"
+    return [Finding(f"queue {name}", "ok", f"keys and rights as needed{told}")]
 
 
 async def _pubsub(settings: Settings) -> list[Finding]:

@@ -148,3 +148,17 @@ def test_a_gate_whose_source_answers_is_ok_and_one_whose_does_not_is_a_fault(
     assert code == 1
     assert found["gate pools[0] redis"]["found"] == "budget 0.50"
     assert found["gate queues[0] endpoint-scrape"]["state"] == "fault"
+
+
+def test_a_user_who_may_not_write_results_is_told_so(stack: Stack) -> None:
+    store = redis.Redis.from_url(stack.redis_url)
+    user = ("ACL", "SETUSER", "narrow", "on", ">narrow-password", "~*", "+@all", "-lpush")
+    store.execute_command(*user)  # type: ignore[no-untyped-call]  # untyped
+    url = stack.redis_url.replace("redis://", "redis://narrow:narrow-password@")
+
+    code, found = findings("--only", "redis", REDIS_URL=url)
+
+    store.execute_command("ACL", "DELUSER", "narrow")  # type: ignore[no-untyped-call]  # untyped
+    store.close()
+    assert code == 1
+    assert found["queue request-sortedset"]["found"] == "may not LPUSH result-list"

@@ -1,0 +1,24 @@
+-- check_rights: may this user do with these keys what a poller does? Changes nothing, so sending it twice does no harm.
+-- Servers before Redis 7 cannot tell.
+-- KEYS[1..] keys of any type, one for each command
+-- ARGV three for each: command, its second argument (empty: none), its third (empty: none)
+-- Returns the commands that are not allowed, or false where the server cannot tell.
+if not redis.acl_check_cmd then
+  return false
+end
+local refused = {}
+for n, key in ipairs(KEYS) do
+  local command, second, third = ARGV[3 * n - 2], ARGV[3 * n - 1], ARGV[3 * n]
+  local is_allowed
+  if third ~= '' then
+    is_allowed = redis.acl_check_cmd(command, key, second, third)
+  elseif second ~= '' then
+    is_allowed = redis.acl_check_cmd(command, key, second)
+  else
+    is_allowed = redis.acl_check_cmd(command, key)
+  end
+  if not is_allowed then
+    refused[#refused + 1] = command .. ' ' .. key
+  end
+end
+return refused
