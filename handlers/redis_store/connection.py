@@ -15,12 +15,22 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.credentials import CredentialProvider
+from redis.exceptions import AuthenticationError, RedisError
 
-from handlers.contract.errors import InvalidSetting
+from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 
 STORE_FAILURES: Final = (RedisError, OSError, TimeoutError)
 """What a call to Redis may raise while it is down, restarting, failing over, read-only or full."""
+
+
+class NotReplicated(RedisError):
+    """Fewer replicas than asked for have what was written, which the master has."""
+
+    def __init__(self, wanted: int, found: int | None = None) -> None:
+        has = "too few" if found is None else str(found)
+        super().__init__(f"{has} of {wanted} replicas have what was settled")
+
 
 Store: TypeAlias = Redis | RedisCluster
 
@@ -32,8 +42,9 @@ _CLUSTER: Final = "+cluster"
 class RedisOptions:
     """Where Redis is and who we are; `url` as in the settings, with `+sentinel` and `+cluster` forms.
 
-    `redis+sentinel://host:port,host:port/master/db`, `redis+cluster://host:port,host:port`. `password` is
-    asked at every new connection, so a secret may rotate; it wins over the URL's own.
+    `redis+sentinel://host:port,host:port/master/db` (`?sentinel_username=…&sentinel_password=…` where the Sentinels
+    want one), `redis+cluster://host:port,host:port`. `password` is asked at every new connection, so a secret
+    may rotate; like `username` it wins over the URL's own.
     """
 
     url: str
@@ -65,7 +76,8 @@ def connect(options: RedisOptions) -> Store:
         if parts.scheme.endswith(_CLUSTER):
             nodes = [ClusterNode(host, port) for host, port in _nodes(options.url, 6379)]
             return RedisCluster(startup_nodes=nodes, **arguments)
-        return Redis.from_url(options.url, max_connections=options.max_connections, **arguments)
+        url = _without_credentials(options.url)
+        return Redis.from_url(url, max_connections=options.max_connections, **arguments)
     except ValueError:
         # The library's own message may repeat the URL, and with it a password.
         accepted = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
@@ -80,13 +92,8 @@ def _arguments(options: RedisOptions, *, is_tls: bool) -> dict[str, Any]:
         "health_check_interval": 0,
         "retry": Retry(NoBackoff(), 0),
     }
-    parts = urlsplit(options.url)
-    username = options.username or unquote(parts.username or "")
-    password = options.password() if options.password else ""
-    if username:
-        arguments["username"] = username
-    if password or parts.password:
-        arguments["password"] = password or unquote(parts.password or "")
+    if credentials := _credentials(options):
+        arguments["credential_provider"] = credentials
     if is_tls:
         given = {
             "ssl_ca_certs": options.ca_file,
@@ -94,9 +101,51 @@ def _arguments(options: RedisOptions, *, is_tls: bool) -> dict[str, Any]:
             "ssl_keyfile": options.key_file,
         }
         arguments |= {name: value for name, value in given.items() if value}
-        if parts.scheme != "rediss":
+        if urlsplit(options.url).scheme != "rediss":
             arguments["ssl"] = True
     return arguments
+
+
+class _Credentials(CredentialProvider):
+    """Asks for the password each time it is needed; sends none while there is none."""
+
+    def __init__(self, username: str, password: Callable[[], str]) -> None:
+        self._username = username
+        self._password = password
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """User and password, or the password alone, or nothing."""
+        try:
+            password = self._password()
+        except (AsyncProcessorError, OSError) as error:
+            # A secret is away for the moment in which it is replaced: as transient as a server that refuses us.
+            raise AuthenticationError(f"the password cannot be read: {error}") from error
+        if self._username:
+            return self._username, password
+        return (password,) if password else ()  # type: ignore[return-value]  # as the library takes it
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        """The same: a password is read from memory or a small file."""
+        return self.get_credentials()
+
+
+def _credentials(options: RedisOptions) -> _Credentials | None:
+    """The options' user and password, each of them else the URL's; None where nobody gave either."""
+    parts = urlsplit(options.url)
+    username = options.username or unquote(parts.username or "")
+    of_url = unquote(parts.password or "")
+    given = options.password
+    if not (username or of_url or given):
+        return None
+    return _Credentials(username, lambda: (given() if given else "") or of_url)
+
+
+def _without_credentials(url: str) -> str:
+    """The library lets a URL's user and password win over every argument."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis:
@@ -106,11 +155,11 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
         raise ValueError("no name of a master")
     database = int(path[1]) if len(path) > 1 else 0
     query = parse_qs(parts.query)
-    sentinel_arguments = {
-        name: value for name, value in arguments.items() if name not in ("username", "password")
+    # The Sentinels are servers of their own, with a password of their own or none.
+    sentinel_arguments = {name: value for name, value in arguments.items() if name != "credential_provider"}
+    sentinel_arguments |= {
+        name: query[f"sentinel_{name}"][0] for name in ("username", "password") if f"sentinel_{name}" in query
     }
-    if "sentinel_password" in query:
-        sentinel_arguments["password"] = query["sentinel_password"][0]
     nodes = _nodes(options.url, 26379)
     sentinel = Sentinel(nodes, sentinel_kwargs=sentinel_arguments, **arguments)  # type: ignore[no-untyped-call]  # the library's
     master: Redis = sentinel.master_for(path[0], db=database, max_connections=options.max_connections)
@@ -119,8 +168,14 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
 
 def _nodes(url: str, default_port: int) -> list[tuple[str, int]]:
     hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
-    pairs = [host.rpartition(":") if ":" in host else (host, "", "") for host in hosts if host]
-    return [(name, int(port) if port else default_port) for name, _, port in pairs]
+    return [_node(host, default_port) for host in hosts if host]
+
+
+def _node(host: str, default_port: int) -> tuple[str, int]:
+    name, colon, port = host.rpartition(":")
+    if not colon or host.endswith("]"):  # an IPv6 address stands in brackets
+        name, port = host, str(default_port)
+    return name.strip("[]"), int(port)
 
 
 async def durability_warnings(redis: Store) -> list[str]:

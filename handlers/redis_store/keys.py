@@ -8,6 +8,8 @@
 <queue>:claims-idx        zset    claim key, score = lease end, Unix seconds; deleted with the claim
 <queue>:deaths            hash    ours: claim key -> owners that died on it; deleted with the final result,
                                   the whole hash expires a week after the last death
+<queue>:settled:<batch>   string  ours: 1 or 0 for each claim of a batch that was acked or nacked, so that
+                                  the same batch sent again, its reply lost, is told so; expires in a minute
 <queue>:dead              hash    ours: dead letter id -> record (JSON); deleted by `dead requeue | drop`
 request-active:<id>       string  token of the live submission; deleted with the final result
 request-cancel:<id>       string  token of a cancelled submission; deleted with the final result
@@ -37,6 +39,11 @@ class QueueKeys:
     index: str
     deaths: str
     dead: str
+
+
+def settled_key(keys: QueueKeys, batch: str) -> str:
+    """Where it is kept what one ack or nack did, for `batch`, the digest of its claims."""
+    return f"{keys.claimed.removesuffix(':claimed')}:settled:{batch}"
 
 
 def queue_keys(queue: str, *, cluster: bool = False) -> QueueKeys:

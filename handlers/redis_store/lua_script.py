@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from importlib.resources import files
+from typing import Final
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 from redis.commands.core import AsyncScript
 
+_INCLUDE: Final = re.compile(r"^-- include (_\w+)\n", re.MULTILINE)
+
 
 def lua_script(redis: Redis | RedisCluster, name: str) -> AsyncScript:
     """The script `lua/<name>.lua`, called by its hash and loaded where the server does not know it."""
+    return redis.register_script(script_text(name))
+
+
+@cache
+def script_text(name: str) -> str:
+    """The text of `lua/<name>.lua`, with `-- include _part` replaced by `lua/_part.lua`."""
     text = files("handlers.redis_store").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
-    return redis.register_script(text)
+    return _INCLUDE.sub(lambda found: script_text(found[1]), text)

@@ -5,14 +5,18 @@ The scripts' own headers (`lua/*.lua`) say what happens in one step and what sta
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.redis_store.connection import Store, flat
-from handlers.redis_store.keys import PAYLOAD_PREFIX, QueueKeys, queue_keys
+from redis.commands.core import AsyncScript
+from redis.exceptions import NoPermissionError, NoScriptError
+
+from handlers.redis_store.connection import NotReplicated, Store, flat
+from handlers.redis_store.keys import PAYLOAD_PREFIX, QueueKeys, queue_keys, settled_key
 from handlers.redis_store.lua_script import lua_script
 
 
@@ -64,7 +68,11 @@ class Reclaimed:
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions:
-    """How long a claim lasts unrenewed, and where retries wait; `cluster` tags the claim keys by queue."""
+    """How long a claim lasts unrenewed, and where retries wait; `cluster` tags the claim keys by queue.
+
+    With `wait_replicas`, an ack or nack counts once that many replicas have it; until then it raises
+    `NotReplicated` and nothing new is claimed. Sending it again is how to go on waiting.
+    """
 
     retry_queue_name: str
     default_result_queue_name: str
@@ -89,6 +97,7 @@ class RedisQueue:
         self._release = lua_script(redis, "release")
         self._reclaim = lua_script(redis, "reclaim")
         self.clock_offset_seconds = 0.0
+        self._is_replicated = True
 
     def now(self) -> float:
         """The server's Unix seconds, as far as the last claim or scan told."""
@@ -96,6 +105,8 @@ class RedisQueue:
 
     async def claim(self, count: int, *, only_expired: bool = False) -> list[Claim]:
         """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed."""
+        if not self._is_replicated:
+            raise NotReplicated(self._options.wait_replicas)
         keys = self._keys
         answer = await self._claim(
             keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
@@ -115,25 +126,35 @@ class RedisQueue:
 
     async def ack(self, acks: Sequence[Ack]) -> list[bool]:
         """Record final results; False where the lease was lost, and nothing changed."""
-        effects = await self._acked(acks)
+        try:
+            effects = await self._acked(acks)
+        except NoPermissionError:
+            # The ACL refuses a list that a request named, and with it the whole batch: the others must not wait.
+            effects = [await self._acked_where_allowed(ack) for ack in acks]
         refused = [ack for ack, effect in zip(acks, effects, strict=True) if effect < 0]
         if refused:
-            # The request named a list that is something else: its result must not be lost for that.
+            # The request named a list that is none, or not for us: its result must not be lost for that.
             default = self._options.default_result_queue_name
             again = iter(await self._acked(refused, default))
             effects = [next(again) if effect < 0 else effect for effect in effects]
-        await self._replicated()
         return [effect == 1 for effect in effects]
+
+    async def _acked_where_allowed(self, ack: Ack) -> int:
+        try:
+            return (await self._acked([ack]))[0]
+        except NoPermissionError:
+            return -1
 
     async def _acked(self, acks: Sequence[Ack], list_name: str = "") -> list[int]:
         keys = self._keys
         rows = [_ack_row(ack) for ack in acks]
         names = [_ack_keys(ack, list_name) for ack in acks]
-        effects: list[int] = await self._ack(
-            keys=[keys.claimed, keys.owners, keys.index, keys.deaths, keys.dead, *flat(names)],
-            args=flat(rows),
+        settled = settled_key(keys, _batch_digest("ack", [ack.claim for ack in acks]))
+        return await self._settled(
+            self._ack,
+            [keys.claimed, keys.owners, keys.index, keys.deaths, keys.dead, settled, *flat(names)],
+            flat(rows),
         )
-        return effects
 
     async def nack(self, nacks: Sequence[Nack]) -> list[bool]:
         """Put requests into the retry set; False where the lease was lost, and nothing changed."""
@@ -142,10 +163,11 @@ class RedisQueue:
             (nack.claim.claim_key, nack.claim.owner_token, nack.retry_member, nack.delay_seconds)
             for nack in nacks
         ]
-        effects = await self._nack(
-            keys=[keys.claimed, keys.owners, keys.index, self._options.retry_queue_name], args=flat(rows)
+        settled = settled_key(keys, _batch_digest("nack", [nack.claim for nack in nacks]))
+        retries = self._options.retry_queue_name
+        effects = await self._settled(
+            self._nack, [keys.claimed, keys.owners, keys.index, retries, settled], flat(rows)
         )
-        await self._replicated()
         return [effect == 1 for effect in effects]
 
     async def release(self, claims: Sequence[Claim]) -> list[bool]:
@@ -183,10 +205,36 @@ class RedisQueue:
     def _set_clock(self, server_seconds: bytes) -> None:
         self.clock_offset_seconds = float(server_seconds) - time.time()
 
-    async def _replicated(self) -> None:
-        """Where asked for, wait until replicas have it too; they may lose what only the master had."""
-        if self._options.wait_replicas:
-            await self._redis.wait(self._options.wait_replicas, self._options.wait_timeout_ms)
+    async def _settled(self, script: AsyncScript, keys: list[str], args: list[Any]) -> list[int]:
+        """Run a script that settles; where asked for, wait until replicas have it too."""
+        if not self._options.wait_replicas:
+            effects: list[int] = await script(keys=keys, args=args)
+            return effects
+        try:
+            effects, replicas = await self._run_and_wait(script, keys, args)
+        except NoScriptError:
+            await self._redis.script_load(script.script)
+            effects, replicas = await self._run_and_wait(script, keys, args)
+        self._is_replicated = replicas >= self._options.wait_replicas
+        if not self._is_replicated:
+            raise NotReplicated(self._options.wait_replicas, replicas)
+        return effects
+
+    async def _run_and_wait(
+        self, script: AsyncScript, keys: list[str], args: list[Any]
+    ) -> tuple[list[int], int]:
+        # One pipeline is one connection, and WAIT waits for what its own connection has written.
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.evalsha(script.sha, len(keys), *keys, *args)
+        pipeline.execute_command("WAIT", self._options.wait_replicas, self._options.wait_timeout_ms)
+        effects, replicas = await pipeline.execute()
+        return effects, int(replicas)
+
+
+def _batch_digest(operation: str, claims: Sequence[Claim]) -> str:
+    """The same for the same claims in the same order; an owner token is never issued twice."""
+    tokens = b"\0".join(claim.owner_token for claim in claims)
+    return f"{operation}-{hashlib.sha1(tokens, usedforsecurity=False).hexdigest()}"
 
 
 def _ack_row(ack: Ack) -> tuple[Any, ...]:
@@ -194,7 +242,7 @@ def _ack_row(ack: Ack) -> tuple[Any, ...]:
         ack.claim.claim_key,
         ack.claim.owner_token,
         ack.result,
-        "" if not ack.result_ttl_seconds else ack.result_ttl_seconds,
+        ack.result_ttl_seconds if ack.result_ttl_seconds and ack.result_ttl_seconds > 0 else "",
         ack.dead or "",
         ack.request_token,
         int(_has_payload_key(ack)),
@@ -208,7 +256,9 @@ def _ack_keys(ack: Ack, list_name: str) -> tuple[str, str, str, str]:
 
 
 def _has_payload_key(ack: Ack) -> bool:
-    return ack.payload_ref.startswith(PAYLOAD_PREFIX)
+    """Whether the reference is this request's own: no request can have another's payload deleted."""
+    own = f"{PAYLOAD_PREFIX}{ack.request_id}:{ack.request_token}"
+    return ack.payload_ref == own if ack.request_token else ack.payload_ref.startswith(own)
 
 
 async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit: int) -> int:

@@ -83,7 +83,9 @@ def run(folder: Path, seed: int, plan: Plan) -> str:
             _inflict(fleet, fault, chance)
         _wait_until_drained(redis, plan.requests)
         results = [json.loads(text) for text in cast(list[bytes], redis.lrange("result-list", 0, -1))]
-        left = {key.decode() for key in redis.scan_iter()}
+        left = {
+            key.decode() for key in redis.scan_iter() if b":settled:" not in key
+        }  # those expire by themselves
         redis.close()
     answered = fleet.answered()
     _judge(ids, results, answered)

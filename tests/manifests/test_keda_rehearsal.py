@@ -118,7 +118,7 @@ def slept_again(history: list[int]) -> bool:
 
 def left_over(store: redis.Redis) -> list[object]:
     """Keys that still hold work."""
-    return [key for key in store.scan_iter() if key != b"result-list"]
+    return [key for key in store.scan_iter() if key != b"result-list" and b":settled:" not in key]
 
 
 def test_zero_to_many_and_back_to_zero_with_nothing_lost(

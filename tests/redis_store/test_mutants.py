@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -12,10 +11,10 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import ResponseError
 
 from handlers.redis_store import queue
+from handlers.redis_store.lua_script import script_text
 from tests.redis_store.queue_model import STEPS, Walk
 from tests.redis_store.queueing import Bench
 
-LUA = Path(queue.__file__).parent / "lua"
 WALKS = 5
 STEPS_OF_A_WALK = 150
 
@@ -33,10 +32,14 @@ _ENDED = "KEYS[4], '-inf', string.format('%.6f', now)"
 _RETURN = "redis.call('ZADD', KEYS[1], score_of(owner, member), member)"
 _LATE = "'%.6f', now + tonumber(ARGV[2])"
 MUTANTS = {
-    "destructive pop": Mutant("claim", "redis.call('HSET', KEYS[2], key, member)", ""),
+    "destructive pop": Mutant("claim", "redis.call('HSETNX', KEYS[2], key, member)", "1"),
     "claim without an owner": Mutant("claim", "redis.call('HSET', KEYS[3], key, owner)", ""),
     "claim without a lease": Mutant("claim", "redis.call('ZADD', KEYS[4], lease_end, key)", ""),
-    "claim overwrites a live claim": Mutant("claim", "redis.call('HEXISTS', KEYS[3], key) == 1", "false"),
+    "claim overwrites a live claim": Mutant(
+        "claim",
+        "redis.call('HSETNX', KEYS[2], key, member) == 0",
+        "redis.call('HSET', KEYS[2], key, member) < 0",
+    ),
     "claim with one token for all": Mutant("claim", "ARGV[3] .. ':' .. at .. ':s='", "'same:1:s='"),
     "claim takes the latest": Mutant("claim", "'ZPOPMIN'", "'ZPOPMAX'"),
     "lease by a clock that runs ahead": Mutant("claim", _LATE, _LATE + " + 90"),
@@ -48,9 +51,12 @@ MUTANTS = {
     "ack without a result": Mutant("ack", "redis.pcall('LPUSH', list, result)", "1"),
     "ack keeps the claim": Mutant("ack", "redis.call('HDEL', KEYS[1], key)", ""),
     "ack keeps the owner": Mutant("ack", "redis.call('HDEL', KEYS[2], key)", ""),
+    "ack forgets what it did": Mutant("ack", "'EX', 60", "'PX', 1"),
+    "ack repeats what it did": Mutant("ack", "effect == 1 and not is_settled", "effect == 1 and is_settled"),
     "ack forgets no deaths": Mutant("ack", "redis.call('HDEL', KEYS[4]", "redis.call('HGET', KEYS[4]"),
     "nack without owner check": Mutant("nack", "redis.call('HGET', KEYS[2], key) == ARGV[at + 1]", "true"),
     "a retry re-enters at once": Mutant("nack", "now + tonumber(ARGV[at + 3])", "now"),
+    "nack forgets what it did": Mutant("nack", "'EX', 60", "'PX', 1"),
     "nack keeps the claim": Mutant("nack", "redis.call('ZREM', KEYS[3], key)", ""),
     "release without owner check": Mutant(
         "release",
@@ -97,7 +103,7 @@ async def test_a_mistake_in_a_script_is_found(
     mutant = MUTANTS[name]
 
     def mutated(redis: Redis, script: str) -> AsyncScript:
-        text = (LUA / f"{script}.lua").read_text(encoding="utf-8")
+        text = script_text(script)
         if script == mutant.script:
             assert text.count(mutant.found) == 1, "the script has changed: so must the mutant"
             text = text.replace(mutant.found, mutant.instead)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from redis.asyncio import Redis
 
 from handlers.contract.envelope import encode_retry
-from handlers.redis_store.queue import Claim, Nack
+from handlers.redis_store.queue import Claim, Nack, QueueOptions, RedisQueue
 from tests.redis_store.queueing import DEADLINE, LEASE_SECONDS, Bench, body, envelope
 
 
@@ -125,11 +126,23 @@ async def test_a_stale_claim_in_a_batch_does_not_stop_the_others(bench: Bench) -
     assert len(await bench.result_texts()) == 2
 
 
-async def test_an_ack_sent_twice_gives_one_result(bench: Bench) -> None:
-    ack = bench.ack_of(await bench.claimed(body("r")))
+async def test_f25_an_ack_whose_reply_was_lost_is_told_what_it_did(bench: Bench) -> None:
+    stale, live = await _taken_over(bench)
+    batch = [bench.ack_of(stale), bench.ack_of(live), bench.ack_of(await bench.claimed(body("other")))]
 
+    first = await bench.queue.ack(batch)
+
+    assert await bench.queue.ack(batch) == first == [False, True, True]
+    assert await bench.result_texts() == [b"result", b"result"]
+    assert await bench.all_keys() == {bench.results}
+
+
+async def test_f25_another_batch_learns_nothing_of_it(bench: Bench) -> None:
+    ack = bench.ack_of(await bench.claimed(body("r")))
     assert await bench.queue.ack([ack]) == [True]
-    assert await bench.queue.ack([ack]) == [False]
+
+    assert await bench.queue.ack([ack, ack]) == [False, False]
+    assert await bench.queue.nack([Nack(ack.claim, b"again", 0)]) == [False]
     assert await bench.result_texts() == [b"result"]
     assert await bench.all_keys() == {bench.results}
 
@@ -161,17 +174,27 @@ async def test_an_ack_leaves_a_newer_submission_of_the_id(bench: Bench, token: s
     assert await bench.all_keys() == {bench.results, "request-active:r", "request-cancel:r"}
 
 
-async def test_an_ack_deletes_a_payload_stored_apart_and_no_other_key(bench: Bench) -> None:
-    await bench.redis.mset({"request-payload:r:t": "{}", "somebody-elses": "1"})
-    first, second = await bench.claimed(body("r")), await bench.claimed(body("s"))
+@pytest.mark.parametrize(
+    ("token", "reference", "is_deleted"),
+    [
+        ("t", "request-payload:r:t", True),
+        ("", "request-payload:r:t", True),
+        ("t", "request-payload:r:another", False),
+        ("t", "request-payload:another:t", False),
+        ("", "request-payload:rest:t", False),
+        ("t", "somebody-elses", False),
+    ],
+)
+async def test_an_ack_deletes_the_requests_own_payload_and_no_other_key(
+    bench: Bench, token: str, reference: str, is_deleted: bool
+) -> None:
+    await bench.redis.set(reference, "{}")
+    claim = await bench.claimed(envelope("r", token))
 
-    acks = [
-        bench.ack_of(first, payload_ref="request-payload:r:t"),
-        bench.ack_of(second, payload_ref="somebody-elses"),
-    ]
-    assert await bench.queue.ack(acks) == [True, True]
+    acks = [bench.ack_of(claim, request_token=token, payload_ref=reference)]
+    assert await bench.queue.ack(acks) == [True]
 
-    assert await bench.all_keys() == {bench.results, "somebody-elses"}
+    assert await bench.all_keys() == {bench.results} | (set() if is_deleted else {reference})
 
 
 async def test_a_result_list_expires_only_where_asked(bench: Bench) -> None:
@@ -194,6 +217,32 @@ async def test_a_result_list_of_another_type_does_not_lose_the_result(bench: Ben
     assert await bench.result_texts() == [b"1", b"2"]
     assert await bench.redis.get("no-list") == b"text"
     assert await bench.all_keys() == {bench.results, "no-list"}
+
+
+async def test_an_expiry_in_the_past_deletes_nobodys_results(bench: Bench) -> None:
+    claim = await bench.claimed(body("r"))
+    assert await bench.queue.ack([bench.ack_of(claim, result_ttl_seconds=-1)]) == [True]
+    assert await bench.result_texts() == [b"result"]
+
+
+async def test_a_list_that_the_acl_refuses_holds_up_nobody(bench: Bench) -> None:
+    """A request that names a list which is not for us: its batch is recorded, its own result in the default list."""
+    own = [f"{bench.queue_name}*", bench.results, "request-*"]
+    await bench.redis.acl_setuser("poller", enabled=True, passwords=["+p"], keys=own, categories=["+@all"])
+    server = bench.redis.connection_pool.connection_kwargs
+    poller = Redis(host=server["host"], port=server["port"], username="poller", password="p")
+    queue = RedisQueue(poller, bench.queue_name, QueueOptions(bench.retries, bench.results))
+    await bench.put(body("named"), 1)
+    await bench.put(body("plain"), 2)
+    named, plain = await queue.claim(2)
+
+    acks = [bench.ack_of(named, b"1", result_queue_name="somebody-elses"), bench.ack_of(plain, b"2")]
+    assert await queue.ack(acks) == [True, True]
+
+    assert sorted(await bench.result_texts()) == [b"1", b"2"]
+    assert await bench.all_keys() == {bench.results}
+    await poller.aclose()
+    await bench.redis.acl_deluser("poller")
 
 
 async def test_without_any_list_the_claim_is_kept(bench: Bench) -> None:
@@ -230,14 +279,15 @@ async def test_a_nack_waits_by_the_servers_clock(bench: Bench) -> None:
     assert await bench.all_keys() == {bench.retries}
 
 
-async def test_a_nack_sent_twice_queues_one_retry(bench: Bench) -> None:
+async def test_f25_a_nack_sent_twice_queues_one_retry_and_is_told(bench: Bench) -> None:
     nack = Nack(await bench.claimed(body("r")), b"again", 0)
 
     assert await bench.queue.nack([nack]) == [True]
     await bench.promote()
-    assert await bench.queue.nack([nack]) == [False]
+    assert await bench.queue.nack([nack]) == [True]
 
     assert await bench.redis.zcard(bench.retries) == 0
+    assert [member for member, _ in await bench.pending()] == [b"again"]
 
 
 @pytest.mark.parametrize("score", [DEADLINE, 1_700_000_000.123456, DEADLINE + 5 / 2**21, 0.1, -3.0])

@@ -19,12 +19,12 @@ from handlers.redis_store.queue import Nack
 from tests.redis_store.queueing import Bench, envelope
 
 ROOM = Path(handlers.__file__).parent / "redis_store"
-SCRIPTS = sorted(path.stem for path in (ROOM / "lua").glob("*.lua"))
+SCRIPTS = sorted(path.stem for path in (ROOM / "lua").glob("[!_]*.lua"))
 FIXED_KEYS = {
     "claim": 5,
     "renew": 2,
-    "ack": 5,
-    "nack": 4,
+    "ack": 6,
+    "nack": 5,
     "release": 4,
     "reclaim": 5,
     "promote": 1,

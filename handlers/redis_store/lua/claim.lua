@@ -8,27 +8,37 @@
 -- ARGV[1] how many at most   ARGV[2] lease, seconds   ARGV[3] random part of the owner tokens
 -- ARGV[4] 1: only those whose score has passed, else 0
 -- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, deaths.
+-- include _member
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 
-local function claim_key(member)
-  local is_read, fields = pcall(cjson.decode, member)
-  if not is_read or type(fields) ~= 'table' then
-    return redis.sha1hex(member)
+local function is_text(value)
+  return type(value) == 'string' and value ~= ''
+end
+
+local function is_enveloped(fields)
+  return type(fields['data']) == 'table' and (fields['internal'] ~= nil or fields['request_kind'] ~= nil)
+end
+
+-- Whether the fields before the payload tell id and token; an envelope's may stand behind it.
+local function is_enough(fields)
+  if fields['internal'] == nil and fields['request_kind'] == nil then
+    return is_text(fields['id'])
   end
+  return is_enveloped(fields) and fields['internal'] ~= nil and is_text(fields['data']['id'])
+end
+
+local function claim_key(member)
+  local fields = read_member(member, is_enough) or {}
   local token = ''
-  local internal = fields['internal']
-  if type(fields['data']) == 'table' and (internal ~= nil or fields['request_kind'] ~= nil) then
-    if type(internal) == 'table' and type(internal['request_token']) == 'string' then
-      token = internal['request_token']
-    end
+  if is_enveloped(fields) then
+    token = type(fields['internal']) == 'table' and fields['internal']['request_token']
     fields = fields['data']
   end
-  local id = fields['id']
-  if type(id) ~= 'string' or id == '' then
+  if not is_text(fields['id']) then
     return redis.sha1hex(member)
   end
-  return token == '' and id or id .. '\0' .. token
+  return is_text(token) and fields['id'] .. '\0' .. token or fields['id']
 end
 
 local taken
@@ -48,10 +58,10 @@ for at = 1, #taken, 2 do
   local owner = ARGV[3] .. ':' .. at .. ':s=' .. score
   local key = claim_key(member)
   local deaths = redis.call('HGET', KEYS[5], key) or '0'
-  if redis.call('HEXISTS', KEYS[3], key) == 1 then
-    key = key .. '\0' .. owner
+  if redis.call('HSETNX', KEYS[2], key, member) == 0 then
+    key = key .. '\0' .. owner -- a live claim has this name: one id queued twice without a token
+    redis.call('HSET', KEYS[2], key, member)
   end
-  redis.call('HSET', KEYS[2], key, member)
   redis.call('HSET', KEYS[3], key, owner)
   redis.call('ZADD', KEYS[4], lease_end, key)
   local place = #answer

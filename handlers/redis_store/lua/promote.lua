@@ -1,28 +1,17 @@
 -- promote: move retries that are due back to their queues, with the score they had. Sending it twice does no harm.
--- The queues are named in the members, so their keys are not declared: not for Redis Cluster (see queue.py).
+-- The queues are named in the members, so their keys are not declared: not for Redis Cluster.
 -- KEYS[1] <retry set>  zset  envelope, score = due time, Unix seconds of this server
 -- ARGV[1] how many at most   ARGV[2] the queue of members that name none
 -- Returns how many were moved.
+-- include _member
+-- include _queued_under
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now), 'LIMIT', 0, ARGV[1])
 for _, member in ipairs(due) do
-  local queue, score = ARGV[2], nil
-  local is_read, fields = pcall(cjson.decode, member)
-  if is_read and type(fields) == 'table' then
-    local internal = type(fields['internal']) == 'table' and fields['internal'] or {}
-    local body = type(fields['data']) == 'table' and fields['data'] or fields
-    if type(internal['request_queue_name']) == 'string' and internal['request_queue_name'] ~= '' then
-      queue = internal['request_queue_name']
-    end
-    if queue == KEYS[1] or string.find(queue, 'claims%-idx$') then
-      queue = ARGV[2] -- a sorted set, but of another kind: nobody would find the member there
-    end
-    local deadline, seq = tonumber(body['deadline']), tonumber(internal['enqueue_seq']) or 0
-    score = tonumber(internal['original_score']) or (deadline and deadline + math.min(seq, 2097151) / 2097152)
-  end
-  if score ~= score then
-    score = nil -- NaN is no score: one such member must not hold up all that are behind it
+  local queue, score = queued_under(member)
+  if not queue or queue == KEYS[1] or string.find(queue, 'claims%-idx$') then
+    queue = ARGV[2] -- it names none, or a sorted set of another kind, where nobody would find the member
   end
   local added = redis.pcall('ZADD', queue, string.format('%.17g', score or now), member)
   if type(added) == 'table' and added.err then

@@ -9,6 +9,8 @@
 -- ARGV[4] random part of the owner tokens
 -- Returns this server's Unix seconds, how many went back to pending, then for each that is the caller's now:
 -- claim key, owner token, member, score, deaths.
+-- include _member
+-- include _queued_under
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local lease_end = string.format('%.6f', now + tonumber(ARGV[3]))
@@ -20,17 +22,8 @@ local function score_of(owner, member)
   if score and tonumber(score) then
     return score
   end
-  local is_read, fields = pcall(cjson.decode, member)
-  if not is_read or type(fields) ~= 'table' then
-    return string.format('%.6f', now)
-  end
-  local internal = type(fields['internal']) == 'table' and fields['internal'] or {}
-  local body = type(fields['data']) == 'table' and fields['data'] or fields
-  local deadline, seq = tonumber(body['deadline']), tonumber(internal['enqueue_seq']) or 0
-  score = tonumber(internal['original_score']) or (deadline and deadline + math.min(seq, 2097151) / 2097152)
-  if score ~= score then
-    score = nil -- NaN is no score: one such member must not hold up all that are behind it
-  end
+  local _queue
+  _queue, score = queued_under(member)
   return string.format('%.17g', score or now)
 end
 

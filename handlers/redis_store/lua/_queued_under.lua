@@ -1,0 +1,17 @@
+-- Included behind _member by scripts that queue a member again. Reads no key and writes none.
+-- queued_under(member): the queue that it names, and the score that its producer gave it (its deadline and sequence,
+-- or the one that it was claimed with if that was another); nil where it does not say.
+local function queued_under(member)
+  local fields = read_member(member, function(fields)
+    return type(fields['internal']) == 'table' and type(fields['data']) == 'table' and fields['data']['deadline']
+  end) or {}
+  local internal = type(fields['internal']) == 'table' and fields['internal'] or {}
+  local body = type(fields['data']) == 'table' and fields['data'] or fields
+  local queue = internal['request_queue_name']
+  local deadline, seq = tonumber(body['deadline']), tonumber(internal['enqueue_seq']) or 0
+  local score = tonumber(internal['original_score']) or (deadline and deadline + math.min(seq, 2097151) / 2097152)
+  if score ~= score then
+    score = nil -- NaN is no score: one such member must not hold up all that are behind it
+  end
+  return type(queue) == 'string' and queue ~= '' and queue or nil, score
+end
