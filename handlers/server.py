@@ -15,6 +15,7 @@ import uvicorn
 
 import handlers.main
 from handlers.app.handler import Handler, use_handler
+from handlers.doors.receipt import timely_protocol
 from handlers.settings.settings import Settings
 
 _KEEP_ALIVE_SECONDS = 75
@@ -61,14 +62,14 @@ def serve(settings: Settings, target: str, on_ready: Callable[[int], None]) -> N
 
 
 def server_config(settings: Settings, target: str) -> uvicorn.Config:
-    """uvicorn's configuration: fast loop and parser, no access log, a grace period that covers a request."""
+    """uvicorn's configuration: a limit to each receipt, no access log, a grace period that covers a request."""
     env = settings.env
     return uvicorn.Config(
         asgi_app(target),
         host=env.host,
         port=env.port,
         loop="uvloop",
-        http="httptools",
+        http=timely_protocol(env.receive_timeout_seconds),  # type: ignore[arg-type]  # any maker of protocols will do
         ws="none",
         lifespan="off",
         log_config=None,
@@ -77,5 +78,4 @@ def server_config(settings: Settings, target: str) -> uvicorn.Config:
         backlog=4_096,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(env.shutdown_grace_seconds),
-        h11_max_incomplete_event_size=65_536,
     )
