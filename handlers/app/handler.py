@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
+from handlers.app.tracing import tracing_of
 from handlers.contract.errors import InvalidSetting
 from handlers.doors.dispatch import DispatchDoor
 from handlers.doors.door import handle
 from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, HttpEndpoint, Refusal
 from handlers.doors.http_message import Answer, Delivery, plain
-from handlers.forward.forward import Forward, Forwarder
+from handlers.forward.forward import Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.settings.settings import Settings, load_settings, read_secret
 from handlers.telemetry.logs import Logger, get_logger
@@ -83,7 +84,7 @@ def _gateway_tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def forwarder_of(settings: Settings, gateway: Gateway) -> Forwarder:
+def forwarder_of(settings: Settings, gateway: Sender) -> Forwarder:
     """Sends requests along the routes of these settings."""
     return Forwarder(gateway, settings.routes, request_timeout_seconds=settings.env.request_timeout_seconds)
 
@@ -97,7 +98,7 @@ class Handler:
         self._starters: Starters = []
         gateway = gateway_of(settings)
         self._closers.append(gateway.aclose)
-        forward = forwarder_of(settings, gateway).forward
+        forward = self._forward(settings, gateway, target)
         walk, doorkeeper = _WALKS[target](settings, forward, self._log, self._closers, self._starters)
         env = settings.env
         endpoint = HttpEndpoint(
@@ -113,6 +114,18 @@ class Handler:
         self._endpoint = endpoint
         self._is_started = False
         self.is_stopping = False
+
+    def _forward(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
+        tracing = tracing_of(settings)
+        if tracing is None:
+            return forwarder_of(settings, gateway).forward
+        from handlers.forward.traced import AttemptSpans, TracedSender, traced_forward
+        from handlers.telemetry.tracing import HANDLE_REQUEST, PROCESS_REQUEST
+
+        self._closers.append(tracing.aclose)
+        # Behind the dispatch door the poller has opened the attempt's span.
+        spans = AttemptSpans(tracing, PROCESS_REQUEST if target == "pubsub_push" else HANDLE_REQUEST)
+        return traced_forward(forwarder_of(settings, TracedSender(gateway, tracing)).forward, spans)
 
     def _ready(self) -> Answer:
         return plain(503, "stopping") if self.is_stopping else plain(200, "ready")

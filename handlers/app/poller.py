@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from handlers.app.gates import ProcessGates
 from handlers.app.handler import forwarder_of, gateway_of
 from handlers.app.redis_options import redis_options
+from handlers.app.tracing import tracing_of
 from handlers.contract.request import Request
-from handlers.forward.forward import NO_LIMITS
+from handlers.forward.forward import NO_LIMITS, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.outcome import Outcome
 from handlers.gates.allowance import Allowance
@@ -39,6 +41,9 @@ from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics, QueueMetrics
 from handlers.telemetry.pages import Page, PagesServer
 
+if TYPE_CHECKING:
+    from handlers.telemetry.tracing import Tracing
+
 PROMOTE_SECONDS = 0.1
 """How often retries that are due go back to their queues."""
 DEPTHS_SECONDS = 5.0
@@ -56,7 +61,8 @@ class PollerApp:
         self._log = get_logger("poller")
         self._redis = connect(redis_options(settings))
         self._client = _client(settings)
-        self._dispatch = _dispatch(settings, self._client)
+        self._tracing = tracing_of(settings)
+        self._dispatch = _dispatch(settings, self._client, self._tracing)
         self._metrics = Metrics()
         self._gates = ProcessGates(settings, redis_options(settings))
         self._pool_gates: dict[str, list[Gate]] = {}
@@ -210,6 +216,8 @@ class PollerApp:
             await self._gates.aclose()
             await self._client.aclose()
             await self._redis.aclose()
+            if self._tracing:
+                await self._tracing.aclose()
 
     async def _warnings(self) -> list[str]:
         try:
@@ -231,7 +239,19 @@ def _client(settings: Settings) -> Gateway:
     return Gateway(GatewayOptions(settings.env.connect_timeout_seconds, max_response_bytes=limit))
 
 
-def _dispatch(settings: Settings, client: Gateway) -> Dispatch:
+def _dispatch(settings: Settings, client: Gateway, tracing: Tracing | None) -> Dispatch:
+    if tracing is None:
+        return _untraced_dispatch(settings, client)
+    from handlers.forward.traced import AttemptSpans, TracedSender, traced_dispatch
+    from handlers.telemetry.tracing import PROCESS_REQUEST
+
+    ids = {entry.queue_name: entry.id for entry in settings.queues if entry.id}
+    spans = AttemptSpans(tracing, PROCESS_REQUEST, ids)
+    sender = TracedSender(client, tracing, event_too=bool(settings.env.handler_url))
+    return traced_dispatch(_untraced_dispatch(settings, sender), spans)
+
+
+def _untraced_dispatch(settings: Settings, client: Sender) -> Dispatch:
     env = settings.env
     if env.handler_url:
         dispatcher = HttpDispatcher(

@@ -24,6 +24,10 @@ ORIGINAL_SCORE: Final = "original_score"
 """Field of `internal`, ours: the score of a member that was not queued under its deadline."""
 
 
+PREVIOUS_TRACEPARENT: Final = "previous_traceparent"
+"""Field of `internal`, ours: the span of the attempt before, as W3C writes it."""
+
+
 class Internal(msgspec.Struct, frozen=True):
     """The routing part of an envelope; every field is optional on the wire."""
 
@@ -38,6 +42,7 @@ class Internal(msgspec.Struct, frozen=True):
     result_routing_resolved: bool = False
     enqueue_seq: int = 0
     payload_ref: str = ""
+    previous_traceparent: str = ""
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -86,6 +91,7 @@ def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYT
             result_routing_resolved=internal.result_routing_resolved,
             labels=internal.labels,
             payload_ref=internal.payload_ref,
+            previous_traceparent=internal.previous_traceparent,
             max_bytes=max_bytes,
         )
     except InvalidRequest as error:
@@ -158,11 +164,12 @@ def with_payload(envelope: Envelope, payload: bytes) -> Envelope:
     return msgspec.structs.replace(envelope, request=request, data=data)
 
 
-def encode_retry(member: bytes, *, queue: str, attempt: int, score: float) -> bytes:
+def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, traceparent: str = "") -> bytes:
     """The member to put into the retry set: its `internal` says where it returns, all else is kept.
 
     `queue` is the sorted set it came from, `attempt` the number of attempts so far, `score` the one it
-    was claimed with (kept in `internal` only where it does not follow from the deadline).
+    was claimed with (kept in `internal` only where it does not follow from the deadline), `traceparent` the
+    span of the last attempt, if traces are kept.
     """
     parts = _parts_decoder.decode(member)
     if not ("data" in parts and (_is_given(parts, "internal") or _is_given(parts, "request_kind"))):
@@ -172,6 +179,8 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float) -> by
     internal["request_queue_name"] = _raw(queue)
     if score != _derived_score(parts["data"], internal):
         internal[ORIGINAL_SCORE] = _raw(score)
+    if traceparent:
+        internal[PREVIOUS_TRACEPARENT] = _raw(traceparent)
     return _encoder.encode({**parts, "internal": internal})
 
 

@@ -39,7 +39,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     win over the queue's. `attempt` counts from 0. `result_queue_name` is the
     request's own wish (a list or a topic), else empty. `request_token` names the submission: the same
     id may be submitted again later. `objective` and `priority` are what a lane of the poller asks the
-    gateway for, in place of the queue's own objective.
+    gateway for, in place of the queue's own objective. `previous_traceparent` is the span of the attempt before.
     """
 
     id: str
@@ -60,6 +60,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 0
     objective: str = ""
     priority: int | None = None
+    previous_traceparent: str = ""
 
 
 class _Body(msgspec.Struct):
@@ -90,6 +91,7 @@ def decode_body(
     labels: Mapping[str, str] | None = None,
     extra_metadata: Mapping[str, str] | None = None,
     payload_ref: str = "",
+    previous_traceparent: str = "",
     max_bytes: int = MAX_REQUEST_BYTES,
 ) -> Request:
     """Decode a request body (the JSON object of the contract) into a `Request`.
@@ -121,6 +123,7 @@ def decode_body(
         request_token=request_token,
         payload_ref=payload_ref,
         attempt=attempt,
+        previous_traceparent=previous_traceparent,
     )
 
 

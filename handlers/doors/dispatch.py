@@ -6,6 +6,8 @@ only where not even an id can be read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from handlers.contract.errors import InvalidEvent, InvalidRequest
@@ -50,6 +52,7 @@ class DispatchDoor:
             attempt=_number(extensions.get("attempt", "")) or 0,
             request_token=extensions.get("requesttoken", ""),
             labels=_labels(extensions.get("labels", "")),
+            extra_metadata=_trace(extensions),
             max_bytes=self._max_request_bytes,
         )
         objective, priority = extensions.get("objective", ""), _number(extensions.get("priority", ""))
@@ -100,6 +103,15 @@ def _retry_answer(retry: Retry) -> Answer:
 
 def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _trace(extensions: Mapping[str, str]) -> dict[str, str] | None:
+    """The trace of whoever sent the event: it is nearer than the producer's, which the body may name."""
+    parent = extensions.get("traceparent")
+    if not parent:
+        return None
+    state = extensions.get("tracestate")
+    return {"traceparent": parent, "tracestate": state} if state else {"traceparent": parent}
 
 
 def _labels(text: str) -> dict[str, str]:

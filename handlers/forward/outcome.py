@@ -31,7 +31,8 @@ class Retry(msgspec.Struct, frozen=True):
     """Not yet: try again after `delay_seconds`.
 
     `reason` is one of a fixed set of words (for logs and metrics). `counts_attempt` is False where the
-    request never reached the gateway (a closed gate, a handler that is still starting).
+    request never reached the gateway (a closed gate, a handler that is still starting). `traceparent` is the
+    span of this attempt, where traces are kept: the next one links to it.
     """
 
     delay_seconds: float
@@ -39,6 +40,7 @@ class Retry(msgspec.Struct, frozen=True):
     last: LastResponse | None = None
     counts_attempt: bool = True
     feedback: Answer | None = None
+    traceparent: str = ""
 
 
 Outcome: TypeAlias = Answered | Retry

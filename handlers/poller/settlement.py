@@ -66,7 +66,9 @@ def _nack(claim: Claim, envelope: Envelope, retry: Retry, route: ResultRoute, no
     if now + retry.delay_seconds >= request.deadline:
         return ack(claim, request, expired(request, retry.last).result, route)
     attempt = request.attempt + (1 if retry.counts_attempt else 0)
-    member = encode_retry(claim.member, queue=claim.queue, attempt=attempt, score=claim.score)
+    member = encode_retry(
+        claim.member, queue=claim.queue, attempt=attempt, score=claim.score, traceparent=retry.traceparent
+    )
     return Nack(claim=claim, retry_member=member, delay_seconds=retry.delay_seconds)
 
 

@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 
 from handlers.doors.receipt import MAX_HEADER_BYTES, timely_protocol
+from tests.waiting import elapse_async
 
 RECEIVE_SECONDS = 0.3
 PATIENCE_SECONDS = 20
@@ -26,7 +27,7 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     """`/slow` takes longer than a receipt may, `/large` answers more than a socket holds, `/early` reads nothing."""
     path, body = scope["path"], b"ok"
     if path == "/slow":
-        await asyncio.sleep(3 * RECEIVE_SECONDS)
+        await elapse_async(3 * RECEIVE_SECONDS, "the time that a receipt may take")
     if path == "/large":
         body = LARGE
     if path == "/read":
@@ -87,7 +88,7 @@ class Client:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while not self.reader.at_eof():
                     await self.send(piece)
-                    await asyncio.sleep(0.02)
+                    await elapse_async(0.02, "a slow client's pause")
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ async def test_a_connection_kept_open_may_be_idle_but_its_next_request_may_not_d
     for _ in range(2):
         await client.send(b"GET /early HTTP/1.1\r\nhost: x\r\n\r\n")
         assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
-        await asyncio.sleep(2 * RECEIVE_SECONDS)
+        await elapse_async(2 * RECEIVE_SECONDS, "the time that a receipt may take")
     await client.send(b"GET /ear")
     assert (await client.rest()).startswith(b"HTTP/1.1 408 ")
 
@@ -172,7 +173,7 @@ async def test_a_connection_kept_open_may_be_idle_but_its_next_request_may_not_d
 async def test_a_client_that_does_not_read_its_answer_is_cut(connect: Connect) -> None:
     client = await connect()
     await client.send(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
-    await asyncio.sleep(4 * RECEIVE_SECONDS)  # the client is slow; that it is too slow is what is tested
+    await elapse_async(4 * RECEIVE_SECONDS, "the time that an unread answer may take")
     assert len(await client.rest()) < len(LARGE)
 
 

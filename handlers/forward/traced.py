@@ -1,0 +1,120 @@
+"""Tracing put around forwarding: nothing inside knows of it, and without a receiver none of this is built."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import urlsplit
+
+import msgspec
+from opentelemetry.trace import Span
+
+from handlers.contract.request import Request
+from handlers.forward.forward import Forward, Limits, Sender
+from handlers.forward.gateway import GatewayResponse
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.telemetry.tracing import PROCESS_REQUEST, Tracing, fail, traceparent
+
+_SERVER_ERROR = 500
+
+Dispatch = Callable[[Request, bytes], Awaitable[Outcome]]
+"""As the poller's: the request and its body."""
+
+
+class AttemptSpans:
+    """Opens one span for each attempt; `queue_ids` are the ids of queues by name, where they have one."""
+
+    def __init__(self, tracing: Tracing, name: str, queue_ids: Mapping[str, str] | None = None) -> None:
+        self._tracing = tracing
+        self._name = name
+        self._queue_ids = queue_ids or {}
+
+    async def __call__(self, request: Request, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """The outcome of `attempt`, which runs inside a span of its own."""
+        opened = self._tracing.attempt(
+            self._name,
+            request.metadata,
+            f"{request.id}\0{request.request_token}\0{request.deadline}",
+            self._attributes(request),
+            request.previous_traceparent,
+        )
+        with opened as span:
+            outcome = await attempt()
+            self._judge(span, request, outcome)
+        if isinstance(outcome, Retry):
+            return msgspec.structs.replace(outcome, traceparent=traceparent(span))
+        return outcome
+
+    def _attributes(self, request: Request) -> dict[str, str | int]:
+        return {
+            "request.id": request.id,
+            "queue.id": self._queue_ids.get(request.queue, request.queue),
+            "queue.name": request.queue,
+            "retry.count": request.attempt,
+        }
+
+    def _judge(self, span: Span, request: Request, outcome: Outcome) -> None:
+        match outcome:
+            case Answered(result):
+                span.set_attribute("http.response.status_code", result.status_code)
+                if result.error_code:
+                    fail(span, result.error_code)
+            case Retry(delay_seconds=delay, reason=reason):
+                fail(span, reason)
+                if self._name == PROCESS_REQUEST:
+                    self._tracing.re_enqueued(
+                        span,
+                        {
+                            "request.id": request.id,
+                            "retry.reason": reason,
+                            "retry.delay_seconds": round(delay, 3),
+                        },
+                    )
+
+
+def traced_forward(forward: Forward, spans: AttemptSpans) -> Forward:
+    """Forwarding, each attempt in a span."""
+
+    async def traced(request: Request, limits: Limits) -> Outcome:
+        return await spans(request, lambda: forward(request, limits))
+
+    return traced
+
+
+def traced_dispatch(dispatch: Dispatch, spans: AttemptSpans) -> Dispatch:
+    """Dispatching, each attempt in a span."""
+
+    async def traced(request: Request, body: bytes) -> Outcome:
+        return await spans(request, lambda: dispatch(request, body))
+
+    return traced
+
+
+class TracedSender:
+    """A gateway or handler client whose calls are spans, and which passes the span on.
+
+    `event_too` also writes it into the event (CloudEvents' own extension), which outlives the HTTP hop.
+    """
+
+    def __init__(self, sender: Sender, tracing: Tracing, *, event_too: bool = False) -> None:
+        self._sender = sender
+        self._tracing = tracing
+        self._event_too = event_too
+
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> GatewayResponse:
+        """POST and read the answer, in a span below the attempt's."""
+        parts = urlsplit(url)
+        attributes: dict[str, str | int] = {
+            "http.request.method": "POST",
+            "server.address": parts.hostname or "",
+            "server.port": parts.port or (443 if parts.scheme == "https" else 80),
+            "url.path": parts.path or "/",
+        }
+        with self._tracing.call(attributes) as span:
+            own = {"traceparent": traceparent(span)}
+            if self._event_too:
+                own["ce-traceparent"] = own["traceparent"]
+            response = await self._sender.send(url, {**headers, **own}, body)
+            span.set_attribute("http.response.status_code", response.status_code)
+            if response.status_code >= _SERVER_ERROR:
+                fail(span, str(response.status_code))
+            return response

@@ -1,0 +1,106 @@
+"""One trace from producer to gateway, through real processes, told to a real OTLP receiver."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from handlers.demo.stack import Stack, StackOptions
+from handlers.telemetry.tracing import HANDLE_REQUEST, HTTP_REQUEST, PROCESS_REQUEST, RE_ENQUEUE
+from tests.servers.otlp import OtlpReceiver, running_otlp_receiver
+
+QUEUE = "request-sortedset"
+TRACE, PRODUCER_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+CONSUMER, SERVER, CLIENT = 5, 2, 3
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[OtlpReceiver]:
+    with running_otlp_receiver() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def traced_stack(receiver: OtlpReceiver) -> Iterator[Stack]:
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
+        "OTEL_BSP_SCHEDULE_DELAY": "200",
+        "SHUTDOWN_GRACE_SECONDS": "10",
+    }
+    with Stack(StackOptions(has_pubsub=False, variables=variables)) as running:
+        yield running
+
+
+def submit(stack: Stack, request_id: str, metadata: dict[str, str], payload: dict[str, object]) -> None:
+    deadline = int(time.time()) + 600
+    body = {"id": request_id, "deadline": deadline, "payload": payload, "metadata": metadata}
+    with redis.Redis.from_url(stack.redis_url) as store:
+        store.zadd(QUEUE, {json.dumps(body): deadline})
+
+
+def test_producer_poller_handler_and_gateway_call_are_one_trace(
+    traced_stack: Stack, receiver: OtlpReceiver
+) -> None:
+    submit(traced_stack, "t1", {"traceparent": f"00-{TRACE}-{PRODUCER_SPAN}-01"}, {"prompt": "hi"})
+
+    (process,) = receiver.wait_for(PROCESS_REQUEST, 1, "t1")
+    (handle,) = receiver.wait_for(HANDLE_REQUEST, 1, "t1")
+    receiver.wait_for(HTTP_REQUEST, 2)
+    calls = {call.parent_id: call for call in receiver.named(HTTP_REQUEST) if call.trace_id == TRACE}
+
+    assert {process.trace_id, handle.trace_id} == {TRACE}
+    assert process.parent_id == PRODUCER_SPAN
+    assert handle.parent_id == calls[process.span_id].span_id
+    assert handle.span_id in calls, "the call to the gateway lies below the handler's span"
+    assert (process.kind, handle.kind, calls[handle.span_id].kind) == (CONSUMER, SERVER, CLIENT)
+    assert process.attributes["queue.name"] == process.attributes["queue.id"] == QUEUE
+    assert process.attributes["retry.count"] == 0
+    assert calls[handle.span_id].attributes["http.response.status_code"] == 200
+    assert {span.service for span in receiver.spans} == {"llm-d-async"}
+    assert not process.is_error
+
+
+def test_attempts_of_a_request_are_one_trace_and_linked_even_where_the_producer_gave_none(
+    traced_stack: Stack, receiver: OtlpReceiver
+) -> None:
+    submit(traced_stack, "t2", {}, {"simulate": {"key": "t2", "status": 503, "times": 1}})
+
+    first, second = sorted(
+        receiver.wait_for(PROCESS_REQUEST, 2, "t2"), key=lambda span: int(span.attributes["retry.count"])
+    )
+    (queued_again,) = receiver.wait_for(RE_ENQUEUE, 1, "t2")
+
+    assert first.trace_id == second.trace_id == queued_again.trace_id
+    assert first.is_error
+    assert first.attributes["error.category"] == queued_again.attributes["retry.reason"]
+    assert queued_again.links == ((first.trace_id, first.span_id),)
+    assert second.links == ((first.trace_id, first.span_id),)
+    assert not second.is_error
+
+
+def test_a_producer_that_did_not_sample_gets_no_spans(traced_stack: Stack, receiver: OtlpReceiver) -> None:
+    unsampled = "0af7651916cd43dd8448eb211c80319c"
+    submit(traced_stack, "t3", {"traceparent": f"00-{unsampled}-{PRODUCER_SPAN}-00"}, {"prompt": "hi"})
+    submit(traced_stack, "t4", {}, {"prompt": "hi"})
+
+    receiver.wait_for(PROCESS_REQUEST, 1, "t4")
+    with redis.Redis.from_url(traced_stack.redis_url) as store:
+        assert store.blpop(["result-list"], timeout=10)
+    assert not receiver.named(PROCESS_REQUEST, "t3")
+
+
+def test_the_lines_about_a_request_name_its_trace(traced_stack: Stack, receiver: OtlpReceiver) -> None:
+    submit(
+        traced_stack,
+        "t5",
+        {"traceparent": f"00-{TRACE[::-1]}-{PRODUCER_SPAN}-01"},
+        {"simulate": {"key": "t5", "status": 503, "times": 1}},
+    )
+    receiver.wait_for(PROCESS_REQUEST, 2, "t5")
+    lines = [line for line in traced_stack.children["poller"].output().splitlines() if '"t5"' in line]
+    assert lines
+    assert all(json.loads(line)["trace_id"] == TRACE[::-1] for line in lines)
