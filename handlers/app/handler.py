@@ -161,12 +161,17 @@ def _healthy() -> Answer:
 
 
 def _dispatch_walk(
-    settings: Settings, forward: Forward, _log: Logger, _closers: Closers, _starters: Starters
+    settings: Settings, forward: Forward, log: Logger, closers: Closers, _starters: Starters
 ) -> tuple[Walk, Doorkeeper | None]:
+    from handlers.app.sources import event_fields, event_sink
     from handlers.doors.dispatch_token import DispatchToken, DispatchTokenOptions
 
-    door = DispatchDoor(max_request_bytes=settings.env.max_request_bytes)
     env = settings.env
+    door = DispatchDoor(
+        max_request_bytes=env.max_request_bytes,
+        fields=event_fields(settings),
+        sink=event_sink(settings, log, closers),
+    )
     doorkeeper = None
     if env.dispatch_token or env.dispatch_token_file:
         path = Path(env.dispatch_token_file) if env.dispatch_token_file else None

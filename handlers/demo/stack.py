@@ -82,7 +82,7 @@ class Stack:
     def _start_handler(self, target: str, variables: Mapping[str, str]) -> str:
         given = {"PORT": "0", "HOST": "127.0.0.1", **variables}
         handler = self._start_child(target, ["serve", "--target", target], given)
-        port = handler.wait_for(_ready_port)
+        port = handler.wait_for(ready_port)
         return f"http://127.0.0.1:{port}"
 
     def _start_pubsub(self, found: EmulatorCommand) -> None:
@@ -123,7 +123,7 @@ class Stack:
         self.stop()
 
 
-def _ready_port(output: str) -> str | None:
+def ready_port(output: str) -> str | None:
     """The port in the line that says that a handler is ready, wherever it stands in it."""
     line = next((line for line in output.splitlines() if _READY in line), None)
     return _first_group(_PORT, line) if line else None

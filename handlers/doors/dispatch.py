@@ -1,20 +1,23 @@
 """The dispatch door: CloudEvents from the poller or any Knative source; the answer is the result event.
 
-200 with the result as an event (also for `INVALID_REQUEST`), 429 or 503 with `Retry-After` for a retry, 400
-only where not even an id can be read.
+200 with the result as an event (also for `INVALID_REQUEST`), 202 where a sink has it, 429 or 503 with
+`Retry-After` for a retry, 400 only where not even an id can be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from handlers.contract.errors import InvalidEvent, InvalidRequest
-from handlers.contract.events import RESULT_TYPE, Event, binary_headers, decode_event
+from handlers.contract.events import REQUEST_TYPE, RESULT_TYPE, Event, binary_headers, decode_event
 from handlers.contract.request import Request, decode_body
 from handlers.contract.result import Result, encode_result
 from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, RetryAnswer, encode_retry_answer
+from handlers.doors.event_sink import EventSink, SinkRefused, SinkUnavailable
+from handlers.doors.foreign_event import EventFields, as_request
 from handlers.doors.http_message import Answer, Delivery, plain, retry_after
 from handlers.forward.forward import NO_LIMITS, Limits, invalid
 from handlers.forward.outcome import Answered, Outcome, Retry
@@ -26,15 +29,32 @@ _labels_decoder = msgspec.json.Decoder(dict[str, str])
 
 
 class DispatchDoor:
-    """Decodes events, and answers them; the context is the event itself."""
+    """Decodes events, and answers them; the context is the event itself.
 
-    def __init__(self, *, max_request_bytes: int) -> None:
+    `fields` says how the events of other sources than the poller become requests, `sink` takes the results
+    of those instead of the reply. `clock` gives Unix seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_request_bytes: int,
+        fields: EventFields | None = None,
+        sink: EventSink | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._max_request_bytes = max_request_bytes
+        self._fields = fields
+        self._sink = sink
+        self._clock = clock
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, Event] | Answer:
         """An event's request; 400 where neither an event nor an id can be read."""
         try:
             event = decode_event(delivery.headers, delivery.body)
+            if self._fields is not None and event.type != REQUEST_TYPE:
+                data = as_request(event, delivery, self._fields, self._clock())
+                event = msgspec.structs.replace(event, data=data)
         except InvalidEvent as error:
             return plain(400, f"not a CloudEvent: {error}")
         try:
@@ -68,9 +88,27 @@ class DispatchDoor:
         """The result as an event, or the retry as 429/503."""
         match outcome:
             case Answered(result, feedback):
-                return _result_answer(context, result, feedback)
+                answer = _result_answer(context, result, feedback)
+                if self._sink is None or context.type == REQUEST_TYPE:
+                    return answer
+                return await _delivered(self._sink, answer)
             case Retry():
                 return _retry_answer(outcome)
+
+
+async def _delivered(sink: EventSink, event: Answer) -> Answer:
+    """The answer to a source whose result goes to the sink.
+
+    What the sink will never take must not be inferred again and again: 422 sends the event to the source's
+    dead letters, if it keeps any.
+    """
+    try:
+        await sink.send(event)
+    except SinkUnavailable:
+        return plain(503, "the sink does not take the result", retry_after(5.0))
+    except SinkRefused as error:
+        return plain(422, f"the sink refuses the result with {error.status_code}")
+    return Answer(202)
 
 
 def _result_answer(event: Event, result: Result, feedback: GatewayAnswer | None) -> Answer:

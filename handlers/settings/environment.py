@@ -123,6 +123,30 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str, Meta(description="File with that token, one a line; the first is sent, all are accepted.")
     ] = ""
 
+    event_data: Annotated[
+        Literal["request", "payload"],
+        Meta(description="What the events of other sources hold: a request, or only its payload."),
+    ] = "request"
+    event_id_from: Annotated[
+        str, Meta(description="Attribute or `header:<name>` that is the id where the data has none.")
+    ] = ""
+    event_tenant_from: Annotated[
+        str, Meta(description="Attribute or `header:<name>` that is the tenant where the data has none.")
+    ] = ""
+    event_deadline_from: Annotated[
+        str, Meta(description="Attribute or `header:<name>` with the deadline where the data has none.")
+    ] = ""
+    event_deadline_seconds: Annotated[
+        float, Meta(ge=0, le=31_536_000, description="Deadline of other events, from their `time`; 0: none.")
+    ] = 0.0
+    k_sink: Annotated[
+        str, Meta(description="Where the results of other events go, as CloudEvents (Knative sets it).")
+    ] = ""
+    k_ce_overrides: Annotated[
+        str, Meta(description='Extensions for them: `{"extensions": {…}}` (Knative sets it).')
+    ] = ""
+    k_ca_certs: Annotated[str, Meta(description="CA that signed the sink's certificate (PEM text).")] = ""
+
     # --- Pub/Sub
     project_id: Annotated[str, Meta(description="Google Cloud project of the topics.")] = ""
     result_topic_id: Annotated[str, Meta(description="Topic that takes the results.")] = ""

@@ -1,0 +1,87 @@
+"""Results as events to a sink (Knative's `K_SINK`): a Broker, a channel, anything that takes CloudEvents.
+
+For sources that throw replies away. The delivery is answered only once the sink has the result; while it
+does not take it, the result is offered again for a while, since asking for the event again pays twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from handlers.doors.http_message import Answer
+from handlers.forward.classify import FAILURES
+from handlers.forward.forward import Sender
+from handlers.forward.gateway import ResponseTooLarge
+from handlers.telemetry.logs import Logger
+
+_FIRST_PAUSE_SECONDS: Final = 0.1
+_LONGEST_PAUSE_SECONDS: Final = 5.0
+_ASKED_AGAIN: Final = frozenset({404, 408, 409, 425, 429})
+"""Beside 5xx, what Knative's own dispatcher sends again."""
+
+
+class SinkUnavailable(Exception):
+    """The sink did not take the result in time; a later delivery may find it well."""
+
+
+class SinkRefused(Exception):
+    """The sink will never take this result; `status_code` is its answer."""
+
+    def __init__(self, status_code: int) -> None:
+        super().__init__(f"the sink answered {status_code}")
+        self.status_code = status_code
+
+
+@dataclass(frozen=True, slots=True)
+class SinkOptions:
+    """`overrides` are extensions that every event gets (`K_CE_OVERRIDES`); all times in seconds."""
+
+    url: str
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    call_seconds: float = 10.0
+    give_up_seconds: float = 60.0
+
+
+class EventSink:
+    """Posts result events; `draw` gives a number in [0, 1)."""
+
+    def __init__(
+        self, sender: Sender, options: SinkOptions, log: Logger, draw: Callable[[], float] = random.random
+    ) -> None:
+        self._sender = sender
+        self._options = options
+        self._log = log
+        self._draw = draw
+
+    async def send(self, event: Answer) -> None:
+        """Return once the sink has it. Raises `SinkUnavailable` or `SinkRefused`."""
+        overrides = {f"ce-{name}": value for name, value in self._options.overrides.items()}
+        headers = {**event.headers, **overrides}
+        pause = _FIRST_PAUSE_SECONDS
+        try:
+            async with asyncio.timeout(self._options.give_up_seconds):
+                while not await self._is_taken(headers, event.body):
+                    await asyncio.sleep(pause * (0.5 + self._draw()))
+                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        except TimeoutError:
+            raise SinkUnavailable from None
+
+    async def _is_taken(self, headers: Mapping[str, str], body: bytes) -> bool:
+        try:
+            async with asyncio.timeout(self._options.call_seconds):
+                response = await self._sender.send(self._options.url, headers, body)
+        except ResponseTooLarge:
+            return True  # it answered, and what it says is of no use here
+        except FAILURES as error:
+            self._log.warning("sink not reached", error=type(error).__name__)
+            return False
+        if 200 <= response.status_code < 300:
+            return True
+        self._log.warning("sink did not take a result", status=response.status_code)
+        if response.status_code in _ASKED_AGAIN or response.status_code >= 500:
+            return False
+        raise SinkRefused(response.status_code)

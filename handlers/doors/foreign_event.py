@@ -1,0 +1,142 @@
+"""Events of sources that know nothing of requests: what fills the fields that their data lacks. Pure.
+
+A Kafka record, a PingSource's text or a broker's message becomes a request: the operator says which
+attribute (or HTTP header) is the id, the tenant and the deadline, and whether the data is a request or only
+its payload. What the data itself says always wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from handlers.contract.errors import InvalidEvent
+from handlers.contract.events import Event
+from handlers.doors.http_message import Delivery
+
+HEADER_PREFIX: Final = "header:"
+
+_parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encoder = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class EventFields:
+    """Where a request's fields come from: an attribute's name, or `header:` and a header's.
+
+    `deadline_seconds` (0: none) is the deadline of events that bring none, counted from the event's `time`,
+    else from `now`; `is_payload` takes the data as the payload alone. `tenant_field` is the metadata field
+    that names the tenant.
+    """
+
+    id_from: str = ""
+    tenant_from: str = ""
+    deadline_from: str = ""
+    deadline_seconds: float = 0.0
+    is_payload: bool = False
+    tenant_field: str = "userid"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether events are taken as they are."""
+        return not (
+            self.id_from or self.tenant_from or self.deadline_from or self.deadline_seconds or self.is_payload
+        )
+
+
+def as_request(event: Event, delivery: Delivery, fields: EventFields, now: float) -> bytes:
+    """The event's data with the missing fields filled in; its payload stays byte for byte.
+
+    Data that is no JSON object is returned as it is where it should be a request: its reader says so. `now` is Unix
+    seconds. Raises `InvalidEvent` for a deadline that cannot be read.
+    """
+    if fields.is_payload:
+        # What is no JSON becomes a payload that is refused by name, with the id that the event has.
+        parts = {"payload": msgspec.Raw(event.data) if _is_json(event.data) else _raw("")}
+    else:
+        found = _parts(event.data)
+        if found is None:
+            return event.data
+        parts = found
+    if _is_missing(parts, "id"):
+        request_id = _value(event, delivery, fields.id_from or ("id" if fields.is_payload else ""))
+        if request_id:
+            parts["id"] = _raw(request_id)
+    if _is_missing(parts, "deadline"):
+        deadline = _deadline(event, delivery, fields, now)
+        if deadline:
+            parts["deadline"] = _raw(deadline)
+    tenant = _value(event, delivery, fields.tenant_from)
+    if tenant:
+        _fill_tenant(parts, fields.tenant_field, tenant)
+    return _encoder.encode(parts)
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def _parts(data: bytes) -> dict[str, msgspec.Raw] | None:
+    try:
+        return _parts_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _is_missing(parts: Mapping[str, msgspec.Raw], name: str) -> bool:
+    return name not in parts or bytes(parts[name]) == b"null"
+
+
+def _fill_tenant(parts: dict[str, msgspec.Raw], name: str, tenant: str) -> None:
+    if _is_missing(parts, "metadata"):
+        parts["metadata"] = _raw({name: tenant})
+        return
+    metadata = _parts(bytes(parts["metadata"]))
+    if metadata is not None and name not in metadata:
+        parts["metadata"] = _raw({**metadata, name: tenant})
+
+
+def _value(event: Event, delivery: Delivery, name: str) -> str:
+    """What an attribute or header says; empty where it is not there."""
+    if name.startswith(HEADER_PREFIX):
+        return delivery.header(name.removeprefix(HEADER_PREFIX).lower().encode("latin-1", "replace"))
+    own = {"id": event.id, "source": event.source, "type": event.type}
+    return own.get(name) or event.extensions.get(name, "")
+
+
+def _deadline(event: Event, delivery: Delivery, fields: EventFields, now: float) -> float:
+    """Unix seconds; 0 where nothing says."""
+    said = _value(event, delivery, fields.deadline_from)
+    if said:
+        return _moment(said, fields.deadline_from)
+    if not fields.deadline_seconds:
+        return 0.0
+    time = event.extensions.get("time", "")
+    return (_moment(time, "time") if time else now) + fields.deadline_seconds
+
+
+def _moment(text: str, name: str) -> float:
+    """Unix seconds from Unix seconds or an RFC 3339 time."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise InvalidEvent(name, found="no time", accepted="Unix seconds, or an RFC 3339 time with its zone")
+    return found.timestamp()
+
+
+def _raw(value: object) -> msgspec.Raw:
+    return msgspec.Raw(_encoder.encode(value))

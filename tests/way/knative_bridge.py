@@ -1,0 +1,120 @@
+"""A small stand-in for a Knative source and its dispatcher, in front of a real RabbitMQ queue.
+
+Follows the delivery rules of Knative Eventing: one POST in binary mode for each message; 2xx acknowledges; 404,
+408, 409, 425, 429, 5xx and a broken connection are tried again with exponential backoff (or after `Retry-After`),
+up to a limit; all else, and what the limit ends, goes to the dead letter queue. A reply with an event in it is
+published to the reply queue.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pika
+import pika.exceptions
+
+from tests.waiting import elapse
+
+RETRIED = frozenset({404, 408, 409, 425, 429})
+LONGEST_PAUSE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Names:
+    """The queues of one source."""
+
+    requests: str = "requests"
+    replies: str = "replies"
+    dead: str = "dead"
+
+    def declare(self, channel: Any) -> None:
+        """Make them, durable."""
+        for name in (self.requests, self.replies, self.dead):
+            channel.queue_declare(name, durable=True)
+
+
+@dataclass
+class Bridge:
+    """Takes messages of one queue, `prefetch` at a time, each in a thread, as a source with parallelism does."""
+
+    parameters: pika.ConnectionParameters
+    sink: str
+    names: Names = field(default_factory=Names)
+    retries: int = 12
+    backoff_seconds: float = 0.02
+    prefetch: int = 8
+    posts: int = 0
+    _stopping: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        """Deliver until `stop`."""
+        self._threads = [threading.Thread(target=self._run) for _ in range(self.prefetch)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Take no more, finish what is under way."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        connection = pika.BlockingConnection(self.parameters)
+        channel = connection.channel()
+        while not self._stopping.is_set():
+            method, properties, body = channel.basic_get(self.names.requests)
+            if method is None or body is None or method.delivery_tag is None:
+                connection.process_data_events(0.05)
+                continue
+            outcome = self._deliver(properties, body)
+            if outcome is None:
+                channel.basic_publish("", self.names.dead, body, properties)
+            elif outcome[1]:
+                self._reply(channel, *outcome)
+            channel.basic_ack(method.delivery_tag)
+        connection.close()
+
+    def _reply(self, channel: Any, headers: dict[str, str], body: bytes) -> None:
+        if "ce-id" in headers:
+            channel.basic_publish("", self.names.replies, body, pika.BasicProperties(headers=dict(headers)))
+
+    def _deliver(self, properties: Any, body: bytes) -> tuple[dict[str, str], bytes] | None:
+        """The reply's headers and body, or None for the dead letters."""
+        pause = self.backoff_seconds
+        for _ in range(self.retries + 1):
+            self.posts += 1
+            status, headers, answer = self._post(properties, body)
+            if 200 <= status < 300:
+                return headers, answer
+            if status and status not in RETRIED and status < 500:
+                return None
+            wished = float(headers.get("retry-after", 0))
+            elapse(min(LONGEST_PAUSE_SECONDS, max(pause, wished)), "the dispatcher's backoff")
+            pause *= 2
+        return None
+
+    def _post(self, properties: Any, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        parts = urlsplit(self.sink)
+        own = {f"ce-{name}": str(value) for name, value in (properties.headers or {}).items()}
+        headers = {
+            "ce-specversion": "1.0",
+            "ce-id": properties.message_id,
+            "ce-source": "/rabbitmq/requests",
+            "ce-type": "dev.knative.rabbitmq.event",
+            "content-type": properties.content_type or "application/json",
+            **own,
+        }
+        connection = http.client.HTTPConnection(str(parts.hostname), parts.port or 80, timeout=60)
+        try:
+            connection.request("POST", parts.path or "/", body, headers)
+            answer = connection.getresponse()
+            found = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, found, answer.read()
+        except OSError:
+            return 0, {}, b""
+        finally:
+            connection.close()
