@@ -17,6 +17,7 @@ from handlers.forward.outcome import Outcome
 from handlers.gates.allowance import Allowance
 from handlers.gates.gate import Gate, Share
 from handlers.poller.carrier import Carrier
+from handlers.poller.depth_watch import DEPTHS_SECONDS, DepthWatch
 from handlers.poller.dispatcher import Dispatch, HttpDispatcher
 from handlers.poller.heartbeat import Heartbeat
 from handlers.poller.lanes import LaneOptions, build_merge, check_objectives
@@ -30,15 +31,15 @@ from handlers.redis_store.connection import (
     STORE_FAILURES,
     Store,
     connect,
+    connections_in_use,
     durability_warnings,
 )
-from handlers.redis_store.depths import queue_depths
 from handlers.redis_store.payloads import read_payload
 from handlers.redis_store.queue import QueueOptions, RedisQueue, promote
 from handlers.settings.config_file import QueueEntry
 from handlers.settings.settings import Settings
 from handlers.telemetry.logs import get_logger
-from handlers.telemetry.metrics import CONTENT_TYPE, Metrics, QueueMetrics
+from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
 
 PROMOTE_SECONDS = 0.1
 """How often retries that are due go back to their queues."""
-DEPTHS_SECONDS = 5.0
-"""How often the lengths of a queue's keys are read for the metrics."""
 _BATCH = 1_000
 _DISPATCH_MARGIN_SECONDS = 15.0
 """How much longer the poller waits for a handler than the handler for the gateway."""
@@ -82,6 +81,10 @@ class PollerApp:
             self._log,
             grace_seconds=settings.env.shutdown_grace_seconds,
         )
+        self._metrics.watch_ready(lambda: self._ready().status_code == 200)
+        self._metrics.watch_connections("redis", partial(connections_in_use, self._redis))
+        peer = "handler" if settings.env.handler_url else "gateway"
+        self._metrics.watch_connections(peer, lambda: self._client.in_use)
         self._pages = self._pages_server()
 
     def _pages_server(self) -> PagesServer:
@@ -119,7 +122,13 @@ class PollerApp:
                 gates=self._pool_gates[entry.id],
                 merge=merge,
             )
+            for gate in self._pool_gates[entry.id]:
+                self._metrics.watch_gate("", "", entry.id, gate.state)
+            self._metrics.watch(partial(self._show_pool, pools[entry.id]))
         return pools
+
+    def _show_pool(self, pool: Pool) -> None:
+        self._metrics.pool(pool.pool_id, pool.slots, pool.budget)
 
     def _add(self, number: int, entry: QueueEntry) -> None:
         env, pool = self._settings.env, self._pools[entry.worker_pool_id]
@@ -129,7 +138,10 @@ class PollerApp:
             entry.result_queue_name, entry.result_ttl_seconds, self._settings.result_queue_name
         )
         settler = Settler(queue, self._log)
-        metrics = self._metrics.of_queue(entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
+        labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
+        metrics = self._metrics.of_queue(*labels)
+        for gate in gates:
+            self._metrics.watch_gate(*labels, gate.state)
         carrier = Carrier(
             settler,
             route,
@@ -152,7 +164,8 @@ class PollerApp:
         self._carriers.append(carrier)
         self._loopers.append(self._looper("heartbeat", env.heartbeat_seconds, heartbeat.tick))
         self._loopers.append(self._looper("reclaimer", env.reclaim_seconds, reclaimer.tick))
-        self._loopers.append(self._looper("depths", DEPTHS_SECONDS, self._depths_tick(queue, pool, metrics)))
+        depths = DepthWatch(self._redis, queue, self._queue_options(), metrics)
+        self._loopers.append(self._looper("depths", DEPTHS_SECONDS, depths.tick))
 
     def _queue_options(self) -> QueueOptions:
         env = self._settings.env
@@ -174,22 +187,6 @@ class PollerApp:
                 pass
 
         return self._looper("promoter", PROMOTE_SECONDS, tick)
-
-    def _depths_tick(
-        self, queue: RedisQueue, pool: Pool, metrics: QueueMetrics
-    ) -> Callable[[], Awaitable[None]]:
-        options = self._queue_options()
-
-        async def tick() -> None:
-            found = await queue_depths(
-                self._redis, queue.name, options.retry_queue_name, cluster=options.cluster
-            )
-            left = 0.0 if found.first_score is None else found.first_score - queue.now()
-            self._metrics.workers.labels(pool.pool_id).set(pool.slots)
-            self._metrics.budget.labels(pool.pool_id).set(pool.budget)
-            metrics.depth(found.pending, found.claimed, found.retrying, found.dead, left)
-
-        return tick
 
     def _looper(self, name: str, seconds: float, tick: Callable[[], Awaitable[None]]) -> Looper:
         return Looper(name, seconds, tick, self._log, STORE_FAILURES)

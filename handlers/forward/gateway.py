@@ -56,6 +56,8 @@ class Gateway:
     def __init__(self, options: GatewayOptions) -> None:
         self._options = options
         self._transport: AiohttpTransport | None = None
+        self.in_use = 0
+        """Calls under way, which is connections in use: each has one of its own."""
         self._extensions = {"timeout": {"connect": options.connect_timeout_seconds}}
 
     async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> GatewayResponse:
@@ -68,6 +70,13 @@ class Gateway:
         request = httpx.Request(
             "POST", parsed_url(url), headers=headers, content=body, extensions=self._extensions
         )
+        self.in_use += 1
+        try:
+            return await self._answer(request)
+        finally:
+            self.in_use -= 1
+
+    async def _answer(self, request: httpx.Request) -> GatewayResponse:
         response = await self._connected().handle_async_request(request)
         received = plain_headers(response)
         try:
@@ -78,14 +87,7 @@ class Gateway:
 
     async def get(self, url: str) -> GatewayResponse:
         """GET a small page of the gateway (its models, its health); for checks, not for requests."""
-        request = httpx.Request("GET", parsed_url(url), extensions=self._extensions)
-        response = await self._connected().handle_async_request(request)
-        received = plain_headers(response)
-        try:
-            content = await self._read(response, received)
-        finally:
-            await response.aclose()
-        return GatewayResponse(response.status_code, received, content)
+        return await self._answer(httpx.Request("GET", parsed_url(url), extensions=self._extensions))
 
     def _connected(self) -> AiohttpTransport:
         if self._transport is None:

@@ -22,7 +22,7 @@ from handlers.poller.dispatcher import Dispatch
 from handlers.poller.lanes import LaneOptions, in_lane
 from handlers.poller.settlement import ResultRoute, bury, refuse, settle
 from handlers.poller.settler import Release, Settlement, Settler
-from handlers.redis_store.queue import Claim
+from handlers.redis_store.queue import Ack, Claim
 from handlers.telemetry.logs import Logger
 from handlers.telemetry.metrics import QueueMetrics
 
@@ -32,11 +32,15 @@ ReadPayload = Callable[[str], Awaitable[bytes | None]]
 
 @dataclass(slots=True)
 class Held:
-    """A claim that is ours: from its claim to its settlement. `work` is None once its outcome is known."""
+    """A claim that is ours: from its claim to its settlement. `work` is None once its outcome is known.
+
+    `decided_at` is when that was (`time.monotonic`), 0 until then.
+    """
 
     claim: Claim
     work: asyncio.Task[Settlement] | None = None
     is_lost: bool = False
+    decided_at: float = 0.0
 
 
 class Carrier:
@@ -105,6 +109,7 @@ class Carrier:
             self._log.error("settlement failed", queue=held.claim.queue, error=repr(error))
             self._held.pop(held.claim.owner_token, None)
         else:
+            held.decided_at = time.monotonic()
             self._settler.add(work.result())
         self.on_freed()
 
@@ -113,27 +118,38 @@ class Carrier:
             envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
         except InvalidRequest as error:
             self._log.warning("invalid request", id=error.request_id, queue=claim.queue, field=error.field)
+            self._metrics.answered(0, ErrorCode.INVALID_REQUEST, 0)
             return refuse(claim, error, self._route, self._clock())
         if envelope.request.deadline <= self._clock():
             outcome: Outcome = expired(envelope.request, None)
         else:
             outcome = await self._attempt(envelope)
+        return self._settled_as(claim, envelope, outcome)
+
+    def _settled_as(self, claim: Claim, envelope: Envelope, outcome: Outcome) -> Settlement:
+        """The settlement of an outcome, counted as what it is: a retry that comes too late is final."""
         settlement = settle(claim, envelope, outcome, self._route, self._clock())
+        if isinstance(outcome, Retry) and isinstance(settlement, Ack):
+            outcome = expired(envelope.request, outcome.last)
         self._count(envelope.request, outcome)
         return settlement
 
     async def _attempt(self, envelope: Envelope) -> Outcome:
-        request, started_at = envelope.request, time.monotonic()
+        request = envelope.request
         waited = None if request.created is None else max(0.0, self._clock() - request.created)
         self._metrics.started(request.attempt, waited)
         try:
             return await self._outcome(envelope)
         finally:
-            self._metrics.ended(time.monotonic() - started_at)
+            self._metrics.ended()
 
     async def _send(self, body: bytes, request: Request) -> Outcome:
         """One attempt, under the objective of the request's lane."""
-        return await self._dispatch(in_lane(request, self._lane) if self._lane else request, body)
+        began_at = self._metrics.sending()
+        try:
+            return await self._dispatch(in_lane(request, self._lane) if self._lane else request, body)
+        finally:
+            self._metrics.sent(began_at)
 
     def _with_labels(self, request: Request) -> Request:
         """The queue's own labels win over the request's."""
@@ -146,6 +162,8 @@ class Carrier:
                 self._metrics.answered(result.status_code, result.error_code, request.attempt)
                 total = None if request.created is None else max(0.0, now - request.created)
                 self._metrics.timed(total, request.deadline - now)
+                if 200 <= result.status_code < 300:
+                    self._metrics.used(result.payload)
                 level = self._log.debug if 200 <= result.status_code < 300 else self._log.info
                 level(
                     "answered",
@@ -202,13 +220,10 @@ class Carrier:
             if envelope.request.deadline > self._clock():
                 self._settler.add(Release(claim))
                 continue
-            outcome = expired(envelope.request, None)
-            self._settler.add(settle(claim, envelope, outcome, self._route, self._clock()))
-            self._count(envelope.request, outcome)
+            self._settler.add(self._settled_as(claim, envelope, expired(envelope.request, None)))
 
     def bury(self, claims: Sequence[Claim]) -> None:
         """Settle claims whose owners died on them too often; they are ours by now."""
-        self._metrics.buried(len(claims))
         for claim in claims:
             self._held[claim.owner_token] = Held(claim)
             try:
@@ -240,9 +255,19 @@ class Carrier:
     def settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
         """A settlement is recorded, or was refused: either way the claim is no longer ours."""
         claim = settlement.claim
-        self._held.pop(claim.owner_token, None)
-        if not has_taken_effect:
+        held = self._held.pop(claim.owner_token, None)
+        if has_taken_effect:
+            if isinstance(settlement, Ack):
+                self._recorded(held, settlement)
+        else:
+            self._metrics.renewed(0, 1)
             self._log.warning("settlement refused, the lease was lost", queue=claim.queue)
+
+    def _recorded(self, held: Held | None, ack: Ack) -> None:
+        if held is not None and held.decided_at:
+            self._metrics.published(time.monotonic() - held.decided_at)
+        if ack.dead is not None:
+            self._metrics.buried(1)
 
 
 def _without_payload(request: Request) -> Answered:

@@ -88,10 +88,11 @@ def _arguments(options: RedisOptions, *, is_tls: bool) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "socket_timeout": options.timeout_seconds,
         "socket_connect_timeout": options.connect_timeout_seconds,
-        "socket_keepalive": True,
         "health_check_interval": 0,
         "retry": Retry(NoBackoff(), 0),
     }
+    if urlsplit(options.url).scheme != "unix":  # TCP's own; a socket of this machine takes no such argument
+        arguments["socket_keepalive"] = True
     if credentials := _credentials(options):
         arguments["credential_provider"] = credentials
     if is_tls:
@@ -176,6 +177,15 @@ def _node(host: str, default_port: int) -> tuple[str, int]:
     if not colon or host.endswith("]"):  # an IPv6 address stands in brackets
         name, port = host, str(default_port)
     return name.strip("[]"), int(port)
+
+
+def connections_in_use(redis: Store) -> int:
+    """Connections of the pool that carry a command now; 0 where the client does not tell (a cluster's)."""
+    count = getattr(getattr(redis, "connection_pool", None), "get_connection_count", None)
+    if count is None:
+        return 0
+    _idle, (used, _attributes) = count()
+    return int(used)
 
 
 async def durability_warnings(redis: Store) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from handlers.redis_store.connection import Store
@@ -12,7 +13,8 @@ from handlers.redis_store.keys import queue_keys
 class QueueDepths:
     """Requests pending, claimed, waiting for a retry (of all queues that share the set), and dead.
 
-    `first_score` is the lowest pending score (its deadline, Unix seconds), None for an empty queue.
+    `first_score` is the lowest pending score (its deadline, Unix seconds), None for an empty queue; `ends` are
+    the members that are first and last in line. `due` are the pending requests due by each instant asked for.
     """
 
     pending: int
@@ -20,12 +22,14 @@ class QueueDepths:
     retrying: int
     dead: int
     first_score: float | None = None
+    ends: tuple[bytes, ...] = ()
+    due: tuple[int, ...] = ()
 
 
 async def queue_depths(
-    redis: Store, queue: str, retry_queue_name: str, *, cluster: bool = False
+    redis: Store, queue: str, retry_queue_name: str, *, cluster: bool = False, due_by: Sequence[float] = ()
 ) -> QueueDepths:
-    """The lengths now. Raises one of `STORE_FAILURES`."""
+    """The lengths now; `due_by` are Unix seconds. Raises one of `STORE_FAILURES`."""
     keys = queue_keys(queue, cluster=cluster)
     pipeline = redis.pipeline(transaction=False)
     pipeline.zcard(keys.pending)
@@ -33,8 +37,19 @@ async def queue_depths(
     pipeline.zcard(retry_queue_name)
     pipeline.hlen(keys.dead)
     pipeline.zrange(keys.pending, 0, 0, withscores=True)
-    pending, claimed, retrying, dead, first = await pipeline.execute()
-    return QueueDepths(pending, claimed, retrying, dead, float(first[0][1]) if first else None)
+    pipeline.zrange(keys.pending, -1, -1, withscores=True)
+    for at in due_by:
+        pipeline.zcount(keys.pending, "-inf", at)
+    pending, claimed, retrying, dead, first, last, *due = await pipeline.execute()
+    return QueueDepths(
+        pending,
+        claimed,
+        retrying,
+        dead,
+        float(first[0][1]) if first else None,
+        tuple(row[0][0] for row in (first, last) if row),
+        tuple(due),
+    )
 
 
 async def queue_member(redis: Store, queue: str, member: bytes, score: float) -> None:

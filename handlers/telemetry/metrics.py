@@ -1,41 +1,44 @@
 """Every metric, under the reference's names and labels, so that its dashboards work; and what they lack.
 
 One `Metrics` for a process, made by the wiring and handed to the parts. The parts call a method per event
-and never touch a label. Label values come from the settings alone (queues, pools) or from fixed sets, so
-their number is bounded: whatever a request holds, it makes no new series.
+and never touch a label:
+
+    metrics = Metrics()
+    queue = metrics.of_queue("q", "request-sortedset", "default")   # once, kept
+    queue.started(attempt=0, residence_seconds=1.5)
+    began_at = queue.sending()                                      # one call to the gateway
+    queue.sent(began_at)
+    queue.ended()
+    queue.answered(200, "", attempt=0)
+    queue.timed(total_seconds=2.4, left_seconds=57.6)
+
+Label values come from the settings (queues, pools) or from fixed sets, and are bounded besides: whatever a
+request holds, it makes no new series. An event costs about a microsecond; what is only read off
+(gates, connections, depths) costs nothing until somebody looks.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-PREFIX: Final = "llm_d_async_async"
+from handlers.telemetry.families import Families
+from handlers.telemetry.gate_gauges import GateGauges, GateView
+from handlers.telemetry.logs import get_logger
+from handlers.telemetry.token_usage import token_usage
+
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
-_QUEUE: Final = ("queue_id", "queue_name", "pool_name")
-_MS: Final = (
-    1,
-    2,
-    5,
-    10,
-    25,
-    50,
-    100,
-    250,
-    500,
-    1_000,
-    2_500,
-    5_000,
-    10_000,
-    30_000,
-    60_000,
-    300_000,
-    600_000,
-)
-_LONG_MS: Final = (*_MS, 1_800_000, 3_600_000, 14_400_000, 43_200_000, 86_400_000)
+MOST_QUEUES: Final = 500
+"""Queues and subscriptions with series of their own; a push names its subscription itself."""
+OTHER: Final = "other"
+
+GATE_REASONS: Final = ("gate_closed", "quota_exhausted", "dropped", "error")
+"""Why a gate did not let a request go; all four exist from the start."""
+_GATE_ERRORS: Final = {"GATE_DROPPED": "dropped", "GATE_ERROR": "error"}
 REASONS: Final = frozenset(
     {
         *(
@@ -54,44 +57,68 @@ REASONS: Final = frozenset(
     }
 )
 """Why a request is tried again; anything else counts as `other`."""
+PEERS: Final = frozenset({"gateway", "handler", "redis", "pubsub"})
+"""To whom connections are open."""
 
 
 class QueueMetrics:
-    """The series of one queue, looked up once."""
+    """The series of one queue, looked up once. All seconds are durations."""
 
-    def __init__(self, metrics: Metrics, queue_id: str, queue_name: str, pool_name: str) -> None:
+    def __init__(self, metrics: Families, queue_id: str, queue_name: str, pool_name: str) -> None:
         labels = (queue_id, queue_name, pool_name)
         self._metrics = metrics
         self._labels = labels
+        self._in_flight = 0
+        self._sending = 0
         self._requests = metrics.requests.labels(*labels)
+        self._dispatched = metrics.dispatched.labels(*labels)
         self._successful = metrics.successful.labels(*labels)
         self._failed = metrics.failed.labels(*labels)
         self._shedded = metrics.shedded.labels(*labels)
         self._exceeded = metrics.exceeded.labels(*labels)
         self._retries = metrics.retries.labels(*labels)
+        self._gate_requeues = metrics.gate_requeues.labels(*labels)
         self._latency = metrics.latency.labels(*labels)
         self._inference = metrics.inference.labels(*labels)
         self._residence = metrics.residence.labels(*labels)
-        self._proximity = metrics.proximity.labels(*labels)
+        self._left = metrics.left.labels(*labels)
         self._attempts = metrics.attempts.labels(*labels)
-        self._inflight = metrics.inflight.labels(*labels)
+        self._publish = metrics.publish.labels(*labels)
         self._reclaimed = metrics.reclaimed.labels(*labels)
         self._lost = metrics.leases_lost.labels(*labels)
         self._renewed = metrics.leases_renewed.labels(*labels)
         self._dead = metrics.dead_letters.labels(*labels)
+        self._read = metrics.tokens.labels(*labels, "input")
+        self._written = metrics.tokens.labels(*labels, "output")
+        self._decisions = {reason: metrics.gate_decisions.labels(*labels, reason) for reason in GATE_REASONS}
+        # All from the start: the first increase of a counter that was not there is no increase to Prometheus.
+        self._nacks = {reason: metrics.nacks.labels(*labels, reason) for reason in (*sorted(REASONS), OTHER)}
+        # Read when somebody looks: two of the most frequent events cost an addition.
+        metrics.inflight.labels(*labels).set_function(lambda: self._in_flight)
+        metrics.queue_depth.labels(*labels).set_function(lambda: self._in_flight - self._sending)
 
     def started(self, attempt: int, residence_seconds: float | None) -> None:
         """An attempt begins; `residence_seconds` is the time since the request was created, if it says."""
-        self._inflight.inc()
+        self._in_flight += 1
         if attempt == 0:
             self._requests.inc()
         if residence_seconds is not None:
             self._residence.observe(residence_seconds * 1000)
 
-    def ended(self, inference_seconds: float) -> None:
+    def sending(self) -> float:
+        """One call to the gateway (or to a handler) begins; hand what this returns to `sent`."""
+        self._sending += 1
+        return time.perf_counter()
+
+    def sent(self, began_at: float) -> None:
+        """That call is over, whatever came of it."""
+        self._sending -= 1
+        self._dispatched.inc()
+        self._inference.observe((time.perf_counter() - began_at) * 1000)
+
+    def ended(self) -> None:
         """An attempt is over, whatever its outcome."""
-        self._inflight.dec()
-        self._inference.observe(inference_seconds * 1000)
+        self._in_flight -= 1
 
     def answered(self, status_code: int, error_code: str, attempt: int) -> None:
         """A final result."""
@@ -102,20 +129,41 @@ class QueueMetrics:
             self._exceeded.inc()
         else:
             self._failed.inc()
+            if error_code in _GATE_ERRORS:
+                self._decisions[_GATE_ERRORS[error_code]].inc()
+
+    def used(self, body: str | bytes) -> None:
+        """Count the tokens that the body of a 2xx names."""
+        usage = token_usage(body)
+        if usage is not None:
+            self._read.inc(usage[0])
+            self._written.inc(usage[1])
 
     def timed(self, total_seconds: float | None, left_seconds: float) -> None:
         """How long it took from its creation to the final result, and what was left of the deadline."""
         if total_seconds is not None:
             self._latency.observe(total_seconds * 1000)
-        self._proximity.observe(max(0.0, left_seconds) * 1000)
+        self._left.observe(max(0.0, left_seconds) * 1000)
+
+    def published(self, seconds: float) -> None:
+        """A result was recorded: the time from knowing it to the store's or broker's word."""
+        self._publish.observe(seconds * 1000)
 
     def retried(self, reason: str) -> None:
-        """The request goes back for another attempt."""
+        """The request goes back for another attempt; what a gate refused was none, and counts apart."""
+        known = reason if reason in REASONS else OTHER
+        self._nacks[known].inc()
+        if known in self._decisions:
+            self._decisions[known].inc()
+            self._gate_requeues.inc()
+            return
         self._retries.inc()
-        if reason == "rejected":
+        if known == "rejected":
             self._shedded.inc()
-        known = reason if reason in REASONS else "other"
-        self._metrics.nacks.labels(*self._labels, known).inc()
+
+    def claiming_closed(self) -> None:
+        """A look at the queue that took nothing because the gate is closed."""
+        self._decisions["gate_closed"].inc()
 
     def reclaimed(self, count: int) -> None:
         """Claims of dead owners went back to pending."""
@@ -130,59 +178,98 @@ class QueueMetrics:
         """Requests became dead letters."""
         self._dead.inc(count)
 
-    def depth(self, pending: int, claimed: int, retrying: int, dead: int, oldest_seconds: float) -> None:
-        """What a look at the queue found; `oldest_seconds` is the time to the earliest deadline."""
-        self._metrics.queue_depth.labels(*self._labels).set(pending)
-        self._metrics.backlog.labels(*self._labels).set(pending + claimed + retrying)
-        self._metrics.dead_depth.labels(*self._labels).set(dead)
-        self._metrics.earliest_deadline.labels(*self._labels).set(oldest_seconds)
+    def depth(
+        self,
+        pending: int,
+        claimed: int,
+        retrying: int,
+        dead: int,
+        oldest_seconds: float,
+        *,
+        oldest_age_seconds: float | None = None,
+    ) -> None:
+        """What a look at the queue found.
+
+        `retrying` counts the retry set, which the queues of a process share. `oldest_seconds` is the time to
+        the earliest deadline, `oldest_age_seconds` how long the oldest pending request has been there.
+        """
+        metrics, labels = self._metrics, self._labels
+        metrics.backlog.labels(*labels).set(pending)
+        metrics.backlog_known.labels(*labels).set(1)
+        metrics.claimed.labels(*labels).set(claimed)
+        metrics.waiting.set(retrying)
+        metrics.dead_depth.labels(*labels).set(dead)
+        metrics.earliest_deadline.labels(*labels).set(oldest_seconds)
+        if oldest_age_seconds is not None:
+            metrics.oldest_age.labels(*labels).set(oldest_age_seconds)
+
+    def depth_unknown(self) -> None:
+        """A look at the queue failed: the last numbers stay, and say that they are old."""
+        self._metrics.backlog_known.labels(*self._labels).set(0)
+
+    def deadlines(self, counts: Sequence[int], total: int) -> None:
+        """Pending requests due within each of `DEADLINE_BOUNDS_SECONDS` from now, and all of them."""
+        self._metrics.proximity.replace(self._labels, counts, total)
 
 
-class Metrics:
+class Metrics(Families):
     """All series of a process, in a registry of their own."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
-        self.requests = self._counter("request_total", "Requests at their first attempt.")
-        self.successful = self._counter("successful_requests_total", "Requests with a 2xx.")
-        self.failed = self._counter("failed_requests_total", "Requests with another final result.")
-        self.shedded = self._counter("shedded_requests_total", "Attempts that the gateway rejected with 429.")
-        self.exceeded = self._counter("exceeded_deadline_requests_total", "Requests whose deadline passed.")
-        self.retries = self._counter("request_retries_total", "Requests that went back for another attempt.")
-        self.dead_letters = self._counter("dead_letters_total", "Requests kept as dead letters.")
-        self.leases_renewed = self._counter("lease_renewals_total", "Leases renewed.")
-        self.leases_lost = self._counter("lease_losses_total", "Leases lost while the work went on.")
-        self.reclaimed = self._counter("reclaimed_requests_total", "Requests taken back from dead owners.")
-        self.nacks = self._counter("nacks_total", "Retries by reason.", "reason")
-        self.latency = self._histogram("message_latency_time_millis", "Creation to final result.", _LONG_MS)
-        self.inference = self._histogram("inference_latency_time_millis", "One attempt.", _MS)
-        self.residence = self._histogram("queue_residence_time_millis", "Creation to attempt.", _LONG_MS)
-        self.proximity = self._histogram("deadline_proximity_millis", "Left of the deadline.", _LONG_MS)
-        self.attempts = self._histogram("attempts_per_request", "Attempts.", (1, 2, 3, 5, 8, 13, 21))
-        self.queue_depth = self._gauge("queue_depth", "Requests pending.")
-        self.backlog = self._gauge("broker_backlog", "Requests pending, claimed or waiting for a retry.")
-        self.dead_depth = self._gauge("dead_letters_kept", "Requests kept as dead letters now.")
-        self.earliest_deadline = self._gauge("earliest_deadline_seconds", "Time to the earliest deadline.")
-        self.inflight = self._gauge("inflight_requests", "Attempts under way.")
-        self.workers = Gauge(f"{PREFIX}_pool_worker_limit", "Slots.", ("pool_name",), registry=self.registry)
-        self.budget = Gauge(
-            f"{PREFIX}_dispatch_budget", "Budget, 0 to 1.", ("pool_name",), registry=self.registry
-        )
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped; a second series for each counter
+        super().__init__(registry or CollectorRegistry())
+        self._queues: dict[tuple[str, str, str], QueueMetrics] = {}
+        self._watches: list[Callable[[], None]] = []
+        self._connection_counts: dict[str, list[Callable[[], int]]] = {}
+        self._log = get_logger("metrics")
+        self._gates = GateGauges(self.registry, self.dispatch_budget)
 
-    def _counter(self, name: str, text: str, *more: str) -> Counter:
-        return Counter(f"{PREFIX}_{name}", text, (*_QUEUE, *more), registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[int, ...]) -> Histogram:
-        return Histogram(f"{PREFIX}_{name}", text, _QUEUE, buckets=buckets, registry=self.registry)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"{PREFIX}_{name}", text, _QUEUE, registry=self.registry)
-
-    @lru_cache(maxsize=1_024)  # noqa: B019  # one Metrics for a process
     def of_queue(self, queue_id: str, queue_name: str, pool_name: str) -> QueueMetrics:
-        """The series of a queue; only names from the settings may come here."""
-        return QueueMetrics(self, queue_id, queue_name, pool_name)
+        """The series of a queue or subscription; past `MOST_QUEUES` of them, those of `other`."""
+        key = (queue_id, queue_name, pool_name)
+        found = self._queues.get(key)
+        if found is None:
+            if len(self._queues) >= MOST_QUEUES:
+                key = (OTHER, OTHER, OTHER)
+            found = self._queues.get(key) or QueueMetrics(self, *key)
+            self._queues[key] = found
+        return found
+
+    def pool(self, pool_name: str, slots: int, budget: float) -> None:
+        """A pool's slots, and what part of them its gate allows in use now, 0 to 1."""
+        self.workers.labels(pool_name).set(slots)
+        self.budget.labels(pool_name).set(budget)
+
+    def refused(self, status: int) -> None:
+        """A caller was not let in; only 401, 403 and 503 are told apart."""
+        self.refusals.labels(str(status) if status in (401, 403, 503) else OTHER).inc()
+
+    def watch(self, look: Callable[[], None]) -> None:
+        """Call `look` before each exposition, to set what is only read off; it must be cheap."""
+        self._watches.append(look)
+
+    def watch_gate(
+        self, queue_id: str, queue_name: str, pool_name: str, state: Callable[[], GateView]
+    ) -> None:
+        """Show a gate's state (`gate.state`); the first two are empty for the gate of a pool."""
+        self._gates.watch((queue_id, queue_name, pool_name), state)
+
+    def watch_connections(self, peer: str, count: Callable[[], int]) -> None:
+        """Show how many connections to `peer` (one of `PEERS`) are at work; several counts add up."""
+        known = peer if peer in PEERS else OTHER
+        counts = self._connection_counts.setdefault(known, [])
+        counts.append(count)
+        self.connections.labels(known).set_function(lambda: sum(one() for one in counts))
+
+    def watch_ready(self, is_ready: Callable[[], bool]) -> None:
+        """Show whether this process takes work."""
+        self.ready.set_function(lambda: 1.0 if is_ready() else 0.0)
 
     def render(self) -> bytes:
-        """The exposition text."""
+        """The exposition text, of `CONTENT_TYPE`. What cannot be read off is left as it was, and logged."""
+        for look in (*self._watches, self._gates.refresh):
+            try:
+                look()
+            except Exception as error:  # noqa: BLE001  # one broken gauge must not hide all the others
+                self._log.error("a gauge could not be read", error=repr(error))
         return generate_latest(self.registry)

@@ -54,7 +54,8 @@ class Rig:
         self.store = store
         self.log: Logger = get_logger("test")
         self.queue = RedisQueue(store, name, QueueOptions(RETRIES, RESULTS, lease_seconds))
-        self.metrics: QueueMetrics = Metrics().of_queue(name, name, "default")
+        self.process_metrics = Metrics()
+        self.metrics: QueueMetrics = self.process_metrics.of_queue(name, name, "default")
         self.settler = Settler(self.queue, self.log)
         self.settler.on_settled = self._settled
         self.settled: list[tuple[Settlement, bool]] = []

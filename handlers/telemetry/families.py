@@ -1,0 +1,167 @@
+"""The families of series: names, labels, bounds. The reference's names and labels come first in each list.
+
+The rest is what the reference lacks. The parts never see this: they call methods of `handlers.telemetry.metrics`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from handlers.telemetry.deadline_proximity import DeadlineProximity
+
+PREFIX: Final = "llm_d_async_async"
+_QUEUE: Final = ("queue_id", "queue_name", "pool_name")
+# The reference's bounds are among ours: what its dashboards ask for by `le` is there.
+_INFERENCE_MS: Final = (
+    10,
+    25,
+    50,
+    100,
+    250,
+    500,
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    30_000,
+    60_000,
+    120_000,
+    300_000,
+    600_000,
+)
+_LATENCY_MS: Final = (
+    25,
+    100,
+    250,
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    20_000,
+    50_000,
+    100_000,
+    200_000,
+    500_000,
+    1_000_000,
+    3_600_000,
+    14_400_000,
+    43_200_000,
+    86_400_000,
+)
+_RESIDENCE_MS: Final = (
+    10,
+    25,
+    50,
+    100,
+    500,
+    1_000,
+    2_000,
+    5_000,
+    10_000,
+    30_000,
+    60_000,
+    120_000,
+    300_000,
+    600_000,
+    1_800_000,
+    3_600_000,
+    7_200_000,
+    21_600_000,
+    43_200_000,
+    86_400_000,
+)
+_LEFT_MS: Final = (0, 1_000, 5_000, 15_000, 60_000, 300_000, 1_800_000, 7_200_000, 21_600_000, 86_400_000)
+_PUBLISH_MS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 1_000, 5_000, 30_000)
+_ATTEMPTS: Final = (1, 2, 3, 5, 8, 13, 21)
+
+
+class Families:
+    """All families, in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._add_counters()
+        self._add_histograms()
+        self._add_gauges()
+        ProcessCollector(registry=registry)
+
+    def _add_counters(self) -> None:
+        counter = self._counter
+        self.requests = counter("request_total", "Requests at their first attempt.")
+        self.dispatched = counter("dispatched_requests_total", "Calls to the gateway, retries included.")
+        self.successful = counter("successful_requests_total", "Requests with a 2xx.")
+        self.failed = counter("failed_requests_total", "Requests with another final result.")
+        self.shedded = counter("shedded_requests_total", "Attempts that the gateway rejected with 429.")
+        self.exceeded = counter("exceeded_deadline_requests_total", "Requests whose deadline passed.")
+        self.retries = counter("request_retries_total", "Requests that went back for another attempt.")
+        self.gate_requeues = counter("gate_wait_requeues_total", "Requests that a gate sent back.")
+        self.gate_decisions = counter("gate_decisions_total", "Not let go by a gate.", "reason")
+        self.tokens = counter("tokens_total", "Tokens that 2xx answers name.", "direction")
+        self.dead_letters = counter("dead_letters_total", "Requests kept as dead letters.")
+        self.leases_renewed = counter("lease_renewals_total", "Leases renewed.")
+        self.leases_lost = counter("lease_losses_total", "Leases lost while the work went on.")
+        self.reclaimed = counter("reclaimed_requests_total", "Requests taken back from dead owners.")
+        self.nacks = counter("nacks_total", "Deliveries that went back, by reason.", "reason")
+        self.refusals = Counter(
+            f"{PREFIX}_refused_callers_total", "Callers not let in.", ("status",), registry=self.registry
+        )
+
+    def _add_histograms(self) -> None:
+        histogram = self._histogram
+        self.latency = histogram("message_latency_time_millis", "Creation to final result.", _LATENCY_MS)
+        self.inference = histogram("inference_latency_time_millis", "One call to the gateway.", _INFERENCE_MS)
+        self.residence = histogram("queue_residence_time_millis", "Creation to attempt.", _RESIDENCE_MS)
+        self.left = histogram("deadline_left_millis", "Left of the deadline at the final result.", _LEFT_MS)
+        self.attempts = histogram("attempts_per_request", "Attempts until the final result.", _ATTEMPTS)
+        self.publish = histogram(
+            "result_publish_time_millis", "Outcome known to result recorded.", _PUBLISH_MS
+        )
+        self.proximity = DeadlineProximity(f"{PREFIX}_deadline_proximity_millis", _QUEUE)
+        self.registry.register(self.proximity)
+
+    def _add_gauges(self) -> None:
+        gauge = self._gauge
+        self.queue_depth = gauge("queue_depth", "Of those in flight, held here: at a gate or for a slot.")
+        self.inflight = gauge("inflight_requests", "Requests taken and without an outcome yet.")
+        self.backlog = gauge("broker_backlog", "Requests pending in the queue.")
+        self.backlog_known = gauge("broker_backlog_source_available", "1 if the last look at it succeeded.")
+        self.claimed = gauge("claimed_requests", "Requests claimed by any poller, dead ones included.")
+        self.dead_depth = gauge("dead_letters_kept", "Requests kept as dead letters now.")
+        self.earliest_deadline = gauge("earliest_deadline_seconds", "Time to the earliest deadline.")
+        self.oldest_age = gauge(
+            "oldest_pending_age_seconds", "Age of the older of the first and the last in line."
+        )
+        self.dispatch_budget = gauge("dispatch_budget", "What gates allow, 0 (closed) to 1.")
+        self.budget = PoolBudget(self.dispatch_budget)
+        self.ready = Gauge(f"{PREFIX}_ready", "1 while this process takes work.", registry=self.registry)
+        self.waiting = Gauge(
+            f"{PREFIX}_waiting_retries", "Requests in the retry set.", registry=self.registry
+        )
+        self.workers = Gauge(
+            f"{PREFIX}_pool_worker_limit", "Slots of a pool.", ("pool_name",), registry=self.registry
+        )
+        self.connections = Gauge(
+            f"{PREFIX}_connections_in_use", "Connections at work.", ("peer",), registry=self.registry
+        )
+
+    def _counter(self, name: str, text: str, *more: str) -> Counter:
+        return Counter(f"{PREFIX}_{name}", text, (*_QUEUE, *more), registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[int, ...]) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", text, _QUEUE, buckets=buckets, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", text, _QUEUE, registry=self.registry)
+
+
+class PoolBudget:
+    """The budgets of pools: a pool has no queue, so its queue labels are empty, as in the reference."""
+
+    def __init__(self, budget: Gauge) -> None:
+        self._budget = budget
+
+    def labels(self, pool_name: str) -> Gauge:
+        """The gauge of one pool."""
+        return self._budget.labels("", "", pool_name)

@@ -1,0 +1,130 @@
+"""What gates say of themselves, as gauges: read when somebody looks, so that a gate does nothing for it.
+
+A gate's gauges carry its owner: a queue's three labels, or a pool's name with empty queue labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, Protocol
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from handlers.telemetry.families import PREFIX
+
+Owner = tuple[str, str, str]
+"""queue_id, queue_name (both empty for a pool's gate), pool_name."""
+
+_OWNER: Final = ("queue_id", "queue_name", "pool_name")
+_AIMD: Final = ("aimd_window", "aimd_ssthresh", "aimd_inflight")
+
+
+class GateView(Protocol):
+    """A gate at one moment (`handlers.gates.gate.GateState` is one)."""
+
+    @property
+    def gate_type(self) -> str: ...  # noqa: D102  # said by the gate's own type
+    @property
+    def budget(self) -> float: ...  # noqa: D102
+    @property
+    def value(self) -> float | None: ...  # noqa: D102
+    @property
+    def threshold(self) -> float | None: ...  # noqa: D102
+    @property
+    def is_source_available(self) -> bool: ...  # noqa: D102
+    @property
+    def on_missing(self) -> str: ...  # noqa: D102
+    @property
+    def why_closed(self) -> str: ...  # noqa: D102
+    @property
+    def label(self) -> str: ...  # noqa: D102
+    @property
+    def figures(self) -> Mapping[str, float]: ...  # noqa: D102
+    @property
+    def inner(self) -> Sequence[GateView]: ...  # noqa: D102
+
+
+class GateGauges:
+    """The gauges of all gates; `budget` is the process's gauge of budgets, which a queue's gate sets too."""
+
+    def __init__(self, registry: CollectorRegistry, budget: Gauge) -> None:
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"{PREFIX}_{name}", text, labels, registry=registry)
+
+        self._budget = budget
+        self._value = gauge("gate_metric_value", "What a gate read last.", *_OWNER, "inference_pool")
+        self._threshold = gauge(
+            "gate_metric_threshold", "The gate closes at or below.", *_OWNER, "inference_pool"
+        )
+        self._available = gauge(
+            "gate_metric_source_available",
+            "1 while a gate's source gives a reading.",
+            *_OWNER,
+            "inference_pool",
+        )
+        self._on_missing = gauge(
+            "gate_on_missing_in_force",
+            "1 while this rule stands in for a reading.",
+            *_OWNER,
+            "inference_pool",
+            "rule",
+        )
+        self._closed = gauge("gate_closed", "1 while a gate lets nothing go.", *_OWNER, "gate_type")
+        self._figures = gauge("gate_figure", "A gate's own numbers, by name.", *_OWNER, "gate_type", "figure")
+        self._aimd = {name: gauge(name, "AIMD gate, requests.", "pool_name", "band") for name in _AIMD}
+        self._gates: list[tuple[Owner, Callable[[], GateView]]] = []
+
+    def watch(self, owner: Owner, state: Callable[[], GateView]) -> None:
+        """Show this gate from now on; `state` is cheap and called at each look."""
+        self._gates.append((owner, state))
+
+    def refresh(self) -> None:
+        """Read all gates. What a gate no longer says (a band without requests) is gone from the page."""
+        if not self._gates:
+            return
+        gauges = (
+            self._value,
+            self._threshold,
+            self._available,
+            self._on_missing,
+            self._closed,
+            self._figures,
+        )
+        for gauge in (*gauges, *self._aimd.values()):
+            gauge.clear()
+        for owner, read in self._gates:
+            state = read()
+            if owner[0]:
+                self._budget.labels(*owner).set(state.budget)
+            # Where two gates of one owner read the same pool, the one that closes most is shown.
+            for view in sorted(_all(state), key=lambda view: -view.budget):
+                self._show(owner, view)
+
+    def _show(self, owner: Owner, view: GateView) -> None:
+        if any(name in view.figures for name in _AIMD):
+            for name, gauge in self._aimd.items():
+                gauge.labels(owner[2], view.label).set(view.figures.get(name, 0.0))
+            return
+        closed = self._closed.labels(*owner, view.gate_type)
+        closed.set(1.0 if view.why_closed else 0.0)
+        for name, number in view.figures.items():
+            self._figures.labels(*owner, view.gate_type, name).set(number)
+        if view.threshold is not None:
+            self._show_reading(owner, view, view.threshold)
+
+    def _show_reading(self, owner: Owner, view: GateView, threshold: float) -> None:
+        labels = (*owner, view.label)
+        # The reference shows a saturation as what is left, so that every gate closes at or below its threshold.
+        is_saturation = view.gate_type == "prometheus-saturation"
+        self._threshold.labels(*labels).set(1 - threshold if is_saturation else threshold)
+        if view.value is not None:
+            self._value.labels(*labels).set(1 - view.value if is_saturation else view.value)
+        self._available.labels(*labels).set(1.0 if view.is_source_available else 0.0)
+        if view.on_missing:
+            self._on_missing.labels(*labels, view.on_missing).set(1.0)
+
+
+def _all(view: GateView) -> Iterator[GateView]:
+    yield view
+    for inner in view.inner:
+        yield from _all(inner)

@@ -1,0 +1,77 @@
+"""The pages beside the work: health, readiness and metrics, on a port of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+import pytest
+
+from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
+from handlers.telemetry.pages import Page, PagesServer
+
+
+@pytest.fixture
+async def address() -> AsyncIterator[str]:
+    metrics = Metrics()
+
+    def broken() -> Page:
+        raise RuntimeError("a defect")
+
+    pages: dict[str, Callable[[], Page]] = {
+        "/healthz": lambda: Page(200, b"ok\n"),
+        "/readyz": lambda: Page(503, b"stopping\n"),
+        "/metrics": lambda: Page(200, metrics.render(), CONTENT_TYPE),
+        "/broken": broken,
+    }
+    server = PagesServer(pages, "127.0.0.1", 0)
+    port = await server.start()
+    yield f"http://127.0.0.1:{port}"
+    await server.aclose()
+
+
+async def asked(url: str, method: str = "GET") -> tuple[int, bytes, str]:
+    async with aiohttp.ClientSession() as session, session.request(method, url) as response:
+        return response.status, await response.read(), response.headers.get("content-type", "")
+
+
+async def test_a_page_answers_with_what_its_function_says_now(address: str) -> None:
+    assert await asked(f"{address}/healthz") == (200, b"ok\n", "text/plain")
+    assert (await asked(f"{address}/readyz"))[:2] == (503, b"stopping\n")
+    status, body, content_type = await asked(f"{address}/metrics")
+    assert (status, content_type) == (200, CONTENT_TYPE)
+    assert b"process_cpu_seconds_total" in body
+
+
+async def test_there_is_nothing_else(address: str) -> None:
+    assert (await asked(f"{address}/"))[0] == 404
+    assert (await asked(f"{address}/healthz", "POST"))[0] == 405
+    assert (await asked(f"{address}/healthz", "HEAD"))[:2] == (200, b"")
+
+
+async def test_a_broken_page_says_nothing_of_the_inside_and_breaks_no_other(address: str) -> None:
+    status, body, _ = await asked(f"{address}/broken")
+    assert status == 500
+    assert b"defect" not in body
+    assert (await asked(f"{address}/healthz"))[0] == 200
+
+
+async def test_a_taken_port_is_an_error_at_the_start_and_can_be_cleaned_up() -> None:
+    first = PagesServer({}, "127.0.0.1", 0)
+    port = await first.start()
+    second = PagesServer({}, "127.0.0.1", port)
+    with pytest.raises(OSError, match=str(port)):
+        await second.start()
+    await second.aclose()
+    await first.aclose()
+
+
+async def test_a_client_that_keeps_its_connection_does_not_hold_up_the_end() -> None:
+    server = PagesServer({"/healthz": lambda: Page(200, b"ok\n")}, "127.0.0.1", 0)
+    port = await server.start()
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{port}/healthz") as response:
+            assert response.status == 200
+        async with asyncio.timeout(5):
+            await server.aclose()
