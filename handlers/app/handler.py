@@ -109,6 +109,7 @@ class Handler:
             EndpointOptions(
                 max_body_bytes=int(env.max_request_bytes * WRAPPING_FACTOR) + 65_536,
                 receive_timeout_seconds=env.receive_timeout_seconds,
+                ends_with_client=target == "dispatch",
             ),
         )
         self._endpoint = endpoint

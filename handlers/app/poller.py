@@ -16,6 +16,7 @@ from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.outcome import Outcome
 from handlers.gates.allowance import Allowance
 from handlers.gates.gate import Gate, Share
+from handlers.poller.canceller import Canceller
 from handlers.poller.carrier import Carrier
 from handlers.poller.depth_watch import DEPTHS_SECONDS, DepthWatch
 from handlers.poller.dispatcher import Dispatch, HttpDispatcher
@@ -35,7 +36,7 @@ from handlers.redis_store.connection import (
     durability_warnings,
 )
 from handlers.redis_store.payloads import read_payload
-from handlers.redis_store.queue import QueueOptions, RedisQueue, promote
+from handlers.redis_store.queue import QueueOptions, RedisQueue, RetryRecall, promote
 from handlers.settings.config_file import QueueEntry
 from handlers.settings.settings import Settings
 from handlers.telemetry.logs import get_logger
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 PROMOTE_SECONDS = 0.1
 """How often retries that are due go back to their queues."""
+CANCEL_SECONDS = 0.5
+"""How often it is looked what producers have taken back."""
 _BATCH = 1_000
 _DISPATCH_MARGIN_SECONDS = 15.0
 """How much longer the poller waits for a handler than the handler for the gateway."""
@@ -73,6 +76,8 @@ class PollerApp:
         for number, entry in enumerate(settings.queues):
             self._add(number, entry)
         self._loopers.append(self._promoter())
+        retries = RetryRecall(self._redis, settings.retry_queue_name, settings.queues[0].queue_name)
+        self._loopers.append(self._looper("retry canceller", CANCEL_SECONDS, retries.recall))
         self.poller = Poller(
             [pool for pool in self._pools.values() if pool.sources],
             self._carriers,
@@ -164,6 +169,8 @@ class PollerApp:
         self._carriers.append(carrier)
         self._loopers.append(self._looper("heartbeat", env.heartbeat_seconds, heartbeat.tick))
         self._loopers.append(self._looper("reclaimer", env.reclaim_seconds, reclaimer.tick))
+        canceller = Canceller(queue, carrier, self._log)
+        self._loopers.append(self._looper("canceller", CANCEL_SECONDS, canceller.tick))
         depths = DepthWatch(self._redis, queue, self._queue_options(), metrics)
         self._loopers.append(self._looper("depths", DEPTHS_SECONDS, depths.tick))
 
@@ -188,7 +195,7 @@ class PollerApp:
 
         return self._looper("promoter", PROMOTE_SECONDS, tick)
 
-    def _looper(self, name: str, seconds: float, tick: Callable[[], Awaitable[None]]) -> Looper:
+    def _looper(self, name: str, seconds: float, tick: Callable[[], Awaitable[object]]) -> Looper:
         return Looper(name, seconds, tick, self._log, STORE_FAILURES)
 
     @property

@@ -13,10 +13,13 @@ from typing import Final, Protocol
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from handlers.doors.http_message import Answer, Delivery, plain
+from handlers.doors.http_message import CONNECTION, Answer, Connection, Delivery, plain
 
 DELIVERY_PATHS: Final = frozenset({"/", "/dispatch", "/pubsub_push", "/push"})
 """Where deliveries are taken; a subscription or a source may name any of them."""
+
+
+_GONE: Final = plain(499, "the client went away")
 
 
 class Refusal(Protocol):
@@ -43,10 +46,14 @@ class Doorkeeper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """`max_body_bytes` bounds a delivery before it is decoded, `receive_timeout_seconds` its arrival."""
+    """`max_body_bytes` bounds a delivery before it is decoded, `receive_timeout_seconds` its arrival.
+
+    `ends_with_client`: a client that goes away has cancelled its delivery (the poller does so).
+    """
 
     max_body_bytes: int
     receive_timeout_seconds: float
+    ends_with_client: bool = False
 
 
 class HttpEndpoint:
@@ -88,7 +95,27 @@ class HttpEndpoint:
                 self._on_refused(refusal)
                 return _refused(refusal.status)
         body = await self._body(request)
-        return body if isinstance(body, Answer) else await self._walk(Delivery(headers, body))
+        if isinstance(body, Answer):
+            return body
+        connection = request.scope.get(CONNECTION) if self._options.ends_with_client else None
+        delivery = Delivery(headers, body)
+        return await (self._walk(delivery) if connection is None else self._walk_for(connection, delivery))
+
+    async def _walk_for(self, connection: Connection, delivery: Delivery) -> Answer:
+        """Walk for as long as the client is there: its going away closes the connection to the gateway too."""
+        walking = asyncio.current_task()
+        if walking is None or connection.is_lost():
+            return _GONE
+        connection.on_lost = walking.cancel
+        try:
+            return await self._walk(delivery)
+        except asyncio.CancelledError:
+            if not connection.is_lost():
+                raise
+            walking.uncancel()
+            return _GONE
+        finally:
+            connection.on_lost = None
 
     async def _body(self, request: Request) -> bytes | Answer:
         """The whole body, or why it is not taken."""

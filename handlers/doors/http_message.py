@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
+
+CONNECTION: Final = "async_processor.connection"
+"""Under this name a request's scope holds its `Connection`."""
+
+
+class Connection:
+    """Tells who serves a request when its client goes away; `on_lost` is called once, on the event loop."""
+
+    __slots__ = ("_is_lost", "on_lost")
+
+    def __init__(self) -> None:
+        self._is_lost = False
+        self.on_lost: Callable[[], object] | None = None
+
+    def is_lost(self) -> bool:
+        """Whether the client is gone."""
+        return self._is_lost
+
+    def lose(self) -> None:
+        """The client is gone."""
+        self._is_lost = True
+        if self.on_lost is not None:
+            self.on_lost()
 
 
 @dataclass(frozen=True, slots=True)

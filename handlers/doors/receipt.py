@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from handlers.doors.http_message import CONNECTION, Connection
 from handlers.telemetry.logs import Logger, get_logger
 
 MAX_HEADER_BYTES: Final = 65_536
@@ -37,6 +38,7 @@ class TimelyProtocol(HttpToolsProtocol):
         self._is_receiving = True  # the first request is waited for from the start
         self._has_headers = False
         self._header_bytes = 0
+        self._client = Connection()
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -50,6 +52,7 @@ class TimelyProtocol(HttpToolsProtocol):
         self._stop_watching()
         self._read()
         super().connection_lost(exc)
+        self._client.lose()
 
     def data_received(self, data: bytes) -> None:
         """Parse; the clock stops once a request is whole. Whole requests in one read set no timer."""
@@ -69,6 +72,7 @@ class TimelyProtocol(HttpToolsProtocol):
         """A request's first byte."""
         self._is_receiving, self._has_headers, self._header_bytes = True, False, 0
         super().on_message_begin()
+        self.scope[CONNECTION] = self._client  # type: ignore[typeddict-unknown-key]  # beside what ASGI defines
 
     def on_headers_complete(self) -> None:
         """From here the endpoint has a say in size and time."""

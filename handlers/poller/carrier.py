@@ -41,6 +41,7 @@ class Held:
     work: asyncio.Task[Settlement] | None = None
     is_lost: bool = False
     decided_at: float = 0.0
+    is_cancelled: bool = False
 
 
 class Carrier:
@@ -102,7 +103,7 @@ class Carrier:
             # The next owner answers; a settlement of ours would be refused.
             self._held.pop(held.claim.owner_token, None)
         elif work.cancelled():
-            self._settler.add(Release(held.claim))
+            self._settler.add(self._cancelled(held.claim) if held.is_cancelled else Release(held.claim))
         elif error := work.exception():
             # A defect of ours. Nothing is settled, so the lease ends and a death is counted: what always
             # breaks us is buried with a result in the end, and nothing is lost or repeated for ever.
@@ -120,8 +121,10 @@ class Carrier:
             self._log.warning("invalid request", id=error.request_id, queue=claim.queue, field=error.field)
             self._metrics.answered(0, ErrorCode.INVALID_REQUEST, 0)
             return refuse(claim, error, self._route, self._clock())
-        if envelope.request.deadline <= self._clock():
-            outcome: Outcome = expired(envelope.request, None)
+        if claim.is_cancelled:
+            outcome: Outcome = _cancelled(envelope.request)
+        elif envelope.request.deadline <= self._clock():
+            outcome = expired(envelope.request, None)
         else:
             outcome = await self._attempt(envelope)
         return self._settled_as(claim, envelope, outcome)
@@ -206,7 +209,7 @@ class Carrier:
             return Retry(backoff_seconds(envelope.request.attempt, 1.0), "internal_error")
 
     def answer_expired(self, claims: Sequence[Claim]) -> None:
-        """Settle claims that take no slot: what has expired or is broken is final, all else goes back.
+        """Settle claims that take no slot: what has expired, was cancelled or is broken is final, all else goes back.
 
         A producer may score as it likes, so a low score alone does not mean that the deadline has passed.
         """
@@ -217,10 +220,14 @@ class Carrier:
             except InvalidRequest as error:
                 self._settler.add(refuse(claim, error, self._route, self._clock()))
                 continue
-            if envelope.request.deadline > self._clock():
+            if claim.is_cancelled:
+                outcome = _cancelled(envelope.request)
+            elif envelope.request.deadline <= self._clock():
+                outcome = expired(envelope.request, None)
+            else:
                 self._settler.add(Release(claim))
                 continue
-            self._settler.add(self._settled_as(claim, envelope, expired(envelope.request, None)))
+            self._settler.add(self._settled_as(claim, envelope, outcome))
 
     def bury(self, claims: Sequence[Claim]) -> None:
         """Settle claims whose owners died on them too often; they are ours by now."""
@@ -246,6 +253,21 @@ class Carrier:
             self._metrics.renewed(0, 1)
             self._log.warning("lease lost", queue=claim.queue)
             held.work.cancel()
+
+    def cancel(self, claims: Sequence[Claim]) -> None:
+        """Their producers took these back: stop their work, which closes its connection, and answer them.
+
+        What has its outcome already keeps it.
+        """
+        for claim in claims:
+            held = self._held.get(claim.owner_token)
+            if held is not None and held.work is not None and not held.is_lost:
+                held.is_cancelled = True
+                held.work.cancel()
+
+    def _cancelled(self, claim: Claim) -> Settlement:
+        envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
+        return self._settled_as(claim, envelope, _cancelled(envelope.request))
 
     def hand_back(self) -> None:
         """Stop all work; what has no outcome goes back to pending at once."""
@@ -273,3 +295,8 @@ class Carrier:
 def _without_payload(request: Request) -> Answered:
     message = "the payload was stored apart and is gone"
     return Answered(error_result(request.id, request.request_token, ErrorCode.PAYLOAD_UNAVAILABLE, message))
+
+
+def _cancelled(request: Request) -> Answered:
+    message = "cancelled by its producer"
+    return Answered(error_result(request.id, request.request_token, ErrorCode.CANCELLED, message))

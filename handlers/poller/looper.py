@@ -16,7 +16,7 @@ class Looper:
         self,
         name: str,
         interval_seconds: float,
-        tick: Callable[[], Awaitable[None]],
+        tick: Callable[[], Awaitable[object]],
         log: Logger,
         failures: tuple[type[BaseException], ...],
     ) -> None:

@@ -126,10 +126,11 @@ class Pool:
         if room < 1:
             # A gate that closes is looked at often: its budget changes without any event of ours.
             if not await self._has_freed(_LOOK_SECONDS):
-                await self._expire()
+                await self._expire(list(self.sources.values()))
             return
         taken = await self._claim(room)
         if taken == 0:
+            await self._expire([source for source in self.sources.values() if source.room() == 0])
             await self._rest(self._poll_interval_seconds)
         else:
             await asyncio.sleep(_COALESCE_SECONDS)
@@ -159,12 +160,12 @@ class Pool:
             source.carrier.start(claims)
         return len(claims)
 
-    async def _expire(self) -> None:
-        """Without room: answer what has expired, now and then; it needs no slot of the gateway's."""
-        if time.monotonic() < self._expire_at:
+    async def _expire(self, sources: Sequence[Source]) -> None:
+        """Without room: answer what has expired or was cancelled, now and then; it needs no slot."""
+        if time.monotonic() < self._expire_at or not sources:
             return
         self._expire_at = time.monotonic() + _EXPIRE_SECONDS
-        for source in self.sources.values():
+        for source in sources:
             source.carrier.answer_expired(await source.queue.claim(_EXPIRED_BATCH, only_expired=True))
 
     async def _has_freed(self, timeout_seconds: float) -> bool:

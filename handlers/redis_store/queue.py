@@ -18,13 +18,16 @@ from redis.exceptions import NoPermissionError, NoScriptError
 from handlers.redis_store.connection import NotReplicated, Store, flat
 from handlers.redis_store.keys import PAYLOAD_PREFIX, QueueKeys, queue_keys, settled_key
 from handlers.redis_store.lua_script import lua_script
+from handlers.redis_store.submission_keys import CANCELLATIONS, cancel_key
+
+_SCAN_COUNT = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A request that is ours until its lease ends; `member` is what was queued, byte for byte.
 
-    `deaths` counts earlier owners that died while they held it.
+    `deaths` counts earlier owners that died while they held it; `is_cancelled`: its producer took it back.
     """
 
     queue: str
@@ -33,6 +36,7 @@ class Claim:
     claim_key: bytes
     owner_token: bytes
     deaths: int = 0
+    is_cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,8 @@ class RedisQueue:
         self._nack = lua_script(redis, "nack")
         self._release = lua_script(redis, "release")
         self._reclaim = lua_script(redis, "reclaim")
+        self._recall = lua_script(redis, "recall")
+        self._recalled_until = b"0"
         self.clock_offset_seconds = 0.0
         self._is_replicated = True
 
@@ -110,7 +116,13 @@ class RedisQueue:
         keys = self._keys
         answer = await self._claim(
             keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
-            args=[count, self._options.lease_seconds, secrets.token_hex(16), int(only_expired)],
+            args=[
+                count,
+                self._options.lease_seconds,
+                secrets.token_hex(16),
+                int(only_expired),
+                int(not self._options.cluster),
+            ],
         )
         self._set_clock(answer[0])
         return self._claims(answer[1:])
@@ -179,6 +191,24 @@ class RedisQueue:
         )
         return [effect == 1 for effect in effects]
 
+    async def recall(self) -> int:
+        """Bring what was cancelled while it waited to the front, to be claimed and answered; how many."""
+        answer = await self._recall(keys=[self._keys.pending, CANCELLATIONS], args=[self._recalled_until])
+        self._recalled_until = answer[0]
+        return int(answer[1])
+
+    async def cancelled(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Those of `claims` that their producers have cancelled since; one round trip."""
+        known = [claim for claim in claims if b"\0" in claim.claim_key]
+        if not known:
+            return []
+        names = [claim.claim_key.split(b"\0") for claim in known]
+        pipeline = self._redis.pipeline(transaction=False)
+        for name in names:
+            pipeline.get(cancel_key(name[0].decode()))
+        tokens = await pipeline.execute()
+        return [claim for claim, name, token in zip(known, names, tokens, strict=True) if token == name[1]]
+
     async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
         """Take from dead owners: back to pending, or to us where `max_deaths` owners died on it."""
         keys = self._keys
@@ -198,8 +228,9 @@ class RedisQueue:
                 member=rows[at + 2],
                 score=float(rows[at + 3]),
                 deaths=int(rows[at + 4]),
+                is_cancelled=rows[at + 5] == b"1",
             )
-            for at in range(0, len(rows), 5)
+            for at in range(0, len(rows), 6)
         ]
 
     def _set_clock(self, server_seconds: bytes) -> None:
@@ -265,3 +296,25 @@ async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit
     """Move retries that are due back to their queues' pending sets; returns how many."""
     script = lua_script(redis, "promote")
     return int(await script(keys=[retry_queue_name], args=[limit, default_queue]))
+
+
+class RetryRecall:
+    """Finds cancelled requests in a retry set, which may be of several queues."""
+
+    def __init__(self, redis: Store, retry_queue_name: str, default_queue: str) -> None:
+        self._script = lua_script(redis, "recall_retries")
+        self._keys = [retry_queue_name, CANCELLATIONS]
+        self._default_queue = default_queue
+        self._until = b"0"
+
+    async def recall(self) -> int:
+        """Bring what was cancelled since the last call to the front of its queue; returns how many."""
+        cursor, until, brought = b"0", b"", 0
+        while True:
+            now, cursor, some = await self._script(
+                keys=self._keys, args=[self._until, cursor, _SCAN_COUNT, self._default_queue]
+            )
+            until, brought = until or now, brought + int(some)
+            if cursor in (b"0", 0):
+                self._until = until
+                return brought

@@ -5,6 +5,7 @@ from __future__ import annotations
 from handlers.redis_store.connection import Store, flat
 from handlers.redis_store.keys import PAYLOAD_PREFIX, queue_keys
 from handlers.redis_store.lua_script import lua_script
+from handlers.redis_store.submission_keys import CANCELLATIONS
 
 
 async def refused_commands(
@@ -28,6 +29,7 @@ async def refused_commands(
         (result_queue_name, "LPUSH", "x", ""),
         (result_queue_name, "EXPIRE", "1", ""),
         *((name, "GET", "", "") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
+        (CANCELLATIONS, "ZRANGEBYSCORE", "0", "1"),
         *((name, "DEL", "", "") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
     ]
     script = lua_script(redis, "check_rights")

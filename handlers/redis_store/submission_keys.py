@@ -4,6 +4,8 @@ request-active:<id>              string  token of the live submission; deleted w
                                          expires at the deadline
 request-cancel:<id>              string  token of a cancelled one; deleted with the final result,
                                          expires an hour after the deadline
+request-cancellations            zset    ours: deadline NUL id NUL token of what was cancelled, score = when;
+                                         pollers look what is new; each is forgotten after an hour
 request-submitted:<id>           string  ours: token, for idempotent submission; expires its window
                                          after the deadline
 request-payload:<id>:<token>     string  a payload stored apart; deleted with the final result,
@@ -17,6 +19,11 @@ request-seq:<queue>:<deadline>   string  counter; expires an hour after the dead
 """
 
 from __future__ import annotations
+
+from typing import Final
+
+CANCELLATIONS: Final = "request-cancellations"
+"""ZSET: what was cancelled lately, for who has it waiting."""
 
 
 def active_key(request_id: str) -> str:

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from handlers.redis_store.lua_script import lua_script
 from handlers.redis_store.submission_keys import (
+    CANCELLATIONS,
     active_key,
     cancel_key,
     claimed_key,
@@ -118,7 +119,9 @@ class Submissions:
         if not submissions:
             return []
         keys = [key for id_, _ in submissions for key in (active_key(id_), cancel_key(id_))]
-        answer: list[int] = await self._cancel(keys, [token for _, token in submissions])
+        answer: list[int] = await self._cancel(
+            [CANCELLATIONS, *keys], [part for submission in submissions for part in submission]
+        )
         return [bool(done) for done in answer]
 
     async def look_up(self, queue: str, request_id: str, token: str = "") -> tuple[RequestState, str]:

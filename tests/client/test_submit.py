@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import cast
@@ -98,13 +99,18 @@ async def test_equal_deadlines_keep_the_order_of_submission(
 
 @pytest.mark.parametrize(
     "deadline",
-    [HOUR, datetime.now(UTC) + HOUR, datetime.now() + HOUR, time.time() + 3600],
+    [
+        lambda: HOUR,
+        lambda: datetime.now(UTC) + HOUR,
+        lambda: datetime.now() + HOUR,
+        lambda: time.time() + 3600,
+    ],
     ids=["timedelta", "aware", "naive", "unix"],
 )
 async def test_a_deadline_is_a_whole_second_in_the_future(
-    client: AsyncClient, deadline: timedelta | datetime | float
+    client: AsyncClient, deadline: Callable[[], timedelta | datetime | float]
 ) -> None:
-    submission = await client.submit({"a": 1}, deadline=deadline)
+    submission = await client.submit({"a": 1}, deadline=deadline())
     assert isinstance(submission.deadline, int)
     assert submission.deadline == pytest.approx(time.time() + 3600, abs=120)
 

@@ -11,7 +11,9 @@ from typing import cast
 
 from handlers.contract.envelope import encode_retry
 from handlers.redis_store.connection import server_time
-from handlers.redis_store.queue import Claim, Nack, RedisQueue
+from handlers.redis_store.queue import Claim, Nack, RedisQueue, RetryRecall
+from handlers.redis_store.submission_keys import CANCELLATIONS, active_key, cancel_key
+from handlers.redis_store.submissions import Submissions
 from tests.redis_store.queueing import DEADLINE, LEASE_SECONDS, Bench, body, envelope
 
 MAX_DEATHS = 3
@@ -38,6 +40,7 @@ class Model:
     results: list[bytes] = field(default_factory=list)
     dead: int = 0
     deaths: dict[bytes, int] = field(default_factory=dict)
+    cancelled: set[int] = field(default_factory=set)
     settled: dict[tuple[str, tuple[bytes, ...]], list[bool]] = field(default_factory=dict)
 
     def settle(self, operation: str, claims: list[Claim]) -> list[tuple[bool, bool]]:
@@ -52,9 +55,21 @@ class Model:
         self.settled[batch] = answers
         return list(zip(answers, changes, strict=True))
 
+    def serial_numbers(self) -> set[int]:
+        """Of every submission so far."""
+        return set(self.serial.values())
+
     def is_owner(self, claim: Claim) -> bool:
         held = self.held.get(claim.claim_key)
         return held is not None and held.claim.owner_token == claim.owner_token
+
+
+def _submission(claim: Claim) -> dict[str, str]:
+    """Id and token of a claim, as the poller reads them from its member."""
+    name, _, token = claim.claim_key.partition(b"\0")
+    if not token.startswith(b"t-"):
+        return {}
+    return {"request_id": name.decode(), "request_token": token.split(b"\0")[0].decode()}
 
 
 class Walk:
@@ -96,8 +111,22 @@ class Walk:
             (f"no json {number}".encode() + b"\xff", 1_800_000_000.25 + number),
         )[pick % 5]
         await self.bench.put(member, score)
+        if token.encode() in member:
+            await self.bench.redis.set(active_key(f"r-{number}"), token, pxat=DEADLINE * 1_000)
         self.model.serial[member] = number
         self.model.pending[member] = score
+
+    async def cancel(self, pick: int) -> None:
+        """One of the last eight submissions is taken back, if it is live; or another one of the same id was."""
+        number = len(self.model.serial_numbers()) - 1 - pick % 8
+        name, token = f"r-{number}", f"t-{number}"
+        if await self.bench.redis.get(active_key(name)) != token.encode():
+            return
+        if pick % 4 == 3 and number not in self.model.cancelled:
+            await self.bench.redis.set(cancel_key(name), "another")
+            return
+        assert await Submissions(self.bench.redis).cancel([(name, token)]) == [True]
+        self.model.cancelled.add(number)
 
     # What pollers do
 
@@ -111,6 +140,7 @@ class Walk:
         for claim in claims:
             assert claim.score == model.pending.pop(claim.member)
             assert claim.claim_key not in model.held, "a live claim has one owner"
+            assert claim.is_cancelled == (model.serial[claim.member] in model.cancelled)
             assert claim.deaths == model.deaths.get(self._count(claim.claim_key), 0)
             model.held[claim.claim_key] = Held(claim)
         self._note(claims)
@@ -136,7 +166,12 @@ class Walk:
         """With a result; every fourth also among the dead."""
         is_dead = pick % 4 == 3
         acks = [
-            replace(self.bench.ack_of(claim, self._result_of(claim)), dead=b"{}" if is_dead else None)
+            self.bench.ack_of(
+                claim,
+                self._result_of(claim),
+                **_submission(claim),
+                dead=b"{}" if is_dead else None,
+            )
             for claim in self._issued(pick)
         ]
         expected = self.model.settle("ack", [ack.claim for ack in acks])
@@ -204,12 +239,39 @@ class Walk:
                 returned += 1
                 continue
             claim = next(dead)
-            expected = replace(held.claim, owner_token=claim.owner_token, deaths=deaths)
+            expected = replace(held.claim, owner_token=claim.owner_token, deaths=deaths, is_cancelled=False)
             assert claim == expected
             self.model.held[claim.claim_key] = Held(claim)
         assert (found.returned, list(dead)) == (returned, [])
         self._note(found.dead)
         await self._check_lease_ends(found.dead, before)
+
+    async def recall(self, pick: int) -> None:
+        """What was cancelled while it waited comes to the front, if its place follows from its producer's token."""
+        owner = self._owner(pick)
+        owner._recalled_until = b"0"
+        brought = 0
+        for member, score in self.model.pending.items():
+            number = self.model.serial[member]
+            if number in self.model.cancelled and score == DEADLINE + number / 2**21:
+                self.model.pending[member] = 0.0
+                brought += 1
+        assert await owner.recall() == brought
+
+    async def recall_retries(self, _pick: int) -> None:
+        """Every retry that was cancelled meanwhile comes to the front of its queue."""
+        found = [member for member in self.model.retries if self.model.serial[member] in self.model.cancelled]
+        for member in found:
+            del self.model.retries[member]
+            self.model.pending[member] = 0.0
+        recall = RetryRecall(self.bench.redis, self.bench.retries, self.bench.queue_name)
+        assert await recall.recall() == len(found)
+
+    async def look_at_held(self, pick: int) -> None:
+        """What was cancelled while it was held, and nothing else."""
+        held = [one.claim for one in self.model.held.values()]
+        expected = [claim for claim in held if self.model.serial[claim.member] in self.model.cancelled]
+        assert await self._owner(pick).cancelled(held) == expected
 
     async def promote(self, pick: int) -> None:
         """What was due first, at most four."""
@@ -239,6 +301,11 @@ class Walk:
             self._moment += 1
             self.model.retries[member] = (self.model.retries[member][0], self._moment)
             await self.bench.redis.zadd(self.bench.retries, {member: self._moment})
+
+    async def restart(self, _pick: int) -> None:
+        """The server comes back with its data, but without scripts and connections."""
+        await self.bench.redis.script_flush()
+        await self.bench.redis.connection_pool.disconnect()
 
     async def lose_index_entry(self, pick: int) -> None:
         """A running claim's index entry goes, as after a restore; the next scan mends it."""
@@ -299,7 +366,8 @@ class Walk:
         await self.check()
         assert not (model.pending or model.held or model.retries), "not drained"
         assert not self.model.deaths
-        assert await self.bench.all_keys() <= {self.bench.results, self.bench.keys.dead}
+        left = {key for key in await self.bench.all_keys() if not key.startswith(cancel_key(""))}
+        assert left <= {self.bench.results, self.bench.keys.dead, CANCELLATIONS}
 
     async def _now(self) -> float:
         return await server_time(self.bench.redis)
@@ -317,5 +385,10 @@ STEPS = {
     "expire": Walk.expire,
     "fall_due": Walk.fall_due,
     "lose_index_entry": Walk.lose_index_entry,
+    "cancel": Walk.cancel,
+    "recall": Walk.recall,
+    "recall_retries": Walk.recall_retries,
+    "look_at_held": Walk.look_at_held,
+    "restart": Walk.restart,
 }
 """Every step, by its name."""

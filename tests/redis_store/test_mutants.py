@@ -15,8 +15,8 @@ from handlers.redis_store.lua_script import script_text
 from tests.redis_store.queue_model import STEPS, Walk
 from tests.redis_store.queueing import Bench
 
-WALKS = 5
-STEPS_OF_A_WALK = 150
+WALKS = 6
+STEPS_OF_A_WALK = 300
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,25 @@ MUTANTS = {
     "promote ignores the due time": Mutant(
         "promote", "string.format('%.6f', now), 'LIMIT'", "'+inf', 'LIMIT'"
     ),
+    "claim does not look for a cancellation": Mutant("claim", "ARGV[5] == '1' and", "false and"),
+    "claim heeds another submission's cancellation": Mutant(
+        "claim",
+        "redis.call('GET', 'request-cancel:' .. id) == token",
+        "redis.call('GET', 'request-cancel:' .. id)",
+    ),
+    "recall loses the request": Mutant(
+        "recall", "redis.call('ZADD', KEYS[1], 'XX', 0, member)", "redis.call('ZREM', KEYS[1], member)"
+    ),
+    "recall takes what was not cancelled": Mutant(
+        "recall", "ZRANGEBYSCORE', KEYS[1], score, score,", "ZRANGEBYSCORE', KEYS[1], 1, '+inf',"
+    ),
+    "recall forgets the order of submission": Mutant(
+        "recall", "cancelled[1] + math.min", "cancelled[1] + 0 * math.min"
+    ),
+    "recall from the retries leaves a copy": Mutant(
+        "recall_retries", "redis.call('ZREM', KEYS[1], member)", ""
+    ),
+    "recall from the retries takes all": Mutant("recall_retries", "wanted[claim_key(member)]", "true"),
     "promote loses the original score": Mutant("promote", "tonumber(internal['original_score']) or ", ""),
 }
 
@@ -89,7 +108,7 @@ async def _walk(redis: Redis, seed: int) -> None:
     await redis.flushall()
     walk = Walk(Bench(redis, "mutant"))
     chance = random.Random(seed)
-    names = [*STEPS, "submit", "claim", "claim"]
+    names = [*STEPS, "submit", "submit", "claim", "claim", "cancel", "recall"]
     for _ in range(STEPS_OF_A_WALK):
         await STEPS[chance.choice(names)](walk, chance.randrange(24))
         await walk.check()

@@ -48,8 +48,12 @@ class QueueMachine(RuleBasedStateMachine):
     def settle(self, name: str, pick: int) -> None:
         self._loop.run(STEPS[name](self._walk, pick))
 
-    @rule(name=st.sampled_from(["expire", "fall_due", "lose_index_entry"]), pick=PICKS)
+    @rule(name=st.sampled_from(["expire", "fall_due", "lose_index_entry", "restart"]), pick=PICKS)
     def pass_time(self, name: str, pick: int) -> None:
+        self._loop.run(STEPS[name](self._walk, pick))
+
+    @rule(name=st.sampled_from(["cancel", "recall", "recall_retries", "look_at_held"]), pick=PICKS)
+    def take_back(self, name: str, pick: int) -> None:
         self._loop.run(STEPS[name](self._walk, pick))
 
     @rule(name=st.sampled_from(["reclaim", "promote"]), pick=PICKS)

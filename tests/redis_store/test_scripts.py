@@ -29,8 +29,18 @@ FIXED_KEYS = {
     "reclaim": 5,
     "promote": 1,
     "requeue_dead": 2,
+    "recall": 2,
+    "recall_retries": 2,
 }
-FIXED_ARGUMENTS = {"claim": 4, "renew": 1, "reclaim": 4, "promote": 2, "requeue_dead": 3}
+FIXED_ARGUMENTS = {
+    "claim": 5,
+    "renew": 1,
+    "reclaim": 4,
+    "promote": 2,
+    "requeue_dead": 3,
+    "recall": 1,
+    "recall_retries": 4,
+}
 PER_CLAIM = {"renew": (0, 2), "ack": (4, 7), "nack": (0, 4), "release": (0, 3)}
 """More keys and arguments for each claim of a batch."""
 
@@ -140,6 +150,8 @@ async def _use_every_script(bench: Bench) -> None:
         await bench.make_due()
         assert await queue.promote(bench.redis, bench.retries, bench.queue_name, 10) == size
         await owner.reclaim(10, 5)
+        await owner.recall()
+        await queue.RetryRecall(bench.redis, bench.retries, bench.queue_name).recall()
         await owner.ack([bench.ack_of(claim) for claim in await owner.claim(size)])
     await bench.redis.hset(bench.keys.dead, "d", '{"member": "m", "score": 1}')
     letters = DeadLetters(bench.redis, bench.queue_name)

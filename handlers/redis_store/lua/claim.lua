@@ -7,39 +7,13 @@
 -- KEYS[5] <queue>:deaths        hash  claim key -> owners that died on it
 -- ARGV[1] how many at most   ARGV[2] lease, seconds   ARGV[3] random part of the owner tokens
 -- ARGV[4] 1: only those whose score has passed, else 0
--- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, deaths.
+-- ARGV[5] 1: look whether they were cancelled (request-cancel:<id> holds their token; not declared), else 0
+-- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, deaths, and 1 if it
+-- was cancelled, else 0.
 -- include _member
+-- include _claim_key
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
-
-local function is_text(value)
-  return type(value) == 'string' and value ~= ''
-end
-
-local function is_enveloped(fields)
-  return type(fields['data']) == 'table' and (fields['internal'] ~= nil or fields['request_kind'] ~= nil)
-end
-
--- Whether the fields before the payload tell id and token; an envelope's may stand behind it.
-local function is_enough(fields)
-  if fields['internal'] == nil and fields['request_kind'] == nil then
-    return is_text(fields['id'])
-  end
-  return is_enveloped(fields) and fields['internal'] ~= nil and is_text(fields['data']['id'])
-end
-
-local function claim_key(member)
-  local fields = read_member(member, is_enough) or {}
-  local token = ''
-  if is_enveloped(fields) then
-    token = type(fields['internal']) == 'table' and fields['internal']['request_token']
-    fields = fields['data']
-  end
-  if not is_text(fields['id']) then
-    return redis.sha1hex(member)
-  end
-  return is_text(token) and fields['id'] .. '\0' .. token or fields['id']
-end
 
 local taken
 if ARGV[4] == '1' then
@@ -58,6 +32,8 @@ for at = 1, #taken, 2 do
   local owner = ARGV[3] .. ':' .. at .. ':s=' .. score
   local key = claim_key(member)
   local deaths = redis.call('HGET', KEYS[5], key) or '0'
+  local id, token = string.match(key, '^(.-)%z(.+)$')
+  local is_cancelled = id and ARGV[5] == '1' and redis.call('GET', 'request-cancel:' .. id) == token
   if redis.call('HSETNX', KEYS[2], key, member) == 0 then
     key = key .. '\0' .. owner -- a live claim has this name: one id queued twice without a token
     redis.call('HSET', KEYS[2], key, member)
@@ -70,5 +46,6 @@ for at = 1, #taken, 2 do
   answer[place + 3] = member
   answer[place + 4] = score
   answer[place + 5] = deaths
+  answer[place + 6] = is_cancelled and '1' or '0'
 end
 return answer

@@ -8,7 +8,7 @@
 -- ARGV[1] how many at most   ARGV[2] deaths that are too many   ARGV[3] lease, seconds
 -- ARGV[4] random part of the owner tokens
 -- Returns this server's Unix seconds, how many went back to pending, then for each that is the caller's now:
--- claim key, owner token, member, score, deaths.
+-- claim key, owner token, member, score, deaths, 0.
 -- include _member
 -- include _queued_under
 local clock = redis.call('TIME')
@@ -57,6 +57,7 @@ for at, key in ipairs(ended) do
     answer[place + 3] = member
     answer[place + 4] = score
     answer[place + 5] = tostring(deaths)
+    answer[place + 6] = '0'
   else
     if member then
       redis.call('ZADD', KEYS[1], score_of(owner, member), member)

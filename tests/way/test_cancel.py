@@ -1,0 +1,120 @@
+"""What a producer takes back, wherever it is: a `CANCELLED` result at once, and the accelerator is free."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Iterator
+from datetime import timedelta
+
+import msgspec
+import pytest
+import redis
+
+from handlers.client import Client, Submission
+from handlers.contract.result import ErrorCode
+from handlers.demo.stack import Stack, StackOptions
+from tests.waiting import wait_until
+
+HOUR = timedelta(hours=1)
+SOON_SECONDS = 30
+"""How long a test waits for what takes a second or two on a quiet machine; the requests themselves last an hour."""
+SLOW = {"prompt": "tell me everything", "max_tokens": 100_000}
+REFUSED = {"simulate": {"status": 429, "retry_after": "3000"}}
+
+
+@pytest.fixture(scope="module")
+def busy_stack() -> Iterator[Stack]:
+    """One slot, so that a second request waits for it."""
+    variables = {"WORKERS": "1", "SHUTDOWN_GRACE_SECONDS": "1", "REQUEST_TIMEOUT_SECONDS": "3600"}
+    with Stack(
+        StackOptions(has_pubsub=False, gateway_arguments=("--time-per-token", "0.05"), variables=variables)
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def client(busy_stack: Stack) -> Iterator[Client]:
+    with Client.for_redis(busy_stack.redis_url) as opened:
+        yield opened
+
+
+def gateway_is_busy(stack: Stack) -> bool:
+    with urllib.request.urlopen(f"{stack.gateway_url}/simulate/state", timeout=10) as answer:
+        state = msgspec.json.decode(answer.read())
+    return bool(state["running"] > 0)
+
+
+def keys_left(stack: Stack) -> set[str]:
+    with redis.Redis.from_url(stack.redis_url) as store:
+        keys = {key.decode() for key in store.scan_iter()}
+    return {
+        key for key in keys if ":settled:" not in key and not key.startswith(("request-seq:", "result-list"))
+    }
+
+
+def cancelled(client: Client, submission: Submission) -> float:
+    """Cancel, and see that the result says so; returns the seconds it took."""
+    began = time.monotonic()
+    assert client.cancel(submission)
+    result = client.wait(submission, within=SOON_SECONDS)
+    assert (result.error_code, result.status_code) == (ErrorCode.CANCELLED, 0)
+    return time.monotonic() - began
+
+
+def test_in_flight_the_connection_to_the_gateway_is_closed(busy_stack: Stack, client: Client) -> None:
+    submission = client.submit(SLOW, deadline=HOUR, has_own_results=True)
+    wait_until(lambda: gateway_is_busy(busy_stack), SOON_SECONDS, "the request at the gateway")
+
+    cancelled(client, submission)
+
+    wait_until(lambda: not gateway_is_busy(busy_stack), SOON_SECONDS, "the gateway to be free")
+    assert client.ask({"prompt": "next"}, deadline=HOUR, within=SOON_SECONDS).status_code == 200
+    assert not client.cancel(submission), "what is answered is no longer live"
+
+
+def test_waiting_for_its_turn_it_is_answered_though_no_slot_is_free(
+    busy_stack: Stack, client: Client
+) -> None:
+    first = client.submit(SLOW, deadline=HOUR, has_own_results=True)
+    wait_until(lambda: gateway_is_busy(busy_stack), SOON_SECONDS, "the request at the gateway")
+    waiting = [
+        client.submit({"prompt": "hi", "max_tokens": 1}, deadline=HOUR, has_own_results=True)
+        for _ in range(9)
+    ]
+
+    cancelled(client, waiting[5])
+    cancelled(client, first)
+    answers = {client.wait(one, within=SOON_SECONDS).status_code for one in waiting if one is not waiting[5]}
+
+    assert answers == {200}
+    wait_until(lambda: keys_left(busy_stack) <= {"request-cancellations"}, SOON_SECONDS, "no key left")
+
+
+def test_waiting_for_a_retry_it_is_answered_long_before(busy_stack: Stack, client: Client) -> None:
+    submission = client.submit(REFUSED, deadline=HOUR, has_own_results=True)
+    with redis.Redis.from_url(busy_stack.redis_url) as store:
+        wait_until(lambda: store.zcard("retry-sortedset"), SOON_SECONDS, "the request among the retries")
+        cancelled(client, submission)
+        assert not store.zcard("retry-sortedset")
+
+
+def test_before_it_is_claimed_by_a_marker_of_another_producers_client(busy_stack: Stack) -> None:
+    deadline = int(time.time()) + 3_600
+    body = {"id": "foreign", "deadline": deadline, "payload": {"prompt": "hi"}}
+    member = msgspec.json.encode({"internal": {"request_token": "t"}, "request_kind": "redis", "data": body})
+    with redis.Redis.from_url(busy_stack.redis_url) as store:
+        store.set("request-active:foreign", "t", exat=deadline)
+        store.set("request-cancel:foreign", "t", exat=deadline)
+        store.zadd("request-sortedset", {member: deadline})
+        _, text = store.blpop(["result-list"], timeout=SOON_SECONDS)
+        assert msgspec.json.decode(text)["error_code"] == "CANCELLED"
+        assert not store.exists("request-cancel:foreign", "request-active:foreign")
+
+
+def test_another_submissions_marker_cancels_nothing(busy_stack: Stack, client: Client) -> None:
+    with redis.Redis.from_url(busy_stack.redis_url) as store:
+        submission = client.submit({"prompt": "hi"}, deadline=HOUR, has_own_results=True, id="again")
+        store.set("request-cancel:again", "an-older-token", ex=60)
+        assert client.wait(submission, within=SOON_SECONDS).status_code == 200
+        store.delete("request-cancel:again")
