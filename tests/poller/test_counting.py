@@ -61,6 +61,7 @@ async def test_an_answer_counts_its_attempt_its_time_its_tokens_and_its_record(s
         (body("a", payload=[]), "failed_requests_total"),
         (body("a", deadline=1), "exceeded_deadline_requests_total"),
     ],
+    ids=["invalid", "late"],
 )
 async def test_what_is_not_sent_is_final_once_and_no_call(store: Redis, member: bytes, final: str) -> None:
     rig = Rig(store)
