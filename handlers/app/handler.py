@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
+from handlers.app.metrics import handler_metrics_of
+from handlers.app.parts import Closers, Parts, Starters, Walk, accounted, calls
 from handlers.app.tracing import tracing_of
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.events import Event
 from handlers.doors.dispatch import DispatchDoor
-from handlers.doors.door import handle
-from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, HttpEndpoint, Refusal
-from handlers.doors.http_message import Answer, Delivery, plain
+from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, GuardedPage, HttpEndpoint, Refusal
+from handlers.doors.http_message import Answer, plain
 from handlers.forward.forward import Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.settings.settings import Settings, load_settings, read_secret
@@ -98,8 +100,9 @@ class Handler:
         self._starters: Starters = []
         gateway = gateway_of(settings)
         self._closers.append(gateway.aclose)
-        forward = self._forward(settings, gateway, target)
-        walk, doorkeeper = _WALKS[target](settings, forward, self._log, self._closers, self._starters)
+        self._metrics = handler_metrics_of(settings, target)
+        parts = Parts(self._log, self._closers, self._starters, self._metrics)
+        walk, doorkeeper = _WALKS[target](settings, self._forward(settings, gateway, target), parts)
         env = settings.env
         endpoint = HttpEndpoint(
             walk,
@@ -111,10 +114,19 @@ class Handler:
                 receive_timeout_seconds=env.receive_timeout_seconds,
                 ends_with_client=target == "dispatch",
             ),
+            guarded_pages=self._guarded_pages(gateway),
         )
         self._endpoint = endpoint
         self._is_started = False
         self.is_stopping = False
+
+    def _guarded_pages(self, gateway: Gateway) -> dict[str, GuardedPage]:
+        """The page of metrics, where a token guards it."""
+        if self._metrics is None:
+            return {}
+        self._metrics.metrics.watch_connections("gateway", lambda: gateway.in_use)
+        self._metrics.metrics.watch_ready(lambda: self._is_started and not self.is_stopping)
+        return {"/metrics": GuardedPage(self._metrics.guard, self._metrics.page)}
 
     def _forward(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
         tracing = tracing_of(settings)
@@ -132,6 +144,8 @@ class Handler:
         return plain(503, "stopping") if self.is_stopping else plain(200, "ready")
 
     def _refused(self, refusal: Refusal) -> None:
+        if self._metrics is not None:
+            self._metrics.metrics.refused(refusal.status)
         self._log.warning("caller refused", status=refusal.status, reason=refusal.reason)
 
     async def respond(self, request: HttpRequest) -> HttpResponse:
@@ -152,18 +166,11 @@ class Handler:
             await close()
 
 
-Walk = Callable[[Delivery], Awaitable[Answer]]
-Closers = list[Callable[[], Awaitable[object]]]
-Starters = list[Callable[[], Awaitable[object]]]
-
-
 def _healthy() -> Answer:
     return plain(200, "ok")
 
 
-def _dispatch_walk(
-    settings: Settings, forward: Forward, log: Logger, closers: Closers, _starters: Starters
-) -> tuple[Walk, Doorkeeper | None]:
+def _dispatch_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk, Doorkeeper | None]:
     from handlers.app.sources import event_fields, event_sink
     from handlers.doors.dispatch_token import DispatchToken, DispatchTokenOptions
 
@@ -171,30 +178,36 @@ def _dispatch_walk(
     door = DispatchDoor(
         max_request_bytes=env.max_request_bytes,
         fields=event_fields(settings),
-        sink=event_sink(settings, log, closers),
+        sink=event_sink(settings, parts.log, parts.closers),
     )
     doorkeeper = None
     if env.dispatch_token or env.dispatch_token_file:
         path = Path(env.dispatch_token_file) if env.dispatch_token_file else None
         doorkeeper = DispatchToken(DispatchTokenOptions(path=path, tokens=(env.dispatch_token,)))
-    return (lambda delivery: handle(door, delivery, forward)), doorkeeper
+    walk = accounted(door, _queue_of_event, calls(forward, parts), parts)
+    return walk, doorkeeper
 
 
-def _push_walk(
-    settings: Settings, forward: Forward, log: Logger, closers: Closers, starters: Starters
-) -> tuple[Walk, Doorkeeper | None]:
-    from handlers.doors.pubsub_push import PubSubPushDoor
+def _queue_of_event(event: Event) -> str:
+    """The poller's queue; an event of any other source has none."""
+    return event.extensions.get("queue", "")
+
+
+def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk, Doorkeeper | None]:
+    from handlers.doors.pubsub_push import PubSubPushDoor, PushContext
     from handlers.pubsub.api import PubSubApi, PubSubOptions
     from handlers.pubsub.publisher import Publisher
 
     if not settings.project_id:
         raise InvalidSetting("PROJECT_ID", found="nothing", accepted="the project of the result topic")
-    env = settings.env
+    env, log = settings.env, parts.log
     api = PubSubApi(PubSubOptions(project_id=settings.project_id, emulator_host=env.pubsub_emulator_host))
     publisher = Publisher(api)
-    closers += [api.close, publisher.close]
-    starters.append(partial(_check_topics, publisher, settings, log))
-    held = _held(settings, forward, closers, starters)
+    parts.closers.extend([api.close, publisher.close])
+    parts.starters.append(partial(_check_topics, publisher, settings, log))
+    if parts.metrics is not None:
+        parts.metrics.metrics.watch_connections("pubsub", lambda: api.in_use)
+    held = _held(settings, calls(forward, parts), parts)
     door = PubSubPushDoor(
         publisher,
         subscriptions(settings),
@@ -202,9 +215,14 @@ def _push_walk(
         project_id=settings.project_id,
         dead_letter_topic=env.dead_letter_topic_id,
         max_request_bytes=env.max_request_bytes,
-        memory=_memory(settings, log, closers),
+        memory=_memory(settings, log, parts.closers),
+        on_buried=parts.metrics.buried if parts.metrics else lambda _subscription: None,
     )
-    return (lambda delivery: handle(door, delivery, held)), _push_identity(settings, log, closers, starters)
+
+    def queue_name(context: PushContext) -> str:
+        return context.subscription.name
+
+    return accounted(door, queue_name, held, parts), _push_identity(settings, parts)
 
 
 async def _check_topics(publisher: Publisher, settings: Settings, log: Logger) -> None:
@@ -245,7 +263,7 @@ def _memory(settings: Settings, log: Logger, closers: Closers) -> Once | None:
     return Once(DeliveryRecords(redis), log)
 
 
-def _held(settings: Settings, forward: Forward, closers: Closers, starters: Starters) -> Forward:
+def _held(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     """Forwarding through the gates of subscriptions and their pools, where they name any."""
     topics, pools = settings.file.topics, {pool.id: pool for pool in settings.pools}
     if not any(topic.gate_type or pools[topic.worker_pool_id].gate_type for topic in topics):
@@ -256,8 +274,8 @@ def _held(settings: Settings, forward: Forward, closers: Closers, starters: Star
     from handlers.gates.doorkeeper import Doorkeeper as GateKeeper
 
     gates = ProcessGates(settings, redis_options(settings))
-    starters.append(gates.start)
-    closers.append(gates.aclose)
+    parts.starters.append(gates.start)
+    parts.closers.append(gates.aclose)
     of_pools = {
         pool.id: gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]")
         for number, pool in enumerate(settings.pools)
@@ -268,8 +286,11 @@ def _held(settings: Settings, forward: Forward, closers: Closers, starters: Star
         both = [*own, *of_pools[topic.worker_pool_id]]
         slots = pools[topic.worker_pool_id].workers or settings.env.workers
         keeper = GateKeeper(both, slots=slots, most_held=settings.env.gate_most_held)
-        closers.append(keeper.aclose)
+        parts.closers.append(keeper.aclose)
         entrances[topic.subscriber_id] = Entrance(keeper, both)
+        if parts.metrics is not None:
+            parts.metrics.watch_gates(topic.subscriber_id, own)
+            parts.metrics.watch_pool(topic.worker_pool_id, slots, of_pools[topic.worker_pool_id])
     return HeldForward(forward, entrances).forward
 
 
@@ -306,14 +327,12 @@ def _given(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _push_identity(
-    settings: Settings, log: Logger, closers: Closers, starters: Starters
-) -> Doorkeeper | None:
+def _push_identity(settings: Settings, parts: Parts) -> Doorkeeper | None:
     from handlers.doors.push_identity import PushIdentity, PushIdentityOptions
 
     env = settings.env
     if env.push_auth == "none":
-        log.warning("anyone may push: PUSH_AUTH is none")
+        parts.log.warning("anyone may push: PUSH_AUTH is none")
         return None
     identity = PushIdentity(
         PushIdentityOptions(audience=env.push_audience, service_account_email=env.push_service_account)
@@ -322,14 +341,12 @@ def _push_identity(
     async def start() -> None:
         identity.start()
 
-    starters.append(start)
-    closers.append(identity.close)
+    parts.starters.append(start)
+    parts.closers.append(identity.close)
     return identity
 
 
-_WALKS: dict[
-    str, Callable[[Settings, Forward, Logger, Closers, Starters], tuple[Walk, Doorkeeper | None]]
-] = {
+_WALKS: dict[str, Callable[[Settings, Forward, Parts], tuple[Walk, Doorkeeper | None]]] = {
     "dispatch": _dispatch_walk,
     "pubsub_push": _push_walk,
 }

@@ -33,13 +33,13 @@ def poll(workers: int | None, handler_url: str | None) -> None:
     from handlers.app.poller import PollerApp
     from handlers.cli.main import fail
     from handlers.settings.settings import load_settings
-    from handlers.telemetry.logs import LogOptions, configure_logs
+    from handlers.telemetry.logs import configure_logs
 
     given = {"WORKERS": workers, "HANDLER_URL": handler_url}
     flags = {name: str(value) for name, value in given.items() if value is not None}
     try:
         settings = load_settings({**os.environ, **flags})  # noqa: TID251  # the process's entry
-        configure_logs(LogOptions(settings.env.log_level, settings.env.log_format, settings.project_id))
+        configure_logs(settings.log_options)
         uvloop.run(_run(lambda: PollerApp(settings)))
     except InvalidSetting as error:
         fail(error)

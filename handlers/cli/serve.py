@@ -27,14 +27,14 @@ def serve(target: str | None, port: int | None, host: str | None) -> None:
     from handlers.cli.main import fail
     from handlers.server import serve as run
     from handlers.settings.settings import load_settings
-    from handlers.telemetry.logs import LogOptions, configure_logs, get_logger
+    from handlers.telemetry.logs import configure_logs, get_logger
 
     given = {"FUNCTION_TARGET": target, "PORT": port, "HOST": host}
     flags = {name: str(value) for name, value in given.items() if value is not None}
     try:
         settings = load_settings({**os.environ, **flags})  # noqa: TID251  # the process's entry
         env = settings.env
-        configure_logs(LogOptions(env.log_level, env.log_format, settings.project_id))
+        configure_logs(settings.log_options)
         log = get_logger("serve")
         run(settings, env.function_target, lambda at: log.info("ready", target=env.function_target, port=at))
     except InvalidSetting as error:

@@ -1,4 +1,4 @@
-"""Who may dispatch: a bearer token shared with the poller, given as text or as a file that may change.
+"""Who may dispatch, or read metrics: a bearer token shared with the caller, given as text or as a file that may change.
 
 Two values are good at once, so that a token can be changed without a refused request: put the new one before
 the old one, wait until every poller sends it, then remove the old one. The poller sends the first.
@@ -27,11 +27,14 @@ _SHORTEST_BYTES: Final = 16
 class DispatchTokenOptions:
     """Either `tokens` as given, or `path`: a file with one a line, looked at again after `reread_seconds`.
 
+    `setting` is the variable that errors name, `setting`_FILE that of the path.
+
     A mounted Secret takes about a minute to change, so seconds more do not matter.
     """
 
     path: Path | None = None
     tokens: tuple[str, ...] = ()
+    setting: str = "DISPATCH_TOKEN"
     reread_seconds: float = 5.0
 
     def __repr__(self) -> str:
@@ -74,20 +77,20 @@ class DispatchToken:
         try:
             self._tokens = _tokens_of(self._options)
         except InvalidSetting as error:
-            self._log.warning("dispatch token not read again", setting=error.setting, found=error.found)
+            self._log.warning("token not read again", setting=error.setting, found=error.found)
 
 
 def _tokens_of(options: DispatchTokenOptions) -> tuple[bytes, ...]:
     """The tokens that are good now. Raises `InvalidSetting`, which never shows one."""
     if options.path is None:
         tokens = tuple(token.strip().encode() for token in options.tokens)
-        return _checked("DISPATCH_TOKEN", "", tokens)
+        return _checked(options.setting, "", tokens)
     try:
         tokens = tuple(options.path.read_bytes().split())
     except OSError as error:
         found = f"{options.path}: {error.strerror}"
-        raise InvalidSetting("DISPATCH_TOKEN_FILE", found=found, accepted="a readable file") from None
-    return _checked("DISPATCH_TOKEN_FILE", f"{options.path} with ", tokens)
+        raise InvalidSetting(f"{options.setting}_FILE", found=found, accepted="a readable file") from None
+    return _checked(f"{options.setting}_FILE", f"{options.path} with ", tokens)
 
 
 def _checked(setting: str, where: str, tokens: tuple[bytes, ...]) -> tuple[bytes, ...]:

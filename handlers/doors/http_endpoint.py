@@ -6,7 +6,7 @@ Starlette stays in this file; behind it are headers and bytes. The caller is che
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -45,6 +45,14 @@ class Doorkeeper(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class GuardedPage:
+    """A page that is not for everybody."""
+
+    doorkeeper: Doorkeeper
+    show: Callable[[], Answer]
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointOptions:
     """`max_body_bytes` bounds a delivery before it is decoded, `receive_timeout_seconds` its arrival.
 
@@ -57,7 +65,10 @@ class EndpointOptions:
 
 
 class HttpEndpoint:
-    """Answers one process's HTTP requests. `pages` are small GET pages by path (health, metrics)."""
+    """Answers one process's HTTP requests. `pages` are small GET pages by path (health).
+
+    `guarded_pages` are pages with a doorkeeper of their own (metrics).
+    """
 
     def __init__(
         self,
@@ -66,12 +77,15 @@ class HttpEndpoint:
         pages: dict[str, Callable[[], Answer]],
         on_refused: Callable[[Refusal], None],
         options: EndpointOptions,
+        *,
+        guarded_pages: Mapping[str, GuardedPage] | None = None,
     ) -> None:
         self._walk = walk
         self._doorkeeper = doorkeeper
         self._pages = pages
         self._on_refused = on_refused
         self._options = options
+        self._guarded_pages = guarded_pages or {}
 
     async def respond(self, request: Request) -> Response:
         """The response to one HTTP request."""
@@ -84,6 +98,8 @@ class HttpEndpoint:
         if page is not None:
             is_read = method in ("GET", "HEAD")
             return page() if is_read else plain(405, "only GET here", {"allow": "GET, HEAD"})
+        if path in self._guarded_pages:
+            return await self._guarded(self._guarded_pages[path], request)
         if path not in DELIVERY_PATHS:
             return plain(404, "nothing here")
         if method != "POST":
@@ -116,6 +132,16 @@ class HttpEndpoint:
             return _GONE
         finally:
             connection.on_lost = None
+
+    async def _guarded(self, page: GuardedPage, request: Request) -> Answer:
+        """A page for those who show its own token; a stranger learns no more than at the door."""
+        refusal = await page.doorkeeper.check(request.scope["headers"])
+        if refusal is not None:
+            self._on_refused(refusal)
+            return _refused(refusal.status)
+        if request.scope["method"] not in ("GET", "HEAD"):
+            return plain(405, "only GET here", {"allow": "GET, HEAD"})
+        return page.show()
 
     async def _body(self, request: Request) -> bytes | Answer:
         """The whole body, or why it is not taken."""

@@ -77,7 +77,8 @@ class ResultPublisher(Protocol):
 
 
 class PubSubPushDoor:
-    """Decodes pushes and publishes results. `monotonic` gives seconds that no clock change moves."""
+    """Decodes pushes and publishes results. `on_buried` hears of each delivery that becomes a dead letter
+    here, with its subscription's name. `monotonic` gives seconds that no clock change moves."""
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class PubSubPushDoor:
         dead_letter_topic: str,
         max_request_bytes: int,
         memory: Memory | None = None,
+        on_buried: Callable[[str], None] = lambda _subscription: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._publisher = publisher
@@ -98,6 +100,7 @@ class PubSubPushDoor:
         self._dead_letter_topic = dead_letter_topic
         self._max_request_bytes = max_request_bytes
         self._memory = memory
+        self._on_buried = on_buried
         self._monotonic = monotonic
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, PushContext] | Answer:
@@ -202,6 +205,7 @@ class PubSubPushDoor:
             await self._publisher.publish(self._dead_letter_topic, context.push.body, attributes)
         except (PublishFailed, ResultTooLarge):
             return plain(503, "the dead letter could not be published", retry_after(1.0))
+        self._on_buried(context.subscription.name)
         return _ACCEPTED
 
 

@@ -12,6 +12,7 @@ from handlers.contract.envelope import Envelope, decode_member, with_payload
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
+from handlers.forward.account import account
 from handlers.forward.backoff import backoff_seconds
 from handlers.forward.forward import expired
 from handlers.forward.gated import gated
@@ -115,10 +116,18 @@ class Carrier:
         self.on_freed()
 
     async def _settlement(self, claim: Claim) -> Settlement:
+        began_at = time.monotonic()
         try:
             envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
         except InvalidRequest as error:
-            self._log.warning("invalid request", id=error.request_id, queue=claim.queue, field=error.field)
+            self._log.warning(
+                "invalid request",
+                id=error.request_id,
+                queue=claim.queue,
+                outcome="failed",
+                reason=ErrorCode.INVALID_REQUEST,
+                field=error.field,
+            )
             self._metrics.answered(0, ErrorCode.INVALID_REQUEST, 0)
             return refuse(claim, error, self._route, self._clock())
         if claim.is_cancelled:
@@ -127,14 +136,26 @@ class Carrier:
             outcome = expired(envelope.request, None)
         else:
             outcome = await self._attempt(envelope)
-        return self._settled_as(claim, envelope, outcome)
+        return self._settled_as(claim, envelope, outcome, began_at)
 
-    def _settled_as(self, claim: Claim, envelope: Envelope, outcome: Outcome) -> Settlement:
-        """The settlement of an outcome, counted as what it is: a retry that comes too late is final."""
+    def _settled_as(
+        self, claim: Claim, envelope: Envelope, outcome: Outcome, began_at: float | None = None
+    ) -> Settlement:
+        """The settlement of an outcome, accounted for as what it is: a retry that comes too late is final.
+
+        `began_at` is when its work began (`time.monotonic`), None where there was none, or none that counts.
+        """
         settlement = settle(claim, envelope, outcome, self._route, self._clock())
         if isinstance(outcome, Retry) and isinstance(settlement, Ack):
             outcome = expired(envelope.request, outcome.last)
-        self._count(envelope.request, outcome)
+        account(
+            envelope.request,
+            outcome,
+            now=self._clock(),
+            seconds=0.0 if began_at is None else time.monotonic() - began_at,
+            log=self._log,
+            metrics=self._metrics,
+        )
         return settlement
 
     async def _attempt(self, envelope: Envelope) -> Outcome:
@@ -157,35 +178,6 @@ class Carrier:
     def _with_labels(self, request: Request) -> Request:
         """The queue's own labels win over the request's."""
         return labelled(request, self._labels)
-
-    def _count(self, request: Request, outcome: Outcome) -> None:
-        now = self._clock()
-        match outcome:
-            case Answered(result):
-                self._metrics.answered(result.status_code, result.error_code, request.attempt)
-                total = None if request.created is None else max(0.0, now - request.created)
-                self._metrics.timed(total, request.deadline - now)
-                if 200 <= result.status_code < 300:
-                    self._metrics.used(result.payload)
-                level = self._log.debug if 200 <= result.status_code < 300 else self._log.info
-                level(
-                    "answered",
-                    id=request.id,
-                    queue=request.queue,
-                    attempt=request.attempt,
-                    status=result.status_code,
-                    error=result.error_code,
-                )
-            case Retry():
-                self._metrics.retried(outcome.reason)
-                self._log.info(
-                    "retry",
-                    id=request.id,
-                    queue=request.queue,
-                    attempt=request.attempt,
-                    reason=outcome.reason,
-                    delay_seconds=round(outcome.delay_seconds, 3),
-                )
 
     async def _outcome(self, envelope: Envelope) -> Outcome:
         try:

@@ -70,6 +70,8 @@ class PubSubApi:
         self.options = options
         self._session: aiohttp.ClientSession | None = None
         self._token = token or AccessToken()
+        self.in_use = 0
+        """Calls under way: each has a connection of its own."""
 
     async def call(
         self,
@@ -89,6 +91,7 @@ class PubSubApi:
         data = io.BytesIO(body) if body is not None and len(body) >= _STREAMED_BYTES else body
         path = quote(f"{resource}:{verb}" if verb else resource, safe="/:+~")  # names may have a %
         url = URL(self.options.root_url + path, encoded=True)
+        self.in_use += 1
         try:
             async with asyncio.timeout(timeout_seconds):
                 headers = await self._headers()
@@ -105,6 +108,8 @@ class PubSubApi:
         except (aiohttp.ClientError, OSError) as error:
             reason = f"no answer: {type(error).__name__}: {error}"
             raise PubSubFailed(resource, status=NO_ANSWER, reason=reason) from error
+        finally:
+            self.in_use -= 1
         if 200 <= response.status < 300:
             return answer
         raise PubSubFailed(resource, status=response.status, reason=_reason(response.status, answer))

@@ -107,6 +107,12 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     shutdown_grace_seconds: Annotated[
         float, Meta(ge=0, le=86_400, description="How long a stopping process finishes what it has.")
     ] = 610.0
+    metrics_token: Annotated[
+        str, Meta(description="Bearer token for a handler's `/metrics`; without one there is no such page.")
+    ] = ""
+    metrics_token_file: Annotated[
+        str, Meta(description="File with that token, one a line; all are accepted.")
+    ] = ""
     metrics_port: Annotated[int, Meta(ge=0, le=65_535, description="The poller's health and metrics.")] = 9090
 
     # --- the doors
@@ -181,11 +187,14 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     log_format: Annotated[
         Literal["auto", "json", "text"], Meta(description="`auto`: text in a terminal, else JSON.")
     ] = "auto"
+    log_hash_ids: Annotated[
+        bool, Meta(description="Log the start of an id's SHA-256 in place of the id.")
+    ] = False
     otel_exporter_otlp_endpoint: Annotated[str, Meta(description="OTLP/HTTP receiver of the traces.")] = ""
     otel_service_name: Annotated[str, Meta(description="Service name in the traces.")] = "llm-d-async"
 
 
-SECRETS = frozenset({"redis_password", "dispatch_token"})
+SECRETS = frozenset({"redis_password", "dispatch_token", "metrics_token"})
 """Fields that are masked wherever the settings are shown."""
 
 

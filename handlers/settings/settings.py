@@ -20,6 +20,7 @@ from handlers.settings.config_file import (
     read_config_file,
 )
 from handlers.settings.environment import SECRETS, Environment, read_environment
+from handlers.telemetry.logs import LogOptions
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+)(:[0-9]{1,5})?")
 _SCHEME = re.compile(r"[a-z]+(\+[a-z]+)?://")
@@ -125,6 +126,12 @@ class Settings(msgspec.Struct, frozen=True):
         if self.env.redis_password_file:
             return read_secret("REDIS_PASSWORD_FILE", self.env.redis_password_file)
         return self.env.redis_password
+
+    @property
+    def log_options(self) -> LogOptions:
+        """How this process logs."""
+        env = self.env
+        return LogOptions(env.log_level, env.log_format, self.project_id, hash_ids=env.log_hash_ids)
 
     def shown(self) -> dict[str, object]:
         """All settings by variable, secrets masked: for a person, a log or a report."""

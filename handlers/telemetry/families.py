@@ -104,6 +104,12 @@ class Families:
         self.leases_lost = counter("lease_losses_total", "Leases lost while the work went on.")
         self.reclaimed = counter("reclaimed_requests_total", "Requests taken back from dead owners.")
         self.nacks = counter("nacks_total", "Deliveries that went back, by reason.", "reason")
+        self.deliveries = Counter(
+            f"{PREFIX}_handler_deliveries_total",
+            "Deliveries to a handler, by what became of them.",
+            ("door", "outcome"),
+            registry=self.registry,
+        )
         self.refusals = Counter(
             f"{PREFIX}_refused_callers_total", "Callers not let in.", ("status",), registry=self.registry
         )
@@ -117,6 +123,13 @@ class Families:
         self.attempts = histogram("attempts_per_request", "Attempts until the final result.", _ATTEMPTS)
         self.publish = histogram(
             "result_publish_time_millis", "Outcome known to result recorded.", _PUBLISH_MS
+        )
+        self.delivery_time = Histogram(
+            f"{PREFIX}_handler_delivery_time_millis",
+            "A delivery to a handler, from its arrival to its answer.",
+            ("door",),
+            buckets=_INFERENCE_MS,
+            registry=self.registry,
         )
         self.proximity = DeadlineProximity(f"{PREFIX}_deadline_proximity_millis", _QUEUE)
         self.registry.register(self.proximity)
@@ -135,6 +148,12 @@ class Families:
         )
         self.dispatch_budget = gauge("dispatch_budget", "What gates allow, 0 (closed) to 1.")
         self.budget = PoolBudget(self.dispatch_budget)
+        self.deliveries_in_flight = Gauge(
+            f"{PREFIX}_handler_inflight_deliveries",
+            "Deliveries at work in a handler.",
+            ("door",),
+            registry=self.registry,
+        )
         self.ready = Gauge(f"{PREFIX}_ready", "1 while this process takes work.", registry=self.registry)
         self.waiting = Gauge(
             f"{PREFIX}_waiting_retries", "Requests in the retry set.", registry=self.registry

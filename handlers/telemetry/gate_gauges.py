@@ -25,23 +25,23 @@ class GateView(Protocol):
     @property
     def gate_type(self) -> str: ...  # noqa: D102  # said by the gate's own type
     @property
-    def budget(self) -> float: ...  # noqa: D102
+    def budget(self) -> float: ...  # noqa: D102  # see GateState
     @property
-    def value(self) -> float | None: ...  # noqa: D102
+    def value(self) -> float | None: ...  # noqa: D102  # see GateState
     @property
-    def threshold(self) -> float | None: ...  # noqa: D102
+    def threshold(self) -> float | None: ...  # noqa: D102  # see GateState
     @property
-    def is_source_available(self) -> bool: ...  # noqa: D102
+    def is_source_available(self) -> bool: ...  # noqa: D102  # see GateState
     @property
-    def on_missing(self) -> str: ...  # noqa: D102
+    def on_missing(self) -> str: ...  # noqa: D102  # see GateState
     @property
-    def why_closed(self) -> str: ...  # noqa: D102
+    def why_closed(self) -> str: ...  # noqa: D102  # see GateState
     @property
-    def label(self) -> str: ...  # noqa: D102
+    def label(self) -> str: ...  # noqa: D102  # see GateState
     @property
-    def figures(self) -> Mapping[str, float]: ...  # noqa: D102
+    def figures(self) -> Mapping[str, float]: ...  # noqa: D102  # see GateState
     @property
-    def inner(self) -> Sequence[GateView]: ...  # noqa: D102
+    def inner(self) -> Sequence[GateView]: ...  # noqa: D102  # see GateState
 
 
 class GateGauges:

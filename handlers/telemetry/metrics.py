@@ -53,7 +53,7 @@ REASONS: Final = frozenset(
             "reset",
         ),
         *("broken_body", "broken_response", "handler_unavailable", "handler_lost", "handler_refused"),
-        *("internal_error", "gate_closed", "quota_exhausted", "breaker_open"),
+        *("internal_error", "gate_closed", "quota_exhausted", "breaker_open", "not_recorded"),
     }
 )
 """Why a request is tried again; anything else counts as `other`."""

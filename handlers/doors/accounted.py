@@ -1,0 +1,132 @@
+"""A door that accounts for what becomes of its deliveries; the door inside knows nothing of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic
+
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode
+from handlers.doors.door import ContextT, Door
+from handlers.doors.http_message import Answer, Delivery
+from handlers.forward.account import account
+from handlers.forward.forward import Limits
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.telemetry.logs import Logger
+
+if TYPE_CHECKING:
+    from handlers.forward.counted import QueueOf
+    from handlers.telemetry.door_metrics import DoorMetrics
+
+NOT_RECORDED: Final = "not_recorded"
+_OK: Final = range(200, 300)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted(Generic[ContextT]):
+    """A delivery's context, its request if it could be read, and when it came (`time.perf_counter`)."""
+
+    context: ContextT
+    request: Request | None
+    began_at: float
+
+
+class AccountedDoor(Generic[ContextT]):
+    """Counts and logs around `door`. `queue_name` is that of a delivery; without `metrics` it only logs.
+
+    `metrics` are the door's own series, and those of queues that nobody else counts.
+    """
+
+    def __init__(
+        self,
+        door: Door[ContextT],
+        queue_name: Callable[[ContextT], str],
+        log: Logger,
+        metrics: tuple[DoorMetrics, QueueOf] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._door = door
+        self._queue_name = queue_name
+        self._log = log
+        self._metrics = metrics
+        self._clock = clock
+
+    async def decode(self, delivery: Delivery) -> tuple[Request | Answered, Counted[ContextT]] | Answer:
+        """As the door inside."""
+        began_at = time.perf_counter()
+        decoded = await self._door.decode(delivery)
+        if isinstance(decoded, Answer):
+            return decoded
+        request, context = decoded
+        return request, Counted(context, request if isinstance(request, Request) else None, began_at)
+
+    def limits(self, context: Counted[ContextT]) -> Limits:
+        """As the door inside."""
+        return self._door.limits(context.context)
+
+    async def settle(self, context: Counted[ContextT], outcome: Outcome) -> Answer:
+        """As the door inside; a result that could not be recorded is no result yet."""
+        decided_at = time.perf_counter()
+        answer = await self._door.settle(context.context, outcome)
+        settled_at = time.perf_counter()
+        is_recorded = answer.status_code in _OK
+        self._count(context, outcome, is_recorded, decided_at, settled_at)
+        if isinstance(outcome, Answered) and not is_recorded:
+            self._log.warning(
+                "result not recorded",
+                id=outcome.result.id,
+                queue=self._queue_name(context.context),
+                outcome="retry",
+                reason=NOT_RECORDED,
+                status=answer.status_code,
+            )
+        else:
+            self._account(context, outcome, decided_at - context.began_at)
+        return answer
+
+    def _count(
+        self,
+        context: Counted[ContextT],
+        outcome: Outcome,
+        is_recorded: bool,
+        decided_at: float,
+        settled_at: float,
+    ) -> None:
+        if self._metrics is None:
+            return
+        door, queue_of = self._metrics
+        queue = queue_of(self._queue_name(context.context))
+        word = "retry" if isinstance(outcome, Retry) else "answered" if is_recorded else NOT_RECORDED
+        door.settled(word, settled_at - context.began_at)
+        if queue is None or isinstance(outcome, Retry):
+            return
+        if not is_recorded:
+            queue.retried(NOT_RECORDED)
+            return
+        queue.published(settled_at - decided_at)
+        if outcome.result.error_code == ErrorCode.UNDELIVERABLE:
+            queue.buried(1)
+
+    def _account(self, context: Counted[ContextT], outcome: Outcome, seconds: float) -> None:
+        """Where somebody else counts the requests, that one logs them, too."""
+        queue_name = self._queue_name(context.context)
+        queue = self._metrics[1](queue_name) if self._metrics else None
+        if context.request is not None:
+            account(
+                context.request, outcome, now=self._clock(), seconds=seconds, log=self._log, metrics=queue
+            )
+        elif isinstance(outcome, Answered):
+            result = outcome.result
+            if queue is not None:
+                queue.answered(result.status_code, result.error_code, 0)
+            self._log.info(
+                "answered",
+                id=result.id,
+                queue=queue_name,
+                outcome="failed",
+                reason=result.error_code,
+                error=result.error_message,
+                seconds=round(seconds, 3),
+            )

@@ -1,0 +1,85 @@
+"""Accounts for an outcome, in metrics and in the log: said once, for the poller and for both doors alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, Result
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.telemetry.logs import Logger
+
+if TYPE_CHECKING:
+    from handlers.telemetry.metrics import QueueMetrics  # loads Prometheus, which a handler may do without
+
+
+def account(
+    request: Request,
+    outcome: Outcome,
+    *,
+    now: float,
+    seconds: float,
+    log: Logger,
+    metrics: QueueMetrics | None,
+) -> None:
+    """Count and log the outcome of one attempt, which took `seconds`; `now` is Unix seconds.
+
+    A success is logged at `debug`, since there may be thousands a second; everything else at `info`.
+    """
+    match outcome:
+        case Answered(result):
+            total_seconds = None if request.created is None else max(0.0, now - request.created)
+            if metrics is not None:
+                _count(metrics, request, result, total_seconds, now)
+            _log_answer(log, request, result, seconds, total_seconds)
+        case Retry():
+            if metrics is not None:
+                metrics.retried(outcome.reason)
+            log.info(
+                "retry",
+                id=request.id,
+                queue=request.queue,
+                attempt=request.attempt,
+                outcome="retry",
+                reason=outcome.reason,
+                status=outcome.last.status_code if outcome.last else 0,
+                seconds=round(seconds, 3),
+                delay_seconds=round(outcome.delay_seconds, 3),
+            )
+
+
+def _count(
+    metrics: QueueMetrics, request: Request, result: Result, total_seconds: float | None, now: float
+) -> None:
+    metrics.answered(result.status_code, result.error_code, request.attempt)
+    metrics.timed(total_seconds, request.deadline - now)
+    if _is_success(result):
+        metrics.used(result.payload)
+
+
+def _log_answer(
+    log: Logger, request: Request, result: Result, seconds: float, total_seconds: float | None
+) -> None:
+    level = log.debug if _is_success(result) else log.info
+    level(
+        "answered",
+        id=request.id,
+        queue=request.queue,
+        attempt=request.attempt,
+        outcome=_word(result),
+        status=result.status_code,
+        reason=result.error_code,
+        seconds=round(seconds, 3),
+        total_seconds=total_seconds and round(total_seconds, 3),
+    )
+
+
+def _is_success(result: Result) -> bool:
+    return 200 <= result.status_code < 300
+
+
+def _word(result: Result) -> str:
+    """As the metrics tell final results apart."""
+    if _is_success(result):
+        return "success"
+    return "expired" if result.error_code == ErrorCode.DEADLINE_EXCEEDED else "failed"

@@ -1,0 +1,136 @@
+"""What a door counts and logs of its deliveries, with a door inside that does as it is told."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, answered_result, error_result
+from handlers.doors.accounted import AccountedDoor
+from handlers.doors.door import handle
+from handlers.doors.http_message import Answer, Delivery
+from handlers.forward.counted import QueueOf, counted_attempts, counted_calls
+from handlers.forward.forward import NO_LIMITS, Limits
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.telemetry.door_metrics import DoorMetrics
+from handlers.telemetry.logs import get_logger
+from handlers.telemetry.metrics import Metrics, QueueMetrics
+from tests.telemetry.exposition import Page, page_of
+
+QUEUE = {"queue_id": "sub", "queue_name": "sub", "pool_name": "default"}
+GOOD = Answered(answered_result("a", "", 200, b'{"usage": {"prompt_tokens": 3}}'))
+REQUEST = Request(id="a", queue="sub", deadline=time.time() + 60, payload=b"{}", created=time.time() - 5)
+
+
+class Inside:
+    """A door: what it decodes, and what it says to every outcome."""
+
+    def __init__(self, decoded: Request | Answered | Answer, answer: Answer) -> None:
+        self._decoded = decoded
+        self._answer = answer
+
+    async def decode(self, _delivery: Delivery) -> tuple[Request | Answered, str] | Answer:
+        return self._decoded if isinstance(self._decoded, Answer) else (self._decoded, "sub")
+
+    def limits(self, context: str) -> Limits:
+        return NO_LIMITS
+
+    async def settle(self, context: str, outcome: Outcome) -> Answer:
+        return self._answer
+
+
+async def walked(
+    outcome: Outcome,
+    *,
+    decoded: Request | Answered | Answer = REQUEST,
+    status: int = 204,
+    queue_of: QueueOf | None = None,
+) -> Page:
+    """The page of metrics after one delivery that went this way."""
+    metrics = Metrics()
+    door_metrics = DoorMetrics(metrics, "pubsub_push")
+
+    def of_queue(name: str) -> QueueMetrics | None:
+        return metrics.of_queue(name, name, "default")
+
+    async def forward(_request: Request, _limits: Limits) -> Outcome:
+        return outcome
+
+    queues = queue_of or of_queue
+    door = AccountedDoor(
+        Inside(decoded, Answer(status)), lambda context: context, get_logger("test"), (door_metrics, queues)
+    )
+    counted = counted_attempts(counted_calls(forward, queues), queues, door_metrics)
+    await handle(door, Delivery([], b""), counted)
+    return page_of(metrics)
+
+
+async def test_an_answer_is_counted_from_its_arrival_to_its_record() -> None:
+    page = await walked(GOOD)
+    ones = (
+        *("request_total", "dispatched_requests_total", "successful_requests_total"),
+        *("message_latency_time_millis_count", "attempts_per_request_count"),
+        *("result_publish_time_millis_count", "queue_residence_time_millis_count"),
+    )
+    assert {name: page.value(name, **QUEUE) for name in ones} == dict.fromkeys(ones, 1)
+    assert page.value("tokens_total", **QUEUE, direction="input") == 3
+    assert page.value("inflight_requests", **QUEUE) == 0
+    assert page.value("handler_deliveries_total", door="pubsub_push", outcome="answered") == 1
+    assert page.value("handler_inflight_deliveries", door="pubsub_push") == 0
+
+
+async def test_a_result_that_could_not_be_recorded_is_no_result_yet() -> None:
+    page = await walked(GOOD, status=503)
+    assert page.value("successful_requests_total", **QUEUE) == 0
+    assert page.value("nacks_total", **QUEUE, reason="not_recorded") == 1
+    assert page.value("handler_deliveries_total", door="pubsub_push", outcome="not_recorded") == 1
+
+
+async def test_a_retry_counts_by_its_reason() -> None:
+    page = await walked(Retry(5.0, "rejected"), status=429)
+    assert page.value("nacks_total", **QUEUE, reason="rejected") == 1
+    assert page.value("shedded_requests_total", **QUEUE) == 1
+    assert page.value("handler_deliveries_total", door="pubsub_push", outcome="retry") == 1
+
+
+async def test_what_could_not_be_read_is_a_failure_and_no_attempt() -> None:
+    invalid = Answered(error_result("a", "", ErrorCode.INVALID_REQUEST, "no deadline"))
+    page = await walked(GOOD, decoded=invalid)
+    assert page.value("failed_requests_total", **QUEUE) == 1
+    assert page.value("request_total", **QUEUE) == 0
+
+
+async def test_a_dead_lettered_delivery_is_a_dead_letter() -> None:
+    gone = Answered(error_result("a", "", ErrorCode.UNDELIVERABLE, "given up"))
+    page = await walked(GOOD, decoded=gone)
+    assert page.value("dead_letters_total", **QUEUE) == 1
+
+
+async def test_a_delivery_that_is_none_counts_nothing() -> None:
+    page = await walked(GOOD, decoded=Answer(400))
+    assert page.value("handler_deliveries_total", door="pubsub_push", outcome="answered") == 0
+
+
+async def test_what_the_poller_counts_is_not_counted_again_but_the_delivery_is() -> None:
+    page = await walked(GOOD, queue_of=lambda _name: None)
+    assert list(page.labels("request_total")) == []
+    assert page.value("handler_deliveries_total", door="pubsub_push", outcome="answered") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TimeoutError])
+async def test_what_breaks_on_the_way_does_not_stay_in_flight(error: type[Exception]) -> None:
+    metrics = Metrics()
+    queue, door = metrics.of_queue("sub", "sub", "default"), DoorMetrics(metrics, "dispatch")
+
+    async def forward(_request: Request, _limits: Limits) -> Outcome:
+        raise error
+
+    counted = counted_attempts(counted_calls(forward, lambda _: queue), lambda _: queue, door)
+    with pytest.raises(error):
+        await counted(REQUEST, NO_LIMITS)
+    page = page_of(metrics)
+    assert page.value("inflight_requests", **QUEUE) == 0
+    assert page.value("queue_depth", **QUEUE) == 0
+    assert page.value("handler_inflight_deliveries", door="dispatch") == 0
