@@ -27,6 +27,7 @@ from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, GuardedPag
 from handlers.doors.http_message import Answer, plain
 from handlers.forward.forward import Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.guarded import GuardedForward, GuardOptions
 from handlers.settings.settings import Settings, load_settings, read_secret
 from handlers.telemetry.logs import Logger, get_logger
 
@@ -91,6 +92,15 @@ def forwarder_of(settings: Settings, gateway: Sender) -> Forwarder:
     return Forwarder(gateway, settings.routes, request_timeout_seconds=settings.env.request_timeout_seconds)
 
 
+def guarded_forward(settings: Settings, forward: Forward, log: Logger) -> Forward:
+    """Forwarding past the breaker and the retry budget of each gateway."""
+    env, routes = settings.env, settings.routes
+    if not env.circuit_breaker and not env.retry_budget:
+        return forward
+    options = GuardOptions(is_breaking=env.circuit_breaker, retry_share=env.retry_budget)
+    return GuardedForward(forward, lambda queue: routes.of(queue).base_url, log, options).forward
+
+
 class Handler:
     """One door of one process: its endpoint, and what must be closed at the end."""
 
@@ -129,6 +139,9 @@ class Handler:
         return {"/metrics": GuardedPage(self._metrics.guard, self._metrics.page)}
 
     def _forward(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
+        return guarded_forward(settings, self._traced(settings, gateway, target), self._log)
+
+    def _traced(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
         tracing = tracing_of(settings)
         if tracing is None:
             return forwarder_of(settings, gateway).forward

@@ -7,12 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from handlers.app.gates import ProcessGates
-from handlers.app.handler import forwarder_of, gateway_of
+from handlers.app.handler import forwarder_of, gateway_of, guarded_forward
 from handlers.app.redis_options import redis_options
 from handlers.app.tracing import tracing_of
 from handlers.contract.request import Request
+from handlers.forward.circuit import Circuit, CircuitState
 from handlers.forward.forward import NO_LIMITS, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.guarded import circuit_options, guarded_dispatch
 from handlers.forward.outcome import Outcome
 from handlers.gates.allowance import Allowance
 from handlers.gates.gate import Gate, Share
@@ -143,6 +145,7 @@ class PollerApp:
             entry.result_queue_name, entry.result_ttl_seconds, self._settings.result_queue_name
         )
         settler = Settler(queue, self._log)
+        circuit = self._circuit(entry.queue_name)
         labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
         metrics = self._metrics.of_queue(*labels)
         for gate in gates:
@@ -150,7 +153,7 @@ class PollerApp:
         carrier = Carrier(
             settler,
             route,
-            self._dispatch,
+            guarded_dispatch(self._dispatch, circuit),
             self._log,
             metrics,
             labels=entry.labels,
@@ -164,7 +167,7 @@ class PollerApp:
         heartbeat = Heartbeat(queue, carrier, env.lease_seconds, metrics)
         reclaimer = Reclaimer(queue, carrier, self._log, metrics, max_deaths=env.max_deaths)
         allowance = Allowance(pool.slots, _shares(gates)) if gates else None
-        pool.add(Source(queue, carrier, entry.labels, gates, allowance))
+        pool.add(Source(queue, carrier, entry.labels, gates, allowance, circuit))
         self._settlers.append(settler)
         self._carriers.append(carrier)
         self._loopers.append(self._looper("heartbeat", env.heartbeat_seconds, heartbeat.tick))
@@ -173,6 +176,15 @@ class PollerApp:
         self._loopers.append(self._looper("canceller", CANCEL_SECONDS, canceller.tick))
         depths = DepthWatch(self._redis, queue, self._queue_options(), metrics)
         self._loopers.append(self._looper("depths", DEPTHS_SECONDS, depths.tick))
+
+    def _circuit(self, queue_name: str) -> Circuit:
+        """One for each queue: its requests have one gateway, whose trouble must not hold up others."""
+
+        def tell(state: CircuitState) -> None:
+            level = self._log.warning if state is CircuitState.OPEN else self._log.info
+            level("circuit changed", queue=queue_name, state=state)
+
+        return Circuit(circuit_options(is_breaking=self._settings.env.circuit_breaker), on_change=tell)
 
     def _queue_options(self) -> QueueOptions:
         env = self._settings.env
@@ -265,9 +277,9 @@ def _untraced_dispatch(settings: Settings, client: Sender) -> Dispatch:
             tokens=lambda: settings.dispatch_tokens,
         )
         return dispatcher.dispatch
-    forwarder = forwarder_of(settings, client)
+    forward = guarded_forward(settings, forwarder_of(settings, client).forward, get_logger("poller"))
 
     async def in_process(request: Request, _body: bytes) -> Outcome:
-        return await forwarder.forward(request, NO_LIMITS)
+        return await forward(request, NO_LIMITS)
 
     return in_process

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from handlers.forward.circuit import Circuit, CircuitState
 from handlers.gates.allowance import Allowance
 from handlers.gates.bands import band_of
 from handlers.gates.gate import Gate
@@ -31,19 +32,25 @@ _EXPIRE_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A queue, who carries its claims, and its own gates; `allowance` counts against their budget."""
+    """A queue, who carries its claims, and its own gates; `allowance` counts against their budget.
+
+    `circuit` says how many calls its gateway is spared: none while it is well.
+    """
 
     queue: RedisQueue
     carrier: Carrier
     labels: Mapping[str, str] = field(default_factory=dict)
     gates: Sequence[Gate] = ()
     allowance: Allowance | None = None
+    circuit: Circuit | None = None
 
     def room(self) -> int | None:
         """How many more of this queue its own gates would let go now; None without a limit."""
         rooms = [gate.room(self.labels) for gate in self.gates]
         if self.allowance is not None:
             rooms.append(self.allowance.room())
+        if self.circuit is not None and self.circuit.state is not CircuitState.CLOSED:
+            rooms.append(self.circuit.room())
         return min((room for room in rooms if room is not None), default=None)
 
 

@@ -52,6 +52,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     connect_timeout_seconds: Annotated[float, Meta(gt=0, le=600, description="Longest wait to connect.")] = (
         10.0
     )
+    circuit_breaker: Annotated[
+        bool, Meta(description="While most calls fail, send one a second and leave the rest queued.")
+    ] = True
+    retry_budget: Annotated[
+        float,
+        Meta(ge=0, le=10, description="Retries for each final answer, beside one a second; 0: no limit."),
+    ] = 0.25
     max_request_bytes: Annotated[int, Meta(ge=1_024, description="Largest request body.")] = MAX_REQUEST_BYTES
     max_response_bytes: Annotated[
         int, Meta(ge=1_024, description="Largest response; a larger one is a final error.")

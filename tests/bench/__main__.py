@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench import scenarios
+from tests.bench.outage import outage
 from tests.bench.scenarios import Figures
 
 SCENARIOS: dict[str, tuple[Callable[[int], Figures], int, int]] = {
@@ -21,6 +22,7 @@ SCENARIOS: dict[str, tuple[Callable[[int], Figures], int, int]] = {
     "poller + handler": (scenarios.poller_and_handler, 20_000, 300),
     "poller, in process": (scenarios.poller_in_process, 30_000, 300),
     "queue to gateway, 50/s": (scenarios.queue_to_gateway, 1_000, 50),
+    "gateway outage": (outage, 10_000, 400),
     "100,000 queued": (scenarios.deep_queue, 100_000, 1_000),
 }
 """Name -> scenario, requests, requests of a quick run."""
@@ -34,6 +36,11 @@ GOALS = {
     ("poller, in process", "requests/s"): "≥ 3,500",
     ("queue to gateway, 50/s", "p50 ms"): "≤ 15",
     ("queue to gateway, 50/s", "p99 ms"): "≤ 50",
+    ("gateway outage", "calls a request at 10 %"): "≤ 1.2",
+    ("gateway outage", "probes/s"): "≤ 1 a process",
+    ("gateway outage", "poller CPU %"): "≤ 5",
+    ("gateway outage", "handler CPU %"): "≤ 5",
+    ("gateway outage", "seconds to 90 % goodput"): "≤ 30",
 }
 
 
@@ -49,7 +56,7 @@ def main(names: tuple[str, ...], json_path: Path | None, quick: bool, runs: int)
         if names and name != "bare forwarder" and not any(part in name for part in names):
             continue
         console.print(f"[dim]{name} ...[/]")
-        repeats = 1 if quick or count >= 100_000 else runs
+        repeats = 1 if quick or count >= 100_000 or scenario is outage else runs
         found[name] = median([scenario(quick_count if quick else count) for _ in range(repeats)])
     console.print(table(found))
     if json_path:
