@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from handlers.app.credentials import file_token, prometheus_tls
 from handlers.app.gates import ProcessGates
 from handlers.app.handler import gateway_of
 from handlers.app.redis_options import redis_options
 from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.endpoint import joined
-from handlers.forward.gateway import ResponseTooLarge
+from handlers.forward.gateway import Gateway, GatewayOptions, ResponseTooLarge
 from handlers.gates.gate import GateState
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
 from handlers.redis_store.key_types import wrong_types
@@ -93,16 +94,26 @@ async def _handler(settings: Settings) -> list[Finding]:
 
 async def _prometheus(settings: Settings) -> list[Finding]:
     url = joined(settings.env.prometheus_url, "/api/v1/query?query=1")
-    return [
-        await _page(settings, f"prometheus {masked_url(settings.env.prometheus_url)}", url, "PROMETHEUS_URL")
-    ]
+    client = Gateway(GatewayOptions(max_response_bytes=65_536, ssl_context=prometheus_tls(settings)))
+    token = file_token("PROMETHEUS_TOKEN_FILE", settings.env.prometheus_token_file)
+    headers = {"authorization": f"Bearer {token()}"} if token else {}
+    what = f"prometheus {masked_url(settings.env.prometheus_url)}"
+    return [await _page(settings, what, url, "PROMETHEUS_URL", client=client, headers=headers)]
 
 
-async def _page(settings: Settings, what: str, url: str, setting: str) -> Finding:
-    gateway = gateway_of(settings)
+async def _page(
+    settings: Settings,
+    what: str,
+    url: str,
+    setting: str,
+    *,
+    client: Gateway | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Finding:
+    gateway = client or gateway_of(settings)
     started_at = time.monotonic()
     try:
-        response = await gateway.get(url)
+        response = await gateway.get(url, headers)
     except ResponseTooLarge:
         return Finding(what, "ok", "answers, with more than is read here")
     except FAILURES as error:
@@ -170,7 +181,7 @@ def _gate_finding(path: str, state: GateState) -> Finding:
 _UNREACHABLE: Final = {
     "connect": "is it running, and is {} right? From a pod: is egress to it allowed?",
     "dns": "the host name of {} does not resolve here",
-    "tls": "its certificate is not trusted: set the CA (GATEWAY_CA_FILE)",
+    "tls": "its certificate is not trusted: set the CA (GATEWAY_CA_FILE, PROMETHEUS_CA_FILE)",
     "timeout": "it takes connections and does not answer: look at {}",
 }
 

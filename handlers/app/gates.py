@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from handlers.app.credentials import file_token, prometheus_tls
 from handlers.gates.feed import FeedOptions, Feeds
 from handlers.gates.gate import Gate
 from handlers.gates.http_text import HttpText
@@ -15,6 +16,12 @@ from handlers.redis_store.connection import RedisOptions, Store, connect
 from handlers.redis_store.gate_store import RedisGateStore
 from handlers.settings.settings import Settings
 from handlers.telemetry.logs import get_logger
+
+
+def prometheus_http(settings: Settings) -> HttpText:
+    """A client with the credentials for Prometheus. Raises `InvalidSetting` for files that cannot be read."""
+    token = file_token("PROMETHEUS_TOKEN_FILE", settings.env.prometheus_token_file)
+    return HttpText(token, prometheus_tls(settings))
 
 
 class ProcessGates:
@@ -32,6 +39,7 @@ class ProcessGates:
         self._sources = GateSources(
             feeds=Feeds(options, log),
             http=HttpText(),
+            prometheus_http=prometheus_http(settings),
             stores=self._store_at,
             log=log,
             prometheus_url=env.prometheus_url,
@@ -56,6 +64,7 @@ class ProcessGates:
         for gate in self._gates:
             await gate.aclose()
         await self._sources.http.aclose()
+        await self._sources.prometheus_http.aclose()
         for redis in self._connections.values():
             await redis.aclose()
 

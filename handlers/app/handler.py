@@ -6,8 +6,6 @@ Heavy parts are imported where they are built, so that a dispatch door does not 
 from __future__ import annotations
 
 import os
-import ssl
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
+from handlers.app.credentials import file_token, gateway_tls
 from handlers.app.metrics import handler_metrics_of
 from handlers.app.parts import Closers, Parts, Starters, Walk, accounted, calls
 from handlers.app.tracing import tracing_of
@@ -28,7 +27,7 @@ from handlers.doors.http_message import Answer, plain
 from handlers.forward.forward import Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.guarded import GuardedForward, GuardOptions
-from handlers.settings.settings import Settings, load_settings, read_secret
+from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import Logger, get_logger
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from handlers.doors.pubsub_push import Subscription
     from handlers.pubsub.publisher import Publisher
 
-_TOKEN_SECONDS = 5.0
 WRAPPING_FACTOR = 1.4
 """How much larger a delivery may be than the request in it: base64, and the frame around it."""
 
@@ -48,43 +46,10 @@ def gateway_of(settings: Settings) -> Gateway:
         GatewayOptions(
             connect_timeout_seconds=env.connect_timeout_seconds,
             max_response_bytes=env.max_response_bytes,
-            ssl_context=_gateway_tls(settings),
-            token=_gateway_token(env.gateway_token_file),
+            ssl_context=gateway_tls(settings),
+            token=file_token("GATEWAY_TOKEN_FILE", env.gateway_token_file),
         )
     )
-
-
-def _gateway_token(path: str) -> Callable[[], str] | None:
-    """The gateway's bearer token, read again from its file every few seconds: a mounted secret rotates."""
-    if not path:
-        return None
-    read_secret("GATEWAY_TOKEN_FILE", path)
-    known = ("", 0.0)
-
-    def token() -> str:
-        nonlocal known
-        now = time.monotonic()
-        if now >= known[1]:
-            known = (read_secret("GATEWAY_TOKEN_FILE", path), now + _TOKEN_SECONDS)
-        return known[0]
-
-    return token
-
-
-def _gateway_tls(settings: Settings) -> ssl.SSLContext | None:
-    env = settings.env
-    if not (env.gateway_ca_file or env.gateway_cert_file):
-        return None
-    try:
-        context = ssl.create_default_context(cafile=env.gateway_ca_file or None)
-        if env.gateway_cert_file:
-            context.load_cert_chain(env.gateway_cert_file, env.gateway_key_file or None)
-    except (OSError, ssl.SSLError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise InvalidSetting(
-            "GATEWAY_CA_FILE, GATEWAY_CERT_FILE", found=found, accepted="PEM files"
-        ) from None
-    return context
 
 
 def forwarder_of(settings: Settings, gateway: Sender) -> Forwarder:

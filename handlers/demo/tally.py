@@ -11,10 +11,11 @@ from handlers.contract.result import Result
 
 
 class WitnessLine(msgspec.Struct):
-    """One request as the gateway saw it; times are Unix seconds."""
+    """One request as the gateway saw it; times are Unix seconds. One without a slot was never admitted."""
 
     key: str = ""
     started_at: float = 0.0
+    admitted_at: float | None = None
     ended_at: float = 0.0
     status: int = 0
 

@@ -85,9 +85,11 @@ class Gateway:
             await response.aclose()
         return GatewayResponse(response.status_code, received, content)
 
-    async def get(self, url: str) -> GatewayResponse:
+    async def get(self, url: str, headers: Mapping[str, str] | None = None) -> GatewayResponse:
         """GET a small page of the gateway (its models, its health); for checks, not for requests."""
-        return await self._answer(httpx.Request("GET", parsed_url(url), extensions=self._extensions))
+        return await self._answer(
+            httpx.Request("GET", parsed_url(url), headers=headers, extensions=self._extensions)
+        )
 
     def _connected(self) -> AiohttpTransport:
         if self._transport is None:

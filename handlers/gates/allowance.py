@@ -6,8 +6,8 @@ request lasts and however old the reading is. So a burst counts against the read
 - Less than one slot is not nothing: one request at a time, with pauses after it, so that the average use is
   what was allowed (allowed 0.25 slots: a request of 2 s is followed by 6 s of nothing).
 - A headroom (`Share.headroom`) changes what was in use when the reading was taken. A metric is older than its
-  fetch, so it grows from the least that was in use within `reading_lag_seconds` before: what may not have
-  been in the metric yet never makes room twice.
+  fetch, so it grows from the least that was in use within `Share.lag_seconds` before: what may not have been
+  in the metric yet never makes room twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from handlers.gates.gate import Share
 
 _LONGEST_PAUSE_SECONDS: Final = 60.0  # a long request at a tiny share must not close the pool for hours
 _ROUNDING: Final = 1e-9  # 0.3 x 10 slots is 3, whatever binary fractions say
-_GRAIN: Final = 16  # low-water marks kept per lag window
+_GRAIN_SECONDS: Final = 0.05  # a metric read from the router itself is hardly older
+_MARKS: Final = 1_024  # about 50 s of history: the longest lag and a reading's age; read once a reading
 
 
 class Allowance:
@@ -36,7 +37,6 @@ class Allowance:
         slots: int,
         shares: Callable[[], tuple[Share, ...]],
         *,
-        reading_lag_seconds: float = 15.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if slots < 1:
@@ -45,7 +45,7 @@ class Allowance:
         self.in_use = 0
         self._shares = shares
         self._clock = clock
-        self._low_water = _LowWater(reading_lag_seconds)
+        self._low_water = _LowWater()
         self._credit = 0.0
         self._credit_at = clock()
         self._allowed = 0.0
@@ -81,14 +81,14 @@ class Allowance:
 
     def _of(self, share: Share) -> float:
         part = min(1.0, max(0.0, share.part)) if share.part == share.part else 0.0  # NaN closes
-        if share.headroom is None or part == 0:
+        if share.headroom is None:
             return part * self.slots
-        held, least = self._low_water.at(share.at)
+        held, least = self._low_water.at(share.at, share.lag_seconds)
         change = share.headroom * self.slots
         # More comes on top of the least, which the metric has certainly counted; less comes off what was
         # held. Between the two the pool keeps what it has: a dip that is over must not be repeated.
         allowed = held + change if change < 0 else max(float(held), least + change)
-        return min(float(self.slots), max(part * self.slots, allowed))
+        return min(float(self.slots), max(0.0, max(part * self.slots, allowed) - share.fewer))
 
     def _settle_credit(self, allowed: float) -> None:
         """Slot-seconds not used (or used too much) since the last look; only matters below one slot."""
@@ -102,29 +102,36 @@ class Allowance:
 
 
 class _LowWater:
-    """What was in use at an instant, and the least within a window before it, from a few marks."""
+    """What was in use at an instant, and the least within a time before it, from marks a grain apart."""
 
-    def __init__(self, window_seconds: float) -> None:
-        self._window_seconds = window_seconds
+    def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
         self._before = 0  # in use at the start of the oldest mark's time
+        self._asked: tuple[float, float] | None = None
+        self._found = (0, 0)
 
     def note(self, now: float, in_use: int) -> None:
         """`in_use` holds from `now` on."""
-        grain = self._window_seconds / _GRAIN
-        if len(self._marks) > 1 and now - self._marks[-2][0] < grain:
+        if len(self._marks) > 1 and now - self._marks[-2][0] < _GRAIN_SECONDS:
             # Within one grain only the least counts; the last mark stays apart, since it holds on.
             at, least = self._marks[-2]
             self._marks[-2] = (at, min(least, self._marks[-1][1]))
             self._marks[-1] = (now, in_use)
             return
         self._marks.append((now, in_use))
-        while len(self._marks) > 4 * _GRAIN:
+        if len(self._marks) > _MARKS:
             self._before = self._marks.popleft()[1]
 
-    def at(self, at: float) -> tuple[int, int]:
-        """What was in use at `at`, and the least from `at - window` to then."""
-        start = at - self._window_seconds
+    def at(self, at: float, lag_seconds: float) -> tuple[int, int]:
+        """What was in use at `at`, and the least from `at - lag_seconds` to then."""
+        # Asked many times for each reading; what came after a reading does not change what was before it.
+        if self._asked != (at, lag_seconds):
+            self._asked = (at, lag_seconds)
+            self._found = self._search(at, lag_seconds)
+        return self._found
+
+    def _search(self, at: float, lag_seconds: float) -> tuple[int, int]:
+        start = at - lag_seconds
         least: int | None = None
         holding = self._before
         for since, in_use in self._marks:

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 from handlers.gates.feed import Feed, Reading, Sample
-from handlers.gates.parameters import Senseless, choice, http_address, number, parameter, string_map, text
+from handlers.gates.parameters import (
+    Senseless,
+    choice,
+    http_address,
+    number,
+    parameter,
+    seconds,
+    string_map,
+    text,
+)
 from handlers.gates.reading_gate import ReadingGate, ReadingParameters, Rule
 from handlers.gates.sources import GateSources
 
@@ -33,6 +42,7 @@ class EndpointScrapeParameters(ReadingParameters):
     pods_url: str = parameter(http_address(), default="")
     pods_metric: str = parameter(text(may_be_empty=True), default="")
     pods_labels: Mapping[str, str] | None = parameter(string_map(), default=None)
+    reading_lag_seconds: float = parameter(seconds(), default=1.0)
 
     def __post_init__(self) -> None:
         if bool(self.pods_url) != bool(self.pods_metric):
@@ -51,8 +61,9 @@ class EndpointScrapeGate(ReadingGate):
         is_budget = parameters.value_type == "budget"
 
         def published(value: float) -> float:
-            part = min(1.0, max(0.0, value))
-            return (part if is_budget else 1.0 - part) - baseline
+            # Below 0 it says by how much the pool is over-full.
+            left = min(1.0, value) if is_budget else 1.0 - max(0.0, value)
+            return left - baseline
 
         super().__init__(
             ScrapedValue(parameters, sources),

@@ -111,12 +111,15 @@ class Share:
     `part` is 0 to 1; 1 is the whole pool, so a gate that publishes "threshold - value" says here what
     part of its threshold that is. With `headroom` (-1 to 1, a part of the slots as well) so much may come on
     top of what was in use when the reading was taken (`at`, Unix seconds), or must come off it, if that
-    leaves more than `part`.
+    leaves more than `part`. What the reading shows may be `lag_seconds` older than `at`.
+    `fewer` slots are gone since the reading: the gateway turned so many of ours away for want of room.
     """
 
     part: float
     headroom: float | None = None
     at: float = 0.0
+    lag_seconds: float = 15.0
+    fewer: int = 0
 
 
 @dataclass(frozen=True, slots=True)

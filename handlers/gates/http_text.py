@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ssl
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import aiohttp
@@ -14,16 +15,28 @@ _MAX_BYTES: Final = 32_000_000
 
 
 class HttpText:
-    """One session for all sources; opened on first use, closed by `aclose`. The feed sets the timeout."""
+    """One session for all sources; opened on first use, closed by `aclose`. The feed sets the timeout.
 
-    def __init__(self) -> None:
+    `token` gives the bearer token that is sent along, `ssl_context` says whom to trust; None is none, and
+    the system's own CAs.
+    """
+
+    def __init__(
+        self, token: Callable[[], str] | None = None, ssl_context: ssl.SSLContext | None = None
+    ) -> None:
+        self._token = token
+        self._ssl_context = ssl_context
         self._session: aiohttp.ClientSession | None = None
 
     async def get(self, url: str, query: Mapping[str, str] | None = None) -> bytes:
         """The body of a 200. Raises `SourceMissing` for any other status or a body too large."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
-        async with self._session.get(url, params=query, allow_redirects=False) as response:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=self._ssl_context or True),
+                timeout=aiohttp.ClientTimeout(total=None),
+            )
+        headers = {"Authorization": f"Bearer {self._token()}"} if self._token else None
+        async with self._session.get(url, params=query, headers=headers, allow_redirects=False) as response:
             body = (
                 await response.content.read(_MAX_BYTES + 1)
                 if response.status != 200

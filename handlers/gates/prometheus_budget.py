@@ -107,7 +107,7 @@ def _budget_feed(queries: dict[str, str], sources: GateSources, gate_type: str) 
     )
 
     async def read() -> Sample:
-        samples = await instant_query(sources.http, sources.prometheus_url, query)
+        samples = await instant_query(sources.prometheus_http, sources.prometheus_url, query)
         # 0 / 0 ready pods is no number: that source says nothing, the next one may.
         values = {labels.get(_SOURCE_LABEL, ""): value for labels, value in samples if not math.isnan(value)}
         if not values:

@@ -45,7 +45,9 @@ def query_feed(query: str, sources: GateSources, gate_type: str, *, least: bool)
     check_prometheus_url(sources, gate_type)
 
     async def read() -> Sample:
-        samples = [value for _, value in await instant_query(sources.http, sources.prometheus_url, query)]
+        samples = [
+            value for _, value in await instant_query(sources.prometheus_http, sources.prometheus_url, query)
+        ]
         if not samples:
             return Sample(None)
         return Sample(min(samples) if least else max(samples))

@@ -6,22 +6,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from handlers.contract.request import Request
 from handlers.gates.feed import GateLog, SampleSource
-from handlers.gates.gate import CLOSED_RETRY_SECONDS, Gate, GateState, Go, Refuse, Share, Verdict
-from handlers.gates.parameters import choice, parameter, seconds
+from handlers.gates.gate import (
+    CLOSED_RETRY_SECONDS,
+    NO_LABELS,
+    Answer,
+    Gate,
+    GateState,
+    Go,
+    Refuse,
+    Share,
+    Verdict,
+)
+from handlers.gates.parameters import choice, number, parameter, seconds
 
 OPEN: Final = "open"
 CLOSED: Final = "closed"
 HOLD: Final = "hold"
 FALLBACK: Final = "fallback"
+_TOO_MANY: Final = 429
+_MOST_TURNED_AWAY: Final = 10_000  # more than a pool has slots
 SHARE: Final = "share"
 HEADROOM: Final = "headroom"
-_AIM_BELOW: Final = 0.02  # part of the threshold that a headroom leaves free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +50,8 @@ class ReadingParameters:
     on_missing: str = parameter(choice(OPEN, CLOSED, HOLD), default=FALLBACK)
     hold_seconds: float = parameter(seconds(), default=60.0)
     budget_means: str = parameter(choice(SHARE, HEADROOM), default=SHARE)
+    reading_lag_seconds: float = parameter(seconds(), default=15.0)
+    hold_back: float = parameter(number(least=-0.5, below=1), default=0.02)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +74,18 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class _Now:
-    """What the gate says at one moment; `in_force` is the rule for a missing source, if one is."""
+    """What the gate says at one moment; `in_force` is the rule for a missing source, if one is.
+
+    With a `headroom` the gate is not closed at its threshold: what finishes may be replaced, less what the
+    reading is above it. A pool that closes whole at each reading over the threshold swings, and is never full.
+    """
 
     published: float
     part: float
     value: float | None
     at: float
     in_force: str
+    headroom: float | None = None
 
 
 class ReadingGate(Gate):
@@ -93,6 +112,7 @@ class ReadingGate(Gate):
         self._is_started = False
         # The last number, kept apart: a source that answers without one replaces its reading.
         self._last: tuple[float, float] | None = None
+        self._turned_away: deque[float] = deque(maxlen=_MOST_TURNED_AWAY)
         self._told = ""
         self._told_detail = ""
 
@@ -132,18 +152,35 @@ class ReadingGate(Gate):
     def shares(self) -> tuple[Share, ...]:
         """The budget as a part of the pool: an idle source gives the whole of it."""
         now = self._now()
-        # A rule for a missing source is no measurement: it cannot come on top of anything.
-        if self._parameters.budget_means == HEADROOM and not now.in_force:
-            # Unscaled, and a little below the threshold: who aims at it meets a closed gate at every
-            # other reading, and the pool swings between full and empty.
-            aim = now.published - _AIM_BELOW * self._rule.full
-            return (Share(min(1.0, now.published), headroom=aim, at=now.at),)
-        return (Share(now.part),)
+        if now.headroom is None:
+            return (Share(now.part),)
+        while self._turned_away and self._turned_away[0] <= now.at:
+            self._turned_away.popleft()
+        return (
+            Share(
+                min(1.0, now.published),
+                headroom=now.headroom,
+                at=now.at,
+                lag_seconds=self._parameters.reading_lag_seconds,
+                fewer=len(self._turned_away),
+            ),
+        )
+
+    def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a budget is for all
+        """None unless closed: the pool counts what an open budget allows."""
+        return 0 if self._is_closed(self._now()) else None
+
+    def observe(self, request: Request, answer: Answer) -> None:  # noqa: ARG002 - a budget is for all alike
+        """A slot that the gateway took back is not filled again before there is a new reading."""
+        if self._parameters.budget_means == HEADROOM and (
+            answer.dropped_reason or answer.status_code == _TOO_MANY
+        ):
+            self._turned_away.append(self._clock())
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - a budget is for all alike
         """Go unless closed: the pool counts what an open budget allows."""
         now = self._now()
-        return Go() if now.published > 0 else Refuse(CLOSED_RETRY_SECONDS, self._why_closed(now))
+        return Refuse(CLOSED_RETRY_SECONDS, self._why_closed(now)) if self._is_closed(now) else Go()
 
     def state(self) -> GateState:
         """Value, closing point, and the rule in force while the source is missing."""
@@ -187,11 +224,18 @@ class ReadingGate(Gate):
         return _Now(published, self._rule.part(published), None, 0.0, FALLBACK)
 
     def _of(self, value: float, at: float, in_force: str) -> _Now:
-        published = max(0.0, self._rule.published(value))
-        return _Now(published, self._rule.part(published), value, at, in_force)
+        left = self._rule.published(value)
+        published = max(0.0, left)
+        # A rule for a missing source is no measurement: it cannot come on top of anything.
+        is_headroom = self._parameters.budget_means == HEADROOM and not in_force
+        headroom = left - self._parameters.hold_back * self._rule.full if is_headroom else None
+        return _Now(published, self._rule.part(published), value, at, in_force, headroom)
+
+    def _is_closed(self, now: _Now) -> bool:
+        return now.published <= 0 and now.headroom is None
 
     def _why_closed(self, now: _Now) -> str:
-        if now.published > 0:
+        if not self._is_closed(now):
             return ""
         if now.value is None:
             return f"source missing: {self._source.failure or 'it has no sample'}"

@@ -16,11 +16,13 @@ from handlers.gates.stores import GateStore
 class GateSources:
     """`stores` gives the store at an address, the same one for the same address.
 
-    `prometheus_url` is empty where none is configured. `clock` gives Unix seconds, `draw` a number in [0, 1).
+    `prometheus_url` is empty where none is configured; `prometheus_http` carries the credentials for it, and
+    `http`, which reads pages, has none. `clock` gives Unix seconds, `draw` a number in [0, 1).
     """
 
     feeds: Feeds
     http: HttpText
+    prometheus_http: HttpText
     stores: Callable[[str], GateStore]
     log: GateLog
     prometheus_url: str = ""

@@ -179,6 +179,12 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     # --- the rest
     config_file: Annotated[str, Meta(description="JSON or YAML with several queues, topics, pools.")] = ""
     prometheus_url: Annotated[str, Meta(description="Prometheus that the gates ask.")] = ""
+    prometheus_token_file: Annotated[
+        str, Meta(description="File with a bearer token for Prometheus; read again when it changes.")
+    ] = ""
+    prometheus_ca_file: Annotated[str, Meta(description="CA that signed Prometheus's certificate (PEM).")] = (
+        ""
+    )
     gate_refresh_seconds: Annotated[
         float, Meta(ge=0.05, le=3_600, description="How old a gate's reading may be.")
     ] = 5.0

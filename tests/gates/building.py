@@ -58,7 +58,8 @@ def sources(
     options = FeedOptions(refresh_seconds=refresh_seconds, timeout_seconds=2)
     return GateSources(
         feeds=Feeds(options, log, clock),
-        http=HttpText(),
+        http=(http := HttpText()),
+        prometheus_http=http,
         stores=stores,
         log=log,
         prometheus_url=prometheus_url,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,12 @@ class Pool:
     def __init__(self, slots: int, share: Share, lag: float = 10.0) -> None:
         self.clock = Clock()
         self.shares = (share,)
-        self.allowance = Allowance(slots, lambda: self.shares, reading_lag_seconds=lag, clock=self.clock)
+        self.lag = lag
+        self.allowance = Allowance(slots, self.lagging, clock=self.clock)
+
+    def lagging(self) -> tuple[Share, ...]:
+        """The shares of the moment, of a metric with the pool's lag."""
+        return tuple(replace(share, lag_seconds=self.lag) for share in self.shares)
 
 
 @given(PARTS, SLOTS)
@@ -42,7 +48,7 @@ def test_an_idle_pool_gets_all_its_slots(slots: int) -> None:
 
 @given(SLOTS, st.sampled_from([0.0, -0.5, math.nan]))
 def test_a_closed_gate_lets_nothing_start(slots: int, part: float) -> None:
-    for headroom in (None, 0.5):
+    for headroom in (None, 0.0, -0.5):
         pool = Pool(slots, Share(part, headroom, at=1_000_000.0))
         assert pool.allowance.room() == 0
 
@@ -201,3 +207,27 @@ def test_how_much_of_the_idle_places_a_metric_that_counts_ourselves_lets_us_use(
             used.append(len(ends))
     below_threshold = 65
     assert least <= sum(used) / len(used) / below_threshold <= most
+
+
+def test_with_a_headroom_a_full_pool_goes_on_less_what_it_is_over() -> None:
+    """Who closes whole at each reading over the threshold swings between full and empty."""
+    pool = Pool(10, Share(1.0))
+    pool.allowance.started(8)
+    pool.clock.now += 20
+    pool.shares = (Share(0.0, headroom=-0.1, at=pool.clock.now),)
+    pool.clock.now += 1
+    assert pool.allowance.limit() == pytest.approx(7)
+    pool.allowance.finished(3)
+    assert pool.allowance.room() == 2
+
+
+def test_slots_that_the_gateway_took_back_are_not_filled_again() -> None:
+    pool = Pool(10, Share(1.0))
+    pool.allowance.started(8)
+    pool.clock.now += 20
+    pool.shares = (Share(0.0, headroom=0.0, at=pool.clock.now, fewer=2),)
+    pool.clock.now += 1
+    pool.allowance.finished(2)
+    assert pool.allowance.room() == 0
+    pool.allowance.finished(1)
+    assert pool.allowance.room() == 1

@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from handlers.contract.errors import InvalidSetting
-from handlers.gates.gate import Go, Refuse
+from handlers.gates.gate import Answer, Go, Refuse
 from handlers.gates.sources import GateSources
 from tests.gates.building import ReadableLog, gate, request, sources
 from tests.gates.exporter import Exporter
@@ -248,6 +248,29 @@ async def test_headroom_is_told_to_the_pool_only_while_there_is_a_reading(
     params = {"query": "absent_metric", "budget_means": "headroom", "on_missing": "open"}
     async with started("prometheus-query", params, from_prometheus) as built:
         assert built.shares()[0].headroom is None
+
+
+async def test_with_a_headroom_what_the_gateway_turns_away_counts_until_the_next_reading(
+    prometheus_url: str,
+) -> None:
+    given = sources(prometheus_url=prometheus_url, refresh_seconds=60)
+    params = {"query": "vector(-0.1)", "budget_means": "headroom", "hold_back": 0}
+    async with started("prometheus-query", params, given) as built:
+        for answer in (Answer(429), Answer(503, dropped_reason="evicted"), Answer(200), Answer(None)):
+            built.observe(request(), answer)
+        (share,) = built.shares()
+        assert (share.part, share.fewer) == (0.0, 2)
+        assert share.headroom == pytest.approx(-0.1)
+        assert built.room() is None, "not closed: what finishes may be replaced"
+        assert isinstance(await built.admit(request()), Go)
+    await given.http.aclose()
+
+
+async def test_the_next_reading_has_seen_what_was_turned_away_before_it(from_prometheus: GateSources) -> None:
+    params = {"query": "vector(0.5)", "budget_means": "headroom"}
+    async with started("prometheus-query", params, from_prometheus) as built:
+        built.observe(request(), Answer(429))
+        await wait_until_async(lambda: built.shares()[0].fewer == 0, 15, "a newer reading")
 
 
 @pytest.mark.parametrize("gate_type", ["prometheus-saturation", "prometheus-budget", "prometheus-query"])

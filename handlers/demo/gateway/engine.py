@@ -98,8 +98,15 @@ class Engine:
         self.running -= 1
         self.admit_waiting()
 
+    def fit(self) -> None:
+        """After a change of the capacity: start who waits, or evict what no longer fits."""
+        if self.options.evicts:
+            for _ in range(self.running - self.options.capacity):
+                self._evict()
+        self.admit_waiting()
+
     def admit_waiting(self) -> None:
-        """Start who waits, as far as the capacity goes; also after the capacity was raised."""
+        """Start who waits, as far as the capacity goes."""
         while self._waiting and self.running < self.options.capacity:
             future, _ = self._waiting.popleft()
             if not future.done():

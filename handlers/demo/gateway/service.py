@@ -23,15 +23,19 @@ _COMPLETIONS: Final = {"/v1/completions": False, "/v1/chat/completions": True}
 _payload_decoder = msgspec.json.Decoder(Payload)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Exchange:
-    """One request as received; header names in lower case; `started_at` in Unix seconds."""
+    """One request as received; header names in lower case; `started_at` in Unix seconds.
+
+    `admitted_at` is set once, when it gets its slot.
+    """
 
     method: str
     path: str
     headers: list[tuple[bytes, bytes]]
     body: bytes
     started_at: float
+    admitted_at: float | None = None
 
     def header(self, name: bytes) -> str:
         """The first header of that name, or an empty string."""
@@ -77,6 +81,7 @@ class Service:
         has_fault = payload.simulate is not None or bool(self.faults.rates)
         if has_fault or self.engine.options.latency_seconds(tokens) > 0 or not self.engine.take_at_once():
             return False
+        exchange.admitted_at = exchange.started_at
         self._complete(exchange, payload, tokens, to)
         self.engine.give_back()
         return True
@@ -103,6 +108,7 @@ class Service:
         except Rejected as rejected:
             self._refuse(exchange, payload, to, str(rejected))
             return
+        exchange.admitted_at = time.time()
         task = asyncio.current_task()
         if is_sheddable and task is not None:
             self.engine.run_sheddable(task)
@@ -143,6 +149,7 @@ class Service:
             path=exchange.path,
             headers={name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers},
             started_at=exchange.started_at,
+            admitted_at=exchange.admitted_at,
             ended_at=time.time(),
             status=status,
         )
@@ -216,4 +223,4 @@ class Service:
             if name not in asdict(options):
                 raise KeyError(f"{name} is no option of the engine")
             setattr(options, name, type(getattr(options, name))(value))
-        self.engine.admit_waiting()
+        self.engine.fit()

@@ -26,10 +26,14 @@ class Witness:
         path: str,
         headers: Mapping[str, str],
         started_at: float,
+        admitted_at: float | None = None,
         ended_at: float,
         status: int,
     ) -> None:
-        """One request; `status` is 0 where no status was sent, 499 where the client left."""
+        """One request; `status` is 0 where no status was sent, 499 where the client left.
+
+        `admitted_at` is when it got its slot, None for one that never had any.
+        """
         self.statuses[status] = self.statuses.get(status, 0) + 1
         if self._file is None:
             return
@@ -40,6 +44,7 @@ class Witness:
             "path": path,
             "headers": headers,
             "started_at": started_at,
+            "admitted_at": admitted_at,
             "ended_at": ended_at,
             "status": status,
         }

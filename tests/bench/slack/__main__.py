@@ -1,0 +1,61 @@
+"""`make bench-slack`: what each gate gives queued requests, and what that costs real-time traffic."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.slack.figures import Figures, figures_of
+from tests.bench.slack.profile import SWINGING
+from tests.bench.slack.report import COLUMNS, draw, markdown, rows_of
+from tests.bench.slack.run import Record, run
+from tests.bench.slack.setups import BASELINE, SETUPS, Setup
+
+Found = list[tuple[Record, Figures]]
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--seed", default=7, show_default=True, help="Of the real-time arrivals.")
+@click.option("--together", default=4, show_default=True, help="Runs side by side; each costs little CPU.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/slack"), show_default=True)
+def main(names: tuple[str, ...], seed: int, together: int, out: Path) -> None:
+    """Run every setup (or those whose names contain one of NAMES), always beside the run without a queue."""
+    console = Console(width=200)
+    chosen = [
+        one for one in SETUPS if one == BASELINE or not names or any(part in one.name for part in names)
+    ]
+
+    def measured(setup: Setup) -> tuple[Record, Figures]:
+        record = run(setup, SWINGING, seed)
+        figures = figures_of(record)
+        console.print(f"[dim]{setup.name}: {figures}[/]")
+        return record, figures
+
+    seconds = SWINGING.seconds * -(-len(chosen) // together)
+    console.print(f"{len(chosen)} runs of {SWINGING.seconds:.0f} s, {together} at a time: {seconds:.0f} s")
+    with ThreadPoolExecutor(together) as pool:
+        found = list(pool.map(measured, chosen))
+    console.print(table(found))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "slack.md").write_text(markdown(found), encoding="utf-8")
+    draw([record for record, _ in found], out / "slack.png")
+    console.print(f"{out}/slack.md, {out}/slack.png")
+
+
+def table(found: Found) -> Table:
+    """For the terminal."""
+    shown = Table(title="The same real-time load for every run")
+    for number, column in enumerate(COLUMNS):
+        shown.add_column(column, justify="right" if number else "left")
+    for row in rows_of(found):
+        shown.add_row(*row)
+    return shown
+
+
+if __name__ == "__main__":
+    main()
