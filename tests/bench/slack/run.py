@@ -30,6 +30,7 @@ from tests.bench.slack.traffic import (
     submit_urgent,
 )
 from tests.servers.prometheus import running_prometheus
+from tests.waiting import elapse_async
 
 _GATEWAY_PLACES = 2_000
 _SETTLE_SECONDS = 0.2  # the witness writes every 50 ms
@@ -115,7 +116,7 @@ async def _measure(setup: Setup, profile: Profile, seed: int, parts: _Parts) -> 
         if setup.controller:
             beside.append(asyncio.create_task(steer(redis, setup.controller, load, profile, started_at)))
         await load.run(arrivals(profile, seed), started_at)
-        await asyncio.sleep(until_at + _SETTLE_SECONDS - time.time())
+        await elapse_async(until_at + _SETTLE_SECONDS - time.time(), "the phases are timed")
         for task in beside:
             task.cancel()
         for ended in await asyncio.gather(*beside, return_exceptions=True):

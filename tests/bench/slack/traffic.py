@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from tests.bench.slack.profile import MEAN_SECONDS, TOKENS, Arrival, Profile
 from tests.bench.slack.setups import POOL, TENANT
+from tests.waiting import elapse_async
 
 QUEUE, RESULTS = "request-sortedset", "result-list"
 FAR_SECONDS = 3_600
@@ -42,7 +43,7 @@ class RealTimeLoad:
     async def run(self, found: Sequence[Arrival], started_at: float) -> None:
         async with asyncio.TaskGroup() as group:
             for number, arrival in enumerate(found):
-                await asyncio.sleep(started_at + arrival.at - time.time())
+                await elapse_async(started_at + arrival.at - time.time(), "arrivals are open-loop")
                 group.create_task(self._send(number, arrival, started_at))
 
     async def _send(self, number: int, arrival: Arrival, started_at: float) -> None:
@@ -88,7 +89,7 @@ async def submit_urgent(redis: Redis, first: int, until_at: float) -> None:
         deadline = time.time() + URGENT_SECONDS
         await redis.zadd(QUEUE, {queued_body(number, deadline): deadline})
         number += 1
-        await asyncio.sleep(1)
+        await elapse_async(1, "one a second")
 
 
 async def change_capacity(
@@ -96,7 +97,7 @@ async def change_capacity(
 ) -> None:
     """Take slots from the pool and give them back, as the phases say."""
     for begins, phase in zip(profile.starts(), profile.phases, strict=True):
-        await asyncio.sleep(started_at + begins - time.time())
+        await elapse_async(started_at + begins - time.time(), "the phases are timed")
         wanted = {"capacity": round(profile.slots * phase.capacity)}
         async with session.post(f"{gateway_url}/simulate/engine", json=wanted) as response:
             response.raise_for_status()
@@ -114,7 +115,7 @@ async def steer(
         else:
             for name, value in _lease(left * profile.slots / MEAN_SECONDS).items():
                 await redis.hset("rate", name, value)
-        await asyncio.sleep(_STEER_SECONDS)
+        await elapse_async(_STEER_SECONDS, "the controller steers at intervals")
 
 
 def _lease(per_second: float) -> dict[str, str]:
