@@ -1,4 +1,4 @@
-"""`python -m tests.chaos --size full|release`: the long runs; prints seed, faults and executions."""
+"""`python -m tests.chaos --size short|full|release`: the long runs; prints what was done and what it showed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ from pathlib import Path
 
 import click
 
-from tests.chaos.run import Plan, run
+from tests.chaos.faults import Plan
+from tests.chaos.run import run
 
 PLANS = {
-    "full": Plan(requests=150_000, kills=1_000, terminations=200, stalls=150, valkey_kills=40),
-    "release": Plan(requests=1_000_000, kills=5_000, terminations=1_000, stalls=750, valkey_kills=200),
+    "short": Plan(8_000, 60, terminations=6, stalls=8, valkey_kills=3, network=6, storms=3, scalings=1),
+    "full": Plan(
+        150_000, 1_000, terminations=200, stalls=150, valkey_kills=40, network=90, storms=40, scalings=20
+    ),
+    "release": Plan(
+        1_000_000,
+        5_000,
+        terminations=1_000,
+        stalls=750,
+        valkey_kills=200,
+        network=450,
+        storms=200,
+        scalings=100,
+    ),
 }
 
 

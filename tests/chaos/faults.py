@@ -1,0 +1,136 @@
+"""What is inflicted, one fault after another; each leaves the fleet as large as it was."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from handlers.demo.child import Child
+from tests.chaos.fleet import LEASE_SECONDS, Fleet
+from tests.waiting import elapse
+
+STALL_SECONDS = 1.6 * LEASE_SECONDS
+"""The stalled owner wakes to find its requests with another."""
+TROUBLE_SECONDS = 0.8
+"""How long a network or a gateway is in trouble."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many requests, and how many of each fault; the seed orders them."""
+
+    requests: int
+    kills: int
+    terminations: int
+    stalls: int
+    valkey_kills: int
+    network: int
+    storms: int
+    scalings: int
+
+    def faults(self, chance: random.Random) -> list[str]:
+        """All faults, in an order of chance; two of three kills meet a poller, the others a handler."""
+        faults = ["kill poller" if n % 3 else "kill handler" for n in range(self.kills)]
+        faults += ["terminate poller" if n % 3 else "terminate handler" for n in range(self.terminations)]
+        faults += ["stall poller" if n % 3 else "stall handler" for n in range(self.stalls)]
+        faults += ["kill valkey"] * self.valkey_kills + ["scale to zero"] * self.scalings
+        faults += [("delay", "cut", "black hole")[n % 3] for n in range(self.network)]
+        faults += ["storm"] * self.storms
+        chance.shuffle(faults)
+        return faults
+
+
+@dataclass
+class Inflicted:
+    """What was done, when (Unix seconds), and how many requests were in flight then."""
+
+    at: list[tuple[float, str]] = field(default_factory=list)
+    in_flight: int = 0
+    killed_pollers_at: list[float] = field(default_factory=list)
+
+    def counts(self) -> Counter[str]:
+        """By kind."""
+        return Counter(kind for _, kind in self.at)
+
+
+class Chaos:
+    """Inflicts faults on a fleet; stalls end by themselves, in a thread each."""
+
+    def __init__(self, fleet: Fleet, chance: random.Random) -> None:
+        self._fleet = fleet
+        self._chance = chance
+        self._waking: list[threading.Thread] = []
+        self.done = Inflicted()
+
+    def inflict(self, kind: str) -> None:
+        """One fault."""
+        fleet, pick = self._fleet, self._chance.randrange(1_000)
+        self.done.in_flight += fleet.in_flight()
+        self.done.at.append((time.time(), kind))
+        actions: dict[str, Callable[[], None]] = {
+            "kill poller": lambda: self._kill_poller(pick),
+            "kill handler": lambda: fleet.end_handler(pick, signal.SIGKILL),
+            "terminate poller": lambda: fleet.end_poller(pick, signal.SIGTERM),
+            "terminate handler": lambda: fleet.end_handler(pick, signal.SIGTERM),
+            "stall poller": lambda: self._stall(fleet.pollers[pick % len(fleet.pollers)]),
+            "stall handler": lambda: self._stall(fleet.dispatchers[pick % len(fleet.dispatchers)][0]),
+            "kill valkey": fleet.kill_valkey,
+            "scale to zero": self._scale,
+            "delay": self._delay,
+            "cut": self._cut,
+            "black hole": self._swallow,
+            "storm": self._storm,
+        }
+        actions[kind]()
+
+    def _kill_poller(self, pick: int) -> None:
+        self.done.killed_pollers_at.append(time.time())
+        self._fleet.end_poller(pick, signal.SIGKILL)
+
+    def _stall(self, child: Child) -> None:
+        child.process.send_signal(signal.SIGSTOP)
+
+        def wake() -> None:
+            elapse(STALL_SECONDS, "the stall itself")
+            if child.process.poll() is None:
+                child.process.send_signal(signal.SIGCONT)
+
+        self._waking.append(threading.Thread(target=wake))
+        self._waking[-1].start()
+
+    def _scale(self) -> None:
+        """To zero, and back: as an autoscaler that saw an empty queue for a moment."""
+        for _ in range(self._fleet.scale_to_zero()):
+            self._fleet.pollers.append(self._fleet.start_poller())
+
+    def _delay(self) -> None:
+        self._fleet.redis_proxy.delay_seconds = 0.1
+        elapse(TROUBLE_SECONDS, "a slow network")
+        self._fleet.redis_proxy.delay_seconds = 0.0
+
+    def _cut(self) -> None:
+        self._fleet.redis_proxy.cut()
+        self._fleet.handler_proxy.cut()
+
+    def _swallow(self) -> None:
+        """Longer than a lease: whoever holds claims has lost them."""
+        self._fleet.redis_proxy.is_black_hole = True
+        elapse(STALL_SECONDS, "a network that swallows")
+        self._fleet.redis_proxy.is_black_hole = False
+        # What was swallowed is gone for good: no client would ever get an answer on these connections.
+        self._fleet.redis_proxy.cut()
+
+    def _storm(self) -> None:
+        self._fleet.gateway("faults", status_503=0.4, reset=0.1)
+        elapse(TROUBLE_SECONDS, "a gateway in trouble")
+        self._fleet.gateway("faults")
+
+    def end(self) -> None:
+        """Every stall is over."""
+        for thread in self._waking:
+            thread.join()
