@@ -24,6 +24,7 @@ from handlers.contract.events import Event
 from handlers.doors.dispatch import DispatchDoor
 from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, GuardedPage, HttpEndpoint, Refusal
 from handlers.doors.http_message import Answer, plain
+from handlers.forward.details import timed
 from handlers.forward.forward import Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.guarded import GuardedForward, GuardOptions
@@ -54,7 +55,13 @@ def gateway_of(settings: Settings) -> Gateway:
 
 def forwarder_of(settings: Settings, gateway: Sender) -> Forwarder:
     """Sends requests along the routes of these settings."""
-    return Forwarder(gateway, settings.routes, request_timeout_seconds=settings.env.request_timeout_seconds)
+    env = settings.env
+    return Forwarder(
+        gateway,
+        settings.routes,
+        request_timeout_seconds=env.request_timeout_seconds,
+        keeps_bytes=env.result_details,
+    )
 
 
 def guarded_forward(settings: Settings, forward: Forward, log: Logger) -> Forward:
@@ -185,7 +192,7 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
     parts.starters.append(partial(_check_topics, publisher, settings, log))
     if parts.metrics is not None:
         parts.metrics.metrics.watch_connections("pubsub", lambda: api.in_use)
-    held = _held(settings, calls(forward, parts), parts)
+    held = _held(settings, calls(timed(forward) if env.result_details else forward, parts), parts)
     door = PubSubPushDoor(
         publisher,
         subscriptions(settings),
@@ -195,6 +202,7 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
         max_request_bytes=env.max_request_bytes,
         memory=_memory(settings, log, parts.closers),
         on_buried=parts.metrics.buried if parts.metrics else lambda _subscription: None,
+        has_details=env.result_details,
     )
 
     def queue_name(context: PushContext) -> str:

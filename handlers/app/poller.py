@@ -12,6 +12,7 @@ from handlers.app.redis_options import redis_options
 from handlers.app.tracing import tracing_of
 from handlers.contract.request import Request
 from handlers.forward.circuit import Circuit, CircuitState
+from handlers.forward.details import timed
 from handlers.forward.forward import NO_LIMITS, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.guarded import circuit_options, guarded_dispatch
@@ -141,9 +142,7 @@ class PollerApp:
         env, pool = self._settings.env, self._pools[entry.worker_pool_id]
         queue = RedisQueue(self._redis, entry.queue_name, self._queue_options())
         gates = self._gates.build(entry.gate_type, entry.gate_params, f"queues[{number}]")
-        route = ResultRoute(
-            entry.result_queue_name, entry.result_ttl_seconds, self._settings.result_queue_name
-        )
+        route = _result_route(self._settings, entry)
         settler = Settler(queue, self._log)
         circuit = self._circuit(entry.queue_name)
         labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
@@ -242,6 +241,17 @@ class PollerApp:
             return [f"Redis does not answer yet ({type(error).__name__})"]
 
 
+def _result_route(settings: Settings, entry: QueueEntry) -> ResultRoute:
+    env, own = settings.env, entry.result_per_request
+    return ResultRoute(
+        entry.result_queue_name,
+        entry.result_ttl_seconds,
+        settings.result_queue_name,
+        is_per_request=env.result_per_request if own is None else own,
+        has_details=env.result_details,
+    )
+
+
 def _shares(gates: Sequence[Gate]) -> Callable[[], tuple[Share, ...]]:
     return lambda: tuple(share for gate in gates for share in gate.shares())
 
@@ -251,11 +261,17 @@ def _client(settings: Settings) -> Gateway:
     if not settings.env.handler_url:
         return gateway_of(settings)
     # A handler's answer is the gateway's, escaped as JSON: it may be larger than the response itself.
-    limit = settings.env.max_response_bytes * 3 + 65_536
+    # With details a body that is no UTF-8 comes as base64 beside it.
+    limit = settings.env.max_response_bytes * (5 if settings.env.result_details else 3) + 65_536
     return Gateway(GatewayOptions(settings.env.connect_timeout_seconds, max_response_bytes=limit))
 
 
 def _dispatch(settings: Settings, client: Gateway, tracing: Tracing | None) -> Dispatch:
+    dispatch = _traced_dispatch(settings, client, tracing)
+    return timed(dispatch) if settings.env.result_details else dispatch
+
+
+def _traced_dispatch(settings: Settings, client: Gateway, tracing: Tracing | None) -> Dispatch:
     if tracing is None:
         return _untraced_dispatch(settings, client)
     from handlers.forward.traced import AttemptSpans, TracedSender, traced_dispatch

@@ -1,11 +1,14 @@
 """One final result: what the client gets back, as JSON that the reference's consumers read.
 
 Either the gateway answered (`status_code` > 0, `payload` its body), or nobody did (`error_code`, and the
-message a second time in `payload` for readers that look only there). Empty fields are omitted.
+message a second time in `payload` for readers that look only there). Empty fields are omitted. The fields
+behind `request_token` are ours: written only where a setting asks for them, and unknown to the reference's consumers.
 """
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
@@ -32,8 +35,20 @@ class ErrorCode(StrEnum):
     """Ours: the request's owner died, or its delivery failed, too often; it was dead-lettered."""
 
 
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens that the gateway says it read and wrote."""
+
+    input_tokens: int
+    output_tokens: int
+
+
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The result of the request `id`; `request_token` says of which submission."""
+    """The result of the request `id`; `request_token` says of which submission.
+
+    Where details are on: `attempts` counts those at the gateway, `gateway_seconds` is how long the last one
+    took, `queue_seconds` how long the request had waited since its `created` when that began, `finished_at` is
+    in Unix seconds, `metadata` the request's own; `payload_base64` holds the body's bytes where they are no UTF-8.
+    """
 
     id: str
     status_code: int = 0
@@ -41,19 +56,34 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     error_code: str = ""
     error_message: str = ""
     request_token: str = ""
+    attempts: int = 0
+    queue_seconds: float | None = None
+    gateway_seconds: float | None = None
+    finished_at: float | None = None
+    usage: Usage | None = None
+    metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
+    payload_base64: str = ""
 
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Result)
 
 
-def answered_result(request_id: str, request_token: str, status_code: int, body: bytes) -> Result:
-    """The gateway's answer as a result; bytes that are no UTF-8 become U+FFFD, so the result stays JSON."""
+def answered_result(
+    request_id: str, request_token: str, status_code: int, body: bytes, *, keeps_bytes: bool = False
+) -> Result:
+    """The gateway's answer as a result; bytes that are no UTF-8 become U+FFFD, so the result stays JSON.
+
+    `keeps_bytes` gives such a body as base64 too.
+    """
+    payload = str(body, "utf-8", "replace")
+    is_binary = keeps_bytes and "\ufffd" in payload and payload.encode() != body
     return Result(
         id=request_id,
         status_code=status_code,
-        payload=str(body, "utf-8", "replace"),
+        payload=payload,
         request_token=request_token,
+        payload_base64=base64.b64encode(body).decode() if is_binary else "",
     )
 
 

@@ -17,6 +17,7 @@ from handlers.contract.request import Request, decode_body
 from handlers.contract.result import ErrorCode, Result, encode_result, error_result
 from handlers.doors.http_message import Answer, Delivery, plain, retry_after
 from handlers.doors.push_body import Push, decode_push
+from handlers.forward.details import detailed
 from handlers.forward.forward import Limits, invalid
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.pubsub.errors import PublishFailed, ResultTooLarge
@@ -50,7 +51,7 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class PushContext:
-    """What settling needs again: the push, its subscription, the result's topic, when it arrived."""
+    """What settling needs again: the push, its request, its subscription, the result's topic, when it arrived."""
 
     push: Push
     subscription: Subscription
@@ -58,6 +59,7 @@ class PushContext:
     arrived_at: float
     route: str = ""
     turn: Turn | None = None
+    request: Request | None = None
 
 
 class Memory(Protocol):
@@ -91,6 +93,7 @@ class PubSubPushDoor:
         max_request_bytes: int,
         memory: Memory | None = None,
         on_buried: Callable[[str], None] = lambda _subscription: None,
+        has_details: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._publisher = publisher
@@ -101,6 +104,7 @@ class PubSubPushDoor:
         self._max_request_bytes = max_request_bytes
         self._memory = memory
         self._on_buried = on_buried
+        self._has_details = has_details
         self._monotonic = monotonic
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, PushContext] | Answer:
@@ -147,7 +151,7 @@ class PubSubPushDoor:
             raise InvalidRequest(
                 "result_queue_name", found="no such name", accepted=accepted, request_id=request.id
             )
-        return replace(context, topic=topic or context.topic, route=route)
+        return replace(context, topic=topic or context.topic, route=route, request=request)
 
     def limits(self, context: PushContext) -> Limits:
         """The ack deadline less a margin; a nacked delivery comes back after the subscription's backoff."""
@@ -159,6 +163,8 @@ class PubSubPushDoor:
         """204 once the result is published; 429 or 503 for a retry, and where publishing failed."""
         match outcome:
             case Answered(result):
+                if self._has_details and context.request is not None:
+                    result = detailed(result, context.request, time.time())
                 return await self._publish(context, result)
             case Retry():
                 if context.turn is not None:

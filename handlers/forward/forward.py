@@ -56,7 +56,10 @@ class Sender(Protocol):
 
 
 class Forwarder:
-    """Sends requests along their routes; `clock` gives Unix seconds, `draw` a number in [0, 1)."""
+    """Sends requests along their routes; `clock` gives Unix seconds, `draw` a number in [0, 1).
+
+    `keeps_bytes`: a body that is no UTF-8 comes as base64 too.
+    """
 
     def __init__(
         self,
@@ -64,10 +67,12 @@ class Forwarder:
         routes: Routes,
         *,
         request_timeout_seconds: float,
+        keeps_bytes: bool = False,
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._gateway = gateway
+        self._keeps_bytes = keeps_bytes
         self._routes = routes
         self._request_timeout_seconds = request_timeout_seconds
         self._clock = clock
@@ -97,7 +102,9 @@ class Forwarder:
     def _judge(self, request: Request, limits: Limits, response: GatewayResponse) -> Outcome:
         feedback = self._feedback(response)
         if is_final(response.status_code):
-            return answered(request, response.status_code, response.body, feedback)
+            status, body = response.status_code, response.body
+            token, keeps = request.request_token, self._keeps_bytes
+            return Answered(answered_result(request.id, token, status, body, keeps_bytes=keeps), feedback)
         last = LastResponse(response.status_code, response.body)
         return self._retry(request, limits, status_reason(response.status_code), feedback, last)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -11,48 +12,69 @@ from handlers.contract.envelope import Envelope, encode_retry
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, encode_result, error_result
+from handlers.forward.details import detailed
 from handlers.forward.forward import expired
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.redis_store.queue import Ack, Claim, Nack
+from handlers.redis_store.submission_keys import result_of_key
+
+_DAY_SECONDS: Final = 86_400
+"""How long the result of one request waits in a list of its own, where nobody says."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultRoute:
-    """Where a queue's results go: its own list, else the request's, else the default."""
+    """Where a queue's results go, and in which form: its own list, else the request's, else the default.
+
+    `is_per_request` gives each request a list of its own beside that list, named as our client names it, so that
+    consumers do not take each other's. `has_details` adds the optional fields.
+    """
 
     own_name: str
     own_ttl_seconds: int | None
     default_name: str
+    is_per_request: bool = False
+    has_details: bool = False
 
-    def name(self, wished: str, *, is_resolved: bool = False) -> str:
-        """The list for a request that wishes for `wished` (or nothing)."""
+    def name(self, wished: str, request_id: str = "", *, is_resolved: bool = False) -> str:
+        """The list for the request `request_id` that wishes for `wished` (or nothing)."""
         if is_resolved and wished:
             return wished
-        return self.own_name or wished or self.default_name
+        shared = self.own_name or wished or self.default_name
+        return result_of_key(shared, request_id) if self.is_per_request and request_id else shared
 
     def ttl_seconds(self, wished: int | None, *, is_resolved: bool = False) -> int | None:
         """The list's expiry after each push, if any."""
         if is_resolved and wished is not None:
             return wished
-        return self.own_ttl_seconds if self.own_ttl_seconds is not None else wished
+        seconds = self.own_ttl_seconds if self.own_ttl_seconds is not None else wished
+        return seconds or _DAY_SECONDS if self.is_per_request else seconds
 
 
 def settle(claim: Claim, envelope: Envelope, outcome: Outcome, route: ResultRoute, now: float) -> Ack | Nack:
     """The settlement of one claim. A retry that could only come after the deadline is final already."""
     match outcome:
         case Answered(result):
-            return ack(claim, envelope.request, result, route)
+            return ack(claim, envelope.request, result, route, now)
         case Retry():
             return _nack(claim, envelope, outcome, route, now)
 
 
-def ack(claim: Claim, request: Request, result: Result, route: ResultRoute, dead: bytes | None = None) -> Ack:
+def ack(
+    claim: Claim,
+    request: Request,
+    result: Result,
+    route: ResultRoute,
+    now: float,
+    *,
+    dead: bytes | None = None,
+) -> Ack:
     """A final result for a request that could be read; `dead` is kept among the dead letters as well."""
     is_resolved = request.result_routing_resolved
     return Ack(
         claim=claim,
-        result=encode_result(result),
-        result_queue_name=route.name(request.result_queue_name, is_resolved=is_resolved),
+        result=encode_result(detailed(result, request, now) if route.has_details else result),
+        result_queue_name=route.name(request.result_queue_name, request.id, is_resolved=is_resolved),
         result_ttl_seconds=route.ttl_seconds(request.result_ttl_seconds, is_resolved=is_resolved),
         request_id=request.id,
         request_token=request.request_token,
@@ -64,7 +86,7 @@ def ack(claim: Claim, request: Request, result: Result, route: ResultRoute, dead
 def _nack(claim: Claim, envelope: Envelope, retry: Retry, route: ResultRoute, now: float) -> Ack | Nack:
     request = envelope.request
     if now + retry.delay_seconds >= request.deadline:
-        return ack(claim, request, expired(request, retry.last).result, route)
+        return ack(claim, request, expired(request, retry.last).result, route, now)
     attempt = request.attempt + (1 if retry.counts_attempt else 0)
     member = encode_retry(
         claim.member, queue=claim.queue, attempt=attempt, score=claim.score, traceparent=retry.traceparent
@@ -81,7 +103,7 @@ def refuse(claim: Claim, error: InvalidRequest, route: ResultRoute, now: float) 
     return Ack(
         claim=claim,
         result=encode_result(result),
-        result_queue_name=route.name(error.result_queue_name),
+        result_queue_name=route.name(error.result_queue_name, error.request_id),
         result_ttl_seconds=route.ttl_seconds(None),
         request_id=error.request_id,
         request_token=error.request_token,
@@ -93,7 +115,8 @@ def bury(claim: Claim, envelope: Envelope, route: ResultRoute, now: float) -> Ac
     request = envelope.request
     message = f"{claim.deaths} owners died while they held this request"
     result = error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message)
-    return ack(claim, request, result, route, dead_record(claim, ErrorCode.UNDELIVERABLE, message, now))
+    dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)
+    return ack(claim, request, result, route, now, dead=dead)
 
 
 def dead_record(claim: Claim, reason: str, message: str, now: float) -> bytes:

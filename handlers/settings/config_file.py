@@ -20,7 +20,10 @@ Name = Annotated[str, Meta(min_length=1, max_length=512)]
 
 
 class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One Redis queue. Empty strings and None fall back to the process's settings."""
+    """One Redis queue. Empty strings and None fall back to the process's settings.
+
+    `result_per_request` is ours: a result list for each request.
+    """
 
     queue_name: Name
     id: str = ""
@@ -29,6 +32,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     inference_objective: str = ""
     result_queue_name: str = ""
     result_ttl_seconds: Annotated[int, Meta(ge=0)] | None = None
+    result_per_request: bool | None = None
     worker_pool_id: str = "default"
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     gate_type: str = ""

@@ -87,6 +87,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         "retry-sortedset"
     )
     result_queue_name: Annotated[str, Meta(description="List that takes the results.")] = "result-list"
+    result_per_request: Annotated[
+        bool, Meta(description="A result list for each request, `<results>:result-of:<id>`, that expires.")
+    ] = False
     wait_replicas: Annotated[
         int, Meta(ge=0, le=10, description="Replicas that must hold an ack (`WAIT`).")
     ] = 0
@@ -177,6 +180,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     dedupe_redis_url: Annotated[str, Meta(description="Redis that remembers answered deliveries.")] = ""
 
     # --- the rest
+    result_details: Annotated[
+        bool, Meta(description="Results say attempts, durations, tokens, finish time and metadata too.")
+    ] = False
     config_file: Annotated[str, Meta(description="JSON or YAML with several queues, topics, pools.")] = ""
     prometheus_url: Annotated[str, Meta(description="Prometheus that the gates ask.")] = ""
     prometheus_token_file: Annotated[

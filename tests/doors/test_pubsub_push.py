@@ -45,7 +45,9 @@ async def publisher(broker: RawHttp) -> AsyncIterator[Publisher]:
 class Door:
     """A push door, and what its walk asked of the gateway."""
 
-    def __init__(self, publisher: Publisher, dead_letter_topic: str = "") -> None:
+    def __init__(
+        self, publisher: Publisher, dead_letter_topic: str = "", *, has_details: bool = False
+    ) -> None:
         self.now = 100.0
         self.forwarded: list[tuple[Request, Limits]] = []
         self.door = PubSubPushDoor(
@@ -55,6 +57,7 @@ class Door:
             project_id="project-1",
             dead_letter_topic=dead_letter_topic,
             max_request_bytes=10_000,
+            has_details=has_details,
             monotonic=lambda: self.now,
         )
 
@@ -99,6 +102,15 @@ async def test_a_result_is_published_before_the_204(publisher: Publisher, broker
     assert (topic, result) == ("results", answered_result("a", "", 200, b"said"))
     expected = {"id": "a", "pubsub_message_id": "7", "attempt": "3", "result_route": "shard-1"}
     assert attributes == expected
+
+
+async def test_a_published_result_has_details_where_they_are_asked_for(
+    publisher: Publisher, broker: RawHttp
+) -> None:
+    await Door(publisher, has_details=True).push(attempt=3, userid="me")
+    _, result, _ = result_of(broker)
+    assert (result.attempts, result.metadata) == (2, {"userid": "me"})
+    assert result.finished_at is not None
 
 
 async def test_a_request_knows_its_subscription_its_attempt_and_its_attributes(publisher: Publisher) -> None:

@@ -77,6 +77,36 @@ def test_the_queues_own_expiry_wins(own: int | None, wished: int | None, seconds
     assert acked(settled(ANSWER, route, result_ttl_seconds=wished)).result_ttl_seconds == seconds
 
 
+@pytest.mark.parametrize(
+    ("own", "internal", "name", "seconds"),
+    [
+        ("", {}, "result-list:result-of:a", 86_400),
+        ("queue's", {"result_ttl_seconds": 5}, "queue's:result-of:a", 5),
+        ("", {"result_queue_name": "mine"}, "mine:result-of:a", 86_400),
+        ("queue's", {"result_queue_name": "mine", "result_routing_resolved": True}, "mine", 86_400),
+    ],
+    ids=["default", "queue's list", "request's list", "request knows better"],
+)
+def test_each_request_may_have_a_list_of_its_own_that_expires(
+    own: str, internal: dict[str, Any], name: str, seconds: int
+) -> None:
+    ack = acked(settled(ANSWER, ResultRoute(own, None, "result-list", is_per_request=True), **internal))
+    assert (ack.result_queue_name, ack.result_ttl_seconds) == (name, seconds)
+
+
+def test_an_invalid_request_finds_its_own_list_too() -> None:
+    claim, _ = claim_of()
+    ack = refuse(claim, invalid("a"), ResultRoute("", None, "results", is_per_request=True), NOW)
+    assert (ack.result_queue_name, ack.result_ttl_seconds) == ("mine:result-of:a", 86_400)
+
+
+def test_a_result_has_details_only_where_they_are_asked_for() -> None:
+    for has_details in (False, True):
+        route = ResultRoute("", None, "result-list", has_details=has_details)
+        result = decode_result(acked(settled(ANSWER, route, retry_count=4)).result)
+        assert (result.attempts, result.finished_at) == ((4, NOW) if has_details else (0, None))
+
+
 def test_a_retry_is_a_nack_with_one_attempt_more() -> None:
     nack = settled(Retry(5.0, "rejected"), retry_count=2)
     assert isinstance(nack, Nack)

@@ -1,0 +1,53 @@
+"""Results that say more and reach their owner: the settings, through poller and handler to the client."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from handlers.client import Client
+from handlers.demo.stack import Stack, StackOptions
+
+IN_TIME = 30
+VARIABLES = {"RESULT_DETAILS": "true", "RESULT_PER_REQUEST": "true", "SHUTDOWN_GRACE_SECONDS": "5"}
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with Stack(StackOptions(has_pubsub=False, variables=VARIABLES)) as running:
+        yield running
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[Client]:
+    with Client.for_redis(stack.redis_url) as opened:
+        yield opened
+
+
+def test_a_plain_producers_request_gets_a_list_of_its_own_and_a_result_that_says_more(
+    stack: Stack, client: Client
+) -> None:
+    now = time.time()
+    body = {
+        "id": "plain",
+        "created": int(now) - 1,
+        "deadline": now + 600,
+        "payload": {"model": "m", "prompt": "Hi"},
+        "metadata": {"userid": "me"},
+    }
+    with redis.Redis.from_url(stack.redis_url) as store:
+        store.zadd("request-sortedset", {json.dumps(body): now + 600})
+        result = client.wait("plain", within=IN_TIME)
+        assert 0 < int(store.ttl("result-list:result-of:plain")) <= 86_400
+        assert store.llen("result-list") == 0
+    assert (result.status_code, result.attempts, result.metadata) == (200, 1, {"userid": "me"})
+    assert result.gateway_seconds is not None
+    assert result.queue_seconds is not None
+    assert result.queue_seconds >= 0.5
+    assert result.finished_at == pytest.approx(time.time(), abs=IN_TIME)
+    assert result.usage is not None
+    assert result.usage.output_tokens > 0
