@@ -223,3 +223,26 @@ def test_settings_are_written_plainly() -> None:
         assert value, f"{name} is empty"
         assert not re.search(r"""["'\s]""", value), f"{name}={value}"
     assert not re.search(r"PASSWORD=|TOKEN=", SETTINGS_FILE.read_text())
+
+
+def test_what_is_scraped_is_served_and_a_handler_knows_the_scraper() -> None:
+    """Each endpoint names a port of the pods that it selects; a handler's page asks for the monitor's own token."""
+    objects = render(COMBINATIONS / "knative-pod-monitor")
+    (monitor,) = of_kind(objects, "PodMonitor")
+    own, queue_proxy = monitor["spec"]["podMetricsEndpoints"]
+    assert (own["port"], own["path"]) == ("user-port", "/metrics")
+    # serving/pkg/reconciler/revision/resources/queue.go: v1.UserQueueMetricsPortName, on 9091.
+    assert (queue_proxy["port"], queue_proxy["path"]) == ("http-usermetric", "/metrics")
+    for service in knative_services(objects):
+        env = service["spec"]["template"]["spec"]["containers"][0]["env"]
+        (token,) = (entry["valueFrom"] for entry in env if entry["name"] == "METRICS_TOKEN")
+        assert token["secretKeyRef"] == own["authorization"]["credentials"]
+
+
+def test_the_poller_is_scraped_at_the_port_of_its_pages() -> None:
+    objects = render(COMBINATIONS / "keda-pod-monitor")
+    (monitor,) = of_kind(objects, "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    (port,) = (one for one in container(objects)["ports"] if one["name"] == endpoint["port"])
+    assert environment(container(objects), objects)["METRICS_PORT"] == str(port["containerPort"])
+    assert endpoint["path"] == "/metrics"

@@ -13,7 +13,12 @@ import yaml
 from tests.manifests.rendering import COMBINATIONS, ROOT, components, is_component, kustomizations, load
 
 VALIDATOR = ROOT.parent / "shared/tools/validate-manifests"
-OUTSIDE = ("async-processor-redis", "async-processor-redis-tls", "async-processor-dispatch-token")
+OUTSIDE = (
+    "async-processor-redis",
+    "async-processor-redis-tls",
+    "async-processor-dispatch-token",
+    "async-processor-metrics-token",
+)
 NOT_OBJECTS = re.compile(r"(kustomization|namereference|config|.*-patch|second-queue|settings-to-.*)\.yaml")
 
 COMPONENTS = [pytest.param(folder, id=str(folder.relative_to(ROOT))) for folder in components()]

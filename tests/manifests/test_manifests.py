@@ -24,7 +24,12 @@ FOLDERS = [pytest.param(folder, id=str(folder.relative_to(ROOT))) for folder in 
 every_output = pytest.mark.parametrize("objects", FOLDERS, indirect=True)
 
 # Secrets that a component expects to exist already (its header says how to make them).
-FROM_OUTSIDE = {"async-processor-redis", "async-processor-redis-tls", "async-processor-dispatch-token"}
+FROM_OUTSIDE = {
+    "async-processor-redis",
+    "async-processor-redis-tls",
+    "async-processor-dispatch-token",
+    "async-processor-metrics-token",
+}
 # The network policy of the push door does no harm where only the dispatch door is deployed.
 FOR_A_DOOR_THAT_MAY_BE_ABSENT = {"async-processor-push-egress"}
 REFERENCES = {
@@ -174,6 +179,8 @@ def references(node: Any) -> Iterator[tuple[str, str]]:
 def reference(field: str, value: Any) -> Iterator[tuple[str, str]]:
     """What one field refers to by its own name."""
     match field, value:
+        case "credentials", {"name": name, "key": _}:
+            yield "Secret", name
         case "serviceAccountName", str(name):
             yield "ServiceAccount", name
         case "broker", str(name):
