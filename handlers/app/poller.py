@@ -249,6 +249,8 @@ def _result_route(settings: Settings, entry: QueueEntry) -> ResultRoute:
         settings.result_queue_name,
         is_per_request=env.result_per_request if own is None else own,
         has_details=env.result_details,
+        apart_bytes=env.result_apart_bytes,
+        apart_seconds=env.result_apart_seconds,
     )
 
 

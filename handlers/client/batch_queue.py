@@ -12,6 +12,7 @@ from handlers.client.new_request import NewRequest, encode_body
 from handlers.client.redis_broker import batches, store_errors
 from handlers.contract.errors import InvalidRequest
 from handlers.redis_store.client_connection import open_redis
+from handlers.redis_store.result_payloads import delete_payloads, whole_results
 from handlers.redis_store.results import drop_oldest_results, oldest_results
 from handlers.redis_store.submissions import MemberParts, Submissions
 
@@ -27,6 +28,7 @@ class BatchQueue:
         self._tenant_attribute = tenant_attribute
         self._redis = open_redis(redis_url)
         self._submissions = Submissions(self._redis)
+        self._payload_keys: list[str] = []
 
     def request_id(self, number: int) -> str:
         """The id of the request in line `number`."""
@@ -68,14 +70,19 @@ class BatchQueue:
                 await self._submissions.submit(self._state.queue, batch, is_repeated=is_repeated)
 
     async def collect(self, limit: int) -> list[bytes]:
-        """The oldest results, left in the list."""
+        """The oldest results, left in the list, with payloads that are stored apart."""
         with store_errors():
-            return await oldest_results(self._redis, self._state.results, limit)
+            texts = await oldest_results(self._redis, self._state.results, limit)
+            whole = await whole_results(self._redis, texts)
+        self._payload_keys = [one.payload_key for one in whole]
+        return [one.text for one in whole]
 
     async def drop(self, count: int) -> None:
         """Drop the oldest results, which are safe now."""
         with store_errors():
             await drop_oldest_results(self._redis, self._state.results, count)
+            await delete_payloads(self._redis, [key for key in self._payload_keys[:count] if key])
+        self._payload_keys = self._payload_keys[count:]
 
     async def are_live(self, numbers: Sequence[int]) -> list[bool]:
         """Whether the requests of these lines are without a final result."""

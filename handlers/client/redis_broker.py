@@ -16,6 +16,8 @@ from handlers.client.own_results import OwnResults
 from handlers.client.submission import Submission
 from handlers.contract.result import Result
 from handlers.redis_store.client_connection import STORE_ERRORS, TRANSIENT_ERRORS, open_redis
+from handlers.redis_store.connection import Store
+from handlers.redis_store.result_payloads import delete_payloads, whole_results
 from handlers.redis_store.results import AckOutcome, HeldResult, Results, peek_results
 from handlers.redis_store.submission_keys import payload_key, result_of_key
 from handlers.redis_store.submissions import MemberParts, Queued, RequestState, Submissions
@@ -62,6 +64,7 @@ class RedisBroker:
     def results(self, name: str = "") -> RedisResults:
         """The results of the list `name` (empty: the options' own), under leases of a new owner."""
         return RedisResults(
+            self._redis,
             Results(
                 self._redis,
                 name or self._options.results,
@@ -145,20 +148,28 @@ class RedisBroker:
 
     async def _peek(self, lists: Sequence[str]) -> list[list[bytes]]:
         with store_errors():
-            return await peek_results(self._redis, lists)
+            found = await peek_results(self._redis, lists)
+            return [[one.text for one in await whole_results(self._redis, texts)] for texts in found]
 
 
 class RedisResults:
-    """A result list under leases."""
+    """A result list under leases; payloads that are stored apart are read and deleted with their results."""
 
-    def __init__(self, results: Results, lease_seconds: float) -> None:
+    def __init__(self, redis: Store, results: Results, lease_seconds: float) -> None:
         self.lease_seconds = lease_seconds
+        self._redis = redis
         self._results = results
+        self._payload_keys: dict[bytes, str] = {}
 
     async def receive(self, limit: int) -> list[HeldResult]:
         """Take at most `limit` of the oldest results."""
         with store_errors():
-            return await self._results.receive(limit)
+            taken = await self._results.receive(limit)
+            whole = await whole_results(self._redis, [held.result for held in taken])
+        self._payload_keys |= {
+            held.claim_key: one.payload_key for held, one in zip(taken, whole, strict=True) if one.payload_key
+        }
+        return [HeldResult(held.claim_key, one.text) for held, one in zip(taken, whole, strict=True)]
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
         """Move the leases' ends."""
@@ -168,10 +179,20 @@ class RedisResults:
     async def ack(self, claim_keys: Sequence[bytes]) -> list[AckOutcome]:
         """Drop results that are safe with their reader."""
         with store_errors():
-            return await self._results.ack(claim_keys)
+            outcomes = await self._results.ack(claim_keys)
+            keys = [self._payload_keys.pop(key, "") for key in claim_keys] if self._payload_keys else []
+            over = [
+                key
+                for key, outcome in zip(keys, outcomes, strict=False)
+                if key and outcome is not AckOutcome.LOST
+            ]
+            await delete_payloads(self._redis, over)
+        return outcomes
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> int:
         """Give results back at once."""
+        for key in claim_keys:
+            self._payload_keys.pop(key, None)
         with store_errors():
             return await self._results.give_back(claim_keys)
 

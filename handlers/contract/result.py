@@ -48,6 +48,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     Where details are on: `attempts` counts those at the gateway, `gateway_seconds` is how long the last one
     took, `queue_seconds` how long the request had waited since its `created` when that began, `finished_at` is
     in Unix seconds, `metadata` the request's own; `payload_base64` holds the body's bytes where they are no UTF-8.
+    `payload_ref` names the key of a payload that is stored apart, which is absent here.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     usage: Usage | None = None
     metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
     payload_base64: str = ""
+    payload_ref: str = ""
 
 
 _encoder = msgspec.json.Encoder()
@@ -84,6 +86,25 @@ def answered_result(
         payload=payload,
         request_token=request_token,
         payload_base64=base64.b64encode(body).decode() if is_binary else "",
+    )
+
+
+def filled_result(result: Result, body: bytes | None) -> Result:
+    """A result whose payload was stored apart, with what was found there; None makes it `PAYLOAD_UNAVAILABLE`."""
+    if body is None:
+        message = f"the gateway answered {result.status_code}; the answer was stored apart and is gone"
+        gone = error_result(result.id, result.request_token, ErrorCode.PAYLOAD_UNAVAILABLE, message)
+        return msgspec.structs.replace(
+            result,
+            status_code=0,
+            payload=gone.payload,
+            error_code=gone.error_code,
+            error_message=message,
+            payload_ref="",
+        )
+    whole = answered_result(result.id, result.request_token, result.status_code, body, keeps_bytes=True)
+    return msgspec.structs.replace(
+        result, payload=whole.payload, payload_base64=whole.payload_base64, payload_ref=""
     )
 
 

@@ -16,7 +16,8 @@ from handlers.forward.details import detailed
 from handlers.forward.forward import expired
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.redis_store.queue import Ack, Claim, Nack
-from handlers.redis_store.submission_keys import result_of_key
+from handlers.redis_store.result_payloads import StoredPayload
+from handlers.redis_store.submission_keys import result_of_key, result_payload_key
 
 _DAY_SECONDS: Final = 86_400
 """How long the result of one request waits in a list of its own, where nobody says."""
@@ -27,7 +28,8 @@ class ResultRoute:
     """Where a queue's results go, and in which form: its own list, else the request's, else the default.
 
     `is_per_request` gives each request a list of its own beside that list, named as our client names it, so that
-    consumers do not take each other's. `has_details` adds the optional fields.
+    consumers do not take each other's. `has_details` adds the optional fields. Payloads of at least `apart_bytes`
+    (0: none) are stored apart, for `apart_seconds` where the list does not expire.
     """
 
     own_name: str
@@ -35,6 +37,8 @@ class ResultRoute:
     default_name: str
     is_per_request: bool = False
     has_details: bool = False
+    apart_bytes: int = 0
+    apart_seconds: int = 604_800
 
     def name(self, wished: str, request_id: str = "", *, is_resolved: bool = False) -> str:
         """The list for the request `request_id` that wishes for `wished` (or nothing)."""
@@ -71,16 +75,37 @@ def ack(
 ) -> Ack:
     """A final result for a request that could be read; `dead` is kept among the dead letters as well."""
     is_resolved = request.result_routing_resolved
+    ttl_seconds = route.ttl_seconds(request.result_ttl_seconds, is_resolved=is_resolved)
+    if route.has_details:
+        result = detailed(result, request, now)
+    stored = _stored_apart(claim, result, route, ttl_seconds) if route.apart_bytes else None
+    if stored:
+        result = msgspec.structs.replace(result, payload="", payload_base64="", payload_ref=stored.key)
     return Ack(
         claim=claim,
-        result=encode_result(detailed(result, request, now) if route.has_details else result),
+        result=encode_result(result),
         result_queue_name=route.name(request.result_queue_name, request.id, is_resolved=is_resolved),
-        result_ttl_seconds=route.ttl_seconds(request.result_ttl_seconds, is_resolved=is_resolved),
+        result_ttl_seconds=ttl_seconds,
         request_id=request.id,
         request_token=request.request_token,
         payload_ref=request.payload_ref,
         dead=dead,
+        stored=stored,
     )
+
+
+def _stored_apart(
+    claim: Claim, result: Result, route: ResultRoute, ttl_seconds: int | None
+) -> StoredPayload | None:
+    """The gateway's answer if it is large, as the bytes that it was."""
+    if not result.status_code:
+        return None
+    encoded = result.payload_base64
+    payload = base64.b64decode(encoded) if encoded else result.payload.encode()
+    if len(payload) < route.apart_bytes:
+        return None
+    key = result_payload_key(result.id, claim.owner_token)
+    return StoredPayload(key, payload, ttl_seconds or route.apart_seconds)
 
 
 def _nack(claim: Claim, envelope: Envelope, retry: Retry, route: ResultRoute, now: float) -> Ack | Nack:

@@ -108,6 +108,7 @@ def _fitting(waiting: Sequence[Settlement]) -> int:
         match settlement:
             case Ack():
                 size += len(settlement.result) + len(settlement.dead or b"")
+                size += len(settlement.stored.payload) if settlement.stored else 0
             case Nack():
                 size += len(settlement.retry_member)
             case Release():

@@ -18,6 +18,7 @@ from redis.exceptions import NoPermissionError, NoScriptError
 from handlers.redis_store.connection import NotReplicated, Store, flat
 from handlers.redis_store.keys import PAYLOAD_PREFIX, QueueKeys, queue_keys, settled_key
 from handlers.redis_store.lua_script import lua_script
+from handlers.redis_store.result_payloads import StoredPayload, delete_payloads, store_payloads
 from handlers.redis_store.submission_keys import CANCELLATIONS, cancel_key
 
 _SCAN_COUNT = 500
@@ -41,7 +42,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """A final result. An empty `result` records none (then there is a `dead` record)."""
+    """A final result. An empty `result` records none (then there is a `dead` record).
+
+    `stored` is the result's payload where that is stored apart.
+    """
 
     claim: Claim
     result: bytes
@@ -51,6 +55,7 @@ class Ack:
     request_token: str
     payload_ref: str = ""
     dead: bytes | None = None
+    stored: StoredPayload | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,19 @@ class RedisQueue:
 
     async def ack(self, acks: Sequence[Ack]) -> list[bool]:
         """Record final results; False where the lease was lost, and nothing changed."""
+        stored = [ack.stored for ack in acks if ack.stored]
+        if not stored:
+            return await self._recorded(acks)
+        # Before the results that name them: a crash in between leaves keys that expire.
+        await store_payloads(self._redis, stored)
+        effects = await self._recorded(acks)
+        unused = [
+            ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect
+        ]
+        await delete_payloads(self._redis, unused)
+        return effects
+
+    async def _recorded(self, acks: Sequence[Ack]) -> list[bool]:
         try:
             effects = await self._acked(acks)
         except NoPermissionError:

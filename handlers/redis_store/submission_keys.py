@@ -10,6 +10,8 @@ request-submitted:<id>           string  ours: token, for idempotent submission;
                                          after the deadline
 request-payload:<id>:<token>     string  a payload stored apart; deleted with the final result,
                                          expires ten minutes after the deadline
+result-payload:<id>:<digest>     string  ours: a result's payload, stored apart; deleted when its reader
+                                         acknowledges the result, expires after its own time
 request-seq:<queue>:<deadline>   string  counter; expires an hour after the deadline
 <results>:result-of:<id>         list    the results of one request alone; expires after its own time
 <results>:result-claimed         hash    claim key -> result
@@ -20,7 +22,11 @@ request-seq:<queue>:<deadline>   string  counter; expires an hour after the dead
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
+
+RESULT_PAYLOAD_PREFIX: Final = "result-payload:"
+"""What a result's payload key must begin with: a result can make its reader touch no other key."""
 
 CANCELLATIONS: Final = "request-cancellations"
 """ZSET: what was cancelled lately, for who has it waiting."""
@@ -44,6 +50,12 @@ def submitted_key(request_id: str) -> str:
 def payload_key(request_id: str, token: str) -> str:
     """STRING: a payload stored apart; `token` is the submission's, without its place in the queue."""
     return f"request-payload:{request_id}:{token}"
+
+
+def result_payload_key(request_id: str, owner_token: bytes) -> str:
+    """STRING: a result's payload stored apart; no other owner of the request writes the same key."""
+    digest = hashlib.sha1(owner_token, usedforsecurity=False).hexdigest()
+    return f"{RESULT_PAYLOAD_PREFIX}{request_id}:{digest[:16]}"
 
 
 def seq_key(queue: str, deadline: int) -> str:

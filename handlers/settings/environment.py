@@ -90,6 +90,15 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     result_per_request: Annotated[
         bool, Meta(description="A result list for each request, `<results>:result-of:<id>`, that expires.")
     ] = False
+    result_apart_bytes: Annotated[
+        int,
+        Meta(
+            ge=0, description="Answers of at least so many bytes are stored apart from their result; 0: none."
+        ),
+    ] = 0
+    result_apart_seconds: Annotated[
+        int, Meta(ge=1, description="How long such an answer is kept where its result list does not expire.")
+    ] = 604_800
     wait_replicas: Annotated[
         int, Meta(ge=0, le=10, description="Replicas that must hold an ack (`WAIT`).")
     ] = 0

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from handlers.contract.envelope import Envelope, decode_member
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.result import ErrorCode, answered_result, decode_result
+from handlers.contract.result import ErrorCode, answered_result, decode_result, filled_result
 from handlers.forward.outcome import Answered, LastResponse, Retry
 from handlers.poller.settlement import ResultRoute, bury, dead_record, refuse, settle
 from handlers.redis_store.queue import Ack, Claim, Nack
+from handlers.redis_store.result_payloads import StoredPayload
 
 NOW = 1_000.0
 PLAIN = ResultRoute("", None, "result-list")
@@ -98,6 +99,42 @@ def test_an_invalid_request_finds_its_own_list_too() -> None:
     claim, _ = claim_of()
     ack = refuse(claim, invalid("a"), ResultRoute("", None, "results", is_per_request=True), NOW)
     assert (ack.result_queue_name, ack.result_ttl_seconds) == ("mine:result-of:a", 86_400)
+
+
+@pytest.mark.parametrize("size", [99, 100, 101])
+def test_a_large_answer_is_stored_apart_byte_for_byte(size: int) -> None:
+    body = "é".encode() * (size // 2) + b"x" * (size % 2)
+    route = ResultRoute("", None, "result-list", apart_bytes=100, apart_seconds=60)
+    ack = acked(settled(Answered(answered_result("a", "t", 200, body)), route))
+    result = decode_result(ack.result)
+    if size < 100:
+        assert (ack.stored, result.payload.encode()) == (None, body)
+        return
+    assert ack.stored == StoredPayload(result.payload_ref, body, 60)
+    assert (result.payload, result.status_code) == ("", 200)
+    assert filled_result(result, body) == answered_result("a", "t", 200, body)
+
+
+def test_an_answer_apart_expires_with_its_list() -> None:
+    route = ResultRoute("", None, "result-list", apart_bytes=1, apart_seconds=60)
+    ack = acked(settled(ANSWER, route, result_ttl_seconds=7))
+    assert ack.stored is not None
+    assert ack.stored.seconds == 7
+
+
+def test_bytes_that_are_no_text_are_stored_as_they_are() -> None:
+    answer = answered_result("a", "", 200, b"\xff\x00" * 60, keeps_bytes=True)
+    ack = acked(settled(Answered(answer), ResultRoute("", None, "result-list", apart_bytes=100)))
+    assert ack.stored is not None
+    assert ack.stored.payload == b"\xff\x00" * 60
+    assert filled_result(decode_result(ack.result), ack.stored.payload) == answer
+
+
+def test_an_error_is_never_stored_apart() -> None:
+    route = ResultRoute("", None, "result-list", apart_bytes=1)
+    claim, envelope = claim_of()
+    ack = bury(claim, envelope, route, NOW)
+    assert ack.stored is None
 
 
 def test_a_result_has_details_only_where_they_are_asked_for() -> None:

@@ -13,7 +13,7 @@ from handlers.client import Client
 from handlers.demo.stack import Stack, StackOptions
 
 IN_TIME = 30
-VARIABLES = {"RESULT_DETAILS": "true", "RESULT_PER_REQUEST": "true", "SHUTDOWN_GRACE_SECONDS": "5"}
+VARIABLES = {"RESULT_DETAILS": "true", "RESULT_PER_REQUEST": "true", "RESULT_APART_BYTES": "10"}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,12 @@ def test_a_plain_producers_request_gets_a_list_of_its_own_and_a_result_that_says
         result = client.wait("plain", within=IN_TIME)
         assert 0 < int(store.ttl("result-list:result-of:plain")) <= 86_400
         assert store.llen("result-list") == 0
+        (text,) = store.lrange("result-list:result-of:plain", 0, -1)
+        reference = json.loads(text)["payload_ref"]
+        assert reference.startswith("result-payload:plain:")
+        assert store.get(reference) == result.payload.encode()
+        assert 0 < int(store.ttl(reference)) <= 86_400
+    assert "choices" in json.loads(result.payload)
     assert (result.status_code, result.attempts, result.metadata) == (200, 1, {"userid": "me"})
     assert result.gateway_seconds is not None
     assert result.queue_seconds is not None

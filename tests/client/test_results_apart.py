@@ -1,0 +1,58 @@
+"""Answers that are stored apart: a reader does not notice, and they go with their results."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+from handlers.client import AsyncClient, ClientOptions
+from handlers.contract.result import ErrorCode
+from handlers.redis_store.submission_keys import result_of_key
+
+KEY = "result-payload:a:1"
+REFERENCE = b'{"id":"a","status_code":200,"payload_ref":"result-payload:a:1"}'
+
+
+@pytest.fixture(autouse=True)
+def payload(redis: Redis) -> None:
+    redis.set(KEY, b"large", ex=60)
+
+
+async def test_an_acknowledged_result_takes_its_answer_along(
+    client: AsyncClient, options: ClientOptions, redis: Redis
+) -> None:
+    redis.lpush(options.results, REFERENCE)
+    async with client.results(limit=1) as stream:
+        async for delivery in stream:
+            assert (delivery.result.payload, delivery.result.payload_ref) == ("large", "")
+            assert redis.exists(KEY)
+            await delivery.ack()
+    assert not redis.exists(KEY)
+
+
+async def test_a_result_that_goes_back_keeps_its_answer(
+    client: AsyncClient, options: ClientOptions, redis: Redis
+) -> None:
+    redis.lpush(options.results, REFERENCE)
+    for _ in range(2):
+        async with client.results(limit=1) as stream:
+            assert (await anext(stream)).result.payload == "large"
+        assert redis.exists(KEY)
+
+
+async def test_an_answer_that_is_gone_says_so(
+    client: AsyncClient, options: ClientOptions, redis: Redis
+) -> None:
+    redis.delete(KEY)
+    redis.lpush(options.results, REFERENCE)
+    async with client.results(limit=1) as stream:
+        result = (await anext(stream)).result
+    assert (result.id, result.status_code, result.error_code) == ("a", 0, ErrorCode.PAYLOAD_UNAVAILABLE)
+
+
+async def test_who_waits_for_one_result_gets_it_whole(
+    client: AsyncClient, options: ClientOptions, redis: Redis
+) -> None:
+    redis.lpush(result_of_key(options.results, "a"), REFERENCE)
+    for _ in range(2):
+        assert (await client.wait("a", within=20)).payload == "large"
