@@ -221,9 +221,11 @@ class PollerApp:
                 self._log.warning(warning)
             queues = [entry.queue_name for entry in self._settings.queues]
             self._log.info(
-                "polling", queues=queues, workers={p.pool_id: p.slots for p in self._pools.values()}
+                "polling",
+                queues=queues,
+                workers={p.pool_id: p.slots for p in self._pools.values()},
+                metrics_port=await self._pages.start(),
             )
-            await self._pages.start()
             await self._gates.start()
             await self.poller.run()
         finally:

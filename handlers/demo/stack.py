@@ -21,7 +21,7 @@ from handlers.demo.valkey import Valkey, find_valkey, free_port
 _READY: Final = '"event":"ready"'
 _PORT = re.compile(r'"port":(\d+)')
 _LISTENING = re.compile(r"listening on (http://\S+)")
-_POLLING: Final = "polling"
+_POLLING = re.compile(r'"event":"polling".*"metrics_port":(\d+)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ class Stack:
         self.handler_url = self._start_handler("dispatch", {})
         options.on_started("handler, dispatch door", self.handler_url)
         poller = self._start_child("poller", ["poll"], {"HANDLER_URL": self.handler_url, "METRICS_PORT": "0"})
-        poller.wait_for(lambda output: _POLLING if _POLLING in output else None)
+        port = poller.wait_for(lambda output: _first_group(_POLLING, output))
+        self.poller_pages_url = f"http://127.0.0.1:{port}"
         options.on_started("poller", f"{self.redis_url} → {self.handler_url}")
         if options.has_pubsub:
             self.pubsub = find_emulator()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import socket
 import subprocess
@@ -19,32 +20,45 @@ SCRAPE_INTERVAL_MS = 200
 
 _CONFIG = """\
 global:
+  evaluation_interval: {interval_ms}ms
   scrape_interval: {interval_ms}ms
   scrape_timeout: {interval_ms}ms
+rule_files: {rules}
 scrape_configs:
 {jobs}"""
 
 _JOB = """\
   - job_name: scraped-{number}
     metrics_path: {path}
+    authorization: {{credentials: "{token}"}}
     static_configs:
       - targets: ["{address}"]
 """
 
 
 @contextlib.contextmanager
-def running_prometheus(addresses: Sequence[str], *, path: str = "/metrics") -> Iterator[str]:
-    """The base URL of a Prometheus that scrapes `addresses` (`host:port`), ready for queries."""
+def running_prometheus(
+    addresses: Sequence[str], *, path: str = "/metrics", token: str = "none", rules: Sequence[Path] = ()
+) -> Iterator[str]:
+    """The base URL of a Prometheus that scrapes `addresses` (`host:port`), ready for queries.
+
+    It shows `token` to all of them, and evaluates the files of `rules`.
+    """
     program = shutil.which("prometheus")
     if program is None:
         not_found("prometheus", "apt install prometheus")
     with tempfile.TemporaryDirectory(prefix="prometheus-") as folder:
         url = f"http://127.0.0.1:{free_port()}"
         jobs = "".join(
-            _JOB.format(number=number, address=address, path=path) for number, address in enumerate(addresses)
+            _JOB.format(number=number, address=address, path=path, token=token)
+            for number, address in enumerate(addresses)
         )
         config = Path(folder, "prometheus.yml")
-        config.write_text(_CONFIG.format(interval_ms=SCRAPE_INTERVAL_MS, jobs=jobs))
+        config.write_text(
+            _CONFIG.format(
+                interval_ms=SCRAPE_INTERVAL_MS, jobs=jobs, rules=json.dumps([str(path) for path in rules])
+            )
+        )
         log = Path(folder, "log")
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -1,0 +1,166 @@
+"""Rules and dashboard say what they mean, of metrics that are there, and each alert fires when it should."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from handlers.telemetry.families import PREFIX
+from tests.monitoring.files import ALERTS, DASHBOARD, PROMETHEUS_RULE, alerts, dashboard, metrics_of, panels
+from tests.servers.presence import not_found
+from tests.telemetry.metrics_page import labels_by_name
+
+QUEUE = '{queue_id="q",queue_name="q",pool_name="p"}'
+READING = '{queue_id="q",queue_name="q",pool_name="p",inference_pool="i"}'
+
+# What a queue in good health says, once a minute for two hours.
+HEALTHY = {
+    f"broker_backlog{QUEUE}": "5x120",
+    f"broker_backlog_source_available{QUEUE}": "1x120",
+    f"dispatched_requests_total{QUEUE}": "0+600x120",
+    f"successful_requests_total{QUEUE}": "0+590x120",
+    f"failed_requests_total{QUEUE}": "0+5x120",
+    f"exceeded_deadline_requests_total{QUEUE}": "0+5x120",
+    f"request_retries_total{QUEUE}": "0+20x120",
+    f"dead_letters_total{QUEUE}": "0x120",
+    f"lease_losses_total{QUEUE}": "0x120",
+    f"reclaimed_requests_total{QUEUE}": "0x120",
+    f'deadline_proximity_millis_bucket{QUEUE[:-1]},le="0.0"}}': "0x120",
+    f'result_publish_time_millis_bucket{QUEUE[:-1]},le="5.0"}}': "0+600x120",
+    f'result_publish_time_millis_bucket{QUEUE[:-1]},le="5000.0"}}': "0+600x120",
+    f'result_publish_time_millis_bucket{QUEUE[:-1]},le="+Inf"}}': "0+600x120",
+    f'nacks_total{QUEUE[:-1]},reason="not_recorded"}}': "0x120",
+    f'nacks_total{QUEUE[:-1]},reason="handler_unavailable"}}': "0x120",
+    f"dispatch_budget{QUEUE}": "1x120",
+    'dispatch_budget{queue_id="",queue_name="",pool_name="p"}': "0.5x120",
+    f'gate_closed{QUEUE[:-1]},gate_type="g"}}': "0x120",
+    f"gate_metric_source_available{READING}": "1x120",
+    'ready{job="j",instance="i"}': "1x120",
+    'refused_callers_total{status="401"}': "0x120",
+}
+
+# What is otherwise, and the alert that it should raise.
+AILING = {
+    "AsyncProcessorQueueStuck": {f"dispatched_requests_total{QUEUE}": "7x120"},
+    "AsyncProcessorLateInQueue": {
+        f'deadline_proximity_millis_bucket{QUEUE[:-1]},le="0.0"}}': "3x120",
+    },
+    "AsyncProcessorDeadlinesMissed": {f"exceeded_deadline_requests_total{QUEUE}": "0+60x120"},
+    "AsyncProcessorFailures": {f"failed_requests_total{QUEUE}": "0+100x120"},
+    "AsyncProcessorRetryStorm": {f"request_retries_total{QUEUE}": "0+400x120"},
+    "AsyncProcessorResultsNotRecorded": {f'nacks_total{QUEUE[:-1]},reason="not_recorded"}}': "0+1x120"},
+    "AsyncProcessorHandlersUnreachable": {
+        f'nacks_total{QUEUE[:-1]},reason="handler_unavailable"}}': "0+30x120"
+    },
+    "AsyncProcessorDeadLetters": {f"dead_letters_total{QUEUE}": "0x110 1x10"},
+    "AsyncProcessorLeasesLost": {f"lease_losses_total{QUEUE}": "0x110 1x10"},
+    "AsyncProcessorOwnersDie": {f"reclaimed_requests_total{QUEUE}": "0x110 9x10"},
+    "AsyncProcessorRedisUnreachable": {f"broker_backlog_source_available{QUEUE}": "1x100 0x20"},
+    "AsyncProcessorNotReady": {'ready{job="j",instance="i"}': "1x90 0x30"},
+    "AsyncProcessorGateBlind": {f"gate_metric_source_available{READING}": "1x100 0x20"},
+    "AsyncProcessorGateClosed": {f'gate_closed{QUEUE[:-1]},gate_type="g"}}': "0x20 1x100"},
+    "AsyncProcessorSlowRecording": {f'result_publish_time_millis_bucket{QUEUE[:-1]},le="5.0"}}': "0x120"},
+    "AsyncProcessorCallersRefused": {'refused_callers_total{status="401"}': "0+30x120"},
+}
+
+
+def promtool(*arguments: str | Path) -> str:
+    """What promtool says; fails with it."""
+    program = shutil.which("promtool")
+    if program is None:
+        not_found("promtool", "apt install prometheus")
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def firing_test(series: dict[str, str], expected: list[str]) -> dict[str, Any]:
+    """A test of promtool's: these alerts, and no other, fire after two hours of `series`."""
+    return {
+        "interval": "1m",
+        "input_series": [
+            {"series": f"{'' if name.startswith('process') else PREFIX + '_'}{name}", "values": values}
+            for name, values in series.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+                "eval_time": "2h",
+                "exp_samples": [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in expected],
+            }
+        ],
+    }
+
+
+def test_rules_are_rules() -> None:
+    assert f"{len(alerts())} rules found" in promtool("check", "rules", "--lint-fatal", ALERTS)
+
+
+def test_each_alert_fires_for_its_reason_alone_and_none_in_good_health(tmp_path: Path) -> None:
+    closed = {f"dispatch_budget{QUEUE}": "0x120", f"dispatched_requests_total{QUEUE}": "7x120"}
+    tests = [firing_test(HEALTHY, []), firing_test(HEALTHY | closed, [])]
+    tests += [firing_test(HEALTHY | ailing, [alert]) for alert, ailing in AILING.items()]
+    file = tmp_path / "tests.yaml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "tests": tests}))
+    promtool("test", "rules", file)
+
+
+def test_every_alert_is_tested_and_says_what_to_do() -> None:
+    assert set(AILING) == set(alerts())
+    for name, rule in alerts().items():
+        assert rule["labels"]["severity"] in ("warning", "critical"), name
+        assert {"summary", "description"} <= rule["annotations"].keys(), name
+
+
+def test_the_operator_gets_the_same_rules() -> None:
+    manifest = yaml.safe_load(PROMETHEUS_RULE.read_text())
+    assert manifest["spec"] == yaml.safe_load(ALERTS.read_text())
+
+
+def known_names() -> set[str]:
+    """Every name that a page can hold, histograms in their parts."""
+    known = set()
+    for name, (kind, _, _) in labels_by_name().items():
+        parts = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+        known |= {f"{PREFIX}_{name}{part}" for part in parts}
+    return known
+
+
+def test_rules_and_dashboard_ask_for_metrics_that_are_there() -> None:
+    asked = {name for rule in alerts().values() for name in metrics_of(rule["expr"])}
+    asked |= {name for panel in panels() for name in metrics_of(panel.expression)}
+    assert asked - known_names() == set()
+
+
+def test_every_metric_of_the_reference_that_counts_something_is_on_the_dashboard() -> None:
+    shown = {name for panel in panels() for name in metrics_of(panel.expression)}
+    for name in (
+        "tokens_total",
+        "gate_decisions_total",
+        "aimd_window",
+        "inflight_requests",
+        "broker_backlog",
+    ):
+        assert f"{PREFIX}_{name}" in shown
+
+
+def test_panels_do_not_overlap_and_have_ids_of_their_own() -> None:
+    found = dashboard()["panels"]
+    assert len({panel["id"] for panel in found}) == len(found)
+    cells: set[tuple[int, int]] = set()
+    for panel in found:
+        at = panel["gridPos"]
+        own = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert not own & cells, panel["title"]
+        assert at["x"] + at["w"] <= 24, panel["title"]
+        cells |= own
+
+
+@pytest.mark.parametrize("word", ["http://", "https://", "localhost", "/home"])
+def test_the_dashboard_names_no_machine(word: str) -> None:
+    assert word not in DASHBOARD.read_text()

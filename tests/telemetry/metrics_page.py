@@ -1,0 +1,103 @@
+"""The page `docs/metrics.md`, made from a page of metrics on which every series is there.
+
+python -m tests.telemetry.metrics_page > docs/metrics.md
+"""
+
+from __future__ import annotations
+
+import sys
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from handlers.gates.gate import GateState
+from handlers.telemetry.deadline_proximity import DEADLINE_BOUNDS_SECONDS
+from handlers.telemetry.door_metrics import DoorMetrics
+from handlers.telemetry.families import PREFIX
+from handlers.telemetry.metrics import Metrics
+
+OWNER = ("q", "request-sortedset", "default")
+
+# As contract.md of the reference lists them; the rest is ours.
+OF_THE_REFERENCE = frozenset(
+    {
+        *("request_total", "successful_requests_total", "failed_requests_total", "shedded_requests_total"),
+        *("exceeded_deadline_requests_total", "request_retries_total", "tokens_total"),
+        *("gate_decisions_total", "dispatched_requests_total", "gate_wait_requeues_total"),
+        *("message_latency_time_millis", "inference_latency_time_millis", "queue_residence_time_millis"),
+        *("deadline_proximity_millis", "queue_depth", "inflight_requests", "broker_backlog"),
+        *("pool_worker_limit", "dispatch_budget", "gate_metric_value", "gate_metric_threshold"),
+        *("gate_metric_source_available", "broker_backlog_source_available"),
+        *("aimd_window", "aimd_ssthresh", "aimd_inflight"),
+    }
+)
+
+_HEAD = f"""\
+# Metrics
+
+Every metric of a process, all with the prefix `{PREFIX}_`. The poller serves them at `/metrics` on `METRICS_PORT`,
+a handler on its own port to who shows `METRICS_TOKEN`. Those marked with a dot are the reference's, with its names,
+labels and meanings, so that its dashboards work; their buckets are the reference's and some more. Counters and their
+series are there at 0 from the start, except what a gate says, which comes with the gate.
+
+No label holds anything that a request brings: queues, pools and ids are the settings', all else is one of a fixed set,
+and past 500 queues or subscriptions the rest is `other`. The poller counts the requests of its queues, also those that
+a handler forwards; a handler counts its subscriptions (`queue_id` is the subscription), events of other sources than
+the poller (`events`), and its own deliveries. So a sum over all pods counts nothing twice; only what is looked at in
+Redis (`broker_backlog`, `claimed_requests`, `waiting_retries`, `dead_letters_kept`, `deadline_proximity_millis` and the
+ages) is said by every poller alike: take `max by (queue_id)` of it. `deadline_proximity_millis` is a snapshot of exact
+counts, every 5 s: read its buckets as they are, without `rate`.
+
+Dashboard and alert rules over these are in [monitoring/](../monitoring).
+
+<!-- Made by `python -m tests.telemetry.metrics_page`; change handlers/telemetry/families.py instead. -->
+
+| metric | | kind | labels | what it is |
+|---|---|---|---|---|
+"""
+
+
+def populated() -> Metrics:
+    """Metrics with a sample of every family."""
+    metrics = Metrics()
+    queue = metrics.of_queue(*OWNER)
+    queue.deadlines([0] * len(DEADLINE_BOUNDS_SECONDS), 0)
+    queue.depth(0, 0, 0, 0, 0.0, oldest_age_seconds=0.0)
+    metrics.pool("default", 64, 1.0)
+    metrics.refused(401)
+    metrics.watch_connections("gateway", lambda: 0)
+    metrics.watch_ready(lambda: True)
+    DoorMetrics(metrics, "dispatch")
+    figures = {"aimd_window": 8.0, "aimd_ssthresh": 16.0, "aimd_inflight": 3.0}
+    band = GateState("aimd", label="reserved-interactive", figures=figures)
+    counting = GateState("redis-quota", figures={"in_use": 1.0})
+    reading = GateState("prometheus-saturation", value=0.5, threshold=0.8, label="pool-a", on_missing="open")
+    metrics.watch_gate("", "", "default", lambda: GateState("aimd", inner=(band,)))
+    metrics.watch_gate(*OWNER, lambda: GateState("composite", inner=(reading, counting)))
+    return metrics
+
+
+def labels_by_name() -> dict[str, tuple[str, str, list[str]]]:
+    """Kind, meaning and labels of every metric of ours, by its name without the prefix."""
+    found: dict[str, tuple[str, str, list[str]]] = {}
+    for family in text_string_to_metric_families(populated().render().decode()):
+        if not family.name.startswith(PREFIX):
+            continue
+        name = family.name.removeprefix(f"{PREFIX}_") + ("_total" if family.type == "counter" else "")
+        labels = dict.fromkeys(name for sample in family.samples for name in sample.labels)
+        found[name] = family.type, family.documentation, [name for name in labels if name != "le"]
+    return found
+
+
+def metrics_page() -> str:
+    """The whole page, as Markdown: the reference's first."""
+    rows = sorted(labels_by_name().items(), key=lambda row: (row[0] not in OF_THE_REFERENCE, row[0]))
+    lines = [
+        f"| `{name}` | {'•' if name in OF_THE_REFERENCE else ''} | {kind} "
+        f"| {', '.join(f'`{label}`' for label in labels)} | {text} |"
+        for name, (kind, text, labels) in rows
+    ]
+    return _HEAD + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(metrics_page())
