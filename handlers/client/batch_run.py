@@ -22,6 +22,7 @@ from typing import TypeVar
 
 import msgspec
 
+from handlers.cancellation import end_if_cancelled
 from handlers.client.batch_files import BatchFiles, BatchOutput, BatchState, numbered_lines
 from handlers.client.batch_lines import (
     CANCELLED,
@@ -34,7 +35,6 @@ from handlers.client.batch_lines import (
     encode_error,
 )
 from handlers.client.batch_queue import BatchQueue
-from handlers.client.cancellation import stop_if_cancelled
 from handlers.client.errors import BrokerUnreachable
 from handlers.contract.result import decode_result
 from handlers.redis_store.submissions import MemberParts
@@ -308,7 +308,7 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
             if time.monotonic() >= ends_at:
                 raise
         else:
-            stop_if_cancelled()
+            end_if_cancelled()
             return answer
         await asyncio.sleep(pause_seconds)
         pause_seconds = min(1.0, pause_seconds * 2)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
-from handlers.client.cancellation import stop_if_cancelled
+from handlers.cancellation import end_if_cancelled
 from handlers.contract.result import Result, decode_result
 
 FIRST_INTERVAL_SECONDS = 0.01
@@ -82,7 +82,7 @@ class OwnResults:
                 continue
             due = [name for name, waits in self._waits.items() if any(w.due_at <= now for w in waits)]
             await self._look(due[:PEEKED_LISTS])
-            stop_if_cancelled()
+            end_if_cancelled()
 
     async def _look(self, lists: Sequence[str]) -> None:
         try:

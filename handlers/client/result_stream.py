@@ -12,8 +12,8 @@ from typing import Self
 
 import msgspec
 
+from handlers.cancellation import end_if_cancelled
 from handlers.client.broker import ResultSource
-from handlers.client.cancellation import stop_if_cancelled
 from handlers.client.errors import ClientError, LeaseLost
 from handlers.contract.result import Result, decode_result
 from handlers.redis_store.results import AckOutcome, HeldResult
@@ -141,7 +141,7 @@ class ResultStream:
             limit = self._batch if self._left is None else min(self._batch, self._left)
             for held in await self._source.receive(limit):
                 self._keep(held)
-            stop_if_cancelled()
+            end_if_cancelled()
             if self._ready:
                 return True
             if ends_at is not None and loop.time() >= ends_at:
@@ -162,9 +162,9 @@ class ResultStream:
             await asyncio.sleep(self._source.lease_seconds / RENEWALS_PER_LEASE)
             try:
                 await self.renew()
-                stop_if_cancelled()
             except ClientError as error:
                 log.warning("the leases of %d results were not renewed: %s", len(self._held), error)
+            end_if_cancelled()
 
 
 def _is_result(text: bytes) -> bool:

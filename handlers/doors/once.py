@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from handlers.cancellation import end_if_cancelled
 from handlers.contract.request import Request
 from handlers.doors.http_message import Answer, plain, retry_after
 from handlers.redis_store.connection import STORE_FAILURES
@@ -45,9 +46,12 @@ class Turn:
 
     async def _renew(self) -> None:
         pause = self._records.options.lease_seconds / _RENEWALS_PER_LEASE
-        while True:
+        # Until the end, or until another has the lease. Where the Redis does not say, it may still be ours.
+        is_ours: bool | None = True
+        while is_ours is not False:
             await asyncio.sleep(pause)
-            await _asked(self._records.renew(self._key, self._owner), self._log)
+            is_ours = await _asked(self._records.renew(self._key, self._owner), self._log)
+            end_if_cancelled()
 
 
 class Once:
@@ -61,6 +65,7 @@ class Once:
         """The turn; the answer where there is none; None where the Redis does not say."""
         key, owner = delivery_key(request.id, request.request_token, body), secrets.token_hex(16)
         beginning = await _asked(self._records.begin(key, owner), self._log)
+        end_if_cancelled()  # nobody is there for the answer; the lease of a turn just taken ends by itself
         match beginning:
             case Fresh():
                 return Turn(self._records, key, owner, self._log)

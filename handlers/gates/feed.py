@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+from handlers.cancellation import end_if_cancelled
+
 T = TypeVar("T")
 
 
@@ -154,6 +156,7 @@ class Feed(Generic[T]):
     async def _run(self) -> None:
         while True:
             await self.tick()
+            end_if_cancelled()
             await asyncio.sleep(self._options.refresh_seconds)
 
 

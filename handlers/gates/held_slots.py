@@ -7,6 +7,7 @@ import contextlib
 import secrets
 from collections.abc import Callable
 
+from handlers.cancellation import end_if_cancelled
 from handlers.gates.stores import HeldSlot, QuotaStore
 
 
@@ -93,3 +94,4 @@ class HeldSlots:
                 await self.tick()
             except Exception as error:  # noqa: BLE001 - without renewal slots are lost: go on, and say so
                 self._tell_missing(type(error).__name__)
+            end_if_cancelled()

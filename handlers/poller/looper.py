@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from handlers.poller.patience import Patience, end_if_cancelled
+from handlers.cancellation import end_if_cancelled
+from handlers.poller.patience import Patience
 from handlers.telemetry.logs import Logger
 
 

@@ -39,14 +39,3 @@ class Patience:
     def reset(self) -> None:
         """A try succeeded."""
         self._next_seconds = self._first_seconds
-
-
-def end_if_cancelled() -> None:
-    """Raise a cancellation that got lost; call it after each call to Redis in a loop that ends by one.
-
-    Now and then the Redis library answers a cancellation with a connection error, or just with the reply. The
-    loop that has been told to end would go on, and with it a process that stops.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

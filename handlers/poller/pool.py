@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from handlers.cancellation import end_if_cancelled
 from handlers.forward.circuit import Circuit, CircuitState
 from handlers.gates.allowance import Allowance
 from handlers.gates.bands import band_of
 from handlers.gates.gate import Gate
 from handlers.poller.carrier import Carrier
 from handlers.poller.lanes import Candidate, Merge, RandomRobin
-from handlers.poller.patience import Patience, end_if_cancelled
+from handlers.poller.patience import Patience
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.queue import RedisQueue
 from handlers.telemetry.logs import Logger

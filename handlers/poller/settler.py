@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from handlers.poller.patience import Patience, end_if_cancelled
+from handlers.cancellation import end_if_cancelled
+from handlers.poller.patience import Patience
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.queue import Ack, Claim, Nack, RedisQueue
 from handlers.telemetry.logs import Logger

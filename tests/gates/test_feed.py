@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -104,3 +105,28 @@ async def test_a_feed_is_read_until_the_last_of_its_users_closes_it(log: Readabl
     await second.start()
     await wait_until_async(lambda: reads > seen, 5, "it can be started again")
     await second.aclose()
+
+
+async def test_closing_ends_the_loop_also_where_the_reader_swallows_the_cancellation(
+    log: ReadableLog,
+) -> None:
+    """As the Redis library now and then does; else the process would never stop."""
+    reads = 0
+    hangs = asyncio.Event()
+
+    async def read() -> int:
+        nonlocal reads
+        reads += 1
+        if reads == 2:
+            hangs.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return reads
+
+    options = FeedOptions(refresh_seconds=0.01, timeout_seconds=60)
+    found = Feeds(options, log, Clock()).feed(("k",), read, name="a source")
+    await found.start()
+    await hangs.wait()
+    async with asyncio.timeout(10):
+        await found.aclose()
+    assert reads == 2
