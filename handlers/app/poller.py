@@ -29,6 +29,7 @@ from handlers.poller.looper import Looper
 from handlers.poller.poller import Poller
 from handlers.poller.pool import Pool, Source
 from handlers.poller.reclaimer import Reclaimer
+from handlers.poller.repeats import Repeats
 from handlers.poller.settlement import ResultRoute
 from handlers.poller.settler import Settler
 from handlers.redis_store.connection import (
@@ -159,6 +160,7 @@ class PollerApp:
             gates=[*gates, *self._pool_gates[pool.pool_id]],
             lane=self._lanes[pool.pool_id],
             read_payload=partial(read_payload, self._redis),
+            repeats=self._repeats(entry, route),
             clock=queue.now,
             max_request_bytes=env.max_request_bytes,
         )
@@ -184,6 +186,12 @@ class PollerApp:
             level("circuit changed", queue=queue_name, state=state)
 
         return Circuit(circuit_options(is_breaking=self._settings.env.circuit_breaker), on_change=tell)
+
+    def _repeats(self, entry: QueueEntry, route: ResultRoute) -> Repeats | None:
+        """Who answers repeated submissions of this queue, if it is set to be idempotent."""
+        own, default = entry.idempotent_seconds, self._settings.env.idempotent_seconds
+        seconds = default if own is None else own
+        return Repeats(self._redis, route, self._log, window_seconds=seconds) if seconds else None
 
     def _queue_options(self) -> QueueOptions:
         env = self._settings.env

@@ -31,6 +31,8 @@ class ErrorCode(StrEnum):
     """The request breaks the contract; the message names the field."""
     PAYLOAD_UNAVAILABLE = "PAYLOAD_UNAVAILABLE"
     """A payload that was stored apart is gone."""
+    DUPLICATE = "DUPLICATE"
+    """Ours: another submission of the id stands for this one (a queue that is set to be idempotent)."""
     UNDELIVERABLE = "UNDELIVERABLE"
     """Ours: the request's owner died, or its delivery failed, too often; it was dead-lettered."""
 

@@ -21,6 +21,7 @@ from handlers.gates.chain import labelled
 from handlers.gates.gate import Gate
 from handlers.poller.dispatcher import Dispatch
 from handlers.poller.lanes import LaneOptions, in_lane
+from handlers.poller.repeats import Repeats
 from handlers.poller.settlement import ResultRoute, bury, refuse, settle
 from handlers.poller.settler import Release, Settlement, Settler
 from handlers.redis_store.queue import Ack, Claim
@@ -60,6 +61,7 @@ class Carrier:
         gates: Sequence[Gate] = (),
         read_payload: ReadPayload | None = None,
         lane: LaneOptions | None = None,
+        repeats: Repeats | None = None,
         clock: Callable[[], float],
         max_request_bytes: int,
         on_freed: Callable[[], None] = lambda: None,
@@ -73,6 +75,7 @@ class Carrier:
         self._gates = gates
         self._read_payload = read_payload
         self._lane = lane
+        self._repeats = repeats
         self._clock = clock
         self.on_freed = on_freed
         self._max_request_bytes = max_request_bytes
@@ -135,8 +138,11 @@ class Carrier:
         elif envelope.request.deadline <= self._clock():
             outcome = expired(envelope.request, None)
         else:
+            if self._repeats and (repeated := await self._repeats.answer(claim, envelope, self._clock())):
+                return repeated
             outcome = await self._attempt(envelope)
-        return self._settled_as(claim, envelope, outcome, began_at)
+        settlement = self._settled_as(claim, envelope, outcome, began_at)
+        return self._repeats.marked(settlement, envelope) if self._repeats else settlement
 
     def _settled_as(
         self, claim: Claim, envelope: Envelope, outcome: Outcome, began_at: float | None = None

@@ -19,6 +19,7 @@ from handlers.redis_store.connection import NotReplicated, Store, flat
 from handlers.redis_store.keys import PAYLOAD_PREFIX, QueueKeys, queue_keys, settled_key
 from handlers.redis_store.lua_script import lua_script
 from handlers.redis_store.result_payloads import StoredPayload, delete_payloads, store_payloads
+from handlers.redis_store.standing import Mark, finish_for_id
 from handlers.redis_store.submission_keys import CANCELLATIONS, cancel_key
 
 _SCAN_COUNT = 500
@@ -44,7 +45,7 @@ class Claim:
 class Ack:
     """A final result. An empty `result` records none (then there is a `dead` record).
 
-    `stored` is the result's payload where that is stored apart.
+    `stored` is the result's payload where that is stored apart, `mark` what stands for its id from now on.
     """
 
     claim: Claim
@@ -56,6 +57,7 @@ class Ack:
     payload_ref: str = ""
     dead: bytes | None = None
     stored: StoredPayload | None = None
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +146,13 @@ class RedisQueue:
     async def ack(self, acks: Sequence[Ack]) -> list[bool]:
         """Record final results; False where the lease was lost, and nothing changed."""
         stored = [ack.stored for ack in acks if ack.stored]
-        if not stored:
-            return await self._recorded(acks)
-        # Before the results that name them: a crash in between leaves keys that expire.
-        await store_payloads(self._redis, stored)
+        if stored:
+            # Before the results that name them: a crash in between leaves keys that expire.
+            await store_payloads(self._redis, stored)
         effects = await self._recorded(acks)
+        marks = [ack.mark for ack, effect in zip(acks, effects, strict=True) if ack.mark and effect]
+        if marks:
+            await finish_for_id(self._redis, marks)
         unused = [
             ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect
         ]

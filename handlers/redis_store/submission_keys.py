@@ -8,6 +8,9 @@ request-cancellations            zset    ours: deadline NUL id NUL token of what
                                          pollers look what is new; each is forgotten after an hour
 request-submitted:<id>           string  ours: token, for idempotent submission; expires its window
                                          after the deadline
+request-stands:<id>              string  ours: which submission stands for the id, where queues are
+                                         idempotent; expires its window after that is finished, or
+                                         after the deadline
 request-payload:<id>:<token>     string  a payload stored apart; deleted with the final result,
                                          expires ten minutes after the deadline
 result-payload:<id>:<digest>     string  ours: a result's payload, stored apart; deleted when its reader
@@ -45,6 +48,11 @@ def cancel_key(request_id: str) -> str:
 def submitted_key(request_id: str) -> str:
     """STRING: the token of a submission that is not to be repeated."""
     return f"request-submitted:{request_id}"
+
+
+def stands_key(request_id: str) -> str:
+    """STRING: which submission stands for the id."""
+    return f"request-stands:{request_id}"
 
 
 def payload_key(request_id: str, token: str) -> str:

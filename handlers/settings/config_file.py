@@ -22,7 +22,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=512)]
 class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One Redis queue. Empty strings and None fall back to the process's settings.
 
-    `result_per_request` is ours: a result list for each request.
+    Ours: `result_per_request`, a result list for each request, and `idempotent_seconds`.
     """
 
     queue_name: Name
@@ -33,6 +33,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     result_queue_name: str = ""
     result_ttl_seconds: Annotated[int, Meta(ge=0)] | None = None
     result_per_request: bool | None = None
+    idempotent_seconds: Annotated[int, Meta(ge=0)] | None = None
     worker_pool_id: str = "default"
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     gate_type: str = ""

@@ -90,6 +90,12 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     result_per_request: Annotated[
         bool, Meta(description="A result list for each request, `<results>:result-of:<id>`, that expires.")
     ] = False
+    idempotent_seconds: Annotated[
+        int,
+        Meta(
+            ge=0, description="An id that is live, or finished less than this ago, runs only once; 0: always."
+        ),
+    ] = 0
     result_apart_bytes: Annotated[
         int,
         Meta(

@@ -1,0 +1,45 @@
+"""Which submission of an id stands for it: while that is live, or finished lately, no other one runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from handlers.redis_store.connection import Store
+from handlers.redis_store.lua_script import lua_script
+from handlers.redis_store.submission_keys import stands_key
+
+
+class Standing(StrEnum):
+    """Whether a submission may run, or what the other one is that stands for its id."""
+
+    RUNS = "runs"
+    LIVE = "live"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A submission that stands for its id, for `seconds` after it is finished; `known_by` tells it from others."""
+
+    request_id: str
+    known_by: str
+    seconds: int
+
+
+async def stand_for_id(redis: Store, mark: Mark, deadline: float) -> Standing:
+    """Whether the submission may run; `deadline` is in Unix seconds. Raises one of `STORE_FAILURES`."""
+    until_ms = int((deadline + mark.seconds) * 1_000)
+    script = lua_script(redis, "stand_for_id")
+    answer = await script(keys=[stands_key(mark.request_id)], args=[mark.known_by, until_ms])
+    return Standing(answer.decode())
+
+
+async def finish_for_id(redis: Store, marks: Sequence[Mark]) -> None:
+    """These are finished: what is queued again under their ids does not run for a while."""
+    script = lua_script(redis, "finish_for_id")
+    # One call each: in a cluster each key is in a slot of its own.
+    calls = [script(keys=[stands_key(one.request_id)], args=[one.known_by, one.seconds]) for one in marks]
+    await asyncio.gather(*calls)
