@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from handlers.app.gates import ProcessGates
 from handlers.app.handler import forwarder_of, gateway_of, guarded_forward
+from handlers.app.pool_sharing import SharedPools
 from handlers.app.redis_options import redis_options
 from handlers.app.tracing import tracing_of
 from handlers.contract.request import Request
@@ -28,6 +29,7 @@ from handlers.poller.lanes import LaneOptions, build_merge, check_objectives
 from handlers.poller.looper import Looper
 from handlers.poller.poller import Poller
 from handlers.poller.pool import Pool, Source
+from handlers.poller.pool_sharing import SHARE_SECONDS
 from handlers.poller.reclaimer import Reclaimer
 from handlers.poller.repeats import Repeats
 from handlers.poller.settlement import ResultRoute
@@ -41,7 +43,7 @@ from handlers.redis_store.connection import (
 )
 from handlers.redis_store.payloads import read_payload
 from handlers.redis_store.queue import QueueOptions, RedisQueue, RetryRecall, promote
-from handlers.settings.config_file import QueueEntry
+from handlers.settings.config_file import PoolEntry, QueueEntry
 from handlers.settings.settings import Settings
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
@@ -73,13 +75,15 @@ class PollerApp:
         self._gates = ProcessGates(settings, redis_options(settings))
         self._pool_gates: dict[str, list[Gate]] = {}
         self._lanes: dict[str, LaneOptions] = {}
+        self._loopers: list[Looper] = []
+        self._shared = SharedPools(self._redis, self._log)
         self._pools = self._build_pools()
         self._carriers: list[Carrier] = []
         self._settlers: list[Settler] = []
-        self._loopers: list[Looper] = []
         for number, entry in enumerate(settings.queues):
             self._add(number, entry)
         self._loopers.append(self._promoter())
+        self._loopers.append(self._looper("pool sharing", SHARE_SECONDS, self._shared.tick))
         retries = RetryRecall(self._redis, settings.retry_queue_name, settings.queues[0].queue_name)
         self._loopers.append(self._looper("retry canceller", CANCEL_SECONDS, retries.recall))
         self.poller = Poller(
@@ -130,11 +134,16 @@ class PollerApp:
                 self._log,
                 gates=self._pool_gates[entry.id],
                 merge=merge,
+                part=self._shared.part_of_pool(entry, self._pool_gates[entry.id]),
             )
+            self._shared.watch(pools[entry.id])
             for gate in self._pool_gates[entry.id]:
                 self._metrics.watch_gate("", "", entry.id, gate.state)
             self._metrics.watch(partial(self._show_pool, pools[entry.id]))
         return pools
+
+    def _pool_entry(self, pool_id: str) -> PoolEntry:
+        return next(entry for entry in self._settings.pools if entry.id == pool_id)
 
     def _show_pool(self, pool: Pool) -> None:
         self._metrics.pool(pool.pool_id, pool.slots, pool.budget)
@@ -167,7 +176,9 @@ class PollerApp:
         settler.on_settled = carrier.settled
         heartbeat = Heartbeat(queue, carrier, env.lease_seconds, metrics)
         reclaimer = Reclaimer(queue, carrier, self._log, metrics, max_deaths=env.max_deaths)
-        allowance = Allowance(pool.slots, _shares(gates)) if gates else None
+        part = self._shared.part_of_queue(self._pool_entry(entry.worker_pool_id), gates)
+        allowance = Allowance(pool.slots, _shares(gates), part=part) if gates else None
+        self._shared.watch(pool)
         pool.add(Source(queue, carrier, entry.labels, gates, allowance, circuit))
         self._settlers.append(settler)
         self._carriers.append(carrier)
@@ -237,6 +248,7 @@ class PollerApp:
             await self._gates.start()
             await self.poller.run()
         finally:
+            await self._shared.leave()
             await self._pages.aclose()
             await self._gates.aclose()
             await self._client.aclose()

@@ -16,6 +16,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from handlers.gates.gate import Share
@@ -26,10 +27,37 @@ _GRAIN_SECONDS: Final = 0.05  # a metric read from the router itself is hardly o
 _MARKS: Final = 1_024  # about 50 s of history: the longest lag and a reading's age; read once a reading
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of a pool is this process's: it is the `place`-th (from 0) of `count` that share the pool.
+
+    `elsewhere` slots are in use by the others. Not `is_known` is nothing, until it is.
+    """
+
+    place: int = 0
+    count: int = 1
+    elsewhere: int = 0
+    is_known: bool = True
+
+    def of(self, slots: float) -> float:
+        """Our part of so many slots, below 0 as well: the parts of all add up to them, to whole slots."""
+        if not self.is_known:
+            return 0.0
+        if self.count == 1:
+            return slots
+        whole = math.floor(slots + _ROUNDING)
+        if whole == 0:  # less than one slot is one request with pauses: one process sees to it
+            return slots if self.place == 0 else 0.0
+        return float(whole * (self.place + 1) // self.count - whole * self.place // self.count)
+
+
+ALL_OF_IT: Final = Part()
+
+
 class Allowance:
     """Counts what a pool has in use against what its gate allows.
 
-    `shares` is asked anew each time; `clock` gives seconds (Unix, as `Share.at`).
+    `shares` and `part` are asked anew each time; `clock` gives seconds (Unix, as `Share.at`).
     """
 
     def __init__(
@@ -37,6 +65,7 @@ class Allowance:
         slots: int,
         shares: Callable[[], tuple[Share, ...]],
         *,
+        part: Callable[[], Part] = lambda: ALL_OF_IT,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if slots < 1:
@@ -44,6 +73,7 @@ class Allowance:
         self.slots = slots
         self.in_use = 0
         self._shares = shares
+        self._part = part
         self._clock = clock
         self._low_water = _LowWater()
         self._credit = 0.0
@@ -52,7 +82,8 @@ class Allowance:
 
     def limit(self) -> float:
         """How many slots the gate allows in use now, fractions included: 0 to `slots`."""
-        allowed = min((self._of(share) for share in self._shares()), default=float(self.slots))
+        ours = self._part()
+        allowed = min((self._of(share, ours) for share in self._shares()), default=self._full(ours))
         self._settle_credit(allowed)
         return allowed
 
@@ -79,16 +110,23 @@ class Allowance:
         self.in_use -= count
         self._low_water.note(self._clock(), self.in_use)
 
-    def _of(self, share: Share) -> float:
+    def _full(self, ours: Part) -> float:
+        """Every slot that is ours, less what others still use beyond their parts."""
+        if not ours.is_known:
+            return 0.0
+        return max(0.0, min(ours.of(self.slots), float(self.slots - ours.elsewhere)))
+
+    def _of(self, share: Share, ours: Part) -> float:
         part = min(1.0, max(0.0, share.part)) if share.part == share.part else 0.0  # NaN closes
+        total = part * self.slots
         if share.headroom is None:
-            return part * self.slots
+            return max(0.0, min(ours.of(total), total - ours.elsewhere)) if total else 0.0
         held, least = self._low_water.at(share.at, share.lag_seconds)
-        change = share.headroom * self.slots
+        change = ours.of(share.headroom * self.slots)
         # More comes on top of the least, which the metric has certainly counted; less comes off what was
         # held. Between the two the pool keeps what it has: a dip that is over must not be repeated.
         allowed = held + change if change < 0 else max(float(held), least + change)
-        return min(float(self.slots), max(0.0, max(part * self.slots, allowed) - share.fewer))
+        return min(self._full(ours), max(0.0, max(ours.of(total), allowed) - share.fewer))
 
     def _settle_credit(self, allowed: float) -> None:
         """Slot-seconds not used (or used too much) since the last look; only matters below one slot."""

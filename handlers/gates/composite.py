@@ -47,6 +47,10 @@ class CompositeGate(Gate):
         """All of them; the pool obeys the least."""
         return tuple(share for gate in self._gates for share in gate.shares())
 
+    def shares_pool(self) -> bool:
+        """If one of them does."""
+        return any(gate.shares_pool() for gate in self._gates)
+
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:
         """The least."""
         rooms = [room for gate in self._gates if (room := gate.room(labels)) is not None]

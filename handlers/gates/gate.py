@@ -162,6 +162,10 @@ class Gate:
         """What the budget lets a pool use; the pool obeys the least of them."""
         return (Share(self.budget()),)
 
+    def shares_pool(self) -> bool:
+        """Whether the budget is of a pool that all processes use together: then they share its slots."""
+        return False
+
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a budget is for all
         """How many more requests with these labels `admit` would let go now, as far as is known here.
 

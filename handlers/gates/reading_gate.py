@@ -166,6 +166,10 @@ class ReadingGate(Gate):
             ),
         )
 
+    def shares_pool(self) -> bool:
+        """Yes: all processes read the same number."""
+        return True
+
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a budget is for all
         """None unless closed: the pool counts what an open budget allows."""
         return 0 if self._is_closed(self._now()) else None

@@ -48,7 +48,7 @@ class TierPriorityGate(WrapperGate):
 
     def shares(self) -> tuple[Share, ...]:
         """The inner gate's while it is open. Closed, requests are still looked at: each gets its verdict."""
-        return self._inner.shares() if self._inner.budget() > 0 else (Share(1.0),)
+        return (Share(1.0),) if self._inner.room() == 0 else self._inner.shares()
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:
         """Saturated: none, since waiting in the queue is as good; but what may be dropped must be claimed."""

@@ -30,6 +30,10 @@ class WrapperGate(Gate):
         """The inner gate's."""
         return self._inner.shares()
 
+    def shares_pool(self) -> bool:
+        """If the inner gate does."""
+        return self._inner.shares_pool()
+
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:
         """The inner gate's."""
         return self._inner.room(labels)

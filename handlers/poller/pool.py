@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 from handlers.cancellation import end_if_cancelled
 from handlers.forward.circuit import Circuit, CircuitState
-from handlers.gates.allowance import Allowance
+from handlers.gates.allowance import ALL_OF_IT, Allowance, Part
 from handlers.gates.bands import band_of
 from handlers.gates.gate import Gate
 from handlers.poller.carrier import Carrier
@@ -67,11 +67,15 @@ class Pool:
         *,
         gates: Sequence[Gate] = (),
         merge: Merge | None = None,
+        part: Callable[[], Part] = lambda: ALL_OF_IT,
     ) -> None:
         self.pool_id = pool_id
         self.slots = slots
         self.sources: dict[str, Source] = {}
-        self._allowance = Allowance(slots, lambda: tuple(share for gate in gates for share in gate.shares()))
+        self._part = part
+        self._allowance = Allowance(
+            slots, lambda: tuple(share for gate in gates for share in gate.shares()), part=part
+        )
         self._merge = merge or RandomRobin()
         self._poll_interval_seconds = poll_interval_seconds
         self._log = log
@@ -87,8 +91,9 @@ class Pool:
 
     @property
     def budget(self) -> float:
-        """What part of its slots the pool's gate allows in use now, 0 to 1."""
-        return self._allowance.limit() / self.slots
+        """What part of its slots (of those that are ours) the pool's gate allows in use now, 0 to 1."""
+        ours = self._part().of(self.slots)
+        return min(1.0, self._allowance.limit() / ours) if ours else 0.0
 
     def add(self, source: Source) -> None:
         """Claim from this queue too."""

@@ -13,6 +13,7 @@
 <queue>:dead              hash    ours: dead letter id -> record (JSON); deleted by `dead requeue | drop`
 request-active:<id>       string  token of the live submission; deleted with the final result
 request-cancel:<id>       string  token of a cancelled submission; deleted with the final result
+{async-processor:pool:<pool>}:pollers, :in-use   ours: who shares a pool (`pool_sharing`); both expire
 request-payload:<id>:<t>  string  a payload stored apart; deleted with the final result
 
 Claim key = id, or id NUL token. Where such a claim is live already (one id queued twice without a

@@ -59,7 +59,10 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One pool of slots that queues share, and how it shares them (see `handlers/poller/lanes.py`)."""
+    """One pool of slots that queues share, and how it shares them (see `handlers/poller/lanes.py`).
+
+    `shared`: the slots are those of all pollers together, not of each. Unset: where a gate publishes a budget.
+    """
 
     id: Name
     workers: Annotated[int, Meta(ge=1, le=100_000)] | None = None
@@ -67,6 +70,7 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ageing_seconds: Annotated[float, Meta(gt=0)] | None = None
     lane_objectives: dict[str, str] = msgspec.field(default_factory=dict)
     priority_header: bool = False
+    shared: bool | None = None
     gate_type: str = ""
     gate_params: dict[str, Any] = msgspec.field(default_factory=dict)
 

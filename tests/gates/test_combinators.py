@@ -171,6 +171,16 @@ async def test_everyone_goes_while_the_pool_is_not_saturated(
         assert isinstance(await built.admit(request(labels=labels)), Go)
 
 
+async def test_a_headroom_holds_inside_too_and_shares_the_pool(from_prometheus: GateSources) -> None:
+    """Above its threshold it takes slots back, where a plain budget closes and leaves the verdict to the tier."""
+    headroom = {"query": "vector(-0.1)", "budget_means": "headroom"}
+    params = {"saturation_gate": "prometheus-query", "saturation_gate_params": headroom}
+    async with started("tier-priority-admission", params, from_prometheus) as built:
+        assert built.shares()[0].headroom == pytest.approx(-0.12)
+        assert built.shares_pool()
+    assert not gate("constant").shares_pool()
+
+
 async def test_saturated_only_what_may_be_dropped_is_worth_claiming(from_prometheus: GateSources) -> None:
     params: dict[str, Any] = {
         "saturation_gate": "prometheus-query",

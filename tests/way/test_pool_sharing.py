@@ -1,0 +1,119 @@
+"""Two pollers or ten: together they use what one would, by deadline, and who is killed is replaced."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis as blocking_redis
+
+from handlers.demo.tally import WitnessLine, read_witness
+from tests.bench.measuring import Started, gateway, poller, valkey
+from tests.waiting import wait_until
+
+SLOTS = 12
+QUEUE, RESULTS = "request-sortedset", "result-list"
+
+
+class Fleet:
+    """One pool of `SLOTS` that several real pollers share; each carries its requests itself."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        self._stack = stack
+        self._witness = folder / "witness.jsonl"
+        self._settings = folder / "config.json"
+        self.gateway = stack.enter_context(
+            gateway("--time-to-first-token", "0.2", "--witness", str(self._witness))
+        )
+        server = stack.enter_context(valkey())
+        self.redis = blocking_redis.Redis.from_url(server.url)
+        stack.callback(self.redis.close)
+        self.redis.set("dispatch-gate-budget", "1")
+        self._variables = {
+            "REDIS_URL": server.url,
+            "IGW_BASE_URL": self.gateway.url,
+            "CONFIG_FILE": str(self._settings),
+            "GATE_REFRESH_SECONDS": "0.1",
+            "LEASE_SECONDS": "3",
+            "HEARTBEAT_SECONDS": "1",
+        }
+        gate = {"gate_type": "redis", "gate_params": {"address": server.url}}
+        pool = {"id": "shared", "workers": SLOTS, **gate}
+        queue = {"queue_name": QUEUE, "worker_pool_id": "shared"}
+        self._settings.write_text(json.dumps({"queues": [queue], "pools": [pool]}))
+
+    def start(self, count: int) -> list[Started]:
+        """So many more pollers."""
+        return [self._stack.enter_context(poller(self._variables)) for _ in range(count)]
+
+    def shared_by(self) -> int:
+        return int(self.redis.zcard("{async-processor:pool:shared}:pollers"))
+
+    def all_know(self, pollers: list[Started]) -> bool:
+        """Whether each has heard of all the others."""
+        told = [one.child.output().rpartition("pool shared")[2] for one in pollers]
+        return all(f"pollers={len(pollers)}" in line for line in told)
+
+    def queue(self, first: int, count: int) -> None:
+        """Deadlines in another order than the ids."""
+        for number in range(first, first + count):
+            deadline = 1_999_900_000 + number * 37 % 1_000
+            payload = {"prompt": "p", "user": str(deadline)}
+            body = {"id": f"r{number}", "deadline": deadline, "payload": payload}
+            self.redis.zadd(QUEUE, {msgspec.json.encode(body): deadline})
+
+    def results(self) -> int:
+        return int(self.redis.llen(RESULTS))
+
+    def witnessed(self) -> list[WitnessLine]:
+        with self._witness.open("rb") as lines:
+            return sorted(read_witness(lines), key=lambda line: line.started_at)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    with ExitStack() as stack:
+        yield Fleet(stack, tmp_path)
+
+
+def most_at_once(lines: list[WitnessLine]) -> int:
+    steps = sorted([(line.started_at, 1) for line in lines] + [(line.ended_at, -1) for line in lines])
+    running = most = 0
+    for _at, change in steps:
+        running += change
+        most = max(most, running)
+    return most
+
+
+@pytest.mark.parametrize("count", [2, 10])
+def test_pollers_share_a_pool_and_keep_to_the_deadlines(fleet: Fleet, count: int) -> None:
+    pollers = fleet.start(count)
+    wait_until(lambda: fleet.all_know(pollers), 60, "all pollers to know each other")
+    fleet.queue(0, 100)
+    wait_until(lambda: fleet.results() == 100, 60, "all results")
+    wait_until(lambda: len(fleet.witnessed()) == 100, 15, "the gateway's witness")
+
+    lines = fleet.witnessed()
+    assert most_at_once(lines) <= SLOTS, "together no more than one alone"
+    assert most_at_once(lines) > SLOTS // 2, "and not much less"
+    deadlines = [int(line.key) for line in lines]
+    places = {deadline: place for place, deadline in enumerate(sorted(deadlines))}
+    # The queue is filled while it is served: what is served meanwhile cannot know what comes.
+    late = [abs(places[deadline] - at) for at, deadline in enumerate(deadlines)]
+    assert sorted(late)[80] <= 2 * SLOTS
+
+
+def test_the_part_of_a_killed_poller_goes_to_the_others(fleet: Fleet) -> None:
+    pollers = fleet.start(2)
+    wait_until(lambda: fleet.all_know(pollers), 60, "both to know each other")
+    fleet.queue(0, 60)
+    wait_until(lambda: fleet.results() >= 6, 30, "both at work")
+    pollers[0].child.process.send_signal(signal.SIGKILL)
+    fleet.queue(1_000, 200)
+    wait_until(lambda: fleet.results() >= 260, 90, "every result, those of the dead poller too")
+    assert fleet.shared_by() == 1
