@@ -15,6 +15,7 @@ COMMANDS: Final = {
     "dev": ("handlers.cli.dev", "Keep a local stack up to play with."),
     "submit": ("handlers.cli.submit", "Queue one request."),
     "results": ("handlers.cli.results", "Read results."),
+    "cancel": ("handlers.cli.cancel", "Take requests back."),
     "batch": ("handlers.cli.batch", "Run a file of requests."),
     "pubsub": ("handlers.cli.pubsub", "Set up topics and subscriptions."),
     "dead": ("handlers.cli.dead", "Look at dead letters, requeue or drop them."),

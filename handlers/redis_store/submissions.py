@@ -100,7 +100,6 @@ class Submissions:
             keys += (
                 seq_key(queue, request.deadline),
                 active_key(request.id),
-                cancel_key(request.id),
                 submitted_key(request.id),
                 payload_key(request.id, request.token),
             )

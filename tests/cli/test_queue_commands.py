@@ -105,6 +105,15 @@ def has_lines(path: Path, count: int) -> bool:
     return path.exists() and path.read_bytes().count(b"\n") >= count
 
 
+def test_cancel_says_of_each_id_whether_it_was_live(shell: Shell) -> None:
+    shell.run("submit", "--prompt", "hi", "--id", "r1")
+    done = shell.run("cancel", "r1", "nobody")
+    assert (done.exit_code, done.output.split("\n")[:2]) == (1, ["r1 cancelled", "nobody not live"])
+    token = cast("bytes", shell.redis.get("request-active:r1"))
+    assert shell.redis.get("request-cancel:r1") == token
+    shell.redis.delete("request-active:r1", "request-cancel:r1", "request-cancellations")
+
+
 def test_submit_takes_a_payload_from_stdin_and_prints_the_id(shell: Shell) -> None:
     done = shell.run(
         "submit", "-", "--tier", "batch", "--tenant", "alice", "--header", "x-a=b=c", stdin=' {"n": 1.0 }\n'

@@ -99,6 +99,18 @@ def test_waiting_for_a_retry_it_is_answered_long_before(busy_stack: Stack, clien
         assert not store.zcard("retry-sortedset")
 
 
+def test_what_was_taken_back_stays_so_though_its_id_is_used_again(busy_stack: Stack, client: Client) -> None:
+    busy = client.submit(SLOW, deadline=HOUR, has_own_results=True)
+    wait_until(lambda: gateway_is_busy(busy_stack), SOON_SECONDS, "the request at the gateway")
+    old = client.submit({"prompt": "old"}, deadline=HOUR, has_own_results=True, id="replaced")
+    assert client.cancel(old)
+    new = client.submit({"prompt": "new"}, deadline=HOUR, has_own_results=True, id="replaced")
+
+    assert client.wait(old, within=SOON_SECONDS).error_code == ErrorCode.CANCELLED
+    cancelled(client, busy)
+    assert client.wait(new, within=SOON_SECONDS).status_code == 200
+
+
 def test_before_it_is_claimed_by_a_marker_of_another_producers_client(busy_stack: Stack) -> None:
     deadline = int(time.time()) + 3_600
     body = {"id": "foreign", "deadline": deadline, "payload": {"prompt": "hi"}}

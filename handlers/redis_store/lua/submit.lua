@@ -1,13 +1,13 @@
 -- submit: queue a batch of requests, in order, and mark each as live, in one step.
 -- A token's end is the request's place in the queue, so that look_up.lua finds it without a scan.
 -- Sent again, and said to be, it leaves alone what is live under the same token, so a lost reply queues nothing
--- twice. With a window, an id that was submitted before is left alone, whoever did that.
+-- twice. With a window, an id that was submitted before is left alone, whoever did that. The cancellation of an older
+-- submission stays: that one may still wait, and its token is another.
 -- KEYS[1]       <queue>                        zset    member, score = deadline + min(seq, 2^21 - 1) / 2^21
--- KEYS[5n - 3]  request-seq:<queue>:<deadline> string  counter; expires an hour after the deadline
--- KEYS[5n - 2]  request-active:<id>            string  token of the live submission; expires at the deadline
--- KEYS[5n - 1]  request-cancel:<id>            string  an older submission's cancellation; deleted
--- KEYS[5n]      request-submitted:<id>         string  token; only with a window; expires that long after the deadline
--- KEYS[5n + 1]  request-payload:<id>:<token>   string  payload stored apart; expires ten minutes after the deadline
+-- KEYS[4n - 2]  request-seq:<queue>:<deadline> string  counter; expires an hour after the deadline
+-- KEYS[4n - 1]  request-active:<id>            string  token of the live submission; expires at the deadline
+-- KEYS[4n]      request-submitted:<id>         string  token; only with a window; expires that long after the deadline
+-- KEYS[4n + 1]  request-payload:<id>:<token>   string  payload stored apart; expires ten minutes after the deadline
 -- ARGV[1]       window, seconds (0: none)   ARGV[2] 1 when this may have been sent before, else 0
 -- ARGV[5n - 2]  deadline, Unix seconds   ARGV[5n - 1] token without its end
 -- ARGV[5n]      member up to its token's end   ARGV[5n + 1] member from behind its enqueue_seq on
@@ -17,9 +17,9 @@ local window = tonumber(ARGV[1])
 local is_repeated = ARGV[2] == '1'
 local is_counter_bounded = {}
 local answer = {}
-for at = 2, #KEYS, 5 do
-  local counter, active, cancel, submitted, apart = KEYS[at], KEYS[at + 1], KEYS[at + 2], KEYS[at + 3], KEYS[at + 4]
-  local deadline, token, head, tail, payload = tonumber(ARGV[at + 1]), unpack(ARGV, at + 2, at + 5)
+for n = 1, (#KEYS - 1) / 4 do
+  local counter, active, submitted, apart = unpack(KEYS, 4 * n - 2, 4 * n + 1)
+  local deadline, token, head, tail, payload = tonumber(ARGV[5 * n - 2]), unpack(ARGV, 5 * n - 1, 5 * n + 2)
   local first = is_repeated and redis.call('GET', active)
   local own_seq = first and string.sub(first, 1, #token + 1) == token .. '-' and string.sub(first, #token + 2)
   first = window > 0 and (redis.call('GET', submitted) or redis.call('GET', active))
@@ -37,7 +37,6 @@ for at = 2, #KEYS, 5 do
     end
     token = token .. '-' .. seq
     local ends_at_ms = string.format('%.0f', deadline * 1000)
-    redis.call('DEL', cancel)
     redis.call('SET', active, token, 'PXAT', ends_at_ms)
     if window > 0 then
       redis.call('SET', submitted, token, 'PXAT', string.format('%.0f', (deadline + window) * 1000))
