@@ -110,11 +110,12 @@ class PollerApp:
         return PagesServer(pages, env.host, env.metrics_port)
 
     def _ready(self) -> Page:
-        """Ready is who claims: not while stopping, and not while Redis does not answer."""
+        """Ready is who claims and settles: not while stopping, and not while Redis does neither."""
         if self.poller.is_stopping:
             return Page(503, b"stopping\n")
-        waiting = [pool.pool_id for pool in self._pools.values() if pool.is_waiting_for_store]
-        return Page(503, b"waiting for redis\n") if waiting else Page(200, b"ready\n")
+        is_claiming = not any(pool.is_waiting_for_store for pool in self._pools.values())
+        is_settling = not any(settler.is_waiting_for_store for settler in self._settlers)
+        return Page(200, b"ready\n") if is_claiming and is_settling else Page(503, b"waiting for redis\n")
 
     def _build_pools(self) -> dict[str, Pool]:
         settings = self._settings

@@ -46,6 +46,11 @@ class Settler:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def is_waiting_for_store(self) -> bool:
+        """Whether the last batch could not be recorded yet."""
+        return self._patience.is_tried
+
     def add(self, settlement: Settlement) -> None:
         """Take a settlement; it is recorded soon."""
         self._waiting.append(settlement)

@@ -8,6 +8,8 @@ import itertools
 import threading
 from typing import Self
 
+from tests.waiting import elapse_async
+
 _CHUNK = 65_536
 
 
@@ -56,7 +58,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK):
                 if self.delay_seconds:
-                    await asyncio.sleep(self.delay_seconds)
+                    await elapse_async(self.delay_seconds, "what it delays is on its way")
                 if self.is_black_hole:
                     continue
                 writer.write(data)

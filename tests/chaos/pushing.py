@@ -18,6 +18,8 @@ from typing import Self
 import aiohttp
 from aiohttp import web
 
+from tests.waiting import elapse_async
+
 _ACKED = frozenset({102, 200, 201, 202, 204})
 _AT_ONCE = 16
 _LONGEST_PAUSE_SECONDS = 2.0
@@ -91,7 +93,7 @@ class Pushing:
     ) -> None:
         pause = 0.1
         while not await self._is_acked(session, url, frame, request_id):
-            await asyncio.sleep(pause * (0.5 + self._chance.random()))
+            await elapse_async(pause * (0.5 + self._chance.random()), "the next delivery is due")
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _is_acked(self, session: aiohttp.ClientSession, url: str, frame: str, request_id: str) -> bool:

@@ -1,0 +1,163 @@
+"""A poller whose Redis and gateway can be broken while it runs: all real processes, a proxy of the harness between."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+import redis
+
+from handlers.demo.child import Child
+from handlers.demo.valkey import find_valkey, free_port
+from tests.chaos.proxy import Proxy
+from tests.waiting import elapse, wait_until
+
+COMMAND = str(Path(sys.executable).parent / "async-processor")
+QUEUE, RESULTS, RETRIES = "request-sortedset", "result-list", "retry-sortedset"
+DEADLINE = 1_999_999_999
+_LISTENING = re.compile(r"listening on (http://\S+)")
+_SETTINGS = {
+    "LEASE_SECONDS": "3",
+    "HEARTBEAT_SECONDS": "0.8",
+    "RECLAIM_SECONDS": "0.5",
+    "WORKERS": "16",
+    "REQUEST_TIMEOUT_SECONDS": "1",
+    "SHUTDOWN_GRACE_SECONDS": "1",
+    "LOG_FORMAT": "json",
+}
+
+
+class Breakable:
+    """Valkey, proxy, gateway, and a poller that forwards by itself; a context manager."""
+
+    def __init__(self) -> None:
+        self._parts = ExitStack()
+        self._folder = Path(tempfile.mkdtemp(prefix="breakable-"))
+        self._parts.callback(shutil.rmtree, self._folder, ignore_errors=True)
+        self.redis_port, self._pages_port = free_port(), free_port()
+        self._asked = 0
+        try:
+            self._start()
+        except BaseException:
+            self._parts.close()
+            raise
+
+    def _start(self) -> None:
+        self._parts.callback(self._stop_redis)
+        self.start_redis()
+        self.proxy = self._parts.enter_context(Proxy(("127.0.0.1", self.redis_port)))
+        command = [sys.executable, "-m", "handlers.demo.gateway", "--time-to-first-token", "0.1"]
+        gateway = self._parts.enter_context(Child("gateway", command))
+        self._gateway_url = gateway.wait_for(
+            lambda output: found[1] if (found := _LISTENING.search(output)) else None
+        )
+        where = {
+            "REDIS_URL": f"redis://127.0.0.1:{self.proxy.port}",
+            "IGW_BASE_URL": self._gateway_url,
+            "METRICS_PORT": str(self._pages_port),
+        }
+        self.poller = self._parts.enter_context(Child("poller", [COMMAND, "poll"], {**_SETTINGS, **where}))
+        self.poller.wait_for(lambda output: output if "polling" in output else None)
+        self._process = psutil.Process(self.poller.process.pid)
+        self.store: redis.Redis = self._parts.enter_context(redis.Redis(port=self.redis_port))
+
+    def start_redis(self, *options: str, is_ready: str = "Ready to accept connections") -> None:
+        """Start it with what its append-only file has; returns when `is_ready` stands in its log."""
+        given = ("--save", "", "--appendonly", "yes", "--dir", str(self._folder), "--bind", "127.0.0.1")
+        command = [find_valkey(), "--port", str(self.redis_port), *given, *options]
+        self._redis = Child("valkey", command)
+        self._redis.wait_for(lambda output: output if is_ready in output else None)
+
+    @property
+    def redis_url(self) -> str:
+        """Straight to the server."""
+        return f"redis://127.0.0.1:{self.redis_port}"
+
+    def follow(self, promoted: redis.Redis, port: int) -> None:
+        """From now on the server on `port` is the poller's and ours."""
+        self.proxy.backends = [("127.0.0.1", port)]
+        self.proxy.cut()
+        self.store = promoted
+
+    def kill_redis(self) -> None:
+        """SIGKILL."""
+        self._redis.process.kill()
+        self._redis.process.wait()
+        self._redis.stop()
+
+    def _stop_redis(self) -> None:
+        self._redis.stop()  # the last of those that were started
+
+    def queue(self, count: int) -> list[str]:
+        """Submit `count` requests; returns their ids."""
+        ids = [f"r{number}" for number in range(self._asked, self._asked + count)]
+        self._asked += count
+        bodies = {json.dumps({"id": one, "payload": {}, "deadline": DEADLINE}): DEADLINE for one in ids}
+        self.store.zadd(QUEUE, bodies)
+        return ids
+
+    def wait_for_results(self, ids: list[str], timeout_seconds: float = 60) -> None:
+        """Until all are answered with a 200, each once, and nothing of them is left."""
+        wait_until(
+            lambda: self.store.llen(RESULTS) >= len(ids), timeout_seconds, f"{len(ids)} results, all there"
+        )
+        wait_until(lambda: self.left() == 0, 10, "nothing left of the finished requests")
+        results = [json.loads(text) for text in self.store.lrange(RESULTS, 0, -1)]
+        self.store.delete(RESULTS)
+        assert sorted(one["id"] for one in results) == sorted(ids), "each once"
+        assert {one.get("status_code") for one in results} == {200}
+
+    def left(self) -> int:
+        """Requests that are pending, claimed, or wait for a retry."""
+        return int(self.store.zcard(QUEUE) + self.store.hlen(f"{QUEUE}:claimed") + self.store.zcard(RETRIES))
+
+    def ready(self) -> tuple[int, str]:
+        """What the poller's readiness says."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._pages_port}/readyz", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def cpu_share(self, seconds: float, why: str) -> float:
+        """What part of one core the poller uses over the next seconds: its own CPU time, not the machine's load."""
+        before, began = self._process.cpu_times(), time.monotonic()
+        elapse(seconds, why)
+        after = self._process.cpu_times()
+        used = after.user + after.system - before.user - before.system
+        return float(used / (time.monotonic() - began))
+
+    def rss_mb(self) -> float:
+        """The poller's memory."""
+        return float(self._process.memory_info().rss / 1_000_000)
+
+    def connections(self) -> int:
+        """The poller's open files and sockets."""
+        return int(self._process.num_fds())
+
+    def set_faults(self, **rates: float) -> None:
+        """The shares of requests that the gateway fails from now on; `status_503` is a status."""
+        body = json.dumps({name.removeprefix("status_"): rate for name, rate in rates.items()}).encode()
+        urllib.request.urlopen(f"{self._gateway_url}/simulate/faults", body, timeout=10).close()
+
+    def gateway_state(self) -> dict[str, Any]:
+        """What the gateway tells of itself."""
+        with urllib.request.urlopen(f"{self._gateway_url}/simulate/state", timeout=10) as answer:
+            return dict(json.load(answer))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._parts.close()

@@ -1,0 +1,158 @@
+"""Redis in trouble: the poller says so, costs nothing, loses nothing, and goes on by itself. F20, F23 to F26."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+import redis
+
+from handlers.demo.valkey import Valkey, find_valkey
+from tests.waiting import elapse, wait_until
+from tests.way.breakable import Breakable
+
+MOST_CPU = 0.10
+"""Of one core; about 0.01 is measured. A loop without pauses takes all of it."""
+
+Fault = Callable[[Breakable], AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Breakable]:
+    with Breakable() as running:
+        yield running
+
+
+@contextlib.contextmanager
+def down(rig: Breakable) -> Iterator[None]:
+    """F20: killed, and started again with its append-only file."""
+    rig.kill_redis()
+    yield
+    rig.start_redis()
+
+
+@contextlib.contextmanager
+def loading(rig: Breakable) -> Iterator[None]:
+    """F26: up again, and busy reading what it has."""
+    for number in range(250):
+        rig.store.set(f"filler:{number}", os.urandom(2_000), ex=600)
+    rig.store.bgrewriteaof()
+    wait_until(
+        lambda: rig.store.info("persistence")["aof_rewrite_in_progress"] == 0, 20, "the file rewritten"
+    )
+    rig.kill_redis()
+    slowly = ("--key-load-delay", "15000", "--loading-process-events-interval-bytes", "1024")
+    rig.start_redis(*slowly, is_ready="RDB memory usage")
+    yield
+
+
+@contextlib.contextmanager
+def read_only(rig: Breakable) -> Iterator[None]:
+    """F26: a replica, as after a failover that went the other way."""
+    rig.store.replicaof("127.0.0.1", "1")
+    yield
+    rig.store.replicaof("NO", "ONE")
+
+
+@contextlib.contextmanager
+def full(rig: Breakable) -> Iterator[None]:
+    """F26: over its memory limit."""
+    rig.store.config_set("maxmemory", "1")
+    yield
+    rig.store.config_set("maxmemory", "0")
+
+
+@contextlib.contextmanager
+def busy(rig: Breakable) -> Iterator[None]:
+    """F26: somebody's script does not end."""
+    rig.store.config_set("busy-reply-threshold", "20")
+
+    def run() -> None:
+        with contextlib.suppress(redis.ResponseError), redis.from_url(rig.redis_url) as other:
+            other.eval("while true do end", 0)
+
+    running = threading.Thread(target=run)
+    running.start()
+    yield
+    rig.store.script_kill()
+    running.join()
+
+
+@contextlib.contextmanager
+def black_hole(rig: Breakable) -> Iterator[None]:
+    """F24: connections stay, nothing comes back."""
+    rig.proxy.is_black_hole = True
+    yield
+    rig.proxy.is_black_hole = False
+    rig.proxy.cut()
+
+
+@pytest.mark.parametrize("fault", [down, loading, read_only, full, busy, black_hole])
+def test_while_it_is_in_trouble_nothing_is_lost_and_no_cpu_used(rig: Breakable, fault: Fault) -> None:
+    """F20, F24, F26, L3: readiness says so, CPU and memory stay, and it goes on without a restart."""
+    ids = rig.queue(120)
+    wait_until(lambda: rig.store.llen("result-list") > 0, 20, "requests under way")
+    files, memory = rig.connections(), rig.rss_mb()
+
+    with fault(rig):
+        answer = wait_until(lambda: (now := rig.ready())[0] == 503 and now, 30, "not ready")
+        share = rig.cpu_share(1.5, "what a poller costs whose Redis is in trouble")
+
+    assert answer == (503, "waiting for redis\n")
+    wait_until(lambda: rig.ready()[0] == 200, 30, "ready again, without a restart")
+    rig.wait_for_results(ids)
+    assert share < MOST_CPU
+    assert rig.connections() <= files + 16
+    assert rig.rss_mb() < memory + 20
+
+
+def test_connections_that_are_cut_at_any_moment_cost_no_result_and_no_second_one(rig: Breakable) -> None:
+    """F24, F25: also between a script's end and its reply."""
+    ids = rig.queue(400)
+    for _ in range(40):
+        rig.proxy.cut()
+        elapse(0.05, "work goes on between two cuts")
+
+    rig.wait_for_results(ids)
+
+
+def test_a_slow_redis_is_slow_and_no_more(rig: Breakable) -> None:
+    """F24: 200 ms in each direction."""
+    rig.proxy.delay_seconds = 0.2
+    ids = rig.queue(20)
+    try:
+        rig.wait_for_results(ids)
+        assert rig.ready()[0] == 200
+    finally:
+        rig.proxy.delay_seconds = 0.0
+
+
+def test_scripts_that_it_forgot_are_loaded_again(rig: Breakable) -> None:
+    """F26: SCRIPT FLUSH, as after a restart."""
+    ids = rig.queue(100)
+    for _ in range(5):
+        rig.store.script_flush()
+        elapse(0.05, "work goes on")
+
+    rig.wait_for_results(ids)
+    assert rig.ready()[0] == 200
+
+
+def test_a_promoted_replica_goes_on_where_its_master_died() -> None:
+    """F23, with a replica that has all submissions; what it lacks beside them is done again, under new claims."""
+    with Breakable() as own, Valkey(find_valkey()) as replica, redis.from_url(replica.url) as promoted:
+        own.store.config_set("repl-diskless-sync-delay", "0")
+        promoted.replicaof("127.0.0.1", str(own.redis_port))
+        wait_until(lambda: promoted.info("replication")["master_link_status"] == "up", 20, "a replica")
+        ids = own.queue(100)
+        own.store.wait(1, 5_000)
+        own.kill_redis()
+        promoted.replicaof("NO", "ONE")
+        own.follow(promoted, replica.port)
+
+        own.wait_for_results(ids)
+        assert own.ready()[0] == 200
