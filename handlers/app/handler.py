@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from handlers.doors.once import Once
     from handlers.doors.pubsub_push import Subscription
     from handlers.pubsub.publisher import Publisher
+    from handlers.telemetry.metrics import Metrics
 
 WRAPPING_FACTOR = 1.4
 """How much larger a delivery may be than the request in it: base64, and the frame around it."""
@@ -64,13 +65,18 @@ def forwarder_of(settings: Settings, gateway: Sender) -> Forwarder:
     )
 
 
-def guarded_forward(settings: Settings, forward: Forward, log: Logger) -> Forward:
+def guarded_forward(
+    settings: Settings, forward: Forward, log: Logger, metrics: Metrics | None = None
+) -> Forward:
     """Forwarding past the breaker and the retry budget of each gateway."""
     env, routes = settings.env, settings.routes
     if not env.circuit_breaker and not env.retry_budget:
         return forward
     options = GuardOptions(is_breaking=env.circuit_breaker, retry_share=env.retry_budget)
-    return GuardedForward(forward, lambda queue: routes.of(queue).base_url, log, options).forward
+    guarded = GuardedForward(forward, lambda queue: routes.of(queue).base_url, log, options)
+    if metrics is not None:
+        metrics.watch_circuits(guarded.open_circuits)
+    return guarded.forward
 
 
 class Handler:
@@ -111,7 +117,9 @@ class Handler:
         return {"/metrics": GuardedPage(self._metrics.guard, self._metrics.page)}
 
     def _forward(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
-        return guarded_forward(settings, self._traced(settings, gateway, target), self._log)
+        forward = calls(self._traced(settings, gateway, target), self._metrics)
+        metrics = self._metrics.metrics if self._metrics else None
+        return guarded_forward(settings, forward, self._log, metrics)
 
     def _traced(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
         tracing = tracing_of(settings)
@@ -169,7 +177,7 @@ def _dispatch_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[
     if env.dispatch_token or env.dispatch_token_file:
         path = Path(env.dispatch_token_file) if env.dispatch_token_file else None
         doorkeeper = DispatchToken(DispatchTokenOptions(path=path, tokens=(env.dispatch_token,)))
-    walk = accounted(door, _queue_of_event, calls(forward, parts), parts)
+    walk = accounted(door, _queue_of_event, forward, parts)
     return walk, doorkeeper
 
 
@@ -192,7 +200,7 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
     parts.starters.append(partial(_check_topics, publisher, settings, log))
     if parts.metrics is not None:
         parts.metrics.metrics.watch_connections("pubsub", lambda: api.in_use)
-    held = _held(settings, calls(timed(forward) if env.result_details else forward, parts), parts)
+    held = _held(settings, timed(forward) if env.result_details else forward, parts)
     door = PubSubPushDoor(
         publisher,
         subscriptions(settings),

@@ -41,10 +41,10 @@ def accounted(
     return lambda delivery: handle(counting, delivery, counted)
 
 
-def calls(forward: Forward, parts: Parts) -> Forward:
+def calls(forward: Forward, metrics: HandlerMetrics | None) -> Forward:
     """Calls to the gateway, counted where anybody counts."""
-    if parts.metrics is None:
+    if metrics is None:
         return forward
     from handlers.forward.counted import counted_calls
 
-    return counted_calls(forward, parts.metrics.queue_of)
+    return counted_calls(forward, metrics.queue_of)

@@ -162,6 +162,7 @@ class PollerApp:
         route = _result_route(self._settings, entry)
         settler = Settler(queue, self._log)
         circuit = self._circuit(entry.queue_name)
+        self._metrics.watch_circuits(lambda: circuit.state is not CircuitState.CLOSED)
         labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
         metrics = self._metrics.of_queue(*labels)
         for gate in gates:

@@ -114,6 +114,10 @@ class GuardedForward:
         self._draw = draw
         self.guards: dict[str, Guard] = {}
 
+    def open_circuits(self) -> int:
+        """Gateways that are spared now."""
+        return sum(guard.circuit.state is not CircuitState.CLOSED for guard in self.guards.values())
+
     async def forward(self, request: Request, limits: Limits) -> Outcome:
         """One attempt, if the gateway's guard lets it go within the delivery's time."""
         guard = self._guard(request.queue)

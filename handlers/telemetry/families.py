@@ -154,6 +154,9 @@ class Families:
             ("door",),
             registry=self.registry,
         )
+        self.open_circuits = Gauge(
+            f"{PREFIX}_open_circuits", "Circuits that spare a gateway now.", registry=self.registry
+        )
         self.ready = Gauge(f"{PREFIX}_ready", "1 while this process takes work.", registry=self.registry)
         self.waiting = Gauge(
             f"{PREFIX}_waiting_retries", "Requests in the retry set.", registry=self.registry

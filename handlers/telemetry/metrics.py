@@ -53,10 +53,13 @@ REASONS: Final = frozenset(
             "reset",
         ),
         *("broken_body", "broken_response", "handler_unavailable", "handler_lost", "handler_refused"),
-        *("internal_error", "gate_closed", "quota_exhausted", "breaker_open", "not_recorded"),
+        *("internal_error", "gate_closed", "quota_exhausted", "not_recorded"),
+        *("circuit_open", "circuit_recovering", "retry_budget"),
     }
 )
 """Why a request is tried again; anything else counts as `other`."""
+_NOT_TRIED: Final = frozenset({"circuit_open", "circuit_recovering", "retry_budget"})
+"""Not even sent, to spare the gateway: no retry either (`handlers.forward.guarded` says these)."""
 PEERS: Final = frozenset({"gateway", "handler", "redis", "pubsub"})
 """To whom connections are open."""
 
@@ -157,6 +160,8 @@ class QueueMetrics:
             self._decisions[known].inc()
             self._gate_requeues.inc()
             return
+        if known in _NOT_TRIED:
+            return
         self._retries.inc()
         if known == "rejected":
             self._shedded.inc()
@@ -221,6 +226,7 @@ class Metrics(Families):
         self._queues: dict[tuple[str, str, str], QueueMetrics] = {}
         self._watches: list[Callable[[], None]] = []
         self._connection_counts: dict[str, list[Callable[[], int]]] = {}
+        self._circuit_counts: list[Callable[[], int]] = []
         self._log = get_logger("metrics")
         self._gates = GateGauges(self.registry, self.dispatch_budget)
 
@@ -260,6 +266,11 @@ class Metrics(Families):
         counts = self._connection_counts.setdefault(known, [])
         counts.append(count)
         self.connections.labels(known).set_function(lambda: sum(one() for one in counts))
+
+    def watch_circuits(self, count: Callable[[], int]) -> None:
+        """Show how many circuits are not closed; several counts add up."""
+        self._circuit_counts.append(count)
+        self.open_circuits.set_function(lambda: sum(one() for one in self._circuit_counts))
 
     def watch_ready(self, is_ready: Callable[[], bool]) -> None:
         """Show whether this process takes work."""

@@ -65,6 +65,7 @@ def populated() -> Metrics:
     metrics.pool("default", 64, 1.0)
     metrics.refused(401)
     metrics.watch_connections("gateway", lambda: 0)
+    metrics.watch_circuits(lambda: 0)
     metrics.watch_ready(lambda: True)
     DoorMetrics(metrics, "dispatch")
     figures = {"aimd_window": 8.0, "aimd_ssthresh": 16.0, "aimd_inflight": 3.0}

@@ -163,6 +163,19 @@ def test_the_way_of_a_request_is_counted(metrics: Metrics, queue: QueueMetrics) 
     assert page.value("nacks_total", **QUEUE, reason="rejected") == 1
 
 
+def test_what_was_not_sent_to_spare_the_gateway_is_no_retry(metrics: Metrics, queue: QueueMetrics) -> None:
+    queue.retried("circuit_open")
+    page = page_of(metrics)
+    assert page.value("request_retries_total", **QUEUE) == 0
+    assert page.value("nacks_total", **QUEUE, reason="circuit_open") == 1
+
+
+def test_circuits_of_several_parts_add_up(metrics: Metrics) -> None:
+    metrics.watch_circuits(lambda: 1)
+    metrics.watch_circuits(lambda: 2)
+    assert page_of(metrics).value("open_circuits") == 3
+
+
 def test_what_a_gate_refused_is_no_retry(metrics: Metrics, queue: QueueMetrics) -> None:
     queue.retried("gate_closed")
     queue.retried("quota_exhausted")

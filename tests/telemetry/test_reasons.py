@@ -1,0 +1,18 @@
+"""The words for a retry are the same everywhere."""
+
+from __future__ import annotations
+
+from handlers.doors.accounted import NOT_RECORDED
+from handlers.forward.classify import FAILURE_REASONS, STATUS_REASONS
+from handlers.forward.gated import GATE_CLOSED, QUOTA_EXHAUSTED
+from handlers.forward.guarded import CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET
+from handlers.poller.dispatcher import HANDLER_LOST, HANDLER_REFUSED, HANDLER_UNAVAILABLE
+from handlers.telemetry.metrics import REASONS
+
+
+def test_every_reason_for_a_retry_is_told_apart() -> None:
+    """What the parts say is what the metrics know: else it would count as `other`."""
+    said = {*STATUS_REASONS.values(), "server_error", *(reason for _, reason in FAILURE_REASONS)}
+    said |= {GATE_CLOSED, QUOTA_EXHAUSTED, CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET, NOT_RECORDED}
+    said |= {HANDLER_UNAVAILABLE, HANDLER_LOST, HANDLER_REFUSED}
+    assert said - REASONS == set()
