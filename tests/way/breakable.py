@@ -24,13 +24,14 @@ from tests.waiting import elapse, wait_until
 
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 QUEUE, RESULTS, RETRIES = "request-sortedset", "result-list", "retry-sortedset"
+WORKERS = 16
 DEADLINE = 1_999_999_999
 _LISTENING = re.compile(r"listening on (http://\S+)")
 _SETTINGS = {
     "LEASE_SECONDS": "3",
     "HEARTBEAT_SECONDS": "0.8",
     "RECLAIM_SECONDS": "0.5",
-    "WORKERS": "16",
+    "WORKERS": str(WORKERS),
     "REQUEST_TIMEOUT_SECONDS": "1",
     "SHUTDOWN_GRACE_SECONDS": "1",
     "LOG_FORMAT": "json",
@@ -120,6 +121,10 @@ class Breakable:
     def left(self) -> int:
         """Requests that are pending, claimed, or wait for a retry."""
         return int(self.store.zcard(QUEUE) + self.store.hlen(f"{QUEUE}:claimed") + self.store.zcard(RETRIES))
+
+    def in_flight(self) -> int:
+        """Claims that are held."""
+        return int(self.store.hlen(f"{QUEUE}:claimed"))
 
     def ready(self) -> tuple[int, str]:
         """What the poller's readiness says."""

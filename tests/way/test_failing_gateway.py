@@ -1,0 +1,66 @@
+"""The gateway in trouble: it is spared, nothing is lost, no CPU used, and the backlog flows when it is back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.waiting import elapse, wait_until
+from tests.way.breakable import WORKERS, Breakable
+
+MOST_CPU = 0.10
+"""Of one core; about 0.01 is measured."""
+WINDOW_SECONDS = 1.5
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Breakable]:
+    with Breakable() as running:
+        yield running
+
+
+def openings(rig: Breakable) -> int:
+    """How often a circuit has opened."""
+    return rig.poller.output().count('"state":"open"')
+
+
+def calls(rig: Breakable) -> int:
+    """How many requests the gateway has ended, well or not."""
+    return sum(rig.gateway_state()["statuses"].values())
+
+
+@pytest.mark.parametrize("fault", ["hang", "reset", "garbage", "status_503"])
+def test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back(rig: Breakable, fault: str) -> None:
+    """F41, F43, F44, F46, F51, I10, L3."""
+    opened, memory = openings(rig), rig.rss_mb()
+    rig.set_faults(**{fault: 1.0})
+    ids = rig.queue(150)
+    wait_until(lambda: openings(rig) > opened, 30, "an open circuit")
+    wait_until(lambda: rig.in_flight() <= 2, 30, "only probes in flight")
+
+    before = calls(rig)
+    share = rig.cpu_share(WINDOW_SECONDS, "what a poller costs whose gateway is in trouble")
+    probes = calls(rig) - before
+    unclaimed = int(rig.store.zcard("request-sortedset"))
+    rig.set_faults()
+
+    rig.wait_for_results(ids)
+    assert probes <= WINDOW_SECONDS + 3, "one a second, and those that were under way"
+    assert unclaimed >= 150 - 5 * WORKERS, "what cannot go is left in the queue"
+    assert share < MOST_CPU
+    assert rig.rss_mb() < memory + 20
+    assert rig.gateway_state()["peak"] <= WORKERS, "the cap holds also when everything comes back at once"
+
+
+def test_a_gateway_that_comes_and_goes_gets_everything_in_the_end(rig: Breakable) -> None:
+    """F41, I10: flapping."""
+    ids = rig.queue(200)
+    for turn in range(6):
+        rig.set_faults(**({"reset": 0.9} if turn % 2 == 0 else {}))
+        elapse(0.4, "it stays like this for a moment")
+    rig.set_faults()
+
+    rig.wait_for_results(ids)
+    assert rig.ready()[0] == 200, "the gateway's trouble is not the poller's"
+    assert rig.gateway_state()["peak"] <= WORKERS
