@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
 from handlers.app.credentials import file_token, gateway_tls
+from handlers.app.memory import with_memory
 from handlers.app.metrics import handler_metrics_of
 from handlers.app.parts import Closers, Parts, Starters, Walk, accounted, calls
 from handlers.app.tracing import tracing_of
@@ -32,7 +32,6 @@ from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import Logger, get_logger
 
 if TYPE_CHECKING:
-    from handlers.doors.once import Once
     from handlers.doors.pubsub_push import Subscription
     from handlers.pubsub.publisher import Publisher
     from handlers.telemetry.metrics import Metrics
@@ -201,6 +200,7 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
     if parts.metrics is not None:
         parts.metrics.metrics.watch_connections("pubsub", lambda: api.in_use)
     held = _held(settings, timed(forward) if env.result_details else forward, parts)
+    held, memory = with_memory(settings, held, parts)
     door = PubSubPushDoor(
         publisher,
         subscriptions(settings),
@@ -208,7 +208,7 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
         project_id=settings.project_id,
         dead_letter_topic=env.dead_letter_topic_id,
         max_request_bytes=env.max_request_bytes,
-        memory=_memory(settings, log, parts.closers),
+        memory=memory,
         on_buried=parts.metrics.buried if parts.metrics else lambda _subscription: None,
         has_details=env.result_details,
     )
@@ -241,20 +241,6 @@ async def _check_topics(publisher: Publisher, settings: Settings, log: Logger) -
         if state is TopicState.MISSING:
             accepted = "a topic that exists (`async-processor pubsub setup` makes it)"
             raise InvalidSetting(setting, found=f"{topic!r}, which does not exist", accepted=accepted)
-
-
-def _memory(settings: Settings, log: Logger, closers: Closers) -> Once | None:
-    """Who remembers answered deliveries, if a Redis is named for it."""
-    if not settings.env.dedupe_redis_url:
-        return None
-    from handlers.app.redis_options import redis_options
-    from handlers.doors.once import Once
-    from handlers.redis_store.connection import connect
-    from handlers.redis_store.dedup import DeliveryRecords
-
-    redis = connect(replace(redis_options(settings), url=settings.env.dedupe_redis_url))
-    closers.append(redis.aclose)
-    return Once(DeliveryRecords(redis), log)
 
 
 def _held(settings: Settings, forward: Forward, parts: Parts) -> Forward:

@@ -39,14 +39,29 @@ class AsyncClient:
 
     @classmethod
     def for_pubsub(
-        cls, project_id: str, *, topic: str = "", subscription: str = "", emulator_host: str = ""
+        cls,
+        project_id: str,
+        *,
+        topic: str = "",
+        subscription: str = "",
+        emulator_host: str = "",
+        cancel_redis_url: str = "",
     ) -> Self:
-        """A client that publishes to `topic` and reads the results of the pull `subscription`."""
+        """A client that publishes to `topic` and reads the results of the pull `subscription`.
+
+        It cancels through the Redis at `cancel_redis_url`, the push door's `DEDUPE_REDIS_URL`.
+        """
         # Loads an HTTP client: not for those who use Redis.
         from handlers.client.pubsub_broker import PubSubBroker  # noqa: PLC0415  # see above
 
         return cls(
-            PubSubBroker(project_id, topic=topic, subscription=subscription, emulator_host=emulator_host)
+            PubSubBroker(
+                project_id,
+                topic=topic,
+                subscription=subscription,
+                emulator_host=emulator_host,
+                cancel_redis_url=cancel_redis_url,
+            )
         )
 
     async def __aenter__(self) -> Self:

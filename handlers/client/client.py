@@ -37,12 +37,22 @@ class Client:
 
     @classmethod
     def for_pubsub(
-        cls, project_id: str, *, topic: str = "", subscription: str = "", emulator_host: str = ""
+        cls,
+        project_id: str,
+        *,
+        topic: str = "",
+        subscription: str = "",
+        emulator_host: str = "",
+        cancel_redis_url: str = "",
     ) -> Self:
         """See `AsyncClient.for_pubsub`."""
         return cls(
             AsyncClient.for_pubsub(
-                project_id, topic=topic, subscription=subscription, emulator_host=emulator_host
+                project_id,
+                topic=topic,
+                subscription=subscription,
+                emulator_host=emulator_host,
+                cancel_redis_url=cancel_redis_url,
             )
         )
 

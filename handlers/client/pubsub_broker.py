@@ -18,6 +18,8 @@ from handlers.pubsub.api import PubSubApi, PubSubOptions
 from handlers.pubsub.errors import PubSubFailed
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import MAX_PULL, Puller
+from handlers.redis_store.client_connection import STORE_ERRORS, open_redis
+from handlers.redis_store.delivery_cancellations import cancel_deliveries
 from handlers.redis_store.results import AckOutcome, HeldResult
 from handlers.redis_store.submissions import RequestState
 
@@ -31,7 +33,9 @@ TIER_ATTRIBUTE = "tier"
 class PubSubBroker:
     """The client's work on one project: `topic` takes requests, `subscription` has the results.
 
-    `emulator_host` (`host:port`) stands in for Google's service. Cancelling and looking up need Redis.
+    `emulator_host` (`host:port`) stands in for Google's service. `cancel_redis_url` is the Redis that the push door
+    looks at for cancellations (its `DEDUPE_REDIS_URL`); without it nothing can be cancelled. Looking up needs a queue
+    on Redis.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class PubSubBroker:
         topic: str = "",
         subscription: str = "",
         emulator_host: str = "",
+        cancel_redis_url: str = "",
         tenant_attribute: str = "userid",
     ) -> None:
         self._topic = topic
@@ -48,6 +53,7 @@ class PubSubBroker:
         self._tenant_attribute = tenant_attribute
         self._api = PubSubApi(PubSubOptions(project_id=project_id, emulator_host=emulator_host))
         self._publisher = Publisher(self._api)
+        self._redis = open_redis(cancel_redis_url) if cancel_redis_url else None
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
         """Publish requests; returns when all are confirmed. A failure names one that was not."""
@@ -96,10 +102,23 @@ class PubSubBroker:
             raise NoResultYet(request_id, timeout_seconds or 0.0) from None
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
-        """Pub/Sub has no way to take a request back."""
-        raise NotOffered(
-            f"cancelling {len(submissions)} requests", "Pub/Sub", "give them a deadline, or queue on Redis"
-        )
+        """Cancel, through the Redis that the push door looks at; true for each: Pub/Sub does not tell what is live.
+
+        What was submitted under the id until now is answered with `CANCELLED` when it is delivered, or at once if it
+        is held at a gate or in flight. A new submission in the same second is taken for the old one.
+        """
+        if self._redis is None:
+            raise NotOffered(
+                f"cancelling {len(submissions)} requests",
+                "Pub/Sub alone",
+                "name the push door's DEDUPE_REDIS_URL as cancel_redis_url, or queue on Redis",
+            )
+        ids = [each.id if isinstance(each, Submission) else each for each in submissions]
+        try:
+            await cancel_deliveries(self._redis, ids, time.time())
+        except STORE_ERRORS as error:
+            raise BrokerUnreachable(f"Redis: {type(error).__name__}: {error}") from error
+        return [True] * len(ids)
 
     async def look_up(self, submission: Submission | str) -> RequestState:
         """Pub/Sub does not tell where a request is."""
@@ -110,6 +129,8 @@ class PubSubBroker:
         """Confirm what is being published, then close the connections."""
         await self._publisher.close()
         await self._api.close()
+        if self._redis is not None:
+            await self._redis.aclose()
 
 
 class PubSubResults:

@@ -162,6 +162,12 @@ def expired(request: Request, last: LastResponse | None, feedback: Answer | None
     return Answered(result, feedback)
 
 
+def cancelled(request: Request) -> Answered:
+    """Its producer took it back."""
+    message = "cancelled by its producer"
+    return Answered(error_result(request.id, request.request_token, ErrorCode.CANCELLED, message))
+
+
 def failed(request: Request, message: str) -> Answered:
     """The gateway answered with something that cannot be a result, and would do so again."""
     return Answered(error_result(request.id, request.request_token, ErrorCode.INFERENCE_ERROR, message))

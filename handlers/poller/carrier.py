@@ -14,7 +14,7 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.account import account
 from handlers.forward.backoff import backoff_seconds
-from handlers.forward.forward import expired
+from handlers.forward.forward import cancelled, expired
 from handlers.forward.gated import gated
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.chain import labelled
@@ -136,7 +136,7 @@ class Carrier:
             self._metrics.answered(0, ErrorCode.INVALID_REQUEST, 0)
             return refuse(claim, error, self._route, self._clock())
         if claim.is_cancelled:
-            outcome: Outcome = _cancelled(envelope.request)
+            outcome: Outcome = cancelled(envelope.request)
         elif envelope.request.deadline <= self._clock():
             outcome = expired(envelope.request, None)
         else:
@@ -222,7 +222,7 @@ class Carrier:
                 self._settler.add(refuse(claim, error, self._route, self._clock()))
                 continue
             if claim.is_cancelled:
-                outcome = _cancelled(envelope.request)
+                outcome = cancelled(envelope.request)
             elif envelope.request.deadline <= self._clock():
                 outcome = expired(envelope.request, None)
             else:
@@ -268,7 +268,7 @@ class Carrier:
 
     def _cancelled(self, claim: Claim) -> Settlement:
         envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
-        return self._settled_as(claim, envelope, _cancelled(envelope.request))
+        return self._settled_as(claim, envelope, cancelled(envelope.request))
 
     def hand_back(self) -> None:
         """Stop all work; what has no outcome goes back to pending at once."""
@@ -296,8 +296,3 @@ class Carrier:
 def _without_payload(request: Request) -> Answered:
     message = "the payload was stored apart and is gone"
     return Answered(error_result(request.id, request.request_token, ErrorCode.PAYLOAD_UNAVAILABLE, message))
-
-
-def _cancelled(request: Request) -> Answered:
-    message = "cancelled by its producer"
-    return Answered(error_result(request.id, request.request_token, ErrorCode.CANCELLED, message))

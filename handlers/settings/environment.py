@@ -192,7 +192,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     push_auth: Annotated[Literal["oidc", "none"], Meta(description="`none` lets anyone push.")] = "oidc"
     push_audience: Annotated[str, Meta(description="Audience of the push token.")] = ""
     push_service_account: Annotated[str, Meta(description="E-mail of the account that pushes.")] = ""
-    dedupe_redis_url: Annotated[str, Meta(description="Redis that remembers answered deliveries.")] = ""
+    dedupe_redis_url: Annotated[
+        str, Meta(description="Redis that knows answered and cancelled deliveries.")
+    ] = ""
 
     # --- the rest
     result_details: Annotated[

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 import pytest
+from redis import Redis
 
 from handlers.client import AsyncClient, BrokerUnreachable, InvalidSetting, NotOffered, Result
 from handlers.contract.request import decode_body
@@ -82,6 +84,27 @@ async def test_what_pubsub_cannot_do_is_said(project: Project) -> None:
         await project.client.cancel("a")
     with pytest.raises(NotOffered, match="Redis"):
         await project.client.look_up("a")
+
+
+async def test_with_the_push_doors_redis_a_request_can_be_cancelled(
+    pubsub_emulator: PubSubEmulator, valkey_url: str, redis: Redis
+) -> None:
+    async with AsyncClient.for_pubsub(
+        "p-none", emulator_host=pubsub_emulator.host, cancel_redis_url=valkey_url
+    ) as client:
+        assert await client.cancel_many(["a", "b"]) == [True, True]
+    for name in ("a", "b"):
+        assert float(cast("bytes", redis.get(f"delivery-cancel:{name}"))) == pytest.approx(
+            time.time(), abs=60
+        )
+
+
+async def test_without_a_redis_that_answers_a_cancellation_says_so(pubsub_emulator: PubSubEmulator) -> None:
+    async with AsyncClient.for_pubsub(
+        "p-none", emulator_host=pubsub_emulator.host, cancel_redis_url="redis://127.0.0.1:1"
+    ) as client:
+        with pytest.raises(BrokerUnreachable):
+            await client.cancel("a")
 
 
 async def test_a_missing_name_or_topic_is_told(pubsub_emulator: PubSubEmulator) -> None:
