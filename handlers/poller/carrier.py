@@ -113,7 +113,9 @@ class Carrier:
         elif error := work.exception():
             # A defect of ours. Nothing is settled, so the lease ends and a death is counted: what always
             # breaks us is buried with a result in the end, and nothing is lost or repeated for ever.
-            self._log.error("settlement failed", queue=held.claim.queue, error=repr(error))
+            self._log.error(
+                "settlement failed", id=held.claim.request_id, queue=held.claim.queue, error=repr(error)
+            )
             self._held.pop(held.claim.owner_token, None)
         else:
             held.decided_at = time.monotonic()
@@ -252,7 +254,7 @@ class Carrier:
                 continue
             held.is_lost = True
             self._metrics.renewed(0, 1)
-            self._log.warning("lease lost", queue=claim.queue)
+            self._log.warning("lease lost", id=claim.request_id, queue=claim.queue, outcome="lost")
             held.work.cancel()
 
     def cancel(self, claims: Sequence[Claim]) -> None:
@@ -284,7 +286,12 @@ class Carrier:
                 self._recorded(held, settlement)
         else:
             self._metrics.renewed(0, 1)
-            self._log.warning("settlement refused, the lease was lost", queue=claim.queue)
+            self._log.warning(
+                "settlement refused, the lease was lost",
+                id=claim.request_id,
+                queue=claim.queue,
+                outcome="lost",
+            )
 
     def _recorded(self, held: Held | None, ack: Ack) -> None:
         if held is not None and held.decided_at:

@@ -40,6 +40,11 @@ class Claim:
     deaths: int = 0
     is_cancelled: bool = False
 
+    @property
+    def request_id(self) -> str:
+        """For logs: the id in the claim key, as far as it is text; a broken member has a key of another kind."""
+        return self.claim_key.split(b"\0", 1)[0].decode("utf-8", "replace")
+
 
 @dataclass(frozen=True, slots=True)
 class Ack:
