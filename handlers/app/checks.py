@@ -16,9 +16,10 @@ from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.endpoint import joined
 from handlers.forward.gateway import Gateway, GatewayOptions, ResponseTooLarge
 from handlers.gates.gate import GateState
+from handlers.redis_store.cluster_queue import open_queue, open_retries
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
 from handlers.redis_store.key_types import wrong_types
-from handlers.redis_store.queue import QueueOptions, RedisQueue, promote
+from handlers.redis_store.queue import QueueOptions
 from handlers.redis_store.rights import refused_commands
 from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.settings import Settings, masked_url
@@ -231,14 +232,13 @@ async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
             Finding(f"key {key}", "fault", f"is a {found}, not a {wanted}", fix)
             for key, found, wanted in wrong
         ]
-    queue = RedisQueue(
-        redis, name, QueueOptions(settings.retry_queue_name, settings.result_queue_name, cluster=cluster)
-    )
+    options = QueueOptions(settings.retry_queue_name, settings.result_queue_name, cluster=cluster)
+    queue = open_queue(redis, name, options)
     try:
         await queue.claim(0)
         await queue.reclaim(0, 1_000)
         await queue.renew([])
-        await promote(redis, settings.retry_queue_name, name, 0)
+        await open_retries(redis, name, options).promote(0)
     except STORE_FAILURES as error:
         return [
             Finding(

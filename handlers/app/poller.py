@@ -36,6 +36,7 @@ from handlers.poller.reclaimer import Reclaimer
 from handlers.poller.repeats import Repeats
 from handlers.poller.settlement import ResultRoute
 from handlers.poller.settler import Settler
+from handlers.redis_store.cluster_queue import open_queue, open_retries
 from handlers.redis_store.connection import (
     STORE_FAILURES,
     Store,
@@ -44,7 +45,7 @@ from handlers.redis_store.connection import (
     durability_warnings,
 )
 from handlers.redis_store.payloads import read_payload
-from handlers.redis_store.queue import QueueOptions, RedisQueue, RetryRecall, promote
+from handlers.redis_store.queue import QueueOptions
 from handlers.settings.config_file import PoolEntry, QueueEntry
 from handlers.settings.settings import Settings
 from handlers.telemetry.activity_counts import ActivityCounts
@@ -74,6 +75,8 @@ class PollerApp:
         self._client = _client(settings)
         self._tracing = tracing_of(settings)
         self._dispatch = _dispatch(settings, self._client, self._tracing)
+        default_queue = settings.queues[0].queue_name
+        self._retries = open_retries(self._redis, default_queue, self._queue_options())
         self._metrics = Metrics()
         self._gates = ProcessGates(settings, redis_options(settings))
         self._pool_gates: dict[str, list[Gate]] = {}
@@ -89,8 +92,7 @@ class PollerApp:
         self._loopers.append(self._journal())
         self._loopers.append(self._promoter())
         self._loopers.append(self._looper("pool sharing", SHARE_SECONDS, self._shared.tick))
-        retries = RetryRecall(self._redis, settings.retry_queue_name, settings.queues[0].queue_name)
-        self._loopers.append(self._looper("retry canceller", CANCEL_SECONDS, retries.recall))
+        self._loopers.append(self._looper("retry canceller", CANCEL_SECONDS, self._retries.recall))
         self.poller = Poller(
             [pool for pool in self._pools.values() if pool.sources],
             self._carriers,
@@ -157,7 +159,7 @@ class PollerApp:
 
     def _add(self, number: int, entry: QueueEntry) -> None:
         env, pool = self._settings.env, self._pools[entry.worker_pool_id]
-        queue = RedisQueue(self._redis, entry.queue_name, self._queue_options())
+        queue = open_queue(self._redis, entry.queue_name, self._queue_options())
         gates = self._gates.build(entry.gate_type, entry.gate_params, f"queues[{number}]")
         route = _result_route(self._settings, entry)
         settler = Settler(queue, self._log)
@@ -236,12 +238,8 @@ class PollerApp:
         )
 
     def _promoter(self) -> Looper:
-        default_queue = self._settings.queues[0].queue_name
-
         async def tick() -> None:
-            while (
-                await promote(self._redis, self._settings.retry_queue_name, default_queue, _BATCH) == _BATCH
-            ):
+            while await self._retries.promote(_BATCH) == _BATCH:
                 pass
 
         return self._looper("promoter", PROMOTE_SECONDS, tick)

@@ -11,10 +11,10 @@ from handlers.client.member import member_parts
 from handlers.client.new_request import NewRequest, encode_body
 from handlers.client.redis_broker import batches, store_errors
 from handlers.contract.errors import InvalidRequest
-from handlers.redis_store.client_connection import open_redis
+from handlers.redis_store.client_connection import open_redis, open_submissions
 from handlers.redis_store.result_payloads import delete_payloads, whole_results
 from handlers.redis_store.results import drop_oldest_results, oldest_results
-from handlers.redis_store.submissions import MemberParts, Submissions
+from handlers.redis_store.submissions import MemberParts
 
 RESULTS_KEPT_SECONDS = 7 * 86_400
 """How long results wait for a batch that is not running, after the last one came."""
@@ -27,7 +27,7 @@ class BatchQueue:
         self._state = state
         self._tenant_attribute = tenant_attribute
         self._redis = open_redis(redis_url)
-        self._submissions = Submissions(self._redis)
+        self._submissions = open_submissions(self._redis)
         self._payload_keys: list[str] = []
 
     def request_id(self, number: int) -> str:

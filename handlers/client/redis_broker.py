@@ -15,12 +15,17 @@ from handlers.client.options import ClientOptions
 from handlers.client.own_results import OwnResults
 from handlers.client.submission import Submission
 from handlers.contract.result import Result
-from handlers.redis_store.client_connection import STORE_ERRORS, TRANSIENT_ERRORS, open_redis
+from handlers.redis_store.client_connection import (
+    STORE_ERRORS,
+    TRANSIENT_ERRORS,
+    open_redis,
+    open_submissions,
+)
 from handlers.redis_store.connection import Store
 from handlers.redis_store.result_payloads import delete_payloads, whole_results
 from handlers.redis_store.results import AckOutcome, HeldResult, Results, peek_results
 from handlers.redis_store.submission_keys import payload_key, result_of_key
-from handlers.redis_store.submissions import MemberParts, Queued, RequestState, Submissions
+from handlers.redis_store.submissions import MemberParts, Queued, RequestState
 
 BATCH_REQUESTS = 500
 """Requests in one call: a few milliseconds of the server's time, so that others are not held up."""
@@ -38,7 +43,7 @@ class RedisBroker:
     def __init__(self, url: str, options: ClientOptions) -> None:
         self._options = options
         self._redis = open_redis(url)
-        self._submissions = Submissions(self._redis)
+        self._submissions = open_submissions(self._redis)
         self._own_results = OwnResults(self._peek)
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:

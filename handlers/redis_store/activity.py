@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from handlers.redis_store.connection import Store
+from handlers.redis_store.connection import Store, executed
 
 PREFIX: Final = "async-processor:activity"
 FAILURES: Final = f"{PREFIX}:failures"
@@ -123,7 +123,7 @@ async def write_activity(
     pipeline.zadd(POLLERS, {report.poller_id: report.at})
     pipeline.zremrangebyscore(POLLERS, "-inf", report.at - 3 * _POLLER_EXPIRES_SECONDS)
     pipeline.expire(POLLERS, 3 * _POLLER_EXPIRES_SECONDS)
-    await pipeline.execute()
+    await executed(redis, pipeline)
 
 
 async def read_activity(redis: Store, now: float) -> Activity:
@@ -133,7 +133,7 @@ async def read_activity(redis: Store, now: float) -> Activity:
         pipeline.hgetall(minute_key(now - 60 * minutes_ago))
     pipeline.lrange(FAILURES, 0, MOST_FAILURES - 1)
     pipeline.zrevrange(POLLERS, 0, _MOST_POLLERS - 1)
-    *minutes, failures, poller_ids = await pipeline.execute()
+    *minutes, failures, poller_ids = await executed(redis, pipeline)
     return Activity(
         minutes=tuple(_counts(minute) for minute in minutes),
         failures=tuple(_failure_decoder.decode(text) for text in failures),
@@ -147,7 +147,7 @@ async def _pollers(redis: Store, poller_ids: Sequence[str]) -> tuple[PollerRepor
     pipeline = redis.pipeline(transaction=False)
     for poller_id in poller_ids:
         pipeline.get(poller_key(poller_id))
-    found = [_poller_decoder.decode(text) for text in await pipeline.execute() if text is not None]
+    found = [_poller_decoder.decode(text) for text in await executed(redis, pipeline) if text is not None]
     return tuple(sorted(found, key=lambda one: (one.host, one.poller_id)))
 
 

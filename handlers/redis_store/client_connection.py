@@ -1,4 +1,4 @@
-"""A connection for those who queue and read: one server, no silent repetition.
+"""A connection for those who queue and read: no silent repetition.
 
 Whoever calls repeats by himself, and says so (see `submit.lua`).
 """
@@ -7,15 +7,24 @@ from __future__ import annotations
 
 from typing import Final
 
-from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import ClusterDownError, ReadOnlyError, RedisClusterException
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from handlers.contract.errors import InvalidSetting
-from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
+from handlers.redis_store.cluster_submissions import ClusterSubmissions
+from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, Store, connect
+from handlers.redis_store.submissions import Submissions
 
-TRANSIENT_ERRORS: Final = (RedisConnectionError, RedisTimeoutError, OSError)
-"""The server was not reached, or its answer was not: worth another try."""
+TRANSIENT_ERRORS: Final = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    OSError,
+    ReadOnlyError,
+    ClusterDownError,
+    RedisClusterException,
+)
+"""The server was not reached, or its answer was not, or it is failing over: worth another try."""
 
 STORE_ERRORS: Final = STORE_FAILURES
 """All that a call may raise."""
@@ -24,11 +33,11 @@ CALL_TIMEOUT_SECONDS: Final = 10.0
 CONNECTIONS: Final = 64
 
 
-def open_redis(url: str) -> Redis:
+def open_redis(url: str) -> Store:
     """A client for `url`; connects with the first call. Raises `InvalidSetting` for a URL that cannot be one."""
-    store = connect(RedisOptions(url, timeout_seconds=CALL_TIMEOUT_SECONDS, max_connections=CONNECTIONS))
-    if not isinstance(store, Redis):
-        # A submission touches keys of several slots in one step, which no cluster offers.
-        accepted = "one server or a Sentinel: redis://, rediss://, unix:// or redis+sentinel://"
-        raise InvalidSetting("REDIS_URL", found="a cluster", accepted=accepted)
-    return store
+    return connect(RedisOptions(url, timeout_seconds=CALL_TIMEOUT_SECONDS, max_connections=CONNECTIONS))
+
+
+def open_submissions(redis: Store) -> Submissions:
+    """The producer's side of one server, or of a cluster."""
+    return ClusterSubmissions(redis) if isinstance(redis, RedisCluster) else Submissions(redis)

@@ -5,6 +5,7 @@ The library retries nothing by itself: our scripts are repeatable, and their cal
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -16,11 +17,11 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, RedisClusterException, RedisError
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 
-STORE_FAILURES: Final = (RedisError, OSError, TimeoutError)
+STORE_FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
 """What a call to Redis may raise while it is down, restarting, failing over, read-only or full."""
 
 
@@ -204,6 +205,22 @@ async def durability_warnings(redis: Store) -> list[str]:
     if policy not in ("noeviction", ""):
         warnings.append(f"Redis evicts keys when it is full (maxmemory-policy {policy}): set noeviction")
     return warnings
+
+
+async def executed(redis: Store, pipeline: Any) -> list[Any]:
+    """The answers of a pipeline. Raises one of `STORE_FAILURES`.
+
+    The library asks a cluster who has which slot after a failed command, but not after a failed pipeline: without
+    this a dead master would be asked for ever.
+    """
+    try:
+        answers: list[Any] = await pipeline.execute()
+    except STORE_FAILURES:
+        if isinstance(redis, RedisCluster):
+            with contextlib.suppress(*STORE_FAILURES):
+                await redis.nodes_manager.initialize()
+        raise
+    return answers
 
 
 async def server_time(redis: Store) -> float:

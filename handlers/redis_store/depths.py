@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from handlers.redis_store.connection import Store
+from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import queue_keys
 
 
@@ -40,7 +40,7 @@ async def queue_depths(
     pipeline.zrange(keys.pending, -1, -1, withscores=True)
     for at in due_by:
         pipeline.zcount(keys.pending, "-inf", at)
-    pending, claimed, retrying, dead, first, last, *due = await pipeline.execute()
+    pending, claimed, retrying, dead, first, last, *due = await executed(redis, pipeline)
     return QueueDepths(
         pending,
         claimed,

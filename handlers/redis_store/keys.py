@@ -11,6 +11,8 @@
 <queue>:settled:<batch>   string  ours: 1 or 0 for each claim of a batch that was acked or nacked, so that
                                   the same batch sent again, its reply lost, is told so; expires in a minute
 <queue>:dead              hash    ours: dead letter id -> record (JSON); deleted by `dead requeue | drop`
+{<home>}:outbox           hash    ours, in Redis Cluster, beside a queue or retry set: see `outbox`, also for the
+{<home>}:outbox-idx       zset    third, {<target>}:delivered; both empty when all is delivered
 request-active:<id>       string  token of the live submission; deleted with the final result
 request-cancel:<id>       string  token of a cancelled submission; deleted with the final result
 {async-processor:pool:<pool>}:pollers, :in-use   ours: who shares a pool (`pool_sharing`); both expire
@@ -48,13 +50,23 @@ def settled_key(keys: QueueKeys, batch: str) -> str:
 
 
 def queue_keys(queue: str, *, cluster: bool = False) -> QueueKeys:
-    """The keys of `queue`; in Redis Cluster they share the queue's own slot through its name as hash tag."""
-    tagged = f"{{{queue}}}" if cluster else queue
+    """The keys of `queue`; in Redis Cluster they share its slot, its name (or the tag in it) as hash tag."""
+
+    def name(suffix: str) -> str:
+        return beside(queue, suffix) if cluster else f"{queue}:{suffix}"
+
     return QueueKeys(
         pending=queue,
-        claimed=f"{tagged}:claimed",
-        owners=f"{tagged}:claim-owners",
-        index=f"{tagged}:claims-idx",
-        deaths=f"{tagged}:deaths",
-        dead=f"{tagged}:dead",
+        claimed=name("claimed"),
+        owners=name("claim-owners"),
+        index=name("claims-idx"),
+        deaths=name("deaths"),
+        dead=name("dead"),
     )
+
+
+def beside(key: str, suffix: str) -> str:
+    """The name of a key of ours beside `key`, in the same slot of a Redis Cluster."""
+    opens = key.find("{")
+    has_tag = opens >= 0 and key.find("}", opens) > opens + 1
+    return f"{key}:{suffix}" if has_tag else f"{{{key}}}:{suffix}"

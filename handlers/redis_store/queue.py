@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.commands.core import AsyncScript
-from redis.exceptions import NoPermissionError, NoScriptError
+from redis.exceptions import NoPermissionError
 
-from handlers.redis_store.connection import NotReplicated, Store, flat
+from handlers.redis_store.connection import Store, executed, flat
 from handlers.redis_store.keys import PAYLOAD_PREFIX, QueueKeys, queue_keys, settled_key
 from handlers.redis_store.lua_script import lua_script
+from handlers.redis_store.replication import Replication
 from handlers.redis_store.result_payloads import StoredPayload, delete_payloads, store_payloads
 from handlers.redis_store.standing import Mark, finish_for_id
 from handlers.redis_store.submission_keys import CANCELLATIONS, cancel_key
@@ -115,7 +115,7 @@ class RedisQueue:
         self._recall = lua_script(redis, "recall")
         self._recalled_until = b"0"
         self.clock_offset_seconds = 0.0
-        self._is_replicated = True
+        self._replication = Replication(redis, options.wait_replicas, options.wait_timeout_ms)
 
     def now(self) -> float:
         """The server's Unix seconds, as far as the last claim or scan told."""
@@ -123,8 +123,8 @@ class RedisQueue:
 
     async def claim(self, count: int, *, only_expired: bool = False) -> list[Claim]:
         """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed."""
-        if not self._is_replicated:
-            raise NotReplicated(self._options.wait_replicas)
+        if not self._replication.is_complete:
+            raise self._replication.missing
         keys = self._keys
         answer = await self._claim(
             keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
@@ -188,12 +188,13 @@ class RedisQueue:
         keys = self._keys
         rows = [_ack_row(ack) for ack in acks]
         names = [_ack_keys(ack, list_name) for ack in acks]
-        settled = settled_key(keys, _batch_digest("ack", [ack.claim for ack in acks]))
-        return await self._settled(
+        settled = settled_key(keys, batch_digest("ack", [ack.claim for ack in acks]))
+        effects: list[int] = await self._replication.run(
             self._ack,
             [keys.claimed, keys.owners, keys.index, keys.deaths, keys.dead, settled, *flat(names)],
             flat(rows),
         )
+        return effects
 
     async def nack(self, nacks: Sequence[Nack]) -> list[bool]:
         """Put requests into the retry set; False where the lease was lost, and nothing changed."""
@@ -202,9 +203,9 @@ class RedisQueue:
             (nack.claim.claim_key, nack.claim.owner_token, nack.retry_member, nack.delay_seconds)
             for nack in nacks
         ]
-        settled = settled_key(keys, _batch_digest("nack", [nack.claim for nack in nacks]))
+        settled = settled_key(keys, batch_digest("nack", [nack.claim for nack in nacks]))
         retries = self._options.retry_queue_name
-        effects = await self._settled(
+        effects = await self._replication.run(
             self._nack, [keys.claimed, keys.owners, keys.index, retries, settled], flat(rows)
         )
         return [effect == 1 for effect in effects]
@@ -233,7 +234,7 @@ class RedisQueue:
         pipeline = self._redis.pipeline(transaction=False)
         for name in names:
             pipeline.get(cancel_key(name[0].decode()))
-        tokens = await pipeline.execute()
+        tokens = await executed(self._redis, pipeline)
         return [claim for claim, name, token in zip(known, names, tokens, strict=True) if token == name[1]]
 
     async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
@@ -263,33 +264,8 @@ class RedisQueue:
     def _set_clock(self, server_seconds: bytes) -> None:
         self.clock_offset_seconds = float(server_seconds) - time.time()
 
-    async def _settled(self, script: AsyncScript, keys: list[str], args: list[Any]) -> list[int]:
-        """Run a script that settles; where asked for, wait until replicas have it too."""
-        if not self._options.wait_replicas:
-            effects: list[int] = await script(keys=keys, args=args)
-            return effects
-        try:
-            effects, replicas = await self._run_and_wait(script, keys, args)
-        except NoScriptError:
-            await self._redis.script_load(script.script)
-            effects, replicas = await self._run_and_wait(script, keys, args)
-        self._is_replicated = replicas >= self._options.wait_replicas
-        if not self._is_replicated:
-            raise NotReplicated(self._options.wait_replicas, replicas)
-        return effects
 
-    async def _run_and_wait(
-        self, script: AsyncScript, keys: list[str], args: list[Any]
-    ) -> tuple[list[int], int]:
-        # One pipeline is one connection, and WAIT waits for what its own connection has written.
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.evalsha(script.sha, len(keys), *keys, *args)
-        pipeline.execute_command("WAIT", self._options.wait_replicas, self._options.wait_timeout_ms)
-        effects, replicas = await pipeline.execute()
-        return effects, int(replicas)
-
-
-def _batch_digest(operation: str, claims: Sequence[Claim]) -> str:
+def batch_digest(operation: str, claims: Sequence[Claim]) -> str:
     """The same for the same claims in the same order; an owner token is never issued twice."""
     tokens = b"\0".join(claim.owner_token for claim in claims)
     return f"{operation}-{hashlib.sha1(tokens, usedforsecurity=False).hexdigest()}"
@@ -303,17 +279,17 @@ def _ack_row(ack: Ack) -> tuple[Any, ...]:
         ack.result_ttl_seconds if ack.result_ttl_seconds and ack.result_ttl_seconds > 0 else "",
         ack.dead or "",
         ack.request_token,
-        int(_has_payload_key(ack)),
+        int(has_payload_key(ack)),
     )
 
 
 def _ack_keys(ack: Ack, list_name: str) -> tuple[str, str, str, str]:
     name = list_name or ack.result_queue_name
-    payload = ack.payload_ref if _has_payload_key(ack) else name
+    payload = ack.payload_ref if has_payload_key(ack) else name
     return (name, f"request-active:{ack.request_id}", f"request-cancel:{ack.request_id}", payload)
 
 
-def _has_payload_key(ack: Ack) -> bool:
+def has_payload_key(ack: Ack) -> bool:
     """Whether the reference is this request's own: no request can have another's payload deleted."""
     own = f"{PAYLOAD_PREFIX}{ack.request_id}:{ack.request_token}"
     return ack.payload_ref == own if ack.request_token else ack.payload_ref.startswith(own)
@@ -325,14 +301,19 @@ async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit
     return int(await script(keys=[retry_queue_name], args=[limit, default_queue]))
 
 
-class RetryRecall:
-    """Finds cancelled requests in a retry set, which may be of several queues."""
+class Retries:
+    """A retry set, which may be of several queues."""
 
     def __init__(self, redis: Store, retry_queue_name: str, default_queue: str) -> None:
+        self._redis = redis
         self._script = lua_script(redis, "recall_retries")
         self._keys = [retry_queue_name, CANCELLATIONS]
         self._default_queue = default_queue
         self._until = b"0"
+
+    async def promote(self, limit: int) -> int:
+        """Move retries that are due back to their queues' pending sets; returns how many."""
+        return await promote(self._redis, self._keys[0], self._default_queue, limit)
 
     async def recall(self) -> int:
         """Bring what was cancelled since the last call to the front of its queue; returns how many."""

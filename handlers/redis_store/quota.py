@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from handlers.redis_store.connection import STORE_FAILURES, Store
+from handlers.redis_store.keys import beside
 from handlers.redis_store.lua_script import lua_script
 
 
@@ -86,10 +87,3 @@ class RedisQuota:
 
 def _slot_keys(key: str) -> list[str]:
     return [key, beside(key, "held"), beside(key, "held-by")]
-
-
-def beside(key: str, suffix: str) -> str:
-    """The name of a key of ours beside `key`, in the same slot of a Redis Cluster."""
-    opens = key.find("{")
-    has_tag = opens >= 0 and key.find("}", opens) > opens + 1
-    return f"{key}:{suffix}" if has_tag else f"{{{key}}}:{suffix}"

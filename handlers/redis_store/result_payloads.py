@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from handlers.contract.result import decode_result, encode_result, filled_result
-from handlers.redis_store.connection import Store
+from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.submission_keys import RESULT_PAYLOAD_PREFIX
 
 _MARK: Final = b'"payload_ref"'
@@ -37,7 +37,7 @@ async def store_payloads(redis: Store, payloads: Sequence[StoredPayload]) -> Non
     pipeline: Any = redis.pipeline(transaction=False)
     for one in payloads:
         pipeline.set(one.key, one.payload, ex=one.seconds)
-    await pipeline.execute()
+    await executed(redis, pipeline)
 
 
 async def delete_payloads(redis: Store, keys: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ async def whole_results(redis: Store, texts: Sequence[bytes]) -> list[WholeResul
     pipeline: Any = redis.pipeline(transaction=False)
     for key in wanted:
         pipeline.get(key)
-    found = iter(await pipeline.execute())
+    found = iter(await executed(redis, pipeline))
     return [
         WholeResult(encode_result(filled_result(decode_result(text), next(found))), key)
         if key

@@ -11,8 +11,9 @@ from enum import Enum
 from typing import Any, cast
 
 import msgspec
-from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 
+from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.lua_script import lua_script
 from handlers.redis_store.submission_keys import result_claim_keys
 
@@ -45,13 +46,15 @@ class AckOutcome(Enum):
 class Results:
     """A reader of the list `name`, known to the server by its `owner` token."""
 
-    def __init__(self, redis: Redis, name: str, *, owner: str, lease_ms: int, tombstone_ms: int) -> None:
+    def __init__(self, redis: Store, name: str, *, owner: str, lease_ms: int, tombstone_ms: int) -> None:
         self.name = name
         self._redis = redis
         self._owner = owner
         self._lease_ms = lease_ms
         self._tombstone_ms = tombstone_ms
-        self._claimed, self._owners, self._index, self._tombstones = result_claim_keys(name)
+        self._claimed, self._owners, self._index, self._tombstones = result_claim_keys(
+            name, cluster=isinstance(redis, RedisCluster)
+        )
         self._receive = lua_script(redis, "receive_results")
         self._renew = lua_script(redis, "renew_results")
         self._ack = lua_script(redis, "ack_results")
@@ -99,21 +102,21 @@ class Results:
             await self._redis.unlink(key)
 
 
-async def peek_results(redis: Redis, lists: Sequence[str]) -> list[list[bytes]]:
+async def peek_results(redis: Store, lists: Sequence[str]) -> list[list[bytes]]:
     """The newest results of many lists, left where they are; one round trip."""
     pipeline = redis.pipeline(transaction=False)
     for name in lists:
         pipeline.lrange(name, 0, PEEKED_RESULTS - 1)
-    answer: list[list[bytes]] = await pipeline.execute()
+    answer: list[list[bytes]] = await executed(redis, pipeline)
     return answer
 
 
-async def oldest_results(redis: Redis, name: str, count: int) -> list[bytes]:
+async def oldest_results(redis: Store, name: str, count: int) -> list[bytes]:
     """At most `count` of the oldest results, oldest first, left where they are: for a list of one reader."""
     answer = cast("list[bytes]", await redis.lrange(name, -count, -1))
     return answer[::-1]
 
 
-async def drop_oldest_results(redis: Redis, name: str, count: int) -> None:
+async def drop_oldest_results(redis: Store, name: str, count: int) -> None:
     """Drop the `count` oldest results: what `oldest_results` returned, once it is safe."""
     await redis.ltrim(name, 0, -count - 1)

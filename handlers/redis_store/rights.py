@@ -33,5 +33,11 @@ async def refused_commands(
         *((name, "DEL", "", "") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
     ]
     script = lua_script(redis, "check_rights")
-    answer = await script(keys=[row[0] for row in needed], args=flat([row[1:] for row in needed]))
-    return None if answer is None else [refused.decode() for refused in answer]
+    groups = [[row] for row in needed] if cluster else [needed]  # a cluster's script stays in one slot
+    refused: list[str] = []
+    for rows in groups:
+        answer = await script(keys=[row[0] for row in rows], args=flat([row[1:] for row in rows]))
+        if answer is None:
+            return None
+        refused += [command.decode() for command in answer]
+    return refused

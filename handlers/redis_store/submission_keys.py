@@ -28,6 +28,8 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
+from handlers.redis_store.keys import beside
+
 RESULT_PAYLOAD_PREFIX: Final = "result-payload:"
 """What a result's payload key must begin with: a result can make its reader touch no other key."""
 
@@ -86,11 +88,10 @@ def batch_results_key(results: str, batch: str) -> str:
     return f"{results}:batch:{batch}"
 
 
-def result_claim_keys(results: str) -> tuple[str, str, str, str]:
-    """HASH claimed, HASH owners, ZSET index and ZSET tombstones of a result list."""
-    return (
-        f"{results}:result-claimed",
-        f"{results}:result-claim-owners",
-        f"{results}:result-claims-idx",
-        f"{results}:result-ack-tombstones",
+def result_claim_keys(results: str, *, cluster: bool = False) -> tuple[str, str, str, str]:
+    """HASH claimed, HASH owners, ZSET index and ZSET tombstones of a result list; in a cluster in its slot."""
+    kinds = ("result-claimed", "result-claim-owners", "result-claims-idx", "result-ack-tombstones")
+    claimed, owners, index, tombstones = (
+        beside(results, kind) if cluster else f"{results}:{kind}" for kind in kinds
     )
+    return claimed, owners, index, tombstones

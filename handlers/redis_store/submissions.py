@@ -10,8 +10,8 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
-from redis.asyncio import Redis
 
+from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.lua_script import lua_script
 from handlers.redis_store.submission_keys import (
     CANCELLATIONS,
@@ -70,7 +70,7 @@ class Queued(msgspec.Struct, frozen=True):
 class Submissions:
     """The producer's side of one Redis; queues are named with each call."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Store) -> None:
         self._submit = lua_script(redis, "submit")
         self._cancel = lua_script(redis, "cancel")
         self._look_up = lua_script(redis, "look_up")
@@ -145,5 +145,5 @@ class Submissions:
         pipeline = self._redis.pipeline(transaction=False)
         for request_id in request_ids:
             pipeline.exists(active_key(request_id))
-        answer: list[int] = await pipeline.execute()
+        answer: list[int] = await executed(self._redis, pipeline)
         return [bool(exists) for exists in answer]

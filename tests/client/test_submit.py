@@ -228,11 +228,6 @@ def test_a_wrong_option_names_itself(field: str, value: object) -> None:
         msgspec.structs.replace(ClientOptions(), **{field: value})
 
 
-def test_a_cluster_is_refused_by_name() -> None:
-    with pytest.raises(InvalidSetting, match="REDIS_URL"):
-        AsyncClient.for_redis("redis+cluster://localhost:1")
-
-
 @dataclass
 class Live:
     """A submission, and how to move it as a poller does."""

@@ -11,7 +11,7 @@ from typing import cast
 
 from handlers.contract.envelope import encode_retry
 from handlers.redis_store.connection import server_time
-from handlers.redis_store.queue import Claim, Nack, RedisQueue, RetryRecall
+from handlers.redis_store.queue import Claim, Nack, RedisQueue, Retries
 from handlers.redis_store.submission_keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.submissions import Submissions
 from tests.redis_store.queueing import DEADLINE, LEASE_SECONDS, Bench, body, envelope
@@ -264,7 +264,7 @@ class Walk:
         for member in found:
             del self.model.retries[member]
             self.model.pending[member] = 0.0
-        recall = RetryRecall(self.bench.redis, self.bench.retries, self.bench.queue_name)
+        recall = Retries(self.bench.redis, self.bench.retries, self.bench.queue_name)
         assert await recall.recall() == len(found)
 
     async def look_at_held(self, pick: int) -> None:

@@ -151,7 +151,7 @@ async def _use_every_script(bench: Bench) -> None:
         assert await queue.promote(bench.redis, bench.retries, bench.queue_name, 10) == size
         await owner.reclaim(10, 5)
         await owner.recall()
-        await queue.RetryRecall(bench.redis, bench.retries, bench.queue_name).recall()
+        await queue.Retries(bench.redis, bench.retries, bench.queue_name).recall()
         await owner.ack([bench.ack_of(claim) for claim in await owner.claim(size)])
     await bench.redis.hset(bench.keys.dead, "d", '{"member": "m", "score": 1}')
     letters = DeadLetters(bench.redis, bench.queue_name)

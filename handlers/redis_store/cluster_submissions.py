@@ -1,0 +1,164 @@
+"""The producer's side in Redis Cluster, where a request's keys are in several slots.
+
+A request is queued last, when all that belongs to it is there, and only once however often it is sent (`deliver.lua`).
+A producer that dies before leaves keys that expire, and no request.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from handlers.contract.errors import InvalidSetting
+from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.keys import beside, queue_keys
+from handlers.redis_store.lua_script import lua_script
+from handlers.redis_store.submission_keys import (
+    CANCELLATIONS,
+    active_key,
+    cancel_key,
+    payload_key,
+    seq_key,
+    submitted_key,
+)
+from handlers.redis_store.submissions import MemberParts, Queued, RequestState, Submissions
+
+_SEQ_STEPS = 2_097_152  # 2^21, as submit.lua
+_SEQ_KEPT_SECONDS = 3_600
+_CANCEL_KEPT_MS = 3_600_000
+_PAYLOAD_KEPT_SECONDS = 600
+_SAME_SCORE = 100
+
+
+class ClusterSubmissions(Submissions):
+    """The producer's side of one Redis Cluster; queues are named with each call."""
+
+    def __init__(self, redis: Store) -> None:
+        super().__init__(redis)
+        self._deliver = lua_script(redis, "deliver")
+        self._note = lua_script(redis, "note_cancelled")
+
+    async def submit(
+        self,
+        queue: str,
+        requests: Sequence[MemberParts],
+        *,
+        window_seconds: int = 0,
+        is_repeated: bool = False,
+    ) -> list[Queued]:
+        """Queue `requests` in order; `is_repeated`: the same call may have been made before, its answer lost.
+
+        Raises `InvalidSetting` for a window: no cluster can look at an id and queue its request in one step.
+        """
+        if window_seconds:
+            accepted = "0 in Redis Cluster; one server or Sentinel for idempotent submissions"
+            raise InvalidSetting("idempotent_window_seconds", found=str(window_seconds), accepted=accepted)
+        if not requests:
+            return []
+        known = await self._known(requests) if is_repeated else {}
+        sequence = await self._sequence(queue, [part for part in requests if part.token not in known])
+        queued = []
+        rows: list[str | bytes] = []
+        for part in requests:
+            seq = known.get(part.token) or next(sequence[part.deadline])
+            queued.append(Queued(token=f"{part.token}-{seq}", seq=seq, is_new=True))
+            number = str(seq).encode()
+            member = b"".join((part.head, number, b'","enqueue_seq":', number, part.tail))
+            score = part.deadline + min(seq, _SEQ_STEPS - 1) / _SEQ_STEPS
+            rows += [part.token, member, repr(score)]
+        await self._mark(requests, queued)
+        if not await self._deliver(keys=[queue, beside(queue, "delivered")], args=["zset", "", *rows]):
+            raise InvalidSetting("queue", found=f"{queue}, of another type", accepted="a sorted set")
+        return queued
+
+    async def cancel(self, submissions: Sequence[tuple[str, str]]) -> list[bool]:
+        """Cancel each (id, token); an empty token means whichever is live. Returns for each whether it was."""
+        if not submissions:
+            return []
+        pipeline = self._redis.pipeline(transaction=False)
+        for request_id, _ in submissions:
+            pipeline.get(active_key(request_id))
+            pipeline.pttl(active_key(request_id))
+        answer = await executed(self._redis, pipeline)
+        lives = list(zip(answer[::2], answer[1::2], strict=True))
+        done = [
+            token is not None and wanted in ("", token.decode())
+            for (_, wanted), (token, _) in zip(submissions, lives, strict=True)
+        ]
+        pipeline = self._redis.pipeline(transaction=False)
+        notes: list[bytes | int] = []
+        for (request_id, _), (token, life_ms), is_live in zip(submissions, lives, done, strict=True):
+            if is_live:
+                left_ms = max(0, life_ms)
+                pipeline.set(cancel_key(request_id), token, px=left_ms + _CANCEL_KEPT_MS)
+                notes += [left_ms, request_id.encode() + b"\0" + token]
+        if notes:
+            await executed(self._redis, pipeline)
+            await self._note(keys=[CANCELLATIONS], args=notes)
+        return done
+
+    async def look_up(self, queue: str, request_id: str, token: str = "") -> tuple[RequestState, str]:
+        """The state of a submission and its token; an empty token means whichever is live."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.get(active_key(request_id))
+        pipeline.pexpiretime(active_key(request_id))
+        pipeline.get(cancel_key(request_id))
+        live, ends_at_ms, cancelled = await executed(self._redis, pipeline)
+        if live is None:
+            known = token or await self._redis.get(submitted_key(request_id))
+            name = known.decode() if isinstance(known, bytes) else known or ""
+            return (RequestState.FINISHED if name else RequestState.UNKNOWN), name
+        found = live.decode()
+        if token not in ("", found):
+            return RequestState.FINISHED, token
+        if cancelled == live:
+            return RequestState.CANCELLING, found
+        return await self._state(queue, request_id, found, round(ends_at_ms / 1000)), found
+
+    async def _state(self, queue: str, request_id: str, token: str, deadline: int) -> RequestState:
+        if await self._redis.hexists(queue_keys(queue, cluster=True).claimed, f"{request_id}\0{token}"):
+            return RequestState.CLAIMED
+        digits = token.rpartition("-")[2]
+        if not digits.isdigit():
+            return RequestState.QUEUED
+        score = deadline + min(int(digits), _SEQ_STEPS - 1) / _SEQ_STEPS
+        found = await self._redis.zrangebyscore(queue, score, score, 0, _SAME_SCORE)
+        members = cast("list[bytes]", found)
+        is_pending = any(token.encode() in member for member in members)
+        return RequestState.PENDING if is_pending else RequestState.RETRYING
+
+    async def _known(self, requests: Sequence[MemberParts]) -> dict[str, int]:
+        """Token to sequence, of what an earlier call has numbered already."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for part in requests:
+            pipeline.get(active_key(part.id))
+        known = {}
+        for part, live in zip(requests, await executed(self._redis, pipeline), strict=True):
+            token, _, digits = (live or b"").decode().rpartition("-")
+            if token == part.token and digits.isdigit():
+                known[token] = int(digits)
+        return known
+
+    async def _sequence(self, queue: str, requests: Sequence[MemberParts]) -> dict[int, Iterator[int]]:
+        counts = Counter(part.deadline for part in requests)
+        if not counts:
+            return {}
+        pipeline = self._redis.pipeline(transaction=False)
+        for deadline, count in counts.items():
+            pipeline.incrby(seq_key(queue, deadline), count)
+            pipeline.expireat(seq_key(queue, deadline), deadline + _SEQ_KEPT_SECONDS)
+        lasts = (await executed(self._redis, pipeline))[::2]
+        return {
+            deadline: iter(range(last - count + 1, last + 1))
+            for (deadline, count), last in zip(counts.items(), lasts, strict=True)
+        }
+
+    async def _mark(self, requests: Sequence[MemberParts], queued: Sequence[Queued]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for part, done in zip(requests, queued, strict=True):
+            pipeline.set(active_key(part.id), done.token, pxat=part.deadline * 1000)
+            if part.payload:
+                ends_at_ms = (part.deadline + _PAYLOAD_KEPT_SECONDS) * 1000
+                pipeline.set(payload_key(part.id, part.token), part.payload, pxat=ends_at_ms)
+        await executed(self._redis, pipeline)

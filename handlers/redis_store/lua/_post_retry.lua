@@ -1,0 +1,18 @@
+-- Included behind _member and _queued_under by scripts that send retries back to queues of other slots.
+-- Writes KEYS[1] to KEYS[3] of its script, as their headers say.
+-- post_retry(member, id, default_queue, score): move a retry into the outbox; returns its record. Without a score it has
+-- the one that its producer gave it, else `now`.
+local function post_retry(member, id, default_queue, score, now)
+  local queue, own_score = queued_under(member)
+  if not queue or queue == KEYS[1] or string.find(queue, 'claims%-idx$') or string.find(queue, ':delivered$')
+    or string.find(queue, ':outbox%-idx$') then
+    queue = default_queue -- it names none, or a sorted set of another kind, where nobody would find the member
+  end
+  local due = string.format('%.17g', score or own_score or now)
+  local head = { kind = 'zset', key = queue, fallback = default_queue, score = due }
+  local record = cjson.encode(head) .. '\n' .. member
+  redis.call('HSET', KEYS[2], id, record)
+  redis.call('ZADD', KEYS[3], string.format('%.6f', now), id)
+  redis.call('ZREM', KEYS[1], member)
+  return record
+end

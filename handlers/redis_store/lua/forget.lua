@@ -1,0 +1,8 @@
+-- forget: delete a key that still holds this token. Sending it twice does no harm.
+-- KEYS[1] request-active:<id> or request-cancel:<id>  string  token of a submission
+-- ARGV[1] the token
+-- Returns 1, or 0 when it holds another or is not there (then nothing was changed).
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return 0
+end
+return redis.call('DEL', KEYS[1])

@@ -1,0 +1,20 @@
+-- post_due: move retries that are due into the retry set's outbox, to be delivered to their queues (Redis Cluster).
+-- Sending it twice takes more; what a lost reply took is overdue soon.
+-- KEYS[1] <retry set>               zset  envelope, score = due time, Unix seconds of this server
+-- KEYS[2] {<retry set>}:outbox      hash  id -> what is to be delivered
+-- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = since when, Unix seconds of this server
+-- ARGV[1] random part of the ids   ARGV[2] the queue of members that name none   ARGV[3] how many at most
+-- Returns two values for each: id and record.
+-- include _member
+-- include _queued_under
+-- include _post_retry
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local answer = {}
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now), 'LIMIT', 0, ARGV[3])
+for at, member in ipairs(due) do
+  local id = ARGV[1] .. ':' .. at
+  answer[#answer + 1] = id
+  answer[#answer + 1] = post_retry(member, id, ARGV[2], nil, now)
+end
+return answer

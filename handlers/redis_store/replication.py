@@ -1,0 +1,56 @@
+"""`WAIT` behind a script: what it wrote counts once enough replicas have it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.asyncio.cluster import RedisCluster
+from redis.commands.core import AsyncScript
+from redis.exceptions import NoScriptError
+
+from handlers.redis_store.connection import NotReplicated, Store, executed
+
+
+class Replication:
+    """Runs scripts; with `replicas`, waits until that many have what the script wrote.
+
+    While they do not, `is_complete` is false and `run` raises `NotReplicated`; running it again is how to go
+    on waiting.
+    """
+
+    def __init__(self, redis: Store, replicas: int, timeout_ms: int) -> None:
+        self._redis = redis
+        self._replicas = replicas
+        self._timeout_ms = timeout_ms
+        self.is_complete = True
+
+    @property
+    def missing(self) -> NotReplicated:
+        """What to raise while it is not complete."""
+        return NotReplicated(self._replicas)
+
+    async def run(self, script: AsyncScript, keys: list[str], args: list[Any]) -> Any:
+        """The script's answer. Raises one of `STORE_FAILURES`."""
+        if not self._replicas:
+            return await script(keys=keys, args=args)
+        try:
+            answer, replicas = await self._run_and_wait(script, keys, args)
+        except NoScriptError:
+            await self._redis.script_load(script.script)
+            answer, replicas = await self._run_and_wait(script, keys, args)
+        self.is_complete = replicas >= self._replicas
+        if not self.is_complete:
+            raise NotReplicated(self._replicas, replicas)
+        return answer
+
+    async def _run_and_wait(self, script: AsyncScript, keys: list[str], args: list[Any]) -> tuple[Any, int]:
+        # One pipeline is one connection (in a cluster: one to each node), and WAIT waits for what its own has written.
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
+        wait = ("WAIT", self._replicas, self._timeout_ms)
+        if isinstance(self._redis, RedisCluster):
+            pipeline.execute_command(*wait, target_nodes=self._redis.get_node_from_key(keys[0]))
+        else:
+            pipeline.execute_command(*wait)
+        answer, replicas = await executed(self._redis, pipeline)
+        return answer, int(replicas)

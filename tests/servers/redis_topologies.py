@@ -1,0 +1,213 @@
+"""Real clusters and Sentinels of one machine: small time-outs, so that a dead master is replaced in a second or two."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from handlers.demo.child import Child
+from handlers.demo.valkey import free_port
+from tests.waiting import wait_until
+
+_READY = ("Ready to accept connections", "Sentinel ID is")
+_SLOTS = 16_384
+_MASTERS = 3
+_NODE_TIMEOUT_MS = 1_000
+_START_SECONDS = 30.0
+
+
+class Server:
+    """One server with options of its own; `kill` is a SIGKILL."""
+
+    def __init__(self, program: str, *options: str, port: int = 0, sentinel: str = "") -> None:
+        self.port = port or free_port()
+        self._folder = tempfile.TemporaryDirectory(prefix="async-processor-")
+        fixed = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self._folder.name)
+        if sentinel:  # it writes into its file what it learns
+            path = Path(self._folder.name) / "sentinel.conf"
+            path.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {self._folder.name}\n{sentinel}")
+            self._child = Child("sentinel", [program, str(path), "--sentinel"])
+        else:
+            self._child = Child("redis", [program, *fixed, *options])
+        self._child.wait_for(lambda output: next((word for word in _READY if word in output), None))
+
+    def client(self, **arguments: Any) -> Any:
+        """A connection to this server alone."""
+        return Redis(host="127.0.0.1", port=self.port, socket_timeout=5, **arguments)
+
+    def answers_for(self, key: str) -> bool:
+        """Whether it is the key's master now, and up."""
+        client = self.client()
+        try:
+            client.execute_command("EXISTS", key)
+        except (RedisError, OSError):
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End it at once, as a machine that is switched off."""
+        self._child.process.kill()
+        self._child.process.wait()
+
+    def stop(self) -> None:
+        """End it and remove its files."""
+        self._child.stop()
+        self._folder.cleanup()
+
+
+class _Servers:
+    """Servers that end together."""
+
+    def __init__(self) -> None:
+        self.servers: list[Server] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for server in reversed(self.servers):
+            server.stop()
+
+
+class Cluster(_Servers):
+    """Three masters, and a replica for each where asked for."""
+
+    def __init__(self, program: str, *, replicas: int = 0) -> None:
+        super().__init__()
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(_NODE_TIMEOUT_MS))
+        more = (
+            "--appendonly",
+            "yes",
+            "--cluster-replica-validity-factor",
+            "0",
+            "--repl-diskless-sync-delay",
+            "0",
+        )
+        for _ in range(_MASTERS * (1 + replicas)):
+            self.servers.append(Server(program, *options, *more, port=_port_with_bus()))
+        self._join(replicas)
+
+    @property
+    def url(self) -> str:
+        """As REDIS_URL takes it."""
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
+
+    def master_of(self, key: str) -> Server | None:
+        """The server that answers for the key now; None while nobody does."""
+        return next((server for server in self.servers if server.answers_for(key)), None)
+
+    def _join(self, replicas: int) -> None:
+        count, clients = len(self.servers), [server.client() for server in self.servers]
+        for number, client in enumerate(clients):
+            if number < _MASTERS:
+                first, last = number * _SLOTS // _MASTERS, (number + 1) * _SLOTS // _MASTERS - 1
+                client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            if number:
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.servers[0].port)
+        _wait(lambda: all(_known(client) == count for client in clients), "the nodes to meet")
+        for number, client in enumerate(clients[_MASTERS:]):
+            master = clients[number % _MASTERS].execute_command("CLUSTER MYID")
+            _wait(partial(_follow, client, master), "the master to be known")
+        _wait(lambda: all(_is_whole(client) for client in clients), "the cluster")
+        _wait(lambda: all(_online(client) == replicas for client in clients[:_MASTERS]), "the replicas")
+
+
+class Sentinels(_Servers):
+    """A master, its replica, and three Sentinels that watch over them under the name `queues`."""
+
+    name = "queues"
+
+    def __init__(self, program: str, *options: str, password: str = "", sentinel_password: str = "") -> None:
+        super().__init__()
+        self._program = program
+        self._password = password
+        self._sentinel_password = sentinel_password
+        secret = ("--requirepass", password, "--masterauth", password) if password else ()
+        common = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0", *secret, *options)
+        self.master = self._add(*common)
+        self.replica = self._add(*common, "--replicaof", f"127.0.0.1 {self.master.port}")
+        client = self.master.client(password=password or None)
+        _wait(lambda: _online(client) == 1, "the replica")
+        self.sentinels = [self._sentinel() for _ in range(3)]
+        _wait(lambda: all(self._is_ready(server) for server in self.sentinels), "the Sentinels to agree")
+
+    def url(self, user: str = "", path: str = "/queues/0") -> str:
+        """As REDIS_URL takes it."""
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.sentinels)
+        secret = f":{self._password}@" if self._password and not user else user
+        query = f"?sentinel_password={self._sentinel_password}" if self._sentinel_password else ""
+        return f"redis+sentinel://{secret}{hosts}{path}{query}"
+
+    def _add(self, *options: str) -> Server:
+        server = Server(self._program, *options)
+        self.servers.append(server)
+        return server
+
+    def _sentinel(self) -> Server:
+        lines = [
+            f"sentinel monitor {self.name} 127.0.0.1 {self.master.port} 2",
+            f"sentinel down-after-milliseconds {self.name} {_NODE_TIMEOUT_MS}",
+            f"sentinel failover-timeout {self.name} 3000",
+        ]
+        if self._password:
+            lines.append(f"sentinel auth-pass {self.name} {self._password}")
+        if self._sentinel_password:
+            lines += [
+                f"requirepass {self._sentinel_password}",
+                f"sentinel sentinel-pass {self._sentinel_password}",
+            ]
+        server = Server(self._program, sentinel="\n".join(lines) + "\n")
+        self.servers.append(server)
+        return server
+
+    def _is_ready(self, server: Server) -> bool:
+        client = server.client(password=self._sentinel_password or None)
+        found = [client.execute_command("SENTINEL", word, self.name) for word in ("SENTINELS", "REPLICAS")]
+        return [len(answer) for answer in found] == [2, 1]
+
+
+def _wait(predicate: Callable[[], object], what: str) -> None:
+    wait_until(predicate, _START_SECONDS, what)
+
+
+def _known(client: Any) -> int:
+    return int(client.execute_command("CLUSTER INFO")["cluster_known_nodes"])
+
+
+def _is_whole(client: Any) -> bool:
+    return bool(client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+
+
+def _follow(client: Any, master: object) -> bool:
+    try:
+        client.execute_command("CLUSTER", "REPLICATE", master)
+    except ResponseError:
+        return False
+    return True
+
+
+def _online(client: Any) -> int:
+    info = client.info("replication")
+    replicas = [info[f"slave{n}"] for n in range(int(info["connected_slaves"]))]
+    return sum(replica["state"] == "online" for replica in replicas)
+
+
+def _port_with_bus() -> int:
+    """A free port whose bus port (10,000 above) exists and is free."""
+    while True:
+        port = free_port()
+        if port + 10_000 > 65_535:
+            port -= 20_000
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10_000))
+            return port
