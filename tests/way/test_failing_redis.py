@@ -16,7 +16,7 @@ from tests.waiting import elapse, wait_until
 from tests.way.breakable import Breakable
 
 MOST_CPU = 0.10
-"""Of one core; about 0.01 is measured. A loop without pauses takes all of it."""
+"""Of one core; 0.01 to 0.04 is measured. A loop without pauses takes all of it."""
 
 Fault = Callable[[Breakable], AbstractContextManager[None]]
 
