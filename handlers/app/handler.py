@@ -15,6 +15,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
 from handlers.app.credentials import file_token, gateway_tls
+from handlers.app.held import held_events, held_pushes
 from handlers.app.memory import with_memory
 from handlers.app.metrics import handler_metrics_of
 from handlers.app.parts import Closers, Parts, Starters, Walk, accounted, calls
@@ -176,7 +177,7 @@ def _dispatch_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[
     if env.dispatch_token or env.dispatch_token_file:
         path = Path(env.dispatch_token_file) if env.dispatch_token_file else None
         doorkeeper = DispatchToken(DispatchTokenOptions(path=path, tokens=(env.dispatch_token,)))
-    walk = accounted(door, _queue_of_event, forward, parts)
+    walk = accounted(door, _queue_of_event, held_events(settings, forward, parts), parts)
     return walk, doorkeeper
 
 
@@ -199,7 +200,7 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
     parts.starters.append(partial(_check_topics, publisher, settings, log))
     if parts.metrics is not None:
         parts.metrics.metrics.watch_connections("pubsub", lambda: api.in_use)
-    held = _held(settings, timed(forward) if env.result_details else forward, parts)
+    held = held_pushes(settings, timed(forward) if env.result_details else forward, parts)
     held, memory = with_memory(settings, held, parts)
     door = PubSubPushDoor(
         publisher,
@@ -241,37 +242,6 @@ async def _check_topics(publisher: Publisher, settings: Settings, log: Logger) -
         if state is TopicState.MISSING:
             accepted = "a topic that exists (`async-processor pubsub setup` makes it)"
             raise InvalidSetting(setting, found=f"{topic!r}, which does not exist", accepted=accepted)
-
-
-def _held(settings: Settings, forward: Forward, parts: Parts) -> Forward:
-    """Forwarding through the gates of subscriptions and their pools, where they name any."""
-    topics, pools = settings.file.topics, {pool.id: pool for pool in settings.pools}
-    if not any(topic.gate_type or pools[topic.worker_pool_id].gate_type for topic in topics):
-        return forward
-    from handlers.app.gates import ProcessGates
-    from handlers.app.redis_options import redis_options
-    from handlers.forward.held import Entrance, HeldForward
-    from handlers.gates.doorkeeper import Doorkeeper as GateKeeper
-
-    gates = ProcessGates(settings, redis_options(settings))
-    parts.starters.append(gates.start)
-    parts.closers.append(gates.aclose)
-    of_pools = {
-        pool.id: gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]")
-        for number, pool in enumerate(settings.pools)
-    }
-    entrances = {}
-    for number, topic in enumerate(topics):
-        own = gates.build(topic.gate_type, topic.gate_params, f"topics[{number}]")
-        both = [*own, *of_pools[topic.worker_pool_id]]
-        slots = pools[topic.worker_pool_id].workers or settings.env.workers
-        keeper = GateKeeper(both, slots=slots, most_held=settings.env.gate_most_held)
-        parts.closers.append(keeper.aclose)
-        entrances[topic.subscriber_id] = Entrance(keeper, both)
-        if parts.metrics is not None:
-            parts.metrics.watch_gates(topic.subscriber_id, own)
-            parts.metrics.watch_pool(topic.worker_pool_id, slots, of_pools[topic.worker_pool_id])
-    return HeldForward(forward, entrances).forward
 
 
 def subscriptions(settings: Settings) -> Callable[[str], Subscription]:

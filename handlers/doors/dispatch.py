@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import msgspec
 
@@ -20,6 +21,7 @@ from handlers.doors.event_sink import EventSink, SinkRefused, SinkUnavailable
 from handlers.doors.foreign_event import EventFields, as_request
 from handlers.doors.http_message import Answer, Delivery, plain, retry_after
 from handlers.forward.forward import NO_LIMITS, Limits, invalid
+from handlers.forward.gated import GATE_CLOSED, QUOTA_EXHAUSTED
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Answer as GatewayAnswer
 
@@ -121,6 +123,10 @@ def _result_answer(event: Event, result: Result, feedback: GatewayAnswer | None)
     return Answer(200, encode_result(result), headers)
 
 
+_TOO_MANY: Final = ("rejected", GATE_CLOSED, QUOTA_EXHAUSTED)
+"""Retries that say 429: there is no room; all others say that something is wrong."""
+
+
 def _retry_answer(retry: Retry) -> Answer:
     last, feedback = retry.last, retry.feedback
     body = RetryAnswer(
@@ -136,7 +142,7 @@ def _retry_answer(retry: Retry) -> Answer:
         band_headroom=feedback.band_headroom if feedback else None,
     )
     headers = {"content-type": "application/json", OUTCOME_HEADER: RETRY, **retry_after(retry.delay_seconds)}
-    return Answer(429 if retry.reason == "rejected" else 503, encode_retry_answer(body), headers)
+    return Answer(429 if retry.reason in _TOO_MANY else 503, encode_retry_answer(body), headers)
 
 
 def _number(text: str) -> int | None:

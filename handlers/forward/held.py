@@ -5,6 +5,7 @@ Holding costs one coroutine; a nack would burn a delivery attempt and slow the w
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,20 +15,42 @@ from handlers.contract.request import Request
 from handlers.forward.forward import Forward, Limits, expired
 from handlers.forward.gated import refused, send_admitted
 from handlers.forward.outcome import Outcome, Retry
+from handlers.gates.chain import Reservations, labelled
 from handlers.gates.doorkeeper import Doorkeeper
-from handlers.gates.gate import Drop, Gate, Go, Refuse
+from handlers.gates.gate import Drop, Gate, Go, Refuse, Reservation
 
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """Where the requests of one subscription go in: who keeps the door of their pool, and its gates."""
+    """Where the requests of one subscription go in: who keeps its door and its pool's, and the gates of both."""
 
-    keeper: Doorkeeper
+    keepers: Sequence[Doorkeeper]
     gates: Sequence[Gate]
+
+    async def enter(self, request: Request, until_at: float) -> Go | Refuse | Drop:
+        """Past each keeper in turn; the first that does not let go decides, and nothing stays held."""
+        held: list[Reservation] = []
+        labels: dict[str, str] = {}
+        is_in = False
+        try:
+            for keeper in self.keepers:
+                verdict = await keeper.enter(labelled(request, labels), until_at)
+                if not isinstance(verdict, Go):
+                    return verdict
+                held.append(verdict.reservation)
+                labels |= verdict.labels
+            is_in = True
+        finally:
+            if not is_in:
+                await Reservations(held).give_back()
+        return Go(Reservations(held), labels)
 
 
 class HeldForward:
-    """Forwards what its gates let go; `entrances` by queue or subscription, None for those without a gate."""
+    """Forwards what its gates let go; `entrances` by queue or subscription, None for those without a gate.
+
+    Nobody is held for longer than `most_held_seconds`.
+    """
 
     def __init__(
         self,
@@ -35,11 +58,14 @@ class HeldForward:
         entrances: Mapping[str, Entrance],
         default: Entrance | None = None,
         clock: Callable[[], float] = time.time,
+        *,
+        most_held_seconds: float = math.inf,
     ) -> None:
         self._forward = forward
         self._entrances = entrances
         self._default = default
         self._clock = clock
+        self._most_held_seconds = most_held_seconds
 
     async def forward(self, request: Request, limits: Limits) -> Outcome:
         """Hold until a gate opens, send, or say when to come again."""
@@ -50,7 +76,8 @@ class HeldForward:
         until_at = (
             request.deadline if limits.seconds is None else min(request.deadline, arrived_at + limits.seconds)
         )
-        verdict = await entrance.keeper.enter(request, until_at)
+        until_at = min(until_at, arrived_at + self._most_held_seconds)
+        verdict = await entrance.enter(request, until_at)
         match verdict:
             case Go():
                 left = self._left(limits, arrived_at)

@@ -9,6 +9,7 @@ later gate. `concurrency` keeps the reference's counter there, and beside it who
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,7 +27,10 @@ from handlers.gates.submission import submission_of
 
 RATE_LIMIT: Final = "rate-limit"
 CONCURRENCY: Final = "concurrency"
-_FULL_RETRY_SECONDS: Final = 1.0
+_FIRST_HELD_SECONDS: Final = 1.0  # before the first request has ended
+_LEARNING: Final = 0.1
+_SOONER: Final = 0.8
+_LEAST_INTERVAL_SECONDS: Final = 0.001
 _MISSING_RETRY_SECONDS: Final = 5.0
 _LONGEST_MEMORY_SECONDS: Final = 7 * 86_400.0  # a deadline in a far year must not keep a marker for ever
 
@@ -67,7 +71,11 @@ class QuotaGate(Gate):
             counter_seconds=max(parameters.window, 2 * parameters.lease_seconds),
             tell_missing=self._set_missing,
         )
-        self._spread = Spread(parameters.window / parameters.limit, sources.clock)
+        is_rate = parameters.mode == RATE_LIMIT
+        # Slots come free as often as requests end: how long those take is learnt from them.
+        self._mean_held_seconds = _FIRST_HELD_SECONDS
+        seconds_each = parameters.window if is_rate else self._mean_held_seconds
+        self._spread = Spread(seconds_each / parameters.limit, sources.clock)
         self._is_missing = False
 
     async def start(self) -> None:
@@ -141,8 +149,16 @@ class QuotaGate(Gate):
     async def _hold(self, key: str, request: Request) -> Verdict:
         slot = HeldSlot(key, submission_of(request))
         if await self._slots.take(slot):
-            return self._within(Held(self._slots, slot))
-        return self._over(_FULL_RETRY_SECONDS)
+            return self._within(Held(self._slots, slot, self._clock(), self._learn))
+        # Each its own time: a deep queue of one tenant that asked every second would do nothing else.
+        return self._over(self._spread.delay(key, self._spread.interval_seconds))
+
+    def _learn(self, taken_at: float) -> None:
+        held_seconds = max(0.0, self._clock() - taken_at)
+        self._mean_held_seconds += (held_seconds - self._mean_held_seconds) * _LEARNING
+        # A little sooner than on average, so that no slot waits for its next request.
+        interval = self._mean_held_seconds / self._parameters.limit * _SOONER
+        self._spread.interval_seconds = max(_LEAST_INTERVAL_SECONDS, interval)
 
     def _within(self, reservation: Payment | Held | None) -> Go:
         labels = {CLASSIFICATION: RESERVED}
@@ -196,13 +212,16 @@ class Payment:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One slot of a concurrency quota."""
+    """One slot of a concurrency quota; `learn` hears when it was taken, once a request that used it is over."""
 
     slots: HeldSlots
     slot: HeldSlot
+    taken_at: float
+    learn: Callable[[float], None]
 
     async def release(self) -> None:
         """Free it."""
+        self.learn(self.taken_at)
         await self.slots.free(self.slot)
 
     async def give_back(self) -> None:

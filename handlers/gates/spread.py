@@ -10,17 +10,20 @@ _MOST_KEYS: Final = 10_000
 
 
 class Spread:
-    """Gives each that is turned away its own time, `interval_seconds` after the one before it."""
+    """Gives each that is turned away its own time, `interval_seconds` after the one before it.
+
+    The interval may be changed when more is known of it.
+    """
 
     def __init__(self, interval_seconds: float, clock: Callable[[], float]) -> None:
-        self._interval_seconds = interval_seconds
+        self.interval_seconds = interval_seconds
         self._clock = clock
         self._last_at: dict[str, float] = {}
 
     def delay(self, key: str, wait_seconds: float) -> float:
         """Seconds until the next in line should ask, `wait_seconds` at the least."""
         now = self._clock()
-        at = max(now + wait_seconds, self._last_at.get(key, 0.0) + self._interval_seconds)
+        at = max(now + wait_seconds, self._last_at.get(key, 0.0) + self.interval_seconds)
         if at - now > _LONGEST_SECONDS:
             at = now + max(wait_seconds, _LONGEST_SECONDS / 2)
         if len(self._last_at) >= _MOST_KEYS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from handlers.gates.gate import Gate, Go, Refuse
 from handlers.gates.quota import QuotaGate
 from handlers.gates.sources import GateSources
 from handlers.redis_store.gate_store import RedisGateStore
-from tests.gates.building import ReadableLog, gate, request, sources
+from tests.gates.building import Clock, ReadableLog, gate, request, sources
 from tests.gates.opening import started
 from tests.gates.redis_server import RedisServer
 from tests.waiting import elapse_async, wait_until_async
@@ -203,6 +204,26 @@ async def test_slots_are_counted_and_given_back_on_every_way_out(
     await third.reservation.release()
     await third.reservation.release()
     assert await redis.exists(KEY, HELD, HELD_BY) == 0
+
+
+async def test_who_finds_no_slot_gets_a_time_of_its_own_by_what_requests_last(redis: Redis) -> None:
+    """A deep queue of one tenant that asked again every second would do nothing else."""
+    clock, store = Clock(time.time()), RedisGateStore(redis)
+    given = sources(stores=lambda address: store, clock=clock)
+    built = gate("redis-quota", {"address": "store", "limit": 2, "mode": "concurrency"}, given)
+    for number in range(60):
+        held = await go(built, str(number))
+        clock.now += 10
+        await held.reservation.release()
+    for number in range(2):
+        await go(built, f"long {number}")
+    delays = []
+    for number in range(4):
+        verdict = await built.admit(request(f"late {number}"))
+        assert isinstance(verdict, Refuse)
+        delays.append(verdict.delay_seconds)
+    gaps = [later - sooner for sooner, later in itertools.pairwise(delays)]
+    assert gaps == [pytest.approx(4, rel=0.05)] * 3, "10 s, two at a time, a little sooner"
 
 
 async def test_the_counter_is_shared_with_the_reference(redis: Redis, from_redis: GateSources) -> None:

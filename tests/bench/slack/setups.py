@@ -76,7 +76,7 @@ PLAIN: Final = (
     Setup(
         "prometheus-budget, share",
         "prometheus-budget",
-        {"pool": POOL, "max_concurrency": 48},
+        {"pool": POOL, "max_concurrency": 4},
         has_prometheus=True,
     ),
     Setup(

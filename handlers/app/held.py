@@ -1,0 +1,85 @@
+"""The gates of doors whose deliveries come by themselves: Pub/Sub pushes, and events of other sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from handlers.app.parts import Parts
+from handlers.forward.forward import Forward, Limits
+from handlers.forward.outcome import Outcome
+from handlers.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from handlers.contract.request import Request
+    from handlers.gates.doorkeeper import Doorkeeper
+    from handlers.gates.gate import Gate
+
+_EVENT_HOLD_SECONDS: Final = 30.0
+"""How long an event waits at a closed gate before its source is told 429: shorter than sources wait for answers."""
+_DEFAULT_POOL: Final = "default"
+
+
+def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
+    """Forwarding through the gates of subscriptions and of their pools, where they name any."""
+    topics, pools = settings.file.topics, {pool.id: pool for pool in settings.pools}
+    if not any(topic.gate_type or pools[topic.worker_pool_id].gate_type for topic in topics):
+        return forward
+    from handlers.app.gates import ProcessGates
+    from handlers.app.redis_options import redis_options
+    from handlers.forward.held import Entrance, HeldForward
+
+    gates = ProcessGates(settings, redis_options(settings))
+    parts.starters.append(gates.start)
+    parts.closers.append(gates.aclose)
+    of_pools = {
+        pool.id: gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]")
+        for number, pool in enumerate(settings.pools)
+    }
+    slots = {pool.id: pool.workers or settings.env.workers for pool in settings.pools}
+    # One keeper for a pool, whichever subscription a request came by: its slots are those of all of them.
+    keepers = {pool: _keeper(settings, of_pools[pool], slots[pool], parts) for pool in pools}
+    entrances = {}
+    for number, topic in enumerate(topics):
+        pool = topic.worker_pool_id
+        own = gates.build(topic.gate_type, topic.gate_params, f"topics[{number}]")
+        before = [_keeper(settings, own, slots[pool], parts)] if own else []
+        entrances[topic.subscriber_id] = Entrance([*before, keepers[pool]], [*own, *of_pools[pool]])
+        if parts.metrics is not None:
+            parts.metrics.watch_gates(topic.subscriber_id, own)
+            parts.metrics.watch_pool(pool, slots[pool], of_pools[pool])
+    return HeldForward(forward, entrances).forward
+
+
+def held_events(settings: Settings, forward: Forward, parts: Parts) -> Forward:
+    """Forwarding of events: those of other sources pass the gate of the pool `default`, if it names one.
+
+    The poller's name their queue: it has asked its gates itself, before it claimed them.
+    """
+    pools = enumerate(settings.pools)
+    number, pool = next((number, pool) for number, pool in pools if pool.id == _DEFAULT_POOL)
+    if not pool.gate_type:
+        return forward
+    from handlers.app.gates import ProcessGates
+    from handlers.app.redis_options import redis_options
+    from handlers.forward.held import Entrance, HeldForward
+
+    gates = ProcessGates(settings, redis_options(settings))
+    parts.starters.append(gates.start)
+    parts.closers.append(gates.aclose)
+    built = gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]")
+    keeper = _keeper(settings, built, pool.workers or settings.env.workers, parts)
+    held = HeldForward(forward, {}, Entrance([keeper], built), most_held_seconds=_EVENT_HOLD_SECONDS).forward
+
+    async def forward_event(request: Request, limits: Limits) -> Outcome:
+        return await (forward if request.queue else held)(request, limits)
+
+    return forward_event
+
+
+def _keeper(settings: Settings, gates: Sequence[Gate], slots: int, parts: Parts) -> Doorkeeper:
+    from handlers.gates.doorkeeper import Doorkeeper
+
+    keeper = Doorkeeper(gates, slots=slots, most_held=settings.env.gate_most_held)
+    parts.closers.append(keeper.aclose)
+    return keeper
