@@ -164,8 +164,20 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
     }
     nodes = _nodes(options.url, 26379)
     sentinel = Sentinel(nodes, sentinel_kwargs=sentinel_arguments, **arguments)  # type: ignore[no-untyped-call]  # the library's
-    master: Redis = sentinel.master_for(path[0], db=database, max_connections=options.max_connections)
+    master: Redis = sentinel.master_for(
+        path[0], redis_class=_SentinelsMaster, db=database, max_connections=options.max_connections
+    )
     return master
+
+
+class _SentinelsMaster(Redis):
+    """The master, wherever it is; closes the connections to the Sentinels too, which the library leaves open."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close all connections."""
+        await super().aclose(close_connection_pool)
+        for sentinel in getattr(self.connection_pool, "sentinel_manager").sentinels:  # noqa: B009  # untyped
+            await sentinel.aclose()
 
 
 def _nodes(url: str, default_port: int) -> list[tuple[str, int]]:
