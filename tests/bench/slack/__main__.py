@@ -13,7 +13,7 @@ from tests.bench.slack.figures import Figures, figures_of
 from tests.bench.slack.profile import SWINGING
 from tests.bench.slack.report import COLUMNS, draw, markdown, rows_of
 from tests.bench.slack.run import Record, run
-from tests.bench.slack.setups import BASELINE, SETUPS, Setup
+from tests.bench.slack.setups import BASELINE, PICTURED, SETUPS, Setup
 
 Found = list[tuple[Record, Figures]]
 
@@ -44,7 +44,8 @@ def main(names: tuple[str, ...], seed: int, together: int, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "slack.md").write_text(markdown(found), encoding="utf-8")
     draw([record for record, _ in found], out / "slack.png")
-    console.print(f"{out}/slack.md, {out}/slack.png")
+    draw([record for record, _ in found if record.setup in PICTURED], out / "slack-few.png")
+    console.print(f"{out}/slack.md, {out}/slack.png; the few that the README shows: {out}/slack-few.png")
 
 
 def table(found: Found) -> Table:

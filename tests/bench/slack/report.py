@@ -35,7 +35,7 @@ def _row(record: Record, figures: Figures, baseline: float) -> list[str]:
     has_queue = record.setup.has_queue
     against = f"{figures.p99 / baseline - 1:+.1%}" if baseline and has_queue else NONE
     return [
-        record.setup.name,
+        title_of(record),
         _part(figures.used),
         _part(figures.finished),
         f"{figures.p50:.2f}",
@@ -48,6 +48,11 @@ def _row(record: Record, figures: Figures, baseline: float) -> list[str]:
         _seconds(figures.refills) if has_queue else NONE,
         str(figures.past_deadline) if has_queue else NONE,
     ]
+
+
+def title_of(record: Record) -> str:
+    """The run's name, and whether the gateway had priorities."""
+    return record.setup.name + (", gateway with priorities" if record.setup.has_priorities else "")
 
 
 def _part(value: float | None) -> str:
@@ -84,8 +89,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
         layers = (use.real_time[::2], use.queued[::2])
         panel.stackplot(times, *layers, labels=("real-time", "queued"), colors=("#3b6ea5", "#f2b134"))
         panel.plot(times, use.capacity[::2], color="black", linewidth=0.8, label="capacity")
-        title = record.setup.name + (", gateway with priorities" if record.setup.has_priorities else "")
-        panel.set_title(title, fontsize=9, loc="left")
+        panel.set_title(title_of(record), fontsize=9, loc="left")
         panel.set_ylim(0, record.profile.slots * 1.15)
         panel.set_xlim(0, record.profile.seconds - 2)
         panel.tick_params(labelsize=7)

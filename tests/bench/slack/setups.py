@@ -124,6 +124,8 @@ PRIORITIES: Final = (
         has_priorities=True,
     ),
 )
+PICTURED: Final = (BASELINE, NO_GATE, SCRAPED_SHARE, SCRAPED, PRIORITIES[0], RECOMMENDED)
+"""What the README shows."""
 SETUPS: Final = (*PLAIN, *PRIORITIES)
 
 

@@ -1,0 +1,60 @@
+"""A poller that is killed takes nothing of a quota with it: its slots come back with their leases."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.request import urlopen
+
+import msgspec
+import redis as blocking_redis
+
+from tests.bench.measuring import gateway, poller, valkey
+from tests.waiting import wait_until
+
+QUEUE, RESULTS, COUNTER = "request-sortedset", "result-list", "quota:userid:u"
+LIMIT = 3
+
+
+def test_slots_of_a_killed_poller_come_back_and_the_limit_holds_all_the_time(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        up = stack.enter_context(gateway("--time-to-first-token", "0.3"))
+        server = stack.enter_context(valkey())
+        store = blocking_redis.Redis.from_url(server.url)
+        stack.callback(store.close)
+        params = {"address": server.url, "limit": LIMIT, "mode": "concurrency", "lease_seconds": 2}
+        queue = {"queue_name": QUEUE, "gate_type": "redis-quota", "gate_params": params}
+        settings = tmp_path / "config.json"
+        settings.write_text(json.dumps({"queues": [queue]}))
+        variables = {
+            "REDIS_URL": server.url,
+            "IGW_BASE_URL": up.url,
+            "CONFIG_FILE": str(settings),
+            "LEASE_SECONDS": "3",
+            "HEARTBEAT_SECONDS": "1",
+        }
+        deadline = int(time.time()) + 600
+        for number in range(20):
+            body = {"id": f"r{number}", "deadline": deadline, "metadata": {"userid": "u"}, "payload": {}}
+            store.zadd(QUEUE, {msgspec.json.encode(body): deadline})
+
+        first = stack.enter_context(poller(variables))
+        wait_until(lambda: int(store.get(COUNTER) or 0) == LIMIT, 30, "all slots in use")
+        first.child.process.send_signal(signal.SIGKILL)
+        first.child.process.wait(20)
+        assert int(store.get(COUNTER) or 0) >= 1, "the dead poller's slots are still counted"
+
+        stack.enter_context(poller(variables))
+        wait_until(lambda: store.llen(RESULTS) >= 20, 90, "every result")
+        wait_until(lambda: store.get(COUNTER) is None, 30, "nothing held any more")
+        state = msgspec.json.decode(_state(up.url))
+        assert state["peak"] <= LIMIT
+
+
+def _state(url: str) -> bytes:
+    with urlopen(f"{url}/simulate/state", timeout=10) as response:
+        content: bytes = response.read()
+    return content
