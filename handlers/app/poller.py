@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from handlers.app.activity import OwnedGate, reporter
 from handlers.app.gates import ProcessGates
 from handlers.app.handler import forwarder_of, gateway_of, guarded_forward
 from handlers.app.pool_sharing import SharedPools
@@ -26,7 +25,6 @@ from handlers.poller.carrier import Carrier
 from handlers.poller.depth_watch import DEPTHS_SECONDS, DepthWatch
 from handlers.poller.dispatcher import Dispatch, HttpDispatcher
 from handlers.poller.heartbeat import Heartbeat
-from handlers.poller.journal import JOURNAL_SECONDS, Journal
 from handlers.poller.lanes import LaneOptions, build_merge, check_objectives
 from handlers.poller.looper import Looper
 from handlers.poller.poller import Poller
@@ -48,7 +46,6 @@ from handlers.redis_store.payloads import read_payload
 from handlers.redis_store.queue import QueueOptions
 from handlers.settings.config_file import PoolEntry, QueueEntry
 from handlers.settings.settings import Settings
-from handlers.telemetry.activity_counts import ActivityCounts
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer
@@ -80,7 +77,6 @@ class PollerApp:
         self._metrics = Metrics()
         self._gates = ProcessGates(settings, redis_options(settings))
         self._pool_gates: dict[str, list[Gate]] = {}
-        self._owned_gates: list[OwnedGate] = []
         self._lanes: dict[str, LaneOptions] = {}
         self._loopers: list[Looper] = []
         self._shared = SharedPools(self._redis, self._log)
@@ -89,7 +85,6 @@ class PollerApp:
         self._settlers: list[Settler] = []
         for number, entry in enumerate(settings.queues):
             self._add(number, entry)
-        self._loopers.append(self._journal())
         self._loopers.append(self._promoter())
         self._loopers.append(self._looper("pool sharing", SHARE_SECONDS, self._shared.tick))
         self._loopers.append(self._looper("retry canceller", CANCEL_SECONDS, self._retries.recall))
@@ -147,7 +142,6 @@ class PollerApp:
             self._shared.watch(pools[entry.id])
             for gate in self._pool_gates[entry.id]:
                 self._metrics.watch_gate("", "", entry.id, gate.state)
-                self._owned_gates.append(("", entry.id, gate))
             self._metrics.watch(partial(self._show_pool, pools[entry.id]))
         return pools
 
@@ -169,7 +163,6 @@ class PollerApp:
         metrics = self._metrics.of_queue(*labels)
         for gate in gates:
             self._metrics.watch_gate(*labels, gate.state)
-            self._owned_gates.append((entry.queue_name, pool.pool_id, gate))
         carrier = Carrier(
             settler,
             route,
@@ -199,18 +192,6 @@ class PollerApp:
         self._loopers.append(self._looper("canceller", CANCEL_SECONDS, canceller.tick))
         depths = DepthWatch(self._redis, queue, self._queue_options(), metrics)
         self._loopers.append(self._looper("depths", DEPTHS_SECONDS, depths.tick))
-
-    def _journal(self) -> Looper:
-        """Tells those who look: the status page, `top`."""
-        journal = Journal(
-            self._redis,
-            ActivityCounts(self._metrics),
-            reporter(self._pools, self._owned_gates),
-            next(source.queue.now for pool in self._pools.values() for source in pool.sources.values()),
-        )
-        for carrier in self._carriers:
-            carrier.on_outcome = journal.note
-        return self._looper("journal", JOURNAL_SECONDS, journal.tick)
 
     def _circuit(self, queue_name: str) -> Circuit:
         """One for each queue: its requests have one gateway, whose trouble must not hold up others."""
