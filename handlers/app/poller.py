@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from handlers.app.gates import ProcessGates
 from handlers.app.handler import forwarder_of, gateway_of, guarded_forward
 from handlers.app.pool_sharing import SharedPools
 from handlers.app.redis_options import redis_options
+from handlers.app.status import status_watch
 from handlers.app.tracing import tracing_of
 from handlers.contract.request import Request
 from handlers.forward.circuit import Circuit, CircuitState
@@ -35,6 +37,7 @@ from handlers.poller.repeats import Repeats
 from handlers.poller.settlement import ResultRoute
 from handlers.poller.settler import Settler
 from handlers.redis_store.cluster_queue import open_queue, open_retries
+from handlers.poller.status_watch import POST_SECONDS, Tally
 from handlers.redis_store.connection import (
     STORE_FAILURES,
     Store,
@@ -75,6 +78,7 @@ class PollerApp:
         default_queue = settings.queues[0].queue_name
         self._retries = open_retries(self._redis, default_queue, self._queue_options())
         self._metrics = Metrics()
+        self._tally = Tally(tenant_field=settings.env.fairness_attribute)
         self._gates = ProcessGates(settings, redis_options(settings))
         self._pool_gates: dict[str, list[Gate]] = {}
         self._lanes: dict[str, LaneOptions] = {}
@@ -88,6 +92,8 @@ class PollerApp:
         self._loopers.append(self._promoter())
         self._loopers.append(self._looper("pool sharing", SHARE_SECONDS, self._shared.tick))
         self._loopers.append(self._looper("retry canceller", CANCEL_SECONDS, self._retries.recall))
+        self._status = status_watch(self._redis, self._tally, self._pools, self._pool_gates)
+        self._loopers.append(self._looper("status board", POST_SECONDS, self._status.tick))
         self.poller = Poller(
             [pool for pool in self._pools.values() if pool.sources],
             self._carriers,
@@ -176,6 +182,7 @@ class PollerApp:
             repeats=self._repeats(entry, route),
             clock=queue.now,
             max_request_bytes=env.max_request_bytes,
+            on_outcome=self._tally.note,
         )
         settler.on_settled = carrier.settled
         heartbeat = Heartbeat(queue, carrier, env.lease_seconds, metrics)
@@ -249,6 +256,8 @@ class PollerApp:
             await self.poller.run()
         finally:
             await self._shared.leave()
+            with contextlib.suppress(*STORE_FAILURES):
+                await self._status.leave()
             await self._pages.aclose()
             await self._gates.aclose()
             await self._client.aclose()

@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "cancel": ("handlers.cli.cancel", "Take requests back."),
     "batch": ("handlers.cli.batch", "Run a file of requests."),
     "pubsub": ("handlers.cli.pubsub", "Set up topics and subscriptions."),
+    "status": ("handlers.cli.status", "Serve the status page."),
     "dead": ("handlers.cli.dead", "Look at dead letters, requeue or drop them."),
     "check": ("handlers.cli.check", "Check settings and connections."),
 }

@@ -65,6 +65,7 @@ class Carrier:
         clock: Callable[[], float],
         max_request_bytes: int,
         on_freed: Callable[[], None] = lambda: None,
+        on_outcome: Callable[[Request, Outcome], None] = lambda _request, _outcome: None,
     ) -> None:
         self._settler = settler
         self._route = route
@@ -78,6 +79,7 @@ class Carrier:
         self._repeats = repeats
         self._clock = clock
         self.on_freed = on_freed
+        self._on_outcome = on_outcome
         self._max_request_bytes = max_request_bytes
         self._held: dict[bytes, Held] = {}
         self.in_flight = 0
@@ -164,6 +166,7 @@ class Carrier:
             log=self._log,
             metrics=self._metrics,
         )
+        self._on_outcome(envelope.request, outcome)
         return settlement
 
     async def _attempt(self, envelope: Envelope) -> Outcome:

@@ -132,6 +132,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     shutdown_grace_seconds: Annotated[
         float, Meta(ge=0, le=86_400, description="How long a stopping process finishes what it has.")
     ] = 610.0
+    status_token_file: Annotated[
+        str, Meta(description="File with tokens that let the status page requeue or drop; none: read-only.")
+    ] = ""
     metrics_token: Annotated[
         str, Meta(description="Bearer token for a handler's `/metrics`; without one there is no such page.")
     ] = ""

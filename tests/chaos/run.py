@@ -128,7 +128,7 @@ def _client(url: str) -> Redis:
 
 def _is_passing(key: bytes) -> bool:
     """What expires by itself: the memory of batches, and of deliveries that were answered."""
-    return b":settled:" in key or key.startswith(b"delivery")
+    return b":settled:" in key or b":status:" in key or key.startswith(b"delivery")
 
 
 def _wait_until_drained(redis: Redis, count: int) -> None:

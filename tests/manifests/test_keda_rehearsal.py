@@ -118,7 +118,11 @@ def slept_again(history: list[int]) -> bool:
 
 def left_over(store: redis.Redis) -> list[object]:
     """Keys that still hold work."""
-    return [key for key in store.scan_iter() if key != b"result-list" and b":settled:" not in key]
+    return [
+        key
+        for key in store.scan_iter()
+        if key != b"result-list" and b":settled:" not in key and b":status:" not in key
+    ]
 
 
 def test_zero_to_many_and_back_to_zero_with_nothing_lost(

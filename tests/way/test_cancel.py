@@ -49,7 +49,11 @@ def keys_left(stack: Stack) -> set[str]:
     with redis.Redis.from_url(stack.redis_url) as store:
         keys = {key.decode() for key in store.scan_iter()}
     return {
-        key for key in keys if ":settled:" not in key and not key.startswith(("request-seq:", "result-list"))
+        key
+        for key in keys
+        if ":settled:" not in key
+        and ":status:" not in key
+        and not key.startswith(("request-seq:", "result-list"))
     }
 
 

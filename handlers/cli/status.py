@@ -1,0 +1,40 @@
+"""`async-processor status`: the status page in a browser."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from handlers.contract.errors import InvalidSetting
+
+
+@click.command()
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 in a pod."
+)
+@click.option("--port", type=click.IntRange(1, 65_535), default=8090, show_default=True)
+def status(host: str, port: int) -> None:
+    """Serve the status page: what is queued, why gates are closed, where a request is.
+
+    Reads REDIS_URL and the other settings of the poller. Read-only, unless STATUS_TOKEN_FILE names a token
+    that dead letters can be requeued or dropped with.
+    """
+    import functions_framework
+    from functions_framework._http import create_server
+
+    import handlers.status_main
+    from handlers.app.status_page import status_pages
+    from handlers.cli.main import fail
+    from handlers.settings.settings import load_settings
+    from handlers.telemetry.logs import configure_logs
+
+    try:
+        settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
+        configure_logs(settings.log_options)
+        status_pages(settings)
+    except InvalidSetting as error:
+        fail(error)
+    app = functions_framework.create_app("status", handlers.status_main.__file__, "http")  # type: ignore[no-untyped-call]  # untyped
+    click.echo(f"status page on http://{host}:{port}/")
+    create_server(app, debug=False).run(host, port)  # type: ignore[no-untyped-call]  # untyped

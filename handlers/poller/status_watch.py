@@ -1,0 +1,179 @@
+"""Counts what happens for the status board, and posts it now and then: nothing but additions on a request's way."""
+
+from __future__ import annotations
+
+import socket
+import time
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.gates.gate import GateState
+from handlers.redis_store.status_board import StatusBoard
+
+POST_SECONDS: Final = 5.0
+LATENCY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_600.0)
+"""Upper bounds of the latency classes; the last class has none."""
+_MOST_FAILURES: Final = 50
+
+
+class GateReport(msgspec.Struct, frozen=True):
+    """A gate in words: `why_closed` is empty while it is open."""
+
+    gate_type: str
+    budget: float
+    why_closed: str = ""
+    value: float | None = None
+    threshold: float | None = None
+    is_source_available: bool = True
+    on_missing: str = ""
+
+
+class QueueReport(msgspec.Struct, frozen=True):
+    """One queue as one poller sees it."""
+
+    name: str
+    pool: str
+    lane: str
+    in_flight: int
+    circuit: str
+    gates: list[GateReport]
+
+
+class PoolReport(msgspec.Struct, frozen=True):
+    """One pool of one poller."""
+
+    pool: str
+    slots: int
+    in_flight: int
+    budget: float
+    gates: list[GateReport]
+
+
+class PollerReport(msgspec.Struct, frozen=True):
+    """What a poller says of itself; `at` is Unix seconds."""
+
+    at: float
+    host: str
+    pools: list[PoolReport] = msgspec.field(default_factory=list)
+    queues: list[QueueReport] = msgspec.field(default_factory=list)
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """One attempt that failed, or a request that ended without an answer; never holds a payload."""
+
+    at: float
+    id: str
+    queue: str
+    attempt: int
+    reason: str
+    status_code: int = 0
+    is_final: bool = False
+    tenant: str = ""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened since the last post."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: deque[Failure] = field(default_factory=lambda: deque(maxlen=_MOST_FAILURES))
+    clock: Callable[[], float] = time.time
+    tenant_field: str = "userid"
+
+    def note(self, request: Request, outcome: Outcome) -> None:
+        """An attempt's outcome."""
+        queue, now = request.queue, self.clock()
+        match outcome:
+            case Answered(result):
+                is_good = 200 <= result.status_code < 300
+                self.counts[f"{queue} {_word(result.error_code, is_good=is_good)}"] += 1
+                if request.created is not None:
+                    rank = bisect_left(LATENCY_SECONDS, now - request.created)
+                    self.counts[f"{queue} latency{rank}"] += 1
+                if not is_good:
+                    self._fail(
+                        request, now, result.error_code or "answered", result.status_code, is_final=True
+                    )
+            case Retry(reason=reason, last=last):
+                self.counts[f"{queue} retried"] += 1
+                self._fail(request, now, reason, last.status_code if last else 0, is_final=False)
+
+    def _fail(self, request: Request, now: float, reason: str, status_code: int, *, is_final: bool) -> None:
+        tenant = request.metadata.get(self.tenant_field, "") if request.metadata else ""
+        self.failures.append(
+            Failure(
+                round(now, 3),
+                request.id,
+                request.queue,
+                request.attempt,
+                reason,
+                status_code,
+                is_final,
+                tenant,
+            )
+        )
+
+    def take(self) -> tuple[dict[str, int], list[bytes]]:
+        """What is there, newest failure last in time but first in the list; then start anew."""
+        counts, failures = dict(self.counts), [msgspec.json.encode(one) for one in self.failures]
+        self.counts.clear()
+        self.failures.clear()
+        return counts, failures
+
+
+def _word(error_code: str, *, is_good: bool) -> str:
+    if is_good:
+        return "answered"
+    return "expired" if error_code == ErrorCode.DEADLINE_EXCEEDED else "failed"
+
+
+def gate_reports(states: Sequence[GateState]) -> list[GateReport]:
+    """The gates and what is inside them, flat."""
+    reports = []
+    for state in states:
+        reports.append(
+            GateReport(
+                state.gate_type,
+                round(state.budget, 3),
+                state.why_closed,
+                state.value,
+                state.threshold,
+                state.is_source_available,
+                state.on_missing,
+            )
+        )
+        reports += gate_reports(list(state.inner))
+    return reports
+
+
+class StatusWatch:
+    """Posts `report()` and the tally every few seconds, and takes itself off the board at the end."""
+
+    def __init__(self, board: StatusBoard, tally: Tally, report: Callable[[], PollerReport]) -> None:
+        self._board = board
+        self._tally = tally
+        self._report = report
+
+    async def tick(self) -> None:
+        """One post; what was counted is lost if it fails, and nothing waits for it."""
+        counts, failures = self._tally.take()
+        await self._board.post(
+            msgspec.json.encode(self._report()), int(self._tally.clock() // 60), counts, failures
+        )
+
+    async def leave(self) -> None:
+        """This poller is gone."""
+        await self._board.leave()
+
+
+def host_name() -> str:
+    """The pod's name, as people know it."""
+    return socket.gethostname()

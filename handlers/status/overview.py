@@ -1,0 +1,275 @@
+"""From what pollers left and how long the queues are, to what a person is shown. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+FRESH_SECONDS: Final = 20.0
+"""A poller posts every five seconds; one that has been silent for four posts is gone."""
+LATENCY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_600.0)
+_TENANTS_SHOWN: Final = 20
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """A gate as a poller reported it."""
+
+    gate_type: str
+    budget: float
+    why_closed: str = ""
+    value: float | None = None
+    threshold: float | None = None
+    is_source_available: bool = True
+    on_missing: str = ""
+
+
+class _Queue(msgspec.Struct, frozen=True):
+    name: str
+    pool: str
+    lane: str
+    in_flight: int
+    circuit: str
+    gates: list[Gate]
+
+
+class _Pool(msgspec.Struct, frozen=True):
+    pool: str
+    slots: int
+    in_flight: int
+    budget: float
+    gates: list[Gate]
+
+
+class Poller(msgspec.Struct, frozen=True):
+    """A poller's own report; `at` is Unix seconds."""
+
+    at: float
+    host: str
+    pools: list[_Pool] = msgspec.field(default_factory=list)
+    queues: list[_Queue] = msgspec.field(default_factory=list)
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A failed attempt, or a request that ended without an answer."""
+
+    at: float
+    id: str
+    queue: str
+    attempt: int
+    reason: str
+    status_code: int = 0
+    is_final: bool = False
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Depths:
+    """How much of one queue is where; `retrying` is the retry set's, which queues share."""
+
+    pending: int
+    claimed: int
+    retrying: int
+    dead: int
+    seconds_to_deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLine:
+    """One queue, all pollers together."""
+
+    name: str
+    depths: Depths
+    in_flight: int
+    pool: str
+    lane: str
+    circuit: str
+    tenants: Sequence[tuple[str, int]] = ()
+    sampled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLine:
+    """One pool, all pollers together."""
+
+    name: str
+    pollers: int
+    slots: int
+    in_flight: int
+    budget: float
+
+
+@dataclass(frozen=True, slots=True)
+class GateLine:
+    """One gate of one owner; of several pollers the one that is closed."""
+
+    owner: str
+    gate: Gate
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """One minute of all queues; latencies in seconds, None where nothing was answered."""
+
+    answered: int
+    failed: int
+    retried: int
+    p50: float | None
+    p95: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Everything on the first page. `at` is Unix seconds."""
+
+    at: float
+    queues: Sequence[QueueLine] = ()
+    pools: Sequence[PoolLine] = ()
+    gates: Sequence[GateLine] = ()
+    minutes: Sequence[Minute] = ()
+    failures: Sequence[Failure] = ()
+    pollers: Sequence[Poller] = ()
+    retrying: int = 0
+
+    def total(self, name: str) -> int:
+        """The sum of one depth over all queues."""
+        return sum(int(getattr(line.depths, name)) for line in self.queues)
+
+
+_poller_decoder = msgspec.json.Decoder(Poller)
+_failure_decoder = msgspec.json.Decoder(Failure)
+
+
+def fresh_pollers(snapshots: Mapping[str, bytes], now: float) -> list[Poller]:
+    """Those that are alive by their own word; broken reports count for nothing."""
+    found = []
+    for text in snapshots.values():
+        try:
+            poller = _poller_decoder.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        if now - poller.at <= FRESH_SECONDS:
+            found.append(poller)
+    return sorted(found, key=lambda poller: poller.host)
+
+
+def read_failures(texts: Sequence[bytes]) -> list[Failure]:
+    """The latest first."""
+    found = []
+    for text in texts:
+        try:
+            found.append(_failure_decoder.decode(text))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+    return sorted(found, key=lambda failure: -failure.at)
+
+
+def queue_lines(
+    depths: Mapping[str, Depths], pollers: Sequence[Poller], tenants: Mapping[str, Counter[str]]
+) -> list[QueueLine]:
+    """Every queue of the settings, with what the pollers say of it."""
+    lines = []
+    for name, depth in depths.items():
+        reports = [queue for poller in pollers for queue in poller.queues if queue.name == name]
+        circuits = {report.circuit for report in reports}
+        seen = tenants.get(name, Counter())
+        lines.append(
+            QueueLine(
+                name=name,
+                depths=depth,
+                in_flight=sum(report.in_flight for report in reports),
+                pool=reports[0].pool if reports else "",
+                lane=reports[0].lane if reports else "",
+                circuit="open" if "open" in circuits else min(circuits, default=""),
+                tenants=seen.most_common(_TENANTS_SHOWN),
+                sampled=seen.total(),
+            )
+        )
+    return lines
+
+
+def pool_lines(pollers: Sequence[Poller]) -> list[PoolLine]:
+    """Pools by name: slots and use add up, the budget is that of all slots."""
+    names = sorted({pool.pool for poller in pollers for pool in poller.pools})
+    lines = []
+    for name in names:
+        reports = [pool for poller in pollers for pool in poller.pools if pool.pool == name]
+        slots = sum(report.slots for report in reports)
+        allowed = sum(report.slots * report.budget for report in reports)
+        in_flight = sum(report.in_flight for report in reports)
+        lines.append(PoolLine(name, len(reports), slots, in_flight, allowed / slots if slots else 0.0))
+    return lines
+
+
+def gate_lines(pollers: Sequence[Poller]) -> list[GateLine]:
+    """Each gate once, the closed ones first."""
+    found: dict[tuple[str, int, str], GateLine] = {}
+    for poller in pollers:
+        owned = [(f"pool {pool.pool}", pool.gates) for pool in poller.pools]
+        owned += [(f"queue {queue.name}", queue.gates) for queue in poller.queues]
+        for owner, gates in owned:
+            for place, gate in enumerate(gates):
+                key = (owner, place, gate.gate_type)
+                if key not in found or gate.why_closed:
+                    found[key] = GateLine(owner, gate)
+    return sorted(found.values(), key=lambda line: (not line.gate.why_closed, line.owner))
+
+
+def minutes(counts: Sequence[Mapping[str, int]], queue: str = "") -> list[Minute]:
+    """The minutes, oldest first: of one queue, or of all."""
+    return [_minute(one, queue) for one in counts]
+
+
+def _minute(counts: Mapping[str, int], queue: str) -> Minute:
+    sums: Counter[str] = Counter()
+    for name, count in counts.items():
+        owner, _, what = name.rpartition(" ")
+        if not queue or owner == queue:
+            sums[what] += count
+    classes = [sums[f"latency{rank}"] for rank in range(len(LATENCY_SECONDS) + 1)]
+    failed = sums["failed"] + sums["expired"]
+    return Minute(
+        sums["answered"], failed, sums["retried"], _quantile(classes, 0.5), _quantile(classes, 0.95)
+    )
+
+
+def _quantile(classes: Sequence[int], share: float) -> float | None:
+    """A quantile of counted classes, straight between a class's bounds."""
+    total = sum(classes)
+    if not total:
+        return None
+    wanted, seen = share * total, 0.0
+    for rank, count in enumerate(classes):
+        if count and seen + count >= wanted:
+            low = LATENCY_SECONDS[rank - 1] if rank else 0.0
+            high = LATENCY_SECONDS[min(rank, len(LATENCY_SECONDS) - 1)]
+            return low + (high - low) * (wanted - seen) / count
+        seen += count
+    return LATENCY_SECONDS[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One place where a request was found; `due_at` is a deadline or a due time, Unix seconds, 0 for none."""
+
+    where: str
+    queue: str
+    token: str
+    attempt: int
+    due_at: float = 0.0
+    dead_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """The answer to a search by id."""
+
+    request_id: str
+    places: Sequence[Place] = ()
+    history: Sequence[Failure] = field(default_factory=list)
+    has_result: bool = False
+    is_partial: bool = False
+    state: str = ""

@@ -1,0 +1,210 @@
+"""The pages: paths, forms, templates. Reads through a `Source`; changes nothing without a token."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol
+from urllib.parse import urlencode
+
+from flask import Request, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from handlers.status import charts
+from handlers.status.overview import Overview, Whereabouts
+
+_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_LONGEST_ID: Final = 512
+_REFRESH_SECONDS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLine:
+    """A dead letter, without what was queued."""
+
+    dead_id: str
+    queue: str
+    request_id: str
+    reason: str
+    message: str
+    at: float
+    deaths: int
+
+
+class Source(Protocol):
+    """Where the numbers come from. Every method may raise `Unreachable`."""
+
+    def overview(self) -> Overview:
+        """All of the first page."""
+        ...
+
+    def find(self, request_id: str) -> Whereabouts:
+        """Where this request is now."""
+        ...
+
+    def dead(self, queue: str) -> Sequence[DeadLine]:
+        """Dead letters of one queue, newest first, at most some hundreds."""
+        ...
+
+    def requeue(self, queue: str, dead_id: str) -> bool:
+        """Back to pending; False if it is gone."""
+        ...
+
+    def drop(self, queue: str, dead_id: str) -> bool:
+        """Forget it; False if it is gone."""
+        ...
+
+
+class Unreachable(Exception):
+    """The store does not answer; the text says so to a person."""
+
+
+class StatusPages:
+    """Answers the page's requests. `tokens` gives those that allow changes; none: the page is read-only."""
+
+    def __init__(
+        self, source: Source, tokens: Callable[[], Sequence[str]], clock: Callable[[], float] = time.time
+    ) -> None:
+        self._source = source
+        self._tokens = tokens
+        self._clock = clock
+        self._templates = Environment(
+            loader=PackageLoader("handlers.status"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters |= {"ago": self._ago, "seconds": _seconds, "number": lambda n: f"{n:,}"}
+
+    def respond(self, request: Request) -> Response:
+        """The response to one request."""
+        try:
+            return self._route(request)
+        except Unreachable as error:
+            return self._page("unreachable.html", 503, message=str(error))
+
+    def _route(self, request: Request) -> Response:
+        path = request.path.rstrip("/") or "/"
+        if path == "/healthz":
+            return Response("ok\n", 200, mimetype="text/plain")
+        if path == "/style.css":
+            text = self._templates.get_template("style.css").render()
+            return Response(text, 200, {**_HEADERS, "Cache-Control": "max-age=300"}, mimetype="text/css")
+        if path == "/dead/change":
+            return self._change(request)
+        if request.method not in ("GET", "HEAD"):
+            return self._page("error.html", 405, message="Only reading here.")
+        if path == "/":
+            return self._first(request)
+        if path == "/find":
+            return self._find(request)
+        if path == "/dead":
+            return self._dead(request)
+        return self._page("error.html", 404, message="There is no such page.")
+
+    def _first(self, request: Request) -> Response:
+        overview = self._source.overview()
+        per_minute = overview.minutes
+        throughput = charts.bars(
+            "Requests a minute",
+            [
+                ("answered", [one.answered for one in per_minute]),
+                ("failed", [one.failed for one in per_minute]),
+                ("retried", [one.retried for one in per_minute]),
+            ],
+        )
+        latency = charts.lines(
+            "Seconds from creation to result",
+            [("p95", [one.p95 for one in per_minute]), ("p50", [one.p50 for one in per_minute])],
+            "s",
+        )
+        return self._page(
+            "first.html",
+            overview=overview,
+            throughput=Markup(throughput),  # noqa: S704  # drawn from numbers and constant names
+            latency=Markup(latency),  # noqa: S704  # drawn from numbers and constant names
+            refresh_seconds=_REFRESH_SECONDS if request.args.get("refresh") else 0,
+        )
+
+    def _find(self, request: Request) -> Response:
+        request_id = request.args.get("id", "").strip()[:_LONGEST_ID]
+        found = self._source.find(request_id) if request_id else None
+        return self._page("find.html", request_id=request_id, found=found)
+
+    def _dead(self, request: Request, notice: str = "", status: int = 200) -> Response:
+        overview = self._source.overview()
+        names = [line.name for line in overview.queues]
+        queue = request.values.get("queue", "") or (names[0] if names else "")
+        if queue not in names:
+            return self._page("error.html", 404, message="There is no such queue.")
+        return self._page(
+            "dead.html",
+            status,
+            queues=names,
+            queue=queue,
+            letters=self._source.dead(queue),
+            can_change=bool(self._tokens()),
+            notice=notice,
+        )
+
+    def _change(self, request: Request) -> Response:
+        """Requeue or drop: the token is in the form itself, so another site's form has none to send."""
+        if request.method != "POST":
+            return self._page("error.html", 405, message="Only a form's button leads here.")
+        if not self._tokens():
+            return self._page("error.html", 403, message="This page is read-only: no token is configured.")
+        if not self._is_allowed(request.form.get("token", "")):
+            return self._page("error.html", 403, message="That is not the token.")
+        queue, dead_id = request.form.get("queue", ""), request.form.get("dead_id", "")
+        if queue not in [line.name for line in self._source.overview().queues]:
+            return self._page("error.html", 404, message="There is no such queue.")
+        match request.form.get("action"):
+            case "requeue":
+                is_done, word = self._source.requeue(queue, dead_id), "Queued again."
+            case "drop":
+                is_done, word = self._source.drop(queue, dead_id), "Dropped."
+            case _:
+                return self._page("error.html", 400, message="Requeue or drop.")
+        return self._dead(request, word if is_done else "It was gone already.", 200 if is_done else 404)
+
+    def _is_allowed(self, token: str) -> bool:
+        """All are compared, so that the time tells nothing."""
+        given = token.encode("utf-8", "replace")
+        matches = [hmac.compare_digest(given, known.encode()) for known in self._tokens()]
+        return any(matches)
+
+    def _page(self, template: str, status: int = 200, **values: object) -> Response:
+        text = self._templates.get_template(template).render(
+            now=datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            link=_link,
+            **{"refresh_seconds": 0, **values},
+        )
+        return Response(text, status, _HEADERS, mimetype="text/html")
+
+    def _ago(self, at: float) -> str:
+        seconds = self._clock() - at
+        return f"{_seconds(abs(seconds))} {'ago' if seconds >= 0 else 'from now'}"
+
+
+def _link(path: str, **query: str) -> str:
+    return f"{path}?{urlencode(query)}" if query else path
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "—"
+    for size, word in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if abs(seconds) >= 2 * size:
+            return f"{seconds / size:.0f} {word}"
+    return f"{seconds:.1f} s" if abs(seconds) < 10 else f"{seconds:.0f} s"
