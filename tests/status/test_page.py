@@ -76,7 +76,7 @@ def stack(folder: Path) -> Iterator[Stack]:
         store.zadd("summaries", {"no request at all": FAR})
         wait_until(lambda: store.llen("result-list") >= 2, 30, "two results")
         # The gate reads its key every few seconds; what was queued before then is let go by nothing.
-        wait_until(lambda: "closed" in _text(running, "evaluations"), 30, "the gate to be closed")
+        wait_until(lambda: '"why_closed":"value' in _reports(running), 30, "the gate to be closed")
         for number in range(5):
             _queue(
                 store, "evaluations", f"held-{number}", {"prompt": "x"}, tenant=("red", "green")[number % 2]
@@ -97,7 +97,7 @@ def _queue(
     store.zadd(queue, {json.dumps(body): FAR})
 
 
-def _text(stack: Stack, _queue_name: str) -> str:
+def _reports(stack: Stack) -> str:
     with redis.Redis.from_url(stack.redis_url) as store:
         reports = store.hvals("{async-processor}:status:pollers")
         return b" ".join(reports).decode()
