@@ -36,8 +36,8 @@ from handlers.poller.reclaimer import Reclaimer
 from handlers.poller.repeats import Repeats
 from handlers.poller.settlement import ResultRoute
 from handlers.poller.settler import Settler
-from handlers.redis_store.cluster_queue import open_queue, open_retries
 from handlers.poller.status_watch import POST_SECONDS, Tally
+from handlers.redis_store.cluster_queue import open_queue, open_retries
 from handlers.redis_store.connection import (
     STORE_FAILURES,
     Store,

@@ -123,7 +123,7 @@ class RedisSource:
                 place = _place(found, name, request_id)
                 if place is not None and place not in places:
                     places.append(place)
-            state = state or str((await Submissions(redis).look_up(name, request_id))[0])  # type: ignore[arg-type]  # a cluster's client calls scripts alike
+            state = state or str((await Submissions(redis).look_up(name, request_id))[0])
         own = result_of_key(self._settings.result_queue_name, request_id)
         has_result = bool(await redis.exists(own))
         return Whereabouts(request_id, places, history, has_result, is_partial, state)
