@@ -20,7 +20,7 @@ from handlers.redis_store.cluster_queue import open_queue, open_retries
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
 from handlers.redis_store.key_types import wrong_types
 from handlers.redis_store.queue import QueueOptions
-from handlers.redis_store.rights import refused_commands
+from handlers.redis_store.rights import RightsOptions, refused_commands
 from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.settings import Settings, masked_url
 
@@ -246,13 +246,27 @@ async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
             )
         ]
     refused = await refused_commands(
-        redis, name, settings.retry_queue_name, settings.result_queue_name, cluster=cluster
+        redis,
+        name,
+        settings.retry_queue_name,
+        settings.result_queue_name,
+        cluster=cluster,
+        options=_rights(settings),
     )
     if refused:
         found = f"may not {', '.join(refused[:4])}" + (" and more" if len(refused) > 4 else "")
         return [Finding(f"queue {name}", "fault", found, "grant the ACL user these commands on these keys")]
     told = "" if refused is not None else " (as far as this server tells)"
     return [Finding(f"queue {name}", "ok", f"keys and rights as needed{told}")]
+
+
+def _rights(settings: Settings) -> RightsOptions:
+    env, queues = settings.env, settings.queues
+    return RightsOptions(
+        is_per_request=env.result_per_request or any(queue.result_per_request for queue in queues),
+        stores_apart=env.result_apart_bytes > 0,
+        is_idempotent=env.idempotent_seconds > 0 or any(queue.idempotent_seconds for queue in queues),
+    )
 
 
 async def _pubsub(settings: Settings) -> list[Finding]:

@@ -5,15 +5,17 @@ The scripts' own headers (`lua/*.lua`) say what happens in one step and what sta
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.exceptions import NoPermissionError
 
+from handlers.contract.result import decode_result, encode_result, filled_result
 from handlers.redis_store.connection import Store, executed, flat
 from handlers.redis_store.keys import PAYLOAD_PREFIX, QueueKeys, queue_keys, settled_key
 from handlers.redis_store.lua_script import lua_script
@@ -150,19 +152,29 @@ class RedisQueue:
 
     async def ack(self, acks: Sequence[Ack]) -> list[bool]:
         """Record final results; False where the lease was lost, and nothing changed."""
-        stored = [ack.stored for ack in acks if ack.stored]
-        if stored:
-            # Before the results that name them: a crash in between leaves keys that expire.
-            await store_payloads(self._redis, stored)
+        # Before the results that name them: a crash in between leaves keys that expire.
+        acks = await self._with_payloads_apart(acks)
         effects = await self._recorded(acks)
         marks = [ack.mark for ack, effect in zip(acks, effects, strict=True) if ack.mark and effect]
         if marks:
-            await finish_for_id(self._redis, marks)
+            with contextlib.suppress(NoPermissionError):  # then nothing stands for an id either
+                await finish_for_id(self._redis, marks)
         unused = [
             ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect
         ]
         await delete_payloads(self._redis, unused)
         return effects
+
+    async def _with_payloads_apart(self, acks: Sequence[Ack]) -> Sequence[Ack]:
+        """`acks`, once their large payloads are stored; with these in their results where the ACL has no such keys."""
+        stored = [ack.stored for ack in acks if ack.stored]
+        if not stored:
+            return acks
+        try:
+            await store_payloads(self._redis, stored)
+        except NoPermissionError:
+            return [_with_payload_inside(ack) for ack in acks]
+        return acks
 
     async def _recorded(self, acks: Sequence[Ack]) -> list[bool]:
         try:
@@ -269,6 +281,13 @@ def batch_digest(operation: str, claims: Sequence[Claim]) -> str:
     """The same for the same claims in the same order; an owner token is never issued twice."""
     tokens = b"\0".join(claim.owner_token for claim in claims)
     return f"{operation}-{hashlib.sha1(tokens, usedforsecurity=False).hexdigest()}"
+
+
+def _with_payload_inside(ack: Ack) -> Ack:
+    if ack.stored is None:
+        return ack
+    result = filled_result(decode_result(ack.result), ack.stored.payload)
+    return replace(ack, result=encode_result(result), stored=None)
 
 
 def _ack_row(ack: Ack) -> tuple[Any, ...]:

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from handlers.redis_store.connection import Store, flat
+from dataclasses import dataclass
+
+from redis.exceptions import NoPermissionError
+
+from handlers.redis_store.connection import Store
 from handlers.redis_store.keys import PAYLOAD_PREFIX, queue_keys
 from handlers.redis_store.lua_script import lua_script
-from handlers.redis_store.submission_keys import CANCELLATIONS
+from handlers.redis_store.submission_keys import (
+    CANCELLATIONS,
+    RESULT_PAYLOAD_PREFIX,
+    result_of_key,
+    stands_key,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RightsOptions:
+    """What a poller does only if it is set to: lists of single requests, answers apart, one run for an id."""
+
+    is_per_request: bool = False
+    stores_apart: bool = False
+    is_idempotent: bool = False
 
 
 async def refused_commands(
-    redis: Store, queue: str, retry_queue_name: str, result_queue_name: str, *, cluster: bool = False
+    redis: Store,
+    queue: str,
+    retry_queue_name: str,
+    result_queue_name: str,
+    *,
+    cluster: bool = False,
+    options: RightsOptions | None = None,
 ) -> list[str] | None:
     """Commands and keys that the server would refuse; None where it cannot tell (before Redis 7).
+
+    `options` say what more the settings ask for.
 
     Raises one of `STORE_FAILURES`.
     """
@@ -31,13 +57,34 @@ async def refused_commands(
         *((name, "GET", "", "") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
         (CANCELLATIONS, "ZRANGEBYSCORE", "0", "1"),
         *((name, "DEL", "", "") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
+        *_optional(options or RightsOptions(), result_queue_name),
     ]
     script = lua_script(redis, "check_rights")
-    groups = [[row] for row in needed] if cluster else [needed]  # a cluster's script stays in one slot
+    # One by one: a cluster's script stays in one slot, and a key that the ACL has not refuses the whole call.
     refused: list[str] = []
-    for rows in groups:
-        answer = await script(keys=[row[0] for row in rows], args=flat([row[1:] for row in rows]))
+    for key, command, second, third in needed:
+        try:
+            answer = await script(keys=[key], args=[command, second, third])
+        except NoPermissionError:
+            answer = [f"{command} {key}".encode()]
         if answer is None:
             return None
-        refused += [command.decode() for command in answer]
+        refused += [each.decode() for each in answer]
     return refused
+
+
+def _optional(options: RightsOptions, result_queue_name: str) -> list[tuple[str, str, str, str]]:
+    own_list, stands, payload = (
+        result_of_key(result_queue_name, "x"),
+        stands_key("x"),
+        f"{RESULT_PAYLOAD_PREFIX}x",
+    )
+    rows = {
+        (own_list, "LPUSH", "x", ""): options.is_per_request,
+        (own_list, "EXPIRE", "1", ""): options.is_per_request,
+        (payload, "SET", "x", ""): options.stores_apart,
+        (payload, "UNLINK", "", ""): options.stores_apart,
+        (stands, "GET", "", ""): options.is_idempotent,
+        (stands, "SET", "x", ""): options.is_idempotent,
+    }
+    return [row for row, is_needed in rows.items() if is_needed]

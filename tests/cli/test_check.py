@@ -150,6 +150,33 @@ def test_a_gate_whose_source_answers_is_ok_and_one_whose_does_not_is_a_fault(
     assert found["gate queues[0] endpoint-scrape"]["state"] == "fault"
 
 
+def test_what_the_settings_ask_for_needs_rights_too(stack: Stack) -> None:
+    store = redis.Redis.from_url(stack.redis_url)
+    keys = (
+        "~request-sortedset*",
+        "~retry-sortedset",
+        "~result-list",
+        "~request-*:x",
+        "~request-cancellations",
+    )
+    user = ("ACL", "SETUSER", "plain", "on", ">plain-password", *keys, "+@all")
+    store.execute_command(*user)  # type: ignore[no-untyped-call]  # untyped
+    url = stack.redis_url.replace("redis://", "redis://plain:plain-password@")
+
+    _, without = findings("--only", "redis", REDIS_URL=url)
+    code, found = findings(
+        "--only", "redis", REDIS_URL=url, RESULT_APART_BYTES="9", RESULT_PER_REQUEST="true"
+    )
+
+    store.execute_command("ACL", "DELUSER", "plain")  # type: ignore[no-untyped-call]  # untyped
+    store.close()
+    assert without["queue request-sortedset"]["state"] == "ok"
+    assert code == 1
+    told = found["queue request-sortedset"]["found"]
+    assert "LPUSH result-list:result-of:x" in told
+    assert "SET result-payload:x" in told
+
+
 def test_a_user_who_may_not_write_results_is_told_so(stack: Stack) -> None:
     store = redis.Redis.from_url(stack.redis_url)
     user = ("ACL", "SETUSER", "narrow", "on", ">narrow-password", "~*", "+@all", "-lpush")

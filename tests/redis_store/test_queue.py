@@ -8,7 +8,10 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.contract.envelope import encode_retry
+from handlers.contract.result import answered_result, encode_result
 from handlers.redis_store.queue import Claim, Nack, QueueOptions, RedisQueue
+from handlers.redis_store.result_payloads import StoredPayload
+from handlers.redis_store.standing import Mark
 from tests.redis_store.queueing import DEADLINE, LEASE_SECONDS, Bench, body, envelope
 
 
@@ -241,6 +244,24 @@ async def test_a_list_that_the_acl_refuses_holds_up_nobody(bench: Bench) -> None
 
     assert sorted(await bench.result_texts()) == [b"1", b"2"]
     assert await bench.all_keys() == {bench.results}
+    await poller.aclose()
+    await bench.redis.acl_deluser("poller")
+
+
+async def test_where_the_acl_has_no_keys_for_them_large_answers_stay_in_their_results(bench: Bench) -> None:
+    own = [f"{bench.queue_name}*", bench.results, "request-[acp]*"]
+    await bench.redis.acl_setuser("poller", enabled=True, passwords=["+p"], keys=own, categories=["+@all"])
+    server = bench.redis.connection_pool.connection_kwargs
+    poller = Redis(host=server["host"], port=server["port"], username="poller", password="p")
+    queue = RedisQueue(poller, bench.queue_name, QueueOptions(bench.retries, bench.results))
+    await bench.put(body("r"))
+    (claim,) = await queue.claim(1)
+
+    reference = b'{"id":"r","status_code":200,"payload_ref":"result-payload:r:1"}'
+    stored, mark = StoredPayload("result-payload:r:1", b"large", 60), Mark("r", "t", 60)
+    assert await queue.ack([bench.ack_of(claim, reference, stored=stored, mark=mark)]) == [True]
+
+    assert await bench.result_texts() == [encode_result(answered_result("r", "", 200, b"large"))]
     await poller.aclose()
     await bench.redis.acl_deluser("poller")
 
