@@ -109,6 +109,23 @@ async def test_every_line_gets_its_answer_once(
     assert redis.exists(state.results) == 0
 
 
+async def test_a_large_answer_is_collected_whole_and_goes_with_its_result(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 1)
+    queue = BatchQueue(valkey_url, state := begin(BatchFiles(tmp_path / "out.jsonl"), source, options))
+    for name in ("first", "later"):
+        redis.set(f"result-payload:{name}", b"large", ex=60)
+        redis.lpush(state.results, f'{{"id":"x","status_code":200,"payload_ref":"result-payload:{name}"}}')
+    assert [json.loads(text)["payload"] for text in await queue.collect(10)] == ["large", "large"]
+    await queue.drop(1)
+    assert not redis.exists("result-payload:first")
+    assert redis.exists("result-payload:later")
+    assert [json.loads(text)["payload"] for text in await queue.collect(10)] == ["large"]
+    await queue.delete_results()
+    await queue.close()
+
+
 async def test_what_goes_wrong_goes_to_the_error_file(
     valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
 ) -> None:
