@@ -29,6 +29,7 @@ from handlers.forward.details import timed
 from handlers.forward.forward import Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.guarded import GuardedForward, GuardOptions
+from handlers.forward.transforms.registry import build_transforms
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import Logger, get_logger
 
@@ -62,6 +63,7 @@ def forwarder_of(settings: Settings, gateway: Sender) -> Forwarder:
         settings.routes,
         request_timeout_seconds=env.request_timeout_seconds,
         keeps_bytes=env.result_details,
+        transforms=build_transforms(settings.file.request_transforms, "requestTransforms"),
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from handlers.forward.gateway import (
 from handlers.forward.headers import gateway_headers
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.forward.route import Routes
+from handlers.forward.transforms.transform import Transform, transformed
 from handlers.gates.gate import Answer
 
 
@@ -58,7 +59,7 @@ class Sender(Protocol):
 class Forwarder:
     """Sends requests along their routes; `clock` gives Unix seconds, `draw` a number in [0, 1).
 
-    `keeps_bytes`: a body that is no UTF-8 comes as base64 too.
+    `keeps_bytes`: a body that is no UTF-8 comes as base64 too. `transforms` may send another form of the payload.
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class Forwarder:
         *,
         request_timeout_seconds: float,
         keeps_bytes: bool = False,
+        transforms: Sequence[Transform] = (),
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._gateway = gateway
         self._keeps_bytes = keeps_bytes
+        self._transforms = transforms
         self._routes = routes
         self._request_timeout_seconds = request_timeout_seconds
         self._clock = clock
@@ -86,13 +89,17 @@ class Forwarder:
         route = self._routes.of(request.queue)
         try:
             url = gateway_url(route.base_url, route.path, request.endpoint, route.allowed_paths, request.id)
+            other = transformed(request, self._transforms) if self._transforms else None
         except InvalidRequest as error:
             return invalid(error, request.request_token)
         allowed = left if limits.seconds is None else limits.seconds
         seconds = min(left, self._request_timeout_seconds, allowed)
+        headers, content = gateway_headers(request, route), request.payload
+        if other is not None:
+            headers, content = {**headers, "content-type": other.content_type}, other.content
         try:
             async with asyncio.timeout(seconds):
-                response = await self._gateway.send(url, gateway_headers(request, route), request.payload)
+                response = await self._gateway.send(url, headers, content)
         except ResponseTooLarge:
             return failed(request, "the gateway's response is over the size limit")
         except FAILURES as error:

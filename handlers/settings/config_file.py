@@ -14,6 +14,7 @@ import yaml
 from msgspec import Meta
 
 from handlers.contract.errors import InvalidSetting
+from handlers.forward.transforms.registry import TransformEntry, build_transforms
 from handlers.settings.environment import invalid_setting
 
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -88,26 +89,55 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     queues: list[QueueEntry] = msgspec.field(default_factory=list)
     topics: list[TopicEntry] = msgspec.field(default_factory=list)
     pools: list[PoolEntry] = msgspec.field(default_factory=list)
+    request_transforms: list[TransformEntry] = msgspec.field(default_factory=list, name="requestTransforms")
 
 
 _LISTS = {"queue_name": "queues", "subscriber_id": "topics", "id": "pools"}
 
 
 def read_config_file(path: str) -> ConfigFile:
-    """Read and check the file; an empty path is an empty file. Raises `InvalidSetting`."""
-    if not path:
-        return ConfigFile()
+    """Read and check the file, or several with commas between, as one; an empty path is an empty file.
+
+    Raises `InvalidSetting`. Several files may share lists but nothing else: each other field stands in one of them.
+    """
+    contents = [_content(_text(one)) for one in config_paths(path)]
+    return _config(_merged(contents))
+
+
+def config_paths(path: str) -> list[str]:
+    """The files that `CONFIG_FILE` names."""
+    return [one.strip() for one in path.split(",") if one.strip()]
+
+
+def _text(path: str) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSetting(
             "CONFIG_FILE", found=f"{path}: {error}", accepted="a readable UTF-8 file"
         ) from None
-    return parse_config_file(text)
+
+
+def _merged(contents: list[dict[str, Any]]) -> dict[str, Any]:
+    """One mapping of several files' own."""
+    merged: dict[str, Any] = {}
+    for content in contents:
+        for name, value in content.items():
+            if isinstance(value, list) and isinstance(merged.get(name, []), list):
+                merged[name] = [*merged.get(name, []), *value]
+            elif name in merged:
+                raise InvalidSetting(str(name), found="in two files", accepted="in one of them")
+            else:
+                merged[name] = value
+    return merged
 
 
 def parse_config_file(text: str) -> ConfigFile:
     """The checked content of a file's text (YAML, of which JSON is a part)."""
+    return _config(_content(text))
+
+
+def _content(text: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, nesting without end
@@ -117,9 +147,15 @@ def parse_config_file(text: str) -> ConfigFile:
             "CONFIG_FILE", found=f"no JSON or YAML{where}", accepted="JSON or YAML"
         ) from None
     if content is None:
-        return ConfigFile()
+        return {}
     if isinstance(content, list):
         content = _as_mapping(content)
+    if not isinstance(content, dict):
+        raise InvalidSetting("CONFIG_FILE", found="no mapping", accepted="a mapping, or a list of entries")
+    return content
+
+
+def _config(content: dict[str, Any]) -> ConfigFile:
     try:
         config = msgspec.convert(content, ConfigFile)
     except UnicodeEncodeError:
@@ -128,6 +164,7 @@ def parse_config_file(text: str) -> ConfigFile:
     except msgspec.ValidationError as error:
         raise invalid_setting(error, "CONFIG_FILE") from None
     _check_unique(config)
+    build_transforms(config.request_transforms, "requestTransforms")
     return config
 
 

@@ -203,7 +203,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     result_details: Annotated[
         bool, Meta(description="Results say attempts, durations, tokens, finish time and metadata too.")
     ] = False
-    config_file: Annotated[str, Meta(description="JSON or YAML with several queues, topics, pools.")] = ""
+    config_file: Annotated[
+        str, Meta(description="JSON or YAML: queues, pools, transforms; several with commas.")
+    ] = ""
     prometheus_url: Annotated[str, Meta(description="Prometheus that the gates ask.")] = ""
     prometheus_token_file: Annotated[
         str, Meta(description="File with a bearer token for Prometheus; read again when it changes.")
