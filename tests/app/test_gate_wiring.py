@@ -34,7 +34,7 @@ from tests.waiting import elapse_async, wait_until_async
 
 SATURATION = "llm_d_epp_flow_control_pool_saturation"
 QUEUE = "request-sortedset"
-_CLOSED_SECONDS = 0.4
+_CLOSED_SECONDS = 0.25
 
 
 @dataclass

@@ -111,9 +111,9 @@ def test_pollers_share_a_pool_and_keep_to_the_deadlines(fleet: Fleet, count: int
 def test_the_part_of_a_killed_poller_goes_to_the_others(fleet: Fleet) -> None:
     pollers = fleet.start(2)
     wait_until(lambda: fleet.all_know(pollers), 60, "both to know each other")
-    fleet.queue(0, 60)
+    fleet.queue(0, 40)
     wait_until(lambda: fleet.results() >= 6, 30, "both at work")
     pollers[0].child.process.send_signal(signal.SIGKILL)
-    fleet.queue(1_000, 200)
-    wait_until(lambda: fleet.results() >= 260, 90, "every result, those of the dead poller too")
+    fleet.queue(1_000, 60)
+    wait_until(lambda: fleet.results() >= 100, 90, "every result, those of the dead poller too")
     assert fleet.shared_by() == 1

@@ -41,6 +41,12 @@ SCRAPE_HEADROOM: Final = scrape(**HEADROOM)
 BASELINE: Final = Setup("no queue", has_queue=False)
 NO_GATE: Final = Setup("no gate")
 SCRAPED: Final = Setup("endpoint-scrape, headroom", "endpoint-scrape", SCRAPE_HEADROOM)
+HELD_BACK: Final = Setup(
+    "endpoint-scrape, headroom, 4 % held back",
+    "endpoint-scrape",
+    scrape(**HEADROOM, reading_lag_seconds=0.05, hold_back=0.04),
+    refresh_seconds=0.1,
+)
 SCRAPED_SHARE: Final = Setup("endpoint-scrape, share", "endpoint-scrape", scrape())
 
 PLAIN: Final = (
@@ -87,6 +93,7 @@ PLAIN: Final = (
     ),
     SCRAPED_SHARE,
     SCRAPED,
+    HELD_BACK,
     Setup(
         "tier-priority-admission",
         "tier-priority-admission",
@@ -100,9 +107,9 @@ PLAIN: Final = (
     Setup("aimd", "aimd", {"max_window": 48}),
 )
 RECOMMENDED: Final = Setup(
-    "endpoint-scrape, headroom, no hold-back",
+    "endpoint-scrape, headroom, 2 % over-asked",
     "endpoint-scrape",
-    scrape(**HEADROOM, reading_lag_seconds=0.05, hold_back=0),
+    scrape(**HEADROOM, reading_lag_seconds=0.05, hold_back=-0.02),
     has_priorities=True,
     refresh_seconds=0.1,
 )
@@ -111,6 +118,13 @@ PRIORITIES: Final = (
     Setup("aimd", "aimd", {"max_window": 48}, has_priorities=True),
     Setup("endpoint-scrape, share", "endpoint-scrape", scrape(), has_priorities=True),
     Setup("endpoint-scrape, headroom", "endpoint-scrape", SCRAPE_HEADROOM, has_priorities=True),
+    Setup(
+        "endpoint-scrape, headroom, none held back",
+        "endpoint-scrape",
+        scrape(**HEADROOM, reading_lag_seconds=0.05, hold_back=0),
+        has_priorities=True,
+        refresh_seconds=0.1,
+    ),
     RECOMMENDED,
     Setup(
         "composite: endpoint-scrape, aimd",
@@ -124,7 +138,7 @@ PRIORITIES: Final = (
         has_priorities=True,
     ),
 )
-PICTURED: Final = (BASELINE, NO_GATE, SCRAPED_SHARE, SCRAPED, PRIORITIES[0], RECOMMENDED)
+PICTURED: Final = (BASELINE, NO_GATE, SCRAPED_SHARE, HELD_BACK, PRIORITIES[0], RECOMMENDED)
 """What the README shows."""
 SETUPS: Final = (*PLAIN, *PRIORITIES)
 
