@@ -241,9 +241,7 @@ async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
         await open_retries(redis, name, options).promote(0)
     except STORE_FAILURES as error:
         return [
-            Finding(
-                f"queue {name}", "fault", str(error)[:200], "grant the ACL user what keda/README.md lists"
-            )
+            Finding(f"queue {name}", "fault", str(error)[:200], "grant the ACL user what docs/redis.md lists")
         ]
     refused = await refused_commands(
         redis,
@@ -255,7 +253,7 @@ async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
     )
     if refused:
         found = f"may not {', '.join(refused[:4])}" + (" and more" if len(refused) > 4 else "")
-        return [Finding(f"queue {name}", "fault", found, "grant the ACL user these commands on these keys")]
+        return [Finding(f"queue {name}", "fault", found, "grant the ACL user what docs/redis.md lists")]
     told = "" if refused is not None else " (as far as this server tells)"
     return [Finding(f"queue {name}", "ok", f"keys and rights as needed{told}")]
 

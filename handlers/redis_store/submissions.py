@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from handlers.redis_store.connection import Store, executed
-from handlers.redis_store.lua_script import lua_script
+from handlers.redis_store.lua_script import lua_script, read_only
 from handlers.redis_store.submission_keys import (
     CANCELLATIONS,
     active_key,
@@ -132,7 +132,7 @@ class Submissions:
             queue,
             claimed_key(queue),
         ]
-        state, found = await self._look_up(keys, [request_id, token])
+        state, found = await read_only(self._redis, self._look_up, keys, [request_id, token])
         return RequestState(state.decode()), found.decode()
 
     async def depth(self, queue: str) -> int:

@@ -25,9 +25,15 @@ def _program(name: str) -> str:
 
 
 @pytest.fixture(scope="session", params=["valkey", "redis"])
-def each_server(request: pytest.FixtureRequest) -> Iterator[Valkey]:
+def each_server_program(request: pytest.FixtureRequest) -> str:
+    """One program after the other."""
+    return _program(request.param)
+
+
+@pytest.fixture(scope="session")
+def each_server(each_server_program: str) -> Iterator[Valkey]:
     """One server after the other."""
-    with Valkey(_program(request.param)) as server:
+    with Valkey(each_server_program) as server:
         yield server
 
 

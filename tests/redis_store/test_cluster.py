@@ -82,7 +82,7 @@ class ClusterBench:
         return cast("list[bytes]", await self.redis.lrange(self.results, 0, -1))
 
     def client(self, **options: object) -> AsyncClient:
-        given = ClientOptions(queue=self.requests, results=self.results, **options)  # type: ignore[arg-type]
+        given = ClientOptions(queue=self.requests, results=self.results, **options)  # type: ignore[arg-type]  # as a test names them
         return AsyncClient.for_redis(self.url, given)
 
     async def make_overdue(self) -> None:
