@@ -11,6 +11,7 @@ import click
 COMMANDS: Final = {
     "serve": ("handlers.cli.serve", "Serve one door: dispatch or pubsub_push."),
     "poll": ("handlers.cli.poll", "Bring Redis requests to the handlers."),
+    "top": ("handlers.cli.top", "Watch queues, gates and failures live."),
     "demo": ("handlers.cli.demo", "Show the whole way on this machine, end to end."),
     "dev": ("handlers.cli.dev", "Keep a local stack up to play with."),
     "submit": ("handlers.cli.submit", "Queue one request."),
