@@ -31,6 +31,9 @@ _POLLER_COMMANDS = (
     "+hkeys +hincrby +hexists +hgetall +zadd +zrem +zcard +zcount +zscore +zrange +zrevrange +zrangebyscore "
     "+zremrangebyscore +zpopmin +zscan +lpush +ltrim +wait +info +config|get"
 )
+_STATUS_COMMANDS = (
+    "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +zscan +hgetall +lrange +get +type +time"
+)
 _PRODUCER_COMMANDS = (
     "+get +set +del +exists +incr +incrby +expireat +expire +pttl +pexpiretime +zadd +zcard +zscore +zrangebyscore "
     "+zremrangebyscore"
@@ -59,8 +62,7 @@ def acl_rules(
             return _client(queues, result_queue_name)
         case Role.STATUS:
             keys = _keys("%R", [*known, *_beside([*queues, retry_queue_name]), "{async-processor}:status:*"])
-            reads = "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +zscan +hgetall +lrange +get +type +time"
-            return f"{keys} {_CONNECTION} {_CLUSTER} {reads}"
+            return f"{keys} {_CONNECTION} {_CLUSTER} {_STATUS_COMMANDS}"
         case Role.KEDA:
             # Its scaler asks with EVAL, for which a server demands the right to write; no writing command is granted.
             keys = _keys("", [*known, *_beside([*queues, retry_queue_name])])
