@@ -1,6 +1,7 @@
 """A circuit breaker: while most calls fail, one call a second probes, and the rest is not sent at all.
 
-Closed, everything goes. It opens when at least half of the calls of the last seconds failed, and enough of them.
+Closed, everything goes. It opens when at least half of the calls of the last seconds failed, and enough of them, or
+when enough failed in a row: a gateway that dies after busy seconds must not first fail as often as it answered.
 Open, one probe a second goes. A probe that succeeds begins the recovery, in which the number of calls in
 flight may double with each round, so that a gateway that is just back is not buried under the backlog.
 """
@@ -37,6 +38,8 @@ class Pass(Enum):
 class CircuitOptions:
     """It opens when `least_failures` of the last `window_seconds` failed, and at least `failure_share` of all calls.
 
+    `failures_in_a_row` open it whatever went before: as many as a server that restarts may reset at once, and more.
+
     `most_probes` bounds the probes that nobody has answered yet; the recovery starts with `first_limit`
     calls at a time and is over at `last_limit`, or after a window without a failure.
     """
@@ -44,6 +47,7 @@ class CircuitOptions:
     window_seconds: float = 10.0
     least_failures: int = 10
     failure_share: float = 0.5
+    failures_in_a_row: int = 50
     probe_seconds: float = 1.0
     most_probes: int = 4
     first_limit: int = 4
@@ -71,6 +75,7 @@ class Circuit:
         self._probes = 0
         self._since = 0.0
         self._in_flight = 0
+        self._in_a_row = 0
         self.state = CircuitState.CLOSED
 
     def room(self) -> int:
@@ -112,6 +117,7 @@ class Circuit:
                 self._recover(now)
             return
         self._window.add(now, has_failed=has_failed)
+        self._in_a_row = self._in_a_row + 1 if has_failed else 0
         if has_failed:
             self._fail(now)
         elif self.state is CircuitState.RECOVERING:
@@ -121,7 +127,9 @@ class Circuit:
         failures, calls = self._window.counts(now)
         is_recovering = self.state is CircuitState.RECOVERING
         least = min(3, self._options.least_failures) if is_recovering else self._options.least_failures
-        if failures >= least and failures >= self._options.failure_share * calls:
+        is_sick = failures >= self._options.failure_share * calls
+        is_dead = self._in_a_row >= self._options.failures_in_a_row
+        if failures >= least and (is_sick or is_dead):
             self._probe_at = now + self._options.probe_seconds
             self._change(CircuitState.OPEN)
         elif is_recovering:
@@ -130,6 +138,7 @@ class Circuit:
 
     def _recover(self, now: float) -> None:
         self._window.clear()
+        self._in_a_row = 0
         self._limit = self._options.first_limit
         self._since = now
         self._change(CircuitState.RECOVERING)

@@ -62,6 +62,17 @@ def test_half_of_failures_opens_it_and_most_calls_are_spared() -> None:
     assert went <= 60
 
 
+def test_a_death_after_busy_seconds_opens_it_as_soon_as_one_in_a_calm_time() -> None:
+    rig = Rig()
+    for _ in range(5_000):
+        assert rig.call(fails=False)
+    went = 0
+    while rig.call(fails=True):
+        went += 1
+    assert went == OPTIONS.failures_in_a_row
+    assert rig.states == [CircuitState.OPEN]
+
+
 def test_refusals_for_load_say_nothing() -> None:
     rig = Rig()
     for _ in range(1_000):

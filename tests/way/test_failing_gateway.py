@@ -47,7 +47,7 @@ def test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back(rig: Breakabl
 
     rig.wait_for_results(ids)
     assert probes <= WINDOW_SECONDS + 3, "one a second, and those that were under way"
-    assert unclaimed >= 150 - 5 * WORKERS, "what cannot go is left in the queue"
+    assert unclaimed >= 150 - 50 - 2 * WORKERS, "what cannot go is left in the queue"
     assert share < MOST_CPU
     assert rig.rss_mb() < memory + 20
     assert rig.gateway_state()["peak"] <= WORKERS, "the cap holds also when everything comes back at once"
