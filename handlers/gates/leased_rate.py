@@ -45,6 +45,7 @@ class LeasedRateGate(Gate):
         self._parameters = parameters
         self._state_key = parameters.state_key or f"{parameters.control_key}:state"
         store = sources.stores(parameters.address)
+        store.check_lease_keys(parameters.control_key, self._state_key)
         self._store = store
         self._log = sources.log
         self._clock = sources.clock

@@ -101,6 +101,10 @@ class LeasedRateStore(Protocol):
         """Take one token, if the lease is valid and there is one."""
         ...
 
+    def check_lease_keys(self, control_key: str, state_key: str) -> None:
+        """Raises `InvalidSetting` for two keys that this store cannot look at in one step."""
+        ...
+
     async def look_at_lease(self, control_key: str, state_key: str, pool: str) -> LeasedRate:
         """The lease as it stands; takes nothing."""
         ...

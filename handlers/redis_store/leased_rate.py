@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from redis.asyncio.cluster import RedisCluster
+from redis.crc import key_slot
+
+from handlers.contract.errors import InvalidSetting
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.lua_script import lua_script
 
@@ -34,6 +38,16 @@ class RedisLeasedRate:
         self._redis = redis
         self._take = lua_script(redis, "take_token")
         self._return = lua_script(redis, "return_token")
+
+    def check_lease_keys(self, control_key: str, state_key: str) -> None:
+        """Raises `InvalidSetting` where a cluster keeps the two keys in different slots."""
+        if isinstance(self._redis, RedisCluster) and key_slot(control_key.encode()) != key_slot(
+            state_key.encode()
+        ):
+            accepted = "in Redis Cluster a hash tag in both, as in {rates}:control and {rates}:state"
+            raise InvalidSetting(
+                "control_key and state_key", found=f"{control_key}, {state_key}", accepted=accepted
+            )
 
     async def take_token(
         self, control_key: str, state_key: str, pool: str, *, burst_seconds: float

@@ -22,6 +22,8 @@ from handlers.contract.errors import InvalidSetting
 from handlers.redis_store import outbox
 from handlers.redis_store.cluster_queue import ClusterQueue, ClusterRetries
 from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, connect, server_time
+from handlers.redis_store.dedup import DeliveryRecords, Fresh, InProgress
+from handlers.redis_store.gate_store import RedisGateStore
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.queue import Ack, Claim, Nack, QueueOptions
 from handlers.redis_store.rights import refused_commands
@@ -297,3 +299,21 @@ async def _replicated(bench: ClusterBench) -> None:
     """Wait until the queue's master has its replica's word for all that was queued."""
     node = bench.redis.get_node_from_key(bench.requests)
     assert await bench.redis.execute_command("WAIT", 1, 10_000, target_nodes=node) == 1
+
+
+async def test_a_leased_rate_in_two_slots_stops_the_start_and_quotas_and_deliveries_work(
+    bench: ClusterBench,
+) -> None:
+    store = RedisGateStore(bench.redis)
+    with pytest.raises(InvalidSetting, match="hash tag"):
+        store.check_lease_keys("control", "control:state")
+    store.check_lease_keys("{rates}", "{rates}:state")
+    assert not (await store.take_token("{rates}", "{rates}:state", "p", burst_seconds=1)).is_valid
+    key = f"quota:userid:{bench.name}"
+    paid = [
+        await store.pay_rate(key, f"m{n}", limit=1, window_seconds=60, remember_seconds=60) for n in range(2)
+    ]
+    assert [may_go for may_go, _, _ in paid] == [True, False]
+    records = DeliveryRecords(bench.redis)
+    assert await records.begin(f"delivery:{bench.name}", "a") == Fresh()
+    assert isinstance(await records.begin(f"delivery:{bench.name}", "b"), InProgress)
