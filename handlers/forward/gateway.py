@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import httpx
@@ -50,6 +50,21 @@ class ResponseTooLarge(Exception):
     """The body passed the limit; reading stopped there."""
 
 
+class _Post(httpx.Request):
+    """A POST as the transport reads it. httpx's own would copy and normalise each header twice, which costs a
+    fifth of a request; ours are in order already, and host and length are the transport's to set.
+    """
+
+    def __init__(
+        self, url: httpx.URL, headers: Mapping[str, str], body: bytes, extensions: dict[str, Any]
+    ) -> None:
+        self.method = "POST"
+        self.url = url
+        self.headers = headers  # type: ignore[assignment]  # the transport hands them on as they are
+        self.extensions = extensions
+        self._content = body
+
+
 class Gateway:
     """Connections to all gateways of this process; opened on first use, closed by `aclose`."""
 
@@ -67,9 +82,7 @@ class Gateway:
         """
         if self._options.token is not None:
             headers = {**headers, "authorization": f"Bearer {self._options.token()}"}
-        request = httpx.Request(
-            "POST", parsed_url(url), headers=headers, content=body, extensions=self._extensions
-        )
+        request = _Post(parsed_url(url), headers, body, self._extensions)
         self.in_use += 1
         try:
             return await self._answer(request)
