@@ -43,8 +43,8 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
 ) -> None:
     """With `WAIT 1` a settlement that was said to hold, holds. Without, a master takes along what its replica has not.
 
-    The client's own submissions are acknowledged by the master alone: here acks under `WAIT 1` follow them, and replication
-    keeps the order, so the replica has them before it dies.
+    The client's own submissions are acknowledged by the master alone: here acks under `WAIT 1` follow them, and
+    replication keeps the order, so the replica has them before it dies.
     """
     redis = connect(RedisOptions(sentinels.url(user=":p%40ss%2Fword@")))
     queues = [
