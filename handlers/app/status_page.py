@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -123,9 +124,13 @@ class RedisSource:
                 place = _place(found, name, request_id)
                 if place is not None and place not in places:
                     places.append(place)
-            state = state or str((await Submissions(redis).look_up(name, request_id))[0])
+            # A user that may only read the queues is refused the producers' own keys: the queues were searched.
+            with contextlib.suppress(*STORE_FAILURES):
+                state = state or str((await Submissions(redis).look_up(name, request_id))[0])
         own = result_of_key(self._settings.result_queue_name, request_id)
-        has_result = bool(await redis.exists(own))
+        has_result = False
+        with contextlib.suppress(*STORE_FAILURES):
+            has_result = bool(await redis.exists(own))
         return Whereabouts(request_id, places, history, has_result, is_partial, state)
 
     def dead(self, queue: str) -> Sequence[DeadLine]:
