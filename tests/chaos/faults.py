@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,23 @@ from tests.waiting import elapse
 STALL_SECONDS = 1.6 * LEASE_SECONDS
 """The stalled owner wakes to find its requests with another."""
 TROUBLE_SECONDS = 0.8
-"""How long a network or a gateway is in trouble."""
+"""How long a network is in trouble."""
+STORM_SECONDS = 1.5
+"""How long the gateway is: retries that no other fault met must be among what it refuses."""
+_AFTERMATH_SECONDS = 0.3
+"""How long after a fault its victims may still feel it."""
+_LASTING = {
+    "stall poller": STALL_SECONDS,
+    "stall handler": STALL_SECONDS,
+    "black hole": STALL_SECONDS,
+    "delay": TROUBLE_SECONDS,
+    "kill valkey": 1.0,
+    "scale to zero": 2.0,
+    "terminate poller": 2.0,
+    "terminate handler": 2.0,
+}
+"""Seconds; what is not named is over at once."""
+_LONGEST_SECONDS = max(_LASTING.values()) + _AFTERMATH_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +73,17 @@ class Inflicted:
     def counts(self) -> Counter[str]:
         """By kind."""
         return Counter(kind for _, kind in self.at)
+
+    def met_owner(self, since: float, until: float) -> bool:
+        """Whether a fault that may cost an owner its lease fell into that time; a storm does not."""
+        return any(
+            at <= until + _AFTERMATH_SECONDS and since <= at + _LASTING.get(kind, 0.0) + _AFTERMATH_SECONDS
+            for at, kind in self._between(since - _LONGEST_SECONDS, until + _AFTERMATH_SECONDS)
+            if kind != "storm"
+        )
+
+    def _between(self, since: float, until: float) -> list[tuple[float, str]]:
+        return self.at[bisect_left(self.at, (since, "")) : bisect_left(self.at, (until, ""))]
 
 
 class Chaos:
@@ -127,7 +155,7 @@ class Chaos:
 
     def _storm(self) -> None:
         self._fleet.gateway("faults", status_503=0.4, reset=0.1)
-        elapse(TROUBLE_SECONDS, "a gateway in trouble")
+        elapse(STORM_SECONDS, "a gateway in trouble")
         self._fleet.gateway("faults")
 
     def end(self) -> None:

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import urllib.request
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -45,35 +46,21 @@ COMMAND = str(Path(sys.executable).parent / "async-processor")
 Group = list[Child]
 
 
-class Fleet:
-    """A running set; a context manager. `publish_host` takes the push door's results."""
+class Scene:
+    """Valkey with its file, and the gateway with its witness; a context manager."""
 
-    def __init__(self, folder: Path, publish_host: str, *, pollers: int, handlers: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._parts = ExitStack()
         self._port = free_port()
         self.witness = folder / "witness.jsonl"
-        self.refused = 0
         self.valkey = self._start_valkey()
         self.gateway_url = self._start_gateway()
-        self.redis_proxy = self._parts.enter_context(Proxy(("127.0.0.1", self._port)))
-        self._publish_host = publish_host
-        self.dispatchers = [self._start_handler("dispatch") for _ in range(handlers)]
-        self.pushers = [self._start_handler("pubsub_push") for _ in range(2)]
-        self.handler_proxy = self._parts.enter_context(Proxy())
-        self.push_proxy = self._parts.enter_context(Proxy())
-        self._set_backends()
-        self.pollers: Group = [self.start_poller() for _ in range(pollers)]
 
     @property
     def redis_url(self) -> str:
         """Straight to the server."""
         return f"redis://127.0.0.1:{self._port}"
-
-    @property
-    def push_url(self) -> str:
-        """The push doors, in turn."""
-        return f"http://127.0.0.1:{self.push_proxy.port}/push"
 
     def _start_valkey(self) -> Child:
         options = ("--save", "", "--appendonly", "yes", "--dir", str(self._folder), "--bind", "127.0.0.1")
@@ -89,8 +76,69 @@ class Fleet:
             lambda output: found.group(1) if (found := _LISTENING.search(output)) else None, 60
         )
 
+    def kill_valkey(self) -> None:
+        """SIGKILL it and start it again from its file."""
+        self.valkey.process.kill()
+        self.valkey.process.wait()
+        self.valkey.stop()
+        self.valkey = self._start_valkey()
+
+    def gateway(self, path: str, **values: float) -> dict[str, float]:
+        """A control or state page of the simulated gateway."""
+        body = json.dumps({name.removeprefix("status_"): value for name, value in values.items()}).encode()
+        data = None if path == "state" else body
+        with urllib.request.urlopen(f"{self.gateway_url}/simulate/{path}", data, timeout=10) as answer:
+            found: dict[str, float] = json.load(answer)
+            return found
+
+    def in_flight(self) -> int:
+        """Requests that the gateway works on now."""
+        state = self.gateway("state")
+        return int(state["running"]) + int(state["waiting"])
+
+    def stop(self) -> None:
+        """End all."""
+        self._parts.close()
+        self.valkey.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
+
+class Fleet(Scene):
+    """Handlers of both doors and pollers as well. `publish_host` takes the push door's results."""
+
+    def __init__(
+        self,
+        folder: Path,
+        publish_host: str,
+        *,
+        pollers: int,
+        handlers: int,
+        settings: Mapping[str, str] = SETTINGS,
+    ) -> None:
+        super().__init__(folder)
+        self._settings = settings
+        self.refused = 0
+        self.redis_proxy = self._parts.enter_context(Proxy(("127.0.0.1", self._port)))
+        self._publish_host = publish_host
+        self.dispatchers = [self._start_handler("dispatch") for _ in range(handlers)]
+        self.pushers = [self._start_handler("pubsub_push") for _ in range(2)]
+        self.handler_proxy = self._parts.enter_context(Proxy())
+        self.push_proxy = self._parts.enter_context(Proxy())
+        self._set_backends()
+        self.pollers: Group = [self.start_poller() for _ in range(pollers)]
+
+    @property
+    def push_url(self) -> str:
+        """The push doors, in turn."""
+        return f"http://127.0.0.1:{self.push_proxy.port}/push"
+
     def _start_handler(self, target: str) -> tuple[Child, int]:
-        own = {"IGW_BASE_URL": self.gateway_url, **SETTINGS}
+        own = {"IGW_BASE_URL": self.gateway_url, **self._settings}
         if target == "pubsub_push":
             # The memory is asked straight: what happens without it is tested where it is.
             own |= {
@@ -107,7 +155,7 @@ class Fleet:
             "REDIS_URL": f"redis://127.0.0.1:{self.redis_proxy.port}",
             "HANDLER_URL": f"http://127.0.0.1:{self.handler_proxy.port}",
         }
-        return Child("poller", [COMMAND, "poll"], {**SETTINGS, **where})
+        return Child("poller", [COMMAND, "poll"], {**self._settings, **where})
 
     def _set_backends(self) -> None:
         self.handler_proxy.backends = [("127.0.0.1", port) for _, port in self.dispatchers]
@@ -148,26 +196,6 @@ class Fleet:
             poller.stop()
         return len(ended)
 
-    def kill_valkey(self) -> None:
-        """SIGKILL it and start it again from its file."""
-        self.valkey.process.kill()
-        self.valkey.process.wait()
-        self.valkey.stop()
-        self.valkey = self._start_valkey()
-
-    def gateway(self, path: str, **values: float) -> dict[str, float]:
-        """A control or state page of the simulated gateway."""
-        body = json.dumps({name.removeprefix("status_"): value for name, value in values.items()}).encode()
-        data = None if path == "state" else body
-        with urllib.request.urlopen(f"{self.gateway_url}/simulate/{path}", data, timeout=10) as answer:
-            found: dict[str, float] = json.load(answer)
-            return found
-
-    def in_flight(self) -> int:
-        """Requests that the gateway works on now."""
-        state = self.gateway("state")
-        return int(state["running"]) + int(state["waiting"])
-
     def stop(self) -> None:
         """End all."""
         self.scale_to_zero()
@@ -175,11 +203,4 @@ class Fleet:
             child.process.send_signal(signal.SIGCONT)
             child.process.kill()
             child.stop()
-        self._parts.close()
-        self.valkey.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.stop()
+        super().stop()

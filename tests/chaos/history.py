@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from handlers.demo.tally import percentile
+from handlers.forward.backoff import BASE_SECONDS, CAP_SECONDS
 from tests.chaos.faults import Inflicted
 
+RESULTS = "result-list"
 LATE_SECONDS = 0.05
 """How far past its deadline a request may be seen to begin: two processes, one clock."""
-LEAST_RETRY_SECONDS = 0.5
-"""The shortest pause that anything but the death of an owner puts between an answer and the next attempt."""
+_ASKS_AGAIN = frozenset({0, 408, 425, 429})
+"""Answers that ask for a retry, beside every 5xx; 0 is a connection that the gateway reset."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """One request as the gateway saw it; 0 and 499: its client left."""
+    """One request as the gateway saw it."""
 
     key: str
     started_at: float
@@ -34,7 +37,13 @@ class Execution:
 
     @property
     def was_left(self) -> bool:
-        return self.status in (0, 499)
+        """Its client went before the answer."""
+        return self.status == 499
+
+    @property
+    def asks_again(self) -> bool:
+        """A retry is in order, so the next execution is no extra one."""
+        return self.status in _ASKS_AGAIN or self.status >= 500
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Verdict:
     executions: int
     executed_again: int
     in_flight_at_faults: int
+    retries_spaced: int
     doubles_published: int
     stale_refused: int
     redelivery_p50: float
@@ -60,15 +70,63 @@ class Verdict:
             f"seed {self.seed}: {self.requests} requests in {self.seconds:.0f} s; {faults}\n"
             f"0 lost, 0 doubled in Redis, {self.doubles_published} doubled on Pub/Sub; "
             f"{self.executions} executions, {self.executed_again} of them again "
-            f"(in flight at faults: {self.in_flight_at_faults}); {self.stale_refused} stale words refused\n"
+            f"(in flight at faults: {self.in_flight_at_faults}); {self.stale_refused} stale words refused; "
+            f"{self.retries_spaced} retries after an answer, none early\n"
             f"sent again after a kill: p50 {self.redelivery_p50:.2f} s, p99 {self.redelivery_p99:.2f} s, "
             f"worst {self.redelivery_worst:.2f} s"
         )
 
 
+@dataclass(frozen=True)
+class History:
+    """What the witnesses beside the gateway told: producer, readers of results, keys that are left, the harness.
+
+    `queued` are ids with their deadlines, `published` result bodies with their attributes.
+    """
+
+    queued: dict[str, float]
+    pushed: list[str]
+    results: list[dict[str, Any]]
+    published: list[tuple[str, dict[str, str]]]
+    keys_left: list[str]
+    refused: int
+    faults: Inflicted
+    began_at: float
+
+
+def verdict(seed: int, told: History, executions: list[Execution]) -> Verdict:
+    """Judge all of it. Raises `AssertionError` where something does not fit, or nothing was proved."""
+    faults = told.faults
+    assert told.keys_left == [RESULTS], "keys of finished requests"
+    assert told.refused > 0, "invalid: no stale word was refused, so the run proves nothing"
+    judge_results(told.queued, told.results, executions)
+    doubles = judge_published(set(told.pushed), told.published)
+    assert doubles <= faults.in_flight, "doubled on Pub/Sub only where a fault met a delivery"
+    assert {one.key for one in executions} <= {*told.queued, *told.pushed}, "nobody else asked the gateway"
+    again = executed_again(executions)
+    assert 0 < again <= faults.in_flight, "some met a fault, and no more than were in flight at one"
+    spaced = judge_spacing(executions, told.queued, faults)
+    assert spaced > 0, "invalid: no retry was looked at"
+    return Verdict(
+        seed,
+        dict(faults.counts()),
+        len(told.queued) + len(told.pushed),
+        len(executions),
+        again,
+        faults.in_flight,
+        spaced,
+        doubles,
+        told.refused,
+        *summary(redeliveries(executions, told.queued, faults.killed_pollers_at)),
+        time.time() - told.began_at,
+    )
+
+
 def read_executions(witness: Path) -> list[Execution]:
     """What the gateway wrote, in the order of the beginnings."""
-    lines = (json.loads(text) for text in witness.read_text().splitlines())
+    lines = (
+        json.loads(text) for text in witness.read_text().splitlines(keepends=True) if text.endswith("\n")
+    )
     found = [Execution(one["key"], one["started_at"], one["ended_at"], one["status"]) for one in lines]
     return sorted(found, key=lambda one: one.started_at)
 
@@ -98,21 +156,25 @@ def judge_published(ids: set[str], published: list[tuple[str, dict[str, str]]]) 
     return sum(len(keys) - 1 for keys in by_id.values())
 
 
-def judge_spacing(executions: list[Execution], faults: Inflicted) -> int:
-    """I12: after an answer that asks for a retry, no attempt comes early; returns how many gaps were looked at.
+def judge_spacing(executions: list[Execution], deadlines: dict[str, float], faults: Inflicted) -> int:
+    """I12: after an answer that asks for a retry, no queued request comes early; returns how many were looked at.
 
-    Where a fault fell between the two, the death of an owner may have brought the request back sooner.
+    The n-th retry waits for half of the n-th backoff at least. Where a fault met the owner while it had the
+    answer, the request may have come back with the owner's lease instead: that retry says nothing.
     """
-    times = sorted(at for at, _ in faults.at)
     looked = 0
-    for attempts in _by_key(executions).values():
+    for key, attempts in _by_key(executions).items():
+        if key not in deadlines:
+            continue  # pushed: the subscription decides when it comes back
+        least = BASE_SECONDS / 2
         for before, after in itertools.pairwise(attempts):
-            if before.was_left or before.status < 500:
+            if not before.asks_again or faults.met_owner(before.started_at, before.ended_at):
                 continue
             gap = after.started_at - before.ended_at
+            assert gap >= least, f"{key} came back after {gap:.3f} s, not {least:g} s"
             looked += 1
-            if not any(before.started_at - 3 <= at <= after.started_at for at in times):
-                assert gap >= LEAST_RETRY_SECONDS, f"{before.key} came back after {gap:.3f} s"
+            if deadlines[key] - before.ended_at > 2 * CAP_SECONDS:  # else the deadline draws it nearer
+                least = min(2 * least, CAP_SECONDS / 2)
     return looked
 
 
@@ -120,7 +182,7 @@ def executed_again(executions: list[Execution]) -> int:
     """Executions that gave no result: left by their client, or answered once more."""
     again = 0
     for attempts in _by_key(executions).values():
-        served = [one for one in attempts if one.was_left or one.status < 500]
+        served = [one for one in attempts if not one.asks_again]
         again += max(0, len(served) - 1)
     return again
 

@@ -29,7 +29,8 @@ DOUBLED_SHARE = 0.1
 class Pushing:
     """A subscription and a topic in a thread of their own. `results` are what was published, in order."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, doubled_share: float = DOUBLED_SHARE) -> None:
+        self._doubled_share = doubled_share
         self._chance = random.Random(seed)
         self.results: list[tuple[str, dict[str, str]]] = []
         self.doubled: set[str] = set()
@@ -74,7 +75,7 @@ class Pushing:
             for number, (request_id, body) in enumerate(bodies):
                 await room.acquire()
                 times = 1
-                if self._chance.random() < DOUBLED_SHARE:
+                if self._chance.random() < self._doubled_share:
                     self.doubled.add(request_id)
                     times = 2
                 task = group.create_task(self._push_one(session, url, (number, request_id, body), times))

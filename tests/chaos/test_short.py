@@ -10,6 +10,7 @@ from tests.chaos.__main__ import PLANS
 from tests.chaos.run import run
 
 
+@pytest.mark.xdist_group("chaos")
 @pytest.mark.timeout(400)
 def test_i1_i2_whatever_dies_each_request_has_one_result(tmp_path: Path) -> None:
     verdict = run(tmp_path, seed=7, plan=PLANS["short"])

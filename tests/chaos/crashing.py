@@ -1,0 +1,215 @@
+"""Processes of the product that kill themselves at a named point of a request's way (F3).
+
+The points are set from outside, here: the product has no switch for them. Processes are forked from one that
+has imported everything, so that a start costs little.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import redis.asyncio.connection as redis_connection
+
+import handlers.server
+from handlers.app import handler, poller
+from handlers.cli.main import main
+from handlers.doors.once import Once
+from handlers.forward.gateway import Gateway
+from handlers.pubsub.publisher import Publisher
+from handlers.redis_store.dedup import DedupOptions, DeliveryRecords
+from handlers.redis_store.queue import RedisQueue
+from tests.waiting import wait_until
+
+LEASE_SECONDS = 2.0
+"""Of claims and of deliveries that are being answered."""
+Point = tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]
+"""What is replaced: its owner, its name, and the wrapper that dies."""
+_is_dying: ContextVar[bool] = ContextVar("is_dying", default=False)
+_REAPING = threading.Lock()
+"""A start looks for the ended among all processes, and two threads must not read one exit code."""
+_PRELOADED = (handlers.server, handler, poller)
+
+
+def die() -> None:
+    """As the kernel does it to us: nothing is closed, nothing flushed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _before(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def dying(*_arguments: Any, **_named: Any) -> None:
+        die()
+
+    del original
+    return dying
+
+
+def _after(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Once it has returned something: an empty claim is none."""
+
+    async def dying(*arguments: Any, **named: Any) -> Any:
+        found = await original(*arguments, **named)
+        if found:
+            die()
+        return found
+
+    return dying
+
+
+def _during(original: Callable[..., Any]) -> Callable[..., Any]:
+    """When its command has gone to Redis, and the reply has not come."""
+
+    async def dying(*arguments: Any, **named: Any) -> Any:
+        _is_dying.set(True)
+        return await original(*arguments, **named)
+
+    return dying
+
+
+def _reading(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def reading(*arguments: Any, **named: Any) -> Any:
+        if _is_dying.get():
+            die()
+        return await original(*arguments, **named)
+
+    return reading
+
+
+def _headers_sent(original: Callable[..., Any]) -> Callable[..., Any]:
+    def opening(gateway: Gateway) -> aiohttp.ClientSession:
+        async def on_sent(*_told: Any) -> None:
+            die()
+
+        session: aiohttp.ClientSession = original(gateway)
+        tracing = aiohttp.TraceConfig()
+        tracing.on_request_headers_sent.append(on_sent)
+        tracing.freeze()
+        session._trace_configs.append(tracing)  # a session takes none once it is made
+        return session
+
+    return opening
+
+
+def _half_read(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def reading(_gateway: Gateway, response: Any, *_rest: Any) -> None:
+        async for _chunk in response.stream:
+            die()
+
+    del original
+    return reading
+
+
+REDIS_POINTS: dict[str, Point] = {
+    "after claim": (RedisQueue, "claim", _after),
+    "before send": (Gateway, "send", _before),
+    "headers sent": (Gateway, "_open_session", _headers_sent),
+    "half body read": (Gateway, "_read", _half_read),
+    "body read": (Gateway, "_read", _after),
+    "before result write": (RedisQueue, "ack", _before),
+    "after result write": (RedisQueue, "ack", _after),
+    "during ack": (RedisQueue, "ack", _during),
+    "during nack": (RedisQueue, "nack", _during),
+    "during hand-back": (RedisQueue, "release", _during),
+    "in reclaim": (RedisQueue, "reclaim", _during),
+    "in dead-letter move": (RedisQueue, "ack", _during),
+}
+PUBSUB_POINTS: dict[str, Point] = {
+    "after claim": (Once, "begin", _after),
+    "before send": (Gateway, "send", _before),
+    "headers sent": (Gateway, "_open_session", _headers_sent),
+    "half body read": (Gateway, "_read", _half_read),
+    "body read": (Gateway, "_read", _after),
+    "before result write": (Publisher, "publish", _before),
+    "after result write": (Publisher, "publish", _after),
+    "during ack": (DeliveryRecords, "finish", _during),
+    "during nack": (DeliveryRecords, "abandon", _during),
+    "during hand-back": (handler.Handler, "aclose", _before),
+    "in reclaim": (DeliveryRecords, "begin", _during),
+    "in dead-letter move": (Publisher, "publish", _after),
+}
+
+
+def _live(point: Point | None, arguments: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
+    """The process itself: the product's own command, with one function of it replaced."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.environ.update(variables)  # this process is the product's
+    _replace(DeliveryRecords, "__init__", _with_short_lease)
+    if point is not None:
+        _replace(*point)
+        _replace(redis_connection.AbstractConnection, "read_response", _reading)
+    main(list(arguments))
+
+
+def _replace(owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    setattr(owner, name, wrapper(getattr(owner, name)))
+
+
+def _with_short_lease(original: Callable[..., Any]) -> Callable[..., Any]:
+    def making(records: DeliveryRecords, redis: Any) -> None:
+        original(records, redis, DedupOptions(lease_seconds=LEASE_SECONDS))
+
+    return making
+
+
+class Process:
+    """One that runs; `point` is where it dies, None for one that lives. Its output goes to `log`."""
+
+    def __init__(
+        self,
+        points: str,
+        point: str | None,
+        arguments: Sequence[str],
+        variables: Mapping[str, str],
+        log: Path,
+    ) -> None:
+        forking = multiprocessing.get_context("forkserver")
+        forking.set_forkserver_preload(["tests.chaos.crashing"])
+        log.touch()
+        self._log = log
+        self._process = forking.Process(target=_run, args=(points, point, arguments, dict(variables), log))
+        with _REAPING:
+            self._process.start()
+
+    def found(self, look: Callable[[str], str | None]) -> str | None:
+        """What `look` reads in its output. Raises `AssertionError` with the output if it has ended."""
+        assert self._code() is None, self._log.read_text()
+        return look(self._log.read_text())
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self._process.terminate()
+
+    def end(self) -> int:
+        """Its exit code, negative for a signal, once it has ended. Raises `NotInTime` where it lives on."""
+        wait_until(lambda: self._code() is not None, 90, "the end of a process")
+        code = self._code()
+        assert code is not None
+        return code
+
+    def _code(self) -> int | None:
+        with _REAPING:
+            return self._process.exitcode
+
+    def stop(self) -> None:
+        """End it in any case."""
+        self._process.kill()
+        self.end()
+        with _REAPING:
+            self._process.close()
+
+
+def _run(
+    points: str, point: str | None, arguments: Sequence[str], variables: Mapping[str, str], log: Path
+) -> None:
+    """By name: what is replaced cannot be sent to another process."""
+    table = REDIS_POINTS if points == "redis" else PUBSUB_POINTS
+    _live(table[point] if point else None, arguments, variables, log)

@@ -1,0 +1,67 @@
+"""How soon the requests of a killed poller are sent again, with the leases that the product has by default (L1)."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.fleet import SETTINGS, Fleet
+from tests.chaos.history import judge_results, read_executions, redeliveries, summary
+from tests.chaos.pushing import Pushing
+from tests.chaos.run import QUEUE, read_results, request_body, store_client, wait_until_drained
+from tests.waiting import elapse, wait_until
+
+P99_SECONDS, WORST_SECONDS = 18.0, 20.0
+_EACH = 120
+_HELD = 16
+_SHORTENED = frozenset({"LEASE_SECONDS", "HEARTBEAT_SECONDS", "RECLAIM_SECONDS"})
+
+
+@dataclass(frozen=True)
+class Redelivery:
+    """Seconds from the kill to the next execution."""
+
+    kills: int
+    found: int
+    p50: float
+    p99: float
+    worst: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kills} SIGKILLs with default leases, {self.found} requests sent again: p50 {self.p50:.2f} s, "
+            f"p99 {self.p99:.2f} s, worst {self.worst:.2f} s"
+        )
+
+
+def run_redelivery(folder: Path, seed: int, kills: int) -> Redelivery:
+    """Kill one poller of three a second. Raises `AssertionError` where a request came back too late."""
+    chance, deadline = random.Random(seed), float(int(time.time()) + 86_400)
+    settings = {name: value for name, value in SETTINGS.items() if name not in _SHORTENED}
+    names = [f"l-{seed}-{n}" for n in range(kills * _EACH)]
+    killed_at = []
+    with (
+        Pushing(seed) as pushing,
+        Fleet(folder, pushing.host, pollers=3, handlers=2, settings=settings) as fleet,
+        store_client(fleet.redis_url) as redis,
+    ):
+        for at in range(kills):
+            some = names[at * _EACH : (at + 1) * _EACH]
+            redis.zadd(QUEUE, {request_body(name, deadline): deadline for name in some})
+            wait_until(lambda: fleet.in_flight() >= _HELD, 60, "requests to be killed with their poller")
+            killed_at.append(time.time())
+            fleet.end_poller(chance.randrange(3), signal.SIGKILL)
+            elapse(0.5, "the next poller meets requests of its own")
+        wait_until_drained(redis, len(names))
+        results = read_results(redis)
+    executions = read_executions(fleet.witness)
+    judge_results(dict.fromkeys(names, deadline), results, executions)
+    found = redeliveries(executions, names, killed_at)
+    p50, p99, worst = summary(found)
+    assert found, "no kill met a request"
+    assert p99 <= P99_SECONDS, f"p99 {p99:.2f} s"
+    assert worst <= WORST_SECONDS, f"worst {worst:.2f} s"
+    return Redelivery(kills, len(found), p50, p99, worst)

@@ -1,0 +1,82 @@
+"""The judge must be able to condemn: histories that are wrong in one point each."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.chaos.faults import Inflicted
+from tests.chaos.history import RESULTS, Execution, History, verdict
+
+NOW = 1_000.0
+COPIES = [('{"id": "p"}', {"id": "p", "pubsub_message_id": key}) for key in ("1", "2")]
+
+
+def _told(**changes: Any) -> History:
+    """A run of two queued requests and a pushed one that met a kill: right in every point."""
+    told = History(
+        queued={"a": NOW + 500, "b": NOW + 500},
+        pushed=["p"],
+        results=[{"id": "a", "status_code": 200}, {"id": "b", "status_code": 200}],
+        published=[('{"id": "p"}', {"id": "p", "pubsub_message_id": "1"})],
+        keys_left=[RESULTS],
+        refused=1,
+        faults=Inflicted([(NOW, "kill poller")], in_flight=1, killed_pollers_at=[NOW]),
+        began_at=time.time(),
+    )
+    return dataclasses.replace(told, **changes)
+
+
+def _executions() -> list[Execution]:
+    return [
+        Execution("a", NOW - 0.1, NOW, 499),
+        Execution("p", NOW, NOW + 0.1, 200),
+        Execution("a", NOW + 2, NOW + 2.1, 200),
+        Execution("b", NOW + 10, NOW + 10, 503),
+        Execution("b", NOW + 11.5, NOW + 11.6, 200),
+    ]
+
+
+def test_a_history_that_is_right_is_told_in_numbers() -> None:
+    told = verdict(1, _told(), _executions())
+    assert (told.executions, told.executed_again, told.retries_spaced) == (5, 1, 1)
+    assert told.redelivery_worst == 2.0
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "lost": {"results": [{"id": "a", "status_code": 200}]},
+    "doubled": {"results": [{"id": one, "status_code": 200} for one in ("a", "b", "b")]},
+    "of nobody": {"results": [{"id": one, "status_code": 200} for one in ("a", "b", "x")]},
+    "without a reason": {"results": [{"id": "a", "status_code": 200}, {"id": "b"}]},
+    "left keys": {"keys_left": [RESULTS, "request-sortedset:claim-owners"]},
+    "proved nothing": {"refused": 0},
+    "not published": {"published": []},
+    "two dedupe keys": {"published": COPIES},
+    "doubled without a fault": {"faults": Inflicted([(NOW, "kill poller")], in_flight=0)},
+    "sent after its deadline": {"queued": {"a": NOW + 1, "b": NOW + 500}},
+}
+
+
+@pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG.keys())
+def test_a_history_that_is_wrong_in_one_point_is_condemned(changes: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        verdict(1, _told(**changes), _executions())
+
+
+SEEN_WRONG: dict[str, Callable[[list[Execution]], list[Execution]]] = {
+    "a success that nobody gave": lambda seen: [one for one in seen if one.key != "a"],
+    "a retry that came at once": lambda seen: [*seen[:-1], Execution("b", NOW + 10.2, NOW + 10.3, 200)],
+    "more again than were in flight": lambda seen: [*seen, Execution("a", NOW + 3, NOW + 3.1, 200)],
+    "somebody else's": lambda seen: [*seen, Execution("x", NOW + 3, NOW + 3.1, 200)],
+    "no retry looked at": lambda seen: [one for one in seen if one.status != 503],
+}
+
+
+@pytest.mark.parametrize("change", SEEN_WRONG.values(), ids=SEEN_WRONG.keys())
+def test_what_the_gateway_saw_can_condemn(change: Callable[[list[Execution]], list[Execution]]) -> None:
+    with pytest.raises(AssertionError):
+        verdict(1, _told(), change(_executions()))
