@@ -5,8 +5,9 @@ functions-framework's own runner stops waiting 30 s after SIGTERM; a request may
 
 from __future__ import annotations
 
+import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -15,26 +16,59 @@ import uvicorn
 
 import handlers.main
 from handlers.app.handler import Handler, use_handler
+from handlers.app.reload import ConfigWatch
+from handlers.contract.errors import InvalidSetting
 from handlers.doors.receipt import timely_protocol
 from handlers.settings.settings import Settings
+from handlers.telemetry.logs import get_logger
 
 _KEEP_ALIVE_SECONDS = 75
 """Longer than the keep-alive of those in front of us, so that it is never we who close under their feet."""
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready, and makes readiness false as soon as it is told to stop."""
+    """Says when it is ready, makes readiness false as soon as it is told to stop, and follows the configuration."""
 
-    def __init__(self, config: uvicorn.Config, handler: Handler, on_ready: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        target: str,
+        handler: Handler,
+        watch: ConfigWatch,
+        on_ready: Callable[[int], None],
+    ) -> None:
         super().__init__(config)
+        self._target = target
         self._handler = handler
+        self._watch = watch
         self._on_ready = on_ready
+        self._following: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: Any = None) -> None:
         await self._handler.start()
         await super().startup(sockets)
+        if self._watch.is_watching:
+            self._following = asyncio.create_task(self._follow())
         if self.started:
             self._on_ready(self.servers[0].sockets[0].getsockname()[1])
+
+    async def _follow(self) -> None:
+        """Answer new requests by every valid change; those under way are answered as they began."""
+        while True:
+            settings = await self._watch.next()
+            try:
+                following = Handler(settings, self._target)
+                await following.start()
+            except InvalidSetting as error:
+                self._watch.refuse(error)
+                continue
+            use_handler(self._target, following)
+            before, self._handler = self._handler, following
+            retiring = asyncio.create_task(before.retire(settings.env.shutdown_grace_seconds))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+            get_logger(self._target).info("configuration reloaded")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._handler.is_stopping = True
@@ -42,8 +76,11 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: Any = None) -> None:
+        if self._following is not None:
+            self._following.cancel()
         await super().shutdown(sockets)
         await self._handler.aclose()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
 
 
 def asgi_app(target: str) -> Any:
@@ -52,11 +89,17 @@ def asgi_app(target: str) -> Any:
     return create(target, handlers.main.__file__, "http", handlers.main, None)  # type: ignore[no-untyped-call]  # untyped
 
 
-def serve(settings: Settings, target: str, on_ready: Callable[[int], None]) -> None:
-    """Build the handler, listen, and serve until SIGTERM and the last request. `on_ready` gets the port."""
+def serve(
+    variables: Mapping[str, str], settings: Settings, target: str, on_ready: Callable[[int], None]
+) -> None:
+    """Build the handler, listen, and serve until SIGTERM and the last request. `on_ready` gets the port.
+
+    `variables` are the environment that `settings` are of, to read changes of the configuration file with.
+    """
     handler = Handler(settings, target)
     use_handler(target, handler)
-    server = _Server(server_config(settings, target), handler, on_ready)
+    watch = ConfigWatch(variables, settings, get_logger(target))
+    server = _Server(server_config(settings, target), target, handler, watch, on_ready)
     signal.signal(signal.SIGTERM, server.handle_exit)
     server.run()
 

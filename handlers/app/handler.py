@@ -5,6 +5,8 @@ Heavy parts are imported where they are built, so that a dispatch door does not 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -108,6 +110,8 @@ class Handler:
         )
         self._endpoint = endpoint
         self._is_started = False
+        self._in_flight = 0
+        self._idle = asyncio.Event()
         self.is_stopping = False
 
     def _guarded_pages(self, gateway: Gateway) -> dict[str, GuardedPage]:
@@ -147,7 +151,22 @@ class Handler:
         """The response to one HTTP request; the first one starts what `start` was not called for."""
         if not self._is_started:
             await self.start()
-        return await self._endpoint.respond(request)
+        self._in_flight += 1
+        try:
+            return await self._endpoint.respond(request)
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()
+
+    async def retire(self, timeout_seconds: float) -> None:
+        """Close once the last request is answered, or the time is over; the next handler has the new ones."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while self._in_flight:
+                    self._idle.clear()
+                    await self._idle.wait()
+        await self.aclose()
 
     async def start(self) -> None:
         """Begin what runs beside the requests: readings of gates, keys of push tokens."""

@@ -106,16 +106,22 @@ class PollerApp:
         self._metrics.watch_connections("redis", partial(connections_in_use, self._redis))
         peer = "handler" if settings.env.handler_url else "gateway"
         self._metrics.watch_connections(peer, lambda: self._client.in_use)
-        self._pages = self._pages_server()
+        self._pages: PagesServer | None = PagesServer(
+            self._page_table(), settings.env.host, settings.env.metrics_port
+        )
 
-    def _pages_server(self) -> PagesServer:
-        env = self._settings.env
-        pages = {
+    def take_over_pages(self, before: PollerApp) -> None:
+        """Show this poller's pages where `before` showed its own: it is on its way out."""
+        if before._pages is not None:
+            before._pages.show(self._page_table())
+            self._pages, before._pages = before._pages, None
+
+    def _page_table(self) -> dict[str, Callable[[], Page]]:
+        return {
             "/healthz": lambda: Page(200, b"ok\n"),
             "/readyz": self._ready,
             "/metrics": lambda: Page(200, self._metrics.render(), CONTENT_TYPE),
         }
-        return PagesServer(pages, env.host, env.metrics_port)
 
     def _ready(self) -> Page:
         """Ready is who claims and settles: not while stopping, and not while Redis does neither."""
@@ -250,7 +256,7 @@ class PollerApp:
                 "polling",
                 queues=queues,
                 workers={p.pool_id: p.slots for p in self._pools.values()},
-                metrics_port=await self._pages.start(),
+                metrics_port=await self._listen(),
             )
             await self._gates.start()
             await self.poller.run()
@@ -258,12 +264,18 @@ class PollerApp:
             await self._shared.leave()
             with contextlib.suppress(*STORE_FAILURES):
                 await self._status.leave()
-            await self._pages.aclose()
+            if self._pages is not None:
+                await self._pages.aclose()
             await self._gates.aclose()
             await self._client.aclose()
             await self._redis.aclose()
             if self._tracing:
                 await self._tracing.aclose()
+
+    async def _listen(self) -> int:
+        if self._pages is None:
+            return 0
+        return self._pages.port or await self._pages.start()
 
     async def _warnings(self) -> list[str]:
         try:

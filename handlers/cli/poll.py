@@ -13,7 +13,7 @@ import click
 from handlers.contract.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from handlers.app.poller import PollerApp
+    from handlers.app.poller_generations import PollerGenerations
 
 
 @click.command(
@@ -30,7 +30,7 @@ def poll(workers: int | None, handler_url: str | None) -> None:
     """Claim requests from Redis, hand them over, settle them. Settings: see docs/settings.md."""
     import uvloop
 
-    from handlers.app.poller import PollerApp
+    from handlers.app.poller_generations import PollerGenerations
     from handlers.cli.main import fail
     from handlers.settings.settings import load_settings
     from handlers.telemetry.logs import configure_logs
@@ -38,16 +38,17 @@ def poll(workers: int | None, handler_url: str | None) -> None:
     given = {"WORKERS": workers, "HANDLER_URL": handler_url}
     flags = {name: str(value) for name, value in given.items() if value is not None}
     try:
-        settings = load_settings({**os.environ, **flags})  # noqa: TID251  # the process's entry
+        variables = {**os.environ, **flags}  # noqa: TID251  # the process's entry
+        settings = load_settings(variables)
         configure_logs(settings.log_options)
-        uvloop.run(_run(lambda: PollerApp(settings)))
+        uvloop.run(_run(lambda: PollerGenerations(variables, settings)))
     except InvalidSetting as error:
         fail(error)
 
 
-async def _run(build: Callable[[], PollerApp]) -> None:
+async def _run(build: Callable[[], PollerGenerations]) -> None:
     app = build()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, app.poller.stop)
+        loop.add_signal_handler(name, app.stop)
     await app.run()

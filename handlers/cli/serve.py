@@ -32,10 +32,12 @@ def serve(target: str | None, port: int | None, host: str | None) -> None:
     given = {"FUNCTION_TARGET": target, "PORT": port, "HOST": host}
     flags = {name: str(value) for name, value in given.items() if value is not None}
     try:
-        settings = load_settings({**os.environ, **flags})  # noqa: TID251  # the process's entry
+        variables = {**os.environ, **flags}  # noqa: TID251  # the process's entry
+        settings = load_settings(variables)
         env = settings.env
         configure_logs(settings.log_options)
         log = get_logger("serve")
-        run(settings, env.function_target, lambda at: log.info("ready", target=env.function_target, port=at))
+        target = env.function_target
+        run(variables, settings, target, lambda at: log.info("ready", target=target, port=at))
     except InvalidSetting as error:
         fail(error)

@@ -206,6 +206,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     config_file: Annotated[
         str, Meta(description="JSON or YAML: queues, pools, transforms; several with commas.")
     ] = ""
+    config_reload_seconds: Annotated[
+        float, Meta(ge=0, le=3_600, description="How often it is looked for changes of that file; 0: never.")
+    ] = 5.0
     prometheus_url: Annotated[str, Meta(description="Prometheus that the gates ask.")] = ""
     prometheus_token_file: Annotated[
         str, Meta(description="File with a bearer token for Prometheus; read again when it changes.")

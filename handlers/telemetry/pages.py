@@ -38,6 +38,15 @@ class PagesServer:
         port: int = self._runner.addresses[0][1]
         return port
 
+    @property
+    def port(self) -> int:
+        """Where it listens; 0 before."""
+        return int(self._runner.addresses[0][1]) if self._runner is not None else 0
+
+    def show(self, pages: Mapping[str, Callable[[], Page]]) -> None:
+        """Other pages under the same paths from now on."""
+        self._pages = pages
+
     async def _answer(self, request: web.Request) -> web.Response:
         page = self._pages[request.path]()
         return web.Response(
