@@ -36,11 +36,12 @@ _SERVER_ERROR: Final = 500
 def has_failed(outcome: Outcome) -> bool | None:
     """What an outcome says of the gateway's health: True, False, or None for nothing.
 
-    A refusal for load (429, 408, 425) says nothing: gates and backoff answer it.
+    A refusal for load says nothing: gates and backoff answer it. Such are 429, 408 and 425, and whatever names a reason
+    for dropping the request (a flow control that evicts answers 503, and is in the best of health).
     """
     if isinstance(outcome, Retry) and outcome.reason in NOT_THE_GATEWAYS:
         return True
-    if outcome.feedback is None:
+    if outcome.feedback is None or outcome.feedback.dropped_reason:
         return None
     status = outcome.feedback.status_code
     if status is None or status >= _SERVER_ERROR:

@@ -63,6 +63,7 @@ def guarded(gateway: Gateway, **options: object) -> GuardedForward:
         (DOWN, True),
         (BUSY, None),
         (Retry(1.0, "unavailable", feedback=Answer(503)), True),
+        (Retry(1.0, "unavailable", feedback=Answer(503, dropped_reason="evicted")), None),
         (Retry(1.0, "gate_closed"), None),
         (Retry(1.0, "handler_unavailable"), True),
         (Retry(1.0, CIRCUIT_OPEN), True),
