@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "submit": ("handlers.cli.submit", "Queue one request."),
     "results": ("handlers.cli.results", "Read results."),
     "cancel": ("handlers.cli.cancel", "Take requests back."),
+    "webhook": ("handlers.cli.webhook", "Deliver results to an HTTPS address."),
     "batch": ("handlers.cli.batch", "Run a file of requests."),
     "pubsub": ("handlers.cli.pubsub", "Set up topics and subscriptions."),
     "status": ("handlers.cli.status", "Serve the status page."),

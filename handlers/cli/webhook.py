@@ -1,0 +1,109 @@
+"""`async-processor webhook`: results to an HTTPS address."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from handlers.cli.connection import QueueFlags, queue_flags
+from handlers.cli.deadlines import DurationType
+from handlers.cli.exit_codes import ExitCode, exits
+from handlers.contract.errors import InvalidSetting
+from handlers.contract.result import Result, encode_result
+
+if TYPE_CHECKING:
+    from handlers.client.webhook import WebhookOptions
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  async-processor webhook https://example.com/hooks/results --secret-file /secrets/webhook
+  async-processor webhook http://receiver.team-a/results --secret-file s --allow-private
+
+Each result is a POST signed as the Standard Webhooks specification says; its webhook-id stays the same when it is
+sent again. A result is acknowledged once the receiver took it (2xx). What it does not take in time is printed as
+JSON, one a line.
+
+Exit codes: 0 stopped, or none came for --for; 1 the receiver is gone (410); 2 wrong flags;
+4 the broker does not answer.""",
+)
+@click.argument("url")
+@click.option(
+    "--secret-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="Secrets (whsec_…), one a line; all sign.",
+)
+@click.option(
+    "--allow-private", is_flag=True, help="The receiver may be inside the network, and without TLS."
+)
+@click.option(
+    "--at-once", type=click.IntRange(1, 1_000), default=16, show_default=True, help="Calls at a time."
+)
+@click.option(
+    "--give-up", type=DurationType(), default="1d", show_default=True, help="Longest time for one result."
+)
+@click.option("--for", "idle", type=DurationType(), help="Stop when none came for that long.")
+@queue_flags
+@exits
+def webhook(
+    *,
+    url: str,
+    secret_file: Path,
+    allow_private: bool,
+    at_once: int,
+    give_up: timedelta,
+    idle: timedelta | None,
+    queue: QueueFlags,
+) -> ExitCode:
+    """Deliver results to URL, signed, until stopped."""
+    from handlers.client.webhook import WebhookOptions
+    from handlers.client.webhook_signature import read_secrets
+
+    options = WebhookOptions(
+        url,
+        read_secrets(_secret_text(secret_file), "--secret-file"),
+        allow_private,
+        at_once,
+        give_up_seconds=give_up.total_seconds(),
+    )
+    return asyncio.run(_deliver(queue, options, idle))
+
+
+def _secret_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        raise InvalidSetting("--secret-file", found="no text", accepted="lines of whsec_…") from None
+
+
+async def _deliver(queue: QueueFlags, options: WebhookOptions, idle: timedelta | None) -> ExitCode:
+    from handlers.client.webhook import Webhook, WebhookGone
+
+    async def given_up(result: Result) -> None:
+        sys.stdout.write(encode_result(result).decode() + "\n")
+        sys.stdout.flush()
+
+    async with (
+        queue.client() as client,
+        client.results(idle=idle) as stream,
+        Webhook(options, given_up) as hook,
+    ):
+        running = asyncio.ensure_future(hook.run(stream))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+        try:
+            await running
+        except WebhookGone:
+            print("the receiver is gone (410); results stay where they are", file=sys.stderr)
+            return ExitCode.FAILED_REQUESTS
+        except asyncio.CancelledError:
+            pass  # SIGTERM: what is held goes back at once
+        print(f"{hook.delivered} delivered, {hook.given_up} given up", file=sys.stderr)
+    return ExitCode.DONE

@@ -1,0 +1,212 @@
+"""Results to a webhook: signed as the specification says, until they are taken, and never to the inside."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+from redis.asyncio import Redis
+
+from handlers.client import AsyncClient
+from handlers.client.options import ClientOptions
+from handlers.client.webhook import PublicOnly, Webhook, WebhookGone, WebhookOptions, webhook_id
+from handlers.client.webhook_signature import read_secrets, signature_headers
+from handlers.contract.errors import InvalidSetting
+from handlers.contract.result import Result, answered_result, encode_result
+from handlers.demo.valkey import Valkey
+from tests.servers.raw_http import End, RawHttp, Received, answer, running_raw_http
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # the specification's own example
+KEYS = read_secrets(SECRET, "secret")
+OTHER = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+
+
+def test_the_specifications_own_example_is_signed_as_it_says() -> None:
+    headers = signature_headers(KEYS, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.mark.parametrize("text", ["", "whsec_", "whsec_###", "whsec_AAAA", "whsec_" + "A" * 200])
+def test_what_is_no_secret_is_refused_without_repeating_it(text: str) -> None:
+    with pytest.raises(InvalidSetting, match="--secret-file") as caught:
+        read_secrets(text, "--secret-file")
+    assert text in ("", "whsec_") or text not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/x",
+        "ftp://example.com/x",
+        "https:///x",
+        "https://user:secret@example.com/x",
+        "https://127.0.0.1/x",
+        "https://10.0.0.1/x",
+        "https://169.254.169.254/latest",
+        "https://[::1]/x",
+        "https://[::ffff:10.0.0.1]/x",
+        "https://100.64.0.1/x",
+        "https://224.0.0.1/x",
+        "https://0.0.0.0/x",
+    ],
+)
+def test_an_address_that_is_not_public_is_refused(url: str) -> None:
+    with pytest.raises(InvalidSetting, match="url"):
+        WebhookOptions(url, KEYS)
+
+
+class Resolver(AbstractResolver):
+    """Answers what a hostile name server would."""
+
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(hostname=host, host=one, port=port, family=family, proto=0, flags=0)
+            for one in self._addresses
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "10.1.2.3"], ["fe80::1%eth0"], []])
+async def test_a_name_that_leads_inside_is_refused_at_every_connection(addresses: list[str]) -> None:
+    with pytest.raises(OSError, match="not a public host"):
+        await PublicOnly(Resolver(*addresses)).resolve("evil.example", 443)
+
+
+async def test_a_public_name_is_resolved() -> None:
+    found = await PublicOnly(Resolver("8.8.8.8", "2001:4860:4860::8888")).resolve("good.example", 443)
+    assert len(found) == 2
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[RawHttp]:
+    async with running_raw_http() as running:
+        running.say(answer(204))
+        yield running
+
+
+@pytest.fixture
+async def client(valkey: Valkey, store: Redis) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient.for_redis(valkey.url, ClientOptions(lease_seconds=5.0)) as opened:
+        yield opened
+
+
+async def queue(store: Redis, *names: str) -> None:
+    for name in names:
+        await store.lpush("result-list", encode_result(answered_result(name, "t", 200, b'{"said": "hi"}')))
+
+
+def verified(received: Received, key: bytes) -> str:
+    """The result's id, if the signature is right: computed here from the specification's words."""
+    name, at = received.header("webhook-id"), received.header("webhook-timestamp")
+    mac = hmac.new(key, f"{name}.{at}.".encode() + received.body, hashlib.sha256).digest()
+    assert f"v1,{base64.b64encode(mac).decode()}" in (received.header("webhook-signature") or "").split(" ")
+    whole = json.loads(received.body)
+    assert whole["type"] == "async_processor.result"
+    found: str = whole["data"]["id"]
+    return found
+
+
+async def deliver(
+    client: AsyncClient, receiver: RawHttp, *, keys: list[bytes] = KEYS, give_up_seconds: float = 60.0
+) -> list[Result]:
+    """All there is; returns what was given up."""
+    lost: list[Result] = []
+
+    async def given_up(result: Result) -> None:
+        lost.append(result)
+
+    options = WebhookOptions(
+        f"{receiver.url}/hook",
+        keys,
+        allow_private=True,
+        give_up_seconds=give_up_seconds,
+        first_pause_seconds=0.02,
+    )
+    async with client.results(idle=0) as stream, Webhook(options, given_up) as hook:
+        await hook.run(stream)
+    return lost
+
+
+async def test_every_result_arrives_signed_and_is_then_gone(
+    client: AsyncClient, receiver: RawHttp, store: Redis
+) -> None:
+    await queue(store, *(f"r{n}" for n in range(40)))
+    assert await deliver(client, receiver, keys=[*KEYS, *read_secrets(OTHER, "x")]) == []
+    assert sorted(verified(one, KEYS[0]) for one in receiver.received) == sorted(f"r{n}" for n in range(40))
+    assert {verified(one, bytes(range(32))) for one in receiver.received} == {f"r{n}" for n in range(40)}
+    assert await store.llen("result-list") == 0
+    assert await store.hlen("result-list:result-claimed") == 0
+
+
+async def test_what_is_not_taken_is_sent_again_under_the_same_id(
+    client: AsyncClient, receiver: RawHttp, store: Redis
+) -> None:
+    await queue(store, "r")
+    receiver.say(
+        answer(503), answer(302, headers={"location": "/elsewhere"}), answer(200, end=End.RESET), answer(200)
+    )
+    assert await deliver(client, receiver) == []
+    assert {one.header("webhook-id") for one in receiver.received} == {
+        webhook_id(answered_result("r", "t", 200, b""))
+    }
+    assert {one.path for one in receiver.received} == {"/hook"}
+    assert len(receiver.received) >= 3
+
+
+async def test_what_is_never_taken_is_handed_over_in_the_end(
+    client: AsyncClient, receiver: RawHttp, store: Redis
+) -> None:
+    await queue(store, "r")
+    receiver.say(answer(500))
+    (lost,) = await deliver(client, receiver, give_up_seconds=0.3)
+    assert lost.id == "r"
+    assert await store.llen("result-list") == 0
+
+
+async def test_a_receiver_that_is_gone_gets_no_more_and_nothing_is_lost(
+    client: AsyncClient, receiver: RawHttp, store: Redis
+) -> None:
+    await queue(store, "r1", "r2")
+    receiver.say(answer(410))
+    with pytest.raises(WebhookGone):
+        await deliver(client, receiver)
+    assert await store.llen("result-list") == 2
+
+
+async def test_the_command_delivers_what_is_there(
+    receiver: RawHttp, valkey: Valkey, store: Redis, tmp_path: Path
+) -> None:
+    await queue(store, "r1", "r2")
+    (tmp_path / "secret").write_text(f"{SECRET}\n")
+    command = [str(Path(sys.executable).parent / "async-processor"), "webhook", f"{receiver.url}/hook"]
+    command += [
+        "--secret-file",
+        str(tmp_path / "secret"),
+        "--allow-private",
+        "--for",
+        "1s",
+        "--redis-url",
+        valkey.url,
+    ]
+    process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (0, b""), err
+    assert b"2 delivered" in err
+    assert {verified(one, KEYS[0]) for one in receiver.received} == {"r1", "r2"}
