@@ -1,0 +1,97 @@
+"""The conformance vectors, replayed both ways: what others write we read, and what we write they read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers.contract.envelope import decode_member, encode_retry, score_of
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, answered_result, decode_result, encode_result, error_result
+from handlers.forward.headers import gateway_headers
+from handlers.forward.route import Route
+from handlers.redis_store.queue import QueueOptions, RedisQueue
+
+VECTORS = Path(__file__).parent / "vectors"
+Case = dict[str, Any]
+
+
+def cases(name: str) -> pytest.MarkDecorator:
+    """One parameter for each case of a file, under its own name where it has one."""
+    found: list[Case] = json.loads((VECTORS / f"{name}.json").read_text(encoding="utf-8"))
+    names = [str(case.get("name", f"{name}-{number}")) for number, case in enumerate(found)]
+    return pytest.mark.parametrize("case", found, ids=names)
+
+
+def test_every_file_is_replayed_and_named_in_its_readme() -> None:
+    files = {path.stem for path in VECTORS.glob("*.json")}
+    own = Path(__file__).read_text(encoding="utf-8")
+    readme = (VECTORS / "README.md").read_text(encoding="utf-8")
+    assert all(f'@cases("{name}")' in own and f"`{name}.json`" in readme for name in files)
+
+
+@cases("requests")
+def test_a_producers_member_is_read(case: Case) -> None:
+    request = decode_member(case["member"].encode(), "q").request
+    for name, expected in case["fields"].items():
+        found = getattr(request, name)
+        assert (found.decode() if isinstance(found, bytes) else found) == expected, name
+
+
+@cases("refused")
+def test_a_member_that_can_never_be_served_says_why(case: Case) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        decode_member(case["member"].encode(), "q")
+    error = caught.value
+    assert (error.field, error.request_id, error.request_token) == (case["field"], case["id"], case["token"])
+
+
+@cases("scores")
+def test_the_score_keeps_the_order_of_submission(case: Case) -> None:
+    assert score_of(case["deadline"], case["enqueue_seq"]) == pytest.approx(case["score"], abs=1e-7)
+
+
+@cases("claims")
+async def test_a_claim_has_the_name_that_others_know_it_by(store: Redis, case: Case) -> None:
+    await store.zadd("q", {case["member"]: 1})
+    (claim,) = await RedisQueue(store, "q", QueueOptions("retries", "results")).claim(1)
+    assert claim.claim_key == case["claim_key"].encode()
+    assert await store.hget("q:claimed", case["claim_key"]) == case["member"].encode()
+    assert await store.hget("q:claim-owners", case["claim_key"]) == claim.owner_token
+    assert await store.zscore("q:claims-idx", case["claim_key"]) is not None
+
+
+@cases("retries")
+def test_a_retry_is_an_envelope_that_others_read(case: Case) -> None:
+    written = encode_retry(
+        case["member"].encode(), queue=case["queue"], attempt=case["attempt"], score=case["score"]
+    )
+    envelope = json.loads(written)
+    assert envelope["internal"] == case["internal"]
+    assert case["data"].encode() in written, "the body stays byte for byte"
+    assert decode_member(written, case["queue"]).request.attempt == case["attempt"]
+
+
+@cases("results")
+def test_a_result_has_these_fields_and_no_others(case: Case) -> None:
+    outcome = case["outcome"]
+    token = outcome.get("request_token", "")
+    if "error_code" in outcome:
+        result = error_result(outcome["id"], token, ErrorCode(outcome["error_code"]), outcome["message"])
+    else:
+        result = answered_result(outcome["id"], token, outcome["status_code"], outcome["body"].encode())
+    assert json.loads(encode_result(result)) == case["result"]
+    assert decode_result(json.dumps(case["result"]).encode()) == result
+
+
+@cases("headers")
+def test_the_gateway_gets_these_headers(case: Case) -> None:
+    request = Request(id="a", deadline=1e9, payload=b"{}", **case["request"])
+    found = gateway_headers(request, Route("http://gateway", **case["settings"]))
+    assert {name: found.get(name) for name in case["headers"]} == case["headers"]
+    assert not set(case["absent"]) & found.keys()
