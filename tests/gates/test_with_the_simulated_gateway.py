@@ -1,0 +1,87 @@
+"""The prometheus-* gates with nothing but a Prometheus that scrapes the gateway, and real requests that fill it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from handlers.demo.child import Child
+from handlers.gates.sources import GateSources
+from tests.gates.building import ReadableLog, sources
+from tests.gates.opening import started
+from tests.servers.prometheus import running_prometheus
+from tests.waiting import wait_until_async
+
+CAPACITY = 4
+_LISTENING = re.compile(r"listening on (http://\S+)")
+
+
+@pytest.fixture(scope="module")
+def gateway_url() -> Iterator[str]:
+    command = [sys.executable, "-m", "handlers.demo.gateway", "--host", "127.0.0.1", "--port", "0"]
+    command += ["--capacity", str(CAPACITY), "--queue-size", "50", "--time-per-token", "0.05"]
+    with Child("gateway", command) as child:
+        yield child.wait_for(lambda output: found[1] if (found := _LISTENING.search(output)) else None)
+
+
+@pytest.fixture(scope="module")
+def prometheus_url(gateway_url: str) -> Iterator[str]:
+    with running_prometheus([gateway_url.removeprefix("http://")]) as url:
+        yield url
+
+
+@pytest.fixture
+async def pool(gateway_url: str) -> str:
+    """The name that the gateway gives its pool."""
+    async with aiohttp.ClientSession() as session, session.get(f"{gateway_url}/metrics") as answer:
+        found = re.search(r'pool_saturation\{inference_pool="([^"]+)"', await answer.text())
+    assert found
+    return found[1]
+
+
+@pytest.fixture
+async def given(prometheus_url: str) -> AsyncIterator[GateSources]:
+    made = sources(prometheus_url=prometheus_url, log=ReadableLog())
+    yield made
+    await made.http.aclose()
+
+
+@pytest.mark.parametrize(
+    ("gate_type", "params"),
+    [
+        ("prometheus-saturation", {"pool": "POOL"}),
+        ("prometheus-budget", {"pool": "POOL", "max_concurrency": str(CAPACITY)}),
+        (
+            "prometheus-query",
+            {"query": 'max(1 - llm_d_epp_flow_control_pool_saturation{inference_pool="POOL"})'},
+        ),
+    ],
+)
+async def test_the_gate_follows_the_load_of_the_gateway(
+    given: GateSources, gateway_url: str, pool: str, gate_type: str, params: dict[str, Any]
+) -> None:
+    filled = {name: value.replace("POOL", pool) for name, value in params.items()}
+    async with started(gate_type, filled, given) as gate:
+        await wait_until_async(lambda: gate.budget() > 0.5, 20, f"open while idle: {gate.state()}")
+        async with aiohttp.ClientSession() as session:
+            body = {"model": "m", "prompt": "x", "max_tokens": 10_000}
+            asking = [
+                asyncio.create_task(_ask(session, f"{gateway_url}/v1/completions", body))
+                for _ in range(3 * CAPACITY)
+            ]
+            await wait_until_async(lambda: gate.budget() == 0, 20, "closed while the gateway is full")
+            for one in asking:
+                one.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        await wait_until_async(lambda: gate.budget() > 0.5, 20, "open again")
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> None:
+    async with session.post(url, json=body) as answer:
+        await answer.read()
