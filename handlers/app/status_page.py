@@ -17,10 +17,11 @@ from handlers.app.redis_options import redis_options
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.doors.dispatch_token import DispatchToken, DispatchTokenOptions
+from handlers.gates.bands import BANDS, band_of
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, server_time
 from handlers.redis_store.dead_letters import DeadLetters
 from handlers.redis_store.depths import queue_depths
-from handlers.redis_store.status_board import Board, Found, first_members, read_board, search
+from handlers.redis_store.status_board import Board, Found, read_board, sample_members, search
 from handlers.redis_store.submission_keys import result_of_key
 from handlers.redis_store.submissions import Submissions
 from handlers.settings.settings import Settings
@@ -28,9 +29,11 @@ from handlers.status.overview import (
     Depths,
     Overview,
     Place,
+    Tenants,
     Whereabouts,
     fresh_pollers,
     gate_lines,
+    lane_lines,
     minutes,
     pool_lines,
     queue_lines,
@@ -39,6 +42,8 @@ from handlers.status.overview import (
 from handlers.status.page import DeadLine, StatusPages, Unreachable
 
 _MOST_DEAD = 200
+_MOST_READ = 5_000
+"""Of a hash without order; a queue with more dead letters than that is looked at with `async-processor dead`."""
 T = TypeVar("T")
 
 
@@ -72,7 +77,7 @@ class RedisSource:
         board = await read_board(redis, int(now // 60))
         pollers = fresh_pollers(board.pollers, now)
         depths: dict[str, Depths] = {}
-        tenants: dict[str, Counter[str]] = {}
+        tenants: dict[str, Tenants] = {}
         retrying = 0
         for entry in self._settings.queues:
             name = entry.queue_name
@@ -82,11 +87,14 @@ class RedisSource:
             left = None if found.first_score is None else found.first_score - now
             depths[name] = Depths(found.pending, found.claimed, found.retrying, found.dead, left)
             retrying = found.retrying
-            if found.pending:
-                tenants[name] = self._tenants(await first_members(redis, name), name)
+            if found.pending or found.claimed or found.retrying:
+                tenants[name] = await self._tenants(redis, name)
+        lanes = {entry.queue_name: BANDS[band_of(entry.labels)] for entry in self._settings.queues}
+        queues = queue_lines(depths, pollers, tenants, lanes)
         return Overview(
             at=now,
-            queues=queue_lines(depths, pollers, tenants),
+            queues=queues,
+            lanes=lane_lines(queues),
             pools=pool_lines(pollers),
             gates=gate_lines(pollers),
             minutes=minutes(board.minutes),
@@ -95,14 +103,28 @@ class RedisSource:
             retrying=retrying,
         )
 
-    def _tenants(self, members: Sequence[bytes], queue: str) -> Counter[str]:
+    async def _tenants(self, redis: Store, queue: str) -> Tenants:
+        sample = await sample_members(
+            redis, queue, self._settings.retry_queue_name, cluster=self._options.is_cluster
+        )
+        return Tenants(
+            self._counted(sample.pending, queue),
+            self._counted(sample.claimed, queue),
+            self._counted(sample.retrying, queue, only_own=True),
+        )
+
+    def _counted(self, members: Sequence[bytes], queue: str, *, only_own: bool = False) -> Counter[str]:
         field = self._settings.env.fairness_attribute
         counts: Counter[str] = Counter()
         for member in members:
             try:
-                counts[decode_member(member, queue).request.metadata.get(field, "")] += 1
+                envelope = decode_member(member, queue)
             except InvalidRequest:
                 counts["(unreadable)"] += 1
+                continue
+            if only_own and envelope.internal.request_queue_name not in ("", queue):
+                continue
+            counts[envelope.request.metadata.get(field, "")] += 1
         return counts
 
     def find(self, request_id: str) -> Whereabouts:
@@ -137,8 +159,10 @@ class RedisSource:
         """Dead letters, newest first."""
 
         async def read(redis: Store) -> list[DeadLine]:
-            found = []
+            found: list[DeadLine] = []
             async for letter in DeadLetters(redis, queue, cluster=self._options.is_cluster).all():
+                if len(found) >= _MOST_READ:
+                    break
                 request_id = _id_of(letter.member, queue)
                 found.append(
                     DeadLine(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from handlers.redis_store.connection import Store
 from handlers.redis_store.keys import queue_keys
@@ -109,10 +109,24 @@ async def read_board(redis: Store, minute: int) -> Board:
     )
 
 
-async def first_members(redis: Store, queue: str) -> list[bytes]:
-    """The first members in line, at most `SAMPLE`."""
-    found: Any = await redis.zrange(queue, 0, SAMPLE - 1)
-    return list(found)
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Members of one queue, the first `SAMPLE` in line; of the retry set, which queues share, those of all queues."""
+
+    pending: Sequence[bytes]
+    claimed: Sequence[bytes]
+    retrying: Sequence[bytes]
+
+
+async def sample_members(redis: Store, queue: str, retry_queue_name: str, *, cluster: bool) -> Sample:
+    """Some members of each state, in one round trip."""
+    keys = queue_keys(queue, cluster=cluster)
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.zrange(keys.pending, 0, SAMPLE - 1)
+    pipeline.hscan(keys.claimed, 0, count=SAMPLE)
+    pipeline.zrange(retry_queue_name, 0, SAMPLE - 1)
+    pending, (_, claimed), retrying = await pipeline.execute()
+    return Sample(pending, list(claimed.values())[:SAMPLE], retrying)
 
 
 async def search(

@@ -78,6 +78,43 @@ class Depths:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantLine:
+    """How much of what was looked at is one tenant's."""
+
+    name: str
+    pending: int
+    in_flight: int
+    retrying: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLine:
+    """The queues of one lane together."""
+
+    name: str
+    pending: int
+    in_flight: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tenants:
+    """Tenants by state, and how many pending members were looked at."""
+
+    pending: Counter[str] = field(default_factory=Counter)
+    in_flight: Counter[str] = field(default_factory=Counter)
+    retrying: Counter[str] = field(default_factory=Counter)
+
+    def lines(self) -> list[TenantLine]:
+        """Who has most, first."""
+        whole = self.pending + self.in_flight + self.retrying
+        return [
+            TenantLine(name, self.pending[name], self.in_flight[name], self.retrying[name])
+            for name, _ in whole.most_common(_TENANTS_SHOWN)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class QueueLine:
     """One queue, all pollers together."""
 
@@ -87,7 +124,7 @@ class QueueLine:
     pool: str
     lane: str
     circuit: str
-    tenants: Sequence[tuple[str, int]] = ()
+    tenants: Sequence[TenantLine] = ()
     sampled: int = 0
 
 
@@ -127,6 +164,7 @@ class Overview:
 
     at: float
     queues: Sequence[QueueLine] = ()
+    lanes: Sequence[LaneLine] = ()
     pools: Sequence[PoolLine] = ()
     gates: Sequence[GateLine] = ()
     minutes: Sequence[Minute] = ()
@@ -168,24 +206,43 @@ def read_failures(texts: Sequence[bytes]) -> list[Failure]:
 
 
 def queue_lines(
-    depths: Mapping[str, Depths], pollers: Sequence[Poller], tenants: Mapping[str, Counter[str]]
+    depths: Mapping[str, Depths],
+    pollers: Sequence[Poller],
+    tenants: Mapping[str, Tenants],
+    lanes: Mapping[str, str],
 ) -> list[QueueLine]:
     """Every queue of the settings, with what the pollers say of it."""
     lines = []
     for name, depth in depths.items():
         reports = [queue for poller in pollers for queue in poller.queues if queue.name == name]
         circuits = {report.circuit for report in reports}
-        seen = tenants.get(name, Counter())
+        seen = tenants.get(name, Tenants())
         lines.append(
             QueueLine(
                 name=name,
                 depths=depth,
                 in_flight=sum(report.in_flight for report in reports),
                 pool=reports[0].pool if reports else "",
-                lane=reports[0].lane if reports else "",
+                lane=lanes.get(name, ""),
                 circuit="open" if "open" in circuits else min(circuits, default=""),
-                tenants=seen.most_common(_TENANTS_SHOWN),
-                sampled=seen.total(),
+                tenants=seen.lines(),
+                sampled=seen.pending.total(),
+            )
+        )
+    return lines
+
+
+def lane_lines(queues: Sequence[QueueLine]) -> list[LaneLine]:
+    """The lanes that there are."""
+    lines = []
+    for name in sorted({queue.lane for queue in queues}):
+        own = [queue.depths for queue in queues if queue.lane == name]
+        lines.append(
+            LaneLine(
+                name,
+                sum(depth.pending for depth in own),
+                sum(depth.claimed for depth in own),
+                sum(depth.dead for depth in own),
             )
         )
     return lines

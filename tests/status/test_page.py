@@ -170,8 +170,8 @@ async def test_the_first_page_shows_queues_gates_and_failures(page: Page, base_u
     tenants = await page.run(
         "[...document.querySelectorAll('details')].map(one => one.innerText).join('\\n')"
     )
-    assert "red\t3" in tenants
-    assert "green\t2" in tenants
+    assert "red\t3\t0\t0" in tenants
+    assert "green\t2\t0\t0" in tenants
 
 
 async def test_a_request_is_found_with_the_keyboard_alone(page: Page, base_url: str) -> None:
