@@ -10,7 +10,6 @@ import http.client
 import json
 import sys
 import threading
-import time
 import uuid
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ import redis
 
 LEASE_SECONDS = 1.5
 THREADS = 6
+_NEVER = threading.Event()
 CLAIM = """
 local taken = redis.call('ZPOPMIN', KEYS[1], 1)
 if #taken == 0 then return nil end
@@ -82,7 +82,7 @@ class Consumer:
         print("consuming", flush=True)
         while True:
             self._keep()
-            time.sleep(0.3)
+            _NEVER.wait(0.3)
 
     def _keep(self) -> None:
         with self._lock:
@@ -104,7 +104,7 @@ class Consumer:
             owner = uuid.uuid4().hex
             taken = self._claim(keys=[self._queue, *self._owned.values()], args=[owner, LEASE_SECONDS])
             if taken is None:
-                time.sleep(0.02)
+                _NEVER.wait(0.02)
                 continue
             key, member = taken[0].decode(), taken[1]
             with self._lock:
