@@ -52,6 +52,11 @@ class Server:
             return False
         return True
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether its process has ended."""
+        return self._child.process.poll() is not None
+
     def kill(self) -> None:
         """End it at once, as a machine that is switched off."""
         self._child.process.kill()
