@@ -16,9 +16,9 @@ from tests.chaos.redelivery import run_redelivery
 from tests.chaos.run import run
 
 PLANS = {
-    "short": Plan(8_000, 60, terminations=6, stalls=8, valkey_kills=3, network=6, storms=3, scalings=1),
+    "short": Plan(8_000, 60, terminations=6, stalls=8, valkey_kills=3, network=12, storms=3, scalings=1),
     "full": Plan(
-        150_000, 1_000, terminations=200, stalls=150, valkey_kills=40, network=90, storms=40, scalings=20
+        150_000, 1_000, terminations=200, stalls=150, valkey_kills=40, network=96, storms=40, scalings=20
     ),
     "release": Plan(
         1_000_000,
@@ -26,9 +26,11 @@ PLANS = {
         terminations=1_000,
         stalls=750,
         valkey_kills=200,
-        network=450,
+        network=456,
         storms=200,
         scalings=100,
+        workers=32,
+        answer_seconds=0.1,
     ),
 }
 

@@ -23,7 +23,7 @@ from tests.chaos.fleet import PUSH_SETTINGS, SETTINGS, Scene
 from tests.chaos.history import RESULTS, Execution, read_executions
 from tests.chaos.proxy import Proxy
 from tests.chaos.pushing import Pushing
-from tests.chaos.run import keys_left
+from tests.chaos.reading import keys_left
 from tests.waiting import elapse, wait_until
 
 QUEUE = "request-sortedset"

@@ -10,24 +10,31 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from handlers.demo.child import Child
-from tests.chaos.fleet import LEASE_SECONDS, Fleet
-from tests.waiting import elapse
+from tests.chaos.fleet import LEASE_SECONDS, LINKS, Fleet
+from tests.chaos.proxy import Proxy
+from tests.chaos.scaling import Keda
+from tests.waiting import elapse, wait_until
 
+T = TypeVar("T")
 STALL_SECONDS = 1.6 * LEASE_SECONDS
 """The stalled owner wakes to find its requests with another."""
 TROUBLE_SECONDS = 0.8
 """How long a network is in trouble."""
 STORM_SECONDS = 1.5
 """How long the gateway is: retries that no other fault met must be among what it refuses."""
+_TROUBLES = ("delay", "cut", "black hole")
 _AFTERMATH_SECONDS = 0.3
 """How long after a fault its victims may still feel it."""
 _LASTING = {
     "stall poller": STALL_SECONDS,
     "stall handler": STALL_SECONDS,
-    "black hole": STALL_SECONDS,
-    "delay": TROUBLE_SECONDS,
+    **{f"delay {link}": TROUBLE_SECONDS for link in LINKS},
+    **{f"black hole {link}": TROUBLE_SECONDS for link in LINKS},
+    "black hole store": STALL_SECONDS,
     "kill valkey": 1.0,
     "scale to zero": 2.0,
     "terminate poller": 2.0,
@@ -49,6 +56,10 @@ class Plan:
     network: int
     storms: int
     scalings: int
+    workers: int = 16
+    """Slots of each poller."""
+    answer_seconds: float = 0.2
+    """How long the gateway takes."""
 
     def faults(self, chance: random.Random) -> list[str]:
         """All faults, in an order of chance; two of three kills meet a poller, the others a handler."""
@@ -56,7 +67,7 @@ class Plan:
         faults += ["terminate poller" if n % 3 else "terminate handler" for n in range(self.terminations)]
         faults += ["stall poller" if n % 3 else "stall handler" for n in range(self.stalls)]
         faults += ["kill valkey"] * self.valkey_kills + ["scale to zero"] * self.scalings
-        faults += [("delay", "cut", "black hole")[n % 3] for n in range(self.network)]
+        faults += [f"{_TROUBLES[n % 3]} {LINKS[n // 3 % 4]}" for n in range(self.network)]
         faults += ["storm"] * self.storms
         chance.shuffle(faults)
         return faults
@@ -89,8 +100,9 @@ class Inflicted:
 class Chaos:
     """Inflicts faults on a fleet; stalls end by themselves, in a thread each."""
 
-    def __init__(self, fleet: Fleet, chance: random.Random) -> None:
+    def __init__(self, fleet: Fleet, keda: Keda, chance: random.Random) -> None:
         self._fleet = fleet
+        self._keda = keda
         self._chance = chance
         self._waking: list[threading.Thread] = []
         self.done = Inflicted()
@@ -105,20 +117,25 @@ class Chaos:
             "kill handler": lambda: fleet.end_handler(pick, signal.SIGKILL),
             "terminate poller": lambda: fleet.end_poller(pick, signal.SIGTERM),
             "terminate handler": lambda: fleet.end_handler(pick, signal.SIGTERM),
-            "stall poller": lambda: self._stall(fleet.pollers[pick % len(fleet.pollers)]),
-            "stall handler": lambda: self._stall(fleet.dispatchers[pick % len(fleet.dispatchers)][0]),
+            "stall poller": lambda: self._stall(self._one(lambda: fleet.pollers, pick)),
+            "stall handler": lambda: self._stall(self._one(lambda: fleet.dispatchers, pick)[0]),
             "kill valkey": fleet.kill_valkey,
-            "scale to zero": self._scale,
-            "delay": self._delay,
-            "cut": self._cut,
-            "black hole": self._swallow,
+            "scale to zero": lambda: self._scale(pick),
             "storm": self._storm,
+            **{f"delay {link}": partial(self._delay, proxy) for link, proxy in fleet.proxies.items()},
+            **{f"cut {link}": proxy.cut for link, proxy in fleet.proxies.items()},
+            **{f"black hole {link}": partial(self._swallow, link) for link in fleet.proxies},
         }
         actions[kind]()
 
     def _kill_poller(self, pick: int) -> None:
-        self.done.killed_pollers_at.append(time.time())
         self._fleet.end_poller(pick, signal.SIGKILL)
+        self.done.killed_pollers_at.append(time.time())
+
+    def _one(self, group: Callable[[], list[T]], pick: int) -> T:
+        """One of those that are ready."""
+        found = wait_until(lambda: list(group()), 300, "one to stall")
+        return found[pick % len(found)]
 
     def _stall(self, child: Child) -> None:
         child.process.send_signal(signal.SIGSTOP)
@@ -131,27 +148,25 @@ class Chaos:
         self._waking.append(threading.Thread(target=wake))
         self._waking[-1].start()
 
-    def _scale(self) -> None:
-        """To zero, and back: as an autoscaler that saw an empty queue for a moment."""
-        for _ in range(self._fleet.scale_to_zero()):
-            self._fleet.pollers.append(self._fleet.start_poller())
+    def _scale(self, pick: int) -> None:
+        """To zero, as for a queue that was empty for a moment or on a node that dies; KEDA's rule wakes it."""
+        self._fleet.scale_to_zero((signal.SIGTERM, signal.SIGKILL)[pick % 2])
+        self._keda.wake_from_zero()
+        self._fleet.scale_up()
 
-    def _delay(self) -> None:
-        self._fleet.redis_proxy.delay_seconds = 0.1
+    def _delay(self, proxy: Proxy) -> None:
+        proxy.delay_seconds = 0.1
         elapse(TROUBLE_SECONDS, "a slow network")
-        self._fleet.redis_proxy.delay_seconds = 0.0
+        proxy.delay_seconds = 0.0
 
-    def _cut(self) -> None:
-        self._fleet.redis_proxy.cut()
-        self._fleet.handler_proxy.cut()
-
-    def _swallow(self) -> None:
-        """Longer than a lease: whoever holds claims has lost them."""
-        self._fleet.redis_proxy.is_black_hole = True
-        elapse(STALL_SECONDS, "a network that swallows")
-        self._fleet.redis_proxy.is_black_hole = False
+    def _swallow(self, link: str) -> None:
+        """Before the store longer than a lease: whoever holds claims has lost them."""
+        proxy = self._fleet.proxies[link]
+        proxy.is_black_hole = True
+        elapse(_LASTING[f"black hole {link}"], "a network that swallows")
+        proxy.is_black_hole = False
         # What was swallowed is gone for good: no client would ever get an answer on these connections.
-        self._fleet.redis_proxy.cut()
+        proxy.cut()
 
     def _storm(self) -> None:
         self._fleet.gateway("faults", status_503=0.4, reset=0.1)
@@ -159,6 +174,7 @@ class Chaos:
         self._fleet.gateway("faults")
 
     def end(self) -> None:
-        """Every stall is over."""
+        """Every stall is over, and everybody in place."""
         for thread in self._waking:
             thread.join()
+        self._fleet.settle()

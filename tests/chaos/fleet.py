@@ -1,6 +1,7 @@
 """What chaos breaks, all real processes: Valkey with an append-only file, gateway, handlers behind both doors, pollers.
 
-Pollers reach Valkey and the dispatch handlers through proxies of the harness; the harness itself goes straight.
+Pollers reach Valkey and the dispatch handlers, handlers the gateway, and pushes their doors through proxies of the
+harness; the harness itself goes straight.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ import json
 import re
 import signal
 import sys
+import threading
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +23,7 @@ from handlers.demo.child import Child
 from handlers.demo.stack import ready_port
 from handlers.demo.valkey import find_valkey, free_port
 from tests.chaos.proxy import Proxy
+from tests.waiting import wait_until
 
 _LISTENING = re.compile(r"listening on (http://\S+)")
 _REFUSED = re.compile(r'"event":"(?:settlement refused, the lease was lost|lease lost)"')
@@ -43,14 +48,18 @@ PUSH_SETTINGS = {
 }
 ANSWER_SECONDS = 0.2
 COMMAND = str(Path(sys.executable).parent / "async-processor")
-Group = list[Child]
+_REPLACING = 8
+"""Processes that end and start at a time."""
+LINKS = ("store", "handlers", "gateway", "pushes")
+"""What a proxy of the harness stands before."""
 
 
 class Scene:
     """Valkey with its file, and the gateway with its witness; a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, answer_seconds: float = ANSWER_SECONDS) -> None:
         self._folder = folder
+        self._answer_seconds = answer_seconds
         self._parts = ExitStack()
         self._port = free_port()
         self.witness = folder / "witness.jsonl"
@@ -65,12 +74,12 @@ class Scene:
     def _start_valkey(self) -> Child:
         options = ("--save", "", "--appendonly", "yes", "--dir", str(self._folder), "--bind", "127.0.0.1")
         child = Child("valkey", [find_valkey(), "--port", str(self._port), *options])
-        child.wait_for(lambda output: output if "Ready to accept connections" in output else None, 60)
+        child.wait_for(lambda output: output if "Ready to accept connections" in output else None, 180)
         return child
 
     def _start_gateway(self) -> str:
         command = [sys.executable, "-m", "handlers.demo.gateway", "--host", "127.0.0.1", "--port", "0"]
-        command += ["--time-to-first-token", str(ANSWER_SECONDS), "--capacity", "128"]
+        command += ["--time-to-first-token", str(self._answer_seconds), "--capacity", "128"]
         gateway = self._parts.enter_context(Child("gateway", [*command, "--witness", str(self.witness)]))
         return gateway.wait_for(
             lambda output: found.group(1) if (found := _LISTENING.search(output)) else None, 60
@@ -87,7 +96,7 @@ class Scene:
         """A control or state page of the simulated gateway."""
         body = json.dumps({name.removeprefix("status_"): value for name, value in values.items()}).encode()
         data = None if path == "state" else body
-        with urllib.request.urlopen(f"{self.gateway_url}/simulate/{path}", data, timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.gateway_url}/simulate/{path}", data, timeout=60) as answer:
             found: dict[str, float] = json.load(answer)
             return found
 
@@ -109,7 +118,10 @@ class Scene:
 
 
 class Fleet(Scene):
-    """Handlers of both doors and pollers as well. `publish_host` takes the push door's results."""
+    """Handlers of both doors and pollers as well. `publish_host` takes the push door's results.
+
+    Who ends is replaced beside the run: `pollers`, `dispatchers` and `pushers` hold those that are ready.
+    """
 
     def __init__(
         self,
@@ -119,26 +131,51 @@ class Fleet(Scene):
         pollers: int,
         handlers: int,
         settings: Mapping[str, str] = SETTINGS,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
-        super().__init__(folder)
+        super().__init__(folder, answer_seconds)
         self._settings = settings
-        self.refused = 0
-        self.redis_proxy = self._parts.enter_context(Proxy(("127.0.0.1", self._port)))
         self._publish_host = publish_host
-        self.dispatchers = [self._start_handler("dispatch") for _ in range(handlers)]
-        self.pushers = [self._start_handler("pubsub_push") for _ in range(2)]
-        self.handler_proxy = self._parts.enter_context(Proxy())
-        self.push_proxy = self._parts.enter_context(Proxy())
-        self._set_backends()
-        self.pollers: Group = [self.start_poller() for _ in range(pollers)]
+        self.refused = 0
+        self._lock = threading.Lock()
+        self._size = pollers
+        self._replacing: set[Future[None]] = set()
+        self._threads = self._parts.enter_context(ThreadPoolExecutor(_REPLACING, "replacing"))
+        gateway = self.gateway_url.removeprefix("http://").rstrip("/").split(":")
+        backends = {"store": [("127.0.0.1", self._port)], "gateway": [(gateway[0], int(gateway[1]))]}
+        self.proxies = {link: self._parts.enter_context(Proxy(*backends.get(link, []))) for link in LINKS}
+        self.dispatchers: list[tuple[Child, int]] = []
+        self.pushers: list[tuple[Child, int]] = []
+        self.pollers: list[Child] = []
+        for _ in range(handlers):
+            self._replace(partial(self._add_handler, "dispatch"))
+        for _ in range(2):
+            self._replace(partial(self._add_handler, "pubsub_push"))
+        for _ in range(pollers):
+            self._replace(self._add_poller)
+        self.settle()
 
     @property
     def push_url(self) -> str:
         """The push doors, in turn."""
-        return f"http://127.0.0.1:{self.push_proxy.port}/push"
+        return f"http://127.0.0.1:{self.proxies['pushes'].port}/push"
 
-    def _start_handler(self, target: str) -> tuple[Child, int]:
-        own = {"IGW_BASE_URL": self.gateway_url, **self._settings}
+    def _replace(self, work: Callable[[], None]) -> None:
+        future = self._threads.submit(work)
+        self._replacing.add(future)
+        future.add_done_callback(self._replaced)
+
+    def _replaced(self, done: Future[None]) -> None:
+        if not done.exception():  # which is for `settle` to raise
+            self._replacing.discard(done)
+
+    def settle(self) -> None:
+        """Wait for all who are on their way. Raises what one of them failed with."""
+        for future in list(self._replacing):
+            future.result()
+
+    def _add_handler(self, target: str) -> None:
+        own = {"IGW_BASE_URL": f"http://127.0.0.1:{self.proxies['gateway'].port}", **self._settings}
         if target == "pubsub_push":
             # The memory is asked straight: what happens without it is tested where it is.
             own |= {
@@ -147,60 +184,81 @@ class Fleet(Scene):
                 "DEDUPE_REDIS_URL": self.redis_url,
             }
         child = Child(target, [COMMAND, "serve", "--target", target], own)
-        return child, int(child.wait_for(ready_port, 60))
+        port = int(child.wait_for(ready_port, 180))
+        with self._lock:
+            self._group(target).append((child, port))
+            self._set_backends()
 
-    def start_poller(self) -> Child:
-        """One more; it needs a moment to be ready."""
+    def _add_poller(self) -> None:
         where = {
-            "REDIS_URL": f"redis://127.0.0.1:{self.redis_proxy.port}",
-            "HANDLER_URL": f"http://127.0.0.1:{self.handler_proxy.port}",
+            "REDIS_URL": f"redis://127.0.0.1:{self.proxies['store'].port}",
+            "HANDLER_URL": f"http://127.0.0.1:{self.proxies['handlers'].port}",
         }
-        return Child("poller", [COMMAND, "poll"], {**self._settings, **where})
+        child = Child("poller", [COMMAND, "poll"], {**self._settings, **where})
+        with self._lock:
+            self.pollers.append(child)
+
+    def _group(self, target: str) -> list[tuple[Child, int]]:
+        return self.dispatchers if target == "dispatch" else self.pushers
 
     def _set_backends(self) -> None:
-        self.handler_proxy.backends = [("127.0.0.1", port) for _, port in self.dispatchers]
-        self.push_proxy.backends = [("127.0.0.1", port) for _, port in self.pushers]
+        self.proxies["handlers"].backends = [("127.0.0.1", port) for _, port in self.dispatchers]
+        self.proxies["pushes"].backends = [("127.0.0.1", port) for _, port in self.pushers]
 
     def end_poller(self, at: int, word: signal.Signals) -> None:
         """SIGKILL or SIGTERM, and another in its place."""
-        ended = self.pollers[at % len(self.pollers)]
-        self._end(ended, word)
-        self.pollers[at % len(self.pollers)] = self.start_poller()
+        wait_until(lambda: self.pollers, 300, "a poller to end")
+        with self._lock:
+            ended = self.pollers.pop(at % len(self.pollers))
+        _tell(ended, word)
+        self._replace(partial(self._succeed, ended, self._add_poller))
 
     def end_handler(self, at: int, word: signal.Signals) -> None:
         """The same for a handler of either door."""
-        groups = [(self.dispatchers, "dispatch"), (self.pushers, "pubsub_push")]
-        group, target = groups[at % 2]
-        self._end(group[at // 2 % len(group)][0], word)
-        group[at // 2 % len(group)] = self._start_handler(target)
-        self._set_backends()
+        target = ("dispatch", "pubsub_push")[at % 2]
+        wait_until(lambda: self._group(target), 300, "a handler to end")
+        with self._lock:
+            group = self._group(target)
+            ended, _ = group.pop(at // 2 % len(group))
+            self._set_backends()
+        _tell(ended, word)
+        self._replace(partial(self._succeed, ended, partial(self._add_handler, target)))
 
-    def _end(self, child: Child, word: signal.Signals) -> None:
-        child.process.send_signal(word)
-        child.process.send_signal(signal.SIGCONT)
-        child.process.wait(30)
-        self._count(child)
+    def _succeed(self, ended: Child, follow: Callable[[], None]) -> None:
+        self._bury(ended)
+        follow()
+
+    def _bury(self, child: Child) -> None:
+        child.process.wait(120)
+        refused = len(_REFUSED.findall(child.output()))
         child.stop()
+        with self._lock:
+            self.refused += refused
 
-    def _count(self, child: Child) -> None:
-        self.refused += len(_REFUSED.findall(child.output()))
-
-    def scale_to_zero(self) -> int:
-        """Every poller is told to end; returns how many there were."""
+    def scale_to_zero(self, word: signal.Signals = signal.SIGTERM) -> None:
+        """Every poller ends, asked or not."""
+        self.settle()
         ended, self.pollers = self.pollers, []
         for poller in ended:
-            poller.process.send_signal(signal.SIGTERM)
+            _tell(poller, word)
         for poller in ended:
-            poller.process.wait(30)
-            self._count(poller)
-            poller.stop()
-        return len(ended)
+            self._bury(poller)
+
+    def scale_up(self) -> None:
+        """As many pollers as at first."""
+        for _ in range(self._size - len(self.pollers)):
+            self._add_poller()
 
     def stop(self) -> None:
         """End all."""
         self.scale_to_zero()
         for child, _ in [*self.dispatchers, *self.pushers]:
-            child.process.send_signal(signal.SIGCONT)
-            child.process.kill()
+            _tell(child, signal.SIGKILL)
             child.stop()
         super().stop()
+
+
+def _tell(child: Child, word: signal.Signals) -> None:
+    """Also to one that is stopped."""
+    child.process.send_signal(word)
+    child.process.send_signal(signal.SIGCONT)

@@ -39,10 +39,11 @@ class Proxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, port = self.backends[next(self._turn) % len(self.backends)]
+        backends = self.backends
         try:
+            host, port = backends[next(self._turn) % len(backends)]
             back_reader, back_writer = await asyncio.open_connection(host, port)
-        except OSError:
+        except (OSError, ZeroDivisionError):  # nobody answers, or nobody is there
             writer.transport.abort()
             return
         pair = {writer, back_writer}

@@ -11,7 +11,8 @@ from pathlib import Path
 from tests.chaos.fleet import SETTINGS, Fleet
 from tests.chaos.history import judge_results, read_executions, redeliveries, summary
 from tests.chaos.pushing import Pushing
-from tests.chaos.run import QUEUE, read_results, request_body, store_client, wait_until_drained
+from tests.chaos.reading import QUEUE, ResultReader, store_client
+from tests.chaos.run import request_body
 from tests.waiting import elapse, wait_until
 
 P99_SECONDS, WORST_SECONDS = 18.0, 20.0
@@ -56,10 +57,10 @@ def run_redelivery(folder: Path, seed: int, kills: int) -> Redelivery:
             killed_at.append(time.time())
             fleet.end_poller(chance.randrange(3), signal.SIGKILL)
             elapse(1.0, "the next poller meets requests of its own")
-        wait_until_drained(redis, len(names))
-        results = read_results(redis)
+        reader = ResultReader(redis)
+        reader.wait_until_drained(len(names))
     executions = read_executions(fleet.witness)
-    judge_results(dict.fromkeys(names, deadline), results, executions)
+    judge_results(dict.fromkeys(names, deadline), reader.results, executions)
     found = redeliveries(executions, names, killed_at)
     p50, p99, worst = summary(found)
     assert found, "no kill met a request"

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import time
 from pathlib import Path
-from typing import Any, cast
 
 import msgspec
 from redis import Redis
-from redis.backoff import ConstantBackoff
-from redis.exceptions import BusyLoadingError, ReadOnlyError
-from redis.exceptions import ConnectionError as NoConnection
-from redis.retry import Retry
 
-from handlers.redis_store.dedup import DELIVERY_PREFIX
 from tests.chaos.faults import Chaos, Plan
-from tests.chaos.fleet import Fleet
-from tests.chaos.history import RESULTS, History, Verdict, read_executions, verdict
+from tests.chaos.fleet import SETTINGS, Fleet
+from tests.chaos.history import History, Verdict, read_executions, verdict
 from tests.chaos.pushing import Pushing
+from tests.chaos.reading import QUEUE, ResultReader, keys_left, store_client
+from tests.chaos.scaling import Keda
 from tests.waiting import elapse, wait_until
 
-QUEUE, RETRIES = "request-sortedset", "retry-sortedset"
 PUSHED_SHARE = 0.1
 SHORT_DEADLINE_SHARE = 0.05
 SHORT_SECONDS = 6
 BUSY = 24
 """Requests in flight that a fault waits for: it must meet some."""
+BACKLOG = 400
+"""Requests that wait when a fault comes, at most: faults are spread over the run, not crowded at its beginning."""
 _TOLD_EVERY = 100
 
 
@@ -44,35 +40,42 @@ def run(folder: Path, seed: int, plan: Plan) -> Verdict:
     faults = plan.faults(chance)
     pushed = {f"p-{seed}-{n}": began + 86_400 for n in range(int(plan.requests * PUSHED_SHARE))}
     names = [f"r-{seed}-{n}" for n in range(plan.requests - len(pushed))]
+    settings = {**SETTINGS, "WORKERS": str(plan.workers)}
     with (
         Pushing(seed) as pushing,
-        Fleet(folder, pushing.host, pollers=3, handlers=2) as fleet,
+        Fleet(
+            folder, pushing.host, pollers=3, handlers=3, settings=settings, answer_seconds=plan.answer_seconds
+        ) as fleet,
         store_client(fleet.redis_url) as redis,
     ):
-        chaos = Chaos(fleet, chance)
+        reader, keda = ResultReader(redis), Keda(redis)
+        chaos = Chaos(fleet, keda, chance)
         pushing.push(
             fleet.push_url, [(name, request_body(name, deadline)) for name, deadline in pushed.items()]
         )
-        queued = _inflict_all(redis, chaos, faults, names, chance)
+        queued = _inflict_all(reader, chaos, faults, names, chance)
         chaos.end()
         fleet.gateway("faults")
-        wait_until_drained(redis, len(names))
-        pushing.wait(600)
-        results = read_results(redis)
+        reader.wait_until_drained(len(names))
+        pushing.wait(1_800)
         left = keys_left(redis)
         published = list(pushing.results)
+        assert not keda.is_active(), "nothing is queued, so nothing may run"
         fleet.scale_to_zero()
         refused = fleet.refused
-    told = History(queued, sorted(pushed), results, published, sorted(left), refused, chaos.done, began)
+    told = History(
+        queued, sorted(pushed), reader.results, published, sorted(left), refused, chaos.done, began
+    )
     (folder / "history.json").write_bytes(msgspec.json.encode(told))
     return verdict(seed, told, read_executions(fleet.witness))
 
 
 def _inflict_all(
-    redis: Redis, chaos: Chaos, faults: list[str], names: list[str], chance: random.Random
+    reader: ResultReader, chaos: Chaos, faults: list[str], names: list[str], chance: random.Random
 ) -> dict[str, float]:
     """All faults, evenly over the requests; returns what was queued, with its deadline."""
     queued: dict[str, float] = {}
+    redis = reader.redis
     for at, fault in enumerate(faults):
         some = {name: _deadline(chance) for name in names[at :: len(faults)]}
         # Queued again after a lost reply: the same member, so the same request.
@@ -81,8 +84,9 @@ def _inflict_all(
         _wait_until_busy(redis)
         elapse(0.1 * chance.random(), "faults meet requests at any point of their way")
         chaos.inflict(fault)
+        results = reader.take()
         if (at + 1) % _TOLD_EVERY == 0:
-            print(f"{at + 1} of {len(faults)} faults, {redis.llen(RESULTS)} results", flush=True)
+            print(f"{at + 1} of {len(faults)} faults, {results} results", flush=True)
     return queued
 
 
@@ -92,31 +96,10 @@ def _deadline(chance: random.Random) -> float:
 
 
 def _wait_until_busy(redis: Redis) -> None:
-    """Some are in flight, or nothing is left that could be."""
-    wait_until(
-        lambda: redis.hlen(f"{QUEUE}:claimed") > BUSY or not redis.zcard(QUEUE), 120, "pollers at work"
-    )
+    """Some are in flight and few are waiting, or nothing is left that could be."""
 
+    def is_busy() -> bool:
+        waiting = redis.zcard(QUEUE)
+        return not waiting or (redis.hlen(f"{QUEUE}:claimed") > BUSY and waiting <= BACKLOG)
 
-def store_client(url: str) -> Redis:
-    """The harness's own connection, which waits for a server that starts again."""
-    failures: list[type[Exception]] = [NoConnection, BusyLoadingError, ReadOnlyError]
-    return Redis.from_url(url, retry=Retry(ConstantBackoff(0.1), 100), retry_on_error=failures)
-
-
-def keys_left(redis: Redis) -> set[str]:
-    """All keys but what expires by itself: the memory of batches and of answered deliveries, and what pollers tell."""
-    passing = re.compile(rf".*:(settled|status):|{DELIVERY_PREFIX}")
-    return {name for key in redis.scan_iter(count=1_000) if not passing.match(name := key.decode())}
-
-
-def read_results(redis: Redis) -> list[dict[str, Any]]:
-    """All of them, newest first."""
-    return [json.loads(text) for text in cast(list[bytes], redis.lrange(RESULTS, 0, -1))]
-
-
-def wait_until_drained(redis: Redis, count: int) -> None:
-    """Until there are `count` results and nothing is queued or held. Raises `NotInTime`: the run is invalid then."""
-    held = (QUEUE, f"{QUEUE}:claimed", RETRIES)
-    wait_until(lambda: redis.llen(RESULTS) >= count, 90 + count / 50, "all results")
-    wait_until(lambda: not redis.exists(*held), 30, "nothing is held")
+    wait_until(is_busy, 600, "pollers at work")

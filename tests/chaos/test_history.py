@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.faults import Inflicted
-from tests.chaos.history import RESULTS, Execution, History, verdict
+from tests.chaos.history import Execution, History, verdict
 
 NOW = 1_000.0
 COPIES = [('{"id": "p"}', {"id": "p", "pubsub_message_id": key}) for key in ("1", "2")]
@@ -23,7 +23,7 @@ def _told(**changes: Any) -> History:
         pushed=["p"],
         results=[{"id": "a", "status_code": 200}, {"id": "b", "status_code": 200}],
         published=[('{"id": "p"}', {"id": "p", "pubsub_message_id": "1"})],
-        keys_left=[RESULTS],
+        keys_left=[],
         refused=1,
         faults=Inflicted([(NOW, "kill poller")], in_flight=1, killed_pollers_at=[NOW]),
         began_at=time.time(),
@@ -52,7 +52,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "doubled": {"results": [{"id": one, "status_code": 200} for one in ("a", "b", "b")]},
     "of nobody": {"results": [{"id": one, "status_code": 200} for one in ("a", "b", "x")]},
     "without a reason": {"results": [{"id": "a", "status_code": 200}, {"id": "b"}]},
-    "left keys": {"keys_left": [RESULTS, "request-sortedset:claim-owners"]},
+    "left keys": {"keys_left": ["request-sortedset:claim-owners"]},
     "proved nothing": {"refused": 0},
     "not published": {"published": []},
     "two dedupe keys": {"published": COPIES},

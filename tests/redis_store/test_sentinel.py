@@ -19,7 +19,7 @@ from handlers.client.errors import BrokerUnreachable
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
 from handlers.client.submission import Submission
-from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, connect
+from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, Store, connect
 from handlers.redis_store.queue import Ack, Claim, QueueOptions, RedisQueue
 from tests.servers.presence import not_found
 from tests.servers.redis_topologies import Sentinels
@@ -29,9 +29,9 @@ pytestmark = pytest.mark.xdist_group("redis-sentinel")
 
 REQUESTS = 400
 BATCH = 20
-LEASE_SECONDS = 1.0
 T = TypeVar("T")
 RETRIES, RESULTS = "retries", "results"
+OPTIONS = QueueOptions(RETRIES, RESULTS, lease_seconds=1.0, wait_replicas=1, wait_timeout_ms=2_000)
 FAILURES = (*STORE_FAILURES, BrokerUnreachable)
 
 
@@ -51,36 +51,20 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
     replication keeps the order, so the replica has them before it dies.
     """
     url = sentinels.url(user=":p%40ss%2Fword@")
-    options = QueueOptions(
-        RETRIES, RESULTS, lease_seconds=LEASE_SECONDS, wait_replicas=1, wait_timeout_ms=2_000
-    )
     async with (
         contextlib.aclosing(connect(RedisOptions(url))) as redis,
         AsyncClient.for_redis(url, ClientOptions(queue="requests", results=RESULTS)) as client,
     ):
-        queues = [RedisQueue(redis, "requests", options)]
+        worker = _Worker(redis, sentinels)
         now = time.time()
         requests = [NewRequest(id=f"s{n}", payload={"n": n}, deadline=now + 600) for n in range(REQUESTS)]
         await client.submit_many(requests)
 
-        async def acked(rows: list[Ack]) -> list[bool]:
-            try:
-                return await queues[-1].ack(rows)
-            except NotReplicated:
-                if sentinels.master.is_dead:  # the new master has no replica left to wait for
-                    queues.append(RedisQueue(redis, "requests", replace(options, wait_replicas=0)))
-                raise
-
-        async def claimed() -> list[Claim]:
-            """Some, or none yet: what a claim took whose reply died with the master comes back with its lease."""
-            await queues[-1].reclaim(REQUESTS, REQUESTS)
-            return await queues[-1].claim(BATCH)
-
         done: list[str] = []
         while len(done) < REQUESTS:
-            claims = await _insist(lambda: queues[-1].claim(BATCH)) or await _insist(claimed, bool)
+            claims = await _insist(worker.claim, bool)
             rows = [_ack_of(claim) for claim in claims]
-            effects = await _insist(partial(acked, rows))
+            effects = await _insist(partial(worker.ack, rows))
             done += [row.request_id for row, effect in zip(rows, effects, strict=True) if effect]
             if REQUESTS // 4 <= len(done) < REQUESTS // 4 + BATCH:
                 asyncio.get_running_loop().call_later(0.002, sentinels.master.kill)
@@ -93,9 +77,33 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
         assert found == Counter(done) == Counter(f"s{n}" for n in range(REQUESTS))
 
         sent: Submission = await _insist(lambda: client.submit({"n": 0}, deadline=now + 600))
-        (after,) = await _insist(lambda: queues[-1].claim(10))
+        (after,) = await _insist(worker.claim, bool)
         assert after.claim_key.startswith(sent.id.encode())
     assert sentinels.replica.client(password="p@ss/word").info("replication")["role"] == "master"
+
+
+class _Worker:
+    """Claims and settles with `WAIT 1`; without, once the new master has no replica left to wait for."""
+
+    def __init__(self, redis: Store, sentinels: Sentinels) -> None:
+        self._redis = redis
+        self._sentinels = sentinels
+        self._queue = RedisQueue(redis, "requests", OPTIONS)
+
+    async def ack(self, rows: list[Ack]) -> list[bool]:
+        try:
+            return await self._queue.ack(rows)
+        except NotReplicated:
+            if self._sentinels.master.is_dead:
+                self._queue = RedisQueue(self._redis, "requests", replace(OPTIONS, wait_replicas=0))
+            raise
+
+    async def claim(self) -> list[Claim]:
+        """Some, or none yet: what a claim took whose reply died with the master comes back with its lease."""
+        claims = await self._queue.claim(BATCH)
+        if not claims:
+            await self._queue.reclaim(REQUESTS, REQUESTS)
+        return claims
 
 
 def _ack_of(claim: Claim) -> Ack:

@@ -1,0 +1,65 @@
+"""The consumer of a run: takes the results out of Redis as they come, and sees when nothing is left to do."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, cast
+
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import BusyLoadingError, ReadOnlyError, ResponseError
+from redis.exceptions import ConnectionError as NoConnection
+from redis.retry import Retry
+
+from handlers.redis_store.dedup import DELIVERY_PREFIX
+from tests.chaos.history import RESULTS
+from tests.waiting import wait_until
+
+QUEUE, RETRIES = "request-sortedset", "retry-sortedset"
+_TAKEN = "chaos-results-taken"
+_JUDGED = ("id", "status_code", "error_code")
+
+
+class ResultReader:
+    """Reads the result list away; `results` are the judged fields of each, in no order."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self.results: list[dict[str, Any]] = []
+
+    def take(self) -> int:
+        """All that is there, in steps that may be repeated where a reply was lost; returns how many there were ever."""
+        try:
+            # Never over what was taken and not read yet.
+            self.redis.renamenx(RESULTS, _TAKEN)
+        except ResponseError as error:
+            if "no such key" not in str(error):
+                raise
+        for text in cast(list[bytes], self.redis.lrange(_TAKEN, 0, -1)):
+            result = json.loads(text)
+            self.results.append({name: result[name] for name in _JUDGED if name in result})
+        self.redis.delete(_TAKEN)
+        return len(self.results)
+
+    def wait_until_drained(self, count: int) -> None:
+        """Until there are `count` results and nothing is queued or held.
+
+        Raises `NotInTime`: the run is invalid then.
+        """
+        held = (QUEUE, f"{QUEUE}:claimed", RETRIES)
+        wait_until(lambda: self.take() >= count, 120 + count / 50, "all results")
+        wait_until(lambda: not self.redis.exists(*held), 120, "nothing is held")
+        self.take()  # what should not be
+
+
+def store_client(url: str) -> Redis:
+    """The harness's own connection, which waits for a server that starts again."""
+    failures: list[type[Exception]] = [NoConnection, BusyLoadingError, ReadOnlyError]
+    return Redis.from_url(url, retry=Retry(ConstantBackoff(0.1), 900), retry_on_error=failures)
+
+
+def keys_left(redis: Redis) -> set[str]:
+    """All keys but what expires by itself: the memory of batches and of answered deliveries, and what pollers tell."""
+    passing = re.compile(rf".*:(settled|status):|{DELIVERY_PREFIX}")
+    return {name for key in redis.scan_iter(count=1_000) if not passing.match(name := key.decode())}

@@ -1,0 +1,46 @@
+"""KEDA in a run of chaos: the rules of the manifest that the product ships, over the keys as they are."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import yaml
+from redis import Redis
+
+from tests.manifests.keda_rehearsal import Autoscaler, Scaling
+from tests.waiting import wait_until
+
+_MANIFEST = Path(__file__).resolve().parents[2] / "keda" / "base" / "scaledobject.yaml"
+_SPEED = 40.0
+"""KEDA's seconds in one of ours."""
+
+
+class Keda:
+    """Asked at every polling interval, as KEDA asks; its time runs faster."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._scaling = Scaling.read(yaml.safe_load(_MANIFEST.read_text()))
+
+    def is_active(self) -> bool:
+        """Whether any trigger is up: somebody must come, or stay."""
+        return self._scaling.is_active(self._values())
+
+    def wake_from_zero(self) -> int:
+        """Wait until the rule starts pollers where none runs; returns how many, 0 where nothing is left to do.
+
+        A trigger that is up now must start one at the next interval (I19).
+        """
+        if not self.is_active():
+            return 0
+        scaler, began = Autoscaler(self._scaling), time.monotonic()
+        pause = self._scaling.polling_seconds / _SPEED
+
+        def decided() -> int:
+            return scaler.decide(self._values(), (time.monotonic() - began) * _SPEED)
+
+        return wait_until(decided, 10 + pause, "the autoscaler to start a poller")
+
+    def _values(self) -> dict[str, float]:
+        return {trigger.name: trigger.measure(self._redis) for trigger in self._scaling.triggers}
