@@ -17,6 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
 from handlers.app.credentials import file_token, gateway_tls
+from handlers.app.dependencies import ObservedPublisher, observed
 from handlers.app.held import held_events, held_pushes
 from handlers.app.memory import with_memory
 from handlers.app.metrics import handler_metrics_of
@@ -33,6 +34,7 @@ from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.guarded import GuardedForward, GuardOptions
 from handlers.forward.transforms.registry import build_transforms
 from handlers.settings.settings import Settings, load_settings
+from handlers.telemetry.dependencies import GATEWAY, RESULTS, Dependencies
 from handlers.telemetry.logs import Logger, get_logger
 
 if TYPE_CHECKING:
@@ -93,7 +95,8 @@ class Handler:
         gateway = gateway_of(settings)
         self._closers.append(gateway.aclose)
         self._metrics = handler_metrics_of(settings, target)
-        parts = Parts(self._log, self._closers, self._starters, self._metrics)
+        self._dependencies = Dependencies()
+        parts = Parts(self._log, self._closers, self._starters, self._metrics, self._dependencies)
         walk, doorkeeper = _WALKS[target](settings, self._forward(settings, gateway, target), parts)
         env = settings.env
         endpoint = HttpEndpoint(
@@ -109,6 +112,7 @@ class Handler:
             guarded_pages=self._guarded_pages(gateway),
         )
         self._endpoint = endpoint
+        self._needs_dependencies = env.readiness == "dependencies"
         self._is_started = False
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -120,10 +124,12 @@ class Handler:
             return {}
         self._metrics.metrics.watch_connections("gateway", lambda: gateway.in_use)
         self._metrics.metrics.watch_ready(lambda: self._is_started and not self.is_stopping)
+        self._metrics.metrics.watch_dependencies(self._dependencies)
         return {"/metrics": GuardedPage(self._metrics.guard, self._metrics.page)}
 
     def _forward(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
         forward = calls(self._traced(settings, gateway, target), self._metrics)
+        forward = observed(forward, self._dependencies.add(GATEWAY))
         metrics = self._metrics.metrics if self._metrics else None
         return guarded_forward(settings, forward, self._log, metrics)
 
@@ -140,7 +146,14 @@ class Handler:
         return traced_forward(forwarder_of(settings, TracedSender(gateway, tracing)).forward, spans)
 
     def _ready(self) -> Answer:
-        return plain(503, "stopping") if self.is_stopping else plain(200, "ready")
+        """What fails is named; it makes the pod unready only where that was asked for (see `READINESS`)."""
+        if self.is_stopping:
+            return plain(503, "stopping")
+        failing = self._dependencies.failing()
+        if not failing:
+            return plain(200, "ready")
+        told = "; ".join(f"{name} fails for {seconds:.0f} s" for name, seconds in failing.items())
+        return plain(503, told) if self._needs_dependencies else plain(200, f"ready, but {told}")
 
     def _refused(self, refusal: Refusal) -> None:
         if self._metrics is not None:
@@ -224,7 +237,7 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
     held = held_pushes(settings, timed(forward) if env.result_details else forward, parts)
     held, memory = with_memory(settings, held, parts)
     door = PubSubPushDoor(
-        publisher,
+        ObservedPublisher(publisher, parts.dependencies.add(RESULTS)),
         subscriptions(settings),
         log,
         project_id=settings.project_id,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from handlers.app.parts import Parts
 from handlers.forward.forward import Forward
 from handlers.settings.settings import Settings
+from handlers.telemetry.dependencies import MEMORY
 
 if TYPE_CHECKING:
     from handlers.doors.once import Once
@@ -22,7 +23,7 @@ def with_memory(settings: Settings, forward: Forward, parts: Parts) -> tuple[For
     from handlers.doors.once import Once
     from handlers.forward.cancellable import CancellableForward
     from handlers.redis_store.connection import STORE_FAILURES, connect
-    from handlers.redis_store.dedup import DeliveryRecords
+    from handlers.redis_store.dedup import DedupOptions, DeliveryRecords
     from handlers.redis_store.delivery_cancellations import deliveries_cancelled_at
 
     redis = connect(replace(redis_options(settings), url=settings.env.dedupe_redis_url))
@@ -31,4 +32,7 @@ def with_memory(settings: Settings, forward: Forward, parts: Parts) -> tuple[For
     cancellable = CancellableForward(forward, look_up, STORE_FAILURES, parts.log)
     parts.starters.append(cancellable.start)
     parts.closers.append(cancellable.aclose)
-    return cancellable.forward, Once(DeliveryRecords(redis), parts.log)
+    options = DedupOptions(lease_seconds=settings.env.lease_seconds)
+    return cancellable.forward, Once(
+        DeliveryRecords(redis, options), parts.log, parts.dependencies.add(MEMORY)
+    )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from handlers.app.metrics import HandlerMetrics
 from handlers.doors.accounted import AccountedDoor
 from handlers.doors.door import ContextT, Door, handle
 from handlers.doors.http_message import Answer, Delivery
 from handlers.forward.forward import Forward
+from handlers.telemetry.dependencies import Dependencies
 from handlers.telemetry.logs import Logger
 
 Walk = Callable[[Delivery], Awaitable[Answer]]
@@ -19,12 +20,13 @@ Starters = list[Callable[[], Awaitable[object]]]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a door's wiring adds to: who must be started and closed; and who counts, if anybody does."""
+    """What a door's wiring adds to: who must be started and closed, what may fail; and who counts, if anybody does."""
 
     log: Logger
     closers: Closers
     starters: Starters
     metrics: HandlerMetrics | None
+    dependencies: Dependencies = field(default_factory=Dependencies)
 
 
 def accounted(

@@ -229,6 +229,7 @@ class PollerApp:
             lease_seconds=env.lease_seconds,
             cluster=redis_options(self._settings).is_cluster,
             wait_replicas=env.wait_replicas,
+            wait_timeout_ms=max(1, round(500 * env.redis_timeout_seconds)),  # before the connection gives up
         )
 
     def _promoter(self) -> Looper:

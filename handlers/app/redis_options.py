@@ -16,4 +16,5 @@ def redis_options(settings: Settings) -> RedisOptions:
         ca_file=env.redis_ca_file,
         cert_file=env.redis_cert_file,
         key_file=env.redis_key_file,
+        timeout_seconds=env.redis_timeout_seconds,
     )

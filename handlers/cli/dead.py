@@ -130,10 +130,11 @@ def _missing(dead_id: str) -> ExitCode:
 
 
 def _run(queue: QueueFlags, work: Work) -> ExitCode:
+    from handlers.redis_store.client_connection import CALL_TIMEOUT_SECONDS
     from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
     from handlers.redis_store.dead_letters import DeadLetters
 
-    options = RedisOptions(queue.redis_url)
+    options = RedisOptions(queue.redis_url, timeout_seconds=CALL_TIMEOUT_SECONDS)
 
     async def connected() -> ExitCode:
         redis = connect(options)

@@ -9,27 +9,35 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.request import Request
 from handlers.doors.http_message import Answer, plain, retry_after
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.dedup import AlreadyAnswered, DeliveryRecords, Fresh, InProgress, delivery_key
+from handlers.telemetry.dependencies import Dependency
 from handlers.telemetry.logs import Logger
 
 _RENEWALS_PER_LEASE = 3
 T = TypeVar("T")
 
 
+class Ask(Protocol):
+    """Asks the Redis; None where it does not say."""
+
+    async def __call__(self, call: Awaitable[T]) -> T | None:
+        """Await `call`."""
+
+
 class Turn:
     """One delivery's right to be answered by us; its lease is kept until `finish` or `abandon`."""
 
-    def __init__(self, records: DeliveryRecords, key: str, owner: str, log: Logger) -> None:
+    def __init__(self, records: DeliveryRecords, key: str, owner: str, ask: Ask) -> None:
         self._records = records
         self._key = key
         self._owner = owner
-        self._log = log
+        self._ask = ask
         self._renewing = asyncio.create_task(self._renew())
 
     async def finish(self, reference: str) -> None:
@@ -42,7 +50,7 @@ class Turn:
 
     async def _end(self, last: Awaitable[bool]) -> None:
         self._renewing.cancel()
-        await _asked(last, self._log)
+        await self._ask(last)
 
     async def _renew(self) -> None:
         pause = self._records.options.lease_seconds / _RENEWALS_PER_LEASE
@@ -50,25 +58,26 @@ class Turn:
         is_ours: bool | None = True
         while is_ours is not False:
             await asyncio.sleep(pause)
-            is_ours = await _asked(self._records.renew(self._key, self._owner), self._log)
+            is_ours = await self._ask(self._records.renew(self._key, self._owner))
             end_if_cancelled()
 
 
 class Once:
-    """Gives each delivery its turn, if it is its turn."""
+    """Gives each delivery its turn, if it is its turn. `memory` hears how the Redis answers."""
 
-    def __init__(self, records: DeliveryRecords, log: Logger) -> None:
+    def __init__(self, records: DeliveryRecords, log: Logger, memory: Dependency) -> None:
         self._records = records
         self._log = log
+        self._memory = memory
 
     async def begin(self, request: Request, body: bytes) -> Turn | Answer | None:
         """The turn; the answer where there is none; None where the Redis does not say."""
         key, owner = delivery_key(request.id, request.request_token, body), secrets.token_hex(16)
-        beginning = await _asked(self._records.begin(key, owner), self._log)
+        beginning = await self._ask(self._records.begin(key, owner))
         end_if_cancelled()  # nobody is there for the answer; the lease of a turn just taken ends by itself
         match beginning:
             case Fresh():
-                return Turn(self._records, key, owner, self._log)
+                return Turn(self._records, key, owner, self._ask)
             case InProgress(seconds_left=seconds):
                 return plain(503, "another delivery of it is being answered", retry_after(seconds))
             case AlreadyAnswered():
@@ -76,11 +85,13 @@ class Once:
             case None:
                 return None
 
-
-async def _asked(call: Awaitable[T], log: Logger) -> T | None:
-    """The Redis's word, or None and a line in the log."""
-    try:
-        return await call
-    except STORE_FAILURES as error:
-        log.warning("deliveries are not remembered", error=type(error).__name__)
-        return None
+    async def _ask(self, call: Awaitable[T]) -> T | None:
+        """The Redis's word, or None and a line in the log."""
+        try:
+            answer = await call
+        except STORE_FAILURES as error:
+            self._memory.tell(has_failed=True)
+            self._log.warning("deliveries are not remembered", error=type(error).__name__)
+            return None
+        self._memory.tell(has_failed=False)
+        return answer

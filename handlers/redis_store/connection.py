@@ -45,7 +45,8 @@ class RedisOptions:
 
     `redis+sentinel://host:port,host:port/master/db` (`?sentinel_username=…&sentinel_password=…` where the Sentinels
     want one), `redis+cluster://host:port,host:port`. `password` is asked at every new connection, so a secret
-    may rotate; like `username` it wins over the URL's own.
+    may rotate; like `username` it wins over the URL's own. A server that is silent for `timeout_seconds` has failed:
+    ours answer in milliseconds, and a lease must outlast a few such failures.
     """
 
     url: str
@@ -54,7 +55,7 @@ class RedisOptions:
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
-    timeout_seconds: float = 5.0
+    timeout_seconds: float = 2.0
     connect_timeout_seconds: float = 2.0
     max_connections: int = 32
 

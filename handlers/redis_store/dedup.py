@@ -51,7 +51,7 @@ class DedupOptions:
     keeps it, seven days; in practice it does within minutes.
     """
 
-    lease_seconds: float = 30.0
+    lease_seconds: float = 15.0
     keep_seconds: float = 86_400.0
 
     def __post_init__(self) -> None:

@@ -80,6 +80,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     redis_ca_file: Annotated[str, Meta(description="CA that signed the server's certificate (PEM).")] = ""
     redis_cert_file: Annotated[str, Meta(description="Client certificate (PEM).")] = ""
     redis_key_file: Annotated[str, Meta(description="Key of the client certificate (PEM).")] = ""
+    redis_timeout_seconds: Annotated[
+        float, Meta(ge=0.1, le=60, description="Longest wait for an answer of Redis, then it is asked again.")
+    ] = 2.0
     request_queue_name: Annotated[str, Meta(description="Sorted set of pending requests.")] = (
         "request-sortedset"
     )
@@ -118,7 +121,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         int, Meta(ge=1, le=60_000, description="How often an idle queue is looked at.")
     ] = 20
     lease_seconds: Annotated[
-        float, Meta(ge=0.1, le=3_600, description="How long a claim lasts unrenewed.")
+        float,
+        Meta(ge=0.1, le=3_600, description="How long a claim, or a push being answered, lasts unrenewed."),
     ] = 15.0
     heartbeat_seconds: Annotated[
         float, Meta(ge=0.05, le=600, description="How often claims are renewed.")
@@ -180,6 +184,11 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str, Meta(description='Extensions for them: `{"extensions": {…}}` (Knative sets it).')
     ] = ""
     k_ca_certs: Annotated[str, Meta(description="CA that signed the sink's certificate (PEM text).")] = ""
+
+    readiness: Annotated[
+        Literal["process", "dependencies"],
+        Meta(description="`dependencies`: a handler is not ready while its gateway, topic or memory fails."),
+    ] = "process"
 
     # --- Pub/Sub
     project_id: Annotated[str, Meta(description="Google Cloud project of the topics.")] = ""

@@ -158,6 +158,12 @@ class Families:
             f"{PREFIX}_open_circuits", "Circuits that spare a gateway now.", registry=self.registry
         )
         self.ready = Gauge(f"{PREFIX}_ready", "1 while this process takes work.", registry=self.registry)
+        self.dependency_up = Gauge(
+            f"{PREFIX}_dependency_up",
+            "1 while the calls to it succeed, as this process makes them.",
+            ("dependency",),
+            registry=self.registry,
+        )
         self.waiting = Gauge(
             f"{PREFIX}_waiting_retries", "Requests in the retry set.", registry=self.registry
         )

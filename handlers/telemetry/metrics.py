@@ -26,6 +26,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from handlers.telemetry.dependencies import Dependencies
 from handlers.telemetry.families import Families
 from handlers.telemetry.gate_gauges import GateGauges, GateView
 from handlers.telemetry.logs import get_logger
@@ -275,6 +276,12 @@ class Metrics(Families):
     def watch_ready(self, is_ready: Callable[[], bool]) -> None:
         """Show whether this process takes work."""
         self.ready.set_function(lambda: 1.0 if is_ready() else 0.0)
+
+    def watch_dependencies(self, dependencies: Dependencies) -> None:
+        """Show which of them work."""
+        for name in dependencies.names():
+            shown = self.dependency_up.labels(name)
+            shown.set_function(lambda name=name: float(name not in dependencies.failing()))  # type: ignore[misc]  # a default binds it now
 
     def render(self) -> bytes:
         """The exposition text, of `CONTENT_TYPE`. What cannot be read off is left as it was, and logged."""

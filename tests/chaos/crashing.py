@@ -24,7 +24,7 @@ from handlers.cli.main import main
 from handlers.doors.once import Once
 from handlers.forward.gateway import Gateway
 from handlers.pubsub.publisher import Publisher
-from handlers.redis_store.dedup import DedupOptions, DeliveryRecords
+from handlers.redis_store.dedup import DeliveryRecords
 from handlers.redis_store.queue import RedisQueue
 from tests.waiting import wait_until
 
@@ -142,7 +142,6 @@ def _live(point: Point | None, arguments: Sequence[str], variables: Mapping[str,
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.environ.update(variables)  # this process is the product's
-    _replace(DeliveryRecords, "__init__", _with_short_lease)
     if point is not None:
         _replace(*point)
         _replace(redis_connection.AbstractConnection, "read_response", _reading)
@@ -151,13 +150,6 @@ def _live(point: Point | None, arguments: Sequence[str], variables: Mapping[str,
 
 def _replace(owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     setattr(owner, name, wrapper(getattr(owner, name)))
-
-
-def _with_short_lease(original: Callable[..., Any]) -> Callable[..., Any]:
-    def making(records: DeliveryRecords, redis: Any) -> None:
-        original(records, redis, DedupOptions(lease_seconds=LEASE_SECONDS))
-
-    return making
 
 
 class Process:

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from handlers.contract.request import Request
 from handlers.doors.once import Once, Turn
 from handlers.redis_store.dedup import DedupOptions, DeliveryRecords, delivery_key
+from handlers.telemetry.dependencies import Dependency
 from handlers.telemetry.logs import get_logger
 from tests.waiting import wait_until_async
 
@@ -56,7 +57,7 @@ def renewing_tasks() -> list[asyncio.Task[object]]:
 
 
 async def begun(records: Records) -> Turn:
-    turn = await Once(records, get_logger("test")).begin(REQUEST, BODY)
+    turn = await Once(records, get_logger("test"), Dependency()).begin(REQUEST, BODY)
     assert isinstance(turn, Turn)
     return turn
 
@@ -85,7 +86,7 @@ async def test_renewing_ends_when_another_has_the_lease(records: Records, store:
 
 async def test_a_delivery_that_is_given_up_at_its_beginning_takes_no_turn(records: Records) -> None:
     records.is_hanging = True
-    beginning = asyncio.create_task(Once(records, get_logger("test")).begin(REQUEST, BODY))
+    beginning = asyncio.create_task(Once(records, get_logger("test"), Dependency()).begin(REQUEST, BODY))
     await records.reached.wait()
 
     beginning.cancel()

@@ -51,7 +51,7 @@ class ClusterBench:
 
     def __init__(self, cluster: Cluster) -> None:
         self.url = cluster.url
-        self.redis = cast("RedisCluster", connect(RedisOptions(cluster.url)))
+        self.redis = cast("RedisCluster", connect(RedisOptions(cluster.url, timeout_seconds=5)))
         self.name = uuid.uuid4().hex
         self.requests, self.retries, self.results = (f"{kind}-{self.name}" for kind in ("q", "r", "l"))
         self.options = QueueOptions(self.retries, self.results, lease_seconds=30, cluster=True)

@@ -52,7 +52,7 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
     """
     url = sentinels.url(user=":p%40ss%2Fword@")
     async with (
-        contextlib.aclosing(connect(RedisOptions(url))) as redis,
+        contextlib.aclosing(connect(RedisOptions(url, timeout_seconds=5))) as redis,
         AsyncClient.for_redis(url, ClientOptions(queue="requests", results=RESULTS)) as client,
     ):
         worker = _Worker(redis, sentinels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import msgspec
@@ -16,7 +17,9 @@ from handlers.demo.pubsub_emulator import NoEmulator, find_emulator
 from handlers.demo.pubsub_layout import DEMO_PROJECT, RESULT_TOPIC
 from handlers.demo.stack import Stack, StackOptions
 from tests.servers.presence import not_found
-from tests.waiting import wait_until_async
+from tests.waiting import elapse_async, wait_until_async
+
+LEASE_SECONDS, TOKEN_SECONDS = 1.0, 0.01
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +27,17 @@ def stack() -> Iterator[Stack]:
     found = find_emulator()
     if isinstance(found, NoEmulator):
         not_found("the Pub/Sub emulator", found.reason)
-    with Stack(StackOptions(gateway_arguments=("--time-to-first-token", "0.3"))) as running:
+    with Stack(
+        StackOptions(
+            gateway_arguments=("--time-to-first-token", "0.3", "--time-per-token", str(TOKEN_SECONDS))
+        )
+    ) as running:
         yield running
 
 
-@pytest.fixture(scope="module")
-def door(stack: Stack) -> Iterator[str]:
-    """A push door that remembers."""
+@contextmanager
+def open_door(stack: Stack) -> Iterator[tuple[str, Child]]:
+    """A push door that remembers; the lease of what it answers is short, so that it must renew it."""
     variables = {
         "IGW_BASE_URL": stack.gateway_url,
         "PUBSUB_EMULATOR_HOST": stack.emulator_host,
@@ -41,11 +48,19 @@ def door(stack: Stack) -> Iterator[str]:
         "HOST": "127.0.0.1",
         "PORT": "0",
         "LOG_FORMAT": "text",
+        "LEASE_SECONDS": str(LEASE_SECONDS),
+        "HEARTBEAT_SECONDS": "0.3",
     }
     command = [*stack.children["pubsub_push"].process.args[:1], "serve", "--target", "pubsub_push"]  # type: ignore[index]  # a list
     with Child("push door", [str(part) for part in command], variables) as child:
         line = child.wait_for(lambda output: output if "ready" in output else None)
-        yield f"http://127.0.0.1:{line.split('port=')[1].split()[0]}/push"
+        yield f"http://127.0.0.1:{line.split('port=')[1].split()[0]}/push", child
+
+
+@pytest.fixture(scope="module")
+def door(stack: Stack) -> Iterator[str]:
+    with open_door(stack) as (url, _):
+        yield url
 
 
 def push(request_id: str) -> bytes:
@@ -112,3 +127,51 @@ async def test_of_two_deliveries_at_once_one_is_answered_and_one_comes_back(stac
 
         assert sorted(answer.status_code for answer in answers) == [204, 503]
         assert await completions(client, stack) == before + 1
+
+
+async def running(client: httpx.AsyncClient, stack: Stack) -> int:
+    return int((await client.get(f"{stack.gateway_url}/simulate/state")).json()["running"])
+
+
+def slow_push(request_id: str, seconds: float) -> bytes:
+    payload = {"user": request_id, "max_tokens": round(seconds / TOKEN_SECONDS)}
+    return push_of({"id": request_id, "payload": payload, "deadline": 1_999_999_999})
+
+
+async def test_while_a_long_one_is_answered_its_copy_comes_back_however_often_the_lease_ends(
+    stack: Stack, door: str
+) -> None:
+    """F61."""
+    async with httpx.AsyncClient(timeout=60) as client:
+        before = await completions(client, stack)
+        first = asyncio.create_task(client.post(door, content=slow_push("once-3", 4 * LEASE_SECONDS)))
+        await elapse_async(2.5 * LEASE_SECONDS, "a lease that nobody renews would have ended")
+
+        copy = await client.post(door, content=slow_push("once-3", 4 * LEASE_SECONDS))
+
+        assert not first.done()
+        assert (copy.status_code, (await first).status_code) == (503, 204)
+        assert await completions(client, stack) == before + 1
+
+
+async def test_what_a_killed_door_was_answering_is_answered_by_another_when_its_lease_ends(
+    stack: Stack, door: str
+) -> None:
+    """F2."""
+    async with httpx.AsyncClient(timeout=60) as client:
+        body = slow_push("once-4", 3)
+        with open_door(stack) as (url, child):
+            pushed = asyncio.create_task(client.post(url, content=body))
+
+            async def is_under_way() -> bool:
+                return await running(client, stack) > 0
+
+            await wait_until_async(is_under_way, 30, "the request at the gateway")
+            child.process.kill()
+            with pytest.raises(httpx.TransportError):
+                await pushed
+
+        async def is_answered() -> bool:
+            return (await client.post(door, content=body)).status_code == 204
+
+        await wait_until_async(is_answered, 30, "another door to answer it")

@@ -1,0 +1,34 @@
+"""What a process knows of what it depends on, from its own calls."""
+
+from __future__ import annotations
+
+from handlers.telemetry.dependencies import GATEWAY, MEMORY, Dependencies, Dependency
+
+
+def test_three_failures_in_a_row_count_from_the_first_and_one_success_ends_it() -> None:
+    now = [10.0]
+    dependency = Dependency(clock=lambda: now[0])
+    for _ in range(2):
+        dependency.tell(has_failed=True)
+        now[0] += 1.0
+        assert dependency.failing_seconds is None
+    dependency.tell(has_failed=True)
+    assert dependency.failing_seconds == 2.0
+    dependency.tell(has_failed=False)
+    assert dependency.failing_seconds is None
+
+
+def test_failures_with_a_success_between_them_do_not_add_up() -> None:
+    dependency = Dependency()
+    for has_failed in (True, True, False, True, True):
+        dependency.tell(has_failed=has_failed)
+    assert dependency.failing_seconds is None
+
+
+def test_only_what_fails_is_told() -> None:
+    dependencies = Dependencies()
+    dependencies.add(MEMORY)
+    for _ in range(3):
+        dependencies.add(GATEWAY).tell(has_failed=True)
+    assert list(dependencies.failing()) == [GATEWAY]
+    assert dependencies.names() == [MEMORY, GATEWAY]

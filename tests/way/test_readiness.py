@@ -1,0 +1,123 @@
+"""A handler says what it cannot reach, and is unready for it only where that was asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import msgspec
+import pytest
+
+from handlers.demo.child import Child
+from handlers.demo.stack import ready_port
+from handlers.demo.valkey import free_port
+from tests.waiting import wait_until
+from tests.way.breakable import COMMAND
+from tests.way.test_pubsub_once import push_of
+
+DEADLINE = 1_999_999_999
+EVENT = {
+    "ce-specversion": "1.0",
+    "ce-id": "e",
+    "ce-source": "/s",
+    "ce-type": "t",
+    "content-type": "application/json",
+}
+
+
+class _Broken(BaseHTTPRequestHandler):
+    """Answers requests, and refuses every publish."""
+
+    is_well = False
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        is_publish = self.path.endswith(":publish")
+        body = b'{"messageIds":["1"]}' if is_publish else b'{"choices":[]}'
+        self.send_response(403 if is_publish and not self.is_well else 200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.send_response(403)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_words: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def others() -> Iterator[tuple[str, type[_Broken]]]:
+    """A gateway and a broker in one; the class says whether publishes succeed."""
+    mine = type("Mine", (_Broken,), {})
+    with ThreadingHTTPServer(("127.0.0.1", 0), mine) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield f"127.0.0.1:{server.server_address[1]}", mine
+        server.shutdown()
+        serving.join()
+
+
+@contextmanager
+def door(target: str, **variables: str) -> Iterator[httpx.Client]:
+    own = {"HOST": "127.0.0.1", "PORT": "0", "LOG_FORMAT": "json", **variables}
+    with Child(target, [COMMAND, "serve", "--target", target], own) as child:
+        port = child.wait_for(ready_port, 60)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client
+
+
+@pytest.mark.parametrize(("readiness", "status"), [("process", 200), ("dependencies", 503)])
+def test_a_gateway_that_fails_is_named(readiness: str, status: int) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with door("dispatch", IGW_BASE_URL=nobody, READINESS=readiness) as client:
+        assert (client.get("/readyz").status_code, client.get("/readyz").text) == (200, "ready\n")
+        for number in range(3):
+            body = msgspec.json.encode({"id": f"r{number}", "payload": {}, "deadline": DEADLINE})
+            client.post("/", content=body, headers=EVENT)
+
+        told = client.get("/readyz")
+
+    assert told.status_code == status
+    assert "gateway fails for" in told.text
+
+
+def test_a_topic_and_a_memory_that_fail_are_named_until_they_work(others: tuple[str, type[_Broken]]) -> None:
+    where, broken = others
+    variables = {
+        "IGW_BASE_URL": f"http://{where}",
+        "PUBSUB_EMULATOR_HOST": where,
+        "PROJECT_ID": "some-project",
+        "RESULT_TOPIC_ID": "results",
+        "PUSH_AUTH": "none",
+        "DEDUPE_REDIS_URL": f"redis://127.0.0.1:{free_port()}",
+        "METRICS_TOKEN": "a-token-of-this-test",
+    }
+    with door("pubsub_push", **variables) as client:
+
+        def push(number: int) -> int:
+            body = push_of({"id": f"r{number}", "payload": {}, "deadline": DEADLINE})
+            return client.post("/push", content=body).status_code
+
+        assert {push(number) for number in range(3)} == {503}, "what is not published is not acked"
+        told = client.get("/readyz")
+        assert told.status_code == 200
+        assert "results fails for" in told.text
+        assert "memory fails for" in told.text
+        page = client.get("/metrics", headers={"authorization": "Bearer a-token-of-this-test"}).text
+        ups = dict(line.rsplit(" ", 1) for line in page.splitlines() if "_dependency_up{" in line)
+        assert {name.split('"')[1]: value for name, value in ups.items()} == {
+            "gateway": "1.0",
+            "results": "0.0",
+            "memory": "0.0",
+        }
+
+        broken.is_well = True
+        wait_until(lambda: push(9) == 204, 30, "a push that is acked")
+        assert "results" not in client.get("/readyz").text
