@@ -8,6 +8,9 @@ import click
 
 from handlers.contract.errors import InvalidSetting
 
+_THREADS = 8
+"""Views at a time; each waits for Redis most of its time."""
+
 
 @click.command()
 @click.option(
@@ -18,7 +21,7 @@ def status(host: str, port: int) -> None:
     """Serve the status page: what is queued, why gates are closed, where a request is.
 
     Reads REDIS_URL and the other settings of the poller. Read-only, unless STATUS_TOKEN_FILE names a token
-    that dead letters can be requeued or dropped with.
+    that dead letters can be requeued or dropped with. It has no sign-in: for a cluster, see keda/README.md.
     """
     import functions_framework
     from functions_framework._http import create_server
@@ -37,4 +40,8 @@ def status(host: str, port: int) -> None:
         fail(error)
     app = functions_framework.create_app("status", handlers.status_main.__file__, "http")  # type: ignore[no-untyped-call]  # untyped
     click.echo(f"status page on http://{host}:{port}/")
-    create_server(app, debug=False).run(host, port)  # type: ignore[no-untyped-call]  # untyped
+    # One process, whatever WORKERS says: to the framework that is the number of processes, to us the poller's slots.
+    server = create_server(  # type: ignore[no-untyped-call]  # untyped
+        app, debug=False, workers=1, threads=_THREADS, control_socket_disable=True
+    )
+    server.run(host, port)

@@ -96,7 +96,8 @@ class StatusPages:
 
     def _route(self, request: Request) -> Response:
         path = request.path.rstrip("/") or "/"
-        if path == "/healthz":
+        if path in ("/healthz", "/readyz"):
+            # Ready also while Redis is down: this page is what says so, and then it must be reachable.
             return Response("ok\n", 200, mimetype="text/plain")
         if path == "/style.css":
             text = self._templates.get_template("style.css").render()

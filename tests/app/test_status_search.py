@@ -1,4 +1,4 @@
-"""A search by a Redis user that may only read the queues: less is known, and it is still an answer."""
+"""What the status page still answers when it may see less, or when Redis is gone."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import time
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from flask import Request
 from redis.asyncio import Redis
+from werkzeug.test import EnvironBuilder
 
 from handlers.app.status_page import RedisSource
-from handlers.demo.valkey import Valkey
+from handlers.demo.valkey import Valkey, free_port
 from handlers.settings.settings import load_settings
+from handlers.status.page import StatusPages
 
 
 async def test_a_user_without_the_producers_keys_finds_what_is_queued(store: Redis, valkey: Valkey) -> None:
@@ -41,3 +44,11 @@ async def test_a_user_without_the_producers_keys_finds_what_is_queued(store: Red
     finally:
         await cast(Any, store).execute_command("ACL", "DELUSER", "looker")
     assert [place.where for place in found.places] == ["pending"]
+
+
+def test_it_is_ready_while_redis_is_down_since_it_is_the_page_that_says_so() -> None:
+    source = RedisSource(load_settings({"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}))
+    pages = StatusPages(source, tuple)
+    first, ready = (pages.respond(Request(EnvironBuilder(path).get_environ())) for path in ("/", "/readyz"))
+    assert (first.status_code, ready.status_code) == (503, 200)
+    assert "ConnectionError" in first.get_data(as_text=True)

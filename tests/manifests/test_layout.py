@@ -18,6 +18,7 @@ OUTSIDE = (
     "async-processor-redis-tls",
     "async-processor-dispatch-token",
     "async-processor-metrics-token",
+    "async-processor-status-token",
 )
 NOT_OBJECTS = re.compile(r"(kustomization|namereference|config|.*-patch|second-queue|settings-to-.*)\.yaml")
 

@@ -1,0 +1,114 @@
+"""The status page as the manifests start it: a real process with the pod's own arguments and settings."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlers.demo.valkey import Valkey, free_port
+from tests.manifests.rendering import COMBINATIONS, Manifest, environment, of_kind, pods, render
+from tests.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def objects() -> list[Manifest]:
+    """What the component adds to the menu's base."""
+    return render(COMBINATIONS / "keda-status-page")
+
+
+def container(objects: list[Manifest]) -> dict[str, Any]:
+    """The page's container."""
+    (page,) = (p for p in pods(objects) if p.labels.get("app.kubernetes.io/component") == "status")
+    found: dict[str, Any] = page.spec["containers"][0]
+    return found
+
+
+@pytest.fixture(scope="module")
+def running(
+    objects: list[Manifest], valkey: Valkey, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
+    """The process, its address, its home: nothing of the machine's environment but the path."""
+    page, port, home = container(objects), free_port(), tmp_path_factory.mktemp("home")
+    assert page["ports"][0]["containerPort"] == int(page["args"][-1])
+    args = [*page["args"][:-1], str(port)]
+    variables = {**environment(page, objects), "REDIS_URL": valkey.url}
+    command = [str(Path(sys.executable).parent / "async-processor"), *args]
+    with subprocess.Popen(
+        command, env={"PATH": os.environ["PATH"], "HOME": str(home), **variables}, start_new_session=True
+    ) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until(lambda: answer_of(f"{url}/readyz") == 200, 30, "the status page")
+            yield process, url, home
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(40)
+    assert process.returncode == 0
+
+
+def answer_of(url: str) -> int:
+    """The status of one request; 0 where nobody listens."""
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_its_probes_and_its_page_are_answered(
+    objects: list[Manifest], running: tuple[subprocess.Popen[bytes], str, Path]
+) -> None:
+    _, url, _ = running
+    page = container(objects)
+    for probe in ("livenessProbe", "readinessProbe"):
+        assert answer_of(url + page[probe]["httpGet"]["path"]) == 200
+    assert answer_of(url) == 200
+
+
+def test_the_pollers_slots_are_not_its_processes_and_it_writes_nothing_at_home(
+    objects: list[Manifest], running: tuple[subprocess.Popen[bytes], str, Path]
+) -> None:
+    """WORKERS is in the shared settings; the framework would start as many processes."""
+    process, _, home = running
+    assert int(environment(container(objects), objects)["WORKERS"]) > 1
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 1
+    assert not list(home.iterdir())
+
+
+def test_it_reads_what_the_poller_reads_with_a_user_that_may_be_another(objects: list[Manifest]) -> None:
+    (poller,) = (p for p in pods(objects) if p.labels.get("app.kubernetes.io/component") == "poller")
+    same, own = container(objects)["envFrom"][:2], container(objects)["envFrom"][2]
+    assert same == poller.spec["containers"][0]["envFrom"]
+    assert own == {"secretRef": {"name": "async-processor-status-redis", "optional": True}}
+    assert container(objects)["image"] == poller.spec["containers"][0]["image"]
+
+
+def test_it_is_not_reachable_from_outside(objects: list[Manifest]) -> None:
+    (service,) = of_kind(objects, "Service")
+    assert service["spec"]["type"] == "ClusterIP"
+
+
+def test_tls_and_queues_reach_the_page_as_they_reach_the_poller() -> None:
+    """Whatever a component sets for the poller's Redis or queues, it sets for the page; with its files."""
+    objects = render(COMBINATIONS / "keda-everything")
+    page = container(objects)
+    (poller,) = (p for p in pods(objects) if p.labels.get("app.kubernetes.io/component") == "poller")
+    theirs = {e["name"]: e.get("value") for e in poller.spec["containers"][0]["env"]}
+    ours = {e["name"]: e.get("value") for e in page["env"]}
+    shared = {name for name in theirs if name.startswith("REDIS_") or name == "CONFIG_FILE"}
+    assert shared
+    assert {name: theirs[name] for name in shared} == {name: ours.get(name) for name in shared}
+    folders = [mount["mountPath"] for mount in page["volumeMounts"]]
+    assert all(str(Path(path).parent) in folders for path in ours.values())
