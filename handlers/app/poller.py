@@ -21,6 +21,7 @@ from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.guarded import circuit_options, guarded_dispatch
 from handlers.forward.outcome import Outcome
 from handlers.gates.allowance import Allowance
+from handlers.gates.bands import band_of
 from handlers.gates.gate import Gate, Share
 from handlers.poller.canceller import Canceller
 from handlers.poller.carrier import Carrier
@@ -78,7 +79,7 @@ class PollerApp:
         default_queue = settings.queues[0].queue_name
         self._retries = open_retries(self._redis, default_queue, self._queue_options())
         self._metrics = Metrics()
-        self._tally = Tally(tenant_field=settings.env.fairness_attribute)
+        self._tally = Tally(tenant_field=settings.fairness_attribute)
         self._gates = ProcessGates(settings, redis_options(settings))
         self._pool_gates: dict[str, list[Gate]] = {}
         self._lanes: dict[str, LaneOptions] = {}
@@ -141,7 +142,9 @@ class PollerApp:
                 entry.merge_policy, f"{setting}.merge_policy", ageing_seconds=entry.ageing_seconds
             )
             self._pool_gates[entry.id] = self._gates.build(entry.gate_type, entry.gate_params, setting)
-            self._lanes[entry.id] = LaneOptions(entry.lane_objectives, entry.priority_header)
+            self._lanes[entry.id] = LaneOptions(
+                entry.lane_objectives, entry.priority_header, settings.tier_label
+            )
             pools[entry.id] = Pool(
                 entry.id,
                 entry.workers or settings.env.workers,
@@ -149,6 +152,7 @@ class PollerApp:
                 self._log,
                 gates=self._pool_gates[entry.id],
                 merge=merge,
+                lane_of=partial(band_of, tier_label=settings.tier_label),
                 part=self._shared.part_of_pool(entry, self._pool_gates[entry.id]),
             )
             self._shared.watch(pools[entry.id])

@@ -39,7 +39,7 @@ def event_fields(settings: Settings) -> EventFields | None:
         deadline_from=env.event_deadline_from,
         deadline_seconds=env.event_deadline_seconds,
         is_payload=env.event_data == "payload",
-        tenant_field=env.fairness_attribute,
+        tenant_field=settings.fairness_attribute,
     )
     return None if fields.is_empty else fields
 

@@ -6,7 +6,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 
-from handlers.gates.bands import BANDS, band_of
+from handlers.gates.bands import BANDS
 from handlers.gates.gate import Gate
 from handlers.poller.pool import Pool
 from handlers.poller.status_watch import (
@@ -53,7 +53,7 @@ def poller_report(
             QueueReport(
                 name,
                 pool.pool_id,
-                BANDS[band_of(source.labels)],
+                BANDS[pool.lane_of(source.labels)],
                 source.carrier.in_flight,
                 source.circuit.state if source.circuit else "closed",
                 gate_reports([gate.state() for gate in source.gates]),

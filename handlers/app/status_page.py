@@ -89,7 +89,10 @@ class RedisSource:
             retrying = found.retrying
             if found.pending or found.claimed or found.retrying:
                 tenants[name] = await self._tenants(redis, name)
-        lanes = {entry.queue_name: BANDS[band_of(entry.labels)] for entry in self._settings.queues}
+        lanes = {
+            entry.queue_name: BANDS[band_of(entry.labels, self._settings.tier_label)]
+            for entry in self._settings.queues
+        }
         queues = queue_lines(depths, pollers, tenants, lanes)
         return Overview(
             at=now,
@@ -114,7 +117,7 @@ class RedisSource:
         )
 
     def _counted(self, members: Sequence[bytes], queue: str, *, only_own: bool = False) -> Counter[str]:
-        field = self._settings.env.fairness_attribute
+        field = self._settings.fairness_attribute
         counts: Counter[str] = Counter()
         for member in members:
             try:

@@ -82,6 +82,7 @@ def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | N
         own = allowed_headers(request.headers, allow_authorization=route.allow_authorization)
         own.pop(route.objective_header, None)
         own.pop(route.fairness_header.lower(), None)
+        own.pop(route.priority_header, None)
         headers.update(own)
     objective = request.objective or route.inference_objective
     if objective and _VALUE.fullmatch(objective):  # a lane's may come from a source that is not ours
@@ -90,7 +91,7 @@ def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | N
     if tenant and route.fairness_header and is_fairness_id(tenant):
         headers[route.fairness_header] = tenant
     if request.priority is not None:
-        headers[PRIORITY_HEADER] = str(request.priority)
+        headers[route.priority_header] = str(request.priority)
     headers.update(trace if trace is not None else trace_headers(request.metadata))
     return headers
 

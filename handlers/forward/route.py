@@ -26,6 +26,7 @@ class Route:
     objective_header: str = OBJECTIVE_HEADER
     fairness_header: str = FAIRNESS_HEADER
     fairness_attribute: str = "userid"
+    priority_header: str = PRIORITY_HEADER
     allowed_paths: tuple[str, ...] = ("/v1/",)
     allow_authorization: bool = False
 

@@ -68,8 +68,10 @@ class Pool:
         gates: Sequence[Gate] = (),
         merge: Merge | None = None,
         part: Callable[[], Part] = lambda: ALL_OF_IT,
+        lane_of: Callable[[Mapping[str, str]], int] = band_of,
     ) -> None:
         self.pool_id = pool_id
+        self.lane_of = lane_of
         self.slots = slots
         self.sources: dict[str, Source] = {}
         self._part = part
@@ -152,7 +154,8 @@ class Pool:
         """Claim up to `room` requests, as the merge policy shares them among the queues."""
         taken = 0
         candidates = [
-            Candidate(name, band_of(source.labels), source.room()) for name, source in self.sources.items()
+            Candidate(name, self.lane_of(source.labels), source.room())
+            for name, source in self.sources.items()
         ]
         now = time.monotonic()
         for turn in self._merge.turns(candidates, room, now):

@@ -1,7 +1,7 @@
 """The optional JSON or YAML file with several queues, topics and pools, under the reference's own names.
 
-A file is a mapping with the fields of `ConfigFile`, or a bare list of queues, topics or pools. A field that
-is not known here stops the start: a misspelt gate would otherwise be an open one.
+A file is a mapping with the fields of `ConfigFile`, a bare list of queues, topics or pools, or a merge policy. A field
+that is not known here stops the start: a misspelt gate would otherwise be an open one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from msgspec import Meta
 from handlers.contract.errors import InvalidSetting
 from handlers.forward.transforms.registry import TransformEntry, build_transforms
 from handlers.settings.environment import invalid_setting
+from handlers.settings.merge_policy import MERGE_POLICY, MergePolicy, check_merge_policy, is_merge_policy
 
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 
@@ -62,12 +63,13 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One pool of slots that queues share, and how it shares them (see `handlers/poller/lanes.py`).
 
+    Without a `merge_policy` it is the file's `request_merge_policy`, else `random-robin`.
     `shared`: the slots are those of all pollers together, not of each. Unset: where a gate publishes a budget.
     """
 
     id: Name
     workers: Annotated[int, Meta(ge=1, le=100_000)] | None = None
-    merge_policy: str = "random-robin"
+    merge_policy: str = ""
     ageing_seconds: Annotated[float, Meta(gt=0)] | None = None
     lane_objectives: dict[str, str] = msgspec.field(default_factory=dict)
     priority_header: bool = False
@@ -77,19 +79,27 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole file; what it names wins over the environment."""
+    """The whole file; what it names wins over the environment.
+
+    The last three fields are the reference's and change nothing here: our claims are renewed while they are worked on,
+    and the scan has a setting of its own.
+    """
 
     url: str = ""
     retry_queue_name: str = ""
     result_queue_name: str = ""
-    poll_interval_ms: Annotated[int, Meta(ge=1, le=60_000)] | None = None
-    batch_size: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    poll_interval_ms: Annotated[int, Meta(ge=0, le=60_000)] | None = None
+    batch_size: Annotated[int, Meta(ge=0, le=100_000)] | None = None
     project_id: str = ""
     result_topic_id: str = ""
     queues: list[QueueEntry] = msgspec.field(default_factory=list)
     topics: list[TopicEntry] = msgspec.field(default_factory=list)
     pools: list[PoolEntry] = msgspec.field(default_factory=list)
     request_transforms: list[TransformEntry] = msgspec.field(default_factory=list, name="requestTransforms")
+    request_merge_policy: MergePolicy | None = None
+    enable_tracing: bool = False
+    claim_lease_ttl_seconds: Annotated[int, Meta(ge=0)] = 0
+    claim_reclaim_interval_ms: Annotated[int, Meta(ge=0)] = 0
 
 
 _LISTS = {"queue_name": "queues", "subscriber_id": "topics", "id": "pools"}
@@ -152,7 +162,7 @@ def _content(text: str) -> dict[str, Any]:
         content = _as_mapping(content)
     if not isinstance(content, dict):
         raise InvalidSetting("CONFIG_FILE", found="no mapping", accepted="a mapping, or a list of entries")
-    return content
+    return {MERGE_POLICY: content} if is_merge_policy(content) else content
 
 
 def _config(content: dict[str, Any]) -> ConfigFile:
@@ -164,6 +174,8 @@ def _config(content: dict[str, Any]) -> ConfigFile:
     except msgspec.ValidationError as error:
         raise invalid_setting(error, "CONFIG_FILE") from None
     _check_unique(config)
+    if config.request_merge_policy is not None:
+        check_merge_policy(config.request_merge_policy)
     build_transforms(config.request_transforms, "requestTransforms")
     return config
 

@@ -11,7 +11,8 @@ import msgspec
 
 from handlers.contract.errors import InvalidSetting
 from handlers.forward.endpoint import is_safe_path
-from handlers.forward.route import Route, Routes
+from handlers.forward.route import PRIORITY_HEADER, Route, Routes
+from handlers.gates.bands import TIER
 from handlers.settings.config_file import (
     ConfigFile,
     PoolEntry,
@@ -20,6 +21,7 @@ from handlers.settings.config_file import (
     read_config_file,
 )
 from handlers.settings.environment import SECRETS, Environment, read_environment
+from handlers.settings.merge_policy import MergeParameters, MergePolicy
 from handlers.telemetry.logs import LogOptions
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+)(:[0-9]{1,5})?")
@@ -78,9 +80,37 @@ class Settings(msgspec.Struct, frozen=True):
     def pools(self) -> list[PoolEntry]:
         """The file's pools; `default` always exists."""
         pools = self.file.pools
-        if any(pool.id == "default" for pool in pools):
-            return pools
-        return [*pools, PoolEntry(id="default")]
+        if not any(pool.id == "default" for pool in pools):
+            pools = [*pools, PoolEntry(id="default")]
+        return [self._merging(pool) for pool in pools]
+
+    def _merging(self, pool: PoolEntry) -> PoolEntry:
+        """A pool under the policy of all, where it has none of its own."""
+        if pool.merge_policy:
+            return pool
+        policy = self.file.request_merge_policy or MergePolicy()
+        return msgspec.structs.replace(
+            pool,
+            merge_policy=policy.type,
+            lane_objectives=pool.lane_objectives or policy.parameters.lane_objectives,
+            priority_header=pool.priority_header or bool(policy.parameters.priority_header),
+        )
+
+    @property
+    def merge_parameters(self) -> MergeParameters:
+        """What the file's merge policy says beside its type."""
+        policy = self.file.request_merge_policy
+        return policy.parameters if policy else MergeParameters()
+
+    @property
+    def fairness_attribute(self) -> str:
+        """The metadata field that names the tenant."""
+        return self.merge_parameters.fairness_attribute or self.env.fairness_attribute
+
+    @property
+    def tier_label(self) -> str:
+        """The label that holds a queue's tier."""
+        return self.merge_parameters.tier_label or TIER
 
     def subscription(self, name: str) -> TopicEntry | None:
         """The entry of a subscription, by its short or full name."""
@@ -99,14 +129,16 @@ class Settings(msgspec.Struct, frozen=True):
         return Routes(default=default, by_queue=by_queue)
 
     def _route(self, entry: QueueEntry | TopicEntry | None) -> Route:
-        env = self.env
+        env, merging = self.env, self.merge_parameters
+        fairness_header = env.fairness_header if merging.fairness_header is None else merging.fairness_header
         return Route(
             base_url=(entry.igw_base_url if entry else "") or env.igw_base_url,
             path=(entry.request_path_url if entry else "") or env.request_path_url,
             inference_objective=(entry.inference_objective if entry else "") or env.inference_objective,
-            objective_header=env.inference_objective_header.lower(),
-            fairness_header="" if env.fairness_disabled else env.fairness_header.lower(),
-            fairness_attribute=env.fairness_attribute,
+            objective_header=(merging.objective_header or env.inference_objective_header).lower(),
+            fairness_header="" if env.fairness_disabled else fairness_header.lower(),
+            fairness_attribute=self.fairness_attribute,
+            priority_header=(merging.priority_header or PRIORITY_HEADER).lower(),
             allowed_paths=tuple(path.strip() for path in env.allowed_endpoints.split(",") if path.strip()),
             allow_authorization=env.allow_request_authorization,
         )

@@ -1,0 +1,137 @@
+"""Files and flags as the reference's users have them: files load unchanged, the moving guide names every flag."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from handlers.app.poller import PollerApp
+from handlers.contract.request import Request
+from handlers.forward.headers import gateway_headers
+from handlers.poller.lanes import LaneOptions, in_lane
+from handlers.settings.config_file import ConfigFile, QueueEntry
+from handlers.settings.environment import Environment
+from handlers.settings.settings import Settings, load_settings
+
+FILES = Path(__file__).parent / "files"
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "coming-from-llm-d-async.md"
+PROMETHEUS = {"PROMETHEUS_URL": "http://prometheus.example:9090"}
+
+
+def loaded(*names: str, **variables: str) -> Settings:
+    paths = ",".join(str(FILES / f"{name}.json") for name in names)
+    return load_settings({"CONFIG_FILE": paths, **PROMETHEUS, **variables})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("transport-sortedset", "pools", "merge-tier-priority", "transforms"),
+        ("queues", "pools", "merge-random-robin"),
+        ("transport-pubsub",),
+        ("merge-tier-priority",),
+    ],
+    ids="+".join,
+)
+async def test_a_poller_is_built_from_the_files_as_they_are(names: tuple[str, ...]) -> None:
+    PollerApp(loaded(*names))  # nothing is connected before it runs
+
+
+def test_a_merge_policy_holds_for_every_pool_and_its_names_reach_the_gateway() -> None:
+    settings = loaded("transport-sortedset", "pools", "merge-tier-priority")
+
+    assert {pool.id: pool.merge_policy for pool in settings.pools} == dict.fromkeys(
+        ("shared", "small", "default"), "tier-priority"
+    )
+    (shared, *_) = settings.pools
+    request = Request(
+        id="a",
+        payload=b"{}",
+        deadline=1,
+        queue="chat-requests",
+        labels={"class": "interactive", "classification": "reserved"},
+        metadata={"team_id": "team-a", "userid": "nobody"},
+        headers={"x-team-priority": "forged"},
+    )
+    options = LaneOptions(shared.lane_objectives, shared.priority_header, settings.tier_label)
+    sent = gateway_headers(in_lane(request, options), settings.routes.of("chat-requests"))
+    assert sent["x-team-priority"] == "0"
+    assert sent["x-gateway-inference-objective"] == "premium-latency"
+    assert sent["x-tenant"] == "team-a"
+
+
+def test_without_a_priority_header_in_the_file_none_is_sent_and_an_empty_fairness_header_sends_none() -> None:
+    settings = loaded("queues", "pools", "merge-random-robin")
+    request = Request(id="a", payload=b"{}", deadline=1, queue="critical", metadata={"userid": "somebody"})
+
+    (shared, *_) = settings.pools
+    sent = gateway_headers(
+        in_lane(request, LaneOptions(has_priority_header=shared.priority_header)),
+        settings.routes.of("critical"),
+    )
+
+    assert "somebody" not in sent.values()
+    assert "x-gateway-priority" not in sent
+
+
+def test_a_pool_keeps_the_policy_of_its_own(tmp_path: Path) -> None:
+    own = tmp_path / "pools.json"
+    own.write_text('[{"id": "fair", "merge_policy": "random-robin"}, {"id": "other"}]')
+    settings = load_settings({"CONFIG_FILE": f"{own},{FILES / 'merge-tier-priority.json'}"})
+    assert [pool.merge_policy for pool in settings.pools] == [
+        "random-robin",
+        "tier-priority",
+        "tier-priority",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('{"type": "fifo"}', "fifo"),
+        ('{"type": "tier-priority", "parameters": {"priority_heather": "x"}}', "priority_heather"),
+        ('{"type": "tier-priority", "parameters": {"priority_header": "no header"}}', "priority_header"),
+        (
+            '{"type": "tier-priority", "parameters": {"lane_objectives": {"reserved-all": "x"}}}',
+            "reserved-all",
+        ),
+    ],
+)
+async def test_a_merge_policy_that_is_wrong_stops_the_start_and_is_named(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    file = tmp_path / "merge.json"
+    file.write_text(text)
+    with pytest.raises(Exception, match=named):
+        PollerApp(load_settings({"CONFIG_FILE": str(file)}))
+
+
+def rows() -> list[tuple[str, str]]:
+    """The guide's table of flags, a row each."""
+    table = GUIDE.read_text().split("## Flags and ours")[1].split("\n## ")[0]
+    found = re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE)
+    return [(flag, ours) for flag, ours in found if flag.startswith("`")]
+
+
+def test_the_guide_names_every_flag_of_the_reference() -> None:
+    told = {flag.lstrip("-") for flags, _ in rows() for flag in re.findall(r"`(-[^`]+)`", flags)}
+    known = set(json.loads((FILES / "flags.json").read_text()))
+    assert known - told == set()
+    assert told - known == {"v", "redis.ss.retry-queue-name"}, "a misspelt flag helps nobody"
+
+
+def test_what_the_guide_names_instead_exists() -> None:
+    settings = {name.upper() for name in Environment.__struct_fields__}
+    fields = {*ConfigFile.__struct_fields__, *QueueEntry.__struct_fields__, "merge_policy"}
+    for flags, ours in rows():
+        words = re.findall(r"`([A-Z][A-Z0-9_]+)`", ours)
+        assert set(words) <= settings, flags
+        assert set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", ours)) - {"keda"} <= fields | {"network-policy"}, (
+            flags
+        )
+        assert words or ours.startswith("none") or "folder" in ours, (
+            f"{flags}: nothing of ours, and no reason"
+        )
