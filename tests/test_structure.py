@@ -53,7 +53,12 @@ def text_of(path: Path) -> str:
 
 
 def tree_of(path: Path) -> ast.Module:
-    return ast.parse(text_of(path), filename=str(path))
+    try:
+        return ast.parse(text_of(path), filename=str(path))
+    except (
+        SystemError
+    ):  # Python 3.11 miscounts its depth when a collection or a thread comes between (gh-106905)
+        return ast.parse(text_of(path), filename=str(path))
 
 
 def test_there_is_something_to_check() -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlers.cli.connection import QueueFlags, redis_flags
+from handlers.cli.connection import PAYLOAD_APART_FLAG, WAIT_REPLICAS_FLAG, QueueFlags, redis_flags
 from handlers.cli.deadlines import DeadlineType
 from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
 
 if TYPE_CHECKING:
     from handlers.client.batch_files import BatchFiles, BatchState
+    from handlers.client.batch_queue import BatchQueue
 
 CANCEL_WINDOW = 100_000
 """Lines that a cancelling run looks at together; it submits none."""
@@ -78,6 +80,8 @@ loses and doubles no result. {EXIT_CODES_HELP} 5 cancelled.""",
     show_envvar=True,
     help="Sorted set of retries, for the progress line.",
 )
+@WAIT_REPLICAS_FLAG
+@PAYLOAD_APART_FLAG
 @redis_flags
 @exits
 def run(
@@ -90,6 +94,8 @@ def run(
     tenant: str,
     window: int,
     retry_queue: str,
+    wait_replicas: int,
+    payload_apart_bytes: int | None,
     queue: QueueFlags,
 ) -> ExitCode:
     """Submit the requests of SOURCE and collect their answers."""
@@ -108,19 +114,27 @@ def run(
             tenant=tenant,
         )
         if state.outcome == "running":
-            state = asyncio.run(_run(files, state, queue.redis_url, window, retry_queue))
+            options = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
+            state = asyncio.run(
+                _run(files, state, partial(_queue, queue, state, options), window, retry_queue)
+            )
     _summary(files, state)
     return _exit_code(state)
 
 
+def _queue(queue: QueueFlags, state: BatchState, options: dict[str, Any]) -> BatchQueue:
+    from handlers.client.batch_queue import BatchQueue
+
+    return BatchQueue(queue.redis_url, state, **options)
+
+
 async def _run(
-    files: BatchFiles, state: BatchState, redis_url: str, window: int, retry_queue: str
+    files: BatchFiles, state: BatchState, open_queue: Callable[[], BatchQueue], window: int, retry_queue: str
 ) -> BatchState:
     from handlers.cli.batch_progress import BatchProgress
-    from handlers.client.batch_queue import BatchQueue
     from handlers.client.batch_run import BatchOptions, BatchRun
 
-    queue = BatchQueue(redis_url, state)
+    queue = open_queue()
     try:
         count_retries = partial(queue.waiting_for_retry, retry_queue) if retry_queue else None
         async with BatchProgress(count_retries) as progress:
@@ -178,7 +192,7 @@ def cancel(*, out: Path, queue: QueueFlags) -> ExitCode:
         print(f"batch {state.batch}: its process is told to cancel it")
         return ExitCode.DONE
     with files.locked():
-        state = asyncio.run(_run(files, state, queue.redis_url, CANCEL_WINDOW, ""))
+        state = asyncio.run(_run(files, state, partial(_queue, queue, state, {}), CANCEL_WINDOW, ""))
     _summary(files, state)
     return _exit_code(state)
 

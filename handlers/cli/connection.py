@@ -47,6 +47,19 @@ class QueueFlags:
         )
 
 
+WAIT_REPLICAS_FLAG = click.option(
+    "--wait-replicas",
+    envvar="WAIT_REPLICAS",
+    type=click.IntRange(0, 10),
+    default=0,
+    show_envvar=True,
+    help="Replicas of Redis that must have a request before it counts as queued.",
+)
+PAYLOAD_APART_FLAG = click.option(
+    "--payload-apart-bytes",
+    type=click.IntRange(min=0),
+    help="Store payloads of at least so many bytes under keys of their own (Redis).  [default: never]",
+)
 REDIS_FLAGS = (
     click.option(
         "--redis-url",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlers.cli.connection import QueueFlags, queue_flags
+from handlers.cli.connection import PAYLOAD_APART_FLAG, WAIT_REPLICAS_FLAG, QueueFlags, queue_flags
 from handlers.cli.deadlines import DeadlineType, DurationType
 from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
 from handlers.cli.request_input import key_value_pairs, new_request, prompt_payload, read_text
@@ -56,6 +56,8 @@ Examples:
 @click.option(
     "--timeout", type=DurationType(), help="With --wait: for how long.  [default: until the deadline]"
 )
+@WAIT_REPLICAS_FLAG
+@PAYLOAD_APART_FLAG
 @queue_flags
 @exits
 def submit(
@@ -74,6 +76,8 @@ def submit(
     once: timedelta | None,
     is_waiting: bool,
     timeout: timedelta | None,
+    wait_replicas: int,
+    payload_apart_bytes: int | None,
     queue: QueueFlags,
 ) -> ExitCode:
     """Queue one request; prints its id.
@@ -97,20 +101,20 @@ def submit(
         metadata=metadata,
         has_own_results=is_waiting and queue.to == "redis",
     )
-    return asyncio.run(_submit(queue, request, once, is_waiting=is_waiting, timeout=timeout))
+    options: dict[str, Any] = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
+    if once is not None:
+        options["idempotent_window_seconds"] = max(1, int(once.total_seconds()))
+    return asyncio.run(_submit(queue, request, options, is_waiting=is_waiting, timeout=timeout))
 
 
 async def _submit(
     queue: QueueFlags,
     request: NewRequest,
-    once: timedelta | None,
+    options: dict[str, Any],
     *,
     is_waiting: bool,
     timeout: timedelta | None,  # noqa: ASYNC109 - the name of the flag
 ) -> ExitCode:
-    options: dict[str, Any] = {}
-    if once is not None:
-        options["idempotent_window_seconds"] = max(1, int(once.total_seconds()))
     async with queue.client(**options) as client:
         [submission] = await client.submit_many([request])
         print(submission.id, file=sys.stderr if is_waiting else sys.stdout, flush=True)

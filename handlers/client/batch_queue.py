@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from handlers.client.batch_files import BatchState
 from handlers.client.batch_lines import BatchLine, InvalidLine
 from handlers.client.member import member_parts
 from handlers.client.new_request import NewRequest, encode_body
+from handlers.client.patience import Patience
 from handlers.client.redis_broker import batches, store_errors
 from handlers.contract.errors import InvalidRequest
 from handlers.redis_store.client_connection import open_redis, open_submissions
 from handlers.redis_store.result_payloads import delete_payloads, whole_results
 from handlers.redis_store.results import drop_oldest_results, oldest_results
+from handlers.redis_store.submission_keys import payload_key
 from handlers.redis_store.submissions import MemberParts
+
+PATIENCE_SECONDS = 30.0
+"""How long a batch goes on through a failover before it stops, to be resumed."""
 
 RESULTS_KEPT_SECONDS = 7 * 86_400
 """How long results wait for a batch that is not running, after the last one came."""
@@ -23,11 +29,21 @@ RESULTS_KEPT_SECONDS = 7 * 86_400
 class BatchQueue:
     """Submits, collects and cancels the lines of one batch."""
 
-    def __init__(self, redis_url: str, state: BatchState, *, tenant_attribute: str = "userid") -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        state: BatchState,
+        *,
+        tenant_attribute: str = "userid",
+        wait_replicas: int = 0,
+        payload_apart_bytes: int | None = None,
+    ) -> None:
+        self._payload_apart_bytes = payload_apart_bytes
         self._state = state
         self._tenant_attribute = tenant_attribute
         self._redis = open_redis(redis_url)
-        self._submissions = open_submissions(self._redis)
+        self._submissions = open_submissions(self._redis, wait_replicas)
+        self._patience = Patience(PATIENCE_SECONDS)
         self._payload_keys: list[str] = []
 
     def request_id(self, number: int) -> str:
@@ -54,9 +70,12 @@ class BatchQueue:
             body = encode_body(request, now=time.time(), tenant_attribute=self._tenant_attribute)
         except InvalidRequest as error:
             return InvalidLine(line.number, line.custom_id, str(error))
+        apart = self._payload_apart_bytes
+        is_apart = apart is not None and len(body.payload) >= apart
         return member_parts(
             body,
             token=state.token,
+            payload_ref=payload_key(body.id, state.token) if is_apart else "",
             queue=state.queue,
             results=state.results,
             labels={"tier": state.tier} if state.tier else {},
@@ -66,8 +85,11 @@ class BatchQueue:
     async def submit(self, parts: Sequence[MemberParts], *, is_repeated: bool) -> None:
         """Queue lines in order; with `is_repeated` those that are live already are left alone."""
         for batch in batches(parts):
-            with store_errors():
-                await self._submissions.submit(self._state.queue, batch, is_repeated=is_repeated)
+            await self._patience.insist(partial(self._submit, batch, is_repeated))
+
+    async def _submit(self, batch: Sequence[MemberParts], was_repeated: bool, is_repeated: bool) -> None:
+        again = was_repeated or is_repeated
+        await self._submissions.submit(self._state.queue, batch, is_repeated=again)
 
     async def collect(self, limit: int) -> list[bytes]:
         """The oldest results, left in the list, with payloads that are stored apart."""

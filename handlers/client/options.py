@@ -13,7 +13,9 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     `payload_apart_bytes`: payloads of at least that size are stored under a key of their own; None: never.
     `idempotent_window_seconds`: a second submission of an id that is live, or finished less than that
     long ago, returns the first one; 0: every submission runs. `lease_seconds`: how long a reader's crash
-    keeps its results from others. `tombstone_seconds`: how long doubles of an acknowledged result are
+    keeps its results from others. `wait_replicas`: how many replicas of Redis must have a submission before it counts
+    (`WAIT`). `patience_seconds`: how long a submission is tried again through a failover; a Redis that never answered
+    this client is given up after two seconds. `tombstone_seconds`: how long doubles of an acknowledged result are
     dropped. `own_result_seconds`: how long a result list of one request is kept.
     """
 
@@ -25,6 +27,8 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     lease_seconds: float = 30.0
     tombstone_seconds: int = 3600
     own_result_seconds: int = 86_400
+    wait_replicas: int = 0
+    patience_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("queue", "results", "tenant_attribute"):
@@ -33,7 +37,6 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("lease_seconds", "tombstone_seconds", "own_result_seconds"):
             if not getattr(self, name) > 0:
                 raise InvalidSetting(name, found=str(getattr(self, name)), accepted="a number > 0")
-        if self.idempotent_window_seconds < 0:
-            raise InvalidSetting(
-                "idempotent_window_seconds", found=str(self.idempotent_window_seconds), accepted="0 or more"
-            )
+        for name in ("idempotent_window_seconds", "wait_replicas", "patience_seconds"):
+            if getattr(self, name) < 0:
+                raise InvalidSetting(name, found=str(getattr(self, name)), accepted="0 or more")

@@ -13,11 +13,11 @@ from handlers.client.member import member_parts
 from handlers.client.new_request import NewRequest, encode_body
 from handlers.client.options import ClientOptions
 from handlers.client.own_results import OwnResults
+from handlers.client.patience import Patience
 from handlers.client.submission import Submission
 from handlers.contract.result import Result
 from handlers.redis_store.client_connection import (
     STORE_ERRORS,
-    TRANSIENT_ERRORS,
     open_redis,
     open_submissions,
 )
@@ -33,9 +33,6 @@ BATCH_REQUESTS = 500
 BATCH_BYTES = 4_000_000
 """Bytes in one call, for the same reason."""
 
-RETRY_DELAYS_SECONDS = (0.05, 0.2, 0.5, 1.0)
-"""Waits between the attempts of a call whose answer did not come."""
-
 
 class RedisBroker:
     """The client's work on one Redis."""
@@ -43,7 +40,8 @@ class RedisBroker:
     def __init__(self, url: str, options: ClientOptions) -> None:
         self._options = options
         self._redis = open_redis(url)
-        self._submissions = open_submissions(self._redis)
+        self._submissions = open_submissions(self._redis, options.wait_replicas)
+        self._patience = Patience(options.patience_seconds)
         self._own_results = OwnResults(self._peek)
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
@@ -135,21 +133,16 @@ class RedisBroker:
 
     async def _submit_batch(self, batch: Sequence[MemberParts]) -> list[Queued]:
         """One call, repeated while its answer does not come; what was queued is not queued again."""
-        for attempt, delay_seconds in enumerate((*RETRY_DELAYS_SECONDS, None)):
-            try:
-                return await self._submissions.submit(
-                    self._options.queue,
-                    batch,
-                    window_seconds=self._options.idempotent_window_seconds,
-                    is_repeated=attempt > 0,
-                )
-            except TRANSIENT_ERRORS as error:
-                if delay_seconds is None:
-                    raise BrokerUnreachable(f"Redis: {type(error).__name__}") from error
-                await asyncio.sleep(delay_seconds)
-            except STORE_ERRORS as error:
-                raise BrokerUnreachable(f"Redis: {error}") from error
-        raise AssertionError  # the last attempt returns or raises
+
+        async def submit(is_repeated: bool) -> list[Queued]:
+            return await self._submissions.submit(
+                self._options.queue,
+                batch,
+                window_seconds=self._options.idempotent_window_seconds,
+                is_repeated=is_repeated,
+            )
+
+        return await self._patience.insist(submit)
 
     async def _peek(self, lists: Sequence[str]) -> list[list[bytes]]:
         with store_errors():

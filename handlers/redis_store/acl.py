@@ -36,7 +36,7 @@ _STATUS_COMMANDS = (
 )
 _PRODUCER_COMMANDS = (
     "+get +set +del +exists +incr +incrby +expireat +expire +pttl +pexpiretime +zadd +zcard +zscore +zrangebyscore "
-    "+zremrangebyscore"
+    "+zremrangebyscore +wait"
 )
 _READER_COMMANDS = (
     "+get +unlink +hget +hset +hsetnx +hdel +hexists +zadd +zrem +zscore +zrangebyscore +zremrangebyscore +zcard "
@@ -81,7 +81,12 @@ def _poller(homes: Sequence[str], results: str) -> str:
 def _client(queues: Sequence[str], results: str) -> str:
     """Three parts: what is submitted, what is read (no `request-…` key), and a look at who is claimed."""
     own = ["request-active:*", "request-cancel:*", "request-submitted:*", "request-payload:*"]
-    shared = ["request-cancellations", "request-seq:*", *(f"{{{queue}}}:delivered" for queue in queues)]
+    shared = [
+        "request-cancellations",
+        "request-seq:*",
+        "request-sent:*",
+        *(f"{{{queue}}}:delivered" for queue in queues),
+    ]
     submits = (
         f"{_keys('', [*queues, *own, *shared])} {_CONNECTION} {_CLUSTER} {_SCRIPTS} {_PRODUCER_COMMANDS}"
     )

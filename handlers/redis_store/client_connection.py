@@ -13,10 +13,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from handlers.redis_store.cluster_submissions import ClusterSubmissions
-from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, Store, connect
+from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, Store, connect
+from handlers.redis_store.replication import Replication
 from handlers.redis_store.submissions import Submissions
 
 TRANSIENT_ERRORS: Final = (
+    NotReplicated,
     RedisConnectionError,
     RedisTimeoutError,
     OSError,
@@ -31,6 +33,7 @@ STORE_ERRORS: Final = STORE_FAILURES
 
 CALL_TIMEOUT_SECONDS: Final = 10.0
 CONNECTIONS: Final = 64
+_WAIT_TIMEOUT_MS: Final = 1_000
 
 
 def open_redis(url: str) -> Store:
@@ -38,6 +41,8 @@ def open_redis(url: str) -> Store:
     return connect(RedisOptions(url, timeout_seconds=CALL_TIMEOUT_SECONDS, max_connections=CONNECTIONS))
 
 
-def open_submissions(redis: Store) -> Submissions:
-    """The producer's side of one server, or of a cluster."""
-    return ClusterSubmissions(redis) if isinstance(redis, RedisCluster) else Submissions(redis)
+def open_submissions(redis: Store, wait_replicas: int = 0) -> Submissions:
+    """The producer's side of one server, or of a cluster; submissions count once `wait_replicas` replicas have them."""
+    replication = Replication(redis, wait_replicas, _WAIT_TIMEOUT_MS)
+    kind = ClusterSubmissions if isinstance(redis, RedisCluster) else Submissions
+    return kind(redis, replication)

@@ -14,6 +14,7 @@ from handlers.contract.errors import InvalidSetting
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import beside, queue_keys
 from handlers.redis_store.lua_script import lua_script
+from handlers.redis_store.replication import Replication
 from handlers.redis_store.submission_keys import (
     CANCELLATIONS,
     active_key,
@@ -34,8 +35,8 @@ _SAME_SCORE = 100
 class ClusterSubmissions(Submissions):
     """The producer's side of one Redis Cluster; queues are named with each call."""
 
-    def __init__(self, redis: Store) -> None:
-        super().__init__(redis)
+    def __init__(self, redis: Store, replication: Replication | None = None) -> None:
+        super().__init__(redis, replication)
         self._deliver = lua_script(redis, "deliver")
         self._note = lua_script(redis, "note_cancelled")
 
@@ -68,7 +69,8 @@ class ClusterSubmissions(Submissions):
             score = part.deadline + min(seq, _SEQ_STEPS - 1) / _SEQ_STEPS
             rows += [part.token, member, repr(score)]
         await self._mark(requests, queued)
-        if not await self._deliver(keys=[queue, beside(queue, "delivered")], args=["zset", "", *rows]):
+        keys = [queue, beside(queue, "delivered")]
+        if not await self._replication.run(self._deliver, keys, ["zset", "", *rows]):
             raise InvalidSetting("queue", found=f"{queue}, of another type", accepted="a sorted set")
         return queued
 
@@ -161,4 +163,6 @@ class ClusterSubmissions(Submissions):
             if part.payload:
                 ends_at_ms = (part.deadline + _PAYLOAD_KEPT_SECONDS) * 1000
                 pipeline.set(payload_key(part.id, part.token), part.payload, pxat=ends_at_ms)
-        await executed(self._redis, pipeline)
+        await self._replication.execute(
+            pipeline, [payload_key(part.id, part.token) for part in requests if part.payload]
+        )

@@ -43,6 +43,19 @@ class Replication:
             raise NotReplicated(self._replicas, replicas)
         return answer
 
+    async def execute(self, pipeline: Any, keys: list[str]) -> list[Any]:
+        """A pipeline's answers, once enough replicas have what it wrote of `keys`; in a cluster, on several nodes."""
+        if not self._replicas or not keys or not isinstance(self._redis, RedisCluster):
+            return await executed(self._redis, pipeline)
+        nodes = {node.name: node for node in (self._redis.get_node_from_key(key) for key in keys) if node}
+        for node in nodes.values():
+            pipeline.execute_command("WAIT", self._replicas, self._timeout_ms, target_nodes=node)
+        answers = await executed(self._redis, pipeline)
+        fewest = min(int(found) for found in answers[len(answers) - len(nodes) :])
+        if fewest < self._replicas:
+            raise NotReplicated(self._replicas, fewest)
+        return answers[: len(answers) - len(nodes)]
+
     async def _run_and_wait(self, script: AsyncScript, keys: list[str], args: list[Any]) -> tuple[Any, int]:
         # One pipeline is one connection (in a cluster: one to each node), and WAIT waits for what its own has written.
         pipeline = self._redis.pipeline(transaction=False)

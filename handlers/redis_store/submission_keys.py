@@ -15,6 +15,8 @@ request-payload:<id>:<token>     string  a payload stored apart; deleted with th
                                          expires ten minutes after the deadline
 result-payload:<id>:<digest>     string  ours: a result's payload, stored apart; deleted when its reader
                                          acknowledges the result, expires after its own time
+request-sent:<digest>            string  ours: what a call to submit answered, in case its answer is lost;
+                                         expires in two minutes
 request-seq:<queue>:<deadline>   string  counter; expires an hour after the deadline
 <results>:result-of:<id>         list    the results of one request alone; expires after its own time
 <results>:result-claimed         hash    claim key -> result
@@ -26,6 +28,7 @@ request-seq:<queue>:<deadline>   string  counter; expires an hour after the dead
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Final
 
 from handlers.redis_store.keys import beside
@@ -50,6 +53,12 @@ def cancel_key(request_id: str) -> str:
 def submitted_key(request_id: str) -> str:
     """STRING: the token of a submission that is not to be repeated."""
     return f"request-submitted:{request_id}"
+
+
+def sent_key(submissions: Sequence[tuple[str, str]]) -> str:
+    """STRING: what the call that queues these (id, token) answered."""
+    names = "\0".join(f"{request_id}\0{token}" for request_id, token in submissions)
+    return f"request-sent:{hashlib.sha1(names.encode(), usedforsecurity=False).hexdigest()}"
 
 
 def stands_key(request_id: str) -> str:

@@ -13,12 +13,14 @@ import msgspec
 
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.lua_script import lua_script, read_only
+from handlers.redis_store.replication import Replication
 from handlers.redis_store.submission_keys import (
     CANCELLATIONS,
     active_key,
     cancel_key,
     claimed_key,
     payload_key,
+    sent_key,
     seq_key,
     submitted_key,
 )
@@ -68,9 +70,14 @@ class Queued(msgspec.Struct, frozen=True):
 
 
 class Submissions:
-    """The producer's side of one Redis; queues are named with each call."""
+    """The producer's side of one Redis; queues are named with each call.
 
-    def __init__(self, redis: Store) -> None:
+    With a `replication`, a submission counts once enough replicas have it; while they do not, `submit` raises
+    `NotReplicated`, and is to be repeated.
+    """
+
+    def __init__(self, redis: Store, replication: Replication | None = None) -> None:
+        self._replication = replication or Replication(redis, 0, 0)
         self._submit = lua_script(redis, "submit")
         self._cancel = lua_script(redis, "cancel")
         self._look_up = lua_script(redis, "look_up")
@@ -87,14 +94,14 @@ class Submissions:
         """Queue `requests` in order, in one step; returns one `Queued` for each.
 
         `is_repeated` tells that the same call may have been made before, its answer lost: what is live
-        under the same token is not queued again.
+        under the same token, or was queued by that very call in the last two minutes, is not queued again.
 
         With a window, an id that is live, or was submitted with a window and has not been past its
         deadline for `window_seconds`, is not queued again: its first submission is returned.
         """
         if not requests:
             return []
-        keys: list[str] = [queue]
+        keys: list[str] = [queue, sent_key([(request.id, request.token) for request in requests])]
         arguments: list[str | bytes | int] = [window_seconds, int(is_repeated)]
         for request in requests:
             keys += (
@@ -104,9 +111,9 @@ class Submissions:
                 payload_key(request.id, request.token),
             )
             arguments += (request.deadline, request.token, request.head, request.tail, request.payload)
-        answer = await self._submit(keys, arguments)
+        answer = await self._replication.run(self._submit, keys, arguments)
         return [
-            Queued(token=token.decode(), seq=seq, is_new=seq > 0)
+            Queued(token=token.decode(), seq=int(seq), is_new=int(seq) > 0)
             for seq, token in zip(answer[::2], answer[1::2], strict=True)
         ]
 

@@ -26,6 +26,7 @@ from handlers.client.redis_broker import batches
 from handlers.client.request_fields import RequestFields
 from handlers.contract.envelope import decode_member
 from handlers.redis_store.client_connection import open_redis
+from handlers.redis_store.submission_keys import sent_key
 from handlers.redis_store.submissions import MemberParts, Submissions
 
 HOUR = timedelta(hours=1)
@@ -150,6 +151,21 @@ async def test_a_call_that_is_repeated_queues_nothing_twice(
     second = await submissions.submit(options.queue, parts, is_repeated=True)
     assert second[:2] == first
     assert redis.zcard(options.queue) == 3
+    await store.aclose()
+
+
+async def test_a_call_whose_answer_was_lost_queues_nothing_again_even_if_all_is_finished_by_then(
+    valkey_url: str, redis: Redis, options: ClientOptions
+) -> None:
+    store = open_redis(valkey_url)
+    submissions = Submissions(store)
+    head, tail = b'{"internal":{"request_token":"t-', b'},"data":{}}'
+    parts = [MemberParts(f"done{n}", int(time.time()) + 60, "t", head, tail) for n in range(2)]
+    first = await submissions.submit(options.queue, parts)
+    redis.delete(options.queue, *(f"request-active:{part.id}" for part in parts))  # as with final results
+    assert await submissions.submit(options.queue, parts, is_repeated=True) == first
+    assert redis.zcard(options.queue) == 0
+    assert 0 < redis.ttl(sent_key([(part.id, part.token) for part in parts])) <= 120
     await store.aclose()
 
 

@@ -34,10 +34,20 @@ class Server:
         if sentinel:  # it writes into its file what it learns
             path = Path(self._folder.name) / "sentinel.conf"
             path.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {self._folder.name}\n{sentinel}")
-            self._child = Child("sentinel", [program, str(path), "--sentinel"])
+            self._command = [program, str(path), "--sentinel"]
         else:
-            self._child = Child("redis", [program, *fixed, *options])
+            self._command = [program, *fixed, *options]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again with the files that it left."""
+        self._child = Child("redis", self._command)
         self._child.wait_for(lambda output: next((word for word in _READY if word in output), None))
+
+    @property
+    def folder(self) -> str:
+        """Where its files are."""
+        return self._folder.name
 
     def client(self, **arguments: Any) -> Any:
         """A connection to this server alone."""
@@ -61,6 +71,7 @@ class Server:
         """End it at once, as a machine that is switched off."""
         self._child.process.kill()
         self._child.process.wait()
+        self._child.stop()
 
     def stop(self) -> None:
         """End it and remove its files."""

@@ -52,6 +52,7 @@ def keys_left(stack: Stack) -> set[str]:
         key
         for key in keys
         if ":settled:" not in key
+        and not key.startswith("request-sent:")
         and ":status:" not in key
         and not key.startswith(("request-seq:", "result-list"))
     }

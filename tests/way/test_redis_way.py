@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -33,7 +34,9 @@ def results_of(store: redis.Redis, count: int) -> list[dict[str, Any]]:
 
 def is_clean(store: redis.Redis) -> bool:
     """Nothing of the finished requests is left but dead letters and what expires within a minute."""
-    keys = {key.decode() for key in store.scan_iter() if b":settled:" not in key and b":status:" not in key}
+    keys = {
+        key.decode() for key in store.scan_iter() if not re.search(rb":settled:|:status:|^request-sent:", key)
+    }
     return keys <= {f"{QUEUE}:dead"}
 
 

