@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +15,8 @@ Fault = Callable[[bytes], web.Response | None]
 
 
 class BrokerProxy:
-    """Counts the calls; `fault` may answer them."""
+    """Counts the calls; `fault` may answer them. While `is_resetting`, connections that carry a body are cut; while
+    `is_hanging`, such calls wait until it ends."""
 
     def __init__(self, upstream: str) -> None:
         self.calls = 0
@@ -22,8 +24,19 @@ class BrokerProxy:
         self._running = 0
         self.authorization: list[str] = []
         self.fault: Fault = lambda _body: None
+        self.is_resetting = False
+        self._goes_on = asyncio.Event()
+        self._goes_on.set()
         self.host = ""
         self._upstream = upstream
+
+    @property
+    def is_hanging(self) -> bool:
+        return not self._goes_on.is_set()
+
+    @is_hanging.setter
+    def is_hanging(self, hangs: bool) -> None:
+        (self._goes_on.clear if hangs else self._goes_on.set)()
 
     async def answer(self, request: web.Request) -> web.Response:
         self.calls += 1
@@ -37,6 +50,11 @@ class BrokerProxy:
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.read()
         self.authorization.append(request.headers.get("Authorization", ""))
+        if body:
+            await self._goes_on.wait()
+        if body and self.is_resetting and request.transport:
+            request.transport.abort()
+            return web.Response()
         if (response := self.fault(body)) is not None:
             return response
         url = f"http://{self._upstream}{request.raw_path}"
@@ -68,4 +86,5 @@ async def broker_proxy(upstream: str) -> Any:
     try:
         yield proxy
     finally:
+        proxy.is_hanging = False
         await runner.cleanup()
