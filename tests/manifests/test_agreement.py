@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from handlers.redis_store.keys import queue_keys
+from handlers.redis_store.keys import beside, queue_keys
 from tests.manifests.rendering import (
     COMBINATIONS,
     ROOT,
@@ -73,6 +73,11 @@ def test_in_a_cluster_the_claimed_key_carries_the_hash_tag() -> None:
     found = triggers(objects)
     assert found["claimed"]["metadata"]["listName"] == queue_keys(queue, cluster=True).claimed
     assert {t["type"] for t in found.values()} == {"redis-cluster"}
+    retries = environment(container(objects), objects)["RETRY_QUEUE_NAME"]
+    homes = {"outbox": queue, "retry-outbox": retries}
+    assert {name: found[name]["metadata"]["listName"] for name in homes} == {
+        name: beside(home, "outbox-idx") for name, home in homes.items()
+    }
     assert all("," in t["metadata"]["addresses"] and "address" not in t["metadata"] for t in found.values())
 
 
