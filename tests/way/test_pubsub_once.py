@@ -19,7 +19,7 @@ from handlers.demo.stack import Stack, StackOptions
 from tests.servers.presence import not_found
 from tests.waiting import elapse_async, wait_until_async
 
-LEASE_SECONDS, TOKEN_SECONDS = 1.0, 0.01
+LEASE_SECONDS, TOKEN_SECONDS = 2.0, 0.01
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +144,10 @@ async def test_while_a_long_one_is_answered_its_copy_comes_back_however_often_th
     """F61."""
     async with httpx.AsyncClient(timeout=60) as client:
         before = await completions(client, stack)
-        first = asyncio.create_task(client.post(door, content=slow_push("once-3", 4 * LEASE_SECONDS)))
-        await elapse_async(2.5 * LEASE_SECONDS, "a lease that nobody renews would have ended")
+        first = asyncio.create_task(client.post(door, content=slow_push("once-3", 2.5 * LEASE_SECONDS)))
+        await elapse_async(1.6 * LEASE_SECONDS, "a lease that nobody renews would have ended")
 
-        copy = await client.post(door, content=slow_push("once-3", 4 * LEASE_SECONDS))
+        copy = await client.post(door, content=slow_push("once-3", 2.5 * LEASE_SECONDS))
 
         assert not first.done()
         assert (copy.status_code, (await first).status_code) == (503, 204)
