@@ -54,8 +54,26 @@ def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
 def held_events(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     """Forwarding of events: those of other sources pass the gate of the pool `default`, if it names one.
 
-    The poller's name their queue: it has asked its gates itself, before it claimed them.
+    Their results get their details here, if they shall have any. The poller's events name their queue: it has asked
+    its gates itself, before it claimed them, and adds the details when it settles.
     """
+    if settings.env.result_details:
+        from handlers.forward.details import explained, timed
+
+        others = explained(_held_by_default(settings, timed(forward), parts))
+    else:
+        others = _held_by_default(settings, forward, parts)
+    if others is forward:
+        return forward
+
+    async def forward_event(request: Request, limits: Limits) -> Outcome:
+        return await (forward if request.queue else others)(request, limits)
+
+    return forward_event
+
+
+def _held_by_default(settings: Settings, forward: Forward, parts: Parts) -> Forward:
+    """Forwarding through the gate of the pool `default`, if it names one."""
     pools = enumerate(settings.pools)
     number, pool = next((number, pool) for number, pool in pools if pool.id == _DEFAULT_POOL)
     if not pool.gate_type:
@@ -69,12 +87,7 @@ def held_events(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     parts.closers.append(gates.aclose)
     built = gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]")
     keeper = _keeper(settings, built, pool.workers or settings.env.workers, parts)
-    held = HeldForward(forward, {}, Entrance([keeper], built), most_held_seconds=_EVENT_HOLD_SECONDS).forward
-
-    async def forward_event(request: Request, limits: Limits) -> Outcome:
-        return await (forward if request.queue else held)(request, limits)
-
-    return forward_event
+    return HeldForward(forward, {}, Entrance([keeper], built), most_held_seconds=_EVENT_HOLD_SECONDS).forward
 
 
 def _keeper(settings: Settings, gates: Sequence[Gate], slots: int, parts: Parts) -> Doorkeeper:

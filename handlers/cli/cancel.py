@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import click
 
-from handlers.cli.connection import QueueFlags, redis_flags
+from handlers.cli.connection import QueueFlags, queue_flags
 from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
+from handlers.contract.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from handlers.client.async_client import AsyncClient
 
 
 @click.command(
@@ -16,23 +21,46 @@ from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
 Examples:
   async-processor cancel r1
   async-processor cancel $(cat ids)
+  async-processor cancel --from pubsub --dedupe-redis-url redis://redis:6379 r1
 
 The result of a cancelled request is CANCELLED, within about a second: waiting, at a gate, between two attempts, or in
 flight, where its connection to the gateway is closed. What has its result already keeps it.
 
+Pub/Sub takes nothing back: there the push door looks at the Redis that its DEDUPE_REDIS_URL names, and does not say
+whether an id was live. What waits to be delivered is answered when it is.
+
 {EXIT_CODES_HELP} Here 1: some id was not live.""",
 )
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-@redis_flags
+@click.option(
+    "--dedupe-redis-url",
+    envvar="DEDUPE_REDIS_URL",
+    default="",
+    show_envvar=True,
+    help="Redis that the push door looks at (Pub/Sub).",
+)
+@queue_flags
 @exits
-def cancel(*, ids: tuple[str, ...], queue: QueueFlags) -> ExitCode:
+def cancel(*, ids: tuple[str, ...], queue: QueueFlags, dedupe_redis_url: str) -> ExitCode:
     """Cancel the live submission of each ID; prints what became of it."""
-    return asyncio.run(_cancel(queue, ids))
+    client = queue.client() if queue.to == "redis" else _pubsub_client(queue, dedupe_redis_url)
+    word = "cancelled" if queue.to == "redis" else "cancelled, unless it was answered"
+    return asyncio.run(_cancel(client, ids, word))
 
 
-async def _cancel(queue: QueueFlags, ids: tuple[str, ...]) -> ExitCode:
-    async with queue.client() as client:
+def _pubsub_client(queue: QueueFlags, dedupe_redis_url: str) -> AsyncClient:
+    """Only the push door's Redis is asked: no project, no topic."""
+    from handlers.client.async_client import AsyncClient
+
+    if not dedupe_redis_url:
+        accepted = "the Redis of the push door, or --dedupe-redis-url"
+        raise InvalidSetting("DEDUPE_REDIS_URL", found="nothing", accepted=accepted)
+    return AsyncClient.for_pubsub(queue.project or "none", cancel_redis_url=dedupe_redis_url)
+
+
+async def _cancel(opened: AsyncClient, ids: tuple[str, ...], word: str) -> ExitCode:
+    async with opened as client:
         done = await client.cancel_many(ids)
     for request_id, was_live in zip(ids, done, strict=True):
-        print(f"{request_id} {'cancelled' if was_live else 'not live'}")
+        print(f"{request_id} {word if was_live else 'not live'}")
     return ExitCode.DONE if all(done) else ExitCode.FAILED_REQUESTS

@@ -181,7 +181,8 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, trace
         internal[ORIGINAL_SCORE] = _raw(score)
     if traceparent:
         internal[PREVIOUS_TRACEPARENT] = _raw(traceparent)
-    return _encoder.encode({**parts, "internal": internal})
+    others = {name: value for name, value in parts.items() if name != "internal"}
+    return _encoder.encode({"internal": internal, **others})  # first, as others write it
 
 
 def _wrapped(body: bytes, fields: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:

@@ -13,6 +13,7 @@ import msgspec
 
 from handlers.contract.request import Request
 from handlers.contract.result import Result, Usage
+from handlers.forward.forward import Forward, Limits
 from handlers.forward.outcome import Answered, Outcome
 from handlers.telemetry.token_usage import token_usage
 
@@ -35,6 +36,19 @@ def timed(
         )
 
     return timed_attempt
+
+
+def explained(forward: Forward, clock: Callable[[], float] = time.time) -> Forward:
+    """`forward`, with all that is known in its final results; `clock` gives Unix seconds."""
+
+    async def explained_forward(request: Request, limits: Limits) -> Outcome:
+        outcome = await forward(request, limits)
+        if not isinstance(outcome, Answered):
+            return outcome
+        result = detailed(outcome.result, request, clock())
+        return msgspec.structs.replace(outcome, result=result)
+
+    return explained_forward
 
 
 def detailed(result: Result, request: Request, now: float) -> Result:

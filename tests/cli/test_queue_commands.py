@@ -105,6 +105,22 @@ def has_lines(path: Path, count: int) -> bool:
     return path.exists() and path.read_bytes().count(b"\n") >= count
 
 
+def test_cancel_reaches_requests_on_pubsub_by_the_push_doors_redis(shell: Shell) -> None:
+    name = f"r-{uuid.uuid4().hex}"
+    done = shell.run("cancel", "--from", "pubsub", "--dedupe-redis-url", shell.env["REDIS_URL"], name)
+    assert (done.exit_code, done.output) == (0, f"{name} cancelled, unless it was answered\n")
+    assert float(cast("bytes", shell.redis.get(f"delivery-cancel:{name}"))) == pytest.approx(
+        time.time(), abs=60
+    )
+    shell.redis.delete(f"delivery-cancel:{name}")
+
+
+def test_cancel_without_the_push_doors_redis_names_it(shell: Shell) -> None:
+    done = shell.run("cancel", "--to", "pubsub", "r1")
+    assert done.exit_code == 2
+    assert "DEDUPE_REDIS_URL" in done.output
+
+
 def test_cancel_says_of_each_id_whether_it_was_live(shell: Shell) -> None:
     shell.run("submit", "--prompt", "hi", "--id", "r1")
     done = shell.run("cancel", "r1", "nobody")

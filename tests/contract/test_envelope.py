@@ -194,3 +194,16 @@ def test_a_sequence_never_reaches_the_next_second(seq: int, score: float) -> Non
 def test_a_producer_writes_what_the_poller_reads() -> None:
     member = encode_envelope(BODY, {"request_token": "t", "labels": {}, "retry_count": 0})
     assert member == enveloped(BODY, b'{"request_token":"t"}')
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        b'{"id":"a","deadline":9,"payload":{}}',
+        b'{"request_kind":"redis","data":{"id":"a","deadline":9,"payload":{}}}',
+        b'{"data":{"id":"a","deadline":9,"payload":{}},"request_kind":"redis","internal":{"request_token":"t"}}',
+    ],
+    ids=["bare", "without internal", "internal last"],
+)
+def test_a_retry_begins_with_what_routes_it_as_others_write_it(member: bytes) -> None:
+    assert encode_retry(member, queue="q", attempt=1, score=9.0).startswith(b'{"internal":{')

@@ -6,10 +6,13 @@ import json
 import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 import redis
 
 from handlers.client import Client
+from handlers.contract.events import REQUEST_TYPE
+from handlers.contract.result import decode_result
 from handlers.demo.stack import Stack, StackOptions
 
 IN_TIME = 30
@@ -57,3 +60,33 @@ def test_a_plain_producers_request_gets_a_list_of_its_own_and_a_result_that_says
     assert result.finished_at == pytest.approx(time.time(), abs=IN_TIME)
     assert result.usage is not None
     assert result.usage.output_tokens > 0
+
+
+def test_an_event_of_another_source_is_answered_with_the_same_and_the_pollers_is_not(stack: Stack) -> None:
+    now = time.time()
+    body = {
+        "id": "event",
+        "created": int(now) - 1,
+        "deadline": now + 600,
+        "payload": {"model": "m", "prompt": "Hi"},
+        "metadata": {"userid": "me"},
+    }
+    headers = {
+        "ce-id": "1",
+        "ce-source": "/broker",
+        "ce-type": "record",
+        "ce-specversion": "1.0",
+        "content-type": "application/json",
+    }
+    answered = httpx.post(stack.handler_url, json=body, headers=headers, timeout=IN_TIME)
+    result = decode_result(answered.content)
+    assert (result.status_code, result.attempts, result.metadata) == (200, 1, {"userid": "me"})
+    assert None not in (result.gateway_seconds, result.queue_seconds, result.finished_at, result.usage)
+
+    plain = httpx.post(
+        stack.handler_url,
+        json=body,
+        headers={**headers, "ce-queue": "request-sortedset", "ce-type": REQUEST_TYPE},
+        timeout=IN_TIME,
+    )
+    assert answered.json().keys() - plain.json().keys() >= {"attempts", "gateway_seconds", "finished_at"}
