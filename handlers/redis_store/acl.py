@@ -36,7 +36,7 @@ _STATUS_COMMANDS = (
 )
 _PRODUCER_COMMANDS = (
     "+get +set +del +exists +incr +incrby +expireat +expire +pttl +pexpiretime +zadd +zcard +zscore +zrangebyscore "
-    "+zremrangebyscore +wait"
+    "+zremrangebyscore +type +wait"
 )
 _READER_COMMANDS = (
     "+get +unlink +hget +hset +hsetnx +hdel +hexists +zadd +zrem +zscore +zrangebyscore +zremrangebyscore +zcard "

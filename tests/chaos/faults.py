@@ -41,6 +41,7 @@ _LASTING = {
     "terminate handler": 2.0,
 }
 """Seconds; what is not named is over at once."""
+_SLOWING = ("stall", "delay", "black hole")
 _LONGEST_SECONDS = max(_LASTING.values()) + _AFTERMATH_SECONDS
 
 
@@ -91,6 +92,17 @@ class Inflicted:
             at <= until + _AFTERMATH_SECONDS and since <= at + _LASTING.get(kind, 0.0) + _AFTERMATH_SECONDS
             for at, kind in self._between(since - _LONGEST_SECONDS, until + _AFTERMATH_SECONDS)
             if kind != "storm"
+        )
+
+    def slowed(self, deadline: float, started_at: float) -> bool:
+        """Whether whoever sent it had looked at the time before, and was then stopped, or its line was slow.
+
+        Between a look at the clock and a write to a socket a process can be stopped: nobody can send that back.
+        """
+        return any(
+            kind.startswith(_SLOWING)
+            and at <= deadline <= started_at <= at + _LASTING[kind] + _AFTERMATH_SECONDS
+            for at, kind in self._between(started_at - _LONGEST_SECONDS, started_at)
         )
 
     def _between(self, since: float, until: float) -> list[tuple[float, str]]:

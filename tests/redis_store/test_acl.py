@@ -39,12 +39,12 @@ def guarded(each_server_program: str) -> Iterator[Server]:
     server = Server(each_server_program)
     with server.client() as admin:
         for role in Role:
-            admin.execute_command("ACL", "SETUSER", role, "on", f">{PASSWORD}", *_words(acl_rules(role)))
+            admin.execute_command("ACL", "SETUSER", role, "on", f">{PASSWORD}", *words(acl_rules(role)))
     yield server
     server.stop()
 
 
-def _words(rules: str) -> list[str]:
+def words(rules: str) -> list[str]:
     """The words of rules; a part in parentheses is one."""
     words: list[str] = []
     for word in rules.split(" "):

@@ -6,12 +6,9 @@ import asyncio
 import json
 import re
 import shutil
-import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any, cast
 
 import pytest
@@ -19,18 +16,15 @@ import pytest
 from handlers.client.async_client import AsyncClient
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
-from handlers.demo.child import Child
 from handlers.demo.valkey import NoValkey, find_valkey
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
 from tests.servers.presence import not_found
 from tests.servers.redis_topologies import Cluster, Sentinels, Server
 from tests.waiting import elapse_async, wait_until_async
-from tests.way.breakable import COMMAND
+from tests.way.poller_fleet import PollerFleet
 
 QUEUE, RESULTS = "request-sortedset", "result-list"
 BEFORE, DURING = 240, 60
-_LISTENING = re.compile(r"listening on (http://\S+)")
-_PAGES = re.compile(r'"metrics_port":(\d+)')
 _PASSING = re.compile(rb".*:(settled|status|delivered)[:}]?|request-sent:|request-seq:")
 
 
@@ -58,66 +52,11 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-class Fleet:
-    """Two pollers that forward by themselves, and a gateway; a context manager."""
-
-    def __init__(self, redis_url: str) -> None:
-        self._parts = ExitStack()
-        command = [
-            sys.executable,
-            "-m",
-            "handlers.demo.gateway",
-            "--port",
-            "0",
-            "--time-to-first-token",
-            "0.1",
-        ]
-        gateway = self._parts.enter_context(Child("gateway", command))
-        url = gateway.wait_for(lambda output: found[1] if (found := _LISTENING.search(output)) else None, 60)
-        settings = {
-            "REDIS_URL": redis_url,
-            "IGW_BASE_URL": url,
-            "WAIT_REPLICAS": "1",
-            "LEASE_SECONDS": "3",
-            "HEARTBEAT_SECONDS": "1",
-            "RECLAIM_SECONDS": "0.5",
-            "WORKERS": "8",
-            "METRICS_PORT": "0",
-            "LOG_FORMAT": "json",
-        }
-        self.pollers = [
-            self._parts.enter_context(Child("poller", [COMMAND, "poll"], settings)) for _ in range(2)
-        ]
-        self.pages = [poller.wait_for(_page_of, 60) for poller in self.pollers]
-
-    def are_ready(self) -> bool:
-        return all(_is_ready(port) for port in self.pages)
-
-    def __enter__(self) -> Fleet:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._parts.close()
-
-
-def _page_of(output: str) -> str | None:
-    found = _PAGES.search(output)
-    return found[1] if found else None
-
-
-def _is_ready(port: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
 async def _fail_over(url: str, dies: Server) -> None:
     """Submit, kill under load, submit on, start it again: everything accepted has one result, no key is left."""
     options = ClientOptions(queue=QUEUE, results=RESULTS, wait_replicas=1, patience_seconds=60)
     deadline = time.time() + 600
-    with Fleet(url) as fleet:
+    with PollerFleet({"REDIS_URL": url, "WAIT_REPLICAS": "1"}) as fleet:
         async with AsyncClient.for_redis(url, options) as client:
             requests = [
                 NewRequest(id=f"f{n}", payload={"n": n}, deadline=deadline) for n in range(BEFORE + DURING)

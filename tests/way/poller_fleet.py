@@ -1,0 +1,73 @@
+"""Pollers that forward by themselves, and a gateway: all processes."""
+
+from __future__ import annotations
+
+import re
+import sys
+import urllib.request
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Self
+
+from handlers.demo.child import Child
+from tests.way.breakable import COMMAND
+
+_LISTENING = re.compile(r"listening on (http://\S+)")
+_PAGES = re.compile(r'"metrics_port":(\d+)')
+
+
+class PollerFleet:
+    """Two pollers with these settings, and the gateway; a context manager."""
+
+    def __init__(self, variables: Mapping[str, str], *, token_seconds: float = 0.0) -> None:
+        self._parts = ExitStack()
+        command = [
+            sys.executable,
+            "-m",
+            "handlers.demo.gateway",
+            "--port",
+            "0",
+            "--time-to-first-token",
+            "0.1",
+            "--time-per-token",
+            str(token_seconds),
+        ]
+        gateway = self._parts.enter_context(Child("gateway", command))
+        url = gateway.wait_for(lambda output: found[1] if (found := _LISTENING.search(output)) else None, 60)
+        settings = {
+            "IGW_BASE_URL": url,
+            "LEASE_SECONDS": "3",
+            "HEARTBEAT_SECONDS": "1",
+            "RECLAIM_SECONDS": "0.5",
+            "WORKERS": "8",
+            "METRICS_PORT": "0",
+            "LOG_FORMAT": "json",
+            **variables,
+        }
+        self.pollers = [
+            self._parts.enter_context(Child("poller", [COMMAND, "poll"], settings)) for _ in range(2)
+        ]
+        self.pages = [poller.wait_for(_page_of, 60) for poller in self.pollers]
+
+    def are_ready(self) -> bool:
+        """Whether all say so."""
+        return all(_is_ready(port) for port in self.pages)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._parts.close()
+
+
+def _page_of(output: str) -> str | None:
+    found = _PAGES.search(output)
+    return found[1] if found else None
+
+
+def _is_ready(port: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
