@@ -246,6 +246,7 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
         memory=memory,
         on_buried=parts.metrics.buried if parts.metrics else lambda _subscription: None,
         has_details=env.result_details,
+        may_name=settings.may_name_results,
     )
 
     def queue_name(context: PushContext) -> str:

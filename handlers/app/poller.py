@@ -299,6 +299,8 @@ def _result_route(settings: Settings, entry: QueueEntry) -> ResultRoute:
         has_details=env.result_details,
         apart_bytes=env.result_apart_bytes,
         apart_seconds=env.result_apart_seconds,
+        may_name=settings.may_name_results,
+        queues=frozenset({*(queue.queue_name for queue in settings.queues), settings.retry_queue_name}),
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.request import Request, decode_body
 from handlers.contract.result import ErrorCode, Result, encode_result, error_result
+from handlers.contract.result_names import ResultNames
 from handlers.doors.http_message import Answer, Delivery, plain, retry_after
 from handlers.doors.push_body import Push, decode_push
 from handlers.forward.details import detailed
@@ -94,6 +95,7 @@ class PubSubPushDoor:
         memory: Memory | None = None,
         on_buried: Callable[[str], None] = lambda _subscription: None,
         has_details: bool = False,
+        may_name: ResultNames | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._publisher = publisher
@@ -105,6 +107,7 @@ class PubSubPushDoor:
         self._memory = memory
         self._on_buried = on_buried
         self._has_details = has_details
+        self._may_name = may_name or ResultNames()
         self._monotonic = monotonic
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, PushContext] | Answer:
@@ -142,7 +145,7 @@ class PubSubPushDoor:
         )
 
     def _routed(self, context: PushContext, request: Request) -> PushContext:
-        """The request's own topic wins; it may not lie in another project."""
+        """The request's own topic wins; it may not lie in another project, and must be one that requests may name."""
         topic = request.result_queue_name
         route = request.metadata.get("result_route", "")
         match = _TOPIC.fullmatch(topic) if topic else None
@@ -150,6 +153,13 @@ class PubSubPushDoor:
             accepted = "the name of a topic of this project"
             raise InvalidRequest(
                 "result_queue_name", found="no such name", accepted=accepted, request_id=request.id
+            )
+        own = context.topic.rpartition("/")[2]
+        short = topic.rpartition("/")[2]
+        if topic and short != own and not (self._may_name.allow(short) or self._may_name.allow(topic)):
+            accepted = "a topic that the operator allows (ALLOWED_RESULTS), or none"
+            raise InvalidRequest(
+                "result_queue_name", found="another topic", accepted=accepted, request_id=request.id
             )
         return replace(context, topic=topic or context.topic, route=route, request=request)
 

@@ -192,6 +192,7 @@ class Carrier:
 
     async def _outcome(self, envelope: Envelope) -> Outcome:
         try:
+            self._route.check(envelope.request)
             if envelope.request.payload_ref and self._read_payload:
                 payload = await self._read_payload(envelope.request.payload_ref)
                 if payload is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -12,12 +12,14 @@ from handlers.contract.envelope import Envelope, encode_retry
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, encode_result, error_result
+from handlers.contract.result_names import ResultNames, is_plain_name
 from handlers.forward.details import detailed
 from handlers.forward.forward import expired
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.redis_store.queue import Ack, Claim, Nack
+from handlers.redis_store.reserved import is_reserved
 from handlers.redis_store.result_payloads import StoredPayload
-from handlers.redis_store.submission_keys import result_of_key, result_payload_key
+from handlers.redis_store.submission_keys import batch_results_key, result_of_key, result_payload_key
 
 _DAY_SECONDS: Final = 86_400
 """How long the result of one request waits in a list of its own, where nobody says."""
@@ -29,7 +31,8 @@ class ResultRoute:
 
     `is_per_request` gives each request a list of its own beside that list, named as our client names it, so that
     consumers do not take each other's. `has_details` adds the optional fields. Payloads of at least `apart_bytes`
-    (0: none) are stored apart, for `apart_seconds` where the list does not expire.
+    (0: none) are stored apart, for `apart_seconds` where the list does not expire. A request may name the lists that
+    `may_name` has and those below the queue's own, but none of `queues`, nor any other key that is no list of results.
     """
 
     own_name: str
@@ -39,9 +42,32 @@ class ResultRoute:
     has_details: bool = False
     apart_bytes: int = 0
     apart_seconds: int = 604_800
+    may_name: ResultNames = field(default_factory=ResultNames)
+    queues: frozenset[str] = frozenset()
+
+    def check(self, request: Request) -> None:
+        """Raises `InvalidRequest` where the request's own list would take its result, but may not."""
+        wished, is_ignored = request.result_queue_name, self.own_name and not request.result_routing_resolved
+        if not wished or is_ignored or self._may_take(wished, request.id):
+            return
+        found = "the name of another key" if self.may_name.allow(wished) else "a list that is not allowed"
+        accepted = "a list that the operator allows (ALLOWED_RESULTS), or none"
+        raise InvalidRequest("result_queue_name", found=found, accepted=accepted, request_id=request.id)
+
+    def _may_take(self, name: str, request_id: str) -> bool:
+        if not is_plain_name(name) or is_reserved(name) or name in self.queues:
+            return False
+        return self.may_name.allow(name) or any(
+            name in (shared, result_of_key(shared, request_id))
+            or name.startswith(batch_results_key(shared, ""))
+            for shared in (self.own_name, self.default_name)
+            if shared
+        )
 
     def name(self, wished: str, request_id: str = "", *, is_resolved: bool = False) -> str:
-        """The list for the request `request_id` that wishes for `wished` (or nothing)."""
+        """The list for the request `request_id` that wishes for `wished` (or nothing, or what it may not have)."""
+        if wished and not self._may_take(wished, request_id):
+            wished = ""
         if is_resolved and wished:
             return wished
         shared = self.own_name or wished or self.default_name

@@ -90,6 +90,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         "retry-sortedset"
     )
     result_queue_name: Annotated[str, Meta(description="List that takes the results.")] = "result-list"
+    allowed_results: Annotated[
+        str,
+        Meta(
+            description="Comma-separated lists (Pub/Sub: topics) a request may name for its result; `team-a:*` allows "
+            "what begins so, an unused name such as `-` allows none."
+        ),
+    ] = "*"
     result_per_request: Annotated[
         bool, Meta(description="A result list for each request, `<results>:result-of:<id>`, that expires.")
     ] = False

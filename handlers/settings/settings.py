@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.result_names import ResultNames, read_result_names
 from handlers.forward.endpoint import is_safe_path
 from handlers.forward.route import PRIORITY_HEADER, Route, Routes
 from handlers.gates.bands import TIER
@@ -55,6 +56,11 @@ class Settings(msgspec.Struct, frozen=True):
     def result_queue_name(self) -> str:
         """The list that takes results of queues that name none."""
         return self.file.result_queue_name or self.env.result_queue_name
+
+    @property
+    def may_name_results(self) -> ResultNames:
+        """The lists or topics that a request may name for its result."""
+        return read_result_names(self.env.allowed_results)
 
     @property
     def project_id(self) -> str:

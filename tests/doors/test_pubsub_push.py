@@ -11,6 +11,7 @@ import pytest
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, answered_result, decode_result
+from handlers.contract.result_names import ResultNames, read_result_names
 from handlers.doors.door import handle
 from handlers.doors.http_message import Answer, Delivery
 from handlers.doors.pubsub_push import MARGIN_SECONDS, PubSubPushDoor, Subscription
@@ -46,7 +47,12 @@ class Door:
     """A push door, and what its walk asked of the gateway."""
 
     def __init__(
-        self, publisher: Publisher, dead_letter_topic: str = "", *, has_details: bool = False
+        self,
+        publisher: Publisher,
+        dead_letter_topic: str = "",
+        *,
+        has_details: bool = False,
+        may_name: ResultNames | None = None,
     ) -> None:
         self.now = 100.0
         self.forwarded: list[tuple[Request, Limits]] = []
@@ -58,6 +64,7 @@ class Door:
             dead_letter_topic=dead_letter_topic,
             max_request_bytes=10_000,
             has_details=has_details,
+            may_name=may_name,
             monotonic=lambda: self.now,
         )
 
@@ -164,6 +171,30 @@ async def test_a_topic_of_another_project_or_of_no_such_name_is_an_invalid_reque
     await door.push(json.dumps({**json.loads(BODY), "result_queue_name": name}).encode())
     topic, result, _ = result_of(broker)
     assert (topic, result.error_code, door.forwarded) == ("results", ErrorCode.INVALID_REQUEST, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"),
+    [
+        ("mine", "mine"),
+        ("projects/project-1/topics/mine", "projects/project-1/topics/mine"),
+        ("team-a", "team-a"),
+        ("results", "results"),
+        ("others", None),
+        ("projects/project-1/topics/others", None),
+    ],
+)
+async def test_with_a_list_of_topics_a_request_names_one_of_it_or_is_invalid(
+    publisher: Publisher, broker: RawHttp, name: str, takes: str | None
+) -> None:
+    """F75."""
+    door = Door(publisher, may_name=read_result_names("mine, team-*"))
+    await door.push(json.dumps({**json.loads(BODY), "result_queue_name": name}).encode())
+    topic, result, _ = result_of(broker)
+    assert (topic.rpartition("/")[2], result.error_code) == (
+        (takes.rpartition("/")[2], "") if takes else ("results", ErrorCode.INVALID_REQUEST)
+    )
+    assert len(door.forwarded) == (1 if takes else 0)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404])

@@ -50,6 +50,7 @@ class Rig:
         lease_seconds: float = 30.0,
         labels: dict[str, str] | None = None,
         on_freed: Callable[[], None] = lambda: None,
+        route: ResultRoute | None = None,
     ) -> None:
         self.store = store
         self.log: Logger = get_logger("test")
@@ -63,7 +64,7 @@ class Rig:
         self.handler = handler
         self.carrier = Carrier(
             self.settler,
-            ResultRoute("", None, RESULTS),
+            route or ResultRoute("", None, RESULTS),
             self._dispatch,
             self.log,
             self.metrics,

@@ -1,0 +1,162 @@
+"""F75: a request's result reaches the list that it may name, and no other key, whatever it says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers.contract.envelope import decode_member
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.request import MAX_ID_LENGTH
+from handlers.contract.result import ErrorCode
+from handlers.contract.result_names import ResultNames, read_result_names
+from handlers.poller.settlement import ResultRoute
+from handlers.redis_store.keys import queue_keys
+from handlers.redis_store.reserved import is_reserved
+from handlers.redis_store.submission_keys import (
+    CANCELLATIONS,
+    active_key,
+    cancel_key,
+    payload_key,
+    result_claim_keys,
+    result_payload_key,
+    sent_key,
+    seq_key,
+    stands_key,
+    submitted_key,
+)
+from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
+from tests.redis_keys import leaked_keys
+from tests.waiting import wait_until_async
+
+TEAMS = read_result_names("team-a, team-b:*")
+SOME = ResultRoute("", None, RESULTS, may_name=TEAMS, queues=frozenset({QUEUE, RETRIES}))
+ALL = ResultRoute("", None, RESULTS, queues=frozenset({QUEUE, RETRIES}))
+HOSTILE = [
+    QUEUE,
+    RETRIES,
+    *(getattr(queue_keys(QUEUE), name) for name in ("claimed", "owners", "index", "deaths", "dead")),
+    queue_keys("another", cluster=True).claimed,
+    active_key("victim"),
+    cancel_key("victim"),
+    payload_key("victim", "t"),
+    result_payload_key("victim", b"owner"),
+    submitted_key("victim"),
+    stands_key("victim"),
+    sent_key([("victim", "t")]),
+    seq_key(QUEUE, 1),
+    CANCELLATIONS,
+    *result_claim_keys(RESULTS),
+    *result_claim_keys(RESULTS, cluster=True),
+    "delivery:1:a:t",
+    "quota:userid:victim",
+    "dispatch-gate-budget",
+    "nul\0",
+    "new\nline",
+    "x" * 1_000_000,
+]
+
+
+def request_of(wished: str, *, is_resolved: bool = False, request_id: str = "a") -> Any:
+    internal = {"result_queue_name": wished, "result_routing_resolved": is_resolved}
+    data = {"id": request_id, "deadline": 2_000, "payload": {}}
+    member = json.dumps({"internal": internal, "request_kind": "redis", "data": data}).encode()
+    return decode_member(member, QUEUE, max_bytes=len(member)).request
+
+
+def taken(route: ResultRoute, wished: str, *, is_resolved: bool = False) -> str | None:
+    """The list that takes the result of the request "a" that runs; None where it may not run."""
+    request = request_of(wished, is_resolved=is_resolved)
+    try:
+        route.check(request)
+    except InvalidRequest as error:
+        assert (error.field, error.request_id) == ("result_queue_name", "a")
+        assert wished not in str(error), "what a request says is not repeated"
+        return None
+    return route.name(request.result_queue_name, "a", is_resolved=is_resolved)
+
+
+@pytest.mark.parametrize(
+    "wished",
+    [
+        "team-a",
+        "team-b:",
+        "team-b:one",
+        RESULTS,
+        f"{RESULTS}:result-of:a",
+        f"{RESULTS}:batch:b-1",
+    ],
+)
+@pytest.mark.parametrize("is_resolved", [False, True])
+def test_an_allowed_list_takes_the_result(wished: str, is_resolved: bool) -> None:
+    assert taken(SOME, wished, is_resolved=is_resolved) == wished
+
+
+@pytest.mark.parametrize(
+    "wished",
+    ["team-b", "team-a:x", "team-", "*", "team-b*", "{team-a}", f"{RESULTS}:result-of:victim", "../team-a"],
+)
+@pytest.mark.parametrize("is_resolved", [False, True])
+def test_any_other_is_an_invalid_request_whose_result_is_in_the_default_list(
+    wished: str, is_resolved: bool
+) -> None:
+    assert taken(SOME, wished, is_resolved=is_resolved) is None
+    assert SOME.name(wished, "a", is_resolved=is_resolved) == RESULTS
+
+
+@pytest.mark.parametrize("wished", ["team-b", "*", "{tag}x", f"{RESULTS}:result-of:victim", "a b"])
+def test_unless_the_operator_says_so_any_list_may_be_named(wished: str) -> None:
+    assert taken(ALL, wished) == wished
+
+
+@pytest.mark.parametrize("wished", HOSTILE, ids=lambda name: repr(name[:30]))
+@pytest.mark.parametrize("route", [ALL, SOME], ids=["any list", "some lists"])
+def test_no_request_names_a_key_that_holds_something_else(route: ResultRoute, wished: str) -> None:
+    for is_resolved in (False, True):
+        assert taken(route, wished, is_resolved=is_resolved) is None
+        assert route.name(wished, "a", is_resolved=is_resolved) == RESULTS
+
+
+def test_a_wish_that_does_not_count_does_no_harm() -> None:
+    route = ResultRoute("queues", None, RESULTS, may_name=TEAMS)
+    assert taken(route, "another") == "queues"
+
+
+@pytest.mark.parametrize("name", [RESULTS, "team:results", "dead", "request-results", "delivery:mail"])
+def test_lists_as_people_name_them_are_not_reserved(name: str) -> None:
+    assert not is_reserved(name)
+
+
+def test_nothing_allows_nothing() -> None:
+    assert not read_result_names("").allow("x")
+    assert ResultNames().allow("x")
+
+
+async def test_hostile_names_leave_the_queue_as_it_is_and_each_gets_its_error(store: Redis) -> None:
+    """None of them runs, and what is honest beside them is answered."""
+    rig = Rig(store, route=ALL)
+    names = [name for name in HOSTILE if len(name) < 1_000]
+    members = [
+        json.dumps(
+            {
+                "internal": {"result_queue_name": name},
+                "request_kind": "redis",
+                "data": json.loads(body(f"h{n}")),
+            }
+        ).encode()
+        for n, name in enumerate(names)
+    ]
+    claims = await rig.claimed(*members, body("honest"), body("x" * MAX_ID_LENGTH), body("{tag}*\n"))
+    async with running(rig.settler.run()):
+        rig.carrier.start(claims)
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "all outcomes")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    results = {result.id: result.error_code for result in await rig.results()}
+    hostile = {f"h{n}": ErrorCode.INVALID_REQUEST for n in range(len(names))}
+    assert results == {**hostile, "honest": "", "x" * MAX_ID_LENGTH: "", "{tag}*\n": ""}
+    assert len(rig.dispatched) == 3
+    assert await leaked_keys(store, [QUEUE], [RESULTS]) == []
