@@ -13,8 +13,11 @@ from handlers.contract.envelope import decode_member, encode_retry, score_of
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, decode_result, encode_result, error_result
+from handlers.forward.classify import is_final
 from handlers.forward.headers import gateway_headers
 from handlers.forward.route import Route
+from handlers.redis_store import submission_keys
+from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.queue import QueueOptions, RedisQueue
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -30,7 +33,8 @@ def cases(name: str) -> pytest.MarkDecorator:
 
 def test_every_file_is_replayed_and_named_in_its_readme() -> None:
     files = {path.stem for path in VECTORS.glob("*.json")}
-    own = Path(__file__).read_text(encoding="utf-8")
+    here = Path(__file__).parent
+    own = "".join(path.read_text(encoding="utf-8") for path in here.glob("test_vectors*.py"))
     readme = (VECTORS / "README.md").read_text(encoding="utf-8")
     assert all(f'@cases("{name}")' in own and f"`{name}.json`" in readme for name in files)
 
@@ -84,9 +88,12 @@ def test_a_result_has_these_fields_and_no_others(case: Case) -> None:
     if "error_code" in outcome:
         result = error_result(outcome["id"], token, ErrorCode(outcome["error_code"]), outcome["message"])
     else:
-        result = answered_result(outcome["id"], token, outcome["status_code"], outcome["body"].encode())
+        body = bytes.fromhex(outcome.get("body_hex", "")) or outcome["body"].encode()
+        result = answered_result(outcome["id"], token, outcome["status_code"], body)
     assert json.loads(encode_result(result)) == case["result"]
     assert decode_result(json.dumps(case["result"]).encode()) == result
+    newer = {**case["result"], "a_field_of_the_future": {"a": [1]}}
+    assert decode_result(json.dumps(newer).encode()) == result, "unknown fields are ignored"
 
 
 @cases("headers")
@@ -95,3 +102,21 @@ def test_the_gateway_gets_these_headers(case: Case) -> None:
     found = gateway_headers(request, Route("http://gateway", **case["settings"]))
     assert {name: found.get(name) for name in case["headers"]} == case["headers"]
     assert not set(case["absent"]) & found.keys()
+
+
+@cases("answers")
+def test_an_answer_is_final_or_tried_again(case: Case) -> None:
+    assert is_final(case["status"]) is (case["outcome"] == "final")
+
+
+@cases("keys")
+def test_a_key_has_the_name_that_others_know_it_by(case: Case) -> None:
+    assert getattr(submission_keys, case["name"])(*case["arguments"]) == case["key"]
+
+
+@cases("queues")
+def test_claims_are_under_keys_that_others_know(case: Case) -> None:
+    keys = queue_keys("q", cluster=case["cluster"])
+    assert {name: getattr(keys, name) for name in case if name != "cluster"} == {
+        name: key for name, key in case.items() if name != "cluster"
+    }

@@ -1,0 +1,138 @@
+"""The conformance vectors of what is settled: results in their lists, retries due, cancellations, and pushes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers.contract.envelope import decode_member, encode_retry
+from handlers.contract.request import Request
+from handlers.contract.result import answered_result, decode_result
+from handlers.doors.http_message import Delivery
+from handlers.doors.pubsub_push import PubSubPushDoor, Subscription
+from handlers.forward.outcome import Answered
+from handlers.poller.settlement import ResultRoute, settle
+from handlers.redis_store.queue import Ack, Nack, QueueOptions, RedisQueue, Retries
+from handlers.telemetry.logs import get_logger
+from tests.conformance.test_vectors import Case, cases
+from tests.waiting import wait_until_async
+
+QUEUE = "q"
+OPTIONS = QueueOptions("retries", "results")
+
+
+@cases("acks")
+async def test_a_result_reaches_its_list_and_what_was_the_submissions_own_goes(
+    store: Redis, case: Case
+) -> None:
+    queue, own = RedisQueue(store, QUEUE, OPTIONS), case["queue"]
+    route = ResultRoute(own.get("result_queue_name", ""), own.get("result_ttl_seconds"), "results")
+    for key, value in case["before"].items():
+        await store.set(key, value)
+    await store.rpush(case["list"], "an older one")
+    await store.zadd(QUEUE, {case["member"]: 1})
+    (claim,) = await queue.claim(1)
+    envelope = decode_member(claim.member, QUEUE)
+    answer = Answered(answered_result("a", envelope.request.request_token, 200, b"{}"))
+    ack = settle(claim, envelope, answer, route, time.time())
+
+    assert isinstance(ack, Ack)
+    assert await queue.ack([ack]) == [True]
+
+    assert await store.rpop(case["list"]) == b"an older one", "consumers take the oldest from the right"
+    texts: Any = await store.lrange(case["list"], 0, -1)
+    assert [decode_result(text).id for text in texts] == ["a"]
+    ttl = await store.ttl(case["list"])
+    assert ttl == -1 if case["ttl"] < 0 else 0 < ttl <= case["ttl"]
+    assert await store.exists(*(case["gone"] or ["nothing"])) == 0
+    assert await store.exists(*(case["kept"] or ["nothing"])) == len(case["kept"])
+    claims = [f"{QUEUE}:claimed", f"{QUEUE}:claim-owners", f"{QUEUE}:claims-idx", QUEUE]
+    assert await store.exists(*claims) == 0
+
+
+@cases("retries")
+async def test_a_retry_waits_by_its_due_time_and_returns_under_its_score(store: Redis, case: Case) -> None:
+    queue = RedisQueue(store, case["queue"], OPTIONS)
+    await store.zadd(case["queue"], {case["member"]: case["score"]})
+    (claim,) = await queue.claim(1)
+    member = encode_retry(claim.member, queue=case["queue"], attempt=case["attempt"], score=claim.score)
+    assert await queue.nack([Nack(claim, member, 300.0)]) == [True]
+
+    found: Any = await store.zrange("retries", 0, -1, withscores=True)
+    ((waiting, due),) = found
+    assert (waiting, due) == (member, pytest.approx(time.time() + 300, abs=60))
+    retries = Retries(store, "retries", "another")
+    assert await retries.promote(10) == 0, "not due"
+
+    await store.zadd("retries", {member: 1})
+    assert await retries.promote(10) == 1
+    assert await store.zrange(case["queue"], 0, -1, withscores=True) == [(member, case["score"])]
+    assert await store.exists("another", "retries") == 0
+
+
+@cases("retries")
+async def test_an_expired_claim_returns_under_its_score(store: Redis, case: Case) -> None:
+    queue = RedisQueue(store, case["queue"], QueueOptions("retries", "results", lease_seconds=0.1))
+    await store.zadd(case["queue"], {case["member"]: case["score"]})
+    (claim,) = await queue.claim(1)
+
+    async def is_back() -> bool:
+        return (await queue.reclaim(10, 5)).returned == 1
+
+    await wait_until_async(is_back, 20, "the lease to end")
+    found = await store.zrange(case["queue"], 0, -1, withscores=True)
+    assert found == [(case["member"].encode(), case["score"])]
+    assert await queue.renew([claim]) == [claim], "the old owner has lost it"
+
+
+@cases("cancellations")
+async def test_a_request_is_cancelled_by_its_own_token_alone(store: Redis, case: Case) -> None:
+    if case["cancel"] is not None:
+        await store.set("request-cancel:a", case["cancel"])
+    await store.zadd(QUEUE, {case["member"]: 1})
+    (claim,) = await RedisQueue(store, QUEUE, OPTIONS).claim(1)
+    assert claim.is_cancelled is case["is_cancelled"]
+
+
+class Topics:
+    """Takes what a door publishes."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, bytes, Mapping[str, str]]] = []
+
+    async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str] | None = None) -> str:
+        """Keep it."""
+        self.taken.append((topic, data, attributes or {}))
+        return "1"
+
+
+@cases("pushes")
+async def test_a_push_is_read_and_its_result_says_whose_it_is(case: Case) -> None:
+    topics = Topics()
+    door = PubSubPushDoor(
+        topics,
+        lambda _name: Subscription("s", "results"),
+        get_logger("test"),
+        project_id="p",
+        dead_letter_topic="",
+        max_request_bytes=10_000,
+    )
+    decoded = await door.decode(Delivery([], json.dumps(case["push"]).encode()))
+    assert isinstance(decoded, tuple)
+    request, context = decoded
+    assert isinstance(request, Request)
+    for name, expected in case["fields"].items():
+        found = getattr(request, name)
+        assert (found.decode() if isinstance(found, bytes) else found) == expected, name
+
+    settled = await door.settle(context, Answered(answered_result("a", "", 200, b"{}")))
+
+    ((topic, data, attributes),) = topics.taken
+    assert settled.status_code == 204
+    assert (topic, attributes) == (case["topic"], case["attributes"])
+    assert json.loads(data) == {"id": "a", "status_code": 200, "payload": "{}"}
