@@ -19,6 +19,7 @@ from handlers.contract.result import Result, encode_result
 
 if TYPE_CHECKING:
     from handlers.client.webhook import WebhookOptions
+    from handlers.client.webhook_destinations import Destination
 
 
 @click.command(
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
 Examples:
   async-processor webhook https://example.com/hooks/results --secret-file /secrets/webhook
   async-processor webhook http://receiver.team-a/results --secret-file s --allow-private
+  async-processor webhook https://example.com/rest --secret-file s --destination a.example/hooks/=/secrets/a
 
 Each result is a POST signed as the Standard Webhooks specification says; its webhook-id stays the same when it is
-sent again. A result is acknowledged once the receiver took it (2xx). What it does not take in time is printed as
+sent again. A request may name one of the --destination hosts as webhook_url in its metadata (handlers and poller
+with RESULT_DETAILS); what that one does not take, and what names another, goes to URL, with the reason in
+"undelivered". A result is acknowledged once the receiver took it (2xx). What it does not take in time is printed as
 JSON, one a line.
 
 Exit codes: 0 stopped, or none came for --for; 1 the receiver is gone (410); 2 wrong flags;
@@ -40,6 +44,13 @@ Exit codes: 0 stopped, or none came for --for; 1 the receiver is gone (410); 2 w
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
     help="Secrets (whsec_…), one a line; all sign.",
+)
+@click.option(
+    "--destination",
+    "destinations",
+    multiple=True,
+    metavar="HOST/PATH=SECRET_FILE",
+    help="Receiver that a request may name, with secrets of its own; a path that ends in / allows all below.",
 )
 @click.option(
     "--allow-private", is_flag=True, help="The receiver may be inside the network, and without TLS."
@@ -57,6 +68,7 @@ def webhook(
     *,
     url: str,
     secret_file: Path,
+    destinations: tuple[str, ...],
     allow_private: bool,
     at_once: int,
     give_up: timedelta,
@@ -73,15 +85,25 @@ def webhook(
         allow_private,
         at_once,
         give_up_seconds=give_up.total_seconds(),
+        destinations=[_destination(text) for text in destinations],
     )
     return asyncio.run(_deliver(queue, options, idle))
 
 
-def _secret_text(path: Path) -> str:
+def _destination(text: str) -> Destination:
+    from handlers.client.webhook_destinations import read_destination
+    from handlers.client.webhook_signature import read_secrets
+
+    place, _, path = text.partition("=")
+    keys = read_secrets(_secret_text(Path(path), "--destination"), "--destination")
+    return read_destination(place, keys, "--destination")
+
+
+def _secret_text(path: Path, setting: str = "--secret-file") -> str:
     try:
         return path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
-        raise InvalidSetting("--secret-file", found="no text", accepted="lines of whsec_…") from None
+        raise InvalidSetting(setting, found="no text", accepted="lines of whsec_…") from None
 
 
 async def _deliver(queue: QueueFlags, options: WebhookOptions, idle: timedelta | None) -> ExitCode:

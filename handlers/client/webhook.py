@@ -28,6 +28,13 @@ from aiohttp.resolver import DefaultResolver
 
 from handlers.client.errors import LeaseLost
 from handlers.client.result_stream import Delivery, ResultStream
+from handlers.client.webhook_destinations import (
+    METADATA_FIELD,
+    Destination,
+    DestinationRefused,
+    Target,
+    target_of,
+)
 from handlers.client.webhook_signature import signature_headers
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, encode_result
@@ -47,6 +54,10 @@ class WebhookGone(Exception):
 class WebhookOptions:
     """Where to, with which keys. `allow_private` also connects to addresses inside, and without TLS: for a receiver
     of your own. What is not taken in `give_up_seconds` is handed to `on_given_up`.
+
+    A request may name one of `destinations` in its metadata (see `webhook_destinations`; it takes `RESULT_DETAILS`).
+    What that one does not take in `destination_seconds`, and what names another one, goes to `url`, which is told why:
+    one receiver that is down holds up the others for that long at most.
     """
 
     url: str
@@ -56,6 +67,8 @@ class WebhookOptions:
     call_seconds: float = 20.0
     give_up_seconds: float = 86_400.0
     first_pause_seconds: float = _FIRST_PAUSE_SECONDS
+    destinations: Sequence[Destination] = ()
+    destination_seconds: float = 300.0
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -65,6 +78,10 @@ class WebhookOptions:
             raise InvalidSetting("url", found="no such URL", accepted=accepted)
         if not self.allow_private and not _is_public_host(parts.hostname):
             raise InvalidSetting("url", found="an address inside the network", accepted="a public host")
+        for one in self.destinations:
+            if not self.allow_private and not _is_public_host(one.host.partition(":")[0]):
+                found = "an address inside the network"
+                raise InvalidSetting("destinations", found=found, accepted="public hosts")
 
     def __repr__(self) -> str:
         return "WebhookOptions(…)"  # keys, and a URL that may hold a token
@@ -149,7 +166,7 @@ class Webhook:
             raise WebhookGone from None
 
     async def _deliver(self, delivery: Delivery) -> None:
-        if await self._is_delivered(delivery.result):
+        if await self._is_delivered_somewhere(delivery.result):
             self.delivered += 1
         else:
             self.given_up += 1
@@ -157,29 +174,50 @@ class Webhook:
         with contextlib.suppress(LeaseLost):
             await delivery.ack()  # lost meanwhile: the next reader sends it again, under the same id
 
-    async def _is_delivered(self, result: Result) -> bool:
+    async def _is_delivered_somewhere(self, result: Result) -> bool:
+        """To the receiver that its request names, else to our own."""
+        options, undelivered = self._options, ""
+        if options.destinations:
+            try:
+                target = target_of(result.metadata, options.destinations, allow_private=options.allow_private)
+                seconds = min(options.give_up_seconds, options.destination_seconds)
+                if target is not None and await self._is_delivered(result, target, seconds):
+                    return True
+                undelivered = f"metadata.{METADATA_FIELD}: not taken in {seconds:g} s" if target else ""
+            except DestinationRefused as error:
+                undelivered = str(error)
+            except WebhookGone:
+                undelivered = f"metadata.{METADATA_FIELD}: the receiver is gone (410)"
+        return await self._is_delivered(
+            result, Target(options.url, options.keys), options.give_up_seconds, undelivered
+        )
+
+    async def _is_delivered(
+        self, result: Result, target: Target, seconds: float, undelivered: str = ""
+    ) -> bool:
         body = msgspec.json.encode(
             {
                 "type": EVENT_TYPE,
                 "timestamp": datetime.fromtimestamp(self._clock(), UTC).isoformat(),
                 "data": msgspec.Raw(encode_result(result)),
+                **({"undelivered": undelivered} if undelivered else {}),
             }
         )
-        until, pause = self._clock() + self._options.give_up_seconds, self._options.first_pause_seconds
+        until, pause = self._clock() + seconds, self._options.first_pause_seconds
         while True:
-            if await self._is_taken(webhook_id(result), body):
+            if await self._is_taken(target, webhook_id(result), body):
                 return True
             if self._clock() + pause >= until:
                 return False
             await asyncio.sleep(pause * (0.5 + self._draw()))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    async def _is_taken(self, name: str, body: bytes) -> bool:
-        signed = signature_headers(self._options.keys, name, int(self._clock()), body)
+    async def _is_taken(self, target: Target, name: str, body: bytes) -> bool:
+        signed = signature_headers(target.keys, name, int(self._clock()), body)
         headers: dict[str, Any] = {"content-type": "application/json", **signed}
         try:
             async with self._session.post(
-                self._options.url, data=body, headers=headers, allow_redirects=False
+                target.url, data=body, headers=headers, allow_redirects=False
             ) as answer:
                 await answer.content.read(_MOST_ANSWER_BYTES)
                 if answer.status == _GONE:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from redis.asyncio import Redis
@@ -20,6 +21,7 @@ from redis.asyncio import Redis
 from handlers.client import AsyncClient
 from handlers.client.options import ClientOptions
 from handlers.client.webhook import PublicOnly, Webhook, WebhookGone, WebhookOptions, webhook_id
+from handlers.client.webhook_destinations import DestinationRefused, read_destination, target_of
 from handlers.client.webhook_signature import read_secrets, signature_headers
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, answered_result, encode_result
@@ -190,6 +192,108 @@ async def test_a_receiver_that_is_gone_gets_no_more_and_nothing_is_lost(
     assert await store.llen("result-list") == 2
 
 
+OTHERS = read_secrets(OTHER, "x")
+
+
+async def named(store: Redis, request_id: str, url: str) -> None:
+    result = msgspec.structs.replace(
+        answered_result(request_id, "t", 200, b"{}"), metadata={"webhook_url": url}
+    )
+    await store.lpush("result-list", encode_result(result))
+
+
+async def deliver_named(client: AsyncClient, own: RawHttp, other: RawHttp, seconds: float = 60.0) -> None:
+    async def given_up(result: Result) -> None:
+        raise AssertionError(result.id)
+
+    options = WebhookOptions(
+        f"{own.url}/own",
+        KEYS,
+        allow_private=True,
+        first_pause_seconds=0.02,
+        destinations=[read_destination(f"127.0.0.1:{other.port}/hooks/", OTHERS, "x")],
+        destination_seconds=seconds,
+    )
+    async with client.results(idle=0) as stream, Webhook(options, given_up) as hook:
+        await hook.run(stream)
+
+
+async def test_a_request_names_an_allowed_receiver_which_has_secrets_of_its_own(
+    client: AsyncClient, receiver: RawHttp, store: Redis
+) -> None:
+    async with running_raw_http() as other:
+        other.say(answer(503), answer(204))
+        await named(store, "theirs", f"{other.url}/hooks/team/1")
+        await queue(store, "ours")
+        await deliver_named(client, receiver, other)
+        assert {(one.path, verified(one, OTHERS[0])) for one in other.received} == {
+            ("/hooks/team/1", "theirs")
+        }
+        with pytest.raises(AssertionError):
+            verified(other.received[0], KEYS[0])
+    assert [verified(one, KEYS[0]) for one in receiver.received] == ["ours"]
+    assert await store.hlen("result-list:result-claimed") == 0
+
+
+@pytest.mark.parametrize("said", [500, 410, 302])
+async def test_what_a_named_receiver_does_not_take_comes_to_ours_with_the_reason(
+    client: AsyncClient, receiver: RawHttp, store: Redis, said: int
+) -> None:
+    async with running_raw_http() as other:
+        other.say(answer(said, headers={"location": "/hooks/2"}))
+        await named(store, "r", f"{other.url}/hooks/1")
+        await deliver_named(client, receiver, other, seconds=0.1)
+        assert {one.path for one in other.received} == {"/hooks/1"}
+    (one,) = receiver.received
+    assert verified(one, KEYS[0]) == "r"
+    assert "metadata.webhook_url" in json.loads(one.body)["undelivered"]
+
+
+async def test_a_receiver_that_is_not_allowed_is_never_called_and_nothing_is_lost(
+    client: AsyncClient, receiver: RawHttp, store: Redis
+) -> None:
+    async with running_raw_http() as other:
+        host = f"127.0.0.1:{other.port}"
+        urls = [
+            f"http://{host}/other/1",
+            f"http://{host}/hooks/../other",
+            f"http://{host}/hooks/%2e%2e/other",
+            f"http://{host}/hooks//x",
+            f"http://{host}/hooks/x?to=y",
+            f"http://user@{host}/hooks/1",
+            f"http://{host}@evil.example/hooks/1",
+            f"http://localhost:{other.port}/hooks/1",
+            f"ftp://{host}/hooks/1",
+            f"http://{host}\\@evil/hooks/1",
+            f"http://{host}/hooks/1\n",
+            "//evil",
+        ]
+        for number, url in enumerate(urls):
+            await named(store, f"r{number}", url)
+        await deliver_named(client, receiver, other)
+        assert other.received == []
+    assert {verified(one, KEYS[0]) for one in receiver.received} == {f"r{n}" for n in range(len(urls))}
+    for one in receiver.received:
+        assert "not allowed" in json.loads(one.body)["undelivered"]
+
+
+def test_without_leave_a_named_receiver_is_https_and_public() -> None:
+    good = read_destination("good.example/hooks/", OTHERS, "x")
+    for url in ("http://good.example/hooks/1", "https://evil.example/hooks/1"):
+        with pytest.raises(DestinationRefused):
+            target_of({"webhook_url": url}, [good], allow_private=False)
+    found = target_of({"webhook_url": "https://GOOD.example/hooks/1"}, [good], allow_private=False)
+    assert found is not None
+    assert found.url == "https://good.example/hooks/1"
+    assert target_of({}, [good], allow_private=False) is None
+    inside = read_destination("10.0.0.1/hooks/", OTHERS, "x")
+    with pytest.raises(InvalidSetting, match="destinations"):
+        WebhookOptions("https://good.example/x", KEYS, destinations=[inside])
+    for text in ("", "host", "https://host/x", "ho st/x", "host/x?y"):
+        with pytest.raises(InvalidSetting, match="--destination"):
+            read_destination(text, OTHERS, "--destination")
+
+
 async def test_the_command_delivers_what_is_there(
     receiver: RawHttp, valkey: Valkey, store: Redis, tmp_path: Path
 ) -> None:
@@ -199,6 +303,8 @@ async def test_the_command_delivers_what_is_there(
     command += [
         "--secret-file",
         str(tmp_path / "secret"),
+        "--destination",
+        f"other.example/hooks/={tmp_path / 'secret'}",
         "--allow-private",
         "--for",
         "1s",

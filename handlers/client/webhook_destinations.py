@@ -1,0 +1,70 @@
+"""Receivers that requests may name for their results: an operator's list, each with secrets of its own. Pure.
+
+Who can check a signature can also make one, so receivers share no secrets. What a request says is matched whole and
+never parsed as a URL.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from handlers.contract.errors import InvalidSetting
+from handlers.forward.endpoint import is_safe_path
+
+METADATA_FIELD: Final = "webhook_url"
+"""The field of a request's metadata that names its receiver; consumers who do not know it ignore it."""
+
+_ALLOWED = re.compile(r"(?P<host>[a-z0-9.-]{1,253}(:[0-9]{1,5})?)(?P<path>/[A-Za-z0-9._~/-]{1,255})")
+_NAMED = re.compile(r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?)(?P<path>/[^?#\s]*)")
+
+
+class DestinationRefused(Exception):
+    """A request names a receiver that is not on the list; the message does not repeat it."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Destination:
+    """A receiver on the list: `host[:port]`, a path (all below it where it ends in `/`), and its keys."""
+
+    host: str
+    path: str
+    keys: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Target:
+    """Where one result goes, and with which keys it is signed."""
+
+    url: str
+    keys: Sequence[bytes]
+
+
+def read_destination(text: str, keys: Sequence[bytes], setting: str) -> Destination:
+    """A receiver as the operator writes it, `host/path` or `host/path/`. Raises `InvalidSetting`."""
+    match = _ALLOWED.fullmatch(text)
+    if match is None:
+        accepted = "host/path, or host/path/ for all below it"
+        raise InvalidSetting(setting, found=repr(text), accepted=accepted)
+    return Destination(match["host"], match["path"], keys)
+
+
+def target_of(
+    metadata: Mapping[str, str], destinations: Sequence[Destination], *, allow_private: bool
+) -> Target | None:
+    """The receiver that a request names, None where it names none. Raises `DestinationRefused`."""
+    named = metadata.get(METADATA_FIELD, "")
+    if not named:
+        return None
+    match = _NAMED.fullmatch(named)
+    if match is not None and (match["scheme"] == "https" or allow_private):
+        host = match["host"].lower()
+        for one in destinations:
+            if one.host == host and is_safe_path(match["path"], [one.path]):
+                return Target(f"{match['scheme']}://{host}{match['path']}", one.keys)
+    raise DestinationRefused(
+        f"metadata.{METADATA_FIELD}: found a receiver that is not allowed; accepted is https://host/path of the "
+        "operator's list"
+    )
