@@ -96,7 +96,7 @@ def _table_writer() -> Callable[[Result], None]:
         table.add_column(width=18, no_wrap=True, style="green" if is_good else "red")
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         text = " ".join(said[:PRINTED_PAYLOAD_CHARACTERS].split())
-        table.add_row(_plain(result.id), str(result.status_code or result.error_code), _plain(text))
+        table.add_row(_plain(result.id), _plain(str(result.status_code or result.error_code)), _plain(text))
         console.print(table)
 
     return write

@@ -77,7 +77,7 @@ def _queues(now: Overview) -> Table:
             line.lane or _NOTHING,
             *(f"{count:,}" for count in counts),
             _seconds(depths.seconds_to_deadline),
-            line.circuit or _NOTHING,
+            _plain(line.circuit or _NOTHING),
         )
     return table
 

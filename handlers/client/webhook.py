@@ -44,6 +44,7 @@ _FIRST_PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 300.0
 _GONE: Final = 410
 _MOST_ANSWER_BYTES: Final = 65_536
+_GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
 
 
 class WebhookGone(Exception):
@@ -88,17 +89,26 @@ class WebhookOptions:
 
 
 def _is_public_host(host: str) -> bool:
-    """Whether a literal address is public; a name is judged when it is resolved."""
+    """Whether a literal address is public; a name is judged when it is resolved.
+
+    A name of digits and dots alone (`2130706433`, `127.1`) is an old form of an address, which aiohttp connects to
+    without asking the resolver: never public.
+    """
     try:
         return _is_public(host)
     except ValueError:
-        return True
+        return not host.replace(".", "").isdigit()
 
 
 def _is_public(address: str) -> bool:
+    """Of IPv6 only global unicast (RFC 4291, 2.4) counts, and nothing that a translator or a tunnel turns into IPv4."""
     found = ipaddress.ip_address(address)
-    mapped = getattr(found, "ipv4_mapped", None)
-    return bool((mapped or found).is_global) and not found.is_multicast
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return _is_public(str(found.ipv4_mapped))
+        if found not in _GLOBAL_UNICAST or found.sixtofour is not None or found.teredo is not None:
+            return False
+    return found.is_global and not found.is_multicast
 
 
 class PublicOnly(AbstractResolver):

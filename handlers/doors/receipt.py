@@ -2,7 +2,8 @@
 
 uvicorn alone waits for ever for a request line, a header or an answer that nobody reads, and its fast
 parser takes headers of any size; a few hundred connections that say a byte now and then would fill the
-process. The clock runs from a connection's first second, or a request's first byte, to its last byte.
+process. So would trailers without an end. The clock runs from a connection's first second, or a request's
+first byte, to its last byte.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from handlers.telemetry.logs import Logger, get_logger
 
 MAX_HEADER_BYTES: Final = 65_536
 """A request line and its headers; more than any proxy in front of us lets through."""
+
+_BODY_FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 _ANSWER_FIRST_SECONDS: Final = 2.0
 """Where a body is late, the endpoint says so (408) before the connection is cut."""
@@ -38,6 +41,7 @@ class TimelyProtocol(HttpToolsProtocol):
         self._is_receiving = True  # the first request is waited for from the start
         self._has_headers = False
         self._header_bytes = 0
+        self._bytes_since_body = 0
         self._client = Connection()
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
@@ -56,11 +60,16 @@ class TimelyProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; the clock stops once a request is whole. Whole requests in one read set no timer."""
+        self._bytes_since_body += len(data)
         super().data_received(data)
         if not self._is_receiving:
             self._stop_watching()
             return
-        if not self._has_headers:
+        if self._has_headers:
+            if self._bytes_since_body > MAX_HEADER_BYTES and not self.transport.is_closing():
+                self._cut("trailers or chunk extensions too large")
+                return
+        else:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
                 self._refuse(b"431 Request Header Fields Too Large")
@@ -72,12 +81,34 @@ class TimelyProtocol(HttpToolsProtocol):
         """A request's first byte."""
         self._is_receiving, self._has_headers, self._header_bytes = True, False, 0
         super().on_message_begin()
+        self._bytes_since_body = 0
         self.scope[CONNECTION] = self._client  # type: ignore[typeddict-unknown-key]  # beside what ASGI defines
 
     def on_headers_complete(self) -> None:
-        """From here the endpoint has a say in size and time."""
+        """From here the endpoint has a say in size and time.
+
+        The parser takes what follows an `Upgrade` for the other protocol and never for a body, so that a body would be
+        read as the connection's next request: whoever sends both is refused.
+        """
         self._has_headers = True
+        if self.parser.should_upgrade() and any(name in _BODY_FRAMING for name, _ in self.headers):
+            self._refuse(b"400 Bad Request")
+            return
         super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; what comes after the body is a trailer, and no header (RFC 9110, 6.5.1): dropped.
+
+        uvicorn adds trailers to the headers, unbounded: they would fill the memory, and a proxy that checks headers
+        alone would let a stranger's pass.
+        """
+        if not self._has_headers:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body, which the endpoint bounds; what frames it is bounded here."""
+        self._bytes_since_body = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request's last byte."""

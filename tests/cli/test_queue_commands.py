@@ -230,11 +230,13 @@ def test_results_in_a_table_obey_nobody(shell: Shell) -> None:
     shell.run("submit", "-", "--id", "r[red]1", stdin='{"n":"[bold]x"}')
     answer(shell.redis, shell.queue)
     text = '{"id":"r2","error_code":"CANCELLED","error_message":"\\u001b[2Jgone"}'
-    shell.redis.lpush(shell.results, text)
+    hostile = '{"id":"r3","error_code":"[/x]\\u001b[1m","error_message":"gone"}'
+    shell.redis.lpush(shell.results, text, hostile)
     done = shell.run("results", "--for", "0s", "--format", "table")
     assert "r[red]1" in done.stdout
     assert "[bold]x" in done.stdout
     assert "CANCELLED" in done.stdout
+    assert "[/x]" in done.stdout
     assert "\x1b" not in done.stdout
 
 

@@ -60,6 +60,15 @@ def test_what_is_no_secret_is_refused_without_repeating_it(text: str) -> None:
         "https://100.64.0.1/x",
         "https://224.0.0.1/x",
         "https://0.0.0.0/x",
+        "https://2130706433/x",
+        "https://127.1/x",
+        "https://0177.0.0.1/x",
+        "https://127.0.0.1./x",
+        "https://[64:ff9b::7f00:1]/x",
+        "https://[2002:a00:1::1]/x",
+        "https://[2001:0:a00:1::1]/x",
+        "https://[::7f00:1]/x",
+        "https://[fec0::1]/x",
     ],
 )
 def test_an_address_that_is_not_public_is_refused(url: str) -> None:
@@ -85,7 +94,9 @@ class Resolver(AbstractResolver):
         """Nothing is open."""
 
 
-@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "10.1.2.3"], ["fe80::1%eth0"], []])
+@pytest.mark.parametrize(
+    "addresses", [["127.0.0.1"], ["8.8.8.8", "10.1.2.3"], ["fe80::1%eth0"], ["64:ff9b::a00:1"], []]
+)
 async def test_a_name_that_leads_inside_is_refused_at_every_connection(addresses: list[str]) -> None:
     with pytest.raises(OSError, match="not a public host"):
         await PublicOnly(Resolver(*addresses)).resolve("evil.example", 443)

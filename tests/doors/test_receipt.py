@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -28,6 +28,10 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     path, body = scope["path"], b"ok"
     if path == "/slow":
         await elapse_async(3 * RECEIVE_SECONDS, "the time that a receipt may take")
+    if path == "/names":
+        while (await receive()).get("more_body"):
+            pass
+        body = b"no" if any(name == b"authorization" for name, _ in scope["headers"]) else b"ok"
     if path == "/large":
         body = LARGE
     if path == "/read":
@@ -38,13 +42,13 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-@pytest.fixture
-async def port() -> AsyncIterator[int]:
+@asynccontextmanager
+async def serving(receive_seconds: float) -> AsyncIterator[int]:
     config = uvicorn.Config(
         app,
         host="127.0.0.1",
         port=0,
-        http=timely_protocol(RECEIVE_SECONDS),  # type: ignore[arg-type]  # any maker of protocols will do
+        http=timely_protocol(receive_seconds),  # type: ignore[arg-type]  # any maker of protocols will do
         lifespan="off",
         log_config=None,
         timeout_graceful_shutdown=1,
@@ -55,6 +59,12 @@ async def port() -> AsyncIterator[int]:
     yield listening.getsockname()[1]
     server.should_exit = True
     await running
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    async with serving(RECEIVE_SECONDS) as port:
+        yield port
 
 
 class Client:
@@ -188,3 +198,79 @@ async def test_five_hundred_slow_connections_leave_room_for_the_others(connect: 
 
     ends = await asyncio.gather(*(one.rest() for one in slow))
     assert all(end.startswith(b"HTTP/1.1 408 ") for end in ends)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"content-length: 5\r\ntransfer-encoding: chunked\r\n",
+        b"transfer-encoding: chunked\r\ncontent-length: 5\r\n",
+        b"content-length: 5\r\ncontent-length: 3\r\n",
+        b"content-length: 5, 5\r\n",
+        b"content-length: +5\r\n",
+        b"transfer-encoding: chunked, identity\r\n",
+        b"transfer-encoding : chunked\r\n",
+        b"content-length: 5\r\na: b\r\n c\r\n",
+        b"content-length: 5\na: b\n",
+        b"content-length: 5\r\na: b\rc: d\r\n",
+    ],
+)
+async def test_f83_a_request_with_two_readings_is_refused_and_the_connection_closed(
+    connect: Connect, lines: bytes
+) -> None:
+    client = await connect()
+    with suppress(ConnectionError):
+        await client.send(b"POST /read HTTP/1.1\r\nhost: x\r\n" + lines + b"\r\n0\r\n\r\n")
+    rest = await client.rest()
+    assert rest.startswith(b"HTTP/1.1 400 ")
+    assert rest.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 34", b"transfer-encoding: chunked"])
+async def test_f83_a_body_behind_an_upgrade_is_never_the_next_request(
+    connect: Connect, framing: bytes
+) -> None:
+    client = await connect()
+    head = b"POST /read HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
+    await client.send(head + framing + b"\r\n\r\n")
+    with suppress(ConnectionError):
+        await client.send(b"GET /early HTTP/1.1\r\nhost: body\r\n\r\n")
+    rest = await client.rest()
+    assert rest.startswith(b"HTTP/1.1 400 ")
+    assert rest.count(b"HTTP/1.1 ") == 1
+
+
+async def test_an_upgrade_without_a_body_is_answered_as_it_is(connect: Connect) -> None:
+    client = await connect()
+    await client.send(b"GET /early HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+    assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
+
+
+CHUNKED = b" HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+async def test_a_trailer_never_becomes_a_header(connect: Connect) -> None:
+    client = await connect()
+    await client.send(b"POST /names" + CHUNKED + b"1\r\na\r\n0\r\nAuthorization: Bearer x\r\n\r\n")
+    assert (await client.answer()).endswith(b"ok")
+
+
+@pytest.mark.parametrize("start", [b"0\r\n", b"1\r\na\r\n0\r\n", b"0\r\na: ", b"1;a="])
+async def test_trailers_and_chunk_extensions_without_an_end_are_cut_by_size(start: bytes) -> None:
+    """By size: here no time is limited."""
+    piece = b"x" * 4_096 if start.endswith((b" ", b"=")) else b"a: " + b"b" * 4_091 + b"\r\n"
+    async with serving(3_600) as port, asyncio.timeout(PATIENCE_SECONDS):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with suppress(ConnectionError):
+            writer.write(b"POST /read" + CHUNKED + start)
+            for _ in range(64 * MAX_HEADER_BYTES // 4_096):
+                writer.write(piece)
+                await writer.drain()
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_body_in_many_small_chunks_is_taken(connect: Connect) -> None:
+    client = await connect()
+    await client.send(b"POST /read" + CHUNKED + b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n")
+    assert (await client.answer()).endswith(b"ok")
