@@ -14,8 +14,11 @@ from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, decode_result, encode_result, error_result
 from handlers.forward.classify import is_final
+from handlers.forward.endpoint import gateway_url
 from handlers.forward.headers import gateway_headers
 from handlers.forward.route import Route
+from handlers.gates.bands import band_of
+from handlers.gates.chain import labelled
 from handlers.redis_store import submission_keys
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.queue import QueueOptions, RedisQueue
@@ -107,6 +110,24 @@ def test_the_gateway_gets_these_headers(case: Case) -> None:
 @cases("answers")
 def test_an_answer_is_final_or_tried_again(case: Case) -> None:
     assert is_final(case["status"]) is (case["outcome"] == "final")
+
+
+@cases("lanes")
+def test_a_request_is_in_this_lane_and_its_queues_labels_win(case: Case) -> None:
+    request = Request(id="a", deadline=1e9, payload=b"{}", labels=case["labels"])
+    assert band_of(labelled(request, case["queue"]).labels) == case["lane"]
+
+
+@cases("paths")
+def test_a_request_goes_to_this_url_or_nowhere(case: Case) -> None:
+    def url() -> str:
+        return gateway_url(case["base"], case["path"], case["endpoint"], ("/v1/",), "a")
+
+    if case["url"] is not None:
+        assert url() == case["url"]
+        return
+    with pytest.raises(InvalidRequest, match="endpoint"):
+        url()
 
 
 @cases("keys")
