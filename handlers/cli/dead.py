@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import click
 
 from handlers.cli.connection import QueueFlags, redis_flags
 from handlers.cli.exit_codes import ExitCode, exits
+from handlers.cli.stranger_text import for_output
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -69,7 +71,8 @@ def show(dead_id: str, queue: QueueFlags) -> ExitCode:
             **msgspec.structs.asdict(letter),
             "member": letter.member.decode("utf-8", "backslashreplace"),
         }
-        click.echo(msgspec.json.format(msgspec.json.encode(fields), indent=2))
+        shown = msgspec.json.format(msgspec.json.encode(fields), indent=2).decode()
+        click.echo(for_output(shown, sys.stdout))
         return ExitCode.DONE
 
     return _run(queue, work)

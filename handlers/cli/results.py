@@ -13,6 +13,7 @@ import click
 from handlers.cli.connection import QueueFlags, queue_flags
 from handlers.cli.deadlines import DurationType
 from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
+from handlers.cli.stranger_text import for_output
 from handlers.contract.result import Result, encode_result
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ async def _ack(stream: ResultStream, deliveries: list[Delivery]) -> None:
 
 
 def _write_json(result: Result) -> None:
-    sys.stdout.write(encode_result(result).decode() + "\n")
+    sys.stdout.write(for_output(encode_result(result).decode(), sys.stdout) + "\n")
 
 
 def _table_writer() -> Callable[[Result], None]:

@@ -13,6 +13,7 @@ from handlers.cli.connection import PAYLOAD_APART_FLAG, WAIT_REPLICAS_FLAG, Queu
 from handlers.cli.deadlines import DeadlineType, DurationType
 from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
 from handlers.cli.request_input import key_value_pairs, new_request, prompt_payload, read_text
+from handlers.cli.stranger_text import for_output, printable
 
 if TYPE_CHECKING:
     from handlers.client.new_request import NewRequest
@@ -128,7 +129,7 @@ async def _submit(
 
 
 def _show(result: Result) -> ExitCode:
-    print(result.payload)
+    print(for_output(result.payload, sys.stdout))
     if result.error_code:
-        print(f"error: {result.error_code}: {result.error_message}", file=sys.stderr)
+        print(printable(f"error: {result.error_code}: {result.error_message}"), file=sys.stderr)
     return ExitCode.DONE if 200 <= result.status_code < 300 else ExitCode.FAILED_REQUESTS
