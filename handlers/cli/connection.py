@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -20,7 +20,7 @@ class QueueFlags:
     """Which queue, and where its results are."""
 
     to: Literal["redis", "pubsub"] = "redis"
-    redis_url: str = "redis://localhost:6379"
+    redis_url: str = field(default="redis://localhost:6379", repr=False)  # may hold a password
     queue: str = "request-sortedset"
     results: str = "result-list"
     project: str = ""
