@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from handlers.settings.settings import Settings
     from handlers.status.overview import Overview
 
+_UNCUT: Final = 10_000
+"""Columns where there is no terminal: who reads a pipe looks for whole names. Lines are as long as they must be."""
+
 
 @click.command(
     epilog="""\b
@@ -23,7 +26,8 @@ Examples:
   async-processor top
   REDIS_URL=rediss://redis:6379 async-processor top --once
 
-Exit codes: 0 done; 2 a wrong setting; 4 Redis does not answer (--once); 130 Ctrl-C.""",
+Keys: q quits, any other looks again at once.
+Exit codes: 0 done; 2 a wrong setting; 4 Redis does not answer (--once); 130 Ctrl-C; 143 SIGTERM.""",
 )
 @click.option(
     "--once", "is_once", is_flag=True, help="One frame, then end; so too where the output is no terminal."
@@ -38,8 +42,10 @@ def top(is_once: bool, interval_seconds: float) -> ExitCode:
     from handlers.settings.settings import load_settings
 
     settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
-    console = Console()
-    if is_once or not console.is_terminal:
+    # Asked of the output itself: FORCE_COLOR makes a terminal of any pipe for the library.
+    is_terminal = sys.stdout.isatty()
+    console = Console(width=None if is_terminal else _UNCUT)
+    if is_once or not is_terminal or console.is_dumb_terminal:
         return _once(settings, console)
     return _live(settings, console, interval_seconds)
 
@@ -55,7 +61,7 @@ def _once(settings: Settings, console: Console) -> ExitCode:
     from handlers.status.page import Unreachable
 
     try:
-        console.print(frame(_look(settings), console.height if console.is_terminal else None))
+        console.print(frame(_look(settings), console.height if sys.stdout.isatty() else None))
     except Unreachable as error:
         click.echo(f"error: Redis does not answer. {error}", err=True)
         return ExitCode.UNREACHABLE
@@ -66,14 +72,16 @@ def _live(settings: Settings, console: Console, interval_seconds: float) -> Exit
     from rich.live import Live
     from rich.text import Text
 
+    from handlers.cli.live_terminal import LiveTerminal
     from handlers.cli.top_view import frame
     from handlers.status.page import Unreachable
 
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+    with LiveTerminal() as terminal, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             try:
-                live.update(frame(_look(settings), console.height), refresh=True)
+                live.update(frame(_look(settings), console.height, hint="q quits"), refresh=True)
             except Unreachable as error:
                 text = f"Redis does not answer; trying again. {error}"
                 live.update(Text(text, style="bold red"), refresh=True)
-            time.sleep(interval_seconds)
+            if terminal.wait(interval_seconds) in ("q", "Q"):
+                return ExitCode.DONE

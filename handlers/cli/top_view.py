@@ -18,12 +18,15 @@ _OTHER_LINES: Final = 12
 _NOTHING: Final = "-"
 
 
-def frame(now: Overview, height: int | None) -> RenderableType:
-    """All of it; failures fill what is left of `height` lines, None: as many as there are, up to 15."""
+def frame(now: Overview, height: int | None, hint: str = "") -> RenderableType:
+    """All of it; failures fill what is left of `height` lines, None: as many as there are, up to 15.
+
+    `hint` stands in the first line.
+    """
     queues, pools = _queues(now), _pools(now)
     used = _OTHER_LINES + queues.row_count + pools.row_count
     most = _MOST_FAILURES if height is None else max(0, min(_MOST_FAILURES, height - used))
-    return Group(_head(now), Text(), queues, Text(), pools, Text(), _failures(now, most))
+    return Group(_head(now, hint), Text(), queues, Text(), pools, Text(), _failures(now, most))
 
 
 def bar_line(numbers: Sequence[int]) -> str:
@@ -32,11 +35,12 @@ def bar_line(numbers: Sequence[int]) -> str:
     return "".join(_BARS[0 if not number else max(1, round(8 * number / most))] for number in numbers)
 
 
-def _head(now: Overview) -> Text:
-    dead = now.total("dead")
+def _head(now: Overview, hint: str) -> Text:
+    dead, pollers = now.total("dead"), len(now.pollers)
     text = Text()
     text.append("async-processor", style="bold")
-    text.append(f"  {_clock(now.at)} UTC, {len(now.pollers)} pollers\n", style="dim")
+    text.append(f"  {_clock(now.at)} UTC, {pollers} poller{'' if pollers == 1 else 's'}", style="dim")
+    text.append(f"  {hint}\n" if hint else "\n", style="dim")
     for word, number, style in (
         ("queued", now.total("pending"), "bold"),
         ("in flight", now.total("claimed"), "bold cyan"),
