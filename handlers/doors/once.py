@@ -31,9 +31,15 @@ class Ask(Protocol):
 
 
 class Turn:
-    """One delivery's right to be answered by us; its lease is kept until `finish` or `abandon`."""
+    """One delivery's right to be answered by us; its lease is kept until `finish` or `abandon`.
 
-    def __init__(self, records: DeliveryRecords, key: str, owner: str, ask: Ask) -> None:
+    `previous_traceparent` is the span of the attempt before, if it left one.
+    """
+
+    def __init__(
+        self, records: DeliveryRecords, key: str, owner: str, ask: Ask, previous_traceparent: str = ""
+    ) -> None:
+        self.previous_traceparent = previous_traceparent
         self._records = records
         self._key = key
         self._owner = owner
@@ -44,9 +50,9 @@ class Turn:
         """It is answered; `reference` names the result (the broker's id)."""
         await self._end(self._records.finish(self._key, self._owner, reference.encode()))
 
-    async def abandon(self) -> None:
-        """It is not answered by us this time."""
-        await self._end(self._records.abandon(self._key, self._owner))
+    async def abandon(self, traceparent: str = "") -> None:
+        """It is not answered by us this time; `traceparent` is the span of what we tried, if it has one."""
+        await self._end(self._records.abandon(self._key, self._owner, traceparent))
 
     async def _end(self, last: Awaitable[bool]) -> None:
         self._renewing.cancel()
@@ -76,8 +82,8 @@ class Once:
         beginning = await self._ask(self._records.begin(key, owner))
         end_if_cancelled()  # nobody is there for the answer; the lease of a turn just taken ends by itself
         match beginning:
-            case Fresh():
-                return Turn(self._records, key, owner, self._ask)
+            case Fresh(previous_traceparent=previous):
+                return Turn(self._records, key, owner, self._ask, previous)
             case InProgress(seconds_left=seconds):
                 return plain(503, "another delivery of it is being answered", retry_after(seconds))
             case AlreadyAnswered():

@@ -132,7 +132,11 @@ class PubSubPushDoor:
     async def _in_turn(self, request: Request, context: PushContext) -> tuple[Request, PushContext] | Answer:
         """The request, unless another delivery of it was or is being answered."""
         turn = await self._memory.begin(request, context.push.body) if self._memory else None
-        return turn if isinstance(turn, Answer) else (request, replace(context, turn=turn))
+        if isinstance(turn, Answer):
+            return turn
+        if turn is not None and turn.previous_traceparent:
+            request = replace(request, previous_traceparent=turn.previous_traceparent)
+        return request, replace(context, turn=turn)
 
     def _request(self, push: Push, subscription: Subscription) -> Request:
         return decode_body(
@@ -178,7 +182,7 @@ class PubSubPushDoor:
                 return await self._publish(context, result)
             case Retry():
                 if context.turn is not None:
-                    await context.turn.abandon()
+                    await context.turn.abandon(outcome.traceparent)
                 status = 429 if outcome.reason in _BUSY else 503
                 return plain(status, f"retry: {outcome.reason}", retry_after(outcome.delay_seconds))
 

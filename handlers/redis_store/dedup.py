@@ -1,8 +1,9 @@
 """Remember deliveries of Pub/Sub, which may come twice, also at the same time: one of them runs.
 
 The record of a delivery is one key, `delivery:<length of id>:<id>:<generation>`, a hash that either has an
-`owner` (it expires with the owner's lease) or a `reference` (answered; it expires after `keep_seconds`). All
-times are the server's. Calls raise what `connection.STORE_FAILURES` names.
+`owner` (it expires with the owner's lease) or a `reference` (answered; it expires after `keep_seconds`); where
+traces are kept, an attempt that was abandoned leaves its span as `previous` for the next one. All times are the
+server's. Calls raise what `connection.STORE_FAILURES` names.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ _TAKEN, _HELD, _ANSWERED = 0, 1, 2  # what begin_delivery.lua returns
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """Ours to answer; nobody else starts it while the lease lasts."""
+    """Ours to answer; nobody else starts it while the lease lasts.
+
+    `previous_traceparent` is the span of the attempt before, where one was abandoned and left it.
+    """
+
+    previous_traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +54,16 @@ class DedupOptions:
     """How long a dead owner blocks, and how long an answered delivery is known.
 
     Owners renew at a third of `lease_seconds`. Pub/Sub may deliver again for as long as the subscription
-    keeps it, seven days; in practice it does within minutes.
+    keeps it, seven days; in practice it does within minutes. `span_seconds`: how long the span of an abandoned
+    attempt waits for the next one, twice the longest backoff of a subscription.
     """
 
     lease_seconds: float = 15.0
     keep_seconds: float = 86_400.0
+    span_seconds: float = 1_200.0
 
     def __post_init__(self) -> None:
-        for name in ("lease_seconds", "keep_seconds"):
+        for name in ("lease_seconds", "keep_seconds", "span_seconds"):
             if not getattr(self, name) > 0:
                 raise InvalidSetting(name, found=str(getattr(self, name)), accepted="a number > 0")
 
@@ -67,6 +75,7 @@ class DeliveryRecords:
         self.options = options or DedupOptions()
         self._lease_ms = max(1, round(self.options.lease_seconds * 1000))
         self._keep_ms = max(1, round(self.options.keep_seconds * 1000))
+        self._span_ms = max(1, round(self.options.span_seconds * 1000))
         self._begin = lua_script(redis, "begin_delivery")
         self._renew = lua_script(redis, "renew_delivery")
         self._finish = lua_script(redis, "finish_delivery")
@@ -76,7 +85,7 @@ class DeliveryRecords:
         """Take the delivery, if nobody has it and it was not answered."""
         outcome, value = await self._begin([key], [owner, self._lease_ms])
         if outcome == _TAKEN:
-            return Fresh()
+            return Fresh(bytes(value).decode())
         if outcome == _HELD:
             return InProgress(max(0, int(value)) / 1000)
         assert outcome == _ANSWERED  # noqa: S101  # a fourth would be a fault of the script
@@ -90,9 +99,12 @@ class DeliveryRecords:
         """It was answered, and `reference` says with what; False when another took it meanwhile."""
         return bool(await self._finish([key], [owner, reference, self._keep_ms]))
 
-    async def abandon(self, key: str, owner: str) -> bool:
-        """It is not answered by us: its next delivery starts at once. False when it was not ours."""
-        return bool(await self._abandon([key], [owner]))
+    async def abandon(self, key: str, owner: str, traceparent: str = "") -> bool:
+        """It is not answered by us: its next delivery starts at once. False when it was not ours.
+
+        `traceparent` is the span of our attempt, for the next one to link to.
+        """
+        return bool(await self._abandon([key], [owner, traceparent, self._span_ms]))
 
 
 def delivery_key(request_id: str, request_token: str, body: bytes) -> str:

@@ -73,6 +73,15 @@ async def test_renewing_ends_with_the_turn_also_where_the_cancellation_gets_lost
     assert records.swallowed == 1
 
 
+async def test_a_turn_knows_the_span_of_the_turn_before(records: Records) -> None:
+    first = await begun(records)
+    assert first.previous_traceparent == ""
+    await first.abandon("00-trace-span-01")
+    second = await begun(records)
+    assert second.previous_traceparent == "00-trace-span-01"
+    await second.abandon()
+
+
 async def test_renewing_ends_when_another_has_the_lease(records: Records, store: Redis) -> None:
     turn = await begun(records)
     key = delivery_key(REQUEST.id, REQUEST.request_token, BODY)

@@ -80,6 +80,18 @@ async def test_an_abandoned_delivery_starts_again_at_once(records: DeliveryRecor
     assert await records.begin(key, "b") == Fresh()
 
 
+async def test_an_abandoned_attempt_leaves_its_span_for_the_next_one(
+    redis: Redis, records: DeliveryRecords, key: str
+) -> None:
+    await records.begin(key, "a")
+    assert await records.abandon(key, "a", "00-trace-span-01")
+    assert not await records.abandon(key, "a", "00-trace-another-01")
+    assert 0 < await redis.pttl(key) <= 1_200_000
+    assert await records.begin(key, "b") == Fresh("00-trace-span-01")
+    assert await records.finish(key, "b", b"1")
+    assert await redis.hgetall(key) == {b"reference": b"1"}
+
+
 async def test_every_call_may_be_sent_twice(records: DeliveryRecords, key: str) -> None:
     assert [await records.begin(key, "a") for _ in range(2)] == [Fresh(), Fresh()]
     assert [await records.renew(key, "a") for _ in range(2)] == [True, True]

@@ -1,9 +1,14 @@
 -- abandon_delivery: let go of a delivery that was not answered, so that its next one starts at once.
 -- Sending it twice does no harm.
--- KEYS[1] delivery:…  hash  owner, reference; expires
--- ARGV[1] owner token
+-- KEYS[1] delivery:…  hash  owner, reference, previous; expires
+-- ARGV[1] owner token   ARGV[2] span of this attempt, for the next one (empty: none)   ARGV[3] how long to keep it, milliseconds
 -- Returns 1, or 0 when another owner has it, nobody does or it was answered (then nothing was changed).
 if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then
   return 0
 end
-return redis.call('DEL', KEYS[1])
+redis.call('DEL', KEYS[1])
+if ARGV[2] ~= '' then
+  redis.call('HSET', KEYS[1], 'previous', ARGV[2])
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+end
+return 1

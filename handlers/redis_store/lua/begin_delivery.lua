@@ -1,9 +1,10 @@
 -- begin_delivery: take a delivery for its owner, unless another has it or it was answered.
 -- Sending it twice for one owner does no harm: the lease is renewed.
--- KEYS[1] delivery:…  hash  owner: token of who works on it | reference: what it was answered with; expires
+-- KEYS[1] delivery:…  hash  owner: token of who works on it | reference: what it was answered with |
+--                           previous: span of the attempt that was abandoned last; expires
 -- ARGV[1] owner token   ARGV[2] lease, milliseconds
--- Returns {0, ''} taken; {1, milliseconds left} another owner's lease; {2, reference} answered.
-local record = redis.call('HMGET', KEYS[1], 'owner', 'reference')
+-- Returns {0, previous or ''} taken; {1, milliseconds left} another owner's lease; {2, reference} answered.
+local record = redis.call('HMGET', KEYS[1], 'owner', 'reference', 'previous')
 if record[2] then
   return { 2, record[2] }
 end
@@ -12,4 +13,4 @@ if record[1] and record[1] ~= ARGV[1] then
 end
 redis.call('HSET', KEYS[1], 'owner', ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return { 0, '' }
+return { 0, record[3] or '' }

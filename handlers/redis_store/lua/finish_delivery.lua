@@ -1,5 +1,5 @@
 -- finish_delivery: record that a delivery was answered. Sending it twice does no harm.
--- KEYS[1] delivery:…  hash  owner, reference; expires
+-- KEYS[1] delivery:…  hash  owner, reference, previous; expires
 -- ARGV[1] owner token   ARGV[2] reference   ARGV[3] how long to keep it, milliseconds
 -- Returns 1, or 0 when another owner has it or it was answered otherwise (then nothing was changed).
 -- A lease that ended without another owner is no obstacle: the answer is out, and worth to be known.
