@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import warnings
 from collections import Counter
+from collections.abc import Generator
 
 import hypothesis
 import pytest
@@ -19,6 +23,36 @@ hypothesis.settings.register_profile(
     "shared-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("shared-machine")
+
+_HAS_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember a test of which a part failed."""
+    report = yield
+    if report.failed:
+        item.stash[_HAS_FAILED] = True
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Clear away what a failed test left open, without a word: else the next one would fail for it too.
+
+    A failure keeps its frames, and these the sockets in them, until garbage is collected, in whatever test that
+    is. What a test leaves open that passed still fails.
+    """
+    result = yield
+    if item.stash.get(_HAS_FAILED, False):
+        for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+            vars(sys).pop(name, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+    return result
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -39,7 +39,7 @@ class Child:
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode("utf-8", "replace")
 
-    def wait_for(self, found: Callable[[str], str | None], timeout_seconds: float = 20.0) -> str:
+    def wait_for(self, found: Callable[[str], str | None], timeout_seconds: float = 60.0) -> str:
         """Wait until `found` reads something in the output, and return it. Raises `ChildFailed`."""
         end = time.monotonic() + timeout_seconds
         while True:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from handlers.contract.errors import AsyncProcessorError
+from handlers.demo.ports import free_port
 
 _PLACES: Final = (
     "/usr/lib/google-cloud-sdk",
@@ -91,9 +91,9 @@ def _with_java(java: str, jar: Path) -> EmulatorCommand:
 class PubSubEmulator:
     """A running emulator, on a free port of the loopback interface. A context manager: leaving stops it."""
 
-    def __init__(self, found: EmulatorCommand, *, timeout_seconds: float = 30.0) -> None:
+    def __init__(self, found: EmulatorCommand, *, timeout_seconds: float = 90.0) -> None:
         """Start it and wait until it answers. Raises `EmulatorFailed`."""
-        self.port = _free_port()
+        self.port = free_port()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
         self.process = subprocess.Popen(  # noqa: S603 - a command that `find_emulator` made
             [*found.command, "--host=127.0.0.1", f"--port={self.port}"],
@@ -153,10 +153,3 @@ class PubSubEmulator:
                 return client.getresponse().status == 200
             except (OSError, http.client.HTTPException):
                 return False
-
-
-def _free_port() -> int:
-    """A port that was free a moment ago: the emulator cannot choose one itself and say which."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

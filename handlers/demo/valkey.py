@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import socket
 import tempfile
 from pathlib import Path
 from typing import Final, Self
 
 from handlers.contract.errors import AsyncProcessorError
 from handlers.demo.child import Child
+from handlers.demo.ports import free_port
 
 _NAMES: Final = ("valkey-server", "redis-server")
 _READY: Final = "Ready to accept connections"
@@ -61,10 +61,3 @@ class Valkey:
 
     def __exit__(self, *_error: object) -> None:
         self.stop()
-
-
-def free_port() -> int:
-    """A port that was free a moment ago: the server cannot choose one itself and say which."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

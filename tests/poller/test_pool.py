@@ -14,7 +14,7 @@ from handlers.forward.outcome import Answered, Outcome
 from handlers.redis_store.connection import RedisOptions, connect
 from tests.poller.rig import IN_TIME, QUEUE, Rig, body, pool_of, running
 from tests.redis_keys import claims_left
-from tests.waiting import elapse_async, wait_until_async
+from tests.waiting import wait_until_async
 
 
 class Counting:
@@ -138,15 +138,15 @@ async def test_an_idle_pool_stops_at_once(store: Redis) -> None:
 
 
 async def test_it_waits_for_redis_with_patience_and_recovers_by_itself(valkey: Valkey, store: Redis) -> None:
-    impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.05))
+    impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
     rig = Rig(impatient)
     pool = pool_of(rig, slots=2)
     await rig.submit(body("before"))
     async with running(rig.settler.run(), pool.run()):
         await wait_until_async(lambda: len(rig.settled) == 1, IN_TIME, "the first answer")
-        await store.client_pause(300)
+        await store.client_pause(60_000, all=False)  # writes only: so it can be ended
         await wait_until_async(lambda: pool.is_waiting_for_store, IN_TIME, "readiness to turn false")
-        await elapse_async(0.3, "the server's pause ends")
+        await store.client_unpause()
         await wait_until_async(lambda: not pool.is_waiting_for_store, IN_TIME, "readiness to come back")
         await store.zadd(QUEUE, {body("after"): time.time() + 3_600})
         await wait_until_async(lambda: len(rig.settled) == 2, IN_TIME, "the second answer")

@@ -89,10 +89,10 @@ async def test_a_settlement_of_a_stale_owner_is_refused_and_told(store: Redis) -
 
 
 async def test_while_redis_does_not_answer_nothing_is_given_up(valkey: Valkey, store: Redis) -> None:
-    impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.1))
+    impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
     rig = Rig(impatient)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(20)))
-    await store.client_pause(400)
+    await store.client_pause(800)
     async with running(rig.settler.run()):
         for claim in claims:
             rig.settler.add(ack_of(claim))

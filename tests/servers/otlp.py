@@ -48,7 +48,7 @@ class OtlpReceiver:
     def wait_for(self, name: str, count: int, request_id: str = "") -> list[ReceivedSpan]:
         """The first `count` spans of that name; exporters send every few seconds."""
         wait_until(
-            lambda: len(self.named(name, request_id)) >= count, timeout_seconds=30, what=f"{count} {name}"
+            lambda: len(self.named(name, request_id)) >= count, timeout_seconds=60, what=f"{count} {name}"
         )
         return self.named(name, request_id)[:count]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 import tempfile
 import urllib.error
@@ -13,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from handlers.demo.ports import free_port
 from tests.servers.presence import not_found
 from tests.waiting import wait_until
 
@@ -67,7 +67,7 @@ def running_prometheus(
                     f"--config.file={config}",
                     f"--storage.tsdb.path={folder}/data",
                     f"--web.listen-address={url.removeprefix('http://')}",
-                    "--query.lookback-delta=2s",  # what is no longer scraped is soon missing
+                    "--query.lookback-delta=30s",  # a late scrape misses nothing; what an exporter drops goes at once
                     "--log.level=warn",
                 ],
                 stdout=output,
@@ -75,21 +75,13 @@ def running_prometheus(
             )
         try:
             wait_until(
-                lambda: process.poll() is not None or _is_ready(url), 30, "prometheus to be ready for queries"
+                lambda: process.poll() is not None or _is_ready(url), 60, "prometheus to be ready for queries"
             )
             assert process.poll() is None, log.read_text()
             yield url
         finally:
             process.terminate()
-            process.wait(20)
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+            process.wait(60)
 
 
 def _is_ready(url: str) -> bool:

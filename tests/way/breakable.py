@@ -18,7 +18,8 @@ import psutil
 import redis
 
 from handlers.demo.child import Child
-from handlers.demo.valkey import find_valkey, free_port
+from handlers.demo.ports import free_port
+from handlers.demo.valkey import find_valkey
 from tests.chaos.proxy import Proxy
 from tests.waiting import elapse, wait_until
 
@@ -32,7 +33,7 @@ _SETTINGS = {
     "HEARTBEAT_SECONDS": "0.8",
     "RECLAIM_SECONDS": "0.5",
     "WORKERS": str(WORKERS),
-    "REQUEST_TIMEOUT_SECONDS": "1",
+    "REQUEST_TIMEOUT_SECONDS": "3",
     "SHUTDOWN_GRACE_SECONDS": "1",
     "LOG_FORMAT": "json",
 }
@@ -112,7 +113,7 @@ class Breakable:
         wait_until(
             lambda: self.store.llen(RESULTS) >= len(ids), timeout_seconds, f"{len(ids)} results, all there"
         )
-        wait_until(lambda: self.left() == 0, 10, "nothing left of the finished requests")
+        wait_until(lambda: self.left() == 0, 60, "nothing left of the finished requests")
         results = [json.loads(text) for text in self.store.lrange(RESULTS, 0, -1)]
         self.store.delete(RESULTS)
         assert sorted(one["id"] for one in results) == sorted(ids), "each once"

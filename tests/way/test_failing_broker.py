@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -30,11 +31,11 @@ async def test_deliveries_stay_open_until_the_topic_takes_their_results(rig: Rig
     rig.broker.fault = refuses(status)
     pushes = [asyncio.create_task(rig.push(f"r{number}")) for number in range(30)]
     tried = rig.broker.calls
-    await wait_until_async(lambda: rig.broker.calls > tried + 3, 30, "publishes that were refused")
+    await wait_until_async(lambda: rig.broker.calls > tried + 3, 60, "publishes that were refused")
 
-    before = rig.broker.calls
+    before, began = rig.broker.calls, time.monotonic()
     share = await rig.cpu_share(WINDOW_SECONDS)
-    tries = rig.broker.calls - before
+    tries, lasted = rig.broker.calls - before, time.monotonic() - began
     assert not any(one.done() for one in pushes)
     rig.broker.fault = takes
 
@@ -43,7 +44,7 @@ async def test_deliveries_stay_open_until_the_topic_takes_their_results(rig: Rig
     again = [await rig.push(f"r{number}") for number, one in enumerate(answers) if one.status_code == 503]
     assert all(one.status_code == 204 for one in again)
     assert share < MOST_CPU
-    assert tries <= 4 * 10 * WINDOW_SECONDS, "four calls at a time at most, with growing pauses between"
+    assert tries <= 4 * 10 * lasted, "four calls at a time at most, with growing pauses between"
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -69,7 +70,7 @@ async def test_a_topic_that_hangs_or_resets_loses_no_result_and_costs_nothing(ri
     setattr(rig.broker, trouble, True)
     pushes = [asyncio.create_task(rig.push(f"r{number}")) for number in range(30)]
     tried = rig.broker.calls
-    await wait_until_async(lambda: rig.broker.calls > tried, 30, "a publish that fails")
+    await wait_until_async(lambda: rig.broker.calls > tried, 60, "a publish that fails")
 
     share = await rig.cpu_share(WINDOW_SECONDS)
 

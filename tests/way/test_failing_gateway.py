@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from tests.waiting import elapse, wait_until
 from tests.way.breakable import WORKERS, Breakable
 
-MOST_CPU = 0.10
-"""Of one core; about 0.01 is measured."""
+MOST_CPU = 0.30
+"""Of one core; about 0.01 is measured, on a slow machine some times that. A loop without pauses takes all it gets."""
 WINDOW_SECONDS = 1.5
 
 
@@ -36,20 +37,20 @@ def test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back(rig: Breakabl
     opened, memory = openings(rig), rig.rss_mb()
     rig.set_faults(**{fault: 1.0})
     ids = rig.queue(150)
-    wait_until(lambda: openings(rig) > opened, 30, "an open circuit")
-    wait_until(lambda: rig.in_flight() <= 2, 30, "only probes in flight")
+    wait_until(lambda: openings(rig) > opened, 60, "an open circuit")
+    wait_until(lambda: rig.in_flight() <= 2, 60, "only probes in flight")
 
-    before = calls(rig)
+    before, began = calls(rig), time.monotonic()
     share = rig.cpu_share(WINDOW_SECONDS, "what a poller costs whose gateway is in trouble")
-    probes = calls(rig) - before
+    probes, lasted = calls(rig) - before, time.monotonic() - began
     unclaimed = int(rig.store.zcard("request-sortedset"))
     rig.set_faults()
 
     rig.wait_for_results(ids)
-    assert probes <= WINDOW_SECONDS + 3, "one a second, and those that were under way"
+    assert probes <= lasted + 3, "one a second, and those that were under way"
     assert unclaimed >= 150 - 50 - 2 * WORKERS, "what cannot go is left in the queue"
     assert share < MOST_CPU
-    assert rig.rss_mb() < memory + 20
+    assert rig.rss_mb() < memory + 40
     assert rig.gateway_state()["peak"] <= WORKERS, "the cap holds also when everything comes back at once"
 
 
