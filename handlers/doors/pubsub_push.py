@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
+
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.request import Request, decode_body
 from handlers.contract.result import ErrorCode, Result, encode_result, error_result
@@ -135,7 +137,7 @@ class PubSubPushDoor:
         if isinstance(turn, Answer):
             return turn
         if turn is not None and turn.previous_traceparent:
-            request = replace(request, previous_traceparent=turn.previous_traceparent)
+            request = msgspec.structs.replace(request, previous_traceparent=turn.previous_traceparent)
         return request, replace(context, turn=turn)
 
     def _request(self, push: Push, subscription: Subscription) -> Request:

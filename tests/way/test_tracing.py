@@ -10,8 +10,11 @@ import pytest
 import redis
 
 from handlers.demo.stack import Stack, StackOptions
+from handlers.demo.valkey import Valkey, find_valkey
 from handlers.telemetry.tracing import HANDLE_REQUEST, HTTP_REQUEST, PROCESS_REQUEST, RE_ENQUEUE
 from tests.servers.otlp import OtlpReceiver, running_otlp_receiver
+from tests.servers.raw_http import answer
+from tests.way.push_rig import open_rig
 
 QUEUE = "request-sortedset"
 TRACE, PRODUCER_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -104,3 +107,25 @@ def test_the_lines_about_a_request_name_its_trace(traced_stack: Stack, receiver:
     lines = [line for line in traced_stack.children["poller"].output().splitlines() if '"t5"' in line]
     assert lines
     assert all(json.loads(line)["trace_id"] == TRACE[::-1] for line in lines)
+
+
+async def test_a_push_that_was_nacked_is_linked_to_the_attempt_before_where_a_redis_remembers(
+    receiver: OtlpReceiver,
+) -> None:
+    with Valkey(find_valkey()) as memory:
+        variables = {
+            "DEDUPE_REDIS_URL": memory.url,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
+            "MIN_REDELIVERY_SECONDS": "0",
+        }
+        async with open_rig(**variables) as rig:
+            rig.gateway.say(answer(503, b"{}"))
+            assert (await rig.push("pushed-twice")).status_code in {429, 503}
+            rig.gateway.say(answer(200, b"{}"))
+            assert (await rig.push("pushed-twice")).status_code == 204
+    spans = receiver.wait_for(PROCESS_REQUEST, 2, "pushed-twice")
+
+    (second,) = [span for span in spans if not span.is_error]
+    (first,) = [span for span in spans if span.is_error]
+    assert second.links == ((first.trace_id, first.span_id),)
