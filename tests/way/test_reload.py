@@ -52,7 +52,8 @@ def stack(config: ConfigMap) -> Iterator[Stack]:
         "CONFIG_RELOAD_SECONDS": "0.2",
         "SHUTDOWN_GRACE_SECONDS": "30",
     }
-    with Stack(StackOptions(has_pubsub=False, variables=variables)) as running:
+    tokens = ("--time-per-token", "0.02")  # so that a request of many is in flight for seconds
+    with Stack(StackOptions(has_pubsub=False, variables=variables, gateway_arguments=tokens)) as running:
         yield running
 
 
