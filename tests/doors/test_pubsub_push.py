@@ -38,7 +38,7 @@ async def broker() -> AsyncIterator[RawHttp]:
 async def publisher(broker: RawHttp) -> AsyncIterator[Publisher]:
     options = PubSubOptions(project_id="project-1", emulator_host=f"127.0.0.1:{broker.port}")
     async with PubSubApi(options) as api:
-        publisher = Publisher(api, PublisherOptions(timeout_seconds=0.5, linger_seconds=0.0))
+        publisher = Publisher(api, PublisherOptions(timeout_seconds=2.0, linger_seconds=0.0))
         yield publisher
         await publisher.close()
 

@@ -123,7 +123,7 @@ async def test_of_two_deliveries_at_once_one_is_answered_and_one_comes_back(stac
     async with httpx.AsyncClient(timeout=20) as client:
         before = await completions(client, stack)
 
-        answers = await asyncio.gather(*(client.post(door, content=push("once-2")) for _ in range(2)))
+        answers = await asyncio.gather(*(client.post(door, content=slow_push("once-2", 2)) for _ in range(2)))
 
         assert sorted(answer.status_code for answer in answers) == [204, 503]
         assert await completions(client, stack) == before + 1
