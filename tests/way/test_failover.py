@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -20,7 +20,7 @@ from handlers.demo.valkey import NoValkey, find_valkey
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
 from tests.servers.presence import not_found
 from tests.servers.redis_topologies import Cluster, Sentinels, Server
-from tests.waiting import elapse_async, wait_until_async
+from tests.waiting import wait_until_async
 from tests.way.poller_fleet import PollerFleet
 
 QUEUE, RESULTS = "request-sortedset", "result-list"
@@ -52,7 +52,7 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-async def _fail_over(url: str, dies: Server) -> None:
+async def _fail_over(url: str, dies: Server, is_promoted: Callable[[], bool]) -> None:
     """Submit, kill under load, submit on, start it again: everything accepted has one result, no key is left."""
     options = ClientOptions(queue=QUEUE, results=RESULTS, wait_replicas=1, patience_seconds=60)
     deadline = time.time() + 600
@@ -67,7 +67,7 @@ async def _fail_over(url: str, dies: Server) -> None:
                 await wait_until_async(lambda: reader.count(BEFORE // 5), 60, "work under way")
                 dies.kill()
                 going_on = asyncio.create_task(client.submit_many(requests[BEFORE:]))
-                await elapse_async(1.0, "a pod is gone for a moment before its successor starts")
+                await wait_until_async(lambda: asyncio.to_thread(is_promoted), 60, "another master")
                 dies.start()
                 accepted = await going_on
                 assert len(accepted) == DURING
@@ -113,7 +113,11 @@ class _Reader:
 async def test_f23_a_master_under_sentinels_dies_and_everything_accepted_is_answered_once(
     sentinels: Sentinels,
 ) -> None:
-    await _fail_over(sentinels.url(), sentinels.master)
+    def is_promoted() -> bool:
+        with sentinels.replica.client() as client:
+            return bool(client.info("replication")["role"] == "master")
+
+    await _fail_over(sentinels.url(), sentinels.master, is_promoted)
 
 
 @pytest.mark.xdist_group("failover-cluster")
@@ -123,4 +127,4 @@ async def test_f23_the_master_of_a_clusters_queue_dies_and_everything_accepted_i
 ) -> None:
     master = cluster.master_of(QUEUE)
     assert master is not None
-    await _fail_over(cluster.url, master)
+    await _fail_over(cluster.url, master, lambda: cluster.master_of(QUEUE) not in (None, master))
