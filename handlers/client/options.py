@@ -6,6 +6,9 @@ import msgspec
 
 from handlers.contract.errors import InvalidSetting
 
+_MOST_PATIENCE_SECONDS = 100.0
+"""What was sent is remembered for two minutes (`submit.lua`): after that, a repetition could run twice."""
+
 
 class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Queue names and limits.
@@ -14,9 +17,9 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     `idempotent_window_seconds`: a second submission of an id that is live, or finished less than that
     long ago, returns the first one; 0: every submission runs. `lease_seconds`: how long a reader's crash
     keeps its results from others. `wait_replicas`: how many replicas of Redis must have a submission before it counts
-    (`WAIT`). `patience_seconds`: how long a submission is tried again through a failover; a Redis that never answered
-    this client is given up after two seconds. `tombstone_seconds`: how long doubles of an acknowledged result are
-    dropped. `own_result_seconds`: how long a result list of one request is kept.
+    (`WAIT`). `patience_seconds`: how long a submission is tried again through a failover, 100 at most; a Redis
+    that never answered this client is given up after two seconds. `tombstone_seconds`: how long doubles of an
+    acknowledged result are dropped. `own_result_seconds`: how long a result list of one request is kept.
     """
 
     queue: str = "request-sortedset"
@@ -40,3 +43,6 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("idempotent_window_seconds", "wait_replicas", "patience_seconds"):
             if getattr(self, name) < 0:
                 raise InvalidSetting(name, found=str(getattr(self, name)), accepted="0 or more")
+        if self.patience_seconds > _MOST_PATIENCE_SECONDS:
+            accepted = f"at most {_MOST_PATIENCE_SECONDS:g}"
+            raise InvalidSetting("patience_seconds", found=f"{self.patience_seconds:g}", accepted=accepted)

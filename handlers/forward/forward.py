@@ -20,6 +20,7 @@ from handlers.forward.gateway import (
     BAND_HEADROOM_HEADER,
     DROPPED_REASON_HEADER,
     QUEUE_DURATION_HEADER,
+    SEND_UNTIL,
     GatewayResponse,
     ResponseTooLarge,
 )
@@ -98,7 +99,8 @@ class Forwarder:
         if other is not None:
             headers, content = {**headers, "content-type": other.content_type}, other.content
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as limit:
+                SEND_UNTIL.set(limit.when() or math.inf)
                 response = await self._gateway.send(url, headers, content)
         except ResponseTooLarge:
             return failed(request, "the gateway's response is over the size limit")

@@ -6,9 +6,12 @@ pool costs ten times as much under concurrency.
 
 from __future__ import annotations
 
+import asyncio
+import math
 import ssl
 import zlib
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -44,6 +47,30 @@ class GatewayResponse:
     status_code: int
     headers: Mapping[str, str]
     body: bytes
+
+
+SEND_UNTIL: ContextVar[float] = ContextVar("send_until", default=math.inf)
+"""By when a request must be on its way, seconds of the event loop's clock; set by whoever has a time limit."""
+
+
+class _TimelyRequest(aiohttp.ClientRequest):
+    """Is not written where it comes too late.
+
+    The library writes a request in a task of its own. A process that is stopped, or a loop that stalls, before that
+    task begins goes on with it before it looks at its timers.
+    """
+
+    async def write_bytes(
+        self,
+        writer: aiohttp.abc.AbstractStreamWriter,
+        conn: aiohttp.connector.Connection,
+        content_length: int | None = None,
+    ) -> None:
+        """As the library's, which has written nothing yet, not even the headers."""
+        if asyncio.get_running_loop().time() >= SEND_UNTIL.get():
+            conn.close()  # whoever waits for the answer learns it from this, if no timer was first
+            return
+        await super().write_bytes(writer, conn, content_length)
 
 
 class ResponseTooLarge(Exception):
@@ -121,6 +148,7 @@ class Gateway:
         )
         return aiohttp.ClientSession(
             connector=connector,
+            request_class=_TimelyRequest,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
             trust_env=False,

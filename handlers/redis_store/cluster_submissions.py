@@ -6,6 +6,7 @@ A producer that dies before leaves keys that expire, and no request.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import cast
@@ -20,6 +21,7 @@ from handlers.redis_store.submission_keys import (
     active_key,
     cancel_key,
     payload_key,
+    sent_key,
     seq_key,
     submitted_key,
 )
@@ -30,6 +32,7 @@ _SEQ_KEPT_SECONDS = 3_600
 _CANCEL_KEPT_MS = 3_600_000
 _PAYLOAD_KEPT_SECONDS = 600
 _SAME_SCORE = 100
+_SENT_KEPT_SECONDS = 120  # as submit.lua
 
 
 class ClusterSubmissions(Submissions):
@@ -59,6 +62,7 @@ class ClusterSubmissions(Submissions):
             return []
         known = await self._known(requests) if is_repeated else {}
         sequence = await self._sequence(queue, [part for part in requests if part.token not in known])
+        delivered = await self._delivered(queue, requests) if known else set()
         queued = []
         rows: list[str | bytes] = []
         for part in requests:
@@ -68,7 +72,12 @@ class ClusterSubmissions(Submissions):
             member = b"".join((part.head, number, b'","enqueue_seq":', number, part.tail))
             score = part.deadline + min(seq, _SEQ_STEPS - 1) / _SEQ_STEPS
             rows += [part.token, member, repr(score)]
-        await self._mark(requests, queued)
+        if len(known) < len(requests):
+            told = json.dumps([one.seq for one in queued])
+            await self._redis.set(_sent_key(requests), told, ex=_SENT_KEPT_SECONDS)
+        # What was delivered before may be finished by now: its marks must not come back.
+        fresh = [pair for pair in zip(requests, queued, strict=True) if pair[0].token not in delivered]
+        await self._mark([part for part, _ in fresh], [done for _, done in fresh])
         keys = [queue, beside(queue, "delivered")]
         if not await self._replication.run(self._deliver, keys, ["zset", "", *rows]):
             raise InvalidSetting("queue", found=f"{queue}, of another type", accepted="a sorted set")
@@ -132,6 +141,9 @@ class ClusterSubmissions(Submissions):
 
     async def _known(self, requests: Sequence[MemberParts]) -> dict[str, int]:
         """Token to sequence, of what an earlier call has numbered already."""
+        told = cast("bytes | None", await self._redis.get(_sent_key(requests)))
+        if told:
+            return {part.token: seq for part, seq in zip(requests, json.loads(told), strict=True)}
         pipeline = self._redis.pipeline(transaction=False)
         for part in requests:
             pipeline.get(active_key(part.id))
@@ -141,6 +153,14 @@ class ClusterSubmissions(Submissions):
             if token == part.token and digits.isdigit():
                 known[token] = int(digits)
         return known
+
+    async def _delivered(self, queue: str, requests: Sequence[MemberParts]) -> set[str]:
+        """The tokens of what is in the queue already, or was."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for part in requests:
+            pipeline.zscore(beside(queue, "delivered"), part.token)
+        scores = await executed(self._redis, pipeline)
+        return {part.token for part, score in zip(requests, scores, strict=True) if score is not None}
 
     async def _sequence(self, queue: str, requests: Sequence[MemberParts]) -> dict[int, Iterator[int]]:
         counts = Counter(part.deadline for part in requests)
@@ -157,6 +177,8 @@ class ClusterSubmissions(Submissions):
         }
 
     async def _mark(self, requests: Sequence[MemberParts], queued: Sequence[Queued]) -> None:
+        if not requests:
+            return
         pipeline = self._redis.pipeline(transaction=False)
         for part, done in zip(requests, queued, strict=True):
             pipeline.set(active_key(part.id), done.token, pxat=part.deadline * 1000)
@@ -166,3 +188,7 @@ class ClusterSubmissions(Submissions):
         await self._replication.execute(
             pipeline, [payload_key(part.id, part.token) for part in requests if part.payload]
         )
+
+
+def _sent_key(requests: Sequence[MemberParts]) -> str:
+    return sent_key([(part.id, part.token) for part in requests])

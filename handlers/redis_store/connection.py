@@ -5,16 +5,17 @@ The library retries nothing by itself: our scripts are repeatable, and their cal
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, RedisClusterException, RedisError
@@ -46,7 +47,8 @@ class RedisOptions:
     `redis+sentinel://host:port,host:port/master/db` (`?sentinel_username=…&sentinel_password=…` where the Sentinels
     want one), `redis+cluster://host:port,host:port`. `password` is asked at every new connection, so a secret
     may rotate; like `username` it wins over the URL's own. A server that is silent for `timeout_seconds` has failed:
-    ours answer in milliseconds, and a lease must outlast a few such failures.
+    ours answer in milliseconds, and a lease must outlast a few such failures. `max_connections` are open at most (in a
+    cluster: to each node); whoever finds them all busy waits, for as long as for an answer.
     """
 
     url: str
@@ -77,9 +79,15 @@ def connect(options: RedisOptions) -> Store:
             return _through_sentinel(options, arguments)
         if parts.scheme.endswith(_CLUSTER):
             nodes = [ClusterNode(host, port) for host, port in _nodes(options.url, 6379)]
-            return RedisCluster(startup_nodes=nodes, **arguments)
-        url = _without_credentials(options.url)
-        return Redis.from_url(url, max_connections=options.max_connections, **arguments)
+            return _WaitingCluster(nodes, options, arguments)
+        return Redis.from_pool(
+            BlockingConnectionPool.from_url(
+                _without_credentials(options.url),
+                max_connections=options.max_connections,
+                timeout=options.timeout_seconds,
+                **arguments,
+            )
+        )
     except ValueError:
         # The library's own message may repeat the URL, and with it a password.
         accepted = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
@@ -166,9 +174,42 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
     nodes = _nodes(options.url, 26379)
     sentinel = Sentinel(nodes, sentinel_kwargs=sentinel_arguments, **arguments)  # type: ignore[no-untyped-call]  # the library's
     master: Redis = sentinel.master_for(
-        path[0], redis_class=_SentinelsMaster, db=database, max_connections=options.max_connections
+        path[0],
+        redis_class=_SentinelsMaster,
+        connection_pool_class=_WaitingSentinelPool,
+        db=database,
+        max_connections=options.max_connections,
+        timeout=options.timeout_seconds,
     )
     return master
+
+
+class _WaitingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to the master of a Sentinel; whoever finds them all busy waits."""
+
+
+class _WaitingCluster(RedisCluster):
+    """A cluster's client whose callers wait for room; the library's own raises where a node's connections are busy."""
+
+    def __init__(self, nodes: list[ClusterNode], options: RedisOptions, arguments: dict[str, Any]) -> None:
+        super().__init__(startup_nodes=nodes, max_connections=options.max_connections, **arguments)
+        self._room = asyncio.Semaphore(options.max_connections)
+        self._timeout_seconds = options.timeout_seconds
+
+    @contextlib.asynccontextmanager
+    async def room(self) -> AsyncIterator[None]:
+        """Room for one command or pipeline, which has one connection to a node at most. Raises `TimeoutError`."""
+        async with asyncio.timeout(self._timeout_seconds):
+            await self._room.acquire()
+        try:
+            yield
+        finally:
+            self._room.release()
+
+    async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        """As the library's, once there is room."""
+        async with self.room():
+            return await super().execute_command(*args, **kwargs)
 
 
 class _SentinelsMaster(Redis):
@@ -226,12 +267,16 @@ async def executed(redis: Store, pipeline: Any) -> list[Any]:
     The library asks a cluster who has which slot after a failed command, but not after a failed pipeline: without
     this a dead master would be asked for ever.
     """
+    answers: list[Any]
+    if not isinstance(redis, _WaitingCluster):
+        answers = await pipeline.execute()
+        return answers
     try:
-        answers: list[Any] = await pipeline.execute()
+        async with redis.room():
+            answers = await pipeline.execute()
     except STORE_FAILURES:
-        if isinstance(redis, RedisCluster):
-            with contextlib.suppress(*STORE_FAILURES):
-                await redis.nodes_manager.initialize()
+        with contextlib.suppress(*STORE_FAILURES):
+            await redis.nodes_manager.initialize()
         raise
     return answers
 

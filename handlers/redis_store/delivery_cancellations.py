@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from handlers.redis_store.connection import Store
+from handlers.redis_store.connection import Store, executed
 
 _KEPT_SECONDS: Final = 604_800
 
@@ -24,7 +24,7 @@ async def cancel_deliveries(redis: Store, request_ids: Sequence[str], at: float)
     pipeline: Any = redis.pipeline(transaction=False)
     for request_id in request_ids:
         pipeline.set(delivery_cancel_key(request_id), f"{at:.3f}", ex=_KEPT_SECONDS)
-    await pipeline.execute()
+    await executed(redis, pipeline)
 
 
 async def deliveries_cancelled_at(redis: Store, request_ids: Sequence[str]) -> list[float | None]:
@@ -32,7 +32,7 @@ async def deliveries_cancelled_at(redis: Store, request_ids: Sequence[str]) -> l
     pipeline: Any = redis.pipeline(transaction=False)
     for request_id in request_ids:
         pipeline.get(delivery_cancel_key(request_id))
-    return [_seconds(text) for text in await pipeline.execute()]
+    return [_seconds(text) for text in await executed(redis, pipeline)]
 
 
 def _seconds(text: bytes | None) -> float | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from handlers.redis_store.connection import Store
+from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import queue_keys
 
 _PREFIX: Final = "{async-processor}:status:"
@@ -55,7 +55,7 @@ class StatusBoard:
             pipeline.lpush(FAILURES, *failures)
             pipeline.ltrim(FAILURES, 0, MOST_FAILURES - 1)
             pipeline.expire(FAILURES, _DAY_SECONDS)
-        await pipeline.execute()
+        await executed(self._redis, pipeline)
 
     async def leave(self, others: Sequence[str] = ()) -> None:
         """Take this poller's snapshot away, and those of `others` that have long been silent."""
@@ -98,7 +98,7 @@ async def read_board(redis: Store, minute: int) -> Board:
     pipeline.lrange(FAILURES, 0, MOST_FAILURES - 1)
     for one in range(minute - MINUTES + 1, minute + 1):
         pipeline.hgetall(minute_key(one))
-    pollers, failures, *minutes = await pipeline.execute()
+    pollers, failures, *minutes = await executed(redis, pipeline)
     return Board(
         {name.decode("utf-8", "replace"): text for name, text in pollers.items()},
         [
@@ -125,7 +125,7 @@ async def sample_members(redis: Store, queue: str, retry_queue_name: str, *, clu
     pipeline.zrange(keys.pending, 0, SAMPLE - 1)
     pipeline.hscan(keys.claimed, 0, count=SAMPLE)
     pipeline.zrange(retry_queue_name, 0, SAMPLE - 1)
-    pending, (_, claimed), retrying = await pipeline.execute()
+    pending, (_, claimed), retrying = await executed(redis, pipeline)
     return Sample(pending, list(claimed.values())[:SAMPLE], retrying)
 
 

@@ -244,7 +244,7 @@ async def test_a_gate_in_the_poller(
         async def is_answered() -> bool:
             return await world.redis.llen("result-list") == 1
 
-        await wait_until_async(is_answered, 60, "the result, once the gate is open")
+        await wait_until_async(is_answered, 30, "the result, once the gate is open")
     assert b'"status_code":200' in (await world.redis.lrange("result-list", 0, 0))[0]
 
 
@@ -306,7 +306,7 @@ async def test_a_gate_behind_the_push_door(gate_type: str, place: str, world: Wo
             assert not outcome.counts_attempt
             assert behind.seen == []
             await turned(world, case, gate_type, is_open=True)
-        assert isinstance(await forward(push(), Limits(seconds=60)), Answered)
+        assert isinstance(await forward(push(), Limits(seconds=20)), Answered)
     assert len(behind.seen) == 1
 
 
@@ -327,7 +327,7 @@ async def test_subscriptions_of_one_pool_share_its_slots(world: World, tmp_path:
     settings = settings_of(world, tmp_path, {"topics": topics, "pools": [pool]}, "http://127.0.0.1:1")
     held = held_pushes(settings, forward, parts)
     async with started(parts):
-        await asyncio.gather(*(held(push(name), Limits(seconds=60)) for name in "ab" * 6))
+        await asyncio.gather(*(held(push(name), Limits(seconds=20)) for name in "ab" * 6))
     assert most == 2
 
 

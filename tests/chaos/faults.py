@@ -41,7 +41,6 @@ _LASTING = {
     "terminate handler": 2.0,
 }
 """Seconds; what is not named is over at once."""
-_SLOWING = ("stall", "delay", "black hole")
 _LONGEST_SECONDS = max(_LASTING.values()) + _AFTERMATH_SECONDS
 
 
@@ -94,17 +93,6 @@ class Inflicted:
             if kind != "storm"
         )
 
-    def slowed(self, deadline: float, started_at: float) -> bool:
-        """Whether whoever sent it had looked at the time before, and was then stopped, or its line was slow.
-
-        Between a look at the clock and a write to a socket a process can be stopped: nobody can send that back.
-        """
-        return any(
-            kind.startswith(_SLOWING)
-            and at <= deadline <= started_at <= at + _LASTING[kind] + _AFTERMATH_SECONDS
-            for at, kind in self._between(started_at - _LONGEST_SECONDS, started_at)
-        )
-
     def _between(self, since: float, until: float) -> list[tuple[float, str]]:
         return self.at[bisect_left(self.at, (since, "")) : bisect_left(self.at, (until, ""))]
 
@@ -146,7 +134,7 @@ class Chaos:
 
     def _one(self, group: Callable[[], list[T]], pick: int) -> T:
         """One of those that are ready."""
-        found = wait_until(lambda: list(group()), 300, "one to stall")
+        found = wait_until(lambda: list(group()), 60, "one to stall")
         return found[pick % len(found)]
 
     def _stall(self, child: Child) -> None:

@@ -75,7 +75,7 @@ class Scene:
     def _start_valkey(self) -> Child:
         options = ("--save", "", "--appendonly", "yes", "--dir", str(self._folder), "--bind", "127.0.0.1")
         child = Child("valkey", [find_valkey(), "--port", str(self._port), *options])
-        child.wait_for(lambda output: output if "Ready to accept connections" in output else None, 180)
+        child.wait_for(lambda output: output if "Ready to accept connections" in output else None, 60)
         return child
 
     def _start_gateway(self) -> str:
@@ -97,7 +97,7 @@ class Scene:
         """A control or state page of the simulated gateway."""
         body = json.dumps({name.removeprefix("status_"): value for name, value in values.items()}).encode()
         data = None if path == "state" else body
-        with urllib.request.urlopen(f"{self.gateway_url}/simulate/{path}", data, timeout=60) as answer:
+        with urllib.request.urlopen(f"{self.gateway_url}/simulate/{path}", data, timeout=10) as answer:
             found: dict[str, float] = json.load(answer)
             return found
 
@@ -185,7 +185,7 @@ class Fleet(Scene):
                 "DEDUPE_REDIS_URL": self.redis_url,
             }
         child = Child(target, [COMMAND, "serve", "--target", target], own)
-        port = int(child.wait_for(ready_port, 180))
+        port = int(child.wait_for(ready_port, 60))
         with self._lock:
             self._group(target).append((child, port))
             self._set_backends()
@@ -208,7 +208,7 @@ class Fleet(Scene):
 
     def end_poller(self, at: int, word: signal.Signals) -> None:
         """SIGKILL or SIGTERM, and another in its place."""
-        wait_until(lambda: self.pollers, 300, "a poller to end")
+        wait_until(lambda: self.pollers, 60, "a poller to end")
         with self._lock:
             ended = self.pollers.pop(at % len(self.pollers))
         _tell(ended, word)
@@ -217,7 +217,7 @@ class Fleet(Scene):
     def end_handler(self, at: int, word: signal.Signals) -> None:
         """The same for a handler of either door."""
         target = ("dispatch", "pubsub_push")[at % 2]
-        wait_until(lambda: self._group(target), 300, "a handler to end")
+        wait_until(lambda: self._group(target), 60, "a handler to end")
         with self._lock:
             group = self._group(target)
             ended, _ = group.pop(at // 2 % len(group))
@@ -230,7 +230,7 @@ class Fleet(Scene):
         follow()
 
     def _bury(self, child: Child) -> None:
-        child.process.wait(120)
+        child.process.wait(30)
         refused = len(_REFUSED.findall(child.output()))
         child.stop()
         with self._lock:

@@ -48,15 +48,15 @@ class ResultReader:
         Raises `NotInTime`: the run is invalid then.
         """
         held = (QUEUE, f"{QUEUE}:claimed", RETRIES)
-        wait_until(lambda: self.take() >= count, 120 + count / 50, "all results")
-        wait_until(lambda: not self.redis.exists(*held), 120, "nothing is held")
+        wait_until(lambda: self.take() >= count, 90 + count / 50, "all results")
+        wait_until(lambda: not self.redis.exists(*held), 30, "nothing is held")
         self.take()  # what should not be
 
 
 def store_client(url: str) -> Redis:
     """The harness's own connection, which waits for a server that starts again."""
     failures: list[type[Exception]] = [NoConnection, BusyLoadingError, ReadOnlyError]
-    return Redis.from_url(url, retry=Retry(ConstantBackoff(0.1), 900), retry_on_error=failures)
+    return Redis.from_url(url, retry=Retry(ConstantBackoff(0.1), 100), retry_on_error=failures)
 
 
 def keys_left(redis: Redis) -> set[str]:

@@ -57,7 +57,7 @@ def run(folder: Path, seed: int, plan: Plan) -> Verdict:
         chaos.end()
         fleet.gateway("faults")
         reader.wait_until_drained(len(names))
-        pushing.wait(1_800)
+        pushing.wait(600)
         left = keys_left(redis)
         published = list(pushing.results)
         assert not keda.is_active(), "nothing is queued, so nothing may run"
@@ -102,4 +102,4 @@ def _wait_until_busy(redis: Redis) -> None:
         waiting = redis.zcard(QUEUE)
         return not waiting or (redis.hlen(f"{QUEUE}:claimed") > BUSY and waiting <= BACKLOG)
 
-    wait_until(is_busy, 600, "pollers at work")
+    wait_until(is_busy, 120, "pollers at work")

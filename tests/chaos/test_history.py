@@ -47,18 +47,6 @@ def test_a_history_that_is_right_is_told_in_numbers() -> None:
     assert told.redelivery_worst == 2.0
 
 
-def test_who_is_stopped_between_the_clock_and_the_socket_may_be_late() -> None:
-    stalled = Inflicted(
-        [(NOW - 1, "stall handler"), (NOW, "kill poller")], in_flight=1, killed_pollers_at=[NOW]
-    )
-    told = verdict(
-        1,
-        _told(queued={"a": NOW + 1.2, "b": NOW + 500}, faults=stalled),
-        [*_executions()[:2], Execution("a", NOW + 1.3, NOW + 1.4, 200), *_executions()[3:]],
-    )
-    assert told.late_under_faults == 1
-
-
 WRONG: dict[str, dict[str, Any]] = {
     "lost": {"results": [{"id": "a", "status_code": 200}]},
     "doubled": {"results": [{"id": one, "status_code": 200} for one in ("a", "b", "b")]},

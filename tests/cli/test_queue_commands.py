@@ -247,7 +247,7 @@ def test_results_end_cleanly_with_ctrl_c(shell: Shell) -> None:
         assert follower.stdout is not None
         assert json.loads(follower.stdout.readline())["id"] == "r1"
         follower.send_signal(signal.SIGINT)
-        _, errors = follower.communicate(timeout=60)
+        _, errors = follower.communicate(timeout=20)
         assert (follower.returncode, errors) == (130, "")
     assert shell.redis.zcard(f"{shell.results}:result-claims-idx") == 0
 
@@ -288,7 +288,7 @@ def test_a_batch_that_is_killed_goes_on(shell: Shell, tmp_path: Path, how: signa
         with shell.start(*arguments) as runner, shell.echoing() as taken:
             wait_until(partial(has_lines, out, stop_after), 60, f"{stop_after} answers")
             runner.send_signal(how)
-            runner.communicate(timeout=60)
+            runner.communicate(timeout=20)
             assert runner.returncode == (130 if how is signal.SIGINT else -how)
         total += sum(taken)
     status = json.loads(shell.run("batch", "status", str(out), "--json").stdout)
@@ -307,13 +307,13 @@ def test_a_batch_is_cancelled_from_another_terminal(shell: Shell, tmp_path: Path
     source = write_requests(tmp_path / "in.jsonl", 50)
     out = tmp_path / "out.jsonl"
     with shell.start("batch", "run", source, "--out", str(out)) as runner:
-        wait_until(lambda: shell.redis.zcard(shell.queue) == 50, 60, "the lines in the queue")
+        wait_until(lambda: shell.redis.zcard(shell.queue) == 50, 30, "the lines in the queue")
         assert "told to cancel" in shell.run("batch", "cancel", str(out)).stdout
         batch = json.loads(Path(f"{out}.batch").read_text())["batch"]
         last = f"request-cancel:{batch}-50"
-        wait_until(lambda: shell.redis.exists(last), 60, "the cancellation")
+        wait_until(lambda: shell.redis.exists(last), 30, "the cancellation")
         with shell.echoing():
-            runner.communicate(timeout=60)
+            runner.communicate(timeout=30)
         assert runner.returncode == 5
 
 

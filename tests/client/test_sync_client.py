@@ -28,7 +28,7 @@ def test_it_has_every_method_of_the_asynchronous_one() -> None:
 
 def test_ask_submits_and_waits(sync_client: Client, redis: Redis, options: ClientOptions) -> None:
     poller = threading.Thread(
-        target=lambda: wait_until(lambda: answer(redis, options.queue), 60, "a request")
+        target=lambda: wait_until(lambda: answer(redis, options.queue), 20, "a request")
     )
     poller.start()
     with sync_client as client:

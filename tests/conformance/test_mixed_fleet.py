@@ -60,7 +60,7 @@ class Fleet:
         """SIGKILL one, and start its like."""
         ended = self.processes[at % len(self.processes)]
         ended.process.send_signal(signal.SIGKILL)
-        ended.process.wait(60)
+        ended.process.wait(10)
         ended.stop()
         self.processes[at % len(self.processes)] = self.kinds[at % len(self.kinds)]()
 
@@ -101,7 +101,7 @@ def test_a_mixed_fleet_answers_every_request_once(fleet: Fleet) -> None:
             fleet.kill(begin // 100)
         wait_until(lambda: store.llen(RESULTS) >= COUNT, 120, "all results")
         held = (QUEUE, f"{QUEUE}:claimed", f"{QUEUE}:claim-owners", f"{QUEUE}:claims-idx", "retry-sortedset")
-        wait_until(lambda: not store.exists(*held), 60, "nothing is held")
+        wait_until(lambda: not store.exists(*held), 30, "nothing is held")
         results = [json.loads(text) for text in store.lrange(RESULTS, 0, -1)]
     assert Counter(result["id"] for result in results) == Counter(f"m{number}" for number in range(COUNT))
     assert {result["status_code"] for result in results} == {200}

@@ -25,7 +25,7 @@ from handlers.settings.settings import load_settings
 from tests.contract.json_texts import BODIES, FIELDS, JSON, STRANGE, broken, text
 from tests.servers.raw_http import RawHttp, answer, running_raw_http
 
-ANSWER_SECONDS = 60
+ANSWER_SECONDS = 20
 """Far more than an answer takes: what is looked for is a door that never answers."""
 RETRIED = {429, 500, 502, 503, 504}
 ResultT = TypeVar("ResultT")

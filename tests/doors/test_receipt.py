@@ -15,7 +15,7 @@ from handlers.doors.receipt import MAX_HEADER_BYTES, timely_protocol
 from tests.waiting import elapse_async
 
 RECEIVE_SECONDS = 0.6
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 20
 """How long a test waits for what must come; far more than it takes."""
 LARGE = b"x" * 50_000_000
 
@@ -200,8 +200,7 @@ async def test_five_hundred_slow_connections_leave_room_for_the_others(connect: 
     assert (await healthy.answer()).startswith(b"HTTP/1.1 200 ")
 
     ends = await asyncio.gather(*(one.rest() for one in slow))
-    # A reset, where it was cut before all it sent was read, takes the answer with it.
-    assert all(not end or end.startswith(b"HTTP/1.1 408 ") for end in ends)
+    assert all(end.startswith(b"HTTP/1.1 408 ") for end in ends)
 
 
 @pytest.mark.parametrize(

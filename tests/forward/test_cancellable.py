@@ -51,7 +51,7 @@ class Bench:
         """Forward it, until it is under way."""
         count = len(self.started)
         task = asyncio.create_task(self.forward.forward(request, NO_LIMITS))
-        await wait_until_async(lambda: len(self.started) > count, 60, "the attempt")
+        await wait_until_async(lambda: len(self.started) > count, 20, "the attempt")
         return task
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import math
 import socket
 import ssl
 import zlib
@@ -14,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from handlers.forward.classify import FAILURES, failure_reason
-from handlers.forward.gateway import Gateway, GatewayOptions, GatewayResponse, ResponseTooLarge
+from handlers.forward.gateway import SEND_UNTIL, Gateway, GatewayOptions, GatewayResponse, ResponseTooLarge
 from tests.forward.conftest import LIMIT
 from tests.servers.certificates import self_signed, serving
 from tests.servers.raw_http import Answer, End, RawHttp, answer, running_raw_http
-from tests.waiting import wait_until_async
+from tests.waiting import elapse, wait_until_async
 
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -44,6 +45,27 @@ async def test_a_request_reaches_the_wire_as_it_was_given(gateway: Gateway, serv
     assert sorted(name for name, _ in received.headers) == ["content-length", "content-type", "host"]
 
 
+async def test_f8_what_a_stalled_loop_would_send_too_late_is_not_sent(
+    gateway: Gateway, server: RawHttp
+) -> None:
+    """I9: the stall, as that of a stopped process, falls between the call and the task that writes."""
+    await sent(gateway, server)
+    loop = asyncio.get_running_loop()
+
+    def stall() -> None:
+        elapse(0.4, "the time limit, while nothing else runs")
+
+    with pytest.raises((TimeoutError, *FAILURES)):
+        async with asyncio.timeout(0.1) as limit:
+            SEND_UNTIL.set(limit.when() or 0.0)
+            loop.call_soon(stall)
+            await gateway.send(server.url + "/late", {}, b"{}")
+    SEND_UNTIL.set(math.inf)
+    await sent(gateway, server)
+
+    assert [one.head.split()[1] for one in server.received] == [b"/v1/completions"] * 2
+
+
 async def test_connections_are_used_again(gateway: Gateway, server: RawHttp) -> None:
     for _ in range(5):
         await sent(gateway, server)
@@ -53,7 +75,7 @@ async def test_connections_are_used_again(gateway: Gateway, server: RawHttp) -> 
 async def test_requests_in_flight_are_not_limited_here(gateway: Gateway, server: RawHttp) -> None:
     server.say(Answer(end=End.HANG))
     work = [asyncio.create_task(sent(gateway, server)) for _ in range(150)]
-    await wait_until_async(lambda: server.connections == 150, 60, "all requests to be in flight")
+    await wait_until_async(lambda: server.connections == 150, 10, "all requests to be in flight")
     for task in work:
         task.cancel()
     await asyncio.gather(*work, return_exceptions=True)
@@ -195,7 +217,7 @@ async def test_a_restart_of_the_server_harms_only_what_was_in_flight(
 ) -> None:
     await sent(gateway, server)
     server.close_connections()
-    await wait_until_async(lambda: server.open_connections == 0, 60, "the connection to be cut")
+    await wait_until_async(lambda: server.open_connections == 0, 5, "the connection to be cut")
     reasons = []
     for _ in range(2):
         try:

@@ -52,12 +52,12 @@ def running_redis() -> Iterator[RedisServer]:
         stdout=subprocess.DEVNULL,
     )
     try:
-        wait_until(lambda: process.poll() is not None or _answers(port), 60, "redis to answer")
+        wait_until(lambda: process.poll() is not None or _answers(port), 20, "redis to answer")
         assert process.poll() is None, "redis ended at its start"
         yield RedisServer(process, port)
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(10)
 
 
 def _answers(port: int) -> bool:

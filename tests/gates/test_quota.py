@@ -69,10 +69,10 @@ async def test_over_the_rate_requests_are_refused_with_the_time_until_a_unit_is_
         await go(built, str(number))
     verdict = await built.admit(request("one more"))
     assert isinstance(verdict, Refuse)
-    assert 25 < verdict.delay_seconds <= 40
+    assert 32 < verdict.delay_seconds <= 40
     second = await built.admit(request("and another"))
     assert isinstance(second, Refuse)
-    assert second.delay_seconds >= verdict.delay_seconds + 10, "one after the other, not all at once"
+    assert second.delay_seconds >= verdict.delay_seconds + 12, "one after the other, not all at once"
 
 
 async def test_a_unit_is_free_again_after_the_window(from_redis: GateSources) -> None:
@@ -255,7 +255,7 @@ async def test_a_killed_owners_slots_come_back_with_their_lease(
     for name in "abc":  # never started: it does not renew, as a dead process does not
         await go(killed, name)
     assert isinstance(await alive.admit(request("d")), Refuse)
-    await wait_until_async(lambda: admitted(alive, "d"), 60, "a slot to come back")
+    await wait_until_async(lambda: admitted(alive, "d"), 10, "a slot to come back")
     assert await redis.get(KEY) == b"1"
     assert await redis.zrange(HELD, 0, -1) == [b"d\x00t"]
 
@@ -295,7 +295,7 @@ async def test_an_owner_that_slept_through_its_lease_is_counted_again(
     built = concurrency(from_redis, limit=1, lease_seconds=1)
     other = concurrency(from_redis, limit=1, lease_seconds=1)
     sleeper = await go(built, "a")
-    await wait_until_async(lambda: admitted(other, "b"), 60, "the lease to end")
+    await wait_until_async(lambda: admitted(other, "b"), 10, "the lease to end")
     assert await redis.get(KEY) == b"1"
     await redis.incr(KEY)  # the reference's, which only the counter knows
     await built.renew()
@@ -353,7 +353,7 @@ async def test_many_processes_and_crashes_never_pass_the_limit_and_leave_nothing
 
     await asyncio.gather(*(serve(number) for number in range(60)))
     assert (sent, most <= 4) == (60, True)
-    await wait_until_async(lambda: admitted(gates[0], "last"), 60, "crashed slots to end")
+    await wait_until_async(lambda: admitted(gates[0], "last"), 10, "crashed slots to end")
     await elapse_async(1.1, "the leases of what crashed end")
     await go(gates[0], "sweep")
     assert await redis.zcard(HELD) <= 2

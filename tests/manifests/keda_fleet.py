@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.manifests.keda_rehearsal import Autoscaler, Redis
 
 COMMAND = [sys.executable, "-c", "from handlers.cli import main; main()", "poll"]
-STOP_SECONDS = 60.0
+STOP_SECONDS = 20.0
 
 
 @dataclass

@@ -26,15 +26,21 @@ _START_SECONDS = 60.0
 
 
 class Server:
-    """One server with options of its own; `kill` is a SIGKILL."""
+    """One server with options of its own; `kill` is a SIGKILL. With `tls`, a PEM file, it speaks nothing else."""
 
-    def __init__(self, program: str, *options: str, port: int = 0, sentinel: str = "") -> None:
+    def __init__(
+        self, program: str, *options: str, port: int = 0, sentinel: str = "", tls: Path | None = None
+    ) -> None:
         self.port = port or free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="async-processor-")
-        fixed = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self._folder.name)
+        self._tls = tls
+        listening = _listening(self.port, tls)
+        fixed = [f"--{name}" if at == 0 else name for row in listening for at, name in enumerate(row)]
+        fixed += ["--bind", "127.0.0.1", "--save", "", "--dir", self._folder.name]
         if sentinel:  # it writes into its file what it learns
             path = Path(self._folder.name) / "sentinel.conf"
-            path.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {self._folder.name}\n{sentinel}")
+            lines = [" ".join(row) for row in listening]
+            path.write_text("\n".join([*lines, "bind 127.0.0.1", f"dir {self._folder.name}", sentinel]))
             self._command = [program, str(path), "--sentinel"]
         else:
             self._command = [program, *fixed, *options]
@@ -52,6 +58,9 @@ class Server:
 
     def client(self, **arguments: Any) -> Any:
         """A connection to this server alone."""
+        if self._tls:
+            pem = str(self._tls)
+            arguments |= {"ssl": True, "ssl_ca_certs": pem, "ssl_certfile": pem, "ssl_keyfile": pem}
         return Redis(host="127.0.0.1", port=self.port, socket_timeout=5, **arguments)
 
     def answers_for(self, key: str) -> bool:
@@ -80,6 +89,14 @@ class Server:
         self._folder.cleanup()
 
 
+def _listening(port: int, tls: Path | None) -> list[tuple[str, str]]:
+    """How a server, or a Sentinel, listens and reaches its like."""
+    if tls is None:
+        return [("port", str(port))]
+    files = [(f"tls-{kind}-file", str(tls)) for kind in ("cert", "key", "ca-cert")]
+    return [("port", "0"), ("tls-port", str(port)), ("tls-replication", "yes"), *files]
+
+
 class _Servers:
     """Servers that end together."""
 
@@ -97,9 +114,11 @@ class _Servers:
 class Cluster(_Servers):
     """Three masters, and a replica for each where asked for."""
 
-    def __init__(self, program: str, *, replicas: int = 0) -> None:
+    def __init__(self, program: str, *, replicas: int = 0, tls: Path | None = None) -> None:
         super().__init__()
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(_NODE_TIMEOUT_MS))
+        self._scheme = "rediss+cluster" if tls else "redis+cluster"
+        encrypted = ("--tls-cluster", "yes") if tls else ()
+        options = (*encrypted, "--cluster-enabled", "yes", "--cluster-node-timeout", str(_NODE_TIMEOUT_MS))
         more = (
             "--appendonly",
             "yes",
@@ -109,13 +128,13 @@ class Cluster(_Servers):
             "0",
         )
         for _ in range(_MASTERS * (1 + replicas)):
-            self.servers.append(Server(program, *options, *more, port=_port_with_bus()))
+            self.servers.append(Server(program, *options, *more, port=_port_with_bus(), tls=tls))
         self._join(replicas)
 
     @property
     def url(self) -> str:
         """As REDIS_URL takes it."""
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
+        return f"{self._scheme}://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
 
     def master_of(self, key: str) -> Server | None:
         """The server that answers for the key now; None while nobody does."""
@@ -143,8 +162,16 @@ class Sentinels(_Servers):
 
     name = "queues"
 
-    def __init__(self, program: str, *options: str, password: str = "", sentinel_password: str = "") -> None:
+    def __init__(
+        self,
+        program: str,
+        *options: str,
+        password: str = "",
+        sentinel_password: str = "",
+        tls: Path | None = None,
+    ) -> None:
         super().__init__()
+        self._tls = tls
         self._program = program
         self._password = password
         self._sentinel_password = sentinel_password
@@ -162,10 +189,11 @@ class Sentinels(_Servers):
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.sentinels)
         secret = f":{self._password}@" if self._password and not user else user
         query = f"?sentinel_password={self._sentinel_password}" if self._sentinel_password else ""
-        return f"redis+sentinel://{secret}{hosts}{path}{query}"
+        scheme = "rediss+sentinel" if self._tls else "redis+sentinel"
+        return f"{scheme}://{secret}{hosts}{path}{query}"
 
     def _add(self, *options: str) -> Server:
-        server = Server(self._program, *options)
+        server = Server(self._program, *options, tls=self._tls)
         self.servers.append(server)
         return server
 
@@ -182,7 +210,7 @@ class Sentinels(_Servers):
                 f"requirepass {self._sentinel_password}",
                 f"sentinel sentinel-pass {self._sentinel_password}",
             ]
-        server = Server(self._program, sentinel="\n".join(lines) + "\n")
+        server = Server(self._program, sentinel="\n".join(lines) + "\n", tls=self._tls)
         self.servers.append(server)
         return server
 

@@ -113,7 +113,7 @@ class Breakable:
         wait_until(
             lambda: self.store.llen(RESULTS) >= len(ids), timeout_seconds, f"{len(ids)} results, all there"
         )
-        wait_until(lambda: self.left() == 0, 60, "nothing left of the finished requests")
+        wait_until(lambda: self.left() == 0, 10, "nothing left of the finished requests")
         results = [json.loads(text) for text in self.store.lrange(RESULTS, 0, -1)]
         self.store.delete(RESULTS)
         assert sorted(one["id"] for one in results) == sorted(ids), "each once"

@@ -17,7 +17,7 @@ from handlers.demo.stack import Stack, StackOptions
 from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)
-SOON_SECONDS = 60
+SOON_SECONDS = 30
 """How long a test waits for what takes a second or two on a quiet machine; the requests themselves last an hour."""
 SLOW = {"prompt": "tell me everything", "max_tokens": 100_000}
 REFUSED = {"simulate": {"status": 429, "retry_after": "3000"}}

@@ -10,8 +10,8 @@ import pytest
 from tests.waiting import elapse, wait_until
 from tests.way.breakable import WORKERS, Breakable
 
-MOST_CPU = 0.30
-"""Of one core; about 0.01 is measured, on a slow machine some times that. A loop without pauses takes all it gets."""
+MOST_CPU = 0.10
+"""Of one core; about 0.01 is measured. A loop without pauses takes all it gets."""
 WINDOW_SECONDS = 1.5
 
 
@@ -37,8 +37,8 @@ def test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back(rig: Breakabl
     opened, memory = openings(rig), rig.rss_mb()
     rig.set_faults(**{fault: 1.0})
     ids = rig.queue(150)
-    wait_until(lambda: openings(rig) > opened, 60, "an open circuit")
-    wait_until(lambda: rig.in_flight() <= 2, 60, "only probes in flight")
+    wait_until(lambda: openings(rig) > opened, 30, "an open circuit")
+    wait_until(lambda: rig.in_flight() <= 2, 30, "only probes in flight")
 
     before, began = calls(rig), time.monotonic()
     share = rig.cpu_share(WINDOW_SECONDS, "what a poller costs whose gateway is in trouble")
@@ -50,7 +50,7 @@ def test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back(rig: Breakabl
     assert probes <= lasted + 3, "one a second, and those that were under way"
     assert unclaimed >= 150 - 50 - 2 * WORKERS, "what cannot go is left in the queue"
     assert share < MOST_CPU
-    assert rig.rss_mb() < memory + 40
+    assert rig.rss_mb() < memory + 20
     assert rig.gateway_state()["peak"] <= WORKERS, "the cap holds also when everything comes back at once"
 
 

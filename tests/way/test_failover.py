@@ -74,7 +74,7 @@ async def _fail_over(url: str, dies: Server, is_promoted: Callable[[], bool]) ->
                 await wait_until_async(lambda: reader.count(len(requests)), 90, "a result for each")
                 await wait_until_async(reader.is_clean, 60, "no key left")
                 await wait_until_async(
-                    lambda: asyncio.to_thread(fleet.are_ready), 60, "ready, without a restart"
+                    lambda: asyncio.to_thread(fleet.are_ready), 30, "ready, without a restart"
                 )
                 found = await reader.ids()
             finally:

@@ -96,7 +96,7 @@ def test_pollers_share_a_pool_and_keep_to_the_deadlines(fleet: Fleet, count: int
     wait_until(lambda: fleet.all_know(pollers), 60, "all pollers to know each other")
     fleet.queue(0, 100)
     wait_until(lambda: fleet.results() == 100, 60, "all results")
-    wait_until(lambda: len(fleet.witnessed()) == 100, 60, "the gateway's witness")
+    wait_until(lambda: len(fleet.witnessed()) == 100, 15, "the gateway's witness")
 
     lines = fleet.witnessed()
     assert most_at_once(lines) <= SLOTS, "together no more than one alone"
@@ -112,8 +112,8 @@ def test_the_part_of_a_killed_poller_goes_to_the_others(fleet: Fleet) -> None:
     pollers = fleet.start(2)
     wait_until(lambda: fleet.all_know(pollers), 60, "both to know each other")
     fleet.queue(0, 40)
-    wait_until(lambda: fleet.results() >= 6, 60, "both at work")
+    wait_until(lambda: fleet.results() >= 6, 30, "both at work")
     pollers[0].child.process.send_signal(signal.SIGKILL)
     fleet.queue(1_000, 60)
     wait_until(lambda: fleet.results() >= 100, 90, "every result, those of the dead poller too")
-    wait_until(lambda: fleet.shared_by() == 1, 60, "the dead one's lease to end")
+    wait_until(lambda: fleet.shared_by() == 1, 30, "the dead one's lease to end")

@@ -65,7 +65,7 @@ def test_the_readmes_redis_commands_queue_a_request_and_read_its_result(run: Run
     zadd, rpop = commands("redis-cli")
 
     assert run(zadd).strip() == "1"
-    result = wait_until(lambda: run(rpop).strip(), timeout_seconds=60, what="a result")
+    result = wait_until(lambda: run(rpop).strip(), timeout_seconds=20, what="a result")
 
     assert '"id":"testmsg"' in result
     assert '"status_code":200' in result

@@ -27,7 +27,7 @@ def runs_at_the_gateway(stack: Stack) -> bool:
 
 def queue_one(stack: Stack, store: redis.Redis) -> None:
     store.zadd(QUEUE, {'{"id":"slow","payload":{},"deadline":1999999999}': 1_999_999_999})
-    wait_until(lambda: runs_at_the_gateway(stack), timeout_seconds=60, what="the request at the gateway")
+    wait_until(lambda: runs_at_the_gateway(stack), timeout_seconds=20, what="the request at the gateway")
 
 
 def test_a_request_in_flight_survives_the_end_of_handler_and_poller() -> None:
@@ -39,8 +39,8 @@ def test_a_request_in_flight_survives_the_end_of_handler_and_poller() -> None:
         handler.send_signal(signal.SIGTERM)
         poller.send_signal(signal.SIGTERM)
 
-        assert handler.wait(60) == 0
-        assert poller.wait(60) == 0
+        assert handler.wait(30) == 0
+        assert poller.wait(30) == 0
         (text,) = store.lrange(RESULTS, 0, -1)
         assert msgspec.json.decode(text)["status_code"] == 200
         assert store.hlen(f"{QUEUE}:claimed") == 0
@@ -55,7 +55,7 @@ def test_what_does_not_end_within_the_grace_period_is_handed_back_at_once() -> N
 
         poller.send_signal(signal.SIGTERM)
 
-        assert poller.wait(60) == 0
+        assert poller.wait(10) == 0
         # Handed back, not left to its lease: it is pending as soon as the poller has ended.
         assert store.zcard(QUEUE) == 1
         assert store.hlen(f"{QUEUE}:claimed") == 0
