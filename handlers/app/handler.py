@@ -152,7 +152,7 @@ class Handler:
         failing = self._dependencies.failing()
         if not failing:
             return plain(200, "ready")
-        told = "; ".join(f"{name} fails for {seconds:.0f} s" for name, seconds in failing.items())
+        told = "failing: " + ", ".join(f"{name} for {seconds:.0f} s" for name, seconds in failing.items())
         return plain(503, told) if self._needs_dependencies else plain(200, f"ready, but {told}")
 
     def _refused(self, refusal: Refusal) -> None:

@@ -89,7 +89,7 @@ async def test_pushes_are_answered_without_it_and_once_when_it_is_back(
         share = await rig.cpu_share(WINDOW_SECONDS)
 
     assert {one.status_code for one in answers} == {204}
-    assert "memory fails for" in told
+    assert "failing: memory for" in told
     assert share < MOST_CPU
     assert rig.rss_mb() < held + 20
 

@@ -16,8 +16,10 @@ from handlers.demo.child import Child
 from handlers.demo.pubsub_emulator import NoEmulator, find_emulator
 from handlers.demo.pubsub_layout import DEMO_PROJECT, RESULT_TOPIC
 from handlers.demo.stack import Stack, StackOptions
+from handlers.demo.valkey import Valkey, find_valkey
 from tests.servers.presence import not_found
 from tests.waiting import elapse_async, wait_until_async
+from tests.way.push_rig import open_rig
 
 LEASE_SECONDS, TOKEN_SECONDS = 2.0, 0.01
 
@@ -175,3 +177,17 @@ async def test_what_a_killed_door_was_answering_is_answered_by_another_when_its_
             return (await client.post(door, content=body)).status_code == 204
 
         await wait_until_async(is_answered, 30, "another door to answer it")
+
+
+async def test_a_burst_of_deliveries_is_remembered_each_and_every_one() -> None:
+    """F60: more at once than there are connections to the Redis that remembers."""
+    with Valkey(find_valkey()) as memory:
+        async with open_rig(DEDUPE_REDIS_URL=memory.url) as rig:
+            names = [f"burst-{number}" for number in range(90)]
+            first = await asyncio.gather(*(rig.push(name) for name in names))
+            asked = len(rig.gateway.received)
+            second = await asyncio.gather(*(rig.push(name) for name in names))
+
+            assert {one.status_code for one in [*first, *second]} == {204}
+            assert asked == len(rig.gateway.received) == len(names)
+            assert "not remembered" not in rig.door.output()
