@@ -100,7 +100,7 @@ def test_while_it_is_in_trouble_nothing_is_lost_and_no_cpu_used(rig: Breakable, 
 
     with fault(rig):
         answer = wait_until(lambda: (now := rig.ready())[0] == 503 and now, 30, "not ready")
-        share = rig.cpu_share(1.5, "what a poller costs whose Redis is in trouble")
+        share = rig.cpu_share(4.0, "what a poller costs whose Redis is in trouble")
 
     assert answer == (503, "waiting for redis\n")
     wait_until(lambda: rig.ready()[0] == 200, 30, "ready again, without a restart")
