@@ -8,7 +8,7 @@ from typing import Any
 
 from handlers.app.credentials import file_token, prometheus_tls
 from handlers.gates.feed import FeedOptions, Feeds
-from handlers.gates.gate import Gate
+from handlers.gates.gate import Gate, GateState
 from handlers.gates.http_text import HttpText
 from handlers.gates.registry import build_gate
 from handlers.gates.sources import GateSources
@@ -54,6 +54,10 @@ class ProcessGates:
         self._gates.append(gate)
         return [gate]
 
+    def are_available(self) -> bool:
+        """Whether every gate knows what it has to know."""
+        return all(_is_available(gate.state()) for gate in self._gates)
+
     async def start(self) -> None:
         """Probe all sources; one that is down stops no start."""
         for gate in self._gates:
@@ -75,3 +79,7 @@ class ProcessGates:
             self._connections[url] = connect(replace(self._redis_options, url=url))
             self._stores[url] = RedisGateStore(self._connections[url])
         return self._stores[url]
+
+
+def _is_available(state: GateState) -> bool:
+    return state.is_source_available and all(_is_available(one) for one in state.inner)

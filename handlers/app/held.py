@@ -9,6 +9,7 @@ from handlers.app.parts import Parts
 from handlers.forward.forward import Forward, Limits
 from handlers.forward.outcome import Outcome
 from handlers.settings.settings import Settings
+from handlers.telemetry.dependencies import GATES
 
 if TYPE_CHECKING:
     from handlers.contract.request import Request
@@ -32,6 +33,7 @@ def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     gates = ProcessGates(settings, redis_options(settings))
     parts.starters.append(gates.start)
     parts.closers.append(gates.aclose)
+    parts.dependencies.watch(GATES, gates.are_available)
     of_pools = {
         pool.id: gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]")
         for number, pool in enumerate(settings.pools)
@@ -85,6 +87,7 @@ def _held_by_default(settings: Settings, forward: Forward, parts: Parts) -> Forw
     gates = ProcessGates(settings, redis_options(settings))
     parts.starters.append(gates.start)
     parts.closers.append(gates.aclose)
+    parts.dependencies.watch(GATES, gates.are_available)
     built = gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]")
     keeper = _keeper(settings, built, pool.workers or settings.env.workers, parts)
     return HeldForward(forward, {}, Entrance([keeper], built), most_held_seconds=_EVENT_HOLD_SECONDS).forward

@@ -12,7 +12,10 @@ from handlers.gates.stores import HeldSlot, QuotaStore
 
 
 class HeldSlots:
-    """Takes, renews (at a third of the lease) and frees; `tell_missing` hears of a store that is down."""
+    """Takes, renews (at a third of the lease) and frees.
+
+    `tell_missing` hears why the store cannot be asked, and "" once it can.
+    """
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class HeldSlots:
         except self._store.failures as error:
             self._tell_missing(type(error).__name__)
             return
+        self._tell_missing("")
         for slot in renewed:
             if slot not in self._held:
                 await self.free(slot)

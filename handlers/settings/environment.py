@@ -194,7 +194,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     readiness: Annotated[
         Literal["process", "dependencies"],
-        Meta(description="`dependencies`: a handler is not ready while its gateway, topic or memory fails."),
+        Meta(
+            description="`dependencies`: a handler is not ready while its gateway, topic, memory or gates fail."
+        ),
     ] = "process"
 
     # --- Pub/Sub

@@ -9,8 +9,9 @@ from typing import Final
 GATEWAY: Final = "gateway"
 RESULTS: Final = "results"
 MEMORY: Final = "memory"
-DEPENDENCIES: Final = (GATEWAY, RESULTS, MEMORY)
-"""Where requests are sent, the topic that takes the results, the Redis that knows deliveries."""
+GATES: Final = "gates"
+DEPENDENCIES: Final = (GATEWAY, RESULTS, MEMORY, GATES)
+"""Where requests are sent, the topic that takes the results, the Redis that knows deliveries, what gates ask."""
 
 _FAILURES: Final = 3
 """In a row, before it counts as failing: one lost connection is no news."""
@@ -42,18 +43,33 @@ class Dependency:
 class Dependencies:
     """Those that a process has, by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._known: dict[str, Dependency] = {}
+        self._watched: dict[str, Callable[[], bool]] = {}
+        self._missed_since: dict[str, float] = {}
 
     def add(self, name: str) -> Dependency:
         """One of `DEPENDENCIES`."""
         return self._known.setdefault(name, Dependency())
 
+    def watch(self, name: str, is_there: Callable[[], bool]) -> None:
+        """One of `DEPENDENCIES` that knows itself whether it is there; it fails from the first look that misses it."""
+        self._watched[name] = is_there
+
     def names(self) -> list[str]:
         """Of all that were added."""
-        return list(self._known)
+        return [*self._known, *self._watched]
 
     def failing(self) -> dict[str, float]:
         """Seconds for which each has failed that fails now."""
         found = {name: one.failing_seconds for name, one in self._known.items()}
+        found |= {name: self._missing_seconds(name, is_there) for name, is_there in self._watched.items()}
         return {name: seconds for name, seconds in found.items() if seconds is not None}
+
+    def _missing_seconds(self, name: str, is_there: Callable[[], bool]) -> float | None:
+        if is_there():
+            self._missed_since.pop(name, None)
+            return None
+        now = self._clock()
+        return now - self._missed_since.setdefault(name, now)

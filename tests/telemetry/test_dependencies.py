@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.telemetry.dependencies import GATEWAY, MEMORY, Dependencies, Dependency
+from handlers.telemetry.dependencies import GATES, GATEWAY, MEMORY, Dependencies, Dependency
 
 
 def test_three_failures_in_a_row_count_from_the_first_and_one_success_ends_it() -> None:
@@ -23,6 +23,20 @@ def test_failures_with_a_success_between_them_do_not_add_up() -> None:
     for has_failed in (True, True, False, True, True):
         dependency.tell(has_failed=has_failed)
     assert dependency.failing_seconds is None
+
+
+def test_what_knows_of_itself_fails_from_the_first_look_that_misses_it() -> None:
+    now, is_there = [5.0], [False]
+    dependencies = Dependencies(clock=lambda: now[0])
+    dependencies.watch(GATES, lambda: is_there[0])
+    assert dependencies.failing() == {GATES: 0.0}
+    now[0] += 3
+    assert dependencies.failing() == {GATES: 3.0}
+    is_there[0] = True
+    assert dependencies.failing() == {}
+    is_there[0] = False
+    assert dependencies.failing() == {GATES: 0.0}
+    assert dependencies.names() == [GATES]
 
 
 def test_only_what_fails_is_told() -> None:

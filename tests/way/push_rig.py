@@ -42,9 +42,10 @@ class Rig:
     gateway: RawHttp
     client: httpx.AsyncClient
 
-    async def push(self, request_id: str) -> httpx.Response:
+    async def push(self, request_id: str, **metadata: str) -> httpx.Response:
         """Deliver one request; the same id is the same delivery."""
-        body = json.dumps({"id": request_id, "payload": {}, "deadline": 1_999_999_999}).encode()
+        request = {"id": request_id, "payload": {}, "deadline": 1_999_999_999, "metadata": metadata}
+        body = json.dumps(request).encode()
         message = {"data": base64.b64encode(body).decode(), "messageId": request_id}
         frame = {"subscription": "projects/project-1/subscriptions/s", "message": message}
         return await self.client.post(self.url, json=frame)

@@ -1,0 +1,99 @@
+"""The Redis that a push door's gates ask fails: pushes wait or come again, the door says so, and goes on by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from handlers.demo.valkey import find_valkey
+from tests.chaos.proxy import Proxy
+from tests.servers.redis_topologies import Server
+from tests.waiting import wait_until_async
+from tests.way.push_rig import MOST_CPU, WINDOW_SECONDS, Rig, open_rig
+
+GATES: dict[str, dict[str, object]] = {
+    "redis-quota": {"limit": 1_000, "mode": "concurrency"},
+    "redis": {"budget_key": "budget"},
+}
+Fault = Callable[[Server, Proxy], AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[tuple[Server, Proxy]]:
+    server = Server(find_valkey(), "--appendonly", "yes")
+    with Proxy(("127.0.0.1", server.port)) as line:
+        yield server, line
+    server.stop()
+
+
+@pytest.fixture(params=GATES)
+async def rig(
+    request: pytest.FixtureRequest, store: tuple[Server, Proxy], tmp_path: Path
+) -> AsyncIterator[Rig]:
+    address = f"127.0.0.1:{store[1].port}"
+    topic = {
+        "subscriber_id": "s",
+        "gate_type": request.param,
+        "gate_params": {"address": address, **GATES[request.param]},
+    }
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"topics": [topic]}))
+    async with open_rig(CONFIG_FILE=str(config), GATE_REFRESH_SECONDS="0.3") as running:
+        yield running
+
+
+@contextlib.contextmanager
+def down(server: Server, _line: Proxy) -> Iterator[None]:
+    server.kill()
+    yield
+    server.start()
+
+
+@contextlib.contextmanager
+def silent(_server: Server, line: Proxy) -> Iterator[None]:
+    line.is_black_hole = True
+    yield
+    line.is_black_hole = False
+    line.cut()
+
+
+@pytest.mark.parametrize("fault", [down, silent])
+async def test_without_what_its_gates_ask_nothing_is_lost_and_no_cpu_used(
+    rig: Rig, store: tuple[Server, Proxy], fault: Fault
+) -> None:
+    assert (await rig.push("before", userid="a")).status_code == 204
+    memory = rig.rss_mb()
+
+    with fault(*store):
+
+        async def says_so() -> bool:
+            answer = await rig.client.get(rig.url.replace("/push", "/readyz"))
+            return answer.status_code == 200 and "failing: gates for" in answer.text
+
+        first = [asyncio.create_task(rig.push(f"first-{number}", userid="a")) for number in range(3)]
+        await wait_until_async(says_so, 30, "the door to say so")
+        # Only now: what the gate knew a moment ago may still let some through.
+        pushes = [asyncio.create_task(rig.push(f"r{number}", userid="a")) for number in range(20)]
+        share = await rig.cpu_share(WINDOW_SECONDS)
+        assert not any(one.done() and one.result().status_code == 204 for one in pushes), "closed, not open"
+
+    answers = await asyncio.gather(*first, *pushes)
+    assert {one.status_code for one in answers} <= {204, 429, 503}
+
+    async def is_answered(name: str) -> bool:
+        return (await rig.push(name, userid="a")).status_code == 204
+
+    names = [*(f"first-{number}" for number in range(3)), *(f"r{number}" for number in range(20))]
+    for name, one in zip(names, answers, strict=True):
+        if one.status_code != 204:
+            await wait_until_async(partial(is_answered, name), 30, "an answer, without a restart")
+    assert (await rig.client.get(rig.url.replace("/push", "/readyz"))).text == "ready\n"
+    assert share < MOST_CPU
+    assert rig.rss_mb() < memory + 20
