@@ -61,18 +61,19 @@ class _Member(msgspec.Struct):
 
 _decoder = msgspec.json.Decoder(_Member)
 _parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_payload_decoder = msgspec.json.Decoder(msgspec.Raw)
 _encoder = msgspec.json.Encoder()
 _MOST_ATTEMPTS: Final = 1_000_000  # a larger count is made up, and might be too long to be written again
 _BARE: Final = Internal()
 _ID, _TOKEN = ("data", "id"), ("internal", "request_token")
-_RESULTS = ("internal", "result_queue_name")
-_READABLE = frozenset({_ID, _TOKEN, _RESULTS})
+_RESULTS, _PAYLOAD = ("internal", "result_queue_name"), ("internal", "payload_ref")
+_READABLE = frozenset({_ID, _TOKEN, _RESULTS, _PAYLOAD})
 
 
 def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYTES) -> Envelope:
     """Decode a member of the sorted set `queue`.
 
-    Raises `InvalidRequest` with the id, token and result queue where these can still be read.
+    Raises `InvalidRequest` with the id, token, result queue and payload's key where these can still be read.
     """
     envelope = _decode_frame(member)
     if envelope is None:
@@ -97,6 +98,7 @@ def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYT
     except InvalidRequest as error:
         error.request_token = internal.request_token
         error.result_queue_name = internal.result_queue_name
+        error.payload_ref = internal.payload_ref
         raise
     return Envelope(request=request, internal=internal, data=data)
 
@@ -149,17 +151,29 @@ def _invalid_frame(member: bytes, found: str) -> InvalidRequest:
         request_id=read.get(_ID) or read.get(("id",), ""),
         request_token=read.get(_TOKEN, ""),
         result_queue_name=read.get(_RESULTS, ""),
+        payload_ref=read.get(_PAYLOAD, ""),
     )
 
 
-def with_payload(envelope: Envelope, payload: bytes) -> Envelope:
+def with_payload(envelope: Envelope, payload: bytes, *, max_bytes: int = MAX_REQUEST_BYTES) -> Envelope:
     """The envelope with the payload that was stored apart: in the request and in its body.
 
-    Raises `InvalidRequest` for a payload that is no JSON object.
+    Raises `InvalidRequest` for a payload that is no JSON object, or makes the body larger than `max_bytes`.
     """
+    try:
+        # Alone: what is none by itself, such as `{},"id":"b"`, could be one in the middle of a body, and change it.
+        _payload_decoder.decode(payload)
+    except (msgspec.DecodeError, RecursionError):
+        request_id = envelope.request.id
+        raise InvalidRequest(
+            "payload",
+            found="no JSON, where it is stored apart",
+            accepted="a JSON object, or null",
+            request_id=request_id,
+        ) from None
     parts = _parts_decoder.decode(envelope.data)
     data = _encoder.encode({**parts, "payload": msgspec.Raw(payload)})
-    checked = decode_body(data)
+    checked = decode_body(data, max_bytes=max_bytes)
     request = msgspec.structs.replace(envelope.request, payload=checked.payload)
     return msgspec.structs.replace(envelope, request=request, data=data)
 

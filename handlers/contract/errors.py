@@ -20,7 +20,7 @@ class InvalidRequest(AsyncProcessorError):
 
     `field` is the path of the field (`deadline`, `metadata.userid`, or `body` for the whole), `found`
     describes what was there (its type or size, never its content), `accepted` what would do.
-    `request_id`, `request_token` and `result_queue_name` are what could still be read, else empty.
+    `request_id`, `request_token`, `result_queue_name` and `payload_ref` are what could still be read, else empty.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class InvalidRequest(AsyncProcessorError):
         request_id: str = "",
         request_token: str = "",
         result_queue_name: str = "",
+        payload_ref: str = "",
     ) -> None:
         super().__init__(f"{field}: found {found}; accepted is {accepted}")
         self.field = field
@@ -40,6 +41,7 @@ class InvalidRequest(AsyncProcessorError):
         self.request_id = request_id
         self.request_token = request_token
         self.result_queue_name = result_queue_name
+        self.payload_ref = payload_ref
 
 
 class InvalidEvent(AsyncProcessorError):

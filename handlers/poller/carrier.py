@@ -197,7 +197,7 @@ class Carrier:
                 payload = await self._read_payload(envelope.request.payload_ref)
                 if payload is None:
                     return _without_payload(envelope.request)
-                envelope = with_payload(envelope, payload)
+                envelope = with_payload(envelope, payload, max_bytes=self._max_request_bytes)
             request = self._with_labels(envelope.request)
             if not self._gates:
                 return await self._send(envelope.data, request)

@@ -158,6 +158,7 @@ def refuse(claim: Claim, error: InvalidRequest, route: ResultRoute, now: float) 
         result_ttl_seconds=route.ttl_seconds(None),
         request_id=error.request_id,
         request_token=error.request_token,
+        payload_ref=error.payload_ref,
     )
 
 

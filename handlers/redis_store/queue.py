@@ -309,9 +309,15 @@ def _ack_keys(ack: Ack, list_name: str) -> tuple[str, str, str, str]:
 
 
 def has_payload_key(ack: Ack) -> bool:
-    """Whether the reference is this request's own: no request can have another's payload deleted."""
+    """Whether the reference is this request's own: no request can have another's payload deleted.
+
+    A token of our client ends with the request's place in the queue, which its payload's key (`payload_key`) lacks.
+    """
     own = f"{PAYLOAD_PREFIX}{ack.request_id}:{ack.request_token}"
-    return ack.payload_ref == own if ack.request_token else ack.payload_ref.startswith(own)
+    if not ack.request_token:
+        return ack.payload_ref.startswith(own)
+    without_place, _, place = own.rpartition("-")
+    return ack.payload_ref == own or (place.isdigit() and ack.payload_ref == without_place)
 
 
 async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit: int) -> int:

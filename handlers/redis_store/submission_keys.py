@@ -67,7 +67,10 @@ def stands_key(request_id: str) -> str:
 
 
 def payload_key(request_id: str, token: str) -> str:
-    """STRING: a payload stored apart; `token` is the submission's, without its place in the queue."""
+    """STRING: a payload stored apart; `token` is the submission's, without its place in the queue.
+
+    Who deletes it (`has_payload_key` of `queue`) must know that form.
+    """
     return f"request-payload:{request_id}:{token}"
 
 

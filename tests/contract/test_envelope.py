@@ -17,6 +17,7 @@ from handlers.contract.envelope import (
     encode_envelope,
     encode_retry,
     score_of,
+    with_payload,
 )
 from handlers.contract.errors import InvalidRequest
 from tests.contract.json_texts import BODIES, INTERNALS, STRANGE, broken, text
@@ -85,13 +86,14 @@ def test_a_broken_frame_is_named_and_its_id_read(member: bytes) -> None:
 
 
 def test_an_invalid_body_in_an_envelope_still_knows_where_its_result_goes() -> None:
-    internal = b'{"request_token":"t","result_queue_name":"mine"}'
+    internal = b'{"request_token":"t","result_queue_name":"mine","payload_ref":"apart"}'
     for member in (
         enveloped(b'{"id":"a","deadline":0,"payload":{}}', internal),
         enveloped(b'{"id":"a","deadline":5,"payload":' + b'{"a":' * 2_000 + b"1" + b"}" * 2_001, internal),
     ):
         error = refused(member)
         assert (error.request_id, error.request_token, error.result_queue_name) == ("a", "t", "mine")
+        assert error.payload_ref == "apart"
 
 
 @pytest.mark.parametrize("count", [b"-4", b"1" + b"0" * 30])
@@ -207,3 +209,27 @@ def test_a_producer_writes_what_the_poller_reads() -> None:
 )
 def test_a_retry_begins_with_what_routes_it_as_others_write_it(member: bytes) -> None:
     assert encode_retry(member, queue="q", attempt=1, score=9.0).startswith(b'{"internal":{')
+
+
+APART = b'{"request_token":"t","payload_ref":"request-payload:a:t"}'
+APART_BODY = b'{"id":"a","deadline":100}'
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"hello", b"[1]", b'{"p":', b'{"p":1},"id":"b"', b'{"p":1}}', b'{"p":"\xff"}', b"[" * 5_000],
+    ids=["empty", "text", "array", "cut", "more fields", "one bracket more", "no UTF-8", "deep"],
+)
+def test_a_payload_apart_that_is_no_json_object_is_an_invalid_request(payload: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        with_payload(decode_member(enveloped(APART_BODY, APART), "q"), payload)
+
+
+def test_a_payload_apart_goes_on_byte_for_byte_within_the_limit_of_a_request() -> None:
+    apart = decode_member(enveloped(APART_BODY, APART), "q")
+    payload = b'{ "p" : 1.50 }'
+    whole = with_payload(apart, payload, max_bytes=100)
+    assert whole.request.payload == payload
+    assert payload in whole.data
+    with pytest.raises(InvalidRequest, match="at most 30 bytes"):
+        with_payload(apart, payload, max_bytes=30)

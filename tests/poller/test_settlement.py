@@ -181,6 +181,7 @@ def invalid(request_id: str) -> InvalidRequest:
         request_id=request_id,
         request_token="t",
         result_queue_name="mine",
+        payload_ref="request-payload:a:t",
     )
 
 
@@ -190,6 +191,7 @@ def test_an_invalid_request_with_an_id_gets_a_result_where_it_wished() -> None:
     result = decode_result(ack.result)
     assert (result.id, result.error_code, result.request_token) == ("a", ErrorCode.INVALID_REQUEST, "t")
     assert (ack.result_queue_name, ack.dead, ack.request_token) == ("mine", None, "t")
+    assert ack.payload_ref == "request-payload:a:t", "what is stored apart ends with it"
 
 
 def test_an_invalid_request_without_an_id_is_a_dead_letter_and_no_result() -> None:

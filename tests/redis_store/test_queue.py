@@ -182,6 +182,9 @@ async def test_an_ack_leaves_a_newer_submission_of_the_id(bench: Bench, token: s
     [
         ("t", "request-payload:r:t", True),
         ("", "request-payload:r:t", True),
+        ("t-12", "request-payload:r:t", True),
+        ("t-u", "request-payload:r:t", False),
+        ("t-", "request-payload:r:t", False),
         ("t", "request-payload:r:another", False),
         ("t", "request-payload:another:t", False),
         ("", "request-payload:rest:t", False),
