@@ -6,11 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from handlers.app.poller import PollerApp
 from handlers.contract.request import Request
 from handlers.forward.headers import gateway_headers
+from handlers.forward.transforms.registry import build_transforms
 from handlers.poller.lanes import LaneOptions, in_lane
 from handlers.settings.config_file import ConfigFile, QueueEntry
 from handlers.settings.environment import Environment
@@ -38,6 +40,19 @@ def loaded(*names: str, **variables: str) -> Settings:
 )
 async def test_a_poller_is_built_from_the_files_as_they_are(names: tuple[str, ...]) -> None:
     PollerApp(loaded(*names))  # nothing is connected before it runs
+
+
+def test_a_transform_file_says_whose_payloads_become_forms() -> None:
+    (transform,) = build_transforms(loaded("transforms").file.request_transforms, "requestTransforms")
+    request = Request(
+        id="a", payload=b'{"gcs_uri":"https://s/x"}', deadline=1, metadata={"provider": "whisper"}
+    )
+
+    body = transform.body(request)
+
+    assert body is not None
+    assert body.content_type.startswith("multipart/form-data")
+    assert transform.body(msgspec.structs.replace(request, metadata={"provider": "another"})) is None
 
 
 def test_a_merge_policy_holds_for_every_pool_and_its_names_reach_the_gateway() -> None:

@@ -1,7 +1,8 @@
 """`gcs_uri_multipart`: a payload that points to a file in Cloud Storage becomes a form that the gateway fetches.
 
 Active where `metadata.provider` is one of `providers` and the payload has a `gcs_uri`. The form has that URI as `url`
-and the other fields of the payload; text goes as it is, all else as JSON. A signed URL must outlive the deadline.
+and the other fields of the payload: text as it is, null as no text, all else as the JSON that it is, byte for byte. A
+signed URL must outlive the deadline.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from handlers.contract.errors import InvalidRequest, InvalidSetting
 from handlers.contract.request import Request
 from handlers.forward.transforms.transform import Body
 
-_URI, _FILE = "gcs_uri", "file_base64"
+_URI, _FILE, _URL = "gcs_uri", "file_base64", "url"
 _GOOG_TIME: Final = "%Y%m%dT%H%M%SZ"
-_decoder = msgspec.json.Decoder(dict[str, Any])
+_NULL: Final = b"null"
+_EMPTY: Final = frozenset({_NULL, b'""', b"[]", b"{}"})
+_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +37,23 @@ class GcsUriMultipart:
         """The form; None for another provider or a payload without a `gcs_uri`."""
         if request.metadata.get("provider") not in self.providers:
             return None
-        fields = _decoder.decode(request.payload)
-        uri = fields.pop(_URI, None)
-        if not uri:
+        if request.payload == _NULL:
             return None
-        if not isinstance(uri, str):
+        fields = {name: bytes(value) for name, value in _decoder.decode(request.payload).items()}
+        uri = fields.pop(_URI, _NULL)
+        if uri in _EMPTY:
+            return None
+        url = _string(uri)
+        if url is None:
             raise _invalid(request, _URI, "no string", "the URI as a string")
-        if fields.pop(_FILE, None):
+        if fields.pop(_FILE, _NULL) not in _EMPTY:
             raise _invalid(request, _FILE, "a file beside gcs_uri", "one of the two")
-        expires_at = _expires_at(request, uri)
+        expires_at = _expires_at(request, url)
         if expires_at is not None and expires_at <= request.deadline:
             accepted = "a signed URL that is good until after the deadline"
             raise _invalid(request, _URI, "a signed URL that expires before the deadline", accepted)
-        return _form({"url": uri, **fields})
+        fields.pop(_URL, None)  # a form with two would leave it to the gateway which of them was checked
+        return _form({_URL: url.encode(), **{name: _field(value) for name, value in fields.items()}})
 
 
 def build(params: Mapping[str, Any], setting: str) -> GcsUriMultipart:
@@ -64,20 +71,28 @@ def build(params: Mapping[str, Any], setting: str) -> GcsUriMultipart:
     return GcsUriMultipart(frozenset(providers))
 
 
-def _form(fields: Mapping[str, Any]) -> Body:
-    parts = [(name, (None, _text(value))) for name, value in fields.items()]
+def _form(fields: Mapping[str, bytes]) -> Body:
+    parts = [(name, (None, value)) for name, value in fields.items()]
     made = httpx.Request("POST", "http://form", files=parts)
     return Body(made.read(), made.headers["content-type"])
 
 
-def _text(value: Any) -> bytes:
-    return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
+def _field(value: bytes) -> bytes:
+    text = _string(value)
+    if text is not None:
+        return text.encode()
+    return b"" if value == _NULL else value
+
+
+def _string(value: bytes) -> str | None:
+    """The text of a JSON string; None for anything else."""
+    return msgspec.json.decode(value, type=str) if value.startswith(b'"') else None
 
 
 def _expires_at(request: Request, uri: str) -> float | None:
     """When a signed URL ends, Unix seconds; None for one that is not signed."""
-    query = dict(parse_qsl(urlsplit(uri).query))
     try:
+        query = dict(parse_qsl(urlsplit(uri).query))
         if "X-Goog-Expires" in query:
             signed = datetime.strptime(query.get("X-Goog-Date", ""), _GOOG_TIME).replace(tzinfo=UTC)
             return signed.timestamp() + int(query["X-Goog-Expires"])

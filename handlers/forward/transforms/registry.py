@@ -18,11 +18,15 @@ TRANSFORMS: Final[Mapping[str, Build]] = {
 
 
 class TransformEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of `requestTransforms`. `type` is the name unless it says otherwise; `params` are the transform's."""
+    """One entry of `requestTransforms`. `type` is the name unless it says otherwise; `parameters` are the transform's.
+
+    `params` is another word for these; an entry has one of the two.
+    """
 
     name: str
     type: str = ""
-    params: dict[str, Any] = msgspec.field(default_factory=dict)
+    parameters: dict[str, Any] | None = None
+    params: dict[str, Any] | None = None
 
 
 def build_transforms(entries: Sequence[TransformEntry], setting: str) -> list[Transform]:
@@ -30,6 +34,8 @@ def build_transforms(entries: Sequence[TransformEntry], setting: str) -> list[Tr
     built, names = [], set[str]()
     for number, entry in enumerate(entries):
         where = f"{setting}[{number}]"
+        if not entry.name:
+            raise InvalidSetting(f"{where}.name", found="an empty name", accepted="a name of its own")
         if entry.name in names:
             raise InvalidSetting(f"{where}.name", found=f"{entry.name!r} twice", accepted="each name once")
         names.add(entry.name)
@@ -37,5 +43,16 @@ def build_transforms(entries: Sequence[TransformEntry], setting: str) -> list[Tr
         if kind not in TRANSFORMS:
             known = ", ".join(sorted(TRANSFORMS))
             raise InvalidSetting(f"{where}.type", found=repr(kind), accepted=f"one of {known}")
-        built.append(TRANSFORMS[kind](entry.params, f"{where}.params"))
+        word, parameters = _parameters(entry, where)
+        built.append(TRANSFORMS[kind](parameters, f"{where}.{word}"))
     return built
+
+
+def _parameters(entry: TransformEntry, where: str) -> tuple[str, Mapping[str, Any]]:
+    if entry.params is None:
+        return "parameters", entry.parameters or {}
+    if entry.parameters is not None:
+        raise InvalidSetting(
+            f"{where}.params", found="a second set of parameters", accepted="parameters alone"
+        )
+    return "params", entry.params

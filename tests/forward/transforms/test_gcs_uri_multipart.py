@@ -28,8 +28,9 @@ TRANSFORM = GcsUriMultipart(frozenset({"gcs"}))
 DEADLINE = datetime(2033, 5, 18, 3, 33, 20, tzinfo=UTC).timestamp()  # 2,000,000,000
 FILE = """
 requestTransforms:
-  - name: gcs_uri_multipart
-    params: {providers: [gcs]}
+  - name: whisper-multipart
+    type: gcs_uri_multipart
+    parameters: {providers: [gcs]}
 """
 
 
@@ -74,6 +75,36 @@ def test_the_uri_is_the_forms_url_and_the_other_fields_go_along() -> None:
     }
 
 
+def test_what_is_no_text_goes_as_the_json_that_it_is_and_null_as_nothing() -> None:
+    numbers = b'"n":1.50,"big":123456789012345678901234567890,"far":1e400'
+    payload = b'{"gcs_uri":"gs://b/x",' + numbers + b',"l":[1.0, {"a": 2}],"z":null}'
+    body = TRANSFORM.body(Request(id="a", deadline=DEADLINE, payload=payload, metadata={"provider": "gcs"}))
+    assert body is not None
+    assert form(body.content, body.content_type) == {
+        "url": "gs://b/x",
+        "n": "1.50",
+        "big": "123456789012345678901234567890",
+        "far": "1e400",
+        "l": '[1.0, {"a": 2}]',
+        "z": "",
+    }
+
+
+def test_no_field_of_the_payload_takes_the_place_of_the_uri_that_was_checked() -> None:
+    body = TRANSFORM.body(request(gcs_uri="gs://b/x", url="https://elsewhere"))
+    assert body is not None
+    assert body.content.count(b"form-data") == 1
+    assert form(body.content, body.content_type) == {"url": "gs://b/x"}
+
+
+def test_a_fields_name_cannot_begin_a_field_of_its_own() -> None:
+    name = 'a"\r\n\r\nb\r\nContent-Disposition: form-data; name="c'
+    body = TRANSFORM.body(request(payload={"gcs_uri": "gs://b/x", name: "v"}))
+    assert body is not None
+    assert body.content.count(b"\r\nContent-Disposition") == 2
+    assert list(form(body.content, body.content_type).values()) == ["gs://b/x", "v"]
+
+
 @pytest.mark.parametrize(
     "left_alone",
     [
@@ -82,8 +113,9 @@ def test_the_uri_is_the_forms_url_and_the_other_fields_go_along() -> None:
         request(prompt="x"),
         request(gcs_uri=""),
         request(gcs_uri=None),
+        Request(id="a", deadline=DEADLINE, payload=b"null", metadata={"provider": "gcs"}),
     ],
-    ids=["no provider", "another provider", "no uri", "empty", "null"],
+    ids=["no provider", "another provider", "no uri", "empty", "null", "no payload"],
 )
 def test_other_requests_are_left_alone(left_alone: Request) -> None:
     assert TRANSFORM.body(left_alone) is None
@@ -99,6 +131,7 @@ def test_other_requests_are_left_alone(left_alone: Request) -> None:
         ({"gcs_uri": "https://s/x?X-Goog-Expires=2000"}, "payload.gcs_uri"),
         ({"gcs_uri": "https://s/x?Expires=2000000000"}, "payload.gcs_uri"),
         ({"gcs_uri": "https://s/x?Expires=never"}, "payload.gcs_uri"),
+        ({"gcs_uri": "https://[s/x?Expires=2000000001"}, "payload.gcs_uri"),
     ],
 )
 def test_what_can_never_work_is_refused(payload: dict[str, Any], field: str) -> None:
@@ -160,7 +193,17 @@ async def test_the_gateway_gets_the_form_and_a_refusal_is_a_final_result() -> No
 @pytest.mark.parametrize(
     ("entries", "setting"),
     [
-        ("[{name: gcs_uri_multipart}]", r"requestTransforms\[0\].params.providers"),
+        ("[{name: gcs_uri_multipart}]", r"requestTransforms\[0\].parameters.providers"),
+        ("[{name: x, type: gcs_uri_multipart, parameters: {providers: [a], b: 1}}]", r"parameters.b"),
+        ("[{name: gcs_uri_multipart, params: {}}]", r"requestTransforms\[0\].params.providers"),
+        (
+            "[{name: gcs_uri_multipart, params: {}, parameters: {providers: [a]}}]",
+            r"requestTransforms\[0\].params",
+        ),
+        (
+            "[{name: '', type: gcs_uri_multipart, parameters: {providers: [a]}}]",
+            r"requestTransforms\[0\].name",
+        ),
         ("[{name: gcs_uri_multipart, params: {providers: []}}]", "providers"),
         ("[{name: gcs_uri_multipart, params: {providers: [gcs], other: 1}}]", "params.other"),
         ("[{name: nothing}]", r"requestTransforms\[0\].type"),
