@@ -28,7 +28,7 @@ _EXPIRED_BATCH: Final = 64
 _LOOK_SECONDS: Final = 0.1
 """How often a pool without room looks whether its gate has opened."""
 _EXPIRE_SECONDS: Final = 1.0
-"""How often a pool without room looks for requests whose deadline has passed."""
+"""How long a queue is not asked, for want of room or its turn, before it is looked for what has expired in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Pool:
         self._poll_interval_seconds = poll_interval_seconds
         self._log = log
         self._patience = Patience()
-        self._expire_at = 0.0
+        self._asked_at: dict[str, float] = {}
         self._freed = asyncio.Event()
         self._stopped = asyncio.Event()
 
@@ -137,15 +137,14 @@ class Pool:
                 end_if_cancelled()
 
     async def _tick(self) -> None:
+        await self._expire()
         room = self._allowance.room()
         if room < 1:
             # A gate that closes is looked at often: its budget changes without any event of ours.
-            if not await self._has_freed(_LOOK_SECONDS):
-                await self._expire(list(self.sources.values()))
+            await self._wait_for_slot(_LOOK_SECONDS)
             return
         taken = await self._claim(room)
         if taken == 0:
-            await self._expire([source for source in self.sources.values() if source.room() == 0])
             await self._rest(self._poll_interval_seconds)
         else:
             await asyncio.sleep(_COALESCE_SECONDS)
@@ -169,6 +168,7 @@ class Pool:
         if most < 1:
             return 0
         claims = await source.queue.claim(most)
+        self._asked_at[source.queue.name] = time.monotonic()
         if claims:
             self._allowance.started(len(claims))
             if source.allowance is not None:
@@ -176,23 +176,22 @@ class Pool:
             source.carrier.start(claims)
         return len(claims)
 
-    async def _expire(self, sources: Sequence[Source]) -> None:
-        """Without room: answer what has expired or was cancelled, now and then; it needs no slot."""
-        if time.monotonic() < self._expire_at or not sources:
-            return
-        self._expire_at = time.monotonic() + _EXPIRE_SECONDS
-        for source in sources:
-            source.carrier.answer_expired(await source.queue.claim(_EXPIRED_BATCH, only_expired=True))
+    async def _expire(self) -> None:
+        """Answer what has expired in queues that were not asked for a while: that needs neither room nor a turn."""
+        now = time.monotonic()
+        for name, source in self.sources.items():
+            if now - self._asked_at.setdefault(name, now) >= _EXPIRE_SECONDS and not self._stopped.is_set():
+                self._asked_at[name] = now
+                source.carrier.answer_expired(await source.queue.claim(_EXPIRED_BATCH, only_expired=True))
 
-    async def _has_freed(self, timeout_seconds: float) -> bool:
+    async def _wait_for_slot(self, timeout_seconds: float) -> None:
+        """Wait for a slot, but no longer."""
         self._freed.clear()
         if self._allowance.room() > 0:
-            return True
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._freed.wait()
-                return True
-        return False
 
     async def _rest(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 
 from redis.asyncio import Redis
@@ -11,10 +12,14 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result
 from handlers.demo.valkey import Valkey
 from handlers.forward.outcome import Answered, Outcome
+from handlers.poller.lanes import TierPriority
+from handlers.poller.pool import Pool, Source
 from handlers.redis_store.connection import RedisOptions, connect
-from tests.poller.rig import IN_TIME, QUEUE, Rig, body, pool_of, running
+from tests.poller.rig import IN_TIME, QUEUE, Rig, answering, body, pool_of, running
 from tests.redis_keys import claims_left
 from tests.waiting import wait_until_async
+
+RESERVED = {"classification": "reserved", "tier": "interactive"}
 
 
 class Counting:
@@ -95,6 +100,28 @@ async def test_what_expires_while_all_slots_are_taken_gets_its_result(store: Red
         assert (result.id, result.error_code) == ("late", ErrorCode.DEADLINE_EXCEEDED)
         handler.let_go.set()
         await answered(rig, count=2)
+
+
+async def test_what_expires_in_a_lane_that_never_has_its_turn_gets_its_result(store: Redis) -> None:
+    """The lane above always has more, and each slot is taken again as soon as it is free."""
+    above, below = Rig(store, name="above", labels=RESERVED), Rig(store, name="below", labels={})
+    pool = Pool("default", 1, 0.005, above.log, merge=TierPriority())
+    for rig, labels in ((above, RESERVED), (below, {})):
+        pool.add(Source(rig.queue, rig.carrier, labels))
+    names = itertools.count()
+
+    async def answer_and_queue_more(request: Request) -> Outcome:
+        await above.submit(body(f"more-{next(names)}"))
+        return await answering(request)
+
+    above.handler = answer_and_queue_more
+    await above.submit(body("a"), body("b"))
+    async with running(above.settler.run(), below.settler.run(), pool.run()):
+        await below.submit(body("late", deadline=time.time() - 1), score=time.time() - 1)
+        await below.submit(body("waits"))
+        await wait_until_async(lambda: below.settled, IN_TIME, "the expired one's result")
+    assert below.dispatched == []
+    assert await below.pending() == 1
 
 
 async def test_a_low_score_is_no_way_past_the_slots(store: Redis) -> None:
