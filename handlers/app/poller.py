@@ -46,6 +46,7 @@ from handlers.redis_store.connection import (
     connections_in_use,
     durability_warnings,
 )
+from handlers.redis_store.foreign_cancellations import ForeignCancellations
 from handlers.redis_store.payloads import read_payload
 from handlers.redis_store.queue import QueueOptions
 from handlers.settings.config_file import PoolEntry, QueueEntry
@@ -93,6 +94,8 @@ class PollerApp:
         self._loopers.append(self._promoter())
         self._loopers.append(self._looper("pool sharing", SHARE_SECONDS, self._shared.tick))
         self._loopers.append(self._looper("retry canceller", CANCEL_SECONDS, self._retries.recall))
+        foreign = ForeignCancellations(self._redis)
+        self._loopers.append(self._looper("sweep of cancellations", CANCEL_SECONDS, foreign.sweep))
         self._status = status_watch(self._redis, self._tally, self._pools, self._pool_gates)
         self._loopers.append(self._looper("status board", POST_SECONDS, self._status.tick))
         self.poller = Poller(
@@ -205,7 +208,7 @@ class PollerApp:
         self._carriers.append(carrier)
         self._loopers.append(self._looper("heartbeat", env.heartbeat_seconds, heartbeat.tick))
         self._loopers.append(self._looper("reclaimer", env.reclaim_seconds, reclaimer.tick))
-        canceller = Canceller(queue, carrier, self._log)
+        canceller = Canceller(queue, carrier, self._log, lambda: self.poller.is_stopping)
         self._loopers.append(self._looper("canceller", CANCEL_SECONDS, canceller.tick))
         depths = DepthWatch(self._redis, queue, self._queue_options(), metrics)
         self._loopers.append(self._looper("depths", DEPTHS_SECONDS, depths.tick))

@@ -32,11 +32,16 @@ ReadPayload = Callable[[str], Awaitable[bytes | None]]
 """Reads a payload that is stored apart, by its key; None where it is gone."""
 
 
+CANCEL_AGAIN_SECONDS = 5.0
+"""How long work that was cancelled may take to end: longer than Redis has for an answer."""
+
+
 @dataclass(slots=True)
 class Held:
     """A claim that is ours: from its claim to its settlement. `work` is None once its outcome is known.
 
-    `decided_at` is when that was (`time.monotonic`), 0 until then.
+    `decided_at` is when that was (`time.monotonic`), 0 until then; `cancel_again_at` is when its work may be cancelled
+    once more.
     """
 
     claim: Claim
@@ -44,6 +49,7 @@ class Held:
     is_lost: bool = False
     decided_at: float = 0.0
     is_cancelled: bool = False
+    cancel_again_at: float = 0.0
 
 
 class Carrier:
@@ -258,16 +264,22 @@ class Carrier:
             self._log.warning("lease lost", id=claim.request_id, queue=claim.queue, outcome="lost")
             held.work.cancel()
 
-    def cancel(self, claims: Sequence[Claim]) -> None:
+    def cancel(self, claims: Sequence[Claim]) -> int:
         """Their producers took these back: stop their work, which closes its connection, and answer them.
 
-        What has its outcome already keeps it.
+        What has its outcome already keeps it. Returns how many were stopped by this call. Work that goes on all the
+        same is stopped again after a while: a library may have swallowed the first time; but not at once, since it may
+        be giving back what a gate had reserved for it.
         """
+        count, now = 0, time.monotonic()
         for claim in claims:
             held = self._held.get(claim.owner_token)
-            if held is not None and held.work is not None and not held.is_lost:
-                held.is_cancelled = True
-                held.work.cancel()
+            if held is None or held.work is None or held.is_lost or now < held.cancel_again_at:
+                continue
+            count += not held.is_cancelled
+            held.is_cancelled, held.cancel_again_at = True, now + CANCEL_AGAIN_SECONDS
+            held.work.cancel()
+        return count
 
     def _cancelled(self, claim: Claim) -> Settlement:
         envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 from handlers.redis_store.connection import Store, flat
 from handlers.redis_store.keys import settled_key
@@ -23,7 +22,7 @@ from handlers.redis_store.queue import (
     has_payload_key,
 )
 from handlers.redis_store.replication import Replication
-from handlers.redis_store.submission_keys import CANCELLATIONS, active_key, cancel_key
+from handlers.redis_store.submission_keys import active_key, cancel_key
 
 _SCAN_COUNT = 500
 
@@ -35,8 +34,6 @@ class ClusterQueue(RedisQueue):
         super().__init__(redis, name, options)
         self._outbox = Outbox(redis, name, self._replication)
         self._post = lua_script(redis, "post")
-        self._recall_named = lua_script(redis, "recall_named")
-        self._cancellations_seen = 0.0
 
     async def claim(self, count: int, *, only_expired: bool = False) -> list[Claim]:
         """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed."""
@@ -52,15 +49,6 @@ class ClusterQueue(RedisQueue):
         """Put requests into the retry set; False where the lease was lost, and nothing changed."""
         rows = [(nack.claim, self._retry_record(nack), b"") for nack in nacks]
         return await self._posted("nack", rows)
-
-    async def recall(self) -> int:
-        """Bring what was cancelled while it waited to the front, to be claimed and answered; how many."""
-        found, self._cancellations_seen = await cancellations(self._redis, self._cancellations_seen)
-        if not found:
-            return 0
-        rows = [(key, deadline, key.rpartition(b"-")[2]) for key, deadline in found]
-        numbered = [row if row[2].isdigit() else (*row[:2], b"0") for row in rows]
-        return int(await self._recall_named(keys=[self._keys.pending], args=flat(numbered)))
 
     async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
         """Take from dead owners, and deliver what they had posted."""
@@ -122,7 +110,6 @@ class ClusterRetries(Retries):
         self._posting = [retry_queue_name, self._outbox.key, self._outbox.index]
         self._post_due = lua_script(redis, "post_due")
         self._post_cancelled = lua_script(redis, "post_cancelled")
-        self._cancellations_seen = 0.0
 
     async def promote(self, limit: int) -> int:
         """Move retries that are due back to their queues' pending sets; returns how many."""
@@ -133,45 +120,18 @@ class ClusterRetries(Retries):
         await self._outbox.deliver(pairs(posted))
         return len(posted) // 2
 
-    async def recall(self) -> int:
-        """Bring what was cancelled since the last call to the front of its queue; returns how many."""
-        found, seen = await cancellations(self._redis, self._cancellations_seen)
+    async def _brought(self, names: Sequence[bytes]) -> int:
         cursor, brought = b"0", 0
-        while found:
+        while True:
             answer = await self._post_cancelled(
                 keys=self._posting,
-                args=[
-                    secrets.token_hex(16),
-                    self._default_queue,
-                    cursor,
-                    _SCAN_COUNT,
-                    *(key for key, _ in found),
-                ],
+                args=[secrets.token_hex(16), self._default_queue, cursor, _SCAN_COUNT, *names],
             )
             cursor, posted = answer[0], pairs(answer[1:])
             await self._outbox.deliver(posted)
             brought += len(posted)
             if cursor in (b"0", 0):
-                break
-        self._cancellations_seen = seen
-        return brought
-
-
-async def cancellations(redis: Store, since: float) -> tuple[list[tuple[bytes, bytes]], float]:
-    """(claim key, deadline) of what was cancelled after `since`, and after when to ask the next time.
-
-    Those times are of the list's own server, which writes them in one step with the entry: none comes late.
-    """
-    rows = cast(
-        "list[tuple[bytes, float]]",
-        await redis.zrangebyscore(CANCELLATIONS, f"({since:.6f}", "+inf", withscores=True),
-    )
-    found: list[tuple[bytes, bytes]] = []
-    for entry, _ in rows:
-        deadline, _, key = entry.partition(b"\0")
-        if deadline.isdigit() and b"\0" in key:
-            found.append((key, deadline))
-    return found, max([since, *(score for _, score in rows)])
+                return brought
 
 
 def open_queue(redis: Store, name: str, options: QueueOptions) -> RedisQueue:

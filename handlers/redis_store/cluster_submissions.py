@@ -106,7 +106,7 @@ class ClusterSubmissions(Submissions):
                 notes += [left_ms, request_id.encode() + b"\0" + token]
         if notes:
             await executed(self._redis, pipeline)
-            await self._note(keys=[CANCELLATIONS], args=notes)
+            await self._note(keys=[CANCELLATIONS], args=[0, *notes])
         return done
 
     async def look_up(self, queue: str, request_id: str, token: str = "") -> tuple[RequestState, str]:

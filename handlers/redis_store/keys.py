@@ -15,6 +15,7 @@
 {<home>}:outbox-idx       zset    third, {<target>}:delivered; both empty when all is delivered
 request-active:<id>       string  token of the live submission; deleted with the final result
 request-cancel:<id>       string  token of a cancelled submission; deleted with the final result
+{async-processor}:cancellations-swept  string  ours: whether it was looked for foreign cancellations; expires at once
 {async-processor:pool:<pool>}:pollers, :in-use   ours: who shares a pool (`pool_sharing`); both expire
 request-payload:<id>:<t>  string  a payload stored apart; deleted with the final result
 

@@ -9,20 +9,21 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.exceptions import NoPermissionError
 
 from handlers.contract.result import decode_result, encode_result, filled_result
+from handlers.redis_store.cancellations import AT_ONCE, Cancellations, Look, looks
 from handlers.redis_store.connection import Store, executed, flat
 from handlers.redis_store.keys import PAYLOAD_PREFIX, QueueKeys, queue_keys, settled_key
 from handlers.redis_store.lua_script import lua_script
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.result_payloads import StoredPayload, delete_payloads, store_payloads
 from handlers.redis_store.standing import Mark, finish_for_id
-from handlers.redis_store.submission_keys import CANCELLATIONS, cancel_key
+from handlers.redis_store.submission_keys import cancel_key_of
 
 _SCAN_COUNT = 500
 
@@ -115,7 +116,7 @@ class RedisQueue:
         self._release = lua_script(redis, "release")
         self._reclaim = lua_script(redis, "reclaim")
         self._recall = lua_script(redis, "recall")
-        self._recalled_until = b"0"
+        self._cancellations = Cancellations(redis)
         self.clock_offset_seconds = 0.0
         self._replication = Replication(redis, options.wait_replicas, options.wait_timeout_ms)
 
@@ -231,11 +232,33 @@ class RedisQueue:
         )
         return [effect == 1 for effect in effects]
 
-    async def recall(self) -> int:
-        """Bring what was cancelled while it waited to the front, to be claimed and answered; how many."""
-        answer = await self._recall(keys=[self._keys.pending, CANCELLATIONS], args=[self._recalled_until])
-        self._recalled_until = answer[0]
-        return int(answer[1])
+    async def recall(self) -> AsyncIterator[list[Claim]]:
+        """Claim what was cancelled while it waited here, wherever it stands: to be answered, and not to be run."""
+        for look in looks(await self._cancellations.due()):
+            passed_over, is_done = 0, False
+            while not is_done:
+                looked, claims = await self._recalled(look, passed_over)
+                if claims:
+                    yield claims
+                passed_over += AT_ONCE - len(claims)
+                is_done = looked < AT_ONCE or not look.is_wide
+        self._cancellations.looked()
+
+    async def _recalled(self, look: Look, passed_over: int) -> tuple[int, list[Claim]]:
+        keys, options = self._keys, self._options
+        answer = await self._recall(
+            keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
+            args=[
+                options.lease_seconds,
+                secrets.token_hex(16),
+                passed_over,
+                AT_ONCE,
+                len(look.ranges),
+                *flat(look.ranges),
+                *look.names,
+            ],
+        )
+        return int(answer[1]), self._claims(answer[2:])
 
     async def cancelled(self, claims: Sequence[Claim]) -> list[Claim]:
         """Those of `claims` that their producers have cancelled since; one round trip."""
@@ -245,7 +268,7 @@ class RedisQueue:
         names = [claim.claim_key.split(b"\0") for claim in known]
         pipeline = self._redis.pipeline(transaction=False)
         for name in names:
-            pipeline.get(cancel_key(name[0].decode()))
+            pipeline.get(cancel_key_of(name[0]))
         tokens = await executed(self._redis, pipeline)
         return [claim for claim, name, token in zip(known, names, tokens, strict=True) if token == name[1]]
 
@@ -332,22 +355,27 @@ class Retries:
     def __init__(self, redis: Store, retry_queue_name: str, default_queue: str) -> None:
         self._redis = redis
         self._script = lua_script(redis, "recall_retries")
-        self._keys = [retry_queue_name, CANCELLATIONS]
+        self._name = retry_queue_name
         self._default_queue = default_queue
-        self._until = b"0"
+        self._cancellations = Cancellations(redis)
 
     async def promote(self, limit: int) -> int:
         """Move retries that are due back to their queues' pending sets; returns how many."""
-        return await promote(self._redis, self._keys[0], self._default_queue, limit)
+        return await promote(self._redis, self._name, self._default_queue, limit)
 
     async def recall(self) -> int:
-        """Bring what was cancelled since the last call to the front of its queue; returns how many."""
-        cursor, until, brought = b"0", b"", 0
+        """Bring what was cancelled back to its queue, which recalls it from there; returns how many."""
+        found = await self._cancellations.due()
+        brought = await self._brought([one.key for one in found]) if found else 0
+        self._cancellations.looked()
+        return brought
+
+    async def _brought(self, names: Sequence[bytes]) -> int:
+        cursor, brought = b"0", 0
         while True:
-            now, cursor, some = await self._script(
-                keys=self._keys, args=[self._until, cursor, _SCAN_COUNT, self._default_queue]
+            cursor, some = await self._script(
+                keys=[self._name], args=[self._default_queue, cursor, _SCAN_COUNT, *names]
             )
-            until, brought = until or now, brought + int(some)
+            brought += int(some)
             if cursor in (b"0", 0):
-                self._until = until
                 return brought

@@ -17,6 +17,7 @@ _PREFIXES: Final = (
     "delivery-cancel:",
     "quota:",
     "{async-processor:",
+    "{async-processor}:",
 )
 _DELIVERY = re.compile(r"delivery:[0-9]+:")
 _NAMES: Final = frozenset({"request-cancellations", "dispatch-gate-budget"})

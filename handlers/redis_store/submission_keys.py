@@ -50,6 +50,11 @@ def cancel_key(request_id: str) -> str:
     return f"request-cancel:{request_id}"
 
 
+def cancel_key_of(request_id: bytes) -> bytes:
+    """STRING: as `cancel_key`, of an id as it stands in a claim key, which may be no text."""
+    return cancel_key("").encode() + request_id
+
+
 def submitted_key(request_id: str) -> str:
     """STRING: the token of a submission that is not to be repeated."""
     return f"request-submitted:{request_id}"

@@ -15,6 +15,7 @@ from handlers.contract.request import MAX_ID_LENGTH
 from handlers.contract.result import ErrorCode
 from handlers.contract.result_names import ResultNames, read_result_names
 from handlers.poller.settlement import ResultRoute
+from handlers.redis_store.foreign_cancellations import SWEPT
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.reserved import is_reserved
 from handlers.redis_store.submission_keys import (
@@ -50,6 +51,8 @@ HOSTILE = [
     sent_key([("victim", "t")]),
     seq_key(QUEUE, 1),
     CANCELLATIONS,
+    SWEPT,
+    "{async-processor}:status:failures",
     *result_claim_keys(RESULTS),
     *result_claim_keys(RESULTS, cluster=True),
     "delivery:1:a:t",

@@ -14,7 +14,7 @@ from handlers.redis_store.connection import server_time
 from handlers.redis_store.queue import Claim, Nack, RedisQueue, Retries
 from handlers.redis_store.submission_keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.submissions import Submissions
-from tests.redis_store.queueing import DEADLINE, LEASE_SECONDS, Bench, body, envelope
+from tests.redis_store.queueing import DEADLINE, LEASE_SECONDS, Bench, body, envelope, recalled
 
 MAX_DEATHS = 3
 DELAY_SECONDS = 40.0
@@ -246,24 +246,30 @@ class Walk:
         self._note(found.dead)
         await self._check_lease_ends(found.dead, before)
 
-    async def recall(self, pick: int) -> None:
-        """What was cancelled while it waited comes to the front, if its place follows from its producer's token."""
-        owner = self._owner(pick)
-        owner._recalled_until = b"0"
-        brought = 0
-        for member, score in self.model.pending.items():
-            number = self.model.serial[member]
-            if number in self.model.cancelled and score == DEADLINE + number / 2**21:
-                self.model.pending[member] = 0.0
-                brought += 1
-        assert await owner.recall() == brought
+    async def recall(self, _pick: int) -> None:
+        """What was cancelled while it waited is claimed, if its place follows from its producer's token."""
+        model = self.model
+        before = await self._now()
+        claims = await recalled(self.bench.owner())  # a new owner looks for all that was cancelled lately
+        expected = {
+            member
+            for member, score in model.pending.items()
+            if model.serial[member] in model.cancelled and score == DEADLINE + model.serial[member] / 2**21
+        }
+        assert {claim.member for claim in claims if claim.is_cancelled} == expected
+        for claim in claims:
+            assert claim.score == model.pending.pop(claim.member)
+            assert claim.claim_key not in model.held, "a live claim has one owner"
+            assert claim.deaths == model.deaths.get(self._count(claim.claim_key), 0)
+            model.held[claim.claim_key] = Held(claim)
+        self._note(claims)
+        await self._check_lease_ends(claims, before)
 
     async def recall_retries(self, _pick: int) -> None:
-        """Every retry that was cancelled meanwhile comes to the front of its queue."""
+        """Every retry that was cancelled meanwhile comes back to its queue."""
         found = [member for member in self.model.retries if self.model.serial[member] in self.model.cancelled]
         for member in found:
-            del self.model.retries[member]
-            self.model.pending[member] = 0.0
+            self.model.pending[member] = self.model.retries.pop(member)[0]
         recall = Retries(self.bench.redis, self.bench.retries, self.bench.queue_name)
         assert await recall.recall() == len(found)
 

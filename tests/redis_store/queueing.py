@@ -101,3 +101,8 @@ def envelope(request_id: str, token: str = "", **internal: object) -> bytes:
     routing = {"request_token": token, **internal} if token else internal
     data = {"id": request_id, "payload": {"n": 1}, "deadline": DEADLINE}
     return json.dumps({"internal": routing, "request_kind": "redis", "data": data}).encode()
+
+
+async def recalled(owner: RedisQueue) -> list[Claim]:
+    """What was cancelled while it waited, claimed by `owner`."""
+    return [claim async for claims in owner.recall() for claim in claims]

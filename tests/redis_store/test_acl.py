@@ -18,6 +18,7 @@ from handlers.redis_store.acl import Role, acl_rules
 from handlers.redis_store.connection import durability_warnings, server_time
 from handlers.redis_store.dead_letters import DeadLetters
 from handlers.redis_store.depths import queue_depths
+from handlers.redis_store.foreign_cancellations import ForeignCancellations
 from handlers.redis_store.key_types import wrong_types
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.payloads import read_payload
@@ -26,7 +27,7 @@ from handlers.redis_store.queue import Ack, Claim, Nack, QueueOptions, RedisQueu
 from handlers.redis_store.rights import RightsOptions, refused_commands
 from handlers.redis_store.status_board import StatusBoard, read_board, sample_members, search
 from handlers.redis_store.submissions import RequestState
-from tests.redis_store.queueing import DEADLINE, body
+from tests.redis_store.queueing import DEADLINE, body, recalled
 from tests.servers.redis_topologies import Server
 
 QUEUE, RETRIES, RESULTS = "request-sortedset", "retry-sortedset", "result-list"
@@ -86,12 +87,15 @@ async def test_the_whole_way_works_with_the_least_rights(guarded: Server, users:
         taken_back = await client.submit({"n": 1}, deadline=time.time() + 700)
         assert await client.look_up(sent) is RequestState.PENDING
         assert await client.cancel(taken_back)
-        assert (await queue.recall(), await retries.recall()) == (1, 0)
+        recalled_ones = await recalled(queue)
+        assert (len(recalled_ones), await retries.recall()) == (1, 0)
+        foreign = ForeignCancellations(poller)
+        assert (await foreign.sweep(), foreign.is_allowed) == (0, True)
         claims = await queue.claim(10)
         assert await client.look_up(sent) is RequestState.CLAIMED
-        mine = next(claim for claim in claims if not claim.is_cancelled)
+        (mine,) = claims
         assert await queue.renew(claims) == []
-        assert await queue.cancelled(claims) == [claim for claim in claims if claim.is_cancelled]
+        assert await queue.cancelled([*claims, *recalled_ones]) == recalled_ones
         reference = json.loads(mine.member)["internal"]["payload_ref"]
         assert await read_payload(poller, reference)
         assert await queue.nack([Nack(mine, mine.member, -1.0)]) == [True]

@@ -20,15 +20,17 @@ from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
 from handlers.contract.errors import InvalidSetting
 from handlers.redis_store import outbox
+from handlers.redis_store.cancellations import Cancellations
 from handlers.redis_store.cluster_queue import ClusterQueue, ClusterRetries
 from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, connect, server_time
 from handlers.redis_store.dedup import DeliveryRecords, Fresh, InProgress
+from handlers.redis_store.foreign_cancellations import SWEPT, ForeignCancellations
 from handlers.redis_store.gate_store import RedisGateStore
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.queue import Ack, Claim, Nack, QueueOptions
 from handlers.redis_store.rights import refused_commands
 from handlers.redis_store.submissions import RequestState
-from tests.redis_store.queueing import DEADLINE, body, envelope
+from tests.redis_store.queueing import DEADLINE, body, envelope, recalled
 from tests.servers.presence import not_found
 from tests.servers.redis_topologies import Cluster, Server
 from tests.waiting import wait_until_async
@@ -186,7 +188,7 @@ async def test_a_retry_waits_in_another_slot_and_returns_once_with_its_score(
     assert await bench.queue.claim(10) == [], "it was delivered already"
 
 
-async def test_a_cancelled_request_comes_to_the_front_wherever_it_waits(bench: ClusterBench) -> None:
+async def test_a_cancelled_request_is_claimed_by_its_name_wherever_it_waits(bench: ClusterBench) -> None:
     async with bench.client() as client:
         now = time.time()
         requests = [
@@ -199,11 +201,32 @@ async def test_a_cancelled_request_comes_to_the_front_wherever_it_waits(bench: C
         assert await client.look_up(sent[2]) is RequestState.PENDING
         assert await client.cancel_many([sent[0], sent[2]]) == [True, True]
         assert await client.look_up(sent[2]) is RequestState.CANCELLING
-    assert (await bench.queue.recall(), await bench.sources.recall()) == (1, 1)
+    (waiting,) = await recalled(bench.queue)
+    assert await bench.sources.recall() == 1
     assert await bench.sources.recall() == 0
-    fronts = await bench.queue.claim(2)
-    assert all(claim.is_cancelled for claim in fronts)
-    assert {claim.claim_key.split(b"\0")[0].decode() for claim in fronts} == {sent[0].id, sent[2].id}
+    (retried,) = await recalled(ClusterQueue(bench.redis, bench.requests, bench.options))
+    assert waiting.is_cancelled and retried.is_cancelled
+    assert [one.claim_key.split(b"\0")[0].decode() for one in (waiting, retried)] == [sent[2].id, sent[0].id]
+
+
+async def test_what_another_producer_cancelled_is_found_on_every_master(bench: ClusterBench) -> None:
+    ids = [f"{bench.name}-{n}" for n in range(20)]
+    for request_id in ids:
+        await bench.redis.set(f"request-active:{request_id}", "5f2c", px=600_000)
+        await bench.redis.set(f"request-cancel:{request_id}", "5f2c", ex=600)
+    await bench.redis.delete(SWEPT)
+
+    await ForeignCancellations(bench.redis).sweep()
+
+    told = {one.key.split(b"\0")[0].decode() for one in await Cancellations(bench.redis).due()}
+    assert set(ids) <= told
+
+
+async def test_a_request_whose_id_is_no_text_is_claimed_as_any_other(bench: ClusterBench) -> None:
+    """Whether it was cancelled is looked up by its id, byte for byte; to raise here would end the poller."""
+    (claim,) = [await bench.claimed(b'{"internal":{"request_token":"t"},"data":{"id":"\xff","deadline":5}}')]
+    assert claim.claim_key == b"\xff\0t"
+    assert await bench.queue.cancelled([claim]) == []
 
 
 async def test_the_client_submits_once_and_reads_under_a_lease(bench: ClusterBench) -> None:

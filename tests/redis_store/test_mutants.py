@@ -86,19 +86,19 @@ MUTANTS = {
         "redis.call('GET', 'request-cancel:' .. id) == token",
         "redis.call('GET', 'request-cancel:' .. id)",
     ),
-    "recall loses the request": Mutant(
-        "recall", "redis.call('ZADD', KEYS[1], 'XX', 0, member)", "redis.call('ZREM', KEYS[1], member)"
+    "recall leaves the request in the queue": Mutant(
+        "recall", "redis.call('ZREM', KEYS[1], member) == 1", "redis.call('ZSCORE', KEYS[1], member)"
     ),
-    "recall takes what was not cancelled": Mutant(
-        "recall", "ZRANGEBYSCORE', KEYS[1], score, score,", "ZRANGEBYSCORE', KEYS[1], 1, '+inf',"
-    ),
-    "recall forgets the order of submission": Mutant(
-        "recall", "cancelled[1] + math.min", "cancelled[1] + 0 * math.min"
-    ),
+    "recall loses the request": Mutant("recall", "redis.call('HSETNX', KEYS[2], key, member)", "1"),
+    "recall loses the score": Mutant("recall", "':s=' .. score", "':s=1'"),
+    "recall takes what was not cancelled": Mutant("recall", "is_named(page[n], wanted, tokens)", "true"),
+    "recall looks elsewhere": Mutant("recall", "low, high, 'WITHSCORES'", "1, 2, 'WITHSCORES'"),
     "recall from the retries leaves a copy": Mutant(
         "recall_retries", "redis.call('ZREM', KEYS[1], member)", ""
     ),
-    "recall from the retries takes all": Mutant("recall_retries", "wanted[claim_key(member)]", "true"),
+    "recall from the retries takes all": Mutant(
+        "recall_retries", "may_be and wanted[claim_key(member)]", "true"
+    ),
     "promote loses the original score": Mutant("promote", "tonumber(internal['original_score']) or ", ""),
 }
 

@@ -16,7 +16,8 @@ from handlers.redis_store import queue
 from handlers.redis_store.dead_letters import DeadLetters
 from handlers.redis_store.lua_script import lua_script
 from handlers.redis_store.queue import Nack
-from tests.redis_store.queueing import Bench, envelope
+from handlers.redis_store.submission_keys import CANCELLATIONS
+from tests.redis_store.queueing import DEADLINE, Bench, envelope, recalled
 
 ROOM = Path(handlers.__file__).parent / "redis_store"
 SCRIPTS = sorted(path.stem for path in (ROOM / "lua").glob("[!_]*.lua"))
@@ -29,8 +30,8 @@ FIXED_KEYS = {
     "reclaim": 5,
     "promote": 1,
     "requeue_dead": 2,
-    "recall": 2,
-    "recall_retries": 2,
+    "recall": 5,
+    "recall_retries": 1,
 }
 FIXED_ARGUMENTS = {
     "claim": 5,
@@ -38,10 +39,17 @@ FIXED_ARGUMENTS = {
     "reclaim": 4,
     "promote": 2,
     "requeue_dead": 3,
-    "recall": 1,
-    "recall_retries": 4,
+    "recall": 5,
+    "recall_retries": 3,
 }
-PER_CLAIM = {"renew": (0, 2), "ack": (4, 7), "nack": (0, 4), "release": (0, 3)}
+PER_CLAIM = {
+    "renew": (0, 2),
+    "ack": (4, 7),
+    "nack": (0, 4),
+    "release": (0, 3),
+    "recall": (0, 3),
+    "recall_retries": (0, 1),
+}
 """More keys and arguments for each claim of a batch."""
 
 
@@ -134,6 +142,12 @@ async def test_each_typed_function_calls_as_its_header_says(
         assert set(seen) == expected, name
 
 
+async def _cancel(bench: Bench, size: int) -> None:
+    """Others than those that are queued, which the next steps need."""
+    await bench.redis.delete(CANCELLATIONS)
+    await bench.redis.zadd(CANCELLATIONS, {f"{DEADLINE}\0other-{n}\0t-{n}": n + 1 for n in range(size)})
+
+
 async def _use_every_script(bench: Bench) -> None:
     """Each operation with one claim and with two."""
     owner = bench.owner()
@@ -150,7 +164,8 @@ async def _use_every_script(bench: Bench) -> None:
         await bench.make_due()
         assert await queue.promote(bench.redis, bench.retries, bench.queue_name, 10) == size
         await owner.reclaim(10, 5)
-        await owner.recall()
+        await _cancel(bench, size)
+        assert await recalled(bench.owner()) == []
         await queue.Retries(bench.redis, bench.retries, bench.queue_name).recall()
         await owner.ack([bench.ack_of(claim) for claim in await owner.claim(size)])
     await bench.redis.hset(bench.keys.dead, "d", '{"member": "m", "score": 1}')

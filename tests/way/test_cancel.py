@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
 import msgspec
 import pytest
 import redis
 
-from handlers.client import Client, Submission
+from handlers.client import Client, NewRequest, Submission
 from handlers.contract.result import ErrorCode
 from handlers.demo.stack import Stack, StackOptions
 from tests.waiting import wait_until
@@ -135,3 +135,65 @@ def test_another_submissions_marker_cancels_nothing(busy_stack: Stack, client: C
         store.set("request-cancel:again", "an-older-token", ex=60)
         assert client.wait(submission, within=SOON_SECONDS).status_code == 200
         store.delete("request-cancel:again")
+
+
+def foreign_request(store: redis.Redis, request_id: str, payload: Mapping[str, object]) -> None:
+    """Queue a request as a producer of the reference does."""
+    deadline = int(time.time()) + 3_600
+    body = {"id": request_id, "deadline": deadline, "payload": payload}
+    internal = {"request_token": "5f2c", "enqueue_seq": 7, "result_queue_name": f"results-{request_id}"}
+    member = msgspec.json.encode({"internal": internal, "request_kind": "redis", "data": body})
+    store.set(f"request-active:{request_id}", "5f2c", px=3_600_000)
+    store.zadd("request-sortedset", {member: deadline + 7 / 2**21})
+
+
+def foreign_result(store: redis.Redis, request_id: str) -> str:
+    found = store.blpop([f"results-{request_id}"], timeout=SOON_SECONDS)
+    assert found is not None, "no result"
+    return str(msgspec.json.decode(found[1]).get("error_code"))
+
+
+def test_a_marker_of_another_producers_client_is_found_while_the_request_waits_for_its_turn(
+    busy_stack: Stack, client: Client
+) -> None:
+    busy = client.submit(SLOW, deadline=HOUR, has_own_results=True)
+    wait_until(lambda: gateway_is_busy(busy_stack), SOON_SECONDS, "the request at the gateway")
+    with redis.Redis.from_url(busy_stack.redis_url) as store:
+        foreign_request(store, "waits", {"prompt": "hi"})
+        store.set("request-cancel:waits", "5f2c", ex=604_800)
+        assert foreign_result(store, "waits") == "CANCELLED"
+        assert not store.exists("request-cancel:waits", "request-active:waits")
+    cancelled(client, busy)
+
+
+def test_a_marker_of_another_producers_client_is_found_while_the_request_waits_for_a_retry(
+    busy_stack: Stack,
+) -> None:
+    with redis.Redis.from_url(busy_stack.redis_url) as store:
+        foreign_request(store, "retried", REFUSED)
+        wait_until(lambda: store.zcard("retry-sortedset"), SOON_SECONDS, "the request among the retries")
+        store.set("request-cancel:retried", "5f2c", ex=604_800)
+        assert foreign_result(store, "retried") == "CANCELLED"
+        assert not store.zcard("retry-sortedset")
+
+
+def test_our_client_takes_back_what_another_producer_queued(busy_stack: Stack, client: Client) -> None:
+    busy = client.submit(SLOW, deadline=HOUR, has_own_results=True)
+    wait_until(lambda: gateway_is_busy(busy_stack), SOON_SECONDS, "the request at the gateway")
+    with redis.Redis.from_url(busy_stack.redis_url) as store:
+        foreign_request(store, "other", {"prompt": "hi"})
+        assert client.cancel("other")
+        assert foreign_result(store, "other") == "CANCELLED"
+    cancelled(client, busy)
+
+
+def test_thousands_are_answered_at_once_though_no_slot_is_free(busy_stack: Stack, client: Client) -> None:
+    busy = client.submit(SLOW, deadline=HOUR, has_own_results=True)
+    wait_until(lambda: gateway_is_busy(busy_stack), SOON_SECONDS, "the request at the gateway")
+    requests = [NewRequest(payload={"n": n}, deadline=HOUR) for n in range(5_000)]
+    with redis.Redis.from_url(busy_stack.redis_url) as store:
+        store.delete("result-list")
+        assert all(client.cancel_many(client.submit_many(requests)))
+        wait_until(lambda: store.llen("result-list") == 5_000, SOON_SECONDS, "all answered")
+        store.delete("result-list")
+    cancelled(client, busy)

@@ -12,6 +12,7 @@
 -- was cancelled, else 0.
 -- include _member
 -- include _claim_key
+-- include _hold
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 
@@ -31,17 +32,11 @@ for at = 1, #taken, 2 do
   local member, score = taken[at], taken[at + 1]
   local owner = ARGV[3] .. ':' .. at .. ':s=' .. score
   local key = claim_key(member)
-  local deaths = redis.call('HGET', KEYS[5], key) or '0'
   local id, token = string.match(key, '^(.-)%z(.+)$')
   local is_cancelled = id and ARGV[5] == '1' and redis.call('GET', 'request-cancel:' .. id) == token
-  if redis.call('HSETNX', KEYS[2], key, member) == 0 then
-    key = key .. '\0' .. owner -- a live claim has this name: one id queued twice without a token
-    redis.call('HSET', KEYS[2], key, member)
-  end
-  redis.call('HSET', KEYS[3], key, owner)
-  redis.call('ZADD', KEYS[4], lease_end, key)
+  local claimed_as, deaths = hold(key, member, owner, lease_end)
   local place = #answer
-  answer[place + 1] = key
+  answer[place + 1] = claimed_as
   answer[place + 2] = owner
   answer[place + 3] = member
   answer[place + 4] = score

@@ -1,5 +1,5 @@
--- post_cancelled: move cancelled retries into the retry set's outbox, to be delivered to the front of their queues; a part
--- of the set at a time (Redis Cluster). Sending it twice does no harm.
+-- post_cancelled: move cancelled retries into the retry set's outbox, to be delivered to their queues, where they are
+-- recalled; a part of the set at a time (Redis Cluster). Sending it twice does no harm.
 -- KEYS[1] <retry set>               zset  envelope, score = due time, Unix seconds of this server
 -- KEYS[2] {<retry set>}:outbox      hash  id -> what is to be delivered
 -- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = since when, Unix seconds of this server
@@ -10,20 +10,18 @@
 -- include _claim_key
 -- include _queued_under
 -- include _post_retry
+-- include _is_named
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
-local wanted = {}
-for at = 5, #ARGV do
-  wanted[ARGV[at]] = true
-end
+local wanted, tokens = named(5)
 local part = redis.call('ZSCAN', KEYS[1], ARGV[3], 'COUNT', ARGV[4])
 local answer = { part[1] }
 for at = 1, #part[2], 2 do
   local member = part[2][at]
-  if wanted[claim_key(member)] then
+  if is_named(member, wanted, tokens) then
     local id = ARGV[1] .. ':' .. at
     answer[#answer + 1] = id
-    answer[#answer + 1] = post_retry(member, id, ARGV[2], 0, now)
+    answer[#answer + 1] = post_retry(member, id, ARGV[2], nil, now)
   end
 end
 return answer

@@ -1,23 +1,51 @@
--- recall: bring cancelled requests to the front of their queue, where the next look answers them without a slot.
--- Found by the score that their producer gave them, so the queue's length does not matter. Sending it twice does no harm.
--- KEYS[1] <queue>                zset  member, score = deadline + sequence
--- KEYS[2] request-cancellations  zset  deadline NUL id NUL token; score = when, Unix seconds of this server
--- ARGV[1] since when, as this script has returned it
--- Returns this server's Unix seconds, and how many were brought.
+-- recall: claim cancelled requests by their names, wherever they stand in the queue, so that they are answered and not
+-- run. Found by the scores that their producers gave them, so the queue's length does not matter. Sending it twice does
+-- no harm: the second finds them claimed.
+-- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
+-- KEYS[2] <queue>:claimed       hash  claim key -> member
+-- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
+-- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
+-- KEYS[5] <queue>:deaths        hash  claim key -> owners that died on it
+-- ARGV[1] lease, seconds   ARGV[2] random part of the owner tokens
+-- ARGV[3] how many members of each range to pass over   ARGV[4] how many to look at   ARGV[5] how many ranges
+-- ARGV[6..] lowest and highest score of each range, as ZRANGEBYSCORE takes them; behind them the claim keys
+-- Returns this server's Unix seconds, how many members were looked at, then for each claim: claim key, owner token,
+-- member, score, deaths, 1.
 -- include _member
 -- include _claim_key
--- include _cancellations
+-- include _is_named
+-- include _hold
 local clock = redis.call('TIME')
-local now = string.format('%.6f', tonumber(clock[1]) + tonumber(clock[2]) / 1000000)
-local brought = 0
-for key, cancelled in pairs(cancellations(KEYS[2], ARGV[1]) or {}) do
-  local seq = tonumber(string.match(cancelled[2], '%-(%d+)$')) or 0
-  local score = string.format('%.17g', cancelled[1] + math.min(seq, 2097151) / 2097152)
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], score, score, 'LIMIT', 0, 64)) do
-    if claim_key(member) == key then
-      redis.call('ZADD', KEYS[1], 'XX', 0, member)
-      brought = brought + 1
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local lease_end = string.format('%.6f', now + tonumber(ARGV[1]))
+local first_name = 6 + 2 * tonumber(ARGV[5])
+local wanted, tokens = named(first_name)
+
+local looked, found = 0, {}
+for at = 6, first_name - 1, 2 do
+  local low, high = ARGV[at], ARGV[at + 1]
+  local page = redis.call('ZRANGEBYSCORE', KEYS[1], low, high, 'WITHSCORES', 'LIMIT', ARGV[3], ARGV[4])
+  looked = looked + #page / 2
+  for n = 1, #page, 2 do
+    if is_named(page[n], wanted, tokens) then
+      found[#found + 1] = { page[n], page[n + 1] }
     end
   end
 end
-return { now, brought }
+
+local answer = { string.format('%.6f', now), looked }
+for n, one in ipairs(found) do
+  local member, score = one[1], one[2]
+  if redis.call('ZREM', KEYS[1], member) == 1 then -- two ranges may have it in common
+    local owner = ARGV[2] .. ':' .. n .. ':s=' .. score
+    local claimed_as, deaths = hold(claim_key(member), member, owner, lease_end)
+    local place = #answer
+    answer[place + 1] = claimed_as
+    answer[place + 2] = owner
+    answer[place + 3] = member
+    answer[place + 4] = score
+    answer[place + 5] = deaths
+    answer[place + 6] = '1'
+  end
+end
+return answer

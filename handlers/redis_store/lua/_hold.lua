@@ -1,0 +1,12 @@
+-- Included by scripts that claim. Writes KEYS[2] to KEYS[4] of its script and reads KEYS[5], as their headers say.
+-- hold(key, member, owner, lease_end): claim a member for `owner`; returns the claim's key and the deaths on it.
+local function hold(key, member, owner, lease_end)
+  local deaths = redis.call('HGET', KEYS[5], key) or '0'
+  if redis.call('HSETNX', KEYS[2], key, member) == 0 then
+    key = key .. '\0' .. owner -- a live claim has this name: one id queued twice without a token
+    redis.call('HSET', KEYS[2], key, member)
+  end
+  redis.call('HSET', KEYS[3], key, owner)
+  redis.call('ZADD', KEYS[4], lease_end, key)
+  return key, deaths
+end
