@@ -151,8 +151,7 @@ class Carrier:
             if self._repeats and (repeated := await self._repeats.answer(claim, envelope, self._clock())):
                 return repeated
             outcome = await self._attempt(envelope)
-        settlement = self._settled_as(claim, envelope, outcome, began_at)
-        return self._repeats.marked(settlement, envelope) if self._repeats else settlement
+        return self._settled_as(claim, envelope, outcome, began_at)
 
     def _settled_as(
         self, claim: Claim, envelope: Envelope, outcome: Outcome, began_at: float | None = None
@@ -173,7 +172,7 @@ class Carrier:
             metrics=self._metrics,
         )
         self._on_outcome(envelope.request, outcome)
-        return settlement
+        return self._repeats.marked(settlement, envelope) if self._repeats else settlement
 
     async def _attempt(self, envelope: Envelope) -> Outcome:
         request = envelope.request
@@ -248,7 +247,8 @@ class Carrier:
             except InvalidRequest as error:
                 self._settler.add(refuse(claim, error, self._route, self._clock()))
             else:
-                self._settler.add(bury(claim, envelope, self._route, self._clock()))
+                buried: Settlement = bury(claim, envelope, self._route, self._clock())
+                self._settler.add(self._repeats.marked(buried, envelope) if self._repeats else buried)
 
     def lose(self, claims: Sequence[Claim]) -> None:
         """The leases of these are gone: stop their work, the next owner does it.

@@ -158,3 +158,34 @@ async def test_unset_each_submission_runs(store: Redis) -> None:
     await carried(rig, submission("two"))
     assert [result.status_code for result in await rig.results()] == [200, 200]
     assert not await store.exists("request-stands:a")
+
+
+async def test_what_was_cancelled_in_flight_or_expired_between_attempts_is_finished(store: Redis) -> None:
+    """It stands for its id as long as any other that is finished, and no longer as one that is live."""
+
+    async def forever(_request: Request) -> Outcome:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    async def busy(_request: Request) -> Outcome:
+        return Retry(60.0, "rejected")
+
+    rig = rig_of(store, forever)
+    claims = await rig.claimed(submission("one"))
+    async with running(rig.settler.run()):
+        rig.carrier.start(claims)
+        await wait_until_async(lambda: bool(rig.dispatched), IN_TIME, "the request under way")
+        rig.carrier.cancel(claims)
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "its work to end")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        assert await store.get("request-stands:a") == b"!one"
+        assert 0 < await store.ttl("request-stands:a") <= 600
+
+        await store.delete("request-stands:a")
+        rig.handler = busy
+        await carried(rig, submission("two"))
+        (retry,) = cast("list[bytes]", await store.zrange(RETRIES, 0, -1))
+        late = retry.replace(json.dumps(json.loads(retry)["data"]["deadline"]).encode(), b"5")
+        rig.carrier.answer_expired(await rig.claimed(late))
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    assert await store.get("request-stands:a") == b"!two"
