@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from handlers.contract.request import Request
@@ -19,6 +21,17 @@ CancelledAt = Callable[[Sequence[str]], Awaitable[list[float | None]]]
 """When each id was cancelled, in Unix seconds; None where it was not."""
 
 LOOK_SECONDS = 0.5
+END_AGAIN_SECONDS = 5.0
+"""How long a walk may take to end before it is ended again: it may be giving back what a gate had reserved for it, and
+a library may have swallowed the first time."""
+
+
+@dataclass(slots=True)
+class _Ended:
+    """How often a walk was ended, and when it may be once more (`time.monotonic`)."""
+
+    times: int = 0
+    again_at: float = 0.0
 
 
 class CancellableForward:
@@ -41,7 +54,7 @@ class CancellableForward:
         self._log = log
         self._look_seconds = look_seconds
         self._running: dict[asyncio.Task[Any], Request] = {}
-        self._ended: set[asyncio.Task[Any]] = set()
+        self._ended: dict[asyncio.Task[Any], _Ended] = {}
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -66,11 +79,11 @@ class CancellableForward:
         except asyncio.CancelledError:
             if walking not in self._ended:
                 raise
-            walking.uncancel()
             return cancelled(request)
         finally:
             del self._running[walking]
-            self._ended.discard(walking)
+            for _ in range(self._ended.pop(walking, _Ended()).times):
+                walking.uncancel()  # its result is still to be published
 
     async def look(self) -> None:
         """End what was cancelled of all that is under way."""
@@ -81,8 +94,13 @@ class CancellableForward:
         for walking, request in running.items():
             # Compared by identity: two deliveries may be of one request.
             if any(request is one for one in hit) and self._running.get(walking) is request:
-                self._ended.add(walking)
-                walking.cancel()
+                self._end(walking)
+
+    def _end(self, walking: asyncio.Task[Any]) -> None:
+        ended, now = self._ended.setdefault(walking, _Ended()), time.monotonic()
+        if now >= ended.again_at:
+            ended.times, ended.again_at = ended.times + 1, now + END_AGAIN_SECONDS
+            walking.cancel()
 
     async def _which(self, requests: Sequence[Request]) -> list[Request]:
         try:

@@ -9,6 +9,7 @@ import pytest
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result
+from handlers.forward import cancellable
 from handlers.forward.cancellable import CancellableForward
 from handlers.forward.forward import NO_LIMITS, Limits
 from handlers.forward.outcome import Answered, Outcome
@@ -111,6 +112,43 @@ async def test_whoever_ends_it_for_another_reason_ends_it(bench: Bench) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize(("pause_seconds", "stops"), [(cancellable.END_AGAIN_SECONDS, 1), (0.0, 2)])
+async def test_what_is_ending_is_ended_again_only_after_a_while(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, pause_seconds: float, stops: int
+) -> None:
+    """It may be giving back what a gate had reserved for it; and who publishes its result must not be ended."""
+    monkeypatch.setattr(cancellable, "END_AGAIN_SECONDS", pause_seconds)
+    ends: list[int] = []
+
+    async def gives_back_slowly(_request: Request, _limits: Limits) -> Outcome:
+        bench.started.append(_request)
+        while not bench.may_answer.is_set():
+            try:
+                await bench.may_answer.wait()
+            except asyncio.CancelledError:
+                ends.append(1)
+        raise asyncio.CancelledError
+
+    async def publish() -> tuple[Outcome, int]:
+        outcome = await bench.forward.forward(request(), NO_LIMITS)
+        walking = asyncio.current_task()
+        assert walking is not None
+        return outcome, walking.cancelling()
+
+    monkeypatch.setattr(bench.forward, "_forward", gives_back_slowly)
+    task = asyncio.create_task(publish())
+    await wait_until_async(lambda: bool(bench.started), 20, "the attempt")
+    bench.cancelled_at["a"] = 100.5
+    await bench.forward.look()
+    await asyncio.sleep(0)
+    await bench.forward.look()
+    await asyncio.sleep(0)
+    assert len(ends) == stops
+    bench.may_answer.set()
+    outcome, still_cancelling = await task
+    assert (code(outcome), still_cancelling) == (ErrorCode.CANCELLED, 0)
 
 
 async def test_while_the_redis_is_down_all_goes_on(bench: Bench) -> None:
