@@ -197,6 +197,16 @@ async def test_what_moves_while_it_is_looked_for_is_found_by_a_later_look(bench:
     assert await bench.redis.zcard(bench.retries) == 0
 
 
+async def test_a_retry_that_names_no_queue_of_requests_is_not_lost(bench: Bench) -> None:
+    for name in (bench.retries, bench.keys.index):
+        member = envelope(name, "t", request_queue_name=name)
+        await bench.redis.set(active_key(name), "t", exat=DEADLINE)
+        await bench.redis.zadd(bench.retries, {member: DEADLINE})
+        await cancelled(bench, name)
+    assert await Retries(bench.redis, bench.retries, bench.queue_name).recall() == 2
+    assert len(await recalled(bench.owner())) == 2
+
+
 async def test_what_a_dead_owner_held_is_found_once_its_lease_has_ended(bench: Bench) -> None:
     clock = Clock()
     owner = bench.owner()

@@ -17,7 +17,10 @@ for at = 1, #part[2], 2 do
   local member = part[2][at]
   if is_named(member, wanted, tokens) then
     local queue, score = queued_under(member)
-    local added = redis.pcall('ZADD', queue or ARGV[1], string.format('%.17g', score or now), member)
+    if not queue or queue == KEYS[1] or string.find(queue, 'claims%-idx$') then
+      queue = ARGV[1] -- as promote.lua
+    end
+    local added = redis.pcall('ZADD', queue, string.format('%.17g', score or now), member)
     if type(added) ~= 'table' or not added.err then
       redis.call('ZREM', KEYS[1], member)
       brought = brought + 1
