@@ -141,7 +141,7 @@ class PubSubPushDoor:
         return request, replace(context, turn=turn)
 
     def _request(self, push: Push, subscription: Subscription) -> Request:
-        return decode_body(
+        request = decode_body(
             push.body,
             queue=subscription.name,
             attempt=max(0, (push.delivery_attempt or 1) - 1),
@@ -149,6 +149,8 @@ class PubSubPushDoor:
             extra_metadata=push.attributes,
             max_bytes=self._max_request_bytes,
         )
+        # So that what is queued again in the second of a cancellation is told from what was cancelled.
+        return msgspec.structs.replace(request, created=push.created(request.created))
 
     def _routed(self, context: PushContext, request: Request) -> PushContext:
         """The request's own topic wins; it may not lie in another project, and must be one that requests may name."""

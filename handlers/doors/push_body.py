@@ -10,6 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -25,7 +27,8 @@ class Push(msgspec.Struct, frozen=True):
     """One pushed delivery: the request body, and what Pub/Sub says of it.
 
     `subscription` is the full or short name as sent, empty if unwrapped without metadata;
-    `delivery_attempt` counts from 1, None where the subscription has no dead-letter policy.
+    `delivery_attempt` counts from 1, None where the subscription has no dead-letter policy; `published_at` is in Unix
+    seconds, None where it does not say.
     """
 
     body: bytes
@@ -33,6 +36,13 @@ class Push(msgspec.Struct, frozen=True):
     message_id: str = ""
     attributes: Mapping[str, str] = msgspec.field(default_factory=dict)
     delivery_attempt: int | None = None
+    published_at: float | None = None
+
+    def created(self, said: float | None) -> float | None:
+        """When its request was created: as it says, but to the fraction of a second, where that is known by now."""
+        if self.published_at is None or (said is not None and int(said) != int(self.published_at)):
+            return said
+        return self.published_at
 
 
 class _Wire(msgspec.Struct):
@@ -40,6 +50,8 @@ class _Wire(msgspec.Struct):
     attributes: dict[str, str] | None = None
     messageId: str = ""  # noqa: N815  # the wire's name
     message_id: str = ""
+    publishTime: Any = None  # noqa: N815  # the wire's name; of any type, since nothing depends on it
+    publish_time: Any = None
 
 
 class _Wrapped(msgspec.Struct):
@@ -62,6 +74,7 @@ def decode_push(delivery: Delivery) -> Push:
             body=delivery.body,
             subscription=metadata.get("subscription-name", ""),
             message_id=metadata.get("message-id", ""),
+            published_at=_unix_seconds(metadata.get("publish-time", "")),
         )
     return _decode_wrapped(delivery.body)
 
@@ -100,7 +113,17 @@ def _decode_wrapped(body: bytes) -> Push:
         message_id=frame.message.messageId or frame.message.message_id,
         attributes=attributes,
         delivery_attempt=frame.deliveryAttempt,
+        published_at=_unix_seconds(frame.message.publishTime or frame.message.publish_time),
     )
+
+
+def _unix_seconds(text: object) -> float | None:
+    """The seconds of an RFC 3339 time since 1970; None for anything else."""
+    try:
+        at = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return max(0.0, at.timestamp()) or None if at and at.tzinfo else None
 
 
 def _what(error: Exception) -> str:

@@ -111,6 +111,18 @@ async def test_a_result_is_published_before_the_204(publisher: Publisher, broker
     assert attributes == expected
 
 
+async def test_a_request_was_created_in_the_moment_of_its_publication_if_in_the_same_second(
+    publisher: Publisher,
+) -> None:
+    """A cancellation has fractions of a second: what is queued again behind it is another submission."""
+    door = Door(publisher)
+    data = base64.b64encode(BODY.replace(b'"id"', b'"created":2000000000,"id"')).decode()
+    message = {"data": data, "messageId": "7", "publishTime": "2033-05-18T03:33:20.250Z"}
+    await door.raw(json.dumps({"message": message, "subscription": "s"}).encode())
+    ((request, _),) = door.forwarded
+    assert request.created == 2_000_000_000.25
+
+
 async def test_a_published_result_has_details_where_they_are_asked_for(
     publisher: Publisher, broker: RawHttp
 ) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidEvent
 from handlers.doors.http_message import Delivery
-from handlers.doors.push_body import decode_push
+from handlers.doors.push_body import Push, decode_push
 from tests.contract.json_texts import JSON, STRINGS, broken, text
 
 BODY = b'{ "id":"a" , "deadline": 5,"payload":{"x": 1.0}}'
@@ -48,6 +48,40 @@ def test_both_spellings_of_the_id_are_read() -> None:
     assert (push.message_id, push.body, push.delivery_attempt) == ("8", b"{}", None)
 
 
+@pytest.mark.parametrize(
+    ("published", "seconds"),
+    [
+        ("2033-05-18T03:33:20.250Z", 2_000_000_000.25),
+        ("2033-05-18T05:33:20.250000000+02:00", 2_000_000_000.25),
+        ("2033-05-18T03:33:20", None),
+        ("0001-01-01T00:00:00+23:59", None),
+        ("soon", None),
+        (5, None),
+        (None, None),
+    ],
+)
+def test_the_time_of_publication_is_read_where_it_is_one(published: Any, seconds: float | None) -> None:
+    assert decode_push(pushed(wrapped(publishTime=published))).published_at == seconds
+    assert decode_push(pushed(wrapped(publish_time=published))).published_at == seconds
+
+
+@pytest.mark.parametrize(
+    ("said", "published_at", "created"),
+    [
+        (100, 100.7, 100.7),
+        (None, 100.7, 100.7),
+        (99, 100.7, 99),
+        (101, 100.7, 101),
+        (100, None, 100),
+        (None, None, None),
+    ],
+)
+def test_a_request_was_created_when_it_says_and_within_that_second_when_it_was_published(
+    said: float | None, published_at: float | None, created: float | None
+) -> None:
+    assert Push(b"", published_at=published_at).created(said) == created
+
+
 @pytest.mark.parametrize("data", [{}, {"data": None}, {"data": ""}])
 def test_a_push_of_attributes_alone_has_an_empty_body(data: dict[str, Any]) -> None:
     push = decode_push(pushed({"message": {"attributes": {"k": "v"}, **data}}))
@@ -70,6 +104,7 @@ def test_written_metadata_names_an_unwrapped_push_and_no_header_else_is_believed
         )
     )
     assert (push.body, push.subscription, push.message_id, push.attributes) == (BODY, SUBSCRIPTION, "7", {})
+    assert push.published_at is None, "2027 is no time"
 
 
 def test_a_request_with_a_field_called_message_is_no_frame() -> None:
