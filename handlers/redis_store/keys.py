@@ -19,8 +19,9 @@ request-cancel:<id>       string  token of a cancelled submission; deleted with 
 {async-processor:pool:<pool>}:pollers, :in-use   ours: who shares a pool (`pool_sharing`); both expire
 request-payload:<id>:<t>  string  a payload stored apart; deleted with the final result
 
-Claim key = id, or id NUL token. Where such a claim is live already (one id queued twice without a
-token), NUL and the owner token are appended, so that no crash can lose one of the two. A member whose id
+Claim key = id, or id NUL token. Where such a claim is live already, it is taken over if it is of the same
+submission: the reference keeps its claim on a request that waits for a retry. Else (one id queued twice without
+a token) NUL and the owner token are appended, so that no crash can lose one of the two. A member whose id
 cannot be read is known by the SHA-1 of its bytes. The owner token ends in the score that the member
 returns to (`…:s=<score>`): the reference, which only compares tokens, does not mind.
 """

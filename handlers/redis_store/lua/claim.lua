@@ -12,6 +12,7 @@
 -- was cancelled, else 0.
 -- include _member
 -- include _claim_key
+-- include _same_submission
 -- include _hold
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000

@@ -1,0 +1,43 @@
+-- Included by scripts that meet a live claim of the same name. Reads no key and writes none.
+-- is_same_submission(owner, held, member): whether `member` is of the submission whose claim `owner` has on `held`. The
+-- reference keeps its claim on what it has put into the retry set, and takes it over when that comes back; another
+-- processor must do so too, or the claim that was kept would run out and end the request a second time.
+-- A token tells. Without one, ours drops a claim together with its retry, so an owner token of ours means another
+-- submission of the id; a claim of others is the same one's where only the count of attempts went on.
+local function is_equal(one, other)
+  if type(one) ~= 'table' or type(other) ~= 'table' then
+    return one == other
+  end
+  for name, value in pairs(one) do
+    if not is_equal(value, other[name]) then
+      return false
+    end
+  end
+  for name in pairs(other) do
+    if one[name] == nil then
+      return false
+    end
+  end
+  return true
+end
+
+local function read_attempt(member)
+  local is_read, fields = pcall(cjson.decode, member)
+  if not is_read or type(fields) ~= 'table' or type(fields['data']) ~= 'table' then
+    return nil
+  end
+  local internal = type(fields['internal']) == 'table' and fields['internal'] or {}
+  return { data = fields['data'], token = internal['request_token'], count = tonumber(internal['retry_count']) or 0 }
+end
+
+local function is_same_submission(owner, held, member)
+  local before, after = read_attempt(held), read_attempt(member)
+  if not before or not after then
+    return false
+  end
+  if type(after.token) == 'string' and after.token ~= '' then
+    return before.token == after.token and before.data['id'] == after.data['id']
+  end
+  local is_ours = owner and string.find(owner, ':s=[^:]+$')
+  return not is_ours and before.count < after.count and is_equal(before.data, after.data)
+end
