@@ -80,15 +80,15 @@ def connect(options: RedisOptions) -> Store:
         if parts.scheme.endswith(_CLUSTER):
             nodes = [ClusterNode(host, port) for host, port in _nodes(options.url, 6379)]
             return _WaitingCluster(nodes, options, arguments)
-        return Redis.from_pool(
-            BlockingConnectionPool.from_url(
-                _without_credentials(options.url),
-                max_connections=options.max_connections,
-                timeout=options.timeout_seconds,
-                **arguments,
-            )
+        pool = BlockingConnectionPool.from_url(
+            _without_credentials(options.url),
+            max_connections=options.max_connections,
+            timeout=options.timeout_seconds,
+            **arguments,
         )
-    except ValueError:
+        pool.make_connection()  # opens none: but a parameter that nobody knows would fail only with the first
+        return Redis.from_pool(pool)
+    except (ValueError, TypeError):
         # The library's own message may repeat the URL, and with it a password.
         accepted = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
         raise InvalidSetting("REDIS_URL", found="a URL that cannot be used", accepted=accepted) from None

@@ -23,6 +23,7 @@ from handlers.settings.config_file import (
 )
 from handlers.settings.environment import SECRETS, Environment, read_environment
 from handlers.settings.merge_policy import MergeParameters, MergePolicy
+from handlers.settings.topology import redis_address
 from handlers.telemetry.logs import LogOptions
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+)(:[0-9]{1,5})?")
@@ -45,7 +46,8 @@ class Settings(msgspec.Struct, frozen=True):
     @property
     def redis_url(self) -> str:
         """Where the queues are."""
-        return self.file.url or self.env.redis_url
+        file = self.file
+        return redis_address(file.url or self.env.redis_url, file.mode, file.addrs, file.master_name)
 
     @property
     def retry_queue_name(self) -> str:

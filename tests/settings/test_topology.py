@@ -1,0 +1,59 @@
+"""The reference's transport file says with `mode`, `addrs` and `master_name` what our URLs say in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from handlers.contract.errors import InvalidSetting
+from handlers.settings.settings import Settings, load_settings
+
+
+def loaded(path: Path, text: str, **variables: str) -> Settings:
+    path.write_text(text)
+    return load_settings({"CONFIG_FILE": str(path), **variables})
+
+
+@pytest.mark.parametrize(
+    ("fields", "url"),
+    [
+        ('{"url": "redis://h:1/2"}', "redis://h:1/2"),
+        ('{"url": "redis://h:1/2", "mode": "standalone"}', "redis://h:1/2"),
+        ('{"url": "rediss://u:p%40w@h:1", "mode": "cluster"}', "rediss+cluster://u:p%40w@h:1"),
+        ('{"url": "redis://h/0", "mode": "cluster", "addrs": ["i:2", "[::1]:3"]}', "redis+cluster://h:6379,i:2,[::1]:3"),
+        (
+            '{"url": "redis://:p@s1:26379/3", "mode": "sentinel", "addrs": ["s2:26379"], "master_name": "m"}',
+            "redis+sentinel://:p@s1:26379,s2:26379/m/3",
+        ),
+        ('{"url": "redis://[::1]?db=4", "mode": "sentinel", "master_name": "m"}', "redis+sentinel://[::1]:6379/m/4"),
+        ('{"url": "redis://h:1/2?dial_timeout=5s&pool_size=20"}', "redis://h:1/2"),
+        ('{"url": "redis://h:1/2?read_timeout=3s&client_name=a"}', "redis://h:1/2?client_name=a"),
+    ],
+)
+def test_a_transport_files_topology_is_one_url_of_ours(tmp_path: Path, fields: str, url: str) -> None:
+    assert loaded(tmp_path / "transport.json", fields).redis_url == url
+
+
+def test_the_topology_holds_for_the_environments_url_too(tmp_path: Path) -> None:
+    settings = loaded(tmp_path / "transport.json", '{"mode": "cluster"}', REDIS_URL="redis://h:1")
+    assert settings.redis_url == "redis+cluster://h:1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ('{"mode": "replica"}', "mode: found 'replica'; accepted is one of standalone, cluster, sentinel"),
+        ('{"addrs": ["h:1"]}', "addrs: found addresses; accepted is none without mode"),
+        ('{"mode": "cluster", "master_name": "m"}', "master_name: found 'm'; accepted is none without mode: sentinel"),
+        ('{"mode": "sentinel"}', "master_name: found ''; accepted is the master's name"),
+        ('{"mode": "cluster", "url": "redis://u:secret@h:1/2"}', "url: found database '2'; accepted is database 0"),
+        ('{"mode": "cluster", "url": "redis+sentinel://h:1/m"}', r"mode: found cluster beside redis\+sentinel://"),
+        ('{"mode": "cluster", "addrs": ["no host"]}', "REDIS_URL: found"),
+        ('{"mode": "cluster", "addrs": "h:1"}', "addrs"),
+    ],
+)
+def test_a_topology_that_makes_no_sense_is_named(tmp_path: Path, fields: str, message: str) -> None:
+    with pytest.raises(InvalidSetting, match=message) as caught:
+        loaded(tmp_path / "transport.json", fields)
+    assert "secret" not in str(caught.value)
