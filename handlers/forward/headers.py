@@ -20,6 +20,9 @@ MAX_FAIRNESS_BYTES: Final = 256
 
 _NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _VALUE = re.compile(r"[\x20-\x7e\t]*")
+_TENANT = re.compile(
+    r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*"
+)  # names go beyond ASCII, and a value may (RFC 9110, 5.5)
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_FIELDS: Final = ("tracestate", "baggage")
 
@@ -97,9 +100,12 @@ def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | N
 
 
 def is_fairness_id(tenant: str) -> bool:
-    """Whether a tenant's name is a legal header value of 1 to 256 bytes."""
+    """Whether a tenant's name is a legal header value of 1 to 256 bytes, in UTF-8 as the gateway gets it."""
     return (
-        0 < len(tenant) <= MAX_FAIRNESS_BYTES and tenant == tenant.strip() and bool(_VALUE.fullmatch(tenant))
+        0 < len(tenant) <= MAX_FAIRNESS_BYTES
+        and tenant == tenant.strip()
+        and bool(_TENANT.fullmatch(tenant))
+        and (tenant.isascii() or len(tenant.encode()) <= MAX_FAIRNESS_BYTES)
     )
 
 

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from handlers.contract.request import Request
 from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.gateway import SEND_UNTIL, Gateway, GatewayOptions, GatewayResponse, ResponseTooLarge
+from handlers.forward.headers import gateway_headers
+from handlers.forward.route import Route
 from tests.forward.conftest import LIMIT
 from tests.servers.certificates import self_signed, serving
 from tests.servers.raw_http import Answer, End, RawHttp, answer, running_raw_http
@@ -43,6 +46,15 @@ async def test_a_request_reaches_the_wire_as_it_was_given(gateway: Gateway, serv
     assert received.head.startswith(b"POST /v1/completions HTTP/1.1\r\n")
     assert received.body == body
     assert sorted(name for name, _ in received.headers) == ["content-length", "content-type", "host"]
+
+
+async def test_a_tenant_beyond_ascii_is_utf8_on_the_wire(gateway: Gateway, server: RawHttp) -> None:
+    request = Request(id="a", deadline=1e9, payload=b"{}", metadata={"userid": "Zoë 團"})
+    headers = gateway_headers(request, Route(server.url))
+    async with asyncio.timeout(20):
+        await gateway.send(server.url + "/v1/completions", headers, b"{}")
+    (received,) = server.received
+    assert ": Zoë 團\r\n".encode() in received.head
 
 
 async def test_f8_what_a_stalled_loop_would_send_too_late_is_not_sent(

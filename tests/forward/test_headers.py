@@ -138,14 +138,16 @@ def test_fairness_can_be_switched_off() -> None:
     assert "x-llm-d-inference-fairness-id" not in gateway_headers(request(metadata={"userid": "me"}), route)
 
 
-@pytest.mark.parametrize("tenant", ["", " a", "a ", "a\nb", "é", "x" * 257, "\t"])
+@pytest.mark.parametrize(
+    "tenant", ["", " a", "a ", "a\nb", "a\x7f", "é\r\nhost: b", "\ud800", "x" * 257, "é" * 129, "\t"]
+)
 def test_a_tenant_that_is_no_header_value_is_not_sent(tenant: str) -> None:
     assert not is_fairness_id(tenant)
     headers = gateway_headers(request(metadata={"userid": tenant}), ROUTE)
     assert "x-llm-d-inference-fairness-id" not in headers
 
 
-@pytest.mark.parametrize("tenant", ["a", "x" * 256, "team one", "a,b"])
+@pytest.mark.parametrize("tenant", ["a", "x" * 256, "team one", "a,b", "Zoë", "é" * 128, "團隊"])
 def test_a_tenant_of_1_to_256_bytes_is_sent(tenant: str) -> None:
     assert (
         gateway_headers(request(metadata={"userid": tenant}), ROUTE)["x-llm-d-inference-fairness-id"]
