@@ -68,6 +68,7 @@ _BARE: Final = Internal()
 _ID, _TOKEN = ("data", "id"), ("internal", "request_token")
 _RESULTS, _PAYLOAD = ("internal", "result_queue_name"), ("internal", "payload_ref")
 _READABLE = frozenset({_ID, _TOKEN, _RESULTS, _PAYLOAD})
+_OWN_RESULTS = frozenset({("result_queue_name",)})
 
 
 def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYTES) -> Envelope:
@@ -77,8 +78,7 @@ def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYT
     """
     envelope = _decode_frame(member)
     if envelope is None:
-        request = decode_body(member, queue=queue, max_bytes=max_bytes)
-        return Envelope(request=request, internal=_BARE, data=member)
+        return _decode_bare(member, queue, max_bytes)
     internal = envelope.internal or _BARE
     data = bytes(envelope.data)
     try:
@@ -101,6 +101,15 @@ def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYT
         error.payload_ref = internal.payload_ref
         raise
     return Envelope(request=request, internal=internal, data=data)
+
+
+def _decode_bare(member: bytes, queue: str, max_bytes: int) -> Envelope:
+    try:
+        request = decode_body(member, queue=queue, max_bytes=max_bytes)
+    except InvalidRequest as error:
+        error.result_queue_name = salvage(member, _OWN_RESULTS).get(("result_queue_name",), "")
+        raise
+    return Envelope(request=request, internal=_BARE, data=member)
 
 
 def _decode_frame(member: bytes) -> _Member | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from handlers.contract.errors import InvalidEvent, InvalidRequest
+from handlers.contract.json_limits import salvage
 from handlers.contract.request import Request, decode_body
 from handlers.contract.result import ErrorCode, Result, encode_result, error_result
 from handlers.contract.result_names import ResultNames
@@ -37,6 +38,10 @@ _REASON_ATTRIBUTE: Final = "async_processor_dead_letter_reason"
 _DEAD_LETTER_COUNT: Final = "CloudPubSubDeadLetterSourceDeliveryCount"
 _TOPIC = re.compile(r"(projects/(?P<project>[^/]+)/topics/)?[A-Za-z][A-Za-z0-9._~+%-]{2,254}")
 _MAX_ATTRIBUTE_BYTES: Final = 1_024
+_ROUTE_ATTRIBUTE: Final = "result_route"
+_ROUTE: Final = ("metadata", _ROUTE_ATTRIBUTE)
+_TOPIC_FIELD: Final = ("result_queue_name",)
+_ROUTING: Final[frozenset[tuple[str, ...]]] = frozenset({_ROUTE, _TOPIC_FIELD})
 _BUSY: Final = frozenset({"rejected", "gate_closed", "quota_exhausted"})
 _ACCEPTED: Final = Answer(204)
 
@@ -124,6 +129,7 @@ class PubSubPushDoor:
             request = self._request(push, subscription)
             context = self._routed(context, request)
         except InvalidRequest as error:
+            context = self._salvaged(context)
             if not error.request_id:
                 return await self._bury(context, error)
             return invalid(error, ""), context
@@ -153,23 +159,38 @@ class PubSubPushDoor:
         return msgspec.structs.replace(request, created=push.created(request.created))
 
     def _routed(self, context: PushContext, request: Request) -> PushContext:
+        """Where the request's result goes, and under which route."""
+        topic = self._own_topic(context, request.result_queue_name, request.id)
+        return replace(
+            context, topic=topic, route=request.metadata.get(_ROUTE_ATTRIBUTE, ""), request=request
+        )
+
+    def _salvaged(self, context: PushContext) -> PushContext:
+        """The same for a body that is refused, as far as it can be read: its consumers wait for the error there."""
+        found = salvage(context.push.body, _ROUTING)
+        route = context.push.attributes.get(_ROUTE_ATTRIBUTE, found.get(_ROUTE, ""))
+        try:
+            topic = self._own_topic(context, found.get(_TOPIC_FIELD, ""), "")
+        except InvalidRequest:
+            topic = context.topic
+        return replace(context, topic=topic, route=route)
+
+    def _own_topic(self, context: PushContext, topic: str, request_id: str) -> str:
         """The request's own topic wins; it may not lie in another project, and must be one that requests may name."""
-        topic = request.result_queue_name
-        route = request.metadata.get("result_route", "")
         match = _TOPIC.fullmatch(topic) if topic else None
         if topic and (match is None or match["project"] not in (None, self._project_id)):
             accepted = "the name of a topic of this project"
             raise InvalidRequest(
-                "result_queue_name", found="no such name", accepted=accepted, request_id=request.id
+                "result_queue_name", found="no such name", accepted=accepted, request_id=request_id
             )
         own = context.topic.rpartition("/")[2]
         short = topic.rpartition("/")[2]
         if topic and short != own and not (self._may_name.allow(short) or self._may_name.allow(topic)):
             accepted = "a topic that the operator allows (ALLOWED_RESULTS), or none"
             raise InvalidRequest(
-                "result_queue_name", found="another topic", accepted=accepted, request_id=request.id
+                "result_queue_name", found="another topic", accepted=accepted, request_id=request_id
             )
-        return replace(context, topic=topic or context.topic, route=route, request=request)
+        return topic or context.topic
 
     def limits(self, context: PushContext) -> Limits:
         """The ack deadline less a margin; a nacked delivery comes back after the subscription's backoff."""
@@ -251,7 +272,7 @@ def _attributes(context: PushContext, request_id: str) -> dict[str, str]:
         "id": request_id,
         "pubsub_message_id": context.push.message_id,
         "attempt": str(context.push.delivery_attempt or ""),
-        "result_route": context.route,
+        _ROUTE_ATTRIBUTE: context.route,
     }
     return {name: value for name, value in attributes.items() if value and _fits(value)}
 

@@ -74,8 +74,8 @@ class ResultRoute:
         return result_of_key(shared, request_id) if self.is_per_request and request_id else shared
 
     def ttl_seconds(self, wished: int | None, *, is_resolved: bool = False) -> int | None:
-        """The list's expiry after each push, if any."""
-        if is_resolved and wished is not None:
+        """The list's expiry after each push, if any; the queue's own is not for a list that was resolved elsewhere."""
+        if is_resolved and (wished is not None or not self.is_per_request):
             return wished
         seconds = self.own_ttl_seconds if self.own_ttl_seconds is not None else wished
         return seconds or _DAY_SECONDS if self.is_per_request else seconds
@@ -101,7 +101,9 @@ def ack(
 ) -> Ack:
     """A final result for a request that could be read; `dead` is kept among the dead letters as well."""
     is_resolved = request.result_routing_resolved
-    ttl_seconds = route.ttl_seconds(request.result_ttl_seconds, is_resolved=is_resolved)
+    ttl_seconds = route.ttl_seconds(
+        request.result_ttl_seconds, is_resolved=is_resolved and bool(request.result_queue_name)
+    )
     if route.has_details:
         result = detailed(result, request, now)
     stored = _stored_apart(claim, result, route, ttl_seconds) if route.apart_bytes else None

@@ -81,9 +81,9 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file; what it names wins over the environment.
 
-    `mode`, `addrs` and `master_name` say which kind of Redis is at the URL (see `topology`). The last three fields are the
-    reference's and change nothing here: our claims are renewed while they are worked on, and the scan has a setting of
-    its own.
+    `mode`, `addrs` and `master_name` say which kind of Redis is at the URL (see `topology`). The last three fields are
+    the reference's and change nothing here: our claims are renewed while they are worked on, and the scan has a setting
+    of its own.
     """
 
     url: str = ""

@@ -1,7 +1,7 @@
 """Where Redis is, as the reference's transport file says it: a URL, and beside it which kind of servers these are.
 
-`mode` (`standalone`, `cluster`, `sentinel`), `addrs` (more nodes or Sentinels than the URL's one) and `master_name` become
-one URL of ours. What such a URL says to tune the reference's own client is left out: it would mean nothing here.
+`mode` (`standalone`, `cluster`, `sentinel`), `addrs` (more nodes or Sentinels than the URL's one) and `master_name`
+become one URL of ours. What such a URL says to tune the reference's own client is left out: it would mean nothing here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ _DEFAULT_PORT: Final = 6379  # also of a Sentinel's address: the reference's cli
 _MODES: Final = ("standalone", "cluster", "sentinel")
 _TUNING: Final = frozenset(
     {
-        *("max_retries", "min_retry_backoff", "max_retry_backoff", "dial_timeout", "read_timeout", "write_timeout"),
+        *(
+            "max_retries",
+            "min_retry_backoff",
+            "max_retry_backoff",
+            "dial_timeout",
+            "read_timeout",
+            "write_timeout",
+        ),
         *("pool_fifo", "pool_size", "pool_timeout", "min_idle_conns", "max_idle_conns", "max_active_conns"),
         *("max_concurrent_dials", "idle_timeout", "conn_max_idle_time", "max_conn_age", "conn_max_lifetime"),
     }
@@ -40,7 +47,9 @@ def redis_address(url: str, mode: str, addrs: Sequence[str], master_name: str) -
     if mode in ("", "standalone"):
         return url
     if parts.scheme not in ("redis", "rediss"):
-        raise InvalidSetting("mode", found=f"{mode} beside {parts.scheme}://", accepted="a redis:// or rediss:// URL")
+        raise InvalidSetting(
+            "mode", found=f"{mode} beside {parts.scheme}://", accepted="a redis:// or rediss:// URL"
+        )
     return _of_several(parts, mode, addrs, master_name)
 
 
@@ -50,7 +59,9 @@ def _check_fields(mode: str, addrs: Sequence[str], master_name: str) -> None:
     if master_name and mode != "sentinel":
         raise InvalidSetting("master_name", found=repr(master_name), accepted="none without mode: sentinel")
     if mode == "sentinel" and (not master_name or "/" in master_name):
-        raise InvalidSetting("master_name", found=repr(master_name), accepted="the master's name at the Sentinels")
+        raise InvalidSetting(
+            "master_name", found=repr(master_name), accepted="the master's name at the Sentinels"
+        )
 
 
 def _of_several(parts: SplitResult, mode: str, addrs: Sequence[str], master_name: str) -> str:
