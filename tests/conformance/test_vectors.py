@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def test_a_member_that_can_never_be_served_says_why(case: Case) -> None:
         decode_member(case["member"].encode(), "q")
     error = caught.value
     assert (error.field, error.request_id, error.request_token) == (case["field"], case["id"], case["token"])
+    assert error.result_queue_name == case["result_queue_name"], "where the error is waited for"
 
 
 @cases("scores")
@@ -71,6 +73,21 @@ async def test_a_claim_has_the_name_that_others_know_it_by(store: Redis, case: C
     assert await store.hget("q:claimed", case["claim_key"]) == case["member"].encode()
     assert await store.hget("q:claim-owners", case["claim_key"]) == claim.owner_token
     assert await store.zscore("q:claims-idx", case["claim_key"]) is not None
+
+
+@cases("takeovers")
+async def test_a_claim_that_is_kept_for_a_retry_is_taken_over(store: Redis, case: Case) -> None:
+    key = (decode_member(case["held"].encode(), "q").request.request_token and "a\0t") or "a"
+    await store.hset("q:claimed", key, case["held"])
+    await store.hset("q:claim-owners", key, case["owner"])
+    await store.zadd("q:claims-idx", {key: time.time() + 300})
+    await store.zadd("q", {case["member"]: 1})
+    (claim,) = await RedisQueue(store, "q", QueueOptions("retries", "results")).claim(1)
+
+    owner = await store.hget("q:claim-owners", key)
+    assert (owner == claim.owner_token) is (claim.claim_key == key.encode()) is case["is_taken_over"]
+    left = case["member"] if case["is_taken_over"] else case["held"]
+    assert await store.hget("q:claimed", key) == left.encode(), "neither of two is lost"
 
 
 @cases("retries")

@@ -10,20 +10,49 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from handlers.client import AsyncClient, ClientOptions
 from handlers.contract.envelope import decode_member, encode_retry
+from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import answered_result, decode_result
+from handlers.demo.valkey import Valkey
 from handlers.doors.http_message import Delivery
 from handlers.doors.pubsub_push import PubSubPushDoor, Subscription
 from handlers.forward.outcome import Answered
-from handlers.poller.settlement import ResultRoute, settle
-from handlers.redis_store.queue import Ack, Nack, QueueOptions, RedisQueue, Retries
+from handlers.poller.settlement import ResultRoute, refuse, settle
+from handlers.redis_store.keys import queue_keys
+from handlers.redis_store.queue import Ack, Claim, Nack, QueueOptions, RedisQueue, Retries
 from handlers.telemetry.logs import get_logger
 from tests.conformance.test_vectors import Case, cases
 from tests.waiting import wait_until_async
 
-QUEUE = "q"
+QUEUE, DEADLINE = "q", 1_999_999_999
 OPTIONS = QueueOptions("retries", "results")
+
+
+def ack_of(claim: Claim, route: ResultRoute) -> Ack:
+    """The ack of a claim that was answered with 200, or refused where its member is none."""
+    try:
+        envelope = decode_member(claim.member, QUEUE)
+    except InvalidRequest as error:
+        return refuse(claim, error, route, time.time())
+    answer = Answered(answered_result("a", envelope.request.request_token, 200, b"{}"))
+    ack = settle(claim, envelope, answer, route, time.time())
+    assert isinstance(ack, Ack)
+    return ack
+
+
+async def plant_a_readers_keys(store: Redis, results: str) -> dict[str, bytes | None]:
+    """The keys of a consumer that receives under a lease and acknowledges, with what is in them."""
+    claimed, owners, index, tombstones = (
+        f"{results}:{kind}"
+        for kind in ("result-claimed", "result-claim-owners", "result-claims-idx", "result-ack-tombstones")
+    )
+    await store.hset(claimed, "b\0u", '{"id":"b","payload":"{}","request_token":"u"}')
+    await store.hset(owners, "b\0u", "5f2c9a0e41d7b683")
+    await store.zadd(index, {"b\0u": 1_999_999_999_000})
+    await store.zadd(tombstones, {"a\0t": 1_999_999_999_000, "a": 1_999_999_999_000})
+    return {key: await store.dump(key) for key in (claimed, owners, index, tombstones)}
 
 
 @cases("acks")
@@ -37,12 +66,13 @@ async def test_a_result_reaches_its_list_and_what_was_the_submissions_own_goes(
     await store.rpush(case["list"], "an older one")
     await store.zadd(QUEUE, {case["member"]: 1})
     (claim,) = await queue.claim(1)
-    envelope = decode_member(claim.member, QUEUE)
-    answer = Answered(answered_result("a", envelope.request.request_token, 200, b"{}"))
-    ack = settle(claim, envelope, answer, route, time.time())
+    readers = await plant_a_readers_keys(store, case["list"])
 
-    assert isinstance(ack, Ack)
-    assert await queue.ack([ack]) == [True]
+    assert await queue.ack([ack_of(claim, route)]) == [True]
+
+    assert {key: await store.dump(key) for key in readers} == readers, (
+        "what reads under a lease is its own affair"
+    )
 
     assert await store.rpop(case["list"]) == b"an older one", "consumers take the oldest from the right"
     texts: Any = await store.lrange(case["list"], 0, -1)
@@ -90,6 +120,33 @@ async def test_an_expired_claim_returns_under_its_score(store: Redis, case: Case
     assert await queue.renew([claim]) == [claim], "the old owner has lost it"
 
 
+@cases("returns")
+async def test_what_others_put_into_the_retry_set_returns_when_it_is_due(store: Redis, case: Case) -> None:
+    await store.zadd("retries", {case["member"]: time.time() + 300})
+    retries = Retries(store, "retries", QUEUE)
+    assert await retries.promote(10) == 0, "not due"
+
+    await store.zadd("retries", {case["member"]: int(time.time())})
+    assert await retries.promote(10) == 1
+
+    found = await store.zrange(case["queue"], 0, -1, withscores=True)
+    assert found == [(case["member"].encode(), pytest.approx(case["score"], abs=1e-7))]
+
+
+@cases("returns")
+async def test_a_claim_of_others_whose_lease_ended_returns_under_its_score(store: Redis, case: Case) -> None:
+    names = queue_keys(QUEUE)
+    await store.hset(names.claimed, "a", case["member"])
+    await store.hset(names.owners, "a", "5f2c9a0e41d7b683")
+    await store.zadd(names.index, {"a": int(time.time())})
+
+    assert (await RedisQueue(store, QUEUE, OPTIONS).reclaim(10, 5)).returned == 1
+
+    found = await store.zrange(QUEUE, 0, -1, withscores=True)
+    assert found == [(case["member"].encode(), pytest.approx(case["score"], abs=1e-7))]
+    assert await store.exists(names.claimed, names.owners, names.index) == 0
+
+
 @cases("cancellations")
 async def test_a_request_is_cancelled_by_its_own_token_alone(store: Redis, case: Case) -> None:
     if case["cancel"] is not None:
@@ -97,6 +154,36 @@ async def test_a_request_is_cancelled_by_its_own_token_alone(store: Redis, case:
     await store.zadd(QUEUE, {case["member"]: 1})
     (claim,) = await RedisQueue(store, QUEUE, OPTIONS).claim(1)
     assert claim.is_cancelled is case["is_cancelled"]
+
+
+@cases("submissions")
+async def test_a_submission_of_ours_is_what_other_processors_read(
+    store: Redis, valkey: Valkey, case: Case
+) -> None:
+    options = ClientOptions(queue=QUEUE, results="results", payload_apart_bytes=32)
+    async with AsyncClient.for_redis(valkey.url, options) as client:
+        token = (await client.submit(id="a", deadline=DEADLINE, **case["fields"])).token
+
+    found: Any = await store.zrange(QUEUE, 0, -1, withscores=True)
+    ((member, score),) = found
+    envelope = json.loads(member)
+    created = envelope["data"].pop("created")
+    place = token.rpartition("-")[0]
+    internal = json.loads(
+        json.dumps(case["internal"]).replace("a:<token>", f"a:{place}").replace("<token>", token)
+    )
+    assert (envelope["request_kind"], envelope["data"], envelope["internal"]) == (
+        "redis",
+        case["data"],
+        internal,
+    )
+    assert created == pytest.approx(time.time(), abs=60)
+    assert isinstance(created, int)
+    assert score == pytest.approx(DEADLINE + case["internal"]["enqueue_seq"] / 2**21, abs=1e-7)
+    assert await store.get("request-active:a") == token.encode()
+    assert await store.get(f"request-seq:{QUEUE}:{DEADLINE}") == b"1"
+    apart = await store.get(f"request-payload:a:{place}")
+    assert apart == (case["apart"].encode() if "apart" in case else None)
 
 
 class Topics:
@@ -111,10 +198,9 @@ class Topics:
         return "1"
 
 
-@cases("pushes")
-async def test_a_push_is_read_and_its_result_says_whose_it_is(case: Case) -> None:
-    topics = Topics()
-    door = PubSubPushDoor(
+def door_of(topics: Topics) -> PubSubPushDoor:
+    """A door whose results go to `results`."""
+    return PubSubPushDoor(
         topics,
         lambda _name: Subscription("s", "results"),
         get_logger("test"),
@@ -122,6 +208,28 @@ async def test_a_push_is_read_and_its_result_says_whose_it_is(case: Case) -> Non
         dead_letter_topic="",
         max_request_bytes=10_000,
     )
+
+
+@cases("refused_pushes")
+async def test_a_push_that_can_never_be_served_is_answered_where_its_result_is_waited_for(case: Case) -> None:
+    topics = Topics()
+    door = door_of(topics)
+    decoded = await door.decode(Delivery([], json.dumps(case["push"]).encode()))
+    if isinstance(decoded, tuple):
+        refused, context = decoded
+        assert isinstance(refused, Answered)
+        assert (await door.settle(context, refused)).status_code == 204
+
+    ((topic, data, attributes),) = topics.taken
+    assert (topic, attributes) == (case["topic"], case["attributes"])
+    result = decode_result(data)
+    assert (result.id, result.error_code, result.status_code) == (case["id"], "INVALID_REQUEST", 0)
+
+
+@cases("pushes")
+async def test_a_push_is_read_and_its_result_says_whose_it_is(case: Case) -> None:
+    topics = Topics()
+    door = door_of(topics)
     decoded = await door.decode(Delivery([], json.dumps(case["push"]).encode()))
     assert isinstance(decoded, tuple)
     request, context = decoded

@@ -85,7 +85,13 @@ async def test_every_form_of_a_url_makes_a_client_that_shows_no_password(url: st
 
 @pytest.mark.parametrize(
     "url",
-    ["redis+sentinel://one:26379", "host:6379", "redis://host:port", "http://host", "redis://host?poolsize=9"],
+    [
+        "redis+sentinel://one:26379",
+        "host:6379",
+        "redis://host:port",
+        "http://host",
+        "redis://host?poolsize=9",
+    ],
 )
 def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
     with pytest.raises(InvalidSetting, match="REDIS_URL") as caught:

@@ -21,12 +21,18 @@ def loaded(path: Path, text: str, **variables: str) -> Settings:
         ('{"url": "redis://h:1/2"}', "redis://h:1/2"),
         ('{"url": "redis://h:1/2", "mode": "standalone"}', "redis://h:1/2"),
         ('{"url": "rediss://u:p%40w@h:1", "mode": "cluster"}', "rediss+cluster://u:p%40w@h:1"),
-        ('{"url": "redis://h/0", "mode": "cluster", "addrs": ["i:2", "[::1]:3"]}', "redis+cluster://h:6379,i:2,[::1]:3"),
+        (
+            '{"url": "redis://h/0", "mode": "cluster", "addrs": ["i:2", "[::1]:3"]}',
+            "redis+cluster://h:6379,i:2,[::1]:3",
+        ),
         (
             '{"url": "redis://:p@s1:26379/3", "mode": "sentinel", "addrs": ["s2:26379"], "master_name": "m"}',
             "redis+sentinel://:p@s1:26379,s2:26379/m/3",
         ),
-        ('{"url": "redis://[::1]?db=4", "mode": "sentinel", "master_name": "m"}', "redis+sentinel://[::1]:6379/m/4"),
+        (
+            '{"url": "redis://[::1]?db=4", "mode": "sentinel", "master_name": "m"}',
+            "redis+sentinel://[::1]:6379/m/4",
+        ),
         ('{"url": "redis://h:1/2?dial_timeout=5s&pool_size=20"}', "redis://h:1/2"),
         ('{"url": "redis://h:1/2?read_timeout=3s&client_name=a"}', "redis://h:1/2?client_name=a"),
     ],
@@ -45,10 +51,19 @@ def test_the_topology_holds_for_the_environments_url_too(tmp_path: Path) -> None
     [
         ('{"mode": "replica"}', "mode: found 'replica'; accepted is one of standalone, cluster, sentinel"),
         ('{"addrs": ["h:1"]}', "addrs: found addresses; accepted is none without mode"),
-        ('{"mode": "cluster", "master_name": "m"}', "master_name: found 'm'; accepted is none without mode: sentinel"),
+        (
+            '{"mode": "cluster", "master_name": "m"}',
+            "master_name: found 'm'; accepted is none without mode: sentinel",
+        ),
         ('{"mode": "sentinel"}', "master_name: found ''; accepted is the master's name"),
-        ('{"mode": "cluster", "url": "redis://u:secret@h:1/2"}', "url: found database '2'; accepted is database 0"),
-        ('{"mode": "cluster", "url": "redis+sentinel://h:1/m"}', r"mode: found cluster beside redis\+sentinel://"),
+        (
+            '{"mode": "cluster", "url": "redis://u:secret@h:1/2"}',
+            "url: found database '2'; accepted is database 0",
+        ),
+        (
+            '{"mode": "cluster", "url": "redis+sentinel://h:1/m"}',
+            r"mode: found cluster beside redis\+sentinel://",
+        ),
         ('{"mode": "cluster", "addrs": ["no host"]}', "REDIS_URL: found"),
         ('{"mode": "cluster", "addrs": "h:1"}', "addrs"),
     ],
