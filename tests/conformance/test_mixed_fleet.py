@@ -1,4 +1,4 @@
-"""Ours and another processor on one queue, both killed now and then: no result lost, none doubled, nothing left."""
+"""Ours and another processor on one queue, killed and halted now and then: no result lost, none doubled, none left."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -19,28 +20,38 @@ from handlers.demo.valkey import Valkey, find_valkey
 from tests.waiting import elapse, wait_until
 
 COUNT = 900
-QUEUE, RESULTS = "request-sortedset", "result-list"
+QUEUE, RESULTS, RETRIES = "request-sortedset", "result-list", "retry-sortedset"
+OWN_RESULTS = "own-results"
 DEADLINE = int(time.time()) + 86_400
+LEASE_SECONDS = 1.5
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 SECOND = str(Path(__file__).with_name("second_consumer.py"))
+CANCEL = """
+local token = redis.call('GET', KEYS[1])
+if token then redis.call('SET', KEYS[2], token, 'EX', 600) end
+return token and 1 or 0
+"""
 Start = Callable[[], Child]
 
 
 class Fleet:
-    """Two of ours, two of theirs, one gateway that fails now and then."""
+    """Two of ours, two of theirs (which `drops` or `keeps` its claims at a retry), a gateway that fails at times."""
 
-    def __init__(self, parts: ExitStack) -> None:
+    def __init__(self, parts: ExitStack, at_a_retry: str, failing: float) -> None:
         self.url = parts.enter_context(Valkey(find_valkey())).url
+        self.store = parts.enter_context(redis.Redis.from_url(self.url))
+        self._at_a_retry = at_a_retry
         command = [sys.executable, "-m", "handlers.demo.gateway", "--host", "127.0.0.1", "--port", "0"]
-        command += ["--time-to-first-token", "0.05", "--fault", "503=0.1"]
+        command += ["--time-to-first-token", "0.05", "--fault", f"503={failing}"]
         gateway = parts.enter_context(Child("gateway", command))
         self._gateway_url = gateway.wait_for(_listening)
-        self.kinds: list[Start] = [self._ours, self._ours, self._theirs, self._theirs]
+        self.kinds: list[Start] = [self._ours, self._theirs, self._ours, self._theirs]
         self.processes = [start() for start in self.kinds]
+        parts.callback(self.stop)
 
     def _ours(self) -> Child:
         settings = {
-            "LEASE_SECONDS": "1.5",
+            "LEASE_SECONDS": str(LEASE_SECONDS),
             "HEARTBEAT_SECONDS": "0.4",
             "RECLAIM_SECONDS": "0.3",
             "WORKERS": "12",
@@ -54,7 +65,8 @@ class Fleet:
         return Child("poller", [COMMAND, "poll"], {**settings, **where})
 
     def _theirs(self) -> Child:
-        return Child("second consumer", [sys.executable, SECOND, self.url, QUEUE, self._gateway_url])
+        where = [self.url, QUEUE, self._gateway_url, self._at_a_retry]
+        return Child("second consumer", [sys.executable, SECOND, *where])
 
     def kill(self, at: int) -> None:
         """SIGKILL one, and start its like."""
@@ -63,6 +75,23 @@ class Fleet:
         ended.process.wait(10)
         ended.stop()
         self.processes[at % len(self.processes)] = self.kinds[at % len(self.kinds)]()
+
+    def halt(self, at: int) -> None:
+        """Stop one until others have what it held; then it goes on as if nothing had been."""
+        halted = self.processes[at % len(self.processes)].process
+        halted.send_signal(signal.SIGSTOP)
+        elapse(LEASE_SECONDS + 0.7, "its leases end and others take what it held")
+        halted.send_signal(signal.SIGCONT)
+
+    def is_settled(self) -> bool:
+        """Whether nothing waits and nobody holds anything."""
+        held = (QUEUE, f"{QUEUE}:claimed", f"{QUEUE}:claim-owners", f"{QUEUE}:claims-idx", RETRIES)
+        return not self.store.exists(*held)
+
+    def results(self) -> list[dict[str, Any]]:
+        """Of the shared list and of that which some requests name."""
+        texts: Any = [*self.store.lrange(RESULTS, 0, -1), *self.store.lrange(OWN_RESULTS, 0, -1)]  # type: ignore[misc]  # this client waits
+        return [json.loads(text) for text in texts]
 
     def stop(self) -> None:
         for one in self.processes:
@@ -76,34 +105,117 @@ def _listening(output: str) -> str | None:
 
 
 @pytest.fixture
-def fleet() -> Iterator[Fleet]:
-    with ExitStack() as parts:
-        running = Fleet(parts)
-        parts.callback(running.stop)
+def parts() -> Iterator[ExitStack]:
+    with ExitStack() as running:
         yield running
 
 
-def member(number: int) -> bytes:
-    """Bare bodies and envelopes, with and without a token, in turn."""
-    body = {"id": f"m{number}", "deadline": DEADLINE, "payload": {"prompt": "x", "max_tokens": 1}}
-    internal: dict[str, object] = {"request_token": f"t-{number}"} if number % 3 == 1 else {"retry_count": 0}
-    whole = body if number % 3 == 0 else {"internal": internal, "request_kind": "redis", "data": body}
-    return json.dumps(whole).encode()
+# What producers of all generations queue, seven kinds in turn.
+BARE, QUOTED, PLAIN, TOKEN, OWN_LIST, APART, TAKEN_BACK = range(7)
 
 
-@pytest.mark.timeout(240)
-def test_a_mixed_fleet_answers_every_request_once(fleet: Fleet) -> None:
-    with redis.Redis.from_url(fleet.url) as store:
-        for begin in range(0, COUNT, 100):
-            store.zadd(QUEUE, {member(number): DEADLINE for number in range(begin, begin + 100)})
-            wait_until(lambda: store.hlen(f"{QUEUE}:claimed") > 6, 60, "both at work")
-            elapse(0.2, "kills meet requests at any point of their way")
-            fleet.kill(begin // 100)
-        wait_until(lambda: store.llen(RESULTS) >= COUNT, 120, "all results")
-        held = (QUEUE, f"{QUEUE}:claimed", f"{QUEUE}:claim-owners", f"{QUEUE}:claims-idx", "retry-sortedset")
-        wait_until(lambda: not store.exists(*held), 30, "nothing is held")
-        results = [json.loads(text) for text in store.lrange(RESULTS, 0, -1)]
-    assert Counter(result["id"] for result in results) == Counter(f"m{number}" for number in range(COUNT))
-    assert {result["status_code"] for result in results} == {200}
-    tokens = {result["id"]: result.get("request_token", "") for result in results}
-    assert all(tokens[f"m{n}"] == (f"t-{n}" if n % 3 == 1 else "") for n in range(COUNT))
+def kind_of(number: int) -> int:
+    return number % 7
+
+
+def is_gone(number: int) -> bool:
+    """Whether the payload that is stored apart was lost."""
+    return kind_of(number) == APART and number % 35 == APART
+
+
+def token_of(number: int) -> str:
+    return f"t-{number}" if kind_of(number) in (TOKEN, OWN_LIST, APART, TAKEN_BACK) else ""
+
+
+def queue_it(store: Any, number: int) -> None:
+    """One request, as its producer queues it; some are taken back before anybody can have claimed them."""
+    name, kind, token = f"m{number}", kind_of(number), token_of(number)
+    payload = {"prompt": "x", "max_tokens": 1}
+    body: dict[str, object] = {"id": name, "deadline": DEADLINE, "payload": payload}
+    internal: dict[str, object] = {}
+    score = float(DEADLINE)
+    if kind == QUOTED:
+        body["deadline"] = str(DEADLINE)
+    if token:
+        internal = {"request_token": token, "enqueue_seq": number}
+        score += number / 2**21
+        store.set(f"request-active:{name}", token, exat=DEADLINE)
+    if kind == OWN_LIST:
+        internal |= {"result_queue_name": OWN_RESULTS, "result_ttl_seconds": 600}
+    if kind == APART:
+        internal["payload_ref"] = f"request-payload:{name}:{token}"
+        body["payload"] = None
+        if not is_gone(number):
+            store.set(internal["payload_ref"], json.dumps(payload), ex=600)
+    if kind == TAKEN_BACK:
+        store.set(f"request-cancel:{name}", token, ex=600)
+    whole = body if kind in (BARE, QUOTED) else {"internal": internal, "request_kind": "redis", "data": body}
+    store.zadd(QUEUE, {json.dumps(whole): score})
+
+
+def cancel(store: Any, number: int) -> None:
+    """As the reference's producers take back what is live: wherever it is by now."""
+    store.eval(CANCEL, 2, f"request-active:m{number}", f"request-cancel:m{number}")
+
+
+def check(fleet: Fleet, count: int, cancelled: set[int]) -> None:
+    """One result for each, the right one in the right list, from both sides; nothing else is left."""
+    results = fleet.results()
+    assert Counter(result["id"] for result in results) == Counter(f"m{number}" for number in range(count))
+    by_id = {result["id"]: result for result in results}
+    for number in range(count):
+        result = by_id[f"m{number}"]
+        found = result.get("error_code") or result["status_code"]
+        expected: set[object] = {200}
+        if is_gone(number):
+            expected = {"PAYLOAD_UNAVAILABLE"}
+        elif kind_of(number) == TAKEN_BACK:
+            expected = {"CANCELLED"}
+        if number in cancelled:
+            expected.add("CANCELLED")
+        assert found in expected, result
+        assert result.get("request_token", "") == token_of(number)
+    own: Any = fleet.store.llen(OWN_RESULTS)
+    assert own == sum(kind_of(number) == OWN_LIST for number in range(count))
+    sides = Counter(result.get("answered_by", "ours") for result in results)
+    assert min(sides["ours"], sides["second"]) > count / 20, "both had their part"
+    left = [
+        key for kind in ("active", "cancel", "payload") for key in fleet.store.scan_iter(f"request-{kind}:*")
+    ]
+    assert left == [], "what was a submission's own goes with its result"
+
+
+@pytest.mark.timeout(300)
+def test_a_mixed_fleet_answers_every_request_once(parts: ExitStack) -> None:
+    """Kills and halts of either side meet requests at any point of their way, cancellations too."""
+    fleet, cancelled = Fleet(parts, "drops", 0.1), set[int]()
+    for begin in range(0, COUNT, 100):
+        for number in range(begin, begin + 100):
+            queue_it(fleet.store, number)
+        wait_until(lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6, 60, "both at work")
+        elapse(0.2, "kills meet requests at any point of their way")
+        fleet.kill(begin // 100)
+        for number in range(begin, begin + 100, 9):
+            if kind_of(number) == TOKEN:
+                cancel(fleet.store, number)
+                cancelled.add(number)
+        fleet.halt(begin // 100 + 1)
+    wait_until(lambda: len(fleet.results()) >= COUNT, 120, "all results")
+    wait_until(fleet.is_settled, 30, "nothing is held")
+    check(fleet, COUNT, cancelled)
+
+
+@pytest.mark.timeout(300)
+def test_retries_cross_to_a_processor_that_keeps_its_claims_and_back(parts: ExitStack) -> None:
+    """It renews the claim on what waits for a retry. Only ours die: its own death may end such a request twice."""
+    fleet, count = Fleet(parts, "keeps", 0.25), 210
+    for begin in range(0, count, 70):
+        for number in range(begin, begin + 70):
+            queue_it(fleet.store, number)
+        wait_until(lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6, 60, "both at work")
+        elapse(0.2, "kills meet requests at any point of their way")
+        fleet.kill(0)
+        fleet.halt(2)
+    wait_until(lambda: len(fleet.results()) >= count, 180, "all results")
+    wait_until(fleet.is_settled, 30, "no claim is kept for what has ended")
+    check(fleet, count, set())
