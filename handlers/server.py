@@ -17,7 +17,6 @@ import uvicorn
 import handlers.main
 from handlers.app.handler import Handler, use_handler
 from handlers.app.reload import ConfigWatch
-from handlers.contract.errors import InvalidSetting
 from handlers.doors.receipt import timely_protocol
 from handlers.settings.settings import Settings
 from handlers.telemetry.logs import get_logger
@@ -47,6 +46,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: Any = None) -> None:
         await self._handler.start()
+        self._handler.show_refusals(lambda: self._watch.is_refused)
         await super().startup(sockets)
         if self._watch.is_watching:
             self._following = asyncio.create_task(self._follow())
@@ -56,19 +56,34 @@ class _Server(uvicorn.Server):
     async def _follow(self) -> None:
         """Answer new requests by every valid change; those under way are answered as they began."""
         while True:
-            settings = await self._watch.next()
-            try:
-                following = Handler(settings, self._target)
-                await following.start()
-            except InvalidSetting as error:
-                self._watch.refuse(error)
+            following = await self._started(await self._watch.next())
+            if following is None:
                 continue
-            use_handler(self._target, following)
+            self._watch.take()
             before, self._handler = self._handler, following
-            retiring = asyncio.create_task(before.retire(settings.env.shutdown_grace_seconds))
+            following.is_stopping = before.is_stopping
+            following.show_refusals(lambda: self._watch.is_refused)
+            following.take_over(before)
+            use_handler(self._target, following)
+            retiring = asyncio.create_task(before.retire())
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
             get_logger(self._target).info("configuration reloaded")
+
+    async def _started(self, settings: Settings) -> Handler | None:
+        """A handler of these settings, ready to answer; None where they are refused, whatever is wrong with them."""
+        try:
+            following = Handler(settings, self._target)
+        except Exception as error:  # noqa: BLE001  # the handler before goes on
+            self._watch.refuse(error)
+            return None
+        try:
+            await following.start()
+        except Exception as error:  # noqa: BLE001  # as above
+            self._watch.refuse(error)
+            await following.aclose()
+            return None
+        return following
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._handler.is_stopping = True

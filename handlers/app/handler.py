@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,13 +25,15 @@ from handlers.app.parts import Closers, Parts, Starters, Walk, accounted, calls
 from handlers.app.tracing import tracing_of
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.events import Event
+from handlers.contract.request import Request
 from handlers.doors.dispatch import DispatchDoor
 from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, GuardedPage, HttpEndpoint, Refusal
 from handlers.doors.http_message import Answer, plain
 from handlers.forward.details import timed
-from handlers.forward.forward import Forward, Forwarder, Sender
+from handlers.forward.forward import Forward, Forwarder, Limits, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.guarded import GuardedForward, GuardOptions
+from handlers.forward.outcome import Outcome
 from handlers.forward.transforms.registry import build_transforms
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.dependencies import GATEWAY, RESULTS, Dependencies
@@ -97,6 +99,7 @@ class Handler:
         self._metrics = handler_metrics_of(settings, target)
         self._dependencies = Dependencies()
         parts = Parts(self._log, self._closers, self._starters, self._metrics, self._dependencies)
+        self._holding = parts.holding
         walk, doorkeeper = _WALKS[target](settings, self._forward(settings, gateway, target), parts)
         env = settings.env
         endpoint = HttpEndpoint(
@@ -117,6 +120,35 @@ class Handler:
         self._in_flight = 0
         self._idle = asyncio.Event()
         self.is_stopping = False
+        self._is_refused: Callable[[], bool] = lambda: False
+
+    def take_over(self, before: Handler) -> None:
+        """Stand in the place of `before`: what it has in flight counts here too, what it holds goes in here."""
+        self._holding.take_over(before._holding, self._guest)
+
+    async def _guest(self, request: Request, limits: Limits) -> Outcome:
+        """A request that came to the handler before and waited there: while it is here, this one stays open."""
+        entry = self._holding.entry
+        if entry is None:
+            raise RuntimeError("a door without a way to the gateway")
+        with self._occupied():
+            return await entry(request, limits)
+
+    @contextlib.contextmanager
+    def _occupied(self) -> Iterator[None]:
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()
+
+    def show_refusals(self, is_refused: Callable[[], bool]) -> None:
+        """Say on the pages while a changed configuration is refused."""
+        self._is_refused = is_refused
+        if self._metrics is not None:
+            self._metrics.metrics.watch_refusals(is_refused)
 
     def _guarded_pages(self, gateway: Gateway) -> dict[str, GuardedPage]:
         """The page of metrics, where a token guards it."""
@@ -151,7 +183,8 @@ class Handler:
             return plain(503, "stopping")
         failing = self._dependencies.failing()
         if not failing:
-            return plain(200, "ready")
+            refused = self._is_refused()
+            return plain(200, "ready, but a changed configuration is refused" if refused else "ready")
         told = "failing: " + ", ".join(f"{name} for {seconds:.0f} s" for name, seconds in failing.items())
         return plain(503, told) if self._needs_dependencies else plain(200, f"ready, but {told}")
 
@@ -164,21 +197,14 @@ class Handler:
         """The response to one HTTP request; the first one starts what `start` was not called for."""
         if not self._is_started:
             await self.start()
-        self._in_flight += 1
-        try:
+        with self._occupied():
             return await self._endpoint.respond(request)
-        finally:
-            self._in_flight -= 1
-            if self._in_flight == 0:
-                self._idle.set()
 
-    async def retire(self, timeout_seconds: float) -> None:
-        """Close once the last request is answered, or the time is over; the next handler has the new ones."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_seconds):
-                while self._in_flight:
-                    self._idle.clear()
-                    await self._idle.wait()
+    async def retire(self) -> None:
+        """Close once the last request is answered, however long it takes; the next handler has the new ones."""
+        while self._in_flight:
+            self._idle.clear()
+            await self._idle.wait()
         await self.aclose()
 
     async def start(self) -> None:

@@ -13,6 +13,7 @@ from handlers.telemetry.dependencies import GATES
 
 if TYPE_CHECKING:
     from handlers.contract.request import Request
+    from handlers.forward.held import HeldForward
     from handlers.gates.doorkeeper import Doorkeeper
     from handlers.gates.gate import Gate
 
@@ -23,6 +24,7 @@ _DEFAULT_POOL: Final = "default"
 
 def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     """Forwarding through the gates of subscriptions and of their pools, where they name any."""
+    parts.holding.entry = forward
     topics, pools = settings.file.topics, {pool.id: pool for pool in settings.pools}
     if not any(topic.gate_type or pools[topic.worker_pool_id].gate_type for topic in topics):
         return forward
@@ -41,16 +43,21 @@ def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     slots = {pool.id: pool.workers or settings.env.workers for pool in settings.pools}
     # One keeper for a pool, whichever subscription a request came by: its slots are those of all of them.
     keepers = {pool: _keeper(settings, of_pools[pool], slots[pool], parts) for pool in pools}
+    for pool, keeper in keepers.items():
+        parts.holding.keepers[f"pool {pool}"], parts.holding.gates[f"pool {pool}"] = keeper, of_pools[pool]
     entrances = {}
     for number, topic in enumerate(topics):
         pool = topic.worker_pool_id
         own = gates.build(topic.gate_type, topic.gate_params, f"topics[{number}]")
         before = [_keeper(settings, own, slots[pool], parts)] if own else []
+        for keeper in before:
+            name = f"subscription {topic.subscriber_id}"
+            parts.holding.keepers[name], parts.holding.gates[name] = keeper, own
         entrances[topic.subscriber_id] = Entrance([*before, keepers[pool]], [*own, *of_pools[pool]])
         if parts.metrics is not None:
             parts.metrics.watch_gates(topic.subscriber_id, own)
             parts.metrics.watch_pool(pool, slots[pool], of_pools[pool])
-    return HeldForward(forward, entrances).forward
+    return _holding(parts, HeldForward(forward, entrances))
 
 
 def held_events(settings: Settings, forward: Forward, parts: Parts) -> Forward:
@@ -76,6 +83,7 @@ def held_events(settings: Settings, forward: Forward, parts: Parts) -> Forward:
 
 def _held_by_default(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     """Forwarding through the gate of the pool `default`, if it names one."""
+    parts.holding.entry = forward
     pools = enumerate(settings.pools)
     number, pool = next((number, pool) for number, pool in pools if pool.id == _DEFAULT_POOL)
     if not pool.gate_type:
@@ -90,7 +98,14 @@ def _held_by_default(settings: Settings, forward: Forward, parts: Parts) -> Forw
     parts.dependencies.watch(GATES, gates.are_available)
     built = gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]")
     keeper = _keeper(settings, built, pool.workers or settings.env.workers, parts)
-    return HeldForward(forward, {}, Entrance([keeper], built), most_held_seconds=_EVENT_HOLD_SECONDS).forward
+    parts.holding.keepers["events"], parts.holding.gates["events"] = keeper, built
+    entrance = Entrance([keeper], built)
+    return _holding(parts, HeldForward(forward, {}, entrance, most_held_seconds=_EVENT_HOLD_SECONDS))
+
+
+def _holding(parts: Parts, holder: HeldForward) -> Forward:
+    parts.holding.holder, parts.holding.entry = holder, holder.forward
+    return holder.forward
 
 
 def _keeper(settings: Settings, gates: Sequence[Gate], slots: int, parts: Parts) -> Doorkeeper:

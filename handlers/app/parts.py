@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from handlers.app.holding import Holding
 from handlers.app.metrics import HandlerMetrics
 from handlers.doors.accounted import AccountedDoor
 from handlers.doors.door import ContextT, Door, handle
@@ -20,13 +21,17 @@ Starters = list[Callable[[], Awaitable[object]]]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a door's wiring adds to: who must be started and closed, what may fail; and who counts, if anybody does."""
+    """What a door's wiring adds to: who must be started and closed, what may fail, what holds requests.
+
+    And who counts, if anybody does.
+    """
 
     log: Logger
     closers: Closers
     starters: Starters
     metrics: HandlerMetrics | None
     dependencies: Dependencies = field(default_factory=Dependencies)
+    holding: Holding = field(default_factory=Holding)
 
 
 def accounted(

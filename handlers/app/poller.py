@@ -83,6 +83,8 @@ class PollerApp:
         self._tally = Tally(tenant_field=settings.fairness_attribute)
         self._gates = ProcessGates(settings, redis_options(settings))
         self._pool_gates: dict[str, list[Gate]] = {}
+        self._placed_gates: dict[tuple[str, str], Gate] = {}
+        self._is_refused: Callable[[], bool] = lambda: False
         self._lanes: dict[str, LaneOptions] = {}
         self._loopers: list[Looper] = []
         self._shared = SharedPools(self._redis, self._log)
@@ -120,6 +122,23 @@ class PollerApp:
             before._pages.show(self._page_table())
             self._pages, before._pages = before._pages, None
 
+    def show_refusals(self, is_refused: Callable[[], bool]) -> None:
+        """Say on the pages while a changed configuration is refused."""
+        self._is_refused = is_refused
+        self._metrics.watch_refusals(is_refused)
+
+    def take_over(self, before: PollerApp) -> None:
+        """Go on with what `before` has in flight, once it claims no more: one set of limits holds for both."""
+        for pool_id, pool in self._pools.items():
+            if pool_id in before._pools:
+                pool.take_over(before._pools[pool_id])
+        for place, gate in self._placed_gates.items():
+            if place in before._placed_gates:
+                gate.take_over(before._placed_gates[place])
+        if self._settings.redis_url == before._settings.redis_url:
+            self._shared.take_over(before._shared)
+        before._status.hand_over(self._status)
+
     def _page_table(self) -> dict[str, Callable[[], Page]]:
         return {
             "/healthz": lambda: Page(200, b"ok\n"),
@@ -133,7 +152,11 @@ class PollerApp:
             return Page(503, b"stopping\n")
         is_claiming = not any(pool.is_waiting_for_store for pool in self._pools.values())
         is_settling = not any(settler.is_waiting_for_store for settler in self._settlers)
-        return Page(200, b"ready\n") if is_claiming and is_settling else Page(503, b"waiting for redis\n")
+        if not (is_claiming and is_settling):
+            return Page(503, b"waiting for redis\n")
+        return Page(
+            200, b"ready, but a changed configuration is refused\n" if self._is_refused() else b"ready\n"
+        )
 
     def _build_pools(self) -> dict[str, Pool]:
         settings = self._settings
@@ -160,6 +183,7 @@ class PollerApp:
             )
             self._shared.watch(pools[entry.id])
             for gate in self._pool_gates[entry.id]:
+                self._placed_gates["pool", entry.id] = gate
                 self._metrics.watch_gate("", "", entry.id, gate.state)
             self._metrics.watch(partial(self._show_pool, pools[entry.id]))
         return pools
@@ -181,6 +205,7 @@ class PollerApp:
         labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
         metrics = self._metrics.of_queue(*labels)
         for gate in gates:
+            self._placed_gates["queue", entry.queue_name] = gate
             self._metrics.watch_gate(*labels, gate.state)
         carrier = Carrier(
             settler,

@@ -34,6 +34,11 @@ class SharedPools:
         sharing = self._shared(entry.id)
         return lambda: sharing.part
 
+    def take_over(self, before: SharedPools) -> None:
+        """Be the same poller to the others as `before` was: a second one would halve our part."""
+        for pool_id in [one for one in before._sharing if one in self._sharing]:
+            self._sharing[pool_id].take_over(before._sharing.pop(pool_id))
+
     def part_of_queue(self, entry: PoolEntry, gates: Sequence[Gate]) -> Callable[[], Part]:
         """Of the budget of a queue's own gates. What others use is known of the pool alone."""
         is_shared = any(gate.shares_pool() for gate in gates) and entry.shared is not False

@@ -1,6 +1,8 @@
 """Changes of the configuration file without a restart: looked for now and then, checked whole, refused or taken.
 
-A ConfigMap changes by a symlink behind the file's back, so its content is compared, not its time.
+A ConfigMap changes by a symlink behind the file's back, so its content is compared, not its time. A file that is
+written in place is empty or half there for a moment, and half a file may be a valid one: a change counts once it has
+stood still.
 """
 
 from __future__ import annotations
@@ -9,11 +11,15 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from handlers.contract.errors import InvalidSetting
 from handlers.settings.config_file import config_paths
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import Logger
+
+_SETTLE_SECONDS: Final = 0.25
+"""How long a change must stand still: far longer than writing a file takes, or the swap of several files."""
 
 
 class ConfigWatch:
@@ -24,7 +30,8 @@ class ConfigWatch:
         self._paths = config_paths(settings.env.config_file)
         self._seconds = settings.env.config_reload_seconds
         self._log = log
-        self._seen = self._digest()
+        self._seen = self._in_force = self._digest()
+        self.is_refused = False
 
     @property
     def is_watching(self) -> bool:
@@ -32,26 +39,43 @@ class ConfigWatch:
         return bool(self._paths) and self._seconds > 0
 
     async def next(self) -> Settings:
-        """Wait for a change that is valid; one that is not is logged, and the settings before stay in force."""
+        """Wait for a change that is valid; one that is not is refused, and the settings before stay in force."""
         while True:
             await asyncio.sleep(self._seconds)
             found = await asyncio.to_thread(self._digest)
-            if found == self._seen:
+            if found == self._seen or not await self._is_still(found):
                 continue
             self._seen = found
+            if found == self._in_force:
+                self.is_refused = False
+                self._log.info("configuration is again the one in force")
+                continue
             try:
-                return await asyncio.to_thread(load_settings, self._variables)
-            except InvalidSetting as error:
+                settings = await asyncio.to_thread(load_settings, self._variables)
+            except Exception as error:  # noqa: BLE001  # whatever a file does to its reader, the old one stays
                 self.refuse(error)
+                continue
+            if await asyncio.to_thread(self._digest) == found:
+                return settings
+            self._seen = b""  # it changed while it was read: what was read may be half of each
 
-    def refuse(self, error: InvalidSetting) -> None:
+    def take(self) -> None:
+        """The settings that `next` returned are in force."""
+        self._in_force = self._seen
+        self.is_refused = False
+
+    def refuse(self, error: Exception) -> None:
         """Say what is wrong with a change, and that nothing of it is in force."""
-        self._log.error(
-            "configuration refused, the old one stays",
-            setting=error.setting,
-            found=error.found,
-            accepted=error.accepted,
-        )
+        self.is_refused = True
+        if isinstance(error, InvalidSetting):
+            why = {"setting": error.setting, "found": error.found, "accepted": error.accepted}
+        else:
+            why = {"error": type(error).__name__}  # its text may hold what the file holds
+        self._log.error("configuration refused, the old one stays", **why)
+
+    async def _is_still(self, found: bytes) -> bool:
+        await asyncio.sleep(_SETTLE_SECONDS)
+        return await asyncio.to_thread(self._digest) == found
 
     def _digest(self) -> bytes:
         """Of all files; one that cannot be read counts as changed once, and is told by who reads it."""

@@ -66,6 +66,14 @@ class HeldForward:
         self._default = default
         self._clock = clock
         self._most_held_seconds = most_held_seconds
+        self._elsewhere: Forward | None = None
+
+    def move_to(self, elsewhere: Forward) -> None:
+        """Hold nobody any more: who waits here goes in at `elsewhere`; what was sent is finished here."""
+        self._elsewhere = elsewhere
+        entrances = [*self._entrances.values(), *([self._default] if self._default else [])]
+        for keeper in {keeper for entrance in entrances for keeper in entrance.keepers}:
+            keeper.retire()
 
     async def forward(self, request: Request, limits: Limits) -> Outcome:
         """Hold until a gate opens, send, or say when to come again."""
@@ -82,6 +90,8 @@ class HeldForward:
             case Go():
                 left = self._left(limits, arrived_at)
                 return await send_admitted(request, entrance.gates, verdict, partial(self._send, left))
+            case Refuse() if self._elsewhere is not None:
+                return await self._elsewhere(request, self._left(limits, arrived_at))
             case Refuse() | Drop():
                 return self._in_time(request, refused(request, verdict), limits)
 

@@ -95,6 +95,12 @@ class AimdGate(Gate):
             max_window=self._parameters.max_window,
         )
 
+    def take_over(self, before: Gate) -> None:
+        """Keep the windows, if they have the same bounds: what was learnt is still true."""
+        if isinstance(before, AimdGate) and before._parameters == self._parameters:
+            self._windows, self._flights = before._windows, before._flights
+            self._waiters = before._waiters
+
     def budget(self) -> float:
         """The widest open part of a window: something of that band may go."""
         now = self._clock()

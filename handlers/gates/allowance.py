@@ -79,6 +79,17 @@ class Allowance:
         self._credit = 0.0
         self._credit_at = clock()
         self._allowed = 0.0
+        self._heir: Allowance | None = None
+
+    def take_over(self, before: Allowance) -> None:
+        """Count what `before` has in use as ours too, until it is given back there: one limit holds both.
+
+        For a pool whose settings have changed while requests are in flight. `before` starts nothing any more.
+        """
+        self.in_use = before.in_use
+        self._low_water, before._low_water = before._low_water, _LowWater()
+        self._credit, self._credit_at, self._allowed = before._credit, before._credit_at, before._allowed
+        before._heir = self
 
     def limit(self) -> float:
         """How many slots the gate allows in use now, fractions included: 0 to `slots`."""
@@ -101,6 +112,8 @@ class Allowance:
         self._settle_credit(self._allowed)
         self.in_use += count
         self._low_water.note(self._clock(), self.in_use)
+        if self._heir is not None:  # what was being claimed when the heir came
+            self._heir.started(count)
 
     def finished(self, count: int = 1) -> None:
         """`count` requests gave their slot back."""
@@ -109,6 +122,8 @@ class Allowance:
         self._settle_credit(self._allowed)
         self.in_use -= count
         self._low_water.note(self._clock(), self.in_use)
+        if self._heir is not None:
+            self._heir.finished(count)
 
     def _full(self, ours: Part) -> float:
         """Every slot that is ours, less what others still use beyond their parts."""

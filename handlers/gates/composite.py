@@ -39,6 +39,12 @@ class CompositeGate(Gate):
         """Close all."""
         await asyncio.gather(*(gate.aclose() for gate in self._gates))
 
+    def take_over(self, before: Gate) -> None:
+        """Each goes on from the one in its place."""
+        if isinstance(before, CompositeGate):
+            for gate, one_before in zip(self._gates, before._gates, strict=False):
+                gate.take_over(one_before)
+
     def budget(self) -> float:
         """The lowest."""
         return min(gate.budget() for gate in self._gates)

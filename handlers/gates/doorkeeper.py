@@ -34,6 +34,7 @@ Entrance: TypeAlias = Go | Refuse | Drop
 """A verdict after all waiting is over."""
 
 MOST_HELD: Final = 1_000
+_RETIRED: Final = Refuse(CLOSED_RETRY_SECONDS, "the gates have changed")
 
 
 @dataclass(order=True, slots=True)
@@ -68,7 +69,8 @@ class Doorkeeper:
         self._numbers = itertools.count()
         self._changed = asyncio.Event()
         self._handing_out: asyncio.Task[None] | None = None
-        self._holding = 0
+        self._holding: set[asyncio.Timeout] = set()
+        self._is_retired = False
 
     @property
     def in_flight(self) -> int:
@@ -78,7 +80,18 @@ class Doorkeeper:
     @property
     def held(self) -> int:
         """Requests that wait."""
-        return self._holding
+        return len(self._holding)
+
+    def take_over(self, before: Doorkeeper) -> None:
+        """Go on with the slots that `before` has in use: ours are what those leave over."""
+        self._allowance.take_over(before._allowance)
+
+    def retire(self) -> None:
+        """Refuse those that wait, at once, and all that come: another keeper stands here now."""
+        self._is_retired = True
+        now = asyncio.get_running_loop().time()
+        for holding in self._holding:
+            holding.reschedule(now)
 
     async def aclose(self) -> None:
         """Stop handing out slots; those that wait are the door's to cancel."""
@@ -90,6 +103,8 @@ class Doorkeeper:
 
     async def enter(self, request: Request, until_at: float) -> Entrance:
         """Wait until `request` may go, at most until `until_at`. A `Go` holds a slot until its release."""
+        if self._is_retired:
+            return _RETIRED
         if not self._waiting and self._allowance.room() > 0:
             self._allowance.started()
             verdict = await self._ask(request)
@@ -98,13 +113,19 @@ class Doorkeeper:
             refusal = verdict
         else:
             refusal = Refuse(CLOSED_RETRY_SECONDS, "no room")
-        if self._holding >= self._most_held:
+        if len(self._holding) >= self._most_held:
             return Refuse(CLOSED_RETRY_SECONDS, "too many are held")
-        self._holding += 1
+        holding = asyncio.timeout(None)
         try:
-            return await self._hold(request, until_at, refusal)
+            async with holding:
+                self._holding.add(holding)
+                return await self._hold(request, until_at, refusal)
+        except TimeoutError:
+            if not holding.expired():
+                raise
+            return _RETIRED
         finally:
-            self._holding -= 1
+            self._holding.discard(holding)
 
     async def _hold(self, request: Request, until_at: float, refusal: Hold | Refuse) -> Entrance:
         while await self._may_ask_again(refusal, until_at) and await self._is_granted(request, until_at):

@@ -154,6 +154,12 @@ class Gate:
     async def aclose(self) -> None:
         """Stop background work; give back nothing: requests in flight still hold their reservations."""
 
+    def take_over(self, before: Gate) -> None:
+        """Go on from what `before` knows: it stood in this one's place until the settings changed.
+
+        What it let go is still in flight, and tells `before` when it is over. By default nothing is kept of it.
+        """
+
     def budget(self) -> float:
         """The published budget, 0 (closed) to 1."""
         return 1.0

@@ -25,21 +25,38 @@ class LocalConcurrencyParameters:
     gating_mode: str = parameter(choice(CLASSIFYING, BLOCKING), default=CLASSIFYING)
 
 
+@dataclass(slots=True)
+class _Places:
+    """How many are taken, and who waits for one."""
+
+    waiters: Waiters
+    in_use: int = 0
+
+
 class LocalConcurrencyGate(Gate):
     """Counts what it let go and what came back."""
 
     gate_type = "local-max-concurrency"
 
     def __init__(self, parameters: LocalConcurrencyParameters, sources: GateSources) -> None:
-        self.in_use = 0
         self._limit = parameters.limit
         self._is_blocking = parameters.gating_mode == BLOCKING
-        self._waiters = Waiters(sources.clock)
+        self._places = _Places(Waiters(sources.clock))
         self._log = sources.log
 
     async def start(self) -> None:
         """Log the limit."""
         self._log.info("gate counts", gate=self.gate_type, limit=self._limit, blocking=self._is_blocking)
+
+    def take_over(self, before: Gate) -> None:
+        """What the other let go counts here too: both share the places."""
+        if isinstance(before, LocalConcurrencyGate):
+            self._places = before._places
+
+    @property
+    def in_use(self) -> int:
+        """Requests that hold a place."""
+        return self._places.in_use
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int:  # noqa: ARG002 - the limit is for all alike
         """What is left of the limit."""
@@ -48,7 +65,7 @@ class LocalConcurrencyGate(Gate):
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - the limit is for all alike
         """Go while there is room."""
         if self.in_use < self._limit:
-            self.in_use += 1
+            self._places.in_use += 1
             return Go(_Place(self))
         if self._is_blocking:
             return Hold("full", self.wait_open)
@@ -56,12 +73,12 @@ class LocalConcurrencyGate(Gate):
 
     async def wait_open(self, until_at: float) -> bool:
         """Wait for a release, in the order of asking."""
-        return self.room() > 0 or await self._waiters.wait(until_at)
+        return self.room() > 0 or await self._places.waiters.wait(until_at)
 
     def leave(self) -> None:
         """One request is over."""
-        self.in_use -= 1
-        self._waiters.wake()
+        self._places.in_use -= 1
+        self._places.waiters.wake()
 
     def state(self) -> GateState:
         """How many are in flight, of how many."""
@@ -70,7 +87,7 @@ class LocalConcurrencyGate(Gate):
             value=self.in_use,
             threshold=self._limit,
             why_closed="" if self.room() else "full",
-            figures={"in_use": self.in_use, "waiting": len(self._waiters)},
+            figures={"in_use": self.in_use, "waiting": len(self._places.waiters)},
         )
 
 

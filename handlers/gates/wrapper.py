@@ -22,6 +22,11 @@ class WrapperGate(Gate):
         """Close the inner gate."""
         await self._inner.aclose()
 
+    def take_over(self, before: Gate) -> None:
+        """The inner gate goes on from the other's inner gate."""
+        if isinstance(before, WrapperGate) and before.gate_type == self.gate_type:
+            self._inner.take_over(before._inner)
+
     def budget(self) -> float:
         """The inner gate's."""
         return self._inner.budget()

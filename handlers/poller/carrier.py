@@ -41,7 +41,7 @@ class Held:
     """A claim that is ours: from its claim to its settlement. `work` is None once its outcome is known.
 
     `decided_at` is when that was (`time.monotonic`), 0 until then; `cancel_again_at` is when its work may be cancelled
-    once more.
+    once more. `is_sent` once the gateway may have had it.
     """
 
     claim: Claim
@@ -50,6 +50,7 @@ class Held:
     decided_at: float = 0.0
     is_cancelled: bool = False
     cancel_again_at: float = 0.0
+    is_sent: bool = False
 
 
 class Carrier:
@@ -104,7 +105,7 @@ class Carrier:
             held = Held(claim)
             self._held[claim.owner_token] = held
             self.in_flight += 1
-            held.work = asyncio.create_task(self._settlement(claim))
+            held.work = asyncio.create_task(self._settlement(held))
             # A callback, not a `finally`: work that is cancelled before its first step never gets there.
             held.work.add_done_callback(partial(self._finish, held))
 
@@ -128,7 +129,8 @@ class Carrier:
             self._settler.add(work.result())
         self.on_freed()
 
-    async def _settlement(self, claim: Claim) -> Settlement:
+    async def _settlement(self, held: Held) -> Settlement:
+        claim = held.claim
         began_at = time.monotonic()
         try:
             envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
@@ -150,7 +152,7 @@ class Carrier:
         else:
             if self._repeats and (repeated := await self._repeats.answer(claim, envelope, self._clock())):
                 return repeated
-            outcome = await self._attempt(envelope)
+            outcome = await self._attempt(held, envelope)
         return self._settled_as(claim, envelope, outcome, began_at)
 
     def _settled_as(
@@ -174,17 +176,18 @@ class Carrier:
         self._on_outcome(envelope.request, outcome)
         return self._repeats.marked(settlement, envelope) if self._repeats else settlement
 
-    async def _attempt(self, envelope: Envelope) -> Outcome:
+    async def _attempt(self, held: Held, envelope: Envelope) -> Outcome:
         request = envelope.request
         waited = None if request.created is None else max(0.0, self._clock() - request.created)
         self._metrics.started(request.attempt, waited)
         try:
-            return await self._outcome(envelope)
+            return await self._outcome(held, envelope)
         finally:
             self._metrics.ended()
 
-    async def _send(self, body: bytes, request: Request) -> Outcome:
+    async def _send(self, held: Held, body: bytes, request: Request) -> Outcome:
         """One attempt, under the objective of the request's lane."""
+        held.is_sent = True
         began_at = self._metrics.sending()
         try:
             return await self._dispatch(in_lane(request, self._lane) if self._lane else request, body)
@@ -195,7 +198,7 @@ class Carrier:
         """The queue's own labels win over the request's."""
         return labelled(request, self._labels)
 
-    async def _outcome(self, envelope: Envelope) -> Outcome:
+    async def _outcome(self, held: Held, envelope: Envelope) -> Outcome:
         try:
             self._route.check(envelope.request)
             if envelope.request.payload_ref and self._read_payload:
@@ -205,8 +208,8 @@ class Carrier:
                 envelope = with_payload(envelope, payload, max_bytes=self._max_request_bytes)
             request = self._with_labels(envelope.request)
             if not self._gates:
-                return await self._send(envelope.data, request)
-            return await gated(request, self._gates, partial(self._send, envelope.data))
+                return await self._send(held, envelope.data, request)
+            return await gated(request, self._gates, partial(self._send, held, envelope.data))
         except InvalidRequest as error:
             return Answered(
                 error_result(
@@ -289,6 +292,13 @@ class Carrier:
         """Stop all work; what has no outcome goes back to pending at once."""
         for work in self.work():
             work.cancel()
+
+    def hand_back_unsent(self) -> int:
+        """What was not sent yet, such as what waits at a gate, goes back to pending at once; returns how much."""
+        unsent = [held.work for held in self._held.values() if held.work is not None and not held.is_sent]
+        for work in unsent:
+            work.cancel()
+        return len(unsent)
 
     def settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
         """A settlement is recorded, or was refused: either way the claim is no longer ours."""

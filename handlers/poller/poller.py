@@ -1,4 +1,4 @@
-"""The poller: its pools, its loops, and how it stops. Wired by `handlers.app`."""
+"""The poller: its pools, its loops, and how it stops, or retires in favour of another. Wired by `handlers.app`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from handlers.poller.carrier import Carrier
 from handlers.poller.looper import Looper
 from handlers.poller.pool import Pool
-from handlers.poller.settler import Settler
+from handlers.poller.settler import Settlement, Settler
 from handlers.telemetry.logs import Logger
 
 _SETTLE_SECONDS: Final = 0.9
@@ -18,7 +18,10 @@ _SETTLE_SECONDS: Final = 0.9
 
 
 class Poller:
-    """Runs until `stop`, then drains: claims no more, finishes what it can, hands the rest back."""
+    """Runs until `stop`, then drains: claims no more, finishes what it can, hands the rest back.
+
+    Until `retire`, it does the same without haste: another poller of this process claims from then on.
+    """
 
     def __init__(
         self,
@@ -37,6 +40,8 @@ class Poller:
         self._log = log
         self._grace_seconds = grace_seconds
         self._stopping = asyncio.Event()
+        self._is_told_to_stop = asyncio.Event()
+        self._has_claimed_last = asyncio.Event()
 
     @property
     def in_flight(self) -> int:
@@ -45,13 +50,25 @@ class Poller:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether `stop` was called."""
+        """Whether `stop` or `retire` was called."""
         return self._stopping.is_set()
 
     def stop(self) -> None:
-        """Begin to drain. A second call ends the grace period."""
-        if self._stopping.is_set():
+        """Begin to drain, within the grace period; a second call ends it."""
+        if self._is_told_to_stop.is_set():
             self._hand_back()
+        self._is_told_to_stop.set()
+        self._end_claiming()
+
+    def retire(self) -> None:
+        """Begin to drain, however long it takes: what waits goes back to the queue, what was sent is finished."""
+        self._end_claiming()
+
+    async def claimed_last(self) -> None:
+        """Return once no claim of ours is on its way any more: who follows would count too few slots in use."""
+        await self._has_claimed_last.wait()
+
+    def _end_claiming(self) -> None:
         self._stopping.set()
         for pool in self._pools:
             pool.stop()
@@ -67,26 +84,50 @@ class Poller:
             for ended in (task for task in (*background, *claiming) if task.done()):
                 await ended
             await asyncio.gather(*claiming)
+            self._has_claimed_last.set()
             await self._drain()
         finally:
+            self._has_claimed_last.set()
             for task in (*background, *claiming, stopping):
                 task.cancel()
             await asyncio.gather(*background, *claiming, stopping, return_exceptions=True)
 
     async def _drain(self) -> None:
+        handed_back = 0
+        if not self._is_told_to_stop.is_set():
+            handed_back += await self._retired()
         self._log.info("draining", in_flight=self.in_flight, grace_seconds=self._grace_seconds)
-        work = [task for carrier in self._carriers for task in carrier.work()]
+        work = self._work()
         if work:
             _, unfinished = await asyncio.wait(work, timeout=self._grace_seconds)
             self._hand_back()
             if unfinished:
                 await asyncio.wait(unfinished)
             await asyncio.sleep(0)  # the callbacks of what was cancelled add its releases now
-        handed_back = len(unfinished) if work else 0
+            handed_back += len(unfinished)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):
                 await asyncio.gather(*(settler.drained() for settler in self._settlers))
         self._log.info("drained", handed_back=handed_back)
+
+    async def _retired(self) -> int:
+        """Give up what was not sent, and wait for what was, until told to stop; returns how much was given up.
+
+        What waits at a gate would wait at one that is no more.
+        """
+        self._log.info("retiring", in_flight=self.in_flight)
+        handed_back = sum(carrier.hand_back_unsent() for carrier in self._carriers)
+        told = asyncio.create_task(self._is_told_to_stop.wait())
+        try:
+            while (work := self._work()) and not told.done():
+                await asyncio.wait([told, *work], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            told.cancel()
+        await asyncio.sleep(0)  # as above
+        return handed_back
+
+    def _work(self) -> list[asyncio.Task[Settlement]]:
+        return [task for carrier in self._carriers for task in carrier.work()]
 
     def _hand_back(self) -> None:
         for carrier in self._carriers:

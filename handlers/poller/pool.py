@@ -97,6 +97,14 @@ class Pool:
         ours = self._part().of(self.slots)
         return min(1.0, self._allowance.limit() / ours) if ours else 0.0
 
+    def take_over(self, before: Pool) -> None:
+        """Go on with the slots that `before` has in use: our claims have what those leave over."""
+        self._allowance.take_over(before._allowance)
+        for name, source in self.sources.items():
+            own_before = before.sources.get(name)
+            if source.allowance is not None and own_before is not None and own_before.allowance is not None:
+                source.allowance.take_over(own_before.allowance)
+
     def add(self, source: Source) -> None:
         """Claim from this queue too."""
         self.sources[source.queue.name] = source

@@ -44,6 +44,11 @@ class PoolSharing:
             self._told = found.count
             self._log.info("pool shared", pool=self._pool_id, pollers=found.count, place=found.place)
 
+    def take_over(self, before: PoolSharing) -> None:
+        """Have the place and the part of `before`, which renews no more."""
+        self.part, self._ticks, self._told = before.part, before._ticks, before._told
+        self._store.take_over(before._store)
+
     async def leave(self) -> None:
         """Give our part back."""
         await self._store.leave()

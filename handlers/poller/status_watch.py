@@ -121,6 +121,12 @@ class Tally:
             )
         )
 
+    def join(self, other: Tally) -> None:
+        """Count into `other` from now on."""
+        other.counts.update(self.counts)
+        other.failures.extend(self.failures)
+        self.counts, self.failures = other.counts, other.failures
+
     def take(self) -> tuple[dict[str, int], list[bytes]]:
         """What is there, newest failure last in time but first in the list; then start anew."""
         counts, failures = dict(self.counts), [msgspec.json.encode(one) for one in self.failures]
@@ -161,9 +167,18 @@ class StatusWatch:
         self._board = board
         self._tally = tally
         self._report = report
+        self._is_handed_over = False
+
+    def hand_over(self, heir: StatusWatch) -> None:
+        """From now on `heir` posts for both: what is in flight would be told twice."""
+        self._tally.join(heir._tally)
+        self._is_handed_over = True
 
     async def tick(self) -> None:
         """One post; what was counted is lost if it fails, and nothing waits for it."""
+        if self._is_handed_over:
+            await self._board.leave()
+            return
         counts, failures = self._tally.take()
         await self._board.post(
             msgspec.json.encode(self._report()), int(self._tally.clock() // 60), counts, failures

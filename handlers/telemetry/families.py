@@ -158,6 +158,11 @@ class Families:
             f"{PREFIX}_open_circuits", "Circuits that spare a gateway now.", registry=self.registry
         )
         self.ready = Gauge(f"{PREFIX}_ready", "1 while this process takes work.", registry=self.registry)
+        self.config_refused = Gauge(
+            f"{PREFIX}_config_refused",
+            "1 while the configuration file holds a change that was refused.",
+            registry=self.registry,
+        )
         self.dependency_up = Gauge(
             f"{PREFIX}_dependency_up",
             "1 while the calls to it succeed, as this process makes them.",

@@ -277,6 +277,10 @@ class Metrics(Families):
         """Show whether this process takes work."""
         self.ready.set_function(lambda: 1.0 if is_ready() else 0.0)
 
+    def watch_refusals(self, is_refused: Callable[[], bool]) -> None:
+        """Show whether a changed configuration is refused."""
+        self.config_refused.set_function(lambda: float(is_refused()))
+
     def watch_dependencies(self, dependencies: Dependencies) -> None:
         """Show which of them work."""
         for name in dependencies.names():

@@ -276,3 +276,24 @@ def test_a_headroom_is_shared_in_whole_slots_and_comes_on_top_of_what_is_ours() 
         share = Share(0.0, headroom=0.08, at=clock.now)
         clock.now += 1
         assert allowance.limit() == limit
+
+
+def test_an_heir_counts_what_the_one_before_has_in_use_until_it_is_given_back() -> None:
+    first, second, third = (Pool(10, Share(1.0)).allowance for _ in range(3))
+    first.started(4)
+    second.take_over(first)
+    first.started(2)  # a claim that was on its way
+    second.started(3)
+    third.take_over(second)
+    assert (second.in_use, third.in_use, third.room()) == (9, 9, 1)
+    first.finished(6)
+    assert third.room() == 7
+    second.finished(3)
+    assert (first.in_use, second.in_use, third.in_use) == (0, 0, 0)
+
+
+def test_an_heir_of_a_headroom_grows_from_what_was_in_use_before_it_came() -> None:
+    before, heir = (Pool(10, Share(0.0, headroom=0.2, at=1_000_000.0), lag=0.0) for _ in range(2))
+    before.allowance.started(5)
+    heir.allowance.take_over(before.allowance)
+    assert heir.allowance.room() == 2

@@ -194,3 +194,35 @@ async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_to_the_next(ste
     await last.reservation.release()
     assert (keeper.in_flight, keeper.held) == (0, 0)
     await keeper.aclose()
+
+
+async def test_a_keeper_that_retires_refuses_those_it_holds_and_all_that_come() -> None:
+    keeper = Doorkeeper([Switch(0.0)], slots=4)
+    waiting = [asyncio.create_task(keeper.enter(request(str(n)), soon())) for n in range(3)]
+    sleeping = Doorkeeper([Always(Refuse(20.0, "over quota"))], slots=4)
+    waiting.append(asyncio.create_task(sleeping.enter(request("sleeps"), soon())))
+    await wait_until_async(lambda: keeper.held + sleeping.held == 4, 5, "all to be held")
+    keeper.retire()
+    sleeping.retire()
+    verdicts = await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    assert {type(one) for one in verdicts} == {Refuse}
+    assert isinstance(await keeper.enter(request(), soon()), Refuse)
+    assert (keeper.held, keeper.in_flight, sleeping.held, sleeping.in_flight) == (0, 0, 0, 0)
+    await keeper.aclose()
+    await sleeping.aclose()
+
+
+async def test_the_next_keeper_has_the_slots_that_the_one_before_leaves_over() -> None:
+    before = Doorkeeper([], slots=2)
+    inside = [await entered(before, str(n)) for n in range(2)]
+    following = Doorkeeper([], slots=3)
+    following.take_over(before)
+    before.retire()
+    third = await entered(following, "third")
+    fourth = asyncio.create_task(entered(following, "fourth"))
+    await wait_until_async(lambda: following.held == 1, 5, "the fourth to be held")
+    await inside[0].reservation.release()
+    for one in (inside[1], third, await asyncio.wait_for(fourth, 5)):
+        await one.reservation.release()
+    assert following.in_flight == before.in_flight == 0
+    await following.aclose()
