@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 
@@ -15,6 +16,8 @@ from handlers.settings.settings import Settings
 from handlers.telemetry.logs import Logger
 
 _MAX_ANSWER_BYTES = 65_536
+_EXTENSION = re.compile(r"[a-z0-9]+")
+_ATTRIBUTES = frozenset({"id", "source", "type", "specversion", "datacontenttype", "requestid"})
 
 
 class _Overrides(msgspec.Struct):
@@ -65,11 +68,16 @@ def event_sink(
 
 
 def _overrides(text: str) -> dict[str, str]:
+    accepted = '{"extensions": {"name": "value"}}'
     try:
-        return msgspec.json.decode(text, type=_Overrides).extensions if text else {}
+        extensions = msgspec.json.decode(text, type=_Overrides).extensions if text else {}
     except (msgspec.DecodeError, UnicodeDecodeError):
-        accepted = '{"extensions": {"name": "value"}}'
         raise InvalidSetting("K_CE_OVERRIDES", found="something else", accepted=accepted) from None
+    for name in extensions:
+        if not _EXTENSION.fullmatch(name) or name in _ATTRIBUTES:
+            accepted = "lower-case letters and digits, and no attribute of every event"
+            raise InvalidSetting("K_CE_OVERRIDES", found=f"the extension {name!r}", accepted=accepted)
+    return extensions
 
 
 def _tls(certificates: str) -> ssl.SSLContext | None:

@@ -10,7 +10,7 @@ import base64
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
@@ -24,6 +24,7 @@ RESULT_TYPE: Final = "ai.llm-d.async.result.v1"
 _STRUCTURED: Final = b"application/cloudevents+json"
 _FAMILY: Final = b"application/cloudevents"
 _REQUIRED: Final = ("id", "source", "type")
+_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _PLAIN_HEADER = re.compile(r"[!#$&-~]*")
 _SAFE_IN_HEADER: Final = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
 
@@ -38,6 +39,11 @@ class Event(msgspec.Struct, frozen=True):
     type: str
     data: bytes
     extensions: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def is_from_poller(self) -> bool:
+        """Whether a poller reads the answer: whoever else sends events of this type is a source like any other."""
+        return self.type == REQUEST_TYPE and "queue" in self.extensions
 
 
 _parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -60,7 +66,8 @@ def decode_event(headers: Headers, body: bytes) -> Event:
     attributes: dict[str, str] = {}
     for name, value in headers:
         if name.startswith(b"ce-"):
-            attributes[name[3:].decode("latin-1")] = _from_header(value)
+            attribute = name[3:].decode("latin-1")
+            attributes[attribute] = _from_header(attribute, value)
         elif name == b"content-type" and value.lower().startswith(_FAMILY):
             return _decode_structured(value.lower(), body)
     return _event(attributes, body)
@@ -138,6 +145,19 @@ def to_header(value: str) -> str:
     return value if _PLAIN_HEADER.fullmatch(value) else quote(value, safe=_SAFE_IN_HEADER)
 
 
-def _from_header(value: bytes) -> str:
-    text = value.decode("latin-1")
-    return unquote(text, errors="replace") if "%" in text else text
+def _from_header(attribute: str, value: bytes) -> str:
+    """Unquoted and percent-decoded once (HTTP binding, section 3.1.3.2). Raises `InvalidEvent` as it demands.
+
+    Bytes that no header should hold are read as UTF-8, or as Latin-1 where they are none.
+    """
+    if len(value) > 1 and value.startswith(b'"') and value.endswith(b'"'):
+        value = _ESCAPED.sub(rb"\1", value[1:-1])
+    if b"%" in value:
+        try:
+            return unquote_to_bytes(value).decode()
+        except UnicodeDecodeError:
+            raise InvalidEvent(attribute, found="percent-encoded bytes", accepted="UTF-8 in them") from None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from handlers.contract.errors import InvalidEvent, InvalidRequest
-from handlers.contract.events import REQUEST_TYPE, RESULT_TYPE, Event, binary_headers, decode_event
+from handlers.contract.events import RESULT_TYPE, Event, binary_headers, decode_event
 from handlers.contract.request import Request, decode_body
 from handlers.contract.result import Result, encode_result
 from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, RetryAnswer, encode_retry_answer
@@ -26,6 +26,9 @@ from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Answer as GatewayAnswer
 
 RESULT_SOURCE = "/async-processor/dispatch"
+
+_OWN_RESULT: Final = plain(400, f"a result, not a request: let the Trigger leave out the type {RESULT_TYPE}")
+"""A Trigger without a filter brings a Broker's results back for ever: each would be a request with its own result."""
 
 _labels_decoder = msgspec.json.Decoder(dict[str, str])
 
@@ -54,7 +57,9 @@ class DispatchDoor:
         """An event's request; 400 where neither an event nor an id can be read."""
         try:
             event = decode_event(delivery.headers, delivery.body)
-            if self._fields is not None and event.type != REQUEST_TYPE:
+            if event.type == RESULT_TYPE:
+                return _OWN_RESULT
+            if self._fields is not None and not event.is_from_poller:
                 data = as_request(event, delivery, self._fields, self._clock())
                 event = msgspec.structs.replace(event, data=data)
         except InvalidEvent as error:
@@ -91,7 +96,7 @@ class DispatchDoor:
         match outcome:
             case Answered(result, feedback):
                 answer = _result_answer(context, result, feedback)
-                if self._sink is None or context.type == REQUEST_TYPE:
+                if self._sink is None or context.is_from_poller:
                     return answer
                 return await _delivered(self._sink, answer)
             case Retry():
@@ -119,7 +124,9 @@ def _result_answer(event: Event, result: Result, feedback: GatewayAnswer | None)
         extensions["queuedurationms"] = str(feedback.queue_duration_ms)
     if feedback is not None and feedback.band_headroom is not None:
         extensions["bandheadroom"] = str(feedback.band_headroom)
-    headers = binary_headers(f"{event.id}.result", RESULT_SOURCE, RESULT_TYPE, extensions)
+    # Sources number their events each for itself: only with its source is an event's id one of its kind.
+    event_id = event.id if event.is_from_poller else f"{event.source}#{event.id}"
+    headers = binary_headers(f"{event_id}.result", RESULT_SOURCE, RESULT_TYPE, extensions)
     return Answer(200, encode_result(result), headers)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from handlers.contract.events import to_header
 from handlers.doors.http_message import Answer
 from handlers.forward.classify import FAILURES
 from handlers.forward.forward import Sender
@@ -21,7 +22,7 @@ from handlers.telemetry.logs import Logger
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _ASKED_AGAIN: Final = frozenset({404, 408, 409, 425, 429})
-"""Beside 5xx, what Knative's own dispatcher sends again."""
+"""Beside 5xx: what Knative's own dispatcher sends again (404, 408, 409, 429), and 425, which says so itself."""
 
 
 class SinkUnavailable(Exception):
@@ -59,7 +60,7 @@ class EventSink:
 
     async def send(self, event: Answer) -> None:
         """Return once the sink has it. Raises `SinkUnavailable` or `SinkRefused`."""
-        overrides = {f"ce-{name}": value for name, value in self._options.overrides.items()}
+        overrides = {f"ce-{name}": to_header(value) for name, value in self._options.overrides.items()}
         headers = {**event.headers, **overrides}
         pause = _FIRST_PAUSE_SECONDS
         try:

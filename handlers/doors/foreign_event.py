@@ -7,6 +7,7 @@ its payload. What the data itself says always wins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,6 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.errors import InvalidEvent
 from handlers.contract.events import Event
 from handlers.doors.http_message import Delivery
 
@@ -51,8 +51,8 @@ class EventFields:
 def as_request(event: Event, delivery: Delivery, fields: EventFields, now: float) -> bytes:
     """The event's data with the missing fields filled in; its payload stays byte for byte.
 
-    Data that is no JSON object is returned as it is where it should be a request: its reader says so. `now` is Unix
-    seconds. Raises `InvalidEvent` for a deadline that cannot be read.
+    Data that is no JSON object is returned as it is where it should be a request: its reader says so. So does it of a
+    deadline that is none, with the id that the event has. `now` is Unix seconds.
     """
     if fields.is_payload:
         # What is no JSON becomes a payload that is refused by name, with the id that the event has.
@@ -112,30 +112,32 @@ def _value(event: Event, delivery: Delivery, name: str) -> str:
     return own.get(name) or event.extensions.get(name, "")
 
 
-def _deadline(event: Event, delivery: Delivery, fields: EventFields, now: float) -> float:
-    """Unix seconds; 0 where nothing says."""
+def _deadline(event: Event, delivery: Delivery, fields: EventFields, now: float) -> float | str:
+    """Unix seconds; 0 where nothing says; what is said, where it is no time."""
     said = _value(event, delivery, fields.deadline_from)
     if said:
-        return _moment(said, fields.deadline_from)
+        moment = _moment(said)
+        return said if moment is None else moment
     if not fields.deadline_seconds:
         return 0.0
     time = event.extensions.get("time", "")
-    return (_moment(time, "time") if time else now) + fields.deadline_seconds
+    began_at = _moment(time) if time else now
+    return time if began_at is None else began_at + fields.deadline_seconds
 
 
-def _moment(text: str, name: str) -> float:
-    """Unix seconds from Unix seconds or an RFC 3339 time."""
+def _moment(text: str) -> float | None:
+    """Unix seconds from Unix seconds or an RFC 3339 time with its zone; None where it is neither."""
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         pass
+    else:
+        return seconds if math.isfinite(seconds) else None
     try:
-        found = datetime.fromisoformat(text)
+        found = datetime.fromisoformat(text.upper())  # "t" and "z" are legal, too
     except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
-        raise InvalidEvent(name, found="no time", accepted="Unix seconds, or an RFC 3339 time with its zone")
-    return found.timestamp()
+        return None
+    return None if found.tzinfo is None else found.timestamp()
 
 
 def _raw(value: object) -> msgspec.Raw:

@@ -28,7 +28,14 @@ def test_a_name_that_no_event_has_is_refused(name: str, value: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("K_SINK", "broker:80"), ("K_CE_OVERRIDES", "{"), ("K_CE_OVERRIDES", "[]"), ("K_CA_CERTS", "x")],
+    [
+        ("K_CE_OVERRIDES", '{"extensions":{"Bad-Name":"x"}}'),
+        ("K_CE_OVERRIDES", '{"extensions":{"type":"x"}}'),
+        ("K_SINK", "broker:80"),
+        ("K_CE_OVERRIDES", "{"),
+        ("K_CE_OVERRIDES", "[]"),
+        ("K_CA_CERTS", "x"),
+    ],
 )
 def test_a_sink_that_makes_no_sense_stops_the_start(name: str, value: str) -> None:
     with pytest.raises(InvalidSetting, match=name):

@@ -15,6 +15,7 @@ from handlers.contract.events import binary_headers, decode_event, is_event, to_
 from tests.contract.json_texts import JSON, TEXT, broken, text
 
 STRUCTURED = [(b"content-type", b"application/cloudevents+json; charset=utf-8")]
+BINARY = [(b"ce-specversion", b"1.0"), (b"ce-id", b"e"), (b"ce-source", b"/s"), (b"ce-type", b"t")]
 ATTRIBUTES = {"specversion": "1.0", "id": "e", "source": "/s", "type": "t"}
 
 
@@ -108,6 +109,29 @@ def test_what_we_send_in_binary_mode_is_what_is_read(
     event = decode_event(wire, b"{}")
     assert (event.id, event.source) == (event_id, source)
     assert event.extensions == extensions
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro \u20ac \U0001f600"),
+        (b"%e2%82%ac", "\u20ac"),
+        (b"%41", "A"),
+        (b"100%", "100%"),
+        (b'"two words"', "two words"),
+        (rb'"a \"quoted\" \\ one%20more"', 'a "quoted" \\ one more'),
+        ("\u20ac".encode(), "\u20ac"),
+        (b"caf\xe9", "caf\u00e9"),
+        (b'"', '"'),
+    ],
+)
+def test_header_values_are_unquoted_and_percent_decoded_once(value: bytes, expected: str) -> None:
+    assert decode_event([*BINARY, (b"ce-subject", value)], b"").extensions["subject"] == expected
+
+
+@pytest.mark.parametrize("value", [b"%C0%A0", b"%FF", b"a%E2%82"])
+def test_percent_encoded_bytes_that_are_no_utf_8_are_refused_by_name(value: bytes) -> None:
+    assert refused([*BINARY, (b"ce-subject", value)], b"").field == "subject"
 
 
 @given(value=st.text(st.characters(exclude_categories=["Cs"])))

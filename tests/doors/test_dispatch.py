@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.contract.events import decode_event
+from handlers.contract.events import REQUEST_TYPE, decode_event
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, decode_result
 from handlers.doors.dispatch import DispatchDoor
 from handlers.doors.door import handle
+from handlers.doors.event_sink import EventSink, SinkOptions
 from handlers.doors.http_message import Answer, Delivery
 from handlers.forward.forward import Limits
+from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
+from handlers.telemetry.logs import get_logger
 from tests.contract.json_texts import STRANGE, broken, text
 
 DOOR = DispatchDoor(max_request_bytes=10_000)
@@ -60,7 +64,13 @@ async def test_an_event_of_any_source_needs_nothing_but_a_request() -> None:
     assert (request.queue, request.attempt, request.labels, request.priority) == ("", 0, {}, None)
 
 
-@pytest.mark.parametrize("junk", ["x", "-1", "1.5", "9" * 30, "%D9%A3", "[1]", '{"a":1}', "%FF", "{"])
+async def test_an_extension_whose_bytes_are_no_text_makes_the_event_none() -> None:
+    """The HTTP binding wants it refused: section 3.1.3.2."""
+    answer = await walked(delivery(attempt="%FF"))
+    assert (answer.status_code, b"attempt" in answer.body) == (400, True)
+
+
+@pytest.mark.parametrize("junk", ["x", "-1", "1.5", "9" * 30, "%D9%A3", "[1]", '{"a":1}', "{"])
 async def test_an_extension_that_makes_no_sense_is_as_if_absent(junk: str) -> None:
     request = await decoded(delivery(attempt=junk, labels=junk, priority=junk))
     assert (request.attempt, request.labels, request.priority) == (0, {}, None)
@@ -86,11 +96,56 @@ async def test_a_result_is_a_cloud_event() -> None:
     assert answer.status_code == 200
     event = decode_event([(n.encode(), v.encode()) for n, v in answer.headers.items()], answer.body)
     assert (event.id, event.type, event.extensions["requestid"]) == (
-        "e-1.result",
+        "/kafka#e-1.result",
         "ai.llm-d.async.result.v1",
         "a",
     )
     assert decode_result(event.data).status_code == 404
+
+
+async def test_results_of_two_sources_that_number_alike_are_two_events() -> None:
+    """Who takes one of them for a copy of the other would lose a result."""
+    outcome = Answered(answered_result("a", "", 200, b"{}"))
+    answers = [await walked(delivery(source=f"/kafka#{topic}"), outcome) for topic in ("one", "two")]
+    ids = {(answer.headers["ce-source"], answer.headers["ce-id"]) for answer in answers}
+    assert len(ids) == 2
+
+
+async def test_a_result_that_a_broker_brings_back_is_no_request() -> None:
+    """A Trigger without a filter would have it answered for ever."""
+    own = await walked(delivery(), Answered(answered_result("a", "", 200, b"{}")))
+    back = Delivery([(n.encode(), v.encode()) for n, v in own.headers.items()], own.body)
+    answer = await walked(back)
+    assert answer.status_code == 400
+    assert b"Trigger" in answer.body
+
+
+class Kept:
+    """A sink that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.events: list[Answer] = []
+
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> GatewayResponse:
+        self.events.append(Answer(200, body, headers))
+        return GatewayResponse(202, {}, b"")
+
+
+@pytest.mark.parametrize(("extensions", "status"), [({"queue": "q"}, 200), ({}, 202)])
+async def test_only_the_pollers_events_are_answered_past_the_sink(
+    extensions: dict[str, str], status: int
+) -> None:
+    """Another source may use our type: its reply would be thrown away, and the result with it."""
+    kept = Kept()
+    sink = EventSink(kept, SinkOptions("http://sink"), get_logger("test"))
+    door = DispatchDoor(max_request_bytes=10_000, sink=sink)
+
+    async def forward(request: Request, _limits: Limits) -> Outcome:
+        return Answered(answered_result(request.id, "", 200, b"{}"))
+
+    answer = await handle(door, delivery(BODY, type=REQUEST_TYPE, **extensions), forward)
+    assert answer.status_code == status
+    assert len(kept.events) == (status == 202)
 
 
 @pytest.mark.parametrize(

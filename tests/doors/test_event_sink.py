@@ -30,7 +30,7 @@ async def gateway() -> AsyncIterator[Gateway]:
 
 def sink(gateway: Gateway, server: RawHttp, give_up_seconds: float = 20.0) -> EventSink:
     options = SinkOptions(
-        f"{server.url}/sink", {"team": "red"}, call_seconds=5, give_up_seconds=give_up_seconds
+        f"{server.url}/sink", {"team": "red é"}, call_seconds=5, give_up_seconds=give_up_seconds
     )
     return EventSink(gateway, options, get_logger("test"), draw=lambda: 0.0)
 
@@ -45,7 +45,7 @@ async def test_an_event_arrives_whole_with_the_operators_extensions(
         "/sink",
         EVENT.body,
         "e-1.result",
-        "red",
+        "red%20%C3%A9",
     )
 
 

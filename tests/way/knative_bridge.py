@@ -1,14 +1,17 @@
 """A small stand-in for a Knative source and its dispatcher, in front of a real RabbitMQ queue.
 
-Follows the delivery rules of Knative Eventing: one POST in binary mode for each message; 2xx acknowledges; 404,
-408, 409, 425, 429, 5xx and a broken connection are tried again with exponential backoff (or after `Retry-After`),
-up to a limit; all else, and what the limit ends, goes to the dead letter queue. A reply with an event in it is
+Follows the delivery rules of Knative Eventing (eventing/pkg/kncloudevents/retries.go): one POST for each message;
+2xx acknowledges; 404, 408, 409, 429, 5xx and a broken connection are tried again with exponential backoff, up to a
+limit; all else, and what the limit ends, goes to the dead letter queue. `Retry-After` counts only where the cluster
+has the feature `delivery-retryafter`, and the longer of it and the backoff then. A reply with an event in it is
 published to the reply queue.
 """
 
 from __future__ import annotations
 
+import base64
 import http.client
+import json
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +22,7 @@ import pika.exceptions
 
 from tests.waiting import elapse
 
-RETRIED = frozenset({404, 408, 409, 425, 429})
+RETRIED = frozenset({404, 408, 409, 429})
 LONGEST_PAUSE_SECONDS = 1.0
 
 
@@ -47,6 +50,8 @@ class Bridge:
     retries: int = 12
     backoff_seconds: float = 0.02
     prefetch: int = 8
+    honours_retry_after: bool = False
+    is_structured: bool = False
     posts: int = 0
     _stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -92,7 +97,7 @@ class Bridge:
                 return headers, answer
             if status and status not in RETRIED and status < 500:
                 return None
-            wished = float(headers.get("retry-after", 0))
+            wished = float(headers.get("retry-after", 0)) if self.honours_retry_after else 0.0
             elapse(min(LONGEST_PAUSE_SECONDS, max(pause, wished)), "the dispatcher's backoff")
             pause *= 2
         return None
@@ -108,6 +113,14 @@ class Bridge:
             "content-type": properties.content_type or "application/json",
             **own,
         }
+        if self.is_structured:
+            attributes = {name[3:]: value for name, value in headers.items() if name.startswith("ce-")}
+            data = {
+                "datacontenttype": headers["content-type"],
+                "data_base64": base64.b64encode(body).decode(),
+            }
+            headers = {"content-type": "application/cloudevents+json"}
+            body = json.dumps({**attributes, **data}).encode()
         connection = http.client.HTTPConnection(str(parts.hostname), parts.port or 80, timeout=60)
         try:
             connection.request("POST", parts.path or "/", body, headers)

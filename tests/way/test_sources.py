@@ -97,8 +97,15 @@ def results(taken: list[tuple[dict[str, str], bytes]]) -> dict[str, Result]:
     return {one.id: one for one in found}
 
 
+@pytest.mark.parametrize(
+    ("honours_retry_after", "is_structured"), [(False, False), (True, False), (False, True)]
+)
 def test_requests_of_a_broker_are_answered_by_reply_events_through_a_failing_gateway(
-    channel: Any, broker: pika.ConnectionParameters, serve: Serve
+    channel: Any,
+    broker: pika.ConnectionParameters,
+    serve: Serve,
+    honours_retry_after: bool,
+    is_structured: bool,
 ) -> None:
     door = serve("--fault", "503=0.2", "--time-to-first-token", "0.01")
     deadline = int(time.time()) + 600
@@ -109,7 +116,7 @@ def test_requests_of_a_broker_are_answered_by_reply_events_through_a_failing_gat
             json.dumps({"id": f"r{number}", "deadline": deadline, "payload": {}}).encode(),
         )
     put(channel, "broken", b'{"deadline":1}')
-    bridge = Bridge(broker, door)
+    bridge = Bridge(broker, door, honours_retry_after=honours_retry_after, is_structured=is_structured)
     bridge.start()
     try:
         found = results(take(channel, "replies", COUNT))

@@ -1,0 +1,65 @@
+"""The examples of docs/sources.md: as Knative's schemas want them, with retries, and each to a door that is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.manifests.rendering import ROOT, Manifest, load, render
+from tests.manifests.test_layout import VALIDATOR
+
+DOOR = "async-processor-dispatch"
+# Of extensions of Knative whose schemas the checker does not have; and what is no manifest.
+WITHOUT_SCHEMA = ("RabbitmqSource", "NatsJetStreamChannel")
+
+
+def examples() -> list[Manifest]:
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/sources.md").read_text(), re.M | re.S)
+    return [one for block in blocks for one in load(block.replace("{...}", "{}")) if "kind" in one]
+
+
+def named(kind: str) -> Manifest:
+    return next(one for one in examples() if one["kind"] == kind)
+
+
+def test_every_named_source_has_an_example() -> None:
+    kinds = {one["kind"] for one in examples()}
+    assert kinds >= {"KafkaSource", "RabbitmqSource", "NatsJetStreamChannel", "PingSource", "SinkBinding"}
+
+
+def test_examples_pass_the_schemas(tmp_path: Path) -> None:
+    if not VALIDATOR.exists():
+        pytest.skip(f"no schema checker at {VALIDATOR}")
+    checked = [one for one in examples() if one["kind"] not in WITHOUT_SCHEMA]
+    path = tmp_path / "examples.yaml"
+    path.write_text(yaml.safe_dump_all(checked))
+    done = subprocess.run(
+        [sys.executable, str(VALIDATOR), str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", ["KafkaSource", "RabbitmqSource", "Subscription", "Trigger"])
+def test_who_delivers_tries_again_and_keeps_what_cannot_be_delivered(kind: str) -> None:
+    spec = named(kind)["spec"]
+    delivery = spec["delivery"]
+    assert delivery["retry"] >= 5
+    assert (delivery["backoffPolicy"], delivery["backoffDelay"]) == ("exponential", "PT2S")
+    assert delivery["deadLetterSink"]["ref"]["name"] == "dead-letters"
+    assert (spec.get("subscriber") or spec["sink"])["ref"]["name"] == DOOR
+
+
+def test_the_door_of_the_examples_is_the_one_that_is_deployed() -> None:
+    services = [one for one in render(ROOT / "knative/base/dispatch") if one["kind"] == "Service"]
+    assert DOOR in {one["metadata"]["name"] for one in services}
+
+
+def test_the_channel_waits_longer_than_a_request_lasts() -> None:
+    """600 s at the gateway and 30 s at a gate."""
+    wait = named("NatsJetStreamChannel")["spec"]["consumerConfigTemplate"]["ackWait"]
+    assert int(wait.removesuffix("m")) * 60 > 630
