@@ -144,11 +144,15 @@ def _gated_entries(settings: Settings) -> list[tuple[str, PoolEntry | QueueEntry
     return [(path, entry) for path, entry in entries if entry.gate_type]
 
 
+def _pool_of(entry: PoolEntry | QueueEntry | TopicEntry) -> str:
+    return entry.id if isinstance(entry, PoolEntry) else entry.worker_pool_id
+
+
 async def _gates(settings: Settings) -> list[Finding]:
     """Start every gate, and see whether its source answers (for `prometheus-*`: its own query)."""
     process_gates = ProcessGates(settings, redis_options(settings))
     built = [
-        (path, process_gates.build(entry.gate_type, entry.gate_params, path)[0])
+        (path, process_gates.build(entry.gate_type, entry.gate_params, path, _pool_of(entry))[0])
         for path, entry in _gated_entries(settings)
     ]
     try:

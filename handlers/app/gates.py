@@ -46,11 +46,16 @@ class ProcessGates:
         )
         self._gates: list[Gate] = []
 
-    def build(self, gate_type: str, gate_params: Mapping[str, Any], setting: str) -> list[Gate]:
-        """The gate that an entry asks for, as a list: empty where it names none. Raises `InvalidSetting`."""
+    def build(
+        self, gate_type: str, gate_params: Mapping[str, Any], setting: str, pool: str = "default"
+    ) -> list[Gate]:
+        """The gate that an entry asks for, as a list: empty where it names none. Raises `InvalidSetting`.
+
+        `pool` is the worker pool of that name, or of the entry.
+        """
         if not gate_type:
             return []
-        gate = build_gate(gate_type, gate_params, self._sources, setting)
+        gate = build_gate(gate_type, gate_params, replace(self._sources, owner_pool=pool), setting)
         self._gates.append(gate)
         return [gate]
 

@@ -37,7 +37,7 @@ def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     parts.closers.append(gates.aclose)
     parts.dependencies.watch(GATES, gates.are_available)
     of_pools = {
-        pool.id: gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]")
+        pool.id: gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]", pool.id)
         for number, pool in enumerate(settings.pools)
     }
     slots = {pool.id: pool.workers or settings.env.workers for pool in settings.pools}
@@ -48,7 +48,7 @@ def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     entrances = {}
     for number, topic in enumerate(topics):
         pool = topic.worker_pool_id
-        own = gates.build(topic.gate_type, topic.gate_params, f"topics[{number}]")
+        own = gates.build(topic.gate_type, topic.gate_params, f"topics[{number}]", topic.worker_pool_id)
         before = [_keeper(settings, own, slots[pool], parts)] if own else []
         for keeper in before:
             name = f"subscription {topic.subscriber_id}"
@@ -96,7 +96,7 @@ def _held_by_default(settings: Settings, forward: Forward, parts: Parts) -> Forw
     parts.starters.append(gates.start)
     parts.closers.append(gates.aclose)
     parts.dependencies.watch(GATES, gates.are_available)
-    built = gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]")
+    built = gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]", pool.id)
     keeper = _keeper(settings, built, pool.workers or settings.env.workers, parts)
     parts.holding.keepers["events"], parts.holding.gates["events"] = keeper, built
     entrance = Entrance([keeper], built)

@@ -167,7 +167,9 @@ class PollerApp:
             merge = build_merge(
                 entry.merge_policy, f"{setting}.merge_policy", ageing_seconds=entry.ageing_seconds
             )
-            self._pool_gates[entry.id] = self._gates.build(entry.gate_type, entry.gate_params, setting)
+            self._pool_gates[entry.id] = self._gates.build(
+                entry.gate_type, entry.gate_params, setting, entry.id
+            )
             self._lanes[entry.id] = LaneOptions(
                 entry.lane_objectives, entry.priority_header, settings.tier_label
             )
@@ -197,7 +199,9 @@ class PollerApp:
     def _add(self, number: int, entry: QueueEntry) -> None:
         env, pool = self._settings.env, self._pools[entry.worker_pool_id]
         queue = open_queue(self._redis, entry.queue_name, self._queue_options())
-        gates = self._gates.build(entry.gate_type, entry.gate_params, f"queues[{number}]")
+        gates = self._gates.build(
+            entry.gate_type, entry.gate_params, f"queues[{number}]", entry.worker_pool_id
+        )
         route = _result_route(self._settings, entry)
         settler = Settler(queue, self._log)
         circuit = self._circuit(entry.queue_name)

@@ -19,7 +19,7 @@ from handlers.gates.gate import (
     Refuse,
     Verdict,
 )
-from handlers.gates.parameters import parameter, seconds, text
+from handlers.gates.parameters import Senseless, parameter, seconds, text
 from handlers.gates.sources import GateSources
 from handlers.gates.spread import Spread
 from handlers.gates.stores import LeasedRate, LeasedRateStore
@@ -27,13 +27,24 @@ from handlers.gates.stores import LeasedRate, LeasedRateStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasedRateParameters:
-    """`burst` is how many seconds of the rate may go at once; `state_key` holds the bucket."""
+    """`burst` is how many seconds of the rate may go at once; `state_key` holds the bucket.
+
+    Without a `pool` it is the worker pool whose gate this is. `pool_id` and `burst_seconds` are newer names of the two.
+    """
 
     address: str = parameter(text())
     control_key: str = parameter(text())
-    pool: str = parameter(text())
+    pool: str = parameter(text(may_be_empty=True), default="")
+    pool_id: str = parameter(text(may_be_empty=True), default="")
     state_key: str = parameter(text(may_be_empty=True), default="")
-    burst: float = parameter(seconds(most=3_600), default=1.0)
+    burst: float | None = parameter(seconds(most=3_600), default=None)
+    burst_seconds: float | None = parameter(seconds(most=3_600), default=None)
+
+    def __post_init__(self) -> None:
+        if self.pool and self.pool_id:
+            raise Senseless("pool_id", found="pool too", accepted="one of the two")
+        if self.burst is not None and self.burst_seconds is not None:
+            raise Senseless("burst_seconds", found="burst too", accepted="one of the two")
 
 
 class LeasedRateGate(Gate):
@@ -43,6 +54,9 @@ class LeasedRateGate(Gate):
 
     def __init__(self, parameters: LeasedRateParameters, sources: GateSources) -> None:
         self._parameters = parameters
+        self._pool = pool = parameters.pool or parameters.pool_id or sources.owner_pool
+        burst = parameters.burst if parameters.burst is not None else parameters.burst_seconds
+        self._burst_seconds = 1.0 if burst is None else burst
         self._state_key = parameters.state_key or f"{parameters.control_key}:state"
         store = sources.stores(parameters.address)
         store.check_lease_keys(parameters.control_key, self._state_key)
@@ -53,10 +67,10 @@ class LeasedRateGate(Gate):
         self._spread_rate = 0.0
 
         async def look() -> LeasedRate:
-            return await store.look_at_lease(parameters.control_key, self._state_key, parameters.pool)
+            return await store.look_at_lease(parameters.control_key, self._state_key, pool)
 
         self._feed = sources.feeds.feed(
-            ("lease", parameters.address, parameters.control_key, self._state_key, parameters.pool),
+            ("lease", parameters.address, parameters.control_key, self._state_key, pool),
             look,
             name=f"redis {parameters.control_key}",
         )
@@ -71,10 +85,10 @@ class LeasedRateGate(Gate):
         self._log.info(
             "gate reads",
             gate=self.gate_type,
-            pool=self._parameters.pool,
+            pool=self._pool,
             source=self._feed.name,
             per_second=self._rate(),
-            burst_seconds=self._parameters.burst,
+            burst_seconds=self._burst_seconds,
             on_missing="closed",
             why=self._why_closed(),
         )
@@ -99,8 +113,8 @@ class LeasedRateGate(Gate):
             answer = await self._store.take_token(
                 self._parameters.control_key,
                 self._state_key,
-                self._parameters.pool,
-                burst_seconds=self._parameters.burst,
+                self._pool,
+                burst_seconds=self._burst_seconds,
             )
         except self._store.failures:
             return Refuse(CLOSED_RETRY_SECONDS, "source missing")
@@ -119,7 +133,7 @@ class LeasedRateGate(Gate):
             is_source_available=not self._feed.failure and self._is_valid(),
             on_missing="" if self._is_valid() else "closed",
             why_closed=self._why_closed(),
-            label=self._parameters.pool,
+            label=self._pool,
         )
 
     def _delay(self, answer: LeasedRate) -> float:

@@ -17,7 +17,8 @@ class GateSources:
     """`stores` gives the store at an address, the same one for the same address.
 
     `prometheus_url` is empty where none is configured; `prometheus_http` carries the credentials for it, and
-    `http`, which reads pages, has none. `clock` gives Unix seconds, `draw` a number in [0, 1).
+    `http`, which reads pages, has none. `owner_pool` is the worker pool whose gate is built, or whose queue's.
+    `clock` gives Unix seconds, `draw` a number in [0, 1).
     """
 
     feeds: Feeds
@@ -26,5 +27,6 @@ class GateSources:
     stores: Callable[[str], GateStore]
     log: GateLog
     prometheus_url: str = ""
+    owner_pool: str = ""
     clock: Callable[[], float] = time.time
     draw: Callable[[], float] = random.random

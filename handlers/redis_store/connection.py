@@ -86,7 +86,8 @@ def connect(options: RedisOptions) -> Store:
             timeout=options.timeout_seconds,
             **arguments,
         )
-        pool.make_connection()  # type: ignore[no-untyped-call]  # opens none; a parameter that nobody knows fails here
+        # Opens none; but a parameter that nobody knows would fail only with the first.
+        pool.make_connection()  # type: ignore[no-untyped-call]  # the library's
         return Redis.from_pool(pool)
     except (ValueError, TypeError):
         # The library's own message may repeat the URL, and with it a password.

@@ -171,7 +171,7 @@ def _content(text: str) -> dict[str, Any]:
 
 def _config(content: dict[str, Any]) -> ConfigFile:
     try:
-        config = msgspec.convert(content, ConfigFile)
+        config = msgspec.convert(_given(content), ConfigFile)
     except UnicodeEncodeError:
         found = "half a character (\\ud800 to \\udfff)"
         raise InvalidSetting("CONFIG_FILE", found=found, accepted="whole characters") from None
@@ -182,6 +182,17 @@ def _config(content: dict[str, Any]) -> ConfigFile:
         check_merge_policy(config.request_merge_policy)
     build_transforms(config.request_transforms, "requestTransforms")
     return config
+
+
+def _given(content: dict[str, Any]) -> dict[str, Any]:
+    """Without what is null, in the file or in an entry of its lists; an empty pool is the default one."""
+    given: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, list):
+            given[name] = [_given(entry) if isinstance(entry, dict) else entry for entry in value]
+        elif value is not None and (name, value) != ("worker_pool_id", ""):
+            given[name] = value
+    return given
 
 
 def _as_mapping(entries: list[Any]) -> dict[str, Any]:

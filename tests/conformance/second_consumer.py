@@ -157,7 +157,7 @@ class Consumer:
                 self._redis.zadd(queue, {member: taken.score})
 
     def _now(self) -> float:
-        return float(self._redis.time()[0])  # type: ignore[index]  # this client waits
+        return float(self._redis.time()[0])
 
     def _work(self) -> None:
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from handlers.app.poller import PollerApp
 from handlers.contract.request import Request
 from handlers.forward.headers import gateway_headers
 from handlers.forward.transforms.registry import build_transforms
+from handlers.gates.registry import GATES as KNOWN_GATES
 from handlers.poller.lanes import LaneOptions, in_lane
 from handlers.settings.config_file import ConfigFile, QueueEntry
 from handlers.settings.environment import Environment
@@ -34,12 +36,37 @@ def loaded(*names: str, **variables: str) -> Settings:
         ("transport-sortedset", "pools", "merge-tier-priority", "transforms"),
         ("queues", "pools", "merge-random-robin"),
         ("transport-pubsub",),
+        ("transport-cluster", "pools"),
+        ("transport-sentinel", "transforms"),
         ("merge-tier-priority",),
     ],
     ids="+".join,
 )
 async def test_a_poller_is_built_from_the_files_as_they_are(names: tuple[str, ...]) -> None:
     PollerApp(loaded(*names))  # nothing is connected before it runs
+
+
+GATES = json.loads((FILES / "gates.json").read_text())
+
+
+@pytest.mark.parametrize("where", ["queue", "pool"])
+@pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate["gate_type"])
+async def test_a_gate_is_built_from_text_and_from_json_values(
+    tmp_path: Path, gate: dict[str, Any], where: str
+) -> None:
+    queue = {
+        "queue_name": "q",
+        "igw_base_url": "http://gateway.example:80",
+        **(gate if where == "queue" else {}),
+    }
+    pool = {"id": "default", "workers": 4, **(gate if where == "pool" else {})}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"queues": [queue], "pools": [pool]}))
+    PollerApp(load_settings({"CONFIG_FILE": str(file), **PROMETHEUS}))
+
+
+def test_the_gates_of_the_files_are_all_that_there_are() -> None:
+    assert {gate["gate_type"] for gate in GATES} == set(KNOWN_GATES)
 
 
 def test_a_transform_file_says_whose_payloads_become_forms() -> None:
@@ -124,11 +151,21 @@ async def test_a_merge_policy_that_is_wrong_stops_the_start_and_is_named(
         PollerApp(load_settings({"CONFIG_FILE": str(file)}))
 
 
-def rows() -> list[tuple[str, str]]:
-    """The guide's table of flags, a row each."""
-    table = GUIDE.read_text().split("## Flags and ours")[1].split("\n## ")[0]
+def rows(heading: str = "## Flags and ours") -> list[tuple[str, str]]:
+    """A table of the guide, a row each: of the reference's, and ours."""
+    table = GUIDE.read_text().split(heading)[1].split("\n## ")[0]
     found = re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE)
-    return [(flag, ours) for flag, ours in found if flag.startswith("`")]
+    return [(theirs, ours) for theirs, ours in found if theirs.startswith("`")]
+
+
+def test_the_guide_names_every_value_of_the_references_chart() -> None:
+    told = {name for names, _ in rows("## Helm values and ours") for name in re.findall(r"`([^`]+)`", names)}
+    known = set(json.loads((FILES / "helm.json").read_text()))
+    groups = {name.removesuffix("*") for name in told if name.endswith(".*")}
+    assert {name for name in known - told if not name.startswith(tuple(groups))} == set()
+    misspelt = {name for name in told - known if name.removesuffix("*") not in groups}
+    assert misspelt == set(), "a misspelt value helps nobody"
+    assert all(any(name.startswith(group) for name in known) for group in groups)
 
 
 def test_the_guide_names_every_flag_of_the_reference() -> None:

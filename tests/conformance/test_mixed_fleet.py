@@ -90,7 +90,7 @@ class Fleet:
 
     def results(self) -> list[dict[str, Any]]:
         """Of the shared list and of that which some requests name."""
-        texts: Any = [*self.store.lrange(RESULTS, 0, -1), *self.store.lrange(OWN_RESULTS, 0, -1)]  # type: ignore[misc]  # this client waits
+        texts: Any = [*self.store.lrange(RESULTS, 0, -1), *self.store.lrange(OWN_RESULTS, 0, -1)]
         return [json.loads(text) for text in texts]
 
     def stop(self) -> None:

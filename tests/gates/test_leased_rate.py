@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from handlers.contract.errors import InvalidSetting
 from handlers.gates.gate import Gate, Go, Refuse
 from handlers.gates.sources import GateSources
 from tests.gates.building import gate, request
@@ -49,6 +51,24 @@ async def test_a_burst_goes_at_once_and_the_rest_is_told_when(redis: Redis, from
     assert len(delays) == 2
     assert 0 < delays[0] <= 10
     assert delays[1] == pytest.approx(delays[0] + 10, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("named", "owner"), [({"pool": "pool-a"}, "b"), ({"pool_id": "pool-a"}, "b"), ({}, "pool-a")]
+)
+async def test_without_a_name_the_lease_is_for_the_pool_whose_gate_it_is(
+    redis: Redis, from_redis: GateSources, named: dict[str, Any], owner: str
+) -> None:
+    await lease(redis, "0.1")
+    parameters = {"address": "a", "control_key": CONTROL, "burst_seconds": 30, **named}
+    built = gate("redis-leased-rate", parameters, replace(from_redis, owner_pool=owner))
+    assert await admitted(built, 5) == 3
+
+
+@pytest.mark.parametrize("twice", [{"pool_id": "pool-a"}, {"burst": 1, "burst_seconds": 1}])
+def test_both_names_of_one_parameter_are_refused(from_redis: GateSources, twice: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSetting, match="accepted is one of the two"):
+        gate("redis-leased-rate", {**PARAMS, **twice}, from_redis)
 
 
 async def test_the_bucket_fills_at_the_leased_rate(redis: Redis, from_redis: GateSources) -> None:
