@@ -12,17 +12,30 @@ from functools import lru_cache
 import flask
 import functions_framework
 
+from handlers.app.reload import ConfigWatch
 from handlers.app.status_page import respond
 from handlers.settings.settings import Settings, load_settings
+from handlers.telemetry.logs import get_logger
 
 
-@lru_cache(maxsize=1)
-def _settings() -> Settings:
-    # The framework puts this function's name where the handlers have the name of a door.
-    return load_settings({**os.environ, "FUNCTION_TARGET": ""})  # noqa: TID251  # the process's own start
+class _CurrentSettings:
+    """The settings, and those that follow them as the configuration file changes."""
+
+    def __init__(self) -> None:
+        # The framework puts this function's name where the handlers have the name of a door.
+        variables = {**os.environ, "FUNCTION_TARGET": ""}  # noqa: TID251  # the process's own start
+        self._settings = load_settings(variables)
+        self._watch = ConfigWatch(variables, self._settings, get_logger("status"))
+
+    def get(self) -> Settings:
+        self._settings = self._watch.look() or self._settings
+        return self._settings
+
+
+_current = lru_cache(maxsize=1)(_CurrentSettings)
 
 
 @functions_framework.http
 def status(request: flask.Request) -> flask.Response:
     """Every page, by its path."""
-    return respond(request, _settings())
+    return respond(request, _current().get())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,7 @@ class ConfigWatch:
         self._log = log
         self._seen = self._in_force = self._digest()
         self.is_refused = False
+        self._look_at = 0.0
 
     @property
     def is_watching(self) -> bool:
@@ -72,6 +74,26 @@ class ConfigWatch:
         else:
             why = {"error": type(error).__name__}  # its text may hold what the file holds
         self._log.error("configuration refused, the old one stays", **why)
+
+    def look(self) -> Settings | None:
+        """A valid change since the last look, which is in force then; at most one look every reload interval.
+
+        For a process that acts only when it is asked: half a file is looked at again soon enough.
+        """
+        if not self.is_watching or time.monotonic() < self._look_at:
+            return None
+        self._look_at = time.monotonic() + self._seconds
+        found = self._digest()
+        if found == self._seen:
+            return None
+        self._seen = found
+        try:
+            settings = load_settings(self._variables)
+        except Exception as error:  # noqa: BLE001  # as in `next`
+            self.refuse(error)
+            return None
+        self.take()
+        return settings
 
     async def _is_still(self, found: bytes) -> bool:
         await asyncio.sleep(_SETTLE_SECONDS)

@@ -222,19 +222,19 @@ def _id_of(member: bytes, queue: str) -> str:
         return error.request_id
 
 
-_pages: dict[str, StatusPages] = {}
+_pages: list[tuple[Settings, StatusPages]] = []
 
 
 def status_pages(settings: Settings) -> StatusPages:
-    """The process's pages, built once. Raises `InvalidSetting` for a token file that is none."""
-    if "pages" not in _pages:
+    """The pages of these settings, built once. Raises `InvalidSetting` for a token file that is none."""
+    if not _pages or _pages[0][0] is not settings:
         env = settings.env
         tokens: Callable[[], Sequence[str]] = tuple
         if env.status_token_file:
             options = DispatchTokenOptions(path=Path(env.status_token_file), setting="STATUS_TOKEN")
             tokens = DispatchToken(options).tokens
-        _pages["pages"] = StatusPages(RedisSource(settings), tokens)
-    return _pages["pages"]
+        _pages[:] = [(settings, StatusPages(RedisSource(settings), tokens))]
+    return _pages[0][1]
 
 
 def respond(request: HttpRequest, settings: Settings) -> HttpResponse:

@@ -251,3 +251,10 @@ def test_the_poller_is_scraped_at_the_port_of_its_pages() -> None:
     (port,) = (one for one in container(objects)["ports"] if one["name"] == endpoint["port"])
     assert environment(container(objects), objects)["METRICS_PORT"] == str(port["containerPort"])
     assert endpoint["path"] == "/metrics"
+
+
+@pytest.mark.parametrize("combination", ["knative-config-file", "keda-config-file"])
+def test_a_changed_configuration_file_reaches_the_pods_that_run(combination: str) -> None:
+    """Under a name with a hash it would be another ConfigMap, for pods that are still to come."""
+    maps = of_kind(render(COMBINATIONS / combination), "ConfigMap")
+    assert "async-processor-config" in {one["metadata"]["name"] for one in maps}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ import psutil
 import pytest
 import redis
 
+from handlers.demo.child import Child
+from handlers.demo.ports import free_port
 from handlers.demo.stack import Stack, StackOptions
 from tests.waiting import wait_until
 
@@ -284,6 +287,30 @@ def test_reloads_leave_no_descriptors_threads_or_memory_behind(
         assert one.memory_info().rss - rss < 25_000_000
     queue(store, "second", "after-all")
     assert result_of(store, "result-list")["id"] == "after-all"
+
+
+def test_the_status_page_shows_the_queues_of_the_changed_file(stack: Stack, config: ConfigMap) -> None:
+    port = free_port()
+    variables = {
+        "REDIS_URL": stack.redis_url,
+        "CONFIG_FILE": str(config.path),
+        "CONFIG_RELOAD_SECONDS": "0.2",
+    }
+    command = [str(Path(sys.executable).parent / "async-processor"), "status", "--port", str(port)]
+
+    def shows(queue_name: str) -> bool:
+        try:
+            return queue_name in page(f"http://127.0.0.1:{port}/")
+        except OSError:
+            return False
+
+    with Child("status", command, variables):
+        wait_until(lambda: shows("first"), SOON_SECONDS, "the page")
+        assert not shows("second")
+        config.write(TWO)
+        wait_until(lambda: shows("second"), SOON_SECONDS, "the second queue")
+        config.write(BAD)
+        wait_until(lambda: shows("second"), SOON_SECONDS, "the page of the last good file")
 
 
 def test_a_queue_that_goes_is_no_longer_claimed(stack: Stack, store: redis.Redis, config: ConfigMap) -> None:
