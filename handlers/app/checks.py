@@ -18,6 +18,7 @@ from handlers.forward.gateway import Gateway, GatewayOptions, ResponseTooLarge
 from handlers.gates.gate import GateState
 from handlers.redis_store.cluster_queue import open_queue, open_retries
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
+from handlers.redis_store.faults import explained
 from handlers.redis_store.key_types import wrong_types
 from handlers.redis_store.queue import QueueOptions
 from handlers.redis_store.rights import RightsOptions, refused_commands
@@ -206,7 +207,7 @@ async def _redis(settings: Settings) -> list[Finding]:
             findings += await _queue(settings, redis, entry.queue_name)
     except STORE_FAILURES as error:
         fix = "check REDIS_URL, user, password and TLS; from a pod: is egress to it allowed?"
-        return [Finding(what, "fault", f"{type(error).__name__}: {str(error)[:200]}", fix)]
+        return [Finding(what, "fault", explained(error), fix)]
     finally:
         await redis.aclose()
     return findings
@@ -245,7 +246,7 @@ async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
         await open_retries(redis, name, options).promote(0)
     except STORE_FAILURES as error:
         return [
-            Finding(f"queue {name}", "fault", str(error)[:200], "grant the ACL user what docs/redis.md lists")
+            Finding(f"queue {name}", "fault", explained(error), "grant the ACL user what docs/redis.md lists")
         ]
     refused = await refused_commands(
         redis,

@@ -46,6 +46,7 @@ from handlers.redis_store.connection import (
     connections_in_use,
     durability_warnings,
 )
+from handlers.redis_store.faults import explained
 from handlers.redis_store.foreign_cancellations import ForeignCancellations
 from handlers.redis_store.payloads import read_payload
 from handlers.redis_store.queue import QueueOptions
@@ -318,7 +319,7 @@ class PollerApp:
         try:
             return await durability_warnings(self._redis)
         except STORE_FAILURES as error:
-            return [f"Redis does not answer yet ({type(error).__name__})"]
+            return [f"Redis does not answer yet: {explained(error)}"]
 
 
 def _result_route(settings: Settings, entry: QueueEntry) -> ResultRoute:

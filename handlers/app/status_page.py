@@ -21,6 +21,7 @@ from handlers.gates.bands import BANDS, band_of
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, server_time
 from handlers.redis_store.dead_letters import DeadLetters
 from handlers.redis_store.depths import queue_depths
+from handlers.redis_store.faults import explained
 from handlers.redis_store.status_board import Board, Found, read_board, sample_members, search
 from handlers.redis_store.submission_keys import result_of_key
 from handlers.redis_store.submissions import Submissions
@@ -65,7 +66,7 @@ class RedisSource:
         try:
             return asyncio.run(connected())
         except STORE_FAILURES as error:
-            raise Unreachable(f"It said: {type(error).__name__}.") from None
+            raise Unreachable(f"It said: {explained(error)}.") from None
 
     def overview(self) -> Overview:
         """All of the first page."""

@@ -125,7 +125,7 @@ def run(
 def _queue(queue: QueueFlags, state: BatchState, options: dict[str, Any]) -> BatchQueue:
     from handlers.client.batch_queue import BatchQueue
 
-    return BatchQueue(queue.redis_url, state, **options)
+    return BatchQueue(queue.redis_url, state, access=queue.access, **options)
 
 
 async def _run(

@@ -55,7 +55,9 @@ def _pubsub_client(queue: QueueFlags, dedupe_redis_url: str) -> AsyncClient:
     if not dedupe_redis_url:
         accepted = "the Redis of the push door, or --dedupe-redis-url"
         raise InvalidSetting("DEDUPE_REDIS_URL", found="nothing", accepted=accepted)
-    return AsyncClient.for_pubsub(queue.project or "none", cancel_redis_url=dedupe_redis_url)
+    return AsyncClient.for_pubsub(
+        queue.project or "none", cancel_redis_url=dedupe_redis_url, cancel_redis_access=queue.access
+    )
 
 
 async def _cancel(opened: AsyncClient, ids: tuple[str, ...], word: str) -> ExitCode:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from handlers.contract.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient
+    from handlers.redis_store.client_connection import RedisAccess
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,15 @@ class QueueFlags:
     topic: str = ""
     subscription: str = ""
     emulator_host: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def access(self) -> RedisAccess:
+        """User, password and certificates, from the same variables as a poller's."""
+        from handlers.redis_store.client_connection import RedisAccess
+
+        given = {name: self.variables.get(f"REDIS_{name.upper()}", "") for name in RedisAccess.__slots__}
+        return RedisAccess(**given)
 
     def client(self, **options: Any) -> AsyncClient:
         """A client of it; `options` are further fields of `ClientOptions` (Redis)."""
@@ -35,7 +46,9 @@ class QueueFlags:
 
         if self.to == "redis":
             return AsyncClient.for_redis(
-                self.redis_url, ClientOptions(queue=self.queue, results=self.results, **options)
+                self.redis_url,
+                ClientOptions(queue=self.queue, results=self.results, **options),
+                self.access,
             )
         if not self.project:
             raise InvalidSetting("PROJECT_ID", found="nothing", accepted="a project, or --project")
@@ -67,7 +80,7 @@ REDIS_FLAGS = (
         default="redis://localhost:6379",
         show_default=True,
         show_envvar=True,
-        help="Redis or Valkey.",
+        help="Redis or Valkey, in any form. REDIS_USERNAME, REDIS_PASSWORD_FILE, REDIS_CA_FILE … count too.",
     ),
     click.option(
         "--queue",
@@ -114,6 +127,11 @@ PUBSUB_FLAGS = (
 )
 
 
+def _chosen(queue: str, flags: dict[str, Any]) -> QueueFlags:
+    # A password has no flag: the list of processes would show it.
+    return QueueFlags(queue=queue, variables=os.environ, **flags)  # noqa: TID251  # the process's entry
+
+
 def queue_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Add the flags of both brokers; the command gets them as one `QueueFlags`, named `queue`."""
 
@@ -121,7 +139,7 @@ def queue_flags(command: Callable[..., None]) -> Callable[..., None]:
     def run(**flags: Any) -> None:
         names = ("to", "redis_url", "results", "project", "topic", "subscription", "emulator_host")
         chosen = {name: flags.pop(name) for name in names if name in flags}
-        command(queue=QueueFlags(queue=flags.pop("queue_name"), **chosen), **flags)
+        command(queue=_chosen(flags.pop("queue_name"), chosen), **flags)
 
     for flag in reversed((PUBSUB_FLAGS[0], *REDIS_FLAGS, *PUBSUB_FLAGS[1:])):
         run = flag(run)
@@ -134,7 +152,7 @@ def redis_flags(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**flags: Any) -> None:
         chosen = {name: flags.pop(name) for name in ("redis_url", "results")}
-        command(queue=QueueFlags(queue=flags.pop("queue_name"), **chosen), **flags)
+        command(queue=_chosen(flags.pop("queue_name"), chosen), **flags)
 
     for flag in reversed(REDIS_FLAGS):
         run = flag(run)

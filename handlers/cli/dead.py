@@ -133,18 +133,19 @@ def _missing(dead_id: str) -> ExitCode:
 
 
 def _run(queue: QueueFlags, work: Work) -> ExitCode:
-    from handlers.redis_store.client_connection import CALL_TIMEOUT_SECONDS
-    from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
+    from handlers.redis_store.client_connection import client_options
+    from handlers.redis_store.connection import STORE_FAILURES, connect
     from handlers.redis_store.dead_letters import DeadLetters
+    from handlers.redis_store.faults import explained
 
-    options = RedisOptions(queue.redis_url, timeout_seconds=CALL_TIMEOUT_SECONDS)
+    options = client_options(queue.redis_url, queue.access)
 
     async def connected() -> ExitCode:
         redis = connect(options)
         try:
             return await work(DeadLetters(redis, queue.queue, cluster=options.is_cluster))
         except STORE_FAILURES as error:
-            click.echo(f"error: Redis does not answer ({type(error).__name__})", err=True)
+            click.echo(f"error: Redis does not answer: {explained(error)}", err=True)
             return ExitCode.UNREACHABLE
         finally:
             await redis.aclose()

@@ -8,6 +8,7 @@ from handlers.client.options import ClientOptions
 from handlers.client.submission import Submission
 from handlers.contract.errors import InvalidRequest, InvalidSetting
 from handlers.contract.result import ErrorCode, Result
+from handlers.redis_store.client_connection import RedisAccess
 from handlers.redis_store.submissions import RequestState
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "NewRequest",
     "NoResultYet",
     "NotOffered",
+    "RedisAccess",
     "RequestState",
     "Result",
     "Submission",

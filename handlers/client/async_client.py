@@ -15,6 +15,7 @@ from handlers.client.request_fields import RequestFields
 from handlers.client.result_stream import BATCH_RESULTS, ResultStream
 from handlers.client.submission import Submission
 from handlers.contract.result import Result
+from handlers.redis_store.client_connection import RedisAccess
 from handlers.redis_store.submissions import RequestState
 
 
@@ -33,9 +34,11 @@ class AsyncClient:
         self._broker = broker
 
     @classmethod
-    def for_redis(cls, url: str, options: ClientOptions | None = None) -> Self:
-        """A client of the Redis or Valkey at `url`; connects with the first call."""
-        return cls(RedisBroker(url, options or ClientOptions()))
+    def for_redis(
+        cls, url: str, options: ClientOptions | None = None, access: RedisAccess | None = None
+    ) -> Self:
+        """A client of the Redis or Valkey at `url`, in any form of `REDIS_URL`; connects with the first call."""
+        return cls(RedisBroker(url, options or ClientOptions(), access))
 
     @classmethod
     def for_pubsub(
@@ -46,6 +49,7 @@ class AsyncClient:
         subscription: str = "",
         emulator_host: str = "",
         cancel_redis_url: str = "",
+        cancel_redis_access: RedisAccess | None = None,
     ) -> Self:
         """A client that publishes to `topic` and reads the results of the pull `subscription`.
 
@@ -61,6 +65,7 @@ class AsyncClient:
                 subscription=subscription,
                 emulator_host=emulator_host,
                 cancel_redis_url=cancel_redis_url,
+                cancel_redis_access=cancel_redis_access,
             )
         )
 

@@ -13,7 +13,7 @@ from handlers.client.new_request import NewRequest, encode_body
 from handlers.client.patience import Patience
 from handlers.client.redis_broker import batches, store_errors
 from handlers.contract.errors import InvalidRequest
-from handlers.redis_store.client_connection import open_redis, open_submissions
+from handlers.redis_store.client_connection import RedisAccess, open_redis, open_submissions
 from handlers.redis_store.result_payloads import delete_payloads, whole_results
 from handlers.redis_store.results import drop_oldest_results, oldest_results
 from handlers.redis_store.submission_keys import payload_key
@@ -37,11 +37,12 @@ class BatchQueue:
         tenant_attribute: str = "userid",
         wait_replicas: int = 0,
         payload_apart_bytes: int | None = None,
+        access: RedisAccess | None = None,
     ) -> None:
         self._payload_apart_bytes = payload_apart_bytes
         self._state = state
         self._tenant_attribute = tenant_attribute
-        self._redis = open_redis(redis_url)
+        self._redis = open_redis(redis_url, access)
         self._submissions = open_submissions(self._redis, wait_replicas)
         self._patience = Patience(PATIENCE_SECONDS)
         self._payload_keys: list[str] = []

@@ -16,6 +16,7 @@ from handlers.client.request_fields import RequestFields
 from handlers.client.result_stream import BATCH_RESULTS, Delivery, ResultStream
 from handlers.client.submission import Submission
 from handlers.contract.result import Result
+from handlers.redis_store.client_connection import RedisAccess
 from handlers.redis_store.submissions import RequestState
 
 T = TypeVar("T")
@@ -31,9 +32,11 @@ class Client:
         self._thread.start()
 
     @classmethod
-    def for_redis(cls, url: str, options: ClientOptions | None = None) -> Self:
-        """A client of the Redis or Valkey at `url`; connects with the first call."""
-        return cls(AsyncClient.for_redis(url, options))
+    def for_redis(
+        cls, url: str, options: ClientOptions | None = None, access: RedisAccess | None = None
+    ) -> Self:
+        """See `AsyncClient.for_redis`."""
+        return cls(AsyncClient.for_redis(url, options, access))
 
     @classmethod
     def for_pubsub(
@@ -44,6 +47,7 @@ class Client:
         subscription: str = "",
         emulator_host: str = "",
         cancel_redis_url: str = "",
+        cancel_redis_access: RedisAccess | None = None,
     ) -> Self:
         """See `AsyncClient.for_pubsub`."""
         return cls(
@@ -53,6 +57,7 @@ class Client:
                 subscription=subscription,
                 emulator_host=emulator_host,
                 cancel_redis_url=cancel_redis_url,
+                cancel_redis_access=cancel_redis_access,
             )
         )
 

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 
 from handlers.client.errors import BrokerUnreachable
 from handlers.redis_store.client_connection import STORE_ERRORS, TRANSIENT_ERRORS
+from handlers.redis_store.faults import explained
 
 _FIRST_SECONDS: Final = 2.0
 """For a Redis that never answered: the address is wrong, more likely than that it fails over just now."""
@@ -46,10 +47,9 @@ class Patience:
                 answer = await call(is_repeated)
             except TRANSIENT_ERRORS as error:
                 if self._clock() >= until:
-                    told = str(error) or type(error).__name__
-                    raise BrokerUnreachable(f"Redis: {told}") from error
+                    raise BrokerUnreachable(f"Redis: {explained(error)}") from error
             except STORE_ERRORS as error:
-                raise BrokerUnreachable(f"Redis: {error}") from error
+                raise BrokerUnreachable(f"Redis: {explained(error)}") from error
             else:
                 self._is_known = True
                 return answer

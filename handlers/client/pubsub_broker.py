@@ -18,8 +18,9 @@ from handlers.pubsub.api import PubSubApi, PubSubOptions
 from handlers.pubsub.errors import PubSubFailed
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import MAX_PULL, Puller
-from handlers.redis_store.client_connection import STORE_ERRORS, open_redis
+from handlers.redis_store.client_connection import STORE_ERRORS, RedisAccess, open_redis
 from handlers.redis_store.delivery_cancellations import cancel_deliveries
+from handlers.redis_store.faults import explained
 from handlers.redis_store.results import AckOutcome, HeldResult
 from handlers.redis_store.submissions import RequestState
 
@@ -46,6 +47,7 @@ class PubSubBroker:
         subscription: str = "",
         emulator_host: str = "",
         cancel_redis_url: str = "",
+        cancel_redis_access: RedisAccess | None = None,
         tenant_attribute: str = "userid",
     ) -> None:
         self._topic = topic
@@ -53,7 +55,7 @@ class PubSubBroker:
         self._tenant_attribute = tenant_attribute
         self._api = PubSubApi(PubSubOptions(project_id=project_id, emulator_host=emulator_host))
         self._publisher = Publisher(self._api)
-        self._redis = open_redis(cancel_redis_url) if cancel_redis_url else None
+        self._redis = open_redis(cancel_redis_url, cancel_redis_access) if cancel_redis_url else None
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
         """Publish requests; returns when all are confirmed. A failure names one that was not."""
@@ -117,7 +119,7 @@ class PubSubBroker:
         try:
             await cancel_deliveries(self._redis, ids, time.time())
         except STORE_ERRORS as error:
-            raise BrokerUnreachable(f"Redis: {type(error).__name__}: {error}") from error
+            raise BrokerUnreachable(f"Redis: {explained(error)}") from error
         return [True] * len(ids)
 
     async def look_up(self, submission: Submission | str) -> RequestState:

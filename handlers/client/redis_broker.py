@@ -18,10 +18,12 @@ from handlers.client.submission import Submission
 from handlers.contract.result import Result
 from handlers.redis_store.client_connection import (
     STORE_ERRORS,
+    RedisAccess,
     open_redis,
     open_submissions,
 )
 from handlers.redis_store.connection import Store
+from handlers.redis_store.faults import explained
 from handlers.redis_store.result_payloads import delete_payloads, whole_results
 from handlers.redis_store.results import AckOutcome, HeldResult, Results, peek_results
 from handlers.redis_store.submission_keys import payload_key, result_of_key
@@ -37,9 +39,9 @@ BATCH_BYTES = 4_000_000
 class RedisBroker:
     """The client's work on one Redis."""
 
-    def __init__(self, url: str, options: ClientOptions) -> None:
+    def __init__(self, url: str, options: ClientOptions, access: RedisAccess | None = None) -> None:
         self._options = options
-        self._redis = open_redis(url)
+        self._redis = open_redis(url, access)
         self._submissions = open_submissions(self._redis, options.wait_replicas)
         self._patience = Patience(options.patience_seconds)
         self._own_results = OwnResults(self._peek)
@@ -201,7 +203,7 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except STORE_ERRORS as error:
-        raise BrokerUnreachable(f"Redis: {type(error).__name__}: {error}") from error
+        raise BrokerUnreachable(f"Redis: {explained(error)}") from error
 
 
 def batches(parts: Sequence[MemberParts]) -> Iterator[list[MemberParts]]:

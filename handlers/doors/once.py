@@ -16,6 +16,7 @@ from handlers.contract.request import Request
 from handlers.doors.http_message import Answer, plain, retry_after
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.dedup import AlreadyAnswered, DeliveryRecords, Fresh, InProgress, delivery_key
+from handlers.redis_store.faults import explained
 from handlers.telemetry.dependencies import Dependency
 from handlers.telemetry.logs import Logger
 
@@ -97,7 +98,7 @@ class Once:
             answer = await call
         except STORE_FAILURES as error:
             self._memory.tell(has_failed=True)
-            self._log.warning("deliveries are not remembered", error=type(error).__name__)
+            self._log.warning("deliveries are not remembered", error=explained(error))
             return None
         self._memory.tell(has_failed=False)
         return answer

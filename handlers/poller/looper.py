@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from handlers.cancellation import end_if_cancelled
 from handlers.poller.patience import Patience
+from handlers.redis_store.faults import explained
 from handlers.telemetry.logs import Logger
 
 
@@ -38,7 +39,7 @@ class Looper:
             except self._failures as error:
                 end_if_cancelled()
                 if not self._patience.is_tried:
-                    self._log.warning(f"{self._name} waits for its store", error=type(error).__name__)
+                    self._log.warning(f"{self._name} waits for its store", error=explained(error))
                 await self._patience.pause()
             except Exception as error:  # noqa: BLE001  # a defect in one tick must not end lease keeping for all
                 end_if_cancelled()

@@ -19,6 +19,7 @@ from handlers.poller.carrier import Carrier
 from handlers.poller.lanes import Candidate, Merge, RandomRobin
 from handlers.poller.patience import Patience
 from handlers.redis_store.connection import STORE_FAILURES
+from handlers.redis_store.faults import explained
 from handlers.redis_store.queue import RedisQueue
 from handlers.telemetry.logs import Logger
 
@@ -136,9 +137,7 @@ class Pool:
             except STORE_FAILURES as error:
                 end_if_cancelled()
                 if not self._patience.is_tried:
-                    self._log.warning(
-                        "claiming waits for redis", pool=self.pool_id, error=type(error).__name__
-                    )
+                    self._log.warning("claiming waits for redis", pool=self.pool_id, error=explained(error))
                 await self._rest(self._patience.next_seconds())
             else:
                 self._patience.reset()

@@ -14,6 +14,7 @@ from handlers.contract.result import ErrorCode, error_result
 from handlers.poller.settlement import ResultRoute, ack
 from handlers.poller.settler import Settlement
 from handlers.redis_store.connection import STORE_FAILURES, Store
+from handlers.redis_store.faults import explained
 from handlers.redis_store.queue import Ack, Claim
 from handlers.redis_store.standing import Mark, Standing, stand_for_id
 from handlers.telemetry.logs import Logger
@@ -50,7 +51,7 @@ class Repeats:
         try:
             return await stand_for_id(self._redis, self._mark(envelope), envelope.request.deadline)
         except STORE_FAILURES as error:
-            self._log.warning("not known whether it is a duplicate", error=type(error).__name__)
+            self._log.warning("not known whether it is a duplicate", error=explained(error))
             return Standing.RUNS  # twice is better than not at all
 
     def marked(self, settlement: Settlement, envelope: Envelope) -> Settlement:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from handlers.cancellation import end_if_cancelled
 from handlers.poller.patience import Patience
 from handlers.redis_store.connection import STORE_FAILURES
+from handlers.redis_store.faults import explained
 from handlers.redis_store.queue import Ack, Claim, Nack, RedisQueue
 from handlers.telemetry.logs import Logger
 
@@ -93,7 +94,7 @@ class Settler:
             except STORE_FAILURES as error:
                 if not self._patience.is_tried:
                     self._log.warning(
-                        "settling waits for redis", queue=self._queue.name, error=type(error).__name__
+                        "settling waits for redis", queue=self._queue.name, error=explained(error)
                     )
                 end_if_cancelled()
                 await self._patience.pause()

@@ -15,12 +15,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.exceptions import AuthenticationError, RedisClusterException, RedisError
+from redis.exceptions import AuthenticationError, RedisClusterException, RedisError, ResponseError
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
+from handlers.redis_store.sentinels import Sentinels, SentinelsMaster, WaitingSentinelPool
 
 STORE_FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
 """What a call to Redis may raise while it is down, restarting, failing over, read-only or full."""
@@ -129,7 +129,7 @@ class _Credentials(CredentialProvider):
         """User and password, or the password alone, or nothing."""
         try:
             password = self._password()
-        except (AsyncProcessorError, OSError) as error:
+        except (AsyncProcessorError, OSError, ValueError) as error:
             # A secret is away for the moment in which it is replaced: as transient as a server that refuses us.
             raise AuthenticationError(f"the password cannot be read: {error}") from error
         if self._username:
@@ -173,20 +173,16 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
         name: query[f"sentinel_{name}"][0] for name in ("username", "password") if f"sentinel_{name}" in query
     }
     nodes = _nodes(options.url, 26379)
-    sentinel = Sentinel(nodes, sentinel_kwargs=sentinel_arguments, **arguments)  # type: ignore[no-untyped-call]  # the library's
+    sentinel = Sentinels(nodes, sentinel_kwargs=sentinel_arguments, **arguments)  # type: ignore[no-untyped-call]  # the library's
     master: Redis = sentinel.master_for(
         path[0],
-        redis_class=_SentinelsMaster,
-        connection_pool_class=_WaitingSentinelPool,
+        redis_class=SentinelsMaster,
+        connection_pool_class=WaitingSentinelPool,
         db=database,
         max_connections=options.max_connections,
         timeout=options.timeout_seconds,
     )
     return master
-
-
-class _WaitingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
-    """Connections to the master of a Sentinel; whoever finds them all busy waits."""
 
 
 class _WaitingCluster(RedisCluster):
@@ -213,16 +209,6 @@ class _WaitingCluster(RedisCluster):
             return await super().execute_command(*args, **kwargs)
 
 
-class _SentinelsMaster(Redis):
-    """The master, wherever it is; closes the connections to the Sentinels too, which the library leaves open."""
-
-    async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Close all connections."""
-        await super().aclose(close_connection_pool)
-        for sentinel in getattr(self.connection_pool, "sentinel_manager").sentinels:  # noqa: B009  # untyped
-            await sentinel.aclose()
-
-
 def _nodes(url: str, default_port: int) -> list[tuple[str, int]]:
     hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
     return [_node(host, default_port) for host in hosts if host]
@@ -247,12 +233,13 @@ def connections_in_use(redis: Store) -> int:
 async def durability_warnings(redis: Store) -> list[str]:
     """What would let the server lose acknowledged requests, as sentences; empty if nothing is found.
 
-    Servers that do not tell (a managed one, an ACL) give a sentence too: we do not guess.
+    Servers that do not tell (a managed one, an ACL) give a sentence too: we do not guess. Raises one of
+    `STORE_FAILURES` where there is none.
     """
     try:
         persistence = await redis.info("persistence")
         policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy", "")
-    except RedisError as error:
+    except ResponseError as error:
         return [f"Redis does not tell whether it keeps what it acknowledged ({type(error).__name__})"]
     warnings = []
     if not int(persistence.get("aof_enabled", 0)):

@@ -1,0 +1,109 @@
+"""What a failure of Redis means, in one line for the person who can mend it: no secret, no page of text."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Final
+
+from redis.asyncio.sentinel import MasterNotFoundError
+from redis.exceptions import (
+    AuthenticationError,
+    MovedError,
+    NoPermissionError,
+    RedisClusterException,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+_LONGEST: Final = 200
+
+_NOT_SIGNED_IN: Final = "the server wants a password: set REDIS_PASSWORD_FILE, or put it into the URL"
+_REFUSED: Final = (
+    "the server refuses this user or password: compare REDIS_USERNAME and REDIS_PASSWORD_FILE, or the URL's"
+)
+_IS_CLUSTER: Final = (
+    "the server is a node of a Redis Cluster: the URL must begin with redis+cluster:// or rediss+cluster://"
+)
+_NO_CLUSTER: Final = (
+    "the server is not part of a Redis Cluster: the URL must begin with redis:// or rediss://"
+)
+_NO_RIGHT: Final = "the ACL user lacks a right that docs/redis.md lists"
+
+_SAID: Final = (
+    ("HELLO must be called", _NOT_SIGNED_IN),
+    ("Authentication required", _NOT_SIGNED_IN),
+    ("invalid username-password", _REFUSED),
+    ("WRONGPASS", _REFUSED),
+    ("without any password configured", "the server has no password, and was sent one: leave it out"),
+    ("Cluster mode is not enabled", _NO_CLUSTER),
+    ("cluster support disabled", _NO_CLUSTER),
+    ("hash to the same slot", _IS_CLUSTER),
+    ("unknown command 'SENTINEL'", "a host of the URL is no Sentinel: those listen on port 26379 as a rule"),
+    (
+        "unknown command",
+        "the server lacks a command; if it is a Sentinel, the URL is redis+sentinel://…/MASTER",
+    ),
+    ("certfile should be a valid", "REDIS_KEY_FILE is set without REDIS_CERT_FILE"),
+    ("Connection reset", "the server closed the connection; if it wants TLS, the URL begins with rediss"),
+    (
+        "Connection closed by server",
+        "the server closed the connection; if it wants TLS, the URL begins with rediss",
+    ),
+)
+"""What the server or the library says, and what it means; the first that is found."""
+
+
+def explained(error: BaseException) -> str:
+    """One line: what is wrong, and what would mend it where that is known."""
+    told = _known(error)
+    if told:
+        return told
+    text = " ".join(str(error).split())
+    return (text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…") or type(error).__name__
+
+
+def _known(error: BaseException) -> str:
+    if isinstance(error, MovedError):
+        return _IS_CLUSTER
+    if isinstance(error, MasterNotFoundError):
+        return ""  # `sentinels` says it all
+    if isinstance(error, NoPermissionError):
+        return f"{_NO_RIGHT}: {' '.join(str(error).split())[:_LONGEST]}"
+    said = str(error)
+    meaning = next((meaning for part, meaning in _SAID if part in said), "")
+    if meaning:
+        return meaning
+    if isinstance(error, RedisClusterException) and error.__cause__:
+        return f"no node of the cluster was reached: {explained(error.__cause__)}"
+    if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError) and not isinstance(
+        error, AuthenticationError
+    ):
+        return _of_the_network(error)
+    return ""
+
+
+def _of_the_network(error: BaseException) -> str:
+    for cause in _chain(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"the server's certificate is not trusted ({cause.verify_message}): REDIS_CA_FILE names its CA"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS failed ({cause.reason}): compare rediss:// and redis://, REDIS_CERT_FILE and REDIS_KEY_FILE"
+        if isinstance(cause, socket.gaierror):
+            return "a host name of the URL does not resolve here"
+        if isinstance(cause, FileNotFoundError) and "connecting to /" not in str(
+            error
+        ):  # that is a socket's path
+            return "a file that REDIS_CA_FILE, REDIS_CERT_FILE or REDIS_KEY_FILE names is not there"
+    if isinstance(error, RedisTimeoutError | TimeoutError):
+        return (
+            "no answer in time: is the address right, and does the server speak TLS (rediss) or not (redis)?"
+        )
+    return ""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

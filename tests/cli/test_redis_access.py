@@ -1,0 +1,114 @@
+"""Commands reach a Redis with the variables that a poller's user, password and certificates are in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from handlers.cli.connection import QueueFlags
+from handlers.client import Client, RedisAccess
+from handlers.client.options import ClientOptions
+from tests.servers.certificates import self_signed
+from tests.servers.presence import not_found
+from tests.servers.redis_topologies import Server
+
+pytestmark = pytest.mark.xdist_group("redis-access")
+SECRET = "canary-of-access"
+COMMAND = str(Path(sys.executable).parent / "async-processor")
+
+
+class Locked:
+    """A server that speaks TLS alone, to those who have a certificate and its password."""
+
+    def __init__(self, server: Server, pem: Path, folder: Path) -> None:
+        self.server = server
+        self.pem = str(pem)
+        self.password_file = folder / "password"
+        self.password_file.write_text(f"{SECRET}\n")
+        self.url = f"rediss://127.0.0.1:{server.port}"
+        self.queue = f"requests-{uuid.uuid4().hex}"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """As a poller has them."""
+        files = dict.fromkeys(("REDIS_CA_FILE", "REDIS_CERT_FILE", "REDIS_KEY_FILE"), self.pem)
+        named = {"REDIS_URL": self.url, "REQUEST_QUEUE_NAME": self.queue}
+        return {**named, **files, "REDIS_PASSWORD_FILE": str(self.password_file)}
+
+    def run(self, *arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
+        given = {name: value for name, value in self.variables.items() if name != without}
+        return subprocess.run(
+            [COMMAND, *arguments],
+            env={**os.environ, **given},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Locked]:
+    program = shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    pem = self_signed(tmp_path)
+    server = Server(program, "--requirepass", SECRET, tls=pem)
+    yield Locked(server, pem, tmp_path)
+    server.stop()
+
+
+def test_every_command_signs_in_with_the_variables_of_a_poller(locked: Locked, tmp_path: Path) -> None:
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"custom_id": "a", "body": {"model": "m"}}\n')
+    sent = locked.run("submit", "--prompt", "hi", "--model", "m", "--id", "one")
+    assert (sent.returncode, sent.stdout.strip()) == (0, "one"), sent.stderr
+    assert locked.run("results", "--for", "0s").returncode == 0
+    assert locked.run("cancel", "one").stdout == "one cancelled\n"
+    assert locked.run("dead", "list").returncode == 0
+    assert locked.run("top", "--once").returncode == 0
+    batch = locked.run("batch", "run", str(lines), "--out", str(tmp_path / "out.jsonl"), "--deadline", "1s")
+    assert "done: 0 answered" in batch.stderr, "nobody polls, and its deadline passes"
+    door = ["cancel", "--from", "pubsub", "--dedupe-redis-url", locked.url, "one"]
+    assert locked.run(*door).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("without", "told"),
+    [
+        ("REDIS_PASSWORD_FILE", "wants a password"),
+        ("REDIS_CA_FILE", "REDIS_CA_FILE names its CA"),
+        ("REDIS_CERT_FILE", "without REDIS_CERT_FILE"),
+    ],
+)
+def test_what_is_missing_is_told_in_one_line(locked: Locked, without: str, told: str) -> None:
+    for command in (["submit", "--prompt", "hi", "--model", "m"], ["dead", "list"], ["cancel", "x"]):
+        failed = locked.run(*command, without=without)
+        assert failed.returncode == 4
+        assert told in failed.stderr
+        assert failed.stderr.count("\n") == 1
+        assert SECRET not in failed.stdout + failed.stderr
+
+
+def test_a_password_that_rotates_is_read_for_the_next_connection(locked: Locked) -> None:
+    access = RedisAccess("", "", str(locked.password_file), locked.pem, locked.pem, locked.pem)
+    with Client.for_redis(locked.url, ClientOptions(queue=locked.queue), access) as client:
+        client.submit({}, deadline=timedelta(minutes=1))
+        with locked.server.client(password=SECRET) as admin:
+            admin.config_set("requirepass", "another")
+            locked.password_file.write_text("another")
+            admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        client.submit({}, deadline=timedelta(minutes=1))
+
+
+def test_flags_and_access_show_no_password() -> None:
+    variables = {"REDIS_PASSWORD": SECRET}
+    flags = QueueFlags(variables=variables)
+    assert flags.access.password == SECRET
+    assert SECRET not in repr(flags) + repr(flags.access)

@@ -1,0 +1,156 @@
+"""Whoever names the wrong Redis, in whatever form, is told in one line what is wrong, without a secret."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import pytest
+
+from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect, durability_warnings
+from handlers.redis_store.faults import explained
+from tests.servers.certificates import self_signed
+from tests.servers.presence import not_found
+from tests.servers.redis_topologies import Cluster, Sentinels, Server
+
+pytestmark = pytest.mark.xdist_group("redis-faults")
+SECRET = "canary"
+WAITS_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Places:
+    """What can be named by mistake. `pem` is key, certificate and CA of all that speak TLS."""
+
+    locked: Server
+    cluster: Cluster
+    sentinels: Sentinels
+    pem: str
+    strangers_pem: str
+
+    def encrypted(self, url: str, ca_file: str = "") -> RedisOptions:
+        return RedisOptions(
+            url,
+            ca_file=ca_file or self.pem,
+            cert_file=self.pem,
+            key_file=self.pem,
+            timeout_seconds=WAITS_SECONDS,
+        )
+
+    @property
+    def node(self) -> str:
+        """A node of the cluster that does not have the slot of every key."""
+        return f"127.0.0.1:{self.cluster.servers[0].port}"
+
+    @property
+    def sentinel(self) -> str:
+        return f"127.0.0.1:{self.sentinels.sentinels[0].port}"
+
+    @property
+    def locked_address(self) -> str:
+        return f"127.0.0.1:{self.locked.port}"
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
+    program = shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    pem = self_signed(tmp_path_factory.mktemp("tls"))
+    stranger = self_signed(tmp_path_factory.mktemp("other"))
+    with ExitStack() as parts:
+        locked = Server(program, "--requirepass", SECRET)
+        parts.callback(locked.stop)
+        cluster = parts.enter_context(Cluster(program))
+        sentinels = parts.enter_context(Sentinels(program, tls=pem))
+        yield Places(locked, cluster, sentinels, str(pem), str(stranger))
+
+
+async def _failure(options: RedisOptions) -> str:
+    """What a user is told who asks for three keys of three slots."""
+    async with contextlib.aclosing(connect(options)) as redis:
+        with pytest.raises(STORE_FAILURES) as caught:
+            for key in ("a", "b", "c"):
+                await redis.get(key)
+    return explained(caught.value)
+
+
+CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
+    "no password": (lambda p: RedisOptions(f"redis://{p.locked_address}"), "wants a password"),
+    "a wrong password": (
+        lambda p: RedisOptions(f"redis://:wrong-{SECRET}@{p.locked_address}"),
+        "refuses this user or password",
+    ),
+    "nobody there": (lambda _: RedisOptions("redis://127.0.0.1:1"), "127.0.0.1:1"),
+    "no such socket": (lambda _: RedisOptions("unix:///nowhere/redis.sock"), "/nowhere/redis.sock"),
+    "no such host": (lambda _: RedisOptions("redis://no-such-host.invalid"), "does not resolve"),
+    "a cluster's node by a plain URL": (lambda p: RedisOptions(f"redis://{p.node}"), "redis+cluster://"),
+    "one server by a cluster's URL": (
+        lambda p: RedisOptions(f"redis+cluster://:{SECRET}@{p.locked_address}"),
+        "not part of a Redis Cluster",
+    ),
+    "no node of a cluster": (
+        lambda _: RedisOptions("redis+cluster://127.0.0.1:1"),
+        "no node of the cluster was reached",
+    ),
+    "another name of the master": (
+        lambda p: p.encrypted(p.sentinels.url(path="/other")),
+        "know no master 'other' that is up",
+    ),
+    "a Sentinel by a plain URL": (lambda p: p.encrypted(f"rediss://{p.sentinel}"), "redis+sentinel://"),
+    "no Sentinel by a Sentinel's URL": (
+        lambda p: RedisOptions(f"redis+sentinel://{p.node}/queues"),
+        "is no Sentinel",
+    ),
+    "no Sentinel there": (
+        lambda _: RedisOptions("redis+sentinel://127.0.0.1:1,127.0.0.1:2/queues"),
+        "no Sentinel of the URL tells",
+    ),
+    "no CA, Sentinel": (
+        lambda p: replace(p.encrypted(p.sentinels.url()), ca_file=""),
+        "REDIS_CA_FILE names its CA",
+    ),
+    "a wrong CA": (
+        lambda p: p.encrypted(f"rediss://{p.sentinel}", p.strangers_pem),
+        "REDIS_CA_FILE names its CA",
+    ),
+    "no such CA file": (
+        lambda p: p.encrypted(f"rediss://{p.sentinel}", "/nowhere/ca.pem"),
+        "REDIS_CA_FILE, REDIS_CERT_FILE or REDIS_KEY_FILE",
+    ),
+    "TLS where none is spoken": (
+        lambda p: p.encrypted(f"rediss://{p.locked_address}"),
+        "does the server speak TLS",
+    ),
+    "no TLS where it is spoken": (lambda p: RedisOptions(f"redis://{p.sentinel}"), "wants TLS"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_a_wrong_redis_is_told_in_one_line(places: Places, case: str) -> None:
+    options_of, told = CASES[case]
+    text = await _failure(options_of(places))
+    assert told in text
+    assert len(text) < 250
+    assert "\n" not in text
+    assert SECRET not in text
+
+
+async def test_sentinels_that_are_down_are_passed_over_and_one_that_is_none_too(places: Places) -> None:
+    url = f"rediss+sentinel://127.0.0.1:1,{places.locked_address},{places.sentinel}/queues"
+    async with contextlib.aclosing(connect(places.encrypted(url))) as redis:
+        assert await redis.set("a", "1", ex=60)
+
+
+async def test_a_cluster_is_found_by_any_one_of_its_nodes(places: Places) -> None:
+    for url in (f"redis+cluster://{places.node}", f"redis+cluster://127.0.0.1:1,{places.node}"):
+        async with contextlib.aclosing(connect(RedisOptions(url))) as redis:
+            for key in ("a", "b", "c"):
+                assert await redis.set(key, "1", ex=60)
+
+
+async def test_a_redis_that_is_not_there_is_not_said_to_keep_silent_about_itself() -> None:
+    async with contextlib.aclosing(connect(RedisOptions("redis://127.0.0.1:1"))) as redis:
+        with pytest.raises(STORE_FAILURES):
+            await durability_warnings(redis)
