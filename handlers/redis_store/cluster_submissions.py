@@ -12,6 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 from handlers.contract.errors import InvalidSetting
+from handlers.redis_store.cluster_windows import (
+    PAYLOAD_KEPT_SECONDS,
+    ClusterWindows,
+    Marker,
+    Standing,
+    read_standing,
+)
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import beside, queue_keys
 from handlers.redis_store.lua_script import lua_script
@@ -30,7 +37,6 @@ from handlers.redis_store.submissions import MemberParts, Queued, RequestState, 
 _SEQ_STEPS = 2_097_152  # 2^21, as submit.lua
 _SEQ_KEPT_SECONDS = 3_600
 _CANCEL_KEPT_MS = 3_600_000
-_PAYLOAD_KEPT_SECONDS = 600
 _SAME_SCORE = 100
 _SENT_KEPT_SECONDS = 120  # as submit.lua
 
@@ -42,6 +48,7 @@ class ClusterSubmissions(Submissions):
         super().__init__(redis, replication)
         self._deliver = lua_script(redis, "deliver")
         self._note = lua_script(redis, "note_cancelled")
+        self._windows = ClusterWindows(redis, self._replication)
 
     async def submit(
         self,
@@ -53,25 +60,21 @@ class ClusterSubmissions(Submissions):
     ) -> list[Queued]:
         """Queue `requests` in order; `is_repeated`: the same call may have been made before, its answer lost.
 
-        Raises `InvalidSetting` for a window: no cluster can look at an id and queue its request in one step.
+        With a window, see `cluster_windows`: what makes a repeated call harmless is in the markers then.
         """
-        if window_seconds:
-            accepted = "0 in Redis Cluster; one server or Sentinel for idempotent submissions"
-            raise InvalidSetting("idempotent_window_seconds", found=str(window_seconds), accepted=accepted)
         if not requests:
             return []
+        if window_seconds:
+            return await self._submit_once(queue, requests, window_seconds)
         known = await self._known(requests) if is_repeated else {}
         sequence = await self._sequence(queue, [part for part in requests if part.token not in known])
-        delivered = await self._delivered(queue, requests) if known else set()
+        delivered = await self._delivered(queue, requests) if is_repeated else set()
         queued = []
         rows: list[str | bytes] = []
         for part in requests:
             seq = known.get(part.token) or next(sequence[part.deadline])
             queued.append(Queued(token=f"{part.token}-{seq}", seq=seq, is_new=True))
-            number = str(seq).encode()
-            member = b"".join((part.head, number, b'","enqueue_seq":', number, part.tail))
-            score = part.deadline + min(seq, _SEQ_STEPS - 1) / _SEQ_STEPS
-            rows += [part.token, member, repr(score)]
+            rows += [part.token, _member(part, seq), _score(part, seq)]
         if len(known) < len(requests):
             told = json.dumps([one.seq for one in queued])
             await self._redis.set(_sent_key(requests), told, ex=_SENT_KEPT_SECONDS)
@@ -79,9 +82,55 @@ class ClusterSubmissions(Submissions):
         fresh = [pair for pair in zip(requests, queued, strict=True) if pair[0].token not in delivered]
         await self._mark([part for part, _ in fresh], [done for _, done in fresh])
         keys = [queue, beside(queue, "delivered")]
-        if not await self._replication.run(self._deliver, keys, ["zset", "", *rows]):
+        if not await self._replication.run(self._deliver, keys, ["zset", "", "", *rows]):
             raise InvalidSetting("queue", found=f"{queue}, of another type", accepted="a sorted set")
         return queued
+
+    async def _submit_once(
+        self, queue: str, requests: Sequence[MemberParts], window_seconds: int
+    ) -> list[Queued]:
+        await self._windows.check(queue)
+        earlier = await self._earlier(queue, requests)
+        parts = [part for part in requests if part.id not in earlier]
+        sequence = await self._sequence(queue, parts)
+        numbers = [next(sequence[part.deadline]) for part in parts]
+        markers = [
+            Marker(queue, f"{part.token}-{seq}", part.deadline, _score(part, seq), window_seconds)
+            for part, seq in zip(parts, numbers, strict=True)
+        ]
+        members = [_member(part, seq) for part, seq in zip(parts, numbers, strict=True)]
+        queued = iter(await self._windows.submit(parts, markers, members) if parts else [])
+        return [
+            Queued(token=earlier[part.id], seq=0, is_new=False) if part.id in earlier else next(queued)
+            for part in requests
+        ]
+
+    async def _earlier(self, queue: str, requests: Sequence[MemberParts]) -> dict[str, str]:
+        """Id to token, of what is live though it has no marker: it was submitted without a window."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for part in requests:
+            pipeline.get(submitted_key(part.id))
+            pipeline.get(active_key(part.id))
+        found = await executed(self._redis, pipeline)
+        live = {
+            part.id: Standing(part.id, token.decode())
+            for part, marker, token in zip(requests, found[::2], found[1::2], strict=True)
+            if marker is None and token is not None
+        }
+        are_queued = await self._windows.are_queued([(queue, each) for each in live.values()])
+        earlier = {}
+        for each, is_queued in zip(live.values(), are_queued, strict=True):
+            state = (
+                RequestState.QUEUED
+                if is_queued
+                else (await self.look_up(queue, each.request_id, each.token))[0]
+            )
+            if state not in (
+                RequestState.RETRYING,
+                RequestState.FINISHED,
+            ):  # the mark of one that was never queued
+                earlier[each.request_id] = each.token
+        return earlier
 
     async def cancel(self, submissions: Sequence[tuple[str, str]]) -> list[bool]:
         """Cancel each (id, token); an empty token means whichever is live. Returns for each whether it was."""
@@ -117,15 +166,24 @@ class ClusterSubmissions(Submissions):
         pipeline.get(cancel_key(request_id))
         live, ends_at_ms, cancelled = await executed(self._redis, pipeline)
         if live is None:
-            known = token or await self._redis.get(submitted_key(request_id))
-            name = known.decode() if isinstance(known, bytes) else known or ""
-            return (RequestState.FINISHED if name else RequestState.UNKNOWN), name
+            return await self._state_of_the_dead(request_id, token)
         found = live.decode()
         if token not in ("", found):
             return RequestState.FINISHED, token
         if cancelled == live:
             return RequestState.CANCELLING, found
         return await self._state(queue, request_id, found, round(ends_at_ms / 1000)), found
+
+    async def _state_of_the_dead(self, request_id: str, token: str) -> tuple[RequestState, str]:
+        if token:
+            return RequestState.FINISHED, token
+        text = cast("bytes | None", await self._redis.get(submitted_key(request_id)))
+        if text is None:
+            return RequestState.UNKNOWN, ""
+        standing = read_standing(request_id, text)
+        if standing.marker and not (await self._windows.are_queued([(standing.marker.queue, standing)]))[0]:
+            return RequestState.UNKNOWN, ""
+        return RequestState.FINISHED, standing.token
 
     async def _state(self, queue: str, request_id: str, token: str, deadline: int) -> RequestState:
         if await self._redis.hexists(queue_keys(queue, cluster=True).claimed, f"{request_id}\0{token}"):
@@ -183,11 +241,20 @@ class ClusterSubmissions(Submissions):
         for part, done in zip(requests, queued, strict=True):
             pipeline.set(active_key(part.id), done.token, pxat=part.deadline * 1000)
             if part.payload:
-                ends_at_ms = (part.deadline + _PAYLOAD_KEPT_SECONDS) * 1000
+                ends_at_ms = (part.deadline + PAYLOAD_KEPT_SECONDS) * 1000
                 pipeline.set(payload_key(part.id, part.token), part.payload, pxat=ends_at_ms)
         await self._replication.execute(
             pipeline, [payload_key(part.id, part.token) for part in requests if part.payload]
         )
+
+
+def _member(part: MemberParts, seq: int) -> bytes:
+    number = str(seq).encode()
+    return b"".join((part.head, number, b'","enqueue_seq":', number, part.tail))
+
+
+def _score(part: MemberParts, seq: int) -> str:
+    return repr(part.deadline + min(seq, _SEQ_STEPS - 1) / _SEQ_STEPS)
 
 
 def _sent_key(requests: Sequence[MemberParts]) -> str:

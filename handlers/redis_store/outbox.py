@@ -8,7 +8,8 @@ waits for longer than that hour between its delivery and its removal, with no po
 
 {<home>}:outbox      hash  id -> record: one line of JSON, then the bytes to deliver; removed when delivered
 {<home>}:outbox-idx  zset  id, score = since when, Unix seconds of the server; removed with it
-{<target>}:delivered zset  id, score = when; expires an hour after the last delivery
+{<target>}:delivered zset  id, score = when, or when the window ends of what is queued with one (`cluster_windows`);
+                           each is forgotten an hour later
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Outbox:
                 target = (head.kind, head.key, head.fallback, head.expire_seconds)
                 targets[target].append((post_id, value, head.score))
         for (kind, key, fallback, expire_seconds), values in targets.items():
-            arguments = [kind, expire_seconds or "", *(part for row in values for part in row)]
+            arguments = [kind, expire_seconds or "", "", *(part for row in values for part in row)]
             if not await self._delivered(key, arguments) and fallback:
                 await self._delivered(fallback, arguments)
         await self._forget(heads)

@@ -6,8 +6,8 @@ request-cancel:<id>              string  token of a cancelled one; deleted with 
                                          expires an hour after the deadline
 request-cancellations            zset    ours: deadline NUL id NUL token of what was cancelled, score = when;
                                          pollers look what is new; each is forgotten after an hour
-request-submitted:<id>           string  ours: token, for idempotent submission; expires its window
-                                         after the deadline
+request-submitted:<id>           string  ours: token, for idempotent submission (in Redis Cluster all of it until
+                                         it is queued); expires its window after the deadline
 request-stands:<id>              string  ours: which submission stands for the id, where queues are
                                          idempotent; expires its window after that is finished, or
                                          after the deadline

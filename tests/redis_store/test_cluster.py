@@ -16,6 +16,7 @@ import pytest
 from redis.asyncio.cluster import RedisCluster
 
 from handlers.client.async_client import AsyncClient
+from handlers.client.errors import BrokerUnreachable
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
 from handlers.contract.errors import InvalidSetting
@@ -252,10 +253,15 @@ async def test_the_client_submits_once_and_reads_under_a_lease(bench: ClusterBen
     assert await bench.result_texts() == []
 
 
-async def test_a_window_is_refused_in_a_cluster(bench: ClusterBench) -> None:
-    async with bench.client(idempotent_window_seconds=60) as client:
-        with pytest.raises(InvalidSetting, match="idempotent_window_seconds"):
-            await client.submit({}, deadline=time.time() + 60)
+async def test_a_window_counts_once_replicas_have_the_marker_and_the_request(bench: ClusterBench) -> None:
+    async with bench.client(idempotent_window_seconds=60, wait_replicas=1) as client:
+        first = await client.submit({"a": 1}, deadline=time.time() + 60)
+        second = await client.submit({"a": 2}, deadline=time.time() + 60, id=first.id)
+        assert (second.token, second.is_new) == (first.token, False)
+    async with bench.client(idempotent_window_seconds=60, wait_replicas=2, patience_seconds=0) as client:
+        with pytest.raises(BrokerUnreachable, match="of 2 replicas"):
+            await client.submit({"a": 3}, deadline=time.time() + 60, id=first.id)
+    assert await bench.redis.zcard(bench.requests) == 1
 
 
 async def test_rights_are_asked_slot_by_slot(bench: ClusterBench) -> None:

@@ -67,7 +67,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 @pytest.mark.timeout(200)
 async def test_pollers_client_and_command_do_all_their_work_with_the_documented_rights(place: Place) -> None:
     deadline = time.time() + 600
-    options = ClientOptions(payload_apart_bytes=60)
+    options = ClientOptions(payload_apart_bytes=60, idempotent_window_seconds=60)
     settings = {"REDIS_URL": place.url(Role.POLLER), "RESULT_DETAILS": "true", "RESULT_APART_BYTES": "200"}
     with PollerFleet(settings, token_seconds=0.002) as fleet:
         async with AsyncClient.for_redis(place.url(Role.CLIENT), options) as client:
