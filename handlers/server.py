@@ -73,7 +73,7 @@ class _Server(uvicorn.Server):
     async def _started(self, settings: Settings) -> Handler | None:
         """A handler of these settings, ready to answer; None where they are refused, whatever is wrong with them."""
         try:
-            following = Handler(settings, self._target)
+            following = Handler(settings, self._target, self._handler)
         except Exception as error:  # noqa: BLE001  # the handler before goes on
             self._watch.refuse(error)
             return None

@@ -20,7 +20,7 @@ from handlers.app.credentials import file_token, gateway_tls
 from handlers.app.dependencies import ObservedPublisher, observed
 from handlers.app.held import held_events, held_pushes
 from handlers.app.memory import with_memory
-from handlers.app.metrics import handler_metrics_of
+from handlers.app.metrics import HandlerMetrics, handler_metrics_of
 from handlers.app.parts import Closers, Parts, Starters, Walk, accounted, calls
 from handlers.app.tracing import tracing_of
 from handlers.contract.errors import InvalidSetting
@@ -88,15 +88,20 @@ def guarded_forward(
 
 
 class Handler:
-    """One door of one process: its endpoint, and what must be closed at the end."""
+    """One door of one process: its endpoint, and what must be closed at the end.
 
-    def __init__(self, settings: Settings, target: str) -> None:
+    `before` is the one whose place this one may take, and whose counters it goes on with.
+    """
+
+    def __init__(self, settings: Settings, target: str, before: Handler | None = None) -> None:
         self._log = get_logger(target)
         self._closers: Closers = []
         self._starters: Starters = []
         gateway = gateway_of(settings)
         self._closers.append(gateway.aclose)
-        self._metrics = handler_metrics_of(settings, target)
+        self._metrics: HandlerMetrics | None = handler_metrics_of(
+            settings, target, before._metrics if before else None
+        )
         self._dependencies = Dependencies()
         parts = Parts(self._log, self._closers, self._starters, self._metrics, self._dependencies)
         self._holding = parts.holding

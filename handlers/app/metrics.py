@@ -25,11 +25,11 @@ EVENTS = "events"
 class HandlerMetrics:
     """The counting of one handler: its page, who may read it, and the series of its queues."""
 
-    def __init__(self, settings: Settings, target: str) -> None:
+    def __init__(self, settings: Settings, target: str, before: HandlerMetrics | None = None) -> None:
         from handlers.telemetry.door_metrics import DoorMetrics
         from handlers.telemetry.metrics import Metrics
 
-        self.metrics = Metrics()
+        self.metrics: Metrics = Metrics(before=before.metrics if before else None)
         self.door = DoorMetrics(self.metrics, target)
         self.guard = _guard(settings)
         self._pools = {topic.subscriber_id: topic.worker_pool_id for topic in settings.file.topics}
@@ -75,10 +75,15 @@ class HandlerMetrics:
         return Answer(200, self.metrics.render(), {"content-type": CONTENT_TYPE})
 
 
-def handler_metrics_of(settings: Settings, target: str) -> HandlerMetrics | None:
-    """The counting of a handler, or None. Raises `InvalidSetting` for a token that is none."""
+def handler_metrics_of(
+    settings: Settings, target: str, before: HandlerMetrics | None = None
+) -> HandlerMetrics | None:
+    """The counting of a handler, which goes on from that `before`; or None.
+
+    Raises `InvalidSetting` for a token that is none.
+    """
     env = settings.env
-    return HandlerMetrics(settings, target) if env.metrics_token or env.metrics_token_file else None
+    return HandlerMetrics(settings, target, before) if env.metrics_token or env.metrics_token_file else None
 
 
 def _guard(settings: Settings) -> DispatchToken:

@@ -71,7 +71,8 @@ _DISPATCH_MARGIN_SECONDS = 15.0
 class PollerApp:
     """A poller with its connections; `run` ends when it is stopped and drained."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, before: PollerApp | None = None) -> None:
+        """`before` is the one whose place this one may take, and whose counters it goes on with."""
         self._settings = settings
         self._log = get_logger("poller")
         self._redis = connect(redis_options(settings))
@@ -80,7 +81,7 @@ class PollerApp:
         self._dispatch = _dispatch(settings, self._client, self._tracing)
         default_queue = settings.queues[0].queue_name
         self._retries = open_retries(self._redis, default_queue, self._queue_options())
-        self._metrics = Metrics()
+        self._metrics: Metrics = Metrics(before=before._metrics if before else None)
         self._tally = Tally(tenant_field=settings.fairness_attribute)
         self._gates = ProcessGates(settings, redis_options(settings))
         self._pool_gates: dict[str, list[Gate]] = {}

@@ -60,7 +60,7 @@ class PollerGenerations:
             if self._is_stopping:
                 continue
             try:
-                following = PollerApp(settings)
+                following = PollerApp(settings, self._current)
             except Exception as error:  # noqa: BLE001  # whatever is wrong with a change, the poller goes on
                 self._watch.refuse(error)
                 continue

@@ -78,14 +78,23 @@ _ATTEMPTS: Final = (1, 2, 3, 5, 8, 13, 21)
 
 
 class Families:
-    """All families, in one registry."""
+    """All families, in one registry. Counters and histograms go on from `before`; gauges tell of now, and are new."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, before: Families | None = None) -> None:
         self.registry = registry
-        self._add_counters()
-        self._add_histograms()
+        if before is None:
+            self._add_counters()
+            self._add_histograms()
+        else:
+            self._go_on_from(before)
         self._add_gauges()
         ProcessCollector(registry=registry)
+
+    def _go_on_from(self, before: Families) -> None:
+        for name, family in vars(before).items():
+            if isinstance(family, Counter | Histogram):
+                setattr(self, name, family)
+                self.registry.register(family)
 
     def _add_counters(self) -> None:
         counter = self._counter
@@ -131,10 +140,10 @@ class Families:
             buckets=_INFERENCE_MS,
             registry=self.registry,
         )
-        self.proximity = DeadlineProximity(f"{PREFIX}_deadline_proximity_millis", _QUEUE)
-        self.registry.register(self.proximity)
 
     def _add_gauges(self) -> None:
+        self.proximity = DeadlineProximity(f"{PREFIX}_deadline_proximity_millis", _QUEUE)
+        self.registry.register(self.proximity)
         gauge = self._gauge
         self.queue_depth = gauge("queue_depth", "Of those in flight, held here: at a gate or for a slot.")
         self.inflight = gauge("inflight_requests", "Requests taken and without an outcome yet.")

@@ -22,6 +22,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
+from weakref import WeakSet, WeakValueDictionary
 
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -66,14 +67,25 @@ PEERS: Final = frozenset({"gateway", "handler", "redis", "pubsub"})
 
 
 class QueueMetrics:
-    """The series of one queue, looked up once. All seconds are durations."""
+    """The series of one queue, looked up once. All seconds are durations.
 
-    def __init__(self, metrics: Families, queue_id: str, queue_name: str, pool_name: str) -> None:
+    `before` counted the queue until the settings changed: what it has in flight still counts, while anybody holds it.
+    """
+
+    def __init__(
+        self,
+        metrics: Families,
+        queue_id: str,
+        queue_name: str,
+        pool_name: str,
+        before: QueueMetrics | None = None,
+    ) -> None:
         labels = (queue_id, queue_name, pool_name)
         self._metrics = metrics
         self._labels = labels
         self._in_flight = 0
         self._sending = 0
+        self._elders: WeakSet[QueueMetrics] = WeakSet([] if before is None else [before, *before._elders])
         self._requests = metrics.requests.labels(*labels)
         self._dispatched = metrics.dispatched.labels(*labels)
         self._successful = metrics.successful.labels(*labels)
@@ -98,8 +110,12 @@ class QueueMetrics:
         # All from the start: the first increase of a counter that was not there is no increase to Prometheus.
         self._nacks = {reason: metrics.nacks.labels(*labels, reason) for reason in (*sorted(REASONS), OTHER)}
         # Read when somebody looks: two of the most frequent events cost an addition.
-        metrics.inflight.labels(*labels).set_function(lambda: self._in_flight)
-        metrics.queue_depth.labels(*labels).set_function(lambda: self._in_flight - self._sending)
+        metrics.inflight.labels(*labels).set_function(
+            lambda: sum(one._in_flight for one in (self, *self._elders))
+        )
+        metrics.queue_depth.labels(*labels).set_function(
+            lambda: sum(one._in_flight - one._sending for one in (self, *self._elders))
+        )
 
     def started(self, attempt: int, residence_seconds: float | None) -> None:
         """An attempt begins; `residence_seconds` is the time since the request was created, if it says."""
@@ -219,12 +235,13 @@ class QueueMetrics:
 
 
 class Metrics(Families):
-    """All series of a process, in a registry of their own."""
+    """All series of a process, in a registry of their own; `before` are those until the settings changed."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, before: Metrics | None = None) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped; a second series for each counter
-        super().__init__(registry or CollectorRegistry())
+        super().__init__(registry or CollectorRegistry(), before)
         self._queues: dict[tuple[str, str, str], QueueMetrics] = {}
+        self._queues_before = WeakValueDictionary(before._queues if before is not None else {})
         self._watches: list[Callable[[], None]] = []
         self._connection_counts: dict[str, list[Callable[[], int]]] = {}
         self._circuit_counts: list[Callable[[], int]] = []
@@ -238,7 +255,7 @@ class Metrics(Families):
         if found is None:
             if len(self._queues) >= MOST_QUEUES:
                 key = (OTHER, OTHER, OTHER)
-            found = self._queues.get(key) or QueueMetrics(self, *key)
+            found = self._queues.get(key) or QueueMetrics(self, *key, self._queues_before.get(key))
             self._queues[key] = found
         return found
 

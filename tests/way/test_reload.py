@@ -102,11 +102,15 @@ def test_queues_come_and_change_while_what_is_in_flight_is_finished(
     config.write(TWO)
     told(stack, "poller", "configuration reloaded")
     told(stack, "dispatch", "configuration reloaded")
+    shown = 'inflight_requests{pool_name="default",queue_id="first",queue_name="first"} 1.0'
+    assert shown in page(f"{stack.poller_pages_url}/metrics"), "what is in flight is shown until it is over"
 
     assert result_of(store, "result-list")["id"] in ("early", "long")
     assert result_of(store, "result-list")["id"] in ("early", "long"), (
         "begun under the old file, answered by it"
     )
+    counted = 'successful_requests_total{pool_name="default",queue_id="first",queue_name="first"} 1.0'
+    wait_until(lambda: counted in page(f"{stack.poller_pages_url}/metrics"), SOON_SECONDS, "the count")
     queue(store, "first", "late")
     assert result_of(store, "other-results")["id"] == "late"
 
