@@ -27,6 +27,7 @@ from handlers.redis_store.submission_keys import (
     CANCELLATIONS,
     active_key,
     cancel_key,
+    delivery_name,
     payload_key,
     sent_key,
     seq_key,
@@ -67,19 +68,19 @@ class ClusterSubmissions(Submissions):
         if window_seconds:
             return await self._submit_once(queue, requests, window_seconds)
         known = await self._known(requests) if is_repeated else {}
-        sequence = await self._sequence(queue, [part for part in requests if part.token not in known])
+        sequence = await self._sequence(queue, [part for part in requests if _name(part) not in known])
         delivered = await self._delivered(queue, requests) if is_repeated else set()
         queued = []
         rows: list[str | bytes] = []
         for part in requests:
-            seq = known.get(part.token) or next(sequence[part.deadline])
+            seq = known.get(_name(part)) or next(sequence[part.deadline])
             queued.append(Queued(token=f"{part.token}-{seq}", seq=seq, is_new=True))
-            rows += [part.token, _member(part, seq), _score(part, seq)]
+            rows += [_name(part), _member(part, seq), _score(part, seq)]
         if len(known) < len(requests):
             told = json.dumps([one.seq for one in queued])
             await self._redis.set(_sent_key(requests), told, ex=_SENT_KEPT_SECONDS)
         # What was delivered before may be finished by now: its marks must not come back.
-        fresh = [pair for pair in zip(requests, queued, strict=True) if pair[0].token not in delivered]
+        fresh = [pair for pair in zip(requests, queued, strict=True) if _name(pair[0]) not in delivered]
         await self._mark([part for part, _ in fresh], [done for _, done in fresh])
         keys = [queue, beside(queue, "delivered")]
         if not await self._replication.run(self._deliver, keys, ["zset", "", "", *rows]):
@@ -198,10 +199,10 @@ class ClusterSubmissions(Submissions):
         return RequestState.PENDING if is_pending else RequestState.RETRYING
 
     async def _known(self, requests: Sequence[MemberParts]) -> dict[str, int]:
-        """Token to sequence, of what an earlier call has numbered already."""
+        """Name to sequence, of what an earlier call has numbered already."""
         told = cast("bytes | None", await self._redis.get(_sent_key(requests)))
         if told:
-            return {part.token: seq for part, seq in zip(requests, json.loads(told), strict=True)}
+            return {_name(part): seq for part, seq in zip(requests, json.loads(told), strict=True)}
         pipeline = self._redis.pipeline(transaction=False)
         for part in requests:
             pipeline.get(active_key(part.id))
@@ -209,16 +210,16 @@ class ClusterSubmissions(Submissions):
         for part, live in zip(requests, await executed(self._redis, pipeline), strict=True):
             token, _, digits = (live or b"").decode().rpartition("-")
             if token == part.token and digits.isdigit():
-                known[token] = int(digits)
+                known[_name(part)] = int(digits)
         return known
 
     async def _delivered(self, queue: str, requests: Sequence[MemberParts]) -> set[str]:
-        """The tokens of what is in the queue already, or was."""
+        """The names of what is in the queue already, or was."""
         pipeline = self._redis.pipeline(transaction=False)
         for part in requests:
-            pipeline.zscore(beside(queue, "delivered"), part.token)
+            pipeline.zscore(beside(queue, "delivered"), _name(part))
         scores = await executed(self._redis, pipeline)
-        return {part.token for part, score in zip(requests, scores, strict=True) if score is not None}
+        return {_name(part) for part, score in zip(requests, scores, strict=True) if score is not None}
 
     async def _sequence(self, queue: str, requests: Sequence[MemberParts]) -> dict[int, Iterator[int]]:
         counts = Counter(part.deadline for part in requests)
@@ -246,6 +247,10 @@ class ClusterSubmissions(Submissions):
         await self._replication.execute(
             pipeline, [payload_key(part.id, part.token) for part in requests if part.payload]
         )
+
+
+def _name(part: MemberParts) -> str:
+    return delivery_name(part.id, part.token)
 
 
 def _member(part: MemberParts, seq: int) -> bytes:

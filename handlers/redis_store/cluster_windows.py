@@ -26,7 +26,7 @@ from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import beside
 from handlers.redis_store.lua_script import lua_script
 from handlers.redis_store.replication import Replication
-from handlers.redis_store.submission_keys import active_key, payload_key, submitted_key
+from handlers.redis_store.submission_keys import active_key, delivery_name, payload_key, submitted_key
 from handlers.redis_store.submissions import MemberParts, Queued
 
 PAYLOAD_KEPT_SECONDS: Final = 600
@@ -58,8 +58,13 @@ class Standing:
 
     @property
     def base(self) -> str:
-        """The token without its place in the queue: what the queue knows it by."""
+        """The token without its place in the queue."""
         return self.token.rpartition("-")[0]
+
+    @property
+    def name(self) -> str:
+        """What the queue knows it by."""
+        return delivery_name(self.request_id, self.base)
 
 
 def read_standing(request_id: str, text: bytes) -> Standing:
@@ -110,7 +115,7 @@ class ClusterWindows:
         """Whether each (queue, submission) is in its queue, or was and is known."""
         pipeline = self._redis.pipeline(transaction=False)
         for queue, each in standing:
-            pipeline.zscore(beside(queue, "delivered"), each.base)
+            pipeline.zscore(beside(queue, "delivered"), each.name)
         return [score is not None for score in await executed(self._redis, pipeline)] if standing else []
 
     async def _store_payloads(self, parts: Sequence[MemberParts]) -> None:
@@ -186,7 +191,7 @@ class ClusterWindows:
         for each in standing:
             if each.marker:
                 member = each.text.partition(b"\n")[2]
-                rows[each.marker.queue, each.marker.window_seconds] += [each.base, member, each.marker.score]
+                rows[each.marker.queue, each.marker.window_seconds] += [each.name, member, each.marker.score]
                 key = submitted_key(each.request_id)
                 pipeline.eval(self._confirming, 1, key, cast("str", each.text), each.token)
         for (queue, window_seconds), values in rows.items():

@@ -60,6 +60,11 @@ def submitted_key(request_id: str) -> str:
     return f"request-submitted:{request_id}"
 
 
+def delivery_name(request_id: str, token: str) -> str:
+    """What a queue in Redis Cluster knows a submission by; `token` without its place, and a batch's lines share one."""
+    return f"{request_id}\0{token}"
+
+
 def sent_key(submissions: Sequence[tuple[str, str]]) -> str:
     """STRING: what the call that queues these (id, token) answered."""
     names = "\0".join(f"{request_id}\0{token}" for request_id, token in submissions)

@@ -16,12 +16,12 @@ import pytest
 from redis.asyncio.cluster import RedisCluster
 
 from handlers.client.async_client import AsyncClient
-from handlers.client.errors import BrokerUnreachable
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
 from handlers.contract.errors import InvalidSetting
 from handlers.redis_store import outbox
 from handlers.redis_store.cancellations import Cancellations
+from handlers.redis_store.client_connection import open_submissions
 from handlers.redis_store.cluster_queue import ClusterQueue, ClusterRetries
 from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, connect, server_time
 from handlers.redis_store.dedup import DeliveryRecords, Fresh, InProgress
@@ -30,7 +30,8 @@ from handlers.redis_store.gate_store import RedisGateStore
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.queue import Ack, Claim, Nack, QueueOptions
 from handlers.redis_store.rights import refused_commands
-from handlers.redis_store.submissions import RequestState
+from handlers.redis_store.submission_keys import sent_key
+from handlers.redis_store.submissions import MemberParts, RequestState
 from tests.redis_store.queueing import DEADLINE, body, envelope, recalled
 from tests.servers.presence import not_found
 from tests.servers.redis_topologies import Cluster, Server
@@ -253,15 +254,18 @@ async def test_the_client_submits_once_and_reads_under_a_lease(bench: ClusterBen
     assert await bench.result_texts() == []
 
 
-async def test_a_window_counts_once_replicas_have_the_marker_and_the_request(bench: ClusterBench) -> None:
-    async with bench.client(idempotent_window_seconds=60, wait_replicas=1) as client:
-        first = await client.submit({"a": 1}, deadline=time.time() + 60)
-        second = await client.submit({"a": 2}, deadline=time.time() + 60, id=first.id)
-        assert (second.token, second.is_new) == (first.token, False)
-    async with bench.client(idempotent_window_seconds=60, wait_replicas=2, patience_seconds=0) as client:
-        with pytest.raises(BrokerUnreachable, match="of 2 replicas"):
-            await client.submit({"a": 3}, deadline=time.time() + 60, id=first.id)
-    assert await bench.redis.zcard(bench.requests) == 1
+async def test_submissions_that_share_a_token_as_a_batchs_do_are_all_queued_and_each_once(
+    bench: ClusterBench,
+) -> None:
+    submissions = open_submissions(bench.redis)
+    head, tail = b'{"internal":{"request_token":"shared-', b'},"data":{}}'
+    parts = [MemberParts(f"{bench.name}-{n}", int(time.time()) + 600, "shared", head, tail) for n in range(3)]
+    first = await submissions.submit(bench.requests, parts[:2])
+    assert await submissions.submit(bench.requests, parts[:2], is_repeated=True) == first
+    await bench.redis.delete(sent_key([(part.id, part.token) for part in parts[:2]]))
+    assert await submissions.submit(bench.requests, parts[:2], is_repeated=True) == first
+    await submissions.submit(bench.requests, parts[2:])
+    assert await bench.redis.zcard(bench.requests) == 3
 
 
 async def test_rights_are_asked_slot_by_slot(bench: ClusterBench) -> None:

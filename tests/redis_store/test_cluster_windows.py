@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from handlers.client.async_client import AsyncClient
+from handlers.client.errors import BrokerUnreachable
 from handlers.client.options import ClientOptions
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidSetting
@@ -20,7 +21,7 @@ from handlers.redis_store import cluster_windows
 from handlers.redis_store.cluster_submissions import ClusterSubmissions
 from handlers.redis_store.connection import RedisOptions, Store, connect, executed
 from handlers.redis_store.replication import Replication
-from handlers.redis_store.submission_keys import active_key, payload_key, submitted_key
+from handlers.redis_store.submission_keys import active_key, delivery_name, payload_key, submitted_key
 from handlers.redis_store.submissions import MemberParts, Queued, RequestState
 from tests.servers.presence import not_found
 from tests.servers.redis_topologies import Cluster
@@ -207,9 +208,9 @@ async def test_the_queue_knows_what_it_had_until_the_window_is_over(queue: Queue
     await queue.submit(part)
     ends = part.deadline + WINDOW
     known = f"{{{queue.name}}}:delivered"
-    assert await queue.redis.zscore(known, part.token) == ends
+    assert await queue.redis.zscore(known, delivery_name(part.id, part.token)) == ends
     await queue.submit(queue.part(f"r-{uuid.uuid4().hex}"), window=0)
-    assert await queue.redis.zscore(known, part.token) == ends
+    assert await queue.redis.zscore(known, delivery_name(part.id, part.token)) == ends
     assert await queue.redis.ttl(known) == pytest.approx(ends + 3_600 - time.time(), abs=5)
     assert await queue.redis.ttl(submitted_key(part.id)) == pytest.approx(ends - time.time(), abs=5)
 
@@ -287,6 +288,18 @@ async def test_the_client_tells_the_state_of_the_first_submission(cluster: Clust
         assert (third.token, third.is_new) == (first.token, False)
         assert await client.look_up(third) is RequestState.FINISHED
         assert await client.look_up(first.id) is RequestState.FINISHED
+
+
+async def test_a_window_counts_once_enough_replicas_have_marker_and_request(
+    cluster: Cluster, queue: Queue
+) -> None:
+    name = f"r-{uuid.uuid4().hex}"
+    asking = {"queue": queue.name, "idempotent_window_seconds": WINDOW, "patience_seconds": 0.0}
+    async with AsyncClient.for_redis(cluster.url, ClientOptions(**asking, wait_replicas=1)) as client:  # type: ignore[arg-type]  # as named above
+        with pytest.raises(BrokerUnreachable, match="0 of 1 replicas"):
+            await client.submit({}, deadline=queue.deadline, id=name)
+    (told,) = await queue.submit(queue.part(name))
+    assert await queue.tokens() == [told.token]
 
 
 async def test_an_id_whose_producer_died_before_it_was_queued_is_unknown(
