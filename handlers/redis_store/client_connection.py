@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import ClusterDownError, ReadOnlyError, RedisClusterException
+from redis.exceptions import AskError, ClusterError, ReadOnlyError, RedisClusterException, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -25,10 +25,12 @@ TRANSIENT_ERRORS: Final = (
     RedisTimeoutError,
     OSError,
     ReadOnlyError,
-    ClusterDownError,
+    ClusterError,
+    AskError,
+    TryAgainError,
     RedisClusterException,
 )
-"""The server was not reached, or its answer was not, or it is failing over: worth another try."""
+"""The server was not reached, or its answer was not, or it fails over, or moves a slot: worth another try."""
 
 STORE_ERRORS: Final = STORE_FAILURES
 """All that a call may raise."""

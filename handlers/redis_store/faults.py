@@ -39,6 +39,7 @@ _SAID: Final = (
     ("without any password configured", "the server has no password, and was sent one: leave it out"),
     ("Cluster mode is not enabled", _NO_CLUSTER),
     ("cluster support disabled", _NO_CLUSTER),
+    ("TTL exhausted", "the cluster is moving the slot of a queue, and is not done yet"),
     ("hash to the same slot", _IS_CLUSTER),
     ("unknown command 'SENTINEL'", "a host of the URL is no Sentinel: those listen on port 26379 as a rule"),
     (

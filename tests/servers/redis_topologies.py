@@ -127,8 +127,9 @@ class Cluster(_Servers):
             "--repl-diskless-sync-delay",
             "0",
         )
+        self._start = partial(Server, program, *options, *more, tls=tls)
         for _ in range(_MASTERS * (1 + replicas)):
-            self.servers.append(Server(program, *options, *more, port=_port_with_bus(), tls=tls))
+            self.servers.append(self._start(port=_port_with_bus()))
         self._join(replicas)
 
     @property
@@ -139,6 +140,16 @@ class Cluster(_Servers):
     def master_of(self, key: str) -> Server | None:
         """The server that answers for the key now; None while nobody does."""
         return next((server for server in self.servers if server.answers_for(key)), None)
+
+    def add(self) -> Server:
+        """One more node, without a slot, known to all others."""
+        added = self._start(port=_port_with_bus())
+        self.servers.append(added)
+        added.client().execute_command("CLUSTER", "MEET", "127.0.0.1", self.servers[0].port)
+        count, clients = len(self.servers), [server.client() for server in self.servers]
+        _wait(lambda: all(_known(client) == count for client in clients), "the new node to be known")
+        _wait(lambda: all(_is_whole(client) for client in clients), "the cluster as the new node sees it")
+        return added
 
     def _join(self, replicas: int) -> None:
         count, clients = len(self.servers), [server.client() for server in self.servers]
