@@ -32,8 +32,8 @@ Examples:
 Each result is a POST signed as the Standard Webhooks specification says; its webhook-id stays the same when it is
 sent again. A request may name one of the --destination hosts as webhook_url in its metadata (handlers and poller
 with RESULT_DETAILS); what that one does not take, and what names another, goes to URL, with the reason in
-"undelivered". A result is acknowledged once the receiver took it (2xx). What it does not take in time is printed as
-JSON, one a line.
+"undelivered". A receiver that is down holds up no other. A result is acknowledged once it was taken (2xx). What URL
+does not take in time is printed as JSON, one a line.
 
 Exit codes: 0 stopped, or none came for --for; 1 the receiver is gone (410); 2 wrong flags;
 4 the broker does not answer.""",
@@ -56,10 +56,14 @@ Exit codes: 0 stopped, or none came for --for; 1 the receiver is gone (410); 2 w
     "--allow-private", is_flag=True, help="The receiver may be inside the network, and without TLS."
 )
 @click.option(
-    "--at-once", type=click.IntRange(1, 1_000), default=16, show_default=True, help="Calls at a time."
+    "--at-once",
+    type=click.IntRange(1, 1_000),
+    default=16,
+    show_default=True,
+    help="Calls at a time, to URL and to each --destination.",
 )
 @click.option(
-    "--give-up", type=DurationType(), default="1d", show_default=True, help="Longest time for one result."
+    "--give-up", type=DurationType(), default="3d", show_default=True, help="Longest time for one result."
 )
 @click.option("--for", "idle", type=DurationType(), help="Stop when none came for that long.")
 @queue_flags

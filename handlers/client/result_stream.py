@@ -22,6 +22,8 @@ FIRST_PAUSE_SECONDS = 0.01
 LAST_PAUSE_SECONDS = 0.25
 RENEWALS_PER_LEASE = 3
 BATCH_RESULTS = 100
+HANDLED_AT_ONCE = 1_000
+"""Leases in one call: a few milliseconds of the server's time, so that others are not held up."""
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +115,17 @@ class ResultStream:
             if outcome is AckOutcome.LOST:
                 raise LeaseLost(delivery.result.id)
 
+    async def give_back(self, claim_keys: Sequence[bytes]) -> None:
+        """Let these be received again at once, here or elsewhere."""
+        for key in claim_keys:
+            self._held.pop(key, None)
+        for start in range(0, len(claim_keys), HANDLED_AT_ONCE):
+            await self._source.give_back(claim_keys[start : start + HANDLED_AT_ONCE])
+
+    def let_go(self, claim_key: bytes) -> None:
+        """Renew its lease no more: it comes back when that ends."""
+        self._held.pop(claim_key, None)
+
     async def close(self) -> None:
         """Stop renewing and give back what is held."""
         if self._heartbeat is not None:
@@ -127,10 +140,12 @@ class ResultStream:
 
     async def renew(self) -> None:
         """Renew all leases once; results that are no longer ours are not handed out any more."""
-        keys = list(self._held)
-        for key, is_held in zip(keys, await self._source.renew(keys), strict=True):
-            if not is_held:
-                self._held.pop(key, None)
+        held = list(self._held)
+        for start in range(0, len(held), HANDLED_AT_ONCE):
+            keys = held[start : start + HANDLED_AT_ONCE]
+            for key, is_held in zip(keys, await self._source.renew(keys), strict=True):
+                if not is_held:
+                    self._held.pop(key, None)
 
     async def _fill(self) -> bool:
         """Receive the next batch; False when none came in time."""

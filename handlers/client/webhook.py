@@ -1,33 +1,26 @@
 """Delivers results to a webhook: each under its lease until the receiver has it, signed, tried again, and guarded.
 
-The receiver is addressed by name at every connection, and only public addresses are connected to, whatever the name
-resolves to at that moment: a name cannot be turned to the inside of the network afterwards. Redirects are never
-followed.
+Only public addresses are connected to (`webhook_guard`), and redirects are never followed. One receiver that is down
+or slow holds up no other (`webhook_lanes`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import ipaddress
+import logging
+import math
 import random
-import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 from urllib.parse import urlsplit
 
-import aiohttp
-import msgspec
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import DefaultResolver
-
-from handlers.client.errors import LeaseLost
+from handlers.client.errors import ClientError, LeaseLost
 from handlers.client.result_stream import Delivery, ResultStream
+from handlers.client.webhook_call import CallAnswer, Caller
 from handlers.client.webhook_destinations import (
     METADATA_FIELD,
     Destination,
@@ -35,16 +28,20 @@ from handlers.client.webhook_destinations import (
     Target,
     target_of,
 )
-from handlers.client.webhook_signature import signature_headers
+from handlers.client.webhook_guard import is_public_host
+from handlers.client.webhook_lanes import LONGEST_PAUSE_SECONDS, Lane, Receiver
 from handlers.contract.errors import InvalidSetting
-from handlers.contract.result import Result, encode_result
+from handlers.contract.result import Result
 
-EVENT_TYPE: Final = "async_processor.result"
 _FIRST_PAUSE_SECONDS: Final = 1.0
-_LONGEST_PAUSE_SECONDS: Final = 300.0
-_GONE: Final = 410
-_MOST_ANSWER_BYTES: Final = 65_536
-_GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
+_HELD_FOR_EACH_SLOT: Final = 4
+"""Results of one receiver in memory, for each slot: those that are sent, and those that wait to be sent again."""
+_RECEIVERS_IN_A_LANE: Final = 16
+"""How many receivers below one entry of the list may be down before the others there wait for them."""
+_MOST_PARKED: Final = 50_000
+_MOST_KNOWN: Final = 10_000
+
+log = logging.getLogger(__name__)
 
 
 class WebhookGone(Exception):
@@ -57,8 +54,9 @@ class WebhookOptions:
     of your own. What is not taken in `give_up_seconds` is handed to `on_given_up`.
 
     A request may name one of `destinations` in its metadata (see `webhook_destinations`; it takes `RESULT_DETAILS`).
-    What that one does not take in `destination_seconds`, and what names another one, goes to `url`, which is told why:
-    one receiver that is down holds up the others for that long at most.
+    What that one does not take in `destination_seconds`, and what names another one, goes to `url`, which is told why.
+    Each entry of the list has `at_once` slots of its own, as has `url`; all that is held in memory is about
+    `held_bytes`, beside the results that are being sent.
     """
 
     url: str
@@ -66,10 +64,11 @@ class WebhookOptions:
     allow_private: bool = False
     at_once: int = 16
     call_seconds: float = 20.0
-    give_up_seconds: float = 86_400.0
+    give_up_seconds: float = 259_200.0
     first_pause_seconds: float = _FIRST_PAUSE_SECONDS
     destinations: Sequence[Destination] = ()
     destination_seconds: float = 300.0
+    held_bytes: int = 64_000_000
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -77,10 +76,10 @@ class WebhookOptions:
         if parts.scheme not in schemes or not parts.hostname or parts.username or parts.password:
             accepted = "https://host/path without user or password"
             raise InvalidSetting("url", found="no such URL", accepted=accepted)
-        if not self.allow_private and not _is_public_host(parts.hostname):
+        if not self.allow_private and not is_public_host(parts.hostname):
             raise InvalidSetting("url", found="an address inside the network", accepted="a public host")
         for one in self.destinations:
-            if not self.allow_private and not _is_public_host(one.host.partition(":")[0]):
+            if not self.allow_private and not is_public_host(one.host.partition(":")[0]):
                 found = "an address inside the network"
                 raise InvalidSetting("destinations", found=found, accepted="public hosts")
 
@@ -88,51 +87,23 @@ class WebhookOptions:
         return "WebhookOptions(…)"  # keys, and a URL that may hold a token
 
 
-def _is_public_host(host: str) -> bool:
-    """Whether a literal address is public; a name is judged when it is resolved.
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A result in memory, on its way to one receiver. `since` is when it came, in Unix seconds."""
 
-    A name of digits and dots alone (`2130706433`, `127.1`) is an old form of an address, which aiohttp connects to
-    without asking the resolver: never public.
-    """
-    try:
-        return _is_public(host)
-    except ValueError:
-        return not host.replace(".", "").isdigit()
+    delivery: Delivery
+    receiver: Receiver
+    since: float
+    undelivered: str = ""
+    size_bytes: int = field(init=False)
 
-
-def _is_public(address: str) -> bool:
-    """Of IPv6 only global unicast (RFC 4291, 2.4) counts, and nothing that a translator or a tunnel turns into IPv4."""
-    found = ipaddress.ip_address(address)
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return _is_public(str(found.ipv4_mapped))
-        if found not in _GLOBAL_UNICAST or found.sixtofour is not None or found.teredo is not None:
-            return False
-    return found.is_global and not found.is_multicast
-
-
-class PublicOnly(AbstractResolver):
-    """Resolves names to public addresses alone; a name that has an inner one too is refused whole."""
-
-    def __init__(self, resolver: AbstractResolver | None = None) -> None:
-        self._resolver = resolver or DefaultResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Raises `OSError` for a host that is not public."""
-        found = await self._resolver.resolve(host, port, family)
-        if not found or not all(_is_public(one["host"].split("%")[0]) for one in found):
-            raise OSError(None, f"{host} is not a public host")
-        return found
-
-    async def close(self) -> None:
-        """Close the resolver below."""
-        await self._resolver.close()
+    def __post_init__(self) -> None:
+        result = self.delivery.result
+        self.size_bytes = len(result.payload) + len(result.payload_base64)
 
 
 class Webhook:
-    """One receiver. `clock` gives Unix seconds, `draw` a number in [0, 1)."""
+    """The receivers. `clock` gives Unix seconds, `draw` a number in [0, 1)."""
 
     def __init__(
         self,
@@ -146,98 +117,230 @@ class Webhook:
         self._on_given_up = on_given_up
         self._clock = clock
         self._draw = draw
+        lanes = [self._lane() for _ in range(len(options.destinations) + 1)]
+        self._lanes = dict(zip((one.place for one in options.destinations), lanes[1:], strict=True))
+        self._own = self._receiver(Target(options.url, options.keys), lanes[0])
+        self._receivers: dict[str, Receiver] = {}
+        self._held = 0
+        self._parked = 0
+        self._has_given_back = False
+        self._has_left = asyncio.Event()
         self.delivered = 0
         self.given_up = 0
 
+    def _lane(self) -> Lane:
+        options = self._options
+        held = options.at_once * _HELD_FOR_EACH_SLOT * _RECEIVERS_IN_A_LANE
+        return Lane(options.at_once, held, options.held_bytes // (len(options.destinations) + 1))
+
+    def _receiver(self, target: Target, lane: Lane) -> Receiver:
+        options = self._options
+        return Receiver(target, lane, options.at_once * _HELD_FOR_EACH_SLOT, options.first_pause_seconds)
+
     async def __aenter__(self) -> Self:
-        resolver = None if self._options.allow_private else PublicOnly()
-        connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
-        timeout = aiohttp.ClientTimeout(total=self._options.call_seconds)
-        self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+        options = self._options
+        self._caller = Caller(
+            allow_private=options.allow_private, call_seconds=options.call_seconds, clock=self._clock
         )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._session.close()
+        await self._caller.close()
 
     async def run(self, stream: ResultStream) -> None:
-        """Deliver until the stream ends. Raises `WebhookGone`; what was not delivered then goes back."""
-        room = asyncio.Semaphore(self._options.at_once)
+        """Deliver until the stream ends. Raises `WebhookGone` or a `ClientError`; what was not delivered goes back."""
+        self._stream = stream
         try:
             async with asyncio.TaskGroup() as group:
-                async for delivery in stream:
-                    await room.acquire()
-                    task = group.create_task(self._deliver(delivery))
-                    task.add_done_callback(lambda _task: room.release())
+                while True:
+                    async for delivery in stream:
+                        await self._take(delivery, group)
+                    while self._held and not self._has_given_back:
+                        await self._until_one_leaves()
+                    if not self._has_given_back:
+                        break
+                    self._has_given_back = False
         except* WebhookGone:
             raise WebhookGone from None
+        except* ClientError as errors:
+            raise _first(errors) from None
 
-    async def _deliver(self, delivery: Delivery) -> None:
-        if await self._is_delivered_somewhere(delivery.result):
+    async def _take(self, delivery: Delivery, group: asyncio.TaskGroup) -> None:
+        receiver, undelivered = self._aim(delivery.result)
+        while not receiver.has_room and not self._lanes:
+            await self._until_one_leaves()  # there is no other receiver to read on for
+        held = _Held(delivery, receiver, self._clock(), undelivered)
+        if receiver.has_room:
+            self._enter(held)
+            group.create_task(self._carry(held))
+        else:
+            self._park(held)
+
+    def _aim(self, result: Result) -> tuple[Receiver, str]:
+        """The receiver that the request names, else our own, and why it is not the one that was named."""
+        options = self._options
+        try:
+            found = target_of(result.metadata, options.destinations, allow_private=options.allow_private)
+        except DestinationRefused as error:
+            return self._own, str(error)
+        if found is None:
+            return self._own, ""
+        place, target = found
+        receiver = self._receivers.pop(target.url, None) or self._receiver(target, self._lanes[place])
+        self._receivers[target.url] = receiver  # the last that was named is the last to be forgotten
+        if len(self._receivers) > _MOST_KNOWN:
+            self._forget_one()
+        return receiver, ""
+
+    def _forget_one(self) -> None:
+        for url, one in self._receivers.items():
+            if not (one.held or one.parked):
+                del self._receivers[url]
+                return
+
+    def _park(self, held: _Held) -> None:
+        if self._parked < _MOST_PARKED:
+            held.receiver.park(held.delivery.claim_key)
+            self._parked += 1
+        else:
+            self._stream.let_go(held.delivery.claim_key)
+
+    async def _until_one_leaves(self) -> None:
+        self._has_left.clear()
+        await self._has_left.wait()
+
+    def _enter(self, held: _Held) -> None:
+        held.receiver.enter(held.size_bytes)
+        self._held += 1
+
+    async def _leave(self, held: _Held) -> None:
+        """Room for others, who may have waited for it."""
+        receiver = held.receiver
+        await self._bring_back(receiver.leave(held.size_bytes))
+        if receiver.is_idle and self._receivers.get(receiver.target.url) is receiver:
+            del self._receivers[receiver.target.url]
+        self._held -= 1
+        self._has_left.set()
+
+    async def _bring_back(self, claim_keys: Sequence[bytes]) -> None:
+        if claim_keys:
+            self._parked -= len(claim_keys)
+            await self._stream.give_back(claim_keys)
+            self._has_given_back = True
+
+    async def _wait_alone(self, held: _Held, seconds: float) -> None:
+        await self._bring_back(held.receiver.step_aside())
+        self._has_left.set()
+        await asyncio.sleep(seconds)
+        held.receiver.step_back()
+
+    async def _carry(self, held: _Held) -> None:
+        """To its receiver, else to our own, and then out of the list."""
+        is_delivered = await self._is_delivered(held)
+        if not is_delivered and held.receiver is not self._own:
+            turned = self._turned_to_own(held)
+            if not self._own.has_room:
+                self._park(turned)
+                await self._leave(held)
+                return
+            self._enter(turned)
+            await self._leave(held)
+            held = turned
+            is_delivered = await self._is_delivered(held)
+        if is_delivered:
             self.delivered += 1
         else:
             self.given_up += 1
-            await self._on_given_up(delivery.result)
+            await self._on_given_up(held.delivery.result)
         with contextlib.suppress(LeaseLost):
-            await delivery.ack()  # lost meanwhile: the next reader sends it again, under the same id
+            await held.delivery.ack()  # lost meanwhile: the next reader sends it again, under the same id
+        await self._leave(held)
 
-    async def _is_delivered_somewhere(self, result: Result) -> bool:
-        """To the receiver that its request names, else to our own."""
-        options, undelivered = self._options, ""
-        if options.destinations:
-            try:
-                target = target_of(result.metadata, options.destinations, allow_private=options.allow_private)
-                seconds = min(options.give_up_seconds, options.destination_seconds)
-                if target is not None and await self._is_delivered(result, target, seconds):
-                    return True
-                undelivered = f"metadata.{METADATA_FIELD}: not taken in {seconds:g} s" if target else ""
-            except DestinationRefused as error:
-                undelivered = str(error)
-            except WebhookGone:
-                undelivered = f"metadata.{METADATA_FIELD}: the receiver is gone (410)"
-        return await self._is_delivered(
-            result, Target(options.url, options.keys), options.give_up_seconds, undelivered
-        )
+    def _turned_to_own(self, held: _Held) -> _Held:
+        reason = f"not taken in {self._seconds(held.receiver):g} s"
+        if held.receiver.is_gone:
+            reason = "the receiver is gone (410)"
+        return _Held(held.delivery, self._own, held.since, f"metadata.{METADATA_FIELD}: {reason}")
 
-    async def _is_delivered(
-        self, result: Result, target: Target, seconds: float, undelivered: str = ""
-    ) -> bool:
-        body = msgspec.json.encode(
-            {
-                "type": EVENT_TYPE,
-                "timestamp": datetime.fromtimestamp(self._clock(), UTC).isoformat(),
-                "data": msgspec.Raw(encode_result(result)),
-                **({"undelivered": undelivered} if undelivered else {}),
-            }
-        )
+    def _seconds(self, receiver: Receiver) -> float:
+        options = self._options
+        if receiver is self._own:
+            return options.give_up_seconds
+        return min(options.give_up_seconds, options.destination_seconds)
+
+    async def _is_delivered(self, held: _Held) -> bool:
+        """Whether its receiver took it in time; one that took nothing for as long is tried once, when that is due."""
+        receiver, seconds = held.receiver, self._seconds(held.receiver)
         until, pause = self._clock() + seconds, self._options.first_pause_seconds
-        while True:
-            if await self._is_taken(target, webhook_id(result), body):
-                return True
-            if self._clock() + pause >= until:
+        failed_at = math.inf
+        while not receiver.is_gone:
+            is_down = receiver.is_down(self._clock(), seconds)
+            if is_down and not receiver.is_due(self._clock()):
                 return False
-            await asyncio.sleep(pause * (0.5 + self._draw()))
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            answer = await self._in_turn(held, until)
+            if answer is not None and answer.is_taken:
+                return True
+            if answer is None or is_down:
+                return False
+            # Where it rests, one call that is due tells for all. What it refuses while it takes others waits alone.
+            if not answer.is_gone and (not answer.is_trouble or receiver.took_at > failed_at):
+                if self._clock() + pause >= until:
+                    return False
+                await self._wait_alone(held, pause * (0.5 + self._draw()))
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            failed_at = self._clock()
+        return False
 
-    async def _is_taken(self, target: Target, name: str, body: bytes) -> bool:
-        signed = signature_headers(target.keys, name, int(self._clock()), body)
-        headers: dict[str, Any] = {"content-type": "application/json", **signed}
-        try:
-            async with self._session.post(
-                target.url, data=body, headers=headers, allow_redirects=False
-            ) as answer:
-                await answer.content.read(_MOST_ANSWER_BYTES)
-                if answer.status == _GONE:
-                    raise WebhookGone
-                return 200 <= answer.status < 300
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            return False
+    async def _in_turn(self, held: _Held, until: float) -> CallAnswer | None:
+        """The answer of a call; None where its receiver rests for longer than until `until` (Unix seconds)."""
+        receiver = held.receiver
+        if receiver.rests:
+            try:
+                async with asyncio.timeout(max(0.0, until - self._clock())):
+                    await receiver.turn.acquire()
+            except TimeoutError:
+                return None
+            try:
+                if receiver.rests:
+                    if receiver.rests_until >= until:
+                        return None
+                    await asyncio.sleep(receiver.rests_until - self._clock())
+                    return await self._called(held)
+            finally:
+                receiver.turn.release()
+        return await self._called(held)
+
+    async def _called(self, held: _Held) -> CallAnswer:
+        receiver = held.receiver
+        async with receiver.lane.slots:
+            began_at = self._clock()
+            answer = await self._caller.post(
+                receiver.target, held.delivery.result, held.since, held.undelivered
+            )
+        now = self._clock()
+        if answer.is_taken:
+            receiver.took(now)
+        elif answer.is_gone:
+            self._disable(receiver)
+        elif answer.is_trouble:
+            receiver.failed(began_at, now, self._draw(), answer.retry_after_seconds)
+        else:
+            receiver.refused(now)
+        return answer
+
+    def _disable(self, receiver: Receiver) -> None:
+        if receiver is self._own:
+            raise WebhookGone
+        if not receiver.is_gone:
+            log.warning(
+                "a receiver at %s is gone (410) and gets no more", urlsplit(receiver.target.url).netloc
+            )
+        receiver.is_gone = True
 
 
-def webhook_id(result: Result) -> str:
-    """The same for every delivery of a result, so that a receiver can drop the second one."""
-    name = f"{result.id}\0{result.request_token}"
-    return f"res_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+def _first(errors: BaseExceptionGroup[ClientError]) -> ClientError:
+    """One of them; groups within groups are looked into."""
+    one = errors.exceptions[0]
+    return _first(one) if isinstance(one, BaseExceptionGroup) else one

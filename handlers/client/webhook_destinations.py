@@ -33,6 +33,11 @@ class Destination:
     path: str
     keys: Sequence[bytes]
 
+    @property
+    def place(self) -> str:
+        """What tells it from the others of the list."""
+        return f"{self.host}{self.path}"
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Target:
@@ -53,8 +58,11 @@ def read_destination(text: str, keys: Sequence[bytes], setting: str) -> Destinat
 
 def target_of(
     metadata: Mapping[str, str], destinations: Sequence[Destination], *, allow_private: bool
-) -> Target | None:
-    """The receiver that a request names, None where it names none. Raises `DestinationRefused`."""
+) -> tuple[str, Target] | None:
+    """The place on the list and the receiver that a request names, None where it names none.
+
+    Raises `DestinationRefused`.
+    """
     named = metadata.get(METADATA_FIELD, "")
     if not named:
         return None
@@ -63,7 +71,7 @@ def target_of(
         host = match["host"].lower()
         for one in destinations:
             if one.host == host and is_safe_path(match["path"], [one.path]):
-                return Target(f"{match['scheme']}://{host}{match['path']}", one.keys)
+                return one.place, Target(f"{match['scheme']}://{host}{match['path']}", one.keys)
     raise DestinationRefused(
         f"metadata.{METADATA_FIELD}: found a receiver that is not allowed; accepted is https://host/path of the "
         "operator's list"

@@ -20,8 +20,10 @@ from redis.asyncio import Redis
 
 from handlers.client import AsyncClient
 from handlers.client.options import ClientOptions
-from handlers.client.webhook import PublicOnly, Webhook, WebhookGone, WebhookOptions, webhook_id
-from handlers.client.webhook_destinations import DestinationRefused, read_destination, target_of
+from handlers.client.webhook import Webhook, WebhookGone, WebhookOptions
+from handlers.client.webhook_call import Caller, webhook_id
+from handlers.client.webhook_destinations import DestinationRefused, Target, read_destination, target_of
+from handlers.client.webhook_guard import PublicOnly, outside_socket
 from handlers.client.webhook_signature import read_secrets, signature_headers
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, answered_result, encode_result
@@ -69,6 +71,13 @@ def test_what_is_no_secret_is_refused_without_repeating_it(text: str) -> None:
         "https://[2001:0:a00:1::1]/x",
         "https://[::7f00:1]/x",
         "https://[fec0::1]/x",
+        "https://[64:ff9b:1::a00:1]/x",
+        "https://127。0。0。1/x",
+        "https://①②⑦.0.0.1/x",
+        "https://168.63.129.16/x",
+        "https://192.88.99.1/x",
+        "https://[ff0e::1]/x",
+        "https://[fd00:ec2::254]/x",
     ],
 )
 def test_an_address_that_is_not_public_is_refused(url: str) -> None:
@@ -100,6 +109,24 @@ class Resolver(AbstractResolver):
 async def test_a_name_that_leads_inside_is_refused_at_every_connection(addresses: list[str]) -> None:
     with pytest.raises(OSError, match="not a public host"):
         await PublicOnly(Resolver(*addresses)).resolve("evil.example", 443)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "169.254.169.254", "::ffff:10.0.0.1", "fe80::1%lo"])
+def test_no_socket_is_opened_to_the_inside_however_it_was_come_by(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with pytest.raises(OSError, match="not a public address"):
+        outside_socket((family, socket.SOCK_STREAM, 6, "", (host, 443)))
+
+
+async def test_an_address_that_slipped_in_is_not_connected_to(receiver: RawHttp) -> None:
+    """As if the check of the setting and the resolver had both been passed: the socket itself refuses."""
+    caller = Caller(allow_private=False, call_seconds=5.0)
+    try:
+        target = Target(f"{receiver.url}/hook", KEYS)
+        said = await caller.post(target, answered_result("r", "t", 200, b"{}"), 0.0)
+    finally:
+        await caller.close()
+    assert (said.status, receiver.connections) == (0, 0)
 
 
 async def test_a_public_name_is_resolved() -> None:
@@ -295,7 +322,7 @@ def test_without_leave_a_named_receiver_is_https_and_public() -> None:
             target_of({"webhook_url": url}, [good], allow_private=False)
     found = target_of({"webhook_url": "https://GOOD.example/hooks/1"}, [good], allow_private=False)
     assert found is not None
-    assert found.url == "https://good.example/hooks/1"
+    assert found[1].url == "https://good.example/hooks/1"
     assert target_of({}, [good], allow_private=False) is None
     inside = read_destination("10.0.0.1/hooks/", OTHERS, "x")
     with pytest.raises(InvalidSetting, match="destinations"):
