@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ from handlers.redis_store.status_board import Board, Found, read_board, sample_m
 from handlers.redis_store.submission_keys import result_of_key
 from handlers.redis_store.submissions import Submissions
 from handlers.settings.settings import Settings
+from handlers.status.hosts import OwnHosts, read_hosts
 from handlers.status.overview import (
     Depths,
     Overview,
@@ -223,19 +225,47 @@ def _id_of(member: bytes, queue: str) -> str:
         return error.request_id
 
 
-_pages: list[tuple[Settings, StatusPages]] = []
+@dataclass(slots=True)
+class _Served:
+    """One process's pages: of the settings of now, under the names that its start gave them."""
+
+    listens_on: str = "::"
+    also_named: Sequence[str] = ()
+    settings: Settings | None = None
+    pages: StatusPages | None = None
+
+
+_served = _Served()
+
+
+def open_pages(settings: Settings, listens_on: str, also_named: Sequence[str]) -> None:
+    """Serve from now on who asks for `listens_on`, a name of STATUS_HOSTS or of `also_named`.
+
+    Raises `InvalidSetting` as `status_pages`.
+    """
+    _served.listens_on, _served.also_named, _served.pages = listens_on, also_named, None
+    status_pages(settings)
 
 
 def status_pages(settings: Settings) -> StatusPages:
-    """The pages of these settings, built once. Raises `InvalidSetting` for a token file that is none."""
-    if not _pages or _pages[0][0] is not settings:
-        env = settings.env
-        tokens: Callable[[], Sequence[str]] = tuple
-        if env.status_token_file:
-            options = DispatchTokenOptions(path=Path(env.status_token_file), setting="STATUS_TOKEN")
-            tokens = DispatchToken(options).tokens
-        _pages[:] = [(settings, StatusPages(RedisSource(settings), tokens))]
-    return _pages[0][1]
+    """The pages of these settings, built once.
+
+    Raises `InvalidSetting` for a token file that is none, and for what is no name.
+    """
+    if _served.pages is None or _served.settings is not settings:
+        _served.settings, _served.pages = settings, _built(settings)
+    return _served.pages
+
+
+def _built(settings: Settings) -> StatusPages:
+    env = settings.env
+    tokens: Callable[[], Sequence[str]] = tuple
+    if env.status_token_file:
+        options = DispatchTokenOptions(path=Path(env.status_token_file), setting="STATUS_TOKEN")
+        tokens = DispatchToken(options).tokens
+    names = read_hosts(env.status_hosts.split(","), "STATUS_HOSTS")
+    names |= read_hosts(_served.also_named, "--allow-host")
+    return StatusPages(RedisSource(settings), tokens, OwnHosts(_served.listens_on, names))
 
 
 def respond(request: HttpRequest, settings: Settings) -> HttpResponse:

@@ -17,7 +17,14 @@ _THREADS = 8
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 in a pod."
 )
 @click.option("--port", type=click.IntRange(1, 65_535), default=8090, show_default=True)
-def status(host: str, port: int) -> None:
+@click.option(
+    "--allow-host",
+    "also_named",
+    multiple=True,
+    metavar="NAME",
+    help="Name that the page may be asked for, beside localhost, --host and STATUS_HOSTS; others get 421.",
+)
+def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     """Serve the status page: what is queued, why gates are closed, where a request is.
 
     Reads REDIS_URL and the other settings of the poller. Read-only, unless STATUS_TOKEN_FILE names a token
@@ -27,7 +34,7 @@ def status(host: str, port: int) -> None:
     from functions_framework._http import create_server
 
     import handlers.status_main
-    from handlers.app.status_page import status_pages
+    from handlers.app.status_page import open_pages
     from handlers.cli.main import fail
     from handlers.settings.settings import load_settings
     from handlers.telemetry.logs import configure_logs
@@ -35,7 +42,7 @@ def status(host: str, port: int) -> None:
     try:
         settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
         configure_logs(settings.log_options)
-        status_pages(settings)
+        open_pages(settings, host, also_named)
     except InvalidSetting as error:
         fail(error)
     app = functions_framework.create_app("status", handlers.status_main.__file__, "http")  # type: ignore[no-untyped-call]  # untyped

@@ -146,6 +146,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     status_token_file: Annotated[
         str, Meta(description="File with tokens that let the status page requeue or drop; none: read-only.")
     ] = ""
+    status_hosts: Annotated[
+        str,
+        Meta(
+            description="Comma-separated names under which the status page may be asked for, beside loopback and the "
+            "address it listens on; others get 421."
+        ),
+    ] = ""
     metrics_token: Annotated[
         str, Meta(description="Bearer token for a handler's `/metrics`; without one there is no such page.")
     ] = ""

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from handlers.status import charts
+from handlers.status.hosts import OwnHosts
 from handlers.status.overview import Overview, Whereabouts
 
 _HEADERS: Final = {
@@ -24,6 +25,10 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_MISDIRECTED: Final = (
+    "this page is not served under that name: accepted are localhost, the address it listens on, and what STATUS_HOSTS "
+    "or --allow-host adds\n"
+)
 _LONGEST_ID: Final = 512
 _REFRESH_SECONDS: Final = 10
 
@@ -70,13 +75,21 @@ class Unreachable(Exception):
 
 
 class StatusPages:
-    """Answers the page's requests. `tokens` gives those that allow changes; none: the page is read-only."""
+    """Answers the page's requests to its own `hosts`.
+
+    `tokens` gives those that allow changes; none: the page is read-only.
+    """
 
     def __init__(
-        self, source: Source, tokens: Callable[[], Sequence[str]], clock: Callable[[], float] = time.time
+        self,
+        source: Source,
+        tokens: Callable[[], Sequence[str]],
+        hosts: OwnHosts,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._source = source
         self._tokens = tokens
+        self._hosts = hosts
         self._clock = clock
         self._templates = Environment(
             loader=PackageLoader("handlers.status"),
@@ -89,6 +102,11 @@ class StatusPages:
 
     def respond(self, request: Request) -> Response:
         """The response to one request."""
+        if request.path in ("/healthz", "/readyz"):
+            # Ready also while Redis is down: this page is what says so, and then it must be reachable.
+            return Response("ok\n", 200, mimetype="text/plain")
+        if not self._hosts.has(request.headers.get("Host", "")):
+            return Response(_MISDIRECTED, 421, _HEADERS, mimetype="text/plain")
         try:
             return self._route(request)
         except Unreachable as error:
@@ -96,9 +114,6 @@ class StatusPages:
 
     def _route(self, request: Request) -> Response:
         path = request.path.rstrip("/") or "/"
-        if path in ("/healthz", "/readyz"):
-            # Ready also while Redis is down: this page is what says so, and then it must be reachable.
-            return Response("ok\n", 200, mimetype="text/plain")
         if path == "/style.css":
             text = self._templates.get_template("style.css").render()
             return Response(text, 200, {**_HEADERS, "Cache-Control": "max-age=300"}, mimetype="text/css")

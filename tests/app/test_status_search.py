@@ -14,6 +14,7 @@ from handlers.app.status_page import RedisSource
 from handlers.demo.ports import free_port
 from handlers.demo.valkey import Valkey
 from handlers.settings.settings import load_settings
+from handlers.status.hosts import OwnHosts
 from handlers.status.page import StatusPages
 
 
@@ -49,7 +50,7 @@ async def test_a_user_without_the_producers_keys_finds_what_is_queued(store: Red
 
 def test_it_is_ready_while_redis_is_down_since_it_is_the_page_that_says_so() -> None:
     source = RedisSource(load_settings({"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}))
-    pages = StatusPages(source, tuple)
+    pages = StatusPages(source, tuple, OwnHosts("127.0.0.1"))
     first, ready = (pages.respond(Request(EnvironBuilder(path).get_environ())) for path in ("/", "/readyz"))
     assert (first.status_code, ready.status_code) == (503, 200)
     assert "connecting to 127.0.0.1" in first.get_data(as_text=True)

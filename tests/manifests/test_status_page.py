@@ -40,7 +40,7 @@ def running(
     """The process, its address, its home: nothing of the machine's environment but the path."""
     page, port, home = container(objects), free_port(), tmp_path_factory.mktemp("home")
     assert page["ports"][0]["containerPort"] == int(page["args"][-1])
-    args = [*page["args"][:-1], str(port)]
+    args = [one.replace("$(POD_NAMESPACE)", "team-a") for one in [*page["args"][:-1], str(port)]]
     variables = {**environment(page, objects), "REDIS_URL": valkey.url}
     command = [str(Path(sys.executable).parent / "async-processor"), *args]
     with subprocess.Popen(
@@ -56,10 +56,11 @@ def running(
     assert process.returncode == 0
 
 
-def answer_of(url: str) -> int:
-    """The status of one request; 0 where nobody listens."""
+def answer_of(url: str, host: str = "") -> int:
+    """The status of one request, for `host` where that is given; 0 where nobody listens."""
+    request = urllib.request.Request(url, headers={"Host": host} if host else {})
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -75,6 +76,20 @@ def test_its_probes_and_its_page_are_answered(
     for probe in ("livenessProbe", "readinessProbe"):
         assert answer_of(url + page[probe]["httpGet"]["path"]) == 200
     assert answer_of(url) == 200
+
+
+def test_it_is_asked_for_by_port_forward_its_service_and_its_address_but_under_no_other_name(
+    objects: list[Manifest], running: tuple[subprocess.Popen[bytes], str, Path]
+) -> None:
+    _, url, _ = running
+    (service,) = of_kind(objects, "Service")
+    name = service["metadata"]["name"]
+    ways = ["localhost:8090", "127.0.0.1:8090", "10.4.0.7", "10.4.0.7:8090", "[fd00::7]:8090"]
+    ways += [name, f"{name}.team-a", f"{name}.team-a.svc", f"{name}.team-a.svc.cluster.local:80"]
+    assert {way: answer_of(url, way) for way in ways} == dict.fromkeys(ways, 200)
+    others = ["evil.example", f"{name}.evil.example", f"{name}.team-b.svc.cluster.local"]
+    assert {way: answer_of(url, way) for way in others} == dict.fromkeys(others, 421)
+    assert answer_of(f"{url}/readyz", "evil.example") == 200, "a probe may call it what it likes"
 
 
 def test_the_pollers_slots_are_not_its_processes_and_it_writes_nothing_at_home(
@@ -112,4 +127,4 @@ def test_tls_and_queues_reach_the_page_as_they_reach_the_poller() -> None:
     assert shared
     assert {name: theirs[name] for name in shared} == {name: ours.get(name) for name in shared}
     folders = [mount["mountPath"] for mount in page["volumeMounts"]]
-    assert all(str(Path(path).parent) in folders for path in ours.values())
+    assert all(str(Path(str(ours[name])).parent) in folders for name in shared)

@@ -126,9 +126,10 @@ def _read(url: str) -> str:
         return found
 
 
-def _status(url: str, data: bytes | None = None) -> int:
+def _status(url: str, data: bytes | None = None, host: str = "") -> int:
+    request = urllib.request.Request(url, data, {"Host": host} if host else {})
     try:
-        with urllib.request.urlopen(url, data, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -233,6 +234,21 @@ def test_what_is_not_there_or_not_allowed_is_refused(
     base_url: str, path: str, data: bytes | None, status: int
 ) -> None:
     assert _status(f"{base_url}{path}", data) == status
+
+
+def test_a_name_that_was_turned_to_this_machine_reads_nothing(base_url: str) -> None:
+    """DNS rebinding: the browser connects here, and says the stranger's name."""
+    port = base_url.rpartition(":")[2]
+    for path in ("/", "/find?id=hard-1", "/dead", "/style.css", "/dead/change"):
+        request = urllib.request.Request(f"{base_url}{path}", headers={"Host": f"rebound.example:{port}"})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=30)
+        said = caught.value.read().decode()
+        assert (caught.value.code, said.count("\n")) == (421, 1)
+        assert "STATUS_HOSTS" in said
+        assert "rebound" not in said
+    for name in ("localhost", "127.0.0.1", "[::1]"):
+        assert _status(base_url, host=f"{name}:{port}") == 200
 
 
 def test_the_page_lets_no_script_in_and_nobody_frame_it(base_url: str) -> None:

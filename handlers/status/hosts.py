@@ -1,0 +1,63 @@
+"""Under which names the page may be asked for. Pure.
+
+A stranger's page can have its own name lead to this machine (DNS rebinding), and would then read this page as its
+own. Its browser still says that name in `Host`: what is not a name of ours is refused. A literal address cannot be
+turned, so where the page listens on all addresses each of them is its own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from handlers.contract.errors import InvalidSetting
+
+_LOOPBACK: Final = "localhost"
+_HEADER = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\[\]:/@\s]+)(:[0-9]{1,5})?")
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnHosts:
+    """The names and addresses of one page: loopback, what it listens on, and what the operator adds."""
+
+    listens_on: str
+    names: frozenset[str] = frozenset()
+
+    def has(self, header: str) -> bool:
+        """Whether a `Host` header, with or without a port, is one of ours."""
+        match = _HEADER.fullmatch(header.strip())
+        if match is None:
+            return False
+        name = _plain(match["name"])
+        if name in self.names or name in (_LOOPBACK, _plain(self.listens_on)):
+            return True
+        address = _address(name)
+        if address is None:
+            return name.endswith(f".{_LOOPBACK}")  # RFC 6761, 6.3: never asked of a name server
+        own = _address(_plain(self.listens_on))
+        return address.is_loopback or (own is not None and (own.is_unspecified or own == address))
+
+
+def read_hosts(texts: Iterable[str], setting: str) -> frozenset[str]:
+    """Names or addresses without a port, as the operator writes them. Raises `InvalidSetting`."""
+    names = [_plain(text.strip()) for text in texts if text.strip()]
+    for name in names:
+        if _address(name) is None and not _NAME.fullmatch(name):
+            accepted = "names or addresses without a port, with commas between"
+            raise InvalidSetting(setting, found=repr(name), accepted=accepted)
+    return frozenset(names)
+
+
+def _plain(name: str) -> str:
+    return name.lower().removeprefix("[").removesuffix("]").removesuffix(".")
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
