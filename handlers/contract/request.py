@@ -25,6 +25,10 @@ LONGEST_TTL_SECONDS: Final = 315_360_000
 MAX_ID_LENGTH: Final = 1_024
 """Characters of an id: it becomes part of keys, headers and attributes, and every result repeats it."""
 
+MAX_METADATA_ENTRIES: Final = 1_000
+"""Of a body; ten times what Pub/Sub takes as attributes of one message. They are merged, searched, and repeated in
+results."""
+
 _DECIMAL = re.compile(r"[0-9]{1,32}(\.[0-9]{1,32})?")
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _ACCEPTED_DEADLINE = "Unix seconds > 0, as a number or a decimal string"
@@ -104,6 +108,8 @@ def decode_body(
         raise _invalid(body, "body", f"{len(body)} bytes", f"at most {max_bytes} bytes")
     wire = _decode(body)
     metadata = wire.metadata or {}
+    if len(metadata) > MAX_METADATA_ENTRIES:
+        raise _invalid(body, "metadata", f"{len(metadata)} entries", f"at most {MAX_METADATA_ENTRIES}")
     if extra_metadata:
         metadata = {**metadata, **extra_metadata}
     return Request(

@@ -14,6 +14,7 @@ from handlers.contract.request import (
     LATEST_DEADLINE,
     LONGEST_TTL_SECONDS,
     MAX_ID_LENGTH,
+    MAX_METADATA_ENTRIES,
     Request,
     decode_body,
 )
@@ -142,6 +143,15 @@ def test_nesting_is_accepted_to_its_limit(levels: int) -> None:
     else:
         error = refused(wire)
         assert ("nesting" in error.found, error.request_id) == (True, "a")
+
+
+def test_metadata_has_as_many_entries_as_the_limit_and_no_more() -> None:
+    many = {f"k{number}": "" for number in range(MAX_METADATA_ENTRIES)}
+    added = {"traceparent": "t"}
+    assert len(decode_body(body(metadata=many), extra_metadata=added).metadata) == MAX_METADATA_ENTRIES + 1
+    error = refused(body(metadata={**many, "one": "more"}))
+    assert (error.request_id, error.field) == ("r-1", "metadata")
+    assert "found 1001 entries; accepted is at most 1000" in str(error)
 
 
 def test_an_id_is_as_long_as_the_limit_and_no_longer() -> None:
