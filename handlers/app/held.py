@@ -69,7 +69,8 @@ def held_events(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     if settings.env.result_details:
         from handlers.forward.details import explained, timed
 
-        others = explained(_held_by_default(settings, timed(forward), parts))
+        forward = timed(forward)  # the poller's too: by the time it sees that the gateway was asked
+        others = explained(_held_by_default(settings, forward, parts))
     else:
         others = _held_by_default(settings, forward, parts)
     if others is forward:

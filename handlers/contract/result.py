@@ -47,9 +47,9 @@ class Usage(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """The result of the request `id`; `request_token` says of which submission.
 
-    Where details are on: `attempts` counts those at the gateway, `gateway_seconds` is how long the last one
-    took, `queue_seconds` how long the request had waited since its `created` when that began, `finished_at` is
-    in Unix seconds, `metadata` the request's own; `payload_base64` holds the body's bytes where they are no UTF-8.
+    Where details are on: `attempts` counts those at the gateway, `gateway_seconds` is how long the one took that gave
+    the result, `queue_seconds` how long the request had waited since its `created` when that began, `finished_at` is in
+    Unix seconds, `metadata` the request's own; `payload_base64` holds the body's bytes where they are no UTF-8.
     `payload_ref` names the key of a payload that is stored apart, which is absent here.
     """
 

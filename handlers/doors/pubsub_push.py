@@ -202,7 +202,7 @@ class PubSubPushDoor:
         """204 once the result is published; 429 or 503 for a retry, and where publishing failed."""
         match outcome:
             case Answered(result):
-                if self._has_details and context.request is not None:
+                if self._has_details:
                     result = detailed(result, context.request, time.time())
                 return await self._publish(context, result)
             case Retry():

@@ -12,9 +12,9 @@ from typing import ParamSpec
 import msgspec
 
 from handlers.contract.request import Request
-from handlers.contract.result import Result, Usage
+from handlers.contract.result import ErrorCode, Result, Usage
 from handlers.forward.forward import Forward, Limits
-from handlers.forward.outcome import Answered, Outcome
+from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.token_usage import token_usage
 
 Parameters = ParamSpec("Parameters")
@@ -23,19 +23,35 @@ Parameters = ParamSpec("Parameters")
 def timed(
     attempt: Callable[Parameters, Awaitable[Outcome]], monotonic: Callable[[], float] = time.monotonic
 ) -> Callable[Parameters, Awaitable[Outcome]]:
-    """`attempt`, with the seconds it took noted in what the gateway answered."""
+    """`attempt`, with the seconds it took noted where the gateway was asked, whatever came of it."""
 
     async def timed_attempt(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Outcome:
         began_at = monotonic()
         outcome = await attempt(*args, **kwargs)
-        if not isinstance(outcome, Answered) or not outcome.result.status_code:
-            return outcome
-        seconds = round(monotonic() - began_at, 3)
-        return msgspec.structs.replace(
-            outcome, result=msgspec.structs.replace(outcome.result, gateway_seconds=seconds)
-        )
+        seconds = monotonic() - began_at
+        match outcome:
+            case Answered(result, feedback):
+                if feedback is None and not _was_asked_for(result):
+                    return outcome
+                return lasted(outcome, seconds)
+            case Retry(feedback=feedback):
+                if feedback is None:
+                    return outcome
+                return msgspec.structs.replace(outcome, gateway_seconds=round(seconds, 3))
 
     return timed_attempt
+
+
+def lasted(outcome: Answered, seconds: float) -> Answered:
+    """The outcome of an attempt that took so long."""
+    result = msgspec.structs.replace(outcome.result, gateway_seconds=round(seconds, 3))
+    return msgspec.structs.replace(outcome, result=result)
+
+
+def _was_asked_for(result: Result) -> bool:
+    """Whether a result says that the gateway was asked; a handler of another process tells by its own time."""
+    is_answered = result.status_code or result.error_code == ErrorCode.INFERENCE_ERROR
+    return bool(is_answered) or result.gateway_seconds is not None
 
 
 def explained(forward: Forward, clock: Callable[[], float] = time.time) -> Forward:
@@ -51,18 +67,22 @@ def explained(forward: Forward, clock: Callable[[], float] = time.time) -> Forwa
     return explained_forward
 
 
-def detailed(result: Result, request: Request, now: float) -> Result:
+def detailed(result: Result, request: Request | None, now: float) -> Result:
     """The final result of `request` with all that is known of it; `now` is in Unix seconds.
 
-    A result of an attempt that was `timed` counts that attempt.
+    A result of an attempt that was `timed` counts that attempt. Of a request that could not be read (None) only the
+    time is known.
     """
+    finished_at = round(now, 3)
+    if request is None:
+        return msgspec.structs.replace(result, finished_at=finished_at)
     took, created = result.gateway_seconds, request.created
     usage = token_usage(result.payload) if 200 <= result.status_code < 300 else None
     return msgspec.structs.replace(
         result,
         attempts=request.attempt + (0 if took is None else 1),
         queue_seconds=None if created is None else max(0.0, round(now - (took or 0.0) - created, 3)),
-        finished_at=round(now, 3),
+        finished_at=finished_at,
         usage=None if usage is None else Usage(*usage),
         metadata=request.metadata,
     )

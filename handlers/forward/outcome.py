@@ -32,7 +32,8 @@ class Retry(msgspec.Struct, frozen=True):
 
     `reason` is one of a fixed set of words (for logs and metrics). `counts_attempt` is False where the
     request never reached the gateway (a closed gate, a handler that is still starting). `traceparent` is the
-    span of this attempt, where traces are kept: the next one links to it.
+    span of this attempt, where traces are kept: the next one links to it. `gateway_seconds` is how long the attempt
+    took, where that is asked for.
     """
 
     delay_seconds: float
@@ -41,6 +42,7 @@ class Retry(msgspec.Struct, frozen=True):
     counts_attempt: bool = True
     feedback: Answer | None = None
     traceparent: str = ""
+    gateway_seconds: float | None = None
 
 
 Outcome: TypeAlias = Answered | Retry

@@ -14,6 +14,7 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.account import account
 from handlers.forward.backoff import backoff_seconds
+from handlers.forward.details import lasted
 from handlers.forward.forward import cancelled, expired
 from handlers.forward.gated import gated
 from handlers.forward.outcome import Answered, Outcome, Retry
@@ -40,17 +41,17 @@ CANCEL_AGAIN_SECONDS = 5.0
 class Held:
     """A claim that is ours: from its claim to its settlement. `work` is None once its outcome is known.
 
-    `decided_at` is when that was (`time.monotonic`), 0 until then; `cancel_again_at` is when its work may be cancelled
-    once more. `is_sent` once the gateway may have had it.
+    `decided_at` is when that was, `sent_at` when its attempt was sent and the gateway may have had it (`time.monotonic`),
+    0 until then; `cancel_again_at` is when its work may be cancelled once more.
     """
 
     claim: Claim
     work: asyncio.Task[Settlement] | None = None
     is_lost: bool = False
     decided_at: float = 0.0
+    sent_at: float = 0.0
     is_cancelled: bool = False
     cancel_again_at: float = 0.0
-    is_sent: bool = False
 
 
 class Carrier:
@@ -116,7 +117,7 @@ class Carrier:
             # The next owner answers; a settlement of ours would be refused.
             self._held.pop(held.claim.owner_token, None)
         elif work.cancelled():
-            self._settler.add(self._cancelled(held.claim) if held.is_cancelled else Release(held.claim))
+            self._settler.add(self._cancelled(held) if held.is_cancelled else Release(held.claim))
         elif error := work.exception():
             # A defect of ours. Nothing is settled, so the lease ends and a death is counted: what always
             # breaks us is buried with a result in the end, and nothing is lost or repeated for ever.
@@ -130,8 +131,7 @@ class Carrier:
         self.on_freed()
 
     async def _settlement(self, held: Held) -> Settlement:
-        claim = held.claim
-        began_at = time.monotonic()
+        claim, began_at = held.claim, time.monotonic()
         try:
             envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
         except InvalidRequest as error:
@@ -174,6 +174,9 @@ class Carrier:
             metrics=self._metrics,
         )
         self._on_outcome(envelope.request, outcome)
+        return self._marked(settlement, envelope)
+
+    def _marked(self, settlement: Settlement, envelope: Envelope) -> Settlement:
         return self._repeats.marked(settlement, envelope) if self._repeats else settlement
 
     async def _attempt(self, held: Held, envelope: Envelope) -> Outcome:
@@ -187,7 +190,7 @@ class Carrier:
 
     async def _send(self, held: Held, body: bytes, request: Request) -> Outcome:
         """One attempt, under the objective of the request's lane."""
-        held.is_sent = True
+        held.sent_at = time.monotonic()
         began_at = self._metrics.sending()
         try:
             return await self._dispatch(in_lane(request, self._lane) if self._lane else request, body)
@@ -250,8 +253,8 @@ class Carrier:
             except InvalidRequest as error:
                 self._settler.add(refuse(claim, error, self._route, self._clock()))
             else:
-                buried: Settlement = bury(claim, envelope, self._route, self._clock())
-                self._settler.add(self._repeats.marked(buried, envelope) if self._repeats else buried)
+                buried = bury(claim, envelope, self._route, self._clock())
+                self._settler.add(self._marked(buried, envelope))
 
     def lose(self, claims: Sequence[Claim]) -> None:
         """The leases of these are gone: stop their work, the next owner does it.
@@ -284,9 +287,13 @@ class Carrier:
             held.work.cancel()
         return count
 
-    def _cancelled(self, claim: Claim) -> Settlement:
+    def _cancelled(self, held: Held) -> Settlement:
+        claim = held.claim
         envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
-        return self._settled_as(claim, envelope, cancelled(envelope.request))
+        outcome = cancelled(envelope.request)
+        if held.sent_at and self._route.has_details:  # the gateway was at it
+            outcome = lasted(outcome, time.monotonic() - held.sent_at)
+        return self._settled_as(claim, envelope, outcome)
 
     def hand_back(self) -> None:
         """Stop all work; what has no outcome goes back to pending at once."""
@@ -295,7 +302,7 @@ class Carrier:
 
     def hand_back_unsent(self) -> int:
         """What was not sent yet, such as what waits at a gate, goes back to pending at once; returns how much."""
-        unsent = [held.work for held in self._held.values() if held.work is not None and not held.is_sent]
+        unsent = [held.work for held in self._held.values() if held.work is not None and not held.sent_at]
         for work in unsent:
             work.cancel()
         return len(unsent)

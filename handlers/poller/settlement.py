@@ -139,7 +139,12 @@ def _stored_apart(
 def _nack(claim: Claim, envelope: Envelope, retry: Retry, route: ResultRoute, now: float) -> Ack | Nack:
     request = envelope.request
     if now + retry.delay_seconds >= request.deadline:
-        return ack(claim, request, expired(request, retry.last).result, route, now)
+        result = msgspec.structs.replace(
+            expired(request, retry.last).result, gateway_seconds=retry.gateway_seconds
+        )
+        if retry.counts_attempt and retry.gateway_seconds is None:  # its time is not known, but it was one
+            request = msgspec.structs.replace(request, attempt=request.attempt + 1)
+        return ack(claim, request, result, route, now)
     attempt = request.attempt + (1 if retry.counts_attempt else 0)
     member = encode_retry(
         claim.member, queue=claim.queue, attempt=attempt, score=claim.score, traceparent=retry.traceparent
@@ -153,6 +158,8 @@ def refuse(claim: Claim, error: InvalidRequest, route: ResultRoute, now: float) 
         dead = dead_record(claim, ErrorCode.INVALID_REQUEST, str(error), now)
         return Ack(claim, b"", route.name(""), None, "", "", dead=dead)
     result = error_result(error.request_id, error.request_token, ErrorCode.INVALID_REQUEST, str(error))
+    if route.has_details:  # all that is known of what cannot be read
+        result = detailed(result, None, now)
     return Ack(
         claim=claim,
         result=encode_result(result),

@@ -18,6 +18,7 @@ from handlers.contract.result import (
 )
 from handlers.forward.details import detailed, timed
 from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.gates.gate import Answer
 
 NOW = 1_000.0
 REQUEST = Request(
@@ -56,11 +57,45 @@ async def test_an_answer_in_no_time_is_an_attempt_all_the_same() -> None:
 
 @pytest.mark.parametrize(
     "outcome",
-    [Retry(1.0, "rejected"), Answered(error_result("a", "", ErrorCode.DEADLINE_EXCEEDED, "late"))],
+    [
+        Retry(1.0, "gate_closed", counts_attempt=False),
+        Answered(error_result("a", "", ErrorCode.DEADLINE_EXCEEDED, "late")),
+    ],
     ids=["retry", "no answer"],
 )
-async def test_what_the_gateway_did_not_answer_has_no_duration(outcome: Outcome) -> None:
+async def test_what_the_gateway_was_not_asked_for_has_no_duration(outcome: Outcome) -> None:
     assert await attempted(outcome, 2.5) == outcome
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Answered(error_result("a", "", ErrorCode.DEADLINE_EXCEEDED, "cut off"), Answer(None)),
+        Answered(error_result("a", "", ErrorCode.INFERENCE_ERROR, "too large")),
+        Answered(
+            msgspec.structs.replace(
+                error_result("a", "", ErrorCode.DEADLINE_EXCEEDED, "cut off"), gateway_seconds=2.4
+            )
+        ),
+    ],
+    ids=["cut off", "too large", "cut off in a handler"],
+)
+async def test_an_attempt_without_an_answer_is_an_attempt(outcome: Answered) -> None:
+    found = await attempted(outcome, 2.5)
+    assert isinstance(found, Answered)
+    result = detailed(found.result, REQUEST, NOW)
+    assert (result.attempts, result.queue_seconds, result.gateway_seconds) == (3, 97.5, 2.5)
+
+
+async def test_a_retry_knows_how_long_its_attempt_took() -> None:
+    found = await attempted(Retry(1.0, "rejected", feedback=Answer(429)), 2.5)
+    assert isinstance(found, Retry)
+    assert found.gateway_seconds == 2.5
+
+
+def test_of_a_request_that_cannot_be_read_the_time_alone_is_known() -> None:
+    invalid = error_result("a", "", ErrorCode.INVALID_REQUEST, "no payload")
+    assert detailed(invalid, None, NOW) == msgspec.structs.replace(invalid, finished_at=NOW)
 
 
 def test_a_result_without_an_attempt_counts_those_before() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from redis.asyncio import Redis
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
-from tests.poller.rig import IN_TIME, QUEUE, RETRIES, Rig, body, running
+from handlers.poller.settlement import ResultRoute
+from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
 from tests.redis_keys import claims_left
 from tests.waiting import wait_until_async
 
@@ -155,3 +157,24 @@ async def test_each_slot_is_freed_exactly_once(store: Redis) -> None:
     rig = Rig(store, on_freed=lambda: freed.append(rig.carrier.in_flight))
     await carried(rig, *(body(f"r-{n}") for n in range(30)), b"broken", body("late", deadline=1))
     assert sorted(freed, reverse=True) == list(range(31, -1, -1))
+
+
+async def test_a_request_cancelled_in_flight_was_attempted_and_one_that_waited_was_not(store: Redis) -> None:
+    async def never(_request: Request) -> Outcome:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    rig = Rig(store, never, route=ResultRoute("", None, RESULTS, has_details=True))
+    (flying,) = await rig.claimed(body("flying"))
+    (waiting,) = await rig.claimed(body("waiting"))
+    async with running(rig.settler.run()):
+        rig.carrier.start([flying])
+        await wait_until_async(lambda: len(rig.dispatched) == 1, IN_TIME, "it is in flight")
+        rig.carrier.cancel([flying])
+        rig.carrier.start([replace(waiting, is_cancelled=True)])
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "both are answered")
+    found = {result.id: result for result in await rig.results()}
+    assert {result.error_code for result in found.values()} == {ErrorCode.CANCELLED}
+    assert (found["flying"].attempts, found["waiting"].attempts) == (1, 0)
+    assert found["flying"].gateway_seconds is not None
+    assert found["waiting"].gateway_seconds is None

@@ -144,6 +144,31 @@ def test_a_result_has_details_only_where_they_are_asked_for() -> None:
         assert (result.attempts, result.finished_at) == ((4, NOW) if has_details else (0, None))
 
 
+@pytest.mark.parametrize(
+    ("retry", "attempts", "seconds"),
+    [
+        (Retry(1e9, "rejected", gateway_seconds=0.25), 3, 0.25),
+        (Retry(1e9, "rejected", LastResponse(503, b"busy"), gateway_seconds=0.25), 3, 0.25),
+        (Retry(1e9, "handler_lost"), 3, None),
+        (Retry(1e9, "gate_closed", counts_attempt=False), 2, None),
+    ],
+    ids=["no answer", "last answer", "lost", "not sent"],
+)
+def test_a_retry_that_comes_too_late_counts_the_attempt_that_it_was(
+    retry: Retry, attempts: int, seconds: float | None
+) -> None:
+    route = ResultRoute("", None, "result-list", has_details=True)
+    result = decode_result(acked(settled(retry, route, retry_count=2)).result)
+    assert (result.attempts, result.gateway_seconds, result.finished_at) == (attempts, seconds, NOW)
+
+
+def test_what_cannot_be_read_says_when_that_was_found() -> None:
+    claim, _ = claim_of()
+    for has_details, at in ((False, None), (True, NOW)):
+        route = ResultRoute("", None, "results", has_details=has_details)
+        assert decode_result(refuse(claim, invalid("a"), route, NOW).result).finished_at == at
+
+
 def test_a_retry_is_a_nack_with_one_attempt_more() -> None:
     nack = settled(Retry(5.0, "rejected"), retry_count=2)
     assert isinstance(nack, Nack)
