@@ -1,15 +1,17 @@
 """Answers a second submission of an id that is live, or finished lately, in place of running it.
 
 For producers that queue again because they do not know whether they did. Opt-in, for a queue; a submission is known
-by its token, or by its body where it has none.
+by its token, or by what its body says where it has none.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 
 from handlers.contract.envelope import Envelope
+from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
 from handlers.poller.settlement import ResultRoute, ack
 from handlers.poller.settler import Settlement
@@ -32,8 +34,8 @@ class Repeats:
     async def answer(self, claim: Claim, envelope: Envelope, now: float) -> Ack | None:
         """How a repeated submission is settled; None for one that may run.
 
-        Only a token tells one result from another of the same id: without one, the first submission's result is
-        the only one, and the second is dropped.
+        Only a token tells one result from another of the same id: without one, or with the first one's, the first
+        submission's result is the only one, and the second is dropped.
         """
         request = envelope.request
         standing = await self._standing(claim, envelope)
@@ -43,22 +45,42 @@ class Repeats:
         message = f"another submission of this id stands for it, which is {standing}"
         result = error_result(request.id, request.request_token, ErrorCode.DUPLICATE, message)
         settlement = ack(claim, request, result, self._route, now)
-        return settlement if request.request_token else replace(settlement, result=b"")
+        if request.request_token and standing is not Standing.REPEATED:
+            return settlement
+        # What the other one may still need, such as its live marker and its payload, is not this one's to delete.
+        return replace(settlement, result=b"", request_token="", payload_ref="")
 
     async def _standing(self, claim: Claim, envelope: Envelope) -> Standing:
         if claim.claim_key.endswith(claim.owner_token):
-            return Standing.LIVE  # the claim got another name than its id's, because that is claimed
+            return Standing.REPEATED  # the claim got another name than its own, because that is claimed
         try:
-            return await stand_for_id(self._redis, self._mark(envelope), envelope.request.deadline)
+            found = await stand_for_id(self._redis, self._mark(envelope), envelope.request.deadline)
         except STORE_FAILURES as error:
             self._log.warning("not known whether it is a duplicate", error=explained(error))
             return Standing.RUNS  # twice is better than not at all
+        if found is Standing.REPEATED and claim.deaths:
+            return Standing.RUNS  # a failover forgot its result, and its claim came back
+        return found
 
     def marked(self, settlement: Settlement, envelope: Envelope) -> Settlement:
-        """The settlement of what has run: a final one makes it stand for its id as finished."""
-        return replace(settlement, mark=self._mark(envelope)) if isinstance(settlement, Ack) else settlement
+        """The settlement of what was claimed: a final one makes it stand for its id as finished, if it did."""
+        if not isinstance(settlement, Ack):
+            return settlement
+        mark = self._mark(envelope)
+        return replace(settlement, mark=replace(mark, is_dead=settlement.dead is not None))
 
     def _mark(self, envelope: Envelope) -> Mark:
         request = envelope.request
-        digest = hashlib.sha1(envelope.data, usedforsecurity=False).hexdigest
-        return Mark(request.id, request.request_token or f"body {digest()}", self._window_seconds)
+        known_by = f"token {request.request_token}" if request.request_token else f"body {_digest(request)}"
+        return Mark(request.id, known_by, self._window_seconds)
+
+
+def _digest(request: Request) -> str:
+    """Of what no processor changes for a retry.
+
+    Another one may write the body anew: other spaces, order, escapes, numbers as floats, a trace in the metadata. A
+    retry that was not known for itself would be dropped as a double.
+    """
+    payload = json.loads(request.payload or b"null", parse_int=float)
+    known = [request.created, request.deadline, request.endpoint, payload]
+    return hashlib.sha1(json.dumps(known, sort_keys=True).encode(), usedforsecurity=False).hexdigest()

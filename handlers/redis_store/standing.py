@@ -18,17 +18,23 @@ class Standing(StrEnum):
     """Whether a submission may run, or what the other one is that stands for its id."""
 
     RUNS = "runs"
+    REPEATED = "repeated"
+    """It is finished itself, and was queued, or reclaimed, once more."""
     LIVE = "live"
     FINISHED = "finished"
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A submission that stands for its id, for `seconds` after it is finished; `known_by` tells it from others."""
+    """A submission that stands for its id, for `seconds` after it is finished; `known_by` tells it from others.
+
+    One that `is_dead` is finished too, but runs if it is queued again.
+    """
 
     request_id: str
     known_by: str
     seconds: int
+    is_dead: bool = False
 
 
 async def stand_for_id(redis: Store, mark: Mark, deadline: float) -> Standing:
@@ -43,7 +49,7 @@ async def finish_for_id(redis: Store, marks: Sequence[Mark]) -> None:
     """These are finished: what is queued again under their ids does not run for a while."""
     script = lua_script(redis, "finish_for_id")
     # One call each, since in a cluster each key is in a slot of its own; but on one connection.
-    rows = [(stands_key(one.request_id), one.known_by, one.seconds) for one in marks]
+    rows = [(stands_key(one.request_id), one.known_by, one.seconds, int(one.is_dead)) for one in marks]
     try:
         await _finished(redis, script, rows)
     except NoScriptError:
@@ -51,8 +57,8 @@ async def finish_for_id(redis: Store, marks: Sequence[Mark]) -> None:
         await _finished(redis, script, rows)
 
 
-async def _finished(redis: Store, script: AsyncScript, rows: Sequence[tuple[str, str, int]]) -> None:
+async def _finished(redis: Store, script: AsyncScript, rows: Sequence[tuple[str, str, int, int]]) -> None:
     pipeline = redis.pipeline(transaction=False)
-    for key, known_by, seconds in rows:
-        pipeline.execute_command("EVALSHA", script.sha, 1, key, known_by, seconds)
+    for row in rows:
+        pipeline.execute_command("EVALSHA", script.sha, 1, *row)
     await executed(redis, pipeline)
