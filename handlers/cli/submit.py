@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from handlers.contract.result import Result
 
 DEFAULT_DEADLINE = timedelta(hours=1)
+_FINISHED_WAIT = timedelta(seconds=2)
 
 
 @click.command(
@@ -51,7 +52,9 @@ Examples:
 )
 @click.option("--metadata", multiple=True, callback=key_value_pairs, help="KEY=VALUE; may be repeated.")
 @click.option(
-    "--once", type=DurationType(), help="Do nothing if the id is live, or ended less than this ago (Redis)."
+    "--once",
+    type=DurationType(),
+    help="Do nothing if the id is live, or its deadline was less than this ago (Redis); needs an id.",
 )
 @click.option("--wait", "is_waiting", is_flag=True, help="Wait for the result and print its payload.")
 @click.option(
@@ -104,8 +107,17 @@ def submit(
     )
     options: dict[str, Any] = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
     if once is not None:
+        _check_once(queue, request)
         options["idempotent_window_seconds"] = max(1, int(once.total_seconds()))
     return asyncio.run(_submit(queue, request, options, is_waiting=is_waiting, timeout=timeout))
+
+
+def _check_once(queue: QueueFlags, request: NewRequest) -> None:
+    """What could not be told from another one must not be taken for done once."""
+    if queue.to != "redis":
+        raise click.UsageError("--once is offered for Redis alone: Pub/Sub cannot be asked what it has")
+    if not request.id:
+        raise click.UsageError("--once needs the id that is to run once: --id, or one in FILE")
 
 
 async def _submit(
@@ -116,12 +128,17 @@ async def _submit(
     is_waiting: bool,
     timeout: timedelta | None,  # noqa: ASYNC109 - the name of the flag
 ) -> ExitCode:
+    from handlers.redis_store.submissions import RequestState
+
     async with queue.client(**options) as client:
         [submission] = await client.submit_many([request])
         print(submission.id, file=sys.stderr if is_waiting else sys.stdout, flush=True)
         if not submission.is_new:
             state = await client.look_up(submission)
             print(f"{submission.id} was submitted before; it is {state}", file=sys.stderr)
+            if state is RequestState.FINISHED:
+                # Its result is in its own list by now, or it never had one.
+                timeout = min(timeout or _FINISHED_WAIT, _FINISHED_WAIT)
         if not is_waiting:
             return ExitCode.DONE
         left = timeout or timedelta(seconds=max(1.0, submission.deadline + 5 - datetime.now().timestamp()))

@@ -14,12 +14,12 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Queue names and limits.
 
     `payload_apart_bytes`: payloads of at least that size are stored under a key of their own; None: never.
-    `idempotent_window_seconds`: a second submission of an id that is live, or finished less than that
-    long ago, returns the first one; 0: every submission runs. `lease_seconds`: how long a reader's crash
-    keeps its results from others. `wait_replicas`: how many replicas of Redis must have a submission before it counts
-    (`WAIT`). `patience_seconds`: how long a submission is tried again through a failover, 100 at most; a Redis
-    that never answered this client is given up after two seconds. `tombstone_seconds`: how long doubles of an
-    acknowledged result are dropped. `own_result_seconds`: how long a result list of one request is kept.
+    `idempotent_window_seconds`: a second submission of an id that is live, or whose deadline was less than that
+    long ago, returns the first one, however that ended; 0: every submission runs. `lease_seconds`: how long a
+    reader's crash keeps its results from others. `wait_replicas`: how many replicas of Redis must have a submission
+    before it counts (`WAIT`). `patience_seconds`: how long a submission is tried again through a failover, 100 at
+    most; a Redis that never answered this client is given up after two seconds. `tombstone_seconds`: how long doubles
+    of an acknowledged result are dropped. `own_result_seconds`: how long a result list of one request is kept.
     """
 
     queue: str = "request-sortedset"

@@ -46,13 +46,16 @@ class Patience:
             try:
                 answer = await call(is_repeated)
             except TRANSIENT_ERRORS as error:
-                if self._clock() >= until:
-                    raise BrokerUnreachable(f"Redis: {explained(error)}") from error
+                last: Exception = error
             except STORE_ERRORS as error:
                 raise BrokerUnreachable(f"Redis: {explained(error)}") from error
             else:
                 self._is_known = True
                 return answer
             is_repeated = True
-            await self._sleep(pause * (0.5 + self._draw()))
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            if self._clock() < until:
+                await self._sleep(pause * (0.5 + self._draw()))
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            # After the pause: a process that was stopped in it would ask when what it sent is remembered no more.
+            if self._clock() >= until:
+                raise BrokerUnreachable(f"Redis: {explained(last)}") from last

@@ -10,7 +10,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
     `token` tells this submission from another one of the same id (empty on Pub/Sub). `deadline` is in
     Unix seconds. `results` is where its result goes: a list, or a topic's subscription.
-    `is_new` is false where an earlier submission of the id stands for this one.
+    `is_new` is false where an earlier submission of the id stands for this one: `token` is that one's, all else is
+    what was asked for now.
     """
 
     id: str

@@ -41,8 +41,8 @@ CANCEL_AGAIN_SECONDS = 5.0
 class Held:
     """A claim that is ours: from its claim to its settlement. `work` is None once its outcome is known.
 
-    `decided_at` is when that was, `sent_at` when its attempt was sent and the gateway may have had it (`time.monotonic`),
-    0 until then; `cancel_again_at` is when its work may be cancelled once more.
+    `decided_at` is when that was, `sent_at` when its attempt was sent, `cancel_again_at` when its work may be cancelled
+    once more; all by `time.monotonic`, and 0 until then.
     """
 
     claim: Claim

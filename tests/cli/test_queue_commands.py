@@ -171,6 +171,28 @@ def test_submit_waits_for_its_own_result(shell: Shell) -> None:
     assert "late: no result after 0.05 s" in late.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [((), "needs the id"), (("--id", "a", "--to", "pubsub", "--project", "p"), "Redis alone")],
+)
+def test_submit_once_takes_nothing_for_done_once_that_it_cannot_know(
+    shell: Shell, flags: tuple[str, ...], said: str
+) -> None:
+    run = shell.run("submit", "-", "--once", "1h", *flags, stdin='{"n":1}')
+    assert (run.exit_code, run.stdout) == (2, "")
+    assert said in run.stderr
+
+
+def test_submit_once_does_not_wait_for_what_the_first_sent_elsewhere(shell: Shell) -> None:
+    """The first is finished, and had no result list of its own."""
+    name = uuid.uuid4().hex
+    assert shell.run("submit", "-", "--id", name, "--once", "1h", stdin='{"n":1}').exit_code == 0
+    shell.redis.delete(f"request-active:{name}")
+    run = shell.run("submit", "-", "--id", name, "--once", "1h", "--wait", stdin='{"n":1}')
+    assert (run.exit_code, run.stdout) == (3, "")
+    assert "it is finished" in run.stderr
+
+
 def test_submit_once_submits_once(shell: Shell) -> None:
     name = uuid.uuid4().hex
     runs = [shell.run("submit", "-", "--id", name, "--once", "1h", stdin='{"n":1}') for _ in range(2)]

@@ -60,6 +60,21 @@ async def test_a_redis_that_never_answered_is_given_up_soon() -> None:
     assert clock.now < 4
 
 
+async def test_a_client_that_was_stopped_for_longer_than_it_is_remembered_does_not_ask_again() -> None:
+    """It could queue a second time what was answered meanwhile."""
+    clock = Clock()
+
+    async def stopped(_seconds: float) -> None:
+        clock.now += 600
+
+    patience = Patience(100, clock=lambda: clock.now, sleep=stopped, draw=lambda: 0.5)
+    await patience.insist(Failing(0, NoConnection("gone")))
+    call = Failing(1, NoConnection("gone"))
+    with pytest.raises(BrokerUnreachable, match="gone"):
+        await patience.insist(call)
+    assert call.told == [False]
+
+
 async def test_what_another_try_would_not_change_is_said_at_once() -> None:
     clock = Clock()
     call = Failing(1_000, ResponseError("WRONGTYPE"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -184,6 +186,36 @@ async def test_an_id_that_is_live_or_lately_finished_is_not_run_again(
         assert redis.zcard(options.queue) == 0
     ttl_seconds = redis.ttl(f"request-submitted:{first.id}")
     assert ttl_seconds == pytest.approx(first.deadline - time.time() + 600, abs=5)
+
+
+async def test_of_two_submissions_of_an_id_the_live_one_stands(
+    valkey_url: str, redis: Redis, options: ClientOptions, client: AsyncClient
+) -> None:
+    once = msgspec.structs.replace(options, idempotent_window_seconds=600)
+    async with AsyncClient.for_redis(valkey_url, once) as idempotent:
+        finished = await idempotent.submit({"a": 1}, deadline=HOUR)
+        redis.delete(options.queue, f"request-active:{finished.id}")
+        live = await client.submit({"a": 2}, deadline=HOUR, id=finished.id)
+        again = await idempotent.submit({"a": 3}, deadline=HOUR, id=finished.id)
+        assert (again.is_new, again.token) == (False, live.token)
+        assert await idempotent.look_up(again) is RequestState.PENDING
+
+
+async def test_of_many_who_submit_an_id_at_once_one_does(
+    valkey_url: str, redis: Redis, options: ClientOptions
+) -> None:
+    """Each on a connection of its own, alone, in one call with others, and twice in one call."""
+    once = msgspec.structs.replace(options, idempotent_window_seconds=600)
+    ids = [f"id-{number}" for number in range(100)]
+    requests = [NewRequest(payload={}, deadline=HOUR, id=one) for one in ids]
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(AsyncClient.for_redis(valkey_url, once)) for _ in range(6)]
+        calls = [client.submit_many([*requests, *requests[::-1]]) for client in clients[:3]]
+        calls += [client.submit_many([one]) for client in clients[3:] for one in requests]
+        found = [submission for done in await asyncio.gather(*calls) for submission in done]
+    assert sorted(one.id for one in found if one.is_new) == sorted(ids)
+    assert len({(one.id, one.token) for one in found}) == len(ids)
+    assert redis.zcard(options.queue) == len(ids)
 
 
 async def test_without_a_window_an_id_may_be_submitted_again(client: AsyncClient, redis: Redis) -> None:

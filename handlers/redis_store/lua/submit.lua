@@ -1,8 +1,9 @@
 -- submit: queue a batch of requests, in order, and mark each as live, in one step.
 -- A token's end is the request's place in the queue, so that look_up.lua finds it without a scan.
 -- Sent again, and said to be, it tells what it did the first time, for two minutes even if that is finished by now, and
--- leaves alone what is live under the same token: a lost reply queues nothing twice. With a window, an id that was submitted before is left alone, whoever did that. The cancellation of an older
--- submission stays: that one may still wait, and its token is another.
+-- leaves alone what is live under the same token: a lost reply queues nothing twice. With a window, an id that was
+-- submitted before is left alone, whoever did that. The cancellation of an older submission stays: that one may still
+-- wait, and its token is another.
 -- KEYS[1]       <queue>                        zset    member, score = deadline + min(seq, 2^21 - 1) / 2^21
 -- KEYS[2]       request-sent:<digest>          string  what this call answered, JSON; expires in two minutes
 -- KEYS[4n - 1]  request-seq:<queue>:<deadline> string  counter; expires an hour after the deadline
@@ -28,7 +29,7 @@ for n = 1, (#KEYS - 2) / 4 do
   local deadline, token, head, tail, payload = tonumber(ARGV[5 * n - 2]), unpack(ARGV, 5 * n - 1, 5 * n + 2)
   local first = is_repeated and redis.call('GET', active)
   local own_seq = first and string.sub(first, 1, #token + 1) == token .. '-' and string.sub(first, #token + 2)
-  first = window > 0 and (redis.call('GET', submitted) or redis.call('GET', active))
+  first = window > 0 and (redis.call('GET', active) or redis.call('GET', submitted)) -- the live one is the newest
   if own_seq then
     answer[#answer + 1] = tonumber(own_seq)
     answer[#answer + 1] = token .. '-' .. own_seq
