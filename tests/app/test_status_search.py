@@ -10,10 +10,10 @@ from flask import Request
 from redis.asyncio import Redis
 from werkzeug.test import EnvironBuilder
 
-from handlers.app.status_page import RedisSource
+from handlers.app.status_page import RedisSource, open_pages, status_pages
 from handlers.demo.ports import free_port
 from handlers.demo.valkey import Valkey
-from handlers.settings.settings import load_settings
+from handlers.settings.settings import Settings, load_settings
 from handlers.status.hosts import OwnHosts
 from handlers.status.page import StatusPages
 
@@ -54,3 +54,17 @@ def test_it_is_ready_while_redis_is_down_since_it_is_the_page_that_says_so() -> 
     first, ready = (pages.respond(Request(EnvironBuilder(path).get_environ())) for path in ("/", "/readyz"))
     assert (first.status_code, ready.status_code) == (503, 200)
     assert "connecting to 127.0.0.1" in first.get_data(as_text=True)
+
+
+def test_a_changed_configuration_leaves_the_page_its_names() -> None:
+    def is_refused(host: str, settings: Settings) -> bool:
+        request = Request(EnvironBuilder(base_url=f"http://{host}/").get_environ())
+        return status_pages(settings).respond(request).status_code == 421
+
+    before, changed = load_settings({}), load_settings({})
+    open_pages(before, "127.0.0.1", ["known"])
+    try:
+        for settings in (before, changed):
+            assert (is_refused("known", settings), is_refused("stranger", settings)) == (False, True)
+    finally:
+        open_pages(before, "::", [])
