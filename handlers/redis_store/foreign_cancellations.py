@@ -20,7 +20,7 @@ SWEPT: Final = "{async-processor}:cancellations-swept"
 """STRING: there while nobody needs to look again."""
 
 _LEAST_PAUSE_SECONDS: Final = 0.4
-_PAUSE_FACTOR: Final = 10
+_PAUSE_FACTOR: Final = 20
 """How much longer than a sweep the pause behind it is; the shorter of the last two counts, since other work of this
 poller may have held one up."""
 _SCAN_COUNT: Final = 1_000
