@@ -32,7 +32,7 @@ from handlers.doors.http_message import Answer, plain
 from handlers.forward.details import timed
 from handlers.forward.forward import Forward, Forwarder, Limits, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
-from handlers.forward.guarded import GuardedForward, GuardOptions
+from handlers.forward.guarded import Guard, GuardedForward, GuardOptions
 from handlers.forward.outcome import Outcome
 from handlers.forward.transforms.registry import build_transforms
 from handlers.settings.settings import Settings, load_settings
@@ -74,14 +74,18 @@ def forwarder_of(settings: Settings, gateway: Sender) -> Forwarder:
 
 
 def guarded_forward(
-    settings: Settings, forward: Forward, log: Logger, metrics: Metrics | None = None
+    settings: Settings,
+    forward: Forward,
+    log: Logger,
+    guards: dict[str, Guard],
+    metrics: Metrics | None = None,
 ) -> Forward:
-    """Forwarding past the breaker and the retry budget of each gateway."""
+    """Forwarding past the breaker and the retry budget of each gateway; those of `guards` go on."""
     env, routes = settings.env, settings.routes
     if not env.circuit_breaker and not env.retry_budget:
         return forward
     options = GuardOptions(is_breaking=env.circuit_breaker, retry_share=env.retry_budget)
-    guarded = GuardedForward(forward, lambda queue: routes.of(queue).base_url, log, options)
+    guarded = GuardedForward(forward, lambda queue: routes.of(queue).base_url, log, options, guards=guards)
     if metrics is not None:
         metrics.watch_circuits(guarded.open_circuits)
     return guarded.forward
@@ -90,7 +94,7 @@ def guarded_forward(
 class Handler:
     """One door of one process: its endpoint, and what must be closed at the end.
 
-    `before` is the one whose place this one may take, and whose counters it goes on with.
+    `before` is the one whose place this one may take, and whose counters, circuits and retry budgets it goes on with.
     """
 
     def __init__(self, settings: Settings, target: str, before: Handler | None = None) -> None:
@@ -102,6 +106,7 @@ class Handler:
         self._metrics: HandlerMetrics | None = handler_metrics_of(
             settings, target, before._metrics if before else None
         )
+        self._guards: dict[str, Guard] = before._guards if before else {}
         self._dependencies = Dependencies()
         parts = Parts(self._log, self._closers, self._starters, self._metrics, self._dependencies)
         self._holding = parts.holding
@@ -168,7 +173,7 @@ class Handler:
         forward = calls(self._traced(settings, gateway, target), self._metrics)
         forward = observed(forward, self._dependencies.add(GATEWAY))
         metrics = self._metrics.metrics if self._metrics else None
-        return guarded_forward(settings, forward, self._log, metrics)
+        return guarded_forward(settings, forward, self._log, self._guards, metrics)
 
     def _traced(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
         tracing = tracing_of(settings)

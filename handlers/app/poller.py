@@ -5,28 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from handlers.app.gates import ProcessGates
-from handlers.app.handler import forwarder_of, gateway_of, guarded_forward
+from handlers.app.poller_dispatch import poller_client, poller_dispatch
 from handlers.app.pool_sharing import SharedPools
 from handlers.app.redis_options import redis_options
 from handlers.app.status import status_watch
 from handlers.app.tracing import tracing_of
-from handlers.contract.request import Request
 from handlers.forward.circuit import Circuit, CircuitState
-from handlers.forward.details import timed
-from handlers.forward.forward import NO_LIMITS, Sender
-from handlers.forward.gateway import Gateway, GatewayOptions
-from handlers.forward.guarded import circuit_options, guarded_dispatch
-from handlers.forward.outcome import Outcome
+from handlers.forward.guarded import Guard, circuit_options, guarded_dispatch
 from handlers.gates.allowance import Allowance
 from handlers.gates.bands import band_of
 from handlers.gates.gate import Gate, Share
 from handlers.poller.canceller import Canceller
 from handlers.poller.carrier import Carrier
 from handlers.poller.depth_watch import DEPTHS_SECONDS, DepthWatch
-from handlers.poller.dispatcher import Dispatch, HttpDispatcher
 from handlers.poller.heartbeat import Heartbeat
 from handlers.poller.lanes import LaneOptions, build_merge, check_objectives
 from handlers.poller.looper import Looper
@@ -56,29 +49,26 @@ from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer
 
-if TYPE_CHECKING:
-    from handlers.telemetry.tracing import Tracing
-
 PROMOTE_SECONDS = 0.1
 """How often retries that are due go back to their queues."""
 CANCEL_SECONDS = 0.5
 """How often it is looked what producers have taken back."""
 _BATCH = 1_000
-_DISPATCH_MARGIN_SECONDS = 15.0
-"""How much longer the poller waits for a handler than the handler for the gateway."""
 
 
 class PollerApp:
     """A poller with its connections; `run` ends when it is stopped and drained."""
 
     def __init__(self, settings: Settings, before: PollerApp | None = None) -> None:
-        """`before` is the one whose place this one may take, and whose counters it goes on with."""
+        """`before` is the one whose place this one may take; its counters, circuits and retry budgets go on here."""
         self._settings = settings
         self._log = get_logger("poller")
         self._redis = connect(redis_options(settings))
-        self._client = _client(settings)
+        self._client = poller_client(settings)
         self._tracing = tracing_of(settings)
-        self._dispatch = _dispatch(settings, self._client, self._tracing)
+        self._guards: dict[str, Guard] = before._guards if before else {}
+        self._circuits: dict[tuple[str, str], Circuit] = before._circuits if before else {}
+        self._dispatch = poller_dispatch(settings, self._client, self._tracing, self._guards)
         default_queue = settings.queues[0].queue_name
         self._retries = open_retries(self._redis, default_queue, self._queue_options())
         self._metrics: Metrics = Metrics(before=before._metrics if before else None)
@@ -206,7 +196,9 @@ class PollerApp:
         )
         route = _result_route(self._settings, entry)
         settler = Settler(queue, self._log)
-        circuit = self._circuit(entry.queue_name)
+        # Another gateway of the queue is another one's trouble.
+        place = (entry.queue_name, self._settings.routes.of(entry.queue_name).base_url)
+        circuit = self._circuits.setdefault(place, self._circuit(entry.queue_name))
         self._metrics.watch_circuits(lambda: circuit.state is not CircuitState.CLOSED)
         labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
         metrics = self._metrics.of_queue(*labels)
@@ -340,48 +332,3 @@ def _result_route(settings: Settings, entry: QueueEntry) -> ResultRoute:
 
 def _shares(gates: Sequence[Gate]) -> Callable[[], tuple[Share, ...]]:
     return lambda: tuple(share for gate in gates for share in gate.shares())
-
-
-def _client(settings: Settings) -> Gateway:
-    """To the gateway where the handler runs in this process, else to the handlers."""
-    if not settings.env.handler_url:
-        return gateway_of(settings)
-    # A handler's answer is the gateway's, escaped as JSON: it may be larger than the response itself.
-    # With details a body that is no UTF-8 comes as base64 beside it.
-    limit = settings.env.max_response_bytes * (5 if settings.env.result_details else 3) + 65_536
-    return Gateway(GatewayOptions(settings.env.connect_timeout_seconds, max_response_bytes=limit))
-
-
-def _dispatch(settings: Settings, client: Gateway, tracing: Tracing | None) -> Dispatch:
-    dispatch = _traced_dispatch(settings, client, tracing)
-    return timed(dispatch) if settings.env.result_details else dispatch
-
-
-def _traced_dispatch(settings: Settings, client: Gateway, tracing: Tracing | None) -> Dispatch:
-    if tracing is None:
-        return _untraced_dispatch(settings, client)
-    from handlers.forward.traced import AttemptSpans, TracedSender, traced_dispatch
-    from handlers.telemetry.tracing import PROCESS_REQUEST
-
-    ids = {entry.queue_name: entry.id for entry in settings.queues if entry.id}
-    spans = AttemptSpans(tracing, PROCESS_REQUEST, ids)
-    sender = TracedSender(client, tracing, event_too=bool(settings.env.handler_url))
-    return traced_dispatch(_untraced_dispatch(settings, sender), spans)
-
-
-def _untraced_dispatch(settings: Settings, client: Sender) -> Dispatch:
-    env = settings.env
-    if env.handler_url:
-        dispatcher = HttpDispatcher(
-            client,
-            env.handler_url,
-            timeout_seconds=env.request_timeout_seconds + _DISPATCH_MARGIN_SECONDS,
-            tokens=lambda: settings.dispatch_tokens,
-        )
-        return dispatcher.dispatch
-    forward = guarded_forward(settings, forwarder_of(settings, client).forward, get_logger("poller"))
-
-    async def in_process(request: Request, _body: bytes) -> Outcome:
-        return await forward(request, NO_LIMITS)
-
-    return in_process

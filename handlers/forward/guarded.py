@@ -94,7 +94,8 @@ class Guard:
 class GuardedForward:
     """Forwards past each gateway's guard; `gateway_of` names the gateway of a queue.
 
-    `clock` gives Unix seconds, `draw` a number in [0, 1).
+    `guards` are by gateway; who comes after another one of the same options goes on with its guards. `clock` gives Unix
+    seconds, `draw` a number in [0, 1).
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class GuardedForward:
         log: Logger,
         options: GuardOptions,
         *,
+        guards: dict[str, Guard] | None = None,
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
     ) -> None:
@@ -113,7 +115,7 @@ class GuardedForward:
         self._options = options
         self._clock = clock
         self._draw = draw
-        self.guards: dict[str, Guard] = {}
+        self.guards = {} if guards is None else guards
 
     def open_circuits(self) -> int:
         """Gateways that are spared now."""

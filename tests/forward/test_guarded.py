@@ -147,3 +147,19 @@ async def test_what_is_given_up_leaves_its_place() -> None:
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     assert circuit.state is CircuitState.CLOSED
+
+
+async def test_who_comes_after_goes_on_with_the_guards_of_before() -> None:
+    before, after = Gateway(DOWN), Gateway()
+    first = guarded(before)
+    while first.open_circuits() == 0:
+        await first.forward(request(), NO_LIMITS)
+
+    second = GuardedForward(
+        after.forward, lambda queue: queue, get_logger("test"), GuardOptions(), guards=first.guards
+    )
+
+    assert second.open_circuits() == 1
+    assert isinstance(await second.forward(request(), NO_LIMITS), Retry)
+    assert after.calls == 0, "no probe is due yet"
+    assert isinstance(await second.forward(request(queue="another"), NO_LIMITS), Answered)

@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -40,9 +41,13 @@ _SETTINGS = {
 
 
 class Breakable:
-    """Valkey, proxy, gateway, and a poller that forwards by itself; a context manager."""
+    """Valkey, proxy, gateway, and a poller that forwards by itself; a context manager.
 
-    def __init__(self) -> None:
+    `variables` are more of the poller's settings.
+    """
+
+    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
+        self._variables = variables or {}
         self._parts = ExitStack()
         self._folder = Path(tempfile.mkdtemp(prefix="breakable-"))
         self._parts.callback(shutil.rmtree, self._folder, ignore_errors=True)
@@ -68,7 +73,9 @@ class Breakable:
             "IGW_BASE_URL": self._gateway_url,
             "METRICS_PORT": str(self._pages_port),
         }
-        self.poller = self._parts.enter_context(Child("poller", [COMMAND, "poll"], {**_SETTINGS, **where}))
+        self.poller = self._parts.enter_context(
+            Child("poller", [COMMAND, "poll"], {**_SETTINGS, **where, **self._variables})
+        )
         self.poller.wait_for(lambda output: output if "polling" in output else None)
         self._process = psutil.Process(self.poller.process.pid)
         self.store: redis.Redis = self._parts.enter_context(redis.Redis(port=self.redis_port))

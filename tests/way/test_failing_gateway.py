@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from tests.way.breakable import WORKERS, Breakable
 MOST_CPU = 0.05
 """Of one core; about 0.01 is measured. A loop without pauses takes all it gets."""
 WINDOW_SECONDS = 3.0
+PROBE_SECONDS = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,10 @@ def rig() -> Iterator[Breakable]:
 def openings(rig: Breakable) -> int:
     """How often a circuit has opened."""
     return rig.poller.output().count('"state":"open"')
+
+
+def has_reloaded(rig: Breakable, times: int) -> bool:
+    return rig.poller.output().count("configuration reloaded") == times
 
 
 def calls(rig: Breakable) -> int:
@@ -65,3 +72,25 @@ def test_a_gateway_that_comes_and_goes_gets_everything_in_the_end(rig: Breakable
     rig.wait_for_results(ids)
     assert rig.ready()[0] == 200, "the gateway's trouble is not the poller's"
     assert rig.gateway_state()["peak"] <= WORKERS
+
+
+def test_a_gateway_in_trouble_is_spared_though_the_configuration_changes(tmp_path: Path) -> None:
+    """What takes over knows what went before: another circuit would need ten failures to open."""
+    config = tmp_path / "config.yaml"
+    config.write_text("queues: [{queue_name: request-sortedset}]")
+    with Breakable({"CONFIG_FILE": str(config), "CONFIG_RELOAD_SECONDS": "0.2"}) as rig:
+        rig.set_faults(reset=1.0)
+        ids = rig.queue(100)
+        wait_until(lambda: openings(rig), 30, "an open circuit")
+        wait_until(lambda: rig.in_flight() <= 2, 30, "only probes in flight")
+
+        before, began = calls(rig), time.monotonic()
+        for number in range(3):
+            config.write_text(f"queues: [{{queue_name: request-sortedset, labels: {{n: '{number}'}}}}]")
+            wait_until(partial(has_reloaded, rig, number + 1), 30, "the change to be taken")
+        elapse(2 * PROBE_SECONDS, "the last one has claimed")
+        probes, lasted = calls(rig) - before, time.monotonic() - began
+        rig.set_faults()
+
+        rig.wait_for_results(ids)
+        assert probes <= lasted + 3, "one a second, and those that were under way"
