@@ -187,6 +187,14 @@ def with_payload(envelope: Envelope, payload: bytes, *, max_bytes: int = MAX_REQ
     return msgspec.structs.replace(envelope, request=request, data=data)
 
 
+def encode_whole(member: bytes, data: bytes) -> bytes:
+    """The member with its payload inside again: `data` is its body (see `with_payload`), and no key holds any of it."""
+    parts = _parts_decoder.decode(member)
+    internal = _internal_parts(parts)
+    internal.pop("payload_ref", None)
+    return _encoder.encode({**parts, "internal": internal, "data": msgspec.Raw(data)})
+
+
 def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, traceparent: str = "") -> bytes:
     """The member to put into the retry set: its `internal` says where it returns, all else is kept.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from handlers.contract.envelope import Envelope, decode_member, with_payload
+from handlers.contract.envelope import Envelope, decode_member, encode_whole, with_payload
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
@@ -244,17 +244,33 @@ class Carrier:
                 continue
             self._settler.add(self._settled_as(claim, envelope, outcome))
 
-    def bury(self, claims: Sequence[Claim]) -> None:
-        """Settle claims whose owners died on them too often; they are ours by now."""
+    async def bury(self, claims: Sequence[Claim]) -> None:
+        """Settle claims whose owners died on them too often; they are ours by now.
+
+        Raises one of `STORE_FAILURES`; what is left then is found again when its lease ends.
+        """
         for claim in claims:
-            self._held[claim.owner_token] = Held(claim)
             try:
                 envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
             except InvalidRequest as error:
-                self._settler.add(refuse(claim, error, self._route, self._clock()))
+                settlement: Settlement = refuse(claim, error, self._route, self._clock())
             else:
-                buried = bury(claim, envelope, self._route, self._clock())
-                self._settler.add(self._marked(buried, envelope))
+                whole = replace(claim, member=await self._whole_member(claim, envelope))
+                settlement = self._marked(bury(whole, envelope, self._route, self._clock()), envelope)
+            self._held[claim.owner_token] = Held(claim)
+            self._settler.add(settlement)
+
+    async def _whole_member(self, claim: Claim, envelope: Envelope) -> bytes:
+        """As the dead letters keep it: with the payload that was stored apart, whose own key ends with the result."""
+        reference = envelope.request.payload_ref
+        payload = await self._read_payload(reference) if reference and self._read_payload else None
+        if payload is None:
+            return claim.member
+        try:
+            whole = with_payload(envelope, payload, max_bytes=self._max_request_bytes)
+        except InvalidRequest:
+            return claim.member
+        return encode_whole(claim.member, whole.data)
 
     def lose(self, claims: Sequence[Claim]) -> None:
         """The leases of these are gone: stop their work, the next owner does it.

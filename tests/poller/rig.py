@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from handlers.contract.request import Request
@@ -17,6 +18,7 @@ from handlers.poller.pool import Pool, Source
 from handlers.poller.settlement import ResultRoute
 from handlers.poller.settler import Settlement, Settler
 from handlers.redis_store.connection import Store
+from handlers.redis_store.payloads import read_payload
 from handlers.redis_store.queue import Claim, QueueOptions, RedisQueue
 from handlers.telemetry.logs import Logger, get_logger
 from handlers.telemetry.metrics import Metrics, QueueMetrics
@@ -69,6 +71,7 @@ class Rig:
             self.log,
             self.metrics,
             labels=labels or {},
+            read_payload=partial(read_payload, store),
             clock=self.queue.now,
             on_freed=on_freed,
             max_request_bytes=100_000,

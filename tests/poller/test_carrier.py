@@ -14,6 +14,7 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.poller.settlement import ResultRoute
+from handlers.redis_store.dead_letters import DeadLetters
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
 from tests.redis_keys import claims_left
 from tests.waiting import wait_until_async
@@ -106,12 +107,44 @@ async def test_a_defect_while_settling_gives_the_claim_up_and_others_go_on(store
 
         async def is_buried() -> bool:
             reclaimed = await rig.queue.reclaim(10, 1)
-            rig.carrier.bury(reclaimed.dead)
+            await rig.carrier.bury(reclaimed.dead)
             return await rig.result_count() == 2
 
         await wait_until_async(is_buried, IN_TIME, "the result of a burial")
     assert (await rig.results())[1].error_code == ErrorCode.UNDELIVERABLE
     assert await store.hlen(f"{QUEUE}:dead") == 1
+
+
+@pytest.mark.parametrize("stored", [b'{ "prompt" : 1.50 }', b"no JSON", None])
+async def test_a_dead_letter_has_the_payload_that_was_stored_apart(
+    store: Redis, stored: bytes | None
+) -> None:
+    """Its key ends with the result; without it inside, what is queued again could not run."""
+    key = "request-payload:a:t"
+    internal = b'"internal":{"request_token":"t","payload_ref":"%s","labels":{"tier":"batch"}}' % key.encode()
+    member = b'{%s,"request_kind":"redis","data":{"id":"a","deadline":1999999999}}' % internal
+    rig = Rig(store)
+    claims = await rig.claimed(member)
+    if stored is not None:
+        await store.set(key, stored)
+    async with running(rig.settler.run()):
+        await rig.carrier.bury(claims)
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    assert not await store.exists(key)
+
+    (letter,) = [one async for one in DeadLetters(store, QUEUE).all()]
+    if stored is None or b"{" not in stored:
+        assert letter.member == member
+        return
+    assert await DeadLetters(store, QUEUE).requeue(letter)
+    again = await rig.queue.claim(1)
+    async with running(rig.settler.run()):
+        rig.carrier.start(again)
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "its outcome")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    (request,) = rig.dispatched
+    assert (request.payload, request.request_token, request.labels) == (stored, "t", {"tier": "batch"})
+    assert [one.error_code for one in await rig.results()] == [ErrorCode.UNDELIVERABLE, ""]
 
 
 async def forever(_request: Request) -> Outcome:

@@ -288,7 +288,7 @@ async def test_a_dead_letter_is_finished_but_runs_when_it_is_queued_again(store:
     assert repeats
     await repeats.answer(claim, decode_member(claim.member, QUEUE), time.time())
     async with running(rig.settler.run()):
-        rig.carrier.bury([claim])
+        await rig.carrier.bury([claim])
         await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is buried")
     await carried(rig, submission("two"))
     assert "finished" in (await rig.results())[-1].error_message
