@@ -62,14 +62,27 @@ async def test_what_is_not_surely_the_same_submission_is_a_claim_beside_it(
     assert await bench.redis.hget(bench.keys.owners, key) == OWNER.encode()
 
 
-async def test_a_submission_that_is_queued_a_second_time_has_one_owner_and_one_result(bench: Bench) -> None:
-    """As after the death of a processor whose claim and whose retry both came back."""
+async def test_a_second_copy_of_what_we_have_claimed_is_dropped_and_ends_with_it(bench: Bench) -> None:
+    """As after the death of a processor whose claim and whose retry both came back, or a producer that sends again."""
     first = await bench.claimed(envelope("r", "t-1"))
-    second = await bench.claimed(envelope("r", "t-1", retry_count=1))
+    for member in (envelope("r", "t-1", retry_count=1), envelope("other", "t-2")):
+        await bench.put(member)
 
-    assert await bench.queue.renew([first, second]) == [first], "its owner hears of it and stops"
-    assert await bench.queue.ack([bench.ack_of(first), bench.ack_of(second)]) == [False, True]
+    (second,) = await bench.queue.claim(2)
+    assert second.request_id == "other"
+    assert await bench.queue.renew([first, second]) == []
+    assert await bench.queue.ack([bench.ack_of(first), bench.ack_of(second)]) == [True, True]
     assert await bench.all_keys() == {bench.results}
+
+
+async def test_a_second_copy_comes_back_with_the_claim_of_the_first_if_its_owner_dies(bench: Bench) -> None:
+    await bench.claimed(envelope("r", "t-1"))
+    await bench.put(envelope("r", "t-1"))
+    assert await bench.queue.claim(1) == []
+    await bench.end_leases()
+    assert (await bench.queue.reclaim(10, 5)).returned == 1
+    (again,) = await bench.queue.claim(10)
+    assert again.member == envelope("r", "t-1")
 
 
 async def test_equal_requests_without_a_token_are_two_also_after_a_retry_of_ours(bench: Bench) -> None:

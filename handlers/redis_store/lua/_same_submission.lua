@@ -30,6 +30,10 @@ local function read_attempt(member)
   return { data = fields['data'], token = internal['request_token'], count = tonumber(internal['retry_count']) or 0 }
 end
 
+local function is_ours(owner)
+  return owner and string.find(owner, ':s=[^:]+$')
+end
+
 local function is_same_submission(owner, held, member)
   local before, after = read_attempt(held), read_attempt(member)
   if not before or not after then
@@ -38,6 +42,5 @@ local function is_same_submission(owner, held, member)
   if type(after.token) == 'string' and after.token ~= '' then
     return before.token == after.token and before.data['id'] == after.data['id']
   end
-  local is_ours = owner and string.find(owner, ':s=[^:]+$')
-  return not is_ours and before.count < after.count and is_equal(before.data, after.data)
+  return not is_ours(owner) and before.count < after.count and is_equal(before.data, after.data)
 end

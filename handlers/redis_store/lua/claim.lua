@@ -36,12 +36,14 @@ for at = 1, #taken, 2 do
   local id, token = string.match(key, '^(.-)%z(.+)$')
   local is_cancelled = id and ARGV[5] == '1' and redis.call('GET', 'request-cancel:' .. id) == token
   local claimed_as, deaths = hold(key, member, owner, lease_end)
-  local place = #answer
-  answer[place + 1] = claimed_as
-  answer[place + 2] = owner
-  answer[place + 3] = member
-  answer[place + 4] = score
-  answer[place + 5] = deaths
-  answer[place + 6] = is_cancelled and '1' or '0'
+  if claimed_as then
+    local place = #answer
+    answer[place + 1] = claimed_as
+    answer[place + 2] = owner
+    answer[place + 3] = member
+    answer[place + 4] = score
+    answer[place + 5] = deaths
+    answer[place + 6] = is_cancelled and '1' or '0'
+  end
 end
 return answer

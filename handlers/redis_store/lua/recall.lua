@@ -40,13 +40,15 @@ for n, one in ipairs(found) do
   if redis.call('ZREM', KEYS[1], member) == 1 then -- two ranges may have it in common
     local owner = ARGV[2] .. ':' .. n .. ':s=' .. score
     local claimed_as, deaths = hold(claim_key(member), member, owner, lease_end)
-    local place = #answer
-    answer[place + 1] = claimed_as
-    answer[place + 2] = owner
-    answer[place + 3] = member
-    answer[place + 4] = score
-    answer[place + 5] = deaths
-    answer[place + 6] = '1'
+    if claimed_as then
+      local place = #answer
+      answer[place + 1] = claimed_as
+      answer[place + 2] = owner
+      answer[place + 3] = member
+      answer[place + 4] = score
+      answer[place + 5] = deaths
+      answer[place + 6] = '1'
+    end
   end
 end
 return answer
