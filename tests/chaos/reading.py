@@ -61,5 +61,5 @@ def store_client(url: str) -> Redis:
 
 def keys_left(redis: Redis) -> set[str]:
     """All keys but what expires by itself: the memory of batches and of answered deliveries, and what pollers tell."""
-    passing = re.compile(rf".*:(settled|status):|request-sent:|{DELIVERY_PREFIX}")
+    passing = re.compile(rf".*:(settled|status):|.*:cancellations-swept$|request-sent:|{DELIVERY_PREFIX}")
     return {name for key in redis.scan_iter(count=1_000) if not passing.match(name := key.decode())}

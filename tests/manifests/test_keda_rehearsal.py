@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -111,11 +112,8 @@ def slept_again(history: list[int]) -> bool:
 
 def left_over(store: redis.Redis) -> list[object]:
     """Keys that still hold work."""
-    return [
-        key
-        for key in store.scan_iter()
-        if key != b"result-list" and b":settled:" not in key and b":status:" not in key
-    ]
+    idle = re.compile(rb"result-list|.*:(settled|status):.*|.*:cancellations-swept")
+    return [key for key in store.scan_iter() if not idle.fullmatch(key)]
 
 
 def test_zero_to_many_and_back_to_zero_with_nothing_lost(

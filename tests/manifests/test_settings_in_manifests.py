@@ -41,7 +41,7 @@ GUIDES = ("keda/README.md", "knative/README.md", "docs/coming-from-llm-d-async.m
 # Words in capitals that the guides use for something else.
 NOT_SETTINGS = NOT_FOR_THE_APP | {
     *("NAMESPACE", "PYTHON_DIGEST", "PUSH_ENDPOINT", "REQUEST_TOPIC_NAME", "PROJECT_NUMBER"),
-    *("DEADLINE_EXCEEDED",),
+    *("DEADLINE_EXCEEDED", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"),
 }
 
 
