@@ -186,7 +186,10 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
 
 
 class _WaitingCluster(RedisCluster):
-    """A cluster's client whose callers wait for room; the library's own raises where a node's connections are busy."""
+    """A cluster's client whose callers wait for room; the library's own raises where a node's connections are busy.
+
+    And it follows a slot to a node that was added since it last asked for all nodes, where the library's fails.
+    """
 
     def __init__(self, nodes: list[ClusterNode], options: RedisOptions, arguments: dict[str, Any]) -> None:
         super().__init__(startup_nodes=nodes, max_connections=options.max_connections, **arguments)
@@ -202,6 +205,19 @@ class _WaitingCluster(RedisCluster):
             yield
         finally:
             self._room.release()
+
+    def get_node(
+        self, host: str | None = None, port: int | None = None, node_name: str | None = None
+    ) -> ClusterNode | None:
+        """The node; one that is named by its address alone and is new becomes known."""
+        found = super().get_node(host, port, node_name)
+        if found or not node_name:
+            return found
+        new_host, _, new_port = node_name.rpartition(":")
+        manager = self.nodes_manager
+        added = ClusterNode(new_host, int(new_port), "primary", **manager.connection_kwargs)
+        manager.set_nodes(manager.nodes_cache, {added.name: added})
+        return manager.get_node(node_name=added.name)
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         """As the library's, once there is room."""

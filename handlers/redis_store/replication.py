@@ -47,6 +47,7 @@ class Replication:
         """A pipeline's answers, once enough replicas have what it wrote of `keys`; in a cluster, on several nodes."""
         if not self._replicas or not keys or not isinstance(self._redis, RedisCluster):
             return await executed(self._redis, pipeline)
+        await self._redis.initialize()  # nothing, but for a first call: it does not know the nodes yet
         nodes = {node.name: node for node in (self._redis.get_node_from_key(key) for key in keys) if node}
         for node in nodes.values():
             pipeline.execute_command("WAIT", self._replicas, self._timeout_ms, target_nodes=node)
@@ -62,6 +63,7 @@ class Replication:
         pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
         wait = ("WAIT", self._replicas, self._timeout_ms)
         if isinstance(self._redis, RedisCluster):
+            await self._redis.initialize()  # see `execute`
             pipeline.execute_command(*wait, target_nodes=self._redis.get_node_from_key(keys[0]))
         else:
             pipeline.execute_command(*wait)

@@ -74,6 +74,7 @@ class Fleet:
         self._client = client
         self._queue = ClusterQueue(redis, QUEUE, OPTIONS)
         self._is_stopping = False
+        self._has_submitted_all = False
         self.sent: list[str] = []
         self.answered = 0
 
@@ -88,9 +89,10 @@ class Fleet:
     async def _produce(self) -> None:
         while not self._is_stopping:
             self.sent.append((await self._client.submit({"n": 1}, deadline=time.time() + 600)).id)
+        self._has_submitted_all = True
 
     async def _answer(self) -> None:
-        while not self._is_stopping or self.answered < len(self.sent):
+        while not self._has_submitted_all or self.answered < len(self.sent):
             with contextlib.suppress(*STORE_FAILURES):
                 rows = [_ack_of(claim) for claim in await self._queue.claim(20)]
                 while True:

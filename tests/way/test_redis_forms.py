@@ -95,7 +95,7 @@ class Form:
     def write(self, *words: str) -> None:
         """One command to Redis, past the product."""
         with self.client() as client:
-            client.run(client._client._broker._redis.execute_command(*words))  # type: ignore[attr-defined]  # it has none of its own
+            client.run(client._client._broker._redis.execute_command(*words))  # type: ignore[attr-defined]  # the connection
 
 
 @pytest.fixture(scope="module", params=["cluster", "sentinel-tls", "unix"])
