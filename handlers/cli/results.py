@@ -12,7 +12,7 @@ import click
 
 from handlers.cli.connection import QueueFlags, queue_flags
 from handlers.cli.deadlines import DurationType
-from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
+from handlers.cli.exit_codes import ExitCode, exits
 from handlers.cli.stranger_text import for_output
 from handlers.contract.result import Result, encode_result
 
@@ -25,7 +25,7 @@ PRINTED_PAYLOAD_CHARACTERS = 120
 
 @click.command(
     "results",
-    epilog=f"""\b
+    epilog="""\b
 Examples:
   async-processor results                    follow, until Ctrl-C
   async-processor results -n 10 > ten.jsonl
@@ -34,7 +34,8 @@ Examples:
 
 A result is acknowledged after it was written; what was not, is there for the next reader.
 
-{EXIT_CODES_HELP}""",
+Exit codes: 0 done, whatever the results say; 2 wrong flags; 3 with --take, none came in the time given;
+4 the broker does not answer; 130 interrupted.""",
 )
 @click.option("-n", "--take", type=click.IntRange(min=1), help="Stop after so many results.")
 @click.option("--for", "idle", type=DurationType(), help="Stop when none came for that long.")

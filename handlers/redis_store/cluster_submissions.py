@@ -107,7 +107,10 @@ class ClusterSubmissions(Submissions):
         ]
 
     async def _earlier(self, queue: str, requests: Sequence[MemberParts]) -> dict[str, str]:
-        """Id to token, of what is live though it has no marker: it was submitted without a window."""
+        """Id to token, of what is live though the id's marker is another's, or none: it was submitted without a window.
+
+        It is the newest, whatever the marker says (as in submit.lua).
+        """
         pipeline = self._redis.pipeline(transaction=False)
         for part in requests:
             pipeline.get(submitted_key(part.id))
@@ -116,7 +119,8 @@ class ClusterSubmissions(Submissions):
         live = {
             part.id: Standing(part.id, token.decode())
             for part, marker, token in zip(requests, found[::2], found[1::2], strict=True)
-            if marker is None and token is not None
+            if token is not None
+            and (marker is None or read_standing(part.id, marker).token != token.decode())
         }
         are_queued = await self._windows.are_queued([(queue, each) for each in live.values()])
         earlier = {}

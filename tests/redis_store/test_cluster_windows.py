@@ -261,6 +261,18 @@ async def test_what_is_live_without_a_window_stands_and_what_was_never_queued_do
     assert await queue.tokens() == [first.token, third.token]
 
 
+async def test_what_is_live_without_a_window_wins_over_an_older_one_that_is_finished(queue: Queue) -> None:
+    (finished,) = await queue.submit(queue.part("a"))
+    await queue.answer("a")
+    (live,) = await queue.submit(queue.part("a"), window=0)
+    (found,) = await queue.submit(queue.part("a"))
+    assert (found.token, found.is_new) == (live.token, False)
+    await queue.answer("a")
+    (found,) = await queue.submit(queue.part("a"))
+    assert (found.token, found.is_new) == (finished.token, False)
+    assert await queue.tokens() == []
+
+
 async def test_one_call_may_name_an_id_twice(queue: Queue) -> None:
     name = f"r-{uuid.uuid4().hex}"
     first, second = await queue.submit(queue.part(name), queue.part(name))
