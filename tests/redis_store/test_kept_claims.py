@@ -26,6 +26,7 @@ async def kept(bench: Bench, key: str, member: bytes, again: bytes) -> Claim:
         ("r\0t-1", envelope("r", "t-1", retry_count=3), envelope("r", "t-1", retry_count=3)),
         ("r", envelope("r"), envelope("r", retry_count=1)),
         ("r", envelope("r", retry_count=1), envelope("r", retry_count=2, queue_id="q")),
+        ("r", body("r"), envelope("r", retry_count=1)),
     ],
 )
 async def test_a_claim_kept_for_a_retry_is_taken_over_and_ends_once(

@@ -1,4 +1,4 @@
--- Included by scripts that meet a live claim of the same name. Reads no key and writes none.
+-- Included behind _claim_key by scripts that meet a live claim of the same name. Reads no key and writes none.
 -- is_same_submission(owner, held, member): whether `member` is of the submission whose claim `owner` has on `held`. The
 -- reference keeps its claim on what it has put into the retry set, and takes it over when that comes back; another
 -- processor must do so too, or the claim that was kept would run out and end the request a second time.
@@ -23,8 +23,11 @@ end
 
 local function read_attempt(member)
   local is_read, fields = pcall(cjson.decode, member)
-  if not is_read or type(fields) ~= 'table' or type(fields['data']) ~= 'table' then
+  if not is_read or type(fields) ~= 'table' then
     return nil
+  end
+  if not is_enveloped(fields) then -- a bare body, which others put into an envelope for its retry
+    return { data = fields, count = 0 }
   end
   local internal = type(fields['internal']) == 'table' and fields['internal'] or {}
   return { data = fields['data'], token = internal['request_token'], count = tonumber(internal['retry_count']) or 0 }
