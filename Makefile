@@ -6,8 +6,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-# Test processes: two servers of each kind at most, which two cores carry.
-TEST_PROCESSES ?= 2
+# Test processes: a third of the time tests wait for something to happen, so that two cores carry three of them.
+TEST_PROCESSES ?= 3
 IMAGE ?= dev.local/async-processor:$(shell git describe --always --dirty 2>/dev/null || echo dev)
 
 BIN := $(VENV)/bin

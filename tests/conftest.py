@@ -25,6 +25,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("shared-machine")
 
 _HAS_FAILED = pytest.StashKey[bool]()
+_SHARING = ("monitoring", "status", "way")
+"""Folders in which the tests of a module share whole stacks of processes."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give a module that shares a stack to one test process: each of them would start another one."""
+    for item in items:
+        if item.path.parent.name in _SHARING and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.hookimpl(wrapper=True)
