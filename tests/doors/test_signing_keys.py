@@ -56,7 +56,9 @@ def is_key_one(verifier: RSAVerifier | None) -> bool:
     return verifier is not None and verifier.verify(content, decode_segment(signature))
 
 
-@pytest.mark.parametrize("body", [certificates("one"), public_pems("one"), jwk_set("one")])
+@pytest.mark.parametrize(
+    "body", [certificates("one"), public_pems("one"), jwk_set("one")], ids=["certificates", "PEM", "JWK set"]
+)
 async def test_every_form_of_publication_is_read(keys: SigningKeys, server: KeyServer, body: bytes) -> None:
     server.body = body
     assert is_key_one(await keys.verifier("one"))
