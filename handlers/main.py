@@ -1,7 +1,7 @@
 """The entry points that functions-framework finds by name: `dispatch` and `pubsub_push`.
 
 One process serves one of them (`FUNCTION_TARGET`, `--target`). Everything behind them is built in
-`handlers.app`, once a process, on the first call; `async-processor serve` builds it before listening.
+`handlers.wiring`, once a process, on the first call; `async-processor serve` builds it before listening.
 
     functions-framework --asgi --source handlers/main.py --target dispatch     works, but see
     async-processor serve --target dispatch                                    graceful at shutdown
@@ -13,7 +13,7 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from handlers.app.handler import handler_of
+from handlers.wiring.handler import handler_of
 
 
 @functions_framework.aio.http

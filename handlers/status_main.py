@@ -12,10 +12,10 @@ from functools import lru_cache
 import flask
 import functions_framework
 
-from handlers.app.reload import ConfigWatch
-from handlers.app.status_page import respond
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import get_logger
+from handlers.wiring.reload import ConfigWatch
+from handlers.wiring.status_page import respond
 
 
 class _CurrentSettings:

@@ -18,8 +18,8 @@ from handlers.cli.deadlines import DeadlineType
 from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
 
 if TYPE_CHECKING:
-    from handlers.client.batch_files import BatchFiles, BatchState
-    from handlers.client.batch_queue import BatchQueue
+    from handlers.batch.files import BatchFiles, BatchState
+    from handlers.batch.queue import BatchQueue
 
 CANCEL_WINDOW = 100_000
 """Lines that a cancelling run looks at together; it submits none."""
@@ -99,8 +99,8 @@ def run(
     queue: QueueFlags,
 ) -> ExitCode:
     """Submit the requests of SOURCE and collect their answers."""
-    from handlers.client.batch_files import BatchFiles
-    from handlers.client.batch_start import begin_or_resume
+    from handlers.batch.files import BatchFiles
+    from handlers.batch.start import begin_or_resume
 
     files = BatchFiles(out, errors)
     with files.locked():
@@ -123,7 +123,7 @@ def run(
 
 
 def _queue(queue: QueueFlags, state: BatchState, options: dict[str, Any]) -> BatchQueue:
-    from handlers.client.batch_queue import BatchQueue
+    from handlers.batch.queue import BatchQueue
 
     return BatchQueue(queue.redis_url, state, access=queue.access, **options)
 
@@ -131,8 +131,8 @@ def _queue(queue: QueueFlags, state: BatchState, options: dict[str, Any]) -> Bat
 async def _run(
     files: BatchFiles, state: BatchState, open_queue: Callable[[], BatchQueue], window: int, retry_queue: str
 ) -> BatchState:
+    from handlers.batch.run import BatchOptions, BatchRun
     from handlers.cli.batch_progress import BatchProgress
-    from handlers.client.batch_run import BatchOptions, BatchRun
 
     queue = open_queue()
     try:
@@ -153,7 +153,7 @@ async def _run(
 @exits
 def status(*, out: Path, is_json: bool) -> ExitCode:
     """Tell how far the batch of OUT (its output file) is; 1 while it has errors or is not finished."""
-    from handlers.client.batch_files import BatchOutput
+    from handlers.batch.files import BatchOutput
 
     files, state = _known_batch(out)
     is_running = files.is_running()
@@ -198,7 +198,7 @@ def cancel(*, out: Path, queue: QueueFlags) -> ExitCode:
 
 
 def _known_batch(out: Path) -> tuple[BatchFiles, BatchState]:
-    from handlers.client.batch_files import BatchConflict, BatchFiles
+    from handlers.batch.files import BatchConflict, BatchFiles
 
     files = BatchFiles(out)
     state = files.read_state()

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from handlers.batch.run import Progress
 from handlers.cli.deadlines import duration_text
-from handlers.client.batch_run import Progress
 
 SHOWN_EVERY_SECONDS = 0.5
 LOGGED_EVERY_SECONDS = 30.0

@@ -12,8 +12,8 @@ import click
 from handlers.contract.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from handlers.app.checks import Finding
     from handlers.settings.settings import Settings
+    from handlers.wiring.checks import Finding
 
 PARTS = ("gateway", "redis", "handler", "pubsub", "prometheus", "gates")
 
@@ -36,9 +36,9 @@ Exit codes: 0 no fault; 1 a fault, each with its fix; 2 a wrong setting.""",
 )
 def check(parts: tuple[str, ...], is_json: bool, has_settings: bool) -> None:
     """Read the settings, reach everything they name, and say what to do about what is wrong."""
-    from handlers.app.checks import default_parts, run_checks
     from handlers.cli.main import fail
     from handlers.settings.settings import load_settings
+    from handlers.wiring.checks import default_parts, run_checks
 
     try:
         settings = load_settings(os.environ)  # noqa: TID251  # the process's entry

@@ -14,7 +14,7 @@ from handlers.contract.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient
-    from handlers.redis_store.client_connection import RedisAccess
+    from handlers.redis_store.submit.client_access import RedisAccess
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class QueueFlags:
     @property
     def access(self) -> RedisAccess:
         """User, password and certificates, from the same variables as a poller's."""
-        from handlers.redis_store.client_connection import RedisAccess
+        from handlers.redis_store.submit.client_access import RedisAccess
 
         given = {name: self.variables.get(f"REDIS_{name.upper()}", "") for name in RedisAccess.__slots__}
         return RedisAccess(**given)

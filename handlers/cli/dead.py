@@ -17,7 +17,7 @@ from handlers.cli.stranger_text import for_output
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from handlers.redis_store.dead_letters import DeadLetter, DeadLetters
+    from handlers.redis_store.queue.dead_letters import DeadLetter, DeadLetters
 
 Work = Callable[["DeadLetters"], Awaitable[ExitCode]]
 
@@ -133,10 +133,10 @@ def _missing(dead_id: str) -> ExitCode:
 
 
 def _run(queue: QueueFlags, work: Work) -> ExitCode:
-    from handlers.redis_store.client_connection import client_options
     from handlers.redis_store.connection import STORE_FAILURES, connect
-    from handlers.redis_store.dead_letters import DeadLetters
     from handlers.redis_store.faults import explained
+    from handlers.redis_store.queue.dead_letters import DeadLetters
+    from handlers.redis_store.submit.client_access import client_options
 
     options = client_options(queue.redis_url, queue.access)
 

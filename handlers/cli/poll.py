@@ -13,7 +13,7 @@ import click
 from handlers.contract.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from handlers.app.poller_generations import PollerGenerations
+    from handlers.wiring.poller_generations import PollerGenerations
 
 
 @click.command(
@@ -30,10 +30,10 @@ def poll(workers: int | None, handler_url: str | None) -> None:
     """Claim requests from Redis, hand them over, settle them. Settings: see docs/settings.md."""
     import uvloop
 
-    from handlers.app.poller_generations import PollerGenerations
     from handlers.cli.main import fail
     from handlers.settings.settings import load_settings
     from handlers.telemetry.logs import configure_logs
+    from handlers.wiring.poller_generations import PollerGenerations
 
     given = {"WORKERS": workers, "HANDLER_URL": handler_url}
     flags = {name: str(value) for name, value in given.items() if value is not None}

@@ -25,7 +25,7 @@ Exit codes: 0 stopped by SIGTERM or SIGINT after the last request; 2 a wrong set
 def serve(target: str | None, port: int | None, host: str | None) -> None:
     """Serve one door. All other settings come from the environment: see docs/settings.md."""
     from handlers.cli.main import fail
-    from handlers.server import serve as run
+    from handlers.serving.server import serve as run
     from handlers.settings.settings import load_settings
     from handlers.telemetry.logs import configure_logs, get_logger
 

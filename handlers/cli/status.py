@@ -34,10 +34,10 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     from functions_framework._http import create_server
 
     import handlers.status_main
-    from handlers.app.status_page import open_pages
     from handlers.cli.main import fail
     from handlers.settings.settings import load_settings
     from handlers.telemetry.logs import configure_logs
+    from handlers.wiring.status_page import open_pages
 
     try:
         settings = load_settings(os.environ)  # noqa: TID251  # the process's entry

@@ -128,7 +128,7 @@ async def _submit(
     is_waiting: bool,
     timeout: timedelta | None,  # noqa: ASYNC109 - the name of the flag
 ) -> ExitCode:
-    from handlers.redis_store.submissions import RequestState
+    from handlers.redis_store.submit.submissions import RequestState
 
     async with queue.client(**options) as client:
         [submission] = await client.submit_many([request])

@@ -51,7 +51,7 @@ def top(is_once: bool, interval_seconds: float) -> ExitCode:
 
 
 def _look(settings: Settings) -> Overview:
-    from handlers.app.status_page import RedisSource
+    from handlers.wiring.status_page import RedisSource
 
     return RedisSource(settings).overview()
 

@@ -18,8 +18,8 @@ from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, encode_result
 
 if TYPE_CHECKING:
-    from handlers.client.webhook import WebhookOptions
-    from handlers.client.webhook_destinations import Destination
+    from handlers.webhook.deliver import WebhookOptions
+    from handlers.webhook.destinations import Destination
 
 
 @click.command(
@@ -80,8 +80,8 @@ def webhook(
     queue: QueueFlags,
 ) -> ExitCode:
     """Deliver results to URL, signed, until stopped."""
-    from handlers.client.webhook import WebhookOptions
-    from handlers.client.webhook_signature import read_secrets
+    from handlers.webhook.deliver import WebhookOptions
+    from handlers.webhook.signature import read_secrets
 
     options = WebhookOptions(
         url,
@@ -95,8 +95,8 @@ def webhook(
 
 
 def _destination(text: str) -> Destination:
-    from handlers.client.webhook_destinations import read_destination
-    from handlers.client.webhook_signature import read_secrets
+    from handlers.webhook.destinations import read_destination
+    from handlers.webhook.signature import read_secrets
 
     place, _, path = text.partition("=")
     keys = read_secrets(_secret_text(Path(path), "--destination"), "--destination")
@@ -111,7 +111,7 @@ def _secret_text(path: Path, setting: str = "--secret-file") -> str:
 
 
 async def _deliver(queue: QueueFlags, options: WebhookOptions, idle: timedelta | None) -> ExitCode:
-    from handlers.client.webhook import Webhook, WebhookGone
+    from handlers.webhook.deliver import Webhook, WebhookGone
 
     async def given_up(result: Result) -> None:
         sys.stdout.write(encode_result(result).decode() + "\n")

@@ -1,15 +1,15 @@
 """Queue requests and read results from Python: `AsyncClient`, and `Client` for synchronous code."""
 
 from handlers.client.async_client import AsyncClient
-from handlers.client.client import Client
 from handlers.client.errors import BrokerUnreachable, ClientError, LeaseLost, NoResultYet, NotOffered
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
 from handlers.client.submission import Submission
+from handlers.client.sync_client import Client
 from handlers.contract.errors import InvalidRequest, InvalidSetting
 from handlers.contract.result import ErrorCode, Result
-from handlers.redis_store.client_connection import RedisAccess
-from handlers.redis_store.submissions import RequestState
+from handlers.redis_store.submit.client_access import RedisAccess
+from handlers.redis_store.submit.submissions import RequestState
 
 __all__ = [
     "AsyncClient",

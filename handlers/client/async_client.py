@@ -15,8 +15,8 @@ from handlers.client.request_fields import RequestFields
 from handlers.client.result_stream import BATCH_RESULTS, ResultStream
 from handlers.client.submission import Submission
 from handlers.contract.result import Result
-from handlers.redis_store.client_connection import RedisAccess
-from handlers.redis_store.submissions import RequestState
+from handlers.redis_store.submit.client_access import RedisAccess
+from handlers.redis_store.submit.submissions import RequestState
 
 
 class AsyncClient:

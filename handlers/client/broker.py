@@ -8,8 +8,8 @@ from typing import Protocol
 from handlers.client.new_request import NewRequest
 from handlers.client.submission import Submission
 from handlers.contract.result import Result
-from handlers.redis_store.results import AckOutcome, HeldResult
-from handlers.redis_store.submissions import RequestState
+from handlers.redis_store.results.results import AckOutcome, HeldResult
+from handlers.redis_store.submit.submissions import RequestState
 
 
 class ResultSource(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from handlers.client.new_request import Body
-from handlers.redis_store.submissions import MemberParts
+from handlers.redis_store.submit.submissions import MemberParts
 
 _encoder = msgspec.json.Encoder()
 

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from handlers.client.errors import BrokerUnreachable
-from handlers.redis_store.client_connection import STORE_ERRORS, TRANSIENT_ERRORS
 from handlers.redis_store.faults import explained
+from handlers.redis_store.submit.client_access import STORE_ERRORS, TRANSIENT_ERRORS
 
 _FIRST_SECONDS: Final = 2.0
 """For a Redis that never answered: the address is wrong, more likely than that it fails over just now."""

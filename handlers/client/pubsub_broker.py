@@ -18,11 +18,11 @@ from handlers.pubsub.api import PubSubApi, PubSubOptions
 from handlers.pubsub.errors import PubSubFailed
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import MAX_PULL, Puller
-from handlers.redis_store.client_connection import STORE_ERRORS, RedisAccess, open_redis
-from handlers.redis_store.delivery_cancellations import cancel_deliveries
 from handlers.redis_store.faults import explained
-from handlers.redis_store.results import AckOutcome, HeldResult
-from handlers.redis_store.submissions import RequestState
+from handlers.redis_store.idempotency.delivery_cancellations import cancel_deliveries
+from handlers.redis_store.results.results import AckOutcome, HeldResult
+from handlers.redis_store.submit.client_access import STORE_ERRORS, RedisAccess, open_redis
+from handlers.redis_store.submit.submissions import RequestState
 
 LEASE_SECONDS = 60
 """How long a result is held; longer than a subscription's own default of 10 s, so set with each receipt."""

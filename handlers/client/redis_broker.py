@@ -16,18 +16,18 @@ from handlers.client.own_results import OwnResults
 from handlers.client.patience import Patience
 from handlers.client.submission import Submission
 from handlers.contract.result import Result
-from handlers.redis_store.client_connection import (
+from handlers.redis_store.connection import Store
+from handlers.redis_store.faults import explained
+from handlers.redis_store.queue.result_payloads import delete_payloads, whole_results
+from handlers.redis_store.results.results import AckOutcome, HeldResult, Results, peek_results
+from handlers.redis_store.submit.client_access import (
     STORE_ERRORS,
     RedisAccess,
     open_redis,
     open_submissions,
 )
-from handlers.redis_store.connection import Store
-from handlers.redis_store.faults import explained
-from handlers.redis_store.result_payloads import delete_payloads, whole_results
-from handlers.redis_store.results import AckOutcome, HeldResult, Results, peek_results
-from handlers.redis_store.submission_keys import payload_key, result_of_key
-from handlers.redis_store.submissions import MemberParts, Queued, RequestState
+from handlers.redis_store.submit.submission_keys import payload_key, result_of_key
+from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState
 
 BATCH_REQUESTS = 500
 """Requests in one call: a few milliseconds of the server's time, so that others are not held up."""

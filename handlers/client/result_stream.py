@@ -16,7 +16,7 @@ from handlers.cancellation import end_if_cancelled
 from handlers.client.broker import ResultSource
 from handlers.client.errors import ClientError, LeaseLost
 from handlers.contract.result import Result, decode_result
-from handlers.redis_store.results import AckOutcome, HeldResult
+from handlers.redis_store.results.results import AckOutcome, HeldResult
 
 FIRST_PAUSE_SECONDS = 0.01
 LAST_PAUSE_SECONDS = 0.25

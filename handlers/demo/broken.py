@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from handlers.redis_store.connection import RedisOptions, connect
-from handlers.redis_store.depths import queue_member
+from handlers.redis_store.queue.depths import queue_member
 
 
 async def queue_broken(redis_url: str, queue: str, members: Sequence[bytes]) -> None:

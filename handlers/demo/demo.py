@@ -29,7 +29,7 @@ from handlers.pubsub.api import PubSubApi, PubSubOptions
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Puller
 from handlers.redis_store.connection import RedisOptions, connect
-from handlers.redis_store.depths import QueueDepths, queue_depths
+from handlers.redis_store.queue.depths import QueueDepths, queue_depths
 
 QUEUE: Final = "request-sortedset"
 _LOOK_SECONDS: Final = 0.2

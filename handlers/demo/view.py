@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from handlers.demo.tally import Stages, Tally, percentile
-from handlers.redis_store.depths import QueueDepths
+from handlers.redis_store.queue.depths import QueueDepths
 
 
 def progress_view(depths: QueueDepths, tally: Tally) -> RenderableType:

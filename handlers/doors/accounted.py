@@ -11,13 +11,13 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
 from handlers.doors.door import ContextT, Door
 from handlers.doors.http_message import Answer, Delivery
-from handlers.forward.account import account
 from handlers.forward.forward import Limits
+from handlers.forward.middleware.account import account
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.logs import Logger
 
 if TYPE_CHECKING:
-    from handlers.forward.counted import QueueOf
+    from handlers.forward.middleware.counted import QueueOf
     from handlers.telemetry.door_metrics import DoorMetrics
 
 NOT_RECORDED: Final = "not_recorded"

@@ -7,23 +7,26 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from handlers.contract.errors import InvalidSetting
-from handlers.gates.aimd import AimdGate, AimdParameters
-from handlers.gates.composite import CompositeGate, CompositeParameters
+from handlers.gates.aimd.gate import AimdGate, AimdParameters
+from handlers.gates.combinators.composite import CompositeGate, CompositeParameters
+from handlers.gates.combinators.inner import BuildInner, InnerGate
+from handlers.gates.combinators.tier_priority import TierPriorityGate, TierPriorityParameters
+from handlers.gates.combinators.wait_on_refuse import WaitOnRefuseGate, WaitOnRefuseParameters
 from handlers.gates.constant import ConstantGate, ConstantParameters
-from handlers.gates.endpoint_scrape import EndpointScrapeGate, EndpointScrapeParameters
 from handlers.gates.gate import Gate
-from handlers.gates.inner import BuildInner, InnerGate
-from handlers.gates.leased_rate import LeasedRateGate, LeasedRateParameters
-from handlers.gates.local_concurrency import LocalConcurrencyGate, LocalConcurrencyParameters
+from handlers.gates.metric.endpoint_scrape import EndpointScrapeGate, EndpointScrapeParameters
+from handlers.gates.metric.prometheus_budget import PrometheusBudgetGate, PrometheusBudgetParameters
+from handlers.gates.metric.prometheus_query import PrometheusQueryGate, PrometheusQueryParameters
+from handlers.gates.metric.prometheus_saturation import (
+    PrometheusSaturationGate,
+    PrometheusSaturationParameters,
+)
+from handlers.gates.metric.redis_budget import RedisBudgetGate, RedisBudgetParameters
 from handlers.gates.parameters import parse_parameters
-from handlers.gates.prometheus_budget import PrometheusBudgetGate, PrometheusBudgetParameters
-from handlers.gates.prometheus_query import PrometheusQueryGate, PrometheusQueryParameters
-from handlers.gates.prometheus_saturation import PrometheusSaturationGate, PrometheusSaturationParameters
-from handlers.gates.quota import QuotaGate, QuotaParameters
-from handlers.gates.redis_budget import RedisBudgetGate, RedisBudgetParameters
+from handlers.gates.quota.leased_rate import LeasedRateGate, LeasedRateParameters
+from handlers.gates.quota.local_concurrency import LocalConcurrencyGate, LocalConcurrencyParameters
+from handlers.gates.quota.redis_quota import QuotaGate, QuotaParameters
 from handlers.gates.sources import GateSources
-from handlers.gates.tier_priority import TierPriorityGate, TierPriorityParameters
-from handlers.gates.wait_on_refuse import WaitOnRefuseGate, WaitOnRefuseParameters
 
 P = TypeVar("P")
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from handlers.gates.feed import Feeds, GateLog
-from handlers.gates.http_text import HttpText
-from handlers.gates.stores import GateStore
+from handlers.gates.metric.feed import Feeds, GateLog
+from handlers.gates.metric.http_text import HttpText
+from handlers.gates.quota.stores import GateStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from handlers.poller.carrier import Carrier
-from handlers.redis_store.queue import RedisQueue
+from handlers.poller.worker import Carrier
+from handlers.redis_store.queue.queue import RedisQueue
 from handlers.telemetry.logs import Logger
 
 

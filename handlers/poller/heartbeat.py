@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from handlers.poller.carrier import Carrier
+from handlers.poller.worker import Carrier
 from handlers.redis_store.connection import STORE_FAILURES
-from handlers.redis_store.queue import RedisQueue
+from handlers.redis_store.queue.queue import RedisQueue
 from handlers.telemetry.metrics import QueueMetrics
 
 

@@ -1,4 +1,4 @@
-"""The poller: its pools, its loops, and how it stops, or retires in favour of another. Wired by `handlers.app`."""
+"""The poller: its pools, its loops, and how it stops, or retires in favour of another. Wired by `handlers.wiring`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import Sequence
 from typing import Final
 
-from handlers.poller.carrier import Carrier
-from handlers.poller.looper import Looper
-from handlers.poller.pool import Pool
-from handlers.poller.settler import Settlement, Settler
+from handlers.poller.ack_batcher import Settlement, Settler
+from handlers.poller.claimer import Pool
+from handlers.poller.periodic import Looper
+from handlers.poller.worker import Carrier
 from handlers.telemetry.logs import Logger
 
 _SETTLE_SECONDS: Final = 0.9

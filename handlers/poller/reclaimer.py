@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from handlers.poller.carrier import Carrier
-from handlers.redis_store.queue import RedisQueue
+from handlers.poller.worker import Carrier
+from handlers.redis_store.queue.queue import RedisQueue
 from handlers.telemetry.logs import Logger
 from handlers.telemetry.metrics import QueueMetrics
 

@@ -13,13 +13,13 @@ from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, encode_result, error_result
 from handlers.contract.result_names import ResultNames, is_plain_name
-from handlers.forward.details import detailed
 from handlers.forward.forward import expired
+from handlers.forward.middleware.details import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.redis_store.queue import Ack, Claim, Nack
+from handlers.redis_store.queue.queue import Ack, Claim, Nack
+from handlers.redis_store.queue.result_payloads import StoredPayload
 from handlers.redis_store.reserved import is_reserved
-from handlers.redis_store.result_payloads import StoredPayload
-from handlers.redis_store.submission_keys import batch_results_key, result_of_key, result_payload_key
+from handlers.redis_store.submit.submission_keys import batch_results_key, result_of_key, result_payload_key
 
 _DAY_SECONDS: Final = 86_400
 """How long the result of one request waits in a list of its own, where nobody says."""

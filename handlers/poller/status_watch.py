@@ -16,7 +16,7 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import GateState
-from handlers.redis_store.status_board import StatusBoard
+from handlers.redis_store.admin.status_board import StatusBoard
 
 POST_SECONDS: Final = 5.0
 LATENCY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_600.0)

@@ -61,7 +61,7 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One pool of slots that queues share, and how it shares them (see `handlers/poller/lanes.py`).
+    """One pool of slots that queues share, and how it shares them (see `handlers/poller/priority.py`).
 
     Without a `merge_policy` it is the file's `request_merge_policy`, else `random-robin`.
     `shared`: the slots are those of all pollers together, not of each. Unset: where a gate publishes a budget.

@@ -61,7 +61,7 @@ REASONS: Final = frozenset(
 )
 """Why a request is tried again; anything else counts as `other`."""
 _NOT_TRIED: Final = frozenset({"circuit_open", "circuit_recovering", "retry_budget"})
-"""Not even sent, to spare the gateway: no retry either (`handlers.forward.guarded` says these)."""
+"""Not even sent, to spare the gateway: no retry either (`handlers.forward.middleware.guarded` says these)."""
 PEERS: Final = frozenset({"gateway", "handler", "redis", "pubsub"})
 """To whom connections are open."""
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 from redis import Redis
 
 from handlers.demo.stack import ready_port
-from handlers.redis_store.lua_script import script_text
+from handlers.redis_store.scripts import script_text
 from tests.chaos.crashing import LEASE_SECONDS, PUBSUB_POINTS, REDIS_POINTS, Process
 from tests.chaos.fleet import PUSH_SETTINGS, SETTINGS, Scene
 from tests.chaos.history import RESULTS, Execution, read_executions

@@ -18,14 +18,14 @@ from typing import Any
 import aiohttp
 import redis.asyncio.connection as redis_connection
 
-import handlers.server
-from handlers.app import handler, poller
+import handlers.serving.server
 from handlers.cli.main import main
-from handlers.doors.once import Once
+from handlers.doors.pubsub.deduplicated import Once
 from handlers.forward.gateway import Gateway
 from handlers.pubsub.publisher import Publisher
-from handlers.redis_store.dedup import DeliveryRecords
-from handlers.redis_store.queue import RedisQueue
+from handlers.redis_store.idempotency.deliveries import DeliveryRecords
+from handlers.redis_store.queue.queue import RedisQueue
+from handlers.wiring import handler, poller
 from tests.waiting import wait_until
 
 LEASE_SECONDS = 2.0
@@ -35,7 +35,7 @@ Point = tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]
 _is_dying: ContextVar[bool] = ContextVar("is_dying", default=False)
 _REAPING = threading.Lock()
 """A start looks for the ended among all processes, and two threads must not read one exit code."""
-_PRELOADED = (handlers.server, handler, poller)
+_PRELOADED = (handlers.serving.server, handler, poller)
 
 
 def die() -> None:

@@ -17,7 +17,7 @@ from handlers.cli import main
 from handlers.contract.errors import InvalidRequest
 from handlers.poller.settlement import ResultRoute, dead_record, refuse
 from handlers.redis_store.keys import QueueKeys, queue_keys
-from handlers.redis_store.queue import Ack, QueueOptions, RedisQueue
+from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue
 
 SCORE = 1_999_999_999 + 3 / 2**21
 

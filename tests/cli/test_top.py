@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from handlers.cli import main
 from handlers.cli.top_view import bar_line
 from handlers.demo.valkey import Valkey
-from handlers.redis_store.status_board import StatusBoard
+from handlers.redis_store.admin.status_board import StatusBoard
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ from handlers.client import (
 from handlers.client.redis_broker import batches
 from handlers.client.request_fields import RequestFields
 from handlers.contract.envelope import decode_member
-from handlers.redis_store.client_connection import open_redis
-from handlers.redis_store.submission_keys import sent_key
-from handlers.redis_store.submissions import MemberParts, Submissions
+from handlers.redis_store.submit.client_access import open_redis
+from handlers.redis_store.submit.submission_keys import sent_key
+from handlers.redis_store.submit.submissions import MemberParts, Submissions
 
 HOUR = timedelta(hours=1)
 PAYLOAD = b'{ "model": "m",  "prompt": "Gr\xc3\xbc\xc3\x9fe", "temperature": 0.10 }'

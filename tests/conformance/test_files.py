@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.app.poller import PollerApp
 from handlers.contract.request import Request
 from handlers.forward.headers import gateway_headers
 from handlers.forward.transforms.registry import build_transforms
 from handlers.gates.registry import GATES as KNOWN_GATES
-from handlers.poller.lanes import LaneOptions, in_lane
+from handlers.poller.priority import LaneOptions, in_lane
 from handlers.settings.config_file import ConfigFile, QueueEntry
 from handlers.settings.environment import Environment
 from handlers.settings.settings import Settings, load_settings
+from handlers.wiring.poller import PollerApp
 
 FILES = Path(__file__).parent / "files"
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "coming-from-llm-d-async.md"

@@ -20,9 +20,9 @@ from handlers.forward.headers import gateway_headers
 from handlers.forward.route import Route
 from handlers.gates.bands import band_of
 from handlers.gates.chain import labelled
-from handlers.redis_store import submission_keys
 from handlers.redis_store.keys import queue_keys
-from handlers.redis_store.queue import QueueOptions, RedisQueue
+from handlers.redis_store.queue.queue import QueueOptions, RedisQueue
+from handlers.redis_store.submit import submission_keys
 
 VECTORS = Path(__file__).parent / "vectors"
 Case = dict[str, Any]

@@ -17,11 +17,11 @@ from handlers.contract.request import Request
 from handlers.contract.result import answered_result, decode_result
 from handlers.demo.valkey import Valkey
 from handlers.doors.http_message import Delivery
-from handlers.doors.pubsub_push import PubSubPushDoor, Subscription
+from handlers.doors.pubsub.push import PubSubPushDoor, Subscription
 from handlers.forward.outcome import Answered
 from handlers.poller.settlement import ResultRoute, refuse, settle
 from handlers.redis_store.keys import queue_keys
-from handlers.redis_store.queue import Ack, Claim, Nack, QueueOptions, RedisQueue, Retries
+from handlers.redis_store.queue.queue import Ack, Claim, Nack, QueueOptions, RedisQueue, Retries
 from handlers.telemetry.logs import get_logger
 from tests.conformance.test_vectors import Case, cases
 from tests.waiting import wait_until_async

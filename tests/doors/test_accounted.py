@@ -11,8 +11,8 @@ from handlers.contract.result import ErrorCode, answered_result, error_result
 from handlers.doors.accounted import AccountedDoor
 from handlers.doors.door import handle
 from handlers.doors.http_message import Answer, Delivery
-from handlers.forward.counted import QueueOf, counted_attempts, counted_calls
 from handlers.forward.forward import NO_LIMITS, Limits
+from handlers.forward.middleware.counted import QueueOf, counted_attempts, counted_calls
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.door_metrics import DoorMetrics
 from handlers.telemetry.logs import get_logger

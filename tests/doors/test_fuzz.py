@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import Response
 
-from handlers.app.handler import Handler
 from handlers.contract.result import decode_result
 from handlers.settings.settings import load_settings
+from handlers.wiring.handler import Handler
 from tests.contract.json_texts import BODIES, FIELDS, JSON, STRANGE, broken, text
 from tests.servers.raw_http import RawHttp, answer, running_raw_http
 

@@ -10,9 +10,9 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from handlers.doors.auth.refusal import Refusal as Refused
 from handlers.doors.http_endpoint import DELIVERY_PATHS, EndpointOptions, HttpEndpoint, Refusal
 from handlers.doors.http_message import Answer, Delivery, plain
-from handlers.doors.refusal import Refusal as Refused
 
 LIMIT = 100
 

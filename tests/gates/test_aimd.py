@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.gates.aimd import AimdGate, Sign, sign_of
-from handlers.gates.aimd_window import WindowOptions, Windows
+from handlers.gates.aimd.gate import AimdGate, Sign, sign_of
+from handlers.gates.aimd.window import WindowOptions, Windows
 from handlers.gates.bands import BANDS, band_of
 from handlers.gates.gate import Answer, Go, Hold, Refuse
 from tests.gates.building import Clock, gate, request, sources

@@ -11,11 +11,11 @@ import pytest
 
 import handlers.gates
 from handlers.contract.errors import InvalidSetting
+from handlers.gates.combinators.wrapper import WrapperGate
 from handlers.gates.constant import ConstantGate
 from handlers.gates.gate import Gate
-from handlers.gates.reading_gate import ReadingGate
+from handlers.gates.metric.reading_gate import ReadingGate
 from handlers.gates.registry import GATES
-from handlers.gates.wrapper import WrapperGate
 from tests.gates.building import gate, request
 
 CONTRACT = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from handlers.gates.aimd import AimdGate
+from handlers.gates.aimd.gate import AimdGate
 from handlers.gates.gate import Answer, Gate, Go, Refuse
 from tests.gates.building import gate, request
 

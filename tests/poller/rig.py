@@ -13,13 +13,13 @@ from typing import Any
 from handlers.contract.request import Request
 from handlers.contract.result import Result, answered_result, decode_result
 from handlers.forward.outcome import Answered, Outcome
-from handlers.poller.carrier import Carrier
-from handlers.poller.pool import Pool, Source
+from handlers.poller.ack_batcher import Settlement, Settler
+from handlers.poller.claimer import Pool, Source
 from handlers.poller.settlement import ResultRoute
-from handlers.poller.settler import Settlement, Settler
+from handlers.poller.worker import Carrier
 from handlers.redis_store.connection import Store
-from handlers.redis_store.payloads import read_payload
-from handlers.redis_store.queue import Claim, QueueOptions, RedisQueue
+from handlers.redis_store.queue.payloads import read_payload
+from handlers.redis_store.queue.queue import Claim, QueueOptions, RedisQueue
 from handlers.telemetry.logs import Logger, get_logger
 from handlers.telemetry.metrics import Metrics, QueueMetrics
 

@@ -10,12 +10,12 @@ from redis.asyncio import Redis
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
 from handlers.forward.outcome import Outcome
-from handlers.poller import carrier
+from handlers.poller import worker as carrier
 from handlers.poller.canceller import Canceller
-from handlers.redis_store.submission_keys import active_key
-from handlers.redis_store.submissions import Submissions
+from handlers.redis_store.submit.submission_keys import active_key
+from handlers.redis_store.submit.submissions import Submissions
 from tests.poller.rig import IN_TIME, Rig, running
-from tests.redis_store.queueing import DEADLINE, envelope
+from tests.redis_store.queue.queueing import DEADLINE, envelope
 from tests.waiting import wait_until_async
 
 MANY = 2_000

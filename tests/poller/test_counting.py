@@ -14,7 +14,7 @@ from handlers.contract.result import answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.poller.depth_watch import DepthWatch
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
-from handlers.redis_store.queue import QueueOptions
+from handlers.redis_store.queue.queue import QueueOptions
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
 from tests.telemetry.exposition import page_of
 from tests.waiting import wait_until_async

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from handlers.contract.events import decode_event
 from handlers.contract.request import Request, decode_body
 from handlers.contract.result import ErrorCode, Result, answered_result, encode_result
-from handlers.doors.dispatch import DispatchDoor
+from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.http_message import Delivery
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry

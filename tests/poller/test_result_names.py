@@ -15,10 +15,10 @@ from handlers.contract.request import MAX_ID_LENGTH
 from handlers.contract.result import ErrorCode
 from handlers.contract.result_names import ResultNames, read_result_names
 from handlers.poller.settlement import ResultRoute
-from handlers.redis_store.foreign_cancellations import SWEPT
 from handlers.redis_store.keys import queue_keys
+from handlers.redis_store.queue.foreign_cancellations import SWEPT
 from handlers.redis_store.reserved import is_reserved
-from handlers.redis_store.submission_keys import (
+from handlers.redis_store.submit.submission_keys import (
     CANCELLATIONS,
     active_key,
     cancel_key,

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.demo.valkey import NoValkey, Valkey, find_valkey
-from tests.redis_store.queueing import Bench
+from tests.redis_store.queue.queueing import Bench
 from tests.servers.presence import not_found
 
 

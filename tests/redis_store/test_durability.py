@@ -16,7 +16,7 @@ from handlers.client.errors import BrokerUnreachable
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
 from handlers.redis_store.connection import durability_warnings
-from handlers.redis_store.queue import QueueOptions, RedisQueue
+from handlers.redis_store.queue.queue import QueueOptions, RedisQueue
 from tests.chaos.proxy import Proxy
 from tests.servers.presence import not_found
 from tests.servers.redis_topologies import Server

@@ -10,10 +10,10 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import ResponseError
 
-from handlers.redis_store import queue
-from handlers.redis_store.lua_script import script_text
-from tests.redis_store.queue_model import STEPS, Walk
-from tests.redis_store.queueing import Bench
+from handlers.redis_store.queue import queue
+from handlers.redis_store.scripts import script_text
+from tests.redis_store.queue.queue_model import STEPS, Walk
+from tests.redis_store.queue.queueing import Bench
 
 WALKS = 6
 STEPS_OF_A_WALK = 300

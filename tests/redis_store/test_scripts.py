@@ -12,15 +12,15 @@ from redis.commands.core import AsyncScript
 
 import handlers
 from handlers.contract.envelope import encode_retry
-from handlers.redis_store import queue
-from handlers.redis_store.dead_letters import DeadLetters
-from handlers.redis_store.lua_script import lua_script
-from handlers.redis_store.queue import Nack
-from handlers.redis_store.submission_keys import CANCELLATIONS
-from tests.redis_store.queueing import DEADLINE, Bench, envelope, recalled
+from handlers.redis_store.queue import queue
+from handlers.redis_store.queue.dead_letters import DeadLetters
+from handlers.redis_store.queue.queue import Nack
+from handlers.redis_store.scripts import lua_script, script_files
+from handlers.redis_store.submit.submission_keys import CANCELLATIONS
+from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope, recalled
 
 ROOM = Path(handlers.__file__).parent / "redis_store"
-SCRIPTS = sorted(path.stem for path in (ROOM / "lua").glob("[!_]*.lua"))
+SCRIPTS = sorted(name for name in script_files() if not name.startswith("_"))
 FIXED_KEYS = {
     "claim": 5,
     "renew": 2,
@@ -54,12 +54,12 @@ PER_CLAIM = {
 
 
 def _header(name: str) -> str:
-    lines = (ROOM / "lua" / f"{name}.lua").read_text(encoding="utf-8").splitlines()
+    lines = script_files()[name].read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines[: next(n for n, line in enumerate(lines) if line[:2] != "--")])
 
 
 def _code(name: str) -> str:
-    text = (ROOM / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+    text = script_files()[name].read_text(encoding="utf-8")
     return re.sub(r"--[^\n]*", "", text)
 
 
@@ -129,7 +129,7 @@ async def test_each_typed_function_calls_as_its_header_says(
         return _Counted(lua_script(redis, name), calls[name])
 
     monkeypatch.setattr(queue, "lua_script", counted)
-    monkeypatch.setattr("handlers.redis_store.dead_letters.lua_script", counted)
+    monkeypatch.setattr("handlers.redis_store.queue.dead_letters.lua_script", counted)
     await _use_every_script(bench)
 
     batches = {name: {1, 2} if name in PER_CLAIM else {1} for name in FIXED_KEYS}

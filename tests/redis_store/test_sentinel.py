@@ -20,7 +20,7 @@ from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
 from handlers.client.submission import Submission
 from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, Store, connect
-from handlers.redis_store.queue import Ack, Claim, QueueOptions, RedisQueue
+from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions, RedisQueue
 from tests.servers.presence import not_found
 from tests.servers.redis_topologies import Sentinels
 from tests.waiting import wait_until_async

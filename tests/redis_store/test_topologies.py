@@ -21,18 +21,18 @@ import pytest
 
 from handlers.client.async_client import AsyncClient
 from handlers.client.options import ClientOptions
-from handlers.redis_store.client_connection import open_submissions
-from handlers.redis_store.cluster_queue import ClusterQueue
+from handlers.redis_store.admin.status_board import StatusBoard, read_board
+from handlers.redis_store.cluster.queue import ClusterQueue
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, Store, connect
-from handlers.redis_store.dead_letters import DeadLetters
-from handlers.redis_store.dedup import AlreadyAnswered, DeliveryRecords, Fresh
-from handlers.redis_store.depths import queue_depths
-from handlers.redis_store.gate_store import RedisGateStore
-from handlers.redis_store.pool_sharing import PoolPlace, RedisPoolSharing
-from handlers.redis_store.queue import Ack, QueueOptions, RedisQueue
-from handlers.redis_store.standing import Mark, Standing, finish_for_id, stand_for_id
-from handlers.redis_store.status_board import StatusBoard, read_board
-from handlers.redis_store.submissions import MemberParts
+from handlers.redis_store.idempotency.by_id import Mark, Standing, finish_for_id, stand_for_id
+from handlers.redis_store.idempotency.deliveries import AlreadyAnswered, DeliveryRecords, Fresh
+from handlers.redis_store.limits.gate_store import RedisGateStore
+from handlers.redis_store.limits.pool_members import PoolPlace, RedisPoolSharing
+from handlers.redis_store.queue.dead_letters import DeadLetters
+from handlers.redis_store.queue.depths import queue_depths
+from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue
+from handlers.redis_store.submit.client_access import open_submissions
+from handlers.redis_store.submit.submissions import MemberParts
 from tests.servers.certificates import self_signed
 from tests.servers.presence import not_found
 from tests.servers.redis_topologies import Cluster, Sentinels

@@ -17,9 +17,9 @@ import pytest
 from handlers.client.async_client import AsyncClient
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
-from handlers.redis_store.acl import Role, acl_rules
-from handlers.redis_store.submissions import RequestState
-from tests.redis_store.test_acl import words
+from handlers.redis_store.admin.acl import Role, acl_rules
+from handlers.redis_store.submit.submissions import RequestState
+from tests.redis_store.admin.test_acl import words
 from tests.servers.presence import not_found
 from tests.servers.redis_topologies import Cluster, Server
 from tests.waiting import wait_until_async

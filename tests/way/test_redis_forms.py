@@ -22,7 +22,7 @@ from handlers.client.options import ClientOptions
 from handlers.client.submission import Submission
 from handlers.demo.child import Child
 from handlers.demo.ports import free_port
-from handlers.redis_store.submissions import RequestState
+from handlers.redis_store.submit.submissions import RequestState
 from tests.servers.certificates import self_signed
 from tests.servers.presence import not_found
 from tests.servers.redis_topologies import Cluster, Sentinels, Server

@@ -13,9 +13,9 @@ import pytest
 
 from handlers.contract.envelope import decode_member, encode_retry, score_of
 from handlers.contract.request import Request, decode_body
-from handlers.doors.dispatch import DispatchDoor
+from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.http_message import Delivery
-from handlers.doors.push_body import decode_push
+from handlers.doors.pubsub.push_body import decode_push
 
 RECORDED = Path(__file__).parent / "recorded"
 GUIDE_PAYLOAD = b'{ "model":"your-model", "prompt":"Hi, good morning "}'

@@ -1,0 +1,1 @@
+"""Run a file of requests as one batch, built on the client."""

@@ -1,0 +1,132 @@
+"""The Redis side of one batch: its requests in the queue, its results in a list of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from handlers.batch.files import BatchState
+from handlers.batch.lines import BatchLine, InvalidLine
+from handlers.client.member import member_parts
+from handlers.client.new_request import NewRequest, encode_body
+from handlers.client.patience import Patience
+from handlers.client.redis_broker import batches, store_errors
+from handlers.contract.errors import InvalidRequest
+from handlers.redis_store.queue.result_payloads import delete_payloads, whole_results
+from handlers.redis_store.results.results import drop_oldest_results, oldest_results
+from handlers.redis_store.submit.client_access import RedisAccess, open_redis, open_submissions
+from handlers.redis_store.submit.submission_keys import payload_key
+from handlers.redis_store.submit.submissions import MemberParts
+
+PATIENCE_SECONDS = 30.0
+"""How long a batch goes on through a failover before it stops, to be resumed."""
+
+RESULTS_KEPT_SECONDS = 7 * 86_400
+"""How long results wait for a batch that is not running, after the last one came."""
+
+
+class BatchQueue:
+    """Submits, collects and cancels the lines of one batch."""
+
+    def __init__(
+        self,
+        redis_url: str,
+        state: BatchState,
+        *,
+        tenant_attribute: str = "userid",
+        wait_replicas: int = 0,
+        payload_apart_bytes: int | None = None,
+        access: RedisAccess | None = None,
+    ) -> None:
+        self._payload_apart_bytes = payload_apart_bytes
+        self._state = state
+        self._tenant_attribute = tenant_attribute
+        self._redis = open_redis(redis_url, access)
+        self._submissions = open_submissions(self._redis, wait_replicas)
+        self._patience = Patience(PATIENCE_SECONDS)
+        self._payload_keys: list[str] = []
+
+    def request_id(self, number: int) -> str:
+        """The id of the request in line `number`."""
+        return f"{self._state.batch}-{number}"
+
+    def number(self, request_id: str) -> int | None:
+        """The line whose request has that id; None if it is not of this batch."""
+        batch, _, digits = request_id.rpartition("-")
+        return int(digits) if batch == self._state.batch and digits.isdigit() else None
+
+    def prepare(self, line: BatchLine) -> MemberParts | InvalidLine:
+        """What is to be queued for a line, or why it cannot be."""
+        state = self._state
+        request = NewRequest(
+            id=self.request_id(line.number),
+            payload=line.body,
+            deadline=float(state.deadline),
+            endpoint=line.url,
+            metadata={"batch_id": state.batch, "custom_id": line.custom_id},
+            tenant=state.tenant,
+        )
+        try:
+            body = encode_body(request, now=time.time(), tenant_attribute=self._tenant_attribute)
+        except InvalidRequest as error:
+            return InvalidLine(line.number, line.custom_id, str(error))
+        apart = self._payload_apart_bytes
+        is_apart = apart is not None and len(body.payload) >= apart
+        return member_parts(
+            body,
+            token=state.token,
+            payload_ref=payload_key(body.id, state.token) if is_apart else "",
+            queue=state.queue,
+            results=state.results,
+            labels={"tier": state.tier} if state.tier else {},
+            own_result_seconds=RESULTS_KEPT_SECONDS,
+        )
+
+    async def submit(self, parts: Sequence[MemberParts], *, is_repeated: bool) -> None:
+        """Queue lines in order; with `is_repeated` those that are live already are left alone."""
+        for batch in batches(parts):
+            await self._patience.insist(partial(self._submit, batch, is_repeated))
+
+    async def _submit(self, batch: Sequence[MemberParts], was_repeated: bool, is_repeated: bool) -> None:
+        again = was_repeated or is_repeated
+        await self._submissions.submit(self._state.queue, batch, is_repeated=again)
+
+    async def collect(self, limit: int) -> list[bytes]:
+        """The oldest results, left in the list, with payloads that are stored apart."""
+        with store_errors():
+            texts = await oldest_results(self._redis, self._state.results, limit)
+            whole = await whole_results(self._redis, texts)
+        self._payload_keys = [one.payload_key for one in whole]
+        return [one.text for one in whole]
+
+    async def drop(self, count: int) -> None:
+        """Drop the oldest results, which are safe now."""
+        with store_errors():
+            await drop_oldest_results(self._redis, self._state.results, count)
+            await delete_payloads(self._redis, [key for key in self._payload_keys[:count] if key])
+        self._payload_keys = self._payload_keys[count:]
+
+    async def are_live(self, numbers: Sequence[int]) -> list[bool]:
+        """Whether the requests of these lines are without a final result."""
+        with store_errors():
+            return await self._submissions.are_live([self.request_id(number) for number in numbers])
+
+    async def cancel(self, numbers: Sequence[int]) -> None:
+        """Cancel the requests of these lines; their results say so."""
+        with store_errors():
+            await self._submissions.cancel([(self.request_id(number), "") for number in numbers])
+
+    async def waiting_for_retry(self, retry_queue: str) -> int:
+        """How many requests, of this batch and all others, wait for a retry."""
+        with store_errors():
+            return await self._submissions.depth(retry_queue)
+
+    async def delete_results(self) -> None:
+        """Delete the list: all that was in it is in the files."""
+        with store_errors():
+            await self._redis.unlink(self._state.results)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()

@@ -1,0 +1,314 @@
+"""Run a batch: a window of its lines in the queue, its results into files, and all of it again after a crash.
+
+Three rules keep a request from being submitted twice and a result from being lost or doubled:
+
+- before a line is submitted, the state file says that it may have been;
+- a result leaves Redis only after its line is on the disk;
+- a run that goes on first settles the lines that may have been submitted: those that are live, or have a
+  result, were; only the others are submitted (again).
+
+Memory holds the lines that are submitted and not answered, and one bit for each line of the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from handlers.batch.files import BatchFiles, BatchOutput, BatchState, numbered_lines
+from handlers.batch.lines import (
+    CANCELLED,
+    EXPIRED,
+    INVALID,
+    BatchLine,
+    InvalidLine,
+    decode_line,
+    encode_answer,
+    encode_error,
+)
+from handlers.batch.queue import BatchQueue
+from handlers.cancellation import end_if_cancelled
+from handlers.client.errors import BrokerUnreachable
+from handlers.contract.result import decode_result
+from handlers.redis_store.submit.submissions import MemberParts
+
+SUBMITTED_AT_ONCE = 500
+COLLECTED_AT_ONCE = 1_000
+JOURNALED_AHEAD = 5_000
+"""Lines that the state file is ahead of what is submitted: one write to the disk for so many."""
+
+FIRST_PAUSE_SECONDS = 0.01
+LAST_PAUSE_SECONDS = 0.25
+CANCEL_CHECK_SECONDS = 0.5
+UNREACHABLE_SECONDS = 60.0
+"""How long a broker may be gone before the run gives up; it can be resumed."""
+
+
+T = TypeVar("T")
+
+
+class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`window`: lines that may be submitted and not answered at a time. `late_seconds`: how long after
+    the deadline, or after a cancellation, a result is waited for.
+    """
+
+    window: int = 20_000
+    late_seconds: float = 60.0
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a batch is."""
+
+    total: int
+    completed: int
+    failed: int
+    in_flight: int
+
+
+class BatchRun:
+    """One run of a batch, from the first line or from where an earlier one was cut off."""
+
+    def __init__(
+        self,
+        files: BatchFiles,
+        state: BatchState,
+        queue: BatchQueue,
+        *,
+        options: BatchOptions,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self._files = files
+        self._state = state
+        self._queue = queue
+        self._options = options
+        self._report = report
+        self._output = BatchOutput(files, state.batch)
+        self._waiting: dict[int, str] = {}  # line -> custom id: submitted, or about to be, and not answered
+        self._last_result_at = time.monotonic()
+        self._is_fed = False
+        self._has_collected = asyncio.Event()
+        self._cancelled_at: float | None = None
+
+    async def run(self) -> BatchState:
+        """Run to the end; returns the final state. What is written at an interruption stays written."""
+        try:
+            await self._settle_uncertain()
+            await self._feed_and_collect()
+            self._finish()
+            await patiently(self._queue.delete_results)
+        finally:
+            with contextlib.suppress(OSError):
+                self._output.sync()
+                self._save()
+            self._output.close()
+        return self._state
+
+    async def _feed_and_collect(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._feed(), name="batch-feed")
+                group.create_task(self._collect_until_done(), name="batch-collect")
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    # --- lines into the queue
+
+    async def _settle_uncertain(self) -> None:
+        """Find out which of the lines that may have been submitted were, and submit the others."""
+        lines = list(self._lines(1, self._state.submitted_through))
+        for line in lines:
+            self._waiting[line.number] = line.custom_id
+        live: set[int] = set()
+        for start in range(0, len(lines), COLLECTED_AT_ONCE):
+            numbers = [line.number for line in lines[start : start + COLLECTED_AT_ONCE]]
+            states = await patiently(partial(self._queue.are_live, numbers))
+            live.update(number for number, is_live in zip(numbers, states, strict=True) if is_live)
+        await self._look_for_cancel()
+        # Whoever is not live any more has a result, unless it never was: the marker and the result change in
+        # one step. So after this, a line that is neither live nor answered was not submitted.
+        while await self._collect():
+            pass
+        missing = [line for line in lines if line.number in self._waiting and line.number not in live]
+        for start in range(0, len(missing), SUBMITTED_AT_ONCE):
+            await self._submit(missing[start : start + SUBMITTED_AT_ONCE], is_repeated=True)
+
+    async def _feed(self) -> None:
+        chunk: list[BatchLine] = []
+        for line in self._lines(self._state.submitted_through + 1):
+            chunk.append(line)
+            if len(chunk) >= SUBMITTED_AT_ONCE:
+                await self._feed_chunk(chunk)
+                chunk = []
+        await self._feed_chunk(chunk)
+        self._is_fed = True
+
+    async def _feed_chunk(self, chunk: list[BatchLine]) -> None:
+        while len(self._waiting) + len(chunk) > self._options.window and self._waiting:
+            self._has_collected.clear()
+            await self._has_collected.wait()
+        if not chunk:
+            return
+        if chunk[-1].number > self._state.submitted_through:
+            self._state.submitted_through = chunk[-1].number + JOURNALED_AHEAD
+            self._save()
+        await self._submit(chunk, is_repeated=False)
+        await asyncio.sleep(0)  # a file in the page cache never waits: let the collector run
+
+    async def _submit(self, lines: list[BatchLine], *, is_repeated: bool) -> None:
+        """Submit lines, or write why not: cancelled, past the deadline, no request."""
+        code = self._reason_not_to_submit()
+        parts: list[MemberParts] = []
+        for line in lines:
+            prepared = self._queue.prepare(line) if not code else None
+            if isinstance(prepared, MemberParts):
+                self._waiting[line.number] = line.custom_id
+                parts.append(prepared)
+                continue
+            self._waiting.pop(line.number, None)
+            reason = prepared.reason if prepared else "it was not submitted"
+            self._write_error(line.number, line.custom_id, code or INVALID, reason)
+        attempts = 0
+
+        async def submit() -> None:
+            nonlocal attempts
+            attempts += 1
+            await self._queue.submit(parts, is_repeated=is_repeated or attempts > 1)
+
+        await patiently(submit)
+        self._tell()
+
+    def _reason_not_to_submit(self) -> str:
+        if self._cancelled_at is not None:
+            return CANCELLED
+        return EXPIRED if time.time() >= self._state.deadline else ""
+
+    def _lines(self, first: int, last: int | None = None) -> Iterator[BatchLine]:
+        """The requests of some lines that have no output yet; what is none gets its error line here."""
+        for number, text in numbered_lines(Path(self._state.source), first, last):
+            if number in self._output.answered:
+                continue
+            line = decode_line(number, text)
+            if isinstance(line, InvalidLine):
+                self._write_error(number, line.custom_id, INVALID, f"line {number}: {line.reason}")
+            else:
+                yield line
+
+    # --- results into the files
+
+    async def _collect_until_done(self) -> None:
+        pause_seconds = FIRST_PAUSE_SECONDS
+        next_check_at = 0.0
+        while not (self._is_fed and not self._waiting):
+            if await self._collect():
+                pause_seconds = FIRST_PAUSE_SECONDS
+                await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(pause_seconds)
+                pause_seconds = min(LAST_PAUSE_SECONDS, pause_seconds * 1.5)
+                self._give_up_the_late()
+            if time.monotonic() >= next_check_at:
+                next_check_at = time.monotonic() + CANCEL_CHECK_SECONDS
+                await self._look_for_cancel()
+                self._tell()
+
+    async def _collect(self) -> int:
+        """Write the oldest results, then drop them; returns how many there were."""
+        texts = await patiently(lambda: self._queue.collect(COLLECTED_AT_ONCE))
+        if not texts:
+            return 0
+        for text in texts:
+            self._write_result(text)
+        self._output.sync()
+        await patiently(lambda: self._queue.drop(len(texts)))
+        self._last_result_at = time.monotonic()
+        self._has_collected.set()
+        self._tell()
+        return len(texts)
+
+    def _write_result(self, text: bytes) -> None:
+        """Write a result once; doubles, and what is no result of this batch, are passed over."""
+        try:
+            result = decode_result(text)
+        except msgspec.DecodeError:
+            return
+        number = self._queue.number(result.id)
+        if number is None or number not in self._waiting:
+            return
+        custom_id = self._waiting.pop(number)
+        line, is_answer = encode_answer(self._state.batch, number, custom_id, result)
+        self._output.write(number, line, is_answer=is_answer)
+
+    def _write_error(self, number: int, custom_id: str, code: str, message: str) -> None:
+        text = encode_error(self._state.batch, number, custom_id, code, message)
+        self._output.write(number, text, is_answer=False)
+
+    # --- the end
+
+    async def _look_for_cancel(self) -> None:
+        if self._cancelled_at is not None or not self._files.cancel.exists():
+            return
+        self._cancelled_at = time.monotonic()
+        numbers = list(self._waiting)
+        for start in range(0, len(numbers), SUBMITTED_AT_ONCE):
+            some = numbers[start : start + SUBMITTED_AT_ONCE]
+            await patiently(partial(self._queue.cancel, some))
+
+    def _give_up_the_late(self) -> None:
+        """Write off lines whose result should have come long ago: no poller runs, or Redis lost them."""
+        late_seconds = self._options.late_seconds
+        if time.monotonic() - self._last_result_at < late_seconds:
+            return
+        if self._cancelled_at is not None and time.monotonic() - self._cancelled_at > late_seconds:
+            code, message = CANCELLED, "cancelled; no result came"
+        elif time.time() > self._state.deadline + late_seconds:
+            code, message = EXPIRED, "no result came by the deadline"
+        else:
+            return
+        for number, custom_id in self._waiting.items():
+            self._write_error(number, custom_id, code, message)
+        self._waiting.clear()
+        self._has_collected.set()
+
+    def _finish(self) -> None:
+        self._output.sync()
+        self._state.outcome = "done" if self._cancelled_at is None else "cancelled"
+        self._files.cancel.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        self._state.completed = self._output.completed
+        self._state.failed = self._output.failed
+        self._files.write_state(self._state)
+
+    def _tell(self) -> None:
+        self._report(
+            Progress(
+                total=self._state.total,
+                completed=self._output.completed,
+                failed=self._output.failed,
+                in_flight=len(self._waiting),
+            )
+        )
+
+
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call while the broker does not answer, for a minute at most."""
+    ends_at = time.monotonic() + UNREACHABLE_SECONDS
+    pause_seconds = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            answer = await call()
+        except BrokerUnreachable:
+            if time.monotonic() >= ends_at:
+                raise
+        else:
+            end_if_cancelled()
+            return answer
+        await asyncio.sleep(pause_seconds)
+        pause_seconds = min(1.0, pause_seconds * 2)

@@ -1,0 +1,52 @@
+"""Begin a batch, or go on with the one that an output file belongs to."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+
+from handlers.batch.files import BatchConflict, BatchFiles, BatchState, count_requests, source_print
+from handlers.client.new_request import Deadline, unix_deadline
+from handlers.redis_store.submit.submission_keys import batch_results_key
+
+
+def begin_or_resume(
+    files: BatchFiles,
+    source: Path,
+    *,
+    queue: str,
+    results: str,
+    deadline: Deadline,
+    tier: str,
+    tenant: str,
+) -> BatchState:
+    """The state of the batch, written to its file; what an earlier run has fixed stays.
+
+    Raises `BatchConflict` if the files belong to something else or the input has changed.
+    """
+    state = files.read_state()
+    if state is not None:
+        if state.source_print != source_print(source):
+            raise BatchConflict(f"{source}: is not, or no longer, the file that {files.state} is about")
+        state.source = str(source.resolve())
+        return state
+    for path in (files.out, files.errors):
+        if path.exists() and path.stat().st_size:
+            raise BatchConflict(f"{path}: exists, and {files.state} does not; move it away")
+    name = secrets.token_hex(8)
+    state = BatchState(
+        batch=name,
+        token=secrets.token_hex(16),
+        source=str(source.resolve()),
+        source_print=source_print(source),
+        errors=str(files.errors.resolve()),
+        queue=queue,
+        results=batch_results_key(results, name),
+        deadline=unix_deadline(deadline, now=time.time()),
+        tier=tier,
+        tenant=tenant,
+        total=count_requests(source),
+    )
+    files.write_state(state)
+    return state

@@ -1,0 +1,189 @@
+"""The same client for synchronous code: every call runs on an event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from handlers.client.async_client import AsyncClient
+from handlers.client.new_request import Deadline, NewRequest, Payload
+from handlers.client.options import ClientOptions
+from handlers.client.request_fields import RequestFields
+from handlers.client.result_stream import BATCH_RESULTS, Delivery, ResultStream
+from handlers.client.submission import Submission
+from handlers.contract.result import Result
+from handlers.redis_store.submit.client_access import RedisAccess
+from handlers.redis_store.submit.submissions import RequestState
+
+T = TypeVar("T")
+
+
+class Client:
+    """`AsyncClient` without `await`; may be shared by threads. Close it, or use it as a context manager."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="async-processor", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def for_redis(
+        cls, url: str, options: ClientOptions | None = None, access: RedisAccess | None = None
+    ) -> Self:
+        """See `AsyncClient.for_redis`."""
+        return cls(AsyncClient.for_redis(url, options, access))
+
+    @classmethod
+    def for_pubsub(
+        cls,
+        project_id: str,
+        *,
+        topic: str = "",
+        subscription: str = "",
+        emulator_host: str = "",
+        cancel_redis_url: str = "",
+        cancel_redis_access: RedisAccess | None = None,
+    ) -> Self:
+        """See `AsyncClient.for_pubsub`."""
+        return cls(
+            AsyncClient.for_pubsub(
+                project_id,
+                topic=topic,
+                subscription=subscription,
+                emulator_host=emulator_host,
+                cancel_redis_url=cancel_redis_url,
+                cancel_redis_access=cancel_redis_access,
+            )
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections and end the thread; a second time does nothing."""
+        if self._loop.is_closed():
+            return
+        self.run(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def submit(self, payload: Payload, *, deadline: Deadline, **fields: Unpack[RequestFields]) -> Submission:
+        """See `AsyncClient.submit`."""
+        return self.run(self._client.submit(payload, deadline=deadline, **fields))
+
+    def submit_many(self, requests: Iterable[NewRequest]) -> list[Submission]:
+        """See `AsyncClient.submit_many`."""
+        return self.run(self._client.submit_many(requests))
+
+    def ask(
+        self,
+        payload: Payload,
+        *,
+        deadline: Deadline,
+        within: timedelta | float | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> Result:
+        """See `AsyncClient.ask`."""
+        return self.run(self._client.ask(payload, deadline=deadline, within=within, **fields))
+
+    def wait(self, submission: Submission | str, *, within: timedelta | float | None = None) -> Result:
+        """See `AsyncClient.wait`."""
+        return self.run(self._client.wait(submission, within=within))
+
+    def results(
+        self,
+        name: str = "",
+        *,
+        limit: int | None = None,
+        idle: timedelta | float | None = None,
+        batch: int = BATCH_RESULTS,
+    ) -> SyncResultStream:
+        """See `AsyncClient.results`; leases are renewed while the caller works."""
+        return SyncResultStream(self, self._client.results(name, limit=limit, idle=idle, batch=batch))
+
+    def cancel(self, submission: Submission | str) -> bool:
+        """See `AsyncClient.cancel`."""
+        return self.run(self._client.cancel(submission))
+
+    def cancel_many(self, submissions: Sequence[Submission | str]) -> list[bool]:
+        """See `AsyncClient.cancel_many`."""
+        return self.run(self._client.cancel_many(submissions))
+
+    def look_up(self, submission: Submission | str) -> RequestState:
+        """See `AsyncClient.look_up`."""
+        return self.run(self._client.look_up(submission))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` on the client's loop; an interrupted wait (Ctrl-C) cancels it there."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+class SyncDelivery:
+    """One result; `ack` it once it is safe, or it comes again."""
+
+    __slots__ = ("_client", "delivery", "result")
+
+    def __init__(self, client: Client, delivery: Delivery) -> None:
+        self._client = client
+        self.delivery = delivery
+        self.result = delivery.result
+
+    def ack(self) -> None:
+        """See `Delivery.ack`."""
+        self._client.run(self.delivery.ack())
+
+
+class SyncResultStream:
+    """`ResultStream` without `await`."""
+
+    def __init__(self, client: Client, stream: ResultStream) -> None:
+        self._client = client
+        self._stream = stream
+
+    def __enter__(self) -> Self:
+        self._client.run(self._stream.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._client.run(self._stream.close())
+
+    def __iter__(self) -> Iterator[SyncDelivery]:
+        return self
+
+    def __next__(self) -> SyncDelivery:
+        """The next result; the end of the stream ends the iteration."""
+        delivery = self._client.run(self._next())
+        if delivery is None:
+            raise StopIteration
+        return SyncDelivery(self._client, delivery)
+
+    def ack(self, deliveries: Sequence[SyncDelivery]) -> None:
+        """See `ResultStream.ack`."""
+        self._client.run(self._stream.ack([delivery.delivery for delivery in deliveries]))
+
+    async def _next(self) -> Delivery | None:
+        return await anext(self._stream, None)

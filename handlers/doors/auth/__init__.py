@@ -1,0 +1,1 @@
+"""Authentication of callers: shared bearer tokens and OIDC tokens of Pub/Sub push."""

@@ -1,0 +1,106 @@
+"""Who may dispatch, or read metrics: a bearer token shared with the caller, given as text or as a file that may change.
+
+Two values are good at once, so that a token can be changed without a refused request: put the new one before
+the old one, wait until every poller sends it, then remove the old one. The poller sends the first.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from handlers.contract.errors import InvalidSetting
+from handlers.doors.auth.refusal import MAX_TOKEN_BYTES, Refusal, bearer_token
+from handlers.telemetry.logs import get_logger
+
+WRONG_TOKEN: Final = Refusal(401, "wrong token")
+
+_MOST_TOKENS: Final = 8
+_SHORTEST_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchTokenOptions:
+    """Either `tokens` as given, or `path`: a file with one a line, looked at again after `reread_seconds`.
+
+    `setting` is the variable that errors name, `setting`_FILE that of the path.
+
+    A mounted Secret takes about a minute to change, so seconds more do not matter.
+    """
+
+    path: Path | None = None
+    tokens: tuple[str, ...] = ()
+    setting: str = "DISPATCH_TOKEN"
+    reread_seconds: float = 5.0
+
+    def __repr__(self) -> str:
+        return f"DispatchTokenOptions(path={self.path!r}, tokens=<{len(self.tokens)}>)"
+
+
+class DispatchToken:
+    """Checks the callers of the dispatch door. Raises `InvalidSetting` when there is no good token at first.
+
+    A file that is gone or broken later changes nothing: the tokens known stay good, and a warning is logged.
+    """
+
+    def __init__(self, options: DispatchTokenOptions, clock: Callable[[], float] = time.monotonic) -> None:
+        self._options = options
+        self._clock = clock
+        self._log = get_logger("doors")
+        self._tokens = _tokens_of(options)
+        self._look_at = clock() + options.reread_seconds
+
+    def tokens(self) -> tuple[str, ...]:
+        """All that are good now; a poller sends the first."""
+        self._reread_if_due()
+        return tuple(token.decode("ascii") for token in self._tokens)
+
+    async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+        """None lets the caller in. Header names are in lower case."""
+        self._reread_if_due()
+        token = bearer_token(headers)
+        if isinstance(token, Refusal):
+            return token
+        # Every value is compared, so that the time taken does not tell which one was near.
+        matches = [hmac.compare_digest(token, good) for good in self._tokens]
+        return None if any(matches) else WRONG_TOKEN
+
+    def _reread_if_due(self) -> None:
+        now = self._clock()
+        if self._options.path is None or now < self._look_at:
+            return
+        self._look_at = now + self._options.reread_seconds
+        try:
+            self._tokens = _tokens_of(self._options)
+        except InvalidSetting as error:
+            self._log.warning("token not read again", setting=error.setting, found=error.found)
+
+
+def _tokens_of(options: DispatchTokenOptions) -> tuple[bytes, ...]:
+    """The tokens that are good now. Raises `InvalidSetting`, which never shows one."""
+    if options.path is None:
+        tokens = tuple(token.strip().encode() for token in options.tokens)
+        return _checked(options.setting, "", tokens)
+    try:
+        tokens = tuple(options.path.read_bytes().split())
+    except OSError as error:
+        found = f"{options.path}: {error.strerror}"
+        raise InvalidSetting(f"{options.setting}_FILE", found=found, accepted="a readable file") from None
+    return _checked(f"{options.setting}_FILE", f"{options.path} with ", tokens)
+
+
+def _checked(setting: str, where: str, tokens: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    if not 1 <= len(tokens) <= _MOST_TOKENS:
+        accepted = f"1 to {_MOST_TOKENS} tokens, one a line"
+        raise InvalidSetting(setting, found=f"{where}{len(tokens)} tokens", accepted=accepted)
+    accepted = f"{_SHORTEST_BYTES} to {MAX_TOKEN_BYTES} printable ASCII characters (openssl rand -hex 32)"
+    for token in tokens:
+        if not _SHORTEST_BYTES <= len(token) <= MAX_TOKEN_BYTES:
+            raise InvalidSetting(setting, found=f"{where}a token of {len(token)} bytes", accepted=accepted)
+        if not all(0x21 <= byte <= 0x7E for byte in token):
+            raise InvalidSetting(setting, found=f"{where}a token that no header can hold", accepted=accepted)
+    return tokens

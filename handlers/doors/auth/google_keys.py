@@ -1,0 +1,222 @@
+"""Google's public signing keys: fetched when due, kept while they cannot be fetched, one fetch at a time.
+
+The keys have three ages. Fresh: used. Stale: used, while one fetch runs behind. Worn out: waited for, and
+where they do not come the caller is told so (`KeysUnavailable`), never let in. An unknown key id is a
+rotation or a forgery: it causes a fetch, but not more often than `retry_seconds`, whoever asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
+from google.auth.crypt import RSAVerifier
+
+from handlers.contract.errors import AsyncProcessorError, InvalidSetting
+from handlers.doors.auth.signed_token import MalformedToken, decode_segment
+from handlers.telemetry.logs import get_logger
+
+GOOGLE_CERTS_URL: Final = "https://www.googleapis.com/oauth2/v1/certs"
+
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_LARGEST_BYTES: Final = 262_144
+_SMALLEST_KEY_BITS: Final = 2_048
+KeyT = TypeVar("KeyT")
+
+_FRESH_SECONDS: Final = (60.0, 3_600.0, 86_400.0)  # least, without a word from the server, most
+
+
+class KeysUnavailable(AsyncProcessorError):
+    """The keys could not be fetched, and none are left that may still be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKeysOptions:
+    """`certs_url` serves `{key id: PEM certificate}` or a JWK set; plain HTTP is taken on loopback only.
+
+    `timeout_seconds` bounds one fetch, `retry_seconds` is the least time between two, and `stale_seconds` is
+    how long keys are used beyond their freshness while no fetch succeeds.
+    """
+
+    certs_url: str = GOOGLE_CERTS_URL
+    timeout_seconds: float = 5.0
+    retry_seconds: float = 10.0
+    stale_seconds: float = 21_600.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.certs_url)
+        is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+        if not parts.hostname or not is_safe:
+            raise InvalidSetting("PUSH_CERTS_URL", found=repr(self.certs_url), accepted="an https:// URL")
+
+
+class _BadAnswer(Exception):
+    """A text of ours about what the server answered."""
+
+
+class _JwkKey(msgspec.Struct):
+    kid: str = ""
+    kty: str = ""
+    n: str = ""
+    e: str = ""
+
+
+class _JwkSet(msgspec.Struct):
+    keys: list[_JwkKey]
+
+
+class SigningKeys:
+    """Verifiers by key id. Belongs to one event loop; `close` ends what it has running."""
+
+    def __init__(self, options: SigningKeysOptions, clock: Callable[[], float] = time.monotonic) -> None:
+        self._options = options
+        self._clock = clock
+        self._log = get_logger("doors")
+        self._keys: Mapping[str, RSAVerifier] = {}
+        self._fresh_until = self._usable_until = self._retry_at = float("-inf")
+        self._failure = ""
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def verifier(self, key_id: str) -> RSAVerifier | None:
+        """The key of that id, or None where Google has no such key. Raises `KeysUnavailable`."""
+        now = self._clock()
+        if now >= self._fresh_until:
+            self._fetch_if_due(now)
+        if now >= self._usable_until:
+            await self._fetched()
+        elif key_id not in self._keys:
+            self._fetch_if_due(now)
+            await self._fetched()
+        found = self._keys.get(key_id) if self._clock() < self._usable_until else None
+        if found is None and self._failure:
+            raise KeysUnavailable(f"signing keys could not be fetched: {self._failure}")
+        return found
+
+    def start(self) -> None:
+        """Begin to fetch, so that the first delivery need not wait for it."""
+        self._fetch_if_due(self._clock())
+
+    async def close(self) -> None:
+        """End a running fetch."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.wait({self._fetching})
+
+    async def _fetched(self) -> None:
+        """Wait for the running fetch, if there is one. A caller that goes away does not end it for others."""
+        if self._fetching is not None:
+            await asyncio.wait({self._fetching})
+
+    def _fetch_if_due(self, now: float) -> None:
+        if self._fetching is None and now >= self._retry_at:
+            self._fetching = asyncio.create_task(self._fetch(), name="fetch signing keys")
+
+    async def _fetch(self) -> None:
+        try:
+            keys, fresh_seconds = await _download(self._options)
+        except _BadAnswer as error:
+            self._failed(str(error))
+        except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
+            self._failed(type(error).__name__)  # its text may quote what a server sent
+        else:
+            self._failure = ""
+            self._keys = keys
+            self._fresh_until = self._clock() + fresh_seconds
+            self._usable_until = self._fresh_until + self._options.stale_seconds
+        finally:
+            self._retry_at = self._clock() + self._options.retry_seconds
+            self._fetching = None
+
+    def _failed(self, failure: str) -> None:
+        self._failure = failure
+        self._log.warning("signing keys not fetched", error=failure, keys_held=len(self._keys))
+
+
+async def _download(options: SigningKeysOptions) -> tuple[Mapping[str, RSAVerifier], float]:
+    """The keys and for how many seconds they are fresh. Raises `_BadAnswer`, or as aiohttp does."""
+    async with (
+        aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=options.timeout_seconds),
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,  # so that the limit below is a limit
+        ) as session,
+        session.get(options.certs_url, allow_redirects=False) as response,
+    ):
+        if response.status != 200:
+            raise _BadAnswer(f"status {response.status}")
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > _LARGEST_BYTES:
+                raise _BadAnswer(f"more than {_LARGEST_BYTES} bytes")
+        keys = decode_keys(bytes(body))
+        if not keys:
+            raise _BadAnswer("no usable key")
+        return keys, fresh_seconds(response.headers)
+
+
+def fresh_seconds(headers: Mapping[str, str]) -> float:
+    """What `Cache-Control: max-age` grants, less the `Age` in caches on the way (RFC 9111 4.2); bounded."""
+    least, unsaid, most = _FRESH_SECONDS
+    granted = re.search(r"(?:^|[,\s])max-age=(\d{1,9})", headers.get("Cache-Control", ""), re.I)
+    if granted is None:
+        return unsaid
+    age = headers.get("Age", "")
+    spent = int(age) if age.isascii() and age.isdigit() and len(age) < 10 else 0
+    return min(most, max(least, float(int(granted[1]) - spent)))
+
+
+def decode_keys(body: bytes) -> Mapping[str, RSAVerifier]:
+    """Both forms that Google serves: `{key id: PEM}` and a JWK set; empty for anything else.
+
+    Keys that are not RSA of 2,048 bits or more are left out: RS256 is the only algorithm there is for us.
+    """
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        if "keys" in fields:
+            jwks = msgspec.json.decode(body, type=_JwkSet).keys
+            found = {key.kid: _usable(_jwk_key, key) for key in jwks if key.kid}
+        else:
+            pems = {kid: msgspec.json.decode(pem, type=str) for kid, pem in fields.items()}
+            found = {kid: _usable(_pem_key, pem) for kid, pem in pems.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return {kid: _verifier(key) for kid, key in found.items() if key is not None}
+
+
+def _verifier(key: RSAPublicKey) -> RSAVerifier:
+    return RSAVerifier(key)  # type: ignore[no-untyped-call]  # google-auth leaves its constructor unannotated
+
+
+def _usable(read: Callable[[KeyT], object], source: KeyT) -> RSAPublicKey | None:
+    """One key, or None: an odd one must not take the others with it."""
+    try:
+        key = read(source)
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidVersion, MalformedToken):
+        return None
+    return key if isinstance(key, RSAPublicKey) and key.key_size >= _SMALLEST_KEY_BITS else None
+
+
+def _pem_key(pem: str) -> object:
+    encoded = pem.encode()
+    if b"-----BEGIN CERTIFICATE-----" in encoded:
+        return load_pem_x509_certificate(encoded).public_key()
+    return load_pem_public_key(encoded)
+
+
+def _jwk_key(key: _JwkKey) -> object:
+    if key.kty != "RSA":
+        return None
+    modulus, exponent = (int.from_bytes(decode_segment(part.encode())) for part in (key.n, key.e))
+    return RSAPublicNumbers(exponent, modulus).public_key()

@@ -1,0 +1,171 @@
+"""Who may push: the OIDC token of the push subscription, checked before the body is looked at.
+
+Accepted is a token that Google signed (RS256, nothing else), for our audience, within its time, in the name
+of the one service account. Sources: Pub/Sub's "authenticate push subscriptions", OpenID Connect Core 3.1.3.7.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+
+from handlers.contract.errors import InvalidSetting
+from handlers.doors.auth.google_keys import KeysUnavailable, SigningKeys, SigningKeysOptions
+from handlers.doors.auth.refusal import Refusal, bearer_token
+from handlers.doors.auth.signed_token import MalformedToken, SignedToken, split_token
+
+ISSUERS: Final = frozenset({"https://accounts.google.com", "accounts.google.com"})
+
+_MALFORMED: Final = Refusal(401, "malformed token")
+_ALGORITHM: Final = Refusal(401, "token is not signed with RS256")
+_UNKNOWN_KEY: Final = Refusal(401, "token is signed with an unknown key")
+_SIGNATURE: Final = Refusal(401, "wrong signature")
+_CLAIMS: Final = Refusal(401, "claims missing or of another type")
+_ISSUER: Final = Refusal(401, "wrong issuer")
+_AUDIENCE: Final = Refusal(401, "wrong audience")
+_TOO_EARLY: Final = Refusal(401, "token is not valid yet")
+_EXPIRED: Final = Refusal(401, "token expired")
+_EMAIL: Final = Refusal(403, "token of another account")
+_UNVERIFIED: Final = Refusal(403, "e-mail of the token is not verified")
+
+_REMEMBERED_TOKENS: Final = 1_024
+_REMEMBERED_SECONDS: Final = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class PushIdentityOptions:
+    """`audience` is compared as it is, letter by letter; `skew_seconds` is what clocks may differ by.
+
+    `mode` `none` lets anyone in: for an emulator, which sends no token.
+    """
+
+    audience: str = ""
+    service_account_email: str = ""
+    mode: Literal["oidc", "none"] = "oidc"
+    skew_seconds: float = 60.0
+    keys: SigningKeysOptions = SigningKeysOptions()  # noqa: RUF009  # frozen
+
+    def __post_init__(self) -> None:
+        if self.mode == "none":
+            return
+        if not self.audience:
+            raise InvalidSetting(
+                "PUSH_AUDIENCE", found="nothing", accepted=f"the subscription's audience{_OR_NONE}"
+            )
+        if "@" not in self.service_account_email:
+            found = repr(self.service_account_email) if self.service_account_email else "nothing"
+            accepted = f"the e-mail of the account that pushes{_OR_NONE}"
+            raise InvalidSetting("PUSH_SERVICE_ACCOUNT", found=found, accepted=accepted)
+
+
+_OR_NONE: Final = "; or PUSH_AUTH=none to let anyone push"
+
+
+class _Claims(msgspec.Struct):
+    iss: str
+    aud: str
+    iat: float
+    exp: float
+    email: str = ""
+    email_verified: bool = False
+    nbf: float | None = None
+
+
+_claims_decoder = msgspec.json.Decoder(_Claims)
+
+
+class PushIdentity:
+    """Checks the callers of one push door; `clock` gives Unix seconds.
+
+    Accepted tokens are remembered by their digest until they expire, since Pub/Sub sends one token for up to
+    an hour: a check then costs a hash. Refused ones are not: they are cheap, and would fill the memory.
+    """
+
+    def __init__(
+        self,
+        options: PushIdentityOptions,
+        keys: SigningKeys | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._options = options
+        self._keys = keys or SigningKeys(options.keys)
+        self._clock = clock
+        self._accepted_until: dict[bytes, float] = {}
+
+    def start(self) -> None:
+        """Begin to fetch the signing keys; call on the running event loop."""
+        if self._options.mode == "oidc":
+            self._keys.start()
+
+    async def close(self) -> None:
+        """End what is running behind."""
+        await self._keys.close()
+
+    async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+        """None lets the caller in. Header names are in lower case. Never raises for what a caller sends."""
+        if self._options.mode == "none":
+            return None
+        token = bearer_token(headers)
+        if isinstance(token, Refusal):
+            return token
+        digest = hashlib.sha256(token).digest()
+        until = self._accepted_until.get(digest)
+        if until is not None and self._clock() < until:
+            return None
+        verdict = await self._verify(token)
+        if isinstance(verdict, Refusal):
+            self._accepted_until.pop(digest, None)
+            return verdict
+        self._remember(digest, verdict.exp)
+        return None
+
+    async def _verify(self, token: bytes) -> _Claims | Refusal:
+        try:
+            parts = split_token(token)
+        except MalformedToken:
+            return _MALFORMED
+        refusal = await self._check_signature(parts)
+        if refusal is not None:
+            return refusal
+        try:
+            claims = _claims_decoder.decode(parts.claims)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _CLAIMS
+        return self._check_claims(claims) or claims
+
+    async def _check_signature(self, parts: SignedToken) -> Refusal | None:
+        # The header is the caller's: it may name a key, but never how the key is used (RFC 8725, 3.1).
+        if parts.header.alg != "RS256" or parts.header.crit is not None:
+            return _ALGORITHM
+        try:
+            verifier = await self._keys.verifier(parts.header.kid)
+        except KeysUnavailable as error:
+            return Refusal(503, str(error))
+        if verifier is None:
+            return _UNKNOWN_KEY
+        return None if verifier.verify(parts.signed, parts.signature) else _SIGNATURE
+
+    def _check_claims(self, claims: _Claims) -> Refusal | None:
+        now, skew = self._clock(), self._options.skew_seconds
+        rules = (
+            (claims.iss in ISSUERS, _ISSUER),
+            (claims.aud == self._options.audience, _AUDIENCE),
+            (max(claims.iat, claims.nbf or 0) <= now + skew, _TOO_EARLY),
+            (now < claims.exp + skew, _EXPIRED),
+            (claims.email == self._options.service_account_email, _EMAIL),
+            (claims.email_verified, _UNVERIFIED),
+        )
+        return next((refusal for is_kept, refusal in rules if not is_kept), None)
+
+    def _remember(self, digest: bytes, exp: float) -> None:
+        now = self._clock()
+        if len(self._accepted_until) >= _REMEMBERED_TOKENS:
+            self._accepted_until = {d: until for d, until in self._accepted_until.items() if until > now}
+        if len(self._accepted_until) >= _REMEMBERED_TOKENS:
+            self._accepted_until.pop(next(iter(self._accepted_until)))  # the oldest
+        self._accepted_until[digest] = min(exp + self._options.skew_seconds, now + _REMEMBERED_SECONDS)

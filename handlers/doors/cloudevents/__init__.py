@@ -1,0 +1,1 @@
+"""The dispatch door: CloudEvents from the poller and from any Knative source."""

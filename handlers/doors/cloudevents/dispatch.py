@@ -1,0 +1,174 @@
+"""The dispatch door: CloudEvents from the poller or any Knative source; the answer is the result event.
+
+200 with the result as an event (also for `INVALID_REQUEST`), 202 where a sink has it, 429 or 503 with
+`Retry-After` for a retry, 400 only where not even an id can be read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from handlers.contract.errors import InvalidEvent, InvalidRequest
+from handlers.contract.events import RESULT_TYPE, Event, binary_headers, decode_event
+from handlers.contract.request import Request, decode_body
+from handlers.contract.result import Result, encode_result
+from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, RetryAnswer, encode_retry_answer
+from handlers.doors.cloudevents.event_sink import EventSink, SinkRefused, SinkUnavailable
+from handlers.doors.cloudevents.foreign_event import EventFields, as_request
+from handlers.doors.http_message import Answer, Delivery, plain, retry_after
+from handlers.forward.forward import NO_LIMITS, Limits, invalid
+from handlers.forward.middleware.gated import GATE_CLOSED, QUOTA_EXHAUSTED
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.gates.gate import Answer as GatewayAnswer
+
+RESULT_SOURCE = "/async-processor/dispatch"
+
+_OWN_RESULT: Final = plain(400, f"a result, not a request: let the Trigger leave out the type {RESULT_TYPE}")
+"""A Trigger without a filter brings a Broker's results back for ever: each would be a request with its own result."""
+
+_labels_decoder = msgspec.json.Decoder(dict[str, str])
+
+
+class DispatchDoor:
+    """Decodes events, and answers them; the context is the event itself.
+
+    `fields` says how the events of other sources than the poller become requests, `sink` takes the results
+    of those instead of the reply. `clock` gives Unix seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_request_bytes: int,
+        fields: EventFields | None = None,
+        sink: EventSink | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._max_request_bytes = max_request_bytes
+        self._fields = fields
+        self._sink = sink
+        self._clock = clock
+
+    async def decode(self, delivery: Delivery) -> tuple[Request | Answered, Event] | Answer:
+        """An event's request; 400 where neither an event nor an id can be read."""
+        try:
+            event = decode_event(delivery.headers, delivery.body)
+            if event.type == RESULT_TYPE:
+                return _OWN_RESULT
+            if self._fields is not None and not event.is_from_poller:
+                data = as_request(event, delivery, self._fields, self._clock())
+                event = msgspec.structs.replace(event, data=data)
+        except InvalidEvent as error:
+            return plain(400, f"not a CloudEvent: {error}")
+        try:
+            return self._request(event), event
+        except InvalidRequest as error:
+            if not error.request_id:
+                return plain(400, f"not a request: {error}")
+            return invalid(error, event.extensions.get("requesttoken", "")), event
+
+    def _request(self, event: Event) -> Request:
+        extensions = event.extensions
+        request = decode_body(
+            event.data,
+            queue=extensions.get("queue", ""),
+            attempt=_number(extensions.get("attempt", "")) or 0,
+            request_token=extensions.get("requesttoken", ""),
+            labels=_labels(extensions.get("labels", "")),
+            extra_metadata=_trace(extensions),
+            max_bytes=self._max_request_bytes,
+        )
+        objective, priority = extensions.get("objective", ""), _number(extensions.get("priority", ""))
+        if objective or priority is not None:
+            request = msgspec.structs.replace(request, objective=objective, priority=priority)
+        return request
+
+    def limits(self, context: Event) -> Limits:  # noqa: ARG002  # the protocol's signature
+        """A source waits as long as the request timeout; it sets no limit of its own."""
+        return NO_LIMITS
+
+    async def settle(self, context: Event, outcome: Outcome) -> Answer:
+        """The result as an event, or the retry as 429/503."""
+        match outcome:
+            case Answered(result, feedback):
+                answer = _result_answer(context, result, feedback)
+                if self._sink is None or context.is_from_poller:
+                    return answer
+                return await _delivered(self._sink, answer)
+            case Retry():
+                return _retry_answer(outcome)
+
+
+async def _delivered(sink: EventSink, event: Answer) -> Answer:
+    """The answer to a source whose result goes to the sink.
+
+    What the sink will never take must not be inferred again and again: 422 sends the event to the source's
+    dead letters, if it keeps any.
+    """
+    try:
+        await sink.send(event)
+    except SinkUnavailable:
+        return plain(503, "the sink does not take the result", retry_after(5.0))
+    except SinkRefused as error:
+        return plain(422, f"the sink refuses the result with {error.status_code}")
+    return Answer(202)
+
+
+def _result_answer(event: Event, result: Result, feedback: GatewayAnswer | None) -> Answer:
+    extensions = {"requestid": result.id}
+    if feedback is not None and feedback.queue_duration_ms is not None:
+        extensions["queuedurationms"] = str(feedback.queue_duration_ms)
+    if feedback is not None and feedback.band_headroom is not None:
+        extensions["bandheadroom"] = str(feedback.band_headroom)
+    # Sources number their events each for itself: only with its source is an event's id one of its kind.
+    event_id = event.id if event.is_from_poller else f"{event.source}#{event.id}"
+    headers = binary_headers(f"{event_id}.result", RESULT_SOURCE, RESULT_TYPE, extensions)
+    return Answer(200, encode_result(result), headers)
+
+
+_TOO_MANY: Final = ("rejected", GATE_CLOSED, QUOTA_EXHAUSTED)
+"""Retries that say 429: there is no room; all others say that something is wrong."""
+
+
+def _retry_answer(retry: Retry) -> Answer:
+    last, feedback = retry.last, retry.feedback
+    body = RetryAnswer(
+        reason=retry.reason,
+        retry_after_seconds=round(retry.delay_seconds, 3),
+        counts_attempt=retry.counts_attempt,
+        status_code=last.status_code if last else 0,
+        payload=str(last.body, "utf-8", "replace") if last else "",
+        was_sent=feedback is not None,
+        dropped_reason=feedback.dropped_reason if feedback else "",
+        gateway_retry_after_seconds=feedback.retry_after_seconds if feedback else None,
+        queue_duration_ms=feedback.queue_duration_ms if feedback else None,
+        band_headroom=feedback.band_headroom if feedback else None,
+    )
+    headers = {"content-type": "application/json", OUTCOME_HEADER: RETRY, **retry_after(retry.delay_seconds)}
+    return Answer(429 if retry.reason in _TOO_MANY else 503, encode_retry_answer(body), headers)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _trace(extensions: Mapping[str, str]) -> dict[str, str] | None:
+    """The trace of whoever sent the event: it is nearer than the producer's, which the body may name."""
+    parent = extensions.get("traceparent")
+    if not parent:
+        return None
+    state = extensions.get("tracestate")
+    return {"traceparent": parent, "tracestate": state} if state else {"traceparent": parent}
+
+
+def _labels(text: str) -> dict[str, str]:
+    if not text:
+        return {}
+    try:
+        return _labels_decoder.decode(text)
+    except msgspec.DecodeError:
+        return {}

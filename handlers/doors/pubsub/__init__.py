@@ -1,0 +1,1 @@
+"""The Pub/Sub push door: wrapped, unwrapped and dead-lettered messages."""

@@ -1,0 +1,281 @@
+"""The Pub/Sub door: a push becomes a request; 204 only after the broker has the result.
+
+Nack is 429 or 503: the subscription's own backoff decides when the delivery comes back, and every nack
+burns a delivery attempt. A dead-lettered delivery, pushed to the same door, becomes a final result.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+
+from handlers.contract.errors import InvalidEvent, InvalidRequest
+from handlers.contract.json_limits import salvage
+from handlers.contract.request import Request, decode_body
+from handlers.contract.result import ErrorCode, Result, encode_result, error_result
+from handlers.contract.result_names import ResultNames
+from handlers.doors.http_message import Answer, Delivery, plain, retry_after
+from handlers.doors.pubsub.push_body import Push, decode_push
+from handlers.forward.forward import Limits, invalid
+from handlers.forward.middleware.details import detailed
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.pubsub.errors import PublishFailed, ResultTooLarge
+from handlers.telemetry.logs import Logger
+
+if TYPE_CHECKING:
+    from handlers.doors.pubsub.deduplicated import Turn  # loads Redis, which most push doors do without
+
+MARGIN_SECONDS: Final = 5.0
+"""Kept back from the ack deadline, for publishing the result and for the answer's way back."""
+
+_DEAD_LETTER_ATTRIBUTE: Final = "CloudPubSubDeadLetterSourceSubscription"
+_REASON_ATTRIBUTE: Final = "async_processor_dead_letter_reason"
+_DEAD_LETTER_COUNT: Final = "CloudPubSubDeadLetterSourceDeliveryCount"
+_TOPIC = re.compile(r"(projects/(?P<project>[^/]+)/topics/)?[A-Za-z][A-Za-z0-9._~+%-]{2,254}")
+_MAX_ATTRIBUTE_BYTES: Final = 1_024
+_ROUTE_ATTRIBUTE: Final = "result_route"
+_ROUTE: Final = ("metadata", _ROUTE_ATTRIBUTE)
+_TOPIC_FIELD: Final = ("result_queue_name",)
+_ROUTING: Final[frozenset[tuple[str, ...]]] = frozenset({_ROUTE, _TOPIC_FIELD})
+_BUSY: Final = frozenset({"rejected", "gate_closed", "quota_exhausted"})
+_ACCEPTED: Final = Answer(204)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What the settings say of one push subscription; `name` is its key in the routes."""
+
+    name: str
+    result_topic: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ack_deadline_seconds: float = 600.0
+    min_redelivery_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class PushContext:
+    """What settling needs again: the push, its request, its subscription, the result's topic, when it arrived."""
+
+    push: Push
+    subscription: Subscription
+    topic: str
+    arrived_at: float
+    route: str = ""
+    turn: Turn | None = None
+    request: Request | None = None
+
+
+class Memory(Protocol):
+    """Remembers deliveries; optional, since it needs a Redis."""
+
+    async def begin(self, request: Request, body: bytes) -> Turn | Answer | None:
+        """This delivery's turn; the answer where it has none; None where nobody can tell."""
+        ...
+
+
+class ResultPublisher(Protocol):
+    """What the door needs of Pub/Sub."""
+
+    async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str] | None = None) -> str:
+        """Return when the broker has it; raise `PublishFailed` or `ResultTooLarge`."""
+        ...
+
+
+class PubSubPushDoor:
+    """Decodes pushes and publishes results. `on_buried` hears of each delivery that becomes a dead letter
+    here, with its subscription's name. `monotonic` gives seconds that no clock change moves."""
+
+    def __init__(
+        self,
+        publisher: ResultPublisher,
+        subscription: Callable[[str], Subscription],
+        log: Logger,
+        *,
+        project_id: str,
+        dead_letter_topic: str,
+        max_request_bytes: int,
+        memory: Memory | None = None,
+        on_buried: Callable[[str], None] = lambda _subscription: None,
+        has_details: bool = False,
+        may_name: ResultNames | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._publisher = publisher
+        self._subscription = subscription
+        self._log = log
+        self._project_id = project_id
+        self._dead_letter_topic = dead_letter_topic
+        self._max_request_bytes = max_request_bytes
+        self._memory = memory
+        self._on_buried = on_buried
+        self._has_details = has_details
+        self._may_name = may_name or ResultNames()
+        self._monotonic = monotonic
+
+    async def decode(self, delivery: Delivery) -> tuple[Request | Answered, PushContext] | Answer:
+        """The push's request, its final outcome, or the answer where not even an id can be read."""
+        try:
+            push = decode_push(delivery)
+        except InvalidEvent as error:
+            return plain(400, f"not a Pub/Sub push: {error}")
+        subscription = self._subscription(push.subscription)
+        context = PushContext(push, subscription, subscription.result_topic, self._monotonic())
+        try:
+            request = self._request(push, subscription)
+            context = self._routed(context, request)
+        except InvalidRequest as error:
+            context = self._salvaged(context)
+            if not error.request_id:
+                return await self._bury(context, error)
+            return invalid(error, ""), context
+        if _is_dead_letter(push):
+            return _undeliverable(request, push), context
+        return await self._in_turn(request, context)
+
+    async def _in_turn(self, request: Request, context: PushContext) -> tuple[Request, PushContext] | Answer:
+        """The request, unless another delivery of it was or is being answered."""
+        turn = await self._memory.begin(request, context.push.body) if self._memory else None
+        if isinstance(turn, Answer):
+            return turn
+        if turn is not None and turn.previous_traceparent:
+            request = msgspec.structs.replace(request, previous_traceparent=turn.previous_traceparent)
+        return request, replace(context, turn=turn)
+
+    def _request(self, push: Push, subscription: Subscription) -> Request:
+        request = decode_body(
+            push.body,
+            queue=subscription.name,
+            attempt=max(0, (push.delivery_attempt or 1) - 1),
+            labels=subscription.labels,
+            extra_metadata=push.attributes,
+            max_bytes=self._max_request_bytes,
+        )
+        # So that what is queued again in the second of a cancellation is told from what was cancelled.
+        return msgspec.structs.replace(request, created=push.created(request.created))
+
+    def _routed(self, context: PushContext, request: Request) -> PushContext:
+        """Where the request's result goes, and under which route."""
+        topic = self._own_topic(context, request.result_queue_name, request.id)
+        return replace(
+            context, topic=topic, route=request.metadata.get(_ROUTE_ATTRIBUTE, ""), request=request
+        )
+
+    def _salvaged(self, context: PushContext) -> PushContext:
+        """The same for a body that is refused, as far as it can be read: its consumers wait for the error there."""
+        found = salvage(context.push.body, _ROUTING)
+        route = context.push.attributes.get(_ROUTE_ATTRIBUTE, found.get(_ROUTE, ""))
+        try:
+            topic = self._own_topic(context, found.get(_TOPIC_FIELD, ""), "")
+        except InvalidRequest:
+            topic = context.topic
+        return replace(context, topic=topic, route=route)
+
+    def _own_topic(self, context: PushContext, topic: str, request_id: str) -> str:
+        """The request's own topic wins; it may not lie in another project, and must be one that requests may name."""
+        match = _TOPIC.fullmatch(topic) if topic else None
+        if topic and (match is None or match["project"] not in (None, self._project_id)):
+            accepted = "the name of a topic of this project"
+            raise InvalidRequest(
+                "result_queue_name", found="no such name", accepted=accepted, request_id=request_id
+            )
+        own = context.topic.rpartition("/")[2]
+        short = topic.rpartition("/")[2]
+        if topic and short != own and not (self._may_name.allow(short) or self._may_name.allow(topic)):
+            accepted = "a topic that the operator allows (ALLOWED_RESULTS), or none"
+            raise InvalidRequest(
+                "result_queue_name", found="another topic", accepted=accepted, request_id=request_id
+            )
+        return topic or context.topic
+
+    def limits(self, context: PushContext) -> Limits:
+        """The ack deadline less a margin; a nacked delivery comes back after the subscription's backoff."""
+        spent = self._monotonic() - context.arrived_at
+        seconds = context.subscription.ack_deadline_seconds - MARGIN_SECONDS - spent
+        return Limits(max(0.0, seconds), context.subscription.min_redelivery_seconds)
+
+    async def settle(self, context: PushContext, outcome: Outcome) -> Answer:
+        """204 once the result is published; 429 or 503 for a retry, and where publishing failed."""
+        match outcome:
+            case Answered(result):
+                if self._has_details:
+                    result = detailed(result, context.request, time.time())
+                return await self._publish(context, result)
+            case Retry():
+                if context.turn is not None:
+                    await context.turn.abandon(outcome.traceparent)
+                status = 429 if outcome.reason in _BUSY else 503
+                return plain(status, f"retry: {outcome.reason}", retry_after(outcome.delay_seconds))
+
+    async def _publish(self, context: PushContext, result: Result) -> Answer:
+        attributes = _attributes(context, result.id)
+        try:
+            published_id = await self._publisher.publish(context.topic, encode_result(result), attributes)
+        except ResultTooLarge:
+            message = "the result is larger than Pub/Sub takes"
+            small = error_result(result.id, result.request_token, ErrorCode.INFERENCE_ERROR, message)
+            return await self._publish(context, small)
+        except PublishFailed as error:
+            own = context.subscription.result_topic
+            if not error.is_retryable and context.topic != own:
+                # The request named a topic that is not there, or not for us: its result must not be lost for that.
+                return await self._publish(replace(context, topic=own), result)
+            self._log.error("result not published", id=result.id, topic=context.topic, error=str(error))
+            if context.turn is not None:
+                await context.turn.abandon()
+            return plain(503, "the result could not be published", retry_after(1.0))
+        if context.turn is not None:
+            await context.turn.finish(published_id)
+        return _ACCEPTED
+
+    async def _bury(self, context: PushContext, error: InvalidRequest) -> Answer:
+        """No id, no result: the body goes to the dead-letter topic, else its error to the result topic."""
+        self._log.warning("unreadable delivery", pubsub_message_id=context.push.message_id, field=error.field)
+        if _is_dead_letter(context.push):
+            return (
+                _ACCEPTED  # it is among the dead letters already; publishing it there again would be a circle
+            )
+        if not self._dead_letter_topic:
+            return await self._publish(context, invalid(error, "").result)
+        attributes = {
+            **_attributes(context, ""),
+            _REASON_ATTRIBUTE: ErrorCode.INVALID_REQUEST,
+            "field": error.field,
+        }
+        try:
+            await self._publisher.publish(self._dead_letter_topic, context.push.body, attributes)
+        except (PublishFailed, ResultTooLarge):
+            return plain(503, "the dead letter could not be published", retry_after(1.0))
+        self._on_buried(context.subscription.name)
+        return _ACCEPTED
+
+
+def _is_dead_letter(push: Push) -> bool:
+    """Dead-lettered by Pub/Sub, or by a door of ours."""
+    return _DEAD_LETTER_ATTRIBUTE in push.attributes or _REASON_ATTRIBUTE in push.attributes
+
+
+def _undeliverable(request: Request, push: Push) -> Answered:
+    count = push.attributes.get(_DEAD_LETTER_COUNT, "")
+    tried = f" after {count} deliveries" if count.isascii() and count.isdigit() else ""
+    message = f"Pub/Sub gave the request up{tried}"
+    return Answered(error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message))
+
+
+def _attributes(context: PushContext, request_id: str) -> dict[str, str]:
+    """What a consumer needs to route a result and to tell a duplicate."""
+    attributes = {
+        "id": request_id,
+        "pubsub_message_id": context.push.message_id,
+        "attempt": str(context.push.delivery_attempt or ""),
+        _ROUTE_ATTRIBUTE: context.route,
+    }
+    return {name: value for name, value in attributes.items() if value and _fits(value)}
+
+
+def _fits(value: str) -> bool:
+    return len(value.encode("utf-8", "replace")) <= _MAX_ATTRIBUTE_BYTES

@@ -1,0 +1,1 @@
+"""The layers around one attempt: admission, breaker, retry budget, tracing, metrics."""

@@ -1,0 +1,111 @@
+"""Forwarding for a door whose deliveries come by themselves: a closed gate holds them, within their time.
+
+Holding costs one coroutine; a nack would burn a delivery attempt and slow the whole subscription down.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from handlers.contract.request import Request
+from handlers.forward.forward import Forward, Limits, expired
+from handlers.forward.middleware.gated import refused, send_admitted
+from handlers.forward.outcome import Outcome, Retry
+from handlers.gates.chain import Reservations, labelled
+from handlers.gates.gate import Drop, Gate, Go, Refuse, Reservation
+from handlers.gates.waiting_room import Doorkeeper
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Where the requests of one subscription go in: who keeps its door and its pool's, and the gates of both."""
+
+    keepers: Sequence[Doorkeeper]
+    gates: Sequence[Gate]
+
+    async def enter(self, request: Request, until_at: float) -> Go | Refuse | Drop:
+        """Past each keeper in turn; the first that does not let go decides, and nothing stays held."""
+        held: list[Reservation] = []
+        labels: dict[str, str] = {}
+        is_in = False
+        try:
+            for keeper in self.keepers:
+                verdict = await keeper.enter(labelled(request, labels), until_at)
+                if not isinstance(verdict, Go):
+                    return verdict
+                held.append(verdict.reservation)
+                labels |= verdict.labels
+            is_in = True
+        finally:
+            if not is_in:
+                await Reservations(held).give_back()
+        return Go(Reservations(held), labels)
+
+
+class HeldForward:
+    """Forwards what its gates let go; `entrances` by queue or subscription, None for those without a gate.
+
+    Nobody is held for longer than `most_held_seconds`.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        entrances: Mapping[str, Entrance],
+        default: Entrance | None = None,
+        clock: Callable[[], float] = time.time,
+        *,
+        most_held_seconds: float = math.inf,
+    ) -> None:
+        self._forward = forward
+        self._entrances = entrances
+        self._default = default
+        self._clock = clock
+        self._most_held_seconds = most_held_seconds
+        self._elsewhere: Forward | None = None
+
+    def move_to(self, elsewhere: Forward) -> None:
+        """Hold nobody any more: who waits here goes in at `elsewhere`; what was sent is finished here."""
+        self._elsewhere = elsewhere
+        entrances = [*self._entrances.values(), *([self._default] if self._default else [])]
+        for keeper in {keeper for entrance in entrances for keeper in entrance.keepers}:
+            keeper.retire()
+
+    async def forward(self, request: Request, limits: Limits) -> Outcome:
+        """Hold until a gate opens, send, or say when to come again."""
+        entrance = self._entrances.get(request.queue, self._default)
+        if entrance is None:
+            return await self._forward(request, limits)
+        arrived_at = self._clock()
+        until_at = (
+            request.deadline if limits.seconds is None else min(request.deadline, arrived_at + limits.seconds)
+        )
+        until_at = min(until_at, arrived_at + self._most_held_seconds)
+        verdict = await entrance.enter(request, until_at)
+        match verdict:
+            case Go():
+                left = self._left(limits, arrived_at)
+                return await send_admitted(request, entrance.gates, verdict, partial(self._send, left))
+            case Refuse() if self._elsewhere is not None:
+                return await self._elsewhere(request, self._left(limits, arrived_at))
+            case Refuse() | Drop():
+                return self._in_time(request, refused(request, verdict), limits)
+
+    async def _send(self, limits: Limits, request: Request) -> Outcome:
+        return await self._forward(request, limits)
+
+    def _left(self, limits: Limits, arrived_at: float) -> Limits:
+        """What the wait has left of the delivery's time."""
+        if limits.seconds is None:
+            return limits
+        return replace(limits, seconds=max(0.0, limits.seconds - (self._clock() - arrived_at)))
+
+    def _in_time(self, request: Request, outcome: Outcome, limits: Limits) -> Outcome:
+        """A retry that the transport could only bring after the deadline is final at once."""
+        if isinstance(outcome, Retry) and limits.earliest_retry_seconds >= request.deadline - self._clock():
+            return expired(request, None)
+        return outcome

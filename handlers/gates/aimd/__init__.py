@@ -1,0 +1,1 @@
+"""The AIMD gate: a congestion window driven by the gateway's answers."""

@@ -1,0 +1,1 @@
+"""Gates that wrap or combine other gates."""

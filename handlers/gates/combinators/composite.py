@@ -1,0 +1,92 @@
+"""`composite`: several gates as one. The lowest budget counts; reservations are all or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from handlers.contract.request import Request
+from handlers.gates.chain import admit_all
+from handlers.gates.combinators.inner import BuildInner, InnerGate, inner_gates
+from handlers.gates.gate import NO_LABELS, Answer, Gate, GateState, Share, Verdict
+from handlers.gates.parameters import parameter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompositeParameters:
+    """The gates, in the order in which they are asked: put the cheap ones first."""
+
+    gates: tuple[InnerGate, ...] = parameter(inner_gates())
+
+
+class CompositeGate(Gate):
+    """Open when all are."""
+
+    gate_type = "composite"
+
+    def __init__(self, parameters: CompositeParameters, build: BuildInner) -> None:
+        self._gates = [
+            build(inner, f"gates[{at}].gate_type", f"gates[{at}].gate_params")
+            for at, inner in enumerate(parameters.gates)
+        ]
+
+    async def start(self) -> None:
+        """Start all, side by side."""
+        await asyncio.gather(*(gate.start() for gate in self._gates))
+
+    async def aclose(self) -> None:
+        """Close all."""
+        await asyncio.gather(*(gate.aclose() for gate in self._gates))
+
+    def take_over(self, before: Gate) -> None:
+        """Each goes on from the one in its place."""
+        if isinstance(before, CompositeGate):
+            for gate, one_before in zip(self._gates, before._gates, strict=False):
+                gate.take_over(one_before)
+
+    def budget(self) -> float:
+        """The lowest."""
+        return min(gate.budget() for gate in self._gates)
+
+    def shares(self) -> tuple[Share, ...]:
+        """All of them; the pool obeys the least."""
+        return tuple(share for gate in self._gates for share in gate.shares())
+
+    def shares_pool(self) -> bool:
+        """If one of them does."""
+        return any(gate.shares_pool() for gate in self._gates)
+
+    def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:
+        """The least."""
+        rooms = [room for gate in self._gates if (room := gate.room(labels)) is not None]
+        return min(rooms, default=None)
+
+    async def admit(self, request: Request) -> Verdict:
+        """All say go, or nothing stays reserved."""
+        return await admit_all(self._gates, request)
+
+    async def wait_open(self, until_at: float) -> bool:
+        """Wait for each in turn, until none is closed any more."""
+        while self.room() == 0:
+            for gate in self._gates:
+                if not await gate.wait_open(until_at):
+                    return False
+        return True
+
+    def observe(self, request: Request, answer: Answer) -> None:
+        """Tell all."""
+        for gate in self._gates:
+            gate.observe(request, answer)
+
+    def state(self) -> GateState:
+        """The lowest budget, and each gate's own state below."""
+        inner = tuple(gate.state() for gate in self._gates)
+        closed = next((one for one in inner if one.why_closed), None)
+        return GateState(
+            self.gate_type,
+            budget=self.budget(),
+            is_source_available=all(one.is_source_available for one in inner),
+            why_closed=f"{closed.gate_type}: {closed.why_closed}" if closed else "",
+            inner=inner,
+        )

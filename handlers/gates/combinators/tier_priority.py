@@ -1,0 +1,86 @@
+"""`tier-priority-admission`: who gives way when the pool is saturated.
+
+Saturated is what the inner gate refuses. Then: reserved waits, interactive overflow is dropped with 429 (its
+client waits for it and can turn elsewhere), everything else goes back to the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from handlers.contract.request import Request
+from handlers.gates.bands import INTERACTIVE, OVERFLOW, RESERVED, TIER
+from handlers.gates.combinators.inner import BuildInner, InnerGate, raw_params
+from handlers.gates.combinators.wrapper import WrapperGate
+from handlers.gates.gate import (
+    CLASSIFICATION,
+    NO_LABELS,
+    Drop,
+    Go,
+    Hold,
+    Refuse,
+    Share,
+    Verdict,
+)
+from handlers.gates.parameters import parameter, text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierPriorityParameters:
+    """The gate that tells saturation, and the label that tells the tier."""
+
+    saturation_gate: str = parameter(text())
+    saturation_gate_params: Mapping[str, Any] | None = parameter(raw_params(), default=None)
+    tier_label: str = parameter(text(), default=TIER)
+
+
+class TierPriorityGate(WrapperGate):
+    """Continue, wait, drop or refuse, by saturation, classification and tier."""
+
+    gate_type = "tier-priority-admission"
+
+    def __init__(self, parameters: TierPriorityParameters, build: BuildInner) -> None:
+        inner = InnerGate(parameters.saturation_gate, parameters.saturation_gate_params or {})
+        super().__init__(build(inner, "saturation_gate", "saturation_gate_params"))
+        self._tier_label = parameters.tier_label
+
+    def shares(self) -> tuple[Share, ...]:
+        """The inner gate's while it is open. Closed, requests are still looked at: each gets its verdict."""
+        return (Share(1.0),) if self._inner.room() == 0 else self._inner.shares()
+
+    def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:
+        """Saturated: none, since waiting in the queue is as good; but what may be dropped must be claimed."""
+        if self._inner.room(labels) == 0 and self._may_be_dropped(labels):
+            return None
+        return self._inner.room(labels)
+
+    async def admit(self, request: Request) -> Verdict:
+        """The inner verdict, its refusal judged by who asks."""
+        verdict = await self._inner.admit(request)
+        match verdict:
+            case Go() | Drop():
+                return verdict
+            case Hold(reason=reason) | Refuse(reason=reason):
+                if self._waits(request.labels):
+                    wait = verdict.wait_open if isinstance(verdict, Hold) else self._inner.wait_open
+                    return Hold(f"saturated: {reason}", wait)
+                if self._is_dropped(request.labels):
+                    return Drop(429, f"saturated: {reason}")
+                delay_seconds = verdict.delay_seconds if isinstance(verdict, Refuse) else 1.0
+                return Refuse(delay_seconds, f"saturated: {reason}")
+            case _:
+                assert_never(verdict)
+
+    def _waits(self, labels: Mapping[str, str]) -> bool:
+        return labels.get(CLASSIFICATION) == RESERVED
+
+    def _is_dropped(self, labels: Mapping[str, str]) -> bool:
+        return labels.get(CLASSIFICATION) == OVERFLOW and labels.get(self._tier_label) == INTERACTIVE
+
+    def _may_be_dropped(self, labels: Mapping[str, str]) -> bool:
+        """A queue's own labels may leave the classification to a quota gate."""
+        return (
+            labels.get(CLASSIFICATION, OVERFLOW) == OVERFLOW and labels.get(self._tier_label) == INTERACTIVE
+        )

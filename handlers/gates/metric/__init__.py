@@ -1,0 +1,1 @@
+"""Gates whose budget follows a metric that is read from elsewhere."""

@@ -1,0 +1,190 @@
+"""`endpoint-scrape`: a budget from a /metrics page, without a Prometheus server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from handlers.gates.metric.feed import Feed, Reading, Sample
+from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
+from handlers.gates.parameters import (
+    Senseless,
+    choice,
+    http_address,
+    number,
+    parameter,
+    seconds,
+    string_map,
+    text,
+)
+from handlers.gates.sources import GateSources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointScrapeParameters(ReadingParameters):
+    """`max_count_per_pod` 0 means that the value is a part already; else it is a count, and this is full.
+
+    `absent_value` is the value of a page without such a sample; `fallback` the budget while it is missing.
+    With `pods_url` and `pods_metric`, full is `max_count_per_pod` times the ready pods.
+    """
+
+    url: str = parameter(http_address())
+    metric: str = parameter(text())
+    labels: Mapping[str, str] | None = parameter(string_map(), default=None)
+    value_type: str = parameter(choice("saturation", "budget"), default="saturation")
+    absent_value: float | None = parameter(number(), default=None)
+    max_count_per_pod: float = parameter(number(least=0), default=0.0)
+    baseline: float = parameter(number(least=0, below=1), default=0.0)
+    fallback: float = parameter(number(least=0, most=1), default=0.0)
+    pods_url: str = parameter(http_address(), default="")
+    pods_metric: str = parameter(text(may_be_empty=True), default="")
+    pods_labels: Mapping[str, str] | None = parameter(string_map(), default=None)
+    reading_lag_seconds: float = parameter(seconds(), default=1.0)
+
+    def __post_init__(self) -> None:
+        if bool(self.pods_url) != bool(self.pods_metric):
+            raise Senseless("pods_url", found="one of pods_url and pods_metric", accepted="both, or neither")
+        if self.pods_url and not self.max_count_per_pod:
+            raise Senseless("max_count_per_pod", found="0 with pods_url", accepted="a number above 0")
+
+
+class EndpointScrapeGate(ReadingGate):
+    """Publishes 1 - saturation - baseline (or budget - baseline); an idle source gives all slots."""
+
+    gate_type = "endpoint-scrape"
+
+    def __init__(self, parameters: EndpointScrapeParameters, sources: GateSources) -> None:
+        baseline = parameters.baseline
+        is_budget = parameters.value_type == "budget"
+
+        def published(value: float) -> float:
+            # Below 0 it says by how much the pool is over-full.
+            left = min(1.0, value) if is_budget else 1.0 - max(0.0, value)
+            return left - baseline
+
+        super().__init__(
+            ScrapedValue(parameters, sources),
+            Rule(
+                published,
+                threshold=baseline if is_budget else 1 - baseline,
+                full=1 - baseline,
+                fallback=parameters.fallback,
+            ),
+            parameters,
+            log=sources.log,
+            clock=sources.clock,
+            label=parameters.metric,
+        )
+
+
+class ScrapedValue:
+    """The value of one metric on one page, as a part of full; the page is shared with other gates."""
+
+    def __init__(self, parameters: EndpointScrapeParameters, sources: GateSources) -> None:
+        self.name = f"{parameters.url} {parameters.metric}"
+        self._parameters = parameters
+        self._page = page_feed(parameters.url, sources)
+        self._pods_page = page_feed(parameters.pods_url, sources) if parameters.pods_url else None
+        self._reading: Reading[Sample] | None = None
+        self._failure = "it was not read yet"
+        self._listeners: list[Callable[[], None]] = []
+
+    @property
+    def reading(self) -> Reading[Sample] | None:
+        """The last value, however old."""
+        return self._reading
+
+    @property
+    def failure(self) -> str:
+        """Why there is none now."""
+        return self._failure
+
+    async def start(self) -> None:
+        """Start reading the pages."""
+        for page in self._pages():
+            page.listen(self._take)
+            await page.start()
+        self._take()
+
+    async def aclose(self) -> None:
+        """Stop reading them."""
+        for page in self._pages():
+            await page.aclose()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each fetch, when its value has been taken."""
+        self._listeners.append(listener)
+
+    def _pages(self) -> list[Feed[bytes]]:
+        return [page for page in (self._page, self._pods_page) if page is not None]
+
+    def _take(self) -> None:
+        self._read_pages()
+        for listener in self._listeners:
+            listener()
+
+    def _read_pages(self) -> None:
+        failures = [page.failure for page in self._pages() if page.failure]
+        page = self._page.reading
+        if failures or page is None:
+            self._failure = failures[0] if failures else "it was not read yet"
+            return
+        wanted = self._parameters
+        try:
+            full = self._full()
+            values = samples_of(page.value, wanted.metric, wanted.labels or {})
+        except ValueError as error:
+            self._failure = str(error) or "the page is not in the Prometheus text format"
+            return
+        value = self._combined(values)
+        self._failure = ""
+        self._reading = Reading(Sample(None if value is None else value / full), page.at)
+
+    def _combined(self, values: list[float]) -> float | None:
+        """Counts add up (engines, models); of several parts the one that leaves least room counts."""
+        wanted = self._parameters
+        values = [value for value in values if not math.isnan(value)]
+        if not values:
+            return wanted.absent_value
+        if wanted.max_count_per_pod:
+            return sum(values)
+        return min(values) if wanted.value_type == "budget" else max(values)
+
+    def _full(self) -> float:
+        wanted = self._parameters
+        if self._pods_page is None or self._pods_page.reading is None:
+            return wanted.max_count_per_pod or 1.0
+        pods = samples_of(self._pods_page.reading.value, wanted.pods_metric, wanted.pods_labels or {})
+        if not pods or not max(pods) > 0:
+            raise ValueError(f"no ready pods in {wanted.pods_metric}")
+        return max(pods) * wanted.max_count_per_pod
+
+
+def page_feed(address: str, sources: GateSources) -> Feed[bytes]:
+    """The feed of a page: one for all gates that look at it."""
+
+    async def read() -> bytes:
+        return await sources.http.get(address)
+
+    return sources.feeds.feed(("page", address), read, name=address)
+
+
+def samples_of(page: bytes, metric: str, labels: Mapping[str, str]) -> list[float]:
+    """The values of `metric` with these labels. Raises ValueError for lines that are not of the format."""
+    # Only the metric's own lines are parsed: a router's page has megabytes of others.
+    start = metric.encode()
+    lines = [
+        line
+        for line in page.splitlines()
+        if line.startswith(start) and line[len(start) : len(start) + 1] in b"{ \t"
+    ]
+    text_lines = b"\n".join(lines).decode(errors="replace") + "\n"
+    return [
+        sample.value
+        for family in text_string_to_metric_families(text_lines)
+        for sample in family.samples
+        if sample.name == metric and all(sample.labels.get(name) == value for name, value in labels.items())
+    ]

@@ -1,0 +1,1 @@
+"""Gates that limit requests: quotas, leased rates and local concurrency."""

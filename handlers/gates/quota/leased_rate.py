@@ -1,0 +1,172 @@
+"""`redis-leased-rate`: an outside controller leases a rate; all processes share one bucket of tokens.
+
+No lease, an expired one, one for another pool, or no Redis: closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from handlers.contract.request import Request
+from handlers.gates.gate import (
+    CLOSED_RETRY_SECONDS,
+    NO_LABELS,
+    Gate,
+    GateState,
+    Go,
+    Refuse,
+    Verdict,
+)
+from handlers.gates.parameters import Senseless, parameter, seconds, text
+from handlers.gates.quota.spread import Spread
+from handlers.gates.quota.stores import LeasedRate, LeasedRateStore
+from handlers.gates.sources import GateSources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasedRateParameters:
+    """`burst` is how many seconds of the rate may go at once; `state_key` holds the bucket.
+
+    Without a `pool` it is the worker pool whose gate this is. `pool_id` and `burst_seconds` are newer names of the two.
+    """
+
+    address: str = parameter(text())
+    control_key: str = parameter(text())
+    pool: str = parameter(text(may_be_empty=True), default="")
+    pool_id: str = parameter(text(may_be_empty=True), default="")
+    state_key: str = parameter(text(may_be_empty=True), default="")
+    burst: float | None = parameter(seconds(most=3_600), default=None)
+    burst_seconds: float | None = parameter(seconds(most=3_600), default=None)
+
+    def __post_init__(self) -> None:
+        if self.pool and self.pool_id:
+            raise Senseless("pool_id", found="pool too", accepted="one of the two")
+        if self.burst is not None and self.burst_seconds is not None:
+            raise Senseless("burst_seconds", found="burst too", accepted="one of the two")
+
+
+class LeasedRateGate(Gate):
+    """Takes one token for each request; a request turned away by a later gate puts it back."""
+
+    gate_type = "redis-leased-rate"
+
+    def __init__(self, parameters: LeasedRateParameters, sources: GateSources) -> None:
+        self._parameters = parameters
+        self._pool = pool = parameters.pool or parameters.pool_id or sources.owner_pool
+        burst = parameters.burst if parameters.burst is not None else parameters.burst_seconds
+        self._burst_seconds = 1.0 if burst is None else burst
+        self._state_key = parameters.state_key or f"{parameters.control_key}:state"
+        store = sources.stores(parameters.address)
+        store.check_lease_keys(parameters.control_key, self._state_key)
+        self._store = store
+        self._log = sources.log
+        self._clock = sources.clock
+        self._spread: Spread | None = None
+        self._spread_rate = 0.0
+
+        async def look() -> LeasedRate:
+            return await store.look_at_lease(parameters.control_key, self._state_key, pool)
+
+        self._feed = sources.feeds.feed(
+            ("lease", parameters.address, parameters.control_key, self._state_key, pool),
+            look,
+            name=f"redis {parameters.control_key}",
+        )
+        self._is_started = False
+
+    async def start(self) -> None:
+        """Look at the lease, log it, and go on looking."""
+        if self._is_started:
+            return
+        await self._feed.start()
+        self._is_started = True
+        self._log.info(
+            "gate reads",
+            gate=self.gate_type,
+            pool=self._pool,
+            source=self._feed.name,
+            per_second=self._rate(),
+            burst_seconds=self._burst_seconds,
+            on_missing="closed",
+            why=self._why_closed(),
+        )
+
+    async def aclose(self) -> None:
+        """Stop looking."""
+        if self._is_started:
+            self._is_started = False
+            await self._feed.aclose()
+
+    def budget(self) -> float:
+        """1 while a lease of a positive rate is valid, else 0: the rate itself is the tokens' affair."""
+        return 1.0 if self._rate() > 0 else 0.0
+
+    def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - one rate for all
+        """None while the lease is valid: how many tokens there are only the store knows."""
+        return None if self._rate() > 0 else 0
+
+    async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - one rate for all
+        """Take a token, or say when there will be one."""
+        try:
+            answer = await self._store.take_token(
+                self._parameters.control_key,
+                self._state_key,
+                self._pool,
+                burst_seconds=self._burst_seconds,
+            )
+        except self._store.failures:
+            return Refuse(CLOSED_RETRY_SECONDS, "source missing")
+        if answer.is_taken:
+            return Go(_Token(self._store, self._state_key))
+        if not answer.is_valid or answer.per_second <= 0:
+            return Refuse(CLOSED_RETRY_SECONDS, "no valid lease" if not answer.is_valid else "the rate is 0")
+        return Refuse(self._delay(answer), "over the leased rate")
+
+    def state(self) -> GateState:
+        """The rate, and whether its lease is valid."""
+        return GateState(
+            self.gate_type,
+            budget=self.budget(),
+            value=self._rate(),
+            is_source_available=not self._feed.failure and self._is_valid(),
+            on_missing="" if self._is_valid() else "closed",
+            why_closed=self._why_closed(),
+            label=self._pool,
+        )
+
+    def _delay(self, answer: LeasedRate) -> float:
+        if self._spread is None or self._spread_rate != answer.per_second:
+            self._spread = Spread(1 / answer.per_second, self._clock)
+            self._spread_rate = answer.per_second
+        return self._spread.delay(self._state_key, answer.wait_seconds)
+
+    def _is_valid(self) -> bool:
+        reading = self._feed.reading
+        return self._is_started and not self._feed.failure and reading is not None and reading.value.is_valid
+
+    def _rate(self) -> float:
+        reading = self._feed.reading
+        return reading.value.per_second if reading is not None and self._is_valid() else 0.0
+
+    def _why_closed(self) -> str:
+        if self._rate() > 0:
+            return ""
+        if self._feed.failure:
+            return f"source missing: {self._feed.failure}"
+        return "the rate is 0" if self._is_valid() else "no valid lease"
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    store: LeasedRateStore
+    state_key: str
+
+    async def release(self) -> None:
+        """Nothing: the token is used up by the sending."""
+
+    async def give_back(self) -> None:
+        """The request was not sent: the token is the next one's."""
+        with contextlib.suppress(*self.store.failures):
+            await self.store.return_token(self.state_key)

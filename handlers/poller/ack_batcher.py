@@ -1,0 +1,129 @@
+"""Records outcomes in Redis, many in one round trip: what arrives while one batch is under way is the next.
+
+Nothing is given up: while Redis does not answer, batches are tried again with growing pauses. Scripts are
+fenced and repeatable, so a reply that was lost does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from handlers.cancellation import end_if_cancelled
+from handlers.poller.patience import Patience
+from handlers.redis_store.connection import STORE_FAILURES
+from handlers.redis_store.faults import explained
+from handlers.redis_store.queue.queue import Ack, Claim, Nack, RedisQueue
+from handlers.telemetry.logs import Logger
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A claim that goes back to pending as it was."""
+
+    claim: Claim
+
+
+Settlement = Ack | Nack | Release
+OnSettled = Callable[[Settlement, bool], None]
+"""Told of each settlement, and whether it took effect (False: the lease had been lost)."""
+
+_BATCH = 256
+_BATCH_BYTES = 32_000_000
+"""What one command carries at most, beside its last settlement: a server cuts a client that sends a gigabyte."""
+
+
+class Settler:
+    """One queue's settlements; `add` never waits."""
+
+    def __init__(self, queue: RedisQueue, log: Logger) -> None:
+        self._queue = queue
+        self.on_settled: OnSettled = _nobody_told
+        self._log = log
+        self._patience = Patience()
+        self._waiting: list[Settlement] = []
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def is_waiting_for_store(self) -> bool:
+        """Whether the last batch could not be recorded yet."""
+        return self._patience.is_tried
+
+    def add(self, settlement: Settlement) -> None:
+        """Take a settlement; it is recorded soon."""
+        self._waiting.append(settlement)
+        self._idle.clear()
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Record settlements until cancelled."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._waiting:
+                count = _fitting(self._waiting)
+                batch, self._waiting = self._waiting[:count], self._waiting[count:]
+                await self._flush(batch)
+                end_if_cancelled()
+            self._idle.set()
+
+    async def drained(self) -> None:
+        """Return when everything taken so far is recorded."""
+        await self._idle.wait()
+
+    async def _flush(self, batch: Sequence[Settlement]) -> None:
+        acks = [one for one in batch if isinstance(one, Ack)]
+        nacks = [one for one in batch if isinstance(one, Nack)]
+        releases = [one for one in batch if isinstance(one, Release)]
+        if acks:
+            self._tell(acks, await self._tried(lambda: self._queue.ack(acks)))
+        if nacks:
+            self._tell(nacks, await self._tried(lambda: self._queue.nack(nacks)))
+        if releases:
+            claims = [one.claim for one in releases]
+            self._tell(releases, await self._tried(lambda: self._queue.release(claims)))
+
+    async def _tried(self, operation: Callable[[], Awaitable[list[bool]]]) -> list[bool]:
+        """Try until Redis answers; the heartbeat keeps the leases meanwhile, or loses them with Redis."""
+        while True:
+            try:
+                effects = await operation()
+            except STORE_FAILURES as error:
+                if not self._patience.is_tried:
+                    self._log.warning(
+                        "settling waits for redis", queue=self._queue.name, error=explained(error)
+                    )
+                end_if_cancelled()
+                await self._patience.pause()
+            else:
+                # Not here: what Redis has recorded must be told first. `run` looks for a lost cancellation.
+                self._patience.reset()
+                return effects
+
+    def _tell(self, settlements: Sequence[Settlement], effects: Sequence[bool]) -> None:
+        for settlement, has_taken_effect in zip(settlements, effects, strict=True):
+            self.on_settled(settlement, has_taken_effect)
+
+
+def _fitting(waiting: Sequence[Settlement]) -> int:
+    """How many of them go into one batch: at least one."""
+    size = 0
+    for count, settlement in enumerate(waiting[:_BATCH], 1):
+        match settlement:
+            case Ack():
+                size += len(settlement.result) + len(settlement.dead or b"")
+                size += len(settlement.stored.payload) if settlement.stored else 0
+            case Nack():
+                size += len(settlement.retry_member)
+            case Release():
+                pass
+        if size >= _BATCH_BYTES:
+            return count
+    return min(len(waiting), _BATCH)
+
+
+def _nobody_told(_settlement: Settlement, _has_taken_effect: bool) -> None:
+    """Until the carrier is wired to it."""

@@ -1,0 +1,206 @@
+"""A pool of slots that queues share: claims as many as there are free slots, in one round trip a queue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from handlers.cancellation import end_if_cancelled
+from handlers.forward.middleware.circuit import Circuit, CircuitState
+from handlers.gates.allowance import ALL_OF_IT, Allowance, Part
+from handlers.gates.bands import band_of
+from handlers.gates.gate import Gate
+from handlers.poller.patience import Patience
+from handlers.poller.priority import Candidate, Merge, RandomRobin
+from handlers.poller.worker import Carrier
+from handlers.redis_store.connection import STORE_FAILURES
+from handlers.redis_store.faults import explained
+from handlers.redis_store.queue.queue import RedisQueue
+from handlers.telemetry.logs import Logger
+
+_COALESCE_SECONDS: Final = 0.001
+"""How long freed slots are collected before the next claim: one round trip for several of them."""
+_EXPIRED_BATCH: Final = 64
+_LOOK_SECONDS: Final = 0.1
+"""How often a pool without room looks whether its gate has opened."""
+_EXPIRE_SECONDS: Final = 1.0
+"""How long a queue is not asked, for want of room or its turn, before it is looked for what has expired in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A queue, who carries its claims, and its own gates; `allowance` counts against their budget.
+
+    `circuit` says how many calls its gateway is spared: none while it is well.
+    """
+
+    queue: RedisQueue
+    carrier: Carrier
+    labels: Mapping[str, str] = field(default_factory=dict)
+    gates: Sequence[Gate] = ()
+    allowance: Allowance | None = None
+    circuit: Circuit | None = None
+
+    def room(self) -> int | None:
+        """How many more of this queue its own gates would let go now; None without a limit."""
+        rooms = [gate.room(self.labels) for gate in self.gates]
+        if self.allowance is not None:
+            rooms.append(self.allowance.room())
+        if self.circuit is not None and self.circuit.state is not CircuitState.CLOSED:
+            rooms.append(self.circuit.room())
+        return min((room for room in rooms if room is not None), default=None)
+
+
+class Pool:
+    """Claims for its sources while it has room; `stop` ends the claiming, not the work."""
+
+    def __init__(
+        self,
+        pool_id: str,
+        slots: int,
+        poll_interval_seconds: float,
+        log: Logger,
+        *,
+        gates: Sequence[Gate] = (),
+        merge: Merge | None = None,
+        part: Callable[[], Part] = lambda: ALL_OF_IT,
+        lane_of: Callable[[Mapping[str, str]], int] = band_of,
+    ) -> None:
+        self.pool_id = pool_id
+        self.lane_of = lane_of
+        self.slots = slots
+        self.sources: dict[str, Source] = {}
+        self._part = part
+        self._allowance = Allowance(
+            slots, lambda: tuple(share for gate in gates for share in gate.shares()), part=part
+        )
+        self._merge = merge or RandomRobin()
+        self._poll_interval_seconds = poll_interval_seconds
+        self._log = log
+        self._patience = Patience()
+        self._asked_at: dict[str, float] = {}
+        self._freed = asyncio.Event()
+        self._stopped = asyncio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that hold a slot."""
+        return self._allowance.in_use
+
+    @property
+    def budget(self) -> float:
+        """What part of its slots (of those that are ours) the pool's gate allows in use now, 0 to 1."""
+        ours = self._part().of(self.slots)
+        return min(1.0, self._allowance.limit() / ours) if ours else 0.0
+
+    def take_over(self, before: Pool) -> None:
+        """Go on with the slots that `before` has in use: our claims have what those leave over."""
+        self._allowance.take_over(before._allowance)
+        for name, source in self.sources.items():
+            own_before = before.sources.get(name)
+            if source.allowance is not None and own_before is not None and own_before.allowance is not None:
+                source.allowance.take_over(own_before.allowance)
+
+    def add(self, source: Source) -> None:
+        """Claim from this queue too."""
+        self.sources[source.queue.name] = source
+        source.carrier.on_freed = partial(self.free, source.queue.name)
+
+    @property
+    def is_waiting_for_store(self) -> bool:
+        """Whether the last claim got no answer."""
+        return self._patience.is_tried
+
+    def free(self, queue_name: str) -> None:
+        """A request of that queue gave its slot back."""
+        self._allowance.finished()
+        source = self.sources[queue_name]
+        if source.allowance is not None:
+            source.allowance.finished()
+        self._freed.set()
+
+    def stop(self) -> None:
+        """Claim no more."""
+        self._stopped.set()
+        self._freed.set()
+
+    async def run(self) -> None:
+        """Claim until stopped."""
+        while not self._stopped.is_set():
+            try:
+                await self._tick()
+            except STORE_FAILURES as error:
+                end_if_cancelled()
+                if not self._patience.is_tried:
+                    self._log.warning("claiming waits for redis", pool=self.pool_id, error=explained(error))
+                await self._rest(self._patience.next_seconds())
+            else:
+                self._patience.reset()
+                end_if_cancelled()
+
+    async def _tick(self) -> None:
+        await self._expire()
+        room = self._allowance.room()
+        if room < 1:
+            # A gate that closes is looked at often: its budget changes without any event of ours.
+            await self._wait_for_slot(_LOOK_SECONDS)
+            return
+        taken = await self._claim(room)
+        if taken == 0:
+            await self._rest(self._poll_interval_seconds)
+        else:
+            await asyncio.sleep(_COALESCE_SECONDS)
+
+    async def _claim(self, room: int) -> int:
+        """Claim up to `room` requests, as the merge policy shares them among the queues."""
+        taken = 0
+        candidates = [
+            Candidate(name, self.lane_of(source.labels), source.room())
+            for name, source in self.sources.items()
+        ]
+        now = time.monotonic()
+        for turn in self._merge.turns(candidates, room, now):
+            if self._stopped.is_set() or taken >= room:
+                break
+            taken += await self._claim_from(self.sources[turn.queue], min(turn.most, room - taken))
+            self._merge.asked(turn.queue, now)
+        return taken
+
+    async def _claim_from(self, source: Source, most: int) -> int:
+        if most < 1:
+            return 0
+        claims = await source.queue.claim(most)
+        self._asked_at[source.queue.name] = time.monotonic()
+        if claims:
+            self._allowance.started(len(claims))
+            if source.allowance is not None:
+                source.allowance.started(len(claims))
+            source.carrier.start(claims)
+        return len(claims)
+
+    async def _expire(self) -> None:
+        """Answer what has expired in queues that were not asked for a while: that needs neither room nor a turn."""
+        now = time.monotonic()
+        for name, source in self.sources.items():
+            if now - self._asked_at.setdefault(name, now) >= _EXPIRE_SECONDS and not self._stopped.is_set():
+                self._asked_at[name] = now
+                source.carrier.answer_expired(await source.queue.claim(_EXPIRED_BATCH, only_expired=True))
+
+    async def _wait_for_slot(self, timeout_seconds: float) -> None:
+        """Wait for a slot, but no longer."""
+        self._freed.clear()
+        if self._allowance.room() > 0:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._freed.wait()
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()

@@ -1,0 +1,351 @@
+"""Carries the claims of one queue: decode, dispatch, settle; and gives them up when their lease is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from handlers.contract.envelope import Envelope, decode_member, encode_whole, with_payload
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, error_result
+from handlers.forward.backoff import backoff_seconds
+from handlers.forward.forward import cancelled, expired
+from handlers.forward.middleware.account import account
+from handlers.forward.middleware.details import lasted
+from handlers.forward.middleware.gated import gated
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.gates.chain import labelled
+from handlers.gates.gate import Gate
+from handlers.poller.ack_batcher import Release, Settlement, Settler
+from handlers.poller.dispatcher import Dispatch
+from handlers.poller.duplicates import Repeats
+from handlers.poller.priority import LaneOptions, in_lane
+from handlers.poller.settlement import ResultRoute, bury, refuse, settle
+from handlers.redis_store.queue.queue import Ack, Claim
+from handlers.telemetry.logs import Logger
+from handlers.telemetry.metrics import QueueMetrics
+
+ReadPayload = Callable[[str], Awaitable[bytes | None]]
+"""Reads a payload that is stored apart, by its key; None where it is gone."""
+
+
+CANCEL_AGAIN_SECONDS = 5.0
+"""How long work that was cancelled may take to end: longer than Redis has for an answer."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A claim that is ours: from its claim to its settlement. `work` is None once its outcome is known.
+
+    `decided_at` is when that was, `sent_at` when its attempt was sent, `cancel_again_at` when its work may be cancelled
+    once more; all by `time.monotonic`, and 0 until then.
+    """
+
+    claim: Claim
+    work: asyncio.Task[Settlement] | None = None
+    is_lost: bool = False
+    decided_at: float = 0.0
+    sent_at: float = 0.0
+    is_cancelled: bool = False
+    cancel_again_at: float = 0.0
+
+
+class Carrier:
+    """Holds nothing but what it has claimed. `clock` gives the Redis server's Unix seconds."""
+
+    def __init__(
+        self,
+        settler: Settler,
+        route: ResultRoute,
+        dispatch: Dispatch,
+        log: Logger,
+        metrics: QueueMetrics,
+        *,
+        labels: Mapping[str, str],
+        gates: Sequence[Gate] = (),
+        read_payload: ReadPayload | None = None,
+        lane: LaneOptions | None = None,
+        repeats: Repeats | None = None,
+        clock: Callable[[], float],
+        max_request_bytes: int,
+        on_freed: Callable[[], None] = lambda: None,
+        on_outcome: Callable[[Request, Outcome], None] = lambda _request, _outcome: None,
+    ) -> None:
+        self._settler = settler
+        self._route = route
+        self._dispatch = dispatch
+        self._log = log
+        self._metrics = metrics
+        self._labels = labels
+        self._gates = gates
+        self._read_payload = read_payload
+        self._lane = lane
+        self._repeats = repeats
+        self._clock = clock
+        self.on_freed = on_freed
+        self._on_outcome = on_outcome
+        self._max_request_bytes = max_request_bytes
+        self._held: dict[bytes, Held] = {}
+        self.in_flight = 0
+
+    def held_claims(self) -> list[Claim]:
+        """Every claim whose lease must be kept."""
+        return [held.claim for held in self._held.values() if not held.is_lost]
+
+    def work(self) -> list[asyncio.Task[Settlement]]:
+        """What is under way."""
+        return [held.work for held in self._held.values() if held.work is not None]
+
+    def start(self, claims: Sequence[Claim]) -> None:
+        """Carry these claims; each takes one slot until its outcome is known."""
+        for claim in claims:
+            held = Held(claim)
+            self._held[claim.owner_token] = held
+            self.in_flight += 1
+            held.work = asyncio.create_task(self._settlement(held))
+            # A callback, not a `finally`: work that is cancelled before its first step never gets there.
+            held.work.add_done_callback(partial(self._finish, held))
+
+    def _finish(self, held: Held, work: asyncio.Task[Settlement]) -> None:
+        held.work = None
+        self.in_flight -= 1
+        if held.is_lost:
+            # The next owner answers; a settlement of ours would be refused.
+            self._held.pop(held.claim.owner_token, None)
+        elif work.cancelled():
+            self._settler.add(self._cancelled(held) if held.is_cancelled else Release(held.claim))
+        elif error := work.exception():
+            # A defect of ours. Nothing is settled, so the lease ends and a death is counted: what always
+            # breaks us is buried with a result in the end, and nothing is lost or repeated for ever.
+            self._log.error(
+                "settlement failed", id=held.claim.request_id, queue=held.claim.queue, error=repr(error)
+            )
+            self._held.pop(held.claim.owner_token, None)
+        else:
+            held.decided_at = time.monotonic()
+            self._settler.add(work.result())
+        self.on_freed()
+
+    async def _settlement(self, held: Held) -> Settlement:
+        claim, began_at = held.claim, time.monotonic()
+        try:
+            envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
+        except InvalidRequest as error:
+            self._log.warning(
+                "invalid request",
+                id=error.request_id,
+                queue=claim.queue,
+                outcome="failed",
+                reason=ErrorCode.INVALID_REQUEST,
+                field=error.field,
+            )
+            self._metrics.answered(0, ErrorCode.INVALID_REQUEST, 0)
+            return refuse(claim, error, self._route, self._clock())
+        if claim.is_cancelled:
+            outcome: Outcome = cancelled(envelope.request)
+        elif envelope.request.deadline <= self._clock():
+            outcome = expired(envelope.request, None)
+        else:
+            if self._repeats and (repeated := await self._repeats.answer(claim, envelope, self._clock())):
+                return repeated
+            outcome = await self._attempt(held, envelope)
+        return self._settled_as(claim, envelope, outcome, began_at)
+
+    def _settled_as(
+        self, claim: Claim, envelope: Envelope, outcome: Outcome, began_at: float | None = None
+    ) -> Settlement:
+        """The settlement of an outcome, accounted for as what it is: a retry that comes too late is final.
+
+        `began_at` is when its work began (`time.monotonic`), None where there was none, or none that counts.
+        """
+        settlement = settle(claim, envelope, outcome, self._route, self._clock())
+        if isinstance(outcome, Retry) and isinstance(settlement, Ack):
+            outcome = expired(envelope.request, outcome.last)
+        account(
+            envelope.request,
+            outcome,
+            now=self._clock(),
+            seconds=0.0 if began_at is None else time.monotonic() - began_at,
+            log=self._log,
+            metrics=self._metrics,
+        )
+        self._on_outcome(envelope.request, outcome)
+        return self._marked(settlement, envelope)
+
+    def _marked(self, settlement: Settlement, envelope: Envelope) -> Settlement:
+        return self._repeats.marked(settlement, envelope) if self._repeats else settlement
+
+    async def _attempt(self, held: Held, envelope: Envelope) -> Outcome:
+        request = envelope.request
+        waited = None if request.created is None else max(0.0, self._clock() - request.created)
+        self._metrics.started(request.attempt, waited)
+        try:
+            return await self._outcome(held, envelope)
+        finally:
+            self._metrics.ended()
+
+    async def _send(self, held: Held, body: bytes, request: Request) -> Outcome:
+        """One attempt, under the objective of the request's lane."""
+        held.sent_at = time.monotonic()
+        began_at = self._metrics.sending()
+        try:
+            return await self._dispatch(in_lane(request, self._lane) if self._lane else request, body)
+        finally:
+            self._metrics.sent(began_at)
+
+    def _with_labels(self, request: Request) -> Request:
+        """The queue's own labels win over the request's."""
+        return labelled(request, self._labels)
+
+    async def _outcome(self, held: Held, envelope: Envelope) -> Outcome:
+        try:
+            self._route.check(envelope.request)
+            if envelope.request.payload_ref and self._read_payload:
+                payload = await self._read_payload(envelope.request.payload_ref)
+                if payload is None:
+                    return _without_payload(envelope.request)
+                envelope = with_payload(envelope, payload, max_bytes=self._max_request_bytes)
+            request = self._with_labels(envelope.request)
+            if not self._gates:
+                return await self._send(held, envelope.data, request)
+            return await gated(request, self._gates, partial(self._send, held, envelope.data))
+        except InvalidRequest as error:
+            return Answered(
+                error_result(
+                    envelope.request.id, envelope.request.request_token, ErrorCode.INVALID_REQUEST, str(error)
+                )
+            )
+        except Exception as error:  # noqa: BLE001  # a defect of ours must not lose the request: it is tried again
+            self._log.error("dispatch failed", id=envelope.request.id, error=repr(error))
+            return Retry(backoff_seconds(envelope.request.attempt, 1.0), "internal_error")
+
+    def answer_expired(self, claims: Sequence[Claim]) -> None:
+        """Settle claims that take no slot: what has expired, was cancelled or is broken is final, all else goes back.
+
+        A producer may score as it likes, so a low score alone does not mean that the deadline has passed.
+        """
+        for claim in claims:
+            self._held[claim.owner_token] = Held(claim)
+            try:
+                envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
+            except InvalidRequest as error:
+                self._settler.add(refuse(claim, error, self._route, self._clock()))
+                continue
+            if claim.is_cancelled:
+                outcome = cancelled(envelope.request)
+            elif envelope.request.deadline <= self._clock():
+                outcome = expired(envelope.request, None)
+            else:
+                self._settler.add(Release(claim))
+                continue
+            self._settler.add(self._settled_as(claim, envelope, outcome))
+
+    async def bury(self, claims: Sequence[Claim]) -> None:
+        """Settle claims whose owners died on them too often; they are ours by now.
+
+        Raises one of `STORE_FAILURES`; what is left then is found again when its lease ends.
+        """
+        for claim in claims:
+            try:
+                envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
+            except InvalidRequest as error:
+                settlement: Settlement = refuse(claim, error, self._route, self._clock())
+            else:
+                whole = replace(claim, member=await self._whole_member(claim, envelope))
+                settlement = self._marked(bury(whole, envelope, self._route, self._clock()), envelope)
+            self._held[claim.owner_token] = Held(claim)
+            self._settler.add(settlement)
+
+    async def _whole_member(self, claim: Claim, envelope: Envelope) -> bytes:
+        """As the dead letters keep it: with the payload that was stored apart, whose own key ends with the result."""
+        reference = envelope.request.payload_ref
+        payload = await self._read_payload(reference) if reference and self._read_payload else None
+        if payload is None:
+            return claim.member
+        try:
+            whole = with_payload(envelope, payload, max_bytes=self._max_request_bytes)
+        except InvalidRequest:
+            return claim.member
+        return encode_whole(claim.member, whole.data)
+
+    def lose(self, claims: Sequence[Claim]) -> None:
+        """The leases of these are gone: stop their work, the next owner does it.
+
+        What has its outcome already is left to the settlement, which the store refuses if it comes too late.
+        """
+        for claim in claims:
+            held = self._held.get(claim.owner_token)
+            if held is None or held.is_lost or held.work is None:
+                continue
+            held.is_lost = True
+            self._metrics.renewed(0, 1)
+            self._log.warning("lease lost", id=claim.request_id, queue=claim.queue, outcome="lost")
+            held.work.cancel()
+
+    def cancel(self, claims: Sequence[Claim]) -> int:
+        """Their producers took these back: stop their work, which closes its connection, and answer them.
+
+        What has its outcome already keeps it. Returns how many were stopped by this call. Work that goes on all the
+        same is stopped again after a while: a library may have swallowed the first time; but not at once, since it may
+        be giving back what a gate had reserved for it.
+        """
+        count, now = 0, time.monotonic()
+        for claim in claims:
+            held = self._held.get(claim.owner_token)
+            if held is None or held.work is None or held.is_lost or now < held.cancel_again_at:
+                continue
+            count += not held.is_cancelled
+            held.is_cancelled, held.cancel_again_at = True, now + CANCEL_AGAIN_SECONDS
+            held.work.cancel()
+        return count
+
+    def _cancelled(self, held: Held) -> Settlement:
+        claim = held.claim
+        envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
+        outcome = cancelled(envelope.request)
+        if held.sent_at and self._route.has_details:  # the gateway was at it
+            outcome = lasted(outcome, time.monotonic() - held.sent_at)
+        return self._settled_as(claim, envelope, outcome)
+
+    def hand_back(self) -> None:
+        """Stop all work; what has no outcome goes back to pending at once."""
+        for work in self.work():
+            work.cancel()
+
+    def hand_back_unsent(self) -> int:
+        """What was not sent yet, such as what waits at a gate, goes back to pending at once; returns how much."""
+        unsent = [held.work for held in self._held.values() if held.work is not None and not held.sent_at]
+        for work in unsent:
+            work.cancel()
+        return len(unsent)
+
+    def settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
+        """A settlement is recorded, or was refused: either way the claim is no longer ours."""
+        claim = settlement.claim
+        held = self._held.pop(claim.owner_token, None)
+        if has_taken_effect:
+            if isinstance(settlement, Ack):
+                self._recorded(held, settlement)
+        else:
+            self._metrics.renewed(0, 1)
+            self._log.warning(
+                "settlement refused, the lease was lost",
+                id=claim.request_id,
+                queue=claim.queue,
+                outcome="lost",
+            )
+
+    def _recorded(self, held: Held | None, ack: Ack) -> None:
+        if held is not None and held.decided_at:
+            self._metrics.published(time.monotonic() - held.decided_at)
+        if ack.dead is not None:
+            self._metrics.buried(1)
+
+
+def _without_payload(request: Request) -> Answered:
+    message = "the payload was stored apart and is gone"
+    return Answered(error_result(request.id, request.request_token, ErrorCode.PAYLOAD_UNAVAILABLE, message))

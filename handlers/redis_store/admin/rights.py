@@ -1,0 +1,90 @@
+"""Whether our user may do with the keys of a queue what a poller does, before a request depends on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redis.exceptions import NoPermissionError
+
+from handlers.redis_store.connection import Store
+from handlers.redis_store.keys import PAYLOAD_PREFIX, queue_keys
+from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.submit.submission_keys import (
+    CANCELLATIONS,
+    RESULT_PAYLOAD_PREFIX,
+    result_of_key,
+    stands_key,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RightsOptions:
+    """What a poller does only if it is set to: lists of single requests, answers apart, one run for an id."""
+
+    is_per_request: bool = False
+    stores_apart: bool = False
+    is_idempotent: bool = False
+
+
+async def refused_commands(
+    redis: Store,
+    queue: str,
+    retry_queue_name: str,
+    result_queue_name: str,
+    *,
+    cluster: bool = False,
+    options: RightsOptions | None = None,
+) -> list[str] | None:
+    """Commands and keys that the server would refuse; None where it cannot tell (before Redis 7).
+
+    `options` say what more the settings ask for.
+
+    Raises one of `STORE_FAILURES`.
+    """
+    keys = queue_keys(queue, cluster=cluster)
+    needed = [
+        (keys.pending, "ZPOPMIN", "1", ""),
+        (keys.pending, "ZADD", "1", "x"),
+        (keys.pending, "ZREM", "x", ""),
+        *((key, "HSET", "x", "x") for key in (keys.claimed, keys.owners, keys.dead)),
+        *((key, "HDEL", "x", "") for key in (keys.claimed, keys.owners, keys.deaths)),
+        (keys.deaths, "HINCRBY", "x", "1"),
+        (keys.index, "ZADD", "1", "x"),
+        (keys.index, "ZREM", "x", ""),
+        (retry_queue_name, "ZADD", "1", "x"),
+        (result_queue_name, "LPUSH", "x", ""),
+        (result_queue_name, "EXPIRE", "1", ""),
+        *((name, "GET", "", "") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
+        (CANCELLATIONS, "ZRANGEBYSCORE", "0", "1"),
+        *((name, "DEL", "", "") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
+        *_optional(options or RightsOptions(), result_queue_name),
+    ]
+    script = lua_script(redis, "check_rights")
+    # One by one: a cluster's script stays in one slot, and a key that the ACL has not refuses the whole call.
+    refused: list[str] = []
+    for key, command, second, third in needed:
+        try:
+            answer = await script(keys=[key], args=[command, second, third])
+        except NoPermissionError:
+            answer = [f"{command} {key}".encode()]
+        if answer is None:
+            return None
+        refused += [each.decode() for each in answer]
+    return refused
+
+
+def _optional(options: RightsOptions, result_queue_name: str) -> list[tuple[str, str, str, str]]:
+    own_list, stands, payload = (
+        result_of_key(result_queue_name, "x"),
+        stands_key("x"),
+        f"{RESULT_PAYLOAD_PREFIX}x",
+    )
+    rows = {
+        (own_list, "LPUSH", "x", ""): options.is_per_request,
+        (own_list, "EXPIRE", "1", ""): options.is_per_request,
+        (payload, "SET", "x", ""): options.stores_apart,
+        (payload, "UNLINK", "", ""): options.stores_apart,
+        (stands, "GET", "", ""): options.is_idempotent,
+        (stands, "SET", "x", ""): options.is_idempotent,
+    }
+    return [row for row, is_needed in rows.items() if is_needed]

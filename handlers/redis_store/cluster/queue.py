@@ -1,0 +1,146 @@
+"""A queue in Redis Cluster: the same promises, where results, retries and tokens are in other slots (see `outbox`)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+
+from handlers.redis_store.cluster.outbox import Outbox, Record, encode_record, pairs
+from handlers.redis_store.connection import Store, flat
+from handlers.redis_store.keys import settled_key
+from handlers.redis_store.queue.queue import (
+    Ack,
+    Claim,
+    Nack,
+    QueueOptions,
+    Reclaimed,
+    RedisQueue,
+    Retries,
+    batch_digest,
+    has_payload_key,
+)
+from handlers.redis_store.replication import Replication
+from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.submit.submission_keys import active_key, cancel_key
+
+_SCAN_COUNT = 500
+
+
+class ClusterQueue(RedisQueue):
+    """A `RedisQueue` whose settlements cross slots: posted in the queue's, delivered in the others."""
+
+    def __init__(self, redis: Store, name: str, options: QueueOptions) -> None:
+        super().__init__(redis, name, options)
+        self._outbox = Outbox(redis, name, self._replication)
+        self._post = lua_script(redis, "post")
+
+    async def claim(self, count: int, *, only_expired: bool = False) -> list[Claim]:
+        """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed."""
+        claims = await super().claim(count, only_expired=only_expired)
+        taken_back = {claim.owner_token for claim in await self.cancelled(claims)}
+        return [replace(claim, is_cancelled=claim.owner_token in taken_back) for claim in claims]
+
+    async def _recorded(self, acks: Sequence[Ack]) -> list[bool]:
+        rows = [(ack.claim, self._result_record(ack), ack.dead or b"") for ack in acks]
+        return await self._posted("ack", rows)
+
+    async def nack(self, nacks: Sequence[Nack]) -> list[bool]:
+        """Put requests into the retry set; False where the lease was lost, and nothing changed."""
+        rows = [(nack.claim, self._retry_record(nack), b"") for nack in nacks]
+        return await self._posted("nack", rows)
+
+    async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
+        """Take from dead owners, and deliver what they had posted."""
+        await self._outbox.recover()
+        return await super().reclaim(limit, max_deaths)
+
+    async def _posted(self, operation: str, rows: Sequence[tuple[Claim, bytes, bytes]]) -> list[bool]:
+        keys = self._keys
+        settled = settled_key(keys, batch_digest(operation, [claim for claim, _, _ in rows]))
+        arguments = [(claim.claim_key, claim.owner_token, record, dead) for claim, record, dead in rows]
+        effects = await self._replication.run(
+            self._post,
+            [
+                keys.claimed,
+                keys.owners,
+                keys.index,
+                keys.deaths,
+                keys.dead,
+                settled,
+                self._outbox.key,
+                self._outbox.index,
+            ],
+            [int(operation == "ack"), *flat(arguments)],
+        )
+        ours = [
+            (claim.owner_token, record)
+            for (claim, record, _), effect in zip(rows, effects, strict=True)
+            if effect
+        ]
+        await self._outbox.deliver(ours)
+        return [effect == 1 for effect in effects]
+
+    def _result_record(self, ack: Ack) -> bytes:
+        record = Record(
+            key=ack.result_queue_name if ack.result else "",
+            fallback=self._options.default_result_queue_name,
+            expire_seconds=max(0, ack.result_ttl_seconds or 0),
+            token=ack.request_token,
+            tokens_in=(active_key(ack.request_id), cancel_key(ack.request_id)),
+            payload_key=ack.payload_ref if has_payload_key(ack) else "",
+        )
+        return encode_record(record, ack.result)
+
+    def _retry_record(self, nack: Nack) -> bytes:
+        due = f"{self.now() + nack.delay_seconds:.6f}"
+        return encode_record(
+            Record(kind="zset", key=self._options.retry_queue_name, score=due), nack.retry_member
+        )
+
+
+class ClusterRetries(Retries):
+    """A retry set in Redis Cluster, whose members return to queues in other slots."""
+
+    def __init__(
+        self, redis: Store, retry_queue_name: str, default_queue: str, wait_replicas: int = 0
+    ) -> None:
+        super().__init__(redis, retry_queue_name, default_queue)
+        self._outbox = Outbox(redis, retry_queue_name, Replication(redis, wait_replicas, 1_000))
+        self._posting = [retry_queue_name, self._outbox.key, self._outbox.index]
+        self._post_due = lua_script(redis, "post_due")
+        self._post_cancelled = lua_script(redis, "post_cancelled")
+
+    async def promote(self, limit: int) -> int:
+        """Move retries that are due back to their queues' pending sets; returns how many."""
+        await self._outbox.recover()
+        posted = await self._post_due(
+            keys=self._posting, args=[secrets.token_hex(16), self._default_queue, limit]
+        )
+        await self._outbox.deliver(pairs(posted))
+        return len(posted) // 2
+
+    async def _brought(self, names: Sequence[bytes]) -> int:
+        cursor, brought = b"0", 0
+        while True:
+            answer = await self._post_cancelled(
+                keys=self._posting,
+                args=[secrets.token_hex(16), self._default_queue, cursor, _SCAN_COUNT, *names],
+            )
+            cursor, posted = answer[0], pairs(answer[1:])
+            await self._outbox.deliver(posted)
+            brought += len(posted)
+            if cursor in (b"0", 0):
+                return brought
+
+
+def open_queue(redis: Store, name: str, options: QueueOptions) -> RedisQueue:
+    """The queue `name`, on one server or in a cluster."""
+    return ClusterQueue(redis, name, options) if options.cluster else RedisQueue(redis, name, options)
+
+
+def open_retries(redis: Store, default_queue: str, options: QueueOptions) -> Retries:
+    """The retry set of the options; `default_queue` takes members that name none."""
+    if options.cluster:
+        return ClusterRetries(redis, options.retry_queue_name, default_queue, options.wait_replicas)
+    return Retries(redis, options.retry_queue_name, default_queue)

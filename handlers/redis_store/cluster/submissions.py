@@ -1,0 +1,270 @@
+"""The producer's side in Redis Cluster, where a request's keys are in several slots.
+
+A request is queued last, when all that belongs to it is there, and only once however often it is sent (`deliver.lua`).
+A producer that dies before leaves keys that expire, and no request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from handlers.contract.errors import InvalidSetting
+from handlers.redis_store.cluster.windows import (
+    PAYLOAD_KEPT_SECONDS,
+    ClusterWindows,
+    Marker,
+    Standing,
+    read_standing,
+)
+from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.keys import beside, queue_keys
+from handlers.redis_store.replication import Replication
+from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.submit.submission_keys import (
+    CANCELLATIONS,
+    active_key,
+    cancel_key,
+    delivery_name,
+    payload_key,
+    sent_key,
+    seq_key,
+    submitted_key,
+)
+from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState, Submissions
+
+_SEQ_STEPS = 2_097_152  # 2^21, as submit.lua
+_SEQ_KEPT_SECONDS = 3_600
+_CANCEL_KEPT_MS = 3_600_000
+_SAME_SCORE = 100
+_SENT_KEPT_SECONDS = 120  # as submit.lua
+
+
+class ClusterSubmissions(Submissions):
+    """The producer's side of one Redis Cluster; queues are named with each call."""
+
+    def __init__(self, redis: Store, replication: Replication | None = None) -> None:
+        super().__init__(redis, replication)
+        self._deliver = lua_script(redis, "deliver")
+        self._note = lua_script(redis, "note_cancelled")
+        self._windows = ClusterWindows(redis, self._replication)
+
+    async def submit(
+        self,
+        queue: str,
+        requests: Sequence[MemberParts],
+        *,
+        window_seconds: int = 0,
+        is_repeated: bool = False,
+    ) -> list[Queued]:
+        """Queue `requests` in order; `is_repeated`: the same call may have been made before, its answer lost.
+
+        With a window, see `cluster_windows`: what makes a repeated call harmless is in the markers then.
+        """
+        if not requests:
+            return []
+        if window_seconds:
+            return await self._submit_once(queue, requests, window_seconds)
+        known = await self._known(requests) if is_repeated else {}
+        sequence = await self._sequence(queue, [part for part in requests if _name(part) not in known])
+        delivered = await self._delivered(queue, requests) if is_repeated else set()
+        queued = []
+        rows: list[str | bytes] = []
+        for part in requests:
+            seq = known.get(_name(part)) or next(sequence[part.deadline])
+            queued.append(Queued(token=f"{part.token}-{seq}", seq=seq, is_new=True))
+            rows += [_name(part), _member(part, seq), _score(part, seq)]
+        if len(known) < len(requests):
+            told = json.dumps([one.seq for one in queued])
+            await self._redis.set(_sent_key(requests), told, ex=_SENT_KEPT_SECONDS)
+        # What was delivered before may be finished by now: its marks must not come back.
+        fresh = [pair for pair in zip(requests, queued, strict=True) if _name(pair[0]) not in delivered]
+        await self._mark([part for part, _ in fresh], [done for _, done in fresh])
+        keys = [queue, beside(queue, "delivered")]
+        if not await self._replication.run(self._deliver, keys, ["zset", "", "", *rows]):
+            raise InvalidSetting("queue", found=f"{queue}, of another type", accepted="a sorted set")
+        return queued
+
+    async def _submit_once(
+        self, queue: str, requests: Sequence[MemberParts], window_seconds: int
+    ) -> list[Queued]:
+        await self._windows.check(queue)
+        earlier = await self._earlier(queue, requests)
+        parts = [part for part in requests if part.id not in earlier]
+        sequence = await self._sequence(queue, parts)
+        numbers = [next(sequence[part.deadline]) for part in parts]
+        markers = [
+            Marker(queue, f"{part.token}-{seq}", part.deadline, _score(part, seq), window_seconds)
+            for part, seq in zip(parts, numbers, strict=True)
+        ]
+        members = [_member(part, seq) for part, seq in zip(parts, numbers, strict=True)]
+        queued = iter(await self._windows.submit(parts, markers, members) if parts else [])
+        return [
+            Queued(token=earlier[part.id], seq=0, is_new=False) if part.id in earlier else next(queued)
+            for part in requests
+        ]
+
+    async def _earlier(self, queue: str, requests: Sequence[MemberParts]) -> dict[str, str]:
+        """Id to token, of what is live though the id's marker is another's, or none: it was submitted without a window.
+
+        It is the newest, whatever the marker says (as in submit.lua).
+        """
+        pipeline = self._redis.pipeline(transaction=False)
+        for part in requests:
+            pipeline.get(submitted_key(part.id))
+            pipeline.get(active_key(part.id))
+        found = await executed(self._redis, pipeline)
+        live = {
+            part.id: Standing(part.id, token.decode())
+            for part, marker, token in zip(requests, found[::2], found[1::2], strict=True)
+            if token is not None
+            and (marker is None or read_standing(part.id, marker).token != token.decode())
+        }
+        are_queued = await self._windows.are_queued([(queue, each) for each in live.values()])
+        earlier = {}
+        for each, is_queued in zip(live.values(), are_queued, strict=True):
+            state = (
+                RequestState.QUEUED
+                if is_queued
+                else (await self.look_up(queue, each.request_id, each.token))[0]
+            )
+            if state not in (
+                RequestState.RETRYING,
+                RequestState.FINISHED,
+            ):  # the mark of one that was never queued
+                earlier[each.request_id] = each.token
+        return earlier
+
+    async def cancel(self, submissions: Sequence[tuple[str, str]]) -> list[bool]:
+        """Cancel each (id, token); an empty token means whichever is live. Returns for each whether it was."""
+        if not submissions:
+            return []
+        pipeline = self._redis.pipeline(transaction=False)
+        for request_id, _ in submissions:
+            pipeline.get(active_key(request_id))
+            pipeline.pttl(active_key(request_id))
+        answer = await executed(self._redis, pipeline)
+        lives = list(zip(answer[::2], answer[1::2], strict=True))
+        done = [
+            token is not None and wanted in ("", token.decode())
+            for (_, wanted), (token, _) in zip(submissions, lives, strict=True)
+        ]
+        pipeline = self._redis.pipeline(transaction=False)
+        notes: list[bytes | int] = []
+        for (request_id, _), (token, life_ms), is_live in zip(submissions, lives, done, strict=True):
+            if is_live:
+                left_ms = max(0, life_ms)
+                pipeline.set(cancel_key(request_id), token, px=left_ms + _CANCEL_KEPT_MS)
+                notes += [left_ms, request_id.encode() + b"\0" + token]
+        if notes:
+            await executed(self._redis, pipeline)
+            await self._note(keys=[CANCELLATIONS], args=[0, *notes])
+        return done
+
+    async def look_up(self, queue: str, request_id: str, token: str = "") -> tuple[RequestState, str]:
+        """The state of a submission and its token; an empty token means whichever is live."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.get(active_key(request_id))
+        pipeline.pexpiretime(active_key(request_id))
+        pipeline.get(cancel_key(request_id))
+        live, ends_at_ms, cancelled = await executed(self._redis, pipeline)
+        if live is None:
+            return await self._state_of_the_dead(request_id, token)
+        found = live.decode()
+        if token not in ("", found):
+            return RequestState.FINISHED, token
+        if cancelled == live:
+            return RequestState.CANCELLING, found
+        return await self._state(queue, request_id, found, round(ends_at_ms / 1000)), found
+
+    async def _state_of_the_dead(self, request_id: str, token: str) -> tuple[RequestState, str]:
+        if token:
+            return RequestState.FINISHED, token
+        text = cast("bytes | None", await self._redis.get(submitted_key(request_id)))
+        if text is None:
+            return RequestState.UNKNOWN, ""
+        standing = read_standing(request_id, text)
+        if standing.marker and not (await self._windows.are_queued([(standing.marker.queue, standing)]))[0]:
+            return RequestState.UNKNOWN, ""
+        return RequestState.FINISHED, standing.token
+
+    async def _state(self, queue: str, request_id: str, token: str, deadline: int) -> RequestState:
+        if await self._redis.hexists(queue_keys(queue, cluster=True).claimed, f"{request_id}\0{token}"):
+            return RequestState.CLAIMED
+        digits = token.rpartition("-")[2]
+        if not digits.isdigit():
+            return RequestState.QUEUED
+        score = deadline + min(int(digits), _SEQ_STEPS - 1) / _SEQ_STEPS
+        found = await self._redis.zrangebyscore(queue, score, score, 0, _SAME_SCORE)
+        members = cast("list[bytes]", found)
+        is_pending = any(token.encode() in member for member in members)
+        return RequestState.PENDING if is_pending else RequestState.RETRYING
+
+    async def _known(self, requests: Sequence[MemberParts]) -> dict[str, int]:
+        """Name to sequence, of what an earlier call has numbered already."""
+        told = cast("bytes | None", await self._redis.get(_sent_key(requests)))
+        if told:
+            return {_name(part): seq for part, seq in zip(requests, json.loads(told), strict=True)}
+        pipeline = self._redis.pipeline(transaction=False)
+        for part in requests:
+            pipeline.get(active_key(part.id))
+        known = {}
+        for part, live in zip(requests, await executed(self._redis, pipeline), strict=True):
+            token, _, digits = (live or b"").decode().rpartition("-")
+            if token == part.token and digits.isdigit():
+                known[_name(part)] = int(digits)
+        return known
+
+    async def _delivered(self, queue: str, requests: Sequence[MemberParts]) -> set[str]:
+        """The names of what is in the queue already, or was."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for part in requests:
+            pipeline.zscore(beside(queue, "delivered"), _name(part))
+        scores = await executed(self._redis, pipeline)
+        return {_name(part) for part, score in zip(requests, scores, strict=True) if score is not None}
+
+    async def _sequence(self, queue: str, requests: Sequence[MemberParts]) -> dict[int, Iterator[int]]:
+        counts = Counter(part.deadline for part in requests)
+        if not counts:
+            return {}
+        pipeline = self._redis.pipeline(transaction=False)
+        for deadline, count in counts.items():
+            pipeline.incrby(seq_key(queue, deadline), count)
+            pipeline.expireat(seq_key(queue, deadline), deadline + _SEQ_KEPT_SECONDS)
+        lasts = (await executed(self._redis, pipeline))[::2]
+        return {
+            deadline: iter(range(last - count + 1, last + 1))
+            for (deadline, count), last in zip(counts.items(), lasts, strict=True)
+        }
+
+    async def _mark(self, requests: Sequence[MemberParts], queued: Sequence[Queued]) -> None:
+        if not requests:
+            return
+        pipeline = self._redis.pipeline(transaction=False)
+        for part, done in zip(requests, queued, strict=True):
+            pipeline.set(active_key(part.id), done.token, pxat=part.deadline * 1000)
+            if part.payload:
+                ends_at_ms = (part.deadline + PAYLOAD_KEPT_SECONDS) * 1000
+                pipeline.set(payload_key(part.id, part.token), part.payload, pxat=ends_at_ms)
+        await self._replication.execute(
+            pipeline, [payload_key(part.id, part.token) for part in requests if part.payload]
+        )
+
+
+def _name(part: MemberParts) -> str:
+    return delivery_name(part.id, part.token)
+
+
+def _member(part: MemberParts, seq: int) -> bytes:
+    number = str(seq).encode()
+    return b"".join((part.head, number, b'","enqueue_seq":', number, part.tail))
+
+
+def _score(part: MemberParts, seq: int) -> str:
+    return repr(part.deadline + min(seq, _SEQ_STEPS - 1) / _SEQ_STEPS)
+
+
+def _sent_key(requests: Sequence[MemberParts]) -> str:
+    return sent_key([(part.id, part.token) for part in requests])

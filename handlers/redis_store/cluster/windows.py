@@ -1,0 +1,218 @@
+"""Idempotent submission in Redis Cluster, where an id's marker and its queue are in different slots.
+
+Three steps, each of one slot. The marker takes all of the submission, if none stands for the id yet
+(`mark_submission.lua`). It is queued, and the queue knows until an hour after the window that it was (`deliver.lua`).
+The marker is left with the token alone (`confirm_submission.lua`). Whoever finds a marker that is not confirmed,
+because its owner is slow or dead, does the second and third step for it: both change nothing the second time. So of
+one id one submission is queued, once, wherever its owner died; what no call has acknowledged may wait until the id is
+submitted again. Only where its deadline passed before it was queued, the next submission takes its place.
+
+A submission without a window has no marker. It counts while it is pending or claimed, or cancelled and not answered
+yet, or live and queued in the last hour.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+import msgspec
+
+from handlers.contract.errors import InvalidSetting
+from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.keys import beside
+from handlers.redis_store.replication import Replication
+from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.submit.submission_keys import active_key, delivery_name, payload_key, submitted_key
+from handlers.redis_store.submit.submissions import MemberParts, Queued
+
+PAYLOAD_KEPT_SECONDS: Final = 600
+_LATE_SECONDS: Final = 5.0
+"""How long after its deadline a submission that is not queued is given up: clocks differ by less."""
+
+
+class Marker(msgspec.Struct, frozen=True):
+    """A submission on its way into its queue; its member stands behind it. `deadline` is in Unix seconds."""
+
+    queue: str
+    token: str
+    deadline: int
+    score: str
+    window_seconds: int
+
+
+_decoder = msgspec.json.Decoder(Marker)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands for an id: its token, and its marker's text while it is not confirmed to be queued."""
+
+    request_id: str
+    token: str
+    text: bytes = b""
+    marker: Marker | None = None
+
+    @property
+    def base(self) -> str:
+        """The token without its place in the queue."""
+        return self.token.rpartition("-")[0]
+
+    @property
+    def name(self) -> str:
+        """What the queue knows it by."""
+        return delivery_name(self.request_id, self.base)
+
+
+def read_standing(request_id: str, text: bytes) -> Standing:
+    """What a marker says."""
+    if not text.startswith(b"{"):
+        return Standing(request_id, text.decode())
+    marker = _decoder.decode(text.partition(b"\n")[0])
+    return Standing(request_id, marker.token, text, marker)
+
+
+class ClusterWindows:
+    """Queues what no other submission stands for. Methods raise one of `STORE_FAILURES`."""
+
+    def __init__(self, redis: Store, replication: Replication) -> None:
+        self._redis = redis
+        self._replication = replication
+        self._deliver = lua_script(redis, "deliver")
+        # By their texts: a cluster's pipelines take no hashes.
+        self._marking = str(lua_script(redis, "mark_submission").script)
+        self._confirming = str(lua_script(redis, "confirm_submission").script)
+
+    async def check(self, queue: str) -> None:
+        """See that the queue takes requests, before a marker says that one is on its way. Raises `InvalidSetting`."""
+        await self._delivered(queue, 0, [])
+
+    async def submit(
+        self, parts: Sequence[MemberParts], markers: Sequence[Marker], members: Sequence[bytes]
+    ) -> list[Queued]:
+        """Queue each of `parts` for whose id nothing stands; `markers` and `members` are what would be queued."""
+        texts = [
+            msgspec.json.encode(marker) + b"\n" + member
+            for marker, member in zip(markers, members, strict=True)
+        ]
+        await self._store_payloads(parts)
+        standing = await self._marked(parts, markers, texts, [b""] * len(parts))
+        standing = await self._replace_late(parts, markers, texts, standing)
+        await self._finish([each for each in standing if each.marker])
+        lost = [
+            payload_key(part.id, part.token)
+            for part, each in zip(parts, standing, strict=True)
+            if part.payload and each.base != part.token
+        ]
+        if lost:
+            await self._forget(lost)
+        return [_queued(part, each) for part, each in zip(parts, standing, strict=True)]
+
+    async def are_queued(self, standing: Sequence[tuple[str, Standing]]) -> list[bool]:
+        """Whether each (queue, submission) is in its queue, or was and is known."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for queue, each in standing:
+            pipeline.zscore(beside(queue, "delivered"), each.name)
+        return [score is not None for score in await executed(self._redis, pipeline)] if standing else []
+
+    async def _store_payloads(self, parts: Sequence[MemberParts]) -> None:
+        """First, so that whoever queues a submission of ours finds them; not again, since it may be finished by now."""
+        apart = [part for part in parts if part.payload]
+        if not apart:
+            return
+        pipeline = self._redis.pipeline(transaction=False)
+        for part in apart:
+            pipeline.get(submitted_key(part.id))
+        found = await executed(self._redis, pipeline)
+        pipeline = self._redis.pipeline(transaction=False)
+        keys = []
+        for part, text in zip(apart, found, strict=True):
+            if text is None:
+                keys.append(payload_key(part.id, part.token))
+                ends_at_ms = (part.deadline + PAYLOAD_KEPT_SECONDS) * 1000
+                pipeline.set(keys[-1], part.payload, pxat=ends_at_ms)
+        if keys:
+            await self._replication.execute(pipeline, keys)
+
+    async def _marked(
+        self,
+        parts: Sequence[MemberParts],
+        markers: Sequence[Marker],
+        texts: Sequence[bytes],
+        replaced: Sequence[bytes],
+    ) -> list[Standing]:
+        pipeline = self._redis.pipeline(transaction=False)
+        keys = [submitted_key(part.id) for part in parts]
+        for key, marker, text, old in zip(keys, markers, texts, replaced, strict=True):
+            ends_at_ms = (marker.deadline + marker.window_seconds) * 1000
+            pipeline.eval(self._marking, 1, key, cast("str", text), str(ends_at_ms), cast("str", old))
+        found = await self._replication.execute(pipeline, keys)
+        return [read_standing(part.id, text) for part, text in zip(parts, found, strict=True)]
+
+    async def _replace_late(
+        self,
+        parts: Sequence[MemberParts],
+        markers: Sequence[Marker],
+        texts: Sequence[bytes],
+        standing: list[Standing],
+    ) -> list[Standing]:
+        """Take the place of those that died before they were queued, and would be queued too late now."""
+        now = time.time()
+        late = [
+            (at, each.marker.queue)
+            for at, each in enumerate(standing)
+            if each.marker and each.text != texts[at] and each.marker.deadline + _LATE_SECONDS < now
+        ]
+        queued = await self.are_queued([(queue, standing[at]) for at, queue in late])
+        over = [at for (at, _), is_queued in zip(late, queued, strict=True) if not is_queued]
+        if over:
+            old = [standing[at].text for at in over]
+            chosen = ([parts[at] for at in over], [markers[at] for at in over], [texts[at] for at in over])
+            for at, each in zip(over, await self._marked(*chosen, old), strict=True):
+                standing[at] = each
+        return standing
+
+    async def _finish(self, standing: Sequence[Standing]) -> None:
+        """Queue what is not confirmed to be, whosever it is, and confirm it."""
+        found = await self.are_queued([(each.marker.queue, each) for each in standing if each.marker])
+        pipeline = self._redis.pipeline(transaction=False)
+        # What was queued before may be finished by now: its mark must not come back.
+        fresh = [each for each, is_queued in zip(standing, found, strict=True) if not is_queued]
+        for each in fresh:
+            if each.marker:
+                pipeline.set(active_key(each.request_id), each.token, pxat=each.marker.deadline * 1000)
+        if fresh:
+            await executed(self._redis, pipeline)
+        rows: defaultdict[tuple[str, int], list[str | bytes]] = defaultdict(list)
+        pipeline = self._redis.pipeline(transaction=False)
+        for each in standing:
+            if each.marker:
+                member = each.text.partition(b"\n")[2]
+                rows[each.marker.queue, each.marker.window_seconds] += [each.name, member, each.marker.score]
+                key = submitted_key(each.request_id)
+                pipeline.eval(self._confirming, 1, key, cast("str", each.text), each.token)
+        for (queue, window_seconds), values in rows.items():
+            await self._delivered(queue, window_seconds, values)
+        if rows:
+            await executed(self._redis, pipeline)
+
+    async def _delivered(self, queue: str, window_seconds: int, rows: Sequence[str | bytes]) -> None:
+        keys = [queue, beside(queue, "delivered")]
+        if not await self._replication.run(self._deliver, keys, ["zset", "", window_seconds, *rows]):
+            raise InvalidSetting("queue", found=f"{queue}, of another type", accepted="a sorted set")
+
+    async def _forget(self, keys: Sequence[str]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in keys:
+            pipeline.delete(key)
+        await executed(self._redis, pipeline)
+
+
+def _queued(part: MemberParts, standing: Standing) -> Queued:
+    is_ours = standing.base == part.token
+    return Queued(
+        token=standing.token, seq=int(standing.token.rpartition("-")[2]) if is_ours else 0, is_new=is_ours
+    )

@@ -1,0 +1,1 @@
+"""De-duplication of request ids and of Pub/Sub deliveries."""

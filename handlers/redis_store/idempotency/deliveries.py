@@ -1,0 +1,117 @@
+"""Remember deliveries of Pub/Sub, which may come twice, also at the same time: one of them runs.
+
+The record of a delivery is one key, `delivery:<length of id>:<id>:<generation>`, a hash that either has an
+`owner` (it expires with the owner's lease) or a `reference` (answered; it expires after `keep_seconds`); where
+traces are kept, an attempt that was abandoned leaves its span as `previous` for the next one. All times are the
+server's. Calls raise what `connection.STORE_FAILURES` names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from handlers.contract.errors import InvalidSetting
+from handlers.redis_store.connection import Store
+from handlers.redis_store.scripts import lua_script
+
+DELIVERY_PREFIX: Final = "delivery:"
+"""What the records' keys begin with: an id can reach no other key."""
+
+_TAKEN, _HELD, _ANSWERED = 0, 1, 2  # what begin_delivery.lua returns
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Ours to answer; nobody else starts it while the lease lasts.
+
+    `previous_traceparent` is the span of the attempt before, where one was abandoned and left it.
+    """
+
+    previous_traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InProgress:
+    """Another delivery of it is being answered; its lease ends in `seconds_left` at the latest."""
+
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyAnswered:
+    """It was answered; `reference` is what `finish` was given."""
+
+    reference: bytes
+
+
+Beginning: TypeAlias = Fresh | InProgress | AlreadyAnswered
+
+
+@dataclass(frozen=True, slots=True)
+class DedupOptions:
+    """How long a dead owner blocks, and how long an answered delivery is known.
+
+    Owners renew at a third of `lease_seconds`. Pub/Sub may deliver again for as long as the subscription
+    keeps it, seven days; in practice it does within minutes. `span_seconds`: how long the span of an abandoned
+    attempt waits for the next one, twice the longest backoff of a subscription.
+    """
+
+    lease_seconds: float = 15.0
+    keep_seconds: float = 86_400.0
+    span_seconds: float = 1_200.0
+
+    def __post_init__(self) -> None:
+        for name in ("lease_seconds", "keep_seconds", "span_seconds"):
+            if not getattr(self, name) > 0:
+                raise InvalidSetting(name, found=str(getattr(self, name)), accepted="a number > 0")
+
+
+class DeliveryRecords:
+    """The records in one Redis. `owner` is a random token of one delivery being answered."""
+
+    def __init__(self, redis: Store, options: DedupOptions | None = None) -> None:
+        self.options = options or DedupOptions()
+        self._lease_ms = max(1, round(self.options.lease_seconds * 1000))
+        self._keep_ms = max(1, round(self.options.keep_seconds * 1000))
+        self._span_ms = max(1, round(self.options.span_seconds * 1000))
+        self._begin = lua_script(redis, "begin_delivery")
+        self._renew = lua_script(redis, "renew_delivery")
+        self._finish = lua_script(redis, "finish_delivery")
+        self._abandon = lua_script(redis, "abandon_delivery")
+
+    async def begin(self, key: str, owner: str) -> Beginning:
+        """Take the delivery, if nobody has it and it was not answered."""
+        outcome, value = await self._begin([key], [owner, self._lease_ms])
+        if outcome == _TAKEN:
+            return Fresh(bytes(value).decode())
+        if outcome == _HELD:
+            return InProgress(max(0, int(value)) / 1000)
+        assert outcome == _ANSWERED  # noqa: S101  # a fourth would be a fault of the script
+        return AlreadyAnswered(bytes(value))
+
+    async def renew(self, key: str, owner: str) -> bool:
+        """Keep the lease; False when it is no longer ours: another may be answering it too."""
+        return bool(await self._renew([key], [owner, self._lease_ms]))
+
+    async def finish(self, key: str, owner: str, reference: bytes) -> bool:
+        """It was answered, and `reference` says with what; False when another took it meanwhile."""
+        return bool(await self._finish([key], [owner, reference, self._keep_ms]))
+
+    async def abandon(self, key: str, owner: str, traceparent: str = "") -> bool:
+        """It is not answered by us: its next delivery starts at once. False when it was not ours.
+
+        `traceparent` is the span of our attempt, for the next one to link to.
+        """
+        return bool(await self._abandon([key], [owner, traceparent, self._span_ms]))
+
+
+def delivery_key(request_id: str, request_token: str, body: bytes) -> str:
+    """The key of a request's record.
+
+    An id may be used again for a later request, so the token tells them apart; where there is none, the
+    bytes of the request do: a publisher's retry repeats them, a new request has another deadline.
+    """
+    generation = request_token or hashlib.sha256(body).hexdigest()
+    return f"{DELIVERY_PREFIX}{len(request_id)}:{request_id}:{generation}"

@@ -1,0 +1,1 @@
+"""Quotas, leased rates and pool shares that several processes keep in Redis."""

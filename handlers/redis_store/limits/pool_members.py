@@ -1,0 +1,43 @@
+"""Who shares a pool now: every poller says that it lives, and what it uses, under a lease of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from handlers.redis_store.connection import Store
+from handlers.redis_store.scripts import lua_script
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlace:
+    """This poller's place among `count` pollers, from 0, and how many slots the others use."""
+
+    place: int
+    count: int
+    elsewhere: int
+
+
+class RedisPoolSharing:
+    """One pool, seen by one poller. Raises one of `STORE_FAILURES` while Redis does not answer."""
+
+    def __init__(self, redis: Store, pool_id: str, poller: str, *, lease_seconds: float) -> None:
+        # One hash tag for both keys, so that a cluster keeps them on one node.
+        tag = f"{{async-processor:pool:{pool_id}}}"
+        self._keys = [f"{tag}:pollers", f"{tag}:in-use"]
+        self._poller = poller
+        self._lease_seconds = lease_seconds
+        self._share = lua_script(redis, "share_pool")
+        self._leave = lua_script(redis, "leave_pool")
+
+    async def share(self, in_use: int) -> PoolPlace:
+        """Renew our lease, say what we use, and learn how the pool is shared."""
+        place, count, elsewhere = await self._share(self._keys, [self._poller, in_use, self._lease_seconds])
+        return PoolPlace(int(place), int(count), int(elsewhere))
+
+    def take_over(self, before: RedisPoolSharing) -> None:
+        """Be the poller that `before` was."""
+        self._poller = before._poller
+
+    async def leave(self) -> None:
+        """The others may use our part at once."""
+        await self._leave(self._keys, [self._poller])

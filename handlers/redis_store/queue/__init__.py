@@ -1,0 +1,1 @@
+"""The queue: claims under a lease, acks, nacks, retries and dead letters."""

@@ -1,0 +1,120 @@
+"""What was cancelled lately, told to who looks for it: once when it is new, and again a few times.
+
+A request may be on its way from one place to another while both are looked at: a nack that is being recorded, a retry
+that has just fallen due, the claim of a poller that has just died. A later look finds it where it has arrived.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+from handlers.contract.envelope import SEQ_STEPS
+from handlers.redis_store.connection import Store
+from handlers.redis_store.submit.submission_keys import CANCELLATIONS
+
+AGAIN_SECONDS: Final = (0.4, 1.0, 5.0, 20.0)
+"""When each is told again; the last is when a lease of the usual length has ended and its claim is back."""
+
+AT_ONCE: Final = 500
+"""Names in one call, and members that are looked at for them: a few milliseconds of the server's time."""
+
+_CLOCKS_APART_SECONDS: Final = 2
+"""How far a producer's clock may be from the server's, by which the deadline is told."""
+_PLACE_DIGITS: Final = 9
+"""A token of our client ends with a dash and its request's place in the queue; longer numbers are another's tokens."""
+_LONG_AGO_SECONDS: Final = 60.0
+"""What was cancelled before that, by any clock, has arrived where it was going."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """One submission that its producer took back: its claim key (id NUL token), and its deadline in Unix seconds."""
+
+    key: bytes
+    deadline: int
+
+    def score(self) -> float | None:
+        """Its score in the queue; None where its token does not tell its place among those of its deadline."""
+        _, dash, place = self.key.rpartition(b"\0")[2].rpartition(b"-")
+        if dash and place.isdigit() and len(place) <= _PLACE_DIGITS:
+            return self.deadline + min(int(place), SEQ_STEPS - 1) / SEQ_STEPS
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Names, and the ranges of scores where they are looked for. A wide one is gone through a page at a time."""
+
+    ranges: list[tuple[str, str]]
+    names: list[bytes]
+    is_wide: bool = False
+
+
+def looks(found: Sequence[Cancellation]) -> Iterator[Look]:
+    """How to look for these: our client's at their own scores, others all through the seconds of their deadlines."""
+    exact = [(repr(score), one.key) for one in found if (score := one.score()) is not None]
+    for start in range(0, len(exact), AT_ONCE):
+        some = exact[start : start + AT_ONCE]
+        yield Look(
+            [(score, score) for score in dict.fromkeys(score for score, _ in some)], [key for _, key in some]
+        )
+    others = sorted((one.deadline, one.key) for one in found if one.score() is None)
+    while others:
+        first = last = others[0][0]
+        names: list[bytes] = []
+        for deadline, key in others[:AT_ONCE]:
+            if deadline > last + 2 * _CLOCKS_APART_SECONDS:
+                break
+            last = deadline
+            names.append(key)
+        others = others[len(names) :]
+        yield Look([_seconds(first, last)], names, is_wide=True)
+
+
+def _seconds(first: int, last: int) -> tuple[str, str]:
+    return str(first - _CLOCKS_APART_SECONDS), f"({last + 1 + _CLOCKS_APART_SECONDS}"
+
+
+class Cancellations:
+    """One look after the other: `due`, then `looked` once these were looked for. `clock` gives steady seconds."""
+
+    def __init__(self, redis: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self._redis = redis
+        self._clock = clock
+        self._since = 0.0
+        self._again: list[tuple[float, list[Cancellation]]] = []
+        self._now = 0.0
+        self._last = 0.0
+        self._new: list[Cancellation] = []
+        self._moving: list[Cancellation] = []
+
+    async def due(self) -> list[Cancellation]:
+        """What is to be looked for now; the same again until `looked` is called. Raises one of `STORE_FAILURES`.
+
+        The times in the list are of its own server, which writes them in one step with the entry: none comes late.
+        """
+        rows = cast(
+            "list[tuple[bytes, float]]",
+            await self._redis.zrangebyscore(CANCELLATIONS, f"({self._since!r}", "+inf", withscores=True),
+        )
+        self._now = self._clock()
+        self._last = max([self._since, *(score for _, score in rows)])
+        read = [(one, score) for entry, score in rows if (one := _read(entry))]
+        self._new = [one for one, _ in read]
+        self._moving = [one for one, score in read if score > time.time() - _LONG_AGO_SECONDS]
+        return self._new + [one for at, some in self._again if at <= self._now for one in some]
+
+    def looked(self) -> None:
+        """All that was due has been looked for."""
+        self._again = [(at, some) for at, some in self._again if at > self._now]
+        if self._moving:
+            self._again += [(self._now + seconds, self._moving) for seconds in AGAIN_SECONDS]
+        self._since, self._new, self._moving = self._last, [], []
+
+
+def _read(entry: bytes) -> Cancellation | None:
+    deadline, _, key = entry.partition(b"\0")
+    return Cancellation(key, int(deadline)) if deadline.isdigit() and b"\0" in key else None

@@ -1,0 +1,97 @@
+"""The dead letters of a queue: look at them, queue them again, drop them.
+
+A record is what the poller kept: `reason`, `message`, `at` (Unix seconds), `deaths`, `queue`, `score`, and the
+member itself (`member`, or `member_base64` where it is no UTF-8).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from handlers.redis_store.connection import Store
+from handlers.redis_store.keys import queue_keys
+from handlers.redis_store.scripts import lua_script
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """One dead letter; `dead_id` names it, `member` is what was queued, byte for byte."""
+
+    dead_id: str
+    reason: str = ""
+    message: str = ""
+    at: float = 0.0
+    deaths: int = 0
+    queue: str = ""
+    score: float = 0.0
+    member: bytes = b""
+
+
+class _Record(msgspec.Struct):
+    reason: str = ""
+    message: str = ""
+    at: float = 0.0
+    deaths: int = 0
+    queue: str = ""
+    score: float = 0.0
+    member: str = ""
+    member_base64: str = ""
+
+
+_decoder = msgspec.json.Decoder(_Record)
+
+
+class DeadLetters:
+    """The dead letters of one queue. Every method raises one of `STORE_FAILURES` without Redis."""
+
+    def __init__(self, redis: Store, queue: str, *, cluster: bool = False) -> None:
+        self._redis = redis
+        self._keys = queue_keys(queue, cluster=cluster)
+        self._requeue = lua_script(redis, "requeue_dead")
+
+    async def count(self) -> int:
+        """How many there are."""
+        return int(await self._redis.hlen(self._keys.dead))
+
+    async def all(self) -> AsyncIterator[DeadLetter]:
+        """All of them, in no order, without holding them in memory at once."""
+        async for dead_id, record in self._redis.hscan_iter(self._keys.dead):
+            yield _dead_letter(dead_id, record)
+
+    async def get(self, dead_id: str) -> DeadLetter | None:
+        """One of them."""
+        record = await self._redis.hget(self._keys.dead, dead_id)
+        return None if record is None else _dead_letter(dead_id.encode(), _as_bytes(record))
+
+    async def requeue(self, letter: DeadLetter) -> bool:
+        """Back to pending, as it was; False if it is gone meanwhile."""
+        done = await self._requeue(
+            keys=[self._keys.dead, self._keys.pending],
+            args=[letter.dead_id, letter.member, repr(letter.score)],
+        )
+        return bool(done)
+
+    async def drop(self, dead_id: str) -> bool:
+        """Forget it; False if it is gone already."""
+        return bool(await self._redis.hdel(self._keys.dead, dead_id))
+
+
+def _as_bytes(value: bytes | str) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
+
+
+def _dead_letter(dead_id: bytes, text: bytes) -> DeadLetter:
+    record = _decoder.decode(text)
+    member = base64.b64decode(record.member_base64) if record.member_base64 else record.member.encode()
+    return DeadLetter(
+        dead_id=dead_id.decode(),
+        reason=record.reason,
+        message=record.message,
+        at=record.at,
+        deaths=record.deaths,
+        queue=record.queue,
+        score=record.score,
+        member=member,
+    )

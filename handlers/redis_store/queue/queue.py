@@ -1,0 +1,381 @@
+"""One queue: claim, renew, ack, nack, release, reclaim. Each is one script call for a whole batch.
+
+The scripts' own headers (`*.lua` beside this file) say what happens in one step and what stays true if sent twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from redis.exceptions import NoPermissionError
+
+from handlers.contract.result import decode_result, encode_result, filled_result
+from handlers.redis_store.connection import Store, executed, flat
+from handlers.redis_store.idempotency.by_id import Mark, finish_for_id
+from handlers.redis_store.keys import PAYLOAD_PREFIX, QueueKeys, queue_keys, settled_key
+from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellations, Look, looks
+from handlers.redis_store.queue.result_payloads import StoredPayload, delete_payloads, store_payloads
+from handlers.redis_store.replication import Replication
+from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.submit.submission_keys import cancel_key_of
+
+_SCAN_COUNT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request that is ours until its lease ends; `member` is what was queued, byte for byte.
+
+    `deaths` counts earlier owners that died while they held it; `is_cancelled`: its producer took it back.
+    """
+
+    queue: str
+    member: bytes
+    score: float
+    claim_key: bytes
+    owner_token: bytes
+    deaths: int = 0
+    is_cancelled: bool = False
+
+    @property
+    def request_id(self) -> str:
+        """For logs: the id in the claim key, as far as it is text; a broken member has a key of another kind."""
+        return self.claim_key.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """A final result. An empty `result` records none (then there is a `dead` record).
+
+    `stored` is the result's payload where that is stored apart, `mark` what stands for its id from now on.
+    """
+
+    claim: Claim
+    result: bytes
+    result_queue_name: str
+    result_ttl_seconds: int | None
+    request_id: str
+    request_token: str
+    payload_ref: str = ""
+    dead: bytes | None = None
+    stored: StoredPayload | None = None
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """Back after a delay, as `retry_member`."""
+
+    claim: Claim
+    retry_member: bytes
+    delay_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """What a scan found: `returned` went back to pending; `dead` died too often and are ours now."""
+
+    returned: int
+    dead: list[Claim]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueOptions:
+    """How long a claim lasts unrenewed, and where retries wait; `cluster` tags the claim keys by queue.
+
+    With `wait_replicas`, an ack or nack counts once that many replicas have it; until then it raises
+    `NotReplicated` and nothing new is claimed. Sending it again is how to go on waiting.
+    """
+
+    retry_queue_name: str
+    default_result_queue_name: str
+    lease_seconds: float = 15.0
+    cluster: bool = False
+    wait_replicas: int = 0
+    wait_timeout_ms: int = 1_000
+
+
+class RedisQueue:
+    """The queue `name`. Every method raises one of `STORE_FAILURES` while Redis does not answer."""
+
+    def __init__(self, redis: Store, name: str, options: QueueOptions) -> None:
+        self.name = name
+        self._redis = redis
+        self._options = options
+        self._keys: QueueKeys = queue_keys(name, cluster=options.cluster)
+        self._claim = lua_script(redis, "claim")
+        self._renew = lua_script(redis, "renew")
+        self._ack = lua_script(redis, "ack")
+        self._nack = lua_script(redis, "nack")
+        self._release = lua_script(redis, "release")
+        self._reclaim = lua_script(redis, "reclaim")
+        self._recall = lua_script(redis, "recall")
+        self._cancellations = Cancellations(redis)
+        self.clock_offset_seconds = 0.0
+        self._replication = Replication(redis, options.wait_replicas, options.wait_timeout_ms)
+
+    def now(self) -> float:
+        """The server's Unix seconds, as far as the last claim or scan told."""
+        return time.time() + self.clock_offset_seconds
+
+    async def claim(self, count: int, *, only_expired: bool = False) -> list[Claim]:
+        """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed."""
+        if not self._replication.is_complete:
+            raise self._replication.missing
+        keys = self._keys
+        answer = await self._claim(
+            keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
+            args=[
+                count,
+                self._options.lease_seconds,
+                secrets.token_hex(16),
+                int(only_expired),
+                int(not self._options.cluster),
+            ],
+        )
+        self._set_clock(answer[0])
+        return self._claims(answer[1:])
+
+    async def renew(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Move the leases' end; returns the claims that are no longer ours."""
+        keys = self._keys
+        pairs = [(claim.claim_key, claim.owner_token) for claim in claims]
+        effects = await self._renew(
+            keys=[keys.owners, keys.index], args=[self._options.lease_seconds, *flat(pairs)]
+        )
+        return [claim for claim, effect in zip(claims, effects, strict=True) if not effect]
+
+    async def ack(self, acks: Sequence[Ack]) -> list[bool]:
+        """Record final results; False where the lease was lost, and nothing changed."""
+        # Before the results that name them: a crash in between leaves keys that expire.
+        acks = await self._with_payloads_apart(acks)
+        effects = await self._recorded(acks)
+        marks = [ack.mark for ack, effect in zip(acks, effects, strict=True) if ack.mark and effect]
+        if marks:
+            with contextlib.suppress(NoPermissionError):  # then nothing stands for an id either
+                await finish_for_id(self._redis, marks)
+        unused = [
+            ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect
+        ]
+        await delete_payloads(self._redis, unused)
+        return effects
+
+    async def _with_payloads_apart(self, acks: Sequence[Ack]) -> Sequence[Ack]:
+        """`acks`, once their large payloads are stored; with these in their results where the ACL has no such keys."""
+        stored = [ack.stored for ack in acks if ack.stored]
+        if not stored:
+            return acks
+        try:
+            await store_payloads(self._redis, stored)
+        except NoPermissionError:
+            return [_with_payload_inside(ack) for ack in acks]
+        return acks
+
+    async def _recorded(self, acks: Sequence[Ack]) -> list[bool]:
+        try:
+            effects = await self._acked(acks)
+        except NoPermissionError:
+            # The ACL refuses a list that a request named, and with it the whole batch: the others must not wait.
+            effects = [await self._acked_where_allowed(ack) for ack in acks]
+        refused = [ack for ack, effect in zip(acks, effects, strict=True) if effect < 0]
+        if refused:
+            # The request named a list that is none, or not for us: its result must not be lost for that.
+            default = self._options.default_result_queue_name
+            again = iter(await self._acked(refused, default))
+            effects = [next(again) if effect < 0 else effect for effect in effects]
+        return [effect == 1 for effect in effects]
+
+    async def _acked_where_allowed(self, ack: Ack) -> int:
+        try:
+            return (await self._acked([ack]))[0]
+        except NoPermissionError:
+            return -1
+
+    async def _acked(self, acks: Sequence[Ack], list_name: str = "") -> list[int]:
+        keys = self._keys
+        rows = [_ack_row(ack) for ack in acks]
+        names = [_ack_keys(ack, list_name) for ack in acks]
+        settled = settled_key(keys, batch_digest("ack", [ack.claim for ack in acks]))
+        effects: list[int] = await self._replication.run(
+            self._ack,
+            [keys.claimed, keys.owners, keys.index, keys.deaths, keys.dead, settled, *flat(names)],
+            flat(rows),
+        )
+        return effects
+
+    async def nack(self, nacks: Sequence[Nack]) -> list[bool]:
+        """Put requests into the retry set; False where the lease was lost, and nothing changed."""
+        keys = self._keys
+        rows = [
+            (nack.claim.claim_key, nack.claim.owner_token, nack.retry_member, nack.delay_seconds)
+            for nack in nacks
+        ]
+        settled = settled_key(keys, batch_digest("nack", [nack.claim for nack in nacks]))
+        retries = self._options.retry_queue_name
+        effects = await self._replication.run(
+            self._nack, [keys.claimed, keys.owners, keys.index, retries, settled], flat(rows)
+        )
+        return [effect == 1 for effect in effects]
+
+    async def release(self, claims: Sequence[Claim]) -> list[bool]:
+        """Back to pending as they were; False where the lease was lost, and nothing changed."""
+        keys = self._keys
+        rows = [(claim.claim_key, claim.owner_token, repr(claim.score)) for claim in claims]
+        effects = await self._release(
+            keys=[keys.pending, keys.claimed, keys.owners, keys.index], args=flat(rows)
+        )
+        return [effect == 1 for effect in effects]
+
+    async def recall(self) -> AsyncIterator[list[Claim]]:
+        """Claim what was cancelled while it waited here, wherever it stands: to be answered, and not to be run."""
+        for look in looks(await self._cancellations.due()):
+            passed_over, is_done = 0, False
+            while not is_done:
+                looked, claims = await self._recalled(look, passed_over)
+                if claims:
+                    yield claims
+                passed_over += AT_ONCE - len(claims)
+                is_done = looked < AT_ONCE or not look.is_wide
+        self._cancellations.looked()
+
+    async def _recalled(self, look: Look, passed_over: int) -> tuple[int, list[Claim]]:
+        keys, options = self._keys, self._options
+        answer = await self._recall(
+            keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
+            args=[
+                options.lease_seconds,
+                secrets.token_hex(16),
+                passed_over,
+                AT_ONCE,
+                len(look.ranges),
+                *flat(look.ranges),
+                *look.names,
+            ],
+        )
+        return int(answer[1]), self._claims(answer[2:])
+
+    async def cancelled(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Those of `claims` that their producers have cancelled since; one round trip."""
+        known = [claim for claim in claims if b"\0" in claim.claim_key]
+        if not known:
+            return []
+        names = [claim.claim_key.split(b"\0") for claim in known]
+        pipeline = self._redis.pipeline(transaction=False)
+        for name in names:
+            pipeline.get(cancel_key_of(name[0]))
+        tokens = await executed(self._redis, pipeline)
+        return [claim for claim, name, token in zip(known, names, tokens, strict=True) if token == name[1]]
+
+    async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
+        """Take from dead owners: back to pending, or to us where `max_deaths` owners died on it."""
+        keys = self._keys
+        answer = await self._reclaim(
+            keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
+            args=[limit, max_deaths, self._options.lease_seconds, secrets.token_hex(16)],
+        )
+        self._set_clock(answer[0])
+        return Reclaimed(returned=int(answer[1]), dead=self._claims(answer[2:]))
+
+    def _claims(self, rows: Sequence[Any]) -> list[Claim]:
+        return [
+            Claim(
+                queue=self.name,
+                claim_key=rows[at],
+                owner_token=rows[at + 1],
+                member=rows[at + 2],
+                score=float(rows[at + 3]),
+                deaths=int(rows[at + 4]),
+                is_cancelled=rows[at + 5] == b"1",
+            )
+            for at in range(0, len(rows), 6)
+        ]
+
+    def _set_clock(self, server_seconds: bytes) -> None:
+        self.clock_offset_seconds = float(server_seconds) - time.time()
+
+
+def batch_digest(operation: str, claims: Sequence[Claim]) -> str:
+    """The same for the same claims in the same order; an owner token is never issued twice."""
+    tokens = b"\0".join(claim.owner_token for claim in claims)
+    return f"{operation}-{hashlib.sha1(tokens, usedforsecurity=False).hexdigest()}"
+
+
+def _with_payload_inside(ack: Ack) -> Ack:
+    if ack.stored is None:
+        return ack
+    result = filled_result(decode_result(ack.result), ack.stored.payload)
+    return replace(ack, result=encode_result(result), stored=None)
+
+
+def _ack_row(ack: Ack) -> tuple[Any, ...]:
+    return (
+        ack.claim.claim_key,
+        ack.claim.owner_token,
+        ack.result,
+        ack.result_ttl_seconds if ack.result_ttl_seconds and ack.result_ttl_seconds > 0 else "",
+        ack.dead or "",
+        ack.request_token,
+        int(has_payload_key(ack)),
+    )
+
+
+def _ack_keys(ack: Ack, list_name: str) -> tuple[str, str, str, str]:
+    name = list_name or ack.result_queue_name
+    payload = ack.payload_ref if has_payload_key(ack) else name
+    return (name, f"request-active:{ack.request_id}", f"request-cancel:{ack.request_id}", payload)
+
+
+def has_payload_key(ack: Ack) -> bool:
+    """Whether the reference is this request's own: no request can have another's payload deleted.
+
+    A token of our client ends with the request's place in the queue, which its payload's key (`payload_key`) lacks.
+    """
+    own = f"{PAYLOAD_PREFIX}{ack.request_id}:{ack.request_token}"
+    if not ack.request_token:
+        return ack.payload_ref.startswith(own)
+    without_place, _, place = own.rpartition("-")
+    return ack.payload_ref == own or (place.isdigit() and ack.payload_ref == without_place)
+
+
+async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit: int) -> int:
+    """Move retries that are due back to their queues' pending sets; returns how many."""
+    script = lua_script(redis, "promote")
+    return int(await script(keys=[retry_queue_name], args=[limit, default_queue]))
+
+
+class Retries:
+    """A retry set, which may be of several queues."""
+
+    def __init__(self, redis: Store, retry_queue_name: str, default_queue: str) -> None:
+        self._redis = redis
+        self._script = lua_script(redis, "recall_retries")
+        self._name = retry_queue_name
+        self._default_queue = default_queue
+        self._cancellations = Cancellations(redis)
+
+    async def promote(self, limit: int) -> int:
+        """Move retries that are due back to their queues' pending sets; returns how many."""
+        return await promote(self._redis, self._name, self._default_queue, limit)
+
+    async def recall(self) -> int:
+        """Bring what was cancelled back to its queue, which recalls it from there; returns how many."""
+        found = await self._cancellations.due()
+        brought = await self._brought([one.key for one in found]) if found else 0
+        self._cancellations.looked()
+        return brought
+
+    async def _brought(self, names: Sequence[bytes]) -> int:
+        cursor, brought = b"0", 0
+        while True:
+            cursor, some = await self._script(
+                keys=[self._name], args=[self._default_queue, cursor, _SCAN_COUNT, *names]
+            )
+            brought += int(some)
+            if cursor in (b"0", 0):
+                return brought

@@ -1,0 +1,1 @@
+"""Reading results under a lease."""

@@ -1,0 +1,122 @@
+"""What a reader does with a result list: take under a lease, renew, acknowledge, give back, peek.
+
+The durable result protocol of contract.md: a result that was taken and not acknowledged comes back when its
+lease ends, so a reader's crash loses nothing. Readers that `RPOP` the same list go on working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, cast
+
+import msgspec
+from redis.asyncio.cluster import RedisCluster
+
+from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.submit.submission_keys import result_claim_keys
+
+PEEKED_RESULTS = 10
+"""How many results of one id are looked at: more than that is another list than its own."""
+
+
+class HeldResult(msgspec.Struct, frozen=True):
+    """A result under a lease: what names it in the claim keys, and its JSON."""
+
+    claim_key: bytes
+    result: bytes
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether it is a result at all; others stay leased and come back, for a reader that can."""
+        return not self.claim_key.startswith(b"\0")
+
+
+class AckOutcome(Enum):
+    """What an acknowledgement found."""
+
+    LOST = 0
+    """The lease had ended: the result comes, or came, to another reader."""
+    DONE = 1
+    REPEATED = 2
+    """It was acknowledged before."""
+
+
+class Results:
+    """A reader of the list `name`, known to the server by its `owner` token."""
+
+    def __init__(self, redis: Store, name: str, *, owner: str, lease_ms: int, tombstone_ms: int) -> None:
+        self.name = name
+        self._redis = redis
+        self._owner = owner
+        self._lease_ms = lease_ms
+        self._tombstone_ms = tombstone_ms
+        self._claimed, self._owners, self._index, self._tombstones = result_claim_keys(
+            name, cluster=isinstance(redis, RedisCluster)
+        )
+        self._receive = lua_script(redis, "receive_results")
+        self._renew = lua_script(redis, "renew_results")
+        self._ack = lua_script(redis, "ack_results")
+        self._return = lua_script(redis, "return_results")
+
+    async def receive(self, limit: int) -> list[HeldResult]:
+        """Take at most `limit` of the oldest results under a lease; empty when there are none now."""
+        keys = [self.name, self._claimed, self._owners, self._index, self._tombstones]
+        answer = await self._receive(keys, [self._owner, self._lease_ms, limit])
+        return [HeldResult(key, result) for key, result in zip(answer[::2], answer[1::2], strict=True)]
+
+    async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
+        """Move the leases' ends; returns for each whether it is still held."""
+        if not claim_keys:
+            return []
+        answer: list[int] = await self._renew(
+            [self._owners, self._index], [self._owner, self._lease_ms, *claim_keys]
+        )
+        return [bool(held) for held in answer]
+
+    async def ack(self, claim_keys: Sequence[bytes]) -> list[AckOutcome]:
+        """Drop results that are safe with their reader."""
+        if not claim_keys:
+            return []
+        keys = [self._claimed, self._owners, self._index, self._tombstones]
+        answer: list[int] = await self._ack(keys, [self._owner, self._tombstone_ms, *claim_keys])
+        return [AckOutcome(outcome) for outcome in answer]
+
+    async def give_back(self, claim_keys: Sequence[bytes]) -> int:
+        """Give held results (oldest first) back at once; returns how many went."""
+        if not claim_keys:
+            return 0
+        keys = [self.name, self._claimed, self._owners, self._index]
+        count: Any = await self._return(keys, [self._owner, *claim_keys])
+        return int(count)
+
+    async def depth(self) -> int:
+        """How many results wait in the list; those under a lease are not counted."""
+        count: Any = await self._redis.llen(self.name)
+        return int(count)
+
+    async def delete(self) -> None:
+        """Delete the list and its claim keys: for a list that belongs to one reader, when it is done."""
+        for key in (self.name, self._claimed, self._owners, self._index, self._tombstones):
+            await self._redis.unlink(key)
+
+
+async def peek_results(redis: Store, lists: Sequence[str]) -> list[list[bytes]]:
+    """The newest results of many lists, left where they are; one round trip."""
+    pipeline = redis.pipeline(transaction=False)
+    for name in lists:
+        pipeline.lrange(name, 0, PEEKED_RESULTS - 1)
+    answer: list[list[bytes]] = await executed(redis, pipeline)
+    return answer
+
+
+async def oldest_results(redis: Store, name: str, count: int) -> list[bytes]:
+    """At most `count` of the oldest results, oldest first, left where they are: for a list of one reader."""
+    answer = cast("list[bytes]", await redis.lrange(name, -count, -1))
+    return answer[::-1]
+
+
+async def drop_oldest_results(redis: Store, name: str, count: int) -> None:
+    """Drop the `count` oldest results: what `oldest_results` returned, once it is safe."""
+    await redis.ltrim(name, 0, -count - 1)

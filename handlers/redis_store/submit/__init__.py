@@ -1,0 +1,1 @@
+"""Submission, cancellation and look-up of requests by producers."""

@@ -1,0 +1,90 @@
+"""A connection for those who queue and read: no silent repetition.
+
+Whoever calls repeats by himself, and says so (see `submit.lua`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import AskError, ClusterError, ReadOnlyError, RedisClusterException, TryAgainError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from handlers.redis_store.cluster.submissions import ClusterSubmissions
+from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, Store, connect
+from handlers.redis_store.replication import Replication
+from handlers.redis_store.submit.submissions import Submissions
+
+TRANSIENT_ERRORS: Final = (
+    NotReplicated,
+    RedisConnectionError,
+    RedisTimeoutError,
+    OSError,
+    ReadOnlyError,
+    ClusterError,
+    AskError,
+    TryAgainError,
+    RedisClusterException,
+)
+"""The server was not reached, or its answer was not, or it fails over, or moves a slot: worth another try."""
+
+STORE_ERRORS: Final = STORE_FAILURES
+"""All that a call may raise."""
+
+CALL_TIMEOUT_SECONDS: Final = 10.0
+CONNECTIONS: Final = 64
+_WAIT_TIMEOUT_MS: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAccess:
+    """Who a client is to Redis, and whom it trusts: what a URL cannot say, or should not.
+
+    `username` and `password` win over the URL's. `password_file` wins over both and is read for every new
+    connection, so that a secret may rotate. `ca_file` (PEM) is the CA of the server's certificate, empty: the
+    system's; `cert_file` and `key_file` are the client's own certificate.
+    """
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    password_file: str = ""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+
+    def current_password(self) -> str:
+        """The password of now. Raises `OSError` or `ValueError` for a file that cannot be read."""
+        if not self.password_file:
+            return self.password
+        return Path(self.password_file).read_text(encoding="utf-8").strip()
+
+
+def client_options(url: str, access: RedisAccess | None = None) -> RedisOptions:
+    """How a client reaches the Redis at `url`."""
+    access = access or RedisAccess()
+    return RedisOptions(
+        url,
+        username=access.username,
+        password=access.current_password,
+        ca_file=access.ca_file,
+        cert_file=access.cert_file,
+        key_file=access.key_file,
+        timeout_seconds=CALL_TIMEOUT_SECONDS,
+        max_connections=CONNECTIONS,
+    )
+
+
+def open_redis(url: str, access: RedisAccess | None = None) -> Store:
+    """A client for `url`; connects with the first call. Raises `InvalidSetting` for a URL that cannot be one."""
+    return connect(client_options(url, access))
+
+
+def open_submissions(redis: Store, wait_replicas: int = 0) -> Submissions:
+    """The producer's side of one server, or of a cluster; submissions count once `wait_replicas` replicas have them."""
+    replication = Replication(redis, wait_replicas, _WAIT_TIMEOUT_MS)
+    kind = ClusterSubmissions if isinstance(redis, RedisCluster) else Submissions
+    return kind(redis, replication)

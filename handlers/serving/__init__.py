@@ -1,0 +1,1 @@
+"""uvicorn with the limits and the graceful shutdown that the doors need."""

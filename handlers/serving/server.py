@@ -1,0 +1,139 @@
+"""Serve one handler under uvicorn, graceful for as long as its longest request.
+
+functions-framework's own runner stops waiting 30 s after SIGTERM; a request may last minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import functions_framework.aio
+import uvicorn
+
+import handlers.main
+from handlers.serving.slow_clients import timely_protocol
+from handlers.settings.settings import Settings
+from handlers.telemetry.logs import get_logger
+from handlers.wiring.handler import Handler, use_handler
+from handlers.wiring.reload import ConfigWatch
+
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than the keep-alive of those in front of us, so that it is never we who close under their feet."""
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready, makes readiness false as soon as it is told to stop, and follows the configuration."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        target: str,
+        handler: Handler,
+        watch: ConfigWatch,
+        on_ready: Callable[[int], None],
+    ) -> None:
+        super().__init__(config)
+        self._target = target
+        self._handler = handler
+        self._watch = watch
+        self._on_ready = on_ready
+        self._following: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: Any = None) -> None:
+        await self._handler.start()
+        self._handler.show_refusals(lambda: self._watch.is_refused)
+        await super().startup(sockets)
+        if self._watch.is_watching:
+            self._following = asyncio.create_task(self._follow())
+        if self.started:
+            self._on_ready(self.servers[0].sockets[0].getsockname()[1])
+
+    async def _follow(self) -> None:
+        """Answer new requests by every valid change; those under way are answered as they began."""
+        while True:
+            following = await self._started(await self._watch.next())
+            if following is None:
+                continue
+            self._watch.take()
+            before, self._handler = self._handler, following
+            following.is_stopping = before.is_stopping
+            following.show_refusals(lambda: self._watch.is_refused)
+            following.take_over(before)
+            use_handler(self._target, following)
+            retiring = asyncio.create_task(before.retire())
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+            get_logger(self._target).info("configuration reloaded")
+
+    async def _started(self, settings: Settings) -> Handler | None:
+        """A handler of these settings, ready to answer; None where they are refused, whatever is wrong with them."""
+        try:
+            following = Handler(settings, self._target, self._handler)
+        except Exception as error:  # noqa: BLE001  # the handler before goes on
+            self._watch.refuse(error)
+            return None
+        try:
+            await following.start()
+        except Exception as error:  # noqa: BLE001  # as above
+            self._watch.refuse(error)
+            await following.aclose()
+            return None
+        return following
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._handler.is_stopping = True
+        # uvicorn gives up its grace period on a second SIGINT; a second SIGTERM changes nothing.
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        if self._following is not None:
+            self._following.cancel()
+        await super().shutdown(sockets)
+        await self._handler.aclose()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+
+
+def asgi_app(target: str) -> Any:
+    """The functions-framework application of one target, from the module that is already imported."""
+    create = functions_framework.aio.create_asgi_app_from_module
+    return create(target, handlers.main.__file__, "http", handlers.main, None)  # type: ignore[no-untyped-call]  # untyped
+
+
+def serve(
+    variables: Mapping[str, str], settings: Settings, target: str, on_ready: Callable[[int], None]
+) -> None:
+    """Build the handler, listen, and serve until SIGTERM and the last request. `on_ready` gets the port.
+
+    `variables` are the environment that `settings` are of, to read changes of the configuration file with.
+    """
+    handler = Handler(settings, target)
+    use_handler(target, handler)
+    watch = ConfigWatch(variables, settings, get_logger(target))
+    server = _Server(server_config(settings, target), target, handler, watch, on_ready)
+    signal.signal(signal.SIGTERM, server.handle_exit)
+    server.run()
+
+
+def server_config(settings: Settings, target: str) -> uvicorn.Config:
+    """uvicorn's configuration: a limit to each receipt, no access log, a grace period that covers a request."""
+    env = settings.env
+    return uvicorn.Config(
+        asgi_app(target),
+        host=env.host,
+        port=env.port,
+        loop="uvloop",
+        http=timely_protocol(env.receive_timeout_seconds),  # type: ignore[arg-type]  # any maker of protocols will do
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=4_096,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(env.shutdown_grace_seconds),
+    )

@@ -1,0 +1,1 @@
+"""Deliver results to HTTPS receivers, built on the client."""

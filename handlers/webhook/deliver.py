@@ -1,0 +1,346 @@
+"""Delivers results to a webhook: each under its lease until the receiver has it, signed, tried again, and guarded.
+
+Only public addresses are connected to (`webhook_guard`), and redirects are never followed. One receiver that is down
+or slow holds up no other (`webhook_lanes`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+from handlers.client.errors import ClientError, LeaseLost
+from handlers.client.result_stream import Delivery, ResultStream
+from handlers.contract.errors import InvalidSetting
+from handlers.contract.result import Result
+from handlers.webhook.call import CallAnswer, Caller
+from handlers.webhook.destinations import (
+    METADATA_FIELD,
+    Destination,
+    DestinationRefused,
+    Target,
+    target_of,
+)
+from handlers.webhook.guard import is_public_host
+from handlers.webhook.lanes import LONGEST_PAUSE_SECONDS, Lane, Receiver
+
+_FIRST_PAUSE_SECONDS: Final = 1.0
+_HELD_FOR_EACH_SLOT: Final = 4
+"""Results of one receiver in memory, for each slot: those that are sent, and those that wait to be sent again."""
+_RECEIVERS_IN_A_LANE: Final = 16
+"""How many receivers below one entry of the list may be down before the others there wait for them."""
+_MOST_PARKED: Final = 50_000
+_MOST_KNOWN: Final = 10_000
+
+log = logging.getLogger(__name__)
+
+
+class WebhookGone(Exception):
+    """The receiver says that it is gone for good (410): nothing more is sent to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookOptions:
+    """Where to, with which keys. `allow_private` also connects to addresses inside, and without TLS: for a receiver
+    of your own. What is not taken in `give_up_seconds` is handed to `on_given_up`.
+
+    A request may name one of `destinations` in its metadata (see `webhook_destinations`; it takes `RESULT_DETAILS`).
+    What that one does not take in `destination_seconds`, and what names another one, goes to `url`, which is told why.
+    Each entry of the list has `at_once` slots of its own, as has `url`; all that is held in memory is about
+    `held_bytes`, beside the results that are being sent.
+    """
+
+    url: str
+    keys: Sequence[bytes]
+    allow_private: bool = False
+    at_once: int = 16
+    call_seconds: float = 20.0
+    give_up_seconds: float = 259_200.0
+    first_pause_seconds: float = _FIRST_PAUSE_SECONDS
+    destinations: Sequence[Destination] = ()
+    destination_seconds: float = 300.0
+    held_bytes: int = 64_000_000
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        schemes = ("https", "http") if self.allow_private else ("https",)
+        if parts.scheme not in schemes or not parts.hostname or parts.username or parts.password:
+            accepted = "https://host/path without user or password"
+            raise InvalidSetting("url", found="no such URL", accepted=accepted)
+        if not self.allow_private and not is_public_host(parts.hostname):
+            raise InvalidSetting("url", found="an address inside the network", accepted="a public host")
+        for one in self.destinations:
+            if not self.allow_private and not is_public_host(one.host.partition(":")[0]):
+                found = "an address inside the network"
+                raise InvalidSetting("destinations", found=found, accepted="public hosts")
+
+    def __repr__(self) -> str:
+        return "WebhookOptions(…)"  # keys, and a URL that may hold a token
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A result in memory, on its way to one receiver. `since` is when it came, in Unix seconds."""
+
+    delivery: Delivery
+    receiver: Receiver
+    since: float
+    undelivered: str = ""
+    size_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        result = self.delivery.result
+        self.size_bytes = len(result.payload) + len(result.payload_base64)
+
+
+class Webhook:
+    """The receivers. `clock` gives Unix seconds, `draw` a number in [0, 1)."""
+
+    def __init__(
+        self,
+        options: WebhookOptions,
+        on_given_up: Callable[[Result], Awaitable[object]],
+        *,
+        clock: Callable[[], float] = time.time,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._options = options
+        self._on_given_up = on_given_up
+        self._clock = clock
+        self._draw = draw
+        lanes = [self._lane() for _ in range(len(options.destinations) + 1)]
+        self._lanes = dict(zip((one.place for one in options.destinations), lanes[1:], strict=True))
+        self._own = self._receiver(Target(options.url, options.keys), lanes[0])
+        self._receivers: dict[str, Receiver] = {}
+        self._held = 0
+        self._parked = 0
+        self._has_given_back = False
+        self._has_left = asyncio.Event()
+        self.delivered = 0
+        self.given_up = 0
+
+    def _lane(self) -> Lane:
+        options = self._options
+        held = options.at_once * _HELD_FOR_EACH_SLOT * _RECEIVERS_IN_A_LANE
+        return Lane(options.at_once, held, options.held_bytes // (len(options.destinations) + 1))
+
+    def _receiver(self, target: Target, lane: Lane) -> Receiver:
+        options = self._options
+        return Receiver(target, lane, options.at_once * _HELD_FOR_EACH_SLOT, options.first_pause_seconds)
+
+    async def __aenter__(self) -> Self:
+        options = self._options
+        self._caller = Caller(
+            allow_private=options.allow_private, call_seconds=options.call_seconds, clock=self._clock
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._caller.close()
+
+    async def run(self, stream: ResultStream) -> None:
+        """Deliver until the stream ends. Raises `WebhookGone` or a `ClientError`; what was not delivered goes back."""
+        self._stream = stream
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    async for delivery in stream:
+                        await self._take(delivery, group)
+                    while self._held and not self._has_given_back:
+                        await self._until_one_leaves()
+                    if not self._has_given_back:
+                        break
+                    self._has_given_back = False
+        except* WebhookGone:
+            raise WebhookGone from None
+        except* ClientError as errors:
+            raise _first(errors) from None
+
+    async def _take(self, delivery: Delivery, group: asyncio.TaskGroup) -> None:
+        receiver, undelivered = self._aim(delivery.result)
+        while not receiver.has_room and not self._lanes:
+            await self._until_one_leaves()  # there is no other receiver to read on for
+        held = _Held(delivery, receiver, self._clock(), undelivered)
+        if receiver.has_room:
+            self._enter(held)
+            group.create_task(self._carry(held))
+        else:
+            self._park(held)
+
+    def _aim(self, result: Result) -> tuple[Receiver, str]:
+        """The receiver that the request names, else our own, and why it is not the one that was named."""
+        options = self._options
+        try:
+            found = target_of(result.metadata, options.destinations, allow_private=options.allow_private)
+        except DestinationRefused as error:
+            return self._own, str(error)
+        if found is None:
+            return self._own, ""
+        place, target = found
+        receiver = self._receivers.pop(target.url, None) or self._receiver(target, self._lanes[place])
+        self._receivers[target.url] = receiver  # the last that was named is the last to be forgotten
+        if len(self._receivers) > _MOST_KNOWN:
+            self._forget_one()
+        return receiver, ""
+
+    def _forget_one(self) -> None:
+        for url, one in self._receivers.items():
+            if not (one.held or one.parked):
+                del self._receivers[url]
+                return
+
+    def _park(self, held: _Held) -> None:
+        if self._parked < _MOST_PARKED:
+            held.receiver.park(held.delivery.claim_key)
+            self._parked += 1
+        else:
+            self._stream.let_go(held.delivery.claim_key)
+
+    async def _until_one_leaves(self) -> None:
+        self._has_left.clear()
+        await self._has_left.wait()
+
+    def _enter(self, held: _Held) -> None:
+        held.receiver.enter(held.size_bytes)
+        self._held += 1
+
+    async def _leave(self, held: _Held) -> None:
+        """Room for others, who may have waited for it."""
+        receiver = held.receiver
+        await self._bring_back(receiver.leave(held.size_bytes))
+        if receiver.is_idle and self._receivers.get(receiver.target.url) is receiver:
+            del self._receivers[receiver.target.url]
+        self._held -= 1
+        self._has_left.set()
+
+    async def _bring_back(self, claim_keys: Sequence[bytes]) -> None:
+        if claim_keys:
+            self._parked -= len(claim_keys)
+            await self._stream.give_back(claim_keys)
+            self._has_given_back = True
+
+    async def _wait_alone(self, held: _Held, seconds: float) -> None:
+        await self._bring_back(held.receiver.step_aside())
+        self._has_left.set()
+        await asyncio.sleep(seconds)
+        held.receiver.step_back()
+
+    async def _carry(self, held: _Held) -> None:
+        """To its receiver, else to our own, and then out of the list."""
+        is_delivered = await self._is_delivered(held)
+        if not is_delivered and held.receiver is not self._own:
+            turned = self._turned_to_own(held)
+            if not self._own.has_room:
+                self._park(turned)
+                await self._leave(held)
+                return
+            self._enter(turned)
+            await self._leave(held)
+            held = turned
+            is_delivered = await self._is_delivered(held)
+        if is_delivered:
+            self.delivered += 1
+        else:
+            self.given_up += 1
+            await self._on_given_up(held.delivery.result)
+        with contextlib.suppress(LeaseLost):
+            await held.delivery.ack()  # lost meanwhile: the next reader sends it again, under the same id
+        await self._leave(held)
+
+    def _turned_to_own(self, held: _Held) -> _Held:
+        reason = f"not taken in {self._seconds(held.receiver):g} s"
+        if held.receiver.is_gone:
+            reason = "the receiver is gone (410)"
+        return _Held(held.delivery, self._own, held.since, f"metadata.{METADATA_FIELD}: {reason}")
+
+    def _seconds(self, receiver: Receiver) -> float:
+        options = self._options
+        if receiver is self._own:
+            return options.give_up_seconds
+        return min(options.give_up_seconds, options.destination_seconds)
+
+    async def _is_delivered(self, held: _Held) -> bool:
+        """Whether its receiver took it in time; one that took nothing for as long is tried once, when that is due."""
+        receiver, seconds = held.receiver, self._seconds(held.receiver)
+        until, pause = self._clock() + seconds, self._options.first_pause_seconds
+        failed_at = math.inf
+        while not receiver.is_gone:
+            is_down = receiver.is_down(self._clock(), seconds)
+            if is_down and not receiver.is_due(self._clock()):
+                return False
+            answer = await self._in_turn(held, until)
+            if answer is not None and answer.is_taken:
+                return True
+            if answer is None or is_down:
+                return False
+            # Where it rests, one call that is due tells for all. What it refuses while it takes others waits alone.
+            if not answer.is_gone and (not answer.is_trouble or receiver.took_at > failed_at):
+                if self._clock() + pause >= until:
+                    return False
+                await self._wait_alone(held, pause * (0.5 + self._draw()))
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            failed_at = self._clock()
+        return False
+
+    async def _in_turn(self, held: _Held, until: float) -> CallAnswer | None:
+        """The answer of a call; None where its receiver rests for longer than until `until` (Unix seconds)."""
+        receiver = held.receiver
+        if receiver.rests:
+            try:
+                async with asyncio.timeout(max(0.0, until - self._clock())):
+                    await receiver.turn.acquire()
+            except TimeoutError:
+                return None
+            try:
+                if receiver.rests:
+                    if receiver.rests_until >= until:
+                        return None
+                    await asyncio.sleep(receiver.rests_until - self._clock())
+                    return await self._called(held)
+            finally:
+                receiver.turn.release()
+        return await self._called(held)
+
+    async def _called(self, held: _Held) -> CallAnswer:
+        receiver = held.receiver
+        async with receiver.lane.slots:
+            began_at = self._clock()
+            answer = await self._caller.post(
+                receiver.target, held.delivery.result, held.since, held.undelivered
+            )
+        now = self._clock()
+        if answer.is_taken:
+            receiver.took(now)
+        elif answer.is_gone:
+            self._disable(receiver)
+        elif answer.is_trouble:
+            receiver.failed(began_at, now, self._draw(), answer.retry_after_seconds)
+        else:
+            receiver.refused(now)
+        return answer
+
+    def _disable(self, receiver: Receiver) -> None:
+        if receiver is self._own:
+            raise WebhookGone
+        if not receiver.is_gone:
+            log.warning(
+                "a receiver at %s is gone (410) and gets no more", urlsplit(receiver.target.url).netloc
+            )
+        receiver.is_gone = True
+
+
+def _first(errors: BaseExceptionGroup[ClientError]) -> ClientError:
+    """One of them; groups within groups are looked into."""
+    one = errors.exceptions[0]
+    return _first(one) if isinstance(one, BaseExceptionGroup) else one

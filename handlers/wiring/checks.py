@@ -1,0 +1,354 @@
+"""What `async-processor check` looks at: each dependency, with a fix for each fault. Changes nothing anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from handlers.forward.classify import FAILURES, failure_reason
+from handlers.forward.endpoint import joined
+from handlers.forward.gateway import Gateway, GatewayOptions, ResponseTooLarge
+from handlers.gates.gate import GateState
+from handlers.redis_store.admin.key_types import wrong_types
+from handlers.redis_store.admin.rights import RightsOptions, refused_commands
+from handlers.redis_store.cluster.queue import open_queue, open_retries
+from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
+from handlers.redis_store.faults import explained
+from handlers.redis_store.queue.queue import QueueOptions
+from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
+from handlers.settings.settings import Settings, masked_url
+from handlers.wiring.credentials import file_token, prometheus_tls
+from handlers.wiring.gates import ProcessGates
+from handlers.wiring.handler import gateway_of
+from handlers.wiring.redis_options import redis_options
+
+if TYPE_CHECKING:
+    from handlers.pubsub.api import PubSubApi
+
+_TIMEOUT_SECONDS: Final = 10.0
+_CLOCK_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 0.05
+
+State = Literal["ok", "warning", "fault"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: what was found, and what to do about a fault."""
+
+    what: str
+    state: State
+    found: str
+    fix: str = ""
+
+
+Check = Callable[[Settings], Awaitable[list[Finding]]]
+
+
+async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
+    """All findings of the named parts (the keys of `CHECKS`)."""
+    found = await asyncio.gather(*(_bounded(part, CHECKS[part](settings)) for part in parts))
+    return [finding for findings in found for finding in findings]
+
+
+async def _bounded(part: str, check: Awaitable[list[Finding]]) -> list[Finding]:
+    try:
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            return await check
+    except TimeoutError:
+        return [
+            Finding(
+                part, "fault", f"no answer in {_TIMEOUT_SECONDS:g} s", "look at network policies and proxies"
+            )
+        ]
+
+
+def default_parts(settings: Settings) -> list[str]:
+    """The parts that these settings make use of."""
+    parts = ["gateway", "redis"]
+    if settings.env.handler_url:
+        parts.append("handler")
+    if settings.project_id:
+        parts.append("pubsub")
+    if settings.env.prometheus_url:
+        parts.append("prometheus")
+    if _gated_entries(settings):
+        parts.append("gates")
+    return parts
+
+
+async def _gateway(settings: Settings) -> list[Finding]:
+    routes = settings.routes
+    bases = sorted({routes.default.base_url, *(route.base_url for route in routes.by_queue.values())})
+    return [
+        await _page(settings, f"gateway {masked_url(base)}", joined(base, "/v1/models"), "IGW_BASE_URL")
+        for base in bases
+    ]
+
+
+async def _handler(settings: Settings) -> list[Finding]:
+    url = joined(settings.env.handler_url, "/readyz")
+    return [await _page(settings, f"handler {masked_url(settings.env.handler_url)}", url, "HANDLER_URL")]
+
+
+async def _prometheus(settings: Settings) -> list[Finding]:
+    url = joined(settings.env.prometheus_url, "/api/v1/query?query=1")
+    client = Gateway(GatewayOptions(max_response_bytes=65_536, ssl_context=prometheus_tls(settings)))
+    token = file_token("PROMETHEUS_TOKEN_FILE", settings.env.prometheus_token_file)
+    headers = {"authorization": f"Bearer {token()}"} if token else {}
+    what = f"prometheus {masked_url(settings.env.prometheus_url)}"
+    return [await _page(settings, what, url, "PROMETHEUS_URL", client=client, headers=headers)]
+
+
+async def _page(
+    settings: Settings,
+    what: str,
+    url: str,
+    setting: str,
+    *,
+    client: Gateway | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Finding:
+    gateway = client or gateway_of(settings)
+    started_at = time.monotonic()
+    try:
+        response = await gateway.get(url, headers)
+    except ResponseTooLarge:
+        return Finding(what, "ok", "answers, with more than is read here")
+    except FAILURES as error:
+        reason = failure_reason(error)
+        return Finding(
+            what,
+            "fault",
+            reason,
+            _UNREACHABLE[reason if reason in _UNREACHABLE else "connect"].format(setting),
+        )
+    finally:
+        await gateway.aclose()
+    seconds = time.monotonic() - started_at
+    if response.status_code == 200:
+        return Finding(what, "ok", f"answers in {seconds * 1000:.0f} ms")
+    fix = f"check the path and the credentials; {setting} should answer there"
+    return Finding(what, "fault", f"{url.rsplit('/', 1)[-1]} answers {response.status_code}", fix)
+
+
+def _gated_entries(settings: Settings) -> list[tuple[str, PoolEntry | QueueEntry | TopicEntry]]:
+    """Everything that names a gate, with its path in the file."""
+    file = settings.file
+    entries: list[tuple[str, PoolEntry | QueueEntry | TopicEntry]] = []
+    entries += [(f"pools[{number}]", entry) for number, entry in enumerate(file.pools)]
+    entries += [(f"queues[{number}]", entry) for number, entry in enumerate(file.queues)]
+    entries += [(f"topics[{number}]", entry) for number, entry in enumerate(file.topics)]
+    return [(path, entry) for path, entry in entries if entry.gate_type]
+
+
+def _pool_of(entry: PoolEntry | QueueEntry | TopicEntry) -> str:
+    return entry.id if isinstance(entry, PoolEntry) else entry.worker_pool_id
+
+
+async def _gates(settings: Settings) -> list[Finding]:
+    """Start every gate, and see whether its source answers (for `prometheus-*`: its own query)."""
+    process_gates = ProcessGates(settings, redis_options(settings))
+    built = [
+        (path, process_gates.build(entry.gate_type, entry.gate_params, path, _pool_of(entry))[0])
+        for path, entry in _gated_entries(settings)
+    ]
+    try:
+        await process_gates.start()
+        for _ in range(round(settings.env.gate_source_timeout_seconds / _LOOK_SECONDS)):
+            if all(_has_source(gate.state()) for _, gate in built):
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
+        return [_gate_finding(path, gate.state()) for path, gate in built]
+    finally:
+        await process_gates.aclose()
+
+
+def _has_source(state: GateState) -> bool:
+    return state.is_source_available and all(_has_source(inner) for inner in state.inner)
+
+
+def _gate_finding(path: str, state: GateState) -> Finding:
+    what = f"gate {path} {state.gate_type}"
+    if not _has_source(state):
+        rule = f", on_missing is {state.on_missing}" if state.on_missing else ""
+        fix = "its source has no value: compare address, pool and metric names"
+        return Finding(what, "fault", f"no reading{rule}", fix)
+    return Finding(
+        what,
+        "ok",
+        f"budget {state.budget:.2f}" + (f", closed: {state.why_closed}" if state.why_closed else ""),
+    )
+
+
+_UNREACHABLE: Final = {
+    "connect": "is it running, and is {} right? From a pod: is egress to it allowed?",
+    "dns": "the host name of {} does not resolve here",
+    "tls": "its certificate is not trusted: set the CA (GATEWAY_CA_FILE, PROMETHEUS_CA_FILE)",
+    "timeout": "it takes connections and does not answer: look at {}",
+}
+
+
+async def _redis(settings: Settings) -> list[Finding]:
+    redis = connect(redis_options(settings))
+    what = f"redis {masked_url(settings.redis_url)}"
+    try:
+        started_at = time.time()
+        server_seconds = await server_time(redis)
+        findings = [Finding(what, "ok", f"answers in {(time.time() - started_at) * 1000:.0f} ms")]
+        findings.append(_clock(server_seconds, (started_at + time.time()) / 2))
+        findings += [
+            Finding(what, "warning", warning, _DURABLE) for warning in await durability_warnings(redis)
+        ]
+        for entry in settings.queues:
+            findings += await _queue(settings, redis, entry.queue_name)
+    except STORE_FAILURES as error:
+        fix = "check REDIS_URL, user, password and TLS; from a pod: is egress to it allowed?"
+        return [Finding(what, "fault", explained(error), fix)]
+    finally:
+        await redis.aclose()
+    return findings
+
+
+_DURABLE: Final = "see keda/README.md: appendonly yes, maxmemory-policy noeviction"
+
+
+def _clock(server_seconds: float, here: float) -> Finding:
+    skew = server_seconds - here
+    if abs(skew) <= _CLOCK_SECONDS:
+        return Finding("clocks", "ok", f"{abs(skew) * 1000:.0f} ms apart")
+    return Finding(
+        "clocks", "fault", f"{skew:+.1f} s apart", "deadlines are compared: run a time service on both"
+    )
+
+
+async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
+    """Types of its keys, and the right to do what a poller does: every script once, for nothing."""
+    cluster = redis_options(settings).is_cluster
+    wrong = await wrong_types(
+        redis, name, settings.retry_queue_name, settings.result_queue_name, cluster=cluster
+    )
+    if wrong:
+        fix = "another program uses this key: choose another name for the queue, or remove the key"
+        return [
+            Finding(f"key {key}", "fault", f"is a {found}, not a {wanted}", fix)
+            for key, found, wanted in wrong
+        ]
+    options = QueueOptions(settings.retry_queue_name, settings.result_queue_name, cluster=cluster)
+    queue = open_queue(redis, name, options)
+    try:
+        await queue.claim(0)
+        await queue.reclaim(0, 1_000)
+        await queue.renew([])
+        await open_retries(redis, name, options).promote(0)
+    except STORE_FAILURES as error:
+        return [
+            Finding(f"queue {name}", "fault", explained(error), "grant the ACL user what docs/redis.md lists")
+        ]
+    refused = await refused_commands(
+        redis,
+        name,
+        settings.retry_queue_name,
+        settings.result_queue_name,
+        cluster=cluster,
+        options=_rights(settings),
+    )
+    if refused:
+        found = f"may not {', '.join(refused[:4])}" + (" and more" if len(refused) > 4 else "")
+        return [Finding(f"queue {name}", "fault", found, "grant the ACL user what docs/redis.md lists")]
+    told = "" if refused is not None else " (as far as this server tells)"
+    return [Finding(f"queue {name}", "ok", f"keys and rights as needed{told}")]
+
+
+def _rights(settings: Settings) -> RightsOptions:
+    env, queues = settings.env, settings.queues
+    return RightsOptions(
+        is_per_request=env.result_per_request or any(queue.result_per_request for queue in queues),
+        stores_apart=env.result_apart_bytes > 0,
+        is_idempotent=env.idempotent_seconds > 0 or any(queue.idempotent_seconds for queue in queues),
+    )
+
+
+async def _pubsub(settings: Settings) -> list[Finding]:
+    from handlers.pubsub.api import PubSubApi, PubSubOptions
+    from handlers.pubsub.errors import PubSubError
+    from handlers.pubsub.publisher import Publisher, TopicState
+
+    env = settings.env
+    api = PubSubApi(PubSubOptions(project_id=settings.project_id, emulator_host=env.pubsub_emulator_host))
+    publisher = Publisher(api)
+    topics = {
+        settings.result_topic_id,
+        env.dead_letter_topic_id,
+        *(t.result_topic_id for t in settings.file.topics),
+    }
+    findings = []
+    try:
+        for topic in sorted(topic for topic in topics if topic):
+            try:
+                state = await publisher.check(topic)
+            except PubSubError as error:
+                findings.append(
+                    Finding(f"topic {topic}", "fault", str(error)[:200], "check PROJECT_ID and rights")
+                )
+                continue
+            if state is TopicState.MISSING:
+                fix = "async-processor pubsub setup makes it"
+                findings.append(Finding(f"topic {topic}", "fault", "does not exist", fix))
+            else:
+                found = (
+                    "exists"
+                    if state is TopicState.PRESENT
+                    else "may not be looked at; publishing may be allowed"
+                )
+                findings.append(Finding(f"topic {topic}", "ok", found))
+    finally:
+        await publisher.close()
+        await api.close()
+        findings += await _subscriptions(settings, api)
+    if not settings.result_topic_id:
+        findings.append(
+            Finding("RESULT_TOPIC_ID", "fault", "nothing", "name the topic that takes the results")
+        )
+    return findings
+
+
+async def _subscriptions(settings: Settings, api: PubSubApi) -> list[Finding]:
+    """Those that the file names: there, pushing, and with the ack deadline that the door reckons with."""
+    from handlers.pubsub.errors import PubSubError
+    from handlers.pubsub.names import subscription_path
+    from handlers.pubsub.resources import subscription_from_wire
+
+    findings = []
+    for topic in settings.file.topics:
+        what = f"subscription {topic.subscriber_id}"
+        try:
+            path = subscription_path(settings.project_id, topic.subscriber_id)
+            found = subscription_from_wire(await api.call("GET", path, timeout_seconds=_TIMEOUT_SECONDS))
+        except PubSubError as error:
+            findings.append(Finding(what, "fault", str(error)[:200], "async-processor pubsub setup makes it"))
+            continue
+        wanted = topic.ack_deadline_seconds or settings.env.ack_deadline_seconds
+        if not found.push_endpoint:
+            findings.append(
+                Finding(what, "fault", "is a pull subscription", "set its push endpoint to the push door")
+            )
+        elif found.ack_deadline_seconds < wanted:
+            fix = f"set ACK_DEADLINE_SECONDS to {found.ack_deadline_seconds}, or the subscription's to {wanted:g}"
+            findings.append(Finding(what, "fault", f"ack deadline is {found.ack_deadline_seconds} s", fix))
+        else:
+            findings.append(Finding(what, "ok", f"pushes to {found.push_endpoint}"))
+    return findings
+
+
+CHECKS: Final[dict[str, Check]] = {
+    "gateway": _gateway,
+    "redis": _redis,
+    "handler": _handler,
+    "pubsub": _pubsub,
+    "prometheus": _prometheus,
+    "gates": _gates,
+}

@@ -1,0 +1,89 @@
+"""The wiring of other event sources than the poller: how their events are read, where their results go."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from handlers.contract.errors import InvalidSetting
+from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions
+from handlers.doors.cloudevents.foreign_event import HEADER_PREFIX, EventFields
+from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.settings.settings import Settings
+from handlers.telemetry.logs import Logger
+
+_MAX_ANSWER_BYTES = 65_536
+_EXTENSION = re.compile(r"[a-z0-9]+")
+_ATTRIBUTES = frozenset({"id", "source", "type", "specversion", "datacontenttype", "requestid"})
+
+
+class _Overrides(msgspec.Struct):
+    extensions: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+def event_fields(settings: Settings) -> EventFields | None:
+    """How other sources' events become requests; None where they are requests already."""
+    env = settings.env
+    for setting, value in {
+        "EVENT_ID_FROM": env.event_id_from,
+        "EVENT_TENANT_FROM": env.event_tenant_from,
+        "EVENT_DEADLINE_FROM": env.event_deadline_from,
+    }.items():
+        name = value.removeprefix(HEADER_PREFIX)
+        if value and not (name.isascii() and name.replace("-", "").replace("_", "").isalnum()):
+            accepted = "a CloudEvent attribute such as `subject`, or `header:x-request-id`"
+            raise InvalidSetting(setting, found=repr(value), accepted=accepted)
+    fields = EventFields(
+        id_from=env.event_id_from,
+        tenant_from=env.event_tenant_from,
+        deadline_from=env.event_deadline_from,
+        deadline_seconds=env.event_deadline_seconds,
+        is_payload=env.event_data == "payload",
+        tenant_field=settings.fairness_attribute,
+    )
+    return None if fields.is_empty else fields
+
+
+def event_sink(
+    settings: Settings, log: Logger, closers: list[Callable[[], Awaitable[object]]]
+) -> EventSink | None:
+    """Who takes the results of other sources' events; None where they go into the reply."""
+    env = settings.env
+    if not env.k_sink:
+        return None
+    if not env.k_sink.startswith(("http://", "https://")):
+        raise InvalidSetting("K_SINK", found="no such URL", accepted="http:// or https:// of the sink")
+    client = Gateway(
+        GatewayOptions(
+            env.connect_timeout_seconds,
+            max_response_bytes=_MAX_ANSWER_BYTES,
+            ssl_context=_tls(env.k_ca_certs),
+        )
+    )
+    closers.append(client.aclose)
+    return EventSink(client, SinkOptions(env.k_sink, _overrides(env.k_ce_overrides)), log)
+
+
+def _overrides(text: str) -> dict[str, str]:
+    accepted = '{"extensions": {"name": "value"}}'
+    try:
+        extensions = msgspec.json.decode(text, type=_Overrides).extensions if text else {}
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidSetting("K_CE_OVERRIDES", found="something else", accepted=accepted) from None
+    for name in extensions:
+        if not _EXTENSION.fullmatch(name) or name in _ATTRIBUTES:
+            accepted = "lower-case letters and digits, and no attribute of every event"
+            raise InvalidSetting("K_CE_OVERRIDES", found=f"the extension {name!r}", accepted=accepted)
+    return extensions
+
+
+def _tls(certificates: str) -> ssl.SSLContext | None:
+    if not certificates:
+        return None
+    try:
+        return ssl.create_default_context(cadata=certificates)
+    except ssl.SSLError:
+        raise InvalidSetting("K_CA_CERTS", found="no certificate", accepted="PEM text") from None

@@ -1,0 +1,392 @@
+"""A handler's wiring: settings in, one finished door out.
+
+Heavy parts are imported where they are built, so that a dispatch door does not load Pub/Sub or Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response as HttpResponse
+
+from handlers.contract.errors import InvalidSetting
+from handlers.contract.events import Event
+from handlers.contract.request import Request
+from handlers.doors.cloudevents.dispatch import DispatchDoor
+from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, GuardedPage, HttpEndpoint, Refusal
+from handlers.doors.http_message import Answer, plain
+from handlers.forward.forward import Forward, Forwarder, Limits, Sender
+from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.middleware.details import timed
+from handlers.forward.middleware.guarded import Guard, GuardedForward, GuardOptions
+from handlers.forward.outcome import Outcome
+from handlers.forward.transforms.registry import build_transforms
+from handlers.settings.settings import Settings, load_settings
+from handlers.telemetry.dependencies import GATEWAY, RESULTS, Dependencies
+from handlers.telemetry.logs import Logger, get_logger
+from handlers.wiring.credentials import file_token, gateway_tls
+from handlers.wiring.dependencies import ObservedPublisher, observed
+from handlers.wiring.held import held_events, held_pushes
+from handlers.wiring.memory import with_memory
+from handlers.wiring.metrics import HandlerMetrics, handler_metrics_of
+from handlers.wiring.parts import Closers, Parts, Starters, Walk, accounted, calls
+from handlers.wiring.tracing import tracing_of
+
+if TYPE_CHECKING:
+    from handlers.doors.pubsub.push import Subscription
+    from handlers.pubsub.publisher import Publisher
+    from handlers.telemetry.metrics import Metrics
+
+WRAPPING_FACTOR = 1.4
+"""How much larger a delivery may be than the request in it: base64, and the frame around it."""
+
+
+def gateway_of(settings: Settings) -> Gateway:
+    """The client for all gateways of this process."""
+    env = settings.env
+    return Gateway(
+        GatewayOptions(
+            connect_timeout_seconds=env.connect_timeout_seconds,
+            max_response_bytes=env.max_response_bytes,
+            ssl_context=gateway_tls(settings),
+            token=file_token("GATEWAY_TOKEN_FILE", env.gateway_token_file),
+        )
+    )
+
+
+def forwarder_of(settings: Settings, gateway: Sender) -> Forwarder:
+    """Sends requests along the routes of these settings."""
+    env = settings.env
+    return Forwarder(
+        gateway,
+        settings.routes,
+        request_timeout_seconds=env.request_timeout_seconds,
+        keeps_bytes=env.result_details,
+        transforms=build_transforms(settings.file.request_transforms, "requestTransforms"),
+    )
+
+
+def guarded_forward(
+    settings: Settings,
+    forward: Forward,
+    log: Logger,
+    guards: dict[str, Guard],
+    metrics: Metrics | None = None,
+) -> Forward:
+    """Forwarding past the breaker and the retry budget of each gateway; those of `guards` go on."""
+    env, routes = settings.env, settings.routes
+    if not env.circuit_breaker and not env.retry_budget:
+        return forward
+    options = GuardOptions(is_breaking=env.circuit_breaker, retry_share=env.retry_budget)
+    guarded = GuardedForward(forward, lambda queue: routes.of(queue).base_url, log, options, guards=guards)
+    if metrics is not None:
+        metrics.watch_circuits(guarded.open_circuits)
+    return guarded.forward
+
+
+class Handler:
+    """One door of one process: its endpoint, and what must be closed at the end.
+
+    `before` is the one whose place this one may take, and whose counters, circuits and retry budgets it goes on with.
+    """
+
+    def __init__(self, settings: Settings, target: str, before: Handler | None = None) -> None:
+        self._log = get_logger(target)
+        self._closers: Closers = []
+        self._starters: Starters = []
+        gateway = gateway_of(settings)
+        self._closers.append(gateway.aclose)
+        self._metrics: HandlerMetrics | None = handler_metrics_of(
+            settings, target, before._metrics if before else None
+        )
+        self._guards: dict[str, Guard] = before._guards if before else {}
+        self._dependencies = Dependencies()
+        parts = Parts(self._log, self._closers, self._starters, self._metrics, self._dependencies)
+        self._holding = parts.holding
+        walk, doorkeeper = _WALKS[target](settings, self._forward(settings, gateway, target), parts)
+        env = settings.env
+        endpoint = HttpEndpoint(
+            walk,
+            doorkeeper,
+            {"/healthz": _healthy, "/readyz": self._ready},
+            self._refused,
+            EndpointOptions(
+                max_body_bytes=int(env.max_request_bytes * WRAPPING_FACTOR) + 65_536,
+                receive_timeout_seconds=env.receive_timeout_seconds,
+                ends_with_client=target == "dispatch",
+            ),
+            guarded_pages=self._guarded_pages(gateway),
+        )
+        self._endpoint = endpoint
+        self._needs_dependencies = env.readiness == "dependencies"
+        self._is_started = False
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self.is_stopping = False
+        self._is_refused: Callable[[], bool] = lambda: False
+
+    def take_over(self, before: Handler) -> None:
+        """Stand in the place of `before`: what it has in flight counts here too, what it holds goes in here."""
+        self._holding.take_over(before._holding, self._guest)
+
+    async def _guest(self, request: Request, limits: Limits) -> Outcome:
+        """A request that came to the handler before and waited there: while it is here, this one stays open."""
+        entry = self._holding.entry
+        if entry is None:
+            raise RuntimeError("a door without a way to the gateway")
+        with self._occupied():
+            return await entry(request, limits)
+
+    @contextlib.contextmanager
+    def _occupied(self) -> Iterator[None]:
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()
+
+    def show_refusals(self, is_refused: Callable[[], bool]) -> None:
+        """Say on the pages while a changed configuration is refused."""
+        self._is_refused = is_refused
+        if self._metrics is not None:
+            self._metrics.metrics.watch_refusals(is_refused)
+
+    def _guarded_pages(self, gateway: Gateway) -> dict[str, GuardedPage]:
+        """The page of metrics, where a token guards it."""
+        if self._metrics is None:
+            return {}
+        self._metrics.metrics.watch_connections("gateway", lambda: gateway.in_use)
+        self._metrics.metrics.watch_ready(lambda: self._is_started and not self.is_stopping)
+        self._metrics.metrics.watch_dependencies(self._dependencies)
+        return {"/metrics": GuardedPage(self._metrics.guard, self._metrics.page)}
+
+    def _forward(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
+        forward = calls(self._traced(settings, gateway, target), self._metrics)
+        forward = observed(forward, self._dependencies.add(GATEWAY))
+        metrics = self._metrics.metrics if self._metrics else None
+        return guarded_forward(settings, forward, self._log, self._guards, metrics)
+
+    def _traced(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
+        tracing = tracing_of(settings)
+        if tracing is None:
+            return forwarder_of(settings, gateway).forward
+        from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_forward
+        from handlers.telemetry.tracing import HANDLE_REQUEST, PROCESS_REQUEST
+
+        self._closers.append(tracing.aclose)
+        # Behind the dispatch door the poller has opened the attempt's span.
+        spans = AttemptSpans(tracing, PROCESS_REQUEST if target == "pubsub_push" else HANDLE_REQUEST)
+        return traced_forward(forwarder_of(settings, TracedSender(gateway, tracing)).forward, spans)
+
+    def _ready(self) -> Answer:
+        """What fails is named; it makes the pod unready only where that was asked for (see `READINESS`)."""
+        if self.is_stopping:
+            return plain(503, "stopping")
+        failing = self._dependencies.failing()
+        if not failing:
+            refused = self._is_refused()
+            return plain(200, "ready, but a changed configuration is refused" if refused else "ready")
+        told = "failing: " + ", ".join(f"{name} for {seconds:.0f} s" for name, seconds in failing.items())
+        return plain(503, told) if self._needs_dependencies else plain(200, f"ready, but {told}")
+
+    def _refused(self, refusal: Refusal) -> None:
+        if self._metrics is not None:
+            self._metrics.metrics.refused(refusal.status)
+        self._log.warning("caller refused", status=refusal.status, reason=refusal.reason)
+
+    async def respond(self, request: HttpRequest) -> HttpResponse:
+        """The response to one HTTP request; the first one starts what `start` was not called for."""
+        if not self._is_started:
+            await self.start()
+        with self._occupied():
+            return await self._endpoint.respond(request)
+
+    async def retire(self) -> None:
+        """Close once the last request is answered, however long it takes; the next handler has the new ones."""
+        while self._in_flight:
+            self._idle.clear()
+            await self._idle.wait()
+        await self.aclose()
+
+    async def start(self) -> None:
+        """Begin what runs beside the requests: readings of gates, keys of push tokens."""
+        self._is_started = True
+        for start in self._starters:
+            await start()
+
+    async def aclose(self) -> None:
+        """Close connections; what is published is flushed first."""
+        for close in reversed(self._closers):
+            await close()
+
+
+def _healthy() -> Answer:
+    return plain(200, "ok")
+
+
+def _dispatch_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk, Doorkeeper | None]:
+    from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
+    from handlers.wiring.event_sources import event_fields, event_sink
+
+    env = settings.env
+    door = DispatchDoor(
+        max_request_bytes=env.max_request_bytes,
+        fields=event_fields(settings),
+        sink=event_sink(settings, parts.log, parts.closers),
+    )
+    doorkeeper = None
+    if env.dispatch_token or env.dispatch_token_file:
+        path = Path(env.dispatch_token_file) if env.dispatch_token_file else None
+        doorkeeper = DispatchToken(DispatchTokenOptions(path=path, tokens=(env.dispatch_token,)))
+    walk = accounted(door, _queue_of_event, held_events(settings, forward, parts), parts)
+    return walk, doorkeeper
+
+
+def _queue_of_event(event: Event) -> str:
+    """The poller's queue; an event of any other source has none."""
+    return event.extensions.get("queue", "")
+
+
+def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk, Doorkeeper | None]:
+    from handlers.doors.pubsub.push import PubSubPushDoor, PushContext
+    from handlers.pubsub.api import PubSubApi, PubSubOptions
+    from handlers.pubsub.publisher import Publisher
+
+    if not settings.project_id:
+        raise InvalidSetting("PROJECT_ID", found="nothing", accepted="the project of the result topic")
+    env, log = settings.env, parts.log
+    api = PubSubApi(PubSubOptions(project_id=settings.project_id, emulator_host=env.pubsub_emulator_host))
+    publisher = Publisher(api)
+    parts.closers.extend([api.close, publisher.close])
+    parts.starters.append(partial(_check_topics, publisher, settings, log))
+    if parts.metrics is not None:
+        parts.metrics.metrics.watch_connections("pubsub", lambda: api.in_use)
+    held = held_pushes(settings, timed(forward) if env.result_details else forward, parts)
+    held, memory = with_memory(settings, held, parts)
+    door = PubSubPushDoor(
+        ObservedPublisher(publisher, parts.dependencies.add(RESULTS)),
+        subscriptions(settings),
+        log,
+        project_id=settings.project_id,
+        dead_letter_topic=env.dead_letter_topic_id,
+        max_request_bytes=env.max_request_bytes,
+        memory=memory,
+        on_buried=parts.metrics.buried if parts.metrics else lambda _subscription: None,
+        has_details=env.result_details,
+        may_name=settings.may_name_results,
+    )
+
+    def queue_name(context: PushContext) -> str:
+        return context.subscription.name
+
+    return accounted(door, queue_name, held, parts), _push_identity(settings, parts)
+
+
+async def _check_topics(publisher: Publisher, settings: Settings, log: Logger) -> None:
+    """A topic that is not there would turn every answer into a nack: it stops the start."""
+    from handlers.pubsub.errors import PubSubError
+    from handlers.pubsub.names import topic_path
+    from handlers.pubsub.publisher import TopicState
+
+    named = {
+        "RESULT_TOPIC_ID": settings.result_topic_id,
+        "DEAD_LETTER_TOPIC_ID": settings.env.dead_letter_topic_id,
+    }
+    for setting, topic in named.items():
+        if not topic:
+            continue
+        topic_path(settings.project_id, topic)
+        try:
+            state = await publisher.check(topic)
+        except PubSubError as error:
+            log.warning("topic not looked at", topic=topic, error=str(error))
+            continue
+        if state is TopicState.MISSING:
+            accepted = "a topic that exists (`async-processor pubsub setup` makes it)"
+            raise InvalidSetting(setting, found=f"{topic!r}, which does not exist", accepted=accepted)
+
+
+def subscriptions(settings: Settings) -> Callable[[str], Subscription]:
+    """What the settings say of a subscription, by the name a push carries; cached, there are few."""
+    from handlers.doors.pubsub.push import Subscription
+
+    env = settings.env
+    topics = settings.file.topics
+    names_all = bool(topics) and all(topic.result_topic_id or topic.result_queue_name for topic in topics)
+    if not settings.result_topic_id and not names_all:
+        raise InvalidSetting("RESULT_TOPIC_ID", found="nothing", accepted="the topic that takes the results")
+
+    @lru_cache(maxsize=1_024)
+    def of(name: str) -> Subscription:
+        entry = settings.subscription(name)
+        if entry is None:
+            short = name.rsplit("/", 1)[-1]
+            return Subscription(
+                short, settings.result_topic_id, {}, env.ack_deadline_seconds, env.min_redelivery_seconds
+            )
+        return Subscription(
+            name=entry.subscriber_id,
+            result_topic=entry.result_topic_id or entry.result_queue_name or settings.result_topic_id,
+            labels=entry.labels,
+            ack_deadline_seconds=entry.ack_deadline_seconds or env.ack_deadline_seconds,
+            min_redelivery_seconds=_given(entry.min_redelivery_seconds, env.min_redelivery_seconds),
+        )
+
+    return of
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _push_identity(settings: Settings, parts: Parts) -> Doorkeeper | None:
+    from handlers.doors.auth.oidc import PushIdentity, PushIdentityOptions
+
+    env = settings.env
+    if env.push_auth == "none":
+        parts.log.warning("anyone may push: PUSH_AUTH is none")
+        return None
+    identity = PushIdentity(
+        PushIdentityOptions(audience=env.push_audience, service_account_email=env.push_service_account)
+    )
+
+    async def start() -> None:
+        identity.start()
+
+    parts.starters.append(start)
+    parts.closers.append(identity.close)
+    return identity
+
+
+_WALKS: dict[str, Callable[[Settings, Forward, Parts], tuple[Walk, Doorkeeper | None]]] = {
+    "dispatch": _dispatch_walk,
+    "pubsub_push": _push_walk,
+}
+TARGETS = tuple(_WALKS)
+
+
+_built: dict[str, Handler] = {}
+
+
+def handler_of(target: str) -> Handler:
+    """The process's handler of one target, built on the first call from the process's environment.
+
+    `async-processor serve` hands in one that it built before (`use_handler`).
+    """
+    if target not in _built:
+        _built[target] = Handler(load_settings(os.environ), target)  # noqa: TID251  # no command has read it
+    return _built[target]
+
+
+def use_handler(target: str, handler: Handler) -> None:
+    """Serve `target` with this handler from now on."""
+    _built[target] = handler

@@ -1,0 +1,94 @@
+"""A handler's metrics: on where a token guards their page, else not even loaded.
+
+Handlers share one port with whoever may reach them, the push door even with the internet; so /metrics asks for a
+token of its own, which Prometheus sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
+from handlers.doors.http_message import Answer
+from handlers.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from handlers.gates.gate import Gate
+    from handlers.telemetry.metrics import QueueMetrics
+
+EVENTS = "events"
+"""What stands for the queue of events that did not come from the poller: their sources name themselves as they like."""
+
+
+class HandlerMetrics:
+    """The counting of one handler: its page, who may read it, and the series of its queues."""
+
+    def __init__(self, settings: Settings, target: str, before: HandlerMetrics | None = None) -> None:
+        from handlers.telemetry.door_metrics import DoorMetrics
+        from handlers.telemetry.metrics import Metrics
+
+        self.metrics: Metrics = Metrics(before=before.metrics if before else None)
+        self.door = DoorMetrics(self.metrics, target)
+        self.guard = _guard(settings)
+        self._pools = {topic.subscriber_id: topic.worker_pool_id for topic in settings.file.topics}
+        self._ids = {topic.subscriber_id: topic.id or topic.subscriber_id for topic in settings.file.topics}
+        self._is_push = target == "pubsub_push"
+        for name in self._pools if self._is_push else ("",):
+            self.queue_of(name)
+
+    def queue_of(self, name: str) -> QueueMetrics | None:
+        """A subscription's series. What comes from the poller, the poller counts."""
+        if self._is_push:
+            return self.metrics.of_queue(*self.labels_of(name))
+        return None if name else self.metrics.of_queue(EVENTS, EVENTS, "default")
+
+    def labels_of(self, name: str) -> tuple[str, str, str]:
+        """Id, name and pool of a subscription."""
+        return self._ids.get(name, name), name, self._pools.get(name, "default")
+
+    def watch_gates(self, subscription: str, gates: Sequence[Gate]) -> None:
+        """Show the gates of a subscription."""
+        for gate in gates:
+            self.metrics.watch_gate(*self.labels_of(subscription), gate.state)
+
+    def watch_pool(self, pool_id: str, slots: int, gates: Sequence[Gate]) -> None:
+        """Show a pool's slots and gates."""
+        for gate in gates:
+            self.metrics.watch_gate("", "", pool_id, gate.state)
+        budgets = [gate.budget for gate in gates]
+        self.metrics.watch(
+            lambda: self.metrics.pool(pool_id, slots, min((b() for b in budgets), default=1.0))
+        )
+
+    def buried(self, subscription: str) -> None:
+        """A delivery of that subscription became a dead letter at the door."""
+        queue = self.queue_of(subscription)
+        if queue is not None:
+            queue.buried(1)
+
+    def page(self) -> Answer:
+        """The exposition."""
+        from handlers.telemetry.metrics import CONTENT_TYPE
+
+        return Answer(200, self.metrics.render(), {"content-type": CONTENT_TYPE})
+
+
+def handler_metrics_of(
+    settings: Settings, target: str, before: HandlerMetrics | None = None
+) -> HandlerMetrics | None:
+    """The counting of a handler, which goes on from that `before`; or None.
+
+    Raises `InvalidSetting` for a token that is none.
+    """
+    env = settings.env
+    return HandlerMetrics(settings, target, before) if env.metrics_token or env.metrics_token_file else None
+
+
+def _guard(settings: Settings) -> DispatchToken:
+    env = settings.env
+    path = Path(env.metrics_token_file) if env.metrics_token_file else None
+    return DispatchToken(
+        DispatchTokenOptions(path=path, tokens=(env.metrics_token,), setting="METRICS_TOKEN")
+    )

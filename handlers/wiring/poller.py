@@ -1,0 +1,334 @@
+"""The poller's wiring: settings in, a finished poller out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+from handlers.forward.middleware.circuit import Circuit, CircuitState
+from handlers.forward.middleware.guarded import Guard, circuit_options, guarded_dispatch
+from handlers.gates.allowance import Allowance
+from handlers.gates.bands import band_of
+from handlers.gates.gate import Gate, Share
+from handlers.poller.ack_batcher import Settler
+from handlers.poller.canceller import Canceller
+from handlers.poller.claimer import Pool, Source
+from handlers.poller.depth_watch import DEPTHS_SECONDS, DepthWatch
+from handlers.poller.duplicates import Repeats
+from handlers.poller.heartbeat import Heartbeat
+from handlers.poller.periodic import Looper
+from handlers.poller.poller import Poller
+from handlers.poller.pool_share import SHARE_SECONDS
+from handlers.poller.priority import LaneOptions, build_merge, check_objectives
+from handlers.poller.reclaimer import Reclaimer
+from handlers.poller.settlement import ResultRoute
+from handlers.poller.status_watch import POST_SECONDS, Tally
+from handlers.poller.worker import Carrier
+from handlers.redis_store.cluster.queue import open_queue, open_retries
+from handlers.redis_store.connection import (
+    STORE_FAILURES,
+    Store,
+    connect,
+    connections_in_use,
+    durability_warnings,
+)
+from handlers.redis_store.faults import explained
+from handlers.redis_store.queue.foreign_cancellations import ForeignCancellations
+from handlers.redis_store.queue.payloads import read_payload
+from handlers.redis_store.queue.queue import QueueOptions
+from handlers.settings.config_file import PoolEntry, QueueEntry
+from handlers.settings.settings import Settings
+from handlers.telemetry.logs import get_logger
+from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
+from handlers.telemetry.pages import Page, PagesServer
+from handlers.wiring.gates import ProcessGates
+from handlers.wiring.poller_dispatch import poller_client, poller_dispatch
+from handlers.wiring.pool_sharing import SharedPools
+from handlers.wiring.redis_options import redis_options
+from handlers.wiring.status import status_watch
+from handlers.wiring.tracing import tracing_of
+
+PROMOTE_SECONDS = 0.1
+"""How often retries that are due go back to their queues."""
+CANCEL_SECONDS = 0.5
+"""How often it is looked what producers have taken back."""
+_BATCH = 1_000
+
+
+class PollerApp:
+    """A poller with its connections; `run` ends when it is stopped and drained."""
+
+    def __init__(self, settings: Settings, before: PollerApp | None = None) -> None:
+        """`before` is the one whose place this one may take; its counters, circuits and retry budgets go on here."""
+        self._settings = settings
+        self._log = get_logger("poller")
+        self._redis = connect(redis_options(settings))
+        self._client = poller_client(settings)
+        self._tracing = tracing_of(settings)
+        self._guards: dict[str, Guard] = before._guards if before else {}
+        self._circuits: dict[tuple[str, str], Circuit] = before._circuits if before else {}
+        self._dispatch = poller_dispatch(settings, self._client, self._tracing, self._guards)
+        default_queue = settings.queues[0].queue_name
+        self._retries = open_retries(self._redis, default_queue, self._queue_options())
+        self._metrics: Metrics = Metrics(before=before._metrics if before else None)
+        self._tally = Tally(tenant_field=settings.fairness_attribute)
+        self._gates = ProcessGates(settings, redis_options(settings))
+        self._pool_gates: dict[str, list[Gate]] = {}
+        self._placed_gates: dict[tuple[str, str], Gate] = {}
+        self._is_refused: Callable[[], bool] = lambda: False
+        self._lanes: dict[str, LaneOptions] = {}
+        self._loopers: list[Looper] = []
+        self._shared = SharedPools(self._redis, self._log)
+        self._pools = self._build_pools()
+        self._carriers: list[Carrier] = []
+        self._settlers: list[Settler] = []
+        for number, entry in enumerate(settings.queues):
+            self._add(number, entry)
+        self._loopers.append(self._promoter())
+        self._loopers.append(self._looper("pool sharing", SHARE_SECONDS, self._shared.tick))
+        self._loopers.append(self._looper("retry canceller", CANCEL_SECONDS, self._retries.recall))
+        foreign = ForeignCancellations(self._redis)
+        self._loopers.append(self._looper("sweep of cancellations", CANCEL_SECONDS, foreign.sweep))
+        self._status = status_watch(self._redis, self._tally, self._pools, self._pool_gates)
+        self._loopers.append(self._looper("status board", POST_SECONDS, self._status.tick))
+        self.poller = Poller(
+            [pool for pool in self._pools.values() if pool.sources],
+            self._carriers,
+            self._settlers,
+            self._loopers,
+            self._log,
+            grace_seconds=settings.env.shutdown_grace_seconds,
+        )
+        self._metrics.watch_ready(lambda: self._ready().status_code == 200)
+        self._metrics.watch_connections("redis", partial(connections_in_use, self._redis))
+        peer = "handler" if settings.env.handler_url else "gateway"
+        self._metrics.watch_connections(peer, lambda: self._client.in_use)
+        self._pages: PagesServer | None = PagesServer(
+            self._page_table(), settings.env.host, settings.env.metrics_port
+        )
+
+    def take_over_pages(self, before: PollerApp) -> None:
+        """Show this poller's pages where `before` showed its own: it is on its way out."""
+        if before._pages is not None:
+            before._pages.show(self._page_table())
+            self._pages, before._pages = before._pages, None
+
+    def show_refusals(self, is_refused: Callable[[], bool]) -> None:
+        """Say on the pages while a changed configuration is refused."""
+        self._is_refused = is_refused
+        self._metrics.watch_refusals(is_refused)
+
+    def take_over(self, before: PollerApp) -> None:
+        """Go on with what `before` has in flight, once it claims no more: one set of limits holds for both."""
+        for pool_id, pool in self._pools.items():
+            if pool_id in before._pools:
+                pool.take_over(before._pools[pool_id])
+        for place, gate in self._placed_gates.items():
+            if place in before._placed_gates:
+                gate.take_over(before._placed_gates[place])
+        if self._settings.redis_url == before._settings.redis_url:
+            self._shared.take_over(before._shared)
+        before._status.hand_over(self._status)
+
+    def _page_table(self) -> dict[str, Callable[[], Page]]:
+        return {
+            "/healthz": lambda: Page(200, b"ok\n"),
+            "/readyz": self._ready,
+            "/metrics": lambda: Page(200, self._metrics.render(), CONTENT_TYPE),
+        }
+
+    def _ready(self) -> Page:
+        """Ready is who claims and settles: not while stopping, and not while Redis does neither."""
+        if self.poller.is_stopping:
+            return Page(503, b"stopping\n")
+        is_claiming = not any(pool.is_waiting_for_store for pool in self._pools.values())
+        is_settling = not any(settler.is_waiting_for_store for settler in self._settlers)
+        if not (is_claiming and is_settling):
+            return Page(503, b"waiting for redis\n")
+        return Page(
+            200, b"ready, but a changed configuration is refused\n" if self._is_refused() else b"ready\n"
+        )
+
+    def _build_pools(self) -> dict[str, Pool]:
+        settings = self._settings
+        pools = {}
+        for number, entry in enumerate(settings.pools):
+            setting = f"pools[{number}]"
+            check_objectives(entry.lane_objectives, f"{setting}.lane_objectives")
+            merge = build_merge(
+                entry.merge_policy, f"{setting}.merge_policy", ageing_seconds=entry.ageing_seconds
+            )
+            self._pool_gates[entry.id] = self._gates.build(
+                entry.gate_type, entry.gate_params, setting, entry.id
+            )
+            self._lanes[entry.id] = LaneOptions(
+                entry.lane_objectives, entry.priority_header, settings.tier_label
+            )
+            pools[entry.id] = Pool(
+                entry.id,
+                entry.workers or settings.env.workers,
+                settings.poll_interval_seconds,
+                self._log,
+                gates=self._pool_gates[entry.id],
+                merge=merge,
+                lane_of=partial(band_of, tier_label=settings.tier_label),
+                part=self._shared.part_of_pool(entry, self._pool_gates[entry.id]),
+            )
+            self._shared.watch(pools[entry.id])
+            for gate in self._pool_gates[entry.id]:
+                self._placed_gates["pool", entry.id] = gate
+                self._metrics.watch_gate("", "", entry.id, gate.state)
+            self._metrics.watch(partial(self._show_pool, pools[entry.id]))
+        return pools
+
+    def _pool_entry(self, pool_id: str) -> PoolEntry:
+        return next(entry for entry in self._settings.pools if entry.id == pool_id)
+
+    def _show_pool(self, pool: Pool) -> None:
+        self._metrics.pool(pool.pool_id, pool.slots, pool.budget)
+
+    def _add(self, number: int, entry: QueueEntry) -> None:
+        env, pool = self._settings.env, self._pools[entry.worker_pool_id]
+        queue = open_queue(self._redis, entry.queue_name, self._queue_options())
+        gates = self._gates.build(
+            entry.gate_type, entry.gate_params, f"queues[{number}]", entry.worker_pool_id
+        )
+        route = _result_route(self._settings, entry)
+        settler = Settler(queue, self._log)
+        # Another gateway of the queue is another one's trouble.
+        place = (entry.queue_name, self._settings.routes.of(entry.queue_name).base_url)
+        circuit = self._circuits.setdefault(place, self._circuit(entry.queue_name))
+        self._metrics.watch_circuits(lambda: circuit.state is not CircuitState.CLOSED)
+        labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
+        metrics = self._metrics.of_queue(*labels)
+        for gate in gates:
+            self._placed_gates["queue", entry.queue_name] = gate
+            self._metrics.watch_gate(*labels, gate.state)
+        carrier = Carrier(
+            settler,
+            route,
+            guarded_dispatch(self._dispatch, circuit),
+            self._log,
+            metrics,
+            labels=entry.labels,
+            gates=[*gates, *self._pool_gates[pool.pool_id]],
+            lane=self._lanes[pool.pool_id],
+            read_payload=partial(read_payload, self._redis),
+            repeats=self._repeats(entry, route),
+            clock=queue.now,
+            max_request_bytes=env.max_request_bytes,
+            on_outcome=self._tally.note,
+        )
+        settler.on_settled = carrier.settled
+        heartbeat = Heartbeat(queue, carrier, env.lease_seconds, metrics)
+        reclaimer = Reclaimer(queue, carrier, self._log, metrics, max_deaths=env.max_deaths)
+        part = self._shared.part_of_queue(self._pool_entry(entry.worker_pool_id), gates)
+        allowance = Allowance(pool.slots, _shares(gates), part=part) if gates else None
+        self._shared.watch(pool)
+        pool.add(Source(queue, carrier, entry.labels, gates, allowance, circuit))
+        self._settlers.append(settler)
+        self._carriers.append(carrier)
+        self._loopers.append(self._looper("heartbeat", env.heartbeat_seconds, heartbeat.tick))
+        self._loopers.append(self._looper("reclaimer", env.reclaim_seconds, reclaimer.tick))
+        canceller = Canceller(queue, carrier, self._log, lambda: self.poller.is_stopping)
+        self._loopers.append(self._looper("canceller", CANCEL_SECONDS, canceller.tick))
+        depths = DepthWatch(self._redis, queue, self._queue_options(), metrics)
+        self._loopers.append(self._looper("depths", DEPTHS_SECONDS, depths.tick))
+
+    def _circuit(self, queue_name: str) -> Circuit:
+        """One for each queue: its requests have one gateway, whose trouble must not hold up others."""
+
+        def tell(state: CircuitState) -> None:
+            level = self._log.warning if state is CircuitState.OPEN else self._log.info
+            level("circuit changed", queue=queue_name, state=state)
+
+        return Circuit(circuit_options(is_breaking=self._settings.env.circuit_breaker), on_change=tell)
+
+    def _repeats(self, entry: QueueEntry, route: ResultRoute) -> Repeats | None:
+        """Who answers repeated submissions of this queue, if it is set to be idempotent."""
+        own, default = entry.idempotent_seconds, self._settings.env.idempotent_seconds
+        seconds = default if own is None else own
+        return Repeats(self._redis, route, self._log, window_seconds=seconds) if seconds else None
+
+    def _queue_options(self) -> QueueOptions:
+        env = self._settings.env
+        return QueueOptions(
+            retry_queue_name=self._settings.retry_queue_name,
+            default_result_queue_name=self._settings.result_queue_name,
+            lease_seconds=env.lease_seconds,
+            cluster=redis_options(self._settings).is_cluster,
+            wait_replicas=env.wait_replicas,
+            wait_timeout_ms=max(1, round(500 * env.redis_timeout_seconds)),  # before the connection gives up
+        )
+
+    def _promoter(self) -> Looper:
+        async def tick() -> None:
+            while await self._retries.promote(_BATCH) == _BATCH:
+                pass
+
+        return self._looper("promoter", PROMOTE_SECONDS, tick)
+
+    def _looper(self, name: str, seconds: float, tick: Callable[[], Awaitable[object]]) -> Looper:
+        return Looper(name, seconds, tick, self._log, STORE_FAILURES)
+
+    @property
+    def redis(self) -> Store:
+        """The connection to the queues."""
+        return self._redis
+
+    async def run(self) -> None:
+        """Poll until stopped and drained, then close the connections."""
+        try:
+            for warning in await self._warnings():
+                self._log.warning(warning)
+            queues = [entry.queue_name for entry in self._settings.queues]
+            self._log.info(
+                "polling",
+                queues=queues,
+                workers={p.pool_id: p.slots for p in self._pools.values()},
+                metrics_port=await self._listen(),
+            )
+            await self._gates.start()
+            await self.poller.run()
+        finally:
+            await self._shared.leave()
+            with contextlib.suppress(*STORE_FAILURES):
+                await self._status.leave()
+            if self._pages is not None:
+                await self._pages.aclose()
+            await self._gates.aclose()
+            await self._client.aclose()
+            await self._redis.aclose()
+            if self._tracing:
+                await self._tracing.aclose()
+
+    async def _listen(self) -> int:
+        if self._pages is None:
+            return 0
+        return self._pages.port or await self._pages.start()
+
+    async def _warnings(self) -> list[str]:
+        try:
+            return await durability_warnings(self._redis)
+        except STORE_FAILURES as error:
+            return [f"Redis does not answer yet: {explained(error)}"]
+
+
+def _result_route(settings: Settings, entry: QueueEntry) -> ResultRoute:
+    env, own = settings.env, entry.result_per_request
+    return ResultRoute(
+        entry.result_queue_name,
+        entry.result_ttl_seconds,
+        settings.result_queue_name,
+        is_per_request=env.result_per_request if own is None else own,
+        has_details=env.result_details,
+        apart_bytes=env.result_apart_bytes,
+        apart_seconds=env.result_apart_seconds,
+        may_name=settings.may_name_results,
+        queues=frozenset({*(queue.queue_name for queue in settings.queues), settings.retry_queue_name}),
+    )
+
+
+def _shares(gates: Sequence[Gate]) -> Callable[[], tuple[Share, ...]]:
+    return lambda: tuple(share for gate in gates for share in gate.shares())

@@ -1,0 +1,273 @@
+"""The status page's wiring: settings in, pages out; each view connects, reads and leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from flask import Request as HttpRequest
+from flask import Response as HttpResponse
+
+from handlers.contract.envelope import decode_member
+from handlers.contract.errors import InvalidRequest
+from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
+from handlers.gates.bands import BANDS, band_of
+from handlers.redis_store.admin.status_board import Board, Found, read_board, sample_members, search
+from handlers.redis_store.connection import STORE_FAILURES, Store, connect, server_time
+from handlers.redis_store.faults import explained
+from handlers.redis_store.queue.dead_letters import DeadLetters
+from handlers.redis_store.queue.depths import queue_depths
+from handlers.redis_store.submit.submission_keys import result_of_key
+from handlers.redis_store.submit.submissions import Submissions
+from handlers.settings.settings import Settings
+from handlers.status.hosts import OwnHosts, read_hosts
+from handlers.status.overview import (
+    Depths,
+    Overview,
+    Place,
+    Tenants,
+    Whereabouts,
+    fresh_pollers,
+    gate_lines,
+    lane_lines,
+    minutes,
+    pool_lines,
+    queue_lines,
+    read_failures,
+)
+from handlers.status.page import DeadLine, StatusPages, Unreachable
+from handlers.wiring.redis_options import redis_options
+
+_MOST_DEAD = 200
+_MOST_READ = 5_000
+"""Of a hash without order; a queue with more dead letters than that is looked at with `async-processor dead`."""
+T = TypeVar("T")
+
+
+class RedisSource:
+    """Reads the queues of these settings. Raises `Unreachable` while Redis does not answer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._options = redis_options(settings)
+
+    def _run(self, work: Callable[[Store], Awaitable[T]]) -> T:
+        async def connected() -> T:
+            redis = connect(self._options)
+            try:
+                return await work(redis)
+            finally:
+                await redis.aclose()
+
+        try:
+            return asyncio.run(connected())
+        except STORE_FAILURES as error:
+            raise Unreachable(f"It said: {explained(error)}.") from None
+
+    def overview(self) -> Overview:
+        """All of the first page."""
+        return self._run(self.read_overview)
+
+    async def read_overview(self, redis: Store) -> Overview:
+        """The same on a connection that is there."""
+        now = await server_time(redis)
+        board = await read_board(redis, int(now // 60))
+        pollers = fresh_pollers(board.pollers, now)
+        depths: dict[str, Depths] = {}
+        tenants: dict[str, Tenants] = {}
+        retrying = 0
+        for entry in self._settings.queues:
+            name = entry.queue_name
+            found = await queue_depths(
+                redis, name, self._settings.retry_queue_name, cluster=self._options.is_cluster
+            )
+            left = None if found.first_score is None else found.first_score - now
+            depths[name] = Depths(found.pending, found.claimed, found.retrying, found.dead, left)
+            retrying = found.retrying
+            if found.pending or found.claimed or found.retrying:
+                tenants[name] = await self._tenants(redis, name)
+        lanes = {
+            entry.queue_name: BANDS[band_of(entry.labels, self._settings.tier_label)]
+            for entry in self._settings.queues
+        }
+        queues = queue_lines(depths, pollers, tenants, lanes)
+        return Overview(
+            at=now,
+            queues=queues,
+            lanes=lane_lines(queues),
+            pools=pool_lines(pollers),
+            gates=gate_lines(pollers),
+            minutes=minutes(board.minutes),
+            failures=read_failures(board.failures),
+            pollers=pollers,
+            retrying=retrying,
+        )
+
+    async def _tenants(self, redis: Store, queue: str) -> Tenants:
+        sample = await sample_members(
+            redis, queue, self._settings.retry_queue_name, cluster=self._options.is_cluster
+        )
+        return Tenants(
+            self._counted(sample.pending, queue),
+            self._counted(sample.claimed, queue),
+            self._counted(sample.retrying, queue, only_own=True),
+        )
+
+    def _counted(self, members: Sequence[bytes], queue: str, *, only_own: bool = False) -> Counter[str]:
+        field = self._settings.fairness_attribute
+        counts: Counter[str] = Counter()
+        for member in members:
+            try:
+                envelope = decode_member(member, queue)
+            except InvalidRequest:
+                counts["(unreadable)"] += 1
+                continue
+            if only_own and envelope.internal.request_queue_name not in ("", queue):
+                continue
+            counts[envelope.request.metadata.get(field, "")] += 1
+        return counts
+
+    def find(self, request_id: str) -> Whereabouts:
+        """Where this request is now, in any queue of the settings."""
+        return self._run(lambda redis: self._find(redis, request_id))
+
+    async def _find(self, redis: Store, request_id: str) -> Whereabouts:
+        board: Board = await read_board(redis, int(time.time() // 60))
+        history = [one for one in read_failures(board.failures) if one.id == request_id]
+        places: list[Place] = []
+        state, is_partial = "", False
+        for entry in self._settings.queues:
+            name = entry.queue_name
+            seen = await search(
+                redis, name, self._settings.retry_queue_name, request_id, cluster=self._options.is_cluster
+            )
+            is_partial = is_partial or seen.is_partial
+            for found in seen.found:
+                place = _place(found, name, request_id)
+                if place is not None and place not in places:
+                    places.append(place)
+            # A user that may only read the queues is refused the producers' own keys: the queues were searched.
+            with contextlib.suppress(*STORE_FAILURES):
+                state = state or str((await Submissions(redis).look_up(name, request_id))[0])
+        own = result_of_key(self._settings.result_queue_name, request_id)
+        has_result = False
+        with contextlib.suppress(*STORE_FAILURES):
+            has_result = bool(await redis.exists(own))
+        return Whereabouts(request_id, places, history, has_result, is_partial, state)
+
+    def dead(self, queue: str) -> Sequence[DeadLine]:
+        """Dead letters, newest first."""
+
+        async def read(redis: Store) -> list[DeadLine]:
+            found: list[DeadLine] = []
+            async for letter in DeadLetters(redis, queue, cluster=self._options.is_cluster).all():
+                if len(found) >= _MOST_READ:
+                    break
+                request_id = _id_of(letter.member, queue)
+                found.append(
+                    DeadLine(
+                        letter.dead_id,
+                        queue,
+                        request_id,
+                        letter.reason,
+                        letter.message,
+                        letter.at,
+                        letter.deaths,
+                    )
+                )
+            return sorted(found, key=lambda line: -line.at)[:_MOST_DEAD]
+
+        return self._run(read)
+
+    def requeue(self, queue: str, dead_id: str) -> bool:
+        """Back to pending; False if it is gone."""
+
+        async def change(redis: Store) -> bool:
+            letters = DeadLetters(redis, queue, cluster=self._options.is_cluster)
+            letter = await letters.get(dead_id)
+            return letter is not None and await letters.requeue(letter)
+
+        return self._run(change)
+
+    def drop(self, queue: str, dead_id: str) -> bool:
+        """Forget it; False if it is gone."""
+        return self._run(
+            lambda redis: DeadLetters(redis, queue, cluster=self._options.is_cluster).drop(dead_id)
+        )
+
+
+def _place(found: Found, queue: str, request_id: str) -> Place | None:
+    """A member that really is this request; a record of a dead letter holds its member."""
+    if found.where == "dead":
+        return Place("dead", queue, "", 0) if request_id in found.member.decode("utf-8", "replace") else None
+    try:
+        envelope = decode_member(found.member, queue)
+    except InvalidRequest as error:
+        return Place(found.where, queue, "", 0, found.score) if error.request_id == request_id else None
+    request = envelope.request
+    if request.id != request_id:
+        return None
+    own = envelope.internal.request_queue_name or queue
+    due = found.score if found.where == "retry" else request.deadline
+    return Place(found.where, own, request.request_token, request.attempt, due)
+
+
+def _id_of(member: bytes, queue: str) -> str:
+    try:
+        return decode_member(member, queue).request.id
+    except InvalidRequest as error:
+        return error.request_id
+
+
+@dataclass(slots=True)
+class _Served:
+    """One process's pages: of the settings of now, under the names that its start gave them."""
+
+    listens_on: str = "::"
+    also_named: Sequence[str] = ()
+    settings: Settings | None = None
+    pages: StatusPages | None = None
+
+
+_served = _Served()
+
+
+def open_pages(settings: Settings, listens_on: str, also_named: Sequence[str]) -> None:
+    """Serve from now on who asks for `listens_on`, a name of STATUS_HOSTS or of `also_named`.
+
+    Raises `InvalidSetting` as `status_pages`.
+    """
+    _served.listens_on, _served.also_named, _served.pages = listens_on, also_named, None
+    status_pages(settings)
+
+
+def status_pages(settings: Settings) -> StatusPages:
+    """The pages of these settings, built once.
+
+    Raises `InvalidSetting` for a token file that is none, and for what is no name.
+    """
+    if _served.pages is None or _served.settings is not settings:
+        _served.settings, _served.pages = settings, _built(settings)
+    return _served.pages
+
+
+def _built(settings: Settings) -> StatusPages:
+    env = settings.env
+    tokens: Callable[[], Sequence[str]] = tuple
+    if env.status_token_file:
+        options = DispatchTokenOptions(path=Path(env.status_token_file), setting="STATUS_TOKEN")
+        tokens = DispatchToken(options).tokens
+    names = read_hosts(env.status_hosts.split(","), "STATUS_HOSTS")
+    names |= read_hosts(_served.also_named, "--allow-host")
+    return StatusPages(RedisSource(settings), tokens, OwnHosts(_served.listens_on, names))
+
+
+def respond(request: HttpRequest, settings: Settings) -> HttpResponse:
+    """The response to one request for the status page."""
+    return status_pages(settings).respond(request)

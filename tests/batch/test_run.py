@@ -1,0 +1,306 @@
+"""A batch: OpenAI's format in and out; no line twice, no result lost or doubled, whatever is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from redis import Redis
+
+from handlers.batch.files import Answered, BatchConflict, BatchFiles, BatchState
+from handlers.batch.lines import (
+    BatchLine,
+    InvalidLine,
+    decode_line,
+    encode_answer,
+    encode_error,
+    output_number,
+)
+from handlers.batch.queue import BatchQueue
+from handlers.batch.run import BatchOptions, BatchRun, Progress
+from handlers.batch.start import begin_or_resume
+from handlers.client import ClientOptions, Result
+from handlers.contract.result import ErrorCode, encode_result, error_result
+from tests.client.echo_poller import answer
+from tests.waiting import wait_until_async
+
+
+def write_requests(path: Path, count: int, **body: Any) -> Path:
+    with path.open("w") as file:
+        for n in range(count):
+            line = {
+                "custom_id": f"c{n}",
+                "method": "POST",
+                "url": "/v1/completions",
+                "body": {"n": n, **body},
+            }
+            file.write(json.dumps(line) + "\n")
+    return path
+
+
+@contextmanager
+def echoing(redis: Redis, queue: str, *, doubles: bool = False) -> Iterator[list[int]]:
+    """Answer what is queued, from a thread; counts the requests that were taken."""
+    stop = threading.Event()
+    taken: list[int] = []
+
+    def work() -> None:
+        while not stop.wait(0.002):
+            taken.append(answer(redis, queue))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        stop.set()
+        thread.join()
+
+
+def begin(files: BatchFiles, source: Path, options: ClientOptions, **fields: Any) -> BatchState:
+    given: dict[str, Any] = {"deadline": timedelta(hours=1), "tier": "batch", "tenant": "alice"}
+    given |= {"queue": options.queue, "results": options.results, **fields}
+    return begin_or_resume(files, source, **given)
+
+
+async def run(
+    files: BatchFiles, state: BatchState, url: str, *, window: int = 1_000, late_seconds: float = 60.0
+) -> list[Progress]:
+    reports: list[Progress] = []
+    queue = BatchQueue(url, state)
+    options = BatchOptions(window=window, late_seconds=late_seconds)
+    try:
+        await BatchRun(files, state, queue, options=options, report=reports.append).run()
+    finally:
+        await queue.close()
+    return reports
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+async def test_every_line_gets_its_answer_once(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    files = BatchFiles(tmp_path / "out.jsonl")
+    source = write_requests(tmp_path / "in.jsonl", 3_000)
+    state = begin(files, source, options)
+    with echoing(redis, options.queue) as taken:
+        reports = await run(files, state, valkey_url)
+    assert sum(taken) == 3_000
+    assert max(report.in_flight for report in reports) <= 1_000
+    out = lines(files.out)
+    assert {line["custom_id"]: line["response"]["body"]["n"] for line in out} == {
+        f"c{n}": n for n in range(3_000)
+    }
+    assert (len(out), out[0]["response"]["status_code"], out[0]["error"]) == (3_000, 200, None)
+    assert (state.outcome, state.completed, state.failed) == ("done", 3_000, 0)
+    assert files.errors.read_bytes() == b""
+    assert redis.exists(state.results) == 0
+
+
+async def test_a_large_answer_is_collected_whole_and_goes_with_its_result(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 1)
+    queue = BatchQueue(valkey_url, state := begin(BatchFiles(tmp_path / "out.jsonl"), source, options))
+    for name in ("first", "later"):
+        redis.set(f"result-payload:{name}", b"large", ex=60)
+        redis.lpush(state.results, f'{{"id":"x","status_code":200,"payload_ref":"result-payload:{name}"}}')
+    assert [json.loads(text)["payload"] for text in await queue.collect(10)] == ["large", "large"]
+    await queue.drop(1)
+    assert not redis.exists("result-payload:first")
+    assert redis.exists("result-payload:later")
+    assert [json.loads(text)["payload"] for text in await queue.collect(10)] == ["large"]
+    await queue.delete_results()
+    await queue.close()
+
+
+async def test_what_goes_wrong_goes_to_the_error_file(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    files = BatchFiles(tmp_path / "out.jsonl")
+    source = write_requests(tmp_path / "in.jsonl", 2, fail=404)
+    with source.open("a") as file:
+        file.write('\n{"custom_id":"x"}\nnot json\n{"custom_id":"y","url":"/v1/c","body":{"a":1}}\n')
+    with echoing(redis, options.queue):
+        state = begin(files, source, options)
+        await run(files, state, valkey_url)
+    assert [line["custom_id"] for line in lines(files.out)] == ["y"]
+    errors = {line["custom_id"]: line for line in lines(files.errors)}
+    assert errors["c0"]["response"]["status_code"] == 404
+    assert errors["x"]["error"]["code"] == errors[""]["error"]["code"] == "invalid_request"
+    assert "line 4: url" in errors["x"]["error"]["message"]
+    assert (state.total, state.completed, state.failed) == (5, 1, 4)
+
+
+async def test_a_run_that_was_cut_off_goes_on_without_doubles(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    """All at once: lines that are live, answered and waiting in the list, written but not dropped, torn."""
+    files = BatchFiles(tmp_path / "out.jsonl")
+    source = write_requests(tmp_path / "in.jsonl", 2_000)
+    state = begin(files, source, options)
+    first = asyncio.create_task(run(files, state, valkey_url, window=1_000))
+    await wait_until_async(lambda: redis.zcard(options.queue) == 1_000, 20, "1_000 lines in the queue")
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert answer(redis, options.queue, 300) == 300
+    written = encode_answer(state.batch, 1, "c0", Result(f"{state.batch}-1", 200, '{"n":0}'))[0]
+    files.out.write_bytes(written + b'{"id":"batch_req_')
+    second = begin(files, source, options)
+    assert second.batch == state.batch
+    with echoing(redis, options.queue) as taken:
+        await run(files, second, valkey_url, window=1_000)
+    assert sum(taken) == 1_700, "no line was submitted again"
+    assert sorted(line["response"]["body"]["n"] for line in lines(files.out)) == list(range(2_000))
+
+
+async def test_lines_that_were_journaled_and_not_submitted_are_submitted(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    files = BatchFiles(tmp_path / "out.jsonl")
+    source = write_requests(tmp_path / "in.jsonl", 50)
+    state = begin(files, source, options)
+    state.submitted_through = 30
+    files.write_state(state)
+    with echoing(redis, options.queue) as taken:
+        await run(files, begin(files, source, options), valkey_url)
+    assert sum(taken) == len(lines(files.out)) == 50
+
+
+async def test_a_double_of_a_result_is_written_once(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    files = BatchFiles(tmp_path / "out.jsonl")
+    source = write_requests(tmp_path / "in.jsonl", 2)
+    state = begin(files, source, options)
+    task = asyncio.create_task(run(files, state, valkey_url))
+    await wait_until_async(lambda: redis.zcard(options.queue) == 2, 20, "2 lines in the queue")
+    for number in (1, 1, 2, 7):
+        redis.lpush(state.results, encode_result(Result(f"{state.batch}-{number}", 200, "{}")))
+    redis.lpush(state.results, "garbage", encode_result(Result("another-1", 200, "{}")))
+    await task
+    assert [line["custom_id"] for line in lines(files.out)] == ["c0", "c1"]
+
+
+async def test_a_cancelled_batch_answers_every_line_with_an_error(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    files = BatchFiles(tmp_path / "out.jsonl")
+    source = write_requests(tmp_path / "in.jsonl", 700)
+    state = begin(files, source, options)
+    task = asyncio.create_task(run(files, state, valkey_url, window=500, late_seconds=0.2))
+    await wait_until_async(lambda: redis.zcard(options.queue) == 500, 20, "500 lines in the queue")
+    files.cancel.touch()
+    last = f"request-cancel:{state.batch}-500"
+    await wait_until_async(lambda: redis.exists(last), 20, "all in flight to be cancelled")
+    cancelled = error_result(f"{state.batch}-1", "", ErrorCode.CANCELLED, "cancelled")
+    redis.lpush(state.results, encode_result(cancelled))
+    await task
+    errors = lines(files.errors)
+    assert len(errors) == len({line["custom_id"] for line in errors}) == 700
+    assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
+    assert (state.outcome, files.cancel.exists()) == ("cancelled", False)
+
+
+async def test_past_the_deadline_every_line_has_expired(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    files = BatchFiles(tmp_path / "out.jsonl")
+    source = write_requests(tmp_path / "in.jsonl", 3)
+    state = begin(files, source, options)
+    state.deadline = int(time.time()) - 1
+    await run(files, state, valkey_url)
+    assert {line["error"]["code"] for line in lines(files.errors)} == {"batch_expired"}
+    assert redis.zcard(options.queue) == 0
+
+
+def test_only_one_process_runs_a_batch(tmp_path: Path) -> None:
+    files = BatchFiles(tmp_path / "out.jsonl")
+    assert not files.is_running()
+    with files.locked():
+        assert files.is_running()
+        with pytest.raises(BatchConflict, match="another process"), files.locked():
+            pass
+
+
+def test_files_of_something_else_are_left_alone(tmp_path: Path, options: ClientOptions) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 3)
+    files = BatchFiles(tmp_path / "out.jsonl")
+    files.out.write_text("mine\n")
+    with pytest.raises(BatchConflict, match="move it away"):
+        begin(files, source, options)
+    files.out.unlink()
+    begin(files, source, options)
+    write_requests(source, 4)
+    with pytest.raises(BatchConflict, match="no longer"):
+        begin(files, source, options)
+    files.state.write_text("{}")
+    with pytest.raises(BatchConflict, match="not the state"):
+        begin(files, source, options)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"{", "truncated"),
+        (b"[]", "Expected"),
+        (b'{"url":"/v","body":{}}', "custom_id"),
+        (b'{"custom_id":"a","method":"GET","url":"/v","body":{}}', "method"),
+        (b'{"custom_id":"a","url":"v","body":{}}', "url"),
+        (b'{"custom_id":"a","url":"/v"}', "body"),
+        (b'{"custom_id":"a","url":"/v","body":[]}', "body"),
+        (b'{"custom_id":"\xff","url":"/v","body":{}}', "utf-8"),
+    ],
+)
+def test_a_wrong_line_says_why(text: bytes, reason: str) -> None:
+    line = decode_line(7, text)
+    assert isinstance(line, InvalidLine)
+    assert reason in line.reason
+
+
+def test_a_body_stays_as_it_was_written() -> None:
+    line = decode_line(1, b'{"custom_id":"a","url":"/v","body":{ "x": 1.0 }}')
+    assert line == BatchLine(1, "a", "/v", b'{ "x": 1.0 }')
+
+
+def test_an_answer_is_one_line_whatever_the_gateway_sent() -> None:
+    for payload, body in [('{\n"a": [1,\r\n2]}\n', {"a": [1, 2]}), ("not\njson", "not\njson"), ("", "")]:
+        text, is_answer = encode_answer("b", 3, "c", Result("b-3", 200, payload))
+        assert (text.count(b"\n"), is_answer) == (1, True)
+        assert json.loads(text)["response"]["body"] == body
+        assert output_number("b", text) == 3
+    assert output_number("other", text) is None
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_every_error_code_has_a_name_in_the_error_file(code: ErrorCode) -> None:
+    text, is_answer = encode_answer("b", 1, "c", error_result("b-1", "", code, "why"))
+    error = json.loads(text)["error"]
+    assert (is_answer, error["message"]) == (False, "why")
+    expected = {ErrorCode.DEADLINE_EXCEEDED: "batch_expired", ErrorCode.CANCELLED: "batch_cancelled"}
+    assert error["code"] == expected.get(code, code.lower())
+
+
+def test_answered_lines_cost_a_bit_each() -> None:
+    answered = Answered()
+    for number in (1, 8, 1_000_000):
+        assert number not in answered
+        answered.add(number)
+        assert number in answered
+    assert 2 not in answered
+    assert 1_000_001 not in answered
+    assert encode_error("b", 1, "c", "x", "y").endswith(b"}\n")
+    assert msgspec.json.decode(encode_error("b", 1, "c", "x", "y"))["response"] is None

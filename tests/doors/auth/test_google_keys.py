@@ -1,0 +1,246 @@
+"""Google's keys are at hand when a delivery comes: cached, refreshed, rotated, and kept through an outage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from google.auth.crypt import RSAVerifier
+
+from handlers.contract.errors import InvalidSetting
+from handlers.doors.auth.google_keys import (
+    KeysUnavailable,
+    SigningKeys,
+    SigningKeysOptions,
+    decode_keys,
+    fresh_seconds,
+)
+from handlers.doors.auth.signed_token import decode_segment
+from tests.doors.auth.token_issuer import KeyServer, certificates, jwk_set, key_server, public_pems, signed
+from tests.waiting import wait_until_async
+
+HOUR = 3_600.0
+
+
+class Clock:
+    """Seconds, moved by the test."""
+
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[KeyServer]:
+    async with key_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def keys(server: KeyServer, clock: Clock) -> AsyncIterator[SigningKeys]:
+    keys = SigningKeys(SigningKeysOptions(server.url), clock)
+    yield keys
+    await keys.close()
+
+
+def is_key_one(verifier: RSAVerifier | None) -> bool:
+    content, _, signature = signed({}).rpartition(b".")
+
+    return verifier is not None and verifier.verify(content, decode_segment(signature))
+
+
+@pytest.mark.parametrize(
+    "body", [certificates("one"), public_pems("one"), jwk_set("one")], ids=["certificates", "PEM", "JWK set"]
+)
+async def test_every_form_of_publication_is_read(keys: SigningKeys, server: KeyServer, body: bytes) -> None:
+    server.body = body
+    assert is_key_one(await keys.verifier("one"))
+
+
+async def test_fresh_keys_are_not_fetched_again(keys: SigningKeys, server: KeyServer, clock: Clock) -> None:
+    await keys.verifier("one")
+    clock.now += HOUR - 1
+    await keys.verifier("one")
+    assert server.asked == 1
+
+
+async def test_stale_keys_are_used_at_once_while_new_ones_come(
+    keys: SigningKeys, server: KeyServer, clock: Clock
+) -> None:
+    await keys.verifier("one")
+    clock.now += HOUR
+    server.open.clear()
+    assert is_key_one(await keys.verifier("one")), "not held up by a fetch that hangs"
+    server.body = certificates("one", "two")
+    server.open.set()
+    await wait_until_async(lambda: keys.verifier("two"), 5, "the new key")
+
+
+async def test_an_outage_is_bridged_and_ends_by_itself(
+    keys: SigningKeys, server: KeyServer, clock: Clock
+) -> None:
+    await keys.verifier("one")
+    server.status = 503
+    clock.now += HOUR + 6 * HOUR - 1
+    assert is_key_one(await keys.verifier("one"))
+    await wait_until_async(lambda: server.asked == 2, 5, "the fetch that fails")
+    clock.now += 10
+    with pytest.raises(KeysUnavailable, match="status 503"):
+        await keys.verifier("one")
+    server.status = 200
+    clock.now += 10
+    assert is_key_one(await keys.verifier("one"))
+
+
+async def test_an_unavailable_server_is_asked_once_in_ten_seconds(
+    keys: SigningKeys, server: KeyServer, clock: Clock
+) -> None:
+    server.status = 500
+    for _ in range(50):
+        with pytest.raises(KeysUnavailable):
+            await keys.verifier("one")
+    assert server.asked == 1
+    clock.now += 10
+    with pytest.raises(KeysUnavailable):
+        await keys.verifier("one")
+    assert server.asked == 2
+
+
+async def test_a_rotation_is_noticed_by_the_unknown_key(
+    keys: SigningKeys, server: KeyServer, clock: Clock
+) -> None:
+    await keys.verifier("one")
+    server.body = certificates("two")
+    clock.now += 10
+    assert await keys.verifier("two") is not None
+    assert await keys.verifier("one") is None, "withdrawn"
+
+
+async def test_forged_key_ids_do_not_make_us_flood_google(
+    keys: SigningKeys, server: KeyServer, clock: Clock
+) -> None:
+    await keys.verifier("one")
+    for number in range(100):
+        assert await keys.verifier(f"forged-{number}") is None
+    assert server.asked == 1
+    clock.now += 10
+    assert await keys.verifier("forged") is None
+    assert server.asked == 2
+
+
+async def test_an_unknown_key_during_an_outage_may_be_a_new_one(
+    keys: SigningKeys, server: KeyServer, clock: Clock
+) -> None:
+    """So that its delivery is brought again rather than refused."""
+    await keys.verifier("one")
+    server.status = 500
+    clock.now += 10
+    with pytest.raises(KeysUnavailable):
+        await keys.verifier("two")
+    assert is_key_one(await keys.verifier("one"))
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b""),
+        (200, b"{}"),
+        (200, b"[]"),
+        (200, b'{"keys": []}'),
+        (200, b'{"one": "no certificate"}'),
+        (200, b'{"one": 1}'),
+        (200, b'{"keys": [{"kid": "one", "kty": "RSA", "n": "!", "e": "AQAB"}]}'),
+        (200, b'{"keys": [{"kid": "one", "kty": "RSA", "n": "AQAB", "e": ""}]}'),
+        (200, b"\xff" * 100),
+        (200, b'{"one": ' + b"[" * 100_000),
+        (200, b" " * 300_000 + certificates("one")),
+        (200, certificates("weak")),
+        (204, b""),
+        (404, certificates("one")),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_what_holds_no_usable_key_is_an_outage(
+    keys: SigningKeys, server: KeyServer, status: int, body: bytes
+) -> None:
+    server.status, server.body = status, body
+    with pytest.raises(KeysUnavailable):
+        await keys.verifier("one")
+
+
+async def test_a_redirect_is_not_followed(keys: SigningKeys, server: KeyServer) -> None:
+    server.status, server.headers = 302, {"Location": server.url}
+    with pytest.raises(KeysUnavailable, match="status 302"):
+        await keys.verifier("one")
+    assert server.asked == 1
+
+
+async def test_a_server_that_is_not_there_is_an_outage(clock: Clock) -> None:
+    keys = SigningKeys(SigningKeysOptions("http://127.0.0.1:1/certs"), clock)
+    with pytest.raises(KeysUnavailable, match="ClientConnectorError"):
+        await keys.verifier("one")
+
+
+async def test_a_caller_that_goes_away_does_not_end_the_fetch(keys: SigningKeys, server: KeyServer) -> None:
+    server.open.clear()
+    first, second = (asyncio.create_task(keys.verifier("one")) for _ in range(2))
+    await wait_until_async(lambda: server.asked == 1, 5, "the fetch")
+    first.cancel()
+    server.open.set()
+    assert is_key_one(await second)
+    assert server.asked == 1
+
+
+async def test_started_early_the_first_delivery_finds_them(keys: SigningKeys, server: KeyServer) -> None:
+    keys.start()
+    await wait_until_async(lambda: server.asked == 1, 5, "the fetch")
+    assert is_key_one(await keys.verifier("one"))
+    assert server.asked == 1
+
+
+async def test_closing_ends_a_fetch_that_hangs(server: KeyServer, clock: Clock) -> None:
+    server.open.clear()
+    keys = SigningKeys(SigningKeysOptions(server.url), clock)
+    keys.start()
+    await wait_until_async(lambda: server.asked == 1, 5, "the fetch")
+    async with asyncio.timeout(5):
+        await keys.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 3_600),
+        ({"Cache-Control": "no-store"}, 3_600),
+        ({"Cache-Control": "public, max-age=19845, must-revalidate"}, 19_845),
+        ({"Cache-Control": "max-age=19845", "Age": "845"}, 19_000),
+        ({"Cache-Control": "max-age=19845", "Age": "x"}, 19_845),
+        ({"Cache-Control": "s-max-age=7"}, 3_600),
+        ({"Cache-Control": "max-age=0"}, 60),
+        ({"Cache-Control": "max-age=100", "Age": "200"}, 60),
+        ({"Cache-Control": "max-age=999999999"}, 86_400),
+        ({"Cache-Control": "max-age=9999999999999"}, 86_400),
+    ],
+)
+def test_freshness_is_what_the_server_says_within_bounds(headers: dict[str, str], seconds: float) -> None:
+    assert fresh_seconds(headers) == seconds
+
+
+def test_one_odd_key_does_not_take_the_others_with_it() -> None:
+    body = certificates("one")[:-1] + b', "odd": "-----BEGIN CERTIFICATE-----"}'
+    assert set(decode_keys(body)) == {"one"}
+
+
+@pytest.mark.parametrize(
+    "url", ["", "certs", "http://www.googleapis.com/certs", "ftp://127.0.0.1/", "https:///x"]
+)
+def test_keys_come_over_tls_or_from_this_machine(url: str) -> None:
+    with pytest.raises(InvalidSetting, match="https"):
+        SigningKeysOptions(url)

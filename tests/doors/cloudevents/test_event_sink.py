@@ -1,0 +1,80 @@
+"""Results to a sink: offered again while it is away, given up at once where it says never."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions, SinkRefused, SinkUnavailable
+from handlers.doors.http_message import Answer as Event
+from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.telemetry.logs import get_logger
+from tests.servers.raw_http import End, RawHttp, answer, running_raw_http
+
+EVENT = Event(200, b'{"id":"a"}', {"ce-id": "e-1.result", "ce-type": "t"})
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RawHttp]:
+    async with running_raw_http() as running:
+        yield running
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[Gateway]:
+    opened = Gateway(GatewayOptions(max_response_bytes=100))
+    yield opened
+    await opened.aclose()
+
+
+def sink(gateway: Gateway, server: RawHttp, give_up_seconds: float = 20.0) -> EventSink:
+    options = SinkOptions(
+        f"{server.url}/sink", {"team": "red é"}, call_seconds=5, give_up_seconds=give_up_seconds
+    )
+    return EventSink(gateway, options, get_logger("test"), draw=lambda: 0.0)
+
+
+async def test_an_event_arrives_whole_with_the_operators_extensions(
+    gateway: Gateway, server: RawHttp
+) -> None:
+    server.say(answer(202))
+    await sink(gateway, server).send(EVENT)
+    (got,) = server.received
+    assert (got.path, got.body, got.header("ce-id"), got.header("ce-team")) == (
+        "/sink",
+        EVENT.body,
+        "e-1.result",
+        "red%20%C3%A9",
+    )
+
+
+@pytest.mark.parametrize("status", [404, 408, 409, 425, 429, 500, 503])
+async def test_a_sink_that_cannot_now_is_asked_again(gateway: Gateway, server: RawHttp, status: int) -> None:
+    server.say(answer(status), answer(status, end=End.RESET), answer(200))
+    await sink(gateway, server).send(EVENT)
+    assert len(server.received) == 3
+    assert len({got.body for got in server.received}) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 413, 422, 301])
+async def test_a_sink_that_never_will_is_not_asked_again(
+    gateway: Gateway, server: RawHttp, status: int
+) -> None:
+    server.say(answer(status))
+    with pytest.raises(SinkRefused) as caught:
+        await sink(gateway, server).send(EVENT)
+    assert caught.value.status_code == status
+    assert len(server.received) == 1
+
+
+async def test_an_answer_that_is_too_large_was_an_answer(gateway: Gateway, server: RawHttp) -> None:
+    server.say(answer(200, b"x" * 1_000))
+    await sink(gateway, server).send(EVENT)
+
+
+async def test_a_sink_that_stays_away_is_given_up_in_time(gateway: Gateway, server: RawHttp) -> None:
+    server.say(answer(503))
+    with pytest.raises(SinkUnavailable):
+        await sink(gateway, server, give_up_seconds=0.3).send(EVENT)
+    assert len(server.received) >= 1

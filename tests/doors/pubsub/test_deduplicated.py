@@ -1,0 +1,105 @@
+"""A turn keeps its lease while it lasts, and not a moment longer; real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers.contract.request import Request
+from handlers.doors.pubsub.deduplicated import Once, Turn
+from handlers.redis_store.idempotency.deliveries import DedupOptions, DeliveryRecords, delivery_key
+from handlers.telemetry.dependencies import Dependency
+from handlers.telemetry.logs import get_logger
+from tests.waiting import wait_until_async
+
+BODY = b"{}"
+REQUEST = Request(id="r", payload=b"{}", deadline=1_999_999_999)
+
+
+class Records(DeliveryRecords):
+    """Like the library now and then, it may answer a cancellation with a reply."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis, DedupOptions(lease_seconds=0.03))
+        self.is_hanging = False
+        self.swallowed = 0
+        self.reached = asyncio.Event()
+
+    async def begin(self, key: str, owner: str) -> object:  # type: ignore[override]  # what it gives is passed on
+        beginning = await super().begin(key, owner)
+        await self._hang()
+        return beginning
+
+    async def renew(self, key: str, owner: str) -> bool:
+        await self._hang()
+        return await super().renew(key, owner)
+
+    async def _hang(self) -> None:
+        if not self.is_hanging:
+            return
+        self.reached.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.is_hanging = False
+            self.swallowed += 1
+
+
+@pytest.fixture
+def records(store: Redis) -> Records:
+    return Records(store)
+
+
+def renewing_tasks() -> list[asyncio.Task[object]]:
+    return [task for task in asyncio.all_tasks() if "Turn._renew" in repr(task)]
+
+
+async def begun(records: Records) -> Turn:
+    turn = await Once(records, get_logger("test"), Dependency()).begin(REQUEST, BODY)
+    assert isinstance(turn, Turn)
+    return turn
+
+
+async def test_renewing_ends_with_the_turn_also_where_the_cancellation_gets_lost(records: Records) -> None:
+    turn = await begun(records)
+    records.is_hanging = True
+    await records.reached.wait()
+
+    await turn.abandon()
+
+    await wait_until_async(lambda: not renewing_tasks(), 10, "no task left that renews")
+    assert records.swallowed == 1
+
+
+async def test_a_turn_knows_the_span_of_the_turn_before(records: Records) -> None:
+    first = await begun(records)
+    assert first.previous_traceparent == ""
+    await first.abandon("00-trace-span-01")
+    second = await begun(records)
+    assert second.previous_traceparent == "00-trace-span-01"
+    await second.abandon()
+
+
+async def test_renewing_ends_when_another_has_the_lease(records: Records, store: Redis) -> None:
+    turn = await begun(records)
+    key = delivery_key(REQUEST.id, REQUEST.request_token, BODY)
+
+    await store.hset(key, "owner", "another")
+
+    await wait_until_async(lambda: not renewing_tasks(), 10, "no task left that renews")
+    assert await store.hget(key, "owner") == b"another"
+    await turn.abandon()
+
+
+async def test_a_delivery_that_is_given_up_at_its_beginning_takes_no_turn(records: Records) -> None:
+    records.is_hanging = True
+    beginning = asyncio.create_task(Once(records, get_logger("test"), Dependency()).begin(REQUEST, BODY))
+    await records.reached.wait()
+
+    beginning.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await beginning
+    assert renewing_tasks() == []

@@ -1,0 +1,317 @@
+"""The Pub/Sub door with the real publisher against a broker that is scripted: 204 only once it has the result."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, Result, answered_result, decode_result
+from handlers.contract.result_names import ResultNames, read_result_names
+from handlers.doors.door import handle
+from handlers.doors.http_message import Answer, Delivery
+from handlers.doors.pubsub.push import MARGIN_SECONDS, PubSubPushDoor, Subscription
+from handlers.forward.forward import Limits
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.pubsub.api import PubSubApi, PubSubOptions
+from handlers.pubsub.publisher import Publisher, PublisherOptions
+from handlers.telemetry.logs import get_logger
+from tests.servers.raw_http import RawHttp, answer, running_raw_http
+
+BODY = b'{"id":"a","deadline":4000000000,"payload":{"p":1}}'
+CONFIRMED = answer(200, b'{"messageIds":["1"]}')
+ANSWERED = Answered(answered_result("a", "", 200, b"said"))
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[RawHttp]:
+    async with running_raw_http() as running:
+        running.say(CONFIRMED)
+        yield running
+
+
+@pytest.fixture
+async def publisher(broker: RawHttp) -> AsyncIterator[Publisher]:
+    options = PubSubOptions(project_id="project-1", emulator_host=f"127.0.0.1:{broker.port}")
+    async with PubSubApi(options) as api:
+        publisher = Publisher(api, PublisherOptions(timeout_seconds=2.0, linger_seconds=0.0))
+        yield publisher
+        await publisher.close()
+
+
+class Door:
+    """A push door, and what its walk asked of the gateway."""
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        dead_letter_topic: str = "",
+        *,
+        has_details: bool = False,
+        may_name: ResultNames | None = None,
+    ) -> None:
+        self.now = 100.0
+        self.forwarded: list[tuple[Request, Limits]] = []
+        self.door = PubSubPushDoor(
+            publisher,
+            lambda name: Subscription(name.rsplit("/", 1)[-1], "results", {"tier": "batch"}, 60.0, 10.0),
+            get_logger("test"),
+            project_id="project-1",
+            dead_letter_topic=dead_letter_topic,
+            max_request_bytes=10_000,
+            has_details=has_details,
+            may_name=may_name,
+            monotonic=lambda: self.now,
+        )
+
+    async def push(
+        self, body: bytes = BODY, outcome: Outcome = ANSWERED, attempt: int | None = None, **attributes: str
+    ) -> Answer:
+        message = {"data": base64.b64encode(body).decode(), "messageId": "7", "attributes": attributes}
+        frame = {
+            "message": message,
+            "subscription": "projects/project-1/subscriptions/s",
+            "deliveryAttempt": attempt,
+        }
+        return await self.raw(json.dumps(frame).encode(), outcome)
+
+    async def raw(self, body: bytes, outcome: Outcome = ANSWERED) -> Answer:
+        async def forward(request: Request, limits: Limits) -> Outcome:
+            self.forwarded.append((request, limits))
+            return outcome
+
+        return await handle(self.door, Delivery([], body), forward)
+
+
+def published(broker: RawHttp) -> list[tuple[str, bytes, dict[str, str]]]:
+    """What arrived at the broker: topic, data, attributes."""
+    found: list[tuple[str, bytes, dict[str, str]]] = []
+    for received in broker.received:
+        topic = received.path.rsplit("/", 1)[-1].removesuffix(":publish")
+        messages = json.loads(received.body)["messages"]
+        found += [(topic, base64.b64decode(m.get("data", "")), m.get("attributes", {})) for m in messages]
+    return found
+
+
+def result_of(broker: RawHttp) -> tuple[str, Result, dict[str, str]]:
+    ((topic, data, attributes),) = published(broker)
+    return topic, decode_result(data), attributes
+
+
+async def test_a_result_is_published_before_the_204(publisher: Publisher, broker: RawHttp) -> None:
+    answered = await Door(publisher).push(attempt=3, result_route="shard-1")
+    assert (answered.status_code, answered.body) == (204, b"")
+    topic, result, attributes = result_of(broker)
+    assert (topic, result) == ("results", answered_result("a", "", 200, b"said"))
+    expected = {"id": "a", "pubsub_message_id": "7", "attempt": "3", "result_route": "shard-1"}
+    assert attributes == expected
+
+
+async def test_a_request_was_created_in_the_moment_of_its_publication_if_in_the_same_second(
+    publisher: Publisher,
+) -> None:
+    """A cancellation has fractions of a second: what is queued again behind it is another submission."""
+    door = Door(publisher)
+    data = base64.b64encode(BODY.replace(b'"id"', b'"created":2000000000,"id"')).decode()
+    message = {"data": data, "messageId": "7", "publishTime": "2033-05-18T03:33:20.250Z"}
+    await door.raw(json.dumps({"message": message, "subscription": "s"}).encode())
+    ((request, _),) = door.forwarded
+    assert request.created == 2_000_000_000.25
+
+
+async def test_a_published_result_has_details_where_they_are_asked_for(
+    publisher: Publisher, broker: RawHttp
+) -> None:
+    await Door(publisher, has_details=True).push(attempt=3, userid="me")
+    _, result, _ = result_of(broker)
+    assert (result.attempts, result.metadata) == (2, {"userid": "me"})
+    assert result.finished_at is not None
+
+
+async def test_a_request_knows_its_subscription_its_attempt_and_its_attributes(publisher: Publisher) -> None:
+    door = Door(publisher)
+    body = b'{"id":"a","deadline":4000000000,"payload":{},"metadata":{"userid":"body","team":"x"}}'
+    await door.push(body, attempt=4, userid="attribute")
+    ((request, limits),) = door.forwarded
+    assert (request.queue, request.attempt, request.labels) == ("s", 3, {"tier": "batch"})
+    assert request.metadata == {"userid": "attribute", "team": "x"}
+    assert limits == Limits(60.0 - MARGIN_SECONDS, 10.0)
+
+
+async def test_without_a_dead_letter_policy_every_attempt_counts_as_the_first(publisher: Publisher) -> None:
+    door = Door(publisher)
+    await door.push()
+    assert door.forwarded[0][0].attempt == 0
+
+
+@pytest.mark.parametrize(("reason", "status"), [("rejected", 429), ("unavailable", 503), ("reset", 503)])
+async def test_a_retry_is_a_nack_and_publishes_nothing(
+    publisher: Publisher, broker: RawHttp, reason: str, status: int
+) -> None:
+    answered = await Door(publisher).push(outcome=Retry(7.5, reason))
+    assert (answered.status_code, answered.headers["retry-after"]) == (status, "8")
+    assert broker.received == []
+
+
+@pytest.mark.parametrize("fault", [answer(503), answer(403), answer(500), answer(429)])
+async def test_a_result_that_is_not_confirmed_is_never_acked(
+    publisher: Publisher, broker: RawHttp, fault: Any
+) -> None:
+    """F64, I5."""
+    broker.say(fault)
+    answered = await Door(publisher).push()
+    assert answered.status_code == 503
+    assert "retry-after" in answered.headers
+
+
+async def test_a_requests_own_topic_wins(publisher: Publisher, broker: RawHttp) -> None:
+    for name in ("mine", "projects/project-1/topics/mine"):
+        body = json.dumps({**json.loads(BODY), "result_queue_name": name}).encode()
+        assert (await Door(publisher).push(body)).status_code == 204
+    assert [topic for topic, _, _ in published(broker)] == ["mine", "mine"]
+
+
+@pytest.mark.parametrize("name", ["projects/other/topics/mine", "a/b", "x", "1abc", "mine:publish", "mi\nne"])
+async def test_a_topic_of_another_project_or_of_no_such_name_is_an_invalid_request(
+    publisher: Publisher, broker: RawHttp, name: str
+) -> None:
+    door = Door(publisher)
+    await door.push(json.dumps({**json.loads(BODY), "result_queue_name": name}).encode())
+    topic, result, _ = result_of(broker)
+    assert (topic, result.error_code, door.forwarded) == ("results", ErrorCode.INVALID_REQUEST, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"),
+    [
+        ("mine", "mine"),
+        ("projects/project-1/topics/mine", "projects/project-1/topics/mine"),
+        ("team-a", "team-a"),
+        ("results", "results"),
+        ("others", None),
+        ("projects/project-1/topics/others", None),
+    ],
+)
+async def test_with_a_list_of_topics_a_request_names_one_of_it_or_is_invalid(
+    publisher: Publisher, broker: RawHttp, name: str, takes: str | None
+) -> None:
+    """F75."""
+    door = Door(publisher, may_name=read_result_names("mine, team-*"))
+    await door.push(json.dumps({**json.loads(BODY), "result_queue_name": name}).encode())
+    topic, result, _ = result_of(broker)
+    assert (topic.rpartition("/")[2], result.error_code) == (
+        (takes.rpartition("/")[2], "") if takes else ("results", ErrorCode.INVALID_REQUEST)
+    )
+    assert len(door.forwarded) == (1 if takes else 0)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+async def test_a_requests_own_topic_that_does_not_take_it_does_not_lose_the_result(
+    publisher: Publisher, broker: RawHttp, status: int
+) -> None:
+    broker.say(answer(status, b'{"error":{"status":"NO"}}'), CONFIRMED)
+    body = json.dumps({**json.loads(BODY), "result_queue_name": "nowhere"}).encode()
+    assert (await Door(publisher).push(body)).status_code == 204
+    assert [topic for topic, _, _ in published(broker)] == ["nowhere", "results"]
+
+
+async def test_a_result_that_pubsub_does_not_take_is_a_final_error_and_not_paid_for_again(
+    publisher: Publisher, broker: RawHttp
+) -> None:
+    large = Answered(answered_result("a", "", 200, b"x" * 10_500_000))
+    assert (await Door(publisher).push(outcome=large)).status_code == 204
+    assert result_of(broker)[1].error_code == ErrorCode.INFERENCE_ERROR
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id":"a","deadline":"soon","payload":{}}',
+        b'{"id":"a","deadline":4000000000,"payload":{"x":"' + b"y" * 10_000 + b'"}}',
+        b'{"id":"a","deadline":4000000000',
+        json.dumps({"id": "a" * 5_000, "deadline": 5, "payload": {}}).encode(),
+    ],
+)
+async def test_an_invalid_request_gets_its_result_and_is_acked(
+    publisher: Publisher, broker: RawHttp, body: bytes
+) -> None:
+    door = Door(publisher)
+    assert (await door.push(body)).status_code == 204
+    assert result_of(broker)[1].error_code == ErrorCode.INVALID_REQUEST
+    assert door.forwarded == []
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b"[]", b"{}", b"\xff\xfe", b'{"deadline":5}'])
+async def test_what_has_no_id_goes_to_the_dead_letter_topic_as_it_came(
+    publisher: Publisher, broker: RawHttp, body: bytes
+) -> None:
+    assert (await Door(publisher, "dead").push(body)).status_code == 204
+    ((topic, data, attributes),) = published(broker)
+    assert (topic, data) == ("dead", body)
+    assert attributes["async_processor_dead_letter_reason"] == ErrorCode.INVALID_REQUEST
+    assert attributes["field"]
+
+
+async def test_without_a_dead_letter_topic_its_error_goes_to_the_result_topic(
+    publisher: Publisher, broker: RawHttp
+) -> None:
+    assert (await Door(publisher).push(b"not json")).status_code == 204
+    topic, result, _ = result_of(broker)
+    assert (topic, result.id, result.error_code) == ("results", "", ErrorCode.INVALID_REQUEST)
+
+
+async def test_a_dead_letter_that_is_not_confirmed_is_not_acked(
+    publisher: Publisher, broker: RawHttp
+) -> None:
+    broker.say(answer(503))
+    assert (await Door(publisher, "dead").push(b"not json")).status_code == 503
+
+
+async def test_a_dead_lettered_delivery_is_a_final_result_without_another_attempt(
+    publisher: Publisher, broker: RawHttp
+) -> None:
+    """F66."""
+    door = Door(publisher)
+    given: dict[str, Any] = {
+        "CloudPubSubDeadLetterSourceSubscription": "s",
+        "CloudPubSubDeadLetterSourceSubscriptionProject": "project-1",
+        "CloudPubSubDeadLetterSourceDeliveryCount": "5",
+    }
+    assert (await door.push(**given)).status_code == 204
+    _, result, _ = result_of(broker)
+    assert (result.id, result.error_code, door.forwarded) == ("a", ErrorCode.UNDELIVERABLE, [])
+    assert "5 deliveries" in result.error_message
+
+
+async def test_a_frame_that_is_no_push_is_a_400(publisher: Publisher, broker: RawHttp) -> None:
+    assert (await Door(publisher).raw(b'{"message":{"data":"%%%"}}')).status_code == 400
+    assert broker.received == []
+
+
+async def test_an_attribute_that_pubsub_would_refuse_is_left_out(
+    publisher: Publisher, broker: RawHttp
+) -> None:
+    await Door(publisher).push(result_route="x" * 1_025)
+    assert "result_route" not in result_of(broker)[2]
+
+
+async def test_time_spent_before_forwarding_is_taken_from_the_ack_deadline(publisher: Publisher) -> None:
+    door = Door(publisher)
+    decoded = await door.door.decode(Delivery([], BODY))
+    assert isinstance(decoded, tuple)
+    for later, left in ((10.0, 45.0), (100.0, 0.0)):
+        door.now = 100.0 + later
+        assert door.door.limits(decoded[1]).seconds == left
+
+
+async def test_a_dead_letter_without_an_id_does_not_go_round_in_a_circle(
+    publisher: Publisher, broker: RawHttp
+) -> None:
+    door = Door(publisher, "dead")
+    for name in ("CloudPubSubDeadLetterSourceSubscription", "async_processor_dead_letter_reason"):
+        assert (await door.push(b"not json", **{name: "x"})).status_code == 204  # type: ignore[arg-type]  # an attribute
+    assert broker.received == []

@@ -1,0 +1,173 @@
+"""Pushes in every form that Pub/Sub, Eventarc and Knative send."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.contract.errors import InvalidEvent
+from handlers.doors.http_message import Delivery
+from handlers.doors.pubsub.push_body import Push, decode_push
+from tests.contract.json_texts import JSON, STRINGS, broken, text
+
+BODY = b'{ "id":"a" , "deadline": 5,"payload":{"x": 1.0}}'
+SUBSCRIPTION = "projects/p/subscriptions/s"
+
+
+def wrapped(data: bytes = BODY, **message: Any) -> dict[str, Any]:
+    given = {"data": base64.b64encode(data).decode(), "messageId": "7", **message}
+    return {"message": given, "subscription": SUBSCRIPTION}
+
+
+def pushed(frame: Any, *headers: tuple[bytes, bytes]) -> Delivery:
+    return Delivery(headers, frame if isinstance(frame, bytes) else json.dumps(frame).encode())
+
+
+def refused(delivery: Delivery) -> InvalidEvent:
+    with pytest.raises(InvalidEvent) as caught:
+        decode_push(delivery)
+    return caught.value
+
+
+def test_a_wrapped_push_is_unwrapped_byte_for_byte() -> None:
+    push = decode_push(pushed({**wrapped(attributes={"k": "v"}), "deliveryAttempt": 5}))
+    assert push.body == BODY
+    assert (push.subscription, push.message_id, push.delivery_attempt) == (SUBSCRIPTION, "7", 5)
+    assert push.attributes == {"k": "v"}
+
+
+def test_both_spellings_of_the_id_are_read() -> None:
+    frame = wrapped()
+    frame["message"] = {"data": "e30=", "message_id": "8", "publish_time": "x", "orderingKey": "o"}
+    push = decode_push(pushed(frame))
+    assert (push.message_id, push.body, push.delivery_attempt) == ("8", b"{}", None)
+
+
+@pytest.mark.parametrize(
+    ("published", "seconds"),
+    [
+        ("2033-05-18T03:33:20.250Z", 2_000_000_000.25),
+        ("2033-05-18T05:33:20.250000000+02:00", 2_000_000_000.25),
+        ("2033-05-18T03:33:20", None),
+        ("0001-01-01T00:00:00+23:59", None),
+        ("soon", None),
+        (5, None),
+        (None, None),
+    ],
+)
+def test_the_time_of_publication_is_read_where_it_is_one(published: Any, seconds: float | None) -> None:
+    assert decode_push(pushed(wrapped(publishTime=published))).published_at == seconds
+    assert decode_push(pushed(wrapped(publish_time=published))).published_at == seconds
+
+
+@pytest.mark.parametrize(
+    ("said", "published_at", "created"),
+    [
+        (100, 100.7, 100.7),
+        (None, 100.7, 100.7),
+        (99, 100.7, 99),
+        (101, 100.7, 101),
+        (100, None, 100),
+        (None, None, None),
+    ],
+)
+def test_a_request_was_created_when_it_says_and_within_that_second_when_it_was_published(
+    said: float | None, published_at: float | None, created: float | None
+) -> None:
+    assert Push(b"", published_at=published_at).created(said) == created
+
+
+@pytest.mark.parametrize("data", [{}, {"data": None}, {"data": ""}])
+def test_a_push_of_attributes_alone_has_an_empty_body(data: dict[str, Any]) -> None:
+    push = decode_push(pushed({"message": {"attributes": {"k": "v"}, **data}}))
+    assert (push.body, push.attributes, push.subscription) == (b"", {"k": "v"}, "")
+
+
+def test_an_unwrapped_push_is_the_body_itself() -> None:
+    assert decode_push(pushed(BODY)).body == BODY
+
+
+def test_written_metadata_names_an_unwrapped_push_and_no_header_else_is_believed() -> None:
+    push = decode_push(
+        pushed(
+            BODY,
+            (b"x-goog-pubsub-subscription-name", SUBSCRIPTION.encode()),
+            (b"x-goog-pubsub-message-id", b"7"),
+            (b"x-goog-pubsub-publish-time", b"2027"),
+            (b"userid", b"forged"),
+            (b"authorization", b"Bearer forged"),
+        )
+    )
+    assert (push.body, push.subscription, push.message_id, push.attributes) == (BODY, SUBSCRIPTION, "7", {})
+    assert push.published_at is None, "2027 is no time"
+
+
+def test_a_request_with_a_field_called_message_is_no_frame() -> None:
+    body = b'{"id":"a","deadline":5,"payload":{},"message":{"data":"e30="}}'
+    assert decode_push(pushed(body)).body == body
+
+
+@pytest.mark.parametrize("mode", ["binary", "structured"])
+def test_a_cloud_event_holds_the_wrapped_push(mode: str) -> None:
+    frame = wrapped(attributes={"k": "v"})
+    attributes = {"specversion": "1.0", "id": "7", "source": "//pubsub", "type": "google.cloud.pubsub"}
+    if mode == "binary":
+        delivery = pushed(frame, *((f"ce-{n}".encode(), v.encode()) for n, v in attributes.items()))
+    else:
+        delivery = pushed({**attributes, "data": frame}, (b"content-type", b"application/cloudevents+json"))
+    push = decode_push(delivery)
+    assert (push.body, push.subscription, push.attributes) == (BODY, SUBSCRIPTION, {"k": "v"})
+
+
+@pytest.mark.parametrize(
+    ("frame", "field"),
+    [
+        ({"message": None}, "push"),
+        ({"message": []}, "push"),
+        ({"message": {"data": 5}}, "push"),
+        ({"message": {"data": "é"}}, "message.data"),
+        ({"message": {"data": "a"}}, "message.data"),
+        ({"message": {"data": "YQ==!"}}, "message.data"),
+        ({"message": {"attributes": {"k": 1}}}, "push"),
+        ({"message": {"attributes": {str(n): "" for n in range(101)}}}, "message.attributes"),
+        ({"message": {}, "deliveryAttempt": "x"}, "push"),
+        ({"message": {}, "subscription": 5}, "push"),
+    ],
+)
+def test_a_broken_frame_is_named(frame: Any, field: str) -> None:
+    assert refused(pushed(frame)).field == field
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b"\xff", b"{" * 9_000, b"not json"])
+def test_what_is_no_frame_at_all_is_a_requests_body(body: bytes) -> None:
+    """It may be an unwrapped push of a broken request: that one gets a record, not an endless redelivery."""
+    assert decode_push(pushed(body)).body == body
+
+
+@given(data=st.binary(max_size=50), attributes=STRINGS, attempt=st.none() | st.integers(1, 100))
+def test_what_pubsub_wraps_is_what_comes_out(
+    data: bytes, attributes: dict[str, str], attempt: int | None
+) -> None:
+    push = decode_push(pushed({**wrapped(data, attributes=attributes), "deliveryAttempt": attempt}))
+    assert (push.body, push.attributes, push.delivery_attempt) == (data, attributes, attempt)
+
+
+@given(
+    body=st.fixed_dictionaries(
+        {"message": JSON}, optional={"subscription": JSON, "deliveryAttempt": JSON}
+    ).map(text)
+    | broken()
+    | st.binary(max_size=30),
+    is_event=st.booleans(),
+)
+def test_no_push_crashes(body: bytes, is_event: bool) -> None:
+    headers = [(b"ce-specversion", b"1.0"), (b"ce-id", b"e"), (b"ce-source", b"s"), (b"ce-type", b"t")]
+    try:
+        decode_push(Delivery(headers if is_event else [], body))
+    except InvalidEvent as error:
+        assert error.found

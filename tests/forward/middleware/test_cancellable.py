@@ -1,0 +1,159 @@
+"""A delivery that was cancelled ends, wherever it is; another submission of its id does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, answered_result
+from handlers.forward.forward import NO_LIMITS, Limits
+from handlers.forward.middleware import cancellable
+from handlers.forward.middleware.cancellable import CancellableForward
+from handlers.forward.outcome import Answered, Outcome
+from handlers.telemetry.logs import get_logger
+from tests.waiting import wait_until_async
+
+ANSWERED = Answered(answered_result("a", "", 200, b"{}"))
+
+
+class Bench:
+    """A forward that answers when told, and what was cancelled when."""
+
+    def __init__(self) -> None:
+        self.cancelled_at: dict[str, float] = {}
+        self.is_down = False
+        self.lookups: list[list[str]] = []
+        self.started: list[Request] = []
+        self.ended: list[str] = []
+        self.may_answer = asyncio.Event()
+        self.forward = CancellableForward(
+            self._attempt, self._look_up, (ConnectionError,), get_logger("test"), look_seconds=0.001
+        )
+
+    async def _look_up(self, ids: Sequence[str]) -> list[float | None]:
+        self.lookups.append(list(ids))
+        if self.is_down:
+            raise ConnectionError
+        return [self.cancelled_at.get(one) for one in ids]
+
+    async def _attempt(self, request: Request, _limits: Limits) -> Outcome:
+        self.started.append(request)
+        try:
+            await self.may_answer.wait()
+        except asyncio.CancelledError:
+            self.ended.append(request.id)
+            raise
+        return ANSWERED
+
+    async def begin(self, request: Request) -> asyncio.Task[Outcome]:
+        """Forward it, until it is under way."""
+        count = len(self.started)
+        task = asyncio.create_task(self.forward.forward(request, NO_LIMITS))
+        await wait_until_async(lambda: len(self.started) > count, 20, "the attempt")
+        return task
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    await bench.forward.aclose()
+
+
+def request(request_id: str = "a", created: int | None = 100) -> Request:
+    return Request(id=request_id, deadline=4e9, payload=b"{}", created=created)
+
+
+def code(outcome: Outcome) -> str:
+    assert isinstance(outcome, Answered)
+    return outcome.result.error_code
+
+
+@pytest.mark.parametrize("created", [None, 99, 100])
+async def test_what_was_cancelled_before_it_came_is_not_sent(bench: Bench, created: int | None) -> None:
+    bench.cancelled_at["a"] = 100.5
+    assert code(await bench.forward.forward(request(created=created), NO_LIMITS)) == ErrorCode.CANCELLED
+    assert bench.started == []
+
+
+async def test_what_was_submitted_after_the_cancellation_runs(bench: Bench) -> None:
+    bench.cancelled_at["a"] = 100.5
+    task = await bench.begin(request(created=101))
+    await bench.forward.look()
+    bench.may_answer.set()
+    assert await task == ANSWERED
+
+
+async def test_what_is_cancelled_in_flight_ends_and_all_else_goes_on(bench: Bench) -> None:
+    first, second = await bench.begin(request()), await bench.begin(request("b"))
+    bench.cancelled_at["a"] = 100.5
+    await bench.forward.start()
+    assert code(await first) == ErrorCode.CANCELLED
+    assert bench.ended == ["a"]
+    bench.may_answer.set()
+    assert await second == ANSWERED
+
+
+async def test_all_that_is_under_way_is_looked_up_in_one_call(bench: Bench) -> None:
+    tasks = [await bench.begin(request(name)) for name in "abc"]
+    bench.lookups.clear()
+    await bench.forward.look()
+    bench.may_answer.set()
+    await asyncio.gather(*tasks)
+    await bench.forward.look()
+    assert bench.lookups == [["a", "b", "c"]]
+
+
+async def test_whoever_ends_it_for_another_reason_ends_it(bench: Bench) -> None:
+    task = await bench.begin(request())
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize(("pause_seconds", "stops"), [(cancellable.END_AGAIN_SECONDS, 1), (0.0, 2)])
+async def test_what_is_ending_is_ended_again_only_after_a_while(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, pause_seconds: float, stops: int
+) -> None:
+    """It may be giving back what a gate had reserved for it; and who publishes its result must not be ended."""
+    monkeypatch.setattr(cancellable, "END_AGAIN_SECONDS", pause_seconds)
+    ends: list[int] = []
+
+    async def gives_back_slowly(_request: Request, _limits: Limits) -> Outcome:
+        bench.started.append(_request)
+        while not bench.may_answer.is_set():
+            try:
+                await bench.may_answer.wait()
+            except asyncio.CancelledError:
+                ends.append(1)
+        raise asyncio.CancelledError
+
+    async def publish() -> tuple[Outcome, int]:
+        outcome = await bench.forward.forward(request(), NO_LIMITS)
+        walking = asyncio.current_task()
+        assert walking is not None
+        return outcome, walking.cancelling()
+
+    monkeypatch.setattr(bench.forward, "_forward", gives_back_slowly)
+    task = asyncio.create_task(publish())
+    await wait_until_async(lambda: bool(bench.started), 20, "the attempt")
+    bench.cancelled_at["a"] = 100.5
+    await bench.forward.look()
+    await asyncio.sleep(0)
+    await bench.forward.look()
+    await asyncio.sleep(0)
+    assert len(ends) == stops
+    bench.may_answer.set()
+    outcome, still_cancelling = await task
+    assert (code(outcome), still_cancelling) == (ErrorCode.CANCELLED, 0)
+
+
+async def test_while_the_redis_is_down_all_goes_on(bench: Bench) -> None:
+    bench.is_down = True
+    task = await bench.begin(request())
+    await bench.forward.look()
+    bench.may_answer.set()
+    assert await task == ANSWERED

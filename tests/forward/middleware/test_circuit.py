@@ -1,0 +1,180 @@
+"""The breaker: what opens it, how little goes while it is open, how it comes back. With a clock of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState, Pass
+
+OPTIONS = CircuitOptions()
+
+
+@dataclass
+class Rig:
+    """A circuit and its time."""
+
+    now: float = 100.0
+    states: list[CircuitState] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.circuit = Circuit(OPTIONS, lambda: self.now, self.states.append)
+
+    def call(self, *, fails: bool | None) -> bool:
+        """One call, if it may go; whether it went."""
+        entered = self.circuit.enter()
+        if entered is not None:
+            self.circuit.leave(entered, fails)
+        return entered is not None
+
+    def open(self) -> None:
+        while self.circuit.state is not CircuitState.OPEN:
+            assert self.call(fails=True)
+
+
+def test_a_tenth_of_failures_opens_nothing() -> None:
+    rig = Rig()
+    for number in range(5_000):
+        rig.now += 0.01
+        assert rig.call(fails=number % 10 == 0)
+    assert rig.states == []
+
+
+def test_a_few_failures_alone_open_nothing() -> None:
+    rig = Rig()
+    for _ in range(OPTIONS.least_failures - 1):
+        assert rig.call(fails=True)
+    rig.now += OPTIONS.window_seconds + 1
+    assert rig.call(fails=True)
+    assert rig.states == []
+
+
+def test_half_of_failures_opens_it_and_most_calls_are_spared() -> None:
+    rig = Rig()
+    rig.open()
+    went = 0
+    for _ in range(6_000):  # a minute, a hundred requests a second
+        rig.now += 0.01
+        went += rig.call(fails=True)
+    assert rig.circuit.state is CircuitState.OPEN
+    assert went <= 60
+
+
+def test_a_death_after_busy_seconds_opens_it_as_soon_as_one_in_a_calm_time() -> None:
+    rig = Rig()
+    for _ in range(5_000):
+        assert rig.call(fails=False)
+    went = 0
+    while rig.call(fails=True):
+        went += 1
+    assert went == OPTIONS.failures_in_a_row
+    assert rig.states == [CircuitState.OPEN]
+
+
+def test_refusals_for_load_say_nothing() -> None:
+    rig = Rig()
+    for _ in range(1_000):
+        assert rig.call(fails=None)
+    assert rig.states == []
+
+
+def test_probes_that_nobody_answers_do_not_pile_up() -> None:
+    rig = Rig()
+    rig.open()
+    entered = 0
+    for _ in range(3_600):
+        rig.now += 1.0
+        entered += rig.circuit.enter() is not None
+    assert entered == OPTIONS.most_probes
+
+
+def test_a_probe_that_is_given_up_makes_room_for_the_next() -> None:
+    rig = Rig()
+    rig.open()
+    for _ in range(20):
+        rig.now += 1.0
+        assert rig.call(fails=None)
+    assert rig.circuit.state is CircuitState.OPEN
+
+
+def test_it_comes_back_in_rounds_that_double() -> None:
+    rig = Rig()
+    rig.open()
+    rig.now += 1.0
+    assert rig.call(fails=False)
+    rounds = []
+    while rig.circuit.state is CircuitState.RECOVERING:
+        rig.now += 0.5
+        entered: list[Pass] = []
+        while (one := rig.circuit.enter()) is not None and len(entered) < 1_000:
+            entered.append(one)
+        rounds.append(len(entered))
+        for one in entered:
+            rig.circuit.leave(one, has_failed=False)
+    assert rounds[:4] == [4, 8, 16, 32]
+    assert rig.states[-1] is CircuitState.CLOSED
+    assert len(rounds) <= 8
+
+
+def test_a_slow_trickle_comes_back_too() -> None:
+    rig = Rig()
+    rig.open()
+    rig.now += 1.0
+    assert rig.call(fails=False)
+    rig.now += OPTIONS.window_seconds
+    assert rig.call(fails=False)
+    assert rig.circuit.state is CircuitState.CLOSED
+
+
+def test_a_gateway_that_falls_again_is_spared_again_at_once() -> None:
+    rig = Rig()
+    rig.open()
+    for _ in range(10):
+        rig.now += 1.0
+        rig.call(fails=False)
+        went = sum(rig.call(fails=True) for _ in range(50))
+        assert rig.circuit.state is CircuitState.OPEN
+        assert went <= OPTIONS.first_limit
+
+
+def test_one_failure_among_successes_slows_the_return_but_does_not_end_it() -> None:
+    rig = Rig()
+    rig.open()
+    rig.now += 1.0
+    for _ in range(9):
+        assert rig.call(fails=False)
+    limit = rig.circuit.room()
+    assert rig.call(fails=True)
+    assert rig.circuit.state is CircuitState.RECOVERING
+    assert 1 <= rig.circuit.room() < limit
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["enter", "leave"]), st.sampled_from([True, False, None]), st.floats(0, 2)),
+        max_size=120,
+    )
+)
+def test_in_any_order_it_counts_right_and_never_locks_up(
+    steps: list[tuple[str, bool | None, float]],
+) -> None:
+    rig = Rig()
+    held: list[Pass] = []
+    for step, fails, seconds in steps:
+        rig.now += seconds
+        room = rig.circuit.room()
+        if step == "enter":
+            entered = rig.circuit.enter()
+            assert (entered is not None) == (room > 0)
+            held += [] if entered is None else [entered]
+        elif held:
+            rig.circuit.leave(held.pop(), fails)
+    for one in held:
+        rig.circuit.leave(one, None)
+    rig.now += 1_000.0
+    for _ in range(20):
+        rig.now += OPTIONS.window_seconds
+        assert rig.call(fails=False), "a healthy gateway is always reached again"
+    assert rig.circuit.state is CircuitState.CLOSED

@@ -1,0 +1,165 @@
+"""Forwarding past a guard: what counts as failure, who waits, who comes back, and that nothing is lost for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+import pytest
+
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, answered_result, error_result
+from handlers.forward.forward import NO_LIMITS, Limits
+from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState
+from handlers.forward.middleware.guarded import (
+    CIRCUIT_OPEN,
+    RETRY_BUDGET,
+    GuardedForward,
+    GuardOptions,
+    guarded_dispatch,
+    has_failed,
+)
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.gates.gate import Answer
+from handlers.telemetry.logs import get_logger
+
+OK = Answered(answered_result("a", "", 200, b"{}"), Answer(200))
+DOWN = Retry(2.0, "connect", feedback=Answer(None))
+BUSY = Retry(2.0, "rejected", feedback=Answer(429))
+
+
+def request(attempt: int = 0, queue: str = "q", seconds: float = 600.0) -> Request:
+    return Request(id="a", deadline=time.time() + seconds, payload=b"{}", queue=queue, attempt=attempt)
+
+
+class Gateway:
+    """Answers what it is told; counts."""
+
+    def __init__(self, outcome: Outcome = OK) -> None:
+        self.outcome = outcome
+        self.calls = 0
+        self.limits: list[Limits] = []
+
+    async def forward(self, _request: Request, limits: Limits) -> Outcome:
+        self.calls += 1
+        self.limits.append(limits)
+        return self.outcome
+
+
+def guarded(gateway: Gateway, **options: object) -> GuardedForward:
+    given = msgspec.convert(options, GuardOptions)
+    return GuardedForward(gateway.forward, lambda queue: queue, get_logger("test"), given, draw=lambda: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "verdict"),
+    [
+        (OK, False),
+        (Answered(answered_result("a", "", 404, b""), Answer(404)), False),
+        (Answered(answered_result("a", "", 503, b""), Answer(503)), True),
+        (Answered(error_result("a", "", ErrorCode.DEADLINE_EXCEEDED, ""), Answer(None)), True),
+        (Answered(error_result("a", "", ErrorCode.INVALID_REQUEST, "")), None),
+        (DOWN, True),
+        (BUSY, None),
+        (Retry(1.0, "unavailable", feedback=Answer(503)), True),
+        (Retry(1.0, "unavailable", feedback=Answer(503, dropped_reason="evicted")), None),
+        (Retry(1.0, "gate_closed"), None),
+        (Retry(1.0, "handler_unavailable"), True),
+        (Retry(1.0, CIRCUIT_OPEN), True),
+    ],
+)
+def test_what_an_outcome_says_of_the_gateway(outcome: Outcome, verdict: bool | None) -> None:
+    assert has_failed(outcome) is verdict
+
+
+async def test_while_it_is_open_requests_come_back_uncounted_and_soon() -> None:
+    gateway = Gateway(DOWN)
+    forward = guarded(gateway).forward
+    outcomes = [await forward(request(), NO_LIMITS) for _ in range(500)]
+    assert gateway.calls <= CircuitOptions().least_failures
+    last = outcomes[-1]
+    assert isinstance(last, Retry)
+    assert (last.reason, last.counts_attempt, last.feedback) == (CIRCUIT_OPEN, False, None)
+    assert 1.0 <= last.delay_seconds <= 3.0
+
+
+async def test_one_gateways_trouble_is_not_anothers() -> None:
+    gateway = Gateway(DOWN)
+    guard = guarded(gateway)
+    for _ in range(50):
+        await guard.forward(request(queue="down"), NO_LIMITS)
+    gateway.outcome = OK
+    assert await guard.forward(request(queue="well"), NO_LIMITS) == OK
+    assert guard.guards["down"].circuit.state is CircuitState.OPEN
+
+
+async def test_switched_off_every_call_goes() -> None:
+    gateway = Gateway(DOWN)
+    forward = guarded(gateway, is_breaking=False, retry_share=0).forward
+    for _ in range(500):
+        await forward(request(attempt=3), NO_LIMITS)
+    assert gateway.calls == 500
+
+
+async def test_without_budget_a_retry_waits_and_a_first_attempt_goes() -> None:
+    gateway = Gateway(BUSY)
+    guard = guarded(gateway)
+    outcomes = [await guard.forward(request(attempt=1), NO_LIMITS) for _ in range(200)]
+    reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Retry)]
+    assert reasons.count("rejected") <= 101
+    assert reasons[-1] == RETRY_BUDGET
+    assert await guard.forward(request(), NO_LIMITS) == BUSY
+
+
+async def test_a_delivery_that_can_be_held_waits_and_goes_when_the_gateway_is_back() -> None:
+    gateway = Gateway(DOWN)
+    guard = guarded(gateway)
+    for _ in range(20):
+        await guard.forward(request(), NO_LIMITS)
+    gateway.outcome = OK
+    outcome = await guard.forward(request(), Limits(60.0, 10.0))
+    assert outcome == OK
+    assert 0 < (gateway.limits[-1].seconds or 0) < 60.0, "what it waited is not there for the attempt"
+
+
+async def test_a_retry_that_could_only_come_too_late_is_final() -> None:
+    gateway = Gateway(DOWN)
+    guard = guarded(gateway)
+    for _ in range(20):
+        await guard.forward(request(), NO_LIMITS)
+    outcome = await guard.forward(request(seconds=1.0), Limits(0.1, 10.0))
+    assert isinstance(outcome, Answered)
+    assert outcome.result.error_code == ErrorCode.DEADLINE_EXCEEDED
+
+
+async def test_what_is_given_up_leaves_its_place() -> None:
+    async def for_ever(_request: Request, _body: bytes) -> Outcome:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    circuit = Circuit(CircuitOptions(least_failures=1, most_probes=1))
+    circuit.leave(circuit.enter() or pytest.fail("closed"), has_failed=True)
+    assert circuit.state is CircuitState.OPEN
+    circuit = Circuit(CircuitOptions())
+    work = asyncio.ensure_future(guarded_dispatch(for_ever, circuit)(request(), b""))
+    await asyncio.sleep(0)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    assert circuit.state is CircuitState.CLOSED
+
+
+async def test_who_comes_after_goes_on_with_the_guards_of_before() -> None:
+    before, after = Gateway(DOWN), Gateway()
+    first = guarded(before)
+    while first.open_circuits() == 0:
+        await first.forward(request(), NO_LIMITS)
+
+    second = GuardedForward(
+        after.forward, lambda queue: queue, get_logger("test"), GuardOptions(), guards=first.guards
+    )
+
+    assert second.open_circuits() == 1
+    assert isinstance(await second.forward(request(), NO_LIMITS), Retry)
+    assert after.calls == 0, "no probe is due yet"
+    assert isinstance(await second.forward(request(queue="another"), NO_LIMITS), Answered)

@@ -1,0 +1,57 @@
+"""Retries are a share of the answers, and a few are always there."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from handlers.forward.middleware.retry_budget import RetryBudget
+
+
+class Time:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("error_share", "most_calls"), [(0.1, 1.2), (0.3, 1.3), (0.6, 1.3), (0.95, 1.3)])
+def test_calls_for_each_request_stay_few_whatever_fails(error_share: float, most_calls: float) -> None:
+    time, chance = Time(), random.Random(1)
+    budget = RetryBudget(0.25, time)
+    requests, calls, waiting = 40_000, 0, 0
+    for _ in range(requests):
+        time.now += 0.001
+        attempts = 1
+        if waiting and budget.spend():
+            waiting, attempts = waiting - 1, 2
+        for _ in range(attempts):
+            calls += 1
+            if chance.random() < error_share:
+                waiting += 1
+            else:
+                budget.earn()
+    assert calls / requests <= most_calls
+
+
+def test_where_nothing_is_answered_one_retry_a_second_is_left() -> None:
+    time = Time()
+    budget = RetryBudget(0.25, time)
+    while budget.spend():
+        pass
+    spent = 0
+    for _ in range(600):
+        time.now += 0.1
+        spent += budget.spend()
+    assert 59 <= spent <= 60
+
+
+def test_what_is_saved_has_a_limit() -> None:
+    time = Time()
+    budget = RetryBudget(0.25, time)
+    time.now = 1e6
+    spent = 0
+    while budget.spend():
+        spent += 1
+    assert spent == 100

@@ -1,0 +1,171 @@
+"""`endpoint-scrape` reads a /metrics page by itself."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.contract.errors import InvalidSetting
+from handlers.gates.metric.endpoint_scrape import samples_of
+from handlers.gates.sources import GateSources
+from tests.gates.building import ReadableLog, gate
+from tests.gates.exporter import Exporter
+from tests.gates.opening import started, until_budget
+from tests.waiting import wait_until_async
+
+WAITING = "vllm:num_requests_waiting"
+
+
+@pytest.mark.parametrize(
+    ("value", "params", "budget"),
+    [
+        (0.25, {}, 0.75),
+        (0.25, {"baseline": "0.1"}, 0.65),
+        (1.7, {}, 0.0),
+        (0.25, {"value_type": "budget"}, 0.25),
+        (0.25, {"value_type": "budget", "baseline": 0.05}, 0.2),
+        (3, {"max_count_per_pod": "5"}, 0.4),
+        (3, {"max_count_per_pod": 5, "value_type": "budget"}, 0.6),
+        (0, {"baseline": "0.2"}, 0.8),
+    ],
+)
+async def test_the_value_becomes_a_budget(
+    exporter: Exporter, from_pages: GateSources, value: float, params: dict[str, Any], budget: float
+) -> None:
+    exporter.set(WAITING, value)
+    exporter.set(f"{WAITING}_more", 1)
+    params = {"url": exporter.url, "metric": WAITING, **params}
+    async with started("endpoint-scrape", params, from_pages) as built:
+        assert built.budget() == pytest.approx(budget)
+        full = 1 - float(params.get("baseline", 0))
+        assert built.shares()[0].part == pytest.approx(budget / full)
+
+
+async def test_counts_add_up_over_series_and_parts_do_not(
+    exporter: Exporter, from_pages: GateSources
+) -> None:
+    for engine, count in (("0", 2), ("1", 3)):
+        exporter.set(WAITING, count, model_name="m", engine=engine)
+        exporter.set("saturation", count / 10, model_name="m", engine=engine)
+    exporter.set(WAITING, 100, model_name="other", engine="0")
+    counted = {
+        "url": exporter.url,
+        "metric": WAITING,
+        "labels": '{"model_name": "m"}',
+        "max_count_per_pod": 10,
+    }
+    parts = {"url": exporter.url, "metric": "saturation", "labels": "model_name=m"}
+    async with (
+        started("endpoint-scrape", counted, from_pages) as sum_of_counts,
+        started("endpoint-scrape", parts, from_pages) as largest_part,
+    ):
+        assert sum_of_counts.budget() == pytest.approx(0.5)
+        assert largest_part.budget() == pytest.approx(0.7)
+
+
+async def test_the_capacity_follows_the_ready_pods(exporter: Exporter, from_pages: GateSources) -> None:
+    exporter.set(WAITING, 6)
+    exporter.set("inference_pool_ready_pods", 2, name="p")
+    params = {
+        "url": exporter.url,
+        "metric": WAITING,
+        "max_count_per_pod": "5",
+        "pods_url": exporter.url,
+        "pods_metric": "inference_pool_ready_pods",
+        "pods_labels": {"name": "p"},
+    }
+    async with started("endpoint-scrape", params, from_pages) as built:
+        assert built.budget() == pytest.approx(0.4)
+        exporter.set("inference_pool_ready_pods", 3, name="p")
+        await until_budget(built, 0.6, "6 of 15")
+        exporter.set("inference_pool_ready_pods", 0, name="p")
+        await until_budget(built, 0.0, "no pods: the fallback")
+        assert "no ready pods" in built.state().why_closed
+
+
+async def test_gates_on_one_page_fetch_it_once(exporter: Exporter, from_pages: GateSources) -> None:
+    exporter.set("one", 0.1)
+    exporter.set("two", 0.2)
+    gates = [gate("endpoint-scrape", {"url": exporter.url, "metric": m}, from_pages) for m in ("one", "two")]
+    for built in gates:
+        await built.start()
+    assert [built.budget() for built in gates] == [pytest.approx(0.9), pytest.approx(0.8)]
+    assert exporter.fetches == 1
+    for built in gates:
+        await built.aclose()
+
+
+@pytest.mark.parametrize(
+    ("params", "budget"),
+    [({}, 0.0), ({"fallback": 1.0}, 1.0), ({"absent_value": "0"}, 1.0), ({"on_missing": "open"}, 1.0)],
+)
+async def test_a_page_without_the_metric_does_what_the_settings_say(
+    exporter: Exporter, from_pages: GateSources, params: dict[str, Any], budget: float
+) -> None:
+    exporter.set("another", 1)
+    async with started(
+        "endpoint-scrape", {"url": exporter.url, "metric": WAITING, **params}, from_pages
+    ) as built:
+        assert built.budget() == budget
+        assert bool(built.state().on_missing) is ("absent_value" not in params)
+
+
+async def test_an_outage_of_the_page_is_told_once_and_its_end_too(
+    exporter: Exporter, from_pages: GateSources, log: ReadableLog
+) -> None:
+    exporter.set(WAITING, 0.5)
+    params = {"url": exporter.url, "metric": WAITING}
+    async with started("endpoint-scrape", params, from_pages) as built:
+        exporter.status = 503
+        await until_budget(built, 0.0, "closed by its fallback")
+        fetches = exporter.fetches
+        await wait_until_async(lambda: exporter.fetches >= fetches + 3, 10, "more failing fetches")
+        exporter.status = 200
+        await until_budget(built, 0.5, "open again")
+    assert [line["why"] for line in log.said("gate source missing")] == ["it answered 503"]
+    assert len(log.said("gate source back")) == 1
+    assert [line["in_force"] for line in log.said("gate on_missing in force")] == ["fallback"]
+    assert len(log.said("gate reads its source again")) == 1
+
+
+@pytest.mark.parametrize(
+    ("params", "named"),
+    [
+        ({"pods_url": "http://h/metrics"}, "pods_url"),
+        ({"pods_url": "http://h/metrics", "pods_metric": "m"}, "max_count_per_pod"),
+        ({"value_type": "load"}, "value_type"),
+        ({"url": "vllm:8000"}, "url"),
+    ],
+)
+def test_settings_that_make_no_sense_together_stop_the_start(params: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidSetting) as caught:
+        gate("endpoint-scrape", {"url": "http://h/metrics", "metric": "m", **params})
+    assert caught.value.setting == f"queues[0].gate_params.{named}"
+
+
+def test_only_the_metric_itself_is_read_off_a_page() -> None:
+    page = b"\n".join(
+        [
+            b"# HELP m of a test",
+            b"# TYPE m gauge",
+            b'm{a="1"} 2',
+            b"m_total 5",
+            b"mm 6",
+            b'm{a="2",b="x y"} 3 1700000000000',
+            b"m 4",
+        ]
+    )
+    assert samples_of(page, "m", {}) == [2.0, 3.0, 4.0]
+    assert samples_of(page, "m", {"a": "2"}) == [3.0]
+    assert samples_of(page, "m_total", {}) == [5.0]
+    assert samples_of(page, "n", {}) == []
+
+
+@given(st.binary(max_size=200))
+def test_a_page_of_anything_is_a_value_or_an_error_that_is_expected(page: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        assert isinstance(samples_of(b"m " + page, "m", {}), list)

@@ -1,0 +1,97 @@
+"""`local-max-concurrency`: never more than its limit, and every way out gives the place back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers.gates.gate import Go, Hold, Refuse
+from handlers.gates.quota.local_concurrency import LocalConcurrencyGate
+from handlers.gates.quota.waiters import Waiters
+from tests.gates.building import gate, request
+
+
+def local(limit: int, mode: str = "classifying") -> LocalConcurrencyGate:
+    built = gate("local-max-concurrency", {"limit": limit, "gating_mode": mode})
+    assert isinstance(built, LocalConcurrencyGate)
+    return built
+
+
+@given(st.integers(1, 5), st.lists(st.booleans(), max_size=60))
+async def test_it_never_lets_more_go_than_its_limit(limit: int, is_entering: list[bool]) -> None:
+    built = local(limit)
+    inside: list[Go] = []
+    for enters in is_entering:
+        if enters:
+            verdict = await built.admit(request())
+            if isinstance(verdict, Go):
+                inside.append(verdict)
+            else:
+                assert isinstance(verdict, Refuse)
+                assert len(inside) == limit
+        elif inside:
+            await inside.pop().reservation.release()
+        assert built.in_use == len(inside) <= limit
+        assert built.room() == limit - len(inside)
+
+
+async def test_a_place_is_given_back_once_however_often_asked() -> None:
+    built = local(2)
+    first, second = await built.admit(request("a")), await built.admit(request("b"))
+    assert isinstance(first, Go)
+    assert isinstance(second, Go)
+    await first.reservation.release()
+    await first.reservation.release()
+    await first.reservation.give_back()
+    assert built.in_use == 1
+
+
+async def test_blocking_holds_and_lets_go_in_the_order_of_asking() -> None:
+    built = local(1, "blocking")
+    first = await built.admit(request())
+    assert isinstance(first, Go)
+    order: list[int] = []
+
+    async def enter(number: int) -> None:
+        while isinstance(verdict := await built.admit(request(str(number))), Hold):
+            assert await verdict.wait_open(time.time() + 30)
+        assert isinstance(verdict, Go)
+        order.append(number)
+        await verdict.reservation.release()
+
+    waiting = [asyncio.create_task(enter(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    assert built.state().figures["waiting"] == 5
+    await first.reservation.release()
+    await asyncio.gather(*waiting)
+    assert order == list(range(5))
+    assert built.in_use == 0
+
+
+async def test_who_waits_too_long_is_told_so() -> None:
+    built = local(1, "blocking")
+    await built.admit(request())
+    verdict = await built.admit(request("b"))
+    assert isinstance(verdict, Hold)
+    assert not await verdict.wait_open(time.time() + 0.01)
+    assert built.state().figures["waiting"] == 0
+
+
+async def test_a_waiter_that_is_cancelled_passes_its_place_on() -> None:
+    waiters = Waiters()
+    woken: Counter[str] = Counter()
+
+    async def wait(name: str) -> None:
+        woken[name] += await waiters.wait(time.time() + 30)
+
+    first, second = asyncio.create_task(wait("first")), asyncio.create_task(wait("second"))
+    await asyncio.sleep(0)
+    waiters.wake()
+    first.cancel()  # in the same moment: the place was already given to it
+    await second
+    assert woken == {"second": 1}
+    assert len(waiters) == 0

@@ -1,0 +1,371 @@
+"""`redis-quota`: exact over processes, crashes, retries and later refusals; shared with the reference."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers.gates.gate import Gate, Go, Refuse
+from handlers.gates.quota.redis_quota import QuotaGate
+from handlers.gates.sources import GateSources
+from handlers.redis_store.limits.gate_store import RedisGateStore
+from tests.gates.building import Clock, ReadableLog, gate, request, sources
+from tests.gates.opening import started
+from tests.gates.redis_server import RedisServer
+from tests.waiting import elapse_async, wait_until_async
+
+KEY = "quota:userid:alice"
+HELD = "{quota:userid:alice}:held"
+HELD_BY = "{quota:userid:alice}:held-by"
+PAID = "{quota:userid:alice}:paid"
+
+
+def rate(given: GateSources, **params: Any) -> QuotaGate:
+    built = gate("redis-quota", {"address": "a", "limit": 3, **params}, given)
+    assert isinstance(built, QuotaGate)
+    return built
+
+
+def concurrency(given: GateSources, **params: Any) -> QuotaGate:
+    return rate(given, mode="concurrency", **params)
+
+
+async def go(built: Gate, request_id: str, token: str = "t") -> Go:
+    verdict = await built.admit(request(request_id, token=token))
+    assert isinstance(verdict, Go), verdict
+    return verdict
+
+
+def _same(store: RedisGateStore, _address: str) -> RedisGateStore:
+    return store
+
+
+@pytest.fixture
+async def pollers(redis_server: RedisServer, redis: Redis) -> AsyncIterator[list[GateSources]]:
+    """Ten processes' worth of connections to one server."""
+    clients = [Redis.from_url(f"redis://{redis_server.address}", max_connections=16) for _ in range(10)]
+    stores = [RedisGateStore(client) for client in clients]
+    yield [sources(stores=partial(_same, store)) for store in stores]
+    for client in clients:
+        await client.aclose()
+
+
+# --- rate
+
+
+async def test_over_the_rate_requests_are_refused_with_the_time_until_a_unit_is_free(
+    from_redis: GateSources,
+) -> None:
+    built = rate(from_redis, window="40s")
+    for number in range(3):
+        await go(built, str(number))
+    verdict = await built.admit(request("one more"))
+    assert isinstance(verdict, Refuse)
+    assert 32 < verdict.delay_seconds <= 40
+    second = await built.admit(request("and another"))
+    assert isinstance(second, Refuse)
+    assert second.delay_seconds >= verdict.delay_seconds + 12, "one after the other, not all at once"
+
+
+async def test_a_unit_is_free_again_after_the_window(from_redis: GateSources) -> None:
+    built = rate(from_redis, limit=1, window="2s")
+    await go(built, "a")
+    assert isinstance(await built.admit(request("b")), Refuse)
+    await wait_until_async(lambda: admitted(built, "b"), 60, "the window to pass")
+
+
+async def test_a_retried_request_does_not_pay_twice(redis: Redis, from_redis: GateSources) -> None:
+    built = rate(from_redis)
+    for _ in range(5):
+        await (await go(built, "a")).reservation.release()
+    assert await redis.zcard(KEY) == 1
+
+
+async def test_a_retry_after_the_window_does_not_pay_again(redis: Redis, from_redis: GateSources) -> None:
+    built = rate(from_redis, limit=1, window="1s")
+    await (await go(built, "a")).reservation.release()
+    await elapse_async(1.2, "the window passes")
+    await go(built, "b")
+    await go(built, "a")
+    assert await redis.zcard(KEY) == 1
+
+
+async def test_a_request_that_was_not_sent_gets_its_unit_back(redis: Redis, from_redis: GateSources) -> None:
+    built = rate(from_redis, limit=1)
+    for number in range(5):
+        await (await go(built, str(number))).reservation.give_back()
+    assert await redis.exists(KEY, PAID) == 0
+
+
+async def test_a_retry_that_was_not_sent_keeps_what_its_first_attempt_paid(
+    redis: Redis, from_redis: GateSources
+) -> None:
+    built = rate(from_redis, limit=1)
+    await (await go(built, "a")).reservation.release()
+    await (await go(built, "a")).reservation.give_back()
+    assert isinstance(await built.admit(request("b")), Refuse)
+
+
+async def test_a_later_submission_of_the_same_id_pays_for_itself(from_redis: GateSources) -> None:
+    built = rate(from_redis, limit=1)
+    await go(built, "a", token="first")
+    assert isinstance(await built.admit(request("a", token="second")), Refuse)
+    assert isinstance(await built.admit(request("a", token="", deadline=2e9)), Refuse)
+
+
+async def test_the_reference_counts_in_the_same_window(redis: Redis, from_redis: GateSources) -> None:
+    built = rate(from_redis, window="60s")
+    now = time.time_ns()
+    for back in (1, 2):
+        await redis.zadd(KEY, {str(now - back): now - back})
+    await redis.zadd(KEY, {"old": now - 61_000_000_000})
+    await go(built, "a")
+    assert isinstance(await built.admit(request("b")), Refuse)
+    assert await redis.zcard(KEY) == 3
+    pairs: list[tuple[bytes, float]] = await redis.zrange(KEY, 0, -1, withscores=True)  # type: ignore[assignment]  # so with scores
+    scores = [score for _, score in pairs]
+    assert all(abs(score - now) < 60e9 for score in scores), "nanoseconds, as the reference writes them"
+
+
+async def test_many_processes_never_pass_the_rate_together(redis: Redis, pollers: list[GateSources]) -> None:
+    gates = [rate(given, limit=25) for given in pollers]
+    verdicts = await asyncio.gather(*(gates[n % 10].admit(request(str(n))) for n in range(200)))
+    assert sum(isinstance(verdict, Go) for verdict in verdicts) == 25
+    assert await redis.zcard(KEY) == 25
+
+
+async def test_every_key_of_a_quota_expires(redis: Redis, from_redis: GateSources) -> None:
+    await go(rate(from_redis), "a")
+    await redis.rename(KEY, "rate")
+    await go(concurrency(from_redis), "b")
+    assert len(await redis.keys("*")) == 5
+    for key in await redis.keys("*"):
+        assert 0 < await redis.ttl(key) < 3600, key
+
+
+# --- labels and missing things
+
+
+@pytest.mark.parametrize("mode", ["rate-limit", "concurrency"])
+async def test_classifying_never_refuses_and_labels(from_redis: GateSources, mode: str) -> None:
+    built = rate(from_redis, limit=2, mode=mode, gating_mode="classifying")
+    labels = [dict((await go(built, str(number))).labels) for number in range(4)]
+    assert labels == [{"classification": "reserved"}] * 2 + [{"classification": "overflow"}] * 2
+
+
+async def test_a_request_without_the_attribute_has_no_quota(redis: Redis, from_redis: GateSources) -> None:
+    built = rate(from_redis, limit=1, attribute="team")
+    for number in range(3):
+        await go(built, str(number))
+    assert await redis.keys("*") == []
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"), [({}, Refuse), ({"on_missing": "open"}, Go), ({"gating_mode": "classifying"}, Go)]
+)
+async def test_a_redis_that_does_not_answer_is_shown_and_does_what_on_missing_says(
+    from_redis: GateSources, redis_server: RedisServer, params: dict[str, Any], expected: type
+) -> None:
+    built = rate(from_redis, **params)
+    with redis_server.paused():
+        verdict = await built.admit(request())
+        assert isinstance(verdict, expected)
+        if isinstance(verdict, Go):
+            assert verdict.labels.get("classification", "overflow") == "overflow"
+        assert not built.state().is_source_available
+    await go(built, "after")
+    assert built.state().is_source_available
+    assert isinstance(from_redis.log, ReadableLog)
+    assert len(from_redis.log.said("gate on_missing in force")) == 1
+
+
+# --- concurrency
+
+
+async def test_slots_are_counted_and_given_back_on_every_way_out(
+    redis: Redis, from_redis: GateSources
+) -> None:
+    built = concurrency(from_redis)
+    first, second, third = [await go(built, name) for name in "abc"]
+    assert isinstance(await built.admit(request("d")), Refuse)
+    assert await redis.get(KEY) == b"3"
+    await first.reservation.release()
+    await second.reservation.give_back()
+    assert await redis.get(KEY) == b"1"
+    await third.reservation.release()
+    await third.reservation.release()
+    assert await redis.exists(KEY, HELD, HELD_BY) == 0
+
+
+async def test_who_finds_no_slot_gets_a_time_of_its_own_by_what_requests_last(redis: Redis) -> None:
+    """A deep queue of one tenant that asked again every second would do nothing else."""
+    clock, store = Clock(time.time()), RedisGateStore(redis)
+    given = sources(stores=lambda address: store, clock=clock)
+    built = gate("redis-quota", {"address": "store", "limit": 2, "mode": "concurrency"}, given)
+    for number in range(60):
+        held = await go(built, str(number))
+        clock.now += 10
+        await held.reservation.release()
+    for number in range(2):
+        await go(built, f"long {number}")
+    delays = []
+    for number in range(4):
+        verdict = await built.admit(request(f"late {number}"))
+        assert isinstance(verdict, Refuse)
+        delays.append(verdict.delay_seconds)
+    gaps = [later - sooner for sooner, later in itertools.pairwise(delays)]
+    assert gaps == [pytest.approx(4, rel=0.05)] * 3, "10 s, two at a time, a little sooner"
+
+
+async def test_the_counter_is_shared_with_the_reference(redis: Redis, from_redis: GateSources) -> None:
+    built = concurrency(from_redis)
+    await redis.set(KEY, 2)
+    mine = await go(built, "a")
+    assert await redis.get(KEY) == b"3"
+    assert isinstance(await built.admit(request("b")), Refuse)
+    await redis.decr(KEY)
+    await go(built, "b")
+    await mine.reservation.release()
+    assert await redis.get(KEY) == b"2"
+
+
+async def test_a_counter_that_was_lost_is_rebuilt_from_what_is_held(
+    redis: Redis, from_redis: GateSources
+) -> None:
+    built = concurrency(from_redis)
+    for name in "abc":
+        await go(built, name)
+    await redis.delete(KEY)
+    assert isinstance(await built.admit(request("d")), Refuse)
+    assert await redis.get(KEY) == b"3"
+
+
+async def test_a_killed_owners_slots_come_back_with_their_lease(
+    redis: Redis, pollers: list[GateSources]
+) -> None:
+    killed, alive = (concurrency(given, lease_seconds=2) for given in pollers[:2])
+    for name in "abc":  # never started: it does not renew, as a dead process does not
+        await go(killed, name)
+    assert isinstance(await alive.admit(request("d")), Refuse)
+
+    async def is_alone() -> bool:  # the leases of a, b and c end one after the other, as they were taken
+        return await admitted(alive, "d") and await redis.zrange(HELD, 0, -1) == [b"d\x00t"]
+
+    await wait_until_async(is_alone, 10, "the slots to come back")
+    assert await redis.get(KEY) == b"1"
+
+
+async def admitted(built: Gate, request_id: str) -> bool:
+    return isinstance(await built.admit(request(request_id, token="t")), Go)
+
+
+async def test_a_living_owner_keeps_its_slots_beyond_their_lease(
+    redis: Redis, from_redis: GateSources
+) -> None:
+    params = {"address": "a", "limit": 1, "mode": "concurrency", "lease_seconds": 3}
+    async with started("redis-quota", params, from_redis) as built:
+        mine = await go(built, "a")
+        await elapse_async(3.5, "more than a lease passes")
+        assert isinstance(await built.admit(request("b")), Refuse)
+        await mine.reservation.release()
+        await go(built, "b")
+
+
+async def test_a_request_taken_over_from_a_dead_owner_holds_one_slot_and_the_dead_one_frees_none(
+    redis: Redis, pollers: list[GateSources]
+) -> None:
+    before, after = (concurrency(given, limit=1) for given in pollers[:2])
+    old = await go(before, "a")
+    new = await go(after, "a")
+    assert await redis.get(KEY) == b"1"
+    await old.reservation.release()
+    assert await redis.get(KEY) == b"1"
+    await new.reservation.release()
+    assert await redis.exists(KEY) == 0
+
+
+async def test_an_owner_that_slept_through_its_lease_is_counted_again(
+    redis: Redis, from_redis: GateSources
+) -> None:
+    built = concurrency(from_redis, limit=1, lease_seconds=1)
+    other = concurrency(from_redis, limit=1, lease_seconds=1)
+    sleeper = await go(built, "a")
+    await wait_until_async(lambda: admitted(other, "b"), 10, "the lease to end")
+    assert await redis.get(KEY) == b"1"
+    await redis.incr(KEY)  # the reference's, which only the counter knows
+    await built.renew()
+    assert await redis.get(KEY) == b"3", "all three are in flight"
+    await sleeper.reservation.release()
+    assert await redis.get(KEY) == b"2"
+
+
+class SlowToRenew(RedisGateStore):
+    """A renewal that is on its way until a test lets it arrive."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis)
+        self.may_arrive = asyncio.Event()
+
+    async def renew_slots(self, *slots: Any, **times: Any) -> None:
+        await self.may_arrive.wait()
+        await super().renew_slots(*slots, **times)
+
+
+async def test_what_is_freed_while_its_renewal_is_on_the_way_stays_free(redis: Redis) -> None:
+    store = SlowToRenew(redis)
+    built = concurrency(sources(stores=lambda address: store))
+    mine, kept = await go(built, "a"), await go(built, "b")
+    renewing = asyncio.create_task(built.renew())
+    await asyncio.sleep(0)
+    await mine.reservation.release()
+    store.may_arrive.set()
+    await renewing
+    assert await redis.get(KEY) == b"1"
+    assert await redis.zrange(HELD, 0, -1) == [b"b\x00t"]
+    await kept.reservation.release()
+
+
+async def test_many_processes_and_crashes_never_pass_the_limit_and_leave_nothing_behind(
+    redis: Redis, pollers: list[GateSources]
+) -> None:
+    """Witnessed here: what runs at a time. A crash forgets its slot, and its request ends at that moment."""
+    draw = random.Random(11)
+    gates = [concurrency(given, limit=4, lease_seconds=1) for given in pollers]
+    running = most = sent = 0
+
+    async def serve(number: int) -> None:
+        nonlocal running, most, sent
+        built = gates[number % 10]
+        while not isinstance(verdict := await built.admit(request(str(number), token="t")), Go):
+            await elapse_async(0.01, "another try")
+        running += 1
+        sent += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        if draw.random() > 0.1:
+            await verdict.reservation.release()
+
+    await asyncio.gather(*(serve(number) for number in range(60)))
+    assert (sent, most <= 4) == (60, True)
+    await wait_until_async(lambda: admitted(gates[0], "last"), 10, "crashed slots to end")
+    await elapse_async(1.1, "the leases of what crashed end")
+    await go(gates[0], "sweep")
+    assert await redis.zcard(HELD) <= 2
+    assert int(await redis.get(KEY) or 0) == await redis.zcard(HELD)
+
+
+@pytest.mark.parametrize("tenant", ["a:b", "{x}", "a b", "ü", "a{b", "*"])
+async def test_tenants_of_any_name_are_kept_apart(redis: Redis, from_redis: GateSources, tenant: str) -> None:
+    built = concurrency(from_redis, limit=1)
+    assert isinstance(await built.admit(request("a", user=tenant)), Go)
+    assert isinstance(await built.admit(request("b", user=tenant)), Refuse)
+    assert isinstance(await built.admit(request("c", user=f"{tenant}2")), Go)

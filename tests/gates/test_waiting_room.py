@@ -1,0 +1,228 @@
+"""The door's side of a pool: slots, holding, and nothing lost on any way out."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import pytest
+
+from handlers.contract.request import Request
+from handlers.gates.gate import Drop, Gate, Go, Refuse, Verdict
+from handlers.gates.waiting_room import Doorkeeper
+from tests.gates.building import gate, request
+from tests.waiting import wait_until_async
+
+
+class Switch(Gate):
+    """A budget that a test sets."""
+
+    gate_type = "switch"
+
+    def __init__(self, part: float) -> None:
+        self.part = part
+
+    def budget(self) -> float:
+        return self.part
+
+
+class Always(Gate):
+    """One verdict for all."""
+
+    gate_type = "always"
+
+    def __init__(self, verdict: Verdict) -> None:
+        self.verdict = verdict
+
+    async def admit(self, request: Request) -> Verdict:
+        return self.verdict
+
+
+def soon(seconds: float = 30) -> float:
+    return time.time() + seconds
+
+
+async def entered(keeper: Doorkeeper, request_id: str = "r", until_at: float | None = None) -> Go:
+    verdict = await keeper.enter(request(request_id), soon() if until_at is None else until_at)
+    assert isinstance(verdict, Go)
+    return verdict
+
+
+async def test_a_closed_gate_holds_a_delivery_until_it_opens() -> None:
+    switch = Switch(0.0)
+    keeper = Doorkeeper([switch], slots=4)
+    waiting = [asyncio.create_task(entered(keeper, str(n))) for n in range(4)]
+    await wait_until_async(lambda: keeper.held == 4, 5, "all to be held")
+    assert keeper.in_flight == 0
+    switch.part = 0.5
+    await wait_until_async(lambda: keeper.in_flight == 2, 5, "half of the slots to be used")
+    switch.part = 1.0
+    inside = await asyncio.gather(*waiting)
+    for one in inside:
+        await one.reservation.release()
+    assert (keeper.in_flight, keeper.held) == (0, 0)
+    await keeper.aclose()
+
+
+async def test_a_delivery_is_refused_when_its_time_at_the_gate_is_over() -> None:
+    keeper = Doorkeeper([Switch(0.0)], slots=4)
+    verdict = await keeper.enter(request(), soon(0.05))
+    assert isinstance(verdict, Refuse)
+    assert (keeper.in_flight, keeper.held) == (0, 0)
+    await keeper.aclose()
+
+
+async def test_more_than_may_be_held_are_refused_at_once() -> None:
+    keeper = Doorkeeper([Switch(0.0)], slots=4, most_held=2)
+    waiting = [asyncio.create_task(keeper.enter(request(str(n)), soon())) for n in range(2)]
+    await wait_until_async(lambda: keeper.held == 2, 5, "both to be held")
+    verdict = await keeper.enter(request("third"), soon())
+    assert isinstance(verdict, Refuse)
+    assert verdict.reason == "too many are held"
+    for one in waiting:
+        one.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert keeper.held == 0
+    await keeper.aclose()
+
+
+async def test_of_those_that_are_held_the_earliest_deadline_goes_first() -> None:
+    keeper = Doorkeeper([], slots=1)
+    first = await entered(keeper)
+    order: list[str] = []
+
+    async def enter(name: str, deadline: float) -> None:
+        verdict = await keeper.enter(request(name, deadline=deadline), soon())
+        assert isinstance(verdict, Go)
+        order.append(name)
+        await verdict.reservation.release()
+
+    now = time.time()
+    names = ["late", "soon", "middle"]
+    waiting = [asyncio.create_task(enter(n, now + s)) for n, s in zip(names, (300, 100, 200), strict=True)]
+    await wait_until_async(lambda: keeper.held == 3, 5, "all to be held")
+    await first.reservation.release()
+    await asyncio.gather(*waiting)
+    assert order == ["soon", "middle", "late"]
+    await keeper.aclose()
+
+
+async def test_a_drop_is_told_at_once_and_holds_no_slot() -> None:
+    keeper = Doorkeeper([Always(Drop(429, "saturated"))], slots=1)
+    assert await keeper.enter(request(), soon()) == Drop(429, "saturated")
+    assert keeper.in_flight == 0
+
+
+@pytest.mark.parametrize(("delay", "is_waited_for"), [(0.01, True), (60.0, False)])
+async def test_a_refusal_is_waited_for_when_that_fits(delay: float, is_waited_for: bool) -> None:
+    always = Always(Refuse(delay, "over quota"))
+    keeper = Doorkeeper([always], slots=1)
+    entering = asyncio.create_task(keeper.enter(request(), soon(20)))
+    await asyncio.sleep(0)
+    always.verdict = Go()
+    verdict = await entering
+    assert isinstance(verdict, Go) is is_waited_for
+    if isinstance(verdict, Refuse):
+        assert verdict.delay_seconds == delay
+    await keeper.aclose()
+
+
+async def test_a_full_admission_gate_holds_without_holding_a_slot() -> None:
+    narrow = gate("local-max-concurrency", {"limit": 1, "gating_mode": "blocking"})
+    keeper = Doorkeeper([narrow], slots=3)
+    first = await entered(keeper)
+    waiting = asyncio.create_task(entered(keeper, "b"))
+    await wait_until_async(lambda: keeper.held == 1, 5, "the second to be held")
+    assert keeper.in_flight == 1
+    await first.reservation.release()
+    await (await waiting).reservation.release()
+    assert keeper.in_flight == 0
+    await keeper.aclose()
+
+
+async def test_whatever_becomes_of_them_no_slot_is_lost_nor_used_twice() -> None:
+    """Requests that finish, give up or are cancelled at any moment, at a gate that opens and closes."""
+    draw = random.Random(7)
+    switch = Switch(1.0)
+    keeper = Doorkeeper([switch, gate("local-max-concurrency", {"limit": 5})], slots=8)
+    most = 0
+
+    async def one(number: int) -> None:
+        nonlocal most
+        verdict = await keeper.enter(request(str(number)), soon(draw.choice([0.0, 0.005, 5])))
+        if isinstance(verdict, Go):
+            most = max(most, keeper.in_flight)
+            try:
+                for _ in range(draw.randrange(4)):
+                    await asyncio.sleep(0)
+            finally:
+                await (
+                    verdict.reservation.release() if draw.random() < 0.5 else verdict.reservation.give_back()
+                )
+
+    tasks = []
+    for number in range(300):
+        tasks.append(asyncio.create_task(one(number)))
+        if draw.random() < 0.3:
+            draw.choice(tasks).cancel()
+        if number % 10 == 0:
+            switch.part = draw.choice([0.0, 0.3, 1.0])
+        await asyncio.sleep(0)
+    switch.part = 1.0
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert most <= 8
+    assert (keeper.in_flight, keeper.held) == (0, 0)
+    await keeper.aclose()
+
+
+@pytest.mark.parametrize("steps", range(10))
+async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_to_the_next(steps: int) -> None:
+    keeper = Doorkeeper([], slots=1)
+    first = await entered(keeper)
+    cancelled = asyncio.create_task(entered(keeper, "cancelled"))
+    await wait_until_async(lambda: keeper.held == 1, 5, "the second to be held")
+    await asyncio.sleep(0)
+    await first.reservation.release()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    cancelled.cancel()
+    (outcome,) = await asyncio.gather(cancelled, return_exceptions=True)
+    if isinstance(outcome, Go):
+        await outcome.reservation.release()
+    last = await entered(keeper, "last")
+    await last.reservation.release()
+    assert (keeper.in_flight, keeper.held) == (0, 0)
+    await keeper.aclose()
+
+
+async def test_a_keeper_that_retires_refuses_those_it_holds_and_all_that_come() -> None:
+    keeper = Doorkeeper([Switch(0.0)], slots=4)
+    waiting = [asyncio.create_task(keeper.enter(request(str(n)), soon())) for n in range(3)]
+    sleeping = Doorkeeper([Always(Refuse(20.0, "over quota"))], slots=4)
+    waiting.append(asyncio.create_task(sleeping.enter(request("sleeps"), soon())))
+    await wait_until_async(lambda: keeper.held + sleeping.held == 4, 5, "all to be held")
+    keeper.retire()
+    sleeping.retire()
+    verdicts = await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    assert {type(one) for one in verdicts} == {Refuse}
+    assert isinstance(await keeper.enter(request(), soon()), Refuse)
+    assert (keeper.held, keeper.in_flight, sleeping.held, sleeping.in_flight) == (0, 0, 0, 0)
+    await keeper.aclose()
+    await sleeping.aclose()
+
+
+async def test_the_next_keeper_has_the_slots_that_the_one_before_leaves_over() -> None:
+    before = Doorkeeper([], slots=2)
+    inside = [await entered(before, str(n)) for n in range(2)]
+    following = Doorkeeper([], slots=3)
+    following.take_over(before)
+    before.retire()
+    third = await entered(following, "third")
+    fourth = asyncio.create_task(entered(following, "fourth"))
+    await wait_until_async(lambda: following.held == 1, 5, "the fourth to be held")
+    await inside[0].reservation.release()
+    for one in (inside[1], third, await asyncio.wait_for(fourth, 5)):
+        await one.reservation.release()
+    assert following.in_flight == before.in_flight == 0
+    await following.aclose()

@@ -1,0 +1,194 @@
+"""Claiming: as many as there are free slots and never more, in turn, earliest deadline first, through outages."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+
+from redis.asyncio import Redis
+
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, answered_result
+from handlers.demo.valkey import Valkey
+from handlers.forward.outcome import Answered, Outcome
+from handlers.poller.claimer import Pool, Source
+from handlers.poller.priority import TierPriority
+from handlers.redis_store.connection import RedisOptions, connect
+from tests.poller.rig import IN_TIME, QUEUE, Rig, answering, body, pool_of, running
+from tests.redis_keys import claims_left
+from tests.waiting import wait_until_async
+
+RESERVED = {"classification": "reserved", "tier": "interactive"}
+
+
+class Counting:
+    """A handler that knows how many it has at a time, and answers when it is let go."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.most = 0
+        self.let_go = asyncio.Event()
+
+    async def __call__(self, request: Request) -> Outcome:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await self.let_go.wait()
+        finally:
+            self.now -= 1
+        return Answered(answered_result(request.id, request.request_token, 200, b"{}"))
+
+
+async def answered(*rigs: Rig, count: int) -> None:
+    async def are_there() -> bool:
+        return await rigs[0].result_count() >= count
+
+    await wait_until_async(are_there, IN_TIME, f"{count} results")
+    for rig in rigs:
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+
+
+async def test_it_holds_as_many_as_it_has_slots_and_no_more(store: Redis) -> None:
+    """I10, and flat memory: what it has not claimed stays in Redis."""
+    handler = Counting()
+    rig = Rig(store, handler)
+    pool = pool_of(rig, slots=7)
+    await rig.submit(*(body(f"r-{n}") for n in range(200)))
+    async with running(rig.settler.run(), pool.run()):
+        await wait_until_async(lambda: handler.now == 7, IN_TIME, "seven in flight")
+        assert await rig.pending() == 193
+        handler.let_go.set()
+        await answered(rig, count=200)
+    assert handler.most == 7
+    assert await claims_left(store, QUEUE) == {}
+
+
+async def test_the_earliest_deadline_is_claimed_first(store: Redis) -> None:
+    rig = Rig(store)
+    pool = pool_of(rig, slots=1)
+    now = time.time()
+    for n in (3, 1, 2, 0):
+        await rig.submit(body(f"r-{n}", deadline=now + 100 + n), score=now + 100 + n)
+    async with running(rig.settler.run(), pool.run()):
+        await answered(rig, count=4)
+    assert [request.id for request in rig.dispatched] == ["r-0", "r-1", "r-2", "r-3"]
+
+
+async def test_queues_take_turns_where_slots_are_short(store: Redis) -> None:
+    rigs = [Rig(store, name=name) for name in ("one", "two")]
+    pool = pool_of(*rigs, slots=2)
+    for rig in rigs:
+        await rig.submit(*(body(f"{rig.queue.name}-{n}") for n in range(40)))
+    async with running(rigs[0].settler.run(), rigs[1].settler.run(), pool.run()):
+        await wait_until_async(lambda: sum(len(r.dispatched) for r in rigs) >= 30, IN_TIME, "30 dispatches")
+        share = min(len(rig.dispatched) for rig in rigs)
+        assert share >= 5, "neither queue holds the other up"
+        await answered(*rigs, count=80)
+
+
+async def test_what_expires_while_all_slots_are_taken_gets_its_result(store: Redis) -> None:
+    handler = Counting()
+    rig = Rig(store, handler)
+    pool = pool_of(rig, slots=1)
+    await rig.submit(body("stuck"))
+    async with running(rig.settler.run(), pool.run()):
+        await wait_until_async(lambda: handler.now == 1, IN_TIME, "the slot to be taken")
+        await rig.submit(body("late", deadline=time.time() - 1), score=time.time() - 1)
+        await answered(rig, count=1)
+        (result,) = await rig.results()
+        assert (result.id, result.error_code) == ("late", ErrorCode.DEADLINE_EXCEEDED)
+        handler.let_go.set()
+        await answered(rig, count=2)
+
+
+async def test_what_expires_in_a_lane_that_never_has_its_turn_gets_its_result(store: Redis) -> None:
+    """The lane above always has more, and each slot is taken again as soon as it is free."""
+    above, below = Rig(store, name="above", labels=RESERVED), Rig(store, name="below", labels={})
+    pool = Pool("default", 1, 0.005, above.log, merge=TierPriority())
+    for rig, labels in ((above, RESERVED), (below, {})):
+        pool.add(Source(rig.queue, rig.carrier, labels))
+    names = itertools.count()
+
+    async def answer_and_queue_more(request: Request) -> Outcome:
+        await above.submit(body(f"more-{next(names)}"))
+        return await answering(request)
+
+    above.handler = answer_and_queue_more
+    await above.submit(body("a"), body("b"))
+    async with running(above.settler.run(), below.settler.run(), pool.run()):
+        await below.submit(body("late", deadline=time.time() - 1), score=time.time() - 1)
+        await below.submit(body("waits"))
+        await wait_until_async(lambda: below.settled, IN_TIME, "the expired one's result")
+    assert below.dispatched == []
+    assert await below.pending() == 1
+
+
+async def test_a_low_score_is_no_way_past_the_slots(store: Redis) -> None:
+    """A producer may score as it likes: what only looks expired waits for a slot like everything else."""
+    handler = Counting()
+    rig = Rig(store, handler)
+    pool = pool_of(rig, slots=2)
+    await rig.submit(*(body(f"r-{n}") for n in range(30)), score=1.0)
+    async with running(rig.settler.run(), pool.run()):
+        await wait_until_async(lambda: handler.now == 2, IN_TIME, "the slots to be taken")
+        await wait_until_async(lambda: rig.settled, IN_TIME, "a look for what is expired")
+        assert handler.now == 2
+        handler.let_go.set()
+        await answered(rig, count=30)
+    assert handler.most == 2
+    assert await claims_left(store, QUEUE) == {}
+
+
+async def test_stop_ends_the_claiming_and_not_the_work(store: Redis) -> None:
+    handler = Counting()
+    rig = Rig(store, handler)
+    pool = pool_of(rig, slots=2)
+    await rig.submit(*(body(f"r-{n}") for n in range(5)))
+    async with running(rig.settler.run()):
+        claiming = asyncio.create_task(pool.run())
+        await wait_until_async(lambda: handler.now == 2, IN_TIME, "two in flight")
+        pool.stop()
+        await asyncio.wait_for(claiming, IN_TIME)
+        assert handler.now == 2
+        handler.let_go.set()
+        await answered(rig, count=2)
+    assert await rig.pending() == 3
+
+
+async def test_an_idle_pool_stops_at_once(store: Redis) -> None:
+    pool = pool_of(Rig(store), slots=2, poll_interval_seconds=60.0)
+    claiming = asyncio.create_task(pool.run())
+    await asyncio.sleep(0)
+    pool.stop()
+    await asyncio.wait_for(claiming, IN_TIME)
+
+
+async def test_it_waits_for_redis_with_patience_and_recovers_by_itself(valkey: Valkey, store: Redis) -> None:
+    impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
+    rig = Rig(impatient)
+    pool = pool_of(rig, slots=2)
+    await rig.submit(body("before"))
+    async with running(rig.settler.run(), pool.run()):
+        await wait_until_async(lambda: len(rig.settled) == 1, IN_TIME, "the first answer")
+        await store.client_pause(60_000, all=False)  # writes only: so it can be ended
+        await wait_until_async(lambda: pool.is_waiting_for_store, IN_TIME, "readiness to turn false")
+        await store.client_unpause()
+        await wait_until_async(lambda: not pool.is_waiting_for_store, IN_TIME, "readiness to come back")
+        await store.zadd(QUEUE, {body("after"): time.time() + 3_600})
+        await wait_until_async(lambda: len(rig.settled) == 2, IN_TIME, "the second answer")
+    await impatient.aclose()
+
+
+async def test_claiming_ends_when_it_is_cancelled_at_any_moment(valkey: Valkey, store: Redis) -> None:
+    """Also where the Redis library makes a connection error of the cancellation."""
+    for n in range(60):
+        impatient = connect(RedisOptions(valkey.url, timeout_seconds=1.0))
+        claiming = asyncio.create_task(pool_of(Rig(impatient), slots=2, poll_interval_seconds=0.0001).run())
+        for _ in range(n % 30):
+            await asyncio.sleep(0)
+        await impatient.ping()
+        claiming.cancel()
+        await asyncio.wait([claiming], timeout=IN_TIME)
+        assert claiming.cancelled()
+        await impatient.aclose()

@@ -1,0 +1,345 @@
+"""One id queued twice: with the window set it runs once, and what was released, retried or reclaimed still runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers.contract.envelope import decode_member
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, answered_result
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.poller.duplicates import Repeats
+from handlers.poller.settlement import ResultRoute
+from handlers.redis_store.queue.dead_letters import DeadLetters
+from handlers.redis_store.queue.queue import QueueOptions, RedisQueue
+from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, answering, body, running
+from tests.redis_keys import claims_left, leaked_keys
+from tests.waiting import wait_until_async
+
+
+def rig_of(store: Redis, handler: Any = answering, window_seconds: int = 600) -> Rig:
+    """A rig whose queue is idempotent."""
+    rig = Rig(store, handler)
+    route = ResultRoute("", None, RESULTS)
+    rig.carrier._repeats = Repeats(store, route, rig.log, window_seconds=window_seconds)
+    return rig
+
+
+def submission(token: str, **fields: Any) -> bytes:
+    data = json.loads(body("a", **fields))
+    return json.dumps({"internal": {"request_token": token}, "request_kind": "redis", "data": data}).encode()
+
+
+async def carried(rig: Rig, *members: bytes) -> None:
+    claims = await rig.claimed(*members)
+    async with running(rig.settler.run()):
+        rig.carrier.start(claims)
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "all outcomes")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+
+
+async def test_a_second_submission_is_told_that_the_first_is_finished(store: Redis) -> None:
+    rig = rig_of(store)
+    await carried(rig, submission("one"))
+    await carried(rig, submission("two"))
+    first, second = await rig.results()
+    assert first == answered_result("a", "one", 200, b"{}")
+    assert (second.request_token, second.error_code) == ("two", ErrorCode.DUPLICATE)
+    assert "finished" in second.error_message
+    assert len(rig.dispatched) == 1
+    assert await claims_left(store, QUEUE) == {}
+    assert await leaked_keys(store, [QUEUE], [RESULTS]) == []
+
+
+async def test_a_second_submission_is_told_that_the_first_waits_for_its_retry(store: Redis) -> None:
+    async def busy(_request: Request) -> Outcome:
+        return Retry(60.0, "rejected")
+
+    rig = rig_of(store, busy)
+    await carried(rig, submission("one"))
+    await carried(rig, submission("two"))
+    (second,) = await rig.results()
+    assert (second.request_token, second.error_code) == ("two", ErrorCode.DUPLICATE)
+    assert "live" in second.error_message
+    assert (len(rig.dispatched), await store.zcard(RETRIES)) == (1, 1)
+
+
+async def test_the_retry_of_the_first_runs(store: Redis) -> None:
+    async def busy_once(request: Request) -> Outcome:
+        return Retry(60.0, "rejected") if request.attempt == 0 else await answering(request)
+
+    rig = rig_of(store, busy_once)
+    for first in (submission("one"), body("b")):
+        await carried(rig, first)
+        (retry,) = cast("list[bytes]", await store.zrange(RETRIES, 0, -1))
+        await store.zrem(RETRIES, retry)
+        await carried(rig, retry)
+    assert [result.status_code for result in await rig.results()] == [200, 200]
+
+
+async def test_without_tokens_there_is_one_result_for_the_id(store: Redis) -> None:
+    rig = rig_of(store)
+    await carried(rig, body("a", n=1))
+    await carried(rig, body("a", n=2))
+    assert [result.status_code for result in await rig.results()] == [200]
+    assert (await rig.pending(), await claims_left(store, QUEUE)) == (0, {})
+
+
+async def test_the_very_same_body_does_not_run_again_once_it_is_finished(store: Redis) -> None:
+    rig, same = rig_of(store), body("a")
+    await carried(rig, same)
+    await carried(rig, same)
+    assert (len(rig.dispatched), await rig.result_count()) == (1, 1)
+
+
+async def test_the_very_same_body_does_not_run_beside_itself(store: Redis) -> None:
+    may_answer = asyncio.Event()
+
+    async def patient(request: Request) -> Outcome:
+        await may_answer.wait()
+        return await answering(request)
+
+    rig, same = rig_of(store, patient), body("a")
+    first, second = await rig.claimed(same), await rig.claimed(same)
+    async with running(rig.settler.run()):
+        rig.carrier.start([*first, *second])
+        await wait_until_async(lambda: rig.carrier.in_flight == 1, IN_TIME, "the second is settled")
+        may_answer.set()
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "all outcomes")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    assert (len(rig.dispatched), await rig.result_count()) == (1, 1)
+
+
+async def test_what_was_handed_back_runs_with_its_next_owner(store: Redis) -> None:
+    async def never(_request: Request) -> Outcome:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    rig = rig_of(store, never)
+    claims = await rig.claimed(body("a"))
+    async with running(rig.settler.run()):
+        rig.carrier.start(claims)
+        await wait_until_async(lambda: len(rig.dispatched) == 1, IN_TIME, "it is in flight")
+        rig.carrier.hand_back()
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is released")
+    heir = rig_of(store)
+    claims = await heir.queue.claim(1)
+    async with running(heir.settler.run()):
+        heir.carrier.start(claims)
+        await wait_until_async(lambda: heir.carrier.held_claims() == [], IN_TIME, "it is answered")
+    assert [result.status_code for result in await heir.results()] == [200]
+
+
+async def test_behind_its_window_an_id_runs_again(store: Redis) -> None:
+    rig = rig_of(store, window_seconds=60)
+    await carried(rig, submission("one"))
+    assert 0 < await store.ttl("request-stands:a") <= 60, "it counts from the end, not from the deadline"
+    await store.delete("request-stands:a")
+    await carried(rig, submission("two"))
+    assert [result.status_code for result in await rig.results()] == [200, 200]
+
+
+async def test_a_submission_that_never_ended_stands_until_behind_its_deadline(store: Redis) -> None:
+    async def busy(_request: Request) -> Outcome:
+        return Retry(60.0, "rejected")
+
+    await carried(rig_of(store, busy, 60), submission("one", deadline=time.time() + 1_000))
+    assert 900 < await store.ttl("request-stands:a") <= 1_061
+
+
+async def test_the_very_same_member_runs_and_is_answered_once_although_it_has_a_token(store: Redis) -> None:
+    """A producer whose reply was lost sends its command again: no second result under one token."""
+    rig, same = rig_of(store), submission("one")
+    await carried(rig, same)
+    await carried(rig, same)
+    assert await rig.results() == [answered_result("a", "one", 200, b"{}")]
+
+
+async def test_the_very_same_member_beside_itself_takes_nothing_from_the_first(store: Redis) -> None:
+    may_answer = asyncio.Event()
+
+    async def patient(request: Request) -> Outcome:
+        await may_answer.wait()
+        return await answering(request)
+
+    rig, same = rig_of(store, patient), submission("one")
+    await store.set("request-active:a", "one")
+    first = await rig.claimed(same)
+    assert await rig.claimed(same) == [], "it ends with the first"
+    async with running(rig.settler.run()):
+        rig.carrier.start(first)
+        assert (await store.get("request-active:a"), await rig.result_count()) == (b"one", 0)
+        may_answer.set()
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "all outcomes")
+    assert await rig.results() == [answered_result("a", "one", 200, b"{}")]
+    assert not await store.exists("request-active:a")
+
+
+async def test_a_retry_that_another_processor_wrote_anew_is_known_for_itself(store: Redis) -> None:
+    """A mixed fleet: other spaces, order and escapes, a number as a float, a trace in the metadata."""
+
+    async def busy_once(request: Request) -> Outcome:
+        return Retry(60.0, "rejected") if request.attempt == 0 else await answering(request)
+
+    rig = rig_of(store, busy_once)
+    data = json.loads(
+        body("a", created=1_700_000_000, payload={"prompt": "<a & b>", "n": 12345678901234567890})
+    )
+    await carried(rig, json.dumps(data).encode())
+    await store.delete(RETRIES)
+    data["payload"]["n"] = 1.2345678901234567e19
+    data["metadata"] = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    data = dict(reversed(data.items()))
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
+    await carried(rig, b'{"internal":{"retry_count":1},"request_kind":"plain","data":%b}' % text.encode())
+    assert [result.status_code for result in await rig.results()] == [200]
+
+
+@pytest.mark.parametrize(
+    "members", [(submission("one"), submission("two")), (body("a", n=1), body("a", n=2))]
+)
+async def test_after_its_poller_was_killed_a_request_runs_and_is_no_double_of_itself(
+    store: Redis, members: tuple[bytes, bytes]
+) -> None:
+    killed = rig_of(store)
+    killed.queue = RedisQueue(store, QUEUE, QueueOptions(RETRIES, RESULTS, lease_seconds=0.05))
+    (claim,) = await killed.claimed(members[0])
+    repeats = killed.carrier._repeats
+    assert repeats
+    envelope = decode_member(claim.member, QUEUE)
+    assert await repeats.answer(claim, envelope, time.time()) is None, "it began to run"
+    heir = rig_of(store)
+
+    async def reclaimed() -> bool:
+        return (await heir.queue.reclaim(10, 5)).returned == 1
+
+    await wait_until_async(reclaimed, IN_TIME, "its lease has ended")
+    claims = await heir.queue.claim(1)
+    async with running(heir.settler.run()):
+        heir.carrier.start(claims)
+        await wait_until_async(lambda: heir.carrier.held_claims() == [], IN_TIME, "it is answered")
+    assert [result.status_code for result in await heir.results()] == [200]
+    await carried(heir, members[1])
+    assert len(heir.dispatched) == 1
+
+
+async def test_what_a_failover_forgot_to_be_finished_runs_again(store: Redis) -> None:
+    """The mark is on another server of a cluster than the result and the claim, which came back."""
+    rig = rig_of(store)
+    await carried(rig, submission("one"))
+    await store.delete(RESULTS)
+    (claim,) = await rig.claimed(submission("one"))
+    async with running(rig.settler.run()):
+        rig.carrier.start([replace(claim, deaths=1)])
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is answered")
+    assert [result.status_code for result in await rig.results()] == [200]
+
+
+async def test_a_first_that_was_cancelled_in_flight_is_finished(store: Redis) -> None:
+    async def never(_request: Request) -> Outcome:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    rig = rig_of(store, never)
+    claims = await rig.claimed(submission("one"))
+    async with running(rig.settler.run()):
+        rig.carrier.start(claims)
+        await wait_until_async(lambda: len(rig.dispatched) == 1, IN_TIME, "it is in flight")
+        rig.carrier.cancel(claims)
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is cancelled")
+    await carried(rig, submission("two"))
+    first, second = await rig.results()
+    assert (first.error_code, second.error_code) == (ErrorCode.CANCELLED, ErrorCode.DUPLICATE)
+    assert "finished" in second.error_message
+
+
+@pytest.mark.parametrize("how", ["cancelled", "expired"])
+async def test_a_first_that_ended_while_it_waited_is_finished(store: Redis, how: str) -> None:
+    async def busy(_request: Request) -> Outcome:
+        return Retry(60.0, "rejected")
+
+    rig = rig_of(store, busy)
+    deadline = time.time() + (3_600 if how == "cancelled" else 61)
+    await carried(rig, submission("one", deadline=deadline))
+    (retry,) = cast("list[bytes]", await store.zrange(RETRIES, 0, -1))
+    (claim,) = await rig.claimed(retry)
+    if how == "expired":
+        rig.carrier._clock = lambda: deadline + 1
+    async with running(rig.settler.run()):
+        rig.carrier.answer_expired([replace(claim, is_cancelled=how == "cancelled")])
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is answered")
+    rig.carrier._clock = rig.queue.now
+    await carried(rig, submission("two"))
+    second = (await rig.results())[-1]
+    assert (second.error_code, "finished" in second.error_message) == (ErrorCode.DUPLICATE, True)
+
+
+async def test_a_dead_letter_is_finished_but_runs_when_it_is_queued_again(store: Redis) -> None:
+    rig = rig_of(store)
+    (claim,) = await rig.claimed(submission("one"))
+    repeats = rig.carrier._repeats
+    assert repeats
+    await repeats.answer(claim, decode_member(claim.member, QUEUE), time.time())
+    async with running(rig.settler.run()):
+        await rig.carrier.bury([claim])
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is buried")
+    await carried(rig, submission("two"))
+    assert "finished" in (await rig.results())[-1].error_message
+    letters = DeadLetters(store, QUEUE)
+    async for letter in letters.all():
+        assert await letters.requeue(letter)
+    claims = await rig.queue.claim(1)
+    async with running(rig.settler.run()):
+        rig.carrier.start(claims)
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is answered")
+    codes = [result.error_code or result.status_code for result in await rig.results()]
+    assert codes == [ErrorCode.UNDELIVERABLE, ErrorCode.DUPLICATE, 200]
+
+
+async def test_unset_each_submission_runs(store: Redis) -> None:
+    async def answer(request: Request) -> Outcome:
+        return Answered(answered_result(request.id, request.request_token, 200, b"{}"))
+
+    rig = Rig(store, answer)
+    await carried(rig, submission("one"))
+    await carried(rig, submission("two"))
+    assert [result.status_code for result in await rig.results()] == [200, 200]
+    assert not await store.exists("request-stands:a")
+
+
+async def test_what_was_cancelled_in_flight_or_expired_between_attempts_is_finished(store: Redis) -> None:
+    """It stands for its id as long as any other that is finished, and no longer as one that is live."""
+
+    async def forever(_request: Request) -> Outcome:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    async def busy(_request: Request) -> Outcome:
+        return Retry(60.0, "rejected")
+
+    rig = rig_of(store, forever)
+    claims = await rig.claimed(submission("one"))
+    async with running(rig.settler.run()):
+        rig.carrier.start(claims)
+        await wait_until_async(lambda: bool(rig.dispatched), IN_TIME, "the request under way")
+        rig.carrier.cancel(claims)
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "its work to end")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        assert await store.get("request-stands:a") == b"!token one"
+        assert 0 < await store.ttl("request-stands:a") <= 600
+
+        await store.delete("request-stands:a")
+        rig.handler = busy
+        await carried(rig, submission("two"))
+        (retry,) = cast("list[bytes]", await store.zrange(RETRIES, 0, -1))
+        late = retry.replace(json.dumps(json.loads(retry)["data"]["deadline"]).encode(), b"5")
+        rig.carrier.answer_expired(await rig.claimed(late))
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    assert await store.get("request-stands:a") == b"!token two"

@@ -1,0 +1,213 @@
+"""Carrying a claim: decoded, dispatched, settled; given up when its lease is lost; never stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode, Result, answered_result
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.poller.settlement import ResultRoute
+from handlers.redis_store.queue.dead_letters import DeadLetters
+from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
+from tests.redis_keys import claims_left
+from tests.waiting import wait_until_async
+
+
+async def carried(rig: Rig, *members: bytes) -> None:
+    """Claim these, carry them, and wait until all is recorded."""
+    claims = await rig.claimed(*members)
+    async with running(rig.settler.run()):
+        rig.carrier.start(claims)
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "all outcomes")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+
+
+async def test_an_answer_becomes_a_result(store: Redis) -> None:
+    rig = Rig(store)
+    await carried(rig, body("a", metadata={"userid": "me"}))
+    assert await rig.results() == [answered_result("a", "", 200, b"{}")]
+    assert rig.dispatched[0].metadata == {"userid": "me"}
+    assert rig.carrier.held_claims() == []
+
+
+async def test_a_retry_goes_to_the_retry_set(store: Redis) -> None:
+    async def busy(_request: Request) -> Outcome:
+        return Retry(60.0, "rejected")
+
+    rig = Rig(store, busy)
+    await carried(rig, body("a"))
+    assert (await store.zcard(RETRIES), await rig.result_count()) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("member", "request_id"),
+    [(b'{"id":"a","deadline":"x","payload":{}}', "a"), (b'{"id":"b","deadline":5,"payload":[]}', "b")],
+)
+async def test_an_invalid_request_is_not_dispatched_and_gets_its_result(
+    store: Redis, member: bytes, request_id: str
+) -> None:
+    rig = Rig(store)
+    await carried(rig, member)
+    (result,) = await rig.results()
+    assert (result.id, result.error_code) == (request_id, ErrorCode.INVALID_REQUEST)
+    assert rig.dispatched == []
+
+
+@pytest.mark.parametrize("member", [b"", b"\xff\xfe", b"not json", b"[]", b'{"deadline":5}', b"{" * 9_000])
+async def test_what_has_no_id_is_a_dead_letter(store: Redis, member: bytes) -> None:
+    rig = Rig(store)
+    await carried(rig, member)
+    assert (await rig.result_count(), await store.hlen(f"{QUEUE}:dead")) == (0, 1)
+    assert await claims_left(store, QUEUE) == {}
+
+
+async def test_an_expired_request_gets_a_result_and_is_not_sent(store: Redis) -> None:
+    rig = Rig(store)
+    await carried(rig, body("late", deadline=time.time() - 1))
+    (result,) = await rig.results()
+    assert result.error_code == ErrorCode.DEADLINE_EXCEEDED
+    assert rig.dispatched == []
+
+
+async def test_a_queues_own_labels_win_over_the_requests(store: Redis) -> None:
+    rig = Rig(store, labels={"tier": "batch"})
+    internal = b'{"labels":{"tier":"interactive","team":"x"}}'
+    await carried(rig, b'{"internal":' + internal + b',"data":' + body("a") + b"}")
+    assert rig.dispatched[0].labels == {"tier": "batch", "team": "x"}
+
+
+async def test_a_defect_while_dispatching_is_a_retry(store: Redis) -> None:
+    async def broken(_request: Request) -> Outcome:
+        raise KeyError("a defect")
+
+    rig = Rig(store, broken)
+    await carried(rig, body("a"))
+    assert (await store.zcard(RETRIES), await rig.result_count()) == (1, 0)
+
+
+async def test_a_defect_while_settling_gives_the_claim_up_and_others_go_on(store: Redis) -> None:
+    """Nobody renews it then: the lease ends, a death is counted, and in the end it is buried with a result."""
+
+    async def unwritable(request: Request) -> Outcome:
+        payload = "\ud800" if request.id == "bad" else "{}"
+        return Answered(Result(request.id, 200, payload))
+
+    rig = Rig(store, unwritable, lease_seconds=0.2)
+    await carried(rig, body("bad"), body("good"))
+    assert [result.id for result in await rig.results()] == ["good"]
+    assert rig.carrier.held_claims() == []
+    async with running(rig.settler.run()):
+
+        async def is_buried() -> bool:
+            reclaimed = await rig.queue.reclaim(10, 1)
+            await rig.carrier.bury(reclaimed.dead)
+            return await rig.result_count() == 2
+
+        await wait_until_async(is_buried, IN_TIME, "the result of a burial")
+    assert (await rig.results())[1].error_code == ErrorCode.UNDELIVERABLE
+    assert await store.hlen(f"{QUEUE}:dead") == 1
+
+
+@pytest.mark.parametrize("stored", [b'{ "prompt" : 1.50 }', b"no JSON", None])
+async def test_a_dead_letter_has_the_payload_that_was_stored_apart(
+    store: Redis, stored: bytes | None
+) -> None:
+    """Its key ends with the result; without it inside, what is queued again could not run."""
+    key = "request-payload:a:t"
+    internal = b'"internal":{"request_token":"t","payload_ref":"%s","labels":{"tier":"batch"}}' % key.encode()
+    member = b'{%s,"request_kind":"redis","data":{"id":"a","deadline":1999999999}}' % internal
+    rig = Rig(store)
+    claims = await rig.claimed(member)
+    if stored is not None:
+        await store.set(key, stored)
+    async with running(rig.settler.run()):
+        await rig.carrier.bury(claims)
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    assert not await store.exists(key)
+
+    (letter,) = [one async for one in DeadLetters(store, QUEUE).all()]
+    if stored is None or b"{" not in stored:
+        assert letter.member == member
+        return
+    assert await DeadLetters(store, QUEUE).requeue(letter)
+    again = await rig.queue.claim(1)
+    async with running(rig.settler.run()):
+        rig.carrier.start(again)
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "its outcome")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    (request,) = rig.dispatched
+    assert (request.payload, request.request_token, request.labels) == (stored, "t", {"tier": "batch"})
+    assert [one.error_code for one in await rig.results()] == [ErrorCode.UNDELIVERABLE, ""]
+
+
+async def forever(_request: Request) -> Outcome:
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
+
+
+async def test_a_lost_lease_cancels_the_work_and_settles_nothing(store: Redis) -> None:
+    rig = Rig(store, forever)
+    kept, lost = await rig.claimed(body("kept"), body("lost"))
+    async with running(rig.settler.run()):
+        rig.carrier.start([kept, lost])
+        await wait_until_async(lambda: len(rig.dispatched) == 2, IN_TIME, "both to be under way")
+        rig.carrier.lose([lost])
+        assert rig.carrier.held_claims() == [kept]
+        await wait_until_async(lambda: rig.carrier.in_flight == 1, IN_TIME, "the work to end")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        assert rig.settled == []
+        rig.carrier.hand_back()
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "the other to end")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    assert len(rig.settled) == 1
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_hand_back_returns_what_has_no_outcome_at_once(store: Redis, has_begun: bool) -> None:
+    rig = Rig(store, forever)
+    claims = await rig.claimed(*(body(f"r-{n}") for n in range(20)))
+    async with running(rig.settler.run()):
+        rig.carrier.start(claims)
+        if has_begun:
+            await wait_until_async(lambda: len(rig.dispatched) == 20, IN_TIME, "all to be under way")
+        rig.carrier.hand_back()
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "the work to end")
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    members: list[Any] = await store.zrange(QUEUE, 0, -1, withscores=True)
+    assert dict(members) == {claim.member: claim.score for claim in claims}
+    assert await claims_left(store, QUEUE) == {}
+
+
+async def test_each_slot_is_freed_exactly_once(store: Redis) -> None:
+    freed: list[int] = []
+    rig = Rig(store, on_freed=lambda: freed.append(rig.carrier.in_flight))
+    await carried(rig, *(body(f"r-{n}") for n in range(30)), b"broken", body("late", deadline=1))
+    assert sorted(freed, reverse=True) == list(range(31, -1, -1))
+
+
+async def test_a_request_cancelled_in_flight_was_attempted_and_one_that_waited_was_not(store: Redis) -> None:
+    async def never(_request: Request) -> Outcome:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    rig = Rig(store, never, route=ResultRoute("", None, RESULTS, has_details=True))
+    (flying,) = await rig.claimed(body("flying"))
+    (waiting,) = await rig.claimed(body("waiting"))
+    async with running(rig.settler.run()):
+        rig.carrier.start([flying])
+        await wait_until_async(lambda: len(rig.dispatched) == 1, IN_TIME, "it is in flight")
+        rig.carrier.cancel([flying])
+        rig.carrier.start([replace(waiting, is_cancelled=True)])
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "both are answered")
+    found = {result.id: result for result in await rig.results()}
+    assert {result.error_code for result in found.values()} == {ErrorCode.CANCELLED}
+    assert (found["flying"].attempts, found["waiting"].attempts) == (1, 0)
+    assert found["flying"].gateway_seconds is not None
+    assert found["waiting"].gateway_seconds is None

@@ -1,0 +1,36 @@
+"""Pollers meet in Redis: each has a place, the dead lose theirs, and nothing stays behind."""
+
+from __future__ import annotations
+
+from handlers.redis_store.limits.pool_members import PoolPlace, RedisPoolSharing
+from tests.redis_keys import leaked_keys
+from tests.redis_store.queue.queueing import Bench
+from tests.waiting import wait_until_async
+
+
+def poller(bench: Bench, name: str, lease_seconds: float = 30.0, pool: str = "p") -> RedisPoolSharing:
+    return RedisPoolSharing(bench.redis, pool, name, lease_seconds=lease_seconds)
+
+
+async def test_each_poller_has_a_place_and_hears_what_the_others_use(bench: Bench) -> None:
+    a, b, c = (poller(bench, name) for name in "abc")
+    assert await a.share(5) == PoolPlace(0, 1, 0)
+    assert await c.share(2) == PoolPlace(1, 2, 5)
+    assert await b.share(0) == PoolPlace(1, 3, 7)
+    assert await c.share(3) == PoolPlace(2, 3, 5)
+    assert await c.share(3) == PoolPlace(2, 3, 5), "sent twice is said once"
+    assert await poller(bench, "x", pool="other").share(1) == PoolPlace(0, 1, 0)
+    assert await leaked_keys(bench.redis, [], []) == []
+
+
+async def test_who_leaves_or_dies_uses_nothing_any_more(bench: Bench) -> None:
+    a, b, c = poller(bench, "a"), poller(bench, "b", lease_seconds=0.2), poller(bench, "c")
+    for one in (a, b, c):
+        await one.share(4)
+    await a.leave()
+    await a.leave()
+
+    async def is_alone() -> bool:
+        return await c.share(4) == PoolPlace(0, 1, 0)
+
+    await wait_until_async(is_alone, 15, "the end of a dead poller's lease")

@@ -1,0 +1,108 @@
+"""A queue for one test: members to put in, time to move, and what is left."""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+from redis.asyncio import Redis
+
+from handlers.redis_store.connection import server_time
+from handlers.redis_store.keys import QueueKeys, queue_keys, settled_key
+from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions, RedisQueue, promote
+
+DEADLINE = 1_999_999_999
+LEASE_SECONDS = 30.0
+
+
+class Bench:
+    """The queue `requests-…` with its lists; time passes by writing the ends of leases back."""
+
+    def __init__(self, redis: Redis, name: str) -> None:
+        self.redis = redis
+        self.queue_name = f"requests-{name}"
+        self.retries = f"retries-{name}"
+        self.results = f"results-{name}"
+        self.keys: QueueKeys = queue_keys(self.queue_name)
+        self.queue = self.owner()
+
+    def owner(self) -> RedisQueue:
+        """One more poller's view of the queue."""
+        options = QueueOptions(self.retries, self.results, lease_seconds=LEASE_SECONDS)
+        return RedisQueue(self.redis, self.queue_name, options)
+
+    async def put(self, member: bytes, score: float = DEADLINE) -> bytes:
+        await self.redis.zadd(self.queue_name, {member: score})
+        return member
+
+    async def claimed(self, member: bytes, score: float = DEADLINE) -> Claim:
+        await self.put(member, score)
+        return (await self.queue.claim(1))[0]
+
+    async def foreign_claim(self, key: str, member: bytes, owner: str = "5f2c-owner") -> None:
+        """A claim as another processor writes it, whose lease ended."""
+        await self.redis.hset(self.keys.claimed, key, member)
+        await self.redis.hset(self.keys.owners, key, owner)
+        await self.redis.zadd(self.keys.index, {key: 1})
+
+    async def end_leases(self) -> None:
+        await self._move_back(self.keys.index)
+
+    async def make_due(self) -> None:
+        await self._move_back(self.retries)
+
+    async def _move_back(self, name: str) -> None:
+        for member in cast(list[bytes], await self.redis.zrange(name, 0, -1)):
+            await self.redis.zadd(name, {member: 1})
+
+    async def promote(self, limit: int = 100) -> int:
+        return await promote(self.redis, self.retries, self.queue_name, limit)
+
+    async def pending(self) -> list[tuple[bytes, float]]:
+        rows = await self.redis.zrange(self.queue_name, 0, -1, withscores=True)
+        return cast(list[tuple[bytes, float]], rows)
+
+    async def result_texts(self) -> list[bytes]:
+        return cast(list[bytes], await self.redis.lrange(self.results, 0, -1))
+
+    async def now(self) -> float:
+        return await server_time(self.redis)
+
+    async def all_keys(self) -> set[str]:
+        """All but the memory of batches, which is gone in a minute."""
+        names = {key.decode() async for key in self.redis.scan_iter()}
+        passing = {name for name in names if name.startswith(settled_key(self.keys, ""))}
+        for name in passing:
+            assert 0 < await self.redis.ttl(name) <= 60
+        return names - passing
+
+    async def snapshot(self) -> dict[bytes, bytes | None]:
+        """Everything the server holds, to compare byte for byte."""
+        return {key: await self.redis.dump(key) async for key in self.redis.scan_iter()}
+
+    def ack_of(self, claim: Claim, result: bytes = b"result", **fields: object) -> Ack:
+        given = {
+            "result_queue_name": self.results,
+            "result_ttl_seconds": None,
+            "request_id": "r",
+            "request_token": "",
+            **fields,
+        }
+        return Ack(claim, result, **given)  # type: ignore[arg-type]  # the fields a test names
+
+
+def body(request_id: str, deadline: object = DEADLINE, **fields: object) -> bytes:
+    """A bare body."""
+    return json.dumps({"id": request_id, "payload": {"n": 1}, "deadline": deadline, **fields}).encode()
+
+
+def envelope(request_id: str, token: str = "", **internal: object) -> bytes:
+    """An envelope, as producers write it."""
+    routing = {"request_token": token, **internal} if token else internal
+    data = {"id": request_id, "payload": {"n": 1}, "deadline": DEADLINE}
+    return json.dumps({"internal": routing, "request_kind": "redis", "data": data}).encode()
+
+
+async def recalled(owner: RedisQueue) -> list[Claim]:
+    """What was cancelled while it waited, claimed by `owner`."""
+    return [claim async for claims in owner.recall() for claim in claims]

@@ -1,0 +1,285 @@
+"""What was cancelled is found by its name wherever it waits, again after it has moved, and whoever cancelled it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as LostConnection
+
+from handlers.contract.envelope import encode_retry
+from handlers.demo.valkey import Valkey
+from handlers.redis_store.queue.cancellations import (
+    AGAIN_SECONDS,
+    AT_ONCE,
+    Cancellation,
+    Cancellations,
+    Look,
+    looks,
+)
+from handlers.redis_store.queue.foreign_cancellations import SWEPT, ForeignCancellations
+from handlers.redis_store.queue.queue import Nack, Retries
+from handlers.redis_store.submit.submission_keys import CANCELLATIONS, active_key, cancel_key
+from handlers.redis_store.submit.submissions import Submissions
+from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope, recalled
+
+
+async def submitted(bench: Bench, request_id: str, token: str, score: float) -> bytes:
+    await bench.redis.set(active_key(request_id), token, exat=DEADLINE)
+    return await bench.put(envelope(request_id, token), score)
+
+
+async def cancelled(bench: Bench, *ids: str) -> None:
+    assert await Submissions(bench.redis).cancel([(one, "") for one in ids]) == [True] * len(ids)
+
+
+class Clock:
+    """A steady clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.mark.parametrize(
+    ("key", "score"),
+    [
+        (b"r\0ab-0", 50.0),
+        (b"r\0ab-1", 50 + 1 / 2**21),
+        (b"r\0ab-99999999", 50 + (2**21 - 1) / 2**21),
+        (b"r-1\0abcdef", None),
+        (b"r\0" + b"123", None),
+        (b"r\0ab-cd", None),
+        (b"r\0d01e3c04-000000000123", None),
+    ],
+)
+def test_a_tokens_end_tells_its_place_if_it_is_our_clients(key: bytes, score: float | None) -> None:
+    assert Cancellation(key, 50).score() == score
+
+
+def test_others_are_looked_for_all_through_the_seconds_of_their_deadlines() -> None:
+    found = [
+        Cancellation(b"r\0a", 50),
+        Cancellation(b"s\0b", 90),
+        Cancellation(b"t\0c", 54),
+        Cancellation(b"u\0-1", 9),
+    ]
+    ours, *wide = looks(found)
+    assert ours == Look([(repr(9 + 1 / 2**21),) * 2], [b"u\0-1"])
+    assert wide == [
+        Look([("48", "(57")], [b"r\0a", b"t\0c"], is_wide=True),
+        Look([("88", "(93")], [b"s\0b"], is_wide=True),
+    ]
+
+
+def test_however_many_there_are_one_call_has_few() -> None:
+    ours = [Cancellation(f"r\0t-{n}".encode(), 50) for n in range(1_201)]
+    others = [Cancellation(f"r\0t{n}".encode(), 50 + n // 100) for n in range(1_201)]
+    sizes = [len(look.names) for look in looks([*ours, *others])]
+    assert sizes == [AT_ONCE, AT_ONCE, 201] * 2
+    assert list(looks([])) == []
+
+
+async def test_each_is_told_once_when_it_is_new_and_again_a_few_times(store: Redis) -> None:
+    clock = Clock()
+    cancellations = Cancellations(store, clock)
+    now = time.time()
+    await store.zadd(CANCELLATIONS, {b"50\0r\0t-1": now, b"no entry": now + 1, b"51\0s\0t-1": now + 2})
+    told = [Cancellation(b"r\0t-1", 50), Cancellation(b"s\0t-1", 51)]
+    assert await cancellations.due() == told
+    cancellations.looked()
+    assert await cancellations.due() == []
+    cancellations.looked()
+    for seconds in AGAIN_SECONDS:
+        clock.seconds = 100.0 + seconds
+        assert await cancellations.due() == told
+        cancellations.looked()
+    clock.seconds += 1_000
+    assert await cancellations.due() == []
+
+
+async def test_what_was_cancelled_long_ago_is_told_once(store: Redis) -> None:
+    clock = Clock()
+    cancellations = Cancellations(store, clock)
+    await store.zadd(CANCELLATIONS, {b"50\0r\0t-1": time.time() - 600})
+    assert len(await cancellations.due()) == 1
+    cancellations.looked()
+    clock.seconds += AGAIN_SECONDS[0]
+    assert await cancellations.due() == []
+
+
+async def test_a_look_that_failed_is_made_again(store: Redis) -> None:
+    cancellations = Cancellations(store)
+    await store.zadd(CANCELLATIONS, {b"50\0r\0t-1": 1})
+    assert len(await cancellations.due()) == 1
+    assert len(await cancellations.due()) == 1, "nobody has looked for it yet"
+
+
+async def test_of_an_id_that_is_used_again_each_cancelled_submission_is_claimed(bench: Bench) -> None:
+    """`request-cancel:<id>` has room for one token alone: the first one's is gone with the second."""
+    await submitted(bench, "r", "t-1", DEADLINE + 1 / 2**21)
+    await cancelled(bench, "r")
+    await submitted(bench, "r", "t-2", DEADLINE + 2 / 2**21)
+    await cancelled(bench, "r")
+    await submitted(bench, "r", "t-3", DEADLINE + 3 / 2**21)
+
+    claims = await recalled(bench.owner())
+
+    assert {claim.claim_key for claim in claims} == {b"r\0t-1", b"r\0t-2"}
+    assert all(claim.is_cancelled for claim in claims)
+    assert [claim.claim_key for claim in await bench.queue.claim(10)] == [b"r\0t-3"]
+
+
+@pytest.mark.parametrize(("token", "count"), [("t-700", AT_ONCE - 1), ("5f2c", 3 * AT_ONCE)])
+async def test_it_is_found_among_many_of_one_score(bench: Bench, token: str, count: int) -> None:
+    score = DEADLINE + 700 / 2**21
+    await bench.redis.zadd(
+        bench.queue_name, {envelope(f"a{n:04}", f"other-{n}"): score for n in range(count)}
+    )
+    await submitted(bench, "z", token, score)
+    await cancelled(bench, "z")
+
+    (claim,) = await recalled(bench.owner())
+
+    assert claim.claim_key == b"z\0" + token.encode()
+    assert await bench.redis.zcard(bench.queue_name) == count
+
+
+async def test_of_many_other_producers_requests_each_cancelled_one_is_claimed(bench: Bench) -> None:
+    """None is passed over when those before it are taken away."""
+    ids = [f"r-{n}" for n in range(2_500)]
+    for number, request_id in enumerate(ids):
+        await submitted(bench, request_id, f"token{number}", DEADLINE + number / 2**21)
+    await cancelled(bench, *ids[::2])
+
+    claims = await recalled(bench.owner())
+
+    assert {claim.claim_key for claim in claims} == {f"r-{n}\0token{n}".encode() for n in range(0, 2_500, 2)}
+    assert await bench.redis.zcard(bench.queue_name) == 1_250
+
+
+async def test_thousands_are_claimed_with_their_scores(bench: Bench) -> None:
+    ids = [f"r-{n}" for n in range(1, 3_001)]
+    for number, request_id in enumerate(ids, 1):
+        await submitted(bench, request_id, f"t-{number}", DEADLINE + number / 2**21)
+    await cancelled(bench, *ids)
+
+    claims = await recalled(bench.owner())
+
+    assert {claim.claim_key: claim.score for claim in claims} == {
+        f"r-{n}\0t-{n}".encode(): DEADLINE + n / 2**21 for n in range(1, 3_001)
+    }
+
+
+async def test_what_moves_while_it_is_looked_for_is_found_by_a_later_look(bench: Bench) -> None:
+    clock = Clock()
+    owner = bench.owner()
+    owner._cancellations = Cancellations(bench.redis, clock)
+    retries = Retries(bench.redis, bench.retries, bench.queue_name)
+    retries._cancellations = Cancellations(bench.redis, clock)
+    await submitted(bench, "r", "t-1", DEADLINE + 1 / 2**21)
+    (claim,) = await owner.claim(1)
+    await cancelled(bench, "r")
+    assert (await recalled(owner), await retries.recall()) == ([], 0), (
+        "it is claimed, and its nack on the way"
+    )
+    member = encode_retry(claim.member, queue=claim.queue, attempt=1, score=claim.score)
+    assert await owner.nack([Nack(claim, member, 3_000.0)]) == [True]
+
+    clock.seconds += AGAIN_SECONDS[0]
+    assert await retries.recall() == 1
+    (again,) = await recalled(owner)
+
+    assert (again.member, again.score, again.is_cancelled) == (member, claim.score, True)
+    assert await bench.redis.zcard(bench.retries) == 0
+
+
+async def test_a_retry_that_names_no_queue_of_requests_is_not_lost(bench: Bench) -> None:
+    for name in (bench.retries, bench.keys.index):
+        member = envelope(name, "t", request_queue_name=name)
+        await bench.redis.set(active_key(name), "t", exat=DEADLINE)
+        await bench.redis.zadd(bench.retries, {member: DEADLINE})
+        await cancelled(bench, name)
+    assert await Retries(bench.redis, bench.retries, bench.queue_name).recall() == 2
+    assert len(await recalled(bench.owner())) == 2
+
+
+async def test_what_a_dead_owner_held_is_found_once_its_lease_has_ended(bench: Bench) -> None:
+    clock = Clock()
+    owner = bench.owner()
+    owner._cancellations = Cancellations(bench.redis, clock)
+    await submitted(bench, "r", "t-1", DEADLINE + 1 / 2**21)
+    await bench.owner().claim(1)
+    await cancelled(bench, "r")
+    assert await recalled(owner) == []
+    await bench.end_leases()
+    assert (await owner.reclaim(10, 5)).returned == 1
+
+    clock.seconds += AGAIN_SECONDS[-1]
+    (claim,) = await recalled(owner)
+    assert (claim.deaths, claim.is_cancelled) == (1, True)
+
+
+async def marked(store: Redis, request_id: str, live: str, cancelled_token: str) -> None:
+    """As a producer of the reference submits and cancels: two keys, and no list."""
+    await store.set(active_key(request_id), live, px=3_600_000)
+    await store.set(cancel_key(request_id), cancelled_token, ex=604_800)
+
+
+async def test_cancellations_of_other_producers_are_put_into_the_list(store: Redis) -> None:
+    await marked(store, "r", "t", "t")
+    await marked(store, "s", "new", "old")
+    await store.set(cancel_key("over"), "t")
+    for number in range(1_500):
+        await marked(store, f"n-{number}", "t", "t")
+    deadline = round(time.time() + 3_600)
+
+    assert await ForeignCancellations(store).sweep() == 1_501
+
+    told = await Cancellations(store).due()
+    (found,) = [one for one in told if one.key == b"r\0t"]
+    assert abs(found.deadline - deadline) <= 1
+    assert not {b"s\0new", b"s\0old", b"over\0t"} & {one.key for one in told}
+
+
+async def test_a_sweep_tells_nothing_twice_and_two_pollers_do_not_sweep_at_once(store: Redis) -> None:
+    await marked(store, "r", "t", "t")
+    first, second = ForeignCancellations(store), ForeignCancellations(store)
+    assert (await first.sweep(), await second.sweep()) == (1, 0)
+    assert 0 < await store.pttl(SWEPT) <= 400
+    before = await store.zrange(CANCELLATIONS, 0, -1, withscores=True)
+    await store.delete(SWEPT)
+    assert await second.sweep() == 0
+    assert await store.zrange(CANCELLATIONS, 0, -1, withscores=True) == before
+
+
+@pytest.mark.parametrize(("keys", "commands"), [("*", ["+@all", "-scan"]), ("request-*", ["+@all"])])
+async def test_who_may_not_list_keys_stops_to_try(
+    valkey: Valkey, store: Redis, keys: str, commands: list[str]
+) -> None:
+    await store.acl_setuser("plain", enabled=True, nopass=True, keys=[keys], commands=commands)
+    user = Redis.from_url(valkey.url.replace("://", "://plain:x@"))
+    foreign = ForeignCancellations(user)
+    assert (await foreign.sweep(), foreign.is_allowed) == (0, False)
+    await user.aclose()
+    await store.acl_deluser("plain")
+
+
+async def test_a_sweep_that_redis_cuts_off_is_made_again(
+    store: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await marked(store, "r", "t", "t")
+    foreign = ForeignCancellations(store)
+
+    async def cut(_ids: list[bytes]) -> int:
+        raise LostConnection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(foreign, "_note_live", cut)
+        with pytest.raises(LostConnection):
+            await foreign.sweep()
+    await store.delete(SWEPT)
+    assert await foreign.sweep() == 1

@@ -1,0 +1,208 @@
+"""Reclaim on a real server: what a dead owner held comes back as it was, once, and not for ever."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.redis_store.queue.queueing import DEADLINE, LEASE_SECONDS, Bench, body, envelope
+
+
+@pytest.mark.parametrize(
+    ("member", "score"),
+    [
+        (envelope("r", "t-7", enqueue_seq=7), DEADLINE + 7 / 2**21),
+        (envelope("r", "t-7", enqueue_seq=7), 12.5),
+        (body("bare", str(DEADLINE)), DEADLINE),
+        (b"\xff\x00 no json", 1_700_000_000.123456),
+        (b'{"id": "spaces",   "deadline": 5}\n', float("inf")),
+    ],
+)
+async def test_a_dead_owners_request_returns_byte_for_byte(bench: Bench, member: bytes, score: float) -> None:
+    claim = await bench.claimed(member, score)
+    await bench.end_leases()
+
+    found = await bench.owner().reclaim(10, max_deaths=5)
+
+    assert (found.returned, found.dead) == (1, [])
+    assert await bench.pending() == [(member, score)]
+    assert await bench.queue.renew([claim]) == [claim]
+    assert await bench.all_keys() == {bench.queue_name, bench.keys.deaths}
+
+
+@pytest.mark.parametrize(
+    ("member", "score"),
+    [
+        (envelope("r", "t"), DEADLINE),
+        (envelope("r", "t", enqueue_seq=7), DEADLINE + 7 / 2**21),
+        (envelope("r", "t", enqueue_seq=2**40), DEADLINE + 1 - 2**-21),
+        (envelope("r", "t", enqueue_seq=7, original_score=12.25), 12.25),
+        (body("r", str(DEADLINE)), DEADLINE),
+        (body("r", DEADLINE + 0.5), DEADLINE + 0.5),
+    ],
+)
+async def test_the_references_claims_return_with_their_producers_score(
+    bench: Bench, member: bytes, score: float
+) -> None:
+    await bench.foreign_claim("r\0t", member)
+
+    assert (await bench.queue.reclaim(10, max_deaths=5)).returned == 1
+
+    assert await bench.pending() == [(member, score)]
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        b"no json",
+        b"[]",
+        b"7",
+        b'{"internal": 5, "data": "x"}',
+        body("r", None),
+        body("r", "nan"),
+        body("r", float("nan")),
+        envelope("r", "t", original_score="nan"),
+    ],
+)
+async def test_a_foreign_claim_without_a_score_returns_as_of_now(bench: Bench, member: bytes) -> None:
+    await bench.foreign_claim("broken", member)
+    await bench.foreign_claim("r", body("behind it"))
+    now = await bench.now()
+
+    assert (await bench.queue.reclaim(10, max_deaths=5)).returned == 2
+
+    scores = dict(await bench.pending())
+    assert scores[body("behind it")] == DEADLINE
+    assert scores[member] == pytest.approx(now, abs=5) or scores[member] == DEADLINE
+
+
+async def test_a_live_lease_is_left_alone(bench: Bench) -> None:
+    claim = await bench.claimed(body("r"))
+
+    assert (await bench.owner().reclaim(10, max_deaths=1)).returned == 0
+
+    assert await bench.queue.renew([claim]) == []
+
+
+async def test_a_renewed_lease_is_left_alone(bench: Bench) -> None:
+    claim = await bench.claimed(body("r"))
+    await bench.end_leases()
+    before = await bench.now()
+    assert await bench.queue.renew([claim]) == []
+
+    found = await bench.owner().reclaim(10, max_deaths=1)
+
+    assert (found.returned, found.dead) == (0, [])
+    ends = await bench.redis.zscore(bench.keys.index, claim.claim_key)
+    assert ends is not None and ends >= before + LEASE_SECONDS
+
+
+async def test_two_reclaimers_return_each_request_once(bench: Bench) -> None:
+    members = [await bench.put(body(f"r-{n}"), n) for n in range(100)]
+    await bench.queue.claim(100)
+    await bench.end_leases()
+
+    found = await asyncio.gather(*(bench.owner().reclaim(15, max_deaths=5) for _ in range(12)))
+
+    assert sum(each.returned for each in found) == 100
+    assert [member for member, _ in await bench.pending()] == members
+
+
+async def test_a_limit_takes_the_oldest_first(bench: Bench) -> None:
+    for n in range(3):
+        await bench.put(body(f"r-{n}"), n)
+    claims = await bench.queue.claim(3)
+    for end, claim in enumerate(reversed(claims), 1):
+        await bench.redis.zadd(bench.keys.index, {claim.claim_key: end})
+
+    assert (await bench.queue.reclaim(2, max_deaths=5)).returned == 2
+
+    assert [member for member, _ in await bench.pending()] == [body("r-1"), body("r-2")]
+
+
+async def test_i14_a_request_that_kills_its_owners_is_the_scanners_in_the_end(bench: Bench) -> None:
+    member = await bench.put(envelope("poison", "t"), 5)
+    for deaths in range(2):
+        assert [claim.deaths for claim in await bench.owner().claim(1)] == [deaths]
+        await bench.end_leases()
+        assert (await bench.queue.reclaim(10, max_deaths=3)).returned == 1
+    stale = (await bench.owner().claim(1))[0]
+    await bench.end_leases()
+
+    found = await bench.queue.reclaim(10, max_deaths=3)
+
+    assert found.returned == 0
+    [claim] = found.dead
+    assert (claim.member, claim.score, claim.deaths) == (member, 5, 3)
+    assert await bench.queue.ack([bench.ack_of(stale)]) == [False]
+    assert await bench.queue.renew([claim]) == []
+    assert await bench.queue.ack([bench.ack_of(claim, dead=b"{}")]) == [True]
+    assert await bench.all_keys() == {bench.results, bench.keys.dead}
+
+
+async def test_i14_a_scanner_that_dies_with_poison_in_hand_loses_nothing(bench: Bench) -> None:
+    await bench.claimed(body("poison"))
+    await bench.end_leases()
+    assert len((await bench.queue.reclaim(10, max_deaths=1)).dead) == 1
+    await bench.end_leases()
+
+    [claim] = (await bench.owner().reclaim(10, max_deaths=1)).dead
+
+    assert (claim.member, claim.deaths) == (body("poison"), 2)
+
+
+async def test_deaths_are_forgotten_with_the_result_or_after_a_week(bench: Bench) -> None:
+    await bench.claimed(body("r"))
+    await bench.end_leases()
+    await bench.queue.reclaim(10, max_deaths=5)
+    assert 604_790 < await bench.redis.ttl(bench.keys.deaths) <= 604_800
+
+    [claim] = await bench.queue.claim(1)
+    await bench.queue.ack([bench.ack_of(claim)])
+
+    assert await bench.all_keys() == {bench.results}
+
+
+async def test_deaths_of_one_id_queued_twice_are_forgotten_too(bench: Bench) -> None:
+    await bench.put(body("same", n=1), 1)
+    await bench.put(body("same", n=2), 2)
+    await bench.queue.claim(2)
+    await bench.end_leases()
+    assert (await bench.queue.reclaim(10, max_deaths=5)).returned == 2
+
+    claims = await bench.queue.claim(2)
+    assert await bench.queue.ack([bench.ack_of(claim) for claim in claims]) == [True, True]
+
+    assert await bench.all_keys() == {bench.results}
+
+
+async def test_a_claim_without_an_index_entry_is_indexed_again(bench: Bench) -> None:
+    claim = await bench.claimed(body("r"))
+    await bench.redis.delete(bench.keys.index)
+
+    assert (await bench.queue.reclaim(10, max_deaths=5)).returned == 0
+    await bench.end_leases()
+    assert (await bench.queue.reclaim(10, max_deaths=5)).returned == 1
+
+    assert await bench.pending() == [(claim.member, DEADLINE)]
+
+
+async def test_one_missing_entry_among_thousands_is_mended(bench: Bench) -> None:
+    await bench.redis.zadd(bench.queue_name, {body(f"r-{n}"): n for n in range(5_000)})
+    claims = await bench.queue.claim(5_000)
+    lost = [claim.claim_key for claim in claims[::500]]
+    await bench.redis.zrem(bench.keys.index, *lost)
+
+    await bench.queue.reclaim(10, max_deaths=5)
+
+    assert None not in [await bench.redis.zscore(bench.keys.index, key) for key in lost]
+
+
+async def test_an_index_entry_without_a_claim_is_dropped(bench: Bench) -> None:
+    await bench.redis.zadd(bench.keys.index, {"nobody": 1})
+
+    found = await bench.queue.reclaim(10, max_deaths=1)
+
+    assert (found.returned, found.dead) == (0, [])
+    assert await bench.all_keys() == set()

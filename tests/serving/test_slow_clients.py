@@ -1,0 +1,279 @@
+"""Slow, silent, endless and half-open clients, against a real server: each is cut, nobody else notices. F82."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import uvicorn
+
+from handlers.serving.slow_clients import MAX_HEADER_BYTES, timely_protocol
+from tests.waiting import elapse_async
+
+RECEIVE_SECONDS = 0.6
+PATIENCE_SECONDS = 20
+"""How long a test waits for what must come; far more than it takes."""
+LARGE = b"x" * 50_000_000
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """`/slow` takes longer than a receipt may, `/large` answers more than a socket holds, `/early` reads nothing."""
+    path, body = scope["path"], b"ok"
+    if path == "/slow":
+        await elapse_async(3 * RECEIVE_SECONDS, "the time that a receipt may take")
+    if path == "/names":
+        while (await receive()).get("more_body"):
+            pass
+        body = b"no" if any(name == b"authorization" for name, _ in scope["headers"]) else b"ok"
+    if path == "/large":
+        body = LARGE
+    if path == "/read":
+        while (await receive()).get("more_body"):
+            pass
+    length = str(len(body)).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@asynccontextmanager
+async def serving(receive_seconds: float) -> AsyncIterator[int]:
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=0,
+        http=timely_protocol(receive_seconds),  # type: ignore[arg-type]  # any maker of protocols will do
+        lifespan="off",
+        log_config=None,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    listening = socket.create_server(("127.0.0.1", 0))
+    running = asyncio.create_task(server.serve([listening]))
+    yield listening.getsockname()[1]
+    server.should_exit = True
+    await running
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    async with serving(RECEIVE_SECONDS) as port:
+        yield port
+
+
+class Client:
+    """One plain connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def answer(self) -> bytes:
+        """Head and two-byte body of one answer."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            return head + await self.reader.readexactly(2)
+
+    async def rest(self) -> bytes:
+        """Everything until the server closes the connection."""
+        found = b""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            with suppress(ConnectionResetError):
+                while some := await self.reader.read(65_536):
+                    found += some
+        return found
+
+    async def drip(self, piece: bytes) -> None:
+        """Send it now and then, for as long as the server takes it."""
+        with suppress(ConnectionError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not self.reader.at_eof():
+                    await self.send(piece)
+                    await elapse_async(0.02, "a slow client's pause")
+
+
+@pytest.fixture
+async def connect(port: int) -> AsyncIterator[Callable[[], Awaitable[Client]]]:
+    opened: list[Client] = []
+
+    async def one() -> Client:
+        opened.append(Client(*await asyncio.open_connection("127.0.0.1", port)))
+        return opened[-1]
+
+    yield one
+    for client in opened:
+        client.writer.close()
+
+
+Connect = Callable[[], Awaitable[Client]]
+
+
+async def test_a_connection_that_says_nothing_is_closed(connect: Connect) -> None:
+    client = await connect()
+    assert (await client.rest()).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_headers_that_drip_are_cut_however_steadily_they_come(connect: Connect) -> None:
+    client = await connect()
+    await client.send(b"POST /early HTTP/1.1\r\nhost: x\r\n")
+    dripping = asyncio.create_task(client.drip(b"a: b\r\n"))
+    assert (await client.rest()).startswith(b"HTTP/1.1 408 ")
+    await dripping
+
+
+async def test_headers_without_an_end_are_cut_by_size(connect: Connect) -> None:
+    client = await connect()
+    await client.send(b"POST /early HTTP/1.1\r\nhost: x\r\n")
+    with suppress(ConnectionError):
+        for _ in range(2 * MAX_HEADER_BYTES // 4_096):
+            await client.send(b"a: " + b"b" * 4_091 + b"\r\n")
+    rest = await client.rest()
+    assert rest == b"" or rest.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_a_request_line_without_an_end_is_cut_by_size(connect: Connect) -> None:
+    client = await connect()
+    with suppress(ConnectionError):
+        await client.send(b"POST /" + b"a" * 4 * MAX_HEADER_BYTES)
+    rest = await client.rest()
+    assert rest == b"" or rest.startswith(b"HTTP/1.1 4")
+
+
+@pytest.mark.parametrize("path", [b"/early", b"/read"])
+async def test_a_body_that_drips_is_cut_whether_it_is_read_or_not(connect: Connect, path: bytes) -> None:
+    client = await connect()
+    await client.send(b"POST " + path + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+    dripping = asyncio.create_task(client.drip(b"a"))
+    await client.rest()
+    await dripping
+
+
+async def test_an_answer_that_takes_longer_than_a_receipt_may_is_given(connect: Connect) -> None:
+    client = await connect()
+    await client.send(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_second_request_begun_behind_a_slow_one_is_not_late_for_that(connect: Connect) -> None:
+    client = await connect()
+    await client.send(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\nGET /early HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
+    assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_connection_kept_open_may_be_idle_but_its_next_request_may_not_drip(connect: Connect) -> None:
+    client = await connect()
+    for _ in range(2):
+        await client.send(b"GET /early HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
+        await elapse_async(2 * RECEIVE_SECONDS, "the time that a receipt may take")
+    await client.send(b"GET /ear")
+    assert (await client.rest()).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_client_that_does_not_read_its_answer_is_cut(connect: Connect) -> None:
+    client = await connect()
+    await client.send(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+    await elapse_async(4 * RECEIVE_SECONDS, "the time that an unread answer may take")
+    assert len(await client.rest()) < len(LARGE)
+
+
+async def test_five_hundred_slow_connections_leave_room_for_the_others(connect: Connect) -> None:
+    async def slow_one() -> Client:
+        client = await connect()
+        await client.send(b"POST /early HTTP/1.1\r\nx: ")
+        return client
+
+    slow = await asyncio.gather(*(slow_one() for _ in range(500)))
+
+    healthy = await connect()
+    await healthy.send(b"GET /early HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await healthy.answer()).startswith(b"HTTP/1.1 200 ")
+
+    ends = await asyncio.gather(*(one.rest() for one in slow))
+    assert all(end.startswith(b"HTTP/1.1 408 ") for end in ends)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"content-length: 5\r\ntransfer-encoding: chunked\r\n",
+        b"transfer-encoding: chunked\r\ncontent-length: 5\r\n",
+        b"content-length: 5\r\ncontent-length: 3\r\n",
+        b"content-length: 5, 5\r\n",
+        b"content-length: +5\r\n",
+        b"transfer-encoding: chunked, identity\r\n",
+        b"transfer-encoding : chunked\r\n",
+        b"content-length: 5\r\na: b\r\n c\r\n",
+        b"content-length: 5\na: b\n",
+        b"content-length: 5\r\na: b\rc: d\r\n",
+    ],
+)
+async def test_f83_a_request_with_two_readings_is_refused_and_the_connection_closed(
+    connect: Connect, lines: bytes
+) -> None:
+    client = await connect()
+    with suppress(ConnectionError):
+        await client.send(b"POST /read HTTP/1.1\r\nhost: x\r\n" + lines + b"\r\n0\r\n\r\n")
+    rest = await client.rest()
+    assert rest.startswith(b"HTTP/1.1 400 ")
+    assert rest.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 34", b"transfer-encoding: chunked"])
+async def test_f83_a_body_behind_an_upgrade_is_never_the_next_request(
+    connect: Connect, framing: bytes
+) -> None:
+    client = await connect()
+    head = b"POST /read HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
+    await client.send(head + framing + b"\r\n\r\n")
+    with suppress(ConnectionError):
+        await client.send(b"GET /early HTTP/1.1\r\nhost: body\r\n\r\n")
+    rest = await client.rest()
+    assert rest.startswith(b"HTTP/1.1 400 ")
+    assert rest.count(b"HTTP/1.1 ") == 1
+
+
+async def test_an_upgrade_without_a_body_is_answered_as_it_is(connect: Connect) -> None:
+    client = await connect()
+    await client.send(b"GET /early HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+    assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
+
+
+CHUNKED = b" HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+async def test_a_trailer_never_becomes_a_header(connect: Connect) -> None:
+    client = await connect()
+    await client.send(b"POST /names" + CHUNKED + b"1\r\na\r\n0\r\nAuthorization: Bearer x\r\n\r\n")
+    assert (await client.answer()).endswith(b"ok")
+
+
+@pytest.mark.parametrize("start", [b"0\r\n", b"1\r\na\r\n0\r\n", b"0\r\na: ", b"1;a="])
+async def test_trailers_and_chunk_extensions_without_an_end_are_cut_by_size(start: bytes) -> None:
+    """By size: here no time is limited."""
+    piece = b"x" * 4_096 if start.endswith((b" ", b"=")) else b"a: " + b"b" * 4_091 + b"\r\n"
+    async with serving(3_600) as port, asyncio.timeout(PATIENCE_SECONDS):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with suppress(ConnectionError):
+            writer.write(b"POST /read" + CHUNKED + start)
+            for _ in range(64 * MAX_HEADER_BYTES // 4_096):
+                writer.write(piece)
+                await writer.drain()
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_body_in_many_small_chunks_is_taken(connect: Connect) -> None:
+    client = await connect()
+    await client.send(b"POST /read" + CHUNKED + b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n")
+    assert (await client.answer()).endswith(b"ok")

@@ -1,0 +1,356 @@
+"""Results to a webhook: signed as the specification says, until they are taken, and never to the inside."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+from redis.asyncio import Redis
+
+from handlers.client import AsyncClient
+from handlers.client.options import ClientOptions
+from handlers.contract.errors import InvalidSetting
+from handlers.contract.result import Result, answered_result, encode_result
+from handlers.demo.valkey import Valkey
+from handlers.webhook.call import Caller, webhook_id
+from handlers.webhook.deliver import Webhook, WebhookGone, WebhookOptions
+from handlers.webhook.destinations import DestinationRefused, Target, read_destination, target_of
+from handlers.webhook.guard import PublicOnly, outside_socket
+from handlers.webhook.signature import read_secrets, signature_headers
+from tests.servers.raw_http import End, RawHttp, Received, answer, running_raw_http
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # the specification's own example
+KEYS = read_secrets(SECRET, "secret")
+OTHER = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+
+
+def test_the_specifications_own_example_is_signed_as_it_says() -> None:
+    headers = signature_headers(KEYS, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.mark.parametrize("text", ["", "whsec_", "whsec_###", "whsec_AAAA", "whsec_" + "A" * 200])
+def test_what_is_no_secret_is_refused_without_repeating_it(text: str) -> None:
+    with pytest.raises(InvalidSetting, match="--secret-file") as caught:
+        read_secrets(text, "--secret-file")
+    assert text in ("", "whsec_") or text not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/x",
+        "ftp://example.com/x",
+        "https:///x",
+        "https://user:secret@example.com/x",
+        "https://127.0.0.1/x",
+        "https://10.0.0.1/x",
+        "https://169.254.169.254/latest",
+        "https://[::1]/x",
+        "https://[::ffff:10.0.0.1]/x",
+        "https://100.64.0.1/x",
+        "https://224.0.0.1/x",
+        "https://0.0.0.0/x",
+        "https://2130706433/x",
+        "https://127.1/x",
+        "https://0177.0.0.1/x",
+        "https://127.0.0.1./x",
+        "https://[64:ff9b::7f00:1]/x",
+        "https://[2002:a00:1::1]/x",
+        "https://[2001:0:a00:1::1]/x",
+        "https://[::7f00:1]/x",
+        "https://[fec0::1]/x",
+        "https://[64:ff9b:1::a00:1]/x",
+        "https://127。0。0。1/x",
+        "https://①②⑦.0.0.1/x",
+        "https://168.63.129.16/x",
+        "https://192.88.99.1/x",
+        "https://[ff0e::1]/x",
+        "https://[fd00:ec2::254]/x",
+    ],
+)
+def test_an_address_that_is_not_public_is_refused(url: str) -> None:
+    with pytest.raises(InvalidSetting, match="url"):
+        WebhookOptions(url, KEYS)
+
+
+class Resolver(AbstractResolver):
+    """Answers what a hostile name server would."""
+
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(hostname=host, host=one, port=port, family=family, proto=0, flags=0)
+            for one in self._addresses
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize(
+    "addresses", [["127.0.0.1"], ["8.8.8.8", "10.1.2.3"], ["fe80::1%eth0"], ["64:ff9b::a00:1"], []]
+)
+async def test_a_name_that_leads_inside_is_refused_at_every_connection(addresses: list[str]) -> None:
+    with pytest.raises(OSError, match="not a public host"):
+        await PublicOnly(Resolver(*addresses)).resolve("evil.example", 443)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "169.254.169.254", "::ffff:10.0.0.1", "fe80::1%lo"])
+def test_no_socket_is_opened_to_the_inside_however_it_was_come_by(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with pytest.raises(OSError, match="not a public address"):
+        outside_socket((family, socket.SOCK_STREAM, 6, "", (host, 443)))
+
+
+async def test_an_address_that_slipped_in_is_not_connected_to(receiver: RawHttp) -> None:
+    """As if the check of the setting and the resolver had both been passed: the socket itself refuses."""
+    caller = Caller(allow_private=False, call_seconds=5.0)
+    try:
+        target = Target(f"{receiver.url}/hook", KEYS)
+        said = await caller.post(target, answered_result("r", "t", 200, b"{}"), 0.0)
+    finally:
+        await caller.close()
+    assert (said.status, receiver.connections) == (0, 0)
+
+
+async def test_a_public_name_is_resolved() -> None:
+    found = await PublicOnly(Resolver("8.8.8.8", "2001:4860:4860::8888")).resolve("good.example", 443)
+    assert len(found) == 2
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[RawHttp]:
+    async with running_raw_http() as running:
+        running.say(answer(204))
+        yield running
+
+
+@pytest.fixture
+async def client(valkey: Valkey, store: Redis) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient.for_redis(valkey.url, ClientOptions(lease_seconds=5.0)) as opened:
+        yield opened
+
+
+async def queue(store: Redis, *names: str) -> None:
+    for name in names:
+        await store.lpush("result-list", encode_result(answered_result(name, "t", 200, b'{"said": "hi"}')))
+
+
+def verified(received: Received, key: bytes) -> str:
+    """The result's id, if the signature is right: computed here from the specification's words."""
+    name, at = received.header("webhook-id"), received.header("webhook-timestamp")
+    mac = hmac.new(key, f"{name}.{at}.".encode() + received.body, hashlib.sha256).digest()
+    assert f"v1,{base64.b64encode(mac).decode()}" in (received.header("webhook-signature") or "").split(" ")
+    whole = json.loads(received.body)
+    assert whole["type"] == "async_processor.result"
+    found: str = whole["data"]["id"]
+    return found
+
+
+async def deliver(
+    client: AsyncClient, receiver: RawHttp, *, keys: list[bytes] = KEYS, give_up_seconds: float = 60.0
+) -> list[Result]:
+    """All there is; returns what was given up."""
+    lost: list[Result] = []
+
+    async def given_up(result: Result) -> None:
+        lost.append(result)
+
+    options = WebhookOptions(
+        f"{receiver.url}/hook",
+        keys,
+        allow_private=True,
+        give_up_seconds=give_up_seconds,
+        first_pause_seconds=0.02,
+    )
+    async with client.results(idle=0) as stream, Webhook(options, given_up) as hook:
+        await hook.run(stream)
+    return lost
+
+
+async def test_every_result_arrives_signed_and_is_then_gone(
+    client: AsyncClient, receiver: RawHttp, store: Redis
+) -> None:
+    await queue(store, *(f"r{n}" for n in range(40)))
+    assert await deliver(client, receiver, keys=[*KEYS, *read_secrets(OTHER, "x")]) == []
+    assert sorted(verified(one, KEYS[0]) for one in receiver.received) == sorted(f"r{n}" for n in range(40))
+    assert {verified(one, bytes(range(32))) for one in receiver.received} == {f"r{n}" for n in range(40)}
+    assert await store.llen("result-list") == 0
+    assert await store.hlen("result-list:result-claimed") == 0
+
+
+async def test_what_is_not_taken_is_sent_again_under_the_same_id(
+    client: AsyncClient, receiver: RawHttp, store: Redis
+) -> None:
+    await queue(store, "r")
+    receiver.say(
+        answer(503), answer(302, headers={"location": "/elsewhere"}), answer(200, end=End.RESET), answer(200)
+    )
+    assert await deliver(client, receiver) == []
+    assert {one.header("webhook-id") for one in receiver.received} == {
+        webhook_id(answered_result("r", "t", 200, b""))
+    }
+    assert {one.path for one in receiver.received} == {"/hook"}
+    assert len(receiver.received) >= 3
+
+
+async def test_what_is_never_taken_is_handed_over_in_the_end(
+    client: AsyncClient, receiver: RawHttp, store: Redis
+) -> None:
+    await queue(store, "r")
+    receiver.say(answer(500))
+    (lost,) = await deliver(client, receiver, give_up_seconds=0.3)
+    assert lost.id == "r"
+    assert await store.llen("result-list") == 0
+
+
+async def test_a_receiver_that_is_gone_gets_no_more_and_nothing_is_lost(
+    client: AsyncClient, receiver: RawHttp, store: Redis
+) -> None:
+    await queue(store, "r1", "r2")
+    receiver.say(answer(410))
+    with pytest.raises(WebhookGone):
+        await deliver(client, receiver)
+    assert await store.llen("result-list") == 2
+
+
+OTHERS = read_secrets(OTHER, "x")
+
+
+async def named(store: Redis, request_id: str, url: str) -> None:
+    result = msgspec.structs.replace(
+        answered_result(request_id, "t", 200, b"{}"), metadata={"webhook_url": url}
+    )
+    await store.lpush("result-list", encode_result(result))
+
+
+async def deliver_named(client: AsyncClient, own: RawHttp, other: RawHttp, seconds: float = 60.0) -> None:
+    async def given_up(result: Result) -> None:
+        raise AssertionError(result.id)
+
+    options = WebhookOptions(
+        f"{own.url}/own",
+        KEYS,
+        allow_private=True,
+        first_pause_seconds=0.02,
+        destinations=[read_destination(f"127.0.0.1:{other.port}/hooks/", OTHERS, "x")],
+        destination_seconds=seconds,
+    )
+    async with client.results(idle=0) as stream, Webhook(options, given_up) as hook:
+        await hook.run(stream)
+
+
+async def test_a_request_names_an_allowed_receiver_which_has_secrets_of_its_own(
+    client: AsyncClient, receiver: RawHttp, store: Redis
+) -> None:
+    async with running_raw_http() as other:
+        other.say(answer(503), answer(204))
+        await named(store, "theirs", f"{other.url}/hooks/team/1")
+        await queue(store, "ours")
+        await deliver_named(client, receiver, other)
+        assert {(one.path, verified(one, OTHERS[0])) for one in other.received} == {
+            ("/hooks/team/1", "theirs")
+        }
+        with pytest.raises(AssertionError):
+            verified(other.received[0], KEYS[0])
+    assert [verified(one, KEYS[0]) for one in receiver.received] == ["ours"]
+    assert await store.hlen("result-list:result-claimed") == 0
+
+
+@pytest.mark.parametrize("said", [500, 410, 302])
+async def test_what_a_named_receiver_does_not_take_comes_to_ours_with_the_reason(
+    client: AsyncClient, receiver: RawHttp, store: Redis, said: int
+) -> None:
+    async with running_raw_http() as other:
+        other.say(answer(said, headers={"location": "/hooks/2"}))
+        await named(store, "r", f"{other.url}/hooks/1")
+        await deliver_named(client, receiver, other, seconds=0.1)
+        assert {one.path for one in other.received} == {"/hooks/1"}
+    (one,) = receiver.received
+    assert verified(one, KEYS[0]) == "r"
+    assert "metadata.webhook_url" in json.loads(one.body)["undelivered"]
+
+
+async def test_a_receiver_that_is_not_allowed_is_never_called_and_nothing_is_lost(
+    client: AsyncClient, receiver: RawHttp, store: Redis
+) -> None:
+    async with running_raw_http() as other:
+        host = f"127.0.0.1:{other.port}"
+        urls = [
+            f"http://{host}/other/1",
+            f"http://{host}/hooks/../other",
+            f"http://{host}/hooks/%2e%2e/other",
+            f"http://{host}/hooks//x",
+            f"http://{host}/hooks/x?to=y",
+            f"http://user@{host}/hooks/1",
+            f"http://{host}@evil.example/hooks/1",
+            f"http://localhost:{other.port}/hooks/1",
+            f"ftp://{host}/hooks/1",
+            f"http://{host}\\@evil/hooks/1",
+            f"http://{host}/hooks/1\n",
+            "//evil",
+        ]
+        for number, url in enumerate(urls):
+            await named(store, f"r{number}", url)
+        await deliver_named(client, receiver, other)
+        assert other.received == []
+    assert {verified(one, KEYS[0]) for one in receiver.received} == {f"r{n}" for n in range(len(urls))}
+    for one in receiver.received:
+        assert "not allowed" in json.loads(one.body)["undelivered"]
+
+
+def test_without_leave_a_named_receiver_is_https_and_public() -> None:
+    good = read_destination("good.example/hooks/", OTHERS, "x")
+    for url in ("http://good.example/hooks/1", "https://evil.example/hooks/1"):
+        with pytest.raises(DestinationRefused):
+            target_of({"webhook_url": url}, [good], allow_private=False)
+    found = target_of({"webhook_url": "https://GOOD.example/hooks/1"}, [good], allow_private=False)
+    assert found is not None
+    assert found[1].url == "https://good.example/hooks/1"
+    assert target_of({}, [good], allow_private=False) is None
+    inside = read_destination("10.0.0.1/hooks/", OTHERS, "x")
+    with pytest.raises(InvalidSetting, match="destinations"):
+        WebhookOptions("https://good.example/x", KEYS, destinations=[inside])
+    for text in ("", "host", "https://host/x", "ho st/x", "host/x?y"):
+        with pytest.raises(InvalidSetting, match="--destination"):
+            read_destination(text, OTHERS, "--destination")
+
+
+async def test_the_command_delivers_what_is_there(
+    receiver: RawHttp, valkey: Valkey, store: Redis, tmp_path: Path
+) -> None:
+    await queue(store, "r1", "r2")
+    (tmp_path / "secret").write_text(f"{SECRET}\n")
+    command = [str(Path(sys.executable).parent / "async-processor"), "webhook", f"{receiver.url}/hook"]
+    command += [
+        "--secret-file",
+        str(tmp_path / "secret"),
+        "--destination",
+        f"other.example/hooks/={tmp_path / 'secret'}",
+        "--allow-private",
+        "--for",
+        "1s",
+        "--redis-url",
+        valkey.url,
+    ]
+    process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (0, b""), err
+    assert b"2 delivered" in err
+    assert {verified(one, KEYS[0]) for one in receiver.received} == {"r1", "r2"}

@@ -1,0 +1,286 @@
+"""Several receivers: what one does not take holds up no other, memory is bounded, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from redis.asyncio import Redis
+
+from handlers.client import AsyncClient
+from handlers.client.options import ClientOptions
+from handlers.contract.result import Result, answered_result, encode_result
+from handlers.demo.valkey import Valkey
+from handlers.webhook.call import event_body
+from handlers.webhook.deliver import Webhook, WebhookOptions
+from handlers.webhook.destinations import Target, read_destination
+from handlers.webhook.lanes import Lane, Receiver
+from handlers.webhook.signature import read_secrets
+from tests.servers.raw_http import Answer, End, RawHttp, answer, running_raw_http
+from tests.waiting import wait_until_async
+
+KEYS = read_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "secret")
+SILENT = Answer(end=End.HANG)
+AT_ONCE = 2
+IN_TIME = 20.0
+
+
+@pytest.fixture
+async def client(valkey: Valkey, store: Redis) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient.for_redis(valkey.url, ClientOptions(lease_seconds=5.0)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def own() -> AsyncIterator[RawHttp]:
+    async with running_raw_http() as running:
+        running.say(answer(204))
+        yield running
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[RawHttp]:
+    async with running_raw_http() as running:
+        running.say(answer(204))
+        yield running
+
+
+@pytest.fixture
+async def third() -> AsyncIterator[RawHttp]:
+    async with running_raw_http() as running:
+        running.say(answer(204))
+        yield running
+
+
+def hook_of(
+    own: RawHttp | str, *others: RawHttp, seconds: float = 60.0, first_pause_seconds: float = 0.02
+) -> Webhook:
+    async def given_up(result: Result) -> None:
+        raise AssertionError(f"{result.id} was given up")
+
+    options = WebhookOptions(
+        f"{own if isinstance(own, str) else own.url}/own",
+        KEYS,
+        allow_private=True,
+        at_once=AT_ONCE,
+        call_seconds=60.0,
+        first_pause_seconds=first_pause_seconds,
+        destinations=[read_destination(f"127.0.0.1:{one.port}/hooks/", KEYS, "x") for one in others],
+        destination_seconds=seconds,
+    )
+    return Webhook(options, given_up)
+
+
+@contextlib.asynccontextmanager
+async def delivering(client: AsyncClient, hook: Webhook) -> AsyncIterator[None]:
+    """Delivers for ever, until the block is left."""
+    async with client.results() as stream, hook:
+        running = asyncio.create_task(hook.run(stream))
+        try:
+            yield
+        finally:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+
+
+async def deliver_all(client: AsyncClient, hook: Webhook) -> None:
+    async with client.results(idle=0) as stream, hook:
+        await asyncio.wait_for(hook.run(stream), IN_TIME)
+
+
+async def queue(store: Redis, ids: list[str], url: str = "") -> None:
+    for request_id in ids:
+        result = answered_result(request_id, "t", 200, b"{}")
+        if url:
+            result = msgspec.structs.replace(result, metadata={"webhook_url": url})
+        await store.lpush("result-list", encode_result(result))
+
+
+def taken(receiver: RawHttp) -> set[str]:
+    return {json.loads(one.body)["data"]["id"] for one in receiver.received}
+
+
+def names(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+async def test_a_named_receiver_that_is_silent_with_many_results_holds_up_no_other(
+    client: AsyncClient, own: RawHttp, other: RawHttp, third: RawHttp, store: Redis
+) -> None:
+    other.say(SILENT)
+    await queue(store, names("stuck", 40), f"{other.url}/hooks/1")
+    await queue(store, names("ours", 20))
+    await queue(store, names("theirs", 20), f"{third.url}/hooks/1")
+    async with delivering(client, hook_of(own, other, third)):
+        await wait_until_async(
+            lambda: (len(taken(own)), len(taken(third))) == (20, 20), IN_TIME, "the others' results"
+        )
+        assert len(other.received) <= AT_ONCE
+    await wait_until_async(lambda: store.llen("result-list"), IN_TIME, "what was held goes back")
+    assert await store.llen("result-list") == 40
+    assert await store.hlen("result-list:result-claimed") == 0
+
+
+async def test_the_operators_own_receiver_that_is_down_holds_up_no_named_one(
+    client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
+) -> None:
+    own.say(answer(503))
+    await queue(store, names("ours", 40))
+    await queue(store, names("theirs", 20), f"{other.url}/hooks/1")
+    async with delivering(client, hook_of(own, other)):
+        await wait_until_async(lambda: len(taken(other)) == 20, IN_TIME, "the named receiver's results")
+
+
+async def test_below_one_entry_of_the_list_a_silent_receiver_takes_one_slot_at_most(
+    client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
+) -> None:
+    """Two tenants behind one host: the one that is cut off each time does not use up the other's calls."""
+    other.say(answer(503))
+    hook = hook_of(own, other)
+    await queue(store, names("first", 30), f"{other.url}/hooks/1")
+    async with delivering(client, hook):
+        await wait_until_async(lambda: len(other.received) >= AT_ONCE, IN_TIME, "it is tried")
+        receiver = hook._receivers[f"{other.url}/hooks/1"]
+        await wait_until_async(receiver.turn.locked, IN_TIME, "it rests")
+        assert receiver.held == 4 * AT_ONCE, "so many are in memory"
+        assert len(receiver.parked) == 30 - 4 * AT_ONCE, "the others wait by their leases alone"
+        other.say(answer(204))
+        await queue(store, names("second", 5), f"{other.url}/hooks/2")
+        expected = {*names("first", 30), *names("second", 5)}
+        await wait_until_async(lambda: taken(other) == expected, IN_TIME, "all, when it is back")
+    assert await store.llen("result-list") == 0
+    assert await store.hlen("result-list:result-claimed") == 0
+
+
+async def test_all_arrive_when_a_receiver_was_down_for_a_while(
+    client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
+) -> None:
+    other.say(*[answer(503)] * 5, answer(204))
+    await queue(store, names("r", 60), f"{other.url}/hooks/1")
+    await deliver_all(client, hook_of(own, other))
+    assert taken(other) == set(names("r", 60))
+    assert own.received == []
+
+
+async def test_what_a_dead_receiver_does_not_take_comes_to_ours_without_waiting_one_by_one(
+    client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
+) -> None:
+    other.say(answer(503))
+    await queue(store, names("r", 60), f"{other.url}/hooks/1")
+    began_at = time.monotonic()
+    await deliver_all(client, hook_of(own, other, seconds=0.5))
+    assert taken(own) == set(names("r", 60))
+    assert time.monotonic() - began_at < 5.0
+    assert all("not taken in 0.5 s" in json.loads(one.body)["undelivered"] for one in own.received)
+
+
+async def test_a_receiver_that_is_gone_is_not_called_again_and_ours_has_its_results(
+    client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
+) -> None:
+    other.say(answer(410))
+    await queue(store, ["r1"], f"{other.url}/hooks/1")
+    hook = hook_of(own, other)
+    async with delivering(client, hook):
+        await wait_until_async(lambda: taken(own) == {"r1"}, IN_TIME, "the first result")
+        await queue(store, names("later", 9), f"{other.url}/hooks/1")
+        await wait_until_async(lambda: len(taken(own)) == 10, IN_TIME, "the later results")
+    assert len(other.received) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503, 502])
+async def test_retry_after_is_honoured_also_by_the_results_that_come_meanwhile(
+    client: AsyncClient, own: RawHttp, store: Redis, status: int
+) -> None:
+    own.say(answer(status, headers={"retry-after": "1"}), answer(204))
+    await queue(store, ["first"])
+    async with delivering(client, hook_of(own)):
+        await wait_until_async(lambda: len(own.received) == 1, IN_TIME, "the first call")
+        began_at = time.monotonic()
+        await queue(store, ["second"])
+        await wait_until_async(lambda: len(own.received) == 3, IN_TIME, "both results")
+        assert time.monotonic() - began_at > 0.8
+
+
+async def test_results_that_a_receiver_refuses_do_not_hold_up_what_it_takes(
+    client: AsyncClient, own: RawHttp, store: Redis
+) -> None:
+    """More of them than it has places in memory; each waits for itself, here for longer than the test lasts."""
+    bad = 6 * AT_ONCE
+    own.say(*[answer(400)] * bad, answer(204))
+    await queue(store, names("bad", bad))
+    await queue(store, names("good", 30))
+    async with delivering(client, hook_of(own, first_pause_seconds=60.0)):
+        await wait_until_async(lambda: len(own.received) == bad + 30, IN_TIME, "what it takes")
+    assert {*names("good", 30)} <= taken(own)
+    await wait_until_async(lambda: store.llen("result-list"), IN_TIME, "what was held goes back")
+    assert await store.llen("result-list") == bad
+
+
+async def test_what_is_refused_while_others_are_taken_is_not_tried_without_a_pause(
+    client: AsyncClient, store: Redis
+) -> None:
+    calls: Counter[str] = Counter()
+
+    async def take(request: web.Request) -> web.Response:
+        name = (await request.json())["data"]["id"]
+        calls[name] += 1
+        return web.Response(status=503 if name == "poison" else 204)
+
+    app = web.Application()
+    app.router.add_post("/own", take)
+    async with TestServer(app, host="127.0.0.1") as server:
+        await queue(store, ["poison", *names("r", 400)])
+        async with delivering(client, hook_of(str(server.make_url("")).rstrip("/"))):
+            await wait_until_async(lambda: len(calls) == 401, IN_TIME, "all that it takes")
+    assert calls["poison"] < 10
+    assert set(calls.values()) == {1, calls["poison"]}
+
+
+def receiver_of() -> Receiver:
+    return Receiver(Target("https://a.example/", KEYS), Lane(2, 8, 1_000), 4, first_pause_seconds=1.0)
+
+
+def test_calls_that_fail_side_by_side_are_one_failure() -> None:
+    receiver = receiver_of()
+    for _ in range(16):
+        receiver.failed(began_at=100.0, now=120.0, draw=0.5, retry_after_seconds=None)
+    assert receiver.rests_until == 121.0
+    receiver.failed(began_at=121.0, now=141.0, draw=0.5, retry_after_seconds=None)
+    assert receiver.rests_until == 143.0
+
+
+def test_pauses_and_retry_after_have_an_end() -> None:
+    receiver = receiver_of()
+    for turn in range(40):
+        receiver.failed(began_at=turn, now=turn, draw=0.5, retry_after_seconds=None)
+    assert receiver.rests_until == 39 + 300.0
+    receiver.failed(began_at=50.0, now=50.0, draw=0.5, retry_after_seconds=1e9)
+    assert receiver.rests_until == 50.0 + 3_600.0
+
+
+def test_memory_is_bounded_by_bytes_too_but_one_result_always_fits() -> None:
+    receiver = receiver_of()
+    room = [receiver.has_room]
+    receiver.enter(5_000)
+    room.append(receiver.has_room)
+    receiver.park(b"a")
+    receiver.park(b"b")
+    assert receiver.leave(5_000) == [b"a", b"b"], "nobody would be left to bring the second back"
+    room.append(receiver.has_room)
+    assert room == [True, False, True]
+
+
+def test_an_event_says_when_its_result_was_made() -> None:
+    result = answered_result("r", "t", 200, b"{}")
+    made = msgspec.structs.replace(result, finished_at=1_700_000_000.5)
+    assert json.loads(event_body(made, 1_800_000_000.0))["timestamp"] == "2023-11-14T22:13:20.500000+00:00"
+    assert json.loads(event_body(result, 1_800_000_000.0))["timestamp"] == "2027-01-15T08:00:00+00:00"

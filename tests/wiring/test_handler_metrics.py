@@ -1,0 +1,67 @@
+"""A handler's page of metrics: not there without a token, and then for its bearer only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from handlers.contract.errors import InvalidSetting
+from handlers.settings.settings import load_settings
+from handlers.wiring.handler import Handler
+
+TOKEN = "a-token-for-prometheus"
+PUSH = {"PROJECT_ID": "p-roject", "RESULT_TOPIC_ID": "results", "PUSH_AUTH": "none"}
+
+
+async def asked(
+    variables: dict[str, str], token: str = "", method: str = "GET", target: str = "dispatch"
+) -> Response:
+    """What a fresh handler answers to a request for its metrics."""
+    handler = Handler(load_settings(variables), target)
+    headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {"type": "http", "method": method, "path": "/metrics", "headers": headers, "query_string": b""}
+    try:
+        return await handler._endpoint.respond(Request(scope, receive))
+    finally:
+        await handler.aclose()
+
+
+async def test_without_a_token_there_is_no_page() -> None:
+    assert (await asked({})).status_code == 404
+
+
+@pytest.mark.parametrize("token", ["", "wrong", TOKEN[:-1], TOKEN + "x", TOKEN.upper()])
+async def test_who_does_not_show_the_token_reads_nothing(token: str) -> None:
+    response = await asked({"METRICS_TOKEN": TOKEN}, token)
+    assert response.status_code == 401
+    assert b"llm_d" not in bytes(response.body)
+
+
+@pytest.mark.parametrize("target", ["dispatch", "pubsub_push"])
+async def test_who_shows_it_reads_the_page(target: str) -> None:
+    response = await asked({"METRICS_TOKEN": TOKEN, **PUSH}, TOKEN, target=target)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    assert f'handler_inflight_deliveries{{door="{target}"}} 0.0'.encode() in bytes(response.body)
+
+
+async def test_the_dispatch_token_does_not_open_the_page() -> None:
+    variables = {"METRICS_TOKEN": TOKEN, "DISPATCH_TOKEN": "a-token-for-the-poller"}
+    assert (await asked(variables, "a-token-for-the-poller")).status_code == 401
+
+
+async def test_it_is_only_read() -> None:
+    assert (await asked({"METRICS_TOKEN": TOKEN}, TOKEN, "POST")).status_code == 405
+
+
+async def test_a_token_that_anybody_could_guess_stops_the_start() -> None:
+    with pytest.raises(InvalidSetting) as caught:
+        Handler(load_settings({"METRICS_TOKEN": "short"}), "dispatch")
+    assert caught.value.setting == "METRICS_TOKEN"

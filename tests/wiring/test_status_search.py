@@ -1,0 +1,70 @@
+"""What the status page still answers when it may see less, or when Redis is gone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from flask import Request
+from redis.asyncio import Redis
+from werkzeug.test import EnvironBuilder
+
+from handlers.demo.ports import free_port
+from handlers.demo.valkey import Valkey
+from handlers.settings.settings import Settings, load_settings
+from handlers.status.hosts import OwnHosts
+from handlers.status.page import StatusPages
+from handlers.wiring.status_page import RedisSource, open_pages, status_pages
+
+
+async def test_a_user_without_the_producers_keys_finds_what_is_queued(store: Redis, valkey: Valkey) -> None:
+    body = b'{"id": "here", "deadline": %d, "payload": {}}' % (time.time() + 60)
+    await store.zadd("request-sortedset", {body: time.time() + 60})
+    rights = ["%R~request-sortedset*", "%R~retry-sortedset*", "%R~{async-processor}:status:*"]
+    allowed = [
+        "+ping",
+        "+hello",
+        "+client|setname",
+        "+zcard",
+        "+hlen",
+        "+zrange",
+        "+hget",
+        "+hscan",
+        "+zscan",
+        "+hgetall",
+        "+lrange",
+        "+time",
+    ]
+    await cast(Any, store).execute_command("ACL", "SETUSER", "looker", "on", ">pw", *rights, *allowed)
+    try:
+        url = f"redis://looker:pw@{urlsplit(valkey.url).netloc}"
+        source = RedisSource(load_settings({"REDIS_URL": url}))
+        redis = Redis.from_url(url)
+        found = await source._find(redis, "here")
+        await redis.aclose()
+    finally:
+        await cast(Any, store).execute_command("ACL", "DELUSER", "looker")
+    assert [place.where for place in found.places] == ["pending"]
+
+
+def test_it_is_ready_while_redis_is_down_since_it_is_the_page_that_says_so() -> None:
+    source = RedisSource(load_settings({"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}))
+    pages = StatusPages(source, tuple, OwnHosts("127.0.0.1"))
+    first, ready = (pages.respond(Request(EnvironBuilder(path).get_environ())) for path in ("/", "/readyz"))
+    assert (first.status_code, ready.status_code) == (503, 200)
+    assert "connecting to 127.0.0.1" in first.get_data(as_text=True)
+
+
+def test_a_changed_configuration_leaves_the_page_its_names() -> None:
+    def is_refused(host: str, settings: Settings) -> bool:
+        request = Request(EnvironBuilder(base_url=f"http://{host}/").get_environ())
+        return status_pages(settings).respond(request).status_code == 421
+
+    before, changed = load_settings({}), load_settings({})
+    open_pages(before, "127.0.0.1", ["known"])
+    try:
+        for settings in (before, changed):
+            assert (is_refused("known", settings), is_refused("stranger", settings)) == (False, True)
+    finally:
+        open_pages(before, "::", [])
