@@ -30,7 +30,7 @@ class Canceller:
     async def tick(self) -> None:
         """One look: what waits is answered without a slot, what is held is given up and answered."""
         waiting = 0
-        if not self._is_stopping():
+        if not (self._is_stopping() or self._carrier.is_settling_without_slots):
             async for claims in self._queue.recall():
                 self._carrier.answer_expired(claims)
                 waiting += len(claims)

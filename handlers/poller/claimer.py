@@ -187,7 +187,9 @@ class Pool:
         """Answer what has expired in queues that were not asked for a while: that needs neither room nor a turn."""
         now = time.monotonic()
         for name, source in self.sources.items():
-            if now - self._asked_at.setdefault(name, now) >= _EXPIRE_SECONDS and not self._stopped.is_set():
+            if source.carrier.is_settling_without_slots or self._stopped.is_set():
+                continue
+            if now - self._asked_at.setdefault(name, now) >= _EXPIRE_SECONDS:
                 self._asked_at[name] = now
                 source.carrier.answer_expired(await source.queue.claim(_EXPIRED_BATCH, only_expired=True))
 

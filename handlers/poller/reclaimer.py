@@ -25,7 +25,9 @@ class Reclaimer:
         self._max_deaths = max_deaths
 
     async def tick(self) -> None:
-        """One scan."""
+        """One scan; none while what an earlier one buried is not stored."""
+        if self._carrier.is_settling_without_slots:
+            return
         reclaimed = await self._queue.reclaim(_BATCH, self._max_deaths)
         if reclaimed.returned:
             self._metrics.reclaimed(reclaimed.returned)

@@ -41,11 +41,13 @@ CANCEL_AGAIN_SECONDS = 5.0
 class Held:
     """A claim that is ours: from its claim to its settlement. `work` is None once its outcome is known.
 
-    `decided_at` is when that was, `sent_at` when its attempt was sent, `cancel_again_at` when its work may be cancelled
-    once more; all by `time.monotonic`, and 0 until then.
+    `has_slot`: it holds a slot of its pool, until its settlement is stored. `decided_at` is when the outcome was known,
+    `sent_at` when its attempt was sent, `cancel_again_at` when its work may be cancelled once more; all by
+    `time.monotonic`, and 0 until then.
     """
 
     claim: Claim
+    has_slot: bool = False
     work: asyncio.Task[Settlement] | None = None
     is_lost: bool = False
     decided_at: float = 0.0
@@ -90,7 +92,13 @@ class Carrier:
         self._on_outcome = on_outcome
         self._max_request_bytes = max_request_bytes
         self._held: dict[bytes, Held] = {}
+        self._without_slot = 0
         self.in_flight = 0
+
+    @property
+    def is_settling_without_slots(self) -> bool:
+        """Whether claims that hold no slot wait for their settlement; no more of these are claimed meanwhile."""
+        return self._without_slot > 0
 
     def held_claims(self) -> list[Claim]:
         """Every claim whose lease must be kept."""
@@ -101,9 +109,9 @@ class Carrier:
         return [held.work for held in self._held.values() if held.work is not None]
 
     def start(self, claims: Sequence[Claim]) -> None:
-        """Carry these claims; each takes one slot until its outcome is known."""
+        """Carry these claims; each holds one slot until its settlement is stored, or its lease is lost."""
         for claim in claims:
-            held = Held(claim)
+            held = Held(claim, has_slot=True)
             self._held[claim.owner_token] = held
             self.in_flight += 1
             held.work = asyncio.create_task(self._settlement(held))
@@ -115,7 +123,7 @@ class Carrier:
         self.in_flight -= 1
         if held.is_lost:
             # The next owner answers; a settlement of ours would be refused.
-            self._held.pop(held.claim.owner_token, None)
+            self._forget(held.claim)
         elif work.cancelled():
             self._settler.add(self._cancelled(held) if held.is_cancelled else Release(held.claim))
         elif error := work.exception():
@@ -124,11 +132,26 @@ class Carrier:
             self._log.error(
                 "settlement failed", id=held.claim.request_id, queue=held.claim.queue, error=repr(error)
             )
-            self._held.pop(held.claim.owner_token, None)
+            self._forget(held.claim)
         else:
             held.decided_at = time.monotonic()
             self._settler.add(work.result())
-        self.on_freed()
+
+    def _hold(self, claim: Claim) -> None:
+        """Hold a claim that takes no slot: all that is left to do is its settlement."""
+        self._held[claim.owner_token] = Held(claim)
+        self._without_slot += 1
+
+    def _forget(self, claim: Claim) -> Held | None:
+        """The claim is no longer ours; its slot is free again."""
+        held = self._held.pop(claim.owner_token, None)
+        if held is None:
+            return None
+        if held.has_slot:
+            self.on_freed()
+        else:
+            self._without_slot -= 1
+        return held
 
     async def _settlement(self, held: Held) -> Settlement:
         claim, began_at = held.claim, time.monotonic()
@@ -229,7 +252,7 @@ class Carrier:
         A producer may score as it likes, so a low score alone does not mean that the deadline has passed.
         """
         for claim in claims:
-            self._held[claim.owner_token] = Held(claim)
+            self._hold(claim)
             try:
                 envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
             except InvalidRequest as error:
@@ -257,7 +280,7 @@ class Carrier:
             else:
                 whole = replace(claim, member=await self._whole_member(claim, envelope))
                 settlement = self._marked(bury(whole, envelope, self._route, self._clock()), envelope)
-            self._held[claim.owner_token] = Held(claim)
+            self._hold(claim)
             self._settler.add(settlement)
 
     async def _whole_member(self, claim: Claim, envelope: Envelope) -> bytes:
@@ -326,7 +349,7 @@ class Carrier:
     def settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
         """A settlement is recorded, or was refused: either way the claim is no longer ours."""
         claim = settlement.claim
-        held = self._held.pop(claim.owner_token, None)
+        held = self._forget(claim)
         if has_taken_effect:
             if isinstance(settlement, Ack):
                 self._recorded(held, settlement)

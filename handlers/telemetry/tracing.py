@@ -8,7 +8,9 @@ the reference's. What else the SDK's own variables say (`OTEL_TRACES_SAMPLER`, `
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -33,7 +35,6 @@ HTTP_REQUEST: Final = "http-request"
 RE_ENQUEUE: Final = "re-enqueue"
 _KINDS: Final = {PROCESS_REQUEST: SpanKind.CONSUMER, HANDLE_REQUEST: SpanKind.SERVER}
 
-_FLUSH_MILLIS: Final = 3_000
 _propagator: Final = TraceContextTextMapPropagator()
 _open_span: ContextVar[Span | None] = ContextVar("open_span", default=None)
 _wanted_trace_id: ContextVar[int] = ContextVar("wanted_trace_id", default=0)
@@ -122,9 +123,20 @@ class Tracing:
         self._tracer.start_span(RE_ENQUEUE, context, SpanKind.PRODUCER, dict(attributes), links).end()
 
     async def aclose(self) -> None:
-        """Send what waits, within seconds; a receiver that is gone holds nobody up."""
-        await asyncio.to_thread(self._provider.force_flush, _FLUSH_MILLIS)
-        await asyncio.to_thread(self._provider.shutdown)
+        """Send what waits, for as long as the caller waits; a receiver that is silent holds no exit up.
+
+        The SDK sends all that waits before it looks at any time limit of its own, so it does that in a thread which the
+        end of the process does not wait for.
+        """
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def shut_down() -> None:
+            self._provider.shutdown()
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+                loop.call_soon_threadsafe(done.set)
+
+        threading.Thread(target=shut_down, name="tracing-shutdown", daemon=True).start()
+        await done.wait()
 
 
 def traceparent(span: Span) -> str:

@@ -31,6 +31,7 @@ from handlers.forward.transforms.registry import build_transforms
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.dependencies import GATEWAY, RESULTS, Dependencies
 from handlers.telemetry.logs import Logger, get_logger
+from handlers.wiring.closing import close_in_time
 from handlers.wiring.credentials import file_token, gateway_tls
 from handlers.wiring.dependencies import ObservedPublisher, observed
 from handlers.wiring.held import held_events, held_pushes
@@ -224,9 +225,8 @@ class Handler:
             await start()
 
     async def aclose(self) -> None:
-        """Close connections; what is published is flushed first."""
-        for close in reversed(self._closers):
-            await close()
+        """Close connections, within seconds; what is published is flushed first."""
+        await close_in_time(reversed(self._closers), self._log)
 
 
 def _healthy() -> Answer:

@@ -42,6 +42,7 @@ from handlers.settings.settings import Settings
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer
+from handlers.wiring.closing import Close, close_in_time
 from handlers.wiring.gates import ProcessGates
 from handlers.wiring.poller_dispatch import poller_client, poller_dispatch
 from handlers.wiring.pool_sharing import SharedPools
@@ -292,16 +293,19 @@ class PollerApp:
             await self._gates.start()
             await self.poller.run()
         finally:
-            await self._shared.leave()
-            with contextlib.suppress(*STORE_FAILURES):
-                await self._status.leave()
-            if self._pages is not None:
-                await self._pages.aclose()
-            await self._gates.aclose()
-            await self._client.aclose()
-            await self._redis.aclose()
-            if self._tracing:
-                await self._tracing.aclose()
+            await close_in_time(self._closers(), self._log)
+
+    def _closers(self) -> list[Close]:
+        closers: list[Close] = [self._shared.leave, self._leave_board]
+        if self._tracing:
+            closers.append(self._tracing.aclose)
+        if self._pages is not None:
+            closers.append(self._pages.aclose)
+        return [*closers, self._gates.aclose, self._client.aclose, self._redis.aclose]
+
+    async def _leave_board(self) -> None:
+        with contextlib.suppress(*STORE_FAILURES):
+            await self._status.leave()
 
     async def _listen(self) -> int:
         if self._pages is None:

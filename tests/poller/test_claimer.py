@@ -192,3 +192,34 @@ async def test_claiming_ends_when_it_is_cancelled_at_any_moment(valkey: Valkey, 
         await asyncio.wait([claiming], timeout=IN_TIME)
         assert claiming.cancelled()
         await impatient.aclose()
+
+
+async def test_a_slot_is_taken_until_the_result_is_stored(store: Redis) -> None:
+    """With a store that takes no results, nothing more is claimed or sent than there are slots."""
+    rig = Rig(store)
+    pool = pool_of(rig, slots=5)
+    await rig.submit(*(body(f"r-{n}") for n in range(50)))
+    looks = itertools.count()
+
+    async def has_looked_often() -> bool:
+        return next(looks) > 30
+
+    async with running(pool.run()):  # nobody settles
+        await wait_until_async(lambda: rig.carrier.in_flight == 0 and rig.dispatched, IN_TIME, "outcomes")
+        await wait_until_async(has_looked_often, IN_TIME, "time for more claims")
+        assert (len(rig.dispatched), await rig.pending(), pool.in_flight) == (5, 45, 5)
+        async with running(rig.settler.run()):
+            await answered(rig, count=50)
+    assert len(rig.dispatched) == 50
+
+
+async def test_while_expired_requests_wait_for_their_results_no_more_of_them_are_claimed(
+    store: Redis,
+) -> None:
+    rig = Rig(store)
+    await rig.submit(*(body(f"r-{n}", deadline=1) for n in range(3)), score=1)
+    rig.carrier.answer_expired(await rig.queue.claim(3, only_expired=True))
+    assert rig.carrier.is_settling_without_slots
+    async with running(rig.settler.run()):
+        await answered(rig, count=3)
+    assert not rig.carrier.is_settling_without_slots
