@@ -11,7 +11,7 @@ from collections.abc import Generator
 import hypothesis
 import pytest
 
-from tests.servers.presence import skipped_for_want_of
+from tests.servers.presence import INSTALL, missing_server
 from tests.servers.pubsub_emulator import pubsub_emulator
 from tests.servers.valkey import store, valkey
 
@@ -66,13 +66,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name the servers that were not found, and how to get them: a skip must not go unseen."""
+    """Report in one line which servers are missing, how many tests were skipped for each, and how to install them."""
     missing: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if server := skipped_for_want_of(reason):
+        if server := missing_server(reason):
             missing[server] += 1
     if missing:
-        terminalreporter.section("servers not found")
-        for server, tests in sorted(missing.items()):
-            terminalreporter.line(f"{tests} tests skipped for want of {server}")
+        each = ", ".join(f"{server} ({tests})" for server, tests in sorted(missing.items()))
+        line = f"{missing.total()} tests skipped because servers are missing: {each}. Install them with: {INSTALL}"
+        terminalreporter.section("missing servers")
+        terminalreporter.line(line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import uuid
@@ -17,7 +16,7 @@ from handlers.cli.connection import QueueFlags
 from handlers.client import Client, RedisAccess
 from handlers.client.options import ClientOptions
 from tests.servers.certificates import self_signed
-from tests.servers.presence import not_found
+from tests.servers.presence import program_path
 from tests.servers.redis_topologies import Server
 
 pytestmark = pytest.mark.xdist_group("redis-access")
@@ -57,7 +56,7 @@ class Locked:
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Locked]:
-    program = shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    program = program_path("redis-server")
     pem = self_signed(tmp_path)
     server = Server(program, "--requirepass", SECRET, tls=pem)
     yield Locked(server, pem, tmp_path)

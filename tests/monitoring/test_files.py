@@ -77,7 +77,7 @@ def promtool(*arguments: str | Path) -> str:
     """What promtool says; fails with it."""
     program = shutil.which("promtool")
     if program is None:
-        not_found("promtool", "apt install prometheus")
+        not_found("promtool")
     done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -31,7 +31,7 @@ Shell = Callable[[str], Coroutine[Any, Any, str]]
 def shell(options: PubSubOptions, tmp_path: Path) -> Shell:
     """A shell whose gcloud knows the emulator and no account."""
     if shutil.which("gcloud") is None:
-        not_found("gcloud", "apt install google-cloud-cli")
+        not_found("gcloud")
     environment = {
         **os.environ,
         "CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB": f"http://{options.emulator_host}/",

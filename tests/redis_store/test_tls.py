@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from redis.exceptions import RedisError
 from handlers.demo.ports import free_port
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
 from tests.servers.certificates import self_signed
-from tests.servers.presence import not_found
+from tests.servers.presence import program_path
 from tests.servers.redis_topologies import Server
 
 
@@ -33,7 +32,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def guarded(certificate: Path) -> Iterator[Guarded]:
     """Its plain port is for the test's own administration."""
-    program = shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    program = program_path("redis-server")
     tls = {"tls-cert-file": certificate, "tls-key-file": certificate, "tls-ca-cert-file": certificate}
     port = free_port()
     options = [part for name, path in tls.items() for part in (f"--{name}", str(path))]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -34,7 +33,7 @@ from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue
 from handlers.redis_store.submit.client_access import open_submissions
 from handlers.redis_store.submit.submissions import MemberParts
 from tests.servers.certificates import self_signed
-from tests.servers.presence import not_found
+from tests.servers.presence import program_path
 from tests.servers.redis_topologies import Cluster, Sentinels
 
 pytestmark = pytest.mark.xdist_group("redis-topologies")
@@ -53,7 +52,7 @@ class Slot:
 def options(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RedisOptions]:
-    program = shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    program = program_path("redis-server")
     kind, _, encrypted = request.param.partition("-")
     pem = self_signed(tmp_path_factory.mktemp("tls")) if encrypted else None
     with ExitStack() as parts:

@@ -129,7 +129,7 @@ async def running_chromium() -> AsyncIterator[Page]:
     """One tab of a fresh browser, with nothing of the user's."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
-        not_found("chromium", "apt install chromium")
+        not_found("chromium")
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as folder:
         arguments = (
             "--headless",

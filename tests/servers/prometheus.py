@@ -46,7 +46,7 @@ def running_prometheus(
     """
     program = shutil.which("prometheus")
     if program is None:
-        not_found("prometheus", "apt install prometheus")
+        not_found("prometheus")
     with tempfile.TemporaryDirectory(prefix="prometheus-") as folder:
         url = f"http://127.0.0.1:{free_port()}"
         jobs = "".join(

@@ -14,7 +14,7 @@ def running_emulator() -> Iterator[PubSubEmulator]:
     """The body of a fixture: the emulator, until the scope of the fixture ends."""
     found = find_emulator()
     if isinstance(found, NoEmulator):
-        not_found("the Pub/Sub emulator", found.reason)
+        not_found(f"the Pub/Sub emulator ({found.reason})")
     with PubSubEmulator(found) as emulator:
         yield emulator
 

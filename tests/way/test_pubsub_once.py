@@ -28,7 +28,7 @@ LEASE_SECONDS, TOKEN_SECONDS = 2.0, 0.01
 def stack() -> Iterator[Stack]:
     found = find_emulator()
     if isinstance(found, NoEmulator):
-        not_found("the Pub/Sub emulator", found.reason)
+        not_found(f"the Pub/Sub emulator ({found.reason})")
     with Stack(
         StackOptions(
             gateway_arguments=("--time-to-first-token", "0.3", "--time-per-token", str(TOKEN_SECONDS))

@@ -85,7 +85,7 @@ async def test_bad_requests_get_their_results_and_are_not_delivered_again(api: P
 async def test_the_guides_own_gcloud_commands_work_as_written(pubsub_stack: Stack) -> None:
     gcloud = shutil.which("gcloud")
     if gcloud is None:
-        not_found("gcloud", "it comes with the Google Cloud SDK")
+        not_found("gcloud")
     environment = {
         **os.environ,
         "CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB": f"http://{pubsub_stack.emulator_host}/",

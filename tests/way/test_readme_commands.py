@@ -33,7 +33,7 @@ def run(pubsub_stack: Stack, tmp_path: Path) -> Run:
     """Runs one line in a shell whose redis-cli, gcloud and async-processor mean this stack."""
     cli = shutil.which("redis-cli")
     if cli is None:
-        not_found("redis-cli", "apt install redis-tools")
+        not_found("redis-cli")
     wrapper = tmp_path / "redis-cli"
     wrapper.write_text(f'#!/bin/sh\nexec {cli} -u {pubsub_stack.redis_url} "$@"\n')
     wrapper.chmod(0o755)
@@ -74,7 +74,7 @@ def test_the_readmes_redis_commands_queue_a_request_and_read_its_result(run: Run
 @pytest.mark.parametrize("file", ["README.md", "knative/README.md"])
 def test_the_guides_gcloud_commands_publish_a_request_and_pull_its_result(run: Run, file: str) -> None:
     if shutil.which("gcloud") is None:
-        not_found("gcloud", "it comes with the Google Cloud SDK")
+        not_found("gcloud")
     (publish,) = commands("gcloud pubsub topics publish", file=file)
     (pull,) = commands("gcloud pubsub subscriptions pull", file=file)
 

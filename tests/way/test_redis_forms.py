@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from handlers.demo.child import Child
 from handlers.demo.ports import free_port
 from handlers.redis_store.submit.submissions import RequestState
 from tests.servers.certificates import self_signed
-from tests.servers.presence import not_found
+from tests.servers.presence import program_path
 from tests.servers.redis_topologies import Cluster, Sentinels, Server
 from tests.waiting import wait_until
 from tests.way.poller_fleet import PollerFleet
@@ -100,7 +99,7 @@ class Form:
 
 @pytest.fixture(scope="module", params=["cluster", "sentinel-tls", "unix"])
 def form(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Form]:
-    program = shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    program = program_path("redis-server")
     folder = tmp_path_factory.mktemp("form")
     with ExitStack() as parts:
         made = Form(_variables(request.param, program, folder, parts), folder)

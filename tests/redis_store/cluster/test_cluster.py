@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import time
 import uuid
 from collections import Counter
@@ -33,7 +32,7 @@ from handlers.redis_store.submit.client_access import open_submissions
 from handlers.redis_store.submit.submission_keys import sent_key
 from handlers.redis_store.submit.submissions import MemberParts, RequestState
 from tests.redis_store.queue.queueing import DEADLINE, body, envelope, recalled
-from tests.servers.presence import not_found
+from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Server
 from tests.waiting import wait_until_async
 
@@ -45,7 +44,7 @@ T = TypeVar("T")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    program = shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    program = redis_program()
     with Cluster(program, replicas=1) as running:
         yield running
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from handlers.client.options import ClientOptions
 from handlers.redis_store.cluster.queue import ClusterQueue
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, Store, connect
 from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions
-from tests.servers.presence import not_found
+from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Server
 from tests.waiting import wait_until_async
 
@@ -30,7 +29,7 @@ SHORTER_THAN_THE_MOVE_SECONDS = 1.5
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    program = shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    program = redis_program()
     with Cluster(program) as running:
         yield running
 

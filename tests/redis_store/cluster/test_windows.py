@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 import uuid
 from collections import Counter
@@ -23,7 +22,7 @@ from handlers.redis_store.connection import RedisOptions, Store, connect, execut
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.submit.submission_keys import active_key, delivery_name, payload_key, submitted_key
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState
-from tests.servers.presence import not_found
+from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster
 
 pytestmark = pytest.mark.xdist_group("redis-windows")
@@ -37,7 +36,7 @@ class Died(ConnectionError):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    program = shutil.which("redis-server") or not_found("redis-server", "apt-get install redis-server")
+    program = redis_program()
     with Cluster(program) as running:
         yield running
 
