@@ -17,8 +17,8 @@ INSTALL := $(PIP) install --quiet --require-hashes --only-binary :all:
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo dev test test-loaded lint fmt types imports bench bench-slack chaos chaos-release manifests lock \
-	audit sbom image clean
+.PHONY: help setup servers demo demo-loop dev test test-loaded lint fmt types imports bench bench-slack chaos \
+	chaos-release manifests lock audit sbom image clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,17 @@ servers: ## install the servers that tests and benchmarks can use (Debian, needs
 
 demo: $(VENV)/.runtime ## requests through a real queue, handler and failing gateway: one run with a closing table
 	@$(BIN)/async-processor demo $(ARGS)
+
+# For CI: the demo must pass beside busy neighbours too. RUNS and BUSY are counts; ends with the first run that fails.
+RUNS ?= 30
+BUSY ?= 4
+demo-loop: $(VENV)/.runtime ## RUNS demos in a row (30) beside BUSY processes that use a core each (4)
+	@busy=(); for ((n = 0; n < $(BUSY); n++)); do while :; do :; done & busy+=($$!); done; \
+	trap '[ $${#busy[@]} = 0 ] || kill "$${busy[@]}" 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
+	for ((run = 1; run <= $(RUNS); run++)); do \
+		echo "=== demo $$run of $(RUNS), beside $(BUSY) busy processes"; \
+		$(BIN)/async-processor demo $(ARGS) || { echo "demo-loop: run $$run of $(RUNS) failed"; exit 1; }; \
+	done; echo "demo-loop: $(RUNS) of $(RUNS) runs passed"
 
 dev: $(VENV)/.runtime ## the same stack, kept up to play with
 	@$(BIN)/async-processor dev $(ARGS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,20 +16,24 @@ from handlers.contract.errors import AsyncProcessorError
 if TYPE_CHECKING:
     from handlers.demo.stack import Stack
 
-_TRY_REDIS = """\
-Queue a request and read its result, by hand or with our own command:
-  redis-cli -p {port} ZADD request-sortedset 1999999999 '{{"id" : "testmsg", "payload":{{ "model":"your-model", \
-"prompt":"Hi, good morning "}}, "deadline" :"1999999999" }}'
-  redis-cli -p {port} RPOP result-list
-  async-processor submit --redis-url {url} --prompt 'Hi' --model m --wait
-  async-processor results --redis-url {url}"""
-_TRY_PUBSUB = """
-The same on Pub/Sub (another terminal; the variables point gcloud at the emulator):
+_EXPORTS = """\
+Paste this into another terminal, then every command of the README works as written:
+  export PATH={bin}:$PATH REDIS_URL={url} IGW_BASE_URL={gateway}"""
+_PUBSUB_EXPORTS = """\
   export CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB=http://{host}/ CLOUDSDK_CORE_PROJECT={project} \
 CLOUDSDK_AUTH_DISABLE_CREDENTIALS=true
-  gcloud pubsub topics publish {topic} --message='{{"id" : "testmsg", "payload":{{ "model":"your-model", \
-"prompt":"Hi, good morning "}}, "deadline" :"1999999999" }}'
-  gcloud pubsub subscriptions pull {subscription} --auto-ack --limit=1"""
+  export PUBSUB_EMULATOR_HOST={host} PROJECT_ID={project} REQUEST_TOPIC_NAME={topic} REQUEST_TOPIC_ID={topic} \
+RESULT_SUBSCRIPTION_ID={subscription}"""
+_TRY = """
+For example:
+  async-processor submit --prompt 'Good morning' --model your-model --deadline 10m --wait
+  redis-cli -u $REDIS_URL ZADD request-sortedset 1999999999 '{"id" : "testmsg", "payload":{ "model":"your-model", \
+"prompt":"Hi, good morning "}, "deadline" :"1999999999" }'
+  redis-cli -u $REDIS_URL RPOP result-list"""
+_TRY_PUBSUB = """\
+  gcloud pubsub topics publish $REQUEST_TOPIC_NAME --message='{"id" : "testmsg", "payload":{ "model":"your-model", \
+"prompt":"Hi, good morning "}, "deadline" :"1999999999" }'
+  gcloud pubsub subscriptions pull $RESULT_SUBSCRIPTION_ID --auto-ack --limit=1"""
 
 
 @click.command(
@@ -64,10 +70,14 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
     try:
         with Stack(options) as stack:
             click.echo()
-            click.echo(_TRY_REDIS.format(port=stack.redis_url.rsplit(":", 1)[1], url=stack.redis_url))
+            folder = shlex.quote(str(Path(sys.executable).parent))
+            click.echo(_EXPORTS.format(bin=folder, url=stack.redis_url, gateway=stack.gateway_url))
             if stack.emulator_host:
                 names = {"project": DEMO_PROJECT, "topic": REQUEST_TOPIC, "subscription": RESULT_SUBSCRIPTION}
-                click.echo(_TRY_PUBSUB.format(host=stack.emulator_host, **names))
+                click.echo(_PUBSUB_EXPORTS.format(host=stack.emulator_host, **names))
+            click.echo(_TRY)
+            if stack.emulator_host:
+                click.echo(_TRY_PUBSUB)
             elif isinstance(stack.pubsub, NoEmulator) and has_pubsub:
                 click.echo(f"\nWithout Pub/Sub: {stack.pubsub.reason}")
             click.echo("\nCtrl-C stops everything.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Final
 
 import msgspec
@@ -21,10 +22,18 @@ from handlers.contract.result import decode_result
 from handlers.demo.broken import queue_broken
 from handlers.demo.pubsub_emulator import NoEmulator
 from handlers.demo.pubsub_layout import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION
-from handlers.demo.scenario import BROKEN, Planned, planned
+from handlers.demo.scenario import BROKEN, BROKEN_IDS, Planned, healthy, planned
 from handlers.demo.stack import Stack, StackOptions
-from handlers.demo.tally import Tally, WitnessLine, read_witness, stages
-from handlers.demo.view import closing_table, failures_table, progress_view
+from handlers.demo.tally import Stages, Tally, read_witness, stages
+from handlers.demo.view import (
+    closing_table,
+    explanation,
+    failures_table,
+    latency_table,
+    missing_lines,
+    progress_line,
+    progress_view,
+)
 from handlers.pubsub.api import PubSubApi, PubSubOptions
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Puller
@@ -32,7 +41,11 @@ from handlers.redis_store.connection import RedisOptions, connect
 from handlers.redis_store.queue.depths import QueueDepths, queue_depths
 
 QUEUE: Final = "request-sortedset"
-_LOOK_SECONDS: Final = 0.2
+_POLL_SECONDS: Final = 0.2
+_LINE_SECONDS: Final = 2.0
+_SAME_LINE_SECONDS: Final = 10.0
+_HEALTHY: Final = 10
+_MOST_MISSING: Final = 20
 _GATEWAY: Final = ("--capacity", "16", "--queue-size", "64", "--time-to-first-token", "0.05")
 _VARIABLES: Final = {"REQUEST_TIMEOUT_SECONDS": "3", "WORKERS": "32", "SHUTDOWN_GRACE_SECONDS": "5"}
 _PUBSUB_SHARE: Final = 0.2  # the emulator pushes two at a time
@@ -61,54 +74,143 @@ def run_demo(options: DemoOptions, console: Console) -> bool:
         with Stack(stack_options) as stack:
             if options.has_pubsub and isinstance(stack.pubsub, NoEmulator):
                 console.print(f"  [yellow]-[/] without Pub/Sub: {stack.pubsub.reason}")
-            return asyncio.run(_run(stack, witness, options, console))
+            return asyncio.run(_Run(stack, witness, options, console).run())
 
 
-async def _run(stack: Stack, witness: Path, options: DemoOptions, console: Console) -> bool:
-    tallies = {"Redis": Tally()}
-    work = [_redis_way(stack, options, tallies["Redis"], console)]
-    if stack.emulator_host:
-        tallies["Pub/Sub"] = Tally()
-        work.append(_pubsub_way(stack, options, tallies["Pub/Sub"]))
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(options.timeout_seconds):
-            await asyncio.gather(*work)
-    witnessed = _witnessed(witness)
-    console.print()
-    console.print(closing_table({name: (tally, stages(tally, witnessed)) for name, tally in tallies.items()}))
-    console.print(failures_table(tallies))
-    dead = await _depths(stack)
-    console.print(f"Among the dead letters, since nobody can be told their result: {dead.dead}")
-    return all(len(tally.results) == len(tally.sent_at) and not tally.doubles for tally in tallies.values())
+class _Run:
+    """One run of the demo over a running stack."""
+
+    def __init__(self, stack: Stack, witness: Path, options: DemoOptions, console: Console) -> None:
+        self._stack, self._witness, self._options, self._console = stack, witness, options, console
+        self._brokers = ["Redis", "Pub/Sub"] if stack.emulator_host else ["Redis"]
+
+    async def run(self) -> bool:
+        """A healthy run, then one with faults; True if every request got exactly one final result."""
+        self._console.print("\n[bold]Healthy[/]: a few requests to a gateway that answers.")
+        tallies = {name: Tally() for name in self._brokers}
+        for one, other in zip(healthy(_HEALTHY, "redis"), healthy(_HEALTHY, "pubsub"), strict=True):
+            await self._phase([one], [other], (), tallies)
+        ways = self._ways(tallies)
+        self._console.print(
+            latency_table("Latency of a healthy run", {name: stage for name, (_, stage) in ways.items()})
+        )
+        if not self._report_missing(ways):
+            return False
+        count = self._options.requests
+        self._console.print(
+            f"\n[bold]Faults[/]: {count} requests; the gateway resets, hangs, truncates, refuses and breaks down."
+        )
+        pubsub = list(planned(max(20, int(count * _PUBSUB_SHARE)), "pubsub"))
+        tallies = {name: Tally() for name in self._brokers}
+        await self._phase(list(planned(count, "redis")), pubsub, BROKEN, tallies)
+        return await self._closing(tallies)
+
+    async def _closing(self, tallies: Mapping[str, Tally]) -> bool:
+        ways = self._ways(tallies)
+        self._console.print()
+        self._console.print(closing_table(ways, self._options.timeout_seconds))
+        self._console.print(failures_table(tallies))
+        by_stage = {name: stage for name, (_, stage) in ways.items()}
+        self._console.print(latency_table("Latency with faults, retries included", by_stage))
+        self._console.print(explanation(len(BROKEN_IDS), (await _depths(self._stack)).dead), highlight=False)
+        if not self._report_missing(ways):
+            return False
+        if any(tally.doubles for tally in tallies.values()):
+            self._console.print("[bold red]Failed[/]: some requests have a second result.")
+            return False
+        self._console.print("[bold green]Passed[/]: every request has exactly one final result.")
+        return True
+
+    def _ways(self, tallies: Mapping[str, Tally]) -> dict[str, tuple[Tally, Stages]]:
+        with self._witness.open("rb") as lines:
+            witnessed = read_witness(lines)
+        return {name: (tally, stages(tally, witnessed)) for name, tally in tallies.items()}
+
+    def _report_missing(self, ways: Mapping[str, tuple[Tally, Stages]]) -> bool:
+        """Print each request that has no result, and where the logs are; True if there is none."""
+        lines = missing_lines(ways, time.time())
+        if not lines:
+            return True
+        seconds = self._options.timeout_seconds
+        self._console.print(
+            f"[bold red]Failed[/]: {len(lines)} requests have no result within {seconds:g} s:"
+        )
+        for line in lines[:_MOST_MISSING]:
+            self._console.print(f"  {line}", highlight=False, soft_wrap=True)
+        if len(lines) > _MOST_MISSING:
+            self._console.print(f"  … and {len(lines) - _MOST_MISSING} more")
+        logs = self._keep_logs()
+        self._console.print(
+            f"Search their ids in the logs of the processes: {logs}", highlight=False, soft_wrap=True
+        )
+        return False
+
+    def _keep_logs(self) -> Path:
+        folder = Path(mkdtemp(prefix="async-processor-demo-logs-"))
+        for name, child in self._stack.children.items():
+            (folder / f"{name}.log").write_text(child.output(), encoding="utf-8")
+        shutil.copy(self._witness, folder / "gateway-requests.jsonl")
+        return folder
+
+    async def _phase(
+        self,
+        redis: Sequence[Planned],
+        pubsub: Sequence[Planned],
+        broken: Sequence[bytes],
+        tallies: Mapping[str, Tally],
+    ) -> None:
+        """Send all of these and wait for their results, at most until the time limit."""
+        work = [_redis_way(self._stack, redis, broken, tallies["Redis"])]
+        if "Pub/Sub" in tallies:
+            work.append(_pubsub_way(self._stack, pubsub, tallies["Pub/Sub"]))
+        watch = asyncio.create_task(self._watch(tallies))
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._options.timeout_seconds):
+                    await asyncio.gather(*work)
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    async def _watch(self, tallies: Mapping[str, Tally]) -> None:
+        """Show where the requests are: a live view in a terminal, else a line every two seconds."""
+        if not self._console.is_terminal:
+            await self._watch_lines(tallies)
+        with Live(console=self._console, refresh_per_second=8, transient=True) as live:
+            while True:
+                live.update(progress_view(await _depths(self._stack), tallies["Redis"]))
+                await asyncio.sleep(_POLL_SECONDS)
+
+    async def _watch_lines(self, tallies: Mapping[str, Tally]) -> None:
+        started_at = printed_at = time.monotonic()
+        printed = ""
+        while True:
+            await asyncio.sleep(_LINE_SECONDS)
+            line, now = progress_line(await _depths(self._stack), tallies), time.monotonic()
+            if line != printed or now - printed_at >= _SAME_LINE_SECONDS:
+                self._console.print(f"{now - started_at:3.0f} s · {line}", highlight=False, soft_wrap=True)
+                printed, printed_at = line, now
 
 
-async def _redis_way(stack: Stack, options: DemoOptions, tally: Tally, console: Console) -> None:
+async def _redis_way(
+    stack: Stack, requests: Sequence[Planned], broken: Sequence[bytes], tally: Tally
+) -> None:
     """Queue requests in Redis, and read results until every one has come."""
-    await queue_broken(stack.redis_url, QUEUE, BROKEN)
-    tally.sent_at |= dict.fromkeys(("broken-deadline", "broken-payload"), time.time())
+    if broken:
+        await queue_broken(stack.redis_url, QUEUE, broken)
+        tally.sent_at |= dict.fromkeys(BROKEN_IDS, time.time())
     async with AsyncClient.for_redis(stack.redis_url) as client:
-        requests = list(planned(options.requests, "redis"))
         await client.submit_many([_new(request) for request in requests])
         tally.sent_at |= {request.request_id: time.time() for request in requests}
-        with Live(console=console, refresh_per_second=8, transient=True) as live:
-            watch = asyncio.create_task(_watch(stack, tally, live))
-            async with client.results(limit=len(tally.sent_at)) as results:
-                async for delivery in results:
-                    tally.take(delivery.result, time.time())
-                    await delivery.ack()
-            watch.cancel()
+        async with client.results(limit=len(tally.missing)) as results:
+            async for delivery in results:
+                tally.take(delivery.result, time.time())
+                await delivery.ack()
 
 
 def _new(request: Planned) -> NewRequest:
     deadline = timedelta(seconds=request.deadline_seconds)
     return NewRequest(payload=request.payload, deadline=deadline, id=request.request_id)
-
-
-async def _watch(stack: Stack, tally: Tally, live: Live) -> None:
-    """Show where the requests are."""
-    while True:
-        live.update(progress_view(await _depths(stack), tally))
-        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _depths(stack: Stack) -> QueueDepths:
@@ -119,12 +221,11 @@ async def _depths(stack: Stack) -> QueueDepths:
         await redis.aclose()
 
 
-async def _pubsub_way(stack: Stack, options: DemoOptions, tally: Tally) -> None:
+async def _pubsub_way(stack: Stack, requests: Sequence[Planned], tally: Tally) -> None:
     """Publish requests to a topic with a push subscription, and pull their results."""
     api = PubSubApi(PubSubOptions(project_id=DEMO_PROJECT, emulator_host=stack.emulator_host))
     publisher, puller = Publisher(api), Puller(api, RESULT_SUBSCRIPTION)
     try:
-        requests = list(planned(max(20, int(options.requests * _PUBSUB_SHARE)), "pubsub"))
         now = time.time()
         await asyncio.gather(*(publisher.publish(REQUEST_TOPIC, _body(one, now)) for one in requests))
         tally.sent_at |= {request.request_id: now for request in requests}
@@ -152,10 +253,5 @@ def _body(request: Planned, now: float) -> bytes:
 def _take_once(tally: Tally, data: bytes) -> None:
     """Pub/Sub may deliver a result twice: consumers drop the second by its id."""
     result = decode_result(data)
-    if result.id not in tally.results:
+    if result.id in tally.sent_at and result.id not in tally.results:
         tally.take(result, time.time())
-
-
-def _witnessed(witness: Path) -> Sequence[WitnessLine]:
-    with witness.open("rb") as lines:
-        return read_witness(lines)

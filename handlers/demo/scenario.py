@@ -48,9 +48,19 @@ def planned(count: int, prefix: str) -> Iterator[Planned]:
         yield Planned(request_id, payload, 6.0 if place == SHORT_DEADLINE_PLACE else 120.0)
 
 
+def healthy(count: int, prefix: str) -> Iterator[Planned]:
+    """`count` requests that the gateway answers at once."""
+    for number in range(count):
+        request_id = f"{prefix}-healthy-{number:03d}"
+        payload = {"model": "demo-model", "prompt": "Say hello", "max_tokens": 16}
+        yield Planned(request_id, {**payload, "simulate": {"key": request_id}}, 120.0)
+
+
 BROKEN: Final = (
     b'{"id":"broken-deadline","payload":{"prompt":"Hi"},"deadline":"tomorrow"}',
     b'{"id":"broken-payload","payload":"Hi","deadline":1999999999}',
     b"not JSON at all",
 )
 """Members that no client of ours would queue; each must end in a result, or among the dead letters."""
+BROKEN_IDS: Final = ("broken-deadline", "broken-payload")
+"""Those of `BROKEN` whose id can be read: each has a result."""

@@ -41,6 +41,11 @@ class Tally:
         self.result_at[result.id] = now
 
     @property
+    def missing(self) -> list[str]:
+        """Ids that were sent and have no result."""
+        return sorted(self.sent_at.keys() - self.results.keys())
+
+    @property
     def answered(self) -> int:
         """Results with a 2xx."""
         return sum(200 <= result.status_code < 300 for result in self.results.values())
@@ -65,6 +70,9 @@ class Stages:
     way_back: list[float]
     total: list[float]
     attempts: dict[str, int]
+    statuses: dict[str, list[int]]
+    """Per request, the HTTP status of each attempt; 0 where the connection broke."""
+    last_ended_at: dict[str, float]
 
     @property
     def retried(self) -> int:
@@ -82,11 +90,13 @@ def stages(tally: Tally, witnessed: Sequence[WitnessLine]) -> Stages:
     first: dict[str, WitnessLine] = {}
     last: dict[str, WitnessLine] = {}
     attempts: dict[str, int] = {}
+    statuses: dict[str, list[int]] = {}
     for line in witnessed:
         if line.key in tally.sent_at:
             first.setdefault(line.key, line)
             last[line.key] = line
             attempts[line.key] = attempts.get(line.key, 0) + 1
+            statuses.setdefault(line.key, []).append(line.status)
     done = [key for key in last if key in tally.result_at]
     return Stages(
         queue=[first[key].started_at - tally.sent_at[key] for key in first],
@@ -94,6 +104,8 @@ def stages(tally: Tally, witnessed: Sequence[WitnessLine]) -> Stages:
         way_back=[tally.result_at[key] - last[key].ended_at for key in done],
         total=[at - tally.sent_at[key] for key, at in tally.result_at.items() if key in tally.sent_at],
         attempts=attempts,
+        statuses=statuses,
+        last_ended_at={key: line.ended_at for key, line in last.items()},
     )
 
 

@@ -31,8 +31,35 @@ def progress_view(depths: QueueDepths, tally: Tally) -> RenderableType:
     return Group(line, ProgressBar(total=max(1, len(tally.sent_at)), completed=len(tally.results), width=80))
 
 
-def closing_table(ways: Mapping[str, tuple[Tally, Stages]]) -> Table:
-    """What was sent and what became of it, with latencies by stage."""
+def progress_line(depths: QueueDepths, tallies: Mapping[str, Tally]) -> str:
+    """The progress as one line of text, for output that is not a terminal."""
+    parts = []
+    for name, tally in tallies.items():
+        parts.append(f"{name}: {len(tally.results)} of {len(tally.sent_at)} results")
+    parts.append(
+        f"Redis queued {depths.pending}, claimed {depths.claimed}, waiting for a retry {depths.retrying}"
+    )
+    return " · ".join(parts)
+
+
+def latency_table(title: str, ways: Mapping[str, Stages]) -> Table:
+    """Latencies of each stage: p50, p95 and p99 in milliseconds."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("p50 / p95 / p99")
+    for name in ways:
+        table.add_column(name, justify="right")
+    for name, values in (
+        ("queue → gateway", [stage.queue for stage in ways.values()]),
+        ("in the gateway", [stage.gateway for stage in ways.values()]),
+        ("gateway → result", [stage.way_back for stage in ways.values()]),
+        ("total", [stage.total for stage in ways.values()]),
+    ):
+        table.add_row(name, *(_percentiles(cell) for cell in values))
+    return table
+
+
+def closing_table(ways: Mapping[str, tuple[Tally, Stages]], timeout_seconds: float) -> Table:
+    """Counts of what was sent and what became of it."""
     table = Table(title="What became of the requests", title_justify="left")
     table.add_column("")
     for name in ways:
@@ -42,25 +69,47 @@ def closing_table(ways: Mapping[str, tuple[Tally, Stages]]) -> Table:
         ("answered (2xx)", [str(tally.answered) for tally, _ in ways.values()]),
         ("  of these, retried before", [str(_retried(*way)) for way in ways.values()]),
         ("final errors", [str(sum(tally.final_errors.values())) for tally, _ in ways.values()]),
-        ("lost", [_count(len(tally.sent_at) - len(tally.results)) for tally, _ in ways.values()]),
-        ("results twice", [_count(tally.doubles) for tally, _ in ways.values()]),
+        (
+            f"no result within {timeout_seconds:g} s",
+            [_count(len(tally.missing)) for tally, _ in ways.values()],
+        ),
+        ("second results", [_count(tally.doubles) for tally, _ in ways.values()]),
     ]
     for name, cells in rows:
         table.add_row(name, *cells)
-    table.add_section()
-    for name, values in (
-        ("queue → gateway, p50 / p99", [stage.queue for _, stage in ways.values()]),
-        ("in the gateway, p50 / p99", [stage.gateway for _, stage in ways.values()]),
-        ("gateway → result, p50 / p99", [stage.way_back for _, stage in ways.values()]),
-        ("in all, retries included, p50 / p99", [stage.total for _, stage in ways.values()]),
-    ):
-        table.add_row(name, *(_percentiles(cell) for cell in values))
     return table
+
+
+def explanation(malformed: int, dead: int) -> str:
+    """Why the counts differ from the number of requests that was asked for."""
+    return (
+        f"Redis: {malformed} of the requests sent are malformed on purpose, beside those asked for; each has an "
+        f"error result.\nDead letters: {dead}. One more malformed member has no readable id. No result can be "
+        "addressed to it, so it is kept as a dead letter."
+    )
+
+
+def missing_lines(ways: Mapping[str, tuple[Tally, Stages]], now: float) -> list[str]:
+    """One line for each request without a result: its id, its attempts at the gateway, and since when it is quiet."""
+    lines = []
+    for name, (tally, stage) in ways.items():
+        for request_id in tally.missing:
+            statuses = stage.statuses.get(request_id, [])
+            if statuses:
+                answers = ", ".join(str(status or "connection broken") for status in statuses)
+                quiet = now - stage.last_ended_at[request_id]
+                found = (
+                    f"{len(statuses)} attempts at the gateway ({answers}), the last ended {quiet:.0f} s ago"
+                )
+            else:
+                found = "never reached the gateway"
+            lines.append(f"{name} {request_id}: {found}")
+    return lines
 
 
 def failures_table(tallies: Mapping[str, Tally]) -> Table:
     """The final errors by kind."""
-    table = Table(title="Final errors, each a result that says why", title_justify="left")
+    table = Table(title="Final errors by reason", title_justify="left")
     table.add_column("")
     for name in tallies:
         table.add_column(name, justify="right")
@@ -80,4 +129,5 @@ def _count(number: int) -> str:
 
 
 def _percentiles(values: Sequence[float]) -> str:
-    return f"{percentile(values, 0.5) * 1000:,.0f} / {percentile(values, 0.99) * 1000:,.0f} ms"
+    shown = " / ".join(f"{percentile(values, share) * 1000:,.0f}" for share in (0.5, 0.95, 0.99))
+    return f"{shown} ms"

@@ -45,6 +45,7 @@ class Payload(msgspec.Struct):
 
     model: str = ""
     prompt: object = ""
+    input: object = ""
     max_tokens: int | None = None
     user: str = ""
     simulate: Simulate | None = None

@@ -14,8 +14,35 @@ _WORDS: Final = ("hello", "there", "idle", "capacity", "is", "filled", "again", 
 _CREATED: Final = 1_700_000_000
 
 
-def completion(payload: Payload, number: int, tokens: int, *, is_chat: bool) -> bytes:
+def text_completion(payload: Payload, number: int, tokens: int) -> bytes:
     """A completion of `tokens` words; the same for the same number."""
+    return _completion(payload, number, tokens, is_chat=False)
+
+
+def chat_completion(payload: Payload, number: int, tokens: int) -> bytes:
+    """A chat completion of `tokens` words; the same for the same number."""
+    return _completion(payload, number, tokens, is_chat=True)
+
+
+def embeddings(payload: Payload, number: int, _tokens: int) -> bytes:
+    """One embedding of 8 numbers for each input; the same for the same number."""
+    inputs = payload.input if isinstance(payload.input, list) else [payload.input]
+    rows = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": [((number + index + place) % 8) / 8 for place in range(8)],
+        }
+        for index in range(len(inputs))
+    ]
+    asked = max(1, len(str(payload.input)) // 4)
+    usage = {"prompt_tokens": asked, "total_tokens": asked}
+    return msgspec.json.encode(
+        {"object": "list", "data": rows, "model": payload.model or MODEL, "usage": usage}
+    )
+
+
+def _completion(payload: Payload, number: int, tokens: int, *, is_chat: bool) -> bytes:
     words = " ".join(_WORDS[(number + place) % len(_WORDS)] for place in range(min(tokens, 256)))
     content = {"message": {"role": "assistant", "content": words}} if is_chat else {"text": words}
     asked = max(1, len(str(payload.prompt)) // 4)

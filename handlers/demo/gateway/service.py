@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from handlers.demo.gateway.protocol import GatewayProtocol
 
 DEFAULT_TOKENS: Final = 16
-_COMPLETIONS: Final = {"/v1/completions": False, "/v1/chat/completions": True}
+_COMPLETIONS: Final = {
+    "/v1/completions": replies.text_completion,
+    "/v1/chat/completions": replies.chat_completion,
+    "/v1/embeddings": replies.embeddings,
+}
 _payload_decoder = msgspec.json.Decoder(Payload)
 
 
@@ -60,7 +64,7 @@ class Service:
         self.witness = witness
         self._pool = pool
         self._sheddable = sheddable
-        self._paths = {**_COMPLETIONS, **dict.fromkeys(completion_paths, False)}
+        self._paths = {**_COMPLETIONS, **dict.fromkeys(completion_paths, replies.text_completion)}
         self._number = 0
         self._pages = {
             "/health": lambda: b"{}",
@@ -127,14 +131,13 @@ class Service:
             to.reply(fault.status, replies.error(fault.status, "as asked for"), headers)
             self._note(exchange, payload, fault.status)
             return
-        await break_response(fault, replies.completion(payload, 0, DEFAULT_TOKENS, is_chat=False), to)
+        await break_response(fault, replies.text_completion(payload, 0, DEFAULT_TOKENS), to)
         self._note(exchange, payload, 0)
 
     def _complete(self, exchange: Exchange, payload: Payload, tokens: int, to: GatewayProtocol) -> None:
         self._number += 1
         self.engine.tokens += tokens
-        is_chat = self._paths[exchange.path]
-        to.reply(200, replies.completion(payload, self._number, tokens, is_chat=is_chat))
+        to.reply(200, self._paths[exchange.path](payload, self._number, tokens))
         self._note(exchange, payload, 200)
 
     def _refuse(self, exchange: Exchange, payload: Payload, to: GatewayProtocol, reason: str) -> None:

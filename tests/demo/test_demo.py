@@ -1,0 +1,89 @@
+"""The demo and the development stack as a newcomer starts them: real processes, output in a pipe."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from handlers.contract.result import Result
+from handlers.demo.child import Child
+from handlers.demo.tally import Tally, WitnessLine, stages
+from handlers.demo.view import missing_lines
+
+COMMAND = str(Path(sys.executable).parent / "async-processor")
+
+
+def run_demo(*flags: str, wanted: int) -> str:
+    done = subprocess.run(
+        [COMMAND, "demo", "--no-pubsub", "--requests", "20", *flags],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == wanted, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_demo_in_a_pipe_shows_healthy_latency_then_progress_then_the_outcome() -> None:
+    output = run_demo(wanted=0)
+    wanted = (
+        "Latency of a healthy run",
+        "queue → gateway",
+        "results · Redis queued",
+        "What became of the requests",
+        "no result within 90 s",
+        "2 of the requests sent are malformed on purpose",
+        "Dead letters: 1.",
+        "Passed",
+    )
+    places = [output.find(text) for text in wanted]
+    assert -1 not in places, output
+    assert places == sorted(places), "told in another order"
+
+
+def test_a_demo_that_runs_out_of_time_names_each_id_and_keeps_the_logs() -> None:
+    output = run_demo("--timeout", "4", wanted=1)  # less than the 6 s after which one of them has its result
+    assert "requests have no result within 4 s" in output
+    assert re.search(r"redis-00011: \d+ attempts at the gateway \(503", output)
+    folder = Path(output.split("logs of the processes: ")[1].split()[0])
+    assert "redis-00011" in (folder / "gateway-requests.jsonl").read_text()
+    assert (folder / "poller.log").is_file()
+
+
+def test_a_request_that_never_reached_the_gateway_is_told_apart_from_one_that_was_refused() -> None:
+    tally = Tally(sent_at={"a": 1.0, "b": 1.0, "c": 1.0}, results={"c": Result(id="c", status_code=200)})
+    stage = stages(tally, [WitnessLine("b", 2.0, None, 3.0, 503), WitnessLine("b", 4.0, None, 5.0, 0)])
+    assert missing_lines({"Redis": (tally, stage)}, now=65.0) == [
+        "Redis a: never reached the gateway",
+        "Redis b: 2 attempts at the gateway (503, connection broken), the last ended 60 s ago",
+    ]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/embeddings"])
+def test_the_export_lines_of_dev_make_the_commands_of_the_readme_work(path: str) -> None:
+    with Child("dev", [COMMAND, "dev", "--no-pubsub"]) as dev:
+        output = dev.wait_for(lambda text: text if "Ctrl-C stops everything" in text else None)
+        exports = "\n".join(line for line in output.splitlines() if line.startswith("  export "))
+        submit = f"async-processor submit - --endpoint {path} --deadline 10m --wait"
+        script = f"""{exports}\n{submit} <<< '{{"model": "m", "prompt": "Hi", "input": "Hi"}}'"""
+        environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/")}
+        done = subprocess.run(
+            ["/bin/bash", "-ec", script],
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        gateway = re.search(r"IGW_BASE_URL=(\S+)", exports)
+        assert gateway is not None
+        assert httpx.get(f"{gateway[1]}/simulate/state").json()["statuses"] == {"200": 1}
+        assert '"object":"' in done.stdout
