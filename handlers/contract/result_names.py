@@ -6,26 +6,48 @@ from dataclasses import dataclass
 from typing import Final
 
 ANY: Final = "*"
+ANY_RESULT_LIST: Final = "*result*"
+"""The lists that a request may name unless the operator says otherwise: queues and quotas are rarely named so."""
 LONGEST_NAME: Final = 2_048
 """Characters: room for a result list of a request's own, which ends in its id."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultNames:
-    """Names of lists or topics, in full, or as the beginning of a name with `*` behind it."""
+    """Names of lists or topics; a `*` stands for any characters."""
 
     names: tuple[str, ...] = (ANY,)
 
+    @property
+    def allows_any(self) -> bool:
+        """Whether the operator allows every name that is not reserved."""
+        return ANY in self.names
+
     def allow(self, name: str) -> bool:
         """Whether a request may name it. `*` inside what a request says is a character like any other."""
-        return any(
-            name.startswith(known[:-1]) if known.endswith(ANY) else name == known for known in self.names
-        )
+        return any(_matches(known, name) for known in self.names)
 
 
 def read_result_names(text: str) -> ResultNames:
     """The names of a text with commas between; nothing allows nothing."""
     return ResultNames(tuple(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether `name` is `pattern` with any characters in place of each `*`; linear in the name's length."""
+    first, *rest = pattern.split(ANY)
+    if not rest:
+        return name == pattern
+    *middle, last = rest
+    if not name.startswith(first):
+        return False
+    at = len(first)
+    for part in middle:
+        found = name.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return len(name) - len(last) >= at and name.endswith(last)
 
 
 def is_plain_name(name: str) -> bool:

@@ -18,8 +18,14 @@ from handlers.forward.middleware.details import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.redis_store.queue.queue import Ack, Claim, Nack
 from handlers.redis_store.queue.result_payloads import StoredPayload
-from handlers.redis_store.reserved import is_reserved
-from handlers.redis_store.submit.submission_keys import batch_results_key, result_of_key, result_payload_key
+from handlers.redis_store.reserved import ReservedNames
+from handlers.redis_store.submit.submission_keys import (
+    RESULT_OF,
+    batch_results_key,
+    own_list_base,
+    result_of_key,
+    result_payload_key,
+)
 
 _DAY_SECONDS: Final = 86_400
 """How long the result of one request waits in a list of its own, where nobody says."""
@@ -32,7 +38,7 @@ class ResultRoute:
     `is_per_request` gives each request a list of its own beside that list, named as our client names it, so that
     consumers do not take each other's. `has_details` adds the optional fields. Payloads of at least `apart_bytes`
     (0: none) are stored apart, for `apart_seconds` where the list does not expire. A request may name the lists that
-    `may_name` has and those below the queue's own, but none of `queues`, nor any other key that is no list of results.
+    `may_name` allows and those below the queue's own, but no key that `reserved` says holds something else.
     """
 
     own_name: str
@@ -43,26 +49,32 @@ class ResultRoute:
     apart_bytes: int = 0
     apart_seconds: int = 604_800
     may_name: ResultNames = field(default_factory=ResultNames)
-    queues: frozenset[str] = frozenset()
+    reserved: ReservedNames = field(default_factory=ReservedNames)
+
+    @property
+    def _shared(self) -> tuple[str, ...]:
+        """The lists that the operator gave this queue."""
+        return (self.own_name, self.default_name) if self.own_name else (self.default_name,)
 
     def check(self, request: Request) -> None:
         """Raises `InvalidRequest` where the request's own list would take its result, but may not."""
         wished, is_ignored = request.result_queue_name, self.own_name and not request.result_routing_resolved
         if not wished or is_ignored or self._may_take(wished, request.id):
             return
-        found = "the name of another key" if self.may_name.allow(wished) else "a list that is not allowed"
+        is_reserved = self.reserved.has(wished) or not is_plain_name(wished)
+        found = "the name of another key" if is_reserved else "a list that is not allowed"
         accepted = "a list that the operator allows (ALLOWED_RESULTS), or none"
         raise InvalidRequest("result_queue_name", found=found, accepted=accepted, request_id=request.id)
 
     def _may_take(self, name: str, request_id: str) -> bool:
-        if not is_plain_name(name) or is_reserved(name) or name in self.queues:
+        if not is_plain_name(name) or self.reserved.has(name):
             return False
-        return self.may_name.allow(name) or any(
-            name in (shared, result_of_key(shared, request_id))
-            or name.startswith(batch_results_key(shared, ""))
-            for shared in (self.own_name, self.default_name)
-            if shared
-        )
+        base = own_list_base(name, request_id)
+        if base is None and RESULT_OF in name and not self.may_name.allows_any:
+            return False  # the list of another request
+        name = base or name
+        is_below = any(name == one or name.startswith(batch_results_key(one, "")) for one in self._shared)
+        return is_below or self.may_name.allow(name)
 
     def name(self, wished: str, request_id: str = "", *, is_resolved: bool = False) -> str:
         """The list for the request `request_id` that wishes for `wished` (or nothing, or what it may not have)."""
@@ -73,12 +85,25 @@ class ResultRoute:
         shared = self.own_name or wished or self.default_name
         return result_of_key(shared, request_id) if self.is_per_request and request_id else shared
 
-    def ttl_seconds(self, wished: int | None, *, is_resolved: bool = False) -> int | None:
-        """The list's expiry after each push, if any; the queue's own is not for a list that was resolved elsewhere."""
-        if is_resolved and (wished is not None or not self.is_per_request):
-            return wished
-        seconds = self.own_ttl_seconds if self.own_ttl_seconds is not None else wished
+    def ttl_seconds(self, name: str, request: Request) -> int | None:
+        """Seconds until the list `name` expires; None: it does not.
+
+        A request's wish counts only for a list that is the request's alone: on any other list it would delete the
+        results of others. Below another queue's list it counts from a day on, since another tenant may use the id.
+        """
+        own, wished = self.own_ttl_seconds, request.result_ttl_seconds
+        is_resolved = request.result_routing_resolved and bool(request.result_queue_name)
+        base = own_list_base(name, request.id)
+        if base is None:
+            return None if is_resolved and name not in self._shared else own
+        seconds = wished if own is None or (is_resolved and wished is not None) else own
+        if base not in self._shared and seconds == wished and not self.is_per_request:
+            return max(wished, _DAY_SECONDS) if wished else wished
         return seconds or _DAY_SECONDS if self.is_per_request else seconds
+
+    def refusal_ttl_seconds(self, name: str, request_id: str) -> int | None:
+        """The same for a request that cannot be read, of which only the id is known."""
+        return self.ttl_seconds(name, Request(id=request_id, deadline=0.0, payload=b""))
 
 
 def settle(claim: Claim, envelope: Envelope, outcome: Outcome, route: ResultRoute, now: float) -> Ack | Nack:
@@ -100,10 +125,8 @@ def ack(
     dead: bytes | None = None,
 ) -> Ack:
     """A final result for a request that could be read; `dead` is kept among the dead letters as well."""
-    is_resolved = request.result_routing_resolved
-    ttl_seconds = route.ttl_seconds(
-        request.result_ttl_seconds, is_resolved=is_resolved and bool(request.result_queue_name)
-    )
+    list_name = route.name(request.result_queue_name, request.id, is_resolved=request.result_routing_resolved)
+    ttl_seconds = route.ttl_seconds(list_name, request)
     if route.has_details:
         result = detailed(result, request, now)
     stored = _stored_apart(claim, result, route, ttl_seconds) if route.apart_bytes else None
@@ -112,7 +135,7 @@ def ack(
     return Ack(
         claim=claim,
         result=encode_result(result),
-        result_queue_name=route.name(request.result_queue_name, request.id, is_resolved=is_resolved),
+        result_queue_name=list_name,
         result_ttl_seconds=ttl_seconds,
         request_id=request.id,
         request_token=request.request_token,
@@ -160,11 +183,12 @@ def refuse(claim: Claim, error: InvalidRequest, route: ResultRoute, now: float) 
     result = error_result(error.request_id, error.request_token, ErrorCode.INVALID_REQUEST, str(error))
     if route.has_details:  # all that is known of what cannot be read
         result = detailed(result, None, now)
+    list_name = route.name(error.result_queue_name, error.request_id)
     return Ack(
         claim=claim,
         result=encode_result(result),
-        result_queue_name=route.name(error.result_queue_name, error.request_id),
-        result_ttl_seconds=route.ttl_seconds(None),
+        result_queue_name=list_name,
+        result_ttl_seconds=route.refusal_ttl_seconds(list_name, error.request_id),
         request_id=error.request_id,
         request_token=error.request_token,
         payload_ref=error.payload_ref,

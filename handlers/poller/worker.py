@@ -29,8 +29,8 @@ from handlers.redis_store.queue.queue import Ack, Claim
 from handlers.telemetry.logs import Logger
 from handlers.telemetry.metrics import QueueMetrics
 
-ReadPayload = Callable[[str], Awaitable[bytes | None]]
-"""Reads a payload that is stored apart, by its key; None where it is gone."""
+ReadPayload = Callable[[str, str, str], Awaitable[bytes | None]]
+"""Reads a payload that is stored apart, by its key, for an id and a token; None where it is gone or not theirs."""
 
 
 CANCEL_AGAIN_SECONDS = 5.0
@@ -228,7 +228,7 @@ class Carrier:
         try:
             self._route.check(envelope.request)
             if envelope.request.payload_ref and self._read_payload:
-                payload = await self._read_payload(envelope.request.payload_ref)
+                payload = await self._payload(envelope.request)
                 if payload is None:
                     return _without_payload(envelope.request)
                 envelope = with_payload(envelope, payload, max_bytes=self._max_request_bytes)
@@ -283,10 +283,14 @@ class Carrier:
             self._hold(claim)
             self._settler.add(settlement)
 
+    async def _payload(self, request: Request) -> bytes | None:
+        if not request.payload_ref or self._read_payload is None:
+            return None
+        return await self._read_payload(request.payload_ref, request.id, request.request_token)
+
     async def _whole_member(self, claim: Claim, envelope: Envelope) -> bytes:
         """As the dead letters keep it: with the payload that was stored apart, whose own key ends with the result."""
-        reference = envelope.request.payload_ref
-        payload = await self._read_payload(reference) if reference and self._read_payload else None
+        payload = await self._payload(envelope.request)
         if payload is None:
             return claim.member
         try:

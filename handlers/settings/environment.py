@@ -93,10 +93,11 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     allowed_results: Annotated[
         str,
         Meta(
-            description="Comma-separated lists (Pub/Sub: topics) a request may name for its result; `team-a:*` allows "
-            "what begins so, an unused name such as `-` allows none."
+            description="Comma-separated lists (Pub/Sub: topics) a request may name for its result, `*` for any "
+            "characters; a name nobody uses, such as `-`, allows none. Unset: lists with `result` in their name, and "
+            "any topic of the project."
         ),
-    ] = "*"
+    ] = ""
     result_per_request: Annotated[
         bool, Meta(description="A result list for each request, `<results>:result-of:<id>`, that expires.")
     ] = False

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from handlers.contract.errors import InvalidSetting
-from handlers.contract.result_names import ResultNames, read_result_names
+from handlers.contract.result_names import ANY, ANY_RESULT_LIST, ResultNames, read_result_names
 from handlers.forward.endpoint import is_safe_path
 from handlers.forward.route import PRIORITY_HEADER, Route, Routes
 from handlers.gates.bands import TIER
@@ -60,9 +60,14 @@ class Settings(msgspec.Struct, frozen=True):
         return self.file.result_queue_name or self.env.result_queue_name
 
     @property
-    def may_name_results(self) -> ResultNames:
-        """The lists or topics that a request may name for its result."""
-        return read_result_names(self.env.allowed_results)
+    def may_name_lists(self) -> ResultNames:
+        """The result lists that a request may name, beside its queue's own."""
+        return read_result_names(self.env.allowed_results or ANY_RESULT_LIST)
+
+    @property
+    def may_name_topics(self) -> ResultNames:
+        """The result topics that a request may name: a topic has one type, and its publishers are the project's."""
+        return read_result_names(self.env.allowed_results or ANY)
 
     @property
     def project_id(self) -> str:

@@ -282,7 +282,7 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
         memory=memory,
         on_buried=parts.metrics.buried if parts.metrics else lambda _subscription: None,
         has_details=env.result_details,
-        may_name=settings.may_name_results,
+        may_name=settings.may_name_topics,
     )
 
     def queue_name(context: PushContext) -> str:

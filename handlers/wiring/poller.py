@@ -37,6 +37,7 @@ from handlers.redis_store.faults import explained
 from handlers.redis_store.queue.foreign_cancellations import ForeignCancellations
 from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import QueueOptions
+from handlers.redis_store.reserved import ReservedNames
 from handlers.settings.config_file import PoolEntry, QueueEntry
 from handlers.settings.settings import Settings
 from handlers.telemetry.logs import get_logger
@@ -47,6 +48,7 @@ from handlers.wiring.gates import ProcessGates
 from handlers.wiring.poller_dispatch import poller_client, poller_dispatch
 from handlers.wiring.pool_sharing import SharedPools
 from handlers.wiring.redis_options import redis_options
+from handlers.wiring.reserved_names import reserved_names
 from handlers.wiring.status import status_watch
 from handlers.wiring.tracing import tracing_of
 
@@ -329,9 +331,16 @@ def _result_route(settings: Settings, entry: QueueEntry) -> ResultRoute:
         has_details=env.result_details,
         apart_bytes=env.result_apart_bytes,
         apart_seconds=env.result_apart_seconds,
-        may_name=settings.may_name_results,
-        queues=frozenset({*(queue.queue_name for queue in settings.queues), settings.retry_queue_name}),
+        may_name=settings.may_name_lists,
+        reserved=_reserved(settings),
     )
+
+
+def _reserved(settings: Settings) -> ReservedNames:
+    names = [*(queue.queue_name for queue in settings.queues), settings.retry_queue_name]
+    file = settings.file
+    gates = [e.gate_params for e in file.queues] + [e.gate_params for e in file.topics]
+    return reserved_names(names, gates + [e.gate_params for e in file.pools])
 
 
 def _shares(gates: Sequence[Gate]) -> Callable[[], tuple[Share, ...]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
-from typing import Any
+import sys
+from typing import Any, get_type_hints
 
 import pytest
 from redis.asyncio import Redis
@@ -14,9 +16,11 @@ from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import MAX_ID_LENGTH
 from handlers.contract.result import ErrorCode
 from handlers.contract.result_names import ResultNames, read_result_names
+from handlers.gates.registry import GATES as GATE_KINDS
 from handlers.poller.settlement import ResultRoute
-from handlers.redis_store.keys import queue_keys
+from handlers.redis_store.keys import queue_keys, settled_key
 from handlers.redis_store.queue.foreign_cancellations import SWEPT
+from handlers.redis_store.queue.queue import batch_digest
 from handlers.redis_store.reserved import is_reserved
 from handlers.redis_store.submit.submission_keys import (
     CANCELLATIONS,
@@ -30,13 +34,24 @@ from handlers.redis_store.submit.submission_keys import (
     stands_key,
     submitted_key,
 )
+from handlers.settings.settings import load_settings
+from handlers.wiring.reserved_names import KEY_SUFFIX, PREFIX, reserved_names
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
 from tests.redis_keys import leaked_keys
 from tests.waiting import wait_until_async
 
 TEAMS = read_result_names("team-a, team-b:*")
-SOME = ResultRoute("", None, RESULTS, may_name=TEAMS, queues=frozenset({QUEUE, RETRIES}))
-ALL = ResultRoute("", None, RESULTS, queues=frozenset({QUEUE, RETRIES}))
+GATES: list[dict[str, Any]] = [
+    {"prefix": "limits:"},
+    {"control_key": "lease"},
+    {"budget_key": "result-budget"},
+    {"gates": '[{"gate_type": "redis-quota", "gate_params": {"prefix": "inner:"}}]'},
+    {"saturation_gate_params": {"gate_params": '{"state_key": "inner-state"}'}},
+]
+TAKEN = reserved_names([QUEUE, RETRIES], GATES)
+SOME = ResultRoute("", None, RESULTS, may_name=TEAMS, reserved=TAKEN)
+ALL = ResultRoute("", None, RESULTS, reserved=TAKEN)
+UNSET = ResultRoute("", None, RESULTS, may_name=load_settings({}).may_name_lists, reserved=TAKEN)
 HOSTILE = [
     QUEUE,
     RETRIES,
@@ -57,6 +72,16 @@ HOSTILE = [
     *result_claim_keys(RESULTS, cluster=True),
     "delivery:1:a:t",
     "quota:userid:victim",
+    "{quota:userid:victim}:held",
+    "limits:userid:victim",
+    "limits:userid:result",
+    "{limits:userid:victim}:held",
+    "lease",
+    "lease:state",
+    "result-budget",
+    "inner:userid:victim",
+    "inner-state",
+    settled_key(queue_keys("results"), batch_digest("ack", [])),
     "dispatch-gate-budget",
     "nul\0",
     "new\nline",
@@ -111,13 +136,56 @@ def test_any_other_is_an_invalid_request_whose_result_is_in_the_default_list(
     assert SOME.name(wished, "a", is_resolved=is_resolved) == RESULTS
 
 
+@pytest.mark.parametrize("wished", ["team-results", "results-b", "result", f"{RESULTS}:x", "my-result:1"])
+def test_unless_the_operator_says_otherwise_a_list_is_named_as_one(wished: str) -> None:
+    assert taken(UNSET, wished) == wished
+
+
+@pytest.mark.parametrize("wished", ["qb", "retry-b", "celery", "x:userid:bob", f"{RESULTS}:result-of:victim"])
+def test_unless_the_operator_says_otherwise_no_other_key_is_named(wished: str) -> None:
+    assert taken(UNSET, wished) is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "others"),
+    [
+        ("a*b*c", ["abc", "a-b-b-c"], ["ab", "acb", "xabc"]),
+        ("*x*", ["x", "axb"], ["ab", ""]),
+        ("ab*ba", ["abba"], ["aba"]),
+        ("[a]*", ["[a]b"], ["ab"]),
+    ],
+)
+def test_a_star_stands_for_any_characters(pattern: str, matching: list[str], others: list[str]) -> None:
+    names = ResultNames((pattern,))
+    assert [names.allow(name) for name in [*matching, *others]] == [True] * len(matching) + [False] * len(
+        others
+    )
+
+
+def test_every_text_that_a_redis_gate_takes_is_known_to_be_a_key_or_none() -> None:
+    """A gate written later with a key under another kind of name must fail here, not in an operator's Redis."""
+    no_keys = {"address", "attribute", "mode", "gating_mode", "on_missing", "pool", "pool_id"}
+    no_keys |= {"budget_means"}
+    classes = {
+        each
+        for kind in GATE_KINDS.values()
+        for each in vars(sys.modules[kind.gate.__module__]).values()
+        if isinstance(each, type) and each.__name__.endswith("Parameters") and dataclasses.is_dataclass(each)
+    }
+    on_redis = [fields for each in classes if "address" in (fields := get_type_hints(each))]
+    texts = {name for fields in on_redis for name, kind in fields.items() if kind is str}
+
+    assert {"prefix", "control_key", "state_key", "budget_key"} <= texts
+    assert {name for name in texts if name != PREFIX and not name.endswith(KEY_SUFFIX)} <= no_keys
+
+
 @pytest.mark.parametrize("wished", ["team-b", "*", "{tag}x", f"{RESULTS}:result-of:victim", "a b"])
-def test_unless_the_operator_says_so_any_list_may_be_named(wished: str) -> None:
+def test_the_operator_may_allow_any_list(wished: str) -> None:
     assert taken(ALL, wished) == wished
 
 
 @pytest.mark.parametrize("wished", HOSTILE, ids=lambda name: repr(name[:30]))
-@pytest.mark.parametrize("route", [ALL, SOME], ids=["any list", "some lists"])
+@pytest.mark.parametrize("route", [ALL, SOME, UNSET], ids=["any list", "some lists", "unset"])
 def test_no_request_names_a_key_that_holds_something_else(route: ResultRoute, wished: str) -> None:
     for is_resolved in (False, True):
         assert taken(route, wished, is_resolved=is_resolved) is None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from handlers.contract.envelope import Envelope, decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.result import ErrorCode, answered_result, decode_result, filled_result
+from handlers.contract.result_names import ResultNames
 from handlers.forward.outcome import Answered, LastResponse, Retry
 from handlers.poller.settlement import ResultRoute, bury, dead_record, refuse, settle
 from handlers.redis_store.queue.queue import Ack, Claim, Nack
@@ -48,10 +49,11 @@ def test_an_answer_is_an_ack_with_all_that_recording_needs() -> None:
         "payload_ref": "request-payload:a:t",
         "result_ttl_seconds": 60,
     }
+    internal["result_queue_name"] = "result-list:result-of:a"
     ack = acked(settled(ANSWER, PLAIN, **internal))
     assert decode_result(ack.result).status_code == 200
     assert (ack.request_id, ack.request_token, ack.payload_ref) == ("a", "t", "request-payload:a:t")
-    assert (ack.result_queue_name, ack.result_ttl_seconds, ack.dead) == ("result-list", 60, None)
+    assert (ack.result_queue_name, ack.result_ttl_seconds, ack.dead) == ("result-list:result-of:a", 60, None)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +72,51 @@ def test_the_queues_own_list_wins_over_the_requests_and_that_over_the_default(
     assert acked(settled(ANSWER, route, result_queue_name=wished)).result_queue_name == name
 
 
+OWN = "result-list:result-of:a"
+"""The list of the request "a" alone."""
+
+
+@pytest.mark.parametrize("wished", [None, 0, 1, 3_600])
+@pytest.mark.parametrize("own", [None, 0, 60])
+@pytest.mark.parametrize("is_resolved", [False, True])
+@pytest.mark.parametrize("name", ["", "result-list", "mine", "results:batch:b", f"{OWN}b"])
+def test_a_request_cannot_set_the_expiry_of_a_list_that_others_use(
+    name: str, is_resolved: bool, own: int | None, wished: int | None
+) -> None:
+    route = ResultRoute("", own, "result-list", may_name=ResultNames())
+    internal: dict[str, Any] = {"result_queue_name": name, "result_routing_resolved": is_resolved}
+    ack = acked(settled(ANSWER, route, result_ttl_seconds=wished, **internal))
+    is_the_operators = name in ("", "result-list") or not is_resolved
+    assert ack.result_queue_name == (name or "result-list")
+    assert ack.result_ttl_seconds == (own if is_the_operators else None)
+
+
 @pytest.mark.parametrize(
-    ("own", "wished", "seconds"), [(None, 5, 5), (7, 5, 7), (0, 5, 0), (None, None, None)]
+    ("own", "wished", "is_resolved", "seconds"),
+    [
+        (None, 5, False, 5),
+        (7, 5, False, 7),
+        (0, 5, False, 0),
+        (7, 5, True, 5),
+        (7, None, True, 7),
+        (None, None, False, None),
+    ],
 )
-def test_the_queues_own_expiry_wins(own: int | None, wished: int | None, seconds: int | None) -> None:
-    route = ResultRoute("", own, "result-list")
-    assert acked(settled(ANSWER, route, result_ttl_seconds=wished)).result_ttl_seconds == seconds
+def test_a_request_sets_the_expiry_of_its_own_list(
+    own: int | None, wished: int | None, is_resolved: bool, seconds: int | None
+) -> None:
+    internal: dict[str, Any] = {"result_queue_name": OWN, "result_routing_resolved": is_resolved}
+    ack = acked(settled(ANSWER, ResultRoute("", own, "result-list"), result_ttl_seconds=wished, **internal))
+    assert (ack.result_queue_name, ack.result_ttl_seconds) == (OWN, seconds)
+
+
+@pytest.mark.parametrize(("wished", "seconds"), [(1, 86_400), (100_000, 100_000), (None, 60)])
+def test_below_another_queues_list_a_request_sets_no_expiry_under_a_day(
+    wished: int | None, seconds: int
+) -> None:
+    internal: dict[str, Any] = {"result_queue_name": "results-b:result-of:a", "result_routing_resolved": True}
+    ack = acked(settled(ANSWER, ResultRoute("", 60, "result-list"), result_ttl_seconds=wished, **internal))
+    assert ack.result_ttl_seconds == seconds
 
 
 @pytest.mark.parametrize(
@@ -84,12 +125,12 @@ def test_the_queues_own_expiry_wins(own: int | None, wished: int | None, seconds
         ("", {}, "result-list:result-of:a", 86_400),
         ("queue's", {"result_ttl_seconds": 5}, "queue's:result-of:a", 5),
         ("", {"result_queue_name": "mine"}, "mine:result-of:a", 86_400),
-        ("queue's", {"result_queue_name": "mine", "result_routing_resolved": True}, "mine", 86_400),
+        ("queue's", {"result_queue_name": "mine", "result_routing_resolved": True}, "mine", None),
     ],
     ids=["default", "queue's list", "request's list", "request knows better"],
 )
 def test_each_request_may_have_a_list_of_its_own_that_expires(
-    own: str, internal: dict[str, Any], name: str, seconds: int
+    own: str, internal: dict[str, Any], name: str, seconds: int | None
 ) -> None:
     ack = acked(settled(ANSWER, ResultRoute(own, None, "result-list", is_per_request=True), **internal))
     assert (ack.result_queue_name, ack.result_ttl_seconds) == (name, seconds)
@@ -117,7 +158,7 @@ def test_a_large_answer_is_stored_apart_byte_for_byte(size: int) -> None:
 
 def test_an_answer_apart_expires_with_its_list() -> None:
     route = ResultRoute("", None, "result-list", apart_bytes=1, apart_seconds=60)
-    ack = acked(settled(ANSWER, route, result_ttl_seconds=7))
+    ack = acked(settled(ANSWER, route, result_ttl_seconds=7, result_queue_name=OWN))
     assert ack.stored is not None
     assert ack.stored.seconds == 7
 

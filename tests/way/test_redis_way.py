@@ -54,14 +54,14 @@ def test_the_guides_own_commands_work_as_written(store: redis.Redis) -> None:
 def test_an_envelope_gives_its_token_back_and_goes_to_its_own_list(store: redis.Redis) -> None:
     body = '{"id":"e1","created":1700000000,"deadline":1999999999,"payload":{"model":"m"}}'
     envelope = (
-        '{"internal":{"request_token":"t-1","result_queue_name":"own-list"},"request_kind":"redis","data":'
+        '{"internal":{"request_token":"t-1","result_queue_name":"own-results"},"request_kind":"redis","data":'
         + body
         + "}"
     )
     store.set("request-active:e1", "t-1", ex=600)
     store.zadd(QUEUE, {envelope: 1999999999.25})
 
-    text = store.brpop(["own-list"], timeout=20)
+    text = store.brpop(["own-results"], timeout=20)
 
     assert text is not None
     result = msgspec.json.decode(text[1])
@@ -154,12 +154,14 @@ def test_two_thousand_requests_at_once_are_all_answered_once(store: redis.Redis)
 
 
 def test_a_result_list_that_is_no_list_loses_no_result(store: redis.Redis) -> None:
-    store.set("not-a-list", "x")
-    store.zadd(QUEUE, {'{"id":"w1","payload":{},"deadline":1999999999,"result_queue_name":"not-a-list"}': 1})
+    store.set("no-result-list", "x")
+    store.zadd(
+        QUEUE, {'{"id":"w1","payload":{},"deadline":1999999999,"result_queue_name":"no-result-list"}': 1}
+    )
 
     (result,) = results_of(store, 1)
 
-    store.delete("not-a-list")
+    store.delete("no-result-list")
     assert (result["id"], result["status_code"]) == ("w1", 200)
 
 

@@ -18,8 +18,9 @@ from redis.exceptions import NoPermissionError
 from handlers.contract.result import decode_result, encode_result, filled_result
 from handlers.redis_store.connection import Store, executed, flat
 from handlers.redis_store.idempotency.by_id import Mark, finish_for_id
-from handlers.redis_store.keys import PAYLOAD_PREFIX, QueueKeys, queue_keys, settled_key
+from handlers.redis_store.keys import QueueKeys, queue_keys, settled_key
 from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellations, Look, looks
+from handlers.redis_store.queue.payloads import is_own_payload
 from handlers.redis_store.queue.result_payloads import StoredPayload, delete_payloads, store_payloads
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import lua_script
@@ -332,15 +333,8 @@ def _ack_keys(ack: Ack, list_name: str) -> tuple[str, str, str, str]:
 
 
 def has_payload_key(ack: Ack) -> bool:
-    """Whether the reference is this request's own: no request can have another's payload deleted.
-
-    A token of our client ends with the request's place in the queue, which its payload's key (`payload_key`) lacks.
-    """
-    own = f"{PAYLOAD_PREFIX}{ack.request_id}:{ack.request_token}"
-    if not ack.request_token:
-        return ack.payload_ref.startswith(own)
-    without_place, _, place = own.rpartition("-")
-    return ack.payload_ref == own or (place.isdigit() and ack.payload_ref == without_place)
+    """Whether the reference is this request's own: no request can have another's payload deleted."""
+    return is_own_payload(ack.payload_ref, ack.request_id, ack.request_token)
 
 
 async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit: int) -> int:

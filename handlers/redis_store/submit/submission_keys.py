@@ -36,6 +36,9 @@ from handlers.redis_store.keys import beside
 RESULT_PAYLOAD_PREFIX: Final = "result-payload:"
 """What a result's payload key must begin with: a result can make its reader touch no other key."""
 
+RESULT_OF: Final = ":result-of:"
+"""Between a result list and an id: the list of that request alone."""
+
 CANCELLATIONS: Final = "request-cancellations"
 """ZSET: what was cancelled lately, for who has it waiting."""
 
@@ -102,7 +105,14 @@ def claimed_key(queue: str) -> str:
 
 def result_of_key(results: str, request_id: str) -> str:
     """LIST: the results of one request alone."""
-    return f"{results}:result-of:{request_id}"
+    return f"{results}{RESULT_OF}{request_id}"
+
+
+def own_list_base(name: str, request_id: str) -> str | None:
+    """The result list that `name` is the request's own list of; None where `name` is not that request's alone."""
+    suffix = f"{RESULT_OF}{request_id}"
+    base = name.removesuffix(suffix)
+    return base if request_id and base and base != name and RESULT_OF not in base else None
 
 
 def batch_results_key(results: str, batch: str) -> str:

@@ -97,7 +97,7 @@ async def test_the_whole_way_works_with_the_least_rights(guarded: Server, users:
         assert await queue.renew(claims) == []
         assert await queue.cancelled([*claims, *recalled_ones]) == recalled_ones
         reference = json.loads(mine.member)["internal"]["payload_ref"]
-        assert await read_payload(poller, reference)
+        assert await read_payload(poller, reference, sent.id, sent.token)
         assert await queue.nack([Nack(mine, mine.member, -1.0)]) == [True]
         assert await retries.promote(10) == 1
         (again,) = await queue.claim(10)

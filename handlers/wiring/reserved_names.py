@@ -1,0 +1,47 @@
+"""The Redis keys that gates are set to read or write, so that no request can name one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from handlers.redis_store.reserved import ReservedNames
+
+KEY_SUFFIX: Final = "_key"
+"""How the name of every gate parameter ends that holds a whole key."""
+PREFIX: Final = "prefix"
+"""The name of every gate parameter that holds the beginning of keys."""
+_CONTROL_KEY: Final = "control_key"
+
+
+def reserved_names(names: Iterable[str], gate_params: Iterable[Mapping[str, Any]]) -> ReservedNames:
+    """`names` (queues and the retry set), and the keys in the parameters of gates, inner gates included."""
+    keys, prefixes = set(names), set[str]()
+    for parameters in gate_params:
+        for name, value in _texts(parameters):
+            if name == PREFIX:
+                prefixes.add(value)
+            elif name.endswith(KEY_SUFFIX):
+                keys.add(value)
+            if name == _CONTROL_KEY:
+                keys.add(f"{value}:state")
+    return ReservedNames(frozenset(keys), tuple(sorted(prefixes)))
+
+
+def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in the parameters, with the name of the parameter it belongs to; JSON in a text is read too."""
+    match value:
+        case Mapping():
+            for inner_name, inner in value.items():
+                yield from _texts(inner, str(inner_name))
+        case list():
+            for inner in value:
+                yield from _texts(inner, name)
+        case str() if value[:1] in ("{", "["):
+            try:
+                yield from _texts(json.loads(value), name)
+            except (ValueError, RecursionError):
+                yield name, value
+        case str() if value:
+            yield name, value
