@@ -21,6 +21,10 @@ REQUEST_TYPE: Final = "ai.llm-d.async.request.v1"
 RESULT_TYPE: Final = "ai.llm-d.async.result.v1"
 """Type of the event that answers with a final result."""
 
+REMAINING: Final = "remainingms"
+"""Extension of the poller's events: how many milliseconds are left to the deadline, whatever clocks say."""
+MOST_REMAINING_MS: Final = 10**15 - 1
+
 _STRUCTURED: Final = b"application/cloudevents+json"
 _FAMILY: Final = b"application/cloudevents"
 _REQUIRED: Final = ("id", "source", "type")

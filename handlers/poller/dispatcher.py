@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 import msgspec
 
-from handlers.contract.events import REQUEST_TYPE, binary_headers
+from handlers.contract.events import MOST_REMAINING_MS, REMAINING, REQUEST_TYPE, binary_headers
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, decode_result, error_result
 from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, decode_retry_answer
@@ -42,7 +43,10 @@ class Poster(Protocol):
 
 
 class HttpDispatcher:
-    """Posts CloudEvents to `handler_url`; `timeout_seconds` exceeds the handler's own request timeout."""
+    """Posts CloudEvents to `handler_url`; `timeout_seconds` exceeds the handler's own request timeout.
+
+    `clock` gives the Redis server's Unix seconds. The event says how much time is left: the handler's clock may differ.
+    """
 
     def __init__(
         self,
@@ -52,12 +56,14 @@ class HttpDispatcher:
         timeout_seconds: float,
         tokens: Callable[[], tuple[str, ...]] = tuple,
         draw: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._poster = poster
         self._url = handler_url
         self._timeout_seconds = timeout_seconds
         self._tokens = tokens
         self._draw = draw
+        self._clock = clock
 
     async def dispatch(self, request: Request, body: bytes) -> Outcome:
         """One delivery to the handlers; a failure of the platform is a retry that does not count."""
@@ -77,7 +83,12 @@ class HttpDispatcher:
         return self._outcome(request, response)
 
     def _headers(self, request: Request) -> dict[str, str]:
-        extensions = {"queue": request.queue, "attempt": str(request.attempt)}
+        left_ms = round(1_000 * (request.deadline - self._clock()))
+        extensions = {
+            "queue": request.queue,
+            "attempt": str(request.attempt),
+            REMAINING: str(min(max(0, left_ms), MOST_REMAINING_MS)),
+        }
         if request.request_token:
             extensions["requesttoken"] = request.request_token
         if request.labels:

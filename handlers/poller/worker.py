@@ -235,7 +235,7 @@ class Carrier:
             request = self._with_labels(envelope.request)
             if not self._gates:
                 return await self._send(held, envelope.data, request)
-            return await gated(request, self._gates, partial(self._send, held, envelope.data))
+            return await gated(request, self._gates, partial(self._send, held, envelope.data), self._clock)
         except InvalidRequest as error:
             return Answered(
                 error_result(

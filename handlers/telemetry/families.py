@@ -167,6 +167,11 @@ class Families:
             f"{PREFIX}_open_circuits", "Circuits that spare a gateway now.", registry=self.registry
         )
         self.ready = Gauge(f"{PREFIX}_ready", "1 while this process takes work.", registry=self.registry)
+        self.clock_skew = Gauge(
+            f"{PREFIX}_clock_skew_seconds",
+            "How far the local clock is ahead of the broker's (Redis, Pub/Sub).",
+            registry=self.registry,
+        )
         self.config_refused = Gauge(
             f"{PREFIX}_config_refused",
             "1 while the configuration file holds a change that was refused.",

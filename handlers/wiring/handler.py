@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
+from handlers.clock import FollowedClock
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.events import Event
 from handlers.contract.request import Request
@@ -29,6 +31,7 @@ from handlers.forward.middleware.guarded import Guard, GuardedForward, GuardOpti
 from handlers.forward.outcome import Outcome
 from handlers.forward.transforms.registry import build_transforms
 from handlers.settings.settings import Settings, load_settings
+from handlers.telemetry.clock_skew import SkewWatch
 from handlers.telemetry.dependencies import GATEWAY, RESULTS, Dependencies
 from handlers.telemetry.logs import Logger, get_logger
 from handlers.wiring.closing import close_in_time
@@ -62,8 +65,8 @@ def gateway_of(settings: Settings) -> Gateway:
     )
 
 
-def forwarder_of(settings: Settings, gateway: Sender) -> Forwarder:
-    """Sends requests along the routes of these settings."""
+def forwarder_of(settings: Settings, gateway: Sender, clock: Callable[[], float] = time.time) -> Forwarder:
+    """Sends requests along the routes of these settings; `clock` gives the Unix seconds of deadlines."""
     env = settings.env
     return Forwarder(
         gateway,
@@ -71,6 +74,7 @@ def forwarder_of(settings: Settings, gateway: Sender) -> Forwarder:
         request_timeout_seconds=env.request_timeout_seconds,
         keeps_bytes=env.result_details,
         transforms=build_transforms(settings.file.request_transforms, "requestTransforms"),
+        clock=clock,
     )
 
 
@@ -80,13 +84,17 @@ def guarded_forward(
     log: Logger,
     guards: dict[str, Guard],
     metrics: Metrics | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
 ) -> Forward:
     """Forwarding past the breaker and the retry budget of each gateway; those of `guards` go on."""
     env, routes = settings.env, settings.routes
     if not env.circuit_breaker and not env.retry_budget:
         return forward
     options = GuardOptions(is_breaking=env.circuit_breaker, retry_share=env.retry_budget)
-    guarded = GuardedForward(forward, lambda queue: routes.of(queue).base_url, log, options, guards=guards)
+    guarded = GuardedForward(
+        forward, lambda queue: routes.of(queue).base_url, log, options, guards=guards, clock=clock
+    )
     if metrics is not None:
         metrics.watch_circuits(guarded.open_circuits)
     return guarded.forward
@@ -272,6 +280,10 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
         parts.metrics.metrics.watch_connections("pubsub", lambda: api.in_use)
     held = held_pushes(settings, timed(forward) if env.result_details else forward, parts)
     held, memory = with_memory(settings, held, parts)
+    clock = FollowedClock()
+    watch = SkewWatch(clock, log, "Pub/Sub")
+    if parts.metrics is not None:
+        parts.metrics.metrics.watch_clock(lambda: clock.skew_seconds)
     door = PubSubPushDoor(
         ObservedPublisher(publisher, parts.dependencies.add(RESULTS)),
         subscriptions(settings),
@@ -283,6 +295,8 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
         on_buried=parts.metrics.buried if parts.metrics else lambda _subscription: None,
         has_details=env.result_details,
         may_name=settings.may_name_topics,
+        clock=clock,
+        on_clock=watch.look,
     )
 
     def queue_name(context: PushContext) -> str:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from handlers.clock import FollowedClock
 from handlers.forward.middleware.circuit import Circuit, CircuitState
 from handlers.forward.middleware.guarded import Guard, circuit_options, guarded_dispatch
 from handlers.gates.allowance import Allowance
@@ -40,6 +41,7 @@ from handlers.redis_store.queue.queue import QueueOptions
 from handlers.redis_store.reserved import ReservedNames
 from handlers.settings.config_file import PoolEntry, QueueEntry
 from handlers.settings.settings import Settings
+from handlers.telemetry.clock_skew import SkewWatch
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer
@@ -71,11 +73,12 @@ class PollerApp:
         self._tracing = tracing_of(settings)
         self._guards: dict[str, Guard] = before._guards if before else {}
         self._circuits: dict[tuple[str, str], Circuit] = before._circuits if before else {}
-        self._dispatch = poller_dispatch(settings, self._client, self._tracing, self._guards)
+        self._clock: FollowedClock = before._clock if before else FollowedClock()
+        self._dispatch = poller_dispatch(settings, self._client, self._tracing, self._guards, self._clock.now)
         default_queue = settings.queues[0].queue_name
         self._retries = open_retries(self._redis, default_queue, self._queue_options())
         self._metrics: Metrics = Metrics(before=before._metrics if before else None)
-        self._tally = Tally(tenant_field=settings.fairness_attribute)
+        self._tally = Tally(clock=self._clock.now, tenant_field=settings.fairness_attribute)
         self._gates = ProcessGates(settings, redis_options(settings))
         self._pool_gates: dict[str, list[Gate]] = {}
         self._placed_gates: dict[tuple[str, str], Gate] = {}
@@ -89,6 +92,7 @@ class PollerApp:
         for number, entry in enumerate(settings.queues):
             self._add(number, entry)
         self._loopers.append(self._promoter())
+        self._loopers.append(self._clock_watch())
         self._loopers.append(self._looper("pool sharing", SHARE_SECONDS, self._shared.tick))
         self._loopers.append(self._looper("retry canceller", CANCEL_SECONDS, self._retries.recall))
         foreign = ForeignCancellations(self._redis)
@@ -193,7 +197,7 @@ class PollerApp:
 
     def _add(self, number: int, entry: QueueEntry) -> None:
         env, pool = self._settings.env, self._pools[entry.worker_pool_id]
-        queue = open_queue(self._redis, entry.queue_name, self._queue_options())
+        queue = open_queue(self._redis, entry.queue_name, self._queue_options(), self._clock)
         gates = self._gates.build(
             entry.gate_type, entry.gate_params, f"queues[{number}]", entry.worker_pool_id
         )
@@ -219,7 +223,7 @@ class PollerApp:
             lane=self._lanes[pool.pool_id],
             read_payload=partial(read_payload, self._redis),
             repeats=self._repeats(entry, route),
-            clock=queue.now,
+            clock=self._clock.now,
             max_request_bytes=env.max_request_bytes,
             on_outcome=self._tally.note,
         )
@@ -271,6 +275,15 @@ class PollerApp:
                 pass
 
         return self._looper("promoter", PROMOTE_SECONDS, tick)
+
+    def _clock_watch(self) -> Looper:
+        watch = SkewWatch(self._clock, self._log, "redis")
+        self._metrics.watch_clock(lambda: self._clock.skew_seconds)
+
+        async def look() -> None:
+            watch.look()
+
+        return self._looper("clock", POST_SECONDS, look)
 
     def _looper(self, name: str, seconds: float, tick: Callable[[], Awaitable[object]]) -> Looper:
         return Looper(name, seconds, tick, self._log, STORE_FAILURES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from handlers.contract.request import Request
@@ -18,6 +19,8 @@ from handlers.wiring.handler import forwarder_of, gateway_of, guarded_forward
 if TYPE_CHECKING:
     from handlers.telemetry.tracing import Tracing
 
+Clock = Callable[[], float]
+
 _DISPATCH_MARGIN_SECONDS = 15.0
 """How much longer the poller waits for a handler than the handler for the gateway."""
 
@@ -33,28 +36,33 @@ def poller_client(settings: Settings) -> Gateway:
 
 
 def poller_dispatch(
-    settings: Settings, client: Gateway, tracing: Tracing | None, guards: dict[str, Guard]
+    settings: Settings, client: Gateway, tracing: Tracing | None, guards: dict[str, Guard], clock: Clock
 ) -> Dispatch:
-    """One attempt, by `client`: traced and timed as the settings say; `guards` are of a handler in this process."""
-    dispatch = _traced_dispatch(settings, client, tracing, guards)
+    """One attempt, by `client`: traced and timed as the settings say; `guards` are of a handler in this process.
+
+    `clock` gives the Redis server's Unix seconds.
+    """
+    dispatch = _traced_dispatch(settings, client, tracing, guards, clock)
     return timed(dispatch) if settings.env.result_details else dispatch
 
 
 def _traced_dispatch(
-    settings: Settings, client: Gateway, tracing: Tracing | None, guards: dict[str, Guard]
+    settings: Settings, client: Gateway, tracing: Tracing | None, guards: dict[str, Guard], clock: Clock
 ) -> Dispatch:
     if tracing is None:
-        return _untraced_dispatch(settings, client, guards)
+        return _untraced_dispatch(settings, client, guards, clock)
     from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_dispatch
     from handlers.telemetry.tracing import PROCESS_REQUEST
 
     ids = {entry.queue_name: entry.id for entry in settings.queues if entry.id}
     spans = AttemptSpans(tracing, PROCESS_REQUEST, ids)
     sender = TracedSender(client, tracing, event_too=bool(settings.env.handler_url))
-    return traced_dispatch(_untraced_dispatch(settings, sender, guards), spans)
+    return traced_dispatch(_untraced_dispatch(settings, sender, guards, clock), spans)
 
 
-def _untraced_dispatch(settings: Settings, client: Sender, guards: dict[str, Guard]) -> Dispatch:
+def _untraced_dispatch(
+    settings: Settings, client: Sender, guards: dict[str, Guard], clock: Clock
+) -> Dispatch:
     env = settings.env
     if env.handler_url:
         dispatcher = HttpDispatcher(
@@ -62,9 +70,11 @@ def _untraced_dispatch(settings: Settings, client: Sender, guards: dict[str, Gua
             env.handler_url,
             timeout_seconds=env.request_timeout_seconds + _DISPATCH_MARGIN_SECONDS,
             tokens=lambda: settings.dispatch_tokens,
+            clock=clock,
         )
         return dispatcher.dispatch
-    forward = guarded_forward(settings, forwarder_of(settings, client).forward, get_logger("poller"), guards)
+    forwarder = forwarder_of(settings, client, clock)
+    forward = guarded_forward(settings, forwarder.forward, get_logger("poller"), guards, clock=clock)
 
     async def in_process(request: Request, _body: bytes) -> Outcome:
         return await forward(request, NO_LIMITS)

@@ -34,7 +34,12 @@ async def server() -> AsyncIterator[RawHttp]:
 async def dispatcher(server: RawHttp) -> AsyncIterator[HttpDispatcher]:
     gateway = Gateway(GatewayOptions(max_response_bytes=50_000))
     yield HttpDispatcher(
-        gateway, server.url, timeout_seconds=20.0, tokens=lambda: ("new", "old"), draw=lambda: 0.5
+        gateway,
+        server.url,
+        timeout_seconds=20.0,
+        tokens=lambda: ("new", "old"),
+        draw=lambda: 0.5,
+        clock=lambda: 4e9 - 60,
     )
     await gateway.aclose()
 
@@ -60,6 +65,7 @@ async def test_the_event_carries_the_body_as_it_was_queued(
     event = decode_event([(n.encode(), v.encode()) for n, v in received.headers], received.body)
     assert (event.id, event.source, event.data) == ("é\r\n%", "/redis/q", BODY)
     assert event.extensions == {
+        "remainingms": "60000",
         "queue": "q",
         "attempt": "3",
         "requesttoken": "t",
@@ -164,7 +170,7 @@ async def test_an_outcome_comes_through_door_and_wire_as_it_was(
     dispatcher: HttpDispatcher, server: RawHttp, outcome: Outcome
 ) -> None:
     """What the handler decided is what the poller settles, whatever it is."""
-    door = DispatchDoor(max_request_bytes=1_000)
+    door = DispatchDoor(max_request_bytes=1_000, clock=lambda: 4e9 - 60)
     await dispatcher.dispatch(request(), BODY)
     received = server.received[-1]
     decoded = await door.decode(

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from handlers.contract.errors import InvalidEvent, InvalidRequest
-from handlers.contract.events import RESULT_TYPE, Event, binary_headers, decode_event
+from handlers.contract.events import REMAINING, RESULT_TYPE, Event, binary_headers, decode_event
 from handlers.contract.request import Request, decode_body
 from handlers.contract.result import Result, encode_result
 from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, RetryAnswer, encode_retry_answer
@@ -82,6 +82,9 @@ class DispatchDoor:
             extra_metadata=_trace(extensions),
             max_bytes=self._max_request_bytes,
         )
+        remaining_ms = _number(extensions.get(REMAINING, ""), digits=15) if event.is_from_poller else None
+        if remaining_ms is not None:
+            request = msgspec.structs.replace(request, deadline=self._clock() + remaining_ms / 1_000)
         objective, priority = extensions.get("objective", ""), _number(extensions.get("priority", ""))
         if objective or priority is not None:
             request = msgspec.structs.replace(request, objective=objective, priority=priority)
@@ -152,8 +155,8 @@ def _retry_answer(retry: Retry) -> Answer:
     return Answer(429 if retry.reason in _TOO_MANY else 503, encode_retry_answer(body), headers)
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+def _number(text: str, digits: int = 9) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None
 
 
 def _trace(extensions: Mapping[str, str]) -> dict[str, str] | None:

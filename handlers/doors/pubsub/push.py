@@ -10,10 +10,12 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
+from handlers.clock import FollowedClock
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.json_limits import salvage
 from handlers.contract.request import Request, decode_body
@@ -88,7 +90,8 @@ class ResultPublisher(Protocol):
 
 class PubSubPushDoor:
     """Decodes pushes and publishes results. `on_buried` hears of each delivery that becomes a dead letter
-    here, with its subscription's name. `monotonic` gives seconds that no clock change moves."""
+    here, with its subscription's name. `monotonic` gives seconds that no clock change moves; `clock` follows
+    Google's by what the pushes tell, and `on_clock` is called after each."""
 
     def __init__(
         self,
@@ -104,6 +107,8 @@ class PubSubPushDoor:
         has_details: bool = False,
         may_name: ResultNames | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        clock: FollowedClock | None = None,
+        on_clock: Callable[[], None] = lambda: None,
     ) -> None:
         self._publisher = publisher
         self._subscription = subscription
@@ -116,6 +121,8 @@ class PubSubPushDoor:
         self._has_details = has_details
         self._may_name = may_name or ResultNames()
         self._monotonic = monotonic
+        self._clock = clock or FollowedClock()
+        self._on_clock = on_clock
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, PushContext] | Answer:
         """The push's request, its final outcome, or the answer where not even an id can be read."""
@@ -123,6 +130,7 @@ class PubSubPushDoor:
             push = decode_push(delivery)
         except InvalidEvent as error:
             return plain(400, f"not a Pub/Sub push: {error}")
+        self._observe_clock(push, delivery)
         subscription = self._subscription(push.subscription)
         context = PushContext(push, subscription, subscription.result_topic, self._monotonic())
         try:
@@ -136,6 +144,14 @@ class PubSubPushDoor:
         if _is_dead_letter(push):
             return _undeliverable(request, push), context
         return await self._in_turn(request, context)
+
+    def _observe_clock(self, push: Push, delivery: Delivery) -> None:
+        """Follow Google's clock: a push was sent at its `Date`, and not before its message was published."""
+        if (sent_at := _date(delivery)) is not None:
+            self._clock.observe_sent(sent_at)
+        if push.published_at is not None:
+            self._clock.observe_at_least(push.published_at)
+        self._on_clock()
 
     async def _in_turn(self, request: Request, context: PushContext) -> tuple[Request, PushContext] | Answer:
         """The request, unless another delivery of it was or is being answered."""
@@ -156,7 +172,11 @@ class PubSubPushDoor:
             max_bytes=self._max_request_bytes,
         )
         # So that what is queued again in the second of a cancellation is told from what was cancelled.
-        return msgspec.structs.replace(request, created=push.created(request.created))
+        return msgspec.structs.replace(
+            request,
+            created=push.created(request.created),
+            deadline=self._clock.local_deadline(request.deadline),
+        )
 
     def _routed(self, context: PushContext, request: Request) -> PushContext:
         """Where the request's result goes, and under which route."""
@@ -252,6 +272,15 @@ class PubSubPushDoor:
             return plain(503, "the dead letter could not be published", retry_after(1.0))
         self._on_buried(context.subscription.name)
         return _ACCEPTED
+
+
+def _date(delivery: Delivery) -> float | None:
+    """Unix seconds of the HTTP `Date`; None where there is none that can be read."""
+    text = next((value for name, value in delivery.headers if name == b"date"), b"")
+    try:
+        return parsedate_to_datetime(text.decode("latin-1")).timestamp()
+    except ValueError:
+        return None
 
 
 def _is_dead_letter(push: Push) -> bool:

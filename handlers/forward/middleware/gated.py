@@ -23,10 +23,13 @@ GATE_CLOSED: Final = "gate_closed"
 QUOTA_EXHAUSTED: Final = "quota_exhausted"
 
 
-async def gated(request: Request, gates: Sequence[Gate], send: Send) -> Outcome:
+async def gated(
+    request: Request, gates: Sequence[Gate], send: Send, clock: Callable[[], float] = time.time
+) -> Outcome:
     """Ask the gates, wait where they say so (until the deadline at most), and send.
 
-    A refusal is a retry that counts as no attempt; a drop is a final `GATE_DROPPED`.
+    `clock` gives the Unix seconds by which the deadline counts; gates wait by the local clock. A refusal is a retry
+    that counts as no attempt; a drop is a final `GATE_DROPPED`.
     """
     while True:
         verdict = await admit_all(gates, request)
@@ -34,10 +37,10 @@ async def gated(request: Request, gates: Sequence[Gate], send: Send) -> Outcome:
             case Go():
                 return await send_admitted(request, gates, verdict, send)
             case Hold(wait_open=wait_open):
-                if not await wait_open(request.deadline):
+                if not await wait_open(time.time() + request.deadline - clock()):
                     return expired(request, None)
             case Refuse() | Drop():
-                return refused(request, verdict)
+                return refused(request, verdict, clock)
             case _:
                 assert_never(verdict)
 
@@ -58,11 +61,11 @@ async def send_admitted(request: Request, gates: Sequence[Gate], go: Go, send: S
     return outcome
 
 
-def refused(request: Request, verdict: Refuse | Drop) -> Outcome:
+def refused(request: Request, verdict: Refuse | Drop, clock: Callable[[], float] = time.time) -> Outcome:
     """A refusal that is over as an outcome."""
     match verdict:
         case Refuse(delay_seconds=delay, reason=reason):
-            left = request.deadline - time.time()
+            left = request.deadline - clock()
             if delay >= left > 0:
                 delay = left / 2  # a last chance before the deadline, rather than none
             word = QUOTA_EXHAUSTED if "quota" in reason else GATE_CLOSED

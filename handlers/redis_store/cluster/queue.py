@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 
+from handlers.clock import FollowedClock
 from handlers.redis_store.cluster.outbox import Outbox, Record, encode_record, pairs
 from handlers.redis_store.connection import Store, flat
 from handlers.redis_store.keys import settled_key
@@ -30,8 +31,10 @@ _SCAN_COUNT = 500
 class ClusterQueue(RedisQueue):
     """A `RedisQueue` whose settlements cross slots: posted in the queue's, delivered in the others."""
 
-    def __init__(self, redis: Store, name: str, options: QueueOptions) -> None:
-        super().__init__(redis, name, options)
+    def __init__(
+        self, redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None
+    ) -> None:
+        super().__init__(redis, name, options, clock)
         self._outbox = Outbox(redis, name, self._replication)
         self._post = lua_script(redis, "post")
 
@@ -134,9 +137,12 @@ class ClusterRetries(Retries):
                 return brought
 
 
-def open_queue(redis: Store, name: str, options: QueueOptions) -> RedisQueue:
-    """The queue `name`, on one server or in a cluster."""
-    return ClusterQueue(redis, name, options) if options.cluster else RedisQueue(redis, name, options)
+def open_queue(
+    redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None
+) -> RedisQueue:
+    """The queue `name`, on one server or in a cluster; `clock` is what follows the server's time."""
+    kind = ClusterQueue if options.cluster else RedisQueue
+    return kind(redis, name, options, clock)
 
 
 def open_retries(redis: Store, default_queue: str, options: QueueOptions) -> Retries:

@@ -79,11 +79,20 @@ def _seconds(first: int, last: int) -> tuple[str, str]:
 
 
 class Cancellations:
-    """One look after the other: `due`, then `looked` once these were looked for. `clock` gives steady seconds."""
+    """One look after the other: `due`, then `looked` once these were looked for.
 
-    def __init__(self, redis: Store, clock: Callable[[], float] = time.monotonic) -> None:
+    `clock` gives steady seconds, `now` the server's Unix seconds.
+    """
+
+    def __init__(
+        self,
+        redis: Store,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._redis = redis
         self._clock = clock
+        self._server_now = now
         self._since = 0.0
         self._again: list[tuple[float, list[Cancellation]]] = []
         self._now = 0.0
@@ -104,7 +113,7 @@ class Cancellations:
         self._last = max([self._since, *(score for _, score in rows)])
         read = [(one, score) for entry, score in rows if (one := _read(entry))]
         self._new = [one for one, _ in read]
-        self._moving = [one for one, score in read if score > time.time() - _LONG_AGO_SECONDS]
+        self._moving = [one for one, score in read if score > self._server_now() - _LONG_AGO_SECONDS]
         return self._new + [one for at, some in self._again if at <= self._now for one in some]
 
     def looked(self) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.exceptions import NoPermissionError
 
+from handlers.clock import FollowedClock
 from handlers.contract.result import decode_result, encode_result, filled_result
 from handlers.redis_store.connection import Store, executed, flat
 from handlers.redis_store.idempotency.by_id import Mark, finish_for_id
@@ -105,8 +105,11 @@ class QueueOptions:
 class RedisQueue:
     """The queue `name`. Every method raises one of `STORE_FAILURES` while Redis does not answer."""
 
-    def __init__(self, redis: Store, name: str, options: QueueOptions) -> None:
+    def __init__(
+        self, redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None
+    ) -> None:
         self.name = name
+        self._clock = clock or FollowedClock()
         self._redis = redis
         self._options = options
         self._keys: QueueKeys = queue_keys(name, cluster=options.cluster)
@@ -117,19 +120,18 @@ class RedisQueue:
         self._release = lua_script(redis, "release")
         self._reclaim = lua_script(redis, "reclaim")
         self._recall = lua_script(redis, "recall")
-        self._cancellations = Cancellations(redis)
-        self.clock_offset_seconds = 0.0
+        self._cancellations = Cancellations(redis, now=self._clock.now)
         self._replication = Replication(redis, options.wait_replicas, options.wait_timeout_ms)
 
     def now(self) -> float:
-        """The server's Unix seconds, as far as the last claim or scan told."""
-        return time.time() + self.clock_offset_seconds
+        """The server's Unix seconds, as far as claims and scans told."""
+        return self._clock.now()
 
     async def claim(self, count: int, *, only_expired: bool = False) -> list[Claim]:
         """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed."""
         if not self._replication.is_complete:
             raise self._replication.missing
-        keys = self._keys
+        keys, started_at = self._keys, self._clock.started()
         answer = await self._claim(
             keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
             args=[
@@ -140,7 +142,7 @@ class RedisQueue:
                 int(not self._options.cluster),
             ],
         )
-        self._set_clock(answer[0])
+        self._clock.observe(float(answer[0]), started_at)
         return self._claims(answer[1:])
 
     async def renew(self, claims: Sequence[Claim]) -> list[Claim]:
@@ -275,12 +277,12 @@ class RedisQueue:
 
     async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
         """Take from dead owners: back to pending, or to us where `max_deaths` owners died on it."""
-        keys = self._keys
+        keys, started_at = self._keys, self._clock.started()
         answer = await self._reclaim(
             keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
             args=[limit, max_deaths, self._options.lease_seconds, secrets.token_hex(16)],
         )
-        self._set_clock(answer[0])
+        self._clock.observe(float(answer[0]), started_at)
         return Reclaimed(returned=int(answer[1]), dead=self._claims(answer[2:]))
 
     def _claims(self, rows: Sequence[Any]) -> list[Claim]:
@@ -296,9 +298,6 @@ class RedisQueue:
             )
             for at in range(0, len(rows), 6)
         ]
-
-    def _set_clock(self, server_seconds: bytes) -> None:
-        self.clock_offset_seconds = float(server_seconds) - time.time()
 
 
 def batch_digest(operation: str, claims: Sequence[Claim]) -> str:

@@ -209,3 +209,17 @@ async def test_no_delivery_crashes_or_is_brought_again_for_ever(
     whole = [(n.encode(), v.encode()) for n, v in BINARY.items()] if is_whole else []
     answer = await walked(Delivery([*headers, *whole], body), Answered(answered_result("a", "", 200, b"")))
     assert answer.status_code in (200, 400)
+
+
+async def test_the_pollers_event_says_how_much_time_is_left_whatever_the_clocks_say() -> None:
+    """A handler two hours ahead would find every deadline passed."""
+    door = DispatchDoor(max_request_bytes=10_000, clock=lambda: 5e9)
+    for event, deadline in (
+        (delivery(remainingms="1500", type=REQUEST_TYPE), 4e9),  # of another source: its deadline is its own
+        (delivery(queue="q", remainingms="1500", type=REQUEST_TYPE), 5e9 + 1.5),
+        (delivery(queue="q", remainingms="junk", type=REQUEST_TYPE), 4e9),
+    ):
+        found = await door.decode(event)
+        assert isinstance(found, tuple)
+        assert isinstance(found[0], Request)
+        assert found[0].deadline == deadline

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -315,3 +318,29 @@ async def test_a_dead_letter_without_an_id_does_not_go_round_in_a_circle(
     for name in ("CloudPubSubDeadLetterSourceSubscription", "async_processor_dead_letter_reason"):
         assert (await door.push(b"not json", **{name: "x"})).status_code == 204  # type: ignore[arg-type]  # an attribute
     assert broker.received == []
+
+
+@pytest.mark.parametrize("ahead_seconds", [7_200.0, -7_200.0, 2.0])
+@pytest.mark.parametrize("by", ["date", "publishTime"])
+async def test_a_deadline_counts_by_googles_clock_where_the_local_one_is_off(
+    publisher: Publisher, ahead_seconds: float, by: str
+) -> None:
+    """The request has a minute left by Google's clock, and by the local one too, as the gateway's side reads it."""
+    if by == "publishTime" and ahead_seconds > 0:
+        pytest.skip("a message may be old: its time never shows that the local clock is ahead")
+    google = time.time() - ahead_seconds
+    door = Door(publisher)
+    message: dict[str, str] = {
+        "data": base64.b64encode(b'{"id":"a","deadline":%d,"payload":{}}' % (google + 60)).decode()
+    }
+    headers = [(b"date", formatdate(google, usegmt=True).encode())] if by == "date" else []
+    if by == "publishTime":
+        message["publishTime"] = datetime.fromtimestamp(google, UTC).isoformat()
+    body = json.dumps({"message": message, "subscription": "projects/project-1/subscriptions/s"}).encode()
+    before = time.time()
+    decoded = await door.door.decode(Delivery(headers, body))
+    assert isinstance(decoded, tuple)
+    assert isinstance(decoded[0], Request)
+    passed = time.time() - before
+    shift = ahead_seconds if abs(ahead_seconds) > 5 else 0.0
+    assert abs(decoded[0].deadline - (google + 60 + shift)) <= 3 + passed

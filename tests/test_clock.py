@@ -1,0 +1,102 @@
+"""A followed clock tells another computer's time, whatever the local clock does."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from handlers.clock import FollowedClock
+from handlers.telemetry.clock_skew import SkewWatch
+from handlers.telemetry.logs import get_logger
+
+
+class Time:
+    """Two clocks of one computer, set by hand."""
+
+    def __init__(self, local: float = 1_000_000.0) -> None:
+        self.steady = 50.0
+        self.local = local
+
+    def pass_by(self, seconds: float) -> None:
+        """Both go on."""
+        self.steady += seconds
+        self.local += seconds
+
+    def followed(self) -> FollowedClock:
+        """A clock on these two."""
+        return FollowedClock(lambda: self.steady, lambda: self.local)
+
+
+def test_it_is_the_local_clock_until_the_other_one_is_known() -> None:
+    time = Time()
+    assert time.followed().now() == 1_000_000.0
+
+
+def test_it_follows_the_server_and_a_changed_local_clock_changes_nothing() -> None:
+    time = Time()
+    clock = time.followed()
+    clock.observe(500.0, clock.started())
+    time.pass_by(10)
+    time.local += 7_200
+    assert clock.now() == 510.0
+    assert clock.skew_seconds == 1_000_010.0 + 7_200 - 510.0
+
+
+def test_a_slow_answer_does_not_replace_an_exact_one() -> None:
+    time = Time()
+    clock = time.followed()
+    clock.observe(500.0, clock.started())
+    started_at = clock.started()
+    time.pass_by(8)
+    clock.observe(500.0, started_at)  # told at once, arrived after 8 s: a large reply on a slow link
+    assert clock.now() == 508.0
+
+
+def test_a_server_whose_clock_is_set_is_followed_at_once() -> None:
+    time = Time()
+    clock = time.followed()
+    clock.observe(500.0, clock.started())
+    clock.observe(900.0, clock.started())
+    assert clock.now() == 900.0
+
+
+def test_the_latest_that_a_message_told_counts() -> None:
+    """Messages are under way for some time: none proves an earlier time than another one did."""
+    time = Time(local=5_000.0)
+    clock = time.followed()
+    clock.observe_sent(1_000.0)
+    clock.observe_sent(970.0)
+    assert clock.now() == 1_000.0
+    time.pass_by(601)
+    clock.observe_sent(1_500.0)
+    assert clock.now() == 1_500.0
+
+
+@pytest.mark.parametrize(("local", "deadline"), [(1_000.0, 1_060.0), (1_003.0, 1_060.0), (8_200.0, 8_260.0)])
+def test_a_deadline_is_moved_only_where_the_clocks_differ(local: float, deadline: float) -> None:
+    clock = Time(local).followed()
+    clock.observe_sent(1_000.0)
+    assert clock.local_deadline(1_060.0) == deadline
+
+
+def test_a_message_from_the_future_shows_that_the_local_clock_is_behind() -> None:
+    clock = Time(1_000.0).followed()
+    clock.observe_at_least(900.0)
+    assert clock.skew_seconds == 0.0
+    clock.observe_at_least(4_600.0)
+    assert clock.skew_seconds == -3_600.0
+
+
+def test_a_skew_is_said_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    time = Time()
+    clock = time.followed()
+    watch = SkewWatch(clock, get_logger("test"), "redis")
+    with caplog.at_level(logging.INFO):
+        watch.look()
+        clock.observe(time.local + 20, clock.started())
+        watch.look()
+        watch.look()
+        time.local += 20
+        watch.look()
+    assert [record.message for record in caplog.records] == ["clock differs", "clock agrees"]
