@@ -157,6 +157,9 @@ class Families:
         )
         self.dispatch_budget = gauge("dispatch_budget", "What gates allow, 0 (closed) to 1.")
         self.budget = PoolBudget(self.dispatch_budget)
+        self._add_process_gauges()
+
+    def _add_process_gauges(self) -> None:
         self.deliveries_in_flight = Gauge(
             f"{PREFIX}_handler_inflight_deliveries",
             "Deliveries at work in a handler.",
