@@ -65,6 +65,9 @@ _payload_decoder = msgspec.json.Decoder(msgspec.Raw)
 _encoder = msgspec.json.Encoder()
 _MOST_ATTEMPTS: Final = 1_000_000  # a larger count is made up, and might be too long to be written again
 _BARE: Final = Internal()
+WHOLLY_READ_BYTES: Final = 1_024
+"""Larger members are read by the server's scripts (`_member.lua`) in their first 4 KB only."""
+
 _ID, _TOKEN = ("data", "id"), ("internal", "request_token")
 _RESULTS, _PAYLOAD = ("internal", "result_queue_name"), ("internal", "payload_ref")
 _READABLE = frozenset({_ID, _TOKEN, _RESULTS, _PAYLOAD})
@@ -199,17 +202,18 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, trace
     """The member to put into the retry set: its `internal` says where it returns, all else is kept.
 
     `queue` is the sorted set it came from, `attempt` the number of attempts so far, `score` the one it
-    was claimed with (kept in `internal` only where it does not follow from the deadline), `traceparent` the
-    span of the last attempt, if traces are kept.
+    was claimed with (kept in `internal` where it does not follow from the deadline, or the member is large),
+    `traceparent` the span of the last attempt, if traces are kept.
     """
     parts = _parts_decoder.decode(member)
     if not ("data" in parts and (_is_given(parts, "internal") or _is_given(parts, "request_kind"))):
         parts = _wrapped(member, parts)
-    internal = _internal_parts(parts)
-    internal["retry_count"] = _raw(attempt)
-    internal["request_queue_name"] = _raw(queue)
-    if score != _derived_score(parts["data"], internal):
+    given = _internal_parts(parts)
+    # First what says where it returns: of a large member the server's scripts read the beginning only.
+    internal = {"retry_count": _raw(attempt), "request_queue_name": _raw(queue)}
+    if len(member) > WHOLLY_READ_BYTES or score != _derived_score(parts["data"], given):
         internal[ORIGINAL_SCORE] = _raw(score)
+    internal = {**internal, **{name: value for name, value in given.items() if name not in internal}}
     if traceparent:
         internal[PREVIOUS_TRACEPARENT] = _raw(traceparent)
     others = {name: value for name, value in parts.items() if name != "internal"}

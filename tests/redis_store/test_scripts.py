@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -32,15 +33,17 @@ FIXED_KEYS = {
     "requeue_dead": 2,
     "recall": 5,
     "recall_retries": 1,
+    "take_back": 4,
 }
 FIXED_ARGUMENTS = {
-    "claim": 5,
+    "claim": 6,
     "renew": 1,
-    "reclaim": 4,
+    "reclaim": 5,
     "promote": 2,
     "requeue_dead": 3,
-    "recall": 5,
+    "recall": 7,
     "recall_retries": 3,
+    "take_back": 1,
 }
 PER_CLAIM = {
     "renew": (0, 2),
@@ -49,6 +52,7 @@ PER_CLAIM = {
     "release": (0, 3),
     "recall": (0, 3),
     "recall_retries": (0, 1),
+    "take_back": (0, 1),
 }
 """More keys and arguments for each claim of a batch."""
 
@@ -70,7 +74,7 @@ def _numbers(text: str, array: str) -> set[int]:
 def _names_in_use() -> set[str]:
     """The literal first names that `lua_script` is called with anywhere in the room."""
     names: set[str] = set()
-    for path in ROOM.glob("*.py"):
+    for path in ROOM.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if (
                 isinstance(node, ast.Call)
@@ -168,6 +172,9 @@ async def _use_every_script(bench: Bench) -> None:
         assert await recalled(bench.owner()) == []
         await queue.Retries(bench.redis, bench.retries, bench.queue_name).recall()
         await owner.ack([bench.ack_of(claim) for claim in await owner.claim(size)])
+        owner._lost = {f"{n:032x}": time.monotonic() for n in range(size)}
+        assert await owner.take_back() == 0
+        owner._lost = {}
     await bench.redis.hset(bench.keys.dead, "d", '{"member": "m", "score": 1}')
     letters = DeadLetters(bench.redis, bench.queue_name)
     letter = await letters.get("d")

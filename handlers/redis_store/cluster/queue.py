@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from handlers.clock import FollowedClock
 from handlers.redis_store.cluster.outbox import Outbox, Record, encode_record, pairs
-from handlers.redis_store.connection import Store, flat
+from handlers.redis_store.connection import STORE_FAILURES, Store, flat
 from handlers.redis_store.keys import settled_key
 from handlers.redis_store.queue.queue import (
+    BATCH_BYTES,
     Ack,
     Claim,
     Nack,
@@ -38,10 +39,15 @@ class ClusterQueue(RedisQueue):
         self._outbox = Outbox(redis, name, self._replication)
         self._post = lua_script(redis, "post")
 
-    async def claim(self, count: int, *, only_expired: bool = False) -> list[Claim]:
-        """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed."""
-        claims = await super().claim(count, only_expired=only_expired)
-        taken_back = {claim.owner_token for claim in await self.cancelled(claims)}
+    async def claim(
+        self, count: int, *, only_expired: bool = False, max_bytes: int = BATCH_BYTES
+    ) -> list[Claim]:
+        """As on one server; what was cancelled is looked up in the other slots."""
+        claims = await super().claim(count, only_expired=only_expired, max_bytes=max_bytes)
+        try:
+            taken_back = {claim.owner_token for claim in await self.cancelled(claims)}
+        except STORE_FAILURES:
+            return claims  # ours already: they go their way, and the next look finds what was cancelled
         return [replace(claim, is_cancelled=claim.owner_token in taken_back) for claim in claims]
 
     async def _recorded(self, acks: Sequence[Ack]) -> list[bool]:

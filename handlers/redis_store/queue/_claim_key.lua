@@ -1,5 +1,8 @@
 -- Included behind _member by scripts that must know a request by its name. Reads no key and writes none.
--- claim_key(member): id, or id NUL token; the SHA-1 of a member whose id cannot be read.
+-- claim_key(member): id, or id NUL token; a digest of a member whose id (or token) its first 4 KB do not tell, or has
+-- a NUL or the form of an owner token in it, so that no request can be taken for another.
+local LONG = 262144
+
 local function is_text(value)
   return type(value) == 'string' and value ~= ''
 end
@@ -8,23 +11,38 @@ local function is_enveloped(fields)
   return type(fields['data']) == 'table' and (fields['internal'] ~= nil or fields['request_kind'] ~= nil)
 end
 
--- Whether the fields before the payload tell id and token; an envelope's may stand behind it.
-local function is_enough(fields)
-  if fields['internal'] == nil and fields['request_kind'] == nil then
-    return is_text(fields['id'])
+local function digest(member)
+  if #member <= LONG then
+    return redis.sha1hex(member)
   end
-  return is_enveloped(fields) and fields['internal'] ~= nil and is_text(fields['data']['id'])
+  return redis.sha1hex(#member .. ':' .. string.sub(member, 1, LONG / 2) .. string.sub(member, -LONG / 2))
 end
 
 local function claim_key(member)
-  local fields = read_member(member, is_enough) or {}
+  local fields, is_internal_read = read_member(member)
+  fields = fields or {}
   local token = ''
   if is_enveloped(fields) then
+    if not is_internal_read and fields['internal'] ~= cjson.null then
+      return digest(member) -- its token may stand further behind
+    end
     token = type(fields['internal']) == 'table' and fields['internal']['request_token']
     fields = fields['data']
   end
-  if not is_text(fields['id']) then
-    return redis.sha1hex(member)
+  local id = fields['id']
+  if not is_text(id) or string.find(id, '%z') then
+    return digest(member)
   end
-  return is_text(token) and fields['id'] .. '\0' .. token or fields['id']
+  if not is_text(token) then
+    return id
+  end
+  if string.find(token, '%z') or string.find(token, '^%x+:%d+:s=[^:]+$') then
+    return digest(member)
+  end
+  return id .. '\0' .. token
+end
+
+-- counted_as(key): the name under which deaths are counted: a claim beside another one of its name counts with it.
+local function counted_as(key)
+  return string.match(key, '^(.*)%z%x+:%d+:s=[^%z:]+$') or key
 end

@@ -1,21 +1,43 @@
--- Included behind _same_submission by scripts that claim. Writes KEYS[2] to KEYS[4] of its script and reads KEYS[5], as
--- their headers say.
--- hold(key, member, owner, lease_end): claim a member for `owner`; returns the claim's key and the deaths on it. Returns
--- nothing for a second copy of what one of us has claimed, which is dropped: that claim ends it, or brings it back.
-local function hold(key, member, owner, lease_end)
-  local deaths = redis.call('HGET', KEYS[5], key) or '0'
-  if redis.call('HSETNX', KEYS[2], key, member) == 0 then
+-- Included behind _run and _same_submission by scripts that claim. Writes KEYS[1] to KEYS[4] of its script and reads
+-- KEYS[5], as their headers say.
+-- probe_claims(name): fails where claiming would fail halfway; `name` is no member and no claim key.
+-- hold(member, score, owner, lease_end): claim a pending member for `owner`: write the claim, then remove the member.
+-- Returns the claim's key and the deaths on it. Returns nothing for a second copy of what one of us has claimed, which is
+-- dropped: that claim ends it, or brings it back.
+local function probe_claims(name)
+  probe('ZADD', KEYS[4], 'XX', 0, name)
+  probe('ZREM', KEYS[4], name)
+  probe('ZREM', KEYS[1], name)
+  probe('HDEL', KEYS[2], name)
+  probe('HDEL', KEYS[3], name)
+end
+
+local function hold(member, owner, lease_end)
+  local key = claim_key(member)
+  local deaths = try('HGET', KEYS[5], counted_as(key)) or '0'
+  local held = run('HGET', KEYS[2], key)
+  if held then
     -- A live claim has this name: of the same submission, which ends once, so another processor that only keeps it
     -- while a retry waits loses it; or one id was queued twice without a token.
-    local owned_by, held = redis.call('HGET', KEYS[3], key), redis.call('HGET', KEYS[2], key)
+    local owned_by = run('HGET', KEYS[3], key)
     if not is_same_submission(owned_by, held, member) then
-      key = key .. '\0' .. owner
+      key, held = key .. '\0' .. owner, nil
     elseif is_ours(owned_by) then
+      run('ZREM', KEYS[1], member)
       return nil
     end
-    redis.call('HSET', KEYS[2], key, member)
   end
-  redis.call('HSET', KEYS[3], key, owner)
-  redis.call('ZADD', KEYS[4], lease_end, key)
+  run('HSET', KEYS[2], key, member)
+  local owned = redis.pcall('HSET', KEYS[3], key, owner)
+  if type(owned) == 'table' and owned.err then
+    if held then
+      run('HSET', KEYS[2], key, held)
+    else
+      run('HDEL', KEYS[2], key)
+    end
+    run('HSET', KEYS[3], key, owner) -- fails again, and says how
+  end
+  run('ZADD', KEYS[4], lease_end, key)
+  run('ZREM', KEYS[1], member)
   return key, deaths
 end

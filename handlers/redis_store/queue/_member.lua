@@ -1,19 +1,95 @@
 -- Included by scripts that read members. Reads no key and writes none.
--- read_member(member, is_enough): the member as a table, or nil. Of a large one whose payload stands behind the rest
--- only that rest is decoded, if `is_enough` finds in it what the caller needs: a server that decodes half a megabyte
--- does nothing else meanwhile. What is cut off before "payload" and closed is JSON only if it was cut between two
--- fields, so a "payload" inside a text or a deeper object is never taken for the real one.
-local function read_member(member, is_enough)
-  local at = #member > 4096 and string.find(member, '"payload"', 1, true)
-  local head = at and string.match(string.sub(member, 1, at - 1), '^(.*),%s*$')
-  if head then
-    for _, ending in ipairs({ '}', '}}' }) do
-      local is_read, fields = pcall(cjson.decode, head .. ending)
-      if is_read and is_enough(fields) then
-        return fields
+-- read_member(member): the fields of a member as a table, or nil. A small member is decoded. Of a larger one only the
+-- first 4 KB are read, and in these the fields of the request, of `internal` and of `data`, without their objects and
+-- lists: what decoding costs the server must not grow with what a producer sends. Also returns whether all of
+-- `internal` was read.
+local SMALL, HEAD, MOST_SIGNS = 1024, 4096, 400
+
+-- The place of the quote that closes the text which opens at `at`, or nil; and how many escapes stand between.
+local function text_end(text, at)
+  local escapes = 0
+  while true do
+    at = string.find(text, '["\\]', at + 1)
+    if not at or string.byte(text, at) == 34 then
+      return at, escapes
+    end
+    at, escapes = at + 1, escapes + 1
+    if escapes > MOST_SIGNS then
+      return nil, escapes
+    end
+  end
+end
+
+local function value_of(json)
+  local is_read, values = pcall(cjson.decode, '[' .. json .. ']')
+  return is_read and values[1] or nil
+end
+
+local function read_head(text)
+  local root, at, signs = {}, 1, 0
+  local depth, opened, is_object, key = 0, {}, {}, {} -- opened[depth]: the table to fill, or false
+  local is_internal_read = false
+  local value_at, name -- where a value begins that is no object or list; a text that may be a field's name
+  local function keep(value)
+    if opened[depth] and key[depth] and is_object[depth] then
+      opened[depth][key[depth]] = value
+    end
+    key[depth] = nil
+  end
+  while signs < MOST_SIGNS do
+    local from = string.find(text, '[{}%[%],:"]', at)
+    if not from then
+      break
+    end
+    local sign = string.sub(text, from, from)
+    signs, at = signs + 1, from + 1
+    if sign == '"' then
+      local to, escapes = text_end(text, from)
+      signs = signs + escapes
+      if not to then
+        break
+      end
+      at = to + 1
+      if opened[depth] then
+        local value = escapes == 0 and string.sub(text, from + 1, to - 1) or value_of(string.sub(text, from, to))
+        if key[depth] then
+          keep(value)
+          value_at = nil
+        else
+          name = value
+        end
+      end
+    elseif sign == ':' then
+      key[depth], value_at = name, at
+    elseif sign == '{' or sign == '[' then
+      local is_kept = sign == '{' and (depth == 0 or depth == 1 and opened[1] and (key[1] == 'internal' or key[1] == 'data'))
+      local fields = is_kept and (depth == 0 and root or {})
+      if depth > 0 then
+        keep(is_kept and fields or {})
+      end
+      depth, value_at, name = depth + 1, nil, nil
+      opened[depth], is_object[depth], key[depth] = fields, sign == '{', nil
+    else
+      if value_at and key[depth] and opened[depth] then
+        keep(value_of(string.sub(text, value_at, from - 1)))
+      end
+      value_at, name, key[depth] = nil, nil, nil
+      if sign ~= ',' then
+        is_internal_read = is_internal_read or depth == 2 and opened[2] ~= nil and opened[2] == root['internal']
+        depth = depth - 1
+        if depth < 1 then
+          break
+        end
       end
     end
   end
+  return root, is_internal_read
+end
+
+local function read_member(member)
+  if #member > SMALL then
+    return read_head(string.sub(member, 1, HEAD))
+  end
   local is_read, fields = pcall(cjson.decode, member)
-  return is_read and type(fields) == 'table' and fields or nil
+  return is_read and type(fields) == 'table' and fields or nil, true
 end

@@ -2,9 +2,7 @@
 -- queued_under(member): the queue that it names, and the score that its producer gave it (its deadline and sequence,
 -- or the one that it was claimed with if that was another); nil where it does not say.
 local function queued_under(member)
-  local fields = read_member(member, function(fields)
-    return type(fields['internal']) == 'table' and type(fields['data']) == 'table' and fields['data']['deadline']
-  end) or {}
+  local fields = read_member(member) or {}
   local internal = type(fields['internal']) == 'table' and fields['internal'] or {}
   local body = type(fields['data']) == 'table' and fields['data'] or fields
   local queue = internal['request_queue_name']

@@ -3,7 +3,8 @@
 -- reference keeps its claim on what it has put into the retry set, and takes it over when that comes back; another
 -- processor must do so too, or the claim that was kept would run out and end the request a second time.
 -- A token tells. Without one, ours drops a claim together with its retry, so an owner token of ours means another
--- submission of the id; a claim of others is the same one's where only the count of attempts went on.
+-- submission of the id; a claim of others is the same one's where only the count of attempts went on. Of large members
+-- the bytes from the payload on are compared.
 local function is_equal(one, other)
   if type(one) ~= 'table' or type(other) ~= 'table' then
     return one == other
@@ -21,16 +22,30 @@ local function is_equal(one, other)
   return true
 end
 
+-- What stands behind the first "payload" of a large member, without the brackets that close it.
+local function payload_of(member)
+  local from = string.find(string.sub(member, 1, HEAD), '"payload"', 1, true)
+  local to = #member
+  while to > 0 and string.find(member, '^[}%s]', to) do
+    to = to - 1
+  end
+  return from and string.sub(member, from, to)
+end
+
 local function read_attempt(member)
-  local is_read, fields = pcall(cjson.decode, member)
-  if not is_read or type(fields) ~= 'table' then
+  local fields = read_member(member)
+  if not fields then
     return nil
   end
+  local payload = #member > SMALL and (payload_of(member) or member) or nil
   if not is_enveloped(fields) then -- a bare body, which others put into an envelope for its retry
-    return { data = fields, count = 0 }
+    return { data = fields, count = 0, payload = payload }
   end
   local internal = type(fields['internal']) == 'table' and fields['internal'] or {}
-  return { data = fields['data'], token = internal['request_token'], count = tonumber(internal['retry_count']) or 0 }
+  return {
+    data = fields['data'], token = internal['request_token'], count = tonumber(internal['retry_count']) or 0,
+    payload = payload,
+  }
 end
 
 local function is_ours(owner)
@@ -42,8 +57,9 @@ local function is_same_submission(owner, held, member)
   if not before or not after then
     return false
   end
-  if type(after.token) == 'string' and after.token ~= '' then
+  if is_text(after.token) then
     return before.token == after.token and before.data['id'] == after.data['id']
   end
-  return not is_ours(owner) and before.count < after.count and is_equal(before.data, after.data)
+  return not is_ours(owner) and before.count < after.count
+    and before.payload == after.payload and is_equal(before.data, after.data)
 end

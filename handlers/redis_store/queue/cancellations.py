@@ -46,11 +46,10 @@ class Cancellation:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Names, and the ranges of scores where they are looked for. A wide one is gone through a page at a time."""
+    """Names, and the ranges of scores where they are looked for, a part at a time."""
 
     ranges: list[tuple[str, str]]
     names: list[bytes]
-    is_wide: bool = False
 
 
 def looks(found: Sequence[Cancellation]) -> Iterator[Look]:
@@ -71,7 +70,7 @@ def looks(found: Sequence[Cancellation]) -> Iterator[Look]:
             last = deadline
             names.append(key)
         others = others[len(names) :]
-        yield Look([_seconds(first, last)], names, is_wide=True)
+        yield Look([_seconds(first, last)], names)
 
 
 def _seconds(first: int, last: int) -> tuple[str, str]:

@@ -1,5 +1,5 @@
 -- claim: take pending requests, lowest score first, under a lease. All or nothing for each of them.
--- Sending it twice takes more; what a lost reply took returns when its lease ends.
+-- Sending it twice takes more; what a lost reply took is given back by take_back.lua, or when its lease ends.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
@@ -8,37 +8,43 @@
 -- ARGV[1] how many at most   ARGV[2] lease, seconds   ARGV[3] random part of the owner tokens
 -- ARGV[4] 1: only those whose score has passed, else 0
 -- ARGV[5] 1: look whether they were cancelled (request-cancel:<id> holds their token; not declared), else 0
+-- ARGV[6] how many bytes of members at most; the first is taken whatever its size
 -- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, deaths, and 1 if it
 -- was cancelled, else 0.
+-- include _run
 -- include _member
 -- include _claim_key
 -- include _same_submission
 -- include _hold
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
-
-local taken
-if ARGV[4] == '1' then
-  taken = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.17g', now), 'WITHSCORES', 'LIMIT', 0, ARGV[1])
-  for at = 1, #taken, 2 do
-    redis.call('ZREM', KEYS[1], taken[at])
-  end
-else
-  taken = redis.call('ZPOPMIN', KEYS[1], ARGV[1])
-end
-
-local answer = { string.format('%.6f', now) }
 local lease_end = string.format('%.6f', now + tonumber(ARGV[2]))
-for at = 1, #taken, 2 do
-  local member, score = taken[at], taken[at + 1]
+local room = tonumber(ARGV[6])
+local answer = { string.format('%.6f', now) }
+
+probe_claims(ARGV[3])
+for at = 1, tonumber(ARGV[1]) do
+  local member, score = unpack(run('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES'))
+  if not member or ARGV[4] == '1' and tonumber(score) > now then
+    break
+  end
+  room = room - #member
+  if room < 0 and at > 1 then
+    break
+  end
   local owner = ARGV[3] .. ':' .. at .. ':s=' .. score
-  local key = claim_key(member)
-  local id, token = string.match(key, '^(.-)%z(.+)$')
-  local is_cancelled = id and ARGV[5] == '1' and redis.call('GET', 'request-cancel:' .. id) == token
-  local claimed_as, deaths = hold(key, member, owner, lease_end)
-  if claimed_as then
+  local is_done, key, deaths = pcall(hold, member, owner, lease_end)
+  if not is_done then
+    if #answer == 1 then
+      error({ err = key }) -- pcall leaves the text only
+    end
+    break -- what was claimed must be told
+  end
+  if key then
+    local id, token = string.match(counted_as(key), '^(.-)%z(.+)$')
+    local is_cancelled = id and ARGV[5] == '1' and try('GET', 'request-cancel:' .. id) == token
     local place = #answer
-    answer[place + 1] = claimed_as
+    answer[place + 1] = key
     answer[place + 2] = owner
     answer[place + 3] = member
     answer[place + 4] = score

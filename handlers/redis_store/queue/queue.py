@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from handlers.clock import FollowedClock
 from handlers.contract.result import decode_result, encode_result, filled_result
@@ -27,6 +28,11 @@ from handlers.redis_store.scripts import lua_script
 from handlers.redis_store.submit.submission_keys import cancel_key_of
 
 _SCAN_COUNT = 500
+
+BATCH_BYTES: Final = 4_000_000
+"""What one command or reply carries at most, beside its first item: it passes at 2 MB/s before Redis times out."""
+_HELD_BACK_LEASES: Final = 2
+"""How many leases long it is looked for what a lost reply claimed: the server may run a command late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,9 @@ class RedisQueue:
         self._release = lua_script(redis, "release")
         self._reclaim = lua_script(redis, "reclaim")
         self._recall = lua_script(redis, "recall")
+        self._take_back = lua_script(redis, "take_back")
+        self._lost: dict[str, float] = {}
+        self._has_lost = False
         self._cancellations = Cancellations(redis, now=self._clock.now)
         self._replication = Replication(redis, options.wait_replicas, options.wait_timeout_ms)
 
@@ -127,23 +136,61 @@ class RedisQueue:
         """The server's Unix seconds, as far as claims and scans told."""
         return self._clock.now()
 
-    async def claim(self, count: int, *, only_expired: bool = False) -> list[Claim]:
-        """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed."""
+    async def claim(
+        self, count: int, *, only_expired: bool = False, max_bytes: int = BATCH_BYTES
+    ) -> list[Claim]:
+        """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed.
+
+        Their members have at most `max_bytes` together (or `BATCH_BYTES`, if that is less), but one is taken at least.
+        """
         if not self._replication.is_complete:
             raise self._replication.missing
+        if self._has_lost:
+            await self.take_back()
         keys, started_at = self._keys, self._clock.started()
-        answer = await self._claim(
-            keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
-            args=[
-                count,
-                self._options.lease_seconds,
-                secrets.token_hex(16),
-                int(only_expired),
-                int(not self._options.cluster),
-            ],
-        )
+        with self._prefix() as prefix:
+            answer = await self._claim(
+                keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
+                args=[
+                    count,
+                    self._options.lease_seconds,
+                    prefix,
+                    int(only_expired),
+                    int(not self._options.cluster),
+                    min(max_bytes, BATCH_BYTES),
+                ],
+            )
         self._clock.observe(float(answer[0]), started_at)
         return self._claims(answer[1:])
+
+    @contextlib.contextmanager
+    def _prefix(self) -> Iterator[str]:
+        """The random part of a call's owner tokens, which is remembered if its reply is lost."""
+        prefix = secrets.token_hex(16)
+        try:
+            yield prefix
+        except ResponseError:
+            raise  # the script has undone what it did
+        except BaseException:
+            self._lost[prefix] = time.monotonic()
+            self._has_lost = True
+            raise
+
+    async def take_back(self) -> int:
+        """Give back to pending, without counting a death, what was claimed for replies that were lost."""
+        lost, keys = dict(self._lost), self._keys
+        returned, has_more = 0, bool(lost)
+        while has_more:
+            some, has_more = await self._take_back(
+                keys=[keys.pending, keys.claimed, keys.owners, keys.index], args=[BATCH_BYTES, *lost]
+            )
+            returned += int(some)
+        self._has_lost = False
+        ended = time.monotonic() - _HELD_BACK_LEASES * self._options.lease_seconds
+        for prefix, since in lost.items():
+            if since < ended:
+                del self._lost[prefix]
+        return returned
 
     async def renew(self, claims: Sequence[Claim]) -> list[Claim]:
         """Move the leases' end; returns the claims that are no longer ours."""
@@ -238,30 +285,31 @@ class RedisQueue:
     async def recall(self) -> AsyncIterator[list[Claim]]:
         """Claim what was cancelled while it waited here, wherever it stands: to be answered, and not to be run."""
         for look in looks(await self._cancellations.due()):
-            passed_over, is_done = 0, False
-            while not is_done:
-                looked, claims = await self._recalled(look, passed_over)
+            place = (1, 0)
+            while place[0]:
+                place, claims = await self._recalled(look, place)
                 if claims:
                     yield claims
-                passed_over += AT_ONCE - len(claims)
-                is_done = looked < AT_ONCE or not look.is_wide
         self._cancellations.looked()
 
-    async def _recalled(self, look: Look, passed_over: int) -> tuple[int, list[Claim]]:
+    async def _recalled(self, look: Look, place: tuple[int, int]) -> tuple[tuple[int, int], list[Claim]]:
+        """Claims from one part of a look, and the place (range, members passed over) of the next; range 0: none."""
         keys, options = self._keys, self._options
-        answer = await self._recall(
-            keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
-            args=[
-                options.lease_seconds,
-                secrets.token_hex(16),
-                passed_over,
-                AT_ONCE,
-                len(look.ranges),
-                *flat(look.ranges),
-                *look.names,
-            ],
-        )
-        return int(answer[1]), self._claims(answer[2:])
+        with self._prefix() as prefix:
+            answer = await self._recall(
+                keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
+                args=[
+                    options.lease_seconds,
+                    prefix,
+                    *place,
+                    AT_ONCE,
+                    BATCH_BYTES,
+                    len(look.ranges),
+                    *flat(look.ranges),
+                    *look.names,
+                ],
+            )
+        return (int(answer[1]), int(answer[2])), self._claims(answer[3:])
 
     async def cancelled(self, claims: Sequence[Claim]) -> list[Claim]:
         """Those of `claims` that their producers have cancelled since; one round trip."""
@@ -277,11 +325,14 @@ class RedisQueue:
 
     async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
         """Take from dead owners: back to pending, or to us where `max_deaths` owners died on it."""
+        if self._lost:
+            await self.take_back()
         keys, started_at = self._keys, self._clock.started()
-        answer = await self._reclaim(
-            keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
-            args=[limit, max_deaths, self._options.lease_seconds, secrets.token_hex(16)],
-        )
+        with self._prefix() as prefix:
+            answer = await self._reclaim(
+                keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
+                args=[limit, max_deaths, self._options.lease_seconds, prefix, BATCH_BYTES],
+            )
         self._clock.observe(float(answer[0]), started_at)
         return Reclaimed(returned=int(answer[1]), dead=self._claims(answer[2:]))
 

@@ -7,10 +7,13 @@
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
 -- KEYS[5] <queue>:deaths        hash  claim key -> owners that died on it
 -- ARGV[1] lease, seconds   ARGV[2] random part of the owner tokens
--- ARGV[3] how many members of each range to pass over   ARGV[4] how many to look at   ARGV[5] how many ranges
--- ARGV[6..] lowest and highest score of each range, as ZRANGEBYSCORE takes them; behind them the claim keys
--- Returns this server's Unix seconds, how many members were looked at, then for each claim: claim key, owner token,
--- member, score, deaths, 1.
+-- ARGV[3] the range to begin with, from 1   ARGV[4] how many of its members to pass over
+-- ARGV[5] how many members to look at, at most   ARGV[6] how many bytes of them; the first whatever its size
+-- ARGV[7] how many ranges
+-- ARGV[8..] lowest and highest score of each range, as ZRANGEBYSCORE takes them; behind them the claim keys
+-- Returns this server's Unix seconds, the range to go on with (0: done) and how many of its members to pass over, then
+-- for each claim: claim key, owner token, member, score, deaths, 1.
+-- include _run
 -- include _member
 -- include _claim_key
 -- include _is_named
@@ -19,36 +22,47 @@
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local lease_end = string.format('%.6f', now + tonumber(ARGV[1]))
-local first_name = 6 + 2 * tonumber(ARGV[5])
-local wanted, tokens = named(first_name)
+local range, passed = tonumber(ARGV[3]), tonumber(ARGV[4])
+local looks, room, ranges = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local wanted, tokens = named(8 + 2 * ranges)
+local answer = { string.format('%.6f', now), 0, 0 }
+local looked = 0
 
-local looked, found = 0, {}
-for at = 6, first_name - 1, 2 do
-  local low, high = ARGV[at], ARGV[at + 1]
-  local page = redis.call('ZRANGEBYSCORE', KEYS[1], low, high, 'WITHSCORES', 'LIMIT', ARGV[3], ARGV[4])
-  looked = looked + #page / 2
-  for n = 1, #page, 2 do
-    if is_named(page[n], wanted, tokens) then
-      found[#found + 1] = { page[n], page[n + 1] }
-    end
-  end
+-- The rank of the first member of a range, and how many members it has.
+local function place_of(low, high)
+  local is_open = string.sub(low, 1, 1) == '('
+  local below = run('ZCOUNT', KEYS[1], '-inf', is_open and string.sub(low, 2) or '(' .. low)
+  return below, run('ZCOUNT', KEYS[1], low, high)
 end
 
-local answer = { string.format('%.6f', now), looked }
-for n, one in ipairs(found) do
-  local member, score = one[1], one[2]
-  if redis.call('ZREM', KEYS[1], member) == 1 then -- two ranges may have it in common
-    local owner = ARGV[2] .. ':' .. n .. ':s=' .. score
-    local claimed_as, deaths = hold(claim_key(member), member, owner, lease_end)
-    if claimed_as then
-      local place = #answer
-      answer[place + 1] = claimed_as
-      answer[place + 2] = owner
-      answer[place + 3] = member
-      answer[place + 4] = score
-      answer[place + 5] = deaths
-      answer[place + 6] = '1'
+probe_claims(ARGV[2])
+while range <= ranges do
+  local rank, count = place_of(ARGV[6 + 2 * range], ARGV[7 + 2 * range])
+  while passed < count do
+    local member, score = unpack(run('ZRANGE', KEYS[1], rank + passed, rank + passed, 'WITHSCORES'))
+    room = room - #member
+    if looked > 0 and (room < 0 or looked >= looks) then
+      answer[2], answer[3] = range, passed
+      return answer
+    end
+    looked = looked + 1
+    if is_named(member, wanted, tokens) then
+      local owner = ARGV[2] .. ':' .. looked .. ':s=' .. score
+      local key, deaths = hold(member, owner, lease_end)
+      count = count - 1
+      if key then
+        local place = #answer
+        answer[place + 1] = key
+        answer[place + 2] = owner
+        answer[place + 3] = member
+        answer[place + 4] = score
+        answer[place + 5] = deaths
+        answer[place + 6] = '1'
+      end
+    else
+      passed = passed + 1
     end
   end
+  range, passed = range + 1, 0
 end
 return answer

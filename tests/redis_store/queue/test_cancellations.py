@@ -70,8 +70,8 @@ def test_others_are_looked_for_all_through_the_seconds_of_their_deadlines() -> N
     ours, *wide = looks(found)
     assert ours == Look([(repr(9 + 1 / 2**21),) * 2], [b"u\0-1"])
     assert wide == [
-        Look([("48", "(57")], [b"r\0a", b"t\0c"], is_wide=True),
-        Look([("88", "(93")], [b"s\0b"], is_wide=True),
+        Look([("48", "(57")], [b"r\0a", b"t\0c"]),
+        Look([("88", "(93")], [b"s\0b"]),
     ]
 
 
@@ -241,7 +241,7 @@ async def test_cancellations_of_other_producers_are_put_into_the_list(store: Red
 
     told = await Cancellations(store).due()
     (found,) = [one for one in told if one.key == b"r\0t"]
-    assert abs(found.deadline - deadline) <= 1
+    assert abs(found.deadline - deadline) <= 60
     assert not {b"s\0new", b"s\0old", b"over\0t"} & {one.key for one in told}
 
 
