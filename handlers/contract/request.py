@@ -44,6 +44,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     request's own wish (a list or a topic), else empty. `request_token` names the submission: the same
     id may be submitted again later. `objective` and `priority` are what a lane of the poller asks the
     gateway for, in place of the queue's own objective. `previous_traceparent` is the span of the attempt before.
+    `claim` names one attempt to gates; it is ours, and random.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     objective: str = ""
     priority: int | None = None
     previous_traceparent: str = ""
+    claim: str = ""
 
 
 class _Body(msgspec.Struct):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import assert_never
 
 import msgspec
@@ -53,6 +53,14 @@ async def admit_all(gates: Sequence[Gate], request: Request) -> Verdict:
         if not is_over:  # refused, failed or cancelled: whatever the way out, nothing stays reserved
             await Reservations(held).give_back()
     return Go(Reservations(held) if held else NOTHING_RESERVED, labels)
+
+
+def without_labels(request: Request, names: Collection[str]) -> Request:
+    """`request` without the labels of these names."""
+    if not any(name in request.labels for name in names):
+        return request
+    kept = {name: value for name, value in request.labels.items() if name not in names}
+    return msgspec.structs.replace(request, labels=kept)
 
 
 def labelled(request: Request, labels: Mapping[str, str]) -> Request:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,7 +18,7 @@ from handlers.forward.middleware.account import account
 from handlers.forward.middleware.details import lasted
 from handlers.forward.middleware.gated import gated
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.chain import labelled
+from handlers.gates.chain import labelled, without_labels
 from handlers.gates.gate import Gate
 from handlers.poller.ack_batcher import Release, Settlement, Settler
 from handlers.poller.dispatcher import Dispatch
@@ -68,6 +68,7 @@ class Carrier:
         metrics: QueueMetrics,
         *,
         labels: Mapping[str, str],
+        withheld_labels: Collection[str] = (),
         gates: Sequence[Gate] = (),
         read_payload: ReadPayload | None = None,
         lane: LaneOptions | None = None,
@@ -83,6 +84,7 @@ class Carrier:
         self._log = log
         self._metrics = metrics
         self._labels = labels
+        self._withheld_labels = withheld_labels
         self._gates = gates
         self._read_payload = read_payload
         self._lane = lane
@@ -221,8 +223,8 @@ class Carrier:
             self._metrics.sent(began_at)
 
     def _with_labels(self, request: Request) -> Request:
-        """The queue's own labels win over the request's."""
-        return labelled(request, self._labels)
+        """The queue's own labels win over the request's; those that rank a request are not the request's to give."""
+        return labelled(without_labels(request, self._withheld_labels), self._labels)
 
     async def _outcome(self, held: Held, envelope: Envelope) -> Outcome:
         try:

@@ -90,6 +90,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         "retry-sortedset"
     )
     result_queue_name: Annotated[str, Meta(description="List that takes the results.")] = "result-list"
+    allowed_labels: Annotated[
+        str,
+        Meta(
+            description="Comma-separated labels that rank a request (`classification`, `tier`) and that a request may "
+            "give itself in `internal.labels`. Unset: only a queue and its gates give them."
+        ),
+    ] = ""
     allowed_results: Annotated[
         str,
         Meta(

@@ -50,7 +50,7 @@ from handlers.wiring.gates import ProcessGates
 from handlers.wiring.poller_dispatch import poller_client, poller_dispatch
 from handlers.wiring.pool_sharing import SharedPools
 from handlers.wiring.redis_options import redis_options
-from handlers.wiring.reserved_names import reserved_names
+from handlers.wiring.reserved_names import all_gate_params, reserved_names, withheld_labels
 from handlers.wiring.status import status_watch
 from handlers.wiring.tracing import tracing_of
 
@@ -219,6 +219,7 @@ class PollerApp:
             self._log,
             metrics,
             labels=entry.labels,
+            withheld_labels=withheld_labels(self._settings),
             gates=[*gates, *self._pool_gates[pool.pool_id]],
             lane=self._lanes[pool.pool_id],
             read_payload=partial(read_payload, self._redis),
@@ -351,9 +352,7 @@ def _result_route(settings: Settings, entry: QueueEntry) -> ResultRoute:
 
 def _reserved(settings: Settings) -> ReservedNames:
     names = [*(queue.queue_name for queue in settings.queues), settings.retry_queue_name]
-    file = settings.file
-    gates = [e.gate_params for e in file.queues] + [e.gate_params for e in file.topics]
-    return reserved_names(names, gates + [e.gate_params for e in file.pools])
+    return reserved_names(names, all_gate_params(settings))
 
 
 def _shares(gates: Sequence[Gate]) -> Callable[[], tuple[Share, ...]]:

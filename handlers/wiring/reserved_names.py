@@ -1,4 +1,4 @@
-"""The Redis keys that gates are set to read or write, so that no request can name one of them."""
+"""Names that the settings of gates give a meaning, so that no request can use them: Redis keys and labels."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from handlers.gates.bands import TIER
+from handlers.gates.gate import CLASSIFICATION
 from handlers.redis_store.reserved import ReservedNames
+from handlers.settings.settings import Settings
 
 KEY_SUFFIX: Final = "_key"
 """How the name of every gate parameter ends that holds a whole key."""
 PREFIX: Final = "prefix"
 """The name of every gate parameter that holds the beginning of keys."""
 _CONTROL_KEY: Final = "control_key"
+_TIER_LABEL: Final = "tier_label"
 
 
 def reserved_names(names: Iterable[str], gate_params: Iterable[Mapping[str, Any]]) -> ReservedNames:
@@ -27,6 +31,25 @@ def reserved_names(names: Iterable[str], gate_params: Iterable[Mapping[str, Any]
             if name == _CONTROL_KEY:
                 keys.add(f"{value}:state")
     return ReservedNames(frozenset(keys), tuple(sorted(prefixes)))
+
+
+def all_gate_params(settings: Settings) -> list[Mapping[str, Any]]:
+    """The parameters of every gate in the configuration."""
+    file = settings.file
+    of_entries = [entry.gate_params for entry in file.queues] + [entry.gate_params for entry in file.topics]
+    return of_entries + [entry.gate_params for entry in file.pools]
+
+
+def withheld_labels(settings: Settings) -> frozenset[str]:
+    """The labels that rank a request, which a request may not give itself unless `ALLOWED_LABELS` has them."""
+    named = {
+        value
+        for parameters in all_gate_params(settings)
+        for name, value in _texts(parameters)
+        if name == _TIER_LABEL
+    }
+    allowed = {name.strip() for name in settings.env.allowed_labels.split(",")}
+    return frozenset({CLASSIFICATION, TIER, settings.tier_label, *named} - allowed)
 
 
 def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

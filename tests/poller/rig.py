@@ -51,6 +51,7 @@ class Rig:
         name: str = QUEUE,
         lease_seconds: float = 30.0,
         labels: dict[str, str] | None = None,
+        withheld_labels: frozenset[str] = frozenset(),
         on_freed: Callable[[], None] = lambda: None,
         route: ResultRoute | None = None,
     ) -> None:
@@ -71,6 +72,7 @@ class Rig:
             self.log,
             self.metrics,
             labels=labels or {},
+            withheld_labels=withheld_labels,
             read_payload=partial(read_payload, store),
             clock=self.queue.now,
             on_freed=on_freed,

@@ -76,6 +76,16 @@ async def test_an_expired_request_gets_a_result_and_is_not_sent(store: Redis) ->
     assert rig.dispatched == []
 
 
+async def test_a_request_gives_itself_no_label_that_ranks_it(store: Redis) -> None:
+    rig = Rig(store, labels={"lane": "batch"}, withheld_labels=frozenset({"classification", "tier", "lane"}))
+    internal = (
+        b'{"labels":{"classification":"reserved","tier":"interactive","lane":"interactive","team":"x"}}'
+    )
+    member = b'{"internal":%b,"request_kind":"redis","data":%b}' % (internal, body("a"))
+    await carried(rig, member)
+    assert rig.dispatched[0].labels == {"lane": "batch", "team": "x"}
+
+
 async def test_a_queues_own_labels_win_over_the_requests(store: Redis) -> None:
     rig = Rig(store, labels={"tier": "batch"})
     internal = b'{"labels":{"tier":"interactive","team":"x"}}'

@@ -14,6 +14,7 @@ from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.forward import expired
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.chain import admit_all, labelled
+from handlers.gates.claim_name import with_claim
 from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse
 
 Send = Callable[[Request], Awaitable[Outcome]]
@@ -31,6 +32,7 @@ async def gated(
     `clock` gives the Unix seconds by which the deadline counts; gates wait by the local clock. A refusal is a retry
     that counts as no attempt; a drop is a final `GATE_DROPPED`.
     """
+    request = with_claim(request)
     while True:
         verdict = await admit_all(gates, request)
         match verdict:

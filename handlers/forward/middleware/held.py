@@ -16,6 +16,7 @@ from handlers.forward.forward import Forward, Limits, expired
 from handlers.forward.middleware.gated import refused, send_admitted
 from handlers.forward.outcome import Outcome, Retry
 from handlers.gates.chain import Reservations, labelled
+from handlers.gates.claim_name import with_claim
 from handlers.gates.gate import Drop, Gate, Go, Refuse, Reservation
 from handlers.gates.waiting_room import Doorkeeper
 
@@ -80,6 +81,7 @@ class HeldForward:
         entrance = self._entrances.get(request.queue, self._default)
         if entrance is None:
             return await self._forward(request, limits)
+        request = with_claim(request)
         arrived_at = self._clock()
         until_at = (
             request.deadline if limits.seconds is None else min(request.deadline, arrived_at + limits.seconds)

@@ -13,6 +13,7 @@ from typing import Final
 from handlers.contract.request import Request
 from handlers.gates.aimd.window import Band, WindowOptions, Windows
 from handlers.gates.bands import BANDS, OVERFLOW, TIER, band_of
+from handlers.gates.claim_name import claim_name
 from handlers.gates.gate import (
     CLASSIFICATION,
     NO_LABELS,
@@ -28,7 +29,6 @@ from handlers.gates.gate import (
 from handlers.gates.parameters import Senseless, number, parameter, seconds, text
 from handlers.gates.quota.waiters import Waiters
 from handlers.gates.sources import GateSources
-from handlers.gates.submission import submission_of
 
 _FULL_RETRY_SECONDS: Final = 1.0
 _LONGEST_CLOSE_SECONDS: Final = 300.0  # a gateway's Retry-After of a day must not switch the pool off
@@ -124,7 +124,7 @@ class AimdGate(Gate):
         band = band_of(request.labels, self._parameters.tier_label)
         if self._windows.room(band, now) > 0:
             self._windows.bands[band].in_flight += 1
-            key = submission_of(request)
+            key = claim_name(request)
             flight = self._flights[key] = _Flight(band, now)
             return Go(_InFlight(self, key, flight))
         closed_seconds = max(0.0, self._windows.bands[band].closed_until - now)
@@ -139,7 +139,7 @@ class AimdGate(Gate):
 
     def observe(self, request: Request, answer: Answer) -> None:
         """Move the window of the band that the request was let go in."""
-        flight = self._flights.get(submission_of(request))
+        flight = self._flights.get(claim_name(request))
         if flight is None:
             return
         now = self._clock()

@@ -1,20 +1,23 @@
 """`redis-quota`: what each tenant may use, counted in Redis over all processes, exactly.
 
 Both modes share their keys with the reference. `rate-limit` keeps a window of timestamps under
-`<prefix><attribute>:<value>`, where one submission pays once, however often it is retried or turned away by a
-later gate. `concurrency` keeps the reference's counter there, and beside it who holds a slot until when
+`<prefix><attribute>:<value>`, where each claim of a request pays for its attempt and gets that back if a later gate
+turns it away; no request can name what another paid. `concurrency`
+keeps the reference's counter there, and beside it who holds a slot until when
 (`{...}:held`): a killed owner's slots come back with their leases.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from handlers.contract.request import Request
 from handlers.gates.bands import OVERFLOW, RESERVED
+from handlers.gates.claim_name import claim_name
 from handlers.gates.gate import CLASSIFICATION, Gate, GateState, Go, Refuse, Verdict
 from handlers.gates.metric.reading_gate import CLOSED, OPEN
 from handlers.gates.parameters import choice, number, parameter, seconds, text, whole
@@ -23,7 +26,6 @@ from handlers.gates.quota.local_concurrency import BLOCKING, CLASSIFYING
 from handlers.gates.quota.spread import Spread
 from handlers.gates.quota.stores import HeldSlot, QuotaStore
 from handlers.gates.sources import GateSources
-from handlers.gates.submission import submission_of
 
 RATE_LIMIT: Final = "rate-limit"
 CONCURRENCY: Final = "concurrency"
@@ -32,6 +34,7 @@ _LEARNING: Final = 0.1
 _SOONER: Final = 0.8
 _LEAST_INTERVAL_SECONDS: Final = 0.001
 _MISSING_RETRY_SECONDS: Final = 5.0
+_LONGEST_VALUE_BYTES: Final = 256
 _LONGEST_MEMORY_SECONDS: Final = 7 * 86_400.0  # a deadline in a far year must not keep a marker for ever
 
 
@@ -106,7 +109,7 @@ class QuotaGate(Gate):
         value = request.metadata.get(self._parameters.attribute)
         if not value:
             return Go()
-        key = f"{self._parameters.prefix}{self._parameters.attribute}:{value}"
+        key = f"{self._parameters.prefix}{self._parameters.attribute}:{_bounded(value)}"
         try:
             if self._parameters.mode == RATE_LIMIT:
                 verdict = await self._pay(key, request)
@@ -132,14 +135,15 @@ class QuotaGate(Gate):
         )
 
     async def _pay(self, key: str, request: Request) -> Verdict:
-        member = submission_of(request)
+        member = claim_name(request)
         left = min(max(0.0, request.deadline - self._clock()), _LONGEST_MEMORY_SECONDS)
         may_go, has_paid_now, wait_seconds = await self._store.pay_rate(
             key,
             member,
             limit=self._parameters.limit,
             window_seconds=self._parameters.window,
-            remember_seconds=max(left, self._parameters.window),
+            # A claim pays once and is over; without a claim's name, a request is remembered until its deadline.
+            remember_seconds=self._parameters.window if request.claim else max(left, self._parameters.window),
         )
         if not may_go:
             return self._over(self._spread.delay(key, wait_seconds))
@@ -147,7 +151,7 @@ class QuotaGate(Gate):
         return self._within(Payment(self._store, key, member) if has_paid_now else None)
 
     async def _hold(self, key: str, request: Request) -> Verdict:
-        slot = HeldSlot(key, submission_of(request))
+        slot = HeldSlot(key, claim_name(request))
         if await self._slots.take(slot):
             return self._within(Held(self._slots, slot, self._clock(), self._learn))
         # Each its own time: a deep queue of one tenant that asked every second would do nothing else.
@@ -190,6 +194,12 @@ class QuotaGate(Gate):
         elif not why and self._is_missing:
             self._log.info("gate reads its source again", gate=self.gate_type)
         self._is_missing = bool(why)
+
+
+def _bounded(value: str) -> str:
+    """The value as part of a key; a digest in place of a long one, since its writer chooses the length."""
+    encoded = value.encode("utf-8", "surrogatepass")
+    return value if len(encoded) <= _LONGEST_VALUE_BYTES else f"sha256:{hashlib.sha256(encoded).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)

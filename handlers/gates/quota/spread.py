@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -18,7 +19,10 @@ class Spread:
     def __init__(self, interval_seconds: float, clock: Callable[[], float]) -> None:
         self.interval_seconds = interval_seconds
         self._clock = clock
-        self._last_at: dict[str, float] = {}
+        self._last_at: OrderedDict[str, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._last_at)
 
     def delay(self, key: str, wait_seconds: float) -> float:
         """Seconds until the next in line should ask, `wait_seconds` at the least."""
@@ -26,7 +30,8 @@ class Spread:
         at = max(now + wait_seconds, self._last_at.get(key, 0.0) + self.interval_seconds)
         if at - now > _LONGEST_SECONDS:
             at = now + max(wait_seconds, _LONGEST_SECONDS / 2)
-        if len(self._last_at) >= _MOST_KEYS:
-            self._last_at = {name: last for name, last in self._last_at.items() if last > now}
         self._last_at[key] = at
+        self._last_at.move_to_end(key)
+        if len(self._last_at) > _MOST_KEYS:
+            self._last_at.popitem(last=False)  # the one that asked longest ago
         return at - now

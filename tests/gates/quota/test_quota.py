@@ -10,11 +10,18 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from handlers.contract.request import Request
+from handlers.contract.result import answered_result
+from handlers.forward.middleware.gated import gated
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.gates.claim_name import with_claim
 from handlers.gates.gate import Gate, Go, Refuse
 from handlers.gates.quota.redis_quota import QuotaGate
+from handlers.gates.quota.spread import Spread
 from handlers.gates.sources import GateSources
 from handlers.redis_store.limits.gate_store import RedisGateStore
 from tests.gates.building import Clock, ReadableLog, gate, request, sources
@@ -149,6 +156,63 @@ async def test_every_key_of_a_quota_expires(redis: Redis, from_redis: GateSource
     assert len(await redis.keys("*")) == 5
     for key in await redis.keys("*"):
         assert 0 < await redis.ttl(key) < 3600, key
+
+
+# --- who pays
+
+
+@pytest.mark.parametrize("mode", ["rate-limit", "concurrency"])
+@pytest.mark.parametrize("token", ["", "t"])
+async def test_requests_that_share_every_name_pay_each_for_itself(
+    from_redis: GateSources, mode: str, token: str
+) -> None:
+    """The producer chooses id, token and deadline; whoever chose them alike ran any number on one payment."""
+    built = rate(from_redis, limit=1, mode=mode, window="60s")
+    same = msgspec.structs.replace(request("a", token=token), deadline=time.time() + 600)
+    sent: list[str] = []
+
+    async def send(one: Request) -> Outcome:
+        sent.append(one.claim)
+        await others_are_over.wait()
+        return Answered(answered_result("a", "", 200, b"{}"))
+
+    outcomes: list[Outcome] = []
+    others_are_over = asyncio.Event()
+
+    async def run(number: int) -> None:
+        one = msgspec.structs.replace(same, payload=b'{"n":%d}' % number, attempt=number)
+        outcomes.append(await gated(one, [built], send))
+        if len(outcomes) == 49:
+            others_are_over.set()
+
+    await asyncio.gather(*(run(number) for number in range(50)))
+    assert len(sent) == 1
+    assert sum(isinstance(outcome, Retry) for outcome in outcomes) == 49
+
+
+@pytest.mark.parametrize("mode", ["rate-limit", "concurrency"])
+async def test_a_long_tenant_makes_no_long_key(redis: Redis, from_redis: GateSources, mode: str) -> None:
+    built = rate(from_redis, limit=1, mode=mode, window="60s")
+    for sign in "xé":
+        assert isinstance(await built.admit(with_claim(request("a", user=sign * 300))), Go)
+        assert isinstance(await built.admit(with_claim(request("b", user=sign * 300))), Refuse), "it counts"
+    assert isinstance(await built.admit(with_claim(request("c", user="x" * 301))), Go), "another tenant"
+    keys = await redis.keys("*")
+    assert keys
+    assert all(len(key) < 400 and b"xxx" not in key for key in keys)
+    lives = [await redis.ttl(key) for key in keys]
+    assert max(lives) <= 120, "no longer than the quota needs, whatever the deadline"
+
+
+async def test_those_that_wait_for_units_are_bounded() -> None:
+    clock = Clock(1_000.0)
+    spread = Spread(1.0, clock)
+    assert spread.delay("first", 5.0) == 5.0
+    for number in range(10_000):
+        spread.delay(f"tenant {number}", 60.0)
+    assert len(spread) == 10_000
+    assert spread.delay("first", 5.0) == 5.0, "the one that asked longest ago was forgotten"
+    assert spread.delay("tenant 9999", 5.0) >= 30.0, "one that asked lately is known"
 
 
 # --- labels and missing things
