@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -13,6 +13,10 @@ from handlers.contract.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient
+
+
+_MOST_REASONS: Final = 20
+"""Ids that are searched for the reason; each reads the queue."""
 
 
 @click.command(
@@ -60,9 +64,22 @@ def _pubsub_client(queue: QueueFlags, dedupe_redis_url: str) -> AsyncClient:
     )
 
 
+async def _reason(client: AsyncClient, request_id: str) -> str:
+    """Why the id could not be cancelled, as far as a search tells."""
+    from handlers.cli.where import reason_not_live
+    from handlers.client.errors import ClientError
+
+    try:
+        return f": {reason_not_live(await client.where(request_id))}"
+    except ClientError:
+        return ""
+
+
 async def _cancel(opened: AsyncClient, ids: tuple[str, ...], word: str) -> ExitCode:
     async with opened as client:
         done = await client.cancel_many(ids)
+        not_live = [request_id for request_id, was_live in zip(ids, done, strict=True) if not was_live]
+        reasons = {request_id: await _reason(client, request_id) for request_id in not_live[:_MOST_REASONS]}
     for request_id, was_live in zip(ids, done, strict=True):
-        print(f"{request_id} {word if was_live else 'not live'}")
+        print(f"{request_id} {word}" if was_live else f"{request_id} not live{reasons.get(request_id, '')}")
     return ExitCode.DONE if all(done) else ExitCode.FAILED_REQUESTS

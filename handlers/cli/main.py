@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "dev": ("handlers.cli.dev", "Keep a local stack up to play with."),
     "submit": ("handlers.cli.submit", "Queue one request."),
     "results": ("handlers.cli.results", "Read results."),
+    "where": ("handlers.cli.where", "Say where requests are, and how they ended."),
     "cancel": ("handlers.cli.cancel", "Take requests back."),
     "webhook": ("handlers.cli.webhook", "Deliver results to an HTTPS address."),
     "batch": ("handlers.cli.batch", "Run a file of requests."),

@@ -1,7 +1,14 @@
 """Queue requests and read results from Python: `AsyncClient`, and `Client` for synchronous code."""
 
 from handlers.client.async_client import AsyncClient
-from handlers.client.errors import BrokerUnreachable, ClientError, LeaseLost, NoResultYet, NotOffered
+from handlers.client.errors import (
+    BrokerUnreachable,
+    ClientError,
+    LeaseLost,
+    NoResultYet,
+    NotOffered,
+    UnknownRequest,
+)
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
 from handlers.client.submission import Submission
@@ -28,4 +35,5 @@ __all__ = [
     "RequestState",
     "Result",
     "Submission",
+    "UnknownRequest",
 ]

@@ -15,6 +15,7 @@ from handlers.client.request_fields import RequestFields
 from handlers.client.result_stream import BATCH_RESULTS, ResultStream
 from handlers.client.submission import Submission
 from handlers.contract.result import Result
+from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.submit.client_access import RedisAccess
 from handlers.redis_store.submit.submissions import RequestState
 
@@ -141,5 +142,12 @@ class AsyncClient:
         return await self._broker.cancel(submissions)
 
     async def look_up(self, submission: Submission | str) -> RequestState:
-        """Where a submission is now, without reading the queue."""
+        """Where a submission is now, without reading the queue; see `where` for details."""
         return await self._broker.look_up(submission)
+
+    async def where(self, submission: Submission | str) -> Whereabouts:
+        """Search a request in the queue, among retries, dead letters, records and results; reads only.
+
+        It reads the whole queue in parts: use `look_up` for many requests. Raises `NotOffered` on Pub/Sub.
+        """
+        return await self._broker.where(submission)

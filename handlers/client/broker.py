@@ -8,6 +8,7 @@ from typing import Protocol
 from handlers.client.new_request import NewRequest
 from handlers.client.submission import Submission
 from handlers.contract.result import Result
+from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.results.results import AckOutcome, HeldResult
 from handlers.redis_store.submit.submissions import RequestState
 
@@ -46,6 +47,10 @@ class Broker(Protocol):
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
         """Cancel; returns for each whether it was live."""
+
+    async def where(self, submission: Submission | str) -> Whereabouts:
+        """Search a request everywhere it may be; reads only."""
+        ...
 
     async def look_up(self, submission: Submission | str) -> RequestState:
         """Where a submission is now."""

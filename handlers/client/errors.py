@@ -4,6 +4,7 @@ AsyncProcessorError
 ├── InvalidRequest      (contract) the request breaks the contract; nothing was queued
 └── ClientError
     ├── NoResultYet     no result within the time given; the request may still be answered
+    ├── UnknownRequest  no request of that id is live, and it has no result list of its own
     ├── LeaseLost       a result was acknowledged after its lease had ended; it comes again
     ├── NotOffered      this broker cannot do that
     └── BrokerUnreachable  Redis or Pub/Sub did not answer; whether it was done is not known
@@ -25,6 +26,17 @@ class NoResultYet(ClientError):
         super().__init__(f"{request_id}: no result after {waited_seconds:g} s")
         self.request_id = request_id
         self.waited_seconds = waited_seconds
+
+
+class UnknownRequest(ClientError):
+    """No request of that id is live, and it has no result of its own: waiting for it is in vain."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"{request_id}: expected the id of a live request or one with a result list of its own "
+            "(has_own_results=True), got an unknown id"
+        )
+        self.request_id = request_id
 
 
 class LeaseLost(ClientError):

@@ -11,7 +11,7 @@ _MOST_PATIENCE_SECONDS = 100.0
 
 
 class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Queue names and limits.
+    """Queue names and limits; `retry_queue` is the poller's `RETRY_QUEUE_NAME`, which `where` searches.
 
     `payload_apart_bytes`: payloads of at least that size are stored under a key of their own; None: never.
     `idempotent_window_seconds`: a second submission of an id that is live, or whose deadline was less than that
@@ -24,6 +24,7 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     queue: str = "request-sortedset"
     results: str = "result-list"
+    retry_queue: str = "retry-sortedset"
     tenant_attribute: str = "userid"
     payload_apart_bytes: int | None = None
     idempotent_window_seconds: int = 0
@@ -34,7 +35,7 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     patience_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("queue", "results", "tenant_attribute"):
+        for name in ("queue", "results", "retry_queue", "tenant_attribute"):
             if not getattr(self, name):
                 raise InvalidSetting(name, found="nothing", accepted="a name")
         for name in ("lease_seconds", "tombstone_seconds", "own_result_seconds"):

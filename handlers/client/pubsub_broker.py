@@ -18,6 +18,7 @@ from handlers.pubsub.api import PubSubApi, PubSubOptions
 from handlers.pubsub.errors import PubSubFailed
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import MAX_PULL, Puller
+from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.faults import explained
 from handlers.redis_store.idempotency.delivery_cancellations import cancel_deliveries
 from handlers.redis_store.results.results import AckOutcome, HeldResult
@@ -121,6 +122,11 @@ class PubSubBroker:
         except STORE_ERRORS as error:
             raise BrokerUnreachable(f"Redis: {explained(error)}") from error
         return [True] * len(ids)
+
+    async def where(self, submission: Submission | str) -> Whereabouts:
+        """Pub/Sub does not tell where a request is."""
+        request_id = submission.id if isinstance(submission, Submission) else submission
+        raise NotOffered(f"searching {request_id}", "Pub/Sub", "wait for its result, or queue on Redis")
 
     async def look_up(self, submission: Submission | str) -> RequestState:
         """Pub/Sub does not tell where a request is."""

@@ -8,7 +8,9 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 
-from handlers.client.errors import BrokerUnreachable, NoResultYet
+from redis.asyncio.cluster import RedisCluster
+
+from handlers.client.errors import BrokerUnreachable, NoResultYet, UnknownRequest
 from handlers.client.member import member_parts
 from handlers.client.new_request import NewRequest, encode_body
 from handlers.client.options import ClientOptions
@@ -16,6 +18,8 @@ from handlers.client.own_results import OwnResults
 from handlers.client.patience import Patience
 from handlers.client.submission import Submission
 from handlers.contract.result import Result
+from handlers.redis_store.admin.finished import read_finished
+from handlers.redis_store.admin.whereabouts import Searched, Whereabouts, finished_state, locate
 from handlers.redis_store.connection import Store
 from handlers.redis_store.faults import explained
 from handlers.redis_store.queue.result_payloads import delete_payloads, whole_results
@@ -84,11 +88,20 @@ class RedisBroker:
         """Wait for a result in its own list; it stays there until its time is over."""
         request_id, token = _names(submission)
         list_name = result_of_key(self._options.results, request_id)
+        if isinstance(submission, str):
+            await self._check_known(request_id, list_name)
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await self._own_results.wait(list_name, token)
         except TimeoutError:
             raise NoResultYet(request_id, timeout_seconds or 0.0) from None
+
+    async def _check_known(self, request_id: str, list_name: str) -> None:
+        """Raises `UnknownRequest` for an id that is not live and has no result of its own: nothing can come."""
+        if await self.look_up(request_id) is RequestState.UNKNOWN:
+            with store_errors():
+                if not await self._redis.exists(list_name):
+                    raise UnknownRequest(request_id)
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
         """Cancel; ids stand for whichever submission is live."""
@@ -105,7 +118,21 @@ class RedisBroker:
         queue = submission.queue if isinstance(submission, Submission) else self._options.queue
         with store_errors():
             state, _ = await self._submissions.look_up(queue, request_id, token)
+        if state in (RequestState.FINISHED, RequestState.UNKNOWN):
+            with contextlib.suppress(*STORE_ERRORS):  # no right to read records: then none is known
+                record = await read_finished(self._redis, request_id)
+                if record and token in ("", record.token):
+                    return finished_state(record)
         return state
+
+    async def where(self, submission: Submission | str) -> Whereabouts:
+        """Search a request everywhere it may be; reads only."""
+        request_id, _ = _names(submission)
+        options = self._options
+        queue = submission.queue if isinstance(submission, Submission) else options.queue
+        keys = Searched([queue], options.retry_queue, options.results, isinstance(self._redis, RedisCluster))
+        with store_errors():
+            return await locate(self._redis, request_id, keys)
 
     async def close(self) -> None:
         """Close the connections; results under a lease come back when it ends."""

@@ -16,6 +16,7 @@ from handlers.client.request_fields import RequestFields
 from handlers.client.result_stream import BATCH_RESULTS, Delivery, ResultStream
 from handlers.client.submission import Submission
 from handlers.contract.result import Result
+from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.submit.client_access import RedisAccess
 from handlers.redis_store.submit.submissions import RequestState
 
@@ -122,6 +123,10 @@ class Client:
     def cancel_many(self, submissions: Sequence[Submission | str]) -> list[bool]:
         """See `AsyncClient.cancel_many`."""
         return self.run(self._client.cancel_many(submissions))
+
+    def where(self, submission: Submission | str) -> Whereabouts:
+        """Search a request in the queue, among retries, dead letters, records and results; reads only."""
+        return self.run(self._client.where(submission))
 
     def look_up(self, submission: Submission | str) -> RequestState:
         """See `AsyncClient.look_up`."""

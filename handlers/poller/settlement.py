@@ -142,6 +142,7 @@ def ack(
         payload_ref=request.payload_ref,
         dead=dead,
         stored=stored,
+        outcome=result.error_code or f"HTTP {result.status_code}",
     )
 
 
@@ -192,6 +193,7 @@ def refuse(claim: Claim, error: InvalidRequest, route: ResultRoute, now: float) 
         request_id=error.request_id,
         request_token=error.request_token,
         payload_ref=error.payload_ref,
+        outcome=ErrorCode.INVALID_REQUEST,
     )
 
 

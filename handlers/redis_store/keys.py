@@ -13,6 +13,7 @@
 <queue>:dead              hash    ours: dead letter id -> record (JSON); deleted by `dead requeue | drop`
 {<home>}:outbox           hash    ours, in Redis Cluster, beside a queue or retry set: see `outbox`, also for the
 {<home>}:outbox-idx       zset    third, {<target>}:delivered; both empty when all is delivered
+{async-processor}:status:*        ours, for `top`, page and `where` (`status_board`, `finished`); all expire
 request-active:<id>       string  token of the live submission; deleted with the final result
 request-cancel:<id>       string  token of a cancelled submission; deleted with the final result
 {async-processor}:cancellations-swept  string  ours: whether it was looked for foreign cancellations; expires at once

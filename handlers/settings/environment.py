@@ -236,6 +236,20 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     result_details: Annotated[
         bool, Meta(description="Results say attempts, durations, tokens, finish time and metadata too.")
     ] = False
+    finished_records: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000_000,
+            description="Records of finished requests (id, outcome, time, result list) that `where` reads; 0: none.",
+        ),
+    ] = 50_000
+    finished_records_bytes: Annotated[
+        int, Meta(ge=1_024, description="Bytes of all these records together; the oldest are dropped first.")
+    ] = 10_000_000
+    finished_records_seconds: Annotated[int, Meta(ge=1, description="How long such a record is kept.")] = (
+        86_400
+    )
     config_file: Annotated[
         str, Meta(description="JSON or YAML: queues, pools, transforms; several with commas.")
     ] = ""

@@ -306,27 +306,3 @@ def _quantile(classes: Sequence[int], share: float) -> float | None:
             return low + (high - low) * (wanted - seen) / count
         seen += count
     return LATENCY_SECONDS[-1]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One place where a request was found; `due_at` is a deadline or a due time, Unix seconds, 0 for none."""
-
-    where: str
-    queue: str
-    token: str
-    attempt: int
-    due_at: float = 0.0
-    dead_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Whereabouts:
-    """The answer to a search by id."""
-
-    request_id: str
-    places: Sequence[Place] = ()
-    history: Sequence[Failure] = field(default_factory=list)
-    has_result: bool = False
-    is_partial: bool = False
-    state: str = ""

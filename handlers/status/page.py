@@ -14,9 +14,10 @@ from flask import Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.status import charts
 from handlers.status.hosts import OwnHosts
-from handlers.status.overview import Overview, Whereabouts
+from handlers.status.overview import Failure, Overview
 
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -53,8 +54,8 @@ class Source(Protocol):
         """All of the first page."""
         ...
 
-    def find(self, request_id: str) -> Whereabouts:
-        """Where this request is now."""
+    def find(self, request_id: str) -> tuple[Whereabouts, Sequence[Failure]]:
+        """Where this request is now, and its latest failures."""
         ...
 
     def dead(self, queue: str) -> Sequence[DeadLine]:
@@ -155,8 +156,8 @@ class StatusPages:
 
     def _find(self, request: Request) -> Response:
         request_id = request.args.get("id", "").strip()[:_LONGEST_ID]
-        found = self._source.find(request_id) if request_id else None
-        return self._page("find.html", request_id=request_id, found=found)
+        found, history = self._source.find(request_id) if request_id else (None, ())
+        return self._page("find.html", request_id=request_id, found=found, history=history)
 
     def _dead(self, request: Request, notice: str = "", status: int = 200) -> Response:
         overview = self._source.overview()

@@ -12,11 +12,12 @@ from handlers.forward.middleware.guarded import Guard, circuit_options, guarded_
 from handlers.gates.allowance import Allowance
 from handlers.gates.bands import band_of
 from handlers.gates.gate import Gate, Share
-from handlers.poller.ack_batcher import Settler
+from handlers.poller.ack_batcher import Settlement, Settler
 from handlers.poller.canceller import Canceller
 from handlers.poller.claimer import Pool, Source
 from handlers.poller.depth_watch import DEPTHS_SECONDS, DepthWatch
 from handlers.poller.duplicates import Repeats
+from handlers.poller.finished_log import WRITE_SECONDS, FinishedLog
 from handlers.poller.heartbeat import Heartbeat
 from handlers.poller.periodic import Looper
 from handlers.poller.poller import Poller
@@ -26,6 +27,7 @@ from handlers.poller.reclaimer import Reclaimer
 from handlers.poller.settlement import ResultRoute
 from handlers.poller.status_watch import POST_SECONDS, Tally
 from handlers.poller.worker import Carrier
+from handlers.redis_store.admin.finished import FinishedLimits, FinishedRecords
 from handlers.redis_store.cluster.queue import open_queue, open_retries
 from handlers.redis_store.connection import (
     STORE_FAILURES,
@@ -86,6 +88,7 @@ class PollerApp:
         self._lanes: dict[str, LaneOptions] = {}
         self._loopers: list[Looper] = []
         self._shared = SharedPools(self._redis, self._log)
+        self._finished = self._finished_log()
         self._pools = self._build_pools()
         self._carriers: list[Carrier] = []
         self._settlers: list[Settler] = []
@@ -107,13 +110,16 @@ class PollerApp:
             self._log,
             grace_seconds=settings.env.shutdown_grace_seconds,
         )
-        self._metrics.watch_ready(lambda: self._ready().status_code == 200)
-        self._metrics.watch_connections("redis", partial(connections_in_use, self._redis))
-        peer = "handler" if settings.env.handler_url else "gateway"
-        self._metrics.watch_connections(peer, lambda: self._client.in_use)
+        self._watch_metrics()
         self._pages: PagesServer | None = PagesServer(
             self._page_table(), settings.env.host, settings.env.metrics_port
         )
+
+    def _watch_metrics(self) -> None:
+        self._metrics.watch_ready(lambda: self._ready().status_code == 200)
+        self._metrics.watch_connections("redis", partial(connections_in_use, self._redis))
+        peer = "handler" if self._settings.env.handler_url else "gateway"
+        self._metrics.watch_connections(peer, lambda: self._client.in_use)
 
     def take_over_pages(self, before: PollerApp) -> None:
         """Show this poller's pages where `before` showed its own: it is on its way out."""
@@ -228,7 +234,7 @@ class PollerApp:
             max_request_bytes=env.max_request_bytes,
             on_outcome=self._tally.note,
         )
-        settler.on_settled = carrier.settled
+        settler.on_settled = partial(self._settled, carrier)
         heartbeat = Heartbeat(queue, carrier, env.lease_seconds, metrics)
         reclaimer = Reclaimer(queue, carrier, self._log, metrics, max_deaths=env.max_deaths)
         part = self._shared.part_of_queue(self._pool_entry(entry.worker_pool_id), gates)
@@ -243,6 +249,22 @@ class PollerApp:
         self._loopers.append(self._looper("canceller", CANCEL_SECONDS, canceller.tick))
         depths = DepthWatch(self._redis, queue, self._queue_options(), metrics)
         self._loopers.append(self._looper("depths", DEPTHS_SECONDS, depths.tick))
+
+    def _settled(self, carrier: Carrier, settlement: Settlement, has_taken_effect: bool) -> None:
+        carrier.settled(settlement, has_taken_effect)
+        if self._finished and has_taken_effect:
+            self._finished.note(settlement)
+
+    def _finished_log(self) -> FinishedLog | None:
+        env = self._settings.env
+        if not env.finished_records:
+            return None
+        limits = FinishedLimits(
+            env.finished_records, env.finished_records_bytes, env.finished_records_seconds
+        )
+        log = FinishedLog(FinishedRecords(self._redis, limits), self._clock.now)
+        self._loopers.append(self._looper("finished records", WRITE_SECONDS, log.tick))
+        return log
 
     def _circuit(self, queue_name: str) -> Circuit:
         """One for each queue: its requests have one gateway, whose trouble must not hold up others."""
@@ -322,6 +344,8 @@ class PollerApp:
     async def _leave_board(self) -> None:
         with contextlib.suppress(*STORE_FAILURES):
             await self._status.leave()
+            if self._finished:
+                await self._finished.tick()
 
     async def _listen(self) -> int:
         if self._pages is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,21 +17,19 @@ from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.gates.bands import BANDS, band_of
-from handlers.redis_store.admin.status_board import Board, Found, read_board, sample_members, search
+from handlers.redis_store.admin.status_board import Board, read_board, sample_members
+from handlers.redis_store.admin.whereabouts import Searched, Whereabouts, locate
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, server_time
 from handlers.redis_store.faults import explained
 from handlers.redis_store.queue.dead_letters import DeadLetters
 from handlers.redis_store.queue.depths import queue_depths
-from handlers.redis_store.submit.submission_keys import result_of_key
-from handlers.redis_store.submit.submissions import Submissions
 from handlers.settings.settings import Settings
 from handlers.status.hosts import OwnHosts, read_hosts
 from handlers.status.overview import (
     Depths,
+    Failure,
     Overview,
-    Place,
     Tenants,
-    Whereabouts,
     fresh_pollers,
     gate_lines,
     lane_lines,
@@ -133,33 +130,20 @@ class RedisSource:
             counts[envelope.request.metadata.get(field, "")] += 1
         return counts
 
-    def find(self, request_id: str) -> Whereabouts:
-        """Where this request is now, in any queue of the settings."""
+    def find(self, request_id: str) -> tuple[Whereabouts, list[Failure]]:
+        """Where this request is now, in any queue of the settings, and its latest failures."""
         return self._run(lambda redis: self._find(redis, request_id))
 
-    async def _find(self, redis: Store, request_id: str) -> Whereabouts:
+    async def _find(self, redis: Store, request_id: str) -> tuple[Whereabouts, list[Failure]]:
         board: Board = await read_board(redis, int(time.time() // 60))
         history = [one for one in read_failures(board.failures) if one.id == request_id]
-        places: list[Place] = []
-        state, is_partial = "", False
-        for entry in self._settings.queues:
-            name = entry.queue_name
-            seen = await search(
-                redis, name, self._settings.retry_queue_name, request_id, cluster=self._options.is_cluster
-            )
-            is_partial = is_partial or seen.is_partial
-            for found in seen.found:
-                place = _place(found, name, request_id)
-                if place is not None and place not in places:
-                    places.append(place)
-            # A user that may only read the queues is refused the producers' own keys: the queues were searched.
-            with contextlib.suppress(*STORE_FAILURES):
-                state = state or str((await Submissions(redis).look_up(name, request_id))[0])
-        own = result_of_key(self._settings.result_queue_name, request_id)
-        has_result = False
-        with contextlib.suppress(*STORE_FAILURES):
-            has_result = bool(await redis.exists(own))
-        return Whereabouts(request_id, places, history, has_result, is_partial, state)
+        keys = Searched(
+            [entry.queue_name for entry in self._settings.queues],
+            self._settings.retry_queue_name,
+            self._settings.result_queue_name,
+            self._options.is_cluster,
+        )
+        return await locate(redis, request_id, keys), history
 
     def dead(self, queue: str) -> Sequence[DeadLine]:
         """Dead letters, newest first."""
@@ -200,22 +184,6 @@ class RedisSource:
         return self._run(
             lambda redis: DeadLetters(redis, queue, cluster=self._options.is_cluster).drop(dead_id)
         )
-
-
-def _place(found: Found, queue: str, request_id: str) -> Place | None:
-    """A member that really is this request; a record of a dead letter holds its member."""
-    if found.where == "dead":
-        return Place("dead", queue, "", 0) if request_id in found.member.decode("utf-8", "replace") else None
-    try:
-        envelope = decode_member(found.member, queue)
-    except InvalidRequest as error:
-        return Place(found.where, queue, "", 0, found.score) if error.request_id == request_id else None
-    request = envelope.request
-    if request.id != request_id:
-        return None
-    own = envelope.internal.request_queue_name or queue
-    due = found.score if found.where == "retry" else request.deadline
-    return Place(found.where, own, request.request_token, request.attempt, due)
 
 
 def _id_of(member: bytes, queue: str) -> str:

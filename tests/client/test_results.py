@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from redis import Redis
 
-from handlers.client import AsyncClient, ClientOptions, LeaseLost, NoResultYet, Result
+from handlers.client import AsyncClient, ClientOptions, LeaseLost, NoResultYet, Result, UnknownRequest
 from handlers.contract.result import encode_result
 from tests.waiting import elapse_async, wait_until, wait_until_async
 
@@ -184,8 +184,15 @@ async def test_a_result_in_its_own_list_can_be_waited_for_by_many(client: AsyncC
 
 
 async def test_a_wait_ends_in_time(client: AsyncClient) -> None:
-    with pytest.raises(NoResultYet, match="nobody"):
-        await client.wait("nobody", within=timedelta(milliseconds=50))
+    submission = await client.submit({}, deadline=timedelta(hours=1), id="unanswered", has_own_results=True)
+    for waited_for in (submission, submission.id):
+        with pytest.raises(NoResultYet, match="unanswered"):
+            await client.wait(waited_for, within=timedelta(milliseconds=50))
+
+
+async def test_a_wait_for_an_id_that_nobody_submitted_fails_at_once(client: AsyncClient) -> None:
+    with pytest.raises(UnknownRequest, match="nobody"):
+        await client.wait("nobody")
 
 
 async def test_a_reader_follows_and_can_be_cancelled(

@@ -189,7 +189,7 @@ async def test_a_request_is_found_with_the_keyboard_alone(page: Page, base_url: 
     assert "waiting for a retry" in text or "in flight" in text
     assert "tried again" in text, "what went wrong on its way"
     await page.open(f"{base_url}/find?id=nobody")
-    assert "It is not here" in await page.run("document.body.innerText")
+    assert "It is unknown" in await page.run("document.body.innerText")
 
 
 async def test_a_dead_letter_is_requeued_and_dropped_only_with_the_token(

@@ -41,7 +41,7 @@ async def test_a_user_without_the_producers_keys_finds_what_is_queued(store: Red
         url = f"redis://looker:pw@{urlsplit(valkey.url).netloc}"
         source = RedisSource(load_settings({"REDIS_URL": url}))
         redis = Redis.from_url(url)
-        found = await source._find(redis, "here")
+        found, _ = await source._find(redis, "here")
         await redis.aclose()
     finally:
         await cast(Any, store).execute_command("ACL", "DELUSER", "looker")

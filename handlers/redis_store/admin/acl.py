@@ -93,10 +93,10 @@ def _client(queues: Sequence[str], results: str) -> str:
     )
     lists = _keys("", [results, f"{results}:*", f"{{{results}*", "result-payload:*"])
     claimed = [name for queue in queues for name in (f"{queue}:claimed", f"{{{queue}}}:claimed")]
-    looks = _keys("%R", [*queues, *claimed, *own])
+    looks = _keys("%R", [*queues, *claimed, *own, "{async-processor}:status:finished"])
     return (
         f"{submits} ({lists} {_SCRIPTS} {_READER_COMMANDS})"
-        f" ({looks} +evalsha_ro +eval_ro +get +pttl +hexists +zrangebyscore +time)"
+        f" ({looks} +evalsha_ro +eval_ro +get +hget +pttl +hexists +zrangebyscore +time)"
     )
 
 

@@ -75,12 +75,14 @@ class Board:
 class Found:
     """A member that may be the one that is looked for, and where it is: pending, claimed, retry or dead.
 
-    `score` is a deadline (pending) or a due time (retry), Unix seconds; 0 where there is none.
+    `score` is a deadline (pending) or a due time (retry), Unix seconds; 0 where there is none. `dead_id` names a
+    dead letter.
     """
 
     where: str
     member: bytes
     score: float = 0.0
+    dead_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,8 @@ async def search(
     for where, key in (("claimed", keys.claimed), ("dead", keys.dead)):
         async for name, value in redis.hscan_iter(key, count=_SCAN_COUNT):
             if needle in name or needle in value:
-                result.found.append(Found(where, value))
+                dead_id = name.decode() if where == "dead" else ""
+                result.found.append(Found(where, value, dead_id=dead_id))
     return Search(result.found, partial)
 
 

@@ -60,6 +60,8 @@ class Claim:
 class Ack:
     """A final result. An empty `result` records none (then there is a `dead` record).
 
+    `outcome` is an error code or `HTTP <status>`.
+
     `stored` is the result's payload where that is stored apart, `mark` what stands for its id from now on.
     """
 
@@ -73,6 +75,7 @@ class Ack:
     dead: bytes | None = None
     stored: StoredPayload | None = None
     mark: Mark | None = None
+    outcome: str = ""
 
 
 @dataclass(frozen=True, slots=True)

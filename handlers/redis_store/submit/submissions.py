@@ -41,6 +41,10 @@ class RequestState(StrEnum):
     """Cancelled; its `CANCELLED` result is on the way."""
     FINISHED = "finished"
     """No longer live: its final result is recorded, or its deadline has passed."""
+    CANCELLED = "cancelled"
+    """Its final result, `CANCELLED`, is recorded."""
+    DEAD_LETTERED = "dead-lettered"
+    """Kept among the dead letters; `async-processor dead` shows it."""
     UNKNOWN = "unknown"
     """Never submitted here, or forgotten since."""
 

@@ -1,0 +1,75 @@
+"""Small records of finished requests, so that finished, cancelled, dead-lettered and unknown are told apart.
+
+{async-processor}:status:finished        hash    request id -> record (JSON); the latest submission of an id
+{async-processor}:status:finished-idx    zset    request id, score = when it was recorded, Unix seconds
+{async-processor}:status:finished-bytes  string  bytes of all ids and records
+
+Bounded in number, bytes and age; all three keys expire. A record is written after its ack and never delays or fails it,
+so the records of the last moment before a crash may be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from handlers.redis_store.connection import Store
+from handlers.redis_store.scripts import lua_script
+
+FINISHED: Final = "{async-processor}:status:finished"
+
+
+class FinishedRecord(msgspec.Struct, frozen=True, array_like=True):
+    """How a request ended: its token, outcome, time (Unix seconds), queue, and the list that took its result.
+
+    `outcome` is an error code or `HTTP <status>`; `results` is empty where no result was recorded.
+    """
+
+    token: str
+    outcome: str
+    at: float
+    queue: str
+    results: str = ""
+    is_dead: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedLimits:
+    """How many records are kept, their bytes in total, and for how many seconds; no `records`: none are written."""
+
+    records: int
+    bytes: int
+    seconds: int
+
+
+_decoder = msgspec.json.Decoder(FinishedRecord)
+
+
+class FinishedRecords:
+    """The writing side. Raises one of `STORE_FAILURES` without Redis."""
+
+    def __init__(self, redis: Store, limits: FinishedLimits) -> None:
+        self._script = lua_script(redis, "finished")
+        self._limits = limits
+
+    async def write(self, records: Sequence[tuple[str, FinishedRecord]]) -> int:
+        """Add records by request id; returns how many are kept."""
+        keys = [FINISHED, f"{FINISHED}-idx", f"{FINISHED}-bytes"]
+        arguments: list[str | bytes | int] = [self._limits.records, self._limits.bytes, self._limits.seconds]
+        for request_id, record in records:
+            arguments += (request_id, msgspec.json.encode(record))
+        return int(await self._script(keys=keys, args=arguments))
+
+
+async def read_finished(redis: Store, request_id: str) -> FinishedRecord | None:
+    """The record of a request, or None."""
+    text = await redis.hget(FINISHED, request_id)
+    if text is None:
+        return None
+    try:
+        return _decoder.decode(text)
+    except msgspec.DecodeError:
+        return None

@@ -1,0 +1,203 @@
+"""Finds one request: in the queue, claimed, waiting for a retry, dead-lettered, finished; and where its result is.
+
+The answer says what was seen. A request that is nowhere and has no record is `unknown`: it was never queued here, or it
+finished and its record has been dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from handlers.contract.envelope import decode_member
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.result import ErrorCode, decode_result
+from handlers.redis_store.admin.finished import FinishedRecord, read_finished
+from handlers.redis_store.admin.status_board import Found, search
+from handlers.redis_store.connection import STORE_FAILURES, Store
+from handlers.redis_store.submit.submission_keys import result_claim_keys, result_of_key
+from handlers.redis_store.submit.submissions import RequestState, Submissions
+
+MOST_RESULTS: Final = 2_000
+"""Results of one list that are read: so many of the newest, and as many of the oldest."""
+_MOST_BYTES: Final = 16_000_000
+_AT_ONCE: Final = 50
+_LIVE: Final = {
+    "claimed": RequestState.CLAIMED,
+    "pending": RequestState.PENDING,
+    "retry": RequestState.RETRYING,
+    "dead": RequestState.DEAD_LETTERED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One place where a request was found: pending, claimed, retry or dead.
+
+    `attempts` were made so far; `due_at` is a deadline or a due time, Unix seconds, 0 for none.
+    """
+
+    where: str
+    queue: str
+    token: str
+    attempts: int
+    due_at: float = 0.0
+    dead_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultPlace:
+    """A result of the request that is still in the list `results`; `is_held`: under the lease of a reader."""
+
+    results: str
+    outcome: str
+    is_held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """The state of one request and what was seen of it; `is_partial` if a key was too long to read all of it."""
+
+    request_id: str
+    state: RequestState
+    places: Sequence[Place] = ()
+    finished: FinishedRecord | None = None
+    result: ResultPlace | None = None
+    is_partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """The keys to search: queues, their retry set and their result list."""
+
+    queues: Sequence[str]
+    retry_queue_name: str
+    result_queue_name: str
+    is_cluster: bool = False
+
+
+async def locate(redis: Store, request_id: str, keys: Searched) -> Whereabouts:
+    """Search one request by id. Reads the queues in parts, so it may take seconds on deep ones; changes nothing."""
+    places: list[Place] = []
+    live, is_partial = RequestState.UNKNOWN, False
+    for name in keys.queues:
+        seen = await search(redis, name, keys.retry_queue_name, request_id, cluster=keys.is_cluster)
+        is_partial = is_partial or seen.is_partial
+        for found in seen.found:
+            place = _place(found, name, request_id)
+            if place is not None and place not in places:
+                places.append(place)
+        # A user that may only read the queues has no right to the producers' own keys: the queues were searched.
+        with contextlib.suppress(*STORE_FAILURES):
+            state = (await Submissions(redis).look_up(name, request_id))[0]
+            live = live if state is RequestState.UNKNOWN else state
+    record: FinishedRecord | None = None
+    with contextlib.suppress(*STORE_FAILURES):
+        record = await read_finished(redis, request_id)
+    lists = [result_of_key(keys.result_queue_name, request_id), keys.result_queue_name]
+    if record and record.results:
+        lists.insert(0, record.results)
+    result, is_cut = await _result_in(redis, request_id, list(dict.fromkeys(lists)), keys.is_cluster)
+    return Whereabouts(
+        request_id, _state(places, live, record, result), places, record, result, is_partial or is_cut
+    )
+
+
+def _state(
+    places: Sequence[Place], live: RequestState, record: FinishedRecord | None, result: ResultPlace | None
+) -> RequestState:
+    """What is live wins, then the dead letters, then the record, then a result that was found."""
+    if live is RequestState.CANCELLING:
+        return live
+    for where, state in _LIVE.items():
+        if any(place.where == where for place in places):
+            return state
+    if live not in (RequestState.UNKNOWN, RequestState.FINISHED):
+        return live
+    if record is not None:
+        return finished_state(record)
+    if result is not None:
+        is_cancelled = result.outcome == ErrorCode.CANCELLED
+        return RequestState.CANCELLED if is_cancelled else RequestState.FINISHED
+    return live
+
+
+def finished_state(record: FinishedRecord) -> RequestState:
+    """Cancelled, dead-lettered or finished."""
+    if record.is_dead:
+        return RequestState.DEAD_LETTERED
+    return RequestState.CANCELLED if record.outcome == ErrorCode.CANCELLED else RequestState.FINISHED
+
+
+def _place(found: Found, queue: str, request_id: str) -> Place | None:
+    """Where a member is, if it really is this request; the record of a dead letter holds its member."""
+    if found.where == "dead":
+        is_it = request_id in found.member.decode("utf-8", "replace")
+        return Place("dead", queue, "", 0, dead_id=found.dead_id) if is_it else None
+    try:
+        envelope = decode_member(found.member, queue)
+    except InvalidRequest as error:
+        return Place(found.where, queue, "", 0, found.score) if error.request_id == request_id else None
+    request = envelope.request
+    if request.id != request_id:
+        return None
+    own = envelope.internal.request_queue_name or queue
+    due = found.score if found.where == "retry" else request.deadline
+    return Place(found.where, own, request.request_token, request.attempt, due)
+
+
+async def _result_in(
+    redis: Store, request_id: str, lists: Sequence[str], is_cluster: bool
+) -> tuple[ResultPlace | None, bool]:
+    """The first result of that id in these lists, and whether a list was too long to read all of it."""
+    is_cut = False
+    for name in lists:
+        with contextlib.suppress(*STORE_FAILURES):  # no list, or no right to read it
+            length = int(await redis.llen(name))
+            is_cut = is_cut or length > 2 * MOST_RESULTS
+            outcome = await _outcome_in(redis, request_id, name, length)
+            if outcome:
+                return ResultPlace(name, outcome), is_cut
+        with contextlib.suppress(*STORE_FAILURES):
+            claimed = result_claim_keys(name, cluster=is_cluster)[0]
+            held: Any = await redis.hscan(claimed, 0, count=_AT_ONCE)
+            for text in held[1].values():
+                if outcome := _outcome_of(text, request_id):
+                    return ResultPlace(name, outcome, is_held=True), is_cut
+    return None, is_cut
+
+
+async def _outcome_in(redis: Store, request_id: str, name: str, length: int) -> str:
+    read = 0
+    for first in _places_of(length):
+        texts: Any = await redis.lrange(name, first, first + _AT_ONCE - 1)
+        for text in texts:
+            read += len(text)
+            if outcome := _outcome_of(text, request_id):
+                return outcome
+        if read > _MOST_BYTES:
+            break
+    return ""
+
+
+def _places_of(length: int) -> list[int]:
+    """Where to read parts of a list of that length: the newest first, then from the oldest on."""
+    if length <= 2 * MOST_RESULTS:
+        return list(range(0, length, _AT_ONCE))
+    oldest = range(length - _AT_ONCE, length - MOST_RESULTS - 1, -_AT_ONCE)
+    return [*range(0, MOST_RESULTS, _AT_ONCE), *oldest]
+
+
+def _outcome_of(text: bytes, request_id: str) -> str:
+    """The outcome that a result states, if it is this request's; else empty."""
+    if request_id.encode() not in text and b"\\" not in text:
+        return ""
+    try:
+        result = decode_result(text)
+    except msgspec.DecodeError:
+        return ""
+    return (result.error_code or f"HTTP {result.status_code}") if result.id == request_id else ""

@@ -1,0 +1,127 @@
+"""`where`, `look_up` and the page tell finished, cancelled, dead-lettered and unknown apart, and never guess."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+import redis
+from click.testing import CliRunner, Result
+from flask import Request
+from werkzeug.test import EnvironBuilder
+
+from handlers.cli import main
+from handlers.client import Client, RequestState, UnknownRequest
+from handlers.contract.result import ErrorCode
+from handlers.demo.stack import Stack
+from handlers.settings.settings import load_settings
+from handlers.status.hosts import OwnHosts
+from handlers.status.page import StatusPages
+from handlers.wiring.status_page import RedisSource
+from tests.waiting import wait_until
+
+HOUR = timedelta(hours=1)
+REFUSED = {"simulate": {"status": 429, "retry_after": "3000"}}
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[Client]:
+    with Client.for_redis(stack.redis_url) as opened:
+        yield opened
+
+
+def run(stack: Stack, *arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments), env={"REDIS_URL": stack.redis_url})
+
+
+def state_of(stack: Stack, request_id: str) -> str:
+    return str(json.loads(run(stack, "where", request_id, "--json").stdout)["state"])
+
+
+def page_text(stack: Stack, request_id: str) -> str:
+    pages = StatusPages(
+        RedisSource(load_settings({"REDIS_URL": stack.redis_url})), tuple, OwnHosts("127.0.0.1")
+    )
+    builder = EnvironBuilder("/find", query_string={"id": request_id}, base_url="http://127.0.0.1/")
+    return pages.respond(Request(builder.get_environ())).get_data(as_text=True)
+
+
+def test_a_finished_request_is_found_with_its_result_and_without_it(
+    stack: Stack, store: redis.Redis, client: Client
+) -> None:
+    submission = client.submit({"prompt": "Hi"}, deadline=HOUR, id="where-done")
+    wait_until(lambda: store.llen("result-list"), 60, "the result")
+    wait_until(lambda: store.hexists("{async-processor}:status:finished", "where-done"), 60, "its record")
+    shown = run(stack, "where", "where-done")
+    assert (shown.exit_code, "HTTP 200" in shown.stdout) == (0, True)
+    assert "is in result-list, waiting to be read" in shown.stdout
+    assert "waiting to be read" in page_text(stack, "where-done")
+
+    store.delete("result-list")
+    shown = run(stack, "where", "where-done")
+    assert "its result went to result-list and is not in it now" in shown.stdout
+    assert "taken" not in page_text(stack, "where-done")
+    assert client.look_up("where-done") is client.look_up(submission) is RequestState.FINISHED
+    assert client.where("where-done").state is RequestState.FINISHED
+    assert "not live: finished at" in run(stack, "cancel", "where-done").stdout
+
+
+def test_a_result_without_a_record_is_found_in_its_list(stack: Stack, store: redis.Redis) -> None:
+    for number in range(120):
+        store.lpush("result-list", json.dumps({"id": f"other-{number}", "status_code": 200, "payload": ""}))
+    store.rpush("result-list", json.dumps({"id": "where-old", "status_code": 200, "payload": ""}))
+    try:
+        assert state_of(stack, "where-old") == "finished"
+        assert "(HTTP 200) is in" in page_text(stack, "where-old")
+    finally:
+        store.delete("result-list")
+
+
+def test_a_request_waits_for_its_retry_then_it_is_cancelled(
+    stack: Stack, store: redis.Redis, client: Client
+) -> None:
+    client.submit(REFUSED, deadline=HOUR, id="where-cancelled")
+    wait_until(lambda: client.look_up("where-cancelled") is RequestState.RETRYING, 60, "its retry")
+    assert "waiting for its next attempt" in run(stack, "where", "where-cancelled").stdout
+    assert run(stack, "cancel", "where-cancelled").exit_code == 0
+    wait_until(lambda: state_of(stack, "where-cancelled") == "cancelled", 60, "its cancellation")
+    wait_until(lambda: client.look_up("where-cancelled") is RequestState.CANCELLED, 60, "its record")
+    assert ErrorCode.CANCELLED in page_text(stack, "where-cancelled")
+    store.delete("result-list")
+
+
+def test_a_dead_letter_is_shown_with_the_id_that_dead_show_takes(stack: Stack, store: redis.Redis) -> None:
+    letter = {"reason": "UNDELIVERABLE", "at": time.time(), "member": '{"id": "where-dead"}'}
+    store.hset("request-sortedset:dead", "0123456789abcdef0123456789abcdef01234567", json.dumps(letter))
+    try:
+        assert state_of(stack, "where-dead") == "dead-lettered"
+        assert (
+            "dead show 0123456789abcdef0123456789abcdef01234567" in run(stack, "where", "where-dead").stdout
+        )
+        assert "0123456789abcdef0123456789abcdef01234567" in page_text(stack, "where-dead")
+    finally:
+        store.delete("request-sortedset:dead")
+
+
+def test_an_unknown_id_is_called_unknown_and_waiting_for_it_fails_at_once(
+    stack: Stack, client: Client
+) -> None:
+    shown = run(stack, "where", "where-never")
+    assert (shown.exit_code, "where-never  unknown" in shown.stdout) == (1, True)
+    assert "unknown in this queue" in run(stack, "cancel", "where-never").stdout
+    assert "It is unknown" in page_text(stack, "where-never")
+    with pytest.raises(UnknownRequest, match="where-never"):
+        client.wait("where-never")
+
+
+def test_a_request_that_was_not_submitted_by_a_client_cannot_be_cancelled_and_cancel_says_so(
+    stack: Stack, store: redis.Redis
+) -> None:
+    bare = json.dumps({"id": "where-bare", "deadline": time.time() + 60, "payload": REFUSED})
+    store.zadd("other-queue", {bare: time.time() + 60})
+    shown = run(stack, "cancel", "--queue", "other-queue", "where-bare")
+    assert "queued without a live marker" in shown.stdout
+    store.delete("other-queue")
