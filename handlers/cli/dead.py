@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -15,8 +16,6 @@ from handlers.cli.exit_codes import ExitCode, exits
 from handlers.cli.stranger_text import for_output
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from handlers.redis_store.queue.dead_letters import DeadLetter, DeadLetters
 
 Work = Callable[["DeadLetters"], Awaitable[ExitCode]]
@@ -26,29 +25,37 @@ Work = Callable[["DeadLetters"], Awaitable[ExitCode]]
     epilog="""\b
 Examples:
   async-processor dead list
-  async-processor dead show 3f1c…
-  async-processor dead requeue 3f1c…
-  async-processor dead drop --all
+  async-processor dead list --json | jq -r 'select(.reason == "UNDELIVERABLE") | .dead_id'
+  async-processor dead show 3f1c
+  async-processor dead requeue 3f1c 88a0
+  async-processor dead drop --all --yes
 
-Exit codes: 0 done; 1 no such dead letter; 2 wrong flags; 4 Redis does not answer.""",
+An id may be shortened to any beginning that only one dead letter has.
+
+Exit codes: 0 done; 1 no such dead letter, or not confirmed; 2 wrong flags; 4 Redis does not answer.""",
 )
 def dead() -> None:
     """Look at dead letters, queue them again or drop them.
 
-    A dead letter is a request that too many owners died on (its error result was sent), or a member whose id
-    could not be read (nobody could be told).
+    A dead letter is a request whose pollers died too often while they held it (its error result was sent), or a
+    member whose id cannot be read (a result cannot be addressed to it).
     """
 
 
 @dead.command("list")
+@click.option("--json", "is_json", is_flag=True, help="One JSON object for each, with the member as queued.")
 @redis_flags
 @exits
-def list_letters(queue: QueueFlags) -> ExitCode:
-    """All dead letters of a queue, the latest last."""
+def list_letters(queue: QueueFlags, is_json: bool) -> ExitCode:
+    """All dead letters of a queue, the latest last. Ids are never shortened."""
 
     async def work(letters: DeadLetters) -> ExitCode:
         found = sorted([letter async for letter in letters.all()], key=lambda letter: letter.at)
-        _print_table(found)
+        if is_json:
+            for letter in found:
+                click.echo(for_output(_as_json(letter).decode(), sys.stdout))
+        else:
+            _print_list(found)
         return ExitCode.DONE
 
     return _run(queue, work)
@@ -64,18 +71,20 @@ def show(dead_id: str, queue: QueueFlags) -> ExitCode:
     async def work(letters: DeadLetters) -> ExitCode:
         import msgspec
 
-        letter = await letters.get(dead_id)
+        letter = await _named(letters, dead_id)
         if letter is None:
-            return _missing(dead_id)
-        fields = {
-            **msgspec.structs.asdict(letter),
-            "member": letter.member.decode("utf-8", "backslashreplace"),
-        }
-        shown = msgspec.json.format(msgspec.json.encode(fields), indent=2).decode()
-        click.echo(for_output(shown, sys.stdout))
+            return ExitCode.FAILED_REQUESTS
+        click.echo(for_output(msgspec.json.format(_as_json(letter), indent=2).decode(), sys.stdout))
         return ExitCode.DONE
 
     return _run(queue, work)
+
+
+def _as_json(letter: DeadLetter) -> bytes:
+    import msgspec
+
+    member = letter.member.decode("utf-8", "backslashreplace")
+    return msgspec.json.encode({**msgspec.structs.asdict(letter), "member": member})
 
 
 @dead.command("requeue")
@@ -94,16 +103,33 @@ def requeue(dead_ids: tuple[str, ...], is_all: bool, queue: QueueFlags) -> ExitC
 
 @dead.command("drop")
 @click.argument("dead_ids", nargs=-1)
-@click.option("--all", "is_all", is_flag=True, help="Every one.")
+@click.option("--all", "is_all", is_flag=True, help="Every one; asks first.")
+@click.option("--yes", "is_confirmed", is_flag=True, help="With --all: do not ask.")
 @redis_flags
 @exits
-def drop(dead_ids: tuple[str, ...], is_all: bool, queue: QueueFlags) -> ExitCode:
-    """Forget dead letters."""
+def drop(dead_ids: tuple[str, ...], is_all: bool, is_confirmed: bool, queue: QueueFlags) -> ExitCode:
+    """Forget dead letters for good."""
 
     async def work(letters: DeadLetters) -> ExitCode:
+        if (
+            is_all
+            and not dead_ids
+            and not is_confirmed
+            and not _confirmed(await letters.count(), queue.queue)
+        ):
+            return ExitCode.FAILED_REQUESTS
         return await _each(letters, dead_ids, is_all, lambda letter: letters.drop(letter.dead_id), "dropped")
 
     return _run(queue, work)
+
+
+def _confirmed(count: int, queue: str) -> bool:
+    """Ask in a terminal; without one, only `--yes` confirms."""
+    question = f"drop all {count} dead letters of {queue} for good"
+    if sys.stdin.isatty():
+        return click.confirm(question, err=True)
+    click.echo(f"not done: {question} needs --yes", err=True)
+    return False
 
 
 async def _each(
@@ -118,18 +144,27 @@ async def _each(
     code, count = ExitCode.DONE, 0
     chosen = [letter.dead_id async for letter in letters.all()] if is_all else list(dead_ids)
     for dead_id in chosen:
-        letter = await letters.get(dead_id)
-        if letter is None or not await act(letter):
-            code = code if is_all else _missing(dead_id)
-            continue
-        count += 1
-    click.echo(f"{count} {word}")
+        letter = await letters.get(dead_id) if is_all else await _named(letters, dead_id)
+        if letter is not None and await act(letter):
+            count += 1
+        elif not is_all:
+            code = ExitCode.FAILED_REQUESTS
+    if count or code is ExitCode.DONE:
+        click.echo(f"{count} {word}")
     return code
 
 
-def _missing(dead_id: str) -> ExitCode:
-    click.echo(f"no dead letter {dead_id}: `async-processor dead list` shows them", err=True)
-    return ExitCode.FAILED_REQUESTS
+async def _named(letters: DeadLetters, prefix: str) -> DeadLetter | None:
+    """The dead letter of that id, or the only one whose id begins so; says why there is none."""
+    found = await letters.beginning_with(prefix)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = "\n".join(f"  {letter.dead_id}" for letter in found)
+        click.echo(f"{prefix} is the beginning of {len(found)} ids; name one:\n{ids}", err=True)
+    else:
+        click.echo(f"no dead letter {prefix}: `async-processor dead list` shows them", err=True)
+    return None
 
 
 def _run(queue: QueueFlags, work: Work) -> ExitCode:
@@ -153,30 +188,26 @@ def _run(queue: QueueFlags, work: Work) -> ExitCode:
     return asyncio.run(connected())
 
 
-def _print_table(found: list[DeadLetter]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+_NARROW: Final = 120
+"""Columns below which the details of a dead letter get a line of their own."""
 
+
+def _print_list(found: list[DeadLetter]) -> None:
+    """One line for each; two in a narrow terminal, so that nothing is cut."""
     if not found:
         click.echo("no dead letters")
         return
-    table = Table(box=None)
-    for column in ("id", "when", "reason", "deaths", "bytes", "message"):
-        table.add_column(column, no_wrap=True, overflow="fold" if column == "id" else "ellipsis")
+    reasons = max(len(letter.reason) for letter in found)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _NARROW
+    gap = "\n    " if width < _NARROW else "  "
+    click.echo(f"{'ID':40}  {'WHEN':15}  {'REASON':{reasons}}{gap}DELIVERIES  BYTES    MESSAGE")
     for letter in found:
         when = datetime.fromtimestamp(letter.at, UTC).strftime("%m-%d %H:%M:%SZ")
-        table.add_row(
-            *map(_plain, (letter.dead_id, when, letter.reason)),
-            str(letter.deaths),
-            str(len(letter.member)),
-            _plain(letter.message),
-        )
-    Console().print(table)
+        details = f"{letter.deaths:<10}  {len(letter.member):<7}  {_plain(letter.message)}"
+        line = f"{letter.dead_id:40}  {when:15}  {_plain(letter.reason):{reasons}}{gap}{details}"
+        click.echo(for_output(line.rstrip(), sys.stdout))
 
 
-def _plain(text: str) -> Text:
-    """A cell that shows what is in the record: no markup, and nothing that a terminal would obey."""
-    from rich.text import Text
-
-    shown = (each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-    return Text("".join(shown))
+def _plain(text: str) -> str:
+    """The text without anything that a terminal would obey."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -8,8 +8,6 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 
-from redis.asyncio.cluster import RedisCluster
-
 from handlers.client.errors import BrokerUnreachable, NoResultYet, UnknownRequest
 from handlers.client.member import member_parts
 from handlers.client.new_request import NewRequest, encode_body
@@ -27,6 +25,7 @@ from handlers.redis_store.results.results import AckOutcome, HeldResult, Results
 from handlers.redis_store.submit.client_access import (
     STORE_ERRORS,
     RedisAccess,
+    client_options,
     open_redis,
     open_submissions,
 )
@@ -46,6 +45,7 @@ class RedisBroker:
     def __init__(self, url: str, options: ClientOptions, access: RedisAccess | None = None) -> None:
         self._options = options
         self._redis = open_redis(url, access)
+        self._is_cluster = client_options(url, access).is_cluster
         self._submissions = open_submissions(self._redis, options.wait_replicas)
         self._patience = Patience(options.patience_seconds)
         self._own_results = OwnResults(self._peek)
@@ -130,7 +130,7 @@ class RedisBroker:
         request_id, _ = _names(submission)
         options = self._options
         queue = submission.queue if isinstance(submission, Submission) else options.queue
-        keys = Searched([queue], options.retry_queue, options.results, isinstance(self._redis, RedisCluster))
+        keys = Searched([queue], options.retry_queue, options.results, self._is_cluster)
         with store_errors():
             return await locate(self._redis, request_id, keys)
 

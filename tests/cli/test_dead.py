@@ -132,10 +132,52 @@ async def test_requeue_and_drop_take_several_or_all(dead: Dead) -> None:
 
     assert (await _in_thread(dead.run, "drop", ids[0], ids[1])).stdout == "2 dropped\n"
     assert (await _in_thread(dead.run, "requeue", ids[2])).stdout == "1 queued again\n"
-    assert (await _in_thread(dead.run, "drop", "--all")).stdout == "2 dropped\n"
+    assert (await _in_thread(dead.run, "drop", "--all", "--yes")).stdout == "2 dropped\n"
 
     assert dead.pending() == [(b"m-2", SCORE)]
     assert not dead.redis.exists(dead.keys.dead)
+
+
+async def test_every_id_that_the_list_prints_is_taken_and_so_is_a_beginning_that_is_unique(
+    dead: Dead,
+) -> None:
+    await dead.bury(b"m-1")
+    await dead.bury(b"m-2")
+    listed = await _in_thread(dead.run, "list", width=80)
+    ids = [line.split()[0] for line in listed.stdout.splitlines()[1:]]
+    assert (await _in_thread(dead.run, "show", ids[0])).exit_code == 0
+    unique = next(ids[1][:length] for length in range(1, 40) if not ids[0].startswith(ids[1][:length]))
+    assert (await _in_thread(dead.run, "requeue", unique)).stdout == "1 queued again\n"
+    assert (await _in_thread(dead.run, "drop", ids[0][:39])).stdout == "1 dropped\n"
+
+
+async def test_a_beginning_of_several_ids_changes_nothing_and_lists_them(dead: Dead) -> None:
+    record = b'{"reason": "X", "at": 1, "member": "m"}'
+    for name in ("abc1", "abc2"):
+        dead.redis.hset(dead.keys.dead, name, record)
+    done = await _in_thread(dead.run, "drop", "abc")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "abc1" in done.stderr
+    assert "abc2" in done.stderr
+    assert dead.count() == 2
+
+
+async def test_dropping_all_asks_first_and_says_how_many(dead: Dead) -> None:
+    await dead.bury(b"m-1")
+    await dead.bury(b"m-2")
+    done = await _in_thread(dead.run, "drop", "--all")
+    assert (done.exit_code, dead.count()) == (1, 2)
+    assert f"drop all 2 dead letters of {dead.queue} for good needs --yes" in done.stderr
+
+
+async def test_a_list_in_json_has_everything_a_program_needs(dead: Dead) -> None:
+    dead_id = await dead.bury(b'{"id": "r"}')
+    [letter] = map(json.loads, (await _in_thread(dead.run, "list", "--json")).stdout.splitlines())
+    assert (letter["dead_id"], letter["reason"], letter["member"]) == (
+        dead_id,
+        "UNDELIVERABLE",
+        '{"id": "r"}',
+    )
 
 
 @pytest.mark.parametrize("command", ["requeue", "drop", "show"])

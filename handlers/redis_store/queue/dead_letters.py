@@ -65,6 +65,13 @@ class DeadLetters:
         record = await self._redis.hget(self._keys.dead, dead_id)
         return None if record is None else _dead_letter(dead_id.encode(), _as_bytes(record))
 
+    async def beginning_with(self, prefix: str) -> list[DeadLetter]:
+        """Those whose id begins with `prefix`; the one whose id it is alone."""
+        exact = await self.get(prefix)
+        if exact is not None or not prefix:
+            return [exact] if exact else []
+        return [letter async for letter in self.all() if letter.dead_id.startswith(prefix)]
+
     async def requeue(self, letter: DeadLetter) -> bool:
         """Back to pending, as it was; False if it is gone meanwhile."""
         done = await self._requeue(
