@@ -21,13 +21,13 @@ from typing import Any, Protocol
 
 HPA_TOLERANCE = 0.1
 
-_COUNT = """
-local kind = redis.call('TYPE', KEYS[1]).ok
-local counts = {zset = 'ZCARD', hash = 'HLEN', set = 'SCARD', list = 'LLEN'}
-if kind == 'none' then return 0 end
-if not counts[kind] then return redis.error_reply('WRONGTYPE ' .. kind) end
-return redis.call(counts[kind], KEYS[1])
+COUNT = """
+local listName = KEYS[1]
+local listType = redis.call('type', listName).ok
+local cmd = {zset = 'zcard', set = 'scard', list = 'llen', hash = 'hlen', none = 'llen'}
+return redis.call(cmd[listType], listName)
 """
+"""The commands of KEDA's redis scaler, in its order: also LLEN for a key that does not exist."""
 
 
 class Redis(Protocol):
@@ -59,7 +59,7 @@ class Trigger:
 
     def measure(self, redis: Redis) -> float:
         """How many members the key has now."""
-        return float(redis.eval(_COUNT, 1, self.key))
+        return float(redis.eval(COUNT, 1, self.key))
 
 
 @dataclass(frozen=True)

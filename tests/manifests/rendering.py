@@ -42,10 +42,17 @@ def kubectls() -> list[str]:
 @functools.cache
 def render_text(folder: Path, kubectl: str | None = None) -> str:
     """The output of `kubectl kustomize <folder>`; fails with kustomize's own words."""
-    done = subprocess.run(
-        [kubectl or kubectls()[0], "kustomize", str(folder)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{folder.relative_to(ROOT)}: {done.stderr.strip()}"
+    return _kustomize(folder, kubectl or kubectls()[0])
+
+
+def render_fresh(folder: Path) -> list[Manifest]:
+    """All objects of a kustomization that a test changes between two calls."""
+    return load(_kustomize(folder, kubectls()[0]))
+
+
+def _kustomize(folder: Path, kubectl: str) -> str:
+    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{folder}: {done.stderr.strip()}"
     return done.stdout
 
 

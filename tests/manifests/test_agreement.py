@@ -61,12 +61,6 @@ def test_triggers_count_the_keys_that_the_poller_works_on(keda: list[Manifest]) 
     assert names == {"pending": keys.pending, "retry": env["RETRY_QUEUE_NAME"], "claimed": keys.claimed}
 
 
-def test_a_second_queue_is_counted_by_its_own_keys() -> None:
-    found = triggers(render(COMBINATIONS / "keda-several-queues"))
-    keys = queue_keys(found["pending-second"]["metadata"]["listName"])
-    assert found["claimed-second"]["metadata"]["listName"] == keys.claimed
-
-
 def test_in_a_cluster_the_claimed_key_carries_the_hash_tag() -> None:
     objects = render(COMBINATIONS / "keda-redis-cluster")
     queue = environment(container(objects), objects)["REQUEST_QUEUE_NAME"]
@@ -234,10 +228,8 @@ def test_what_is_scraped_is_served_and_a_handler_knows_the_scraper() -> None:
     """Each endpoint names a port of the pods that it selects; a handler's page asks for the monitor's own token."""
     objects = render(COMBINATIONS / "knative-pod-monitor")
     (monitor,) = of_kind(objects, "PodMonitor")
-    own, queue_proxy = monitor["spec"]["podMetricsEndpoints"]
+    (own,) = monitor["spec"]["podMetricsEndpoints"]
     assert (own["port"], own["path"]) == ("user-port", "/metrics")
-    # serving/pkg/reconciler/revision/resources/queue.go: v1.UserQueueMetricsPortName, on 9091.
-    assert (queue_proxy["port"], queue_proxy["path"]) == ("http-usermetric", "/metrics")
     for service in knative_services(objects):
         env = service["spec"]["template"]["spec"]["containers"][0]["env"]
         (token,) = (entry["valueFrom"] for entry in env if entry["name"] == "METRICS_TOKEN")

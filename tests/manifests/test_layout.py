@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,17 +12,26 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.manifests.rendering import COMBINATIONS, ROOT, components, is_component, kustomizations, load
+from tests.manifests.rendering import (
+    COMBINATIONS,
+    ROOT,
+    components,
+    is_component,
+    kustomizations,
+    load,
+    render_fresh,
+)
 
 VALIDATOR = ROOT.parent / "shared/tools/validate-manifests"
 OUTSIDE = (
     "async-processor-redis",
+    "async-processor-redis-keda",
     "async-processor-redis-tls",
     "async-processor-dispatch-token",
     "async-processor-metrics-token",
     "async-processor-status-token",
 )
-NOT_OBJECTS = re.compile(r"(kustomization|namereference|config|.*-patch|second-queue|settings-to-.*)\.yaml")
+NOT_OBJECTS = re.compile(r"(kustomization|namereference|config|.*-patch|settings-to-.*)\.yaml")
 
 COMPONENTS = [pytest.param(folder, id=str(folder.relative_to(ROOT))) for folder in components()]
 
@@ -49,10 +60,51 @@ def test_a_component_is_on_the_menu_in_the_guide_and_in_a_combination(component:
 
 @pytest.mark.parametrize("folder", ["knative", "keda"])
 def test_a_menu_offers_only_what_exists(folder: str) -> None:
-    for line in (ROOT / folder / "kustomization.yaml").read_text().splitlines():
-        offered = re.match(r"  # - (\S+)", line)
-        if offered:
-            assert (ROOT / folder / offered[1] / "kustomization.yaml").exists(), line
+    for component in offers(folder):
+        assert (ROOT / folder / component / "kustomization.yaml").exists(), component
+
+
+def offers(folder: str) -> list[str]:
+    """The commented components of a menu, in its order."""
+    return re.findall(r"^  # - (\S+)", (ROOT / folder / "kustomization.yaml").read_text(), re.M)
+
+
+# Components of which a Redis has only one.
+ALTERNATIVES = ({"components/redis-sentinel", "components/redis-cluster", "components/valkey"},)
+URLS = {
+    "components/redis-sentinel": "redis+sentinel://a:26379,b:26379/mymaster/2",
+    "components/redis-cluster": "redis+cluster://a:6379,b:6379/0",
+}
+# Components that only extend another one.
+NEEDS = {"components/several-queues/slack-aware": ["components/slack-aware", "components/several-queues"]}
+
+
+def choices(folder: str) -> list[set[str]]:
+    """Every line of a menu alone and every pair, without pairs of alternatives, with what a line needs."""
+    lines = offers(folder)
+    chosen = [{line} for line in lines] + [set(pair) for pair in itertools.combinations(lines, 2)]
+    possible = [pair for pair in chosen if not any(len(pair & kind) > 1 for kind in ALTERNATIVES)]
+    return [pair.union(*(NEEDS.get(line, []) for line in pair)) for pair in possible]
+
+
+@pytest.mark.parametrize("folder", ["knative", "keda"])
+def test_every_line_of_a_menu_can_be_uncommented_alone_and_with_any_other(
+    folder: str, tmp_path: Path
+) -> None:
+    for tree in ("knative", "keda"):
+        shutil.copytree(ROOT / tree, tmp_path / tree)
+    menu = tmp_path / folder / "kustomization.yaml"
+    settings = tmp_path / "knative/settings/settings.env"
+    for chosen in choices(folder):
+        uncommented = [f"  - {name}" for name in offers(folder) if name in chosen]
+        head = (ROOT / folder / "kustomization.yaml").read_text().split("  # - ")[0]
+        menu.write_text("\n".join([head, *uncommented, ""]))
+        urls = [url for name, url in URLS.items() if name in chosen]
+        text = (ROOT / "knative/settings/settings.env").read_text()
+        settings.write_text(
+            re.sub(r"^REDIS_URL=.*", f"REDIS_URL={urls[0]}", text, flags=re.M) if urls else text
+        )
+        assert render_fresh(tmp_path / folder), chosen
 
 
 def test_every_kustomization_says_what_it_is_for() -> None:

@@ -26,6 +26,7 @@ every_output = pytest.mark.parametrize("objects", FOLDERS, indirect=True)
 # Secrets that a component expects to exist already (its header says how to make them).
 FROM_OUTSIDE = {
     "async-processor-redis",
+    "async-processor-redis-keda",
     "async-processor-redis-tls",
     "async-processor-dispatch-token",
     "async-processor-metrics-token",

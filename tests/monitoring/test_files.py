@@ -72,6 +72,13 @@ AILING = {
     "AsyncProcessorCallersRefused": {'refused_callers_total{status="401"}': "0+30x120"},
 }
 
+KEDA = 'namespace="keda",scaledObject="async-processor-poller",scaler="redisScaler"'
+# What KEDA's operator reports when no poller runs that could report anything itself.
+WITHOUT_POLLER = {
+    "requests are pending": {f'keda_scaler_metrics_value{{{KEDA},metric="s0-redis"}}': "5x120"},
+    "KEDA cannot read Redis": {f"keda_scaler_detail_errors_total{{{KEDA}}}": "0+15x120"},
+}
+
 
 def promtool(*arguments: str | Path) -> str:
     """What promtool says; fails with it."""
@@ -88,7 +95,7 @@ def firing_test(series: dict[str, str], expected: list[str]) -> dict[str, Any]:
     return {
         "interval": "1m",
         "input_series": [
-            {"series": f"{'' if name.startswith('process') else PREFIX + '_'}{name}", "values": values}
+            {"series": name if name.startswith(("process", "keda")) else f"{PREFIX}_{name}", "values": values}
             for name, values in series.items()
         ],
         "promql_expr_test": [
@@ -109,6 +116,8 @@ def test_each_alert_fires_for_its_reason_alone_and_none_in_good_health(tmp_path:
     closed = {f"dispatch_budget{QUEUE}": "0x120", f"dispatched_requests_total{QUEUE}": "7x120"}
     tests = [firing_test(HEALTHY, []), firing_test(HEALTHY | closed, [])]
     tests += [firing_test(HEALTHY | ailing, [alert]) for alert, ailing in AILING.items()]
+    tests += [firing_test(HEALTHY | WITHOUT_POLLER[reason], []) for reason in WITHOUT_POLLER]
+    tests += [firing_test(WITHOUT_POLLER[reason], ["AsyncProcessorQueueStuck"]) for reason in WITHOUT_POLLER]
     file = tmp_path / "tests.yaml"
     file.write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "tests": tests}))
     promtool("test", "rules", file)

@@ -30,7 +30,7 @@ _SCRIPTS = "+evalsha +eval +script|load +time"
 _POLLER_COMMANDS = (
     "+get +set +del +unlink +exists +expire +expireat +pexpire +pttl +ttl +type +hget +hmget +hset +hsetnx +hdel +hlen "
     "+hkeys +hincrby +hexists +hgetall +zadd +zrem +zcard +zcount +zscore +zrange +zrevrange +zrangebyscore "
-    "+zremrangebyscore +zpopmin +zscan +scan +lpush +ltrim +wait +info +config|get"
+    "+zremrangebyscore +zpopmin +zscan +scan +lpush +llen +ltrim +wait +info +config|get"
 )
 _STATUS_COMMANDS = (
     "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +zscan +hgetall +lrange +get +type +time"

@@ -27,6 +27,7 @@ from handlers.redis_store.queue.foreign_cancellations import ForeignCancellation
 from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, QueueOptions, RedisQueue, Retries
 from handlers.redis_store.submit.submissions import RequestState
+from tests.manifests.keda_rehearsal import COUNT
 from tests.redis_store.queue.queueing import DEADLINE, body, recalled
 from tests.servers.redis_topologies import Server
 
@@ -189,3 +190,18 @@ def test_the_documented_rules_are_these() -> None:
 def test_a_name_that_is_a_pattern_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be granted"):
         acl_rules(Role.CLIENT, queues=["requests-*"])
+
+
+@pytest.mark.parametrize("role", [Role.POLLER, Role.KEDA])
+@pytest.mark.parametrize("is_filled", [False, True])
+async def test_kedas_scaler_reads_every_trigger_as_the_user_it_signs_in_with(
+    guarded: Server, users: dict[Role, Redis], role: Role, is_filled: bool
+) -> None:
+    """By default KEDA uses the poller's user; with the component keda-user its own."""
+    if is_filled:
+        with guarded.client() as admin:
+            admin.zadd(QUEUE, {"a": 1, "b": 2})
+            admin.zadd(RETRIES, {"c": 1})
+            admin.hset(KEYS.claimed, "k", "d")
+    counts = [await users[role].eval(COUNT, 1, key) for key in (QUEUE, RETRIES, KEYS.claimed)]
+    assert counts == ([2, 1, 1] if is_filled else [0, 0, 0])
