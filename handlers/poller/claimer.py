@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -36,7 +37,7 @@ _EXPIRE_SECONDS: Final = 1.0
 class Source:
     """A queue, who carries its claims, and its own gates; `allowance` counts against their budget.
 
-    `circuit` says how many calls its gateway is spared: none while it is well.
+    `circuit` is its gateway's, which other queues may share.
     """
 
     queue: RedisQueue
@@ -46,14 +47,28 @@ class Source:
     allowance: Allowance | None = None
     circuit: Circuit | None = None
 
+    @property
+    def is_sparing(self) -> bool:
+        """Whether its gateway's circuit is not closed."""
+        return self.circuit is not None and self.circuit.state is not CircuitState.CLOSED
+
     def room(self) -> int | None:
         """How many more of this queue its own gates would let go now; None without a limit."""
         rooms = [gate.room(self.labels) for gate in self.gates]
         if self.allowance is not None:
             rooms.append(self.allowance.room())
-        if self.circuit is not None and self.circuit.state is not CircuitState.CLOSED:
-            rooms.append(self.circuit.room())
+        if self.circuit is not None and self.is_sparing:
+            rooms.append(self.circuit.claimable())
         return min((room for room in rooms if room is not None), default=None)
+
+
+def _positions() -> Iterator[float]:
+    """Where to claim while a circuit is not closed: at the queue's end, and in turn at its head or anywhere."""
+    while True:
+        yield 1.0
+        yield random.random()
+        yield 1.0
+        yield 0.0
 
 
 class Pool:
@@ -84,6 +99,7 @@ class Pool:
         self._log = log
         self._patience = Patience()
         self._asked_at: dict[str, float] = {}
+        self._positions = _positions()
         self._freed = asyncio.Event()
         self._stopped = asyncio.Event()
 
@@ -164,7 +180,11 @@ class Pool:
             for name, source in self.sources.items()
         ]
         now = time.monotonic()
-        for turn in self._merge.turns(candidates, room, now):
+        turns = self._merge.turns(candidates, room, now)
+        if any(source.is_sparing for source in self.sources.values()):
+            # A queue whose requests always fail must not take every probe.
+            random.shuffle(turns)
+        for turn in turns:
             if self._stopped.is_set() or taken >= room:
                 break
             taken += await self._claim_from(self.sources[turn.queue], min(turn.most, room - taken))
@@ -172,11 +192,27 @@ class Pool:
         return taken
 
     async def _claim_from(self, source: Source, most: int) -> int:
+        if not source.is_sparing:
+            return await self._take(source, most, 0.0)
+        # From both ends and in between: requests that always fail must not hide those that would succeed.
+        taken = 0
+        while (count := min(most - taken, -(-most // 2), source.room() or 0)) > 0:
+            claimed = await self._take(source, count, next(self._positions))
+            if not claimed:
+                break
+            taken += claimed
+        return taken
+
+    async def _take(self, source: Source, most: int, position: float) -> int:
         if most < 1:
             return 0
-        claims = await source.queue.claim(most)
+        half = max(1, int(self._part().of(self.slots)) // 2)
+        retries = sum(one.carrier.retries_in_slots for one in self.sources.values())
+        claims = await source.queue.claim(most, most_retries=max(0, half - retries), position=position)
         self._asked_at[source.queue.name] = time.monotonic()
         if claims:
+            if source.circuit is not None:
+                source.circuit.claimed()
             self._allowance.started(len(claims))
             if source.allowance is not None:
                 source.allowance.started(len(claims))

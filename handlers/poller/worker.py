@@ -48,6 +48,7 @@ class Held:
 
     claim: Claim
     has_slot: bool = False
+    is_retry: bool = False
     work: asyncio.Task[Settlement] | None = None
     is_lost: bool = False
     decided_at: float = 0.0
@@ -96,6 +97,7 @@ class Carrier:
         self._held: dict[bytes, Held] = {}
         self._without_slot = 0
         self.in_flight = 0
+        self.retries_in_slots = 0
 
     @property
     def is_settling_without_slots(self) -> bool:
@@ -113,8 +115,9 @@ class Carrier:
     def start(self, claims: Sequence[Claim]) -> None:
         """Carry these claims; each holds one slot until its settlement is stored, or its lease is lost."""
         for claim in claims:
-            held = Held(claim, has_slot=True)
+            held = Held(claim, has_slot=True, is_retry=claim.is_retry)
             self._held[claim.owner_token] = held
+            self.retries_in_slots += held.is_retry
             self.in_flight += 1
             held.work = asyncio.create_task(self._settlement(held))
             # A callback, not a `finally`: work that is cancelled before its first step never gets there.
@@ -150,6 +153,7 @@ class Carrier:
         if held is None:
             return None
         if held.has_slot:
+            self.retries_in_slots -= held.is_retry
             self.on_freed()
         else:
             self._without_slot -= 1

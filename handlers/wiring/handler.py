@@ -27,7 +27,7 @@ from handlers.doors.http_message import Answer, plain
 from handlers.forward.forward import Forward, Forwarder, Limits, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.middleware.details import timed
-from handlers.forward.middleware.guarded import Guard, GuardedForward, GuardOptions
+from handlers.forward.middleware.guarded import GuardedForward, GuardOptions, Guards
 from handlers.forward.outcome import Outcome
 from handlers.forward.transforms.registry import build_transforms
 from handlers.settings.settings import Settings, load_settings
@@ -46,7 +46,6 @@ from handlers.wiring.tracing import tracing_of
 if TYPE_CHECKING:
     from handlers.doors.pubsub.push import Subscription
     from handlers.pubsub.publisher import Publisher
-    from handlers.telemetry.metrics import Metrics
 
 WRAPPING_FACTOR = 1.4
 """How much larger a delivery may be than the request in it: base64, and the frame around it."""
@@ -78,26 +77,10 @@ def forwarder_of(settings: Settings, gateway: Sender, clock: Callable[[], float]
     )
 
 
-def guarded_forward(
-    settings: Settings,
-    forward: Forward,
-    log: Logger,
-    guards: dict[str, Guard],
-    metrics: Metrics | None = None,
-    *,
-    clock: Callable[[], float] = time.time,
-) -> Forward:
-    """Forwarding past the breaker and the retry budget of each gateway; those of `guards` go on."""
-    env, routes = settings.env, settings.routes
-    if not env.circuit_breaker and not env.retry_budget:
-        return forward
-    options = GuardOptions(is_breaking=env.circuit_breaker, retry_share=env.retry_budget)
-    guarded = GuardedForward(
-        forward, lambda queue: routes.of(queue).base_url, log, options, guards=guards, clock=clock
-    )
-    if metrics is not None:
-        metrics.watch_circuits(guarded.open_circuits)
-    return guarded.forward
+def guards_of(settings: Settings, log: Logger) -> Guards:
+    """A circuit breaker and a retry budget for each gateway."""
+    env = settings.env
+    return Guards(GuardOptions(is_breaking=env.circuit_breaker, retry_share=env.retry_budget), log)
 
 
 class Handler:
@@ -115,7 +98,7 @@ class Handler:
         self._metrics: HandlerMetrics | None = handler_metrics_of(
             settings, target, before._metrics if before else None
         )
-        self._guards: dict[str, Guard] = before._guards if before else {}
+        self._guards: Guards = before._guards if before else guards_of(settings, self._log)
         self._dependencies = Dependencies()
         parts = Parts(self._log, self._closers, self._starters, self._metrics, self._dependencies)
         self._holding = parts.holding
@@ -181,8 +164,18 @@ class Handler:
     def _forward(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
         forward = calls(self._traced(settings, gateway, target), self._metrics)
         forward = observed(forward, self._dependencies.add(GATEWAY))
-        metrics = self._metrics.metrics if self._metrics else None
-        return guarded_forward(settings, forward, self._log, self._guards, metrics)
+        routes = settings.routes
+        guarded = GuardedForward(forward, lambda queue: routes.of(queue).base_url, self._guards).forward
+        if self._metrics is not None:
+            self._metrics.metrics.watch_circuits(self._guards.open_circuits)
+        if target != "dispatch":
+            return guarded
+
+        async def forward_event(request: Request, limits: Limits) -> Outcome:
+            """Requests of a poller have passed its own breaker: a second one would refuse its probes."""
+            return await (forward if request.queue else guarded)(request, limits)
+
+        return forward_event
 
     def _traced(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
         tracing = tracing_of(settings)

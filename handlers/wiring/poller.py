@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from handlers.clock import FollowedClock
-from handlers.forward.middleware.circuit import Circuit, CircuitState
-from handlers.forward.middleware.guarded import Guard, circuit_options, guarded_dispatch
+from handlers.forward.middleware.guarded import Guards, guarded_dispatch
 from handlers.gates.allowance import Allowance
 from handlers.gates.bands import band_of
 from handlers.gates.gate import Gate, Share
@@ -49,6 +48,7 @@ from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer
 from handlers.wiring.closing import Close, close_in_time
 from handlers.wiring.gates import ProcessGates
+from handlers.wiring.handler import guards_of
 from handlers.wiring.poller_dispatch import poller_client, poller_dispatch
 from handlers.wiring.pool_sharing import SharedPools
 from handlers.wiring.redis_options import redis_options
@@ -73,10 +73,9 @@ class PollerApp:
         self._redis = connect(redis_options(settings))
         self._client = poller_client(settings)
         self._tracing = tracing_of(settings)
-        self._guards: dict[str, Guard] = before._guards if before else {}
-        self._circuits: dict[tuple[str, str], Circuit] = before._circuits if before else {}
+        self._guards: Guards = before._guards if before else guards_of(settings, self._log)
         self._clock: FollowedClock = before._clock if before else FollowedClock()
-        self._dispatch = poller_dispatch(settings, self._client, self._tracing, self._guards, self._clock.now)
+        self._dispatch = poller_dispatch(settings, self._client, self._tracing, self._clock.now)
         default_queue = settings.queues[0].queue_name
         self._retries = open_retries(self._redis, default_queue, self._queue_options())
         self._metrics: Metrics = Metrics(before=before._metrics if before else None)
@@ -116,6 +115,7 @@ class PollerApp:
         )
 
     def _watch_metrics(self) -> None:
+        self._metrics.watch_circuits(self._guards.open_circuits)
         self._metrics.watch_ready(lambda: self._ready().status_code == 200)
         self._metrics.watch_connections("redis", partial(connections_in_use, self._redis))
         peer = "handler" if self._settings.env.handler_url else "gateway"
@@ -209,10 +209,7 @@ class PollerApp:
         )
         route = _result_route(self._settings, entry)
         settler = Settler(queue, self._log)
-        # Another gateway of the queue is another one's trouble.
-        place = (entry.queue_name, self._settings.routes.of(entry.queue_name).base_url)
-        circuit = self._circuits.setdefault(place, self._circuit(entry.queue_name))
-        self._metrics.watch_circuits(lambda: circuit.state is not CircuitState.CLOSED)
+        guard = self._guards.of(self._settings.routes.of(entry.queue_name).base_url)
         labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
         metrics = self._metrics.of_queue(*labels)
         for gate in gates:
@@ -221,7 +218,7 @@ class PollerApp:
         carrier = Carrier(
             settler,
             route,
-            guarded_dispatch(self._dispatch, circuit),
+            guarded_dispatch(self._dispatch, guard, clock=self._clock.now),
             self._log,
             metrics,
             labels=entry.labels,
@@ -240,7 +237,7 @@ class PollerApp:
         part = self._shared.part_of_queue(self._pool_entry(entry.worker_pool_id), gates)
         allowance = Allowance(pool.slots, _shares(gates), part=part) if gates else None
         self._shared.watch(pool)
-        pool.add(Source(queue, carrier, entry.labels, gates, allowance, circuit))
+        pool.add(Source(queue, carrier, entry.labels, gates, allowance, guard.circuit))
         self._settlers.append(settler)
         self._carriers.append(carrier)
         self._loopers.append(self._looper("heartbeat", env.heartbeat_seconds, heartbeat.tick))
@@ -265,15 +262,6 @@ class PollerApp:
         log = FinishedLog(FinishedRecords(self._redis, limits), self._clock.now)
         self._loopers.append(self._looper("finished records", WRITE_SECONDS, log.tick))
         return log
-
-    def _circuit(self, queue_name: str) -> Circuit:
-        """One for each queue: its requests have one gateway, whose trouble must not hold up others."""
-
-        def tell(state: CircuitState) -> None:
-            level = self._log.warning if state is CircuitState.OPEN else self._log.info
-            level("circuit changed", queue=queue_name, state=state)
-
-        return Circuit(circuit_options(is_breaking=self._settings.env.circuit_breaker), on_change=tell)
 
     def _repeats(self, entry: QueueEntry, route: ResultRoute) -> Repeats | None:
         """Who answers repeated submissions of this queue, if it is set to be idempotent."""

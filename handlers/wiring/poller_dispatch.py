@@ -9,12 +9,10 @@ from handlers.contract.request import Request
 from handlers.forward.forward import NO_LIMITS, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.middleware.details import timed
-from handlers.forward.middleware.guarded import Guard
 from handlers.forward.outcome import Outcome
 from handlers.poller.dispatcher import Dispatch, HttpDispatcher
 from handlers.settings.settings import Settings
-from handlers.telemetry.logs import get_logger
-from handlers.wiring.handler import forwarder_of, gateway_of, guarded_forward
+from handlers.wiring.handler import forwarder_of, gateway_of
 
 if TYPE_CHECKING:
     from handlers.telemetry.tracing import Tracing
@@ -35,34 +33,28 @@ def poller_client(settings: Settings) -> Gateway:
     return Gateway(GatewayOptions(settings.env.connect_timeout_seconds, max_response_bytes=limit))
 
 
-def poller_dispatch(
-    settings: Settings, client: Gateway, tracing: Tracing | None, guards: dict[str, Guard], clock: Clock
-) -> Dispatch:
-    """One attempt, by `client`: traced and timed as the settings say; `guards` are of a handler in this process.
+def poller_dispatch(settings: Settings, client: Gateway, tracing: Tracing | None, clock: Clock) -> Dispatch:
+    """One attempt, by `client`: traced and timed as the settings say.
 
     `clock` gives the Redis server's Unix seconds.
     """
-    dispatch = _traced_dispatch(settings, client, tracing, guards, clock)
+    dispatch = _traced_dispatch(settings, client, tracing, clock)
     return timed(dispatch) if settings.env.result_details else dispatch
 
 
-def _traced_dispatch(
-    settings: Settings, client: Gateway, tracing: Tracing | None, guards: dict[str, Guard], clock: Clock
-) -> Dispatch:
+def _traced_dispatch(settings: Settings, client: Gateway, tracing: Tracing | None, clock: Clock) -> Dispatch:
     if tracing is None:
-        return _untraced_dispatch(settings, client, guards, clock)
+        return _untraced_dispatch(settings, client, clock)
     from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_dispatch
     from handlers.telemetry.tracing import PROCESS_REQUEST
 
     ids = {entry.queue_name: entry.id for entry in settings.queues if entry.id}
     spans = AttemptSpans(tracing, PROCESS_REQUEST, ids)
     sender = TracedSender(client, tracing, event_too=bool(settings.env.handler_url))
-    return traced_dispatch(_untraced_dispatch(settings, sender, guards, clock), spans)
+    return traced_dispatch(_untraced_dispatch(settings, sender, clock), spans)
 
 
-def _untraced_dispatch(
-    settings: Settings, client: Sender, guards: dict[str, Guard], clock: Clock
-) -> Dispatch:
+def _untraced_dispatch(settings: Settings, client: Sender, clock: Clock) -> Dispatch:
     env = settings.env
     if env.handler_url:
         dispatcher = HttpDispatcher(
@@ -73,8 +65,7 @@ def _untraced_dispatch(
             clock=clock,
         )
         return dispatcher.dispatch
-    forwarder = forwarder_of(settings, client, clock)
-    forward = guarded_forward(settings, forwarder.forward, get_logger("poller"), guards, clock=clock)
+    forward = forwarder_of(settings, client, clock).forward
 
     async def in_process(request: Request, _body: bytes) -> Outcome:
         return await forward(request, NO_LIMITS)

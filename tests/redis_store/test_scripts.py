@@ -36,7 +36,7 @@ FIXED_KEYS = {
     "take_back": 4,
 }
 FIXED_ARGUMENTS = {
-    "claim": 6,
+    "claim": 8,
     "renew": 1,
     "reclaim": 5,
     "promote": 2,

@@ -1,9 +1,9 @@
-"""A circuit breaker: while most calls fail, one call a second probes, and the rest is not sent at all.
+"""Circuit breaker of one gateway: closed, open (one probe per second) or recovering.
 
-Closed, everything goes. It opens when at least half of the calls of the last seconds failed, and enough of them, or
-when enough failed in a row: a gateway that dies after busy seconds must not first fail as often as it answered.
-Open, one probe a second goes. A probe that succeeds begins the recovery, in which the number of calls in
-flight may double with each round, so that a gateway that is just back is not buried under the backlog.
+The evidence is independent of single requests. A request that fails several times counts once, and a retry counts
+less than a first attempt. Every success of another request ends the run of failures: what failed before it counts
+against those requests and not against the gateway. So a tenant whose requests always fail cannot keep the circuit
+open, while an outage, in which nothing succeeds, opens it after a few requests.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Final
 
 
 class CircuitState(StrEnum):
-    """What goes."""
+    """Which calls may begin."""
 
     CLOSED = "closed"
-    """Everything."""
+    """All of them."""
     OPEN = "open"
-    """A probe a second."""
+    """One probe per second."""
     RECOVERING = "recovering"
-    """A number of calls at a time that grows with each success."""
+    """A limited number in flight, which grows with each success."""
 
 
 class Pass(Enum):
-    """Leave to make one call; hand it back to `leave`."""
+    """Permission to make one call; return it with `Circuit.leave`."""
 
     CALL = "a call"
     PROBE = "a probe"
@@ -36,18 +36,23 @@ class Pass(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CircuitOptions:
-    """It opens when `least_failures` of the last `window_seconds` failed, and at least `failure_share` of all calls.
+    """When the circuit opens and how it recovers.
 
-    `failures_in_a_row` open it whatever went before: as many as a server that restarts may reset at once, and more.
+    Failures are counted by distinct request since the last success; a first attempt weighs 1, a retry `retry_weight`,
+    and a request that failed before another one succeeded `suspect_weight`.
+    Closed, the circuit opens at `least_failures` if nothing succeeded in the last `window_seconds`. Otherwise it opens
+    once `failures_in_a_row` successes are overdue, given their share of the window: 50 failures where everything
+    succeeded before, 250 where a fifth did. Recovering, the same holds with 3 and with `first_limit`.
 
-    `most_probes` bounds the probes that nobody has answered yet; the recovery starts with `first_limit`
-    calls at a time and is over at `last_limit`, or after a window without a failure.
+    `most_probes` bounds unanswered probes. Recovery starts with `first_limit` calls in flight and ends at
+    `last_limit`, or after a window in which the circuit did not open again.
     """
 
     window_seconds: float = 10.0
     least_failures: int = 10
-    failure_share: float = 0.5
     failures_in_a_row: int = 50
+    retry_weight: float = 0.25
+    suspect_weight: float = 0.05
     probe_seconds: float = 1.0
     most_probes: int = 4
     first_limit: int = 4
@@ -55,10 +60,16 @@ class CircuitOptions:
 
 
 _UNBOUNDED: Final = 1_000_000_000
+_LEAST_WHILE_RECOVERING: Final = 3
+_SUSPECT_SECONDS: Final = 120.0
+"""Twice the longest backoff, so that a request that always fails stays a suspect."""
+_MOST_SUSPECTS: Final = 10_000
+_LEAST_SHARE: Final = 0.1
+"""Below this share of successes, no more failures are demanded: a gateway that dies then must still be noticed."""
 
 
 class Circuit:
-    """One gateway's breaker. `clock` gives seconds that no clock change moves; `on_change` hears of new states."""
+    """One gateway's breaker. `clock` gives monotonic seconds; `on_change` is called with each new state."""
 
     def __init__(
         self,
@@ -69,13 +80,13 @@ class Circuit:
         self._options = options
         self._clock = clock
         self._on_change = on_change
-        self._window = _Window(options.window_seconds)
+        self._evidence = _Evidence(options.window_seconds)
         self._limit = options.first_limit
         self._probe_at = 0.0
+        self._claim_at = 0.0
         self._probes = 0
         self._since = 0.0
         self._in_flight = 0
-        self._in_a_row = 0
         self.state = CircuitState.CLOSED
 
     def room(self) -> int:
@@ -89,12 +100,23 @@ class Circuit:
                 is_due = self._clock() >= self._probe_at and self._probes < self._options.most_probes
                 return 1 if is_due else 0
 
-    def seconds_to_probe(self) -> float:
-        """How long until a probe is due; 0 if one is, or if the circuit is not open."""
-        return max(0.0, self._probe_at - self._clock()) if self.state is CircuitState.OPEN else 0.0
+    def claimable(self) -> int:
+        """How many requests a poller should claim now: its `room`, but no second probe while one is on its way."""
+        is_claimed = self.state is CircuitState.OPEN and self._clock() < self._claim_at
+        return 0 if is_claimed else self.room()
+
+    def claimed(self) -> None:
+        """A poller has claimed requests for this gateway, which may take a moment to enter."""
+        if self.state is CircuitState.OPEN:
+            self._claim_at = self._clock() + self._options.probe_seconds
+
+    def has_just_failed(self, request: int) -> bool:
+        """Whether this request failed lately: a probe with it would prove little."""
+        now = self._clock()
+        return self._evidence.has_failed(request, now) or self._evidence.is_suspect(request, now)
 
     def enter(self) -> Pass | None:
-        """Leave to make a call, or None. Whoever has it must `leave`."""
+        """Permission for one call, or None. Return it with `leave`."""
         if self.state is not CircuitState.CLOSED and self.room() < 1:
             return None
         self._in_flight += 1
@@ -104,78 +126,131 @@ class Circuit:
         self._probe_at = self._clock() + self._options.probe_seconds
         return Pass.PROBE
 
-    def leave(self, entered: Pass, has_failed: bool | None) -> None:
-        """A call is over; None where it says nothing of the gateway's health (refused for load, given up)."""
+    def leave(self, entered: Pass, has_failed: bool | None, *, request: int, is_retry: bool = False) -> None:
+        """End a call of `request`, any number that identifies it.
+
+        `has_failed` is None if the call says nothing about the gateway's health (refused for load, cancelled).
+        """
         self._in_flight -= 1
         if entered is Pass.PROBE:
             self._probes -= 1
         if has_failed is None:
             return
         now = self._clock()
-        if self.state is CircuitState.OPEN:
-            if not has_failed:
-                self._recover(now)
-            return
-        self._window.add(now, has_failed=has_failed)
-        self._in_a_row = self._in_a_row + 1 if has_failed else 0
         if has_failed:
-            self._fail(now)
-        elif self.state is CircuitState.RECOVERING:
-            self._grow(now)
+            weight = self._weight(now, request, is_retry=is_retry)
+            self._evidence.add_failure(now, request, weight)
+            self._fail(now, is_first=weight == 1.0)
+        else:
+            self._succeed(now)
 
-    def _fail(self, now: float) -> None:
-        failures, calls = self._window.counts(now)
-        is_recovering = self.state is CircuitState.RECOVERING
-        least = min(3, self._options.least_failures) if is_recovering else self._options.least_failures
-        is_sick = failures >= self._options.failure_share * calls
-        is_dead = self._in_a_row >= self._options.failures_in_a_row
-        if failures >= least and (is_sick or is_dead):
-            self._probe_at = now + self._options.probe_seconds
+    def _weight(self, now: float, request: int, *, is_retry: bool) -> float:
+        if self._evidence.is_suspect(request, now):
+            return self._options.suspect_weight
+        return self._options.retry_weight if is_retry else 1.0
+
+    def _fail(self, now: float, *, is_first: bool) -> None:
+        if self.state is CircuitState.OPEN:
+            return
+        options, is_recovering = self._options, self.state is CircuitState.RECOVERING
+        least = (
+            min(_LEAST_WHILE_RECOVERING, options.least_failures) if is_recovering else options.least_failures
+        )
+        overdue = options.first_limit if is_recovering else options.failures_in_a_row
+        failures = self._evidence.failures_in_a_row(now)
+        share = self._evidence.success_share(now)
+        if failures >= least and (not share or failures * max(share, _LEAST_SHARE) >= overdue):
+            self._probe_at = now + options.probe_seconds
             self._change(CircuitState.OPEN)
-        elif is_recovering:
-            self._limit = max(1, self._limit // 2)
+        elif is_recovering and is_first:
+            # A second failure without a success in between may be the load; one alone is rather the request's own.
+            least_limit = min(options.first_limit, self._limit)
+            self._limit = max(least_limit, self._limit // 2 if failures >= 2 else self._limit - 1)
+
+    def _succeed(self, now: float) -> None:
+        if self.state is CircuitState.OPEN:
+            self._evidence.start_anew(now)
+            self._limit = self._options.first_limit
             self._since = now
-
-    def _recover(self, now: float) -> None:
-        self._window.clear()
-        self._in_a_row = 0
-        self._limit = self._options.first_limit
-        self._since = now
-        self._change(CircuitState.RECOVERING)
-
-    def _grow(self, now: float) -> None:
-        self._limit += 1
-        if self._limit >= self._options.last_limit or now - self._since >= self._options.window_seconds:
-            self._change(CircuitState.CLOSED)
+            self._change(CircuitState.RECOVERING)
+        elif self.state is CircuitState.RECOVERING:
+            self._limit += 1
+            if self._limit >= self._options.last_limit or now - self._since >= self._options.window_seconds:
+                self._change(CircuitState.CLOSED)
+        self._evidence.add_success(now)
 
     def _change(self, state: CircuitState) -> None:
         self.state = state
         self._on_change(state)
 
 
-class _Window:
-    """Calls and failures of the last seconds, counted by the second."""
+class _Evidence:
+    """Failures since the last success, by distinct request, and the mix of outcomes before, by the second."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._counts: deque[list[float]] = deque()
+        self._run: dict[int, tuple[float, float]] = {}
+        """Request to the time and weight of its failure, oldest first."""
+        self._run_weight = 0.0
+        self._suspects: dict[int, float] = {}
+        self._mix: deque[list[float]] = deque()
+        """Second, failures, successes."""
 
-    def add(self, now: float, *, has_failed: bool) -> None:
-        second = now // 1
-        if not self._counts or self._counts[-1][0] != second:
-            self._counts.append([second, 0, 0])
-            self._forget(now)
-        self._counts[-1][1] += has_failed
-        self._counts[-1][2] += 1
+    def add_failure(self, now: float, request: int, weight: float) -> None:
+        _, before = self._run.pop(request, (0.0, 0.0))
+        weight = max(weight, before)
+        self._run[request] = (now, weight)
+        self._run_weight += weight - before
 
-    def counts(self, now: float) -> tuple[float, float]:
-        """Failures, and all."""
+    def add_success(self, now: float) -> None:
+        row = self._row(now)
+        row[1] += self.failures_in_a_row(now)
+        row[2] += 1
+        for request in self._run:
+            self._suspects.pop(request, None)
+            self._suspects[request] = now
+        while len(self._suspects) > _MOST_SUSPECTS:
+            del self._suspects[next(iter(self._suspects))]
+        self._run.clear()
+        self._run_weight = 0.0
+
+    def is_suspect(self, request: int, now: float) -> bool:
+        """Whether it failed, and then another request succeeded."""
+        return now - self._suspects.get(request, -_SUSPECT_SECONDS) < _SUSPECT_SECONDS
+
+    def has_failed(self, request: int, now: float) -> bool:
+        at, _ = self._run.get(request, (-self._seconds, 0.0))
+        return now - at < self._seconds
+
+    def failures_in_a_row(self, now: float) -> float:
+        """Weight of the distinct requests that failed in the window since the last success."""
+        oldest = now - self._seconds
+        while self._run:
+            request, (at, weight) = next(iter(self._run.items()))
+            if at >= oldest:
+                break
+            del self._run[request]
+            self._run_weight -= weight
+        return self._run_weight
+
+    def success_share(self, now: float) -> float:
+        """Successes per outcome in the window, without the failures since the last one; 0 without a success."""
         self._forget(now)
-        return sum(row[1] for row in self._counts), sum(row[2] for row in self._counts)
+        successes = sum(row[2] for row in self._mix)
+        return successes / (successes + sum(row[1] for row in self._mix)) if successes else 0.0
 
-    def clear(self) -> None:
-        self._counts.clear()
+    def start_anew(self, now: float) -> None:
+        """Judge by what comes from now on; what has failed so far is suspect."""
+        self.add_success(now)
+        self._mix.clear()
+
+    def _row(self, now: float) -> list[float]:
+        second = now // 1
+        if not self._mix or self._mix[-1][0] != second:
+            self._mix.append([second, 0.0, 0.0])
+            self._forget(now)
+        return self._mix[-1]
 
     def _forget(self, now: float) -> None:
-        while self._counts and self._counts[0][0] < now - self._seconds:
-            self._counts.popleft()
+        while self._mix and self._mix[0][0] < now - self._seconds:
+            self._mix.popleft()

@@ -1,8 +1,8 @@
-"""Forwarding that spares a gateway in trouble: a circuit breaker and a retry budget for each gateway.
+"""Forwarding past a gateway's guard: its circuit breaker and its retry budget.
 
-What may not go now is a retry that counts as no attempt. A push waits for its turn as at a closed gate, since a
-nack would burn one of its delivery attempts; an event of the poller goes back at once, and the poller, whose own
-circuit sees it, claims no more than the probes.
+What may not go now is a retry that counts as no attempt. A push waits at the guard as at a closed gate, since a nack
+would use up one of its delivery attempts. A poller's request returns to its queue, and the poller claims no more
+than the circuit lets go.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from handlers.contract.request import Request
-from handlers.forward.forward import Forward, Limits, expired
+from handlers.forward.forward import NO_LIMITS, Forward, Limits, expired
 from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState, Pass
 from handlers.forward.middleware.retry_budget import RetryBudget
 from handlers.forward.outcome import Answered, Outcome, Retry
@@ -28,16 +28,18 @@ RETRY_BUDGET: Final = "retry_budget"
 NOT_THE_GATEWAYS: Final = frozenset({CIRCUIT_OPEN, "handler_unavailable", "handler_lost", "handler_refused"})
 """Retries whose reason alone says that nobody served them."""
 
-_LOOK_SECONDS: Final = 0.5
-"""How often a push that waits looks again; some hundreds may wait."""
+_POLL_SECONDS: Final = 0.5
+"""Interval at which a waiting push asks again; hundreds may wait."""
+_LATER_SECONDS: Final = 1.0
+"""How much later than others a request that has just failed may become a probe."""
 _SERVER_ERROR: Final = 500
 
 
 def has_failed(outcome: Outcome) -> bool | None:
-    """What an outcome says of the gateway's health: True, False, or None for nothing.
+    """What an outcome says about the gateway's health: True, False, or None for nothing.
 
-    A refusal for load says nothing: gates and backoff answer it. Such are 429, 408 and 425, and whatever names a reason
-    for dropping the request (a flow control that evicts answers 503, and is in the best of health).
+    A refusal for load says nothing: gates and backoff answer it. Such are 429, 408 and 425, and every answer with a
+    dropped-reason header (a flow control that evicts answers 503 and is healthy).
     """
     if isinstance(outcome, Retry) and outcome.reason in NOT_THE_GATEWAYS:
         return True
@@ -51,7 +53,7 @@ def has_failed(outcome: Outcome) -> bool | None:
 
 @dataclass(frozen=True, slots=True)
 class GuardOptions:
-    """`is_breaking` False: no circuit ever opens. `retry_share`: retries for each final answer; 0: no limit."""
+    """`is_breaking` False: the circuit never opens. `retry_share`: retries per final answer; 0: no limit."""
 
     is_breaking: bool = True
     retry_share: float = 0.25
@@ -63,131 +65,194 @@ def circuit_options(*, is_breaking: bool) -> CircuitOptions:
 
 
 class Guard:
-    """One gateway's circuit and budget."""
+    """One gateway's circuit and retry budget; `gateway` is its base URL, for logs."""
 
     def __init__(self, gateway: str, options: GuardOptions, log: Logger) -> None:
         self._gateway = gateway
         self._log = log
-        self.circuit = Circuit(circuit_options(is_breaking=options.is_breaking), on_change=self._tell)
+        self.circuit = Circuit(circuit_options(is_breaking=options.is_breaking), on_change=self._log_change)
         self.budget = RetryBudget(options.retry_share) if options.retry_share else None
+        self._waiting: dict[object, None] = {}
+        self._is_newest_next = True
+        self._due_at = 0.0
 
     def enter(self, request: Request) -> Pass | str:
-        """Leave to call the gateway, or the reason why not now."""
+        """Permission to call the gateway, or the reason why not now."""
         state = self.circuit.state
-        # Not while it recovers: a probe must go, and its limit is the narrower one.
+        # Only while closed: a probe must go, and the limit of a recovery is the narrower one.
         is_budgeted = self.budget is not None and request.attempt > 0 and state is CircuitState.CLOSED
         if is_budgeted and self.budget is not None and not self.budget.spend():
             return RETRY_BUDGET
         return self.circuit.enter() or (CIRCUIT_OPEN if state is CircuitState.OPEN else CIRCUIT_RECOVERING)
 
-    def leave(self, entered: Pass, outcome: Outcome | None) -> None:
-        """The call is over; None where it was given up."""
-        self.circuit.leave(entered, None if outcome is None else has_failed(outcome))
+    def leave(self, request: Request, entered: Pass, outcome: Outcome | None) -> None:
+        """End the call; `outcome` is None if it was cancelled."""
+        self.circuit.leave(
+            entered,
+            None if outcome is None else has_failed(outcome),
+            request=_key(request),
+            is_retry=request.attempt > 0,
+        )
         if self.budget and isinstance(outcome, Answered):
             self.budget.earn()
 
-    def _tell(self, state: CircuitState) -> None:
+    async def wait(
+        self, request: Request, reason: str, seconds: float, draw: Callable[[], float]
+    ) -> Pass | str:
+        """Wait up to `seconds` for permission, which `reason` denied; returns the last reason if there was none.
+
+        While the circuit is not closed, every other permission goes to the newest waiting request, so that a row of
+        requests that always fail does not keep those behind it from showing that the gateway works.
+        """
+        ticket = object()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        entered: Pass | str = reason
+        if not self.circuit.has_just_failed(_key(request)):
+            self._waiting[ticket] = None
+        try:
+            while isinstance(entered, str) and loop.time() < until:
+                await asyncio.sleep(min(_POLL_SECONDS * (0.5 + draw()), max(0.0, until - loop.time())))
+                entered = self._enter_in_turn(request, ticket)
+        finally:
+            self._waiting.pop(ticket, None)
+        return entered
+
+    def _enter_in_turn(self, request: Request, ticket: object) -> Pass | str:
+        state, is_newcomer = self.circuit.state, ticket in self._waiting
+        if state is CircuitState.OPEN and not is_newcomer and self._waiting and not self._is_overdue():
+            return CIRCUIT_OPEN
+        is_passed_over = is_newcomer and self._is_newest_next and ticket is not next(reversed(self._waiting))
+        if state is not CircuitState.CLOSED and is_passed_over and not self._is_overdue():
+            return CIRCUIT_OPEN if state is CircuitState.OPEN else CIRCUIT_RECOVERING
+        entered = self.enter(request)
+        if isinstance(entered, Pass):
+            self._is_newest_next, self._due_at = not self._is_newest_next, 0.0
+        return entered
+
+    def _is_overdue(self) -> bool:
+        """Whether there has been room for a while that those whose turn it is did not take."""
+        now = time.monotonic()
+        if self.circuit.room() < 1:
+            self._due_at = 0.0
+        elif not self._due_at:
+            self._due_at = now
+        return bool(self._due_at) and now - self._due_at >= _LATER_SECONDS
+
+    def _log_change(self, state: CircuitState) -> None:
         level = self._log.warning if state is CircuitState.OPEN else self._log.info
         level("circuit changed", gateway=self._gateway, state=state)
+
+
+def _key(request: Request) -> int:
+    return hash((request.id, request.request_token))
+
+
+class Guards:
+    """The guards of one process, one per gateway; they outlive a reload of the configuration."""
+
+    def __init__(self, options: GuardOptions, log: Logger) -> None:
+        self._options = options
+        self._log = log
+        self._guards: dict[str, Guard] = {}
+
+    def of(self, gateway: str) -> Guard:
+        """The guard of the gateway with this base URL."""
+        guard = self._guards.get(gateway)
+        if guard is None:
+            guard = self._guards[gateway] = Guard(gateway, self._options, self._log)
+        return guard
+
+    def open_circuits(self) -> int:
+        """Gateways whose circuit is not closed."""
+        return sum(guard.circuit.state is not CircuitState.CLOSED for guard in self._guards.values())
 
 
 class GuardedForward:
     """Forwards past each gateway's guard; `gateway_of` names the gateway of a queue.
 
-    `guards` are by gateway; who comes after another one of the same options goes on with its guards. `clock` gives Unix
-    seconds, `draw` a number in [0, 1).
+    `clock` gives Unix seconds, `draw` a number in [0, 1).
     """
 
     def __init__(
         self,
         forward: Forward,
         gateway_of: Callable[[str], str],
-        log: Logger,
-        options: GuardOptions,
+        guards: Guards,
         *,
-        guards: dict[str, Guard] | None = None,
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._forward = forward
         self._gateway_of = gateway_of
-        self._log = log
-        self._options = options
+        self._guards = guards
         self._clock = clock
         self._draw = draw
-        self.guards = {} if guards is None else guards
-
-    def open_circuits(self) -> int:
-        """Gateways that are spared now."""
-        return sum(guard.circuit.state is not CircuitState.CLOSED for guard in self.guards.values())
 
     async def forward(self, request: Request, limits: Limits) -> Outcome:
         """One attempt, if the gateway's guard lets it go within the delivery's time."""
-        guard = self._guard(request.queue)
+        guard = self._guards.of(self._gateway_of(request.queue))
         entered = guard.enter(request)
+        if isinstance(entered, str) and limits.seconds is not None:
+            entered, limits = await self._wait(guard, request, entered, limits)
         if isinstance(entered, str):
-            entered, limits = await self._wait(guard, request, limits, entered)
-            if isinstance(entered, str):
-                return self._later(request, limits, entered)
+            return later(request, limits, entered, self._clock(), self._draw())
         outcome: Outcome | None = None
         try:
             outcome = await self._forward(request, limits)
         finally:
-            guard.leave(entered, outcome)
+            guard.leave(request, entered, outcome)
         return outcome
 
-    def _guard(self, queue: str) -> Guard:
-        gateway = self._gateway_of(queue)
-        guard = self.guards.get(gateway)
-        if guard is None:
-            guard = self.guards[gateway] = Guard(gateway, self._options, self._log)
-        return guard
-
     async def _wait(
-        self, guard: Guard, request: Request, limits: Limits, reason: str
+        self, guard: Guard, request: Request, reason: str, limits: Limits
     ) -> tuple[Pass | str, Limits]:
-        """A delivery that can be held waits, half of its time at most: the attempt needs the rest."""
-        if limits.seconds is None:
-            return reason, limits
-        seconds = min(limits.seconds, request.deadline - self._clock())
-        until = self._clock() + seconds / 2
-        entered: Pass | str = reason
-        while isinstance(entered, str) and self._clock() < until:
-            await asyncio.sleep(_LOOK_SECONDS * (0.5 + self._draw()))
-            entered = guard.enter(request)
-        spent = seconds / 2 - (until - self._clock())
-        return entered, Limits(max(0.0, limits.seconds - spent), limits.earliest_retry_seconds)
+        """Wait for half of the delivery's time at most: the attempt needs the rest."""
+        began_at, most_seconds = self._clock(), limits.seconds or 0.0
+        seconds = min(most_seconds, request.deadline - began_at) / 2
+        entered = await guard.wait(request, reason, seconds, self._draw)
+        spent = self._clock() - began_at
+        return entered, Limits(max(0.0, most_seconds - spent), limits.earliest_retry_seconds)
 
-    def _later(self, request: Request, limits: Limits, reason: str) -> Outcome:
-        left = request.deadline - self._clock()
-        # The budget grows slowly: coming back soon would only be refused again.
-        least = 10.0 if reason == RETRY_BUDGET else 1.0
-        delay = max(least * (1.0 + 2.0 * self._draw()), limits.earliest_retry_seconds)
-        if delay >= left:
-            delay = left / 2
-        if delay < limits.earliest_retry_seconds or delay <= 0:
-            return expired(request, None)
-        return Retry(delay, reason, counts_attempt=False)
+
+def later(request: Request, limits: Limits, reason: str, now: float, draw: float) -> Outcome:
+    """The outcome of a request that may not go now; `now` is Unix seconds, `draw` a number in [0, 1)."""
+    left = request.deadline - now
+    # The budget grows slowly: coming back soon would only be refused again.
+    least = 10.0 if reason == RETRY_BUDGET else 1.0
+    delay = max(least * (1.0 + 2.0 * draw), limits.earliest_retry_seconds)
+    if delay >= left:
+        delay = left / 2
+    if delay < limits.earliest_retry_seconds or delay <= 0:
+        return expired(request, None)
+    return Retry(delay, reason, counts_attempt=False)
 
 
 Dispatch = Callable[[Request, bytes], Awaitable[Outcome]]
-"""As the poller's: the request and its body."""
+"""The poller's: the request and its body."""
 
 
 def guarded_dispatch(
-    dispatch: Dispatch, circuit: Circuit, draw: Callable[[], float] = random.random
+    dispatch: Dispatch,
+    guard: Guard,
+    *,
+    clock: Callable[[], float] = time.time,
+    draw: Callable[[], float] = random.random,
 ) -> Dispatch:
-    """Dispatching past one queue's circuit, whose room the poller asks for before it claims."""
+    """Dispatching past the gateway's guard, whose room the poller asks for before it claims.
+
+    `clock` gives the Unix seconds that deadlines are compared with.
+    """
 
     async def guarded(request: Request, body: bytes) -> Outcome:
-        entered = circuit.enter()
-        if entered is None:
-            return Retry(1.0 + 2.0 * draw(), CIRCUIT_OPEN, counts_attempt=False)
+        entered = guard.enter(request)
+        if isinstance(entered, str):
+            return later(request, NO_LIMITS, entered, clock(), draw())
         outcome: Outcome | None = None
         try:
             outcome = await dispatch(request, body)
         finally:
-            circuit.leave(entered, None if outcome is None else has_failed(outcome))
+            guard.leave(request, entered, outcome)
         return outcome
 
     return guarded

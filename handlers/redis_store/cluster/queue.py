@@ -40,10 +40,22 @@ class ClusterQueue(RedisQueue):
         self._post = lua_script(redis, "post")
 
     async def claim(
-        self, count: int, *, only_expired: bool = False, max_bytes: int = BATCH_BYTES
+        self,
+        count: int,
+        *,
+        only_expired: bool = False,
+        max_bytes: int = BATCH_BYTES,
+        most_retries: int | None = None,
+        position: float = 0.0,
     ) -> list[Claim]:
         """As on one server; what was cancelled is looked up in the other slots."""
-        claims = await super().claim(count, only_expired=only_expired, max_bytes=max_bytes)
+        claims = await super().claim(
+            count,
+            only_expired=only_expired,
+            max_bytes=max_bytes,
+            most_retries=most_retries,
+            position=position,
+        )
         try:
             taken_back = {claim.owner_token for claim in await self.cancelled(claims)}
         except STORE_FAILURES:

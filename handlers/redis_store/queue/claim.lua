@@ -9,6 +9,7 @@
 -- ARGV[4] 1: only those whose score has passed, else 0
 -- ARGV[5] 1: look whether they were cancelled (request-cancel:<id> holds their token; not declared), else 0
 -- ARGV[6] how many bytes of members at most; the first is taken whatever its size
+-- ARGV[7] how many retries at most while other requests wait   ARGV[8] where to begin: 0 at the head, 1 at the end
 -- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, deaths, and 1 if it
 -- was cancelled, else 0.
 -- include _run
@@ -16,22 +17,17 @@
 -- include _claim_key
 -- include _same_submission
 -- include _hold
+-- include _choose
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local lease_end = string.format('%.6f', now + tonumber(ARGV[2]))
-local room = tonumber(ARGV[6])
+local latest = ARGV[4] == '1' and now or nil
+local chosen = choose(tonumber(ARGV[1]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), latest)
 local answer = { string.format('%.6f', now) }
 
 probe_claims(ARGV[3])
-for at = 1, tonumber(ARGV[1]) do
-  local member, score = unpack(run('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES'))
-  if not member or ARGV[4] == '1' and tonumber(score) > now then
-    break
-  end
-  room = room - #member
-  if room < 0 and at > 1 then
-    break
-  end
+for at = 1, #chosen, 2 do
+  local member, score = chosen[at], chosen[at + 1]
   local owner = ARGV[3] .. ':' .. at .. ':s=' .. score
   local is_done, key, deaths = pcall(hold, member, owner, lease_end)
   if not is_done then

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -28,6 +29,10 @@ from handlers.redis_store.scripts import lua_script
 from handlers.redis_store.submit.submission_keys import cancel_key_of
 
 _SCAN_COUNT = 500
+_RETRIED = re.compile(rb'"internal"\s*:.*?"retry_count"\s*:\s*[1-9]', re.DOTALL)
+"""As `is_retry` in `_choose.lua`, which decides which requests are claimed."""
+_DATA = re.compile(rb'"data"\s*:')
+_HEAD_BYTES = 4_096
 
 BATCH_BYTES: Final = 4_000_000
 """What one command or reply carries at most, beside its first item: it passes at 2 MB/s before Redis times out."""
@@ -49,6 +54,12 @@ class Claim:
     owner_token: bytes
     deaths: int = 0
     is_cancelled: bool = False
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether the request was tried before, as far as the head of its envelope says."""
+        data = _DATA.search(self.member, 0, _HEAD_BYTES)
+        return bool(_RETRIED.search(self.member, 0, data.start() if data else _HEAD_BYTES))
 
     @property
     def request_id(self) -> str:
@@ -140,11 +151,19 @@ class RedisQueue:
         return self._clock.now()
 
     async def claim(
-        self, count: int, *, only_expired: bool = False, max_bytes: int = BATCH_BYTES
+        self,
+        count: int,
+        *,
+        only_expired: bool = False,
+        max_bytes: int = BATCH_BYTES,
+        most_retries: int | None = None,
+        position: float = 0.0,
     ) -> list[Claim]:
         """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed.
 
         Their members have at most `max_bytes` together (or `BATCH_BYTES`, if that is less), but one is taken at least.
+        At most `most_retries` of them (None: any number) are retries while other requests wait. `position` is where
+        in the queue to begin: 0 at its head, 1 at its end, in between by rank.
         """
         if not self._replication.is_complete:
             raise self._replication.missing
@@ -161,6 +180,8 @@ class RedisQueue:
                     int(only_expired),
                     int(not self._options.cluster),
                     min(max_bytes, BATCH_BYTES),
+                    count if most_retries is None else most_retries,
+                    position,
                 ],
             )
         self._clock.observe(float(answer[0]), started_at)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hypothesis import given
@@ -18,15 +20,17 @@ class Rig:
 
     now: float = 100.0
     states: list[CircuitState] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         self.circuit = Circuit(OPTIONS, lambda: self.now, self.states.append)
 
-    def call(self, *, fails: bool | None) -> bool:
-        """One call, if it may go; whether it went."""
+    def call(self, *, fails: bool | None, request: int | None = None, is_retry: bool = False) -> bool:
+        """One call, of another request each time if none is named; whether it went."""
         entered = self.circuit.enter()
         if entered is not None:
-            self.circuit.leave(entered, fails)
+            number = next(self.numbers) if request is None else request
+            self.circuit.leave(entered, fails, request=number, is_retry=is_retry)
         return entered is not None
 
     def open(self) -> None:
@@ -73,6 +77,63 @@ def test_a_death_after_busy_seconds_opens_it_as_soon_as_one_in_a_calm_time() -> 
     assert rig.states == [CircuitState.OPEN]
 
 
+def test_retries_of_one_request_count_once() -> None:
+    rig = Rig()
+    for attempt in range(1_000):
+        assert rig.call(fails=True, request=1, is_retry=attempt > 0)
+    assert rig.states == []
+
+
+def test_retries_of_distinct_requests_open_it_later_than_first_attempts() -> None:
+    rig = Rig()
+    went = 0
+    while rig.call(fails=True, is_retry=True):
+        went += 1
+    assert went == OPTIONS.least_failures / OPTIONS.retry_weight
+
+
+def test_failures_among_successes_count_against_the_requests() -> None:
+    """Four of five first attempts fail, for a minute; the gateway answers the fifth."""
+    rig = Rig()
+    assert rig.call(fails=False)
+    for number in range(6_000):
+        rig.now += 0.01
+        assert rig.call(fails=number % 5 != 0)
+    assert rig.states == []
+
+
+def test_an_outage_amid_such_failures_opens_it_all_the_same() -> None:
+    rig = Rig()
+    for number in range(500):
+        rig.now += 0.01
+        assert rig.call(fails=number % 5 != 4)
+    went = 0
+    while rig.call(fails=True):
+        went += 1
+        assert went <= 5 * OPTIONS.failures_in_a_row
+    assert rig.circuit.state is CircuitState.OPEN
+
+
+def test_a_poller_claims_no_second_probe_while_the_first_is_on_its_way() -> None:
+    rig = Rig()
+    rig.open()
+    rig.now += OPTIONS.probe_seconds
+    assert rig.circuit.claimable() == 1
+    rig.circuit.claimed()
+    assert rig.circuit.claimable() == 0
+    rig.now += OPTIONS.probe_seconds
+    assert rig.circuit.claimable() == 1
+
+
+def test_it_knows_which_requests_have_just_failed() -> None:
+    rig = Rig()
+    assert rig.call(fails=True, request=1)
+    assert rig.circuit.has_just_failed(1)
+    assert not rig.circuit.has_just_failed(2)
+    rig.now += OPTIONS.window_seconds
+    assert not rig.circuit.has_just_failed(1)
+
+
 def test_refusals_for_load_say_nothing() -> None:
     rig = Rig()
     for _ in range(1_000):
@@ -112,7 +173,7 @@ def test_it_comes_back_in_rounds_that_double() -> None:
             entered.append(one)
         rounds.append(len(entered))
         for one in entered:
-            rig.circuit.leave(one, has_failed=False)
+            rig.circuit.leave(one, has_failed=False, request=next(rig.numbers))
     assert rounds[:4] == [4, 8, 16, 32]
     assert rig.states[-1] is CircuitState.CLOSED
     assert len(rounds) <= 8
@@ -170,9 +231,9 @@ def test_in_any_order_it_counts_right_and_never_locks_up(
             assert (entered is not None) == (room > 0)
             held += [] if entered is None else [entered]
         elif held:
-            rig.circuit.leave(held.pop(), fails)
+            rig.circuit.leave(held.pop(), fails, request=next(rig.numbers))
     for one in held:
-        rig.circuit.leave(one, None)
+        rig.circuit.leave(one, None, request=0)
     rig.now += 1_000.0
     for _ in range(20):
         rig.now += OPTIONS.window_seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 
 import msgspec
@@ -11,12 +12,14 @@ import pytest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, error_result
 from handlers.forward.forward import NO_LIMITS, Limits
-from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState
+from handlers.forward.middleware.circuit import CircuitOptions, CircuitState
 from handlers.forward.middleware.guarded import (
     CIRCUIT_OPEN,
     RETRY_BUDGET,
+    Guard,
     GuardedForward,
     GuardOptions,
+    Guards,
     guarded_dispatch,
     has_failed,
 )
@@ -29,8 +32,17 @@ DOWN = Retry(2.0, "connect", feedback=Answer(None))
 BUSY = Retry(2.0, "rejected", feedback=Answer(429))
 
 
-def request(attempt: int = 0, queue: str = "q", seconds: float = 600.0) -> Request:
-    return Request(id="a", deadline=time.time() + seconds, payload=b"{}", queue=queue, attempt=attempt)
+_ids = itertools.count()
+
+
+def request(attempt: int = 0, queue: str = "q", seconds: float = 600.0, request_id: str = "") -> Request:
+    return Request(
+        id=request_id or f"r-{next(_ids)}",
+        deadline=time.time() + seconds,
+        payload=b"{}",
+        queue=queue,
+        attempt=attempt,
+    )
 
 
 class Gateway:
@@ -47,9 +59,12 @@ class Gateway:
         return self.outcome
 
 
-def guarded(gateway: Gateway, **options: object) -> GuardedForward:
-    given = msgspec.convert(options, GuardOptions)
-    return GuardedForward(gateway.forward, lambda queue: queue, get_logger("test"), given, draw=lambda: 0.0)
+def guards_of(**options: object) -> Guards:
+    return Guards(msgspec.convert(options, GuardOptions), get_logger("test"))
+
+
+def guarded(gateway: Gateway, guards: Guards | None = None) -> GuardedForward:
+    return GuardedForward(gateway.forward, lambda queue: queue, guards or guards_of(), draw=lambda: 0.0)
 
 
 @pytest.mark.parametrize(
@@ -86,17 +101,18 @@ async def test_while_it_is_open_requests_come_back_uncounted_and_soon() -> None:
 
 async def test_one_gateways_trouble_is_not_anothers() -> None:
     gateway = Gateway(DOWN)
-    guard = guarded(gateway)
+    guards = guards_of()
+    guard = guarded(gateway, guards)
     for _ in range(50):
         await guard.forward(request(queue="down"), NO_LIMITS)
     gateway.outcome = OK
     assert await guard.forward(request(queue="well"), NO_LIMITS) == OK
-    assert guard.guards["down"].circuit.state is CircuitState.OPEN
+    assert guards.of("down").circuit.state is CircuitState.OPEN
 
 
 async def test_switched_off_every_call_goes() -> None:
     gateway = Gateway(DOWN)
-    forward = guarded(gateway, is_breaking=False, retry_share=0).forward
+    forward = guarded(gateway, guards_of(is_breaking=False, retry_share=0)).forward
     for _ in range(500):
         await forward(request(attempt=3), NO_LIMITS)
     assert gateway.calls == 500
@@ -138,28 +154,57 @@ async def test_what_is_given_up_leaves_its_place() -> None:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
-    circuit = Circuit(CircuitOptions(least_failures=1, most_probes=1))
-    circuit.leave(circuit.enter() or pytest.fail("closed"), has_failed=True)
-    assert circuit.state is CircuitState.OPEN
-    circuit = Circuit(CircuitOptions())
-    work = asyncio.ensure_future(guarded_dispatch(for_ever, circuit)(request(), b""))
+    guard = Guard("g", GuardOptions(), get_logger("test"))
+    works = [asyncio.ensure_future(guarded_dispatch(for_ever, guard)(request(), b"")) for _ in range(500)]
     await asyncio.sleep(0)
-    work.cancel()
-    await asyncio.gather(work, return_exceptions=True)
-    assert circuit.state is CircuitState.CLOSED
+    for work in works:
+        work.cancel()
+    await asyncio.gather(*works, return_exceptions=True)
+    assert guard.circuit.state is CircuitState.CLOSED
 
 
-async def test_who_comes_after_goes_on_with_the_guards_of_before() -> None:
-    before, after = Gateway(DOWN), Gateway()
-    first = guarded(before)
-    while first.open_circuits() == 0:
+async def test_what_takes_over_continues_with_the_guards_of_before() -> None:
+    before, after, guards = Gateway(DOWN), Gateway(), guards_of()
+    first = guarded(before, guards)
+    while guards.open_circuits() == 0:
         await first.forward(request(), NO_LIMITS)
 
-    second = GuardedForward(
-        after.forward, lambda queue: queue, get_logger("test"), GuardOptions(), guards=first.guards
-    )
+    second = guarded(after, guards)
 
-    assert second.open_circuits() == 1
     assert isinstance(await second.forward(request(), NO_LIMITS), Retry)
     assert after.calls == 0, "no probe is due yet"
     assert isinstance(await second.forward(request(queue="another"), NO_LIMITS), Answered)
+
+
+async def test_a_request_that_always_fails_does_not_open_the_circuit_by_itself() -> None:
+    gateway, guards = Gateway(DOWN), guards_of(retry_share=0)
+    forward = guarded(gateway, guards).forward
+    for attempt in range(500):
+        await forward(request(attempt, request_id="bad"), NO_LIMITS)
+    assert gateway.calls == 500
+    assert guards.open_circuits() == 0
+
+
+async def test_pushes_that_fail_do_not_keep_one_that_succeeds_from_being_a_probe() -> None:
+    """A hundred that always fail wait before it, but the newest one has every other turn."""
+
+    class Choosy(Gateway):
+        async def forward(self, request: Request, _limits: Limits) -> Outcome:
+            self.calls += 1
+            return OK if request.id == "good" else DOWN
+
+    gateway = Choosy()
+    forward = guarded(gateway).forward
+    for _ in range(10):
+        await forward(request(), NO_LIMITS)
+    before = gateway.calls
+    bad = [asyncio.ensure_future(forward(request(), Limits(600.0, 10.0))) for _ in range(100)]
+    await asyncio.sleep(0)
+
+    outcome = await forward(request(request_id="good"), Limits(600.0, 10.0))
+
+    assert outcome == OK
+    assert gateway.calls - before <= 10
+    for one in bad:
+        one.cancel()
+    await asyncio.gather(*bad, return_exceptions=True)
