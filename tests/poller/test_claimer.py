@@ -8,9 +8,11 @@ import time
 
 from redis.asyncio import Redis
 
+from handlers.contract.envelope import encode_retry
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result
 from handlers.demo.valkey import Valkey
+from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState
 from handlers.forward.outcome import Answered, Outcome
 from handlers.poller.claimer import Pool, Source
 from handlers.poller.priority import TierPriority
@@ -223,3 +225,57 @@ async def test_while_expired_requests_wait_for_their_results_no_more_of_them_are
     async with running(rig.settler.run()):
         await answered(rig, count=3)
     assert not rig.carrier.is_settling_without_slots
+
+
+def retried(request_id: str, attempt: int = 1) -> bytes:
+    return encode_retry(body(request_id), queue=QUEUE, attempt=attempt, score=1.0)
+
+
+async def test_retries_take_half_of_the_slots_while_other_requests_wait(store: Redis) -> None:
+    """In the order of their deadlines within each half."""
+    handler = Counting()
+    rig = Rig(store, handler)
+    pool = pool_of(rig, slots=8)
+    for n in range(50):
+        await rig.submit(retried(f"again-{n}"), score=1_000.0 + n)
+        await rig.submit(body(f"new-{n}"), score=2_000.0 + n)
+    async with running(rig.settler.run(), pool.run()):
+        await wait_until_async(lambda: handler.now == 8, IN_TIME, "eight in flight")
+        held = {request.id for request in rig.dispatched}
+        assert held == {f"{kind}-{n}" for kind in ("again", "new") for n in range(4)}
+        handler.let_go.set()
+        await answered(rig, count=100)
+    order = [int(request.id.removeprefix("new-")) for request in rig.dispatched if request.attempt == 0]
+    assert order[:4] == [0, 1, 2, 3]
+
+
+async def test_retries_take_every_slot_where_nothing_else_waits(store: Redis) -> None:
+    handler = Counting()
+    rig = Rig(store, handler)
+    pool = pool_of(rig, slots=8)
+    await rig.submit(*(retried(f"again-{n}") for n in range(20)))
+    async with running(rig.settler.run(), pool.run()):
+        await wait_until_async(lambda: handler.now == 8, IN_TIME, "eight in flight")
+        handler.let_go.set()
+        await answered(rig, count=20)
+
+
+async def test_while_the_circuit_is_open_one_request_is_claimed_from_the_queues_end(store: Redis) -> None:
+    """Those at its head may be of a kind that always fails."""
+    now = 0.0
+    circuit = Circuit(CircuitOptions(), lambda: now)
+    while circuit.state is not CircuitState.OPEN:
+        entered = circuit.enter()
+        assert entered is not None
+        circuit.leave(entered, has_failed=True, request=await store.incr("number"))
+    handler = Counting()
+    rig = Rig(store, handler)
+    pool = Pool("default", 8, 0.005, rig.log)
+    pool.add(Source(rig.queue, rig.carrier, circuit=circuit))
+    for n in range(10):
+        await rig.submit(body(f"r-{n}"), score=1_000.0 + n)
+    async with running(rig.settler.run(), pool.run()):
+        now = CircuitOptions().probe_seconds
+        await wait_until_async(lambda: handler.now == 1, IN_TIME, "one in flight")
+        assert rig.dispatched[0].id == "r-9"
+        assert circuit.claimable() == 0
