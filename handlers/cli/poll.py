@@ -48,7 +48,13 @@ def poll(workers: int | None, handler_url: str | None) -> None:
 
 async def _run(build: Callable[[], PollerGenerations]) -> None:
     app = build()
+
+    def stop() -> None:
+        if not app.has_begun:
+            os._exit(0)  # nothing is claimed yet, and a start may wait long for Redis
+        app.stop()
+
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, app.stop)
+        loop.add_signal_handler(name, stop)
     await app.run()

@@ -6,6 +6,7 @@ functions-framework's own runner stops waiting 30 s after SIGTERM; a request may
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -86,6 +87,8 @@ class _Server(uvicorn.Server):
         return following
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.started:
+            os._exit(0)  # no request has been accepted yet; what the start waits for may take long
         self._handler.is_stopping = True
         # uvicorn gives up its grace period on a second SIGINT; a second SIGTERM changes nothing.
         super().handle_exit(sig, frame)

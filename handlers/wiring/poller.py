@@ -70,6 +70,7 @@ class PollerApp:
         """`before` is the one whose place this one may take; its counters, circuits and retry budgets go on here."""
         self._settings = settings
         self._log = get_logger("poller")
+        self.has_begun = False  # whether it may have claimed requests
         self._redis = connect(redis_options(settings))
         self._client = poller_client(settings)
         self._tracing = tracing_of(settings)
@@ -317,6 +318,7 @@ class PollerApp:
                 metrics_port=await self._listen(),
             )
             await self._gates.start()
+            self.has_begun = True
             await self.poller.run()
         finally:
             await close_in_time(self._closers(), self._log)

@@ -26,6 +26,11 @@ class PollerGenerations:
         self._running: dict[asyncio.Task[None], PollerApp] = {}
         self._is_stopping = False
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a poller may have claimed requests."""
+        return any(app.has_begun for app in self._running.values())
+
     def stop(self) -> None:
         """Drain all; a second call ends the grace period."""
         self._is_stopping = True
