@@ -1,17 +1,18 @@
 """Which headers of a request may reach the gateway, and which ones are ours to set. Pure.
 
-A request's own headers are a stranger's input: they may not frame the message, choose a host, speak for
-the proxy in front, or take the place of a header that the gateway trusts us for.
+A request's own headers are a stranger's input: they may not frame the message, choose a host or a worker, speak for
+the proxy in front, or take the place of a header that the gateway trusts us for. Gateways get new headers of that kind
+all the time, so only listed names pass.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from handlers.contract.request import Request
-from handlers.forward.route import PRIORITY_HEADER, Route
+from handlers.forward.route import DEFAULT_HEADERS, PRIORITY_HEADER, Route
 
 MAX_HEADERS: Final = 32
 MAX_VALUE_BYTES: Final = 1_024
@@ -26,20 +27,29 @@ _TENANT = re.compile(
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_FIELDS: Final = ("tracestate", "baggage")
 
-FORBIDDEN: Final = frozenset(
+NEVER: Final = frozenset(
     {
         # Hop by hop (RFC 9110, 7.6.1)
         *("connection", "proxy-connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"),
         # Framing and addressing: ours
         *("host", "content-length", "content-type", "content-encoding", "accept-encoding", "expect"),
+        # The trace, which is ours to pass on
+        *("traceparent", "tracestate", "baggage"),
+    }
+)
+"""What no setting lets through."""
+
+FORBIDDEN: Final = frozenset(
+    {
         # Who asks, and on whose behalf
         *("authorization", "cookie", "set-cookie", "forwarded", "via", "x-real-ip"),
         *("x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"),
         # What the gateway trusts us for
         *("x-llm-d-inference-objective", "x-gateway-inference-objective", "x-llm-d-inference-fairness-id"),
-        *("x-gateway-inference-fairness-id", PRIORITY_HEADER, "traceparent", "tracestate", "baggage"),
+        *("x-gateway-inference-fairness-id", PRIORITY_HEADER),
     }
 )
+"""What passes only where the operator lists the very name, not by a pattern."""
 FORBIDDEN_PREFIXES: Final = (
     "proxy-",
     "x-forwarded-",
@@ -50,15 +60,25 @@ FORBIDDEN_PREFIXES: Final = (
     "x-amzn-",
     "x-simulate",
 )
+_CREDENTIAL = re.compile(
+    r"auth|cookie|token|secret|password|credential|api-?key|signature|cert|session|(^|-)user"
+)
+"""Names that carry who asks, or prove it; also only by the very name."""
 
 
-def allowed_headers(headers: Mapping[str, str], *, allow_authorization: bool = False) -> dict[str, str]:
-    """The safe subset of a request's own headers, names in lower case; the rest is dropped."""
+def allowed_headers(
+    headers: Mapping[str, str], listed: Sequence[str] = DEFAULT_HEADERS, *, allow_authorization: bool = False
+) -> dict[str, str]:
+    """The request's own headers that `listed` names, in lower case; the rest is dropped.
+
+    A name in `listed` that ends in `*` is the beginning of names.
+    """
     allowed: dict[str, str] = {}
     total = 0
     for name, value in headers.items():
         lower = name.lower()
-        if not _may_pass(lower, value, allow_authorization=allow_authorization):
+        is_allowed = (lower == "authorization" and allow_authorization) or _is_listed(lower, listed)
+        if not is_allowed or not _is_sound(lower, value):
             continue
         total += len(lower) + len(value)
         if len(allowed) == MAX_HEADERS or total > MAX_TOTAL_BYTES:
@@ -67,12 +87,18 @@ def allowed_headers(headers: Mapping[str, str], *, allow_authorization: bool = F
     return allowed
 
 
-def _may_pass(name: str, value: str, *, allow_authorization: bool) -> bool:
-    if not _NAME.fullmatch(name) or len(value) > MAX_VALUE_BYTES or not _VALUE.fullmatch(value):
+def _is_sound(name: str, value: str) -> bool:
+    return bool(_NAME.fullmatch(name)) and len(value) <= MAX_VALUE_BYTES and bool(_VALUE.fullmatch(value))
+
+
+def _is_listed(name: str, listed: Sequence[str]) -> bool:
+    if name in NEVER:
         return False
-    if name == "authorization":
-        return allow_authorization
-    return name not in FORBIDDEN and not name.startswith(FORBIDDEN_PREFIXES)
+    if name in listed:
+        return True
+    if name in FORBIDDEN or name.startswith(FORBIDDEN_PREFIXES) or _CREDENTIAL.search(name):
+        return False
+    return any(known.endswith("*") and name.startswith(known[:-1]) for known in listed)
 
 
 def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -82,10 +108,11 @@ def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | N
     """
     headers = {"content-type": "application/json", "accept-encoding": "identity"}
     if request.headers:
-        own = allowed_headers(request.headers, allow_authorization=route.allow_authorization)
-        own.pop(route.objective_header, None)
-        own.pop(route.fairness_header.lower(), None)
-        own.pop(route.priority_header, None)
+        listed = route.allowed_headers
+        own = allowed_headers(request.headers, listed, allow_authorization=route.allow_authorization)
+        for ours in (route.objective_header, route.fairness_header.lower(), route.priority_header):
+            if ours not in listed:
+                own.pop(ours, None)
         headers.update(own)
     objective = request.objective or route.inference_objective
     if objective and _VALUE.fullmatch(objective):  # a lane's may come from a source that is not ours

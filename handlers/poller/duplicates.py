@@ -72,7 +72,7 @@ class Repeats:
     def _mark(self, envelope: Envelope) -> Mark:
         request = envelope.request
         known_by = f"token {request.request_token}" if request.request_token else f"body {_digest(request)}"
-        return Mark(request.id, known_by, self._window_seconds)
+        return Mark(request.id, known_by, self._window_seconds, queue=request.queue)
 
 
 def _digest(request: Request) -> str:

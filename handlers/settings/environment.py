@@ -43,6 +43,14 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     allowed_endpoints: Annotated[
         str, Meta(description="Comma-separated paths a request's `endpoint` may name; `…/` allows all below.")
     ] = "/v1/"
+    allowed_headers: Annotated[
+        str,
+        Meta(
+            description="Comma-separated headers that a request may send to the gateway, beside those of ids, traces "
+            "and API versions (SECURITY.md lists them). `x-team-*` is what begins so; headers of credentials, "
+            "identity, routing and priority pass only by their full names."
+        ),
+    ] = ""
     allow_request_authorization: Annotated[
         bool, Meta(description="Let a request's own `Authorization` header through.")
     ] = False
@@ -178,6 +186,12 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     receive_timeout_seconds: Annotated[
         float, Meta(gt=0, le=600, description="Longest time for a delivery to arrive whole.")
     ] = 30.0
+    dispatch_auth: Annotated[
+        Literal["token", "none"],
+        Meta(
+            description="`none`: the dispatch door may take events from anyone, and starts without a warning."
+        ),
+    ] = "token"
     dispatch_token: Annotated[str, Meta(description="Bearer token between poller and dispatch door.")] = ""
     dispatch_token_file: Annotated[
         str, Meta(description="File with that token, one a line; the first is sent, all are accepted.")
@@ -191,7 +205,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str, Meta(description="Attribute or `header:<name>` that is the id where the data has none.")
     ] = ""
     event_tenant_from: Annotated[
-        str, Meta(description="Attribute or `header:<name>` that is the tenant where the data has none.")
+        str, Meta(description="Attribute or `header:<name>` that is the tenant; it wins over the data's own.")
     ] = ""
     event_deadline_from: Annotated[
         str, Meta(description="Attribute or `header:<name>` with the deadline where the data has none.")

@@ -12,7 +12,7 @@ import msgspec
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result_names import ANY, ANY_RESULT_LIST, ResultNames, read_result_names
 from handlers.forward.endpoint import is_safe_path
-from handlers.forward.route import PRIORITY_HEADER, Route, Routes
+from handlers.forward.route import DEFAULT_HEADERS, PRIORITY_HEADER, Route, Routes
 from handlers.gates.bands import TIER
 from handlers.settings.config_file import (
     ConfigFile,
@@ -154,6 +154,7 @@ class Settings(msgspec.Struct, frozen=True):
             priority_header=(merging.priority_header or PRIORITY_HEADER).lower(),
             allowed_paths=tuple(path.strip() for path in env.allowed_endpoints.split(",") if path.strip()),
             allow_authorization=env.allow_request_authorization,
+            allowed_headers=(*DEFAULT_HEADERS, *_names(env.allowed_headers.lower())),
         )
 
     @property
@@ -223,6 +224,10 @@ def _check_urls(settings: Settings) -> None:
         ("DEDUPE_REDIS_URL", settings.env.dedupe_redis_url or settings.redis_url),
     ):
         check_url(setting, url, _REDIS_SCHEMES)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def check_url(setting: str, url: str, schemes: frozenset[str]) -> None:

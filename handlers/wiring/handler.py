@@ -239,15 +239,22 @@ def _dispatch_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[
     from handlers.wiring.event_sources import event_fields, event_sink
 
     env = settings.env
-    door = DispatchDoor(
-        max_request_bytes=env.max_request_bytes,
-        fields=event_fields(settings),
-        sink=event_sink(settings, parts.log, parts.closers),
-    )
     doorkeeper = None
     if env.dispatch_token or env.dispatch_token_file:
         path = Path(env.dispatch_token_file) if env.dispatch_token_file else None
         doorkeeper = DispatchToken(DispatchTokenOptions(path=path, tokens=(env.dispatch_token,)))
+    elif env.dispatch_auth != "none":
+        parts.log.warning(
+            "dispatch door takes events from anyone", fix="set DISPATCH_TOKEN_FILE, or DISPATCH_AUTH=none"
+        )
+    fields, sink = event_fields(settings), event_sink(settings, parts.log, parts.closers)
+    door = DispatchDoor(
+        max_request_bytes=env.max_request_bytes,
+        fields=fields,
+        sink=sink,
+        # Without a token, a source that is not ours may send events of the poller's type as well.
+        trusts_pollers=doorkeeper is not None or (fields is None and sink is None),
+    )
     walk = accounted(door, _queue_of_event, held_events(settings, forward, parts), parts)
     return walk, doorkeeper
 

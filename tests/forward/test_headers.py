@@ -16,11 +16,13 @@ from handlers.forward.headers import (
     MAX_HEADERS,
     MAX_TOTAL_BYTES,
     MAX_VALUE_BYTES,
+    NEVER,
     allowed_headers,
     gateway_headers,
     is_fairness_id,
 )
-from handlers.forward.route import Route
+from handlers.forward.route import DEFAULT_HEADERS, Route
+from handlers.settings.settings import load_settings
 from tests.servers.raw_http import RawHttp
 
 ROUTE = Route("http://gateway")
@@ -31,7 +33,7 @@ def request(**fields: object) -> Request:
     return Request(id="a", deadline=5.0, payload=b"{}", **fields)  # type: ignore[arg-type]  # fields of Request
 
 
-@pytest.mark.parametrize("name", sorted(FORBIDDEN) + [f"{prefix}x" for prefix in FORBIDDEN_PREFIXES])
+@pytest.mark.parametrize("name", sorted(FORBIDDEN | NEVER) + [f"{prefix}x" for prefix in FORBIDDEN_PREFIXES])
 def test_a_forbidden_header_never_passes_in_any_letter_case(name: str) -> None:
     for form in (name, name.upper(), name.title()):
         assert allowed_headers({form: "1"}) == {}
@@ -66,11 +68,75 @@ def test_a_name_that_is_no_plain_token_never_passes(name: str) -> None:
     "value", ["a\r\nx: y", "a\nb", "a\rb", "a\0b", "é", "\x7f", "\x1b[0m", "x" * (MAX_VALUE_BYTES + 1)]
 )
 def test_a_value_that_could_break_a_line_never_passes(value: str) -> None:
-    assert allowed_headers({"x-note": value}) == {}
+    assert allowed_headers({"x-request-id": value}) == {}
 
 
 def test_an_honest_header_passes_in_lower_case() -> None:
     assert allowed_headers({"X-Request-ID": "7f", "Accept": "*/*"}) == {"x-request-id": "7f", "accept": "*/*"}
+
+
+STRANGE = [
+    *("x-llm-d-prefiller-host-port", "x-encoder-hosts-ports", "x-kv-cache-source-host-port"),
+    *("x-data-parallel-host-port", "x-gateway-model-name-rewrite", "x-auth-request-user", "remote-user"),
+    *("x-user-id", "x-ssl-client-cert", "true-client-ip", "x-original-host", "x-host", "x-note", "x-api-key"),
+    *(
+        "x-real-ip",
+        "cookie",
+        "x-session-token",
+        "x-llm-d-anything",
+        "x-client-ip",
+        "api-key",
+        "x-forwarded-user",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_header_that_nobody_listed_does_not_pass(name: str) -> None:
+    """New headers of routers and proxies are refused before anybody here knows them."""
+    assert allowed_headers({name: "1"}) == {}
+    assert gateway_headers(request(headers={name: "1"}), ROUTE).get(name) is None
+
+
+@given(st.from_regex(r"[a-z0-9-]{1,40}", fullmatch=True))
+def test_only_listed_names_pass_whatever_the_name(name: str) -> None:
+    is_listed = any(
+        name == known or (known[-1] == "*" and name.startswith(known[:-1])) for known in DEFAULT_HEADERS
+    )
+    assert is_listed or allowed_headers({name: "1"}) == {}
+
+
+@pytest.mark.parametrize("name", ["x-note", "x-team-name", "x-api-key", "x-gateway-priority", "cookie"])
+def test_the_operator_may_list_any_name_but_what_frames_and_routes_a_message(name: str) -> None:
+    listed = (*DEFAULT_HEADERS, name)
+    assert allowed_headers({name.upper(): "1"}, listed) == {name: "1"}
+    assert (
+        gateway_headers(request(headers={name: "1"}), Route("http://g", allowed_headers=listed))[name] == "1"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["x-api-key", "x-auth-request-user", "x-user-id", "x-gateway-priority", "x-envoy-a"]
+)
+def test_a_pattern_does_not_list_credentials_identity_or_routing(name: str) -> None:
+    assert allowed_headers({name: "1", "x-note": "2"}, ["x-*"]) == {"x-note": "2"}
+
+
+@pytest.mark.parametrize("name", sorted(NEVER))
+def test_what_frames_a_message_passes_in_no_way(name: str) -> None:
+    assert allowed_headers({name: "1"}, [name, "*"]) == {}
+
+
+def test_the_operators_list_adds_to_the_default_one() -> None:
+    route = load_settings({"ALLOWED_HEADERS": "X-Team-*, x-note"}).routes.default
+    own = {"X-Request-ID": "1", "X-Note": "2", "x-team-name": "3", "x-other": "4"}
+    found = gateway_headers(request(headers=own), route)
+    assert {name: found.get(name) for name in ("x-request-id", "x-note", "x-team-name", "x-other")} == {
+        "x-request-id": "1",
+        "x-note": "2",
+        "x-team-name": "3",
+        "x-other": None,
+    }
 
 
 def test_authorization_passes_only_where_the_route_says_so() -> None:
@@ -80,9 +146,9 @@ def test_authorization_passes_only_where_the_route_says_so() -> None:
 
 
 def test_ten_thousand_headers_are_cut_to_the_limits() -> None:
-    many = allowed_headers({f"x-{n}": "v" for n in range(10_000)})
+    many = allowed_headers({f"x-{n}": "v" for n in range(10_000)}, ["x-*"])
     assert len(many) == MAX_HEADERS
-    large = allowed_headers({f"x-{n}": "v" * 1_000 for n in range(20)})
+    large = allowed_headers({f"x-{n}": "v" * 1_000 for n in range(20)}, ["x-*"])
     assert sum(len(name) + len(value) for name, value in large.items()) <= MAX_TOTAL_BYTES
 
 
@@ -185,10 +251,13 @@ def test_a_trace_that_is_not_well_formed_is_dropped_with_its_state(parent: str) 
 
 async def test_on_the_wire_there_is_nothing_but_what_was_allowed(gateway: Gateway, server: RawHttp) -> None:
     """F73, I16: seen by the gateway, byte for byte."""
-    hostile = dict.fromkeys(FORBIDDEN, "forged") | {f"{prefix}x": "forged" for prefix in FORBIDDEN_PREFIXES}
+    route = Route("http://gateway", allowed_headers=("x-*",))
+    hostile = dict.fromkeys(FORBIDDEN | NEVER, "forged") | {
+        f"{prefix}x": "forged" for prefix in FORBIDDEN_PREFIXES
+    }
     hostile |= {"x-ok": "fine", "bad name": "forged", "x-break": "a\r\nx-injected: forged", "X-OK2": "fine"}
     given = request(headers=hostile, metadata={"userid": "me", "traceparent": TRACE})
-    await gateway.send(server.url + "/v1/x", gateway_headers(given, ROUTE), b"{}")
+    await gateway.send(server.url + "/v1/x", gateway_headers(given, route), b"{}")
     (received,) = server.received
     assert b"forged" not in received.head
     assert sorted(received.headers) == [

@@ -19,14 +19,15 @@ from handlers.poller.duplicates import Repeats
 from handlers.poller.settlement import ResultRoute
 from handlers.redis_store.queue.dead_letters import DeadLetters
 from handlers.redis_store.queue.queue import QueueOptions, RedisQueue
+from handlers.redis_store.submit.submission_keys import stands_key
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, answering, body, running
 from tests.redis_keys import claims_left, leaked_keys
 from tests.waiting import wait_until_async
 
 
-def rig_of(store: Redis, handler: Any = answering, window_seconds: int = 600) -> Rig:
+def rig_of(store: Redis, handler: Any = answering, window_seconds: int = 600, name: str = QUEUE) -> Rig:
     """A rig whose queue is idempotent."""
-    rig = Rig(store, handler)
+    rig = Rig(store, handler, name=name)
     route = ResultRoute("", None, RESULTS)
     rig.carrier._repeats = Repeats(store, route, rig.log, window_seconds=window_seconds)
     return rig
@@ -99,6 +100,15 @@ async def test_the_very_same_body_does_not_run_again_once_it_is_finished(store: 
     assert (len(rig.dispatched), await rig.result_count()) == (1, 1)
 
 
+async def test_the_same_id_in_another_queue_is_another_request(store: Redis) -> None:
+    """Two teams name their requests alike; each has its own result."""
+    ours, theirs = rig_of(store), rig_of(store, name=f"{QUEUE}:b")
+    for number in range(3):
+        for rig in (ours, theirs):
+            await carried(rig, json.dumps({**json.loads(body("a")), "id": f"job-{number}"}).encode())
+    assert (len(ours.dispatched), len(theirs.dispatched), await ours.result_count()) == (3, 3, 6)
+
+
 async def test_the_very_same_body_does_not_run_beside_itself(store: Redis) -> None:
     may_answer = asyncio.Event()
 
@@ -140,8 +150,8 @@ async def test_what_was_handed_back_runs_with_its_next_owner(store: Redis) -> No
 async def test_behind_its_window_an_id_runs_again(store: Redis) -> None:
     rig = rig_of(store, window_seconds=60)
     await carried(rig, submission("one"))
-    assert 0 < await store.ttl("request-stands:a") <= 60, "it counts from the end, not from the deadline"
-    await store.delete("request-stands:a")
+    assert 0 < await store.ttl(stands_key("a", QUEUE)) <= 60, "it counts from the end, not from the deadline"
+    await store.delete(stands_key("a", QUEUE))
     await carried(rig, submission("two"))
     assert [result.status_code for result in await rig.results()] == [200, 200]
 
@@ -151,7 +161,7 @@ async def test_a_submission_that_never_ended_stands_until_behind_its_deadline(st
         return Retry(60.0, "rejected")
 
     await carried(rig_of(store, busy, 60), submission("one", deadline=time.time() + 1_000))
-    assert 900 < await store.ttl("request-stands:a") <= 1_061
+    assert 900 < await store.ttl(stands_key("a", QUEUE)) <= 1_061
 
 
 async def test_the_very_same_member_runs_and_is_answered_once_although_it_has_a_token(store: Redis) -> None:
@@ -311,7 +321,7 @@ async def test_unset_each_submission_runs(store: Redis) -> None:
     await carried(rig, submission("one"))
     await carried(rig, submission("two"))
     assert [result.status_code for result in await rig.results()] == [200, 200]
-    assert not await store.exists("request-stands:a")
+    assert not await store.exists(stands_key("a", QUEUE))
 
 
 async def test_what_was_cancelled_in_flight_or_expired_between_attempts_is_finished(store: Redis) -> None:
@@ -332,14 +342,14 @@ async def test_what_was_cancelled_in_flight_or_expired_between_attempts_is_finis
         rig.carrier.cancel(claims)
         await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "its work to end")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
-        assert await store.get("request-stands:a") == b"!token one"
-        assert 0 < await store.ttl("request-stands:a") <= 600
+        assert await store.get(stands_key("a", QUEUE)) == b"!token one"
+        assert 0 < await store.ttl(stands_key("a", QUEUE)) <= 600
 
-        await store.delete("request-stands:a")
+        await store.delete(stands_key("a", QUEUE))
         rig.handler = busy
         await carried(rig, submission("two"))
         (retry,) = cast("list[bytes]", await store.zrange(RETRIES, 0, -1))
         late = retry.replace(json.dumps(json.loads(retry)["data"]["deadline"]).encode(), b"5")
         rig.carrier.answer_expired(await rig.claimed(late))
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
-    assert await store.get("request-stands:a") == b"!token two"
+    assert await store.get(stands_key("a", QUEUE)) == b"!token two"

@@ -18,6 +18,7 @@ from handlers.contract.result import ErrorCode
 from handlers.contract.result_names import ResultNames, read_result_names
 from handlers.gates.registry import GATES as GATE_KINDS
 from handlers.poller.settlement import ResultRoute
+from handlers.redis_store.idempotency.deliveries import delivery_key
 from handlers.redis_store.keys import queue_keys, settled_key
 from handlers.redis_store.queue.foreign_cancellations import SWEPT
 from handlers.redis_store.queue.queue import batch_digest
@@ -62,7 +63,7 @@ HOSTILE = [
     payload_key("victim", "t"),
     result_payload_key("victim", b"owner"),
     submitted_key("victim"),
-    stands_key("victim"),
+    stands_key("victim", QUEUE),
     sent_key([("victim", "t")]),
     seq_key(QUEUE, 1),
     CANCELLATIONS,
@@ -70,7 +71,7 @@ HOSTILE = [
     "{async-processor}:status:failures",
     *result_claim_keys(RESULTS),
     *result_claim_keys(RESULTS, cluster=True),
-    "delivery:1:a:t",
+    delivery_key("a", "t", b"", "s"),
     "quota:userid:victim",
     "{quota:userid:victim}:held",
     "limits:userid:victim",

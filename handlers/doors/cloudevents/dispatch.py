@@ -30,6 +30,9 @@ RESULT_SOURCE = "/async-processor/dispatch"
 _OWN_RESULT: Final = plain(400, f"a result, not a request: let the Trigger leave out the type {RESULT_TYPE}")
 """A Trigger without a filter brings a Broker's results back for ever: each would be a request with its own result."""
 
+_ROUTING: Final = frozenset({"queue", "objective", "priority", "labels"})
+"""What decides over a request beside its data, and only a poller may say."""
+
 _labels_decoder = msgspec.json.Decoder(dict[str, str])
 
 
@@ -37,7 +40,8 @@ class DispatchDoor:
     """Decodes events, and answers them; the context is the event itself.
 
     `fields` says how the events of other sources than the poller become requests, `sink` takes the results
-    of those instead of the reply. `clock` gives Unix seconds.
+    of those instead of the reply. `trusts_pollers`: only a poller can send an event of the poller's type here; all
+    other events lose the attributes that route a request. `clock` gives Unix seconds.
     """
 
     def __init__(
@@ -46,11 +50,13 @@ class DispatchDoor:
         max_request_bytes: int,
         fields: EventFields | None = None,
         sink: EventSink | None = None,
+        trusts_pollers: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._max_request_bytes = max_request_bytes
         self._fields = fields
         self._sink = sink
+        self._trusts_pollers = trusts_pollers
         self._clock = clock
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, Event] | Answer:
@@ -59,6 +65,8 @@ class DispatchDoor:
             event = decode_event(delivery.headers, delivery.body)
             if event.type == RESULT_TYPE:
                 return _OWN_RESULT
+            if not (self._trusts_pollers and event.is_from_poller):
+                event = _without_routing(event)
             if self._fields is not None and not event.is_from_poller:
                 data = as_request(event, delivery, self._fields, self._clock())
                 event = msgspec.structs.replace(event, data=data)
@@ -104,6 +112,12 @@ class DispatchDoor:
                 return await _delivered(self._sink, answer)
             case Retry():
                 return _retry_answer(outcome)
+
+
+def _without_routing(event: Event) -> Event:
+    """The event of a source: whoever sent it, what it says of queue, objective and priority is not the operator's."""
+    kept = {name: value for name, value in event.extensions.items() if name not in _ROUTING}
+    return msgspec.structs.replace(event, extensions=kept)
 
 
 async def _delivered(sink: EventSink, event: Answer) -> Answer:

@@ -2,7 +2,7 @@
 
 A Kafka record, a PingSource's text or a broker's message becomes a request: the operator says which
 attribute (or HTTP header) is the id, the tenant and the deadline, and whether the data is a request or only
-its payload. What the data itself says always wins.
+its payload. What the data itself says wins, but for the tenant: that is whom the operator's attribute names.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _fill_tenant(parts: dict[str, msgspec.Raw], name: str, tenant: str) -> None:
         parts["metadata"] = _raw({name: tenant})
         return
     metadata = _parts(bytes(parts["metadata"]))
-    if metadata is not None and name not in metadata:
+    if metadata is not None:
         parts["metadata"] = _raw({**metadata, name: tenant})
 
 

@@ -85,7 +85,10 @@ class Once:
 
     async def begin(self, request: Request, body: bytes) -> Turn | Answer | None:
         """The turn; the answer where there is none; None where the Redis does not say."""
-        key, owner = delivery_key(request.id, request.request_token, body), secrets.token_hex(16)
+        key, owner = (
+            delivery_key(request.id, request.request_token, body, request.queue),
+            secrets.token_hex(16),
+        )
         beginning = await self._ask(self._records.begin(key, owner))
         end_if_cancelled()  # nobody is there for the answer; the lease of a turn just taken ends by itself
         match beginning:

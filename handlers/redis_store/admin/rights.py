@@ -57,7 +57,7 @@ async def refused_commands(
         *((name, "GET", "", "") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
         (CANCELLATIONS, "ZRANGEBYSCORE", "0", "1"),
         *((name, "DEL", "", "") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
-        *_optional(options or RightsOptions(), result_queue_name),
+        *_optional(options or RightsOptions(), queue, result_queue_name),
     ]
     script = lua_script(redis, "check_rights")
     # One by one: a cluster's script stays in one slot, and a key that the ACL has not refuses the whole call.
@@ -73,10 +73,10 @@ async def refused_commands(
     return refused
 
 
-def _optional(options: RightsOptions, result_queue_name: str) -> list[tuple[str, str, str, str]]:
+def _optional(options: RightsOptions, queue: str, result_queue_name: str) -> list[tuple[str, str, str, str]]:
     own_list, stands, payload = (
         result_of_key(result_queue_name, "x"),
-        stands_key("x"),
+        stands_key("x", queue),
         f"{RESULT_PAYLOAD_PREFIX}x",
     )
     rows = {

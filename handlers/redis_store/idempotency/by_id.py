@@ -26,22 +26,23 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A submission that stands for its id, for `seconds` after it is finished; `known_by` tells it from others.
+    """A submission that stands for its id in its queue, for `seconds` after it is finished.
 
-    One that `is_dead` is finished too, but runs if it is queued again.
+    `known_by` tells it from others. One that `is_dead` is finished too, but runs if it is queued again.
     """
 
     request_id: str
     known_by: str
     seconds: int
     is_dead: bool = False
+    queue: str = ""
 
 
 async def stand_for_id(redis: Store, mark: Mark, deadline: float) -> Standing:
     """Whether the submission may run; `deadline` is in Unix seconds. Raises one of `STORE_FAILURES`."""
     until_ms = int((deadline + mark.seconds) * 1_000)
     script = lua_script(redis, "stand_for_id")
-    answer = await script(keys=[stands_key(mark.request_id)], args=[mark.known_by, until_ms])
+    answer = await script(keys=[stands_key(mark.request_id, mark.queue)], args=[mark.known_by, until_ms])
     return Standing(answer.decode())
 
 
@@ -49,7 +50,9 @@ async def finish_for_id(redis: Store, marks: Sequence[Mark]) -> None:
     """These are finished: what is queued again under their ids does not run for a while."""
     script = lua_script(redis, "finish_for_id")
     # One call each, since in a cluster each key is in a slot of its own; but on one connection.
-    rows = [(stands_key(one.request_id), one.known_by, one.seconds, int(one.is_dead)) for one in marks]
+    rows = [
+        (stands_key(one.request_id, one.queue), one.known_by, one.seconds, int(one.is_dead)) for one in marks
+    ]
     try:
         await _finished(redis, script, rows)
     except NoScriptError:

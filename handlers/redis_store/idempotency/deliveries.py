@@ -1,9 +1,9 @@
 """Remember deliveries of Pub/Sub, which may come twice, also at the same time: one of them runs.
 
-The record of a delivery is one key, `delivery:<length of id>:<id>:<generation>`, a hash that either has an
-`owner` (it expires with the owner's lease) or a `reference` (answered; it expires after `keep_seconds`); where
-traces are kept, an attempt that was abandoned leaves its span as `previous` for the next one. All times are the
-server's. Calls raise what `connection.STORE_FAILURES` names.
+The record of a delivery is one key, `delivery:<length>:<subscription>:<length>:<id>:<generation>`, a hash that
+either has an `owner` (it expires with the owner's lease) or a `reference` (answered; it expires after
+`keep_seconds`); where traces are kept, an attempt that was abandoned leaves its span as `previous` for the next one.
+All times are the server's. Calls raise what `connection.STORE_FAILURES` names.
 """
 
 from __future__ import annotations
@@ -107,11 +107,12 @@ class DeliveryRecords:
         return bool(await self._abandon([key], [owner, traceparent, self._span_ms]))
 
 
-def delivery_key(request_id: str, request_token: str, body: bytes) -> str:
-    """The key of a request's record.
+def delivery_key(request_id: str, request_token: str, body: bytes, subscription: str = "") -> str:
+    """The key of a request's record in its subscription: another team's may bring the same bytes.
 
     An id may be used again for a later request, so the token tells them apart; where there is none, the
     bytes of the request do: a publisher's retry repeats them, a new request has another deadline.
     """
     generation = request_token or hashlib.sha256(body).hexdigest()
-    return f"{DELIVERY_PREFIX}{len(request_id)}:{request_id}:{generation}"
+    names = f"{len(subscription)}:{subscription}:{len(request_id)}:{request_id}"
+    return f"{DELIVERY_PREFIX}{names}:{generation}"

@@ -1,5 +1,5 @@
 -- stand_for_id: may this submission run, or does another one stand for its id? Sending it twice does no harm.
--- KEYS[1] request-stands:<id>  string  what knows the submission; behind `!` once it is finished, behind `!!` if it is
+-- KEYS[1] request-stands:<n>:<queue>:<id>  string  what knows the submission; behind `!` once it is finished, behind `!!` if it is
 --                                      among the dead letters; expires
 -- ARGV[1] what knows this submission   ARGV[2] until when it stands for the id, Unix milliseconds
 -- Returns `runs`; `repeated` if it is finished itself; or what the other one is: `live` or `finished`.

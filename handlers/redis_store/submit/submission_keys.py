@@ -8,9 +8,9 @@ request-cancellations            zset    ours: deadline NUL id NUL token of what
                                          pollers look what is new; each is forgotten after an hour
 request-submitted:<id>           string  ours: token, for idempotent submission (in Redis Cluster all of it until
                                          it is queued); expires its window after the deadline
-request-stands:<id>              string  ours: which submission stands for the id, where queues are
-                                         idempotent; expires its window after that is finished, or
-                                         after the deadline
+request-stands:<n>:<queue>:<id>  string  ours: which submission of the queue stands for the id, where queues are
+                                         idempotent; n = length of the queue's name; expires its
+                                         window after that is finished, or after the deadline
 request-payload:<id>:<token>     string  a payload stored apart; deleted with the final result,
                                          expires ten minutes after the deadline
 result-payload:<id>:<digest>     string  ours: a result's payload, stored apart; deleted when its reader
@@ -74,9 +74,9 @@ def sent_key(submissions: Sequence[tuple[str, str]]) -> str:
     return f"request-sent:{hashlib.sha1(names.encode(), usedforsecurity=False).hexdigest()}"
 
 
-def stands_key(request_id: str) -> str:
-    """STRING: which submission stands for the id."""
-    return f"request-stands:{request_id}"
+def stands_key(request_id: str, queue: str = "") -> str:
+    """STRING: which submission of `queue` stands for the id; the length keeps "a:b" of "q" apart from "b" of "q:a"."""
+    return f"request-stands:{len(queue)}:{queue}:{request_id}"
 
 
 def payload_key(request_id: str, token: str) -> str:

@@ -51,12 +51,41 @@ async def walked(given: Delivery, outcome: Outcome | None = None) -> Answer:
 async def test_extensions_say_what_the_poller_knows() -> None:
     request = await decoded(
         delivery(
-            queue="q", attempt="3", requesttoken="t", labels='{"tier":"batch"}', objective="low", priority="4"
+            type=REQUEST_TYPE,
+            queue="q",
+            attempt="3",
+            requesttoken="t",
+            labels='{"tier":"batch"}',
+            objective="low",
+            priority="4",
         )
     )
     assert (request.queue, request.attempt, request.request_token) == ("q", 3, "t")
     assert (request.labels, request.objective, request.priority) == ({"tier": "batch"}, "low", 4)
     assert request.payload == b'{"p":1}'
+
+
+ROUTING = {
+    "queue": "qb",
+    "objective": "critical",
+    "priority": "0",
+    "labels": '{"classification":"reserved"}',
+}
+
+
+@pytest.mark.parametrize(
+    ("event_type", "trusts_pollers"), [("dev.knative.kafka.event", True), (REQUEST_TYPE, False)]
+)
+async def test_an_event_of_another_source_does_not_route_its_request(
+    event_type: str, trusts_pollers: bool
+) -> None:
+    door = DispatchDoor(max_request_bytes=10_000, trusts_pollers=trusts_pollers)
+    found = await door.decode(delivery(BODY, type=event_type, **ROUTING))
+    assert not isinstance(found, Answer)
+    request, _ = found
+    assert isinstance(request, Request)
+    assert (request.queue, request.objective, request.priority) == ("", "", None)
+    assert dict(request.labels) == {}
 
 
 async def test_an_event_of_any_source_needs_nothing_but_a_request() -> None:

@@ -33,8 +33,13 @@ ALL = EventFields("id", "team", "due", 60.0)
 
 
 def test_what_the_data_says_wins() -> None:
-    found = filled(WHOLE, ALL, team="red", due="99")
+    found = filled(WHOLE, ALL, due="99")
     assert (found["id"], found["deadline"], found["metadata"]) == ("own", 5, {"userid": "me"})
+
+
+def test_the_operators_tenant_wins_over_the_datas() -> None:
+    found = filled(WHOLE, ALL, team="red", due="99")
+    assert (found["id"], found["deadline"], found["metadata"]) == ("own", 5, {"userid": "red"})
 
 
 def test_a_payload_stays_byte_for_byte() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from handlers.contract.request import Request
+from handlers.doors.http_message import Answer
 from handlers.doors.pubsub.deduplicated import Once, Turn
 from handlers.redis_store.idempotency.deliveries import DedupOptions, DeliveryRecords, delivery_key
 from handlers.telemetry.dependencies import Dependency
@@ -82,9 +84,18 @@ async def test_a_turn_knows_the_span_of_the_turn_before(records: Records) -> Non
     await second.abandon()
 
 
+async def test_the_same_bytes_of_another_subscription_are_another_delivery(records: Records) -> None:
+    await (await begun(records)).finish("1")
+    once = Once(records, get_logger("test"), Dependency())
+    assert isinstance(await once.begin(REQUEST, BODY), Answer), "the same subscription's is known"
+    turn = await once.begin(msgspec.structs.replace(REQUEST, queue="sub-b"), BODY)
+    assert isinstance(turn, Turn)
+    await turn.abandon()
+
+
 async def test_renewing_ends_when_another_has_the_lease(records: Records, store: Redis) -> None:
     turn = await begun(records)
-    key = delivery_key(REQUEST.id, REQUEST.request_token, BODY)
+    key = delivery_key(REQUEST.id, REQUEST.request_token, BODY, REQUEST.queue)
 
     await store.hset(key, "owner", "another")
 
