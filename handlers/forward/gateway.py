@@ -20,6 +20,8 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
+from handlers.answer_room import ANSWER_ROOM, FREE_BYTES
+
 DROPPED_REASON_HEADER: Final = "x-llm-d-request-dropped-reason"
 QUEUE_DURATION_HEADER: Final = "x-llm-d-flow-queue-duration-ms"
 BAND_HEADROOM_HEADER: Final = "x-llm-d-flow-band-headroom"
@@ -159,6 +161,7 @@ class Gateway:
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise ResponseTooLarge
+        ask = ANSWER_ROOM.get()
         chunks: list[bytes] = []
         size = 0
         async for chunk in response.stream:  # type: ignore[union-attr]  # the transport's streams are asynchronous
@@ -166,6 +169,11 @@ class Gateway:
             if size > limit:
                 raise ResponseTooLarge
             chunks.append(chunk)
+            if ask is not None and size > FREE_BYTES:
+                room, ask_now, ask = asyncio.Event(), ask, None
+                is_plain = length.isdigit() and "content-encoding" not in headers
+                if not ask_now(int(length) if is_plain else limit, room.set):
+                    await room.wait()
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         return decompressed(body, headers.get("content-encoding", ""), limit)
 

@@ -30,8 +30,9 @@ OnSettled = Callable[[Settlement, bool], None]
 """Told of each settlement, and whether it took effect (False: the lease had been lost)."""
 
 _BATCH = 256
-_BATCH_BYTES = 32_000_000
-"""What one command carries at most, beside its last settlement: a server cuts a client that sends a gigabyte."""
+_BATCH_BYTES = 4_000_000
+"""What one command carries at most, beside its last settlement: a slow link moves that in time, and the server is not
+busy with it for long."""
 
 
 class Settler:
@@ -112,17 +113,22 @@ def _fitting(waiting: Sequence[Settlement]) -> int:
     """How many of them go into one batch: at least one."""
     size = 0
     for count, settlement in enumerate(waiting[:_BATCH], 1):
-        match settlement:
-            case Ack():
-                size += len(settlement.result) + len(settlement.dead or b"")
-                size += len(settlement.stored.payload) if settlement.stored else 0
-            case Nack():
-                size += len(settlement.retry_member)
-            case Release():
-                pass
+        size += size_of(settlement)
         if size >= _BATCH_BYTES:
             return count
     return min(len(waiting), _BATCH)
+
+
+def size_of(settlement: Settlement) -> int:
+    """The bytes that a settlement stores."""
+    match settlement:
+        case Ack():
+            stored = len(settlement.stored.payload) if settlement.stored else 0
+            return len(settlement.result) + len(settlement.dead or b"") + stored
+        case Nack():
+            return len(settlement.retry_member)
+        case Release():
+            return 0
 
 
 def _nobody_told(_settlement: Settlement, _has_taken_effect: bool) -> None:

@@ -161,7 +161,7 @@ class Pool:
 
     async def _tick(self) -> None:
         await self._expire()
-        room = self._allowance.room()
+        room = self._room()
         if room < 1:
             # A gate that closes is looked at often: its budget changes without any event of ours.
             await self._wait_for_slot(_LOOK_SECONDS)
@@ -171,6 +171,11 @@ class Pool:
             await self._rest(self._poll_interval_seconds)
         else:
             await asyncio.sleep(_COALESCE_SECONDS)
+
+    def _room(self) -> int:
+        """How many requests may be claimed now: none where the largest possible one has no room in memory."""
+        has_bytes = all(source.carrier.has_room_for_request for source in self.sources.values())
+        return self._allowance.room() if has_bytes else 0
 
     async def _claim(self, room: int) -> int:
         """Claim up to `room` requests, as the merge policy shares them among the queues."""
@@ -185,7 +190,7 @@ class Pool:
             # A queue whose requests always fail must not take every probe.
             random.shuffle(turns)
         for turn in turns:
-            if self._stopped.is_set() or taken >= room:
+            if self._stopped.is_set() or taken >= room or (taken and not self._room()):
                 break
             taken += await self._claim_from(self.sources[turn.queue], min(turn.most, room - taken))
             self._merge.asked(turn.queue, now)
@@ -208,7 +213,12 @@ class Pool:
             return 0
         half = max(1, int(self._part().of(self.slots)) // 2)
         retries = sum(one.carrier.retries_in_slots for one in self.sources.values())
-        claims = await source.queue.claim(most, most_retries=max(0, half - retries), position=position)
+        claims = await source.queue.claim(
+            most,
+            max_bytes=source.carrier.budget.requests.room(),
+            most_retries=max(0, half - retries),
+            position=position,
+        )
         self._asked_at[source.queue.name] = time.monotonic()
         if claims:
             if source.circuit is not None:
@@ -232,7 +242,7 @@ class Pool:
     async def _wait_for_slot(self, timeout_seconds: float) -> None:
         """Wait for a slot, but no longer."""
         self._freed.clear()
-        if self._allowance.room() > 0:
+        if self._room() > 0:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):

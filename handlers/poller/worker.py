@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from handlers.answer_room import ANSWER_ROOM
 from handlers.contract.envelope import Envelope, decode_member, encode_whole, with_payload
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
@@ -20,7 +22,8 @@ from handlers.forward.middleware.gated import gated
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.chain import labelled, without_labels
 from handlers.gates.gate import Gate
-from handlers.poller.ack_batcher import Release, Settlement, Settler
+from handlers.poller.ack_batcher import Release, Settlement, Settler, size_of
+from handlers.poller.byte_budget import ByteBudget, HeldBytes
 from handlers.poller.dispatcher import Dispatch
 from handlers.poller.duplicates import Repeats
 from handlers.poller.priority import LaneOptions, in_lane
@@ -47,6 +50,7 @@ class Held:
     """
 
     claim: Claim
+    bytes: HeldBytes
     has_slot: bool = False
     is_retry: bool = False
     work: asyncio.Task[Settlement] | None = None
@@ -74,6 +78,7 @@ class Carrier:
         read_payload: ReadPayload | None = None,
         lane: LaneOptions | None = None,
         repeats: Repeats | None = None,
+        budget: ByteBudget | None = None,
         clock: Callable[[], float],
         max_request_bytes: int,
         on_freed: Callable[[], None] = lambda: None,
@@ -90,6 +95,7 @@ class Carrier:
         self._read_payload = read_payload
         self._lane = lane
         self._repeats = repeats
+        self.budget = budget or ByteBudget(sys.maxsize)
         self._clock = clock
         self.on_freed = on_freed
         self._on_outcome = on_outcome
@@ -115,7 +121,8 @@ class Carrier:
     def start(self, claims: Sequence[Claim]) -> None:
         """Carry these claims; each holds one slot until its settlement is stored, or its lease is lost."""
         for claim in claims:
-            held = Held(claim, has_slot=True, is_retry=claim.is_retry)
+            budgeted = HeldBytes(self.budget, len(claim.member))
+            held = Held(claim, budgeted, has_slot=True, is_retry=claim.is_retry)
             self._held[claim.owner_token] = held
             self.retries_in_slots += held.is_retry
             self.in_flight += 1
@@ -130,7 +137,7 @@ class Carrier:
             # The next owner answers; a settlement of ours would be refused.
             self._forget(held.claim)
         elif work.cancelled():
-            self._settler.add(self._cancelled(held) if held.is_cancelled else Release(held.claim))
+            self._add(held, self._cancelled(held) if held.is_cancelled else Release(held.claim))
         elif error := work.exception():
             # A defect of ours. Nothing is settled, so the lease ends and a death is counted: what always
             # breaks us is buried with a result in the end, and nothing is lost or repeated for ever.
@@ -140,11 +147,15 @@ class Carrier:
             self._forget(held.claim)
         else:
             held.decided_at = time.monotonic()
-            self._settler.add(work.result())
+            self._add(held, work.result())
+
+    def _add(self, held: Held, settlement: Settlement) -> None:
+        held.bytes.is_settled_with(size_of(settlement))
+        self._settler.add(settlement)
 
     def _hold(self, claim: Claim) -> None:
         """Hold a claim that takes no slot: all that is left to do is its settlement."""
-        self._held[claim.owner_token] = Held(claim)
+        self._held[claim.owner_token] = Held(claim, HeldBytes(self.budget, len(claim.member)))
         self._without_slot += 1
 
     def _forget(self, claim: Claim) -> Held | None:
@@ -152,6 +163,7 @@ class Carrier:
         held = self._held.pop(claim.owner_token, None)
         if held is None:
             return None
+        held.bytes.release()
         if held.has_slot:
             self.retries_in_slots -= held.is_retry
             self.on_freed()
@@ -161,6 +173,7 @@ class Carrier:
 
     async def _settlement(self, held: Held) -> Settlement:
         claim, began_at = held.claim, time.monotonic()
+        ANSWER_ROOM.set(held.bytes.answer.ask)
         try:
             envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
         except InvalidRequest as error:
@@ -234,7 +247,7 @@ class Carrier:
         try:
             self._route.check(envelope.request)
             if envelope.request.payload_ref and self._read_payload:
-                payload = await self._payload(envelope.request)
+                payload = await self._payload_in_room(held, envelope.request)
                 if payload is None:
                     return _without_payload(envelope.request)
                 envelope = with_payload(envelope, payload, max_bytes=self._max_request_bytes)
@@ -251,6 +264,20 @@ class Carrier:
         except Exception as error:  # noqa: BLE001  # a defect of ours must not lose the request: it is tried again
             self._log.error("dispatch failed", id=envelope.request.id, error=repr(error))
             return Retry(backoff_seconds(envelope.request.attempt, 1.0), "internal_error")
+
+    async def _payload_in_room(self, held: Held, request: Request) -> bytes | None:
+        """The payload that is stored apart, once there is room for the largest that may be."""
+        room = asyncio.Event()
+        if not held.bytes.payload.ask(self._max_request_bytes, room.set):
+            await room.wait()
+        payload = await self._payload(request)
+        held.bytes.payload.hold(len(payload or b""))
+        return payload
+
+    @property
+    def has_room_for_request(self) -> bool:
+        """Whether the byte budget has room for the largest request."""
+        return self.budget.requests.has_room(self._max_request_bytes)
 
     def answer_expired(self, claims: Sequence[Claim]) -> None:
         """Settle claims that take no slot: what has expired, was cancelled or is broken is final, all else goes back.

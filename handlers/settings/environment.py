@@ -140,6 +140,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str, Meta(description="The dispatch door; empty: the poller runs the handler in its own process.")
     ] = ""
     workers: Annotated[int, Meta(ge=1, le=100_000, description="Requests in flight at a time.")] = 64
+    max_in_flight_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Bytes of requests and answers that a poller holds; 0: a quarter of its container's memory limit.",
+        ),
+    ] = 0
     poll_interval_ms: Annotated[
         int, Meta(ge=1, le=60_000, description="How often an idle queue is looked at.")
     ] = 20

@@ -22,6 +22,7 @@ from handlers.settings.config_file import (
     read_config_file,
 )
 from handlers.settings.environment import SECRETS, Environment, read_environment
+from handlers.settings.memory import derived_budget, memory_limit, needed_memory
 from handlers.settings.merge_policy import MergeParameters, MergePolicy
 from handlers.settings.topology import redis_address
 from handlers.telemetry.logs import LogOptions
@@ -83,6 +84,18 @@ class Settings(msgspec.Struct, frozen=True):
     def poll_interval_seconds(self) -> float:
         """How often an idle queue is looked at."""
         return (self.file.poll_interval_ms or self.env.poll_interval_ms) / 1_000
+
+    @property
+    def least_in_flight_bytes(self) -> int:
+        """The smallest byte budget in whose shares the largest request and the largest answer have room."""
+        return max(2 * self.env.max_response_bytes, 4 * self.env.max_request_bytes)
+
+    @property
+    def max_in_flight_bytes(self) -> int:
+        """Bytes of requests and answers that a poller holds at most."""
+        return self.env.max_in_flight_bytes or derived_budget(
+            memory_limit(), least=self.least_in_flight_bytes
+        )
 
     @property
     def queues(self) -> list[QueueEntry]:
@@ -198,6 +211,9 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
     env = read_environment(variables)
     settings = Settings(env=env, file=read_config_file(env.config_file))
     _check_urls(settings)
+    if 0 < env.max_in_flight_bytes < settings.least_in_flight_bytes:
+        accepted = f"0, or at least {settings.least_in_flight_bytes} for MAX_REQUEST_BYTES and MAX_RESPONSE_BYTES"
+        raise InvalidSetting("MAX_IN_FLIGHT_BYTES", found=f"{env.max_in_flight_bytes}", accepted=accepted)
     for queue in settings.file.queues:
         _check_path("request_path_url", queue.request_path_url)
     for topic in settings.file.topics:
@@ -209,6 +225,17 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
         accepted = f"at most half of LEASE_SECONDS ({env.lease_seconds:g})"
         raise InvalidSetting("HEARTBEAT_SECONDS", found=f"{env.heartbeat_seconds:g}", accepted=accepted)
     return settings
+
+
+def memory_warnings(settings: Settings) -> list[str]:
+    """Where the memory limit is too small for what the settings let a poller hold, as sentences."""
+    limit, needed = memory_limit(), needed_memory(settings.max_in_flight_bytes)
+    if limit is None or needed <= limit:
+        return []
+    return [
+        f"MAX_IN_FLIGHT_BYTES ({settings.max_in_flight_bytes}) may take {needed >> 20} MiB of memory, the limit is "
+        f"{limit >> 20} MiB: raise the limit, or lower MAX_REQUEST_BYTES or MAX_RESPONSE_BYTES"
+    ]
 
 
 def _check_urls(settings: Settings) -> None:

@@ -19,7 +19,8 @@ from handlers.redis_store.connection import STORE_FAILURES, Store, connect, dura
 from handlers.redis_store.faults import explained
 from handlers.redis_store.queue.queue import QueueOptions
 from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
-from handlers.settings.settings import Settings, masked_url
+from handlers.settings.memory import memory_limit
+from handlers.settings.settings import Settings, masked_url, memory_warnings
 from handlers.wiring.credentials import file_token, prometheus_tls
 from handlers.wiring.gates import ProcessGates
 from handlers.wiring.handler import gateway_of
@@ -68,7 +69,7 @@ async def _bounded(part: str, check: Awaitable[list[Finding]]) -> list[Finding]:
 
 def default_parts(settings: Settings) -> list[str]:
     """The parts that these settings make use of."""
-    parts = ["gateway", "redis"]
+    parts = ["memory", "gateway", "redis"]
     if settings.env.handler_url:
         parts.append("handler")
     if settings.project_id:
@@ -78,6 +79,19 @@ def default_parts(settings: Settings) -> list[str]:
     if _gated_entries(settings):
         parts.append("gates")
     return parts
+
+
+async def _memory(settings: Settings) -> list[Finding]:
+    """Whether what a poller may hold fits into its memory limit."""
+    limit, env = memory_limit(), settings.env
+    fix = "raise the container's memory limit, or lower MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES or MAX_IN_FLIGHT_BYTES"
+    found = (
+        f"limit {f'{limit >> 20} MiB' if limit else 'none'}; a poller of {env.workers} workers holds at most "
+        f"{settings.max_in_flight_bytes >> 20} MiB of requests (each up to {env.max_request_bytes >> 20} MiB) and answers "
+        f"(up to {env.max_response_bytes >> 20} MiB)"
+    )
+    warnings = memory_warnings(settings)
+    return [Finding("memory", "warning", warnings[0], fix) if warnings else Finding("memory", "ok", found)]
 
 
 async def _gateway(settings: Settings) -> list[Finding]:
@@ -345,6 +359,7 @@ async def _subscriptions(settings: Settings, api: PubSubApi) -> list[Finding]:
 
 
 CHECKS: Final[dict[str, Check]] = {
+    "memory": _memory,
     "gateway": _gateway,
     "redis": _redis,
     "handler": _handler,

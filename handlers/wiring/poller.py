@@ -12,6 +12,7 @@ from handlers.gates.allowance import Allowance
 from handlers.gates.bands import band_of
 from handlers.gates.gate import Gate, Share
 from handlers.poller.ack_batcher import Settlement, Settler
+from handlers.poller.byte_budget import ByteBudget
 from handlers.poller.canceller import Canceller
 from handlers.poller.claimer import Pool, Source
 from handlers.poller.depth_watch import DEPTHS_SECONDS, DepthWatch
@@ -41,7 +42,7 @@ from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import QueueOptions
 from handlers.redis_store.reserved import ReservedNames
 from handlers.settings.config_file import PoolEntry, QueueEntry
-from handlers.settings.settings import Settings
+from handlers.settings.settings import Settings, memory_warnings
 from handlers.telemetry.clock_skew import SkewWatch
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
@@ -75,6 +76,7 @@ class PollerApp:
         self._client = poller_client(settings)
         self._tracing = tracing_of(settings)
         self._guards: Guards = before._guards if before else guards_of(settings, self._log)
+        self._budget: ByteBudget = before._budget if before else ByteBudget(settings.max_in_flight_bytes)
         self._clock: FollowedClock = before._clock if before else FollowedClock()
         self._dispatch = poller_dispatch(settings, self._client, self._tracing, self._clock.now)
         default_queue = settings.queues[0].queue_name
@@ -228,6 +230,7 @@ class PollerApp:
             lane=self._lanes[pool.pool_id],
             read_payload=partial(read_payload, self._redis),
             repeats=self._repeats(entry, route),
+            budget=self._budget,
             clock=self._clock.now,
             max_request_bytes=env.max_request_bytes,
             on_outcome=self._tally.note,
@@ -308,13 +311,14 @@ class PollerApp:
     async def run(self) -> None:
         """Poll until stopped and drained, then close the connections."""
         try:
-            for warning in await self._warnings():
+            for warning in (*memory_warnings(self._settings), *await self._warnings()):
                 self._log.warning(warning)
             queues = [entry.queue_name for entry in self._settings.queues]
             self._log.info(
                 "polling",
                 queues=queues,
                 workers={p.pool_id: p.slots for p in self._pools.values()},
+                max_in_flight_bytes=self._budget.total,
                 metrics_port=await self._listen(),
             )
             await self._gates.start()
