@@ -1,6 +1,6 @@
 """How many bytes a poller holds at a time: requests that were claimed, answers that are not stored yet.
 
-A count of requests is no bound, since one request or answer may have ten million bytes. Each kind has a share of its own:
+A count of requests is no bound, since one request or answer may have ten million bytes. Each kind has its own share:
 were they one, requests could take all of it, and no answer would have the room to be read and stored.
 """
 

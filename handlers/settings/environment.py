@@ -144,7 +144,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         int,
         Meta(
             ge=0,
-            description="Bytes of requests and answers that a poller holds; 0: a quarter of its container's memory limit.",
+            description="Bytes of requests and answers that a poller holds; 0: what its memory limit allows.",
         ),
     ] = 0
     poll_interval_ms: Annotated[

@@ -19,7 +19,7 @@ WITHOUT_LIMIT: Final = 1 << 30
 BASE_BYTES: Final = 160_000_000
 """What a poller takes with small requests: interpreter, libraries, `WORKERS` requests of some kilobytes."""
 COPIES: Final = 4
-"""How often a large request or answer is in memory at the worst moment: as it arrived, decoded, encoded, on its way out."""
+"""How often a large body is in memory at the worst moment: as it arrived, decoded, encoded, on its way out."""
 
 
 def memory_limit(files: Iterable[Path] = CGROUP_FILES) -> int | None:

@@ -212,7 +212,9 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
     settings = Settings(env=env, file=read_config_file(env.config_file))
     _check_urls(settings)
     if 0 < env.max_in_flight_bytes < settings.least_in_flight_bytes:
-        accepted = f"0, or at least {settings.least_in_flight_bytes} for MAX_REQUEST_BYTES and MAX_RESPONSE_BYTES"
+        accepted = (
+            f"0, or at least {settings.least_in_flight_bytes} for MAX_REQUEST_BYTES and MAX_RESPONSE_BYTES"
+        )
         raise InvalidSetting("MAX_IN_FLIGHT_BYTES", found=f"{env.max_in_flight_bytes}", accepted=accepted)
     for queue in settings.file.queues:
         _check_path("request_path_url", queue.request_path_url)

@@ -87,8 +87,8 @@ async def _memory(settings: Settings) -> list[Finding]:
     fix = "raise the container's memory limit, or lower MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES or MAX_IN_FLIGHT_BYTES"
     found = (
         f"limit {f'{limit >> 20} MiB' if limit else 'none'}; a poller of {env.workers} workers holds at most "
-        f"{settings.max_in_flight_bytes >> 20} MiB of requests (each up to {env.max_request_bytes >> 20} MiB) and answers "
-        f"(up to {env.max_response_bytes >> 20} MiB)"
+        f"{settings.max_in_flight_bytes >> 20} MiB of requests "
+        f"(each up to {env.max_request_bytes >> 20} MiB) and answers (up to {env.max_response_bytes >> 20} MiB)"
     )
     warnings = memory_warnings(settings)
     return [Finding("memory", "warning", warnings[0], fix) if warnings else Finding("memory", "ok", found)]
