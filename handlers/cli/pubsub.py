@@ -1,10 +1,10 @@
-"""`async-processor pubsub`: make the topics and subscriptions that the Pub/Sub way needs, and remove them."""
+"""`async-processor pubsub`: creates the topics and subscriptions that the push door needs, and deletes them."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import fields
 from enum import IntEnum
 from typing import Any, Final
@@ -12,19 +12,35 @@ from typing import Any, Final
 import click
 
 from handlers.cli.deadlines import parse_duration
-from handlers.cli.pubsub_view import show_change, show_grants
 from handlers.contract.errors import AsyncProcessorError
-from handlers.pubsub.api import PubSubApi, PubSubOptions
-from handlers.pubsub.deploy import grant_states, look, readers, set_up, tear_down
+from handlers.pubsub.admin import (
+    Action,
+    Change,
+    Grant,
+    GrantState,
+    apply,
+    grant_states,
+    needed_grants,
+    notes,
+    plan_set_up,
+    plan_tear_down,
+)
+from handlers.pubsub.channel import GOOGLE_ENDPOINT, PubSubChannel, PubSubOptions
 from handlers.pubsub.errors import PubSubFailed
-from handlers.pubsub.grants import needed_grants, notes
 from handlers.pubsub.layout import LayoutOptions, layout
-from handlers.pubsub.plan import Keep, plan_set_up, plan_tear_down
+from handlers.pubsub.names import short_name
 
 _CODES: Final = (
     "Exit codes: 0 all is as wanted; 1 a dry run that would change something, or a topic that was kept for "
     "others; 2 wrong settings, or a difference that cannot be changed; 4 Pub/Sub refused or did not answer."
 )
+_CHANGE_COLOURS: Final = {
+    Action.CREATE: "green",
+    Action.UPDATE: "yellow",
+    Action.DELETE: "red",
+    Action.KEEP: None,
+}
+_STATE_COLOURS: Final = {GrantState.GRANTED: "green", GrantState.MISSING: "red", GrantState.UNKNOWN: "yellow"}
 _Option = Callable[[Callable[..., None]], Callable[..., None]]
 _DEFAULTS: Final[dict[str, Any]] = {field.name: field.default for field in fields(LayoutOptions)}
 
@@ -87,6 +103,14 @@ _SHARED: Final = (
         show_envvar=True,
         default="",
         help="host:port of the emulator, in place of Google's service.",
+    ),
+    click.option(
+        "--endpoint",
+        envvar="PUBSUB_ENDPOINT",
+        show_envvar=True,
+        default=GOOGLE_ENDPOINT,
+        show_default=True,
+        help="Google's service, or a regional endpoint of it.",
     ),
 )
 
@@ -183,50 +207,74 @@ def teardown(**flags: Any) -> None:
 
 
 async def _setup(flags: dict[str, Any]) -> Exit:
-    is_dry, api = flags.pop("dry_run"), _api(flags)
+    is_dry, channel = flags.pop("dry_run"), _channel(flags)
     accounts = {name: flags.pop(name) for name in ("project_number", "handler_account", "client_account")}
-    options = LayoutOptions(**flags)
-    wanted = layout(options)
-    async with api:
-        changes = plan_set_up(wanted, await look(api, wanted))
+    async with channel:
+        wanted = layout(LayoutOptions(**flags))
+        changes = await plan_set_up(channel, wanted)
         for change in changes:
             if not is_dry:
-                await set_up(api, change)
-            show_change(change)
+                await apply(channel, change)
+            _show(change)
         verb = "would be made" if is_dry else "made"
         click.echo(
             f"{len(changes)} changes {verb}; {len(wanted.resources) - len(changes)} resources as wanted"
         )
-        if api.options.emulator_host:
-            click.echo("grants: none, the emulator lets everybody")
+        if channel.options.emulator_host:
+            click.echo("grants: not checked, the emulator has none")
         else:
-            states = await grant_states(api, needed_grants(wanted, **accounts))
-            show_grants(states, notes(wanted, options.push_endpoint))
+            _show_grants(await grant_states(channel, needed_grants(wanted, **accounts)), notes(wanted))
     return Exit.NOT_AS_WANTED if is_dry and changes else Exit.AS_WANTED
 
 
 async def _teardown(flags: dict[str, Any]) -> Exit:
-    is_dry, is_sure, api = flags.pop("dry_run"), flags.pop("yes"), _api(flags)
-    # The endpoint plays no part in a deletion, but a layout has one.
-    described = layout(LayoutOptions(push_endpoint="https://none.invalid/", **flags))
-    async with api:
-        found = await look(api, described)
-        changes = plan_tear_down(described, found, await readers(api, described))
+    is_dry, is_sure, channel = flags.pop("dry_run"), flags.pop("yes"), _channel(flags)
+    async with channel:
+        # A layout has an endpoint; a deletion does not use it.
+        changes = await plan_tear_down(
+            channel, layout(LayoutOptions(push_endpoint="https://none.invalid/", **flags))
+        )
         for change in changes:
-            show_change(change)
+            _show(change)
         if not changes:
             click.echo("nothing to delete")
         elif not is_dry:
             if not is_sure:
                 click.confirm("Delete these, with all that they hold?", abort=True)
             for change in changes:
-                await tear_down(api, change)
-    is_kept = any(isinstance(change, Keep) for change in changes)
+                await apply(channel, change)
+    is_kept = any(change.action is Action.KEEP for change in changes)
     return Exit.NOT_AS_WANTED if is_kept or (is_dry and changes) else Exit.AS_WANTED
 
 
-def _api(flags: dict[str, Any]) -> PubSubApi:
-    return PubSubApi(PubSubOptions(project_id=flags["project_id"], emulator_host=flags.pop("emulator_host")))
+def _show(change: Change) -> None:
+    """Print one change: `+` created, `~` updated, `-` deleted, `=` kept, each with its fields."""
+    click.secho(f"{change.action.value} {change.title}", fg=_CHANGE_COLOURS[change.action])
+    for line in change.lines:
+        click.echo(f"    {line}")
+
+
+def _show_grants(states: Sequence[tuple[Grant, GrantState]], remarks: Sequence[str]) -> None:
+    """Print each grant with its state, the command for those that are not seen, and what cannot be checked."""
+    click.echo("grants:")
+    for grant, state in states:
+        seen = click.style(f"{state.value:<8}", fg=_STATE_COLOURS[state])
+        account = grant.member.partition(":")[2]
+        click.echo(f"  {seen} {grant.role} on {short_name(grant.resource)} for {account}")
+        if state is not GrantState.GRANTED:
+            click.echo(f"           {grant.reason}:\n           {grant.command}")
+    for remark in remarks:
+        click.echo(f"note: {remark}")
+
+
+def _channel(flags: dict[str, Any]) -> PubSubChannel:
+    return PubSubChannel(
+        PubSubOptions(
+            project_id=flags["project_id"],
+            emulator_host=flags.pop("emulator_host"),
+            endpoint=flags.pop("endpoint"),
+        )
+    )
 
 
 def _run(command: Callable[[], Coroutine[Any, Any, Exit]]) -> None:

@@ -14,7 +14,7 @@ from handlers.client.new_request import NewRequest, encode_body
 from handlers.client.submission import Submission
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, decode_result
-from handlers.pubsub.api import PubSubApi, PubSubOptions
+from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.errors import PubSubFailed
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import MAX_PULL, Puller
@@ -54,8 +54,8 @@ class PubSubBroker:
         self._topic = topic
         self._subscription = subscription
         self._tenant_attribute = tenant_attribute
-        self._api = PubSubApi(PubSubOptions(project_id=project_id, emulator_host=emulator_host))
-        self._publisher = Publisher(self._api)
+        self._channel = PubSubChannel(PubSubOptions(project_id=project_id, emulator_host=emulator_host))
+        self._publisher = Publisher(self._channel)
         self._redis = open_redis(cancel_redis_url, cancel_redis_access) if cancel_redis_url else None
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
@@ -86,7 +86,7 @@ class PubSubBroker:
         if not subscription:
             accepted = "a pull subscription to the result topic"
             raise InvalidSetting("RESULT_SUBSCRIPTION_ID", found="nothing", accepted=accepted)
-        return PubSubResults(Puller(self._api, subscription))
+        return PubSubResults(Puller(self._channel, subscription))
 
     async def own_result(self, submission: Submission | str, timeout_seconds: float | None) -> Result:
         """Read the subscription until the result of that id comes; others are given back at once.
@@ -136,7 +136,7 @@ class PubSubBroker:
     async def close(self) -> None:
         """Confirm what is being published, then close the connections."""
         await self._publisher.close()
-        await self._api.close()
+        await self._channel.close()
         if self._redis is not None:
             await self._redis.aclose()
 

@@ -34,7 +34,7 @@ from handlers.demo.view import (
     progress_line,
     progress_view,
 )
-from handlers.pubsub.api import PubSubApi, PubSubOptions
+from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Puller
 from handlers.redis_store.connection import RedisOptions, connect
@@ -223,8 +223,8 @@ async def _depths(stack: Stack) -> QueueDepths:
 
 async def _pubsub_way(stack: Stack, requests: Sequence[Planned], tally: Tally) -> None:
     """Publish requests to a topic with a push subscription, and pull their results."""
-    api = PubSubApi(PubSubOptions(project_id=DEMO_PROJECT, emulator_host=stack.emulator_host))
-    publisher, puller = Publisher(api), Puller(api, RESULT_SUBSCRIPTION)
+    channel = PubSubChannel(PubSubOptions(project_id=DEMO_PROJECT, emulator_host=stack.emulator_host))
+    publisher, puller = Publisher(channel), Puller(channel, RESULT_SUBSCRIPTION)
     try:
         now = time.time()
         await asyncio.gather(*(publisher.publish(REQUEST_TOPIC, _body(one, now)) for one in requests))
@@ -237,7 +237,7 @@ async def _pubsub_way(stack: Stack, requests: Sequence[Planned], tally: Tally) -
                 await puller.ack([one.ack_id for one in pulled])
     finally:
         await publisher.close()
-        await api.close()
+        await channel.close()
 
 
 def _body(request: Planned, now: float) -> bytes:

@@ -1,4 +1,4 @@
-"""Collect the publishes to one topic into batches: by time, number, bytes, and calls under way."""
+"""Collects the publishes to one topic into batches: by time, number, bytes, and calls under way."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What can go wrong with Pub/Sub.
+"""Errors of Pub/Sub.
 
 AsyncProcessorError
 └── PubSubError
     ├── PubSubFailed            a call that Pub/Sub refused, or that got no answer
+    │   ├── NoAnswerInTime      ... within its time limit
     │   └── PublishFailed       ... of a publish
     ├── ResultTooLarge          more than one publish can carry; no later attempt will do better
     └── UnchangeableField       a field that Pub/Sub sets once, at creation
@@ -14,15 +15,16 @@ from typing import Final
 
 from handlers.contract.errors import AsyncProcessorError
 
-RETRYABLE_STATUSES: Final = frozenset({408, 409, 429, 499, 500, 502, 503, 504})
-"""The service's own list for publish and pull: 409 is ABORTED here, 499 CANCELLED."""
+RETRYABLE_STATUSES: Final = frozenset({409, 429, 499, 500, 502, 503, 504})
+"""The HTTP forms of the statuses that Google's own publisher retries: ABORTED (409), RESOURCE_EXHAUSTED (429),
+CANCELLED (499), INTERNAL and UNKNOWN (500), UNAVAILABLE (503), DEADLINE_EXCEEDED (504)."""
 
 NO_ANSWER: Final = 0
 """The status of a call that got no answer at all."""
 
 
 class PubSubError(AsyncProcessorError):
-    """Any error of this room."""
+    """Base class of Pub/Sub errors."""
 
 
 class PubSubFailed(PubSubError):
@@ -36,26 +38,33 @@ class PubSubFailed(PubSubError):
 
     @property
     def is_retryable(self) -> bool:
-        """Whether the same call may succeed later without anybody's doing."""
+        """Whether the same call may succeed later without a change of configuration."""
         return self.status == NO_ANSWER or self.status in RETRYABLE_STATUSES
 
 
+class NoAnswerInTime(PubSubFailed):
+    """Pub/Sub did not answer within `seconds`."""
+
+    def __init__(self, resource: str, seconds: float) -> None:
+        super().__init__(resource, status=NO_ANSWER, reason=f"no answer in {seconds:g} s")
+
+
 class PublishFailed(PubSubFailed):
-    """Not confirmed: the broker may or may not have it. `resource` is the topic."""
+    """A publish was not confirmed: the broker may or may not have it. `resource` is the topic."""
 
 
 class ResultTooLarge(PubSubError):
-    """Over a limit of Pub/Sub; `what` names it, `size` and `limit` are in its unit."""
+    """A result exceeds a limit of Pub/Sub; `what` names the limit, `size` and `limit` are in its unit."""
 
     def __init__(self, what: str, *, size: int, limit: int) -> None:
-        super().__init__(f"{what}: {size}, where Pub/Sub takes at most {limit}")
+        super().__init__(f"{what}: expected at most {limit}, got {size}")
         self.what = what
         self.size = size
         self.limit = limit
 
 
 class UnchangeableField(PubSubError):
-    """A resource differs from the plan in a field that Pub/Sub sets once; `remedy` says what to do."""
+    """A resource differs in a field that Pub/Sub sets once; `remedy` says what to do."""
 
     def __init__(self, resource: str, field: str, *, found: str, wanted: str, remedy: str) -> None:
         super().__init__(

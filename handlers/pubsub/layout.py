@@ -1,4 +1,4 @@
-"""Which topics and subscriptions the Pub/Sub way needs: options in, resources out.
+"""The topics and subscriptions that the push door needs: options in, Google's own types out.
 
 requests ──push──▶ door            a request that Pub/Sub gave up ──▶ dead letters
 dead letters ──push──▶ the same door, which publishes their final results
@@ -9,12 +9,15 @@ results ──pull──▶ clients
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from handlers.contract.errors import InvalidSetting
 from handlers.pubsub.names import subscription_path, topic_path
-from handlers.pubsub.resources import Spec, SubscriptionSpec, TopicSpec
+
+if TYPE_CHECKING:
+    from google.pubsub_v1.types import Subscription, Topic
 
 DEAD_LETTER_FILTER: Final = "attributes:CloudPubSubDeadLetterSourceSubscription"
 """What Pub/Sub itself dead-lettered. What a door put there for want of an id must not come back to it.
@@ -94,26 +97,29 @@ _BOUNDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The resources, in the order in which they can be created."""
+    """The resources. `topics` are those of the requests, the results and the dead letters, in that order."""
 
-    topics: tuple[TopicSpec, ...]
-    subscriptions: tuple[SubscriptionSpec, ...]
+    topics: tuple[Topic, ...]
+    subscriptions: tuple[Subscription, ...]
 
     @property
-    def resources(self) -> tuple[Spec, ...]:
-        """Topics, then subscriptions."""
+    def resources(self) -> tuple[Topic | Subscription, ...]:
+        """All of them, in the order in which they can be created."""
         return (*self.topics, *self.subscriptions)
 
 
 def layout(options: LayoutOptions) -> Layout:
-    """What shall be. Raises `InvalidSetting` for names that cannot be."""
+    """The resources of these options. Raises `InvalidSetting` for a name that Pub/Sub does not take."""
+    from google.pubsub_v1.types import Topic
+
     requests, results, dead = (
         topic_path(options.project_id, name)
         for name in (options.request_topic, options.result_topic, options.dead_letter_topic)
     )
-    topics = tuple(
-        TopicSpec(path=path, retention_seconds=kept)
-        for path, kept in ((requests, options.topic_retention_seconds), (results, None), (dead, None))
+    topics = (
+        Topic(name=requests, message_retention_duration=_span(options.topic_retention_seconds)),
+        Topic(name=results),
+        Topic(name=dead),
     )
     wanted = [_request_push(options, requests, dead)]
     if options.dead_letter_push_subscription:
@@ -125,48 +131,65 @@ def layout(options: LayoutOptions) -> Layout:
     return Layout(topics, tuple(wanted))
 
 
-def _request_push(options: LayoutOptions, requests: str, dead: str) -> SubscriptionSpec:
-    return SubscriptionSpec(
-        path=subscription_path(options.project_id, options.request_subscription),
+def _request_push(options: LayoutOptions, requests: str, dead: str) -> Subscription:
+    from google.pubsub_v1.types import DeadLetterPolicy
+
+    policy = DeadLetterPolicy(dead_letter_topic=dead, max_delivery_attempts=options.max_delivery_attempts)
+    return _subscription(
+        options,
+        options.request_subscription,
         topic=requests,
         filter=options.filter,
-        push_endpoint=options.push_endpoint,
-        push_service_account=options.push_service_account,
-        push_audience=options.push_audience,
-        is_unwrapped=options.is_unwrapped,
         ack_deadline_seconds=options.ack_deadline_seconds,
-        retention_seconds=options.retention_seconds,
-        expiration_seconds=options.expiration_seconds,
-        minimum_backoff_seconds=options.minimum_backoff_seconds,
-        maximum_backoff_seconds=options.maximum_backoff_seconds,
-        dead_letter_topic=dead,
-        max_delivery_attempts=options.max_delivery_attempts,
+        dead_letter_policy=policy,
+        **_push(options),
     )
 
 
-def _dead_letter_push(options: LayoutOptions, dead: str) -> SubscriptionSpec:
-    """Without a dead-letter policy of its own: it would send to the topic that it reads."""
-    return SubscriptionSpec(
-        path=subscription_path(options.project_id, options.dead_letter_push_subscription),
+def _dead_letter_push(options: LayoutOptions, dead: str) -> Subscription:
+    """Has no dead-letter policy: it would send to the topic that it reads."""
+    return _subscription(
+        options,
+        options.dead_letter_push_subscription,
         topic=dead,
         filter=DEAD_LETTER_FILTER,
-        push_endpoint=options.push_endpoint,
-        push_service_account=options.push_service_account,
-        push_audience=options.push_audience,
-        is_unwrapped=options.is_unwrapped,
-        ack_deadline_seconds=60,  # no inference: just a result to publish
-        retention_seconds=options.retention_seconds,
-        expiration_seconds=options.expiration_seconds,
-        minimum_backoff_seconds=options.minimum_backoff_seconds,
-        maximum_backoff_seconds=options.maximum_backoff_seconds,
+        ack_deadline_seconds=60,  # no inference, only a result to publish
+        **_push(options),
     )
 
 
-def _pull(options: LayoutOptions, name: str, topic: str) -> SubscriptionSpec:
-    return SubscriptionSpec(
-        path=subscription_path(options.project_id, name),
-        topic=topic,
-        ack_deadline_seconds=options.result_ack_deadline_seconds,
-        retention_seconds=options.retention_seconds,
-        expiration_seconds=options.expiration_seconds,
+def _pull(options: LayoutOptions, name: str, topic: str) -> Subscription:
+    return _subscription(options, name, topic=topic, ack_deadline_seconds=options.result_ack_deadline_seconds)
+
+
+def _subscription(options: LayoutOptions, name: str, **fields: Any) -> Subscription:
+    from google.pubsub_v1.types import ExpirationPolicy, Subscription
+
+    return Subscription(
+        name=subscription_path(options.project_id, name),
+        message_retention_duration=_span(options.retention_seconds),
+        expiration_policy=ExpirationPolicy(ttl=_span(options.expiration_seconds)),  # without ttl: never
+        **fields,
     )
+
+
+def _push(options: LayoutOptions) -> dict[str, Any]:
+    """The push configuration and the retry policy of a subscription that pushes to the door."""
+    from google.pubsub_v1.types import PushConfig, RetryPolicy
+
+    config = PushConfig(push_endpoint=options.push_endpoint)
+    if options.push_service_account:
+        config.oidc_token = PushConfig.OidcToken(
+            service_account_email=options.push_service_account, audience=options.push_audience
+        )
+    if options.is_unwrapped:
+        config.no_wrapper = PushConfig.NoWrapper(write_metadata=True)
+    backoff = RetryPolicy(
+        minimum_backoff=_span(options.minimum_backoff_seconds),
+        maximum_backoff=_span(options.maximum_backoff_seconds),
+    )
+    return {"push_config": config, "retry_policy": backoff}
+
+
+def _span(seconds: int | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)

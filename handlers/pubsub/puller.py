@@ -1,23 +1,20 @@
-"""Receive from a pull subscription under a lease: pull, extend, acknowledge, give back.
+"""Receives from a pull subscription under a lease: pull, extend, acknowledge, give back.
 
-The lease is the subscription's ack deadline. What is not acknowledged by then comes again, to this reader or
-another; and Pub/Sub may deliver twice at any time. An acknowledgement therefore proves nothing: a reader that
-must not see a result twice compares `id` and `request_token`.
+The lease is the subscription's ack deadline. A delivery that is not acknowledged by then comes again, to this
+reader or another; and Pub/Sub may deliver twice at any time. An acknowledgement therefore proves nothing: a
+reader that must not see a result twice compares `id` and `request_token`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from handlers.pubsub.api import PubSubApi
-from handlers.pubsub.errors import PubSubFailed
+from handlers.pubsub.channel import Clients, PubSubChannel
+from handlers.pubsub.errors import NoAnswerInTime, PubSubFailed
 from handlers.pubsub.names import subscription_path
-from handlers.pubsub.publisher import retry_delay_seconds
 
 MAX_PULL: Final = 1_000
 """Pub/Sub's own limit for one pull."""
@@ -26,7 +23,7 @@ _IDS_PER_CALL: Final = 1_000
 """About 200 kB: the service takes 512 kB of ack ids."""
 
 _CALL_TIMEOUT_SECONDS: Final = 10.0
-_ATTEMPTS: Final = 4
+_RETRIED_FOR_SECONDS: Final = 20.0
 
 
 class Pulled(msgspec.Struct, frozen=True):
@@ -40,112 +37,103 @@ class Pulled(msgspec.Struct, frozen=True):
 
 
 class Puller:
-    """Reads `subscription` (short or full name) through `api`, which stays its opener's to close."""
+    """Reads `subscription` (short or full name) through `channel`; whoever opened the channel closes it."""
 
-    def __init__(self, api: PubSubApi, subscription: str) -> None:
-        self._api = api
-        self._path = subscription_path(api.options.project_id, subscription)
+    def __init__(self, channel: PubSubChannel, subscription: str) -> None:
+        self._channel = channel
+        self._path = subscription_path(channel.options.project_id, subscription)
 
     async def lease_seconds(self) -> float:
-        """The subscription's ack deadline. Raises `PubSubFailed`, with status 404 where there is none."""
-        answer = await self._api.call("GET", self._path, timeout_seconds=_CALL_TIMEOUT_SECONDS)
-        return float(msgspec.json.decode(answer, type=_Subscription).ack_deadline_seconds)
+        """The subscription's ack deadline. Raises `PubSubFailed`; status 404 if there is no such subscription."""
+        found = await self._call(
+            lambda clients: clients.subscriber.get_subscription(
+                subscription=self._path, retry=None, timeout=_CALL_TIMEOUT_SECONDS
+            )
+        )
+        return float(found.ack_deadline_seconds)
 
-    async def receive(self, limit: int, *, wait_seconds: float = 0.0) -> list[Pulled]:
-        """At most `limit` deliveries (and at most `MAX_PULL`); empty when none came in `wait_seconds`.
+    async def receive(self, limit: int, *, wait_seconds: float = 1.0) -> list[Pulled]:
+        """At most `limit` deliveries (and at most `MAX_PULL`); empty if none came in `wait_seconds`.
 
-        With 0 it says what is there now, and may miss some: the service then asks only some of its servers.
         Raises `PubSubFailed`; calling again is right where it `is_retryable`.
         """
-        body = _encoder.encode(_Pull(min(limit, MAX_PULL), is_immediate=wait_seconds <= 0))
-        # A pull that waits is ended from here: without an answer it means that nothing came.
-        seconds = wait_seconds if wait_seconds > 0 else _CALL_TIMEOUT_SECONDS
+
+        async def pull(clients: Clients) -> Any:
+            return await clients.subscriber.pull(
+                subscription=self._path,
+                max_messages=min(limit, MAX_PULL),
+                retry=None,
+                timeout=wait_seconds,
+            )
+
         try:
-            async with asyncio.timeout(seconds):
-                answer = await self._api.call(
-                    "POST", self._path, "pull", body=body, timeout_seconds=seconds + 1.0
-                )
-        except TimeoutError:
+            answer = await self._channel.call(self._path, pull, wait_seconds + 1.0)
+        except NoAnswerInTime:
             return []
-        return [received.pulled() for received in _answer_decoder.decode(answer).received]
+        return [_pulled(each) for each in type(answer).pb(answer).received_messages]
 
     async def ack(self, ack_ids: Sequence[str]) -> None:
         """Drop deliveries that are safe with their reader; sending it twice does no harm."""
-        await self._each("acknowledge", ack_ids, _Ids)
+
+        async def acknowledge(clients: Clients, ids: Sequence[str]) -> None:
+            await clients.subscriber.acknowledge(
+                subscription=self._path, ack_ids=list(ids), retry=None, timeout=_CALL_TIMEOUT_SECONDS
+            )
+
+        await self._each(ack_ids, acknowledge)
 
     async def extend(self, ack_ids: Sequence[str], seconds: int) -> None:
-        """Hold them for `seconds` (0 to 600) from now."""
-        await self._each("modifyAckDeadline", ack_ids, lambda ids: _Deadline(ids, seconds))
+        """Hold deliveries for `seconds` (0 to 600) from now."""
+
+        async def modify(clients: Clients, ids: Sequence[str]) -> None:
+            await clients.subscriber.modify_ack_deadline(
+                subscription=self._path,
+                ack_ids=list(ids),
+                ack_deadline_seconds=seconds,
+                retry=None,
+                timeout=_CALL_TIMEOUT_SECONDS,
+            )
+
+        await self._each(ack_ids, modify)
 
     async def give_back(self, ack_ids: Sequence[str]) -> None:
         """Let them be delivered again at once."""
         await self.extend(ack_ids, 0)
 
+    async def _call(self, call: Callable[[Clients], Awaitable[Any]]) -> Any:
+        return await self._channel.call(self._path, call, _CALL_TIMEOUT_SECONDS)
+
     async def _each(
-        self, verb: str, ack_ids: Sequence[str], body: Callable[[Sequence[str]], msgspec.Struct]
+        self, ack_ids: Sequence[str], call: Callable[[Clients, Sequence[str]], Awaitable[None]]
     ) -> None:
+        """Call with as many ids as one call takes, and again while it fails for a temporary reason."""
+        from google.api_core.exceptions import RetryError
+        from google.api_core.retry import AsyncRetry
+
+        retry = AsyncRetry(predicate=_is_retryable, initial=0.1, maximum=2.0, timeout=_RETRIED_FOR_SECONDS)
         for start in range(0, len(ack_ids), _IDS_PER_CALL):
-            encoded = _encoder.encode(body(ack_ids[start : start + _IDS_PER_CALL]))
-            await _repeated(lambda: self._post(verb, encoded))  # noqa: B023  # awaited before the next turn
+            ids = ack_ids[start : start + _IDS_PER_CALL]
 
-    async def _post(self, verb: str, body: bytes) -> bytes:
-        return await self._api.call(
-            "POST", self._path, verb, body=body, timeout_seconds=_CALL_TIMEOUT_SECONDS
-        )
+            async def once(clients: Clients, ids: Sequence[str] = ids) -> None:
+                await call(clients, ids)
 
-
-async def _repeated(call: Callable[[], Awaitable[bytes]]) -> bytes:
-    """`call`, again where it fails for a passing reason, `_ATTEMPTS` times in all."""
-    for attempt in range(_ATTEMPTS - 1):
-        try:
-            return await call()
-        except PubSubFailed as error:
-            if not error.is_retryable:
-                raise
-            await asyncio.sleep(retry_delay_seconds(attempt, random.random()))
-    return await call()
+            try:
+                await retry(self._call)(once)
+            except RetryError as error:
+                raise error.cause or error from None
 
 
-class _Pull(msgspec.Struct):
-    limit: int = msgspec.field(name="maxMessages")
-    is_immediate: bool = msgspec.field(name="returnImmediately")
+def _is_retryable(error: Exception) -> bool:
+    return isinstance(error, PubSubFailed) and error.is_retryable
 
 
-class _Ids(msgspec.Struct, rename="camel"):
-    ack_ids: Sequence[str]
-
-
-class _Deadline(msgspec.Struct, rename="camel"):
-    ack_ids: Sequence[str]
-    ack_deadline_seconds: int
-
-
-class _Subscription(msgspec.Struct, rename="camel"):
-    ack_deadline_seconds: int = 10
-
-
-class _Message(msgspec.Struct, rename="camel"):
-    message_id: str = ""
-    data: bytes = b""
-    attributes: dict[str, str] = msgspec.field(default_factory=dict)
-
-
-class _Received(msgspec.Struct, rename="camel"):
-    ack_id: str
-    message: _Message = msgspec.field(default_factory=_Message)
-    delivery_attempt: int = 0
-
-    def pulled(self) -> Pulled:
-        """In our words."""
-        message = self.message
-        return Pulled(
-            self.ack_id, message.data, message.attributes, message.message_id, self.delivery_attempt
-        )
-
-
-class _PullAnswer(msgspec.Struct):
-    received: list[_Received] = msgspec.field(name="receivedMessages", default_factory=list)
-
-
-_encoder = msgspec.json.Encoder()
-_answer_decoder = msgspec.json.Decoder(_PullAnswer)
+def _pulled(received: Any) -> Pulled:
+    """A protobuf ReceivedMessage as ours; the wrapper of proto-plus would cost several times as much."""
+    message = received.message
+    return Pulled(
+        received.ack_id,
+        message.data,
+        dict(message.attributes),
+        message.message_id,
+        received.delivery_attempt,
+    )

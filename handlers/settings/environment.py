@@ -240,6 +240,10 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     result_topic_id: Annotated[str, Meta(description="Topic that takes the results.")] = ""
     dead_letter_topic_id: Annotated[str, Meta(description="Topic for deliveries without a readable id.")] = ""
     pubsub_emulator_host: Annotated[str, Meta(description="Emulator in place of Google's service.")] = ""
+    pubsub_endpoint: Annotated[
+        str,
+        Meta(description="Pub/Sub's service, or a regional endpoint of it (`REGION-pubsub.googleapis.com`)."),
+    ] = "pubsub.googleapis.com"
     ack_deadline_seconds: Annotated[
         float, Meta(ge=10, le=600, description="The push subscription's ack deadline.")
     ] = 600.0

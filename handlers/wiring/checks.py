@@ -27,11 +27,13 @@ from handlers.wiring.handler import gateway_of
 from handlers.wiring.redis_options import redis_options
 
 if TYPE_CHECKING:
-    from handlers.pubsub.api import PubSubApi
+    from handlers.pubsub.channel import PubSubChannel
+    from handlers.pubsub.publisher import Publisher
 
 _TIMEOUT_SECONDS: Final = 10.0
 _CLOCK_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.05
+_SET_UP: Final = "async-processor pubsub setup creates it"
 
 State = Literal["ok", "warning", "fault"]
 
@@ -287,42 +289,27 @@ def _rights(settings: Settings) -> RightsOptions:
 
 
 async def _pubsub(settings: Settings) -> list[Finding]:
-    from handlers.pubsub.api import PubSubApi, PubSubOptions
-    from handlers.pubsub.errors import PubSubError
-    from handlers.pubsub.publisher import Publisher, TopicState
+    """The topics and the subscriptions that the settings name, as they exist."""
+    from handlers.pubsub.publisher import Publisher
+    from handlers.wiring.pubsub import channel_of
 
     env = settings.env
-    api = PubSubApi(PubSubOptions(project_id=settings.project_id, emulator_host=env.pubsub_emulator_host))
-    publisher = Publisher(api)
     topics = {
         settings.result_topic_id,
         env.dead_letter_topic_id,
-        *(t.result_topic_id for t in settings.file.topics),
+        *(topic.result_topic_id for topic in settings.file.topics),
     }
-    findings = []
-    try:
-        for topic in sorted(topic for topic in topics if topic):
-            try:
-                state = await publisher.check(topic)
-            except PubSubError as error:
-                findings.append(
-                    Finding(f"topic {topic}", "fault", str(error)[:200], "check PROJECT_ID and rights")
-                )
-                continue
-            if state is TopicState.MISSING:
-                fix = "async-processor pubsub setup makes it"
-                findings.append(Finding(f"topic {topic}", "fault", "does not exist", fix))
-            else:
-                found = (
-                    "exists"
-                    if state is TopicState.PRESENT
-                    else "may not be looked at; publishing may be allowed"
-                )
-                findings.append(Finding(f"topic {topic}", "ok", found))
-    finally:
-        await publisher.close()
-        await api.close()
-        findings += await _subscriptions(settings, api)
+    async with channel_of(settings) as channel:
+        publisher = Publisher(channel)
+        findings = [await _topic(publisher, topic) for topic in sorted(topics - {""})]
+        findings += [
+            await _subscription(
+                channel,
+                topic.subscriber_id,
+                topic.ack_deadline_seconds or env.ack_deadline_seconds,
+            )
+            for topic in settings.file.topics
+        ]
     if not settings.result_topic_id:
         findings.append(
             Finding("RESULT_TOPIC_ID", "fault", "nothing", "name the topic that takes the results")
@@ -330,32 +317,48 @@ async def _pubsub(settings: Settings) -> list[Finding]:
     return findings
 
 
-async def _subscriptions(settings: Settings, api: PubSubApi) -> list[Finding]:
-    """Those that the file names: there, pushing, and with the ack deadline that the door reckons with."""
+async def _topic(publisher: Publisher, topic: str) -> Finding:
+    from handlers.pubsub.errors import PubSubError
+    from handlers.pubsub.publisher import TopicState
+
+    what = f"topic {topic}"
+    try:
+        state = await publisher.check(topic)
+    except PubSubError as error:
+        return Finding(what, "fault", str(error)[:200], "check PROJECT_ID and rights")
+    match state:
+        case TopicState.MISSING:
+            return Finding(what, "fault", "does not exist", _SET_UP)
+        case TopicState.HIDDEN:
+            return Finding(what, "ok", "may not be read; publishing may be allowed")
+        case TopicState.PRESENT:
+            return Finding(what, "ok", "exists")
+
+
+async def _subscription(channel: PubSubChannel, name: str, wanted: float) -> Finding:
+    """Whether the subscription exists, pushes, and has the ack deadline (in seconds) that the door relies on."""
     from handlers.pubsub.errors import PubSubError
     from handlers.pubsub.names import subscription_path
-    from handlers.pubsub.resources import subscription_from_wire
 
-    findings = []
-    for topic in settings.file.topics:
-        what = f"subscription {topic.subscriber_id}"
-        try:
-            path = subscription_path(settings.project_id, topic.subscriber_id)
-            found = subscription_from_wire(await api.call("GET", path, timeout_seconds=_TIMEOUT_SECONDS))
-        except PubSubError as error:
-            findings.append(Finding(what, "fault", str(error)[:200], "async-processor pubsub setup makes it"))
-            continue
-        wanted = topic.ack_deadline_seconds or settings.env.ack_deadline_seconds
-        if not found.push_endpoint:
-            findings.append(
-                Finding(what, "fault", "is a pull subscription", "set its push endpoint to the push door")
-            )
-        elif found.ack_deadline_seconds < wanted:
-            fix = f"set ACK_DEADLINE_SECONDS to {found.ack_deadline_seconds}, or the subscription's to {wanted:g}"
-            findings.append(Finding(what, "fault", f"ack deadline is {found.ack_deadline_seconds} s", fix))
-        else:
-            findings.append(Finding(what, "ok", f"pushes to {found.push_endpoint}"))
-    return findings
+    what = f"subscription {name}"
+    try:
+        path = subscription_path(channel.options.project_id, name)
+        found = await channel.call(
+            path,
+            lambda clients: clients.subscriber.get_subscription(
+                subscription=path, retry=None, timeout=_TIMEOUT_SECONDS
+            ),
+            _TIMEOUT_SECONDS,
+        )
+    except PubSubError as error:
+        return Finding(what, "fault", str(error)[:200], _SET_UP)
+    endpoint, deadline = found.push_config.push_endpoint, found.ack_deadline_seconds
+    if not endpoint:
+        return Finding(what, "fault", "is a pull subscription", "set its push endpoint to the push door")
+    if deadline < wanted:
+        fix = f"set ACK_DEADLINE_SECONDS to {deadline}, or the subscription's to {wanted:g}"
+        return Finding(what, "fault", f"ack deadline is {deadline} s", fix)
+    return Finding(what, "ok", f"pushes to {endpoint}")
 
 
 CHECKS: Final[dict[str, Check]] = {

@@ -10,9 +10,8 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
@@ -42,10 +41,6 @@ from handlers.wiring.memory import with_memory
 from handlers.wiring.metrics import HandlerMetrics, handler_metrics_of
 from handlers.wiring.parts import Closers, Parts, Starters, Walk, accounted, calls
 from handlers.wiring.tracing import tracing_of
-
-if TYPE_CHECKING:
-    from handlers.doors.pubsub.push import Subscription
-    from handlers.pubsub.publisher import Publisher
 
 WRAPPING_FACTOR = 1.4
 """How much larger a delivery may be than the request in it: base64, and the frame around it."""
@@ -266,18 +261,18 @@ def _queue_of_event(event: Event) -> str:
 
 def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk, Doorkeeper | None]:
     from handlers.doors.pubsub.push import PubSubPushDoor, PushContext
-    from handlers.pubsub.api import PubSubApi, PubSubOptions
     from handlers.pubsub.publisher import Publisher
+    from handlers.wiring.pubsub import channel_of, check_topics, subscriptions
 
     if not settings.project_id:
         raise InvalidSetting("PROJECT_ID", found="nothing", accepted="the project of the result topic")
     env, log = settings.env, parts.log
-    api = PubSubApi(PubSubOptions(project_id=settings.project_id, emulator_host=env.pubsub_emulator_host))
-    publisher = Publisher(api)
-    parts.closers.extend([api.close, publisher.close])
-    parts.starters.append(partial(_check_topics, publisher, settings, log))
+    channel = channel_of(settings)
+    publisher = Publisher(channel)
+    parts.closers.extend([channel.close, publisher.close])
+    parts.starters.append(partial(check_topics, publisher, settings, log))
     if parts.metrics is not None:
-        parts.metrics.metrics.watch_connections("pubsub", lambda: api.in_use)
+        parts.metrics.metrics.watch_connections("pubsub", lambda: channel.in_use)
     held = held_pushes(settings, timed(forward) if env.result_details else forward, parts)
     held, memory = with_memory(settings, held, parts)
     clock = FollowedClock()
@@ -303,63 +298,6 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
         return context.subscription.name
 
     return accounted(door, queue_name, held, parts), _push_identity(settings, parts)
-
-
-async def _check_topics(publisher: Publisher, settings: Settings, log: Logger) -> None:
-    """A topic that is not there would turn every answer into a nack: it stops the start."""
-    from handlers.pubsub.errors import PubSubError
-    from handlers.pubsub.names import topic_path
-    from handlers.pubsub.publisher import TopicState
-
-    named = {
-        "RESULT_TOPIC_ID": settings.result_topic_id,
-        "DEAD_LETTER_TOPIC_ID": settings.env.dead_letter_topic_id,
-    }
-    for setting, topic in named.items():
-        if not topic:
-            continue
-        topic_path(settings.project_id, topic)
-        try:
-            state = await publisher.check(topic)
-        except PubSubError as error:
-            log.warning("topic not looked at", topic=topic, error=str(error))
-            continue
-        if state is TopicState.MISSING:
-            accepted = "a topic that exists (`async-processor pubsub setup` makes it)"
-            raise InvalidSetting(setting, found=f"{topic!r}, which does not exist", accepted=accepted)
-
-
-def subscriptions(settings: Settings) -> Callable[[str], Subscription]:
-    """What the settings say of a subscription, by the name a push carries; cached, there are few."""
-    from handlers.doors.pubsub.push import Subscription
-
-    env = settings.env
-    topics = settings.file.topics
-    names_all = bool(topics) and all(topic.result_topic_id or topic.result_queue_name for topic in topics)
-    if not settings.result_topic_id and not names_all:
-        raise InvalidSetting("RESULT_TOPIC_ID", found="nothing", accepted="the topic that takes the results")
-
-    @lru_cache(maxsize=1_024)
-    def of(name: str) -> Subscription:
-        entry = settings.subscription(name)
-        if entry is None:
-            short = name.rsplit("/", 1)[-1]
-            return Subscription(
-                short, settings.result_topic_id, {}, env.ack_deadline_seconds, env.min_redelivery_seconds
-            )
-        return Subscription(
-            name=entry.subscriber_id,
-            result_topic=entry.result_topic_id or entry.result_queue_name or settings.result_topic_id,
-            labels=entry.labels,
-            ack_deadline_seconds=entry.ack_deadline_seconds or env.ack_deadline_seconds,
-            min_redelivery_seconds=_given(entry.min_redelivery_seconds, env.min_redelivery_seconds),
-        )
-
-    return of
-
-
-def _given(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 def _push_identity(settings: Settings, parts: Parts) -> Doorkeeper | None:

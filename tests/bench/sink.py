@@ -7,35 +7,8 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
 
-import httptools
-import msgspec
-
-
-class _Publish(msgspec.Struct):
-    messages: list[msgspec.Raw]
-
-
-class Sink(asyncio.Protocol):
-    """Confirms every publish."""
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        self._parser = httptools.HttpRequestParser(self)
-        self._body = b""
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
-    def on_body(self, body: bytes) -> None:
-        self._body += body
-
-    def on_message_complete(self) -> None:
-        count = len(msgspec.json.decode(self._body, type=_Publish).messages) if self._body else 0
-        self._body = b""
-        answer = msgspec.json.encode({"messageIds": [str(number) for number in range(count)]})
-        self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(answer), answer))
+from tests.servers.pubsub_broker import running_broker
 
 
 @contextlib.contextmanager
@@ -50,9 +23,9 @@ def running_sink() -> Iterator[str]:
 
 
 async def _serve() -> None:
-    server = await asyncio.get_running_loop().create_server(Sink, "127.0.0.1", 0)
-    print(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
-    await server.serve_forever()
+    async with running_broker(keeps=False) as broker:
+        print(broker.host, flush=True)
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Self
 
 import aiohttp
-from aiohttp import web
 
+from tests.servers.pubsub_broker import PubSubBroker, running_broker
 from tests.waiting import elapse_async
 
 _ACKED = frozenset({102, 200, 201, 202, 204})
@@ -27,38 +28,29 @@ DOUBLED_SHARE = 0.1
 
 
 class Pushing:
-    """A subscription and a topic in a thread of their own. `results` are what was published, in order."""
+    """A subscription and a topic in a thread of their own."""
 
     def __init__(self, seed: int, *, doubled_share: float = DOUBLED_SHARE) -> None:
         self._doubled_share = doubled_share
         self._chance = random.Random(seed)
-        self.results: list[tuple[str, dict[str, str]]] = []
         self.doubled: set[str] = set()
         self.deliveries: Counter[str] = Counter()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pushing", daemon=True)
         self._thread.start()
-        self._runner, self.host = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+        self._serving = AsyncExitStack()
+        self._broker = PubSubBroker()
+        self.host = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
         self._sending: asyncio.Future[None] | None = None
 
-    async def _listen(self) -> tuple[web.AppRunner, str]:
-        app = web.Application(client_max_size=2**24)
-        app.router.add_route("*", "/{path:.*}", self._api)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        return runner, f"127.0.0.1:{runner.addresses[0][1]}"
+    @property
+    def results(self) -> list[tuple[str, dict[str, str]]]:
+        """Data and attributes of what was published, in order."""
+        return [(data.decode(), attributes) for _, data, attributes in self._broker.published]
 
-    async def _api(self, request: web.Request) -> web.Response:
-        """The part of Pub/Sub's API that publishes; a topic that is asked for is there."""
-        if not request.path.endswith(":publish"):
-            return web.json_response({"name": request.path.removeprefix("/v1/")})
-        messages = (await request.json())["messages"]
-        for one in messages:
-            body = base64.b64decode(one["data"]).decode()
-            self.results.append((body, one.get("attributes", {})))
-        return web.json_response({"messageIds": [str(len(self.results))] * len(messages)})
+    async def _listen(self) -> str:
+        self._broker = await self._serving.enter_async_context(running_broker())
+        return self._broker.host
 
     def push(self, url: str, bodies: Sequence[tuple[str, bytes]]) -> None:
         """Begin to push (id, body) until each is acknowledged."""
@@ -110,7 +102,7 @@ class Pushing:
 
     def close(self) -> None:
         """End the topic."""
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._serving.aclose(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

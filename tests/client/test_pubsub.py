@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import NamedTuple, cast
 
-import msgspec
 import pytest
 from redis import Redis
 
@@ -17,9 +16,10 @@ from handlers.client import AsyncClient, BrokerUnreachable, InvalidSetting, NotO
 from handlers.contract.request import decode_body
 from handlers.contract.result import encode_result
 from handlers.demo.pubsub_emulator import PubSubEmulator
-from handlers.pubsub.api import PubSubApi, PubSubOptions
+from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Puller
+from tests.pubsub.resources import Resources
 from tests.servers.pubsub_emulator import pubsub_emulator
 
 __all__ = ["pubsub_emulator"]
@@ -28,7 +28,7 @@ MINUTE = timedelta(minutes=1)
 
 
 class Project(NamedTuple):
-    api: PubSubApi
+    channel: PubSubChannel
     client: AsyncClient
     results: Publisher
 
@@ -36,22 +36,21 @@ class Project(NamedTuple):
 @pytest.fixture
 async def project(pubsub_emulator: PubSubEmulator) -> AsyncIterator[Project]:
     name = f"p-{uuid.uuid4().hex[:8]}"
-    api = PubSubApi(PubSubOptions(project_id=name, emulator_host=pubsub_emulator.host))
+    options = PubSubOptions(project_id=name, emulator_host=pubsub_emulator.host)
+    channel, resources = PubSubChannel(options), Resources(options)
     for topic in ("requests", "results"):
-        await api.call("PUT", f"projects/{name}/topics/{topic}", timeout_seconds=10)
-        body = msgspec.json.encode({"topic": f"projects/{name}/topics/{topic}", "ackDeadlineSeconds": 10})
-        path = f"projects/{name}/subscriptions/{topic}-sub"
-        await api.call("PUT", path, body=body, timeout_seconds=10)
+        await resources.topic(topic)
+        await resources.subscription(f"{topic}-sub", topic, ackDeadlineSeconds=10)
     client = AsyncClient.for_pubsub(
         name, topic="requests", subscription="results-sub", emulator_host=pubsub_emulator.host
     )
-    async with api, client, Publisher(api) as publisher:
-        yield Project(api, client, publisher)
+    async with channel, client, Publisher(channel) as publisher:
+        yield Project(channel, client, publisher)
 
 
 async def test_a_request_is_published_as_the_bare_body(project: Project) -> None:
     submission = await project.client.submit({"n": 1}, deadline=MINUTE, tier="batch", tenant="alice")
-    [pulled] = await Puller(project.api, "requests-sub").receive(10, wait_seconds=10)
+    [pulled] = await Puller(project.channel, "requests-sub").receive(10, wait_seconds=10)
     request = decode_body(pulled.data)
     assert (request.id, request.payload, request.deadline) == (submission.id, b'{"n":1}', submission.deadline)
     assert request.metadata == {"tier": "batch", "userid": "alice"}

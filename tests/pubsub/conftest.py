@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from handlers.demo.pubsub_emulator import PubSubEmulator
-from handlers.pubsub.api import PubSubApi, PubSubOptions
+from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from tests.pubsub.resources import Resources
 from tests.servers.pubsub_emulator import running_emulator
 
@@ -20,14 +20,14 @@ def options(pubsub_emulator: PubSubEmulator) -> Iterator[PubSubOptions]:
 
 
 @pytest.fixture
-async def api(options: PubSubOptions) -> AsyncIterator[PubSubApi]:
-    async with PubSubApi(options) as api:
-        yield api
+async def channel(options: PubSubOptions) -> AsyncIterator[PubSubChannel]:
+    async with PubSubChannel(options) as channel:
+        yield channel
 
 
 @pytest.fixture
-def resources(api: PubSubApi) -> Resources:
-    return Resources(api)
+def resources(options: PubSubOptions) -> Resources:
+    return Resources(options)
 
 
 @pytest.fixture

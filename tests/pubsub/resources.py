@@ -1,25 +1,29 @@
-"""Topics and subscriptions made and read by the REST API alone: a witness beside the code under test."""
+"""Topics and subscriptions made and read by the emulator's REST API: a witness beside the code under test."""
 
 from __future__ import annotations
 
 import base64
-import json
 from typing import Any
+from urllib.parse import quote
 
-from handlers.pubsub.api import PubSubApi
+import httpx
+
+from handlers.pubsub.channel import PubSubOptions
 
 
 class Resources:
-    """Resources of the project of `api`, by short names."""
+    """Resources of the project of `options`, by short names."""
 
-    def __init__(self, api: PubSubApi) -> None:
-        self._api = api
-        self.project = f"projects/{api.options.project_id}"
+    def __init__(self, options: PubSubOptions) -> None:
+        self.project = f"projects/{options.project_id}"
+        self._root = f"http://{options.emulator_host}/v1/{self.project}/"
 
     async def call(self, method: str, path: str, verb: str = "", body: Any = None) -> Any:
-        sent = None if body is None else json.dumps(body).encode()
-        answer = await self._api.call(method, f"{self.project}/{path}", verb, body=sent, timeout_seconds=20)
-        return json.loads(answer)
+        url = self._root + quote(f"{path}:{verb}" if verb else path, safe="/:+~")
+        async with httpx.AsyncClient(timeout=20, trust_env=False) as client:
+            answer = await client.request(method, url, json=body)
+        answer.raise_for_status()
+        return answer.json()
 
     async def topic(self, name: str, **fields: Any) -> str:
         await self.call("PUT", f"topics/{name}", body=fields)

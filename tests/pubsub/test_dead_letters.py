@@ -14,10 +14,9 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from handlers.pubsub.api import PubSubApi
-from handlers.pubsub.deploy import set_up
+from handlers.pubsub.admin import apply, plan_set_up
+from handlers.pubsub.channel import PubSubChannel
 from handlers.pubsub.layout import LayoutOptions, layout
-from handlers.pubsub.plan import plan_set_up
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Puller
 from tests.pubsub.resources import Resources
@@ -54,25 +53,25 @@ async def door() -> AsyncIterator[Door]:
 
 
 async def test_a_request_that_is_nacked_to_the_end_is_pushed_as_a_dead_letter_and_kept(
-    api: PubSubApi, resources: Resources, door: Door
+    channel: PubSubChannel, resources: Resources, door: Door
 ) -> None:
     options = LayoutOptions(
-        project_id=api.options.project_id,
+        project_id=channel.options.project_id,
         push_endpoint=door.url,
         max_delivery_attempts=5,
         minimum_backoff_seconds=0,
         maximum_backoff_seconds=0,
     )
-    for change in plan_set_up(layout(options), {}):
-        await set_up(api, change)
-    async with Publisher(api) as publisher:
+    for change in await plan_set_up(channel, layout(options)):
+        await apply(channel, change)
+    async with Publisher(channel) as publisher:
         await publisher.publish("async-proc-requests-dlq", b"put there by the door", {"reason": "no id"})
         await publisher.publish("async-proc-requests", b"hopeless")
     async with asyncio.timeout(20):
         while await door.dead_letters.get() != b"hopeless":
             pass
     assert door.requests == 5
-    kept = Puller(api, "sub-async-proc-requests-dlq")
+    kept = Puller(channel, "sub-async-proc-requests-dlq")
     got: set[bytes] = set()
     while len(got) < 2:
         got |= {pulled.data for pulled in await kept.receive(10, wait_seconds=5)}

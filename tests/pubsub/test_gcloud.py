@@ -13,10 +13,9 @@ import pytest
 
 from handlers.contract.request import decode_body
 from handlers.contract.result import answered_result, encode_result
-from handlers.pubsub.api import PubSubApi, PubSubOptions
-from handlers.pubsub.deploy import set_up
+from handlers.pubsub.admin import apply, plan_set_up
+from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.layout import LayoutOptions, layout
-from handlers.pubsub.plan import plan_set_up
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Puller
 from tests.pubsub.resources import Resources
@@ -59,21 +58,21 @@ def shell(options: PubSubOptions, tmp_path: Path) -> Shell:
 
 
 async def test_the_guides_commands_pass_as_written(
-    api: PubSubApi, resources: Resources, shell: Shell
+    channel: PubSubChannel, resources: Resources, shell: Shell
 ) -> None:
-    wanted = LayoutOptions(project_id=api.options.project_id, push_endpoint="http://127.0.0.1:9/")
-    for change in plan_set_up(layout(wanted), {}):
-        await set_up(api, change)
+    wanted = LayoutOptions(project_id=channel.options.project_id, push_endpoint="http://127.0.0.1:9/")
+    for change in await plan_set_up(channel, layout(wanted)):
+        await apply(channel, change)
     await resources.subscription("witness", "async-proc-requests")
 
     await shell(PUBLISH)
-    (pulled,) = await Puller(api, "witness").receive(1, wait_seconds=20)
+    (pulled,) = await Puller(channel, "witness").receive(1, wait_seconds=20)
     request = decode_body(pulled.data, queue="witness")
     assert (request.id, request.deadline) == ("testmsg", 1999999999.0)
 
     result = answered_result(request.id, request.request_token, 200, b'{"choices": []}')
-    async with Publisher(api) as publisher:
+    async with Publisher(channel) as publisher:
         await publisher.publish("async-proc-results", encode_result(result))
     shown = await shell(PULL)
     assert encode_result(result).decode() in shown
-    assert await Puller(api, "async-proc-results-sub").receive(1) == [], "--auto-ack"
+    assert await Puller(channel, "async-proc-results-sub").receive(1) == [], "--auto-ack"

@@ -9,23 +9,23 @@ from dataclasses import replace
 import pytest
 
 from handlers.contract.errors import InvalidSetting
-from handlers.pubsub.api import PubSubApi, PubSubOptions
+from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.errors import PubSubFailed
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Pulled, Puller
-from tests.pubsub.broker_proxy import broker_proxy, refusal
 from tests.pubsub.resources import Resources
+from tests.servers.pubsub_broker import Refusal, refusal, running_broker
 
 
 @pytest.fixture
-async def puller(api: PubSubApi, resources: Resources) -> AsyncIterator[Puller]:
+async def puller(channel: PubSubChannel, resources: Resources) -> AsyncIterator[Puller]:
     await resources.topic("results")
     await resources.subscription("reader", "results", ackDeadlineSeconds=10)
-    yield Puller(api, "reader")
+    yield Puller(channel, "reader")
 
 
-async def published(api: PubSubApi, *data: bytes) -> None:
-    async with Publisher(api) as publisher:
+async def published(channel: PubSubChannel, *data: bytes) -> None:
+    async with Publisher(channel) as publisher:
         await asyncio.gather(*(publisher.publish("results", each, {"id": "1"}) for each in data))
 
 
@@ -36,8 +36,10 @@ async def received(puller: Puller, count: int) -> list[Pulled]:
     return got
 
 
-async def test_what_was_published_is_pulled_with_its_attributes(api: PubSubApi, puller: Puller) -> None:
-    await published(api, b"\x00 \xff")
+async def test_what_was_published_is_pulled_with_its_attributes(
+    channel: PubSubChannel, puller: Puller
+) -> None:
+    await published(channel, b"\x00 \xff")
     (pulled,) = await received(puller, 1)
     assert pulled.data == b"\x00 \xff"
     assert pulled.attributes == {"id": "1"}
@@ -45,20 +47,19 @@ async def test_what_was_published_is_pulled_with_its_attributes(api: PubSubApi, 
 
 
 async def test_an_empty_subscription_gives_nothing_in_the_time_given(puller: Puller) -> None:
-    assert await puller.receive(10) == []
     assert await puller.receive(10, wait_seconds=0.2) == []
 
 
-async def test_a_pull_waits_for_what_is_published_meanwhile(api: PubSubApi, puller: Puller) -> None:
+async def test_a_pull_waits_for_what_is_published_meanwhile(channel: PubSubChannel, puller: Puller) -> None:
     waiting = asyncio.ensure_future(received(puller, 1))
-    await published(api, b"late")
+    await published(channel, b"late")
     assert [pulled.data for pulled in await waiting] == [b"late"]
 
 
 async def test_what_was_acknowledged_does_not_come_again_what_was_given_back_does(
-    api: PubSubApi, puller: Puller
+    channel: PubSubChannel, puller: Puller
 ) -> None:
-    await published(api, b"1", b"2")
+    await published(channel, b"1", b"2")
     first, second = await received(puller, 2)
     await puller.ack([first.ack_id])
     await puller.give_back([second.ack_id])
@@ -69,42 +70,46 @@ async def test_what_was_acknowledged_does_not_come_again_what_was_given_back_doe
     assert await puller.receive(10) == []
 
 
-async def test_a_lease_is_the_subscriptions_and_is_extended(api: PubSubApi, puller: Puller) -> None:
+async def test_a_lease_is_the_subscriptions_and_is_extended(channel: PubSubChannel, puller: Puller) -> None:
     assert await puller.lease_seconds() == 10.0
-    await published(api, b"1")
+    await published(channel, b"1")
     (pulled,) = await received(puller, 1)
     await puller.extend([pulled.ack_id], 600)
     assert await puller.receive(1) == []
 
 
 async def test_many_acknowledgements_go_in_calls_that_the_service_takes(
-    options: PubSubOptions, api: PubSubApi, puller: Puller
+    options: PubSubOptions, channel: PubSubChannel, puller: Puller
 ) -> None:
     async with (
-        broker_proxy(options.emulator_host) as proxy,
-        PubSubApi(replace(options, emulator_host=proxy.host)) as counted,
+        running_broker(options.emulator_host) as broker,
+        PubSubChannel(replace(options, emulator_host=broker.host)) as counted,
     ):
-        proxy.fault = lambda _body: refusal(503) if proxy.calls == 1 else None
+
+        def fault(_method: str, _request: bytes) -> Refusal | None:
+            return refusal("UNAVAILABLE") if broker.calls == 1 else None
+
+        broker.fault = fault
         prefix = f"projects/{options.project_id}/subscriptions/reader"
         await Puller(counted, "reader").ack([f"{prefix}:{n}" for n in range(2_500)])
-        assert proxy.calls == 4, "three calls, the first repeated after a 503"
+        assert broker.calls == 4, "three calls, the first repeated after a 503"
 
 
-async def test_a_subscription_that_is_missing_or_impossible_is_said(api: PubSubApi) -> None:
+async def test_a_subscription_that_is_missing_or_impossible_is_said(channel: PubSubChannel) -> None:
     with pytest.raises(PubSubFailed, match="404"):
-        await Puller(api, "missing").receive(1)
+        await Puller(channel, "missing").receive(1)
     with pytest.raises(PubSubFailed, match="404"):
-        await Puller(api, "missing").lease_seconds()
+        await Puller(channel, "missing").lease_seconds()
     with pytest.raises(InvalidSetting, match="subscription"):
-        Puller(api, "a b")
+        Puller(channel, "a b")
 
 
 async def test_a_hopeless_acknowledgement_is_not_repeated(options: PubSubOptions) -> None:
     async with (
-        broker_proxy(options.emulator_host) as proxy,
-        PubSubApi(replace(options, emulator_host=proxy.host)) as api,
+        running_broker(options.emulator_host) as broker,
+        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
     ):
-        proxy.fault = lambda _body: refusal(403)
+        broker.fault = lambda _method, _request: refusal("PERMISSION_DENIED")
         with pytest.raises(PubSubFailed, match="403"):
-            await Puller(api, "reader").ack(["x"])
-        assert proxy.calls == 1
+            await Puller(channel, "reader").ack(["x"])
+        assert broker.calls == 1

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import httpx
 import psutil
-from aiohttp import web
 
 from handlers.demo.child import Child
 from handlers.demo.stack import ready_port
-from tests.pubsub.broker_proxy import BrokerProxy, broker_proxy
+from tests.servers.pubsub_broker import PubSubBroker, running_broker
 from tests.servers.raw_http import RawHttp, answer, running_raw_http
 from tests.waiting import elapse_async
 from tests.way.breakable import COMMAND
@@ -26,19 +25,13 @@ MOST_CPU = 0.05
 WINDOW_SECONDS = 4.0
 
 
-def takes(body: bytes) -> web.Response:
-    """A topic that is there and takes everything."""
-    messages = json.loads(body or b"{}").get("messages", [])
-    return web.json_response({"messageIds": [str(number) for number in range(len(messages))]})
-
-
 @dataclass
 class Rig:
     """The door, and what it needs."""
 
     door: Child
     url: str
-    broker: BrokerProxy
+    broker: PubSubBroker
     gateway: RawHttp
     client: httpx.AsyncClient
 
@@ -67,8 +60,7 @@ class Rig:
 @asynccontextmanager
 async def open_rig(**variables: str) -> AsyncIterator[Rig]:
     """A door with these settings beside its own."""
-    async with broker_proxy("") as broker, running_raw_http() as gateway:
-        broker.fault = takes
+    async with running_broker() as broker, running_raw_http() as gateway:
         gateway.say(answer(200, b'{"choices":[]}'))
         own = {
             "IGW_BASE_URL": f"http://127.0.0.1:{gateway.port}",

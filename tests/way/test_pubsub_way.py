@@ -13,7 +13,7 @@ import pytest
 
 from handlers.demo.pubsub_layout import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION
 from handlers.demo.stack import Stack
-from handlers.pubsub.api import PubSubApi, PubSubOptions
+from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Pulled, Puller
 from tests.servers.presence import not_found
@@ -25,16 +25,16 @@ GUIDES_REQUEST = (
 
 
 @pytest.fixture
-async def api(pubsub_stack: Stack) -> AsyncIterator[PubSubApi]:
+async def channel(pubsub_stack: Stack) -> AsyncIterator[PubSubChannel]:
     options = PubSubOptions(project_id=DEMO_PROJECT, emulator_host=pubsub_stack.emulator_host)
-    opened = PubSubApi(options)
+    opened = PubSubChannel(options)
     yield opened
     await opened.close()
 
 
-async def pulled(api: PubSubApi, count: int) -> list[Pulled]:
+async def pulled(channel: PubSubChannel, count: int) -> list[Pulled]:
     """The next `count` results."""
-    puller, found = Puller(api, RESULT_SUBSCRIPTION), list[Pulled]()
+    puller, found = Puller(channel, RESULT_SUBSCRIPTION), list[Pulled]()
     async with asyncio.timeout(60):
         while len(found) < count:
             some = await puller.receive(10, wait_seconds=20)
@@ -44,15 +44,19 @@ async def pulled(api: PubSubApi, count: int) -> list[Pulled]:
     return found
 
 
-async def publish(api: PubSubApi, bodies: Sequence[bytes], attributes: dict[str, str] | None = None) -> None:
-    async with Publisher(api) as publisher:
+async def publish(
+    channel: PubSubChannel, bodies: Sequence[bytes], attributes: dict[str, str] | None = None
+) -> None:
+    async with Publisher(channel) as publisher:
         await asyncio.gather(*(publisher.publish(REQUEST_TOPIC, body, attributes) for body in bodies))
 
 
-async def test_a_published_request_comes_back_as_a_result_with_what_tells_duplicates(api: PubSubApi) -> None:
-    await publish(api, [GUIDES_REQUEST.encode()], {"result_route": "team-a"})
+async def test_a_published_request_comes_back_as_a_result_with_what_tells_duplicates(
+    channel: PubSubChannel,
+) -> None:
+    await publish(channel, [GUIDES_REQUEST.encode()], {"result_route": "team-a"})
 
-    (one,) = await pulled(api, 1)
+    (one,) = await pulled(channel, 1)
 
     result = msgspec.json.decode(one.data)
     assert (result["id"], result["status_code"]) == ("testmsg", 200)
@@ -61,22 +65,22 @@ async def test_a_published_request_comes_back_as_a_result_with_what_tells_duplic
     assert one.attributes["pubsub_message_id"]
 
 
-async def test_a_refused_request_is_redelivered_and_answered(api: PubSubApi) -> None:
+async def test_a_refused_request_is_redelivered_and_answered(channel: PubSubChannel) -> None:
     body = b'{"id":"p1","payload":{"simulate":{"key":"p1","status":503,"times":1}},"deadline":1999999999}'
-    await publish(api, [body])
+    await publish(channel, [body])
 
-    (one,) = await pulled(api, 1)
+    (one,) = await pulled(channel, 1)
 
     assert msgspec.json.decode(one.data)["status_code"] == 200
 
 
-async def test_bad_requests_get_their_results_and_are_not_delivered_again(api: PubSubApi) -> None:
+async def test_bad_requests_get_their_results_and_are_not_delivered_again(channel: PubSubChannel) -> None:
     await publish(
-        api, [b'{"id":"p2","payload":{},"deadline":0}', b'{"id":"p3","payload":1,"deadline":1999999999}']
+        channel, [b'{"id":"p2","payload":{},"deadline":0}', b'{"id":"p3","payload":1,"deadline":1999999999}']
     )
 
     results = {
-        msgspec.json.decode(one.data)["id"]: msgspec.json.decode(one.data) for one in await pulled(api, 2)
+        msgspec.json.decode(one.data)["id"]: msgspec.json.decode(one.data) for one in await pulled(channel, 2)
     }
 
     assert {results[name]["error_code"] for name in ("p2", "p3")} == {"INVALID_REQUEST"}

@@ -14,6 +14,7 @@ import pytest
 from handlers.demo.child import Child
 from handlers.demo.ports import free_port
 from handlers.demo.stack import ready_port
+from tests.servers.pubsub_broker import Refusal, broker_in_threads, refusal
 from tests.waiting import wait_until
 from tests.way.breakable import COMMAND
 from tests.way.test_pubsub_once import push_of
@@ -28,38 +29,42 @@ EVENT = {
 }
 
 
-class _Broken(BaseHTTPRequestHandler):
-    """Answers requests, and refuses every publish."""
+class Broker:
+    """Refuses everything until it `is_well`."""
 
+    host = ""
     is_well = False
 
+    def fault(self, _method: str, _request: bytes) -> Refusal | None:
+        return None if self.is_well else refusal("PERMISSION_DENIED")
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    broker = Broker()
+    with broker_in_threads(broker.fault) as broker.host:
+        yield broker
+
+
+class _Answering(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
-        is_publish = self.path.endswith(":publish")
-        body = b'{"messageIds":["1"]}' if is_publish else b'{"choices":[]}'
-        self.send_response(403 if is_publish and not self.is_well else 200)
+        self.send_response(200)
         self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
+        self.send_header("content-length", "14")
         self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        self.send_response(403)
-        self.send_header("content-length", "0")
-        self.end_headers()
+        self.wfile.write(b'{"choices":[]}')
 
     def log_message(self, *_words: object) -> None:
         """Say nothing."""
 
 
 @pytest.fixture
-def others() -> Iterator[tuple[str, type[_Broken]]]:
-    """A gateway and a broker in one; the class says whether publishes succeed."""
-    mine = type("Mine", (_Broken,), {})
-    with ThreadingHTTPServer(("127.0.0.1", 0), mine) as server:
+def gateway_url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answering) as server:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
-        yield f"127.0.0.1:{server.server_address[1]}", mine
+        yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         serving.join()
 
@@ -88,11 +93,10 @@ def test_a_gateway_that_fails_is_named(readiness: str, status: int) -> None:
     assert "failing: gateway for" in told.text
 
 
-def test_a_topic_and_a_memory_that_fail_are_named_until_they_work(others: tuple[str, type[_Broken]]) -> None:
-    where, broken = others
+def test_a_topic_and_a_memory_that_fail_are_named_until_they_work(broker: Broker, gateway_url: str) -> None:
     variables = {
-        "IGW_BASE_URL": f"http://{where}",
-        "PUBSUB_EMULATOR_HOST": where,
+        "IGW_BASE_URL": gateway_url,
+        "PUBSUB_EMULATOR_HOST": broker.host,
         "PROJECT_ID": "some-project",
         "RESULT_TOPIC_ID": "results",
         "PUSH_AUTH": "none",
@@ -118,6 +122,6 @@ def test_a_topic_and_a_memory_that_fail_are_named_until_they_work(others: tuple[
             "memory": "0.0",
         }
 
-        broken.is_well = True
+        broker.is_well = True
         wait_until(lambda: push(9) == 204, 30, "a push that is acked")
         assert "results" not in client.get("/readyz").text

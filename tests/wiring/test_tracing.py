@@ -17,6 +17,7 @@ from handlers.telemetry.tracing import HTTP_REQUEST, PROCESS_REQUEST
 from handlers.wiring.handler import Handler
 from handlers.wiring.tracing import tracing_of
 from tests.servers.otlp import running_otlp_receiver
+from tests.servers.pubsub_broker import running_broker
 from tests.servers.raw_http import answer, running_raw_http
 
 GATEWAY = {"IGW_BASE_URL": "http://127.0.0.1:1"}
@@ -49,14 +50,13 @@ def test_an_endpoint_that_is_no_url_stops_the_start(endpoint: str) -> None:
 async def test_a_push_is_one_trace_from_its_producer_to_the_gateway() -> None:
     trace, producer = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     with running_otlp_receiver() as receiver:
-        async with running_raw_http() as gateway, running_raw_http() as broker:
+        async with running_raw_http() as gateway, running_broker() as broker:
             gateway.say(answer(200, b"{}"))
-            broker.say(answer(200, b'{"messageIds":["1"]}'))
             variables = {
                 "IGW_BASE_URL": gateway.url,
                 "PROJECT_ID": "project-1",
                 "RESULT_TOPIC_ID": "results",
-                "PUBSUB_EMULATOR_HOST": f"127.0.0.1:{broker.port}",
+                "PUBSUB_EMULATOR_HOST": broker.host,
                 "PUSH_AUTH": "none",
                 "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
             }

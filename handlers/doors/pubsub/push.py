@@ -50,13 +50,17 @@ _ACCEPTED: Final = Answer(204)
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What the settings say of one push subscription; `name` is its key in the routes."""
+    """The settings of one push subscription; `name` is its key in the routes.
+
+    `is_topic_fixed`: `result_topic` is the subscription's own, which wins over the topic that a request names.
+    """
 
     name: str
     result_topic: str
     labels: Mapping[str, str] = field(default_factory=dict)
     ack_deadline_seconds: float = 600.0
     min_redelivery_seconds: float = 10.0
+    is_topic_fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +200,12 @@ class PubSubPushDoor:
         return replace(context, topic=topic, route=route)
 
     def _own_topic(self, context: PushContext, topic: str, request_id: str) -> str:
-        """The request's own topic wins; it may not lie in another project, and must be one that requests may name."""
+        """The subscription's own topic wins, then the one that the request names, then the default.
+
+        Raises `InvalidRequest` for a topic of another project, or one that requests may not name.
+        """
+        if context.subscription.is_topic_fixed:
+            return context.topic
         match = _TOPIC.fullmatch(topic) if topic else None
         if topic and (match is None or match["project"] not in (None, self._project_id)):
             accepted = "the name of a topic of this project"

@@ -20,27 +20,25 @@ from handlers.doors.http_message import Answer, Delivery
 from handlers.doors.pubsub.push import MARGIN_SECONDS, PubSubPushDoor, Subscription
 from handlers.forward.forward import Limits
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.pubsub.api import PubSubApi, PubSubOptions
+from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.publisher import Publisher, PublisherOptions
 from handlers.telemetry.logs import get_logger
-from tests.servers.raw_http import RawHttp, answer, running_raw_http
+from tests.servers.pubsub_broker import PubSubBroker, refusal, running_broker
 
 BODY = b'{"id":"a","deadline":4000000000,"payload":{"p":1}}'
-CONFIRMED = answer(200, b'{"messageIds":["1"]}')
 ANSWERED = Answered(answered_result("a", "", 200, b"said"))
 
 
 @pytest.fixture
-async def broker() -> AsyncIterator[RawHttp]:
-    async with running_raw_http() as running:
-        running.say(CONFIRMED)
+async def broker() -> AsyncIterator[PubSubBroker]:
+    async with running_broker() as running:
         yield running
 
 
 @pytest.fixture
-async def publisher(broker: RawHttp) -> AsyncIterator[Publisher]:
-    options = PubSubOptions(project_id="project-1", emulator_host=f"127.0.0.1:{broker.port}")
-    async with PubSubApi(options) as api:
+async def publisher(broker: PubSubBroker) -> AsyncIterator[Publisher]:
+    options = PubSubOptions(project_id="project-1", emulator_host=broker.host)
+    async with PubSubChannel(options) as api:
         publisher = Publisher(api, PublisherOptions(timeout_seconds=2.0, linger_seconds=0.0))
         yield publisher
         await publisher.close()
@@ -56,12 +54,15 @@ class Door:
         *,
         has_details: bool = False,
         may_name: ResultNames | None = None,
+        is_topic_fixed: bool = False,
     ) -> None:
         self.now = 100.0
         self.forwarded: list[tuple[Request, Limits]] = []
         self.door = PubSubPushDoor(
             publisher,
-            lambda name: Subscription(name.rsplit("/", 1)[-1], "results", {"tier": "batch"}, 60.0, 10.0),
+            lambda name: Subscription(
+                name.rsplit("/", 1)[-1], "results", {"tier": "batch"}, 60.0, 10.0, is_topic_fixed
+            ),
             get_logger("test"),
             project_id="project-1",
             dead_letter_topic=dead_letter_topic,
@@ -90,22 +91,17 @@ class Door:
         return await handle(self.door, Delivery([], body), forward)
 
 
-def published(broker: RawHttp) -> list[tuple[str, bytes, dict[str, str]]]:
+def published(broker: PubSubBroker) -> list[tuple[str, bytes, dict[str, str]]]:
     """What arrived at the broker: topic, data, attributes."""
-    found: list[tuple[str, bytes, dict[str, str]]] = []
-    for received in broker.received:
-        topic = received.path.rsplit("/", 1)[-1].removesuffix(":publish")
-        messages = json.loads(received.body)["messages"]
-        found += [(topic, base64.b64decode(m.get("data", "")), m.get("attributes", {})) for m in messages]
-    return found
+    return [(topic.rpartition("/")[2], data, attributes) for topic, data, attributes in broker.published]
 
 
-def result_of(broker: RawHttp) -> tuple[str, Result, dict[str, str]]:
+def result_of(broker: PubSubBroker) -> tuple[str, Result, dict[str, str]]:
     ((topic, data, attributes),) = published(broker)
     return topic, decode_result(data), attributes
 
 
-async def test_a_result_is_published_before_the_204(publisher: Publisher, broker: RawHttp) -> None:
+async def test_a_result_is_published_before_the_204(publisher: Publisher, broker: PubSubBroker) -> None:
     answered = await Door(publisher).push(attempt=3, result_route="shard-1")
     assert (answered.status_code, answered.body) == (204, b"")
     topic, result, attributes = result_of(broker)
@@ -127,7 +123,7 @@ async def test_a_request_was_created_in_the_moment_of_its_publication_if_in_the_
 
 
 async def test_a_published_result_has_details_where_they_are_asked_for(
-    publisher: Publisher, broker: RawHttp
+    publisher: Publisher, broker: PubSubBroker
 ) -> None:
     await Door(publisher, has_details=True).push(attempt=3, userid="me")
     _, result, _ = result_of(broker)
@@ -153,34 +149,50 @@ async def test_without_a_dead_letter_policy_every_attempt_counts_as_the_first(pu
 
 @pytest.mark.parametrize(("reason", "status"), [("rejected", 429), ("unavailable", 503), ("reset", 503)])
 async def test_a_retry_is_a_nack_and_publishes_nothing(
-    publisher: Publisher, broker: RawHttp, reason: str, status: int
+    publisher: Publisher, broker: PubSubBroker, reason: str, status: int
 ) -> None:
     answered = await Door(publisher).push(outcome=Retry(7.5, reason))
     assert (answered.status_code, answered.headers["retry-after"]) == (status, "8")
-    assert broker.received == []
+    assert broker.published == []
 
 
-@pytest.mark.parametrize("fault", [answer(503), answer(403), answer(500), answer(429)])
+@pytest.mark.parametrize("status", ["UNAVAILABLE", "PERMISSION_DENIED", "INTERNAL", "RESOURCE_EXHAUSTED"])
 async def test_a_result_that_is_not_confirmed_is_never_acked(
-    publisher: Publisher, broker: RawHttp, fault: Any
+    publisher: Publisher, broker: PubSubBroker, status: str
 ) -> None:
     """F64, I5."""
-    broker.say(fault)
+    broker.fault = lambda _method, _request: refusal(status)
     answered = await Door(publisher).push()
     assert answered.status_code == 503
     assert "retry-after" in answered.headers
 
 
-async def test_a_requests_own_topic_wins(publisher: Publisher, broker: RawHttp) -> None:
+async def test_a_requests_own_topic_wins(publisher: Publisher, broker: PubSubBroker) -> None:
     for name in ("mine", "projects/project-1/topics/mine"):
         body = json.dumps({**json.loads(BODY), "result_queue_name": name}).encode()
         assert (await Door(publisher).push(body)).status_code == 204
     assert [topic for topic, _, _ in published(broker)] == ["mine", "mine"]
 
 
+@pytest.mark.parametrize(
+    "body", [BODY, b'{"id":"a","deadline":"soon","payload":{}}'], ids=["answered", "invalid"]
+)
+@pytest.mark.parametrize(
+    "name", ["mine", "projects/project-1/topics/mine", "projects/other/topics/mine", "a/b"]
+)
+async def test_the_topic_of_the_subscription_wins_over_the_one_that_a_request_names(
+    publisher: Publisher, broker: PubSubBroker, name: str, body: bytes
+) -> None:
+    door = Door(publisher, is_topic_fixed=True)
+    assert (
+        await door.push(json.dumps({**json.loads(body), "result_queue_name": name}).encode())
+    ).status_code == 204
+    assert [topic for topic, _, _ in published(broker)] == ["results"]
+
+
 @pytest.mark.parametrize("name", ["projects/other/topics/mine", "a/b", "x", "1abc", "mine:publish", "mi\nne"])
 async def test_a_topic_of_another_project_or_of_no_such_name_is_an_invalid_request(
-    publisher: Publisher, broker: RawHttp, name: str
+    publisher: Publisher, broker: PubSubBroker, name: str
 ) -> None:
     door = Door(publisher)
     await door.push(json.dumps({**json.loads(BODY), "result_queue_name": name}).encode())
@@ -200,7 +212,7 @@ async def test_a_topic_of_another_project_or_of_no_such_name_is_an_invalid_reque
     ],
 )
 async def test_with_a_list_of_topics_a_request_names_one_of_it_or_is_invalid(
-    publisher: Publisher, broker: RawHttp, name: str, takes: str | None
+    publisher: Publisher, broker: PubSubBroker, name: str, takes: str | None
 ) -> None:
     """F75."""
     door = Door(publisher, may_name=read_result_names("mine, team-*"))
@@ -212,18 +224,18 @@ async def test_with_a_list_of_topics_a_request_names_one_of_it_or_is_invalid(
     assert len(door.forwarded) == (1 if takes else 0)
 
 
-@pytest.mark.parametrize("status", [400, 403, 404])
+@pytest.mark.parametrize("status", ["INVALID_ARGUMENT", "PERMISSION_DENIED", "NOT_FOUND"])
 async def test_a_requests_own_topic_that_does_not_take_it_does_not_lose_the_result(
-    publisher: Publisher, broker: RawHttp, status: int
+    publisher: Publisher, broker: PubSubBroker, status: str
 ) -> None:
-    broker.say(answer(status, b'{"error":{"status":"NO"}}'), CONFIRMED)
+    broker.fault = lambda _method, request: refusal(status) if b"nowhere" in request else None
     body = json.dumps({**json.loads(BODY), "result_queue_name": "nowhere"}).encode()
     assert (await Door(publisher).push(body)).status_code == 204
     assert [topic for topic, _, _ in published(broker)] == ["nowhere", "results"]
 
 
 async def test_a_result_that_pubsub_does_not_take_is_a_final_error_and_not_paid_for_again(
-    publisher: Publisher, broker: RawHttp
+    publisher: Publisher, broker: PubSubBroker
 ) -> None:
     large = Answered(answered_result("a", "", 200, b"x" * 10_500_000))
     assert (await Door(publisher).push(outcome=large)).status_code == 204
@@ -240,7 +252,7 @@ async def test_a_result_that_pubsub_does_not_take_is_a_final_error_and_not_paid_
     ],
 )
 async def test_an_invalid_request_gets_its_result_and_is_acked(
-    publisher: Publisher, broker: RawHttp, body: bytes
+    publisher: Publisher, broker: PubSubBroker, body: bytes
 ) -> None:
     door = Door(publisher)
     assert (await door.push(body)).status_code == 204
@@ -250,7 +262,7 @@ async def test_an_invalid_request_gets_its_result_and_is_acked(
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"[]", b"{}", b"\xff\xfe", b'{"deadline":5}'])
 async def test_what_has_no_id_goes_to_the_dead_letter_topic_as_it_came(
-    publisher: Publisher, broker: RawHttp, body: bytes
+    publisher: Publisher, broker: PubSubBroker, body: bytes
 ) -> None:
     assert (await Door(publisher, "dead").push(body)).status_code == 204
     ((topic, data, attributes),) = published(broker)
@@ -260,7 +272,7 @@ async def test_what_has_no_id_goes_to_the_dead_letter_topic_as_it_came(
 
 
 async def test_without_a_dead_letter_topic_its_error_goes_to_the_result_topic(
-    publisher: Publisher, broker: RawHttp
+    publisher: Publisher, broker: PubSubBroker
 ) -> None:
     assert (await Door(publisher).push(b"not json")).status_code == 204
     topic, result, _ = result_of(broker)
@@ -268,14 +280,14 @@ async def test_without_a_dead_letter_topic_its_error_goes_to_the_result_topic(
 
 
 async def test_a_dead_letter_that_is_not_confirmed_is_not_acked(
-    publisher: Publisher, broker: RawHttp
+    publisher: Publisher, broker: PubSubBroker
 ) -> None:
-    broker.say(answer(503))
+    broker.fault = lambda _method, _request: refusal("UNAVAILABLE")
     assert (await Door(publisher, "dead").push(b"not json")).status_code == 503
 
 
 async def test_a_dead_lettered_delivery_is_a_final_result_without_another_attempt(
-    publisher: Publisher, broker: RawHttp
+    publisher: Publisher, broker: PubSubBroker
 ) -> None:
     """F66."""
     door = Door(publisher)
@@ -290,13 +302,13 @@ async def test_a_dead_lettered_delivery_is_a_final_result_without_another_attemp
     assert "5 deliveries" in result.error_message
 
 
-async def test_a_frame_that_is_no_push_is_a_400(publisher: Publisher, broker: RawHttp) -> None:
+async def test_a_frame_that_is_no_push_is_a_400(publisher: Publisher, broker: PubSubBroker) -> None:
     assert (await Door(publisher).raw(b'{"message":{"data":"%%%"}}')).status_code == 400
-    assert broker.received == []
+    assert broker.published == []
 
 
 async def test_an_attribute_that_pubsub_would_refuse_is_left_out(
-    publisher: Publisher, broker: RawHttp
+    publisher: Publisher, broker: PubSubBroker
 ) -> None:
     await Door(publisher).push(result_route="x" * 1_025)
     assert "result_route" not in result_of(broker)[2]
@@ -312,12 +324,12 @@ async def test_time_spent_before_forwarding_is_taken_from_the_ack_deadline(publi
 
 
 async def test_a_dead_letter_without_an_id_does_not_go_round_in_a_circle(
-    publisher: Publisher, broker: RawHttp
+    publisher: Publisher, broker: PubSubBroker
 ) -> None:
     door = Door(publisher, "dead")
     for name in ("CloudPubSubDeadLetterSourceSubscription", "async_processor_dead_letter_reason"):
         assert (await door.push(b"not json", **{name: "x"})).status_code == 204  # type: ignore[arg-type]  # an attribute
-    assert broker.received == []
+    assert broker.published == []
 
 
 @pytest.mark.parametrize("ahead_seconds", [7_200.0, -7_200.0, 2.0])

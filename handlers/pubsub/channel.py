@@ -1,0 +1,181 @@
+"""The gRPC channel to Pub/Sub with Google's asyncio clients, and the mapping of their errors.
+
+The clients come from google-cloud-pubsub, which takes 0.3 s to import. Nothing in this package imports it at the
+top of a module: `PubSubChannel.open` does so in a thread, so that neither the start of a process that never
+uses Pub/Sub nor the event loop of one that does pays for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+from handlers.pubsub.errors import NO_ANSWER, NoAnswerInTime, PubSubFailed
+
+if TYPE_CHECKING:
+    from google.api_core.exceptions import GoogleAPICallError
+    from google.pubsub_v1 import PublisherAsyncClient, SubscriberAsyncClient
+
+GOOGLE_ENDPOINT: Final = "pubsub.googleapis.com"
+
+_MAX_REASON_LENGTH: Final = 300
+_CREDENTIALS: Final = (
+    "expected a credentials file named by GOOGLE_APPLICATION_CREDENTIALS, "
+    "`gcloud auth application-default login` or a workload identity"
+)
+_OPTIONS: Final = (
+    ("grpc.max_send_message_length", -1),  # the size of a publish is checked before it is sent
+    ("grpc.max_receive_message_length", -1),  # a pull may carry 1,000 results
+    # A broker that was away is tried again within 5 s. gRPC's own default grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # A peer that is gone without a word is noticed while calls are under way.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+_EMULATOR_OPTIONS: Final = (("grpc.enable_http_proxy", 0),)
+"""An emulator is local: `https_proxy` is meant for Google's service, not for it."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PubSubOptions:
+    """The project and the server.
+
+    `emulator_host` (`host:port`) replaces Google's service and needs no credentials; `endpoint` may be a
+    regional one (`europe-west1-pubsub.googleapis.com`).
+    """
+
+    project_id: str
+    emulator_host: str = ""
+    endpoint: str = GOOGLE_ENDPOINT
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Google's clients over one channel."""
+
+    publisher: PublisherAsyncClient
+    subscriber: SubscriberAsyncClient
+    channel: Any
+
+
+class PubSubChannel:
+    """Opens the channel at the first call and keeps it until `close`. Belongs to one event loop."""
+
+    def __init__(self, options: PubSubOptions) -> None:
+        self.options = options
+        self._clients: Clients | None = None
+        self._opening: asyncio.Future[Clients] | None = None
+        self.in_use = 0
+        """Calls under way."""
+
+    async def open(self) -> Clients:
+        """The clients; imports the library and finds credentials, both in a thread, where that is still to do.
+
+        Raises `PubSubFailed` without credentials; the next call looks for them again.
+        """
+        if self._clients is not None:
+            return self._clients
+        if self._opening is None:
+            self._opening = asyncio.ensure_future(self._open())
+            self._opening.add_done_callback(self._opened)
+        # Shielded: one caller's timeout must not end the opening for the others.
+        return await asyncio.shield(self._opening)
+
+    async def call(self, resource: str, call: Callable[[Clients], Awaitable[T]], timeout_seconds: float) -> T:
+        """Await `call`, which uses one of the clients for `resource` (a full name).
+
+        Raises `PubSubFailed` for a refusal, `NoAnswerInTime` for no answer within `timeout_seconds`.
+        """
+        from google.api_core.exceptions import DeadlineExceeded, GoogleAPICallError
+
+        self.in_use += 1
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await call(self._clients or await self.open())
+        except (TimeoutError, DeadlineExceeded):
+            raise NoAnswerInTime(resource, timeout_seconds) from None
+        except GoogleAPICallError as error:
+            raise PubSubFailed(resource, status=status_of(error), reason=_reason(error)) from error
+        finally:
+            self.in_use -= 1
+
+    async def close(self) -> None:
+        """Close the channel; calls under way fail, and the next one would open another channel."""
+        if self._opening is not None:
+            await asyncio.wait({self._opening})
+        clients, self._clients = self._clients, None
+        if clients is not None:
+            await clients.channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.close()
+
+    def _opened(self, opening: asyncio.Future[Clients]) -> None:
+        self._opening = None
+        if not opening.cancelled() and opening.exception() is None:
+            self._clients = opening.result()
+
+    async def _open(self) -> Clients:
+        credentials = await asyncio.to_thread(_load, needs_credentials=not self.options.emulator_host)
+        return _clients(self.options, credentials)
+
+
+def status_of(error: GoogleAPICallError) -> int:
+    """The HTTP status that `google.api_core` gives to a gRPC status; 500 for those without one."""
+    return int(error.code or 500)
+
+
+def _reason(error: GoogleAPICallError) -> str:
+    return f"{status_of(error)} {(error.message or '')[:_MAX_REASON_LENGTH]}".strip()
+
+
+def _load(*, needs_credentials: bool) -> Any:
+    """Import the library and return the credentials of this process; runs in a thread.
+
+    google-auth asks the metadata server over blocking HTTP.
+    """
+    import google.pubsub_v1  # imported here for the functions that need it on the event loop
+
+    if not needs_credentials:
+        return None
+    import google.auth
+    from google.auth.exceptions import GoogleAuthError
+    from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+
+    try:
+        credentials, _ = google.auth.default(scopes=PublisherGrpcAsyncIOTransport.AUTH_SCOPES)
+    except (GoogleAuthError, OSError, ValueError) as error:
+        found = (str(error).splitlines() or [""])[0][:_MAX_REASON_LENGTH]
+        reason = f"no Google credentials: {_CREDENTIALS}, got {type(error).__name__}: {found}"
+        raise PubSubFailed("Google credentials", status=NO_ANSWER, reason=reason) from error
+    return credentials
+
+
+def _clients(options: PubSubOptions, credentials: Any) -> Clients:
+    """Both clients over one channel; a channel belongs to the event loop on which it is made."""
+    from google.pubsub_v1 import PublisherAsyncClient, SubscriberAsyncClient
+    from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+    from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcAsyncIOTransport
+    from grpc import aio
+
+    if options.emulator_host:
+        channel = aio.insecure_channel(options.emulator_host, options=(*_OPTIONS, *_EMULATOR_OPTIONS))
+    else:
+        host = options.endpoint.removeprefix("https://").rstrip("/")
+        channel = PublisherGrpcAsyncIOTransport.create_channel(
+            host if ":" in host else f"{host}:443", credentials=credentials, options=_OPTIONS
+        )
+    return Clients(
+        PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel)),
+        SubscriberAsyncClient(transport=SubscriberGrpcAsyncIOTransport(channel=channel)),
+        channel,
+    )

@@ -1,0 +1,80 @@
+"""Wiring of Pub/Sub: the channel, the settings of subscriptions, and the check of topics at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from handlers.contract.errors import InvalidSetting
+from handlers.doors.pubsub.push import Subscription
+from handlers.pubsub.channel import PubSubChannel, PubSubOptions
+from handlers.pubsub.errors import PubSubError
+from handlers.pubsub.names import topic_path
+from handlers.pubsub.publisher import Publisher, TopicState
+from handlers.settings.settings import Settings
+from handlers.telemetry.logs import Logger
+
+
+def channel_of(settings: Settings) -> PubSubChannel:
+    """The channel to Pub/Sub that these settings describe; it opens at its first call."""
+    env = settings.env
+    return PubSubChannel(
+        PubSubOptions(
+            project_id=settings.project_id,
+            emulator_host=env.pubsub_emulator_host,
+            endpoint=env.pubsub_endpoint,
+        )
+    )
+
+
+async def check_topics(publisher: Publisher, settings: Settings, log: Logger) -> None:
+    """Raises `InvalidSetting` for a topic that does not exist: every result would end as a nack."""
+    named = {
+        "RESULT_TOPIC_ID": settings.result_topic_id,
+        "DEAD_LETTER_TOPIC_ID": settings.env.dead_letter_topic_id,
+    }
+    for setting, topic in named.items():
+        if not topic:
+            continue
+        topic_path(settings.project_id, topic)
+        try:
+            state = await publisher.check(topic)
+        except PubSubError as error:
+            log.warning("topic check failed", topic=topic, error=str(error))
+            continue
+        if state is TopicState.MISSING:
+            accepted = "a topic that exists (`async-processor pubsub setup` makes it)"
+            raise InvalidSetting(setting, found=f"{topic!r}, which does not exist", accepted=accepted)
+
+
+def subscriptions(settings: Settings) -> Callable[[str], Subscription]:
+    """A function that returns the settings of a subscription by the name that a push carries; cached."""
+    env = settings.env
+    topics = settings.file.topics
+    names_all = bool(topics) and all(topic.result_topic_id or topic.result_queue_name for topic in topics)
+    if not settings.result_topic_id and not names_all:
+        raise InvalidSetting("RESULT_TOPIC_ID", found="nothing", accepted="the topic that takes the results")
+
+    @lru_cache(maxsize=1_024)
+    def of(name: str) -> Subscription:
+        entry = settings.subscription(name)
+        if entry is None:
+            short = name.rsplit("/", 1)[-1]
+            return Subscription(
+                short, settings.result_topic_id, {}, env.ack_deadline_seconds, env.min_redelivery_seconds
+            )
+        own_topic = entry.result_topic_id or entry.result_queue_name
+        return Subscription(
+            name=entry.subscriber_id,
+            result_topic=own_topic or settings.result_topic_id,
+            is_topic_fixed=bool(own_topic),
+            labels=entry.labels,
+            ack_deadline_seconds=entry.ack_deadline_seconds or env.ack_deadline_seconds,
+            min_redelivery_seconds=_given(entry.min_redelivery_seconds, env.min_redelivery_seconds),
+        )
+
+    return of
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
