@@ -34,6 +34,10 @@ _CODES: Final = (
     "Exit codes: 0 all is as wanted; 1 a dry run that would change something, or a topic that was kept for "
     "others; 2 wrong settings, or a difference that cannot be changed; 4 Pub/Sub refused or did not answer."
 )
+_EMULATOR_BACKOFF: Final = (
+    "with a retry delay of 1s or more the emulator may never push a nacked request again; "
+    "give it --min-retry-delay 0s --max-retry-delay 0s"
+)
 _CHANGE_COLOURS: Final = {
     Action.CREATE: "green",
     Action.UPDATE: "yellow",
@@ -222,6 +226,8 @@ async def _setup(flags: dict[str, Any]) -> Exit:
         )
         if channel.options.emulator_host:
             click.echo("grants: not checked, the emulator has none")
+            if flags["minimum_backoff_seconds"]:
+                click.echo(f"note: {_EMULATOR_BACKOFF}")
         else:
             _show_grants(await grant_states(channel, needed_grants(wanted, **accounts)), notes(wanted))
     return Exit.NOT_AS_WANTED if is_dry and changes else Exit.AS_WANTED

@@ -28,7 +28,9 @@ async def _create_layout(emulator_host: str, push_url: str) -> None:
             request_topic=REQUEST_TOPIC,
             result_topic=RESULT_TOPIC,
             result_subscription=RESULT_SUBSCRIPTION,
-            # With a backoff of a second or more the emulator (0.8.20) forgets nacked messages: see docs/pubsub.md.
+            # With a retry policy of a second or more the emulator (0.8.20) loses nacked messages. Measured with a bare
+            # HTTP server that nacks half of 40 messages with 503: 1 to 12 of them were never pushed again in 6 of 7
+            # runs, whatever the ack deadline (10, 20, 600 s); without a backoff, 0 in 5 runs.
             minimum_backoff_seconds=0,
             maximum_backoff_seconds=0,
             max_delivery_attempts=100,  # without a backoff a busy gateway uses them up sooner
