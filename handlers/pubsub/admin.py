@@ -299,7 +299,7 @@ async def _readers(channel: PubSubChannel, topic: str) -> list[str]:
         pages = await clients.publisher.list_topic_subscriptions(topic=topic, **_HOW)
         return [name async for name in pages]
 
-    return await _call(channel, topic, listed)  # type: ignore[no-any-return]
+    return await _call(channel, topic, listed)  # type: ignore[no-any-return]  # `call` of any type
 
 
 def _create(clients: Clients, resource: Any) -> Awaitable[Any]:
