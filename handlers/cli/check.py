@@ -31,10 +31,8 @@ Exit codes: 0 no fault; 1 a fault, each with its fix; 2 a wrong setting.""",
     "--only", "parts", multiple=True, type=click.Choice(PARTS), help="This part alone; may be repeated."
 )
 @click.option("--json", "is_json", is_flag=True, help="For scripts.")
-@click.option(
-    "--settings/--no-settings", "has_settings", default=True, help="Print the settings too, secrets masked."
-)
-def check(parts: tuple[str, ...], is_json: bool, has_settings: bool) -> None:
+@click.option("--all", "is_all", is_flag=True, help="Print every setting, also those left at their default.")
+def check(parts: tuple[str, ...], is_json: bool, is_all: bool) -> None:
     """Read the settings, reach everything they name, and say what to do about what is wrong."""
     from handlers.cli.main import fail
     from handlers.settings.settings import load_settings
@@ -48,7 +46,7 @@ def check(parts: tuple[str, ...], is_json: bool, has_settings: bool) -> None:
     if is_json:
         _print_json(settings, findings)
     else:
-        _print_tables(settings, findings, has_settings=has_settings)
+        _print_tables(settings, findings, is_all=is_all)
     sys.exit(1 if any(finding.state == "fault" for finding in findings) else 0)
 
 
@@ -64,21 +62,22 @@ def _print_json(settings: Settings, findings: list[Finding]) -> None:
     )
 
 
-def _print_tables(settings: Settings, findings: list[Finding], *, has_settings: bool) -> None:
+def _print_tables(settings: Settings, findings: list[Finding], *, is_all: bool) -> None:
+    """Findings first, then the settings: those that are not at their default, or all."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console()
-    if has_settings:
-        given = Table("variable", "value", box=None, title="Settings", title_justify="left")
-        for name, value in settings.shown().items():
-            given.add_row(name, "" if value in ("", None) else escape(str(value)))
-        console.print(given, "")
     table = Table("", "what", "found", "what to do", box=None)
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "fault": "[bold red]FAULT[/]"}
     for finding in findings:
         table.add_row(
             marks[finding.state], *(escape(text) for text in (finding.what, finding.found, finding.fix))
         )
-    console.print(table)
+    shown = settings.shown() if is_all else settings.changed()
+    title = "All settings" if is_all else "Settings that differ from their defaults (--all shows every one)"
+    given = Table("variable", "value", box=None, title=title, title_justify="left")
+    for name, value in shown.items():
+        given.add_row(name, "" if value in ("", None) else escape(str(value)))
+    console.print(table, "", given)

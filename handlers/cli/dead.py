@@ -181,6 +181,7 @@ def _run(queue: QueueFlags, work: Work) -> ExitCode:
             return await work(DeadLetters(redis, queue.queue, cluster=options.is_cluster))
         except STORE_FAILURES as error:
             click.echo(f"error: Redis does not answer: {explained(error)}", err=True)
+            click.echo("REDIS_URL or --redis-url names the server.", err=True)
             return ExitCode.UNREACHABLE
         finally:
             await redis.aclose()

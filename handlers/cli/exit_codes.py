@@ -57,6 +57,8 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
             code = _say(error, ExitCode.NOT_YET)
         except BrokerUnreachable as error:
             code = _say(error, ExitCode.UNREACHABLE)
+            if str(error).startswith("Redis:"):
+                print("REDIS_URL or --redis-url names the server.", file=sys.stderr)
         except (AsyncProcessorError, OSError) as error:
             code = _say(error, ExitCode.WRONG_INPUT)
         sys.exit(int(code))

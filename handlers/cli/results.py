@@ -30,14 +30,19 @@ Examples:
   async-processor results                    follow, until Ctrl-C
   async-processor results -n 10 > ten.jsonl
   async-processor results --for 0s           what is there now
+  async-processor results --peek -n 5        the five oldest, left where they are (Redis)
   async-processor results --from pubsub --project p --subscription results-sub
 
-A result is acknowledged after it was written; what was not, is there for the next reader.
+Reading consumes: a result that was printed is removed from the list or subscription, and no other reader gets it. It is
+removed after it was written, so a crash loses none. --peek removes nothing.
 
 Exit codes: 0 done, whatever the results say; 2 wrong flags; 3 with --take, none came in the time given;
 4 the broker does not answer; 130 interrupted.""",
 )
 @click.option("-n", "--take", type=click.IntRange(min=1), help="Stop after so many results.")
+@click.option(
+    "--peek", "is_peek", is_flag=True, help="Look at results without taking them, oldest first (Redis)."
+)
 @click.option("--for", "idle", type=DurationType(), help="Stop when none came for that long.")
 @click.option(
     "--format",
@@ -48,10 +53,24 @@ Exit codes: 0 done, whatever the results say; 2 wrong flags; 3 with --take, none
 )
 @queue_flags
 @exits
-def results(take: int | None, idle: timedelta | None, form: str, queue: QueueFlags) -> ExitCode:
-    """Follow the results, or take some."""
+def results(
+    *, take: int | None, is_peek: bool, idle: timedelta | None, form: str, queue: QueueFlags
+) -> ExitCode:
+    """Read results and remove them: follow the list or subscription, or take some. --peek leaves them."""
     is_table = form == "table" or (form == "auto" and sys.stdout.isatty())
-    return asyncio.run(_results(queue, take, idle, _table_writer() if is_table else _write_json))
+    write = _table_writer() if is_table else _write_json
+    if is_peek:
+        return asyncio.run(_peek(queue, take, write))
+    return asyncio.run(_results(queue, take, idle, write))
+
+
+async def _peek(queue: QueueFlags, take: int | None, write: Callable[[Result], None]) -> ExitCode:
+    count = 0
+    async with queue.client() as client:
+        async for result in client.peek(limit=take):
+            write(result)
+            count += 1
+    return ExitCode.DONE if count or take is None else ExitCode.NOT_YET
 
 
 async def _results(

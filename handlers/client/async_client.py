@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Self, Unpack
@@ -132,6 +132,13 @@ class AsyncClient:
         """Iterate results of the list or subscription `name` (empty: the options' own) under a lease."""
         seconds = idle.total_seconds() if isinstance(idle, timedelta) else idle
         return ResultStream(self._broker.results(name), limit=limit, idle_seconds=seconds, batch=batch)
+
+    def peek(self, name: str = "", *, limit: int | None = None) -> AsyncIterator[Result]:
+        """Results of the list `name` (empty: the options' own), oldest first, left where they are.
+
+        Results that another reader holds are not among them. Raises `NotOffered` on Pub/Sub.
+        """
+        return self._broker.peek(name, limit)
 
     async def cancel(self, submission: Submission | str) -> bool:
         """Cancel a submission, or whichever of an id is live; false if it is over already."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from handlers.client.new_request import NewRequest
@@ -47,6 +47,10 @@ class Broker(Protocol):
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
         """Cancel; returns for each whether it was live."""
+
+    def peek(self, name: str, limit: int | None) -> AsyncIterator[Result]:
+        """Results of a list, oldest first, left where they are."""
+        ...
 
     async def where(self, submission: Submission | str) -> Whereabouts:
         """Search a request everywhere it may be; reads only."""

@@ -23,7 +23,9 @@ class NoResultYet(ClientError):
     """No result came within the time given."""
 
     def __init__(self, request_id: str, waited_seconds: float) -> None:
-        super().__init__(f"{request_id}: no result after {waited_seconds:g} s")
+        super().__init__(
+            f"{request_id}: no result within {waited_seconds:g} seconds; the request may still be answered"
+        )
         self.request_id = request_id
         self.waited_seconds = waited_seconds
 

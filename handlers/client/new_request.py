@@ -86,9 +86,26 @@ def unix_deadline(deadline: Deadline, *, now: float, request_id: str = "") -> in
         seconds = float(deadline)
     if not seconds > now:
         raise InvalidRequest(
-            "deadline", found="a time that has passed", accepted=_ACCEPTED, request_id=request_id
+            "deadline", found=_passed(deadline, seconds), accepted=_ACCEPTED, request_id=request_id
         )
     return ceil(seconds)
+
+
+def _passed(deadline: Deadline, seconds: float) -> str:
+    """What was taken for a time that has passed; a plain number is an instant, which a duration looks unlike."""
+    try:
+        instant = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        instant = f"{seconds:g} in Unix seconds"
+    if isinstance(deadline, timedelta):
+        return f"{deadline}, which is not in the future"
+    hint = ""
+    if not isinstance(deadline, datetime) and 0 < seconds < _LONGEST_DURATION:
+        hint = f"; for {seconds:g} seconds from now give timedelta(seconds={seconds:g})"
+    return f"{instant}, which has passed{hint}"
+
+
+_LONGEST_DURATION = 366 * 86_400
 
 
 def _payload_bytes(payload: Payload, request_id: str) -> bytes:

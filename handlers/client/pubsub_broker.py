@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import msgspec
 
@@ -122,6 +122,10 @@ class PubSubBroker:
         except STORE_ERRORS as error:
             raise BrokerUnreachable(f"Redis: {explained(error)}") from error
         return [True] * len(ids)
+
+    def peek(self, name: str, limit: int | None) -> AsyncIterator[Result]:  # noqa: ARG002  # the protocol's
+        """A subscription cannot be read without taking a lease."""
+        raise NotOffered("looking at results", "Pub/Sub", "read them: what is not acknowledged comes again")
 
     async def where(self, submission: Submission | str) -> Whereabouts:
         """Pub/Sub does not tell where a request is."""

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import msgspec
 
 from handlers.client.errors import BrokerUnreachable, NoResultYet, UnknownRequest
 from handlers.client.member import member_parts
@@ -15,13 +17,13 @@ from handlers.client.options import ClientOptions
 from handlers.client.own_results import OwnResults
 from handlers.client.patience import Patience
 from handlers.client.submission import Submission
-from handlers.contract.result import Result
+from handlers.contract.result import Result, decode_result
 from handlers.redis_store.admin.finished import read_finished
 from handlers.redis_store.admin.whereabouts import Searched, Whereabouts, finished_state, locate
 from handlers.redis_store.connection import Store
 from handlers.redis_store.faults import explained
 from handlers.redis_store.queue.result_payloads import delete_payloads, whole_results
-from handlers.redis_store.results.results import AckOutcome, HeldResult, Results, peek_results
+from handlers.redis_store.results.results import AckOutcome, HeldResult, Results, oldest_results, peek_results
 from handlers.redis_store.submit.client_access import (
     STORE_ERRORS,
     RedisAccess,
@@ -34,6 +36,8 @@ from handlers.redis_store.submit.submissions import MemberParts, Queued, Request
 
 BATCH_REQUESTS = 500
 """Requests in one call: a few milliseconds of the server's time, so that others are not held up."""
+
+_PEEKED = 100
 
 BATCH_BYTES = 4_000_000
 """Bytes in one call, for the same reason."""
@@ -124,6 +128,21 @@ class RedisBroker:
                 if record and token in ("", record.token):
                     return finished_state(record)
         return state
+
+    async def peek(self, name: str, limit: int | None) -> AsyncIterator[Result]:
+        """Results of a list, oldest first, left where they are; what cannot be read is left out."""
+        key, seen = name or self._options.results, 0
+        while limit is None or seen < limit:
+            count = _PEEKED if limit is None else min(_PEEKED, limit - seen)
+            with store_errors():
+                texts = await oldest_results(self._redis, key, count, skipped=seen)
+                whole = await whole_results(self._redis, texts)
+            for one in whole:
+                with contextlib.suppress(msgspec.DecodeError):
+                    yield decode_result(one.text)
+            if len(texts) < count:
+                return
+            seen += len(texts)
 
     async def where(self, submission: Submission | str) -> Whereabouts:
         """Search a request everywhere it may be; reads only."""

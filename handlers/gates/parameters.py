@@ -13,6 +13,7 @@ A gate declares its parameters as a frozen dataclass whose fields say what they 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import re
@@ -57,8 +58,10 @@ def parse_parameters(kind: type[T], gate_type: str, raw: Mapping[str, Any], sett
     for name in raw:
         if name not in fields:
             known = ", ".join(sorted(fields)) or "no parameter"
+            close = difflib.get_close_matches(name, list(fields), 1, 0.5)
+            hint = f" (did you mean {close[0]}?)" if close else ""
             raise InvalidSetting(
-                f"{setting}.{name}", found=f"a parameter that {gate_type} does not know", accepted=known
+                f"{setting}.{name}", found=f"a parameter that {gate_type} does not know{hint}", accepted=known
             )
     values: dict[str, Any] = {}
     for name, field in fields.items():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -11,6 +14,38 @@ from msgspec import inspect
 def types_of(struct: type[msgspec.Struct]) -> dict[str, inspect.Type]:
     """The types of a struct's fields by their wire names."""
     return {field.encode_name: inspect.type_info(field.type) for field in msgspec.structs.fields(struct)}
+
+
+def known_fields(struct: type[msgspec.Struct], path: str) -> list[str]:
+    """The wire names of the fields at `path` (as in `queues[0]`) below `struct`; empty if no struct is there."""
+    kind: inspect.Type = inspect.type_info(struct)
+    for step in re.findall(r"[^.\[\]]+", path):
+        kind = _below(kind, step)
+    kind = _plain_type(kind)
+    return [field.encode_name for field in kind.fields] if isinstance(kind, inspect.StructType) else []
+
+
+def _below(kind: inspect.Type, step: str) -> inspect.Type:
+    kind = _plain_type(kind)
+    if isinstance(kind, inspect.ListType):
+        return kind.item_type
+    if isinstance(kind, inspect.StructType):
+        return next((field.type for field in kind.fields if field.encode_name == step), inspect.AnyType())
+    return inspect.AnyType()
+
+
+def _plain_type(kind: inspect.Type) -> inspect.Type:
+    """The type below its metadata, and the struct of an optional one."""
+    if isinstance(kind, inspect.Metadata):
+        return _plain_type(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return next((one for one in kind.types if isinstance(one, inspect.StructType)), kind)
+    return kind
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """The known name that is most like `name`, or an empty string."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), "")
 
 
 def described(kind: inspect.Type) -> str:

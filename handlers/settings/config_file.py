@@ -176,7 +176,7 @@ def _config(content: dict[str, Any]) -> ConfigFile:
         found = "half a character (\\ud800 to \\udfff)"
         raise InvalidSetting("CONFIG_FILE", found=found, accepted="whole characters") from None
     except msgspec.ValidationError as error:
-        raise invalid_setting(error, "CONFIG_FILE") from None
+        raise invalid_setting(error, "CONFIG_FILE", ConfigFile) from None
     _check_unique(config)
     if config.request_merge_policy is not None:
         check_merge_policy(config.request_merge_policy)
@@ -216,9 +216,9 @@ def _check_unique(config: ConfigFile) -> None:
         if twice:
             raise InvalidSetting(setting, found=f"{twice[0]!r} twice", accepted="each name once")
     pools = {pool.id for pool in config.pools} | {"default"}
-    named = [queue.worker_pool_id for queue in config.queues]
-    named += [topic.worker_pool_id for topic in config.topics]
-    for pool_id in named:
+    named = [(f"queues[{number}]", queue.worker_pool_id) for number, queue in enumerate(config.queues)]
+    named += [(f"topics[{number}]", topic.worker_pool_id) for number, topic in enumerate(config.topics)]
+    for path, pool_id in named:
         if pool_id not in pools:
             known = ", ".join(sorted(pools))
-            raise InvalidSetting("worker_pool_id", found=repr(pool_id), accepted=f"one of {known}")
+            raise InvalidSetting(f"{path}.worker_pool_id", found=repr(pool_id), accepted=f"one of {known}")

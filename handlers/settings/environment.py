@@ -14,7 +14,7 @@ from msgspec import Meta
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.json_limits import MAX_REQUEST_BYTES
 from handlers.forward.route import DEFAULT_PATH, FAIRNESS_HEADER, OBJECTIVE_HEADER
-from handlers.settings.accepted import described, types_of
+from handlers.settings.accepted import described, known_fields, nearest, types_of
 
 DEFAULT_GATEWAY = (
     "http://infra-inference-scheduling-inference-gateway-istio.llm-d-inference-scheduler.svc.cluster.local:80"
@@ -340,16 +340,20 @@ def _plain(value: str) -> str:
     return text.lower() if text.lower() in ("true", "false") else text
 
 
-def invalid_setting(error: msgspec.ValidationError, where: str) -> InvalidSetting:
-    """Turn msgspec's "Expected `int`, got `str` - at `$.WORKERS`" into ours."""
+def invalid_setting(
+    error: msgspec.ValidationError, where: str, struct: type[msgspec.Struct] | None = None
+) -> InvalidSetting:
+    """Turn msgspec's "Expected `int`, got `str` - at `$.WORKERS`" into ours; `struct` lists its known fields."""
     text, _, path = str(error).partition(" - at `$")
     setting = path.rstrip("`").removeprefix(".") or where
     if text.startswith("Object contains unknown field"):
         unknown = text.split("`")[1]
+        known = known_fields(struct, path.rstrip("`")) if struct else []
+        close = nearest(unknown, known, cutoff=0.5)
         return InvalidSetting(
             f"{setting}.{unknown}" if path else unknown or where,
-            found="an unknown field",
-            accepted="a known one",
+            found="an unknown field" + (f" (did you mean {close}?)" if close else ""),
+            accepted=f"one of {', '.join(sorted(known))}" if known else "a known one",
         )
     expected, _, got = text.removeprefix("Expected ").partition(", got ")
     found = got.replace("`", "") or "a value out of bounds"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,6 +15,7 @@ from handlers.contract.result_names import ANY, ANY_RESULT_LIST, ResultNames, re
 from handlers.forward.endpoint import is_safe_path
 from handlers.forward.route import DEFAULT_HEADERS, PRIORITY_HEADER, Route, Routes
 from handlers.gates.bands import TIER
+from handlers.settings.accepted import nearest
 from handlers.settings.config_file import (
     ConfigFile,
     PoolEntry,
@@ -192,6 +194,11 @@ class Settings(msgspec.Struct, frozen=True):
         env = self.env
         return LogOptions(env.log_level, env.log_format, self.project_id, hash_ids=env.log_hash_ids)
 
+    def changed(self) -> dict[str, object]:
+        """Settings whose value is not the default, secrets masked."""
+        defaults = {field.name.upper(): field.default for field in msgspec.structs.fields(Environment)}
+        return {name: value for name, value in self.shown().items() if value != defaults[name]}
+
     def shown(self) -> dict[str, object]:
         """All settings by variable, secrets masked: for a person, a log or a report."""
         values: dict[str, object] = {}
@@ -208,6 +215,7 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
 
     Raises `InvalidSetting` naming the variable or the field, what was found and what is accepted.
     """
+    _check_variables(variables)
     env = read_environment(variables)
     settings = Settings(env=env, file=read_config_file(env.config_file))
     _check_urls(settings)
@@ -216,6 +224,8 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
             f"0, or at least {settings.least_in_flight_bytes} for MAX_REQUEST_BYTES and MAX_RESPONSE_BYTES"
         )
         raise InvalidSetting("MAX_IN_FLIGHT_BYTES", found=f"{env.max_in_flight_bytes}", accepted=accepted)
+    _check_bases(settings)
+    _check_distinct(settings)
     for queue in settings.file.queues:
         _check_path("request_path_url", queue.request_path_url)
     for topic in settings.file.topics:
@@ -238,6 +248,62 @@ def memory_warnings(settings: Settings) -> list[str]:
         f"MAX_IN_FLIGHT_BYTES ({settings.max_in_flight_bytes}) may take {needed >> 20} MiB of memory, the limit is "
         f"{limit >> 20} MiB: raise the limit, or lower MAX_REQUEST_BYTES or MAX_RESPONSE_BYTES"
     ]
+
+
+_OTHERS: Final = frozenset({"REQUEST_TOPIC_ID", "REQUEST_TOPIC_NAME", "RESULT_SUBSCRIPTION_ID"})
+"""Variables of the producers' commands; alike, and not settings of a process."""
+_LOOKS_MISSPELT: Final = 0.88
+_SHORT: Final = 6
+"""Names up to that length, such as `PORT`, are too like what others use."""
+
+
+def _check_variables(variables: Mapping[str, str]) -> None:
+    """Refuse a variable that looks like a misspelt one of ours: its setting would be left at the default."""
+    known = [name.upper() for name in Environment.__struct_fields__ if len(name) > _SHORT]
+    for name in sorted(variables.keys() - _OTHERS - {name.upper() for name in Environment.__struct_fields__}):
+        if variables[name] and (close := nearest(name, known, cutoff=_LOOKS_MISSPELT)):
+            raise InvalidSetting(name, found="an unknown variable", accepted=f"{close}, if it is meant")
+
+
+def _check_distinct(settings: Settings) -> None:
+    """Refuse one name for two of a request queue, the retry set and a result list: they are of other types."""
+    file = settings.file
+    retry = "retry_queue_name" if file.retry_queue_name else "RETRY_QUEUE_NAME"
+    result = "result_queue_name" if file.result_queue_name else "RESULT_QUEUE_NAME"
+    places = [
+        (f"queues[{number}].queue_name" if file.queues else "REQUEST_QUEUE_NAME", queue.queue_name)
+        for number, queue in enumerate(settings.queues)
+    ]
+    places.append((retry, settings.retry_queue_name))
+    results = [(result, settings.result_queue_name)]
+    results += [
+        (f"queues[{number}].result_queue_name", queue.result_queue_name)
+        for number, queue in enumerate(settings.queues)
+    ]
+    taken: dict[str, str] = {}
+    for setting, name in places:
+        if name in taken:
+            raise InvalidSetting(setting, found=repr(name), accepted=f"another name than {taken[name]} has")
+        taken[name] = setting
+    for setting, name in results:
+        if name in taken:
+            raise InvalidSetting(setting, found=repr(name), accepted=f"another name than {taken[name]} has")
+
+
+def _check_bases(settings: Settings) -> None:
+    """Refuse a base URL whose version is in the path too: requests would go to `/v1/v1/…`."""
+    entries: list[QueueEntry | TopicEntry | None] = [None, *settings.file.queues, *settings.file.topics]
+    for entry in entries:
+        route = settings.routes.default if entry is None else settings.routes.of(_entry_name(entry))
+        last = urlsplit(route.base_url).path.rstrip("/").rpartition("/")[2]
+        if last and route.path.startswith(f"/{last}/"):
+            setting = "IGW_BASE_URL" if entry is None or not entry.igw_base_url else "igw_base_url"
+            accepted = f"a base URL without /{last}, which {route.path} brings"
+            raise InvalidSetting(setting, found=repr(masked_url(route.base_url)), accepted=accepted)
+
+
+def _entry_name(entry: QueueEntry | TopicEntry) -> str:
+    return entry.queue_name if isinstance(entry, QueueEntry) else entry.subscriber_id
 
 
 def _check_urls(settings: Settings) -> None:

@@ -136,12 +136,9 @@ async def _page(
         return Finding(what, "ok", "answers, with more than is read here")
     except FAILURES as error:
         reason = failure_reason(error)
-        return Finding(
-            what,
-            "fault",
-            reason,
-            _UNREACHABLE[reason if reason in _UNREACHABLE else "connect"].format(setting),
-        )
+        kind = "no_tls" if reason == "tls" and _is_plain_http(error) else reason
+        fix = _UNREACHABLE[kind if kind in _UNREACHABLE else "connect"].format(setting)
+        return Finding(what, "fault", reason, fix)
     finally:
         await gateway.aclose()
     seconds = time.monotonic() - started_at
@@ -149,6 +146,21 @@ async def _page(
         return Finding(what, "ok", f"answers in {seconds * 1000:.0f} ms")
     fix = f"check the path and the credentials; {setting} should answer there"
     return Finding(what, "fault", f"{url.rsplit('/', 1)[-1]} answers {response.status_code}", fix)
+
+
+_NO_TLS: Final = frozenset(
+    {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"}
+)
+
+
+def _is_plain_http(error: BaseException) -> bool:
+    """Whether TLS failed because the other side does not speak it, and not because of a certificate."""
+    found: BaseException | None = error
+    while found is not None:
+        if any(reason in str(found) for reason in _NO_TLS):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
 
 
 def _gated_entries(settings: Settings) -> list[tuple[str, PoolEntry | QueueEntry | TopicEntry]]:
@@ -204,6 +216,7 @@ _UNREACHABLE: Final = {
     "connect": "is it running, and is {} right? From a pod: is egress to it allowed?",
     "dns": "the host name of {} does not resolve here",
     "tls": "its certificate is not trusted: set the CA (GATEWAY_CA_FILE, PROMETHEUS_CA_FILE)",
+    "no_tls": "the port answers without TLS: use http:// in {}, or the port that serves TLS",
     "timeout": "it takes connections and does not answer: look at {}",
 }
 

@@ -189,3 +189,22 @@ def test_a_user_who_may_not_write_results_is_told_so(stack: Stack) -> None:
     store.close()
     assert code == 1
     assert found["queue request-sortedset"]["found"] == "may not LPUSH result-list"
+
+
+def test_findings_come_first_and_only_what_differs_from_a_default_is_printed(stack: Stack) -> None:
+    variables = {"REDIS_URL": stack.redis_url, "IGW_BASE_URL": stack.gateway_url}
+    short, whole = check(**variables).stdout, check("--all", **variables).stdout
+    assert short.index("queue request-sortedset") < short.index("REDIS_URL ")
+    assert "LOG_LEVEL" not in short
+    assert "LOG_LEVEL" in whole
+
+
+def test_tls_to_a_port_without_it_is_told_apart_from_a_bad_certificate(stack: Stack) -> None:
+    _, found = findings(
+        "--only",
+        "gateway",
+        IGW_BASE_URL=stack.gateway_url.replace("http:", "https:"),
+        REDIS_URL=stack.redis_url,
+    )
+    [finding] = found.values()
+    assert (finding["state"], "answers without TLS" in finding["fix"]) == ("fault", True)

@@ -324,3 +324,8 @@ async def test_a_look_up_of_another_producers_request_says_what_it_can(
 ) -> None:
     redis.set(f"request-active:{options.queue}-go", "0123456789abcdef", ex=60)
     assert await client.look_up(f"{options.queue}-go") is RequestState.QUEUED
+
+
+async def test_a_number_that_was_meant_as_a_duration_explains_itself(client: AsyncClient) -> None:
+    with pytest.raises(InvalidRequest, match=r"1970-01-01 00:01:00Z.*give timedelta\(seconds=60\)"):
+        await client.submit({}, deadline=60)

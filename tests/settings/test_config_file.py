@@ -75,7 +75,7 @@ def test_an_empty_file_is_no_file(text: str) -> None:
         ("[{subscriber_id: s}, {subscriber_id: s}]", "topics.subscriber_id"),
         ("[{id: p}, {id: p}]", "pools.id"),
         ("[{id: p, workers: 0}]", "pools[0].workers"),
-        ("[{queue_name: q, worker_pool_id: nowhere}]", "worker_pool_id"),
+        ("[{queue_name: q, worker_pool_id: nowhere}]", "queues[0].worker_pool_id"),
         ("[{subscriber_id: s, ack_deadline_seconds: 601}]", "topics[0].ack_deadline_seconds"),
         *(
             (text, "CONFIG_FILE")
@@ -106,3 +106,23 @@ def test_no_text_crashes(content: str) -> None:
         assert isinstance(parse_config_file(content), ConfigFile)
     except InvalidSetting as error:
         assert error.setting
+
+
+def test_an_unknown_field_is_named_with_its_path_its_nearest_and_all_known_ones() -> None:
+    error = refused("{queues: [{queue_name: q}, {queue_name: r, gateway_url: http://x}]}")
+    assert error.setting == "queues[1].gateway_url"
+    assert "did you mean igw_base_url?" in error.found
+    assert error.accepted.startswith("one of gate_params, gate_type, id, idempotent_seconds, igw_base_url")
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "close"),
+    [
+        ("{quues: []}", "quues", "queues"),
+        ("{pools: [{id: p, worker: 1}]}", "pools[0].worker", "workers"),
+        ("{topics: [{subscriber_id: s, ack_deadline: 1}]}", "topics[0].ack_deadline", "ack_deadline_seconds"),
+    ],
+)
+def test_a_misspelt_field_suggests_the_right_one(text: str, path: str, close: str) -> None:
+    error = refused(text)
+    assert (error.setting, f"did you mean {close}?" in error.found) == (path, True)

@@ -91,7 +91,7 @@ def test_the_readmes_submit_waits_for_its_answer(run: Run) -> None:
 
 
 def test_check_finds_the_stack_sound(run: Run) -> None:
-    assert "FAULT" not in run("RESULT_TOPIC_ID=async-proc-results async-processor check --no-settings")
+    assert "FAULT" not in run("RESULT_TOPIC_ID=async-proc-results async-processor check")
 
 
 def test_setting_up_again_changes_nothing_and_teardown_removes_it(run: Run) -> None:

@@ -111,9 +111,9 @@ async def peek_results(redis: Store, lists: Sequence[str]) -> list[list[bytes]]:
     return answer
 
 
-async def oldest_results(redis: Store, name: str, count: int) -> list[bytes]:
-    """At most `count` of the oldest results, oldest first, left where they are: for a list of one reader."""
-    answer = cast("list[bytes]", await redis.lrange(name, -count, -1))
+async def oldest_results(redis: Store, name: str, count: int, *, skipped: int = 0) -> list[bytes]:
+    """At most `count` of the oldest results behind `skipped` ones, oldest first, left where they are."""
+    answer = cast("list[bytes]", await redis.lrange(name, -count - skipped, -1 - skipped))
     return answer[::-1]
 
 

@@ -1,0 +1,72 @@
+"""Settings that are well formed each and dangerous together stop the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from handlers.contract.errors import InvalidSetting
+from handlers.settings.environment import Environment
+from handlers.settings.settings import load_settings
+
+NAMES = [name.upper() for name in Environment.__struct_fields__ if len(name) >= 8]
+
+
+@pytest.mark.parametrize(
+    ("variables", "setting", "other"),
+    [
+        ({"RETRY_QUEUE_NAME": "request-sortedset"}, "RETRY_QUEUE_NAME", "REQUEST_QUEUE_NAME"),
+        ({"RESULT_QUEUE_NAME": "request-sortedset"}, "RESULT_QUEUE_NAME", "REQUEST_QUEUE_NAME"),
+        ({"REQUEST_QUEUE_NAME": "result-list"}, "RESULT_QUEUE_NAME", "REQUEST_QUEUE_NAME"),
+        ({"RESULT_QUEUE_NAME": "retry-sortedset"}, "RESULT_QUEUE_NAME", "RETRY_QUEUE_NAME"),
+    ],
+)
+def test_one_name_for_two_keys_is_refused(variables: dict[str, str], setting: str, other: str) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        load_settings(variables)
+    assert (refused.value.setting, other in refused.value.accepted) == (setting, True)
+
+
+def test_a_queue_of_the_file_may_not_have_its_results_in_another_queue(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("{queues: [{queue_name: a}, {queue_name: b, result_queue_name: a}]}")
+    with pytest.raises(InvalidSetting) as refused:
+        load_settings({"CONFIG_FILE": str(file)})
+    assert refused.value.setting == "queues[1].result_queue_name"
+
+
+def test_queues_may_share_a_result_list(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "{queues: [{queue_name: a, result_queue_name: r}, {queue_name: b, result_queue_name: r}]}"
+    )
+    assert len(load_settings({"CONFIG_FILE": str(file)}).queues) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_variable_that_lacks_its_last_letter_or_has_two_swapped_is_refused(name: str) -> None:
+    for misspelt in (name[:-1], f"{name[:3]}{name[4]}{name[3]}{name[5:]}"):
+        if misspelt != name and misspelt.upper() not in NAMES:
+            with pytest.raises(InvalidSetting) as refused:
+                load_settings({misspelt: "1"})
+            assert refused.value.setting == misspelt
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("REDIS_PORT", "REDIS_SERVICE_HOST", "PATH", "HOME", "HOSTNAME", "K_SERVICE", "OTEL_TRACES_SAMPLER"),
+        *("REQUEST_TOPIC_ID", "REQUEST_TOPIC_NAME", "RESULT_SUBSCRIPTION_ID", "GOOGLE_CLOUD_PROJECT"),
+    ],
+)
+def test_other_programs_variables_are_no_misspelt_ones(name: str) -> None:
+    load_settings({name: "tcp://10.0.0.1:6379"})
+
+
+@pytest.mark.parametrize("base", ["http://gateway/v1", "http://gateway/v1/", "http://gateway/prefix/v1"])
+def test_a_base_url_that_ends_in_the_version_of_the_path_is_refused(base: str) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        load_settings({"IGW_BASE_URL": base})
+    assert "without /v1" in refused.value.accepted
+    load_settings({"IGW_BASE_URL": base, "REQUEST_PATH_URL": "/completions"})
