@@ -20,13 +20,22 @@ REQUEST_TYPE: Final = "ai.llm-d.async.request.v1"
 """Type of the events that the poller sends."""
 RESULT_TYPE: Final = "ai.llm-d.async.result.v1"
 """Type of the event that answers with a final result."""
+RETRY_TYPE: Final = "ai.llm-d.async.retry.v1"
+"""Type of the event that answers a poller with a retry."""
 
 REMAINING: Final = "remainingms"
 """Extension of the poller's events: how many milliseconds are left to the deadline, whatever clocks say."""
 MOST_REMAINING_MS: Final = 10**15 - 1
 
-_STRUCTURED: Final = b"application/cloudevents+json"
+STRUCTURED: Final = "application/cloudevents+json"
+DATA_AT: Final = "x-async-processor-data-at"
+"""Header of the poller's events in structured mode: at which byte of the body the data begins."""
+
+_DATA_AT: Final = DATA_AT.encode()
+_DATA: Final = b',"data":'
+_STRUCTURED: Final = STRUCTURED.encode()
 _FAMILY: Final = b"application/cloudevents"
+_TRACE: Final = ("traceparent", "tracestate")
 _REQUIRED: Final = ("id", "source", "type")
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _PLAIN_HEADER = re.compile(r"[!#$&-~]*")
@@ -36,13 +45,17 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One CloudEvent; `extensions` are all attributes beside id, source and type, as strings."""
+    """One CloudEvent; `extensions` are all attributes beside id, source and type, as strings.
+
+    `is_structured`: it came as one JSON object.
+    """
 
     id: str
     source: str
     type: str
     data: bytes
     extensions: Mapping[str, str] = msgspec.field(default_factory=dict)
+    is_structured: bool = False
 
     @property
     def is_from_poller(self) -> bool:
@@ -50,6 +63,7 @@ class Event(msgspec.Struct, frozen=True):
         return self.type == REQUEST_TYPE and "queue" in self.extensions
 
 
+_strings_decoder = msgspec.json.Decoder(dict[str, str])
 _parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encoder = msgspec.json.Encoder()
 
@@ -68,25 +82,50 @@ def decode_event(headers: Headers, body: bytes) -> Event:
     Raises `InvalidEvent` naming the attribute.
     """
     attributes: dict[str, str] = {}
+    structured_type, data_at = b"", b""
     for name, value in headers:
         if name.startswith(b"ce-"):
             attribute = name[3:].decode("latin-1")
             attributes[attribute] = _from_header(attribute, value)
         elif name == b"content-type" and value.lower().startswith(_FAMILY):
-            return _decode_structured(value.lower(), body)
-    return _event(attributes, body)
+            structured_type = value.lower()
+        elif name == _DATA_AT:
+            data_at = value
+    if not structured_type:
+        return _event(attributes, body)
+    event = _decode_structured(structured_type, body, data_at)
+    # A tracer writes the current span into headers, which structured mode may repeat (HTTP binding, section 3.2.3).
+    trace = {name: attributes[name] for name in _TRACE if name in attributes}
+    return msgspec.structs.replace(event, extensions={**event.extensions, **trace}) if trace else event
 
 
-def _decode_structured(content_type: bytes, body: bytes) -> Event:
+def join_structured(attributes: bytes, data: bytes) -> tuple[bytes, int]:
+    """An event in structured mode, and where its data begins; `attributes` are a JSON object, `data` any JSON."""
+    return b"".join((attributes[:-1], _DATA, data, b"}")), len(attributes) - 1 + len(_DATA)
+
+
+def _split_structured(body: bytes, data_at: bytes) -> tuple[dict[str, str], bytes]:
+    """Attributes and data of a poller's event (`join_structured`); the data is not parsed."""
+    at = int(data_at) if data_at.isdigit() and len(data_at) < 10 else 0
+    head = body[:at]
+    if not (head.endswith(_DATA) and body.endswith(b"}")):
+        raise InvalidEvent(DATA_AT, found="another place", accepted="the byte at which the data begins")
+    return _strings_decoder.decode(head[: -len(_DATA)] + b"}"), body[at:-1]
+
+
+def _decode_structured(content_type: bytes, body: bytes, data_at: bytes) -> Event:
     if content_type.split(b";")[0].strip() != _STRUCTURED:
         raise InvalidEvent("content-type", found="another event format", accepted=_STRUCTURED.decode())
     try:
-        parts = _parts_decoder.decode(body)
-        data = _structured_data(parts)
-        attributes = {name: _attribute(name, raw) for name, raw in parts.items()}
+        if data_at:
+            attributes, data = _split_structured(body, data_at)
+        else:
+            parts = _parts_decoder.decode(body)
+            data = _structured_data(parts)
+            attributes = {name: _attribute(name, raw) for name, raw in parts.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidEvent("event", found="no JSON object", accepted="a structured CloudEvent") from None
-    return _event(attributes, data)
+    return _event(attributes, data, is_structured=True)
 
 
 def _structured_data(parts: dict[str, msgspec.Raw]) -> bytes:
@@ -113,7 +152,7 @@ def _attribute(name: str, raw: msgspec.Raw) -> str:
     return "" if value is None else str(value)
 
 
-def _event(attributes: dict[str, str], data: bytes) -> Event:
+def _event(attributes: dict[str, str], data: bytes, *, is_structured: bool = False) -> Event:
     if attributes.pop("specversion", "") != "1.0":
         raise InvalidEvent("specversion", found="nothing or another version", accepted="1.0")
     for name in _REQUIRED:
@@ -125,6 +164,7 @@ def _event(attributes: dict[str, str], data: bytes) -> Event:
         type=attributes.pop("type"),
         data=data,
         extensions=attributes,
+        is_structured=is_structured,
     )
 
 

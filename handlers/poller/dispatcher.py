@@ -7,18 +7,23 @@ request comes back soon and the attempt is not counted. Such answers lack the do
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 import msgspec
 
-from handlers.contract.events import MOST_REMAINING_MS, REMAINING, REQUEST_TYPE, binary_headers
+from handlers.contract.delivery import AnswerEvent, decode_answer, encode_request, number
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.events import MOST_REMAINING_MS, STRUCTURED
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, decode_result, error_result
 from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, decode_retry_answer
 from handlers.forward.classify import FAILURES, failure_reason
+from handlers.forward.forward import invalid
 from handlers.forward.gateway import GatewayResponse, ResponseTooLarge
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.gates.gate import Answer
@@ -46,6 +51,7 @@ class HttpDispatcher:
     """Posts CloudEvents to `handler_url`; `timeout_seconds` exceeds the handler's own request timeout.
 
     `clock` gives the Redis server's Unix seconds. The event says how much time is left: the handler's clock may differ.
+    `keeps_bytes`: a payload that is not UTF-8 comes as base64 too.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class HttpDispatcher:
         tokens: Callable[[], tuple[str, ...]] = tuple,
         draw: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.time,
+        keeps_bytes: bool = False,
     ) -> None:
         self._poster = poster
         self._url = handler_url
@@ -64,12 +71,19 @@ class HttpDispatcher:
         self._tokens = tokens
         self._draw = draw
         self._clock = clock
+        self._keeps_bytes = keeps_bytes
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count()
 
     async def dispatch(self, request: Request, body: bytes) -> Outcome:
         """One delivery to the handlers; a failure of the platform is a retry that does not count."""
         try:
+            headers, content = self._event(request, body)
+        except InvalidRequest as error:
+            return invalid(error, request.request_token)
+        try:
             async with asyncio.timeout(self._timeout_seconds):
-                response = await self._poster.send(self._url, self._headers(request), body)
+                response = await self._poster.send(self._url, headers, content)
         except ResponseTooLarge:
             message = "the handler's answer is over the size limit"
             return Answered(
@@ -82,31 +96,20 @@ class HttpDispatcher:
             return self._soon(HANDLER_LOST, counts_attempt=True)
         return self._outcome(request, response)
 
-    def _headers(self, request: Request) -> dict[str, str]:
+    def _event(self, request: Request, body: bytes) -> tuple[dict[str, str], bytes]:
         left_ms = round(1_000 * (request.deadline - self._clock()))
-        extensions = {
-            "queue": request.queue,
-            "attempt": str(request.attempt),
-            REMAINING: str(min(max(0, left_ms), MOST_REMAINING_MS)),
-        }
-        if request.request_token:
-            extensions["requesttoken"] = request.request_token
-        if request.labels:
-            extensions["labels"] = msgspec.json.encode(request.labels).decode()
-        if request.objective:
-            extensions["objective"] = request.objective
-        if request.priority is not None:
-            extensions["priority"] = str(request.priority)
-        headers = binary_headers(request.id, f"/redis/{request.queue}", REQUEST_TYPE, extensions)
+        headers, content = encode_request(request, body, min(max(0, left_ms), MOST_REMAINING_MS))
         # Else the framework draws an id for each delivery, which costs as much as decoding it.
-        headers["function-execution-id"] = headers["ce-id"]
+        headers["function-execution-id"] = f"{self._prefix}-{next(self._numbers)}"
         tokens = self._tokens()
         if tokens:
             headers["authorization"] = f"Bearer {tokens[0]}"
-        return headers
+        return headers, content
 
     def _outcome(self, request: Request, response: GatewayResponse) -> Outcome:
-        if response.status_code == 200:
+        if response.headers.get("content-type") == STRUCTURED:
+            return self._answered(request, decode_answer(response.body)) or self._soon(HANDLER_LOST)
+        if response.status_code == 200:  # a handler of an earlier version
             result = _result(response.body)
             # A result of somebody else would settle the wrong request for ever: better ask again.
             if result is None or result.id != request.id:
@@ -122,6 +125,24 @@ class HttpDispatcher:
         if response.status_code in (401, 403, 404, 405):
             return Retry(_REFUSED_SECONDS * (0.5 + self._draw()), HANDLER_REFUSED, counts_attempt=False)
         return self._soon(HANDLER_UNAVAILABLE)
+
+    def _answered(self, request: Request, answer: AnswerEvent | None) -> Outcome | None:
+        # A result of another request would settle the wrong one for ever: better ask again.
+        if answer is None or answer.requestid != request.id:
+            return None
+        feedback = Answer(
+            status_code=answer.statuscode or None,
+            dropped_reason=answer.droppedreason,
+            retry_after_seconds=number(answer.retryafterseconds),
+            queue_duration_ms=number(answer.queuedurationms),
+            band_headroom=number(answer.bandheadroom),
+        )
+        sent = feedback if answer.wassent else None
+        if not answer.reason:
+            return Answered(answer.result(keeps_bytes=self._keeps_bytes), sent)
+        last = LastResponse(answer.statuscode, answer.data_base64) if answer.statuscode else None
+        delay = number(answer.delayseconds)
+        return None if delay is None else Retry(delay, answer.reason, last, answer.countsattempt, sent)
 
     def _soon(self, reason: str, *, counts_attempt: bool = False) -> Retry:
         return Retry(_SOON_SECONDS * (0.5 + self._draw()), reason, counts_attempt=counts_attempt)

@@ -17,6 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
 from handlers.clock import FollowedClock
+from handlers.contract.delivery import wrapped_bytes
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.events import Event
 from handlers.contract.request import Request
@@ -41,9 +42,6 @@ from handlers.wiring.memory import with_memory
 from handlers.wiring.metrics import HandlerMetrics, handler_metrics_of
 from handlers.wiring.parts import Closers, Parts, Starters, Walk, accounted, calls
 from handlers.wiring.tracing import tracing_of
-
-WRAPPING_FACTOR = 1.4
-"""How much larger a delivery may be than the request in it: base64, and the frame around it."""
 
 
 def gateway_of(settings: Settings) -> Gateway:
@@ -105,7 +103,7 @@ class Handler:
             {"/healthz": _healthy, "/readyz": self._ready},
             self._refused,
             EndpointOptions(
-                max_body_bytes=int(env.max_request_bytes * WRAPPING_FACTOR) + 65_536,
+                max_body_bytes=wrapped_bytes(env.max_request_bytes),
                 receive_timeout_seconds=env.receive_timeout_seconds,
                 ends_with_client=target == "dispatch",
             ),

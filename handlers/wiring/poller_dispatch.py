@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from handlers.contract.delivery import wrapped_answer_bytes
 from handlers.contract.request import Request
 from handlers.forward.forward import NO_LIMITS, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
@@ -27,9 +28,7 @@ def poller_client(settings: Settings) -> Gateway:
     """A client of the gateway where the handler runs in this process, else of the handlers."""
     if not settings.env.handler_url:
         return gateway_of(settings)
-    # A handler's answer is the gateway's, escaped as JSON: it may be larger than the response itself.
-    # With details a body that is no UTF-8 comes as base64 beside it.
-    limit = settings.env.max_response_bytes * (5 if settings.env.result_details else 3) + 65_536
+    limit = wrapped_answer_bytes(settings.env.max_response_bytes)
     return Gateway(GatewayOptions(settings.env.connect_timeout_seconds, max_response_bytes=limit))
 
 
@@ -63,6 +62,7 @@ def _untraced_dispatch(settings: Settings, client: Sender, clock: Clock) -> Disp
             timeout_seconds=env.request_timeout_seconds + _DISPATCH_MARGIN_SECONDS,
             tokens=lambda: settings.dispatch_tokens,
             clock=clock,
+            keeps_bytes=env.result_details,
         )
         return dispatcher.dispatch
     forward = forwarder_of(settings, client, clock).forward

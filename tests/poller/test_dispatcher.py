@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
+from cloudevents.http import from_http
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handlers.contract.events import decode_event
-from handlers.contract.request import Request, decode_body
+from handlers.contract.delivery import FRAME_BYTES, wrapped_answer_bytes
+from handlers.contract.events import REQUEST_TYPE, Event, decode_event
+from handlers.contract.request import MAX_ID_LENGTH, Request, decode_body
 from handlers.contract.result import ErrorCode, Result, answered_result, encode_result
 from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.http_message import Delivery
@@ -19,7 +22,7 @@ from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.poller.dispatcher import HttpDispatcher
 from tests.contract.json_texts import TEXT
-from tests.servers.raw_http import Answer, End, RawHttp, answer, running_raw_http
+from tests.servers.raw_http import Answer, End, RawHttp, Received, answer, running_raw_http
 
 BODY = b'{ "id":"a", "deadline": 4000000000 ,"payload":{"p": 1.0}}'
 
@@ -48,6 +51,10 @@ def request(request_id: str = "a", **fields: object) -> Request:
     return Request(id=request_id, deadline=4e9, payload=b"{}", queue="q", **fields)  # type: ignore[arg-type]  # fields of Request
 
 
+def encoded(received: Received) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in received.headers]
+
+
 def result(request_id: str = "a") -> bytes:
     return encode_result(answered_result(request_id, "", 200, b"said"))
 
@@ -60,11 +67,11 @@ async def test_the_event_carries_the_body_as_it_was_queued(
     )
     await dispatcher.dispatch(given, BODY)
     (received,) = server.received
-    assert received.body == BODY
     assert received.header("authorization") == "Bearer new"
-    event = decode_event([(n.encode(), v.encode()) for n, v in received.headers], received.body)
+    event = decode_event(encoded(received), received.body)
     assert (event.id, event.source, event.data) == ("é\r\n%", "/redis/q", BODY)
     assert event.extensions == {
+        "datacontenttype": "application/json",
         "remainingms": "60000",
         "queue": "q",
         "attempt": "3",
@@ -73,6 +80,69 @@ async def test_the_event_carries_the_body_as_it_was_queued(
         "objective": "low",
         "priority": "4",
     }
+
+
+async def test_the_event_is_what_the_cloudevents_sdk_reads(
+    dispatcher: HttpDispatcher, server: RawHttp
+) -> None:
+    await dispatcher.dispatch(request("é\r\n%", request_token="t", labels={"a": "b"}), BODY)
+    (received,) = server.received
+    read = from_http(dict(received.headers), received.body)
+    assert (read["id"], read["source"], read["specversion"]) == ("é\r\n%", "/redis/q", "1.0")
+    assert (read["requesttoken"], read["labels"]) == ("t", '{"a":"b"}')
+    assert read.data == json.loads(BODY)
+
+
+@pytest.mark.parametrize("character", ["x", "é", "語", "😀", "%", '"', "\x01", "\u2028"])
+async def test_nothing_of_the_client_is_in_a_header_whatever_its_id(
+    dispatcher: HttpDispatcher, server: RawHttp, character: str
+) -> None:
+    long = character * MAX_ID_LENGTH
+    given = request(long, request_token=long, labels={long: long})
+    await dispatcher.dispatch(given, BODY)
+    (received,) = server.received
+    assert sum(len(name) + len(value) for name, value in received.headers) < 512
+    event = decode_event(encoded(received), received.body)
+    assert (event.id, event.extensions["requesttoken"], event.data) == (long, long, BODY)
+
+
+@pytest.mark.parametrize("name", ["labels", "request_token"])
+async def test_what_does_not_fit_into_the_event_is_invalid_at_once(
+    dispatcher: HttpDispatcher, server: RawHttp, name: str
+) -> None:
+    large = "x" * FRAME_BYTES
+    given = request(labels={"a": large}) if name == "labels" else request(request_token=large)
+    outcome = await dispatcher.dispatch(given, BODY)
+    assert isinstance(outcome, Answered)
+    assert outcome.result.error_code == ErrorCode.INVALID_REQUEST
+    assert f"internal.{name}" in outcome.result.error_message
+    assert server.received == []
+
+
+@pytest.mark.parametrize("byte", [b"\x00", b"\xff", b"\xc3\xa9", b"\\", b"a"])
+@pytest.mark.parametrize("is_retry", [False, True])
+def test_no_answer_of_a_permitted_response_is_over_the_pollers_limit(byte: bytes, is_retry: bool) -> None:
+    most = 90_000
+    body = (byte * most)[:most]
+    event = Event(id="a", source="/redis/q", type=REQUEST_TYPE, data=b"", extensions={"queue": "q"})
+    event = msgspec.structs.replace(event, is_structured=True)
+    outcome: Outcome = Answered(answered_result("a", "", 200, body, keeps_bytes=True))
+    if is_retry:
+        outcome = Retry(1.0, "server_error", LastResponse(500, body))
+    door = DispatchDoor(max_request_bytes=1_000)
+    answered = asyncio.run(door.settle(event, outcome))
+    assert len(answered.body) <= wrapped_answer_bytes(most)
+
+
+async def test_a_door_of_an_earlier_version_is_understood(
+    dispatcher: HttpDispatcher, server: RawHttp
+) -> None:
+    """It answers in binary mode, whose body is the result itself."""
+    server.say(answer(200, result(), {"content-type": "application/json", "ce-bandheadroom": "0.5"}))
+    outcome = await dispatcher.dispatch(request(), BODY)
+    assert isinstance(outcome, Answered)
+    assert outcome.feedback is not None
+    assert outcome.feedback.band_headroom == 0.5
 
 
 async def test_a_result_of_this_request_is_final(dispatcher: HttpDispatcher, server: RawHttp) -> None:
@@ -173,9 +243,7 @@ async def test_an_outcome_comes_through_door_and_wire_as_it_was(
     door = DispatchDoor(max_request_bytes=1_000, clock=lambda: 4e9 - 60)
     await dispatcher.dispatch(request(), BODY)
     received = server.received[-1]
-    decoded = await door.decode(
-        Delivery([(n.encode(), v.encode()) for n, v in received.headers], received.body)
-    )
+    decoded = await door.decode(Delivery(encoded(received), received.body))
     assert isinstance(decoded, tuple)
     inner, event = decoded
     assert inner == decode_body(BODY, queue="q")

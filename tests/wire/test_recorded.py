@@ -78,6 +78,12 @@ EVENTS: dict[str, dict[str, Any]] = {
         "request_token": "5b2f8c1e",
         "labels": {"tier": "batch"},
     },
+    "event-structured-poller.http": {
+        "queue": "chat-queue",
+        "attempt": 2,
+        "request_token": "5b2f8c1e",
+        "labels": {"tier": "batch"},
+    },
     "event-binary-kafka.http": {"queue": "", "attempt": 0},
     "event-structured.http": {"queue": "chat-queue", "attempt": 2},
     "event-structured-base64.http": {"queue": "", "attempt": 0},

@@ -12,8 +12,17 @@ from typing import Final
 
 import msgspec
 
+from handlers.contract.delivery import AnswerEvent, answer_of_result, encode_answer, text
 from handlers.contract.errors import InvalidEvent, InvalidRequest
-from handlers.contract.events import REMAINING, RESULT_TYPE, Event, binary_headers, decode_event
+from handlers.contract.events import (
+    REMAINING,
+    RESULT_TYPE,
+    RETRY_TYPE,
+    STRUCTURED,
+    Event,
+    binary_headers,
+    decode_event,
+)
 from handlers.contract.request import Request, decode_body
 from handlers.contract.result import Result, encode_result
 from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, RetryAnswer, encode_retry_answer
@@ -105,6 +114,8 @@ class DispatchDoor:
     async def settle(self, context: Event, outcome: Outcome) -> Answer:
         """The result as an event, or the retry as 429/503."""
         match outcome:
+            case _ if context.is_from_poller and context.is_structured:
+                return _poller_answer(context, outcome)
             case Answered(result, feedback):
                 answer = _result_answer(context, result, feedback)
                 if self._sink is None or context.is_from_poller:
@@ -133,6 +144,40 @@ async def _delivered(sink: EventSink, event: Answer) -> Answer:
     except SinkRefused as error:
         return plain(422, f"the sink refuses the result with {error.status_code}")
     return Answer(202)
+
+
+def _poller_answer(event: Event, outcome: Outcome) -> Answer:
+    """The outcome in the format of the poller's own event, with nothing of the client's in a header."""
+    headers = {"content-type": STRUCTURED}
+    feedback = outcome.feedback
+    match outcome:
+        case Answered(result):
+            status, answer = 200, answer_of_result(event.id, RESULT_SOURCE, result)
+        case Retry(delay_seconds=delay, reason=reason, last=last):
+            status = 429 if reason in _TOO_MANY else 503
+            headers |= {OUTCOME_HEADER: RETRY, **retry_after(delay)}
+            answer = AnswerEvent(
+                specversion="1.0",
+                id=f"{event.id}.retry",
+                source=RESULT_SOURCE,
+                type=RETRY_TYPE,
+                requestid=event.id,
+                statuscode=last.status_code if last else 0,
+                reason=reason,
+                delayseconds=text(round(delay, 3)),
+                countsattempt=outcome.counts_attempt,
+                data_base64=last.body if last else b"",
+            )
+    if feedback is not None:
+        answer = msgspec.structs.replace(
+            answer,
+            wassent=True,
+            droppedreason=feedback.dropped_reason,
+            retryafterseconds=text(feedback.retry_after_seconds),
+            queuedurationms=text(feedback.queue_duration_ms),
+            bandheadroom=text(feedback.band_headroom),
+        )
+    return Answer(status, encode_answer(answer), headers)
 
 
 def _result_answer(event: Event, result: Result, feedback: GatewayAnswer | None) -> Answer:

@@ -1,0 +1,168 @@
+"""What poller and dispatch door send each other: CloudEvents in structured mode, one format for both directions.
+
+Everything that a client controls travels in the body, since proxies and servers bound headers. The attributes stand
+before the data, and the request's own header says where the data begins, so that neither side parses it as a part of
+the event. `wrapped_bytes` is the size limit of both sides.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Final
+
+import msgspec
+
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.events import DATA_AT, REQUEST_TYPE, RESULT_TYPE, STRUCTURED, join_structured
+from handlers.contract.request import Request
+from handlers.contract.result import Result
+
+FRAME_BYTES: Final = 262_144
+"""Most bytes of an event beside its content."""
+_TEXT_GROWTH: Final = 3
+"""Bytes of U+FFFD, which takes the place of each byte of an answer that is not UTF-8."""
+
+_encoder = msgspec.json.Encoder()
+
+
+def wrapped_bytes(content_bytes: int) -> int:
+    """Largest size of a delivery whose content has `content_bytes`: in base64, with its frame."""
+    return -(-content_bytes // 3) * 4 + FRAME_BYTES
+
+
+def wrapped_answer_bytes(response_bytes: int) -> int:
+    """Largest size of a door's answer about a gateway's response of `response_bytes`."""
+    return wrapped_bytes(_TEXT_GROWTH * response_bytes)
+
+
+def encode_request(request: Request, body: bytes, remaining_ms: int) -> tuple[dict[str, str], bytes]:
+    """Headers and body of the event that hands a request over; `body` is its JSON, kept byte for byte.
+
+    `remaining_ms` is the time to its deadline. Raises `InvalidRequest` if id, token and labels exceed the frame.
+    """
+    attributes: dict[str, str] = {
+        "specversion": "1.0",
+        "id": request.id,
+        "source": f"/redis/{request.queue}",
+        "type": REQUEST_TYPE,
+        "datacontenttype": "application/json",
+        "queue": request.queue,
+        "attempt": str(request.attempt),
+        "remainingms": str(remaining_ms),
+    }
+    if request.request_token:
+        attributes["requesttoken"] = request.request_token
+    if request.labels:
+        attributes["labels"] = _encoder.encode(request.labels).decode()
+    if request.objective:
+        attributes["objective"] = request.objective
+    if request.priority is not None:
+        attributes["priority"] = str(request.priority)
+    head = _encoder.encode(attributes)
+    if len(head) > FRAME_BYTES:
+        raise _too_large(request, attributes)
+    content, data_at = join_structured(head, body)
+    return {"content-type": STRUCTURED, DATA_AT: str(data_at)}, content
+
+
+def _too_large(request: Request, attributes: dict[str, str]) -> InvalidRequest:
+    largest = max(attributes, key=lambda name: len(attributes[name]))
+    field = {"labels": "internal.labels", "requesttoken": "internal.request_token"}.get(largest, largest)
+    return InvalidRequest(
+        field,
+        found=f"{len(attributes[largest].encode())} bytes",
+        accepted=f"at most {FRAME_BYTES} bytes for id, token and labels together",
+        request_id=request.id,
+    )
+
+
+class AnswerEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The door's answer: a final result, or (with a `reason`) a retry. The data is the payload or the last response.
+
+    Numbers are decimal strings of seconds (`…seconds`), as CloudEvents has no fractions; empty where not known.
+    `isbinary`: the payload is not UTF-8. `wassent`: the gateway was asked.
+    """
+
+    specversion: str
+    id: str
+    source: str
+    type: str
+    requestid: str
+    statuscode: int = 0
+    errorcode: str = ""
+    errormessage: str = ""
+    requesttoken: str = ""
+    gatewayseconds: str = ""
+    isbinary: bool = False
+    reason: str = ""
+    delayseconds: str = ""
+    countsattempt: bool = True
+    wassent: bool = False
+    droppedreason: str = ""
+    retryafterseconds: str = ""
+    queuedurationms: str = ""
+    bandheadroom: str = ""
+    data_base64: bytes = b""
+
+    def result(self, *, keeps_bytes: bool) -> Result:
+        """The final result; `keeps_bytes` adds a payload that is not UTF-8 as base64."""
+        return Result(
+            id=self.requestid,
+            status_code=self.statuscode,
+            payload=str(self.data_base64, "utf-8", "replace"),
+            error_code=self.errorcode,
+            error_message=self.errormessage,
+            request_token=self.requesttoken,
+            gateway_seconds=number(self.gatewayseconds),
+            payload_base64=base64.b64encode(self.data_base64).decode()
+            if self.isbinary and keeps_bytes
+            else "",
+        )
+
+
+_answer_decoder = msgspec.json.Decoder(AnswerEvent)
+
+
+def answer_of_result(event_id: str, source: str, result: Result) -> AnswerEvent:
+    """The event that says a final result; its id is derived from that of the request's event."""
+    encoded = result.payload_base64
+    return AnswerEvent(
+        specversion="1.0",
+        id=f"{event_id}.result",
+        source=source,
+        type=RESULT_TYPE,
+        requestid=result.id,
+        statuscode=result.status_code,
+        errorcode=result.error_code,
+        errormessage=result.error_message,
+        requesttoken=result.request_token,
+        gatewayseconds=text(result.gateway_seconds),
+        isbinary=bool(encoded),
+        data_base64=base64.b64decode(encoded) if encoded else result.payload.encode(),
+    )
+
+
+def encode_answer(answer: AnswerEvent) -> bytes:
+    """The event as one JSON object, in structured mode."""
+    return _encoder.encode(answer)
+
+
+def decode_answer(body: bytes) -> AnswerEvent | None:
+    """Read an answer; None if the body is not one."""
+    try:
+        return _answer_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def text(value: float | None) -> str:
+    """A number as an attribute; empty for None."""
+    return "" if value is None else repr(value)
+
+
+def number(value: str) -> float | None:
+    """The number in an attribute; None if it is empty or not a number."""
+    try:
+        return float(value) if value else None
+    except ValueError:
+        return None
