@@ -20,6 +20,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, RedisClusterException, RedisError, ResponseError
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
+from handlers.redis_store.progress import limit_silence
 from handlers.redis_store.sentinels import Sentinels, SentinelsMaster, WaitingSentinelPool
 
 STORE_FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
@@ -86,6 +87,7 @@ def connect(options: RedisOptions) -> Store:
             timeout=options.timeout_seconds,
             **arguments,
         )
+        limit_silence(pool)
         # Opens none; but a parameter that nobody knows would fail only with the first.
         pool.make_connection()  # type: ignore[no-untyped-call]  # the library's
         return Redis.from_pool(pool)
@@ -182,6 +184,7 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
         max_connections=options.max_connections,
         timeout=options.timeout_seconds,
     )
+    limit_silence(master.connection_pool)
     return master
 
 
