@@ -54,6 +54,13 @@ FAILURES: Final = tuple({kind for kind, _ in FAILURE_REASONS})
 """Every exception that an attempt may end with; anything else is a defect of ours and is not caught."""
 
 
+OWN_FAULTS: Final = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError)
+"""Exceptions of a call that could not even be written: nothing was sent, and trying again would not help.
+
+Catch them before `FAILURES`, which some of them belong to.
+"""
+
+
 def is_final(status_code: int) -> bool:
     """Whether an answer with this status ends the request."""
     return status_code < 500 and status_code not in RETRY_STATUSES

@@ -14,7 +14,7 @@ from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, error_result
 from handlers.forward.backoff import parse_retry_after, retry_delay
-from handlers.forward.classify import FAILURES, failure_reason, is_final, status_reason
+from handlers.forward.classify import FAILURES, OWN_FAULTS, failure_reason, is_final, status_reason
 from handlers.forward.endpoint import gateway_url
 from handlers.forward.gateway import (
     BAND_HEADROOM_HEADER,
@@ -91,11 +91,13 @@ class Forwarder:
         try:
             url = gateway_url(route.base_url, route.path, request.endpoint, route.allowed_paths, request.id)
             other = transformed(request, self._transforms) if self._transforms else None
+            headers, content = gateway_headers(request, route), request.payload
         except InvalidRequest as error:
             return invalid(error, request.request_token)
+        except ValueError as error:
+            return not_sent(request, error)
         allowed = left if limits.seconds is None else limits.seconds
         seconds = min(left, self._request_timeout_seconds, allowed)
-        headers, content = gateway_headers(request, route), request.payload
         if other is not None:
             headers, content = {**headers, "content-type": other.content_type}, other.content
         try:
@@ -104,6 +106,8 @@ class Forwarder:
                 response = await self._gateway.send(url, headers, content)
         except ResponseTooLarge:
             return failed(request, "the gateway's response is over the size limit")
+        except OWN_FAULTS as error:
+            return not_sent(request, error)
         except FAILURES as error:
             return self._retry(request, limits, failure_reason(error), _NO_ANSWER, None)
         return self._judge(request, limits, response)
@@ -180,6 +184,12 @@ def cancelled(request: Request) -> Answered:
 def failed(request: Request, message: str) -> Answered:
     """The gateway answered with something that cannot be a result, and would do so again."""
     return Answered(error_result(request.id, request.request_token, ErrorCode.INFERENCE_ERROR, message))
+
+
+def not_sent(request: Request, error: Exception) -> Answered:
+    """A fault of our own before anything was sent: final, and no evidence against the gateway."""
+    message = f"the request could not be sent: {type(error).__name__}"
+    return Answered(error_result(request.id, request.request_token, ErrorCode.INVALID_REQUEST, message))
 
 
 def invalid(error: InvalidRequest, request_token: str) -> Answered:

@@ -22,8 +22,8 @@ from handlers.contract.events import MOST_REMAINING_MS, STRUCTURED
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, decode_result, error_result
 from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, decode_retry_answer
-from handlers.forward.classify import FAILURES, failure_reason
-from handlers.forward.forward import invalid
+from handlers.forward.classify import FAILURES, OWN_FAULTS, failure_reason
+from handlers.forward.forward import invalid, not_sent
 from handlers.forward.gateway import GatewayResponse, ResponseTooLarge
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.gates.gate import Answer
@@ -81,6 +81,8 @@ class HttpDispatcher:
             headers, content = self._event(request, body)
         except InvalidRequest as error:
             return invalid(error, request.request_token)
+        except ValueError as error:
+            return not_sent(request, error)
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 response = await self._poster.send(self._url, headers, content)
@@ -89,6 +91,8 @@ class HttpDispatcher:
             return Answered(
                 error_result(request.id, request.request_token, ErrorCode.INFERENCE_ERROR, message)
             )
+        except OWN_FAULTS as error:
+            return not_sent(request, error)
         except FAILURES as error:
             if failure_reason(error) in _NOT_REACHED:
                 return self._soon(HANDLER_UNAVAILABLE)

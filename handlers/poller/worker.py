@@ -36,6 +36,9 @@ ReadPayload = Callable[[str, str, str], Awaitable[bytes | None]]
 """Reads a payload that is stored apart, by its key, for an id and a token; None where it is gone or not theirs."""
 
 
+_DEFECT_ATTEMPTS = 3
+"""Attempts after which an exception of our own code ends the request: it would most likely fail again."""
+
 CANCEL_AGAIN_SECONDS = 5.0
 """How long work that was cancelled may take to end: longer than Redis has for an answer."""
 
@@ -263,6 +266,8 @@ class Carrier:
             )
         except Exception as error:  # noqa: BLE001  # a defect of ours must not lose the request: it is tried again
             self._log.error("dispatch failed", id=envelope.request.id, error=repr(error))
+            if envelope.request.attempt + 1 >= _DEFECT_ATTEMPTS:
+                return _defect(envelope.request, error)
             return Retry(backoff_seconds(envelope.request.attempt, 1.0), "internal_error")
 
     async def _payload_in_room(self, held: Held, request: Request) -> bytes | None:
@@ -404,6 +409,11 @@ class Carrier:
             self._metrics.published(time.monotonic() - held.decided_at)
         if ack.dead is not None:
             self._metrics.buried(1)
+
+
+def _defect(request: Request, error: Exception) -> Answered:
+    message = f"the request could not be processed: {type(error).__name__}"
+    return Answered(error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message))
 
 
 def _without_payload(request: Request) -> Answered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import time
 from collections.abc import Callable
@@ -13,19 +14,34 @@ _TOKEN_SECONDS = 5.0
 
 
 def file_token(setting: str, path: str) -> Callable[[], str] | None:
-    """A bearer token, read again from its file every few seconds: a mounted secret rotates."""
+    """A bearer token, read again from its file every few seconds: a mounted secret rotates.
+
+    A file that cannot be read later, or holds no token, leaves the last one in use. Raises `InvalidSetting` at once if
+    there is none yet.
+    """
     if not path:
         return None
-    read_secret(setting, path)
-    known = ("", 0.0)
+    known = (_read_token(setting, path), 0.0)
 
     def token() -> str:
         nonlocal known
         now = time.monotonic()
         if now >= known[1]:
-            known = (read_secret(setting, path), now + _TOKEN_SECONDS)
+            value = known[0]
+            with contextlib.suppress(InvalidSetting):
+                value = _read_token(setting, path)
+            known = (value, now + _TOKEN_SECONDS)
         return known[0]
 
+    return token
+
+
+def _read_token(setting: str, path: str) -> str:
+    token = read_secret(setting, path)
+    if not token or not token.isascii() or not token.isprintable():
+        raise InvalidSetting(
+            setting, found=f"{path} without a token", accepted="a file with one line of printable ASCII"
+        )
     return token
 
 

@@ -7,12 +7,14 @@ import gzip
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
 from handlers.forward.forward import NO_LIMITS, Forwarder, Limits
-from handlers.forward.gateway import Gateway
+from handlers.forward.gateway import Gateway, GatewayResponse
+from handlers.forward.middleware.guarded import has_failed
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.forward.route import Route, Routes
 from tests.forward.conftest import LIMIT
@@ -203,3 +205,32 @@ async def test_a_cancelled_attempt_ends_at_once(forwarder: Forwarder, server: Ra
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
+
+
+class Faulty:
+    """A client that fails before anything is sent."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def send(self, *_arguments: object) -> GatewayResponse:
+        raise self.error
+
+
+OWN = [
+    httpx.LocalProtocolError("a header holds a line break"),
+    httpx.UnsupportedProtocol("ftp"),
+    httpx.InvalidURL("no URL"),
+    UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+]
+
+
+@pytest.mark.parametrize("error", OWN, ids=lambda error: type(error).__name__)
+async def test_a_fault_of_our_own_before_sending_is_final_and_not_the_gateways(error: Exception) -> None:
+    routes = Routes(Route("http://gateway.test"), {})
+    forwarder = Forwarder(Faulty(error), routes, request_timeout_seconds=5.0, clock=lambda: NOW)
+    request = Request(id="a", deadline=NOW + 600, payload=b"{}")
+    outcome = await forwarder.forward(request)
+    assert isinstance(outcome, Answered)
+    assert outcome.result.error_code == ErrorCode.INVALID_REQUEST
+    assert has_failed(outcome) is None

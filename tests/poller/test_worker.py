@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from handlers.contract.envelope import encode_retry
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
@@ -221,3 +222,20 @@ async def test_a_request_cancelled_in_flight_was_attempted_and_one_that_waited_w
     assert (found["flying"].attempts, found["waiting"].attempts) == (1, 0)
     assert found["flying"].gateway_seconds is not None
     assert found["waiting"].gateway_seconds is None
+
+
+async def test_a_defect_of_ours_ends_a_request_after_a_few_attempts(store: Redis) -> None:
+    """It would fail until its deadline otherwise."""
+
+    async def broken(_request: Request) -> Outcome:
+        raise ValueError("a defect")
+
+    rig = Rig(store, broken)
+    (first,) = await rig.claimed(body("a"))
+    (last,) = await rig.claimed(encode_retry(body("b"), queue=QUEUE, attempt=2, score=first.score))
+    async with running(rig.settler.run()):
+        rig.carrier.start([first, last])
+        await wait_until_async(lambda: len(rig.settled) == 2, IN_TIME, "both settled")
+    assert await rig.store.zcard(RETRIES) == 1
+    (result,) = await rig.results()
+    assert (result.id, result.error_code) == ("b", ErrorCode.UNDELIVERABLE)

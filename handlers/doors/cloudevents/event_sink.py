@@ -14,7 +14,7 @@ from typing import Final
 
 from handlers.contract.events import to_header
 from handlers.doors.http_message import Answer
-from handlers.forward.classify import FAILURES
+from handlers.forward.classify import FAILURES, OWN_FAULTS
 from handlers.forward.forward import Sender
 from handlers.forward.gateway import ResponseTooLarge
 from handlers.telemetry.logs import Logger
@@ -30,7 +30,7 @@ class SinkUnavailable(Exception):
 
 
 class SinkRefused(Exception):
-    """The sink will never take this result; `status_code` is its answer."""
+    """The sink will never take this result; `status_code` is its answer, 0 if the result cannot be sent."""
 
     def __init__(self, status_code: int) -> None:
         super().__init__(f"the sink answered {status_code}")
@@ -77,6 +77,9 @@ class EventSink:
                 response = await self._sender.send(self._options.url, headers, body)
         except ResponseTooLarge:
             return True  # it answered, and what it says is of no use here
+        except OWN_FAULTS as error:
+            self._log.error("result not sent to the sink", error=type(error).__name__)
+            raise SinkRefused(0) from None
         except FAILURES as error:
             self._log.warning("sink not reached", error=type(error).__name__)
             return False
