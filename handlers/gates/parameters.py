@@ -25,6 +25,7 @@ from handlers.contract.errors import InvalidSetting
 
 T = TypeVar("T")
 _ACCEPTS: Final = "accepts"
+_MEANS: Final = "means"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)")
 _SECONDS_PER: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -47,9 +48,38 @@ class Accepts(Generic[T]):
     read: Callable[[Any], T]
 
 
-def parameter(accepts: Accepts[T], *, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that accepts `accepts`; required without a default. Typed Any, as `field` is."""
-    return dataclasses.field(default=default, metadata={_ACCEPTS: accepts})
+def parameter(accepts: Accepts[T], *, default: Any = dataclasses.MISSING, means: str = "") -> Any:
+    """A dataclass field that accepts `accepts`; required without a default. Typed Any, as `field` is.
+
+    `means` says for the reference what the parameter does, with its unit.
+    """
+    return dataclasses.field(default=default, metadata={_ACCEPTS: accepts, _MEANS: means})
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A parameter for people: what it accepts, its default (None if it is required), and what it does."""
+
+    name: str
+    accepts: str
+    default: Any
+    is_required: bool
+    means: str
+
+
+def described_parameters(kind: type[Any]) -> list[Described]:
+    """Every parameter of a gate's dataclass, required ones first."""
+    found = [
+        Described(
+            field.name,
+            field.metadata[_ACCEPTS].described,
+            None if field.default is dataclasses.MISSING else field.default,
+            field.default is dataclasses.MISSING,
+            field.metadata[_MEANS],
+        )
+        for field in dataclasses.fields(kind)
+    ]
+    return sorted(found, key=lambda one: not one.is_required)
 
 
 def parse_parameters(kind: type[T], gate_type: str, raw: Mapping[str, Any], setting: str) -> T:

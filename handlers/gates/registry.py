@@ -37,13 +37,14 @@ class GateKind:
 
     gate: type[Gate]
     build: Callable[[Mapping[str, Any], GateSources, str], Gate]
+    parameters: type[Any] = object
 
 
 def _kind(gate: type[Gate], parameters: type[P], build: Callable[[P, GateSources], Gate]) -> GateKind:
     def from_raw(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
         return build(parse_parameters(parameters, gate.gate_type, raw, setting), sources)
 
-    return GateKind(gate, from_raw)
+    return GateKind(gate, from_raw, parameters)
 
 
 def _combinator(gate: type[Gate], parameters: type[P], build: Callable[[P, BuildInner], Gate]) -> GateKind:
@@ -54,7 +55,7 @@ def _combinator(gate: type[Gate], parameters: type[P], build: Callable[[P, Build
 
         return build(parse_parameters(parameters, gate.gate_type, raw, setting), build_inner)
 
-    return GateKind(gate, from_raw)
+    return GateKind(gate, from_raw, parameters)
 
 
 GATES: Final[Mapping[str, GateKind]] = {

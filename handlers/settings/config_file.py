@@ -27,37 +27,184 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Ours: `result_per_request`, a result list for each request, and `idempotent_seconds`.
     """
 
-    queue_name: Name
-    id: str = ""
-    igw_base_url: str = ""
-    request_path_url: str = ""
-    inference_objective: str = ""
-    result_queue_name: str = ""
-    result_ttl_seconds: Annotated[int, Meta(ge=0)] | None = None
-    result_per_request: bool | None = None
-    idempotent_seconds: Annotated[int, Meta(ge=0)] | None = None
-    worker_pool_id: str = "default"
-    labels: dict[str, str] = msgspec.field(default_factory=dict)
-    gate_type: str = ""
-    gate_params: dict[str, Any] = msgspec.field(default_factory=dict)
+    queue_name: Annotated[
+        Name, Meta(description="Sorted set of pending requests.", examples=["request-sortedset"])
+    ]
+    id: Annotated[
+        str,
+        Meta(
+            description="Name of the queue in metrics and logs; default: `queue_name`.", examples=["team-a"]
+        ),
+    ] = ""
+    igw_base_url: Annotated[
+        str,
+        Meta(
+            description="Base URL of this queue's gateway; default: `IGW_BASE_URL`.",
+            examples=["http://gateway:8000"],
+        ),
+    ] = ""
+    request_path_url: Annotated[
+        str,
+        Meta(
+            description=(
+                "Path joined to the base URL; a request's own `endpoint` wins. Default: `REQUEST_PATH_URL`."
+            ),
+            examples=["/v1/completions"],
+        ),
+    ] = ""
+    inference_objective: Annotated[
+        str,
+        Meta(
+            description="Objective header of this queue's requests; default: `INFERENCE_OBJECTIVE`.",
+            examples=["batch"],
+        ),
+    ] = ""
+    result_queue_name: Annotated[
+        str,
+        Meta(
+            description=(
+                "List that takes this queue's results; it wins over a request's own. Default: "
+                "`RESULT_QUEUE_NAME`."
+            ),
+            examples=["team-a-results"],
+        ),
+    ] = ""
+    result_ttl_seconds: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(
+            description=(
+                "Seconds until the result list expires, counted from the last result; 0 or unset: never."
+            ),
+            examples=["86400"],
+        ),
+    ] = None
+    result_per_request: Annotated[
+        bool | None,
+        Meta(
+            description=(
+                "A result list for each request, so that readers do not take each other's. Default: "
+                "`RESULT_PER_REQUEST`."
+            ),
+            examples=["true"],
+        ),
+    ] = None
+    idempotent_seconds: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(
+            description=(
+                "Seconds for which an id that is live or finished runs only once; 0: every submission runs. "
+                "Default: `IDEMPOTENT_SECONDS`."
+            ),
+            examples=["3600"],
+        ),
+    ] = None
+    worker_pool_id: Annotated[
+        str,
+        Meta(
+            description="Pool whose slots this queue's requests use; an `id` of `pools`, or `default`.",
+            examples=["default"],
+        ),
+    ] = "default"
+    labels: Annotated[
+        dict[str, str],
+        Meta(
+            description=(
+                "Labels of all requests of the queue; they win over a request's own. `tier` chooses the lane."
+            ),
+            examples=["{tier: batch}"],
+        ),
+    ] = msgspec.field(default_factory=dict)
+    gate_type: Annotated[
+        str,
+        Meta(
+            description="Gate of this queue alone, see [gates.md](gates.md); unset: open.",
+            examples=["redis-quota"],
+        ),
+    ] = ""
+    gate_params: Annotated[
+        dict[str, Any],
+        Meta(description="Parameters of that gate.", examples=["{address: redis:6379, limit: 10}"]),
+    ] = msgspec.field(default_factory=dict)
 
 
 class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One Pub/Sub subscription, by its short or full name."""
 
-    subscriber_id: Name
-    id: str = ""
-    igw_base_url: str = ""
-    request_path_url: str = ""
-    inference_objective: str = ""
-    result_topic_id: str = ""
-    result_queue_name: str = ""
-    worker_pool_id: str = "default"
-    labels: dict[str, str] = msgspec.field(default_factory=dict)
-    gate_type: str = ""
-    gate_params: dict[str, Any] = msgspec.field(default_factory=dict)
-    ack_deadline_seconds: Annotated[float, Meta(ge=10, le=600)] | None = None
-    min_redelivery_seconds: Annotated[float, Meta(ge=0, le=600)] | None = None
+    subscriber_id: Annotated[
+        Name,
+        Meta(
+            description="Push subscription, by its short or full name.", examples=["async-proc-requests-push"]
+        ),
+    ]
+    id: Annotated[
+        str,
+        Meta(
+            description="Name of the subscription in metrics and logs; default: `subscriber_id`.",
+            examples=["team-a"],
+        ),
+    ] = ""
+    igw_base_url: Annotated[
+        str,
+        Meta(
+            description="Base URL of this subscription's gateway; default: `IGW_BASE_URL`.",
+            examples=["http://gateway:8000"],
+        ),
+    ] = ""
+    request_path_url: Annotated[
+        str,
+        Meta(
+            description="Path joined to the base URL; default: `REQUEST_PATH_URL`.",
+            examples=["/v1/completions"],
+        ),
+    ] = ""
+    inference_objective: Annotated[
+        str,
+        Meta(
+            description="Objective header of these requests; default: `INFERENCE_OBJECTIVE`.",
+            examples=["batch"],
+        ),
+    ] = ""
+    result_topic_id: Annotated[
+        str,
+        Meta(
+            description="Topic that takes these results; default: the file's or `RESULT_TOPIC_ID`.",
+            examples=["team-a-results"],
+        ),
+    ] = ""
+    result_queue_name: Annotated[
+        str, Meta(description="The reference's name for `result_topic_id`.", examples=["team-a-results"])
+    ] = ""
+    worker_pool_id: Annotated[
+        str, Meta(description="Pool whose gate and limit hold for these requests.", examples=["default"])
+    ] = "default"
+    labels: Annotated[
+        dict[str, str],
+        Meta(description="Labels of all requests of the subscription.", examples=["{tier: batch}"]),
+    ] = msgspec.field(default_factory=dict)
+    gate_type: Annotated[
+        str,
+        Meta(
+            description="Gate of this subscription alone, see [gates.md](gates.md); unset: open.",
+            examples=["local-max-concurrency"],
+        ),
+    ] = ""
+    gate_params: Annotated[
+        dict[str, Any], Meta(description="Parameters of that gate.", examples=["{limit: 10}"])
+    ] = msgspec.field(default_factory=dict)
+    ack_deadline_seconds: Annotated[
+        Annotated[float, Meta(ge=10, le=600)] | None,
+        Meta(
+            description="The subscription's ack deadline in seconds; default: `ACK_DEADLINE_SECONDS`.",
+            examples=["600"],
+        ),
+    ] = None
+    min_redelivery_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=600)] | None,
+        Meta(
+            description="The subscription's minimum backoff in seconds; default: `MIN_REDELIVERY_SECONDS`.",
+            examples=["10"],
+        ),
+    ] = None
 
 
 class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,15 +214,71 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `shared`: the slots are those of all pollers together, not of each. Unset: where a gate publishes a budget.
     """
 
-    id: Name
-    workers: Annotated[int, Meta(ge=1, le=100_000)] | None = None
-    merge_policy: str = ""
-    ageing_seconds: Annotated[float, Meta(gt=0)] | None = None
-    lane_objectives: dict[str, str] = msgspec.field(default_factory=dict)
-    priority_header: bool = False
-    shared: bool | None = None
-    gate_type: str = ""
-    gate_params: dict[str, Any] = msgspec.field(default_factory=dict)
+    id: Annotated[Name, Meta(description="Name of the pool.", examples=["default"])]
+    workers: Annotated[
+        Annotated[int, Meta(ge=1, le=100_000)] | None,
+        Meta(
+            description=(
+                "Slots: requests in flight at a time. Of each poller, or of all together where `shared`. "
+                "Default: `WORKERS`."
+            ),
+            examples=["64"],
+        ),
+    ] = None
+    merge_policy: Annotated[
+        str,
+        Meta(
+            description=(
+                "How queues share the slots: `random-robin` (equal parts) or `tier-priority` (strict "
+                "lanes). Default: the file's `request_merge_policy`."
+            ),
+            examples=["tier-priority"],
+        ),
+    ] = ""
+    ageing_seconds: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(
+            description=(
+                "With `tier-priority`: seconds after which a lane that was not served goes first once; "
+                "unset: never."
+            ),
+            examples=["60"],
+        ),
+    ] = None
+    lane_objectives: Annotated[
+        dict[str, str],
+        Meta(
+            description="Objective header by lane.",
+            examples=["{reserved-interactive: high, overflow-batch: low}"],
+        ),
+    ] = msgspec.field(default_factory=dict)
+    priority_header: Annotated[
+        bool, Meta(description="Send the lane's priority to the gateway as a header.", examples=["true"])
+    ] = False
+    shared: Annotated[
+        bool | None,
+        Meta(
+            description=(
+                "The slots are those of all pollers together, not of each. Default: true where a gate "
+                "publishes a budget."
+            ),
+            examples=["true"],
+        ),
+    ] = None
+    gate_type: Annotated[
+        str,
+        Meta(
+            description="Gate of the pool, see [gates.md](gates.md); unset: open.",
+            examples=["endpoint-scrape"],
+        ),
+    ] = ""
+    gate_params: Annotated[
+        dict[str, Any],
+        Meta(
+            description="Parameters of that gate.",
+            examples=["{url: 'http://router:9090/metrics', metric: llm_d_epp_flow_control_pool_saturation}"],
+        ),
+    ] = msgspec.field(default_factory=dict)
 
 
 class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,24 +289,100 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     of its own.
     """
 
-    url: str = ""
-    mode: str = ""
-    addrs: list[str] = msgspec.field(default_factory=list)
-    master_name: str = ""
-    retry_queue_name: str = ""
-    result_queue_name: str = ""
-    poll_interval_ms: Annotated[int, Meta(ge=0, le=60_000)] | None = None
-    batch_size: Annotated[int, Meta(ge=0, le=100_000)] | None = None
-    project_id: str = ""
-    result_topic_id: str = ""
-    queues: list[QueueEntry] = msgspec.field(default_factory=list)
-    topics: list[TopicEntry] = msgspec.field(default_factory=list)
-    pools: list[PoolEntry] = msgspec.field(default_factory=list)
-    request_transforms: list[TransformEntry] = msgspec.field(default_factory=list, name="requestTransforms")
-    request_merge_policy: MergePolicy | None = None
-    enable_tracing: bool = False
-    claim_lease_ttl_seconds: Annotated[int, Meta(ge=0)] = 0
-    claim_reclaim_interval_ms: Annotated[int, Meta(ge=0)] = 0
+    url: Annotated[
+        str, Meta(description="Redis; wins over `REDIS_URL`.", examples=["redis://redis:6379"])
+    ] = ""
+    mode: Annotated[
+        str,
+        Meta(
+            description="Kind of Redis at `url`: `standalone`, `sentinel` or `cluster`.",
+            examples=["standalone"],
+        ),
+    ] = ""
+    addrs: Annotated[
+        list[str], Meta(description="Further addresses, with `mode: sentinel` or `cluster`.", examples=["[]"])
+    ] = msgspec.field(default_factory=list)
+    master_name: Annotated[
+        str, Meta(description="The master's name at the Sentinels, with `mode: sentinel`.")
+    ] = ""
+    retry_queue_name: Annotated[
+        str,
+        Meta(
+            description="Sorted set of requests that wait for a retry; default: `RETRY_QUEUE_NAME`.",
+            examples=["retry-sortedset"],
+        ),
+    ] = ""
+    result_queue_name: Annotated[
+        str,
+        Meta(
+            description="List that takes results of queues that name none; default: `RESULT_QUEUE_NAME`.",
+            examples=["result-list"],
+        ),
+    ] = ""
+    poll_interval_ms: Annotated[
+        Annotated[int, Meta(ge=0, le=60_000)] | None,
+        Meta(
+            description="Milliseconds between polls of an idle queue; default: `POLL_INTERVAL_MS`.",
+            examples=["100"],
+        ),
+    ] = None
+    batch_size: Annotated[
+        Annotated[int, Meta(ge=0, le=100_000)] | None,
+        Meta(description="Read for compatibility; it has no effect.", examples=["64"]),
+    ] = None
+    project_id: Annotated[
+        str, Meta(description="Google Cloud project; default: `PROJECT_ID`.", examples=["my-project"])
+    ] = ""
+    result_topic_id: Annotated[
+        str,
+        Meta(
+            description=(
+                "Topic that takes results of subscriptions that name none; default: `RESULT_TOPIC_ID`."
+            ),
+            examples=["async-proc-results"],
+        ),
+    ] = ""
+    queues: Annotated[
+        list[QueueEntry], Meta(description="Redis queues, see below; unset: the one of `REQUEST_QUEUE_NAME`.")
+    ] = msgspec.field(default_factory=list)
+    topics: Annotated[list[TopicEntry], Meta(description="Push subscriptions, see below.")] = msgspec.field(
+        default_factory=list
+    )
+    pools: Annotated[
+        list[PoolEntry], Meta(description="Pools of slots, see below; `default` always exists.")
+    ] = msgspec.field(default_factory=list)
+    request_transforms: Annotated[
+        list[TransformEntry], Meta(description="Transforms applied to payloads, see below.")
+    ] = msgspec.field(default_factory=list, name="requestTransforms")
+    request_merge_policy: Annotated[
+        MergePolicy | None,
+        Meta(
+            description=(
+                "How pools without a `merge_policy` of their own share slots among queues: `type` and "
+                "`parameters`."
+            )
+        ),
+    ] = None
+    enable_tracing: Annotated[
+        bool,
+        Meta(
+            description="Read for compatibility; `OTEL_EXPORTER_OTLP_ENDPOINT` enables tracing.",
+            examples=["false"],
+        ),
+    ] = False
+    claim_lease_ttl_seconds: Annotated[
+        Annotated[int, Meta(ge=0)],
+        Meta(
+            description=(
+                "Read for compatibility; leases are renewed while a request is handled (`LEASE_SECONDS`)."
+            ),
+            examples=["0"],
+        ),
+    ] = 0
+    claim_reclaim_interval_ms: Annotated[
+        Annotated[int, Meta(ge=0)],
+        Meta(description="Read for compatibility; `RECLAIM_SECONDS` sets the interval.", examples=["0"]),
+    ] = 0
 
 
 _LISTS = {"queue_name": "queues", "subscriber_id": "topics", "id": "pools"}

@@ -38,14 +38,35 @@ _LONGEST_CLOSE_SECONDS: Final = 300.0  # a gateway's Retry-After of a day must n
 class AimdParameters:
     """`queue_duration_target` 0 switches that signal off; `pool` is a label for metrics."""
 
-    min_window: float = parameter(number(least=1, most=100_000), default=1.0)
-    max_window: float = parameter(number(least=1, most=100_000), default=256.0)
-    increase: float = parameter(number(above=0, most=1_000), default=1.0)
-    decrease_factor: float = parameter(number(above=0, below=1), default=0.5)
-    hold_duration: float = parameter(seconds(above=-1e-9, most=3_600), default=1.0)
-    tier_label: str = parameter(text(), default=TIER)
-    queue_duration_target: float = parameter(seconds(above=-1e-9, most=3_600), default=0.0)
-    pool: str = parameter(text(may_be_empty=True), default="")
+    min_window: float = parameter(
+        number(least=1, most=100_000), default=1.0, means="Smallest number of requests in flight."
+    )
+    max_window: float = parameter(
+        number(least=1, most=100_000), default=256.0, means="Largest number of requests in flight."
+    )
+    increase: float = parameter(
+        number(above=0, most=1_000),
+        default=1.0,
+        means=(
+            "Slots added to the window for each answer in slow start, after that for each full "
+            "window of answers."
+        ),
+    )
+    decrease_factor: float = parameter(
+        number(above=0, below=1),
+        default=0.5,
+        means="Factor applied to the window when the gateway refuses, between 0 and 1.",
+    )
+    hold_duration: float = parameter(
+        seconds(above=-1e-9, most=3_600), default=1.0, means="Seconds without a further decrease after one."
+    )
+    tier_label: str = parameter(text(), default=TIER, means="Label that holds a request's tier.")
+    queue_duration_target: float = parameter(
+        seconds(above=-1e-9, most=3_600),
+        default=0.0,
+        means="Seconds in the gateway's queue from which the window shrinks too; 0: not considered.",
+    )
+    pool: str = parameter(text(may_be_empty=True), default="", means="Inference pool, for logs and metrics.")
 
     def __post_init__(self) -> None:
         if self.max_window < self.min_window:

@@ -17,7 +17,13 @@ from handlers.gates.parameters import parameter
 class CompositeParameters:
     """The gates, in the order in which they are asked: put the cheap ones first."""
 
-    gates: tuple[InnerGate, ...] = parameter(inner_gates())
+    gates: tuple[InnerGate, ...] = parameter(
+        inner_gates(),
+        means=(
+            "The inner gates, a list of `{gate_type, gate_params}`, asked in this order. All must let a "
+            "request go; the smallest budget holds."
+        ),
+    )
 
 
 class CompositeGate(Gate):

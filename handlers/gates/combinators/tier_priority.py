@@ -31,9 +31,13 @@ from handlers.gates.parameters import parameter, text
 class TierPriorityParameters:
     """The gate that tells saturation, and the label that tells the tier."""
 
-    saturation_gate: str = parameter(text())
-    saturation_gate_params: Mapping[str, Any] | None = parameter(raw_params(), default=None)
-    tier_label: str = parameter(text(), default=TIER)
+    saturation_gate: str = parameter(
+        text(), means="Type of the inner gate, whose budget says how full the pool is."
+    )
+    saturation_gate_params: Mapping[str, Any] | None = parameter(
+        raw_params(), default=None, means="Parameters of the inner gate."
+    )
+    tier_label: str = parameter(text(), default=TIER, means="Label that holds a request's tier.")
 
 
 class TierPriorityGate(WrapperGate):

@@ -17,7 +17,12 @@ from handlers.gates.parameters import parameter
 class WaitOnRefuseParameters:
     """The gate whose refusals become waiting."""
 
-    gate: InnerGate = parameter(inner_gate())  # noqa: RUF009 - makes a dataclasses.field
+    gate: InnerGate = parameter(  # noqa: RUF009 - makes a dataclasses.field
+        inner_gate(),
+        means=(
+            "The inner gate, `{gate_type, gate_params}`: its refusals hold the request here until it opens."
+        ),
+    )
 
 
 class WaitOnRefuseGate(WrapperGate):

@@ -31,18 +31,61 @@ class EndpointScrapeParameters(ReadingParameters):
     With `pods_url` and `pods_metric`, full is `max_count_per_pod` times the ready pods.
     """
 
-    url: str = parameter(http_address())
-    metric: str = parameter(text())
-    labels: Mapping[str, str] | None = parameter(string_map(), default=None)
-    value_type: str = parameter(choice("saturation", "budget"), default="saturation")
-    absent_value: float | None = parameter(number(), default=None)
-    max_count_per_pod: float = parameter(number(least=0), default=0.0)
-    baseline: float = parameter(number(least=0, below=1), default=0.0)
-    fallback: float = parameter(number(least=0, most=1), default=0.0)
-    pods_url: str = parameter(http_address(), default="")
-    pods_metric: str = parameter(text(may_be_empty=True), default="")
-    pods_labels: Mapping[str, str] | None = parameter(string_map(), default=None)
-    reading_lag_seconds: float = parameter(seconds(), default=1.0)
+    url: str = parameter(http_address(), means="Metrics page to read, in the Prometheus text format.")
+    metric: str = parameter(text(), means="Name of the metric on that page.")
+    labels: Mapping[str, str] | None = parameter(
+        string_map(), default=None, means="Labels that the series must have."
+    )
+    value_type: str = parameter(
+        choice("saturation", "budget"),
+        default="saturation",
+        means=(
+            "`saturation`: 1 means full, the budget is 1 minus the value. `budget`: the value is the budget."
+        ),
+    )
+    absent_value: float | None = parameter(
+        number(),
+        default=None,
+        means="Value to take if the page has no such series; unset: the reading is missing.",
+    )
+    max_count_per_pod: float = parameter(
+        number(least=0),
+        default=0.0,
+        means=(
+            "If above 0, the metric is a count: the saturation is the count divided by this and by the "
+            "number of pods."
+        ),
+    )
+    baseline: float = parameter(
+        number(least=0, below=1),
+        default=0.0,
+        means="Share of the budget that is kept free for real-time traffic, 0 to 1.",
+    )
+    fallback: float = parameter(
+        number(least=0, most=1),
+        default=0.0,
+        means="Budget while there is no reading and `on_missing` does not say otherwise, 0 to 1.",
+    )
+    pods_url: str = parameter(
+        http_address(),
+        default="",
+        means="Page with the number of pods; goes with `pods_metric` and `max_count_per_pod`.",
+    )
+    pods_metric: str = parameter(
+        text(may_be_empty=True),
+        default="",
+        means="Metric on that page that holds the number of pods; empty: one pod.",
+    )
+    pods_labels: Mapping[str, str] | None = parameter(
+        string_map(), default=None, means="Labels that its series must have."
+    )
+    reading_lag_seconds: float = parameter(
+        seconds(),
+        default=1.0,
+        means=(
+            "As for every gate of one reading; for a page that is read directly, what the page itself caches."
+        ),
+    )
 
     def __post_init__(self) -> None:
         if bool(self.pods_url) != bool(self.pods_metric):

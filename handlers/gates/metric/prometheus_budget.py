@@ -33,11 +33,23 @@ _SOURCE_NAMES: Final = {"0": "router queue", "1": "queue per pod", "2": "vllm re
 class PrometheusBudgetParameters(ReadingParameters):
     """`max_concurrency` is requests per pod; `baseline` is kept free; `fallback` is a budget (0: closed)."""
 
-    pool: str = parameter(text())
-    namespace: str = parameter(text(may_be_empty=True), default="")
-    max_concurrency: float = parameter(number(above=0), default=100.0)
-    baseline: float = parameter(number(least=0, below=1), default=0.05)
-    fallback: float = parameter(number(least=0, most=1), default=0.0)
+    pool: str = parameter(text(), means="Inference pool whose load is read.")
+    namespace: str = parameter(
+        text(may_be_empty=True), default="", means="Namespace of the pool; empty: any."
+    )
+    max_concurrency: float = parameter(
+        number(above=0), default=100.0, means="Requests that one pod handles at a time."
+    )
+    baseline: float = parameter(
+        number(least=0, below=1),
+        default=0.05,
+        means="Share of the pool that is kept free for real-time traffic, 0 to 1.",
+    )
+    fallback: float = parameter(
+        number(least=0, most=1),
+        default=0.0,
+        means="Budget while there is no reading and `on_missing` does not say otherwise, 0 to 1.",
+    )
 
 
 class PrometheusBudgetGate(ReadingGate):

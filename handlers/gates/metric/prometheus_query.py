@@ -19,9 +19,17 @@ from handlers.gates.sources import GateSources
 class PrometheusQueryParameters(ReadingParameters):
     """`pool` is a label for people; `fallback` the budget while there is no value."""
 
-    query: str = parameter(text())
-    pool: str = parameter(text(may_be_empty=True), default="")
-    fallback: float = parameter(number(least=0, most=1), default=0.0)
+    query: str = parameter(text(), means="PromQL query whose smallest sample, cut to 0..1, is the budget.")
+    pool: str = parameter(
+        text(may_be_empty=True),
+        default="",
+        means="Inference pool, for logs and metrics; it does not change the query.",
+    )
+    fallback: float = parameter(
+        number(least=0, most=1),
+        default=0.0,
+        means="Budget while there is no reading and `on_missing` does not say otherwise, 0 to 1.",
+    )
 
 
 class PrometheusQueryGate(ReadingGate):

@@ -15,10 +15,18 @@ from handlers.gates.sources import GateSources
 class PrometheusSaturationParameters(ReadingParameters):
     """`fallback` is a saturation: the default 0 opens the gate while there is no value."""
 
-    pool: str = parameter(text())
-    namespace: str = parameter(text(may_be_empty=True), default="")
-    threshold: float = parameter(number(above=0, most=1), default=0.8)
-    fallback: float = parameter(number(least=0, most=1), default=0.0)
+    pool: str = parameter(text(), means="Inference pool whose saturation is read.")
+    namespace: str = parameter(
+        text(may_be_empty=True), default="", means="Namespace of the pool; empty: any."
+    )
+    threshold: float = parameter(
+        number(above=0, most=1), default=0.8, means="Saturation from which the gate is closed, above 0 to 1."
+    )
+    fallback: float = parameter(
+        number(least=0, most=1),
+        default=0.0,
+        means="Budget while there is no reading and `on_missing` does not say otherwise, 0 to 1.",
+    )
 
 
 class PrometheusSaturationGate(ReadingGate):

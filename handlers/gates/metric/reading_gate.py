@@ -47,11 +47,46 @@ class ReadingParameters:
     pool has places; a share of such a metric settles at about half of what is idle).
     """
 
-    on_missing: str = parameter(choice(OPEN, CLOSED, HOLD), default=FALLBACK)
-    hold_seconds: float = parameter(seconds(), default=60.0)
-    budget_means: str = parameter(choice(SHARE, HEADROOM), default=SHARE)
-    reading_lag_seconds: float = parameter(seconds(), default=15.0)
-    hold_back: float = parameter(number(least=-0.5, below=1), default=0.02)
+    on_missing: str = parameter(
+        choice(OPEN, CLOSED, HOLD),
+        default=FALLBACK,
+        means=(
+            "What holds while the source gives no reading: `open` (budget 1), `closed` (budget 0), or "
+            "`hold`: the last reading goes on to hold for `hold_seconds`. Unset, and after the hold: "
+            "`fallback`."
+        ),
+    )
+    hold_seconds: float = parameter(
+        seconds(), default=60.0, means="With `on_missing: hold`, seconds for which the last reading holds."
+    )
+    budget_means: str = parameter(
+        choice(SHARE, HEADROOM),
+        default=SHARE,
+        means=(
+            "`share`: queued requests may use that share of the pool's slots (`workers`). `headroom`: "
+            "so many slots *on top of* what the reading counted; right for a metric that counts our own "
+            "requests too."
+        ),
+    )
+    reading_lag_seconds: float = parameter(
+        seconds(),
+        default=15.0,
+        means=(
+            "With `headroom`: age of the figures when they are read, in seconds (the scrape interval, "
+            "or what the page caches). Requests sent within this time are taken as not counted yet. Too "
+            "small: they are counted as idle slots again and the pool is overfilled. Too large: counted "
+            "twice, and slots stay idle."
+        ),
+    )
+    hold_back: float = parameter(
+        number(least=-0.5, below=1),
+        default=0.02,
+        means=(
+            "With `headroom`: fraction of *all the pool's slots* (`workers`) that is left free. 0.04 of "
+            "64 slots leaves 2.56 free. Negative: asks for more than is free, for gateways that refuse "
+            "or evict by priority."
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)

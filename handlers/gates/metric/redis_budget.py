@@ -14,9 +14,17 @@ from handlers.gates.sources import GateSources
 class RedisBudgetParameters(ReadingParameters):
     """Without `on_missing`, a missing key opens the gate and an unreachable Redis closes it."""
 
-    address: str = parameter(text())
-    budget_key: str = parameter(text(), default="dispatch-gate-budget")
-    fallback: float = parameter(number(least=0, most=1), default=0.0)
+    address: str = parameter(text(), means="Redis that holds the key, `host:port` or a URL.")
+    budget_key: str = parameter(
+        text(),
+        default="dispatch-gate-budget",
+        means="Key that holds the budget, a number from 0 to 1; somebody else writes it.",
+    )
+    fallback: float = parameter(
+        number(least=0, most=1),
+        default=0.0,
+        means="Budget while there is no reading and `on_missing` does not say otherwise, 0 to 1.",
+    )
 
 
 class RedisBudgetGate(ReadingGate):

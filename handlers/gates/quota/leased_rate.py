@@ -32,13 +32,26 @@ class LeasedRateParameters:
     Without a `pool` it is the worker pool whose gate this is. `pool_id` and `burst_seconds` are newer names of the two.
     """
 
-    address: str = parameter(text())
-    control_key: str = parameter(text())
-    pool: str = parameter(text(may_be_empty=True), default="")
-    pool_id: str = parameter(text(may_be_empty=True), default="")
-    state_key: str = parameter(text(may_be_empty=True), default="")
-    burst: float | None = parameter(seconds(most=3_600), default=None)
-    burst_seconds: float | None = parameter(seconds(most=3_600), default=None)
+    address: str = parameter(text(), means="Redis that holds the keys, `host:port` or a URL.")
+    control_key: str = parameter(
+        text(),
+        means=(
+            "Key that holds the rate and its expiry; a controller writes it. Without it the gate is closed."
+        ),
+    )
+    pool: str = parameter(
+        text(may_be_empty=True), default="", means="Inference pool that the control key must name."
+    )
+    pool_id: str = parameter(text(may_be_empty=True), default="", means="Id of the pool in the state key.")
+    state_key: str = parameter(
+        text(may_be_empty=True), default="", means="Key of the token bucket; empty: made from the pool."
+    )
+    burst: float | None = parameter(
+        seconds(most=3_600), default=None, means="The reference's name for `burst_seconds`."
+    )
+    burst_seconds: float | None = parameter(
+        seconds(most=3_600), default=None, means="Seconds of the rate that may be used at once."
+    )
 
     def __post_init__(self) -> None:
         if self.pool and self.pool_id:

@@ -21,8 +21,12 @@ _FULL_RETRY_SECONDS: Final = 1.0
 class LocalConcurrencyParameters:
     """When full, `classifying` refuses and `blocking` holds."""
 
-    limit: int = parameter(whole(least=1))
-    gating_mode: str = parameter(choice(CLASSIFYING, BLOCKING), default=CLASSIFYING)
+    limit: int = parameter(whole(least=1), means="Requests at a time, of this process alone.")
+    gating_mode: str = parameter(
+        choice(CLASSIFYING, BLOCKING),
+        default=CLASSIFYING,
+        means="`classifying`: requests beyond the limit go too, labelled `overflow`. `blocking`: they wait.",
+    )
 
 
 @dataclass(slots=True)

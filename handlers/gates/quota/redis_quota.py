@@ -45,15 +45,41 @@ class QuotaParameters:
     `blocking` refuses over quota; `classifying` never refuses, and labels `reserved` or `overflow`.
     """
 
-    address: str = parameter(text())
-    limit: int = parameter(whole(least=1))
-    attribute: str = parameter(text(), default="userid")
-    mode: str = parameter(choice(RATE_LIMIT, CONCURRENCY), default=RATE_LIMIT)
-    window: float = parameter(seconds(), default=60.0)
-    prefix: str = parameter(text(), default="quota:")
-    gating_mode: str = parameter(choice(BLOCKING, CLASSIFYING), default=BLOCKING)
-    on_missing: str = parameter(choice(OPEN, CLOSED), default=CLOSED)
-    lease_seconds: float = parameter(number(least=1, most=3_600), default=15.0)
+    address: str = parameter(text(), means="Redis that counts, `host:port` or a URL.")
+    limit: int = parameter(
+        whole(least=1),
+        means=(
+            "Requests per `window` (`rate-limit`), or at a time (`concurrency`), for each value of "
+            "`attribute`."
+        ),
+    )
+    attribute: str = parameter(
+        text(), default="userid", means="Metadata field that names whose quota a request uses."
+    )
+    mode: str = parameter(
+        choice(RATE_LIMIT, CONCURRENCY),
+        default=RATE_LIMIT,
+        means="`rate-limit` counts requests per window, `concurrency` requests in flight.",
+    )
+    window: float = parameter(
+        seconds(), default=60.0, means="Length of the window of `rate-limit`, in seconds."
+    )
+    prefix: str = parameter(text(), default="quota:", means="Beginning of the keys that count.")
+    gating_mode: str = parameter(
+        choice(BLOCKING, CLASSIFYING),
+        default=BLOCKING,
+        means="`blocking`: requests beyond the quota wait. `classifying`: they go, labelled `overflow`.",
+    )
+    on_missing: str = parameter(
+        choice(OPEN, CLOSED),
+        default=CLOSED,
+        means="What holds while Redis is unavailable: `open` or `closed`.",
+    )
+    lease_seconds: float = parameter(
+        number(least=1, most=3_600),
+        default=15.0,
+        means="With `concurrency`: seconds after which a slot of a crashed process is free again.",
+    )
 
 
 class QuotaGate(Gate):

@@ -1,0 +1,163 @@
+"""The reference pages `docs/config-file.md` and the parameters in `docs/gates.md`, made from the structs.
+
+python -m handlers.settings.reference docs
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import yaml
+from msgspec import inspect
+
+from handlers.forward.transforms.registry import TRANSFORMS, TransformEntry
+from handlers.gates.metric.reading_gate import ReadingParameters
+from handlers.gates.parameters import Described, described_parameters
+from handlers.gates.registry import GATES
+from handlers.settings.accepted import described, meaning, types_of
+from handlers.settings.config_file import ConfigFile, PoolEntry, QueueEntry, TopicEntry
+from handlers.settings.merge_policy import MergeParameters, MergePolicy
+
+_HEAD: Final = """\
+# The configuration file
+
+`CONFIG_FILE` names one JSON or YAML file, or several with commas between. It sets what queues, subscriptions and pools
+have apart; what it does not name stays as the environment says ([settings.md](settings.md)). A process follows changes
+of the file without a restart. The names are those of `llm-d-async`; some are read for compatibility alone.
+
+An unknown field stops the start. The error names its path, the nearest known field and all known ones.
+`async-processor check` tries a file out before it is deployed.
+
+<!-- Made by `python -m handlers.settings.reference docs`; change handlers/settings/config_file.py instead. -->
+"""
+_BEGIN: Final = "<!-- parameters: made by `python -m handlers.settings.reference docs` -->\n"
+_SECTIONS: Final = (
+    ("The file", ConfigFile, "The top level."),
+    ("`queues`", QueueEntry, "One entry for each Redis queue."),
+    ("`topics`", TopicEntry, "One entry for each push subscription."),
+    ("`pools`", PoolEntry, "One entry for each pool of slots."),
+    (
+        "`request_merge_policy`",
+        MergePolicy,
+        "How queues share their pools; a pool's own `merge_policy` wins.",
+    ),
+    ("`request_merge_policy.parameters`", MergeParameters, "Names of headers, labels and metadata fields."),
+    (
+        "`requestTransforms`",
+        TransformEntry,
+        f"Known transforms: {', '.join(f'`{name}`' for name in sorted(TRANSFORMS))}.",
+    ),
+)
+
+
+def config_page() -> str:
+    """The whole page of the configuration file, as Markdown."""
+    parts = [_HEAD]
+    for title, struct, text in _SECTIONS:
+        parts += [
+            f"\n## {title}\n\n{text}\n\n| field | takes | default | what it does | example |\n|---|---|---|---|---|\n"
+        ]
+        parts += [_row(field, kind) for field, kind in _fields(struct)]
+    parts.append(f"\n## A file with every field\n\n```yaml\n{example_file()}```\n")
+    return "".join(parts)
+
+
+def example_file() -> str:
+    """A file that sets every field that has an example; `load_settings` accepts it."""
+    content = _examples(ConfigFile)
+    content["queues"] = [_examples(QueueEntry)]
+    content["topics"] = [_examples(TopicEntry)]
+    content["pools"] = [_examples(PoolEntry)]
+    return yaml.safe_dump(content, sort_keys=False, default_flow_style=False, width=110)
+
+
+def gates_section() -> str:
+    """Every gate's parameters, as Markdown."""
+    parts = [_BEGIN, "\n## Parameters of every gate\n"]
+    shared = {one.name for one in described_parameters(ReadingParameters)}
+    parts.append(
+        "\nGates of one reading (`prometheus-*`, `endpoint-scrape`, `redis`) all take "
+        f"{', '.join(f'`{name}`' for name in sorted(shared))}. "
+        "A duration is a number of seconds, or written as `500ms` or `1m30s`.\n"
+    )
+    for name, kind in sorted(GATES.items()):
+        parts.append(f"\n### `{name}`\n\n")
+        found = described_parameters(kind.parameters)
+        if not found:
+            parts.append("No parameters.\n")
+            continue
+        parts.append("| parameter | takes | default | what it does |\n|---|---|---|---|\n")
+        parts += [_parameter_row(one) for one in found]
+    return "".join(parts)
+
+
+def with_section(page: str) -> str:
+    """The page of gates with its generated part made anew."""
+    return page.partition(_BEGIN)[0].rstrip("\n") + "\n\n" + gates_section()
+
+
+def _fields(struct: type[msgspec.Struct]) -> list[tuple[Any, inspect.Type]]:
+    kinds = types_of(struct)
+    return [(field, kinds[field.encode_name]) for field in msgspec.structs.fields(struct)]
+
+
+def _row(field: Any, kind: inspect.Type) -> str:
+    if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT:
+        default = "required"
+    else:
+        default = "" if field.default in ("", None, msgspec.NODEFAULT) else f"`{_plain(field.default)}`"
+    example = _example(kind)
+    shown = f"`{example}`" if example else ""
+    return f"| `{field.encode_name}` | {_takes(kind)} | {default} | {meaning(kind)} | {shown} |\n"
+
+
+def _takes(kind: inspect.Type) -> str:
+    inner = kind.type if isinstance(kind, inspect.Metadata) else kind
+    if isinstance(inner, inspect.UnionType):
+        inner = next(one for one in inner.types if not isinstance(one, inspect.NoneType))
+    if isinstance(inner, inspect.ListType):
+        return "a list"
+    if isinstance(inner, inspect.DictType | inspect.StructType):
+        return "a mapping"
+    return described(inner)
+
+
+def _example(kind: inspect.Type) -> str:
+    schema = kind.extra_json_schema if isinstance(kind, inspect.Metadata) else None
+    examples = (schema or {}).get("examples") or [""]
+    return str(examples[0])
+
+
+def _examples(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    return {
+        field.encode_name: yaml.safe_load(example)
+        for field, kind in _fields(struct)
+        if (example := _example(kind))
+    }
+
+
+def _parameter_row(one: Described) -> str:
+    default = (
+        "required" if one.is_required else "" if one.default in ("", None) else f"`{_plain(one.default)}`"
+    )
+    return f"| `{one.name}` | {one.accepts} | {default} | {one.means} |\n"
+
+
+def _plain(value: object) -> str:
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    (folder / "config-file.md").write_text(config_page(), encoding="utf-8")
+    gates = folder / "gates.md"
+    gates.write_text(with_section(gates.read_text(encoding="utf-8")), encoding="utf-8")

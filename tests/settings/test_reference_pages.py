@@ -1,0 +1,45 @@
+"""The reference of the configuration file and of the gates: generated, complete, and its example file is accepted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from handlers.gates.parameters import described_parameters
+from handlers.gates.registry import GATES
+from handlers.settings.accepted import meaning, types_of
+from handlers.settings.config_file import ConfigFile, PoolEntry, QueueEntry, TopicEntry
+from handlers.settings.reference import config_page, example_file, with_section
+from handlers.settings.settings import load_settings
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_pages_say_what_the_structs_do() -> None:
+    gates = (DOCS / "gates.md").read_text(encoding="utf-8")
+    fix = "run: python -m handlers.settings.reference docs"
+    assert (DOCS / "config-file.md").read_text(encoding="utf-8") == config_page(), fix
+    assert gates == with_section(gates), fix
+
+
+@pytest.mark.parametrize("struct", [ConfigFile, QueueEntry, TopicEntry, PoolEntry])
+def test_every_field_of_the_file_is_described(struct: type[msgspec.Struct]) -> None:
+    assert [name for name, kind in types_of(struct).items() if not meaning(kind)] == []
+
+
+@pytest.mark.parametrize("gate_type", sorted(GATES))
+def test_every_parameter_of_a_gate_is_described(gate_type: str) -> None:
+    described = described_parameters(GATES[gate_type].parameters)
+    assert [one.name for one in described if not one.means] == []
+
+
+def test_the_example_file_sets_every_field_and_is_accepted(tmp_path: Path) -> None:
+    text = example_file()
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    settings = load_settings({"CONFIG_FILE": str(file)})
+    assert settings.pools[0].workers == 64
+    for struct in (QueueEntry, TopicEntry, PoolEntry):
+        assert [name for name in struct.__struct_encode_fields__ if f"{name}:" not in text] == []
