@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from handlers.doors.auth.refusal import Refusal as Refused
+from handlers.doors.auth.bearer import Refusal as Refused
 from handlers.doors.http_endpoint import DELIVERY_PATHS, EndpointOptions, HttpEndpoint, Refusal
 from handlers.doors.http_message import Answer, Delivery, plain
 

@@ -1,7 +1,8 @@
-"""Who may dispatch, or read metrics: a bearer token shared with the caller, given as text or as a file that may change.
+"""Bearer tokens: how every door finds one in a request, and the tokens shared with callers of dispatch and metrics.
 
-Two values are good at once, so that a token can be changed without a refused request: put the new one before
-the old one, wait until every poller sends it, then remove the old one. The poller sends the first.
+Shared tokens are given as text or as a file that may change. Two values are good at once, so that a token can be
+changed without a refused request: put the new one before the old one, wait until every poller sends it, then remove
+the old one. The poller sends the first.
 """
 
 from __future__ import annotations
@@ -14,13 +15,45 @@ from pathlib import Path
 from typing import Final
 
 from handlers.contract.errors import InvalidSetting
-from handlers.doors.auth.refusal import MAX_TOKEN_BYTES, Refusal, bearer_token
 from handlers.telemetry.logs import get_logger
 
+MAX_TOKEN_BYTES: Final = 8_192
+"""Google's tokens have about 1 KB; what is longer is not hashed, split or decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A caller is not let in. `status` is 401 (not authenticated), 403 (another account) or 503 (not known now: retry).
+
+    `reason` is for the log: one of a few texts that never hold anything the caller sent.
+    """
+
+    status: int
+    reason: str
+
+
+NO_TOKEN: Final = Refusal(401, "no bearer token")
+SEVERAL: Final = Refusal(401, "several authorization headers")
+TOO_LONG: Final = Refusal(401, "token too long")
 WRONG_TOKEN: Final = Refusal(401, "wrong token")
 
 _MOST_TOKENS: Final = 8
 _SHORTEST_BYTES: Final = 16
+
+
+def bearer_token(headers: Sequence[tuple[bytes, bytes]]) -> bytes | Refusal:
+    """The token of the one `Authorization: Bearer` header; names are in lower case, as ASGI gives them.
+
+    Two such headers are refused: proxy and application could each believe another one.
+    """
+    values = [value for name, value in headers if name == b"authorization"]
+    if len(values) > 1:
+        return SEVERAL
+    scheme, _, token = values[0].partition(b" ") if values else (b"", b"", b"")
+    token = token.strip(b" ")
+    if scheme.lower() != b"bearer" or not token:
+        return NO_TOKEN
+    return token if len(token) <= MAX_TOKEN_BYTES else TOO_LONG
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,19 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
-from google.auth.crypt import RSAVerifier
+from jwt import PyJWTError
+from jwt.algorithms import RSAAlgorithm
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
-from handlers.doors.auth.signed_token import MalformedToken, decode_segment
 from handlers.telemetry.logs import get_logger
 
 GOOGLE_CERTS_URL: Final = "https://www.googleapis.com/oauth2/v1/certs"
@@ -65,30 +65,23 @@ class _BadAnswer(Exception):
     """A text of ours about what the server answered."""
 
 
-class _JwkKey(msgspec.Struct):
-    kid: str = ""
-    kty: str = ""
-    n: str = ""
-    e: str = ""
-
-
 class _JwkSet(msgspec.Struct):
-    keys: list[_JwkKey]
+    keys: list[dict[str, Any]]
 
 
 class SigningKeys:
-    """Verifiers by key id. Belongs to one event loop; `close` ends what it has running."""
+    """Public keys by key id. Belongs to one event loop; `close` ends what it has running."""
 
     def __init__(self, options: SigningKeysOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
         self._clock = clock
         self._log = get_logger("doors")
-        self._keys: Mapping[str, RSAVerifier] = {}
+        self._keys: Mapping[str, RSAPublicKey] = {}
         self._fresh_until = self._usable_until = self._retry_at = float("-inf")
         self._failure = ""
         self._fetching: asyncio.Task[None] | None = None
 
-    async def verifier(self, key_id: str) -> RSAVerifier | None:
+    async def key(self, key_id: str) -> RSAPublicKey | None:
         """The key of that id, or None where Google has no such key. Raises `KeysUnavailable`."""
         now = self._clock()
         if now >= self._fresh_until:
@@ -143,7 +136,7 @@ class SigningKeys:
         self._log.warning("signing keys not fetched", error=failure, keys_held=len(self._keys))
 
 
-async def _download(options: SigningKeysOptions) -> tuple[Mapping[str, RSAVerifier], float]:
+async def _download(options: SigningKeysOptions) -> tuple[Mapping[str, RSAPublicKey], float]:
     """The keys and for how many seconds they are fresh. Raises `_BadAnswer`, or as aiohttp does."""
     async with (
         aiohttp.ClientSession(
@@ -177,7 +170,7 @@ def fresh_seconds(headers: Mapping[str, str]) -> float:
     return min(most, max(least, float(int(granted[1]) - spent)))
 
 
-def decode_keys(body: bytes) -> Mapping[str, RSAVerifier]:
+def decode_keys(body: bytes) -> Mapping[str, RSAPublicKey]:
     """Both forms that Google serves: `{key id: PEM}` and a JWK set; empty for anything else.
 
     Keys that are not RSA of 2,048 bits or more are left out: RS256 is the only algorithm there is for us.
@@ -186,24 +179,22 @@ def decode_keys(body: bytes) -> Mapping[str, RSAVerifier]:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         if "keys" in fields:
             jwks = msgspec.json.decode(body, type=_JwkSet).keys
-            found = {key.kid: _usable(_jwk_key, key) for key in jwks if key.kid}
+            found = {
+                kid: _usable(_jwk_key, key) for key in jwks if isinstance(kid := key.get("kid"), str) and kid
+            }
         else:
             pems = {kid: msgspec.json.decode(pem, type=str) for kid, pem in fields.items()}
             found = {kid: _usable(_pem_key, pem) for kid, pem in pems.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
-    return {kid: _verifier(key) for kid, key in found.items() if key is not None}
-
-
-def _verifier(key: RSAPublicKey) -> RSAVerifier:
-    return RSAVerifier(key)  # type: ignore[no-untyped-call]  # google-auth leaves its constructor unannotated
+    return {kid: key for kid, key in found.items() if key is not None}
 
 
 def _usable(read: Callable[[KeyT], object], source: KeyT) -> RSAPublicKey | None:
-    """One key, or None: an odd one must not take the others with it."""
+    """The key that `read` makes of `source`; None for an invalid one, which must not disable the others."""
     try:
         key = read(source)
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidVersion, MalformedToken):
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidVersion, PyJWTError):
         return None
     return key if isinstance(key, RSAPublicKey) and key.key_size >= _SMALLEST_KEY_BITS else None
 
@@ -215,8 +206,5 @@ def _pem_key(pem: str) -> object:
     return load_pem_public_key(encoded)
 
 
-def _jwk_key(key: _JwkKey) -> object:
-    if key.kty != "RSA":
-        return None
-    modulus, exponent = (int.from_bytes(decode_segment(part.encode())) for part in (key.n, key.e))
-    return RSAPublicNumbers(exponent, modulus).public_key()
+def _jwk_key(key: dict[str, Any]) -> object:
+    return RSAAlgorithm.from_jwk(key)

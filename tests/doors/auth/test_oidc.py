@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from handlers.contract.errors import InvalidSetting
+from handlers.doors.auth.bearer import Refusal
 from handlers.doors.auth.google_keys import SigningKeys, SigningKeysOptions
 from handlers.doors.auth.oidc import PushIdentity, PushIdentityOptions
-from handlers.doors.auth.refusal import Refusal
 from handlers.doors.http_endpoint import EndpointOptions, HttpEndpoint
 from handlers.doors.http_message import Answer, Delivery
 from tests.doors.auth.token_issuer import (
