@@ -97,6 +97,13 @@ def test_functions_fit_on_a_screen() -> None:
     assert too_long == []
 
 
+def test_whoever_decodes_json_catches_all_that_malformed_json_raises() -> None:
+    """msgspec raises unrelated classes for syntax, UTF-8 and depth: `MALFORMED` names them all."""
+    partial = re.compile(r"(?:except|suppress).*msgspec\.(?:DecodeError|MsgspecError)")
+    found = [str(path) for path in SOURCES if path.parts[0] == "handlers" and partial.search(text_of(path))]
+    assert found == ["handlers/demo/gateway/service.py"], "use json_limits.MALFORMED"
+
+
 def test_no_test_sleeps() -> None:
     tests = [path for path in SOURCES if path.parts[0] == "tests" and path not in MAY_SLEEP]
     found = [f"{path}:{line}" for path in tests for line in sleeps(tree_of(path))]

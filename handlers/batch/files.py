@@ -3,24 +3,32 @@
 <out>            answers, appended; with the error file it is the record of what is done
 <errors>         errors, appended
 <out>.batch      what the batch is, and how far its lines may have been submitted
-<out>.lock       held by the process that runs it
+<out>.lock       held by the process that runs it, and removed at its end
+<out>.input      the requests, if they came from stdin
+<out>.undecodable  results that could not be decoded, as base64
 <out>.cancel     there: it is to be cancelled
 """
 
 from __future__ import annotations
 
+import base64
+import codecs
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from handlers.batch.lines import output_number
+from handlers.batch.lines import decode_output, error_kind
 from handlers.client.errors import ClientError
+from handlers.contract.json_limits import MALFORMED
 
 PRINT_BYTES = 65_536
 
@@ -49,7 +57,30 @@ class BatchState(msgspec.Struct, kw_only=True):
     submitted_through: int = 0
     completed: int = 0
     failed: int = 0
+    undecodable: int = 0
+    kinds: dict[str, int] = msgspec.field(default_factory=dict)
     outcome: str = "running"
+
+
+def open_private(path: Path, mode: str = "rb") -> IO[bytes]:
+    """Open a regular file, never through a symbolic link, without truncating it; a new one is 0600.
+
+    `mode` is `rb`, `rb+`, `ab` or `wb` (which truncates only after the checks). Raises `BatchConflict`.
+    """
+    flags = {"rb": os.O_RDONLY, "rb+": os.O_RDWR}.get(mode, os.O_RDWR | os.O_CREAT)
+    flags |= os.O_APPEND if mode == "ab" else 0
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BatchConflict(f"{path}: expected a regular file, got a symbolic link") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BatchConflict(f"{path}: expected a regular file")
+    if mode == "wb":
+        os.ftruncate(descriptor, 0)
+    return os.fdopen(descriptor, mode)
 
 
 class BatchFiles:
@@ -61,34 +92,60 @@ class BatchFiles:
         self.state = out.with_name(f"{out.name}.batch")
         self._lock = out.with_name(f"{out.name}.lock")
         self.cancel = out.with_name(f"{out.name}.cancel")
+        self.input = out.with_name(f"{out.name}.input")
+        self.undecodable = out.with_name(f"{out.name}.undecodable")
 
     def read_state(self) -> BatchState | None:
         """The state of an earlier run; None if there was none. Raises `BatchConflict` if it is broken."""
         try:
-            return msgspec.json.decode(self.state.read_bytes(), type=BatchState)
+            with open_private(self.state) as file:
+                return msgspec.json.decode(file.read(), type=BatchState)
         except FileNotFoundError:
             return None
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise BatchConflict(f"{self.state}: not the state of a batch ({error})") from None
 
     def write_state(self, state: BatchState) -> None:
-        """Replace the state file, as a whole, and see it to the disk."""
+        """Replace the state file as a whole, and sync it to the disk."""
         new = self.state.with_name(f"{self.state.name}.new")
-        with new.open("wb") as file:
+        with open_private(new, "wb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(state)) + b"\n")
             file.flush()
             os.fsync(file.fileno())
         new.replace(self.state)
 
+    def set_aside(self, text: bytes) -> None:
+        """Keep a result that cannot be decoded, as base64, one a line."""
+        with open_private(self.undecodable, "ab") as file:
+            file.write(base64.b64encode(text) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def request_cancel(self) -> None:
+        """Ask the process that runs the batch to cancel it."""
+        open_private(self.cancel, "ab").close()
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the batch; raises `BatchConflict` while another process does."""
-        with self._lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BatchConflict(f"{self.out}: another process runs this batch") from None
-            yield
+        """Hold the batch; raises `BatchConflict` while another process does. The lock file is removed at the end."""
+        while True:
+            with open_private(self._lock, "ab") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise BatchConflict(f"{self.out}: another process runs this batch") from None
+                if not self._is_lock(file):
+                    continue  # its holder removed it after we opened it: lock the new one
+                try:
+                    yield
+                finally:
+                    self._lock.unlink(missing_ok=True)
+                return
+
+    def _is_lock(self, file: IO[bytes]) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(file.fileno()), self._lock.lstat())
+        return False
 
     def is_running(self) -> bool:
         """Whether a process holds the batch now."""
@@ -120,18 +177,22 @@ class Answered:
 
 
 class BatchOutput:
-    """The output and error file, open for appending."""
+    """The output and error file, open for appending. `damaged` counts lines that are not whole output lines."""
 
     def __init__(self, files: BatchFiles, batch: str) -> None:
         self.answered = Answered()
+        self.damaged: list[str] = []
+        self.kinds: Counter[str] = Counter()
         self.completed = self._recover(files.out, batch)
         self.failed = self._recover(files.errors, batch)
-        self._out = files.out.open("ab")
-        self._errors = files.errors.open("ab")
+        self._out = open_private(files.out, "ab")
+        self._errors = open_private(files.errors, "ab")
 
     def write(self, number: int, text: bytes, *, is_answer: bool) -> None:
         """Add the line of request `number`."""
         (self._out if is_answer else self._errors).write(text)
+        if not is_answer:
+            self.kinds[error_kind(text)] += 1
         self.answered.add(number)
         if is_answer:
             self.completed += 1
@@ -150,30 +211,31 @@ class BatchOutput:
         self._errors.close()
 
     def _recover(self, path: Path, batch: str) -> int:
-        """Note which lines a file holds, and cut off the end of one that was being written; the count."""
-        if not path.exists():
+        """Note which requests a file answers, and cut off an end that was being written; the count.
+
+        A damaged line elsewhere is reported, and its request is done again.
+        """
+        try:
+            file = open_private(path, "rb+")
+        except FileNotFoundError:
             return 0
         count = 0
         end = 0
-        with path.open("rb+") as file:
-            for text in file:
-                number = output_number(batch, text) if text.endswith(b"\n") else None
-                if number is None:
+        with file:
+            for at, text in enumerate(file, start=1):
+                if not text.endswith(b"\n"):
+                    file.truncate(end)
                     break
                 end += len(text)
+                read = decode_output(batch, text)
+                if read is None:
+                    self.damaged.append(f"{path}:{at}")
+                    continue
+                number, code = read
+                self.kinds[code] += bool(code)
                 count += number not in self.answered
                 self.answered.add(number)
-            if end < path.stat().st_size:
-                _cut(file, end, path)
         return count
-
-
-def _cut(file: IO[bytes], end: int, path: Path) -> None:
-    file.seek(end)
-    rest = file.read(1 << 20)
-    if b"\n" in rest:
-        raise BatchConflict(f"{path}: holds lines of something else after byte {end}; move it away")
-    file.truncate(end)
 
 
 def source_print(path: Path) -> str:
@@ -187,17 +249,13 @@ def source_print(path: Path) -> str:
     return digest.hexdigest()
 
 
-def count_requests(path: Path) -> int:
-    """How many lines of the file are not blank."""
-    with path.open("rb") as file:
-        return sum(not text.isspace() for text in file)
-
-
 def numbered_lines(path: Path, first: int, last: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """The lines `first` to `last` (counted from 1) that are not blank, one at a time."""
+    """The lines `first` to `last` (counted from 1) that are not blank, one at a time, without a byte order mark."""
     with path.open("rb") as file:
         for number, text in enumerate(file, start=1):
             if last is not None and number > last:
                 return
-            if number >= first and not text.isspace():
+            if number == 1:
+                text = text.removeprefix(codecs.BOM_UTF8)  # noqa: PLW2901  # the line without its mark
+            if number >= first and text.strip():
                 yield number, text

@@ -15,13 +15,15 @@ from typing import Final
 
 import msgspec
 
+from handlers.contract.json_limits import MALFORMED
+from handlers.contract.lenient_json import Malformed, pick, repaired, split_object
 from handlers.contract.result import ErrorCode, Result
 
 EXPIRED: Final = "batch_expired"
 CANCELLED: Final = "batch_cancelled"
 INVALID: Final = "invalid_request"
 _CODES: Final = {ErrorCode.DEADLINE_EXCEEDED: EXPIRED, ErrorCode.CANCELLED: CANCELLED}
-_URL = re.compile(r"/[\x21-\x7e]*")
+_URL = re.compile(r"/[!-~]*")
 
 
 class BatchLine(msgspec.Struct, frozen=True):
@@ -43,9 +45,26 @@ class InvalidLine(msgspec.Struct, frozen=True):
 
 class _Input(msgspec.Struct):
     custom_id: str = ""
-    method: str = "POST"
+    method: str = ""
     url: str = ""
-    body: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Body(msgspec.Struct):
+    stream: bool | None = None
+
+
+class _OutputError(msgspec.Struct):
+    code: str = ""
+
+
+class _OutputResponse(msgspec.Struct):
+    status_code: int = 0
+
+
+class _Written(msgspec.Struct):
+    id: str
+    response: _OutputResponse | None = None
+    error: _OutputError | None = None
 
 
 class _Id(msgspec.Struct):
@@ -71,6 +90,8 @@ class _Output(msgspec.Struct):
 
 
 _input_decoder = msgspec.json.Decoder(_Input)
+_body_decoder = msgspec.json.Decoder(_Body)
+_written_decoder = msgspec.json.Decoder(_Written)
 _id_decoder = msgspec.json.Decoder(_Id)
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
 _encoder = msgspec.json.Encoder()
@@ -79,33 +100,51 @@ _encoder = msgspec.json.Encoder()
 def decode_line(number: int, text: bytes) -> BatchLine | InvalidLine:
     """The request in one line of the file."""
     try:
-        line = _input_decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        fields = split_object(repaired(text))
+        line = _input_decoder.decode(pick(fields, _Input.__struct_fields__))
+    except (Malformed, *MALFORMED) as error:
         return InvalidLine(number, _custom_id(text), str(error).replace("`", ""))
-    reason = _problem(line)
+    body = bytes(fields.get("body", b""))
+    reason = _problem(line, body)
     if reason:
         return InvalidLine(number, line.custom_id, reason)
-    return BatchLine(number, line.custom_id, line.url, bytes(line.body))
+    return BatchLine(number, line.custom_id, line.url, body)
 
 
-def _problem(line: _Input) -> str:
+def _problem(line: _Input, body: bytes) -> str:
     """What keeps the line from being a request, naming the field; empty if nothing does."""
     if not line.custom_id:
-        return "custom_id: found nothing; accepted is a string that is not empty"
+        return "custom_id: expected a string that is not empty, got nothing"
     if line.method.upper() != "POST":
-        return "method: accepted is POST"
-    if not _URL.fullmatch(line.url):
-        return "url: accepted is a path like /v1/chat/completions"
-    if not bytes(line.body).startswith(b"{"):
-        return "body: accepted is a JSON object"
-    return ""
+        return (
+            f"method: expected POST, got {line.method[:20]!r}"
+            if line.method
+            else "method: expected POST, got nothing"
+        )
+    if not _URL.fullmatch(line.url) or "?" in line.url or "#" in line.url:
+        return f"url: expected a path like /v1/chat/completions, got {line.url[:80]!r}"
+    return _body_problem(body)
+
+
+def _body_problem(body: bytes) -> str:
+    if not body.startswith(b"{"):
+        return "body: expected a JSON object"
+    try:
+        is_stream = b'"stream"' in body and bool(_body_decoder.decode(body).stream)
+    except MALFORMED:
+        is_stream = False  # another type, or too deep: the gateway decides
+    return (
+        "body.stream: expected false or nothing, got true (a batch collects whole answers)"
+        if is_stream
+        else ""
+    )
 
 
 def _custom_id(text: bytes) -> str:
     """The custom id of a line that is otherwise wrong, if it can be read."""
     try:
         custom_id = _id_decoder.decode(text).custom_id
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         return ""
     return "" if custom_id is None else str(custom_id)
 
@@ -115,13 +154,28 @@ def output_id(batch: str, number: int) -> str:
     return f"batch_req_{batch}_{number}"
 
 
-def output_number(batch: str, text: bytes) -> int | None:
-    """The number of the input line that an output line answers; None if it is not of this batch."""
-    prefix = b'{"id":"batch_req_%b_' % batch.encode()
-    if not text.startswith(prefix):
+def decode_output(batch: str, text: bytes) -> tuple[int, str] | None:
+    """The number of the request that an output line answers, and its kind of error; None if it is damaged."""
+    try:
+        line = _written_decoder.decode(text)
+    except MALFORMED:
         return None
-    digits = text[len(prefix) : text.index(b'"', len(prefix))]
-    return int(digits) if digits.isdigit() else None
+    digits = line.id.removeprefix(f"batch_req_{batch}_")
+    if not (digits.isascii() and digits.isdigit()) or (line.response is None and line.error is None):
+        return None
+    return int(digits), _kind(line)
+
+
+def error_kind(text: bytes) -> str:
+    """The kind of an error line of ours: its code, or `http_<status>`."""
+    return _kind(_written_decoder.decode(text))
+
+
+def _kind(line: _Written) -> str:
+    if line.error is not None:
+        return line.error.code or "error"
+    status = line.response.status_code if line.response else 0
+    return "" if 200 <= status < 300 else f"http_{status}"
 
 
 def encode_answer(batch: str, number: int, custom_id: str, result: Result) -> tuple[bytes, bool]:
@@ -146,7 +200,7 @@ def _body(payload: str) -> msgspec.Raw | str:
     text = payload.encode()
     try:
         _raw_decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         return payload
     # Between tokens a line break is white space; inside a string JSON has none.
     return msgspec.Raw(text.replace(b"\n", b" ").replace(b"\r", b" ").strip())

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -36,6 +37,7 @@ from handlers.batch.lines import (
 from handlers.batch.queue import BatchQueue
 from handlers.cancellation import end_if_cancelled
 from handlers.client.errors import BrokerUnreachable
+from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import decode_result
 from handlers.redis_store.submit.submissions import MemberParts
 
@@ -51,7 +53,10 @@ UNREACHABLE_SECONDS = 60.0
 """How long a broker may be gone before the run gives up; it can be resumed."""
 
 
+SHOWN_DAMAGED = 10
+
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +95,10 @@ class BatchRun:
         self._options = options
         self._report = report
         self._output = BatchOutput(files, state.batch)
+        for place in self._output.damaged[:SHOWN_DAMAGED]:
+            log.warning("%s: damaged line; its request is done again", place)
+        if len(self._output.damaged) > SHOWN_DAMAGED:
+            log.warning("%d more damaged lines", len(self._output.damaged) - SHOWN_DAMAGED)
         self._waiting: dict[int, str] = {}  # line -> custom id: submitted, or about to be, and not answered
         self._last_result_at = time.monotonic()
         self._is_fed = False
@@ -233,10 +242,12 @@ class BatchRun:
         return len(texts)
 
     def _write_result(self, text: bytes) -> None:
-        """Write a result once; doubles, and what is no result of this batch, are passed over."""
+        """Write a result once; doubles and results of other batches are passed over."""
         try:
             result = decode_result(text)
-        except msgspec.DecodeError:
+        except Malformed:
+            self._files.set_aside(text)
+            self._state.undecodable += 1
             return
         number = self._queue.number(result.id)
         if number is None or number not in self._waiting:
@@ -284,6 +295,7 @@ class BatchRun:
     def _save(self) -> None:
         self._state.completed = self._output.completed
         self._state.failed = self._output.failed
+        self._state.kinds = dict(+self._output.kinds)
         self._files.write_state(self._state)
 
     def _tell(self) -> None:

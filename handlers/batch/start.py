@@ -6,7 +6,8 @@ import secrets
 import time
 from pathlib import Path
 
-from handlers.batch.files import BatchConflict, BatchFiles, BatchState, count_requests, source_print
+from handlers.batch.check import InvalidFile, check_file
+from handlers.batch.files import BatchConflict, BatchFiles, BatchState, source_print
 from handlers.client.new_request import Deadline, unix_deadline
 from handlers.redis_store.submit.submission_keys import batch_results_key
 
@@ -20,10 +21,12 @@ def begin_or_resume(
     deadline: Deadline,
     tier: str,
     tenant: str,
+    is_checked: bool = True,
 ) -> BatchState:
     """The state of the batch, written to its file; what an earlier run has fixed stays.
 
-    Raises `BatchConflict` if the files belong to something else or the input has changed.
+    Unless `is_checked` is false, every line is checked before. Raises `BatchConflict` if the files belong to something
+    else or the input has changed, `InvalidFile` for an input that cannot be used.
     """
     state = files.read_state()
     if state is not None:
@@ -34,6 +37,7 @@ def begin_or_resume(
     for path in (files.out, files.errors):
         if path.exists() and path.stat().st_size:
             raise BatchConflict(f"{path}: exists, and {files.state} does not; move it away")
+    total = _checked_total(source, is_checked=is_checked)
     name = secrets.token_hex(8)
     state = BatchState(
         batch=name,
@@ -46,7 +50,21 @@ def begin_or_resume(
         deadline=unix_deadline(deadline, now=time.time()),
         tier=tier,
         tenant=tenant,
-        total=count_requests(source),
+        total=total,
     )
     files.write_state(state)
     return state
+
+
+def _checked_total(source: Path, *, is_checked: bool) -> int:
+    """The number of requests. Raises `InvalidFile` with the first faults and their number."""
+    check = check_file(source, is_whole=is_checked)
+    if check.faulty:
+        more = f"\n  and {check.faulty - len(check.faults)} more" if check.faulty > len(check.faults) else ""
+        raise InvalidFile(
+            f"{source}: {check.faulty} of {check.total} lines cannot be used; nothing was queued\n  "
+            + "\n  ".join(check.faults)
+            + more
+            + "\nCorrect the file, or run with --no-check: each such line then gets an error line"
+        )
+    return check.total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ import click
 from handlers.cli.connection import PAYLOAD_APART_FLAG, WAIT_REPLICAS_FLAG, QueueFlags, redis_flags
 from handlers.cli.deadlines import DeadlineType
 from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
+from handlers.cli.text import check_names
 
 if TYPE_CHECKING:
     from handlers.batch.files import BatchFiles, BatchState
@@ -43,7 +45,11 @@ Examples:
 Run the same command again after Ctrl-C or a crash: it goes on where it was, submits nothing twice and
 loses and doubles no result. {EXIT_CODES_HELP} 5 cancelled.""",
 )
-@click.argument("source", type=click.Path(exists=True, path_type=Path, dir_okay=False))
+@click.argument(
+    "source",
+    metavar="SOURCE|-",
+    type=click.Path(exists=True, path_type=Path, dir_okay=False, allow_dash=True),
+)
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Takes the answers."
 )
@@ -80,6 +86,11 @@ loses and doubles no result. {EXIT_CODES_HELP} 5 cancelled.""",
     show_envvar=True,
     help="Sorted set of retries, for the progress line.",
 )
+@click.option(
+    "--no-check",
+    is_flag=True,
+    help="Queue without checking the whole file first; each faulty line gets an error line.",
+)
 @WAIT_REPLICAS_FLAG
 @PAYLOAD_APART_FLAG
 @redis_flags
@@ -94,16 +105,20 @@ def run(
     tenant: str,
     window: int,
     retry_queue: str,
+    no_check: bool,
     wait_replicas: int,
     payload_apart_bytes: int | None,
     queue: QueueFlags,
 ) -> ExitCode:
-    """Submit the requests of SOURCE and collect their answers."""
+    """Submit the requests of SOURCE and collect their answers; `-` is stdin, kept beside the output."""
     from handlers.batch.files import BatchFiles
     from handlers.batch.start import begin_or_resume
 
+    check_names(source, out, errors)
     files = BatchFiles(out, errors)
     with files.locked():
+        if str(source) == "-":
+            source = _spooled(files)
         state = begin_or_resume(
             files,
             source,
@@ -112,6 +127,7 @@ def run(
             deadline=deadline,
             tier=tier,
             tenant=tenant,
+            is_checked=not no_check,
         )
         if state.outcome == "running":
             options = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
@@ -120,6 +136,16 @@ def run(
             )
     _summary(files, state)
     return _exit_code(state)
+
+
+def _spooled(files: BatchFiles) -> Path:
+    """The file that keeps the requests of stdin; of an earlier run, if there was one."""
+    from handlers.batch.files import open_private
+
+    if files.read_state() is None or not files.input.exists():
+        with open_private(files.input, "wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+    return files.input
 
 
 def _queue(queue: QueueFlags, state: BatchState, options: dict[str, Any]) -> BatchQueue:
@@ -161,15 +187,21 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
         with files.locked():
             output = BatchOutput(files, state.batch)  # counts what a run that was cut off has written
             output.close()
-        state.completed, state.failed = output.completed, output.failed
+        state.completed, state.failed, state.kinds = output.completed, output.failed, dict(+output.kinds)
     what = "running" if is_running else "interrupted" if state.outcome == "running" else state.outcome
-    counts = {"total": state.total, "completed": state.completed, "failed": state.failed}
+    counts = {
+        "total": state.total,
+        "completed": state.completed,
+        "failed": state.failed,
+        "kinds": state.kinds,
+    }
     if is_json:
         print(json.dumps({"batch": state.batch, "status": what, "deadline": state.deadline, **counts}))
     else:
         by = datetime.fromtimestamp(state.deadline, UTC).isoformat(timespec="seconds")
         print(f"batch {state.batch}: {what}, to be answered by {by}")
-        print(f"{state.completed:,} answered, {state.failed:,} errors, of {state.total:,} requests")
+        errors = f"{state.failed:,} errors{_kinds(state)}"
+        print(f"{state.completed:,} answered, {errors}, of {state.total:,} requests")
         print(f"output {files.out}, errors {files.errors}")
     return _exit_code(state)
 
@@ -187,7 +219,7 @@ def cancel(*, out: Path, queue: QueueFlags) -> ExitCode:
     if state.outcome != "running":
         print(f"batch {state.batch}: {state.outcome} already", file=sys.stderr)
         return _exit_code(state)
-    files.cancel.touch()
+    files.request_cancel()
     if files.is_running():
         print(f"batch {state.batch}: its process is told to cancel it")
         return ExitCode.DONE
@@ -203,16 +235,29 @@ def _known_batch(out: Path) -> tuple[BatchFiles, BatchState]:
     files = BatchFiles(out)
     state = files.read_state()
     if state is None:
-        raise BatchConflict(f"{out}: no batch of ours ({files.state} is not there)")
+        raise BatchConflict(
+            f"{out}: no batch has written this file; start one with `async-processor batch run`"
+        )
     return BatchFiles(out, Path(state.errors)), state
 
 
 def _summary(files: BatchFiles, state: BatchState) -> None:
     print(
         f"batch {state.batch} {state.outcome}: {state.completed:,} answered ({files.out}), "
-        f"{state.failed:,} errors ({files.errors})",
+        f"{state.failed:,} errors ({files.errors}){_kinds(state)}",
         file=sys.stderr,
     )
+    if state.undecodable:
+        print(
+            f"{state.undecodable:,} results could not be decoded; kept in {files.undecodable}",
+            file=sys.stderr,
+        )
+
+
+def _kinds(state: BatchState) -> str:
+    """The kinds of errors, the most frequent first."""
+    kinds = sorted(state.kinds.items(), key=lambda kind: -kind[1])
+    return ": " + ", ".join(f"{count:,} {kind}" for kind, count in kinds) if kinds else ""
 
 
 def _exit_code(state: BatchState) -> ExitCode:

@@ -19,7 +19,7 @@ from handlers.batch.run import Progress
 from handlers.cli.deadlines import duration_text
 
 SHOWN_EVERY_SECONDS = 0.5
-LOGGED_EVERY_SECONDS = 30.0
+LOGGED_EVERY_SECONDS = 60.0
 RATE_OVER_SECONDS = 20.0
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Final
+from typing import Any, Final
 
 import click
+
+from handlers.cli.text import check_text, escape_unencodable
 
 COMMANDS: Final = {
     "serve": ("handlers.cli.serve", "Serve one door: dispatch or pubsub_push."),
@@ -41,7 +43,12 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
         command: click.Command = getattr(module, cmd_name)
-        return command
+        return check_text(command)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; what stdout or stderr cannot encode is escaped."""
+        escape_unencodable()
+        return super().main(*args, **kwargs)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click asks so
         """The list of commands, without importing one of them."""

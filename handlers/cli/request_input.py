@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import sys
 from pathlib import Path
@@ -11,16 +12,23 @@ import click
 import msgspec
 
 from handlers.contract.errors import InvalidRequest
+from handlers.contract.json_limits import MALFORMED
 
 if TYPE_CHECKING:
     from handlers.client.new_request import Deadline, NewRequest
 
 
 def read_text(source: str) -> bytes:
-    """The bytes of a file, or of stdin for `-`."""
-    if source == "-":
-        return sys.stdin.buffer.read()
-    return Path(source).read_bytes()
+    """The bytes of a file, or of stdin for `-`, without a byte order mark.
+
+    Raises `InvalidRequest` for what is compressed or not in UTF-8.
+    """
+    from handlers.batch.check import file_format
+
+    text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    if found := file_format(text[:8]):
+        raise InvalidRequest("body", found=found, accepted="JSON in UTF-8")
+    return text.removeprefix(codecs.BOM_UTF8)
 
 
 def prompt_payload(prompt: str, model: str, max_tokens: int | None) -> bytes:
@@ -43,7 +51,7 @@ def new_request(
 
     try:
         fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise InvalidRequest("body", found=f"no JSON object ({error})", accepted="one JSON object") from None
     payload = bytes(fields.get("payload", b""))
     if payload[:1] != b"{":

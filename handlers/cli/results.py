@@ -13,7 +13,7 @@ import click
 from handlers.cli.connection import QueueFlags, queue_flags
 from handlers.cli.deadlines import DurationType
 from handlers.cli.exit_codes import ExitCode, exits
-from handlers.cli.stranger_text import for_output
+from handlers.cli.text import for_output
 from handlers.contract.result import Result, encode_result
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from handlers.cli.connection import PAYLOAD_APART_FLAG, WAIT_REPLICAS_FLAG, Queu
 from handlers.cli.deadlines import DeadlineType, DurationType
 from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
 from handlers.cli.request_input import key_value_pairs, new_request, prompt_payload, read_text
-from handlers.cli.stranger_text import for_output, printable
+from handlers.cli.text import for_output, printable
 
 if TYPE_CHECKING:
     from handlers.client.new_request import NewRequest
@@ -34,7 +34,7 @@ Examples:
 
 {EXIT_CODES_HELP}""",
 )
-@click.argument("source", required=False, metavar="[FILE|-]")
+@click.argument("source", required=False, metavar="[FILE|-]", type=click.Path(allow_dash=True))
 @click.option("--prompt", help="Text to complete, in place of a file.")
 @click.option("--model", default="", help="Model; with --prompt it is put into the payload.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="With --prompt: longest answer.")

@@ -12,7 +12,7 @@ import click
 
 from handlers.cli.connection import QueueFlags, redis_flags
 from handlers.cli.exit_codes import ExitCode, exits
-from handlers.cli.stranger_text import for_output
+from handlers.cli.text import for_output
 
 if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient

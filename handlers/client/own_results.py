@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from handlers.cancellation import end_if_cancelled
+from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import Result, decode_result
 
 FIRST_INTERVAL_SECONDS = 0.01
@@ -19,6 +21,8 @@ LAST_INTERVAL_SECONDS = 0.25
 GROWTH = 1.3
 PEEKED_LISTS = 500
 """How many lists one round trip looks at."""
+
+log = logging.getLogger(__name__)
 
 Peek = Callable[[Sequence[str]], Awaitable[list[list[bytes]]]]
 
@@ -105,7 +109,11 @@ class OwnResults:
 
 def _match(texts: Sequence[bytes], token: str) -> Result | None:
     for text in texts:
-        result = decode_result(text)
+        try:
+            result = decode_result(text)
+        except Malformed as error:
+            log.debug("result of %d bytes not decodable, left in its list: %s", len(text), error)
+            continue
         if not token or not result.request_token or result.request_token == token:
             return result
     return None

@@ -13,6 +13,7 @@ from handlers.client.errors import BrokerUnreachable, NoResultYet, NotOffered
 from handlers.client.new_request import NewRequest, encode_body
 from handlers.client.submission import Submission
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import Result, decode_result
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.errors import PubSubFailed
@@ -197,7 +198,7 @@ async def _find(source: PubSubResults, request_id: str) -> Result | None:
 def _result(text: bytes) -> Result | None:
     try:
         return decode_result(text)
-    except msgspec.DecodeError:
+    except Malformed:
         return None
 
 

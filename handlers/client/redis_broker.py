@@ -8,8 +8,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-import msgspec
-
 from handlers.client.errors import BrokerUnreachable, NoResultYet, UnknownRequest
 from handlers.client.member import member_parts
 from handlers.client.new_request import NewRequest, encode_body
@@ -17,6 +15,7 @@ from handlers.client.options import ClientOptions
 from handlers.client.own_results import OwnResults
 from handlers.client.patience import Patience
 from handlers.client.submission import Submission
+from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import Result, decode_result
 from handlers.redis_store.admin.finished import read_finished
 from handlers.redis_store.admin.whereabouts import Searched, Whereabouts, finished_state, locate
@@ -138,7 +137,7 @@ class RedisBroker:
                 texts = await oldest_results(self._redis, key, count, skipped=seen)
                 whole = await whole_results(self._redis, texts)
             for one in whole:
-                with contextlib.suppress(msgspec.DecodeError):
+                with contextlib.suppress(Malformed):
                     yield decode_result(one.text)
             if len(texts) < count:
                 return

@@ -10,11 +10,10 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from handlers.cancellation import end_if_cancelled
 from handlers.client.broker import ResultSource
 from handlers.client.errors import ClientError, LeaseLost
+from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import Result, decode_result
 from handlers.redis_store.results.results import AckOutcome, HeldResult
 
@@ -66,6 +65,8 @@ class ResultStream:
         self._ready: deque[HeldResult] = deque()
         self._held: dict[bytes, None] = {}
         self._heartbeat: asyncio.Task[None] | None = None
+        self.undecodable = 0
+        """Results that could not be decoded: they stay in the store and come again when their lease ends."""
 
     async def __aenter__(self) -> Self:
         self._heartbeat = asyncio.create_task(self._renew_for_ever(), name="result-leases")
@@ -170,7 +171,8 @@ class ResultStream:
             self._ready.append(held)
             return
         # Not ours to throw away: when its lease ends it comes back, for a reader that understands it.
-        log.warning("a result cannot be read (%d bytes); it is left under its lease", len(held.result))
+        self.undecodable += 1
+        log.warning("result not decodable (%d bytes); left under its lease", len(held.result))
 
     async def _renew_for_ever(self) -> None:
         while True:
@@ -185,5 +187,5 @@ class ResultStream:
 def _is_result(text: bytes) -> bool:
     try:
         return bool(decode_result(text).id)
-    except msgspec.DecodeError:
+    except Malformed:
         return False

@@ -14,6 +14,7 @@ import msgspec
 
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.events import DATA_AT, REQUEST_TYPE, RESULT_TYPE, STRUCTURED, join_structured
+from handlers.contract.json_limits import MALFORMED
 from handlers.contract.request import Request
 from handlers.contract.result import Result
 
@@ -151,7 +152,7 @@ def decode_answer(body: bytes) -> AnswerEvent | None:
     """Read an answer; None if the body is not one."""
     try:
         return _answer_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         return None
 
 

@@ -14,7 +14,17 @@ from typing import Final
 import msgspec
 
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.json_limits import MAX_REQUEST_BYTES, salvage
+from handlers.contract.json_limits import MALFORMED, MAX_REQUEST_BYTES, salvage
+from handlers.contract.lenient_json import (
+    Fields,
+    Malformed,
+    canonical_fields,
+    check_json,
+    pick,
+    repaired,
+    split_object,
+    strings,
+)
 from handlers.contract.request import Request, decode_body
 
 SEQ_STEPS: Final = 2**21
@@ -37,7 +47,7 @@ class Internal(msgspec.Struct, frozen=True):
     request_queue_name: str = ""
     result_queue_name: str = ""
     transport_correlation_id: str = ""
-    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    labels: Mapping[str, str | None] = msgspec.field(default_factory=dict)
     result_ttl_seconds: int | None = None
     result_routing_resolved: bool = False
     enqueue_seq: int = 0
@@ -53,15 +63,11 @@ class Envelope(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class _Member(msgspec.Struct):
-    internal: Internal | None = None
-    request_kind: str | None = None
-    data: msgspec.Raw = msgspec.Raw(b"")
-
-
-_decoder = msgspec.json.Decoder(_Member)
-_parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_payload_decoder = msgspec.json.Decoder(msgspec.Raw)
+_FRAME: Final = frozenset({"internal", "request_kind", "data"})
+_STRUCTS: Final = frozenset({"internal"})
+_INTERNAL: Final = frozenset(Internal.__struct_fields__)
+_LABELS: Final = frozenset({"labels"})
+_decoder = msgspec.json.Decoder(Internal)
 _encoder = msgspec.json.Encoder()
 _MOST_ATTEMPTS: Final = 1_000_000  # a larger count is made up, and might be too long to be written again
 _BARE: Final = Internal()
@@ -72,6 +78,7 @@ _ID, _TOKEN = ("data", "id"), ("internal", "request_token")
 _RESULTS, _PAYLOAD = ("internal", "result_queue_name"), ("internal", "payload_ref")
 _READABLE = frozenset({_ID, _TOKEN, _RESULTS, _PAYLOAD})
 _OWN_RESULTS = frozenset({("result_queue_name",)})
+_OWN_RESULT: Final = frozenset({"result_queue_name"})
 
 
 def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYTES) -> Envelope:
@@ -79,11 +86,12 @@ def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYT
 
     Raises `InvalidRequest` with the id, token, result queue and payload's key where these can still be read.
     """
-    envelope = _decode_frame(member)
-    if envelope is None:
-        return _decode_bare(member, queue, max_bytes)
-    internal = envelope.internal or _BARE
-    data = bytes(envelope.data)
+    member = repaired(member)
+    fields = _split(member)
+    frame = _decode_frame(member, fields) if fields else None
+    if frame is None:
+        return _decode_bare(member, fields, queue, max_bytes)
+    internal, data = frame
     try:
         request = decode_body(
             data,
@@ -93,7 +101,7 @@ def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYT
             result_queue_name=internal.result_queue_name,
             result_ttl_seconds=internal.result_ttl_seconds,
             result_routing_resolved=internal.result_routing_resolved,
-            labels=internal.labels,
+            labels=strings(internal.labels),
             payload_ref=internal.payload_ref,
             previous_traceparent=internal.previous_traceparent,
             max_bytes=max_bytes,
@@ -106,52 +114,50 @@ def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYT
     return Envelope(request=request, internal=internal, data=data)
 
 
-def _decode_bare(member: bytes, queue: str, max_bytes: int) -> Envelope:
+def _decode_bare(member: bytes, fields: Fields | None, queue: str, max_bytes: int) -> Envelope:
     try:
-        request = decode_body(member, queue=queue, max_bytes=max_bytes)
+        request = decode_body(member, queue=queue, max_bytes=max_bytes, fields=fields)
     except InvalidRequest as error:
         error.result_queue_name = salvage(member, _OWN_RESULTS).get(("result_queue_name",), "")
         raise
     return Envelope(request=request, internal=_BARE, data=member)
 
 
-def _decode_frame(member: bytes) -> _Member | None:
-    """The envelope, or None for a bare body (which may be broken: its decoder says so)."""
+def _split(member: bytes) -> Fields | None:
+    """The fields of the member; None for a broken one whose frame cannot be told."""
     try:
-        frame = _tolerant(member)
-    except msgspec.ValidationError as error:
-        raise _invalid_frame(member, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return split_object(member)
+    except Malformed:
         if not salvage(member, _READABLE):
             return None
         raise _invalid_frame(member, "no JSON, or nested too deeply") from None
-    if not frame.data or (frame.internal is None and frame.request_kind is None):
-        return None
-    if not (member.isascii() or _is_utf8(member)):
-        # What we do not know is skipped unread, but has to be written again for a retry.
-        raise _invalid_frame(member, "invalid UTF-8")
-    return frame
 
 
-def _tolerant(member: bytes) -> _Member:
-    """The frame, with every null in `internal` taken as absent: so some producers write an empty field."""
+def _decode_frame(member: bytes, fields: Fields) -> tuple[Internal, bytes] | None:
+    """The routing and the body; None for a bare body."""
     try:
-        return _decoder.decode(member)
-    except msgspec.ValidationError:
-        if b"null" not in member:
-            raise
-    parts = _parts_decoder.decode(member)
-    if "internal" in parts:
-        parts["internal"] = _raw(_internal_parts(parts))
-    return _decoder.decode(_encoder.encode(parts))
+        parts = canonical_fields(member, _FRAME, maps=_STRUCTS, fields=fields)
+        return (_decode_internal(parts), bytes(parts["data"])) if _is_framed(parts) else None
+    except (Malformed, *MALFORMED) as error:
+        raise _invalid_frame(member, str(error).replace("$.", "$.internal.")) from None
 
 
-def _is_utf8(text: bytes) -> bool:
-    try:
-        str(text, "utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def _is_framed(parts: Fields) -> bool:
+    return "data" in parts and ("internal" in parts or "request_kind" in parts)
+
+
+def _decode_internal(parts: Fields) -> Internal:
+    if bytes(parts.get("request_kind", b'"'))[:1] != b'"':
+        raise msgspec.ValidationError("Expected `str` - at `$.request_kind`")
+    if "internal" not in parts:
+        return _BARE
+    fields = canonical_fields(bytes(parts["internal"]), _INTERNAL, maps=_LABELS)
+    return _decoder.decode(pick(fields, Internal.__struct_fields__))
+
+
+def unread(member: bytes, found: str) -> InvalidRequest:
+    """What `InvalidRequest` tells of a member without decoding it: bounded work, whatever the member is."""
+    return _invalid_frame(member, found)
 
 
 def _invalid_frame(member: bytes, found: str) -> InvalidRequest:
@@ -174,8 +180,9 @@ def with_payload(envelope: Envelope, payload: bytes, *, max_bytes: int = MAX_REQ
     """
     try:
         # Alone: what is none by itself, such as `{},"id":"b"`, could be one in the middle of a body, and change it.
-        _payload_decoder.decode(payload)
-    except (msgspec.DecodeError, RecursionError):
+        payload = repaired(payload)
+        check_json(payload)
+    except Malformed:
         request_id = envelope.request.id
         raise InvalidRequest(
             "payload",
@@ -183,7 +190,7 @@ def with_payload(envelope: Envelope, payload: bytes, *, max_bytes: int = MAX_REQ
             accepted="a JSON object, or null",
             request_id=request_id,
         ) from None
-    parts = _parts_decoder.decode(envelope.data)
+    parts = split_object(envelope.data)
     data = _encoder.encode({**parts, "payload": msgspec.Raw(payload)})
     checked = decode_body(data, max_bytes=max_bytes)
     request = msgspec.structs.replace(envelope.request, payload=checked.payload)
@@ -192,7 +199,7 @@ def with_payload(envelope: Envelope, payload: bytes, *, max_bytes: int = MAX_REQ
 
 def encode_whole(member: bytes, data: bytes) -> bytes:
     """The member with its payload inside again: `data` is its body (see `with_payload`), and no key holds any of it."""
-    parts = _parts_decoder.decode(member)
+    parts = canonical_fields(repaired(member), _FRAME, maps=_STRUCTS)
     internal = _internal_parts(parts)
     internal.pop("payload_ref", None)
     return _encoder.encode({**parts, "internal": internal, "data": msgspec.Raw(data)})
@@ -205,9 +212,10 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, trace
     was claimed with (kept in `internal` where it does not follow from the deadline, or the member is large),
     `traceparent` the span of the last attempt, if traces are kept.
     """
-    parts = _parts_decoder.decode(member)
-    if not ("data" in parts and (_is_given(parts, "internal") or _is_given(parts, "request_kind"))):
-        parts = _wrapped(member, parts)
+    member = repaired(member)
+    parts = canonical_fields(member, _FRAME, maps=_STRUCTS)
+    if not _is_framed(parts):
+        parts = _wrapped(member)
     given = _internal_parts(parts)
     # First what says where it returns: of a large member the server's scripts read the beginning only.
     internal = {"retry_count": _raw(attempt), "request_queue_name": _raw(queue)}
@@ -220,24 +228,21 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, trace
     return _encoder.encode({"internal": internal, **others})  # first, as others write it
 
 
-def _wrapped(body: bytes, fields: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
-    """An envelope around a bare body, whose own result queue counted and must go on counting."""
+def _wrapped(body: bytes) -> Fields:
+    """An envelope around a bare body, whose own result queue counted and must continue to count."""
     parts = {"request_kind": msgspec.Raw(b'"plain"'), "data": msgspec.Raw(body)}
-    if _is_given(fields, "result_queue_name"):
-        parts["internal"] = _raw({"result_queue_name": fields["result_queue_name"]})
+    own = canonical_fields(body, _OWN_RESULT)
+    if "result_queue_name" in own:
+        parts["internal"] = msgspec.Raw(pick(own, _OWN_RESULT))
     return parts
 
 
-def _internal_parts(parts: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+def _internal_parts(parts: Fields) -> Fields:
     """The fields of `internal` that are not null."""
-    if not _is_given(parts, "internal"):
+    if "internal" not in parts:
         return {}
-    fields = _parts_decoder.decode(parts["internal"])
+    fields = canonical_fields(bytes(parts["internal"]), _INTERNAL, maps=_LABELS)
     return {name: value for name, value in fields.items() if bytes(value) != b"null"}
-
-
-def _is_given(parts: Mapping[str, msgspec.Raw], name: str) -> bool:
-    return name in parts and bytes(parts[name]) != b"null"
 
 
 def _derived_score(data: msgspec.Raw, internal: Mapping[str, msgspec.Raw]) -> float:

@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote_to_bytes
 import msgspec
 
 from handlers.contract.errors import InvalidEvent
+from handlers.contract.json_limits import MALFORMED
 
 REQUEST_TYPE: Final = "ai.llm-d.async.request.v1"
 """Type of the events that the poller sends."""
@@ -123,7 +124,7 @@ def _decode_structured(content_type: bytes, body: bytes, data_at: bytes) -> Even
             parts = _parts_decoder.decode(body)
             data = _structured_data(parts)
             attributes = {name: _attribute(name, raw) for name, raw in parts.items()}
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         raise InvalidEvent("event", found="no JSON object", accepted="a structured CloudEvent") from None
     return _event(attributes, data, is_structured=True)
 

@@ -6,15 +6,23 @@ unknown fields are ignored here and kept by `handlers.contract.envelope` on a re
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.json_limits import MAX_DEPTH, MAX_REQUEST_BYTES, is_too_deep, salvage
+from handlers.contract.json_limits import (
+    BLOCKING_BYTES,
+    MALFORMED,
+    MAX_REQUEST_BYTES,
+    SALVAGED_BYTES,
+    salvage,
+)
+from handlers.contract.lenient_json import Fields, Malformed, canonical_fields, pick, repaired, strings
 
 LATEST_DEADLINE: Final = 253_402_300_799
 """The end of the year 9999, Unix seconds: anything later is a deadline in milliseconds or a mistake."""
@@ -72,16 +80,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class _Body(msgspec.Struct):
     id: str | None = None
     deadline: int | float | str | None = None
-    payload: msgspec.Raw = msgspec.Raw(b"")
     created: int | float | str | None = None
-    metadata: dict[str, str] | None = None
-    headers: dict[str, str] | None = None
+    metadata: dict[str, str | None] | None = None
+    headers: dict[str, str | None] | None = None
     endpoint: str | None = None
     model: str | None = None
     result_queue_name: str | None = None
 
 
 _decoder = msgspec.json.Decoder(_Body)
+_SMALL_FIELDS: Final = _Body.__struct_fields__
+_FIELDS: Final = frozenset({*_SMALL_FIELDS, "payload"})
+_MAPS: Final = frozenset({"metadata", "headers"})
 _ID_PATHS = frozenset({("id",)})
 
 
@@ -99,34 +109,33 @@ def decode_body(
     payload_ref: str = "",
     previous_traceparent: str = "",
     max_bytes: int = MAX_REQUEST_BYTES,
+    fields: Fields | None = None,
 ) -> Request:
-    """Decode a request body (the JSON object of the contract) into a `Request`.
+    """Decode a request body (the JSON object of the contract) into a `Request`, as leniently as the reference.
 
     The keyword arguments are what the transport knows beside the body; `result_queue_name`, if given,
     wins over the body's own, and `extra_metadata` (Pub/Sub attributes) over the body's metadata.
-    Raises `InvalidRequest` naming the field, with the id where one can still be read.
+    `fields` are those of the body, if they were split before. Raises `InvalidRequest` naming the field, with the id
+    where one can still be read.
     """
     if len(body) > max_bytes:
         raise _invalid(body, "body", f"{len(body)} bytes", f"at most {max_bytes} bytes")
-    wire = _decode(body)
-    metadata = wire.metadata or {}
-    if len(metadata) > MAX_METADATA_ENTRIES:
-        raise _invalid(body, "metadata", f"{len(metadata)} entries", f"at most {MAX_METADATA_ENTRIES}")
-    if extra_metadata:
-        metadata = {**metadata, **extra_metadata}
+    if fields is None:
+        body = repaired(body)
+    fields, wire = _decode(body, fields)
     return Request(
         id=_id(body, wire.id),
-        deadline=_deadline(body, wire.deadline),
-        payload=_payload(body, bytes(wire.payload), is_apart=bool(payload_ref)),
-        metadata=metadata,
-        headers=wire.headers or {},
+        deadline=_deadline(body, wire),
+        payload=_payload(body, wire, bytes(fields.get("payload", b"")), is_apart=bool(payload_ref)),
+        metadata=_metadata(body, wire, extra_metadata),
+        headers=strings(wire.headers),
         labels=labels or {},
         endpoint=wire.endpoint or "",
         model=wire.model or "",
         created=_created(wire.created),
         queue=queue,
         result_queue_name=(wire.result_queue_name or "") if result_queue_name is None else result_queue_name,
-        result_ttl_seconds=_ttl(body, result_ttl_seconds),
+        result_ttl_seconds=_ttl(body, wire, result_ttl_seconds),
         result_routing_resolved=result_routing_resolved,
         request_token=request_token,
         payload_ref=payload_ref,
@@ -135,47 +144,56 @@ def decode_body(
     )
 
 
+async def decode_body_aside(body: bytes, **known: Any) -> Request:
+    """`decode_body`; a large body is decoded in a thread, so that the event loop goes on."""
+    if len(body) <= BLOCKING_BYTES:
+        return decode_body(body, **known)
+    return await asyncio.to_thread(decode_body, body, **known)
+
+
+def _metadata(body: bytes, wire: _Body, extra: Mapping[str, str] | None) -> dict[str, str]:
+    metadata = strings(wire.metadata)
+    if len(metadata) > MAX_METADATA_ENTRIES:
+        raise _invalid(
+            body, "metadata", f"{len(metadata)} entries", f"at most {MAX_METADATA_ENTRIES}", wire.id
+        )
+    return {**metadata, **extra} if extra else metadata
+
+
 def _id(body: bytes, value: str | None) -> str:
     if not value:
         found = "nothing" if value is None else "an empty string"
         raise _invalid(body, "id", found, "a string that is not empty")
     if "\0" in value:
-        raise _invalid(body, "id", "a NUL character", "a string without NUL")
+        raise _invalid(body, "id", "a NUL character", "a string without NUL", value)
     if len(value) > MAX_ID_LENGTH:
-        raise _invalid(body, "id", f"{len(value)} characters", f"at most {MAX_ID_LENGTH}")
+        raise _invalid(body, "id", f"{len(value)} characters", f"at most {MAX_ID_LENGTH}", value)
     return value
 
 
-def _decode(body: bytes) -> _Body:
+def _decode(body: bytes, fields: Fields | None) -> tuple[Fields, _Body]:
     try:
-        # Strings that the decoder skips are not checked by it; invalid UTF-8 must not reach the gateway.
-        if not body.isascii():
-            str(body, "utf-8")
-        wire = _decoder.decode(body)
+        fields = canonical_fields(body, _FIELDS, maps=_MAPS, nullable="payload", fields=fields)
+        return fields, _decoder.decode(pick(fields, _SMALL_FIELDS))
+    except Malformed as error:
+        raise _invalid(body, "body", f"no JSON object ({error})", "one JSON object") from None
     except msgspec.ValidationError as error:
         raise _invalid_type(body, str(error)) from None
-    except UnicodeDecodeError as error:
-        raise _invalid(body, "body", f"invalid UTF-8 at byte {error.start}", "UTF-8") from None
-    except RecursionError:
-        raise _too_deep(body) from None
-    except msgspec.DecodeError as error:
-        raise _invalid(body, "body", f"no JSON ({error})", "one JSON object") from None
-    if is_too_deep(body):
-        raise _too_deep(body)
-    return wire
+    except MALFORMED as error:  # what the check above lets pass, such as a number that overflows
+        raise _invalid(body, "body", f"no JSON object ({error})", "one JSON object") from None
 
 
-def _deadline(body: bytes, value: float | str | None) -> float:
-    seconds = _seconds(value)
+def _deadline(body: bytes, wire: _Body) -> float:
+    seconds = _seconds(wire.deadline)
+    if seconds is not None and 0 < seconds <= LATEST_DEADLINE:
+        return seconds
     if seconds is None:
-        found = "nothing" if value is None else "a string that is no decimal number"
-        raise _invalid(body, "deadline", found, _ACCEPTED_DEADLINE)
-    if seconds <= 0:
-        raise _invalid(body, "deadline", "a number that is not positive", _ACCEPTED_DEADLINE)
-    if seconds > LATEST_DEADLINE:
+        found = "nothing" if wire.deadline is None else "a string that is no decimal number"
+    elif seconds <= 0:
+        found = "a number that is not positive"
+    else:
         found = "a number past the year 9999 (milliseconds?)"
-        raise _invalid(body, "deadline", found, _ACCEPTED_DEADLINE)
-    return seconds
+    raise _invalid(body, "deadline", found, _ACCEPTED_DEADLINE, wire.id)
 
 
 def _created(value: float | str | None) -> float | None:
@@ -184,12 +202,12 @@ def _created(value: float | str | None) -> float | None:
     return seconds if seconds is not None and 0 <= seconds <= LATEST_DEADLINE else None
 
 
-def _ttl(body: bytes, seconds: int | None) -> int | None:
+def _ttl(body: bytes, wire: _Body, seconds: int | None) -> int | None:
     """An expiry that Redis takes; a negative one would delete the results of everybody on that list."""
     if seconds is None or 0 <= seconds <= LONGEST_TTL_SECONDS:
         return seconds
     accepted = f"seconds from 0 to {LONGEST_TTL_SECONDS}"
-    raise _invalid(body, "result_ttl_seconds", "a number out of range", accepted)
+    raise _invalid(body, "result_ttl_seconds", "a number out of range", accepted, wire.id)
 
 
 def _seconds(value: float | str | None) -> float | None:
@@ -204,22 +222,25 @@ def _seconds(value: float | str | None) -> float | None:
         return inf if value > 0 else -inf  # type: ignore[operator]  # a string has 32 digits at most
 
 
-def _payload(body: bytes, payload: bytes, *, is_apart: bool) -> bytes:
+def _payload(body: bytes, wire: _Body, payload: bytes, *, is_apart: bool) -> bytes:
     if payload[:1] == b"{" or payload == b"null":
         return payload
     if is_apart and not payload:
         return payload
     found = {b"": "nothing", b"[": "an array", b'"': "a string"}.get(payload[:1], "a number or a boolean")
-    raise _invalid(body, "payload", found, "a JSON object, or null")
+    raise _invalid(body, "payload", found, "a JSON object, or null", wire.id)
 
 
-def _invalid(body: bytes, field: str, found: str, accepted: str) -> InvalidRequest:
-    request_id = salvage(body, _ID_PATHS).get(("id",), "")
-    return InvalidRequest(field, found=found, accepted=accepted, request_id=request_id)
+def _invalid(
+    body: bytes, field: str, found: str, accepted: str, request_id: str | None = None
+) -> InvalidRequest:
+    """The error, with the id: the one that was decoded, else what can still be read of it.
 
-
-def _too_deep(body: bytes) -> InvalidRequest:
-    return _invalid(body, "body", f"more than {MAX_DEPTH} levels of nesting", f"at most {MAX_DEPTH}")
+    An id of more than 64 KiB counts as unreadable: a result that repeats it could be too large to publish.
+    """
+    is_known = request_id and len(request_id) <= SALVAGED_BYTES
+    known = request_id if is_known else salvage(body, _ID_PATHS).get(("id",), "")
+    return InvalidRequest(field, found=found, accepted=accepted, request_id=known or "")
 
 
 def _invalid_type(body: bytes, message: str) -> InvalidRequest:

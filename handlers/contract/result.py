@@ -13,6 +13,9 @@ from enum import StrEnum
 
 import msgspec
 
+from handlers.contract.json_limits import MALFORMED
+from handlers.contract.lenient_json import Malformed
+
 
 class ErrorCode(StrEnum):
     """Why there is a result without an answer of the gateway."""
@@ -124,5 +127,8 @@ def encode_result(result: Result) -> bytes:
 
 
 def decode_result(text: bytes) -> Result:
-    """Read a result; unknown fields are ignored. Raises `msgspec.DecodeError` if it is none."""
-    return _decoder.decode(text)
+    """Read a result; unknown fields are ignored. Raises `Malformed` for everything that is not a result."""
+    try:
+        return _decoder.decode(text)
+    except MALFORMED as error:
+        raise Malformed(str(error)) from None

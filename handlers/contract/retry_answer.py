@@ -10,6 +10,8 @@ from typing import Final
 
 import msgspec
 
+from handlers.contract.json_limits import MALFORMED
+
 OUTCOME_HEADER: Final = "x-async-processor-outcome"
 RETRY: Final = "retry"
 
@@ -45,5 +47,5 @@ def decode_retry_answer(body: bytes) -> RetryAnswer | None:
     """Read the answer; None if the body is none of ours."""
     try:
         return _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         return None

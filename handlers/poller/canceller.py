@@ -32,7 +32,7 @@ class Canceller:
         waiting = 0
         if not (self._is_stopping() or self._carrier.is_settling_without_slots):
             async for claims in self._queue.recall():
-                self._carrier.answer_expired(claims)
+                await self._carrier.answer_expired(claims)
                 waiting += len(claims)
         held = self._carrier.cancel(await self._queue.cancelled(self._carrier.held_claims()))
         if waiting or held:

@@ -237,7 +237,9 @@ class Pool:
                 continue
             if now - self._asked_at.setdefault(name, now) >= _EXPIRE_SECONDS:
                 self._asked_at[name] = now
-                source.carrier.answer_expired(await source.queue.claim(_EXPIRED_BATCH, only_expired=True))
+                await source.carrier.answer_expired(
+                    await source.queue.claim(_EXPIRED_BATCH, only_expired=True)
+                )
 
     async def _wait_for_slot(self, timeout_seconds: float) -> None:
         """Wait for a slot, but no longer."""

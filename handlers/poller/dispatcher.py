@@ -14,11 +14,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
-import msgspec
-
 from handlers.contract.delivery import AnswerEvent, decode_answer, encode_request, number
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.events import MOST_REMAINING_MS, STRUCTURED
+from handlers.contract.lenient_json import Malformed
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, decode_result, error_result
 from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, decode_retry_answer
@@ -155,7 +154,7 @@ class HttpDispatcher:
 def _result(body: bytes) -> Result | None:
     try:
         return decode_result(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except Malformed:
         return None
 
 

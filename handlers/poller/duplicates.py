@@ -11,6 +11,7 @@ import json
 from dataclasses import replace
 
 from handlers.contract.envelope import Envelope
+from handlers.contract.json_limits import BLOCKING_BYTES
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
 from handlers.poller.ack_batcher import Settlement
@@ -79,8 +80,16 @@ def _digest(request: Request) -> str:
     """Of what no processor changes for a retry.
 
     Another one may write the body anew: other spaces, order, escapes, numbers as floats, a trace in the metadata. A
-    retry that was not known for itself would be dropped as a double.
+    retry that was not known for itself would be dropped as a double. A large or deep payload counts byte for byte:
+    to parse it would hold the event loop.
     """
-    payload = json.loads(request.payload or b"null", parse_int=float)
+    payload: object
+    try:
+        is_large = len(request.payload) > BLOCKING_BYTES
+        payload = None if is_large else json.loads(request.payload or b"null", parse_int=float)
+    except RecursionError:
+        is_large = True
+    if is_large:
+        payload = hashlib.sha1(request.payload, usedforsecurity=False).hexdigest()
     known = [request.created, request.deadline, request.endpoint, payload]
     return hashlib.sha1(json.dumps(known, sort_keys=True).encode(), usedforsecurity=False).hexdigest()

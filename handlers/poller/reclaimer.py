@@ -34,4 +34,4 @@ class Reclaimer:
             self._log.warning("reclaimed from dead owners", queue=self._queue.name, count=reclaimed.returned)
         if reclaimed.dead:
             self._log.error("owners died too often", queue=self._queue.name, count=len(reclaimed.dead))
-            await self._carrier.bury(reclaimed.dead)
+            await self._carrier.bury(reclaimed.dead, self._max_deaths)

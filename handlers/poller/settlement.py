@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
 
-from handlers.contract.envelope import Envelope, encode_retry
+from handlers.contract.envelope import Envelope, encode_retry, unread
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, encode_result, error_result
@@ -176,12 +176,20 @@ def _nack(claim: Claim, envelope: Envelope, retry: Retry, route: ResultRoute, no
     return Nack(claim=claim, retry_member=member, delay_seconds=retry.delay_seconds)
 
 
-def refuse(claim: Claim, error: InvalidRequest, route: ResultRoute, now: float) -> Ack:
+def refuse(
+    claim: Claim,
+    error: InvalidRequest,
+    route: ResultRoute,
+    now: float,
+    *,
+    code: ErrorCode = ErrorCode.INVALID_REQUEST,
+    message: str = "",
+) -> Ack:
     """A member that breaks the contract: a result where an id could be read, else a dead letter."""
     if not error.request_id:
         dead = dead_record(claim, ErrorCode.INVALID_REQUEST, str(error), now)
         return Ack(claim, b"", route.name(""), None, "", "", dead=dead)
-    result = error_result(error.request_id, error.request_token, ErrorCode.INVALID_REQUEST, str(error))
+    result = error_result(error.request_id, error.request_token, code, message or str(error))
     if route.has_details:  # all that is known of what cannot be read
         result = detailed(result, None, now)
     list_name = route.name(error.result_queue_name, error.request_id)
@@ -204,6 +212,18 @@ def bury(claim: Claim, envelope: Envelope, route: ResultRoute, now: float) -> Ac
     result = error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message)
     dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)
     return ack(claim, request, result, route, now, dead=dead)
+
+
+def bury_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
+    """The same without decoding the member, which is kept as it is; a result if an id stands in its first 64 KiB."""
+    message = f"{claim.deaths} owners died while they held this request"
+    error = unread(claim.member, message)
+    dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)
+    return replace(
+        refuse(claim, error, route, now, code=ErrorCode.UNDELIVERABLE, message=message),
+        dead=dead,
+        payload_ref="",
+    )
 
 
 def dead_record(claim: Claim, reason: str, message: str, now: float) -> bytes:

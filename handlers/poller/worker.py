@@ -12,6 +12,7 @@ from functools import partial
 from handlers.answer_room import ANSWER_ROOM
 from handlers.contract.envelope import Envelope, decode_member, encode_whole, with_payload
 from handlers.contract.errors import InvalidRequest
+from handlers.contract.json_limits import BLOCKING_BYTES
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.backoff import backoff_seconds
@@ -27,7 +28,7 @@ from handlers.poller.byte_budget import ByteBudget, HeldBytes
 from handlers.poller.dispatcher import Dispatch
 from handlers.poller.duplicates import Repeats
 from handlers.poller.priority import LaneOptions, in_lane
-from handlers.poller.settlement import ResultRoute, bury, refuse, settle
+from handlers.poller.settlement import ResultRoute, bury, bury_unread, refuse, settle
 from handlers.redis_store.queue.queue import Ack, Claim
 from handlers.telemetry.logs import Logger
 from handlers.telemetry.metrics import QueueMetrics
@@ -57,6 +58,7 @@ class Held:
     has_slot: bool = False
     is_retry: bool = False
     work: asyncio.Task[Settlement] | None = None
+    envelope: Envelope | None = None
     is_lost: bool = False
     decided_at: float = 0.0
     sent_at: float = 0.0
@@ -178,7 +180,7 @@ class Carrier:
         claim, began_at = held.claim, time.monotonic()
         ANSWER_ROOM.set(held.bytes.answer.ask)
         try:
-            envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
+            envelope = held.envelope = await self._decoded(claim)
         except InvalidRequest as error:
             self._log.warning(
                 "invalid request",
@@ -284,15 +286,21 @@ class Carrier:
         """Whether the byte budget has room for the largest request."""
         return self.budget.requests.has_room(self._max_request_bytes)
 
-    def answer_expired(self, claims: Sequence[Claim]) -> None:
+    async def _decoded(self, claim: Claim) -> Envelope:
+        """The request of a claim; a large one is decoded in a thread, so that heartbeats go on."""
+        decode = partial(decode_member, claim.member, claim.queue, max_bytes=self._max_request_bytes)
+        return await asyncio.to_thread(decode) if len(claim.member) > BLOCKING_BYTES else decode()
+
+    async def answer_expired(self, claims: Sequence[Claim]) -> None:
         """Settle claims that take no slot: what has expired, was cancelled or is broken is final, all else goes back.
 
         A producer may score as it likes, so a low score alone does not mean that the deadline has passed.
         """
         for claim in claims:
             self._hold(claim)
+        for claim in claims:
             try:
-                envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
+                envelope = await self._decoded(claim)
             except InvalidRequest as error:
                 self._settler.add(refuse(claim, error, self._route, self._clock()))
                 continue
@@ -305,21 +313,29 @@ class Carrier:
                 continue
             self._settler.add(self._settled_as(claim, envelope, outcome))
 
-    async def bury(self, claims: Sequence[Claim]) -> None:
-        """Settle claims whose owners died on them too often; they are ours by now.
+    async def bury(self, claims: Sequence[Claim], max_deaths: int) -> None:
+        """Dead-letter claims whose owners died on them too often; they are ours by now.
 
+        Once an owner has died of dead-lettering itself (more than `max_deaths`), the member is kept without reading it.
         Raises one of `STORE_FAILURES`; what is left then is found again when its lease ends.
         """
         for claim in claims:
-            try:
-                envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
-            except InvalidRequest as error:
-                settlement: Settlement = refuse(claim, error, self._route, self._clock())
-            else:
-                whole = replace(claim, member=await self._whole_member(claim, envelope))
-                settlement = self._marked(bury(whole, envelope, self._route, self._clock()), envelope)
+            settlement = await self._buried(claim, is_read=claim.deaths <= max_deaths)
             self._hold(claim)
             self._settler.add(settlement)
+
+    async def _buried(self, claim: Claim, *, is_read: bool) -> Settlement:
+        if not is_read:
+            return bury_unread(claim, self._route, self._clock())
+        try:
+            envelope = await self._decoded(claim)
+        except InvalidRequest as error:
+            return refuse(claim, error, self._route, self._clock())
+        except Exception as error:  # noqa: BLE001  # whatever it is, reading it again would fail again
+            self._log.error("dead letter not readable", queue=claim.queue, error=repr(error))
+            return bury_unread(claim, self._route, self._clock())
+        whole = replace(claim, member=await self._whole_member(claim, envelope))
+        return self._marked(bury(whole, envelope, self._route, self._clock()), envelope)
 
     async def _payload(self, request: Request) -> bytes | None:
         if not request.payload_ref or self._read_payload is None:
@@ -369,8 +385,9 @@ class Carrier:
         return count
 
     def _cancelled(self, held: Held) -> Settlement:
-        claim = held.claim
-        envelope = decode_member(claim.member, claim.queue, max_bytes=self._max_request_bytes)
+        claim, envelope = held.claim, held.envelope
+        if envelope is None:
+            return Release(claim)  # not read yet: whoever claims it next reads that it is cancelled
         outcome = cancelled(envelope.request)
         if held.sent_at and self._route.has_details:  # the gateway was at it
             outcome = lasted(outcome, time.monotonic() - held.sent_at)

@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from handlers.contract.json_limits import MALFORMED
+
 FRESH_SECONDS: Final = 20.0
 """A poller posts every five seconds; one that has been silent for four posts is gone."""
 LATENCY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_600.0)
@@ -187,7 +189,7 @@ def fresh_pollers(snapshots: Mapping[str, bytes], now: float) -> list[Poller]:
     for text in snapshots.values():
         try:
             poller = _poller_decoder.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except MALFORMED:
             continue
         if now - poller.at <= FRESH_SECONDS:
             found.append(poller)
@@ -200,7 +202,7 @@ def read_failures(texts: Sequence[bytes]) -> list[Failure]:
     for text in texts:
         try:
             found.append(_failure_decoder.decode(text))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except MALFORMED:
             continue
     return sorted(found, key=lambda failure: -failure.at)
 

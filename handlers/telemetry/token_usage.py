@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from handlers.contract.json_limits import MALFORMED
+
 
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
@@ -23,7 +25,7 @@ def token_usage(body: str | bytes) -> tuple[int, int] | None:
     """Tokens read and written; None where the body does not say (a stream, an error, another protocol)."""
     try:
         usage = _decoder.decode(body).usage
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except MALFORMED:
         return None
     if usage is None:
         return None

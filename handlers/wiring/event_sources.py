@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.json_limits import MALFORMED
 from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions
 from handlers.doors.cloudevents.foreign_event import HEADER_PREFIX, EventFields
 from handlers.forward.gateway import Gateway, GatewayOptions
@@ -71,7 +72,7 @@ def _overrides(text: str) -> dict[str, str]:
     accepted = '{"extensions": {"name": "value"}}'
     try:
         extensions = msgspec.json.decode(text, type=_Overrides).extensions if text else {}
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         raise InvalidSetting("K_CE_OVERRIDES", found="something else", accepted=accepted) from None
     for name in extensions:
         if not _EXTENSION.fullmatch(name) or name in _ATTRIBUTES:

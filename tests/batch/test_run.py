@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
 import json
 import threading
 import time
@@ -16,14 +18,14 @@ import msgspec
 import pytest
 from redis import Redis
 
-from handlers.batch.files import Answered, BatchConflict, BatchFiles, BatchState
+from handlers.batch.files import Answered, BatchConflict, BatchFiles, BatchOutput, BatchState
 from handlers.batch.lines import (
     BatchLine,
     InvalidLine,
     decode_line,
+    decode_output,
     encode_answer,
     encode_error,
-    output_number,
 )
 from handlers.batch.queue import BatchQueue
 from handlers.batch.run import BatchOptions, BatchRun, Progress
@@ -132,15 +134,17 @@ async def test_what_goes_wrong_goes_to_the_error_file(
     files = BatchFiles(tmp_path / "out.jsonl")
     source = write_requests(tmp_path / "in.jsonl", 2, fail=404)
     with source.open("a") as file:
-        file.write('\n{"custom_id":"x"}\nnot json\n{"custom_id":"y","url":"/v1/c","body":{"a":1}}\n')
+        file.write(
+            '\n{"custom_id":"x"}\nnot json\n{"custom_id":"y","method":"POST","url":"/v1/c","body":{"a":1}}\n'
+        )
     with echoing(redis, options.queue):
-        state = begin(files, source, options)
+        state = begin(files, source, options, is_checked=False)
         await run(files, state, valkey_url)
     assert [line["custom_id"] for line in lines(files.out)] == ["y"]
     errors = {line["custom_id"]: line for line in lines(files.errors)}
     assert errors["c0"]["response"]["status_code"] == 404
     assert errors["x"]["error"]["code"] == errors[""]["error"]["code"] == "invalid_request"
-    assert "line 4: url" in errors["x"]["error"]["message"]
+    assert "line 4: method" in errors["x"]["error"]["message"]
     assert (state.total, state.completed, state.failed) == (5, 1, 4)
 
 
@@ -259,10 +263,13 @@ def test_files_of_something_else_are_left_alone(tmp_path: Path, options: ClientO
         (b"[]", "Expected"),
         (b'{"url":"/v","body":{}}', "custom_id"),
         (b'{"custom_id":"a","method":"GET","url":"/v","body":{}}', "method"),
-        (b'{"custom_id":"a","url":"v","body":{}}', "url"),
-        (b'{"custom_id":"a","url":"/v"}', "body"),
-        (b'{"custom_id":"a","url":"/v","body":[]}', "body"),
-        (b'{"custom_id":"\xff","url":"/v","body":{}}', "utf-8"),
+        (b'{"custom_id":"a","method":"POST","url":"v","body":{}}', "url"),
+        (b'{"custom_id":"a","method":"POST","url":"/v"}', "body"),
+        (b'{"custom_id":"a","method":"POST","url":"/v","body":[]}', "body"),
+        (b'{"custom_id":"a","url":"/v","body":{}}', "method"),
+        (b'{"custom_id":"a","method":"POST","url":"/v?x=1","body":{}}', "url"),
+        (b'{"custom_id":"a","method":"POST","url":"https://h/v","body":{}}', "url"),
+        (b'{"custom_id":"a","method":"POST","url":"/v","body":{"stream":true}}', "stream"),
     ],
 )
 def test_a_wrong_line_says_why(text: bytes, reason: str) -> None:
@@ -272,7 +279,7 @@ def test_a_wrong_line_says_why(text: bytes, reason: str) -> None:
 
 
 def test_a_body_stays_as_it_was_written() -> None:
-    line = decode_line(1, b'{"custom_id":"a","url":"/v","body":{ "x": 1.0 }}')
+    line = decode_line(1, b'{"custom_id":"a","method":"POST","url":"/v","body":{ "x": 1.0 }}')
     assert line == BatchLine(1, "a", "/v", b'{ "x": 1.0 }')
 
 
@@ -281,8 +288,10 @@ def test_an_answer_is_one_line_whatever_the_gateway_sent() -> None:
         text, is_answer = encode_answer("b", 3, "c", Result("b-3", 200, payload))
         assert (text.count(b"\n"), is_answer) == (1, True)
         assert json.loads(text)["response"]["body"] == body
-        assert output_number("b", text) == 3
-    assert output_number("other", text) is None
+        read = decode_output("b", text)
+        assert read is not None
+        assert read[0] == 3
+    assert decode_output("other", text) is None
 
 
 @pytest.mark.parametrize("code", list(ErrorCode))
@@ -304,3 +313,86 @@ def test_answered_lines_cost_a_bit_each() -> None:
     assert 1_000_001 not in answered
     assert encode_error("b", 1, "c", "x", "y").endswith(b"}\n")
     assert msgspec.json.decode(encode_error("b", 1, "c", "x", "y"))["response"] is None
+
+
+WRONG_FILES = {
+    "duplicate": (
+        b'{"custom_id":"a","method":"POST","url":"/v","body":{}}\n' * 2,
+        "line 2: custom_id: 'a' is on line 1 too",
+    ),
+    "UTF-16": ("\ufeff{}\n".encode("utf-16-le"), "UTF-16"),
+    "UTF-16 without a mark": ("{}\n".encode("utf-16-be"), "UTF-16"),
+    "UTF-32": ("{}\n".encode("utf-32"), "UTF-32"),
+    "gzip": (gzip.compress(b"{}"), "gzip"),
+    "many faults": (b"[]\n" * 25, "and 15 more"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FILES)
+def test_a_file_with_faults_is_refused_as_a_whole(tmp_path: Path, options: ClientOptions, name: str) -> None:
+    content, expected = WRONG_FILES[name]
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(content)
+    files = BatchFiles(tmp_path / "out.jsonl")
+    with pytest.raises(BatchConflict) as refused:
+        begin(files, source, options)
+    assert expected in str(refused.value)
+    assert not files.state.exists()
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path, options: ClientOptions) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 2)
+    source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())
+    state = begin(BatchFiles(tmp_path / "out.jsonl"), source, options)
+    assert state.total == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["out.jsonl.lock", "out.jsonl.batch.new", "out.jsonl.batch", "out.jsonl.cancel", "out.jsonl"]
+)
+def test_no_file_of_a_batch_is_opened_through_a_link(
+    tmp_path: Path, options: ClientOptions, ending: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / f"out.jsonl{ending}").symlink_to(victim)
+    files = BatchFiles(tmp_path / "out.jsonl")
+    with pytest.raises(BatchConflict), files.locked():
+        begin(files, write_requests(tmp_path / "in.jsonl", 1), options)
+        files.request_cancel()
+        BatchOutput(files, "b").close()
+    assert victim.read_text() == "precious"
+
+
+def test_files_are_private_and_the_lock_is_removed(tmp_path: Path, options: ClientOptions) -> None:
+    files = BatchFiles(tmp_path / "out.jsonl")
+    with files.locked():
+        state = begin(files, write_requests(tmp_path / "in.jsonl", 1), options)
+        BatchOutput(files, state.batch).close()
+        made = [files.out, files.errors, files.state, tmp_path / "out.jsonl.lock"]
+        assert {oct(path.stat().st_mode & 0o777) for path in made} == {"0o600"}
+    assert not (tmp_path / "out.jsonl.lock").exists()
+
+
+def test_a_damaged_line_is_reported_and_its_request_done_again(tmp_path: Path) -> None:
+    files = BatchFiles(tmp_path / "out.jsonl")
+    good = [encode_error("b", n, f"c{n}", "x", "why") for n in (1, 2, 3)]
+    files.out.write_bytes(good[0] + good[1].replace(b"{", b"(") + good[2] + b'{"id":"batch_')
+    output = BatchOutput(files, "b")
+    output.close()
+    assert output.damaged == [f"{files.out}:2"]
+    assert [number in output.answered for number in (1, 2, 3)] == [True, False, True]
+    assert files.out.read_bytes().endswith(good[2])
+
+
+async def test_a_result_that_cannot_be_decoded_is_kept_aside(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    files = BatchFiles(tmp_path / "out.jsonl")
+    with echoing(redis, options.queue):
+        state = begin(files, write_requests(tmp_path / "in.jsonl", 3), options)
+        redis.lpush(state.results, b'{"id":"x","payload":"\xff"}')
+        await run(files, state, valkey_url)
+    assert len(lines(files.out)) == 3
+    assert state.undecodable == 1
+    assert base64.b64decode(files.undecodable.read_bytes()) == b'{"id":"x","payload":"\xff"}'

@@ -77,7 +77,6 @@ def test_a_body_with_a_field_called_data_is_still_bare() -> None:
         enveloped(BODY, b"[]"),
         enveloped(BODY, b"{}", b"5"),
         enveloped(b'{"id":"a"'),
-        enveloped(BODY, b'{"request_token":"t"}', more=b',"\xff":1'),
     ],
 )
 def test_a_broken_frame_is_named_and_its_id_read(member: bytes) -> None:
@@ -89,7 +88,7 @@ def test_an_invalid_body_in_an_envelope_still_knows_where_its_result_goes() -> N
     internal = b'{"request_token":"t","result_queue_name":"mine","payload_ref":"apart"}'
     for member in (
         enveloped(b'{"id":"a","deadline":0,"payload":{}}', internal),
-        enveloped(b'{"id":"a","deadline":5,"payload":' + b'{"a":' * 2_000 + b"1" + b"}" * 2_001, internal),
+        enveloped(b'{"id":"a","deadline":5,"payload":' + b'{"a":' * 20_000 + b"1" + b"}" * 20_001, internal),
     ):
         error = refused(member)
         assert (error.request_id, error.request_token, error.result_queue_name) == ("a", "t", "mine")
@@ -217,8 +216,8 @@ APART_BODY = b'{"id":"a","deadline":100}'
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"hello", b"[1]", b'{"p":', b'{"p":1},"id":"b"', b'{"p":1}}', b'{"p":"\xff"}', b"[" * 5_000],
-    ids=["empty", "text", "array", "cut", "more fields", "one bracket more", "no UTF-8", "deep"],
+    [b"", b"hello", b"[1]", b'{"p":', b'{"p":1},"id":"b"', b'{"p":1}}', b"[" * 5_000],
+    ids=["empty", "text", "array", "cut", "more fields", "one bracket more", "deep"],
 )
 def test_a_payload_apart_that_is_no_json_object_is_an_invalid_request(payload: bytes) -> None:
     with pytest.raises(InvalidRequest):

@@ -1,4 +1,4 @@
-"""Depth and salvage against plain models of them."""
+"""Salvage against a plain model of it."""
 
 from __future__ import annotations
 
@@ -9,39 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.contract.json_limits import MAX_DEPTH, is_too_deep, salvage
+from handlers.contract.json_limits import salvage
 from tests.contract.json_texts import JSON, STRANGE, broken, text
 
 PATHS = frozenset({("id",), ("data", "id"), ("internal", "request_token")})
-# Brackets inside of strings, escapes before quotes: what a count alone would get wrong.
-TRICKY = st.text(st.sampled_from('[]{}"\\,: a'), max_size=10)
-NESTED = st.recursive(
-    TRICKY | st.integers(0, 9),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TRICKY, inner, max_size=4),
-    max_leaves=30,
-)
-
-
-def depth(value: Any) -> int:
-    """The plain model: how many objects and arrays lie inside of each other."""
-    if isinstance(value, dict):
-        return 1 + max(map(depth, value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max(map(depth, value), default=0)
-    return 0
-
-
-@given(value=NESTED, limit=st.integers(0, 8))
-def test_depth_agrees_with_a_plain_recursion(value: Any, limit: int) -> None:
-    assert is_too_deep(json.dumps(value).encode(), limit) is (depth(value) > limit)
-
-
-@pytest.mark.parametrize("opener", [b"[", b'{"a":'])
-def test_the_limit_is_exact_where_there_are_many_brackets(opener: bytes) -> None:
-    closer = b"]" if opener == b"[" else b"}"
-    many = b",[]" * 100
-    for levels, is_deep in ((MAX_DEPTH - 1, False), (MAX_DEPTH, True)):
-        assert is_too_deep(b"[" + opener * levels + b"1" + closer * levels + many + b"]") is is_deep
 
 
 def at(value: Any, path: tuple[str, ...]) -> Any:
@@ -89,8 +60,3 @@ def test_only_the_beginning_of_a_large_text_is_searched() -> None:
     padding = b" " * 70_000
     assert salvage(b'{"id":"a",' + padding, PATHS) == {("id",): "a"}
     assert salvage(b"{" + padding + b'"id":"a"', PATHS) == {}
-
-
-def test_brackets_in_a_prompt_are_no_nesting() -> None:
-    """Prompts hold code: what counts is the JSON around them."""
-    assert not is_too_deep(text({"messages": [{"content": "a[[[{{{" * 500, "role": '"['}] * 30}))

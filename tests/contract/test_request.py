@@ -96,7 +96,6 @@ def test_a_payload_may_only_be_absent_where_it_is_stored_apart() -> None:
         (b'{"id":"a","deadline":5,"payload":{},"headers":["x"]}', "headers", "a"),
         (b'{"id":"a","deadline":5,"payload":{},"model":4}', "model", "a"),
         (b'{"id":"a","deadline":5,"payload":{},"endpoint":{}}', "endpoint", "a"),
-        (b'{"id":"a","deadline":5,"payload":{"x":"\xff"}}', "body", "a"),
         (b'{"id":"a","deadline":5,"payload":{}} tail', "body", "a"),
         (b'\xef\xbb\xbf{"id":"a","deadline":5,"payload":{}}', "body", "a"),
         (b'{"id":"a","deadline":5,"payload":{', "body", "a"),
@@ -135,7 +134,7 @@ def test_a_body_of_ten_megabytes_goes_through_and_a_larger_one_does_not() -> Non
             assert refused(wire).request_id == "a"
 
 
-@pytest.mark.parametrize("levels", [1, MAX_DEPTH - 1, MAX_DEPTH, 1_000, 100_000])
+@pytest.mark.parametrize("levels", [1, 70, 1_100, MAX_DEPTH - 1, MAX_DEPTH, 100_000])
 def test_nesting_is_accepted_to_its_limit(levels: int) -> None:
     wire = b'{"id":"a","deadline":5,"payload":' + b'{"a":' * levels + b"1" + b"}" * levels + b"}"
     if levels < MAX_DEPTH:  # the body itself is the first level

@@ -220,7 +220,7 @@ async def test_while_expired_requests_wait_for_their_results_no_more_of_them_are
 ) -> None:
     rig = Rig(store)
     await rig.submit(*(body(f"r-{n}", deadline=1) for n in range(3)), score=1)
-    rig.carrier.answer_expired(await rig.queue.claim(3, only_expired=True))
+    await rig.carrier.answer_expired(await rig.queue.claim(3, only_expired=True))
     assert rig.carrier.is_settling_without_slots
     async with running(rig.settler.run()):
         await answered(rig, count=3)

@@ -283,7 +283,7 @@ async def test_a_first_that_ended_while_it_waited_is_finished(store: Redis, how:
     if how == "expired":
         rig.carrier._clock = lambda: deadline + 1
     async with running(rig.settler.run()):
-        rig.carrier.answer_expired([replace(claim, is_cancelled=how == "cancelled")])
+        await rig.carrier.answer_expired([replace(claim, is_cancelled=how == "cancelled")])
         await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is answered")
     rig.carrier._clock = rig.queue.now
     await carried(rig, submission("two"))
@@ -298,7 +298,7 @@ async def test_a_dead_letter_is_finished_but_runs_when_it_is_queued_again(store:
     assert repeats
     await repeats.answer(claim, decode_member(claim.member, QUEUE), time.time())
     async with running(rig.settler.run()):
-        await rig.carrier.bury([claim])
+        await rig.carrier.bury([claim], 5)
         await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is buried")
     await carried(rig, submission("two"))
     assert "finished" in (await rig.results())[-1].error_message
@@ -350,6 +350,6 @@ async def test_what_was_cancelled_in_flight_or_expired_between_attempts_is_finis
         await carried(rig, submission("two"))
         (retry,) = cast("list[bytes]", await store.zrange(RETRIES, 0, -1))
         late = retry.replace(json.dumps(json.loads(retry)["data"]["deadline"]).encode(), b"5")
-        rig.carrier.answer_expired(await rig.claimed(late))
+        await rig.carrier.answer_expired(await rig.claimed(late))
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
     assert await store.get(stands_key("a", QUEUE)) == b"!token two"

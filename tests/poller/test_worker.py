@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from handlers.contract.envelope import encode_retry
+from handlers.contract.envelope import Envelope, encode_retry
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
@@ -118,7 +118,7 @@ async def test_a_defect_while_settling_gives_the_claim_up_and_others_go_on(store
 
         async def is_buried() -> bool:
             reclaimed = await rig.queue.reclaim(10, 1)
-            await rig.carrier.bury(reclaimed.dead)
+            await rig.carrier.bury(reclaimed.dead, 5)
             return await rig.result_count() == 2
 
         await wait_until_async(is_buried, IN_TIME, "the result of a burial")
@@ -139,7 +139,7 @@ async def test_a_dead_letter_has_the_payload_that_was_stored_apart(
     if stored is not None:
         await store.set(key, stored)
     async with running(rig.settler.run()):
-        await rig.carrier.bury(claims)
+        await rig.carrier.bury(claims, 5)
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
     assert not await store.exists(key)
 
@@ -239,3 +239,24 @@ async def test_a_defect_of_ours_ends_a_request_after_a_few_attempts(store: Redis
     assert await rig.store.zcard(RETRIES) == 1
     (result,) = await rig.results()
     assert (result.id, result.error_code) == ("b", ErrorCode.UNDELIVERABLE)
+
+
+async def test_dead_lettering_keeps_a_member_that_nobody_can_read(
+    store: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An owner died of dead-lettering itself: the second time nothing is decoded."""
+    member = b'{"id":"x","deadline":1,"payload":{},"a":"' + rb"\"" * 32_000
+    rig = Rig(store)
+    (claim,) = await rig.claimed(member)
+
+    def broken(*_args: object, **_options: object) -> Envelope:
+        raise MemoryError
+
+    monkeypatch.setattr("handlers.poller.worker.decode_member", broken)
+    async with running(rig.settler.run()):
+        await rig.carrier.bury([replace(claim, deaths=6)], 5)
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    (result,) = await rig.results()
+    assert (result.id, result.error_code) == ("x", ErrorCode.UNDELIVERABLE)
+    (letter,) = [one async for one in DeadLetters(store, QUEUE).all()]
+    assert letter.member == member

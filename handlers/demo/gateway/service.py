@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from handlers.contract.json_limits import MALFORMED
 from handlers.demo.gateway import replies
 from handlers.demo.gateway.breaking import break_response
 from handlers.demo.gateway.engine import Engine, Rejected
@@ -164,7 +165,7 @@ class Service:
             return None
         try:
             return _payload_decoder.decode(exchange.body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except MALFORMED:
             to.reply(400, replies.error(400, "no JSON object"))
             self._note(exchange, Payload(), 400)
             return None

@@ -25,6 +25,7 @@ from jwt import PyJWTError
 from jwt.algorithms import RSAAlgorithm
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
+from handlers.contract.json_limits import MALFORMED
 from handlers.telemetry.logs import get_logger
 
 GOOGLE_CERTS_URL: Final = "https://www.googleapis.com/oauth2/v1/certs"
@@ -185,7 +186,7 @@ def decode_keys(body: bytes) -> Mapping[str, RSAPublicKey]:
         else:
             pems = {kid: msgspec.json.decode(pem, type=str) for kid, pem in fields.items()}
             found = {kid: _usable(_pem_key, pem) for kid, pem in pems.items()}
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         return {}
     return {kid: key for kid, key in found.items() if key is not None}
 

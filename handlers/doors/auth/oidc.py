@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import InvalidSignatureError, PyJWS, PyJWTError
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.json_limits import MALFORMED
 from handlers.doors.auth.bearer import Refusal, bearer_token
 from handlers.doors.auth.google_keys import KeysUnavailable, SigningKeys, SigningKeysOptions
 
@@ -138,7 +139,7 @@ class PushIdentity:
             return payload
         try:
             claims = _claims_decoder.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except MALFORMED:
             return _CLAIMS
         return self._check_claims(claims) or claims
 

@@ -23,7 +23,8 @@ from handlers.contract.events import (
     binary_headers,
     decode_event,
 )
-from handlers.contract.request import Request, decode_body
+from handlers.contract.json_limits import MALFORMED
+from handlers.contract.request import Request, decode_body_aside
 from handlers.contract.result import Result, encode_result
 from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, RetryAnswer, encode_retry_answer
 from handlers.doors.cloudevents.event_sink import EventSink, SinkRefused, SinkUnavailable
@@ -82,15 +83,15 @@ class DispatchDoor:
         except InvalidEvent as error:
             return plain(400, f"not a CloudEvent: {error}")
         try:
-            return self._request(event), event
+            return await self._request(event), event
         except InvalidRequest as error:
             if not error.request_id:
                 return plain(400, f"not a request: {error}")
             return invalid(error, event.extensions.get("requesttoken", "")), event
 
-    def _request(self, event: Event) -> Request:
+    async def _request(self, event: Event) -> Request:
         extensions = event.extensions
-        request = decode_body(
+        request = await decode_body_aside(
             event.data,
             queue=extensions.get("queue", ""),
             attempt=_number(extensions.get("attempt", "")) or 0,
@@ -232,5 +233,5 @@ def _labels(text: str) -> dict[str, str]:
         return {}
     try:
         return _labels_decoder.decode(text)
-    except msgspec.DecodeError:
+    except MALFORMED:
         return {}

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from handlers.contract.events import Event
+from handlers.contract.json_limits import MALFORMED
 from handlers.doors.http_message import Delivery
 
 HEADER_PREFIX: Final = "header:"
@@ -79,7 +80,7 @@ def as_request(event: Event, delivery: Delivery, fields: EventFields, now: float
 def _is_json(data: bytes) -> bool:
     try:
         msgspec.json.decode(data, type=msgspec.Raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         return False
     return True
 
@@ -87,7 +88,7 @@ def _is_json(data: bytes) -> bool:
 def _parts(data: bytes) -> dict[str, msgspec.Raw] | None:
     try:
         return _parts_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         return None
 
 

@@ -18,7 +18,7 @@ import msgspec
 from handlers.clock import FollowedClock
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.json_limits import salvage
-from handlers.contract.request import Request, decode_body
+from handlers.contract.request import Request, decode_body_aside
 from handlers.contract.result import ErrorCode, Result, encode_result, error_result
 from handlers.contract.result_names import ResultNames
 from handlers.doors.http_message import Answer, Delivery, plain, retry_after
@@ -138,7 +138,7 @@ class PubSubPushDoor:
         subscription = self._subscription(push.subscription)
         context = PushContext(push, subscription, subscription.result_topic, self._monotonic())
         try:
-            request = self._request(push, subscription)
+            request = await self._request(push, subscription)
             context = self._routed(context, request)
         except InvalidRequest as error:
             context = self._salvaged(context)
@@ -166,8 +166,8 @@ class PubSubPushDoor:
             request = msgspec.structs.replace(request, previous_traceparent=turn.previous_traceparent)
         return request, replace(context, turn=turn)
 
-    def _request(self, push: Push, subscription: Subscription) -> Request:
-        request = decode_body(
+    async def _request(self, push: Push, subscription: Subscription) -> Request:
+        request = await decode_body_aside(
             push.body,
             queue=subscription.name,
             attempt=max(0, (push.delivery_attempt or 1) - 1),

@@ -17,6 +17,7 @@ import msgspec
 
 from handlers.contract.errors import InvalidEvent
 from handlers.contract.events import decode_event, is_event
+from handlers.contract.json_limits import MALFORMED
 from handlers.doors.http_message import Delivery
 
 _PREFIX = b"x-goog-pubsub-"
@@ -91,7 +92,7 @@ def _is_wrapped(body: bytes) -> bool:
     """A frame has `message` and no `id`; a request has an `id`. Broken JSON is taken as a request's body."""
     try:
         fields = _unwrap_probe.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         return False
     return "message" in fields and "id" not in fields
 
@@ -100,7 +101,7 @@ def _decode_wrapped(body: bytes) -> Push:
     try:
         frame = _decoder.decode(body)
         data = base64.b64decode(frame.message.data or "", validate=True)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise InvalidEvent("push", found=_what(error), accepted="a Pub/Sub push body") from None
     except (binascii.Error, ValueError):
         raise InvalidEvent("message.data", found="no base64", accepted="a base64 string") from None

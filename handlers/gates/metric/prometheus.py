@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from handlers.contract.json_limits import MALFORMED
 from handlers.gates.metric.feed import SourceMissing
 from handlers.gates.metric.http_text import HttpText
 
@@ -57,7 +58,7 @@ async def instant_query(
         if answer.data.resultType != "vector":
             raise SourceMissing(f"the query gives a {answer.data.resultType}, not one number")
         series = msgspec.json.decode(answer.data.result, type=list[_Series])
-    except (msgspec.MsgspecError, ValueError):
+    except (*MALFORMED, ValueError):
         raise SourceMissing("its answer is not Prometheus's") from None
     return [(one.metric, float(one.value[1])) for one in series]
 

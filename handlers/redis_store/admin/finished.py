@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from handlers.contract.json_limits import MALFORMED
 from handlers.redis_store.connection import Store
 from handlers.redis_store.scripts import lua_script
 
@@ -71,5 +72,5 @@ async def read_finished(redis: Store, request_id: str) -> FinishedRecord | None:
         return None
     try:
         return _decoder.decode(text)
-    except msgspec.DecodeError:
+    except MALFORMED:
         return None

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
-
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
+from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import ErrorCode, decode_result
 from handlers.redis_store.admin.finished import FinishedRecord, read_finished
 from handlers.redis_store.admin.status_board import Found, search
@@ -198,6 +197,6 @@ def _outcome_of(text: bytes, request_id: str) -> str:
         return ""
     try:
         result = decode_result(text)
-    except msgspec.DecodeError:
+    except Malformed:
         return ""
     return (result.error_code or f"HTTP {result.status_code}") if result.id == request_id else ""

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
-
+from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import decode_result, encode_result, filled_result
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.submit.submission_keys import RESULT_PAYLOAD_PREFIX
@@ -70,6 +69,6 @@ def _payload_key(text: bytes) -> str:
         return ""
     try:
         key = decode_result(text).payload_ref
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except Malformed:
         return ""  # not ours to judge: its reader does
     return key if key.startswith(RESULT_PAYLOAD_PREFIX) else ""

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from handlers.cli.stranger_text import for_output
 from handlers.cli.submit import _show
+from handlers.cli.text import for_output
 from handlers.contract.result import Result
 
 HOSTILE = "a\x1b[2J\x9b31m\x07\u202eb\nc\td"

@@ -1,0 +1,86 @@
+"""Check an input file as a whole, before the first request is queued."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from handlers.batch.files import BatchConflict, numbered_lines
+from handlers.batch.lines import InvalidLine, decode_line
+
+SHOWN_FAULTS: Final = 10
+
+_MARKS: Final = (
+    (b"\x1f\x8b", "gzip"),
+    (b"(\xb5/\xfd", "zstd"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"PK\x03\x04", "zip"),
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+class InvalidFile(BatchConflict):
+    """An input file that is refused as a whole; nothing was queued."""
+
+
+class FileCheck(msgspec.Struct, frozen=True):
+    """What a check found: how many requests there are, how many lines are faulty, and the first faults."""
+
+    total: int
+    faulty: int
+    faults: list[str]
+
+
+def file_format(head: bytes) -> str:
+    """The format of a file by its first bytes, if it is not JSON in UTF-8; else empty."""
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    if (len(head) >= 4 and head[0] == 0) or head[1:2] == b"\0":
+        return "UTF-32" if head[:3] == b"\0\0\0" or head[1:4] == b"\0\0\0" else "UTF-16"
+    return ""
+
+
+def check_text_file(path: Path, head: bytes) -> None:
+    """Raise `InvalidFile` if a file is compressed or not in UTF-8, by its first bytes."""
+    if found := file_format(head):
+        raise InvalidFile(f"{path}: expected JSON lines in UTF-8, got {found}; convert the file first")
+
+
+def check_file(path: Path, *, is_whole: bool) -> FileCheck:
+    """Check the format and, if `is_whole`, every line. Raises `InvalidFile` for a format or a duplicate `custom_id`.
+
+    Memory: 16 bytes and the number of the line for each `custom_id`.
+    """
+    with path.open("rb") as file:
+        check_text_file(path, file.read(8))
+    total = faulty = 0
+    faults: list[str] = []
+    first_lines: dict[bytes, int] = {}
+    for number, text in numbered_lines(path, 1):
+        total += 1
+        reason = _fault(number, text, first_lines) if is_whole else ""
+        if reason:
+            faulty += 1
+            if len(faults) < SHOWN_FAULTS:
+                faults.append(f"line {number}: {reason}")
+    return FileCheck(total, faulty, faults)
+
+
+def _fault(number: int, text: bytes, first_lines: dict[bytes, int]) -> str:
+    line = decode_line(number, text)
+    reason = line.reason if isinstance(line, InvalidLine) else ""
+    if line.custom_id:
+        digest = hashlib.blake2b(line.custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        first = first_lines.setdefault(digest, number)
+        if first != number:
+            return f"custom_id: {line.custom_id[:80]!r} is on line {first} too"
+    return reason

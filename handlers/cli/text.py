@@ -1,0 +1,88 @@
+"""Text of people on its way in (arguments, variables) and out (terminals, pipes) of every command.
+
+In: text must be Unicode. Python hands over undecodable bytes of arguments and variables as lone surrogates, which no
+queue could store. Out: what the stream's encoding cannot show is escaped as JSON does, so that JSON stays JSON, and a
+terminal gets no control characters (CWE-150).
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+import click
+
+from handlers.contract.errors import InvalidSetting
+from handlers.contract.lenient_json import is_unicode
+
+_KEPT: Final = "\n\t"
+_ESCAPES: Final = "json-escapes"
+
+
+class TextType(click.types.StringParamType):
+    """A string of valid Unicode."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text; fails if bytes of it are not UTF-8."""
+        text = super().convert(value, param, ctx)
+        if isinstance(text, str) and not is_unicode(text):
+            shown = text.encode("utf-8", "surrogateescape" if _has_bytes(text) else "backslashreplace")
+            self.fail(f"expected UTF-8 text, got {shown!r}", param, ctx)
+        return text
+
+
+def check_names(*paths: Path | None) -> None:
+    """Raise `InvalidSetting` for a file name that cannot be written into a file of ours: it is not UTF-8."""
+    for path in paths:
+        if path is not None and not is_unicode(str(path)):
+            raise InvalidSetting("file name", found=repr(os.fsencode(path)), accepted="a name in UTF-8")
+
+
+def _has_bytes(text: str) -> bool:
+    return all(not "\ud800" <= each <= "\udfff" or "\udc80" <= each <= "\udcff" for each in text)
+
+
+def check_text(command: click.Command) -> click.Command:
+    """The command, with every plain string it and its subcommands take checked by `TextType`.
+
+    File names are exempt (`click.Path`): a file system may hold names that are not UTF-8.
+    """
+    for parameter in command.params:
+        if type(parameter.type) is click.types.StringParamType:
+            parameter.type = TextType()
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            check_text(each)
+    return command
+
+
+def escape_unencodable() -> None:
+    """Make stdout and stderr escape what their encoding lacks, in place of raising `UnicodeEncodeError`."""
+    codecs.register_error(_ESCAPES, _json_escapes)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a test's capture has its own
+            stream.reconfigure(errors=_ESCAPES)
+
+
+def _json_escapes(error: UnicodeError) -> tuple[str, int]:
+    r"""`\u00e9`, and a pair of surrogates beyond the basic plane."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    units = (int.from_bytes(text[at : at + 2]) for at in range(0, len(text), 2))
+    return "".join(f"\\u{unit:04x}" for unit in units), error.end
+
+
+def for_output(text: str, out: TextIO) -> str:
+    """`text` as it is, or without control characters but line breaks and tabs where `out` is a terminal."""
+    return printable(text) if out.isatty() else text
+
+
+def printable(text: str) -> str:
+    """`text` with a replacement character for whatever a terminal might obey."""
+    return "".join(
+        each if each.isprintable() or each in _KEPT else "\N{REPLACEMENT CHARACTER}" for each in text
+    )

@@ -1,0 +1,262 @@
+r"""JSON as leniently as Go's encoding/json reads it, in linear time and constant stack.
+
+Rules (https://pkg.go.dev/encoding/json#Unmarshal and its decode.go, scanner.go), beyond RFC 8259:
+
+- field names match without regard to case; of several that match one field the last one wins;
+- `null` leaves a field as it is, and is an empty string as a value of a string map;
+- invalid UTF-8 (byte by byte) and escapes of lone surrogates become U+FFFD;
+- nesting is accepted to 10,000 levels, the outermost one included;
+- a map that occurs twice is merged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from random import randrange
+from typing import Final
+
+import msgspec
+
+from handlers.contract.json_limits import MALFORMED, MAX_DEPTH, STRING
+
+_PIECE_LEVELS: Final = 256
+"""Deep texts are checked in pieces of that many levels: far from the decoder's recursion limit."""
+_STEP_BYTES: Final = 4_096
+"""How much of a text is skipped at a time, by adding up its brackets."""
+
+_STRING = re.compile(STRING, re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+"""An opener is one level down, a closer (-1 as a signed byte) one up."""
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_SPACE = b" \t\r\n"
+_SCALAR = re.compile(rb"[^,}\s]*+")
+_SURROGATES = re.compile(rb"(?<!\\)((?:\\\\)*+)((?:\\u[dD][89a-fA-F][0-9a-fA-F]{2})++)")
+_PAIR_OR_LONE = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u....)")
+_LONE = re.compile(rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F](?<!\\u[dD][89abAB]..\\u[dD][c-fC-F]))")
+"""Finds each lone surrogate where no backslash is escaped right before a `u`."""
+_INVALID_BYTE = re.compile("[\udc80-\udcff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NULL: Final = msgspec.Raw(b"null")
+
+_parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_raw_decoder = msgspec.json.Decoder(msgspec.Raw)
+_key_decoder = msgspec.json.Decoder(str)
+_encoder = msgspec.json.Encoder()
+
+Fields = dict[str, msgspec.Raw]
+
+
+class Malformed(ValueError):
+    """A text that is not JSON, or not a JSON object where one is expected. Its message holds no content."""
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string can be encoded: it holds no lone surrogates."""
+    return text.isascii() or not _SURROGATE.search(text)
+
+
+def repaired(text: bytes) -> bytes:
+    """The text with U+FFFD for invalid UTF-8 and for escapes of lone surrogates; the same object if it has none."""
+    if not text.isascii():
+        try:
+            str(text, "utf-8")
+        except UnicodeDecodeError:
+            text = _INVALID_BYTE.sub("\ufffd", str(text, "utf-8", "surrogateescape")).encode()
+    if (b"\\ud" in text or b"\\uD" in text) and (b"\\\\u" in text or _LONE.search(text)):
+        text = _SURROGATES.sub(_paired, text)
+    return text
+
+
+def _paired(run: re.Match[bytes]) -> bytes:
+    return run[1] + _PAIR_OR_LONE.sub(lambda each: rb"\ufffd" if each[1] else each[0], run[2])
+
+
+def check_json(text: bytes) -> None:
+    """Raise `Malformed` unless `text` is one JSON value of at most `MAX_DEPTH` levels."""
+    try:
+        _raw_decoder.decode(text)
+    except RecursionError:
+        for piece in _pieces(text):
+            _check_piece(piece)
+    except MALFORMED as error:
+        raise Malformed(str(error)) from None
+
+
+def _check_piece(piece: bytes) -> None:
+    try:
+        _raw_decoder.decode(piece)
+    except MALFORMED as error:
+        raise Malformed(re.sub(r" \(byte \d+\)$", "", str(error))) from None
+
+
+def _pieces(text: bytes) -> Iterator[bytes]:
+    """Cut a deep text into shallow ones: what nests deeper than a piece may is a piece of its own, here `null`.
+
+    At which levels it is cut is random: a text made to be cut at each bracket would cost a piece for each.
+    """
+    first_cut = randrange(1, _PIECE_LEVELS)
+    open_pieces: list[tuple[list[bytes], int]] = []
+    chunks: list[bytes] = []
+    start = 0
+    for at, depth in _turns(text, first_cut):
+        if text[at] in b"[{":
+            if depth > MAX_DEPTH:
+                raise Malformed(f"more than {MAX_DEPTH} levels of nesting")
+            open_pieces.append(([*chunks, text[start:at], b"null"], depth))
+            chunks, start = [], at
+        elif open_pieces and depth == open_pieces[-1][1]:
+            yield b"".join([*chunks, text[start : at + 1]])
+            chunks, start = open_pieces.pop()[0], at + 1
+    if open_pieces:
+        raise Malformed("Input data was truncated")
+    yield b"".join([*chunks, text[start:]])
+
+
+def _turns(text: bytes, first_cut: int) -> Iterator[tuple[int, int]]:
+    """The brackets that open or close a level of `first_cut` plus a multiple of `_PIECE_LEVELS`, and too deep ones."""
+    depth = 0
+    for start, end in _outside_strings(text):
+        for at in range(start, end, _STEP_BYTES):
+            to = min(end, at + _STEP_BYTES)
+            least, most, last = _levels(text[at:to], depth)
+            if (least - first_cut) // _PIECE_LEVELS == (
+                most - first_cut
+            ) // _PIECE_LEVELS and most <= MAX_DEPTH:
+                depth = last
+                continue
+            for match in _BRACKET.finditer(text, at, to):
+                is_open = match[0] in b"[{"
+                depth += is_open
+                if (depth - first_cut) % _PIECE_LEVELS == 0 or depth > MAX_DEPTH:
+                    yield match.start(), depth
+                depth -= not is_open
+
+
+def _levels(text: bytes, depth: int) -> tuple[int, int, int]:
+    """The lowest, the highest and the last level in a text without strings that begins at `depth`."""
+    steps = text.translate(_STEPS, _NO_BRACKETS)
+    if not steps:
+        return depth, depth, depth
+    levels = list(accumulate(memoryview(steps).cast("b"), initial=depth))
+    return min(levels), max(levels), levels[-1]
+
+
+def _outside_strings(text: bytes, at: int = 0) -> Iterator[tuple[int, int]]:
+    """The spans of a text from `at` on that lie between strings."""
+    while (quote := text.find(b'"', at)) >= 0:
+        yield at, quote
+        string = _STRING.match(text, quote)
+        at = string.end() if string else len(text)
+    yield at, len(text)
+
+
+def _value_end(text: bytes, at: int) -> int:
+    """Where the JSON value that begins at `at` ends."""
+    if text[at : at + 1] == b'"':
+        string = _STRING.match(text, at)
+        return string.end() if string else len(text)
+    if text[at] not in b"[{":
+        scalar = _SCALAR.match(text, at)
+        return scalar.end() if scalar else at
+    depth = 0
+    for start, end in _outside_strings(text, at):
+        for place in range(start, end, _STEP_BYTES):
+            to = min(end, place + _STEP_BYTES)
+            least, _, last = _levels(text[place:to], depth)
+            if least > 0:
+                depth = last
+                continue
+            for match in _BRACKET.finditer(text, place, to):
+                depth += 1 if match[0] in b"[{" else -1
+                if depth == 0:
+                    return match.end()
+    return len(text)
+
+
+def split_object(text: bytes) -> Fields:
+    """The fields of a JSON object, each value as it is written. Raises `Malformed`."""
+    try:
+        return _parts_decoder.decode(text)
+    except RecursionError:
+        check_json(text)
+        if not text.lstrip().startswith(b"{"):
+            raise Malformed("Expected `object`, got `array`") from None
+        return dict(_pairs(text, {}))
+    except MALFORMED as error:
+        raise Malformed(str(error)) from None
+
+
+def _pairs(text: bytes, fields: Fields) -> Iterator[tuple[str, msgspec.Raw]]:
+    """All fields of a valid JSON object in order, repeated ones too; `fields` holds the last value of each."""
+    at = text.index(b"{") + 1
+    while (quote := text.find(b'"', at)) >= 0:
+        colon = text.index(b":", _value_end(text, quote))
+        name = _key_decoder.decode(text[quote:colon])
+        start = colon + 1
+        while text[start] in _SPACE:
+            start += 1
+        known = fields.get(name)
+        if known is not None and text.startswith(value := bytes(known), start) and value[:1] in (b"{", b"["):
+            end = start + len(value)
+        else:
+            end = _value_end(text, start)
+        yield name, msgspec.Raw(text[start:end])
+        at = end
+
+
+def canonical_fields(
+    text: bytes,
+    names: frozenset[str],
+    *,
+    maps: frozenset[str] = frozenset(),
+    nullable: str = "",
+    fields: Fields | None = None,
+) -> Fields:
+    """The fields of a JSON object, those of `names` under these names and without nulls; others as they are.
+
+    `maps` are merged if they occur twice. `nullable` names the one field that may be null. `fields` are those of
+    `split_object`, if it was called before. Raises `Malformed`.
+    """
+    if fields is None:
+        fields = split_object(text)
+    for name, value in fields.items():
+        if value == _NULL and name != nullable if name in names else _folded(name) in names:
+            break
+    else:
+        return fields
+    found: Fields = {}
+    for name, value in _pairs(text, fields):
+        known = name if name in names else _folded(name)
+        if known not in names:
+            found[name] = value
+        elif value != _NULL or known == nullable:
+            found[known] = _merged(found[known], value) if known in maps and known in found else value
+        elif known in maps:
+            found.pop(known, None)
+    return found
+
+
+def _folded(name: str) -> str:
+    """Go's folding of ASCII names: letters, the long s and the Kelvin sign."""
+    return name.lower().replace("\N{LATIN SMALL LETTER LONG S}", "s")
+
+
+def _merged(first: msgspec.Raw, second: msgspec.Raw) -> msgspec.Raw:
+    both = bytes(first)[:1] + bytes(second)[:1]
+    if both != b"{{":
+        return second
+    pairs = {**split_object(bytes(first)), **split_object(bytes(second))}
+    return msgspec.Raw(_encoder.encode(pairs))
+
+
+def strings(values: Mapping[str, str | None] | None) -> dict[str, str]:
+    """A string map, with an empty string for each null."""
+    return {name: value or "" for name, value in values.items()} if values else {}
+
+
+def pick(fields: Fields, names: Iterable[str]) -> bytes:
+    """A JSON object of some of the fields."""
+    return _encoder.encode({name: fields[name] for name in names if name in fields})
