@@ -25,6 +25,7 @@ FROM dependencies AS application
 COPY requirements-build.txt ./
 RUN pip install --require-hashes --only-binary :all: --target /opt/build -r requirements-build.txt
 COPY pyproject.toml README.md LICENSE ./
+COPY async_processor/ async_processor/
 COPY handlers/ handlers/
 RUN PYTHONPATH=/opt/build pip wheel --no-deps --no-build-isolation --wheel-dir /opt/wheels . \
  && pip --python /opt/venv/bin/python install --no-deps --no-index --target /opt/app /opt/wheels/*.whl \

@@ -29,11 +29,13 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'no virtual environment without the package python3-venv'; exit 1; }
 
-# What the product and its demo need. setuptools is for the package itself, which is installed as a link.
+# What the product and its demo need. setuptools is for the package itself, which is installed as a link: `compat` writes
+# a plain path, which mypy and editors can follow.
 $(VENV)/.runtime: requirements.txt requirements-build.txt pyproject.toml | $(BIN)/python
 	@echo 'Installing into $(VENV) ...'
 	@$(INSTALL) -r requirements-build.txt -r requirements.txt
-	@PYTHONWARNINGS=ignore $(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@PYTHONWARNINGS=ignore $(PIP) install --quiet --no-deps --no-build-isolation \
+		--config-settings editable_mode=compat --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
@@ -116,7 +118,8 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-ind
 
 # Keeps what is pinned; ARGS=--upgrade takes the newest, ARGS="--upgrade-package NAME" one of them.
 lock: $(VENV)/.dev ## compile the lock files from pyproject.toml
-	$(LOCK) $(ARGS) --constraint requirements-build.txt --extra demo --extra otel --output-file requirements.txt
+	$(LOCK) $(ARGS) --constraint requirements-build.txt --extra server --extra demo --extra otel \
+		--output-file requirements.txt
 	$(LOCK) $(ARGS) --constraint requirements-build.txt --constraint requirements.txt --extra dev \
 		--output-file requirements-dev.txt
 

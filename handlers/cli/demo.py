@@ -29,6 +29,7 @@ def demo(requests: int, has_pubsub: bool, seconds: float) -> None:
     retried, and come back as results. Where Google's Pub/Sub emulator is found, also through a topic."""
     from rich.console import Console
 
+    import handlers.serving.server  # noqa: F401  # a missing extra fails here, and not in a child process
     from handlers.cli.main import fail
     from handlers.demo.demo import DemoOptions, run_demo
 

