@@ -268,19 +268,21 @@ async def durability_warnings(redis: Store) -> list[str]:
     return warnings
 
 
-async def executed(redis: Store, pipeline: Any) -> list[Any]:
+async def executed(redis: Store, pipeline: Any, *, raise_on_error: bool = True) -> list[Any]:
     """The answers of a pipeline. Raises one of `STORE_FAILURES`.
+
+    Without `raise_on_error` the error of a single command stands in the place of its answer.
 
     The library asks a cluster who has which slot after a failed command, but not after a failed pipeline: without
     this a dead master would be asked for ever.
     """
     answers: list[Any]
     if not isinstance(redis, _WaitingCluster):
-        answers = await pipeline.execute()
+        answers = await pipeline.execute(raise_on_error=raise_on_error)
         return answers
     try:
         async with redis.room():
-            answers = await pipeline.execute()
+            answers = await pipeline.execute(raise_on_error=raise_on_error)
     except STORE_FAILURES:
         with contextlib.suppress(*STORE_FAILURES):
             await redis.nodes_manager.initialize()

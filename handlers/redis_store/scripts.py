@@ -12,6 +12,9 @@ from redis.asyncio.cluster import RedisCluster
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
+BATCH_BYTES: Final = 4_000_000
+"""What one command or reply carries at most, unless one item is larger: at 2 MB/s that is the default time limit."""
+
 _INCLUDE: Final = re.compile(r"^-- include (_\w+)\n", re.MULTILINE)
 
 

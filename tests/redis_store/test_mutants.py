@@ -29,75 +29,81 @@ class Mutant:
 
 
 _ENDED = "KEYS[4], '-inf', string.format('%.6f', now)"
-_RETURN = "redis.call('ZADD', KEYS[1], score_of(owner, member), member)"
+_RETURN = "move_back(key, member, member and score_of(owner, member))"
 _LATE = "'%.6f', now + tonumber(ARGV[2])"
+_INDEX = "  run('ZADD', KEYS[4], lease_end, key)"
+_DONE = "string.sub(done_before, n, n) == '1' then\n    "
 MUTANTS = {
-    "destructive pop": Mutant("claim", "redis.call('HSETNX', KEYS[2], key, member)", "1"),
-    "claim without an owner": Mutant("claim", "redis.call('HSET', KEYS[3], key, owner)", ""),
-    "claim without a lease": Mutant("claim", "redis.call('ZADD', KEYS[4], lease_end, key)", ""),
+    "destructive pop": Mutant("claim", "run('HSET', KEYS[2], key, member)", ""),
+    "claim without an owner": Mutant("claim", "redis.pcall('HSET', KEYS[3], key, owner)", "1"),
+    "claim without a lease": Mutant("claim", "run('ZADD', KEYS[4], lease_end, key)", ""),
     "claim overwrites a live claim": Mutant(
         "claim",
-        "redis.call('HSETNX', KEYS[2], key, member) == 0",
-        "redis.call('HSET', KEYS[2], key, member) < 0",
+        "local held = run('HGET', KEYS[2], key)",
+        "local held = nil",
     ),
     "claim with one token for all": Mutant("claim", "ARGV[3] .. ':' .. at .. ':s='", "'same:1:s='"),
-    "claim takes the latest": Mutant("claim", "'ZPOPMIN'", "'ZPOPMAX'"),
+    "claim takes the latest": Mutant("claim", "KEYS[1], 0, 0, 'WITHSCORES'", "KEYS[1], -1, -1, 'WITHSCORES'"),
     "lease by a clock that runs ahead": Mutant("claim", _LATE, _LATE + " + 90"),
-    "renew without owner check": Mutant(
-        "renew", "redis.call('HGET', KEYS[1], ARGV[at]) == ARGV[at + 1]", "true"
+    "renew without owner check": Mutant("renew", "run('HGET', KEYS[1], ARGV[at]) == ARGV[at + 1]", "true"),
+    "renew that does not renew": Mutant("renew", "run('ZADD', KEYS[2], lease_end, ARGV[at])", ""),
+    "ack without owner check": Mutant("ack", "run('HGET', KEYS[2], key) ~= owner", "false"),
+    "ack without a result": Mutant("ack", "run('LPUSH', list, result)", ""),
+    "ack keeps the claim": Mutant("ack", "run('HDEL', KEYS[1], key)", ""),
+    "ack keeps the owner": Mutant("ack", "run('HDEL', KEYS[2], key)", ""),
+    "ack forgets what it did": Mutant("ack", "table.concat(marks), 'EX', 60", "table.concat(marks), 'PX', 1"),
+    "ack repeats what it did": Mutant(
+        "ack",
+        "string.sub(done_before, n, n) == '1' then\n    return 1",
+        "string.sub(done_before, n, n) == '1' then\n    write() return 1",
     ),
-    "renew that does not renew": Mutant("renew", "redis.call('ZADD', KEYS[2], lease_end, ARGV[at])", ""),
-    "ack without owner check": Mutant("ack", "redis.call('HGET', KEYS[2], key) == owner", "true"),
-    "ack without a result": Mutant("ack", "redis.pcall('LPUSH', list, result)", "1"),
-    "ack keeps the claim": Mutant("ack", "redis.call('HDEL', KEYS[1], key)", ""),
-    "ack keeps the owner": Mutant("ack", "redis.call('HDEL', KEYS[2], key)", ""),
-    "ack forgets what it did": Mutant("ack", "'EX', 60", "'PX', 1"),
-    "ack repeats what it did": Mutant("ack", "effect == 1 and not is_settled", "effect == 1 and is_settled"),
-    "ack forgets no deaths": Mutant("ack", "redis.call('HDEL', KEYS[4]", "redis.call('HGET', KEYS[4]"),
-    "nack without owner check": Mutant("nack", "redis.call('HGET', KEYS[2], key) == ARGV[at + 1]", "true"),
-    "a retry re-enters at once": Mutant("nack", "now + tonumber(ARGV[at + 3])", "now"),
-    "nack forgets what it did": Mutant("nack", "'EX', 60", "'PX', 1"),
-    "nack keeps the claim": Mutant("nack", "redis.call('ZREM', KEYS[3], key)", ""),
+    "ack forgets no deaths": Mutant("ack", "try('HDEL', deaths,", "try('HGET', deaths,"),
+    "nack without owner check": Mutant("nack", "run('HGET', KEYS[2], key) ~= owner", "false"),
+    "a retry re-enters at once": Mutant("nack", "now + tonumber(delay)", "now"),
+    "nack forgets what it did": Mutant(
+        "nack", "table.concat(marks), 'EX', 60", "table.concat(marks), 'PX', 1"
+    ),
+    "nack keeps the claim": Mutant("nack", "run('ZREM', KEYS[3], key)", ""),
     "release without owner check": Mutant(
         "release",
-        "redis.call('HGET', KEYS[3], key) == ARGV[at + 1]",
-        "redis.call('HEXISTS', KEYS[2], key) == 1",
+        "run('HGET', KEYS[3], key) == ARGV[at + 1]",
+        "run('HEXISTS', KEYS[2], key) == 1",
     ),
-    "release drops the request": Mutant(
-        "release", "redis.call('ZADD', KEYS[1], ARGV[at + 2], redis.call('HGET', KEYS[2], key))", ""
-    ),
-    "reclaim keeps the owner": Mutant("reclaim", "redis.call('HDEL', KEYS[3], key)", ""),
+    "release drops the request": Mutant("release", "run('ZADD', KEYS[1], score, member)", ""),
+    "reclaim keeps the owner": Mutant("reclaim", "run('HDEL', KEYS[3], key)", ""),
     "reclaim ignores the lease's end": Mutant("reclaim", _ENDED, "KEYS[4], '-inf', '+inf'"),
-    "reclaim loses the score": Mutant("reclaim", _RETURN, "redis.call('ZADD', KEYS[1], now, member)"),
+    "reclaim loses the score": Mutant("reclaim", _RETURN, "move_back(key, member, now)"),
     "reclaim loses the request": Mutant("reclaim", _RETURN, ""),
-    "deaths are not counted": Mutant("reclaim", "redis.call('HINCRBY', KEYS[5], counted_as(key), 1)", "1"),
-    "poison keeps its dead owner": Mutant("reclaim", "redis.call('HSET', KEYS[3], key, token)", ""),
-    "a lost index entry stays lost": Mutant("reclaim", "redis.call('HLEN', KEYS[2]) >", "0 >"),
-    "promote forgets to remove": Mutant("promote", "redis.call('ZREM', KEYS[1], member)", ""),
-    "promote forgets to queue": Mutant(
-        "promote", "redis.pcall('ZADD', queue, string.format('%.17g', score or now), member)", "1"
+    "deaths are not counted": Mutant("reclaim", "try('HINCRBY', KEYS[5], counted_as(key), 1)", "1"),
+    "poison keeps its dead owner": Mutant("reclaim", "try('HSET', KEYS[3], key, token)", "1"),
+    "a lost index entry stays lost": Mutant("reclaim", "(try('HLEN', KEYS[2]) or 0) >", "0 >"),
+    "promote forgets to remove": Mutant(
+        "promote", "run('ZREM', KEYS[1], member)", "run('ZADD', KEYS[1], 9e9, member)"
     ),
-    "promote ignores the due time": Mutant(
-        "promote", "string.format('%.6f', now), 'LIMIT'", "'+inf', 'LIMIT'"
-    ),
+    "promote forgets to queue": Mutant("promote", "pcall(run, 'ZADD', queue, score, member)", "true"),
+    "promote ignores the due time": Mutant("promote", "tonumber(due) > now", "false"),
     "claim does not look for a cancellation": Mutant("claim", "ARGV[5] == '1' and", "false and"),
     "claim heeds another submission's cancellation": Mutant(
         "claim",
-        "redis.call('GET', 'request-cancel:' .. id) == token",
-        "redis.call('GET', 'request-cancel:' .. id)",
+        "try('GET', 'request-cancel:' .. id) == token",
+        "try('GET', 'request-cancel:' .. id)",
     ),
     "recall leaves the request in the queue": Mutant(
-        "recall", "redis.call('ZREM', KEYS[1], member) == 1", "redis.call('ZSCORE', KEYS[1], member)"
+        "recall",
+        "  run('ZADD', KEYS[4], lease_end, key)\n  run('ZREM', KEYS[1], member)",
+        "  run('ZADD', KEYS[4], lease_end, key)",
     ),
-    "recall loses the request": Mutant("recall", "redis.call('HSETNX', KEYS[2], key, member)", "1"),
+    "recall loses the request": Mutant("recall", "run('HSET', KEYS[2], key, member)", ""),
     "recall loses the score": Mutant("recall", "':s=' .. score", "':s=1'"),
-    "recall takes what was not cancelled": Mutant("recall", "is_named(page[n], wanted, tokens)", "true"),
-    "recall looks elsewhere": Mutant("recall", "low, high, 'WITHSCORES'", "1, 2, 'WITHSCORES'"),
-    "recall from the retries leaves a copy": Mutant(
-        "recall_retries", "redis.call('ZREM', KEYS[1], member)", ""
+    "recall takes what was not cancelled": Mutant(
+        "recall", "if is_named(member, wanted, tokens) then", "if true then"
     ),
+    "recall looks elsewhere": Mutant(
+        "recall", "run('ZCOUNT', KEYS[1], low, high)", "run('ZCOUNT', KEYS[1], 1, 2)"
+    ),
+    "recall from the retries leaves a copy": Mutant("recall_retries", "run('ZREM', KEYS[1], member)", ""),
     "recall from the retries takes all": Mutant(
-        "recall_retries", "may_be and wanted[claim_key(member)]", "true"
+        "recall_retries", "if is_named(member, wanted, tokens) then", "if true then"
     ),
     "promote loses the original score": Mutant("promote", "tonumber(internal['original_score']) or ", ""),
 }

@@ -39,15 +39,15 @@ FIXED_ARGUMENTS = {
     "claim": 8,
     "renew": 1,
     "reclaim": 5,
-    "promote": 2,
+    "promote": 3,
     "requeue_dead": 3,
     "recall": 7,
-    "recall_retries": 3,
+    "recall_retries": 4,
     "take_back": 1,
 }
 PER_CLAIM = {
     "renew": (0, 2),
-    "ack": (4, 7),
+    "ack": (0, 10),
     "nack": (0, 4),
     "release": (0, 3),
     "recall": (0, 3),

@@ -2,37 +2,38 @@
 -- delivered in the last hour is known by its id, and what is queued with a window until an hour after that.
 -- KEYS[1] result list, queue or retry set  list or zset  results, newest first; or members with their scores
 -- KEYS[2] {<KEYS[1]>}:delivered            zset          id, score = when, Unix seconds of this server, or the window's end;
---                                                        kept an hour longer
+--                                                        kept an hour longer. Of another type: nothing is remembered
 -- ARGV[1] list or zset   ARGV[2] seconds until KEYS[1] expires (empty: never)
 -- ARGV[3] window, seconds behind the deadline that a score begins with (empty: none)
 -- ARGV[3n + 1] id   ARGV[3n + 2] result or member   ARGV[3n + 3] score (of a zset)
 -- Returns 1, or 0 when KEYS[1] is of another type (nothing was changed).
+-- include _run
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local window = tonumber(ARGV[3])
-local kind = redis.call('TYPE', KEYS[1])['ok']
+local kind = run('TYPE', KEYS[1])['ok']
 if kind ~= 'none' and kind ~= ARGV[1] then
   return 0
 end
 local last = now
 for at = 4, #ARGV, 3 do
-  if not redis.call('ZSCORE', KEYS[2], ARGV[at]) then
+  if not try('ZSCORE', KEYS[2], ARGV[at]) then
     if ARGV[1] == 'list' then
-      redis.call('LPUSH', KEYS[1], ARGV[at + 1])
+      run('LPUSH', KEYS[1], ARGV[at + 1])
     else
-      redis.call('ZADD', KEYS[1], ARGV[at + 2], ARGV[at + 1])
+      run('ZADD', KEYS[1], ARGV[at + 2], ARGV[at + 1])
     end
   end
   local known_until = window and math.max(now, math.floor(tonumber(ARGV[at + 2])) + window) or now
-  redis.call('ZADD', KEYS[2], string.format('%.6f', known_until), ARGV[at]) -- again too: WAIT waits for writes only
+  try('ZADD', KEYS[2], string.format('%.6f', known_until), ARGV[at]) -- again too: WAIT waits for writes only
   last = math.max(last, known_until)
 end
 if ARGV[2] ~= '' then
-  redis.call('EXPIRE', KEYS[1], ARGV[2])
+  try('EXPIRE', KEYS[1], ARGV[2])
 end
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.6f', now - 3600))
+try('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.6f', now - 3600))
 local life = math.ceil(last - now) + 3600
-if redis.call('PTTL', KEYS[2]) < life * 1000 then
-  redis.call('EXPIRE', KEYS[2], string.format('%.0f', life))
+if (try('PTTL', KEYS[2]) or 0) < life * 1000 then
+  try('EXPIRE', KEYS[2], string.format('%.0f', life))
 end
 return 1

@@ -15,7 +15,7 @@ waits for longer than that hour between its delivery and its removal, with no po
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -24,7 +24,7 @@ from redis.exceptions import NoPermissionError
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import beside
 from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.scripts import BATCH_BYTES, lua_script
 
 OVERDUE_SECONDS: Final = 5.0
 """How long who posted a record has for it: far longer than delivering takes, far shorter than a lease."""
@@ -69,26 +69,32 @@ class Outbox:
         self._overdue = lua_script(redis, "overdue_posts")
 
     async def deliver(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
-        """Deliver posted rows (id, record) and remove them. Sending it twice does no harm."""
+        """Deliver posted rows (id, record) and remove them. Sending it twice does no harm.
+
+        What neither its key nor its fallback takes stays in the outbox.
+        """
         targets: defaultdict[tuple[str, str, str, int], list[tuple[bytes, bytes, str]]] = defaultdict(list)
-        heads: list[Record] = []
+        heads: dict[bytes, Record] = {}
         for post_id, text in rows:
             line, _, value = text.partition(b"\n")
-            head = _decoder.decode(line)
-            heads.append(head)
+            heads[post_id] = head = _decoder.decode(line)
             if head.key:
                 target = (head.kind, head.key, head.fallback, head.expire_seconds)
                 targets[target].append((post_id, value, head.score))
         for (kind, key, fallback, expire_seconds), values in targets.items():
-            arguments = [kind, expire_seconds or "", "", *(part for row in values for part in row)]
-            if not await self._delivered(key, arguments) and fallback:
-                await self._delivered(fallback, arguments)
-        await self._forget(heads)
-        await self._remove([post_id for post_id, _ in rows])
+            for batch in _batches(values):
+                arguments = [kind, expire_seconds or "", "", *(part for row in batch for part in row)]
+                is_delivered = await self._delivered(key, arguments) or (
+                    fallback and await self._delivered(fallback, arguments)
+                )
+                for post_id, _, _ in () if is_delivered else batch:
+                    del heads[post_id]
+        await self._forget(list(heads.values()))
+        await self._remove(list(heads))
 
     async def recover(self) -> int:
         """Deliver what dead posters left; returns how many."""
-        found = await self._overdue(keys=[self.key, self.index], args=[OVERDUE_SECONDS, _BATCH])
+        found = await self._overdue(keys=[self.key, self.index], args=[OVERDUE_SECONDS, _BATCH, BATCH_BYTES])
         rows = pairs(found)
         if rows:
             await self.deliver(rows)
@@ -113,7 +119,8 @@ class Outbox:
                 pipeline.delete(head.payload_key)
                 count += 1
         if count:
-            await executed(self._redis, pipeline)
+            # A key of another type is forgotten when it expires; the record must not wait for that.
+            await executed(self._redis, pipeline, raise_on_error=False)
 
     async def _remove(self, ids: Sequence[bytes]) -> None:
         if not ids:
@@ -127,3 +134,17 @@ class Outbox:
 def pairs(answer: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
     """The rows of a script that returns ids and records in turn."""
     return list(zip(answer[::2], answer[1::2], strict=True))
+
+
+def _batches(values: Sequence[tuple[bytes, bytes, str]]) -> Iterator[list[tuple[bytes, bytes, str]]]:
+    """Rows for one call each: no more bytes than `BATCH_BYTES`, unless one row is larger."""
+    batch: list[tuple[bytes, bytes, str]] = []
+    size = 0
+    for row in values:
+        size += len(row[1])
+        if batch and size > BATCH_BYTES:
+            yield batch
+            batch, size = [], len(row[1])
+        batch.append(row)
+    if batch:
+        yield batch

@@ -3,19 +3,25 @@
 -- KEYS[1] {<queue or retry set>}:outbox      hash  id -> what is to be delivered
 -- KEYS[2] {<queue or retry set>}:outbox-idx  zset  id, score = since when, Unix seconds of this server
 -- ARGV[1] how long is too long, seconds   ARGV[2] how many at most
+-- ARGV[3] how many bytes of records at most; the first is returned whatever its size
 -- Returns two values for each: id and record.
+-- include _run
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local since = string.format('%.6f', now - tonumber(ARGV[1]))
-local answer = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', since, 'LIMIT', 0, ARGV[2])) do
-  local record = redis.call('HGET', KEYS[1], id)
+local answer, room = {}, tonumber(ARGV[3])
+for _, id in ipairs(run('ZRANGEBYSCORE', KEYS[2], '-inf', since, 'LIMIT', 0, ARGV[2])) do
+  local record = run('HGET', KEYS[1], id)
+  room = room - (record and #record or 0)
+  if room < 0 and #answer > 0 then
+    break
+  end
   if record then
-    redis.call('ZADD', KEYS[2], string.format('%.6f', now), id)
+    run('ZADD', KEYS[2], string.format('%.6f', now), id)
     answer[#answer + 1] = id
     answer[#answer + 1] = record
   else
-    redis.call('ZREM', KEYS[2], id)
+    run('ZREM', KEYS[2], id)
   end
 end
 return answer

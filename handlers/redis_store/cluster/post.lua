@@ -12,36 +12,23 @@
 -- ARGV[1] 1: final, so that deaths are forgotten, else 0
 -- ARGV[4n - 2] claim key   ARGV[4n - 1] owner token   ARGV[4n] record to deliver
 -- ARGV[4n + 1] record for the dead letters (empty: none)
--- Returns for each 1, or 0 when the claim is not ours (nothing was changed).
+-- Returns for each 1, 0 when the claim is not ours, or the error that kept the claim: nothing was changed.
+-- include _run
+-- include _counted_as
+-- include _settle
 local clock = redis.call('TIME')
 local now = string.format('%.6f', tonumber(clock[1]) + tonumber(clock[2]) / 1000000)
-local settled = redis.call('GET', KEYS[6]) or ''
-local has_effect = false
 local answer = {}
-for at = 2, #ARGV, 4 do
-  local n = #answer + 1
-  local key, owner = ARGV[at], ARGV[at + 1]
-  if string.sub(settled, n, n) == '1' then
-    answer[n] = 1
-  elseif redis.call('HGET', KEYS[2], key) == owner then
-    redis.call('HSET', KEYS[7], owner, ARGV[at + 2])
-    redis.call('ZADD', KEYS[8], now, owner)
-    if ARGV[at + 3] ~= '' then
-      redis.call('HSET', KEYS[5], redis.sha1hex(key .. owner), ARGV[at + 3])
-    end
-    redis.call('HDEL', KEYS[1], key)
-    redis.call('HDEL', KEYS[2], key)
-    redis.call('ZREM', KEYS[3], key)
-    if ARGV[1] == '1' then
-      redis.call('HDEL', KEYS[4], string.match(key, '^(.*)%z%x+:%d+:s=[^%z:]+$') or key) -- as reclaim counts
-    end
-    answer[n] = 1
-  else
-    answer[n] = 0
-  end
-  has_effect = has_effect or answer[n] == 1
+begin_settling(KEYS[6])
+probe('ZADD', KEYS[8], 'XX', 0, NO_NAME)
+for n = 1, (#ARGV - 1) / 4 do
+  local key, owner, record, dead = unpack(ARGV, 4 * n - 2, 4 * n + 1)
+  answer[n] = settle(n, key, owner, ARGV[1] == '1' and KEYS[4] or nil, function()
+    with_letter(redis.sha1hex(key .. owner), dead, function()
+      run('HSET', KEYS[7], owner, record)
+      run('ZADD', KEYS[8], now, owner)
+    end)
+  end)
 end
-if has_effect then
-  redis.call('SET', KEYS[6], table.concat(answer), 'EX', 60) -- written again: WAIT waits for writes only
-end
+end_settling(KEYS[6], answer)
 return answer

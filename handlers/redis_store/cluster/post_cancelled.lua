@@ -4,24 +4,23 @@
 -- KEYS[2] {<retry set>}:outbox      hash  id -> what is to be delivered
 -- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = since when, Unix seconds of this server
 -- ARGV[1] random part of the ids   ARGV[2] the queue of members that name none   ARGV[3] cursor, first 0
--- ARGV[4] how many at a time   ARGV[5..] claim keys that were cancelled
+-- ARGV[4] how many at a time   ARGV[5] how many bytes at a time   ARGV[6..] claim keys that were cancelled
 -- Returns the next cursor (0: done), then two values for each: id and record.
+-- include _run
 -- include _member
 -- include _claim_key
 -- include _queued_under
--- include _post_retry
 -- include _is_named
+-- include _scan_named
+-- include _post_retry
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
-local wanted, tokens = named(5)
-local part = redis.call('ZSCAN', KEYS[1], ARGV[3], 'COUNT', ARGV[4])
-local answer = { part[1] }
-for at = 1, #part[2], 2 do
-  local member = part[2][at]
-  if is_named(member, wanted, tokens) then
-    local id = ARGV[1] .. ':' .. at
-    answer[#answer + 1] = id
-    answer[#answer + 1] = post_retry(member, id, ARGV[2], nil, now)
-  end
+probe_posts()
+local cursor, found = scan_named(ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), 6)
+local answer = { cursor }
+for at, member in ipairs(found) do
+  local id = ARGV[1] .. ':' .. at
+  answer[#answer + 1] = id
+  answer[#answer + 1] = post_retry(member, id, ARGV[2], now)
 end
 return answer

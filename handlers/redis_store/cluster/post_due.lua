@@ -4,17 +4,24 @@
 -- KEYS[2] {<retry set>}:outbox      hash  id -> what is to be delivered
 -- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = since when, Unix seconds of this server
 -- ARGV[1] random part of the ids   ARGV[2] the queue of members that name none   ARGV[3] how many at most
+-- ARGV[4] how many bytes of members at most; the first goes whatever its size
 -- Returns two values for each: id and record.
+-- include _run
 -- include _member
 -- include _queued_under
 -- include _post_retry
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
-local answer = {}
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now), 'LIMIT', 0, ARGV[3])
-for at, member in ipairs(due) do
+local answer, room = {}, tonumber(ARGV[4])
+probe_posts()
+for at = 1, tonumber(ARGV[3]) do
+  local member, due = unpack(run('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES'))
+  room = room - (member and #member or 0)
+  if not member or tonumber(due) > now or room < 0 and at > 1 then
+    break
+  end
   local id = ARGV[1] .. ':' .. at
   answer[#answer + 1] = id
-  answer[#answer + 1] = post_retry(member, id, ARGV[2], nil, now)
+  answer[#answer + 1] = post_retry(member, id, ARGV[2], now)
 end
 return answer

@@ -11,7 +11,7 @@ from handlers.redis_store.cluster.outbox import Outbox, Record, encode_record, p
 from handlers.redis_store.connection import STORE_FAILURES, Store, flat
 from handlers.redis_store.keys import settled_key
 from handlers.redis_store.queue.queue import (
-    BATCH_BYTES,
+    SCAN_COUNT,
     Ack,
     Claim,
     Nack,
@@ -21,12 +21,11 @@ from handlers.redis_store.queue.queue import (
     Retries,
     batch_digest,
     has_payload_key,
+    settled_effects,
 )
 from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.scripts import BATCH_BYTES, lua_script
 from handlers.redis_store.submit.submission_keys import active_key, cancel_key
-
-_SCAN_COUNT = 500
 
 
 class ClusterQueue(RedisQueue):
@@ -97,10 +96,10 @@ class ClusterQueue(RedisQueue):
         ours = [
             (claim.owner_token, record)
             for (claim, record, _), effect in zip(rows, effects, strict=True)
-            if effect
+            if effect == 1
         ]
         await self._outbox.deliver(ours)
-        return [effect == 1 for effect in effects]
+        return settled_effects(effects)
 
     def _result_record(self, ack: Ack) -> bytes:
         record = Record(
@@ -135,18 +134,31 @@ class ClusterRetries(Retries):
     async def promote(self, limit: int) -> int:
         """Move retries that are due back to their queues' pending sets; returns how many."""
         await self._outbox.recover()
-        posted = await self._post_due(
-            keys=self._posting, args=[secrets.token_hex(16), self._default_queue, limit]
-        )
-        await self._outbox.deliver(pairs(posted))
-        return len(posted) // 2
+        moved = 0
+        while moved < limit:
+            posted = await self._post_due(
+                keys=self._posting,
+                args=[secrets.token_hex(16), self._default_queue, limit - moved, BATCH_BYTES],
+            )
+            if not posted:
+                break
+            await self._outbox.deliver(pairs(posted))
+            moved += len(posted) // 2
+        return moved
 
     async def _brought(self, names: Sequence[bytes]) -> int:
         cursor, brought = b"0", 0
         while True:
             answer = await self._post_cancelled(
                 keys=self._posting,
-                args=[secrets.token_hex(16), self._default_queue, cursor, _SCAN_COUNT, *names],
+                args=[
+                    secrets.token_hex(16),
+                    self._default_queue,
+                    cursor,
+                    SCAN_COUNT,
+                    BATCH_BYTES,
+                    *names,
+                ],
             )
             cursor, posted = answer[0], pairs(answer[1:])
             await self._outbox.deliver(posted)

@@ -12,5 +12,9 @@ if record[1] and record[1] ~= ARGV[1] then
   return { 1, redis.call('PTTL', KEYS[1]) }
 end
 redis.call('HSET', KEYS[1], 'owner', ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+local expires = redis.pcall('PEXPIRE', KEYS[1], ARGV[2])
+if type(expires) == 'table' and expires.err then
+  redis.call('DEL', KEYS[1]) -- a lease without an end would keep the delivery from everybody
+  return expires
+end
 return { 0, record[3] or '' }

@@ -10,7 +10,7 @@ end
 if record[1] and record[1] ~= ARGV[1] then
   return 0
 end
-redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'reference', ARGV[2])
+redis.pcall('HDEL', KEYS[1], 'owner', 'previous') -- behind it: the record is never without both
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1

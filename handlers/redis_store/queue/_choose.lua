@@ -31,30 +31,21 @@ local function choose(count, most_bytes, most_retries, position, latest)
     end
   end
   while #chosen < 2 * count and most_bytes > 0 and read < MOST_MEMBERS and bytes < MOST_BYTES do
-    -- A few at first: how large they are is not known, and all of one reply is held at a time.
-    local some_more = read == 0 and 8 or math.max(1, math.floor(read * 1000000 / bytes))
-    local last = first + math.min(some_more, count) - 1
-    local some = run('ZRANGE', KEYS[1], first, last, 'WITHSCORES')
-    for at = 1, #some, 2 do
-      if latest and tonumber(some[at + 1]) > latest then
-        return chosen
-      end
-      local is_passed_over = is_retry(some[at])
-      if is_passed_over and retries < most_retries then
-        is_passed_over, retries = false, retries + 1
-      end
-      if is_passed_over then
-        passed_over[#passed_over + 1] = some[at]
-        passed_over[#passed_over + 1] = some[at + 1]
-      elseif #chosen < 2 * count then
-        take(some[at], some[at + 1])
-      end
-      bytes = bytes + #some[at]
-    end
-    if #some == 0 then
+    -- One by one: how large the next is is not known, and a reply of many large ones would hold the server up.
+    local member, score = unpack(run('ZRANGE', KEYS[1], first + read, first + read, 'WITHSCORES'))
+    if not member or latest and tonumber(score) > latest then
       break
     end
-    first, read = first + #some / 2, read + #some / 2
+    read, bytes = read + 1, bytes + #member
+    if not is_retry(member) then
+      take(member, score)
+    elseif retries < most_retries then
+      retries = retries + 1
+      take(member, score)
+    else
+      passed_over[#passed_over + 1] = member
+      passed_over[#passed_over + 1] = score
+    end
   end
   for at = 1, #passed_over, 2 do
     if #chosen < 2 * count and most_bytes > 0 then

@@ -41,8 +41,3 @@ local function claim_key(member)
   end
   return id .. '\0' .. token
 end
-
--- counted_as(key): the name under which deaths are counted: a claim beside another one of its name counts with it.
-local function counted_as(key)
-  return string.match(key, '^(.*)%z%x+:%d+:s=[^%z:]+$') or key
-end

@@ -1,15 +1,15 @@
 -- Included behind _run and _same_submission by scripts that claim. Writes KEYS[1] to KEYS[4] of its script and reads
 -- KEYS[5], as their headers say.
--- probe_claims(name): fails where claiming would fail halfway; `name` is no member and no claim key.
+-- probe_claims(): fails where claiming would fail halfway.
 -- hold(member, score, owner, lease_end): claim a pending member for `owner`: write the claim, then remove the member.
 -- Returns the claim's key and the deaths on it. Returns nothing for a second copy of what one of us has claimed, which is
 -- dropped: that claim ends it, or brings it back.
-local function probe_claims(name)
-  probe('ZADD', KEYS[4], 'XX', 0, name)
-  probe('ZREM', KEYS[4], name)
-  probe('ZREM', KEYS[1], name)
-  probe('HDEL', KEYS[2], name)
-  probe('HDEL', KEYS[3], name)
+local function probe_claims()
+  probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
+  probe('ZREM', KEYS[4], NO_NAME)
+  probe('ZREM', KEYS[1], NO_NAME)
+  probe('HDEL', KEYS[2], NO_NAME)
+  probe('HDEL', KEYS[3], NO_NAME)
 end
 
 local function hold(member, owner, lease_end)

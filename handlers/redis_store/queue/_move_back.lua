@@ -1,12 +1,12 @@
 -- Included behind _run by scripts that give claims back to pending. Writes KEYS[1] to KEYS[4] of its script, as their
 -- headers say.
--- probe_moves(name): fails where giving back would fail halfway; `name` is no member and no claim key. What only moves
+-- probe_moves(): fails where giving back would fail halfway. What only moves
 -- goes on when memory is full.
 -- move_back(key, member, score): queue the claim's member, if there is one, then drop the claim.
-local function probe_moves(name)
-  probe('HDEL', KEYS[2], name)
-  probe('HDEL', KEYS[3], name)
-  probe('ZREM', KEYS[4], name)
+local function probe_moves()
+  probe('HDEL', KEYS[2], NO_NAME)
+  probe('HDEL', KEYS[3], NO_NAME)
+  probe('ZREM', KEYS[4], NO_NAME)
 end
 
 local function move_back(key, member, score)

@@ -1,18 +1,24 @@
--- Included behind _member and _queued_under by scripts that send retries back to queues of other slots.
+-- Included behind _run, _member and _queued_under by scripts that send retries back to queues of other slots.
 -- Writes KEYS[1] to KEYS[3] of its script, as their headers say.
--- post_retry(member, id, default_queue, score): move a retry into the outbox; returns its record. Without a score it has
--- the one that its producer gave it, else `now`.
-local function post_retry(member, id, default_queue, score, now)
+-- probe_posts(): fails where posting would fail halfway.
+-- post_retry(member, id, default_queue, now): move a retry into the outbox; returns its record, with the score that its
+-- producer gave it, else `now`.
+local function probe_posts()
+  probe('ZREM', KEYS[1], NO_NAME)
+  probe('ZADD', KEYS[3], 'XX', 0, NO_NAME)
+end
+
+local function post_retry(member, id, default_queue, now)
   local queue, own_score = queued_under(member)
   if not queue or queue == KEYS[1] or string.find(queue, 'claims%-idx$') or string.find(queue, ':delivered$')
     or string.find(queue, ':outbox%-idx$') then
     queue = default_queue -- it names none, or a sorted set of another kind, where nobody would find the member
   end
-  local due = string.format('%.17g', score or own_score or now)
+  local due = string.format('%.17g', own_score or now)
   local head = { kind = 'zset', key = queue, fallback = default_queue, score = due }
   local record = cjson.encode(head) .. '\n' .. member
-  redis.call('HSET', KEYS[2], id, record)
-  redis.call('ZADD', KEYS[3], string.format('%.6f', now), id)
-  redis.call('ZREM', KEYS[1], member)
+  run('HSET', KEYS[2], id, record)
+  run('ZADD', KEYS[3], string.format('%.6f', now), id)
+  run('ZREM', KEYS[1], member)
   return record
 end

@@ -5,6 +5,8 @@
 -- probe(command, key, ...): as `run`, with arguments that change nothing: fails where the same command later would. The
 -- first probe decides what happens when memory is full: ZADD and SET are refused then, and with them the script;
 -- ZREM and HDEL are not, and whatever follows them is allowed.
+local NO_NAME = '\0nobody' -- what no member, claim key or field is
+
 local function refused(answer, command, key)
   local kind, said = string.match(answer.err, '^%-?(%u+)%s(.*)$')
   said = string.gsub(said or answer.err, ' script: .*$', '')
@@ -31,3 +33,8 @@ local function try(command, key, ...)
 end
 
 local probe = run
+
+-- error_text(failure): of what pcall tells, which is a text or a table, as the server has it.
+local function error_text(failure)
+  return type(failure) == 'table' and failure.err or failure
+end

@@ -13,6 +13,7 @@
 -- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, deaths, and 1 if it
 -- was cancelled, else 0.
 -- include _run
+-- include _counted_as
 -- include _member
 -- include _claim_key
 -- include _same_submission
@@ -25,14 +26,14 @@ local latest = ARGV[4] == '1' and now or nil
 local chosen = choose(tonumber(ARGV[1]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), latest)
 local answer = { string.format('%.6f', now) }
 
-probe_claims(ARGV[3])
+probe_claims()
 for at = 1, #chosen, 2 do
   local member, score = chosen[at], chosen[at + 1]
   local owner = ARGV[3] .. ':' .. at .. ':s=' .. score
   local is_done, key, deaths = pcall(hold, member, owner, lease_end)
   if not is_done then
     if #answer == 1 then
-      error({ err = key }) -- pcall leaves the text only
+      error({ err = error_text(key) })
     end
     break -- what was claimed must be told
   end

@@ -25,19 +25,21 @@ from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellations, Loo
 from handlers.redis_store.queue.payloads import is_own_payload
 from handlers.redis_store.queue.result_payloads import StoredPayload, delete_payloads, store_payloads
 from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import lua_script
-from handlers.redis_store.submit.submission_keys import cancel_key_of
+from handlers.redis_store.scripts import BATCH_BYTES, lua_script
+from handlers.redis_store.submit.submission_keys import active_key, cancel_key, cancel_key_of
 
-_SCAN_COUNT = 500
+SCAN_COUNT: Final = 500
 _RETRIED = re.compile(rb'"internal"\s*:.*?"retry_count"\s*:\s*[1-9]', re.DOTALL)
 """As `is_retry` in `_choose.lua`, which decides which requests are claimed."""
 _DATA = re.compile(rb'"data"\s*:')
 _HEAD_BYTES = 4_096
 
-BATCH_BYTES: Final = 4_000_000
-"""What one command or reply carries at most, beside its first item: it passes at 2 MB/s before Redis times out."""
 _HELD_BACK_LEASES: Final = 2
 """How many leases long it is looked for what a lost reply claimed: the server may run a command late."""
+
+
+Effect = int | bytes
+"""What a settling script says of one claim: 1, 0 where it is not ours any more, or the error that kept it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,34 +254,22 @@ class RedisQueue:
         return acks
 
     async def _recorded(self, acks: Sequence[Ack]) -> list[bool]:
-        try:
-            effects = await self._acked(acks)
-        except NoPermissionError:
-            # The ACL refuses a list that a request named, and with it the whole batch: the others must not wait.
-            effects = [await self._acked_where_allowed(ack) for ack in acks]
-        refused = [ack for ack, effect in zip(acks, effects, strict=True) if effect < 0]
+        effects = await self._acked(acks)
+        refused = [ack for ack, effect in zip(acks, effects, strict=True) if _is_refused_list(effect)]
         if refused:
             # The request named a list that is none, or not for us: its result must not be lost for that.
             default = self._options.default_result_queue_name
-            again = iter(await self._acked(refused, default))
-            effects = [next(again) if effect < 0 else effect for effect in effects]
-        return [effect == 1 for effect in effects]
+            again = iter(await self._acked([replace(ack, result_queue_name=default) for ack in refused]))
+            effects = [next(again) if _is_refused_list(effect) else effect for effect in effects]
+        return settled_effects(effects)
 
-    async def _acked_where_allowed(self, ack: Ack) -> int:
-        try:
-            return (await self._acked([ack]))[0]
-        except NoPermissionError:
-            return -1
-
-    async def _acked(self, acks: Sequence[Ack], list_name: str = "") -> list[int]:
+    async def _acked(self, acks: Sequence[Ack]) -> list[Effect]:
         keys = self._keys
-        rows = [_ack_row(ack) for ack in acks]
-        names = [_ack_keys(ack, list_name) for ack in acks]
         settled = settled_key(keys, batch_digest("ack", [ack.claim for ack in acks]))
-        effects: list[int] = await self._replication.run(
+        effects: list[Effect] = await self._replication.run(
             self._ack,
-            [keys.claimed, keys.owners, keys.index, keys.deaths, keys.dead, settled, *flat(names)],
-            flat(rows),
+            [keys.claimed, keys.owners, keys.index, keys.deaths, keys.dead, settled],
+            flat([_ack_row(ack) for ack in acks]),
         )
         return effects
 
@@ -295,7 +285,7 @@ class RedisQueue:
         effects = await self._replication.run(
             self._nack, [keys.claimed, keys.owners, keys.index, retries, settled], flat(rows)
         )
-        return [effect == 1 for effect in effects]
+        return settled_effects(effects)
 
     async def release(self, claims: Sequence[Claim]) -> list[bool]:
         """Back to pending as they were; False where the lease was lost, and nothing changed."""
@@ -344,7 +334,8 @@ class RedisQueue:
         pipeline = self._redis.pipeline(transaction=False)
         for name in names:
             pipeline.get(cancel_key_of(name[0]))
-        tokens = await executed(self._redis, pipeline)
+        # One key of another type is one request whose cancellation is not found.
+        tokens = await executed(self._redis, pipeline, raise_on_error=False)
         return [claim for claim, name, token in zip(known, names, tokens, strict=True) if token == name[1]]
 
     async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
@@ -388,22 +379,32 @@ def _with_payload_inside(ack: Ack) -> Ack:
     return replace(ack, result=encode_result(result), stored=None)
 
 
+def settled_effects(effects: Sequence[Effect]) -> list[bool]:
+    """Which claims were settled; raises the error that kept one: sent again, the others are told what was done."""
+    for effect in effects:
+        if isinstance(effect, bytes):
+            text = effect.decode("utf-8", "replace")
+            raise NoPermissionError(text) if text.startswith("NOPERM") else ResponseError(text)
+    return [effect == 1 for effect in effects]
+
+
+def _is_refused_list(effect: Effect) -> bool:
+    return isinstance(effect, bytes) and effect.startswith((b"WRONGTYPE LPUSH", b"NOPERM LPUSH"))
+
+
 def _ack_row(ack: Ack) -> tuple[Any, ...]:
     return (
         ack.claim.claim_key,
         ack.claim.owner_token,
         ack.result,
+        ack.result_queue_name,
         ack.result_ttl_seconds if ack.result_ttl_seconds and ack.result_ttl_seconds > 0 else "",
         ack.dead or "",
         ack.request_token,
-        int(has_payload_key(ack)),
+        active_key(ack.request_id),
+        cancel_key(ack.request_id),
+        ack.payload_ref if has_payload_key(ack) else "",
     )
-
-
-def _ack_keys(ack: Ack, list_name: str) -> tuple[str, str, str, str]:
-    name = list_name or ack.result_queue_name
-    payload = ack.payload_ref if has_payload_key(ack) else name
-    return (name, f"request-active:{ack.request_id}", f"request-cancel:{ack.request_id}", payload)
 
 
 def has_payload_key(ack: Ack) -> bool:
@@ -412,9 +413,15 @@ def has_payload_key(ack: Ack) -> bool:
 
 
 async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit: int) -> int:
-    """Move retries that are due back to their queues' pending sets; returns how many."""
+    """Move up to `limit` retries that are due back to their queues' pending sets; returns how many."""
     script = lua_script(redis, "promote")
-    return int(await script(keys=[retry_queue_name], args=[limit, default_queue]))
+    moved, has_more = 0, True
+    while has_more and moved < limit:
+        some, has_more = await script(
+            keys=[retry_queue_name], args=[limit - moved, default_queue, BATCH_BYTES]
+        )
+        moved += int(some)
+    return moved
 
 
 class Retries:
@@ -442,7 +449,7 @@ class Retries:
         cursor, brought = b"0", 0
         while True:
             cursor, some = await self._script(
-                keys=[self._name], args=[self._default_queue, cursor, _SCAN_COUNT, *names]
+                keys=[self._name], args=[self._default_queue, cursor, SCAN_COUNT, BATCH_BYTES, *names]
             )
             brought += int(some)
             if cursor in (b"0", 0):

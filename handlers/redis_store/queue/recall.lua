@@ -14,6 +14,7 @@
 -- Returns this server's Unix seconds, the range to go on with (0: done) and how many of its members to pass over, then
 -- for each claim: claim key, owner token, member, score, deaths, 1.
 -- include _run
+-- include _counted_as
 -- include _member
 -- include _claim_key
 -- include _is_named
@@ -35,7 +36,7 @@ local function place_of(low, high)
   return below, run('ZCOUNT', KEYS[1], low, high)
 end
 
-probe_claims(ARGV[2])
+probe_claims()
 while range <= ranges do
   local rank, count = place_of(ARGV[6 + 2 * range], ARGV[7 + 2 * range])
   while passed < count do

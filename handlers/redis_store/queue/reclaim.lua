@@ -10,8 +10,8 @@
 -- Returns this server's Unix seconds, how many went back to pending, then for each that is the caller's now:
 -- claim key, owner token, member, score, deaths, 0.
 -- include _run
+-- include _counted_as
 -- include _member
--- include _claim_key
 -- include _queued_under
 -- include _move_back
 local clock = redis.call('TIME')
@@ -32,9 +32,9 @@ local function score_of(owner, member)
   return string.format('%.17g', score or now)
 end
 
-probe_moves(ARGV[4])
-probe('ZADD', KEYS[1], 'XX', 0, ARGV[4])
-probe('ZADD', KEYS[4], 'XX', 0, ARGV[4])
+probe_moves()
+probe('ZADD', KEYS[1], 'XX', 0, NO_NAME)
+probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
 if (try('HLEN', KEYS[2]) or 0) > run('ZCARD', KEYS[4]) then
   -- A claim without an index entry would never end: index it, its owner renews it if it lives. It may be anywhere
   -- in the hash, so all of it is read; this is rare, and mends all at once.

@@ -8,7 +8,7 @@
 -- include _run
 -- include _move_back
 local answer = {}
-probe_moves('')
+probe_moves()
 for at = 1, #ARGV, 3 do
   local key = ARGV[at]
   local is_ours = run('HGET', KEYS[3], key) == ARGV[at + 1]

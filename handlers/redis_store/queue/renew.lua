@@ -3,13 +3,15 @@
 -- KEYS[2] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
 -- ARGV[1] lease, seconds   ARGV[2..] pairs: claim key, owner token
 -- Returns for each 1, or 0 when another owner has it or nobody does (then nothing was changed).
+-- include _run
 local clock = redis.call('TIME')
 local lease_end = string.format('%.6f', tonumber(clock[1]) + tonumber(clock[2]) / 1000000 + tonumber(ARGV[1]))
 local answer = {}
+probe('ZREM', KEYS[2], NO_NAME) -- a full memory ends no lease
 for at = 2, #ARGV, 2 do
-  local is_ours = redis.call('HGET', KEYS[1], ARGV[at]) == ARGV[at + 1]
+  local is_ours = run('HGET', KEYS[1], ARGV[at]) == ARGV[at + 1]
   if is_ours then
-    redis.call('ZADD', KEYS[2], lease_end, ARGV[at])
+    run('ZADD', KEYS[2], lease_end, ARGV[at])
   end
   answer[#answer + 1] = is_ours and 1 or 0
 end

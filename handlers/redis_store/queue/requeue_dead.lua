@@ -4,8 +4,11 @@
 -- KEYS[2] <queue>       zset  member, score = deadline (+ sequence)
 -- ARGV[1] dead letter id   ARGV[2] member   ARGV[3] score
 -- Returns 1, or 0 when it was not there (then nothing was changed).
-if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then
+-- include _run
+probe('HDEL', KEYS[1], NO_NAME)
+if run('HEXISTS', KEYS[1], ARGV[1]) == 0 then
   return 0
 end
-redis.call('ZADD', KEYS[2], ARGV[3], ARGV[2])
+run('ZADD', KEYS[2], ARGV[3], ARGV[2])
+run('HDEL', KEYS[1], ARGV[1])
 return 1

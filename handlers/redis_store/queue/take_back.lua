@@ -14,7 +14,7 @@ for at = 2, #ARGV do
   is_lost[ARGV[at]] = true
 end
 
-probe_moves(ARGV[2])
+probe_moves()
 local claims = run('HGETALL', KEYS[3])
 for at = 1, #claims, 2 do
   local key, prefix, score = claims[at], string.match(claims[at + 1], '^(%x+):%d+:s=([^:]+)$')

@@ -7,25 +7,29 @@
 -- ARGV[1] owner token   ARGV[2] how long to remember, milliseconds   ARGV[3..] claim keys
 -- Returns for each claim key 1, 2 when it was acknowledged before, or 0 when the lease ended or another owner has it:
 -- then nothing was changed, and the result comes again.
+-- include _run
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local answer = {}
+probe('ZREM', KEYS[3], NO_NAME) -- first: what is dropped makes room in a full memory
+probe('HDEL', KEYS[1], NO_NAME)
+probe('HDEL', KEYS[2], NO_NAME)
 for at = 3, #ARGV do
   local key = ARGV[at]
-  local ends = redis.call('ZSCORE', KEYS[3], key)
-  if ends and tonumber(ends) > now and redis.call('HGET', KEYS[2], key) == ARGV[1] then
-    redis.call('HDEL', KEYS[1], key)
-    redis.call('HDEL', KEYS[2], key)
-    redis.call('ZREM', KEYS[3], key)
-    redis.call('ZADD', KEYS[4], now + tonumber(ARGV[2]), key)
+  local ends = run('ZSCORE', KEYS[3], key)
+  if ends and tonumber(ends) > now and run('HGET', KEYS[2], key) == ARGV[1] then
+    run('ZADD', KEYS[4], now + tonumber(ARGV[2]), key)
+    run('HDEL', KEYS[1], key)
+    run('HDEL', KEYS[2], key)
+    run('ZREM', KEYS[3], key)
     answer[#answer + 1] = 1
   else
-    local forgotten_at = redis.call('ZSCORE', KEYS[4], key)
+    local forgotten_at = run('ZSCORE', KEYS[4], key)
     answer[#answer + 1] = forgotten_at and tonumber(forgotten_at) > now and 2 or 0
   end
 end
 -- Another reader may remember for longer: only ever put the end off.
-if redis.call('PTTL', KEYS[4]) < tonumber(ARGV[2]) then
-  redis.call('PEXPIRE', KEYS[4], ARGV[2])
+if (try('PTTL', KEYS[4]) or 0) < tonumber(ARGV[2]) then
+  try('PEXPIRE', KEYS[4], ARGV[2])
 end
 return answer

@@ -1,62 +1,95 @@
 -- receive_results: take the oldest results of a list under a lease; the durable result protocol (contract.md).
--- Leases that ended go back to the list first; results that were acknowledged, or are held, are dropped as doubles.
--- Sending it twice takes more.
+-- Leases that ended go back to the list first. A result with a token is dropped as a double if that was acknowledged, or
+-- is held; results without one are never doubles. Sending it twice takes more.
 -- KEYS[1] <results>                        list  results, oldest at the right
 -- KEYS[2] <results>:result-claimed         hash  claim key -> result
 -- KEYS[3] <results>:result-claim-owners    hash  claim key -> owner token
 -- KEYS[4] <results>:result-claims-idx      zset  claim key, score = lease end, Unix milliseconds of this server
 -- KEYS[5] <results>:result-ack-tombstones  zset  claim key, score = when it is forgotten, Unix milliseconds
 -- ARGV[1] owner token   ARGV[2] lease, milliseconds   ARGV[3] how many at most
+-- ARGV[4] how many bytes of results at most; one is taken whatever its size
+-- ARGV[5] random part of the claim keys of results without a token
 -- Returns two values for each result: claim key and result. A claim key that begins with a NUL holds what is no result.
+-- include _run
+-- include _member
+-- include _give_back
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
-local limit = tonumber(ARGV[3])
+local lease_end = now + tonumber(ARGV[2])
 
-local ended = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 1000)
+probe_giving_back() -- first: what only moves goes on when memory is full
+local room = tonumber(ARGV[4])
+local ended = run('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 1000)
 for at = #ended, 1, -1 do
-  local result = redis.call('HGET', KEYS[2], ended[at])
-  if result then
-    redis.call('RPUSH', KEYS[1], result)
+  local result = run('HGET', KEYS[2], ended[at])
+  room = room - (result and #result or 0)
+  if room < 0 and at < #ended then
+    break
   end
-  redis.call('HDEL', KEYS[2], ended[at])
-  redis.call('HDEL', KEYS[3], ended[at])
-  redis.call('ZREM', KEYS[4], ended[at])
+  give_back(ended[at], result)
 end
-local forgotten = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, 1000)
+local forgotten = try('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, 1000) or {}
 if #forgotten > 0 then
-  redis.call('ZREM', KEYS[5], unpack(forgotten))
+  try('ZREM', KEYS[5], unpack(forgotten))
 end
 
+-- A large result's token stands behind its payload: at the very end, as the last field of the outermost object.
+local function last_token(result)
+  return string.match(string.sub(result, -HEAD), '[^\\],%s*"request_token"%s*:%s*"([^"\\]*)"%s*}%s*$')
+end
+
+local function is_double(key)
+  return run('ZSCORE', KEYS[5], key) or run('HEXISTS', KEYS[3], key) == 1
+end
+
+-- What names a result: its id and token, or nil for a double; without a token its id, or a name of its own if that is in
+-- use.
 local function claim_key(result, place)
-  local is_read, fields = pcall(cjson.decode, result)
-  local id = is_read and type(fields) == 'table' and fields['id']
-  local token = id and fields['request_token']
-  if not token or token == cjson.null then
-    token = ''
+  local fields = read_member(result)
+  local id = fields and fields['id']
+  local token = fields and fields['request_token']
+  local own = ARGV[5] .. ':' .. place
+  if type(id) ~= 'string' or id == '' or token ~= nil and token ~= cjson.null and type(token) ~= 'string' then
+    -- The id of a large one may stand further behind: its reader sees.
+    return #result > SMALL and string.find(result, '^%s*{') and own or '\0unparsable-result\0' .. own
   end
-  if type(id) ~= 'string' or id == '' or type(token) ~= 'string' then
-    return '\0unparsable-result\0' .. ARGV[1] .. ':' .. now .. ':' .. place
+  if (token == nil or token == cjson.null) and #result > SMALL then
+    token = last_token(result)
   end
-  return token == '' and id or id .. '\0' .. token
+  if type(token) == 'string' and token ~= '' and not string.find(id, '%z') then
+    local key = id .. '\0' .. token
+    return not is_double(key) and key or nil
+  end
+  id = string.gsub(id, '%z', ' ')
+  return is_double(id) and id .. '\0' .. own or id
+end
+
+local function hold(key, result)
+  run('HSET', KEYS[2], key, result)
+  local owned = redis.pcall('HSET', KEYS[3], key, ARGV[1])
+  if type(owned) == 'table' and owned.err then
+    run('HDEL', KEYS[2], key)
+    error(refused(owned, 'HSET', KEYS[3]))
+  end
+  run('ZADD', KEYS[4], lease_end, key)
 end
 
 local answer = {}
-for _ = 1, 4 do
-  local results = redis.call('RPOP', KEYS[1], limit - #answer / 2)
-  if not results or #results == 0 then
+room = tonumber(ARGV[4])
+probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
+probe('RPOP', KEYS[1], 0)
+for place = 1, 4 * tonumber(ARGV[3]) do
+  local result = run('LRANGE', KEYS[1], -1, -1)[1]
+  room = room - (result and #result or 0)
+  if not result or #answer / 2 >= tonumber(ARGV[3]) or room < 0 and #answer > 0 then
     break
   end
-  for place, result in ipairs(results) do
-    local key = claim_key(result, #answer + place)
-    if not redis.call('ZSCORE', KEYS[5], key) and redis.call('HSETNX', KEYS[3], key, ARGV[1]) == 1 then
-      redis.call('HSET', KEYS[2], key, result)
-      redis.call('ZADD', KEYS[4], now + tonumber(ARGV[2]), key)
-      answer[#answer + 1] = key
-      answer[#answer + 1] = result
-    end
+  local key = claim_key(result, place)
+  if key then
+    hold(key, result)
+    answer[#answer + 1] = key
+    answer[#answer + 1] = result
   end
-  if #answer / 2 >= limit then
-    break
-  end
+  run('RPOP', KEYS[1])
 end
 return answer

@@ -6,6 +6,7 @@ lease ends, so a reader's crash loses nothing. Readers that `RPOP` the same list
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, cast
@@ -14,7 +15,7 @@ import msgspec
 from redis.asyncio.cluster import RedisCluster
 
 from handlers.redis_store.connection import Store, executed
-from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.scripts import BATCH_BYTES, lua_script
 from handlers.redis_store.submit.submission_keys import result_claim_keys
 
 PEEKED_RESULTS = 10
@@ -61,9 +62,14 @@ class Results:
         self._return = lua_script(redis, "return_results")
 
     async def receive(self, limit: int) -> list[HeldResult]:
-        """Take at most `limit` of the oldest results under a lease; empty when there are none now."""
+        """Take at most `limit` of the oldest results under a lease, one at least; empty when there are none now.
+
+        Together they have at most `BATCH_BYTES`, unless one is larger.
+        """
         keys = [self.name, self._claimed, self._owners, self._index, self._tombstones]
-        answer = await self._receive(keys, [self._owner, self._lease_ms, limit])
+        answer = await self._receive(
+            keys, [self._owner, self._lease_ms, limit, BATCH_BYTES, secrets.token_hex(8)]
+        )
         return [HeldResult(key, result) for key, result in zip(answer[::2], answer[1::2], strict=True)]
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
@@ -88,8 +94,11 @@ class Results:
         if not claim_keys:
             return 0
         keys = [self.name, self._claimed, self._owners, self._index]
-        count: Any = await self._return(keys, [self._owner, *claim_keys])
-        return int(count)
+        given, left = 0, len(claim_keys)
+        while left:
+            count, left = await self._return(keys, [self._owner, BATCH_BYTES, *claim_keys[:left]])
+            given += int(count)
+        return given
 
     async def depth(self) -> int:
         """How many results wait in the list; those under a lease are not counted."""

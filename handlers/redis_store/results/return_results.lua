@@ -4,20 +4,23 @@
 -- KEYS[2] <results>:result-claimed       hash  claim key -> result
 -- KEYS[3] <results>:result-claim-owners  hash  claim key -> owner token
 -- KEYS[4] <results>:result-claims-idx    zset  claim key, score = lease end, Unix milliseconds of this server
--- ARGV[1] owner token   ARGV[2..] claim keys, oldest first
--- Returns how many went back; those of other owners stay where they are.
-local count = 0
-for at = #ARGV, 2, -1 do
+-- ARGV[1] owner token   ARGV[2] how many bytes of results at most; one goes whatever its size
+-- ARGV[3..] claim keys, oldest first
+-- Returns how many went back, those of other owners stay where they are; and how many of the first claim keys are left.
+-- include _run
+-- include _give_back
+local count, room = 0, tonumber(ARGV[2])
+probe_giving_back()
+for at = #ARGV, 3, -1 do
   local key = ARGV[at]
-  if redis.call('HGET', KEYS[3], key) == ARGV[1] then
-    local result = redis.call('HGET', KEYS[2], key)
-    if result then
-      redis.call('RPUSH', KEYS[1], result)
-      count = count + 1
+  if run('HGET', KEYS[3], key) == ARGV[1] then
+    local result = run('HGET', KEYS[2], key)
+    room = room - (result and #result or 0)
+    if room < 0 and count > 0 then
+      return { count, at - 2 }
     end
-    redis.call('HDEL', KEYS[2], key)
-    redis.call('HDEL', KEYS[3], key)
-    redis.call('ZREM', KEYS[4], key)
+    give_back(key, result)
+    count = count + (result and 1 or 0)
   end
 end
-return count
+return { count, 0 }

@@ -15,6 +15,7 @@
 -- ARGV[5n]      member up to its token's end   ARGV[5n + 1] member from behind its enqueue_seq on
 -- ARGV[5n + 2]  payload to store apart, or empty
 -- Returns two values for each request: its seq (0: an earlier submission stands for it), and its whole token.
+-- include _run
 local window = tonumber(ARGV[1])
 local is_repeated = ARGV[2] == '1'
 local told = is_repeated and redis.call('GET', KEYS[2])
@@ -22,6 +23,7 @@ if told then
   redis.call('SET', KEYS[2], told, 'EX', 120) -- again: WAIT waits for writes only
   return cjson.decode(told)
 end
+probe('ZADD', KEYS[1], 'XX', 0, NO_NAME) -- what stands for an id must not be written for a request that is not queued
 local is_counter_bounded = {}
 local answer = {}
 for n = 1, (#KEYS - 2) / 4 do
@@ -44,12 +46,12 @@ for n = 1, (#KEYS - 2) / 4 do
     end
     token = token .. '-' .. seq
     local ends_at_ms = string.format('%.0f', deadline * 1000)
+    if payload ~= '' then
+      redis.call('SET', apart, payload, 'PXAT', string.format('%.0f', (deadline + 600) * 1000))
+    end
     redis.call('SET', active, token, 'PXAT', ends_at_ms)
     if window > 0 then
       redis.call('SET', submitted, token, 'PXAT', string.format('%.0f', (deadline + window) * 1000))
-    end
-    if payload ~= '' then
-      redis.call('SET', apart, payload, 'PXAT', string.format('%.0f', (deadline + 600) * 1000))
     end
     local score = string.format('%.17g', deadline + math.min(seq, 2097151) / 2097152)
     redis.call('ZADD', KEYS[1], score, head .. seq .. '","enqueue_seq":' .. seq .. tail)

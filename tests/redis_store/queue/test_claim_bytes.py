@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError
 
-from handlers.redis_store.queue.queue import BATCH_BYTES, RedisQueue
+from handlers.redis_store.queue.queue import RedisQueue
+from handlers.redis_store.scripts import BATCH_BYTES
 from tests.redis_store.queue.queueing import Bench, envelope
 
 

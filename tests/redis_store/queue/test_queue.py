@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from handlers.contract.envelope import encode_retry
 from handlers.contract.result import answered_result, encode_result
@@ -273,7 +274,8 @@ async def test_without_any_list_the_claim_is_kept(bench: Bench) -> None:
     await bench.redis.set(bench.results, "text")
     claim = await bench.claimed(body("r"))
 
-    assert await bench.queue.ack([bench.ack_of(claim)]) == [False]
+    with pytest.raises(ResponseError, match=f"WRONGTYPE LPUSH {bench.results}"):
+        await bench.queue.ack([bench.ack_of(claim)])
 
     assert await bench.queue.renew([claim]) == []
 

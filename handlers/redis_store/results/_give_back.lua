@@ -1,0 +1,18 @@
+-- Included behind _run by scripts that give results back: KEYS[1] to KEYS[4] of theirs are the list, claimed, owners and
+-- index, as their headers say.
+-- probe_giving_back(): fails where giving back would fail halfway. What only moves goes on when memory is full.
+-- give_back(key, result): put the result, if there is one, to the end where the oldest are, then drop its lease.
+local function probe_giving_back()
+  probe('ZREM', KEYS[4], NO_NAME)
+  probe('HDEL', KEYS[2], NO_NAME)
+  probe('HDEL', KEYS[3], NO_NAME)
+end
+
+local function give_back(key, result)
+  if result then
+    run('RPUSH', KEYS[1], result)
+  end
+  run('HDEL', KEYS[2], key)
+  run('HDEL', KEYS[3], key)
+  run('ZREM', KEYS[4], key)
+end

@@ -1,0 +1,318 @@
+"""No script that fails halfway loses a request, a result or a dead letter, whatever command or key it fails at."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from handlers.demo.valkey import Valkey
+from handlers.redis_store.scripts import script_files, script_text
+from tests.redis_store.queue.queueing import DEADLINE, envelope
+
+SCRIPTS = sorted(name for name in script_files() if not name.startswith("_"))
+OWNERS = {4: "ab12:1:s=4", 5: "ab12:2:s=5"}
+FAR = 4_000_000_000
+QUEUE = ["q", "q:claimed", "q:owners", "q:idx", "q:deaths"]
+CLAIMS = QUEUE[1:4]
+RESULTS = ["results", "results:claimed", "results:owners", "results:idx"]
+OUTBOX = ["outbox", "outbox-idx"]
+LIVE = ["request-active:x", "request-cancel:x"]
+SLOTS = ["quota:x", "{quota:x}:held", "{quota:x}:held-by"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A call of a script against the populated store; `others` are the keys that it does not declare."""
+
+    keys: list[str]
+    args: list[object]
+    others: tuple[str, ...] = ()
+    drops: frozenset[str] = frozenset()
+    """What it is right to drop when the call succeeds."""
+
+
+def item(number: int, **internal: object) -> bytes:
+    """A request that is known by its number wherever it is."""
+    return envelope(f"item-{number}-", f"t-{number}", **internal)
+
+
+def _ack(key: str, number: int, results: str) -> list[object]:
+    dead = f"dead item-{number}-" if number == 5 else ""
+    return [
+        key,
+        OWNERS[number],
+        f"result item-{number}-",
+        results,
+        100,
+        dead,
+        "t",
+        *LIVE,
+        "request-payload:x",
+    ]
+
+
+_CANCELLED = [f"item-{n}-\0t-{n}" for n in (1, 2, 7)]
+SCENES = {
+    "ack": Scene(
+        [*CLAIMS, "q:deaths", "q:dead", "settled"],
+        [*_ack("c4", 4, "results"), *_ack("c5", 5, "results")],
+        ("results", *LIVE, "request-payload:x"),
+    ),
+    "nack": Scene([*CLAIMS, "retry", "settled"], ["c4", OWNERS[4], item(4), 1, "c5", OWNERS[5], item(5), 1]),
+    "release": Scene(QUEUE[:4], ["c4", OWNERS[4], 4, "c5", OWNERS[5], 5]),
+    "take_back": Scene(QUEUE[:4], [1_000, "ab12"]),
+    "claim": Scene(QUEUE, [10, 30, "cd34", 0, 1, 10_000, 10, 0], ("request-cancel:item-1-",)),
+    "reclaim": Scene(QUEUE, [10, 2, 30, "cd34", 10_000]),
+    "recall": Scene(QUEUE, [30, "cd34", 1, 0, 100, 10_000, 1, "-inf", "+inf", *_CANCELLED]),
+    "recall_retries": Scene(["retry"], ["q", 0, 100, 10_000, *_CANCELLED], ("q",)),
+    "promote": Scene(["retry"], [10, "q", 10_000], ("q",)),
+    "renew": Scene(["q:owners", "q:idx"], [30, "c4", OWNERS[4]]),
+    "requeue_dead": Scene(["q:dead", "q"], ["d6", item(6), 6]),
+    "receive_results": Scene([*RESULTS, "results:tombstones"], ["o", 30_000, 10, 10_000, "ef"]),
+    "return_results": Scene(RESULTS, ["o", 10_000, "held-11", "held-12"]),
+    "renew_results": Scene(["results:owners", "results:idx"], ["o", 30_000, "held-11"]),
+    "ack_results": Scene(
+        [*RESULTS[1:], "results:tombstones"], ["o", 30_000, "held-11"], drops=frozenset({"item-11-"})
+    ),
+    "post": Scene(
+        [*CLAIMS, "q:deaths", "q:dead", "settled", *OUTBOX],
+        [1, "c4", OWNERS[4], "post item-4-", "", "c5", OWNERS[5], "post item-5-", "dead item-5-"],
+    ),
+    "post_due": Scene(["retry", *OUTBOX], ["cd34", "q", 10, 10_000]),
+    "post_cancelled": Scene(["retry", *OUTBOX], ["cd34", "q", 0, 100, 10_000, *_CANCELLED]),
+    "overdue_posts": Scene(OUTBOX, [5, 10, 10_000]),
+    "deliver": Scene(["results", "results:delivered"], ["list", 100, "", "p13", "result item-20-", ""]),
+    "submit": Scene(
+        [
+            "q",
+            "request-sent:x",
+            "request-seq:q",
+            "request-active:y",
+            "request-submitted:y",
+            "request-payload:y",
+        ],
+        [60, 0, DEADLINE, "tok", '{"internal":{"request_token":"tok-', ',"data":{"id":"item-21-"}}', "{}"],
+    ),
+    "look_up": Scene(["request-active:x", "request-cancel:x", "request-submitted:x", *QUEUE[:2]], ["x", ""]),
+    "cancel": Scene(["request-cancellations", "request-active:x", "request-cancel:x"], ["x", ""]),
+    "note_cancelled": Scene(["request-cancellations"], [1, 1_000, "x\0t"]),
+    "mark_submission": Scene(["request-submitted:x"], ["t", FAR * 1_000, ""]),
+    "confirm_submission": Scene(["request-submitted:x"], ["t", "t"]),
+    "forget": Scene(["request-active:x"], ["t"]),
+    "check_rights": Scene(["q"], ["ZADD", "1", "x"]),
+    "stand_for_id": Scene(["request-stands:x"], ["m", FAR * 1_000]),
+    "finish_for_id": Scene(["request-stands:x"], ["m", 60, 0]),
+    "begin_delivery": Scene(["delivery:x"], ["o", 1_000]),
+    "renew_delivery": Scene(["delivery:x"], ["o", 1_000]),
+    "abandon_delivery": Scene(["delivery:x"], ["o", "span", 1_000]),
+    "finish_delivery": Scene(["delivery:x"], ["o", "1", 1_000]),
+    "hold_slot": Scene(SLOTS, ["r", "o", 2, 30, 60]),
+    "free_slot": Scene(SLOTS, ["r", "o", 60]),
+    "renew_slots": Scene(SLOTS, ["o", 30, 60, "r"]),
+    "pay_rate": Scene(["quota:y", "{quota:y}:paid"], ["r", 2, 60, 60]),
+    "refund_rate": Scene(["quota:y", "{quota:y}:paid"], ["r"]),
+    "take_token": Scene(["control", "control:state"], ["v", "p", 1, 1]),
+    "return_token": Scene(["control:state"], []),
+    "share_pool": Scene(["pool:pollers", "pool:in-use"], ["p", 1, 5]),
+    "leave_pool": Scene(["pool:pollers", "pool:in-use"], ["p"]),
+}
+
+
+def _populate(server: Redis) -> None:
+    server.config_set("maxmemory", 0)
+    admin = server.pipeline(transaction=False)
+    admin.flushall()
+    admin.zadd("q", {item(n): n for n in (1, 2, 3)})
+    for n in (4, 5):
+        admin.hset("q:claimed", f"c{n}", item(n))
+        admin.hset("q:owners", f"c{n}", OWNERS[n])
+        admin.zadd("q:idx", {f"c{n}": 1})
+    admin.hset("q:deaths", "c5", 1)
+    admin.hset("q:dead", "d6", b"record of " + item(6))
+    admin.zadd("retry", {item(n, retry_count=1, request_queue_name="q"): 1 for n in (7, 8)})
+    results = [{"id": f"item-{n}-", "request_token": token} for n, token in ((9, "t"), (10, ""), (10, ""))]
+    admin.lpush("results", *(json.dumps(result) for result in results))
+    for n, end in ((11, FAR * 1_000), (12, 1)):
+        admin.hset("results:claimed", f"held-{n}", json.dumps({"id": f"item-{n}-"}))
+        admin.hset("results:owners", f"held-{n}", "o")
+        admin.zadd("results:idx", {f"held-{n}": end})
+    admin.zadd("results:tombstones", {"old": 1})
+    admin.zadd("results:delivered", {"old": 1})
+    admin.hset("outbox", "p13", "post item-13-")
+    admin.zadd("outbox-idx", {"p13": 1})
+    for key, value in {"request-active:x": "t", "request-submitted:x": "t", "request-stands:x": "m"}.items():
+        admin.set(key, value, ex=1_000)
+    admin.hset("delivery:x", "owner", "o")
+    admin.hset("control:state", "tokens", 1)
+    admin.execute()
+
+
+def _held(admin: Redis) -> Counter[str]:
+    """How often each item is in the store: in a sorted set, a list, or as a hash's value."""
+    texts: list[bytes] = []
+    for key in admin.scan_iter():
+        kind = admin.type(key)
+        if kind == b"zset" and not key.endswith(b"tombstones"):
+            texts += cast("list[bytes]", admin.zrange(key, 0, -1))
+        elif kind == b"list":
+            texts += cast("list[bytes]", admin.lrange(key, 0, -1))
+        elif kind == b"hash":
+            texts += cast("list[bytes]", admin.hvals(key))
+    return Counter(name for text in texts for name in set(re.findall(r"item-\d+-", text.decode())))
+
+
+def _commands(text: str) -> list[str]:
+    called = r"(?:redis\.p?call|run|try|probe|redis\.pcall|pcall\(run,)\s*\(?\s*'([A-Z]+)'"
+    return sorted(set(re.findall(called, text)) - {"TIME"})
+
+
+def _faults(scene: Scene, text: str) -> Iterator[tuple[str, str, str]]:
+    """Each kind of failure, and at what: a command or a key."""
+    keys = sorted({*scene.keys, *scene.others})
+    yield from (("command denied", command, key) for command in _commands(text) for key in ("", *keys))
+    yield from (("key denied", key, "") for key in keys)
+    yield from (("wrong type", key, kind) for key in keys for kind in ("string", "list", "hash", "zset"))
+    yield "memory full", "", ""
+
+
+def _user(admin: Redis, url: str, scene: Scene, fault: tuple[str, str, str]) -> Redis:
+    kind, at, where = fault
+    keys = {*scene.keys, *scene.others}
+    rules = ["+@all"]
+    if kind == "command denied":
+        denied = {where} if where else keys
+        keys -= denied
+        named = " ".join(f"~{key}" for key in sorted(denied))
+        rules += ["(~* +eval)", f"({named} +@all -{at.lower()})"]
+    elif kind == "key denied":
+        keys -= {at}
+    names = [f"~{key}" for key in sorted(keys)]
+    admin.execute_command("ACL", "SETUSER", "worker", "reset", "on", "nopass", *names, *rules)  # type: ignore[no-untyped-call]  # untyped
+    return Redis.from_url(url, username="worker", password="-")
+
+
+def _spoil(admin: Redis, key: str, kind: str) -> None:
+    admin.delete(key)
+    spoil: dict[str, Any] = {
+        "string": lambda: admin.set(key, "junk"),
+        "list": lambda: admin.rpush(key, "junk"),
+        "hash": lambda: admin.hset(key, "junk", "junk"),
+        "zset": lambda: admin.zadd(key, {"junk": FAR * 10_000}),
+    }
+    spoil[kind]()
+
+
+def _lost(admin: Redis, url: str, scene: Scene, text: str, fault: tuple[str, str, str]) -> str:
+    """What the call does wrong under one fault; empty if it does nothing wrong."""
+    kind, at, wanted = fault
+    _populate(admin)
+    if kind == "wrong type":
+        if admin.type(at) == wanted.encode():
+            return ""
+        _spoil(admin, at, wanted)
+    user = _user(admin, url, scene, fault)
+    before = _held(admin)
+    if kind == "memory full":
+        admin.config_set("maxmemory", 1)
+    has_failed = ""
+    try:
+        answer = user.eval(text, len(scene.keys), *scene.keys, *cast("list[Any]", scene.args))
+        if isinstance(answer, list):
+            has_failed = next((str(part) for part in answer if b"NOPERM" in bytes(str(part), "utf-8")), "")
+    except RedisError as error:
+        has_failed = str(error)
+    finally:
+        user.close()
+        admin.config_set("maxmemory", 0)
+    after = _held(admin)
+    gone = {name for name in before if name not in after}
+    if gone - (frozenset() if has_failed else scene.drops):
+        return f"{kind} {at} {wanted}: lost {sorted(gone)} ({has_failed or 'no error'})"
+    doubled = {name for name in before if after[name] > before[name]} if has_failed else set()
+    return f"{kind} {at} {wanted}: doubled {sorted(doubled)} ({has_failed})" if doubled else ""
+
+
+def _all_lost(server: Valkey, scene: Scene, text: str) -> list[str]:
+    with Redis.from_url(server.url) as admin:
+        found = [_lost(admin, server.url, scene, text, fault) for fault in _faults(scene, text)]
+        admin.execute_command("ACL", "DELUSER", "worker")
+        admin.flushall()
+    return [one for one in found if one]
+
+
+def test_every_script_is_tried() -> None:
+    assert sorted(SCENES) == SCRIPTS, "a new script needs a scene: a call of it against the populated store"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_that_fails_loses_nothing(name: str, each_server: Valkey) -> None:
+    assert _all_lost(each_server, SCENES[name], script_text(name)) == []
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_call_of_each_scene_succeeds_on_a_store_without_faults(name: str, each_server: Valkey) -> None:
+    scene = SCENES[name]
+    with Redis.from_url(each_server.url) as admin:
+        _populate(admin)
+        before = _held(admin)
+        admin.eval(script_text(name), len(scene.keys), *scene.keys, *cast("list[Any]", scene.args))
+        assert set(before) - set(_held(admin)) == scene.drops
+        admin.flushall()
+
+
+_REMOVE = "  run('ZREM', KEYS[1], member)\n"
+_WRITE = "  run('HSET', KEYS[2], key, member)\n"
+_DROP = "run('HDEL', KEYS[2], key)\n"
+_GIVE = "  if member then\n    run('ZADD'"
+_GIVE_RESULT = "  if result then\n"
+_ANY_WRITE = "  local is_written, failure = pcall(write)\n  if not is_written then\n    return"
+_ADD = "  local is_added, failure = pcall(run, 'ZADD', queue, score, member)\n"
+_POST = "  run('HSET', KEYS[2], id, record)\n"
+_NAME = "  local key = claim_key(result, place)\n"
+_TRY_QUEUE = "probe('ZADD', KEYS[1], 'XX', 0, NO_NAME)\n"
+_EARLY_DROP = "  run('HDEL', KEYS[1], key)\n" + _ANY_WRITE
+_EARLY_ADD = _REMOVE + "  local is_added, failure = run('ZADD', queue, score, member), ''\n"
+MUTANTS = {
+    "claim removes before it writes": ("claim", _WRITE, _REMOVE + _WRITE),
+    "claim does not try the index first": ("claim", "  probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)\n", ""),
+    "claim leaves a half claim": ("claim", f"      {_DROP}", ""),
+    "recall removes before it writes": ("recall", _WRITE, _REMOVE + _WRITE),
+    "release removes before it writes": ("release", _GIVE, f"  {_DROP}{_GIVE}"),
+    "a lost claim is removed before it is queued": ("take_back", _GIVE, f"  {_DROP}{_GIVE}"),
+    "reclaim does not try the queue first": ("reclaim", _TRY_QUEUE, "run('HDEL', KEYS[2], 'c4')\n"),
+    "promote removes before it writes": ("promote", _ADD, _EARLY_ADD),
+    "recall of retries removes before it writes": ("recall_retries", _ADD, _EARLY_ADD),
+    "ack removes before it writes": ("ack", _ANY_WRITE, _EARLY_DROP),
+    "nack removes before it writes": ("nack", _ANY_WRITE, _EARLY_DROP),
+    "post removes before it writes": ("post", _ANY_WRITE, _EARLY_DROP),
+    "a due retry is removed before it is posted": ("post_due", _POST, _REMOVE + _POST),
+    "a dead letter is removed first": (
+        "requeue_dead",
+        "run('ZADD'",
+        "run('HDEL', KEYS[1], ARGV[1])\nrun('ZADD'",
+    ),
+    "a result is removed before it is held": ("receive_results", _NAME, "  run('RPOP', KEYS[1])\n" + _NAME),
+    "a result is dropped before it goes back": ("return_results", _GIVE_RESULT, f"  {_DROP}{_GIVE_RESULT}"),
+    "a result is dropped before that is remembered": (
+        "ack_results",
+        "    run('ZADD', KEYS[4]",
+        "    run('HDEL', KEYS[1], key)\n    run('ZADD', KEYS[4]",
+    ),
+}
+"""A script, and a text in it with what takes its place."""
+
+
+@pytest.mark.parametrize("name", sorted(MUTANTS))
+def test_a_script_that_removes_too_early_is_found(name: str, each_server: Valkey) -> None:
+    script, found, instead = MUTANTS[name]
+    text = script_text(script)
+    assert text.count(found) == 1, "the script has changed: so must the mutant"
+    assert _all_lost(each_server, SCENES[script], text.replace(found, instead)), "nobody noticed"
