@@ -87,7 +87,7 @@ def decode_event(headers: Headers, body: bytes) -> Event:
     for name, value in headers:
         if name.startswith(b"ce-"):
             attribute = name[3:].decode("latin-1")
-            attributes[attribute] = _from_header(attribute, value)
+            attributes[attribute] = from_header(attribute, value)
         elif name == b"content-type" and value.lower().startswith(_FAMILY):
             structured_type = value.lower()
         elif name == _DATA_AT:
@@ -122,14 +122,15 @@ def _decode_structured(content_type: bytes, body: bytes, data_at: bytes) -> Even
             attributes, data = _split_structured(body, data_at)
         else:
             parts = _parts_decoder.decode(body)
-            data = _structured_data(parts)
-            attributes = {name: _attribute(name, raw) for name, raw in parts.items()}
+            data = structured_data(parts)
+            attributes = {name: attribute_text(name, raw) for name, raw in parts.items()}
     except MALFORMED:
         raise InvalidEvent("event", found="no JSON object", accepted="a structured CloudEvent") from None
     return _event(attributes, data, is_structured=True)
 
 
-def _structured_data(parts: dict[str, msgspec.Raw]) -> bytes:
+def structured_data(parts: dict[str, msgspec.Raw]) -> bytes:
+    """Take the data out of a structured event's members; as bytes. Raises `InvalidEvent`."""
     encoded, data = parts.pop("data_base64", None), parts.pop("data", None)
     if encoded is not None:
         try:
@@ -144,7 +145,8 @@ def _structured_data(parts: dict[str, msgspec.Raw]) -> bytes:
     return msgspec.json.decode(content, type=str).encode() if content.startswith(b'"') else content
 
 
-def _attribute(name: str, raw: msgspec.Raw) -> str:
+def attribute_text(name: str, raw: msgspec.Raw) -> str:
+    """A structured event's attribute as binary mode writes it. Raises `InvalidEvent` for an object or array."""
     value = msgspec.json.decode(raw)
     if isinstance(value, dict | list):
         raise InvalidEvent(name, found="an object or array", accepted="a string, number or boolean")
@@ -190,7 +192,7 @@ def to_header(value: str) -> str:
     return value if _PLAIN_HEADER.fullmatch(value) else quote(value, safe=_SAFE_IN_HEADER)
 
 
-def _from_header(attribute: str, value: bytes) -> str:
+def from_header(attribute: str, value: bytes) -> str:
     """Unquoted and percent-decoded once (HTTP binding, section 3.1.3.2). Raises `InvalidEvent` as it demands.
 
     Bytes that no header should hold are read as UTF-8, or as Latin-1 where they are none.

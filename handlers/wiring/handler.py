@@ -112,6 +112,7 @@ class Handler:
         self._endpoint = endpoint
         self._needs_dependencies = env.readiness == "dependencies"
         self._is_started = False
+        self._starting: asyncio.Future[None] | None = None
         self._in_flight = 0
         self._idle = asyncio.Event()
         self.is_stopping = False
@@ -201,7 +202,7 @@ class Handler:
     async def respond(self, request: HttpRequest) -> HttpResponse:
         """The response to one HTTP request; the first one starts what `start` was not called for."""
         if not self._is_started:
-            await self.start()
+            await self._started()
         with self._occupied():
             return await self._endpoint.respond(request)
 
@@ -213,10 +214,16 @@ class Handler:
         await self.aclose()
 
     async def start(self) -> None:
-        """Begin what runs beside the requests: readings of gates, keys of push tokens."""
-        self._is_started = True
+        """Start the background work: readings of gates, keys of push tokens, the Pub/Sub client."""
         for start in self._starters:
             await start()
+        self._is_started = True
+
+    async def _started(self) -> None:
+        """One start for all requests that come before its end, `/readyz` among them; a failed one is repeated."""
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.ensure_future(self.start())
+        await asyncio.shield(self._starting)
 
     async def aclose(self) -> None:
         """Close connections, within seconds; what is published is flushed first."""

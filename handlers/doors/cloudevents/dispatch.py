@@ -15,7 +15,9 @@ import msgspec
 from handlers.contract.delivery import AnswerEvent, answer_of_result, encode_answer, text
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.events import (
+    DATA_AT,
     REMAINING,
+    REQUEST_TYPE,
     RESULT_TYPE,
     RETRY_TYPE,
     STRUCTURED,
@@ -29,12 +31,15 @@ from handlers.contract.result import Result, encode_result
 from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, RetryAnswer, encode_retry_answer
 from handlers.doors.cloudevents.event_sink import EventSink, SinkRefused, SinkUnavailable
 from handlers.doors.cloudevents.foreign_event import EventFields, as_request
+from handlers.doors.cloudevents.sdk import read_event, write_event
 from handlers.doors.http_message import Answer, Delivery, plain, retry_after
 from handlers.forward.forward import NO_LIMITS, Limits, invalid
 from handlers.forward.middleware.gated import GATE_CLOSED, QUOTA_EXHAUSTED
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Answer as GatewayAnswer
 
+_DATA_AT: Final = DATA_AT.encode()
+_REQUEST_TYPE: Final = REQUEST_TYPE.encode()
 RESULT_SOURCE = "/async-processor/dispatch"
 
 _OWN_RESULT: Final = plain(400, f"a result, not a request: let the Trigger leave out the type {RESULT_TYPE}")
@@ -72,7 +77,7 @@ class DispatchDoor:
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, Event] | Answer:
         """An event's request; 400 where neither an event nor an id can be read."""
         try:
-            event = decode_event(delivery.headers, delivery.body)
+            event = _event_of(delivery)
             if event.type == RESULT_TYPE:
                 return _OWN_RESULT
             if not (self._trusts_pollers and event.is_from_poller):
@@ -124,6 +129,14 @@ class DispatchDoor:
                 return await _delivered(self._sink, answer)
             case Retry():
                 return _retry_answer(outcome)
+
+
+def _event_of(delivery: Delivery) -> Event:
+    """The event of a delivery: the poller's by our codec, any other by the SDK. Raises `InvalidEvent`."""
+    for name, value in delivery.headers:
+        if name == _DATA_AT or (name == b"ce-type" and value == _REQUEST_TYPE):
+            return decode_event(delivery.headers, delivery.body)
+    return read_event(delivery.headers, delivery.body)
 
 
 def _without_routing(event: Event) -> Event:
@@ -187,10 +200,13 @@ def _result_answer(event: Event, result: Result, feedback: GatewayAnswer | None)
         extensions["queuedurationms"] = str(feedback.queue_duration_ms)
     if feedback is not None and feedback.band_headroom is not None:
         extensions["bandheadroom"] = str(feedback.band_headroom)
-    # Sources number their events each for itself: only with its source is an event's id one of its kind.
-    event_id = event.id if event.is_from_poller else f"{event.source}#{event.id}"
-    headers = binary_headers(f"{event_id}.result", RESULT_SOURCE, RESULT_TYPE, extensions)
-    return Answer(200, encode_result(result), headers)
+    data = encode_result(result)
+    if event.is_from_poller:
+        return Answer(200, data, binary_headers(f"{event.id}.result", RESULT_SOURCE, RESULT_TYPE, extensions))
+    # Sources number their events each for itself: only with its source is an event's id unique.
+    event_id = f"{event.source}#{event.id}.result"
+    headers, body = write_event(event_id, RESULT_SOURCE, RESULT_TYPE, extensions, data)
+    return Answer(200, body, headers)
 
 
 _TOO_MANY: Final = ("rejected", GATE_CLOSED, QUOTA_EXHAUSTED)

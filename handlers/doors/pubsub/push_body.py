@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 
 from handlers.contract.errors import InvalidEvent
-from handlers.contract.events import decode_event, is_event
+from handlers.contract.events import is_event
 from handlers.contract.json_limits import MALFORMED
+from handlers.doors.cloudevents.sdk import read_event
 from handlers.doors.http_message import Delivery
 
 _PREFIX = b"x-goog-pubsub-"
@@ -68,7 +69,7 @@ _unwrap_probe = msgspec.json.Decoder(dict[str, msgspec.Raw])
 def decode_push(delivery: Delivery) -> Push:
     """Read a push. Raises `InvalidEvent` where the frame is broken; the request inside is not looked at."""
     if is_event(delivery.headers):
-        return _decode_wrapped(decode_event(delivery.headers, delivery.body).data)
+        return _decode_wrapped(read_event(delivery.headers, delivery.body).data)
     metadata = _metadata_headers(delivery)
     if metadata or not _is_wrapped(delivery.body):
         return Push(
