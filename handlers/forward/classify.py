@@ -5,18 +5,16 @@
 | 2xx, 3xx (never followed), 4xx but those below | final |
 | 408, 425, 429, 5xx | retry |
 | no connection, reset, DNS, TLS, a broken or truncated body, too slow | retry |
-
-The transport reports a server's disconnect as a connect timeout, so the exceptions of the library
-below it (aiohttp) are what we look at, the most special class first.
+| complete, but unusable: too large, not decodable | final; an `UnusableResponse`, none of the failures here |
 """
 
 from __future__ import annotations
 
-import ssl
 from typing import Final
 
-import aiohttp
 import httpx
+
+from handlers.transport.failures import NameNotResolved, TlsFailed, TruncatedBody
 
 RETRY_STATUSES: Final = frozenset({408, 425, 429})
 
@@ -29,25 +27,17 @@ STATUS_REASONS: Final = {
 }
 
 FAILURE_REASONS: Final[tuple[tuple[type[BaseException], str], ...]] = (
-    (aiohttp.ConnectionTimeoutError, "connect"),  # nobody answered the handshake: nothing was sent
+    (httpx.ConnectTimeout, "connect"),  # nobody answered the handshake: nothing was sent
     (TimeoutError, "timeout"),
-    (aiohttp.ClientConnectorDNSError, "dns"),
-    (aiohttp.ClientSSLError, "tls"),
-    (ssl.SSLError, "tls"),
-    (aiohttp.ClientConnectorError, "connect"),
-    (aiohttp.ServerDisconnectedError, "reset"),
-    (aiohttp.ClientConnectionError, "reset"),
-    (aiohttp.ClientPayloadError, "broken_body"),
-    (aiohttp.ClientResponseError, "broken_response"),
-    (aiohttp.ClientError, "connect"),
     (httpx.TimeoutException, "timeout"),
+    (NameNotResolved, "dns"),
+    (TlsFailed, "tls"),
     (httpx.ConnectError, "connect"),
     (httpx.NetworkError, "reset"),
+    (TruncatedBody, "broken_body"),
     (httpx.RemoteProtocolError, "broken_response"),
-    (httpx.DecodingError, "broken_body"),
     (httpx.TransportError, "connect"),
     (OSError, "connect"),
-    (ValueError, "broken_response"),  # aiohttp on a header or a chunk size that is no number
 )
 
 FAILURES: Final = tuple({kind for kind, _ in FAILURE_REASONS})
@@ -73,8 +63,4 @@ def status_reason(status_code: int) -> str:
 
 def failure_reason(error: BaseException) -> str:
     """The word for an attempt that ended without an answer."""
-    for told in (error.__cause__ if isinstance(error, httpx.HTTPError) else None, error):
-        for kind, reason in FAILURE_REASONS:
-            if isinstance(told, kind):
-                return reason
-    return "broken_response"
+    return next((reason for kind, reason in FAILURE_REASONS if isinstance(error, kind)), "broken_response")

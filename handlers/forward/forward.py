@@ -20,15 +20,14 @@ from handlers.forward.gateway import (
     BAND_HEADROOM_HEADER,
     DROPPED_REASON_HEADER,
     QUEUE_DURATION_HEADER,
-    SEND_UNTIL,
     GatewayResponse,
-    ResponseTooLarge,
 )
 from handlers.forward.headers import gateway_headers
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.forward.route import Routes
 from handlers.forward.transforms.transform import Transform, transformed
 from handlers.gates.gate import Answer
+from handlers.transport.failures import UnusableResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +51,10 @@ Forward = Callable[[Request, Limits], Awaitable[Outcome]]
 class Sender(Protocol):
     """What forwarding needs of a gateway."""
 
-    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> GatewayResponse:
-        """POST and read the answer."""
+    async def send(
+        self, url: str, headers: Mapping[str, str], body: bytes, until: float = math.inf
+    ) -> GatewayResponse:
+        """POST and read the answer; raise `TimeoutError` at `until` (event loop's clock), and send nothing after it."""
         ...
 
 
@@ -101,11 +102,13 @@ class Forwarder:
         if other is not None:
             headers, content = {**headers, "content-type": other.content_type}, other.content
         try:
-            async with asyncio.timeout(seconds) as limit:
-                SEND_UNTIL.set(limit.when() or math.inf)
-                response = await self._gateway.send(url, headers, content)
-        except ResponseTooLarge:
-            return failed(request, "the gateway's response is over the size limit")
+            until = asyncio.get_running_loop().time() + seconds
+            response = await self._gateway.send(url, headers, content, until)
+        except UnusableResponse as error:
+            if is_final(error.status_code):
+                return failed(request, f"the gateway's response {error}")
+            reason, last = status_reason(error.status_code), LastResponse(error.status_code, b"")
+            return self._retry(request, limits, reason, Answer(status_code=error.status_code), last)
         except OWN_FAULTS as error:
             return not_sent(request, error)
         except FAILURES as error:

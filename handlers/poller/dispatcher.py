@@ -12,7 +12,7 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from handlers.contract.delivery import AnswerEvent, decode_answer, encode_request, number
 from handlers.contract.errors import InvalidRequest
@@ -22,10 +22,11 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, decode_result, error_result
 from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, decode_retry_answer
 from handlers.forward.classify import FAILURES, OWN_FAULTS, failure_reason
-from handlers.forward.forward import invalid, not_sent
-from handlers.forward.gateway import GatewayResponse, ResponseTooLarge
+from handlers.forward.forward import Sender, invalid, not_sent
+from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.gates.gate import Answer
+from handlers.transport.failures import UnusableResponse
 
 Dispatch = Callable[[Request, bytes], Awaitable[Outcome]]
 """Takes the request and its body (the event's data), gives the outcome; raises only when cancelled."""
@@ -38,14 +39,6 @@ _REFUSED_SECONDS: Final = 10.0
 _NOT_REACHED: Final = frozenset({"connect", "dns", "tls"})
 
 
-class Poster(Protocol):
-    """What dispatching needs of an HTTP client."""
-
-    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> GatewayResponse:
-        """POST and read the answer."""
-        ...
-
-
 class HttpDispatcher:
     """Posts CloudEvents to `handler_url`; `timeout_seconds` exceeds the handler's own request timeout.
 
@@ -55,7 +48,7 @@ class HttpDispatcher:
 
     def __init__(
         self,
-        poster: Poster,
+        poster: Sender,
         handler_url: str,
         *,
         timeout_seconds: float,
@@ -83,10 +76,10 @@ class HttpDispatcher:
         except ValueError as error:
             return not_sent(request, error)
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                response = await self._poster.send(self._url, headers, content)
-        except ResponseTooLarge:
-            message = "the handler's answer is over the size limit"
+            until = asyncio.get_running_loop().time() + self._timeout_seconds
+            response = await self._poster.send(self._url, headers, content, until)
+        except UnusableResponse as error:
+            message = f"the handler's answer {error}"
             return Answered(
                 error_result(request.id, request.request_token, ErrorCode.INFERENCE_ERROR, message)
             )

@@ -60,6 +60,15 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     connect_timeout_seconds: Annotated[float, Meta(gt=0, le=600, description="Longest wait to connect.")] = (
         10.0
     )
+    connection_idle_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3_600,
+            description="How long an unused connection to the gateway or the handler is kept; less than the "
+            "server's own limit.",
+        ),
+    ] = 4.0
     circuit_breaker: Annotated[
         bool, Meta(description="While most calls fail, send one a second and leave the rest queued.")
     ] = True

@@ -314,6 +314,7 @@ def _check_urls(settings: Settings) -> None:
         gateways.append(("HANDLER_URL", settings.env.handler_url))
     for setting, url in gateways:
         check_url(setting, url, frozenset({"http", "https"}))
+        _check_one_credential(setting, url, settings.env)
     for setting, url in (
         ("REDIS_URL", settings.redis_url),
         ("DEDUPE_REDIS_URL", settings.env.dedupe_redis_url or settings.redis_url),
@@ -323,6 +324,22 @@ def _check_urls(settings: Settings) -> None:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _check_one_credential(setting: str, url: str, env: Environment) -> None:
+    """A request has one `Authorization`: user and password of the URL, or a token, or the request's own."""
+    if "@" not in urlsplit(url).netloc:
+        return
+    others = {
+        "GATEWAY_TOKEN_FILE": bool(env.gateway_token_file),
+        "ALLOW_REQUEST_AUTHORIZATION": env.allow_request_authorization,
+        "DISPATCH_TOKEN": bool(env.dispatch_token or env.dispatch_token_file),
+    }
+    rivals = ("DISPATCH_TOKEN",) if setting == "HANDLER_URL" else tuple(others)[:2]
+    for rival in rivals:
+        if others[rival]:
+            found = f"a user or password in the URL together with {rival}"
+            raise InvalidSetting(setting, found=found, accepted="one of the two; the other must be unset")
 
 
 def check_url(setting: str, url: str, schemes: frozenset[str]) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
-from aiohttp import web
+import uvicorn
+
+_ALLOWED: Final = frozenset({"GET", "HEAD"})
+_BACKLOG: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,42 +23,63 @@ class Page:
 
 
 class PagesServer:
-    """Serves `pages` by path; costs nothing while nobody asks."""
+    """Serves `pages` by path, by uvicorn in the caller's event loop; costs nothing while nobody asks."""
 
     def __init__(self, pages: Mapping[str, Callable[[], Page]], host: str, port: int) -> None:
         self._pages = pages
         self._host = host
         self._port = port
-        self._runner: web.AppRunner | None = None
+        self._socket: socket.socket | None = None
+        self._server: uvicorn.Server | None = None
 
     async def start(self) -> int:
         """Listen; returns the port. Raises `OSError` where it is taken."""
-        app = web.Application()
-        for path in self._pages:
-            app.router.add_get(path, self._answer)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port)
-        await site.start()
-        port: int = self._runner.addresses[0][1]
-        return port
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        self._socket = socket.create_server((self._host, self._port), family=family, backlog=_BACKLOG)
+        config = uvicorn.Config(
+            self._answer,
+            interface="asgi3",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+        config.load()
+        self._server = uvicorn.Server(config)
+        self._server.lifespan = config.lifespan_class(config)
+        await self._server.startup(sockets=[self._socket])
+        return self.port
 
     @property
     def port(self) -> int:
         """Where it listens; 0 before."""
-        return int(self._runner.addresses[0][1]) if self._runner is not None else 0
+        return int(self._socket.getsockname()[1]) if self._socket is not None else 0
 
     def show(self, pages: Mapping[str, Callable[[], Page]]) -> None:
         """Other pages under the same paths from now on."""
         self._pages = pages
 
-    async def _answer(self, request: web.Request) -> web.Response:
-        page = self._pages[request.path]()
-        return web.Response(
-            body=page.body, status=page.status_code, headers={"content-type": page.content_type}
-        )
+    async def _answer(self, scope: Any, _receive: Any, send: Any) -> None:
+        """One request, as an ASGI application."""
+        make = self._pages.get(scope["path"])
+        if make is None:
+            page = Page(404, b"not found\n")
+        elif scope["method"] not in _ALLOWED:
+            page = Page(405, b"method not allowed\n")
+        else:
+            page = make()
+        length = str(len(page.body)).encode()
+        headers = [(b"content-type", page.content_type.encode()), (b"content-length", length)]
+        await send({"type": "http.response.start", "status": page.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": page.body})
 
     async def aclose(self) -> None:
         """Stop listening."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._server is not None:
+            await self._server.shutdown(sockets=[self._socket] if self._socket else None)
+        elif self._socket is not None:
+            self._socket.close()

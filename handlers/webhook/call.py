@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
-import aiohttp
+import httpx
 import msgspec
 
 from handlers.contract.result import Result, encode_result
 from handlers.forward.backoff import parse_retry_after
+from handlers.transport.failures import UnusableResponse
+from handlers.transport.transport import HEAD_ONLY, TransportOptions, http_client
 from handlers.webhook.destinations import Target
-from handlers.webhook.guard import PublicOnly, outside_socket
+from handlers.webhook.guard import check_public
 from handlers.webhook.signature import signature_headers
 
 EVENT_TYPE: Final = "async_processor.result"
@@ -56,37 +58,35 @@ class Caller:
     def __init__(
         self, *, allow_private: bool, call_seconds: float, clock: Callable[[], float] = time.time
     ) -> None:
-        guard: dict[str, Any] = {"resolver": PublicOnly(), "socket_factory": outside_socket}
-        if allow_private:
-            guard = {}
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, use_dns_cache=False, **guard),
-            timeout=aiohttp.ClientTimeout(total=call_seconds),
-            trust_env=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # what a receiver says is thrown away: it need not be unpacked
+        options = TransportOptions(
+            max_response_bytes=_MOST_ANSWER_BYTES,
+            dns_seconds=0.0,
+            check_addresses=None if allow_private else check_public,
         )
+        self._client = http_client(options)
+        self._call_seconds = call_seconds
         self._clock = clock
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._session.close()
+        await self._client.aclose()
 
     async def post(self, target: Target, result: Result, since: float, undelivered: str = "") -> CallAnswer:
         """Send the event once, signed; see `event_body`."""
         body = event_body(result, since, undelivered)
         signed = signature_headers(target.keys, webhook_id(result), int(self._clock()), body)
-        headers: dict[str, Any] = {"content-type": "application/json", **signed}
+        headers = {"content-type": "application/json", **signed}
         try:
-            async with self._session.post(
-                target.url, data=body, headers=headers, allow_redirects=False
-            ) as answer:
-                retry_after = parse_retry_after(answer.headers.get("retry-after"), self._clock())
-                with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-                    await answer.content.read(_MOST_ANSWER_BYTES)  # for the next call on this connection
-                return CallAnswer(answer.status, retry_after)
-        except (aiohttp.ClientError, OSError, TimeoutError):
+            async with asyncio.timeout(self._call_seconds):
+                answer = await self._client.post(
+                    target.url, content=body, headers=headers, extensions={HEAD_ONLY: True}
+                )
+        except UnusableResponse as error:  # its body is of no use here anyway
+            return CallAnswer(error.status_code)
+        except (httpx.TransportError, httpx.InvalidURL, OSError):  # a timeout is an OSError
             return CallAnswer()
+        retry_after = parse_retry_after(answer.headers.get("retry-after"), self._clock())
+        return CallAnswer(answer.status_code, retry_after)
 
 
 def event_body(result: Result, since: float, undelivered: str = "") -> bytes:

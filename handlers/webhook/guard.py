@@ -1,18 +1,16 @@
 """Keeps a webhook outside: which addresses are public, and connections to no others.
 
-A name is judged by what it resolves to at that moment, and each socket once more by the address that it is about to
-connect to: however a host was written or resolved, nothing inside is reached.
+A name is judged by what it resolves to when a connection is opened, and that connection goes to no other address:
+however a host was written or resolved, nothing inside is reached.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import socket
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import DefaultResolver
-from yarl import URL
+import httpx
 
 _GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
 _ASIDE: Final = tuple(
@@ -47,8 +45,8 @@ def is_public_host(host: str) -> bool:
     address, which is connected to without asking the resolver: never public.
     """
     try:
-        host = URL.build(scheme="https", host=host).raw_host or ""  # as aiohttp will read it
-    except ValueError:
+        host = httpx.URL(scheme="https", host=host).raw_host.decode("ascii")  # as the transport reads it
+    except (httpx.InvalidURL, ValueError):
         return False
     try:
         return is_public(host)
@@ -56,32 +54,10 @@ def is_public_host(host: str) -> bool:
         return bool(host) and not host.replace(".", "").isdigit()
 
 
-class PublicOnly(AbstractResolver):
-    """Resolves names to public addresses alone; a name that has an inner one too is refused whole."""
-
-    def __init__(self, resolver: AbstractResolver | None = None) -> None:
-        self._resolver = resolver or DefaultResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Raises `OSError` for a host that is not public."""
-        found = await self._resolver.resolve(host, port, family)
-        if not found or not all(_is_outside(one["host"]) for one in found):
-            raise OSError(None, f"{host} is not a public host")
-        return found
-
-    async def close(self) -> None:
-        """Close the resolver below."""
-        await self._resolver.close()
-
-
-def outside_socket(address: tuple[Any, ...]) -> socket.socket:
-    """A socket for what `getaddrinfo` gave; the last look before it connects. Raises `OSError` for an inner address."""
-    family, kind, protocol, _, place = address
-    if not _is_outside(str(place[0])):
-        raise OSError(None, "not a public address")
-    return socket.socket(family=family, type=kind, proto=protocol)
+def check_public(host: str, addresses: Sequence[str]) -> None:
+    """Raises `OSError` unless all addresses are public: a name that has an inner one too is refused whole."""
+    if not addresses or not all(_is_outside(one) for one in addresses):
+        raise OSError(None, f"{host} is not a public host")
 
 
 def _is_outside(address: str) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.endpoint import joined
-from handlers.forward.gateway import Gateway, GatewayOptions, ResponseTooLarge
+from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.gates.gate import GateState
 from handlers.redis_store.admin.key_types import wrong_types
 from handlers.redis_store.admin.rights import RightsOptions, refused_commands
@@ -21,6 +21,7 @@ from handlers.redis_store.queue.queue import QueueOptions
 from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.memory import memory_limit
 from handlers.settings.settings import Settings, masked_url, memory_warnings
+from handlers.transport.failures import UnusableResponse
 from handlers.wiring.credentials import file_token, prometheus_tls
 from handlers.wiring.gates import ProcessGates
 from handlers.wiring.handler import gateway_of
@@ -132,8 +133,8 @@ async def _page(
     started_at = time.monotonic()
     try:
         response = await gateway.get(url, headers)
-    except ResponseTooLarge:
-        return Finding(what, "ok", "answers, with more than is read here")
+    except UnusableResponse as error:
+        return Finding(what, "ok", f"answers; the answer {error}")
     except FAILURES as error:
         reason = failure_reason(error)
         kind = "no_tls" if reason == "tls" and _is_plain_http(error) else reason

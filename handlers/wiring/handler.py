@@ -50,6 +50,7 @@ def gateway_of(settings: Settings) -> Gateway:
     return Gateway(
         GatewayOptions(
             connect_timeout_seconds=env.connect_timeout_seconds,
+            keepalive_seconds=env.connection_idle_seconds,
             max_response_bytes=env.max_response_bytes,
             ssl_context=gateway_tls(settings),
             token=file_token("GATEWAY_TOKEN_FILE", env.gateway_token_file),

@@ -28,8 +28,11 @@ def poller_client(settings: Settings) -> Gateway:
     """A client of the gateway where the handler runs in this process, else of the handlers."""
     if not settings.env.handler_url:
         return gateway_of(settings)
-    limit = wrapped_answer_bytes(settings.env.max_response_bytes)
-    return Gateway(GatewayOptions(settings.env.connect_timeout_seconds, max_response_bytes=limit))
+    env = settings.env
+    limit = wrapped_answer_bytes(env.max_response_bytes)
+    return Gateway(
+        GatewayOptions(env.connect_timeout_seconds, env.connection_idle_seconds, max_response_bytes=limit)
+    )
 
 
 def poller_dispatch(settings: Settings, client: Gateway, tracing: Tracing | None, clock: Clock) -> Dispatch:

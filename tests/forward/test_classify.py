@@ -6,11 +6,11 @@ import asyncio
 import ssl
 from collections.abc import Iterator
 
-import aiohttp
 import httpx
 import pytest
 
 from handlers.forward.classify import FAILURE_REASONS, FAILURES, failure_reason, is_final, status_reason
+from handlers.transport.failures import UnusableResponse
 
 WORDS = {"timeout", "dns", "tls", "connect", "reset", "broken_body", "broken_response"}
 
@@ -21,9 +21,7 @@ def below(kind: type[BaseException]) -> Iterator[type[BaseException]]:
         yield from below(narrower)
 
 
-CLIENT_ERRORS = sorted(
-    {*below(aiohttp.ClientError), *below(httpx.TransportError)}, key=lambda kind: kind.__name__
-)
+CLIENT_ERRORS = sorted(below(httpx.TransportError), key=lambda kind: kind.__name__)
 
 
 @pytest.mark.parametrize("kind", CLIENT_ERRORS, ids=lambda kind: kind.__name__)
@@ -65,13 +63,8 @@ def test_no_row_of_the_table_hides_behind_a_wider_one() -> None:
     assert hidden == []
 
 
-def test_the_clients_own_word_for_a_disconnect_is_looked_through() -> None:
-    """The transport reports a server that hung up as a connect timeout."""
-    error = httpx.ConnectTimeout("")
-    error.__cause__ = aiohttp.ServerDisconnectedError()
-    assert failure_reason(error) == "reset"
-    error.__cause__ = KeyError("something else")
-    assert failure_reason(error) == "timeout"
+def test_an_answer_that_cannot_be_used_is_no_failure_to_be_tried_again() -> None:
+    assert not issubclass(UnusableResponse, FAILURES)
 
 
 @pytest.mark.parametrize("status", range(100, 600))

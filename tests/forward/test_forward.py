@@ -92,7 +92,6 @@ async def test_capacity_and_server_errors_are_retried_with_the_last_response(
         (Answer(end=End.CLOSE), "reset"),
         (answer(200, b"half", declared=40, end=End.CLOSE), "broken_body"),
         (Answer(b"\x00\x01garbage\r\n\r\n", end=End.CLOSE), "broken_response"),
-        (answer(200, gzip.compress(b"x" * 99)[:-9], {"content-encoding": "gzip"}), "broken_body"),
     ],
 )
 async def test_no_whole_answer_is_retried(
@@ -101,6 +100,28 @@ async def test_no_whole_answer_is_retried(
     server.say(fault)
     outcome = retried(await forwarder.forward(request(attempt=1)))
     assert (outcome.reason, outcome.last, outcome.delay_seconds) == (reason, None, 3.0)
+
+
+async def test_a_refusal_that_cannot_be_decoded_is_retried_as_its_status_says(
+    forwarder: Forwarder, server: RawHttp
+) -> None:
+    server.say(answer(503, b"busy", {"content-encoding": "gzip"}))
+    outcome = retried(await forwarder.forward(request()))
+    assert outcome.reason == "unavailable"
+    assert outcome.last is not None
+    assert (outcome.last.status_code, outcome.last.body) == (503, b"")
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_an_answer_that_cannot_be_decoded_is_final_and_says_why(
+    forwarder: Forwarder, server: RawHttp, status: int
+) -> None:
+    server.say(answer(status, gzip.compress(b"x" * 99)[:-9], {"content-encoding": "gzip"}))
+    outcome = await forwarder.forward(request())
+    assert isinstance(outcome, Answered)
+    assert outcome.result.error_code == "INFERENCE_ERROR"
+    assert "cannot be decoded as gzip" in outcome.result.error_message
+    assert len(server.received) == 1
 
 
 async def test_a_body_over_the_limit_is_final_and_paid_for_once(

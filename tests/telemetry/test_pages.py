@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-import aiohttp
+import httpx
 import pytest
 
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
@@ -32,8 +32,9 @@ async def address() -> AsyncIterator[str]:
 
 
 async def asked(url: str, method: str = "GET") -> tuple[int, bytes, str]:
-    async with aiohttp.ClientSession() as session, session.request(method, url) as response:
-        return response.status, await response.read(), response.headers.get("content-type", "")
+    async with httpx.AsyncClient(trust_env=False) as client:
+        response = await client.request(method, url)
+        return response.status_code, response.content, response.headers.get("content-type", "")
 
 
 async def test_a_page_answers_with_what_its_function_says_now(address: str) -> None:
@@ -70,8 +71,8 @@ async def test_a_taken_port_is_an_error_at_the_start_and_can_be_cleaned_up() -> 
 async def test_a_client_that_keeps_its_connection_does_not_hold_up_the_end() -> None:
     server = PagesServer({"/healthz": lambda: Page(200, b"ok\n")}, "127.0.0.1", 0)
     port = await server.start()
-    async with aiohttp.ClientSession() as session:
-        async with session.get(f"http://127.0.0.1:{port}/healthz") as response:
-            assert response.status == 200
+    async with httpx.AsyncClient(trust_env=False) as client:
+        response = await client.get(f"http://127.0.0.1:{port}/healthz")
+        assert response.status_code == 200
         async with asyncio.timeout(5):
             await server.aclose()

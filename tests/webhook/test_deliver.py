@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 from redis.asyncio import Redis
 
 from handlers.client import AsyncClient
@@ -23,10 +22,11 @@ from handlers.client.options import ClientOptions
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, answered_result, encode_result
 from handlers.demo.valkey import Valkey
+from handlers.transport.dialing import AddressInfo
 from handlers.webhook.call import Caller, webhook_id
 from handlers.webhook.deliver import Webhook, WebhookGone, WebhookOptions
 from handlers.webhook.destinations import DestinationRefused, Target, read_destination, target_of
-from handlers.webhook.guard import PublicOnly, outside_socket
+from handlers.webhook.guard import check_public
 from handlers.webhook.signature import read_secrets, signature_headers
 from tests.servers.raw_http import End, RawHttp, Received, answer, running_raw_http
 
@@ -85,37 +85,18 @@ def test_an_address_that_is_not_public_is_refused(url: str) -> None:
         WebhookOptions(url, KEYS)
 
 
-class Resolver(AbstractResolver):
-    """Answers what a hostile name server would."""
-
-    def __init__(self, *addresses: str) -> None:
-        self._addresses = addresses
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        return [
-            ResolveResult(hostname=host, host=one, port=port, family=family, proto=0, flags=0)
-            for one in self._addresses
-        ]
-
-    async def close(self) -> None:
-        """Nothing is open."""
-
-
 @pytest.mark.parametrize(
     "addresses", [["127.0.0.1"], ["8.8.8.8", "10.1.2.3"], ["fe80::1%eth0"], ["64:ff9b::a00:1"], []]
 )
-async def test_a_name_that_leads_inside_is_refused_at_every_connection(addresses: list[str]) -> None:
+def test_a_name_that_leads_inside_is_refused(addresses: list[str]) -> None:
     with pytest.raises(OSError, match="not a public host"):
-        await PublicOnly(Resolver(*addresses)).resolve("evil.example", 443)
+        check_public("evil.example", addresses)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "169.254.169.254", "::ffff:10.0.0.1", "fe80::1%lo"])
-def test_no_socket_is_opened_to_the_inside_however_it_was_come_by(host: str) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with pytest.raises(OSError, match="not a public address"):
-        outside_socket((family, socket.SOCK_STREAM, 6, "", (host, 443)))
+def test_an_inner_address_is_refused_however_it_is_written(host: str) -> None:
+    with pytest.raises(OSError, match="not a public host"):
+        check_public(host, [host])
 
 
 async def test_an_address_that_slipped_in_is_not_connected_to(receiver: RawHttp) -> None:
@@ -129,9 +110,30 @@ async def test_an_address_that_slipped_in_is_not_connected_to(receiver: RawHttp)
     assert (said.status, receiver.connections) == (0, 0)
 
 
-async def test_a_public_name_is_resolved() -> None:
-    found = await PublicOnly(Resolver("8.8.8.8", "2001:4860:4860::8888")).resolve("good.example", 443)
-    assert len(found) == 2
+async def test_a_name_that_leads_inside_is_not_connected_to(
+    receiver: RawHttp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The addresses are checked that are connected to, at each connection: a name may lead elsewhere by then."""
+    asked: list[str] = []
+
+    async def resolve(host: str, port: int, **_options: object) -> list[AddressInfo]:
+        asked.append(host)
+        addresses = ("8.8.8.8", "127.0.0.1") if len(asked) == 1 else ("127.0.0.1",)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, receiver.port)) for one in addresses]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    caller = Caller(allow_private=False, call_seconds=5.0)
+    try:
+        target = Target(f"http://evil.example:{receiver.port}/hook", KEYS)
+        said = [await caller.post(target, answered_result("r", "t", 200, b"{}"), 0.0) for _ in range(2)]
+    finally:
+        await caller.close()
+    assert [one.status for one in said] == [0, 0]
+    assert (asked, receiver.connections) == (["evil.example"] * 2, 0)
+
+
+def test_a_public_name_is_taken() -> None:
+    check_public("good.example", ["8.8.8.8", "2001:4860:4860::8888"])
 
 
 @pytest.fixture

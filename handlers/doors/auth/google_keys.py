@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-import aiohttp
+import httpx
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -27,6 +27,8 @@ from jwt.algorithms import RSAAlgorithm
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.contract.json_limits import MALFORMED
 from handlers.telemetry.logs import get_logger
+from handlers.transport.failures import UnusableResponse
+from handlers.transport.transport import TransportOptions, http_client
 
 GOOGLE_CERTS_URL: Final = "https://www.googleapis.com/oauth2/v1/certs"
 
@@ -121,7 +123,7 @@ class SigningKeys:
             keys, fresh_seconds = await _download(self._options)
         except _BadAnswer as error:
             self._failed(str(error))
-        except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
+        except (httpx.HTTPError, OSError) as error:  # a timeout is an OSError
             self._failed(type(error).__name__)  # its text may quote what a server sent
         else:
             self._failure = ""
@@ -138,26 +140,19 @@ class SigningKeys:
 
 
 async def _download(options: SigningKeysOptions) -> tuple[Mapping[str, RSAPublicKey], float]:
-    """The keys and for how many seconds they are fresh. Raises `_BadAnswer`, or as aiohttp does."""
-    async with (
-        aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=options.timeout_seconds),
-            headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,  # so that the limit below is a limit
-        ) as session,
-        session.get(options.certs_url, allow_redirects=False) as response,
-    ):
-        if response.status != 200:
-            raise _BadAnswer(f"status {response.status}")
-        body = bytearray()
-        async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > _LARGEST_BYTES:
-                raise _BadAnswer(f"more than {_LARGEST_BYTES} bytes")
-        keys = decode_keys(bytes(body))
-        if not keys:
-            raise _BadAnswer("no usable key")
-        return keys, fresh_seconds(response.headers)
+    """The keys and for how many seconds they are fresh. Raises `_BadAnswer`, or as httpx does."""
+    client = http_client(TransportOptions(max_response_bytes=_LARGEST_BYTES))
+    async with client, asyncio.timeout(options.timeout_seconds):
+        try:
+            response = await client.get(options.certs_url)
+        except UnusableResponse as error:
+            raise _BadAnswer(f"an answer that {error}") from None
+    if response.status_code != 200:
+        raise _BadAnswer(f"status {response.status_code}")
+    keys = decode_keys(response.content)
+    if not keys:
+        raise _BadAnswer("no usable key")
+    return keys, fresh_seconds(response.headers)
 
 
 def fresh_seconds(headers: Mapping[str, str]) -> float:

@@ -16,8 +16,8 @@ from handlers.contract.events import to_header
 from handlers.doors.http_message import Answer
 from handlers.forward.classify import FAILURES, OWN_FAULTS
 from handlers.forward.forward import Sender
-from handlers.forward.gateway import ResponseTooLarge
 from handlers.telemetry.logs import Logger
+from handlers.transport.failures import UnusableResponse
 
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 5.0
@@ -73,19 +73,20 @@ class EventSink:
 
     async def _is_taken(self, headers: Mapping[str, str], body: bytes) -> bool:
         try:
-            async with asyncio.timeout(self._options.call_seconds):
-                response = await self._sender.send(self._options.url, headers, body)
-        except ResponseTooLarge:
-            return True  # it answered, and what it says is of no use here
+            until = asyncio.get_running_loop().time() + self._options.call_seconds
+            response = await self._sender.send(self._options.url, headers, body, until)
+            status = response.status_code
+        except UnusableResponse as error:
+            status = error.status_code  # what else it says is of no use here
         except OWN_FAULTS as error:
             self._log.error("result not sent to the sink", error=type(error).__name__)
             raise SinkRefused(0) from None
         except FAILURES as error:
             self._log.warning("sink not reached", error=type(error).__name__)
             return False
-        if 200 <= response.status_code < 300:
+        if 200 <= status < 300:
             return True
-        self._log.warning("sink did not take a result", status=response.status_code)
-        if response.status_code in _ASKED_AGAIN or response.status_code >= 500:
+        self._log.warning("sink did not take a result", status=status)
+        if status in _ASKED_AGAIN or status >= 500:
             return False
-        raise SinkRefused(response.status_code)
+        raise SinkRefused(status)

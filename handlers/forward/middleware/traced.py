@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import urlsplit
 
@@ -100,7 +101,9 @@ class TracedSender:
         self._tracing = tracing
         self._event_too = event_too
 
-    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> GatewayResponse:
+    async def send(
+        self, url: str, headers: Mapping[str, str], body: bytes, until: float = math.inf
+    ) -> GatewayResponse:
         """POST and read the answer, in a span below the attempt's."""
         parts = urlsplit(url)
         attributes: dict[str, str | int] = {
@@ -113,7 +116,7 @@ class TracedSender:
             own = {"traceparent": traceparent(span)}
             if self._event_too:
                 own["ce-traceparent"] = own["traceparent"]
-            response = await self._sender.send(url, {**headers, **own}, body)
+            response = await self._sender.send(url, {**headers, **own}, body, until)
             span.set_attribute("http.response.status_code", response.status_code)
             if response.status_code >= _SERVER_ERROR:
                 fail(span, str(response.status_code))

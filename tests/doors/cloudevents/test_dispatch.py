@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -155,7 +156,9 @@ class Kept:
     def __init__(self) -> None:
         self.events: list[Answer] = []
 
-    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> GatewayResponse:
+    async def send(
+        self, url: str, headers: Mapping[str, str], body: bytes, until: float = math.inf
+    ) -> GatewayResponse:
         self.events.append(Answer(200, body, headers))
         return GatewayResponse(202, {}, b"")
 

@@ -1,0 +1,396 @@
+"""One connection: a request is written, its response is parsed. One exchange at a time.
+
+No task and no timeout object per request: the caller waits for a future, and one timer per connection serves all its
+exchanges. The parser is httptools', as in uvicorn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import select
+import socket
+import struct
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NamedTuple
+
+import httptools
+import httpx
+
+from handlers.answer_room import FREE_BYTES, AskForRoom
+from handlers.transport.failures import ConnectionLost, ResponseTooLarge, TruncatedBody, UnusableResponse
+
+MAX_HEADER_BYTES: Final = 262_144
+MAX_HEADERS: Final = 1_000
+_PIECE_BYTES: Final = 262_144
+_JOINED_BYTES: Final = 65_536
+"""A request up to this size is written with one call; above, its body follows in pieces, without a copy."""
+
+_BYTES_ACKED: Final = 120  # offset in Linux's `struct tcp_info`
+_NO_BODY: Final = frozenset({204, 304})
+_SWITCHING: Final = 101
+
+Header = tuple[bytes, bytes]
+
+
+class Response(NamedTuple):
+    """What came back: names of headers in lower case, the whole body."""
+
+    status_code: int
+    headers: list[Header]
+    body: bytes
+
+
+class Outgoing(NamedTuple):
+    """A request to send: its head as bytes and its body.
+
+    Nothing is written at or after `until` (the event loop's clock); then the connection is closed at once.
+    `ask_for_room` is asked before a large body is read. `may_repeat`: the request may run twice. `wants_head`: the
+    response ends with its headers, and the rest is not waited for.
+    """
+
+    head: bytes
+    body: bytes
+    until: float = math.inf
+    ask_for_room: AskForRoom | None = None
+    may_repeat: bool = False
+    wants_head: bool = False
+
+
+_NOTHING: Final = Outgoing(b"", b"")
+
+
+class Connection(asyncio.Protocol):
+    """Made by `Dialer.connect`; `on_idle` is called when it can take the next request, `on_lost` when it is gone.
+
+    `exchange` starts a request. All times are seconds of the event loop's clock.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        limit: int,
+        on_idle: Callable[[Connection], None],
+        on_lost: Callable[[Connection], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._limit = limit
+        self._on_idle = on_idle
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
+        self._parser = httptools.HttpResponseParser(self)
+        # A length beside chunks is ignored (RFC 9112, 6.3); bytes after the last response are looked at here.
+        self._parser.set_dangerous_leniencies(lenient_chunked_length=True, lenient_data_after_close=True)
+        self._poll = select.poll()
+        self._poll.register(sock.fileno(), select.POLLIN)
+        self._waiter: asyncio.Future[Response] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = self._until = math.inf
+        self.is_open = self._is_tls = self._is_paused = self._has_no_room = False
+        self._request = _NOTHING
+        self._ask_for_room: AskForRoom | None = None
+        self._unsent: memoryview | None = None
+        self._sent_bytes = self._sent_before = 0
+        self._has_first_byte = False
+        self.idle_since = 0.0
+        self.uses = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget the response before this one."""
+        self._status_code = 0
+        self._headers: list[Header] = []
+        self._parts: list[bytes] = []
+        self._size = self._unframed = 0
+        self._has_headers = self._ends_with_connection = self._is_reusable = self._is_complete = False
+
+    # --- what the pool calls
+
+    def is_usable(self) -> bool:
+        """Whether the next request may be sent: open, and nothing to read (a FIN or bytes that nobody asked for)."""
+        return self.is_open and not self._transport.is_closing() and not self._poll.poll(0)
+
+    async def exchange(self, request: Outgoing) -> Response:
+        """Send one request and return its response.
+
+        If the caller is cancelled, the connection is closed at once. Raises `TimeoutError`, `UnusableResponse`, or one
+        of httpx's transport errors.
+        """
+        waiter = self._start(request)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if self._waiter is waiter:  # else it is answered, and the connection may be another's already
+                self.abort()
+            raise
+
+    def _start(self, request: Outgoing) -> asyncio.Future[Response]:
+        waiter = self._waiter = self._loop.create_future()
+        if self.uses:
+            self._begin()
+        self.uses += 1
+        self._request = request
+        head, body, until = request.head, request.body, request.until
+        self._ask_for_room, self._has_no_room = request.ask_for_room, False
+        self._until = until
+        self._has_first_byte = False
+        if until < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._timer_at = self._loop.call_at(until, self._on_time), until
+        self._sent_before = self._acknowledged() if self._is_tls else self._sent_bytes
+        if not self.is_open:
+            self._fail(ConnectionLost("the connection was closed before the request", may_resend=True))
+        elif self._loop.time() >= until:
+            self._fail(TimeoutError("the time for the request is over"))
+        elif len(body) <= _JOINED_BYTES:
+            self._write(head + body)
+        else:
+            self._unsent = memoryview(body)
+            self._write(head)
+            self._write_on()
+        return waiter
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way."""
+        self._is_reusable = False
+        self._unsent = None
+        if self.is_open:
+            self._transport.abort()
+
+    # --- writing
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._sent_bytes += len(data)
+        self._transport.write(data)
+
+    def _write_on(self) -> None:
+        """Write pieces until the socket takes no more, or the time is over."""
+        while self._unsent is not None and not self._is_paused:
+            if self._loop.time() >= self._until:
+                self._fail(TimeoutError("the time for the request is over"))
+                return
+            piece, rest = self._unsent[:_PIECE_BYTES], self._unsent[_PIECE_BYTES:]
+            self._unsent = rest if rest else None
+            self._write(piece)
+
+    def pause_writing(self) -> None:
+        """The socket is full."""
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        """The socket takes more."""
+        self._is_paused = False
+        if self._unsent is not None:
+            self._write_on()
+
+    # --- events of the connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected, and past the TLS handshake."""
+        self._transport = transport  # type: ignore[assignment]  # a transport of a stream, as every one of TCP
+        self._is_tls = transport.get_extra_info("ssl_object") is not None
+        self.is_open = True
+        self._transport.set_write_buffer_limits(high=0)  # written now or never: see `_write_on`
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the response. Bytes that nobody asked for end the connection."""
+        if self._waiter is None:
+            self.abort()
+            return
+        self._has_first_byte = True
+        self._unframed += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._on_parser_error(error)
+        except httptools.HttpParserUpgrade:
+            self._fail(httpx.RemoteProtocolError("the server switched protocols unasked"))
+        if self._is_complete or (self._request.wants_head and self._has_headers):
+            if not self._has_no_room:
+                self._finish()
+        elif self._unframed > MAX_HEADER_BYTES:
+            self._fail(self._too_much())
+
+    def _too_much(self) -> Exception:
+        if not self._has_headers:
+            return self._too_much_headers()
+        return ResponseTooLarge(f"has trailers or chunk extensions of more than {MAX_HEADER_BYTES} bytes")
+
+    def _too_much_headers(self) -> Exception:
+        return ResponseTooLarge(f"has headers of more than {MAX_HEADER_BYTES} bytes", self._status_code)
+
+    def _on_parser_error(self, error: Exception) -> None:
+        if self._is_complete:
+            self._is_reusable = False  # what follows a complete response is no part of it
+        elif self._has_headers:
+            self._fail(TruncatedBody(f"the body does not follow its framing: {error}"))
+        else:
+            self._fail(httpx.RemoteProtocolError(f"no HTTP response: {error}"))
+
+    def eof_received(self) -> None:
+        """The server sends no more: the end of a body without a length, else a loss."""
+        if self._waiter is not None and self._has_headers and self._ends_with_connection:
+            self._finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Gone: an exchange under way fails, the pool forgets the connection."""
+        self.is_open = False
+        if self._waiter is not None:
+            self._fail(self._loss(exc))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._on_lost(self)
+        self._parser = None  # type: ignore[assignment]  # a cycle: the parser knows us
+
+    def _loss(self, exc: Exception | None) -> Exception:
+        if self._has_headers:
+            return TruncatedBody("the connection ended inside the body")
+        found = "closed" if exc is None else "reset"
+        may_resend = (
+            self.uses > 1 and not self._has_first_byte and (self._request.may_repeat or self._is_unread(exc))
+        )
+        return ConnectionLost(f"the connection was {found} before a response", may_resend=may_resend)
+
+    def _is_unread(self, exc: Exception | None) -> bool:
+        """Whether the server closed the connection before its TCP had any byte of the request.
+
+        Its FIN acknowledges what had arrived by then. A reset without a FIN (`ConnectionResetError`) proves nothing.
+        """
+        if exc is not None and not isinstance(exc, BrokenPipeError):
+            return False
+        # The SYN counts as one byte. Less than what was answered before: the system does not count.
+        most = self._sent_before + (0 if self._is_tls else 1)
+        return self._sent_before <= self._acknowledged() <= most
+
+    def _acknowledged(self) -> int:
+        """Bytes that the peer's TCP has acknowledged; -1 where the system does not tell."""
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 8)
+            return int(struct.unpack_from("Q", info, _BYTES_ACKED)[0])
+        except (OSError, AttributeError, struct.error):
+            return -1
+
+    def _on_time(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        if self._waiter is None or self._until == math.inf:
+            return
+        if self._loop.time() >= self._until:
+            self._fail(TimeoutError("the time for the request is over"))
+        else:  # the timer was an earlier request's
+            self._timer, self._timer_at = self._loop.call_at(self._until, self._on_time), self._until
+
+    # --- events of the parser
+
+    def on_message_begin(self) -> None:
+        """A response begins; a second one is nobody's."""
+        if self._is_complete:
+            self._is_reusable = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; trailers are dropped (RFC 9110, 6.5.1)."""
+        if not self._has_headers:
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Status and headers are known. A response of 1xx is not the answer yet."""
+        if self._is_complete or self._waiter is None:
+            return
+        self._status_code = status = self._parser.get_status_code()
+        if status < 200 and status != _SWITCHING:
+            return
+        if status == _SWITCHING:
+            self._fail(httpx.RemoteProtocolError("the server switched protocols unasked"))
+            return
+        self._has_headers = True
+        self._unframed = 0
+        if len(self._headers) > MAX_HEADERS:
+            self._fail(ResponseTooLarge(f"has more than {MAX_HEADERS} headers", status))
+            return
+        self._read_framing()
+
+    def _read_framing(self) -> None:
+        length, is_chunked = b"", False
+        size = 0
+        for name, value in self._headers:
+            size += len(name) + len(value) + 4
+            if name == b"content-length":
+                length = value
+            elif name == b"transfer-encoding":
+                is_chunked = value.strip().lower() == b"chunked"
+                if not is_chunked:
+                    self._fail(
+                        UnusableResponse("has a transfer-encoding other than chunked", self._status_code)
+                    )
+                    return
+        self._ends_with_connection = not length and not is_chunked and self._status_code not in _NO_BODY
+        if size > MAX_HEADER_BYTES:
+            self._fail(self._too_much_headers())
+        elif length and not is_chunked and int(length) > self._limit and self._status_code not in _NO_BODY:
+            self._fail(ResponseTooLarge(status_code=self._status_code))
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        if self._is_complete or self._waiter is None:
+            return
+        self._unframed = 0
+        self._size += len(body)
+        if self._size > self._limit:
+            self._fail(ResponseTooLarge(status_code=self._status_code))
+        else:
+            self._parts.append(body)
+            if self._ask_for_room is not None and self._size > FREE_BYTES:
+                self._wait_for_room(self._ask_for_room)
+
+    def on_message_complete(self) -> None:
+        """The response is whole; or an interim one is over, and the answer is still to come."""
+        if self._is_complete or self._waiter is None:
+            return
+        if not self._has_headers:
+            self._headers.clear()
+            return
+        self._is_complete = True
+        self._is_reusable = self._unsent is None and self._parser.should_keep_alive()
+
+    def _wait_for_room(self, ask: AskForRoom) -> None:
+        """Read no more of a large body before there is room for all of it."""
+        self._ask_for_room = None
+        names = dict(self._headers)
+        is_plain = b"content-length" in names and b"content-encoding" not in names
+        most = int(names[b"content-length"]) if is_plain else self._limit
+        if not ask(most, partial(self._on_room, self._waiter)):
+            self._has_no_room = True
+            self._transport.pause_reading()
+
+    def _on_room(self, waiter: asyncio.Future[Response] | None) -> None:
+        if waiter is None or self._waiter is not waiter or not self._has_no_room:
+            return
+        self._has_no_room = False
+        self._transport.resume_reading()
+        if self._is_complete:
+            self._finish()
+
+    # --- ends of an exchange
+
+    def _finish(self) -> None:
+        """Answer the caller, and offer the connection for the next request or close it."""
+        waiter, self._waiter = self._waiter, None
+        self._until = math.inf
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._request, self._parts = _NOTHING, []  # an idle connection keeps no bodies in memory
+        if self._is_reusable:
+            self._on_idle(self)
+        else:
+            self.abort()
+        if waiter is not None and not waiter.done():
+            # The next exchange may begin before the caller goes on: it gets all it needs now.
+            waiter.set_result(Response(self._status_code, self._headers, body))
+
+    def _fail(self, error: BaseException) -> None:
+        waiter, self._waiter = self._waiter, None
+        self.abort()
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)

@@ -1,0 +1,149 @@
+"""Opens TCP connections: names to addresses, one address after the other, TLS, and socket options."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import httpx
+
+from handlers.transport.failures import NameNotResolved, TlsFailed
+from handlers.transport.target import Origin
+
+_PROBING: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 3))
+"""A peer that is gone without a word is noticed after 15 + 3 * 15 seconds, also while we wait for its answer."""
+
+_USER_TIMEOUT_MS: Final = 60_000
+"""The same for a peer that does not acknowledge what we sent (`TCP_USER_TIMEOUT`, Linux)."""
+
+AddressInfo = tuple[Any, ...]
+"""As `getaddrinfo` gives it: family, kind, protocol, name, address."""
+CheckAddresses = Callable[[str, Sequence[str]], None]
+"""Takes the host and all its addresses; raises `OSError` where they must not be connected to."""
+
+ProtocolT = TypeVar("ProtocolT", bound=asyncio.Protocol)
+
+
+class Dialer:
+    """Connects for one event loop. `dns_seconds` is how long addresses are remembered, 0: not at all."""
+
+    def __init__(
+        self,
+        ssl_context: ssl.SSLContext | None,
+        dns_seconds: float,
+        check_addresses: CheckAddresses | None,
+    ) -> None:
+        self._ssl_context = ssl_context
+        self._dns_seconds = dns_seconds
+        self._check_addresses = check_addresses
+        self._known: dict[tuple[str, int], tuple[float, list[AddressInfo]]] = {}
+        self._resolving: dict[tuple[str, int], asyncio.Task[list[AddressInfo]]] = {}
+
+    async def connect(
+        self, origin: Origin, seconds: float, protocol: Callable[[socket.socket], ProtocolT]
+    ) -> ProtocolT:
+        """A connection within `seconds`; `protocol` gets the connected socket.
+
+        Raises `NameNotResolved`, `TlsFailed`, `httpx.ConnectError`, or `httpx.ConnectTimeout`.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._connect(origin, seconds, protocol)
+        except TimeoutError:
+            raise httpx.ConnectTimeout(f"not connected in {seconds:.3g} s") from None
+        except (ssl.SSLError, ssl.CertificateError) as error:
+            raise TlsFailed(str(error)[:200]) from None
+        except socket.gaierror as error:
+            raise NameNotResolved(error.strerror or "the name does not resolve") from None
+        except OSError as error:
+            raise httpx.ConnectError(error.strerror or type(error).__name__) from None
+
+    async def _connect(
+        self, origin: Origin, seconds: float, protocol: Callable[[socket.socket], ProtocolT]
+    ) -> ProtocolT:
+        loop = asyncio.get_running_loop()
+        addresses = await self._addresses(origin.host, origin.port)
+        if self._check_addresses is not None:
+            self._check_addresses(origin.host, [str(address[4][0]) for address in addresses])
+        sock = await self._connected(addresses, loop.time() + seconds)
+        tls: dict[str, Any] = {}
+        if origin.scheme == "https":
+            tls = {"ssl": self._tls(), "server_hostname": origin.host, "ssl_handshake_timeout": seconds}
+        try:
+            _, made = await loop.create_connection(lambda: protocol(sock), sock=sock, **tls)
+        except BaseException:
+            sock.close()
+            raise
+        return made
+
+    async def _connected(self, addresses: list[AddressInfo], until: float) -> socket.socket:
+        """A socket to the first address that answers; each gets its share of the time that is left."""
+        loop = asyncio.get_running_loop()
+        failure: OSError = OSError(None, "the name has no address")
+        for index, (family, kind, protocol, _, address) in enumerate(addresses):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.setblocking(False)
+                _set_options(sock)
+                share = (until - loop.time()) / (len(addresses) - index)
+                async with asyncio.timeout(share):
+                    await loop.sock_connect(sock, address)
+            except OSError as error:  # a timeout is one
+                sock.close()
+                failure = error
+                continue
+            except BaseException:
+                sock.close()
+                raise
+            if index:
+                addresses.insert(
+                    0, addresses.pop(index)
+                )  # the next connection begins with the one that works
+            return sock
+        raise failure
+
+    async def _addresses(self, host: str, port: int) -> list[AddressInfo]:
+        with contextlib.suppress(socket.gaierror):  # a literal address needs no resolver, and no thread
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        loop = asyncio.get_running_loop()
+        key = (host, port)
+        known = self._known.get(key)
+        if known is not None and loop.time() < known[0]:
+            return known[1]
+        resolving = self._resolving.get(key)
+        if resolving is None:
+            resolving = loop.create_task(self._resolved(host, port), name="resolve a name")
+            self._resolving[key] = resolving
+            resolving.add_done_callback(lambda done: self._forget(key, done))
+        return await asyncio.shield(resolving)
+
+    async def _resolved(self, host: str, port: int) -> list[AddressInfo]:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        self._known = {one: entry for one, entry in self._known.items() if loop.time() < entry[0]}
+        if self._dns_seconds > 0:
+            self._known[(host, port)] = (loop.time() + self._dns_seconds, found)
+        return found
+
+    def _forget(self, key: tuple[str, int], done: asyncio.Task[list[AddressInfo]]) -> None:
+        del self._resolving[key]
+        if not done.cancelled():
+            done.exception()  # each waiter has it; where all were cancelled, nobody else reads it
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._ssl_context is None:
+            self._ssl_context = ssl.create_default_context()
+        return self._ssl_context
+
+
+def _set_options(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (*_PROBING, ("TCP_USER_TIMEOUT", _USER_TIMEOUT_MS)):
+        option = getattr(socket, name, None)  # each platform has some of them
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)

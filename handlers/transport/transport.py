@@ -1,0 +1,191 @@
+"""The transport: a pool of connections per origin, for one event loop.
+
+`post` is for the hot path; `handle_async_request` makes it a transport of httpx for everything else. Proxies are never
+used, whatever the environment says, redirects are not followed, cookies are not kept.
+
+A request is sent a second time, at once and on a new connection, if the reused connection ended before the first byte
+of a response and either the request is repeatable (GET and other safe methods) or the server had closed the connection
+before its TCP acknowledged any byte of the request, so that the server cannot have read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Final
+
+import httpx
+
+from handlers.answer_room import AskForRoom
+from handlers.transport.connection import Connection, Outgoing, Response
+from handlers.transport.decoding import decoded
+from handlers.transport.dialing import CheckAddresses, Dialer
+from handlers.transport.failures import ConnectionLost
+from handlers.transport.target import Origin, origin_of, post_head, request_head, target_of
+
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_OF_THE_CODED_BODY: Final = frozenset({b"content-encoding", b"content-length", b"transfer-encoding"})
+HEAD_ONLY: Final = "head_only"
+"""Extension of an httpx request: the response is complete with its headers, and has no body."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportOptions:
+    """`max_response_bytes` bounds a body as it is received; `idle_seconds` is how long an unused connection is kept.
+
+    `dns_seconds` is how long addresses are remembered. `check_addresses` may refuse the addresses of a host.
+    """
+
+    connect_seconds: float = 10.0
+    idle_seconds: float = 4.0
+    max_response_bytes: int = 10_000_000
+    ssl_context: ssl.SSLContext | None = None
+    dns_seconds: float = 10.0
+    check_addresses: CheckAddresses | None = None
+
+
+class Transport(httpx.AsyncBaseTransport):
+    """Connections to any number of origins. Their number is not limited: the callers' is."""
+
+    def __init__(self, options: TransportOptions) -> None:
+        self._options = options
+        self._dialer = Dialer(options.ssl_context, options.dns_seconds, options.check_addresses)
+        self._idle: dict[Origin, deque[Connection]] = {}
+        self._open: dict[Connection, Origin] = {}
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    async def post(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        until: float = math.inf,
+        ask_for_room: AskForRoom | None = None,
+    ) -> Response:
+        """POST and read the whole answer; `headers` have names in lower case, and neither host nor content-length.
+
+        Nothing is sent at or after `until` (the event loop's clock): then the call ends with `TimeoutError`. A large
+        answer is read once `ask_for_room` gives room. Raises one of httpx's transport errors, or `UnusableResponse`.
+        """
+        target = target_of(url)
+        request = Outgoing(post_head(target, headers, len(body)), body, until, ask_for_room)
+        return await self._exchange(target.origin, request)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """The same for httpx; of its timeouts only the one for connecting is used."""
+        body = await request.aread()
+        outgoing = Outgoing(
+            request_head(request),
+            body,
+            may_repeat=request.method in _SAFE_METHODS,
+            wants_head=bool(request.extensions.get(HEAD_ONLY)) or request.method == "HEAD",
+        )
+        response = await self._exchange(origin_of(request.url), outgoing)
+        headers = [header for header in response.headers if header[0] not in _OF_THE_CODED_BODY]
+        return httpx.Response(response.status_code, headers=headers, stream=httpx.ByteStream(response.body))
+
+    async def _exchange(self, origin: Origin, request: Outgoing) -> Response:
+        connection = self._pooled(origin)
+        response = None
+        if connection is not None:
+            try:
+                response = await connection.exchange(request)
+            except ConnectionLost as error:
+                if not error.may_resend:
+                    raise
+        if response is None:
+            connection = await self._connected(origin, request.until)
+            response = await connection.exchange(request)
+        return response._replace(body=b"") if request.wants_head else self._decoded(response)
+
+    def _decoded(self, response: Response) -> Response:
+        codings = [value for name, value in response.headers if name == b"content-encoding"]
+        if not codings:
+            return response
+        encoding, limit = b",".join(codings).decode("latin-1"), self._options.max_response_bytes
+        return response._replace(body=decoded(response.body, encoding, limit, response.status_code))
+
+    def _pooled(self, origin: Origin) -> Connection | None:
+        """The connection that was used last, if it may still be used."""
+        idle = self._idle.get(origin)
+        oldest = asyncio.get_running_loop().time() - self._options.idle_seconds
+        while idle:
+            connection = idle.pop()
+            if connection.idle_since > oldest and connection.is_usable():
+                return connection
+            connection.abort()
+        return None
+
+    async def _connected(self, origin: Origin, until: float) -> Connection:
+        left = until - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise TimeoutError("the time for the request is over")
+        limit = self._options.max_response_bytes
+        try:
+            connection = await self._dialer.connect(
+                origin,
+                min(left, self._options.connect_seconds),
+                lambda sock: Connection(sock, limit, self._keep, self._forget),
+            )
+        except httpx.ConnectTimeout:
+            if left <= self._options.connect_seconds:
+                raise TimeoutError("the time for the request is over") from None
+            raise
+        if connection.is_open:
+            self._open[connection] = origin
+        return connection
+
+    def _keep(self, connection: Connection) -> None:
+        """Take a connection back after a complete exchange."""
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        origin = self._open[connection]
+        idle = self._idle.get(origin)
+        if idle is None:
+            idle = self._idle[origin] = deque()
+        idle.append(connection)
+        if self._sweeping is None:
+            self._sweeping = loop.call_later(self._options.idle_seconds, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close what was idle for too long; look again when the next one will be."""
+        loop = asyncio.get_running_loop()
+        self._sweeping = None
+        oldest, first = loop.time() - self._options.idle_seconds, math.inf
+        for origin, idle in list(self._idle.items()):
+            while idle and idle[0].idle_since <= oldest:
+                idle.popleft().abort()
+            if idle:
+                first = min(first, idle[0].idle_since)
+            else:
+                del self._idle[origin]
+        if first < math.inf:
+            self._sweeping = loop.call_at(first + self._options.idle_seconds, self._sweep)
+
+    def _forget(self, connection: Connection) -> None:
+        self._open.pop(connection, None)  # in the pool it is skipped, and swept out in time
+
+    async def aclose(self) -> None:
+        """Close all connections; an exchange under way fails."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        for connection in list(self._open):
+            connection.abort()
+        self._idle.clear()
+
+
+def http_client(options: TransportOptions) -> httpx.AsyncClient:
+    """An httpx client over a transport of its own: no proxies, no cookies, no time limits but for connecting."""
+    return httpx.AsyncClient(
+        transport=Transport(options),
+        headers={"accept-encoding": "identity"},
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        timeout=None,  # noqa: S113  # every caller has a time limit of its own
+        trust_env=False,
+    )
