@@ -84,7 +84,7 @@ class Dialer:
         """A socket to the first address that answers; each gets its share of the time that is left."""
         loop = asyncio.get_running_loop()
         failure: OSError = OSError(None, "the name has no address")
-        for index, (family, kind, protocol, _, address) in enumerate(addresses):
+        for index, (family, kind, protocol, _, address) in enumerate(list(addresses)):
             sock = socket.socket(family, kind, protocol)
             try:
                 sock.setblocking(False)
@@ -100,9 +100,7 @@ class Dialer:
                 sock.close()
                 raise
             if index:
-                addresses.insert(
-                    0, addresses.pop(index)
-                )  # the next connection begins with the one that works
+                addresses.sort(key=lambda one: one[4] != address)  # the next begins with the one that works
             return sock
         raise failure
 

@@ -10,6 +10,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -443,13 +444,18 @@ async def test_the_address_that_works_is_found_and_remembered(
 ) -> None:
     asked = 0
 
-    async def resolve(_host: str, port: int, **_options: object) -> list[object]:
+    loop = asyncio.get_running_loop()
+    original = loop.getaddrinfo
+
+    async def resolve(host: str, port: int, **options: Any) -> list[Any]:
         nonlocal asked
+        if host != "gateway.example":
+            return await original(host, port, **options)
         asked += 1
         places = ((socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port)))
         return [(family, socket.SOCK_STREAM, 6, "", place) for family, place in places]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    monkeypatch.setattr(loop, "getaddrinfo", resolve)
     url = f"http://gateway.example:{server.port}/"
     await asyncio.gather(*(post(transport, url) for _ in range(20)))
     assert asked == 1
