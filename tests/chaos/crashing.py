@@ -15,7 +15,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import redis.asyncio.connection as redis_connection
 
 import handlers.serving.server
@@ -25,6 +24,8 @@ from handlers.forward.gateway import Gateway
 from handlers.pubsub.publisher import Publisher
 from handlers.redis_store.idempotency.deliveries import DeliveryRecords
 from handlers.redis_store.queue.queue import RedisQueue
+from handlers.transport.connection import Connection
+from handlers.transport.transport import Transport
 from handlers.wiring import handler, poller
 from tests.waiting import wait_until
 
@@ -82,36 +83,22 @@ def _reading(original: Callable[..., Any]) -> Callable[..., Any]:
     return reading
 
 
-def _headers_sent(original: Callable[..., Any]) -> Callable[..., Any]:
-    def opening(gateway: Gateway) -> aiohttp.ClientSession:
-        async def on_sent(*_told: Any) -> None:
-            die()
+def _once_done(original: Callable[..., Any]) -> Callable[..., Any]:
+    """As `_after`, of a function that does not wait."""
 
-        session: aiohttp.ClientSession = original(gateway)
-        tracing = aiohttp.TraceConfig()
-        tracing.on_request_headers_sent.append(on_sent)
-        tracing.freeze()
-        session._trace_configs.append(tracing)  # a session takes none once it is made
-        return session
+    def dying(*arguments: Any, **named: Any) -> None:
+        original(*arguments, **named)
+        die()
 
-    return opening
-
-
-def _half_read(original: Callable[..., Any]) -> Callable[..., Any]:
-    async def reading(_gateway: Gateway, response: Any, *_rest: Any) -> None:
-        async for _chunk in response.stream:
-            die()
-
-    del original
-    return reading
+    return dying
 
 
 REDIS_POINTS: dict[str, Point] = {
     "after claim": (RedisQueue, "claim", _after),
     "before send": (Gateway, "send", _before),
-    "headers sent": (Gateway, "_open_session", _headers_sent),
-    "half body read": (Gateway, "_read", _half_read),
-    "body read": (Gateway, "_read", _after),
+    "headers sent": (Connection, "_write", _once_done),
+    "half body read": (Connection, "on_body", _once_done),
+    "body read": (Transport, "post", _after),
     "before result write": (RedisQueue, "ack", _before),
     "after result write": (RedisQueue, "ack", _after),
     "during ack": (RedisQueue, "ack", _during),
@@ -123,9 +110,9 @@ REDIS_POINTS: dict[str, Point] = {
 PUBSUB_POINTS: dict[str, Point] = {
     "after claim": (Once, "begin", _after),
     "before send": (Gateway, "send", _before),
-    "headers sent": (Gateway, "_open_session", _headers_sent),
-    "half body read": (Gateway, "_read", _half_read),
-    "body read": (Gateway, "_read", _after),
+    "headers sent": (Connection, "_write", _once_done),
+    "half body read": (Connection, "on_body", _once_done),
+    "body read": (Transport, "post", _after),
     "before result write": (Publisher, "publish", _before),
     "after result write": (Publisher, "publish", _after),
     "during ack": (DeliveryRecords, "finish", _during),

@@ -503,3 +503,23 @@ async def test_no_cookie_is_kept(server: RawHttp) -> None:
         for _ in range(2):
             await client.get(server.url)
     assert server.received[1].header("cookie") is None
+
+
+async def test_a_large_answer_is_read_once_there_is_room(transport: Transport, server: RawHttp) -> None:
+    asked: list[tuple[int, Callable[[], None]]] = []
+
+    def ask(most: int, on_room: Callable[[], None]) -> bool:
+        asked.append((most, on_room))
+        return False
+
+    server.say(answer(200, b"x" * 900_000))
+    call = asyncio.create_task(transport.post(server.url, {}, b"{}", ask_for_room=ask))
+    await wait_until_async(lambda: asked, 60, "the transport to ask for room")
+    (connection,) = transport._open
+    assert not connection._transport.is_reading()
+    ((most, on_room),) = asked
+    assert most == 900_000
+    on_room()
+    assert len((await call).body) == 900_000
+    on_room()  # late and twice: it is the next request's connection by now
+    assert (await post(transport, server.url)).status_code == 200

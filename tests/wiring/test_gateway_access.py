@@ -98,3 +98,18 @@ def test_the_tests_own_certificates_are_for_addresses(tmp_path: Path) -> None:
     certificate = x509.load_pem_x509_certificate(self_signed(tmp_path).read_bytes())
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.IPAddress) == [ip_address("127.0.0.1")]
+
+
+@pytest.mark.parametrize(
+    ("setting", "others"),
+    [
+        ("IGW_BASE_URL", {"GATEWAY_TOKEN_FILE": "/run/token"}),
+        ("IGW_BASE_URL", {"ALLOW_REQUEST_AUTHORIZATION": "true"}),
+        ("HANDLER_URL", {"DISPATCH_TOKEN": "another-token-of-32-characters-00"}),
+    ],
+)
+def test_two_credentials_for_one_header_stop_the_start(setting: str, others: dict[str, str]) -> None:
+    with pytest.raises(InvalidSetting, match=f"^{setting}.*user or password.*{next(iter(others))}") as caught:
+        load_settings({setting: "http://us:pw@gateway", **others})
+    assert "pw@" not in str(caught.value)
+    load_settings({setting: "http://us:pw@gateway"})
