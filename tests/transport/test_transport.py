@@ -105,21 +105,23 @@ async def test_the_time_limit_closes_the_connection(transport: Transport) -> Non
 
 async def test_one_timer_serves_the_later_limits_of_a_connection(transport: Transport) -> None:
     """The first request's limit is far off, the second's near, the third's far again."""
-    served = 0
+    released = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal served
-        for _ in range(3):
+        for number in range(3):
             await reader.readuntil(b"{}")
-            served += 1
-            if served == 3:
-                await asyncio.sleep(0.3)  # longer than the second limit, within the third's
+            if number == 2:
+                await released.wait()
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 
     async with serving_raw(serve) as url:
-        for limit in (50.0, 0.2, 50.0):
-            response = await post(transport, url, until=loop_time() + limit)
-            assert response.body == b"ok"
+        await post(transport, url, until=loop_time() + 50.0)
+        near = loop_time() + 5.0
+        await post(transport, url, until=near)
+        third = asyncio.create_task(post(transport, url, until=loop_time() + 50.0))
+        await wait_until_async(lambda: loop_time() > near, 60, "the second limit to pass")
+        released.set()
+        assert (await third).body == b"ok"
 
 
 async def test_nothing_is_written_once_the_time_is_over(transport: Transport, server: RawHttp) -> None:
@@ -132,11 +134,11 @@ async def test_nothing_is_written_once_the_time_is_over(transport: Transport, se
 
 async def test_a_large_body_is_not_written_on_after_the_limit(transport: Transport) -> None:
     read = 0
-    done = asyncio.Event()
+    over, done = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal read
-        await asyncio.sleep(0.5)  # past the limit, with the sockets' buffers full
+        await over.wait()  # with the sockets' buffers full
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 20):
                 read += len(data)
@@ -147,6 +149,7 @@ async def test_a_large_body_is_not_written_on_after_the_limit(transport: Transpo
     async with serving_raw(serve) as url, asyncio.timeout(60):
         with pytest.raises(TimeoutError):
             await post(transport, url, body, until=loop_time() + 0.2)
+        over.set()
         await done.wait()
     assert read < len(body)
 
