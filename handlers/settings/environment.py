@@ -259,6 +259,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     min_redelivery_seconds: Annotated[
         float, Meta(ge=0, le=600, description="The push subscription's minimum backoff.")
     ] = 10.0
+    push_form: Annotated[
+        Literal["wrapped", "unwrapped", "unwrapped-metadata"],
+        Meta(
+            description="How the subscriptions push: `unwrapped` with `--push-no-wrapper`, `unwrapped-metadata` with "
+            "`--push-no-wrapper-write-metadata` too. A push of another form is refused."
+        ),
+    ] = "wrapped"
     push_auth: Annotated[Literal["oidc", "none"], Meta(description="`none` lets anyone push.")] = "oidc"
     push_audience: Annotated[str, Meta(description="Audience of the push token.")] = ""
     push_service_account: Annotated[str, Meta(description="E-mail of the account that pushes.")] = ""

@@ -32,6 +32,7 @@ from handlers.telemetry.logs import LogOptions
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+)(:[0-9]{1,5})?")
 _SCHEME = re.compile(r"[a-z]+(\+[a-z]+)?://")
 _LAST_PORT = 65_535
+_FULL_SUBSCRIPTION = re.compile(r"projects/([^/]+)/subscriptions/")
 _REDIS_SCHEMES = frozenset(
     {"redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster", "unix"}
 )
@@ -141,12 +142,24 @@ class Settings(msgspec.Struct, frozen=True):
         return self.merge_parameters.tier_label or TIER
 
     def subscription(self, name: str) -> TopicEntry | None:
-        """The entry of a subscription, by its short or full name."""
+        """The entry of a subscription, by its short or full name; without a name, the only entry.
+
+        A full name is one of this project's, unless an entry has the very name of another's.
+        """
+        topics = self.file.topics
+        if not name:
+            return topics[0] if len(topics) == 1 else None
+        exact = next((topic for topic in topics if topic.subscriber_id == name), None)
+        if exact or not self.is_own_project(name) or ("/" in name and not _FULL_SUBSCRIPTION.match(name)):
+            return exact
         short = name.rsplit("/", 1)[-1]
-        for topic in self.file.topics:
-            if topic.subscriber_id in (name, short) or topic.subscriber_id.rsplit("/", 1)[-1] == short:
-                return topic
-        return None
+        own = [topic for topic in topics if self.is_own_project(topic.subscriber_id)]
+        return next((topic for topic in own if topic.subscriber_id.rsplit("/", 1)[-1] == short), None)
+
+    def is_own_project(self, name: str) -> bool:
+        """Whether a subscription's name is short, or a full one of this project (or no project is set)."""
+        match = _FULL_SUBSCRIPTION.match(name)
+        return match is None or not self.project_id or match[1] == self.project_id
 
     @property
     def routes(self) -> Routes:

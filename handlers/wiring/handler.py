@@ -34,6 +34,7 @@ from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.clock_skew import SkewWatch
 from handlers.telemetry.dependencies import GATEWAY, RESULTS, Dependencies
 from handlers.telemetry.logs import Logger, get_logger
+from handlers.telemetry.rare_warning import RareWarning
 from handlers.wiring.closing import close_in_time
 from handlers.wiring.credentials import file_token, gateway_tls
 from handlers.wiring.dependencies import ObservedPublisher, observed
@@ -85,6 +86,7 @@ class Handler:
 
     def __init__(self, settings: Settings, target: str, before: Handler | None = None) -> None:
         self._log = get_logger(target)
+        self._refusals = RareWarning(self._log, "caller refused")
         self._closers: Closers = []
         self._starters: Starters = []
         gateway = gateway_of(settings)
@@ -198,7 +200,7 @@ class Handler:
     def _refused(self, refusal: Refusal) -> None:
         if self._metrics is not None:
             self._metrics.metrics.refused(refusal.status)
-        self._log.warning("caller refused", status=refusal.status, reason=refusal.reason)
+        self._refusals.tell(status=refusal.status, reason=refusal.reason)
 
     async def respond(self, request: HttpRequest) -> HttpResponse:
         """The response to one HTTP request; the first one starts what `start` was not called for."""
@@ -268,7 +270,7 @@ def _queue_of_event(event: Event) -> str:
 def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk, Doorkeeper | None]:
     from handlers.doors.pubsub.push import PubSubPushDoor, PushContext
     from handlers.pubsub.publisher import Publisher
-    from handlers.wiring.pubsub import channel_of, check_topics, subscriptions
+    from handlers.wiring.pubsub import channel_of, check_topics, subscriptions, unlisted_subscription
 
     if not settings.project_id:
         raise InvalidSetting("PROJECT_ID", found="nothing", accepted="the project of the result topic")
@@ -296,6 +298,8 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
         on_buried=parts.metrics.buried if parts.metrics else lambda _subscription: None,
         has_details=env.result_details,
         may_name=settings.may_name_topics,
+        form=settings.env.push_form,
+        dead_letters=unlisted_subscription(settings, "dead-letters") if settings.result_topic_id else None,
         clock=clock,
         on_clock=watch.look,
     )

@@ -47,7 +47,7 @@ async def check_topics(publisher: Publisher, settings: Settings, log: Logger) ->
             raise InvalidSetting(setting, found=f"{topic!r}, which does not exist", accepted=accepted)
 
 
-def subscriptions(settings: Settings) -> Callable[[str], Subscription]:
+def subscriptions(settings: Settings) -> Callable[[str], Subscription | None]:
     """A function that returns the settings of a subscription by the name that a push carries; cached."""
     env = settings.env
     topics = settings.file.topics
@@ -56,14 +56,10 @@ def subscriptions(settings: Settings) -> Callable[[str], Subscription]:
         raise InvalidSetting("RESULT_TOPIC_ID", found="nothing", accepted="the topic that takes the results")
 
     @lru_cache(maxsize=1_024)
-    def of(name: str) -> Subscription:
+    def of(name: str) -> Subscription | None:
         entry = settings.subscription(name)
         if entry is None:
-            short = name.rsplit("/", 1)[-1]
-            return Subscription(
-                short, settings.result_topic_id, {}, env.ack_deadline_seconds, env.min_redelivery_seconds
-            )
-        own_topic = entry.result_topic_id or entry.result_queue_name
+            return None if topics or not settings.is_own_project(name) else unlisted_subscription(settings, name)
         return Subscription(
             name=entry.subscriber_id,
             result_topic=own_topic or settings.result_topic_id,
@@ -74,6 +70,14 @@ def subscriptions(settings: Settings) -> Callable[[str], Subscription]:
         )
 
     return of
+
+
+def unlisted_subscription(settings: Settings, name: str) -> Subscription:
+    """A subscription that no file lists, under the settings of the environment."""
+    from handlers.doors.pubsub.push import Subscription
+
+    env, short = settings.env, name.rsplit("/", 1)[-1]
+    return Subscription(short, settings.result_topic_id, {}, env.ack_deadline_seconds, env.min_redelivery_seconds)
 
 
 def _given(value: float | None, default: float) -> float:

@@ -51,6 +51,22 @@ def test_each_queue_has_its_own_route_and_all_others_the_default(settings: Setti
     assert routes.of("projects/p/subscriptions/s").base_url == "https://other:443"
 
 
+def test_a_subscription_of_another_project_is_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "topics.yaml"
+    path.write_text("topics: [{subscriber_id: a}, {subscriber_id: projects/q/subscriptions/b}]")
+    settings = load_settings({"CONFIG_FILE": str(path), "PROJECT_ID": "p"})
+    names = ["a", "projects/p/subscriptions/a", "projects/q/subscriptions/b"]
+    assert [settings.subscription(name) is not None for name in names] == [True, True, True]
+    others = [
+        "",
+        "b",
+        "projects/q/subscriptions/a",
+        "projects/p/subscriptions/b",
+        "x/projects/p/subscriptions/a",
+    ]
+    assert [settings.subscription(name) for name in others] == [None] * len(others)
+
+
 @pytest.mark.parametrize("name", ["s", "projects/p/subscriptions/s", "projects/q/subscriptions/s"])
 def test_a_subscription_is_known_by_its_short_and_its_full_name(settings: Settings, name: str) -> None:
     entry = settings.subscription(name)

@@ -15,7 +15,7 @@ from handlers.contract.envelope import decode_member, encode_retry, score_of
 from handlers.contract.request import Request, decode_body
 from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.http_message import Delivery
-from handlers.doors.pubsub.push_body import decode_push
+from handlers.doors.pubsub.push_body import PushForm, decode_push
 
 RECORDED = Path(__file__).parent / "recorded"
 GUIDE_PAYLOAD = b'{ "model":"your-model", "prompt":"Hi, good morning "}'
@@ -130,9 +130,15 @@ def test_equal_deadlines_are_ordered_by_a_fraction_of_a_second() -> None:
     assert score_of(envelope.request.deadline, envelope.internal.enqueue_seq) == 1999999999.5
 
 
+FORMS: dict[str, PushForm] = {
+    "push-unwrapped.http": "unwrapped",
+    "push-unwrapped-metadata.http": "unwrapped-metadata",
+}
+
+
 @pytest.mark.parametrize("name", PUSHES)
 def test_a_push_of_every_form_is_read(name: str) -> None:
-    push, expected = decode_push(delivery(name)), PUSHES[name]
+    push, expected = decode_push(delivery(name), FORMS.get(name, "wrapped")), PUSHES[name]
     assert decode_body(push.body).payload == GUIDE_PAYLOAD
     full = "projects/demo-project/subscriptions/requests-push"
     assert push.subscription == expected.get("subscription", full)

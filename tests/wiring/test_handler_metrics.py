@@ -65,3 +65,14 @@ async def test_a_token_that_anybody_could_guess_stops_the_start() -> None:
     with pytest.raises(InvalidSetting) as caught:
         Handler(load_settings({"METRICS_TOKEN": "short"}), "dispatch")
     assert caught.value.setting == "METRICS_TOKEN"
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_warned"),
+    [({}, True), ({"DISPATCH_AUTH": "none"}, False), ({"DISPATCH_TOKEN": "a-token-for-the-poller"}, False)],
+)
+async def test_a_dispatch_door_that_takes_events_from_anyone_says_so(
+    variables: dict[str, str], is_warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    await Handler(load_settings(variables), "dispatch").aclose()
+    assert any("from anyone" in record.getMessage() for record in caplog.records) is is_warned

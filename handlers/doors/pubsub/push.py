@@ -22,12 +22,13 @@ from handlers.contract.request import Request, decode_body_aside
 from handlers.contract.result import ErrorCode, Result, encode_result, error_result
 from handlers.contract.result_names import ResultNames
 from handlers.doors.http_message import Answer, Delivery, plain, retry_after
-from handlers.doors.pubsub.push_body import Push, decode_push
+from handlers.doors.pubsub.push_body import Push, PushForm, decode_push
 from handlers.forward.forward import Limits, invalid
 from handlers.forward.middleware.details import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.pubsub.errors import PublishFailed, ResultTooLarge
 from handlers.telemetry.logs import Logger
+from handlers.telemetry.rare_warning import RareWarning
 
 if TYPE_CHECKING:
     from handlers.doors.pubsub.deduplicated import Turn  # loads Redis, which most push doors do without
@@ -93,14 +94,15 @@ class ResultPublisher(Protocol):
 
 
 class PubSubPushDoor:
-    """Decodes pushes and publishes results. `on_buried` hears of each delivery that becomes a dead letter
+    """Decodes pushes of one `form` and publishes results. `subscription` gives None for one that is not this door's;
+    `dead_letters` stands for that of a dead letter. `on_buried` hears of each delivery that becomes a dead letter
     here, with its subscription's name. `monotonic` gives seconds that no clock change moves; `clock` follows
     Google's by what the pushes tell, and `on_clock` is called after each."""
 
     def __init__(
         self,
         publisher: ResultPublisher,
-        subscription: Callable[[str], Subscription],
+        subscription: Callable[[str], Subscription | None],
         log: Logger,
         *,
         project_id: str,
@@ -110,12 +112,17 @@ class PubSubPushDoor:
         on_buried: Callable[[str], None] = lambda _subscription: None,
         has_details: bool = False,
         may_name: ResultNames | None = None,
+        form: PushForm = "wrapped",
+        dead_letters: Subscription | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: FollowedClock | None = None,
         on_clock: Callable[[], None] = lambda: None,
     ) -> None:
         self._publisher = publisher
         self._subscription = subscription
+        self._unknown = RareWarning(log, "push of an unknown subscription refused")
+        self._dead_letters = dead_letters
+        self._form = form
         self._log = log
         self._project_id = project_id
         self._dead_letter_topic = dead_letter_topic
@@ -131,11 +138,18 @@ class PubSubPushDoor:
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, PushContext] | Answer:
         """The push's request, its final outcome, or the answer where not even an id can be read."""
         try:
-            push = decode_push(delivery)
+            push = decode_push(delivery, self._form)
         except InvalidEvent as error:
             return plain(400, f"not a Pub/Sub push: {error}")
         self._observe_clock(push, delivery)
         subscription = self._subscription(push.subscription)
+        if subscription is None and _is_dead_letter(push):
+            subscription = (
+                self._dead_letters
+            )  # of whichever subscription: it becomes a final result, and is not sent
+        if subscription is None:
+            self._unknown.tell(subscription=push.subscription[:256])
+            return plain(400, "the subscription is not one of this door: name it in CONFIG_FILE (topics)")
         context = PushContext(push, subscription, subscription.result_topic, self._monotonic())
         try:
             request = await self._request(push, subscription)

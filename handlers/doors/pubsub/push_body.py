@@ -1,8 +1,8 @@
-"""A Pub/Sub push, decoded: wrapped, unwrapped with or without metadata headers, or as a CloudEvent. Pure.
+"""A Pub/Sub push, decoded in the form that the operator says its subscriptions use. Pure.
 
-Wrapped is what a subscription sends by default and what Eventarc and Knative put into an event's data.
-Unwrapped (`--push-no-wrapper`) the body is the request itself; with written metadata the headers
-`x-goog-pubsub-*` name it, and the publisher's attributes are headers too: none of those is trusted.
+`wrapped` is what a subscription sends by default and what Eventarc and Knative put into an event's data. In an
+unwrapped push (`--push-no-wrapper`) the body is the request itself, and the publisher's attributes are headers: so the
+form is never guessed from what came, and only `unwrapped-metadata` reads the headers `x-goog-pubsub-*`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import base64
 import binascii
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,6 +23,8 @@ from handlers.doors.http_message import Delivery
 
 _PREFIX = b"x-goog-pubsub-"
 _ATTRIBUTE_LIMIT = 100
+
+PushForm = Literal["wrapped", "unwrapped", "unwrapped-metadata"]
 
 
 class Push(msgspec.Struct, frozen=True):
@@ -63,39 +65,45 @@ class _Wrapped(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_Wrapped)
-_unwrap_probe = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def decode_push(delivery: Delivery) -> Push:
-    """Read a push. Raises `InvalidEvent` where the frame is broken; the request inside is not looked at."""
-    if is_event(delivery.headers):
-        return _decode_wrapped(read_event(delivery.headers, delivery.body).data)
+def decode_push(delivery: Delivery, form: PushForm = "wrapped") -> Push:
+    """Read a push of this form. Raises `InvalidEvent` where it is none; the request inside is not looked at."""
+    if form == "unwrapped":
+        return Push(body=delivery.body)
     metadata = _metadata_headers(delivery)
-    if metadata or not _is_wrapped(delivery.body):
+    if form == "unwrapped-metadata":
+        if "subscription-name" not in metadata:
+            raise InvalidEvent(
+                "x-goog-pubsub-subscription-name",
+                found="nothing",
+                accepted="one header, as written by Pub/Sub",
+            )
         return Push(
             body=delivery.body,
-            subscription=metadata.get("subscription-name", ""),
+            subscription=metadata["subscription-name"],
             message_id=metadata.get("message-id", ""),
             published_at=_unix_seconds(metadata.get("publish-time", "")),
         )
+    if metadata:
+        raise InvalidEvent(
+            "push", found="an unwrapped push", accepted="a wrapped one, or PUSH_FORM=unwrapped-metadata"
+        )
+    if is_event(delivery.headers):
+        return _decode_wrapped(read_event(delivery.headers, delivery.body).data)
     return _decode_wrapped(delivery.body)
 
 
 def _metadata_headers(delivery: Delivery) -> dict[str, str]:
-    return {
-        name[len(_PREFIX) :].decode("latin-1"): value.decode("latin-1")
-        for name, value in delivery.headers
-        if name.startswith(_PREFIX)
-    }
-
-
-def _is_wrapped(body: bytes) -> bool:
-    """A frame has `message` and no `id`; a request has an `id`. Broken JSON is taken as a request's body."""
-    try:
-        fields = _unwrap_probe.decode(body)
-    except MALFORMED:
-        return False
-    return "message" in fields and "id" not in fields
+    found: dict[str, str] = {}
+    for name, value in delivery.headers:
+        if not name.startswith(_PREFIX):
+            continue
+        field = name[len(_PREFIX) :].decode("latin-1")
+        if field in found:  # one of them is an attribute that the publisher chose
+            raise InvalidEvent(name.decode("latin-1"), found="two headers", accepted="one")
+        found[field] = value.decode("latin-1")
+    return found
 
 
 def _decode_wrapped(body: bytes) -> Push:

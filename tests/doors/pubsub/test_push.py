@@ -316,7 +316,8 @@ async def test_an_attribute_that_pubsub_would_refuse_is_left_out(
 
 async def test_time_spent_before_forwarding_is_taken_from_the_ack_deadline(publisher: Publisher) -> None:
     door = Door(publisher)
-    decoded = await door.door.decode(Delivery([], BODY))
+    frame = {"message": {"data": base64.b64encode(BODY).decode()}, "subscription": "s"}
+    decoded = await door.door.decode(Delivery([], json.dumps(frame).encode()))
     assert isinstance(decoded, tuple)
     for later, left in ((10.0, 45.0), (100.0, 0.0)):
         door.now = 100.0 + later

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidEvent
 from handlers.doors.http_message import Delivery
-from handlers.doors.pubsub.push_body import Push, decode_push
+from handlers.doors.pubsub.push_body import Push, PushForm, decode_push
 from tests.contract.json_texts import JSON, STRINGS, broken, text
 
 BODY = b'{ "id":"a" , "deadline": 5,"payload":{"x": 1.0}}'
@@ -89,7 +89,40 @@ def test_a_push_of_attributes_alone_has_an_empty_body(data: dict[str, Any]) -> N
 
 
 def test_an_unwrapped_push_is_the_body_itself() -> None:
-    assert decode_push(pushed(BODY)).body == BODY
+    push = decode_push(
+        pushed(BODY, (b"x-goog-pubsub-subscription-name", b"sub-b"), (b"ce-id", b"7")), "unwrapped"
+    )
+    assert (push.body, push.subscription, push.message_id) == (BODY, "", ""), "headers are the publisher's"
+
+
+@pytest.mark.parametrize("form", ["unwrapped", "unwrapped-metadata"])
+def test_a_publisher_of_unwrapped_pushes_does_not_choose_the_subscription(form: PushForm) -> None:
+    """Its message looks like a wrapped push of another subscription, and its attributes like an event."""
+    event = [(b"ce-specversion", b"1.0"), (b"ce-id", b"e"), (b"ce-source", b"s"), (b"ce-type", b"t")]
+    frame = {**wrapped(), "subscription": "projects/p/subscriptions/sub-b"}
+    push = decode_push(
+        pushed(frame, (b"x-goog-pubsub-subscription-name", SUBSCRIPTION.encode()), *event), form
+    )
+    assert json.loads(push.body) == frame, "it is the request itself, and a broken one"
+    assert push.subscription == ("" if form == "unwrapped" else SUBSCRIPTION)
+
+
+def test_two_names_of_a_subscription_are_refused() -> None:
+    two = [(b"x-goog-pubsub-subscription-name", name) for name in (b"sub-a", b"sub-b")]
+    with pytest.raises(InvalidEvent, match="subscription-name"):
+        decode_push(pushed(BODY, *two), "unwrapped-metadata")
+
+
+def test_an_unwrapped_push_without_its_metadata_is_refused() -> None:
+    with pytest.raises(InvalidEvent, match="subscription-name"):
+        decode_push(pushed(BODY), "unwrapped-metadata")
+
+
+@pytest.mark.parametrize(
+    "delivery", [pushed(BODY), pushed(wrapped(), (b"x-goog-pubsub-subscription-name", b"sub-a"))]
+)
+def test_an_unwrapped_push_is_refused_where_wrapped_ones_are_expected(delivery: Delivery) -> None:
+    assert refused(delivery).field == "push"
 
 
 def test_written_metadata_names_an_unwrapped_push_and_no_header_else_is_believed() -> None:
@@ -101,7 +134,8 @@ def test_written_metadata_names_an_unwrapped_push_and_no_header_else_is_believed
             (b"x-goog-pubsub-publish-time", b"2027"),
             (b"userid", b"forged"),
             (b"authorization", b"Bearer forged"),
-        )
+        ),
+        "unwrapped-metadata",
     )
     assert (push.body, push.subscription, push.message_id, push.attributes) == (BODY, SUBSCRIPTION, "7", {})
     assert push.published_at is None, "2027 is no time"
@@ -109,7 +143,7 @@ def test_written_metadata_names_an_unwrapped_push_and_no_header_else_is_believed
 
 def test_a_request_with_a_field_called_message_is_no_frame() -> None:
     body = b'{"id":"a","deadline":5,"payload":{},"message":{"data":"e30="}}'
-    assert decode_push(pushed(body)).body == body
+    assert decode_push(pushed(body), "unwrapped").body == body
 
 
 @pytest.mark.parametrize("mode", ["binary", "structured"])
@@ -145,8 +179,9 @@ def test_a_broken_frame_is_named(frame: Any, field: str) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"\xff", b"{" * 9_000, b"not json"])
 def test_what_is_no_frame_at_all_is_a_requests_body(body: bytes) -> None:
-    """It may be an unwrapped push of a broken request: that one gets a record, not an endless redelivery."""
-    assert decode_push(pushed(body)).body == body
+    """An unwrapped push of a broken request gets a record, not an endless redelivery."""
+    assert decode_push(pushed(body), "unwrapped").body == body
+    assert refused(pushed(body)).field == "push"
 
 
 @given(data=st.binary(max_size=50), attributes=STRINGS, attempt=st.none() | st.integers(1, 100))
