@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.masked_text import without_secrets
 
 T = TypeVar("T")
 _ACCEPTS: Final = "accepts"
@@ -114,7 +115,12 @@ def _read(accepts: Accepts[T], value: Any, setting: str, gate_type: str) -> T:
     try:
         return accepts.read(value)
     except (ValueError, TypeError, OverflowError):
-        shown = repr(value) if len(repr(value)) <= 60 else f"a {type(value).__name__}"
+        shown = repr(without_secrets(value) if isinstance(value, str) else value)
+        shown = (
+            shown
+            if len(shown) <= 60 and isinstance(value, str | int | float)
+            else f"a {type(value).__name__}"
+        )
         raise InvalidSetting(setting, found=shown, accepted=f"{accepts.described} ({gate_type})") from None
 
 

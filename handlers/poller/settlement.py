@@ -11,7 +11,7 @@ import msgspec
 from handlers.contract.envelope import Envelope, encode_retry, unread
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
-from handlers.contract.result import ErrorCode, Result, encode_result, error_result
+from handlers.contract.result import ErrorCode, Result, answered_result, encode_result, error_result
 from handlers.contract.result_names import ResultNames, is_plain_name
 from handlers.forward.forward import expired
 from handlers.forward.middleware.details import detailed
@@ -106,13 +106,48 @@ class ResultRoute:
         return self.ttl_seconds(name, Request(id=request_id, deadline=0.0, payload=b""))
 
 
-def settle(claim: Claim, envelope: Envelope, outcome: Outcome, route: ResultRoute, now: float) -> Ack | Nack:
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """How long one request may occupy a queue: attempts, and seconds until its deadline. None: for ever."""
+
+    max_attempts: int | None = None
+    max_deadline_seconds: float | None = None
+
+    def check(self, request: Request, now: float) -> None:
+        """Raises `InvalidRequest` for a deadline too far ahead of `now`, in Unix seconds."""
+        most = self.max_deadline_seconds
+        if most is not None and request.deadline - now > most:
+            accepted = f"at most {most:.0f} s ahead (MAX_DEADLINE_SECONDS)"
+            found = f"{request.deadline - now:.0f} s ahead"
+            raise InvalidRequest("deadline", found=found, accepted=accepted, request_id=request.id)
+
+
+def settle(
+    claim: Claim,
+    envelope: Envelope,
+    outcome: Outcome,
+    route: ResultRoute,
+    now: float,
+) -> Ack | Nack:
     """The settlement of one claim. A retry that could only come after the deadline is final already."""
     match outcome:
         case Answered(result):
             return ack(claim, envelope.request, result, route, now)
         case Retry():
             return _nack(claim, envelope, outcome, route, now)
+
+
+def ended_by_attempts(request: Request, outcome: Outcome, max_attempts: int | None) -> Outcome:
+    """The outcome; the gateway's last answer, or an error that names the reason, in place of one retry too many."""
+    if max_attempts is None or not isinstance(outcome, Retry) or not outcome.counts_attempt:
+        return outcome
+    if request.attempt + 1 < max_attempts:
+        return outcome
+    if outcome.last is not None:
+        last = outcome.last
+        return Answered(answered_result(request.id, request.request_token, last.status_code, last.body))
+    message = f"{max_attempts} attempts failed (MAX_ATTEMPTS), the last by {outcome.reason}"
+    return Answered(error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message))
 
 
 def ack(

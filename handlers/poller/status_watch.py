@@ -22,6 +22,8 @@ POST_SECONDS: Final = 5.0
 LATENCY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_600.0)
 """Upper bounds of the latency classes; the last class has none."""
 _MOST_FAILURES: Final = 50
+SHOWN_BYTES: Final = 256
+"""Of an id, a tenant or a reason on the status board: 200 failures are 200 KB at most, whoever wrote them."""
 
 
 class GateReport(msgspec.Struct, frozen=True):
@@ -111,13 +113,13 @@ class Tally:
         self.failures.append(
             Failure(
                 round(now, 3),
-                request.id,
-                request.queue,
+                cut(request.id),
+                cut(request.queue),
                 request.attempt,
-                reason,
+                cut(reason),
                 status_code,
                 is_final,
-                tenant,
+                cut(tenant),
             )
         )
 
@@ -133,6 +135,12 @@ class Tally:
         self.counts.clear()
         self.failures.clear()
         return counts, failures
+
+
+def cut(text: str) -> str:
+    """At most 256 bytes of a text that a client chose, for show."""
+    encoded = text.encode("utf-8", "replace")
+    return text if len(encoded) <= SHOWN_BYTES else encoded[: SHOWN_BYTES - 3].decode("utf-8", "ignore") + "…"
 
 
 def _word(error_code: str, *, is_good: bool) -> str:

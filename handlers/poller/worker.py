@@ -28,7 +28,15 @@ from handlers.poller.byte_budget import ByteBudget, HeldBytes
 from handlers.poller.dispatcher import Dispatch
 from handlers.poller.duplicates import Repeats
 from handlers.poller.priority import LaneOptions, in_lane
-from handlers.poller.settlement import ResultRoute, bury, bury_unread, refuse, settle
+from handlers.poller.settlement import (
+    RequestLimits,
+    ResultRoute,
+    bury,
+    bury_unread,
+    ended_by_attempts,
+    refuse,
+    settle,
+)
 from handlers.redis_store.queue.queue import Ack, Claim
 from handlers.telemetry.logs import Logger
 from handlers.telemetry.metrics import QueueMetrics
@@ -88,6 +96,7 @@ class Carrier:
         max_request_bytes: int,
         on_freed: Callable[[], None] = lambda: None,
         on_outcome: Callable[[Request, Outcome], None] = lambda _request, _outcome: None,
+        limits: RequestLimits | None = None,
     ) -> None:
         self._settler = settler
         self._route = route
@@ -95,6 +104,7 @@ class Carrier:
         self._log = log
         self._metrics = metrics
         self._labels = labels
+        self._limits = limits or RequestLimits()
         self._withheld_labels = withheld_labels
         self._gates = gates
         self._read_payload = read_payload
@@ -209,6 +219,7 @@ class Carrier:
 
         `began_at` is when its work began (`time.monotonic`), None where there was none, or none that counts.
         """
+        outcome = ended_by_attempts(envelope.request, outcome, self._limits.max_attempts)
         settlement = settle(claim, envelope, outcome, self._route, self._clock())
         if isinstance(outcome, Retry) and isinstance(settlement, Ack):
             outcome = expired(envelope.request, outcome.last)
@@ -251,6 +262,7 @@ class Carrier:
     async def _outcome(self, held: Held, envelope: Envelope) -> Outcome:
         try:
             self._route.check(envelope.request)
+            self._limits.check(envelope.request, self._clock())
             if envelope.request.payload_ref and self._read_payload:
                 payload = await self._payload_in_room(held, envelope.request)
                 if payload is None:

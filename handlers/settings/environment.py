@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.json_limits import MAX_REQUEST_BYTES
+from handlers.contract.masked_text import without_secrets
 from handlers.forward.route import DEFAULT_PATH, FAIRNESS_HEADER, OBJECTIVE_HEADER
 from handlers.settings.accepted import described, known_fields, nearest, types_of
 
@@ -169,6 +170,21 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     reclaim_seconds: Annotated[
         float, Meta(ge=0.05, le=600, description="How often dead owners' claims are looked for.")
     ] = 2.0
+    max_attempts: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Attempts of a queued request; then its last answer, or `UNDELIVERABLE`, is its result. At one "
+            "a minute the default is a week.",
+        ),
+    ] = 10_000
+    max_deadline_seconds: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="How far ahead the deadline of a queued request may be; the default is a century.",
+        ),
+    ] = 3_153_600_000.0
     max_deaths: Annotated[
         int, Meta(ge=1, le=1_000, description="Owners that may die on a request before it is dead-lettered.")
     ] = 5
@@ -346,7 +362,11 @@ def _invalid_variable(error: msgspec.ValidationError, given: Mapping[str, str]) 
     if told.setting not in given:
         return told
     is_secret = told.setting.lower() in SECRETS
-    found = "a value that is kept secret" if is_secret else repr(given[told.setting][:_LONGEST_SHOWN])
+    found = (
+        "a value that is kept secret"
+        if is_secret
+        else repr(without_secrets(given[told.setting])[:_LONGEST_SHOWN])
+    )
     return InvalidSetting(told.setting, found=found, accepted=described(types_of(Environment)[told.setting]))
 
 

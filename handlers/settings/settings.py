@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.masked_text import without_secrets
 from handlers.contract.result_names import ANY, ANY_RESULT_LIST, ResultNames, read_result_names
 from handlers.forward.endpoint import is_safe_path
 from handlers.forward.route import DEFAULT_HEADERS, PRIORITY_HEADER, Route, Routes
@@ -30,7 +31,6 @@ from handlers.settings.topology import redis_address
 from handlers.telemetry.logs import LogOptions
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+)(:[0-9]{1,5})?")
-_SCHEME = re.compile(r"[a-z]+(\+[a-z]+)?://")
 _LAST_PORT = 65_535
 _FULL_SUBSCRIPTION = re.compile(r"projects/([^/]+)/subscriptions/")
 _REDIS_SCHEMES = frozenset(
@@ -219,7 +219,7 @@ class Settings(msgspec.Struct, frozen=True):
             value = getattr(self.env, name)
             if name in SECRETS and value:
                 value = "***"
-            values[name.upper()] = masked_url(value) if name.endswith("_url") else value
+            values[name.upper()] = masked_url(value)
         return values
 
 
@@ -382,11 +382,8 @@ def _check_path(setting: str, path: str) -> None:
 
 
 def masked_url(value: object) -> object:
-    """A URL without the password that may stand in it."""
-    if not isinstance(value, str) or "@" not in value:
-        return value
-    scheme = _SCHEME.match(value)
-    return f"{scheme[0] if scheme else ''}***@{value.rsplit('@', 1)[1]}"
+    """A value as it is shown: without the credentials that may stand in it."""
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def read_secret(setting: str, path: str) -> str:

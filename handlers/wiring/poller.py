@@ -24,7 +24,7 @@ from handlers.poller.poller import Poller
 from handlers.poller.pool_share import SHARE_SECONDS
 from handlers.poller.priority import LaneOptions, build_merge, check_objectives
 from handlers.poller.reclaimer import Reclaimer
-from handlers.poller.settlement import ResultRoute
+from handlers.poller.settlement import RequestLimits, ResultRoute
 from handlers.poller.status_watch import POST_SECONDS, Tally
 from handlers.poller.worker import Carrier
 from handlers.redis_store.admin.finished import FinishedLimits, FinishedRecords
@@ -234,6 +234,7 @@ class PollerApp:
             clock=self._clock.now,
             max_request_bytes=env.max_request_bytes,
             on_outcome=self._tally.note,
+            limits=RequestLimits(env.max_attempts, env.max_deadline_seconds),
         )
         settler.on_settled = partial(self._settled, carrier)
         heartbeat = Heartbeat(queue, carrier, env.lease_seconds, metrics)

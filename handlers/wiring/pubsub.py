@@ -60,6 +60,7 @@ def subscriptions(settings: Settings) -> Callable[[str], Subscription | None]:
         entry = settings.subscription(name)
         if entry is None:
             return None if topics or not settings.is_own_project(name) else unlisted_subscription(settings, name)
+        own_topic = entry.result_topic_id or entry.result_queue_name
         return Subscription(
             name=entry.subscriber_id,
             result_topic=own_topic or settings.result_topic_id,

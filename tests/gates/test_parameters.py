@@ -25,6 +25,8 @@ from handlers.gates.parameters import (
     text,
     whole,
 )
+from handlers.gates.registry import build_gate
+from tests.gates.building import ReadableLog, sources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,3 +141,24 @@ def test_nothing_but_an_invalid_setting_comes_out_of_any_value(value: Any) -> No
             parsed({"name": "x", name: value})
         except InvalidSetting as error:
             assert error.setting.endswith(name)
+
+
+@pytest.mark.parametrize("url", ["http://user:hunter2@h/metrics", "http://h /metrics?token=hunter2"])
+def test_an_error_about_an_address_does_not_repeat_its_credentials(url: str) -> None:
+    with pytest.raises(InvalidSetting) as caught:
+        build_gate("endpoint-scrape", {"url": url, "metric": "m"}, sources(), "queues[0]")
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_gate_does_not_tell_the_query_of_its_address() -> None:
+    given = {"url": "http://127.0.0.1:1/metrics?token=hunter2", "metric": "m"}
+    told = ReadableLog()
+    from_there = sources(log=told)
+    built = build_gate("endpoint-scrape", given, from_there, "queues[0]")
+    await built.start()
+    try:
+        assert told.lines, "it says what it reads"
+        assert "hunter2" not in str(told.lines)
+    finally:
+        await built.aclose()
+        await from_there.http.aclose()

@@ -15,7 +15,7 @@ from handlers.contract.result import Result, answered_result, decode_result
 from handlers.forward.outcome import Answered, Outcome
 from handlers.poller.ack_batcher import Settlement, Settler
 from handlers.poller.claimer import Pool, Source
-from handlers.poller.settlement import ResultRoute
+from handlers.poller.settlement import RequestLimits, ResultRoute
 from handlers.poller.worker import Carrier
 from handlers.redis_store.connection import Store
 from handlers.redis_store.queue.payloads import read_payload
@@ -52,6 +52,7 @@ class Rig:
         lease_seconds: float = 30.0,
         labels: dict[str, str] | None = None,
         withheld_labels: frozenset[str] = frozenset(),
+        limits: RequestLimits | None = None,
         on_freed: Callable[[], None] = lambda: None,
         route: ResultRoute | None = None,
     ) -> None:
@@ -73,6 +74,7 @@ class Rig:
             self.metrics,
             labels=labels or {},
             withheld_labels=withheld_labels,
+            limits=limits,
             read_payload=partial(read_payload, store),
             clock=self.queue.now,
             on_freed=on_freed,

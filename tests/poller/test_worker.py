@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from handlers.contract.envelope import Envelope, encode_retry
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, answered_result
-from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.poller.settlement import ResultRoute
+from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
+from handlers.poller.settlement import RequestLimits, ResultRoute
 from handlers.redis_store.queue.dead_letters import DeadLetters
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
 from tests.redis_keys import claims_left
@@ -36,6 +36,34 @@ async def test_an_answer_becomes_a_result(store: Redis) -> None:
     assert await rig.results() == [answered_result("a", "", 200, b"{}")]
     assert rig.dispatched[0].metadata == {"userid": "me"}
     assert rig.carrier.held_claims() == []
+
+
+@pytest.mark.parametrize("last", [None, LastResponse(500, b"no")])
+async def test_the_last_attempt_has_a_result(store: Redis, last: LastResponse | None) -> None:
+    async def failing(_request: Request) -> Outcome:
+        return Retry(60.0, "server_error", last=last)
+
+    rig = Rig(store, failing, limits=RequestLimits(max_attempts=3))
+    internal = b'{"retry_count":%d}'
+    for attempts in (0, 1):
+        await carried(
+            rig, b'{"internal":%b,"request_kind":"redis","data":%b}' % (internal % attempts, body("a"))
+        )
+    assert (await store.zcard(RETRIES), await rig.result_count()) == (2, 0)
+    await carried(rig, b'{"internal":%b,"request_kind":"redis","data":%b}' % (internal % 2, body("a")))
+    (result,) = await rig.results()
+    if last:
+        assert (result.status_code, result.payload) == (500, "no")
+    else:
+        assert (result.error_code, "server_error" in result.error_message) == (ErrorCode.UNDELIVERABLE, True)
+
+
+async def test_a_deadline_too_far_ahead_is_an_invalid_request(store: Redis) -> None:
+    rig = Rig(store, limits=RequestLimits(max_deadline_seconds=3_600.0))
+    await carried(rig, body("a", deadline=253_402_300_799), body("b", deadline=int(time.time()) + 3_000))
+    found = {result.id: result for result in await rig.results()}
+    assert (found["a"].error_code, found["b"].status_code) == (ErrorCode.INVALID_REQUEST, 200)
+    assert "MAX_DEADLINE_SECONDS" in found["a"].error_message
 
 
 async def test_a_retry_goes_to_the_retry_set(store: Redis) -> None:

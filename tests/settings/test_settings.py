@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidSetting
+from handlers.settings.config_file import ConfigFile
+from handlers.settings.environment import Environment
 from handlers.settings.settings import Settings, check_url, load_settings, masked_url, read_secret
 
 FILE = """
@@ -176,3 +179,44 @@ def test_any_text_is_a_url_or_an_error(url: str) -> None:
 @pytest.mark.parametrize("url", ["hunter2@h", "user:hunter2://@h", "redis://hunter2@@h", "://hunter2@h"])
 def test_a_password_is_masked_in_whatever_looks_like_a_url(url: str) -> None:
     assert "hunter2" not in str(masked_url(url))
+
+
+CARRIERS = [
+    "https://user:{}@host/path",
+    "http://{}@host",
+    "redis://:{}@h:6379/0",
+    "user:{}@host:8085",
+    "host?token={}",
+    "https://host/v1?x=1&key={}",
+    "authorization=Bearer {}",
+    "Bearer {}",
+    "api-key={},other=1",
+    '{{"extensions":{{"token":"{}"}}}}',
+    '{{"extensions":{{"note":"{}"',
+]
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+@pytest.mark.parametrize("name", Environment.__struct_fields__)
+def test_no_setting_shows_a_credential_whatever_its_name(name: str, carrier: str) -> None:
+    """Also settings that are added later: what is masked is the content."""
+    value = carrier.format("hunter2")
+    env = msgspec.structs.replace(load_settings({}).env, **{name: value})
+    assert "hunter2" not in str(Settings(env=env, file=ConfigFile()).shown())
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        "redis://h:6379/1",
+        "http://host:80/v1",
+        "door@project.iam.gserviceaccount.com",
+        "team-a,team-b:*",
+        "/v1/",
+        "projects/p/topics/t",
+        "header:x-request-id",
+        "/var/run/token",
+    ],
+)
+def test_what_holds_no_credential_is_shown_as_it_is(plain: str) -> None:
+    assert masked_url(plain) == plain

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from handlers.contract.masked_text import without_secrets
 from handlers.gates.metric.feed import Feed, Reading, Sample
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import (
@@ -127,7 +128,7 @@ class ScrapedValue:
     """The value of one metric on one page, as a part of full; the page is shared with other gates."""
 
     def __init__(self, parameters: EndpointScrapeParameters, sources: GateSources) -> None:
-        self.name = f"{parameters.url} {parameters.metric}"
+        self.name = f"{without_secrets(parameters.url)} {parameters.metric}"
         self._parameters = parameters
         self._page = page_feed(parameters.url, sources)
         self._pods_page = page_feed(parameters.pods_url, sources) if parameters.pods_url else None
@@ -212,7 +213,7 @@ def page_feed(address: str, sources: GateSources) -> Feed[bytes]:
     async def read() -> bytes:
         return await sources.http.get(address)
 
-    return sources.feeds.feed(("page", address), read, name=address)
+    return sources.feeds.feed(("page", address), read, name=without_secrets(address))
 
 
 def samples_of(page: bytes, metric: str, labels: Mapping[str, str]) -> list[float]:

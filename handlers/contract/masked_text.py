@@ -1,0 +1,42 @@
+"""Text that may hold a credential, for people: what looks like one is masked, whatever setting it stands in. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+MASK: Final = "***"
+_IN_URL = re.compile(r"((?:^|(?<=[\s,;=]))[a-z][a-z0-9+.-]*://)[^\s\"']*@", re.IGNORECASE)
+_MAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
+_QUERY = re.compile(r"([?&][^=&#\s\"']+)=[^&#\s\"']*")
+_NAMED = re.compile(
+    r"((?:token|secret|passw(?:or)?d|pwd|authorization|api-?_?key|credentials?|signature)[\w-]*\s*[=:]\s*)"
+    r"(?:(?:bearer|basic)\s+)?[^\s,;&\"']+",
+    re.IGNORECASE,
+)
+_SCHEME = re.compile(r"\b(bearer|basic)\s+[^\s,;\"']+", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """The text with users and passwords of addresses, values of queries, and values under telling names masked.
+
+    Of a JSON object only the names are left.
+    """
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            return msgspec.json.encode(_names_alone(msgspec.json.decode(text))).decode()
+        except (msgspec.DecodeError, RecursionError):
+            return MASK
+    text = _IN_URL.sub(rf"\1{MASK}@", text)
+    if "@" in text and f"//{MASK}@" not in text and not _MAIL.fullmatch(text):
+        text = f"{MASK}@{text.rpartition('@')[2]}"
+    text = _QUERY.sub(rf"\1={MASK}", text)
+    return _SCHEME.sub(rf"\1 {MASK}", _NAMED.sub(rf"\1{MASK}", text))
+
+
+def _names_alone(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _names_alone(inner) for name, inner in value.items()}
+    return [_names_alone(inner) for inner in value] if isinstance(value, list) else MASK
