@@ -59,7 +59,9 @@ def subscriptions(settings: Settings) -> Callable[[str], Subscription | None]:
     def of(name: str) -> Subscription | None:
         entry = settings.subscription(name)
         if entry is None:
-            return None if topics or not settings.is_own_project(name) else unlisted_subscription(settings, name)
+            return (
+                None if topics or not settings.is_own_project(name) else unlisted_subscription(settings, name)
+            )
         own_topic = entry.result_topic_id or entry.result_queue_name
         return Subscription(
             name=entry.subscriber_id,
@@ -78,7 +80,9 @@ def unlisted_subscription(settings: Settings, name: str) -> Subscription:
     from handlers.doors.pubsub.push import Subscription
 
     env, short = settings.env, name.rsplit("/", 1)[-1]
-    return Subscription(short, settings.result_topic_id, {}, env.ack_deadline_seconds, env.min_redelivery_seconds)
+    return Subscription(
+        short, settings.result_topic_id, {}, env.ack_deadline_seconds, env.min_redelivery_seconds
+    )
 
 
 def _given(value: float | None, default: float) -> float:

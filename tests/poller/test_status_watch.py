@@ -21,7 +21,9 @@ def test_a_failure_on_the_board_is_small(sign: str, is_final: bool) -> None:
         id=sign * LARGE, queue=sign * LARGE, deadline=5.0, payload=b"", metadata={"userid": sign * LARGE}
     )
     outcome = (
-        Answered(error_result("a", "", ErrorCode.INVALID_REQUEST, "m")) if is_final else Retry(1.0, sign * LARGE)
+        Answered(error_result("a", "", ErrorCode.INVALID_REQUEST, "m"))
+        if is_final
+        else Retry(1.0, sign * LARGE)
     )
     tally.note(request, outcome)
     _, (failure,) = tally.take()
