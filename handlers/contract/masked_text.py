@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
+from handlers.contract.json_limits import MALFORMED
+
 MASK: Final = "***"
 _IN_URL = re.compile(r"((?:^|(?<=[\s,;=]))[a-z][a-z0-9+.-]*://)[^\s\"']*@", re.IGNORECASE)
 _MAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
@@ -27,7 +29,7 @@ def without_secrets(text: str) -> str:
     if text.lstrip()[:1] in ("{", "["):
         try:
             return msgspec.json.encode(_names_alone(msgspec.json.decode(text))).decode()
-        except (msgspec.DecodeError, RecursionError):
+        except MALFORMED:
             return MASK
     text = _IN_URL.sub(rf"\1{MASK}@", text)
     if "@" in text and f"//{MASK}@" not in text and not _MAIL.fullmatch(text):
