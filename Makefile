@@ -105,7 +105,7 @@ bench: $(VENV)/.dev ## throughput, CPU, memory and latency, beside a bare forwar
 bench-slack: $(VENV)/.dev ## what the gates give real-time traffic and queued requests
 	$(BIN)/python -m tests.bench.slack $(ARGS)
 
-chaos: $(VENV)/.dev ## 1,000 kills over 150,000 requests
+chaos: $(VENV)/.dev ## 1,000 kills over 150,000 requests, large requests, a failing tenant, a full Redis
 	$(BIN)/python -m tests.chaos --size full $(ARGS)
 
 chaos-release: $(VENV)/.dev ## 5,000 kills over 1,000,000 requests

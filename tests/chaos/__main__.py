@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import click
 
 from tests.chaos.crash_ways import WAYS, run_crash_points
 from tests.chaos.faults import Plan
+from tests.chaos.loads import run_failing_tenant, run_full_redis, run_large
 from tests.chaos.redelivery import run_redelivery
 from tests.chaos.run import run
 
@@ -36,8 +38,12 @@ PLANS = {
 
 
 CRASH_REPEATS = {"short": 1, "full": 20, "release": 20}
+LARGE = {"short": (24, 1_000_000), "full": (400, 4_000_000), "release": (1_000, 9_000_000)}
+"""Requests, and bytes of each."""
+TENANT_SECONDS = {"short": 15, "full": 120, "release": 600}
+FULL_ROUNDS = {"short": 1, "full": 10, "release": 30}
 REDELIVERY_KILLS = {"short": 3, "full": 30, "release": 100}
-PARTS = ("faults", "crash-points", "redelivery")
+PARTS = ("faults", "large", "failing-tenant", "full-redis", "crash-points", "redelivery")
 
 
 @click.command()
@@ -48,13 +54,19 @@ def main(size: str, seed: int, only: str | None) -> None:
     """Run the faults of one size, the crash points, and kills with the leases that are the default."""
     parts: dict[str, Callable[[Path], str]] = {
         "faults": lambda folder: str(run(folder, seed, PLANS[size])),
+        "large": lambda folder: run_large(folder, seed, *LARGE[size]),
+        "failing-tenant": lambda folder: run_failing_tenant(folder, seed, TENANT_SECONDS[size]),
+        "full-redis": lambda folder: run_full_redis(folder, seed, FULL_ROUNDS[size]),
         "crash-points": lambda folder: _crash_points(folder, CRASH_REPEATS[size]),
         "redelivery": lambda folder: str(run_redelivery(folder, seed, REDELIVERY_KILLS[size])),
     }
     click.echo(f"seed {seed}, {PLANS[size]}")
-    for name in (only,) if only else PARTS:
-        click.echo(f"--- {name}")
-        click.echo(_kept_where_failed(parts[name]))
+    told = {name: _told(name, parts[name]) for name in ((only,) if only else PARTS)}
+    click.echo("=== summary")
+    for name, (is_passed, text) in told.items():
+        click.echo(f"--- {name}: {'passed' if is_passed else 'FAILED'}\n{text}")
+    if not all(is_passed for is_passed, _ in told.values()):
+        raise SystemExit(1)
 
 
 def _crash_points(folder: Path, repeats: int) -> str:
@@ -69,16 +81,18 @@ def _crash_points(folder: Path, repeats: int) -> str:
     return "\n".join(told)
 
 
-def _kept_where_failed(part: Callable[[Path], str]) -> str:
-    """What a run that fails has seen is kept, and its folder named."""
+def _told(name: str, part: Callable[[Path], str]) -> tuple[bool, str]:
+    """Whether a part passed, and what it showed. A part that fails keeps its folder and lets the others run."""
+    click.echo(f"--- {name}")
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
-        told = part(folder)
-    except BaseException:
-        click.echo(f"what was seen: {folder}", err=True)
-        raise
+        text = part(folder)
+    except Exception as error:  # noqa: BLE001  # whatever a part fails with, the summary says it
+        traceback.print_exc()
+        return False, f"{type(error).__name__}: {error}\nseen in {folder}"
     shutil.rmtree(folder)
-    return told
+    click.echo(text)
+    return True, text
 
 
 if __name__ == "__main__":

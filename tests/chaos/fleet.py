@@ -40,6 +40,12 @@ SETTINGS = {
     "PORT": "0",
     "LOG_FORMAT": "json",
 }
+DEFAULT_LEASES = {
+    name: value
+    for name, value in SETTINGS.items()
+    if name not in ("LEASE_SECONDS", "HEARTBEAT_SECONDS", "RECLAIM_SECONDS")
+}
+"""The same with the product's own leases."""
 PUSH_SETTINGS = {
     "PROJECT_ID": "chaos-project",
     "RESULT_TOPIC_ID": "results",

@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,13 +189,19 @@ def executed_again(executions: list[Execution]) -> int:
 
 def redeliveries(executions: list[Execution], queued: Iterable[str], kills: list[float]) -> list[float]:
     """Seconds from the kill of a poller to the next beginning of each queued request that it left."""
-    found, by_key = [], _by_key(executions)
-    for attempts in (by_key[key] for key in queued if key in by_key):
-        for before, after in itertools.pairwise(attempts):
+    return [started_at - killed_at for _, killed_at, started_at in left_and_sent(executions, queued, kills)]
+
+
+def left_and_sent(
+    executions: list[Execution], queued: Iterable[str], kills: list[float]
+) -> Iterator[tuple[str, float, float]]:
+    """Each queued request that a kill left: its id, the time of the kill, and when it began next."""
+    by_key = _by_key(executions)
+    for key in queued:
+        for before, after in itertools.pairwise(by_key.get(key, [])):
             killed = [at for at in kills if -0.1 <= before.ended_at - at <= 0.3]
             if before.was_left and killed:
-                found.append(after.started_at - killed[0])
-    return found
+                yield key, killed[0], after.started_at
 
 
 def summary(found: list[float]) -> tuple[float, float, float]:
