@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import click
 
@@ -46,9 +47,23 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     except InvalidSetting as error:
         fail(error)
     app = functions_framework.create_app("status", handlers.status_main.__file__, "http")  # type: ignore[no-untyped-call]  # untyped
+    if reason := _taken(host, port):
+        fail(OSError(f"--port: {host}:{port} cannot be listened on ({reason}); choose another --port"))
     click.echo(f"status page on http://{host}:{port}/")
     # One process, whatever WORKERS says: to the framework that is the number of processes, to us the poller's slots.
     server = create_server(  # type: ignore[no-untyped-call]  # untyped
         app, debug=False, workers=1, threads=_THREADS, control_socket_disable=True
     )
     server.run(host, port)
+
+
+def _taken(host: str, port: int) -> str:
+    """Why the address cannot be listened on; empty if it can."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

@@ -51,7 +51,7 @@ def _head(now: Overview, hint: str) -> Text:
         text.append(f" {word}   ")
     last = _last_whole(now.minutes)
     text.append(f"\n{last.answered + last.failed:,}", style="bold green")
-    text.append(f" results a minute   median {_seconds(last.p50)}   95 % within {_seconds(last.p95)}\n")
+    text.append(f" results a minute   p50 {_seconds(last.p50)}   p95 {_seconds(last.p95)}\n")
     text.append(bar_line([one.answered + one.failed for one in now.minutes]), style="green")
     return text
 
@@ -62,7 +62,7 @@ def _last_whole(minutes: Sequence[Minute]) -> Minute:
 
 
 def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for name in columns:
         justify = "right" if name in numbers else "left"
         table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]  # a literal
@@ -72,6 +72,8 @@ def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
 def _queues(now: Overview) -> Table:
     numbers = ("QUEUED", "IN FLIGHT", "DEAD")
     table = _table("QUEUE", "POOL", "LANE", *numbers, "DUE IN", "CIRCUIT", numbers=numbers)
+    for column in table.columns[:3]:
+        column.no_wrap, column.overflow = False, "fold"  # a narrow terminal folds names; headings stay whole
     for line in now.queues:
         depths = line.depths
         counts = (depths.pending, depths.claimed, depths.dead)
@@ -93,9 +95,9 @@ def _pools(now: Overview) -> Table:
         table.add_row(_plain(f"pool {pool.name}"), f"{pool.in_flight}/{pool.slots} slots", why)
     for line in now.gates:
         gate = line.gate
-        state = Text("closed", "bold red") if gate.why_closed else Text("open", "green")
+        state = Text("closed", "bold red") if gate.closed_because else Text("open", "green")
         reading = "" if gate.value is None else f"reads {gate.value:.3g}"
-        why = ", ".join(part for part in (gate.why_closed, gate.on_missing, reading) if part)
+        why = ", ".join(part for part in (gate.closed_because, gate.on_missing, reading) if part)
         table.add_row(_plain(f"{gate.gate_type} of {line.owner}"), state, _plain(why))
     if not now.pollers:
         table.add_row("none", "", "no poller was seen in the last 20 seconds")
@@ -107,7 +109,7 @@ def _failures(now: Overview, most: int) -> Table:
     for one in now.failures[:most]:
         outcome = Text("failed", "red") if one.is_final else Text("retry", "yellow")
         reason = f"{one.reason} {one.status_code or ''}".strip()
-        table.add_row(_clock(one.at), outcome, str(one.attempt), _plain(reason), _plain(one.id))
+        table.add_row(_clock(one.at), outcome, str(one.attempt + 1), _plain(reason), _plain(one.id))
     return table
 
 

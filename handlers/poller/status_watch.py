@@ -100,7 +100,7 @@ class Tally:
                 if request.created is not None:
                     rank = bisect_left(LATENCY_SECONDS, now - request.created)
                     self.counts[f"{queue} latency{rank}"] += 1
-                if not is_good:
+                if not is_good and result.error_code != ErrorCode.CANCELLED:  # its producer wanted it so
                     self._fail(
                         request, now, result.error_code or "answered", result.status_code, is_final=True
                     )
@@ -146,6 +146,8 @@ def cut(text: str) -> str:
 def _word(error_code: str, *, is_good: bool) -> str:
     if is_good:
         return "answered"
+    if error_code == ErrorCode.CANCELLED:
+        return "cancelled"
     return "expired" if error_code == ErrorCode.DEADLINE_EXCEEDED else "failed"
 
 

@@ -29,7 +29,7 @@ def bars(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
                     f'width="{max(0.5, width - 1):.1f}" height="{height:.1f}"/>'
                 )
     peak = f"at most {max(sums, default=0):,.0f} in a minute"
-    return _frame(title, peak, "".join(parts), f"{top:,.0f}")
+    return _frame(title, peak, "".join(parts), f"{top:,.0f}", count)
 
 
 def lines(title: str, series: Sequence[tuple[str, Sequence[float | None]]], unit: str) -> str:
@@ -50,7 +50,8 @@ def lines(title: str, series: Sequence[tuple[str, Sequence[float | None]]], unit
                 shape = f'<circle class="{escape(name)}" cx="{at * step:.1f}" cy="{y:.1f}" r="2"/>'
             parts.append(shape)
     said = f"at most {top:.3g} {unit}" if known else "nothing yet"
-    return _frame(title, said, "".join(parts), f"{top:.3g} {unit}")
+    count = max((len(values) for _, values in series), default=0)
+    return _frame(title, said, "".join(parts), f"{top:.3g} {unit}", count)
 
 
 def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
@@ -63,10 +64,10 @@ def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
     return [run for run in runs if run]
 
 
-def _frame(title: str, said: str, inside: str, top: str) -> str:
+def _frame(title: str, said: str, inside: str, top: str, minutes: int) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}: {said}")}" '
         f'preserveAspectRatio="none"><title>{escape(title)}</title>'
         f'<line class="axis" x1="0" y1="{_BASE}" x2="{WIDTH}" y2="{_BASE}"/>{inside}</svg>'
-        f'<p class="scale"><span>60 min ago</span><span>peak {escape(top)}</span><span>now</span></p>'
+        f'<p class="scale"><span>{minutes} min ago</span><span>peak {escape(top)}</span><span>now</span></p>'
     )

@@ -28,6 +28,11 @@ class Gate(msgspec.Struct, frozen=True):
     is_source_available: bool = True
     on_missing: str = ""
 
+    @property
+    def closed_because(self) -> str:
+        """Why nothing is sent through it now; empty while it is open."""
+        return self.why_closed or ("its budget is 0" if self.budget <= 0 else "")
+
 
 class _Queue(msgspec.Struct, frozen=True):
     name: str
@@ -158,6 +163,7 @@ class Minute:
     retried: int
     p50: float | None
     p95: float | None
+    cancelled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +257,7 @@ def lane_lines(queues: Sequence[QueueLine]) -> list[LaneLine]:
 
 
 def pool_lines(pollers: Sequence[Poller]) -> list[PoolLine]:
-    """Pools by name: slots and use add up, the budget is that of all slots."""
+    """Pools by name: slots and use add up, the budget is that of all slots. One that no queue uses is left out."""
     names = sorted({pool.pool for poller in pollers for pool in poller.pools})
     lines = []
     for name in names:
@@ -272,14 +278,23 @@ def gate_lines(pollers: Sequence[Poller]) -> list[GateLine]:
         for owner, gates in owned:
             for place, gate in enumerate(gates):
                 key = (owner, place, gate.gate_type)
-                if key not in found or gate.why_closed:
+                if key not in found or gate.closed_because:
                     found[key] = GateLine(owner, gate)
-    return sorted(found.values(), key=lambda line: (not line.gate.why_closed, line.owner))
+    return sorted(found.values(), key=lambda line: (not line.gate.closed_because, line.owner))
 
 
 def minutes(counts: Sequence[Mapping[str, int]], queue: str = "") -> list[Minute]:
     """The minutes, oldest first: of one queue, or of all."""
     return [_minute(one, queue) for one in counts]
+
+
+def lived_minutes(all_minutes: Sequence[Minute], *, least: int = 10) -> Sequence[Minute]:
+    """Without the leading minutes in which nothing happened; at least the latest `least`."""
+    first = next(
+        (at for at, one in enumerate(all_minutes) if one.answered + one.failed + one.retried + one.cancelled),
+        len(all_minutes),
+    )
+    return all_minutes[min(first, max(0, len(all_minutes) - least)) :]
 
 
 def _minute(counts: Mapping[str, int], queue: str) -> Minute:
@@ -291,7 +306,12 @@ def _minute(counts: Mapping[str, int], queue: str) -> Minute:
     classes = [sums[f"latency{rank}"] for rank in range(len(LATENCY_SECONDS) + 1)]
     failed = sums["failed"] + sums["expired"]
     return Minute(
-        sums["answered"], failed, sums["retried"], _quantile(classes, 0.5), _quantile(classes, 0.95)
+        sums["answered"],
+        failed,
+        sums["retried"],
+        _quantile(classes, 0.5),
+        _quantile(classes, 0.95),
+        sums["cancelled"],
     )
 
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.status import charts
 from handlers.status.hosts import OwnHosts
-from handlers.status.overview import Failure, Overview
+from handlers.status.overview import Failure, Overview, lived_minutes
 
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -132,12 +132,13 @@ class StatusPages:
 
     def _first(self, request: Request) -> Response:
         overview = self._source.overview()
-        per_minute = overview.minutes
+        per_minute = lived_minutes(overview.minutes)
         throughput = charts.bars(
             "Requests a minute",
             [
                 ("answered", [one.answered for one in per_minute]),
                 ("failed", [one.failed for one in per_minute]),
+                ("cancelled", [one.cancelled for one in per_minute]),
                 ("retried", [one.retried for one in per_minute]),
             ],
         )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import time
 
 import msgspec
 import pytest
 from click.testing import CliRunner
 from redis.asyncio import Redis
+from rich.console import Console
 
 from handlers.cli import main
-from handlers.cli.top_view import bar_line
+from handlers.cli.top_view import bar_line, frame
 from handlers.demo.valkey import Valkey
 from handlers.redis_store.admin.status_board import StatusBoard
+from handlers.status.overview import Depths, Failure, Gate, GateLine, Overview, QueueLine
 
 
 @pytest.fixture
@@ -51,3 +54,27 @@ def test_without_redis_it_says_so() -> None:
 
 def test_the_highest_bar_is_full_and_what_is_not_nothing_shows() -> None:
     assert bar_line([0, 1, 1_000]) == " ▁█"
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_headings_are_whole_and_a_gate_without_budget_is_closed(width: int) -> None:
+    depths = Depths(12_345, 64, 3, 2, 12.0)
+    gate = Gate("local-max-concurrency", 0.0)
+    now = Overview(
+        at=1.0,
+        queues=[
+            QueueLine("a-queue-with-quite-a-long-name", depths, 3, "default", "overflow-batch", "closed")
+        ],
+        gates=[GateLine("pool default", gate)],
+        failures=[Failure(1.0, "r1", "q", 0, "timeout")],
+    )
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(frame(now, None))
+    text = console.export_text()
+    for heading in ("QUEUED", "IN FLIGHT", "DEAD", "DUE IN", "CIRCUIT"):
+        assert heading in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert "its budget is 0" in text
+    failure = next(line for line in text.splitlines() if "timeout" in line)
+    assert failure.split()[2] == "1", "attempts count from 1"
+    assert "p50" in text

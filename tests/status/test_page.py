@@ -152,6 +152,9 @@ async def test_every_page_is_readable_for_everybody_and_asks_no_other_host(
     for path in ("/", "/find?id=held-1", "/dead?queue=summaries", "/nowhere"):
         await page.open(f"{base_url}{path}")
         assert await page.run(FAULTS) == [], path
+        beyond = "[...document.querySelectorAll('.scroll, html')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+        if width < 600:
+            assert await page.run(beyond) == 0, f"{path}: something is beyond the edge"
         await page.shoot(tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 5_000
     assert {url.split("/")[2] for url in page.requested} == {base_url.split("/")[2]}
