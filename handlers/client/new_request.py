@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from handlers.contract.errors import InvalidRequest
+from handlers.contract.lenient_json import is_unicode
 from handlers.contract.request import decode_body
 
 Payload = Mapping[str, object] | bytes | str
@@ -21,6 +22,7 @@ Deadline = timedelta | datetime | float
 """By when: from now, at an instant (naive ones are local time), or in Unix seconds."""
 
 _ACCEPTED: Final = "a time in the future: a timedelta, a datetime or Unix seconds"
+_SURROGATES: Final = "text with lone surrogates (bytes that are not UTF-8, or half a pair)"
 _encoder = msgspec.json.Encoder()
 
 
@@ -63,6 +65,7 @@ def encode_body(request: NewRequest, *, now: float, tenant_attribute: str) -> Bo
     request_id = request.id or uuid.uuid4().hex
     deadline = unix_deadline(request.deadline, now=now, request_id=request_id)
     payload = _payload_bytes(request.payload, request_id)
+    _check_text(request, request_id)
     fields: dict[str, object] = {"id": request_id, "created": int(now), "deadline": deadline}
     rest = {
         "metadata": _metadata(request, tenant_attribute),
@@ -112,6 +115,10 @@ def _payload_bytes(payload: Payload, request_id: str) -> bytes:
     if isinstance(payload, bytes):
         return payload
     if isinstance(payload, str):
+        if not is_unicode(payload):
+            raise InvalidRequest(
+                "payload", found=_SURROGATES, accepted="valid Unicode", request_id=request_id
+            )
         return payload.encode()
     try:
         return _encoder.encode(payload)
@@ -119,6 +126,17 @@ def _payload_bytes(payload: Payload, request_id: str) -> bytes:
         raise InvalidRequest(
             "payload", found=str(error), accepted="what JSON can say", request_id=request_id
         ) from error
+
+
+def _check_text(request: NewRequest, request_id: str) -> None:
+    """Raise `InvalidRequest` naming the first field that cannot be encoded: it holds lone surrogates."""
+    for name in ("id", "endpoint", "model", "tier", "tenant"):
+        if not is_unicode(getattr(request, name)):
+            raise InvalidRequest(name, found=_SURROGATES, accepted="valid Unicode")
+    for name in ("metadata", "headers", "labels"):
+        for key, value in getattr(request, name).items():
+            if not (is_unicode(key) and is_unicode(str(value))):
+                raise InvalidRequest(name, found=_SURROGATES, accepted="valid Unicode", request_id=request_id)
 
 
 def _metadata(request: NewRequest, tenant_attribute: str) -> dict[str, str]:

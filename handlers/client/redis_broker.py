@@ -15,7 +15,8 @@ from handlers.client.options import ClientOptions
 from handlers.client.own_results import OwnResults
 from handlers.client.patience import Patience
 from handlers.client.submission import Submission
-from handlers.contract.lenient_json import Malformed
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.lenient_json import Malformed, is_unicode
 from handlers.contract.result import Result, decode_result
 from handlers.redis_store.admin.finished import read_finished
 from handlers.redis_store.admin.whereabouts import Searched, Whereabouts, finished_state, locate
@@ -270,4 +271,6 @@ def _names(submission: Submission | str) -> tuple[str, str]:
     """The id and the token (empty: whichever is live) of what the caller named."""
     if isinstance(submission, Submission):
         return submission.id, submission.token
+    if not is_unicode(submission):
+        raise InvalidRequest("id", found="text with lone surrogates", accepted="valid Unicode")
     return submission, ""

@@ -31,6 +31,15 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)")
 _SECONDS_PER: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises `ValueError` for a key that occurs twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return found
+
+
 class Senseless(ValueError):
     """Parameters that are well formed each and make no sense together; raised by a `__post_init__`."""
 
@@ -220,7 +229,7 @@ def json_of(described: str, read: Callable[[Any], T]) -> Accepts[T]:
     """A JSON value, or a string that holds one; `read` takes the value apart."""
 
     def read_json(value: Any) -> T:
-        return read(json.loads(value) if isinstance(value, str) else value)
+        return read(json.loads(value, object_pairs_hook=unique_keys) if isinstance(value, str) else value)
 
     return Accepts(described, read_json)
 
@@ -234,7 +243,7 @@ def string_map() -> Accepts[Mapping[str, str]]:
             if any(not sep or not name.strip() for name, sep, _ in pairs):
                 raise ValueError
             return {name.strip(): found.strip().strip('"') for name, _, found in pairs}
-        read_value = json.loads(value) if isinstance(value, str) else value
+        read_value = json.loads(value, object_pairs_hook=unique_keys) if isinstance(value, str) else value
         if not isinstance(read_value, Mapping):
             raise ValueError
         return {str(name): str(found) for name, found in read_value.items()}

@@ -14,7 +14,11 @@ from handlers.gates.combinators.tier_priority import TierPriorityGate, TierPrior
 from handlers.gates.combinators.wait_on_refuse import WaitOnRefuseGate, WaitOnRefuseParameters
 from handlers.gates.constant import ConstantGate, ConstantParameters
 from handlers.gates.gate import Gate
-from handlers.gates.metric.endpoint_scrape import EndpointScrapeGate, EndpointScrapeParameters
+from handlers.gates.metric.endpoint_scrape import (
+    EndpointScrapeGate,
+    EndpointScrapeParameters,
+    endpoint_scrape_gate,
+)
 from handlers.gates.metric.prometheus_budget import PrometheusBudgetGate, PrometheusBudgetParameters
 from handlers.gates.metric.prometheus_query import PrometheusQueryGate, PrometheusQueryParameters
 from handlers.gates.metric.prometheus_saturation import (
@@ -64,7 +68,7 @@ GATES: Final[Mapping[str, GateKind]] = {
         _kind(AimdGate, AimdParameters, AimdGate),
         _combinator(CompositeGate, CompositeParameters, CompositeGate),
         _kind(ConstantGate, ConstantParameters, ConstantGate),
-        _kind(EndpointScrapeGate, EndpointScrapeParameters, EndpointScrapeGate),
+        _kind(EndpointScrapeGate, EndpointScrapeParameters, endpoint_scrape_gate),
         _kind(LeasedRateGate, LeasedRateParameters, LeasedRateGate),
         _kind(LocalConcurrencyGate, LocalConcurrencyParameters, LocalConcurrencyGate),
         _kind(PrometheusBudgetGate, PrometheusBudgetParameters, PrometheusBudgetGate),

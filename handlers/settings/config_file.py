@@ -430,9 +430,26 @@ def parse_config_file(text: str) -> ConfigFile:
     return _config(_content(text))
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Reads YAML and JSON, and refuses a mapping that has a key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping. Raises `InvalidSetting` with line and key of a duplicate."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                found = f"the key {key.value[:80]!r} on line {lines[key.value]} and on line {line}"
+                raise InvalidSetting("CONFIG_FILE", found=found, accepted="each key once")
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def _content(text: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _UniqueKeys)  # noqa: S506  # a subclass of SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, nesting without end
         at = getattr(error, "problem_mark", None)
         where = f" at line {at.line + 1}" if at else ""

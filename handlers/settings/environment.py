@@ -339,7 +339,15 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         bool, Meta(description="Log the start of an id's SHA-256 in place of the id.")
     ] = False
     otel_exporter_otlp_endpoint: Annotated[str, Meta(description="OTLP/HTTP receiver of the traces.")] = ""
-    otel_service_name: Annotated[str, Meta(description="Service name in the traces.")] = "llm-d-async"
+    otel_exporter_otlp_protocol: Annotated[
+        str, Meta(description="Only `http/protobuf` is supported; gRPC is refused.")
+    ] = "http/protobuf"
+    otel_service_name: Annotated[
+        str,
+        Meta(
+            description="Service name in the traces; empty: that of `OTEL_RESOURCE_ATTRIBUTES`, else `llm-d-async`."
+        ),
+    ] = ""
 
 
 SECRETS = frozenset({"redis_password", "dispatch_token", "metrics_token"})

@@ -29,6 +29,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from handlers.telemetry.current_trace import CurrentTrace, enter_trace
 
+DEFAULT_SERVICE_NAME: Final = "llm-d-async"
 PROCESS_REQUEST: Final = "process-request"
 HANDLE_REQUEST: Final = "handle-request"
 HTTP_REQUEST: Final = "http-request"
@@ -60,7 +61,12 @@ class Tracing:
     """One process's tracer; `aclose` sends what is still waiting."""
 
     def __init__(self, options: TracingOptions) -> None:
-        resource = Resource.create({"service.name": options.service_name, "service.version": options.version})
+        # Given attributes would win over OTEL_RESOURCE_ATTRIBUTES: the default name is given only if that has none.
+        defaults = {"service.version": options.version}
+        named = Resource.create().attributes.get("service.name", "")
+        if options.service_name or str(named).startswith("unknown_service"):
+            defaults["service.name"] = options.service_name or DEFAULT_SERVICE_NAME
+        resource = Resource.create(defaults)
         self._provider = TracerProvider(resource=resource, id_generator=_Ids(), shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=f"{options.endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))

@@ -18,24 +18,56 @@ _ASIDE: Final = tuple(
     for text in (
         "168.63.129.16/32",  # Azure's own server for its machines, on a public address
         "192.88.99.0/24",  # relays of 6to4 (RFC 7526), which lead to any IPv4 address
+        # Not the interpreter's table, which differs between releases: IANA's special-purpose registry of IPv4.
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/3",
     )
 )
 
 
-def is_public(address: str) -> bool:
-    """Whether a literal address is public; raises `ValueError` where it is none.
+_ASIDE_6: Final = tuple(
+    ipaddress.IPv6Network(text)
+    for text in (
+        "2001::/23",  # IETF protocol assignments, Teredo among them
+        "2001:db8::/32",  # documentation
+        "2620:4f:8000::/48",  # AS112
+        "3fff::/20",  # documentation (RFC 9637)
+        "5f00::/16",  # segment routing
+    )
+)
+_EMBEDDED: Final = (
+    (ipaddress.IPv6Network("::ffff:0:0/96"), 0),  # mapped
+    (ipaddress.IPv6Network("64:ff9b::/96"), 0),  # NAT64 (RFC 6052)
+    (ipaddress.IPv6Network("64:ff9b:1::/48"), 0),  # NAT64 of local use (RFC 8215), in its /96 form
+    (ipaddress.IPv6Network("2002::/16"), 80),  # 6to4 (RFC 3056)
+)
+"""Networks whose addresses hold an IPv4 address, and how many bits stand behind it."""
 
-    Of IPv6 only global unicast (RFC 4291, 2.4) counts, and nothing that a translator or a tunnel turns into IPv4.
+
+def is_public(address: str) -> bool:
+    """Whether a literal address is public; raises `ValueError` if it is not an address.
+
+    Of IPv6 only global unicast (RFC 4291, 2.4) counts. An address that holds an IPv4 address (mapped, NAT64, 6to4)
+    is judged by that one.
     """
     found = ipaddress.ip_address(address)
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return is_public(str(found.ipv4_mapped))
-        if found not in _GLOBAL_UNICAST or found.sixtofour is not None or found.teredo is not None:
-            return False
-    elif any(found in network for network in _ASIDE):
-        return False
-    return found.is_global and not found.is_multicast
+    if isinstance(found, ipaddress.IPv4Address):
+        return not any(found in network for network in _ASIDE)
+    for network, behind in _EMBEDDED:
+        if found in network:
+            return is_public(str(ipaddress.IPv4Address(int(found) >> behind & 0xFFFFFFFF)))
+    return found in _GLOBAL_UNICAST and not any(found in network for network in _ASIDE_6)
 
 
 def is_public_host(host: str) -> bool:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,6 +14,7 @@ from handlers.contract.errors import InvalidSetting
 
 _PREFIX: Final = "whsec_"
 _LEAST, _MOST = 24, 64
+_ALPHABET: Final = re.compile(r"[A-Za-z0-9+/=]+")
 
 
 def read_secrets(text: str, setting: str) -> list[bytes]:
@@ -24,13 +26,20 @@ def read_secrets(text: str, setting: str) -> list[bytes]:
 
 
 def _key(line: str, setting: str) -> bytes:
+    """The key of one line; an error says what is wrong without showing any of it."""
+    text, accepted = line.removeprefix(_PREFIX), f"{_PREFIX} and base64 of {_LEAST} to {_MOST} bytes"
+    if not _ALPHABET.fullmatch(text):
+        hint = (
+            "the URL-safe alphabet (- and _)" if "-" in text or "_" in text else "a character outside base64"
+        )
+        raise InvalidSetting(setting, found=hint, accepted=accepted)
     try:
-        key = base64.b64decode(line.removeprefix(_PREFIX), validate=True)
+        key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        key = b""
+        padding = "base64 with wrong padding: its length must be a multiple of 4, filled up with ="
+        raise InvalidSetting(setting, found=padding, accepted=accepted) from None
     if not _LEAST <= len(key) <= _MOST:
-        accepted = f"{_PREFIX} and base64 of {_LEAST} to {_MOST} bytes"
-        raise InvalidSetting(setting, found="no such secret", accepted=accepted)
+        raise InvalidSetting(setting, found=f"a secret of {len(key)} bytes", accepted=accepted)
     return key
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
+import click
 import pytest
+from click.types import StringParamType
 
+from handlers.cli.main import main
 from handlers.cli.submit import _show
-from handlers.cli.text import for_output
+from handlers.cli.text import TextType, escape_unencodable, for_output
 from handlers.contract.result import Result
 
 HOSTILE = "a\x1b[2J\x9b31m\x07\u202eb\nc\td"
@@ -41,3 +45,33 @@ def test_a_result_that_was_waited_for_commands_nobody(
     said = out.getvalue() + capsys.readouterr().err
     assert "\x1b" not in said
     assert "\x9b" not in said
+
+
+def test_every_text_of_every_command_is_checked() -> None:
+    context = click.Context(main)
+    found: list[str] = []
+
+    def visit(name: str, command: click.Command) -> None:
+        found.extend(f"{name} {one.name}" for one in command.params if type(one.type) is StringParamType)
+        if isinstance(command, click.Group):
+            for each in command.list_commands(context):
+                inner = command.get_command(context, each)
+                assert inner is not None
+                visit(f"{name} {each}", inner)
+
+    visit("", main)
+    assert found == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_the_encoding_lacks_is_escaped_as_json_does(encoding: str) -> None:
+    escape_unencodable()
+    value = {"text": "é 語 😀 \udcff"}
+    written = json.dumps(value, ensure_ascii=False).encode(encoding, "json-escapes")
+    assert json.loads(written.decode(encoding)) == value
+
+
+def test_bytes_that_are_no_text_are_refused_in_one_line() -> None:
+    with pytest.raises(click.BadParameter) as refused:
+        TextType().convert("a\udcff", None, None)
+    assert str(refused.value) == "expected UTF-8 text, got b'a\\xff'"

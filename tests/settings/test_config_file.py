@@ -126,3 +126,17 @@ def test_an_unknown_field_is_named_with_its_path_its_nearest_and_all_known_ones(
 def test_a_misspelt_field_suggests_the_right_one(text: str, path: str, close: str) -> None:
     error = refused(text)
     assert (error.setting, f"did you mean {close}?" in error.found) == (path, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "queues:\n- queue_name: a\n  queue_name: b\n",
+        '{"queues": [{"queue_name": "a",\n\n"queue_name": "b"}]}',
+    ],
+)
+def test_a_key_that_occurs_twice_stops_the_start_with_its_lines(text: str) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        parse_config_file(text)
+    assert "the key 'queue_name' on line" in str(refused.value)
+    assert "and on line 3" in str(refused.value)

@@ -113,9 +113,10 @@ class TracedSender:
             "url.path": parts.path or "/",
         }
         with self._tracing.call(attributes) as span:
-            own = {"traceparent": traceparent(span)}
-            if self._event_too:
-                own["ce-traceparent"] = own["traceparent"]
+            parent = traceparent(span)  # empty where the SDK is disabled: then the producer's own stays
+            own = {"traceparent": parent} if parent else {}
+            if self._event_too and parent:
+                own["ce-traceparent"] = parent
             response = await self._sender.send(url, {**headers, **own}, body, until)
             span.set_attribute("http.response.status_code", response.status_code)
             if response.status_code >= _SERVER_ERROR:

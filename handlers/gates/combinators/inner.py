@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from handlers.gates.gate import Gate
-from handlers.gates.parameters import Accepts, json_of
+from handlers.gates.parameters import Accepts, json_of, unique_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def _read(value: Any) -> InnerGate:
 
 
 def _read_params(value: Any) -> Mapping[str, Any]:
-    read = json.loads(value) if isinstance(value, str) else value
+    read = json.loads(value, object_pairs_hook=unique_keys) if isinstance(value, str) else value
     if not isinstance(read, Mapping):
         raise ValueError
     return read

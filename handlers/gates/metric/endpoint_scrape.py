@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 from handlers.contract.masked_text import without_secrets
+from handlers.gates.gate import Gate
+from handlers.gates.metric.counted_scrape import CountedScrapeGate
 from handlers.gates.metric.feed import Feed, Reading, Sample
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import (
@@ -57,6 +59,14 @@ class EndpointScrapeParameters(ReadingParameters):
             "number of pods."
         ),
     )
+    admission: str = parameter(
+        choice("budget", "counted"),
+        default="budget",
+        means=(
+            "`budget`: the reading opens a share of the slots. `counted`: each reading admits at most "
+            "floor(capacity - value) requests; needs `value_type: saturation` and `max_count_per_pod`."
+        ),
+    )
     baseline: float = parameter(
         number(least=0, below=1),
         default=0.0,
@@ -93,6 +103,12 @@ class EndpointScrapeParameters(ReadingParameters):
             raise Senseless("pods_url", found="one of pods_url and pods_metric", accepted="both, or neither")
         if self.pods_url and not self.max_count_per_pod:
             raise Senseless("max_count_per_pod", found="0 with pods_url", accepted="a number above 0")
+        if self.admission == "counted" and not self.max_count_per_pod:
+            raise Senseless(
+                "max_count_per_pod", found="0 with admission counted", accepted="a number above 0"
+            )
+        if self.admission == "counted" and self.value_type != "saturation":
+            raise Senseless("value_type", found="budget with admission counted", accepted="saturation")
 
 
 class EndpointScrapeGate(ReadingGate):
@@ -124,6 +140,13 @@ class EndpointScrapeGate(ReadingGate):
         )
 
 
+def endpoint_scrape_gate(parameters: EndpointScrapeParameters, sources: GateSources) -> Gate:
+    """The gate of the admission that the parameters name."""
+    if parameters.admission == "counted":
+        return CountedScrapeGate(ScrapedValue(parameters, sources), parameters.metric)
+    return EndpointScrapeGate(parameters, sources)
+
+
 class ScrapedValue:
     """The value of one metric on one page, as a part of full; the page is shared with other gates."""
 
@@ -134,6 +157,8 @@ class ScrapedValue:
         self._pods_page = page_feed(parameters.pods_url, sources) if parameters.pods_url else None
         self._reading: Reading[Sample] | None = None
         self._failure = "it was not read yet"
+        self.full = parameters.max_count_per_pod or 1.0
+        """The capacity of the last reading: what stands for a saturation of 1."""
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -185,11 +210,14 @@ class ScrapedValue:
             return
         value = self._combined(values)
         self._failure = ""
+        self.full = full
         self._reading = Reading(Sample(None if value is None else value / full), page.at)
 
     def _combined(self, values: list[float]) -> float | None:
         """Counts add up (engines, models); of several parts the one that leaves least room counts."""
         wanted = self._parameters
+        if wanted.admission == "counted" and values:
+            return values[0]
         values = [value for value in values if not math.isnan(value)]
         if not values:
             return wanted.absent_value

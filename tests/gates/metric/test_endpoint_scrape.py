@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidSetting
+from handlers.gates.gate import Go
+from handlers.gates.metric.counted_scrape import CountedScrapeGate
 from handlers.gates.metric.endpoint_scrape import samples_of
 from handlers.gates.sources import GateSources
-from tests.gates.building import ReadableLog, gate
+from tests.gates.building import ReadableLog, gate, request
 from tests.gates.exporter import Exporter
 from tests.gates.opening import started, until_budget
 from tests.waiting import wait_until_async
@@ -169,3 +171,29 @@ def test_only_the_metric_itself_is_read_off_a_page() -> None:
 def test_a_page_of_anything_is_a_value_or_an_error_that_is_expected(page: bytes) -> None:
     with contextlib.suppress(ValueError):
         assert isinstance(samples_of(b"m " + page, "m", {}), list)
+
+
+COUNTED = {"metric": WAITING, "value_type": "saturation", "max_count_per_pod": "8", "admission": "counted"}
+
+
+@pytest.mark.parametrize(
+    ("value", "free"),
+    [(0, 8), (5, 3), (5.5, 2), (8, 0), (9, 0), (-1, 0), (float("nan"), 0), (float("inf"), 0)],
+)
+async def test_a_counted_reading_admits_its_free_places_and_no_more(
+    exporter: Exporter, from_pages: GateSources, value: float, free: int
+) -> None:
+    exporter.set(WAITING, value)
+    async with started("endpoint-scrape", {"url": exporter.url, **COUNTED}, from_pages) as built:
+        assert isinstance(built, CountedScrapeGate)
+        verdicts = [await built.admit(request()) for _ in range(9)]
+    assert sum(isinstance(verdict, Go) for verdict in verdicts) == free
+    assert built.budget() == 0.0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_count_per_pod": "0"}, {"value_type": "budget"}, {"admission": "other"}]
+)
+def test_counted_needs_a_capacity_and_a_saturation(from_pages: GateSources, wrong: dict[str, str]) -> None:
+    with pytest.raises(InvalidSetting):
+        gate("endpoint-scrape", {"url": "http://h/metrics", **COUNTED, **wrong}, from_pages)

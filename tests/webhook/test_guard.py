@@ -1,0 +1,69 @@
+"""Which addresses are public: IANA's registry, and the IPv4 addresses inside IPv6 ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from handlers.contract.errors import InvalidSetting
+from handlers.webhook.guard import is_public
+from handlers.webhook.signature import read_secrets
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "8.8.8.8",
+        "2606:4700::1111",
+        "64:ff9b::808:808",
+        "64:ff9b:1::808:808",
+        "2002:808:808::1",
+        "::ffff:8.8.8.8",
+    ],
+)
+def test_public_addresses_and_those_that_hold_one_are_public(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "192.0.0.192",
+            "192.0.0.9",
+            "3fff::1",
+            "10.0.0.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "168.63.129.16",
+        ),
+        *("64:ff9b::a00:1", "64:ff9b:1::a9fe:a9fe", "2002:a00:1::1", "::ffff:10.0.0.1", "::1", "fe80::1"),
+        *(
+            "2001::1",
+            "2001:db8::1",
+            "fd00::1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "198.18.0.1",
+            "5f00::1",
+            "ff02::1",
+        ),
+    ],
+)
+def test_inner_and_special_addresses_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    ("secret", "said"),
+    [
+        ("whsec_" + "A" * 31, "padding"),
+        ("whsec_" + "-_" * 16, "URL-safe"),
+        ("whsec_" + "!" * 32, "outside base64"),
+        ("whsec_" + "A" * 8, "6 bytes"),
+    ],
+)
+def test_a_wrong_secret_is_told_why_without_being_shown(secret: str, said: str) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        read_secrets(secret, "WEBHOOK_SECRET_FILE")
+    assert said in str(refused.value)
+    assert secret not in str(refused.value)
