@@ -13,8 +13,9 @@ from handlers.client.new_request import NewRequest, encode_body
 from handlers.client.patience import Patience
 from handlers.client.redis_broker import batches, store_errors
 from handlers.contract.errors import InvalidRequest
-from handlers.redis_store.queue.result_payloads import delete_payloads, whole_results
+from handlers.redis_store.queue.result_payloads import WholeResult, delete_payloads, whole_results
 from handlers.redis_store.results.results import drop_oldest_results, oldest_results
+from handlers.redis_store.scripts import BATCH_BYTES
 from handlers.redis_store.submit.client_access import RedisAccess, open_redis, open_submissions
 from handlers.redis_store.submit.submission_keys import payload_key
 from handlers.redis_store.submit.submissions import MemberParts
@@ -96,9 +97,20 @@ class BatchQueue:
         """The oldest results, left in the list, with payloads that are stored apart."""
         with store_errors():
             texts = await oldest_results(self._redis, self._state.results, limit)
-            whole = await whole_results(self._redis, texts)
+            whole = await self._whole(texts)
         self._payload_keys = [one.payload_key for one in whole]
         return [one.text for one in whole]
+
+    async def _whole(self, texts: Sequence[bytes]) -> list[WholeResult]:
+        """The first of these with their payloads, as many as memory should hold: at least one."""
+        whole: list[WholeResult] = []
+        size = 0
+        for text in texts:
+            whole += await whole_results(self._redis, [text])  # a round trip only where the payload is apart
+            size += len(whole[-1].text)
+            if size >= BATCH_BYTES:
+                break
+        return whole
 
     async def drop(self, count: int) -> None:
         """Drop the oldest results, which are safe now."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from redis.asyncio.cluster import RedisCluster
 
 from handlers.redis_store.connection import Store, executed
-from handlers.redis_store.scripts import BATCH_BYTES, lua_script
+from handlers.redis_store.scripts import BATCH_BYTES, lua_script, read_only
 from handlers.redis_store.submit.submission_keys import result_claim_keys
 
 PEEKED_RESULTS = 10
@@ -121,9 +121,13 @@ async def peek_results(redis: Store, lists: Sequence[str]) -> list[list[bytes]]:
 
 
 async def oldest_results(redis: Store, name: str, count: int, *, skipped: int = 0) -> list[bytes]:
-    """At most `count` of the oldest results behind `skipped` ones, oldest first, left where they are."""
-    answer = cast("list[bytes]", await redis.lrange(name, -count - skipped, -1 - skipped))
-    return answer[::-1]
+    """At most `count` of the oldest results behind `skipped` ones, oldest first, left where they are.
+
+    They have at most `BATCH_BYTES` together, but one is read at least.
+    """
+    arguments = [str(count), str(BATCH_BYTES), str(skipped)]
+    answer: list[bytes] = await read_only(redis, lua_script(redis, "oldest_results"), [name], arguments)
+    return answer
 
 
 async def drop_oldest_results(redis: Store, name: str, count: int) -> None:

@@ -1,0 +1,15 @@
+-- oldest_results: read the oldest results of a list, as many as a reply should carry. It changes nothing.
+-- KEYS[1] <results>  list  results, oldest at the right
+-- ARGV[1] how many at most   ARGV[2] bytes at most; one result passes whatever its size   ARGV[3] how many to pass over
+-- Returns the results, oldest first.
+local limit, skipped = tonumber(ARGV[2]), tonumber(ARGV[3])
+local answer, size = {}, 0
+for n = 1, tonumber(ARGV[1]) do
+  local text = redis.call('LINDEX', KEYS[1], -n - skipped)
+  size = size + (text and #text or 0)
+  if not text or (n > 1 and size > limit) then
+    break
+  end
+  answer[n] = text
+end
+return answer

@@ -1,0 +1,44 @@
+"""Reading a result list where it is: oldest first, and never more in one reply than memory should hold."""
+
+from __future__ import annotations
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers.redis_store.results.results import drop_oldest_results, oldest_results
+from handlers.redis_store.scripts import BATCH_BYTES
+
+LARGE = BATCH_BYTES // 2 - 10
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts"),
+    [
+        ([10] * 7, [7]),
+        ([LARGE, LARGE, LARGE], [2, 1]),
+        ([10, 10, 3 * BATCH_BYTES, 10], [2, 1, 1]),
+        ([3 * BATCH_BYTES, 3 * BATCH_BYTES], [1, 1]),
+    ],
+)
+async def test_a_read_is_bounded_by_bytes_and_one_result_always_passes(
+    store: Redis, sizes: list[int], counts: list[int]
+) -> None:
+    written = [b"%d" % number + b"x" * size for number, size in enumerate(sizes)]
+    for text in written:
+        await store.lpush("results", text)
+    read: list[bytes] = []
+    for count in counts:
+        found = await oldest_results(store, "results", 100)
+        assert len(found) == count
+        read += found
+        await drop_oldest_results(store, "results", count)
+    assert read == written
+    assert await oldest_results(store, "results", 100) == []
+
+
+async def test_it_passes_over_what_was_seen_and_takes_no_more_than_asked_for(store: Redis) -> None:
+    for number in range(9):
+        await store.lpush("results", str(number))
+    assert await oldest_results(store, "results", 3, skipped=2) == [b"2", b"3", b"4"]
+    assert await oldest_results(store, "results", 3, skipped=8) == [b"8"]
+    assert await oldest_results(store, "missing", 3) == []
