@@ -77,6 +77,7 @@ SCENES = {
     "renew": Scene(["q:owners", "q:idx"], [30, "c4", OWNERS[4]]),
     "requeue_dead": Scene(["q:dead", "q"], ["d6", item(6), 6]),
     "receive_results": Scene([*RESULTS, "results:tombstones"], ["o", 30_000, 10, 10_000, "ef"]),
+    "oldest_results": Scene(["results"], [10, 10_000, 0]),
     "return_results": Scene(RESULTS, ["o", 10_000, "held-11", "held-12"]),
     "renew_results": Scene(["results:owners", "results:idx"], ["o", 30_000, "held-11"]),
     "ack_results": Scene(
