@@ -20,7 +20,7 @@ from handlers.poller.patience import Patience
 from handlers.poller.priority import Candidate, Merge, RandomRobin
 from handlers.poller.worker import Carrier
 from handlers.redis_store.connection import STORE_FAILURES
-from handlers.redis_store.faults import explained
+from handlers.redis_store.faults import explained, refusal
 from handlers.redis_store.queue.queue import RedisQueue
 from handlers.telemetry.logs import Logger
 
@@ -98,6 +98,8 @@ class Pool:
         self._poll_interval_seconds = poll_interval_seconds
         self._log = log
         self._patience = Patience()
+        self.refusal = ""
+        """The right or key for which the server refuses claims, and what mends it; empty while it does not."""
         self._asked_at: dict[str, float] = {}
         self._positions = _positions()
         self._freed = asyncio.Event()
@@ -152,11 +154,13 @@ class Pool:
                 await self._tick()
             except STORE_FAILURES as error:
                 end_if_cancelled()
+                self.refusal = refusal(error)
                 if not self._patience.is_tried:
                     self._log.warning("claiming waits for redis", pool=self.pool_id, error=explained(error))
                 await self._rest(self._patience.next_seconds())
             else:
                 self._patience.reset()
+                self.refusal = ""
                 end_if_cancelled()
 
     async def _tick(self) -> None:

@@ -31,6 +31,8 @@ _NO_CLUSTER: Final = (
 )
 _NO_RIGHT: Final = "the ACL user lacks a right that docs/redis.md lists"
 
+_WRONG_TYPE: Final = "a key has another type than docs/redis.md lists: rename or delete it"
+
 _SAID: Final = (
     ("HELLO must be called", _NOT_SIGNED_IN),
     ("Authentication required", _NOT_SIGNED_IN),
@@ -65,6 +67,12 @@ def explained(error: BaseException) -> str:
     return (text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…") or type(error).__name__
 
 
+def refusal(error: BaseException) -> str:
+    """What the server refuses until an operator mends it: a right or a key's type; empty for other failures."""
+    is_lasting = isinstance(error, NoPermissionError) or str(error).startswith("WRONGTYPE")
+    return explained(error) if is_lasting else ""
+
+
 def _known(error: BaseException) -> str:
     if isinstance(error, MovedError):
         return _IS_CLUSTER
@@ -73,6 +81,8 @@ def _known(error: BaseException) -> str:
     if isinstance(error, NoPermissionError):
         return f"{_NO_RIGHT}: {' '.join(str(error).split())[:_LONGEST]}"
     said = str(error)
+    if said.startswith("WRONGTYPE"):
+        return f"{_WRONG_TYPE}: {' '.join(said.split())[:_LONGEST]}"
     meaning = next((meaning for part, meaning in _SAID if part in said), "")
     if meaning:
         return meaning

@@ -175,6 +175,11 @@ class Families:
             "How far the local clock is ahead of the broker's (Redis, Pub/Sub).",
             registry=self.registry,
         )
+        self.claims_refused = Gauge(
+            f"{PREFIX}_claims_refused",
+            "1 while Redis refuses claims for want of a right or a key's type.",
+            registry=self.registry,
+        )
         self.config_refused = Gauge(
             f"{PREFIX}_config_refused",
             "1 while the configuration file holds a change that was refused.",

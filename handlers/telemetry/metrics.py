@@ -294,6 +294,10 @@ class Metrics(Families):
         """Show whether this process takes work."""
         self.ready.set_function(lambda: 1.0 if is_ready() else 0.0)
 
+    def watch_claims(self, is_refused: Callable[[], bool]) -> None:
+        """Show whether Redis refuses claims."""
+        self.claims_refused.set_function(lambda: float(is_refused()))
+
     def watch_clock(self, skew_seconds: Callable[[], float]) -> None:
         """Show how far the local clock is ahead of the broker's, in seconds."""
         self.clock_skew.set_function(skew_seconds)

@@ -120,6 +120,7 @@ class PollerApp:
     def _watch_metrics(self) -> None:
         self._metrics.watch_circuits(self._guards.open_circuits)
         self._metrics.watch_ready(lambda: self._ready().status_code == 200)
+        self._metrics.watch_claims(lambda: bool(self._claim_refusal()))
         self._metrics.watch_connections("redis", partial(connections_in_use, self._redis))
         peer = "handler" if self._settings.env.handler_url else "gateway"
         self._metrics.watch_connections(peer, lambda: self._client.in_use)
@@ -154,10 +155,15 @@ class PollerApp:
             "/metrics": lambda: Page(200, self._metrics.render(), CONTENT_TYPE),
         }
 
+    def _claim_refusal(self) -> str:
+        return next((pool.refusal for pool in self._pools.values() if pool.refusal), "")
+
     def _ready(self) -> Page:
         """Ready is who claims and settles: not while stopping, and not while Redis does neither."""
         if self.poller.is_stopping:
             return Page(503, b"stopping\n")
+        if refusal := self._claim_refusal():
+            return Page(503, f"claiming is refused: {refusal}\n".encode())
         is_claiming = not any(pool.is_waiting_for_store for pool in self._pools.values())
         is_settling = not any(settler.is_waiting_for_store for settler in self._settlers)
         if not (is_claiming and is_settling):

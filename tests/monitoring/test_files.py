@@ -42,6 +42,7 @@ HEALTHY = {
     f"gate_metric_source_available{READING}": "1x120",
     'ready{job="j",instance="i"}': "1x120",
     'open_circuits{job="j",instance="i"}': "0x120",
+    'claims_refused{job="j",instance="i"}': "0x120",
     'config_refused{job="j",instance="i"}': "0x120",
     'refused_callers_total{status="401"}': "0x120",
 }
@@ -68,6 +69,7 @@ AILING = {
     "AsyncProcessorGateClosed": {f'gate_closed{QUEUE[:-1]},gate_type="g"}}': "0x20 1x100"},
     "AsyncProcessorSlowRecording": {f'result_publish_time_millis_bucket{QUEUE[:-1]},le="5.0"}}': "0x120"},
     "AsyncProcessorCircuitOpen": {'open_circuits{job="j",instance="i"}': "0x100 1x20"},
+    "AsyncProcessorClaimsRefused": {'claims_refused{job="j",instance="i"}': "0x100 1x20"},
     "AsyncProcessorConfigRefused": {'config_refused{job="j",instance="i"}': "0x100 1x20"},
     "AsyncProcessorCallersRefused": {'refused_callers_total{status="401"}': "0+30x120"},
 }

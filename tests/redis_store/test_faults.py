@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import pytest
+from redis.exceptions import NoPermissionError, ResponseError
 
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect, durability_warnings
-from handlers.redis_store.faults import explained
+from handlers.redis_store.faults import explained, refusal
 from tests.servers.certificates import self_signed
 from tests.servers.presence import program_path
 from tests.servers.redis_topologies import Cluster, Sentinels, Server
@@ -153,3 +154,11 @@ async def test_a_redis_that_is_not_there_is_not_said_to_keep_silent_about_itself
     async with contextlib.aclosing(connect(RedisOptions("redis://127.0.0.1:1"))) as redis:
         with pytest.raises(STORE_FAILURES):
             await durability_warnings(redis)
+
+
+def test_a_missing_right_and_a_wrong_type_are_refusals_that_name_the_key_and_what_mends_it() -> None:
+    right = refusal(NoPermissionError("NOPERM HSET q:claimed: ACL failure"))
+    assert "HSET q:claimed" in right and "docs/redis.md" in right
+    kind = refusal(ResponseError("WRONGTYPE ZADD q:claims-idx: Operation against a key"))
+    assert "ZADD q:claims-idx" in kind and "rename or delete it" in kind
+    assert refusal(ResponseError("LOADING Redis is loading")) == ""

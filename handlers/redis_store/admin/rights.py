@@ -43,7 +43,7 @@ async def refused_commands(
     """
     keys = queue_keys(queue, cluster=cluster)
     needed = [
-        (keys.pending, "ZPOPMIN", "1", ""),
+        (keys.pending, "ZRANGE", "0", "0"),
         (keys.pending, "ZADD", "1", "x"),
         (keys.pending, "ZREM", "x", ""),
         *((key, "HSET", "x", "x") for key in (keys.claimed, keys.owners, keys.dead)),

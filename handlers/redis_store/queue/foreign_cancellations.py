@@ -74,7 +74,7 @@ class ForeignCancellations:
             pipeline.get(cancel_key("").encode() + request_id)
             pipeline.get(active_key("").encode() + request_id)
             pipeline.pttl(active_key("").encode() + request_id)
-        answers = await executed(self._redis, pipeline)
+        answers = await executed(self._redis, pipeline, raise_on_error=False)
         rows: list[bytes | int] = []
         for request_id, cancelled, live, life_ms in zip(
             ids, answers[::3], answers[1::3], answers[2::3], strict=True

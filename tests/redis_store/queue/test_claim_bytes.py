@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, cast
 
 import pytest
@@ -11,7 +12,7 @@ from redis.exceptions import NoPermissionError
 
 from handlers.redis_store.queue.queue import RedisQueue
 from handlers.redis_store.scripts import BATCH_BYTES
-from tests.redis_store.queue.queueing import Bench, envelope
+from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope
 
 
 def _large(name: str, size: int) -> bytes:
@@ -108,3 +109,41 @@ async def test_a_claim_that_fails_at_its_second_write_undoes_the_first(bench: Be
     await user.aclose()
     await cast(Any, bench.redis).execute_command("ACL", "DELUSER", "halfway")
     assert await bench.snapshot() == before
+
+
+async def test_side_keys_of_another_type_stop_no_request(bench: Bench) -> None:
+    for key in (bench.keys.deaths, "request-cancel:r", "request-active:r"):
+        await bench.redis.rpush(key, "x")
+    await bench.put(envelope("r", "t"))
+    await bench.put(envelope("s", "t"), DEADLINE + 1)
+
+    first, second = await bench.queue.claim(2)
+    assert (first.deaths, first.is_cancelled) == (0, False)
+    assert await bench.queue.cancelled([first, second]) == []
+    await bench.end_leases()
+    assert (await bench.queue.reclaim(10, 1)).returned == 2
+    claims = await bench.queue.claim(2)
+    acks = [bench.ack_of(claim, request_token="t") for claim in claims]
+    assert await bench.queue.ack(acks) == [True, True]
+
+
+@pytest.mark.parametrize("member", [b'{"id": "v\\u0000ab:1:s=1"}', b'{"id": "v", "x": "\\ud800"}'])
+async def test_no_id_takes_the_form_of_another_requests_claim(bench: Bench, member: bytes) -> None:
+    """Or its end would forget the deaths of that other request."""
+    claim = await bench.claimed(member)
+    assert b"\0" not in claim.claim_key
+
+
+async def test_a_token_in_the_form_of_an_owner_token_has_a_digest_as_claim_key(bench: Bench) -> None:
+    claim = await bench.claimed(envelope("victim", "ab:1:s=1"))
+    assert len(claim.claim_key) == 40 and b"victim" not in claim.claim_key
+
+
+async def test_the_id_is_read_from_the_first_four_kilobytes_and_else_is_a_digest(bench: Bench) -> None:
+    text = b"x" * 5_000
+    near = b'{"id": "near", "deadline": 9, "payload": {"p": "' + text + b'"}}'
+    far = b'{"payload": {"p": "' + text + b'"}, "id": "far", "deadline": 9}'
+    assert (await bench.claimed(near)).claim_key == b"near"
+    assert (await bench.claimed(far)).claim_key == hashlib.sha1(
+        far, usedforsecurity=False
+    ).hexdigest().encode()
