@@ -39,7 +39,7 @@ class TimelyProtocol(HttpToolsProtocol):
         self._receive_seconds = receive_seconds
         self._log: Logger = get_logger("http")
         self._is_receiving = True  # the first request is waited for from the start
-        self._has_headers = False
+        self._has_headers = self._is_refused = False
         self._header_bytes = 0
         self._bytes_since_body = 0
         self._client = Connection()
@@ -91,10 +91,26 @@ class TimelyProtocol(HttpToolsProtocol):
         read as the connection's next request: whoever sends both is refused.
         """
         self._has_headers = True
-        if self.parser.should_upgrade() and any(name in _BODY_FRAMING for name, _ in self.headers):
+        if self._is_odd():
+            self._is_refused = True
             self._refuse(b"400 Bad Request")
             return
         super().on_headers_complete()
+
+    def _is_odd(self) -> bool:
+        """Whether a proxy in front may have read the request in another way than our parser.
+
+        `chunked` is the only transfer coding, and not in HTTP/1.0; `Host` stands there once (RFC 9112, 3.2, 6.1).
+        """
+        names = [name for name, _ in self.headers]
+        is_old = self.parser.get_http_version() == "1.0"
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and (is_old or codings != [b"chunked"]):
+            return True
+        hosts = names.count(b"host")
+        if hosts > 1 or (hosts == 0 and not is_old):
+            return True
+        return bool(self.parser.should_upgrade()) and any(name in _BODY_FRAMING for name in names)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; what comes after the body is a trailer, and no header (RFC 9110, 6.5.1): dropped.
@@ -108,12 +124,14 @@ class TimelyProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of the body, which the endpoint bounds; what frames it is bounded here."""
         self._bytes_since_body = 0
-        super().on_body(body)
+        if not self._is_refused:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request's last byte."""
         self._is_receiving = False
-        super().on_message_complete()
+        if not self._is_refused:
+            super().on_message_complete()
 
     def pause_writing(self) -> None:
         """The client does not read its answer."""

@@ -277,3 +277,47 @@ async def test_a_body_in_many_small_chunks_is_taken(connect: Connect) -> None:
     client = await connect()
     await client.send(b"POST /read" + CHUNKED + b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n")
     assert (await client.answer()).endswith(b"ok")
+
+
+FRAMED = b"content-length: 2\r\n\r\nok"
+CHUNKS = b"\r\n2\r\nok\r\n0\r\n\r\n"
+ODD = {
+    "identity, chunked": b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: identity, chunked\r\n" + CHUNKS,
+    "gzip, chunked": b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n" + CHUNKS,
+    "chunked in two lines": b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n"
+    b"transfer-encoding: chunked\r\n" + CHUNKS,
+    "chunked in HTTP/1.0": b"POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n" + CHUNKS,
+    "a length beside chunks": b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n"
+    + CHUNKS,
+    "no host": b"POST / HTTP/1.1\r\n" + FRAMED,
+    "two hosts": b"POST / HTTP/1.1\r\nhost: a\r\nhost: b\r\n" + FRAMED,
+    "two hosts in HTTP/1.0": b"POST / HTTP/1.0\r\nhost: a\r\nhost: a\r\n" + FRAMED,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+async def test_a_request_that_a_proxy_may_read_in_another_way_is_refused(port: int, name: str) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(ODD[name])
+        answered = await reader.read()
+        writer.close()
+    assert answered.startswith(b"HTTP/1.1 400 ")
+    assert answered.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"POST / HTTP/1.0\r\n" + FRAMED,
+        b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: Chunked\r\n" + CHUNKS,
+    ],
+    ids=["HTTP/1.0 without a host", "chunked in capitals"],
+)
+async def test_what_is_unusual_but_clear_is_served(port: int, request_bytes: bytes) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_bytes)
+        answered = await reader.read()
+        writer.close()
+    assert answered.startswith(b"HTTP/1.1 200 ")
