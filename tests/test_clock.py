@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from handlers.clock import FollowedClock
-from handlers.telemetry.clock_skew import SkewWatch
+from handlers.telemetry.dependencies import SkewWatch
 from handlers.telemetry.logs import get_logger
 
 

@@ -132,3 +132,32 @@ def decode_result(text: bytes) -> Result:
         return _decoder.decode(text)
     except MALFORMED as error:
         raise Malformed(str(error)) from None
+
+
+class _OpenAIUsage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class _OpenAIBody(msgspec.Struct):
+    usage: _OpenAIUsage | None = None
+
+
+_usage_decoder = msgspec.json.Decoder(_OpenAIBody)
+
+
+def token_usage(body: str | bytes) -> Usage | None:
+    """Tokens that the `usage` object of an OpenAI response names.
+
+    None if the body names none: a stream, an error or another protocol.
+    """
+    try:
+        usage = _usage_decoder.decode(body).usage
+    except MALFORMED:
+        return None
+    if usage is None:
+        return None
+    found = Usage(usage.prompt_tokens or usage.input_tokens, usage.completion_tokens or usage.output_tokens)
+    return found if found.input_tokens >= 0 and found.output_tokens >= 0 else None

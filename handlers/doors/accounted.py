@@ -18,7 +18,7 @@ from handlers.telemetry.logs import Logger
 
 if TYPE_CHECKING:
     from handlers.forward.middleware.counted import QueueOf
-    from handlers.telemetry.door_metrics import DoorMetrics
+    from handlers.telemetry.metrics import DoorMetrics
 
 NOT_RECORDED: Final = "not_recorded"
 _OK: Final = range(200, 300)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import secrets
+from collections.abc import Sequence
 from typing import assert_never
 
 import msgspec
 
 from handlers.contract.request import Request
 from handlers.gates.gate import NOTHING_RESERVED, Drop, Gate, Go, Hold, Refuse, Reservation, Verdict
+from handlers.gates.labels import labelled
 
 
 class Reservations:
@@ -55,16 +57,15 @@ async def admit_all(gates: Sequence[Gate], request: Request) -> Verdict:
     return Go(Reservations(held) if held else NOTHING_RESERVED, labels)
 
 
-def without_labels(request: Request, names: Collection[str]) -> Request:
-    """`request` without the labels of these names."""
-    if not any(name in request.labels for name in names):
-        return request
-    kept = {name: value for name, value in request.labels.items() if name not in names}
-    return msgspec.structs.replace(request, labels=kept)
+def with_claim(request: Request) -> Request:
+    """The request under a claim name that nobody can choose: what a gate reserves covers this claim alone."""
+    return request if request.claim else msgspec.structs.replace(request, claim=secrets.token_hex(16))
 
 
-def labelled(request: Request, labels: Mapping[str, str]) -> Request:
-    """`request` with `labels` added to its own; theirs win."""
-    if not labels:
-        return request
-    return msgspec.structs.replace(request, labels={**request.labels, **labels})
+def claim_name(request: Request) -> str:
+    """The name of the request's claim; of a request without one, its id and token, or its deadline without a token."""
+    if request.claim:
+        return request.claim
+    if request.request_token:
+        return f"{request.id}\0{request.request_token}"
+    return f"{request.id}\0\0{request.deadline:.6f}"

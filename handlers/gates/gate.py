@@ -19,10 +19,6 @@ from typing import ClassVar, Final, Protocol, TypeAlias
 
 from handlers.contract.request import Request
 
-CLASSIFICATION: Final = "classification"
-"""The label that says whose capacity a request uses: `reserved` or `overflow`."""
-
-
 NO_LABELS: Final[Mapping[str, str]] = {}
 
 

@@ -1,4 +1,4 @@
-"""Gate type -> gate: one table. A new gate is one file and one line here."""
+"""`constant`: always open."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any, Final, TypeVar
 from handlers.contract.errors import InvalidSetting
 from handlers.gates.aimd.gate import AimdGate, AimdParameters
 from handlers.gates.combinators.composite import CompositeGate, CompositeParameters
-from handlers.gates.combinators.inner import BuildInner, InnerGate
 from handlers.gates.combinators.tier_priority import TierPriorityGate, TierPriorityParameters
 from handlers.gates.combinators.wait_on_refuse import WaitOnRefuseGate, WaitOnRefuseParameters
-from handlers.gates.constant import ConstantGate, ConstantParameters
+from handlers.gates.combinators.wrapper import BuildInner, InnerGate
 from handlers.gates.gate import Gate
 from handlers.gates.metric.endpoint_scrape import (
     EndpointScrapeGate,
     EndpointScrapeParameters,
     endpoint_scrape_gate,
 )
-from handlers.gates.metric.prometheus_budget import PrometheusBudgetGate, PrometheusBudgetParameters
-from handlers.gates.metric.prometheus_query import PrometheusQueryGate, PrometheusQueryParameters
-from handlers.gates.metric.prometheus_saturation import (
+from handlers.gates.metric.prometheus import (
+    PrometheusBudgetGate,
+    PrometheusBudgetParameters,
+    PrometheusQueryGate,
+    PrometheusQueryParameters,
     PrometheusSaturationGate,
     PrometheusSaturationParameters,
 )
@@ -31,6 +32,21 @@ from handlers.gates.quota.leased_rate import LeasedRateGate, LeasedRateParameter
 from handlers.gates.quota.local_concurrency import LocalConcurrencyGate, LocalConcurrencyParameters
 from handlers.gates.quota.redis_quota import QuotaGate, QuotaParameters
 from handlers.gates.sources import GateSources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstantParameters:
+    """There are none."""
+
+
+class ConstantGate(Gate):
+    """A gate for a pool whose slots are limit enough."""
+
+    gate_type = "constant"
+
+    def __init__(self, parameters: ConstantParameters, sources: GateSources) -> None:
+        """Takes both, as every gate does; needs neither."""
+
 
 P = TypeVar("P")
 

@@ -14,8 +14,8 @@ from typing import Final
 from handlers.cancellation import end_if_cancelled
 from handlers.forward.middleware.circuit import Circuit, CircuitState
 from handlers.gates.allowance import ALL_OF_IT, Allowance, Part
-from handlers.gates.bands import band_of
 from handlers.gates.gate import Gate
+from handlers.gates.labels import band_of
 from handlers.poller.patience import Patience
 from handlers.poller.priority import Candidate, Merge, RandomRobin
 from handlers.poller.worker import Carrier

@@ -10,7 +10,7 @@ from handlers.contract.errors import InvalidRequest
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.queue.depths import queue_depths
 from handlers.redis_store.queue.queue import QueueOptions, RedisQueue
-from handlers.telemetry.deadline_proximity import DEADLINE_BOUNDS_SECONDS
+from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS
 from handlers.telemetry.metrics import QueueMetrics
 
 DEPTHS_SECONDS: Final = 5.0

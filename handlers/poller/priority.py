@@ -18,7 +18,7 @@ import msgspec
 
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.request import Request
-from handlers.gates.bands import BANDS, TIER, band_of
+from handlers.gates.labels import BANDS, TIER, band_of
 
 RANDOM_ROBIN: Final = "random-robin"
 TIER_PRIORITY: Final = "tier-priority"

@@ -21,8 +21,8 @@ from handlers.forward.middleware.account import account
 from handlers.forward.middleware.details import lasted
 from handlers.forward.middleware.gated import gated
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.chain import labelled, without_labels
 from handlers.gates.gate import Gate
+from handlers.gates.labels import labelled, without_labels
 from handlers.poller.ack_batcher import Release, Settlement, Settler, size_of
 from handlers.poller.byte_budget import ByteBudget, HeldBytes
 from handlers.poller.dispatcher import Dispatch

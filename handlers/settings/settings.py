@@ -15,7 +15,7 @@ from handlers.contract.masked_text import without_secrets
 from handlers.contract.result_names import ANY, ANY_RESULT_LIST, ResultNames, read_result_names
 from handlers.forward.endpoint import is_safe_path
 from handlers.forward.route import DEFAULT_HEADERS, PRIORITY_HEADER, Route, Routes
-from handlers.gates.bands import TIER
+from handlers.gates.labels import TIER
 from handlers.settings.accepted import nearest
 from handlers.settings.config_file import (
     ConfigFile,

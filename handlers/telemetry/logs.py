@@ -5,7 +5,7 @@
 
 Below the least level nothing is built. Whatever a field holds, an event is one line of valid JSON: control
 characters are escaped (CWE-117), long text is cut, what looks like a credential is masked. The trace that
-is current (`handlers.telemetry.current_trace`) is added by itself; where a Google project is named, in the
+is current (`handlers.telemetry.logs`) is added by itself; where a Google project is named, in the
 fields that Cloud Logging wants. The library loggers (uvicorn, redis, …) come out in the same form.
 """
 
@@ -15,13 +15,13 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, TextIO
 
-from handlers.telemetry.current_trace import current_trace
 from handlers.telemetry.log_line import json_line, text_line
 
 _ROOT: Final = "async_processor"
@@ -180,3 +180,52 @@ class _TextFormatter(logging.Formatter):
 def _fields(record: logging.LogRecord, *, hash_ids: bool) -> Mapping[str, Any]:
     fields: Mapping[str, Any] = getattr(record, "fields", {})
     return {**fields, "id": hashed_id(str(fields["id"]))} if hash_ids and fields.get("id") else fields
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentTrace:
+    """W3C ids in lower-case hexadecimal: 32 digits of the trace, 16 of the span."""
+
+    trace_id: str
+    span_id: str
+    is_sampled: bool
+
+
+_current: ContextVar[CurrentTrace | None] = ContextVar("current_trace", default=None)
+
+
+def current_trace() -> CurrentTrace | None:
+    """The trace of the running task, if there is one."""
+    return _current.get()
+
+
+def enter_trace(trace: CurrentTrace) -> Token[CurrentTrace | None]:
+    """Make this the trace of the running task until `leave_trace` gets the token."""
+    return _current.set(trace)
+
+
+def leave_trace(token: Token[CurrentTrace | None]) -> None:
+    """Back to the trace before."""
+    _current.reset(token)
+
+
+EVERY_SECONDS: Final = 60.0
+
+
+class RareWarning:
+    """Logs the first of a kind at once and then one line a minute. `clock` gives seconds that never go back."""
+
+    def __init__(self, log: Logger, event: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._event = event
+        self._clock = clock
+        self._count = 0
+        self._next_at = float("-inf")
+
+    def tell(self, **fields: Any) -> None:
+        """It happened; `fields` are logged with the line, if there is one, and `count`, how often since the last."""
+        self._count += 1
+        now = self._clock()
+        if now >= self._next_at:
+            self._log.warning(self._event, count=self._count, **fields)
+            self._count, self._next_at = 0, now + EVERY_SECONDS

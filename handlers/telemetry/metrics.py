@@ -27,11 +27,11 @@ from weakref import WeakSet, WeakValueDictionary
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from handlers.contract.result import token_usage
 from handlers.telemetry.dependencies import Dependencies
 from handlers.telemetry.families import Families
 from handlers.telemetry.gate_gauges import GateGauges, GateView
 from handlers.telemetry.logs import get_logger
-from handlers.telemetry.token_usage import token_usage
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 MOST_QUEUES: Final = 500
@@ -156,8 +156,8 @@ class QueueMetrics:
         """Count the tokens that the body of a 2xx names."""
         usage = token_usage(body)
         if usage is not None:
-            self._read.inc(usage[0])
-            self._written.inc(usage[1])
+            self._read.inc(usage.input_tokens)
+            self._written.inc(usage.output_tokens)
 
     def timed(self, total_seconds: float | None, left_seconds: float) -> None:
         """How long it took from its creation to the final result, and what was left of the deadline."""
@@ -320,3 +320,30 @@ class Metrics(Families):
             except Exception as error:  # noqa: BLE001  # one broken gauge must not hide all the others
                 self._log.error("a gauge could not be read", error=repr(error))
         return generate_latest(self.registry)
+
+
+OUTCOMES: Final = ("answered", "retry", "not_recorded")
+"""`not_recorded`: there was a result, and nobody to take it; the delivery comes again."""
+
+
+class DoorMetrics:
+    """The series of one door; `door` is the target that the process serves."""
+
+    def __init__(self, families: Families, door: str) -> None:
+        self._in_flight = 0
+        self._outcomes = {outcome: families.deliveries.labels(door, outcome) for outcome in OUTCOMES}
+        self._seconds = families.delivery_time.labels(door)
+        families.deliveries_in_flight.labels(door).set_function(lambda: self._in_flight)
+
+    def started(self) -> None:
+        """A request is on its way."""
+        self._in_flight += 1
+
+    def ended(self) -> None:
+        """It has an outcome, or was given up."""
+        self._in_flight -= 1
+
+    def settled(self, outcome: str, seconds: float) -> None:
+        """A delivery is over, as one of `OUTCOMES`, after so long."""
+        self._outcomes[outcome].inc()
+        self._seconds.observe(seconds * 1000)

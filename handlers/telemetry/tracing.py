@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from handlers.telemetry.current_trace import CurrentTrace, enter_trace
+from handlers.telemetry.logs import CurrentTrace, enter_trace
 
 DEFAULT_SERVICE_NAME: Final = "llm-d-async"
 PROCESS_REQUEST: Final = "process-request"

@@ -7,10 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from handlers.gates.gate import Gate, GateState
-from handlers.gates.metric.feed import FeedOptions, Feeds
-from handlers.gates.metric.http_text import HttpText
 from handlers.gates.registry import build_gate
-from handlers.gates.sources import GateSources
+from handlers.gates.sources import FeedOptions, Feeds, GateSources, HttpText
 from handlers.redis_store.connection import RedisOptions, Store, connect
 from handlers.redis_store.limits.gate_store import RedisGateStore
 from handlers.settings.settings import Settings

@@ -31,10 +31,8 @@ from handlers.forward.middleware.guarded import GuardedForward, GuardOptions, Gu
 from handlers.forward.outcome import Outcome
 from handlers.forward.transforms.registry import build_transforms
 from handlers.settings.settings import Settings, load_settings
-from handlers.telemetry.clock_skew import SkewWatch
-from handlers.telemetry.dependencies import GATEWAY, RESULTS, Dependencies
-from handlers.telemetry.logs import Logger, get_logger
-from handlers.telemetry.rare_warning import RareWarning
+from handlers.telemetry.dependencies import GATEWAY, RESULTS, Dependencies, SkewWatch
+from handlers.telemetry.logs import Logger, RareWarning, get_logger
 from handlers.wiring.closing import close_in_time
 from handlers.wiring.credentials import file_token, gateway_tls
 from handlers.wiring.dependencies import ObservedPublisher, observed

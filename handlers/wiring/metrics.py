@@ -26,8 +26,7 @@ class HandlerMetrics:
     """The counting of one handler: its page, who may read it, and the series of its queues."""
 
     def __init__(self, settings: Settings, target: str, before: HandlerMetrics | None = None) -> None:
-        from handlers.telemetry.door_metrics import DoorMetrics
-        from handlers.telemetry.metrics import Metrics
+        from handlers.telemetry.metrics import DoorMetrics, Metrics
 
         self.metrics: Metrics = Metrics(before=before.metrics if before else None)
         self.door = DoorMetrics(self.metrics, target)

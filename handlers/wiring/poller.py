@@ -9,8 +9,8 @@ from functools import partial
 from handlers.clock import FollowedClock
 from handlers.forward.middleware.guarded import Guards, guarded_dispatch
 from handlers.gates.allowance import Allowance
-from handlers.gates.bands import band_of
 from handlers.gates.gate import Gate, Share
+from handlers.gates.labels import band_of
 from handlers.poller.ack_batcher import Settlement, Settler
 from handlers.poller.byte_budget import ByteBudget
 from handlers.poller.canceller import Canceller
@@ -43,7 +43,7 @@ from handlers.redis_store.queue.queue import QueueOptions
 from handlers.redis_store.reserved import ReservedNames
 from handlers.settings.config_file import PoolEntry, QueueEntry
 from handlers.settings.settings import Settings, memory_warnings
-from handlers.telemetry.clock_skew import SkewWatch
+from handlers.telemetry.dependencies import SkewWatch
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer

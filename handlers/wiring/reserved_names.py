@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from handlers.gates.bands import TIER
-from handlers.gates.gate import CLASSIFICATION
+from handlers.gates.labels import CLASSIFICATION, TIER
 from handlers.redis_store.reserved import ReservedNames
 from handlers.settings.settings import Settings
 

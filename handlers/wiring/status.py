@@ -6,8 +6,8 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 
-from handlers.gates.bands import BANDS
 from handlers.gates.gate import Gate
+from handlers.gates.labels import BANDS
 from handlers.poller.claimer import Pool
 from handlers.poller.status_watch import (
     PollerReport,

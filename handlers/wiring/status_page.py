@@ -16,7 +16,7 @@ from flask import Response as HttpResponse
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
-from handlers.gates.bands import BANDS, band_of
+from handlers.gates.labels import BANDS, band_of
 from handlers.redis_store.admin.status_board import Board, read_board, sample_members
 from handlers.redis_store.admin.whereabouts import Searched, Whereabouts, locate
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, server_time

@@ -18,8 +18,7 @@ from handlers.forward.classify import is_final
 from handlers.forward.endpoint import gateway_url
 from handlers.forward.headers import gateway_headers
 from handlers.forward.route import Route
-from handlers.gates.bands import band_of
-from handlers.gates.chain import labelled
+from handlers.gates.labels import band_of, labelled
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.queue.queue import QueueOptions, RedisQueue
 from handlers.redis_store.submit import submission_keys

@@ -14,9 +14,8 @@ from handlers.doors.http_message import Answer, Delivery
 from handlers.forward.forward import NO_LIMITS, Limits
 from handlers.forward.middleware.counted import QueueOf, counted_attempts, counted_calls
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.telemetry.door_metrics import DoorMetrics
 from handlers.telemetry.logs import get_logger
-from handlers.telemetry.metrics import Metrics, QueueMetrics
+from handlers.telemetry.metrics import DoorMetrics, Metrics, QueueMetrics
 from tests.telemetry.exposition import Page, page_of
 
 QUEUE = {"queue_id": "sub", "queue_name": "sub", "pool_name": "default"}

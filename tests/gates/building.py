@@ -9,11 +9,8 @@ from typing import Any
 
 from handlers.contract.request import Request
 from handlers.gates.gate import Gate
-from handlers.gates.metric.feed import FeedOptions, Feeds
-from handlers.gates.metric.http_text import HttpText
-from handlers.gates.quota.stores import GateStore
 from handlers.gates.registry import build_gate
-from handlers.gates.sources import GateSources
+from handlers.gates.sources import FeedOptions, Feeds, GateSources, GateStore, HttpText
 
 
 @dataclass

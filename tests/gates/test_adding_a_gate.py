@@ -11,10 +11,9 @@ from redis.asyncio import Redis
 
 import handlers.gates.parameters
 from handlers.gates.gate import Gate
-from handlers.gates.metric.feed import Sample
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import number, parameter, parse_parameters, text
-from handlers.gates.sources import GateSources
+from handlers.gates.sources import GateSources, Sample
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-gate.md").read_text(encoding="utf-8")
 

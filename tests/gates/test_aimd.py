@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from handlers.gates.aimd.gate import AimdGate, Sign, sign_of
 from handlers.gates.aimd.window import WindowOptions, Windows
-from handlers.gates.bands import BANDS, band_of
 from handlers.gates.gate import Answer, Go, Hold, Refuse
+from handlers.gates.labels import BANDS, band_of
 from tests.gates.building import Clock, gate, request, sources
 
 LOWEST = len(BANDS) - 1

@@ -10,10 +10,8 @@ import sys
 from prometheus_client.parser import text_string_to_metric_families
 
 from handlers.gates.gate import GateState
-from handlers.telemetry.deadline_proximity import DEADLINE_BOUNDS_SECONDS
-from handlers.telemetry.door_metrics import DoorMetrics
-from handlers.telemetry.families import PREFIX
-from handlers.telemetry.metrics import Metrics
+from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS, PREFIX
+from handlers.telemetry.metrics import DoorMetrics, Metrics
 
 OWNER = ("q", "request-sortedset", "default")
 

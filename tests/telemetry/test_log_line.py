@@ -14,9 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.telemetry.current_trace import CurrentTrace, enter_trace, leave_trace
 from handlers.telemetry.log_line import LONGEST_LINE, LONGEST_TEXT, json_line, text_line
-from handlers.telemetry.logs import LogOptions, configure_logs, get_logger, hashed_id
+from handlers.telemetry.logs import (
+    CurrentTrace,
+    LogOptions,
+    configure_logs,
+    enter_trace,
+    get_logger,
+    hashed_id,
+    leave_trace,
+)
 
 TRACE = CurrentTrace("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", is_sampled=True)
 

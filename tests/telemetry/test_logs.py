@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handlers.telemetry.logs import LogOptions, configure_logs, get_logger
+from handlers.telemetry.logs import LogOptions, RareWarning, configure_logs, get_logger
 
 HOSTILE = [
     "a\r\nb",
@@ -134,3 +134,14 @@ def test_an_exception_is_one_line_of_json() -> None:
         logging.getLogger("other").exception("failed")
     (line,) = out.getvalue().splitlines()
     assert "ValueError: broken\nin two" in json.loads(line)["exception"]
+
+
+def test_two_thousand_refusals_of_a_minute_are_two_lines(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    warning = RareWarning(get_logger("test"), "caller refused", lambda: now)
+    for _ in range(2_000):
+        warning.tell(status=401)
+    now = 60.0
+    warning.tell(status=403)
+    assert [record.getMessage() for record in caplog.records] == ["caller refused"] * 2
+    assert [getattr(record, "fields", {}).get("count") for record in caplog.records] == [1, 2_000]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from handlers.gates.gate import GateState
-from handlers.telemetry.deadline_proximity import DEADLINE_BOUNDS_SECONDS
-from handlers.telemetry.families import PREFIX
+from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS, PREFIX
 from handlers.telemetry.metrics import MOST_QUEUES, REASONS, Metrics, QueueMetrics
 from tests.telemetry.exposition import page_of
 

@@ -14,8 +14,7 @@ from handlers.forward.forward import NO_LIMITS, Limits
 from handlers.forward.middleware.counted import counted_attempts, counted_calls
 from handlers.forward.outcome import Outcome, Retry
 from handlers.settings.settings import Settings, load_settings
-from handlers.telemetry.door_metrics import DoorMetrics
-from handlers.telemetry.metrics import Metrics
+from handlers.telemetry.metrics import DoorMetrics, Metrics
 from handlers.wiring.handler import Handler
 from tests.telemetry.exposition import page_of
 from tests.waiting import wait_until_async

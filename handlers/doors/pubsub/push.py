@@ -27,8 +27,7 @@ from handlers.forward.forward import Limits, invalid
 from handlers.forward.middleware.details import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.pubsub.errors import PublishFailed, ResultTooLarge
-from handlers.telemetry.logs import Logger
-from handlers.telemetry.rare_warning import RareWarning
+from handlers.telemetry.logs import Logger, RareWarning
 
 if TYPE_CHECKING:
     from handlers.doors.pubsub.deduplicated import Turn  # loads Redis, which most push doors do without

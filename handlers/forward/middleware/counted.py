@@ -9,8 +9,7 @@ from typing import TypeAlias
 from handlers.contract.request import Request
 from handlers.forward.forward import Forward, Limits
 from handlers.forward.outcome import Outcome
-from handlers.telemetry.door_metrics import DoorMetrics
-from handlers.telemetry.metrics import QueueMetrics
+from handlers.telemetry.metrics import DoorMetrics, QueueMetrics
 
 QueueOf: TypeAlias = Callable[[str], QueueMetrics | None]
 """The series of a queue or subscription by its name; None for what somebody else counts."""

@@ -12,10 +12,9 @@ from typing import ParamSpec
 import msgspec
 
 from handlers.contract.request import Request
-from handlers.contract.result import ErrorCode, Result, Usage
+from handlers.contract.result import ErrorCode, Result, token_usage
 from handlers.forward.forward import Forward, Limits
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.telemetry.token_usage import token_usage
 
 Parameters = ParamSpec("Parameters")
 
@@ -77,12 +76,11 @@ def detailed(result: Result, request: Request | None, now: float) -> Result:
     if request is None:
         return msgspec.structs.replace(result, finished_at=finished_at)
     took, created = result.gateway_seconds, request.created
-    usage = token_usage(result.payload) if 200 <= result.status_code < 300 else None
     return msgspec.structs.replace(
         result,
         attempts=request.attempt + (0 if took is None else 1),
         queue_seconds=None if created is None else max(0.0, round(now - (took or 0.0) - created, 3)),
         finished_at=finished_at,
-        usage=None if usage is None else Usage(*usage),
+        usage=token_usage(result.payload) if 200 <= result.status_code < 300 else None,
         metadata=request.metadata,
     )

@@ -13,9 +13,9 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.forward import expired
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.chain import admit_all, labelled
-from handlers.gates.claim_name import with_claim
+from handlers.gates.chain import admit_all, with_claim
 from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse
+from handlers.gates.labels import labelled
 
 Send = Callable[[Request], Awaitable[Outcome]]
 """One attempt for a request that may go."""

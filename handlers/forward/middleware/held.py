@@ -15,9 +15,9 @@ from handlers.contract.request import Request
 from handlers.forward.forward import Forward, Limits, expired
 from handlers.forward.middleware.gated import refused, send_admitted
 from handlers.forward.outcome import Outcome, Retry
-from handlers.gates.chain import Reservations, labelled
-from handlers.gates.claim_name import with_claim
+from handlers.gates.chain import Reservations, with_claim
 from handlers.gates.gate import Drop, Gate, Go, Refuse, Reservation
+from handlers.gates.labels import labelled
 from handlers.gates.waiting_room import Doorkeeper
 
 

@@ -12,22 +12,11 @@ from typing import Final
 
 from handlers.contract.request import Request
 from handlers.gates.aimd.window import Band, WindowOptions, Windows
-from handlers.gates.bands import BANDS, OVERFLOW, TIER, band_of
-from handlers.gates.claim_name import claim_name
-from handlers.gates.gate import (
-    CLASSIFICATION,
-    NO_LABELS,
-    Answer,
-    Gate,
-    GateState,
-    Go,
-    Hold,
-    Refuse,
-    Verdict,
-    WaitOpen,
-)
+from handlers.gates.chain import claim_name
+from handlers.gates.gate import NO_LABELS, Answer, Gate, GateState, Go, Hold, Refuse, Verdict, WaitOpen
+from handlers.gates.labels import BANDS, CLASSIFICATION, OVERFLOW, TIER, band_of
 from handlers.gates.parameters import Senseless, number, parameter, seconds, text
-from handlers.gates.quota.waiters import Waiters
+from handlers.gates.quota.local_concurrency import Waiters
 from handlers.gates.sources import GateSources
 
 _FULL_RETRY_SECONDS: Final = 1.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from handlers.gates.bands import BANDS
+from handlers.gates.labels import BANDS
 
 GENTLE: Final = 0.9
 """The factor for signs that come before a rejection: expiry in the gateway's queue, long queueing."""
@@ -44,7 +44,7 @@ class Band:
 
 
 class Windows:
-    """All bands, by number (`handlers.gates.bands`)."""
+    """All bands, by number (`handlers.gates.labels`)."""
 
     def __init__(self, options: WindowOptions) -> None:
         self._options = options

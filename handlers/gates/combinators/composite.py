@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from handlers.contract.request import Request
 from handlers.gates.chain import admit_all
-from handlers.gates.combinators.inner import BuildInner, InnerGate, inner_gates
+from handlers.gates.combinators.wrapper import BuildInner, InnerGate, inner_gates
 from handlers.gates.gate import NO_LABELS, Answer, Gate, GateState, Share, Verdict
 from handlers.gates.parameters import parameter
 

@@ -11,19 +11,9 @@ from dataclasses import dataclass
 from typing import Any, assert_never
 
 from handlers.contract.request import Request
-from handlers.gates.bands import INTERACTIVE, OVERFLOW, RESERVED, TIER
-from handlers.gates.combinators.inner import BuildInner, InnerGate, raw_params
-from handlers.gates.combinators.wrapper import WrapperGate
-from handlers.gates.gate import (
-    CLASSIFICATION,
-    NO_LABELS,
-    Drop,
-    Go,
-    Hold,
-    Refuse,
-    Share,
-    Verdict,
-)
+from handlers.gates.combinators.wrapper import BuildInner, InnerGate, WrapperGate, raw_params
+from handlers.gates.gate import NO_LABELS, Drop, Go, Hold, Refuse, Share, Verdict
+from handlers.gates.labels import CLASSIFICATION, INTERACTIVE, OVERFLOW, RESERVED, TIER
 from handlers.gates.parameters import parameter, text
 
 

@@ -7,8 +7,7 @@ import time
 from dataclasses import dataclass
 
 from handlers.contract.request import Request
-from handlers.gates.combinators.inner import BuildInner, InnerGate, inner_gate
-from handlers.gates.combinators.wrapper import WrapperGate
+from handlers.gates.combinators.wrapper import BuildInner, InnerGate, WrapperGate, inner_gate
 from handlers.gates.gate import LOOK_AGAIN_SECONDS, Hold, Refuse, Verdict
 from handlers.gates.parameters import parameter
 

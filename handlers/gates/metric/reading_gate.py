@@ -23,8 +23,8 @@ from handlers.gates.gate import (
     Share,
     Verdict,
 )
-from handlers.gates.metric.feed import GateLog, SampleSource
 from handlers.gates.parameters import choice, number, parameter, seconds
+from handlers.gates.sources import GateLog, SampleSource
 
 OPEN: Final = "open"
 CLOSED: Final = "closed"

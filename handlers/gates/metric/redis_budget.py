@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from handlers.gates.metric.feed import Sample, SourceMissing
 from handlers.gates.metric.reading_gate import FALLBACK, ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import number, parameter, text
-from handlers.gates.sources import GateSources
+from handlers.gates.sources import GateSources, Sample, SourceMissing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from handlers.contract.request import Request
 from handlers.gates.gate import NO_LABELS, Gate, GateState, Go, Hold, Refuse, Verdict
 from handlers.gates.parameters import choice, parameter, whole
-from handlers.gates.quota.waiters import Waiters
 from handlers.gates.sources import GateSources
 
 CLASSIFYING: Final = "classifying"
@@ -110,3 +112,43 @@ class _Place:
     async def give_back(self) -> None:
         """Give it back."""
         await self.release()
+
+
+class Waiters:
+    """A queue of waiting coroutines; `clock` gives Unix seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def __len__(self) -> int:
+        return sum(not future.done() for future in self._waiting)
+
+    async def wait(self, until_at: float) -> bool:
+        """True when woken, False at `until_at`."""
+        left = until_at - self._clock()
+        if left <= 0:
+            return False
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        try:
+            async with asyncio.timeout(left):
+                await future
+        except TimeoutError:
+            return False
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self.wake()  # the room that woke us is for the next one
+            raise
+        finally:
+            if future in self._waiting:
+                self._waiting.remove(future)
+        return True
+
+    def wake(self, count: int = 1) -> None:
+        """Wake the `count` that wait longest."""
+        while count > 0 and self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+                count -= 1

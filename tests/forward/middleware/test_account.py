@@ -15,8 +15,14 @@ from handlers.contract.result import ErrorCode, answered_result, error_result
 from handlers.forward.middleware.account import account
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.settings.settings import load_settings
-from handlers.telemetry.current_trace import CurrentTrace, enter_trace, leave_trace
-from handlers.telemetry.logs import configure_logs, get_logger, hashed_id
+from handlers.telemetry.logs import (
+    CurrentTrace,
+    configure_logs,
+    enter_trace,
+    get_logger,
+    hashed_id,
+    leave_trace,
+)
 
 NOW = 1_700_000_100.0
 REQUEST = Request(

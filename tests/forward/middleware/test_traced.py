@@ -14,7 +14,7 @@ from handlers.forward.forward import NO_LIMITS, Limits
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_dispatch, traced_forward
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.telemetry.current_trace import current_trace
+from handlers.telemetry.logs import current_trace
 from handlers.telemetry.tracing import HANDLE_REQUEST, PROCESS_REQUEST, RE_ENQUEUE, Tracing, TracingOptions
 from tests.servers.otlp import OtlpReceiver, running_otlp_receiver
 from tests.servers.raw_http import RawHttp, answer, running_raw_http

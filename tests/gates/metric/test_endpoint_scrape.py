@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidSetting
 from handlers.gates.gate import Go
-from handlers.gates.metric.counted_scrape import CountedScrapeGate
-from handlers.gates.metric.endpoint_scrape import samples_of
+from handlers.gates.metric.endpoint_scrape import CountedScrapeGate, samples_of
 from handlers.gates.sources import GateSources
 from tests.gates.building import ReadableLog, gate, request
 from tests.gates.exporter import Exporter

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.gates.gate import Go, Hold, Refuse
-from handlers.gates.quota.local_concurrency import LocalConcurrencyGate
-from handlers.gates.quota.waiters import Waiters
+from handlers.gates.quota.local_concurrency import LocalConcurrencyGate, Waiters
 from tests.gates.building import gate, request
 
 

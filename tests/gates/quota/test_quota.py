@@ -18,10 +18,10 @@ from handlers.contract.request import Request
 from handlers.contract.result import answered_result
 from handlers.forward.middleware.gated import gated
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.claim_name import with_claim
+from handlers.gates.chain import with_claim
 from handlers.gates.gate import Gate, Go, Refuse
+from handlers.gates.quota.leased_rate import Spread
 from handlers.gates.quota.redis_quota import QuotaGate
-from handlers.gates.quota.spread import Spread
 from handlers.gates.sources import GateSources
 from handlers.redis_store.limits.gate_store import RedisGateStore
 from tests.gates.building import Clock, ReadableLog, gate, request, sources

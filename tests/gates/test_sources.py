@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from handlers.gates.metric.feed import Feed, FeedOptions, Feeds, SourceMissing
+from handlers.gates.sources import Feed, FeedOptions, Feeds, SourceMissing
 from tests.gates.building import Clock, ReadableLog
 from tests.waiting import wait_until_async
 

@@ -1,14 +1,14 @@
-"""Tokens of an answer: read where it says them, and nothing else of it."""
+"""Token usage of a response body."""
 
 from __future__ import annotations
 
 import pytest
 
-from handlers.telemetry.token_usage import token_usage
+from handlers.contract.result import token_usage
 
 
 @pytest.mark.parametrize(
-    ("body", "usage"),
+    ("body", "tokens"),
     [
         ('{"usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}, "choices": []}', (3, 5)),
         (b'{"usage": {"input_tokens": 3, "output_tokens": 5}}', (3, 5)),
@@ -24,5 +24,8 @@ from handlers.telemetry.token_usage import token_usage
         ('{"usage": {"prompt_tokens": ' + "9" * 5_000 + "}}", None),
     ],
 )
-def test_usage_is_read_where_the_body_says_it(body: str | bytes, usage: tuple[int, int] | None) -> None:
-    assert token_usage(body) == usage
+def test_token_usage_is_read_from_openai_bodies_only(
+    body: str | bytes, tokens: tuple[int, int] | None
+) -> None:
+    usage = token_usage(body)
+    assert (usage and (usage.input_tokens, usage.output_tokens)) == tokens
