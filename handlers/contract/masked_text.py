@@ -11,14 +11,14 @@ from handlers.contract.json_limits import MALFORMED
 
 MASK: Final = "***"
 _IN_URL = re.compile(r"((?:^|(?<=[\s,;=]))[a-z][a-z0-9+.-]*://)[^\s\"']*@", re.IGNORECASE)
-_MAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
+_MAIL = re.compile(r"[\w.+-]++@[\w-]++(?:\.[\w-]++)++")
 _QUERY = re.compile(r"([?&][^=&#\s\"']+)=[^&#\s\"']*")
 _NAMED = re.compile(
-    r"((?:token|secret|passw(?:or)?d|pwd|authorization|api-?_?key|credentials?|signature)[\w-]*\s*[=:]\s*)"
-    r"(?:(?:bearer|basic)\s+)?[^\s,;&\"']+",
+    r"((?:token|secret|passw(?:or)?d|pwd|authorization|api-?_?key|credentials?|signature)[\w-]*+\s*+[=:]\s*+)"
+    r"(?:(?:bearer|basic)\s++)?[^\s,;&\"']+",
     re.IGNORECASE,
 )
-_SCHEME = re.compile(r"\b(bearer|basic)\s+[^\s,;\"']+", re.IGNORECASE)
+_SCHEME = re.compile(r"\b(bearer|basic)\s++[^\s,;\"']+", re.IGNORECASE)
 
 
 def without_secrets(text: str) -> str:
