@@ -13,11 +13,12 @@ from handlers.client.new_request import NewRequest, encode_body
 from handlers.client.patience import Patience
 from handlers.client.redis_broker import batches, store_errors
 from handlers.contract.errors import InvalidRequest
-from handlers.redis_store.queue.result_payloads import WholeResult, delete_payloads, whole_results
+from handlers.redis_store.keys import payload_key
+from handlers.redis_store.opening import open_submissions
+from handlers.redis_store.queue.payloads import WholeResult, delete_payloads, whole_results
 from handlers.redis_store.results.results import drop_oldest_results, oldest_results
 from handlers.redis_store.scripts import BATCH_BYTES
-from handlers.redis_store.submit.client_access import RedisAccess, open_redis, open_submissions
-from handlers.redis_store.submit.submission_keys import payload_key
+from handlers.redis_store.submit.client_access import RedisAccess, open_redis
 from handlers.redis_store.submit.submissions import MemberParts
 
 PATIENCE_SECONDS = 30.0

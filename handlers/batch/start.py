@@ -9,7 +9,7 @@ from pathlib import Path
 from handlers.batch.check import InvalidFile, check_file
 from handlers.batch.files import BatchConflict, BatchFiles, BatchState, source_print
 from handlers.client.new_request import Deadline, unix_deadline
-from handlers.redis_store.submit.submission_keys import batch_results_key
+from handlers.redis_store.keys import batch_results_key
 
 
 def begin_or_resume(

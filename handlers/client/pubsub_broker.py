@@ -21,7 +21,7 @@ from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import MAX_PULL, Puller
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.faults import explained
-from handlers.redis_store.idempotency.delivery_cancellations import cancel_deliveries
+from handlers.redis_store.idempotency.deliveries import cancel_deliveries
 from handlers.redis_store.results.results import AckOutcome, HeldResult
 from handlers.redis_store.submit.client_access import STORE_ERRORS, RedisAccess, open_redis
 from handlers.redis_store.submit.submissions import RequestState

@@ -22,16 +22,16 @@ from handlers.redis_store.admin.finished import read_finished
 from handlers.redis_store.admin.whereabouts import Searched, Whereabouts, finished_state, locate
 from handlers.redis_store.connection import Store
 from handlers.redis_store.faults import explained
-from handlers.redis_store.queue.result_payloads import delete_payloads, whole_results
+from handlers.redis_store.keys import payload_key, result_of_key
+from handlers.redis_store.opening import open_submissions
+from handlers.redis_store.queue.payloads import delete_payloads, whole_results
 from handlers.redis_store.results.results import AckOutcome, HeldResult, Results, oldest_results, peek_results
 from handlers.redis_store.submit.client_access import (
     STORE_ERRORS,
     RedisAccess,
     client_options,
     open_redis,
-    open_submissions,
 )
-from handlers.redis_store.submit.submission_keys import payload_key, result_of_key
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState
 
 BATCH_REQUESTS = 500

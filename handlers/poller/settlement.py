@@ -16,16 +16,16 @@ from handlers.contract.result_names import ResultNames, is_plain_name
 from handlers.forward.forward import expired
 from handlers.forward.middleware.details import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.redis_store.queue.queue import Ack, Claim, Nack
-from handlers.redis_store.queue.result_payloads import StoredPayload
-from handlers.redis_store.reserved import ReservedNames
-from handlers.redis_store.submit.submission_keys import (
+from handlers.redis_store.keys import (
     RESULT_OF,
+    ReservedNames,
     batch_results_key,
     own_list_base,
     result_of_key,
     result_payload_key,
 )
+from handlers.redis_store.queue.payloads import StoredPayload
+from handlers.redis_store.queue.queue import Ack, Claim, Nack
 
 _DAY_SECONDS: Final = 86_400
 """How long the result of one request waits in a list of its own, where nobody says."""

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from redis._parsers.hiredis import _AsyncHiredisParser
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, RedisClusterException, RedisError, ResponseError
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
-from handlers.redis_store.progress import limit_silence
-from handlers.redis_store.sentinels import Sentinels, SentinelsMaster, WaitingSentinelPool
+from handlers.redis_store.faults import explained
 
 STORE_FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
 """What a call to Redis may raise while it is down, restarting, failing over, read-only or full."""
@@ -299,3 +301,110 @@ async def server_time(redis: Store) -> float:
 def flat(pairs: Sequence[Sequence[Any]]) -> list[Any]:
     """The values of all pairs (or longer rows) in one list, as a script's ARGV wants them."""
     return [value for row in pairs for value in row]
+
+
+PIECE_BYTES: Final = 262_144
+"""What is sent under one time limit."""
+
+
+class ProgressParser(_AsyncHiredisParser):
+    """Begins the time limit of a read anew with all that arrives."""
+
+    __slots__ = ("_connection",)
+
+    def on_connect(self, connection: Any) -> None:
+        """As the library's; the connection has the limit of the read under way."""
+        super().on_connect(connection)  # type: ignore[no-untyped-call]  # the library's
+        self._connection = connection
+
+    async def read_from_socket(self) -> bool:
+        """As the library's."""
+        has_read = bool(await super().read_from_socket())  # type: ignore[no-untyped-call]  # as above
+        limit, seconds = self._connection._active_read_timeout, self._connection.socket_timeout
+        if limit is not None and seconds is not None:
+            limit.reschedule(asyncio.get_running_loop().time() + seconds)
+        return has_read
+
+
+class _ProgressiveSend(AbstractConnection):
+    async def send_packed_command(
+        self, command: bytes | str | Iterable[bytes], check_health: bool = True
+    ) -> None:
+        """As the library's, in pieces that have a time limit each."""
+        if isinstance(command, str):
+            command = command.encode()
+        for piece in pieces([command] if isinstance(command, bytes) else command):
+            await super().send_packed_command(piece, check_health)
+            check_health = False
+
+
+def pieces(parts: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """The same bytes in lists of at most `PIECE_BYTES`."""
+    piece: list[bytes] = []
+    size = 0
+    for part in parts:
+        view = memoryview(part)
+        while size + len(view) > PIECE_BYTES:
+            taken, view = view[: PIECE_BYTES - size], view[PIECE_BYTES - size :]
+            yield [*piece, taken]  # type: ignore[list-item]  # a view of bytes is written as bytes are
+            piece, size = [], 0
+        if len(view):
+            piece.append(view if len(view) != len(part) else part)  # type: ignore[arg-type]  # as above
+            size += len(view)
+    if piece:
+        yield piece
+
+
+def progressive(connection_class: type[AbstractConnection]) -> type[AbstractConnection]:
+    """`connection_class` (TCP, TLS, Unix socket, a Sentinel's) with such sends."""
+    return type(f"Progressive{connection_class.__name__}", (_ProgressiveSend, connection_class), {})
+
+
+def limit_silence(pool: ConnectionPool) -> None:
+    """Let the time limit of the connections that `pool` will open count silence."""
+    pool.connection_class = progressive(pool.connection_class)
+    pool.connection_kwargs["parser_class"] = ProgressParser
+
+
+class Sentinels(Sentinel):
+    """The library's, but for what it tells: it would go on with a page of text, and end at one that is no Sentinel."""
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Host and port of the master. Raises `MasterNotFoundError`, with the last reason of the failed Sentinels."""
+        has_answered, failed = False, dict[str, Exception]()
+        for number, sentinel in enumerate(self.sentinels):
+            try:
+                masters = cast("dict[str, Any]", await sentinel.sentinel_masters())
+            except (RedisError, OSError) as error:
+                failed[type(error).__name__] = error
+                continue
+            has_answered = True
+            state = masters.get(service_name)
+            if state and self.check_master_state(state, service_name):
+                # The next question goes to this one first.
+                self.sentinels[0], self.sentinels[number] = sentinel, self.sentinels[0]
+                return state["ip"], state["port"]
+        raise MasterNotFoundError(_why(service_name, failed, has_answered=has_answered))
+
+
+def _why(name: str, failed: dict[str, Exception], *, has_answered: bool) -> str:
+    if has_answered:
+        return f"the Sentinels know no master {name!r} that is up: compare the URL's path with `sentinel monitor`"
+    if any(isinstance(error, AuthenticationError) for error in failed.values()):
+        return "the Sentinels refuse us: ?sentinel_username=…&sentinel_password=… in the URL is theirs"
+    reasons = "; ".join(dict.fromkeys(explained(error) for error in failed.values()))
+    return f"no Sentinel of the URL tells who the master is: {reasons}"
+
+
+class WaitingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to the master of a Sentinel; whoever finds them all busy waits."""
+
+
+class SentinelsMaster(Redis):
+    """The master, wherever it is; closes the connections to the Sentinels too, which the library leaves open."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close all connections."""
+        await super().aclose(close_connection_pool)
+        for sentinel in getattr(self.connection_pool, "sentinel_manager").sentinels:  # noqa: B009  # untyped
+            await sentinel.aclose()

@@ -12,11 +12,10 @@ from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.endpoint import joined
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.gates.gate import GateState
-from handlers.redis_store.admin.key_types import wrong_types
-from handlers.redis_store.admin.rights import RightsOptions, refused_commands
-from handlers.redis_store.cluster.queue import open_queue, open_retries
+from handlers.redis_store.admin.rights import RightsOptions, refused_commands, wrong_types
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
 from handlers.redis_store.faults import explained
+from handlers.redis_store.opening import open_queue, open_retries
 from handlers.redis_store.queue.queue import QueueOptions
 from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.memory import memory_limit

@@ -22,8 +22,11 @@ def with_memory(settings: Settings, forward: Forward, parts: Parts) -> tuple[For
     from handlers.doors.pubsub.deduplicated import Once
     from handlers.forward.middleware.cancellable import CancellableForward
     from handlers.redis_store.connection import STORE_FAILURES, connect
-    from handlers.redis_store.idempotency.deliveries import DedupOptions, DeliveryRecords
-    from handlers.redis_store.idempotency.delivery_cancellations import deliveries_cancelled_at
+    from handlers.redis_store.idempotency.deliveries import (
+        DedupOptions,
+        DeliveryRecords,
+        deliveries_cancelled_at,
+    )
     from handlers.wiring.redis_options import redis_options
 
     redis = connect(replace(redis_options(settings), url=settings.env.dedupe_redis_url))

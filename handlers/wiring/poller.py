@@ -28,7 +28,6 @@ from handlers.poller.settlement import RequestLimits, ResultRoute
 from handlers.poller.status_watch import POST_SECONDS, Tally
 from handlers.poller.worker import Carrier
 from handlers.redis_store.admin.finished import FinishedLimits, FinishedRecords
-from handlers.redis_store.cluster.queue import open_queue, open_retries
 from handlers.redis_store.connection import (
     STORE_FAILURES,
     Store,
@@ -37,10 +36,11 @@ from handlers.redis_store.connection import (
     durability_warnings,
 )
 from handlers.redis_store.faults import explained
-from handlers.redis_store.queue.foreign_cancellations import ForeignCancellations
+from handlers.redis_store.keys import ReservedNames
+from handlers.redis_store.opening import open_queue, open_retries
+from handlers.redis_store.queue.cancellations import ForeignCancellations
 from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import QueueOptions
-from handlers.redis_store.reserved import ReservedNames
 from handlers.settings.config_file import PoolEntry, QueueEntry
 from handlers.settings.settings import Settings, memory_warnings
 from handlers.telemetry.dependencies import SkewWatch

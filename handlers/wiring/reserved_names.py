@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from handlers.gates.labels import CLASSIFICATION, TIER
-from handlers.redis_store.reserved import ReservedNames
+from handlers.redis_store.keys import ReservedNames
 from handlers.settings.settings import Settings
 
 KEY_SUFFIX: Final = "_key"

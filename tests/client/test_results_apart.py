@@ -7,7 +7,7 @@ from redis import Redis
 
 from handlers.client import AsyncClient, ClientOptions
 from handlers.contract.result import ErrorCode
-from handlers.redis_store.submit.submission_keys import result_of_key
+from handlers.redis_store.keys import result_of_key
 
 KEY = "result-payload:a:1"
 REFERENCE = b'{"id":"a","status_code":200,"payload_ref":"result-payload:a:1"}'

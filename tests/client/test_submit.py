@@ -27,8 +27,8 @@ from handlers.client import (
 from handlers.client.redis_broker import batches
 from handlers.client.request_fields import RequestFields
 from handlers.contract.envelope import decode_member
+from handlers.redis_store.keys import sent_key
 from handlers.redis_store.submit.client_access import open_redis
-from handlers.redis_store.submit.submission_keys import sent_key
 from handlers.redis_store.submit.submissions import MemberParts, Submissions
 
 HOUR = timedelta(hours=1)

@@ -19,9 +19,9 @@ from handlers.forward.endpoint import gateway_url
 from handlers.forward.headers import gateway_headers
 from handlers.forward.route import Route
 from handlers.gates.labels import band_of, labelled
+from handlers.redis_store import keys as submission_keys
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.queue.queue import QueueOptions, RedisQueue
-from handlers.redis_store.submit import submission_keys
 
 VECTORS = Path(__file__).parent / "vectors"
 Case = dict[str, Any]

@@ -12,7 +12,7 @@ from handlers.contract.result import ErrorCode
 from handlers.forward.outcome import Outcome
 from handlers.poller import worker as carrier
 from handlers.poller.canceller import Canceller
-from handlers.redis_store.submit.submission_keys import active_key
+from handlers.redis_store.keys import active_key
 from handlers.redis_store.submit.submissions import Submissions
 from tests.poller.rig import IN_TIME, Rig, running
 from tests.redis_store.queue.queueing import DEADLINE, envelope

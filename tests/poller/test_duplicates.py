@@ -17,9 +17,9 @@ from handlers.contract.result import ErrorCode, answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.poller.duplicates import Repeats
 from handlers.poller.settlement import ResultRoute
+from handlers.redis_store.keys import stands_key
 from handlers.redis_store.queue.dead_letters import DeadLetters
 from handlers.redis_store.queue.queue import QueueOptions, RedisQueue
-from handlers.redis_store.submit.submission_keys import stands_key
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, answering, body, running
 from tests.redis_keys import claims_left, leaked_keys
 from tests.waiting import wait_until_async

@@ -19,22 +19,23 @@ from handlers.contract.result_names import ResultNames, read_result_names
 from handlers.gates.registry import GATES as GATE_KINDS
 from handlers.poller.settlement import ResultRoute
 from handlers.redis_store.idempotency.deliveries import delivery_key
-from handlers.redis_store.keys import queue_keys, settled_key
-from handlers.redis_store.queue.foreign_cancellations import SWEPT
-from handlers.redis_store.queue.queue import batch_digest
-from handlers.redis_store.reserved import is_reserved
-from handlers.redis_store.submit.submission_keys import (
+from handlers.redis_store.keys import (
     CANCELLATIONS,
     active_key,
     cancel_key,
+    is_reserved,
     payload_key,
+    queue_keys,
     result_claim_keys,
     result_payload_key,
     sent_key,
     seq_key,
+    settled_key,
     stands_key,
     submitted_key,
 )
+from handlers.redis_store.queue.cancellations import SWEPT
+from handlers.redis_store.queue.queue import batch_digest
 from handlers.settings.settings import load_settings
 from handlers.wiring.reserved_names import KEY_SUFFIX, PREFIX, reserved_names
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running

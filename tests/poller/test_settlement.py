@@ -16,8 +16,8 @@ from handlers.contract.result import ErrorCode, answered_result, decode_result, 
 from handlers.contract.result_names import ResultNames
 from handlers.forward.outcome import Answered, LastResponse, Retry
 from handlers.poller.settlement import ResultRoute, bury, dead_record, refuse, settle
+from handlers.redis_store.queue.payloads import StoredPayload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack
-from handlers.redis_store.queue.result_payloads import StoredPayload
 
 NOW = 1_000.0
 PLAIN = ResultRoute("", None, "result-list")

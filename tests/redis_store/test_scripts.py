@@ -13,11 +13,11 @@ from redis.commands.core import AsyncScript
 
 import handlers
 from handlers.contract.envelope import encode_retry
+from handlers.redis_store.keys import CANCELLATIONS
 from handlers.redis_store.queue import queue
 from handlers.redis_store.queue.dead_letters import DeadLetters
 from handlers.redis_store.queue.queue import Nack
 from handlers.redis_store.scripts import lua_script, script_files
-from handlers.redis_store.submit.submission_keys import CANCELLATIONS
 from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope, recalled
 
 ROOM = Path(handlers.__file__).parent / "redis_store"

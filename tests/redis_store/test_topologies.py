@@ -27,10 +27,10 @@ from handlers.redis_store.idempotency.by_id import Mark, Standing, finish_for_id
 from handlers.redis_store.idempotency.deliveries import AlreadyAnswered, DeliveryRecords, Fresh
 from handlers.redis_store.limits.gate_store import RedisGateStore
 from handlers.redis_store.limits.pool_members import PoolPlace, RedisPoolSharing
+from handlers.redis_store.opening import open_submissions
 from handlers.redis_store.queue.dead_letters import DeadLetters
 from handlers.redis_store.queue.depths import queue_depths
 from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue
-from handlers.redis_store.submit.client_access import open_submissions
 from handlers.redis_store.submit.submissions import MemberParts
 from tests.servers.certificates import self_signed
 from tests.servers.presence import program_path

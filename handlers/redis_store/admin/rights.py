@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from redis.exceptions import NoPermissionError
 
 from handlers.redis_store.connection import Store
-from handlers.redis_store.keys import PAYLOAD_PREFIX, queue_keys
-from handlers.redis_store.scripts import lua_script
-from handlers.redis_store.submit.submission_keys import (
+from handlers.redis_store.keys import (
     CANCELLATIONS,
+    PAYLOAD_PREFIX,
     RESULT_PAYLOAD_PREFIX,
+    queue_keys,
     result_of_key,
     stands_key,
 )
+from handlers.redis_store.scripts import lua_script
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +89,23 @@ def _optional(options: RightsOptions, queue: str, result_queue_name: str) -> lis
         (stands, "SET", "x", ""): options.is_idempotent,
     }
     return [row for row, is_needed in rows.items() if is_needed]
+
+
+async def wrong_types(
+    redis: Store, queue: str, retry_queue_name: str, result_queue_name: str, *, cluster: bool = False
+) -> list[tuple[str, str, str]]:
+    """Keys that exist with another type: (key, its type, the wanted type). Raises `STORE_FAILURES`."""
+    keys = queue_keys(queue, cluster=cluster)
+    wanted = {
+        keys.pending: "zset",
+        keys.claimed: "hash",
+        keys.owners: "hash",
+        keys.index: "zset",
+        keys.deaths: "hash",
+        keys.dead: "hash",
+        retry_queue_name: "zset",
+        result_queue_name: "list",
+    }
+    found = {key: (await redis.type(key)) for key in wanted}
+    types = {key: kind.decode() if isinstance(kind, bytes) else str(kind) for key, kind in found.items()}
+    return [(key, types[key], kind) for key, kind in wanted.items() if types[key] not in (kind, "none")]

@@ -18,7 +18,7 @@ from handlers.contract.result import ErrorCode, decode_result
 from handlers.redis_store.admin.finished import FinishedRecord, read_finished
 from handlers.redis_store.admin.status_board import Found, search
 from handlers.redis_store.connection import STORE_FAILURES, Store
-from handlers.redis_store.submit.submission_keys import result_claim_keys, result_of_key
+from handlers.redis_store.keys import result_claim_keys, result_of_key
 from handlers.redis_store.submit.submissions import RequestState, Submissions
 
 MOST_RESULTS: Final = 2_000

@@ -9,7 +9,7 @@ from dataclasses import replace
 from handlers.clock import FollowedClock
 from handlers.redis_store.cluster.outbox import Outbox, Record, encode_record, pairs
 from handlers.redis_store.connection import STORE_FAILURES, Store, flat
-from handlers.redis_store.keys import settled_key
+from handlers.redis_store.keys import active_key, cancel_key, settled_key
 from handlers.redis_store.queue.queue import (
     SCAN_COUNT,
     Ack,
@@ -25,7 +25,6 @@ from handlers.redis_store.queue.queue import (
 )
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import BATCH_BYTES, lua_script
-from handlers.redis_store.submit.submission_keys import active_key, cancel_key
 
 
 class ClusterQueue(RedisQueue):
@@ -165,18 +164,3 @@ class ClusterRetries(Retries):
             brought += len(posted)
             if cursor in (b"0", 0):
                 return brought
-
-
-def open_queue(
-    redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None
-) -> RedisQueue:
-    """The queue `name`, on one server or in a cluster; `clock` is what follows the server's time."""
-    kind = ClusterQueue if options.cluster else RedisQueue
-    return kind(redis, name, options, clock)
-
-
-def open_retries(redis: Store, default_queue: str, options: QueueOptions) -> Retries:
-    """The retry set of the options; `default_queue` takes members that name none."""
-    if options.cluster:
-        return ClusterRetries(redis, options.retry_queue_name, default_queue, options.wait_replicas)
-    return Retries(redis, options.retry_queue_name, default_queue)

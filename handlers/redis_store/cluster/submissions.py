@@ -20,19 +20,20 @@ from handlers.redis_store.cluster.windows import (
     read_standing,
 )
 from handlers.redis_store.connection import Store, executed
-from handlers.redis_store.keys import beside, queue_keys
-from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import lua_script
-from handlers.redis_store.submit.submission_keys import (
+from handlers.redis_store.keys import (
     CANCELLATIONS,
     active_key,
+    beside,
     cancel_key,
     delivery_name,
     payload_key,
+    queue_keys,
     sent_key,
     seq_key,
     submitted_key,
 )
+from handlers.redis_store.replication import Replication
+from handlers.redis_store.scripts import lua_script
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState, Submissions
 
 _SEQ_STEPS = 2_097_152  # 2^21, as submit.lua

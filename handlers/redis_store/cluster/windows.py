@@ -23,10 +23,9 @@ import msgspec
 
 from handlers.contract.errors import InvalidSetting
 from handlers.redis_store.connection import Store, executed
-from handlers.redis_store.keys import beside
+from handlers.redis_store.keys import active_key, beside, delivery_name, payload_key, submitted_key
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import lua_script
-from handlers.redis_store.submit.submission_keys import active_key, delivery_name, payload_key, submitted_key
 from handlers.redis_store.submit.submissions import MemberParts, Queued
 
 PAYLOAD_KEPT_SECONDS: Final = 600

@@ -10,8 +10,8 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError
 
 from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.keys import stands_key
 from handlers.redis_store.scripts import lua_script
-from handlers.redis_store.submit.submission_keys import stands_key
 
 
 class Standing(StrEnum):

@@ -1,15 +1,152 @@
-"""All that gates keep in one Redis, behind one name."""
+"""Quotas, leased rates and admission budgets that gates keep in one Redis.
+
+Quota keys, with K = <prefix><attribute>:<value>:
+
+K            zset    rate: one entry per unit, score = Unix nanoseconds; shared with the reference; expires
+                     two windows after the last unit
+K            string  concurrency: slots in use; shared with the reference; deleted at 0, expires if unused
+{K}:paid     zset    ours: submission, score = remembered until, Unix seconds; expires with the longest memory
+{K}:held     zset    ours: submission, score = lease end, Unix seconds; expires if unused
+{K}:held-by  hash    ours: submission -> owner token; expires if unused
+
+Leased rates and budgets:
+
+<control>             hash    the lease: api_version, pool_id, max_admission_rps, valid_until_unix_ms,
+                              decision_id; written by an external controller
+<control>:state       hash    token bucket: tokens, last_ms; the reference's format; expires with the lease
+dispatch-gate-budget  string  a number from 0 to 1; written by an external controller
+"""
 
 from __future__ import annotations
 
-from handlers.redis_store.connection import Store
-from handlers.redis_store.limits.leased_rate import RedisLeasedRate
-from handlers.redis_store.limits.quota import RedisQuota
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+from redis.asyncio.cluster import RedisCluster
+from redis.crc import key_slot
+
+from handlers.contract.errors import InvalidSetting
+from handlers.redis_store.connection import STORE_FAILURES, Store
+from handlers.redis_store.keys import beside
+from handlers.redis_store.scripts import lua_script
+
+API_VERSION: Final = "llm-d.ai/v1alpha1"
 
 
-class RedisGateStore(RedisQuota, RedisLeasedRate):
-    """Quotas, leased rates and budgets at one address: what `handlers.gates` asks a store for."""
+class Slot(Protocol):
+    """A concurrency slot, held by one submission."""
+
+    @property
+    def key(self) -> str:
+        """The quota's key."""
+        ...
+
+    @property
+    def member(self) -> str:
+        """The submission: id and token."""
+        ...
+
+
+class TokenAnswer(NamedTuple):
+    """Whether a token was taken, and the current lease; `per_second` is 0 if the lease is invalid."""
+
+    is_taken: bool
+    is_valid: bool
+    per_second: float
+    wait_seconds: float
+
+
+class RedisGateStore:
+    """The gates' scripts on one Redis. Methods raise one of `failures` while Redis does not answer."""
+
+    failures: tuple[type[Exception], ...] = STORE_FAILURES
 
     def __init__(self, redis: Store) -> None:
-        RedisQuota.__init__(self, redis)
-        RedisLeasedRate.__init__(self, redis)
+        self._redis = redis
+        self._pay = lua_script(redis, "pay_rate")
+        self._refund = lua_script(redis, "refund_rate")
+        self._hold = lua_script(redis, "hold_slot")
+        self._free = lua_script(redis, "free_slot")
+        self._renew = lua_script(redis, "renew_slots")
+        self._take = lua_script(redis, "take_token")
+        self._return = lua_script(redis, "return_token")
+
+    async def pay_rate(
+        self, key: str, member: str, *, limit: int, window_seconds: float, remember_seconds: float
+    ) -> tuple[bool, bool, float]:
+        """Take one of `limit` units per window.
+
+        Returns whether the request may go, whether it paid in this call, and the seconds until a unit is free.
+        """
+        may_go, has_paid_now, wait_seconds = await self._pay(
+            [key, beside(key, "paid")], [member, limit, window_seconds, remember_seconds]
+        )
+        return bool(may_go), bool(has_paid_now), float(wait_seconds)
+
+    async def refund_rate(self, key: str, member: str) -> None:
+        """Return the unit that `member` paid, if it paid one."""
+        await self._refund([key, beside(key, "paid")], [member])
+
+    async def hold_slot(
+        self, slot: Slot, owner: str, *, limit: int, lease_seconds: float, counter_seconds: float
+    ) -> bool:
+        """Take one of `limit` slots under a lease; returns whether `owner` now holds it."""
+        arguments: list[str | float] = [slot.member, owner, limit, lease_seconds, counter_seconds]
+        return bool(await self._hold(_slot_keys(slot.key), arguments))
+
+    async def free_slot(self, slot: Slot, owner: str, *, counter_seconds: float) -> bool:
+        """Free the slot; returns whether `owner` still held it."""
+        return bool(await self._free(_slot_keys(slot.key), [slot.member, owner, counter_seconds]))
+
+    async def renew_slots(
+        self, slots: Sequence[Slot], owner: str, *, lease_seconds: float, counter_seconds: float
+    ) -> None:
+        """Extend the leases, one call per quota key; without slots, ping Redis."""
+        if not slots:
+            await self._redis.ping()
+        members: defaultdict[str, list[str]] = defaultdict(list)
+        for slot in slots:
+            members[slot.key].append(slot.member)
+        for key, submissions in members.items():
+            await self._renew(_slot_keys(key), [owner, lease_seconds, counter_seconds, *submissions])
+
+    def check_lease_keys(self, control_key: str, state_key: str) -> None:
+        """Raise `InvalidSetting` if a Redis Cluster keeps the two keys in different slots."""
+        if isinstance(self._redis, RedisCluster) and key_slot(control_key.encode()) != key_slot(
+            state_key.encode()
+        ):
+            accepted = "one hash tag in both keys in Redis Cluster, such as {rates}:control and {rates}:state"
+            raise InvalidSetting(
+                "control_key and state_key", found=f"{control_key}, {state_key}", accepted=accepted
+            )
+
+    async def take_token(
+        self, control_key: str, state_key: str, pool: str, *, burst_seconds: float
+    ) -> TokenAnswer:
+        """Take one token, if the lease is valid and a token is available."""
+        return await self._token(control_key, state_key, pool, burst_seconds, is_taking=True)
+
+    async def look_at_lease(self, control_key: str, state_key: str, pool: str) -> TokenAnswer:
+        """The current lease, without taking a token; ignore `wait_seconds` of the answer."""
+        return await self._token(control_key, state_key, pool, 1.0, is_taking=False)
+
+    async def return_token(self, state_key: str) -> None:
+        """Return an unused token to the bucket."""
+        await self._return([state_key])
+
+    async def read_budget(self, key: str) -> str | None:
+        """The text under `key`; None if the key does not exist."""
+        found: bytes | str | None = await self._redis.get(key)
+        return found.decode(errors="replace") if isinstance(found, bytes) else found
+
+    async def _token(
+        self, control_key: str, state_key: str, pool: str, burst_seconds: float, *, is_taking: bool
+    ) -> TokenAnswer:
+        arguments: list[str | float] = [API_VERSION, pool, burst_seconds, 1 if is_taking else 0]
+        is_taken, is_valid, per_second, wait_seconds = await self._take([control_key, state_key], arguments)
+        return TokenAnswer(bool(is_taken), bool(is_valid), float(per_second), float(wait_seconds))
+
+
+def _slot_keys(key: str) -> list[str]:
+    return [key, beside(key, "held"), beside(key, "held-by")]

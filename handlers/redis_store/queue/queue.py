@@ -20,13 +20,18 @@ from handlers.clock import FollowedClock
 from handlers.contract.result import decode_result, encode_result, filled_result
 from handlers.redis_store.connection import Store, executed, flat
 from handlers.redis_store.idempotency.by_id import Mark, finish_for_id
-from handlers.redis_store.keys import QueueKeys, queue_keys, settled_key
+from handlers.redis_store.keys import (
+    QueueKeys,
+    active_key,
+    cancel_key,
+    cancel_key_of,
+    queue_keys,
+    settled_key,
+)
 from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellations, Look, looks
-from handlers.redis_store.queue.payloads import is_own_payload
-from handlers.redis_store.queue.result_payloads import StoredPayload, delete_payloads, store_payloads
+from handlers.redis_store.queue.payloads import StoredPayload, delete_payloads, is_own_payload, store_payloads
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import BATCH_BYTES, lua_script
-from handlers.redis_store.submit.submission_keys import active_key, cancel_key, cancel_key_of
 
 SCAN_COUNT: Final = 500
 _RETRIED = re.compile(rb'"internal"\s*:.*?"retry_count"\s*:\s*[1-9]', re.DOTALL)

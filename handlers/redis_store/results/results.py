@@ -15,8 +15,8 @@ import msgspec
 from redis.asyncio.cluster import RedisCluster
 
 from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.keys import result_claim_keys
 from handlers.redis_store.scripts import BATCH_BYTES, lua_script, read_only
-from handlers.redis_store.submit.submission_keys import result_claim_keys
 
 PEEKED_RESULTS = 10
 """How many results of one id are looked at: more than that is another list than its own."""

@@ -9,15 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import AskError, ClusterError, ReadOnlyError, RedisClusterException, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from handlers.redis_store.cluster.submissions import ClusterSubmissions
 from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, Store, connect
-from handlers.redis_store.replication import Replication
-from handlers.redis_store.submit.submissions import Submissions
 
 TRANSIENT_ERRORS: Final = (
     NotReplicated,
@@ -37,7 +33,6 @@ STORE_ERRORS: Final = STORE_FAILURES
 
 CALL_TIMEOUT_SECONDS: Final = 10.0
 CONNECTIONS: Final = 64
-_WAIT_TIMEOUT_MS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +76,3 @@ def client_options(url: str, access: RedisAccess | None = None) -> RedisOptions:
 def open_redis(url: str, access: RedisAccess | None = None) -> Store:
     """A client for `url`; connects with the first call. Raises `InvalidSetting` for a URL that cannot be one."""
     return connect(client_options(url, access))
-
-
-def open_submissions(redis: Store, wait_replicas: int = 0) -> Submissions:
-    """The producer's side of one server, or of a cluster; submissions count once `wait_replicas` replicas have them."""
-    replication = Replication(redis, wait_replicas, _WAIT_TIMEOUT_MS)
-    kind = ClusterSubmissions if isinstance(redis, RedisCluster) else Submissions
-    return kind(redis, replication)

@@ -12,9 +12,7 @@ from typing import Any
 import msgspec
 
 from handlers.redis_store.connection import Store, executed
-from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import lua_script, read_only
-from handlers.redis_store.submit.submission_keys import (
+from handlers.redis_store.keys import (
     CANCELLATIONS,
     active_key,
     cancel_key,
@@ -24,6 +22,8 @@ from handlers.redis_store.submit.submission_keys import (
     seq_key,
     submitted_key,
 )
+from handlers.redis_store.replication import Replication
+from handlers.redis_store.scripts import lua_script, read_only
 
 
 class RequestState(StrEnum):

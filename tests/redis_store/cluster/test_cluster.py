@@ -23,13 +23,11 @@ from handlers.redis_store.cluster import outbox
 from handlers.redis_store.cluster.queue import ClusterQueue, ClusterRetries
 from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, connect, server_time
 from handlers.redis_store.idempotency.deliveries import DeliveryRecords, Fresh, InProgress
-from handlers.redis_store.keys import queue_keys
+from handlers.redis_store.keys import queue_keys, sent_key
 from handlers.redis_store.limits.gate_store import RedisGateStore
-from handlers.redis_store.queue.cancellations import Cancellations
-from handlers.redis_store.queue.foreign_cancellations import SWEPT, ForeignCancellations
+from handlers.redis_store.opening import open_submissions
+from handlers.redis_store.queue.cancellations import SWEPT, Cancellations, ForeignCancellations
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, QueueOptions
-from handlers.redis_store.submit.client_access import open_submissions
-from handlers.redis_store.submit.submission_keys import sent_key
 from handlers.redis_store.submit.submissions import MemberParts, RequestState
 from tests.redis_store.queue.queueing import DEADLINE, body, envelope, recalled
 from tests.servers.presence import redis_program

@@ -20,6 +20,9 @@ from handlers.redis_store.idempotency.deliveries import (
     DeliveryRecords,
     Fresh,
     InProgress,
+    cancel_deliveries,
+    deliveries_cancelled_at,
+    delivery_cancel_key,
     delivery_key,
 )
 from tests.gates.redis_server import RedisServer, running_redis
@@ -202,3 +205,14 @@ async def test_any_order_of_calls_agrees_with_a_plain_model(
             case "expire":
                 await redis.delete(key)
                 owner, answer = "", b""
+
+
+async def test_a_cancellation_is_known_by_its_id_and_its_time(store: Redis) -> None:
+    await cancel_deliveries(store, ["a", "b:c"], 100.5)
+    assert await deliveries_cancelled_at(store, ["b:c", "x", "a"]) == [100.5, None, 100.5]
+    assert 0 < await store.ttl(delivery_cancel_key("a")) <= 604_800
+
+
+async def test_what_is_no_time_cancels_nothing(store: Redis) -> None:
+    await store.set(delivery_cancel_key("a"), "soon")
+    assert await deliveries_cancelled_at(store, ["a"]) == [None]

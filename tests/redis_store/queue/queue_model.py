@@ -11,8 +11,8 @@ from typing import cast
 
 from handlers.contract.envelope import encode_retry
 from handlers.redis_store.connection import server_time
+from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.queue.queue import Claim, Nack, RedisQueue, Retries
-from handlers.redis_store.submit.submission_keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.submit.submissions import Submissions
 from tests.redis_store.queue.queueing import DEADLINE, LEASE_SECONDS, Bench, body, envelope, recalled
 

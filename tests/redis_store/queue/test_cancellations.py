@@ -10,17 +10,18 @@ from redis.exceptions import ConnectionError as LostConnection
 
 from handlers.contract.envelope import encode_retry
 from handlers.demo.valkey import Valkey
+from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.queue.cancellations import (
     AGAIN_SECONDS,
     AT_ONCE,
+    SWEPT,
     Cancellation,
     Cancellations,
+    ForeignCancellations,
     Look,
     looks,
 )
-from handlers.redis_store.queue.foreign_cancellations import SWEPT, ForeignCancellations
 from handlers.redis_store.queue.queue import Nack, Retries
-from handlers.redis_store.submit.submission_keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.submit.submissions import Submissions
 from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope, recalled
 
