@@ -17,11 +17,11 @@ def counting_to(last: int) -> Callable[[], int | None]:
 
 
 def test_what_became_true_is_returned() -> None:
-    assert wait_until(counting_to(5), 5, "five") == 5
+    assert wait_until(counting_to(5), "five") == 5
 
 
 async def test_what_became_true_on_a_loop_is_returned() -> None:
-    assert await wait_until_async(counting_to(5), 5, "five") == 5
+    assert await wait_until_async(counting_to(5), "five") == 5
 
 
 async def test_a_coroutine_may_be_asked() -> None:
@@ -30,17 +30,17 @@ async def test_a_coroutine_may_be_asked() -> None:
     async def ask() -> int | None:
         return count()
 
-    assert await wait_until_async(ask, 5, "three") == 3
+    assert await wait_until_async(ask, "three") == 3
 
 
 def test_what_did_not_happen_is_named() -> None:
     with pytest.raises(NotInTime, match=r"waited 0\.01 s for the moon; last seen: \[\]"):
-        wait_until(list, 0.01, "the moon")
+        wait_until(list, "the moon", timeout_seconds=0.01)
 
 
 async def test_a_coroutine_that_hangs_is_cut_off_and_named() -> None:
     with pytest.raises(NotInTime, match="the moon"):
-        await wait_until_async(asyncio.Event().wait, 0.01, "the moon")
+        await wait_until_async(asyncio.Event().wait, "the moon", timeout_seconds=0.01)
 
 
 async def test_a_timeout_of_what_is_asked_goes_through() -> None:
@@ -48,4 +48,4 @@ async def test_a_timeout_of_what_is_asked_goes_through() -> None:
         raise TimeoutError("its own")
 
     with pytest.raises(TimeoutError, match="its own"):
-        await wait_until_async(ask, 5, "the moon")
+        await wait_until_async(ask, "the moon")

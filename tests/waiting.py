@@ -13,22 +13,25 @@ from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
+LIMIT_SECONDS = 60.0
+"""How long a test waits for an event; only a failing test waits that long, so a busy machine may be slow."""
+
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.05
 
 
 class NotInTime(AssertionError):
-    """What was waited for did not happen; the text says what, how long, and the last value seen."""
+    """An expected event did not happen; the message names it, the time waited and the last value seen."""
 
     def __init__(self, what: str, timeout_seconds: float, last: object) -> None:
         super().__init__(f"waited {timeout_seconds:g} s for {what}; last seen: {last!r}")
 
 
-def wait_until(predicate: Callable[[], T], timeout_seconds: float, what: str) -> T:
-    """Ask `predicate` until it returns something true, and return that. For tests without an event loop.
+def wait_until(predicate: Callable[[], T], what: str, timeout_seconds: float = LIMIT_SECONDS) -> T:
+    """Call `predicate` until it returns a true value, and return that value. For tests without an event loop.
 
-    Raises `NotInTime` naming `what`. What the predicate raises goes through: let it return a false value
-    for "not yet".
+    Raises `NotInTime`, which names `what`. Exceptions of the predicate are not caught: return a false value for
+    "not yet".
     """
     end = time.monotonic() + timeout_seconds
     pause_seconds = _FIRST_PAUSE_SECONDS
@@ -42,12 +45,16 @@ def wait_until(predicate: Callable[[], T], timeout_seconds: float, what: str) ->
 
 @overload
 async def wait_until_async(
-    predicate: Callable[[], Coroutine[Any, Any, T]], timeout_seconds: float, what: str
+    predicate: Callable[[], Coroutine[Any, Any, T]], what: str, timeout_seconds: float = LIMIT_SECONDS
 ) -> T: ...
 @overload
-async def wait_until_async(predicate: Callable[[], T], timeout_seconds: float, what: str) -> T: ...
-async def wait_until_async(predicate: Callable[[], Any], timeout_seconds: float, what: str) -> Any:
-    """The same on an event loop; `predicate` may be a coroutine function, and is cut off at the timeout."""
+async def wait_until_async(
+    predicate: Callable[[], T], what: str, timeout_seconds: float = LIMIT_SECONDS
+) -> T: ...
+async def wait_until_async(
+    predicate: Callable[[], Any], what: str, timeout_seconds: float = LIMIT_SECONDS
+) -> Any:
+    """`wait_until` on an event loop; `predicate` may be a coroutine function, which is cancelled at the limit."""
     end = time.monotonic() + timeout_seconds
     pause_seconds = _FIRST_PAUSE_SECONDS
     seen: object = None

@@ -156,7 +156,7 @@ async def test_a_run_that_was_cut_off_goes_on_without_doubles(
     source = write_requests(tmp_path / "in.jsonl", 2_000)
     state = begin(files, source, options)
     first = asyncio.create_task(run(files, state, valkey_url, window=1_000))
-    await wait_until_async(lambda: redis.zcard(options.queue) == 1_000, 20, "1_000 lines in the queue")
+    await wait_until_async(lambda: redis.zcard(options.queue) == 1_000, "1_000 lines in the queue")
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -191,7 +191,7 @@ async def test_a_double_of_a_result_is_written_once(
     source = write_requests(tmp_path / "in.jsonl", 2)
     state = begin(files, source, options)
     task = asyncio.create_task(run(files, state, valkey_url))
-    await wait_until_async(lambda: redis.zcard(options.queue) == 2, 20, "2 lines in the queue")
+    await wait_until_async(lambda: redis.zcard(options.queue) == 2, "2 lines in the queue")
     for number in (1, 1, 2, 7):
         redis.lpush(state.results, encode_result(Result(f"{state.batch}-{number}", 200, "{}")))
     redis.lpush(state.results, "garbage", encode_result(Result("another-1", 200, "{}")))
@@ -206,10 +206,10 @@ async def test_a_cancelled_batch_answers_every_line_with_an_error(
     source = write_requests(tmp_path / "in.jsonl", 700)
     state = begin(files, source, options)
     task = asyncio.create_task(run(files, state, valkey_url, window=500, late_seconds=0.2))
-    await wait_until_async(lambda: redis.zcard(options.queue) == 500, 20, "500 lines in the queue")
+    await wait_until_async(lambda: redis.zcard(options.queue) == 500, "500 lines in the queue")
     files.cancel.touch()
     last = f"request-cancel:{state.batch}-500"
-    await wait_until_async(lambda: redis.exists(last), 20, "all in flight to be cancelled")
+    await wait_until_async(lambda: redis.exists(last), "all in flight to be cancelled")
     cancelled = error_result(f"{state.batch}-1", "", ErrorCode.CANCELLED, "cancelled")
     redis.lpush(state.results, encode_result(cancelled))
     await task

@@ -185,7 +185,7 @@ def queue_to_gateway(count: int) -> Figures:
                 sent[f"b{number}"] = time.time()
                 store.zadd(QUEUE, {body: FAR})
                 elapse(0.02, "the rate that is measured")
-            wait_until(lambda: store.llen(RESULTS) >= count, timeout_seconds=60, what="all results")
+            wait_until(lambda: store.llen(RESULTS) >= count, what="all results")
             store.close()
             elapse(0.2, "the witness writes every 50 ms")
             with witness.open("rb") as lines:
@@ -203,9 +203,7 @@ def deep_queue(count: int) -> Figures:
             store = redis.Redis.from_url(server.url)
             fill(store, count, lambda number: FAR + (number * 7_919) % count)
             with poller({"REDIS_URL": server.url, "IGW_BASE_URL": up.url}) as polling:
-                wait_until(
-                    lambda: store.llen(RESULTS) >= count // 20, timeout_seconds=60, what="the first results"
-                )
+                wait_until(lambda: store.llen(RESULTS) >= count // 20, what="the first results")
                 early, most = polling.rss_mb(), 0.0
                 while store.llen(RESULTS) < count:
                     most = max(most, polling.rss_mb())

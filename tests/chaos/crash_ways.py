@@ -83,14 +83,20 @@ def run_redis_point(case: Case) -> None:
         for death in case.deaths:
             dying = living.enter_context(_poller(case, death))
             if death == "during hand-back":
-                wait_until(lambda: redis.hlen(f"{QUEUE}:claimed") == REQUESTS, 90, "claims to hand back")
+                wait_until(
+                    lambda: redis.hlen(f"{QUEUE}:claimed") == REQUESTS,
+                    "claims to hand back",
+                    timeout_seconds=90,
+                )
                 dying.terminate()
             _must_have_died(case, dying)
             if len(case.deaths) > 1:
                 elapse(LEASE_SECONDS + 0.1, "the lease of the dead")
         living.enter_context(_poller(case, None))
-        wait_until(lambda: redis.llen(RESULTS) >= REQUESTS, 120, f"results after {case.point}")
-        wait_until(lambda: not redis.exists(QUEUE, f"{QUEUE}:claimed"), 90, "nothing is held")
+        wait_until(
+            lambda: redis.llen(RESULTS) >= REQUESTS, f"results after {case.point}", timeout_seconds=120
+        )
+        wait_until(lambda: not redis.exists(QUEUE, f"{QUEUE}:claimed"), "nothing is held", timeout_seconds=90)
         results = [json.loads(text) for text in cast(list[bytes], redis.lrange(RESULTS, 0, -1))]
         left = keys_left(redis)
     _judge_redis(case, results, left)
@@ -128,7 +134,11 @@ def run_pubsub_point(case: Case) -> None:
         pushing.push(f"http://127.0.0.1:{proxy.port}/push", list(zip(case.ids, bodies, strict=True)))
         for death in [*case.deaths[1:], None]:
             if case.point == "during hand-back":
-                wait_until(lambda: len(redis.keys("delivery*")) == REQUESTS, 90, "deliveries under way")
+                wait_until(
+                    lambda: len(redis.keys("delivery*")) == REQUESTS,
+                    "deliveries under way",
+                    timeout_seconds=90,
+                )
                 dying.terminate()
             _must_have_died(case, dying)
             dying = living.enter_context(_door(case, death, pushing.host, proxy))
@@ -159,7 +169,7 @@ def _judge_executions(case: Case) -> None:
         told = read_executions(case.scene.witness)
         return told if {one.key for one in told} >= set(case.ids) else None
 
-    told = wait_until(seen, 60, f"the gateway's word on {case.point}")
+    told = wait_until(seen, f"the gateway's word on {case.point}")
     served = Counter(one.key for one in told or () if not one.asks_again)
     most = max(served[one] for one in case.ids)
     assert most <= 1 + len(case.deaths), f"{case.point}: one was executed {most} times"
@@ -191,7 +201,7 @@ def _poller(case: Case, point: str | None) -> Iterator[Process]:
 def _door(case: Case, point: str | None, publish_host: str, proxy: Proxy) -> Iterator[Process]:
     own = {**PUSH_SETTINGS, "PUBSUB_EMULATOR_HOST": publish_host, "DEDUPE_REDIS_URL": case.redis_url}
     with _process(case, "pubsub", point, ["serve", "--target", "pubsub_push"], **own) as process:
-        port = wait_until(lambda: process.found(ready_port) or "", 90, "the door")
+        port = wait_until(lambda: process.found(ready_port) or "", "the door", timeout_seconds=90)
         proxy.backends = [("127.0.0.1", int(port))]
         yield process
 

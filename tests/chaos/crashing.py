@@ -169,7 +169,7 @@ class Process:
 
     def end(self) -> int:
         """Its exit code, negative for a signal, once it has ended. Raises `NotInTime` where it lives on."""
-        wait_until(lambda: self._code() is not None, 90, "the end of a process")
+        wait_until(lambda: self._code() is not None, "the end of a process", timeout_seconds=90)
         code = self._code()
         assert code is not None
         return code

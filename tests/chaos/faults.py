@@ -134,7 +134,7 @@ class Chaos:
 
     def _one(self, group: Callable[[], list[T]], pick: int) -> T:
         """One of those that are ready."""
-        found = wait_until(lambda: list(group()), 60, "one to stall")
+        found = wait_until(lambda: list(group()), "one to stall")
         return found[pick % len(found)]
 
     def _stall(self, child: Child) -> None:

@@ -214,7 +214,7 @@ class Fleet(Scene):
 
     def end_poller(self, at: int, word: signal.Signals) -> None:
         """SIGKILL or SIGTERM, and another in its place."""
-        wait_until(lambda: self.pollers, 60, "a poller to end")
+        wait_until(lambda: self.pollers, "a poller to end")
         with self._lock:
             ended = self.pollers.pop(at % len(self.pollers))
         _tell(ended, word)
@@ -223,7 +223,7 @@ class Fleet(Scene):
     def end_handler(self, at: int, word: signal.Signals) -> None:
         """The same for a handler of either door."""
         target = ("dispatch", "pubsub_push")[at % 2]
-        wait_until(lambda: self._group(target), 60, "a handler to end")
+        wait_until(lambda: self._group(target), "a handler to end")
         with self._lock:
             group = self._group(target)
             ended, _ = group.pop(at // 2 % len(group))

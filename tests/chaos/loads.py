@@ -92,7 +92,9 @@ def run_failing_tenant(folder: Path, seed: int, seconds: float) -> str:
             waits += [now - queued_at[one] for one in new if one in queued_at]
             seen = len(reader.results)
             elapse(0.02, "results are looked for often")
-        wait_until(lambda: reader.take() >= BAD + len(queued_at), seconds + 180, "results of all")
+        wait_until(
+            lambda: reader.take() >= BAD + len(queued_at), "results of all", timeout_seconds=seconds + 180
+        )
     ids = {one["id"] for one in reader.results}
     assert len(reader.results) == len(ids) == BAD + len(queued_at), "one result for each"
     share = sum(wait <= IN_TIME_SECONDS for wait in waits) / len(queued_at)
@@ -109,11 +111,11 @@ def run_full_redis(folder: Path, seed: int, rounds: int) -> str:
         for at in range(rounds):
             some = names[at * each : (at + 1) * each]
             redis.zadd(QUEUE, {_body(name, deadline): deadline for name in some})
-            wait_until(lambda: fleet.in_flight() > 0, 60, "requests in flight")
+            wait_until(lambda: fleet.in_flight() > 0, "requests in flight")
             redis.config_set("maxmemory", "1mb")  # less than an empty server uses
             elapse(3.0, "answers come while nothing can be stored")
             redis.config_set("maxmemory", "0")
-            wait_until(partial(_has, reader, (at + 1) * each), 120, "results of the round")
+            wait_until(partial(_has, reader, (at + 1) * each), "results of the round", timeout_seconds=120)
         reader.wait_until_drained(len(names))
     executions = read_executions(fleet.witness)
     judge_results(dict.fromkeys(names, deadline), reader.results, executions)

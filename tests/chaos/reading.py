@@ -48,8 +48,8 @@ class ResultReader:
         Raises `NotInTime`: the run is invalid then.
         """
         held = (QUEUE, f"{QUEUE}:claimed", RETRIES)
-        wait_until(lambda: self.take() >= count, 90 + count / 50, "all results")
-        wait_until(lambda: not self.redis.exists(*held), 30, "nothing is held")
+        wait_until(lambda: self.take() >= count, "all results", timeout_seconds=90 + count / 50)
+        wait_until(lambda: not self.redis.exists(*held), "nothing is held")
         self.take()  # what should not be
 
 

@@ -60,7 +60,7 @@ def run_redelivery(folder: Path, seed: int, kills: int) -> Redelivery:
             some = names[at * _EACH : (at + 1) * _EACH]
             # Later ones are due later: what comes back waits behind nobody, so that the lease alone is measured.
             redis.zadd(QUEUE, {request_body(name, deadline + at): deadline + at for name in some})
-            wait_until(lambda: fleet.in_flight() >= _HELD, 60, "requests to be killed with their poller")
+            wait_until(lambda: fleet.in_flight() >= _HELD, "requests to be killed with their poller")
             killed_at.append(time.time())
             fleet.end_poller(chance.randrange(3), signal.SIGKILL)
             elapse(1.0, "the next poller meets requests of its own")

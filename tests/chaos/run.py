@@ -102,4 +102,4 @@ def _wait_until_busy(redis: Redis) -> None:
         waiting = redis.zcard(QUEUE)
         return not waiting or (redis.hlen(f"{QUEUE}:claimed") > BUSY and waiting <= BACKLOG)
 
-    wait_until(is_busy, 120, "pollers at work")
+    wait_until(is_busy, "pollers at work", timeout_seconds=120)

@@ -40,7 +40,7 @@ class Keda:
         def decided() -> int:
             return scaler.decide(self._values(), (time.monotonic() - began) * _SPEED)
 
-        return wait_until(decided, 10 + pause, "the autoscaler to start a poller")
+        return wait_until(decided, "the autoscaler to start a poller", timeout_seconds=10 + pause)
 
     def _values(self) -> dict[str, float]:
         return {trigger.name: trigger.measure(self._redis) for trigger in self._scaling.triggers}

@@ -312,7 +312,7 @@ def test_a_batch_that_is_killed_goes_on(shell: Shell, tmp_path: Path, how: signa
     total = 0
     for stop_after in (500, 2_500):
         with shell.start(*arguments) as runner, shell.echoing() as taken:
-            wait_until(partial(has_lines, out, stop_after), 60, f"{stop_after} answers")
+            wait_until(partial(has_lines, out, stop_after), f"{stop_after} answers")
             runner.send_signal(how)
             runner.communicate(timeout=20)
             assert runner.returncode == (130 if how is signal.SIGINT else -how)
@@ -333,11 +333,11 @@ def test_a_batch_is_cancelled_from_another_terminal(shell: Shell, tmp_path: Path
     source = write_requests(tmp_path / "in.jsonl", 50)
     out = tmp_path / "out.jsonl"
     with shell.start("batch", "run", source, "--out", str(out)) as runner:
-        wait_until(lambda: shell.redis.zcard(shell.queue) == 50, 30, "the lines in the queue")
+        wait_until(lambda: shell.redis.zcard(shell.queue) == 50, "the lines in the queue")
         assert "told to cancel" in shell.run("batch", "cancel", str(out)).stdout
         batch = json.loads(Path(f"{out}.batch").read_text())["batch"]
         last = f"request-cancel:{batch}-50"
-        wait_until(lambda: shell.redis.exists(last), 30, "the cancellation")
+        wait_until(lambda: shell.redis.exists(last), "the cancellation")
         with shell.echoing():
             runner.communicate(timeout=30)
         assert runner.returncode == 5

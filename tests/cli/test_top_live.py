@@ -31,7 +31,7 @@ def url() -> Iterator[str]:
         gateway = f"http://127.0.0.1:{free_port()}"
         variables = {"REDIS_URL": server.url, "IGW_BASE_URL": gateway, "METRICS_PORT": "0"}
         with Child("poller", [PROGRAM, "poll"], variables), Redis.from_url(server.url) as store:
-            wait_until(lambda: store.hlen("{async-processor}:status:pollers"), 30, "the poller on the board")
+            wait_until(lambda: store.hlen("{async-processor}:status:pollers"), "the poller on the board")
             yield server.url
 
 
@@ -66,10 +66,10 @@ def test_a_changed_window_and_a_key_draw_at_once(url: str) -> None:
     with Terminal(["top", *NEVER], {"REDIS_URL": url}) as terminal:
         terminal.wait_for("request-sortedset")
         terminal.resize(12, 60)
-        wait_until(lambda: [len(line) for line in terminal.screen()] == [60] * 12, 30, "the small screen")
+        wait_until(lambda: [len(line) for line in terminal.screen()] == [60] * 12, "the small screen")
         frames = terminal.written.count("q quits")
         terminal.press(" ")
-        wait_until(lambda: terminal.written.count("q quits") > frames, 30, "another frame")
+        wait_until(lambda: terminal.written.count("q quits") > frames, "another frame")
         terminal.press("Q")
         assert terminal.end() == 0
         assert_left_clean(terminal)

@@ -208,10 +208,10 @@ async def test_a_reader_follows_and_can_be_cancelled(
 
     task = asyncio.create_task(follow())
     push(redis, options, "a")
-    await wait_until_async(lambda: seen == ["a"], 10, "the first result")
+    await wait_until_async(lambda: seen == ["a"], "the first result")
     push(redis, options, "b")
-    await wait_until_async(lambda: seen == ["a", "b"], 10, "the second result")
+    await wait_until_async(lambda: seen == ["a", "b"], "the second result")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    wait_until(lambda: redis.zcard(f"{options.results}:result-claims-idx") == 0, 5, "no lease to be left")
+    wait_until(lambda: redis.zcard(f"{options.results}:result-claims-idx") == 0, "no lease to be left")

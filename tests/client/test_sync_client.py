@@ -27,9 +27,7 @@ def test_it_has_every_method_of_the_asynchronous_one() -> None:
 
 
 def test_ask_submits_and_waits(sync_client: Client, redis: Redis, options: ClientOptions) -> None:
-    poller = threading.Thread(
-        target=lambda: wait_until(lambda: answer(redis, options.queue), 20, "a request")
-    )
+    poller = threading.Thread(target=lambda: wait_until(lambda: answer(redis, options.queue), "a request"))
     poller.start()
     with sync_client as client:
         result = client.ask(b'{"prompt":"Hi"}', deadline=timedelta(minutes=1), within=20)

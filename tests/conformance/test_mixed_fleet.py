@@ -192,7 +192,7 @@ def test_a_mixed_fleet_answers_every_request_once(parts: ExitStack) -> None:
     for begin in range(0, COUNT, 100):
         for number in range(begin, begin + 100):
             queue_it(fleet.store, number)
-        wait_until(lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6, 60, "both at work")
+        wait_until(lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6, "both at work")
         elapse(0.2, "kills meet requests at any point of their way")
         fleet.kill(begin // 100)
         for number in range(begin, begin + 100, 9):
@@ -200,8 +200,8 @@ def test_a_mixed_fleet_answers_every_request_once(parts: ExitStack) -> None:
                 cancel(fleet.store, number)
                 cancelled.add(number)
         fleet.halt(begin // 100 + 1)
-    wait_until(lambda: len(fleet.results()) >= COUNT, 120, "all results")
-    wait_until(fleet.is_settled, 30, "nothing is held")
+    wait_until(lambda: len(fleet.results()) >= COUNT, "all results", timeout_seconds=120)
+    wait_until(fleet.is_settled, "nothing is held")
     check(fleet, COUNT, cancelled)
 
 
@@ -212,10 +212,10 @@ def test_retries_cross_to_a_processor_that_keeps_its_claims_and_back(parts: Exit
     for begin in range(0, count, 70):
         for number in range(begin, begin + 70):
             queue_it(fleet.store, number)
-        wait_until(lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6, 60, "both at work")
+        wait_until(lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6, "both at work")
         elapse(0.2, "kills meet requests at any point of their way")
         fleet.kill(0)
         fleet.halt(2)
-    wait_until(lambda: len(fleet.results()) >= count, 180, "all results")
-    wait_until(fleet.is_settled, 30, "no claim is kept for what has ended")
+    wait_until(lambda: len(fleet.results()) >= count, "all results", timeout_seconds=180)
+    wait_until(fleet.is_settled, "no claim is kept for what has ended")
     check(fleet, count, set())

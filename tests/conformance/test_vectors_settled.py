@@ -114,7 +114,7 @@ async def test_an_expired_claim_returns_under_its_score(store: Redis, case: Case
     async def is_back() -> bool:
         return (await queue.reclaim(10, 5)).returned == 1
 
-    await wait_until_async(is_back, 20, "the lease to end")
+    await wait_until_async(is_back, "the lease to end")
     found = await store.zrange(case["queue"], 0, -1, withscores=True)
     assert found == [(case["member"].encode(), case["score"])]
     assert await queue.renew([claim]) == [claim], "the old owner has lost it"

@@ -114,9 +114,9 @@ async def test_a_client_that_leaves_frees_its_slot_at_once(url: str) -> None:
     change_engine(url, {"time_to_first_token": 30})
     async with httpx.AsyncClient() as client:
         waiting = asyncio.create_task(client.post(f"{url}/v1/completions", json={}))
-        await wait_until_async(lambda: state(url)["running"] == 1, 5, "the request to run")
+        await wait_until_async(lambda: state(url)["running"] == 1, "the request to run")
         waiting.cancel()
-        await wait_until_async(lambda: state(url)["running"] == 0, 5, "the slot to be free")
+        await wait_until_async(lambda: state(url)["running"] == 0, "the slot to be free")
 
 
 async def test_real_time_traffic_evicts_what_is_sheddable(url: str) -> None:
@@ -124,7 +124,7 @@ async def test_real_time_traffic_evicts_what_is_sheddable(url: str) -> None:
     spare = {"x-llm-d-inference-objective": "spare"}
     async with httpx.AsyncClient() as client:
         queued = asyncio.create_task(client.post(f"{url}/v1/completions", json={}, headers=spare))
-        await wait_until_async(lambda: state(url)["running"] == 1, 5, "the queued request to run")
+        await wait_until_async(lambda: state(url)["running"] == 1, "the queued request to run")
         real = await client.post(f"{url}/v1/completions", json={})
 
         assert real.status_code == 200
@@ -145,7 +145,7 @@ def test_every_request_is_witnessed_with_what_it_carried(url: str, witness: Path
         with witness.open("rb") as file:
             return [line for line in read_witness(file) if line.key == "seen-1"]
 
-    (line,) = wait_until(lines, timeout_seconds=5, what="the line")
+    (line,) = wait_until(lines, what="the line")
     assert line.status == 200
     assert line.ended_at >= line.started_at > 0
     assert '"x-mark":"m"' in witness.read_text()

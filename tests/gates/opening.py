@@ -25,5 +25,5 @@ async def started(gate_type: str, params: Mapping[str, Any], given: GateSources)
 async def until_budget(built: Gate, budget: float, what: str) -> None:
     """Wait until the gate publishes `budget`, to a thousandth."""
     await wait_until_async(
-        lambda: abs(built.budget() - budget) < 0.001, 15, f"budget {budget} ({what}); state {built.state()}"
+        lambda: abs(built.budget() - budget) < 0.001, f"budget {budget} ({what}); state {built.state()}"
     )

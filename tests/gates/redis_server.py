@@ -40,7 +40,7 @@ def running_redis() -> Iterator[RedisServer]:
         stdout=subprocess.DEVNULL,
     )
     try:
-        wait_until(lambda: process.poll() is not None or _answers(port), 20, "redis to answer")
+        wait_until(lambda: process.poll() is not None or _answers(port), "redis to answer")
         assert process.poll() is None, "redis ended at its start"
         yield RedisServer(process, port)
     finally:

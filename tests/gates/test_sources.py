@@ -59,7 +59,7 @@ async def test_whatever_a_source_raises_it_is_read_again(log: ReadableLog, error
     found = feed(log, read)
     await found.start()
     assert found.failure == ("why" if isinstance(error, SourceMissing) else type(error).__name__)
-    await wait_until_async(lambda: not found.failure, 5, "the source to be back")
+    await wait_until_async(lambda: not found.failure, "the source to be back")
     await found.aclose()
     assert [event for _, event, _ in log.lines] == ["gate source missing", "gate source back"]
 
@@ -75,7 +75,7 @@ async def test_a_failure_keeps_the_last_reading(log: ReadableLog) -> None:
     found = feed(log, read)
     await found.start()
     is_down = True
-    await wait_until_async(lambda: found.failure, 5, "the failure")
+    await wait_until_async(lambda: found.failure, "the failure")
     assert found.reading is not None
     assert found.reading.value == 1
     await found.aclose()
@@ -96,14 +96,14 @@ async def test_a_feed_is_read_until_the_last_of_its_users_closes_it(log: Readabl
     assert reads == 1
     await first.aclose()
     seen = reads
-    await wait_until_async(lambda: reads > seen, 5, "it is still read")
+    await wait_until_async(lambda: reads > seen, "it is still read")
     await second.aclose()
     seen = reads
     for _ in range(20):
         await asyncio.sleep(0)
     assert reads == seen
     await second.start()
-    await wait_until_async(lambda: reads > seen, 5, "it can be started again")
+    await wait_until_async(lambda: reads > seen, "it can be started again")
     await second.aclose()
 
 

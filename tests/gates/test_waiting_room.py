@@ -53,10 +53,10 @@ async def test_a_closed_gate_holds_a_delivery_until_it_opens() -> None:
     switch = Switch(0.0)
     keeper = Doorkeeper([switch], slots=4)
     waiting = [asyncio.create_task(entered(keeper, str(n))) for n in range(4)]
-    await wait_until_async(lambda: keeper.held == 4, 5, "all to be held")
+    await wait_until_async(lambda: keeper.held == 4, "all to be held")
     assert keeper.in_flight == 0
     switch.part = 0.5
-    await wait_until_async(lambda: keeper.in_flight == 2, 5, "half of the slots to be used")
+    await wait_until_async(lambda: keeper.in_flight == 2, "half of the slots to be used")
     switch.part = 1.0
     inside = await asyncio.gather(*waiting)
     for one in inside:
@@ -76,7 +76,7 @@ async def test_a_delivery_is_refused_when_its_time_at_the_gate_is_over() -> None
 async def test_more_than_may_be_held_are_refused_at_once() -> None:
     keeper = Doorkeeper([Switch(0.0)], slots=4, most_held=2)
     waiting = [asyncio.create_task(keeper.enter(request(str(n)), soon())) for n in range(2)]
-    await wait_until_async(lambda: keeper.held == 2, 5, "both to be held")
+    await wait_until_async(lambda: keeper.held == 2, "both to be held")
     verdict = await keeper.enter(request("third"), soon())
     assert isinstance(verdict, Refuse)
     assert verdict.reason == "too many are held"
@@ -101,7 +101,7 @@ async def test_of_those_that_are_held_the_earliest_deadline_goes_first() -> None
     now = time.time()
     names = ["late", "soon", "middle"]
     waiting = [asyncio.create_task(enter(n, now + s)) for n, s in zip(names, (300, 100, 200), strict=True)]
-    await wait_until_async(lambda: keeper.held == 3, 5, "all to be held")
+    await wait_until_async(lambda: keeper.held == 3, "all to be held")
     await first.reservation.release()
     await asyncio.gather(*waiting)
     assert order == ["soon", "middle", "late"]
@@ -133,7 +133,7 @@ async def test_a_full_admission_gate_holds_without_holding_a_slot() -> None:
     keeper = Doorkeeper([narrow], slots=3)
     first = await entered(keeper)
     waiting = asyncio.create_task(entered(keeper, "b"))
-    await wait_until_async(lambda: keeper.held == 1, 5, "the second to be held")
+    await wait_until_async(lambda: keeper.held == 1, "the second to be held")
     assert keeper.in_flight == 1
     await first.reservation.release()
     await (await waiting).reservation.release()
@@ -181,7 +181,7 @@ async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_to_the_next(ste
     keeper = Doorkeeper([], slots=1)
     first = await entered(keeper)
     cancelled = asyncio.create_task(entered(keeper, "cancelled"))
-    await wait_until_async(lambda: keeper.held == 1, 5, "the second to be held")
+    await wait_until_async(lambda: keeper.held == 1, "the second to be held")
     await asyncio.sleep(0)
     await first.reservation.release()
     for _ in range(steps):
@@ -201,7 +201,7 @@ async def test_a_keeper_that_retires_refuses_those_it_holds_and_all_that_come() 
     waiting = [asyncio.create_task(keeper.enter(request(str(n)), soon())) for n in range(3)]
     sleeping = Doorkeeper([Always(Refuse(20.0, "over quota"))], slots=4)
     waiting.append(asyncio.create_task(sleeping.enter(request("sleeps"), soon())))
-    await wait_until_async(lambda: keeper.held + sleeping.held == 4, 5, "all to be held")
+    await wait_until_async(lambda: keeper.held + sleeping.held == 4, "all to be held")
     keeper.retire()
     sleeping.retire()
     verdicts = await asyncio.wait_for(asyncio.gather(*waiting), 5)
@@ -220,7 +220,7 @@ async def test_the_next_keeper_has_the_slots_that_the_one_before_leaves_over() -
     before.retire()
     third = await entered(following, "third")
     fourth = asyncio.create_task(entered(following, "fourth"))
-    await wait_until_async(lambda: following.held == 1, 5, "the fourth to be held")
+    await wait_until_async(lambda: following.held == 1, "the fourth to be held")
     await inside[0].reservation.release()
     for one in (inside[1], third, await asyncio.wait_for(fourth, 5)):
         await one.reservation.release()

@@ -68,18 +68,18 @@ async def test_the_gate_follows_the_load_of_the_gateway(
 ) -> None:
     filled = {name: value.replace("POOL", pool) for name, value in params.items()}
     async with started(gate_type, filled, given) as gate:
-        await wait_until_async(lambda: gate.budget() > 0.5, 20, f"open while idle: {gate.state()}")
+        await wait_until_async(lambda: gate.budget() > 0.5, f"open while idle: {gate.state()}")
         async with aiohttp.ClientSession() as session:
             body = {"model": "m", "prompt": "x", "max_tokens": 10_000}
             asking = [
                 asyncio.create_task(_ask(session, f"{gateway_url}/v1/completions", body))
                 for _ in range(3 * CAPACITY)
             ]
-            await wait_until_async(lambda: gate.budget() == 0, 20, "closed while the gateway is full")
+            await wait_until_async(lambda: gate.budget() == 0, "closed while the gateway is full")
             for one in asking:
                 one.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
-        await wait_until_async(lambda: gate.budget() > 0.5, 20, "open again")
+        await wait_until_async(lambda: gate.budget() > 0.5, "open again")
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def running(
     ) as process:
         try:
             url = f"http://127.0.0.1:{port}"
-            wait_until(lambda: answer_of(f"{url}/readyz") == 200, 30, "the status page")
+            wait_until(lambda: answer_of(f"{url}/readyz") == 200, "the status page")
             yield process, url, home
         finally:
             process.send_signal(signal.SIGTERM)

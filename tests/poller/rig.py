@@ -24,7 +24,7 @@ from handlers.telemetry.logs import Logger, get_logger
 from handlers.telemetry.metrics import Metrics, QueueMetrics
 
 QUEUE, RESULTS, RETRIES = "request-sortedset", "result-list", "retry-sortedset"
-IN_TIME = 20.0
+IN_TIME = 60.0
 """Seconds after which something that should happen did not."""
 
 Handler = Callable[[Request], Awaitable[Outcome]]

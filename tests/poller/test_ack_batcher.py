@@ -69,7 +69,7 @@ async def test_many_concurrent_requests_are_all_answered_and_no_claim_is_left(st
         async def all_answered() -> bool:
             return await rig.result_count() == total
 
-        await wait_until_async(all_answered, IN_TIME, f"{total} results")
+        await wait_until_async(all_answered, f"{total} results")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
     assert {result.id for result in await rig.results()} == {f"r-{n}" for n in range(total)}
     assert rig.carrier.held_claims() == []

@@ -67,12 +67,12 @@ async def test_who_stops_leaves_what_waits_to_others_and_answers_what_it_holds(s
     rig = Rig(store, handler)
     await submitted(rig, 1, 2)
     rig.carrier.start(await rig.queue.claim(1))
-    await wait_until_async(lambda: bool(rig.dispatched), IN_TIME, "the first under way")
+    await wait_until_async(lambda: bool(rig.dispatched), "the first under way")
     await cancelled(rig, 1, 2)
     async with running(rig.settler.run()):
         await Canceller(rig.queue, rig.carrier, rig.log, lambda: True).tick()
         handler.may_end.set()
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "its work to end")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "its work to end")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
     (result,) = await rig.results()
     assert (result.id, await rig.pending()) == ("r-1", 1)
@@ -88,7 +88,7 @@ async def test_work_that_is_ending_is_stopped_again_only_after_a_while(
     canceller = Canceller(rig.queue, rig.carrier, rig.log)
     await submitted(rig, 1)
     rig.carrier.start(await rig.queue.claim(1))
-    await wait_until_async(lambda: bool(rig.dispatched), IN_TIME, "the request under way")
+    await wait_until_async(lambda: bool(rig.dispatched), "the request under way")
     await cancelled(rig, 1)
     await canceller.tick()
     await canceller.tick()
@@ -96,5 +96,5 @@ async def test_work_that_is_ending_is_stopped_again_only_after_a_while(
     assert handler.stops == stops
     handler.may_end.set()
     async with running(rig.settler.run()):
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "its work to end")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "its work to end")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)

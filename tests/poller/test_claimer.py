@@ -46,7 +46,7 @@ async def answered(*rigs: Rig, count: int) -> None:
     async def are_there() -> bool:
         return await rigs[0].result_count() >= count
 
-    await wait_until_async(are_there, IN_TIME, f"{count} results")
+    await wait_until_async(are_there, f"{count} results")
     for rig in rigs:
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
 
@@ -58,7 +58,7 @@ async def test_it_holds_as_many_as_it_has_slots_and_no_more(store: Redis) -> Non
     pool = pool_of(rig, slots=7)
     await rig.submit(*(body(f"r-{n}") for n in range(200)))
     async with running(rig.settler.run(), pool.run()):
-        await wait_until_async(lambda: handler.now == 7, IN_TIME, "seven in flight")
+        await wait_until_async(lambda: handler.now == 7, "seven in flight")
         assert await rig.pending() == 193
         handler.let_go.set()
         await answered(rig, count=200)
@@ -83,7 +83,7 @@ async def test_queues_take_turns_where_slots_are_short(store: Redis) -> None:
     for rig in rigs:
         await rig.submit(*(body(f"{rig.queue.name}-{n}") for n in range(40)))
     async with running(rigs[0].settler.run(), rigs[1].settler.run(), pool.run()):
-        await wait_until_async(lambda: sum(len(r.dispatched) for r in rigs) >= 30, IN_TIME, "30 dispatches")
+        await wait_until_async(lambda: sum(len(r.dispatched) for r in rigs) >= 30, "30 dispatches")
         share = min(len(rig.dispatched) for rig in rigs)
         assert share >= 5, "neither queue holds the other up"
         await answered(*rigs, count=80)
@@ -95,7 +95,7 @@ async def test_what_expires_while_all_slots_are_taken_gets_its_result(store: Red
     pool = pool_of(rig, slots=1)
     await rig.submit(body("stuck"))
     async with running(rig.settler.run(), pool.run()):
-        await wait_until_async(lambda: handler.now == 1, IN_TIME, "the slot to be taken")
+        await wait_until_async(lambda: handler.now == 1, "the slot to be taken")
         await rig.submit(body("late", deadline=time.time() - 1), score=time.time() - 1)
         await answered(rig, count=1)
         (result,) = await rig.results()
@@ -121,7 +121,7 @@ async def test_what_expires_in_a_lane_that_never_has_its_turn_gets_its_result(st
     async with running(above.settler.run(), below.settler.run(), pool.run()):
         await below.submit(body("late", deadline=time.time() - 1), score=time.time() - 1)
         await below.submit(body("waits"))
-        await wait_until_async(lambda: below.settled, IN_TIME, "the expired one's result")
+        await wait_until_async(lambda: below.settled, "the expired one's result")
     assert below.dispatched == []
     assert await below.pending() == 1
 
@@ -133,8 +133,8 @@ async def test_a_low_score_is_no_way_past_the_slots(store: Redis) -> None:
     pool = pool_of(rig, slots=2)
     await rig.submit(*(body(f"r-{n}") for n in range(30)), score=1.0)
     async with running(rig.settler.run(), pool.run()):
-        await wait_until_async(lambda: handler.now == 2, IN_TIME, "the slots to be taken")
-        await wait_until_async(lambda: rig.settled, IN_TIME, "a look for what is expired")
+        await wait_until_async(lambda: handler.now == 2, "the slots to be taken")
+        await wait_until_async(lambda: rig.settled, "a look for what is expired")
         assert handler.now == 2
         handler.let_go.set()
         await answered(rig, count=30)
@@ -149,7 +149,7 @@ async def test_stop_ends_the_claiming_and_not_the_work(store: Redis) -> None:
     await rig.submit(*(body(f"r-{n}") for n in range(5)))
     async with running(rig.settler.run()):
         claiming = asyncio.create_task(pool.run())
-        await wait_until_async(lambda: handler.now == 2, IN_TIME, "two in flight")
+        await wait_until_async(lambda: handler.now == 2, "two in flight")
         pool.stop()
         await asyncio.wait_for(claiming, IN_TIME)
         assert handler.now == 2
@@ -172,13 +172,13 @@ async def test_it_waits_for_redis_with_patience_and_recovers_by_itself(valkey: V
     pool = pool_of(rig, slots=2)
     await rig.submit(body("before"))
     async with running(rig.settler.run(), pool.run()):
-        await wait_until_async(lambda: len(rig.settled) == 1, IN_TIME, "the first answer")
+        await wait_until_async(lambda: len(rig.settled) == 1, "the first answer")
         await store.client_pause(60_000, all=False)  # writes only: so it can be ended
-        await wait_until_async(lambda: pool.is_waiting_for_store, IN_TIME, "readiness to turn false")
+        await wait_until_async(lambda: pool.is_waiting_for_store, "readiness to turn false")
         await store.client_unpause()
-        await wait_until_async(lambda: not pool.is_waiting_for_store, IN_TIME, "readiness to come back")
+        await wait_until_async(lambda: not pool.is_waiting_for_store, "readiness to come back")
         await store.zadd(QUEUE, {body("after"): time.time() + 3_600})
-        await wait_until_async(lambda: len(rig.settled) == 2, IN_TIME, "the second answer")
+        await wait_until_async(lambda: len(rig.settled) == 2, "the second answer")
     await impatient.aclose()
 
 
@@ -207,8 +207,8 @@ async def test_a_slot_is_taken_until_the_result_is_stored(store: Redis) -> None:
         return next(looks) > 30
 
     async with running(pool.run()):  # nobody settles
-        await wait_until_async(lambda: rig.carrier.in_flight == 0 and rig.dispatched, IN_TIME, "outcomes")
-        await wait_until_async(has_looked_often, IN_TIME, "time for more claims")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0 and rig.dispatched, "outcomes")
+        await wait_until_async(has_looked_often, "time for more claims")
         assert (len(rig.dispatched), await rig.pending(), pool.in_flight) == (5, 45, 5)
         async with running(rig.settler.run()):
             await answered(rig, count=50)
@@ -240,7 +240,7 @@ async def test_retries_take_half_of_the_slots_while_other_requests_wait(store: R
         await rig.submit(retried(f"again-{n}"), score=1_000.0 + n)
         await rig.submit(body(f"new-{n}"), score=2_000.0 + n)
     async with running(rig.settler.run(), pool.run()):
-        await wait_until_async(lambda: handler.now == 8, IN_TIME, "eight in flight")
+        await wait_until_async(lambda: handler.now == 8, "eight in flight")
         held = {request.id for request in rig.dispatched}
         assert held == {f"{kind}-{n}" for kind in ("again", "new") for n in range(4)}
         handler.let_go.set()
@@ -255,7 +255,7 @@ async def test_retries_take_every_slot_where_nothing_else_waits(store: Redis) ->
     pool = pool_of(rig, slots=8)
     await rig.submit(*(retried(f"again-{n}") for n in range(20)))
     async with running(rig.settler.run(), pool.run()):
-        await wait_until_async(lambda: handler.now == 8, IN_TIME, "eight in flight")
+        await wait_until_async(lambda: handler.now == 8, "eight in flight")
         handler.let_go.set()
         await answered(rig, count=20)
 
@@ -276,6 +276,6 @@ async def test_while_the_circuit_is_open_one_request_is_claimed_from_the_queues_
         await rig.submit(body(f"r-{n}"), score=1_000.0 + n)
     async with running(rig.settler.run(), pool.run()):
         now = CircuitOptions().probe_seconds
-        await wait_until_async(lambda: handler.now == 1, IN_TIME, "one in flight")
+        await wait_until_async(lambda: handler.now == 1, "one in flight")
         assert rig.dispatched[0].id == "r-9"
         assert circuit.claimable() == 0

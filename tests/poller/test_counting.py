@@ -27,7 +27,7 @@ async def carry(rig: Rig, *members: bytes) -> None:
     claims = await rig.claimed(*members)
     async with running(rig.settler.run()):
         rig.carrier.start(claims)
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "all outcomes")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "all outcomes")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
 
 
@@ -95,10 +95,10 @@ async def test_a_settlement_that_came_too_late_is_a_lost_lease(store: Redis) -> 
     async def is_reclaimed() -> bool:
         return bool((await other.queue.reclaim(10, 5)).returned)
 
-    await wait_until_async(is_reclaimed, IN_TIME, "the end of the lease")
+    await wait_until_async(is_reclaimed, "the end of the lease")
     async with running(rig.settler.run()):
         rig.carrier.start(claims)
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "the outcome")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "the outcome")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
     assert value(rig, "lease_losses_total") == 1
     assert value(rig, "result_publish_time_millis_count") == 0

@@ -42,7 +42,7 @@ async def carried(rig: Rig, *members: bytes) -> None:
     claims = await rig.claimed(*members)
     async with running(rig.settler.run()):
         rig.carrier.start(claims)
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "all outcomes")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "all outcomes")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
 
 
@@ -120,9 +120,9 @@ async def test_the_very_same_body_does_not_run_beside_itself(store: Redis) -> No
     first, second = await rig.claimed(same), await rig.claimed(same)
     async with running(rig.settler.run()):
         rig.carrier.start([*first, *second])
-        await wait_until_async(lambda: rig.carrier.in_flight == 1, IN_TIME, "the second is settled")
+        await wait_until_async(lambda: rig.carrier.in_flight == 1, "the second is settled")
         may_answer.set()
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "all outcomes")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "all outcomes")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
     assert (len(rig.dispatched), await rig.result_count()) == (1, 1)
 
@@ -136,14 +136,14 @@ async def test_what_was_handed_back_runs_with_its_next_owner(store: Redis) -> No
     claims = await rig.claimed(body("a"))
     async with running(rig.settler.run()):
         rig.carrier.start(claims)
-        await wait_until_async(lambda: len(rig.dispatched) == 1, IN_TIME, "it is in flight")
+        await wait_until_async(lambda: len(rig.dispatched) == 1, "it is in flight")
         rig.carrier.hand_back()
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is released")
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], "it is released")
     heir = rig_of(store)
     claims = await heir.queue.claim(1)
     async with running(heir.settler.run()):
         heir.carrier.start(claims)
-        await wait_until_async(lambda: heir.carrier.held_claims() == [], IN_TIME, "it is answered")
+        await wait_until_async(lambda: heir.carrier.held_claims() == [], "it is answered")
     assert [result.status_code for result in await heir.results()] == [200]
 
 
@@ -187,7 +187,7 @@ async def test_the_very_same_member_beside_itself_takes_nothing_from_the_first(s
         rig.carrier.start(first)
         assert (await store.get("request-active:a"), await rig.result_count()) == (b"one", 0)
         may_answer.set()
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "all outcomes")
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], "all outcomes")
     assert await rig.results() == [answered_result("a", "one", 200, b"{}")]
     assert not await store.exists("request-active:a")
 
@@ -230,11 +230,11 @@ async def test_after_its_poller_was_killed_a_request_runs_and_is_no_double_of_it
     async def reclaimed() -> bool:
         return (await heir.queue.reclaim(10, 5)).returned == 1
 
-    await wait_until_async(reclaimed, IN_TIME, "its lease has ended")
+    await wait_until_async(reclaimed, "its lease has ended")
     claims = await heir.queue.claim(1)
     async with running(heir.settler.run()):
         heir.carrier.start(claims)
-        await wait_until_async(lambda: heir.carrier.held_claims() == [], IN_TIME, "it is answered")
+        await wait_until_async(lambda: heir.carrier.held_claims() == [], "it is answered")
     assert [result.status_code for result in await heir.results()] == [200]
     await carried(heir, members[1])
     assert len(heir.dispatched) == 1
@@ -248,7 +248,7 @@ async def test_what_a_failover_forgot_to_be_finished_runs_again(store: Redis) ->
     (claim,) = await rig.claimed(submission("one"))
     async with running(rig.settler.run()):
         rig.carrier.start([replace(claim, deaths=1)])
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is answered")
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], "it is answered")
     assert [result.status_code for result in await rig.results()] == [200]
 
 
@@ -261,9 +261,9 @@ async def test_a_first_that_was_cancelled_in_flight_is_finished(store: Redis) ->
     claims = await rig.claimed(submission("one"))
     async with running(rig.settler.run()):
         rig.carrier.start(claims)
-        await wait_until_async(lambda: len(rig.dispatched) == 1, IN_TIME, "it is in flight")
+        await wait_until_async(lambda: len(rig.dispatched) == 1, "it is in flight")
         rig.carrier.cancel(claims)
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is cancelled")
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], "it is cancelled")
     await carried(rig, submission("two"))
     first, second = await rig.results()
     assert (first.error_code, second.error_code) == (ErrorCode.CANCELLED, ErrorCode.DUPLICATE)
@@ -284,7 +284,7 @@ async def test_a_first_that_ended_while_it_waited_is_finished(store: Redis, how:
         rig.carrier._clock = lambda: deadline + 1
     async with running(rig.settler.run()):
         await rig.carrier.answer_expired([replace(claim, is_cancelled=how == "cancelled")])
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is answered")
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], "it is answered")
     rig.carrier._clock = rig.queue.now
     await carried(rig, submission("two"))
     second = (await rig.results())[-1]
@@ -299,7 +299,7 @@ async def test_a_dead_letter_is_finished_but_runs_when_it_is_queued_again(store:
     await repeats.answer(claim, decode_member(claim.member, QUEUE), time.time())
     async with running(rig.settler.run()):
         await rig.carrier.bury([claim], 5)
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is buried")
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], "it is buried")
     await carried(rig, submission("two"))
     assert "finished" in (await rig.results())[-1].error_message
     letters = DeadLetters(store, QUEUE)
@@ -308,7 +308,7 @@ async def test_a_dead_letter_is_finished_but_runs_when_it_is_queued_again(store:
     claims = await rig.queue.claim(1)
     async with running(rig.settler.run()):
         rig.carrier.start(claims)
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "it is answered")
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], "it is answered")
     codes = [result.error_code or result.status_code for result in await rig.results()]
     assert codes == [ErrorCode.UNDELIVERABLE, ErrorCode.DUPLICATE, 200]
 
@@ -338,9 +338,9 @@ async def test_what_was_cancelled_in_flight_or_expired_between_attempts_is_finis
     claims = await rig.claimed(submission("one"))
     async with running(rig.settler.run()):
         rig.carrier.start(claims)
-        await wait_until_async(lambda: bool(rig.dispatched), IN_TIME, "the request under way")
+        await wait_until_async(lambda: bool(rig.dispatched), "the request under way")
         rig.carrier.cancel(claims)
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "its work to end")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "its work to end")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
         assert await store.get(stands_key("a", QUEUE)) == b"!token one"
         assert 0 < await store.ttl(stands_key("a", QUEUE)) <= 600

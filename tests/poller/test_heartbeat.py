@@ -47,7 +47,7 @@ async def test_a_tick_moves_the_end_of_every_lease(store: Redis) -> None:
         assert len(after) == 2
         assert all(after[key] > before[key] for key in after)
         rig.carrier.hand_back()
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "the work to end")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "the work to end")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
 
 
@@ -59,9 +59,9 @@ async def test_a_claim_that_another_took_is_given_up_and_its_work_cancelled(stor
         await store.hset(f"{QUEUE}:claim-owners", mapping={claims[0].claim_key: b"another"})
         await Heartbeat(rig.queue, rig.carrier, 30.0, rig.metrics).tick()
         assert rig.carrier.held_claims() == [claims[1]]
-        await wait_until_async(lambda: rig.carrier.in_flight == 1, IN_TIME, "the lost work to end")
+        await wait_until_async(lambda: rig.carrier.in_flight == 1, "the lost work to end")
         rig.carrier.hand_back()
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "the rest to end")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "the rest to end")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
     assert await store.hget(f"{QUEUE}:claim-owners", claims[0].claim_key.decode()) == b"another"
 
@@ -88,6 +88,6 @@ async def test_leases_that_could_not_be_renewed_for_their_whole_length_are_given
         with pytest.raises(STORE_FAILURES):
             await heartbeat.tick()
         assert bool(rig.carrier.held_claims()) is is_held
-    await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "the work to end")
+    await wait_until_async(lambda: rig.carrier.in_flight == 0, "the work to end")
     await store.client_unpause()
     await impatient.aclose()

@@ -60,7 +60,7 @@ async def test_large_bodies_pass_within_the_memory_limit_and_each_is_inferred_on
                     return False
                 return len(found) >= count
 
-            await wait_until_async(are_there, 110, "all results")
+            await wait_until_async(are_there, "all results", timeout_seconds=110)
         results = [json.loads(text) for text in found]
         assert Counter(result["status_code"] for result in results) == {200: count}
         assert len({result["id"] for result in results}) == count

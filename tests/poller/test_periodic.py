@@ -47,7 +47,7 @@ def looper(ticks: Ticks) -> Looper:
 async def test_it_goes_on_after_a_tick_that_raised(lines: io.StringIO) -> None:
     ticks = Ticks(ConnectionResetError(), ConnectionResetError(), ValueError("a defect"))
     work = asyncio.create_task(looper(ticks).run())
-    await wait_until_async(lambda: ticks.count >= 6, 10, "six ticks")
+    await wait_until_async(lambda: ticks.count >= 6, "six ticks")
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work

@@ -26,7 +26,7 @@ async def carried(rig: Rig, *members: bytes) -> None:
     claims = await rig.claimed(*members)
     async with running(rig.settler.run()):
         rig.carrier.start(claims)
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "all outcomes")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "all outcomes")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
 
 
@@ -149,7 +149,7 @@ async def test_a_defect_while_settling_gives_the_claim_up_and_others_go_on(store
             await rig.carrier.bury(reclaimed.dead, 5)
             return await rig.result_count() == 2
 
-        await wait_until_async(is_buried, IN_TIME, "the result of a burial")
+        await wait_until_async(is_buried, "the result of a burial")
     assert (await rig.results())[1].error_code == ErrorCode.UNDELIVERABLE
     assert await store.hlen(f"{QUEUE}:dead") == 1
 
@@ -179,7 +179,7 @@ async def test_a_dead_letter_has_the_payload_that_was_stored_apart(
     again = await rig.queue.claim(1)
     async with running(rig.settler.run()):
         rig.carrier.start(again)
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "its outcome")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "its outcome")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
     (request,) = rig.dispatched
     assert (request.payload, request.request_token, request.labels) == (stored, "t", {"tier": "batch"})
@@ -196,14 +196,14 @@ async def test_a_lost_lease_cancels_the_work_and_settles_nothing(store: Redis) -
     kept, lost = await rig.claimed(body("kept"), body("lost"))
     async with running(rig.settler.run()):
         rig.carrier.start([kept, lost])
-        await wait_until_async(lambda: len(rig.dispatched) == 2, IN_TIME, "both to be under way")
+        await wait_until_async(lambda: len(rig.dispatched) == 2, "both to be under way")
         rig.carrier.lose([lost])
         assert rig.carrier.held_claims() == [kept]
-        await wait_until_async(lambda: rig.carrier.in_flight == 1, IN_TIME, "the work to end")
+        await wait_until_async(lambda: rig.carrier.in_flight == 1, "the work to end")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
         assert rig.settled == []
         rig.carrier.hand_back()
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "the other to end")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "the other to end")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
     assert len(rig.settled) == 1
 
@@ -215,9 +215,9 @@ async def test_hand_back_returns_what_has_no_outcome_at_once(store: Redis, has_b
     async with running(rig.settler.run()):
         rig.carrier.start(claims)
         if has_begun:
-            await wait_until_async(lambda: len(rig.dispatched) == 20, IN_TIME, "all to be under way")
+            await wait_until_async(lambda: len(rig.dispatched) == 20, "all to be under way")
         rig.carrier.hand_back()
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, IN_TIME, "the work to end")
+        await wait_until_async(lambda: rig.carrier.in_flight == 0, "the work to end")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
     members: list[Any] = await store.zrange(QUEUE, 0, -1, withscores=True)
     assert dict(members) == {claim.member: claim.score for claim in claims}
@@ -241,10 +241,10 @@ async def test_a_request_cancelled_in_flight_was_attempted_and_one_that_waited_w
     (waiting,) = await rig.claimed(body("waiting"))
     async with running(rig.settler.run()):
         rig.carrier.start([flying])
-        await wait_until_async(lambda: len(rig.dispatched) == 1, IN_TIME, "it is in flight")
+        await wait_until_async(lambda: len(rig.dispatched) == 1, "it is in flight")
         rig.carrier.cancel([flying])
         rig.carrier.start([replace(waiting, is_cancelled=True)])
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], IN_TIME, "both are answered")
+        await wait_until_async(lambda: rig.carrier.held_claims() == [], "both are answered")
     found = {result.id: result for result in await rig.results()}
     assert {result.error_code for result in found.values()} == {ErrorCode.CANCELLED}
     assert (found["flying"].attempts, found["waiting"].attempts) == (1, 0)
@@ -263,7 +263,7 @@ async def test_a_defect_of_ours_ends_a_request_after_a_few_attempts(store: Redis
     (last,) = await rig.claimed(encode_retry(body("b"), queue=QUEUE, attempt=2, score=first.score))
     async with running(rig.settler.run()):
         rig.carrier.start([first, last])
-        await wait_until_async(lambda: len(rig.settled) == 2, IN_TIME, "both settled")
+        await wait_until_async(lambda: len(rig.settled) == 2, "both settled")
     assert await rig.store.zcard(RETRIES) == 1
     (result,) = await rig.results()
     assert (result.id, result.error_code) == ("b", ErrorCode.UNDELIVERABLE)

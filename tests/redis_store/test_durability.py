@@ -99,7 +99,7 @@ def lagging(program: str) -> Iterator[tuple[Server, Server, Proxy]]:
     with Proxy(("127.0.0.1", master.port)) as line:
         replica = Server(program, "--replicaof", f"127.0.0.1 {line.port}")
         with replica.client() as client:
-            wait_until(lambda: client.info("replication")["master_link_status"] == "up", 30, "the replica")
+            wait_until(lambda: client.info("replication")["master_link_status"] == "up", "the replica")
         yield master, replica, line
         replica.stop()
     master.stop()

@@ -121,5 +121,5 @@ async def _insist(call: Callable[[], Awaitable[T]], is_enough: Callable[[T], boo
             return False
         return is_enough(answers[-1])
 
-    await wait_until_async(answered, 40, "the new master to answer")
+    await wait_until_async(answered, "the new master to answer")
     return answers[-1]

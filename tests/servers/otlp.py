@@ -47,9 +47,7 @@ class OtlpReceiver:
 
     def wait_for(self, name: str, count: int, request_id: str = "") -> list[ReceivedSpan]:
         """The first `count` spans of that name; exporters send every few seconds."""
-        wait_until(
-            lambda: len(self.named(name, request_id)) >= count, timeout_seconds=60, what=f"{count} {name}"
-        )
+        wait_until(lambda: len(self.named(name, request_id)) >= count, what=f"{count} {name}")
         return self.named(name, request_id)[:count]
 
 

@@ -75,7 +75,7 @@ def running_prometheus(
             )
         try:
             wait_until(
-                lambda: process.poll() is not None or _is_ready(url), 60, "prometheus to be ready for queries"
+                lambda: process.poll() is not None or _is_ready(url), "prometheus to be ready for queries"
             )
             assert process.poll() is None, log.read_text()
             yield url

@@ -54,7 +54,7 @@ def running_rabbitmq() -> Iterator[pika.ConnectionParameters]:
         server = subprocess.Popen([str(_SERVER)], env=variables, stdout=quiet, stderr=quiet)
         try:
             parameters = pika.ConnectionParameters("127.0.0.1", port, heartbeat=0)
-            wait_until(lambda: _answers(parameters), _START_SECONDS, "RabbitMQ")
+            wait_until(lambda: _answers(parameters), "RabbitMQ", timeout_seconds=_START_SECONDS)
             yield parameters
         finally:
             server.terminate()

@@ -232,7 +232,7 @@ class Sentinels(_Servers):
 
 
 def _wait(predicate: Callable[[], object], what: str) -> None:
-    wait_until(predicate, _START_SECONDS, what)
+    wait_until(predicate, what)
 
 
 def _known(client: Any) -> int:

@@ -80,14 +80,14 @@ class Terminal:
             return all(text in shown for text in texts)
 
         try:
-            wait_until(is_shown, 30, f"{texts} on the screen")
+            wait_until(is_shown, f"{texts} on the screen")
         except AssertionError as error:
             raise AssertionError("\n".join([str(error), *self.screen()])) from None
 
     def end(self) -> int:
         """Wait for the command to end by itself; its exit code."""
         # What nobody reads would hold up a command that writes: so its end is awaited while reading.
-        wait_until(lambda: (self.written, self.process.poll())[1] is not None, 30, "the end of the command")
+        wait_until(lambda: (self.written, self.process.poll())[1] is not None, "the end of the command")
         return self.process.wait()
 
     def __enter__(self) -> Self:

@@ -74,9 +74,9 @@ def stack(folder: Path) -> Iterator[Stack]:
         _queue(store, "summaries", "hard-1", {"simulate": {"status": 503}})
         _queue(store, "summaries", "<b>bold</b>", {"simulate": {"status": 404}})
         store.zadd("summaries", {"no request at all": FAR})
-        wait_until(lambda: store.llen("result-list") >= 2, 30, "two results")
+        wait_until(lambda: store.llen("result-list") >= 2, "two results")
         # The gate reads its key every few seconds; what was queued before then is let go by nothing.
-        wait_until(lambda: '"why_closed":"value' in _reports(running), 30, "the gate to be closed")
+        wait_until(lambda: '"why_closed":"value' in _reports(running), "the gate to be closed")
         for number in range(5):
             _queue(
                 store, "evaluations", f"held-{number}", {"prompt": "x"}, tenant=("red", "green")[number % 2]
@@ -114,8 +114,8 @@ def base_url(stack: Stack, folder: Path) -> Iterator[str]:
         command, env={**os.environ, **variables, "STATUS_TOKEN_FILE": str(token)}, stderr=subprocess.DEVNULL
     ) as process:
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: _status(f"{url}/healthz") == 200, 30, "the status page")
-        wait_until(lambda: "hard-1" in _read(url), 30, "a failure on the board")
+        wait_until(lambda: _status(f"{url}/healthz") == 200, "the status page")
+        wait_until(lambda: "hard-1" in _read(url), "a failure on the board")
         yield url
         process.terminate()
 
@@ -212,7 +212,7 @@ async def test_a_dead_letter_is_requeued_and_dropped_only_with_the_token(
         await page.run(f"{form}.token.value = '{TOKEN}'")
         await page.submit(press.format(f=form, action="requeue"))
         assert "Queued again" in await page.run("document.body.innerText")
-        wait_until(lambda: store.hkeys("summaries:dead") not in ([], before), 30, "its death again")
+        wait_until(lambda: store.hkeys("summaries:dead") not in ([], before), "its death again")
 
         await page.open(f"{base_url}/dead?queue=summaries")
         await page.run(f"{form}.token.value = '{TOKEN}'")

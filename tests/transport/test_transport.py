@@ -119,7 +119,7 @@ async def test_one_timer_serves_the_later_limits_of_a_connection(transport: Tran
         near = loop_time() + 5.0
         await post(transport, url, until=near)
         third = asyncio.create_task(post(transport, url, until=loop_time() + 50.0))
-        await wait_until_async(lambda: loop_time() > near, 60, "the second limit to pass")
+        await wait_until_async(lambda: loop_time() > near, "the second limit to pass")
         released.set()
         assert (await third).body == b"ok"
 
@@ -193,14 +193,14 @@ async def test_a_closed_connection_is_not_used_again(transport: Transport, serve
     server.say(answer(200, b"{}", end=End.CLOSE), answer(200, b"{}"))
     for _ in range(2):
         assert (await post(transport, server.url)).status_code == 200
-        await wait_until_async(lambda: server.open_connections <= 1, 60, "the server to close")
+        await wait_until_async(lambda: server.open_connections <= 1, "the server to close")
     assert (server.connections, len(server.received)) == (2, 2)
 
 
 async def test_a_connection_is_closed_when_it_was_idle_for_too_long(server: RawHttp) -> None:
     transport = Transport(TransportOptions(idle_seconds=0.05))
     await post(transport, server.url)
-    await wait_until_async(lambda: server.open_connections == 0, 60, "the idle connection to be closed")
+    await wait_until_async(lambda: server.open_connections == 0, "the idle connection to be closed")
     await post(transport, server.url)
     assert server.connections == 2
     await transport.aclose()
@@ -517,7 +517,7 @@ async def test_a_large_answer_is_read_once_there_is_room(transport: Transport, s
 
     server.say(answer(200, b"x" * 900_000))
     call = asyncio.create_task(transport.post(server.url, {}, b"{}", ask_for_room=ask))
-    await wait_until_async(lambda: asked, 60, "the transport to ask for room")
+    await wait_until_async(lambda: asked, "the transport to ask for room")
     (connection,) = transport._open
     assert not connection._transport.is_reading()
     ((most, on_room),) = asked

@@ -118,9 +118,11 @@ class Breakable:
     def wait_for_results(self, ids: list[str], timeout_seconds: float = 60) -> None:
         """Until all are answered with a 200, each once, and nothing of them is left."""
         wait_until(
-            lambda: self.store.llen(RESULTS) >= len(ids), timeout_seconds, f"{len(ids)} results, all there"
+            lambda: self.store.llen(RESULTS) >= len(ids),
+            f"{len(ids)} results, all there",
+            timeout_seconds=timeout_seconds,
         )
-        wait_until(lambda: self.left() == 0, 10, "nothing left of the finished requests")
+        wait_until(lambda: self.left() == 0, "nothing left of the finished requests")
         results = [json.loads(text) for text in self.store.lrange(RESULTS, 0, -1)]
         self.store.delete(RESULTS)
         assert sorted(one["id"] for one in results) == sorted(ids), "each once"

@@ -69,8 +69,8 @@ def stopped_after(seconds: float, command: list[str], url: str) -> int:
         [*namespace, *command], env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         try:
-            init = wait_until(lambda: pid_of_init(process), 60, "the process in its namespace")
-            wait_until(lambda: catches_sigterm(init), 60, "its handler of SIGTERM")
+            init = wait_until(lambda: pid_of_init(process), "the process in its namespace")
+            wait_until(lambda: catches_sigterm(init), "its handler of SIGTERM")
             elapse(seconds, "the start goes on until this moment")
             os.kill(init, signal.SIGTERM)
             return process.wait(60)

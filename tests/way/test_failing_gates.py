@@ -78,7 +78,7 @@ async def test_without_what_its_gates_ask_nothing_is_lost_and_no_cpu_used(
             return answer.status_code == 200 and "failing: gates for" in answer.text
 
         first = [asyncio.create_task(rig.push(f"first-{number}", userid="a")) for number in range(3)]
-        await wait_until_async(says_so, 30, "the door to say so")
+        await wait_until_async(says_so, "the door to say so")
         # Only now: what the gate knew a moment ago may still let some through.
         pushes = [asyncio.create_task(rig.push(f"r{number}", userid="a")) for number in range(20)]
         share = await rig.cpu_share(WINDOW_SECONDS)
@@ -93,7 +93,7 @@ async def test_without_what_its_gates_ask_nothing_is_lost_and_no_cpu_used(
     names = [*(f"first-{number}" for number in range(3)), *(f"r{number}" for number in range(20))]
     for name, one in zip(names, answers, strict=True):
         if one.status_code != 204:
-            await wait_until_async(partial(is_answered, name), 30, "an answer, without a restart")
+            await wait_until_async(partial(is_answered, name), "an answer, without a restart")
     assert (await rig.client.get(rig.url.replace("/push", "/readyz"))).text == "ready\n"
     assert share < MOST_CPU
     assert rig.rss_mb() < memory + 20

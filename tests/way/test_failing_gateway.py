@@ -44,8 +44,8 @@ def test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back(rig: Breakabl
     opened, memory = openings(rig), rig.rss_mb()
     rig.set_faults(**{fault: 1.0})
     ids = rig.queue(150)
-    wait_until(lambda: openings(rig) > opened, 30, "an open circuit")
-    wait_until(lambda: rig.in_flight() <= 2, 30, "only probes in flight")
+    wait_until(lambda: openings(rig) > opened, "an open circuit")
+    wait_until(lambda: rig.in_flight() <= 2, "only probes in flight")
 
     before, began = calls(rig), time.monotonic()
     share = rig.cpu_share(WINDOW_SECONDS, "what a poller costs whose gateway is in trouble")
@@ -81,13 +81,13 @@ def test_a_gateway_in_trouble_is_spared_though_the_configuration_changes(tmp_pat
     with Breakable({"CONFIG_FILE": str(config), "CONFIG_RELOAD_SECONDS": "0.2"}) as rig:
         rig.set_faults(reset=1.0)
         ids = rig.queue(100)
-        wait_until(lambda: openings(rig), 30, "an open circuit")
-        wait_until(lambda: rig.in_flight() <= 2, 30, "only probes in flight")
+        wait_until(lambda: openings(rig), "an open circuit")
+        wait_until(lambda: rig.in_flight() <= 2, "only probes in flight")
 
         before, began = calls(rig), time.monotonic()
         for number in range(3):
             config.write_text(f"queues: [{{queue_name: request-sortedset, labels: {{n: '{number}'}}}}]")
-            wait_until(partial(has_reloaded, rig, number + 1), 30, "the change to be taken")
+            wait_until(partial(has_reloaded, rig, number + 1), "the change to be taken")
         elapse(2 * PROBE_SECONDS, "the last one has claimed")
         probes, lasted = calls(rig) - before, time.monotonic() - began
         rig.set_faults()

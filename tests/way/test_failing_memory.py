@@ -100,4 +100,4 @@ async def test_pushes_are_answered_without_it_and_once_when_it_is_back(
         second = await rig.push(name)
         return (first.status_code, second.status_code) == (204, 204) and len(rig.gateway.received) == asked
 
-    await wait_until_async(is_remembering, 30, "deliveries to be known again, without a restart")
+    await wait_until_async(is_remembering, "deliveries to be known again, without a restart")

@@ -41,9 +41,7 @@ def loading(rig: Breakable) -> Iterator[None]:
     for number in range(250):
         rig.store.set(f"filler:{number}", os.urandom(2_000), ex=600)
     rig.store.bgrewriteaof()
-    wait_until(
-        lambda: rig.store.info("persistence")["aof_rewrite_in_progress"] == 0, 20, "the file rewritten"
-    )
+    wait_until(lambda: rig.store.info("persistence")["aof_rewrite_in_progress"] == 0, "the file rewritten")
     rig.kill_redis()
     slowly = ("--key-load-delay", "15000", "--loading-process-events-interval-bytes", "1024")
     rig.start_redis(*slowly, is_ready="RDB memory usage")
@@ -95,15 +93,15 @@ def black_hole(rig: Breakable) -> Iterator[None]:
 def test_while_it_is_in_trouble_nothing_is_lost_and_no_cpu_used(rig: Breakable, fault: Fault) -> None:
     """F20, F24, F26, L3: readiness says so, CPU and memory stay, and it goes on without a restart."""
     ids = rig.queue(120)
-    wait_until(lambda: rig.store.llen("result-list") > 0, 20, "requests under way")
+    wait_until(lambda: rig.store.llen("result-list") > 0, "requests under way")
     files, memory = rig.connections(), rig.rss_mb()
 
     with fault(rig):
-        answer = wait_until(lambda: (now := rig.ready())[0] == 503 and now, 30, "not ready")
+        answer = wait_until(lambda: (now := rig.ready())[0] == 503 and now, "not ready")
         share = rig.cpu_share(4.0, "what a poller costs whose Redis is in trouble")
 
     assert answer == (503, "waiting for redis\n")
-    wait_until(lambda: rig.ready()[0] == 200, 30, "ready again, without a restart")
+    wait_until(lambda: rig.ready()[0] == 200, "ready again, without a restart")
     rig.wait_for_results(ids)
     assert share < MOST_CPU
     assert rig.connections() <= files + 16
@@ -147,7 +145,7 @@ def test_a_promoted_replica_goes_on_where_its_master_died() -> None:
     with Breakable() as own, Valkey(find_valkey()) as replica, redis.from_url(replica.url) as promoted:
         own.store.config_set("repl-diskless-sync-delay", "0")
         promoted.replicaof("127.0.0.1", str(own.redis_port))
-        wait_until(lambda: promoted.info("replication")["master_link_status"] == "up", 20, "a replica")
+        wait_until(lambda: promoted.info("replication")["master_link_status"] == "up", "a replica")
         ids = own.queue(100)
         own.store.wait(1, 5_000)
         own.kill_redis()

@@ -51,18 +51,18 @@ async def _fail_over(url: str, dies: Server, is_promoted: Callable[[], bool]) ->
             await client.submit_many(requests[:BEFORE])
             reader = _Reader(url)
             try:
-                await wait_until_async(lambda: reader.count(BEFORE // 5), 60, "work under way")
+                await wait_until_async(lambda: reader.count(BEFORE // 5), "work under way")
                 dies.kill()
                 going_on = asyncio.create_task(client.submit_many(requests[BEFORE:]))
-                await wait_until_async(lambda: asyncio.to_thread(is_promoted), 60, "another master")
+                await wait_until_async(lambda: asyncio.to_thread(is_promoted), "another master")
                 dies.start()
                 accepted = await going_on
                 assert len(accepted) == DURING
-                await wait_until_async(lambda: reader.count(len(requests)), 90, "a result for each")
-                await wait_until_async(reader.is_clean, 60, "no key left")
                 await wait_until_async(
-                    lambda: asyncio.to_thread(fleet.are_ready), 30, "ready, without a restart"
+                    lambda: reader.count(len(requests)), "a result for each", timeout_seconds=90
                 )
+                await wait_until_async(reader.is_clean, "no key left")
+                await wait_until_async(lambda: asyncio.to_thread(fleet.are_ready), "ready, without a restart")
                 found = await reader.ids()
             finally:
                 await reader.close()

@@ -84,7 +84,7 @@ async def test_pollers_client_and_command_do_all_their_work_with_the_documented_
             async def is_running() -> bool:
                 return await client.look_up(endless) is RequestState.CLAIMED
 
-            await wait_until_async(is_running, 60, "the endless one in flight")
+            await wait_until_async(is_running, "the endless one in flight")
             assert await client.cancel(endless)
             found = {}
             async with client.results(limit=PLAIN + 2) as results:

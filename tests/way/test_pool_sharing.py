@@ -93,10 +93,10 @@ def most_at_once(lines: list[WitnessLine]) -> int:
 @pytest.mark.parametrize("count", [2, 10])
 def test_pollers_share_a_pool_and_keep_to_the_deadlines(fleet: Fleet, count: int) -> None:
     pollers = fleet.start(count)
-    wait_until(lambda: fleet.all_know(pollers), 60, "all pollers to know each other")
+    wait_until(lambda: fleet.all_know(pollers), "all pollers to know each other")
     fleet.queue(0, 100)
-    wait_until(lambda: fleet.results() == 100, 60, "all results")
-    wait_until(lambda: len(fleet.witnessed()) == 100, 15, "the gateway's witness")
+    wait_until(lambda: fleet.results() == 100, "all results")
+    wait_until(lambda: len(fleet.witnessed()) == 100, "the gateway's witness")
 
     lines = fleet.witnessed()
     assert most_at_once(lines) <= SLOTS, "together no more than one alone"
@@ -110,10 +110,12 @@ def test_pollers_share_a_pool_and_keep_to_the_deadlines(fleet: Fleet, count: int
 
 def test_the_part_of_a_killed_poller_goes_to_the_others(fleet: Fleet) -> None:
     pollers = fleet.start(2)
-    wait_until(lambda: fleet.all_know(pollers), 60, "both to know each other")
+    wait_until(lambda: fleet.all_know(pollers), "both to know each other")
     fleet.queue(0, 40)
-    wait_until(lambda: fleet.results() >= 6, 30, "both at work")
+    wait_until(lambda: fleet.results() >= 6, "both at work")
     pollers[0].child.process.send_signal(signal.SIGKILL)
     fleet.queue(1_000, 60)
-    wait_until(lambda: fleet.results() >= 100, 90, "every result, those of the dead poller too")
-    wait_until(lambda: fleet.shared_by() == 1, 30, "the dead one's lease to end")
+    wait_until(
+        lambda: fleet.results() >= 100, "every result, those of the dead poller too", timeout_seconds=90
+    )
+    wait_until(lambda: fleet.shared_by() == 1, "the dead one's lease to end")

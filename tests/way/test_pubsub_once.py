@@ -107,7 +107,7 @@ async def test_a_cancelled_delivery_is_answered_and_the_gateway_is_free(stack: S
         async def is_running() -> bool:
             return await running() > 0
 
-        await wait_until_async(is_running, 30, "the request at the gateway")
+        await wait_until_async(is_running, "the request at the gateway")
         async with AsyncClient.for_pubsub(
             DEMO_PROJECT, emulator_host=stack.emulator_host, cancel_redis_url=stack.redis_url
         ) as producer:
@@ -118,7 +118,7 @@ async def test_a_cancelled_delivery_is_answered_and_the_gateway_is_free(stack: S
         async def is_free() -> bool:
             return await running() == 0
 
-        await wait_until_async(is_free, 30, "the gateway to be free")
+        await wait_until_async(is_free, "the gateway to be free")
 
 
 async def test_of_two_deliveries_at_once_one_is_answered_and_one_comes_back(stack: Stack, door: str) -> None:
@@ -168,7 +168,7 @@ async def test_what_a_killed_door_was_answering_is_answered_by_another_when_its_
             async def is_under_way() -> bool:
                 return await running(client, stack) > 0
 
-            await wait_until_async(is_under_way, 30, "the request at the gateway")
+            await wait_until_async(is_under_way, "the request at the gateway")
             child.process.kill()
             with pytest.raises(httpx.TransportError):
                 await pushed
@@ -176,7 +176,7 @@ async def test_what_a_killed_door_was_answering_is_answered_by_another_when_its_
         async def is_answered() -> bool:
             return (await client.post(door, content=body)).status_code == 204
 
-        await wait_until_async(is_answered, 30, "another door to answer it")
+        await wait_until_async(is_answered, "another door to answer it")
 
 
 async def test_a_burst_of_deliveries_is_remembered_each_and_every_one() -> None:

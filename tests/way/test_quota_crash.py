@@ -42,14 +42,14 @@ def test_slots_of_a_killed_poller_come_back_and_the_limit_holds_all_the_time(tmp
             store.zadd(QUEUE, {msgspec.json.encode(body): deadline})
 
         first = stack.enter_context(poller(variables))
-        wait_until(lambda: int(store.get(COUNTER) or 0) == LIMIT, 30, "all slots in use")
+        wait_until(lambda: int(store.get(COUNTER) or 0) == LIMIT, "all slots in use")
         first.child.process.send_signal(signal.SIGKILL)
         first.child.process.wait(20)
         assert int(store.get(COUNTER) or 0) >= 1, "the dead poller's slots are still counted"
 
         stack.enter_context(poller(variables))
-        wait_until(lambda: store.llen(RESULTS) >= 20, 90, "every result")
-        wait_until(lambda: store.get(COUNTER) is None, 30, "nothing held any more")
+        wait_until(lambda: store.llen(RESULTS) >= 20, "every result", timeout_seconds=90)
+        wait_until(lambda: store.get(COUNTER) is None, "nothing held any more")
         state = msgspec.json.decode(_state(up.url))
         assert state["peak"] <= LIMIT
 

@@ -123,5 +123,5 @@ def test_a_topic_and_a_memory_that_fail_are_named_until_they_work(broker: Broker
         }
 
         broker.is_well = True
-        wait_until(lambda: push(9) == 204, 30, "a push that is acked")
+        wait_until(lambda: push(9) == 204, "a push that is acked")
         assert "results" not in client.get("/readyz").text

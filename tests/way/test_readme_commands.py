@@ -65,7 +65,7 @@ def test_the_readmes_redis_commands_queue_a_request_and_read_its_result(run: Run
     zadd, rpop = commands("redis-cli")
 
     assert run(zadd).strip() == "1"
-    result = wait_until(lambda: run(rpop).strip(), timeout_seconds=20, what="a result")
+    result = wait_until(lambda: run(rpop).strip(), what="a result")
 
     assert '"id":"testmsg"' in result
     assert '"status_code":200' in result
@@ -79,7 +79,7 @@ def test_the_guides_gcloud_commands_publish_a_request_and_pull_its_result(run: R
     (pull,) = commands("gcloud pubsub subscriptions pull", file=file)
 
     run(publish)
-    result = wait_until(lambda: run(pull).strip(), timeout_seconds=60, what="a result")
+    result = wait_until(lambda: run(pull).strip(), what="a result")
 
     assert "testmsg" in result
 

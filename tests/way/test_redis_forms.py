@@ -106,9 +106,7 @@ def form(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         made.write("SET", BUDGET, "1")
         _lease(made)
         made.fleet = parts.enter_context(PollerFleet(made.variables, token_seconds=0.002))
-        wait_until(
-            lambda: all(_knows_the_other(poller) for poller in made.fleet.pollers), 60, "a shared pool"
-        )
+        wait_until(lambda: all(_knows_the_other(poller) for poller in made.fleet.pollers), "a shared pool")
         yield made
         log = "".join(poller.output() for poller in made.fleet.pollers)
         assert SECRET not in log
@@ -161,7 +159,7 @@ def test_one_request_is_submitted_waited_for_and_not_run_twice(form: Form) -> No
 def test_what_is_in_flight_is_cancelled_and_its_result_read(form: Form) -> None:
     with form.client() as client:
         endless = client.submit({"prompt": "all", "max_tokens": 100_000}, deadline=time.time() + 600)
-        wait_until(lambda: client.look_up(endless) is RequestState.CLAIMED, 60, "the endless one in flight")
+        wait_until(lambda: client.look_up(endless) is RequestState.CLAIMED, "the endless one in flight")
         assert f"{endless.id} cancelled" in form.run("cancel", endless.id)
     told = json.loads(form.run("results", "--take", "1", "--format", "json"))
     assert (told["id"], told["error_code"]) == (endless.id, "CANCELLED")
@@ -169,7 +167,7 @@ def test_what_is_in_flight_is_cancelled_and_its_result_read(form: Form) -> None:
 
 def test_a_closed_budget_holds_and_an_open_one_lets_go(form: Form) -> None:
     form.write("SET", BUDGET, "0")
-    wait_until(lambda: "closed" in form.run("top", "--once"), 60, "the gate to be closed, and shown so")
+    wait_until(lambda: "closed" in form.run("top", "--once"), "the gate to be closed, and shown so")
     with form.client() as client:
         held = client.submit({"prompt": "x"}, deadline=time.time() + 600, has_own_results=True)
         assert client.look_up(held) is RequestState.PENDING
@@ -198,11 +196,11 @@ def test_a_batch_runs(form: Form, tmp_path: Path) -> None:
 
 def test_dead_letters_are_listed_shown_queued_again_and_dropped(form: Form) -> None:
     form.write("ZADD", QUEUE, "1", '{"id": 5, "payload": {}}')
-    wait_until(lambda: "no dead letters" not in form.run("dead", "list"), 60, "the dead letter")
+    wait_until(lambda: "no dead letters" not in form.run("dead", "list"), "the dead letter")
     dead_id = form.run("dead", "list").splitlines()[-1].split()[0]
     assert '"member"' in form.run("dead", "show", dead_id)
     form.run("dead", "requeue", dead_id)
-    wait_until(lambda: _dead_count(form) == 1, 60, "it to die again")
+    wait_until(lambda: _dead_count(form) == 1, "it to die again")
     form.run("dead", "drop", "--all")
     assert _dead_count(form) == 0
 
@@ -215,7 +213,7 @@ def _dead_count(form: Form) -> int:
 def test_results_go_to_a_webhook(form: Form, tmp_path: Path) -> None:
     with form.client() as client:
         sent: Submission = client.submit({"prompt": "x"}, deadline=time.time() + 600)
-        wait_until(lambda: client.look_up(sent) is RequestState.FINISHED, 60, "its result")
+        wait_until(lambda: client.look_up(sent) is RequestState.FINISHED, "its result")
     secret = tmp_path / "secret"
     secret.write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")
     url = f"http://127.0.0.1:{free_port()}/hook"
@@ -237,5 +235,5 @@ def test_the_status_page_shows_queue_and_pollers(form: Form) -> None:
             except OSError:
                 return ""
 
-        wait_until(lambda: QUEUE in shown() and "shared" in shown(), 60, "queue and pool on the page")
+        wait_until(lambda: QUEUE in shown() and "shared" in shown(), "queue and pool on the page")
         assert SECRET not in shown()

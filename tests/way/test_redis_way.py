@@ -28,7 +28,7 @@ def results_of(store: redis.Redis, count: int) -> list[dict[str, Any]]:
             found.append(msgspec.json.decode(text))  # type: ignore[arg-type]  # a synchronous client's reply
         return len(found) >= count
 
-    wait_until(take, timeout_seconds=30, what=f"{count} results")
+    wait_until(take, what=f"{count} results")
     return found
 
 
@@ -48,7 +48,7 @@ def test_the_guides_own_commands_work_as_written(store: redis.Redis) -> None:
     assert result["id"] == "testmsg"
     assert result["status_code"] == 200
     assert "choices" in msgspec.json.decode(result["payload"])
-    wait_until(lambda: is_clean(store), timeout_seconds=5, what="no key left")
+    wait_until(lambda: is_clean(store), what="no key left")
 
 
 def test_an_envelope_gives_its_token_back_and_goes_to_its_own_list(store: redis.Redis) -> None:
@@ -66,7 +66,7 @@ def test_an_envelope_gives_its_token_back_and_goes_to_its_own_list(store: redis.
     assert text is not None
     result = msgspec.json.decode(text[1])
     assert (result["id"], result["request_token"], result["status_code"]) == ("e1", "t-1", 200)
-    wait_until(lambda: is_clean(store), timeout_seconds=5, what="the marker of the live submission gone")
+    wait_until(lambda: is_clean(store), what="the marker of the live submission gone")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,6 @@ def test_what_has_no_id_is_kept_among_the_dead_letters(store: redis.Redis, membe
 
     wait_until(
         lambda: store.hlen(f"{QUEUE}:dead") == before + 1,
-        timeout_seconds=20,
         what="a dead letter",
     )
     assert store.llen(RESULTS) == 0
@@ -131,13 +130,13 @@ def test_a_refused_request_is_retried_and_answered(store: redis.Redis) -> None:
     body = '{"id":"r1","payload":{"simulate":{"key":"r1","status":503,"times":1}},"deadline":1999999999,"x":[1.10]}'
     store.zadd(QUEUE, {body: 1_999_999_999})
 
-    wait_until(lambda: store.zcard(RETRIES) == 1, timeout_seconds=20, what="the request in the retry set")
+    wait_until(lambda: store.zcard(RETRIES) == 1, what="the request in the retry set")
     (waiting,) = store.zrange(RETRIES, 0, -1)
     assert b'"x":[1.10]' in waiting, "unknown fields are kept byte for byte"
     (result,) = results_of(store, 1)
 
     assert (result["id"], result["status_code"]) == ("r1", 200)
-    wait_until(lambda: is_clean(store), timeout_seconds=5, what="no key left")
+    wait_until(lambda: is_clean(store), what="no key left")
 
 
 def test_two_thousand_requests_at_once_are_all_answered_once(store: redis.Redis) -> None:
@@ -150,7 +149,7 @@ def test_two_thousand_requests_at_once_are_all_answered_once(store: redis.Redis)
     results = results_of(store, len(bodies))
 
     assert sorted(result["id"] for result in results) == sorted(f"n{n}" for n in range(2_000))
-    wait_until(lambda: is_clean(store), timeout_seconds=5, what="no key left")
+    wait_until(lambda: is_clean(store), what="no key left")
 
 
 def test_a_result_list_that_is_no_list_loses_no_result(store: redis.Redis) -> None:
@@ -191,7 +190,7 @@ def test_a_payload_that_is_stored_apart_is_read_and_deleted(store: redis.Redis) 
 
     assert result["status_code"] == 200
     assert msgspec.json.decode(result["payload"])["usage"]["completion_tokens"] == 3
-    wait_until(lambda: store.exists(key) == 0, timeout_seconds=5, what="the payload's key gone")
+    wait_until(lambda: store.exists(key) == 0, what="the payload's key gone")
 
 
 def test_a_payload_that_is_gone_gets_a_result_that_says_so(store: redis.Redis) -> None:

@@ -89,7 +89,7 @@ def result_of(store: redis.Redis, name: str) -> dict[str, object]:
 
 def told(stack: Stack, who: str, event: str, count: int = 1) -> None:
     child = stack.children[who]
-    wait_until(lambda: child.output().count(event) >= count, SOON_SECONDS, f"{who}: {event}")
+    wait_until(lambda: child.output().count(event) >= count, f"{who}: {event}")
 
 
 def test_queues_come_and_change_while_what_is_in_flight_is_finished(
@@ -97,7 +97,7 @@ def test_queues_come_and_change_while_what_is_in_flight_is_finished(
 ) -> None:
     queue(store, "second", "early")
     queue(store, "first", "long", max_tokens=200)
-    wait_until(lambda: store.hlen("first:claimed"), SOON_SECONDS, "the long request in flight")
+    wait_until(lambda: store.hlen("first:claimed"), "the long request in flight")
 
     config.write(TWO)
     told(stack, "poller", "configuration reloaded")
@@ -110,7 +110,7 @@ def test_queues_come_and_change_while_what_is_in_flight_is_finished(
         "begun under the old file, answered by it"
     )
     counted = 'successful_requests_total{pool_name="default",queue_id="first",queue_name="first"} 1.0'
-    wait_until(lambda: counted in page(f"{stack.poller_pages_url}/metrics"), SOON_SECONDS, "the count")
+    wait_until(lambda: counted in page(f"{stack.poller_pages_url}/metrics"), "the count")
     queue(store, "first", "late")
     assert result_of(store, "other-results")["id"] == "late"
 
@@ -180,14 +180,14 @@ def test_fewer_workers_are_in_force_once_what_was_in_flight_is_over(
     told(stack, "poller", "configuration reloaded")
     for number in range(40):
         queue(store, "first", f"r{number}", max_tokens=30)
-    wait_until(lambda: state_of(stack)["running"] == 6, SOON_SECONDS, "six at the gateway")
+    wait_until(lambda: state_of(stack)["running"] == 6, "six at the gateway")
     config.write(with_workers(2))
     told(stack, "poller", "configuration reloaded", 2)
-    wait_until(lambda: state_of(stack)["running"] <= 2, SOON_SECONDS, "two at the gateway")
+    wait_until(lambda: state_of(stack)["running"] <= 2, "two at the gateway")
     most = max(state_of(stack)["running"] for _ in range(200))
     assert most <= 2
     config.write(with_workers(5))
-    wait_until(lambda: state_of(stack)["running"] == 5, SOON_SECONDS, "five at the gateway")
+    wait_until(lambda: state_of(stack)["running"] == 5, "five at the gateway")
 
 
 def test_what_waits_at_a_gate_goes_by_the_next_one(
@@ -204,7 +204,7 @@ def test_what_waits_at_a_gate_goes_by_the_next_one(
     body = {"id": "reserved", "deadline": FAR, "payload": {"prompt": "x"}}
     internal = {"labels": {"classification": "reserved"}}
     store.zadd("first", {json.dumps({"internal": internal, "request_kind": "plain", "data": body}): FAR})
-    wait_until(lambda: store.hlen("first:claimed"), SOON_SECONDS, "the request at the gate")
+    wait_until(lambda: store.hlen("first:claimed"), "the request at the gate")
     config.write(ONE)
     assert result_of(store, "result-list")["id"] == "reserved"
 
@@ -213,7 +213,7 @@ def test_what_is_in_flight_at_a_reload_has_the_grace_period_at_a_stop(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
     queue(store, "first", "long", max_tokens=200)
-    wait_until(lambda: state_of(stack)["running"], SOON_SECONDS, "the long request in flight")
+    wait_until(lambda: state_of(stack)["running"], "the long request in flight")
     config.write(TWO)
     told(stack, "poller", "configuration reloaded")
     stack.children["poller"].process.terminate()
@@ -226,11 +226,11 @@ def test_a_refusal_is_told_by_pages_and_metrics_until_it_is_over(stack: Stack, c
     urls = (stack.poller_pages_url, stack.handler_url)
     config.write(BAD)
     for url in urls:
-        wait_until(lambda url=url: "refused" in page(f"{url}/readyz"), SOON_SECONDS, "/readyz")  # type: ignore[misc]  # bound now
+        wait_until(lambda url=url: "refused" in page(f"{url}/readyz"), "/readyz")  # type: ignore[misc]  # bound now
         assert "llm_d_async_async_config_refused 1.0" in page(f"{url}/metrics")
     config.write(TWO)
     for url in urls:
-        wait_until(lambda url=url: page(f"{url}/readyz") == "ready\n", SOON_SECONDS, "/readyz")  # type: ignore[misc]  # bound now
+        wait_until(lambda url=url: page(f"{url}/readyz") == "ready\n", "/readyz")  # type: ignore[misc]  # bound now
         assert "llm_d_async_async_config_refused 0.0" in page(f"{url}/metrics")
 
 
@@ -255,7 +255,7 @@ def test_an_event_that_is_held_at_a_gate_goes_by_the_next_one_and_counts_against
     with ThreadPoolExecutor(8) as senders:
         sent = [senders.submit(send, number) for number in range(8)]
         held = 'handler_inflight_deliveries{door="dispatch"} 8.0'
-        wait_until(lambda: held in page(f"{stack.handler_url}/metrics"), SOON_SECONDS, "eight at the gate")
+        wait_until(lambda: held in page(f"{stack.handler_url}/metrics"), "eight at the gate")
         for change in range(4):
             config.write(pool(gate_type="local-max-concurrency", gate_params={"limit": 100 + change}))
             told(stack, "dispatch", "configuration reloaded", change + 2)
@@ -288,7 +288,7 @@ def test_reloads_leave_no_descriptors_threads_or_memory_behind(
     before = [tuple(map(max, zip(*looks, strict=True))) for looks in zip(*seen, strict=True)]
     told(stack, "poller", '"event":"drained"', CHANGES)
     for one, (descriptors, threads, rss) in zip(processes, before, strict=True):
-        wait_until(partial(has_at_most, one, descriptors + 2), SOON_SECONDS, "closed sockets")
+        wait_until(partial(has_at_most, one, descriptors + 2), "closed sockets")
         assert one.num_threads() <= threads + 1
         # What a generation leaves waits for the collector: over 200 reloads it stays at 15 MB.
         assert one.memory_info().rss - rss < 25_000_000
@@ -312,12 +312,12 @@ def test_the_status_page_shows_the_queues_of_the_changed_file(stack: Stack, conf
             return False
 
     with Child("status", command, variables):
-        wait_until(lambda: shows("first"), SOON_SECONDS, "the page")
+        wait_until(lambda: shows("first"), "the page")
         assert not shows("second")
         config.write(TWO)
-        wait_until(lambda: shows("second"), SOON_SECONDS, "the second queue")
+        wait_until(lambda: shows("second"), "the second queue")
         config.write(BAD)
-        wait_until(lambda: shows("second"), SOON_SECONDS, "the page of the last good file")
+        wait_until(lambda: shows("second"), "the page of the last good file")
 
 
 def test_a_queue_that_goes_is_no_longer_claimed(stack: Stack, store: redis.Redis, config: ConfigMap) -> None:

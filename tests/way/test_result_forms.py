@@ -15,7 +15,7 @@ from handlers.contract.events import REQUEST_TYPE
 from handlers.contract.result import decode_result
 from handlers.demo.stack import Stack, StackOptions
 
-IN_TIME = 30
+IN_TIME = 60.0
 VARIABLES = {"RESULT_DETAILS": "true", "RESULT_PER_REQUEST": "true", "RESULT_APART_BYTES": "10"}
 
 

@@ -82,7 +82,7 @@ def take(channel: Any, queue: str, count: int) -> list[tuple[dict[str, str], byt
             found.append((properties.headers or {}, body))
         return len(found) >= count
 
-    wait_until(some, 60, f"{count} in {queue}")
+    wait_until(some, f"{count} in {queue}")
     return found
 
 
@@ -198,7 +198,7 @@ def test_results_go_to_the_sink_that_knative_names_and_no_reply_doubles_them(
     bridge = Bridge(broker, door)
     bridge.start()
     try:
-        wait_until(lambda: len(sink.taken) >= 10, 60, "ten results at the sink")
+        wait_until(lambda: len(sink.taken) >= 10, "ten results at the sink")
     finally:
         bridge.stop()
         sink.close()

@@ -53,8 +53,8 @@ def test_a_finished_request_is_found_with_its_result_and_without_it(
     stack: Stack, store: redis.Redis, client: Client
 ) -> None:
     submission = client.submit({"prompt": "Hi"}, deadline=HOUR, id="where-done")
-    wait_until(lambda: store.llen("result-list"), 60, "the result")
-    wait_until(lambda: store.hexists("{async-processor}:status:finished", "where-done"), 60, "its record")
+    wait_until(lambda: store.llen("result-list"), "the result")
+    wait_until(lambda: store.hexists("{async-processor}:status:finished", "where-done"), "its record")
     shown = run(stack, "where", "where-done")
     assert (shown.exit_code, "HTTP 200" in shown.stdout) == (0, True)
     assert "is in result-list, waiting to be read" in shown.stdout
@@ -84,11 +84,11 @@ def test_a_request_waits_for_its_retry_then_it_is_cancelled(
     stack: Stack, store: redis.Redis, client: Client
 ) -> None:
     client.submit(REFUSED, deadline=HOUR, id="where-cancelled")
-    wait_until(lambda: client.look_up("where-cancelled") is RequestState.RETRYING, 60, "its retry")
+    wait_until(lambda: client.look_up("where-cancelled") is RequestState.RETRYING, "its retry")
     assert "waiting for its next attempt" in run(stack, "where", "where-cancelled").stdout
     assert run(stack, "cancel", "where-cancelled").exit_code == 0
-    wait_until(lambda: state_of(stack, "where-cancelled") == "cancelled", 60, "its cancellation")
-    wait_until(lambda: client.look_up("where-cancelled") is RequestState.CANCELLED, 60, "its record")
+    wait_until(lambda: state_of(stack, "where-cancelled") == "cancelled", "its cancellation")
+    wait_until(lambda: client.look_up("where-cancelled") is RequestState.CANCELLED, "its record")
     assert ErrorCode.CANCELLED in page_text(stack, "where-cancelled")
     store.delete("result-list")
 

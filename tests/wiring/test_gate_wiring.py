@@ -191,9 +191,7 @@ async def turned(world: World, case: Case, gate_type: str, *, is_open: bool) -> 
     await case.turn(world, is_open)
     if gate_type.startswith("prometheus") and not is_open:
         name, closed = (QUEUE_SIZE, 4.0) if gate_type == "prometheus-budget" else (SATURATION, 1.0)
-        await wait_until_async(
-            lambda: scraped(world, name) == closed, 60, f"Prometheus to have scraped {name}"
-        )
+        await wait_until_async(lambda: scraped(world, name) == closed, f"Prometheus to have scraped {name}")
 
 
 def scraped(world: World, name: str) -> float | None:
@@ -244,7 +242,7 @@ async def test_a_gate_in_the_poller(
         async def is_answered() -> bool:
             return await world.redis.llen("result-list") == 1
 
-        await wait_until_async(is_answered, 30, "the result, once the gate is open")
+        await wait_until_async(is_answered, "the result, once the gate is open")
     assert b'"status_code":200' in (await world.redis.lrange("result-list", 0, 0))[0]
 
 
@@ -350,7 +348,7 @@ async def test_events_of_other_sources_pass_the_gate_of_the_default_pool_and_the
         async def is_answered() -> bool:
             return isinstance(await forward(push(queue=""), NO_LIMITS), Answered)
 
-        await wait_until_async(is_answered, 60, "the gate to read its budget again")
+        await wait_until_async(is_answered, "the gate to read its budget again")
 
 
 async def test_without_a_gate_nothing_stands_between(world: World, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ async def test_every_request_waits_for_the_one_start() -> None:
 
     handler = handler_with(slow)
     asked = [asyncio.ensure_future(handler.respond(readiness())) for _ in range(3)]
-    await wait_until_async(lambda: begun, 60, "the start")
+    await wait_until_async(lambda: begun, "the start")
     for _ in range(10):
         await asyncio.sleep(0)
     assert not any(one.done() for one in asked)

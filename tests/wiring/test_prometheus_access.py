@@ -51,7 +51,7 @@ async def test_the_token_and_the_ca_reach_the_server_and_a_new_token_is_read(
         assert server.received[0].header("authorization") == "Bearer first"
         token.write_text("second")
         await wait_until_async(
-            lambda: server.received[-1].header("authorization") == "Bearer second", 15, "the new token"
+            lambda: server.received[-1].header("authorization") == "Bearer second", "the new token"
         )
         await gates.aclose()
 

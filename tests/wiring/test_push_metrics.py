@@ -78,7 +78,7 @@ async def test_a_held_delivery_is_shown_while_it_waits() -> None:
     work = asyncio.ensure_future(
         forward(Request(id="a", queue="s", deadline=time.time() + 60, payload=b"{}"), NO_LIMITS)
     )
-    await wait_until_async(lambda: page_of(metrics).value("queue_depth", **labels) == 1, 10, "it is held")
+    await wait_until_async(lambda: page_of(metrics).value("queue_depth", **labels) == 1, "it is held")
     opened.set()
     await work
     assert page_of(metrics).value("queue_depth", **labels) == 0

@@ -40,7 +40,7 @@ class Watched:
             self.watch.take()
 
     async def changed(self, count: int) -> list[str]:
-        await wait_until_async(lambda: len(self.taken) >= count, 10, "the change to be taken")
+        await wait_until_async(lambda: len(self.taken) >= count, "the change to be taken")
         assert len(self.taken) == count
         return [queue.queue_name for queue in self.taken[-1].queues]
 
@@ -63,9 +63,9 @@ async def test_a_file_that_is_empty_while_it_is_written_is_no_change(watched: Wa
 async def test_a_file_that_is_gone_is_refused_and_no_change_when_it_comes_back(watched: Watched) -> None:
     following = asyncio.create_task(watched.follow())
     away = watched.paths[0].rename(watched.paths[0].with_suffix(".away"))
-    await wait_until_async(lambda: watched.watch.is_refused, 10, "the file to be missed")
+    await wait_until_async(lambda: watched.watch.is_refused, "the file to be missed")
     away.rename(watched.paths[0])
-    await wait_until_async(lambda: not watched.watch.is_refused, 10, "the file to be back")
+    await wait_until_async(lambda: not watched.watch.is_refused, "the file to be back")
     assert watched.taken == []
     watched.paths[1].write_text("pools: [{id: default, workers: 4}]")
     await watched.changed(1)
@@ -88,7 +88,7 @@ async def test_every_one_of_several_files_is_looked_at(watched: Watched) -> None
 async def test_a_wrong_file_is_refused_until_a_good_one_comes(watched: Watched, text: str) -> None:
     following = asyncio.create_task(watched.follow())
     watched.paths[0].write_bytes(text.encode("utf-8", "surrogatepass"))
-    await wait_until_async(lambda: watched.watch.is_refused, 10, "the refusal")
+    await wait_until_async(lambda: watched.watch.is_refused, "the refusal")
     watched.paths[0].write_text(TWO)
     assert await watched.changed(1) == ["first", "second"]
     assert not watched.watch.is_refused
@@ -105,7 +105,7 @@ async def test_a_defect_in_reading_is_a_refusal_and_not_the_end(
     with monkeypatch.context() as patch:
         patch.setattr("handlers.wiring.reload.load_settings", breaks)
         watched.paths[0].write_text("queues: []")
-        await wait_until_async(lambda: watched.watch.is_refused, 10, "the refusal")
+        await wait_until_async(lambda: watched.watch.is_refused, "the refusal")
     watched.paths[0].write_text(TWO)
     assert await watched.changed(1) == ["first", "second"]
     following.cancel()

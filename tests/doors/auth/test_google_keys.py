@@ -84,7 +84,7 @@ async def test_stale_keys_are_used_at_once_while_new_ones_come(
     assert is_key_one(await keys.key("one")), "not held up by a fetch that hangs"
     server.body = certificates("one", "two")
     server.open.set()
-    await wait_until_async(lambda: keys.key("two"), 5, "the new key")
+    await wait_until_async(lambda: keys.key("two"), "the new key")
 
 
 async def test_an_outage_is_bridged_and_ends_by_itself(
@@ -94,7 +94,7 @@ async def test_an_outage_is_bridged_and_ends_by_itself(
     server.status = 503
     clock.now += HOUR + 6 * HOUR - 1
     assert is_key_one(await keys.key("one"))
-    await wait_until_async(lambda: server.asked == 2, 5, "the fetch that fails")
+    await wait_until_async(lambda: server.asked == 2, "the fetch that fails")
     clock.now += 10
     with pytest.raises(KeysUnavailable, match="status 503"):
         await keys.key("one")
@@ -195,7 +195,7 @@ async def test_a_server_that_is_not_there_is_an_outage(clock: Clock) -> None:
 async def test_a_caller_that_goes_away_does_not_end_the_fetch(keys: SigningKeys, server: KeyServer) -> None:
     server.open.clear()
     first, second = (asyncio.create_task(keys.key("one")) for _ in range(2))
-    await wait_until_async(lambda: server.asked == 1, 5, "the fetch")
+    await wait_until_async(lambda: server.asked == 1, "the fetch")
     first.cancel()
     server.open.set()
     assert is_key_one(await second)
@@ -204,7 +204,7 @@ async def test_a_caller_that_goes_away_does_not_end_the_fetch(keys: SigningKeys,
 
 async def test_started_early_the_first_delivery_finds_them(keys: SigningKeys, server: KeyServer) -> None:
     keys.start()
-    await wait_until_async(lambda: server.asked == 1, 5, "the fetch")
+    await wait_until_async(lambda: server.asked == 1, "the fetch")
     assert is_key_one(await keys.key("one"))
     assert server.asked == 1
 
@@ -213,7 +213,7 @@ async def test_closing_ends_a_fetch_that_hangs(server: KeyServer, clock: Clock) 
     server.open.clear()
     keys = SigningKeys(SigningKeysOptions(server.url), clock)
     keys.start()
-    await wait_until_async(lambda: server.asked == 1, 5, "the fetch")
+    await wait_until_async(lambda: server.asked == 1, "the fetch")
     async with asyncio.timeout(5):
         await keys.close()
 

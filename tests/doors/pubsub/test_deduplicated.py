@@ -71,7 +71,7 @@ async def test_renewing_ends_with_the_turn_also_where_the_cancellation_gets_lost
 
     await turn.abandon()
 
-    await wait_until_async(lambda: not renewing_tasks(), 10, "no task left that renews")
+    await wait_until_async(lambda: not renewing_tasks(), "no task left that renews")
     assert records.swallowed == 1
 
 
@@ -99,7 +99,7 @@ async def test_renewing_ends_when_another_has_the_lease(records: Records, store:
 
     await store.hset(key, "owner", "another")
 
-    await wait_until_async(lambda: not renewing_tasks(), 10, "no task left that renews")
+    await wait_until_async(lambda: not renewing_tasks(), "no task left that renews")
     assert await store.hget(key, "owner") == b"another"
     await turn.abandon()
 

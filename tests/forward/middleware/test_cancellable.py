@@ -52,7 +52,7 @@ class Bench:
         """Forward it, until it is under way."""
         count = len(self.started)
         task = asyncio.create_task(self.forward.forward(request, NO_LIMITS))
-        await wait_until_async(lambda: len(self.started) > count, 20, "the attempt")
+        await wait_until_async(lambda: len(self.started) > count, "the attempt")
         return task
 
 
@@ -139,7 +139,7 @@ async def test_what_is_ending_is_ended_again_only_after_a_while(
 
     monkeypatch.setattr(bench.forward, "_forward", gives_back_slowly)
     task = asyncio.create_task(publish())
-    await wait_until_async(lambda: bool(bench.started), 20, "the attempt")
+    await wait_until_async(lambda: bool(bench.started), "the attempt")
     bench.cancelled_at["a"] = 100.5
     await bench.forward.look()
     await asyncio.sleep(0)

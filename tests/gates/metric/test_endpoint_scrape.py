@@ -124,7 +124,7 @@ async def test_an_outage_of_the_page_is_told_once_and_its_end_too(
         exporter.status = 503
         await until_budget(built, 0.0, "closed by its fallback")
         fetches = exporter.fetches
-        await wait_until_async(lambda: exporter.fetches >= fetches + 3, 10, "more failing fetches")
+        await wait_until_async(lambda: exporter.fetches >= fetches + 3, "more failing fetches")
         exporter.status = 200
         await until_budget(built, 0.5, "open again")
     assert [line["why"] for line in log.said("gate source missing")] == ["it answered 503"]

@@ -59,9 +59,9 @@ async def test_a_redis_that_does_not_answer_is_shown_and_does_what_on_missing_sa
     async with started("redis", {"address": "a", **params}, from_redis) as built:
         assert built.budget() == 0.6
         with redis_server.paused():
-            await wait_until_async(lambda: built.state().on_missing, 10, "the source to be missing")
+            await wait_until_async(lambda: built.state().on_missing, "the source to be missing")
             assert built.budget() == budget
-        await wait_until_async(lambda: not built.state().on_missing, 10, "the source to be read again")
+        await wait_until_async(lambda: not built.state().on_missing, "the source to be read again")
         assert built.budget() == 0.6
     assert isinstance(from_redis.log, ReadableLog)
     assert from_redis.log.said("gate source missing")[0]["why"] == "TimeoutError"

@@ -325,7 +325,7 @@ async def _insist(call: Callable[[], Awaitable[T]], is_enough: Callable[[T], boo
             return False
         return is_enough(answers[-1])
 
-    await wait_until_async(answered, 40, "the cluster to answer again")
+    await wait_until_async(answered, "the cluster to answer again")
     return answers[-1]
 
 

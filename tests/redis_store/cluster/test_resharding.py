@@ -114,7 +114,7 @@ async def test_a_slot_that_moves_to_a_new_node_stops_nobody(cluster: Cluster, wi
     ):
         fleet = Fleet(redis, client)
         working = asyncio.create_task(fleet.run())
-        await wait_until_async(lambda: _is_over(fleet, 20), 60, "work under way")
+        await wait_until_async(lambda: _is_over(fleet, 20), "work under way")
         move = Move(cluster, await asyncio.to_thread(cluster.add))
         # Of two keys that one script needs, one has moved: no node can run it until the other has.
         await asyncio.to_thread(move.take, f"{{{QUEUE}}}:delivered".encode())
@@ -122,7 +122,7 @@ async def test_a_slot_that_moves_to_a_new_node_stops_nobody(cluster: Cluster, wi
         assert not done, "the producer gave up"
         await asyncio.to_thread(move.finish)
         before = fleet.answered
-        await wait_until_async(lambda: _is_over(fleet, before + 20), 60, "work on the new node")
+        await wait_until_async(lambda: _is_over(fleet, before + 20), "work on the new node")
         fleet.stop()
         await working
         results = [text.decode() for text in cast("list[bytes]", await redis.lrange(RESULTS, 0, -1))]

@@ -112,7 +112,7 @@ async def test_a_stale_owner_can_neither_renew_nor_abandon_nor_finish(redis: Red
     async def taken_over() -> bool:
         return await long.begin(key, "live") == Fresh()
 
-    await wait_until_async(taken_over, 5, "the lease to end")
+    await wait_until_async(taken_over, "the lease to end")
     assert not await long.renew(key, "stale")
     assert not await long.abandon(key, "stale")
     assert not await long.finish(key, "stale", b"stale")
@@ -127,7 +127,7 @@ async def test_an_answer_after_a_lease_that_nobody_took_over_counts(redis: Redis
     async def is_gone() -> bool:
         return not await redis.exists(key)
 
-    await wait_until_async(is_gone, 5, "the lease to end")
+    await wait_until_async(is_gone, "the lease to end")
     assert not await records.renew(key, "a")
     assert await records.finish(key, "a", b"late")
     assert await records.begin(key, "b") == AlreadyAnswered(b"late")

@@ -33,4 +33,4 @@ async def test_who_leaves_or_dies_uses_nothing_any_more(bench: Bench) -> None:
     async def is_alone() -> bool:
         return await c.share(4) == PoolPlace(0, 1, 0)
 
-    await wait_until_async(is_alone, 15, "the end of a dead poller's lease")
+    await wait_until_async(is_alone, "the end of a dead poller's lease")
