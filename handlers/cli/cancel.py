@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from handlers.cli.connection import QueueFlags, queue_flags
-from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
+from handlers.cli.flags import QueueFlags, queue_flags
+from handlers.cli.shell import EXIT_CODES_HELP, ExitCode, exits
 from handlers.contract.errors import InvalidSetting
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from handlers.cli.connection import QueueFlags, redis_flags
-from handlers.cli.exit_codes import ExitCode, exits
-from handlers.cli.text import for_output
+from handlers.cli.flags import QueueFlags, redis_flags
+from handlers.cli.shell import ExitCode, exits, for_output
 
 if TYPE_CHECKING:
     from handlers.redis_store.queue.dead_letters import DeadLetter, DeadLetters

@@ -53,8 +53,7 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
     """Keep Valkey, a simulated gateway, handler and poller up until Ctrl-C, and say how to talk to them."""
     import handlers.serving.server  # noqa: F401  # a missing extra fails here, and not in a child process
     from handlers.cli.main import fail
-    from handlers.demo.pubsub_emulator import NoEmulator
-    from handlers.demo.pubsub_layout import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION
+    from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION, NoEmulator
     from handlers.demo.stack import Stack, StackOptions
 
     stopped = threading.Event()

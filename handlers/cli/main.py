@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from handlers.cli.text import check_text, escape_unencodable
+from handlers.cli.shell import check_text, escape_unencodable
 
 COMMANDS: Final = {
     "serve": ("handlers.cli.serve", "Serve one door: dispatch or pubsub_push."),

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from handlers.cli.deadlines import parse_duration
+from handlers.cli.flags import parse_duration
 from handlers.contract.errors import AsyncProcessorError
 from handlers.pubsub.admin import (
     Action,

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from handlers.cli.connection import QueueFlags, queue_flags
-from handlers.cli.deadlines import DurationType
-from handlers.cli.exit_codes import ExitCode, exits
-from handlers.cli.text import for_output
+from handlers.cli.flags import DurationType, QueueFlags, queue_flags
+from handlers.cli.shell import ExitCode, exits, for_output
 from handlers.contract.result import Result, encode_result
 
 if TYPE_CHECKING:

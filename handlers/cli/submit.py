@@ -9,15 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from handlers.cli.connection import PAYLOAD_APART_FLAG, WAIT_REPLICAS_FLAG, QueueFlags, queue_flags
-from handlers.cli.deadlines import DeadlineType, DurationType
-from handlers.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exits
-from handlers.cli.request_input import key_value_pairs, new_request, prompt_payload, read_text
-from handlers.cli.text import for_output, printable
+from handlers.cli.flags import (
+    PAYLOAD_APART_FLAG,
+    WAIT_REPLICAS_FLAG,
+    DeadlineType,
+    DurationType,
+    QueueFlags,
+    key_value_pairs,
+    queue_flags,
+)
+from handlers.cli.shell import EXIT_CODES_HELP, ExitCode, exits, for_output, printable
 
 if TYPE_CHECKING:
     from handlers.client.new_request import NewRequest
     from handlers.contract.result import Result
+import codecs
+import re
+from pathlib import Path
+
+import msgspec
+
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.json_limits import MALFORMED
+
+if TYPE_CHECKING:
+    from handlers.client.new_request import Deadline, NewRequest
+
 
 DEFAULT_DEADLINE = timedelta(hours=1)
 _FINISHED_WAIT = timedelta(seconds=2)
@@ -150,3 +167,77 @@ def _show(result: Result) -> ExitCode:
     if result.error_code:
         print(printable(f"error: {result.error_code}: {result.error_message}"), file=sys.stderr)
     return ExitCode.DONE if 200 <= result.status_code < 300 else ExitCode.FAILED_REQUESTS
+
+
+def read_text(source: str) -> bytes:
+    """The bytes of a file, or of stdin for `-`, without a byte order mark.
+
+    Raises `InvalidRequest` for what is compressed or not in UTF-8.
+    """
+    from handlers.batch.check import file_format
+
+    text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    if found := file_format(text[:8]):
+        raise InvalidRequest("body", found=found, accepted="JSON in UTF-8")
+    return text.removeprefix(codecs.BOM_UTF8)
+
+
+def prompt_payload(prompt: str, model: str, max_tokens: int | None) -> bytes:
+    """The payload of a completion."""
+    fields: dict[str, Any] = {"model": model, "prompt": prompt}
+    if max_tokens is not None:
+        fields["max_tokens"] = max_tokens
+    return msgspec.json.encode({name: value for name, value in fields.items() if value != ""})
+
+
+def new_request(
+    text: bytes, *, deadline: Deadline | None, default_deadline: Deadline, **flags: Any
+) -> NewRequest:
+    """The request in `text`; what `flags` (fields of `NewRequest`) say wins over what the text says.
+
+    A JSON object with an object under `payload` is a full request body of the contract, any other
+    object a payload. The payload stays as it was written, byte for byte. Raises `InvalidRequest`.
+    """
+    from handlers.client.new_request import NewRequest
+
+    try:
+        fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    except MALFORMED as error:
+        raise InvalidRequest("body", found=f"no JSON object ({error})", accepted="one JSON object") from None
+    payload = bytes(fields.get("payload", b""))
+    if payload[:1] != b"{":
+        return NewRequest(payload=text.strip(), deadline=deadline or default_deadline, **flags)
+    return NewRequest(
+        payload=payload,
+        deadline=deadline or _body_deadline(fields) or default_deadline,
+        **_body_fields(fields, flags),
+    )
+
+
+def _body_fields(fields: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(flags)
+    for name, type_ in (("id", str), ("endpoint", str), ("model", str)):
+        if name in fields and not merged.get(name):
+            try:
+                merged[name] = msgspec.json.decode(fields[name], type=type_)
+            except msgspec.ValidationError:
+                raise InvalidRequest(name, found="something else", accepted="a string") from None
+    for name in ("headers", "metadata"):
+        if name in fields:
+            try:
+                mapping = msgspec.json.decode(fields[name], type=dict[str, str] | None)
+            except msgspec.ValidationError:
+                raise InvalidRequest(name, found="something else", accepted="an object of strings") from None
+            merged[name] = {**(mapping or {}), **merged.get(name, {})}
+    return merged
+
+
+def _body_deadline(fields: dict[str, Any]) -> float | None:
+    if "deadline" not in fields:
+        return None
+    value = msgspec.json.decode(fields["deadline"])
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest("deadline", found="something else", accepted="Unix seconds")
+    return float(value)

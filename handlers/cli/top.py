@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import signal
 import sys
-from typing import TYPE_CHECKING, Final
+import termios
+import tty
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
-from handlers.cli.exit_codes import ExitCode, exits
+from handlers.cli.shell import ExitCode, exits
+from handlers.status.overview import Minute, Overview
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from handlers.settings.settings import Settings
-    from handlers.status.overview import Overview
 
 _UNCUT: Final = 10_000
 """Columns where there is no terminal: who reads a pipe looks for whole names. Lines are as long as they must be."""
@@ -37,8 +47,6 @@ Exit codes: 0 done; 2 a wrong setting; 4 Redis does not answer (--once); 130 Ctr
 @exits
 def top(is_once: bool, interval_seconds: float) -> ExitCode:
     """Watch queues, what is in flight, rates, gates and failures. Settings come from the environment."""
-    from rich.console import Console
-
     from handlers.settings.settings import load_settings
 
     settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
@@ -57,7 +65,6 @@ def _look(settings: Settings) -> Overview:
 
 
 def _once(settings: Settings, console: Console) -> ExitCode:
-    from handlers.cli.top_view import frame
     from handlers.status.page import Unreachable
 
     try:
@@ -69,11 +76,6 @@ def _once(settings: Settings, console: Console) -> ExitCode:
 
 
 def _live(settings: Settings, console: Console, interval_seconds: float) -> ExitCode:
-    from rich.live import Live
-    from rich.text import Text
-
-    from handlers.cli.live_terminal import LiveTerminal
-    from handlers.cli.top_view import frame
     from handlers.status.page import Unreachable
 
     with LiveTerminal() as terminal, Live(console=console, screen=True, auto_refresh=False) as live:
@@ -85,3 +87,189 @@ def _live(settings: Settings, console: Console, interval_seconds: float) -> Exit
                 live.update(Text(text, style="bold red"), refresh=True)
             if terminal.wait(interval_seconds) in ("q", "Q"):
                 return ExitCode.DONE
+
+
+_BARS: Final = " ▁▂▃▄▅▆▇█"
+_MOST_FAILURES: Final = 15
+_OTHER_LINES: Final = 12
+_NOTHING: Final = "-"
+
+
+def frame(now: Overview, height: int | None, hint: str = "") -> RenderableType:
+    """All of it; failures fill what is left of `height` lines, None: as many as there are, up to 15.
+
+    `hint` stands in the first line.
+    """
+    queues, pools = _queues(now), _pools(now)
+    used = _OTHER_LINES + queues.row_count + pools.row_count
+    most = _MOST_FAILURES if height is None else max(0, min(_MOST_FAILURES, height - used))
+    return Group(_head(now, hint), Text(), queues, Text(), pools, Text(), _failures(now, most))
+
+
+def bar_line(numbers: Sequence[int]) -> str:
+    """A line of bars, the highest full; what is not nothing shows."""
+    most = max(numbers, default=0)
+    return "".join(_BARS[0 if not number else max(1, round(8 * number / most))] for number in numbers)
+
+
+def _head(now: Overview, hint: str) -> Text:
+    dead, pollers = now.total("dead"), len(now.pollers)
+    text = Text()
+    text.append("async-processor", style="bold")
+    text.append(f"  {_clock(now.at)} UTC, {pollers} poller{'' if pollers == 1 else 's'}", style="dim")
+    text.append(f"  {hint}\n" if hint else "\n", style="dim")
+    for word, number, style in (
+        ("queued", now.total("pending"), "bold"),
+        ("in flight", now.total("claimed"), "bold cyan"),
+        ("for retry", now.retrying, "bold yellow" if now.retrying else "bold"),
+        ("dead", dead, "bold red" if dead else "bold"),
+    ):
+        text.append(f"{number:,}", style=style)
+        text.append(f" {word}   ")
+    last = _last_whole(now.minutes)
+    text.append(f"\n{last.answered + last.failed:,}", style="bold green")
+    text.append(f" results a minute   p50 {_seconds(last.p50)}   p95 {_seconds(last.p95)}\n")
+    text.append(bar_line([one.answered + one.failed for one in now.minutes]), style="green")
+    return text
+
+
+def _last_whole(minutes: Sequence[Minute]) -> Minute:
+    """The one before the running one, which is not whole yet."""
+    return minutes[-2] if len(minutes) > 1 else Minute(0, 0, 0, None, None)
+
+
+def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for name in columns:
+        justify = "right" if name in numbers else "left"
+        table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]  # a literal
+    return table
+
+
+def _queues(now: Overview) -> Table:
+    numbers = ("QUEUED", "IN FLIGHT", "DEAD")
+    table = _table("QUEUE", "POOL", "LANE", *numbers, "DUE IN", "CIRCUIT", numbers=numbers)
+    for column in table.columns[:3]:
+        column.no_wrap, column.overflow = False, "fold"  # a narrow terminal folds names; headings stay whole
+    for line in now.queues:
+        depths = line.depths
+        counts = (depths.pending, depths.claimed, depths.dead)
+        table.add_row(
+            _plain(line.name),
+            _plain(line.pool or _NOTHING),
+            line.lane or _NOTHING,
+            *(f"{count:,}" for count in counts),
+            _seconds(depths.seconds_to_deadline),
+            _plain(line.circuit or _NOTHING),
+        )
+    return table
+
+
+def _pools(now: Overview) -> Table:
+    table = _table("POOL OR GATE", "STATE", "WHY")
+    for pool in now.pools:
+        why = "" if pool.budget >= 1 else f"its gates allow {pool.budget:.0%}"
+        table.add_row(_plain(f"pool {pool.name}"), f"{pool.in_flight}/{pool.slots} slots", why)
+    for line in now.gates:
+        gate = line.gate
+        state = Text("closed", "bold red") if gate.closed_because else Text("open", "green")
+        reading = "" if gate.value is None else f"reads {gate.value:.3g}"
+        why = ", ".join(part for part in (gate.closed_because, gate.on_missing, reading) if part)
+        table.add_row(_plain(f"{gate.gate_type} of {line.owner}"), state, _plain(why))
+    if not now.pollers:
+        table.add_row("none", "", "no poller was seen in the last 20 seconds")
+    return table
+
+
+def _failures(now: Overview, most: int) -> Table:
+    table = _table("WHEN", "OUTCOME", "ATTEMPT", "REASON", "REQUEST", numbers=("ATTEMPT",))
+    for one in now.failures[:most]:
+        outcome = Text("failed", "red") if one.is_final else Text("retry", "yellow")
+        reason = f"{one.reason} {one.status_code or ''}".strip()
+        table.add_row(_clock(one.at), outcome, str(one.attempt + 1), _plain(reason), _plain(one.id))
+    return table
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return _NOTHING
+    if abs(seconds) < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if abs(seconds) < 100 else f"{seconds / 60:,.0f} min"
+
+
+def _plain(text: str) -> Text:
+    """What was written, as text: no markup, and nothing that a terminal would obey."""
+    return Text("".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text))
+
+
+_CONTROL_CHARACTERS: Final = 6
+"""Where `termios` keeps them."""
+
+
+class LiveTerminal:
+    """A context manager around the drawing. Leaving gives the terminal back as it was, also at SIGTERM.
+
+    Where standard input is no terminal there are no keys, and the rest works. For the main thread only, since
+    it sets handlers for signals. Ctrl-C stays `KeyboardInterrupt`; SIGTERM becomes `SystemExit(143)`.
+    """
+
+    def __init__(self) -> None:
+        self._keys = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
+        self._restore: Callable[[], None] = lambda: None
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._resized, self._tell = os.pipe()
+        os.set_blocking(self._resized, False)
+        os.set_blocking(self._tell, False)
+
+    def __enter__(self) -> Self:
+        self._handlers = {
+            signal.SIGWINCH: signal.signal(signal.SIGWINCH, self._on_resize),
+            signal.SIGTERM: signal.signal(signal.SIGTERM, _on_term),
+        }
+        if self._keys is not None:
+            self._restore = _cbreak(self._keys)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._restore()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        os.close(self._tell)
+        os.close(self._resized)
+
+    def wait(self, seconds: float) -> str:
+        """The key that was pressed; empty when the time is over or the window has another size."""
+        sources = [self._resized] if self._keys is None else [self._resized, self._keys]
+        ready, _, _ = select.select(sources, [], [], seconds)
+        if self._resized in ready:
+            os.read(self._resized, 4_096)
+        if self._keys is None or self._keys not in ready:
+            return ""
+        pressed = os.read(self._keys, 64)
+        if not pressed:
+            self._keys = None  # the terminal is gone; without this, select would return at once for ever
+        return pressed.decode("utf-8", "replace")
+
+    def _on_resize(self, _number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it was told often enough
+            os.write(self._tell, b"\0")
+
+
+def _cbreak(terminal: int) -> Callable[[], None]:
+    """Each key at once and without echo; none suspends, since the shell would get our screen. Returns the way back."""
+    before = termios.tcgetattr(terminal)
+    # DRAIN, not FLUSH: a key pressed before the first frame counts.
+    tty.setcbreak(terminal, termios.TCSADRAIN)
+    now = termios.tcgetattr(terminal)
+    now[_CONTROL_CHARACTERS][termios.VSUSP] = bytes([os.fpathconf(terminal, "PC_VDISABLE")])
+    termios.tcsetattr(terminal, termios.TCSADRAIN, now)
+    return lambda: termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+def _on_term(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)

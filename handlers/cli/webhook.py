@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from handlers.cli.connection import QueueFlags, queue_flags
-from handlers.cli.deadlines import DurationType
-from handlers.cli.exit_codes import ExitCode, exits
+from handlers.cli.flags import DurationType, QueueFlags, queue_flags
+from handlers.cli.shell import ExitCode, exits
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, encode_result
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from handlers.cli.connection import QueueFlags, redis_flags
-from handlers.cli.exit_codes import ExitCode, exits
-from handlers.cli.text import for_output
+from handlers.cli.flags import QueueFlags, redis_flags
+from handlers.cli.shell import ExitCode, exits, for_output
 
 if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient

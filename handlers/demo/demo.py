@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console
@@ -19,13 +19,11 @@ from rich.live import Live
 
 from handlers.client import AsyncClient, NewRequest
 from handlers.contract.result import decode_result
-from handlers.demo.broken import queue_broken
-from handlers.demo.pubsub_emulator import NoEmulator
-from handlers.demo.pubsub_layout import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION
-from handlers.demo.scenario import BROKEN, BROKEN_IDS, Planned, healthy, planned
+from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION, NoEmulator
 from handlers.demo.stack import Stack, StackOptions
-from handlers.demo.tally import Stages, Tally, read_witness, stages
 from handlers.demo.view import (
+    Stages,
+    Tally,
     closing_table,
     explanation,
     failures_table,
@@ -33,12 +31,14 @@ from handlers.demo.view import (
     missing_lines,
     progress_line,
     progress_view,
+    read_witness,
+    stages,
 )
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Puller
 from handlers.redis_store.connection import RedisOptions, connect
-from handlers.redis_store.queue.depths import QueueDepths, queue_depths
+from handlers.redis_store.queue.depths import QueueDepths, queue_depths, queue_member
 
 QUEUE: Final = "request-sortedset"
 _POLL_SECONDS: Final = 0.2
@@ -255,3 +255,73 @@ def _take_once(tally: Tally, data: bytes) -> None:
     result = decode_result(data)
     if result.id in tally.sent_at and result.id not in tally.results:
         tally.take(result, time.time())
+
+
+_TROUBLES: Final[dict[int, dict[str, Any]]] = {
+    1: {"status": 429, "retry_after": "1", "times": 1},
+    3: {"status": 503, "times": 2},
+    5: {"fault": "reset", "times": 1},
+    7: {"fault": "hang", "times": 1},
+    9: {"status": 400},
+    13: {"fault": "truncated", "times": 1},
+}
+"""Place among twenty requests -> what the gateway does; the others are answered at once."""
+
+SHORT_DEADLINE_PLACE: Final = 11
+"""Among twenty, the one whose gateway is down until its deadline."""
+_ROUND: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One request of the demo; `deadline_seconds` from now."""
+
+    request_id: str
+    payload: dict[str, Any]
+    deadline_seconds: float
+
+
+def planned(count: int, prefix: str) -> Iterator[Planned]:
+    """`count` requests; the same every time."""
+    for number in range(count):
+        place = number % _ROUND
+        request_id = f"{prefix}-{number:05d}"
+        payload: dict[str, Any] = {
+            "model": "demo-model",
+            "prompt": f"Say hello, number {number}",
+            "max_tokens": 16,
+        }
+        trouble = _TROUBLES.get(place)
+        if place == SHORT_DEADLINE_PLACE:
+            trouble = {"status": 503}
+        # The key lets the gateway know a request again, and its witness log name it.
+        payload["simulate"] = {"key": request_id, **(trouble or {})}
+        yield Planned(request_id, payload, 6.0 if place == SHORT_DEADLINE_PLACE else 120.0)
+
+
+def healthy(count: int, prefix: str) -> Iterator[Planned]:
+    """`count` requests that the gateway answers at once."""
+    for number in range(count):
+        request_id = f"{prefix}-healthy-{number:03d}"
+        payload = {"model": "demo-model", "prompt": "Say hello", "max_tokens": 16}
+        yield Planned(request_id, {**payload, "simulate": {"key": request_id}}, 120.0)
+
+
+BROKEN: Final = (
+    b'{"id":"broken-deadline","payload":{"prompt":"Hi"},"deadline":"tomorrow"}',
+    b'{"id":"broken-payload","payload":"Hi","deadline":1999999999}',
+    b"not JSON at all",
+)
+"""Members that no client of ours would queue; each must end in a result, or among the dead letters."""
+BROKEN_IDS: Final = ("broken-deadline", "broken-payload")
+"""Those of `BROKEN` whose id can be read: each has a result."""
+
+
+async def queue_broken(redis_url: str, queue: str, members: Sequence[bytes]) -> None:
+    """Put `members` into the sorted set as they are."""
+    redis = connect(RedisOptions(redis_url))
+    try:
+        for member in members:
+            await queue_member(redis, queue, member, 1.0)
+    finally:
+        await redis.aclose()

@@ -13,11 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from handlers.demo.child import Child
-from handlers.demo.ports import free_port
-from handlers.demo.pubsub_emulator import EmulatorCommand, NoEmulator, PubSubEmulator, find_emulator
-from handlers.demo.pubsub_layout import DEMO_PROJECT, RESULT_TOPIC, create_layout
-from handlers.demo.valkey import Valkey, find_valkey
+from handlers.demo.pubsub_emulator import (
+    DEMO_PROJECT,
+    RESULT_TOPIC,
+    EmulatorCommand,
+    NoEmulator,
+    PubSubEmulator,
+    create_layout,
+    find_emulator,
+)
+from handlers.demo.servers import Child, Valkey, find_valkey, free_port
 
 _READY: Final = '"event":"ready"'
 _PORT = re.compile(r'"port":(\d+)')

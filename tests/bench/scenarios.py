@@ -13,7 +13,7 @@ import msgspec
 import redis
 
 from handlers.contract.events import REQUEST_TYPE, binary_headers
-from handlers.demo.tally import percentile, read_witness
+from handlers.demo.view import percentile, read_witness
 from tests.bench.load import http_post, send_all
 from tests.bench.measuring import Started, gateway, handler, poller, reference_loop, valkey
 from tests.bench.sink import running_sink

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from handlers.demo.child import Child
+from handlers.demo.servers import Child
 from tests.chaos.fleet import LEASE_SECONDS, LINKS, Fleet
 from tests.chaos.proxy import Proxy
 from tests.chaos.scaling import Keda

@@ -19,10 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from handlers.demo.child import Child
-from handlers.demo.ports import free_port
+from handlers.demo.servers import Child, find_valkey, free_port
 from handlers.demo.stack import ready_port
-from handlers.demo.valkey import find_valkey
 from tests.chaos.proxy import Proxy
 from tests.waiting import wait_until
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handlers.demo.tally import percentile
+from handlers.demo.view import percentile
 from handlers.forward.backoff import BASE_SECONDS, CAP_SECONDS
 from tests.chaos.faults import Inflicted
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.cli.connection import QueueFlags
+from handlers.cli.flags import QueueFlags
 
 
 def test_f77_flags_show_no_password() -> None:

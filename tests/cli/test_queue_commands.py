@@ -22,8 +22,8 @@ from click.testing import CliRunner, Result
 from redis import Redis
 
 from handlers.cli import main
-from handlers.cli.batch_progress import Rate
-from handlers.cli.deadlines import duration_text, parse_duration
+from handlers.cli.batch import Rate
+from handlers.cli.flags import duration_text, parse_duration
 from handlers.contract.envelope import decode_member
 from handlers.contract.request import Request
 from tests.client.echo_poller import answer

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.cli.connection import QueueFlags
+from handlers.cli.flags import QueueFlags
 from handlers.client import Client, RedisAccess
 from handlers.client.options import ClientOptions
 from tests.servers.certificates import self_signed

@@ -11,8 +11,8 @@ import pytest
 from click.types import StringParamType
 
 from handlers.cli.main import main
+from handlers.cli.shell import TextType, escape_unencodable, for_output
 from handlers.cli.submit import _show
-from handlers.cli.text import TextType, escape_unencodable, for_output
 from handlers.contract.result import Result
 
 HOSTILE = "a\x1b[2J\x9b31m\x07\u202eb\nc\td"

@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from rich.console import Console
 
 from handlers.cli import main
-from handlers.cli.top_view import bar_line, frame
-from handlers.demo.valkey import Valkey
+from handlers.cli.top import bar_line, frame
+from handlers.demo.servers import Valkey
 from handlers.redis_store.admin.status_board import StatusBoard
 from handlers.status.overview import Depths, Failure, Gate, GateLine, Overview, QueueLine
 

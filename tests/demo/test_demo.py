@@ -12,9 +12,8 @@ import httpx
 import pytest
 
 from handlers.contract.result import Result
-from handlers.demo.child import Child
-from handlers.demo.tally import Tally, WitnessLine, stages
-from handlers.demo.view import missing_lines
+from handlers.demo.servers import Child
+from handlers.demo.view import Tally, WitnessLine, missing_lines, stages
 
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from handlers.demo.child import Child
-from handlers.demo.tally import read_witness
+from handlers.demo.servers import Child
+from handlers.demo.view import read_witness
 from tests.waiting import wait_until, wait_until_async
 
 

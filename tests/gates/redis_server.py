@@ -8,7 +8,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 
-from handlers.demo.ports import free_port
+from handlers.demo.servers import free_port
 from tests.servers.presence import redis_program
 from tests.waiting import wait_until
 

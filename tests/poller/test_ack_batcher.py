@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from handlers.contract.request import Request
 from handlers.contract.result import answered_result, encode_result
-from handlers.demo.valkey import Valkey
+from handlers.demo.servers import Valkey
 from handlers.forward.outcome import Answered, Outcome
 from handlers.poller.ack_batcher import Release
 from handlers.redis_store.connection import RedisOptions, connect

@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.contract.request import Request
-from handlers.demo.valkey import Valkey
+from handlers.demo.servers import Valkey
 from handlers.forward.outcome import Outcome
 from handlers.poller.heartbeat import Heartbeat
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from redis.exceptions import RedisError
 
-from handlers.demo.ports import free_port
+from handlers.demo.servers import free_port
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
 from tests.servers.certificates import self_signed
 from tests.servers.presence import program_path

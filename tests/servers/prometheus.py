@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from handlers.demo.ports import free_port
+from handlers.demo.servers import free_port
 from tests.servers.presence import not_found
 from tests.waiting import wait_until
 

@@ -14,7 +14,7 @@ from typing import Final
 import pika
 import pika.exceptions
 
-from handlers.demo.ports import free_port
+from handlers.demo.servers import free_port
 from tests.servers.presence import not_found
 from tests.waiting import wait_until
 

@@ -14,8 +14,7 @@ from typing import Any, Self
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from handlers.demo.child import Child
-from handlers.demo.ports import free_port
+from handlers.demo.servers import Child, free_port
 from tests.waiting import wait_until
 
 _READY = ("Ready to accept connections", "Sentinel ID is")

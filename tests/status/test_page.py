@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from handlers.demo.ports import free_port
+from handlers.demo.servers import free_port
 from handlers.demo.stack import Stack, StackOptions
 from tests.servers.chromium import Page, running_chromium
 from tests.waiting import wait_until

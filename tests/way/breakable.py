@@ -18,9 +18,7 @@ from typing import Any, Self
 import psutil
 import redis
 
-from handlers.demo.child import Child
-from handlers.demo.ports import free_port
-from handlers.demo.valkey import find_valkey
+from handlers.demo.servers import Child, find_valkey, free_port
 from tests.chaos.proxy import Proxy
 from tests.waiting import elapse, wait_until
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Self
 
-from handlers.demo.child import Child
+from handlers.demo.servers import Child
 from tests.way.breakable import COMMAND
 
 _LISTENING = re.compile(r"listening on (http://\S+)")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import httpx
 import psutil
 
-from handlers.demo.child import Child
+from handlers.demo.servers import Child
 from handlers.demo.stack import ready_port
 from tests.servers.pubsub_broker import PubSubBroker, running_broker
 from tests.servers.raw_http import RawHttp, answer, running_raw_http

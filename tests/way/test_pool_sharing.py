@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import redis as blocking_redis
 
-from handlers.demo.tally import WitnessLine, read_witness
+from handlers.demo.view import WitnessLine, read_witness
 from tests.bench.measuring import Started, gateway, poller, valkey
 from tests.waiting import wait_until
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 import pytest
 
-from handlers.demo.pubsub_layout import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION
+from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION
 from handlers.demo.stack import Stack
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.publisher import Publisher

@@ -11,8 +11,7 @@ import httpx
 import msgspec
 import pytest
 
-from handlers.demo.child import Child
-from handlers.demo.ports import free_port
+from handlers.demo.servers import Child, free_port
 from handlers.demo.stack import ready_port
 from tests.servers.pubsub_broker import Refusal, broker_in_threads, refusal
 from tests.waiting import wait_until

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.demo.pubsub_layout import DEMO_PROJECT, REQUEST_TOPIC
+from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC
 from handlers.demo.stack import Stack
 from tests.servers.presence import not_found
 from tests.waiting import wait_until

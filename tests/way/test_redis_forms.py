@@ -19,8 +19,7 @@ import pytest
 from handlers.client import Client, RedisAccess
 from handlers.client.options import ClientOptions
 from handlers.client.submission import Submission
-from handlers.demo.child import Child
-from handlers.demo.ports import free_port
+from handlers.demo.servers import Child, free_port
 from handlers.redis_store.submit.submissions import RequestState
 from tests.servers.certificates import self_signed
 from tests.servers.presence import program_path

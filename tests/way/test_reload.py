@@ -16,8 +16,7 @@ import psutil
 import pytest
 import redis
 
-from handlers.demo.child import Child
-from handlers.demo.ports import free_port
+from handlers.demo.servers import Child, free_port
 from handlers.demo.stack import Stack, StackOptions
 from tests.waiting import wait_until
 

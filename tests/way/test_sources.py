@@ -17,7 +17,7 @@ import pytest
 
 from handlers.contract.events import RESULT_TYPE, decode_event
 from handlers.contract.result import Result, decode_result
-from handlers.demo.child import Child
+from handlers.demo.servers import Child
 from handlers.demo.stack import ready_port
 from tests.servers.rabbitmq import running_rabbitmq
 from tests.waiting import wait_until

@@ -10,8 +10,7 @@ from flask import Request
 from redis.asyncio import Redis
 from werkzeug.test import EnvironBuilder
 
-from handlers.demo.ports import free_port
-from handlers.demo.valkey import Valkey
+from handlers.demo.servers import Valkey, free_port
 from handlers.settings.settings import Settings, load_settings
 from handlers.status.hosts import OwnHosts
 from handlers.status.page import StatusPages

@@ -12,9 +12,7 @@ import uvloop
 
 from handlers.demo.gateway.engine import Engine, EngineOptions
 from handlers.demo.gateway.faults import Faults, UnknownFault
-from handlers.demo.gateway.protocol import GatewayProtocol
-from handlers.demo.gateway.service import Service
-from handlers.demo.gateway.witness import Witness
+from handlers.demo.gateway.service import GatewayProtocol, Service, Witness
 
 
 def _rates(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
+import httptools
 import msgspec
 
 from handlers.contract.json_limits import MALFORMED
 from handlers.demo.gateway import replies
-from handlers.demo.gateway.breaking import break_response
 from handlers.demo.gateway.engine import Engine, Rejected
-from handlers.demo.gateway.faults import Faults, Payload, Simulate, UnknownFault
-from handlers.demo.gateway.witness import Witness
-
-if TYPE_CHECKING:
-    from handlers.demo.gateway.protocol import GatewayProtocol
+from handlers.demo.gateway.faults import Faults, Payload, Simulate, UnknownFault, break_response
 
 DEFAULT_TOKENS: Final = 16
 _COMPLETIONS: Final = {
@@ -228,3 +227,149 @@ class Service:
                 raise KeyError(f"{name} is no option of the engine")
             setattr(options, name, type(getattr(options, name))(value))
         self.engine.fit()
+
+
+_REASONS: Final = {
+    200: b"OK",
+    302: b"Found",
+    400: b"Bad Request",
+    404: b"Not Found",
+    429: b"Too Many Requests",
+}
+
+
+class GatewayProtocol(asyncio.Protocol):
+    """One connection: requests are answered in order, one at a time."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._parser = httptools.HttpRequestParser(self)
+        self._queue: deque[Exchange] = deque()
+        self._current: asyncio.Task[None] | None = None
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport: asyncio.Transport = transport  # type: ignore[assignment]  # a stream server gives these
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        """The client left: its slot is free at once."""
+        self._queue.clear()
+        if self._current is not None:
+            self._current.cancel("client left")
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; what is no HTTP ends the connection."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.transport.write(
+                b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._url, self._headers, self._body = b"", [], []
+
+    def on_url(self, url: bytes) -> None:
+        """A part of its target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        self._headers.append((name.lower(), value))
+
+    def on_body(self, body: bytes) -> None:
+        """A part of its body."""
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole: answer it, or let it wait for the one before."""
+        method = self._parser.get_method().decode()
+        path = self._url.split(b"?")[0].decode("latin-1")
+        self._queue.append(Exchange(method, path, self._headers, b"".join(self._body), time.time()))
+        if self._current is None:
+            self._next()
+
+    def _next(self) -> None:
+        while self._queue and self._current is None:
+            exchange = self._queue.popleft()
+            if self._service.answer_at_once(exchange, self):
+                continue
+            self._current = asyncio.create_task(self._service.answer(exchange, self))
+            self._current.add_done_callback(self._done)
+
+    def _done(self, _task: asyncio.Task[None]) -> None:
+        self._current = None
+        if not self.transport.is_closing():
+            self._next()
+
+    def head(self, status: int, headers: list[tuple[str, str]], length: int | None) -> bytes:
+        """A response's head; `length` None leaves the framing to `headers`."""
+        lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Status"))]
+        lines += [f"{name}: {value}".encode("latin-1") for name, value in headers]
+        if length is not None:
+            lines.append(b"content-length: %d" % length)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def reply(self, status: int, body: bytes, headers: list[tuple[str, str]] | None = None) -> None:
+        """A whole response."""
+        given = [("content-type", "application/json"), *(headers or [])]
+        self.transport.write(self.head(status, given, len(body)) + body)
+
+    def abort(self) -> None:
+        """Reset the connection."""
+        self.transport.abort()
+
+
+_FLUSH_SECONDS = 0.05
+
+
+class Witness:
+    """Appends to `path`; without one it only counts."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = path.open("ab") if path else None
+        self._lines: list[bytes] = []
+        self.statuses: dict[int, int] = {}
+
+    def note(
+        self,
+        *,
+        key: str,
+        path: str,
+        headers: Mapping[str, str],
+        started_at: float,
+        admitted_at: float | None = None,
+        ended_at: float,
+        status: int,
+    ) -> None:
+        """One request; `status` is 0 where no status was sent, 499 where the client left.
+
+        `admitted_at` is when it got its slot, None for one that never had any.
+        """
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        if self._file is None:
+            return
+        if not self._lines:
+            asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
+        line = {
+            "key": key,
+            "path": path,
+            "headers": headers,
+            "started_at": started_at,
+            "admitted_at": admitted_at,
+            "ended_at": ended_at,
+            "status": status,
+        }
+        self._lines.append(msgspec.json.encode(line) + b"\n")
+
+    def flush(self) -> None:
+        """Write what is noted."""
+        if self._file is not None and self._lines:
+            self._file.write(b"".join(self._lines))
+            self._file.flush()
+            self._lines.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from handlers.demo.tally import WitnessLine, percentile
+from handlers.demo.view import WitnessLine, percentile
 from tests.bench.slack.profile import Profile
 from tests.bench.slack.run import Record
 

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 from redis.asyncio import Redis
 
-from handlers.demo.tally import WitnessLine, read_witness
+from handlers.demo.view import WitnessLine, read_witness
 from tests.bench.measuring import gateway, handler, poller, valkey
 from tests.bench.slack.profile import FIRST_TOKEN_SECONDS, TOKEN_SECONDS, Profile, arrivals
 from tests.bench.slack.setups import QUEUED_OBJECTIVE, Setup, filled

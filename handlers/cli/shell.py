@@ -8,14 +8,17 @@ terminal gets no control characters (CWE-150).
 from __future__ import annotations
 
 import codecs
+import functools
 import os
 import sys
+from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, ParamSpec, TextIO
 
 import click
 
-from handlers.contract.errors import InvalidSetting
+from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.contract.lenient_json import is_unicode
 
 _KEPT: Final = "\n\t"
@@ -86,3 +89,64 @@ def printable(text: str) -> str:
     return "".join(
         each if each.isprintable() or each in _KEPT else "\N{REPLACEMENT CHARACTER}" for each in text
     )
+
+
+P = ParamSpec("P")
+
+
+class ExitCode(IntEnum):
+    """Exit codes; click's own for wrong usage is 2 as well."""
+
+    DONE = 0
+    """All that was asked for."""
+    FAILED_REQUESTS = 1
+    """It ran, and some final result is an error."""
+    WRONG_INPUT = 2
+    """Flags, file or request cannot be used; nothing was queued."""
+    NOT_YET = 3
+    """The time given was over before all results were there."""
+    UNREACHABLE = 4
+    """The broker did not answer."""
+    CANCELLED = 5
+    """The batch was cancelled."""
+    INTERRUPTED = 130
+    """Ctrl-C; what was queued stays queued."""
+
+
+EXIT_CODES_HELP = (
+    "Exit codes: 0 done; 1 a final result is an error; 2 wrong flags or input; "
+    "3 no result in the time given; 4 the broker does not answer; 130 interrupted."
+)
+
+
+def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
+    """Let a command return its exit code, and turn the errors that users meet into one line and a code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from handlers.client.errors import BrokerUnreachable, NoResultYet
+
+        try:
+            code = command(*args, **kwargs)
+        except KeyboardInterrupt:
+            code = ExitCode.INTERRUPTED
+        except BrokenPipeError:
+            # The reader of our output has gone (`| head`): nobody is left to tell, nothing to flush.
+            sys.stdout = None
+            code = ExitCode.DONE
+        except NoResultYet as error:
+            code = _say(error, ExitCode.NOT_YET)
+        except BrokerUnreachable as error:
+            code = _say(error, ExitCode.UNREACHABLE)
+            if str(error).startswith("Redis:"):
+                print("REDIS_URL or --redis-url names the server.", file=sys.stderr)
+        except (AsyncProcessorError, OSError) as error:
+            code = _say(error, ExitCode.WRONG_INPUT)
+        sys.exit(int(code))
+
+    return run
+
+
+def _say(error: Exception, code: ExitCode) -> ExitCode:
+    print(f"error: {error}", file=sys.stderr)
+    return code
