@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -124,6 +125,13 @@ class Client:
         """See `AsyncClient.cancel_many`."""
         return self.run(self._client.cancel_many(submissions))
 
+    def peek(self, name: str = "", *, limit: int | None = None) -> Iterator[Result]:
+        """Results of the list `name`, oldest first, left where they are."""
+        results = self._client.peek(name, limit=limit)
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                yield self.run(_next(results))
+
     def where(self, submission: Submission | str) -> Whereabouts:
         """Search a request in the queue, among retries, dead letters, records and results; reads only."""
         return self.run(self._client.where(submission))
@@ -192,3 +200,7 @@ class SyncResultStream:
 
     async def _next(self) -> Delivery | None:
         return await anext(self._stream, None)
+
+
+async def _next(results: AsyncIterator[Result]) -> Result:
+    return await anext(results)

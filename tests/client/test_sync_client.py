@@ -61,3 +61,12 @@ def test_errors_come_through_and_closing_twice_is_fine(sync_client: Client) -> N
     sync_client.close()
     sync_client.close()
     assert "async-processor" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_peek_reads_results_and_leaves_them(
+    sync_client: Client, redis: Redis, options: ClientOptions
+) -> None:
+    redis.lpush(options.results, b'{"id":"one","status_code":200,"payload":"{}"}')
+    with sync_client as client:
+        assert [result.id for result in client.peek()] == ["one"]
+    assert redis.llen(options.results) == 1
