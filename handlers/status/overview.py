@@ -10,67 +10,11 @@ from typing import Final
 import msgspec
 
 from handlers.contract.json_limits import MALFORMED
+from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerReport
 
 FRESH_SECONDS: Final = 20.0
 """A poller posts every five seconds; one that has been silent for four posts is gone."""
-LATENCY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_600.0)
 _TENANTS_SHOWN: Final = 20
-
-
-class Gate(msgspec.Struct, frozen=True):
-    """A gate as a poller reported it."""
-
-    gate_type: str
-    budget: float
-    why_closed: str = ""
-    value: float | None = None
-    threshold: float | None = None
-    is_source_available: bool = True
-    on_missing: str = ""
-
-    @property
-    def closed_because(self) -> str:
-        """Why nothing is sent through it now; empty while it is open."""
-        return self.why_closed or ("its budget is 0" if self.budget <= 0 else "")
-
-
-class _Queue(msgspec.Struct, frozen=True):
-    name: str
-    pool: str
-    lane: str
-    in_flight: int
-    circuit: str
-    gates: list[Gate]
-
-
-class _Pool(msgspec.Struct, frozen=True):
-    pool: str
-    slots: int
-    in_flight: int
-    budget: float
-    gates: list[Gate]
-
-
-class Poller(msgspec.Struct, frozen=True):
-    """A poller's own report; `at` is Unix seconds."""
-
-    at: float
-    host: str
-    pools: list[_Pool] = msgspec.field(default_factory=list)
-    queues: list[_Queue] = msgspec.field(default_factory=list)
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """A failed attempt, or a request that ended without an answer."""
-
-    at: float
-    id: str
-    queue: str
-    attempt: int
-    reason: str
-    status_code: int = 0
-    is_final: bool = False
-    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +95,7 @@ class GateLine:
     """One gate of one owner; of several pollers the one that is closed."""
 
     owner: str
-    gate: Gate
+    gate: GateReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +121,7 @@ class Overview:
     gates: Sequence[GateLine] = ()
     minutes: Sequence[Minute] = ()
     failures: Sequence[Failure] = ()
-    pollers: Sequence[Poller] = ()
+    pollers: Sequence[PollerReport] = ()
     retrying: int = 0
 
     def total(self, name: str) -> int:
@@ -185,11 +129,11 @@ class Overview:
         return sum(int(getattr(line.depths, name)) for line in self.queues)
 
 
-_poller_decoder = msgspec.json.Decoder(Poller)
+_poller_decoder = msgspec.json.Decoder(PollerReport)
 _failure_decoder = msgspec.json.Decoder(Failure)
 
 
-def fresh_pollers(snapshots: Mapping[str, bytes], now: float) -> list[Poller]:
+def fresh_pollers(snapshots: Mapping[str, bytes], now: float) -> list[PollerReport]:
     """Those that are alive by their own word; broken reports count for nothing."""
     found = []
     for text in snapshots.values():
@@ -215,7 +159,7 @@ def read_failures(texts: Sequence[bytes]) -> list[Failure]:
 
 def queue_lines(
     depths: Mapping[str, Depths],
-    pollers: Sequence[Poller],
+    pollers: Sequence[PollerReport],
     tenants: Mapping[str, Tenants],
     lanes: Mapping[str, str],
 ) -> list[QueueLine]:
@@ -256,7 +200,7 @@ def lane_lines(queues: Sequence[QueueLine]) -> list[LaneLine]:
     return lines
 
 
-def pool_lines(pollers: Sequence[Poller]) -> list[PoolLine]:
+def pool_lines(pollers: Sequence[PollerReport]) -> list[PoolLine]:
     """Pools by name: slots and use add up, the budget is that of all slots. One that no queue uses is left out."""
     names = sorted({pool.pool for poller in pollers for pool in poller.pools})
     lines = []
@@ -269,7 +213,7 @@ def pool_lines(pollers: Sequence[Poller]) -> list[PoolLine]:
     return lines
 
 
-def gate_lines(pollers: Sequence[Poller]) -> list[GateLine]:
+def gate_lines(pollers: Sequence[PollerReport]) -> list[GateLine]:
     """Each gate once, the closed ones first."""
     found: dict[tuple[str, int, str], GateLine] = {}
     for poller in pollers:

@@ -17,7 +17,8 @@ from markupsafe import Markup
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.status import charts
 from handlers.status.hosts import OwnHosts
-from handlers.status.overview import Failure, Overview, lived_minutes
+from handlers.status.overview import Overview, lived_minutes
+from handlers.status.report import Failure
 
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; "

@@ -25,7 +25,6 @@ from handlers.poller.pool_share import SHARE_SECONDS
 from handlers.poller.priority import LaneOptions, build_merge, check_objectives
 from handlers.poller.reclaimer import Reclaimer
 from handlers.poller.settlement import RequestLimits, ResultRoute
-from handlers.poller.status_watch import POST_SECONDS, Tally
 from handlers.poller.worker import Carrier
 from handlers.redis_store.admin.finished import FinishedLimits, FinishedRecords
 from handlers.redis_store.connection import (
@@ -43,6 +42,7 @@ from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import QueueOptions
 from handlers.settings.config_file import PoolEntry, QueueEntry
 from handlers.settings.settings import Settings, memory_warnings
+from handlers.status.collect import POST_SECONDS, Tally, status_watch
 from handlers.telemetry.dependencies import SkewWatch
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
@@ -54,7 +54,6 @@ from handlers.wiring.poller_dispatch import poller_client, poller_dispatch
 from handlers.wiring.pool_sharing import SharedPools
 from handlers.wiring.redis_options import redis_options
 from handlers.wiring.reserved_names import all_gate_params, reserved_names, withheld_labels
-from handlers.wiring.status import status_watch
 from handlers.wiring.tracing import tracing_of
 
 PROMOTE_SECONDS = 0.1

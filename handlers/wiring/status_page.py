@@ -27,7 +27,6 @@ from handlers.settings.settings import Settings
 from handlers.status.hosts import OwnHosts, read_hosts
 from handlers.status.overview import (
     Depths,
-    Failure,
     Overview,
     Tenants,
     fresh_pollers,
@@ -39,6 +38,7 @@ from handlers.status.overview import (
     read_failures,
 )
 from handlers.status.page import DeadLine, StatusPages, Unreachable
+from handlers.status.report import Failure
 from handlers.wiring.redis_options import redis_options
 
 _MOST_DEAD = 200

@@ -15,7 +15,8 @@ from handlers.cli import main
 from handlers.cli.top import bar_line, frame
 from handlers.demo.servers import Valkey
 from handlers.redis_store.admin.status_board import StatusBoard
-from handlers.status.overview import Depths, Failure, Gate, GateLine, Overview, QueueLine
+from handlers.status.overview import Depths, GateLine, Overview, QueueLine
+from handlers.status.report import Failure, GateReport
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_the_highest_bar_is_full_and_what_is_not_nothing_shows() -> None:
 @pytest.mark.parametrize("width", [80, 200])
 def test_headings_are_whole_and_a_gate_without_budget_is_closed(width: int) -> None:
     depths = Depths(12_345, 64, 3, 2, 12.0)
-    gate = Gate("local-max-concurrency", 0.0)
+    gate = GateReport("local-max-concurrency", 0.0)
     now = Overview(
         at=1.0,
         queues=[

@@ -8,7 +8,7 @@ import pytest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.outcome import Answered, Retry
-from handlers.poller.status_watch import Tally
+from handlers.status.collect import Tally
 
 LARGE = 2_000_000
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import socket
 import time
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,70 +17,17 @@ import msgspec
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.gate import GateState
+from handlers.gates.gate import Gate, GateState
+from handlers.gates.labels import BANDS
+from handlers.poller.claimer import Pool
 from handlers.redis_store.admin.status_board import StatusBoard
+from handlers.redis_store.connection import Store
+from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerReport, PoolReport, QueueReport
 
 POST_SECONDS: Final = 5.0
-LATENCY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_600.0)
-"""Upper bounds of the latency classes; the last class has none."""
 _MOST_FAILURES: Final = 50
 SHOWN_BYTES: Final = 256
 """Of an id, a tenant or a reason on the status board: 200 failures are 200 KB at most, whoever wrote them."""
-
-
-class GateReport(msgspec.Struct, frozen=True):
-    """A gate in words: `why_closed` is empty while it is open."""
-
-    gate_type: str
-    budget: float
-    why_closed: str = ""
-    value: float | None = None
-    threshold: float | None = None
-    is_source_available: bool = True
-    on_missing: str = ""
-
-
-class QueueReport(msgspec.Struct, frozen=True):
-    """One queue as one poller sees it."""
-
-    name: str
-    pool: str
-    lane: str
-    in_flight: int
-    circuit: str
-    gates: list[GateReport]
-
-
-class PoolReport(msgspec.Struct, frozen=True):
-    """One pool of one poller."""
-
-    pool: str
-    slots: int
-    in_flight: int
-    budget: float
-    gates: list[GateReport]
-
-
-class PollerReport(msgspec.Struct, frozen=True):
-    """What a poller says of itself; `at` is Unix seconds."""
-
-    at: float
-    host: str
-    pools: list[PoolReport] = msgspec.field(default_factory=list)
-    queues: list[QueueReport] = msgspec.field(default_factory=list)
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """One attempt that failed, or a request that ended without an answer; never holds a payload."""
-
-    at: float
-    id: str
-    queue: str
-    attempt: int
-    reason: str
-    status_code: int = 0
-    is_final: bool = False
-    tenant: str = ""
 
 
 @dataclass(slots=True)
@@ -202,3 +151,45 @@ class StatusWatch:
 def host_name() -> str:
     """The pod's name, as people know it."""
     return socket.gethostname()
+
+
+def status_watch(
+    redis: Store, tally: Tally, pools: Mapping[str, Pool], pool_gates: Mapping[str, Sequence[Gate]]
+) -> StatusWatch:
+    """Posts what these pools do."""
+    host = host_name()
+    board = StatusBoard(redis, f"{host}-{os.getpid()}-{secrets.token_hex(3)}")
+    return StatusWatch(board, tally, lambda: poller_report(host, tally.clock(), pools, pool_gates))
+
+
+def poller_report(
+    host: str, at: float, pools: Mapping[str, Pool], pool_gates: Mapping[str, Sequence[Gate]]
+) -> PollerReport:
+    """This process at one moment."""
+    used = [pool for pool in pools.values() if pool.sources]
+    return PollerReport(
+        at=round(at, 3),
+        host=host,
+        pools=[
+            PoolReport(
+                pool.pool_id,
+                pool.slots,
+                pool.in_flight,
+                round(pool.budget, 3),
+                gate_reports([gate.state() for gate in pool_gates.get(pool.pool_id, ())]),
+            )
+            for pool in used
+        ],
+        queues=[
+            QueueReport(
+                name,
+                pool.pool_id,
+                BANDS[pool.lane_of(source.labels)],
+                source.carrier.in_flight,
+                source.circuit.state if source.circuit else "closed",
+                gate_reports([gate.state() for gate in source.gates]),
+            )
+            for pool in used
+            for name, source in pool.sources.items()
+        ],
+    )

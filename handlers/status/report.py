@@ -1,0 +1,70 @@
+"""The reports that pollers post to the status board, read by page, `top` and command."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+LATENCY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_600.0)
+"""Upper bounds of the latency classes; the last class has none."""
+
+
+class GateReport(msgspec.Struct, frozen=True):
+    """The state of one gate; `why_closed` is empty while it is open."""
+
+    gate_type: str
+    budget: float
+    why_closed: str = ""
+    value: float | None = None
+    threshold: float | None = None
+    is_source_available: bool = True
+    on_missing: str = ""
+
+    @property
+    def closed_because(self) -> str:
+        """Why the gate admits nothing now; empty while it is open."""
+        return self.why_closed or ("its budget is 0" if self.budget <= 0 else "")
+
+
+class QueueReport(msgspec.Struct, frozen=True):
+    """The state of one queue in one poller."""
+
+    name: str
+    pool: str
+    lane: str
+    in_flight: int
+    circuit: str
+    gates: list[GateReport]
+
+
+class PoolReport(msgspec.Struct, frozen=True):
+    """The state of one pool in one poller."""
+
+    pool: str
+    slots: int
+    in_flight: int
+    budget: float
+    gates: list[GateReport]
+
+
+class PollerReport(msgspec.Struct, frozen=True):
+    """The report of one poller; `at` is in Unix seconds."""
+
+    at: float
+    host: str
+    pools: list[PoolReport] = msgspec.field(default_factory=list)
+    queues: list[QueueReport] = msgspec.field(default_factory=list)
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A failed attempt, or a request that ended without an answer; holds no payload."""
+
+    at: float
+    id: str
+    queue: str
+    attempt: int
+    reason: str
+    status_code: int = 0
+    is_final: bool = False
+    tenant: str = ""
