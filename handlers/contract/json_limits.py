@@ -22,8 +22,11 @@ MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 SALVAGED_BYTES: Final = 65_536
 """How much of a broken body is searched for its id."""
 
-STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)'
-"""A JSON string, or one that the end cuts off. Possessive, so that no text is read twice: linear for every input."""
+STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'
+"""A JSON string, or one that the end cuts off, in an escape too: each opening quote is matched and no text read twice.
+
+Possessive, so linear for every input.
+"""
 
 _TOKEN = re.compile(rb"(?P<string>" + STRING + rb")|(?P<bracket>[\[\]{}])|(?P<mark>[:,])", re.DOTALL)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -243,6 +244,10 @@ def page_feed(address: str, sources: GateSources) -> Feed[bytes]:
     return sources.feeds.feed(("page", address), read, name=without_secrets(address))
 
 
+_LINE_BYTES: Final = 16_384
+"""Most bytes of one sample: the parser's time grows with the square of a line's length."""
+
+
 def samples_of(page: bytes, metric: str, labels: Mapping[str, str]) -> list[float]:
     """The values of `metric` with these labels. Raises ValueError for lines that are not of the format."""
     # Only the metric's own lines are parsed: a router's page has megabytes of others.
@@ -252,6 +257,8 @@ def samples_of(page: bytes, metric: str, labels: Mapping[str, str]) -> list[floa
         for line in page.splitlines()
         if line.startswith(start) and line[len(start) : len(start) + 1] in b"{ \t"
     ]
+    if any(len(line) > _LINE_BYTES for line in lines):
+        raise ValueError(f"a line of more than {_LINE_BYTES} bytes")
     text_lines = b"\n".join(lines).decode(errors="replace") + "\n"
     return [
         sample.value
