@@ -93,10 +93,10 @@ def test_a_skew_is_said_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture)
     clock = time.followed()
     watch = SkewWatch(clock, get_logger("test"), "redis")
     with caplog.at_level(logging.INFO):
-        watch.look()
+        watch.check()
         clock.observe(time.local + 20, clock.started())
-        watch.look()
-        watch.look()
+        watch.check()
+        watch.check()
         time.local += 20
-        watch.look()
-    assert [record.message for record in caplog.records] == ["clock differs", "clock agrees"]
+        watch.check()
+    assert [record.message for record in caplog.records] == ["clock skew detected", "clock skew ended"]

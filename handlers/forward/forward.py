@@ -26,7 +26,7 @@ from handlers.forward.headers import gateway_headers
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.forward.route import Routes
 from handlers.forward.transforms.transform import Transform, transformed
-from handlers.gates.gate import Answer
+from handlers.gates.gate import Feedback
 from handlers.transport.failures import UnusableResponse
 
 
@@ -43,7 +43,7 @@ class Limits:
 
 
 NO_LIMITS = Limits()
-_NO_ANSWER = Answer(None)
+_NO_ANSWER = Feedback(None)
 
 Forward = Callable[[Request, Limits], Awaitable[Outcome]]
 
@@ -108,7 +108,7 @@ class Forwarder:
             if is_final(error.status_code):
                 return failed(request, f"the gateway's response {error}")
             reason, last = status_reason(error.status_code), LastResponse(error.status_code, b"")
-            return self._retry(request, limits, reason, Answer(status_code=error.status_code), last)
+            return self._retry(request, limits, reason, Feedback(status_code=error.status_code), last)
         except OWN_FAULTS as error:
             return not_sent(request, error)
         except FAILURES as error:
@@ -124,10 +124,10 @@ class Forwarder:
         last = LastResponse(response.status_code, response.body)
         return self._retry(request, limits, status_reason(response.status_code), feedback, last)
 
-    def _feedback(self, response: GatewayResponse) -> Answer:
+    def _feedback(self, response: GatewayResponse) -> Feedback:
         """What a gate may learn: the status, and what the gateway's flow control says beside it."""
         headers = response.headers
-        return Answer(
+        return Feedback(
             status_code=response.status_code,
             dropped_reason=headers.get(DROPPED_REASON_HEADER, "")[:64],
             retry_after_seconds=parse_retry_after(headers.get("retry-after"), self._clock()),
@@ -140,7 +140,7 @@ class Forwarder:
         request: Request,
         limits: Limits,
         reason: str,
-        feedback: Answer,
+        feedback: Feedback,
         last: LastResponse | None,
     ) -> Outcome:
         delay = retry_delay(
@@ -164,12 +164,12 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def answered(request: Request, status_code: int, body: bytes, feedback: Answer | None = None) -> Answered:
+def answered(request: Request, status_code: int, body: bytes, feedback: Feedback | None = None) -> Answered:
     """The gateway's answer as the final result."""
     return Answered(answered_result(request.id, request.request_token, status_code, body), feedback)
 
 
-def expired(request: Request, last: LastResponse | None, feedback: Answer | None = None) -> Answered:
+def expired(request: Request, last: LastResponse | None, feedback: Feedback | None = None) -> Answered:
     """No time is left: the last response if there was one, else `DEADLINE_EXCEEDED`."""
     if last is not None:
         return answered(request, last.status_code, last.body, feedback)

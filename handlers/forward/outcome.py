@@ -7,7 +7,7 @@ from typing import TypeAlias
 import msgspec
 
 from handlers.contract.result import Result
-from handlers.gates.gate import Answer
+from handlers.gates.gate import Feedback
 
 
 class LastResponse(msgspec.Struct, frozen=True):
@@ -24,7 +24,7 @@ class Answered(msgspec.Struct, frozen=True):
     """
 
     result: Result
-    feedback: Answer | None = None
+    feedback: Feedback | None = None
 
 
 class Retry(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class Retry(msgspec.Struct, frozen=True):
     reason: str
     last: LastResponse | None = None
     counts_attempt: bool = True
-    feedback: Answer | None = None
+    feedback: Feedback | None = None
     traceparent: str = ""
     gateway_seconds: float | None = None
 

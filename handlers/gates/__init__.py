@@ -1,5 +1,5 @@
-"""May this request go now? Each gate is one file: how much capacity may be used, and who may use it.
+"""Gates limit how much capacity queued requests use, and which request may be sent now.
 
-Knows the contract and the protocols it declares (`metric_source.py`, `stores.py`); whoever builds a gate
-hands in what fulfils them.
+Each gate is one file and one line of `registry.py`. `chain.py` says which gate is asked when. Gates import the
+contract and this package only; `sources.py` declares what they read from, `handlers.wiring.gates` provides it.
 """

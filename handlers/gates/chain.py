@@ -1,4 +1,22 @@
-"""Several gates for one request: all say go, or nothing is kept of any."""
+"""Which gate is asked when, and admission of one request by several gates.
+
+Pools, queues and subscriptions may each name a gate. A request meets them in this order:
+
+    when               caller                  asked                                              effect
+    claiming           poller/claimer.py       shares() of the pool's gate; room() and shares()   number of requests
+    (Redis queues)                             of the queue's gate; synchronous                   claimed
+    before sending     forward, for the        admit_all([queue's gate, pool's gate])             sent, held, put back
+    (Redis queues)     poller's worker                                                            or dropped
+    at a push door     forward, for the door   WaitingRoom.enter(): the subscription's room,      sent, held at the
+    (Pub/Sub, events)                          then the pool's; each calls admit_all()            door, nacked, dropped
+    after sending      forward                 observe(feedback) of each gate, then release()     windows learn, slots
+                                               or give_back() of the reservation                  are free again
+
+A budget limits concurrency: an `Allowance` turns the shares of a gate into slots. The poller applies it when claiming.
+A push arrives without being claimed, so the door's `WaitingRoom` applies it and holds what must wait.
+
+A verdict other than `Go` gives back what earlier gates reserved. `Go` holds all reservations until the outcome.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +32,31 @@ from handlers.gates.labels import labelled
 
 
 class Reservations:
-    """What several gates reserved for one request, given back in reverse order."""
+    """Reservations of several gates for one request, undone in reverse order."""
 
     def __init__(self, held: Sequence[Reservation]) -> None:
         self._held = held
 
     async def release(self) -> None:
-        """The request was sent, and is over."""
+        """Release each reservation: the request was sent and has ended."""
         for reservation in reversed(self._held):
             await reservation.release()
 
     async def give_back(self) -> None:
-        """The request was not sent."""
+        """Undo each reservation: the request was not sent."""
         for reservation in reversed(self._held):
             await reservation.give_back()
 
 
 async def admit_all(gates: Sequence[Gate], request: Request) -> Verdict:
-    """Ask each gate in turn. The first that does not say go decides; what the earlier reserved goes back.
+    """Verdict of `gates`, asked in order; the first that is not `Go` decides.
 
-    A later gate sees the labels that the earlier ones gave.
+    Each gate sees the labels that earlier gates added. Unless all say `Go`, and also on errors and cancellation,
+    earlier reservations are given back.
     """
     held: list[Reservation] = []
     labels: dict[str, str] = {}
-    is_over = False
+    is_admitted = False
     try:
         for gate in gates:
             verdict = await gate.admit(labelled(request, labels))
@@ -50,20 +69,26 @@ async def admit_all(gates: Sequence[Gate], request: Request) -> Verdict:
                     return verdict
                 case _:
                     assert_never(verdict)
-        is_over = True
+        is_admitted = True
     finally:
-        if not is_over:  # refused, failed or cancelled: whatever the way out, nothing stays reserved
+        if not is_admitted:
             await Reservations(held).give_back()
     return Go(Reservations(held) if held else NOTHING_RESERVED, labels)
 
 
 def with_claim(request: Request) -> Request:
-    """The request under a claim name that nobody can choose: what a gate reserves covers this claim alone."""
+    """Copy of `request` with a random claim id, unless it has one.
+
+    Reservations belong to a claim. Producers cannot choose its id, so they cannot use what another request paid for.
+    """
     return request if request.claim else msgspec.structs.replace(request, claim=secrets.token_hex(16))
 
 
 def claim_name(request: Request) -> str:
-    """The name of the request's claim; of a request without one, its id and token, or its deadline without a token."""
+    """Key of the reservations of a request's claim.
+
+    A request without a claim uses its id and token, or its id and deadline if it has no token.
+    """
     if request.claim:
         return request.claim
     if request.request_token:

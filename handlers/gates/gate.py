@@ -1,12 +1,11 @@
-"""What a gate is: a budget for a pool, a verdict for one request, and an ear for the gateway's answers.
+"""Gate interface: concurrency budget, admission of one request, feedback from responses.
 
-A gate overrides what it has an opinion on; everything left alone is an open gate. Three sides:
+    budget     budget(), shares(), room()        capacity that may be used now; synchronous, never raises
+    admission  admit() -> Verdict, wait_open()   decision on one request, with its reservation
+    feedback   observe()                         the gateway's response to an admitted request
 
-    budget     budget(), shares(), room()      how much may be used now; synchronous, from what is known
-    admission  admit() -> Verdict, wait_open() one request, with whatever it reserves
-    feedback   observe()                       what the gateway answered to a request it admitted
-
-All instants are Unix seconds of this machine, as in `Request.deadline`.
+`chain.py` says when each is called. The base class is an open gate; subclasses override what they decide.
+Instants are Unix seconds of the local clock, as in `Request.deadline`.
 """
 
 from __future__ import annotations
@@ -23,25 +22,23 @@ NO_LABELS: Final[Mapping[str, str]] = {}
 
 
 class Reservation(Protocol):
-    """What an admitted request holds of a gate. Exactly one of the two is called, once, on every way out."""
+    """What an admitted request holds of a gate; exactly one method is called, once."""
 
     async def release(self) -> None:
-        """The request was sent, and is over: give back what is held, keep what was paid for."""
+        """End the reservation of a request that was sent: slots are freed, rate units stay used."""
         ...
 
     async def give_back(self) -> None:
-        """The request was not sent after all: undo everything, also what was paid for."""
+        """Undo the reservation of a request that was not sent, rate units included."""
         ...
 
 
 class NoReservation:
-    """For a gate that holds nothing for a request."""
+    """Reservation of a gate that reserves nothing."""
 
-    async def release(self) -> None:
-        """Nothing is held."""
+    async def release(self) -> None: ...
 
-    async def give_back(self) -> None:
-        """Nothing was paid."""
+    async def give_back(self) -> None: ...
 
 
 NOTHING_RESERVED: Final = NoReservation()
@@ -49,19 +46,19 @@ NOTHING_RESERVED: Final = NoReservation()
 
 @dataclass(frozen=True, slots=True)
 class Go:
-    """Send it now. `labels` are the gate's additions to the request's own, for later gates and lanes."""
+    """Verdict: send now. `labels` are added to the request's own for later gates and lanes."""
 
     reservation: Reservation = NOTHING_RESERVED
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
 WaitOpen: TypeAlias = Callable[[float], Awaitable[bool]]
-"""Waits until asking again makes sense: True; or until that instant (Unix seconds): False."""
+"""Waits until the gate may have room (True) or until the given Unix second (False)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Not now: wait with it where it is, `await wait_open(until_at)`, then ask again or give up."""
+    """Verdict: keep the request where it is, `await wait_open(until_at)`, then ask again or give up."""
 
     reason: str
     wait_open: WaitOpen
@@ -69,7 +66,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Not now: back to the queue. `delay_seconds` is the soonest that asking again makes sense."""
+    """Verdict: put the request back in its queue for at least `delay_seconds`."""
 
     delay_seconds: float
     reason: str
@@ -77,7 +74,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Never: the final result is `GATE_DROPPED`, with this status."""
+    """Verdict: never send; the final result is `GATE_DROPPED` and names this status."""
 
     status_code: int
     reason: str
@@ -87,10 +84,10 @@ Verdict: TypeAlias = Go | Hold | Refuse | Drop
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """How an admitted request went, as far as a gate wants to know.
+class Feedback:
+    """Outcome of an admitted request, as gates need it.
 
-    `status_code` is None when no answer came (no connection, a timeout, a broken body).
+    `status_code` is None without a complete response (no connection, timeout, broken body).
     """
 
     status_code: int | None
@@ -102,13 +99,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How much of a pool's slots may be in use.
+    """Limit on the slots of a pool that may be in use.
 
-    `part` is 0 to 1; 1 is the whole pool, so a gate that publishes "threshold - value" says here what
-    part of its threshold that is. With `headroom` (-1 to 1, a part of the slots as well) so much may come on
-    top of what was in use when the reading was taken (`at`, Unix seconds), or must come off it, if that
-    leaves more than `part`. What the reading shows may be `lag_seconds` older than `at`.
-    `fewer` slots are gone since the reading: the gateway turned so many of ours away for want of room.
+    `part` is the allowed fraction of the slots, 0 to 1. `headroom` (-1 to 1, also a fraction of the slots) is added to
+    what was in use when the metric was read (`at`, Unix seconds); the larger of both limits holds. The metric's figures
+    may be `lag_seconds` older than `at`. `fewer` slots are subtracted: the gateway rejected that many requests since.
     """
 
     part: float
@@ -120,11 +115,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class GateState:
-    """A gate at one moment, for metrics, logs and the status page.
+    """Snapshot of a gate for metrics, logs and the status page.
 
-    `value` and `threshold` are the reading and where the gate closes (None for a gate without a metric).
-    `on_missing` names the rule in force while the source is missing, else it is empty. `why_closed` is empty
-    while requests may go. `figures` are the gate's own gauges, by name.
+    `value` is the reading and `threshold` where the gate closes; None for a gate without a metric.
+    `on_missing` is the rule in force while the source is missing, else empty. `why_closed` is empty
+    while the gate is open. `figures` are the gate's own gauges, by name.
     """
 
     gate_type: str
@@ -140,67 +135,67 @@ class GateState:
 
 
 class Gate:
-    """An open gate; every kind of gate overrides what it has an opinion on."""
+    """Open gate and base class of all gates."""
 
     gate_type: ClassVar[str]
 
     async def start(self) -> None:
-        """Probe the source and log what the gate resolved to. A source that is down stops no start."""
+        """Probe the source and log the gate's limits; an unavailable source does not raise."""
 
     async def aclose(self) -> None:
-        """Stop background work; give back nothing: requests in flight still hold their reservations."""
+        """Stop background work; reservations of requests in flight stay valid."""
 
-    def take_over(self, before: Gate) -> None:
-        """Go on from what `before` knows: it stood in this one's place until the settings changed.
+    def take_over(self, previous: Gate) -> None:
+        """Carry over the state of `previous` after a configuration reload; by default nothing.
 
-        What it let go is still in flight, and tells `before` when it is over. By default nothing is kept of it.
+        Requests that `previous` admitted are still in flight and release their reservations there.
         """
 
     def budget(self) -> float:
-        """The published budget, 0 (closed) to 1."""
+        """Published budget, 0 (closed) to 1."""
         return 1.0
 
     def shares(self) -> tuple[Share, ...]:
-        """What the budget lets a pool use; the pool obeys the least of them."""
+        """Limits on the pool's slots; the smallest holds."""
         return (Share(self.budget()),)
 
     def shares_pool(self) -> bool:
-        """Whether the budget is of a pool that all processes use together: then they share its slots."""
+        """Whether all processes read the same budget and therefore share the pool's slots."""
         return False
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a budget is for all
-        """How many more requests with these labels `admit` would let go now, as far as is known here.
+        """Estimate of how many more requests with `labels` `admit` would let go; None if unlimited.
 
-        None is no limit of this gate's own. Claim no more than this: the rest would only be refused.
+        The poller claims at most this many; `admit` would refuse the rest.
         """
         return None if self.budget() > 0 else 0
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - a budget is for all alike
-        """Decide on one request that is about to be sent, and reserve what it needs."""
+        """Decide on one request that is about to be sent and reserve what it needs."""
         if self.budget() > 0:
             return Go()
         return Refuse(CLOSED_RETRY_SECONDS, "closed")
 
     async def wait_open(self, until_at: float) -> bool:
-        """Wait until there is room: True; or until `until_at`, Unix seconds: False."""
+        """Wait for room (True), at most until `until_at` in Unix seconds (False)."""
         while self.room() == 0:
             left = until_at - time.time()
             if left <= 0:
                 return False
-            await asyncio.sleep(min(left, LOOK_AGAIN_SECONDS))
+            await asyncio.sleep(min(left, POLL_SECONDS))
         return True
 
-    def observe(self, request: Request, answer: Answer) -> None:
-        """Learn from the answer to a request that this gate let go; called before its release."""
+    def observe(self, request: Request, feedback: Feedback) -> None:
+        """Learn from the response to a request that this gate admitted; called before its release."""
 
     def state(self) -> GateState:
-        """A snapshot of the gate; cheap."""
+        """Snapshot of the gate; cheap."""
         budget = self.budget()
         return GateState(self.gate_type, budget=budget, why_closed="" if budget > 0 else "closed")
 
 
 CLOSED_RETRY_SECONDS: Final = 5.0
-"""When a request that met a closed budget may ask again: by then there is a new reading."""
+"""Delay of a request that was refused by a closed budget; by then there is a new reading."""
 
-LOOK_AGAIN_SECONDS: Final = 0.25
-"""How often a waiting gate looks at a budget that is read in the background anyway."""
+POLL_SECONDS: Final = 0.25
+"""Interval at which waiting requests check a budget that is read in the background."""

@@ -1,13 +1,13 @@
-"""Gate parameters: strings or JSON values in, one frozen dataclass of the gate's own out.
+"""Gate parameters: reads strings or JSON values into the frozen dataclass of a gate.
 
-A gate declares its parameters as a frozen dataclass whose fields say what they accept:
+The fields of the dataclass say what they accept:
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Parameters:
-        pool: str = parameter(text())
-        threshold: float = parameter(number(above=0, most=1), default=0.8)
+        pool: str = parameter(string())
+        threshold: float = parameter(real(above=0, most=1), default=0.8)
 
-`parse_parameters` refuses what is unknown, missing or senseless with `InvalidSetting`, naming all three.
+`parse_parameters` raises `InvalidSetting` for unknown, missing, invalid and inconsistent parameters.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class Senseless(ValueError):
-    """Parameters that are well formed each and make no sense together; raised by a `__post_init__`."""
+class InconsistentParameters(ValueError):
+    """Valid parameters that exclude each other; raised by `__post_init__` of a gate's dataclass."""
 
     def __init__(self, name: str, *, found: str, accepted: str) -> None:
         super().__init__(f"{name}: found {found}; accepted is {accepted}")
@@ -52,23 +52,23 @@ class Senseless(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Accepts(Generic[T]):
-    """What a parameter may be: `described` for people, `read` raises ValueError for anything else."""
+    """Accepted values of a parameter: a description, and a reader that raises `ValueError` for others."""
 
     described: str
     read: Callable[[Any], T]
 
 
 def parameter(accepts: Accepts[T], *, default: Any = dataclasses.MISSING, means: str = "") -> Any:
-    """A dataclass field that accepts `accepts`; required without a default. Typed Any, as `field` is.
+    """Dataclass field of a parameter; it is required if it has no default. Typed Any, as `field` is.
 
-    `means` says for the reference what the parameter does, with its unit.
+    `means` is the parameter's description with its unit, for docs/gates.md.
     """
     return dataclasses.field(default=default, metadata={_ACCEPTS: accepts, _MEANS: means})
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
-    """A parameter for people: what it accepts, its default (None if it is required), and what it does."""
+class ParameterDescription:
+    """One parameter as documented in docs/gates.md; the default is None if it is required."""
 
     name: str
     accepts: str
@@ -77,10 +77,10 @@ class Described:
     means: str
 
 
-def described_parameters(kind: type[Any]) -> list[Described]:
-    """Every parameter of a gate's dataclass, required ones first."""
+def described_parameters(kind: type[Any]) -> list[ParameterDescription]:
+    """Descriptions of all parameters of a gate's dataclass, required ones first."""
     found = [
-        Described(
+        ParameterDescription(
             field.name,
             field.metadata[_ACCEPTS].described,
             None if field.default is dataclasses.MISSING else field.default,
@@ -93,7 +93,7 @@ def described_parameters(kind: type[Any]) -> list[Described]:
 
 
 def parse_parameters(kind: type[T], gate_type: str, raw: Mapping[str, Any], setting: str) -> T:
-    """Read `raw` into `kind`, a dataclass of `parameter` fields; `setting` is where `raw` was found."""
+    """Read `raw` into the dataclass `kind`; `setting` is the path of `raw` in the settings, for errors."""
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]  # no type says "class of a dataclass"
     for name in raw:
         if name not in fields:
@@ -101,7 +101,7 @@ def parse_parameters(kind: type[T], gate_type: str, raw: Mapping[str, Any], sett
             close = difflib.get_close_matches(name, list(fields), 1, 0.5)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise InvalidSetting(
-                f"{setting}.{name}", found=f"a parameter that {gate_type} does not know{hint}", accepted=known
+                f"{setting}.{name}", found=f"an unknown parameter of {gate_type}{hint}", accepted=known
             )
     values: dict[str, Any] = {}
     for name, field in fields.items():
@@ -110,11 +110,13 @@ def parse_parameters(kind: type[T], gate_type: str, raw: Mapping[str, Any], sett
             values[name] = _read(accepts, raw[name], f"{setting}.{name}", gate_type)
         elif field.default is dataclasses.MISSING:
             raise InvalidSetting(
-                f"{setting}.{name}", found="nothing", accepted=f"{accepts.described} ({gate_type} needs it)"
+                f"{setting}.{name}",
+                found="nothing",
+                accepted=f"{accepts.described} (required by {gate_type})",
             )
     try:
         return kind(**values)
-    except Senseless as error:
+    except InconsistentParameters as error:
         raise InvalidSetting(
             f"{setting}.{error.name}", found=error.found, accepted=f"{error.accepted} ({gate_type})"
         ) from None
@@ -133,7 +135,7 @@ def _read(accepts: Accepts[T], value: Any, setting: str, gate_type: str) -> T:
         raise InvalidSetting(setting, found=shown, accepted=f"{accepts.described} ({gate_type})") from None
 
 
-def text(*, may_be_empty: bool = False) -> Accepts[str]:
+def string(*, may_be_empty: bool = False) -> Accepts[str]:
     """A string."""
 
     def read(value: Any) -> str:
@@ -141,18 +143,18 @@ def text(*, may_be_empty: bool = False) -> Accepts[str]:
             raise ValueError
         return value.strip()
 
-    return Accepts("a text" if may_be_empty else "a text that is not empty", read)
+    return Accepts("a string" if may_be_empty else "a non-empty string", read)
 
 
 def http_address() -> Accepts[str]:
-    """An http or https address."""
+    """An http or https URL."""
 
     def read(value: Any) -> str:
         if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", value.strip()):
             raise ValueError
         return value.strip()
 
-    return Accepts("an http:// or https:// address without user and password", read)
+    return Accepts("an http:// or https:// URL without user and password", read)
 
 
 def choice(*names: str) -> Accepts[str]:
@@ -166,10 +168,10 @@ def choice(*names: str) -> Accepts[str]:
     return Accepts(" or ".join(names), read)
 
 
-def number(
+def real(
     *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf, below: float = math.inf
 ) -> Accepts[float]:
-    """A finite number within the bounds; `above` and `below` are excluded themselves."""
+    """A finite number within the bounds; `above` and `below` are exclusive."""
 
     def read(value: Any) -> float:
         if isinstance(value, bool):
@@ -187,7 +189,7 @@ def number(
     return Accepts("a number " + " and ".join(bounds) if bounds else "a number", read)
 
 
-def whole(*, least: int, most: int = 1_000_000_000) -> Accepts[int]:
+def integer(*, least: int, most: int = 1_000_000_000) -> Accepts[int]:
     """A whole number within the bounds."""
 
     def read(value: Any) -> int:
@@ -201,8 +203,8 @@ def whole(*, least: int, most: int = 1_000_000_000) -> Accepts[int]:
     return Accepts(f"a whole number from {least} to {most}", read)
 
 
-def seconds(*, above: float = 0.0, most: float = 31_536_000.0) -> Accepts[float]:
-    """A duration: `1m30s`, `500ms`, or a plain number of seconds."""
+def duration(*, above: float = 0.0, most: float = 31_536_000.0) -> Accepts[float]:
+    """A duration in seconds, read from a number or text such as `1m30s` or `500ms`."""
 
     def read(value: Any) -> float:
         read_value = _duration(value)
@@ -225,8 +227,8 @@ def _duration(value: Any) -> float:
     return float(found)
 
 
-def json_of(described: str, read: Callable[[Any], T]) -> Accepts[T]:
-    """A JSON value, or a string that holds one; `read` takes the value apart."""
+def json_value(described: str, read: Callable[[Any], T]) -> Accepts[T]:
+    """A JSON value or a string that holds one, converted by `read`."""
 
     def read_json(value: Any) -> T:
         return read(json.loads(value, object_pairs_hook=unique_keys) if isinstance(value, str) else value)

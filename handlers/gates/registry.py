@@ -1,4 +1,4 @@
-"""`constant`: always open."""
+"""Table of gate types: a new gate is one file and one line here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from handlers.contract.errors import InvalidSetting
-from handlers.gates.aimd.gate import AimdGate, AimdParameters
+from handlers.gates.aimd import AimdGate, AimdParameters
 from handlers.gates.combinators.composite import CompositeGate, CompositeParameters
 from handlers.gates.combinators.tier_priority import TierPriorityGate, TierPriorityParameters
 from handlers.gates.combinators.wait_on_refuse import WaitOnRefuseGate, WaitOnRefuseParameters
@@ -36,16 +36,16 @@ from handlers.gates.sources import GateSources
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConstantParameters:
-    """There are none."""
+    """The gate has no parameters."""
 
 
 class ConstantGate(Gate):
-    """A gate for a pool whose slots are limit enough."""
+    """`constant`: always open, for a pool that only its slots limit."""
 
     gate_type = "constant"
 
     def __init__(self, parameters: ConstantParameters, sources: GateSources) -> None:
-        """Takes both, as every gate does; needs neither."""
+        """Ignore both arguments, which every gate takes."""
 
 
 P = TypeVar("P")
@@ -53,7 +53,10 @@ P = TypeVar("P")
 
 @dataclass(frozen=True, slots=True)
 class GateKind:
-    """How to build one type of gate from raw parameters; `setting` is where they were found."""
+    """One gate type: its class, its parameters, and how to build it.
+
+    `build` takes raw parameters, sources, and the path of the parameters in the settings, for errors.
+    """
 
     gate: type[Gate]
     build: Callable[[Mapping[str, Any], GateSources, str], Gate]
@@ -99,9 +102,9 @@ GATES: Final[Mapping[str, GateKind]] = {
 
 
 def build_gate(gate_type: str, gate_params: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
-    """The gate that the settings ask for; no type is `constant`. Reads nothing yet: see `Gate.start`.
+    """Build a gate from settings; an empty type means `constant`. It reads nothing before `Gate.start`.
 
-    `setting` is the path of the entry (`queues[0]`); errors are `InvalidSetting` below it.
+    `setting` is the path of the entry (`queues[0]`). Raises `InvalidSetting` with a path below it.
     """
     kind = _kind_of(gate_type or ConstantGate.gate_type, f"{setting}.gate_type")
     return kind.build(gate_params, sources, f"{setting}.gate_params")

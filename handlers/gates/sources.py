@@ -1,4 +1,8 @@
-"""A source read in the background: one fetch an interval, however many gates look at it."""
+"""What gates read from: background feeds, metric pages, and the shared store that quotas count in.
+
+A feed fetches each source once per interval, however many gates use it. The store protocols are implemented by
+`handlers.redis_store.limits`.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +23,23 @@ T = TypeVar("T")
 
 
 class GateLog(Protocol):
-    """A structured logger: an event in words, and its fields."""
+    """Structured logger, as `handlers.telemetry.logs.Logger` is one."""
 
-    def info(self, event: str, **fields: Any) -> None:
-        """Something worth knowing."""
-        ...
+    def info(self, event: str, **fields: Any) -> None: ...
 
-    def warning(self, event: str, **fields: Any) -> None:
-        """Something worth looking at."""
-        ...
+    def warning(self, event: str, **fields: Any) -> None: ...
+
+
+NOT_READ_YET: Final = "not read yet"
 
 
 class SourceMissing(Exception):
-    """A source that cannot be read, or has no sample; the text says why and holds no secret."""
+    """The source cannot be read or has no sample; the message holds no secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeedOptions:
-    """`refresh_seconds` between fetches; a fetch longer than `timeout_seconds` counts as missing."""
+    """Interval between fetches, and the timeout after which a fetch has failed."""
 
     refresh_seconds: float = 5.0
     timeout_seconds: float = 4.0
@@ -44,55 +47,53 @@ class FeedOptions:
 
 @dataclass(frozen=True, slots=True)
 class Reading(Generic[T]):
-    """What a source said, and when it was asked (Unix seconds)."""
+    """Value of a source, and when it was fetched (Unix seconds)."""
 
     value: T
     at: float
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One number of a source; `detail` says which of several sources it came from.
+class MetricSample:
+    """One number of a source; None if the source was read but has no such number.
 
-    None is an answer too: the source was read, and has no such number.
+    `detail` names the source if there are several.
     """
 
     value: float | None
     detail: str = ""
 
 
-class SampleSource(Protocol):
-    """What a gate of one number looks at: a feed, or something made of feeds."""
+class MetricSource(Protocol):
+    """Number that a `ReadingGate` follows: a feed, or a combination of feeds."""
 
     name: str
 
     @property
-    def reading(self) -> Reading[Sample] | None:
-        """The last that was read, however old; None before."""
+    def reading(self) -> Reading[MetricSample] | None:
+        """The last reading, however old; None before the first."""
         ...
 
     @property
     def failure(self) -> str:
-        """Why there is no reading now, empty while there is."""
+        """Why the last fetch failed; empty if it succeeded."""
         ...
 
     async def start(self) -> None:
-        """Start reading, and wait for the first answer."""
+        """Start fetching and wait for the first fetch, successful or not."""
         ...
 
-    async def aclose(self) -> None:
-        """Stop reading."""
-        ...
+    async def aclose(self) -> None: ...
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after each fetch."""
+        """Call `listener` after each fetch, successful or not."""
         ...
 
 
 class Feed(Generic[T]):
-    """The last reading of one source. `failure` is why there is none now, empty while there is.
+    """Last reading of one source, fetched in the background.
 
-    Started and closed once by each gate that looks at it; the first starts the loop, the last ends it.
+    Each gate that uses the feed starts and closes it once: the first start begins the loop, the last close ends it.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Feed(Generic[T]):
     ) -> None:
         self.name = name
         self.reading: Reading[T] | None = None
-        self.failure = "it was not read yet"
+        self.failure = NOT_READ_YET
         self._read = read
         self._options = options
         self._log = log
@@ -117,18 +118,15 @@ class Feed(Generic[T]):
         self._listeners: list[Callable[[], None]] = []
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after each fetch, good or bad."""
         self._listeners.append(listener)
 
     async def start(self) -> None:
-        """Start reading, and wait for the first answer, good or bad."""
         self._users += 1
         if self._loop is None:
             self._loop = asyncio.create_task(self._run(), name=f"feed {self.name}")
         await self._first.wait()
 
     async def aclose(self) -> None:
-        """Stop reading, when nobody else looks."""
         self._users -= 1
         if self._users > 0 or self._loop is None:
             return
@@ -138,19 +136,19 @@ class Feed(Generic[T]):
             await loop
 
     async def tick(self) -> None:
-        """Fetch once. A failure is logged when it begins and when it ends, not each time."""
+        """Fetch once; logs when a failure begins and when it ends."""
         at = self._clock()
         try:
             async with asyncio.timeout(self._options.timeout_seconds):
                 value = await self._read()
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one source, it is read again
+        except Exception as error:  # noqa: BLE001 - any failure of a source is retried at the next fetch
             failure = str(error) if isinstance(error, SourceMissing) else type(error).__name__
             if self.failure != failure:
-                self._log.warning("gate source missing", source=self.name, why=failure)
+                self._log.warning("gate source lost", source=self.name, reason=failure)
             self.failure = failure
         else:
             if self.failure and self._first.is_set():
-                self._log.info("gate source back", source=self.name)
+                self._log.info("gate source recovered", source=self.name)
             self.reading = Reading(value, at)
             self.failure = ""
         self._first.set()
@@ -165,7 +163,7 @@ class Feed(Generic[T]):
 
 
 class Feeds:
-    """All feeds of a process, by what they read: the same source is never read twice."""
+    """Feeds of a process by source, so that no source is fetched twice."""
 
     def __init__(self, options: FeedOptions, log: GateLog, clock: Callable[[], float] = time.time) -> None:
         self._options = options
@@ -180,7 +178,7 @@ class Feeds:
         *,
         name: str,
     ) -> Feed[T]:
-        """The feed under `key` (what is read, where), `name` in logs; the first to ask brings `read`."""
+        """The feed of the source `key`; `name` is for logs, `read` is used by the first call only."""
         if key not in self._feeds:
             self._feeds[key] = Feed(
                 name,
@@ -193,14 +191,13 @@ class Feeds:
 
 
 _MAX_BYTES: Final = 32_000_000
-"""A large router's /metrics is a few megabytes; more than this is another page than we think."""
+"""The /metrics page of a large router has a few megabytes; a larger page is not one."""
 
 
 class HttpText:
-    """One client for all sources; closed by `aclose`. The feed sets the timeout.
+    """HTTP client that fetches texts of bounded size; the feed limits the time.
 
-    `token` gives the bearer token that is sent along, `ssl_context` says whom to trust; None is none, and
-    the system's own CAs.
+    `token` returns the bearer token to send, None sends none. `ssl_context` None trusts the system's CAs.
     """
 
     def __init__(
@@ -210,40 +207,40 @@ class HttpText:
         self._client = http_client(TransportOptions(max_response_bytes=_MAX_BYTES, ssl_context=ssl_context))
 
     async def get(self, url: str, query: Mapping[str, str] | None = None) -> bytes:
-        """The body of a 200. Raises `SourceMissing` for any other status or a body that cannot be used."""
+        """Body of a 200 response; raises `SourceMissing` for another status or an unusable body."""
         headers = {"authorization": f"Bearer {self._token()}"} if self._token else None
         try:
             response = await self._client.get(url, params=query, headers=headers)
         except UnusableResponse as error:
-            raise SourceMissing(f"its answer {error}") from None
+            raise SourceMissing(f"the response {error}") from None
         if response.status_code != 200:
-            raise SourceMissing(f"it answered {response.status_code}")
+            raise SourceMissing(f"expected status 200, got {response.status_code}")
         return response.content
 
     async def aclose(self) -> None:
-        """Close the connections."""
         await self._client.aclose()
 
 
 class HeldSlot(NamedTuple):
-    """One slot of a concurrency quota: the quota's key and the submission that holds it."""
+    """One slot of a concurrency quota: the quota's key and the claim that holds the slot."""
 
     key: str
     member: str
 
 
 class BudgetStore(Protocol):
-    """Reads a number that somebody else writes."""
+    """Reads a budget that another program writes."""
 
     async def read_budget(self, key: str) -> str | None:
-        """The text under `key`, None when there is none."""
+        """Value of `key`; None if the key does not exist."""
         ...
 
 
 class QuotaStore(Protocol):
-    """Counts what tenants use, over all processes.
+    """Counts the use of quotas over all processes, on the store's clock.
 
-    `counter_seconds` is how long the counter that the reference shares lives without being touched.
+    `member` names a claim, `owner` is the random token of this process. `counter_seconds` is the TTL of the counter
+    that the reference shares.
     """
 
     failures: tuple[type[Exception], ...]
@@ -251,98 +248,96 @@ class QuotaStore(Protocol):
     async def pay_rate(
         self, key: str, member: str, *, limit: int, window_seconds: float, remember_seconds: float
     ) -> tuple[bool, bool, float]:
-        """Take one unit of `limit` per window: (may go, paid just now, seconds until a unit is free).
+        """Take one of `limit` units per window: (may go, paid by this call, seconds until a unit is free).
 
-        A member that has paid goes without paying for as long as that is remembered.
+        A member that has paid within `remember_seconds` may go without paying again.
         """
         ...
 
     async def refund_rate(self, key: str, member: str) -> None:
-        """Give back the unit that `member` paid; nothing happens when there is none."""
+        """Return the unit that `member` paid; no-op if there is none."""
         ...
 
     async def hold_slot(
         self, slot: HeldSlot, owner: str, *, limit: int, lease_seconds: float, counter_seconds: float
     ) -> bool:
-        """Take one of `limit` slots under a lease; one who has one keeps it, for `owner` now."""
+        """Take one of `limit` slots under a lease; a member that holds one keeps it under `owner`."""
         ...
 
     async def free_slot(self, slot: HeldSlot, owner: str, *, counter_seconds: float) -> bool:
-        """Give the slot back, if it is still this owner's; returns whether it was."""
+        """Free the slot if `owner` still holds it; returns whether it did."""
         ...
 
     async def renew_slots(
         self, slots: Sequence[HeldSlot], owner: str, *, lease_seconds: float, counter_seconds: float
     ) -> None:
-        """Move the leases' ends. A lost slot is counted again, unless another owner has it.
+        """Renew the leases; a lost slot is taken again unless another owner holds it.
 
-        Without slots this only asks whether the store is there.
+        Without slots it only checks that the store is available.
         """
         ...
 
 
 class LeasedRate(Protocol):
-    """The controller's decision: whether it is valid now, its rate per second, and what became of a token."""
+    """State of a leased rate, and whether a token was taken."""
 
     @property
-    def is_taken(self) -> bool:
-        """Whether a token was taken."""
-        ...
+    def is_taken(self) -> bool: ...
 
     @property
     def is_valid(self) -> bool:
-        """Whether there is a lease, for this pool, that has not expired."""
+        """Whether there is a lease for this pool that has not expired."""
         ...
 
     @property
     def per_second(self) -> float:
-        """The leased rate; 0 without a valid lease."""
+        """Leased rate; 0 without a valid lease."""
         ...
 
     @property
     def wait_seconds(self) -> float:
-        """How long until there is a token."""
+        """Time until a token is available."""
         ...
 
 
 class LeasedRateStore(Protocol):
-    """A token bucket whose rate an outside controller leases to us."""
+    """Token bucket whose rate an external controller leases."""
 
     failures: tuple[type[Exception], ...]
 
     async def take_token(
         self, control_key: str, state_key: str, pool: str, *, burst_seconds: float
     ) -> LeasedRate:
-        """Take one token, if the lease is valid and there is one."""
+        """Take one token if the lease is valid and a token is available."""
         ...
 
     def check_lease_keys(self, control_key: str, state_key: str) -> None:
-        """Raises `InvalidSetting` for two keys that this store cannot look at in one step."""
+        """Raise `InvalidSetting` for keys that one script cannot use together (Redis Cluster slots)."""
         ...
 
     async def look_at_lease(self, control_key: str, state_key: str, pool: str) -> LeasedRate:
-        """The lease as it stands; takes nothing."""
+        """State of the lease; takes no token."""
         ...
 
     async def return_token(self, state_key: str) -> None:
-        """Put one token back; the bucket's own limit holds at the next taking."""
+        """Return one token; the bucket's limit applies at the next take."""
         ...
 
 
 class GateStore(BudgetStore, QuotaStore, LeasedRateStore, Protocol):
-    """All that the gates need of one address."""
+    """Store at one address, as the gates use it."""
 
     failures: tuple[type[Exception], ...]
-    """What any of the calls raises when the store cannot be asked."""
+    """Exceptions of calls while the store is unavailable."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateSources:
-    """`stores` gives the store at an address, the same one for the same address.
+    """Everything a gate may read from, passed to its constructor.
 
-    `prometheus_url` is empty where none is configured; `prometheus_http` carries the credentials for it, and
-    `http`, which reads pages, has none. `owner_pool` is the worker pool whose gate is built, or whose queue's.
-    `clock` gives Unix seconds, `draw` a number in [0, 1).
+    `stores` returns the store at an address, one per address. `prometheus_url` is empty if none is configured;
+    `prometheus_http` carries its credentials, `http` (for pages) carries none. `owner_pool` is the worker pool that the
+    gate belongs to. `clock` returns Unix seconds, `jitter` a number in [0, 1).
     """
 
     feeds: Feeds
@@ -353,4 +348,4 @@ class GateSources:
     prometheus_url: str = ""
     owner_pool: str = ""
     clock: Callable[[], float] = time.time
-    draw: Callable[[], float] = random.random
+    jitter: Callable[[], float] = random.random

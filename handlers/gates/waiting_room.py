@@ -1,8 +1,7 @@
-"""Lets requests through the gates of one pool, and holds those that must wait: one coroutine each, no more.
+"""Waiting room of a push door: holds requests until the gates of one pool admit them.
 
-For a door whose deliveries come by themselves (Pub/Sub push): a closed gate holds a delivery as long as the
-door allows, rather than spend one of its attempts. The earliest deadline goes first. The poller needs none of
-this: it claims only what may go.
+A nack costs a push one of its delivery attempts, so a closed gate holds the request as long as the door allows, at the
+cost of one coroutine. The earliest deadline goes first. The poller needs no waiting room: it claims only what may go.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, assert_never
 
 from handlers.contract.request import Request
-from handlers.gates.allowance import Allowance
+from handlers.gates.allowance import Allowance, all_shares
 from handlers.gates.chain import admit_all
 from handlers.gates.gate import (
     CLOSED_RETRY_SECONDS,
-    LOOK_AGAIN_SECONDS,
+    POLL_SECONDS,
     Drop,
     Gate,
     Go,
@@ -30,11 +29,11 @@ from handlers.gates.gate import (
     Reservation,
 )
 
-Entrance: TypeAlias = Go | Refuse | Drop
-"""A verdict after all waiting is over."""
+Admission: TypeAlias = Go | Refuse | Drop
+"""Verdict after all waiting is over."""
 
 MOST_HELD: Final = 1_000
-_RETIRED: Final = Refuse(CLOSED_RETRY_SECONDS, "the gates have changed")
+_RETIRED: Final = Refuse(CLOSED_RETRY_SECONDS, "the configuration has changed")
 
 
 @dataclass(order=True, slots=True)
@@ -44,11 +43,10 @@ class _Waiting:
     granted: asyncio.Future[None]
 
 
-class Doorkeeper:
-    """One pool: its slots, and its gates in the order in which they are asked.
+class WaitingRoom:
+    """Slots and gates of one pool or subscription, and the requests that wait for them.
 
-    `most_held` limits how many wait at a time; who comes after that is refused at once. Instants are Unix
-    seconds of `clock`.
+    At most `most_held` requests wait at a time; further ones are refused at once. Instants are Unix seconds of `clock`.
     """
 
     def __init__(
@@ -62,9 +60,7 @@ class Doorkeeper:
         self._gates = gates
         self._most_held = most_held
         self._clock = clock
-        self._allowance = Allowance(
-            slots, lambda: tuple(share for gate in gates for share in gate.shares()), clock=clock
-        )
+        self._allowance = Allowance(slots, all_shares(gates), clock=clock)
         self._waiting: list[_Waiting] = []
         self._numbers = itertools.count()
         self._changed = asyncio.Event()
@@ -74,35 +70,35 @@ class Doorkeeper:
 
     @property
     def in_flight(self) -> int:
-        """Requests that were let through and are not over."""
+        """Number of admitted requests that have not ended."""
         return self._allowance.in_use
 
     @property
     def held(self) -> int:
-        """Requests that wait."""
+        """Number of waiting requests."""
         return len(self._holding)
 
-    def take_over(self, before: Doorkeeper) -> None:
-        """Go on with the slots that `before` has in use: ours are what those leave over."""
-        self._allowance.take_over(before._allowance)
+    def take_over(self, previous: WaitingRoom) -> None:
+        """Count the slots that `previous` has in use against this room's limit, after a configuration reload."""
+        self._allowance.take_over(previous._allowance)
 
     def retire(self) -> None:
-        """Refuse those that wait, at once, and all that come: another keeper stands here now."""
+        """Refuse all waiting and new requests at once: a successor has replaced this room."""
         self._is_retired = True
         now = asyncio.get_running_loop().time()
         for holding in self._holding:
             holding.reschedule(now)
 
     async def aclose(self) -> None:
-        """Stop handing out slots; those that wait are the door's to cancel."""
+        """Stop handing out slots; the door cancels the requests that wait."""
         if self._handing_out is not None:
             self._handing_out.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._handing_out
             self._handing_out = None
 
-    async def enter(self, request: Request, until_at: float) -> Entrance:
-        """Wait until `request` may go, at most until `until_at`. A `Go` holds a slot until its release."""
+    async def enter(self, request: Request, until_at: float) -> Admission:
+        """Wait until `request` is admitted, at most until `until_at`; a `Go` holds a slot until its release."""
         if self._is_retired:
             return _RETIRED
         if not self._waiting and self._allowance.room() > 0:
@@ -114,7 +110,7 @@ class Doorkeeper:
         else:
             refusal = Refuse(CLOSED_RETRY_SECONDS, "no room")
         if len(self._holding) >= self._most_held:
-            return Refuse(CLOSED_RETRY_SECONDS, "too many are held")
+            return Refuse(CLOSED_RETRY_SECONDS, "too many requests wait")
         holding = asyncio.timeout(None)
         try:
             async with holding:
@@ -127,7 +123,7 @@ class Doorkeeper:
         finally:
             self._holding.discard(holding)
 
-    async def _hold(self, request: Request, until_at: float, refusal: Hold | Refuse) -> Entrance:
+    async def _hold(self, request: Request, until_at: float, refusal: Hold | Refuse) -> Admission:
         while await self._may_ask_again(refusal, until_at) and await self._is_granted(request, until_at):
             verdict = await self._ask(request)
             if isinstance(verdict, Go | Drop):
@@ -142,7 +138,7 @@ class Doorkeeper:
             case Hold():
                 return await refusal.wait_open(until_at)
             case Refuse(reason="no room"):
-                return True  # waiting for a slot is all there is to it
+                return True
             case Refuse(delay_seconds=delay_seconds):
                 if self._clock() + delay_seconds >= until_at:
                     return False
@@ -152,16 +148,16 @@ class Doorkeeper:
                 assert_never(refusal)
 
     async def _ask(self, request: Request) -> Go | Hold | Refuse | Drop:
-        """The gates' verdict on a request that holds a slot; without a go the slot is free again."""
-        is_in = False
+        """Verdict of the gates on a request that holds a slot; unless it is `Go`, the slot is freed."""
+        is_admitted = False
         try:
             verdict = await admit_all(self._gates, request)
             if isinstance(verdict, Go):
-                is_in = True
+                is_admitted = True
                 return Go(_Slot(self._leave, verdict.reservation), verdict.labels)
             return verdict
         finally:
-            if not is_in:
+            if not is_admitted:
                 self._leave()
 
     def _leave(self) -> None:
@@ -185,29 +181,29 @@ class Doorkeeper:
         except TimeoutError:
             pass
         finally:
-            # The slot may have come in the same moment as the end of the time, or as a cancellation.
+            # The slot may be granted in the same loop turn as the timeout or a cancellation.
             if not is_taken and one.granted.done() and not one.granted.cancelled():
                 self._leave()
         return is_taken
 
     async def _hand_out(self) -> None:
-        """While somebody waits: give what room there is to the earliest deadline, and look again."""
+        """While requests wait, grant free slots to the earliest deadlines."""
         while self._waiting:
             self._changed.clear()
             self._forget_gone()
             for _ in range(self._allowance.room()):
                 self._grant_next()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_AGAIN_SECONDS):
+                async with asyncio.timeout(POLL_SECONDS):
                     await self._changed.wait()
 
     def _forget_gone(self) -> None:
-        """Drop those that gave up: a gate that is closed for hours must not collect them."""
+        """Drop requests that stopped waiting, so that a gate closed for hours does not collect them."""
         self._waiting = [one for one in self._waiting if not one.granted.done()]
         heapq.heapify(self._waiting)
 
     def _grant_next(self) -> None:
-        """A slot for the earliest deadline, counted from here on: nobody may come in between."""
+        """Grant a slot to the earliest deadline; it counts as taken at once, so that no newcomer takes it."""
         while self._waiting:
             one = heapq.heappop(self._waiting)
             if not one.granted.done():
@@ -217,19 +213,17 @@ class Doorkeeper:
 
 
 class _Slot:
-    """A slot and what the gates reserved; given back once."""
+    """A slot with the reservations of its gates; releasing it twice is a no-op."""
 
     def __init__(self, leave: Callable[[], None], reservation: Reservation) -> None:
         self._leave: Callable[[], None] | None = leave
         self._reservation = reservation
 
     async def release(self) -> None:
-        """The request was sent, and is over."""
         if self._leave_once():
             await self._reservation.release()
 
     async def give_back(self) -> None:
-        """The request was not sent."""
         if self._leave_once():
             await self._reservation.give_back()
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from handlers.cancellation import end_if_cancelled
 from handlers.forward.middleware.circuit import Circuit, CircuitState
-from handlers.gates.allowance import ALL_OF_IT, Allowance, Part
+from handlers.gates.allowance import WHOLE_POOL, Allowance, ProcessShare, all_shares
 from handlers.gates.gate import Gate
 from handlers.gates.labels import band_of
 from handlers.poller.patience import Patience
@@ -83,7 +83,7 @@ class Pool:
         *,
         gates: Sequence[Gate] = (),
         merge: Merge | None = None,
-        part: Callable[[], Part] = lambda: ALL_OF_IT,
+        part: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
         lane_of: Callable[[Mapping[str, str]], int] = band_of,
     ) -> None:
         self.pool_id = pool_id
@@ -91,9 +91,7 @@ class Pool:
         self.slots = slots
         self.sources: dict[str, Source] = {}
         self._part = part
-        self._allowance = Allowance(
-            slots, lambda: tuple(share for gate in gates for share in gate.shares()), part=part
-        )
+        self._allowance = Allowance(slots, all_shares(gates), part=part)
         self._merge = merge or RandomRobin()
         self._poll_interval_seconds = poll_interval_seconds
         self._log = log

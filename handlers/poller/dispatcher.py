@@ -25,7 +25,7 @@ from handlers.forward.classify import FAILURES, OWN_FAULTS, failure_reason
 from handlers.forward.forward import Sender, invalid, not_sent
 from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
-from handlers.gates.gate import Answer
+from handlers.gates.gate import Feedback
 from handlers.transport.failures import UnusableResponse
 
 Dispatch = Callable[[Request, bytes], Awaitable[Outcome]]
@@ -126,7 +126,7 @@ class HttpDispatcher:
         # A result of another request would settle the wrong one for ever: better ask again.
         if answer is None or answer.requestid != request.id:
             return None
-        feedback = Answer(
+        feedback = Feedback(
             status_code=answer.statuscode or None,
             dropped_reason=answer.droppedreason,
             retry_after_seconds=number(answer.retryafterseconds),
@@ -156,7 +156,7 @@ def _retry(body: bytes) -> Retry | None:
     if answer is None:
         return None
     last = LastResponse(answer.status_code, answer.payload.encode()) if answer.status_code else None
-    feedback = Answer(
+    feedback = Feedback(
         status_code=answer.status_code or None,
         dropped_reason=answer.dropped_reason,
         retry_after_seconds=answer.gateway_retry_after_seconds,
@@ -167,12 +167,12 @@ def _retry(body: bytes) -> Retry | None:
     return Retry(answer.retry_after_seconds, answer.reason, last, answer.counts_attempt, sent)
 
 
-def _feedback(result: Result, headers: Mapping[str, str]) -> Answer | None:
+def _feedback(result: Result, headers: Mapping[str, str]) -> Feedback | None:
     """What gates learn from a final answer; None where the gateway was not asked."""
     if not result.status_code:
         return None
     duration, headroom = headers.get("ce-queuedurationms"), headers.get("ce-bandheadroom")
-    return Answer(
+    return Feedback(
         status_code=result.status_code,
         queue_duration_ms=float(duration) if duration else None,
         band_headroom=float(headroom) if headroom else None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from handlers.gates.allowance import Part
+from handlers.gates.allowance import ProcessShare
 from handlers.redis_store.limits.pool_members import RedisPoolSharing
 from handlers.telemetry.logs import Logger
 
@@ -18,7 +18,7 @@ SHARE_SECONDS: Final = 0.5
 SHARE_LEASE_SECONDS: Final = 5.0
 """How long a part is kept for one that does not say so any more."""
 _HEARD_AFTER_TICKS: Final = 2
-_NOTHING: Final = Part(place=0, count=1, is_known=False)
+_NOTHING: Final = ProcessShare(index=0, count=1, is_known=False)
 
 
 class PoolSharing:
@@ -38,7 +38,7 @@ class PoolSharing:
         found = await self._store.share(self.in_use())
         # The others refill their slots until they hear of us: before that, what they say they use is too little.
         is_known = found.count == 1 or self._ticks >= _HEARD_AFTER_TICKS
-        self.part = Part(found.place, found.count, found.elsewhere, is_known)
+        self.part = ProcessShare(found.place, found.count, found.elsewhere, is_known)
         self._ticks += 1
         if found.count != self._told:
             self._told = found.count

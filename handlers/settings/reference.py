@@ -15,7 +15,7 @@ from msgspec import inspect
 
 from handlers.forward.transforms.registry import TRANSFORMS, TransformEntry
 from handlers.gates.metric.reading_gate import ReadingParameters
-from handlers.gates.parameters import Described, described_parameters
+from handlers.gates.parameters import ParameterDescription, described_parameters
 from handlers.gates.registry import GATES
 from handlers.settings.accepted import described, meaning, types_of
 from handlers.settings.config_file import ConfigFile, PoolEntry, QueueEntry, TopicEntry
@@ -79,9 +79,9 @@ def gates_section() -> str:
     parts = [_BEGIN, "\n## Parameters of every gate\n"]
     shared = {one.name for one in described_parameters(ReadingParameters)}
     parts.append(
-        "\nGates of one reading (`prometheus-*`, `endpoint-scrape`, `redis`) all take "
+        "\nGates that follow one metric (`prometheus-*`, `endpoint-scrape`, `redis`) all accept "
         f"{', '.join(f'`{name}`' for name in sorted(shared))}. "
-        "A duration is a number of seconds, or written as `500ms` or `1m30s`.\n"
+        "A duration is a number of seconds or a text such as `500ms` or `1m30s`.\n"
     )
     for name, kind in sorted(GATES.items()):
         parts.append(f"\n### `{name}`\n\n")
@@ -139,7 +139,7 @@ def _examples(struct: type[msgspec.Struct]) -> dict[str, Any]:
     }
 
 
-def _parameter_row(one: Described) -> str:
+def _parameter_row(one: ParameterDescription) -> str:
     default = (
         "required" if one.is_required else "" if one.default in ("", None) else f"`{_plain(one.default)}`"
     )

@@ -1,1 +1,1 @@
-"""What people on call read: logs, metrics, traces."""
+"""Logs, metrics and traces for operators."""

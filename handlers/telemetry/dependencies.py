@@ -1,4 +1,4 @@
-"""What a handler needs beside itself, as its own calls found it last. Nobody is asked for this: it costs no call."""
+"""Passive dependency health, derived from the outcome of real calls; no probes are sent."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ RESULTS: Final = "results"
 MEMORY: Final = "memory"
 GATES: Final = "gates"
 DEPENDENCIES: Final = (GATEWAY, RESULTS, MEMORY, GATES)
-"""Where requests are sent, the topic that takes the results, the Redis that knows deliveries, what gates ask."""
+"""The gateway, the result topic, the dedup store (Redis), and the sources of gates."""
 
 _FAILURES: Final = 3
-"""In a row, before it counts as failing: one lost connection is no news."""
+"""Consecutive failures before a dependency counts as failing; a single lost connection is normal."""
 
 
 class Dependency:
-    """One of them; whoever calls it tells what became of each call. `clock` gives seconds that never go back."""
+    """Health of one dependency; its callers report each call. `clock` returns monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._failures = 0
         self._since = 0.0
 
-    def tell(self, *, has_failed: bool) -> None:
-        """A call has ended."""
+    def report(self, *, has_failed: bool) -> None:
+        """Record the outcome of a call."""
         if not has_failed:
             self._failures = 0
             return
@@ -39,12 +39,12 @@ class Dependency:
 
     @property
     def failing_seconds(self) -> float | None:
-        """For how long it has failed, without a success in between; None while it works."""
+        """Seconds since the first of the consecutive failures; None while it works."""
         return self._clock() - self._since if self._failures >= _FAILURES else None
 
 
 class Dependencies:
-    """Those that a process has, by name."""
+    """Dependencies of a process, by name."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -53,19 +53,18 @@ class Dependencies:
         self._missed_since: dict[str, float] = {}
 
     def add(self, name: str) -> Dependency:
-        """One of `DEPENDENCIES`."""
+        """Dependency `name` (one of `DEPENDENCIES`), whose callers report its calls."""
         return self._known.setdefault(name, Dependency())
 
     def watch(self, name: str, is_there: Callable[[], bool]) -> None:
-        """One of `DEPENDENCIES` that knows itself whether it is there; it fails from the first look that misses it."""
+        """Add a dependency (one of `DEPENDENCIES`) whose availability `is_there` returns."""
         self._watched[name] = is_there
 
     def names(self) -> list[str]:
-        """Of all that were added."""
         return [*self._known, *self._watched]
 
     def failing(self) -> dict[str, float]:
-        """Seconds for which each has failed that fails now."""
+        """Dependencies that fail now, with the seconds for which they have failed."""
         found = {name: one.failing_seconds for name, one in self._known.items()}
         found |= {name: self._missing_seconds(name, is_there) for name, is_there in self._watched.items()}
         return {name: seconds for name, seconds in found.items() if seconds is not None}
@@ -79,7 +78,7 @@ class Dependencies:
 
 
 class SkewWatch:
-    """Logs once when the clocks are found to differ, and once when they agree again; `peer` names the other one."""
+    """Logs when the local clock starts and stops differing from that of `peer` (Redis, Pub/Sub)."""
 
     def __init__(self, clock: FollowedClock, log: Logger, peer: str) -> None:
         self._clock = clock
@@ -87,15 +86,15 @@ class SkewWatch:
         self._peer = peer
         self._is_off = False
 
-    def look(self) -> None:
-        """Compare the clocks."""
+    def check(self) -> None:
+        """Compare the clocks and log a change."""
         skew = self._clock.skew_seconds
         is_off = abs(skew) > SKEW_SECONDS
         if is_off == self._is_off:
             return
         self._is_off = is_off
         if is_off:
-            fix = "run a time service on this node; deadlines count by the other clock"
-            self._log.warning("clock differs", peer=self._peer, ahead_seconds=round(skew, 1), fix=fix)
+            fix = "synchronize the clock of this node (NTP); deadlines are compared with the peer's clock"
+            self._log.warning("clock skew detected", peer=self._peer, ahead_seconds=round(skew, 1), fix=fix)
         else:
-            self._log.info("clock agrees", peer=self._peer)
+            self._log.info("clock skew ended", peer=self._peer)

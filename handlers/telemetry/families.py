@@ -1,7 +1,7 @@
-"""How long the pending requests have left: a histogram of exact counts, taken anew at each look at a queue.
+"""Prometheus metric families: names, labels and buckets.
 
-As in the reference it is a snapshot, not a sum of observations: read it with `histogram_quantile` as it
-is; `rate()` of it means nothing. `le="0"` are requests past their deadline that are still queued.
+The reference's names and labels come first in each list; the rest is ours. Callers use the methods of
+`handlers.telemetry.metrics` and never see a label.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 DEADLINE_BOUNDS_SECONDS: Final = (0, 1, 5, 15, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 21_600, 86_400)
-"""The reference's own; a look counts the scores up to now plus each of them (ZCOUNT, one round trip)."""
+"""Buckets of the reference; the queue is counted up to now plus each of them (ZCOUNT, one round trip)."""
 
 _TEXT: Final = "Time left until the deadline of pending requests, in ms; a snapshot of exact counts."
 
 
 class DeadlineProximity(Collector):
-    """The last snapshot of each queue."""
+    """Histogram of the time that pending requests have left, with exact counts of the last snapshot.
+
+    As in the reference it is a snapshot, not a sum of observations: `histogram_quantile` works on it directly, `rate()`
+    is meaningless. `le="0"` counts requests past their deadline that are still queued.
+    """
 
     def __init__(self, name: str, labels: Sequence[str]) -> None:
         self._name = name
@@ -30,17 +34,16 @@ class DeadlineProximity(Collector):
         self._snapshots: dict[tuple[str, ...], tuple[Sequence[int], int]] = {}
 
     def replace(self, labels: tuple[str, ...], counts: Sequence[int], total: int) -> None:
-        """`counts` are the requests due within each of `DEADLINE_BOUNDS_SECONDS`, `total` all of them."""
+        """Set a snapshot: requests due within each of `DEADLINE_BOUNDS_SECONDS`, and all of them."""
         if len(counts) != len(DEADLINE_BOUNDS_SECONDS):
             raise ValueError(f"{len(counts)} counts for {len(DEADLINE_BOUNDS_SECONDS)} bounds")
-        # The queue moves between two counts of one look: a bucket never holds less than the one before.
+        # The queue changes between two counts: a bucket must not hold less than the one before.
         rising: list[int] = []
         for count in counts:
             rising.append(max(count, rising[-1] if rising else 0))
         self._snapshots[labels] = rising, max(total, rising[-1])
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
-        """The family with every queue's snapshot."""
         family = HistogramMetricFamily(self._name, _TEXT, labels=self._labels)
         for labels, (counts, total) in self._snapshots.items():
             buckets = [
@@ -52,12 +55,12 @@ class DeadlineProximity(Collector):
 
 
 def _label(bound_seconds: int) -> str:
-    """A bound in milliseconds, written as the reference writes it: 1000.0, 8.64e+07."""
+    """Bound in milliseconds, formatted as the reference does: 1000.0, 8.64e+07."""
     return str(floatToGoString(bound_seconds * 1000))  # type: ignore[no-untyped-call]  # untyped
 
 
 def _estimated_sum(counts: Sequence[int], total: int) -> float:
-    """Milliseconds, from the middle of each bucket; what is past its deadline counts 0, as exact sums cost a scan."""
+    """Sum in milliseconds, estimated from bucket middles: an exact sum would scan the queue."""
     middles = [(low + high) / 2 for low, high in pairwise(DEADLINE_BOUNDS_SECONDS)]
     inside = sum((high - low) * middle for (low, high), middle in zip(pairwise(counts), middles, strict=True))
     return 1000 * (inside + (total - counts[-1]) * DEADLINE_BOUNDS_SECONDS[-1])
@@ -65,7 +68,7 @@ def _estimated_sum(counts: Sequence[int], total: int) -> float:
 
 PREFIX: Final = "llm_d_async_async"
 _QUEUE: Final = ("queue_id", "queue_name", "pool_name")
-# The reference's bounds are among ours: what its dashboards ask for by `le` is there.
+# Buckets include those of the reference, which its dashboards select by `le`.
 _INFERENCE_MS: Final = (
     10,
     25,
@@ -130,20 +133,20 @@ _ATTEMPTS: Final = (1, 2, 3, 5, 8, 13, 21)
 
 
 class Families:
-    """All families, in one registry. Counters and histograms go on from `before`; gauges tell of now, and are new."""
+    """All families in one registry; after a reload, counters and histograms of `previous` are carried over."""
 
-    def __init__(self, registry: CollectorRegistry, before: Families | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry, previous: Families | None = None) -> None:
         self.registry = registry
-        if before is None:
+        if previous is None:
             self._add_counters()
             self._add_histograms()
         else:
-            self._go_on_from(before)
+            self._carry_over(previous)
         self._add_gauges()
         ProcessCollector(registry=registry)
 
-    def _go_on_from(self, before: Families) -> None:
-        for name, family in vars(before).items():
+    def _carry_over(self, previous: Families) -> None:
+        for name, family in vars(previous).items():
             if isinstance(family, Counter | Histogram):
                 setattr(self, name, family)
                 self.registry.register(family)
@@ -156,23 +159,30 @@ class Families:
         self.failed = counter("failed_requests_total", "Requests with another final result.")
         self.shedded = counter("shedded_requests_total", "Attempts that the gateway rejected with 429.")
         self.exceeded = counter("exceeded_deadline_requests_total", "Requests whose deadline passed.")
-        self.retries = counter("request_retries_total", "Requests that went back for another attempt.")
-        self.gate_requeues = counter("gate_wait_requeues_total", "Requests that a gate sent back.")
-        self.gate_decisions = counter("gate_decisions_total", "Not let go by a gate.", "reason")
-        self.tokens = counter("tokens_total", "Tokens that 2xx answers name.", "direction")
-        self.dead_letters = counter("dead_letters_total", "Requests kept as dead letters.")
+        self.retries = counter("request_retries_total", "Requests put back for another attempt.")
+        self.gate_requeues = counter(
+            "gate_wait_requeues_total", "Requests that a gate put back in the queue."
+        )
+        self.gate_decisions = counter(
+            "gate_decisions_total", "Requests not admitted by a gate, by reason.", "reason"
+        )
+        self.tokens = counter("tokens_total", "Tokens reported by 2xx responses.", "direction")
+        self.dead_letters = counter("dead_letters_total", "Requests that were dead-lettered.")
         self.leases_renewed = counter("lease_renewals_total", "Leases renewed.")
-        self.leases_lost = counter("lease_losses_total", "Leases lost while the work went on.")
-        self.reclaimed = counter("reclaimed_requests_total", "Requests taken back from dead owners.")
-        self.nacks = counter("nacks_total", "Deliveries that went back, by reason.", "reason")
+        self.leases_lost = counter("lease_losses_total", "Leases lost while their requests were in flight.")
+        self.reclaimed = counter("reclaimed_requests_total", "Requests reclaimed from crashed pollers.")
+        self.nacks = counter("nacks_total", "Nacked deliveries, by reason.", "reason")
         self.deliveries = Counter(
             f"{PREFIX}_handler_deliveries_total",
-            "Deliveries to a handler, by what became of them.",
+            "Deliveries to a handler, by outcome.",
             ("door", "outcome"),
             registry=self.registry,
         )
         self.refusals = Counter(
-            f"{PREFIX}_refused_callers_total", "Callers not let in.", ("status",), registry=self.registry
+            f"{PREFIX}_refused_callers_total",
+            "Callers refused by authentication.",
+            ("status",),
+            registry=self.registry,
         )
 
     def _add_histograms(self) -> None:
@@ -180,14 +190,16 @@ class Families:
         self.latency = histogram("message_latency_time_millis", "Creation to final result.", _LATENCY_MS)
         self.inference = histogram("inference_latency_time_millis", "One call to the gateway.", _INFERENCE_MS)
         self.residence = histogram("queue_residence_time_millis", "Creation to attempt.", _RESIDENCE_MS)
-        self.left = histogram("deadline_left_millis", "Left of the deadline at the final result.", _LEFT_MS)
+        self.left = histogram(
+            "deadline_left_millis", "Time left until the deadline at the final result.", _LEFT_MS
+        )
         self.attempts = histogram("attempts_per_request", "Attempts until the final result.", _ATTEMPTS)
         self.publish = histogram(
-            "result_publish_time_millis", "Outcome known to result recorded.", _PUBLISH_MS
+            "result_publish_time_millis", "Time to record a result, from its outcome.", _PUBLISH_MS
         )
         self.delivery_time = Histogram(
             f"{PREFIX}_handler_delivery_time_millis",
-            "A delivery to a handler, from its arrival to its answer.",
+            "Duration of a delivery to a handler, from arrival to response.",
             ("door",),
             buckets=_INFERENCE_MS,
             registry=self.registry,
@@ -197,31 +209,32 @@ class Families:
         self.proximity = DeadlineProximity(f"{PREFIX}_deadline_proximity_millis", _QUEUE)
         self.registry.register(self.proximity)
         gauge = self._gauge
-        self.queue_depth = gauge("queue_depth", "Of those in flight, held here: at a gate or for a slot.")
-        self.inflight = gauge("inflight_requests", "Requests taken and without an outcome yet.")
+        self.queue_depth = gauge("queue_depth", "Requests in flight that wait at a gate or for a slot.")
+        self.inflight = gauge("inflight_requests", "Requests claimed or received that have no outcome yet.")
         self.backlog = gauge("broker_backlog", "Requests pending in the queue.")
-        self.backlog_known = gauge("broker_backlog_source_available", "1 if the last look at it succeeded.")
-        self.claimed = gauge("claimed_requests", "Requests claimed by any poller, dead ones included.")
-        self.dead_depth = gauge("dead_letters_kept", "Requests kept as dead letters now.")
-        self.earliest_deadline = gauge("earliest_deadline_seconds", "Time to the earliest deadline.")
+        self.backlog_known = gauge("broker_backlog_source_available", "1 if the last depth read succeeded.")
+        self.claimed = gauge("claimed_requests", "Requests claimed by any poller, crashed ones included.")
+        self.dead_depth = gauge("dead_letters_kept", "Dead letters in the store.")
+        self.earliest_deadline = gauge("earliest_deadline_seconds", "Time until the earliest deadline.")
         self.oldest_age = gauge(
-            "oldest_pending_age_seconds", "Age of the older of the first and the last in line."
+            "oldest_pending_age_seconds",
+            "Age of the oldest pending request, of the first and last by deadline.",
         )
-        self.dispatch_budget = gauge("dispatch_budget", "What gates allow, 0 (closed) to 1.")
+        self.dispatch_budget = gauge("dispatch_budget", "Budget that the gates allow, 0 (closed) to 1.")
         self.budget = PoolBudget(self.dispatch_budget)
         self._add_process_gauges()
 
     def _add_process_gauges(self) -> None:
         self.deliveries_in_flight = Gauge(
             f"{PREFIX}_handler_inflight_deliveries",
-            "Deliveries at work in a handler.",
+            "Deliveries that a handler is processing.",
             ("door",),
             registry=self.registry,
         )
         self.open_circuits = Gauge(
-            f"{PREFIX}_open_circuits", "Circuits that spare a gateway now.", registry=self.registry
+            f"{PREFIX}_open_circuits", "Circuit breakers that are not closed.", registry=self.registry
         )
-        self.ready = Gauge(f"{PREFIX}_ready", "1 while this process takes work.", registry=self.registry)
+        self.ready = Gauge(f"{PREFIX}_ready", "1 while this process accepts work.", registry=self.registry)
         self.clock_skew = Gauge(
             f"{PREFIX}_clock_skew_seconds",
             "How far the local clock is ahead of the broker's (Redis, Pub/Sub).",
@@ -229,17 +242,17 @@ class Families:
         )
         self.claims_refused = Gauge(
             f"{PREFIX}_claims_refused",
-            "1 while Redis refuses claims for want of a right or a key's type.",
+            "1 while Redis refuses claims: a missing ACL right, or a key of another type.",
             registry=self.registry,
         )
         self.config_refused = Gauge(
             f"{PREFIX}_config_refused",
-            "1 while the configuration file holds a change that was refused.",
+            "1 while the configuration file has a change that was refused.",
             registry=self.registry,
         )
         self.dependency_up = Gauge(
             f"{PREFIX}_dependency_up",
-            "1 while the calls to it succeed, as this process makes them.",
+            "1 while this process's calls to the dependency succeed.",
             ("dependency",),
             registry=self.registry,
         )
@@ -250,7 +263,7 @@ class Families:
             f"{PREFIX}_pool_worker_limit", "Slots of a pool.", ("pool_name",), registry=self.registry
         )
         self.connections = Gauge(
-            f"{PREFIX}_connections_in_use", "Connections at work.", ("peer",), registry=self.registry
+            f"{PREFIX}_connections_in_use", "Connections in use, by peer.", ("peer",), registry=self.registry
         )
 
     def _counter(self, name: str, text: str, *more: str) -> Counter:
@@ -264,11 +277,10 @@ class Families:
 
 
 class PoolBudget:
-    """The budgets of pools: a pool has no queue, so its queue labels are empty, as in the reference."""
+    """Budget gauges of pools; their queue labels are empty, as in the reference."""
 
     def __init__(self, budget: Gauge) -> None:
         self._budget = budget
 
     def labels(self, pool_name: str) -> Gauge:
-        """The gauge of one pool."""
         return self._budget.labels("", "", pool_name)

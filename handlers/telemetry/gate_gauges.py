@@ -1,6 +1,6 @@
-"""What gates say of themselves, as gauges: read when somebody looks, so that a gate does nothing for it.
+"""Gauges of gates, read from `Gate.state` at each scrape.
 
-A gate's gauges carry its owner: a queue's three labels, or a pool's name with empty queue labels.
+Their labels name the gate's owner: a queue's three labels, or a pool with empty queue labels.
 """
 
 from __future__ import annotations
@@ -16,32 +16,36 @@ Owner = tuple[str, str, str]
 """queue_id, queue_name (both empty for a pool's gate), pool_name."""
 
 _OWNER: Final = ("queue_id", "queue_name", "pool_name")
-_AIMD: Final = ("aimd_window", "aimd_ssthresh", "aimd_inflight")
+_AIMD: Final = {
+    "aimd_window": "Congestion window of a band, in requests.",
+    "aimd_ssthresh": "Slow-start threshold of a band, in requests.",
+    "aimd_inflight": "Requests in flight of a band.",
+}
 
 
 class GateView(Protocol):
-    """A gate at one moment (`handlers.gates.gate.GateState` is one)."""
+    """Snapshot of a gate; `handlers.gates.gate.GateState` implements it."""
 
     @property
-    def gate_type(self) -> str: ...  # noqa: D102  # said by the gate's own type
+    def gate_type(self) -> str: ...  # said by the gate's own type
     @property
-    def budget(self) -> float: ...  # noqa: D102  # see GateState
+    def budget(self) -> float: ...  # see GateState
     @property
-    def value(self) -> float | None: ...  # noqa: D102  # see GateState
+    def value(self) -> float | None: ...  # see GateState
     @property
-    def threshold(self) -> float | None: ...  # noqa: D102  # see GateState
+    def threshold(self) -> float | None: ...  # see GateState
     @property
-    def is_source_available(self) -> bool: ...  # noqa: D102  # see GateState
+    def is_source_available(self) -> bool: ...  # see GateState
     @property
-    def on_missing(self) -> str: ...  # noqa: D102  # see GateState
+    def on_missing(self) -> str: ...  # see GateState
     @property
-    def why_closed(self) -> str: ...  # noqa: D102  # see GateState
+    def why_closed(self) -> str: ...  # see GateState
     @property
-    def label(self) -> str: ...  # noqa: D102  # see GateState
+    def label(self) -> str: ...  # see GateState
     @property
-    def figures(self) -> Mapping[str, float]: ...  # noqa: D102  # see GateState
+    def figures(self) -> Mapping[str, float]: ...  # see GateState
     @property
-    def inner(self) -> Sequence[GateView]: ...  # noqa: D102  # see GateState
+    def inner(self) -> Sequence[GateView]: ...  # see GateState
 
 
 class GateGauges:
@@ -52,26 +56,28 @@ class GateGauges:
             return Gauge(f"{PREFIX}_{name}", text, labels, registry=registry)
 
         self._budget = budget
-        self._value = gauge("gate_metric_value", "What a gate read last.", *_OWNER, "inference_pool")
+        self._value = gauge("gate_metric_value", "Last value that a gate read.", *_OWNER, "inference_pool")
         self._threshold = gauge(
-            "gate_metric_threshold", "The gate closes at or below.", *_OWNER, "inference_pool"
+            "gate_metric_threshold", "Value at or below which a gate closes.", *_OWNER, "inference_pool"
         )
         self._available = gauge(
             "gate_metric_source_available",
-            "1 while a gate's source gives a reading.",
+            "1 while a gate's source has a reading.",
             *_OWNER,
             "inference_pool",
         )
         self._on_missing = gauge(
             "gate_on_missing_in_force",
-            "1 while this rule stands in for a reading.",
+            "1 while this rule holds in place of a reading.",
             *_OWNER,
             "inference_pool",
             "rule",
         )
-        self._closed = gauge("gate_closed", "1 while a gate lets nothing go.", *_OWNER, "gate_type")
-        self._figures = gauge("gate_figure", "A gate's own numbers, by name.", *_OWNER, "gate_type", "figure")
-        self._aimd = {name: gauge(name, "AIMD gate, requests.", "pool_name", "band") for name in _AIMD}
+        self._closed = gauge("gate_closed", "1 while a gate admits nothing.", *_OWNER, "gate_type")
+        self._figures = gauge(
+            "gate_figure", "Other numbers of a gate, by name.", *_OWNER, "gate_type", "figure"
+        )
+        self._aimd = {name: gauge(name, text, "pool_name", "band") for name, text in _AIMD.items()}
         self._gates: list[tuple[Owner, Callable[[], GateView]]] = []
 
     def watch(self, owner: Owner, state: Callable[[], GateView]) -> None:
@@ -79,7 +85,7 @@ class GateGauges:
         self._gates.append((owner, state))
 
     def refresh(self) -> None:
-        """Read all gates. What a gate no longer says (a band without requests) is gone from the page."""
+        """Read all gates; a series that a gate no longer has (an unused band) disappears."""
         if not self._gates:
             return
         gauges = (
@@ -96,7 +102,7 @@ class GateGauges:
             state = read()
             if owner[0]:
                 self._budget.labels(*owner).set(state.budget)
-            # Where two gates of one owner read the same pool, the one that closes most is shown.
+            # If two gates of one owner read the same pool, the one with the lowest budget is shown.
             for view in sorted(_all(state), key=lambda view: -view.budget):
                 self._show(owner, view)
 
@@ -114,7 +120,7 @@ class GateGauges:
 
     def _show_reading(self, owner: Owner, view: GateView, threshold: float) -> None:
         labels = (*owner, view.label)
-        # The reference shows a saturation as what is left, so that every gate closes at or below its threshold.
+        # The reference publishes 1 - saturation, so that every gate closes at or below its threshold.
         is_saturation = view.gate_type == "prometheus-saturation"
         self._threshold.labels(*labels).set(1 - threshold if is_saturation else threshold)
         if view.value is not None:

@@ -1,4 +1,4 @@
-"""One event as one line: escaped, bounded, without credentials. Pure; whatever the values are, it does not raise."""
+"""Formats one event as one line: escaped, bounded, without credentials. Never raises."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import msgspec
 from handlers.contract.request import MAX_ID_LENGTH
 
 LONGEST_TEXT: Final = 512
-"""Characters of a value; a gateway's error body or a stranger's text may be anything."""
+"""Maximum characters of a value; error bodies and other untrusted input may be long."""
 LONGEST_LINE: Final = 16_384
-"""Characters of a line; what is longer (a list of thousands, a deep traceback) is cut field by field."""
+"""Maximum characters of a line; in a longer one, each field is cut."""
 
 _LONGEST: Final = {"id": MAX_ID_LENGTH, "exception": LONGEST_LINE}
-"""Fields that are searched for, or read, as a whole."""
+"""Fields with a limit of their own: ids are searched for, exceptions are read as a whole."""
 _USER_INFO = re.compile(r"://[^\s\"'<>]{0,512}@")
 _AUTHORIZATION = re.compile(r"\b((?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 def json_line(fields: Mapping[str, Any]) -> str:
-    """One JSON object without a line break or a control character in it."""
+    """One JSON object without line breaks and control characters."""
     line = _json(fields)
     if len(line) > LONGEST_LINE:
         line = _json({name: _shortest(value) for name, value in fields.items()})
@@ -37,15 +37,15 @@ def _json(fields: Mapping[str, Any]) -> str:
             bounded[name] = _bounded(name, value)
     try:
         line = str(_encoder.encode(bounded), "utf-8")
-    except Exception:  # noqa: BLE001  # a value that no JSON can hold must not cost the event, nor the request
+    except Exception:  # noqa: BLE001  # an unencodable value must lose neither the event nor the request
         line = str(_encoder.encode({_sound(name): _sound(value) for name, value in bounded.items()}), "utf-8")
     line = _without_credentials(line)
-    # JSON itself escapes what is below a space; terminals obey more than that: DEL, C1, bidirectional marks.
+    # JSON escapes C0 controls only; terminals also interpret DEL, C1 controls and bidirectional marks.
     return line if line.isprintable() else "".join(c if c.isprintable() else _json_escape(c) for c in line)
 
 
 def text_line(head: str, event: str, fields: Mapping[str, Any], exception: str = "") -> str:
-    """One readable line, and the traceback, if there is one, on lines of its own below."""
+    """One readable line; a traceback follows on lines of its own."""
     pairs = "".join(f" {_printable(name)}={_visible(name, value)}" for name, value in fields.items())
     line = _without_credentials(f"{head} {_visible('event', event)}{pairs}")
     if not exception:
@@ -62,16 +62,16 @@ def _bounded(name: str, value: Any) -> Any:
 
 
 def _shortest(value: Any) -> Any:
-    """A value of a line that is too long: short text, whatever it was; numbers stay what they are."""
+    """Value cut to a short text, for a line that is too long; numbers stay as they are."""
     if value is None or isinstance(value, bool | int | float):
         return value
     text = str(_sound(value))
-    # An exception's end says what happened, anything else's start.
+    # The end of an exception and the start of anything else say most, so both ends are kept.
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT // 2]}…{text[-LONGEST_TEXT // 2 :]}"
 
 
 def _sound(value: Any) -> Any:
-    """A value that no JSON can hold, as text that it can: lone surrogates, huge integers, odd objects."""
+    """Value that JSON can hold, for lone surrogates, huge integers and other objects."""
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, int) and -(2**63) <= value < 2**63:
@@ -84,7 +84,7 @@ def _sound(value: Any) -> Any:
 
 
 def _without_credentials(text: str) -> str:
-    """Nearly every line has neither: looking for a few characters is much cheaper than a pattern."""
+    """Mask credentials. A substring test comes first: it is cheaper than a pattern, and most lines have none."""
     if "@" in text and "://" in text:
         text = _USER_INFO.sub("://***@", text)
     if "earer" in text or "asic" in text or "EARER" in text or "ASIC" in text:
@@ -101,7 +101,7 @@ def _json_escape(character: str) -> str:
 
 
 def _visible(name: str, value: Any) -> str:
-    """A value in a terminal: no control characters, quoted where its end would not be seen."""
+    """Value for a terminal: without control characters, quoted if it has spaces or is empty."""
     text = str(_bounded(name, _sound(value) if not isinstance(value, int | float) else value))
     text = _printable(text)
     return f'"{text}"' if name != "event" and (not text or " " in text or "=" in text) else text

@@ -1,12 +1,11 @@
-"""One line per event that matters: JSON for machines, readable text in a terminal. Never payloads.
+"""Structured logs: one line per event, JSON for machines or text in a terminal; never payloads.
 
     log = get_logger("poller")
     log.info("answered", id=request.id, queue=request.queue, attempt=0, seconds=1.2)
 
-Below the least level nothing is built. Whatever a field holds, an event is one line of valid JSON: control
-characters are escaped (CWE-117), long text is cut, what looks like a credential is masked. The trace that
-is current (`handlers.telemetry.logs`) is added by itself; where a Google project is named, in the
-fields that Cloud Logging wants. The library loggers (uvicorn, redis, …) come out in the same form.
+An event is one line of valid JSON whatever its fields hold: control characters are escaped (CWE-117), long text is cut,
+and credentials are masked (`handlers.telemetry.log_line`). The current trace is added to each line; with a Google
+project, in the fields of Cloud Logging. Library loggers (uvicorn, redis, …) use the same form.
 """
 
 from __future__ import annotations
@@ -31,9 +30,10 @@ _HASHED_DIGITS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class LogOptions:
-    """`form` is `json`, `text` or `auto` (text in a terminal); `project_id` links traces on Google Cloud.
+    """Level and form of the log lines.
 
-    `hash_ids` writes the start of an id's SHA-256 in place of the id, for ids that name people.
+    `form` is `json`, `text` or `auto` (text in a terminal). `project_id` links traces on Google Cloud. `hash_ids`
+    replaces request ids, which may name people, by the start of their SHA-256.
     """
 
     level: str = "info"
@@ -43,41 +43,40 @@ class LogOptions:
 
 
 class Logger:
-    """Logs events of one part of the product; `fields` are what is known of the event, small and flat."""
+    """Logs events of one part of the product; `fields` are small and flat."""
 
     def __init__(self, part: str) -> None:
         self._logger = logging.getLogger(f"{_ROOT}.{part}")
 
     def debug(self, event: str, **fields: Any) -> None:
-        """For a developer."""
         if self._logger.isEnabledFor(logging.DEBUG):
             self._logger.handle(_Event(self._logger.name, logging.DEBUG, event, fields))
 
     def info(self, event: str, **fields: Any) -> None:
-        """Something that matters happened, as it should."""
+        """Log a normal event that matters."""
         if self._logger.isEnabledFor(logging.INFO):
             self._logger.handle(_Event(self._logger.name, logging.INFO, event, fields))
 
     def warning(self, event: str, **fields: Any) -> None:
-        """Something that should not be so, and that we live with."""
+        """Log a fault that the process recovers from."""
         if self._logger.isEnabledFor(logging.WARNING):
             self._logger.handle(_Event(self._logger.name, logging.WARNING, event, fields))
 
     def error(self, event: str, **fields: Any) -> None:
-        """Something that somebody must look at."""
+        """Log a fault that needs an operator."""
         if self._logger.isEnabledFor(logging.ERROR):
             self._logger.handle(_Event(self._logger.name, logging.ERROR, event, fields))
 
 
 def get_logger(part: str) -> Logger:
-    """The logger of one part: `poller`, `pubsub_push`, …"""
+    """Logger of one part, such as `poller` or `pubsub_push`."""
     return Logger(part)
 
 
 def configure_logs(options: LogOptions, stream: TextIO | None = None) -> None:
-    """Send all loggers to `stream` (standard error) in one form; call once, at the start of a process.
+    """Send all loggers to `stream` (default: standard error); call once, when the process starts.
 
-    What ends the process uncaught becomes a line of the same form.
+    In JSON form, an uncaught exception is logged as a line too.
     """
     out = stream or sys.stderr
     is_text = options.form == "text" or (options.form == "auto" and out.isatty())
@@ -95,7 +94,7 @@ def configure_logs(options: LogOptions, stream: TextIO | None = None) -> None:
 
 
 def hashed_id(request_id: str) -> str:
-    """What stands for an id where ids may name people; the same id gives the same text everywhere."""
+    """Start of the id's SHA-256, for logs without ids; the same id gives the same text."""
     return hashlib.sha256(request_id.encode("utf-8", "backslashreplace")).hexdigest()[:_HASHED_DIGITS]
 
 
@@ -103,10 +102,10 @@ def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
     else:
-        logging.getLogger(f"{_ROOT}.process").critical("ended by an error", exc_info=(kind, error, trace))
+        logging.getLogger(f"{_ROOT}.process").critical("process crashed", exc_info=(kind, error, trace))
 
 
-# Formatters of others (a test's, a platform's) look for these, in the record's own dictionary.
+# Other formatters (of tests, of platforms) read these from the record's dictionary.
 _BLANK: Final[dict[str, Any]] = {
     **dict.fromkeys(("args", "exc_info", "exc_text", "stack_info", "thread", "process", "taskName")),
     **dict.fromkeys(("pathname", "filename", "module", "funcName", "processName", "threadName"), ""),
@@ -115,7 +114,7 @@ _BLANK: Final[dict[str, Any]] = {
 
 
 class _Event(logging.LogRecord):
-    """A record that costs a fraction of logging's own, which looks for file, line, thread and process."""
+    """Log record at a fraction of the cost of logging's own, which looks up file, line, thread and process."""
 
     def __init__(self, name: str, level: int, event: str, fields: Mapping[str, Any]) -> None:
         self.__dict__.update(_BLANK)
@@ -144,7 +143,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if self._project_id:
             line["message"] = event  # what Cloud Logging shows of a line
-        # Said again at the end: no field takes the place of what every line says.
+        # Repeated at the end: an event's field must not replace a field of every line.
         line = {**line, **_fields(record, hash_ids=self._hash_ids), **line}
         self._link_trace(line)
         if record.exc_info:
@@ -152,7 +151,7 @@ class _JsonFormatter(logging.Formatter):
         return json_line(line)
 
     def _link_trace(self, line: dict[str, Any]) -> None:
-        """The trace that is current, unless the event names one; on Google Cloud as its log viewer wants it."""
+        """Add the current trace, unless the event names one; with a project also in Cloud Logging's fields."""
         trace = current_trace()
         if trace is not None and "trace_id" not in line:
             line["trace_id"] = trace.trace_id
@@ -195,17 +194,20 @@ _current: ContextVar[CurrentTrace | None] = ContextVar("current_trace", default=
 
 
 def current_trace() -> CurrentTrace | None:
-    """The trace of the running task, if there is one."""
+    """Trace of the running task, or None.
+
+    It is kept here, not in the tracer, so that logs name traces without loading OpenTelemetry.
+    """
     return _current.get()
 
 
 def enter_trace(trace: CurrentTrace) -> Token[CurrentTrace | None]:
-    """Make this the trace of the running task until `leave_trace` gets the token."""
+    """Set the trace of the running task; `leave_trace` with the returned token restores the previous one."""
     return _current.set(trace)
 
 
 def leave_trace(token: Token[CurrentTrace | None]) -> None:
-    """Back to the trace before."""
+    """Restore the trace before `enter_trace`."""
     _current.reset(token)
 
 
@@ -213,7 +215,10 @@ EVERY_SECONDS: Final = 60.0
 
 
 class RareWarning:
-    """Logs the first of a kind at once and then one line a minute. `clock` gives seconds that never go back."""
+    """Warning that untrusted input can cause: logged at once, then at most once a minute with a count.
+
+    `clock` returns monotonic seconds.
+    """
 
     def __init__(self, log: Logger, event: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
@@ -222,8 +227,8 @@ class RareWarning:
         self._count = 0
         self._next_at = float("-inf")
 
-    def tell(self, **fields: Any) -> None:
-        """It happened; `fields` are logged with the line, if there is one, and `count`, how often since the last."""
+    def report(self, **fields: Any) -> None:
+        """Count an occurrence and log it if due, with `fields` and the `count` since the last line."""
         self._count += 1
         now = self._clock()
         if now >= self._next_at:

@@ -1,7 +1,6 @@
-"""Every metric, under the reference's names and labels, so that its dashboards work; and what they lack.
+"""Metrics of a process, with the reference's names and labels so that its dashboards work.
 
-One `Metrics` for a process, made by the wiring and handed to the parts. The parts call a method per event
-and never touch a label:
+The wiring creates one `Metrics` per process. Callers report each event to a method:
 
     metrics = Metrics()
     queue = metrics.of_queue("q", "request-sortedset", "default")   # once, kept
@@ -12,9 +11,8 @@ and never touch a label:
     queue.answered(200, "", attempt=0)
     queue.timed(total_seconds=2.4, left_seconds=57.6)
 
-Label values come from the settings (queues, pools) or from fixed sets, and are bounded besides: whatever a
-request holds, it makes no new series. An event costs about a microsecond; what is only read off
-(gates, connections, depths) costs nothing until somebody looks.
+Label values come from settings (queues, pools) or from fixed sets and are bounded, so a request cannot create series.
+An event costs about a microsecond; gauges (gates, connections, depths) are read at each scrape.
 """
 
 from __future__ import annotations
@@ -35,11 +33,11 @@ from handlers.telemetry.logs import get_logger
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 MOST_QUEUES: Final = 500
-"""Queues and subscriptions with series of their own; a push names its subscription itself."""
+"""Maximum number of queues and subscriptions with series of their own; pushes name their subscription."""
 OTHER: Final = "other"
 
 GATE_REASONS: Final = ("gate_closed", "quota_exhausted", "dropped", "error")
-"""Why a gate did not let a request go; all four exist from the start."""
+"""Reasons why a gate did not admit a request; all series exist from the start."""
 _GATE_ERRORS: Final = {"GATE_DROPPED": "dropped", "GATE_ERROR": "error"}
 REASONS: Final = frozenset(
     {
@@ -59,17 +57,17 @@ REASONS: Final = frozenset(
         *("circuit_open", "circuit_recovering", "retry_budget"),
     }
 )
-"""Why a request is tried again; anything else counts as `other`."""
+"""Reasons of a retry; any other reason counts as `other`."""
 _NOT_TRIED: Final = frozenset({"circuit_open", "circuit_recovering", "retry_budget"})
 """Not even sent, to spare the gateway: no retry either (`handlers.forward.middleware.guarded` says these)."""
 PEERS: Final = frozenset({"gateway", "handler", "redis", "pubsub"})
-"""To whom connections are open."""
+"""Peers of open connections."""
 
 
 class QueueMetrics:
-    """The series of one queue, looked up once. All seconds are durations.
+    """Series of one queue; all times are durations in seconds.
 
-    `before` counted the queue until the settings changed: what it has in flight still counts, while anybody holds it.
+    `previous` counted the queue before a reload; its requests in flight are included in the gauges.
     """
 
     def __init__(
@@ -78,14 +76,16 @@ class QueueMetrics:
         queue_id: str,
         queue_name: str,
         pool_name: str,
-        before: QueueMetrics | None = None,
+        previous: QueueMetrics | None = None,
     ) -> None:
         labels = (queue_id, queue_name, pool_name)
         self._metrics = metrics
         self._labels = labels
         self._in_flight = 0
         self._sending = 0
-        self._elders: WeakSet[QueueMetrics] = WeakSet([] if before is None else [before, *before._elders])
+        self._previous: WeakSet[QueueMetrics] = WeakSet(
+            [] if previous is None else [previous, *previous._previous]
+        )
         self._requests = metrics.requests.labels(*labels)
         self._dispatched = metrics.dispatched.labels(*labels)
         self._successful = metrics.successful.labels(*labels)
@@ -107,18 +107,18 @@ class QueueMetrics:
         self._read = metrics.tokens.labels(*labels, "input")
         self._written = metrics.tokens.labels(*labels, "output")
         self._decisions = {reason: metrics.gate_decisions.labels(*labels, reason) for reason in GATE_REASONS}
-        # All from the start: the first increase of a counter that was not there is no increase to Prometheus.
+        # All exist from the start: Prometheus does not see the first increase of a new counter.
         self._nacks = {reason: metrics.nacks.labels(*labels, reason) for reason in (*sorted(REASONS), OTHER)}
-        # Read when somebody looks: two of the most frequent events cost an addition.
+        # Computed at each scrape, so that two of the most frequent events cost one addition.
         metrics.inflight.labels(*labels).set_function(
-            lambda: sum(one._in_flight for one in (self, *self._elders))
+            lambda: sum(one._in_flight for one in (self, *self._previous))
         )
         metrics.queue_depth.labels(*labels).set_function(
-            lambda: sum(one._in_flight - one._sending for one in (self, *self._elders))
+            lambda: sum(one._in_flight - one._sending for one in (self, *self._previous))
         )
 
     def started(self, attempt: int, residence_seconds: float | None) -> None:
-        """An attempt begins; `residence_seconds` is the time since the request was created, if it says."""
+        """Count the start of an attempt; `residence_seconds` is the time since the request was created, if known."""
         self._in_flight += 1
         if attempt == 0:
             self._requests.inc()
@@ -126,22 +126,22 @@ class QueueMetrics:
             self._residence.observe(residence_seconds * 1000)
 
     def sending(self) -> float:
-        """One call to the gateway (or to a handler) begins; hand what this returns to `sent`."""
+        """Count the start of a call to the gateway or a handler; returns the argument of `sent`."""
         self._sending += 1
         return time.perf_counter()
 
     def sent(self, began_at: float) -> None:
-        """That call is over, whatever came of it."""
+        """Count the end of a call, whatever its outcome."""
         self._sending -= 1
         self._dispatched.inc()
         self._inference.observe((time.perf_counter() - began_at) * 1000)
 
     def ended(self) -> None:
-        """An attempt is over, whatever its outcome."""
+        """Count the end of an attempt, whatever its outcome."""
         self._in_flight -= 1
 
     def answered(self, status_code: int, error_code: str, attempt: int) -> None:
-        """A final result."""
+        """Count a final result."""
         self._attempts.observe(attempt + 1)
         if 200 <= status_code < 300:
             self._successful.inc()
@@ -153,24 +153,24 @@ class QueueMetrics:
                 self._decisions[_GATE_ERRORS[error_code]].inc()
 
     def used(self, body: str | bytes) -> None:
-        """Count the tokens that the body of a 2xx names."""
+        """Count the tokens that the body of a 2xx response reports."""
         usage = token_usage(body)
         if usage is not None:
             self._read.inc(usage.input_tokens)
             self._written.inc(usage.output_tokens)
 
     def timed(self, total_seconds: float | None, left_seconds: float) -> None:
-        """How long it took from its creation to the final result, and what was left of the deadline."""
+        """Record the time from creation to final result, and the time left until the deadline."""
         if total_seconds is not None:
             self._latency.observe(total_seconds * 1000)
         self._left.observe(max(0.0, left_seconds) * 1000)
 
     def published(self, seconds: float) -> None:
-        """A result was recorded: the time from knowing it to the store's or broker's word."""
+        """Record the time from an outcome to its confirmation by the store or broker."""
         self._publish.observe(seconds * 1000)
 
     def retried(self, reason: str) -> None:
-        """The request goes back for another attempt; what a gate refused was none, and counts apart."""
+        """Count a request that goes back; refusals by a gate are no retries and are counted separately."""
         known = reason if reason in REASONS else OTHER
         self._nacks[known].inc()
         if known in self._decisions:
@@ -184,20 +184,20 @@ class QueueMetrics:
             self._shedded.inc()
 
     def claiming_closed(self) -> None:
-        """A look at the queue that took nothing because the gate is closed."""
+        """Count a poll that claimed nothing because the gate is closed."""
         self._decisions["gate_closed"].inc()
 
     def reclaimed(self, count: int) -> None:
-        """Claims of dead owners went back to pending."""
+        """Count claims of crashed pollers that went back to pending."""
         self._reclaimed.inc(count)
 
     def renewed(self, count: int, lost: int) -> None:
-        """A heartbeat renewed leases, and found some lost."""
+        """Count leases that a heartbeat renewed or found lost."""
         self._renewed.inc(count)
         self._lost.inc(lost)
 
     def buried(self, count: int) -> None:
-        """Requests became dead letters."""
+        """Count requests that were dead-lettered."""
         self._dead.inc(count)
 
     def depth(
@@ -210,10 +210,10 @@ class QueueMetrics:
         *,
         oldest_age_seconds: float | None = None,
     ) -> None:
-        """What a look at the queue found.
+        """Set the queue's depth gauges.
 
-        `retrying` counts the retry set, which the queues of a process share. `oldest_seconds` is the time to
-        the earliest deadline, `oldest_age_seconds` how long the oldest pending request has been there.
+        `retrying` is the size of the retry set, which the queues of a process share. `oldest_seconds` is the time until
+        the earliest deadline, `oldest_age_seconds` the age of the oldest pending request.
         """
         metrics, labels = self._metrics, self._labels
         metrics.backlog.labels(*labels).set(pending)
@@ -226,22 +226,22 @@ class QueueMetrics:
             metrics.oldest_age.labels(*labels).set(oldest_age_seconds)
 
     def depth_unknown(self) -> None:
-        """A look at the queue failed: the last numbers stay, and say that they are old."""
+        """Mark the depth gauges as out of date; their last values stay."""
         self._metrics.backlog_known.labels(*self._labels).set(0)
 
     def deadlines(self, counts: Sequence[int], total: int) -> None:
-        """Pending requests due within each of `DEADLINE_BOUNDS_SECONDS` from now, and all of them."""
+        """Set the pending requests due within each of `DEADLINE_BOUNDS_SECONDS`, and all of them."""
         self._metrics.proximity.replace(self._labels, counts, total)
 
 
 class Metrics(Families):
-    """All series of a process, in a registry of their own; `before` are those until the settings changed."""
+    """All series of a process in a registry of their own; `previous` are those before a reload."""
 
-    def __init__(self, registry: CollectorRegistry | None = None, before: Metrics | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, previous: Metrics | None = None) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped; a second series for each counter
-        super().__init__(registry or CollectorRegistry(), before)
+        super().__init__(registry or CollectorRegistry(), previous)
         self._queues: dict[tuple[str, str, str], QueueMetrics] = {}
-        self._queues_before = WeakValueDictionary(before._queues if before is not None else {})
+        self._previous_queues = WeakValueDictionary(previous._queues if previous is not None else {})
         self._watches: list[Callable[[], None]] = []
         self._connection_counts: dict[str, list[Callable[[], int]]] = {}
         self._circuit_counts: list[Callable[[], int]] = []
@@ -249,49 +249,49 @@ class Metrics(Families):
         self._gates = GateGauges(self.registry, self.dispatch_budget)
 
     def of_queue(self, queue_id: str, queue_name: str, pool_name: str) -> QueueMetrics:
-        """The series of a queue or subscription; past `MOST_QUEUES` of them, those of `other`."""
+        """Series of a queue or subscription; beyond `MOST_QUEUES`, the series of `other`."""
         key = (queue_id, queue_name, pool_name)
         found = self._queues.get(key)
         if found is None:
             if len(self._queues) >= MOST_QUEUES:
                 key = (OTHER, OTHER, OTHER)
-            found = self._queues.get(key) or QueueMetrics(self, *key, self._queues_before.get(key))
+            found = self._queues.get(key) or QueueMetrics(self, *key, self._previous_queues.get(key))
             self._queues[key] = found
         return found
 
     def pool(self, pool_name: str, slots: int, budget: float) -> None:
-        """A pool's slots, and what part of them its gate allows in use now, 0 to 1."""
+        """Set a pool's slots, and the fraction that its gate allows in use, 0 to 1."""
         self.workers.labels(pool_name).set(slots)
         self.budget.labels(pool_name).set(budget)
 
     def refused(self, status: int) -> None:
-        """A caller was not let in; only 401, 403 and 503 are told apart."""
+        """Count a refused caller; statuses other than 401, 403 and 503 count as `other`."""
         self.refusals.labels(str(status) if status in (401, 403, 503) else OTHER).inc()
 
     def watch(self, look: Callable[[], None]) -> None:
-        """Call `look` before each exposition, to set what is only read off; it must be cheap."""
+        """Call `look` before each scrape to set gauges; it must be cheap."""
         self._watches.append(look)
 
     def watch_gate(
         self, queue_id: str, queue_name: str, pool_name: str, state: Callable[[], GateView]
     ) -> None:
-        """Show a gate's state (`gate.state`); the first two are empty for the gate of a pool."""
+        """Show a gate's state (`gate.state`); queue id and name are empty for the gate of a pool."""
         self._gates.watch((queue_id, queue_name, pool_name), state)
 
     def watch_connections(self, peer: str, count: Callable[[], int]) -> None:
-        """Show how many connections to `peer` (one of `PEERS`) are at work; several counts add up."""
+        """Show the connections to `peer` (one of `PEERS`) in use; several counts add up."""
         known = peer if peer in PEERS else OTHER
         counts = self._connection_counts.setdefault(known, [])
         counts.append(count)
         self.connections.labels(known).set_function(lambda: sum(one() for one in counts))
 
     def watch_circuits(self, count: Callable[[], int]) -> None:
-        """Show how many circuits are not closed; several counts add up."""
+        """Show the number of circuit breakers that are not closed; several counts add up."""
         self._circuit_counts.append(count)
         self.open_circuits.set_function(lambda: sum(one() for one in self._circuit_counts))
 
     def watch_ready(self, is_ready: Callable[[], bool]) -> None:
-        """Show whether this process takes work."""
+        """Show whether this process accepts work."""
         self.ready.set_function(lambda: 1.0 if is_ready() else 0.0)
 
     def watch_claims(self, is_refused: Callable[[], bool]) -> None:
@@ -307,27 +307,31 @@ class Metrics(Families):
         self.config_refused.set_function(lambda: float(is_refused()))
 
     def watch_dependencies(self, dependencies: Dependencies) -> None:
-        """Show which of them work."""
+        """Show which dependencies work."""
         for name in dependencies.names():
             shown = self.dependency_up.labels(name)
             shown.set_function(lambda name=name: float(name not in dependencies.failing()))  # type: ignore[misc]  # a default binds it now
 
     def render(self) -> bytes:
-        """The exposition text, of `CONTENT_TYPE`. What cannot be read off is left as it was, and logged."""
+        """Exposition text of `CONTENT_TYPE`; a gauge that cannot be read keeps its value and is logged."""
         for look in (*self._watches, self._gates.refresh):
             try:
                 look()
-            except Exception as error:  # noqa: BLE001  # one broken gauge must not hide all the others
-                self._log.error("a gauge could not be read", error=repr(error))
+            except Exception as error:  # noqa: BLE001  # one broken gauge must not hide the others
+                self._log.error("gauge read failed", error=repr(error))
         return generate_latest(self.registry)
 
 
 OUTCOMES: Final = ("answered", "retry", "not_recorded")
-"""`not_recorded`: there was a result, and nobody to take it; the delivery comes again."""
+"""Outcomes of a delivery; `not_recorded` is a result that could not be stored, so the delivery is repeated."""
 
 
 class DoorMetrics:
-    """The series of one door; `door` is the target that the process serves."""
+    """Series of one door, which is the target that the handler serves.
+
+    They have names of their own: behind the poller, the poller counts requests under the reference's names, and a sum
+    over all pods must not count them twice.
+    """
 
     def __init__(self, families: Families, door: str) -> None:
         self._in_flight = 0
@@ -336,14 +340,12 @@ class DoorMetrics:
         families.deliveries_in_flight.labels(door).set_function(lambda: self._in_flight)
 
     def started(self) -> None:
-        """A request is on its way."""
         self._in_flight += 1
 
     def ended(self) -> None:
-        """It has an outcome, or was given up."""
         self._in_flight -= 1
 
     def settled(self, outcome: str, seconds: float) -> None:
-        """A delivery is over, as one of `OUTCOMES`, after so long."""
+        """Count a delivery that ended as one of `OUTCOMES`, with its duration."""
         self._outcomes[outcome].inc()
         self._seconds.observe(seconds * 1000)

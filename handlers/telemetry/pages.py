@@ -1,4 +1,4 @@
-"""Small pages on a port of their own: health, readiness, metrics. For a process that serves nothing else."""
+"""HTTP pages of a process that serves nothing else: health, readiness, metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BACKLOG: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a path answers."""
+    """Response of a path."""
 
     status_code: int
     body: bytes
@@ -23,7 +23,7 @@ class Page:
 
 
 class PagesServer:
-    """Serves `pages` by path, by uvicorn in the caller's event loop; costs nothing while nobody asks."""
+    """Serves `pages` by path, with uvicorn in the caller's event loop."""
 
     def __init__(self, pages: Mapping[str, Callable[[], Page]], host: str, port: int) -> None:
         self._pages = pages
@@ -33,7 +33,7 @@ class PagesServer:
         self._server: uvicorn.Server | None = None
 
     async def start(self) -> int:
-        """Listen; returns the port. Raises `OSError` where it is taken."""
+        """Listen and return the port; raises `OSError` if the port is in use."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         self._socket = socket.create_server((self._host, self._port), family=family, backlog=_BACKLOG)
         config = uvicorn.Config(
@@ -56,15 +56,15 @@ class PagesServer:
 
     @property
     def port(self) -> int:
-        """Where it listens; 0 before."""
+        """Listening port; 0 before `start`."""
         return int(self._socket.getsockname()[1]) if self._socket is not None else 0
 
     def show(self, pages: Mapping[str, Callable[[], Page]]) -> None:
-        """Other pages under the same paths from now on."""
+        """Replace the pages."""
         self._pages = pages
 
     async def _answer(self, scope: Any, _receive: Any, send: Any) -> None:
-        """One request, as an ASGI application."""
+        """Handle one request; an ASGI application."""
         make = self._pages.get(scope["path"])
         if make is None:
             page = Page(404, b"not found\n")
@@ -78,7 +78,6 @@ class PagesServer:
         await send({"type": "http.response.body", "body": page.body})
 
     async def aclose(self) -> None:
-        """Stop listening."""
         if self._server is not None:
             await self._server.shutdown(sockets=[self._socket] if self._socket else None)
         elif self._socket is not None:

@@ -1,8 +1,7 @@
-"""Spans over OTLP: one for each attempt at a request, and one for each HTTP call that it makes.
+"""Traces over OTLP: one span per attempt at a request, and one per HTTP call of the attempt.
 
-Loaded only where a receiver is named; without one nothing here runs. The names and attributes of the spans are
-the reference's. What else the SDK's own variables say (`OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`,
-`OTEL_BSP_…`, `OTEL_RESOURCE_ATTRIBUTES`) holds as well.
+Loaded only if a receiver is configured. Names and attributes of the spans are the reference's. The OpenTelemetry SDK's
+own variables apply too (`OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_…`, `OTEL_RESOURCE_ATTRIBUTES`).
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _wanted_trace_id: ContextVar[int] = ContextVar("wanted_trace_id", default=0)
 
 @dataclass(frozen=True, slots=True)
 class TracingOptions:
-    """`endpoint` is the receiver's base URL (OTLP over HTTP, `/v1/traces` is added)."""
+    """Receiver and names; `endpoint` is a base URL (OTLP over HTTP, `/v1/traces` is appended)."""
 
     endpoint: str
     service_name: str
@@ -51,14 +50,14 @@ class TracingOptions:
 
 
 class _Ids(RandomIdGenerator):
-    """Random ids, but the trace id of a request whose producer gave none follows from the request."""
+    """Random ids; a request without a producer's trace gets a trace id derived from the request."""
 
     def generate_trace_id(self) -> int:
         return _wanted_trace_id.get() or super().generate_trace_id()
 
 
 class Tracing:
-    """One process's tracer; `aclose` sends what is still waiting."""
+    """Tracer of a process; `aclose` exports the remaining spans."""
 
     def __init__(self, options: TracingOptions) -> None:
         # Given attributes would win over OTEL_RESOURCE_ATTRIBUTES: the default name is given only if that has none.
@@ -81,12 +80,11 @@ class Tracing:
         attributes: Mapping[str, str | int],
         link_to: str = "",
     ) -> Iterator[Span]:
-        """The span of one attempt, `name` being one of the two above.
+        """Span of one attempt; `name` is `PROCESS_REQUEST` or `HANDLE_REQUEST`.
 
-        `parent` may hold the producer's `traceparent`; else `identity`, which all attempts at a request
-        share, decides the trace. `link_to` is the `traceparent` of the attempt before. The trace stays the
-        current one of the task afterwards, which is the request's own, so that the lines logged about its
-        outcome carry it.
+        `parent` may hold the producer's `traceparent`; otherwise the trace id is derived from `identity`, which all
+        attempts at a request share. `link_to` is the `traceparent` of the previous attempt. The trace stays current in
+        the request's task afterwards, so that log lines about the outcome carry it.
         """
         context = _propagator.extract(parent, Context())
         links = [Link(before)] if (before := _span_context(link_to)) else []
@@ -103,7 +101,7 @@ class Tracing:
         try:
             yield span
         except asyncio.CancelledError:
-            fail(span, "cancelled")
+            mark_failed(span, "cancelled")
             raise
         finally:
             _open_span.reset(token)
@@ -111,7 +109,7 @@ class Tracing:
 
     @contextmanager
     def call(self, attributes: Mapping[str, str | int]) -> Iterator[Span]:
-        """The span of one HTTP request, below the attempt that makes it."""
+        """Span of one HTTP request, a child of the current attempt."""
         span = self._tracer.start_span(HTTP_REQUEST, _below_open(), SpanKind.CLIENT, dict(attributes))
         try:
             yield span
@@ -123,22 +121,22 @@ class Tracing:
             span.end()
 
     def re_enqueued(self, after: Span, attributes: Mapping[str, str | int | float]) -> None:
-        """A moment: the request goes back to wait, linked to the attempt that failed."""
+        """Record that the request goes back to its queue, linked to the attempt that failed."""
         links = [Link(after.get_span_context())]
         context = trace.set_span_in_context(after, Context())
         self._tracer.start_span(RE_ENQUEUE, context, SpanKind.PRODUCER, dict(attributes), links).end()
 
     async def aclose(self) -> None:
-        """Send what waits, for as long as the caller waits; a receiver that is silent holds no exit up.
+        """Export the remaining spans; cancelling the call stops waiting for a silent receiver.
 
-        The SDK sends all that waits before it looks at any time limit of its own, so it does that in a thread which the
-        end of the process does not wait for.
+        The SDK exports everything before it checks a timeout, so this runs in a daemon thread that does not delay the
+        end of the process.
         """
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def shut_down() -> None:
             self._provider.shutdown()
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop has been closed: nothing waits any more
                 loop.call_soon_threadsafe(done.set)
 
         threading.Thread(target=shut_down, name="tracing-shutdown", daemon=True).start()
@@ -146,14 +144,14 @@ class Tracing:
 
 
 def traceparent(span: Span) -> str:
-    """A span's context as W3C writes it."""
+    """Context of a span as a W3C `traceparent` header."""
     carrier = dict[str, str]()
     _propagator.inject(carrier, trace.set_span_in_context(span, Context()))
     return carrier.get("traceparent", "")
 
 
-def fail(span: Span, category: str) -> None:
-    """Mark an attempt as failed, with the word that metrics and logs use for it."""
+def mark_failed(span: Span, category: str) -> None:
+    """Mark the span of an attempt as failed, with the reason that metrics and logs use."""
     span.set_attribute("error.category", category)
     span.set_status(Status(StatusCode.ERROR))
 

@@ -22,7 +22,7 @@ def observed(forward: Forward, gateway: Dependency) -> Forward:
         outcome = await forward(request, limits)
         failed = has_failed(outcome)
         if failed is not None:
-            gateway.tell(has_failed=failed)
+            gateway.report(has_failed=failed)
         return outcome
 
     return forwarding
@@ -42,7 +42,7 @@ class ObservedPublisher:
         try:
             published_id = await self._publisher.publish(topic, data, attributes)
         except PublishFailed:
-            self._results.tell(has_failed=True)
+            self._results.report(has_failed=True)
             raise
-        self._results.tell(has_failed=False)
+        self._results.report(has_failed=False)
         return published_id

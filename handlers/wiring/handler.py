@@ -198,7 +198,7 @@ class Handler:
     def _refused(self, refusal: Refusal) -> None:
         if self._metrics is not None:
             self._metrics.metrics.refused(refusal.status)
-        self._refusals.tell(status=refusal.status, reason=refusal.reason)
+        self._refusals.report(status=refusal.status, reason=refusal.reason)
 
     async def respond(self, request: HttpRequest) -> HttpResponse:
         """The response to one HTTP request; the first one starts what `start` was not called for."""
@@ -299,7 +299,7 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
         form=settings.env.push_form,
         dead_letters=unlisted_subscription(settings, "dead-letters") if settings.result_topic_id else None,
         clock=clock,
-        on_clock=watch.look,
+        on_clock=watch.check,
     )
 
     def queue_name(context: PushContext) -> str:

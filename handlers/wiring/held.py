@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from handlers.contract.request import Request
     from handlers.forward.middleware.held import HeldForward
     from handlers.gates.gate import Gate
-    from handlers.gates.waiting_room import Doorkeeper
+    from handlers.gates.waiting_room import WaitingRoom
 
 _EVENT_HOLD_SECONDS: Final = 30.0
 """How long an event waits at a closed gate before its source is told 429: shorter than sources wait for answers."""
@@ -109,9 +109,9 @@ def _holding(parts: Parts, holder: HeldForward) -> Forward:
     return holder.forward
 
 
-def _keeper(settings: Settings, gates: Sequence[Gate], slots: int, parts: Parts) -> Doorkeeper:
-    from handlers.gates.waiting_room import Doorkeeper
+def _keeper(settings: Settings, gates: Sequence[Gate], slots: int, parts: Parts) -> WaitingRoom:
+    from handlers.gates.waiting_room import WaitingRoom
 
-    keeper = Doorkeeper(gates, slots=slots, most_held=settings.env.gate_most_held)
+    keeper = WaitingRoom(gates, slots=slots, most_held=settings.env.gate_most_held)
     parts.closers.append(keeper.aclose)
     return keeper

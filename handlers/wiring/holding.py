@@ -11,7 +11,7 @@ from handlers.forward.forward import Forward
 if TYPE_CHECKING:
     from handlers.forward.middleware.held import HeldForward
     from handlers.gates.gate import Gate
-    from handlers.gates.waiting_room import Doorkeeper
+    from handlers.gates.waiting_room import WaitingRoom
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class Holding:
 
     entry: Forward | None = None
     holder: HeldForward | None = None
-    keepers: dict[str, Doorkeeper] = field(default_factory=dict)
+    keepers: dict[str, WaitingRoom] = field(default_factory=dict)
     gates: dict[str, Sequence[Gate]] = field(default_factory=dict)
 
     def take_over(self, before: Holding, entry: Forward) -> None:

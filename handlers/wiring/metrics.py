@@ -28,7 +28,7 @@ class HandlerMetrics:
     def __init__(self, settings: Settings, target: str, before: HandlerMetrics | None = None) -> None:
         from handlers.telemetry.metrics import DoorMetrics, Metrics
 
-        self.metrics: Metrics = Metrics(before=before.metrics if before else None)
+        self.metrics: Metrics = Metrics(previous=before.metrics if before else None)
         self.door = DoorMetrics(self.metrics, target)
         self.guard = _guard(settings)
         self._pools = {topic.subscriber_id: topic.worker_pool_id for topic in settings.file.topics}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from handlers.clock import FollowedClock
 from handlers.forward.middleware.guarded import Guards, guarded_dispatch
-from handlers.gates.allowance import Allowance
-from handlers.gates.gate import Gate, Share
+from handlers.gates.allowance import Allowance, all_shares
+from handlers.gates.gate import Gate
 from handlers.gates.labels import band_of
 from handlers.poller.ack_batcher import Settlement, Settler
 from handlers.poller.byte_budget import ByteBudget
@@ -80,7 +80,7 @@ class PollerApp:
         self._dispatch = poller_dispatch(settings, self._client, self._tracing, self._clock.now)
         default_queue = settings.queues[0].queue_name
         self._retries = open_retries(self._redis, default_queue, self._queue_options())
-        self._metrics: Metrics = Metrics(before=before._metrics if before else None)
+        self._metrics: Metrics = Metrics(previous=before._metrics if before else None)
         self._tally = Tally(clock=self._clock.now, tenant_field=settings.fairness_attribute)
         self._gates = ProcessGates(settings, redis_options(settings))
         self._pool_gates: dict[str, list[Gate]] = {}
@@ -245,7 +245,7 @@ class PollerApp:
         heartbeat = Heartbeat(queue, carrier, env.lease_seconds, metrics)
         reclaimer = Reclaimer(queue, carrier, self._log, metrics, max_deaths=env.max_deaths)
         part = self._shared.part_of_queue(self._pool_entry(entry.worker_pool_id), gates)
-        allowance = Allowance(pool.slots, _shares(gates), part=part) if gates else None
+        allowance = Allowance(pool.slots, all_shares(gates), part=part) if gates else None
         self._shared.watch(pool)
         pool.add(Source(queue, carrier, entry.labels, gates, allowance, guard.circuit))
         self._settlers.append(settler)
@@ -302,7 +302,7 @@ class PollerApp:
         self._metrics.watch_clock(lambda: self._clock.skew_seconds)
 
         async def look() -> None:
-            watch.look()
+            watch.check()
 
         return self._looper("clock", POST_SECONDS, look)
 
@@ -377,7 +377,3 @@ def _result_route(settings: Settings, entry: QueueEntry) -> ResultRoute:
 def _reserved(settings: Settings) -> ReservedNames:
     names = [*(queue.queue_name for queue in settings.queues), settings.retry_queue_name]
     return reserved_names(names, all_gate_params(settings))
-
-
-def _shares(gates: Sequence[Gate]) -> Callable[[], tuple[Share, ...]]:
-    return lambda: tuple(share for gate in gates for share in gate.shares())

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from handlers.gates.allowance import ALL_OF_IT, Part
+from handlers.gates.allowance import WHOLE_POOL, ProcessShare
 from handlers.gates.gate import Gate
 from handlers.poller.claimer import Pool
 from handlers.poller.pool_share import SHARE_LEASE_SECONDS, PoolSharing
@@ -26,11 +26,11 @@ class SharedPools:
         self._poller = secrets.token_hex(8)
         self._sharing: dict[str, PoolSharing] = {}
 
-    def part_of_pool(self, entry: PoolEntry, gates: Sequence[Gate]) -> Callable[[], Part]:
+    def part_of_pool(self, entry: PoolEntry, gates: Sequence[Gate]) -> Callable[[], ProcessShare]:
         """Of the pool's slots: shared where the settings say so; unset, where a gate publishes a budget."""
         is_shared = any(gate.shares_pool() for gate in gates) if entry.shared is None else entry.shared
         if not is_shared:
-            return lambda: ALL_OF_IT
+            return lambda: WHOLE_POOL
         sharing = self._shared(entry.id)
         return lambda: sharing.part
 
@@ -39,11 +39,11 @@ class SharedPools:
         for pool_id in [one for one in before._sharing if one in self._sharing]:
             self._sharing[pool_id].take_over(before._sharing.pop(pool_id))
 
-    def part_of_queue(self, entry: PoolEntry, gates: Sequence[Gate]) -> Callable[[], Part]:
+    def part_of_queue(self, entry: PoolEntry, gates: Sequence[Gate]) -> Callable[[], ProcessShare]:
         """Of the budget of a queue's own gates. What others use is known of the pool alone."""
         is_shared = any(gate.shares_pool() for gate in gates) and entry.shared is not False
         if not is_shared:
-            return lambda: ALL_OF_IT
+            return lambda: WHOLE_POOL
         sharing = self._shared(entry.id)
         return lambda: replace(sharing.part, elsewhere=0)
 

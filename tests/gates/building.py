@@ -61,7 +61,7 @@ def sources(
         log=log,
         prometheus_url=prometheus_url,
         clock=clock,
-        draw=lambda: 0.5,
+        jitter=lambda: 0.5,
     )
 
 

@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 import handlers.gates.parameters
 from handlers.gates.gate import Gate
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
-from handlers.gates.parameters import number, parameter, parse_parameters, text
-from handlers.gates.sources import GateSources, Sample
+from handlers.gates.parameters import parameter, parse_parameters, real, string
+from handlers.gates.sources import GateSources, MetricSample
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-gate.md").read_text(encoding="utf-8")
 
@@ -22,14 +22,14 @@ async def test_the_example_is_a_gate_that_works(redis: Redis, from_redis: GateSo
     names: dict[str, Any] = {
         "__name__": __name__,
         "dataclass": dataclass,
-        "number": number,
+        "real": real,
         "parameter": parameter,
-        "text": text,
+        "string": string,
         "GateSources": GateSources,
         "ReadingGate": ReadingGate,
         "ReadingParameters": ReadingParameters,
         "Rule": Rule,
-        "Sample": Sample,
+        "MetricSample": MetricSample,
     }
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(example, names)

@@ -10,37 +10,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.gates.aimd.gate import AimdGate, Sign, sign_of
-from handlers.gates.aimd.window import WindowOptions, Windows
-from handlers.gates.gate import Answer, Go, Hold, Refuse
+from handlers.gates.aimd import AimdGate, Sign, WindowOptions, Windows, sign_of
+from handlers.gates.gate import Feedback, Go, Hold, Refuse
 from handlers.gates.labels import BANDS, band_of
 from tests.gates.building import Clock, gate, request, sources
 
 LOWEST = len(BANDS) - 1
-OK = Answer(200)
-BARE_429 = Answer(429)
-SATURATED = Answer(503, dropped_reason="rejected-saturated")
+OK = Feedback(200)
+BARE_429 = Feedback(429)
+SATURATED = Feedback(503, dropped_reason="rejected-saturated")
 
 
 @pytest.mark.parametrize(
     ("answer", "sign"),
     [
-        (Answer(200), Sign.ACCEPTED),
-        (Answer(204), Sign.ACCEPTED),
-        (Answer(429), Sign.NO_CAPACITY),
-        (Answer(429, "rejected-saturated"), Sign.NO_CAPACITY),
-        (Answer(503, "rejected-saturated"), Sign.NO_CAPACITY),
-        (Answer(503, "rejected-ttl-expired"), Sign.EXPIRED),
-        (Answer(429, "evicted-priority"), Sign.NOTHING),
-        (Answer(503, "evicted"), Sign.NOTHING),
-        (Answer(429, "rejected-other"), Sign.NOTHING),
-        (Answer(500), Sign.NOTHING),
-        (Answer(503), Sign.NOTHING),
-        (Answer(400), Sign.NOTHING),
-        (Answer(None), Sign.NOTHING),
+        (Feedback(200), Sign.ACCEPTED),
+        (Feedback(204), Sign.ACCEPTED),
+        (Feedback(429), Sign.NO_CAPACITY),
+        (Feedback(429, "rejected-saturated"), Sign.NO_CAPACITY),
+        (Feedback(503, "rejected-saturated"), Sign.NO_CAPACITY),
+        (Feedback(503, "rejected-ttl-expired"), Sign.EXPIRED),
+        (Feedback(429, "evicted-priority"), Sign.NOTHING),
+        (Feedback(503, "evicted"), Sign.NOTHING),
+        (Feedback(429, "rejected-other"), Sign.NOTHING),
+        (Feedback(500), Sign.NOTHING),
+        (Feedback(503), Sign.NOTHING),
+        (Feedback(400), Sign.NOTHING),
+        (Feedback(None), Sign.NOTHING),
     ],
 )
-def test_what_an_answer_says_about_capacity(answer: Answer, sign: Sign) -> None:
+def test_what_an_answer_says_about_capacity(answer: Feedback, sign: Sign) -> None:
     assert sign_of(answer) is sign
 
 
@@ -180,7 +179,7 @@ def aimd(clock: Clock | None = None, **params: float | str) -> AimdGate:
     return built
 
 
-async def answered(built: AimdGate, answer: Answer, request_id: str = "r") -> None:
+async def answered(built: AimdGate, answer: Feedback, request_id: str = "r") -> None:
     asked = request(request_id)
     verdict = await built.admit(asked)
     assert isinstance(verdict, Go)
@@ -209,7 +208,7 @@ async def test_overflow_is_refused_and_reserved_waits_when_the_window_is_full() 
 
 async def test_who_waits_for_a_closed_band_is_let_go_when_it_reopens() -> None:
     built = aimd()
-    await answered(built, Answer(429, retry_after_seconds=0.05))
+    await answered(built, Feedback(429, retry_after_seconds=0.05))
     assert built.room() == 0
     assert "Retry-After" in built.state().inner[-1].why_closed
     assert not await built.wait_open(time.time() + 0.01)
@@ -232,9 +231,9 @@ async def test_the_window_grows_with_answers_and_halves_with_a_rejection() -> No
 
 
 @pytest.mark.parametrize(
-    "answer", [Answer(None), Answer(500), Answer(503), Answer(404), Answer(429, "evicted")]
+    "answer", [Feedback(None), Feedback(500), Feedback(503), Feedback(404), Feedback(429, "evicted")]
 )
-async def test_errors_say_nothing_about_capacity(answer: Answer) -> None:
+async def test_errors_say_nothing_about_capacity(answer: Feedback) -> None:
     clock = Clock()
     built = aimd(clock)
     for _ in range(3):
@@ -258,7 +257,7 @@ async def test_the_gateways_headroom_caps_the_window() -> None:
         clock.now += 1
         await answered(built, OK)
     clock.now += 1
-    await answered(built, Answer(200, band_headroom=6))
+    await answered(built, Feedback(200, band_headroom=6))
     assert 6 <= built.room() <= 8
 
 

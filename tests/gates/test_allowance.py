@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.gates.allowance import Allowance, Part
+from handlers.gates.allowance import Allowance, ProcessShare
 from handlers.gates.gate import Share
 from tests.gates.building import Clock
 
@@ -235,7 +235,7 @@ def test_slots_that_the_gateway_took_back_are_not_filled_again() -> None:
 
 @given(st.integers(-50, 500), st.sampled_from([0.0, 0.25, 0.5]), st.integers(2, 12))
 def test_the_parts_of_all_pollers_add_up_to_whole_slots(whole: int, fraction: float, pollers: int) -> None:
-    parts = [Part(place, pollers).of(whole + fraction) for place in range(pollers)]
+    parts = [ProcessShare(place, pollers).of(whole + fraction) for place in range(pollers)]
     assert sum(parts) == (whole or fraction), "less than one slot is for one of them"
     assert max(parts) - min(parts) <= 1
 
@@ -244,31 +244,32 @@ def test_the_parts_of_all_pollers_add_up_to_whole_slots(whole: int, fraction: fl
 def test_all_pollers_together_use_what_one_would(part: float, slots: int, pollers: int) -> None:
     """Counting only what starts: an idle pool, each asked once."""
     rooms = [
-        Allowance(slots, lambda: (Share(part),), part=lambda place=place: Part(place, pollers)).room()  # type: ignore[misc]  # the lambda's default
+        Allowance(slots, lambda: (Share(part),), part=lambda place=place: ProcessShare(place, pollers)).room()  # type: ignore[misc]  # the lambda's default
         for place in range(pollers)
     ]
     assert sum(rooms) == Allowance(slots, lambda: (Share(part),)).room()
 
 
 def test_a_poller_waits_for_its_part_while_others_still_use_it() -> None:
-    ours = Part(1, 2, elsewhere=10)
+    ours = ProcessShare(1, 2, elsewhere=10)
     allowance = Allowance(10, lambda: (Share(1.0),), part=lambda: ours)
     assert allowance.room() == 0
-    ours = Part(1, 2, elsewhere=7)
+    ours = ProcessShare(1, 2, elsewhere=7)
     assert allowance.room() == 3
-    ours = Part(1, 2, elsewhere=0)
+    ours = ProcessShare(1, 2, elsewhere=0)
     assert allowance.room() == 5
 
 
 def test_a_poller_that_does_not_know_its_part_yet_starts_nothing() -> None:
     for shares in ((), (Share(1.0),), (Share(1.0, headroom=1.0),)):
-        assert Allowance(10, lambda shares=shares: shares, part=lambda: Part(is_known=False)).room() == 0  # type: ignore[misc]  # the lambda's default
+        unknown = ProcessShare(is_known=False)
+        assert Allowance(10, lambda: shares, part=lambda: unknown).room() == 0  # noqa: B023 - used at once
 
 
 def test_a_headroom_is_shared_in_whole_slots_and_comes_on_top_of_what_is_ours() -> None:
     for place, limit in ((0, 5), (1, 5), (2, 6)):
         clock = Clock()
-        ours = Part(place, 3)
+        ours = ProcessShare(place, 3)
         share = Share(0.0, headroom=0.08, at=clock.now)
         allowance = Allowance(50, lambda: (share,), part=lambda: ours, clock=clock)  # noqa: B023 - used at once
         allowance.started(4)

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from handlers.contract.errors import InvalidSetting
 from handlers.gates.parameters import (
     Accepts,
-    Senseless,
+    InconsistentParameters,
     choice,
+    duration,
     http_address,
-    number,
+    integer,
     parameter,
     parse_parameters,
-    seconds,
+    real,
+    string,
     string_map,
-    text,
-    whole,
 )
 from handlers.gates.registry import build_gate
 from tests.gates.building import ReadableLog, sources
@@ -31,16 +31,16 @@ from tests.gates.building import ReadableLog, sources
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    name: str = parameter(text())
-    share: float = parameter(number(above=0, most=1), default=0.8)
-    count: int = parameter(whole(least=1), default=3)
-    window: float = parameter(seconds(), default=60.0)
+    name: str = parameter(string())
+    share: float = parameter(real(above=0, most=1), default=0.8)
+    count: int = parameter(integer(least=1), default=3)
+    window: float = parameter(duration(), default=60.0)
     mode: str = parameter(choice("one", "two"), default="one")
     labels: Mapping[str, str] | None = parameter(string_map(), default=None)
 
     def __post_init__(self) -> None:
         if self.mode == "two" and self.count < 2:
-            raise Senseless("count", found="1 with mode two", accepted="at least 2")
+            raise InconsistentParameters("count", found="1 with mode two", accepted="at least 2")
 
 
 def parsed(raw: Mapping[str, Any]) -> Parameters:
@@ -106,7 +106,7 @@ def test_a_parameter_that_makes_no_sense_is_named_with_what_is_accepted(
     ],
 )
 def test_durations_are_written_as_go_writes_them(written: str | float, meant: float) -> None:
-    assert read(seconds(), written) == pytest.approx(meant)
+    assert read(duration(), written) == pytest.approx(meant)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_durations_are_written_as_go_writes_them(written: str | float, meant: fl
 )
 def test_what_is_no_duration_is_refused(written: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
-        read(seconds(), written)
+        read(duration(), written)
 
 
 @given(

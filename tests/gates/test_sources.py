@@ -61,7 +61,7 @@ async def test_whatever_a_source_raises_it_is_read_again(log: ReadableLog, error
     assert found.failure == ("why" if isinstance(error, SourceMissing) else type(error).__name__)
     await wait_until_async(lambda: not found.failure, "the source to be back")
     await found.aclose()
-    assert [event for _, event, _ in log.lines] == ["gate source missing", "gate source back"]
+    assert [event for _, event, _ in log.lines] == ["gate source lost", "gate source recovered"]
 
 
 async def test_a_failure_keeps_the_last_reading(log: ReadableLog) -> None:

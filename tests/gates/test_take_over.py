@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from handlers.gates.aimd.gate import AimdGate
-from handlers.gates.gate import Answer, Gate, Go, Refuse
+from handlers.gates.aimd import AimdGate
+from handlers.gates.gate import Feedback, Gate, Go, Refuse
 from tests.gates.building import gate, request
 
 LIMIT = {"limit": 2, "gating_mode": "classifying"}
@@ -63,7 +63,7 @@ async def test_a_window_that_was_learnt_stays_unless_its_bounds_change() -> None
     for number in range(5):
         one = request(str(number))
         inside = await let_go(before, str(number))
-        before.observe(one, Answer(200))
+        before.observe(one, Feedback(200))
         await inside.reservation.release()
     assert before.room() > 1
     same.take_over(before)

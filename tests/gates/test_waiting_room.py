@@ -10,7 +10,7 @@ import pytest
 
 from handlers.contract.request import Request
 from handlers.gates.gate import Drop, Gate, Go, Refuse, Verdict
-from handlers.gates.waiting_room import Doorkeeper
+from handlers.gates.waiting_room import WaitingRoom
 from tests.gates.building import gate, request
 from tests.waiting import wait_until_async
 
@@ -43,7 +43,7 @@ def soon(seconds: float = 30) -> float:
     return time.time() + seconds
 
 
-async def entered(keeper: Doorkeeper, request_id: str = "r", until_at: float | None = None) -> Go:
+async def entered(keeper: WaitingRoom, request_id: str = "r", until_at: float | None = None) -> Go:
     verdict = await keeper.enter(request(request_id), soon() if until_at is None else until_at)
     assert isinstance(verdict, Go)
     return verdict
@@ -51,7 +51,7 @@ async def entered(keeper: Doorkeeper, request_id: str = "r", until_at: float | N
 
 async def test_a_closed_gate_holds_a_delivery_until_it_opens() -> None:
     switch = Switch(0.0)
-    keeper = Doorkeeper([switch], slots=4)
+    keeper = WaitingRoom([switch], slots=4)
     waiting = [asyncio.create_task(entered(keeper, str(n))) for n in range(4)]
     await wait_until_async(lambda: keeper.held == 4, "all to be held")
     assert keeper.in_flight == 0
@@ -66,7 +66,7 @@ async def test_a_closed_gate_holds_a_delivery_until_it_opens() -> None:
 
 
 async def test_a_delivery_is_refused_when_its_time_at_the_gate_is_over() -> None:
-    keeper = Doorkeeper([Switch(0.0)], slots=4)
+    keeper = WaitingRoom([Switch(0.0)], slots=4)
     verdict = await keeper.enter(request(), soon(0.05))
     assert isinstance(verdict, Refuse)
     assert (keeper.in_flight, keeper.held) == (0, 0)
@@ -74,7 +74,7 @@ async def test_a_delivery_is_refused_when_its_time_at_the_gate_is_over() -> None
 
 
 async def test_more_than_may_be_held_are_refused_at_once() -> None:
-    keeper = Doorkeeper([Switch(0.0)], slots=4, most_held=2)
+    keeper = WaitingRoom([Switch(0.0)], slots=4, most_held=2)
     waiting = [asyncio.create_task(keeper.enter(request(str(n)), soon())) for n in range(2)]
     await wait_until_async(lambda: keeper.held == 2, "both to be held")
     verdict = await keeper.enter(request("third"), soon())
@@ -88,7 +88,7 @@ async def test_more_than_may_be_held_are_refused_at_once() -> None:
 
 
 async def test_of_those_that_are_held_the_earliest_deadline_goes_first() -> None:
-    keeper = Doorkeeper([], slots=1)
+    keeper = WaitingRoom([], slots=1)
     first = await entered(keeper)
     order: list[str] = []
 
@@ -109,7 +109,7 @@ async def test_of_those_that_are_held_the_earliest_deadline_goes_first() -> None
 
 
 async def test_a_drop_is_told_at_once_and_holds_no_slot() -> None:
-    keeper = Doorkeeper([Always(Drop(429, "saturated"))], slots=1)
+    keeper = WaitingRoom([Always(Drop(429, "saturated"))], slots=1)
     assert await keeper.enter(request(), soon()) == Drop(429, "saturated")
     assert keeper.in_flight == 0
 
@@ -117,7 +117,7 @@ async def test_a_drop_is_told_at_once_and_holds_no_slot() -> None:
 @pytest.mark.parametrize(("delay", "is_waited_for"), [(0.01, True), (60.0, False)])
 async def test_a_refusal_is_waited_for_when_that_fits(delay: float, is_waited_for: bool) -> None:
     always = Always(Refuse(delay, "over quota"))
-    keeper = Doorkeeper([always], slots=1)
+    keeper = WaitingRoom([always], slots=1)
     entering = asyncio.create_task(keeper.enter(request(), soon(20)))
     await asyncio.sleep(0)
     always.verdict = Go()
@@ -130,7 +130,7 @@ async def test_a_refusal_is_waited_for_when_that_fits(delay: float, is_waited_fo
 
 async def test_a_full_admission_gate_holds_without_holding_a_slot() -> None:
     narrow = gate("local-max-concurrency", {"limit": 1, "gating_mode": "blocking"})
-    keeper = Doorkeeper([narrow], slots=3)
+    keeper = WaitingRoom([narrow], slots=3)
     first = await entered(keeper)
     waiting = asyncio.create_task(entered(keeper, "b"))
     await wait_until_async(lambda: keeper.held == 1, "the second to be held")
@@ -145,7 +145,7 @@ async def test_whatever_becomes_of_them_no_slot_is_lost_nor_used_twice() -> None
     """Requests that finish, give up or are cancelled at any moment, at a gate that opens and closes."""
     draw = random.Random(7)
     switch = Switch(1.0)
-    keeper = Doorkeeper([switch, gate("local-max-concurrency", {"limit": 5})], slots=8)
+    keeper = WaitingRoom([switch, gate("local-max-concurrency", {"limit": 5})], slots=8)
     most = 0
 
     async def one(number: int) -> None:
@@ -178,7 +178,7 @@ async def test_whatever_becomes_of_them_no_slot_is_lost_nor_used_twice() -> None
 
 @pytest.mark.parametrize("steps", range(10))
 async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_to_the_next(steps: int) -> None:
-    keeper = Doorkeeper([], slots=1)
+    keeper = WaitingRoom([], slots=1)
     first = await entered(keeper)
     cancelled = asyncio.create_task(entered(keeper, "cancelled"))
     await wait_until_async(lambda: keeper.held == 1, "the second to be held")
@@ -197,9 +197,9 @@ async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_to_the_next(ste
 
 
 async def test_a_keeper_that_retires_refuses_those_it_holds_and_all_that_come() -> None:
-    keeper = Doorkeeper([Switch(0.0)], slots=4)
+    keeper = WaitingRoom([Switch(0.0)], slots=4)
     waiting = [asyncio.create_task(keeper.enter(request(str(n)), soon())) for n in range(3)]
-    sleeping = Doorkeeper([Always(Refuse(20.0, "over quota"))], slots=4)
+    sleeping = WaitingRoom([Always(Refuse(20.0, "over quota"))], slots=4)
     waiting.append(asyncio.create_task(sleeping.enter(request("sleeps"), soon())))
     await wait_until_async(lambda: keeper.held + sleeping.held == 4, "all to be held")
     keeper.retire()
@@ -213,9 +213,9 @@ async def test_a_keeper_that_retires_refuses_those_it_holds_and_all_that_come() 
 
 
 async def test_the_next_keeper_has_the_slots_that_the_one_before_leaves_over() -> None:
-    before = Doorkeeper([], slots=2)
+    before = WaitingRoom([], slots=2)
     inside = [await entered(before, str(n)) for n in range(2)]
-    following = Doorkeeper([], slots=3)
+    following = WaitingRoom([], slots=3)
     following.take_over(before)
     before.retire()
     third = await entered(following, "third")

@@ -1,4 +1,4 @@
-"""The page `docs/metrics.md`, made from a page of metrics on which every series is there.
+"""Generates docs/metrics.md from an exposition that has every series.
 
 python -m tests.telemetry.metrics_page > docs/metrics.md
 """
@@ -32,20 +32,25 @@ OF_THE_REFERENCE = frozenset(
 _HEAD = f"""\
 # Metrics
 
-Every metric of a process, all with the prefix `{PREFIX}_`. The poller serves them at `/metrics` on `METRICS_PORT`,
-a handler on its own port to who shows `METRICS_TOKEN`. Those marked with a dot are the reference's, with its names,
-labels and meanings, so that its dashboards work; their buckets are the reference's and some more. Counters and their
-series are there at 0 from the start, except what a gate says, which comes with the gate.
+The poller serves its metrics at `/metrics` on `METRICS_PORT`. A handler serves them on its own port and requires the
+bearer token `METRICS_TOKEN`; unset, the page is disabled. [monitoring/](../monitoring) has a dashboard and alert
+rules.
 
-No label holds anything that a request brings: queues, pools and ids are the settings', all else is one of a fixed set,
-and past 500 queues or subscriptions the rest is `other`. The poller counts the requests of its queues, also those that
-a handler forwards; a handler counts its subscriptions (`queue_id` is the subscription), events of other sources than
-the poller (`events`), and its own deliveries. So a sum over all pods counts nothing twice; only what is looked at in
-Redis (`broker_backlog`, `claimed_requests`, `waiting_retries`, `dead_letters_kept`, `deadline_proximity_millis` and the
-ages) is said by every poller alike: take `max by (queue_id)` of it. `deadline_proximity_millis` is a snapshot of exact
-counts, every 5 s: read its buckets as they are, without `rate`.
+All names have the prefix `{PREFIX}_`. Metrics marked with a dot have the names, labels and meanings of `llm-d-async`,
+so that its dashboards work; their buckets include those of `llm-d-async`. Counters start at 0 when the process
+starts; gauges of gates appear with the gate.
 
-Dashboard and alert rules over these are in [monitoring/](../monitoring).
+**Sums.** The poller counts the requests of its queues, whether or not a handler forwards them. A handler counts
+pushes (`queue_id` is the subscription), events of other sources (`events`), and its own deliveries. A sum over all
+pods therefore counts nothing twice. Every poller reads the same values from Redis for `broker_backlog`,
+`claimed_requests`, `waiting_retries`, `dead_letters_kept`, `deadline_proximity_millis` and the ages: use `max by
+(queue_id)`.
+
+**Labels.** Label values come from settings or fixed sets, never from requests. Beyond 500 queues or subscriptions,
+the rest is counted as `other`.
+
+**Snapshot.** `deadline_proximity_millis` holds exact counts, updated every 5 s. Use its buckets directly, without
+`rate`.
 
 <!-- Made by `python -m tests.telemetry.metrics_page`; change handlers/telemetry/families.py instead. -->
 
@@ -76,7 +81,7 @@ def populated() -> Metrics:
 
 
 def labels_by_name() -> dict[str, tuple[str, str, list[str]]]:
-    """Kind, meaning and labels of every metric of ours, by its name without the prefix."""
+    """Kind, description and labels of every metric, by name without the prefix."""
     found: dict[str, tuple[str, str, list[str]]] = {}
     for family in text_string_to_metric_families(populated().render().decode()):
         if not family.name.startswith(PREFIX):
@@ -88,7 +93,7 @@ def labels_by_name() -> dict[str, tuple[str, str, list[str]]]:
 
 
 def metrics_page() -> str:
-    """The whole page, as Markdown: the reference's first."""
+    """The page as Markdown; metrics of the reference come first."""
     rows = sorted(labels_by_name().items(), key=lambda row: (row[0] not in OF_THE_REFERENCE, row[0]))
     lines = [
         f"| `{name}` | {'•' if name in OF_THE_REFERENCE else ''} | {kind} "

@@ -9,19 +9,19 @@ def test_three_failures_in_a_row_count_from_the_first_and_one_success_ends_it() 
     now = [10.0]
     dependency = Dependency(clock=lambda: now[0])
     for _ in range(2):
-        dependency.tell(has_failed=True)
+        dependency.report(has_failed=True)
         now[0] += 1.0
         assert dependency.failing_seconds is None
-    dependency.tell(has_failed=True)
+    dependency.report(has_failed=True)
     assert dependency.failing_seconds == 2.0
-    dependency.tell(has_failed=False)
+    dependency.report(has_failed=False)
     assert dependency.failing_seconds is None
 
 
 def test_failures_with_a_success_between_them_do_not_add_up() -> None:
     dependency = Dependency()
     for has_failed in (True, True, False, True, True):
-        dependency.tell(has_failed=has_failed)
+        dependency.report(has_failed=has_failed)
     assert dependency.failing_seconds is None
 
 
@@ -43,6 +43,6 @@ def test_only_what_fails_is_told() -> None:
     dependencies = Dependencies()
     dependencies.add(MEMORY)
     for _ in range(3):
-        dependencies.add(GATEWAY).tell(has_failed=True)
+        dependencies.add(GATEWAY).report(has_failed=True)
     assert list(dependencies.failing()) == [GATEWAY]
     assert dependencies.names() == [MEMORY, GATEWAY]

@@ -21,7 +21,7 @@ from handlers.contract.request import Request
 from handlers.contract.result import Result
 from handlers.forward.forward import NO_LIMITS, Limits
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.gate import Answer as GatewayAnswer
+from handlers.gates.gate import Feedback
 from handlers.gates.registry import GATES
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import get_logger
@@ -254,7 +254,7 @@ class Gateway:
 
     async def forward(self, request: Request, _limits: Limits) -> Outcome:
         self.seen.append(request.id)
-        return Answered(Result(request.id, status_code=200, payload="{}"), GatewayAnswer(200))
+        return Answered(Result(request.id, status_code=200, payload="{}"), Feedback(200))
 
 
 def push(queue: str = "s", **more: Any) -> Request:
@@ -318,7 +318,7 @@ async def test_subscriptions_of_one_pool_share_its_slots(world: World, tmp_path:
         most = max(most, inside)
         await elapse_async(0.02, "a request lasts")
         inside -= 1
-        return Answered(Result(request.id, status_code=200, payload="{}"), GatewayAnswer(200))
+        return Answered(Result(request.id, status_code=200, payload="{}"), Feedback(200))
 
     pool = {"id": "shared", "workers": 2, "gate_type": "constant"}
     topics = [{"subscriber_id": name, "worker_pool_id": "shared"} for name in "ab"]

@@ -36,7 +36,7 @@ from handlers.doors.http_message import Answer, Delivery, plain, retry_after
 from handlers.forward.forward import NO_LIMITS, Limits, invalid
 from handlers.forward.middleware.gated import GATE_CLOSED, QUOTA_EXHAUSTED
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.gate import Answer as GatewayAnswer
+from handlers.gates.gate import Feedback
 
 _DATA_AT: Final = DATA_AT.encode()
 _REQUEST_TYPE: Final = REQUEST_TYPE.encode()
@@ -194,7 +194,7 @@ def _poller_answer(event: Event, outcome: Outcome) -> Answer:
     return Answer(status, encode_answer(answer), headers)
 
 
-def _result_answer(event: Event, result: Result, feedback: GatewayAnswer | None) -> Answer:
+def _result_answer(event: Event, result: Result, feedback: Feedback | None) -> Answer:
     extensions = {"requestid": result.id}
     if feedback is not None and feedback.queue_duration_ms is not None:
         extensions["queuedurationms"] = str(feedback.queue_duration_ms)

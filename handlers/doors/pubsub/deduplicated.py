@@ -106,8 +106,8 @@ class Once:
         try:
             answer = await call
         except STORE_FAILURES as error:
-            self._memory.tell(has_failed=True)
+            self._memory.report(has_failed=True)
             self._log.warning("deliveries are not remembered", error=explained(error))
             return None
-        self._memory.tell(has_failed=False)
+        self._memory.report(has_failed=False)
         return answer

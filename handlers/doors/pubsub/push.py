@@ -147,7 +147,7 @@ class PubSubPushDoor:
                 self._dead_letters
             )  # of whichever subscription: it becomes a final result, and is not sent
         if subscription is None:
-            self._unknown.tell(subscription=push.subscription[:256])
+            self._unknown.report(subscription=push.subscription[:256])
             return plain(400, "the subscription is not one of this door: name it in CONFIG_FILE (topics)")
         context = PushContext(push, subscription, subscription.result_topic, self._monotonic())
         try:

@@ -18,14 +18,14 @@ from handlers.forward.outcome import Outcome, Retry
 from handlers.gates.chain import Reservations, with_claim
 from handlers.gates.gate import Drop, Gate, Go, Refuse, Reservation
 from handlers.gates.labels import labelled
-from handlers.gates.waiting_room import Doorkeeper
+from handlers.gates.waiting_room import WaitingRoom
 
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
     """Where the requests of one subscription go in: who keeps its door and its pool's, and the gates of both."""
 
-    keepers: Sequence[Doorkeeper]
+    keepers: Sequence[WaitingRoom]
     gates: Sequence[Gate]
 
     async def enter(self, request: Request, until_at: float) -> Go | Refuse | Drop:

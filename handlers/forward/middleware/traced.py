@@ -13,7 +13,7 @@ from handlers.contract.request import Request
 from handlers.forward.forward import Forward, Limits, Sender
 from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.telemetry.tracing import PROCESS_REQUEST, Tracing, fail, traceparent
+from handlers.telemetry.tracing import PROCESS_REQUEST, Tracing, mark_failed, traceparent
 
 _SERVER_ERROR = 500
 
@@ -58,9 +58,9 @@ class AttemptSpans:
             case Answered(result):
                 span.set_attribute("http.response.status_code", result.status_code)
                 if result.error_code:
-                    fail(span, result.error_code)
+                    mark_failed(span, result.error_code)
             case Retry(delay_seconds=delay, reason=reason):
-                fail(span, reason)
+                mark_failed(span, reason)
                 if self._name == PROCESS_REQUEST:
                     self._tracing.re_enqueued(
                         span,
@@ -120,5 +120,5 @@ class TracedSender:
             response = await self._sender.send(url, {**headers, **own}, body, until)
             span.set_attribute("http.response.status_code", response.status_code)
             if response.status_code >= _SERVER_ERROR:
-                fail(span, str(response.status_code))
+                mark_failed(span, str(response.status_code))
             return response

@@ -1,4 +1,4 @@
-"""`composite`: several gates as one. The lowest budget counts; reservations are all or nothing."""
+"""`composite`: several gates as one; the lowest budget holds, reservations are all or nothing."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 from handlers.contract.request import Request
 from handlers.gates.chain import admit_all
 from handlers.gates.combinators.wrapper import BuildInner, InnerGate, inner_gates
-from handlers.gates.gate import NO_LABELS, Answer, Gate, GateState, Share, Verdict
+from handlers.gates.gate import NO_LABELS, Feedback, Gate, GateState, Share, Verdict
 from handlers.gates.parameters import parameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompositeParameters:
-    """The gates, in the order in which they are asked: put the cheap ones first."""
+    """Inner gates in the order in which they are asked; put cheap ones first."""
 
     gates: tuple[InnerGate, ...] = parameter(
         inner_gates(),
         means=(
-            "The inner gates, a list of `{gate_type, gate_params}`, asked in this order. All must let a "
-            "request go; the smallest budget holds."
+            "Inner gates, a list of `{gate_type, gate_params}`, asked in this order. All must admit a "
+            "request; the smallest budget holds."
         ),
     )
 
 
 class CompositeGate(Gate):
-    """Open when all are."""
+    """Open while all inner gates are open."""
 
     gate_type = "composite"
 
@@ -38,55 +38,54 @@ class CompositeGate(Gate):
         ]
 
     async def start(self) -> None:
-        """Start all, side by side."""
+
         await asyncio.gather(*(gate.start() for gate in self._gates))
 
     async def aclose(self) -> None:
-        """Close all."""
+
         await asyncio.gather(*(gate.aclose() for gate in self._gates))
 
-    def take_over(self, before: Gate) -> None:
-        """Each goes on from the one in its place."""
-        if isinstance(before, CompositeGate):
-            for gate, one_before in zip(self._gates, before._gates, strict=False):
-                gate.take_over(one_before)
+    def take_over(self, previous: Gate) -> None:
+        """Carry over the state of each gate from the one at its index."""
+        if isinstance(previous, CompositeGate):
+            for gate, previous_gate in zip(self._gates, previous._gates, strict=False):
+                gate.take_over(previous_gate)
 
     def budget(self) -> float:
-        """The lowest."""
+
         return min(gate.budget() for gate in self._gates)
 
     def shares(self) -> tuple[Share, ...]:
-        """All of them; the pool obeys the least."""
+
         return tuple(share for gate in self._gates for share in gate.shares())
 
     def shares_pool(self) -> bool:
-        """If one of them does."""
+
         return any(gate.shares_pool() for gate in self._gates)
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:
-        """The least."""
+
         rooms = [room for gate in self._gates if (room := gate.room(labels)) is not None]
         return min(rooms, default=None)
 
     async def admit(self, request: Request) -> Verdict:
-        """All say go, or nothing stays reserved."""
+
         return await admit_all(self._gates, request)
 
     async def wait_open(self, until_at: float) -> bool:
-        """Wait for each in turn, until none is closed any more."""
+        """Wait for each in turn until all have room."""
         while self.room() == 0:
             for gate in self._gates:
                 if not await gate.wait_open(until_at):
                     return False
         return True
 
-    def observe(self, request: Request, answer: Answer) -> None:
-        """Tell all."""
+    def observe(self, request: Request, feedback: Feedback) -> None:
         for gate in self._gates:
-            gate.observe(request, answer)
+            gate.observe(request, feedback)
 
     def state(self) -> GateState:
-        """The lowest budget, and each gate's own state below."""
+        """State with the lowest budget, and each gate's own state below."""
         inner = tuple(gate.state() for gate in self._gates)
         closed = next((one for one in inner if one.why_closed), None)
         return GateState(

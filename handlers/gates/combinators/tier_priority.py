@@ -1,7 +1,7 @@
-"""`tier-priority-admission`: who gives way when the pool is saturated.
+"""`tier-priority-admission`: decides by classification and tier while the pool is saturated.
 
-Saturated is what the inner gate refuses. Then: reserved waits, interactive overflow is dropped with 429 (its
-client waits for it and can turn elsewhere), everything else goes back to the queue.
+The pool is saturated while the inner gate refuses. Then reserved requests wait, interactive overflow is dropped with
+429 (its client is waiting and can turn elsewhere), and everything else goes back to the queue.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from handlers.contract.request import Request
 from handlers.gates.combinators.wrapper import BuildInner, InnerGate, WrapperGate, raw_params
 from handlers.gates.gate import NO_LABELS, Drop, Go, Hold, Refuse, Share, Verdict
 from handlers.gates.labels import CLASSIFICATION, INTERACTIVE, OVERFLOW, RESERVED, TIER
-from handlers.gates.parameters import parameter, text
+from handlers.gates.parameters import parameter, string
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierPriorityParameters:
-    """The gate that tells saturation, and the label that tells the tier."""
+    """Inner gate that measures saturation, and label of the tier."""
 
     saturation_gate: str = parameter(
-        text(), means="Type of the inner gate, whose budget says how full the pool is."
+        string(), means="Type of the inner gate, whose budget says how full the pool is."
     )
     saturation_gate_params: Mapping[str, Any] | None = parameter(
         raw_params(), default=None, means="Parameters of the inner gate."
     )
-    tier_label: str = parameter(text(), default=TIER, means="Label that holds a request's tier.")
+    tier_label: str = parameter(string(), default=TIER, means="Label that holds a request's tier.")
 
 
 class TierPriorityGate(WrapperGate):
-    """Continue, wait, drop or refuse, by saturation, classification and tier."""
+    """Admits, holds, drops or refuses by saturation, classification and tier."""
 
     gate_type = "tier-priority-admission"
 
@@ -41,17 +41,17 @@ class TierPriorityGate(WrapperGate):
         self._tier_label = parameters.tier_label
 
     def shares(self) -> tuple[Share, ...]:
-        """The inner gate's while it is open. Closed, requests are still looked at: each gets its verdict."""
+        """Shares of the inner gate while it is open; while closed, requests still need a verdict."""
         return (Share(1.0),) if self._inner.room() == 0 else self._inner.shares()
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:
-        """Saturated: none, since waiting in the queue is as good; but what may be dropped must be claimed."""
+        """Room of the inner gate; unlimited for requests that it would drop, since those must be claimed."""
         if self._inner.room(labels) == 0 and self._may_be_dropped(labels):
             return None
         return self._inner.room(labels)
 
     async def admit(self, request: Request) -> Verdict:
-        """The inner verdict, its refusal judged by who asks."""
+        """Verdict of the inner gate, with a refusal decided by classification and tier."""
         verdict = await self._inner.admit(request)
         match verdict:
             case Go() | Drop():
@@ -74,7 +74,7 @@ class TierPriorityGate(WrapperGate):
         return labels.get(CLASSIFICATION) == OVERFLOW and labels.get(self._tier_label) == INTERACTIVE
 
     def _may_be_dropped(self, labels: Mapping[str, str]) -> bool:
-        """A queue's own labels may leave the classification to a quota gate."""
+        """Whether requests of a queue may be dropped; its labels may leave the classification to a quota gate."""
         return (
             labels.get(CLASSIFICATION, OVERFLOW) == OVERFLOW and labels.get(self._tier_label) == INTERACTIVE
         )

@@ -1,4 +1,4 @@
-"""`wait-on-refuse`: what the inner gate refuses waits where it is, rather than go back to the queue."""
+"""`wait-on-refuse`: requests that the inner gate refuses wait instead of going back to the queue."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 
 from handlers.contract.request import Request
 from handlers.gates.combinators.wrapper import BuildInner, InnerGate, WrapperGate, inner_gate
-from handlers.gates.gate import LOOK_AGAIN_SECONDS, Hold, Refuse, Verdict
+from handlers.gates.gate import POLL_SECONDS, Hold, Refuse, Verdict
 from handlers.gates.parameters import parameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitOnRefuseParameters:
-    """The gate whose refusals become waiting."""
+    """Inner gate whose refusals are turned into waiting."""
 
     gate: InnerGate = parameter(  # noqa: RUF009 - makes a dataclasses.field
         inner_gate(),
         means=(
-            "The inner gate, `{gate_type, gate_params}`: its refusals hold the request here until it opens."
+            "Inner gate, `{gate_type, gate_params}`; a request that it refuses waits until the gate opens."
         ),
     )
 
 
 class WaitOnRefuseGate(WrapperGate):
-    """Holds instead of refusing."""
+    """Holds requests instead of refusing them."""
 
     gate_type = "wait-on-refuse"
 
@@ -33,7 +33,7 @@ class WaitOnRefuseGate(WrapperGate):
         super().__init__(build(parameters.gate, "gate.gate_type", "gate.gate_params"))
 
     async def admit(self, request: Request) -> Verdict:
-        """The inner verdict, with a refusal turned into waiting as long as the refusal asked for."""
+        """Verdict of the inner gate; a refusal becomes a hold for the delay of the refusal."""
         verdict = await self._inner.admit(request)
         if not isinstance(verdict, Refuse):
             return verdict
@@ -43,7 +43,7 @@ class WaitOnRefuseGate(WrapperGate):
             if self._inner.room() == 0:
                 return await self._inner.wait_open(until_at)
             left = until_at - time.time()
-            await asyncio.sleep(max(0.0, min(left, max(delay_seconds, LOOK_AGAIN_SECONDS))))
+            await asyncio.sleep(max(0.0, min(left, max(delay_seconds, POLL_SECONDS))))
             return left > 0 and time.time() < until_at
 
         return Hold(verdict.reason, wait_open)

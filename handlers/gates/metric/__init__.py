@@ -1,1 +1,1 @@
-"""Gates whose budget follows a metric that is read from elsewhere."""
+"""Gates whose budget follows a metric: Prometheus, a metrics page, or a Redis key."""

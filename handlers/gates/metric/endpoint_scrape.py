@@ -1,4 +1,4 @@
-"""`endpoint-scrape`: a budget from a /metrics page, without a Prometheus server."""
+"""`endpoint-scrape`: budget from a /metrics page, without a Prometheus server."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from handlers.contract.request import Request
 from handlers.gates.gate import CLOSED_RETRY_SECONDS, NO_LABELS, Gate, GateState, Go, Refuse, Verdict
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import (
-    Senseless,
+    InconsistentParameters,
     choice,
+    duration,
     http_address,
-    number,
     parameter,
-    seconds,
+    real,
+    string,
     string_map,
-    text,
 )
-from handlers.gates.sources import Feed, GateSources, Reading, Sample
+from handlers.gates.sources import NOT_READ_YET, Feed, GateSources, MetricSample, Reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointScrapeParameters(ReadingParameters):
-    """`max_count_per_pod` 0 means that the value is a part already; else it is a count, and this is full.
+    """Parameters of `endpoint-scrape`.
 
-    `absent_value` is the value of a page without such a sample; `fallback` the budget while it is missing.
-    With `pods_url` and `pods_metric`, full is `max_count_per_pod` times the ready pods.
+    With `max_count_per_pod` the metric is a count, and the capacity is this number times the pods of `pods_metric`.
     """
 
     url: str = parameter(http_address(), means="Metrics page to read, in the Prometheus text format.")
-    metric: str = parameter(text(), means="Name of the metric on that page.")
+    metric: str = parameter(string(), means="Name of the metric on that page.")
     labels: Mapping[str, str] | None = parameter(
         string_map(), default=None, means="Labels that the series must have."
     )
@@ -47,12 +46,12 @@ class EndpointScrapeParameters(ReadingParameters):
         ),
     )
     absent_value: float | None = parameter(
-        number(),
+        real(),
         default=None,
-        means="Value to take if the page has no such series; unset: the reading is missing.",
+        means="Value to use if the page has no such series; unset: the reading is missing.",
     )
     max_count_per_pod: float = parameter(
-        number(least=0),
+        real(least=0),
         default=0.0,
         means=(
             "If above 0, the metric is a count: the saturation is the count divided by this and by the "
@@ -68,14 +67,14 @@ class EndpointScrapeParameters(ReadingParameters):
         ),
     )
     baseline: float = parameter(
-        number(least=0, below=1),
+        real(least=0, below=1),
         default=0.0,
         means="Share of the budget that is kept free for real-time traffic, 0 to 1.",
     )
     fallback: float = parameter(
-        number(least=0, most=1),
+        real(least=0, most=1),
         default=0.0,
-        means="Budget while there is no reading and `on_missing` does not say otherwise, 0 to 1.",
+        means="Budget without a reading, 0 to 1; `on_missing` takes precedence.",
     )
     pods_url: str = parameter(
         http_address(),
@@ -83,7 +82,7 @@ class EndpointScrapeParameters(ReadingParameters):
         means="Page with the number of pods; goes with `pods_metric` and `max_count_per_pod`.",
     )
     pods_metric: str = parameter(
-        text(may_be_empty=True),
+        string(may_be_empty=True),
         default="",
         means="Metric on that page that holds the number of pods; empty: one pod.",
     )
@@ -91,28 +90,32 @@ class EndpointScrapeParameters(ReadingParameters):
         string_map(), default=None, means="Labels that its series must have."
     )
     reading_lag_seconds: float = parameter(
-        seconds(),
+        duration(),
         default=1.0,
-        means=(
-            "As for every gate of one reading; for a page that is read directly, what the page itself caches."
-        ),
+        means=("As for every gate of one reading; for a page that is read directly, the page's cache time."),
     )
 
     def __post_init__(self) -> None:
         if bool(self.pods_url) != bool(self.pods_metric):
-            raise Senseless("pods_url", found="one of pods_url and pods_metric", accepted="both, or neither")
+            raise InconsistentParameters(
+                "pods_url", found="one of pods_url and pods_metric", accepted="both, or neither"
+            )
         if self.pods_url and not self.max_count_per_pod:
-            raise Senseless("max_count_per_pod", found="0 with pods_url", accepted="a number above 0")
+            raise InconsistentParameters(
+                "max_count_per_pod", found="0 with pods_url", accepted="a number above 0"
+            )
         if self.admission == "counted" and not self.max_count_per_pod:
-            raise Senseless(
+            raise InconsistentParameters(
                 "max_count_per_pod", found="0 with admission counted", accepted="a number above 0"
             )
         if self.admission == "counted" and self.value_type != "saturation":
-            raise Senseless("value_type", found="budget with admission counted", accepted="saturation")
+            raise InconsistentParameters(
+                "value_type", found="budget with admission counted", accepted="saturation"
+            )
 
 
 class EndpointScrapeGate(ReadingGate):
-    """Publishes 1 - saturation - baseline (or budget - baseline); an idle source gives all slots."""
+    """Publishes 1 - saturation - baseline, or budget - baseline; an idle source allows all slots."""
 
     gate_type = "endpoint-scrape"
 
@@ -121,7 +124,7 @@ class EndpointScrapeGate(ReadingGate):
         is_budget = parameters.value_type == "budget"
 
         def published(value: float) -> float:
-            # Below 0 it says by how much the pool is over-full.
+            # Negative values say by how much the pool is overfilled.
             left = min(1.0, value) if is_budget else 1.0 - max(0.0, value)
             return left - baseline
 
@@ -148,43 +151,43 @@ def endpoint_scrape_gate(parameters: EndpointScrapeParameters, sources: GateSour
 
 
 class ScrapedValue:
-    """The value of one metric on one page, as a part of full; the page is shared with other gates."""
+    """Value of one metric on one page, as a fraction of the capacity; gates share the page's feed."""
 
     def __init__(self, parameters: EndpointScrapeParameters, sources: GateSources) -> None:
         self.name = f"{without_secrets(parameters.url)} {parameters.metric}"
         self._parameters = parameters
         self._page = page_feed(parameters.url, sources)
         self._pods_page = page_feed(parameters.pods_url, sources) if parameters.pods_url else None
-        self._reading: Reading[Sample] | None = None
-        self._failure = "it was not read yet"
+        self._reading: Reading[MetricSample] | None = None
+        self._failure = NOT_READ_YET
         self.full = parameters.max_count_per_pod or 1.0
         """The capacity of the last reading: what stands for a saturation of 1."""
         self._listeners: list[Callable[[], None]] = []
 
     @property
-    def reading(self) -> Reading[Sample] | None:
-        """The last value, however old."""
+    def reading(self) -> Reading[MetricSample] | None:
+
         return self._reading
 
     @property
     def failure(self) -> str:
-        """Why there is none now."""
+
         return self._failure
 
     async def start(self) -> None:
-        """Start reading the pages."""
+
         for page in self._pages():
             page.listen(self._take)
             await page.start()
         self._take()
 
     async def aclose(self) -> None:
-        """Stop reading them."""
+
         for page in self._pages():
             await page.aclose()
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after each fetch, when its value has been taken."""
+        """Call `listener` after each fetch, when the value has been updated."""
         self._listeners.append(listener)
 
     def _pages(self) -> list[Feed[bytes]]:
@@ -199,7 +202,7 @@ class ScrapedValue:
         failures = [page.failure for page in self._pages() if page.failure]
         page = self._page.reading
         if failures or page is None:
-            self._failure = failures[0] if failures else "it was not read yet"
+            self._failure = failures[0] if failures else NOT_READ_YET
             return
         wanted = self._parameters
         try:
@@ -211,10 +214,10 @@ class ScrapedValue:
         value = self._combined(values)
         self._failure = ""
         self.full = full
-        self._reading = Reading(Sample(None if value is None else value / full), page.at)
+        self._reading = Reading(MetricSample(None if value is None else value / full), page.at)
 
     def _combined(self, values: list[float]) -> float | None:
-        """Counts add up (engines, models); of several parts the one that leaves least room counts."""
+        """Value of several series: counts (of engines, models) add up, of fractions the fullest holds."""
         wanted = self._parameters
         if wanted.admission == "counted" and values:
             return values[0]
@@ -236,7 +239,7 @@ class ScrapedValue:
 
 
 def page_feed(address: str, sources: GateSources) -> Feed[bytes]:
-    """The feed of a page: one for all gates that look at it."""
+    """Feed of a page, shared by all gates that read it."""
 
     async def read() -> bytes:
         return await sources.http.get(address)
@@ -249,7 +252,7 @@ _LINE_BYTES: Final = 16_384
 
 
 def samples_of(page: bytes, metric: str, labels: Mapping[str, str]) -> list[float]:
-    """The values of `metric` with these labels. Raises ValueError for lines that are not of the format."""
+    """Values of `metric` with these labels; raises `ValueError` for lines of another format."""
     # Only the metric's own lines are parsed: a router's page has megabytes of others.
     start = metric.encode()
     lines = [
@@ -269,11 +272,11 @@ def samples_of(page: bytes, metric: str, labels: Mapping[str, str]) -> list[floa
 
 
 _TURN_SECONDS = 0.05
-"""How soon a refused request asks again: about when the next reading may be there."""
+"""Delay of a request refused between two readings."""
 
 
 class CountedScrapeGate(Gate):
-    """At most floor(capacity - value) requests pass for each reading; a failed reading admits none.
+    """Admits at most floor(capacity - value) requests per reading; a failed reading admits none.
 
     `scraped` gives the first sample of the page as a part of the capacity. Source of the rule: the reference's
     `admission: counted`. The budget is 1 while a place of the reading is free, else 0.
@@ -289,31 +292,28 @@ class CountedScrapeGate(Gate):
         self._value: float | None = None
 
     async def start(self) -> None:
-        """Start reading the page."""
         self._scraped.listen(self._count)
         await self._scraped.start()
 
     async def aclose(self) -> None:
-        """Stop reading it."""
         await self._scraped.aclose()
 
     def budget(self) -> float:
-        """1 while a place of the last reading is free, else 0."""
         return 1.0 if self._free > 0 else 0.0
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a count is for all
-        """The free places that are left of the last reading."""
+        """Free places of the last reading that are left."""
         return self._free
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - a count is for all alike
-        """Go, and take one place of the reading."""
+        """Take one free place of the reading, or refuse."""
         if self._free <= 0:
             return Refuse(_TURN_SECONDS if self._value is not None else CLOSED_RETRY_SECONDS, self._why())
         self._free -= 1
         return Go()
 
     def state(self) -> GateState:
-        """The last value and its capacity."""
+        """State with the last value and the capacity."""
         return GateState(
             self.gate_type,
             budget=self.budget(),
@@ -329,7 +329,7 @@ class CountedScrapeGate(Gate):
         return "no free place in the last reading" if self._value is not None else "no usable reading"
 
     def _count(self) -> None:
-        """Take the places of a new reading; a failed, negative, NaN or infinite one has none."""
+        """Set the free places from a new reading; a failed, negative, NaN or infinite one has none."""
         reading = self._scraped.reading
         if self._scraped.failure or reading is None:
             self._free, self._value = 0, None

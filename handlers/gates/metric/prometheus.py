@@ -1,7 +1,7 @@
-"""Ask a Prometheus server: one instant query, its samples back. And how to name a router's metrics.
+"""Gates that query Prometheus: `prometheus-query`, `prometheus-saturation`, `prometheus-budget`.
 
-The router renamed its metrics; both names are asked for in one query, the new one wins. Several router
-replicas report the same pool: the largest of them counts.
+The router renamed its metrics; one query asks for both names, and the new one wins. Several router replicas report the
+same pool; the largest value counts.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import msgspec
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.json_limits import MALFORMED
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
-from handlers.gates.parameters import number, parameter, text
-from handlers.gates.sources import Feed, GateSources, HttpText, Sample, SourceMissing
+from handlers.gates.parameters import parameter, real, string
+from handlers.gates.sources import Feed, GateSources, HttpText, MetricSample, SourceMissing
 
 SATURATION: Final = (
     "llm_d_epp_flow_control_pool_saturation",
@@ -47,56 +47,58 @@ class _Answer(msgspec.Struct):
 async def instant_query(
     http: HttpText, prometheus_url: str, query: str
 ) -> list[tuple[Mapping[str, str], float]]:
-    """The samples of `query` now, labels and value each; a scalar has no labels. May be empty.
+    """Samples of `query` now, each with labels and value; a scalar has no labels.
 
-    Raises `SourceMissing` when the server does not answer the query, or what the connection raises.
+    Raises `SourceMissing` if the server does not return samples, and transport errors.
     """
     body = await http.get(f"{prometheus_url.rstrip('/')}/api/v1/query", {"query": query})
     try:
         answer = msgspec.json.decode(body, type=_Answer)
         if answer.status != "success" or answer.data is None:
-            raise SourceMissing("it did not evaluate the query")
+            raise SourceMissing("Prometheus did not evaluate the query")
         if answer.data.resultType == "scalar":
             _, value = msgspec.json.decode(answer.data.result, type=tuple[float, str])
             return [({}, float(value))]
         if answer.data.resultType != "vector":
-            raise SourceMissing(f"the query gives a {answer.data.resultType}, not one number")
+            raise SourceMissing(f"expected a vector or scalar, got a {answer.data.resultType}")
         series = msgspec.json.decode(answer.data.result, type=list[_Series])
     except (*MALFORMED, ValueError):
-        raise SourceMissing("its answer is not Prometheus's") from None
+        raise SourceMissing("the response is not of the Prometheus API") from None
     return [(one.metric, float(one.value[1])) for one in series]
 
 
 def selector(**labels: str) -> str:
-    """`{name="value",...}` of the labels that are not empty."""
-    # JSON's escapes are those of a PromQL string; a value can close neither the string nor the selector.
+    """Label selector `{name="value",...}` of the labels that are not empty."""
+    # JSON escapes are valid in PromQL strings, so a value cannot end the string.
     return "{" + ",".join(f"{name}={json.dumps(value)}" for name, value in labels.items() if value) + "}"
 
 
 def either(names: tuple[str, str], query: Callable[[str], str]) -> str:
-    """`query` of a metric's name: by its new name, else by its old one."""
+    """Query of a metric by its new name, else by its old one."""
     return f"({query(names[0])} or {query(names[1])})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusQueryParameters(ReadingParameters):
-    """`pool` is a label for people; `fallback` the budget while there is no value."""
+    """Parameters of `prometheus-query`."""
 
-    query: str = parameter(text(), means="PromQL query whose smallest sample, cut to 0..1, is the budget.")
+    query: str = parameter(
+        string(), means="PromQL query whose smallest sample, clamped to 0..1, is the budget."
+    )
     pool: str = parameter(
-        text(may_be_empty=True),
+        string(may_be_empty=True),
         default="",
         means="Inference pool, for logs and metrics; it does not change the query.",
     )
     fallback: float = parameter(
-        number(least=0, most=1),
+        real(least=0, most=1),
         default=0.0,
-        means="Budget while there is no reading and `on_missing` does not say otherwise, 0 to 1.",
+        means="Budget without a reading, 0 to 1; `on_missing` takes precedence.",
     )
 
 
 class PrometheusQueryGate(ReadingGate):
-    """A budget that somebody computes in PromQL. Of several samples the least counts."""
+    """Budget computed in PromQL; of several samples the smallest counts."""
 
     gate_type = "prometheus-query"
 
@@ -111,17 +113,17 @@ class PrometheusQueryGate(ReadingGate):
         )
 
 
-def query_feed(query: str, sources: GateSources, gate_type: str, *, least: bool) -> Feed[Sample]:
-    """The feed of a query: its least or its largest sample. One for all gates that ask the same."""
+def query_feed(query: str, sources: GateSources, gate_type: str, *, least: bool) -> Feed[MetricSample]:
+    """Feed of a query's smallest or largest sample, shared by all gates with the same query."""
     check_prometheus_url(sources, gate_type)
 
-    async def read() -> Sample:
+    async def read() -> MetricSample:
         samples = [
             value for _, value in await instant_query(sources.prometheus_http, sources.prometheus_url, query)
         ]
         if not samples:
-            return Sample(None)
-        return Sample(min(samples) if least else max(samples))
+            return MetricSample(None)
+        return MetricSample(min(samples) if least else max(samples))
 
     return sources.feeds.feed(
         ("prometheus", "least" if least else "largest", query), read, name=f"prometheus {query}"
@@ -129,28 +131,30 @@ def query_feed(query: str, sources: GateSources, gate_type: str, *, least: bool)
 
 
 def check_prometheus_url(sources: GateSources, gate_type: str) -> None:
-    """Raises `InvalidSetting` where no Prometheus is configured."""
+    """Raise `InvalidSetting` if no Prometheus is configured."""
     if not sources.prometheus_url:
         raise InvalidSetting(
-            "PROMETHEUS_URL", found="nothing", accepted=f"the address of a Prometheus server, for {gate_type}"
+            "PROMETHEUS_URL",
+            found="nothing",
+            accepted=f"URL of a Prometheus server (required by {gate_type})",
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusSaturationParameters(ReadingParameters):
-    """`fallback` is a saturation: the default 0 opens the gate while there is no value."""
+    """Parameters of `prometheus-saturation`; `fallback` is a saturation, so its default 0 opens the gate."""
 
-    pool: str = parameter(text(), means="Inference pool whose saturation is read.")
+    pool: str = parameter(string(), means="Inference pool whose saturation is read.")
     namespace: str = parameter(
-        text(may_be_empty=True), default="", means="Namespace of the pool; empty: any."
+        string(may_be_empty=True), default="", means="Namespace of the pool; empty: any."
     )
     threshold: float = parameter(
-        number(above=0, most=1), default=0.8, means="Saturation from which the gate is closed, above 0 to 1."
+        real(above=0, most=1), default=0.8, means="Saturation from which the gate is closed, above 0 to 1."
     )
     fallback: float = parameter(
-        number(least=0, most=1),
+        real(least=0, most=1),
         default=0.0,
-        means="Budget while there is no reading and `on_missing` does not say otherwise, 0 to 1.",
+        means=("Saturation to assume without a reading, 0 to 1 (0: open); `on_missing` takes precedence."),
     )
 
 
@@ -184,29 +188,36 @@ _SOURCE_NAMES: Final = {"0": "router queue", "1": "queue per pod", "2": "vllm re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusBudgetParameters(ReadingParameters):
-    """`max_concurrency` is requests per pod; `baseline` is kept free; `fallback` is a budget (0: closed)."""
+    """Parameters of `prometheus-budget`."""
 
-    pool: str = parameter(text(), means="Inference pool whose load is read.")
+    pool: str = parameter(string(), means="Inference pool whose load is read.")
     namespace: str = parameter(
-        text(may_be_empty=True), default="", means="Namespace of the pool; empty: any."
+        string(may_be_empty=True), default="", means="Namespace of the pool; empty: any."
     )
     max_concurrency: float = parameter(
-        number(above=0), default=100.0, means="Requests that one pod handles at a time."
+        real(above=0), default=100.0, means="Requests that one pod handles at a time."
     )
     baseline: float = parameter(
-        number(least=0, below=1),
+        real(least=0, below=1),
         default=0.05,
         means="Share of the pool that is kept free for real-time traffic, 0 to 1.",
     )
     fallback: float = parameter(
-        number(least=0, most=1),
+        real(least=0, most=1),
         default=0.0,
-        means="Budget while there is no reading and `on_missing` does not say otherwise, 0 to 1.",
+        means="Budget without a reading, 0 to 1; `on_missing` takes precedence.",
     )
 
 
 class PrometheusBudgetGate(ReadingGate):
-    """Publishes D - baseline; at an empty pool all slots may be used."""
+    """Publishes idle fraction - baseline, from the first of three metrics that has a sample.
+
+    0: 1 - requests queued in the router / (ready pods x max_concurrency)
+    1: 1 - mean queue of a pod / max_concurrency
+    2: 1 - requests running in vLLM / (ready pods x max_concurrency)
+
+    An empty pool allows all slots.
+    """
 
     gate_type = "prometheus-budget"
 
@@ -229,17 +240,17 @@ class PrometheusBudgetGate(ReadingGate):
         )
 
     async def start(self) -> None:
-        """Log each metric's query and the load per pod at which the gate closes, then read."""
+        """Log each query and the load per pod at which the gate closes, then start reading."""
         for source, query in self._queries.items():
             self._log.info(
-                "gate metric source",
+                "gate query configured",
                 gate=self.gate_type,
                 pool=self._label,
                 name=_SOURCE_NAMES[source],
                 query=query,
             )
         self._log.info(
-            "gate closing point",
+            "gate threshold computed",
             gate=self.gate_type,
             pool=self._label,
             closes_at_load_per_pod=self._closes_at_load_per_pod,
@@ -248,12 +259,12 @@ class PrometheusBudgetGate(ReadingGate):
 
 
 def budget_queries(parameters: PrometheusBudgetParameters) -> dict[str, str]:
-    """The PromQL of each source, by its number."""
+    """PromQL of each metric, by its number."""
     by_inference_pool = selector(inference_pool=parameters.pool, namespace=parameters.namespace)
     by_name = selector(name=parameters.pool, namespace=parameters.namespace)
     ready = either(READY_PODS, lambda metric: f"max({metric}{by_name})")
     most = f"({ready} * {parameters.max_concurrency:g})"
-    # A replica's own queues add up; of the replicas the fullest counts. `instance` is the replica.
+    # The queues of one replica (`instance`) add up; of several replicas the fullest counts.
     queued = either(QUEUE_SIZE, lambda metric: f"max(sum by (instance) ({metric}{by_inference_pool}))")
     per_pod = either(POD_QUEUE_SIZE, lambda metric: f"max(avg by (instance) ({metric}{by_name}))")
     running = f"sum(vllm:num_requests_running{by_inference_pool})"
@@ -264,20 +275,20 @@ def budget_queries(parameters: PrometheusBudgetParameters) -> dict[str, str]:
     }
 
 
-def _budget_feed(queries: dict[str, str], sources: GateSources, gate_type: str) -> Feed[Sample]:
-    """All sources in one query, so that they are of one instant; each sample says which it is."""
+def _budget_feed(queries: dict[str, str], sources: GateSources, gate_type: str) -> Feed[MetricSample]:
+    """Feed of all metrics in one query, so that they are of one instant; a label names the metric."""
     check_prometheus_url(sources, gate_type)
     query = " or ".join(
         f'label_replace({one}, "{_SOURCE_LABEL}", "{source}", "", "")' for source, one in queries.items()
     )
 
-    async def read() -> Sample:
+    async def read() -> MetricSample:
         samples = await instant_query(sources.prometheus_http, sources.prometheus_url, query)
-        # 0 / 0 ready pods is no number: that source says nothing, the next one may.
+        # Without ready pods a metric is 0 / 0 = NaN; the next metric may have a value.
         values = {labels.get(_SOURCE_LABEL, ""): value for labels, value in samples if not math.isnan(value)}
         if not values:
-            return Sample(None)
+            return MetricSample(None)
         first = min(values)
-        return Sample(values[first], _SOURCE_NAMES.get(first, first))
+        return MetricSample(values[first], _SOURCE_NAMES.get(first, first))
 
     return sources.feeds.feed(("prometheus", "first", query), read, name=f"prometheus {query}")

@@ -1,6 +1,7 @@
-"""A budget made of one number: the rule, what holds while the number is missing, and how it is shown.
+"""Base of the gates whose budget follows one number: `prometheus-*`, `endpoint-scrape`, `redis`.
 
-`prometheus-*`, `endpoint-scrape` and `redis` are this with a source and a rule each.
+Each of them is a source and a rule. This module decides what holds while the source is missing and converts the
+number into shares of the pool.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from handlers.contract.request import Request
 from handlers.gates.gate import (
     CLOSED_RETRY_SECONDS,
     NO_LABELS,
-    Answer,
+    Feedback,
     Gate,
     GateState,
     Go,
@@ -23,8 +24,8 @@ from handlers.gates.gate import (
     Share,
     Verdict,
 )
-from handlers.gates.parameters import choice, number, parameter, seconds
-from handlers.gates.sources import GateLog, SampleSource
+from handlers.gates.parameters import choice, duration, parameter, real
+from handlers.gates.sources import GateLog, MetricSource
 
 OPEN: Final = "open"
 CLOSED: Final = "closed"
@@ -38,52 +39,47 @@ HEADROOM: Final = "headroom"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadingParameters:
-    """What every gate of one number takes beside its own.
+    """Parameters of every gate of one number.
 
-    `on_missing` is what holds while the source is missing: `open`, `closed`, or `hold` the last reading for
-    `hold_seconds`. Without it (and after the hold) `fallback` holds, as the reference does.
-    `budget_means` is `share` (of the slots, in use at a time) or `headroom` (on top of what the reading
-    has counted: right for a metric in which our own requests show up, with as many slots as the inference
-    pool has places; a share of such a metric settles at about half of what is idle).
+    Without `on_missing`, and after `hold_seconds`, `fallback` holds, as in the reference. A `share` of a metric that
+    counts queued requests too settles at about half of the idle capacity; `headroom` does not.
     """
 
     on_missing: str = parameter(
         choice(OPEN, CLOSED, HOLD),
         default=FALLBACK,
         means=(
-            "What holds while the source gives no reading: `open` (budget 1), `closed` (budget 0), or "
-            "`hold`: the last reading goes on to hold for `hold_seconds`. Unset, and after the hold: "
-            "`fallback`."
+            "Budget while the source has no reading: `open` (1), `closed` (0), or `hold` (the last reading, "
+            "for `hold_seconds`). Unset, and after the hold: `fallback`."
         ),
     )
     hold_seconds: float = parameter(
-        seconds(), default=60.0, means="With `on_missing: hold`, seconds for which the last reading holds."
+        duration(), default=60.0, means="With `on_missing: hold`, seconds for which the last reading holds."
     )
     budget_means: str = parameter(
         choice(SHARE, HEADROOM),
         default=SHARE,
         means=(
-            "`share`: queued requests may use that share of the pool's slots (`workers`). `headroom`: "
-            "so many slots *on top of* what the reading counted; right for a metric that counts our own "
-            "requests too."
+            "`share`: queued requests may use this share of the pool's slots (`workers`). `headroom`: "
+            "they may use this share *in addition to* the slots in use at the reading; for metrics that "
+            "count queued requests too."
         ),
     )
     reading_lag_seconds: float = parameter(
-        seconds(),
+        duration(),
         default=15.0,
         means=(
             "With `headroom`: age of the figures when they are read, in seconds (the scrape interval, "
-            "or what the page caches). Requests sent within this time are taken as not counted yet. Too "
-            "small: they are counted as idle slots again and the pool is overfilled. Too large: counted "
-            "twice, and slots stay idle."
+            "or the cache time of the page). Requests sent within this time count as not yet in the "
+            "metric. Too small: the pool is overfilled. Too large: slots stay idle."
         ),
     )
     hold_back: float = parameter(
-        number(least=-0.5, below=1),
+        real(least=-0.5, below=1),
         default=0.02,
         means=(
-            "With `headroom`: fraction of *all the pool's slots* (`workers`) that is left free. 0.04 of "
-            "64 slots leaves 2.56 free. Negative: asks for more than is free, for gateways that refuse "
+            "With `headroom`: fraction of *all the pool's slots* (`workers`) that is left free; 0.04 of "
+            "64 slots leaves 2.56 free. Negative: uses more than is free, for gateways that reject "
             "or evict by priority."
         ),
     )
@@ -91,10 +87,10 @@ class ReadingParameters:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """From a value to a budget.
+    """Conversion of a value into a budget.
 
-    `published` is the contract's own figure; `full` the largest it can be: then the whole pool may be used.
-    `threshold` is where the gate closes, for people. `fallback` is the budget while the value is missing.
+    `published` computes the budget as the reference publishes it; `full` is its largest value, which allows the
+    whole pool. `threshold` is the value at which the gate closes, `fallback` the budget without a value.
     """
 
     published: Callable[[float], float]
@@ -103,16 +99,16 @@ class Rule:
     fallback: float
 
     def part(self, published: float) -> float:
-        """The part of a pool's slots that a published budget stands for."""
+        """Fraction of the pool's slots that a published budget allows."""
         return min(1.0, max(0.0, published / self.full))
 
 
 @dataclass(frozen=True, slots=True)
 class _Now:
-    """What the gate says at one moment; `in_force` is the rule for a missing source, if one is.
+    """Budget at one moment; `in_force` is the rule for a missing source, else empty.
 
-    With a `headroom` the gate is not closed at its threshold: what finishes may be replaced, less what the
-    reading is above it. A pool that closes whole at each reading over the threshold swings, and is never full.
+    With a `headroom` the gate does not close at its threshold: finished requests are replaced, less the excess over
+    the threshold. A pool that closed completely at each such reading would oscillate and never be full.
     """
 
     published: float
@@ -124,11 +120,11 @@ class _Now:
 
 
 class ReadingGate(Gate):
-    """Opens and closes by one number. `absent` is the value of a source that has no such number."""
+    """Gate that follows one number; `absent` is the value if the source has no such number."""
 
     def __init__(
         self,
-        source: SampleSource,
+        source: MetricSource,
         rule: Rule,
         parameters: ReadingParameters,
         *,
@@ -145,14 +141,14 @@ class ReadingGate(Gate):
         self._label = label
         self._absent = absent
         self._is_started = False
-        # The last number, kept apart: a source that answers without one replaces its reading.
+        # A source without the number replaces its reading, so the last number is kept here for `hold`.
         self._last: tuple[float, float] | None = None
         self._turned_away: deque[float] = deque(maxlen=_MOST_TURNED_AWAY)
         self._told = ""
         self._told_detail = ""
 
     async def start(self) -> None:
-        """Read once, tell what came of it, and go on reading."""
+        """Read once, log the result, and keep reading in the background."""
         if self._is_started:
             return
         self._source.listen(self._tell_changes)
@@ -161,7 +157,7 @@ class ReadingGate(Gate):
         now = self._now()
         self._told = now.in_force
         self._log.info(
-            "gate reads",
+            "gate started",
             gate=self.gate_type,
             pool=self._label,
             source=self._source.name,
@@ -171,21 +167,21 @@ class ReadingGate(Gate):
             budget_means=self._parameters.budget_means,
             on_missing=self._parameters.on_missing,
             in_force=now.in_force,
-            why=self._source.failure,
+            reason=self._source.failure,
         )
 
     async def aclose(self) -> None:
-        """Stop reading."""
+
         if self._is_started:
             self._is_started = False
             await self._source.aclose()
 
     def budget(self) -> float:
-        """The published budget: the contract's own rule."""
+        """Published budget, by the reference's rule."""
         return self._now().published
 
     def shares(self) -> tuple[Share, ...]:
-        """The budget as a part of the pool: an idle source gives the whole of it."""
+        """Budget as a share of the pool; an idle source allows all of it."""
         now = self._now()
         if now.headroom is None:
             return (Share(now.part),)
@@ -202,27 +198,27 @@ class ReadingGate(Gate):
         )
 
     def shares_pool(self) -> bool:
-        """Yes: all processes read the same number."""
+        """True: all processes read the same number."""
         return True
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a budget is for all
-        """None unless closed: the pool counts what an open budget allows."""
+        """0 while closed, else None: the pool's allowance limits what an open budget admits."""
         return 0 if self._is_closed(self._now()) else None
 
-    def observe(self, request: Request, answer: Answer) -> None:  # noqa: ARG002 - a budget is for all alike
-        """A slot that the gateway took back is not filled again before there is a new reading."""
+    def observe(self, request: Request, feedback: Feedback) -> None:  # noqa: ARG002 - a budget is for all
+        """Do not refill a slot whose request the gateway rejected until the next reading."""
         if self._parameters.budget_means == HEADROOM and (
-            answer.dropped_reason or answer.status_code == _TOO_MANY
+            feedback.dropped_reason or feedback.status_code == _TOO_MANY
         ):
             self._turned_away.append(self._clock())
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - a budget is for all alike
-        """Go unless closed: the pool counts what an open budget allows."""
+        """Go unless closed: the pool's allowance limits what an open budget admits."""
         now = self._now()
         return Refuse(CLOSED_RETRY_SECONDS, self._why_closed(now)) if self._is_closed(now) else Go()
 
     def state(self) -> GateState:
-        """Value, closing point, and the rule in force while the source is missing."""
+        """Value, threshold, and the rule in force while the source is missing."""
         now = self._now()
         return GateState(
             self.gate_type,
@@ -265,7 +261,7 @@ class ReadingGate(Gate):
     def _of(self, value: float, at: float, in_force: str) -> _Now:
         left = self._rule.published(value)
         published = max(0.0, left)
-        # A rule for a missing source is no measurement: it cannot come on top of anything.
+        # A held reading is no current measurement, so it adds nothing to the slots in use.
         is_headroom = self._parameters.budget_means == HEADROOM and not in_force
         headroom = left - self._parameters.hold_back * self._rule.full if is_headroom else None
         return _Now(published, self._rule.part(published), value, at, in_force, headroom)
@@ -277,11 +273,11 @@ class ReadingGate(Gate):
         if not self._is_closed(now):
             return ""
         if now.value is None:
-            return f"source missing: {self._source.failure or 'it has no sample'}"
-        return f"value {now.value:.4g}, closes at {self._rule.threshold:.4g}"
+            return f"source missing: {self._source.failure or 'no sample'}"
+        return f"value {now.value:.4g}, threshold {self._rule.threshold:.4g}"
 
     def _tell_changes(self) -> None:
-        """Say when a rule for a missing source comes into force, or another source takes over."""
+        """Log when a rule for a missing source comes into force or ends, and when the source changes."""
         if not self._is_started:
             return
         now = self._now()
@@ -289,16 +285,16 @@ class ReadingGate(Gate):
             self._told = now.in_force
             say = self._log.warning if now.in_force else self._log.info
             say(
-                "gate on_missing in force" if now.in_force else "gate reads its source again",
+                "gate on_missing applied" if now.in_force else "gate source restored",
                 gate=self.gate_type,
                 pool=self._label,
                 in_force=now.in_force,
                 budget=now.published,
-                why=self._source.failure or "no sample",
+                reason=self._source.failure or "no sample",
             )
         reading = self._source.reading
         if reading is not None and not now.in_force and reading.value.detail != self._told_detail:
             self._told_detail = reading.value.detail
             self._log.info(
-                "gate source chosen", gate=self.gate_type, pool=self._label, source=self._told_detail
+                "gate source selected", gate=self.gate_type, pool=self._label, source=self._told_detail
             )

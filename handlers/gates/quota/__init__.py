@@ -1,1 +1,1 @@
-"""Gates that limit requests: quotas, leased rates and local concurrency."""
+"""Gates that count requests: tenant quotas, leased rates and local concurrency."""

@@ -1,6 +1,6 @@
-"""`redis-leased-rate`: an outside controller leases a rate; all processes share one bucket of tokens.
+"""`redis-leased-rate`: an external controller leases a rate; all processes share one token bucket.
 
-No lease, an expired one, one for another pool, or no Redis: closed.
+The gate is closed without a lease, with an expired one or one for another pool, and while Redis is unavailable.
 """
 
 from __future__ import annotations
@@ -21,47 +21,51 @@ from handlers.gates.gate import (
     Refuse,
     Verdict,
 )
-from handlers.gates.parameters import Senseless, parameter, seconds, text
+from handlers.gates.parameters import InconsistentParameters, duration, parameter, string
 from handlers.gates.sources import GateSources, LeasedRate, LeasedRateStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasedRateParameters:
-    """`burst` is how many seconds of the rate may go at once; `state_key` holds the bucket.
+    """Keys of the lease and of the token bucket.
 
-    Without a `pool` it is the worker pool whose gate this is. `pool_id` and `burst_seconds` are newer names of the two.
+    `pool_id` and `burst_seconds` are newer names of `pool` and `burst`. Without either, the worker pool's id is used.
     """
 
-    address: str = parameter(text(), means="Redis that holds the keys, `host:port` or a URL.")
+    address: str = parameter(string(), means="Redis that holds the keys, `host:port` or a URL.")
     control_key: str = parameter(
-        text(),
+        string(),
         means=(
             "Key that holds the rate and its expiry; a controller writes it. Without it the gate is closed."
         ),
     )
     pool: str = parameter(
-        text(may_be_empty=True), default="", means="Inference pool that the control key must name."
+        string(may_be_empty=True),
+        default="",
+        means="Pool that the control key must name; empty: the id of the worker pool.",
     )
-    pool_id: str = parameter(text(may_be_empty=True), default="", means="Id of the pool in the state key.")
+    pool_id: str = parameter(string(may_be_empty=True), default="", means="Another name of `pool`.")
     state_key: str = parameter(
-        text(may_be_empty=True), default="", means="Key of the token bucket; empty: made from the pool."
+        string(may_be_empty=True),
+        default="",
+        means="Key of the token bucket; empty: the control key with `:state` appended.",
     )
     burst: float | None = parameter(
-        seconds(most=3_600), default=None, means="The reference's name for `burst_seconds`."
+        duration(most=3_600), default=None, means="The reference's name for `burst_seconds`."
     )
     burst_seconds: float | None = parameter(
-        seconds(most=3_600), default=None, means="Seconds of the rate that may be used at once."
+        duration(most=3_600), default=None, means="Seconds of the rate that may be used at once; unset: 1."
     )
 
     def __post_init__(self) -> None:
         if self.pool and self.pool_id:
-            raise Senseless("pool_id", found="pool too", accepted="one of the two")
+            raise InconsistentParameters("pool_id", found="pool too", accepted="one of the two")
         if self.burst is not None and self.burst_seconds is not None:
-            raise Senseless("burst_seconds", found="burst too", accepted="one of the two")
+            raise InconsistentParameters("burst_seconds", found="burst too", accepted="one of the two")
 
 
 class LeasedRateGate(Gate):
-    """Takes one token for each request; a request turned away by a later gate puts it back."""
+    """Takes one token per request; a request that a later gate refuses returns it."""
 
     gate_type = "redis-leased-rate"
 
@@ -90,38 +94,38 @@ class LeasedRateGate(Gate):
         self._is_started = False
 
     async def start(self) -> None:
-        """Look at the lease, log it, and go on looking."""
+        """Read the lease, log it, and keep reading in the background."""
         if self._is_started:
             return
         await self._feed.start()
         self._is_started = True
         self._log.info(
-            "gate reads",
+            "gate started",
             gate=self.gate_type,
             pool=self._pool,
             source=self._feed.name,
             per_second=self._rate(),
             burst_seconds=self._burst_seconds,
             on_missing="closed",
-            why=self._why_closed(),
+            reason=self._why_closed(),
         )
 
     async def aclose(self) -> None:
-        """Stop looking."""
+
         if self._is_started:
             self._is_started = False
             await self._feed.aclose()
 
     def budget(self) -> float:
-        """1 while a lease of a positive rate is valid, else 0: the rate itself is the tokens' affair."""
+        """1 while a lease with a positive rate is valid, else 0; tokens limit the rate itself."""
         return 1.0 if self._rate() > 0 else 0.0
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - one rate for all
-        """None while the lease is valid: how many tokens there are only the store knows."""
+        """None while the lease is valid, else 0; only the store knows the number of tokens."""
         return None if self._rate() > 0 else 0
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - one rate for all
-        """Take a token, or say when there will be one."""
+        """Take a token, or refuse until one is available."""
         try:
             answer = await self._store.take_token(
                 self._parameters.control_key,
@@ -138,7 +142,7 @@ class LeasedRateGate(Gate):
         return Refuse(self._delay(answer), "over the leased rate")
 
     def state(self) -> GateState:
-        """The rate, and whether its lease is valid."""
+        """State with the rate, and whether its lease is valid."""
         return GateState(
             self.gate_type,
             budget=self.budget(),
@@ -177,22 +181,22 @@ class _Token:
     state_key: str
 
     async def release(self) -> None:
-        """Nothing: the token is used up by the sending."""
+        """Keep the token used: the request was sent."""
 
     async def give_back(self) -> None:
-        """The request was not sent: the token is the next one's."""
+        """Return the token: the request was not sent."""
         with contextlib.suppress(*self.store.failures):
             await self.store.return_token(self.state_key)
 
 
-_LONGEST_SECONDS: Final = 60.0  # a place far down the line is a guess: units come back, clients give up
+_LONGEST_SECONDS: Final = 60.0  # a later time is a guess: units come back, clients give up
 _MOST_KEYS: Final = 10_000
 
 
 class Spread:
-    """Gives each that is turned away its own time, `interval_seconds` after the one before it.
+    """Spreads the retries of refused requests: one every `interval_seconds` for each key.
 
-    The interval may be changed when more is known of it.
+    The interval may be changed later. Without spreading, all refused requests would ask again at once.
     """
 
     def __init__(self, interval_seconds: float, clock: Callable[[], float]) -> None:
@@ -204,7 +208,7 @@ class Spread:
         return len(self._last_at)
 
     def delay(self, key: str, wait_seconds: float) -> float:
-        """Seconds until the next in line should ask, `wait_seconds` at the least."""
+        """Seconds until this request should ask again, at least `wait_seconds`."""
         now = self._clock()
         at = max(now + wait_seconds, self._last_at.get(key, 0.0) + self.interval_seconds)
         if at - now > _LONGEST_SECONDS:
@@ -212,5 +216,5 @@ class Spread:
         self._last_at[key] = at
         self._last_at.move_to_end(key)
         if len(self._last_at) > _MOST_KEYS:
-            self._last_at.popitem(last=False)  # the one that asked longest ago
+            self._last_at.popitem(last=False)  # the least recently used key
         return at - now

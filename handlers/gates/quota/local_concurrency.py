@@ -1,4 +1,4 @@
-"""`local-max-concurrency`: at most so many requests at a time in this process."""
+"""`local-max-concurrency`: limits the requests in flight of this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 from handlers.contract.request import Request
 from handlers.gates.gate import NO_LABELS, Gate, GateState, Go, Hold, Refuse, Verdict
-from handlers.gates.parameters import choice, parameter, whole
+from handlers.gates.parameters import choice, integer, parameter
 from handlers.gates.sources import GateSources
 
 CLASSIFYING: Final = "classifying"
@@ -21,101 +21,95 @@ _FULL_RETRY_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalConcurrencyParameters:
-    """When full, `classifying` refuses and `blocking` holds."""
+    """Limit, and what happens to requests beyond it."""
 
-    limit: int = parameter(whole(least=1), means="Requests at a time, of this process alone.")
+    limit: int = parameter(integer(least=1), means="Maximum number of requests in flight of one process.")
     gating_mode: str = parameter(
         choice(CLASSIFYING, BLOCKING),
         default=CLASSIFYING,
-        means="`classifying`: requests beyond the limit go too, labelled `overflow`. `blocking`: they wait.",
+        means="`classifying`: requests beyond the limit go back to the queue. `blocking`: they wait.",
     )
 
 
 @dataclass(slots=True)
-class _Places:
-    """How many are taken, and who waits for one."""
+class _Slots:
+    """Number of slots in use, and the requests that wait for one."""
 
     waiters: Waiters
     in_use: int = 0
 
 
 class LocalConcurrencyGate(Gate):
-    """Counts what it let go and what came back."""
+    """Counts requests in flight."""
 
     gate_type = "local-max-concurrency"
 
     def __init__(self, parameters: LocalConcurrencyParameters, sources: GateSources) -> None:
         self._limit = parameters.limit
         self._is_blocking = parameters.gating_mode == BLOCKING
-        self._places = _Places(Waiters(sources.clock))
+        self._slots = _Slots(Waiters(sources.clock))
         self._log = sources.log
 
     async def start(self) -> None:
-        """Log the limit."""
-        self._log.info("gate counts", gate=self.gate_type, limit=self._limit, blocking=self._is_blocking)
+        self._log.info("gate started", gate=self.gate_type, limit=self._limit, blocking=self._is_blocking)
 
-    def take_over(self, before: Gate) -> None:
-        """What the other let go counts here too: both share the places."""
-        if isinstance(before, LocalConcurrencyGate):
-            self._places = before._places
+    def take_over(self, previous: Gate) -> None:
+        """Share the counter of `previous`, so that its requests in flight count here too."""
+        if isinstance(previous, LocalConcurrencyGate):
+            self._slots = previous._slots
 
     @property
     def in_use(self) -> int:
-        """Requests that hold a place."""
-        return self._places.in_use
+        """Number of requests that hold a slot."""
+        return self._slots.in_use
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int:  # noqa: ARG002 - the limit is for all alike
-        """What is left of the limit."""
         return self._limit - self.in_use
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - the limit is for all alike
-        """Go while there is room."""
         if self.in_use < self._limit:
-            self._places.in_use += 1
-            return Go(_Place(self))
+            self._slots.in_use += 1
+            return Go(_Slot(self))
         if self._is_blocking:
             return Hold("full", self.wait_open)
         return Refuse(_FULL_RETRY_SECONDS, "full")
 
     async def wait_open(self, until_at: float) -> bool:
-        """Wait for a release, in the order of asking."""
-        return self.room() > 0 or await self._places.waiters.wait(until_at)
+        """Wait for a free slot, first come first served."""
+        return self.room() > 0 or await self._slots.waiters.wait(until_at)
 
     def leave(self) -> None:
-        """One request is over."""
-        self._places.in_use -= 1
-        self._places.waiters.wake()
+        """Free one slot."""
+        self._slots.in_use -= 1
+        self._slots.waiters.wake()
 
     def state(self) -> GateState:
-        """How many are in flight, of how many."""
         return GateState(
             self.gate_type,
             value=self.in_use,
             threshold=self._limit,
             why_closed="" if self.room() else "full",
-            figures={"in_use": self.in_use, "waiting": len(self._places.waiters)},
+            figures={"in_use": self.in_use, "waiting": len(self._slots.waiters)},
         )
 
 
-class _Place:
-    """One request's place; given back once, whoever asks how often."""
+class _Slot:
+    """A slot held by one request; releasing it twice is a no-op."""
 
     def __init__(self, gate: LocalConcurrencyGate) -> None:
         self._gate: LocalConcurrencyGate | None = gate
 
     async def release(self) -> None:
-        """Give it back."""
         if self._gate is not None:
             gate, self._gate = self._gate, None
             gate.leave()
 
     async def give_back(self) -> None:
-        """Give it back."""
         await self.release()
 
 
 class Waiters:
-    """A queue of waiting coroutines; `clock` gives Unix seconds."""
+    """FIFO queue of waiting coroutines; each release wakes one. `clock` returns Unix seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -125,7 +119,7 @@ class Waiters:
         return sum(not future.done() for future in self._waiting)
 
     async def wait(self, until_at: float) -> bool:
-        """True when woken, False at `until_at`."""
+        """Wait until woken (True) or until `until_at` (False)."""
         left = until_at - self._clock()
         if left <= 0:
             return False
@@ -138,7 +132,7 @@ class Waiters:
             return False
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                self.wake()  # the room that woke us is for the next one
+                self.wake()  # pass the free slot on to the next one
             raise
         finally:
             if future in self._waiting:
@@ -146,7 +140,7 @@ class Waiters:
         return True
 
     def wake(self, count: int = 1) -> None:
-        """Wake the `count` that wait longest."""
+        """Wake the `count` coroutines that have waited longest."""
         while count > 0 and self._waiting:
             future = self._waiting.popleft()
             if not future.done():

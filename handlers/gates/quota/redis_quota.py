@@ -1,10 +1,9 @@
-"""`redis-quota`: what each tenant may use, counted in Redis over all processes, exactly.
+"""`redis-quota`: quota of each tenant, counted exactly in Redis over all processes.
 
-Both modes share their keys with the reference. `rate-limit` keeps a window of timestamps under
-`<prefix><attribute>:<value>`, where each claim of a request pays for its attempt and gets that back if a later gate
-turns it away; no request can name what another paid. `concurrency`
-keeps the reference's counter there, and beside it who holds a slot until when
-(`{...}:held`): a killed owner's slots come back with their leases.
+Both modes share the key `<prefix><attribute>:<value>` with the reference. `rate-limit` keeps a window of timestamps
+there: each claim pays one unit and gets it back if a later gate refuses the request; a claim cannot use the unit of
+another. `concurrency` keeps the reference's counter there, and leases of the slots in `{...}:held`: the slots of a
+crashed process are free again when their leases expire.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from handlers.gates.chain import claim_name
 from handlers.gates.gate import Gate, GateState, Go, Refuse, Verdict
 from handlers.gates.labels import CLASSIFICATION, OVERFLOW, RESERVED
 from handlers.gates.metric.reading_gate import CLOSED, OPEN
-from handlers.gates.parameters import choice, number, parameter, seconds, text, whole
+from handlers.gates.parameters import choice, duration, integer, parameter, real, string
 from handlers.gates.quota.leased_rate import Spread
 from handlers.gates.quota.local_concurrency import BLOCKING, CLASSIFYING
 from handlers.gates.sources import GateSources, HeldSlot, QuotaStore
@@ -36,26 +35,25 @@ _SOONER: Final = 0.8
 _LEAST_INTERVAL_SECONDS: Final = 0.001
 _MISSING_RETRY_SECONDS: Final = 5.0
 _LONGEST_VALUE_BYTES: Final = 256
-_LONGEST_MEMORY_SECONDS: Final = 7 * 86_400.0  # a deadline in a far year must not keep a marker for ever
+_LONGEST_MEMORY_SECONDS: Final = 7 * 86_400.0  # a deadline years away must not keep a marker indefinitely
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuotaParameters:
-    """`on_missing` holds while Redis cannot be asked; a dead owner's slot stays for `lease_seconds`.
+    """Quota, the metadata field that selects it, and what happens to requests beyond it."""
 
-    `blocking` refuses over quota; `classifying` never refuses, and labels `reserved` or `overflow`.
-    """
-
-    address: str = parameter(text(), means="Redis that counts, `host:port` or a URL.")
+    address: str = parameter(string(), means="Redis that counts, `host:port` or a URL.")
     limit: int = parameter(
-        whole(least=1),
+        integer(least=1),
         means=(
-            "Requests per `window` (`rate-limit`), or at a time (`concurrency`), for each value of "
+            "Requests per `window` (`rate-limit`) or in flight (`concurrency`), for each value of "
             "`attribute`."
         ),
     )
     attribute: str = parameter(
-        text(), default="userid", means="Metadata field that names whose quota a request uses."
+        string(),
+        default="userid",
+        means="Metadata field that names the tenant; a request without it has no quota.",
     )
     mode: str = parameter(
         choice(RATE_LIMIT, CONCURRENCY),
@@ -63,23 +61,26 @@ class QuotaParameters:
         means="`rate-limit` counts requests per window, `concurrency` requests in flight.",
     )
     window: float = parameter(
-        seconds(), default=60.0, means="Length of the window of `rate-limit`, in seconds."
+        duration(), default=60.0, means="Length of the window of `rate-limit`, in seconds."
     )
-    prefix: str = parameter(text(), default="quota:", means="Beginning of the keys that count.")
+    prefix: str = parameter(string(), default="quota:", means="Prefix of the quota keys.")
     gating_mode: str = parameter(
         choice(BLOCKING, CLASSIFYING),
         default=BLOCKING,
-        means="`blocking`: requests beyond the quota wait. `classifying`: they go, labelled `overflow`.",
+        means=(
+            "`blocking`: requests beyond the quota go back to the queue. `classifying`: they are sent, "
+            "labelled `overflow`."
+        ),
     )
     on_missing: str = parameter(
         choice(OPEN, CLOSED),
         default=CLOSED,
-        means="What holds while Redis is unavailable: `open` or `closed`.",
+        means="With `blocking`, while Redis is unavailable: `open` or `closed`.",
     )
     lease_seconds: float = parameter(
-        number(least=1, most=3_600),
+        real(least=1, most=3_600),
         default=15.0,
-        means="With `concurrency`: seconds after which a slot of a crashed process is free again.",
+        means="With `concurrency`: seconds after which the slots of a crashed process are free again.",
     )
 
 
@@ -97,22 +98,22 @@ class QuotaGate(Gate):
             self._store,
             limit=parameters.limit,
             lease_seconds=parameters.lease_seconds,
-            # The counter lives as long as the reference's would, and never shorter than a lease.
+            # The counter's TTL is the reference's, but at least two leases.
             counter_seconds=max(parameters.window, 2 * parameters.lease_seconds),
-            tell_missing=self._set_missing,
+            set_missing=self._set_missing,
         )
         is_rate = parameters.mode == RATE_LIMIT
-        # Slots come free as often as requests end: how long those take is learnt from them.
+        # Slots come free at the rate at which requests end, so their mean duration is measured.
         self._mean_held_seconds = _FIRST_HELD_SECONDS
         seconds_each = parameters.window if is_rate else self._mean_held_seconds
         self._spread = Spread(seconds_each / parameters.limit, sources.clock)
         self._is_missing = False
 
     async def start(self) -> None:
-        """Probe the store, log the limit, and renew what is held from now on."""
+        """Probe the store, log the limit, and start renewing held slots."""
         await self._slots.start()
         self._log.info(
-            "gate counts",
+            "gate started",
             gate=self.gate_type,
             mode=self._parameters.mode,
             limit=self._parameters.limit,
@@ -124,15 +125,15 @@ class QuotaGate(Gate):
         )
 
     async def aclose(self) -> None:
-        """Stop renewing; what is still held comes back with its lease."""
+        """Stop renewing; slots that are still held are freed when their leases expire."""
         await self._slots.aclose()
 
     async def renew(self) -> None:
-        """Renew what is held, now; happens by itself once started."""
+        """Renew held slots now; a started gate does so in the background."""
         await self._slots.tick()
 
     async def admit(self, request: Request) -> Verdict:
-        """Within quota: go, and pay. Over it: refuse with the time until a unit is free, or label."""
+        """Reserve a unit or slot; beyond the quota refuse until one is free, or label as overflow."""
         value = request.metadata.get(self._parameters.attribute)
         if not value:
             return Go()
@@ -149,7 +150,7 @@ class QuotaGate(Gate):
         return verdict
 
     def state(self) -> GateState:
-        """Whether the store answers, and how many slots this process holds."""
+        """State with the store's availability and the number of slots that this process holds."""
         closed = self._is_missing and self._without_store_is_closed()
         return GateState(
             self.gate_type,
@@ -169,29 +170,29 @@ class QuotaGate(Gate):
             member,
             limit=self._parameters.limit,
             window_seconds=self._parameters.window,
-            # A claim pays once and is over; without a claim's name, a request is remembered until its deadline.
+            # A claim pays once; a request without a claim is remembered until its deadline.
             remember_seconds=self._parameters.window if request.claim else max(left, self._parameters.window),
         )
         if not may_go:
             return self._over(self._spread.delay(key, wait_seconds))
-        # Who had paid before keeps that: only the one that paid now may give it back.
-        return self._within(Payment(self._store, key, member) if has_paid_now else None)
+        # Only the call that paid may give the unit back.
+        return self._within(RateReservation(self._store, key, member) if has_paid_now else None)
 
     async def _hold(self, key: str, request: Request) -> Verdict:
         slot = HeldSlot(key, claim_name(request))
         if await self._slots.take(slot):
-            return self._within(Held(self._slots, slot, self._clock(), self._learn))
-        # Each its own time: a deep queue of one tenant that asked every second would do nothing else.
+            return self._within(SlotReservation(self._slots, slot, self._clock(), self._learn))
+        # Spread retries: otherwise a deep queue of one tenant asks every second and occupies the poller.
         return self._over(self._spread.delay(key, self._spread.interval_seconds))
 
     def _learn(self, taken_at: float) -> None:
         held_seconds = max(0.0, self._clock() - taken_at)
         self._mean_held_seconds += (held_seconds - self._mean_held_seconds) * _LEARNING
-        # A little sooner than on average, so that no slot waits for its next request.
+        # Slightly sooner than the mean, so that no slot stays free until its next request.
         interval = self._mean_held_seconds / self._parameters.limit * _SOONER
         self._spread.interval_seconds = max(_LEAST_INTERVAL_SECONDS, interval)
 
-    def _within(self, reservation: Payment | Held | None) -> Go:
+    def _within(self, reservation: RateReservation | SlotReservation | None) -> Go:
         labels = {CLASSIFICATION: RESERVED}
         return Go(labels=labels) if reservation is None else Go(reservation, labels)
 
@@ -210,46 +211,46 @@ class QuotaGate(Gate):
     def _without_store_is_closed(self) -> bool:
         return self._parameters.gating_mode == BLOCKING and self._parameters.on_missing == CLOSED
 
-    def _set_missing(self, why: str) -> None:
-        if why and not self._is_missing:
+    def _set_missing(self, reason: str) -> None:
+        if reason and not self._is_missing:
             self._log.warning(
-                "gate on_missing in force",
+                "gate on_missing applied",
                 gate=self.gate_type,
                 in_force=self._parameters.on_missing,
-                why=why,
+                reason=reason,
             )
-        elif not why and self._is_missing:
-            self._log.info("gate reads its source again", gate=self.gate_type)
-        self._is_missing = bool(why)
+        elif not reason and self._is_missing:
+            self._log.info("gate source restored", gate=self.gate_type)
+        self._is_missing = bool(reason)
 
 
 def _bounded(value: str) -> str:
-    """The value as part of a key; a digest in place of a long one, since its writer chooses the length."""
+    """Attribute value for a key; a long one is replaced by its digest, since the producer chooses it."""
     encoded = value.encode("utf-8", "surrogatepass")
     return value if len(encoded) <= _LONGEST_VALUE_BYTES else f"sha256:{hashlib.sha256(encoded).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)
-class Payment:
-    """One unit of a rate: kept once the request was sent."""
+class RateReservation:
+    """One unit of a rate limit."""
 
     store: QuotaStore
     key: str
     member: str
 
     async def release(self) -> None:
-        """Nothing: a rate is used up by the sending."""
+        """Keep the unit used: the request was sent."""
 
     async def give_back(self) -> None:
-        """The request was not sent: the unit is free again."""
-        # Without the store the unit stays paid: too strict for one window, never too generous.
+        """Refund the unit: the request was not sent."""
+        # While the store is unavailable the unit stays paid: too strict for one window, never too generous.
         with contextlib.suppress(*self.store.failures):
             await self.store.refund_rate(self.key, self.member)
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """One slot of a concurrency quota; `learn` hears when it was taken, once a request that used it is over."""
+class SlotReservation:
+    """One slot of a concurrency quota; `learn` is called with the time it was taken when the request ends."""
 
     slots: HeldSlots
     slot: HeldSlot
@@ -257,19 +258,17 @@ class Held:
     learn: Callable[[float], None]
 
     async def release(self) -> None:
-        """Free it."""
         self.learn(self.taken_at)
         await self.slots.free(self.slot)
 
     async def give_back(self) -> None:
-        """Free it."""
         await self.slots.free(self.slot)
 
 
 class HeldSlots:
-    """Takes, renews (at a third of the lease) and frees.
+    """Slots of a concurrency quota held by this process; leases are renewed at a third of their length.
 
-    `tell_missing` hears why the store cannot be asked, and "" once it can.
+    `set_missing` is called with the reason while the store is unavailable, and with "" once it is back.
     """
 
     def __init__(
@@ -279,13 +278,13 @@ class HeldSlots:
         limit: int,
         lease_seconds: float,
         counter_seconds: float,
-        tell_missing: Callable[[str], None],
+        set_missing: Callable[[str], None],
     ) -> None:
         self._store = store
         self._limit = limit
         self._lease_seconds = lease_seconds
         self._counter_seconds = counter_seconds
-        self._tell_missing = tell_missing
+        self._set_missing = set_missing
         self._owner = secrets.token_hex(8)
         self._held: set[HeldSlot] = set()
         self._loop: asyncio.Task[None] | None = None
@@ -294,13 +293,12 @@ class HeldSlots:
         return len(self._held)
 
     async def start(self) -> None:
-        """Probe the store and renew from now on."""
+        """Probe the store and start renewing."""
         if self._loop is None:
             await self.tick()
             self._loop = asyncio.create_task(self._run(), name="renew quota slots")
 
     async def aclose(self) -> None:
-        """Stop renewing."""
         if self._loop is not None:
             loop, self._loop = self._loop, None
             loop.cancel()
@@ -308,7 +306,7 @@ class HeldSlots:
                 await loop
 
     async def take(self, slot: HeldSlot) -> bool:
-        """Take a slot, if there is one."""
+        """Take a slot; returns whether one was free."""
         is_held = await self._store.hold_slot(
             slot,
             self._owner,
@@ -321,15 +319,15 @@ class HeldSlots:
         return is_held
 
     async def free(self, slot: HeldSlot) -> None:
-        """Give a slot back; when Redis cannot be asked, its lease does."""
+        """Free a slot; while Redis is unavailable, it is freed when its lease expires."""
         self._held.discard(slot)
         try:
             await self._store.free_slot(slot, self._owner, counter_seconds=self._counter_seconds)
         except self._store.failures as error:
-            self._tell_missing(type(error).__name__)
+            self._set_missing(type(error).__name__)
 
     async def tick(self) -> None:
-        """Renew once. What was freed while that was on its way may be counted again: free it again."""
+        """Renew once; a slot freed meanwhile may have been renewed, so it is freed again."""
         renewed = sorted(self._held)
         try:
             await self._store.renew_slots(
@@ -339,9 +337,9 @@ class HeldSlots:
                 counter_seconds=self._counter_seconds,
             )
         except self._store.failures as error:
-            self._tell_missing(type(error).__name__)
+            self._set_missing(type(error).__name__)
             return
-        self._tell_missing("")
+        self._set_missing("")
         for slot in renewed:
             if slot not in self._held:
                 await self.free(slot)
@@ -351,6 +349,6 @@ class HeldSlots:
             await asyncio.sleep(self._lease_seconds / 3)
             try:
                 await self.tick()
-            except Exception as error:  # noqa: BLE001 - without renewal slots are lost: go on, and say so
-                self._tell_missing(type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - without renewal slots are lost: report it and continue
+                self._set_missing(type(error).__name__)
             end_if_cancelled()

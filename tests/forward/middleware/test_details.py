@@ -18,7 +18,7 @@ from handlers.contract.result import (
 )
 from handlers.forward.middleware.details import detailed, timed
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.gate import Answer
+from handlers.gates.gate import Feedback
 
 NOW = 1_000.0
 REQUEST = Request(
@@ -70,7 +70,7 @@ async def test_what_the_gateway_was_not_asked_for_has_no_duration(outcome: Outco
 @pytest.mark.parametrize(
     "outcome",
     [
-        Answered(error_result("a", "", ErrorCode.DEADLINE_EXCEEDED, "cut off"), Answer(None)),
+        Answered(error_result("a", "", ErrorCode.DEADLINE_EXCEEDED, "cut off"), Feedback(None)),
         Answered(error_result("a", "", ErrorCode.INFERENCE_ERROR, "too large")),
         Answered(
             msgspec.structs.replace(
@@ -88,7 +88,7 @@ async def test_an_attempt_without_an_answer_is_an_attempt(outcome: Answered) -> 
 
 
 async def test_a_retry_knows_how_long_its_attempt_took() -> None:
-    found = await attempted(Retry(1.0, "rejected", feedback=Answer(429)), 2.5)
+    found = await attempted(Retry(1.0, "rejected", feedback=Feedback(429)), 2.5)
     assert isinstance(found, Retry)
     assert found.gateway_seconds == 2.5
 

@@ -24,12 +24,12 @@ from handlers.forward.middleware.guarded import (
     has_failed,
 )
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.gate import Answer
+from handlers.gates.gate import Feedback
 from handlers.telemetry.logs import get_logger
 
-OK = Answered(answered_result("a", "", 200, b"{}"), Answer(200))
-DOWN = Retry(2.0, "connect", feedback=Answer(None))
-BUSY = Retry(2.0, "rejected", feedback=Answer(429))
+OK = Answered(answered_result("a", "", 200, b"{}"), Feedback(200))
+DOWN = Retry(2.0, "connect", feedback=Feedback(None))
+BUSY = Retry(2.0, "rejected", feedback=Feedback(429))
 
 
 _ids = itertools.count()
@@ -71,14 +71,14 @@ def guarded(gateway: Gateway, guards: Guards | None = None) -> GuardedForward:
     ("outcome", "verdict"),
     [
         (OK, False),
-        (Answered(answered_result("a", "", 404, b""), Answer(404)), False),
-        (Answered(answered_result("a", "", 503, b""), Answer(503)), True),
-        (Answered(error_result("a", "", ErrorCode.DEADLINE_EXCEEDED, ""), Answer(None)), True),
+        (Answered(answered_result("a", "", 404, b""), Feedback(404)), False),
+        (Answered(answered_result("a", "", 503, b""), Feedback(503)), True),
+        (Answered(error_result("a", "", ErrorCode.DEADLINE_EXCEEDED, ""), Feedback(None)), True),
         (Answered(error_result("a", "", ErrorCode.INVALID_REQUEST, "")), None),
         (DOWN, True),
         (BUSY, None),
-        (Retry(1.0, "unavailable", feedback=Answer(503)), True),
-        (Retry(1.0, "unavailable", feedback=Answer(503, dropped_reason="evicted")), None),
+        (Retry(1.0, "unavailable", feedback=Feedback(503)), True),
+        (Retry(1.0, "unavailable", feedback=Feedback(503, dropped_reason="evicted")), None),
         (Retry(1.0, "gate_closed"), None),
         (Retry(1.0, "handler_unavailable"), True),
         (Retry(1.0, CIRCUIT_OPEN), True),

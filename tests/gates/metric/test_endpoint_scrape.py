@@ -127,10 +127,10 @@ async def test_an_outage_of_the_page_is_told_once_and_its_end_too(
         await wait_until_async(lambda: exporter.fetches >= fetches + 3, "more failing fetches")
         exporter.status = 200
         await until_budget(built, 0.5, "open again")
-    assert [line["why"] for line in log.said("gate source missing")] == ["it answered 503"]
-    assert len(log.said("gate source back")) == 1
-    assert [line["in_force"] for line in log.said("gate on_missing in force")] == ["fallback"]
-    assert len(log.said("gate reads its source again")) == 1
+    assert [line["reason"] for line in log.said("gate source lost")] == ["expected status 200, got 503"]
+    assert len(log.said("gate source recovered")) == 1
+    assert [line["in_force"] for line in log.said("gate on_missing applied")] == ["fallback"]
+    assert len(log.said("gate source restored")) == 1
 
 
 @pytest.mark.parametrize(

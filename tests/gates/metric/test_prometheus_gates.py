@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from handlers.contract.errors import InvalidSetting
-from handlers.gates.gate import Answer, Go, Refuse
+from handlers.gates.gate import Feedback, Go, Refuse
 from handlers.gates.sources import GateSources
 from tests.gates.building import ReadableLog, gate, request, sources
 from tests.gates.exporter import Exporter
@@ -92,7 +92,7 @@ async def test_a_missing_metric_is_shown_and_does_what_on_missing_says(
         state = built.state()
         assert state.budget == pytest.approx(budget)
         assert (state.on_missing, state.is_source_available) == (in_force, False)
-        (line,) = log.said("gate reads")
+        (line,) = log.said("gate started")
         assert line["in_force"] == in_force
         assert NEW_SATURATION in line["source"]
 
@@ -111,7 +111,7 @@ async def test_a_metric_that_goes_away_is_held_for_a_time_and_then_falls_back(
         assert built.budget() == pytest.approx(0.1)
         await wait_until_async(
             lambda: (
-                [line["in_force"] for line in log.said("gate on_missing in force")] == ["hold", "fallback"]
+                [line["in_force"] for line in log.said("gate on_missing applied")] == ["hold", "fallback"]
             ),
             "both to be told, each once",
         )
@@ -140,14 +140,14 @@ async def test_the_budget_comes_from_the_first_source_that_has_a_sample(
         second.set(NEW_QUEUE, 0, inference_pool=pool, fairness_id="a")
         await until_budget(built, 0.9, "idle")
         assert built.shares()[0].part == pytest.approx(1.0)
-    (closing,) = log.said("gate closing point")
+    (closing,) = log.said("gate threshold computed")
     assert closing["closes_at_load_per_pod"] == pytest.approx(9)
-    assert [line["source"] for line in log.said("gate source chosen")] == [
+    assert [line["source"] for line in log.said("gate source selected")] == [
         "vllm requests running",
         "queue per pod",
         "router queue",
     ]
-    assert len(log.said("gate metric source")) == 3
+    assert len(log.said("gate query configured")) == 3
 
 
 async def test_the_budget_closes_at_the_baseline_and_knows_the_old_names(
@@ -201,7 +201,7 @@ async def test_a_query_that_gives_no_number_is_missing_and_says_why(
 ) -> None:
     async with started("prometheus-query", {"query": query, "fallback": "0.2"}, from_prometheus) as built:
         assert built.budget() == 0.2
-        assert log.said("gate source missing")[0]["why"]
+        assert log.said("gate source lost")[0]["reason"]
 
 
 async def test_gates_that_ask_the_same_share_one_fetch(
@@ -253,7 +253,7 @@ async def test_with_a_headroom_what_the_gateway_turns_away_counts_until_the_next
     given = sources(prometheus_url=prometheus_url, refresh_seconds=60)
     params = {"query": "vector(-0.1)", "budget_means": "headroom", "hold_back": 0}
     async with started("prometheus-query", params, given) as built:
-        for answer in (Answer(429), Answer(503, dropped_reason="evicted"), Answer(200), Answer(None)):
+        for answer in (Feedback(429), Feedback(503, dropped_reason="evicted"), Feedback(200), Feedback(None)):
             built.observe(request(), answer)
         (share,) = built.shares()
         assert (share.part, share.fewer) == (0.0, 2)
@@ -266,7 +266,7 @@ async def test_with_a_headroom_what_the_gateway_turns_away_counts_until_the_next
 async def test_the_next_reading_has_seen_what_was_turned_away_before_it(from_prometheus: GateSources) -> None:
     params = {"query": "vector(0.5)", "budget_means": "headroom"}
     async with started("prometheus-query", params, from_prometheus) as built:
-        built.observe(request(), Answer(429))
+        built.observe(request(), Feedback(429))
         await wait_until_async(lambda: built.shares()[0].fewer == 0, "a newer reading")
 
 

@@ -248,7 +248,7 @@ async def test_a_redis_that_does_not_answer_is_shown_and_does_what_on_missing_sa
     await go(built, "after")
     assert built.state().is_source_available
     assert isinstance(from_redis.log, ReadableLog)
-    assert len(from_redis.log.said("gate on_missing in force")) == 1
+    assert len(from_redis.log.said("gate on_missing applied")) == 1
 
 
 # --- concurrency

@@ -1,1 +1,0 @@
-"""The AIMD gate: a congestion window driven by the gateway's answers."""
