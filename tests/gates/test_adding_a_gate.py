@@ -45,6 +45,6 @@ def test_every_method_and_parameter_kind_that_it_names_exists() -> None:
     methods = re.findall(r"^\|[^|]*\| `(\w+)\(", PAGE, re.MULTILINE)
     assert {"budget", "admit", "observe"} <= set(methods)
     assert [name for name in methods if not hasattr(Gate, name)] == []
-    (kinds,) = re.findall(r"says what it accepts \((.*?)\)", PAGE, re.DOTALL)
+    (kinds,) = re.findall(r"names what it accepts \((.*?)\)", PAGE, re.DOTALL)
     known = {*dir(handlers.gates.parameters), "inner_gate"}
     assert [name for name in re.findall(r"`(\w+)`", kinds) if name not in known] == []

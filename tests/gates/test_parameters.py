@@ -65,8 +65,8 @@ def test_a_string_and_a_json_value_are_the_same(share: float, count: int) -> Non
 @pytest.mark.parametrize(
     ("raw", "setting", "accepted"),
     [
-        ({}, "name", "sample needs it"),
-        ({"name": ""}, "name", "not empty"),
+        ({}, "name", "required by sample"),
+        ({"name": ""}, "name", "non-empty"),
         ({"name": "x", "thershold": 1}, "thershold", "count, labels, mode, name, share, window"),
         ({"name": "x", "share": 0}, "share", "above 0 and at most 1"),
         ({"name": "x", "share": "nan"}, "share", "a number"),

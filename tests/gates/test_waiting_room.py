@@ -79,7 +79,7 @@ async def test_more_than_may_be_held_are_refused_at_once() -> None:
     await wait_until_async(lambda: keeper.held == 2, "both to be held")
     verdict = await keeper.enter(request("third"), soon())
     assert isinstance(verdict, Refuse)
-    assert verdict.reason == "too many are held"
+    assert verdict.reason == "too many requests wait"
     for one in waiting:
         one.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)

@@ -44,7 +44,7 @@ async def test_saturation_is_read_by_either_name_and_the_fullest_replica_counts(
         routers[1].set(metric, 0.8, inference_pool=pool, namespace="a")
         await until_budget(built, 0.0, "closed at the threshold")
         assert isinstance(await built.admit(request()), Refuse)
-        assert "closes at 0.8" in built.state().why_closed
+        assert "threshold 0.8" in built.state().why_closed
         routers[0].set(metric, 0.0, inference_pool=pool, namespace="a")
         routers[1].set(metric, 0.0, inference_pool=pool, namespace="a")
         await until_budget(built, 0.8, "idle: the contract's figure")

@@ -71,4 +71,4 @@ async def test_a_key_that_holds_no_number_is_missing(redis: Redis, from_redis: G
     await redis.set(KEY, "lots")
     async with started("redis", {"address": "a"}, from_redis) as built:
         assert built.budget() == 0.0
-        assert "no number" in built.state().why_closed
+        assert "not a number" in built.state().why_closed
