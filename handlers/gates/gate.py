@@ -164,7 +164,7 @@ class Gate:
         return False
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a budget is for all
-        """Estimate of how many more requests with `labels` `admit` would let go; None if unlimited.
+        """Estimate of how many more requests with `labels` can be admitted; None if unlimited.
 
         The poller claims at most this many; `admit` would refuse the rest.
         """

@@ -39,7 +39,7 @@ SATURATED = Feedback(503, dropped_reason="rejected-saturated")
         (Feedback(None), Sign.NOTHING),
     ],
 )
-def test_what_an_answer_says_about_capacity(answer: Feedback, sign: Sign) -> None:
+def test_responses_are_classified_by_reason_and_status(answer: Feedback, sign: Sign) -> None:
     assert sign_of(answer) is sign
 
 
@@ -85,7 +85,7 @@ def test_a_flight_of_rejections_is_one_decrease() -> None:
     assert band.window == 10
 
 
-def test_what_was_sent_before_a_decrease_does_not_grow_the_window() -> None:
+def test_a_request_sent_before_a_decrease_does_not_grow_the_window() -> None:
     found = windows()
     band = found.bands[LOWEST]
     band.window = 10
@@ -206,7 +206,7 @@ async def test_overflow_is_refused_and_reserved_waits_when_the_window_is_full() 
     assert await waiting
 
 
-async def test_who_waits_for_a_closed_band_is_let_go_when_it_reopens() -> None:
+async def test_a_request_waiting_for_a_closed_band_is_admitted_when_it_reopens() -> None:
     built = aimd()
     await answered(built, Feedback(429, retry_after_seconds=0.05))
     assert built.room() == 0
@@ -244,7 +244,7 @@ async def test_errors_say_nothing_about_capacity(answer: Feedback) -> None:
     assert built.room() == 4
 
 
-async def test_an_answer_to_what_it_never_let_go_changes_nothing() -> None:
+async def test_feedback_of_a_request_that_was_not_admitted_is_ignored() -> None:
     built = aimd()
     built.observe(request("stranger"), BARE_429)
     assert built.room() == 1

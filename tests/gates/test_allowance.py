@@ -170,7 +170,7 @@ def test_the_counts_must_fit() -> None:
         Allowance(0, lambda: ())
 
 
-def test_a_headroom_below_nothing_takes_back_what_finishes_but_leaves_the_part() -> None:
+def test_a_negative_headroom_does_not_replace_finished_requests_above_the_share() -> None:
     pool = Pool(10, Share(1.0))
     pool.allowance.started(8)
     pool.clock.now += 20
@@ -279,7 +279,7 @@ def test_a_headroom_is_shared_in_whole_slots_and_comes_on_top_of_what_is_ours() 
         assert allowance.limit() == limit
 
 
-def test_an_heir_counts_what_the_one_before_has_in_use_until_it_is_given_back() -> None:
+def test_a_successor_counts_the_slots_of_the_previous_allowance_until_they_are_freed() -> None:
     first, second, third = (Pool(10, Share(1.0)).allowance for _ in range(3))
     first.started(4)
     second.take_over(first)
@@ -293,7 +293,7 @@ def test_an_heir_counts_what_the_one_before_has_in_use_until_it_is_given_back() 
     assert (first.in_use, second.in_use, third.in_use) == (0, 0, 0)
 
 
-def test_an_heir_of_a_headroom_grows_from_what_was_in_use_before_it_came() -> None:
+def test_a_successor_with_a_headroom_grows_from_the_previous_use() -> None:
     before, heir = (Pool(10, Share(0.0, headroom=0.2, at=1_000_000.0), lag=0.0) for _ in range(2))
     before.allowance.started(5)
     heir.allowance.take_over(before.allowance)

@@ -72,7 +72,7 @@ async def test_all_go_together_and_are_released_together_in_reverse() -> None:
 
 
 @pytest.mark.parametrize("refusal", [Refuse(1.0, "x"), Drop(429, "x"), Hold("x", never)])
-async def test_what_the_earlier_gates_reserved_goes_back_when_a_later_one_refuses(refusal: Verdict) -> None:
+async def test_earlier_reservations_are_given_back_when_a_later_gate_refuses(refusal: Verdict) -> None:
     events: list[str] = []
     gates = [
         Recorded("a", Go(), events),
@@ -85,7 +85,7 @@ async def test_what_the_earlier_gates_reserved_goes_back_when_a_later_one_refuse
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("x"), asyncio.CancelledError()])
-async def test_what_was_reserved_goes_back_when_a_gate_fails_or_the_caller_is_gone(
+async def test_reservations_are_given_back_on_errors_and_cancellation(
     failure: BaseException,
 ) -> None:
     events: list[str] = []
@@ -151,7 +151,7 @@ async def test_wait_on_refuse_waits_as_long_as_the_refusal_asked_for() -> None:
         ({}, Refuse),
     ],
 )
-async def test_who_gives_way_when_the_pool_is_saturated(
+async def test_classification_and_tier_decide_while_the_pool_is_saturated(
     from_prometheus: GateSources, labels: Mapping[str, str], expected: type[Verdict]
 ) -> None:
     params = {"saturation_gate": "prometheus-query", "saturation_gate_params": json.dumps(SATURATED)}
@@ -181,7 +181,7 @@ async def test_a_headroom_holds_inside_too_and_shares_the_pool(from_prometheus: 
     assert not gate("constant").shares_pool()
 
 
-async def test_saturated_only_what_may_be_dropped_is_worth_claiming(from_prometheus: GateSources) -> None:
+async def test_while_saturated_only_droppable_requests_are_claimed(from_prometheus: GateSources) -> None:
     params: dict[str, Any] = {
         "saturation_gate": "prometheus-query",
         "saturation_gate_params": SATURATED,

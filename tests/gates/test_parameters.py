@@ -51,7 +51,7 @@ def read(accepts: Accepts[Any], value: Any) -> Any:
     return accepts.read(value)
 
 
-def test_what_is_left_out_has_its_default() -> None:
+def test_an_omitted_parameter_has_its_default() -> None:
     assert parsed({"name": "x"}) == Parameters(name="x")
 
 
@@ -82,7 +82,7 @@ def test_a_string_and_a_json_value_are_the_same(share: float, count: int) -> Non
         ({"name": "x", "mode": "two", "count": 1}, "count", "at least 2"),
     ],
 )
-def test_a_parameter_that_makes_no_sense_is_named_with_what_is_accepted(
+def test_an_invalid_parameter_is_named_with_the_accepted_values(
     raw: Mapping[str, Any], setting: str, accepted: str
 ) -> None:
     with pytest.raises(InvalidSetting) as caught:
@@ -112,7 +112,7 @@ def test_durations_are_written_as_go_writes_them(written: str | float, meant: fl
 @pytest.mark.parametrize(
     "written", ["", "1x", "m", "1m 30s", "-1s", "1e400", "inf", "nan", True, None, [], {}]
 )
-def test_what_is_no_duration_is_refused(written: Any) -> None:
+def test_an_invalid_duration_is_refused(written: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         read(duration(), written)
 

@@ -128,7 +128,7 @@ def test_a_required_parameter_that_is_missing_stops_the_start(gate_type: str, mi
         ("redis-quota", {"address": "x", "limit": 1, "mode": "both"}, "mode"),
     ],
 )
-def test_what_makes_no_sense_inside_is_named_by_its_whole_path(
+def test_an_error_of_an_inner_gate_names_its_full_path(
     gate_type: str, params: dict[str, Any], setting: str
 ) -> None:
     with pytest.raises(InvalidSetting) as caught:

@@ -29,7 +29,7 @@ async def let_go(one: Gate, name: str) -> Go:
         ("tier-priority-admission", {"saturation_gate": LOCAL["gate_type"], "saturation_gate_params": LIMIT}),
     ],
 )
-async def test_what_the_one_before_let_go_counts_against_the_limit(
+async def test_requests_of_the_previous_gate_count_against_the_limit(
     gate_type: str, params: dict[str, Any]
 ) -> None:
     before, following = gate(gate_type, params), gate(gate_type, params)
@@ -42,7 +42,7 @@ async def test_what_the_one_before_let_go_counts_against_the_limit(
     await let_go(following, "4")
 
 
-async def test_who_waits_at_the_next_gate_is_woken_by_what_the_one_before_gives_back() -> None:
+async def test_a_release_at_the_previous_gate_wakes_a_request_at_its_successor() -> None:
     blocking = {"limit": 1, "gating_mode": "blocking"}
     before, following = gate("local-max-concurrency", blocking), gate("local-max-concurrency", blocking)
     inside = await let_go(before, "1")

@@ -212,7 +212,7 @@ async def test_a_keeper_that_retires_refuses_those_it_holds_and_all_that_come() 
     await sleeping.aclose()
 
 
-async def test_the_next_keeper_has_the_slots_that_the_one_before_leaves_over() -> None:
+async def test_the_successor_has_the_slots_that_the_previous_room_leaves() -> None:
     before = WaitingRoom([], slots=2)
     inside = [await entered(before, str(n)) for n in range(2)]
     following = WaitingRoom([], slots=3)

@@ -25,7 +25,7 @@ def test_failures_with_a_success_between_them_do_not_add_up() -> None:
     assert dependency.failing_seconds is None
 
 
-def test_what_knows_of_itself_fails_from_the_first_look_that_misses_it() -> None:
+def test_a_watched_dependency_fails_from_the_first_failed_check() -> None:
     now, is_there = [5.0], [False]
     dependencies = Dependencies(clock=lambda: now[0])
     dependencies.watch(GATES, lambda: is_there[0])
@@ -39,7 +39,7 @@ def test_what_knows_of_itself_fails_from_the_first_look_that_misses_it() -> None
     assert dependencies.names() == [GATES]
 
 
-def test_only_what_fails_is_told() -> None:
+def test_only_failing_dependencies_are_reported() -> None:
     dependencies = Dependencies()
     dependencies.add(MEMORY)
     for _ in range(3):

@@ -163,7 +163,7 @@ def test_a_line_has_an_end_whatever_is_in_it() -> None:
     ],
 )
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_what_looks_like_a_credential_is_masked(text: str, form: str) -> None:
+def test_credentials_are_masked(text: str, form: str) -> None:
     out = io.StringIO()
     configure_logs(LogOptions(form=form), out)
     get_logger("poller").error("failed", error=text)
@@ -239,7 +239,7 @@ def test_other_handlers_can_read_our_records(caplog: pytest.LogCaptureFixture) -
     assert "lease lost" in caplog.text
 
 
-def test_what_ends_a_process_is_a_line_too() -> None:
+def test_an_uncaught_exception_is_logged_as_a_line() -> None:
     program = (
         "from handlers.telemetry.logs import LogOptions, configure_logs\n"
         "configure_logs(LogOptions(form='json'))\n"

@@ -46,7 +46,7 @@ def logged(form: str, event: str, project_id: str = "", **fields: Any) -> str:
     return out.getvalue()
 
 
-def test_a_line_says_when_how_bad_where_and_what() -> None:
+def test_a_line_has_time_severity_part_and_event() -> None:
     line = json.loads(logged("json", "answered", id="a", attempt=2))
     assert line.pop("time").endswith("+00:00")
     assert line == {"severity": "INFO", "part": "poller", "event": "answered", "id": "a", "attempt": 2}
@@ -72,7 +72,7 @@ def test_a_hostile_id_stays_in_its_line_of_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["time", "severity", "part"])
-def test_a_field_cannot_take_the_place_of_what_every_line_says(name: str) -> None:
+def test_an_event_field_cannot_replace_a_common_field(name: str) -> None:
     line = json.loads(logged("json", "answered", **{name: "forged"}))
     assert line[name] != "forged"
 
@@ -94,7 +94,7 @@ def test_whatever_is_logged_is_one_line(fields: dict[str, Any], form: str) -> No
         json.loads(out)
 
 
-def test_below_the_least_level_nothing_is_said() -> None:
+def test_events_below_the_level_are_not_logged() -> None:
     out = io.StringIO()
     configure_logs(LogOptions(level="warning", form="json"), out)
     log = get_logger("poller")

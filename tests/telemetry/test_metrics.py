@@ -162,7 +162,7 @@ def test_the_way_of_a_request_is_counted(metrics: Metrics, queue: QueueMetrics) 
     assert page.value("nacks_total", **QUEUE, reason="rejected") == 1
 
 
-def test_what_was_not_sent_to_spare_the_gateway_is_no_retry(metrics: Metrics, queue: QueueMetrics) -> None:
+def test_a_request_held_by_the_circuit_breaker_is_not_a_retry(metrics: Metrics, queue: QueueMetrics) -> None:
     queue.retried("circuit_open")
     page = page_of(metrics)
     assert page.value("request_retries_total", **QUEUE) == 0
@@ -175,7 +175,7 @@ def test_circuits_of_several_parts_add_up(metrics: Metrics) -> None:
     assert page_of(metrics).value("open_circuits") == 3
 
 
-def test_what_a_gate_refused_is_no_retry(metrics: Metrics, queue: QueueMetrics) -> None:
+def test_a_refusal_by_a_gate_is_not_a_retry(metrics: Metrics, queue: QueueMetrics) -> None:
     queue.retried("gate_closed")
     queue.retried("quota_exhausted")
     queue.claiming_closed()
@@ -221,7 +221,7 @@ def test_leases_reclaims_and_dead_letters_are_counted(metrics: Metrics, queue: Q
     assert page.value("dead_letters_total", **QUEUE) == 2
 
 
-def test_a_look_at_the_queue_shows_what_it_found_and_says_when_it_is_old(
+def test_depth_gauges_show_the_last_read_and_whether_it_is_current(
     metrics: Metrics, queue: QueueMetrics
 ) -> None:
     queue.depth(12, 3, 4, 1, 30.0, oldest_age_seconds=90.0)
@@ -270,7 +270,7 @@ def test_counts_for_other_bounds_are_refused(queue: QueueMetrics) -> None:
         queue.deadlines([1, 2, 3], 3)
 
 
-def test_a_stranger_makes_no_series(metrics: Metrics, queue: QueueMetrics) -> None:
+def test_untrusted_input_creates_no_series(metrics: Metrics, queue: QueueMetrics) -> None:
     """F78: reasons, subscriptions and peers that nobody configured."""
     for number in range(20_000):
         metrics.of_queue(f"s{number}", f"s{number}", "default").retried(f"reason {number}")

@@ -37,7 +37,7 @@ async def asked(url: str, method: str = "GET") -> tuple[int, bytes, str]:
         return response.status_code, response.content, response.headers.get("content-type", "")
 
 
-async def test_a_page_answers_with_what_its_function_says_now(address: str) -> None:
+async def test_a_page_returns_the_current_result_of_its_function(address: str) -> None:
     assert await asked(f"{address}/healthz") == (200, b"ok\n", "text/plain")
     assert (await asked(f"{address}/readyz"))[:2] == (503, b"stopping\n")
     status, body, content_type = await asked(f"{address}/metrics")
@@ -51,7 +51,7 @@ async def test_there_is_nothing_else(address: str) -> None:
     assert (await asked(f"{address}/healthz", "HEAD"))[:2] == (200, b"")
 
 
-async def test_a_broken_page_says_nothing_of_the_inside_and_breaks_no_other(address: str) -> None:
+async def test_a_failing_page_discloses_nothing_and_breaks_no_other_page(address: str) -> None:
     status, body, _ = await asked(f"{address}/broken")
     assert status == 500
     assert b"defect" not in body

@@ -104,7 +104,7 @@ async def test_gates_on_one_page_fetch_it_once(exporter: Exporter, from_pages: G
     ("params", "budget"),
     [({}, 0.0), ({"fallback": 1.0}, 1.0), ({"absent_value": "0"}, 1.0), ({"on_missing": "open"}, 1.0)],
 )
-async def test_a_page_without_the_metric_does_what_the_settings_say(
+async def test_a_page_without_the_metric_uses_absent_value(
     exporter: Exporter, from_pages: GateSources, params: dict[str, Any], budget: float
 ) -> None:
     exporter.set("another", 1)

@@ -80,7 +80,7 @@ async def test_a_namespace_keeps_pools_of_one_name_apart(
         ({"on_missing": "hold"}, (0.8, "fallback")),
     ],
 )
-async def test_a_missing_metric_is_shown_and_does_what_on_missing_says(
+async def test_a_missing_metric_is_reported_and_on_missing_holds(
     from_prometheus: GateSources,
     log: ReadableLog,
     pool: str,
@@ -196,7 +196,7 @@ async def test_of_several_samples_the_least_is_the_budget(
 
 
 @pytest.mark.parametrize("query", ["sum(", "up[5m]", '"text"'])
-async def test_a_query_that_gives_no_number_is_missing_and_says_why(
+async def test_a_query_without_a_number_is_missing_with_its_reason(
     from_prometheus: GateSources, log: ReadableLog, query: str
 ) -> None:
     async with started("prometheus-query", {"query": query, "fallback": "0.2"}, from_prometheus) as built:
@@ -247,7 +247,7 @@ async def test_headroom_is_told_to_the_pool_only_while_there_is_a_reading(
         assert built.shares()[0].headroom is None
 
 
-async def test_with_a_headroom_what_the_gateway_turns_away_counts_until_the_next_reading(
+async def test_with_a_headroom_rejections_count_until_the_next_reading(
     prometheus_url: str,
 ) -> None:
     given = sources(prometheus_url=prometheus_url, refresh_seconds=60)
@@ -263,7 +263,7 @@ async def test_with_a_headroom_what_the_gateway_turns_away_counts_until_the_next
     await given.http.aclose()
 
 
-async def test_the_next_reading_has_seen_what_was_turned_away_before_it(from_prometheus: GateSources) -> None:
+async def test_the_next_reading_includes_earlier_rejections(from_prometheus: GateSources) -> None:
     params = {"query": "vector(0.5)", "budget_means": "headroom"}
     async with started("prometheus-query", params, from_prometheus) as built:
         built.observe(request(), Feedback(429))

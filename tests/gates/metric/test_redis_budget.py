@@ -38,7 +38,7 @@ async def test_it_follows_the_key_it_is_given(redis: Redis, from_redis: GateSour
 @pytest.mark.parametrize(
     ("params", "budget"), [({"on_missing": "closed"}, 0.0), ({"on_missing": "open"}, 1.0), ({}, 1.0)]
 )
-async def test_a_missing_key_does_what_on_missing_says(
+async def test_on_missing_holds_for_a_missing_key(
     from_redis: GateSources, params: dict[str, Any], budget: float
 ) -> None:
     async with started("redis", {"address": "a", **params}, from_redis) as built:
@@ -48,7 +48,7 @@ async def test_a_missing_key_does_what_on_missing_says(
 @pytest.mark.parametrize(
     ("params", "budget"), [({}, 0.0), ({"on_missing": "open"}, 1.0), ({"on_missing": "hold"}, 0.6)]
 )
-async def test_a_redis_that_does_not_answer_is_shown_and_does_what_on_missing_says(
+async def test_an_unavailable_redis_is_reported_and_on_missing_holds(
     redis: Redis,
     redis_server: RedisServer,
     from_redis: GateSources,

@@ -112,7 +112,7 @@ async def test_a_request_that_was_not_sent_puts_its_token_back(redis: Redis, fro
     assert isinstance(await built.admit(request("late")), Refuse)
 
 
-async def test_what_is_put_back_does_not_overfill_the_bucket(redis: Redis, from_redis: GateSources) -> None:
+async def test_returned_tokens_do_not_overfill_the_bucket(redis: Redis, from_redis: GateSources) -> None:
     await lease(redis, "0.001")
     built = gate("redis-leased-rate", PARAMS, from_redis)
     verdict = await built.admit(request())

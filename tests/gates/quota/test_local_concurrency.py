@@ -71,7 +71,7 @@ async def test_blocking_holds_and_lets_go_in_the_order_of_asking() -> None:
     assert built.in_use == 0
 
 
-async def test_who_waits_too_long_is_told_so() -> None:
+async def test_waiting_ends_at_its_time_limit() -> None:
     built = local(1, "blocking")
     await built.admit(request())
     verdict = await built.admit(request("b"))

@@ -112,7 +112,7 @@ async def test_a_request_that_was_not_sent_gets_its_unit_back(redis: Redis, from
     assert await redis.exists(KEY, PAID) == 0
 
 
-async def test_a_retry_that_was_not_sent_keeps_what_its_first_attempt_paid(
+async def test_a_retry_that_was_not_sent_keeps_the_unit_of_its_first_attempt(
     redis: Redis, from_redis: GateSources
 ) -> None:
     built = rate(from_redis, limit=1)
@@ -235,7 +235,7 @@ async def test_a_request_without_the_attribute_has_no_quota(redis: Redis, from_r
 @pytest.mark.parametrize(
     ("params", "expected"), [({}, Refuse), ({"on_missing": "open"}, Go), ({"gating_mode": "classifying"}, Go)]
 )
-async def test_a_redis_that_does_not_answer_is_shown_and_does_what_on_missing_says(
+async def test_an_unavailable_redis_is_reported_and_on_missing_holds(
     from_redis: GateSources, redis_server: RedisServer, params: dict[str, Any], expected: type
 ) -> None:
     built = rate(from_redis, **params)
@@ -269,7 +269,7 @@ async def test_slots_are_counted_and_given_back_on_every_way_out(
     assert await redis.exists(KEY, HELD, HELD_BY) == 0
 
 
-async def test_who_finds_no_slot_gets_a_time_of_its_own_by_what_requests_last(redis: Redis) -> None:
+async def test_requests_without_a_slot_get_retry_times_spread_by_the_mean_duration(redis: Redis) -> None:
     """A deep queue of one tenant that asked again every second would do nothing else."""
     clock, store = Clock(time.time()), RedisGateStore(redis)
     given = sources(stores=lambda address: store, clock=clock)
@@ -301,9 +301,7 @@ async def test_the_counter_is_shared_with_the_reference(redis: Redis, from_redis
     assert await redis.get(KEY) == b"2"
 
 
-async def test_a_counter_that_was_lost_is_rebuilt_from_what_is_held(
-    redis: Redis, from_redis: GateSources
-) -> None:
+async def test_a_lost_counter_is_rebuilt_from_the_held_slots(redis: Redis, from_redis: GateSources) -> None:
     built = concurrency(from_redis)
     for name in "abc":
         await go(built, name)
@@ -383,7 +381,7 @@ class SlowToRenew(RedisGateStore):
         await super().renew_slots(*slots, **times)
 
 
-async def test_what_is_freed_while_its_renewal_is_on_the_way_stays_free(redis: Redis) -> None:
+async def test_a_slot_freed_during_its_renewal_stays_free(redis: Redis) -> None:
     store = SlowToRenew(redis)
     built = concurrency(sources(stores=lambda address: store))
     mine, kept = await go(built, "a"), await go(built, "b")
