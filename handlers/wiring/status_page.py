@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,11 +18,18 @@ from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.gates.labels import BANDS, band_of
-from handlers.redis_store.admin.status_board import Board, read_board, sample_members
+from handlers.redis_store.admin.status_board import (
+    LONGEST_SAMPLED,
+    Board,
+    read_board,
+    read_part,
+    sample_members,
+)
 from handlers.redis_store.admin.whereabouts import Searched, Whereabouts, locate
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, server_time
 from handlers.redis_store.faults import explained
-from handlers.redis_store.queue.dead_letters import DeadLetters
+from handlers.redis_store.keys import queue_keys
+from handlers.redis_store.queue.dead_letters import DeadLetters, read_dead_letter
 from handlers.redis_store.queue.depths import queue_depths
 from handlers.settings.settings import Settings
 from handlers.status.hosts import OwnHosts, read_hosts
@@ -41,7 +49,13 @@ from handlers.status.page import DeadLine, StatusPages, Unreachable
 from handlers.status.report import Failure
 from handlers.wiring.redis_options import redis_options
 
+VIEWS_AT_ONCE = 4
+"""Views that are read at a time; fewer than the server's threads, so that one is left for /healthz."""
+VIEW_SECONDS = 20.0
+"""Longest time for one view."""
 _MOST_DEAD = 200
+_MOST_PARTS = 64
+"""Calls of about 1 MB for one view of the dead letters."""
 _MOST_READ = 5_000
 """Of a hash without order; a queue with more dead letters than that is looked at with `async-processor dead`."""
 T = TypeVar("T")
@@ -53,19 +67,27 @@ class RedisSource:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._options = redis_options(settings)
+        self._views = threading.BoundedSemaphore(VIEWS_AT_ONCE)
 
     def _run(self, work: Callable[[Store], Awaitable[T]]) -> T:
         async def connected() -> T:
             redis = connect(self._options)
             try:
-                return await work(redis)
+                async with asyncio.timeout(VIEW_SECONDS):
+                    return await work(redis)
             finally:
                 await redis.aclose()
 
+        if not self._views.acquire(
+            blocking=False
+        ):  # waiting views would hold the threads that answer /healthz
+            raise Unreachable(f"{VIEWS_AT_ONCE} views are being read already; reload in a moment.")
         try:
             return asyncio.run(connected())
         except STORE_FAILURES as error:
             raise Unreachable(f"It said: {explained(error)}.") from None
+        finally:
+            self._views.release()
 
     def overview(self) -> Overview:
         """All of the first page."""
@@ -120,6 +142,9 @@ class RedisSource:
         field = self._settings.fairness_attribute
         counts: Counter[str] = Counter()
         for member in members:
+            if not member:
+                counts["(too large to read)"] += 1
+                continue
             try:
                 envelope = decode_member(member, queue)
             except InvalidRequest:
@@ -147,27 +172,21 @@ class RedisSource:
 
     def dead(self, queue: str) -> Sequence[DeadLine]:
         """Dead letters, newest first."""
+        return self._run(lambda redis: self._read_dead(redis, queue))
 
-        async def read(redis: Store) -> list[DeadLine]:
-            found: list[DeadLine] = []
-            async for letter in DeadLetters(redis, queue, cluster=self._options.is_cluster).all():
-                if len(found) >= _MOST_READ:
-                    break
-                request_id = _id_of(letter.member, queue)
-                found.append(
-                    DeadLine(
-                        letter.dead_id,
-                        queue,
-                        request_id,
-                        letter.reason,
-                        letter.message,
-                        letter.at,
-                        letter.deaths,
-                    )
-                )
-            return sorted(found, key=lambda line: -line.at)[:_MOST_DEAD]
-
-        return self._run(read)
+    async def _read_dead(self, redis: Store, queue: str) -> list[DeadLine]:
+        key = queue_keys(queue, cluster=self._options.is_cluster).dead
+        found: list[DeadLine] = []
+        cursor = "0"
+        for _ in range(_MOST_PARTS):
+            part = await read_part(
+                redis, "HSCAN", key, cursor, entries=_MOST_READ - len(found), longest=LONGEST_SAMPLED
+            )
+            found += [_dead_line(queue, *row) for row in part.rows]
+            cursor = part.cursor
+            if cursor == "0" or len(found) >= _MOST_READ:
+                break
+        return sorted(found, key=lambda line: -line.at)[:_MOST_DEAD]
 
     def requeue(self, queue: str, dead_id: str) -> bool:
         """Back to pending; False if it is gone."""
@@ -184,6 +203,17 @@ class RedisSource:
         return self._run(
             lambda redis: DeadLetters(redis, queue, cluster=self._options.is_cluster).drop(dead_id)
         )
+
+
+def _dead_line(queue: str, name: bytes, record: bytes, size: int) -> DeadLine:
+    """One row; of a record that is too large to read, its id alone."""
+    dead_id = name.decode("utf-8", "replace")
+    if size > LONGEST_SAMPLED:
+        message = f"{size:,} bytes; `async-processor dead show {dead_id}` prints it"
+        return DeadLine(dead_id, queue, "", "too large to show", message, 0.0, 0)
+    letter = read_dead_letter(name, record)
+    request_id = _id_of(letter.member, queue)
+    return DeadLine(dead_id, queue, request_id, letter.reason, letter.message, letter.at, letter.deaths)
 
 
 def _id_of(member: bytes, queue: str) -> str:

@@ -34,6 +34,8 @@ async def test_a_user_without_the_producers_keys_finds_what_is_queued(store: Red
         "+hgetall",
         "+lrange",
         "+time",
+        "+eval_ro",
+        "+evalsha_ro",
     ]
     await cast(Any, store).execute_command("ACL", "SETUSER", "looker", "on", ">pw", *rights, *allowed)
     try:

@@ -33,7 +33,8 @@ _POLLER_COMMANDS = (
     "+zremrangebyscore +zpopmin +zscan +scan +lpush +llen +ltrim +wait +info +config|get"
 )
 _STATUS_COMMANDS = (
-    "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +zscan +hgetall +lrange +get +type +time"
+    "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +zscan +hgetall +lrange +get +type +time "
+    "+eval_ro +evalsha_ro"
 )
 _PRODUCER_COMMANDS = (
     "+get +set +del +exists +incr +incrby +expireat +expire +pttl +pexpiretime +zadd +zcard +zscore +zrangebyscore "

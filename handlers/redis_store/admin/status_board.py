@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import queue_keys
+from handlers.redis_store.scripts import lua_script, read_only
 
 _PREFIX: Final = "{async-processor}:status:"
 POLLERS: Final = f"{_PREFIX}pollers"
@@ -21,11 +22,17 @@ FAILURES: Final = f"{_PREFIX}failures"
 MOST_FAILURES: Final = 200
 MINUTES: Final = 60
 SAMPLE: Final = 500
-"""How many of a queue's first members are looked at to tell tenants apart."""
+"""Members of one queue and state that are read to count tenants."""
+PART_BYTES: Final = 1_000_000
+"""Bytes after which one call for a part of a key stops."""
+LONGEST_SAMPLED: Final = 256_000
+SEARCH_ENTRIES: Final = 500
+SEARCH_STEPS: Final = 256
+"""Calls of one search, over all queues: 128,000 small members."""
+SEARCH_BYTES: Final = 16_000_000
+"""Bytes of possible matches that one search returns."""
 _MINUTE_SECONDS: Final = 7_200
 _DAY_SECONDS: Final = 86_400
-_SCAN_COUNT: Final = 500
-_MOST_SCANNED: Final = 100_000
 
 
 def minute_key(minute: int) -> str:
@@ -113,52 +120,111 @@ async def read_board(redis: Store, minute: int) -> Board:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Members of one queue, the first `SAMPLE` in line; of the retry set, which queues share, those of all queues."""
+    """The first members of one queue in each state; `retrying` holds those of all queues that share the set."""
 
     pending: Sequence[bytes]
     claimed: Sequence[bytes]
     retrying: Sequence[bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a key: the next cursor (`0`: the end), what was read, and rows of name, value or score, and size."""
+
+    cursor: str
+    entries: int
+    read_bytes: int
+    rows: Sequence[tuple[bytes, bytes, int]]
+
+
+async def read_part(
+    redis: Store,
+    command: str,
+    key: str,
+    cursor: str,
+    *,
+    entries: int,
+    longest: int,
+    needles: Sequence[str] = (),
+) -> Part:
+    """Up to `entries` entries and about `PART_BYTES` bytes; the value of an entry over `longest` bytes is empty.
+
+    `command` is ZSCAN, HSCAN, ZRANGE or LRANGE. With `needles`, only rows that contain one of them.
+    """
+    arguments = [command, cursor, str(entries), str(PART_BYTES), str(longest), *needles]
+    answer = await read_only(redis, lua_script(redis, "read_part"), [key], arguments)
+    rows = answer[3]
+    return Part(
+        answer[0].decode(),
+        int(answer[1]),
+        int(answer[2]),
+        [(rows[at], rows[at + 1], int(rows[at + 2])) for at in range(0, len(rows), 3)],
+    )
+
+
 async def sample_members(redis: Store, queue: str, retry_queue_name: str, *, cluster: bool) -> Sample:
-    """Some members of each state, in one round trip."""
+    """Some members of each state, at most `SAMPLE` and about `PART_BYTES` bytes of each."""
     keys = queue_keys(queue, cluster=cluster)
-    pipeline = redis.pipeline(transaction=False)
-    pipeline.zrange(keys.pending, 0, SAMPLE - 1)
-    pipeline.hscan(keys.claimed, 0, count=SAMPLE)
-    pipeline.zrange(retry_queue_name, 0, SAMPLE - 1)
-    pending, (_, claimed), retrying = await executed(redis, pipeline)
-    return Sample(pending, list(claimed.values())[:SAMPLE], retrying)
+    pending = await read_part(redis, "ZRANGE", keys.pending, "0", entries=SAMPLE, longest=LONGEST_SAMPLED)
+    claimed = await read_part(redis, "HSCAN", keys.claimed, "0", entries=SAMPLE, longest=LONGEST_SAMPLED)
+    retrying = await read_part(
+        redis, "ZRANGE", retry_queue_name, "0", entries=SAMPLE, longest=LONGEST_SAMPLED
+    )
+    return Sample(
+        [name for name, _, _ in pending.rows],
+        [value for _, value, _ in claimed.rows],
+        [name for name, _, _ in retrying.rows],
+    )
+
+
+@dataclass(slots=True)
+class SearchBudget:
+    """The steps and returned bytes that are left for one search, over all queues."""
+
+    steps: int = SEARCH_STEPS
+    left_bytes: int = SEARCH_BYTES
 
 
 async def search(
-    redis: Store, queue: str, retry_queue_name: str, request_id: str, *, cluster: bool
+    redis: Store,
+    queue: str,
+    retry_queue_name: str,
+    request_id: str,
+    *,
+    cluster: bool,
+    budget: SearchBudget | None = None,
 ) -> Search:
-    """Members that hold this id, wherever they are; looks at so many members of each key at most.
-
-    The scans are in parts and give way to others, so they may take a while on a deep queue.
-    """
+    """Members that contain this id in any state; stops when `budget` is used up, and then is partial."""
     keys = queue_keys(queue, cluster=cluster)
-    needle = request_id.encode()
-    result = Search()
-    pattern = f"*{_escaped(request_id)}*"
-    partial = False
-    for where, key in (("pending", keys.pending), ("retry", retry_queue_name)):
-        seen = 0
-        async for member, score in redis.zscan_iter(key, match=pattern, count=_SCAN_COUNT):
-            seen += 1
-            if needle in member and len(result.found) < MOST_FAILURES:
-                result.found.append(Found(where, member, float(score)))
-        partial = partial or seen >= _MOST_SCANNED
-        await asyncio.sleep(0)
-    for where, key in (("claimed", keys.claimed), ("dead", keys.dead)):
-        async for name, value in redis.hscan_iter(key, count=_SCAN_COUNT):
-            if needle in name or needle in value:
-                dead_id = name.decode() if where == "dead" else ""
-                result.found.append(Found(where, value, dead_id=dead_id))
-    return Search(result.found, partial)
+    budget = budget or SearchBudget()
+    found: list[Found] = []
+    quoted = [json.dumps(request_id, ensure_ascii=False), json.dumps(request_id)]
+    places = [
+        ("pending", "ZSCAN", keys.pending, quoted),
+        ("retry", "ZSCAN", retry_queue_name, quoted),
+        ("claimed", "HSCAN", keys.claimed, quoted),
+        ("dead", "HSCAN", keys.dead, [request_id]),
+    ]
+    is_partial = False
+    for where, command, key, needles in places:
+        cursor = "0"
+        while budget.steps > 0 and budget.left_bytes > 0 and len(found) < MOST_FAILURES:
+            budget.steps -= 1
+            part = await read_part(
+                redis, command, key, cursor, entries=SEARCH_ENTRIES, longest=SEARCH_BYTES, needles=needles
+            )
+            for name, value, size in part.rows:
+                budget.left_bytes -= size
+                found.append(_found(where, name, value))
+            cursor = part.cursor
+            if cursor == "0":
+                break
+        else:
+            is_partial = True
+    return Search(found, is_partial)
 
 
-def _escaped(text: str) -> str:
-    """The text as a glob that means itself."""
-    return "".join(f"\\{char}" if char in r"*?[]\^-" else char for char in text)
+def _found(where: str, name: bytes, value: bytes) -> Found:
+    if where in ("pending", "retry"):
+        return Found(where, name, float(value or 0))
+    return Found(where, value, dead_id=name.decode("utf-8", "replace") if where == "dead" else "")

@@ -16,7 +16,7 @@ from handlers.contract.errors import InvalidRequest
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import ErrorCode, decode_result
 from handlers.redis_store.admin.finished import FinishedRecord, read_finished
-from handlers.redis_store.admin.status_board import Found, search
+from handlers.redis_store.admin.status_board import Found, SearchBudget, search
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.keys import result_claim_keys, result_of_key
 from handlers.redis_store.submit.submissions import RequestState, Submissions
@@ -83,8 +83,11 @@ async def locate(redis: Store, request_id: str, keys: Searched) -> Whereabouts:
     """Search one request by id. Reads the queues in parts, so it may take seconds on deep ones; changes nothing."""
     places: list[Place] = []
     live, is_partial = RequestState.UNKNOWN, False
+    budget = SearchBudget()
     for name in keys.queues:
-        seen = await search(redis, name, keys.retry_queue_name, request_id, cluster=keys.is_cluster)
+        seen = await search(
+            redis, name, keys.retry_queue_name, request_id, cluster=keys.is_cluster, budget=budget
+        )
         is_partial = is_partial or seen.is_partial
         for found in seen.found:
             place = _place(found, name, request_id)

@@ -58,12 +58,12 @@ class DeadLetters:
     async def all(self) -> AsyncIterator[DeadLetter]:
         """All of them, in no order, without holding them in memory at once."""
         async for dead_id, record in self._redis.hscan_iter(self._keys.dead):
-            yield _dead_letter(dead_id, record)
+            yield read_dead_letter(dead_id, record)
 
     async def get(self, dead_id: str) -> DeadLetter | None:
         """One of them."""
         record = await self._redis.hget(self._keys.dead, dead_id)
-        return None if record is None else _dead_letter(dead_id.encode(), _as_bytes(record))
+        return None if record is None else read_dead_letter(dead_id.encode(), _as_bytes(record))
 
     async def beginning_with(self, prefix: str) -> list[DeadLetter]:
         """Those whose id begins with `prefix`; the one whose id it is alone."""
@@ -89,7 +89,8 @@ def _as_bytes(value: bytes | str) -> bytes:
     return value if isinstance(value, bytes) else value.encode()
 
 
-def _dead_letter(dead_id: bytes, text: bytes) -> DeadLetter:
+def read_dead_letter(dead_id: bytes, text: bytes) -> DeadLetter:
+    """The dead letter in a record of the hash."""
     record = _decoder.decode(text)
     member = base64.b64decode(record.member_base64) if record.member_base64 else record.member.encode()
     return DeadLetter(
