@@ -15,6 +15,12 @@ from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 BATCH_BYTES: Final = 4_000_000
 """What one command or reply carries at most, unless one item is larger: at 2 MB/s that is the default time limit."""
 
+SCRIPT_BYTES: Final = 1_000_000
+"""Bytes of members that one script of a queue moves, unless one member is larger.
+
+A script copies each member about ten times (reply, Lua string, arguments, stored value), and blocks Redis meanwhile.
+"""
+
 _INCLUDE: Final = re.compile(r"^-- include (_\w+)\n", re.MULTILINE)
 
 

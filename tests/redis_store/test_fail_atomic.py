@@ -108,6 +108,10 @@ SCENES = {
     "mark_submission": Scene(["request-submitted:x"], ["t", FAR * 1_000, ""]),
     "confirm_submission": Scene(["request-submitted:x"], ["t", "t"]),
     "forget": Scene(["request-active:x"], ["t"]),
+    "finished": Scene(
+        ["status:finished", "status:finished-idx", "status:finished-bytes"],
+        [10, 10_000, 60, "x", "record of x"],
+    ),
     "check_rights": Scene(["q"], ["ZADD", "1", "x"]),
     "stand_for_id": Scene(["request-stands:x"], ["m", FAR * 1_000]),
     "finish_for_id": Scene(["request-stands:x"], ["m", 60, 0]),

@@ -75,7 +75,7 @@ def _poller(homes: Sequence[str], results: str) -> str:
     requests = ["request-active:*", "request-cancel:*", "request-cancellations", "request-stands:*"]
     gates = ["quota:*", "{quota:*", "dispatch-gate-budget", "{async-processor*"]
     payloads = ["request-payload:*", "result-payload:*"]
-    lists = [results, f"{results}:*", f"{{{results}*"]
+    lists = [results, *_beside([results]), f"{{{results}:*"]
     keys = _keys("", [*homes, *_beside(homes), *lists, *requests, *payloads, *gates])
     return f"{keys} {_CONNECTION} {_CLUSTER} {_SCRIPTS} {_POLLER_COMMANDS}"
 
@@ -92,7 +92,7 @@ def _client(queues: Sequence[str], results: str) -> str:
     submits = (
         f"{_keys('', [*queues, *own, *shared])} {_CONNECTION} {_CLUSTER} {_SCRIPTS} {_PRODUCER_COMMANDS}"
     )
-    lists = _keys("", [results, f"{results}:*", f"{{{results}*", "result-payload:*"])
+    lists = _keys("", [results, *_beside([results]), f"{{{results}:*", "result-payload:*"])
     claimed = [name for queue in queues for name in (f"{queue}:claimed", f"{{{queue}}}:claimed")]
     looks = _keys("%R", [*queues, *claimed, *own, "{async-processor}:status:finished"])
     return (

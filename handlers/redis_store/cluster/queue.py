@@ -24,7 +24,7 @@ from handlers.redis_store.queue.queue import (
     settled_effects,
 )
 from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import BATCH_BYTES, lua_script
+from handlers.redis_store.scripts import SCRIPT_BYTES, lua_script
 
 
 class ClusterQueue(RedisQueue):
@@ -42,7 +42,7 @@ class ClusterQueue(RedisQueue):
         count: int,
         *,
         only_expired: bool = False,
-        max_bytes: int = BATCH_BYTES,
+        max_bytes: int = SCRIPT_BYTES,
         most_retries: int | None = None,
         position: float = 0.0,
     ) -> list[Claim]:
@@ -137,7 +137,7 @@ class ClusterRetries(Retries):
         while moved < limit:
             posted = await self._post_due(
                 keys=self._posting,
-                args=[secrets.token_hex(16), self._default_queue, limit - moved, BATCH_BYTES],
+                args=[secrets.token_hex(16), self._default_queue, limit - moved, SCRIPT_BYTES],
             )
             if not posted:
                 break
@@ -155,7 +155,7 @@ class ClusterRetries(Retries):
                     self._default_queue,
                     cursor,
                     SCAN_COUNT,
-                    BATCH_BYTES,
+                    SCRIPT_BYTES,
                     *names,
                 ],
             )

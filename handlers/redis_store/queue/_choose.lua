@@ -3,8 +3,8 @@
 -- score first; at most `most_bytes` of them, but at least one. Of these at most `most_retries` are retries while other
 -- requests wait. `position` is where to begin: 0 at the queue's head, 1 at its end, in between by rank. With `latest`,
 -- members with a higher score are left out.
--- It reads 1,000 members or 4 MB at most: requests behind more retries than that are not found.
-local MOST_MEMBERS, MOST_BYTES = 1000, 4000000
+-- It reads 1,000 members or 2 MB at most: requests behind more retries than that are not found.
+local MOST_MEMBERS, MOST_BYTES = 1000, 2000000
 
 -- Whether a member was tried before: `internal` says so, which stands before `data` in what processors queue.
 local function is_retry(member)

@@ -1,7 +1,7 @@
 -- Included behind _member by scripts that must know a request by its name. Reads no key and writes none.
 -- claim_key(member): id, or id NUL token; a digest of a member whose id (or token) its first 4 KB do not tell, or has
 -- a NUL or the form of an owner token in it, so that no request can be taken for another.
-local LONG = 262144
+local LONG = 16384 -- a longer member is hashed by its length and its two ends: SHA-1 of all would block the server
 
 local function is_text(value)
   return type(value) == 'string' and value ~= ''

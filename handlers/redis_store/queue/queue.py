@@ -31,7 +31,7 @@ from handlers.redis_store.keys import (
 from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellations, Look, looks
 from handlers.redis_store.queue.payloads import StoredPayload, delete_payloads, is_own_payload, store_payloads
 from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import BATCH_BYTES, lua_script
+from handlers.redis_store.scripts import SCRIPT_BYTES, lua_script
 
 SCAN_COUNT: Final = 500
 _RETRIED = re.compile(rb'"internal"\s*:.*?"retry_count"\s*:\s*[1-9]', re.DOTALL)
@@ -162,13 +162,13 @@ class RedisQueue:
         count: int,
         *,
         only_expired: bool = False,
-        max_bytes: int = BATCH_BYTES,
+        max_bytes: int = SCRIPT_BYTES,
         most_retries: int | None = None,
         position: float = 0.0,
     ) -> list[Claim]:
         """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed.
 
-        Their members have at most `max_bytes` together (or `BATCH_BYTES`, if that is less), but one is taken at least.
+        Their members have at most `max_bytes` together (or `SCRIPT_BYTES`, if that is less), but one is taken at least.
         At most `most_retries` of them (None: any number) are retries while other requests wait. `position` is where
         in the queue to begin: 0 at its head, 1 at its end, in between by rank.
         """
@@ -186,7 +186,7 @@ class RedisQueue:
                     prefix,
                     int(only_expired),
                     int(not self._options.cluster),
-                    min(max_bytes, BATCH_BYTES),
+                    min(max_bytes, SCRIPT_BYTES),
                     count if most_retries is None else most_retries,
                     position,
                 ],
@@ -213,7 +213,7 @@ class RedisQueue:
         returned, has_more = 0, bool(lost)
         while has_more:
             some, has_more = await self._take_back(
-                keys=[keys.pending, keys.claimed, keys.owners, keys.index], args=[BATCH_BYTES, *lost]
+                keys=[keys.pending, keys.claimed, keys.owners, keys.index], args=[SCRIPT_BYTES, *lost]
             )
             returned += int(some)
         self._has_lost = False
@@ -322,7 +322,7 @@ class RedisQueue:
                     prefix,
                     *place,
                     AT_ONCE,
-                    BATCH_BYTES,
+                    SCRIPT_BYTES,
                     len(look.ranges),
                     *flat(look.ranges),
                     *look.names,
@@ -351,7 +351,7 @@ class RedisQueue:
         with self._prefix() as prefix:
             answer = await self._reclaim(
                 keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
-                args=[limit, max_deaths, self._options.lease_seconds, prefix, BATCH_BYTES],
+                args=[limit, max_deaths, self._options.lease_seconds, prefix, SCRIPT_BYTES],
             )
         self._clock.observe(float(answer[0]), started_at)
         return Reclaimed(returned=int(answer[1]), dead=self._claims(answer[2:]))
@@ -423,7 +423,7 @@ async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit
     moved, has_more = 0, True
     while has_more and moved < limit:
         some, has_more = await script(
-            keys=[retry_queue_name], args=[limit - moved, default_queue, BATCH_BYTES]
+            keys=[retry_queue_name], args=[limit - moved, default_queue, SCRIPT_BYTES]
         )
         moved += int(some)
     return moved
@@ -454,7 +454,7 @@ class Retries:
         cursor, brought = b"0", 0
         while True:
             cursor, some = await self._script(
-                keys=[self._name], args=[self._default_queue, cursor, SCAN_COUNT, BATCH_BYTES, *names]
+                keys=[self._name], args=[self._default_queue, cursor, SCAN_COUNT, SCRIPT_BYTES, *names]
             )
             brought += int(some)
             if cursor in (b"0", 0):

@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError
 
 from handlers.redis_store.queue.queue import RedisQueue
-from handlers.redis_store.scripts import BATCH_BYTES
+from handlers.redis_store.scripts import SCRIPT_BYTES
 from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope
 
 
@@ -31,7 +31,7 @@ async def test_a_claim_takes_what_fits_and_at_least_one(bench: Bench) -> None:
 async def test_no_reply_of_a_claim_exceeds_the_bound_by_more_than_one_request(bench: Bench) -> None:
     """Whatever the poller asks for."""
     for n in range(8):
-        await bench.put(_large(f"r-{n}", BATCH_BYTES // 3), n)
+        await bench.put(_large(f"r-{n}", SCRIPT_BYTES // 3), n)
 
     assert len(await bench.queue.claim(64, max_bytes=10**9)) == 2
     assert len(await bench.queue.claim(64)) == 2
@@ -39,7 +39,7 @@ async def test_no_reply_of_a_claim_exceeds_the_bound_by_more_than_one_request(be
 
 async def test_a_scan_returns_and_hands_out_what_fits(bench: Bench) -> None:
     for n in range(5):
-        await bench.claimed(_large(f"r-{n}", BATCH_BYTES // 3), n)
+        await bench.claimed(_large(f"r-{n}", SCRIPT_BYTES // 3), n)
     await bench.end_leases()
 
     assert [(await bench.queue.reclaim(100, 5)).returned for _ in range(4)] == [2, 2, 1, 0]
@@ -84,8 +84,8 @@ async def test_what_a_lost_reply_claimed_is_claimed_again_without_a_death(
 async def test_a_scan_takes_lost_claims_back_before_it_counts_deaths(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await bench.put(_large("r", BATCH_BYTES))
-    await bench.put(_large("s", BATCH_BYTES))
+    await bench.put(_large("r", SCRIPT_BYTES))
+    await bench.put(_large("s", SCRIPT_BYTES))
     poller = bench.owner()
     await _lose_reply(bench, poller, monkeypatch)
     await bench.end_leases()
