@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from handlers.demo.valkey import Valkey
 from redis import Redis
 
+from handlers.demo.servers import Valkey
 from handlers.redis_store.scripts import SCRIPT_BYTES, script_text
 from tests.servers.presence import valkey_program
 
