@@ -140,7 +140,7 @@ class RedisBroker:
             for one in whole:
                 with contextlib.suppress(Malformed):
                     yield decode_result(one.text)
-            if len(texts) < count:
+            if not texts:  # fewer than `count` come if they are large
                 return
             seen += len(texts)
 

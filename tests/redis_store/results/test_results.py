@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from handlers.redis_store.results.results import drop_oldest_results, oldest_results
+from handlers.redis_store.results.results import Results, drop_oldest_results, oldest_results
 from handlers.redis_store.scripts import BATCH_BYTES
 
 LARGE = BATCH_BYTES // 2 - 10
@@ -42,3 +42,12 @@ async def test_it_passes_over_what_was_seen_and_takes_no_more_than_asked_for(sto
     assert await oldest_results(store, "results", 3, skipped=2) == [b"2", b"3", b"4"]
     assert await oldest_results(store, "results", 3, skipped=8) == [b"8"]
     assert await oldest_results(store, "missing", 3) == []
+
+
+async def test_six_results_of_one_id_without_a_token_are_received_six_times(store: Redis) -> None:
+    for number in range(6):
+        await store.lpush("results", b'{"id":"r","status_code":200,"payload":"%d"}' % number)
+    results = Results(store, "results", owner="o", lease_ms=60_000, tombstone_ms=60_000)
+    held = [*await results.receive(4), *await results.receive(4)]
+    assert [one.result[-3:-2] for one in held] == [b"0", b"1", b"2", b"3", b"4", b"5"]
+    assert len({one.claim_key for one in held}) == 6
