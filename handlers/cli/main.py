@@ -12,19 +12,19 @@ from handlers.cli.shell import check_text, escape_unencodable
 
 COMMANDS: Final = {
     "serve": ("handlers.cli.serve", "Serve one door: dispatch or pubsub_push."),
-    "poll": ("handlers.cli.poll", "Bring Redis requests to the handlers."),
+    "poll": ("handlers.cli.poll", "Claim requests from Redis and dispatch them."),
     "top": ("handlers.cli.top", "Watch queues, gates and failures live."),
-    "demo": ("handlers.cli.demo", "Show the whole way on this machine, end to end."),
-    "dev": ("handlers.cli.dev", "Keep a local stack up to play with."),
+    "demo": ("handlers.cli.demo", "Run requests end to end on this machine."),
+    "dev": ("handlers.cli.dev", "Run a local stack until Ctrl-C."),
     "submit": ("handlers.cli.submit", "Queue one request."),
     "results": ("handlers.cli.results", "Read results."),
-    "where": ("handlers.cli.where", "Say where requests are, and how they ended."),
-    "cancel": ("handlers.cli.cancel", "Take requests back."),
+    "where": ("handlers.cli.where", "Show the state of requests."),
+    "cancel": ("handlers.cli.cancel", "Cancel requests."),
     "webhook": ("handlers.cli.webhook", "Deliver results to an HTTPS address."),
     "batch": ("handlers.cli.batch", "Run a file of requests."),
     "pubsub": ("handlers.cli.pubsub", "Set up topics and subscriptions."),
     "status": ("handlers.cli.status", "Serve the status page."),
-    "dead": ("handlers.cli.dead", "Look at dead letters, requeue or drop them."),
+    "dead": ("handlers.cli.dead", "List, requeue or drop dead letters."),
     "check": ("handlers.cli.check", "Check settings and connections."),
 }
 """Name to module and one line of help: the modules are imported only when their command runs."""

@@ -36,17 +36,20 @@ Examples:
   async-processor top
   REDIS_URL=rediss://redis:6379 async-processor top --once
 
-Keys: q quits, any other looks again at once.
+Keys: q quits; any other key refreshes.
 Exit codes: 0 done; 2 a wrong setting; 4 Redis does not answer (--once); 130 Ctrl-C; 143 SIGTERM.""",
 )
 @click.option(
-    "--once", "is_once", is_flag=True, help="One frame, then end; so too where the output is no terminal."
+    "--once",
+    "is_once",
+    is_flag=True,
+    help="Print one frame and exit; the default if the output is not a terminal.",
 )
 @click.option("--interval", "interval_seconds", type=click.FloatRange(0.2, 3_600), default=2.0, show_default=True,
-              help="Seconds between two looks.")  # fmt: skip
+              help="Seconds between refreshes.")  # fmt: skip
 @exits
 def top(is_once: bool, interval_seconds: float) -> ExitCode:
-    """Watch queues, what is in flight, rates, gates and failures. Settings come from the environment."""
+    """Show queues, requests in flight, rates, gates and failures live. Settings come from the environment."""
     from handlers.settings.settings import load_settings
 
     settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
