@@ -211,7 +211,18 @@ class Families:
         gauge = self._gauge
         self.queue_depth = gauge("queue_depth", "Requests in flight that wait at a gate or for a slot.")
         self.inflight = gauge("inflight_requests", "Requests claimed or received that have no outcome yet.")
-        self.backlog = gauge("broker_backlog", "Requests pending in the queue.")
+        self.backlog = Gauge(
+            f"{PREFIX}_broker_backlog",
+            "Requests pending in the queue; model_name is the queue's label of that name.",
+            (*_QUEUE, "model_name"),
+            registry=self.registry,
+        )
+        self.gate_waiting = Gauge(
+            f"{PREFIX}_gate_waiting_requests",
+            "Requests that wait at the gates of a pool.",
+            ("pool_name",),
+            registry=self.registry,
+        )
         self.backlog_known = gauge("broker_backlog_source_available", "1 if the last depth read succeeded.")
         self.claimed = gauge("claimed_requests", "Requests claimed by any poller, crashed ones included.")
         self.dead_depth = gauge("dead_letters_kept", "Dead letters in the store.")

@@ -77,10 +77,13 @@ class QueueMetrics:
         queue_name: str,
         pool_name: str,
         previous: QueueMetrics | None = None,
+        *,
+        model_name: str = "",
     ) -> None:
         labels = (queue_id, queue_name, pool_name)
         self._metrics = metrics
         self._labels = labels
+        self._model_name = model_name
         self._in_flight = 0
         self._sending = 0
         self._previous: WeakSet[QueueMetrics] = WeakSet(
@@ -216,7 +219,7 @@ class QueueMetrics:
         the earliest deadline, `oldest_age_seconds` the age of the oldest pending request.
         """
         metrics, labels = self._metrics, self._labels
-        metrics.backlog.labels(*labels).set(pending)
+        metrics.backlog.labels(*labels, self._model_name).set(pending)
         metrics.backlog_known.labels(*labels).set(1)
         metrics.claimed.labels(*labels).set(claimed)
         metrics.waiting.set(retrying)
@@ -248,19 +251,27 @@ class Metrics(Families):
         self._log = get_logger("metrics")
         self._gates = GateGauges(self.registry, self.dispatch_budget)
 
-    def of_queue(self, queue_id: str, queue_name: str, pool_name: str) -> QueueMetrics:
-        """Series of a queue or subscription; beyond `MOST_QUEUES`, the series of `other`."""
+    def of_queue(
+        self, queue_id: str, queue_name: str, pool_name: str, *, model_name: str = ""
+    ) -> QueueMetrics:
+        """Series of a queue or subscription; beyond `MOST_QUEUES`, the series of `other`.
+
+        The autoscaler of a model selects the queue's backlog by `model_name`.
+        """
         key = (queue_id, queue_name, pool_name)
         found = self._queues.get(key)
         if found is None:
             if len(self._queues) >= MOST_QUEUES:
-                key = (OTHER, OTHER, OTHER)
-            found = self._queues.get(key) or QueueMetrics(self, *key, self._previous_queues.get(key))
+                key, model_name = (OTHER, OTHER, OTHER), ""
+            found = self._queues.get(key) or QueueMetrics(
+                self, *key, self._previous_queues.get(key), model_name=model_name
+            )
             self._queues[key] = found
         return found
 
-    def pool(self, pool_name: str, slots: int, budget: float) -> None:
-        """Set a pool's slots, and the fraction that its gate allows in use, 0 to 1."""
+    def pool(self, pool_name: str, slots: int, budget: float, waiting: int = 0) -> None:
+        """Set a pool's slots, the fraction its gate allows in use (0 to 1), and how many wait at its gates."""
+        self.gate_waiting.labels(pool_name).set(waiting)
         self.workers.labels(pool_name).set(slots)
         self.budget.labels(pool_name).set(budget)
 

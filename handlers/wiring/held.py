@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from handlers.forward.forward import Forward, Limits
@@ -56,8 +57,12 @@ def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
         entrances[topic.subscriber_id] = Entrance([*before, keepers[pool]], [*own, *of_pools[pool]])
         if parts.metrics is not None:
             parts.metrics.watch_gates(topic.subscriber_id, own)
-            parts.metrics.watch_pool(pool, slots[pool], of_pools[pool])
+            parts.metrics.watch_pool(pool, slots[pool], of_pools[pool], partial(_waiting, keepers[pool]))
     return _holding(parts, HeldForward(forward, entrances))
+
+
+def _waiting(keeper: Doorkeeper) -> int:
+    return keeper.held
 
 
 def held_events(settings: Settings, forward: Forward, parts: Parts) -> Forward:

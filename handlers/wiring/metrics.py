@@ -6,7 +6,7 @@ token of its own, which Prometheus sends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,13 +52,13 @@ class HandlerMetrics:
         for gate in gates:
             self.metrics.watch_gate(*self.labels_of(subscription), gate.state)
 
-    def watch_pool(self, pool_id: str, slots: int, gates: Sequence[Gate]) -> None:
-        """Show a pool's slots and gates."""
+    def watch_pool(self, pool_id: str, slots: int, gates: Sequence[Gate], waiting: Callable[[], int]) -> None:
+        """Show a pool's slots, its gates, and how many requests wait at them."""
         for gate in gates:
             self.metrics.watch_gate("", "", pool_id, gate.state)
         budgets = [gate.budget for gate in gates]
         self.metrics.watch(
-            lambda: self.metrics.pool(pool_id, slots, min((b() for b in budgets), default=1.0))
+            lambda: self.metrics.pool(pool_id, slots, min((b() for b in budgets), default=1.0), waiting())
         )
 
     def buried(self, subscription: str) -> None:

@@ -219,7 +219,7 @@ class PollerApp:
         settler = Settler(queue, self._log)
         guard = self._guards.of(self._settings.routes.of(entry.queue_name).base_url)
         labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
-        metrics = self._metrics.of_queue(*labels)
+        metrics = self._metrics.of_queue(*labels, model_name=entry.labels.get("model_name", ""))
         for gate in gates:
             self._placed_gates["queue", entry.queue_name] = gate
             self._metrics.watch_gate(*labels, gate.state)

@@ -111,7 +111,7 @@ async def test_a_look_counts_by_time_left_and_finds_the_oldest(store: Redis) -> 
     await rig.submit(body("soon", created=now - 5), score=now + 20)
     await rig.submit(body("later", created=now - 900), score=now + 3_000)
     await DepthWatch(store, rig.queue, QueueOptions(RETRIES, RESULTS), rig.metrics).tick()
-    assert value(rig, "broker_backlog") == 3
+    assert value(rig, "broker_backlog", model_name="") == 3
     assert value(rig, "broker_backlog_source_available") == 1
     assert value(rig, "oldest_pending_age_seconds") == pytest.approx(900, abs=60)
     due = [value(rig, "deadline_proximity_millis_bucket", le=le) for le in ("0.0", "60000.0", "3.6e+06")]
@@ -127,4 +127,4 @@ async def test_a_look_that_fails_says_so_and_keeps_the_last_numbers(store: Redis
     with pytest.raises(STORE_FAILURES):
         await DepthWatch(gone, rig.queue, options, rig.metrics).tick()
     assert value(rig, "broker_backlog_source_available") == 0
-    assert value(rig, "broker_backlog") == 1
+    assert value(rig, "broker_backlog", model_name="") == 1

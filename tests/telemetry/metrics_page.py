@@ -25,6 +25,7 @@ OF_THE_REFERENCE = frozenset(
         *("deadline_proximity_millis", "queue_depth", "inflight_requests", "broker_backlog"),
         *("pool_worker_limit", "dispatch_budget", "gate_metric_value", "gate_metric_threshold"),
         *("gate_metric_source_available", "broker_backlog_source_available"),
+        "gate_waiting_requests",
         *("aimd_window", "aimd_ssthresh", "aimd_inflight"),
     }
 )
@@ -48,6 +49,10 @@ pods therefore counts nothing twice. Every poller reads the same values from Red
 
 **Labels.** Label values come from settings or fixed sets, never from requests. Beyond 500 queues or subscriptions,
 the rest is counted as `other`.
+
+**Autoscaler.** `broker_backlog` carries the queue's label `model_name` (`"labels": {{"model_name": "llama"}}` of the
+queue in `CONFIG_FILE`), empty where it has none. The autoscaler of a model reads
+`sum(max by (queue_id) (llm_d_async_async_broker_backlog{{model_name="llama"}}))`.
 
 **Snapshot.** `deadline_proximity_millis` holds exact counts, updated every 5 s. Use its buckets directly, without
 `rate`.

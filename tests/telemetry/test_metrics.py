@@ -32,6 +32,7 @@ OF_THE_REFERENCE = {
     "queue_depth": "gauge",
     "inflight_requests": "gauge",
     "broker_backlog": "gauge",
+    "gate_waiting_requests": "gauge",
     "broker_backlog_source_available": "gauge",
     "pool_worker_limit": "gauge",
     "dispatch_budget": "gauge",
@@ -89,12 +90,14 @@ def test_every_metric_of_the_reference_is_there_with_its_type_and_labels(
     extra: dict[str, set[str]] = {
         "tokens_total": {"direction"},
         "gate_decisions_total": {"reason"},
+        "broker_backlog": {"model_name"},
         "gate_metric_value": {"inference_pool"},
         "gate_metric_threshold": {"inference_pool"},
         "gate_metric_source_available": {"inference_pool"},
     }
     own: dict[str, set[str]] = {
         "pool_worker_limit": {"pool_name"},
+        "gate_waiting_requests": {"pool_name"},
         "aimd_window": {"pool_name", "band"},
         "aimd_ssthresh": {"pool_name", "band"},
         "aimd_inflight": {"pool_name", "band"},
@@ -227,13 +230,29 @@ def test_depth_gauges_show_the_last_read_and_whether_it_is_current(
     queue.depth(12, 3, 4, 1, 30.0, oldest_age_seconds=90.0)
     queue.depth_unknown()
     page = page_of(metrics)
-    assert page.value("broker_backlog", **QUEUE) == 12
+    assert page.value("broker_backlog", **QUEUE, model_name="") == 12
     assert page.value("claimed_requests", **QUEUE) == 3
     assert page.value("waiting_retries") == 4
     assert page.value("dead_letters_kept", **QUEUE) == 1
     assert page.value("earliest_deadline_seconds", **QUEUE) == 30
     assert page.value("oldest_pending_age_seconds", **QUEUE) == 90
     assert page.value("broker_backlog_source_available", **QUEUE) == 0
+
+
+def test_the_backlog_carries_the_model_that_the_queue_is_labelled_with(metrics: Metrics) -> None:
+    """The autoscaler selects it by `model_name`; other series keep the reference's three labels."""
+    labels = {"queue_id": "q2", "queue_name": "q2", "pool_name": "default"}
+    metrics.of_queue("q2", "q2", "default", model_name="llama").depth(7, 0, 0, 0, 0.0)
+    page = page_of(metrics)
+    assert page.value("broker_backlog", **labels, model_name="llama") == 7
+    assert page.value("claimed_requests", **labels) == 0
+
+
+def test_a_pool_says_how_many_requests_wait_at_its_gates(metrics: Metrics) -> None:
+    metrics.pool("default", 8, 0.0, 5)
+    assert page_of(metrics).value("gate_waiting_requests", pool_name="default") == 5
+    metrics.pool("default", 8, 1.0)
+    assert page_of(metrics).value("gate_waiting_requests", pool_name="default") == 0
 
 
 def test_deadline_proximity_is_the_last_snapshot_and_exact(metrics: Metrics, queue: QueueMetrics) -> None:

@@ -21,6 +21,8 @@ def test_every_metric_of_the_reference_is_there_with_its_labels() -> None:
         "tokens_total": queue | {"direction"},
         "gate_decisions_total": queue | {"reason"},
         "pool_worker_limit": {"pool_name"},
+        "gate_waiting_requests": {"pool_name"},
+        "broker_backlog": queue | {"model_name"},
         **{
             f"gate_metric_{name}": queue | {"inference_pool"}
             for name in ("value", "threshold", "source_available")

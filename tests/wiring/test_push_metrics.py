@@ -54,6 +54,7 @@ async def test_subscriptions_pools_and_gates_are_there_before_the_first_push(pus
         assert page.value("request_total", **SUBSCRIPTION) == 0
         assert page.value("gate_closed", **SUBSCRIPTION, gate_type="local-max-concurrency") == 0
         assert page.value("pool_worker_limit", pool_name="big") == 7
+        assert page.value("gate_waiting_requests", pool_name="big") == 0
         assert page.value("connections_in_use", peer="pubsub") == 0
         assert page.value("ready") == 0
     finally:
