@@ -61,7 +61,7 @@ def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     return _holding(parts, HeldForward(forward, entrances))
 
 
-def _waiting(keeper: Doorkeeper) -> int:
+def _waiting(keeper: WaitingRoom) -> int:
     return keeper.held
 
 
