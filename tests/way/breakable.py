@@ -116,7 +116,7 @@ class Breakable:
     def wait_for_results(self, ids: list[str], timeout_seconds: float = 60) -> None:
         """Until all are answered with a 200, each once, and nothing of them is left."""
         wait_until(
-            lambda: self.store.llen(RESULTS) >= len(ids),
+            lambda: self._runs() and self.store.llen(RESULTS) >= len(ids),
             f"{len(ids)} results, all there",
             timeout_seconds=timeout_seconds,
         )
@@ -125,6 +125,11 @@ class Breakable:
         self.store.delete(RESULTS)
         assert sorted(one["id"] for one in results) == sorted(ids), "each once"
         assert {one.get("status_code") for one in results} == {200}
+
+    def _runs(self) -> bool:
+        code = self.poller.process.poll()
+        assert code is None, f"the poller ended with {code}: {self.poller.output()[-3_000:]}"
+        return True
 
     def left(self) -> int:
         """Requests that are pending, claimed, or wait for a retry."""

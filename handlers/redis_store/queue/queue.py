@@ -210,17 +210,21 @@ class RedisQueue:
     async def take_back(self) -> int:
         """Give back to pending, without counting a death, what was claimed for replies that were lost."""
         lost, keys = dict(self._lost), self._keys
-        returned, has_more = 0, bool(lost)
-        while has_more:
-            some, has_more = await self._take_back(
-                keys=[keys.pending, keys.claimed, keys.owners, keys.index], args=[SCRIPT_BYTES, *lost]
-            )
-            returned += int(some)
-        self._has_lost = False
+        self._has_lost = False  # before the first await: what is lost meanwhile sets it again
+        try:
+            returned, has_more = 0, bool(lost)
+            while has_more:
+                some, has_more = await self._take_back(
+                    keys=[keys.pending, keys.claimed, keys.owners, keys.index], args=[SCRIPT_BYTES, *lost]
+                )
+                returned += int(some)
+        except BaseException:
+            self._has_lost = True
+            raise
         ended = time.monotonic() - _HELD_BACK_LEASES * self._options.lease_seconds
         for prefix, since in lost.items():
             if since < ended:
-                del self._lost[prefix]
+                self._lost.pop(prefix, None)  # a claim and a scan may take back at once
         return returned
 
     async def renew(self, claims: Sequence[Claim]) -> list[Claim]:

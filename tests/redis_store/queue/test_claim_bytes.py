@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import Any, cast
 
@@ -93,6 +94,43 @@ async def test_a_scan_takes_lost_claims_back_before_it_counts_deaths(
     assert (await poller.reclaim(10, 1)).dead == []
     assert await bench.redis.exists(bench.keys.deaths) == 0
     assert len(await bench.pending()) == 2
+
+
+async def test_a_claim_and_a_scan_take_the_same_lost_claims_back_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both forget an old loss; neither fails."""
+    monkeypatch.setattr("handlers.redis_store.queue.queue._HELD_BACK_LEASES", 0)
+    await bench.put(envelope("r", "t"))
+    poller = bench.owner()
+    await _lose_reply(bench, poller, monkeypatch)
+
+    claims, scan = await asyncio.gather(poller.claim(10), poller.reclaim(10, 1))
+
+    assert [(claim.request_id, claim.deaths) for claim in claims] == [("r", 0)]
+    assert (scan.returned, scan.dead) == (0, [])
+
+
+async def test_a_reply_that_is_lost_while_others_are_taken_back_is_taken_back_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poller = bench.owner()
+    await bench.put(envelope("first", "t"))
+    await _lose_reply(bench, poller, monkeypatch)
+    script = poller._take_back
+
+    async def with_another_loss(keys: list[str], args: list[object]) -> object:
+        answer = await script(keys=keys, args=args)  # type: ignore[arg-type]  # handed through
+        monkeypatch.setattr(poller, "_take_back", script)
+        monkeypatch.setattr(poller, "_has_lost", False)  # the claim that fails does not take back first
+        await _lose_reply(bench, poller, monkeypatch)
+        return answer
+
+    monkeypatch.setattr(poller, "_take_back", with_another_loss)
+    assert await poller.take_back() == 1
+    assert await bench.pending() == [], "claimed again, and that reply was lost, too"
+
+    assert [claim.request_id for claim in await poller.claim(10)] == ["first"]
 
 
 async def test_a_claim_that_fails_at_its_second_write_undoes_the_first(bench: Bench, store: Redis) -> None:
