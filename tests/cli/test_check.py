@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from handlers.demo.stack import Stack, StackOptions
+from handlers.wiring.checks import clock_finding
 
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 
@@ -208,3 +209,14 @@ def test_tls_to_a_port_without_it_is_told_apart_from_a_bad_certificate(stack: St
     )
     [finding] = found.values()
     assert (finding["state"], "answers without TLS" in finding["fix"]) == ("fault", True)
+
+
+@pytest.mark.parametrize(
+    ("server_seconds", "round_trip_seconds", "state"),
+    [(1_002.7, 2.7, "ok"), (1_003.0, 0.1, "fault"), (995.0, 2.0, "fault")],
+)
+def test_a_slow_reply_alone_is_no_fault_of_the_clocks(
+    server_seconds: float, round_trip_seconds: float, state: str
+) -> None:
+    """The server reads its clock at any moment of the round trip that began at 1,000 s."""
+    assert clock_finding(server_seconds, 1_000.0, round_trip_seconds).state == state

@@ -47,7 +47,6 @@ def run_of_a_test_that_wants_a_server(
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
 

@@ -67,9 +67,9 @@ def push(request_id: str) -> bytes:
     return push_of({"id": request_id, "payload": {"user": request_id}, "deadline": 1_999_999_999})
 
 
-def push_of(body: dict[str, object]) -> bytes:
+def push_of(body: dict[str, object], project: str = DEMO_PROJECT) -> bytes:
     message = {"data": base64.b64encode(msgspec.json.encode(body)).decode(), "messageId": "1"}
-    return msgspec.json.encode({"subscription": "projects/p/subscriptions/s", "message": message})
+    return msgspec.json.encode({"subscription": f"projects/{project}/subscriptions/s", "message": message})
 
 
 async def completions(client: httpx.AsyncClient, stack: Stack) -> int:

@@ -105,7 +105,7 @@ def test_a_topic_and_a_memory_that_fail_are_named_until_they_work(broker: Broker
     with door("pubsub_push", **variables) as client:
 
         def push(number: int) -> int:
-            body = push_of({"id": f"r{number}", "payload": {}, "deadline": DEADLINE})
+            body = push_of({"id": f"r{number}", "payload": {}, "deadline": DEADLINE}, "some-project")
             return client.post("/push", content=body).status_code
 
         assert {push(number) for number in range(3)} == {503}, "what is not published is not acked"

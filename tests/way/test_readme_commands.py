@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC
+from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION
 from handlers.demo.stack import Stack
 from tests.servers.presence import not_found
 from tests.waiting import wait_until
@@ -45,6 +45,7 @@ def run(pubsub_stack: Stack, tmp_path: Path) -> Run:
         "PROJECT_ID": DEMO_PROJECT,
         "PUBSUB_EMULATOR_HOST": pubsub_stack.emulator_host,
         "REQUEST_TOPIC_NAME": REQUEST_TOPIC,
+        "RESULT_SUBSCRIPTION_ID": RESULT_SUBSCRIPTION,
         "CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB": f"http://{pubsub_stack.emulator_host}/",
         "CLOUDSDK_CORE_PROJECT": DEMO_PROJECT,
         "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",

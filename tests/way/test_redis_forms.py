@@ -200,7 +200,7 @@ def test_dead_letters_are_listed_shown_queued_again_and_dropped(form: Form) -> N
     assert '"member"' in form.run("dead", "show", dead_id)
     form.run("dead", "requeue", dead_id)
     wait_until(lambda: _dead_count(form) == 1, "it to die again")
-    form.run("dead", "drop", "--all")
+    form.run("dead", "drop", "--all", "--yes")
     assert _dead_count(form) == 0
 
 

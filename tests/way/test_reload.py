@@ -61,6 +61,7 @@ def stack(config: ConfigMap) -> Iterator[Stack]:
         "CONFIG_RELOAD_SECONDS": "0.2",
         "SHUTDOWN_GRACE_SECONDS": "30",
         "METRICS_TOKEN": METRICS_TOKEN,
+        "ALLOWED_LABELS": "classification",
     }
     tokens = ("--time-per-token", "0.02")  # so that a request of many is in flight for seconds
     with Stack(StackOptions(has_pubsub=False, variables=variables, gateway_arguments=tokens)) as running:
@@ -80,9 +81,9 @@ def queue(store: redis.Redis, name: str, request_id: str, **payload: object) -> 
 
 
 def result_of(store: redis.Redis, name: str) -> dict[str, object]:
-    found = store.blpop([name], timeout=SOON_SECONDS)
-    assert found is not None
-    result: dict[str, object] = json.loads(found[1])
+    text = wait_until(lambda: store.lpop(name), f"a result in {name}")
+    assert isinstance(text, bytes)
+    result: dict[str, object] = json.loads(text)
     return result
 
 
