@@ -18,6 +18,7 @@ from handlers.gates.gate import Gate
 from handlers.gates.labels import band_of
 from handlers.poller.patience import Patience
 from handlers.poller.priority import Candidate, Merge, RandomRobin
+from handlers.poller.queue_watch import QueueWatch, Waiter
 from handlers.poller.worker import Carrier
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.faults import explained, refusal
@@ -27,6 +28,8 @@ from handlers.telemetry.logs import Logger
 _COALESCE_SECONDS: Final = 0.001
 """How long freed slots are collected before the next claim: one round trip for several of them."""
 _EXPIRED_BATCH: Final = 64
+_FEW_QUEUES: Final = 16
+"""Up to so many queues, an active pool claims from all without a look: that saves a round trip."""
 _LOOK_SECONDS: Final = 0.1
 """How often a pool without room looks whether its gate has opened."""
 _EXPIRE_SECONDS: Final = 1.0
@@ -85,11 +88,18 @@ class Pool:
         merge: Merge | None = None,
         part: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
         lane_of: Callable[[Mapping[str, str]], int] = band_of,
+        watch: QueueWatch | None = None,
     ) -> None:
+        """Without a `watch`, every queue is claimed from each poll interval."""
         self.pool_id = pool_id
         self.lane_of = lane_of
         self.slots = slots
         self.sources: dict[str, Source] = {}
+        """Queues whose parts are built."""
+        self._dormant: dict[str, Callable[[], object]] = {}
+        self._watch = watch
+        self._waiter: Waiter | None = None
+        self._is_idle = False
         self._part = part
         self._allowance = Allowance(slots, all_shares(gates), part=part)
         self._merge = merge or RandomRobin()
@@ -117,6 +127,8 @@ class Pool:
     def take_over(self, before: Pool) -> None:
         """Go on with the slots that `before` has in use: our claims have what those leave over."""
         self._allowance.take_over(before._allowance)
+        for name in [name for name in before.sources if name in self._dormant]:
+            self._dormant[name]()
         for name, source in self.sources.items():
             own_before = before.sources.get(name)
             if source.allowance is not None and own_before is not None and own_before.allowance is not None:
@@ -124,8 +136,18 @@ class Pool:
 
     def add(self, source: Source) -> None:
         """Claim from this queue too."""
+        self._dormant.pop(source.queue.name, None)
         self.sources[source.queue.name] = source
         source.carrier.on_freed = partial(self.free, source.queue.name)
+
+    def add_dormant(self, name: str, build: Callable[[], object]) -> None:
+        """Claim from this queue too, once it has requests; `build` must call `add`."""
+        self._dormant[name] = build
+
+    @property
+    def has_queues(self) -> bool:
+        """Whether any queue belongs to this pool."""
+        return bool(self.sources or self._dormant)
 
     @property
     def is_waiting_for_store(self) -> bool:
@@ -144,6 +166,8 @@ class Pool:
         """Claim no more."""
         self._stopped.set()
         self._freed.set()
+        if self._waiter is not None:
+            self._waiter.release([])
 
     async def run(self) -> None:
         """Claim until stopped."""
@@ -168,27 +192,54 @@ class Pool:
             # A gate that closes is looked at often: its budget changes without any event of ours.
             await self._wait_for_slot(_LOOK_SECONDS)
             return
-        taken = await self._claim(room)
-        if taken == 0:
-            await self._rest(self._poll_interval_seconds)
-        else:
+        names = await self._filled_queues()
+        taken = await self._claim(min(room, self._room()), names)
+        self._is_idle = taken == 0
+        if taken:
+            if self._watch is not None:
+                self._watch.active()
             await asyncio.sleep(_COALESCE_SECONDS)
+        elif names:
+            await self._rest(self._poll_interval_seconds)
+
+    async def _filled_queues(self) -> list[str]:
+        """Queues to claim from: while active and few, all; else those that the watch finds filled, once there are."""
+        names = [*self.sources, *self._dormant]
+        is_active = not self._is_idle and len(names) <= _FEW_QUEUES and not self._dormant
+        if self._watch is None or is_active:
+            return names
+        closed = {name for name, source in self.sources.items() if source.room() == 0}
+        self._waiter = Waiter([name for name in names if name not in closed])
+        try:
+            if self._stopped.is_set():
+                return []
+            found = await self._watch.wait(self._waiter, _LOOK_SECONDS if closed else None)
+        finally:
+            self._waiter = None
+        looked_at = time.monotonic()
+        self._asked_at.update((name, looked_at) for name in names if name not in closed)
+        return found
+
+    def _source(self, name: str) -> Source:
+        if name in self._dormant:
+            self._dormant[name]()
+        return self.sources[name]
 
     def _room(self) -> int:
         """How many requests may be claimed now: none where the largest possible one has no room in memory."""
         has_bytes = all(source.carrier.has_room_for_request for source in self.sources.values())
         return self._allowance.room() if has_bytes else 0
 
-    async def _claim(self, room: int) -> int:
-        """Claim up to `room` requests, as the merge policy shares them among the queues."""
+    async def _claim(self, room: int, names: Sequence[str]) -> int:
+        """Claim up to `room` requests from these queues, as the merge policy shares them."""
         taken = 0
+        sources = {name: self._source(name) for name in names}
         candidates = [
-            Candidate(name, self.lane_of(source.labels), source.room())
-            for name, source in self.sources.items()
+            Candidate(name, self.lane_of(source.labels), source.room()) for name, source in sources.items()
         ]
         now = time.monotonic()
         turns = self._merge.turns(candidates, room, now)
-        if any(source.is_sparing for source in self.sources.values()):
+        if any(source.is_sparing for source in sources.values()):
             # A queue whose requests always fail must not take every probe.
             random.shuffle(turns)
         for turn in turns:
@@ -232,16 +283,21 @@ class Pool:
         return len(claims)
 
     async def _expire(self) -> None:
-        """Answer what has expired in queues that were not asked for a while: that needs neither room nor a turn."""
+        """Answer expired requests of queues that were not polled for a while, which takes neither room nor a turn."""
         now = time.monotonic()
-        for name, source in self.sources.items():
+        due = [
+            name
+            for name in [*self.sources, *self._dormant]
+            if now - self._asked_at.setdefault(name, now) >= _EXPIRE_SECONDS
+        ]
+        if not due:
+            return
+        self._asked_at.update((name, now) for name in due)
+        for name in due if self._watch is None else await self._watch.filled(due):
+            source = self._source(name)
             if source.carrier.is_settling_without_slots or self._stopped.is_set():
                 continue
-            if now - self._asked_at.setdefault(name, now) >= _EXPIRE_SECONDS:
-                self._asked_at[name] = now
-                await source.carrier.answer_expired(
-                    await source.queue.claim(_EXPIRED_BATCH, only_expired=True)
-                )
+            await source.carrier.answer_expired(await source.queue.claim(_EXPIRED_BATCH, only_expired=True))
 
     async def _wait_for_slot(self, timeout_seconds: float) -> None:
         """Wait for a slot, but no longer."""

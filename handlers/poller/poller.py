@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Final
 
 from handlers.poller.ack_batcher import Settlement, Settler
 from handlers.poller.claimer import Pool
 from handlers.poller.periodic import Looper
+from handlers.poller.queue_watch import QueueWatch
 from handlers.poller.worker import Carrier
 from handlers.telemetry.logs import Logger
 
@@ -26,22 +27,37 @@ class Poller:
     def __init__(
         self,
         pools: Sequence[Pool],
-        carriers: Sequence[Carrier],
-        settlers: Sequence[Settler],
+        watch: QueueWatch,
         loopers: Sequence[Looper],
         log: Logger,
         *,
         grace_seconds: float,
     ) -> None:
         self._pools = pools
-        self._carriers = carriers
-        self._settlers = settlers
+        self._carriers: list[Carrier] = []
+        self._settlers: list[Settler] = []
+        self._watch = watch
         self._loopers = loopers
+        self._background: set[asyncio.Task[None]] = set()
+        self._has_ended = asyncio.Event()
+        self._is_running = False
         self._log = log
         self._grace_seconds = grace_seconds
         self._stopping = asyncio.Event()
         self._is_told_to_stop = asyncio.Event()
         self._has_claimed_last = asyncio.Event()
+
+    def add(self, carrier: Carrier, settler: Settler) -> None:
+        """Serve a queue; also while running."""
+        self._carriers.append(carrier)
+        self._settlers.append(settler)
+        if self._is_running:
+            self._begin(settler.run())
+
+    def _begin(self, run: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(run)
+        self._background.add(task)
+        task.add_done_callback(lambda _: self._has_ended.set())
 
     @property
     def in_flight(self) -> int:
@@ -75,22 +91,26 @@ class Poller:
 
     async def run(self) -> None:
         """Claim, carry and settle until stopped and drained. Raises what ended a loop that must not end."""
-        background = [asyncio.create_task(looper.run()) for looper in self._loopers]
-        background += [asyncio.create_task(settler.run()) for settler in self._settlers]
+        self._is_running = True
+        self._begin(self._watch.run())
+        for looper in self._loopers:
+            self._begin(looper.run())
+        for settler in self._settlers:
+            self._begin(settler.run())
         claiming = [asyncio.create_task(pool.run()) for pool in self._pools]
-        stopping = asyncio.create_task(self._stopping.wait())
+        waiting = [asyncio.create_task(event.wait()) for event in (self._stopping, self._has_ended)]
         try:
-            await asyncio.wait([stopping, *claiming, *background], return_when=asyncio.FIRST_COMPLETED)
-            for ended in (task for task in (*background, *claiming) if task.done()):
+            await asyncio.wait([*waiting, *claiming], return_when=asyncio.FIRST_COMPLETED)
+            for ended in (task for task in (*self._background, *claiming) if task.done()):
                 await ended
             await asyncio.gather(*claiming)
             self._has_claimed_last.set()
             await self._drain()
         finally:
             self._has_claimed_last.set()
-            for task in (*background, *claiming, stopping):
+            for task in (*self._background, *claiming, *waiting):
                 task.cancel()
-            await asyncio.gather(*background, *claiming, stopping, return_exceptions=True)
+            await asyncio.gather(*self._background, *claiming, *waiting, return_exceptions=True)
 
     async def _drain(self) -> None:
         handed_back = 0

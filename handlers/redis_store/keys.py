@@ -72,6 +72,12 @@ def queue_keys(queue: str, *, cluster: bool = False) -> QueueKeys:
     )
 
 
+def reclaim_keys(queue: str, *, cluster: bool = False) -> list[str]:
+    """Keys of which at least one exists while there is anything to reclaim from the queue."""
+    keys = queue_keys(queue, cluster=cluster)
+    return [keys.claimed, keys.index, *([beside(queue, "outbox-idx")] if cluster else [])]
+
+
 def beside(key: str, suffix: str) -> str:
     """The name of a key of ours beside `key`, in the same slot of a Redis Cluster."""
     opens = key.find("{")

@@ -6,6 +6,7 @@ that is not known here stops the start: a misspelt gate would otherwise be an op
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -385,6 +386,8 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = 0
 
 
+MOST_QUEUES = 10_000
+"""Queues of one poller: each look names all of them. Split more among several deployments."""
 _LISTS = {"queue_name": "queues", "subscriber_id": "topics", "id": "pools"}
 
 
@@ -501,6 +504,10 @@ def _as_mapping(entries: list[Any]) -> dict[str, Any]:
 
 
 def _check_unique(config: ConfigFile) -> None:
+    if len(config.queues) > MOST_QUEUES:
+        raise InvalidSetting(
+            "CONFIG_FILE", found=f"{len(config.queues)}", accepted=f"at most {MOST_QUEUES} queues"
+        )
     names = {
         "queues.queue_name": [queue.queue_name for queue in config.queues],
         "queues.id": [queue.id for queue in config.queues if queue.id],
@@ -508,7 +515,7 @@ def _check_unique(config: ConfigFile) -> None:
         "pools.id": [pool.id for pool in config.pools],
     }
     for setting, given in names.items():
-        twice = sorted({name for name in given if given.count(name) > 1})
+        twice = sorted(name for name, count in Counter(given).items() if count > 1)
         if twice:
             raise InvalidSetting(setting, found=f"{twice[0]!r} twice", accepted="each name once")
     pools = {pool.id for pool in config.pools} | {"default"}

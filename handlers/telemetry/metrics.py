@@ -120,6 +120,11 @@ class QueueMetrics:
             lambda: sum(one._in_flight - one._sending for one in (self, *self._previous))
         )
 
+    @property
+    def has_own_series(self) -> bool:
+        """False for the series that queues past `MOST_QUEUES` share."""
+        return self._labels[0] != OTHER
+
     def started(self, attempt: int, residence_seconds: float | None) -> None:
         """Count the start of an attempt; `residence_seconds` is the time since the request was created, if known."""
         self._in_flight += 1

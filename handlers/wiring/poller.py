@@ -13,17 +13,24 @@ from handlers.gates.gate import Gate
 from handlers.gates.labels import band_of
 from handlers.poller.ack_batcher import Settlement, Settler
 from handlers.poller.byte_budget import ByteBudget
-from handlers.poller.canceller import Canceller
 from handlers.poller.claimer import Pool, Source
-from handlers.poller.depth_watch import DEPTHS_SECONDS, DepthWatch
 from handlers.poller.duplicates import Repeats
 from handlers.poller.finished_log import WRITE_SECONDS, FinishedLog
-from handlers.poller.heartbeat import Heartbeat
+from handlers.poller.maintenance import (
+    CANCEL_SECONDS,
+    DEPTHS_SECONDS,
+    Canceller,
+    DepthWatch,
+    LeaseKeeper,
+    QueueParts,
+    QueueTable,
+    Reclaimer,
+)
 from handlers.poller.periodic import Looper
 from handlers.poller.poller import Poller
 from handlers.poller.pool_share import SHARE_SECONDS
 from handlers.poller.priority import LaneOptions, build_merge, check_objectives
-from handlers.poller.reclaimer import Reclaimer
+from handlers.poller.queue_watch import QueueWatch
 from handlers.poller.settlement import RequestLimits, ResultRoute
 from handlers.poller.worker import Carrier
 from handlers.redis_store.admin.finished import FinishedLimits, FinishedRecords
@@ -39,13 +46,14 @@ from handlers.redis_store.keys import ReservedNames
 from handlers.redis_store.opening import open_queue, open_retries
 from handlers.redis_store.queue.cancellations import ForeignCancellations
 from handlers.redis_store.queue.payloads import read_payload
+from handlers.redis_store.queue.presence import existing, wake_signals
 from handlers.redis_store.queue.queue import QueueOptions
 from handlers.settings.config_file import PoolEntry, QueueEntry
 from handlers.settings.settings import Settings, memory_warnings
 from handlers.status.collect import POST_SECONDS, Tally, status_watch
 from handlers.telemetry.dependencies import SkewWatch
 from handlers.telemetry.logs import get_logger
-from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
+from handlers.telemetry.metrics import CONTENT_TYPE, Metrics, QueueMetrics
 from handlers.telemetry.pages import Page, PagesServer
 from handlers.wiring.closing import Close, close_in_time
 from handlers.wiring.gates import ProcessGates
@@ -56,11 +64,11 @@ from handlers.wiring.redis_options import redis_options
 from handlers.wiring.reserved_names import all_gate_params, reserved_names, withheld_labels
 from handlers.wiring.tracing import tracing_of
 
-PROMOTE_SECONDS = 0.1
-"""How often retries that are due go back to their queues."""
-CANCEL_SECONDS = 0.5
-"""How often it is looked what producers have taken back."""
 _BATCH = 1_000
+_MOST_EAGER = 64
+"""With more queues than this, the parts of a queue without gates are built when it first has requests."""
+_RECLAIM_SECONDS_PER_QUEUE = 0.0005
+"""Least interval of the scans for dead owners, per queue: 5 s for 10,000."""
 
 
 class PollerApp:
@@ -90,31 +98,79 @@ class PollerApp:
         self._loopers: list[Looper] = []
         self._shared = SharedPools(self._redis, self._log)
         self._finished = self._finished_log()
+        self._watch = self._queue_watch()
+        self._foreign = ForeignCancellations(self._redis)
+        self._table = QueueTable()
+        self._reserved = _reserved(settings)
+        self._withheld_labels = withheld_labels(settings)
         self._pools = self._build_pools()
-        self._carriers: list[Carrier] = []
         self._settlers: list[Settler] = []
+        self.poller = self._poller()
         for number, entry in enumerate(settings.queues):
             self._add(number, entry)
-        self._loopers.append(self._promoter())
+        self._maintain()
         self._loopers.append(self._clock_watch())
-        self._loopers.append(self._looper("pool sharing", SHARE_SECONDS, self._shared.tick))
-        self._loopers.append(self._looper("retry canceller", CANCEL_SECONDS, self._retries.recall))
-        foreign = ForeignCancellations(self._redis)
-        self._loopers.append(self._looper("sweep of cancellations", CANCEL_SECONDS, foreign.sweep))
+        if self._shared.is_used:
+            self._loopers.append(self._looper("pool sharing", SHARE_SECONDS, self._shared.tick))
         self._status = status_watch(self._redis, self._tally, self._pools, self._pool_gates)
         self._loopers.append(self._looper("status board", POST_SECONDS, self._status.tick))
-        self.poller = Poller(
-            [pool for pool in self._pools.values() if pool.sources],
-            self._carriers,
-            self._settlers,
-            self._loopers,
-            self._log,
-            grace_seconds=settings.env.shutdown_grace_seconds,
-        )
         self._watch_metrics()
         self._pages: PagesServer | None = PagesServer(
             self._page_table(), settings.env.host, settings.env.metrics_port
         )
+
+    def _poller(self) -> Poller:
+        used = {entry.worker_pool_id for entry in self._settings.queues}
+        pools = [pool for pool_id, pool in self._pools.items() if pool_id in used]
+        grace_seconds = self._settings.env.shutdown_grace_seconds
+        return Poller(pools, self._watch, self._loopers, self._log, grace_seconds=grace_seconds)
+
+    def _queue_watch(self) -> QueueWatch:
+        async def promote() -> int:
+            moved = some = await self._retries.promote(_BATCH)
+            while some == _BATCH:
+                some = await self._retries.promote(_BATCH)
+                moved += some
+            return moved
+
+        return QueueWatch(
+            partial(existing, self._redis),
+            self._log,
+            poll_interval_seconds=self._settings.poll_interval_seconds,
+            retry_keys=self._retries.work_keys,
+            promote=promote,
+            signals=partial(wake_signals, self._redis),
+        )
+
+    def _maintain(self) -> None:
+        """Add the periodic tasks that serve all queues."""
+        env, redis, table = self._settings.env, self._redis, self._table
+        is_cluster = redis_options(self._settings).is_cluster
+        leases = LeaseKeeper(table, env.lease_seconds)
+        reclaimer = Reclaimer(redis, table, self._log, max_deaths=env.max_deaths, cluster=is_cluster)
+        canceller = Canceller(
+            redis,
+            table,
+            self._retries,
+            self._log,
+            now=self._clock.now,
+            is_stopping=lambda: self.poller.is_stopping,
+        )
+        depths = DepthWatch(redis, table, self._queue_options())
+        least_seconds = _RECLAIM_SECONDS_PER_QUEUE * len(self._settings.queues)
+        self._loopers += [
+            self._looper("heartbeat", env.heartbeat_seconds, leases.tick),
+            self._looper("reclaimer", max(env.reclaim_seconds, least_seconds), reclaimer.tick),
+            self._looper("canceller", CANCEL_SECONDS, canceller.tick),
+            self._looper("sweep of cancellations", max(CANCEL_SECONDS, least_seconds), self._sweep),
+            self._looper("depths", DEPTHS_SECONDS, depths.tick),
+        ]
+
+    async def _sweep(self) -> None:
+        """Scan for cancellations of foreign producers, unless nothing is queued."""
+        keys = [*self._table.names, *self._retries.work_keys]
+        if not self._watch.is_silent or await existing(self._redis, keys):
+            await self._foreign.sweep()
 
     def _watch_metrics(self) -> None:
         self._metrics.watch_circuits(self._guards.open_circuits)
@@ -195,6 +251,7 @@ class PollerApp:
                 merge=merge,
                 lane_of=partial(band_of, tier_label=settings.tier_label),
                 part=self._shared.part_of_pool(entry, self._pool_gates[entry.id]),
+                watch=self._watch,
             )
             self._shared.watch(pools[entry.id])
             for gate in self._pool_gates[entry.id]:
@@ -210,12 +267,20 @@ class PollerApp:
         self._metrics.pool(pool.pool_id, pool.slots, pool.budget)
 
     def _add(self, number: int, entry: QueueEntry) -> None:
-        env, pool = self._settings.env, self._pools[entry.worker_pool_id]
-        queue = open_queue(self._redis, entry.queue_name, self._queue_options(), self._clock)
+        """Build the parts of a queue, or have them built once it has requests if there are many queues."""
+        pool = self._pools[entry.worker_pool_id]
         gates = self._gates.build(
             entry.gate_type, entry.gate_params, f"queues[{number}]", entry.worker_pool_id
         )
-        route = _result_route(self._settings, entry)
+        build = partial(self._build, entry, pool, gates)
+        if gates or len(self._settings.queues) <= _MOST_EAGER:
+            build()
+        else:
+            self._table.add_dormant(entry.queue_name, build)
+            pool.add_dormant(entry.queue_name, build)
+
+    def _build(self, entry: QueueEntry, pool: Pool, gates: list[Gate]) -> None:
+        queue = open_queue(self._redis, entry.queue_name, self._queue_options(), self._clock)
         settler = Settler(queue, self._log)
         guard = self._guards.of(self._settings.routes.of(entry.queue_name).base_url)
         labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
@@ -223,15 +288,31 @@ class PollerApp:
         for gate in gates:
             self._placed_gates["queue", entry.queue_name] = gate
             self._metrics.watch_gate(*labels, gate.state)
-        carrier = Carrier(
+        carrier = self._carrier(entry, pool, [*gates, *self._pool_gates[pool.pool_id]], settler, metrics)
+        settler.on_settled = partial(self._settled, carrier)
+        part = self._shared.part_of_queue(self._pool_entry(entry.worker_pool_id), gates)
+        allowance = Allowance(pool.slots, all_shares(gates), part=part) if gates else None
+        self._shared.watch(pool)
+        pool.add(Source(queue, carrier, entry.labels, gates, allowance, guard.circuit))
+        self._settlers.append(settler)
+        self._table.add(QueueParts(queue, carrier, metrics))
+        self.poller.add(carrier, settler)
+
+    def _carrier(
+        self, entry: QueueEntry, pool: Pool, gates: list[Gate], settler: Settler, metrics: QueueMetrics
+    ) -> Carrier:
+        env = self._settings.env
+        guard = self._guards.of(self._settings.routes.of(entry.queue_name).base_url)
+        route = _result_route(self._settings, entry, self._reserved)
+        return Carrier(
             settler,
             route,
             guarded_dispatch(self._dispatch, guard, clock=self._clock.now),
             self._log,
             metrics,
             labels=entry.labels,
-            withheld_labels=withheld_labels(self._settings),
-            gates=[*gates, *self._pool_gates[pool.pool_id]],
+            withheld_labels=self._withheld_labels,
+            gates=gates,
             lane=self._lanes[pool.pool_id],
             read_payload=partial(read_payload, self._redis),
             repeats=self._repeats(entry, route),
@@ -241,21 +322,6 @@ class PollerApp:
             on_outcome=self._tally.note,
             limits=RequestLimits(env.max_attempts, env.max_deadline_seconds),
         )
-        settler.on_settled = partial(self._settled, carrier)
-        heartbeat = Heartbeat(queue, carrier, env.lease_seconds, metrics)
-        reclaimer = Reclaimer(queue, carrier, self._log, metrics, max_deaths=env.max_deaths)
-        part = self._shared.part_of_queue(self._pool_entry(entry.worker_pool_id), gates)
-        allowance = Allowance(pool.slots, all_shares(gates), part=part) if gates else None
-        self._shared.watch(pool)
-        pool.add(Source(queue, carrier, entry.labels, gates, allowance, guard.circuit))
-        self._settlers.append(settler)
-        self._carriers.append(carrier)
-        self._loopers.append(self._looper("heartbeat", env.heartbeat_seconds, heartbeat.tick))
-        self._loopers.append(self._looper("reclaimer", env.reclaim_seconds, reclaimer.tick))
-        canceller = Canceller(queue, carrier, self._log, lambda: self.poller.is_stopping)
-        self._loopers.append(self._looper("canceller", CANCEL_SECONDS, canceller.tick))
-        depths = DepthWatch(self._redis, queue, self._queue_options(), metrics)
-        self._loopers.append(self._looper("depths", DEPTHS_SECONDS, depths.tick))
 
     def _settled(self, carrier: Carrier, settlement: Settlement, has_taken_effect: bool) -> None:
         carrier.settled(settlement, has_taken_effect)
@@ -290,13 +356,6 @@ class PollerApp:
             wait_timeout_ms=max(1, round(500 * env.redis_timeout_seconds)),  # before the connection gives up
         )
 
-    def _promoter(self) -> Looper:
-        async def tick() -> None:
-            while await self._retries.promote(_BATCH) == _BATCH:
-                pass
-
-        return self._looper("promoter", PROMOTE_SECONDS, tick)
-
     def _clock_watch(self) -> Looper:
         watch = SkewWatch(self._clock, self._log, "redis")
         self._metrics.watch_clock(lambda: self._clock.skew_seconds)
@@ -319,10 +378,11 @@ class PollerApp:
         try:
             for warning in (*memory_warnings(self._settings), *await self._warnings()):
                 self._log.warning(warning)
-            queues = [entry.queue_name for entry in self._settings.queues]
+            queues = [entry.queue_name for entry in self._settings.queues[:_MOST_EAGER]]
             self._log.info(
                 "polling",
                 queues=queues,
+                queue_count=len(self._settings.queues),
                 workers={p.pool_id: p.slots for p in self._pools.values()},
                 max_in_flight_bytes=self._budget.total,
                 metrics_port=await self._listen(),
@@ -359,7 +419,7 @@ class PollerApp:
             return [f"Redis does not answer yet: {explained(error)}"]
 
 
-def _result_route(settings: Settings, entry: QueueEntry) -> ResultRoute:
+def _result_route(settings: Settings, entry: QueueEntry, reserved: ReservedNames) -> ResultRoute:
     env, own = settings.env, entry.result_per_request
     return ResultRoute(
         entry.result_queue_name,
@@ -370,7 +430,7 @@ def _result_route(settings: Settings, entry: QueueEntry) -> ResultRoute:
         apart_bytes=env.result_apart_bytes,
         apart_seconds=env.result_apart_seconds,
         may_name=settings.may_name_lists,
-        reserved=_reserved(settings),
+        reserved=reserved,
     )
 
 

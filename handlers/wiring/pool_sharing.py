@@ -34,6 +34,11 @@ class SharedPools:
         sharing = self._shared(entry.id)
         return lambda: sharing.part
 
+    @property
+    def is_used(self) -> bool:
+        """Whether any pool is shared."""
+        return bool(self._sharing)
+
     def take_over(self, before: SharedPools) -> None:
         """Be the same poller to the others as `before` was: a second one would halve our part."""
         for pool_id in [one for one in before._sharing if one in self._sharing]:

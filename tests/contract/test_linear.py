@@ -30,7 +30,7 @@ from handlers.doors.cloudevents.sdk import read_event
 from handlers.doors.http_message import Delivery
 from handlers.doors.pubsub.push_body import decode_push
 from handlers.gates.metric.endpoint_scrape import samples_of
-from handlers.poller.depth_watch import oldest_age_seconds
+from handlers.poller.maintenance import oldest_age_seconds
 from handlers.status.overview import fresh_pollers, read_failures
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +201,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "batch.lines.decode_line": lambda text: decode_line(1, text),
     "batch.lines.decode_output": lambda text: decode_output("b", text),
     "gates.metric.endpoint_scrape.samples_of": read_gauge,
-    "poller.depth_watch.oldest_age_seconds": lambda text: oldest_age_seconds([text], "q", 0.0),
+    "poller.maintenance.oldest_age_seconds": lambda text: oldest_age_seconds([text], "q", 0.0),
     "status.overview.fresh_pollers": lambda text: fresh_pollers({"a": text}, 0.0),
     "status.overview.read_failures": lambda text: read_failures([text]),
 }

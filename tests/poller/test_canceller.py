@@ -11,10 +11,11 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
 from handlers.forward.outcome import Outcome
 from handlers.poller import worker as carrier
-from handlers.poller.canceller import Canceller
+from handlers.poller.maintenance import Canceller
 from handlers.redis_store.keys import active_key
 from handlers.redis_store.submit.submissions import Submissions
 from tests.poller.rig import IN_TIME, Rig, running
+from tests.poller.tables import table_of
 from tests.redis_store.queue.queueing import DEADLINE, envelope
 from tests.waiting import wait_until_async
 
@@ -31,6 +32,18 @@ async def submitted(rig: Rig, *numbers: int) -> None:
 async def cancelled(rig: Rig, *numbers: int) -> None:
     done = await Submissions(rig.store).cancel([(f"r-{number}", "") for number in numbers])
     assert all(done)
+
+
+def canceller_of(*rigs: Rig, is_stopping: bool = False) -> Canceller:
+    """The canceller of these queues."""
+    return Canceller(
+        rigs[0].store,
+        table_of(*rigs),
+        None,
+        rigs[0].log,
+        now=rigs[0].queue.now,
+        is_stopping=lambda: is_stopping,
+    )
 
 
 class Slow:
@@ -55,7 +68,7 @@ async def test_what_waits_is_answered_by_one_look_however_much_it_is(store: Redi
     await submitted(rig, *numbers)
     await cancelled(rig, *numbers)
     async with running(rig.settler.run()):
-        await Canceller(rig.queue, rig.carrier, rig.log).tick()
+        await canceller_of(rig).tick()
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
     assert rig.dispatched == []
     assert {one.error_code for one in await rig.results()} == {ErrorCode.CANCELLED}
@@ -70,7 +83,7 @@ async def test_who_stops_leaves_what_waits_to_others_and_answers_what_it_holds(s
     await wait_until_async(lambda: bool(rig.dispatched), "the first under way")
     await cancelled(rig, 1, 2)
     async with running(rig.settler.run()):
-        await Canceller(rig.queue, rig.carrier, rig.log, lambda: True).tick()
+        await canceller_of(rig, is_stopping=True).tick()
         handler.may_end.set()
         await wait_until_async(lambda: rig.carrier.in_flight == 0, "its work to end")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
@@ -85,7 +98,7 @@ async def test_work_that_is_ending_is_stopped_again_only_after_a_while(
     monkeypatch.setattr(carrier, "CANCEL_AGAIN_SECONDS", pause_seconds)
     handler = Slow()
     rig = Rig(store, handler)
-    canceller = Canceller(rig.queue, rig.carrier, rig.log)
+    canceller = canceller_of(rig)
     await submitted(rig, 1)
     rig.carrier.start(await rig.queue.claim(1))
     await wait_until_async(lambda: bool(rig.dispatched), "the request under way")
@@ -98,3 +111,14 @@ async def test_work_that_is_ending_is_stopped_again_only_after_a_while(
     async with running(rig.settler.run()):
         await wait_until_async(lambda: rig.carrier.in_flight == 0, "its work to end")
         await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+
+
+async def test_a_queue_of_another_type_does_not_keep_others_from_being_cancelled(store: Redis) -> None:
+    broken, rig = Rig(store, name="broken"), Rig(store)
+    await store.set("broken", "no queue")
+    await submitted(rig, 1)
+    await cancelled(rig, 1)
+    async with running(rig.settler.run()):
+        await canceller_of(broken, rig).tick()
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    assert [one.id for one in await rig.results()] == ["r-1"]

@@ -12,10 +12,11 @@ from redis.asyncio import Redis
 from handlers.contract.request import Request
 from handlers.contract.result import answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.poller.depth_watch import DepthWatch
+from handlers.poller.maintenance import DepthWatch
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
 from handlers.redis_store.queue.queue import QueueOptions
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
+from tests.poller.tables import table_of
 from tests.telemetry.exposition import page_of
 from tests.waiting import wait_until_async
 
@@ -110,7 +111,7 @@ async def test_a_look_counts_by_time_left_and_finds_the_oldest(store: Redis) -> 
     await rig.submit(body("late", created=now - 600), score=now - 10)
     await rig.submit(body("soon", created=now - 5), score=now + 20)
     await rig.submit(body("later", created=now - 900), score=now + 3_000)
-    await DepthWatch(store, rig.queue, QueueOptions(RETRIES, RESULTS), rig.metrics).tick()
+    await DepthWatch(store, table_of(rig), QueueOptions(RETRIES, RESULTS)).tick()
     assert value(rig, "broker_backlog", model_name="") == 3
     assert value(rig, "broker_backlog_source_available") == 1
     assert value(rig, "oldest_pending_age_seconds") == pytest.approx(900, abs=60)
@@ -122,9 +123,9 @@ async def test_a_look_that_fails_says_so_and_keeps_the_last_numbers(store: Redis
     rig = Rig(store)
     await rig.submit(body("a"))
     options = QueueOptions(RETRIES, RESULTS)
-    await DepthWatch(store, rig.queue, options, rig.metrics).tick()
+    await DepthWatch(store, table_of(rig), options).tick()
     gone = connect(RedisOptions(f"unix://{tmp_path}/nobody"))
     with pytest.raises(STORE_FAILURES):
-        await DepthWatch(gone, rig.queue, options, rig.metrics).tick()
+        await DepthWatch(gone, table_of(rig), options).tick()
     assert value(rig, "broker_backlog_source_available") == 0
     assert value(rig, "broker_backlog", model_name="") == 1

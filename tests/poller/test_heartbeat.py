@@ -11,9 +11,10 @@ from redis.asyncio import Redis
 from handlers.contract.request import Request
 from handlers.demo.servers import Valkey
 from handlers.forward.outcome import Outcome
-from handlers.poller.heartbeat import Heartbeat
+from handlers.poller.maintenance import LeaseKeeper
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
 from tests.poller.rig import IN_TIME, QUEUE, Rig, body, running
+from tests.poller.tables import table_of
 from tests.waiting import wait_until_async
 
 
@@ -42,7 +43,7 @@ async def test_a_tick_moves_the_end_of_every_lease(store: Redis) -> None:
     async with running(rig.settler.run()):
         rig.carrier.start(await rig.claimed(body("a"), body("b")))
         before = await lease_ends(store)
-        await Heartbeat(rig.queue, rig.carrier, 30.0, rig.metrics).tick()
+        await LeaseKeeper(table_of(rig), 30.0).tick()
         after = await lease_ends(store)
         assert len(after) == 2
         assert all(after[key] > before[key] for key in after)
@@ -57,7 +58,7 @@ async def test_a_claim_that_another_took_is_given_up_and_its_work_cancelled(stor
     async with running(rig.settler.run()):
         rig.carrier.start(claims)
         await store.hset(f"{QUEUE}:claim-owners", mapping={claims[0].claim_key: b"another"})
-        await Heartbeat(rig.queue, rig.carrier, 30.0, rig.metrics).tick()
+        await LeaseKeeper(table_of(rig), 30.0).tick()
         assert rig.carrier.held_claims() == [claims[1]]
         await wait_until_async(lambda: rig.carrier.in_flight == 1, "the lost work to end")
         rig.carrier.hand_back()
@@ -69,7 +70,7 @@ async def test_a_claim_that_another_took_is_given_up_and_its_work_cancelled(stor
 async def test_with_nothing_held_nothing_is_asked(store: Redis) -> None:
     rig = Rig(store)
     before = (await store.info("stats"))["total_commands_processed"]
-    await Heartbeat(rig.queue, rig.carrier, 30.0, rig.metrics).tick()
+    await LeaseKeeper(table_of(rig), 30.0).tick()
     assert (await store.info("stats"))["total_commands_processed"] == before + 1  # this very question
 
 
@@ -80,7 +81,8 @@ async def test_leases_that_could_not_be_renewed_for_their_whole_length_are_given
     impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
     rig = Rig(impatient, forever, lease_seconds=15.0)
     monotonic = Monotonic()
-    heartbeat = Heartbeat(rig.queue, rig.carrier, 15.0, rig.metrics, monotonic)
+    heartbeat = LeaseKeeper(table_of(rig), 15.0, monotonic)
+    await heartbeat.tick()
     rig.carrier.start(await rig.claimed(body("a")))
     await store.client_pause(60_000, all=False)  # writes only: so it can be ended
     for at, is_held in ((105.0, True), (114.9, True), (115.1, False)):

@@ -18,7 +18,7 @@ from handlers.redis_store.queue import queue
 from handlers.redis_store.queue.dead_letters import DeadLetters
 from handlers.redis_store.queue.queue import Nack
 from handlers.redis_store.scripts import lua_script, script_files
-from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope, recalled
+from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope, recalled, recalled_retries
 
 ROOM = Path(handlers.__file__).parent / "redis_store"
 SCRIPTS = sorted(name for name in script_files() if not name.startswith("_"))
@@ -170,7 +170,7 @@ async def _use_every_script(bench: Bench) -> None:
         await owner.reclaim(10, 5)
         await _cancel(bench, size)
         assert await recalled(bench.owner()) == []
-        await queue.Retries(bench.redis, bench.retries, bench.queue_name).recall()
+        await recalled_retries(queue.Retries(bench.redis, bench.retries, bench.queue_name))
         await owner.ack([bench.ack_of(claim) for claim in await owner.claim(size)])
         owner._lost = {f"{n:032x}": time.monotonic() for n in range(size)}
         assert await owner.take_back() == 0

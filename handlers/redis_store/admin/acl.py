@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
+from handlers.redis_store.queue.presence import WAKE_CHANNEL
+
 
 class Role(StrEnum):
     """Who connects."""
@@ -25,12 +27,14 @@ class Role(StrEnum):
 # CLIENT SETINFO, which the library sends first, is refused and ignored: not every server knows it as a rule.
 _CONNECTION = "+ping +hello +auth +client|setname"
 _CLUSTER = "+cluster|slots +cluster|shards +cluster|keyslot +command +readonly"
+_CHANNEL = f"&{WAKE_CHANNEL}"
+"""Producers publish on it that a queue has new requests, idle pollers subscribe to it."""
 _SCRIPTS = "+evalsha +eval +script|load +time"
 
 _POLLER_COMMANDS = (
     "+get +set +del +unlink +exists +expire +expireat +pexpire +pttl +ttl +type +hget +hmget +hset +hsetnx +hdel +hlen "
     "+hkeys +hincrby +hexists +hgetall +zadd +zrem +zcard +zcount +zscore +zrange +zrevrange +zrangebyscore "
-    "+zremrangebyscore +zpopmin +zscan +scan +lpush +llen +ltrim +wait +info +config|get"
+    "+zremrangebyscore +zpopmin +zscan +scan +lpush +llen +ltrim +wait +info +config|get +subscribe"
 )
 _STATUS_COMMANDS = (
     "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +zscan +hgetall +lrange +get +type +time "
@@ -38,7 +42,7 @@ _STATUS_COMMANDS = (
 )
 _PRODUCER_COMMANDS = (
     "+get +set +del +exists +incr +incrby +expireat +expire +pttl +pexpiretime +zadd +zcard +zscore +zrangebyscore "
-    "+zremrangebyscore +type +wait"
+    "+zremrangebyscore +type +wait +publish"
 )
 _READER_COMMANDS = (
     "+get +unlink +hget +hset +hsetnx +hdel +hexists +zadd +zrem +zscore +zrangebyscore +zremrangebyscore +zcard "
@@ -77,7 +81,7 @@ def _poller(homes: Sequence[str], results: str) -> str:
     payloads = ["request-payload:*", "result-payload:*"]
     lists = [results, *_beside([results]), f"{{{results}:*"]
     keys = _keys("", [*homes, *_beside(homes), *lists, *requests, *payloads, *gates])
-    return f"{keys} {_CONNECTION} {_CLUSTER} {_SCRIPTS} {_POLLER_COMMANDS}"
+    return f"{keys} {_CHANNEL} {_CONNECTION} {_CLUSTER} {_SCRIPTS} {_POLLER_COMMANDS}"
 
 
 def _client(queues: Sequence[str], results: str) -> str:
@@ -89,9 +93,8 @@ def _client(queues: Sequence[str], results: str) -> str:
         "request-sent:*",
         *(f"{{{queue}}}:delivered" for queue in queues),
     ]
-    submits = (
-        f"{_keys('', [*queues, *own, *shared])} {_CONNECTION} {_CLUSTER} {_SCRIPTS} {_PRODUCER_COMMANDS}"
-    )
+    keys = _keys("", [*queues, *own, *shared])
+    submits = f"{keys} {_CHANNEL} {_CONNECTION} {_CLUSTER} {_SCRIPTS} {_PRODUCER_COMMANDS}"
     lists = _keys("", [results, *_beside([results]), f"{{{results}:*", "result-payload:*"])
     claimed = [name for queue in queues for name in (f"{queue}:claimed", f"{{{queue}}}:claimed")]
     looks = _keys("%R", [*queues, *claimed, *own, "{async-processor}:status:finished"])

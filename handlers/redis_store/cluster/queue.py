@@ -126,6 +126,7 @@ class ClusterRetries(Retries):
     ) -> None:
         super().__init__(redis, retry_queue_name, default_queue)
         self._outbox = Outbox(redis, retry_queue_name, Replication(redis, wait_replicas, 1_000))
+        self.work_keys.append(self._outbox.index)
         self._posting = [retry_queue_name, self._outbox.key, self._outbox.index]
         self._post_due = lua_script(redis, "post_due")
         self._post_cancelled = lua_script(redis, "post_cancelled")

@@ -28,7 +28,7 @@ from handlers.redis_store.keys import (
     queue_keys,
     settled_key,
 )
-from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellations, Look, looks
+from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellation, Look, looks
 from handlers.redis_store.queue.payloads import StoredPayload, delete_payloads, is_own_payload, store_payloads
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import SCRIPT_BYTES, lua_script
@@ -150,8 +150,12 @@ class RedisQueue:
         self._take_back = lua_script(redis, "take_back")
         self._lost: dict[str, float] = {}
         self._has_lost = False
-        self._cancellations = Cancellations(redis, now=self._clock.now)
         self._replication = Replication(redis, options.wait_replicas, options.wait_timeout_ms)
+
+    @property
+    def has_lost_replies(self) -> bool:
+        """Whether a claim's reply was lost lately, so that `reclaim` must run."""
+        return bool(self._lost)
 
     def now(self) -> float:
         """The server's Unix seconds, as far as claims and scans told."""
@@ -305,15 +309,14 @@ class RedisQueue:
         )
         return [effect == 1 for effect in effects]
 
-    async def recall(self) -> AsyncIterator[list[Claim]]:
-        """Claim what was cancelled while it waited here, wherever it stands: to be answered, and not to be run."""
-        for look in looks(await self._cancellations.due()):
+    async def recall(self, cancelled: Sequence[Cancellation]) -> AsyncIterator[list[Claim]]:
+        """Claim those of the cancelled requests that are pending here, wherever they stand, to answer them unsent."""
+        for look in looks(cancelled):
             place = (1, 0)
             while place[0]:
                 place, claims = await self._recalled(look, place)
                 if claims:
                     yield claims
-        self._cancellations.looked()
 
     async def _recalled(self, look: Look, place: tuple[int, int]) -> tuple[tuple[int, int], list[Claim]]:
         """Claims from one part of a look, and the place (range, members passed over) of the next; range 0: none."""
@@ -441,18 +444,16 @@ class Retries:
         self._script = lua_script(redis, "recall_retries")
         self._name = retry_queue_name
         self._default_queue = default_queue
-        self._cancellations = Cancellations(redis)
+        self.work_keys = [retry_queue_name]
+        """Keys of which at least one exists while `promote` has anything to do."""
 
     async def promote(self, limit: int) -> int:
         """Move retries that are due back to their queues' pending sets; returns how many."""
         return await promote(self._redis, self._name, self._default_queue, limit)
 
-    async def recall(self) -> int:
-        """Bring what was cancelled back to its queue, which recalls it from there; returns how many."""
-        found = await self._cancellations.due()
-        brought = await self._brought([one.key for one in found]) if found else 0
-        self._cancellations.looked()
-        return brought
+    async def recall(self, cancelled: Sequence[Cancellation]) -> int:
+        """Move cancelled requests back to their queues, which recall them from there; returns how many."""
+        return await self._brought([one.key for one in cancelled]) if cancelled else 0
 
     async def _brought(self, names: Sequence[bytes]) -> int:
         cursor, brought = b"0", 0

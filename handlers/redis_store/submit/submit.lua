@@ -61,5 +61,6 @@ for n = 1, (#KEYS - 2) / 4 do
 end
 if #answer > 0 then
   redis.call('SET', KEYS[2], cjson.encode(answer), 'EX', 120)
+  try('PUBLISH', '{async-processor}:wake', KEYS[1]) -- idle pollers listen; a user without the right submits all the same
 end
 return answer

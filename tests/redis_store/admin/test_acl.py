@@ -27,7 +27,7 @@ from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, QueueOptions, RedisQueue, Retries
 from handlers.redis_store.submit.submissions import RequestState
 from tests.manifests.keda_rehearsal import COUNT
-from tests.redis_store.queue.queueing import DEADLINE, body, recalled
+from tests.redis_store.queue.queueing import DEADLINE, body, recalled, recalled_retries
 from tests.servers.redis_topologies import Server
 
 QUEUE, RETRIES, RESULTS = "request-sortedset", "retry-sortedset", "result-list"
@@ -88,7 +88,7 @@ async def test_the_whole_way_works_with_the_least_rights(guarded: Server, users:
         assert await client.look_up(sent) is RequestState.PENDING
         assert await client.cancel(taken_back)
         recalled_ones = await recalled(queue)
-        assert (len(recalled_ones), await retries.recall()) == (1, 0)
+        assert (len(recalled_ones), await recalled_retries(retries)) == (1, 0)
         foreign = ForeignCancellations(poller)
         assert (await foreign.sweep(), foreign.is_allowed) == (0, True)
         claims = await queue.claim(10)

@@ -14,7 +14,15 @@ from handlers.redis_store.connection import server_time
 from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.queue.queue import Claim, Nack, RedisQueue, Retries
 from handlers.redis_store.submit.submissions import Submissions
-from tests.redis_store.queue.queueing import DEADLINE, LEASE_SECONDS, Bench, body, envelope, recalled
+from tests.redis_store.queue.queueing import (
+    DEADLINE,
+    LEASE_SECONDS,
+    Bench,
+    body,
+    envelope,
+    recalled,
+    recalled_retries,
+)
 
 MAX_DEATHS = 3
 DELAY_SECONDS = 40.0
@@ -271,7 +279,7 @@ class Walk:
         for member in found:
             self.model.pending[member] = self.model.retries.pop(member)[0]
         recall = Retries(self.bench.redis, self.bench.retries, self.bench.queue_name)
-        assert await recall.recall() == len(found)
+        assert await recalled_retries(recall) == len(found)
 
     async def look_at_held(self, pick: int) -> None:
         """What was cancelled while it was held, and nothing else."""

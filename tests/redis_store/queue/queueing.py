@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 
 from handlers.redis_store.connection import server_time
 from handlers.redis_store.keys import QueueKeys, queue_keys, settled_key
-from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions, RedisQueue, promote
+from handlers.redis_store.queue.cancellations import Cancellations
+from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions, RedisQueue, Retries, promote
 
 DEADLINE = 1_999_999_999
 LEASE_SECONDS = 30.0
@@ -103,6 +104,18 @@ def envelope(request_id: str, token: str = "", **internal: object) -> bytes:
     return json.dumps({"internal": routing, "request_kind": "redis", "data": data}).encode()
 
 
-async def recalled(owner: RedisQueue) -> list[Claim]:
-    """What was cancelled while it waited, claimed by `owner`."""
-    return [claim async for claims in owner.recall() for claim in claims]
+async def recalled(owner: RedisQueue, cancellations: Cancellations | None = None) -> list[Claim]:
+    """What was cancelled while it waited, claimed by `owner`; without `cancellations`, all of the last hour."""
+    source = cancellations or Cancellations(owner._redis, now=owner.now)
+    found = await source.due()
+    claims = [claim async for claims in owner.recall(found) for claim in claims]
+    source.looked()
+    return claims
+
+
+async def recalled_retries(retries: Retries, cancellations: Cancellations | None = None) -> int:
+    """How many cancelled retries were moved back to their queues."""
+    source = cancellations or Cancellations(retries._redis)
+    moved = await retries.recall(await source.due())
+    source.looked()
+    return moved

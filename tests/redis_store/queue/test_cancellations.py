@@ -23,7 +23,7 @@ from handlers.redis_store.queue.cancellations import (
 )
 from handlers.redis_store.queue.queue import Nack, Retries
 from handlers.redis_store.submit.submissions import Submissions
-from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope, recalled
+from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope, recalled, recalled_retries
 
 
 async def submitted(bench: Bench, request_id: str, token: str, score: float) -> bytes:
@@ -178,21 +178,20 @@ async def test_thousands_are_claimed_with_their_scores(bench: Bench) -> None:
 async def test_what_moves_while_it_is_looked_for_is_found_by_a_later_look(bench: Bench) -> None:
     clock = Clock()
     owner = bench.owner()
-    owner._cancellations = Cancellations(bench.redis, clock)
+    of_queue, of_retries = Cancellations(bench.redis, clock), Cancellations(bench.redis, clock)
     retries = Retries(bench.redis, bench.retries, bench.queue_name)
-    retries._cancellations = Cancellations(bench.redis, clock)
     await submitted(bench, "r", "t-1", DEADLINE + 1 / 2**21)
     (claim,) = await owner.claim(1)
     await cancelled(bench, "r")
-    assert (await recalled(owner), await retries.recall()) == ([], 0), (
+    assert (await recalled(owner, of_queue), await recalled_retries(retries, of_retries)) == ([], 0), (
         "it is claimed, and its nack on the way"
     )
     member = encode_retry(claim.member, queue=claim.queue, attempt=1, score=claim.score)
     assert await owner.nack([Nack(claim, member, 3_000.0)]) == [True]
 
     clock.seconds += AGAIN_SECONDS[0]
-    assert await retries.recall() == 1
-    (again,) = await recalled(owner)
+    assert await recalled_retries(retries, of_retries) == 1
+    (again,) = await recalled(owner, of_queue)
 
     assert (again.member, again.score, again.is_cancelled) == (member, claim.score, True)
     assert await bench.redis.zcard(bench.retries) == 0
@@ -204,23 +203,23 @@ async def test_a_retry_that_names_no_queue_of_requests_is_not_lost(bench: Bench)
         await bench.redis.set(active_key(name), "t", exat=DEADLINE)
         await bench.redis.zadd(bench.retries, {member: DEADLINE})
         await cancelled(bench, name)
-    assert await Retries(bench.redis, bench.retries, bench.queue_name).recall() == 2
+    assert await recalled_retries(Retries(bench.redis, bench.retries, bench.queue_name)) == 2
     assert len(await recalled(bench.owner())) == 2
 
 
 async def test_what_a_dead_owner_held_is_found_once_its_lease_has_ended(bench: Bench) -> None:
     clock = Clock()
     owner = bench.owner()
-    owner._cancellations = Cancellations(bench.redis, clock)
+    cancellations = Cancellations(bench.redis, clock)
     await submitted(bench, "r", "t-1", DEADLINE + 1 / 2**21)
     await bench.owner().claim(1)
     await cancelled(bench, "r")
-    assert await recalled(owner) == []
+    assert await recalled(owner, cancellations) == []
     await bench.end_leases()
     assert (await owner.reclaim(10, 5)).returned == 1
 
     clock.seconds += AGAIN_SECONDS[-1]
-    (claim,) = await recalled(owner)
+    (claim,) = await recalled(owner, cancellations)
     assert (claim.deaths, claim.is_cancelled) == (1, True)
 
 

@@ -1,0 +1,284 @@
+"""The periodic work on the queues of one process: renew leases, reclaim, answer cancellations, measure depths.
+
+Each task serves all queues. It asks Redis only about queues that hold something, so an idle process costs one command a
+task, however many queues are configured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from redis.exceptions import ResponseError
+
+from handlers.contract.envelope import decode_member
+from handlers.contract.errors import InvalidRequest
+from handlers.poller.worker import Carrier
+from handlers.redis_store.connection import STORE_FAILURES, Store
+from handlers.redis_store.faults import explained
+from handlers.redis_store.keys import queue_keys, reclaim_keys
+from handlers.redis_store.queue.cancellations import Cancellation, Cancellations
+from handlers.redis_store.queue.depths import queue_depths
+from handlers.redis_store.queue.presence import existing
+from handlers.redis_store.queue.queue import QueueOptions, RedisQueue, Retries
+from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS
+from handlers.telemetry.logs import Logger
+from handlers.telemetry.metrics import QueueMetrics
+
+CANCEL_SECONDS: Final = 0.5
+"""Interval of the scans for cancelled requests."""
+DEPTHS_SECONDS: Final = 5.0
+"""Interval of the depth metrics: a dashboard's step is 15 s."""
+_RECLAIM_BATCH: Final = 1_000
+_AT_ONCE: Final = 8
+"""Queues served at the same time by one task, each with one connection."""
+
+
+@dataclass(slots=True)
+class QueueParts:
+    """The parts of one queue that has had requests. `renewed_at` is when its leases were last renewed, monotonic."""
+
+    queue: RedisQueue
+    worker: Carrier
+    metrics: QueueMetrics
+    renewed_at: float = field(default_factory=time.monotonic)
+    was_empty: bool = False
+
+
+class QueueTable:
+    """The queues of a process by name. Parts of a dormant queue are built when it is first asked for."""
+
+    def __init__(self) -> None:
+        self.built: dict[str, QueueParts] = {}
+        self._dormant: dict[str, Callable[[], object]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Every configured queue."""
+        return [*self.built, *self._dormant]
+
+    def add(self, parts: QueueParts) -> None:
+        """Add a queue whose parts are built."""
+        self._dormant.pop(parts.queue.name, None)
+        self.built[parts.queue.name] = parts
+
+    def add_dormant(self, name: str, build: Callable[[], object]) -> None:
+        """Add a queue without parts; `build` must call `add`."""
+        self._dormant[name] = build
+
+    def parts(self, name: str) -> QueueParts:
+        """The parts of a configured queue."""
+        if name in self._dormant:
+            self._dormant[name]()
+        return self.built[name]
+
+
+class LeaseKeeper:
+    """Renews leases on the event loop of the work, so a stalled process loses its leases.
+
+    `monotonic` gives seconds that no clock change moves.
+    """
+
+    def __init__(
+        self, table: QueueTable, lease_seconds: float, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._table = table
+        self._lease_seconds = lease_seconds
+        self._monotonic = monotonic
+
+    async def tick(self) -> None:
+        """Renew all leases; give up claims that were lost, or not renewed for a whole lease."""
+        now = self._monotonic()
+        holding = []
+        for parts in self._table.built.values():
+            if parts.worker.held_claims():
+                holding.append(parts)
+            else:
+                parts.renewed_at = now
+        await _each(holding, self._renew)
+
+    async def _renew(self, parts: QueueParts) -> None:
+        started_at = self._monotonic()
+        claims = parts.worker.held_claims()
+        try:
+            lost = await parts.queue.renew(claims)
+        except STORE_FAILURES:
+            if self._monotonic() - parts.renewed_at > self._lease_seconds:
+                parts.worker.lose(claims)
+            raise
+        parts.renewed_at = started_at
+        parts.metrics.renewed(len(claims) - len(lost), 0)
+        parts.worker.lose(lost)
+
+
+class Reclaimer:
+    """Returns claims of dead owners to their queues, and dead-letters those delivered too often."""
+
+    def __init__(
+        self, redis: Store, table: QueueTable, log: Logger, *, max_deaths: int, cluster: bool = False
+    ) -> None:
+        self._redis = redis
+        self._table = table
+        self._queues_of = {key: name for name in table.names for key in reclaim_keys(name, cluster=cluster)}
+        self._log = log
+        self._max_deaths = max_deaths
+
+    async def tick(self) -> None:
+        """One scan of the queues that hold claims."""
+        found = await existing(self._redis, list(self._queues_of))
+        claimed = {self._queues_of[key] for key in found}
+        claimed |= {name for name, parts in self._table.built.items() if parts.queue.has_lost_replies}
+        await _each([self._table.parts(name) for name in claimed], self._reclaim)
+
+    async def _reclaim(self, parts: QueueParts) -> None:
+        """Skipped while earlier dead letters of the queue are not stored; two scans at once do no harm."""
+        if parts.worker.is_settling_without_slots:
+            return
+        reclaimed = await parts.queue.reclaim(_RECLAIM_BATCH, self._max_deaths)
+        if reclaimed.returned:
+            parts.metrics.reclaimed(reclaimed.returned)
+            self._log.warning("claims reclaimed", queue=parts.queue.name, count=reclaimed.returned)
+        if reclaimed.dead:
+            self._log.error("redelivery limit exceeded", queue=parts.queue.name, count=len(reclaimed.dead))
+            await parts.worker.bury(reclaimed.dead, self._max_deaths)
+
+
+class Canceller:
+    """Answers cancelled requests: pending, waiting for a retry, waiting at a gate, and in flight.
+
+    A stopping poller claims nothing; other pollers answer cancelled requests that are still queued.
+    """
+
+    def __init__(
+        self,
+        redis: Store,
+        table: QueueTable,
+        retries: Retries | None,
+        log: Logger,
+        *,
+        now: Callable[[], float],
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._redis = redis
+        self._table = table
+        self._retries = retries
+        self._log = log
+        self._is_stopping = is_stopping
+        self._cancellations = Cancellations(redis, now=now)
+
+    async def tick(self) -> None:
+        """One scan. Queued requests are answered without a slot; work on claimed ones is stopped and answered."""
+        if not (self._is_stopping() or self._is_settling()):
+            cancelled = await self._cancellations.due()
+            if cancelled:
+                await self._recall(cancelled)
+            self._cancellations.looked()
+        holding = [parts for parts in self._table.built.values() if parts.worker.held_claims()]
+        await _each(holding, self._cancel_held)
+
+    def _is_settling(self) -> bool:
+        return any(parts.worker.is_settling_without_slots for parts in self._table.built.values())
+
+    async def _recall(self, cancelled: Sequence[Cancellation]) -> None:
+        if self._retries is not None:
+            await self._retries.recall(cancelled)
+        waiting = 0
+        for name in await existing(self._redis, self._table.names):
+            parts = self._table.parts(name)
+            try:
+                async for claims in parts.queue.recall(cancelled):
+                    await parts.worker.answer_expired(claims)
+                    waiting += len(claims)
+            except ResponseError as error:  # a key or right of this queue: the others must not wait for it
+                self._log.warning("cancellation failed", queue=name, error=explained(error))
+        if waiting:
+            self._log.info("queued requests cancelled", count=waiting)
+
+    async def _cancel_held(self, parts: QueueParts) -> None:
+        claims = parts.worker.held_claims()
+        if claims and (held := parts.worker.cancel(await parts.queue.cancelled(claims))):
+            self._log.info("claimed requests cancelled", queue=parts.queue.name, count=held)
+
+
+class DepthWatch:
+    """Sets the depth metrics of queues with series of their own."""
+
+    def __init__(self, redis: Store, table: QueueTable, options: QueueOptions) -> None:
+        self._redis = redis
+        self._table = table
+        self._options = options
+
+    async def tick(self) -> None:
+        """Measure every queue that holds something. If Redis fails, the last values stay, marked as unknown."""
+        measured = [parts for parts in self._table.built.values() if parts.metrics.has_own_series]
+        try:
+            keys = {key: parts for parts in measured for key in self._keys(parts)}
+            found = await existing(self._redis, [*keys, self._options.retry_queue_name])
+            is_retrying = self._options.retry_queue_name in found
+            filled = {keys[key].queue.name for key in found if key in keys}
+            for parts in measured:
+                is_empty = parts.queue.name not in filled and not is_retrying
+                if not (is_empty and parts.was_empty):
+                    await self._measure(parts)
+                parts.was_empty = is_empty
+        except STORE_FAILURES:
+            for parts in measured:
+                parts.metrics.depth_unknown()
+                parts.was_empty = False
+            raise
+
+    def _keys(self, parts: QueueParts) -> tuple[str, ...]:
+        keys = queue_keys(parts.queue.name, cluster=self._options.cluster)
+        return keys.pending, keys.claimed, keys.dead
+
+    async def _measure(self, parts: QueueParts) -> None:
+        queue, metrics, now = parts.queue, parts.metrics, parts.queue.now()
+        found = await queue_depths(
+            self._redis,
+            queue.name,
+            self._options.retry_queue_name,
+            cluster=self._options.cluster,
+            due_by=[now + bound for bound in DEADLINE_BOUNDS_SECONDS],
+        )
+        metrics.deadlines(found.due, found.pending)
+        metrics.depth(
+            found.pending,
+            found.claimed,
+            found.retrying,
+            found.dead,
+            0.0 if found.first_score is None else found.first_score - now,
+            oldest_age_seconds=oldest_age_seconds(found.ends, queue.name, now),
+        )
+
+
+def oldest_age_seconds(members: Sequence[bytes], queue: str, now: float) -> float:
+    """Age of the oldest of these members by its `created`, in seconds; 0 if unknown.
+
+    Called for the first and the last in line: the first shows a queue that is stuck, the last one that is starved. Reading every member would cost too much.
+    """
+    ages = [0.0]
+    for member in members:
+        try:
+            created = decode_member(member, queue).request.created
+        except InvalidRequest:
+            continue
+        if created is not None:
+            ages.append(now - created)
+    return max(ages)
+
+
+async def _each(queues: Iterable[QueueParts], serve: Callable[[QueueParts], Awaitable[None]]) -> None:
+    """Serve every queue, a few at a time. A failing queue does not keep others waiting; its error is raised last."""
+    room = asyncio.Semaphore(_AT_ONCE)
+
+    async def served(parts: QueueParts) -> None:
+        async with room:
+            await serve(parts)
+
+    results = await asyncio.gather(*(served(parts) for parts in list(queues)), return_exceptions=True)
+    for error in results:
+        if isinstance(error, BaseException):
+            raise error

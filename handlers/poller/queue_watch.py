@@ -1,0 +1,191 @@
+"""One look for all idle queues of a process and its retry set, in place of a claim for each queue.
+
+A pool that found nothing waits here. The look is one `EXISTS` for all keys, every poll interval. After 30 seconds
+without a request the interval grows to 100 ms, and the process subscribes to the signal that producers of ours send, so
+their requests are claimed at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from typing import Final
+
+from handlers.cancellation import end_if_cancelled
+from handlers.poller.patience import Patience
+from handlers.redis_store.connection import STORE_FAILURES
+from handlers.redis_store.faults import explained
+from handlers.telemetry.logs import Logger
+
+SILENT_SECONDS: Final = 30.0
+"""Time without a request after which looks become rare and the signal is subscribed to."""
+SILENT_POLL_SECONDS: Final = 0.1
+SECONDS_PER_KEY: Final = 50e-6
+"""Least pause per key of a look: keeps thousands of queues at a small part of a core, here and on the server."""
+PROMOTE_SECONDS: Final = 0.1
+"""How often due retries are moved back to their queues."""
+RESUBSCRIBE_SECONDS: Final = 30.0
+
+Look = Callable[[Sequence[str]], Awaitable[Collection[str]]]
+"""Returns those of the given keys that exist."""
+
+
+class Waiter:
+    """A pool that waits until one of its queues may have requests."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._found: list[str] = []
+        self._ended = asyncio.Event()
+
+    def release(self, found: Sequence[str]) -> None:
+        """End the wait: these queues may have requests."""
+        self._found = list(found)
+        self._ended.set()
+
+    async def found(self, timeout_seconds: float | None) -> list[str]:
+        """The queues that may have requests; empty after the timeout."""
+        if timeout_seconds is None:
+            await self._ended.wait()
+        else:
+            await _wait(self._ended, timeout_seconds)
+        return self._found
+
+
+class QueueWatch:
+    """The looks of one process. `retry_keys` are looked at too; `promote` moves due retries and returns how many."""
+
+    def __init__(
+        self,
+        look: Look,
+        log: Logger,
+        *,
+        poll_interval_seconds: float,
+        retry_keys: Sequence[str] = (),
+        promote: Callable[[], Awaitable[int]] | None = None,
+        signals: Callable[[], AsyncIterator[str]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[asyncio.Event, float], Awaitable[None]] | None = None,
+    ) -> None:
+        self._look_at = look
+        self._log = log
+        self._poll_interval_seconds = poll_interval_seconds
+        self._retry_keys = list(retry_keys)
+        self._promote = promote
+        self._signals = signals
+        self._clock = clock
+        self._wait = pause or _wait
+        self._waiters: set[Waiter] = set()
+        self._wake = asyncio.Event()
+        self._active_at = clock()
+        self._promoted_at = -PROMOTE_SECONDS
+        self._backoff = Patience()
+        self._subscription: asyncio.Task[None] | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no request was found for `SILENT_SECONDS`."""
+        return self._clock() - self._active_at >= SILENT_SECONDS
+
+    def active(self) -> None:
+        """A request was claimed: looks are frequent from now on."""
+        self._active_at = self._clock()
+
+    async def wait(self, waiter: Waiter, timeout_seconds: float | None = None) -> list[str]:
+        """The queues of `waiter` that may have requests; empty if released without any, or after the timeout."""
+        self._waiters.add(waiter)
+        self._wake.set()
+        try:
+            return await waiter.found(timeout_seconds)
+        finally:
+            self._waiters.discard(waiter)
+
+    async def filled(self, names: Sequence[str]) -> Collection[str]:
+        """Those of `names` that have requests now."""
+        return await self._look_at(names) if len(names) > 1 else names
+
+    async def run(self) -> None:
+        """Look until cancelled. While Redis fails, waiting pools are released, and meet the failure themselves."""
+        try:
+            while True:
+                self._wake.clear()
+                key_count = 0
+                try:
+                    key_count = await self._look()
+                except STORE_FAILURES as error:
+                    end_if_cancelled()
+                    if not self._backoff.is_tried:
+                        self._log.warning("queue watch paused: Redis unavailable", error=explained(error))
+                    self._release(lambda waiter: waiter.names)
+                    await asyncio.sleep(self._backoff.next_seconds())
+                else:
+                    self._backoff.reset()
+                    end_if_cancelled()
+                    await self._pause(key_count)
+                self._subscribe_while_silent()
+        finally:
+            if self._subscription is not None:
+                self._subscription.cancel()
+                await asyncio.gather(self._subscription, return_exceptions=True)
+
+    async def _look(self) -> int:
+        """One look, and a promotion if the retry set has members; returns the number of keys looked at."""
+        names = list(dict.fromkeys(name for waiter in self._waiters for name in waiter.names))
+        is_promoting = self._promote is not None and self._clock() - self._promoted_at >= PROMOTE_SECONDS
+        keys = [*names, *(self._retry_keys if is_promoting else ())]
+        if not keys:
+            return 0
+        found = set(await self._look_at(keys))
+        if is_promoting:
+            self._promoted_at = self._clock()
+            if self._promote is not None and not found.isdisjoint(self._retry_keys) and await self._promote():
+                self._wake.set()  # requests moved to their queues: look again at once
+        self._release(lambda waiter: [name for name in waiter.names if name in found])
+        return len(keys)
+
+    def _release(self, names_of: Callable[[Waiter], Sequence[str]]) -> None:
+        for waiter in list(self._waiters):
+            if names := names_of(waiter):
+                self._active_at = self._clock()
+                self._waiters.discard(waiter)
+                waiter.release(names)
+
+    async def _pause(self, key_count: int) -> None:
+        """Wait for the next look; a new waiter ends the pause, unless there are many keys."""
+        least = SECONDS_PER_KEY * key_count
+        seconds = self._poll_interval_seconds if self._waiters else PROMOTE_SECONDS
+        if self.is_silent:
+            seconds = max(seconds, SILENT_POLL_SECONDS)
+        if least > self._poll_interval_seconds:
+            await self._wait(asyncio.Event(), max(least, seconds))
+        else:
+            await self._wait(self._wake, seconds)
+
+    def _subscribe_while_silent(self) -> None:
+        if self._signals is None:
+            return
+        if self.is_silent and (self._subscription is None or self._subscription.done()):
+            self._subscription = asyncio.create_task(self._follow_signals(self._signals))
+        elif not self.is_silent and self._subscription is not None:
+            self._subscription.cancel()
+            self._subscription = None
+
+    async def _follow_signals(self, signals: Callable[[], AsyncIterator[str]]) -> None:
+        """Release the pools whose queues are named by signals; without the right to subscribe, looks go on alone."""
+        while True:
+            try:
+                async for name in signals():
+                    self._release(lambda waiter, name=name: [name] if name in waiter.names else [])  # type: ignore[misc]
+            except STORE_FAILURES as error:
+                end_if_cancelled()
+                self._log.debug("wake signal unavailable", error=explained(error))
+            await asyncio.sleep(RESUBSCRIBE_SECONDS)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, at most for so long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

@@ -1,0 +1,55 @@
+"""Which queues may have requests: one command for all of them, and a signal from our own producers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from redis.asyncio.cluster import RedisCluster
+
+from handlers.redis_store.connection import Store, executed
+
+WAKE_CHANNEL: Final = "{async-processor}:wake"
+"""Channel on which `submit.lua` publishes the name of the queue that has new requests."""
+_GROUP: Final = 100
+
+
+async def existing(redis: Store, keys: Sequence[str]) -> set[str]:
+    """Those of `keys` that exist. Costs one command if none or all do; raises one of `STORE_FAILURES`.
+
+    In Redis Cluster, one `EXISTS` for each key, in one pipeline.
+    """
+    if not keys:
+        return set()
+    if isinstance(redis, RedisCluster):
+        return set(await _of_groups(redis, [[key] for key in keys]))
+    count = int(await redis.exists(*keys))
+    if count in (0, len(keys)):
+        return set(keys) if count else set()
+    if len(keys) > _GROUP:
+        keys = await _of_groups(redis, [keys[at : at + _GROUP] for at in range(0, len(keys), _GROUP)])
+    return set(await _of_groups(redis, [[key] for key in keys]))
+
+
+async def _of_groups(redis: Store, groups: Sequence[Sequence[str]]) -> list[str]:
+    """The keys of the groups in which at least one key exists."""
+    pipeline = redis.pipeline(transaction=False)
+    for group in groups:
+        pipeline.exists(*group)
+    counts = await executed(redis, pipeline)
+    return [key for group, count in zip(groups, counts, strict=True) if count for key in group]
+
+
+async def wake_signals(redis: Store) -> AsyncIterator[str]:
+    """Names of queues that producers of ours have just written to, as long as the caller iterates.
+
+    Holds one connection. Raises one of `STORE_FAILURES`, also if the user may not subscribe. None in Redis Cluster.
+    """
+    if isinstance(redis, RedisCluster):
+        return
+    async with redis.pubsub() as subscription:
+        await subscription.subscribe(WAKE_CHANNEL)
+        while True:
+            message = await subscription.get_message(ignore_subscribe_messages=True, timeout=None)
+            if message is not None:
+                yield message["data"].decode("utf-8", "replace")

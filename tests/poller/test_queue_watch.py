@@ -1,0 +1,234 @@
+"""Idle queues cost one command a look, however many there are, and requests are found by look or by signal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Sequence
+from functools import partial
+from itertools import pairwise
+
+import pytest
+from redis.asyncio import Redis
+
+from handlers.demo.servers import Valkey
+from handlers.poller.claimer import Pool, Source
+from handlers.poller.queue_watch import (
+    PROMOTE_SECONDS,
+    SILENT_POLL_SECONDS,
+    SILENT_SECONDS,
+    QueueWatch,
+    Waiter,
+)
+from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
+from handlers.redis_store.queue.presence import existing, wake_signals
+from handlers.redis_store.submit.submissions import MemberParts, Submissions
+from handlers.telemetry.logs import get_logger
+from tests.poller.rig import IN_TIME, Rig, body, running
+from tests.waiting import wait_until_async
+
+LOG = get_logger("test")
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Looks:
+    """Counts looks; `filled` are the keys that exist."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+        self.filled: set[str] = set()
+
+    async def __call__(self, keys: Sequence[str]) -> Collection[str]:
+        self.asked.append(list(keys))
+        return self.filled.intersection(keys)
+
+    async def next(self) -> list[str]:
+        """The keys of the next look."""
+        count = len(self.asked)
+        await wait_until_async(lambda: len(self.asked) > count, "the next look")
+        return self.asked[count]
+
+
+async def commands(store: Redis) -> dict[str, int]:
+    """How often each command was called since the last reset."""
+    found = await store.info("commandstats")
+    return {name.removeprefix("cmdstat_"): row["calls"] for name, row in found.items()}
+
+
+@pytest.mark.parametrize("count", [1, 64, 2_000])
+async def test_a_look_at_empty_queues_is_one_command_however_many_there_are(store: Redis, count: int) -> None:
+    await store.config_resetstat()
+    assert await existing(store, [f"q-{n}" for n in range(count)]) == set()
+    assert (await commands(store)).get("exists") == 1
+
+
+@pytest.mark.parametrize("filled", [{"q-0"}, {"q-7", "q-1999"}, {f"q-{n}" for n in range(2_000)}])
+async def test_a_look_names_the_queues_that_have_requests(store: Redis, filled: set[str]) -> None:
+    for name in filled:
+        await store.zadd(name, {"x": 1})
+    assert await existing(store, [f"q-{n}" for n in range(2_000)]) == filled
+
+
+async def test_an_idle_pool_of_many_queues_asks_no_queue_by_itself(store: Redis) -> None:
+    looks = Looks()
+    watch = QueueWatch(looks, LOG, poll_interval_seconds=0.001)
+    rigs = [Rig(store, name=f"q-{n}") for n in range(20)]
+    pool = Pool("default", 8, 0.001, LOG, watch=watch)
+    for rig in rigs:
+        pool.add(Source(rig.queue, rig.carrier))
+    await store.config_resetstat()
+    async with running(watch.run(), pool.run(), rigs[3].settler.run()):
+        for _ in range(50):
+            assert await looks.next() == [rig.queue.name for rig in rigs]
+        assert not {"evalsha", "eval", "zrange"} & (await commands(store)).keys()
+        await rigs[3].submit(body("a"))
+        looks.filled.add("q-3")
+        await wait_until_async(lambda: len(rigs[3].settled) == 1, "the request's result")
+        pool.stop()
+
+
+async def test_dormant_queues_are_built_at_their_first_request(store: Redis) -> None:
+    rig, built = Rig(store, name="q-1"), list[str]()
+    watch = QueueWatch(partial(existing, store), LOG, poll_interval_seconds=0.001)
+    pool = Pool("default", 8, 0.001, LOG, watch=watch)
+
+    def build(name: str) -> None:
+        built.append(name)
+        pool.add(Source(rig.queue, rig.carrier))
+
+    for number in range(100):
+        pool.add_dormant(f"q-{number}", partial(build, f"q-{number}"))
+    async with running(watch.run(), pool.run(), rig.settler.run()):
+        await rig.submit(body("a"))
+        await wait_until_async(lambda: len(rig.settled) == 1, "the request's result")
+        pool.stop()
+    assert built == ["q-1"]
+
+
+async def test_after_a_long_silence_looks_are_rare_and_a_request_makes_them_frequent_again() -> None:
+    clock, looks = Clock(), Looks()
+    pauses: list[float] = []
+
+    async def note(_wake: asyncio.Event, seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    watch = QueueWatch(looks, LOG, poll_interval_seconds=0.02, clock=clock, pause=note)
+    waiter = Waiter(["q"])
+    async with running(watch.run()):
+        waiting = asyncio.create_task(watch.wait(waiter))
+        await looks.next()
+        await looks.next()
+        assert pauses[-1] == 0.02
+        clock.seconds += SILENT_SECONDS
+        await looks.next()
+        await looks.next()
+        assert pauses[-1] == SILENT_POLL_SECONDS
+        looks.filled.add("q")
+        assert await asyncio.wait_for(waiting, IN_TIME) == ["q"]
+        assert not watch.is_silent
+
+
+async def test_the_pause_between_looks_grows_with_the_number_of_queues() -> None:
+    looks = Looks()
+    pauses: list[float] = []
+
+    async def note(_wake: asyncio.Event, seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    watch = QueueWatch(looks, LOG, poll_interval_seconds=0.02, pause=note)
+    async with running(watch.run()):
+        waiting = asyncio.create_task(watch.wait(Waiter([f"q-{n}" for n in range(10_000)])))
+        for _ in range(3):
+            await looks.next()
+        waiting.cancel()
+    assert pauses[-1] == pytest.approx(0.5)
+
+
+async def test_due_retries_are_promoted_only_while_the_retry_set_exists() -> None:
+    clock, looks, promoted = Clock(), Looks(), list[float]()
+
+    async def promote() -> int:
+        promoted.append(clock.seconds)
+        return 0
+
+    async def note(_wake: asyncio.Event, seconds: float) -> None:
+        clock.seconds += seconds
+        await asyncio.sleep(0)
+
+    watch = QueueWatch(
+        looks,
+        LOG,
+        poll_interval_seconds=0.001,
+        retry_keys=["retries"],
+        promote=promote,
+        clock=clock,
+        pause=note,
+    )
+    async with running(watch.run()):
+        assert await looks.next() == ["retries"]
+        assert promoted == []
+        looks.filled.add("retries")
+        await wait_until_async(lambda: len(promoted) > 3, "promotions")
+    assert all(later - earlier >= PROMOTE_SECONDS for earlier, later in pairwise(promoted))
+
+
+async def test_a_signal_releases_the_pool_of_its_queue_without_a_look() -> None:
+    clock, looks = Clock(), Looks()
+    signals: asyncio.Queue[str] = asyncio.Queue()
+
+    async def follow() -> AsyncIterator[str]:
+        while True:
+            yield await signals.get()
+
+    watch = QueueWatch(looks, LOG, poll_interval_seconds=0.001, signals=follow, clock=clock)
+    async with running(watch.run()):
+        mine = asyncio.create_task(watch.wait(Waiter(["mine"])))
+        other = asyncio.create_task(watch.wait(Waiter(["other"])))
+        await looks.next()
+        clock.seconds += SILENT_SECONDS
+        signals.put_nowait("mine")
+        assert await asyncio.wait_for(mine, IN_TIME) == ["mine"]
+        assert not other.done()
+        other.cancel()
+
+
+async def test_a_submission_signals_its_queue_and_a_missing_right_does_not_fail_it(
+    valkey: Valkey, store: Redis
+) -> None:
+    signals = wake_signals(store)
+    first = asyncio.ensure_future(anext(signals))
+
+    async def is_heard() -> bool:
+        return bool((await store.pubsub_numsub("{async-processor}:wake"))[0][1])
+
+    await wait_until_async(is_heard, "the subscription")
+    member = MemberParts("r", 4_000_000_000, "t", b'{"internal":{"request_token":"t-', b"}}")
+    await Submissions(store).submit("some-queue", [member])
+    assert await asyncio.wait_for(first, IN_TIME) == "some-queue"
+    await store.acl_setuser("mute", enabled=True, passwords=["+p"], keys=["*"], categories=["+@all"])
+    mute = connect(RedisOptions(valkey.url, username="mute", password=lambda: "p"))
+    (queued,) = await Submissions(mute).submit("some-queue", [member])
+    assert queued.is_new
+    with pytest.raises(STORE_FAILURES):
+        await anext(wake_signals(mute))
+    await store.acl_deluser("mute")
+    await mute.aclose()
+
+
+async def test_while_redis_fails_pools_are_released_to_meet_the_failure() -> None:
+    async def fail(_keys: Sequence[str]) -> Collection[str]:
+        raise ConnectionError
+
+    watch = QueueWatch(fail, LOG, poll_interval_seconds=0.001)
+    async with running(watch.run()):
+        assert await asyncio.wait_for(watch.wait(Waiter(["q"])), IN_TIME) == ["q"]
