@@ -257,7 +257,8 @@ class DepthWatch:
 def oldest_age_seconds(members: Sequence[bytes], queue: str, now: float) -> float:
     """Age of the oldest of these members by its `created`, in seconds; 0 if unknown.
 
-    Called for the first and the last in line: the first shows a queue that is stuck, the last one that is starved. Reading every member would cost too much.
+    Called for the first and the last in line: the first shows a queue that is stuck, the last one that is starved.
+    Reading every member would cost too much.
     """
     ages = [0.0]
     for member in members:
