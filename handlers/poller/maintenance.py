@@ -12,12 +12,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from redis.exceptions import ResponseError
-
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.poller.worker import Carrier
-from handlers.redis_store.connection import STORE_FAILURES, Store
+from handlers.redis_store.connection import STORE_FAILURES, STORE_REFUSALS, Store
 from handlers.redis_store.faults import explained
 from handlers.redis_store.keys import queue_keys, reclaim_keys
 from handlers.redis_store.queue.cancellations import Cancellation, Cancellations
@@ -192,7 +190,7 @@ class Canceller:
                 async for claims in parts.queue.recall(cancelled):
                     await parts.worker.answer_expired(claims)
                     waiting += len(claims)
-            except ResponseError as error:  # a key or right of this queue: the others must not wait for it
+            except STORE_REFUSALS as error:  # a key or right of this queue: the others must not wait for it
                 self._log.warning("cancellation failed", queue=name, error=explained(error))
         if waiting:
             self._log.info("queued requests cancelled", count=waiting)

@@ -29,6 +29,10 @@ STORE_FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutErro
 """What a call to Redis may raise while it is down, restarting, failing over, read-only or full."""
 
 
+STORE_REFUSALS: Final = (ResponseError,)
+"""Those of the failures that are the server's answer to one command: a key of another type, a missing right."""
+
+
 class NotReplicated(RedisError):
     """Fewer replicas than asked for have what was written, which the master has."""
 
