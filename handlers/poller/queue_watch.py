@@ -177,7 +177,7 @@ class QueueWatch:
         while True:
             try:
                 async for name in signals():
-                    self._release(lambda waiter, name=name: [name] if name in waiter.names else [])  # type: ignore[misc]
+                    self._release(lambda waiter, name=name: [name] if name in waiter.names else [])  # type: ignore[misc]  # a default binds it now
             except STORE_FAILURES as error:
                 end_if_cancelled()
                 self._log.debug("wake signal unavailable", error=explained(error))
