@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,6 +23,7 @@ SDK_MESSAGES = Path(
 )
 BUILT_IN = {"PROJECT_ID", "COMMIT_SHA", "BUILD_ID"}
 DIGEST = "sha256:" + "0" * 64
+DIGESTS = dict.fromkeys(("_PYTHON_DIGEST", "_DOCKER_DIGEST", "_SDK_DIGEST"), DIGEST)
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +65,18 @@ def test_the_schema_knows_no_field_that_cloud_build_does_not() -> None:
         assert part["properties"].keys() <= fields, name
 
 
-def test_the_steps_stand_in_order(build: dict[str, Any]) -> None:
-    order = ["lint", "test", "build", "push", "render", "deploy", "smoke"]
+def test_the_image_is_built_before_checks_and_pushed_after_them(build: dict[str, Any]) -> None:
+    order = ["build", "environment", "lint", "test", "push", "render", "deploy", "smoke"]
     assert [s["id"] for s in build["steps"]] == order
 
 
 def test_every_substitution_is_used_has_a_word_on_top_and_is_defined(build: dict[str, Any]) -> None:
     text = BUILD_FILE.read_text()
     used = set(re.findall(r"(?<!\$)\$\{(\w+)\}", text))
-    assert used - BUILT_IN - build["substitutions"].keys() == {"_PYTHON_DIGEST"}, (
-        "required, so without a default"
-    )
+    assert used - BUILT_IN - build["substitutions"].keys() == DIGESTS.keys(), "required, so without a default"
     assert build["substitutions"].keys() <= used
-    assert "#   _PYTHON_DIGEST " in text
+    for name in DIGESTS:
+        assert f"#   {name} " in text
     for name in build["substitutions"]:
         assert re.search(rf"  {name}: .*#|#.*\n  {name}: ", text), f"{name} is not explained"
 
@@ -86,15 +87,69 @@ def test_shell_variables_are_not_mistaken_for_substitutions(build: dict[str, Any
             assert not re.search(r"(?<!\$)\$(?!\$|\{_?[A-Z][A-Z_]*\})", argument), one["id"]
 
 
-def test_images_are_pinned(build: dict[str, Any]) -> None:
+def test_images_are_named_by_digest(build: dict[str, Any]) -> None:
     for one in build["steps"]:
-        vendor = one["name"].startswith("gcr.io/cloud-builders/")  # maintained in place by Cloud Build
-        assert vendor or re.search(r"@\$\{_PYTHON_DIGEST\}$|:\$\{_SDK\}$", one["name"]), one["name"]
-        assert "latest" not in one["name"]
+        assert re.search(r"@\$\{_[A-Z]+_DIGEST\}$", one["name"]), one["name"]
+    text = BUILD_FILE.read_text()
+    assert re.findall(r"^\s+\w+=(\S+/\S+:\S+)$", text, re.M) == [
+        "docker.io/library/python:3.11-slim-bookworm@${_PYTHON_DIGEST}"
+    ] * text.count("python=")
+
+
+def containers(build: dict[str, Any], step_id: str) -> list[list[str]]:
+    """The arguments of each `docker run` in a step, without the text that the container reads."""
+    text = re.sub(r"<<'END'\n.*?\nEND\n", "\n", script(build, step_id, **DIGESTS), flags=re.S)
+    return [
+        shlex.split(command)[2:]
+        for line in text.splitlines()
+        for command in line.split("|")
+        if command.strip().startswith("docker run")
+    ]
+
+
+def values_of(option: str, arguments: list[str]) -> list[str]:
+    """Values of an option that is written as `--option value`."""
+    return [arguments[at + 1] for at, word in enumerate(arguments) if word == option]
+
+
+@pytest.mark.parametrize("step_id", ["environment", "lint", "test"])
+def test_checks_cannot_reach_what_is_built(build: dict[str, Any], step_id: str) -> None:
+    """They run in containers on a copy: no /workspace, no Docker socket and, where their code runs, no network."""
+    found = containers(build, step_id)
+    assert found
+    for arguments in found:
+        assert values_of("--volume", arguments) == ["checks:/checks"]
+        options = {word.split("=")[0] for word in arguments if word.startswith("-")}
+        assert options <= {
+            "--rm",
+            "--interactive",
+            "--network",
+            "--volume",
+            "--workdir",
+            "-eu",
+            "--extract",
+            "--directory",
+        }
+        assert values_of("--network", arguments) == ([] if step_id == "environment" else ["none"])
+
+
+def test_nothing_but_docker_and_tar_runs_beside_the_sources_before_the_push(build: dict[str, Any]) -> None:
+    for step_id in ("environment", "lint", "test"):
+        outside = re.sub(r"<<'END'\n.*?\nEND\n", "\n", script(build, step_id, **DIGESTS), flags=re.S)
+        for line in filter(None, map(str.strip, outside.splitlines())):
+            assert re.match(r"python=|docker run |tar --create \. \| docker run ", line), line
+
+
+def test_the_container_with_a_network_runs_only_pip_on_wheels(build: dict[str, Any]) -> None:
+    (inside,) = re.findall(r"<<'END'\n(.*?)\nEND\n", script(build, "environment", **DIGESTS), re.S)
+    for line in inside.splitlines():
+        assert re.match(
+            r"export PIP_|python -m venv |\.venv/bin/pip install .*--require-hashes --only-binary :all:", line
+        )
 
 
 def test_scripts_are_sound(build: dict[str, Any]) -> None:
-    values = {"_PYTHON_DIGEST": DIGEST, "COMMIT_SHA": "0" * 40, "BUILD_ID": "b", "PROJECT_ID": "p"}
+    values = DIGESTS | {"COMMIT_SHA": "0" * 40, "BUILD_ID": "b", "PROJECT_ID": "p"}
     for one in build["steps"]:
         if one.get("entrypoint") == "bash":
             assert one["args"][0] == "-euc", f"{one['id']} must stop at the first fault"
@@ -137,6 +192,12 @@ def test_lint_and_test_run_what_the_makefile_runs(build: dict[str, Any]) -> None
 
 
 def test_what_is_installed_for_the_checks_comes_from_the_lock_files(build: dict[str, Any]) -> None:
-    for line in step(build, "lint")["args"][-1].splitlines():
-        if line.startswith("pip install"):
-            assert "--require-hashes" in line or "--no-deps" in line, line
+    installs = [
+        line
+        for step_id in ("environment", "lint", "test")
+        for line in step(build, step_id)["args"][-1].splitlines()
+        if "pip install" in line
+    ]
+    assert installs
+    for line in installs:
+        assert "--require-hashes" in line or "--no-index --no-deps" in line, line

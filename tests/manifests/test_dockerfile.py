@@ -118,7 +118,8 @@ def test_the_application_stage_makes_a_command_that_runs(stages: list[Stage], tm
         if not (ROOT / name).exists():
             pytest.skip(f"{name} is not there yet")
         shutil.copy(ROOT / name, tmp_path / name)
-    shutil.copytree(ROOT / "handlers", tmp_path / "handlers", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("async_processor", "handlers"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     opt = tmp_path / "opt"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(opt / "venv")], check=True)
     env = {

@@ -1,0 +1,86 @@
+"""Documents and docstrings name files, links and anchors that exist; sentences of the documents are short."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_structure import ROOT, SOURCES, tracked, tree_of
+
+DOCUMENTS = tracked("*.md")
+TOP_FOLDERS = ("async_processor", "docs", "handlers", "keda", "knative", "monitoring", "tests")
+PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(TOP_FOLDERS)})/[\w./*-]*\w(?:/|\.\w+)?")
+LONGEST_SENTENCE = 30
+SHORT_SENTENCES = [
+    *("README.md", "SECURITY.md", "docs/architecture.md", "docs/observability.md", "docs/results.md"),
+]
+
+
+def document(path: Path) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def prose(text: str) -> Iterator[str]:
+    """Paragraphs and list items of a page, without code blocks and tables."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+    for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:- |\d+\. |#))", text):
+        yield " ".join(paragraph.split())
+
+
+def missing(paths: Iterator[str]) -> list[str]:
+    """Paths, relative to the root, that name nothing; `*` stands for any name."""
+    return [path for path in paths if not (ROOT / path).exists() and not any(ROOT.glob(path.rstrip("/")))]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
+def test_every_path_in_a_document_exists(path: Path) -> None:
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", document(path), flags=re.M | re.S))
+    assert missing(found for text in inline if "<" not in text for found in PATH.findall(text)) == []
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+def test_every_path_in_a_docstring_exists() -> None:
+    found = {
+        str(path): missing(found for text in docstrings(path) for found in PATH.findall(text))
+        for path in SOURCES
+    }
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", document(path), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", document(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        to = (ROOT / path).parent / name if name else ROOT / path
+        if not to.exists() or (anchor and anchor not in anchors(to.resolve().relative_to(ROOT))):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", SHORT_SENTENCES)
+def test_no_sentence_is_longer_than_thirty_words(name: str) -> None:
+    sentences = [
+        sentence
+        for paragraph in prose(document(Path(name)))
+        for sentence in re.split(r"(?<=[.:;?!])\s+", paragraph)
+    ]
+    assert [sentence for sentence in sentences if len(sentence.split()) > LONGEST_SENTENCE] == []

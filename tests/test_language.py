@@ -1,0 +1,100 @@
+"""Text that people read is plain English: no banned word or opening where prose has been rewritten.
+
+`CLEAN` lists what is held to it. Add a page or a room when its text is rewritten; nothing leaves the list.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_structure import text_of, tracked, tree_of
+
+CLEAN = [
+    *("README.md", "SECURITY.md", "CHANGELOG.md", "docs/architecture.md", "docs/observability.md"),
+    *("docs/results.md",),
+]
+"""Pages, modules and folders whose text has been rewritten."""
+
+BANNED = {
+    r"\bwhoever\b": "name the actor: the caller, the poller, the consumer",
+    r"(?:^|[.:;] )(?:Who|Whose) (?!can do|does|is it|are you)[a-z]+(?! [^.]*\?)": "name the actor",
+    r"\bwho (?:lost|shows|asks|reads|stops|comes|finds|waits|claims|queues)\b": "name the actor",
+    r"\bwhat (?:is|was|were|has been) (?:\w+ed|sent|held|said|told|kept|read|taken|given)\b": "name the thing",
+    r"\b(?:is|are) none\b": "is not a …",
+    r"\bthat (?:is|are) no\b": "is not a …, invalid",
+    r"\bfor want of\b": "for lack of",
+    r"\bby lot\b": "with jitter, at random",
+    r"\bgo(?:es)? on\b": "continue",
+    r"\blook(?:s|ed|ing)? at\b": "poll, scan, check",
+    r"\b(?:is|are|was|were) told\b": "reported, logged, notified",
+    r"\bhears? of\b": "is notified of",
+    r"\bfor ever\b": "indefinitely",
+    r"\b(?:take|takes|taken|took) back\b": "cancel, return",
+    r"\bas it does\b": "say what it does",
+    r"\bdoorkeepers?\b": "authenticator",
+    r"\bstrangers?\b": "untrusted input, an unauthenticated caller",
+    r"\b(?:bury|buries|buried)\b": "dead-letter",
+    r"\bsenseless\b": "inconsistent parameters",
+    r"\b(?:heir|elders?)\b": "successor, previous",
+    r"\bof ours\b|\bof theirs\b": "our, their",
+}
+
+
+def words_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines and texts of a file that people read: prose, comments, docstrings and other texts of several words."""
+    text = text_of(path)
+    if path.suffix == ".md":
+        text = re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), text, flags=re.M | re.S)
+        yield from enumerate(re.sub(r"`[^`\n]*`", "`…`", text).splitlines(), 1)
+        return
+    if path.suffix == ".lua":
+        yield from ((n, line) for n, line in enumerate(text.splitlines(), 1) if "--" in line)
+        return
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.count(" ") > 1:
+            yield node.lineno, " ".join(node.value.split())
+
+
+def faults(path: Path) -> list[str]:
+    return [
+        f"{path}:{line}: {found[0].strip()!r}: {instead}"
+        for line, text in words_of(path)
+        for pattern, instead in BANNED.items()
+        if (found := re.search(pattern, text))
+    ]
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_rewritten_text_stays_plain(name: str) -> None:
+    files = [
+        path
+        for path in tracked(name, f"{name}/*")
+        if path.suffix in {".md", ".py", ".lua"} or path == Path(name)
+    ]
+    assert files, f"{name} is not there: take it off the list or give its new name"
+    assert [fault for path in files for fault in faults(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_found"),
+    [
+        ("Who lost its lease can neither answer nor retry", True),
+        ("A result for whoever waits", True),
+        ("A deadline that is no time", True),
+        ("Half of it drawn by lot", True),
+        ("A worker whose lease expired cannot ack", False),
+        ("Who can do what", False),
+    ],
+)
+def test_the_old_dialect_is_found(text: str, is_found: bool) -> None:
+    assert any(re.search(pattern, text.removeprefix("")) for pattern in BANNED) is is_found
