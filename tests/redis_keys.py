@@ -34,3 +34,10 @@ async def claims_left(store: Redis, queue: str) -> dict[str, int]:
         keys.index: await store.zcard(keys.index),
     }
     return {name: size for name, size in sizes.items() if size}
+
+
+async def end_leases(store: Redis, index: str) -> None:
+    """Set the end of every lease in the sorted set `index` to the past."""
+    members: list[bytes] = await store.zrange(index, 0, -1)  # type: ignore[assignment]  # without scores
+    for member in members:
+        await store.zadd(index, {member: 1}, xx=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from redis import Redis
 
 from handlers.client import AsyncClient, ClientOptions, LeaseLost, NoResultYet, Result, UnknownRequest
 from handlers.contract.result import encode_result
-from tests.waiting import elapse_async, wait_until, wait_until_async
+from tests.waiting import wait_until, wait_until_async
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,13 +68,13 @@ async def test_readers_that_pop_see_what_is_not_leased(
 
 
 async def test_a_killed_reader_loses_nothing(valkey_url: str, redis: Redis, options: ClientOptions) -> None:
-    short = msgspec.structs.replace(options, lease_seconds=0.5)
+    short = msgspec.structs.replace(options, lease_seconds=6)
     push(redis, options, *(f"r{n}" for n in range(20)))
     program = (
         "import asyncio\n"
         "from handlers.client import AsyncClient, ClientOptions\n"
         "async def main():\n"
-        f"    options = ClientOptions(results={options.results!r}, lease_seconds=0.5)\n"
+        f"    options = ClientOptions(results={options.results!r}, lease_seconds=6)\n"
         f"    async with AsyncClient.for_redis({valkey_url!r}, options) as client:\n"
         "        async with client.results() as stream:\n"
         "            await (await anext(stream)).ack()\n"
@@ -89,11 +90,24 @@ async def test_a_killed_reader_loses_nothing(valkey_url: str, redis: Redis, opti
         try:
             async with AsyncClient.for_redis(valkey_url, short) as client:
                 assert await read(client) == [], "it holds them"
-                await elapse_async(1.0, "twice the lease, which its heartbeat renews")
+                index = f"{options.results}:result-claims-idx"
+                held = cast("list[tuple[bytes, float]]", redis.zrange(index, 0, -1, withscores=True))
+
+                def is_renewed() -> bool:
+                    return bool(redis.zcount(index, f"({held[-1][1]}", "+inf") == len(held))
+
+                await wait_until_async(is_renewed, "the heartbeat to renew every lease")
                 assert await read(client) == []
                 reader.send_signal(signal.SIGKILL)
-                reader.wait(10)
-                left = await read(client, idle=2.0)
+                reader.wait(60)
+                redis.zadd(index, {claim_key: 1 for claim_key, _ in held})
+                left: list[str] = []
+
+                async def are_read() -> bool:
+                    left.extend(await read(client))
+                    return len(left) >= 19
+
+                await wait_until_async(are_read, "the results of the killed reader")
                 assert sorted(left) == sorted(f"r{n}" for n in range(1, 20))
         finally:
             reader.kill()

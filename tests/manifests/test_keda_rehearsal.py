@@ -77,7 +77,7 @@ def fleet(store: redis.Redis, gateway: str, manifests: list[Manifest], tmp_path:
         "REDIS_URL": f"redis://127.0.0.1:{port}/0",
         "IGW_BASE_URL": gateway,
         "METRICS_PORT": "0",
-        "LEASE_SECONDS": "1",
+        "LEASE_SECONDS": "6",
         "HEARTBEAT_SECONDS": "0.4",
         "RECLAIM_SECONDS": "0.3",
     }

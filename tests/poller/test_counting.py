@@ -14,9 +14,11 @@ from handlers.contract.result import answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.poller.maintenance import DepthWatch
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
+from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.queue.queue import QueueOptions
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
 from tests.poller.tables import table_of
+from tests.redis_keys import end_leases
 from tests.telemetry.exposition import page_of
 from tests.waiting import wait_until_async
 
@@ -89,14 +91,10 @@ async def test_dead_letters_count_when_they_are_recorded(store: Redis) -> None:
 
 
 async def test_a_settlement_that_came_too_late_is_a_lost_lease(store: Redis) -> None:
-    rig = Rig(store, lease_seconds=0.05)
+    rig = Rig(store)
     claims = await rig.claimed(body("a"))
-    other = Rig(store)
-
-    async def is_reclaimed() -> bool:
-        return bool((await other.queue.reclaim(10, 5)).returned)
-
-    await wait_until_async(is_reclaimed, "the end of the lease")
+    await end_leases(store, queue_keys(QUEUE).index)
+    assert (await Rig(store).queue.reclaim(10, 5)).returned == 1
     async with running(rig.settler.run()):
         rig.carrier.start(claims)
         await wait_until_async(lambda: rig.carrier.in_flight == 0, "the outcome")

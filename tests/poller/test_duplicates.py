@@ -17,11 +17,10 @@ from handlers.contract.result import ErrorCode, answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.poller.duplicates import Repeats
 from handlers.poller.settlement import ResultRoute
-from handlers.redis_store.keys import stands_key
+from handlers.redis_store.keys import queue_keys, stands_key
 from handlers.redis_store.queue.dead_letters import DeadLetters
-from handlers.redis_store.queue.queue import QueueOptions, RedisQueue
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, answering, body, running
-from tests.redis_keys import claims_left, leaked_keys
+from tests.redis_keys import claims_left, end_leases, leaked_keys
 from tests.waiting import wait_until_async
 
 
@@ -219,18 +218,14 @@ async def test_after_its_poller_was_killed_a_request_runs_and_is_no_double_of_it
     store: Redis, members: tuple[bytes, bytes]
 ) -> None:
     killed = rig_of(store)
-    killed.queue = RedisQueue(store, QUEUE, QueueOptions(RETRIES, RESULTS, lease_seconds=0.05))
     (claim,) = await killed.claimed(members[0])
     repeats = killed.carrier._repeats
     assert repeats
     envelope = decode_member(claim.member, QUEUE)
     assert await repeats.answer(claim, envelope, time.time()) is None, "it began to run"
+    await end_leases(store, queue_keys(QUEUE).index)
     heir = rig_of(store)
-
-    async def reclaimed() -> bool:
-        return (await heir.queue.reclaim(10, 5)).returned == 1
-
-    await wait_until_async(reclaimed, "its lease has ended")
+    assert (await heir.queue.reclaim(10, 5)).returned == 1
     claims = await heir.queue.claim(1)
     async with running(heir.settler.run()):
         heir.carrier.start(claims)

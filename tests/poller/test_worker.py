@@ -15,9 +15,10 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, answered_result
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.poller.settlement import RequestLimits, ResultRoute
+from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.queue.dead_letters import DeadLetters
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
-from tests.redis_keys import claims_left
+from tests.redis_keys import claims_left, end_leases
 from tests.waiting import wait_until_async
 
 
@@ -138,18 +139,15 @@ async def test_a_defect_while_settling_gives_the_claim_up_and_others_go_on(store
         payload = "\ud800" if request.id == "bad" else "{}"
         return Answered(Result(request.id, 200, payload))
 
-    rig = Rig(store, unwritable, lease_seconds=0.2)
+    rig = Rig(store, unwritable)
     await carried(rig, body("bad"), body("good"))
     assert [result.id for result in await rig.results()] == ["good"]
     assert rig.carrier.held_claims() == []
+    await end_leases(store, queue_keys(QUEUE).index)
     async with running(rig.settler.run()):
-
-        async def is_buried() -> bool:
-            reclaimed = await rig.queue.reclaim(10, 1)
-            await rig.carrier.bury(reclaimed.dead, 5)
-            return await rig.result_count() == 2
-
-        await wait_until_async(is_buried, "the result of a burial")
+        reclaimed = await rig.queue.reclaim(10, 1)
+        await rig.carrier.bury(reclaimed.dead, 5)
+        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
     assert (await rig.results())[1].error_code == ErrorCode.UNDELIVERABLE
     assert await store.hlen(f"{QUEUE}:dead") == 1
 

@@ -18,6 +18,7 @@ from tests.servers.redis_topologies import Cluster, Sentinels, Server
 
 pytestmark = pytest.mark.xdist_group("redis-faults")
 SECRET = "canary"
+WAITS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Places:
             ca_file=ca_file or self.pem,
             cert_file=self.pem,
             key_file=self.pem,
+            timeout_seconds=WAITS_SECONDS,
         )
 
     @property

@@ -30,7 +30,7 @@ REQUESTS = 400
 BATCH = 20
 T = TypeVar("T")
 RETRIES, RESULTS = "retries", "results"
-OPTIONS = QueueOptions(RETRIES, RESULTS, lease_seconds=1.0, wait_replicas=1, wait_timeout_ms=2_000)
+OPTIONS = QueueOptions(RETRIES, RESULTS, lease_seconds=5, wait_replicas=1, wait_timeout_ms=2_000)
 FAILURES = (*STORE_FAILURES, BrokerUnreachable)
 
 

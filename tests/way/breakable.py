@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ import redis
 
 from handlers.demo.servers import Child, find_valkey, free_port
 from tests.chaos.proxy import Proxy
-from tests.waiting import elapse, wait_until
+from tests.waiting import wait_until
 
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 QUEUE, RESULTS, RETRIES = "request-sortedset", "result-list", "retry-sortedset"
@@ -28,7 +27,7 @@ WORKERS = 16
 DEADLINE = 1_999_999_999
 _LISTENING = re.compile(r"listening on (http://\S+)")
 _SETTINGS = {
-    "LEASE_SECONDS": "3",
+    "LEASE_SECONDS": "6",
     "HEARTBEAT_SECONDS": "0.8",
     "RECLAIM_SECONDS": "0.5",
     "WORKERS": str(WORKERS),
@@ -148,17 +147,10 @@ class Breakable:
             with error:
                 return error.code, error.read().decode()
 
-    def cpu_share(self, seconds: float, why: str) -> float:
-        """What part of one core the poller uses over the next seconds: its own CPU time, not the machine's load."""
-        before, began = self._process.cpu_times(), time.monotonic()
-        elapse(seconds, why)
-        after = self._process.cpu_times()
-        used = after.user + after.system - before.user - before.system
-        return float(used / (time.monotonic() - began))
-
-    def rss_mb(self) -> float:
-        """The poller's memory."""
-        return float(self._process.memory_info().rss / 1_000_000)
+    @property
+    def pid(self) -> int:
+        """The poller's process."""
+        return int(self._process.pid)
 
     def connections(self) -> int:
         """The poller's open files and sockets."""

@@ -36,7 +36,7 @@ class PollerFleet:
         url = gateway.wait_for(lambda output: found[1] if (found := _LISTENING.search(output)) else None, 60)
         settings = {
             "IGW_BASE_URL": url,
-            "LEASE_SECONDS": "3",
+            "LEASE_SECONDS": "6",
             "HEARTBEAT_SECONDS": "1",
             "RECLAIM_SECONDS": "0.5",
             "WORKERS": "8",

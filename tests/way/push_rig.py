@@ -5,24 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
-import psutil
 
 from handlers.demo.servers import Child
 from handlers.demo.stack import ready_port
 from tests.servers.pubsub_broker import PubSubBroker, running_broker
 from tests.servers.raw_http import RawHttp, answer, running_raw_http
-from tests.waiting import elapse_async
 from tests.way.breakable import COMMAND
-
-MOST_CPU = 0.05
-"""Of one core; about 0.01 is measured. A loop without pauses takes all it gets."""
-WINDOW_SECONDS = 4.0
 
 
 @dataclass
@@ -42,19 +35,6 @@ class Rig:
         message = {"data": base64.b64encode(body).decode(), "messageId": request_id}
         frame = {"subscription": "projects/project-1/subscriptions/s", "message": message}
         return await self.client.post(self.url, json=frame)
-
-    async def cpu_share(self, seconds: float) -> float:
-        """What part of one core the door uses over the next seconds."""
-        process = psutil.Process(self.door.process.pid)
-        before, began = process.cpu_times(), time.monotonic()
-        await elapse_async(seconds, "what a door costs that cannot reach what it needs")
-        after = process.cpu_times()
-        used = after.user + after.system - before.user - before.system
-        return float(used / (time.monotonic() - began))
-
-    def rss_mb(self) -> float:
-        """The door's memory."""
-        return float(psutil.Process(self.door.process.pid).memory_info().rss / 1_000_000)
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from handlers.demo.servers import find_valkey
 from tests.chaos.proxy import Proxy
 from tests.servers.redis_topologies import Server
 from tests.waiting import wait_until_async
-from tests.way.push_rig import MOST_CPU, WINDOW_SECONDS, Rig, open_rig
+from tests.way.push_rig import Rig, open_rig
 
 GATES: dict[str, dict[str, object]] = {
     "redis-quota": {"limit": 1_000, "mode": "concurrency"},
@@ -65,11 +65,10 @@ def silent(_server: Server, line: Proxy) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [down, silent])
-async def test_without_what_its_gates_ask_nothing_is_lost_and_no_cpu_used(
+async def test_while_the_redis_of_its_gates_fails_nothing_is_lost(
     rig: Rig, store: tuple[Server, Proxy], fault: Fault
 ) -> None:
     assert (await rig.push("before", userid="a")).status_code == 204
-    memory = rig.rss_mb()
 
     with fault(*store):
 
@@ -81,7 +80,6 @@ async def test_without_what_its_gates_ask_nothing_is_lost_and_no_cpu_used(
         await wait_until_async(says_so, "the door to say so")
         # Only now: what the gate knew a moment ago may still let some through.
         pushes = [asyncio.create_task(rig.push(f"r{number}", userid="a")) for number in range(20)]
-        share = await rig.cpu_share(WINDOW_SECONDS)
         assert not any(one.done() and one.result().status_code == 204 for one in pushes), "closed, not open"
 
     answers = await asyncio.gather(*first, *pushes)
@@ -95,5 +93,3 @@ async def test_without_what_its_gates_ask_nothing_is_lost_and_no_cpu_used(
         if one.status_code != 204:
             await wait_until_async(partial(is_answered, name), "an answer, without a restart")
     assert (await rig.client.get(rig.url.replace("/push", "/readyz"))).text == "ready\n"
-    assert share < MOST_CPU
-    assert rig.rss_mb() < memory + 20

@@ -17,7 +17,7 @@ from handlers.demo.servers import find_valkey
 from tests.chaos.proxy import Proxy
 from tests.servers.redis_topologies import Server
 from tests.waiting import wait_until_async
-from tests.way.push_rig import MOST_CPU, WINDOW_SECONDS, Rig, open_rig
+from tests.way.push_rig import Rig, open_rig
 
 
 @dataclass
@@ -81,17 +81,13 @@ async def test_pushes_are_answered_without_it_and_once_when_it_is_back(
     rig: Rig, memory: Memory, fault: Fault
 ) -> None:
     assert (await rig.push(f"before-{fault.__name__}")).status_code == 204
-    held = rig.rss_mb()
 
     with fault(memory):
         answers = await asyncio.gather(*(rig.push(f"{fault.__name__}-{number}") for number in range(30)))
         told = (await rig.client.get(rig.url.replace("/push", "/readyz"))).text
-        share = await rig.cpu_share(WINDOW_SECONDS)
 
     assert {one.status_code for one in answers} == {204}
     assert "failing: memory for" in told
-    assert share < MOST_CPU
-    assert rig.rss_mb() < held + 20
 
     async def is_remembering() -> bool:
         name = f"after-{fault.__name__}-{len(rig.gateway.received)}"

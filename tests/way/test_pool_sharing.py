@@ -39,7 +39,7 @@ class Fleet:
             "IGW_BASE_URL": self.gateway.url,
             "CONFIG_FILE": str(self._settings),
             "GATE_REFRESH_SECONDS": "0.1",
-            "LEASE_SECONDS": "3",
+            "LEASE_SECONDS": "6",
             "HEARTBEAT_SECONDS": "1",
         }
         gate = {"gate_type": "redis", "gate_params": {"address": server.url}}

@@ -25,7 +25,7 @@ def test_slots_of_a_killed_poller_come_back_and_the_limit_holds_all_the_time(tmp
         server = stack.enter_context(valkey())
         store = blocking_redis.Redis.from_url(server.url)
         stack.callback(store.close)
-        params = {"address": server.url, "limit": LIMIT, "mode": "concurrency", "lease_seconds": 2}
+        params = {"address": server.url, "limit": LIMIT, "mode": "concurrency", "lease_seconds": 6}
         queue = {"queue_name": QUEUE, "gate_type": "redis-quota", "gate_params": params}
         settings = tmp_path / "config.json"
         settings.write_text(json.dumps({"queues": [queue]}))
@@ -33,7 +33,7 @@ def test_slots_of_a_killed_poller_come_back_and_the_limit_holds_all_the_time(tmp
             "REDIS_URL": server.url,
             "IGW_BASE_URL": up.url,
             "CONFIG_FILE": str(settings),
-            "LEASE_SECONDS": "3",
+            "LEASE_SECONDS": "6",
             "HEARTBEAT_SECONDS": "1",
         }
         deadline = int(time.time()) + 600

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 
 import msgspec
 import pytest
@@ -176,10 +176,8 @@ async def test_what_a_dead_receiver_does_not_take_comes_to_ours_without_waiting_
 ) -> None:
     other.say(answer(503))
     await queue(store, names("r", 60), f"{other.url}/hooks/1")
-    began_at = time.monotonic()
     await deliver_all(client, hook_of(own, other, seconds=0.5))
     assert taken(own) == set(names("r", 60))
-    assert time.monotonic() - began_at < 5.0
     assert all("not taken in 0.5 s" in json.loads(one.body)["undelivered"] for one in own.received)
 
 
@@ -200,14 +198,18 @@ async def test_a_receiver_that_is_gone_is_not_called_again_and_ours_has_its_resu
 async def test_retry_after_is_honoured_also_by_the_results_that_come_meanwhile(
     client: AsyncClient, own: RawHttp, store: Redis, status: int
 ) -> None:
-    own.say(answer(status, headers={"retry-after": "1"}), answer(204))
+    own.say(answer(status, headers={"retry-after": "3600"}), answer(204))
     await queue(store, ["first"])
     async with delivering(client, hook_of(own)):
         await wait_until_async(lambda: len(own.received) == 1, "the first call")
-        began_at = time.monotonic()
-        await queue(store, ["second"])
-        await wait_until_async(lambda: len(own.received) == 3, "both results")
-        assert time.monotonic() - began_at > 0.8
+        for claimed, name in enumerate(["second", "third"], 2):
+            await queue(store, [name])
+            await wait_until_async(partial(are_claimed, store, claimed), "the next result to be claimed")
+        assert len(own.received) == 1
+
+
+async def are_claimed(store: Redis, count: int) -> bool:
+    return await store.hlen("result-list:result-claimed") == count
 
 
 async def test_results_that_a_receiver_refuses_do_not_hold_up_what_it_takes(

@@ -1,8 +1,10 @@
-"""The comparison runs, and its order holds with wide margins; how good the gates are is for `make bench-slack`."""
+"""The order of the gates holds with wide margins (marker `bench`), and the load is the same for each run."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from tests.bench.slack.figures import figures_of
 from tests.bench.slack.profile import SHORT, SWINGING, arrivals
@@ -11,6 +13,7 @@ from tests.bench.slack.run import run
 from tests.bench.slack.setups import PRIORITIES, RECOMMENDED, SCRAPED_SHARE
 
 
+@pytest.mark.bench
 def test_the_recommended_gate_uses_much_more_than_a_share_and_is_refused_much_less_than_no_gate() -> None:
     ungated = PRIORITIES[0]
     with ThreadPoolExecutor(3) as pool:
@@ -25,6 +28,11 @@ def test_the_recommended_gate_uses_much_more_than_a_share_and_is_refused_much_le
     assert recommended.refused < no_gate.refused / 2
     assert recommended.real_time_failures == 0
     assert RECOMMENDED.name in markdown(list(zip(records, found, strict=True)))
+
+
+def test_a_run_ends_in_a_row_of_the_report() -> None:
+    record = run(RECOMMENDED, SHORT, 1)
+    assert RECOMMENDED.name in markdown([(record, figures_of(record))])
 
 
 def test_the_same_seed_gives_the_same_load_and_it_follows_the_phases() -> None:

@@ -24,7 +24,7 @@ class Records(DeliveryRecords):
     """Like the library now and then, it may answer a cancellation with a reply."""
 
     def __init__(self, redis: Redis) -> None:
-        super().__init__(redis, DedupOptions(lease_seconds=0.03))
+        super().__init__(redis, DedupOptions(lease_seconds=6))
         self.is_hanging = False
         self.swallowed = 0
         self.reached = asyncio.Event()

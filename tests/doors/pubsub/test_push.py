@@ -350,10 +350,9 @@ async def test_a_deadline_counts_by_googles_clock_where_the_local_one_is_off(
     if by == "publishTime":
         message["publishTime"] = datetime.fromtimestamp(google, UTC).isoformat()
     body = json.dumps({"message": message, "subscription": "projects/project-1/subscriptions/s"}).encode()
-    before = time.time()
     decoded = await door.door.decode(Delivery(headers, body))
     assert isinstance(decoded, tuple)
     assert isinstance(decoded[0], Request)
-    passed = time.time() - before
     shift = ahead_seconds if abs(ahead_seconds) > 5 else 0.0
-    assert abs(decoded[0].deadline - (google + 60 + shift)) <= 3 + passed
+    # The clock follows Google's to the second, and by the time that passed since it was read.
+    assert google + 57 + shift <= decoded[0].deadline <= time.time() + 63

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import msgspec
@@ -147,6 +147,4 @@ async def test_the_trace_is_current_until_the_requests_task_ends(
 async def test_a_receiver_that_is_gone_holds_nobody_up() -> None:
     tracing = Tracing(TracingOptions("http://127.0.0.1:9", "service", "1"))
     await traced(tracing, ANSWERED)
-    began = time.monotonic()
-    await tracing.aclose()
-    assert time.monotonic() - began < 15
+    await asyncio.wait_for(tracing.aclose(), 60)

@@ -61,9 +61,9 @@ class ClusterBench:
         self.keys = queue_keys(self.requests, cluster=True)
 
     def with_wait(self) -> None:
-        """Settle with `WAIT 1` from now on; a claim whose reply was lost comes back in a second."""
+        """Settle with `WAIT 1` from now on; a claim whose reply was lost comes back in five seconds."""
         self.options = QueueOptions(
-            self.retries, self.results, lease_seconds=1, cluster=True, wait_replicas=1, wait_timeout_ms=2_000
+            self.retries, self.results, lease_seconds=5, cluster=True, wait_replicas=1, wait_timeout_ms=2_000
         )
         self.queue = ClusterQueue(self.redis, self.requests, self.options)
 

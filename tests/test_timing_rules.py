@@ -1,0 +1,200 @@
+"""Tests do not depend on the machine's speed: only benchmarks and chaos runs judge time, CPU and memory."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.test_structure import SOURCES, text_of, tree_of
+
+MAY_MEASURE = ("bench", "chaos")
+TESTS = [path for path in SOURCES if path.parts[0] == "tests" and path.parts[1] not in MAY_MEASURE]
+
+MEASUREMENT = re.compile(
+    r"\b(?:monotonic|perf_counter|process_time|thread_time|getrusage|ru_maxrss|memory_info|memory_full_info"
+    r"|elapsed|get_traced_memory|(?:\w+_)?(?:cpu|rss)(?:_\w+)?)(?:_ns)?\b",
+    re.I,
+)
+"""Names whose value depends on the machine's speed, its load or its allocator."""
+WALL_CLOCK = re.compile(r"\b(?:time\.time(?:_ns)?|datetime\.(?:datetime\.)?(?:utc)?now)\b")
+REMAINING_TIME = re.compile(r"\bp?ttl\b")
+LEASE = re.compile(r"(?i)(?:\w+_)?(?:lease|ttl)_seconds")
+SHORTEST_LEASE_SECONDS = 5
+LEASE_ENDS_UNDER_CONTROL = "the test ends this lease"
+"""In a comment on the line: the lease may be short, because an injected clock or the test itself ends it."""
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def code_of(node: ast.AST) -> str:
+    """The code of an expression without its texts."""
+    texts = [
+        part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and type(part.value) is str
+    ]
+    code = ast.unparse(node)
+    for text in texts:
+        code = code.replace(repr(text), "''")
+    return code
+
+
+def assignments(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """Targets and values of an assignment, pair by pair where both sides are tuples."""
+    if not isinstance(node, ast.Assign):
+        return
+    for target in node.targets:
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            yield from zip(target.elts, node.value.elts, strict=False)
+        else:
+            yield target, node.value
+
+
+def names_assigned_from(function: Function, source: re.Pattern[str]) -> re.Pattern[str]:
+    """A pattern of `source` and of the local names assigned from it, directly or by way of other names."""
+    names: list[str] = []
+    for node in ast.walk(function):
+        for target, value in assignments(node):
+            found = re.compile("|".join([source.pattern, *names]), source.flags)
+            if found.search(code_of(value)):
+                names += [rf"\b{name.id}\b" for name in ast.walk(target) if isinstance(name, ast.Name)]
+    return re.compile("|".join([source.pattern, *names]), source.flags)
+
+
+def has_number(node: ast.AST) -> bool:
+    """Whether an expression contains a number other than 0, or a constant in capitals."""
+    return any(
+        (isinstance(part, ast.Constant) and type(part.value) in (int, float) and part.value != 0)
+        or (isinstance(part, ast.Name) and part.id.isupper())
+        for part in ast.walk(node)
+    )
+
+
+def speed_comparisons(tree: ast.AST) -> Iterator[int]:
+    """Lines of assertions that compare measured time, CPU, memory or a remaining TTL with a number."""
+    for function in (node for node in ast.walk(tree) if isinstance(node, Function)):
+        measured = names_assigned_from(function, MEASUREMENT)
+        clock = names_assigned_from(function, WALL_CLOCK)
+        remaining = names_assigned_from(function, REMAINING_TIME)
+        asserts = (node for node in ast.walk(function) if isinstance(node, ast.Assert))
+        for compare in (
+            part for node in asserts for part in ast.walk(node.test) if isinstance(part, ast.Compare)
+        ):
+            code = code_of(compare)
+            differences = [
+                code_of(part)
+                for part in ast.walk(compare)
+                if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Sub)
+            ]
+            is_rough = "approx(" in code or not all(isinstance(one, ast.Eq) for one in compare.ops)
+            is_speed = (
+                measured.search(code)
+                or (is_rough and any(clock.search(difference) for difference in differences))
+                or (remaining.search(code) and "approx(" in code)
+            )
+            if is_speed and has_number(compare):
+                yield compare.lineno
+
+
+def settings_given(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """Every name and value given as a keyword, in a dictionary or as a parameter's default."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield from ((keyword.arg or "", keyword.value) for keyword in node.keywords)
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                    yield key.value, value
+        elif isinstance(node, ast.arguments):
+            positional = [*node.posonlyargs, *node.args]
+            defaults = positional[len(positional) - len(node.defaults) :]
+            yield from zip((one.arg for one in defaults), node.defaults, strict=True)
+            yield from (
+                (one.arg, default)
+                for one, default in zip(node.kwonlyargs, node.kw_defaults, strict=True)
+                if default
+            )
+
+
+def short_leases(text: str, tree: ast.Module) -> Iterator[int]:
+    """Lines that give a lease or TTL so short that a busy machine may let it expire."""
+    lines = text.splitlines()
+    constants = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for name, given in settings_given(tree):
+        value = constants.get(given.id, given) if isinstance(given, ast.Name) else given
+        if not LEASE.fullmatch(name) or not isinstance(value, ast.Constant):
+            continue
+        is_number = re.fullmatch(r"[\d.]+", str(value.value))
+        is_short = is_number and 0 < float(str(value.value)) < SHORTEST_LEASE_SECONDS
+        if is_short and LEASE_ENDS_UNDER_CONTROL not in lines[given.lineno - 1]:
+            yield given.lineno
+
+
+def test_no_test_judges_time_cpu_or_memory() -> None:
+    found = [f"{path}:{line}" for path in TESTS for line in speed_comparisons(tree_of(path))]
+    assert found == [], "count events, read stored expiries or inject a clock; figures belong in tests/bench"
+
+
+def test_no_lease_is_so_short_that_a_busy_machine_lets_it_expire() -> None:
+    found = [f"{path}:{line}" for path in TESTS for line in short_leases(text_of(path), tree_of(path))]
+    assert found == [], (
+        "take a long lease and end it in the test: ZADD its score into the past, PEXPIRE its key"
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "is_found"),
+    [
+        ("assert time.monotonic() - began < 5", True),
+        ("took = time.perf_counter() - began\n assert took < LIMIT", True),
+        ("first = time.monotonic()\n lasted = now() - first\n assert tries <= lasted + 3", True),
+        ("assert rig.cpu_share(4) < 0.05", True),
+        ("share = await rig.cpu_share(4)\n assert share < MOST", True),
+        ("memory = rig.rss_mb()\n assert rig.rss_mb() < memory + 20", True),
+        ("assert process.memory_info().rss - rss < 25_000_000", True),
+        ("assert response.elapsed.total_seconds() < 2", True),
+        ("assert abs(created - time.time()) < 60", True),
+        ("now = time.time()\n assert ends - now == pytest.approx(60, abs=1)", True),
+        ("assert redis.ttl('key') == pytest.approx(3600, abs=5)", True),
+        ("left = redis.pttl('key')\n assert left == pytest.approx(3600, abs=5)", True),
+        ("now = time.time_ns()\n assert scores == [now - 2, now - 1]", False),
+        ("assert deadline == started + 60", False),
+        ("deadline = time.time() + 60\n assert score == deadline + 1", False),
+        ("assert before <= created <= time.time()", False),
+        ("assert redis.pexpiretime('key') == deadline * 1000", False),
+        ("assert 'elapsed 5 s' in page", False),
+        ("assert 0 < redis.ttl('key') <= 120", False),
+        ("assert gateway.calls == 3", False),
+    ],
+)
+def test_a_comparison_with_measured_time_is_found(body: str, is_found: bool) -> None:
+    assert bool(list(speed_comparisons(ast.parse(f"def test():\n {body}")))) is is_found
+
+
+@pytest.mark.parametrize(
+    ("source", "is_found"),
+    [
+        ("Options(lease_seconds=0.5)", True),
+        ("Options(lease_seconds=LEASE)", True),
+        ("open_rig(LEASE_SECONDS='3')", True),
+        ("{'lease_seconds': 2}", True),
+        ("{'RESULT_TTL_SECONDS': '1'}", True),
+        ("def poller(name, lease_seconds=0.2): ...", True),
+        ("def poller(name, *, lease_seconds=0.2): ...", True),
+        ("Options(lease_seconds=2)  # the test ends this lease", False),
+        ("Options(lease_seconds=30)", False),
+        ("Options(lease_seconds=given)", False),
+        ("Options(lease_seconds=0)", False),
+        ("Options(refresh_seconds=0.1)", False),
+    ],
+)
+def test_a_short_lease_is_found(source: str, is_found: bool) -> None:
+    text = f"LEASE = 0.5\n{source}"
+    assert bool(list(short_leases(text, ast.parse(text)))) is is_found
