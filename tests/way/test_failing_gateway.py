@@ -32,6 +32,11 @@ def calls(rig: Breakable) -> int:
     return sum(rig.gateway_state()["statuses"].values())
 
 
+def unclaimed(rig: Breakable) -> int:
+    """How many requests wait in the queue."""
+    return int(rig.store.zcard("request-sortedset"))
+
+
 @pytest.mark.parametrize("fault", ["hang", "reset", "garbage", "status_503"])
 def test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back(rig: Breakable, fault: str) -> None:
     """F41, F43, F44, F46, F51, I10, L3."""
@@ -41,15 +46,15 @@ def test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back(rig: Breakabl
     wait_until(lambda: openings(rig) > opened, "an open circuit")
     wait_until(lambda: rig.in_flight() <= 2, "only probes in flight")
 
-    opened, before = openings(rig), calls(rig)
-    wait_until(lambda: openings(rig) >= opened + 3, "three failed probes")
-    probes, failed = calls(rig) - before, openings(rig) - opened
-    unclaimed = int(rig.store.zcard("request-sortedset"))
+    before, unclaimed_before = calls(rig), unclaimed(rig)
+    wait_until(lambda: calls(rig) >= before + 3, "three probes")
+    claimed, probes = unclaimed_before - unclaimed(rig), calls(rig) - before
+    left = unclaimed(rig)
     rig.set_faults()
 
     rig.wait_for_results(ids)
-    assert probes <= failed + 3, "only probes, and calls that were under way"
-    assert unclaimed >= 150 - 50 - 2 * WORKERS, "what cannot go is left in the queue"
+    assert claimed <= probes + 2, "one claim for each probe, and those under way"
+    assert left >= 150 - 50 - 2 * WORKERS, "what cannot go is left in the queue"
     assert rig.gateway_state()["peak"] <= WORKERS, "the cap holds also when everything comes back at once"
 
 
@@ -76,14 +81,16 @@ def test_a_gateway_in_trouble_is_spared_though_the_configuration_changes(tmp_pat
         wait_until(lambda: openings(rig), "an open circuit")
         wait_until(lambda: rig.in_flight() <= 2, "only probes in flight")
 
-        opened, before = openings(rig), calls(rig)
+        opened, calls_before, unclaimed_before = openings(rig), calls(rig), unclaimed(rig)
         for number in range(3):
             config.write_text(f"queues: [{{queue_name: request-sortedset, labels: {{n: '{number}'}}}}]")
             wait_until(partial(has_reloaded, rig, number + 1), "the change to be taken")
-        after_reloads = openings(rig)
-        wait_until(lambda: openings(rig) >= after_reloads + 2, "failed probes after the last change")
-        probes, failed = calls(rig) - before, openings(rig) - opened
+        after_reloads = calls(rig)
+        wait_until(lambda: calls(rig) >= after_reloads + 3, "probes after the last change")
+        claimed, probes = unclaimed_before - unclaimed(rig), calls(rig) - calls_before
+        opened_again = openings(rig) - opened
         rig.set_faults()
 
         rig.wait_for_results(ids)
-        assert probes <= failed + 3, "only probes, and calls that were under way"
+        assert claimed <= probes + 2, "one claim for each probe, and those under way"
+        assert opened_again == 0, "the circuit stayed open through the changes"
