@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, assert_never
 
+from handlers.cancellation import end_if_cancelled
 from handlers.contract.request import Request
 from handlers.gates.allowance import Allowance, all_shares
 from handlers.gates.chain import admit_all
@@ -128,6 +129,7 @@ class WaitingRoom:
             verdict = await self._ask(request)
             if isinstance(verdict, Go | Drop):
                 return verdict
+            end_if_cancelled()  # also after `retire`, whose timeout is a cancellation
             refusal = verdict
         if isinstance(refusal, Refuse):
             return refusal

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 
 import pytest
 
 from handlers.contract.request import Request
-from handlers.gates.gate import Drop, Gate, Go, Refuse, Verdict
+from handlers.forward.middleware.gated import gated
+from handlers.forward.outcome import Outcome
+from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse, Verdict
 from handlers.gates.waiting_room import WaitingRoom
 from tests.gates.building import gate, request
 from tests.waiting import wait_until_async
@@ -226,3 +229,47 @@ async def test_the_successor_has_the_slots_that_the_previous_room_leaves() -> No
         await one.reservation.release()
     assert following.in_flight == before.in_flight == 0
     await following.aclose()
+
+
+class SwallowsFirst(Gate):
+    """Answers the first cancellation with a `Hold`, as a library that swallows it would; stays closed for good."""
+
+    gate_type = "swallows-first"
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def admit(self, request: Request) -> Verdict:
+        self.asked.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return Hold("closed", self.wait_open)
+
+    async def wait_open(self, until_at: float) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+
+async def test_a_cancellation_that_a_gate_swallows_ends_the_wait_of_a_claim() -> None:
+    closed = SwallowsFirst()
+
+    async def send(_request: Request) -> Outcome:
+        raise AssertionError("a cancelled request is not sent")
+
+    work = asyncio.create_task(gated(request("r"), [closed], send))
+    await closed.asked.wait()
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.shield(work), 60)
+
+
+async def test_a_retirement_that_a_gate_swallows_still_refuses_its_event() -> None:
+    closed = SwallowsFirst()
+    keeper = WaitingRoom([closed], slots=1)
+    keeper._gates = [Always(Refuse(0.0, "not yet"))]
+    entering = asyncio.create_task(keeper.enter(request("r"), soon(3_600)))
+    await wait_until_async(lambda: keeper.held == 1, "the event to be held")
+    keeper._gates = [closed]
+    await closed.asked.wait()
+    keeper.retire()
+    assert isinstance(await asyncio.wait_for(entering, 60), Refuse)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, assert_never
 
+from handlers.cancellation import end_if_cancelled
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.forward import expired
@@ -35,6 +36,8 @@ async def gated(
     request = with_claim(request)
     while True:
         verdict = await admit_all(gates, request)
+        if isinstance(verdict, Hold):
+            end_if_cancelled()  # else it would wait at the gate of a poller that retires
         match verdict:
             case Go():
                 return await send_admitted(request, gates, verdict, send)
