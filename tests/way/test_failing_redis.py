@@ -28,8 +28,10 @@ def rig() -> Iterator[Breakable]:
 def down(rig: Breakable) -> Iterator[None]:
     """F20: killed, and started again with its append-only file."""
     rig.kill_redis()
-    yield
-    rig.start_redis()
+    try:
+        yield
+    finally:
+        rig.start_redis()
 
 
 @contextlib.contextmanager
@@ -49,16 +51,20 @@ def loading(rig: Breakable) -> Iterator[None]:
 def read_only(rig: Breakable) -> Iterator[None]:
     """F26: a replica, as after a failover that went the other way."""
     rig.store.replicaof("127.0.0.1", "1")
-    yield
-    rig.store.replicaof("NO", "ONE")
+    try:
+        yield
+    finally:
+        rig.store.replicaof("NO", "ONE")
 
 
 @contextlib.contextmanager
 def full(rig: Breakable) -> Iterator[None]:
     """F26: over its memory limit."""
     rig.store.config_set("maxmemory", "1")
-    yield
-    rig.store.config_set("maxmemory", "0")
+    try:
+        yield
+    finally:
+        rig.store.config_set("maxmemory", "0")
 
 
 @contextlib.contextmanager
@@ -72,18 +78,22 @@ def busy(rig: Breakable) -> Iterator[None]:
 
     running = threading.Thread(target=run)
     running.start()
-    yield
-    rig.store.script_kill()
-    running.join()
+    try:
+        yield
+    finally:
+        rig.store.script_kill()
+        running.join()
 
 
 @contextlib.contextmanager
 def black_hole(rig: Breakable) -> Iterator[None]:
     """F24: connections stay, nothing comes back."""
     rig.proxy.is_black_hole = True
-    yield
-    rig.proxy.is_black_hole = False
-    rig.proxy.cut()
+    try:
+        yield
+    finally:
+        rig.proxy.is_black_hole = False
+        rig.proxy.cut()
 
 
 @pytest.mark.parametrize("fault", [down, loading, read_only, full, busy, black_hole])
