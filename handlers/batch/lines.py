@@ -179,7 +179,13 @@ def _kind(line: _Written) -> str:
 
 
 def encode_answer(batch: str, number: int, custom_id: str, result: Result) -> tuple[bytes, bool]:
-    """The line for a result, and whether it belongs to the output file (a 2xx answer)."""
+    """The line for a result, and whether it belongs to the output file (a 2xx answer).
+
+    A payload that another system stored elsewhere (`payload_ref`, such as an `s3://` URL) is an error that names it.
+    """
+    if result.payload_ref:
+        message = f"expected the payload in the result, got a reference: {result.payload_ref}"
+        return encode_error(batch, number, custom_id, "payload_stored_elsewhere", message), False
     if result.status_code:
         response = _Response(result.status_code, result.id, _body(result.payload))
         line = _Output(output_id(batch, number), custom_id, response, None)

@@ -92,7 +92,7 @@ class Settler:
         while True:
             try:
                 effects = await operation()
-            except STORE_FAILURES as error:
+            except (*STORE_FAILURES, MemoryError) as error:  # a reply that memory has no room for comes again
                 if not self._patience.is_tried:
                     self._log.warning(
                         "settling waits for redis", queue=self._queue.name, error=explained(error)

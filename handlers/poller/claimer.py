@@ -174,7 +174,7 @@ class Pool:
         while not self._stopped.is_set():
             try:
                 await self._tick()
-            except STORE_FAILURES as error:
+            except (*STORE_FAILURES, MemoryError) as error:  # a reply that memory has no room for comes again
                 end_if_cancelled()
                 self.refusal = refusal(error)
                 if not self._patience.is_tried:

@@ -114,7 +114,10 @@ class QueueWatch:
                 key_count = 0
                 try:
                     key_count = await self._look()
-                except STORE_FAILURES as error:
+                except (
+                    *STORE_FAILURES,
+                    MemoryError,
+                ) as error:  # a reply that memory has no room for comes again
                     end_if_cancelled()
                     if not self._backoff.is_tried:
                         self._log.warning("queue watch paused: Redis unavailable", error=explained(error))
@@ -178,7 +181,7 @@ class QueueWatch:
             try:
                 async for name in signals():
                     self._release(lambda waiter, name=name: [name] if name in waiter.names else [])  # type: ignore[misc]  # a default binds it now
-            except STORE_FAILURES as error:
+            except (*STORE_FAILURES, MemoryError) as error:  # a reply that memory has no room for comes again
                 end_if_cancelled()
                 self._log.debug("wake signal unavailable", error=explained(error))
             await asyncio.sleep(RESUBSCRIBE_SECONDS)

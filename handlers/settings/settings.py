@@ -163,7 +163,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def routes(self) -> Routes:
-        """The gateway's side of every queue and subscription."""
+        """The gateway's side of every queue and subscription; built at each call, so keep it."""
         default = self._route(None)
         by_queue = {queue.queue_name: self._route(queue) for queue in self.file.queues}
         by_queue |= {topic.subscriber_id: self._route(topic) for topic in self.file.topics}
@@ -306,8 +306,9 @@ def _check_distinct(settings: Settings) -> None:
 def _check_bases(settings: Settings) -> None:
     """Refuse a base URL whose version is in the path too: requests would go to `/v1/v1/…`."""
     entries: list[QueueEntry | TopicEntry | None] = [None, *settings.file.queues, *settings.file.topics]
+    routes = settings.routes
     for entry in entries:
-        route = settings.routes.default if entry is None else settings.routes.of(_entry_name(entry))
+        route = routes.default if entry is None else routes.of(_entry_name(entry))
         last = urlsplit(route.base_url).path.rstrip("/").rpartition("/")[2]
         if last and route.path.startswith(f"/{last}/"):
             setting = "IGW_BASE_URL" if entry is None or not entry.igw_base_url else "igw_base_url"

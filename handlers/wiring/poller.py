@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import cached_property, partial
 
 from handlers.clock import FollowedClock
 from handlers.forward.middleware.guarded import Guards, guarded_dispatch
+from handlers.forward.route import Routes
 from handlers.gates.allowance import Allowance, all_shares
 from handlers.gates.gate import Gate
 from handlers.gates.labels import band_of
@@ -279,10 +280,14 @@ class PollerApp:
             self._table.add_dormant(entry.queue_name, build)
             pool.add_dormant(entry.queue_name, build)
 
+    @cached_property
+    def _routes(self) -> Routes:
+        return self._settings.routes  # built once: it grows with the number of queues
+
     def _build(self, entry: QueueEntry, pool: Pool, gates: list[Gate]) -> None:
         queue = open_queue(self._redis, entry.queue_name, self._queue_options(), self._clock)
         settler = Settler(queue, self._log)
-        guard = self._guards.of(self._settings.routes.of(entry.queue_name).base_url)
+        guard = self._guards.of(self._routes.of(entry.queue_name).base_url)
         labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
         metrics = self._metrics.of_queue(*labels, model_name=entry.labels.get("model_name", ""))
         for gate in gates:
@@ -302,7 +307,7 @@ class PollerApp:
         self, entry: QueueEntry, pool: Pool, gates: list[Gate], settler: Settler, metrics: QueueMetrics
     ) -> Carrier:
         env = self._settings.env
-        guard = self._guards.of(self._settings.routes.of(entry.queue_name).base_url)
+        guard = self._guards.of(self._routes.of(entry.queue_name).base_url)
         route = _result_route(self._settings, entry, self._reserved)
         return Carrier(
             settler,

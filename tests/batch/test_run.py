@@ -347,9 +347,7 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path, options: ClientOptions) ->
     assert state.total == 2
 
 
-@pytest.mark.parametrize(
-    "name", ["out.jsonl.lock", "out.jsonl.batch.new", "out.jsonl.batch", "out.jsonl.cancel", "out.jsonl"]
-)
+@pytest.mark.parametrize("ending", [".lock", ".batch.new", ".batch", ".cancel", ""])
 def test_no_file_of_a_batch_is_opened_through_a_link(
     tmp_path: Path, options: ClientOptions, ending: str
 ) -> None:
@@ -396,3 +394,10 @@ async def test_a_result_that_cannot_be_decoded_is_kept_aside(
     assert len(lines(files.out)) == 3
     assert state.undecodable == 1
     assert base64.b64decode(files.undecodable.read_bytes()) == b'{"id":"x","payload":"\xff"}'
+
+
+def test_a_payload_that_is_stored_elsewhere_is_an_error_and_no_empty_answer() -> None:
+    result = Result("b-1", 200, payload_ref="s3://bucket/prefix/b-1/token")
+    text, is_answer = encode_answer("b", 1, "c", result)
+    assert not is_answer
+    assert b"s3://bucket/prefix/b-1/token" in text
