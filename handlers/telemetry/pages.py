@@ -43,7 +43,6 @@ class PagesServer:
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="critical",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=1,
