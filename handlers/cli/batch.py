@@ -17,9 +17,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskProgressColumn, TextColumn
-from rich.progress import Progress as Bar
 
 from handlers.cli.flags import (
     PAYLOAD_APART_FLAG,
@@ -309,6 +306,10 @@ class BatchProgress:
 
     def __init__(self, count_retries: Callable[[], Awaitable[int]] | None) -> None:
         self._count_retries = count_retries
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskProgressColumn, TextColumn
+        from rich.progress import Progress as Bar
+
         self._console = Console(stderr=True)
         self._last: Progress | None = None
         self._rate = Rate()

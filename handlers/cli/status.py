@@ -47,6 +47,8 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     except InvalidSetting as error:
         fail(error)
     app = functions_framework.create_app("status", handlers.status_main.__file__, "http")  # type: ignore[no-untyped-call]  # untyped
+    # The framework writes its target into the environment, where our settings would read it as a door's name.
+    os.environ.pop("FUNCTION_TARGET", None)  # noqa: TID251  # the process's entry
     if reason := _taken(host, port):
         fail(OSError(f"--port: {host}:{port} cannot be listened on ({reason}); choose another --port"))
     click.echo(f"status page on http://{host}:{port}/")
