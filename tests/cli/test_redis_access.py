@@ -49,7 +49,7 @@ class Locked:
             env={**os.environ, **given},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
 
@@ -63,6 +63,7 @@ def locked(tmp_path: Path) -> Iterator[Locked]:
     server.stop()
 
 
+@pytest.mark.timeout(300)  # a batch waits a minute for late results
 def test_every_command_signs_in_with_the_variables_of_a_poller(locked: Locked, tmp_path: Path) -> None:
     lines = tmp_path / "lines.jsonl"
     lines.write_text(

@@ -126,7 +126,8 @@ async def test_a_named_receiver_that_is_silent_with_many_results_holds_up_no_oth
         )
         assert len(other.received) <= AT_ONCE
     await wait_until_async(lambda: store.llen("result-list"), "what was held goes back")
-    assert await store.llen("result-list") == 40
+    waiting = [text for text in await store.lrange("result-list", 0, -1) if b'"stuck' in text]
+    assert len(waiting) == 40, "none was delivered; others may come back if they were taken and not yet acked"
     assert await store.hlen("result-list:result-claimed") == 0
 
 
