@@ -49,7 +49,7 @@ def event_of(number: int) -> bytes:
 
 def push_of(number: int) -> bytes:
     message = {"data": base64.b64encode(body_of(number)).decode(), "messageId": str(number)}
-    frame = {"subscription": "projects/p/subscriptions/s", "message": message}
+    frame = {"subscription": "projects/bench-project/subscriptions/s", "message": message}
     return http_post("/push", {"content-type": "application/json"}, msgspec.json.encode(frame))
 
 

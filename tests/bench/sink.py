@@ -18,8 +18,10 @@ def running_sink() -> Iterator[str]:
         [sys.executable, "-m", "tests.bench.sink"], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.terminate()
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
 
 
 async def _serve() -> None:

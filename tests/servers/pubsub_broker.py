@@ -175,7 +175,7 @@ def _taken(method: str, request: bytes) -> bytes:
 @asynccontextmanager
 async def _resettable(broker: PubSubBroker, inner: int) -> AsyncIterator[None]:
     """A TCP front before the server, which resets connections while `broker.is_resetting`."""
-    fronts: set[asyncio.Task[None]] = set()
+    fronts: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
@@ -186,31 +186,40 @@ async def _resettable(broker: PubSubBroker, inner: int) -> AsyncIterator[None]:
             await writer.drain()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        front_task = asyncio.current_task()
-        assert front_task is not None
-        fronts.add(front_task)
-        there, back = await asyncio.open_connection("127.0.0.1", inner)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", inner)
+        except OSError:  # the server behind has stopped
+            writer.transport.abort()
+            return
         both = [asyncio.ensure_future(pump(reader, back)), asyncio.ensure_future(pump(there, writer))]
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            pass  # the end of the server; asyncio's streams would log it
         finally:
+            writer.transport.abort()
+            back.transport.abort()
             for each in both:
                 each.cancel()
             await asyncio.gather(*both, return_exceptions=True)
-            writer.transport.abort()
-            back.transport.abort()
             await asyncio.gather(writer.wait_closed(), back.wait_closed(), return_exceptions=True)
-            fronts.discard(front_task)
 
-    front = await asyncio.start_server(serve, "127.0.0.1", 0)
+    def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Not a coroutine: a task cancelled before its first step would leave its writer open.
+        if not front.is_serving():  # accepted just before the end
+            writer.transport.abort()
+            return
+        front_task = asyncio.create_task(serve(reader, writer))
+        fronts[front_task] = writer
+        front_task.add_done_callback(fronts.pop)
+
+    front = await asyncio.start_server(accepted, "127.0.0.1", 0)
     broker.host = f"127.0.0.1:{front.sockets[0].getsockname()[1]}"
     try:
         yield
     finally:
         front.close()
         await front.wait_closed()
-        for front_task in fronts:
+        left = dict(fronts)
+        for front_task, writer in left.items():
             front_task.cancel()
-        await asyncio.gather(*fronts, return_exceptions=True)
+            writer.transport.abort()
+        await asyncio.gather(*left, return_exceptions=True)

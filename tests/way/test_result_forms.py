@@ -14,6 +14,8 @@ from handlers.client import Client
 from handlers.contract.events import REQUEST_TYPE
 from handlers.contract.result import decode_result
 from handlers.demo.stack import Stack, StackOptions
+from handlers.redis_store.submit.submissions import RequestState
+from tests.waiting import wait_until
 
 IN_TIME = 60.0
 VARIABLES = {"RESULT_DETAILS": "true", "RESULT_PER_REQUEST": "true", "RESULT_APART_BYTES": "10"}
@@ -44,6 +46,7 @@ def test_a_plain_producers_request_gets_a_list_of_its_own_and_a_result_that_says
     }
     with redis.Redis.from_url(stack.redis_url) as store:
         store.zadd("request-sortedset", {json.dumps(body): now + 600})
+        wait_until(lambda: client.look_up("plain") is not RequestState.UNKNOWN, what="the claim of a request")
         result = client.wait("plain", within=IN_TIME)
         assert 0 < int(store.ttl("result-list:result-of:plain")) <= 86_400
         assert store.llen("result-list") == 0
