@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from handlers.client import ClientOptions
+from tests.servers.process import running_process
 
 ROOT = Path(__file__).parents[2]
 LINES = 1_000_000
@@ -28,12 +29,11 @@ def test_a_million_lines_in_flat_memory(valkey_url: str, options: ClientOptions,
     run = [sys.executable, "-c", "from handlers.cli import main; main()", "batch", "run"]
     flags = ["--queue", options.queue, "--results", options.results, "--out", str(out)]
     echo = [sys.executable, str(Path(__file__).with_name("echo_poller.py")), valkey_url, options.queue]
-    with subprocess.Popen(echo, env=env) as poller:
+    with running_process(echo, env=env):
         began = time.monotonic()
         with subprocess.Popen([*run, str(source), *flags], env=env) as batch:
             most_bytes = peak_memory_bytes(batch)
         seconds = time.monotonic() - began
-        poller.terminate()
     print(f"{LINES:,} lines in {seconds:.1f} s: {LINES / seconds:,.0f}/s, {most_bytes / 1e6:.0f} MB at most")
     assert batch.returncode == 0
     with out.open("rb") as file:

@@ -8,20 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from tests.servers.process import running_process
 from tests.servers.pubsub_broker import running_broker
 
 
 @contextlib.contextmanager
 def running_sink() -> Iterator[str]:
     """A sink on a free port, in a process of its own; gives its `host:port`."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.sink"], stdout=subprocess.PIPE, text=True
-    ) as process:
+    command = [sys.executable, "-m", "tests.bench.sink"]
+    with running_process(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
+        yield process.stdout.readline().strip()
 
 
 async def _serve() -> None:

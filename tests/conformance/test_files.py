@@ -43,7 +43,8 @@ def loaded(*names: str, **variables: str) -> Settings:
     ids="+".join,
 )
 async def test_a_poller_is_built_from_the_files_as_they_are(names: tuple[str, ...]) -> None:
-    PollerApp(loaded(*names))  # nothing is connected before it runs
+    app = PollerApp(loaded(*names))  # nothing is connected before it runs
+    assert not app.has_begun
 
 
 GATES = json.loads((FILES / "gates.json").read_text())
@@ -62,7 +63,8 @@ async def test_a_gate_is_built_from_text_and_from_json_values(
     pool = {"id": "default", "workers": 4, **(gate if where == "pool" else {})}
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"queues": [queue], "pools": [pool]}))
-    PollerApp(load_settings({"CONFIG_FILE": str(file), **PROMETHEUS}))
+    app = PollerApp(load_settings({"CONFIG_FILE": str(file), **PROMETHEUS}))
+    assert not app.has_begun
 
 
 def test_the_gates_of_the_files_are_all_that_there_are() -> None:

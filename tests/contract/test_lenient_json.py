@@ -67,7 +67,10 @@ def test_a_deep_text_is_split_like_a_shallow_one(value: Any, cut: int) -> None:
 
 @pytest.mark.parametrize("levels", [1, 1_500, MAX_DEPTH])
 def test_nesting_is_accepted_as_deep_as_go_does(levels: int) -> None:
-    check_json(b"[" * levels + b"]" * levels)
+    text = b"[" * levels + b"]" * levels
+    check_json(text)
+    inner = text[1:-1] or b"0"  # the object around it is a level, too
+    assert bytes(split_object(b'{"a":' + inner + b"}")["a"]) == inner
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from handlers.demo.servers import free_port
 from tests.servers.presence import redis_program
+from tests.servers.process import running_process
 from tests.waiting import wait_until
 
 
@@ -35,17 +36,21 @@ class RedisServer:
 def running_redis() -> Iterator[RedisServer]:
     """A server that answers."""
     port = free_port()
-    process = subprocess.Popen(
-        [redis_program(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
+    command = [
+        redis_program(),
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]
+    with running_process(command, stdout=subprocess.DEVNULL) as process:
         wait_until(lambda: process.poll() is not None or _answers(port), "redis to answer")
         assert process.poll() is None, "redis ended at its start"
         yield RedisServer(process, port)
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def _answers(port: int) -> bool:

@@ -23,6 +23,7 @@ from handlers.demo.servers import free_port
 from tests.manifests.keda_fleet import Fleet, fleet_of, inherited, rehearse
 from tests.manifests.keda_rehearsal import Autoscaler, Scaling
 from tests.manifests.rendering import COMBINATIONS, Manifest, environment, of_kind, pods, render
+from tests.servers.process import running_process
 
 # A minute of KEDA's in 1.5 seconds of ours; and no more pollers than two cores can start.
 SPEED = 40.0
@@ -45,12 +46,11 @@ def store(tmp_path: Path) -> Iterator[redis.Redis]:
     port = free_port()
     binary = shutil.which("valkey-server") or str(get_binary_path())
     arguments = [binary, "--port", str(port), "--save", "", "--dir", str(tmp_path), "--bind", "127.0.0.1"]
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as server:
+    with running_process(arguments, stdout=subprocess.DEVNULL):
         client = redis.Redis(port=port)
         wait_for_port(port)
         yield client
         client.close()
-        server.terminate()
 
 
 @pytest.fixture
@@ -58,14 +58,10 @@ def gateway() -> Iterator[str]:
     """The simulated gateway; every answer takes half a second."""
     port = free_port()
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--time-to-first-token", "0.5"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "handlers.demo.gateway", *arguments],
-        env=inherited(),
-        stdout=subprocess.DEVNULL,
-    ) as server:
+    command = [sys.executable, "-m", "handlers.demo.gateway", *arguments]
+    with running_process(command, env=inherited(), stdout=subprocess.DEVNULL):
         wait_for_port(port)
         yield f"http://127.0.0.1:{port}"
-        server.terminate()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import urllib.error
@@ -16,6 +15,7 @@ import pytest
 
 from handlers.demo.servers import Valkey, free_port
 from tests.manifests.rendering import COMBINATIONS, Manifest, environment, of_kind, pods, render
+from tests.servers.process import running_process
 from tests.waiting import wait_until
 
 
@@ -42,16 +42,12 @@ def running(
     args = [one.replace("$(POD_NAMESPACE)", "team-a") for one in [*page["args"][:-1], str(port)]]
     variables = {**environment(page, objects), "REDIS_URL": valkey.url}
     command = [str(Path(sys.executable).parent / "async-processor"), *args]
-    with subprocess.Popen(
+    with running_process(
         command, env={"PATH": os.environ["PATH"], "HOME": str(home), **variables}, start_new_session=True
     ) as process:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_until(lambda: answer_of(f"{url}/readyz") == 200, "the status page")
-            yield process, url, home
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(40)
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: answer_of(f"{url}/readyz") == 200, "the status page")
+        yield process, url, home
     assert process.returncode == 0
 
 

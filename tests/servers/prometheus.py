@@ -14,6 +14,7 @@ from pathlib import Path
 
 from handlers.demo.servers import free_port
 from tests.servers.presence import not_found
+from tests.servers.process import running_process
 from tests.waiting import wait_until
 
 SCRAPE_INTERVAL_MS = 200
@@ -60,28 +61,23 @@ def running_prometheus(
             )
         )
         log = Path(folder, "log")
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [
-                    program,
-                    f"--config.file={config}",
-                    f"--storage.tsdb.path={folder}/data",
-                    f"--web.listen-address={url.removeprefix('http://')}",
-                    "--query.lookback-delta=30s",  # a late scrape misses nothing; what an exporter drops goes at once
-                    "--log.level=warn",
-                ],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        try:
+        command = [
+            program,
+            f"--config.file={config}",
+            f"--storage.tsdb.path={folder}/data",
+            f"--web.listen-address={url.removeprefix('http://')}",
+            "--query.lookback-delta=30s",  # a late scrape misses nothing; what an exporter drops goes at once
+            "--log.level=warn",
+        ]
+        with (
+            log.open("wb") as output,
+            running_process(command, stdout=output, stderr=subprocess.STDOUT) as process,
+        ):
             wait_until(
                 lambda: process.poll() is not None or _is_ready(url), "prometheus to be ready for queries"
             )
             assert process.poll() is None, log.read_text()
             yield url
-        finally:
-            process.terminate()
-            process.wait(60)
 
 
 def _is_ready(url: str) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -16,6 +15,7 @@ import pika.exceptions
 
 from handlers.demo.servers import free_port
 from tests.servers.presence import not_found
+from tests.servers.process import running_process
 from tests.waiting import wait_until
 
 # Debian's own /usr/sbin/rabbitmq-server changes the user; this is what it runs.
@@ -50,17 +50,13 @@ def running_rabbitmq() -> Iterator[pika.ConnectionParameters]:
         }
         quiet = subprocess.DEVNULL
         # In the foreground and ours, else the server starts one that outlives it.
-        mapper = subprocess.Popen([epmd], env=variables, stdout=quiet, stderr=quiet)
-        server = subprocess.Popen([str(_SERVER)], env=variables, stdout=quiet, stderr=quiet)
-        try:
+        with (
+            running_process([epmd], env=variables, stdout=quiet, stderr=quiet),
+            running_process([str(_SERVER)], env=variables, stdout=quiet, stderr=quiet),
+        ):
             parameters = pika.ConnectionParameters("127.0.0.1", port, heartbeat=0)
             wait_until(lambda: _answers(parameters), "RabbitMQ", timeout_seconds=_START_SECONDS)
             yield parameters
-        finally:
-            server.terminate()
-            _end(server)
-            mapper.terminate()
-            _end(mapper)
 
 
 def _answers(parameters: pika.ConnectionParameters) -> bool:
@@ -69,13 +65,3 @@ def _answers(parameters: pika.ConnectionParameters) -> bool:
     except (pika.exceptions.AMQPError, OSError):
         return False
     return True
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(1)
-            return
-    process.kill()
-    process.wait()

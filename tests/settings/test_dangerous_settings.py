@@ -61,7 +61,7 @@ def test_a_variable_that_lacks_its_last_letter_or_has_two_swapped_is_refused(nam
     ],
 )
 def test_other_programs_variables_are_no_misspelt_ones(name: str) -> None:
-    load_settings({name: "tcp://10.0.0.1:6379"})
+    assert load_settings({name: "tcp://10.0.0.1:6379"}) == load_settings({})
 
 
 @pytest.mark.parametrize("base", ["http://gateway/v1", "http://gateway/v1/", "http://gateway/prefix/v1"])

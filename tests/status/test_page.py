@@ -18,6 +18,7 @@ import redis
 from handlers.demo.servers import free_port
 from handlers.demo.stack import Stack, StackOptions
 from tests.servers.chromium import Page, running_chromium
+from tests.servers.process import running_process
 from tests.waiting import wait_until
 
 TOKEN = "a-token-of-the-status-page"  # made up, here
@@ -110,14 +111,13 @@ def base_url(stack: Stack, folder: Path) -> Iterator[str]:
     token.write_text(f"{TOKEN}\n")
     command = [str(Path(sys.executable).parent / "async-processor"), "status", "--port", str(port)]
     variables = {"REDIS_URL": stack.redis_url, "CONFIG_FILE": str(folder / "config.yaml")}
-    with subprocess.Popen(
+    with running_process(
         command, env={**os.environ, **variables, "STATUS_TOKEN_FILE": str(token)}, stderr=subprocess.DEVNULL
-    ) as process:
+    ):
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: _status(f"{url}/healthz") == 200, "the status page")
         wait_until(lambda: "hard-1" in _read(url), "a failure on the board")
         yield url
-        process.terminate()
 
 
 def _read(url: str) -> str:

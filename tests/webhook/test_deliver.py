@@ -26,7 +26,7 @@ from handlers.transport.dialing import AddressInfo
 from handlers.webhook.call import Caller, webhook_id
 from handlers.webhook.deliver import Webhook, WebhookGone, WebhookOptions
 from handlers.webhook.destinations import DestinationRefused, Target, read_destination, target_of
-from handlers.webhook.guard import check_public
+from handlers.webhook.guard import check_public, is_public
 from handlers.webhook.signature import read_secrets, signature_headers
 from tests.servers.raw_http import End, RawHttp, Received, answer, running_raw_http
 
@@ -133,7 +133,9 @@ async def test_a_name_that_leads_inside_is_not_connected_to(
 
 
 def test_a_public_name_is_taken() -> None:
-    check_public("good.example", ["8.8.8.8", "2001:4860:4860::8888"])
+    addresses = ["8.8.8.8", "2001:4860:4860::8888"]
+    assert all(map(is_public, addresses))
+    check_public("good.example", addresses)
 
 
 @pytest.fixture

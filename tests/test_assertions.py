@@ -1,0 +1,67 @@
+"""Every test can fail: it asserts something, or a function that it calls does."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+_RAISES = {"raises", "warns", "fail"}
+_LIBRARY = {"run_state_machine_as_test"}  # its rules assert
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def functions(sources: Iterable[str]) -> dict[str, list[_Function]]:
+    """The functions of the sources by name; several may share one."""
+    found: dict[str, list[_Function]] = {}
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, _Function):
+                found.setdefault(node.name, []).append(node)
+    return found
+
+
+def asserts_itself(function: _Function) -> bool:
+    """Whether it has an assertion, a `raise`, or a block that expects an exception."""
+    return any(
+        isinstance(node, ast.Assert | ast.Raise) or (isinstance(node, ast.Attribute) and node.attr in _RAISES)
+        for node in ast.walk(function)
+    )
+
+
+def names_called(function: _Function) -> set[str]:
+    calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
+    return {call.id if isinstance(call, ast.Name) else getattr(call, "attr", "") for call in calls}
+
+
+def without_assertion(sources: Iterable[str]) -> set[str]:
+    """The names of tests that assert nothing, not even through the functions they call."""
+    every = functions(sources)
+    asserting = _LIBRARY | {name for name, same in every.items() if any(map(asserts_itself, same))}
+    while True:
+        more = {name for name, same in every.items() if any(names_called(one) & asserting for one in same)}
+        if more <= asserting:
+            return {name for name in every if name.startswith("test_") and name not in asserting}
+        asserting |= more
+
+
+def test_every_test_asserts_something() -> None:
+    sources = [path.read_text() for path in sorted(TESTS.rglob("*.py"))]
+    assert without_assertion(sources) == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("def test_a():\n    f()", {"test_a"}),
+        ("def test_a():\n    assert f()", set()),
+        ("def test_a():\n    with pytest.raises(OSError):\n        f()", set()),
+        ("def test_a():\n    g()\ndef g():\n    h()\ndef h():\n    assert x", set()),
+        ("async def test_a():\n    await x.g()\ndef g():\n    pass", {"test_a"}),
+    ],
+)
+def test_a_test_without_an_assertion_is_found(source: str, found: set[str]) -> None:
+    assert without_assertion([source]) == found
