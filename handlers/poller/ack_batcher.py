@@ -35,7 +35,7 @@ _BATCH_BYTES = 4_000_000
 busy with it for long."""
 
 
-class Settler:
+class AckBatcher:
     """One queue's settlements; `add` never waits."""
 
     def __init__(self, queue: RedisQueue, log: Logger) -> None:
@@ -132,4 +132,4 @@ def size_of(settlement: Settlement) -> int:
 
 
 def _nobody_told(_settlement: Settlement, _has_taken_effect: bool) -> None:
-    """Until the carrier is wired to it."""
+    """Until the worker is wired to it."""

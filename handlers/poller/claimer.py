@@ -19,7 +19,7 @@ from handlers.gates.labels import band_of
 from handlers.poller.patience import Patience
 from handlers.poller.priority import Candidate, Merge, RandomRobin
 from handlers.poller.queue_watch import QueueWatch, Waiter
-from handlers.poller.worker import Carrier
+from handlers.poller.worker import Worker
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.faults import explained, refusal
 from handlers.redis_store.queue.queue import RedisQueue
@@ -44,7 +44,7 @@ class Source:
     """
 
     queue: RedisQueue
-    carrier: Carrier
+    worker: Worker
     labels: Mapping[str, str] = field(default_factory=dict)
     gates: Sequence[Gate] = ()
     allowance: Allowance | None = None
@@ -74,7 +74,7 @@ def _positions() -> Iterator[float]:
         yield 0.0
 
 
-class Pool:
+class Claimer:
     """Claims for its sources while it has room; `stop` ends the claiming, not the work."""
 
     def __init__(
@@ -124,7 +124,7 @@ class Pool:
         ours = self._part().of(self.slots)
         return min(1.0, self._allowance.limit() / ours) if ours else 0.0
 
-    def take_over(self, before: Pool) -> None:
+    def take_over(self, before: Claimer) -> None:
         """Go on with the slots that `before` has in use: our claims have what those leave over."""
         self._allowance.take_over(before._allowance)
         for name in [name for name in before.sources if name in self._dormant]:
@@ -138,7 +138,7 @@ class Pool:
         """Claim from this queue too."""
         self._dormant.pop(source.queue.name, None)
         self.sources[source.queue.name] = source
-        source.carrier.on_freed = partial(self.free, source.queue.name)
+        source.worker.on_freed = partial(self.free, source.queue.name)
 
     def add_dormant(self, name: str, build: Callable[[], object]) -> None:
         """Claim from this queue too, once it has requests; `build` must call `add`."""
@@ -227,7 +227,7 @@ class Pool:
 
     def _room(self) -> int:
         """How many requests may be claimed now: none where the largest possible one has no room in memory."""
-        has_bytes = all(source.carrier.has_room_for_request for source in self.sources.values())
+        has_bytes = all(source.worker.has_room_for_request for source in self.sources.values())
         return self._allowance.room() if has_bytes else 0
 
     async def _claim(self, room: int, names: Sequence[str]) -> int:
@@ -265,10 +265,10 @@ class Pool:
         if most < 1:
             return 0
         half = max(1, int(self._part().of(self.slots)) // 2)
-        retries = sum(one.carrier.retries_in_slots for one in self.sources.values())
+        retries = sum(one.worker.retries_in_slots for one in self.sources.values())
         claims = await source.queue.claim(
             most,
-            max_bytes=source.carrier.budget.requests.room(),
+            max_bytes=source.worker.budget.requests.room(),
             most_retries=max(0, half - retries),
             position=position,
         )
@@ -279,7 +279,7 @@ class Pool:
             self._allowance.started(len(claims))
             if source.allowance is not None:
                 source.allowance.started(len(claims))
-            source.carrier.start(claims)
+            source.worker.start(claims)
         return len(claims)
 
     async def _expire(self) -> None:
@@ -295,9 +295,9 @@ class Pool:
         self._asked_at.update((name, now) for name in due)
         for name in due if self._watch is None else await self._watch.filled(due):
             source = self._source(name)
-            if source.carrier.is_settling_without_slots or self._stopped.is_set():
+            if source.worker.is_settling_without_slots or self._stopped.is_set():
                 continue
-            await source.carrier.answer_expired(await source.queue.claim(_EXPIRED_BATCH, only_expired=True))
+            await source.worker.answer_expired(await source.queue.claim(_EXPIRED_BATCH, only_expired=True))
 
     async def _wait_for_slot(self, timeout_seconds: float) -> None:
         """Wait for a slot, but no longer."""

@@ -23,7 +23,7 @@ from handlers.redis_store.queue.queue import Ack, Claim
 from handlers.telemetry.logs import Logger
 
 
-class Repeats:
+class Duplicates:
     """One queue's; a submission stands for its id for `window_seconds` after it is finished."""
 
     def __init__(self, redis: Store, route: ResultRoute, log: Logger, *, window_seconds: int) -> None:

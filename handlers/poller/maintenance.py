@@ -14,7 +14,7 @@ from typing import Final
 
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
-from handlers.poller.worker import Carrier
+from handlers.poller.worker import Worker
 from handlers.redis_store.connection import STORE_FAILURES, STORE_REFUSALS, Store
 from handlers.redis_store.faults import explained
 from handlers.redis_store.keys import queue_keys, reclaim_keys
@@ -40,7 +40,7 @@ class QueueParts:
     """The parts of one queue that has had requests. `renewed_at` is when its leases were last renewed, monotonic."""
 
     queue: RedisQueue
-    worker: Carrier
+    worker: Worker
     metrics: QueueMetrics
     renewed_at: float = field(default_factory=time.monotonic)
     was_empty: bool = False

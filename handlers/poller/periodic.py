@@ -11,7 +11,7 @@ from handlers.redis_store.faults import explained
 from handlers.telemetry.logs import Logger
 
 
-class Looper:
+class PeriodicTask:
     """Calls `tick` every `interval_seconds`, counted from the end of the last one."""
 
     def __init__(

@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Coroutine, Sequence
 from typing import Final
 
-from handlers.poller.ack_batcher import Settlement, Settler
-from handlers.poller.claimer import Pool
-from handlers.poller.periodic import Looper
+from handlers.poller.ack_batcher import Settlement, AckBatcher
+from handlers.poller.claimer import Claimer
+from handlers.poller.periodic import PeriodicTask
 from handlers.poller.queue_watch import QueueWatch
-from handlers.poller.worker import Carrier
+from handlers.poller.worker import Worker
 from handlers.telemetry.logs import Logger
 
 _SETTLE_SECONDS: Final = 0.9
@@ -26,18 +26,18 @@ class Poller:
 
     def __init__(
         self,
-        pools: Sequence[Pool],
+        pools: Sequence[Claimer],
         watch: QueueWatch,
-        loopers: Sequence[Looper],
+        tasks: Sequence[PeriodicTask],
         log: Logger,
         *,
         grace_seconds: float,
     ) -> None:
         self._pools = pools
-        self._carriers: list[Carrier] = []
-        self._settlers: list[Settler] = []
+        self._workers: list[Worker] = []
+        self._ack_batchers: list[AckBatcher] = []
         self._watch = watch
-        self._loopers = loopers
+        self._tasks = tasks
         self._background: set[asyncio.Task[None]] = set()
         self._has_ended = asyncio.Event()
         self._is_running = False
@@ -47,12 +47,12 @@ class Poller:
         self._is_told_to_stop = asyncio.Event()
         self._has_claimed_last = asyncio.Event()
 
-    def add(self, carrier: Carrier, settler: Settler) -> None:
+    def add(self, worker: Worker, ack_batcher: AckBatcher) -> None:
         """Serve a queue; also while running."""
-        self._carriers.append(carrier)
-        self._settlers.append(settler)
+        self._workers.append(worker)
+        self._ack_batchers.append(ack_batcher)
         if self._is_running:
-            self._begin(settler.run())
+            self._begin(ack_batcher.run())
 
     def _begin(self, run: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(run)
@@ -62,7 +62,7 @@ class Poller:
     @property
     def in_flight(self) -> int:
         """Requests that wait for their outcome."""
-        return sum(carrier.in_flight for carrier in self._carriers)
+        return sum(worker.in_flight for worker in self._workers)
 
     @property
     def is_stopping(self) -> bool:
@@ -93,10 +93,10 @@ class Poller:
         """Claim, carry and settle until stopped and drained. Raises what ended a loop that must not end."""
         self._is_running = True
         self._begin(self._watch.run())
-        for looper in self._loopers:
-            self._begin(looper.run())
-        for settler in self._settlers:
-            self._begin(settler.run())
+        for task in self._tasks:
+            self._begin(task.run())
+        for ack_batcher in self._ack_batchers:
+            self._begin(ack_batcher.run())
         claiming = [asyncio.create_task(pool.run()) for pool in self._pools]
         waiting = [asyncio.create_task(event.wait()) for event in (self._stopping, self._has_ended)]
         try:
@@ -127,7 +127,7 @@ class Poller:
             handed_back += len(unfinished)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):
-                await asyncio.gather(*(settler.drained() for settler in self._settlers))
+                await asyncio.gather(*(ack_batcher.drained() for ack_batcher in self._ack_batchers))
         self._log.info("drained", handed_back=handed_back)
 
     async def _retired(self) -> int:
@@ -136,7 +136,7 @@ class Poller:
         What waits at a gate would wait at one that is no more.
         """
         self._log.info("retiring", in_flight=self.in_flight)
-        handed_back = sum(carrier.hand_back_unsent() for carrier in self._carriers)
+        handed_back = sum(worker.hand_back_unsent() for worker in self._workers)
         told = asyncio.create_task(self._is_told_to_stop.wait())
         try:
             while (work := self._work()) and not told.done():
@@ -147,8 +147,8 @@ class Poller:
         return handed_back
 
     def _work(self) -> list[asyncio.Task[Settlement]]:
-        return [task for carrier in self._carriers for task in carrier.work()]
+        return [task for worker in self._workers for task in worker.work()]
 
     def _hand_back(self) -> None:
-        for carrier in self._carriers:
-            carrier.hand_back()
+        for worker in self._workers:
+            worker.hand_back()

@@ -23,10 +23,10 @@ from handlers.forward.middleware.gated import gated
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Gate
 from handlers.gates.labels import labelled, without_labels
-from handlers.poller.ack_batcher import Release, Settlement, Settler, size_of
+from handlers.poller.ack_batcher import Release, Settlement, AckBatcher, size_of
 from handlers.poller.byte_budget import ByteBudget, HeldBytes
 from handlers.poller.dispatcher import Dispatch
-from handlers.poller.duplicates import Repeats
+from handlers.poller.duplicates import Duplicates
 from handlers.poller.priority import LaneOptions, in_lane
 from handlers.poller.settlement import (
     RequestLimits,
@@ -74,12 +74,12 @@ class Held:
     cancel_again_at: float = 0.0
 
 
-class Carrier:
+class Worker:
     """Holds nothing but what it has claimed. `clock` gives the Redis server's Unix seconds."""
 
     def __init__(
         self,
-        settler: Settler,
+        ack_batcher: AckBatcher,
         route: ResultRoute,
         dispatch: Dispatch,
         log: Logger,
@@ -90,7 +90,7 @@ class Carrier:
         gates: Sequence[Gate] = (),
         read_payload: ReadPayload | None = None,
         lane: LaneOptions | None = None,
-        repeats: Repeats | None = None,
+        duplicates: Duplicates | None = None,
         budget: ByteBudget | None = None,
         clock: Callable[[], float],
         max_request_bytes: int,
@@ -98,7 +98,7 @@ class Carrier:
         on_outcome: Callable[[Request, Outcome], None] = lambda _request, _outcome: None,
         limits: RequestLimits | None = None,
     ) -> None:
-        self._settler = settler
+        self._ack_batcher = ack_batcher
         self._route = route
         self._dispatch = dispatch
         self._log = log
@@ -109,7 +109,7 @@ class Carrier:
         self._gates = gates
         self._read_payload = read_payload
         self._lane = lane
-        self._repeats = repeats
+        self._duplicates = duplicates
         self.budget = budget or ByteBudget(sys.maxsize)
         self._clock = clock
         self.on_freed = on_freed
@@ -166,7 +166,7 @@ class Carrier:
 
     def _add(self, held: Held, settlement: Settlement) -> None:
         held.bytes.is_settled_with(size_of(settlement))
-        self._settler.add(settlement)
+        self._ack_batcher.add(settlement)
 
     def _hold(self, claim: Claim) -> None:
         """Hold a claim that takes no slot: all that is left to do is its settlement."""
@@ -207,7 +207,7 @@ class Carrier:
         elif envelope.request.deadline <= self._clock():
             outcome = expired(envelope.request, None)
         else:
-            if self._repeats and (repeated := await self._repeats.answer(claim, envelope, self._clock())):
+            if self._duplicates and (repeated := await self._duplicates.answer(claim, envelope, self._clock())):
                 return repeated
             outcome = await self._attempt(held, envelope)
         return self._settled_as(claim, envelope, outcome, began_at)
@@ -235,7 +235,7 @@ class Carrier:
         return self._marked(settlement, envelope)
 
     def _marked(self, settlement: Settlement, envelope: Envelope) -> Settlement:
-        return self._repeats.marked(settlement, envelope) if self._repeats else settlement
+        return self._duplicates.marked(settlement, envelope) if self._duplicates else settlement
 
     async def _attempt(self, held: Held, envelope: Envelope) -> Outcome:
         request = envelope.request
@@ -314,16 +314,16 @@ class Carrier:
             try:
                 envelope = await self._decoded(claim)
             except InvalidRequest as error:
-                self._settler.add(refuse(claim, error, self._route, self._clock()))
+                self._ack_batcher.add(refuse(claim, error, self._route, self._clock()))
                 continue
             if claim.is_cancelled:
                 outcome = cancelled(envelope.request)
             elif envelope.request.deadline <= self._clock():
                 outcome = expired(envelope.request, None)
             else:
-                self._settler.add(Release(claim))
+                self._ack_batcher.add(Release(claim))
                 continue
-            self._settler.add(self._settled_as(claim, envelope, outcome))
+            self._ack_batcher.add(self._settled_as(claim, envelope, outcome))
 
     async def bury(self, claims: Sequence[Claim], max_deaths: int) -> None:
         """Dead-letter claims whose owners died on them too often; they are ours by now.
@@ -334,7 +334,7 @@ class Carrier:
         for claim in claims:
             settlement = await self._buried(claim, is_read=claim.deaths <= max_deaths)
             self._hold(claim)
-            self._settler.add(settlement)
+            self._ack_batcher.add(settlement)
 
     async def _buried(self, claim: Claim, *, is_read: bool) -> Settlement:
         if not is_read:

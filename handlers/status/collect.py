@@ -19,7 +19,7 @@ from handlers.contract.result import ErrorCode
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Gate, GateState
 from handlers.gates.labels import BANDS
-from handlers.poller.claimer import Pool
+from handlers.poller.claimer import Claimer
 from handlers.redis_store.admin.status_board import StatusBoard
 from handlers.redis_store.connection import Store
 from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerReport, PoolReport, QueueReport
@@ -154,7 +154,7 @@ def host_name() -> str:
 
 
 def status_watch(
-    redis: Store, tally: Tally, pools: Mapping[str, Pool], pool_gates: Mapping[str, Sequence[Gate]]
+    redis: Store, tally: Tally, pools: Mapping[str, Claimer], pool_gates: Mapping[str, Sequence[Gate]]
 ) -> StatusWatch:
     """Posts what these pools do."""
     host = host_name()
@@ -163,7 +163,7 @@ def status_watch(
 
 
 def poller_report(
-    host: str, at: float, pools: Mapping[str, Pool], pool_gates: Mapping[str, Sequence[Gate]]
+    host: str, at: float, pools: Mapping[str, Claimer], pool_gates: Mapping[str, Sequence[Gate]]
 ) -> PollerReport:
     """This process at one moment."""
     used = [pool for pool in pools.values() if pool.sources]
@@ -185,7 +185,7 @@ def poller_report(
                 name,
                 pool.pool_id,
                 BANDS[pool.lane_of(source.labels)],
-                source.carrier.in_flight,
+                source.worker.in_flight,
                 source.circuit.state if source.circuit else "closed",
                 gate_reports([gate.state() for gate in source.gates]),
             )

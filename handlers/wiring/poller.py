@@ -12,10 +12,10 @@ from handlers.forward.route import Routes
 from handlers.gates.allowance import Allowance, all_shares
 from handlers.gates.gate import Gate
 from handlers.gates.labels import band_of
-from handlers.poller.ack_batcher import Settlement, Settler
+from handlers.poller.ack_batcher import Settlement, AckBatcher
 from handlers.poller.byte_budget import ByteBudget
-from handlers.poller.claimer import Pool, Source
-from handlers.poller.duplicates import Repeats
+from handlers.poller.claimer import Claimer, Source
+from handlers.poller.duplicates import Duplicates
 from handlers.poller.finished_log import WRITE_SECONDS, FinishedLog
 from handlers.poller.maintenance import (
     CANCEL_SECONDS,
@@ -27,13 +27,13 @@ from handlers.poller.maintenance import (
     QueueTable,
     Reclaimer,
 )
-from handlers.poller.periodic import Looper
+from handlers.poller.periodic import PeriodicTask
 from handlers.poller.poller import Poller
 from handlers.poller.pool_share import SHARE_SECONDS
 from handlers.poller.priority import LaneOptions, build_merge, check_objectives
 from handlers.poller.queue_watch import QueueWatch
 from handlers.poller.settlement import RequestLimits, ResultRoute
-from handlers.poller.worker import Carrier
+from handlers.poller.worker import Worker
 from handlers.redis_store.admin.finished import FinishedLimits, FinishedRecords
 from handlers.redis_store.connection import (
     STORE_FAILURES,
@@ -96,7 +96,7 @@ class PollerApp:
         self._placed_gates: dict[tuple[str, str], Gate] = {}
         self._is_refused: Callable[[], bool] = lambda: False
         self._lanes: dict[str, LaneOptions] = {}
-        self._loopers: list[Looper] = []
+        self._tasks: list[PeriodicTask] = []
         self._shared = SharedPools(self._redis, self._log)
         self._finished = self._finished_log()
         self._watch = self._queue_watch()
@@ -105,16 +105,16 @@ class PollerApp:
         self._reserved = _reserved(settings)
         self._withheld_labels = withheld_labels(settings)
         self._pools = self._build_pools()
-        self._settlers: list[Settler] = []
+        self._ack_batchers: list[AckBatcher] = []
         self.poller = self._poller()
         for number, entry in enumerate(settings.queues):
             self._add(number, entry)
         self._maintain()
-        self._loopers.append(self._clock_watch())
+        self._tasks.append(self._clock_watch())
         if self._shared.is_used:
-            self._loopers.append(self._looper("pool sharing", SHARE_SECONDS, self._shared.tick))
+            self._tasks.append(self._task("pool sharing", SHARE_SECONDS, self._shared.tick))
         self._status = status_watch(self._redis, self._tally, self._pools, self._pool_gates)
-        self._loopers.append(self._looper("status board", POST_SECONDS, self._status.tick))
+        self._tasks.append(self._task("status board", POST_SECONDS, self._status.tick))
         self._watch_metrics()
         self._pages: PagesServer | None = PagesServer(
             self._page_table(), settings.env.host, settings.env.metrics_port
@@ -124,7 +124,7 @@ class PollerApp:
         used = {entry.worker_pool_id for entry in self._settings.queues}
         pools = [pool for pool_id, pool in self._pools.items() if pool_id in used]
         grace_seconds = self._settings.env.shutdown_grace_seconds
-        return Poller(pools, self._watch, self._loopers, self._log, grace_seconds=grace_seconds)
+        return Poller(pools, self._watch, self._tasks, self._log, grace_seconds=grace_seconds)
 
     def _queue_watch(self) -> QueueWatch:
         async def promote() -> int:
@@ -159,12 +159,12 @@ class PollerApp:
         )
         depths = DepthWatch(redis, table, self._queue_options())
         least_seconds = _RECLAIM_SECONDS_PER_QUEUE * len(self._settings.queues)
-        self._loopers += [
-            self._looper("heartbeat", env.heartbeat_seconds, leases.tick),
-            self._looper("reclaimer", max(env.reclaim_seconds, least_seconds), reclaimer.tick),
-            self._looper("canceller", CANCEL_SECONDS, canceller.tick),
-            self._looper("sweep of cancellations", max(CANCEL_SECONDS, least_seconds), self._sweep),
-            self._looper("depths", DEPTHS_SECONDS, depths.tick),
+        self._tasks += [
+            self._task("heartbeat", env.heartbeat_seconds, leases.tick),
+            self._task("reclaimer", max(env.reclaim_seconds, least_seconds), reclaimer.tick),
+            self._task("canceller", CANCEL_SECONDS, canceller.tick),
+            self._task("sweep of cancellations", max(CANCEL_SECONDS, least_seconds), self._sweep),
+            self._task("depths", DEPTHS_SECONDS, depths.tick),
         ]
 
     async def _sweep(self) -> None:
@@ -221,14 +221,14 @@ class PollerApp:
         if refusal := self._claim_refusal():
             return Page(503, f"claiming is refused: {refusal}\n".encode())
         is_claiming = not any(pool.is_waiting_for_store for pool in self._pools.values())
-        is_settling = not any(settler.is_waiting_for_store for settler in self._settlers)
+        is_settling = not any(ack_batcher.is_waiting_for_store for ack_batcher in self._ack_batchers)
         if not (is_claiming and is_settling):
             return Page(503, b"waiting for redis\n")
         return Page(
             200, b"ready, but a changed configuration is refused\n" if self._is_refused() else b"ready\n"
         )
 
-    def _build_pools(self) -> dict[str, Pool]:
+    def _build_pools(self) -> dict[str, Claimer]:
         settings = self._settings
         pools = {}
         for number, entry in enumerate(settings.pools):
@@ -243,7 +243,7 @@ class PollerApp:
             self._lanes[entry.id] = LaneOptions(
                 entry.lane_objectives, entry.priority_header, settings.tier_label
             )
-            pools[entry.id] = Pool(
+            pools[entry.id] = Claimer(
                 entry.id,
                 entry.workers or settings.env.workers,
                 settings.poll_interval_seconds,
@@ -264,7 +264,7 @@ class PollerApp:
     def _pool_entry(self, pool_id: str) -> PoolEntry:
         return next(entry for entry in self._settings.pools if entry.id == pool_id)
 
-    def _show_pool(self, pool: Pool) -> None:
+    def _show_pool(self, pool: Claimer) -> None:
         self._metrics.pool(pool.pool_id, pool.slots, pool.budget)
 
     def _add(self, number: int, entry: QueueEntry) -> None:
@@ -284,33 +284,33 @@ class PollerApp:
     def _routes(self) -> Routes:
         return self._settings.routes  # built once: it grows with the number of queues
 
-    def _build(self, entry: QueueEntry, pool: Pool, gates: list[Gate]) -> None:
+    def _build(self, entry: QueueEntry, pool: Claimer, gates: list[Gate]) -> None:
         queue = open_queue(self._redis, entry.queue_name, self._queue_options(), self._clock)
-        settler = Settler(queue, self._log)
+        ack_batcher = AckBatcher(queue, self._log)
         guard = self._guards.of(self._routes.of(entry.queue_name).base_url)
         labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
         metrics = self._metrics.of_queue(*labels, model_name=entry.labels.get("model_name", ""))
         for gate in gates:
             self._placed_gates["queue", entry.queue_name] = gate
             self._metrics.watch_gate(*labels, gate.state)
-        carrier = self._carrier(entry, pool, [*gates, *self._pool_gates[pool.pool_id]], settler, metrics)
-        settler.on_settled = partial(self._settled, carrier)
+        worker = self._worker(entry, pool, [*gates, *self._pool_gates[pool.pool_id]], ack_batcher, metrics)
+        ack_batcher.on_settled = partial(self._settled, worker)
         part = self._shared.part_of_queue(self._pool_entry(entry.worker_pool_id), gates)
         allowance = Allowance(pool.slots, all_shares(gates), part=part) if gates else None
         self._shared.watch(pool)
-        pool.add(Source(queue, carrier, entry.labels, gates, allowance, guard.circuit))
-        self._settlers.append(settler)
-        self._table.add(QueueParts(queue, carrier, metrics))
-        self.poller.add(carrier, settler)
+        pool.add(Source(queue, worker, entry.labels, gates, allowance, guard.circuit))
+        self._ack_batchers.append(ack_batcher)
+        self._table.add(QueueParts(queue, worker, metrics))
+        self.poller.add(worker, ack_batcher)
 
-    def _carrier(
-        self, entry: QueueEntry, pool: Pool, gates: list[Gate], settler: Settler, metrics: QueueMetrics
-    ) -> Carrier:
+    def _worker(
+        self, entry: QueueEntry, pool: Claimer, gates: list[Gate], ack_batcher: AckBatcher, metrics: QueueMetrics
+    ) -> Worker:
         env = self._settings.env
         guard = self._guards.of(self._routes.of(entry.queue_name).base_url)
         route = _result_route(self._settings, entry, self._reserved)
-        return Carrier(
-            settler,
+        return Worker(
+            ack_batcher,
             route,
             guarded_dispatch(self._dispatch, guard, clock=self._clock.now),
             self._log,
@@ -320,7 +320,7 @@ class PollerApp:
             gates=gates,
             lane=self._lanes[pool.pool_id],
             read_payload=partial(read_payload, self._redis),
-            repeats=self._repeats(entry, route),
+            duplicates=self._duplicates(entry, route),
             budget=self._budget,
             clock=self._clock.now,
             max_request_bytes=env.max_request_bytes,
@@ -328,8 +328,8 @@ class PollerApp:
             limits=RequestLimits(env.max_attempts, env.max_deadline_seconds),
         )
 
-    def _settled(self, carrier: Carrier, settlement: Settlement, has_taken_effect: bool) -> None:
-        carrier.settled(settlement, has_taken_effect)
+    def _settled(self, worker: Worker, settlement: Settlement, has_taken_effect: bool) -> None:
+        worker.settled(settlement, has_taken_effect)
         if self._finished and has_taken_effect:
             self._finished.note(settlement)
 
@@ -341,14 +341,14 @@ class PollerApp:
             env.finished_records, env.finished_records_bytes, env.finished_records_seconds
         )
         log = FinishedLog(FinishedRecords(self._redis, limits), self._clock.now)
-        self._loopers.append(self._looper("finished records", WRITE_SECONDS, log.tick))
+        self._tasks.append(self._task("finished records", WRITE_SECONDS, log.tick))
         return log
 
-    def _repeats(self, entry: QueueEntry, route: ResultRoute) -> Repeats | None:
+    def _duplicates(self, entry: QueueEntry, route: ResultRoute) -> Duplicates | None:
         """Who answers repeated submissions of this queue, if it is set to be idempotent."""
         own, default = entry.idempotent_seconds, self._settings.env.idempotent_seconds
         seconds = default if own is None else own
-        return Repeats(self._redis, route, self._log, window_seconds=seconds) if seconds else None
+        return Duplicates(self._redis, route, self._log, window_seconds=seconds) if seconds else None
 
     def _queue_options(self) -> QueueOptions:
         env = self._settings.env
@@ -361,17 +361,17 @@ class PollerApp:
             wait_timeout_ms=max(1, round(500 * env.redis_timeout_seconds)),  # before the connection gives up
         )
 
-    def _clock_watch(self) -> Looper:
+    def _clock_watch(self) -> PeriodicTask:
         watch = SkewWatch(self._clock, self._log, "redis")
         self._metrics.watch_clock(lambda: self._clock.skew_seconds)
 
         async def look() -> None:
             watch.check()
 
-        return self._looper("clock", POST_SECONDS, look)
+        return self._task("clock", POST_SECONDS, look)
 
-    def _looper(self, name: str, seconds: float, tick: Callable[[], Awaitable[object]]) -> Looper:
-        return Looper(name, seconds, tick, self._log, STORE_FAILURES)
+    def _task(self, name: str, seconds: float, tick: Callable[[], Awaitable[object]]) -> PeriodicTask:
+        return PeriodicTask(name, seconds, tick, self._log, STORE_FAILURES)
 
     @property
     def redis(self) -> Store:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from handlers.gates.allowance import WHOLE_POOL, ProcessShare
 from handlers.gates.gate import Gate
-from handlers.poller.claimer import Pool
+from handlers.poller.claimer import Claimer
 from handlers.poller.pool_share import SHARE_LEASE_SECONDS, PoolSharing
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.limits.pool_members import RedisPoolSharing
@@ -52,7 +52,7 @@ class SharedPools:
         sharing = self._shared(entry.id)
         return lambda: replace(sharing.part, elsewhere=0)
 
-    def watch(self, pool: Pool) -> None:
+    def watch(self, pool: Claimer) -> None:
         """Tell the others what `pool` uses, if it is shared."""
         if pool.pool_id in self._sharing:
             self._sharing[pool.pool_id].in_use = lambda: pool.in_flight

@@ -13,10 +13,10 @@ from typing import Any
 from handlers.contract.request import Request
 from handlers.contract.result import Result, answered_result, decode_result
 from handlers.forward.outcome import Answered, Outcome
-from handlers.poller.ack_batcher import Settlement, Settler
-from handlers.poller.claimer import Pool, Source
+from handlers.poller.ack_batcher import Settlement, AckBatcher
+from handlers.poller.claimer import Claimer, Source
 from handlers.poller.settlement import RequestLimits, ResultRoute
-from handlers.poller.worker import Carrier
+from handlers.poller.worker import Worker
 from handlers.redis_store.connection import Store
 from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import Claim, QueueOptions, RedisQueue
@@ -41,7 +41,7 @@ def body(request_id: str, **fields: Any) -> bytes:
 
 
 class Rig:
-    """A queue, its settler, its carrier. `settled` is what was recorded, and whether it took effect."""
+    """A queue, its ack_batcher, its worker. `settled` is what was recorded, and whether it took effect."""
 
     def __init__(
         self,
@@ -61,13 +61,13 @@ class Rig:
         self.queue = RedisQueue(store, name, QueueOptions(RETRIES, RESULTS, lease_seconds))
         self.process_metrics = Metrics()
         self.metrics: QueueMetrics = self.process_metrics.of_queue(name, name, "default")
-        self.settler = Settler(self.queue, self.log)
-        self.settler.on_settled = self._settled
+        self.ack_batcher = AckBatcher(self.queue, self.log)
+        self.ack_batcher.on_settled = self._settled
         self.settled: list[tuple[Settlement, bool]] = []
         self.dispatched: list[Request] = []
         self.handler = handler
-        self.carrier = Carrier(
-            self.settler,
+        self.worker = Worker(
+            self.ack_batcher,
             route or ResultRoute("", None, RESULTS),
             self._dispatch,
             self.log,
@@ -87,7 +87,7 @@ class Rig:
 
     def _settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
         self.settled.append((settlement, has_taken_effect))
-        self.carrier.settled(settlement, has_taken_effect)
+        self.worker.settled(settlement, has_taken_effect)
 
     async def submit(self, *members: bytes, score: float | None = None) -> None:
         """Queue members, due in an hour or under this score."""
@@ -128,9 +128,9 @@ async def running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def pool_of(*rigs: Rig, slots: int, poll_interval_seconds: float = 0.005) -> Pool:
-    """A pool that claims for these queues; it hears from their carriers when a slot is free."""
-    pool = Pool("default", slots, poll_interval_seconds, rigs[0].log)
+def claimer_of(*rigs: Rig, slots: int, poll_interval_seconds: float = 0.005) -> Claimer:
+    """A pool that claims for these queues; it hears from their workers when a slot is free."""
+    pool = Claimer("default", slots, poll_interval_seconds, rigs[0].log)
     for rig in rigs:
-        pool.add(Source(rig.queue, rig.carrier))
+        pool.add(Source(rig.queue, rig.worker))
     return pool

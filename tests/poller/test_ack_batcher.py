@@ -14,7 +14,7 @@ from handlers.forward.outcome import Answered, Outcome
 from handlers.poller.ack_batcher import Release
 from handlers.redis_store.connection import RedisOptions, connect
 from handlers.redis_store.queue.queue import Ack, Claim, Nack
-from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, pool_of, running
+from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, claimer_of, running
 from tests.redis_keys import claims_left, leaked_keys
 from tests.waiting import wait_until_async
 
@@ -27,10 +27,10 @@ def ack_of(claim: Claim, payload: bytes = b"{}") -> Ack:
 async def test_each_kind_of_settlement_has_its_effect_and_leaves_no_claim(store: Redis) -> None:
     rig = Rig(store)
     acked, nacked, released = await rig.claimed(body("a"), body("b"), body("c"))
-    async with running(rig.settler.run()):
+    async with running(rig.ack_batcher.run()):
         for settlement in (ack_of(acked), Nack(nacked, nacked.member, 60.0), Release(released)):
-            rig.settler.add(settlement)
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+            rig.ack_batcher.add(settlement)
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert [has_taken_effect for _, has_taken_effect in rig.settled] == [True, True, True]
     assert (await rig.result_count(), await store.zcard(RETRIES), await rig.pending()) == (1, 1, 1)
     assert await claims_left(store, QUEUE) == {}
@@ -40,14 +40,14 @@ async def test_what_arrives_while_a_batch_is_recorded_is_recorded_too(store: Red
     """Regression: a settlement that came while another's reply was awaited waited for the next one to come."""
     rig = Rig(store)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(50)))
-    async with running(rig.settler.run()):
-        rig.settler.add(ack_of(claims[0]))
+    async with running(rig.ack_batcher.run()):
+        rig.ack_batcher.add(ack_of(claims[0]))
         for claim in claims[1:]:
             await asyncio.sleep(
                 0
-            )  # one step of the settler at a time: each lands at another place of its way
-            rig.settler.add(ack_of(claim))
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+            )  # one step of the ack_batcher at a time: each lands at another place of its way
+            rig.ack_batcher.add(ack_of(claim))
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert await rig.result_count() == 50
     assert await claims_left(store, QUEUE) == {}
 
@@ -62,17 +62,17 @@ async def test_many_concurrent_requests_are_all_answered_and_no_claim_is_left(st
         return Answered(answered_result(request.id, "", 200, b"{}"))
 
     rig = Rig(store, in_any_order)
-    pool = pool_of(rig, slots=64)
+    pool = claimer_of(rig, slots=64)
     await rig.submit(*(body(f"r-{n}") for n in range(total)))
-    async with running(rig.settler.run(), pool.run()):
+    async with running(rig.ack_batcher.run(), pool.run()):
 
         async def all_answered() -> bool:
             return await rig.result_count() == total
 
         await wait_until_async(all_answered, f"{total} results")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert {result.id for result in await rig.results()} == {f"r-{n}" for n in range(total)}
-    assert rig.carrier.held_claims() == []
+    assert rig.worker.held_claims() == []
     assert await claims_left(store, QUEUE) == {}
     assert await leaked_keys(store, [QUEUE], [RESULTS]) == []
 
@@ -81,9 +81,9 @@ async def test_a_settlement_of_a_stale_owner_is_refused_and_told(store: Redis) -
     rig = Rig(store)
     (claim,) = await rig.claimed(body("a"))
     await store.hset(f"{QUEUE}:claim-owners", mapping={claim.claim_key: b"another"})
-    async with running(rig.settler.run()):
-        rig.settler.add(ack_of(claim))
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    async with running(rig.ack_batcher.run()):
+        rig.ack_batcher.add(ack_of(claim))
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert [has_taken_effect for _, has_taken_effect in rig.settled] == [False]
     assert await rig.result_count() == 0
 
@@ -93,10 +93,10 @@ async def test_while_redis_does_not_answer_nothing_is_given_up(valkey: Valkey, s
     rig = Rig(impatient)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(20)))
     await store.client_pause(800)
-    async with running(rig.settler.run()):
+    async with running(rig.ack_batcher.run()):
         for claim in claims:
-            rig.settler.add(ack_of(claim))
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+            rig.ack_batcher.add(ack_of(claim))
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert len(rig.settled) == 20
     assert await rig.result_count() == 20, "a reply that was lost makes no second result"
     assert await claims_left(store, QUEUE) == {}
@@ -108,10 +108,10 @@ async def test_large_results_go_in_several_commands(store: Redis) -> None:
     rig = Rig(store)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(10)))
     before = (await store.info("commandstats"))["cmdstat_evalsha"]["calls"]
-    async with running(rig.settler.run()):
+    async with running(rig.ack_batcher.run()):
         for claim in claims:
-            rig.settler.add(ack_of(claim, b"x" * 8_000_000))
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+            rig.ack_batcher.add(ack_of(claim, b"x" * 8_000_000))
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     calls = (await store.info("commandstats"))["cmdstat_evalsha"]["calls"] - before
     assert await rig.result_count() == 10
     assert calls >= 3
@@ -123,10 +123,10 @@ async def test_a_burst_goes_in_few_round_trips(store: Redis, count: int) -> None
     rig = Rig(store)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(count)))
     for claim in claims:
-        rig.settler.add(ack_of(claim))
+        rig.ack_batcher.add(ack_of(claim))
     before = (await store.info("commandstats"))["cmdstat_evalsha"]["calls"]
-    async with running(rig.settler.run()):
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    async with running(rig.ack_batcher.run()):
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     calls = (await store.info("commandstats"))["cmdstat_evalsha"]["calls"] - before
     assert calls <= count // 256 + 2  # one more where the script has to be loaded first
     assert await rig.result_count() == count
@@ -134,4 +134,4 @@ async def test_a_burst_goes_in_few_round_trips(store: Redis, count: int) -> None
 
 async def test_with_nothing_to_settle_it_is_drained() -> None:
     rig = Rig(Redis())
-    await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
 from handlers.forward.outcome import Outcome
-from handlers.poller import worker as carrier
+from handlers.poller import worker as worker
 from handlers.poller.maintenance import Canceller
 from handlers.redis_store.keys import active_key
 from handlers.redis_store.submit.submissions import Submissions
@@ -67,40 +67,40 @@ async def test_what_waits_is_answered_by_one_look_however_much_it_is(store: Redi
     numbers = range(1, MANY + 1)
     await submitted(rig, *numbers)
     await cancelled(rig, *numbers)
-    async with running(rig.settler.run()):
+    async with running(rig.ack_batcher.run()):
         await canceller_of(rig).tick()
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert rig.dispatched == []
     assert {one.error_code for one in await rig.results()} == {ErrorCode.CANCELLED}
-    assert (await rig.result_count(), await rig.pending(), rig.carrier.held_claims()) == (MANY, 0, [])
+    assert (await rig.result_count(), await rig.pending(), rig.worker.held_claims()) == (MANY, 0, [])
 
 
 async def test_who_stops_leaves_what_waits_to_others_and_answers_what_it_holds(store: Redis) -> None:
     handler = Slow()
     rig = Rig(store, handler)
     await submitted(rig, 1, 2)
-    rig.carrier.start(await rig.queue.claim(1))
+    rig.worker.start(await rig.queue.claim(1))
     await wait_until_async(lambda: bool(rig.dispatched), "the first under way")
     await cancelled(rig, 1, 2)
-    async with running(rig.settler.run()):
+    async with running(rig.ack_batcher.run()):
         await canceller_of(rig, is_stopping=True).tick()
         handler.may_end.set()
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, "its work to end")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        await wait_until_async(lambda: rig.worker.in_flight == 0, "its work to end")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     (result,) = await rig.results()
     assert (result.id, await rig.pending()) == ("r-1", 1)
 
 
-@pytest.mark.parametrize(("pause_seconds", "stops"), [(carrier.CANCEL_AGAIN_SECONDS, 1), (0.0, 2)])
+@pytest.mark.parametrize(("pause_seconds", "stops"), [(worker.CANCEL_AGAIN_SECONDS, 1), (0.0, 2)])
 async def test_work_that_is_ending_is_stopped_again_only_after_a_while(
     store: Redis, monkeypatch: pytest.MonkeyPatch, pause_seconds: float, stops: int
 ) -> None:
-    monkeypatch.setattr(carrier, "CANCEL_AGAIN_SECONDS", pause_seconds)
+    monkeypatch.setattr(worker, "CANCEL_AGAIN_SECONDS", pause_seconds)
     handler = Slow()
     rig = Rig(store, handler)
     canceller = canceller_of(rig)
     await submitted(rig, 1)
-    rig.carrier.start(await rig.queue.claim(1))
+    rig.worker.start(await rig.queue.claim(1))
     await wait_until_async(lambda: bool(rig.dispatched), "the request under way")
     await cancelled(rig, 1)
     await canceller.tick()
@@ -108,9 +108,9 @@ async def test_work_that_is_ending_is_stopped_again_only_after_a_while(
     await asyncio.sleep(0)
     assert handler.stops == stops
     handler.may_end.set()
-    async with running(rig.settler.run()):
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, "its work to end")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    async with running(rig.ack_batcher.run()):
+        await wait_until_async(lambda: rig.worker.in_flight == 0, "its work to end")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
 
 async def test_a_queue_of_another_type_does_not_keep_others_from_being_cancelled(store: Redis) -> None:
@@ -118,7 +118,7 @@ async def test_a_queue_of_another_type_does_not_keep_others_from_being_cancelled
     await store.set("broken", "no queue")
     await submitted(rig, 1)
     await cancelled(rig, 1)
-    async with running(rig.settler.run()):
+    async with running(rig.ack_batcher.run()):
         await canceller_of(broken, rig).tick()
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert [one.id for one in await rig.results()] == ["r-1"]

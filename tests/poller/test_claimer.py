@@ -14,10 +14,10 @@ from handlers.contract.result import ErrorCode, answered_result
 from handlers.demo.servers import Valkey
 from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState
 from handlers.forward.outcome import Answered, Outcome
-from handlers.poller.claimer import Pool, Source
+from handlers.poller.claimer import Claimer, Source
 from handlers.poller.priority import TierPriority
 from handlers.redis_store.connection import RedisOptions, connect
-from tests.poller.rig import IN_TIME, QUEUE, Rig, answering, body, pool_of, running
+from tests.poller.rig import IN_TIME, QUEUE, Rig, answering, body, claimer_of, running
 from tests.redis_keys import claims_left
 from tests.waiting import wait_until_async
 
@@ -48,16 +48,16 @@ async def answered(*rigs: Rig, count: int) -> None:
 
     await wait_until_async(are_there, f"{count} results")
     for rig in rigs:
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
 
 async def test_it_holds_as_many_as_it_has_slots_and_no_more(store: Redis) -> None:
     """I10, and flat memory: what it has not claimed stays in Redis."""
     handler = Counting()
     rig = Rig(store, handler)
-    pool = pool_of(rig, slots=7)
+    pool = claimer_of(rig, slots=7)
     await rig.submit(*(body(f"r-{n}") for n in range(200)))
-    async with running(rig.settler.run(), pool.run()):
+    async with running(rig.ack_batcher.run(), pool.run()):
         await wait_until_async(lambda: handler.now == 7, "seven in flight")
         assert await rig.pending() == 193
         handler.let_go.set()
@@ -68,21 +68,21 @@ async def test_it_holds_as_many_as_it_has_slots_and_no_more(store: Redis) -> Non
 
 async def test_the_earliest_deadline_is_claimed_first(store: Redis) -> None:
     rig = Rig(store)
-    pool = pool_of(rig, slots=1)
+    pool = claimer_of(rig, slots=1)
     now = time.time()
     for n in (3, 1, 2, 0):
         await rig.submit(body(f"r-{n}", deadline=now + 100 + n), score=now + 100 + n)
-    async with running(rig.settler.run(), pool.run()):
+    async with running(rig.ack_batcher.run(), pool.run()):
         await answered(rig, count=4)
     assert [request.id for request in rig.dispatched] == ["r-0", "r-1", "r-2", "r-3"]
 
 
 async def test_queues_take_turns_where_slots_are_short(store: Redis) -> None:
     rigs = [Rig(store, name=name) for name in ("one", "two")]
-    pool = pool_of(*rigs, slots=2)
+    pool = claimer_of(*rigs, slots=2)
     for rig in rigs:
         await rig.submit(*(body(f"{rig.queue.name}-{n}") for n in range(40)))
-    async with running(rigs[0].settler.run(), rigs[1].settler.run(), pool.run()):
+    async with running(rigs[0].ack_batcher.run(), rigs[1].ack_batcher.run(), pool.run()):
         await wait_until_async(lambda: sum(len(r.dispatched) for r in rigs) >= 30, "30 dispatches")
         share = min(len(rig.dispatched) for rig in rigs)
         assert share >= 5, "neither queue holds the other up"
@@ -92,9 +92,9 @@ async def test_queues_take_turns_where_slots_are_short(store: Redis) -> None:
 async def test_what_expires_while_all_slots_are_taken_gets_its_result(store: Redis) -> None:
     handler = Counting()
     rig = Rig(store, handler)
-    pool = pool_of(rig, slots=1)
+    pool = claimer_of(rig, slots=1)
     await rig.submit(body("stuck"))
-    async with running(rig.settler.run(), pool.run()):
+    async with running(rig.ack_batcher.run(), pool.run()):
         await wait_until_async(lambda: handler.now == 1, "the slot to be taken")
         await rig.submit(body("late", deadline=time.time() - 1), score=time.time() - 1)
         await answered(rig, count=1)
@@ -107,9 +107,9 @@ async def test_what_expires_while_all_slots_are_taken_gets_its_result(store: Red
 async def test_what_expires_in_a_lane_that_never_has_its_turn_gets_its_result(store: Redis) -> None:
     """The lane above always has more, and each slot is taken again as soon as it is free."""
     above, below = Rig(store, name="above", labels=RESERVED), Rig(store, name="below", labels={})
-    pool = Pool("default", 1, 0.005, above.log, merge=TierPriority())
+    pool = Claimer("default", 1, 0.005, above.log, merge=TierPriority())
     for rig, labels in ((above, RESERVED), (below, {})):
-        pool.add(Source(rig.queue, rig.carrier, labels))
+        pool.add(Source(rig.queue, rig.worker, labels))
     names = itertools.count()
 
     async def answer_and_queue_more(request: Request) -> Outcome:
@@ -118,7 +118,7 @@ async def test_what_expires_in_a_lane_that_never_has_its_turn_gets_its_result(st
 
     above.handler = answer_and_queue_more
     await above.submit(body("a"), body("b"))
-    async with running(above.settler.run(), below.settler.run(), pool.run()):
+    async with running(above.ack_batcher.run(), below.ack_batcher.run(), pool.run()):
         await below.submit(body("late", deadline=time.time() - 1), score=time.time() - 1)
         await below.submit(body("waits"))
         await wait_until_async(lambda: below.settled, "the expired one's result")
@@ -130,9 +130,9 @@ async def test_a_low_score_is_no_way_past_the_slots(store: Redis) -> None:
     """A producer may score as it likes: what only looks expired waits for a slot like everything else."""
     handler = Counting()
     rig = Rig(store, handler)
-    pool = pool_of(rig, slots=2)
+    pool = claimer_of(rig, slots=2)
     await rig.submit(*(body(f"r-{n}") for n in range(30)), score=1.0)
-    async with running(rig.settler.run(), pool.run()):
+    async with running(rig.ack_batcher.run(), pool.run()):
         await wait_until_async(lambda: handler.now == 2, "the slots to be taken")
         await wait_until_async(lambda: rig.settled, "a look for what is expired")
         assert handler.now == 2
@@ -145,9 +145,9 @@ async def test_a_low_score_is_no_way_past_the_slots(store: Redis) -> None:
 async def test_stop_ends_the_claiming_and_not_the_work(store: Redis) -> None:
     handler = Counting()
     rig = Rig(store, handler)
-    pool = pool_of(rig, slots=2)
+    pool = claimer_of(rig, slots=2)
     await rig.submit(*(body(f"r-{n}") for n in range(5)))
-    async with running(rig.settler.run()):
+    async with running(rig.ack_batcher.run()):
         claiming = asyncio.create_task(pool.run())
         await wait_until_async(lambda: handler.now == 2, "two in flight")
         pool.stop()
@@ -159,7 +159,7 @@ async def test_stop_ends_the_claiming_and_not_the_work(store: Redis) -> None:
 
 
 async def test_an_idle_pool_stops_at_once(store: Redis) -> None:
-    pool = pool_of(Rig(store), slots=2, poll_interval_seconds=60.0)
+    pool = claimer_of(Rig(store), slots=2, poll_interval_seconds=60.0)
     claiming = asyncio.create_task(pool.run())
     await asyncio.sleep(0)
     pool.stop()
@@ -169,9 +169,9 @@ async def test_an_idle_pool_stops_at_once(store: Redis) -> None:
 async def test_it_waits_for_redis_with_patience_and_recovers_by_itself(valkey: Valkey, store: Redis) -> None:
     impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
     rig = Rig(impatient)
-    pool = pool_of(rig, slots=2)
+    pool = claimer_of(rig, slots=2)
     await rig.submit(body("before"))
-    async with running(rig.settler.run(), pool.run()):
+    async with running(rig.ack_batcher.run(), pool.run()):
         await wait_until_async(lambda: len(rig.settled) == 1, "the first answer")
         await store.client_pause(60_000, all=False)  # writes only: so it can be ended
         await wait_until_async(lambda: pool.is_waiting_for_store, "readiness to turn false")
@@ -186,7 +186,7 @@ async def test_claiming_ends_when_it_is_cancelled_at_any_moment(valkey: Valkey, 
     """Also where the Redis library makes a connection error of the cancellation."""
     for n in range(60):
         impatient = connect(RedisOptions(valkey.url, timeout_seconds=1.0))
-        claiming = asyncio.create_task(pool_of(Rig(impatient), slots=2, poll_interval_seconds=0.0001).run())
+        claiming = asyncio.create_task(claimer_of(Rig(impatient), slots=2, poll_interval_seconds=0.0001).run())
         for _ in range(n % 30):
             await asyncio.sleep(0)
         await impatient.ping()
@@ -199,7 +199,7 @@ async def test_claiming_ends_when_it_is_cancelled_at_any_moment(valkey: Valkey, 
 async def test_a_slot_is_taken_until_the_result_is_stored(store: Redis) -> None:
     """With a store that takes no results, nothing more is claimed or sent than there are slots."""
     rig = Rig(store)
-    pool = pool_of(rig, slots=5)
+    pool = claimer_of(rig, slots=5)
     await rig.submit(*(body(f"r-{n}") for n in range(50)))
     looks = itertools.count()
 
@@ -207,10 +207,10 @@ async def test_a_slot_is_taken_until_the_result_is_stored(store: Redis) -> None:
         return next(looks) > 30
 
     async with running(pool.run()):  # nobody settles
-        await wait_until_async(lambda: rig.carrier.in_flight == 0 and rig.dispatched, "outcomes")
+        await wait_until_async(lambda: rig.worker.in_flight == 0 and rig.dispatched, "outcomes")
         await wait_until_async(has_looked_often, "time for more claims")
         assert (len(rig.dispatched), await rig.pending(), pool.in_flight) == (5, 45, 5)
-        async with running(rig.settler.run()):
+        async with running(rig.ack_batcher.run()):
             await answered(rig, count=50)
     assert len(rig.dispatched) == 50
 
@@ -220,11 +220,11 @@ async def test_while_expired_requests_wait_for_their_results_no_more_of_them_are
 ) -> None:
     rig = Rig(store)
     await rig.submit(*(body(f"r-{n}", deadline=1) for n in range(3)), score=1)
-    await rig.carrier.answer_expired(await rig.queue.claim(3, only_expired=True))
-    assert rig.carrier.is_settling_without_slots
-    async with running(rig.settler.run()):
+    await rig.worker.answer_expired(await rig.queue.claim(3, only_expired=True))
+    assert rig.worker.is_settling_without_slots
+    async with running(rig.ack_batcher.run()):
         await answered(rig, count=3)
-    assert not rig.carrier.is_settling_without_slots
+    assert not rig.worker.is_settling_without_slots
 
 
 def retried(request_id: str, attempt: int = 1) -> bytes:
@@ -235,11 +235,11 @@ async def test_retries_take_half_of_the_slots_while_other_requests_wait(store: R
     """In the order of their deadlines within each half."""
     handler = Counting()
     rig = Rig(store, handler)
-    pool = pool_of(rig, slots=8)
+    pool = claimer_of(rig, slots=8)
     for n in range(50):
         await rig.submit(retried(f"again-{n}"), score=1_000.0 + n)
         await rig.submit(body(f"new-{n}"), score=2_000.0 + n)
-    async with running(rig.settler.run(), pool.run()):
+    async with running(rig.ack_batcher.run(), pool.run()):
         await wait_until_async(lambda: handler.now == 8, "eight in flight")
         held = {request.id for request in rig.dispatched}
         assert held == {f"{kind}-{n}" for kind in ("again", "new") for n in range(4)}
@@ -252,9 +252,9 @@ async def test_retries_take_half_of_the_slots_while_other_requests_wait(store: R
 async def test_retries_take_every_slot_where_nothing_else_waits(store: Redis) -> None:
     handler = Counting()
     rig = Rig(store, handler)
-    pool = pool_of(rig, slots=8)
+    pool = claimer_of(rig, slots=8)
     await rig.submit(*(retried(f"again-{n}") for n in range(20)))
-    async with running(rig.settler.run(), pool.run()):
+    async with running(rig.ack_batcher.run(), pool.run()):
         await wait_until_async(lambda: handler.now == 8, "eight in flight")
         handler.let_go.set()
         await answered(rig, count=20)
@@ -270,11 +270,11 @@ async def test_while_the_circuit_is_open_one_request_is_claimed_from_the_queues_
         circuit.leave(entered, has_failed=True, request=await store.incr("number"))
     handler = Counting()
     rig = Rig(store, handler)
-    pool = Pool("default", 8, 0.005, rig.log)
-    pool.add(Source(rig.queue, rig.carrier, circuit=circuit))
+    pool = Claimer("default", 8, 0.005, rig.log)
+    pool.add(Source(rig.queue, rig.worker, circuit=circuit))
     for n in range(10):
         await rig.submit(body(f"r-{n}"), score=1_000.0 + n)
-    async with running(rig.settler.run(), pool.run()):
+    async with running(rig.ack_batcher.run(), pool.run()):
         now = CircuitOptions().probe_seconds
         await wait_until_async(lambda: handler.now == 1, "one in flight")
         assert rig.dispatched[0].id == "r-9"

@@ -15,7 +15,7 @@ from handlers.contract.envelope import decode_member
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.poller.duplicates import Repeats
+from handlers.poller.duplicates import Duplicates
 from handlers.poller.settlement import ResultRoute
 from handlers.redis_store.keys import queue_keys, stands_key
 from handlers.redis_store.queue.dead_letters import DeadLetters
@@ -28,7 +28,7 @@ def rig_of(store: Redis, handler: Any = answering, window_seconds: int = 600, na
     """A rig whose queue is idempotent."""
     rig = Rig(store, handler, name=name)
     route = ResultRoute("", None, RESULTS)
-    rig.carrier._repeats = Repeats(store, route, rig.log, window_seconds=window_seconds)
+    rig.worker._duplicates = Duplicates(store, route, rig.log, window_seconds=window_seconds)
     return rig
 
 
@@ -39,10 +39,10 @@ def submission(token: str, **fields: Any) -> bytes:
 
 async def carried(rig: Rig, *members: bytes) -> None:
     claims = await rig.claimed(*members)
-    async with running(rig.settler.run()):
-        rig.carrier.start(claims)
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, "all outcomes")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start(claims)
+        await wait_until_async(lambda: rig.worker.in_flight == 0, "all outcomes")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
 
 async def test_a_second_submission_is_told_that_the_first_is_finished(store: Redis) -> None:
@@ -117,12 +117,12 @@ async def test_the_very_same_body_does_not_run_beside_itself(store: Redis) -> No
 
     rig, same = rig_of(store, patient), body("a")
     first, second = await rig.claimed(same), await rig.claimed(same)
-    async with running(rig.settler.run()):
-        rig.carrier.start([*first, *second])
-        await wait_until_async(lambda: rig.carrier.in_flight == 1, "the second is settled")
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start([*first, *second])
+        await wait_until_async(lambda: rig.worker.in_flight == 1, "the second is settled")
         may_answer.set()
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, "all outcomes")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        await wait_until_async(lambda: rig.worker.in_flight == 0, "all outcomes")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert (len(rig.dispatched), await rig.result_count()) == (1, 1)
 
 
@@ -133,16 +133,16 @@ async def test_what_was_handed_back_runs_with_its_next_owner(store: Redis) -> No
 
     rig = rig_of(store, never)
     claims = await rig.claimed(body("a"))
-    async with running(rig.settler.run()):
-        rig.carrier.start(claims)
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start(claims)
         await wait_until_async(lambda: len(rig.dispatched) == 1, "it is in flight")
-        rig.carrier.hand_back()
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], "it is released")
+        rig.worker.hand_back()
+        await wait_until_async(lambda: rig.worker.held_claims() == [], "it is released")
     heir = rig_of(store)
     claims = await heir.queue.claim(1)
-    async with running(heir.settler.run()):
-        heir.carrier.start(claims)
-        await wait_until_async(lambda: heir.carrier.held_claims() == [], "it is answered")
+    async with running(heir.ack_batcher.run()):
+        heir.worker.start(claims)
+        await wait_until_async(lambda: heir.worker.held_claims() == [], "it is answered")
     assert [result.status_code for result in await heir.results()] == [200]
 
 
@@ -182,11 +182,11 @@ async def test_the_very_same_member_beside_itself_takes_nothing_from_the_first(s
     await store.set("request-active:a", "one")
     first = await rig.claimed(same)
     assert await rig.claimed(same) == [], "it ends with the first"
-    async with running(rig.settler.run()):
-        rig.carrier.start(first)
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start(first)
         assert (await store.get("request-active:a"), await rig.result_count()) == (b"one", 0)
         may_answer.set()
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], "all outcomes")
+        await wait_until_async(lambda: rig.worker.held_claims() == [], "all outcomes")
     assert await rig.results() == [answered_result("a", "one", 200, b"{}")]
     assert not await store.exists("request-active:a")
 
@@ -219,7 +219,7 @@ async def test_after_its_poller_was_killed_a_request_runs_and_is_no_double_of_it
 ) -> None:
     killed = rig_of(store)
     (claim,) = await killed.claimed(members[0])
-    repeats = killed.carrier._repeats
+    repeats = killed.worker._duplicates
     assert repeats
     envelope = decode_member(claim.member, QUEUE)
     assert await repeats.answer(claim, envelope, time.time()) is None, "it began to run"
@@ -227,9 +227,9 @@ async def test_after_its_poller_was_killed_a_request_runs_and_is_no_double_of_it
     heir = rig_of(store)
     assert (await heir.queue.reclaim(10, 5)).returned == 1
     claims = await heir.queue.claim(1)
-    async with running(heir.settler.run()):
-        heir.carrier.start(claims)
-        await wait_until_async(lambda: heir.carrier.held_claims() == [], "it is answered")
+    async with running(heir.ack_batcher.run()):
+        heir.worker.start(claims)
+        await wait_until_async(lambda: heir.worker.held_claims() == [], "it is answered")
     assert [result.status_code for result in await heir.results()] == [200]
     await carried(heir, members[1])
     assert len(heir.dispatched) == 1
@@ -241,9 +241,9 @@ async def test_what_a_failover_forgot_to_be_finished_runs_again(store: Redis) ->
     await carried(rig, submission("one"))
     await store.delete(RESULTS)
     (claim,) = await rig.claimed(submission("one"))
-    async with running(rig.settler.run()):
-        rig.carrier.start([replace(claim, deaths=1)])
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], "it is answered")
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start([replace(claim, deaths=1)])
+        await wait_until_async(lambda: rig.worker.held_claims() == [], "it is answered")
     assert [result.status_code for result in await rig.results()] == [200]
 
 
@@ -254,11 +254,11 @@ async def test_a_first_that_was_cancelled_in_flight_is_finished(store: Redis) ->
 
     rig = rig_of(store, never)
     claims = await rig.claimed(submission("one"))
-    async with running(rig.settler.run()):
-        rig.carrier.start(claims)
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start(claims)
         await wait_until_async(lambda: len(rig.dispatched) == 1, "it is in flight")
-        rig.carrier.cancel(claims)
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], "it is cancelled")
+        rig.worker.cancel(claims)
+        await wait_until_async(lambda: rig.worker.held_claims() == [], "it is cancelled")
     await carried(rig, submission("two"))
     first, second = await rig.results()
     assert (first.error_code, second.error_code) == (ErrorCode.CANCELLED, ErrorCode.DUPLICATE)
@@ -276,11 +276,11 @@ async def test_a_first_that_ended_while_it_waited_is_finished(store: Redis, how:
     (retry,) = cast("list[bytes]", await store.zrange(RETRIES, 0, -1))
     (claim,) = await rig.claimed(retry)
     if how == "expired":
-        rig.carrier._clock = lambda: deadline + 1
-    async with running(rig.settler.run()):
-        await rig.carrier.answer_expired([replace(claim, is_cancelled=how == "cancelled")])
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], "it is answered")
-    rig.carrier._clock = rig.queue.now
+        rig.worker._clock = lambda: deadline + 1
+    async with running(rig.ack_batcher.run()):
+        await rig.worker.answer_expired([replace(claim, is_cancelled=how == "cancelled")])
+        await wait_until_async(lambda: rig.worker.held_claims() == [], "it is answered")
+    rig.worker._clock = rig.queue.now
     await carried(rig, submission("two"))
     second = (await rig.results())[-1]
     assert (second.error_code, "finished" in second.error_message) == (ErrorCode.DUPLICATE, True)
@@ -289,21 +289,21 @@ async def test_a_first_that_ended_while_it_waited_is_finished(store: Redis, how:
 async def test_a_dead_letter_is_finished_but_runs_when_it_is_queued_again(store: Redis) -> None:
     rig = rig_of(store)
     (claim,) = await rig.claimed(submission("one"))
-    repeats = rig.carrier._repeats
+    repeats = rig.worker._duplicates
     assert repeats
     await repeats.answer(claim, decode_member(claim.member, QUEUE), time.time())
-    async with running(rig.settler.run()):
-        await rig.carrier.bury([claim], 5)
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], "it is buried")
+    async with running(rig.ack_batcher.run()):
+        await rig.worker.bury([claim], 5)
+        await wait_until_async(lambda: rig.worker.held_claims() == [], "it is buried")
     await carried(rig, submission("two"))
     assert "finished" in (await rig.results())[-1].error_message
     letters = DeadLetters(store, QUEUE)
     async for letter in letters.all():
         assert await letters.requeue(letter)
     claims = await rig.queue.claim(1)
-    async with running(rig.settler.run()):
-        rig.carrier.start(claims)
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], "it is answered")
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start(claims)
+        await wait_until_async(lambda: rig.worker.held_claims() == [], "it is answered")
     codes = [result.error_code or result.status_code for result in await rig.results()]
     assert codes == [ErrorCode.UNDELIVERABLE, ErrorCode.DUPLICATE, 200]
 
@@ -331,12 +331,12 @@ async def test_what_was_cancelled_in_flight_or_expired_between_attempts_is_finis
 
     rig = rig_of(store, forever)
     claims = await rig.claimed(submission("one"))
-    async with running(rig.settler.run()):
-        rig.carrier.start(claims)
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start(claims)
         await wait_until_async(lambda: bool(rig.dispatched), "the request under way")
-        rig.carrier.cancel(claims)
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, "its work to end")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        rig.worker.cancel(claims)
+        await wait_until_async(lambda: rig.worker.in_flight == 0, "its work to end")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
         assert await store.get(stands_key("a", QUEUE)) == b"!token one"
         assert 0 < await store.ttl(stands_key("a", QUEUE)) <= 600
 
@@ -345,6 +345,6 @@ async def test_what_was_cancelled_in_flight_or_expired_between_attempts_is_finis
         await carried(rig, submission("two"))
         (retry,) = cast("list[bytes]", await store.zrange(RETRIES, 0, -1))
         late = retry.replace(json.dumps(json.loads(retry)["data"]["deadline"]).encode(), b"5")
-        await rig.carrier.answer_expired(await rig.claimed(late))
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        await rig.worker.answer_expired(await rig.claimed(late))
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert await store.get(stands_key("a", QUEUE)) == b"!token two"

@@ -40,30 +40,30 @@ async def lease_ends(store: Redis) -> dict[bytes, float]:
 
 async def test_a_tick_moves_the_end_of_every_lease(store: Redis) -> None:
     rig = Rig(store, forever, lease_seconds=30.0)
-    async with running(rig.settler.run()):
-        rig.carrier.start(await rig.claimed(body("a"), body("b")))
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start(await rig.claimed(body("a"), body("b")))
         before = await lease_ends(store)
         await LeaseKeeper(table_of(rig), 30.0).tick()
         after = await lease_ends(store)
         assert len(after) == 2
         assert all(after[key] > before[key] for key in after)
-        rig.carrier.hand_back()
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, "the work to end")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        rig.worker.hand_back()
+        await wait_until_async(lambda: rig.worker.in_flight == 0, "the work to end")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
 
 async def test_a_claim_that_another_took_is_given_up_and_its_work_cancelled(store: Redis) -> None:
     rig = Rig(store, forever)
     claims = await rig.claimed(body("a"), body("b"))
-    async with running(rig.settler.run()):
-        rig.carrier.start(claims)
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start(claims)
         await store.hset(f"{QUEUE}:claim-owners", mapping={claims[0].claim_key: b"another"})
         await LeaseKeeper(table_of(rig), 30.0).tick()
-        assert rig.carrier.held_claims() == [claims[1]]
-        await wait_until_async(lambda: rig.carrier.in_flight == 1, "the lost work to end")
-        rig.carrier.hand_back()
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, "the rest to end")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        assert rig.worker.held_claims() == [claims[1]]
+        await wait_until_async(lambda: rig.worker.in_flight == 1, "the lost work to end")
+        rig.worker.hand_back()
+        await wait_until_async(lambda: rig.worker.in_flight == 0, "the rest to end")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert await store.hget(f"{QUEUE}:claim-owners", claims[0].claim_key.decode()) == b"another"
 
 
@@ -83,13 +83,13 @@ async def test_leases_that_could_not_be_renewed_for_their_whole_length_are_given
     monotonic = Monotonic()
     heartbeat = LeaseKeeper(table_of(rig), 15.0, monotonic)
     await heartbeat.tick()
-    rig.carrier.start(await rig.claimed(body("a")))
+    rig.worker.start(await rig.claimed(body("a")))
     await store.client_pause(60_000, all=False)  # writes only: so it can be ended
     for at, is_held in ((105.0, True), (114.9, True), (115.1, False)):
         monotonic.now = at
         with pytest.raises(STORE_FAILURES):
             await heartbeat.tick()
-        assert bool(rig.carrier.held_claims()) is is_held
-    await wait_until_async(lambda: rig.carrier.in_flight == 0, "the work to end")
+        assert bool(rig.worker.held_claims()) is is_held
+    await wait_until_async(lambda: rig.worker.in_flight == 0, "the work to end")
     await store.client_unpause()
     await impatient.aclose()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from handlers.poller.periodic import Looper
+from handlers.poller.periodic import PeriodicTask
 from handlers.telemetry.logs import LogOptions, configure_logs, get_logger
 from tests.waiting import wait_until_async
 
@@ -40,13 +40,13 @@ class Ticks:
             raise self.raised.pop(0)
 
 
-def looper(ticks: Ticks) -> Looper:
-    return Looper("scan", 0.001, ticks.tick, get_logger("test"), (ConnectionError,))
+def task(ticks: Ticks) -> PeriodicTask:
+    return PeriodicTask("scan", 0.001, ticks.tick, get_logger("test"), (ConnectionError,))
 
 
 async def test_it_goes_on_after_a_tick_that_raised(lines: io.StringIO) -> None:
     ticks = Ticks(ConnectionResetError(), ConnectionResetError(), ValueError("a defect"))
-    work = asyncio.create_task(looper(ticks).run())
+    work = asyncio.create_task(task(ticks).run())
     await wait_until_async(lambda: ticks.count >= 6, "six ticks")
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -64,7 +64,7 @@ async def test_cancellation_in_a_tick_ends_it() -> None:
         started.set()
         await asyncio.Event().wait()
 
-    work = asyncio.create_task(Looper("scan", 1.0, tick, get_logger("test"), ()).run())
+    work = asyncio.create_task(PeriodicTask("scan", 1.0, tick, get_logger("test"), ()).run())
     await started.wait()
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -74,7 +74,7 @@ async def test_cancellation_in_a_tick_ends_it() -> None:
 @pytest.mark.parametrize("seconds", [0, -1])
 def test_an_interval_that_would_spin_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match="scan"):
-        Looper("scan", seconds, Ticks().tick, get_logger("test"), ())
+        PeriodicTask("scan", seconds, Ticks().tick, get_logger("test"), ())
 
 
 @pytest.mark.parametrize("hidden", [ConnectionResetError, KeyError])
@@ -90,7 +90,7 @@ async def test_a_cancellation_that_a_library_turned_into_a_failure_ends_it_too(
         except asyncio.CancelledError:
             raise hidden from None
 
-    work = asyncio.create_task(Looper("scan", 1.0, tick, get_logger("test"), (ConnectionError,)).run())
+    work = asyncio.create_task(PeriodicTask("scan", 1.0, tick, get_logger("test"), (ConnectionError,)).run())
     await started.wait()
     work.cancel()
     with pytest.raises(asyncio.CancelledError):

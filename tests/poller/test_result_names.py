@@ -224,10 +224,10 @@ async def test_hostile_names_leave_the_queue_as_it_is_and_each_gets_its_error(st
         for n, name in enumerate(names)
     ]
     claims = await rig.claimed(*members, body("honest"), body("x" * MAX_ID_LENGTH), body("{tag}*\n"))
-    async with running(rig.settler.run()):
-        rig.carrier.start(claims)
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, "all outcomes")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start(claims)
+        await wait_until_async(lambda: rig.worker.in_flight == 0, "all outcomes")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     results = {result.id: result.error_code for result in await rig.results()}
     hostile = {f"h{n}": ErrorCode.INVALID_REQUEST for n in range(len(names))}
     assert results == {**hostile, "honest": "", "x" * MAX_ID_LENGTH: "", "{tag}*\n": ""}

@@ -25,10 +25,10 @@ from tests.waiting import wait_until_async
 async def carried(rig: Rig, *members: bytes) -> None:
     """Claim these, carry them, and wait until all is recorded."""
     claims = await rig.claimed(*members)
-    async with running(rig.settler.run()):
-        rig.carrier.start(claims)
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, "all outcomes")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start(claims)
+        await wait_until_async(lambda: rig.worker.in_flight == 0, "all outcomes")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
 
 async def test_an_answer_becomes_a_result(store: Redis) -> None:
@@ -36,7 +36,7 @@ async def test_an_answer_becomes_a_result(store: Redis) -> None:
     await carried(rig, body("a", metadata={"userid": "me"}))
     assert await rig.results() == [answered_result("a", "", 200, b"{}")]
     assert rig.dispatched[0].metadata == {"userid": "me"}
-    assert rig.carrier.held_claims() == []
+    assert rig.worker.held_claims() == []
 
 
 @pytest.mark.parametrize("last", [None, LastResponse(500, b"no")])
@@ -142,12 +142,12 @@ async def test_a_defect_while_settling_gives_the_claim_up_and_others_go_on(store
     rig = Rig(store, unwritable)
     await carried(rig, body("bad"), body("good"))
     assert [result.id for result in await rig.results()] == ["good"]
-    assert rig.carrier.held_claims() == []
+    assert rig.worker.held_claims() == []
     await end_leases(store, queue_keys(QUEUE).index)
-    async with running(rig.settler.run()):
+    async with running(rig.ack_batcher.run()):
         reclaimed = await rig.queue.reclaim(10, 1)
-        await rig.carrier.bury(reclaimed.dead, 5)
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        await rig.worker.bury(reclaimed.dead, 5)
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert (await rig.results())[1].error_code == ErrorCode.UNDELIVERABLE
     assert await store.hlen(f"{QUEUE}:dead") == 1
 
@@ -164,9 +164,9 @@ async def test_a_dead_letter_has_the_payload_that_was_stored_apart(
     claims = await rig.claimed(member)
     if stored is not None:
         await store.set(key, stored)
-    async with running(rig.settler.run()):
-        await rig.carrier.bury(claims, 5)
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    async with running(rig.ack_batcher.run()):
+        await rig.worker.bury(claims, 5)
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert not await store.exists(key)
 
     (letter,) = [one async for one in DeadLetters(store, QUEUE).all()]
@@ -175,10 +175,10 @@ async def test_a_dead_letter_has_the_payload_that_was_stored_apart(
         return
     assert await DeadLetters(store, QUEUE).requeue(letter)
     again = await rig.queue.claim(1)
-    async with running(rig.settler.run()):
-        rig.carrier.start(again)
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, "its outcome")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start(again)
+        await wait_until_async(lambda: rig.worker.in_flight == 0, "its outcome")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     (request,) = rig.dispatched
     assert (request.payload, request.request_token, request.labels) == (stored, "t", {"tier": "batch"})
     assert [one.error_code for one in await rig.results()] == [ErrorCode.UNDELIVERABLE, ""]
@@ -192,17 +192,17 @@ async def forever(_request: Request) -> Outcome:
 async def test_a_lost_lease_cancels_the_work_and_settles_nothing(store: Redis) -> None:
     rig = Rig(store, forever)
     kept, lost = await rig.claimed(body("kept"), body("lost"))
-    async with running(rig.settler.run()):
-        rig.carrier.start([kept, lost])
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start([kept, lost])
         await wait_until_async(lambda: len(rig.dispatched) == 2, "both to be under way")
-        rig.carrier.lose([lost])
-        assert rig.carrier.held_claims() == [kept]
-        await wait_until_async(lambda: rig.carrier.in_flight == 1, "the work to end")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        rig.worker.lose([lost])
+        assert rig.worker.held_claims() == [kept]
+        await wait_until_async(lambda: rig.worker.in_flight == 1, "the work to end")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
         assert rig.settled == []
-        rig.carrier.hand_back()
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, "the other to end")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        rig.worker.hand_back()
+        await wait_until_async(lambda: rig.worker.in_flight == 0, "the other to end")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert len(rig.settled) == 1
 
 
@@ -210,13 +210,13 @@ async def test_a_lost_lease_cancels_the_work_and_settles_nothing(store: Redis) -
 async def test_hand_back_returns_what_has_no_outcome_at_once(store: Redis, has_begun: bool) -> None:
     rig = Rig(store, forever)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(20)))
-    async with running(rig.settler.run()):
-        rig.carrier.start(claims)
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start(claims)
         if has_begun:
             await wait_until_async(lambda: len(rig.dispatched) == 20, "all to be under way")
-        rig.carrier.hand_back()
-        await wait_until_async(lambda: rig.carrier.in_flight == 0, "the work to end")
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+        rig.worker.hand_back()
+        await wait_until_async(lambda: rig.worker.in_flight == 0, "the work to end")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     members: list[Any] = await store.zrange(QUEUE, 0, -1, withscores=True)
     assert dict(members) == {claim.member: claim.score for claim in claims}
     assert await claims_left(store, QUEUE) == {}
@@ -237,12 +237,12 @@ async def test_a_request_cancelled_in_flight_was_attempted_and_one_that_waited_w
     rig = Rig(store, never, route=ResultRoute("", None, RESULTS, has_details=True))
     (flying,) = await rig.claimed(body("flying"))
     (waiting,) = await rig.claimed(body("waiting"))
-    async with running(rig.settler.run()):
-        rig.carrier.start([flying])
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start([flying])
         await wait_until_async(lambda: len(rig.dispatched) == 1, "it is in flight")
-        rig.carrier.cancel([flying])
-        rig.carrier.start([replace(waiting, is_cancelled=True)])
-        await wait_until_async(lambda: rig.carrier.held_claims() == [], "both are answered")
+        rig.worker.cancel([flying])
+        rig.worker.start([replace(waiting, is_cancelled=True)])
+        await wait_until_async(lambda: rig.worker.held_claims() == [], "both are answered")
     found = {result.id: result for result in await rig.results()}
     assert {result.error_code for result in found.values()} == {ErrorCode.CANCELLED}
     assert (found["flying"].attempts, found["waiting"].attempts) == (1, 0)
@@ -259,8 +259,8 @@ async def test_a_defect_of_ours_ends_a_request_after_a_few_attempts(store: Redis
     rig = Rig(store, broken)
     (first,) = await rig.claimed(body("a"))
     (last,) = await rig.claimed(encode_retry(body("b"), queue=QUEUE, attempt=2, score=first.score))
-    async with running(rig.settler.run()):
-        rig.carrier.start([first, last])
+    async with running(rig.ack_batcher.run()):
+        rig.worker.start([first, last])
         await wait_until_async(lambda: len(rig.settled) == 2, "both settled")
     assert await rig.store.zcard(RETRIES) == 1
     (result,) = await rig.results()
@@ -279,9 +279,9 @@ async def test_dead_lettering_keeps_a_member_that_nobody_can_read(
         raise MemoryError
 
     monkeypatch.setattr("handlers.poller.worker.decode_member", broken)
-    async with running(rig.settler.run()):
-        await rig.carrier.bury([replace(claim, deaths=6)], 5)
-        await asyncio.wait_for(rig.settler.drained(), IN_TIME)
+    async with running(rig.ack_batcher.run()):
+        await rig.worker.bury([replace(claim, deaths=6)], 5)
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     (result,) = await rig.results()
     assert (result.id, result.error_code) == ("x", ErrorCode.UNDELIVERABLE)
     (letter,) = [one async for one in DeadLetters(store, QUEUE).all()]
