@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from handlers.backoff import parse_retry_after, retry_delay
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, error_result
-from handlers.forward.backoff import parse_retry_after, retry_delay
 from handlers.forward.classify import FAILURES, OWN_FAULTS, failure_reason, is_final, status_reason
 from handlers.forward.endpoint import gateway_url
 from handlers.forward.gateway import (

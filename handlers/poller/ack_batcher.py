@@ -7,11 +7,15 @@ fenced and repeatable, so a reply that was lost does no harm.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from handlers.backoff import Backoff
 from handlers.cancellation import end_if_cancelled
-from handlers.poller.patience import Patience
+from handlers.contract.result import ErrorCode
+from handlers.redis_store.admin.finished import FinishedRecord, FinishedRecords
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.faults import explained
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, RedisQueue
@@ -42,7 +46,7 @@ class AckBatcher:
         self._queue = queue
         self.on_settled: OnSettled = _nobody_told
         self._log = log
-        self._patience = Patience()
+        self._backoff = Backoff()
         self._waiting: list[Settlement] = []
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
@@ -51,7 +55,7 @@ class AckBatcher:
     @property
     def is_waiting_for_store(self) -> bool:
         """Whether the last batch could not be recorded yet."""
-        return self._patience.is_tried
+        return self._backoff.has_failed
 
     def add(self, settlement: Settlement) -> None:
         """Take a settlement; it is recorded soon."""
@@ -93,15 +97,15 @@ class AckBatcher:
             try:
                 effects = await operation()
             except (*STORE_FAILURES, MemoryError) as error:  # a reply that memory has no room for comes again
-                if not self._patience.is_tried:
+                if not self._backoff.has_failed:
                     self._log.warning(
                         "settling waits for redis", queue=self._queue.name, error=explained(error)
                     )
                 end_if_cancelled()
-                await self._patience.pause()
+                await self._backoff.pause()
             else:
                 # Not here: what Redis has recorded must be told first. `run` looks for a lost cancellation.
-                self._patience.reset()
+                self._backoff.reset()
                 return effects
 
     def _tell(self, settlements: Sequence[Settlement], effects: Sequence[bool]) -> None:
@@ -133,3 +137,48 @@ def size_of(settlement: Settlement) -> int:
 
 def _nobody_told(_settlement: Settlement, _has_taken_effect: bool) -> None:
     """Until the worker is wired to it."""
+
+
+WRITE_SECONDS: Final = 0.2
+_RECORDS_BATCH: Final = 500
+_MOST_WAITING: Final = 10_000
+
+
+class FinishedLog:
+    """Keeps what is not written yet, at most 10,000 records: the oldest are dropped while Redis is unavailable.
+
+    Losing a record only makes a later search less exact, so nothing here may slow down or fail an ack.
+    """
+
+    def __init__(self, records: FinishedRecords, clock: Callable[[], float]) -> None:
+        self._records = records
+        self._clock = clock
+        self._waiting: deque[tuple[str, FinishedRecord]] = deque(maxlen=_MOST_WAITING)
+
+    def note(self, settlement: Settlement) -> None:
+        """Take a settlement that took effect; only final ones are recorded."""
+        if not isinstance(settlement, Ack) or not settlement.request_id:
+            return
+        if settlement.outcome == ErrorCode.DUPLICATE or not (settlement.result or settlement.dead):
+            return  # another submission of the id stands for it: that one's record is the one to keep
+        results = settlement.result_queue_name if settlement.result else ""
+        record = FinishedRecord(
+            settlement.request_token,
+            settlement.outcome,
+            round(self._clock(), 3),
+            settlement.claim.queue,
+            results,
+            settlement.dead is not None,
+        )
+        self._waiting.append((settlement.request_id, record))
+
+    async def tick(self) -> None:
+        """Write what is waiting. Raises one of `STORE_FAILURES`; what was not written is tried again."""
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(_RECORDS_BATCH, len(self._waiting)))]
+            try:
+                await self._records.write(batch)
+            except BaseException:
+                room = _MOST_WAITING - len(self._waiting)
+                self._waiting.extendleft(reversed(batch[-room:] if room else []))
+                raise

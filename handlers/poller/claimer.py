@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from handlers.backoff import Backoff
 from handlers.cancellation import end_if_cancelled
 from handlers.forward.middleware.circuit import Circuit, CircuitState
 from handlers.gates.allowance import WHOLE_POOL, Allowance, ProcessShare, all_shares
 from handlers.gates.gate import Gate
 from handlers.gates.labels import band_of
-from handlers.poller.patience import Patience
 from handlers.poller.priority import Candidate, Merge, RandomRobin
 from handlers.poller.queue_watch import QueueWatch, Waiter
 from handlers.poller.worker import Worker
@@ -105,7 +105,7 @@ class Claimer:
         self._merge = merge or RandomRobin()
         self._poll_interval_seconds = poll_interval_seconds
         self._log = log
-        self._patience = Patience()
+        self._backoff = Backoff()
         self.refusal = ""
         """The right or key for which the server refuses claims, and what mends it; empty while it does not."""
         self._asked_at: dict[str, float] = {}
@@ -152,7 +152,7 @@ class Claimer:
     @property
     def is_waiting_for_store(self) -> bool:
         """Whether the last claim got no answer."""
-        return self._patience.is_tried
+        return self._backoff.has_failed
 
     def free(self, queue_name: str) -> None:
         """A request of that queue gave its slot back."""
@@ -177,11 +177,11 @@ class Claimer:
             except (*STORE_FAILURES, MemoryError) as error:  # a reply that memory has no room for comes again
                 end_if_cancelled()
                 self.refusal = refusal(error)
-                if not self._patience.is_tried:
+                if not self._backoff.has_failed:
                     self._log.warning("claiming waits for redis", pool=self.pool_id, error=explained(error))
-                await self._rest(self._patience.next_seconds())
+                await self._rest(self._backoff.next_seconds())
             else:
-                self._patience.reset()
+                self._backoff.reset()
                 self.refusal = ""
                 end_if_cancelled()
 

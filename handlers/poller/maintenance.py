@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from handlers.backoff import Backoff
+from handlers.cancellation import end_if_cancelled
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.poller.worker import Worker
@@ -281,3 +283,43 @@ async def _each(queues: Iterable[QueueParts], serve: Callable[[QueueParts], Awai
     for error in results:
         if isinstance(error, BaseException):
             raise error
+
+
+class PeriodicTask:
+    """Calls `tick` every `interval_seconds`, counted from the end of the last one."""
+
+    def __init__(
+        self,
+        name: str,
+        interval_seconds: float,
+        tick: Callable[[], Awaitable[object]],
+        log: Logger,
+        failures: tuple[type[BaseException], ...],
+    ) -> None:
+        if interval_seconds <= 0:
+            raise ValueError(f"{name}: an interval must be positive, not {interval_seconds}")
+        self._name = name
+        self._interval_seconds = interval_seconds
+        self._tick = tick
+        self._log = log
+        self._failures = failures
+        self._backoff = Backoff(first_seconds=min(0.1, interval_seconds))
+
+    async def run(self) -> None:
+        """Tick until cancelled. Expected failures (a dependency that is down) are logged once a row."""
+        while True:
+            try:
+                await self._tick()
+            except self._failures as error:
+                end_if_cancelled()
+                if not self._backoff.has_failed:
+                    self._log.warning(f"{self._name} waits for its store", error=explained(error))
+                await self._backoff.pause()
+            except Exception as error:  # noqa: BLE001  # a defect in one tick must not end lease keeping for all
+                end_if_cancelled()
+                self._log.error(f"{self._name} failed", error=repr(error))
+                await self._backoff.pause()
+            else:
+                self._backoff.reset()
+                end_if_cancelled()
+            await asyncio.sleep(self._interval_seconds)

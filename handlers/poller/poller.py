@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import Coroutine, Sequence
 from typing import Final
 
-from handlers.poller.ack_batcher import Settlement, AckBatcher
+from handlers.poller.ack_batcher import AckBatcher, Settlement
 from handlers.poller.claimer import Claimer
-from handlers.poller.periodic import PeriodicTask
+from handlers.poller.maintenance import PeriodicTask
 from handlers.poller.queue_watch import QueueWatch
 from handlers.poller.worker import Worker
 from handlers.telemetry.logs import Logger
@@ -108,8 +108,8 @@ class Poller:
             await self._drain()
         finally:
             self._has_claimed_last.set()
-            for task in (*self._background, *claiming, *waiting):
-                task.cancel()
+            for running in (*self._background, *claiming, *waiting):
+                running.cancel()
             await asyncio.gather(*self._background, *claiming, *waiting, return_exceptions=True)
 
     async def _drain(self) -> None:

@@ -13,8 +13,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Final
 
+from handlers.backoff import Backoff
 from handlers.cancellation import end_if_cancelled
-from handlers.poller.patience import Patience
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.faults import explained
 from handlers.telemetry.logs import Logger
@@ -81,7 +81,7 @@ class QueueWatch:
         self._wake = asyncio.Event()
         self._active_at = clock()
         self._promoted_at = -PROMOTE_SECONDS
-        self._backoff = Patience()
+        self._backoff = Backoff()
         self._subscription: asyncio.Task[None] | None = None
 
     @property
@@ -119,7 +119,7 @@ class QueueWatch:
                     MemoryError,
                 ) as error:  # a reply that memory has no room for comes again
                     end_if_cancelled()
-                    if not self._backoff.is_tried:
+                    if not self._backoff.has_failed:
                         self._log.warning("queue watch paused: Redis unavailable", error=explained(error))
                     self._release(lambda waiter: waiter.names)
                     await asyncio.sleep(self._backoff.next_seconds())

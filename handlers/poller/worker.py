@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from handlers.answer_room import ANSWER_ROOM
+from handlers.backoff import backoff_seconds
 from handlers.contract.envelope import Envelope, decode_member, encode_whole, with_payload
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import BLOCKING_BYTES
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
-from handlers.forward.backoff import backoff_seconds
 from handlers.forward.forward import cancelled, expired
 from handlers.forward.middleware.account import account
 from handlers.forward.middleware.details import lasted
@@ -23,7 +23,7 @@ from handlers.forward.middleware.gated import gated
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Gate
 from handlers.gates.labels import labelled, without_labels
-from handlers.poller.ack_batcher import Release, Settlement, AckBatcher, size_of
+from handlers.poller.ack_batcher import AckBatcher, Release, Settlement, size_of
 from handlers.poller.byte_budget import ByteBudget, HeldBytes
 from handlers.poller.dispatcher import Dispatch
 from handlers.poller.duplicates import Duplicates
@@ -207,7 +207,9 @@ class Worker:
         elif envelope.request.deadline <= self._clock():
             outcome = expired(envelope.request, None)
         else:
-            if self._duplicates and (repeated := await self._duplicates.answer(claim, envelope, self._clock())):
+            if self._duplicates and (
+                repeated := await self._duplicates.answer(claim, envelope, self._clock())
+            ):
                 return repeated
             outcome = await self._attempt(held, envelope)
         return self._settled_as(claim, envelope, outcome, began_at)

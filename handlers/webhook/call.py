@@ -13,8 +13,8 @@ from typing import Final
 import httpx
 import msgspec
 
+from handlers.backoff import parse_retry_after
 from handlers.contract.result import Result, encode_result
-from handlers.forward.backoff import parse_retry_after
 from handlers.transport.failures import UnusableResponse
 from handlers.transport.transport import HEAD_ONLY, TransportOptions, http_client
 from handlers.webhook.destinations import Target

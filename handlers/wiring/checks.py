@@ -21,10 +21,9 @@ from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.memory import memory_limit
 from handlers.settings.settings import Settings, masked_url, memory_warnings
 from handlers.transport.failures import UnusableResponse
-from handlers.wiring.credentials import file_token, prometheus_tls
+from handlers.wiring.credentials import file_token, prometheus_tls, redis_options
+from handlers.wiring.forward_stack import gateway_of
 from handlers.wiring.gates import ProcessGates
-from handlers.wiring.handler import gateway_of
-from handlers.wiring.redis_options import redis_options
 
 if TYPE_CHECKING:
     from handlers.pubsub.channel import PubSubChannel

@@ -1,4 +1,4 @@
-"""Files with tokens and certificates, as what the clients take. Each error names its setting."""
+"""Credentials of outgoing connections, read from the settings and their files. Each error names its setting."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import contextlib
 import ssl
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from handlers.contract.errors import InvalidSetting
 from handlers.settings.settings import Settings, read_secret
+
+if TYPE_CHECKING:
+    from handlers.redis_store.connection import RedisOptions
 
 _TOKEN_SECONDS = 5.0
 
@@ -72,3 +76,19 @@ def prometheus_tls(settings: Settings) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         found = f"{type(error).__name__}: {error}"
         raise InvalidSetting("PROMETHEUS_CA_FILE", found=found, accepted="a PEM file") from None
+
+
+def redis_options(settings: Settings) -> RedisOptions:
+    """Address and credentials of the Redis that holds the queues."""
+    from handlers.redis_store.connection import RedisOptions  # a dispatch door does not load Redis
+
+    env = settings.env
+    return RedisOptions(
+        url=settings.redis_url,
+        username=env.redis_username,
+        password=lambda: settings.redis_password,
+        ca_file=env.redis_ca_file,
+        cert_file=env.redis_cert_file,
+        key_file=env.redis_key_file,
+        timeout_seconds=env.redis_timeout_seconds,
+    )

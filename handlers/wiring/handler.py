@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,56 +23,32 @@ from handlers.contract.request import Request
 from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, GuardedPage, HttpEndpoint, Refusal
 from handlers.doors.http_message import Answer, plain
-from handlers.forward.forward import Forward, Forwarder, Limits, Sender
-from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.forward import Forward, Limits
+from handlers.forward.gateway import Gateway
 from handlers.forward.middleware.details import timed
-from handlers.forward.middleware.guarded import GuardedForward, GuardOptions, Guards
+from handlers.forward.middleware.guarded import GuardedForward, Guards
 from handlers.forward.outcome import Outcome
-from handlers.forward.transforms.registry import build_transforms
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.dependencies import GATEWAY, RESULTS, Dependencies, SkewWatch
-from handlers.telemetry.logs import Logger, RareWarning, get_logger
+from handlers.telemetry.logs import RareWarning, get_logger
 from handlers.wiring.closing import close_in_time
-from handlers.wiring.credentials import file_token, gateway_tls
-from handlers.wiring.dependencies import ObservedPublisher, observed
-from handlers.wiring.held import held_events, held_pushes
-from handlers.wiring.memory import with_memory
-from handlers.wiring.metrics import HandlerMetrics, handler_metrics_of
-from handlers.wiring.parts import Closers, Parts, Starters, Walk, accounted, calls
-from handlers.wiring.tracing import tracing_of
-
-
-def gateway_of(settings: Settings) -> Gateway:
-    """The client for all gateways of this process."""
-    env = settings.env
-    return Gateway(
-        GatewayOptions(
-            connect_timeout_seconds=env.connect_timeout_seconds,
-            keepalive_seconds=env.connection_idle_seconds,
-            max_response_bytes=env.max_response_bytes,
-            ssl_context=gateway_tls(settings),
-            token=file_token("GATEWAY_TOKEN_FILE", env.gateway_token_file),
-        )
-    )
-
-
-def forwarder_of(settings: Settings, gateway: Sender, clock: Callable[[], float] = time.time) -> Forwarder:
-    """Sends requests along the routes of these settings; `clock` gives the Unix seconds of deadlines."""
-    env = settings.env
-    return Forwarder(
-        gateway,
-        settings.routes,
-        request_timeout_seconds=env.request_timeout_seconds,
-        keeps_bytes=env.result_details,
-        transforms=build_transforms(settings.file.request_transforms, "requestTransforms"),
-        clock=clock,
-    )
-
-
-def guards_of(settings: Settings, log: Logger) -> Guards:
-    """A circuit breaker and a retry budget for each gateway."""
-    env = settings.env
-    return Guards(GuardOptions(is_breaking=env.circuit_breaker, retry_share=env.retry_budget), log)
+from handlers.wiring.forward_stack import (
+    Closers,
+    ObservedPublisher,
+    Parts,
+    Starters,
+    Walk,
+    accounted,
+    calls,
+    forwarder_of,
+    gateway_of,
+    guards_of,
+    held_events,
+    held_pushes,
+    observed,
+    with_memory,
+)
+from handlers.wiring.metrics import HandlerMetrics, handler_metrics_of, tracing_of
 
 
 class Handler:

@@ -12,24 +12,23 @@ from handlers.forward.route import Routes
 from handlers.gates.allowance import Allowance, all_shares
 from handlers.gates.gate import Gate
 from handlers.gates.labels import band_of
-from handlers.poller.ack_batcher import Settlement, AckBatcher
+from handlers.poller.ack_batcher import WRITE_SECONDS, AckBatcher, FinishedLog, Settlement
 from handlers.poller.byte_budget import ByteBudget
 from handlers.poller.claimer import Claimer, Source
 from handlers.poller.duplicates import Duplicates
-from handlers.poller.finished_log import WRITE_SECONDS, FinishedLog
 from handlers.poller.maintenance import (
     CANCEL_SECONDS,
     DEPTHS_SECONDS,
     Canceller,
     DepthWatch,
     LeaseKeeper,
+    PeriodicTask,
     QueueParts,
     QueueTable,
     Reclaimer,
 )
-from handlers.poller.periodic import PeriodicTask
 from handlers.poller.poller import Poller
-from handlers.poller.pool_share import SHARE_SECONDS
+from handlers.poller.pool_share import SHARE_SECONDS, SharedPools
 from handlers.poller.priority import LaneOptions, build_merge, check_objectives
 from handlers.poller.queue_watch import QueueWatch
 from handlers.poller.settlement import RequestLimits, ResultRoute
@@ -57,13 +56,11 @@ from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics, QueueMetrics
 from handlers.telemetry.pages import Page, PagesServer
 from handlers.wiring.closing import Close, close_in_time
+from handlers.wiring.credentials import redis_options
+from handlers.wiring.forward_stack import guards_of, poller_client, poller_dispatch
 from handlers.wiring.gates import ProcessGates
-from handlers.wiring.handler import guards_of
-from handlers.wiring.poller_dispatch import poller_client, poller_dispatch
-from handlers.wiring.pool_sharing import SharedPools
-from handlers.wiring.redis_options import redis_options
+from handlers.wiring.metrics import tracing_of
 from handlers.wiring.reserved_names import all_gate_params, reserved_names, withheld_labels
-from handlers.wiring.tracing import tracing_of
 
 _BATCH = 1_000
 _MOST_EAGER = 64
@@ -251,7 +248,7 @@ class PollerApp:
                 gates=self._pool_gates[entry.id],
                 merge=merge,
                 lane_of=partial(band_of, tier_label=settings.tier_label),
-                part=self._shared.part_of_pool(entry, self._pool_gates[entry.id]),
+                part=self._shared.part_of_pool(entry.id, self._pool_gates[entry.id], is_shared=entry.shared),
                 watch=self._watch,
             )
             self._shared.watch(pools[entry.id])
@@ -295,7 +292,9 @@ class PollerApp:
             self._metrics.watch_gate(*labels, gate.state)
         worker = self._worker(entry, pool, [*gates, *self._pool_gates[pool.pool_id]], ack_batcher, metrics)
         ack_batcher.on_settled = partial(self._settled, worker)
-        part = self._shared.part_of_queue(self._pool_entry(entry.worker_pool_id), gates)
+        part = self._shared.part_of_queue(
+            pool.pool_id, gates, is_shared=self._pool_entry(pool.pool_id).shared
+        )
         allowance = Allowance(pool.slots, all_shares(gates), part=part) if gates else None
         self._shared.watch(pool)
         pool.add(Source(queue, worker, entry.labels, gates, allowance, guard.circuit))
@@ -304,7 +303,12 @@ class PollerApp:
         self.poller.add(worker, ack_batcher)
 
     def _worker(
-        self, entry: QueueEntry, pool: Claimer, gates: list[Gate], ack_batcher: AckBatcher, metrics: QueueMetrics
+        self,
+        entry: QueueEntry,
+        pool: Claimer,
+        gates: list[Gate],
+        ack_batcher: AckBatcher,
+        metrics: QueueMetrics,
     ) -> Worker:
         env = self._settings.env
         guard = self._guards.of(self._routes.of(entry.queue_name).base_url)

@@ -47,7 +47,7 @@ from handlers.status.overview import (
 )
 from handlers.status.page import DeadLine, StatusPages, Unreachable
 from handlers.status.report import Failure
-from handlers.wiring.redis_options import redis_options
+from handlers.wiring.credentials import redis_options
 
 VIEWS_AT_ONCE = 4
 """Views that are read at a time; fewer than the server's threads, so that one is left for /healthz."""

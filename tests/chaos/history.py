@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from handlers.backoff import BASE_SECONDS, CAP_SECONDS
 from handlers.demo.view import percentile
-from handlers.forward.backoff import BASE_SECONDS, CAP_SECONDS
 from tests.chaos.faults import Inflicted
 
 RESULTS = "result-list"

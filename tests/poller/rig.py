@@ -13,7 +13,7 @@ from typing import Any
 from handlers.contract.request import Request
 from handlers.contract.result import Result, answered_result, decode_result
 from handlers.forward.outcome import Answered, Outcome
-from handlers.poller.ack_batcher import Settlement, AckBatcher
+from handlers.poller.ack_batcher import AckBatcher, Settlement
 from handlers.poller.claimer import Claimer, Source
 from handlers.poller.settlement import RequestLimits, ResultRoute
 from handlers.poller.worker import Worker

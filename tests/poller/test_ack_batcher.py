@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import cast
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from handlers.contract.request import Request
 from handlers.contract.result import answered_result, encode_result
 from handlers.demo.servers import Valkey
 from handlers.forward.outcome import Answered, Outcome
-from handlers.poller.ack_batcher import Release
+from handlers.poller.ack_batcher import FinishedLog, Release, Settlement
+from handlers.redis_store.admin.finished import FinishedRecord, FinishedRecords
 from handlers.redis_store.connection import RedisOptions, connect
 from handlers.redis_store.queue.queue import Ack, Claim, Nack
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, claimer_of, running
@@ -135,3 +139,76 @@ async def test_a_burst_goes_in_few_round_trips(store: Redis, count: int) -> None
 async def test_with_nothing_to_settle_it_is_drained() -> None:
     rig = Rig(Redis())
     await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
+
+
+CLAIM = Claim("requests", b"{}", 1.0, b"key", b"owner")
+
+
+class WrittenRecords:
+    """Takes records; fails while `is_down`."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[str, FinishedRecord]] = []
+        self.is_down = False
+
+    async def write(self, records: Sequence[tuple[str, FinishedRecord]]) -> int:
+        if self.is_down:
+            raise RedisConnectionError("down")
+        self.written += records
+        return len(self.written)
+
+
+def ack(
+    request_id: str = "r", outcome: str = "HTTP 200", result: bytes = b"{}", dead: bytes | None = None
+) -> Ack:
+    return Ack(CLAIM, result, "results", None, request_id, "token", dead=dead, outcome=outcome)
+
+
+@pytest.fixture
+def written() -> WrittenRecords:
+    return WrittenRecords()
+
+
+@pytest.fixture
+def finished(written: WrittenRecords) -> FinishedLog:
+    return FinishedLog(cast(FinishedRecords, written), lambda: 5.0)
+
+
+async def test_a_final_result_is_recorded_with_where_it_went(
+    finished: FinishedLog, written: WrittenRecords
+) -> None:
+    finished.note(ack())
+    finished.note(ack("d", "UNDELIVERABLE", dead=b"{}"))
+    await finished.tick()
+    assert written.written == [
+        ("r", FinishedRecord("token", "HTTP 200", 5.0, "requests", "results", False)),
+        ("d", FinishedRecord("token", "UNDELIVERABLE", 5.0, "requests", "results", True)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "settlement",
+    [Release(CLAIM), Nack(CLAIM, b"{}", 1.0), ack(""), ack(outcome="DUPLICATE"), ack(result=b"")],
+    ids=["release", "nack", "no id", "duplicate", "no result"],
+)
+async def test_what_does_not_end_a_request_is_not_recorded(
+    finished: FinishedLog, written: WrittenRecords, settlement: Settlement
+) -> None:
+    finished.note(settlement)
+    await finished.tick()
+    assert written.written == []
+
+
+async def test_records_wait_while_redis_is_down_and_the_oldest_are_dropped(
+    finished: FinishedLog, written: WrittenRecords
+) -> None:
+    written.is_down = True
+    for number in range(10_100):
+        finished.note(ack(f"r{number}"))
+    with pytest.raises(RedisConnectionError):
+        await finished.tick()
+    finished.note(ack("last"))
+    written.is_down = False
+    await finished.tick()
+    ids = [request_id for request_id, _ in written.written]
+    assert (ids[0], ids[-1], len(ids)) == ("r101", "last", 10_000)

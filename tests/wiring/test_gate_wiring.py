@@ -25,8 +25,7 @@ from handlers.gates.gate import Feedback
 from handlers.gates.registry import GATES
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import get_logger
-from handlers.wiring.held import held_events, held_pushes
-from handlers.wiring.parts import Parts
+from handlers.wiring.forward_stack import Parts, held_events, held_pushes
 from handlers.wiring.poller import PollerApp
 from tests.bench.measuring import gateway
 from tests.gates.exporter import Exporter, running_exporter
@@ -332,7 +331,7 @@ async def test_subscriptions_of_one_pool_share_its_slots(world: World, tmp_path:
 async def test_events_of_other_sources_pass_the_gate_of_the_default_pool_and_the_pollers_do_not(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.wiring.held._EVENT_HOLD_SECONDS", 0.2)
+    monkeypatch.setattr("handlers.wiring.forward_stack._EVENT_HOLD_SECONDS", 0.2)
     behind, parts = Gateway(), parts_of()
     gate = {"gate_type": "redis", "gate_params": {"address": world.address}}
     settings = settings_of(world, tmp_path, {"pools": [{"id": "default", **gate}]}, "http://127.0.0.1:1")

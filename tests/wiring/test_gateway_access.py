@@ -15,7 +15,7 @@ from handlers.contract.errors import InvalidSetting
 from handlers.forward.classify import FAILURES
 from handlers.forward.gateway import Gateway
 from handlers.settings.settings import load_settings
-from handlers.wiring.handler import gateway_of
+from handlers.wiring.forward_stack import gateway_of
 from tests.servers.certificates import self_signed, serving
 from tests.servers.raw_http import RawHttp, answer, running_raw_http
 

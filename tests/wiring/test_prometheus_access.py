@@ -8,8 +8,8 @@ import pytest
 
 from handlers.contract.errors import InvalidSetting
 from handlers.settings.settings import load_settings
+from handlers.wiring.credentials import redis_options
 from handlers.wiring.gates import ProcessGates
-from handlers.wiring.redis_options import redis_options
 from tests.servers.certificates import self_signed, serving
 from tests.servers.raw_http import RawHttp, answer, running_raw_http
 from tests.waiting import wait_until_async

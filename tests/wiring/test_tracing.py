@@ -15,7 +15,7 @@ from handlers.contract.errors import InvalidSetting
 from handlers.settings.settings import load_settings
 from handlers.telemetry.tracing import HTTP_REQUEST, PROCESS_REQUEST
 from handlers.wiring.handler import Handler
-from handlers.wiring.tracing import tracing_of
+from handlers.wiring.metrics import tracing_of
 from tests.servers.otlp import running_otlp_receiver
 from tests.servers.pubsub_broker import running_broker
 from tests.servers.raw_http import answer, running_raw_http

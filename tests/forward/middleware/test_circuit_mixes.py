@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers.forward.backoff import backoff_seconds
+from handlers.backoff import backoff_seconds
 from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState, Pass
 
 TICK_SECONDS = 0.05

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.forward.backoff import (
+from handlers.backoff import (
     BASE_SECONDS,
     CAP_SECONDS,
+    Backoff,
     backoff_seconds,
     parse_retry_after,
     retry_delay,
@@ -127,3 +128,40 @@ DATES = st.from_regex(
 def test_no_header_crashes_and_none_means_less_than_nothing(value: str) -> None:
     seconds = parse_retry_after(value, NOW)
     assert seconds is None or (seconds >= 0 and math.isfinite(seconds))
+
+
+@given(draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=40))
+def test_each_pause_is_the_upper_half_of_its_ceiling(draws: list[float]) -> None:
+    given = iter(draws)
+    patience = Backoff(0.05, 2.0, lambda: next(given))
+    for n in range(len(draws)):
+        ceiling = min(2.0, 0.05 * 2**n)
+        assert ceiling / 2 <= patience.next_seconds() <= ceiling
+
+
+def test_success_brings_back_the_first_pause() -> None:
+    patience = Backoff(1.0, 60.0, lambda: 0.0)
+    assert [patience.next_seconds() for _ in range(3)] == [0.5, 1.0, 2.0]
+    patience.reset()
+    assert patience.next_seconds() == 0.5
+
+
+def test_an_outage_of_an_hour_costs_at_most_one_try_a_second() -> None:
+    """No busy loop: the least pauses of 3,600 tries last longer than an hour."""
+    patience = Backoff(draw=lambda: 0.0)
+    assert sum(patience.next_seconds() for _ in range(3_610)) >= 3_600
+
+
+def test_it_knows_whether_the_last_try_failed() -> None:
+    patience = Backoff()
+    seen = [patience.has_failed]
+    patience.next_seconds()
+    seen.append(patience.has_failed)
+    patience.reset()
+    assert [*seen, patience.has_failed] == [False, True, False]
+
+
+async def test_a_pause_is_waited_for() -> None:
+    patience = Backoff(0.001, 0.002, lambda: 0.0)
+    await patience.pause()
+    assert patience.has_failed
