@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
 
 from handlers.contract.request import Request
 from handlers.gates.chain import claim_name
 from handlers.gates.gate import NO_LABELS, Feedback, Gate, GateState, Go, Hold, Refuse, Verdict, WaitOpen
 from handlers.gates.labels import BANDS, CLASSIFICATION, OVERFLOW, TIER, band_of
-from handlers.gates.parameters import InconsistentParameters, duration, parameter, real, string
+from handlers.gates.parameters import DURATION, InconsistentParameters, Text
 from handlers.gates.quota.local_concurrency import Waiters
 from handlers.gates.sources import GateSources
 
@@ -137,44 +140,49 @@ _FULL_RETRY_SECONDS: Final = 1.0
 _LONGEST_CLOSE_SECONDS: Final = 300.0  # a gateway's Retry-After of a day must not switch the pool off
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AimdParameters:
+class AimdParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds and steps of the congestion windows."""
 
-    min_window: float = parameter(
-        real(least=1, most=100_000), default=1.0, means="Smallest number of requests in flight."
-    )
-    max_window: float = parameter(
-        real(least=1, most=100_000), default=256.0, means="Largest number of requests in flight."
-    )
-    increase: float = parameter(
-        real(above=0, most=1_000),
-        default=1.0,
-        means=(
-            "Slots added to the window for each success in slow start, after that for each full "
-            "window of successes."
+    min_window: Annotated[
+        float, Meta(ge=1, le=100000, description="Smallest number of requests in flight.")
+    ] = 1.0
+    max_window: Annotated[
+        float, Meta(ge=1, le=100000, description="Largest number of requests in flight.")
+    ] = 256.0
+    increase: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1000,
+            description=(
+                "Slots added to the window for each success in slow start, after that for each full "
+                "window of successes."
+            ),
         ),
-    )
-    decrease_factor: float = parameter(
-        real(above=0, below=1),
-        default=0.5,
-        means="Factor applied to the window when the gateway rejects, between 0 and 1.",
-    )
-    hold_duration: float = parameter(
-        duration(above=-1e-9, most=3_600), default=1.0, means="Seconds without a further decrease after one."
-    )
-    tier_label: str = parameter(string(), default=TIER, means="Label that holds a request's tier.")
-    queue_duration_target: float = parameter(
-        duration(above=-1e-9, most=3_600),
-        default=0.0,
-        means=(
-            "Seconds in the gateway's queue from which the window stops growing; from twice as many it "
-            "shrinks. 0: disabled."
+    ] = 1.0
+    decrease_factor: Annotated[
+        float,
+        Meta(
+            gt=0, lt=1, description="Factor applied to the window when the gateway rejects, between 0 and 1."
         ),
-    )
-    pool: str = parameter(
-        string(may_be_empty=True), default="", means="Inference pool, for logs and metrics."
-    )
+    ] = 0.5
+    hold_duration: Annotated[
+        float, DURATION, Meta(ge=0, le=3600, description="Seconds without a further decrease after one.")
+    ] = 1.0
+    tier_label: Annotated[Text, Meta(description="Label that holds a request's tier.")] = TIER
+    queue_duration_target: Annotated[
+        float,
+        DURATION,
+        Meta(
+            ge=0,
+            le=3600,
+            description=(
+                "Seconds in the gateway's queue from which the window stops growing; from twice as "
+                "many it shrinks. 0: disabled."
+            ),
+        ),
+    ] = 0.0
+    pool: Annotated[str, Meta(description="Inference pool, for logs and metrics.")] = ""
 
     def __post_init__(self) -> None:
         if self.max_window < self.min_window:

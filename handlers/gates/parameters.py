@@ -1,34 +1,103 @@
-"""Gate parameters: reads strings or JSON values into the frozen dataclass of a gate.
+"""Gate parameters: reads strings or JSON values into the msgspec struct of a gate.
 
-The fields of the dataclass say what they accept:
+A struct says with types and bounds what its fields accept, as the structs of the configuration file do:
 
-    @dataclass(frozen=True, slots=True, kw_only=True)
-    class Parameters:
-        pool: str = parameter(string())
-        threshold: float = parameter(real(above=0, most=1), default=0.8)
+    class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+        pool: Annotated[Text, Meta(description="Inference pool.")]
+        threshold: Annotated[float, Meta(gt=0, le=1, description="Saturation that closes the gate.")] = 0.8
 
-`parse_parameters` raises `InvalidSetting` for unknown, missing, invalid and inconsistent parameters.
+Besides msgspec's own types there are `Text`, `Duration`, `HttpUrl` and `Labels`. A type of your own reads its value in
+a function: `Annotated[..., Meta(extra={READ: function, NOUN: "a description"})]`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
+import msgspec
+from msgspec import Meta
+
+from handlers.contract.accepted import NOUN, described, extra_of, nearest, types_of
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.masked_text import without_secrets
 
-T = TypeVar("T")
-_ACCEPTS: Final = "accepts"
-_MEANS: Final = "means"
+P = TypeVar("P", bound=msgspec.Struct)
+READ: Final = "read"
+"""Key in `Meta.extra` of a function from the raw value to what the type converts; raises `ValueError`."""
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)")
 _SECONDS_PER: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST_SHOWN: Final = 60
+
+
+class InconsistentParameters(ValueError):
+    """Valid parameters that exclude each other; raised by `__post_init__` of a gate's struct."""
+
+    def __init__(self, name: str, *, found: str, accepted: str) -> None:
+        super().__init__(f"{name}: expected {accepted}, got {found}")
+        self.name = name
+        self.found = found
+        self.accepted = accepted
+
+
+def parse_parameters(kind: type[P], gate_type: str, raw: Mapping[str, Any], setting: str) -> P:
+    """Read `raw` into the struct `kind`; `setting` is the path of `raw` in the settings, for errors.
+
+    Raises `InvalidSetting` for unknown, missing, invalid and inconsistent parameters.
+    """
+    fields = msgspec.structs.fields(kind)
+    names = [field.encode_name for field in fields]
+    for name in raw:
+        if name not in names:
+            close = nearest(name, names, cutoff=0.5)
+            hint = f" (did you mean {close}?)" if close else ""
+            raise InvalidSetting(
+                f"{setting}.{name}",
+                found=f"an unknown parameter of {gate_type}{hint}",
+                accepted=", ".join(sorted(names)) or "no parameter",
+            )
+    values: dict[str, Any] = {}
+    for field in fields:
+        if field.encode_name in raw:
+            values[field.name] = _read(
+                field.type, raw[field.encode_name], f"{setting}.{field.encode_name}", gate_type
+            )
+        elif field.required:
+            accepts = described(types_of(kind)[field.encode_name])
+            raise InvalidSetting(
+                f"{setting}.{field.encode_name}",
+                found="nothing",
+                accepted=f"{accepts} (required by {gate_type})",
+            )
+    try:
+        return kind(**values)
+    except InconsistentParameters as error:
+        raise InvalidSetting(
+            f"{setting}.{error.name}", found=error.found, accepted=f"{error.accepted} ({gate_type})"
+        ) from None
+
+
+def _read(kind: Any, value: Any, setting: str, gate_type: str) -> Any:
+    info = msgspec.inspect.type_info(kind)
+    prepared = extra_of(info).get(READ, _stripped)
+    try:
+        read = msgspec.convert(prepared(value), kind, strict=False)
+        if isinstance(read, float) and not math.isfinite(read):
+            raise ValueError("not finite")
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        shown = repr(without_secrets(value) if isinstance(value, str) else value)
+        if len(shown) > _LONGEST_SHOWN or not isinstance(value, str | int | float):
+            shown = f"a {type(value).__name__}"
+        raise InvalidSetting(setting, found=shown, accepted=f"{described(info)} ({gate_type})") from None
+    return read
+
+
+def _stripped(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -40,214 +109,57 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class InconsistentParameters(ValueError):
-    """Valid parameters that exclude each other; raised by `__post_init__` of a gate's dataclass."""
-
-    def __init__(self, name: str, *, found: str, accepted: str) -> None:
-        super().__init__(f"{name}: found {found}; accepted is {accepted}")
-        self.name = name
-        self.found = found
-        self.accepted = accepted
+def json_of(value: Any) -> Any:
+    """The value of a string of JSON; any other value unchanged. Raises `ValueError`."""
+    return json.loads(value, object_pairs_hook=unique_keys) if isinstance(value, str) else value
 
 
-@dataclass(frozen=True, slots=True)
-class Accepts(Generic[T]):
-    """Accepted values of a parameter: a description, and a reader that raises `ValueError` for others."""
-
-    described: str
-    read: Callable[[Any], T]
-
-
-def parameter(accepts: Accepts[T], *, default: Any = dataclasses.MISSING, means: str = "") -> Any:
-    """Dataclass field of a parameter; it is required if it has no default. Typed Any, as `field` is.
-
-    `means` is the parameter's description with its unit, for docs/gates.md.
-    """
-    return dataclasses.field(default=default, metadata={_ACCEPTS: accepts, _MEANS: means})
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterDescription:
-    """One parameter as documented in docs/gates.md; the default is None if it is required."""
-
-    name: str
-    accepts: str
-    default: Any
-    is_required: bool
-    means: str
-
-
-def described_parameters(kind: type[Any]) -> list[ParameterDescription]:
-    """Descriptions of all parameters of a gate's dataclass, required ones first."""
-    found = [
-        ParameterDescription(
-            field.name,
-            field.metadata[_ACCEPTS].described,
-            None if field.default is dataclasses.MISSING else field.default,
-            field.default is dataclasses.MISSING,
-            field.metadata[_MEANS],
-        )
-        for field in dataclasses.fields(kind)
-    ]
-    return sorted(found, key=lambda one: not one.is_required)
-
-
-def parse_parameters(kind: type[T], gate_type: str, raw: Mapping[str, Any], setting: str) -> T:
-    """Read `raw` into the dataclass `kind`; `setting` is the path of `raw` in the settings, for errors."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]  # no type says "class of a dataclass"
-    for name in raw:
-        if name not in fields:
-            known = ", ".join(sorted(fields)) or "no parameter"
-            close = difflib.get_close_matches(name, list(fields), 1, 0.5)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise InvalidSetting(
-                f"{setting}.{name}", found=f"an unknown parameter of {gate_type}{hint}", accepted=known
-            )
-    values: dict[str, Any] = {}
-    for name, field in fields.items():
-        accepts: Accepts[Any] = field.metadata[_ACCEPTS]
-        if name in raw:
-            values[name] = _read(accepts, raw[name], f"{setting}.{name}", gate_type)
-        elif field.default is dataclasses.MISSING:
-            raise InvalidSetting(
-                f"{setting}.{name}",
-                found="nothing",
-                accepted=f"{accepts.described} (required by {gate_type})",
-            )
-    try:
-        return kind(**values)
-    except InconsistentParameters as error:
-        raise InvalidSetting(
-            f"{setting}.{error.name}", found=error.found, accepted=f"{error.accepted} ({gate_type})"
-        ) from None
-
-
-def _read(accepts: Accepts[T], value: Any, setting: str, gate_type: str) -> T:
-    try:
-        return accepts.read(value)
-    except (ValueError, TypeError, OverflowError):
-        shown = repr(without_secrets(value) if isinstance(value, str) else value)
-        shown = (
-            shown
-            if len(shown) <= 60 and isinstance(value, str | int | float)
-            else f"a {type(value).__name__}"
-        )
-        raise InvalidSetting(setting, found=shown, accepted=f"{accepts.described} ({gate_type})") from None
-
-
-def string(*, may_be_empty: bool = False) -> Accepts[str]:
-    """A string."""
-
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or not (value.strip() or may_be_empty):
-            raise ValueError
-        return value.strip()
-
-    return Accepts("a string" if may_be_empty else "a non-empty string", read)
-
-
-def http_address() -> Accepts[str]:
-    """An http or https URL."""
-
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", value.strip()):
-            raise ValueError
-        return value.strip()
-
-    return Accepts("an http:// or https:// URL without user and password", read)
-
-
-def choice(*names: str) -> Accepts[str]:
-    """One of `names`."""
-
-    def read(value: Any) -> str:
-        if value not in names:
-            raise ValueError
-        return str(value)
-
-    return Accepts(" or ".join(names), read)
-
-
-def real(
-    *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf, below: float = math.inf
-) -> Accepts[float]:
-    """A finite number within the bounds; `above` and `below` are exclusive."""
-
-    def read(value: Any) -> float:
-        if isinstance(value, bool):
-            raise ValueError
-        read_value = float(value)
-        if not (math.isfinite(read_value) and least <= read_value <= most and above < read_value < below):
-            raise ValueError
-        return read_value
-
-    bounds = [
-        f"{word} {bound:g}"
-        for word, bound in (("at least", least), ("above", above), ("at most", most), ("below", below))
-        if math.isfinite(bound)
-    ]
-    return Accepts("a number " + " and ".join(bounds) if bounds else "a number", read)
-
-
-def integer(*, least: int, most: int = 1_000_000_000) -> Accepts[int]:
-    """A whole number within the bounds."""
-
-    def read(value: Any) -> int:
-        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-            raise ValueError
-        read_value = int(value)
-        if not least <= read_value <= most:
-            raise ValueError
-        return read_value
-
-    return Accepts(f"a whole number from {least} to {most}", read)
-
-
-def duration(*, above: float = 0.0, most: float = 31_536_000.0) -> Accepts[float]:
-    """A duration in seconds, read from a number or text such as `1m30s` or `500ms`."""
-
-    def read(value: Any) -> float:
-        read_value = _duration(value)
-        if not above < read_value <= most:
-            raise ValueError
-        return read_value
-
-    return Accepts("a duration above 0 such as 500ms, 10s, 1m30s or 1h", read)
-
-
-def _duration(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError
-    if isinstance(value, int | float):
-        return float(value)
-    found = str(value).strip()
+def _seconds(value: Any) -> Any:
+    """Seconds of a text such as `1m30s`; a number unchanged."""
+    if not isinstance(value, str):
+        return value
+    found = value.strip()
     parts = _DURATION.findall(found)
     if parts and "".join(amount + unit for amount, unit in parts) == found:
         return sum(float(amount) * _SECONDS_PER[unit] for amount, unit in parts)
-    return float(found)
+    return found
 
 
-def json_value(described: str, read: Callable[[Any], T]) -> Accepts[T]:
-    """A JSON value or a string that holds one, converted by `read`."""
-
-    def read_json(value: Any) -> T:
-        return read(json.loads(value, object_pairs_hook=unique_keys) if isinstance(value, str) else value)
-
-    return Accepts(described, read_json)
-
-
-def string_map() -> Accepts[Mapping[str, str]]:
-    """A JSON object of strings, or `a=b,c=d`."""
-
-    def read(value: Any) -> Mapping[str, str]:
-        if isinstance(value, str) and not value.lstrip().startswith("{"):
-            pairs = [part.partition("=") for part in value.split(",") if part.strip()]
-            if any(not sep or not name.strip() for name, sep, _ in pairs):
-                raise ValueError
-            return {name.strip(): found.strip().strip('"') for name, _, found in pairs}
-        read_value = json.loads(value, object_pairs_hook=unique_keys) if isinstance(value, str) else value
-        if not isinstance(read_value, Mapping):
+def _labels(value: Any) -> dict[str, str]:
+    """Labels of a JSON object or of `a=b,c=d`; values that are not strings are written out."""
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if any(not sep or not name.strip() for name, sep, _ in pairs):
             raise ValueError
-        return {str(name): str(found) for name, found in read_value.items()}
+        return {name.strip(): found.strip().strip('"') for name, _, found in pairs}
+    read = json_of(value)
+    if not isinstance(read, Mapping):
+        raise ValueError
+    return {str(name): str(found) for name, found in read.items()}
 
-    return Accepts('labels as {"name": "value"} or name=value,name=value', read)
+
+def read_by(read: Callable[[Any], Any], noun: str) -> Meta:
+    """Metadata of a type whose raw values `read` prepares; `noun` describes what it accepts."""
+    return Meta(extra={READ: read, NOUN: noun})
+
+
+Text = Annotated[str, Meta(min_length=1)]
+"""A string that is not empty, without surrounding space."""
+
+DURATION: Final = read_by(_seconds, "a duration such as 500ms, 10s, 1m30s or 1h")
+"""Metadata of seconds that may be a number or a text such as `1m30s`."""
+
+Duration = Annotated[float, DURATION, Meta(gt=0, le=31_536_000)]
+"""Seconds above 0, at most a year."""
+
+HttpUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^https?://[^\s/@]+(/\S*)?$",
+        extra={NOUN: "an http:// or https:// URL without user and password"},
+    ),
+]
+"""An http or https URL without credentials."""
+
+Labels = Annotated[dict[str, str], read_by(_labels, 'labels as {"name": "value"} or name=value,name=value')]
+"""Names and values, read from a JSON object or from `a=b,c=d`."""

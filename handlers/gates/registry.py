@@ -1,10 +1,14 @@
-"""Table of gate types: a new gate is one file and one line here."""
+"""Table of gate types, and gates of other packages by entry point."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, TypeVar
+
+import msgspec
 
 from handlers.contract.errors import InvalidSetting
 from handlers.gates.aimd import AimdGate, AimdParameters
@@ -33,9 +37,11 @@ from handlers.gates.quota.local_concurrency import LocalConcurrencyGate, LocalCo
 from handlers.gates.quota.redis_quota import QuotaGate, QuotaParameters
 from handlers.gates.sources import GateSources
 
+GATE_ENTRY_POINTS: Final = "async_processor.gates"
+"""Group of entry points: a name is a gate type, its object a `GateKind`."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConstantParameters:
+
+class ConstantParameters(msgspec.Struct, frozen=True, kw_only=True):
     """The gate has no parameters."""
 
 
@@ -48,7 +54,7 @@ class ConstantGate(Gate):
         """Ignore both arguments, which every gate takes."""
 
 
-P = TypeVar("P")
+P = TypeVar("P", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +66,23 @@ class GateKind:
 
     gate: type[Gate]
     build: Callable[[Mapping[str, Any], GateSources, str], Gate]
-    parameters: type[Any] = object
+    parameters: type[msgspec.Struct]
 
 
-def _kind(gate: type[Gate], parameters: type[P], build: Callable[[P, GateSources], Gate]) -> GateKind:
+def gate_kind(gate: type[Gate], parameters: type[P], build: Callable[[P, GateSources], Gate]) -> GateKind:
+    """A gate type whose `build` (mostly the class itself) takes its parameters and what it may read from."""
+
     def from_raw(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
         return build(parse_parameters(parameters, gate.gate_type, raw, setting), sources)
 
     return GateKind(gate, from_raw, parameters)
 
 
-def _combinator(gate: type[Gate], parameters: type[P], build: Callable[[P, BuildInner], Gate]) -> GateKind:
+def combinator_kind(
+    gate: type[Gate], parameters: type[P], build: Callable[[P, BuildInner], Gate]
+) -> GateKind:
+    """A gate type around other gates, whose `build` takes a function that builds them."""
+
     def from_raw(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
         def build_inner(inner: InnerGate, type_path: str, params_path: str) -> Gate:
             kind = _kind_of(inner.gate_type, f"{setting}.{type_path}")
@@ -84,19 +96,19 @@ def _combinator(gate: type[Gate], parameters: type[P], build: Callable[[P, Build
 GATES: Final[Mapping[str, GateKind]] = {
     kind.gate.gate_type: kind
     for kind in (
-        _kind(AimdGate, AimdParameters, AimdGate),
-        _combinator(CompositeGate, CompositeParameters, CompositeGate),
-        _kind(ConstantGate, ConstantParameters, ConstantGate),
-        _kind(EndpointScrapeGate, EndpointScrapeParameters, endpoint_scrape_gate),
-        _kind(LeasedRateGate, LeasedRateParameters, LeasedRateGate),
-        _kind(LocalConcurrencyGate, LocalConcurrencyParameters, LocalConcurrencyGate),
-        _kind(PrometheusBudgetGate, PrometheusBudgetParameters, PrometheusBudgetGate),
-        _kind(PrometheusQueryGate, PrometheusQueryParameters, PrometheusQueryGate),
-        _kind(PrometheusSaturationGate, PrometheusSaturationParameters, PrometheusSaturationGate),
-        _kind(QuotaGate, QuotaParameters, QuotaGate),
-        _kind(RedisBudgetGate, RedisBudgetParameters, RedisBudgetGate),
-        _combinator(TierPriorityGate, TierPriorityParameters, TierPriorityGate),
-        _combinator(WaitOnRefuseGate, WaitOnRefuseParameters, WaitOnRefuseGate),
+        gate_kind(AimdGate, AimdParameters, AimdGate),
+        combinator_kind(CompositeGate, CompositeParameters, CompositeGate),
+        gate_kind(ConstantGate, ConstantParameters, ConstantGate),
+        gate_kind(EndpointScrapeGate, EndpointScrapeParameters, endpoint_scrape_gate),
+        gate_kind(LeasedRateGate, LeasedRateParameters, LeasedRateGate),
+        gate_kind(LocalConcurrencyGate, LocalConcurrencyParameters, LocalConcurrencyGate),
+        gate_kind(PrometheusBudgetGate, PrometheusBudgetParameters, PrometheusBudgetGate),
+        gate_kind(PrometheusQueryGate, PrometheusQueryParameters, PrometheusQueryGate),
+        gate_kind(PrometheusSaturationGate, PrometheusSaturationParameters, PrometheusSaturationGate),
+        gate_kind(QuotaGate, QuotaParameters, QuotaGate),
+        gate_kind(RedisBudgetGate, RedisBudgetParameters, RedisBudgetGate),
+        combinator_kind(TierPriorityGate, TierPriorityParameters, TierPriorityGate),
+        combinator_kind(WaitOnRefuseGate, WaitOnRefuseParameters, WaitOnRefuseGate),
     )
 }
 
@@ -104,15 +116,54 @@ GATES: Final[Mapping[str, GateKind]] = {
 def build_gate(gate_type: str, gate_params: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
     """Build a gate from settings; an empty type means `constant`. It reads nothing before `Gate.start`.
 
-    `setting` is the path of the entry (`queues[0]`). Raises `InvalidSetting` with a path below it.
+    `setting` is the path of the entry (`queues[0]`). Raises `InvalidSetting` with a path below it, also for a type that
+    two packages provide.
     """
-    kind = _kind_of(gate_type or ConstantGate.gate_type, f"{setting}.gate_type")
+    kind = _kind_of(gate_type, f"{setting}.gate_type") if gate_type else GATES[ConstantGate.gate_type]
     return kind.build(gate_params, sources, f"{setting}.gate_params")
 
 
 def _kind_of(gate_type: str, setting: str) -> GateKind:
-    kind = GATES.get(gate_type)
-    if kind is None:
-        known = ", ".join(sorted(GATES))
+    installed = _installed_gates()
+    if gate_type in GATES and gate_type not in installed:
+        return GATES[gate_type]
+    points = installed.get(gate_type, ())
+    if not points:
+        known = ", ".join(sorted({*GATES, *installed}))
         raise InvalidSetting(setting, found=f"the unknown type {gate_type!r}", accepted=known)
+    packages = [point.dist.name if point.dist else point.value for point in points]
+    if gate_type in GATES or len(points) > 1:
+        also = "a built-in gate" if gate_type in GATES else packages.pop()
+        raise InvalidSetting(
+            setting,
+            found=f"{gate_type!r}, which both {also} and {', '.join(packages)} provide",
+            accepted="a name that one of them provides",
+        )
+    return _loaded(points[0], packages[0], setting)
+
+
+@cache
+def _installed_gates() -> Mapping[str, tuple[EntryPoint, ...]]:
+    """Entry points of `GATE_ENTRY_POINTS` in installed packages, by gate type; reads metadata, imports nothing."""
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for point in entry_points(group=GATE_ENTRY_POINTS):
+        found[point.name] = (*found.get(point.name, ()), point)
+    return found
+
+
+def _loaded(point: EntryPoint, package: str, setting: str) -> GateKind:
+    try:
+        kind = point.load()
+    except Exception as error:
+        raise InvalidSetting(
+            setting,
+            found=f"{point.name!r} of {package}, whose import failed with {type(error).__name__}: {error}",
+            accepted="a gate that can be imported",
+        ) from error
+    if not isinstance(kind, GateKind) or kind.gate.gate_type != point.name:
+        raise InvalidSetting(
+            setting,
+            found=f"{point.name!r} of {package}, whose {point.value} is something else",
+            accepted=f"a GateKind with the gate_type {point.name!r}",
+        )
     return kind

@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from handlers.contract.accepted import described, known_fields, nearest, types_of
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.json_limits import MAX_REQUEST_BYTES
 from handlers.contract.masked_text import without_secrets
 from handlers.forward.route import DEFAULT_PATH, FAIRNESS_HEADER, OBJECTIVE_HEADER
-from handlers.settings.accepted import described, known_fields, nearest, types_of
 
 DEFAULT_GATEWAY = (
     "http://infra-inference-scheduling-inference-gateway-istio.llm-d-inference-scheduler.svc.cluster.local:80"

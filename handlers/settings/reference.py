@@ -13,11 +13,10 @@ import msgspec
 import yaml
 from msgspec import inspect
 
+from handlers.contract.accepted import NOUN, described, extra_of, meaning, types_of
 from handlers.forward.transforms.registry import TRANSFORMS, TransformEntry
 from handlers.gates.metric.reading_gate import ReadingParameters
-from handlers.gates.parameters import ParameterDescription, described_parameters
 from handlers.gates.registry import GATES
-from handlers.settings.accepted import described, meaning, types_of
 from handlers.settings.config_file import ConfigFile, PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.merge_policy import MergeParameters, MergePolicy
 
@@ -34,6 +33,7 @@ An unknown field stops the start. The error names its path, the nearest known fi
 <!-- Made by `python -m handlers.settings.reference docs`; change handlers/settings/config_file.py instead. -->
 """
 _BEGIN: Final = "<!-- parameters: made by `python -m handlers.settings.reference docs` -->\n"
+_SHARED: Final = "Gates that follow a metric"
 _SECTIONS: Final = (
     ("The file", ConfigFile, "The top level."),
     ("`queues`", QueueEntry, "One entry for each Redis queue."),
@@ -76,22 +76,31 @@ def example_file() -> str:
 
 def gates_section() -> str:
     """Every gate's parameters, as Markdown."""
-    parts = [_BEGIN, "\n## Parameters of every gate\n"]
-    shared = {one.name for one in described_parameters(ReadingParameters)}
-    parts.append(
-        "\nGates that follow one metric (`prometheus-*`, `endpoint-scrape`, `redis`) all accept "
-        f"{', '.join(f'`{name}`' for name in sorted(shared))}. "
-        "A duration is a number of seconds or a text such as `500ms` or `1m30s`.\n"
-    )
+    parts = [
+        _BEGIN,
+        "\n## Parameters of every gate\n\n"
+        "A duration is a number of seconds or a text such as `500ms` or `1m30s`.\n",
+        f"\n### {_SHARED}\n\nThey are `prometheus-*`, `endpoint-scrape` and `redis`.\n\n",
+        _parameter_table(_fields(ReadingParameters)),
+    ]
     for name, kind in sorted(GATES.items()):
         parts.append(f"\n### `{name}`\n\n")
-        found = described_parameters(kind.parameters)
-        if not found:
-            parts.append("No parameters.\n")
-            continue
-        parts.append("| parameter | takes | default | what it does |\n|---|---|---|---|\n")
-        parts += [_parameter_row(one) for one in found]
+        found = _fields(kind.parameters)
+        if issubclass(kind.parameters, ReadingParameters):
+            shared = {one.name: one.default for one, _ in _fields(ReadingParameters)}
+            found = [one for one in found if shared.get(one[0].name, msgspec.UNSET) != one[0].default]
+            anchor = _SHARED.lower().replace(" ", "-")
+            parts.append(f"Also takes the [parameters of gates that follow a metric](#{anchor}).\n\n")
+        parts.append(_parameter_table(found) if found else "No parameters.\n")
     return "".join(parts)
+
+
+def _parameter_table(fields: list[tuple[Any, inspect.Type]]) -> str:
+    rows = [
+        _row(field, kind, with_example=False)
+        for field, kind in sorted(fields, key=lambda one: not one[0].required)
+    ]
+    return "| parameter | takes | default | what it does |\n|---|---|---|---|\n" + "".join(rows)
 
 
 def with_section(page: str) -> str:
@@ -104,17 +113,26 @@ def _fields(struct: type[msgspec.Struct]) -> list[tuple[Any, inspect.Type]]:
     return [(field, kinds[field.encode_name]) for field in msgspec.structs.fields(struct)]
 
 
-def _row(field: Any, kind: inspect.Type) -> str:
-    if field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT:
-        default = "required"
-    else:
-        default = "" if field.default in ("", None, msgspec.NODEFAULT) else f"`{_plain(field.default)}`"
-    example = _example(kind)
-    shown = f"`{example}`" if example else ""
-    return f"| `{field.encode_name}` | {_takes(kind)} | {default} | {meaning(kind)} | {shown} |\n"
+def _row(field: Any, kind: inspect.Type, *, with_example: bool = True) -> str:
+    default = "required" if field.required else _default(field.default)
+    cells = [f"`{field.encode_name}`", _takes(kind), default, meaning(kind)]
+    if with_example:
+        example = _example(kind)
+        cells.append(f"`{example}`" if example else "")
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _default(value: object) -> str:
+    if value in ("", None, msgspec.NODEFAULT):
+        return ""
+    if isinstance(value, bool):
+        return f"`{value}`".lower()
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def _takes(kind: inspect.Type) -> str:
+    if NOUN in extra_of(kind):
+        return described(kind)
     inner = kind.type if isinstance(kind, inspect.Metadata) else kind
     if isinstance(inner, inspect.UnionType):
         inner = next(one for one in inner.types if not isinstance(one, inspect.NoneType))
@@ -137,23 +155,6 @@ def _examples(struct: type[msgspec.Struct]) -> dict[str, Any]:
         for field, kind in _fields(struct)
         if (example := _example(kind))
     }
-
-
-def _parameter_row(one: ParameterDescription) -> str:
-    default = (
-        "required" if one.is_required else "" if one.default in ("", None) else f"`{_plain(one.default)}`"
-    )
-    return f"| `{one.name}` | {one.accepts} | {default} | {one.means} |\n"
-
-
-def _plain(value: object) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
 
 
 if __name__ == "__main__":

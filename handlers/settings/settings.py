@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from handlers.contract.accepted import nearest
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.result_names import ANY, ANY_RESULT_LIST, ResultNames, read_result_names
 from handlers.forward.endpoint import is_safe_path
 from handlers.forward.route import DEFAULT_HEADERS, PRIORITY_HEADER, Route, Routes
 from handlers.gates.labels import TIER
-from handlers.settings.accepted import nearest
 from handlers.settings.config_file import (
     ConfigFile,
     PoolEntry,

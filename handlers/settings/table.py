@@ -9,7 +9,7 @@ import sys
 
 import msgspec
 
-from handlers.settings.accepted import described, meaning, types_of
+from handlers.contract.accepted import described, meaning, types_of
 from handlers.settings.environment import SECRETS, Environment
 
 _HEAD = """\

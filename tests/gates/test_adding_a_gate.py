@@ -1,50 +1,173 @@
-"""docs/adding-a-gate.md: its example is a gate, and what it names exists."""
+"""docs/adding-a-gate.md: its package installs and works, its other example is a gate, and what it names exists."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from dataclasses import dataclass
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 
-import handlers.gates.parameters
+import async_processor.gates
+from handlers.contract.errors import InvalidSetting
+from handlers.gates import registry
 from handlers.gates.gate import Gate
-from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
-from handlers.gates.parameters import parameter, parse_parameters, real, string
-from handlers.gates.sources import GateSources, MetricSample
+from handlers.gates.parameters import parse_parameters
+from handlers.gates.registry import GATES, build_gate
+from handlers.gates.sources import GateSources
+from tests.gates.building import sources
 
-PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-gate.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "adding-a-gate.md").read_text(encoding="utf-8")
+COMMAND = Path(sys.executable).with_name("async-processor")
+BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 
 
-async def test_the_example_is_a_gate_that_works(redis: Redis, from_redis: GateSources) -> None:
-    names: dict[str, Any] = {
-        "__name__": __name__,
-        "dataclass": dataclass,
-        "real": real,
-        "parameter": parameter,
-        "string": string,
-        "GateSources": GateSources,
-        "ReadingGate": ReadingGate,
-        "ReadingParameters": ReadingParameters,
-        "Rule": Rule,
-        "MetricSample": MetricSample,
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages with the page's package installed from its wheel, and its configuration."""
+    source = tmp_path_factory.mktemp("source")
+    for name, text in re.findall(r"^`([\w.]+)` [^\n]*:\n\n```\w+\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
+        (source / name).write_text(text, encoding="utf-8")
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", BUILD, str(folder)],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
+    [wheel] = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    (folder / "test_night_gate.py").write_bytes((source / "test_night_gate.py").read_bytes())
+    [config] = re.findall(r"```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (folder / "config.yaml").write_text(config)
+    return folder
+
+
+def run(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": f"{installed}:{ROOT}",
+        "CONFIG_FILE": str(installed / "config.yaml"),
     }
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    exec(example, names)
-    parameters = parse_parameters(names["NightShiftParameters"], "night-shift", {"address": "a"}, "x")
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        cwd=installed,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
+def test_the_package_passes_its_own_tests(installed: Path) -> None:
+    done = run(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_night_gate.py")
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
+
+
+def test_a_configuration_uses_the_gate_of_the_package(installed: Path) -> None:
+    done = run(installed, str(COMMAND), "check", "--only", "gates", "--json")
+    [finding] = json.loads(done.stdout)["findings"]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "open-at-night" in str(finding)
+    assert "unknown" not in str(finding)
+
+
+def test_a_wrong_parameter_of_the_package_stops_the_start(installed: Path) -> None:
+    config = installed / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("opens: 22", "open: 22"))
+    try:
+        done = run(installed, str(COMMAND), "check", "--only", "gates")
+    finally:
+        config.write_text(text)
+    assert done.returncode != 0
+    assert "an unknown parameter of open-at-night (did you mean opens?)" in " ".join(
+        (done.stdout + done.stderr).split()
+    )
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path of imports; a test adds packages there with `register`."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry._installed_gates.cache_clear()
+    yield tmp_path
+    registry._installed_gates.cache_clear()
+
+
+def register(packages: Path, package: str, **gates: str) -> None:
+    """Metadata of an installed package with these entry points (`_` in a name is written `-`)."""
+    folder = packages / f"{package}-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    lines = [f"{name.replace('_', '-')} = {value}" for name, value in gates.items()]
+    (folder / "entry_points.txt").write_text("[async_processor.gates]\n" + "\n".join(lines))
+
+
+@pytest.mark.parametrize("gate_type", sorted(GATES))
+def test_a_package_cannot_take_the_name_of_a_built_in_gate(packages: Path, gate_type: str) -> None:
+    register(packages, "intruder", **{gate_type: "nothing:KIND"})
+    with pytest.raises(InvalidSetting, match="a built-in gate and intruder") as caught:
+        build_gate(gate_type, {}, sources(), "pools[0]")
+    assert caught.value.setting == "pools[0].gate_type"
+
+
+def test_two_packages_cannot_have_a_gate_of_the_same_name(packages: Path) -> None:
+    register(packages, "first", open_at_night="nothing:KIND")
+    register(packages, "second", open_at_night="nothing:KIND")
+    with pytest.raises(InvalidSetting, match=r"(first and second)|(second and first)"):
+        build_gate("open-at-night", {}, sources(), "pools[0]")
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("no_such_module:KIND", "intruder.*ModuleNotFoundError"),
+        ("json:dumps", "a GateKind"),
+        ("handlers.gates.registry:GATES", "a GateKind"),
+    ],
+)
+def test_an_entry_point_that_is_not_a_gate_is_refused(packages: Path, entry: str, reason: str) -> None:
+    register(packages, "intruder", open_at_night=entry)
+    with pytest.raises(InvalidSetting, match=reason):
+        build_gate("open-at-night", {}, sources(), "pools[0]")
+
+
+def test_an_unknown_type_lists_the_gates_of_packages_too(packages: Path) -> None:
+    register(packages, "more-gates", open_at_night="nothing:KIND")
+    with pytest.raises(InvalidSetting, match="open-at-night"):
+        build_gate("open-at-nite", {}, sources(), "pools[0]")
+
+
+async def test_the_example_of_a_metric_is_a_gate(redis: Redis, from_redis: GateSources) -> None:
+    names: dict[str, Any] = {"__name__": __name__}
+    [example] = [
+        text for text in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "ReadingGate" in text
+    ]
+    exec(compile(example, "docs/adding-a-gate.md", "exec", dont_inherit=True), names)
+    parameters = parse_parameters(names["NightShareParameters"], "night-share", {"address": "a"}, "x")
     await redis.set("night-share", "0.5")
-    built = names["NightShiftGate"](parameters, from_redis)
+    built = names["NightShareGate"](parameters, from_redis)
     await built.start()
     assert built.budget() == 0.5
     await built.aclose()
 
 
-def test_every_method_and_parameter_kind_that_it_names_exists() -> None:
+def test_every_method_and_type_that_it_names_exists() -> None:
     methods = re.findall(r"^\|[^|]*\| `(\w+)\(", PAGE, re.MULTILINE)
     assert {"budget", "admit", "observe"} <= set(methods)
     assert [name for name in methods if not hasattr(Gate, name)] == []
-    (kinds,) = re.findall(r"names what it accepts \((.*?)\)", PAGE, re.DOTALL)
-    known = {*dir(handlers.gates.parameters), "inner_gate"}
-    assert [name for name in re.findall(r"`(\w+)`", kinds) if name not in known] == []
+    [section] = re.findall(r"^## Parameters\n(.*?)^## ", PAGE, re.MULTILINE | re.DOTALL)
+    types = re.findall(r"`([A-Z]\w+)`", section)
+    assert [name for name in types if name not in async_processor.gates.__all__] == []

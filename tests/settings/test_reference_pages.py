@@ -7,9 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from handlers.gates.parameters import described_parameters
+from handlers.contract.accepted import meaning, types_of
 from handlers.gates.registry import GATES
-from handlers.settings.accepted import meaning, types_of
 from handlers.settings.config_file import ConfigFile, PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.reference import config_page, example_file, with_section
 from handlers.settings.settings import load_settings
@@ -31,8 +30,8 @@ def test_every_field_of_the_file_is_described(struct: type[msgspec.Struct]) -> N
 
 @pytest.mark.parametrize("gate_type", sorted(GATES))
 def test_every_parameter_of_a_gate_is_described(gate_type: str) -> None:
-    described = described_parameters(GATES[gate_type].parameters)
-    assert [one.name for one in described if not one.means] == []
+    found = types_of(GATES[gate_type].parameters)
+    assert [name for name, kind in found.items() if not meaning(kind)] == []
 
 
 def test_the_example_file_sets_every_field_and_is_accepted(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from handlers.settings.accepted import meaning, types_of
+from handlers.contract.accepted import meaning, types_of
 from handlers.settings.environment import SECRETS, Environment
 from handlers.settings.table import settings_page
 

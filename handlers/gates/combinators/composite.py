@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from handlers.contract.request import Request
 from handlers.gates.chain import admit_all
-from handlers.gates.combinators.wrapper import BuildInner, InnerGate, inner_gates
+from handlers.gates.combinators.wrapper import BuildInner, InnerGates
 from handlers.gates.gate import NO_LABELS, Feedback, Gate, GateState, Share, Verdict
-from handlers.gates.parameters import parameter
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompositeParameters:
+class CompositeParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Inner gates in the order in which they are asked; put cheap ones first."""
 
-    gates: tuple[InnerGate, ...] = parameter(
-        inner_gates(),
-        means=(
-            "Inner gates, a list of `{gate_type, gate_params}`, asked in this order. All must admit a "
-            "request; the smallest budget holds."
+    gates: Annotated[
+        InnerGates,
+        Meta(
+            description=(
+                "Inner gates, a list of `{gate_type, gate_params}`, asked in this order. All must "
+                "admit a request; the smallest budget holds."
+            )
         ),
-    )
+    ]
 
 
 class CompositeGate(Gate):

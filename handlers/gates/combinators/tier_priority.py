@@ -7,27 +7,28 @@ The pool is saturated while the inner gate refuses. Then reserved requests wait,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Annotated, assert_never
+
+import msgspec
+from msgspec import Meta
 
 from handlers.contract.request import Request
-from handlers.gates.combinators.wrapper import BuildInner, InnerGate, WrapperGate, raw_params
+from handlers.gates.combinators.wrapper import BuildInner, InnerGate, InnerParams, WrapperGate
 from handlers.gates.gate import NO_LABELS, Drop, Go, Hold, Refuse, Share, Verdict
 from handlers.gates.labels import CLASSIFICATION, INTERACTIVE, OVERFLOW, RESERVED, TIER
-from handlers.gates.parameters import parameter, string
+from handlers.gates.parameters import Text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TierPriorityParameters:
+class TierPriorityParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Inner gate that measures saturation, and label of the tier."""
 
-    saturation_gate: str = parameter(
-        string(), means="Type of the inner gate, whose budget says how full the pool is."
+    saturation_gate: Annotated[
+        Text, Meta(description="Type of the inner gate, whose budget says how full the pool is.")
+    ]
+    saturation_gate_params: Annotated[InnerParams, Meta(description="Parameters of the inner gate.")] = (
+        msgspec.field(default_factory=dict)
     )
-    saturation_gate_params: Mapping[str, Any] | None = parameter(
-        raw_params(), default=None, means="Parameters of the inner gate."
-    )
-    tier_label: str = parameter(string(), default=TIER, means="Label that holds a request's tier.")
+    tier_label: Annotated[Text, Meta(description="Label that holds a request's tier.")] = TIER
 
 
 class TierPriorityGate(WrapperGate):
@@ -36,7 +37,7 @@ class TierPriorityGate(WrapperGate):
     gate_type = "tier-priority-admission"
 
     def __init__(self, parameters: TierPriorityParameters, build: BuildInner) -> None:
-        inner = InnerGate(parameters.saturation_gate, parameters.saturation_gate_params or {})
+        inner = InnerGate(parameters.saturation_gate, parameters.saturation_gate_params)
         super().__init__(build(inner, "saturation_gate", "saturation_gate_params"))
         self._tier_label = parameters.tier_label
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from handlers.contract.request import Request
-from handlers.gates.combinators.wrapper import BuildInner, InnerGate, WrapperGate, inner_gate
+from handlers.gates.combinators.wrapper import BuildInner, OneInnerGate, WrapperGate
 from handlers.gates.gate import POLL_SECONDS, Hold, Refuse, Verdict
-from handlers.gates.parameters import parameter
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaitOnRefuseParameters:
+class WaitOnRefuseParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Inner gate whose refusals are turned into waiting."""
 
-    gate: InnerGate = parameter(  # noqa: RUF009 - makes a dataclasses.field
-        inner_gate(),
-        means=(
-            "Inner gate, `{gate_type, gate_params}`; a request that it refuses waits until the gate opens."
+    gate: Annotated[
+        OneInnerGate,
+        Meta(
+            description=(
+                "Inner gate, `{gate_type, gate_params}`; a request that it refuses waits until the "
+                "gate opens."
+            )
         ),
-    )
+    ]
 
 
 class WaitOnRefuseGate(WrapperGate):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
+
+import msgspec
+from msgspec import Meta
 
 from handlers.contract.request import Request
 from handlers.gates.gate import NO_LABELS, Feedback, Gate, GateState, Share, Verdict
-from handlers.gates.parameters import Accepts, json_value, unique_keys
+from handlers.gates.parameters import Text, json_of, read_by
 
 
 class WrapperGate(Gate):
@@ -69,52 +70,34 @@ class WrapperGate(Gate):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class InnerGate:
+class InnerGate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Inner gate as named in the settings."""
 
-    gate_type: str
-    gate_params: Mapping[str, Any] = field(default_factory=dict)
+    gate_type: Text
+    gate_params: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 BuildInner: TypeAlias = Callable[[InnerGate, str, str], Gate]
 """Builds an inner gate; the strings are the paths of its type and its parameters below the outer gate's."""
 
-_DESCRIBED = '{"gate_type": "...", "gate_params": {...}}'
+
+def _inner(value: Any) -> Any:
+    """One inner gate, from a JSON object or a string of one; so may its parameters be."""
+    read = json_of(value)
+    return {**read, "gate_params": json_of(read.get("gate_params") or {})} if isinstance(read, dict) else read
 
 
-def inner_gate() -> Accepts[InnerGate]:
-    """One inner gate, as a JSON object or a string of one."""
-    return json_value(_DESCRIBED, _read)
+def _inner_list(value: Any) -> Any:
+    read = json_of(value)
+    return [_inner(one) for one in read] if isinstance(read, list) else read
 
 
-def inner_gates() -> Accepts[tuple[InnerGate, ...]]:
-    """A JSON list of at least one inner gate."""
+_ONE: Final = '{"gate_type": "...", "gate_params": {...}}'
+OneInnerGate = Annotated[InnerGate, read_by(_inner, _ONE)]
+"""Type of a parameter that names one inner gate."""
 
-    def read(value: Any) -> tuple[InnerGate, ...]:
-        if not isinstance(value, list) or not value:
-            raise ValueError
-        return tuple(_read(one) for one in value)
+InnerGates = Annotated[tuple[InnerGate, ...], Meta(min_length=1), read_by(_inner_list, f"a list of {_ONE}")]
+"""Type of a parameter that names at least one inner gate."""
 
-    return json_value(f"a list of {_DESCRIBED}", read)
-
-
-def raw_params() -> Accepts[Mapping[str, Any]]:
-    """Parameters of an inner gate; that gate checks them."""
-    return json_value("a JSON object", _read_params)
-
-
-def _read(value: Any) -> InnerGate:
-    if not isinstance(value, Mapping) or set(value) - {"gate_type", "gate_params"}:
-        raise ValueError
-    gate_type = value.get("gate_type")
-    if not isinstance(gate_type, str) or not gate_type:
-        raise ValueError
-    return InnerGate(gate_type, _read_params(value.get("gate_params") or {}))
-
-
-def _read_params(value: Any) -> Mapping[str, Any]:
-    read = json.loads(value, object_pairs_hook=unique_keys) if isinstance(value, str) else value
-    if not isinstance(read, Mapping):
-        raise ValueError
-    return read
+InnerParams = Annotated[dict[str, Any], read_by(json_of, "a JSON object")]
+"""Type of the parameters of an inner gate; that gate checks them."""

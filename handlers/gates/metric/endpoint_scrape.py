@@ -4,96 +4,86 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final, Literal
 
+import msgspec
+from msgspec import Meta
 from prometheus_client.parser import text_string_to_metric_families
 
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Request
 from handlers.gates.gate import CLOSED_RETRY_SECONDS, NO_LABELS, Gate, GateState, Go, Refuse, Verdict
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
-from handlers.gates.parameters import (
-    InconsistentParameters,
-    choice,
-    duration,
-    http_address,
-    parameter,
-    real,
-    string,
-    string_map,
-)
+from handlers.gates.parameters import Duration, HttpUrl, InconsistentParameters, Labels, Text
 from handlers.gates.sources import NOT_READ_YET, Feed, GateSources, MetricSample, Reading
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndpointScrapeParameters(ReadingParameters):
+class EndpointScrapeParameters(ReadingParameters, frozen=True, kw_only=True):
     """Parameters of `endpoint-scrape`.
 
     With `max_count_per_pod` the metric is a count, and the capacity is this number times the pods of `pods_metric`.
     """
 
-    url: str = parameter(http_address(), means="Metrics page to read, in the Prometheus text format.")
-    metric: str = parameter(string(), means="Name of the metric on that page.")
-    labels: Mapping[str, str] | None = parameter(
-        string_map(), default=None, means="Labels that the series must have."
+    url: Annotated[HttpUrl, Meta(description="Metrics page to read, in the Prometheus text format.")]
+    metric: Annotated[Text, Meta(description="Name of the metric on that page.")]
+    labels: Annotated[Labels, Meta(description="Labels that the series must have.")] = msgspec.field(
+        default_factory=dict
     )
-    value_type: str = parameter(
-        choice("saturation", "budget"),
-        default="saturation",
-        means=(
-            "`saturation`: 1 means full, the budget is 1 minus the value. `budget`: the value is the budget."
+    value_type: Annotated[
+        Literal["saturation", "budget"],
+        Meta(
+            description=(
+                "`saturation`: 1 means full, the budget is 1 minus the value. `budget`: the value is "
+                "the budget."
+            )
         ),
-    )
-    absent_value: float | None = parameter(
-        real(),
-        default=None,
-        means="Value to use if the page has no such series; unset: the reading is missing.",
-    )
-    max_count_per_pod: float = parameter(
-        real(least=0),
-        default=0.0,
-        means=(
-            "If above 0, the metric is a count: the saturation is the count divided by this and by the "
-            "number of pods."
+    ] = "saturation"
+    absent_value: Annotated[
+        float | None,
+        Meta(description="Value to use if the page has no such series; unset: the reading is missing."),
+    ] = None
+    max_count_per_pod: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description=(
+                "If above 0, the metric is a count: the saturation is the count divided by this and by "
+                "the number of pods."
+            ),
         ),
-    )
-    admission: str = parameter(
-        choice("budget", "counted"),
-        default="budget",
-        means=(
-            "`budget`: the reading opens a share of the slots. `counted`: each reading admits at most "
-            "floor(capacity - value) requests; needs `value_type: saturation` and `max_count_per_pod`."
+    ] = 0.0
+    admission: Annotated[
+        Literal["budget", "counted"],
+        Meta(
+            description=(
+                "`budget`: the reading opens a share of the slots. `counted`: each reading admits at "
+                "most floor(capacity - value) requests; needs `value_type: saturation` and "
+                "`max_count_per_pod`."
+            )
         ),
+    ] = "budget"
+    baseline: Annotated[
+        float,
+        Meta(ge=0, lt=1, description="Share of the budget that is kept free for real-time traffic, 0 to 1."),
+    ] = 0.0
+    fallback: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Budget without a reading, 0 to 1, with `on_missing: fallback`."),
+    ] = 0.0
+    pods_url: Annotated[
+        HttpUrl,
+        Meta(description="Page with the number of pods; goes with `pods_metric` and `max_count_per_pod`."),
+    ] = ""
+    pods_metric: Annotated[
+        str, Meta(description="Metric on that page that holds the number of pods; empty: one pod.")
+    ] = ""
+    pods_labels: Annotated[Labels, Meta(description="Labels that its series must have.")] = msgspec.field(
+        default_factory=dict
     )
-    baseline: float = parameter(
-        real(least=0, below=1),
-        default=0.0,
-        means="Share of the budget that is kept free for real-time traffic, 0 to 1.",
-    )
-    fallback: float = parameter(
-        real(least=0, most=1),
-        default=0.0,
-        means="Budget without a reading, 0 to 1; `on_missing` takes precedence.",
-    )
-    pods_url: str = parameter(
-        http_address(),
-        default="",
-        means="Page with the number of pods; goes with `pods_metric` and `max_count_per_pod`.",
-    )
-    pods_metric: str = parameter(
-        string(may_be_empty=True),
-        default="",
-        means="Metric on that page that holds the number of pods; empty: one pod.",
-    )
-    pods_labels: Mapping[str, str] | None = parameter(
-        string_map(), default=None, means="Labels that its series must have."
-    )
-    reading_lag_seconds: float = parameter(
-        duration(),
-        default=1.0,
-        means=("As for every gate of one reading; for a page that is read directly, the page's cache time."),
-    )
+    reading_lag_seconds: Annotated[
+        Duration,
+        Meta(description=("As above; for a page that is read directly, its cache time.")),
+    ] = 1.0
 
     def __post_init__(self) -> None:
         if bool(self.pods_url) != bool(self.pods_metric):

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.json_limits import MALFORMED
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
-from handlers.gates.parameters import parameter, real, string
+from handlers.gates.parameters import Text
 from handlers.gates.sources import Feed, GateSources, HttpText, MetricSample, SourceMissing
 
 SATURATION: Final = (
@@ -78,23 +78,19 @@ def either(names: tuple[str, str], query: Callable[[str], str]) -> str:
     return f"({query(names[0])} or {query(names[1])})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrometheusQueryParameters(ReadingParameters):
+class PrometheusQueryParameters(ReadingParameters, frozen=True, kw_only=True):
     """Parameters of `prometheus-query`."""
 
-    query: str = parameter(
-        string(), means="PromQL query whose smallest sample, clamped to 0..1, is the budget."
-    )
-    pool: str = parameter(
-        string(may_be_empty=True),
-        default="",
-        means="Inference pool, for logs and metrics; it does not change the query.",
-    )
-    fallback: float = parameter(
-        real(least=0, most=1),
-        default=0.0,
-        means="Budget without a reading, 0 to 1; `on_missing` takes precedence.",
-    )
+    query: Annotated[
+        Text, Meta(description="PromQL query whose smallest sample, clamped to 0..1, is the budget.")
+    ]
+    pool: Annotated[
+        str, Meta(description="Inference pool, for logs and metrics; it does not change the query.")
+    ] = ""
+    fallback: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Budget without a reading, 0 to 1, with `on_missing: fallback`."),
+    ] = 0.0
 
 
 class PrometheusQueryGate(ReadingGate):
@@ -140,22 +136,22 @@ def check_prometheus_url(sources: GateSources, gate_type: str) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrometheusSaturationParameters(ReadingParameters):
+class PrometheusSaturationParameters(ReadingParameters, frozen=True, kw_only=True):
     """Parameters of `prometheus-saturation`; `fallback` is a saturation, so its default 0 opens the gate."""
 
-    pool: str = parameter(string(), means="Inference pool whose saturation is read.")
-    namespace: str = parameter(
-        string(may_be_empty=True), default="", means="Namespace of the pool; empty: any."
-    )
-    threshold: float = parameter(
-        real(above=0, most=1), default=0.8, means="Saturation from which the gate is closed, above 0 to 1."
-    )
-    fallback: float = parameter(
-        real(least=0, most=1),
-        default=0.0,
-        means=("Saturation to assume without a reading, 0 to 1 (0: open); `on_missing` takes precedence."),
-    )
+    pool: Annotated[Text, Meta(description="Inference pool whose saturation is read.")]
+    namespace: Annotated[str, Meta(description="Namespace of the pool; empty: any.")] = ""
+    threshold: Annotated[
+        float, Meta(gt=0, le=1, description="Saturation from which the gate is closed, above 0 to 1.")
+    ] = 0.8
+    fallback: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description=("Saturation without a reading, 0 to 1 (0: open), with `on_missing: fallback`."),
+        ),
+    ] = 0.0
 
 
 class PrometheusSaturationGate(ReadingGate):
@@ -186,27 +182,22 @@ _SOURCE_LABEL: Final = "budget_source"
 _SOURCE_NAMES: Final = {"0": "router queue", "1": "queue per pod", "2": "vllm requests running"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrometheusBudgetParameters(ReadingParameters):
+class PrometheusBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
     """Parameters of `prometheus-budget`."""
 
-    pool: str = parameter(string(), means="Inference pool whose load is read.")
-    namespace: str = parameter(
-        string(may_be_empty=True), default="", means="Namespace of the pool; empty: any."
+    pool: Annotated[Text, Meta(description="Inference pool whose load is read.")]
+    namespace: Annotated[str, Meta(description="Namespace of the pool; empty: any.")] = ""
+    max_concurrency: Annotated[float, Meta(gt=0, description="Requests that one pod handles at a time.")] = (
+        100.0
     )
-    max_concurrency: float = parameter(
-        real(above=0), default=100.0, means="Requests that one pod handles at a time."
-    )
-    baseline: float = parameter(
-        real(least=0, below=1),
-        default=0.05,
-        means="Share of the pool that is kept free for real-time traffic, 0 to 1.",
-    )
-    fallback: float = parameter(
-        real(least=0, most=1),
-        default=0.0,
-        means="Budget without a reading, 0 to 1; `on_missing` takes precedence.",
-    )
+    baseline: Annotated[
+        float,
+        Meta(ge=0, lt=1, description="Share of the pool that is kept free for real-time traffic, 0 to 1."),
+    ] = 0.05
+    fallback: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Budget without a reading, 0 to 1, with `on_missing: fallback`."),
+    ] = 0.0
 
 
 class PrometheusBudgetGate(ReadingGate):

@@ -10,7 +10,10 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
 
 from handlers.contract.request import Request
 from handlers.gates.gate import (
@@ -24,7 +27,7 @@ from handlers.gates.gate import (
     Share,
     Verdict,
 )
-from handlers.gates.parameters import choice, duration, parameter, real
+from handlers.gates.parameters import Duration
 from handlers.gates.sources import GateLog, MetricSource
 
 OPEN: Final = "open"
@@ -37,52 +40,59 @@ SHARE: Final = "share"
 HEADROOM: Final = "headroom"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadingParameters:
+class ReadingParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of every gate of one number.
 
-    Without `on_missing`, and after `hold_seconds`, `fallback` holds, as in the reference. A `share` of a metric that
-    counts queued requests too settles at about half of the idle capacity; `headroom` does not.
+    The reference always applies `fallback`. A `share` of a metric that counts queued requests too settles at about
+    half of the idle capacity; `headroom` does not.
     """
 
-    on_missing: str = parameter(
-        choice(OPEN, CLOSED, HOLD),
-        default=FALLBACK,
-        means=(
-            "Budget while the source has no reading: `open` (1), `closed` (0), or `hold` (the last reading, "
-            "for `hold_seconds`). Unset, and after the hold: `fallback`."
+    on_missing: Annotated[
+        Literal["fallback", "open", "closed", "hold"],
+        Meta(
+            description=(
+                "What holds while the source cannot be read. `open`: the whole pool may be used. "
+                "`closed`: nothing is sent. `hold`: the last reading stays in force for `hold_seconds`, "
+                "then `fallback` applies. `fallback`: the parameter `fallback` applies."
+            )
         ),
-    )
-    hold_seconds: float = parameter(
-        duration(), default=60.0, means="With `on_missing: hold`, seconds for which the last reading holds."
-    )
-    budget_means: str = parameter(
-        choice(SHARE, HEADROOM),
-        default=SHARE,
-        means=(
-            "`share`: queued requests may use this share of the pool's slots (`workers`). `headroom`: "
-            "they may use this share *in addition to* the slots in use at the reading; for metrics that "
-            "count queued requests too."
+    ] = FALLBACK
+    hold_seconds: Annotated[
+        Duration, Meta(description="With `on_missing: hold`, seconds for which the last reading holds.")
+    ] = 60.0
+    budget_means: Annotated[
+        Literal["share", "headroom"],
+        Meta(
+            description=(
+                "`share`: queued requests may use this share of the pool's slots (`workers`). "
+                "`headroom`: they may use this share *in addition to* the slots in use at the reading; "
+                "for metrics that count queued requests too."
+            )
         ),
-    )
-    reading_lag_seconds: float = parameter(
-        duration(),
-        default=15.0,
-        means=(
-            "With `headroom`: age of the figures when they are read, in seconds (the scrape interval, "
-            "or the cache time of the page). Requests sent within this time count as not yet in the "
-            "metric. Too small: the pool is overfilled. Too large: slots stay idle."
+    ] = SHARE
+    reading_lag_seconds: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "With `headroom`: how old the metric is when it is read, in seconds: Prometheus' scrape "
+                "interval, or the page's cache time. Requests sent within this time use up the headroom, "
+                "since the metric does not count them yet. Too small: the pool is overfilled, real-time "
+                "requests wait. Too large: requests count twice, slots stay idle."
+            )
         ),
-    )
-    hold_back: float = parameter(
-        real(least=-0.5, below=1),
-        default=0.02,
-        means=(
-            "With `headroom`: fraction of *all the pool's slots* (`workers`) that is left free; 0.04 of "
-            "64 slots leaves 2.56 free. Negative: uses more than is free, for gateways that reject "
-            "or evict by priority."
+    ] = 15.0
+    hold_back: Annotated[
+        float,
+        Meta(
+            ge=-0.5,
+            lt=1,
+            description=(
+                "With `headroom`: fraction of *all the pool's slots* (`workers`) that queued requests "
+                "leave free: 0.04 of 64 slots keeps 2.56 free. Negative: sends more than is free, for "
+                "gateways that reject or evict queued requests by priority."
+            ),
         ),
-    )
+    ] = 0.02
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
 
 from handlers.gates.metric.reading_gate import FALLBACK, ReadingGate, ReadingParameters, Rule
-from handlers.gates.parameters import parameter, real, string
+from handlers.gates.parameters import Text
 from handlers.gates.sources import GateSources, MetricSample, SourceMissing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RedisBudgetParameters(ReadingParameters):
-    """Without `on_missing`, a missing key opens the gate and an unreachable Redis closes it."""
+class RedisBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
+    """Parameters of `redis`."""
 
-    address: str = parameter(string(), means="Redis that holds the key, `host:port` or a URL.")
-    budget_key: str = parameter(
-        string(),
-        default="dispatch-gate-budget",
-        means="Key that holds the budget, a number from 0 to 1; another program writes it.",
-    )
-    fallback: float = parameter(
-        real(least=0, most=1),
-        default=0.0,
-        means="Budget without a reading, 0 to 1; `on_missing` takes precedence.",
-    )
+    address: Annotated[Text, Meta(description="Redis that holds the key, `host:port` or a URL.")]
+    budget_key: Annotated[
+        Text, Meta(description="Key that holds the budget, a number from 0 to 1; another program writes it.")
+    ] = "dispatch-gate-budget"
+    fallback: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description=(
+                "Budget while Redis is unreachable, 0 to 1. A missing key opens the gate. `on_missing` "
+                "takes precedence over both."
+            ),
+        ),
+    ] = 0.0
 
 
 class RedisBudgetGate(ReadingGate):

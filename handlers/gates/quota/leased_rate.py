@@ -9,7 +9,10 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
 
 from handlers.contract.request import Request
 from handlers.gates.gate import (
@@ -21,41 +24,41 @@ from handlers.gates.gate import (
     Refuse,
     Verdict,
 )
-from handlers.gates.parameters import InconsistentParameters, duration, parameter, string
+from handlers.gates.parameters import DURATION, InconsistentParameters, Text
 from handlers.gates.sources import GateSources, LeasedRate, LeasedRateStore
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeasedRateParameters:
+class LeasedRateParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Keys of the lease and of the token bucket.
 
     `pool_id` and `burst_seconds` are newer names of `pool` and `burst`. Without either, the worker pool's id is used.
     """
 
-    address: str = parameter(string(), means="Redis that holds the keys, `host:port` or a URL.")
-    control_key: str = parameter(
-        string(),
-        means=(
-            "Key that holds the rate and its expiry; a controller writes it. Without it the gate is closed."
+    address: Annotated[Text, Meta(description="Redis that holds the keys, `host:port` or a URL.")]
+    control_key: Annotated[
+        Text,
+        Meta(
+            description=(
+                "Key that holds the rate and its expiry; a controller writes it. Without it the gate "
+                "is closed."
+            )
         ),
-    )
-    pool: str = parameter(
-        string(may_be_empty=True),
-        default="",
-        means="Pool that the control key must name; empty: the id of the worker pool.",
-    )
-    pool_id: str = parameter(string(may_be_empty=True), default="", means="Another name of `pool`.")
-    state_key: str = parameter(
-        string(may_be_empty=True),
-        default="",
-        means="Key of the token bucket; empty: the control key with `:state` appended.",
-    )
-    burst: float | None = parameter(
-        duration(most=3_600), default=None, means="The reference's name for `burst_seconds`."
-    )
-    burst_seconds: float | None = parameter(
-        duration(most=3_600), default=None, means="Seconds of the rate that may be used at once; unset: 1."
-    )
+    ]
+    pool: Annotated[
+        str, Meta(description="Pool that the control key must name; empty: the id of the worker pool.")
+    ] = ""
+    pool_id: Annotated[str, Meta(description="Another name of `pool`.")] = ""
+    state_key: Annotated[
+        str, Meta(description="Key of the token bucket; empty: the control key with `:state` appended.")
+    ] = ""
+    burst: Annotated[
+        Annotated[float, DURATION, Meta(gt=0, le=3_600)] | None,
+        Meta(description="The reference's name for `burst_seconds`."),
+    ] = None
+    burst_seconds: Annotated[
+        Annotated[float, DURATION, Meta(gt=0, le=3_600)] | None,
+        Meta(description="Seconds of the rate that may be used at once; unset: 1."),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.pool and self.pool_id:

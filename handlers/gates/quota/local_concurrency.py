@@ -7,11 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
 
 from handlers.contract.request import Request
 from handlers.gates.gate import NO_LABELS, Gate, GateState, Go, Hold, Refuse, Verdict
-from handlers.gates.parameters import choice, integer, parameter
 from handlers.gates.sources import GateSources
 
 CLASSIFYING: Final = "classifying"
@@ -19,16 +21,18 @@ BLOCKING: Final = "blocking"
 _FULL_RETRY_SECONDS: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalConcurrencyParameters:
+class LocalConcurrencyParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Limit, and what happens to requests beyond it."""
 
-    limit: int = parameter(integer(least=1), means="Maximum number of requests in flight of one process.")
-    gating_mode: str = parameter(
-        choice(CLASSIFYING, BLOCKING),
-        default=CLASSIFYING,
-        means="`classifying`: requests beyond the limit go back to the queue. `blocking`: they wait.",
-    )
+    limit: Annotated[
+        int, Meta(ge=1, le=1_000_000_000, description="Maximum number of requests in flight of one process.")
+    ]
+    gating_mode: Annotated[
+        Literal["classifying", "blocking"],
+        Meta(
+            description="`classifying`: requests beyond the limit go back to the queue. `blocking`: they wait."
+        ),
+    ] = CLASSIFYING
 
 
 @dataclass(slots=True)

@@ -14,7 +14,10 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
 
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.request import Request
@@ -22,7 +25,7 @@ from handlers.gates.chain import claim_name
 from handlers.gates.gate import Gate, GateState, Go, Refuse, Verdict
 from handlers.gates.labels import CLASSIFICATION, OVERFLOW, RESERVED
 from handlers.gates.metric.reading_gate import CLOSED, OPEN
-from handlers.gates.parameters import choice, duration, integer, parameter, real, string
+from handlers.gates.parameters import Duration, Text
 from handlers.gates.quota.leased_rate import Spread
 from handlers.gates.quota.local_concurrency import BLOCKING, CLASSIFYING
 from handlers.gates.sources import GateSources, HeldSlot, QuotaStore
@@ -38,50 +41,53 @@ _LONGEST_VALUE_BYTES: Final = 256
 _LONGEST_MEMORY_SECONDS: Final = 7 * 86_400.0  # a deadline years away must not keep a marker indefinitely
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuotaParameters:
+class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Quota, the metadata field that selects it, and what happens to requests beyond it."""
 
-    address: str = parameter(string(), means="Redis that counts, `host:port` or a URL.")
-    limit: int = parameter(
-        integer(least=1),
-        means=(
-            "Requests per `window` (`rate-limit`) or in flight (`concurrency`), for each value of "
-            "`attribute`."
+    address: Annotated[Text, Meta(description="Redis that counts, `host:port` or a URL.")]
+    limit: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000_000,
+            description=(
+                "Requests per `window` (`rate-limit`) or in flight (`concurrency`), for each value of "
+                "`attribute`."
+            ),
         ),
-    )
-    attribute: str = parameter(
-        string(),
-        default="userid",
-        means="Metadata field that names the tenant; a request without it has no quota.",
-    )
-    mode: str = parameter(
-        choice(RATE_LIMIT, CONCURRENCY),
-        default=RATE_LIMIT,
-        means="`rate-limit` counts requests per window, `concurrency` requests in flight.",
-    )
-    window: float = parameter(
-        duration(), default=60.0, means="Length of the window of `rate-limit`, in seconds."
-    )
-    prefix: str = parameter(string(), default="quota:", means="Prefix of the quota keys.")
-    gating_mode: str = parameter(
-        choice(BLOCKING, CLASSIFYING),
-        default=BLOCKING,
-        means=(
-            "`blocking`: requests beyond the quota go back to the queue. `classifying`: they are sent, "
-            "labelled `overflow`."
+    ]
+    attribute: Annotated[
+        Text, Meta(description="Metadata field that names the tenant; a request without it has no quota.")
+    ] = "userid"
+    mode: Annotated[
+        Literal["rate-limit", "concurrency"],
+        Meta(description="`rate-limit` counts requests per window, `concurrency` requests in flight."),
+    ] = RATE_LIMIT
+    window: Annotated[Duration, Meta(description="Length of the window of `rate-limit`, in seconds.")] = 60.0
+    prefix: Annotated[Text, Meta(description="Prefix of the quota keys.")] = "quota:"
+    gating_mode: Annotated[
+        Literal["blocking", "classifying"],
+        Meta(
+            description=(
+                "`blocking`: requests beyond the quota go back to the queue. `classifying`: they are "
+                "sent, labelled `overflow`."
+            )
         ),
-    )
-    on_missing: str = parameter(
-        choice(OPEN, CLOSED),
-        default=CLOSED,
-        means="With `blocking`, while Redis is unavailable: `open` or `closed`.",
-    )
-    lease_seconds: float = parameter(
-        real(least=1, most=3_600),
-        default=15.0,
-        means="With `concurrency`: seconds after which the slots of a crashed process are free again.",
-    )
+    ] = BLOCKING
+    on_missing: Annotated[
+        Literal["open", "closed"],
+        Meta(description="With `blocking`, while Redis is unavailable: `open` or `closed`."),
+    ] = CLOSED
+    lease_seconds: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=3600,
+            description=(
+                "With `concurrency`: seconds after which the slots of a crashed process are free again."
+            ),
+        ),
+    ] = 15.0
 
 
 class QuotaGate(Gate):

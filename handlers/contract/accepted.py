@@ -1,14 +1,17 @@
-"""What a field takes, in words: for an error that stops the start, and for the table in the documentation."""
+"""Words for what a field of a msgspec struct accepts, for errors and for the generated documentation."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import inspect
+
+NOUN: Final = "noun"
+"""Key in `Meta.extra` of the words for what a type accepts, where they are not msgspec's."""
 
 
 def types_of(struct: type[msgspec.Struct]) -> dict[str, inspect.Type]:
@@ -51,8 +54,8 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
 def described(kind: inspect.Type) -> str:
     """What a type takes: `an integer from 1 to 10`, `oidc or none`, `true or false`."""
     match kind:
-        case inspect.Metadata(type=inner):
-            return described(inner)
+        case inspect.Metadata(type=inner, extra=extra):
+            return _noun_with_bounds(extra[NOUN], inner) if extra and NOUN in extra else described(inner)
         case inspect.UnionType(types=types):
             return " or ".join(described(one) for one in types if not isinstance(one, inspect.NoneType))
         case inspect.LiteralType(values=values):
@@ -64,7 +67,23 @@ def described(kind: inspect.Type) -> str:
         case inspect.FloatType():
             return "a number" + _bounds(kind)
         case _:
-            return "text"
+            is_filled = isinstance(kind, inspect.StrType) and kind.min_length
+            return "non-empty text" if is_filled else "text"
+
+
+def _noun_with_bounds(noun: str, kind: inspect.Type) -> str:
+    """The noun; a number with a noun is a duration, whose bounds are seconds."""
+    bounds = _bounds(kind) if isinstance(kind, inspect.FloatType) else ""
+    return f"{noun},{bounds} seconds" if bounds else noun
+
+
+def extra_of(kind: inspect.Type) -> dict[str, Any]:
+    """`Meta.extra` of a type, or of the one beside None in a union."""
+    if isinstance(kind, inspect.Metadata):
+        return kind.extra or extra_of(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return next((extra for one in kind.types if (extra := extra_of(one))), {})
+    return {}
 
 
 def meaning(kind: inspect.Type) -> str:
@@ -79,7 +98,7 @@ def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
     if kind.ge is not None and kind.le is not None:
         return f" from {_plain(kind.ge)} to {_plain(kind.le)}"
     words = [("of at least", kind.ge), ("above", kind.gt), ("at most", kind.le), ("below", kind.lt)]
-    said = ", ".join(f"{word} {_plain(bound)}" for word, bound in words if bound is not None)
+    said = " and ".join(f"{word} {_plain(bound)}" for word, bound in words if bound is not None)
     return f" {said}" if said else ""
 
 

@@ -1,0 +1,58 @@
+"""Write a gate of your own: the interface, parameter types, and what a package registers.
+
+`docs/adding-a-gate.md` shows a complete package. Needs `async-processor[server]`.
+"""
+
+from handlers.contract.request import Request
+from handlers.gates.combinators.wrapper import BuildInner, InnerGate, InnerGates, OneInnerGate, WrapperGate
+from handlers.gates.gate import (
+    CLOSED_RETRY_SECONDS,
+    NO_LABELS,
+    Drop,
+    Feedback,
+    Gate,
+    GateState,
+    Go,
+    Hold,
+    Refuse,
+    Share,
+    Verdict,
+)
+from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
+from handlers.gates.parameters import Duration, HttpUrl, InconsistentParameters, Labels, Text
+from handlers.gates.registry import GateKind, combinator_kind, gate_kind
+from handlers.gates.sources import GateSources, MetricSample, SourceMissing
+
+__all__ = [
+    "CLOSED_RETRY_SECONDS",
+    "NO_LABELS",
+    "BuildInner",
+    "Drop",
+    "Duration",
+    "Feedback",
+    "Gate",
+    "GateKind",
+    "GateSources",
+    "GateState",
+    "Go",
+    "Hold",
+    "HttpUrl",
+    "InconsistentParameters",
+    "InnerGate",
+    "InnerGates",
+    "Labels",
+    "MetricSample",
+    "OneInnerGate",
+    "ReadingGate",
+    "ReadingParameters",
+    "Refuse",
+    "Request",
+    "Rule",
+    "Share",
+    "SourceMissing",
+    "Text",
+    "Verdict",
+    "WrapperGate",
+    "combinator_kind",
+    "gate_kind",
+]
