@@ -109,6 +109,8 @@ class ExitCode(IntEnum):
     """The broker did not answer."""
     CANCELLED = 5
     """The batch was cancelled."""
+    CONFLICT = 6
+    """The idempotency key was used for another request; nothing was queued."""
     INTERRUPTED = 130
     """Ctrl-C; what was queued stays queued."""
 
@@ -124,7 +126,7 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from handlers.client.errors import BrokerUnreachable, NoResultYet
+        from handlers.client.errors import BrokerUnreachable, IdempotencyConflict, NoResultYet
 
         try:
             code = command(*args, **kwargs)
@@ -136,6 +138,8 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
             code = ExitCode.DONE
         except NoResultYet as error:
             code = _say(error, ExitCode.NOT_YET)
+        except IdempotencyConflict as error:
+            code = _say(error, ExitCode.CONFLICT)
         except BrokerUnreachable as error:
             code = _say(error, ExitCode.UNREACHABLE)
             if str(error).startswith("Redis:"):

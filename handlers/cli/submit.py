@@ -49,7 +49,8 @@ Examples:
   echo '{{"model":"m","prompt":"Hi"}}' | async-processor submit - --id r1 --once 1h
   async-processor submit request.json --to pubsub --project p --topic requests
 
-{EXIT_CODES_HELP}""",
+{EXIT_CODES_HELP}
+6 the idempotency key was used for another request.""",
 )
 @click.argument("source", required=False, metavar="[FILE|-]", type=click.Path(allow_dash=True))
 @click.option("--prompt", help="Text to complete, in place of a file.")
@@ -73,6 +74,12 @@ Examples:
     type=DurationType(),
     help="Do nothing if the id is live, or its deadline was less than this ago (Redis); needs an id.",
 )
+@click.option(
+    "--idempotency-key",
+    default="",
+    help="Queue nothing if a request with the same content was submitted under this key (Redis); valid until a day "
+    "after its result was acknowledged.",
+)
 @click.option("--wait", "is_waiting", is_flag=True, help="Wait for the result and print its payload.")
 @click.option(
     "--timeout", type=DurationType(), help="With --wait: for how long.  [default: until the deadline]"
@@ -95,6 +102,7 @@ def submit(
     headers: dict[str, str],
     metadata: dict[str, str],
     once: timedelta | None,
+    idempotency_key: str,
     is_waiting: bool,
     timeout: timedelta | None,
     wait_replicas: int,
@@ -121,8 +129,13 @@ def submit(
         headers=headers,
         metadata=metadata,
         has_own_results=is_waiting and queue.to == "redis",
+        idempotency_key=idempotency_key,
     )
     options: dict[str, Any] = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
+    if idempotency_key and queue.to != "redis":
+        raise click.UsageError("--idempotency-key needs Redis: Pub/Sub has no record of earlier requests")
+    if idempotency_key and once is not None:
+        raise click.UsageError("--idempotency-key and --once exclude each other: one goes by key, one by id")
     if once is not None:
         _check_once(queue, request)
         options["idempotent_window_seconds"] = max(1, int(once.total_seconds()))

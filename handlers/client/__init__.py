@@ -4,6 +4,7 @@ from handlers.client.async_client import AsyncClient
 from handlers.client.errors import (
     BrokerUnreachable,
     ClientError,
+    IdempotencyConflict,
     LeaseLost,
     NoResultYet,
     NotOffered,
@@ -25,6 +26,7 @@ __all__ = [
     "ClientError",
     "ClientOptions",
     "ErrorCode",
+    "IdempotencyConflict",
     "InvalidRequest",
     "InvalidSetting",
     "LeaseLost",

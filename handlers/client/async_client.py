@@ -90,8 +90,11 @@ class AsyncClient:
     ) -> Submission:
         """Queue one request; the other fields are those of `NewRequest`.
 
-        Raises `InvalidRequest` before anything is queued, `BrokerUnreachable` when the broker does not
-        answer.
+        With an `idempotency_key`, the submission recorded under that key is returned (`is_new` is false) if the content
+        is the same. The key is valid until the result is acknowledged, and for `idempotency_window_seconds` more.
+
+        Raises `InvalidRequest` before anything is queued, `IdempotencyConflict` if the key was used for other content,
+        `NotOffered` for a key on Pub/Sub, and `BrokerUnreachable` when the broker does not answer.
         """
         return (await self.submit_many([NewRequest(payload=payload, deadline=deadline, **fields)]))[0]
 

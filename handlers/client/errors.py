@@ -5,6 +5,7 @@ AsyncProcessorError
 └── ClientError
     ├── NoResultYet     no result within the time given; the request may still be answered
     ├── UnknownRequest  no request of that id is live, and it has no result list of its own
+    ├── IdempotencyConflict  another request was submitted under the idempotency key
     ├── LeaseLost       a result was acknowledged after its lease had ended; it comes again
     ├── NotOffered      this broker cannot do that
     └── BrokerUnreachable  Redis or Pub/Sub did not answer; whether it was done is not known
@@ -38,6 +39,18 @@ class UnknownRequest(ClientError):
             f"{request_id}: expected the id of a live request or one with a result list of its own "
             "(has_own_results=True), got an unknown id"
         )
+        self.request_id = request_id
+
+
+class IdempotencyConflict(ClientError):
+    """A request with other content was submitted under the idempotency key; this one was not queued."""
+
+    def __init__(self, key: str, request_id: str) -> None:
+        super().__init__(
+            f"idempotency_key: expected the content submitted before under {key!r} (request {request_id}), got other "
+            "content; use a new key for a new request"
+        )
+        self.key = key
         self.request_id = request_id
 
 

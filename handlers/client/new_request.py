@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import uuid
 from collections.abc import Mapping, MutableMapping
@@ -12,6 +13,7 @@ from typing import Final
 import msgspec
 
 from handlers.contract.errors import InvalidRequest
+from handlers.contract.json_limits import MALFORMED
 from handlers.contract.lenient_json import is_unicode
 from handlers.contract.request import decode_body
 
@@ -23,7 +25,10 @@ Deadline = timedelta | datetime | float
 
 _ACCEPTED: Final = "a time in the future: a timedelta, a datetime or Unix seconds"
 _SURROGATES: Final = "text with lone surrogates (bytes that are not UTF-8, or half a pair)"
+_LONGEST_KEY: Final = 1_024
+_TRACE_CONTEXT: Final = frozenset({"traceparent", "tracestate", "baggage"})
 _encoder = msgspec.json.Encoder()
+_canonical_encoder = msgspec.json.Encoder(order="sorted")
 
 
 class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +36,8 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     An empty `id` becomes a random one. `tier` is `interactive`, `async` or `batch`; `tenant` is
     who asks, for fairness and quotas. `has_own_results` gives it a result list of its own, which
-    `wait` reads; without, its result goes to the list that all readers share.
+    `wait` reads; without, its result goes to the list that all readers share. A second request with the same
+    `idempotency_key` in the same queue is not queued: see `content_digest`. Redis only.
     """
 
     payload: Payload
@@ -45,6 +51,7 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     tier: str = ""
     tenant: str = ""
     has_own_results: bool = False
+    idempotency_key: str = ""
 
 
 class Body(msgspec.Struct, frozen=True):
@@ -77,6 +84,41 @@ def encode_body(request: NewRequest, *, now: float, tenant_attribute: str) -> Bo
     whole = _encoder.encode({**fields, "payload": msgspec.Raw(payload), **optional})
     decode_body(whole)
     return Body(request_id, deadline, whole, _encoder.encode({**fields, **optional}), payload)
+
+
+def content_digest(request: NewRequest) -> str:
+    """SHA-256, in hex, of the canonical content that an idempotency key stands for.
+
+    The canonical content is a JSON object with sorted names, at every depth, and no whitespace. It has every field of
+    the request but `deadline` and `idempotency_key`; `id` is empty if the client chooses it, and `metadata` has no
+    trace context (`traceparent`, `tracestate`, `baggage`), since a retry has another. A payload given as text or bytes
+    is parsed first, so its whitespace, order and escapes do not count. A payload that cannot be parsed counts by its
+    bytes.
+    """
+    payload: object = request.payload
+    if isinstance(payload, bytes | str):
+        try:
+            payload = msgspec.json.decode(payload)
+        except MALFORMED:
+            payload = hashlib.sha256(_payload_bytes(request.payload, request.id)).hexdigest()
+    content = {name: getattr(request, name) for name in _CONTENT} | {"payload": payload}
+    content["metadata"] = {
+        name: value for name, value in request.metadata.items() if name not in _TRACE_CONTEXT
+    }
+    return hashlib.sha256(_canonical_encoder.encode(content)).hexdigest()
+
+
+_CONTENT: Final = (
+    "id",
+    "endpoint",
+    "model",
+    "headers",
+    "metadata",
+    "labels",
+    "tier",
+    "tenant",
+    "has_own_results",
+)
 
 
 def unix_deadline(deadline: Deadline, *, now: float, request_id: str = "") -> int:
@@ -130,7 +172,10 @@ def _payload_bytes(payload: Payload, request_id: str) -> bytes:
 
 def _check_text(request: NewRequest, request_id: str) -> None:
     """Raise `InvalidRequest` naming the first field that cannot be encoded: it holds lone surrogates."""
-    for name in ("id", "endpoint", "model", "tier", "tenant"):
+    if len(request.idempotency_key) > _LONGEST_KEY:
+        found = f"{len(request.idempotency_key)} characters"
+        raise InvalidRequest("idempotency_key", found=found, accepted=f"at most {_LONGEST_KEY:,} characters")
+    for name in ("id", "endpoint", "model", "tier", "tenant", "idempotency_key"):
         if not is_unicode(getattr(request, name)):
             raise InvalidRequest(name, found=_SURROGATES, accepted="valid Unicode")
     for name in ("metadata", "headers", "labels"):

@@ -19,7 +19,9 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     reader's crash keeps its results from others. `wait_replicas`: how many replicas of Redis must have a submission
     before it counts (`WAIT`). `patience_seconds`: how long a submission is tried again through a failover, 100 at
     most; a Redis that never answered this client is given up after two seconds. `tombstone_seconds`: how long doubles
-    of an acknowledged result are dropped. `own_result_seconds`: how long a result list of one request is kept.
+    of an acknowledged result are dropped. `idempotency_window_seconds`: for how long an idempotency key is valid after
+    its result was acknowledged, or its own result list expired. `own_result_seconds`: how long a result list of one
+    request is kept.
     """
 
     queue: str = "request-sortedset"
@@ -28,6 +30,7 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     tenant_attribute: str = "userid"
     payload_apart_bytes: int | None = None
     idempotent_window_seconds: int = 0
+    idempotency_window_seconds: int = 86_400
     lease_seconds: float = 30.0
     tombstone_seconds: int = 3600
     own_result_seconds: int = 86_400
@@ -38,7 +41,12 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("queue", "results", "retry_queue", "tenant_attribute"):
             if not getattr(self, name):
                 raise InvalidSetting(name, found="nothing", accepted="a name")
-        for name in ("lease_seconds", "tombstone_seconds", "own_result_seconds"):
+        for name in (
+            "lease_seconds",
+            "tombstone_seconds",
+            "own_result_seconds",
+            "idempotency_window_seconds",
+        ):
             if not getattr(self, name) > 0:
                 raise InvalidSetting(name, found=str(getattr(self, name)), accepted="a number > 0")
         for name in ("idempotent_window_seconds", "wait_replicas", "patience_seconds"):

@@ -61,6 +61,12 @@ class PubSubBroker:
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
         """Publish requests; returns when all are confirmed. A failure names one that was not."""
+        if any(request.idempotency_key for request in requests):
+            raise NotOffered(
+                "idempotency_key",
+                "Pub/Sub",
+                "queue on Redis, or give an id: the push door drops a second delivery of an id (DEDUPE_REDIS_URL)",
+            )
         if not self._topic:
             raise InvalidSetting("REQUEST_TOPIC_ID", found="nothing", accepted="the topic of the requests")
         now = time.time()

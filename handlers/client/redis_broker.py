@@ -8,9 +8,11 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-from handlers.client.errors import BrokerUnreachable, NoResultYet, UnknownRequest
+import msgspec
+
+from handlers.client.errors import BrokerUnreachable, IdempotencyConflict, NoResultYet, UnknownRequest
 from handlers.client.member import member_parts
-from handlers.client.new_request import NewRequest, encode_body
+from handlers.client.new_request import NewRequest, content_digest, encode_body
 from handlers.client.options import ClientOptions
 from handlers.client.own_results import OwnResults
 from handlers.client.patience import Patience
@@ -32,12 +34,21 @@ from handlers.redis_store.submit.client_access import (
     client_options,
     open_redis,
 )
+from handlers.redis_store.submit.idempotency_keys import (
+    KeyAcknowledgements,
+    KeyRecord,
+    keyed_token,
+    keyed_token_of,
+)
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState
 
 BATCH_REQUESTS = 500
 """Requests in one call: a few milliseconds of the server's time, so that others are not held up."""
 
 _PEEKED = 100
+
+UNREAD_RESULT_SECONDS = 7 * 86_400
+"""How long an idempotency key waits, after the deadline, for the acknowledgement of a result in a shared list."""
 
 BATCH_BYTES = 4_000_000
 """Bytes in one call, for the same reason."""
@@ -55,24 +66,44 @@ class RedisBroker:
         self._own_results = OwnResults(self._peek)
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
-        """Queue requests in order; all are checked before the first is queued."""
+        """Queue requests in order; all are checked before the first is queued.
+
+        Raises `IdempotencyConflict`: before the first is queued, unless another producer uses the key at the same time.
+        """
         now = time.time()
         parts = [self._parts(request, now) for request in requests]
+        await self._check_keys(requests, parts)
         queued: list[Queued] = []
         for batch in batches(parts):
             queued += await self._submit_batch(batch)
         return [
-            Submission(
-                id=part.id,
-                token=done.token,
-                deadline=part.deadline,
-                queue=self._options.queue,
-                results=self._result_list(request, part.id),
-                has_own_results=request.has_own_results,
-                is_new=done.is_new,
-            )
+            self._submission(request, part, done)
             for request, part, done in zip(requests, parts, queued, strict=True)
         ]
+
+    async def _check_keys(self, requests: Sequence[NewRequest], parts: Sequence[MemberParts]) -> None:
+        """Raise `IdempotencyConflict` for a key that stands for other content, in Redis or in this call."""
+        if not any(part.record for part in parts):
+            return
+        records = await self._patience.insist(lambda _: self._submissions.recorded(parts))
+        for request, part in zip(requests, parts, strict=True):
+            if part.record:
+                _check_content(request, part, records.setdefault(part.submitted_key, part.record))
+
+    def _submission(self, request: NewRequest, part: MemberParts, done: Queued) -> Submission:
+        """The submission that stands for a request: its own, or the one recorded under its idempotency key."""
+        recorded = done.record
+        if recorded:
+            _check_content(request, part, recorded)
+        return Submission(
+            id=recorded.id if recorded else part.id,
+            token=done.token,
+            deadline=recorded.deadline if recorded else part.deadline,
+            queue=self._options.queue,
+            results=recorded.results if recorded else self._result_list(request, part.id),
+            has_own_results=request.has_own_results,
+            is_new=done.is_new,
+        )
 
     def results(self, name: str = "") -> RedisResults:
         """The results of the list `name` (empty: the options' own), under leases of a new owner."""
@@ -161,11 +192,12 @@ class RedisBroker:
     def _parts(self, request: NewRequest, now: float) -> MemberParts:
         options = self._options
         body = encode_body(request, now=now, tenant_attribute=options.tenant_attribute)
-        token = secrets.token_hex(16)
+        key = request.idempotency_key
+        token = keyed_token(options.queue, key) if key else secrets.token_hex(16)
         apart = options.payload_apart_bytes
         is_apart = apart is not None and len(body.payload) >= apart
         labels = {**request.labels, "tier": request.tier} if request.tier else request.labels
-        return member_parts(
+        parts = member_parts(
             body,
             token=token,
             queue=options.queue,
@@ -173,6 +205,23 @@ class RedisBroker:
             labels=labels,
             own_result_seconds=options.own_result_seconds if request.has_own_results else None,
             payload_ref=payload_key(body.id, token) if is_apart else "",
+        )
+        return self._keyed(parts, request) if key else parts
+
+    def _keyed(self, parts: MemberParts, request: NewRequest) -> MemberParts:
+        """The member with the record that its idempotency key stands for."""
+        options = self._options
+        is_own = request.has_own_results
+        return msgspec.structs.replace(
+            parts,
+            record=KeyRecord(
+                content_digest(request),
+                parts.id,
+                parts.deadline,
+                self._result_list(request, parts.id),
+            ),
+            window_seconds=options.idempotency_window_seconds,
+            unread_seconds=options.own_result_seconds if is_own else UNREAD_RESULT_SECONDS,
         )
 
     def _result_list(self, request: NewRequest, request_id: str) -> str:
@@ -205,7 +254,9 @@ class RedisResults:
         self.lease_seconds = lease_seconds
         self._redis = redis
         self._results = results
+        self._keys = KeyAcknowledgements(redis)
         self._payload_keys: dict[bytes, str] = {}
+        self._keyed_tokens: dict[bytes, str] = {}
 
     async def receive(self, limit: int) -> list[HeldResult]:
         """Take at most `limit` of the oldest results."""
@@ -215,6 +266,8 @@ class RedisResults:
         self._payload_keys |= {
             held.claim_key: one.payload_key for held, one in zip(taken, whole, strict=True) if one.payload_key
         }
+        tokens = {held.claim_key: keyed_token_of(held.result) for held in taken}
+        self._keyed_tokens |= {key: token for key, token in tokens.items() if token}
         return [HeldResult(held.claim_key, one.text) for held, one in zip(taken, whole, strict=True)]
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
@@ -226,21 +279,38 @@ class RedisResults:
         """Drop results that are safe with their reader."""
         with store_errors():
             outcomes = await self._results.ack(claim_keys)
-            keys = [self._payload_keys.pop(key, "") for key in claim_keys] if self._payload_keys else []
-            over = [
+            done = [
                 key
-                for key, outcome in zip(keys, outcomes, strict=False)
-                if key and outcome is not AckOutcome.LOST
+                for key, outcome in zip(claim_keys, outcomes, strict=True)
+                if outcome is not AckOutcome.LOST
             ]
-            await delete_payloads(self._redis, over)
+            await delete_payloads(self._redis, _found(self._payload_keys, done))
+        with contextlib.suppress(*STORE_ERRORS):  # the key is valid for longer then
+            await self._keys.acknowledge(_found(self._keyed_tokens, done))
+        for held in (self._payload_keys, self._keyed_tokens):
+            _forget(held, claim_keys)
         return outcomes
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> int:
         """Give results back at once."""
-        for key in claim_keys:
-            self._payload_keys.pop(key, None)
+        for held in (self._payload_keys, self._keyed_tokens):
+            _forget(held, claim_keys)
         with store_errors():
             return await self._results.give_back(claim_keys)
+
+
+def _found(held: dict[bytes, str], claim_keys: Sequence[bytes]) -> list[str]:
+    return [held[key] for key in claim_keys if key in held]
+
+
+def _forget(held: dict[bytes, str], claim_keys: Sequence[bytes]) -> None:
+    for key in claim_keys:
+        held.pop(key, None)
+
+
+def _check_content(request: NewRequest, part: MemberParts, recorded: KeyRecord) -> None:
+    if part.record and part.record.content != recorded.content:
+        raise IdempotencyConflict(request.idempotency_key, recorded.id)
 
 
 @contextlib.contextmanager

@@ -18,3 +18,4 @@ class RequestFields(TypedDict, total=False):
     tier: str
     tenant: str
     has_own_results: bool
+    idempotency_key: str

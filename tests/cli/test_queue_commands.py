@@ -194,6 +194,27 @@ def test_submit_once_does_not_wait_for_what_the_first_sent_elsewhere(shell: Shel
     assert "it is finished" in run.stderr
 
 
+def test_submit_with_an_idempotency_key_submits_once_and_reports_a_conflict(shell: Shell) -> None:
+    key = ("--idempotency-key", uuid.uuid4().hex)
+    first, again = (shell.run("submit", "-", *key, stdin='{"n":1}') for _ in range(2))
+    assert (first.exit_code, again.exit_code) == (0, 0)
+    assert again.stdout == first.stdout
+    assert "was submitted before; it is pending" in again.stderr
+    other = shell.run("submit", "-", *key, stdin='{"n":2}')
+    assert (other.exit_code, other.stdout) == (6, "")
+    assert first.stdout.strip() in other.stderr
+    assert "use a new key" in other.stderr
+
+
+@pytest.mark.parametrize("flags", [("--to", "pubsub"), ("--id", "r", "--once", "1h")])
+def test_submit_refuses_an_idempotency_key_that_it_cannot_honour(
+    shell: Shell, flags: tuple[str, ...]
+) -> None:
+    run = shell.run("submit", "-", "--idempotency-key", "k", *flags, stdin='{"n":1}')
+    assert run.exit_code == 2
+    assert "--idempotency-key" in run.stderr
+
+
 def test_submit_once_submits_once(shell: Shell) -> None:
     name = uuid.uuid4().hex
     runs = [shell.run("submit", "-", "--id", name, "--once", "1h", stdin='{"n":1}') for _ in range(2)]

@@ -117,3 +117,9 @@ async def test_a_missing_name_or_topic_is_told(pubsub_emulator: PubSubEmulator) 
     ) as client:
         with pytest.raises(BrokerUnreachable, match="nowhere"):
             await client.submit({"n": 1}, deadline=MINUTE)
+
+
+async def test_an_idempotency_key_is_refused_before_anything_is_published(project: Project) -> None:
+    with pytest.raises(NotOffered, match="idempotency_key is not offered by Pub/Sub; queue on Redis"):
+        await project.client.submit({}, deadline=MINUTE, idempotency_key="k")
+    assert await Puller(project.channel, "requests-sub").receive(1, wait_seconds=1) == []

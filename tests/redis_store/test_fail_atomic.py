@@ -101,8 +101,18 @@ SCENES = {
             "request-submitted:y",
             "request-payload:y",
         ],
-        [60, 0, DEADLINE, "tok", '{"internal":{"request_token":"tok-', ',"data":{"id":"item-21-"}}', "{}"],
+        [
+            0,
+            DEADLINE,
+            "tok",
+            '{"internal":{"request_token":"tok-',
+            ',"data":{"id":"item-21-"}}',
+            "{}",
+            60,
+            " 60 {}",
+        ],
     ),
+    "acknowledge_key": Scene(["request-submitted:k"], ["t-1"]),
     "look_up": Scene(["request-active:x", "request-cancel:x", "request-submitted:x", *QUEUE[:2]], ["x", ""]),
     "cancel": Scene(["request-cancellations", "request-active:x", "request-cancel:x"], ["x", ""]),
     "note_cancelled": Scene(["request-cancellations"], [1, 1_000, "x\0t"]),
@@ -154,7 +164,8 @@ def _populate(server: Redis) -> None:
     admin.zadd("results:delivered", {"old": 1})
     admin.hset("outbox", "p13", "post item-13-")
     admin.zadd("outbox-idx", {"p13": 1})
-    for key, value in {"request-active:x": "t", "request-submitted:x": "t", "request-stands:x": "m"}.items():
+    strings = {"request-active:x": "t", "request-submitted:x": "t", "request-stands:x": "m"}
+    for key, value in {**strings, "request-submitted:k": "t-1 60 {}"}.items():
         admin.set(key, value, ex=1_000)
     admin.hset("delivery:x", "owner", "o")
     admin.hset("control:state", "tokens", 1)

@@ -85,7 +85,7 @@ def _poller(homes: Sequence[str], results: str) -> str:
 
 
 def _client(queues: Sequence[str], results: str) -> str:
-    """Three parts: what is submitted, what is read (no `request-…` key), and a look at who is claimed."""
+    """Three parts: submitting, reading results (and their idempotency keys), and looking up requests and claims."""
     own = ["request-active:*", "request-cancel:*", "request-submitted:*", "request-payload:*"]
     shared = [
         "request-cancellations",
@@ -95,7 +95,9 @@ def _client(queues: Sequence[str], results: str) -> str:
     ]
     keys = _keys("", [*queues, *own, *shared])
     submits = f"{keys} {_CHANNEL} {_CONNECTION} {_CLUSTER} {_SCRIPTS} {_PRODUCER_COMMANDS}"
-    lists = _keys("", [results, *_beside([results]), f"{{{results}:*", "result-payload:*"])
+    lists = _keys(
+        "", [results, *_beside([results]), f"{{{results}:*", "result-payload:*", "request-submitted:*"]
+    )
     claimed = [name for queue in queues for name in (f"{queue}:claimed", f"{{{queue}}}:claimed")]
     looks = _keys("%R", [*queues, *claimed, *own, "{async-processor}:status:finished"])
     return (

@@ -34,6 +34,7 @@ from handlers.redis_store.keys import (
 )
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.submit.idempotency_keys import KeyRecord
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState, Submissions
 
 _SEQ_STEPS = 2_097_152  # 2^21, as submit.lua
@@ -62,12 +63,18 @@ class ClusterSubmissions(Submissions):
     ) -> list[Queued]:
         """Queue `requests` in order; `is_repeated`: the same call may have been made before, its answer lost.
 
-        With a window, see `cluster_windows`: what makes a repeated call harmless is in the markers then.
+        With a window or an idempotency key, see `windows`: the markers make a repeated call harmless. Requests with a
+        key are queued before those without.
         """
-        if not requests:
-            return []
-        if window_seconds:
-            return await self._submit_once(queue, requests, window_seconds)
+        once = [part for part in requests if part.window(window_seconds)]
+        rest = [part for part in requests if not part.window(window_seconds)]
+        done_once = iter(await self._submit_once(queue, once, window_seconds) if once else [])
+        done = iter(await self._submit_each(queue, rest, is_repeated=is_repeated) if rest else [])
+        return [next(done_once if part.window(window_seconds) else done) for part in requests]
+
+    async def _submit_each(
+        self, queue: str, requests: Sequence[MemberParts], *, is_repeated: bool
+    ) -> list[Queued]:
         known = await self._known(requests) if is_repeated else {}
         sequence = await self._sequence(queue, [part for part in requests if _name(part) not in known])
         delivered = await self._delivered(queue, requests) if is_repeated else set()
@@ -92,18 +99,27 @@ class ClusterSubmissions(Submissions):
         self, queue: str, requests: Sequence[MemberParts], window_seconds: int
     ) -> list[Queued]:
         await self._windows.check(queue)
-        earlier = await self._earlier(queue, requests)
-        parts = [part for part in requests if part.id not in earlier]
+        earlier = await self._earlier(queue, [part for part in requests if not part.record])
+        parts = [part for part in requests if part.record or part.id not in earlier]
         sequence = await self._sequence(queue, parts)
         numbers = [next(sequence[part.deadline]) for part in parts]
         markers = [
-            Marker(queue, f"{part.token}-{seq}", part.deadline, _score(part, seq), window_seconds)
+            Marker(
+                queue,
+                f"{part.token}-{seq}",
+                part.deadline,
+                _score(part, seq),
+                part.window(window_seconds),
+                part.record_text.decode(),
+            )
             for part, seq in zip(parts, numbers, strict=True)
         ]
         members = [_member(part, seq) for part, seq in zip(parts, numbers, strict=True)]
         queued = iter(await self._windows.submit(parts, markers, members) if parts else [])
         return [
-            Queued(token=earlier[part.id], seq=0, is_new=False) if part.id in earlier else next(queued)
+            Queued(token=earlier[part.id], seq=0, is_new=False)
+            if part.id in earlier and not part.record
+            else next(queued)
             for part in requests
         ]
 
@@ -112,16 +128,21 @@ class ClusterSubmissions(Submissions):
 
         It is the newest, whatever the marker says (as in submit.lua).
         """
+        if not requests:
+            return {}
         pipeline = self._redis.pipeline(transaction=False)
         for part in requests:
             pipeline.get(submitted_key(part.id))
             pipeline.get(active_key(part.id))
         found = await executed(self._redis, pipeline)
         live = {
-            part.id: Standing(part.id, token.decode())
+            part.id: Standing(submitted_key(part.id), part.id, token.decode())
             for part, marker, token in zip(requests, found[::2], found[1::2], strict=True)
             if token is not None
-            and (marker is None or read_standing(part.id, marker).token != token.decode())
+            and (
+                marker is None
+                or read_standing(submitted_key(part.id), part.id, marker).token != token.decode()
+            )
         }
         are_queued = await self._windows.are_queued([(queue, each) for each in live.values()])
         earlier = {}
@@ -137,6 +158,9 @@ class ClusterSubmissions(Submissions):
             ):  # the mark of one that was never queued
                 earlier[each.request_id] = each.token
         return earlier
+
+    def _record_in(self, value: bytes) -> KeyRecord | None:
+        return read_standing("", "", value).record
 
     async def cancel(self, submissions: Sequence[tuple[str, str]]) -> list[bool]:
         """Cancel each (id, token); an empty token means whichever is live. Returns for each whether it was."""
@@ -183,10 +207,11 @@ class ClusterSubmissions(Submissions):
     async def _state_of_the_dead(self, request_id: str, token: str) -> tuple[RequestState, str]:
         if token:
             return RequestState.FINISHED, token
-        text = cast("bytes | None", await self._redis.get(submitted_key(request_id)))
+        key = submitted_key(request_id)
+        text = cast("bytes | None", await self._redis.get(key))
         if text is None:
             return RequestState.UNKNOWN, ""
-        standing = read_standing(request_id, text)
+        standing = read_standing(key, request_id, text)
         if standing.marker and not (await self._windows.are_queued([(standing.marker.queue, standing)]))[0]:
             return RequestState.UNKNOWN, ""
         return RequestState.FINISHED, standing.token

@@ -23,24 +23,29 @@ import msgspec
 
 from handlers.contract.errors import InvalidSetting
 from handlers.redis_store.connection import Store, executed
-from handlers.redis_store.keys import active_key, beside, delivery_name, payload_key, submitted_key
+from handlers.redis_store.keys import active_key, beside, delivery_name, payload_key
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import lua_script
-from handlers.redis_store.submit.submissions import MemberParts, Queued
+from handlers.redis_store.submit.idempotency_keys import KeyRecord, split_record
+from handlers.redis_store.submit.submissions import MemberParts, Queued, queued_as
 
 PAYLOAD_KEPT_SECONDS: Final = 600
 _LATE_SECONDS: Final = 5.0
 """How long after its deadline a submission that is not queued is given up: clocks differ by less."""
 
 
-class Marker(msgspec.Struct, frozen=True):
-    """A submission on its way into its queue; its member stands behind it. `deadline` is in Unix seconds."""
+class Marker(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A submission on its way into its queue; its member stands behind it. `deadline` is in Unix seconds.
+
+    `record` is what stands behind the token once it is confirmed: see `idempotency_keys`.
+    """
 
     queue: str
     token: str
     deadline: int
     score: str
     window_seconds: int
+    record: str = ""
 
 
 _decoder = msgspec.json.Decoder(Marker)
@@ -48,10 +53,15 @@ _decoder = msgspec.json.Decoder(Marker)
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What stands for an id: its token, and its marker's text while it is not confirmed to be queued."""
+    """The submission that stands for an id or an idempotency key, under the Redis key `key`.
 
+    `text` and `marker` are there while it is not confirmed to be queued; `record` is that of an idempotency key.
+    """
+
+    key: str
     request_id: str
     token: str
+    record: KeyRecord | None = None
     text: bytes = b""
     marker: Marker | None = None
 
@@ -66,12 +76,14 @@ class Standing:
         return delivery_name(self.request_id, self.base)
 
 
-def read_standing(request_id: str, text: bytes) -> Standing:
-    """What a marker says."""
-    if not text.startswith(b"{"):
-        return Standing(request_id, text.decode())
-    marker = _decoder.decode(text.partition(b"\n")[0])
-    return Standing(request_id, marker.token, text, marker)
+def read_standing(key: str, request_id: str, text: bytes) -> Standing:
+    """The submission that the value `text` of `key` records; `request_id` is its id unless a record names another."""
+    marker = None
+    if text.startswith(b"{"):
+        marker = _decoder.decode(text.partition(b"\n")[0])
+    token, record = split_record(f"{marker.token}{marker.record}".encode() if marker else text)
+    owner = record.id if record else request_id
+    return Standing(key, owner, token, record, text if marker else b"", marker)
 
 
 class ClusterWindows:
@@ -92,7 +104,10 @@ class ClusterWindows:
     async def submit(
         self, parts: Sequence[MemberParts], markers: Sequence[Marker], members: Sequence[bytes]
     ) -> list[Queued]:
-        """Queue each of `parts` for whose id nothing stands; `markers` and `members` are what would be queued."""
+        """Queue each of `parts` for whose id or idempotency key no submission stands.
+
+        `markers` and `members` are what would be queued.
+        """
         texts = [
             msgspec.json.encode(marker) + b"\n" + member
             for marker, member in zip(markers, members, strict=True)
@@ -108,7 +123,7 @@ class ClusterWindows:
         ]
         if lost:
             await self._forget(lost)
-        return [_queued(part, each) for part, each in zip(parts, standing, strict=True)]
+        return [queued_as(part, each.token, each.record) for part, each in zip(parts, standing, strict=True)]
 
     async def are_queued(self, standing: Sequence[tuple[str, Standing]]) -> list[bool]:
         """Whether each (queue, submission) is in its queue, or was and is known."""
@@ -124,7 +139,7 @@ class ClusterWindows:
             return
         pipeline = self._redis.pipeline(transaction=False)
         for part in apart:
-            pipeline.get(submitted_key(part.id))
+            pipeline.get(part.submitted_key)
         found = await executed(self._redis, pipeline)
         pipeline = self._redis.pipeline(transaction=False)
         keys = []
@@ -144,12 +159,12 @@ class ClusterWindows:
         replaced: Sequence[bytes],
     ) -> list[Standing]:
         pipeline = self._redis.pipeline(transaction=False)
-        keys = [submitted_key(part.id) for part in parts]
+        keys = [part.submitted_key for part in parts]
         for key, marker, text, old in zip(keys, markers, texts, replaced, strict=True):
             ends_at_ms = (marker.deadline + marker.window_seconds) * 1000
             pipeline.eval(self._marking, 1, key, cast("str", text), str(ends_at_ms), cast("str", old))
         found = await self._replication.execute(pipeline, keys)
-        return [read_standing(part.id, text) for part, text in zip(parts, found, strict=True)]
+        return [read_standing(key, part.id, text) for key, part, text in zip(keys, parts, found, strict=True)]
 
     async def _replace_late(
         self,
@@ -191,8 +206,8 @@ class ClusterWindows:
             if each.marker:
                 member = each.text.partition(b"\n")[2]
                 rows[each.marker.queue, each.marker.window_seconds] += [each.name, member, each.marker.score]
-                key = submitted_key(each.request_id)
-                pipeline.eval(self._confirming, 1, key, cast("str", each.text), each.token)
+                confirmed = f"{each.token}{each.marker.record}"
+                pipeline.eval(self._confirming, 1, each.key, cast("str", each.text), confirmed)
         for (queue, window_seconds), values in rows.items():
             await self._delivered(queue, window_seconds, values)
         if rows:
@@ -208,10 +223,3 @@ class ClusterWindows:
         for key in keys:
             pipeline.delete(key)
         await executed(self._redis, pipeline)
-
-
-def _queued(part: MemberParts, standing: Standing) -> Queued:
-    is_ours = standing.base == part.token
-    return Queued(
-        token=standing.token, seq=int(standing.token.rpartition("-")[2]) if is_ours else 0, is_new=is_ours
-    )

@@ -24,6 +24,12 @@ from handlers.redis_store.keys import (
 )
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import lua_script, read_only
+from handlers.redis_store.submit.idempotency_keys import (
+    KeyRecord,
+    encode_record,
+    key_record_name,
+    split_record,
+)
 
 
 class RequestState(StrEnum):
@@ -54,7 +60,9 @@ class MemberParts(msgspec.Struct, frozen=True):
 
     The member is `head` + seq + `","enqueue_seq":` + seq + `tail`: `head` ends inside the string of the
     request token, right behind `token` and a dash. `deadline` is in whole Unix seconds. `payload` is
-    stored apart when it is not empty.
+    stored apart when it is not empty. `record` is what a submission under an idempotency key stores (`token` is
+    from `keyed_token` then): for `unread_seconds` after the deadline if nobody acknowledges the result, and for
+    `window_seconds` more.
     """
 
     id: str
@@ -63,14 +71,42 @@ class MemberParts(msgspec.Struct, frozen=True):
     head: bytes
     tail: bytes
     payload: bytes = b""
+    record: KeyRecord | None = None
+    window_seconds: int = 0
+    unread_seconds: int = 0
+
+    @property
+    def record_text(self) -> bytes:
+        """The record as it is stored behind the token; empty without an idempotency key."""
+        return encode_record(self.record, self.window_seconds) if self.record else b""
+
+    @property
+    def submitted_key(self) -> str:
+        """The Redis key that keeps this request from being submitted again: its idempotency key's, or its id's."""
+        return key_record_name(self.token) if self.record else submitted_key(self.id)
+
+    def window(self, id_window_seconds: int) -> int:
+        """Seconds after the deadline for which `submitted_key` exists; `id_window_seconds` without a key."""
+        return self.unread_seconds + self.window_seconds if self.record else id_window_seconds
 
 
 class Queued(msgspec.Struct, frozen=True):
-    """What became of one submission: its token; `is_new` is false if an earlier one stands for it."""
+    """What became of one submission: its token; `is_new` is false if an earlier one stands for it.
+
+    `record` is the earlier one's, if that was made under an idempotency key.
+    """
 
     token: str
     seq: int
     is_new: bool
+    record: KeyRecord | None = None
+
+
+def queued_as(part: MemberParts, token: str, record: KeyRecord | None) -> Queued:
+    """The outcome for `part` if the submission `token` stands for it, which may be itself."""
+    base, _, seq = token.rpartition("-")
+    is_new = base == part.token
+    return Queued(token, int(seq) if is_new else 0, is_new, None if is_new else record)
 
 
 class Submissions:
@@ -101,25 +137,46 @@ class Submissions:
         under the same token, or was queued by that very call in the last two minutes, is not queued again.
 
         With a window, an id that is live, or was submitted with a window and has not been past its
-        deadline for `window_seconds`, is not queued again: its first submission is returned.
+        deadline for `window_seconds`, is not queued again: its first submission is returned. A request with an
+        idempotency key goes by its key and its own window in place of its id.
         """
         if not requests:
             return []
         keys: list[str] = [queue, sent_key([(request.id, request.token) for request in requests])]
-        arguments: list[str | bytes | int] = [window_seconds, int(is_repeated)]
+        arguments: list[str | bytes | int] = [int(is_repeated)]
         for request in requests:
             keys += (
                 seq_key(queue, request.deadline),
                 active_key(request.id),
-                submitted_key(request.id),
+                request.submitted_key,
                 payload_key(request.id, request.token),
             )
             arguments += (request.deadline, request.token, request.head, request.tail, request.payload)
+            arguments += (request.window(window_seconds), request.record_text)
         answer = await self._replication.run(self._submit, keys, arguments)
-        return [
-            Queued(token=token.decode(), seq=int(seq), is_new=int(seq) > 0)
-            for seq, token in zip(answer[::2], answer[1::2], strict=True)
-        ]
+        queued = []
+        for request, seq, value in zip(requests, answer[::2], answer[1::2], strict=True):
+            token, record = split_record(value)
+            is_new = int(seq) > 0
+            queued.append(
+                Queued(token, int(seq), is_new=True) if is_new else queued_as(request, token, record)
+            )
+        return queued
+
+    async def recorded(self, requests: Sequence[MemberParts]) -> dict[str, KeyRecord]:
+        """The records of earlier submissions under the requests' idempotency keys, by `submitted_key`."""
+        keys = [request.submitted_key for request in requests if request.record]
+        if not keys:
+            return {}
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in keys:
+            pipeline.get(key)
+        values = await executed(self._redis, pipeline)
+        found = {key: self._record_in(value) for key, value in zip(keys, values, strict=True) if value}
+        return {key: record for key, record in found.items() if record}
+
+    def _record_in(self, value: bytes) -> KeyRecord | None:
+        return split_record(value)[1]
 
     async def cancel(self, submissions: Sequence[tuple[str, str]]) -> list[bool]:
         """Cancel each (id, token); an empty token means whichever submission is live.

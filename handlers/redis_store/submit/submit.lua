@@ -1,23 +1,25 @@
 -- submit: queue a batch of requests, in order, and mark each as live, in one step.
 -- A token's end is the request's place in the queue, so that look_up.lua finds it without a scan.
 -- Sent again, and said to be, it tells what it did the first time, for two minutes even if that is finished by now, and
--- leaves alone what is live under the same token: a lost reply queues nothing twice. With a window, an id that was
--- submitted before is left alone, whoever did that. The cancellation of an older submission stays: that one may still
--- wait, and its token is another.
+-- leaves alone what is live under the same token: a lost reply queues nothing twice. With a window, a request whose id
+-- (or idempotency key, if it has a record) was submitted before is not queued again. The cancellation of an older
+-- submission stays: that one may still wait, and its token is another.
 -- KEYS[1]       <queue>                        zset    member, score = deadline + min(seq, 2^21 - 1) / 2^21
 -- KEYS[2]       request-sent:<digest>          string  what this call answered, JSON; expires in two minutes
 -- KEYS[4n - 1]  request-seq:<queue>:<deadline> string  counter; expires an hour after the deadline
 -- KEYS[4n]      request-active:<id>            string  token of the live submission; expires at the deadline
--- KEYS[4n + 1]  request-submitted:<id>         string  token; only with a window; expires that long after the deadline
+-- KEYS[4n + 1]  request-submitted:<id>         string  token, with the record of a key; only with a window; expires that
+--                                                       long after the deadline
 -- KEYS[4n + 2]  request-payload:<id>:<token>   string  payload stored apart; expires ten minutes after the deadline
--- ARGV[1]       window, seconds (0: none)   ARGV[2] 1 when this may have been sent before, else 0
--- ARGV[5n - 2]  deadline, Unix seconds   ARGV[5n - 1] token without its end
--- ARGV[5n]      member up to its token's end   ARGV[5n + 1] member from behind its enqueue_seq on
--- ARGV[5n + 2]  payload to store apart, or empty
--- Returns two values for each request: its seq (0: an earlier submission stands for it), and its whole token.
+-- ARGV[1]       1 when this may have been sent before, else 0
+-- ARGV[7n - 5]  deadline, Unix seconds   ARGV[7n - 4] token without its end
+-- ARGV[7n - 3]  member up to its token's end   ARGV[7n - 2] member from behind its enqueue_seq on
+-- ARGV[7n - 1]  payload to store apart, or empty   ARGV[7n] window, seconds (0: none)
+-- ARGV[7n + 1]  record of the idempotency key, or empty
+-- Returns two values for each request: its seq (0: an earlier submission stands for it), and its whole token, with the
+-- record of that submission if it has one.
 -- include _run
-local window = tonumber(ARGV[1])
-local is_repeated = ARGV[2] == '1'
+local is_repeated = ARGV[1] == '1'
 local told = is_repeated and redis.call('GET', KEYS[2])
 if told then
   redis.call('SET', KEYS[2], told, 'EX', 120) -- again: WAIT waits for writes only
@@ -28,10 +30,12 @@ local is_counter_bounded = {}
 local answer = {}
 for n = 1, (#KEYS - 2) / 4 do
   local counter, active, submitted, apart = unpack(KEYS, 4 * n - 1, 4 * n + 2)
-  local deadline, token, head, tail, payload = tonumber(ARGV[5 * n - 2]), unpack(ARGV, 5 * n - 1, 5 * n + 2)
+  local deadline, window, record = tonumber(ARGV[7 * n - 5]), tonumber(ARGV[7 * n]), ARGV[7 * n + 1]
+  local token, head, tail, payload = unpack(ARGV, 7 * n - 4, 7 * n - 1)
   local first = is_repeated and redis.call('GET', active)
   local own_seq = first and string.sub(first, 1, #token + 1) == token .. '-' and string.sub(first, #token + 2)
-  first = window > 0 and (redis.call('GET', active) or redis.call('GET', submitted)) -- the live one is the newest
+  -- Without a key the live one is the newest. With a key another submission may have the id.
+  first = window > 0 and (record == '' and redis.call('GET', active) or redis.call('GET', submitted))
   if own_seq then
     answer[#answer + 1] = tonumber(own_seq)
     answer[#answer + 1] = token .. '-' .. own_seq
@@ -51,7 +55,7 @@ for n = 1, (#KEYS - 2) / 4 do
     end
     redis.call('SET', active, token, 'PXAT', ends_at_ms)
     if window > 0 then
-      redis.call('SET', submitted, token, 'PXAT', string.format('%.0f', (deadline + window) * 1000))
+      redis.call('SET', submitted, token .. record, 'PXAT', string.format('%.0f', (deadline + window) * 1000))
     end
     local score = string.format('%.17g', deadline + math.min(seq, 2097151) / 2097152)
     redis.call('ZADD', KEYS[1], score, head .. seq .. '","enqueue_seq":' .. seq .. tail)

@@ -25,6 +25,7 @@ from handlers.redis_store.queue.dead_letters import DeadLetters
 from handlers.redis_store.queue.depths import queue_depths
 from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, QueueOptions, RedisQueue, Retries
+from handlers.redis_store.submit.idempotency_keys import key_record_name
 from handlers.redis_store.submit.submissions import RequestState
 from tests.manifests.keda_rehearsal import COUNT
 from tests.redis_store.queue.queueing import DEADLINE, body, recalled, recalled_retries
@@ -83,7 +84,7 @@ async def test_the_whole_way_works_with_the_least_rights(guarded: Server, users:
     async with AsyncClient.for_redis(
         _url(guarded, Role.CLIENT), ClientOptions(payload_apart_bytes=100)
     ) as client:
-        sent = await client.submit({"text": "x" * 200}, deadline=time.time() + 600)
+        sent = await client.submit({"text": "x" * 200}, deadline=time.time() + 600, idempotency_key="k")
         taken_back = await client.submit({"n": 1}, deadline=time.time() + 700)
         assert await client.look_up(sent) is RequestState.PENDING
         assert await client.cancel(taken_back)
@@ -111,6 +112,9 @@ async def test_the_whole_way_works_with_the_least_rights(guarded: Server, users:
             async for found in results:
                 assert found.result.id == sent.id
                 await found.ack()
+    with guarded.client() as admin:
+        left: Any = admin.ttl(key_record_name(sent.token))
+    assert 0 < left <= ClientOptions().idempotency_window_seconds
     board = StatusBoard(poller, "p")
     await board.post(b"{}", 1, {f"{QUEUE} success": 1}, [b"{}"])
     await board.leave()

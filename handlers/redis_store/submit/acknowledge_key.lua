@@ -1,0 +1,10 @@
+-- acknowledge_key: the result of a submission under an idempotency key was acknowledged, so the key expires after its
+-- window. Repeating it changes nothing: an expiry only comes nearer.
+-- KEYS[1] request-submitted:<NUL><digest>  string  token, window in seconds and JSON of the submission; expires
+-- ARGV[1] token of the result
+-- Returns 1, or 0 when the record is of another submission, or its expiry is nearer.
+local token, window = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%d+) ')
+if token ~= ARGV[1] or redis.call('PTTL', KEYS[1]) <= window * 1000 then
+  return 0
+end
+return redis.call('PEXPIRE', KEYS[1], window * 1000)
