@@ -132,18 +132,20 @@ def submit(
         idempotency_key=idempotency_key,
     )
     options: dict[str, Any] = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
-    if idempotency_key and queue.to != "redis":
-        raise click.UsageError("--idempotency-key needs Redis: Pub/Sub has no record of earlier requests")
-    if idempotency_key and once is not None:
-        raise click.UsageError("--idempotency-key and --once exclude each other: one goes by key, one by id")
+    _check_flags(queue, request, once)
     if once is not None:
-        _check_once(queue, request)
         options["idempotent_window_seconds"] = max(1, int(once.total_seconds()))
     return asyncio.run(_submit(queue, request, options, is_waiting=is_waiting, timeout=timeout))
 
 
-def _check_once(queue: QueueFlags, request: NewRequest) -> None:
-    """What could not be told from another one must not be taken for done once."""
+def _check_flags(queue: QueueFlags, request: NewRequest, once: timedelta | None) -> None:
+    """Raise `UsageError` where --once or --idempotency-key cannot find an earlier submission."""
+    if request.idempotency_key and queue.to != "redis":
+        raise click.UsageError("--idempotency-key needs Redis: Pub/Sub has no record of earlier requests")
+    if request.idempotency_key and once is not None:
+        raise click.UsageError("--idempotency-key and --once exclude each other: one goes by key, one by id")
+    if once is None:
+        return
     if queue.to != "redis":
         raise click.UsageError("--once is offered for Redis alone: Pub/Sub cannot be asked what it has")
     if not request.id:
