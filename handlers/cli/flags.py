@@ -171,24 +171,24 @@ class DurationType(click.ParamType[timedelta]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """`1h30m` becomes a `timedelta`; fails with what is accepted."""
+        """`1h30m` as a `timedelta`."""
         if isinstance(value, timedelta):
             return value
         duration = parse_duration(str(value))
         if duration is None:
-            self.fail(f"found {value!r}; accepted is a length of time like 90s, 15m, 1h30m or 2d", param, ctx)
+            self.fail(f"expected a duration like 90s, 15m, 1h30m or 2d, got {value!r}", param, ctx)
         return duration
 
 
 class DeadlineType(click.ParamType[timedelta | datetime | float]):
-    """A deadline: from now, or at an instant (ISO 8601, or Unix seconds from the year 2001 on)."""
+    """A deadline: a duration from now, or an instant (ISO 8601, or Unix seconds after the year 2001)."""
 
     name = "deadline"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta | datetime | float:
-        """What the client takes as a deadline; fails with what is accepted."""
+        """A deadline as the client takes it."""
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]  # a default of ours, or converted before
         number = _number(value)
@@ -200,8 +200,8 @@ class DeadlineType(click.ParamType[timedelta | datetime | float]):
         try:
             return datetime.fromisoformat(value)
         except ValueError:
-            accepted = "1h30m, 2026-12-31T18:00:00Z or Unix seconds"
-            self.fail(f"found {value!r}; accepted is a time like {accepted}", param, ctx)
+            expected = "a time like 1h30m, 2026-12-31T18:00:00Z or Unix seconds"
+            self.fail(f"expected {expected}, got {value!r}", param, ctx)
 
 
 def parse_duration(text: str) -> timedelta | None:
@@ -239,6 +239,6 @@ def key_value_pairs(ctx: click.Context, param: click.Parameter, values: tuple[st
     for value in values:
         key, separator, text = value.partition("=")
         if not separator or not key:
-            raise click.BadParameter(f"found {value!r}; accepted is KEY=VALUE", ctx, param)
+            raise click.BadParameter(f"expected KEY=VALUE, got {value!r}", ctx, param)
         pairs[key] = text
     return pairs

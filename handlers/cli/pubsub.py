@@ -64,13 +64,12 @@ class Duration(click.ParamType[int | None]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """The seconds; fails with what is accepted."""
+        """Seconds, or None for `never`."""
         if value is None or value == "never":
             return None
         duration = parse_duration(str(value))
         if duration is None:
-            accepted = "accepted is a length of time like 600s, 10m, 12h or 7d, or never"
-            self.fail(f"found {value!r}; {accepted}", param, ctx)
+            self.fail(f"expected a duration like 600s, 10m, 12h or 7d, or never, got {value!r}", param, ctx)
         return round(duration.total_seconds())
 
 

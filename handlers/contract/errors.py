@@ -34,7 +34,7 @@ class InvalidRequest(AsyncProcessorError):
         result_queue_name: str = "",
         payload_ref: str = "",
     ) -> None:
-        super().__init__(f"{field}: found {found}; accepted is {accepted}")
+        super().__init__(f"{field}: expected {accepted}, got {found}")
         self.field = field
         self.found = found
         self.accepted = accepted
@@ -48,7 +48,7 @@ class InvalidEvent(AsyncProcessorError):
     """A delivery whose frame (CloudEvent, push body) cannot be read; `field` names the part."""
 
     def __init__(self, field: str, *, found: str, accepted: str) -> None:
-        super().__init__(f"{field}: found {found}; accepted is {accepted}")
+        super().__init__(f"{field}: expected {accepted}, got {found}")
         self.field = field
         self.found = found
         self.accepted = accepted
@@ -58,7 +58,7 @@ class InvalidSetting(AsyncProcessorError):
     """A setting that stops the start; `setting` is the variable or the path in the file."""
 
     def __init__(self, setting: str, *, found: str, accepted: str) -> None:
-        super().__init__(f"{setting}: found {found}; accepted is {accepted}")
+        super().__init__(f"{setting}: expected {accepted}, got {found}")
         self.setting = setting
         self.found = found
         self.accepted = accepted

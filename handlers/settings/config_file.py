@@ -422,7 +422,7 @@ def _merged(contents: list[dict[str, Any]]) -> dict[str, Any]:
             if isinstance(value, list) and isinstance(merged.get(name, []), list):
                 merged[name] = [*merged.get(name, []), *value]
             elif name in merged:
-                raise InvalidSetting(str(name), found="in two files", accepted="in one of them")
+                raise InvalidSetting(str(name), found="two", accepted="one file that sets it")
             else:
                 merged[name] = value
     return merged

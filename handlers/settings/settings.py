@@ -226,7 +226,7 @@ class Settings(msgspec.Struct, frozen=True):
 def load_settings(variables: Mapping[str, str]) -> Settings:
     """Read environment and file, and check what can be checked without a connection.
 
-    Raises `InvalidSetting` naming the variable or the field, what was found and what is accepted.
+    Raises `InvalidSetting` naming the variable or field, its value, and the accepted values.
     """
     _check_variables(variables)
     env = read_environment(variables)

@@ -55,9 +55,11 @@ def redis_address(url: str, mode: str, addrs: Sequence[str], master_name: str) -
 
 def _check_fields(mode: str, addrs: Sequence[str], master_name: str) -> None:
     if addrs and mode not in ("cluster", "sentinel"):
-        raise InvalidSetting("addrs", found="addresses", accepted="none without mode: cluster or sentinel")
+        raise InvalidSetting("addrs", found="some", accepted="no addresses without mode: cluster or sentinel")
     if master_name and mode != "sentinel":
-        raise InvalidSetting("master_name", found=repr(master_name), accepted="none without mode: sentinel")
+        raise InvalidSetting(
+            "master_name", found=repr(master_name), accepted="no name without mode: sentinel"
+        )
     if mode == "sentinel" and (not master_name or "/" in master_name):
         raise InvalidSetting(
             "master_name", found=repr(master_name), accepted="the master's name at the Sentinels"

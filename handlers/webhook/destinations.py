@@ -73,6 +73,6 @@ def target_of(
             if one.host == host and is_safe_path(match["path"], [one.path]):
                 return one.place, Target(f"{match['scheme']}://{host}{match['path']}", one.keys)
     raise DestinationRefused(
-        f"metadata.{METADATA_FIELD}: found a receiver that is not allowed; accepted is https://host/path of the "
-        "operator's list"
+        f"metadata.{METADATA_FIELD}: expected https://host/path of the operator's list, got a receiver that is "
+        "not allowed"
     )

@@ -78,7 +78,7 @@ def test_teardown_asks_and_then_deletes(command: Command) -> None:
     ("arguments", "said"),
     [
         (["--ack-deadline", "601"], "ack_deadline_seconds"),
-        (["--ack-deadline", "soon"], "accepted is a length of time"),
+        (["--ack-deadline", "soon"], "expected a duration"),
         (["--push-endpoint", "push.example.com"], "push_endpoint"),
         (["--push-audience", "a"], "push_service_account"),
         (["--request-topic", "x"], "3 to 255 letters"),

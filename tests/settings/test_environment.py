@@ -54,7 +54,7 @@ def test_a_switch_is_read_as_people_write_it(value: str, expected: bool) -> None
         ("LEASE_SECONDS", "nan", "a number from 0.1 to 3600"),
         ("LEASE_SECONDS", "inf", "a number from 0.1 to 3600"),
         ("LEASE_SECONDS", "15s", "a number from 0.1 to 3600"),
-        ("REQUEST_TIMEOUT_SECONDS", "0", "a number above 0, at most 86400"),
+        ("REQUEST_TIMEOUT_SECONDS", "0", "a number above 0 and at most 86400"),
         ("MAX_RESPONSE_BYTES", "10", "an integer of at least 1024"),
         ("PUSH_AUTH", "off", "none or oidc"),
         ("LOG_LEVEL", "loud", "debug or error or info or warning"),

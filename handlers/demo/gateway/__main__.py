@@ -22,7 +22,7 @@ def _rates(_context: click.Context, _parameter: click.Parameter, values: tuple[s
         try:
             rates[name] = float(share)
         except ValueError:
-            raise click.BadParameter(f"{value!r}: accepted is FAULT=SHARE, like 503=0.05") from None
+            raise click.BadParameter(f"expected FAULT=SHARE, like 503=0.05, got {value!r}") from None
     return rates
 
 

@@ -66,7 +66,7 @@ async def test_without_a_name_the_lease_is_for_the_pool_whose_gate_it_is(
 
 @pytest.mark.parametrize("twice", [{"pool_id": "pool-a"}, {"burst": 1, "burst_seconds": 1}])
 def test_both_names_of_one_parameter_are_refused(from_redis: GateSources, twice: dict[str, Any]) -> None:
-    with pytest.raises(InvalidSetting, match="accepted is one of the two"):
+    with pytest.raises(InvalidSetting, match="expected one of the two"):
         gate("redis-leased-rate", {**PARAMS, **twice}, from_redis)
 
 
