@@ -184,8 +184,9 @@ def encode_answer(batch: str, number: int, custom_id: str, result: Result) -> tu
     A payload that another system stored elsewhere (`payload_ref`, such as an `s3://` URL) is an error that names it.
     """
     if result.payload_ref:
-        message = f"expected the payload in the result, got a reference: {result.payload_ref}"
-        return encode_error(batch, number, custom_id, "payload_stored_elsewhere", message), False
+        return encode_error(
+            batch, number, custom_id, "payload_stored_elsewhere", result.stored_elsewhere
+        ), False
     if result.status_code:
         response = _Response(result.status_code, result.id, _body(result.payload))
         line = _Output(output_id(batch, number), custom_id, response, None)

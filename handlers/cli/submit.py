@@ -178,7 +178,10 @@ async def _submit(
 
 
 def _show(result: Result) -> ExitCode:
-    print(for_output(result.payload, sys.stdout))
+    if result.stored_elsewhere:
+        print(printable(f"{result.id}: {result.stored_elsewhere}"), file=sys.stderr)
+    else:
+        print(for_output(result.payload, sys.stdout))
     if result.error_code:
         print(printable(f"error: {result.error_code}: {result.error_message}"), file=sys.stderr)
     return ExitCode.DONE if 200 <= result.status_code < 300 else ExitCode.FAILED_REQUESTS

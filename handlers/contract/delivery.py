@@ -81,7 +81,8 @@ class AnswerEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """The door's answer: a final result, or (with a `reason`) a retry. The data is the payload or the last response.
 
     Numbers are decimal strings of seconds (`…seconds`), as CloudEvents has no fractions; empty where not known.
-    `isbinary`: the payload is not UTF-8. `wassent`: the gateway was asked.
+    `isbinary`: the payload is not UTF-8. `wassent`: the gateway was asked. `contenttype` is the gateway's, of the
+    payload.
     """
 
     specversion: str
@@ -94,6 +95,7 @@ class AnswerEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     errormessage: str = ""
     requesttoken: str = ""
     gatewayseconds: str = ""
+    contenttype: str = ""
     isbinary: bool = False
     reason: str = ""
     delayseconds: str = ""
@@ -124,7 +126,7 @@ class AnswerEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 _answer_decoder = msgspec.json.Decoder(AnswerEvent)
 
 
-def answer_of_result(event_id: str, source: str, result: Result) -> AnswerEvent:
+def answer_of_result(event_id: str, source: str, result: Result, content_type: str = "") -> AnswerEvent:
     """The event that says a final result; its id is derived from that of the request's event."""
     encoded = result.payload_base64
     return AnswerEvent(
@@ -138,6 +140,7 @@ def answer_of_result(event_id: str, source: str, result: Result) -> AnswerEvent:
         errormessage=result.error_message,
         requesttoken=result.request_token,
         gatewayseconds=text(result.gateway_seconds),
+        contenttype=content_type,
         isbinary=bool(encoded),
         data_base64=base64.b64decode(encoded) if encoded else result.payload.encode(),
     )

@@ -8,13 +8,16 @@ behind `request_token` are ours: written only where a setting asks for them, and
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any, Final
 
 import msgspec
 
 from handlers.contract.json_limits import MALFORMED
 from handlers.contract.lenient_json import Malformed
+from handlers.contract.masked_text import without_secrets
 
 
 class ErrorCode(StrEnum):
@@ -53,7 +56,11 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     Where details are on: `attempts` counts those at the gateway, `gateway_seconds` is how long the one took that gave
     the result, `queue_seconds` how long the request had waited since its `created` when that began, `finished_at` is in
     Unix seconds, `metadata` the request's own; `payload_base64` holds the body's bytes where they are no UTF-8.
-    `payload_ref` names the key of a payload that is stored apart, which is absent here.
+
+    `payload_ref` names where an offloaded payload is stored: a Redis key of ours, or an address that only its writer's
+    own tools read, such as `s3://bucket/prefix/<id>/<token>`. `content_type`, `payload_size` in bytes and
+    `payload_sha256` in hex describe that payload. Our client fetches what is under a key of ours and clears
+    `payload_ref`: one that is left names a payload stored elsewhere (`stored_elsewhere`).
     """
 
     id: str
@@ -70,6 +77,23 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
     payload_base64: str = ""
     payload_ref: str = ""
+    content_type: str = ""
+    payload_size: int = 0
+    payload_sha256: str = ""
+
+    @property
+    def stored_elsewhere(self) -> str:
+        """For a person: where the payload is stored and what it is; empty if the result has its payload.
+
+        Query values and passwords of an address are masked; `payload_ref` has them.
+        """
+        if not self.payload_ref:
+            return ""
+        about = [self.content_type, f"{self.payload_size} bytes" if self.payload_size else ""]
+        details = ", ".join(each for each in about if each)
+        return f"the payload is stored elsewhere: {without_secrets(self.payload_ref)}" + (
+            details and f" ({details})"
+        )
 
 
 _encoder = msgspec.json.Encoder()
@@ -95,22 +119,33 @@ def answered_result(
 
 
 def filled_result(result: Result, body: bytes | None) -> Result:
-    """A result whose payload was stored apart, with what was found there; None makes it `PAYLOAD_UNAVAILABLE`."""
+    """A result with its offloaded payload `body`, and without what describes that payload.
+
+    It becomes `PAYLOAD_UNAVAILABLE` if `body` is None or differs from `payload_sha256`.
+    """
     if body is None:
-        message = f"the gateway answered {result.status_code}; the answer was stored apart and is gone"
-        gone = error_result(result.id, result.request_token, ErrorCode.PAYLOAD_UNAVAILABLE, message)
-        return msgspec.structs.replace(
-            result,
-            status_code=0,
-            payload=gone.payload,
-            error_code=gone.error_code,
-            error_message=message,
-            payload_ref="",
-        )
+        return _unavailable(result, "is gone")
+    if result.payload_sha256 not in ("", hashlib.sha256(body).hexdigest()):
+        return _unavailable(result, "differs from its SHA-256")
     whole = answered_result(result.id, result.request_token, result.status_code, body, keeps_bytes=True)
     return msgspec.structs.replace(
-        result, payload=whole.payload, payload_base64=whole.payload_base64, payload_ref=""
+        result, payload=whole.payload, payload_base64=whole.payload_base64, **_INSIDE
     )
+
+
+_INSIDE: Final[dict[str, Any]] = {
+    "payload_ref": "",
+    "content_type": "",
+    "payload_size": 0,
+    "payload_sha256": "",
+}
+
+
+def _unavailable(result: Result, reason: str) -> Result:
+    message = f"the gateway answered {result.status_code}; the answer was stored apart and {reason}"
+    error = error_result(result.id, result.request_token, ErrorCode.PAYLOAD_UNAVAILABLE, message)
+    fields = {"payload": error.payload, "error_code": error.error_code, "error_message": message}
+    return msgspec.structs.replace(result, status_code=0, **fields, **_INSIDE)
 
 
 def error_result(request_id: str, request_token: str, code: ErrorCode, message: str) -> Result:

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from handlers.backoff import parse_retry_after, retry_delay
 from handlers.contract.errors import InvalidRequest
@@ -43,6 +43,8 @@ class Limits:
 
 
 NO_LIMITS = Limits()
+_LONGEST_TYPE: Final = 256
+"""Characters of the gateway's Content-Type that are kept."""
 _NO_ANSWER = Feedback(None)
 
 Forward = Callable[[Request, Limits], Awaitable[Outcome]]
@@ -120,7 +122,8 @@ class Forwarder:
         if is_final(response.status_code):
             status, body = response.status_code, response.body
             token, keeps = request.request_token, self._keeps_bytes
-            return Answered(answered_result(request.id, token, status, body, keeps_bytes=keeps), feedback)
+            result = answered_result(request.id, token, status, body, keeps_bytes=keeps)
+            return Answered(result, feedback, response.headers.get("content-type", "")[:_LONGEST_TYPE])
         last = LastResponse(response.status_code, response.body)
         return self._retry(request, limits, status_reason(response.status_code), feedback, last)
 

@@ -20,11 +20,13 @@ class LastResponse(msgspec.Struct, frozen=True):
 class Answered(msgspec.Struct, frozen=True):
     """Final: the gateway answered, good or bad, or there is a recorded reason why it never will.
 
-    `feedback` is what a gate may learn from the gateway's answer; None where it was not asked.
+    `feedback` is what a gate may learn from the gateway's answer; None where it was not asked. `content_type` is that
+    of the gateway's answer, empty if not known.
     """
 
     result: Result
     feedback: Feedback | None = None
+    content_type: str = ""
 
 
 class Retry(msgspec.Struct, frozen=True):

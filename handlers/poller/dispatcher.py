@@ -135,7 +135,7 @@ class HttpDispatcher:
         )
         sent = feedback if answer.wassent else None
         if not answer.reason:
-            return Answered(answer.result(keeps_bytes=self._keeps_bytes), sent)
+            return Answered(answer.result(keeps_bytes=self._keeps_bytes), sent, answer.contenttype)
         last = LastResponse(answer.statuscode, answer.data_base64) if answer.statuscode else None
         delay = number(answer.delayseconds)
         return None if delay is None else Retry(delay, answer.reason, last, answer.countsattempt, sent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -131,8 +132,8 @@ def settle(
 ) -> Ack | Nack:
     """The settlement of one claim. A retry that could only come after the deadline is final already."""
     match outcome:
-        case Answered(result):
-            return ack(claim, envelope.request, result, route, now)
+        case Answered(result, content_type=content_type):
+            return ack(claim, envelope.request, result, route, now, content_type=content_type)
         case Retry():
             return _nack(claim, envelope, outcome, route, now)
 
@@ -158,15 +159,27 @@ def ack(
     now: float,
     *,
     dead: bytes | None = None,
+    content_type: str = "",
 ) -> Ack:
-    """A final result for a request that could be read; `dead` is kept among the dead letters as well."""
+    """A final result for a request that could be read; `dead` is kept among the dead letters as well.
+
+    An offloaded payload is described by `content_type`, its size and its SHA-256.
+    """
     list_name = route.name(request.result_queue_name, request.id, is_resolved=request.result_routing_resolved)
     ttl_seconds = route.ttl_seconds(list_name, request)
     if route.has_details:
         result = detailed(result, request, now)
     stored = _stored_apart(claim, result, route, ttl_seconds) if route.apart_bytes else None
     if stored:
-        result = msgspec.structs.replace(result, payload="", payload_base64="", payload_ref=stored.key)
+        result = msgspec.structs.replace(
+            result,
+            payload="",
+            payload_base64="",
+            payload_ref=stored.key,
+            content_type=content_type,
+            payload_size=len(stored.payload),
+            payload_sha256=hashlib.sha256(stored.payload).hexdigest(),
+        )
     return Ack(
         claim=claim,
         result=encode_result(result),

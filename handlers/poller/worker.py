@@ -14,6 +14,7 @@ from handlers.backoff import backoff_seconds
 from handlers.contract.envelope import Envelope, decode_member, encode_whole, with_payload
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import BLOCKING_BYTES
+from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.forward import cancelled, expired
@@ -449,4 +450,9 @@ def _defect(request: Request, error: Exception) -> Answered:
 
 def _without_payload(request: Request) -> Answered:
     message = "the payload was stored apart and is gone"
+    if "://" in request.payload_ref:
+        message = (
+            f"payload_ref: expected a Redis key, got the address {without_secrets(request.payload_ref)}; "
+            "payloads outside Redis are not read"
+        )
     return Answered(error_result(request.id, request.request_token, ErrorCode.PAYLOAD_UNAVAILABLE, message))

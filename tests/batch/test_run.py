@@ -394,10 +394,3 @@ async def test_a_result_that_cannot_be_decoded_is_kept_aside(
     assert len(lines(files.out)) == 3
     assert state.undecodable == 1
     assert base64.b64decode(files.undecodable.read_bytes()) == b'{"id":"x","payload":"\xff"}'
-
-
-def test_a_payload_that_is_stored_elsewhere_is_an_error_and_no_empty_answer() -> None:
-    result = Result("b-1", 200, payload_ref="s3://bucket/prefix/b-1/token")
-    text, is_answer = encode_answer("b", 1, "c", result)
-    assert not is_answer
-    assert b"s3://bucket/prefix/b-1/token" in text

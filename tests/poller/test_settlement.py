@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from typing import Any
 
@@ -146,11 +147,16 @@ def test_an_invalid_request_finds_its_own_list_too() -> None:
 def test_a_large_answer_is_stored_apart_byte_for_byte(size: int) -> None:
     body = "é".encode() * (size // 2) + b"x" * (size % 2)
     route = ResultRoute("", None, "result-list", apart_bytes=100, apart_seconds=60)
-    ack = acked(settled(Answered(answered_result("a", "t", 200, body)), route))
+    answer = Answered(answered_result("a", "t", 200, body), content_type="application/json")
+    ack = acked(settled(answer, route))
     result = decode_result(ack.result)
     if size < 100:
-        assert (ack.stored, result.payload.encode()) == (None, body)
+        assert (ack.stored, result) == (None, answered_result("a", "t", 200, body))
         return
+    described = (result.content_type, result.payload_size, result.payload_sha256)
+    assert described == ("application/json", size, hashlib.sha256(body).hexdigest())
+    changed = filled_result(result, body[:-1] + b"?")
+    assert (changed.error_code, changed.payload_ref) == (ErrorCode.PAYLOAD_UNAVAILABLE, "")
     assert ack.stored == StoredPayload(result.payload_ref, body, 60)
     assert (result.payload, result.status_code) == ("", 200)
     assert filled_result(result, body) == answered_result("a", "t", 200, body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -51,9 +52,14 @@ def test_a_plain_producers_request_gets_a_list_of_its_own_and_a_result_that_says
         assert 0 < int(store.ttl("result-list:result-of:plain")) <= 86_400
         assert store.llen("result-list") == 0
         (text,) = store.lrange("result-list:result-of:plain", 0, -1)
-        reference = json.loads(text)["payload_ref"]
+        written = json.loads(text)
+        reference = written["payload_ref"]
         assert reference.startswith("result-payload:plain:")
-        assert store.get(reference) == result.payload.encode()
+        payload = result.payload.encode()
+        assert store.get(reference) == payload
+        described = (written["payload_size"], written["payload_sha256"])
+        assert described == (len(payload), hashlib.sha256(payload).hexdigest())
+        assert written["content_type"].startswith("application/json")
         assert 0 < int(store.ttl(reference)) <= 86_400
     assert "choices" in json.loads(result.payload)
     assert (result.status_code, result.attempts, result.metadata) == (200, 1, {"userid": "me"})

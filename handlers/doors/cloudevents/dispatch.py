@@ -165,8 +165,8 @@ def _poller_answer(event: Event, outcome: Outcome) -> Answer:
     headers = {"content-type": STRUCTURED}
     feedback = outcome.feedback
     match outcome:
-        case Answered(result):
-            status, answer = 200, answer_of_result(event.id, RESULT_SOURCE, result)
+        case Answered(result, content_type=content_type):
+            status, answer = 200, answer_of_result(event.id, RESULT_SOURCE, result, content_type)
         case Retry(delay_seconds=delay, reason=reason, last=last):
             status = 429 if reason in _TOO_MANY else 503
             headers |= {OUTCOME_HEADER: RETRY, **retry_after(delay)}
