@@ -13,7 +13,7 @@ import click
 from handlers.contract.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from handlers.wiring.poller_generations import PollerGenerations
+    from handlers.wiring.poller import PollerApp
 
 
 @click.command(
@@ -33,7 +33,7 @@ def poll(workers: int | None, handler_url: str | None) -> None:
     from handlers.cli.main import fail
     from handlers.settings.settings import load_settings
     from handlers.telemetry.logs import configure_logs
-    from handlers.wiring.poller_generations import PollerGenerations
+    from handlers.wiring.poller import PollerApp
 
     given = {"WORKERS": workers, "HANDLER_URL": handler_url}
     flags = {name: str(value) for name, value in given.items() if value is not None}
@@ -41,12 +41,12 @@ def poll(workers: int | None, handler_url: str | None) -> None:
         variables = {**os.environ, **flags}  # noqa: TID251  # the process's entry
         settings = load_settings(variables)
         configure_logs(settings.log_options)
-        uvloop.run(_run(lambda: PollerGenerations(variables, settings)))
+        uvloop.run(_run(lambda: PollerApp(settings, variables)))
     except InvalidSetting as error:
         fail(error)
 
 
-async def _run(build: Callable[[], PollerGenerations]) -> None:
+async def _run(build: Callable[[], PollerApp]) -> None:
     app = build()
 
     def stop() -> None:

@@ -231,6 +231,12 @@ class AimdGate(Gate):
             max_window=self._parameters.max_window,
         )
 
+    async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
+        """Keep the windows if the parameters are unchanged."""
+        if isinstance(new, AimdGate) and new._parameters == self._parameters:
+            return self
+        return await super().renewed(new, discarded)
+
     def take_over(self, previous: Gate) -> None:
         """Carry over the windows if the parameters are unchanged."""
         if isinstance(previous, AimdGate) and previous._parameters == self._parameters:

@@ -86,6 +86,18 @@ class Allowance:
         self._allowed = 0.0
         self._successor: Allowance | None = None
 
+    def change(
+        self,
+        slots: int,
+        shares: Callable[[], tuple[Share, ...]],
+        *,
+        part: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
+    ) -> None:
+        """Apply other limits to the slots in use."""
+        if slots < 1:
+            raise ValueError("a pool needs at least one slot")
+        self.slots, self._shares, self._part = slots, shares, part
+
     def take_over(self, previous: Allowance) -> None:
         """Carry over what `previous` has in use after a configuration reload: one limit holds for both.
 

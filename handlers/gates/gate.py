@@ -145,6 +145,16 @@ class Gate:
     async def aclose(self) -> None:
         """Stop background work; reservations of requests in flight stay valid."""
 
+    async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
+        """The gate to use after a reload that asks for `new` here: this one with new options, or `new`, started.
+
+        State that a limit depends on is kept. Gates no longer used are added to `discarded`; the caller closes them
+        once the requests that they admitted have ended.
+        """
+        await new.start()
+        discarded.append(self)
+        return new
+
     def take_over(self, previous: Gate) -> None:
         """Carry over the state of `previous` after a configuration reload; by default nothing.
 

@@ -1,14 +1,14 @@
-"""Records outcomes in Redis, many in one round trip: what arrives while one batch is under way is the next.
+"""Records settlements in Redis in batches: settlements that arrive during one round trip form the next batch.
 
-Nothing is given up: while Redis does not answer, batches are tried again with growing pauses. Scripts are
-fenced and repeatable, so a reply that was lost does no harm.
+While Redis does not answer, a batch is retried with growing pauses and never dropped. Scripts are fenced and
+idempotent, so a lost reply does no harm.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,42 +24,41 @@ from handlers.telemetry.logs import Logger
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A claim that goes back to pending as it was."""
+    """Returns a claim to pending, unchanged."""
 
     claim: Claim
 
 
 Settlement = Ack | Nack | Release
 OnSettled = Callable[[Settlement, bool], None]
-"""Told of each settlement, and whether it took effect (False: the lease had been lost)."""
+"""Called with a settlement and whether it took effect (False: the lease had been lost)."""
 
 _BATCH = 256
 _BATCH_BYTES = 4_000_000
-"""What one command carries at most, beside its last settlement: a slow link moves that in time, and the server is not
-busy with it for long."""
+"""Limit on the bytes of one command, its last settlement excepted, so that a slow link delivers it in time and the
+server is not busy with it for long."""
 
 
 class AckBatcher:
-    """One queue's settlements; `add` never waits."""
+    """Settlements of one queue; `add` never waits."""
 
     def __init__(self, queue: RedisQueue, log: Logger) -> None:
         self._queue = queue
-        self.on_settled: OnSettled = _nobody_told
         self._log = log
         self._backoff = Backoff()
-        self._waiting: list[Settlement] = []
+        self._waiting: list[tuple[Settlement, OnSettled]] = []
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def is_waiting_for_store(self) -> bool:
-        """Whether the last batch could not be recorded yet."""
+        """Whether the last attempt to record a batch failed."""
         return self._backoff.has_failed
 
-    def add(self, settlement: Settlement) -> None:
-        """Take a settlement; it is recorded soon."""
-        self._waiting.append(settlement)
+    def add(self, settlement: Settlement, on_settled: OnSettled) -> None:
+        """Take a settlement; `on_settled` is called once it is recorded or refused."""
+        self._waiting.append((settlement, on_settled))
         self._idle.clear()
         self._arrived.set()
 
@@ -76,47 +75,52 @@ class AckBatcher:
             self._idle.set()
 
     async def drained(self) -> None:
-        """Return when everything taken so far is recorded."""
+        """Return when every settlement taken so far is recorded."""
         await self._idle.wait()
 
-    async def _flush(self, batch: Sequence[Settlement]) -> None:
-        acks = [one for one in batch if isinstance(one, Ack)]
-        nacks = [one for one in batch if isinstance(one, Nack)]
-        releases = [one for one in batch if isinstance(one, Release)]
+    async def _flush(self, batch: Sequence[tuple[Settlement, OnSettled]]) -> None:
+        settlements = [settlement for settlement, _ in batch]
+        acks = [one for one in settlements if isinstance(one, Ack)]
+        nacks = [one for one in settlements if isinstance(one, Nack)]
+        releases = [one for one in settlements if isinstance(one, Release)]
+        listeners = {id(settlement): on_settled for settlement, on_settled in batch}
         if acks:
-            self._tell(acks, await self._tried(lambda: self._queue.ack(acks)))
+            _notify(acks, await self._tried(lambda: self._queue.ack(acks)), listeners)
         if nacks:
-            self._tell(nacks, await self._tried(lambda: self._queue.nack(nacks)))
+            _notify(nacks, await self._tried(lambda: self._queue.nack(nacks)), listeners)
         if releases:
             claims = [one.claim for one in releases]
-            self._tell(releases, await self._tried(lambda: self._queue.release(claims)))
+            _notify(releases, await self._tried(lambda: self._queue.release(claims)), listeners)
 
     async def _tried(self, operation: Callable[[], Awaitable[list[bool]]]) -> list[bool]:
-        """Try until Redis answers; the heartbeat keeps the leases meanwhile, or loses them with Redis."""
+        """Retry until Redis answers; meanwhile the heartbeat renews the leases."""
         while True:
             try:
                 effects = await operation()
             except (*STORE_FAILURES, MemoryError) as error:  # a reply that memory has no room for comes again
                 if not self._backoff.has_failed:
                     self._log.warning(
-                        "settling waits for redis", queue=self._queue.name, error=explained(error)
+                        "settling paused: Redis unavailable", queue=self._queue.name, error=explained(error)
                     )
                 end_if_cancelled()
                 await self._backoff.pause()
             else:
-                # Not here: what Redis has recorded must be told first. `run` looks for a lost cancellation.
+                # No cancellation check here: listeners must hear first what Redis has recorded. `run` checks.
                 self._backoff.reset()
                 return effects
 
-    def _tell(self, settlements: Sequence[Settlement], effects: Sequence[bool]) -> None:
-        for settlement, has_taken_effect in zip(settlements, effects, strict=True):
-            self.on_settled(settlement, has_taken_effect)
+
+def _notify(
+    settlements: Sequence[Settlement], effects: Sequence[bool], listeners: Mapping[int, OnSettled]
+) -> None:
+    for settlement, has_taken_effect in zip(settlements, effects, strict=True):
+        listeners[id(settlement)](settlement, has_taken_effect)
 
 
-def _fitting(waiting: Sequence[Settlement]) -> int:
-    """How many of them go into one batch: at least one."""
+def _fitting(waiting: Sequence[tuple[Settlement, OnSettled]]) -> int:
+    """Number of settlements for the next batch, at least one."""
     size = 0
-    for count, settlement in enumerate(waiting[:_BATCH], 1):
+    for count, (settlement, _) in enumerate(waiting[:_BATCH], 1):
         size += size_of(settlement)
         if size >= _BATCH_BYTES:
             return count
@@ -124,7 +128,7 @@ def _fitting(waiting: Sequence[Settlement]) -> int:
 
 
 def size_of(settlement: Settlement) -> int:
-    """The bytes that a settlement stores."""
+    """Bytes that a settlement stores in Redis."""
     match settlement:
         case Ack():
             stored = len(settlement.stored.payload) if settlement.stored else 0
@@ -133,10 +137,6 @@ def size_of(settlement: Settlement) -> int:
             return len(settlement.retry_member)
         case Release():
             return 0
-
-
-def _nobody_told(_settlement: Settlement, _has_taken_effect: bool) -> None:
-    """Until the worker is wired to it."""
 
 
 WRITE_SECONDS: Final = 0.2

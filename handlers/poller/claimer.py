@@ -1,4 +1,4 @@
-"""A pool of slots that queues share: claims as many as there are free slots, in one round trip a queue."""
+"""Claims requests for the free slots of one pool, in one round trip a queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handlers.backoff import Backoff
 from handlers.cancellation import end_if_cancelled
 from handlers.forward.middleware.circuit import Circuit, CircuitState
 from handlers.gates.allowance import WHOLE_POOL, Allowance, ProcessShare, all_shares
-from handlers.gates.gate import Gate
+from handlers.gates.gate import NO_LABELS, Gate
 from handlers.gates.labels import band_of
 from handlers.poller.priority import Candidate, Merge, RandomRobin
 from handlers.poller.queue_watch import QueueWatch, Waiter
@@ -26,47 +26,98 @@ from handlers.redis_store.queue.queue import RedisQueue
 from handlers.telemetry.logs import Logger
 
 _COALESCE_SECONDS: Final = 0.001
-"""How long freed slots are collected before the next claim: one round trip for several of them."""
+"""Time for which freed slots are collected, so that one round trip claims for several."""
 _EXPIRED_BATCH: Final = 64
 _FEW_QUEUES: Final = 16
-"""Up to so many queues, an active pool claims from all without a look: that saves a round trip."""
+"""Up to this many queues, an active pool claims without polling first, which saves a round trip."""
 _LOOK_SECONDS: Final = 0.1
-"""How often a pool without room looks whether its gate has opened."""
+"""Interval at which a pool without room checks whether its gate has opened."""
 _EXPIRE_SECONDS: Final = 1.0
-"""How long a queue is not asked, for want of room or its turn, before it is looked for what has expired in it."""
+"""If a queue has not been polled for this long, its overdue requests are answered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A queue, who carries its claims, and its own gates; `allowance` counts against their budget.
+class ClaimedQueue:
+    """One queue of a pool: its worker, its own gates, and its slots in use.
 
-    `circuit` is its gateway's, which other queues may share.
+    `circuit` is that of its gateway, which other queues may share.
     """
 
-    queue: RedisQueue
-    worker: Worker
-    labels: Mapping[str, str] = field(default_factory=dict)
-    gates: Sequence[Gate] = ()
-    allowance: Allowance | None = None
-    circuit: Circuit | None = None
+    def __init__(self, queue: RedisQueue, worker: Worker) -> None:
+        self.queue = queue
+        self.worker = worker
+        self.labels: Mapping[str, str] = NO_LABELS
+        self.gates: Sequence[Gate] = ()
+        self.circuit: Circuit | None = None
+        self._allowance: Allowance | None = None
+        self._in_use = 0
+
+    def change(
+        self,
+        *,
+        labels: Mapping[str, str] = NO_LABELS,
+        gates: Sequence[Gate] = (),
+        slots: int = 1,
+        share: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
+        circuit: Circuit | None = None,
+    ) -> None:
+        """Set the options; the pool has `slots`, of which the gates allow a part. Slots in use stay counted."""
+        self.labels, self.gates, self.circuit = labels, gates, circuit
+        if not gates:
+            self._allowance = None
+        elif self._allowance is None:
+            self._allowance = Allowance(slots, all_shares(gates), part=share)
+            self._allowance.started(self._in_use)
+        else:
+            self._allowance.change(slots, all_shares(gates), part=share)
 
     @property
-    def is_sparing(self) -> bool:
-        """Whether its gateway's circuit is not closed."""
+    def is_spared(self) -> bool:
+        """Whether the circuit of its gateway is not closed."""
         return self.circuit is not None and self.circuit.state is not CircuitState.CLOSED
 
     def room(self) -> int | None:
-        """How many more of this queue its own gates would let go now; None without a limit."""
+        """Number of requests that its own gates would admit now; None if unlimited."""
         rooms = [gate.room(self.labels) for gate in self.gates]
-        if self.allowance is not None:
-            rooms.append(self.allowance.room())
-        if self.circuit is not None and self.is_sparing:
+        if self._allowance is not None:
+            rooms.append(self._allowance.room())
+        if self.circuit is not None and self.is_spared:
             rooms.append(self.circuit.claimable())
         return min((room for room in rooms if room is not None), default=None)
 
+    def started(self, count: int) -> None:
+        """Count claimed requests."""
+        self._in_use += count
+        if self.circuit is not None:
+            self.circuit.claimed()
+        if self._allowance is not None:
+            self._allowance.started(count)
+
+    def finished(self) -> None:
+        """Free the slot of one request."""
+        self._in_use -= 1
+        if self._allowance is not None:
+            self._allowance.finished()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimerOptions:
+    """Slots of a pool, and how its queues share them.
+
+    `share` returns this process's share of the slots, `lane_of` the lane of a queue's labels. Without a `watch`, every
+    queue is polled once each interval.
+    """
+
+    slots: int
+    poll_interval_seconds: float
+    gates: Sequence[Gate] = ()
+    merge: Merge = field(default_factory=RandomRobin)
+    share: Callable[[], ProcessShare] = lambda: WHOLE_POOL
+    lane_of: Callable[[Mapping[str, str]], int] = band_of
+    watch: QueueWatch | None = None
+
 
 def _positions() -> Iterator[float]:
-    """Where to claim while a circuit is not closed: at the queue's end, and in turn at its head or anywhere."""
+    """Positions to claim at while a circuit is not closed: the end of the queue, in turn with its head or any place."""
     while True:
         yield 1.0
         yield random.random()
@@ -75,96 +126,89 @@ def _positions() -> Iterator[float]:
 
 
 class Claimer:
-    """Claims for its sources while it has room; `stop` ends the claiming, not the work."""
+    """Claims for its queues while slots are free. `stop` ends claiming; work in flight goes on."""
 
-    def __init__(
-        self,
-        pool_id: str,
-        slots: int,
-        poll_interval_seconds: float,
-        log: Logger,
-        *,
-        gates: Sequence[Gate] = (),
-        merge: Merge | None = None,
-        part: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
-        lane_of: Callable[[Mapping[str, str]], int] = band_of,
-        watch: QueueWatch | None = None,
-    ) -> None:
-        """Without a `watch`, every queue is claimed from each poll interval."""
+    def __init__(self, pool_id: str, options: ClaimerOptions, log: Logger) -> None:
         self.pool_id = pool_id
-        self.lane_of = lane_of
-        self.slots = slots
-        self.sources: dict[str, Source] = {}
-        """Queues whose parts are built."""
+        self.queues: dict[str, ClaimedQueue] = {}
         self._dormant: dict[str, Callable[[], object]] = {}
-        self._watch = watch
+        self._options = options
         self._waiter: Waiter | None = None
         self._is_idle = False
-        self._part = part
-        self._allowance = Allowance(slots, all_shares(gates), part=part)
-        self._merge = merge or RandomRobin()
-        self._poll_interval_seconds = poll_interval_seconds
+        self._allowance = Allowance(options.slots, all_shares(options.gates), part=options.share)
         self._log = log
         self._backoff = Backoff()
         self.refusal = ""
-        """The right or key for which the server refuses claims, and what mends it; empty while it does not."""
+        """The missing right or wrong key for which Redis refuses claims, with its fix; else empty."""
         self._asked_at: dict[str, float] = {}
         self._positions = _positions()
         self._freed = asyncio.Event()
         self._stopped = asyncio.Event()
 
+    def change(self, options: ClaimerOptions) -> None:
+        """Claim under `options` from now on; slots in use stay counted."""
+        self._options = options
+        self._allowance.change(options.slots, all_shares(options.gates), part=options.share)
+        self._wake()
+
+    @property
+    def options(self) -> ClaimerOptions:
+        """The options in force."""
+        return self._options
+
     @property
     def in_flight(self) -> int:
-        """Requests that hold a slot."""
+        """Number of requests that hold a slot."""
         return self._allowance.in_use
 
     @property
     def budget(self) -> float:
-        """What part of its slots (of those that are ours) the pool's gate allows in use now, 0 to 1."""
-        ours = self._part().of(self.slots)
+        """Fraction of this process's slots that the pool's gate allows in use now, 0 to 1."""
+        ours = self._options.share().of(self._options.slots)
         return min(1.0, self._allowance.limit() / ours) if ours else 0.0
 
-    def take_over(self, before: Claimer) -> None:
-        """Go on with the slots that `before` has in use: our claims have what those leave over."""
-        self._allowance.take_over(before._allowance)
-        for name in [name for name in before.sources if name in self._dormant]:
-            self._dormant[name]()
-        for name, source in self.sources.items():
-            own_before = before.sources.get(name)
-            if source.allowance is not None and own_before is not None and own_before.allowance is not None:
-                source.allowance.take_over(own_before.allowance)
-
-    def add(self, source: Source) -> None:
+    def add(self, queue: ClaimedQueue) -> None:
         """Claim from this queue too."""
-        self._dormant.pop(source.queue.name, None)
-        self.sources[source.queue.name] = source
-        source.worker.on_freed = partial(self.free, source.queue.name)
+        name = queue.queue.name
+        self._dormant.pop(name, None)
+        self.queues[name] = queue
+        self._wake()
 
     def add_dormant(self, name: str, build: Callable[[], object]) -> None:
         """Claim from this queue too, once it has requests; `build` must call `add`."""
         self._dormant[name] = build
+        self._wake()
+
+    def remove(self, name: str) -> None:
+        """Claim no more from this queue. A claim under way still reaches its worker."""
+        self._dormant.pop(name, None)
+        self.queues.pop(name, None)
+        self._asked_at.pop(name, None)
+        self._wake()
 
     @property
     def has_queues(self) -> bool:
         """Whether any queue belongs to this pool."""
-        return bool(self.sources or self._dormant)
+        return bool(self.queues or self._dormant)
 
     @property
     def is_waiting_for_store(self) -> bool:
-        """Whether the last claim got no answer."""
+        """Whether Redis did not answer the last claim."""
         return self._backoff.has_failed
 
-    def free(self, queue_name: str) -> None:
-        """A request of that queue gave its slot back."""
+    def _free(self, queue: ClaimedQueue) -> None:
+        """Free the slot of one request of that queue."""
         self._allowance.finished()
-        source = self.sources[queue_name]
-        if source.allowance is not None:
-            source.allowance.finished()
+        queue.finished()
         self._freed.set()
 
     def stop(self) -> None:
         """Claim no more."""
         self._stopped.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        """End a wait for slots or requests: what is claimed, or how, has changed."""
         self._freed.set()
         if self._waiter is not None:
             self._waiter.release([])
@@ -178,7 +222,9 @@ class Claimer:
                 end_if_cancelled()
                 self.refusal = refusal(error)
                 if not self._backoff.has_failed:
-                    self._log.warning("claiming waits for redis", pool=self.pool_id, error=explained(error))
+                    self._log.warning(
+                        "claiming paused: Redis unavailable", pool=self.pool_id, error=explained(error)
+                    )
                 await self._rest(self._backoff.next_seconds())
             else:
                 self._backoff.reset()
@@ -189,118 +235,128 @@ class Claimer:
         await self._expire()
         room = self._room()
         if room < 1:
-            # A gate that closes is looked at often: its budget changes without any event of ours.
+            # A closed gate is polled: its budget changes without an event in this process.
             await self._wait_for_slot(_LOOK_SECONDS)
             return
         names = await self._filled_queues()
         taken = await self._claim(min(room, self._room()), names)
         self._is_idle = taken == 0
         if taken:
-            if self._watch is not None:
-                self._watch.active()
+            if self._options.watch is not None:
+                self._options.watch.active()
             await asyncio.sleep(_COALESCE_SECONDS)
         elif names:
-            await self._rest(self._poll_interval_seconds)
+            await self._rest(self._options.poll_interval_seconds)
 
     async def _filled_queues(self) -> list[str]:
-        """Queues to claim from: while active and few, all; else those that the watch finds filled, once there are."""
-        names = [*self.sources, *self._dormant]
+        """Queues to claim from: all if few and active, else those that the watch finds filled, after a wait."""
+        names, watch = [*self.queues, *self._dormant], self._options.watch
         is_active = not self._is_idle and len(names) <= _FEW_QUEUES and not self._dormant
-        if self._watch is None or is_active:
-            return names
-        closed = {name for name, source in self.sources.items() if source.room() == 0}
-        self._waiter = Waiter([name for name in names if name not in closed])
+        if not names or (watch is not None and not is_active):
+            return await self._awaited(names, watch)
+        return names
+
+    async def _awaited(self, names: Sequence[str], watch: QueueWatch | None) -> list[str]:
+        """Queues that the watch finds filled, once there are any."""
+        closed = {name for name, queue in self.queues.items() if queue.room() == 0}
+        waiter = self._waiter = Waiter([name for name in names if name not in closed])
         try:
             if self._stopped.is_set():
                 return []
-            found = await self._watch.wait(self._waiter, _LOOK_SECONDS if closed else None)
+            if watch is None:
+                return await waiter.found(None)
+            found = await watch.wait(waiter, _LOOK_SECONDS if closed else None)
         finally:
             self._waiter = None
-        looked_at = time.monotonic()
-        self._asked_at.update((name, looked_at) for name in names if name not in closed)
+        polled_at = time.monotonic()
+        self._asked_at.update((name, polled_at) for name in names if name not in closed)
         return found
 
-    def _source(self, name: str) -> Source:
+    def _queue(self, name: str) -> ClaimedQueue | None:
+        """The queue of that name, built if it was dormant; None if it was removed meanwhile."""
         if name in self._dormant:
             self._dormant[name]()
-        return self.sources[name]
+        return self.queues.get(name)
 
     def _room(self) -> int:
-        """How many requests may be claimed now: none where the largest possible one has no room in memory."""
-        has_bytes = all(source.worker.has_room_for_request for source in self.sources.values())
+        """Number of requests that may be claimed now; 0 if the byte budget has no room for the largest one."""
+        has_bytes = all(queue.worker.has_room_for_request for queue in self.queues.values())
         return self._allowance.room() if has_bytes else 0
 
     async def _claim(self, room: int, names: Sequence[str]) -> int:
         """Claim up to `room` requests from these queues, as the merge policy shares them."""
-        taken = 0
-        sources = {name: self._source(name) for name in names}
+        taken, merge = 0, self._options.merge
+        queues = {name: queue for name in names if (queue := self._queue(name)) is not None}
         candidates = [
-            Candidate(name, self.lane_of(source.labels), source.room()) for name, source in sources.items()
+            Candidate(name, self._options.lane_of(queue.labels), queue.room())
+            for name, queue in queues.items()
         ]
         now = time.monotonic()
-        turns = self._merge.turns(candidates, room, now)
-        if any(source.is_sparing for source in sources.values()):
+        turns = merge.turns(candidates, room, now)
+        if any(queue.is_spared for queue in queues.values()):
             # A queue whose requests always fail must not take every probe.
             random.shuffle(turns)
         for turn in turns:
             if self._stopped.is_set() or taken >= room or (taken and not self._room()):
                 break
-            taken += await self._claim_from(self.sources[turn.queue], min(turn.most, room - taken))
-            self._merge.asked(turn.queue, now)
+            if turn.queue not in self.queues:  # removed while another queue was claimed from
+                continue
+            taken += await self._claim_from(self.queues[turn.queue], min(turn.most, room - taken))
+            merge.asked(turn.queue, now)
         return taken
 
-    async def _claim_from(self, source: Source, most: int) -> int:
-        if not source.is_sparing:
-            return await self._take(source, most, 0.0)
+    async def _claim_from(self, queue: ClaimedQueue, most: int) -> int:
+        if not queue.is_spared:
+            return await self._take(queue, most, 0.0)
         # From both ends and in between: requests that always fail must not hide those that would succeed.
         taken = 0
-        while (count := min(most - taken, -(-most // 2), source.room() or 0)) > 0:
-            claimed = await self._take(source, count, next(self._positions))
+        while (count := min(most - taken, -(-most // 2), queue.room() or 0)) > 0:
+            claimed = await self._take(queue, count, next(self._positions))
             if not claimed:
                 break
             taken += claimed
         return taken
 
-    async def _take(self, source: Source, most: int, position: float) -> int:
+    async def _take(self, queue: ClaimedQueue, most: int, position: float) -> int:
         if most < 1:
             return 0
-        half = max(1, int(self._part().of(self.slots)) // 2)
-        retries = sum(one.worker.retries_in_slots for one in self.sources.values())
-        claims = await source.queue.claim(
-            most,
-            max_bytes=source.worker.budget.requests.room(),
-            most_retries=max(0, half - retries),
-            position=position,
-        )
-        self._asked_at[source.queue.name] = time.monotonic()
-        if claims:
-            if source.circuit is not None:
-                source.circuit.claimed()
-            self._allowance.started(len(claims))
-            if source.allowance is not None:
-                source.allowance.started(len(claims))
-            source.worker.start(claims)
+        half = max(1, int(self._options.share().of(self._options.slots)) // 2)
+        retries = sum(one.worker.retries_in_slots for one in self.queues.values())
+        with queue.worker.in_use():
+            claims = await queue.queue.claim(
+                most,
+                max_bytes=queue.worker.budget.requests.room(),
+                most_retries=max(0, half - retries),
+                position=position,
+            )
+            if claims:
+                self._allowance.started(len(claims))
+                queue.started(len(claims))
+                queue.worker.start(claims, partial(self._free, queue))
+        self._asked_at[queue.queue.name] = time.monotonic()
         return len(claims)
 
     async def _expire(self) -> None:
-        """Answer expired requests of queues that were not polled for a while, which takes neither room nor a turn."""
-        now = time.monotonic()
+        """Answer overdue requests of queues that were not polled for `_EXPIRE_SECONDS`; takes no slot and no turn."""
+        now, watch = time.monotonic(), self._options.watch
         due = [
             name
-            for name in [*self.sources, *self._dormant]
+            for name in [*self.queues, *self._dormant]
             if now - self._asked_at.setdefault(name, now) >= _EXPIRE_SECONDS
         ]
         if not due:
             return
         self._asked_at.update((name, now) for name in due)
-        for name in due if self._watch is None else await self._watch.filled(due):
-            source = self._source(name)
-            if source.worker.is_settling_without_slots or self._stopped.is_set():
+        for name in due if watch is None else await watch.filled(due):
+            queue = self._queue(name)
+            if queue is None or queue.worker.is_settling_without_slots or self._stopped.is_set():
                 continue
-            await source.worker.answer_expired(await source.queue.claim(_EXPIRED_BATCH, only_expired=True))
+            with queue.worker.in_use():
+                claims = await queue.queue.claim(_EXPIRED_BATCH, only_expired=True)
+                await queue.worker.answer_expired(claims)
 
     async def _wait_for_slot(self, timeout_seconds: float) -> None:
-        """Wait for a slot, but no longer."""
+        """Wait for a slot, but no longer than the timeout."""
         self._freed.clear()
         if self._room() > 0:
             return

@@ -26,7 +26,6 @@ from handlers.redis_store.queue.presence import existing
 from handlers.redis_store.queue.queue import QueueOptions, RedisQueue, Retries
 from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS
 from handlers.telemetry.logs import Logger
-from handlers.telemetry.metrics import QueueMetrics
 
 CANCEL_SECONDS: Final = 0.5
 """Interval of the scans for cancelled requests."""
@@ -43,7 +42,6 @@ class QueueParts:
 
     queue: RedisQueue
     worker: Worker
-    metrics: QueueMetrics
     renewed_at: float = field(default_factory=time.monotonic)
     was_empty: bool = False
 
@@ -53,7 +51,11 @@ class QueueTable:
 
     def __init__(self) -> None:
         self.built: dict[str, QueueParts] = {}
+        self.retiring: dict[str, QueueParts] = {}
+        """Queues that are no longer configured and still hold claims."""
         self._dormant: dict[str, Callable[[], object]] = {}
+        self.version = 0
+        """Changes with the configured names."""
 
     @property
     def names(self) -> list[str]:
@@ -62,18 +64,42 @@ class QueueTable:
 
     def add(self, parts: QueueParts) -> None:
         """Add a queue whose parts are built."""
-        self._dormant.pop(parts.queue.name, None)
-        self.built[parts.queue.name] = parts
+        name = parts.queue.name
+        self.version += name not in self._dormant and name not in self.built
+        self._dormant.pop(name, None)
+        self.retiring.pop(name, None)
+        self.built[name] = parts
 
     def add_dormant(self, name: str, build: Callable[[], object]) -> None:
         """Add a queue without parts; `build` must call `add`."""
+        self.version += name not in self._dormant
         self._dormant[name] = build
 
-    def parts(self, name: str) -> QueueParts:
-        """The parts of a configured queue."""
+    def retire(self, name: str) -> QueueParts | None:
+        """Remove a configured queue; returns its parts, which stay among `retiring`, or None if it had none."""
+        self.version += 1
+        self._dormant.pop(name, None)
+        parts = self.built.pop(name, None)
+        if parts is not None:
+            self.retiring[name] = parts
+        return parts
+
+    def parts(self, name: str) -> QueueParts | None:
+        """The parts of a configured queue; None if it is not configured any more."""
         if name in self._dormant:
             self._dormant[name]()
-        return self.built[name]
+        return self.built.get(name)
+
+    def holding(self) -> list[QueueParts]:
+        """Queues that hold claims, those that retire included."""
+        return [parts for parts in self._all() if parts.worker.held_claims()]
+
+    def empty(self) -> list[QueueParts]:
+        """Queues that hold no claim."""
+        return [parts for parts in self._all() if not parts.worker.held_claims()]
+
+    def _all(self) -> list[QueueParts]:
+        return [*self.built.values(), *self.retiring.values()]
 
 
 class LeaseKeeper:
@@ -92,13 +118,9 @@ class LeaseKeeper:
     async def tick(self) -> None:
         """Renew all leases; give up claims that were lost, or not renewed for a whole lease."""
         now = self._monotonic()
-        holding = []
-        for parts in self._table.built.values():
-            if parts.worker.held_claims():
-                holding.append(parts)
-            else:
-                parts.renewed_at = now
-        await _each(holding, self._renew)
+        for parts in self._table.empty():
+            parts.renewed_at = now
+        await _each(self._table.holding(), self._renew)
 
     async def _renew(self, parts: QueueParts) -> None:
         started_at = self._monotonic()
@@ -110,7 +132,7 @@ class LeaseKeeper:
                 parts.worker.lose(claims)
             raise
         parts.renewed_at = started_at
-        parts.metrics.renewed(len(claims) - len(lost), 0)
+        parts.worker.metrics.renewed(len(claims) - len(lost), 0)
         parts.worker.lose(lost)
 
 
@@ -122,16 +144,27 @@ class Reclaimer:
     ) -> None:
         self._redis = redis
         self._table = table
-        self._queues_of = {key: name for name in table.names for key in reclaim_keys(name, cluster=cluster)}
+        self._cluster = cluster
+        self._version = -1
+        self._queues_of: dict[str, str] = {}
         self._log = log
         self._max_deaths = max_deaths
 
     async def tick(self) -> None:
         """One scan of the queues that hold claims."""
-        found = await existing(self._redis, list(self._queues_of))
-        claimed = {self._queues_of[key] for key in found}
+        queues_of = self._keys()
+        found = await existing(self._redis, list(queues_of))
+        claimed = {queues_of[key] for key in found}
         claimed |= {name for name, parts in self._table.built.items() if parts.queue.has_lost_replies}
-        await _each([self._table.parts(name) for name in claimed], self._reclaim)
+        await _each([parts for name in claimed if (parts := self._table.parts(name))], self._reclaim)
+
+    def _keys(self) -> dict[str, str]:
+        """Queue names by the keys that show their claims; built once for each set of queues."""
+        if self._version != self._table.version:
+            self._version = self._table.version
+            names, cluster = self._table.names, self._cluster
+            self._queues_of = {key: name for name in names for key in reclaim_keys(name, cluster=cluster)}
+        return self._queues_of
 
     async def _reclaim(self, parts: QueueParts) -> None:
         """Skipped while earlier dead letters of the queue are not stored; two scans at once do no harm."""
@@ -139,11 +172,11 @@ class Reclaimer:
             return
         reclaimed = await parts.queue.reclaim(_RECLAIM_BATCH, self._max_deaths)
         if reclaimed.returned:
-            parts.metrics.reclaimed(reclaimed.returned)
+            parts.worker.metrics.reclaimed(reclaimed.returned)
             self._log.warning("claims reclaimed", queue=parts.queue.name, count=reclaimed.returned)
         if reclaimed.dead:
             self._log.error("redelivery limit exceeded", queue=parts.queue.name, count=len(reclaimed.dead))
-            await parts.worker.bury(reclaimed.dead, self._max_deaths)
+            await parts.worker.dead_letter(reclaimed.dead, self._max_deaths)
 
 
 class Canceller:
@@ -176,8 +209,7 @@ class Canceller:
             if cancelled:
                 await self._recall(cancelled)
             self._cancellations.looked()
-        holding = [parts for parts in self._table.built.values() if parts.worker.held_claims()]
-        await _each(holding, self._cancel_held)
+        await _each(self._table.holding(), self._cancel_held)
 
     def _is_settling(self) -> bool:
         return any(parts.worker.is_settling_without_slots for parts in self._table.built.values())
@@ -188,10 +220,13 @@ class Canceller:
         waiting = 0
         for name in await existing(self._redis, self._table.names):
             parts = self._table.parts(name)
+            if parts is None:
+                continue
             try:
-                async for claims in parts.queue.recall(cancelled):
-                    await parts.worker.answer_expired(claims)
-                    waiting += len(claims)
+                with parts.worker.in_use():
+                    async for claims in parts.queue.recall(cancelled):
+                        await parts.worker.answer_expired(claims)
+                        waiting += len(claims)
             except STORE_REFUSALS as error:  # a key or right of this queue: the others must not wait for it
                 self._log.warning("cancellation failed", queue=name, error=explained(error))
         if waiting:
@@ -213,7 +248,7 @@ class DepthWatch:
 
     async def tick(self) -> None:
         """Measure every queue that holds something. If Redis fails, the last values stay, marked as unknown."""
-        measured = [parts for parts in self._table.built.values() if parts.metrics.has_own_series]
+        measured = [parts for parts in self._table.built.values() if parts.worker.metrics.has_own_series]
         try:
             keys = {key: parts for parts in measured for key in self._keys(parts)}
             found = await existing(self._redis, [*keys, self._options.retry_queue_name])
@@ -226,7 +261,7 @@ class DepthWatch:
                 parts.was_empty = is_empty
         except STORE_FAILURES:
             for parts in measured:
-                parts.metrics.depth_unknown()
+                parts.worker.metrics.depth_unknown()
                 parts.was_empty = False
             raise
 
@@ -235,7 +270,7 @@ class DepthWatch:
         return keys.pending, keys.claimed, keys.dead
 
     async def _measure(self, parts: QueueParts) -> None:
-        queue, metrics, now = parts.queue, parts.metrics, parts.queue.now()
+        queue, metrics, now = parts.queue, parts.worker.metrics, parts.queue.now()
         found = await queue_depths(
             self._redis,
             queue.name,
@@ -277,7 +312,8 @@ async def _each(queues: Iterable[QueueParts], serve: Callable[[QueueParts], Awai
 
     async def served(parts: QueueParts) -> None:
         async with room:
-            await serve(parts)
+            with parts.worker.in_use():
+                await serve(parts)
 
     results = await asyncio.gather(*(served(parts) for parts in list(queues)), return_exceptions=True)
     for error in results:
@@ -286,7 +322,10 @@ async def _each(queues: Iterable[QueueParts], serve: Callable[[QueueParts], Awai
 
 
 class PeriodicTask:
-    """Calls `tick` every `interval_seconds`, counted from the end of the last one."""
+    """Calls `tick` every `interval_seconds`, counted from the end of the previous call.
+
+    Exceptions are logged; only cancellation ends it.
+    """
 
     def __init__(
         self,
@@ -297,23 +336,23 @@ class PeriodicTask:
         failures: tuple[type[BaseException], ...],
     ) -> None:
         if interval_seconds <= 0:
-            raise ValueError(f"{name}: an interval must be positive, not {interval_seconds}")
+            raise ValueError(f"{name}: expected an interval above 0, got {interval_seconds}")
         self._name = name
-        self._interval_seconds = interval_seconds
+        self.interval_seconds = interval_seconds
         self._tick = tick
         self._log = log
         self._failures = failures
         self._backoff = Backoff(first_seconds=min(0.1, interval_seconds))
 
     async def run(self) -> None:
-        """Tick until cancelled. Expected failures (a dependency that is down) are logged once a row."""
+        """Tick until cancelled; `failures` are logged once in a row."""
         while True:
             try:
                 await self._tick()
             except self._failures as error:
                 end_if_cancelled()
                 if not self._backoff.has_failed:
-                    self._log.warning(f"{self._name} waits for its store", error=explained(error))
+                    self._log.warning(f"{self._name} paused: Redis unavailable", error=explained(error))
                 await self._backoff.pause()
             except Exception as error:  # noqa: BLE001  # a defect in one tick must not end lease keeping for all
                 end_if_cancelled()
@@ -322,4 +361,4 @@ class PeriodicTask:
             else:
                 self._backoff.reset()
                 end_if_cancelled()
-            await asyncio.sleep(self._interval_seconds)
+            await asyncio.sleep(self.interval_seconds)

@@ -1,154 +1,148 @@
-"""The poller: its pools, its loops, and how it stops, or retires in favour of another. Wired by `handlers.wiring`."""
+"""Runs the parts of a poller: claims, periodic tasks and ack batchers come and go while it runs; drains at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from handlers.poller.ack_batcher import AckBatcher, Settlement
 from handlers.poller.claimer import Claimer
-from handlers.poller.maintenance import PeriodicTask
-from handlers.poller.queue_watch import QueueWatch
 from handlers.poller.worker import Worker
 from handlers.telemetry.logs import Logger
 
 _SETTLE_SECONDS: Final = 0.9
-"""How long a stopping poller waits for Redis to take the last settlements; the leases cover the rest."""
+"""How long a stopping poller waits for Redis to record the last settlements; leases cover the rest."""
+
+
+class Runs(Protocol):
+    """A part that works until it is cancelled."""
+
+    async def run(self) -> None: ...
 
 
 class Poller:
-    """Runs until `stop`, then drains: claims no more, finishes what it can, hands the rest back.
+    """Runs until `stop`, then drains: claims no more, finishes what it can, hands the rest back."""
 
-    Until `retire`, it does the same without haste: another poller of this process claims from then on.
-    """
-
-    def __init__(
-        self,
-        pools: Sequence[Claimer],
-        watch: QueueWatch,
-        tasks: Sequence[PeriodicTask],
-        log: Logger,
-        *,
-        grace_seconds: float,
-    ) -> None:
-        self._pools = pools
-        self._workers: list[Worker] = []
-        self._ack_batchers: list[AckBatcher] = []
-        self._watch = watch
-        self._tasks = tasks
-        self._background: set[asyncio.Task[None]] = set()
+    def __init__(self, log: Logger, *, grace_seconds: float) -> None:
+        self._claimers: list[Claimer] = []
+        self._queues: dict[Worker, AckBatcher] = {}
+        self._parts: list[Runs] = []
+        self._running: dict[Runs, asyncio.Task[None]] = {}
         self._has_ended = asyncio.Event()
         self._is_running = False
         self._log = log
         self._grace_seconds = grace_seconds
         self._stopping = asyncio.Event()
-        self._is_told_to_stop = asyncio.Event()
-        self._has_claimed_last = asyncio.Event()
 
-    def add(self, worker: Worker, ack_batcher: AckBatcher) -> None:
+    def add_claimer(self, claimer: Claimer) -> None:
+        """Claim for a pool; also while running."""
+        if self.is_stopping:
+            claimer.stop()
+        self._claimers.append(claimer)
+        self.add(claimer)
+
+    async def remove_claimer(self, claimer: Claimer) -> None:
+        """Claim no more for a pool; its requests in flight go on."""
+        self._claimers.remove(claimer)
+        self._parts.remove(claimer)
+        claimer.stop()
+        if claimer in self._running:
+            await asyncio.gather(self._running.pop(claimer), return_exceptions=True)
+
+    def add_queue(self, worker: Worker, ack_batcher: AckBatcher) -> None:
         """Serve a queue; also while running."""
-        self._workers.append(worker)
-        self._ack_batchers.append(ack_batcher)
-        if self._is_running:
-            self._begin(ack_batcher.run())
+        self._queues[worker] = ack_batcher
+        self.add(ack_batcher)
 
-    def _begin(self, run: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(run)
-        self._background.add(task)
-        task.add_done_callback(lambda _: self._has_ended.set())
+    async def remove_queue(self, worker: Worker) -> None:
+        """Serve a queue no more; it must be idle."""
+        await self.remove(self._queues.pop(worker))
+
+    def add(self, part: Runs) -> None:
+        """Run a part; also while running."""
+        self._parts.append(part)
+        if self._is_running:
+            self._begin(part)
+
+    async def remove(self, part: Runs) -> None:
+        """End a part."""
+        self._parts.remove(part)
+        if part in self._running:
+            task = self._running.pop(part)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _begin(self, part: Runs) -> None:
+        task = asyncio.create_task(part.run())
+        self._running[part] = task
+        task.add_done_callback(self._note_end)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        if task in self._running.values():
+            self._has_ended.set()
 
     @property
     def in_flight(self) -> int:
-        """Requests that wait for their outcome."""
-        return sum(worker.in_flight for worker in self._workers)
+        """Number of requests without an outcome."""
+        return sum(worker.in_flight for worker in self._queues)
 
     @property
     def is_stopping(self) -> bool:
-        """Whether `stop` or `retire` was called."""
+        """Whether `stop` was called."""
         return self._stopping.is_set()
 
+    @property
+    def ack_batchers(self) -> list[AckBatcher]:
+        """Ack batchers of all queues."""
+        return list(self._queues.values())
+
     def stop(self) -> None:
-        """Begin to drain, within the grace period; a second call ends it."""
-        if self._is_told_to_stop.is_set():
+        """Begin to drain, within the grace period; a second call ends that period."""
+        if self._stopping.is_set():
             self._hand_back()
-        self._is_told_to_stop.set()
-        self._end_claiming()
-
-    def retire(self) -> None:
-        """Begin to drain, however long it takes: what waits goes back to the queue, what was sent is finished."""
-        self._end_claiming()
-
-    async def claimed_last(self) -> None:
-        """Return once no claim of ours is on its way any more: who follows would count too few slots in use."""
-        await self._has_claimed_last.wait()
-
-    def _end_claiming(self) -> None:
         self._stopping.set()
-        for pool in self._pools:
-            pool.stop()
+        for claimer in self._claimers:
+            claimer.stop()
 
     async def run(self) -> None:
-        """Claim, carry and settle until stopped and drained. Raises what ended a loop that must not end."""
+        """Run all parts until stopped and drained. Raises the error of a part that ended by itself."""
         self._is_running = True
-        self._begin(self._watch.run())
-        for task in self._tasks:
-            self._begin(task.run())
-        for ack_batcher in self._ack_batchers:
-            self._begin(ack_batcher.run())
-        claiming = [asyncio.create_task(pool.run()) for pool in self._pools]
+        for part in self._parts:
+            self._begin(part)
         waiting = [asyncio.create_task(event.wait()) for event in (self._stopping, self._has_ended)]
         try:
-            await asyncio.wait([*waiting, *claiming], return_when=asyncio.FIRST_COMPLETED)
-            for ended in (task for task in (*self._background, *claiming) if task.done()):
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for ended in [task for task in self._running.values() if task.done()]:
                 await ended
-            await asyncio.gather(*claiming)
-            self._has_claimed_last.set()
+            await asyncio.gather(*(self._running[claimer] for claimer in self._claimers))
             await self._drain()
         finally:
-            self._has_claimed_last.set()
-            for running in (*self._background, *claiming, *waiting):
-                running.cancel()
-            await asyncio.gather(*self._background, *claiming, *waiting, return_exceptions=True)
+            tasks = [*self._running.values(), *waiting]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _drain(self) -> None:
-        handed_back = 0
-        if not self._is_told_to_stop.is_set():
-            handed_back += await self._retired()
         self._log.info("draining", in_flight=self.in_flight, grace_seconds=self._grace_seconds)
-        work = self._work()
+        handed_back = 0
+        work = self.work()
         if work:
             _, unfinished = await asyncio.wait(work, timeout=self._grace_seconds)
             self._hand_back()
             if unfinished:
                 await asyncio.wait(unfinished)
-            await asyncio.sleep(0)  # the callbacks of what was cancelled add its releases now
-            handed_back += len(unfinished)
+            await asyncio.sleep(0)  # the callbacks of cancelled tasks add their releases now
+            handed_back = len(unfinished)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):
-                await asyncio.gather(*(ack_batcher.drained() for ack_batcher in self._ack_batchers))
+                await asyncio.gather(*(batcher.drained() for batcher in self._queues.values()))
         self._log.info("drained", handed_back=handed_back)
 
-    async def _retired(self) -> int:
-        """Give up what was not sent, and wait for what was, until told to stop; returns how much was given up.
-
-        What waits at a gate would wait at one that is no more.
-        """
-        self._log.info("retiring", in_flight=self.in_flight)
-        handed_back = sum(worker.hand_back_unsent() for worker in self._workers)
-        told = asyncio.create_task(self._is_told_to_stop.wait())
-        try:
-            while (work := self._work()) and not told.done():
-                await asyncio.wait([told, *work], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            told.cancel()
-        await asyncio.sleep(0)  # as above
-        return handed_back
-
-    def _work(self) -> list[asyncio.Task[Settlement]]:
-        return [task for worker in self._workers for task in worker.work()]
+    def work(self) -> list[asyncio.Task[Settlement]]:
+        """Tasks of requests without an outcome."""
+        return [task for worker in self._queues for task in worker.work()]
 
     def _hand_back(self) -> None:
-        for worker in self._workers:
+        for worker in self._queues:
             worker.hand_back()

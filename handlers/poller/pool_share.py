@@ -1,122 +1,106 @@
-"""Shares the slots of a pool among all pollers that live: each has its part, all together never more than one alone.
+"""Shares the slots of pools among all live pollers; their shares add up to the pool.
 
-A poller that comes waits until the others have heard of it and say what they use; one that dies gives its part
-back with its lease, one that stops gives it back at once.
+A new poller claims nothing until its peers have registered it and reported the slots that they use. The share of a
+crashed poller is freed when its lease expires, that of a stopped poller at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from handlers.gates.allowance import WHOLE_POOL, ProcessShare
 from handlers.gates.gate import Gate
-from handlers.poller.claimer import Claimer
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.limits.pool_members import RedisPoolSharing
 from handlers.telemetry.logs import Logger
 
 SHARE_SECONDS: Final = 0.5
-"""How often a poller says that it lives."""
+"""Interval at which a poller renews its registration."""
 SHARE_LEASE_SECONDS: Final = 5.0
-"""How long a part is kept for one that does not say so any more."""
+"""Time after which a poller that no longer renews loses its share."""
 _HEARD_AFTER_TICKS: Final = 2
 _NOTHING: Final = ProcessShare(index=0, count=1, is_known=False)
 
 
 class PoolSharing:
-    """One pool of this poller. `part` is what of it is ours now: nothing, until the store has said so."""
+    """This process's share of one pool: nothing until Redis has answered."""
 
     def __init__(self, pool_id: str, store: RedisPoolSharing, log: Logger) -> None:
-        self.part = _NOTHING
-        self.in_use: Callable[[], int] = lambda: 0
+        self.share = _NOTHING
         self._pool_id = pool_id
         self._store = store
         self._log = log
         self._ticks = 0
-        self._told = 0
+        self._logged_count = 0
 
-    async def tick(self) -> None:
-        """Renew, and learn our part. Raises what the store raises; the last part holds meanwhile."""
-        found = await self._store.share(self.in_use())
-        # The others refill their slots until they hear of us: before that, what they say they use is too little.
+    async def tick(self, in_use: int) -> None:
+        """Renew the registration and read the share. Raises what the store raises; the last share then holds."""
+        found = await self._store.share(in_use)
+        # Peers refill their slots until they know of this poller: until then they report too few slots in use.
         is_known = found.count == 1 or self._ticks >= _HEARD_AFTER_TICKS
-        self.part = ProcessShare(found.place, found.count, found.elsewhere, is_known)
+        self.share = ProcessShare(found.place, found.count, found.elsewhere, is_known)
         self._ticks += 1
-        if found.count != self._told:
-            self._told = found.count
-            self._log.info("pool shared", pool=self._pool_id, pollers=found.count, place=found.place)
-
-    def take_over(self, before: PoolSharing) -> None:
-        """Have the place and the part of `before`, which renews no more."""
-        self.part, self._ticks, self._told = before.part, before._ticks, before._told
-        self._store.take_over(before._store)
+        if found.count != self._logged_count:
+            self._logged_count = found.count
+            self._log.info("pool shared", pool=self._pool_id, pollers=found.count, index=found.place)
 
     async def leave(self) -> None:
-        """Give our part back."""
-        await self._store.leave()
+        """Free the share; without Redis, the lease does."""
+        with contextlib.suppress(*STORE_FAILURES):
+            await self._store.leave()
 
 
-class SharedPools:
-    """What of each pool is this poller's. A pool that is not shared is whole, and costs nothing."""
+class PoolShares:
+    """This process's shares of all pools. A pool that is not shared is whole and costs nothing."""
 
     def __init__(self, redis: Store, log: Logger) -> None:
         self._redis = redis
         self._log = log
         self._poller = secrets.token_hex(8)
-        self._sharing: dict[str, PoolSharing] = {}
+        self._shared: dict[str, PoolSharing] = {}
 
-    def part_of_pool(
-        self, pool_id: str, gates: Sequence[Gate], *, is_shared: bool | None
-    ) -> Callable[[], ProcessShare]:
-        """Of the pool's slots: shared where the settings say so; unset, where a gate publishes a budget."""
-        if is_shared is None:
-            is_shared = any(gate.shares_pool() for gate in gates)
-        if not is_shared:
-            return lambda: WHOLE_POOL
-        sharing = self._shared(pool_id)
-        return lambda: sharing.part
+    def of_pool(self, pool_id: str, *, is_shared: bool) -> Callable[[], ProcessShare]:
+        """Function that returns the share of the pool's slots."""
+        return partial(_share, self._joined(pool_id)) if is_shared else _whole
 
-    @property
-    def is_used(self) -> bool:
-        """Whether any pool is shared."""
-        return bool(self._sharing)
+    def of_queue(self, pool_id: str, *, is_shared: bool) -> Callable[[], ProcessShare]:
+        """Share of the budget of a queue's own gates; slots in use elsewhere are known for whole pools only."""
+        return partial(_share_of_queue, self._joined(pool_id)) if is_shared else _whole
 
-    def take_over(self, before: SharedPools) -> None:
-        """Be the same poller to the others as `before` was: a second one would halve our part."""
-        for pool_id in [one for one in before._sharing if one in self._sharing]:
-            self._sharing[pool_id].take_over(before._sharing.pop(pool_id))
+    async def tick(self, in_use: Mapping[str, int]) -> None:
+        """Renew all registrations and read the shares; `in_use` is the number of slots in use by pool."""
+        for pool_id, sharing in list(self._shared.items()):
+            await sharing.tick(in_use.get(pool_id, 0))
 
-    def part_of_queue(
-        self, pool_id: str, gates: Sequence[Gate], *, is_shared: bool | None
-    ) -> Callable[[], ProcessShare]:
-        """Of the budget of a queue's own gates. What others use is known of the pool alone."""
-        if is_shared is False or not any(gate.shares_pool() for gate in gates):
-            return lambda: WHOLE_POOL
-        sharing = self._shared(pool_id)
-        return lambda: replace(sharing.part, elsewhere=0)
+    async def leave(self, kept: Collection[str] = ()) -> None:
+        """Free the shares of all pools that are not in `kept`."""
+        for pool_id in [one for one in self._shared if one not in kept]:
+            await self._shared.pop(pool_id).leave()
 
-    def watch(self, pool: Claimer) -> None:
-        """Tell the others what `pool` uses, if it is shared."""
-        if pool.pool_id in self._sharing:
-            self._sharing[pool.pool_id].in_use = lambda: pool.in_flight
-
-    async def tick(self) -> None:
-        """Say that we live, and learn our parts."""
-        for sharing in self._sharing.values():
-            await sharing.tick()
-
-    async def leave(self) -> None:
-        """Give all parts back."""
-        for sharing in self._sharing.values():
-            with contextlib.suppress(*STORE_FAILURES):  # without Redis the lease ends them
-                await sharing.leave()
-
-    def _shared(self, pool_id: str) -> PoolSharing:
-        if pool_id not in self._sharing:
+    def _joined(self, pool_id: str) -> PoolSharing:
+        if pool_id not in self._shared:
             store = RedisPoolSharing(self._redis, pool_id, self._poller, lease_seconds=SHARE_LEASE_SECONDS)
-            self._sharing[pool_id] = PoolSharing(pool_id, store, self._log)
-        return self._sharing[pool_id]
+            self._shared[pool_id] = PoolSharing(pool_id, store, self._log)
+        return self._shared[pool_id]
+
+
+def is_pool_shared(gates: Sequence[Gate], setting: bool | None) -> bool:
+    """Whether pollers share a pool: as set, else if one of its gates publishes a budget."""
+    return any(gate.shares_pool() for gate in gates) if setting is None else setting
+
+
+def _whole() -> ProcessShare:
+    return WHOLE_POOL
+
+
+def _share(sharing: PoolSharing) -> ProcessShare:
+    return sharing.share
+
+
+def _share_of_queue(sharing: PoolSharing) -> ProcessShare:
+    return replace(sharing.share, elsewhere=0)

@@ -17,7 +17,7 @@ import msgspec
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.gate import Gate, GateState
+from handlers.gates.gate import GateState
 from handlers.gates.labels import BANDS
 from handlers.poller.claimer import Claimer
 from handlers.redis_store.admin.status_board import StatusBoard
@@ -72,12 +72,6 @@ class Tally:
             )
         )
 
-    def join(self, other: Tally) -> None:
-        """Count into `other` from now on."""
-        other.counts.update(self.counts)
-        other.failures.extend(self.failures)
-        self.counts, self.failures = other.counts, other.failures
-
     def take(self) -> tuple[dict[str, int], list[bytes]]:
         """What is there, newest failure last in time but first in the list; then start anew."""
         counts, failures = dict(self.counts), [msgspec.json.encode(one) for one in self.failures]
@@ -126,18 +120,9 @@ class StatusWatch:
         self._board = board
         self._tally = tally
         self._report = report
-        self._is_handed_over = False
-
-    def hand_over(self, heir: StatusWatch) -> None:
-        """From now on `heir` posts for both: what is in flight would be told twice."""
-        self._tally.join(heir._tally)
-        self._is_handed_over = True
 
     async def tick(self) -> None:
         """One post; what was counted is lost if it fails, and nothing waits for it."""
-        if self._is_handed_over:
-            await self._board.leave()
-            return
         counts, failures = self._tally.take()
         await self._board.post(
             msgspec.json.encode(self._report()), int(self._tally.clock() // 60), counts, failures
@@ -153,43 +138,39 @@ def host_name() -> str:
     return socket.gethostname()
 
 
-def status_watch(
-    redis: Store, tally: Tally, pools: Mapping[str, Claimer], pool_gates: Mapping[str, Sequence[Gate]]
-) -> StatusWatch:
-    """Posts what these pools do."""
+def status_watch(redis: Store, tally: Tally, claimers: Mapping[str, Claimer]) -> StatusWatch:
+    """A `StatusWatch` for the pools of `claimers`, whose entries may change."""
     host = host_name()
     board = StatusBoard(redis, f"{host}-{os.getpid()}-{secrets.token_hex(3)}")
-    return StatusWatch(board, tally, lambda: poller_report(host, tally.clock(), pools, pool_gates))
+    return StatusWatch(board, tally, lambda: poller_report(host, tally.clock(), claimers))
 
 
-def poller_report(
-    host: str, at: float, pools: Mapping[str, Claimer], pool_gates: Mapping[str, Sequence[Gate]]
-) -> PollerReport:
-    """This process at one moment."""
-    used = [pool for pool in pools.values() if pool.sources]
+def poller_report(host: str, at: float, claimers: Mapping[str, Claimer]) -> PollerReport:
+    """State of this process now."""
+    used = [claimer for claimer in claimers.values() if claimer.queues]
     return PollerReport(
         at=round(at, 3),
         host=host,
         pools=[
             PoolReport(
-                pool.pool_id,
-                pool.slots,
-                pool.in_flight,
-                round(pool.budget, 3),
-                gate_reports([gate.state() for gate in pool_gates.get(pool.pool_id, ())]),
+                claimer.pool_id,
+                claimer.options.slots,
+                claimer.in_flight,
+                round(claimer.budget, 3),
+                gate_reports([gate.state() for gate in claimer.options.gates]),
             )
-            for pool in used
+            for claimer in used
         ],
         queues=[
             QueueReport(
                 name,
-                pool.pool_id,
-                BANDS[pool.lane_of(source.labels)],
-                source.worker.in_flight,
-                source.circuit.state if source.circuit else "closed",
-                gate_reports([gate.state() for gate in source.gates]),
+                claimer.pool_id,
+                BANDS[claimer.options.lane_of(queue.labels)],
+                queue.worker.in_flight,
+                queue.circuit.state if queue.circuit else "closed",
+                gate_reports([gate.state() for gate in queue.gates]),
             )
-            for pool in used
-            for name, source in pool.sources.items()
+            for claimer in used
+            for name, queue in claimer.queues.items()
         ],
     )

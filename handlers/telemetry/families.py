@@ -43,6 +43,10 @@ class DeadlineProximity(Collector):
             rising.append(max(count, rising[-1] if rising else 0))
         self._snapshots[labels] = rising, max(total, rising[-1])
 
+    def forget(self, labels: tuple[str, ...]) -> None:
+        """Drop the snapshot of a queue."""
+        self._snapshots.pop(labels, None)
+
     def collect(self) -> Iterable[HistogramMetricFamily]:
         family = HistogramMetricFamily(self._name, _TEXT, labels=self._labels)
         for labels, (counts, total) in self._snapshots.items():

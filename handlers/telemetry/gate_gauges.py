@@ -78,16 +78,20 @@ class GateGauges:
             "gate_figure", "Other numbers of a gate, by name.", *_OWNER, "gate_type", "figure"
         )
         self._aimd = {name: gauge(name, text, "pool_name", "band") for name, text in _AIMD.items()}
-        self._gates: list[tuple[Owner, Callable[[], GateView]]] = []
+        self._gates: dict[Owner, Callable[[], GateView]] = {}
 
     def watch(self, owner: Owner, state: Callable[[], GateView]) -> None:
-        """Show this gate from now on; `state` is cheap and called at each look."""
-        self._gates.append((owner, state))
+        """Show this gate of `owner` from now on; `state` is cheap and called at each scrape."""
+        self._gates[owner] = state
+
+    def forget(self, owner: Owner) -> None:
+        """Show no gate of `owner` any more."""
+        self._gates.pop(owner, None)
+        if owner[0]:  # the budget of a pool is set whether it has a gate or not
+            self._budget.remove_by_labels(dict(zip(_OWNER, owner, strict=True)))
 
     def refresh(self) -> None:
         """Read all gates; a series that a gate no longer has (an unused band) disappears."""
-        if not self._gates:
-            return
         gauges = (
             self._value,
             self._threshold,
@@ -98,7 +102,7 @@ class GateGauges:
         )
         for gauge in (*gauges, *self._aimd.values()):
             gauge.clear()
-        for owner, read in self._gates:
+        for owner, read in self._gates.items():
             state = read()
             if owner[0]:
                 self._budget.labels(*owner).set(state.budget)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 from weakref import WeakSet, WeakValueDictionary
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from handlers.contract.result import token_usage
@@ -273,6 +273,31 @@ class Metrics(Families):
             )
             self._queues[key] = found
         return found
+
+    def forget_queue(self, labels: tuple[str, str, str]) -> None:
+        """Remove the gauges of a queue (id, name, pool) that is no longer configured; its counters stay."""
+        self.forget_gate(*labels)
+        if self._queues.pop(labels, None) is None:
+            return
+        self.proximity.forget(labels)
+        self._remove_gauges(dict(zip(("queue_id", "queue_name", "pool_name"), labels, strict=True)))
+
+    def forget_pool(self, pool_name: str) -> None:
+        """Remove the gauges of a pool that is no longer configured."""
+        self.forget_gate("", "", pool_name)
+        self._remove_gauges({"queue_id": "", "queue_name": "", "pool_name": pool_name})
+        for gauge in (self.gate_waiting, self.workers):
+            gauge.remove_by_labels({"pool_name": pool_name})
+
+    def _remove_gauges(self, labels: dict[str, str]) -> None:
+        gauges = [one for one in vars(self).values() if isinstance(one, Gauge)]
+        for gauge in gauges:
+            if labels.keys() <= set(gauge._labelnames):
+                gauge.remove_by_labels(labels)
+
+    def forget_gate(self, queue_id: str, queue_name: str, pool_name: str) -> None:
+        """Show no gate of a queue or pool any more."""
+        self._gates.forget((queue_id, queue_name, pool_name))
 
     def pool(self, pool_name: str, slots: int, budget: float, waiting: int = 0) -> None:
         """Set a pool's slots, the fraction its gate allows in use (0 to 1), and how many wait at its gates."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 from handlers.gates.gate import Gate, GateState
 from handlers.gates.registry import build_gate
@@ -20,6 +20,111 @@ def prometheus_http(settings: Settings) -> HttpText:
     """A client with the credentials for Prometheus. Raises `InvalidSetting` for files that cannot be read."""
     token = file_token("PROMETHEUS_TOKEN_FILE", settings.env.prometheus_token_file)
     return HttpText(token, prometheus_tls(settings))
+
+
+Place: TypeAlias = tuple[str, str]
+"""What a gate belongs to: ("pool", id), ("queue", name) or ("subscription", name)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateEntry:
+    """A gate as the settings ask for it; `setting` is the path of its entry, for errors."""
+
+    gate_type: str
+    gate_params: Mapping[str, Any]
+    setting: str
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedGate:
+    """A gate and the settings that it was built from."""
+
+    gate: Gate
+    gate_type: str
+    gate_params: Mapping[str, Any]
+    pool: str
+
+    def is_of(self, entry: GateEntry) -> bool:
+        """Whether `entry` asks for the same gate."""
+        return (self.gate_type, self.gate_params, self.pool) == (
+            entry.gate_type,
+            entry.gate_params,
+            entry.pool,
+        )
+
+
+class PlacedGates:
+    """Gates of a process by place. A reload changes them in place, so that their limits hold throughout."""
+
+    def __init__(self, build: ProcessGates, entries: Mapping[Place, GateEntry]) -> None:
+        """Raises `InvalidSetting` for an invalid entry."""
+        self._build = build
+        self._placed: dict[Place, PlacedGate] = {}
+        self._placed = self.prepared(entries)
+
+    def at(self, place: Place) -> list[Gate]:
+        """The gate of a place, as a list; empty if it has none."""
+        placed = self._placed.get(place)
+        return [] if placed is None else [placed.gate]
+
+    def prepared(self, entries: Mapping[Place, GateEntry]) -> dict[Place, PlacedGate]:
+        """The gates that `entries` ask for, for `apply`: new ones where an entry has changed.
+
+        Changes nothing. Raises `InvalidSetting` for an invalid entry.
+        """
+        return {
+            place: self._unchanged(place, entry) or self._new(entry)
+            for place, entry in entries.items()
+            if entry.gate_type
+        }
+
+    def _unchanged(self, place: Place, entry: GateEntry) -> PlacedGate | None:
+        placed = self._placed.get(place)
+        return placed if placed is not None and placed.is_of(entry) else None
+
+    def _new(self, entry: GateEntry) -> PlacedGate:
+        gate = self._build.gate(entry)
+        return PlacedGate(gate, entry.gate_type, entry.gate_params, entry.pool)
+
+    async def apply(self, prepared: Mapping[Place, PlacedGate]) -> GateChanges:
+        """Put prepared gates in force."""
+        changes = GateChanges()
+        placed: dict[Place, PlacedGate] = {}
+        for place, new in prepared.items():
+            old = self._placed.get(place)
+            if old is new:
+                placed[place] = new
+                continue
+            changes.places.add(place)
+            if old is None:
+                await new.gate.start()
+                placed[place] = new
+            else:
+                placed[place] = replace(new, gate=await old.gate.renewed(new.gate, changes.discarded))
+        for place in self._placed.keys() - placed.keys():
+            changes.places.add(place)
+            changes.discarded.append(self._placed[place].gate)
+        self._placed = placed
+        return changes
+
+    async def start(self) -> None:
+        """Probe all sources; an unavailable source does not fail the start."""
+        for placed in self._placed.values():
+            await placed.gate.start()
+
+    async def aclose(self) -> None:
+        """Stop background readings."""
+        for placed in self._placed.values():
+            await placed.gate.aclose()
+
+
+@dataclass(slots=True)
+class GateChanges:
+    """Places whose gates a reload has changed, and gates to close once what they admitted has ended."""
+
+    places: set[Place] = field(default_factory=set)
+    discarded: list[Gate] = field(default_factory=list)
 
 
 class ProcessGates:
@@ -53,9 +158,14 @@ class ProcessGates:
         """
         if not gate_type:
             return []
-        gate = build_gate(gate_type, gate_params, replace(self._sources, owner_pool=pool), setting)
+        gate = self.gate(GateEntry(gate_type, gate_params, setting, pool))
         self._gates.append(gate)
         return [gate]
+
+    def gate(self, entry: GateEntry) -> Gate:
+        """A gate that the caller starts and closes. Raises `InvalidSetting`."""
+        sources = replace(self._sources, owner_pool=entry.pool)
+        return build_gate(entry.gate_type, entry.gate_params, sources, entry.setting)
 
     def are_available(self) -> bool:
         """Whether every gate knows what it has to know."""

@@ -1,205 +1,301 @@
-"""The poller's wiring: settings in, a finished poller out."""
+"""The poller: built from the settings, changed in place by each valid change of the configuration file."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Awaitable, Callable
-from functools import cached_property, partial
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 from handlers.clock import FollowedClock
 from handlers.forward.middleware.guarded import Guards, guarded_dispatch
 from handlers.forward.route import Routes
-from handlers.gates.allowance import Allowance, all_shares
+from handlers.gates.allowance import ProcessShare
 from handlers.gates.gate import Gate
 from handlers.gates.labels import band_of
-from handlers.poller.ack_batcher import WRITE_SECONDS, AckBatcher, FinishedLog, Settlement
+from handlers.poller.ack_batcher import Settlement
 from handlers.poller.byte_budget import ByteBudget
-from handlers.poller.claimer import Claimer, Source
+from handlers.poller.claimer import Claimer, ClaimerOptions
+from handlers.poller.dispatcher import Dispatch
 from handlers.poller.duplicates import Duplicates
-from handlers.poller.maintenance import (
-    CANCEL_SECONDS,
-    DEPTHS_SECONDS,
-    Canceller,
-    DepthWatch,
-    LeaseKeeper,
-    PeriodicTask,
-    QueueParts,
-    QueueTable,
-    Reclaimer,
-)
+from handlers.poller.maintenance import PeriodicTask
 from handlers.poller.poller import Poller
-from handlers.poller.pool_share import SHARE_SECONDS, SharedPools
-from handlers.poller.priority import LaneOptions, build_merge, check_objectives
-from handlers.poller.queue_watch import QueueWatch
+from handlers.poller.pool_share import PoolShares, is_pool_shared
+from handlers.poller.priority import LaneOptions, Merge, build_merge, check_objectives
 from handlers.poller.settlement import RequestLimits, ResultRoute
-from handlers.poller.worker import Worker
-from handlers.redis_store.admin.finished import FinishedLimits, FinishedRecords
+from handlers.poller.worker import WorkerOptions
 from handlers.redis_store.connection import (
     STORE_FAILURES,
     Store,
-    connect,
     connections_in_use,
     durability_warnings,
 )
 from handlers.redis_store.faults import explained
 from handlers.redis_store.keys import ReservedNames
-from handlers.redis_store.opening import open_queue, open_retries
-from handlers.redis_store.queue.cancellations import ForeignCancellations
-from handlers.redis_store.queue.payloads import read_payload
-from handlers.redis_store.queue.presence import existing, wake_signals
-from handlers.redis_store.queue.queue import QueueOptions
 from handlers.settings.config_file import PoolEntry, QueueEntry
 from handlers.settings.settings import Settings, memory_warnings
-from handlers.status.collect import POST_SECONDS, Tally, status_watch
+from handlers.status.collect import POST_SECONDS, Tally
 from handlers.telemetry.dependencies import SkewWatch
 from handlers.telemetry.logs import get_logger
-from handlers.telemetry.metrics import CONTENT_TYPE, Metrics, QueueMetrics
+from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer
 from handlers.wiring.closing import Close, close_in_time
 from handlers.wiring.credentials import redis_options
 from handlers.wiring.forward_stack import guards_of, poller_client, poller_dispatch
-from handlers.wiring.gates import ProcessGates
+from handlers.wiring.gates import GateEntry, Place, PlacedGates, ProcessGates
 from handlers.wiring.metrics import tracing_of
+from handlers.wiring.poller_queues import QueuePlan, RedisQueues, SharedParts, store_identity
+from handlers.wiring.reload import ConfigWatch
 from handlers.wiring.reserved_names import all_gate_params, reserved_names, withheld_labels
 
-_BATCH = 1_000
-_MOST_EAGER = 64
-"""With more queues than this, the parts of a queue without gates are built when it first has requests."""
-_RECLAIM_SECONDS_PER_QUEUE = 0.0005
-"""Least interval of the scans for dead owners, per queue: 5 s for 10,000."""
+_MOST_LOGGED: Final = 64
+_END_SECONDS: Final = 0.2
+"""How long the end of a process waits for background tasks of a reload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A valid configuration with what is derived from it; nothing of it is in force yet."""
+
+    settings: Settings
+    routes: Routes
+    dispatch: Dispatch
+    reserved: ReservedNames
+    withheld_labels: frozenset[str]
+    pools: Mapping[str, PoolEntry]
+    merges: Mapping[str, Merge]
+
+    def labels_of(self, entry: QueueEntry) -> tuple[str, str, str]:
+        """Labels of a queue's metrics: id, name and pool."""
+        return entry.id or entry.queue_name, entry.queue_name, entry.worker_pool_id
 
 
 class PollerApp:
-    """A poller with its connections; `run` ends when it is stopped and drained."""
+    """A poller with its connections; `run` ends when it is stopped and drained.
 
-    def __init__(self, settings: Settings, before: PollerApp | None = None) -> None:
-        """`before` is the one whose place this one may take; its counters, circuits and retry budgets go on here."""
-        self._settings = settings
+    With `variables`, the environment of the process, it follows changes of the configuration file.
+    """
+
+    def __init__(self, settings: Settings, variables: Mapping[str, str] | None = None) -> None:
+        """Connects nothing. Raises `InvalidSetting` for an invalid configuration."""
+        env = settings.env
         self._log = get_logger("poller")
-        self.has_begun = False  # whether it may have claimed requests
-        self._redis = connect(redis_options(settings))
+        self.has_begun = False
+        """Whether it may have claimed requests."""
         self._client = poller_client(settings)
         self._tracing = tracing_of(settings)
-        self._guards: Guards = before._guards if before else guards_of(settings, self._log)
-        self._budget: ByteBudget = before._budget if before else ByteBudget(settings.max_in_flight_bytes)
-        self._clock: FollowedClock = before._clock if before else FollowedClock()
-        self._dispatch = poller_dispatch(settings, self._client, self._tracing, self._clock.now)
-        default_queue = settings.queues[0].queue_name
-        self._retries = open_retries(self._redis, default_queue, self._queue_options())
-        self._metrics: Metrics = Metrics(previous=before._metrics if before else None)
-        self._tally = Tally(clock=self._clock.now, tenant_field=settings.fairness_attribute)
-        self._gates = ProcessGates(settings, redis_options(settings))
-        self._pool_gates: dict[str, list[Gate]] = {}
-        self._placed_gates: dict[tuple[str, str], Gate] = {}
-        self._is_refused: Callable[[], bool] = lambda: False
-        self._lanes: dict[str, LaneOptions] = {}
-        self._tasks: list[PeriodicTask] = []
-        self._shared = SharedPools(self._redis, self._log)
-        self._finished = self._finished_log()
-        self._watch = self._queue_watch()
-        self._foreign = ForeignCancellations(self._redis)
-        self._table = QueueTable()
-        self._reserved = _reserved(settings)
-        self._withheld_labels = withheld_labels(settings)
-        self._pools = self._build_pools()
-        self._ack_batchers: list[AckBatcher] = []
-        self.poller = self._poller()
-        for number, entry in enumerate(settings.queues):
-            self._add(number, entry)
-        self._maintain()
-        self._tasks.append(self._clock_watch())
-        if self._shared.is_used:
-            self._tasks.append(self._task("pool sharing", SHARE_SECONDS, self._shared.tick))
-        self._status = status_watch(self._redis, self._tally, self._pools, self._pool_gates)
-        self._tasks.append(self._task("status board", POST_SECONDS, self._status.tick))
+        self._guards: Guards = guards_of(settings, self._log)
+        self._metrics = Metrics()
+        self._claimers: dict[str, Claimer] = {}
+        self.poller = Poller(self._log, grace_seconds=env.shutdown_grace_seconds)
+        clock = FollowedClock()
+        tally = Tally(clock=clock.now, tenant_field=settings.fairness_attribute)
+        budget = ByteBudget(settings.max_in_flight_bytes)
+        self._shared = SharedParts(self._log, clock, budget, tally, self.poller, self._claimers)
+        self._process_gates = ProcessGates(settings, redis_options(settings))
+        self._gates = PlacedGates(self._process_gates, gate_entries(settings))
+        self._plan = self._planned(settings)
+        self._old_queues: list[RedisQueues] = []
+        self._closing: set[asyncio.Task[None]] = set()
+        self._queues = RedisQueues(settings, self._shared)
+        self._apply(self._plan, None, set())
+        self._config = ConfigWatch(variables or {}, settings, self._log)
+        self._is_following = variables is not None and self._config.is_watching
+        self.poller.add(self._clock_watch())
         self._watch_metrics()
-        self._pages: PagesServer | None = PagesServer(
-            self._page_table(), settings.env.host, settings.env.metrics_port
+        self._pages = PagesServer(self._page_table(), env.host, env.metrics_port)
+
+    def _planned(self, settings: Settings, before: Plan | None = None) -> Plan:
+        """The plan of these settings. Raises `InvalidSetting`."""
+        names = [*(queue.queue_name for queue in settings.queues), settings.retry_queue_name]
+        return Plan(
+            settings,
+            settings.routes,
+            poller_dispatch(settings, self._client, self._tracing, self._shared.clock.now),
+            reserved_names(names, all_gate_params(settings)),
+            withheld_labels(settings),
+            {entry.id: entry for entry in settings.pools},
+            {entry.id: self._merge(number, entry, before) for number, entry in enumerate(settings.pools)},
         )
 
-    def _poller(self) -> Poller:
-        used = {entry.worker_pool_id for entry in self._settings.queues}
-        pools = [pool for pool_id, pool in self._pools.items() if pool_id in used]
-        grace_seconds = self._settings.env.shutdown_grace_seconds
-        return Poller(pools, self._watch, self._tasks, self._log, grace_seconds=grace_seconds)
+    def _merge(self, number: int, entry: PoolEntry, before: Plan | None) -> Merge:
+        """The merge policy of a pool: the one in force, which remembers turns, if it has not changed."""
+        setting = f"pools[{number}]"
+        check_objectives(entry.lane_objectives, f"{setting}.lane_objectives")
+        merge = build_merge(
+            entry.merge_policy, f"{setting}.merge_policy", ageing_seconds=entry.ageing_seconds
+        )
+        old = None if before is None else before.pools.get(entry.id)
+        if before is None or old is None:
+            return merge
+        is_kept = (old.merge_policy, old.ageing_seconds) == (entry.merge_policy, entry.ageing_seconds)
+        return before.merges[entry.id] if is_kept else merge
 
-    def _queue_watch(self) -> QueueWatch:
-        async def promote() -> int:
-            moved = some = await self._retries.promote(_BATCH)
-            while some == _BATCH:
-                some = await self._retries.promote(_BATCH)
-                moved += some
-            return moved
+    async def _reload(self, settings: Settings) -> None:
+        """Apply the difference between the settings in force and these. Raises `InvalidSetting`, changing nothing."""
+        if self.poller.is_stopping:
+            return
+        before = self._plan
+        plan = self._planned(settings, before)
+        prepared = self._gates.prepared(gate_entries(settings))
+        changes = await self._gates.apply(prepared)
+        work = self.poller.work()
+        if self._queues.identity != store_identity(settings):
+            self._in_background(self._replaced(self._queues))
+            self._queues = RedisQueues(settings, self._shared)
+        self._plan = plan
+        self._apply(plan, before, changes.places)
+        self._in_background(self._close_gates(changes.discarded, work))
+        self._log.info("configuration reloaded", queues=[one.queue_name for one in settings.queues])
 
-        return QueueWatch(
-            partial(existing, self._redis),
-            self._log,
-            poll_interval_seconds=self._settings.poll_interval_seconds,
-            retry_keys=self._retries.work_keys,
-            promote=promote,
-            signals=partial(wake_signals, self._redis),
+    def _apply(self, plan: Plan, before: Plan | None, changed_places: set[Place]) -> None:
+        settings = plan.settings
+        self._shared.tally.tenant_field = settings.fairness_attribute
+        kept: set[str] = set()
+        for entry in plan.pools.values():
+            kept |= self._apply_pool(plan, entry)
+        plans = {entry.queue_name: self._queue_plan(plan, entry) for entry in settings.queues}
+        kept |= {entry.worker_pool_id for entry in settings.queues if self._is_queue_shared(plan, entry)}
+        hand_back = {
+            entry.queue_name
+            for entry in settings.queues
+            if {("queue", entry.queue_name), ("pool", entry.worker_pool_id)} & changed_places
+        }
+        self._queues.apply(settings.queues[0].queue_name, plans, hand_back)
+        self._show_gates(plan)
+        if before is not None:
+            self._forget(plan, before)
+            self._in_background(self._queues.shares.leave(kept))
+
+    def _forget(self, plan: Plan, before: Plan) -> None:
+        """Remove the gauges of pools and queues that are no longer configured, and idle claimers.
+
+        A pool with requests in flight keeps its claimer: if it is configured again, they count against its slots.
+        """
+        for pool_id in before.pools.keys() - plan.pools.keys():
+            self._metrics.forget_pool(pool_id)
+        for pool_id, claimer in list(self._claimers.items()):
+            if pool_id not in plan.pools and not claimer.in_flight:
+                del self._claimers[pool_id]
+                self._in_background(self.poller.remove_claimer(claimer))
+        shown = {plan.labels_of(entry) for entry in plan.settings.queues}
+        for entry in before.settings.queues:
+            if before.labels_of(entry) not in shown:
+                self._metrics.forget_queue(before.labels_of(entry))
+
+    def _apply_pool(self, plan: Plan, entry: PoolEntry) -> set[str]:
+        """Put the options of a pool in force; returns its id if other pollers share it."""
+        settings, gates = plan.settings, self._gates.at(("pool", entry.id))
+        is_shared = is_pool_shared(gates, entry.shared)
+        options = ClaimerOptions(
+            slots=entry.workers or settings.env.workers,
+            poll_interval_seconds=settings.poll_interval_seconds,
+            gates=gates,
+            merge=plan.merges[entry.id],
+            share=self._queues.shares.of_pool(entry.id, is_shared=is_shared),
+            lane_of=partial(band_of, tier_label=settings.tier_label),
+            watch=self._queues.watch,
+        )
+        if entry.id in self._claimers:
+            self._claimers[entry.id].change(options)
+        else:
+            claimer = self._claimers[entry.id] = Claimer(entry.id, options, self._log)
+            self.poller.add_claimer(claimer)
+        return {entry.id} if is_shared else set()
+
+    def _is_queue_shared(self, plan: Plan, entry: QueueEntry) -> bool:
+        """Whether pollers share the budget of the queue's own gates."""
+        pool = plan.pools[entry.worker_pool_id]
+        gates = self._gates.at(("queue", entry.queue_name))
+        return is_pool_shared(gates, None) and pool.shared is not False
+
+    def _queue_plan(self, plan: Plan, entry: QueueEntry) -> QueuePlan:
+        guard = self._guards.of(plan.routes.of(entry.queue_name).base_url)
+        is_shared = self._is_queue_shared(plan, entry)
+        return QueuePlan(
+            claimer=self._claimers[entry.worker_pool_id],
+            worker_options=partial(self._worker_options, plan, entry),
+            labels=entry.labels,
+            gates=self._gates.at(("queue", entry.queue_name)),
+            share=partial(_queue_share, pool_id=entry.worker_pool_id, is_shared=is_shared),
+            circuit=guard.circuit,
         )
 
-    def _maintain(self) -> None:
-        """Add the periodic tasks that serve all queues."""
-        env, redis, table = self._settings.env, self._redis, self._table
-        is_cluster = redis_options(self._settings).is_cluster
-        leases = LeaseKeeper(table, env.lease_seconds)
-        reclaimer = Reclaimer(redis, table, self._log, max_deaths=env.max_deaths, cluster=is_cluster)
-        canceller = Canceller(
-            redis,
-            table,
-            self._retries,
-            self._log,
-            now=self._clock.now,
-            is_stopping=lambda: self.poller.is_stopping,
-        )
-        depths = DepthWatch(redis, table, self._queue_options())
-        least_seconds = _RECLAIM_SECONDS_PER_QUEUE * len(self._settings.queues)
-        self._tasks += [
-            self._task("heartbeat", env.heartbeat_seconds, leases.tick),
-            self._task("reclaimer", max(env.reclaim_seconds, least_seconds), reclaimer.tick),
-            self._task("canceller", CANCEL_SECONDS, canceller.tick),
-            self._task("sweep of cancellations", max(CANCEL_SECONDS, least_seconds), self._sweep),
-            self._task("depths", DEPTHS_SECONDS, depths.tick),
+    def _worker_options(self, plan: Plan, entry: QueueEntry, redis: Store) -> WorkerOptions:
+        settings, env = plan.settings, plan.settings.env
+        guard = self._guards.of(plan.routes.of(entry.queue_name).base_url)
+        route = result_route(settings, entry, plan.reserved)
+        seconds = env.idempotent_seconds if entry.idempotent_seconds is None else entry.idempotent_seconds
+        model_name = entry.labels.get("model_name", "")
+        gates: list[Gate] = [
+            *self._gates.at(("queue", entry.queue_name)),
+            *self._gates.at(("pool", entry.worker_pool_id)),
         ]
+        return WorkerOptions(
+            route=route,
+            dispatch=guarded_dispatch(plan.dispatch, guard, clock=self._shared.clock.now),
+            metrics=self._metrics.of_queue(*plan.labels_of(entry), model_name=model_name),
+            max_request_bytes=env.max_request_bytes,
+            labels=entry.labels,
+            withheld_labels=plan.withheld_labels,
+            gates=gates,
+            lane=_lane(settings, plan.pools[entry.worker_pool_id]),
+            duplicates=Duplicates(redis, route, self._log, window_seconds=seconds) if seconds else None,
+            limits=RequestLimits(env.max_attempts, env.max_deadline_seconds),
+        )
 
-    async def _sweep(self) -> None:
-        """Scan for cancellations of foreign producers, unless nothing is queued."""
-        keys = [*self._table.names, *self._retries.work_keys]
-        if not self._watch.is_silent or await existing(self._redis, keys):
-            await self._foreign.sweep()
+    async def _close_gates(self, gates: list[Gate], work: list[asyncio.Task[Settlement]]) -> None:
+        """Close gates that a reload has replaced, once the requests that they may have admitted have ended."""
+        if gates and work:
+            await asyncio.wait(work)
+        for gate in gates:
+            await gate.aclose()
+
+    async def _replaced(self, queues: RedisQueues) -> None:
+        """Retire the queues of a Redis server that is no longer configured."""
+        self._old_queues.append(queues)
+        await queues.retire()
+        await queues.redis.aclose()
+        self._old_queues.remove(queues)
+
+    def _in_background(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _clock_watch(self) -> PeriodicTask:
+        clock = self._shared.clock
+        watch = SkewWatch(clock, self._log, "redis")
+        self._metrics.watch_clock(lambda: clock.skew_seconds)
+
+        async def check() -> None:
+            watch.check()
+
+        return PeriodicTask("clock", POST_SECONDS, check, self._log, STORE_FAILURES)
 
     def _watch_metrics(self) -> None:
         self._metrics.watch_circuits(self._guards.open_circuits)
         self._metrics.watch_ready(lambda: self._ready().status_code == 200)
         self._metrics.watch_claims(lambda: bool(self._claim_refusal()))
-        self._metrics.watch_connections("redis", partial(connections_in_use, self._redis))
-        peer = "handler" if self._settings.env.handler_url else "gateway"
+        self._metrics.watch_connections("redis", lambda: connections_in_use(self._queues.redis))
+        peer = "handler" if self._plan.settings.env.handler_url else "gateway"
         self._metrics.watch_connections(peer, lambda: self._client.in_use)
+        self._metrics.watch_refusals(lambda: self._config.is_refused)
+        self._metrics.watch(self._show_pools)
 
-    def take_over_pages(self, before: PollerApp) -> None:
-        """Show this poller's pages where `before` showed its own: it is on its way out."""
-        if before._pages is not None:
-            before._pages.show(self._page_table())
-            self._pages, before._pages = before._pages, None
+    def _show_pools(self) -> None:
+        for pool_id in self._plan.pools:
+            claimer = self._claimers[pool_id]
+            self._metrics.pool(pool_id, claimer.options.slots, claimer.budget)
 
-    def show_refusals(self, is_refused: Callable[[], bool]) -> None:
-        """Say on the pages while a changed configuration is refused."""
-        self._is_refused = is_refused
-        self._metrics.watch_refusals(is_refused)
-
-    def take_over(self, before: PollerApp) -> None:
-        """Go on with what `before` has in flight, once it claims no more: one set of limits holds for both."""
-        for pool_id, pool in self._pools.items():
-            if pool_id in before._pools:
-                pool.take_over(before._pools[pool_id])
-        for place, gate in self._placed_gates.items():
-            if place in before._placed_gates:
-                gate.take_over(before._placed_gates[place])
-        if self._settings.redis_url == before._settings.redis_url:
-            self._shared.take_over(before._shared)
-        before._status.hand_over(self._status)
+    def _show_gates(self, plan: Plan) -> None:
+        owners = {("pool", pool_id): ("", "", pool_id) for pool_id in plan.pools}
+        owners |= {("queue", one.queue_name): plan.labels_of(one) for one in plan.settings.queues}
+        for place, owner in owners.items():
+            self._metrics.forget_gate(*owner)
+            for gate in self._gates.at(place):
+                self._metrics.watch_gate(*owner, gate.state)
 
     def _page_table(self) -> dict[str, Callable[[], Page]]:
         return {
@@ -209,226 +305,97 @@ class PollerApp:
         }
 
     def _claim_refusal(self) -> str:
-        return next((pool.refusal for pool in self._pools.values() if pool.refusal), "")
+        return next((one.refusal for one in self._claimers.values() if one.refusal), "")
 
     def _ready(self) -> Page:
-        """Ready is who claims and settles: not while stopping, and not while Redis does neither."""
+        """A poller is ready while it claims and settles: not while stopping, nor while Redis is unavailable."""
         if self.poller.is_stopping:
             return Page(503, b"stopping\n")
         if refusal := self._claim_refusal():
             return Page(503, f"claiming is refused: {refusal}\n".encode())
-        is_claiming = not any(pool.is_waiting_for_store for pool in self._pools.values())
-        is_settling = not any(ack_batcher.is_waiting_for_store for ack_batcher in self._ack_batchers)
-        if not (is_claiming and is_settling):
+        is_claiming = not any(claimer.is_waiting_for_store for claimer in self._claimers.values())
+        if not (is_claiming and self._queues.is_settling):
             return Page(503, b"waiting for redis\n")
         return Page(
-            200, b"ready, but a changed configuration is refused\n" if self._is_refused() else b"ready\n"
+            200,
+            b"ready, but a changed configuration is refused\n" if self._config.is_refused else b"ready\n",
         )
-
-    def _build_pools(self) -> dict[str, Claimer]:
-        settings = self._settings
-        pools = {}
-        for number, entry in enumerate(settings.pools):
-            setting = f"pools[{number}]"
-            check_objectives(entry.lane_objectives, f"{setting}.lane_objectives")
-            merge = build_merge(
-                entry.merge_policy, f"{setting}.merge_policy", ageing_seconds=entry.ageing_seconds
-            )
-            self._pool_gates[entry.id] = self._gates.build(
-                entry.gate_type, entry.gate_params, setting, entry.id
-            )
-            self._lanes[entry.id] = LaneOptions(
-                entry.lane_objectives, entry.priority_header, settings.tier_label
-            )
-            pools[entry.id] = Claimer(
-                entry.id,
-                entry.workers or settings.env.workers,
-                settings.poll_interval_seconds,
-                self._log,
-                gates=self._pool_gates[entry.id],
-                merge=merge,
-                lane_of=partial(band_of, tier_label=settings.tier_label),
-                part=self._shared.part_of_pool(entry.id, self._pool_gates[entry.id], is_shared=entry.shared),
-                watch=self._watch,
-            )
-            self._shared.watch(pools[entry.id])
-            for gate in self._pool_gates[entry.id]:
-                self._placed_gates["pool", entry.id] = gate
-                self._metrics.watch_gate("", "", entry.id, gate.state)
-            self._metrics.watch(partial(self._show_pool, pools[entry.id]))
-        return pools
-
-    def _pool_entry(self, pool_id: str) -> PoolEntry:
-        return next(entry for entry in self._settings.pools if entry.id == pool_id)
-
-    def _show_pool(self, pool: Claimer) -> None:
-        self._metrics.pool(pool.pool_id, pool.slots, pool.budget)
-
-    def _add(self, number: int, entry: QueueEntry) -> None:
-        """Build the parts of a queue, or have them built once it has requests if there are many queues."""
-        pool = self._pools[entry.worker_pool_id]
-        gates = self._gates.build(
-            entry.gate_type, entry.gate_params, f"queues[{number}]", entry.worker_pool_id
-        )
-        build = partial(self._build, entry, pool, gates)
-        if gates or len(self._settings.queues) <= _MOST_EAGER:
-            build()
-        else:
-            self._table.add_dormant(entry.queue_name, build)
-            pool.add_dormant(entry.queue_name, build)
-
-    @cached_property
-    def _routes(self) -> Routes:
-        return self._settings.routes  # built once: it grows with the number of queues
-
-    def _build(self, entry: QueueEntry, pool: Claimer, gates: list[Gate]) -> None:
-        queue = open_queue(self._redis, entry.queue_name, self._queue_options(), self._clock)
-        ack_batcher = AckBatcher(queue, self._log)
-        guard = self._guards.of(self._routes.of(entry.queue_name).base_url)
-        labels = (entry.id or entry.queue_name, entry.queue_name, pool.pool_id)
-        metrics = self._metrics.of_queue(*labels, model_name=entry.labels.get("model_name", ""))
-        for gate in gates:
-            self._placed_gates["queue", entry.queue_name] = gate
-            self._metrics.watch_gate(*labels, gate.state)
-        worker = self._worker(entry, pool, [*gates, *self._pool_gates[pool.pool_id]], ack_batcher, metrics)
-        ack_batcher.on_settled = partial(self._settled, worker)
-        part = self._shared.part_of_queue(
-            pool.pool_id, gates, is_shared=self._pool_entry(pool.pool_id).shared
-        )
-        allowance = Allowance(pool.slots, all_shares(gates), part=part) if gates else None
-        self._shared.watch(pool)
-        pool.add(Source(queue, worker, entry.labels, gates, allowance, guard.circuit))
-        self._ack_batchers.append(ack_batcher)
-        self._table.add(QueueParts(queue, worker, metrics))
-        self.poller.add(worker, ack_batcher)
-
-    def _worker(
-        self,
-        entry: QueueEntry,
-        pool: Claimer,
-        gates: list[Gate],
-        ack_batcher: AckBatcher,
-        metrics: QueueMetrics,
-    ) -> Worker:
-        env = self._settings.env
-        guard = self._guards.of(self._routes.of(entry.queue_name).base_url)
-        route = _result_route(self._settings, entry, self._reserved)
-        return Worker(
-            ack_batcher,
-            route,
-            guarded_dispatch(self._dispatch, guard, clock=self._clock.now),
-            self._log,
-            metrics,
-            labels=entry.labels,
-            withheld_labels=self._withheld_labels,
-            gates=gates,
-            lane=self._lanes[pool.pool_id],
-            read_payload=partial(read_payload, self._redis),
-            duplicates=self._duplicates(entry, route),
-            budget=self._budget,
-            clock=self._clock.now,
-            max_request_bytes=env.max_request_bytes,
-            on_outcome=self._tally.note,
-            limits=RequestLimits(env.max_attempts, env.max_deadline_seconds),
-        )
-
-    def _settled(self, worker: Worker, settlement: Settlement, has_taken_effect: bool) -> None:
-        worker.settled(settlement, has_taken_effect)
-        if self._finished and has_taken_effect:
-            self._finished.note(settlement)
-
-    def _finished_log(self) -> FinishedLog | None:
-        env = self._settings.env
-        if not env.finished_records:
-            return None
-        limits = FinishedLimits(
-            env.finished_records, env.finished_records_bytes, env.finished_records_seconds
-        )
-        log = FinishedLog(FinishedRecords(self._redis, limits), self._clock.now)
-        self._tasks.append(self._task("finished records", WRITE_SECONDS, log.tick))
-        return log
-
-    def _duplicates(self, entry: QueueEntry, route: ResultRoute) -> Duplicates | None:
-        """Who answers repeated submissions of this queue, if it is set to be idempotent."""
-        own, default = entry.idempotent_seconds, self._settings.env.idempotent_seconds
-        seconds = default if own is None else own
-        return Duplicates(self._redis, route, self._log, window_seconds=seconds) if seconds else None
-
-    def _queue_options(self) -> QueueOptions:
-        env = self._settings.env
-        return QueueOptions(
-            retry_queue_name=self._settings.retry_queue_name,
-            default_result_queue_name=self._settings.result_queue_name,
-            lease_seconds=env.lease_seconds,
-            cluster=redis_options(self._settings).is_cluster,
-            wait_replicas=env.wait_replicas,
-            wait_timeout_ms=max(1, round(500 * env.redis_timeout_seconds)),  # before the connection gives up
-        )
-
-    def _clock_watch(self) -> PeriodicTask:
-        watch = SkewWatch(self._clock, self._log, "redis")
-        self._metrics.watch_clock(lambda: self._clock.skew_seconds)
-
-        async def look() -> None:
-            watch.check()
-
-        return self._task("clock", POST_SECONDS, look)
-
-    def _task(self, name: str, seconds: float, tick: Callable[[], Awaitable[object]]) -> PeriodicTask:
-        return PeriodicTask(name, seconds, tick, self._log, STORE_FAILURES)
 
     @property
     def redis(self) -> Store:
         """The connection to the queues."""
-        return self._redis
+        return self._queues.redis
+
+    def stop(self) -> None:
+        """Begin to drain; a second call ends the grace period."""
+        self.poller.stop()
 
     async def run(self) -> None:
         """Poll until stopped and drained, then close the connections."""
+        settings = self._plan.settings
+        following: list[asyncio.Task[None]] = []
         try:
-            for warning in (*memory_warnings(self._settings), *await self._warnings()):
+            for warning in (*memory_warnings(settings), *await self._warnings()):
                 self._log.warning(warning)
-            queues = [entry.queue_name for entry in self._settings.queues[:_MOST_EAGER]]
             self._log.info(
                 "polling",
-                queues=queues,
-                queue_count=len(self._settings.queues),
-                workers={p.pool_id: p.slots for p in self._pools.values()},
-                max_in_flight_bytes=self._budget.total,
-                metrics_port=await self._listen(),
+                queues=[entry.queue_name for entry in settings.queues[:_MOST_LOGGED]],
+                queue_count=len(settings.queues),
+                workers={name: claimer.options.slots for name, claimer in self._claimers.items()},
+                max_in_flight_bytes=self._shared.budget.total,
+                metrics_port=await self._pages.start(),
             )
             await self._gates.start()
             self.has_begun = True
+            if self._is_following:
+                following.append(asyncio.create_task(self._config.follow(self._reload)))
             await self.poller.run()
         finally:
+            await self._end(following)
             await close_in_time(self._closers(), self._log)
 
+    async def _end(self, following: list[asyncio.Task[None]]) -> None:
+        """End the background tasks; the work they wait for is over, unless Redis is unavailable."""
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=_END_SECONDS)
+        tasks = [*following, *self._closing]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def _closers(self) -> list[Close]:
-        closers: list[Close] = [self._shared.leave, self._leave_board]
-        if self._tracing:
-            closers.append(self._tracing.aclose)
-        if self._pages is not None:
-            closers.append(self._pages.aclose)
-        return [*closers, self._gates.aclose, self._client.aclose, self._redis.aclose]
-
-    async def _leave_board(self) -> None:
-        with contextlib.suppress(*STORE_FAILURES):
-            await self._status.leave()
-            if self._finished:
-                await self._finished.tick()
-
-    async def _listen(self) -> int:
-        if self._pages is None:
-            return 0
-        return self._pages.port or await self._pages.start()
+        stores = [self._queues, *self._old_queues]
+        return [
+            *(queues.leave for queues in stores),
+            *([self._tracing.aclose] if self._tracing else []),
+            self._pages.aclose,
+            self._gates.aclose,
+            self._process_gates.aclose,
+            self._client.aclose,
+            *(queues.redis.aclose for queues in stores),
+        ]
 
     async def _warnings(self) -> list[str]:
         try:
-            return await durability_warnings(self._redis)
+            return await durability_warnings(self._queues.redis)
         except STORE_FAILURES as error:
             return [f"Redis does not answer yet: {explained(error)}"]
 
 
-def _result_route(settings: Settings, entry: QueueEntry, reserved: ReservedNames) -> ResultRoute:
+def gate_entries(settings: Settings) -> dict[Place, GateEntry]:
+    """Gates of pools and queues as the settings ask for them, by place."""
+    entries: dict[Place, GateEntry] = {}
+    for number, pool in enumerate(settings.pools):
+        entries["pool", pool.id] = GateEntry(pool.gate_type, pool.gate_params, f"pools[{number}]", pool.id)
+    for number, queue in enumerate(settings.queues):
+        entries["queue", queue.queue_name] = GateEntry(
+            queue.gate_type, queue.gate_params, f"queues[{number}]", queue.worker_pool_id
+        )
+    return entries
+
+
+def result_route(settings: Settings, entry: QueueEntry, reserved: ReservedNames) -> ResultRoute:
+    """Where the results of a queue go."""
     env, own = settings.env, entry.result_per_request
     return ResultRoute(
         entry.result_queue_name,
@@ -443,6 +410,9 @@ def _result_route(settings: Settings, entry: QueueEntry, reserved: ReservedNames
     )
 
 
-def _reserved(settings: Settings) -> ReservedNames:
-    names = [*(queue.queue_name for queue in settings.queues), settings.retry_queue_name]
-    return reserved_names(names, all_gate_params(settings))
+def _lane(settings: Settings, pool: PoolEntry) -> LaneOptions:
+    return LaneOptions(pool.lane_objectives, pool.priority_header, settings.tier_label)
+
+
+def _queue_share(shares: PoolShares, *, pool_id: str, is_shared: bool) -> Callable[[], ProcessShare]:
+    return shares.of_queue(pool_id, is_shared=is_shared)

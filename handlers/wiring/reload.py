@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -94,6 +94,17 @@ class ConfigWatch:
             return None
         self.take()
         return settings
+
+    async def follow(self, apply: Callable[[Settings], Awaitable[None]]) -> None:
+        """Apply each valid change until cancelled; one that `apply` rejects is refused."""
+        while True:
+            settings = await self.next()
+            try:
+                await apply(settings)
+            except Exception as error:  # noqa: BLE001  # whatever is wrong with a change, the process goes on
+                self.refuse(error)
+            else:
+                self.take()
 
     async def _is_still(self, found: bytes) -> bool:
         await asyncio.sleep(_SETTLE_SECONDS)

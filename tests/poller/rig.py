@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,9 @@ from handlers.contract.request import Request
 from handlers.contract.result import Result, answered_result, decode_result
 from handlers.forward.outcome import Answered, Outcome
 from handlers.poller.ack_batcher import AckBatcher, Settlement
-from handlers.poller.claimer import Claimer, Source
+from handlers.poller.claimer import ClaimedQueue, Claimer, ClaimerOptions
 from handlers.poller.settlement import RequestLimits, ResultRoute
-from handlers.poller.worker import Worker
+from handlers.poller.worker import Worker, WorkerOptions
 from handlers.redis_store.connection import Store
 from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import Claim, QueueOptions, RedisQueue
@@ -62,24 +63,36 @@ class Rig:
         self.process_metrics = Metrics()
         self.metrics: QueueMetrics = self.process_metrics.of_queue(name, name, "default")
         self.ack_batcher = AckBatcher(self.queue, self.log)
-        self.ack_batcher.on_settled = self._settled
         self.settled: list[tuple[Settlement, bool]] = []
         self.dispatched: list[Request] = []
         self.handler = handler
-        self.worker = Worker(
-            self.ack_batcher,
-            route or ResultRoute("", None, RESULTS),
-            self._dispatch,
-            self.log,
-            self.metrics,
+        self.on_freed = on_freed
+        self.options = WorkerOptions(
+            route=route or ResultRoute("", None, RESULTS),
+            dispatch=self._dispatch,
+            metrics=self.metrics,
             labels=labels or {},
             withheld_labels=withheld_labels,
-            limits=limits,
-            read_payload=partial(read_payload, store),
-            clock=self.queue.now,
-            on_freed=on_freed,
+            limits=limits or RequestLimits(),
             max_request_bytes=100_000,
         )
+        self.worker = Worker(
+            self.ack_batcher,
+            self.options,
+            self.log,
+            read_payload=partial(read_payload, store),
+            clock=self.queue.now,
+            on_settled=self._settled,
+        )
+
+    def change(self, **options: Any) -> None:
+        """Change options of the worker."""
+        self.options = replace(self.options, **options)
+        self.worker.change(self.options)
+
+    def start(self, claims: Sequence[Claim]) -> None:
+        """Have claims processed; `on_freed` is called for each in the end."""
+        self.worker.start(claims, self.on_freed)
 
     async def _dispatch(self, request: Request, _body: bytes) -> Outcome:
         self.dispatched.append(request)
@@ -87,7 +100,6 @@ class Rig:
 
     def _settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
         self.settled.append((settlement, has_taken_effect))
-        self.worker.settled(settlement, has_taken_effect)
 
     async def submit(self, *members: bytes, score: float | None = None) -> None:
         """Queue members, due in an hour or under this score."""
@@ -128,9 +140,13 @@ async def running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def claimer_of(*rigs: Rig, slots: int, poll_interval_seconds: float = 0.005) -> Claimer:
-    """A pool that claims for these queues; it hears from their workers when a slot is free."""
-    pool = Claimer("default", slots, poll_interval_seconds, rigs[0].log)
+def claimer_of(*rigs: Rig, slots: int, poll_interval_seconds: float = 0.005, **options: Any) -> Claimer:
+    """A claimer for these queues."""
+    claimer = Claimer(
+        "default",
+        ClaimerOptions(slots=slots, poll_interval_seconds=poll_interval_seconds, **options),
+        rigs[0].log,
+    )
     for rig in rigs:
-        pool.add(Source(rig.queue, rig.worker))
-    return pool
+        claimer.add(ClaimedQueue(rig.queue, rig.worker))
+    return claimer

@@ -10,5 +10,5 @@ def table_of(*rigs: Rig) -> QueueTable:
     """A table with the queues of these rigs."""
     table = QueueTable()
     for rig in rigs:
-        table.add(QueueParts(rig.queue, rig.worker, rig.metrics))
+        table.add(QueueParts(rig.queue, rig.worker))
     return table

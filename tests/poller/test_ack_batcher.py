@@ -33,7 +33,7 @@ async def test_each_kind_of_settlement_has_its_effect_and_leaves_no_claim(store:
     acked, nacked, released = await rig.claimed(body("a"), body("b"), body("c"))
     async with running(rig.ack_batcher.run()):
         for settlement in (ack_of(acked), Nack(nacked, nacked.member, 60.0), Release(released)):
-            rig.ack_batcher.add(settlement)
+            rig.ack_batcher.add(settlement, rig.worker.settled)
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert [has_taken_effect for _, has_taken_effect in rig.settled] == [True, True, True]
     assert (await rig.result_count(), await store.zcard(RETRIES), await rig.pending()) == (1, 1, 1)
@@ -45,12 +45,12 @@ async def test_what_arrives_while_a_batch_is_recorded_is_recorded_too(store: Red
     rig = Rig(store)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(50)))
     async with running(rig.ack_batcher.run()):
-        rig.ack_batcher.add(ack_of(claims[0]))
+        rig.ack_batcher.add(ack_of(claims[0]), rig.worker.settled)
         for claim in claims[1:]:
             await asyncio.sleep(
                 0
             )  # one step of the ack_batcher at a time: each lands at another place of its way
-            rig.ack_batcher.add(ack_of(claim))
+            rig.ack_batcher.add(ack_of(claim), rig.worker.settled)
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert await rig.result_count() == 50
     assert await claims_left(store, QUEUE) == {}
@@ -86,7 +86,7 @@ async def test_a_settlement_of_a_stale_owner_is_refused_and_told(store: Redis) -
     (claim,) = await rig.claimed(body("a"))
     await store.hset(f"{QUEUE}:claim-owners", mapping={claim.claim_key: b"another"})
     async with running(rig.ack_batcher.run()):
-        rig.ack_batcher.add(ack_of(claim))
+        rig.ack_batcher.add(ack_of(claim), rig.worker.settled)
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert [has_taken_effect for _, has_taken_effect in rig.settled] == [False]
     assert await rig.result_count() == 0
@@ -99,7 +99,7 @@ async def test_while_redis_does_not_answer_nothing_is_given_up(valkey: Valkey, s
     await store.client_pause(800)
     async with running(rig.ack_batcher.run()):
         for claim in claims:
-            rig.ack_batcher.add(ack_of(claim))
+            rig.ack_batcher.add(ack_of(claim), rig.worker.settled)
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert len(rig.settled) == 20
     assert await rig.result_count() == 20, "a reply that was lost makes no second result"
@@ -114,7 +114,7 @@ async def test_large_results_go_in_several_commands(store: Redis) -> None:
     before = (await store.info("commandstats"))["cmdstat_evalsha"]["calls"]
     async with running(rig.ack_batcher.run()):
         for claim in claims:
-            rig.ack_batcher.add(ack_of(claim, b"x" * 8_000_000))
+            rig.ack_batcher.add(ack_of(claim, b"x" * 8_000_000), rig.worker.settled)
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     calls = (await store.info("commandstats"))["cmdstat_evalsha"]["calls"] - before
     assert await rig.result_count() == 10
@@ -127,7 +127,7 @@ async def test_a_burst_goes_in_few_round_trips(store: Redis, count: int) -> None
     rig = Rig(store)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(count)))
     for claim in claims:
-        rig.ack_batcher.add(ack_of(claim))
+        rig.ack_batcher.add(ack_of(claim), rig.worker.settled)
     before = (await store.info("commandstats"))["cmdstat_evalsha"]["calls"]
     async with running(rig.ack_batcher.run()):
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)

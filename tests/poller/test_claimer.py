@@ -14,7 +14,6 @@ from handlers.contract.result import ErrorCode, answered_result
 from handlers.demo.servers import Valkey
 from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState
 from handlers.forward.outcome import Answered, Outcome
-from handlers.poller.claimer import Claimer, Source
 from handlers.poller.priority import TierPriority
 from handlers.redis_store.connection import RedisOptions, connect
 from tests.poller.rig import IN_TIME, QUEUE, Rig, answering, body, claimer_of, running
@@ -107,9 +106,8 @@ async def test_what_expires_while_all_slots_are_taken_gets_its_result(store: Red
 async def test_what_expires_in_a_lane_that_never_has_its_turn_gets_its_result(store: Redis) -> None:
     """The lane above always has more, and each slot is taken again as soon as it is free."""
     above, below = Rig(store, name="above", labels=RESERVED), Rig(store, name="below", labels={})
-    pool = Claimer("default", 1, 0.005, above.log, merge=TierPriority())
-    for rig, labels in ((above, RESERVED), (below, {})):
-        pool.add(Source(rig.queue, rig.worker, labels))
+    pool = claimer_of(above, below, slots=1, merge=TierPriority())
+    pool.queues["above"].change(labels=RESERVED)
     names = itertools.count()
 
     async def answer_and_queue_more(request: Request) -> Outcome:
@@ -272,8 +270,8 @@ async def test_while_the_circuit_is_open_one_request_is_claimed_from_the_queues_
         circuit.leave(entered, has_failed=True, request=await store.incr("number"))
     handler = Counting()
     rig = Rig(store, handler)
-    pool = Claimer("default", 8, 0.005, rig.log)
-    pool.add(Source(rig.queue, rig.worker, circuit=circuit))
+    pool = claimer_of(rig, slots=8)
+    pool.queues[QUEUE].change(circuit=circuit)
     for n in range(10):
         await rig.submit(body(f"r-{n}"), score=1_000.0 + n)
     async with running(rig.ack_batcher.run(), pool.run()):

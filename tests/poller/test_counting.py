@@ -29,7 +29,7 @@ FINALS = ("successful_requests_total", "failed_requests_total", "exceeded_deadli
 async def carry(rig: Rig, *members: bytes) -> None:
     claims = await rig.claimed(*members)
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(claims)
+        rig.start(claims)
         await wait_until_async(lambda: rig.worker.in_flight == 0, "all outcomes")
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
@@ -96,7 +96,7 @@ async def test_a_settlement_that_came_too_late_is_a_lost_lease(store: Redis) -> 
     await end_leases(store, queue_keys(QUEUE).index)
     assert (await Rig(store).queue.reclaim(10, 5)).returned == 1
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(claims)
+        rig.start(claims)
         await wait_until_async(lambda: rig.worker.in_flight == 0, "the outcome")
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert value(rig, "lease_losses_total") == 1

@@ -28,7 +28,7 @@ def rig_of(store: Redis, handler: Any = answering, window_seconds: int = 600, na
     """A rig whose queue is idempotent."""
     rig = Rig(store, handler, name=name)
     route = ResultRoute("", None, RESULTS)
-    rig.worker._duplicates = Duplicates(store, route, rig.log, window_seconds=window_seconds)
+    rig.change(duplicates=Duplicates(store, route, rig.log, window_seconds=window_seconds))
     return rig
 
 
@@ -40,7 +40,7 @@ def submission(token: str, **fields: Any) -> bytes:
 async def carried(rig: Rig, *members: bytes) -> None:
     claims = await rig.claimed(*members)
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(claims)
+        rig.start(claims)
         await wait_until_async(lambda: rig.worker.in_flight == 0, "all outcomes")
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
@@ -100,12 +100,12 @@ async def test_the_very_same_body_does_not_run_again_once_it_is_finished(store: 
 
 
 async def test_the_same_id_in_another_queue_is_another_request(store: Redis) -> None:
-    """Two teams name their requests alike; each has its own result."""
-    ours, theirs = rig_of(store), rig_of(store, name=f"{QUEUE}:b")
+    """Two teams name tsuccessor requests alike; each has its own result."""
+    ours, tsuccessors = rig_of(store), rig_of(store, name=f"{QUEUE}:b")
     for number in range(3):
-        for rig in (ours, theirs):
+        for rig in (ours, tsuccessors):
             await carried(rig, json.dumps({**json.loads(body("a")), "id": f"job-{number}"}).encode())
-    assert (len(ours.dispatched), len(theirs.dispatched), await ours.result_count()) == (3, 3, 6)
+    assert (len(ours.dispatched), len(tsuccessors.dispatched), await ours.result_count()) == (3, 3, 6)
 
 
 async def test_the_very_same_body_does_not_run_beside_itself(store: Redis) -> None:
@@ -118,7 +118,7 @@ async def test_the_very_same_body_does_not_run_beside_itself(store: Redis) -> No
     rig, same = rig_of(store, patient), body("a")
     first, second = await rig.claimed(same), await rig.claimed(same)
     async with running(rig.ack_batcher.run()):
-        rig.worker.start([*first, *second])
+        rig.start([*first, *second])
         await wait_until_async(lambda: rig.worker.in_flight == 1, "the second is settled")
         may_answer.set()
         await wait_until_async(lambda: rig.worker.in_flight == 0, "all outcomes")
@@ -134,16 +134,16 @@ async def test_what_was_handed_back_runs_with_its_next_owner(store: Redis) -> No
     rig = rig_of(store, never)
     claims = await rig.claimed(body("a"))
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(claims)
+        rig.start(claims)
         await wait_until_async(lambda: len(rig.dispatched) == 1, "it is in flight")
         rig.worker.hand_back()
         await wait_until_async(lambda: rig.worker.held_claims() == [], "it is released")
-    heir = rig_of(store)
-    claims = await heir.queue.claim(1)
-    async with running(heir.ack_batcher.run()):
-        heir.worker.start(claims)
-        await wait_until_async(lambda: heir.worker.held_claims() == [], "it is answered")
-    assert [result.status_code for result in await heir.results()] == [200]
+    successor = rig_of(store)
+    claims = await successor.queue.claim(1)
+    async with running(successor.ack_batcher.run()):
+        successor.start(claims)
+        await wait_until_async(lambda: successor.worker.held_claims() == [], "it is answered")
+    assert [result.status_code for result in await successor.results()] == [200]
 
 
 async def test_behind_its_window_an_id_runs_again(store: Redis) -> None:
@@ -183,7 +183,7 @@ async def test_the_very_same_member_beside_itself_takes_nothing_from_the_first(s
     first = await rig.claimed(same)
     assert await rig.claimed(same) == [], "it ends with the first"
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(first)
+        rig.start(first)
         assert (await store.get("request-active:a"), await rig.result_count()) == (b"one", 0)
         may_answer.set()
         await wait_until_async(lambda: rig.worker.held_claims() == [], "all outcomes")
@@ -219,20 +219,20 @@ async def test_after_its_poller_was_killed_a_request_runs_and_is_no_double_of_it
 ) -> None:
     killed = rig_of(store)
     (claim,) = await killed.claimed(members[0])
-    repeats = killed.worker._duplicates
-    assert repeats
+    duplicates = killed.options.duplicates
+    assert duplicates
     envelope = decode_member(claim.member, QUEUE)
-    assert await repeats.answer(claim, envelope, time.time()) is None, "it began to run"
+    assert await duplicates.answer(claim, envelope, time.time()) is None, "it began to run"
     await end_leases(store, queue_keys(QUEUE).index)
-    heir = rig_of(store)
-    assert (await heir.queue.reclaim(10, 5)).returned == 1
-    claims = await heir.queue.claim(1)
-    async with running(heir.ack_batcher.run()):
-        heir.worker.start(claims)
-        await wait_until_async(lambda: heir.worker.held_claims() == [], "it is answered")
-    assert [result.status_code for result in await heir.results()] == [200]
-    await carried(heir, members[1])
-    assert len(heir.dispatched) == 1
+    successor = rig_of(store)
+    assert (await successor.queue.reclaim(10, 5)).returned == 1
+    claims = await successor.queue.claim(1)
+    async with running(successor.ack_batcher.run()):
+        successor.start(claims)
+        await wait_until_async(lambda: successor.worker.held_claims() == [], "it is answered")
+    assert [result.status_code for result in await successor.results()] == [200]
+    await carried(successor, members[1])
+    assert len(successor.dispatched) == 1
 
 
 async def test_what_a_failover_forgot_to_be_finished_runs_again(store: Redis) -> None:
@@ -242,7 +242,7 @@ async def test_what_a_failover_forgot_to_be_finished_runs_again(store: Redis) ->
     await store.delete(RESULTS)
     (claim,) = await rig.claimed(submission("one"))
     async with running(rig.ack_batcher.run()):
-        rig.worker.start([replace(claim, deaths=1)])
+        rig.start([replace(claim, deaths=1)])
         await wait_until_async(lambda: rig.worker.held_claims() == [], "it is answered")
     assert [result.status_code for result in await rig.results()] == [200]
 
@@ -255,7 +255,7 @@ async def test_a_first_that_was_cancelled_in_flight_is_finished(store: Redis) ->
     rig = rig_of(store, never)
     claims = await rig.claimed(submission("one"))
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(claims)
+        rig.start(claims)
         await wait_until_async(lambda: len(rig.dispatched) == 1, "it is in flight")
         rig.worker.cancel(claims)
         await wait_until_async(lambda: rig.worker.held_claims() == [], "it is cancelled")
@@ -289,11 +289,11 @@ async def test_a_first_that_ended_while_it_waited_is_finished(store: Redis, how:
 async def test_a_dead_letter_is_finished_but_runs_when_it_is_queued_again(store: Redis) -> None:
     rig = rig_of(store)
     (claim,) = await rig.claimed(submission("one"))
-    repeats = rig.worker._duplicates
-    assert repeats
-    await repeats.answer(claim, decode_member(claim.member, QUEUE), time.time())
+    duplicates = rig.options.duplicates
+    assert duplicates
+    await duplicates.answer(claim, decode_member(claim.member, QUEUE), time.time())
     async with running(rig.ack_batcher.run()):
-        await rig.worker.bury([claim], 5)
+        await rig.worker.dead_letter([claim], 5)
         await wait_until_async(lambda: rig.worker.held_claims() == [], "it is buried")
     await carried(rig, submission("two"))
     assert "finished" in (await rig.results())[-1].error_message
@@ -302,7 +302,7 @@ async def test_a_dead_letter_is_finished_but_runs_when_it_is_queued_again(store:
         assert await letters.requeue(letter)
     claims = await rig.queue.claim(1)
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(claims)
+        rig.start(claims)
         await wait_until_async(lambda: rig.worker.held_claims() == [], "it is answered")
     codes = [result.error_code or result.status_code for result in await rig.results()]
     assert codes == [ErrorCode.UNDELIVERABLE, ErrorCode.DUPLICATE, 200]
@@ -332,7 +332,7 @@ async def test_what_was_cancelled_in_flight_or_expired_between_attempts_is_finis
     rig = rig_of(store, forever)
     claims = await rig.claimed(submission("one"))
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(claims)
+        rig.start(claims)
         await wait_until_async(lambda: bool(rig.dispatched), "the request under way")
         rig.worker.cancel(claims)
         await wait_until_async(lambda: rig.worker.in_flight == 0, "its work to end")

@@ -87,7 +87,7 @@ async def test_who_stops_leaves_what_waits_to_others_and_answers_what_it_holds(s
     handler = Slow()
     rig = Rig(store, handler)
     await submitted(rig, 1, 2)
-    rig.worker.start(await rig.queue.claim(1))
+    rig.start(await rig.queue.claim(1))
     await wait_until_async(lambda: bool(rig.dispatched), "the first under way")
     await cancelled(rig, 1, 2)
     async with running(rig.ack_batcher.run()):
@@ -108,7 +108,7 @@ async def test_work_that_is_ending_is_stopped_again_only_after_a_while(
     rig = Rig(store, handler)
     canceller = canceller_of(rig)
     await submitted(rig, 1)
-    rig.worker.start(await rig.queue.claim(1))
+    rig.start(await rig.queue.claim(1))
     await wait_until_async(lambda: bool(rig.dispatched), "the request under way")
     await cancelled(rig, 1)
     await canceller.tick()
@@ -155,7 +155,7 @@ async def lease_ends(store: Redis) -> dict[bytes, float]:
 async def test_a_tick_moves_the_end_of_every_lease(store: Redis) -> None:
     rig = Rig(store, forever, lease_seconds=30.0)
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(await rig.claimed(body("a"), body("b")))
+        rig.start(await rig.claimed(body("a"), body("b")))
         before = await lease_ends(store)
         await LeaseKeeper(table_of(rig), 30.0).tick()
         after = await lease_ends(store)
@@ -170,7 +170,7 @@ async def test_a_claim_that_another_took_is_given_up_and_its_work_cancelled(stor
     rig = Rig(store, forever)
     claims = await rig.claimed(body("a"), body("b"))
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(claims)
+        rig.start(claims)
         await store.hset(f"{QUEUE}:claim-owners", mapping={claims[0].claim_key: b"another"})
         await LeaseKeeper(table_of(rig), 30.0).tick()
         assert rig.worker.held_claims() == [claims[1]]
@@ -197,7 +197,7 @@ async def test_leases_that_could_not_be_renewed_for_their_whole_length_are_given
     monotonic = Monotonic()
     heartbeat = LeaseKeeper(table_of(rig), 15.0, monotonic)
     await heartbeat.tick()
-    rig.worker.start(await rig.claimed(body("a")))
+    rig.start(await rig.claimed(body("a")))
     await store.client_pause(60_000, all=False)  # writes only: so it can be ended
     for at, is_held in ((105.0, True), (114.9, True), (115.1, False)):
         monotonic.now = at
@@ -246,7 +246,7 @@ async def test_it_goes_on_after_a_tick_that_raised(lines: io.StringIO) -> None:
     with pytest.raises(asyncio.CancelledError):
         await work
     logged = [json.loads(line) for line in lines.getvalue().splitlines()]
-    assert [line["event"] for line in logged] == ["scan waits for its store", "scan failed"]
+    assert [line["event"] for line in logged] == ["scan paused: Redis unavailable", "scan failed"]
     assert logged[0]["error"] == "ConnectionResetError", "logged once a row, not at every try"
     assert "a defect" in logged[1]["error"]
 

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.demo.servers import Valkey
-from handlers.poller.claimer import Claimer, Source
+from handlers.poller.claimer import ClaimedQueue, Claimer, ClaimerOptions
 from handlers.poller.queue_watch import (
     PROMOTE_SECONDS,
     SILENT_POLL_SECONDS,
@@ -81,9 +81,9 @@ async def test_an_idle_pool_of_many_queues_asks_no_queue_by_itself(store: Redis)
     looks = Looks()
     watch = QueueWatch(looks, LOG, poll_interval_seconds=0.001)
     rigs = [Rig(store, name=f"q-{n}") for n in range(20)]
-    pool = Claimer("default", 8, 0.001, LOG, watch=watch)
+    pool = Claimer("default", ClaimerOptions(slots=8, poll_interval_seconds=0.001, watch=watch), LOG)
     for rig in rigs:
-        pool.add(Source(rig.queue, rig.worker))
+        pool.add(ClaimedQueue(rig.queue, rig.worker))
     await store.config_resetstat()
     async with running(watch.run(), pool.run(), rigs[3].ack_batcher.run()):
         for _ in range(50):
@@ -98,11 +98,11 @@ async def test_an_idle_pool_of_many_queues_asks_no_queue_by_itself(store: Redis)
 async def test_dormant_queues_are_built_at_their_first_request(store: Redis) -> None:
     rig, built = Rig(store, name="q-1"), list[str]()
     watch = QueueWatch(partial(existing, store), LOG, poll_interval_seconds=0.001)
-    pool = Claimer("default", 8, 0.001, LOG, watch=watch)
+    pool = Claimer("default", ClaimerOptions(slots=8, poll_interval_seconds=0.001, watch=watch), LOG)
 
     def build(name: str) -> None:
         built.append(name)
-        pool.add(Source(rig.queue, rig.worker))
+        pool.add(ClaimedQueue(rig.queue, rig.worker))
 
     for number in range(100):
         pool.add_dormant(f"q-{number}", partial(build, f"q-{number}"))

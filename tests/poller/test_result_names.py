@@ -224,7 +224,7 @@ async def test_hostile_names_leave_the_queue_as_it_is_and_each_gets_its_error(st
     ]
     claims = await rig.claimed(*members, body("honest"), body("x" * MAX_ID_LENGTH), body("{tag}*\n"))
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(claims)
+        rig.start(claims)
         await wait_until_async(lambda: rig.worker.in_flight == 0, "all outcomes")
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     results = {result.id: result.error_code for result in await rig.results()}

@@ -26,7 +26,7 @@ async def carried(rig: Rig, *members: bytes) -> None:
     """Claim these, carry them, and wait until all is recorded."""
     claims = await rig.claimed(*members)
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(claims)
+        rig.start(claims)
         await wait_until_async(lambda: rig.worker.in_flight == 0, "all outcomes")
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
@@ -146,7 +146,7 @@ async def test_a_defect_while_settling_gives_the_claim_up_and_others_go_on(store
     await end_leases(store, queue_keys(QUEUE).index)
     async with running(rig.ack_batcher.run()):
         reclaimed = await rig.queue.reclaim(10, 1)
-        await rig.worker.bury(reclaimed.dead, 5)
+        await rig.worker.dead_letter(reclaimed.dead, 5)
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert (await rig.results())[1].error_code == ErrorCode.UNDELIVERABLE
     assert await store.hlen(f"{QUEUE}:dead") == 1
@@ -165,7 +165,7 @@ async def test_a_dead_letter_has_the_payload_that_was_stored_apart(
     if stored is not None:
         await store.set(key, stored)
     async with running(rig.ack_batcher.run()):
-        await rig.worker.bury(claims, 5)
+        await rig.worker.dead_letter(claims, 5)
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert not await store.exists(key)
 
@@ -176,7 +176,7 @@ async def test_a_dead_letter_has_the_payload_that_was_stored_apart(
     assert await DeadLetters(store, QUEUE).requeue(letter)
     again = await rig.queue.claim(1)
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(again)
+        rig.start(again)
         await wait_until_async(lambda: rig.worker.in_flight == 0, "its outcome")
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     (request,) = rig.dispatched
@@ -193,7 +193,7 @@ async def test_a_lost_lease_cancels_the_work_and_settles_nothing(store: Redis) -
     rig = Rig(store, forever)
     kept, lost = await rig.claimed(body("kept"), body("lost"))
     async with running(rig.ack_batcher.run()):
-        rig.worker.start([kept, lost])
+        rig.start([kept, lost])
         await wait_until_async(lambda: len(rig.dispatched) == 2, "both to be under way")
         rig.worker.lose([lost])
         assert rig.worker.held_claims() == [kept]
@@ -211,7 +211,7 @@ async def test_hand_back_returns_what_has_no_outcome_at_once(store: Redis, has_b
     rig = Rig(store, forever)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(20)))
     async with running(rig.ack_batcher.run()):
-        rig.worker.start(claims)
+        rig.start(claims)
         if has_begun:
             await wait_until_async(lambda: len(rig.dispatched) == 20, "all to be under way")
         rig.worker.hand_back()
@@ -238,10 +238,10 @@ async def test_a_request_cancelled_in_flight_was_attempted_and_one_that_waited_w
     (flying,) = await rig.claimed(body("flying"))
     (waiting,) = await rig.claimed(body("waiting"))
     async with running(rig.ack_batcher.run()):
-        rig.worker.start([flying])
+        rig.start([flying])
         await wait_until_async(lambda: len(rig.dispatched) == 1, "it is in flight")
         rig.worker.cancel([flying])
-        rig.worker.start([replace(waiting, is_cancelled=True)])
+        rig.start([replace(waiting, is_cancelled=True)])
         await wait_until_async(lambda: rig.worker.held_claims() == [], "both are answered")
     found = {result.id: result for result in await rig.results()}
     assert {result.error_code for result in found.values()} == {ErrorCode.CANCELLED}
@@ -260,7 +260,7 @@ async def test_a_defect_of_ours_ends_a_request_after_a_few_attempts(store: Redis
     (first,) = await rig.claimed(body("a"))
     (last,) = await rig.claimed(encode_retry(body("b"), queue=QUEUE, attempt=2, score=first.score))
     async with running(rig.ack_batcher.run()):
-        rig.worker.start([first, last])
+        rig.start([first, last])
         await wait_until_async(lambda: len(rig.settled) == 2, "both settled")
     assert await rig.store.zcard(RETRIES) == 1
     (result,) = await rig.results()
@@ -280,7 +280,7 @@ async def test_dead_lettering_keeps_a_member_that_nobody_can_read(
 
     monkeypatch.setattr("handlers.poller.worker.decode_member", broken)
     async with running(rig.ack_batcher.run()):
-        await rig.worker.bury([replace(claim, deaths=6)], 5)
+        await rig.worker.dead_letter([replace(claim, deaths=6)], 5)
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     (result,) = await rig.results()
     assert (result.id, result.error_code) == ("x", ErrorCode.UNDELIVERABLE)

@@ -284,9 +284,8 @@ def test_reloads_leave_no_descriptors_or_threads_behind(
         told(stack, "dispatch", "configuration reloaded", change + 1)
         if change <= WARM_CHANGES:
             seen.append([(one.num_fds(), one.num_threads()) for one in processes])
-    # The most of each: one look alone may meet a poller that has closed its connections and opened none yet.
+    # The most of each: one sample alone may be taken while connections are closed.
     before = [tuple(map(max, zip(*looks, strict=True))) for looks in zip(*seen, strict=True)]
-    told(stack, "poller", '"event":"drained"', CHANGES)
     for one, (descriptors, threads) in zip(processes, before, strict=True):
         wait_until(partial(has_at_most, one, descriptors + 2), "closed sockets")
         assert one.num_threads() <= threads + 1
@@ -320,7 +319,7 @@ def test_the_status_page_shows_the_queues_of_the_changed_file(stack: Stack, conf
 
 def test_a_queue_that_goes_is_no_longer_claimed(stack: Stack, store: redis.Redis, config: ConfigMap) -> None:
     config.write("queues: [{queue_name: second}]")
-    told(stack, "poller", '"event":"drained"')
+    told(stack, "poller", '"event":"queue drained"')
     queue(store, "first", "left")
     queue(store, "second", "taken")
     assert result_of(store, "result-list")["id"] == "taken"

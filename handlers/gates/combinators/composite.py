@@ -48,6 +48,19 @@ class CompositeGate(Gate):
 
         await asyncio.gather(*(gate.aclose() for gate in self._gates))
 
+    async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
+        """`new` with each inner gate of this one that has the same index, renewed in turn."""
+        if not isinstance(new, CompositeGate):
+            return await super().renewed(new, discarded)
+        kept = min(len(self._gates), len(new._gates))
+        for index, gate in enumerate(new._gates):
+            if index < kept:
+                new._gates[index] = await self._gates[index].renewed(gate, discarded)
+            else:
+                await gate.start()
+        discarded.extend(self._gates[kept:])
+        return new
+
     def take_over(self, previous: Gate) -> None:
         """Carry over the state of each gate from the one at its index."""
         if isinstance(previous, CompositeGate):

@@ -27,6 +27,13 @@ class WrapperGate(Gate):
 
         await self._inner.aclose()
 
+    async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
+        """`new` around the inner gate of this one, renewed in turn."""
+        if not isinstance(new, WrapperGate) or new.gate_type != self.gate_type:
+            return await super().renewed(new, discarded)
+        new._inner = await self._inner.renewed(new._inner, discarded)
+        return new
+
     def take_over(self, previous: Gate) -> None:
         if isinstance(previous, WrapperGate) and previous.gate_type == self.gate_type:
             self._inner.take_over(previous._inner)

@@ -57,6 +57,15 @@ class LocalConcurrencyGate(Gate):
     async def start(self) -> None:
         self._log.info("gate started", gate=self.gate_type, limit=self._limit, blocking=self._is_blocking)
 
+    async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
+        """Take the options of `new` in place, so that requests in flight stay counted."""
+        if not isinstance(new, LocalConcurrencyGate):
+            return await super().renewed(new, discarded)
+        self._limit, self._is_blocking = new._limit, new._is_blocking
+        await self.start()
+        self._slots.waiters.wake(max(0, self.room()))
+        return self
+
     def take_over(self, previous: Gate) -> None:
         """Share the counter of `previous`, so that its requests in flight count here too."""
         if isinstance(previous, LocalConcurrencyGate):

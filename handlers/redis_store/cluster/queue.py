@@ -138,7 +138,7 @@ class ClusterRetries(Retries):
         while moved < limit:
             posted = await self._post_due(
                 keys=self._posting,
-                args=[secrets.token_hex(16), self._default_queue, limit - moved, SCRIPT_BYTES],
+                args=[secrets.token_hex(16), self.default_queue, limit - moved, SCRIPT_BYTES],
             )
             if not posted:
                 break
@@ -153,7 +153,7 @@ class ClusterRetries(Retries):
                 keys=self._posting,
                 args=[
                     secrets.token_hex(16),
-                    self._default_queue,
+                    self.default_queue,
                     cursor,
                     SCAN_COUNT,
                     SCRIPT_BYTES,

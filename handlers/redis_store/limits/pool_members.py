@@ -34,10 +34,6 @@ class RedisPoolSharing:
         place, count, elsewhere = await self._share(self._keys, [self._poller, in_use, self._lease_seconds])
         return PoolPlace(int(place), int(count), int(elsewhere))
 
-    def take_over(self, before: RedisPoolSharing) -> None:
-        """Be the poller that `before` was."""
-        self._poller = before._poller
-
     async def leave(self) -> None:
         """The others may use our part at once."""
         await self._leave(self._keys, [self._poller])

@@ -443,13 +443,13 @@ class Retries:
         self._redis = redis
         self._script = lua_script(redis, "recall_retries")
         self._name = retry_queue_name
-        self._default_queue = default_queue
+        self.default_queue = default_queue
         self.work_keys = [retry_queue_name]
         """Keys of which at least one exists while `promote` has anything to do."""
 
     async def promote(self, limit: int) -> int:
         """Move retries that are due back to their queues' pending sets; returns how many."""
-        return await promote(self._redis, self._name, self._default_queue, limit)
+        return await promote(self._redis, self._name, self.default_queue, limit)
 
     async def recall(self, cancelled: Sequence[Cancellation]) -> int:
         """Move cancelled requests back to their queues, which recall them from there; returns how many."""
@@ -459,7 +459,7 @@ class Retries:
         cursor, brought = b"0", 0
         while True:
             cursor, some = await self._script(
-                keys=[self._name], args=[self._default_queue, cursor, SCAN_COUNT, SCRIPT_BYTES, *names]
+                keys=[self._name], args=[self.default_queue, cursor, SCAN_COUNT, SCRIPT_BYTES, *names]
             )
             brought += int(some)
             if cursor in (b"0", 0):

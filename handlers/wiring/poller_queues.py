@@ -1,0 +1,319 @@
+"""The queues of one Redis server, as a poller serves them: their parts are built, changed and retired here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from handlers.clock import FollowedClock
+from handlers.forward.middleware.circuit import Circuit
+from handlers.gates.allowance import ProcessShare
+from handlers.gates.gate import Gate
+from handlers.poller.ack_batcher import WRITE_SECONDS, AckBatcher, FinishedLog, Settlement
+from handlers.poller.byte_budget import ByteBudget
+from handlers.poller.claimer import ClaimedQueue, Claimer
+from handlers.poller.maintenance import (
+    CANCEL_SECONDS,
+    DEPTHS_SECONDS,
+    Canceller,
+    DepthWatch,
+    LeaseKeeper,
+    PeriodicTask,
+    QueueParts,
+    QueueTable,
+    Reclaimer,
+)
+from handlers.poller.poller import Poller, Runs
+from handlers.poller.pool_share import SHARE_SECONDS, PoolShares
+from handlers.poller.queue_watch import QueueWatch
+from handlers.poller.worker import Worker, WorkerOptions
+from handlers.redis_store.admin.finished import FinishedLimits, FinishedRecords
+from handlers.redis_store.connection import STORE_FAILURES, Store, connect
+from handlers.redis_store.opening import open_queue, open_retries
+from handlers.redis_store.queue.cancellations import ForeignCancellations
+from handlers.redis_store.queue.payloads import read_payload
+from handlers.redis_store.queue.presence import existing, wake_signals
+from handlers.redis_store.queue.queue import QueueOptions
+from handlers.settings.settings import Settings
+from handlers.status.collect import POST_SECONDS, Tally, status_watch
+from handlers.telemetry.logs import Logger
+from handlers.wiring.credentials import redis_options
+
+_BATCH: Final = 1_000
+_MOST_EAGER: Final = 64
+"""With more queues than this, the parts of a queue without gates are built when it first has requests."""
+_RECLAIM_SECONDS_PER_QUEUE: Final = 0.0005
+"""Shortest interval of the scans for crashed owners, per queue: 5 s for 10,000."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedParts:
+    """Parts of a process that all its queues share."""
+
+    log: Logger
+    clock: FollowedClock
+    budget: ByteBudget
+    tally: Tally
+    poller: Poller
+    claimers: Mapping[str, Claimer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuePlan:
+    """What the settings ask for one queue. `gates` are the queue's own, `share` is of its gates' budget."""
+
+    claimer: Claimer
+    worker_options: Callable[[Store], WorkerOptions]
+    labels: Mapping[str, str]
+    gates: Sequence[Gate]
+    share: Callable[[PoolShares], Callable[[], ProcessShare]]
+    circuit: Circuit
+
+
+@dataclass(slots=True)
+class ServedQueue:
+    """One queue with its parts built."""
+
+    plan: QueuePlan
+    parts: QueueParts
+    claimed: ClaimedQueue
+
+
+def store_identity(settings: Settings) -> tuple[object, ...]:
+    """Settings that are fixed for one `RedisQueues`: if they change, another one replaces it."""
+    return (
+        settings.redis_url,
+        settings.retry_queue_name,
+        settings.result_queue_name,
+        settings.poll_interval_seconds,
+    )
+
+
+class RedisQueues:
+    """Connection, retry set, periodic tasks and queues of one Redis server."""
+
+    def __init__(self, settings: Settings, shared: SharedParts) -> None:
+        self.identity = store_identity(settings)
+        self.redis = connect(redis_options(settings))
+        self._settings = settings
+        self._shared = shared
+        self._queue_options = _queue_options(settings)
+        self._retries = open_retries(self.redis, settings.queues[0].queue_name, self._queue_options)
+        self.shares = PoolShares(self.redis, shared.log)
+        self.watch = self._queue_watch()
+        self._table = QueueTable()
+        self._served: dict[str, ServedQueue] = {}
+        self._plans: dict[str, QueuePlan] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._finished = _finished_log(settings, self.redis, shared.clock)
+        self._foreign = ForeignCancellations(self.redis)
+        self._status = status_watch(self.redis, shared.tally, shared.claimers)
+        env = settings.env
+        reclaimer = Reclaimer(
+            self.redis,
+            self._table,
+            shared.log,
+            max_deaths=env.max_deaths,
+            cluster=self._queue_options.cluster,
+        )
+        self._reclaim = self._task("reclaimer", env.reclaim_seconds, reclaimer.tick)
+        self._sweep = self._task("sweep of cancellations", CANCEL_SECONDS, self._sweep_foreign)
+        self._parts: list[Runs] = [self.watch, self._reclaim, self._sweep, *self._tasks()]
+        for part in self._parts:
+            shared.poller.add(part)
+
+    def _tasks(self) -> list[PeriodicTask]:
+        """Periodic tasks whose interval does not depend on the number of queues."""
+        table, shared, env = self._table, self._shared, self._settings.env
+        leases = LeaseKeeper(table, env.lease_seconds)
+        canceller = Canceller(
+            self.redis,
+            table,
+            self._retries,
+            shared.log,
+            now=shared.clock.now,
+            is_stopping=lambda: shared.poller.is_stopping,
+        )
+        depths = DepthWatch(self.redis, table, self._queue_options)
+        tasks = [
+            self._task("heartbeat", env.heartbeat_seconds, leases.tick),
+            self._task("canceller", CANCEL_SECONDS, canceller.tick),
+            self._task("depths", DEPTHS_SECONDS, depths.tick),
+            self._task("pool sharing", SHARE_SECONDS, self._share_pools),
+            self._task("status board", POST_SECONDS, self._status.tick),
+        ]
+        if self._finished is not None:
+            tasks.append(self._task("finished records", WRITE_SECONDS, self._finished.tick))
+        return tasks
+
+    def _task(self, name: str, seconds: float, tick: Callable[[], Awaitable[object]]) -> PeriodicTask:
+        return PeriodicTask(name, seconds, tick, self._shared.log, STORE_FAILURES)
+
+    def _queue_watch(self) -> QueueWatch:
+        return QueueWatch(
+            partial(existing, self.redis),
+            self._shared.log,
+            poll_interval_seconds=self._settings.poll_interval_seconds,
+            retry_keys=self._retries.work_keys,
+            promote=self._promote,
+            signals=partial(wake_signals, self.redis),
+        )
+
+    async def _promote(self) -> int:
+        moved = some = await self._retries.promote(_BATCH)
+        while some == _BATCH:
+            some = await self._retries.promote(_BATCH)
+            moved += some
+        return moved
+
+    async def _sweep_foreign(self) -> None:
+        """Scan for cancellations of foreign producers, unless nothing is queued."""
+        keys = [*self._table.names, *self._retries.work_keys]
+        if not self.watch.is_silent or await existing(self.redis, keys):
+            await self._foreign.sweep()
+
+    async def _share_pools(self) -> None:
+        await self.shares.tick({name: one.in_flight for name, one in self._shared.claimers.items()})
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether Redis records settlements."""
+        return not any(batcher.is_waiting_for_store for batcher in self._shared.poller.ack_batchers)
+
+    def apply(self, default_queue: str, plans: Mapping[str, QueuePlan], hand_back: set[str]) -> None:
+        """Add, change and retire queues so that those of `plans` are served.
+
+        Requests of the queues in `hand_back` that were not sent yet return to their queues: their gates have changed.
+        """
+        self._retries.default_queue = default_queue
+        before, self._plans = self._plans, dict(plans)
+        for name in before.keys() - plans.keys():
+            self._retire(name, before[name])
+        for name, plan in plans.items():
+            if name in self._served:
+                self._change(name, plan, is_handed_back=name in hand_back)
+            elif plan.gates or len(plans) <= _MOST_EAGER:
+                self._leave_pool(name, before)
+                self._build(name)
+            else:
+                self._leave_pool(name, before)
+                self._table.add_dormant(name, partial(self._build, name))
+                plan.claimer.add_dormant(name, partial(self._build, name))
+        least_seconds = _RECLAIM_SECONDS_PER_QUEUE * len(plans)
+        self._reclaim.interval_seconds = max(self._settings.env.reclaim_seconds, least_seconds)
+        self._sweep.interval_seconds = max(CANCEL_SECONDS, least_seconds)
+
+    def _leave_pool(self, name: str, before: Mapping[str, QueuePlan]) -> None:
+        """Take a queue without parts out of the pool that it had."""
+        if name in before:
+            before[name].claimer.remove(name)
+
+    def _build(self, name: str) -> None:
+        plan, shared = self._plans[name], self._shared
+        queue = open_queue(self.redis, name, self._queue_options, shared.clock)
+        ack_batcher = AckBatcher(queue, shared.log)
+        worker = Worker(
+            ack_batcher,
+            plan.worker_options(self.redis),
+            shared.log,
+            clock=shared.clock.now,
+            budget=shared.budget,
+            read_payload=partial(read_payload, self.redis),
+            on_outcome=shared.tally.note,
+            on_settled=self._note_settled,
+        )
+        served = ServedQueue(plan, QueueParts(queue, worker), ClaimedQueue(queue, worker))
+        self._served[name] = served
+        self._table.add(served.parts)
+        shared.poller.add_queue(worker, ack_batcher)
+        self._change_claims(served)
+        plan.claimer.add(served.claimed)
+
+    def _note_settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
+        if self._finished is not None and has_taken_effect:
+            self._finished.note(settlement)
+
+    def _change(self, name: str, plan: QueuePlan, *, is_handed_back: bool) -> None:
+        served = self._served[name]
+        worker, before = served.parts.worker, served.plan
+        served.plan = plan
+        worker.change(plan.worker_options(self.redis))
+        if name in self._table.retiring:
+            self._table.add(served.parts)
+            worker.revive()
+        if is_handed_back:
+            worker.hand_back_unsent()
+        self._change_claims(served)
+        if plan.claimer is not before.claimer:
+            before.claimer.remove(name)
+        plan.claimer.add(served.claimed)
+
+    def _change_claims(self, served: ServedQueue) -> None:
+        plan = served.plan
+        served.claimed.change(
+            labels=plan.labels,
+            gates=plan.gates,
+            slots=plan.claimer.options.slots,
+            share=plan.share(self.shares),
+            circuit=plan.circuit,
+        )
+
+    def _retire(self, name: str, plan: QueuePlan) -> None:
+        """Claim no more from a queue; what was sent is finished."""
+        plan.claimer.remove(name)
+        parts = self._table.retire(name)
+        if parts is not None:
+            parts.worker.retire()
+            retiring = asyncio.create_task(self._retired(name, parts))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+
+    async def _retired(self, name: str, parts: QueueParts) -> None:
+        await parts.worker.idle()
+        if self._table.retiring.get(name) is not parts:
+            return  # it is configured again
+        del self._table.retiring[name]
+        del self._served[name]
+        await self._shared.poller.remove_queue(parts.worker)
+        self._shared.log.info("queue drained", queue=name)
+
+    async def retire(self) -> None:
+        """Retire all queues and end the periodic tasks, once the queues are idle; the caller closes the connection."""
+        self.apply(self._retries.default_queue, {}, set())
+        while self._retiring:
+            await asyncio.wait(self._retiring)
+        for part in self._parts:
+            await self._shared.poller.remove(part)
+        await self.leave()
+
+    async def leave(self) -> None:
+        """Leave shared pools and the status board, and write the last finished records."""
+        await self.shares.leave()
+        with contextlib.suppress(*STORE_FAILURES):
+            await self._status.leave()
+            if self._finished is not None:
+                await self._finished.tick()
+
+
+def _queue_options(settings: Settings) -> QueueOptions:
+    env = settings.env
+    return QueueOptions(
+        retry_queue_name=settings.retry_queue_name,
+        default_result_queue_name=settings.result_queue_name,
+        lease_seconds=env.lease_seconds,
+        cluster=redis_options(settings).is_cluster,
+        wait_replicas=env.wait_replicas,
+        wait_timeout_ms=max(1, round(500 * env.redis_timeout_seconds)),  # before the connection gives up
+    )
+
+
+def _finished_log(settings: Settings, redis: Store, clock: FollowedClock) -> FinishedLog | None:
+    env = settings.env
+    if not env.finished_records:
+        return None
+    limits = FinishedLimits(env.finished_records, env.finished_records_bytes, env.finished_records_seconds)
+    return FinishedLog(FinishedRecords(redis, limits), clock.now)
