@@ -132,7 +132,7 @@ class PollerApp:
         is_kept = (old.merge_policy, old.ageing_seconds) == (entry.merge_policy, entry.ageing_seconds)
         return before.merges[entry.id] if is_kept else merge
 
-    async def _reload(self, settings: Settings) -> None:
+    async def reload(self, settings: Settings) -> None:
         """Apply the difference between the settings in force and these. Raises `InvalidSetting`, changing nothing."""
         if self.poller.is_stopping:
             return
@@ -142,6 +142,7 @@ class PollerApp:
         changes = await self._gates.apply(prepared)
         work = self.poller.work()
         if self._queues.identity != store_identity(settings):
+            self._queues.retire()
             self._in_background(self._replaced(self._queues))
             self._queues = RedisQueues(settings, self._shared)
         self._plan = plan
@@ -253,9 +254,9 @@ class PollerApp:
             await gate.aclose()
 
     async def _replaced(self, queues: RedisQueues) -> None:
-        """Retire the queues of a Redis server that is no longer configured."""
+        """Close the connection to a Redis server that is no longer configured, once its queues are idle."""
         self._old_queues.append(queues)
-        await queues.retire()
+        await queues.ended()
         await queues.redis.aclose()
         self._old_queues.remove(queues)
 
@@ -348,7 +349,7 @@ class PollerApp:
             await self._gates.start()
             self.has_begun = True
             if self._is_following:
-                following.append(asyncio.create_task(self._config.follow(self._reload)))
+                following.append(asyncio.create_task(self._config.follow(self.reload)))
             await self.poller.run()
         finally:
             await self._end(following)

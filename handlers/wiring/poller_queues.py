@@ -281,9 +281,12 @@ class RedisQueues:
         await self._shared.poller.remove_queue(parts.worker)
         self._shared.log.info("queue drained", queue=name)
 
-    async def retire(self) -> None:
-        """Retire all queues and end the periodic tasks, once the queues are idle; the caller closes the connection."""
+    def retire(self) -> None:
+        """Retire all queues: those of another Redis server replace them."""
         self.apply(self._retries.default_queue, {}, set())
+
+    async def ended(self) -> None:
+        """End the periodic tasks once all retired queues are idle; the caller closes the connection."""
         while self._retiring:
             await asyncio.wait(self._retiring)
         for part in self._parts:
