@@ -103,7 +103,7 @@ def decode_line(number: int, text: bytes) -> BatchLine | InvalidLine:
         fields = split_object(repaired(text))
         line = _input_decoder.decode(pick(fields, _Input.__struct_fields__))
     except (Malformed, *MALFORMED) as error:
-        return InvalidLine(number, _custom_id(text), str(error).replace("`", ""))
+        return InvalidLine(number, custom_id_of(text), str(error).replace("`", ""))
     body = bytes(fields.get("body", b""))
     reason = _problem(line, body)
     if reason:
@@ -140,13 +140,18 @@ def _body_problem(body: bytes) -> str:
     )
 
 
-def _custom_id(text: bytes) -> str:
+def custom_id_of(text: bytes) -> str:
     """The custom id of a line that is otherwise wrong, if it can be read."""
     try:
         custom_id = _id_decoder.decode(text).custom_id
     except MALFORMED:
         return ""
     return "" if custom_id is None else str(custom_id)
+
+
+def request_id(batch: str, number: int) -> str:
+    """The id of the request of line `number`."""
+    return f"{batch}-{number}"
 
 
 def output_id(batch: str, number: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from handlers.batch.files import BatchState
-from handlers.batch.lines import BatchLine, InvalidLine
+from handlers.batch.lines import BatchLine, InvalidLine, request_id
 from handlers.client.member import member_parts
 from handlers.client.new_request import NewRequest, encode_body
 from handlers.client.patience import Patience
@@ -50,8 +50,8 @@ class BatchQueue:
         self._payload_keys: list[str] = []
 
     def request_id(self, number: int) -> str:
-        """The id of the request in line `number`."""
-        return f"{self._state.batch}-{number}"
+        """The id of the request of line `number`."""
+        return request_id(self._state.batch, number)
 
     def number(self, request_id: str) -> int | None:
         """The line whose request has that id; None if it is not of this batch."""

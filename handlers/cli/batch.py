@@ -1,4 +1,4 @@
-"""`async-processor batch`: run a file of requests, see how far it is, cancel it."""
+"""`async-processor batch`: run a file of requests, show its progress, find and cancel lines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -26,15 +27,17 @@ from handlers.cli.flags import (
     duration_text,
     redis_flags,
 )
-from handlers.cli.shell import EXIT_CODES_HELP, ExitCode, check_names, exits
+from handlers.cli.shell import EXIT_CODES_HELP, ExitCode, check_names, exits, for_output
 
 if TYPE_CHECKING:
     from handlers.batch.files import BatchFiles, BatchState
+    from handlers.batch.find import FoundLine
     from handlers.batch.queue import BatchQueue
     from handlers.batch.run import Progress
+    from handlers.client.async_client import AsyncClient
 
 CANCEL_WINDOW = 100_000
-"""Lines that a cancelling run looks at together; it submits none."""
+"""Lines that a cancelling run reads at a time; it submits none."""
 
 OUT = click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 
@@ -52,8 +55,8 @@ Examples:
   async-processor batch status results.jsonl
   async-processor batch cancel results.jsonl
 
-Run the same command again after Ctrl-C or a crash: it goes on where it was, submits nothing twice and
-loses and doubles no result. {EXIT_CODES_HELP} 5 cancelled.""",
+After Ctrl-C or a crash, run the same command again: it continues, submits nothing twice, and neither loses
+nor duplicates a result. {EXIT_CODES_HELP} 5 cancelled.""",
 )
 @click.argument(
     "source",
@@ -61,18 +64,18 @@ loses and doubles no result. {EXIT_CODES_HELP} 5 cancelled.""",
     type=click.Path(exists=True, path_type=Path, dir_okay=False, allow_dash=True),
 )
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Takes the answers."
+    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Output file: the answers."
 )
 @click.option(
     "--errors",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Takes the errors.  [default: <out>.errors.jsonl]",
+    help="Error file.  [default: <out>.errors.jsonl]",
 )
 @click.option(
     "--deadline",
     type=DeadlineType(),
     default=timedelta(hours=24),
-    help="By when all must be answered.  [default: 24h]",
+    help="Deadline of all requests.  [default: 24h]",
 )
 @click.option(
     "--tier",
@@ -81,13 +84,13 @@ loses and doubles no result. {EXIT_CODES_HELP} 5 cancelled.""",
     show_default=True,
     help="Lane of the requests.",
 )
-@click.option("--tenant", default="", help="Who asks, for fairness and quotas.")
+@click.option("--tenant", default="", help="Tenant, for fairness and quotas.")
 @click.option(
     "--window",
     type=click.IntRange(1, 1_000_000),
     default=20_000,
     show_default=True,
-    help="Requests that may be queued and not answered at a time.",
+    help="Limit on requests that are queued and not answered yet.",
 )
 @click.option(
     "--retry-queue",
@@ -149,7 +152,7 @@ def run(
 
 
 def _spooled(files: BatchFiles) -> Path:
-    """The file that keeps the requests of stdin; of an earlier run, if there was one."""
+    """The file with the requests of stdin; that of an earlier run if there is one."""
     from handlers.batch.files import open_private
 
     if files.read_state() is None or not files.input.exists():
@@ -176,7 +179,7 @@ async def _run(
             options = BatchOptions(window=window)
             return await BatchRun(files, state, queue, options=options, report=progress.update).run()
     except asyncio.CancelledError:
-        print(f"interrupted: run the same command again to go on ({files.state})", file=sys.stderr)
+        print(f"interrupted: run the same command again to continue ({files.state})", file=sys.stderr)
         raise
     finally:
         await queue.close()
@@ -187,7 +190,7 @@ async def _run(
 @click.option("--json", "is_json", is_flag=True, help="One JSON object.")
 @exits
 def status(*, out: Path, is_json: bool) -> ExitCode:
-    """Tell how far the batch of OUT (its output file) is; 1 while it has errors or is not finished."""
+    """Print the progress of the batch of OUT (its output file); exit code 1 while it has errors or is not finished."""
     from handlers.batch.files import BatchOutput
 
     files, state = _known_batch(out)
@@ -208,34 +211,116 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
         print(json.dumps({"batch": state.batch, "status": what, "deadline": state.deadline, **counts}))
     else:
         by = datetime.fromtimestamp(state.deadline, UTC).isoformat(timespec="seconds")
-        print(f"batch {state.batch}: {what}, to be answered by {by}")
+        print(f"batch {state.batch}: {what}, deadline {by}")
         errors = f"{state.failed:,} errors{_kinds(state)}"
         print(f"{state.completed:,} answered, {errors}, of {state.total:,} requests")
         print(f"output {files.out}, errors {files.errors}")
     return _exit_code(state)
 
 
-@batch.command("cancel", epilog=EXIT_CODES_HELP)
+@batch.command(
+    "where",
+    epilog="""\b
+Exit codes: 0 all were found; 1 some custom_id is unknown; 2 wrong flags; 4 Redis does not answer.""",
+)
 @OUT
+@click.argument("custom_ids", nargs=-1, required=True, metavar="CUSTOM_ID...")
+@click.option(
+    "--retry-queue",
+    envvar="RETRY_QUEUE_NAME",
+    default="retry-sortedset",
+    show_envvar=True,
+    help="Sorted set of requests that wait for a retry.",
+)
 @redis_flags
 @exits
-def cancel(*, out: Path, queue: QueueFlags) -> ExitCode:
-    """Cancel the batch of OUT (its output file): what is not answered gets an error line.
+def where(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags, retry_queue: str) -> ExitCode:
+    """Print where lines of the batch of OUT (its output file) are, by their custom_id."""
+    from handlers.batch.find import find_lines
 
-    Where no process runs the batch, this one collects what is left.
+    files, state = _known_batch(out)
+    found = find_lines(files, state, custom_ids)
+    client = replace(queue, queue=state.queue, results=state.results).client(retry_queue=retry_queue)
+    return asyncio.run(_where(client, state, custom_ids, found))
+
+
+async def _where(
+    opened: AsyncClient, state: BatchState, custom_ids: tuple[str, ...], found: dict[str, FoundLine]
+) -> ExitCode:
+    from handlers.cli.where import described
+
+    async with opened as client:
+        for custom_id in custom_ids:
+            line = found.get(custom_id)
+            place = await client.where(line.request_id) if line and not line.written else None
+            if place is not None and place.state != "unknown":
+                text = described(place, time.time())
+                text = text.replace(place.request_id, f"{custom_id} (request {place.request_id})")
+            else:
+                text = f"{custom_id}  {_without_request(line, state)}"
+            print(for_output(text, sys.stdout))
+    return ExitCode.DONE if len(found) == len(set(custom_ids)) else ExitCode.FAILED_REQUESTS
+
+
+def _without_request(line: FoundLine | None, state: BatchState) -> str:
+    """Where a line is that has no live request."""
+    if line is None:
+        return f"no line of {state.source} has this custom_id"
+    return line.written or f"not queued yet: line {line.number:,} of {state.source}"
+
+
+@batch.command(
+    "cancel",
+    epilog=f"""\b
+Examples:
+  async-processor batch cancel results.jsonl
+  async-processor batch cancel results.jsonl line-17 line-18
+
+{EXIT_CODES_HELP}""",
+)
+@OUT
+@click.argument("custom_ids", nargs=-1, metavar="[CUSTOM_ID]...")
+@redis_flags
+@exits
+def cancel(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags) -> ExitCode:
+    """Cancel the batch of OUT (its output file), or the lines with these custom_ids.
+
+    Each cancelled line gets an error line. If no process runs the batch, this one collects the remaining results.
     """
     files, state = _known_batch(out)
+    if custom_ids:
+        return _cancel_lines(files, state, custom_ids, queue)
     if state.outcome != "running":
         print(f"batch {state.batch}: {state.outcome} already", file=sys.stderr)
         return _exit_code(state)
     files.request_cancel()
     if files.is_running():
-        print(f"batch {state.batch}: its process is told to cancel it")
+        print(f"batch {state.batch}: cancelling, by the process that runs it")
         return ExitCode.DONE
     with files.locked():
         state = asyncio.run(_run(files, state, partial(_queue, queue, state, {}), CANCEL_WINDOW, ""))
     _summary(files, state)
     return _exit_code(state)
+
+
+def _cancel_lines(
+    files: BatchFiles, state: BatchState, custom_ids: tuple[str, ...], queue: QueueFlags
+) -> ExitCode:
+    from handlers.batch.find import find_lines
+
+    found = find_lines(files, state, custom_ids)
+    open_lines = [line for line in found.values() if not line.written]
+
+    async def cancel_open() -> list[bool]:
+        async with replace(queue, queue=state.queue, results=state.results).client() as client:
+            return await client.cancel_many([line.request_id for line in open_lines])
+
+    was_live = zip(open_lines, asyncio.run(cancel_open()), strict=True)
+    cancelled = {line.custom_id for line, was in was_live if was}
+    for custom_id in custom_ids:
+        text = "cancelled" if custom_id in cancelled else _without_request(found.get(custom_id), state)
+        print(for_output(f"{custom_id} {text}", sys.stdout))
+    return ExitCode.DONE if cancelled == set(custom_ids) else ExitCode.FAILED_REQUESTS
 
 
 def _known_batch(out: Path) -> tuple[BatchFiles, BatchState]:
@@ -282,7 +367,7 @@ RATE_OVER_SECONDS = 20.0
 
 
 class Rate:
-    """Requests a second over the last while; times are in seconds of any clock that only goes up."""
+    """Requests per second over the last `RATE_OVER_SECONDS`; times are seconds of a monotonic clock."""
 
     def __init__(self) -> None:
         self._points: deque[tuple[float, int]] = deque()
@@ -294,7 +379,7 @@ class Rate:
             self._points.popleft()
 
     def per_second(self) -> float:
-        """The rate; 0 where it is not known yet."""
+        """The rate; 0 while it is unknown."""
         if len(self._points) < 2:
             return 0.0
         (began, before), (ended, after) = self._points[0], self._points[-1]
@@ -330,7 +415,7 @@ class BatchProgress:
 
     async def __aenter__(self) -> Self:
         self._bar.start()
-        self._showing = asyncio.create_task(self._show_for_ever(), name="batch-progress")
+        self._showing = asyncio.create_task(self._show_periodically(), name="batch-progress")
         return self
 
     async def __aexit__(
@@ -347,14 +432,14 @@ class BatchProgress:
         self._bar.stop()
 
     def update(self, progress: Progress) -> None:
-        """Take what the run reports; it is shown when the time has come."""
+        """Keep the latest report; it is shown at the next interval."""
         self._last = progress
 
-    async def _show_for_ever(self) -> None:
+    async def _show_periodically(self) -> None:
         while True:
             await asyncio.sleep(SHOWN_EVERY_SECONDS)
             if self._count_retries is not None:
-                with contextlib.suppress(Exception):  # the run itself tells when Redis is gone
+                with contextlib.suppress(Exception):  # the run itself reports a lost Redis
                     self._retries = await self._count_retries()
             self._show()
 

@@ -37,11 +37,11 @@ removed after it was written, so a crash loses none. --peek removes nothing.
 Exit codes: 0 done, whatever the results say; 2 wrong flags; 3 with --take, none came in the time given;
 4 the broker does not answer; 130 interrupted.""",
 )
-@click.option("-n", "--take", type=click.IntRange(min=1), help="Stop after so many results.")
+@click.option("-n", "--take", type=click.IntRange(min=1), help="Stop after this many results.")
 @click.option(
     "--peek", "is_peek", is_flag=True, help="Look at results without taking them, oldest first (Redis)."
 )
-@click.option("--for", "idle", type=DurationType(), help="Stop when none came for that long.")
+@click.option("--for", "idle", type=DurationType(), help="Stop after this long without a result.")
 @click.option(
     "--format",
     "form",
@@ -83,7 +83,18 @@ async def _results(
             sys.stdout.flush()
             await _ack(stream, deliveries)
             count += len(deliveries)
+        report_undecodable(stream)
     return ExitCode.DONE if count or take is None else ExitCode.NOT_YET
+
+
+def report_undecodable(stream: ResultStream) -> None:
+    """Print how many results could not be decoded, and where they are."""
+    if stream.undecodable:
+        print(
+            f"warning: {stream.undecodable:,} results could not be decoded. They were not removed, and return "
+            "when their lease ends; a newer version may read them.",
+            file=sys.stderr,
+        )
 
 
 async def _ack(stream: ResultStream, deliveries: list[Delivery]) -> None:
@@ -122,7 +133,7 @@ def _table_writer() -> Callable[[Result], None]:
 
 
 def _plain(text: str) -> str:
-    """Text of a stranger, without what a terminal would obey and what `rich` would take for markup."""
+    """Untrusted text without control characters and without markup of `rich`."""
     from rich.markup import escape
 
     return escape("".join(character if character.isprintable() else "�" for character in text))

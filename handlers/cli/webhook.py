@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from handlers.cli.flags import DurationType, QueueFlags, queue_flags
+from handlers.cli.results import report_undecodable
 from handlers.cli.shell import ExitCode, exits
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, encode_result
@@ -131,4 +132,5 @@ async def _deliver(queue: QueueFlags, options: WebhookOptions, idle: timedelta |
         except asyncio.CancelledError:
             pass  # SIGTERM: what is held goes back at once
         print(f"{hook.delivered} delivered, {hook.given_up} given up", file=sys.stderr)
+        report_undecodable(stream)
     return ExitCode.DONE

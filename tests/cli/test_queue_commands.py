@@ -50,15 +50,21 @@ class Shell:
     def run(self, *arguments: str, stdin: str = "") -> Result:
         return CliRunner().invoke(main, list(arguments), input=stdin, env=self.env)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    def start(self, *arguments: str, stdin: str = "") -> subprocess.Popen[str]:
+        started = subprocess.Popen(
             [*PROGRAM, *arguments],
             cwd=ROOT,
             env={**os.environ, **self.env},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        assert started.stdin is not None
+        with started.stdin as pipe:
+            pipe.write(stdin)
+        started.stdin = None
+        return started
 
     def queued(self) -> list[Request]:
         members = cast("list[bytes]", self.redis.zrange(self.queue, 0, -1))
@@ -356,7 +362,7 @@ def test_a_batch_is_cancelled_from_another_terminal(shell: Shell, tmp_path: Path
     out = tmp_path / "out.jsonl"
     with shell.start("batch", "run", source, "--out", str(out)) as runner:
         wait_until(lambda: shell.redis.zcard(shell.queue) == 50, "the lines in the queue")
-        assert "told to cancel" in shell.run("batch", "cancel", str(out)).stdout
+        assert "cancelling" in shell.run("batch", "cancel", str(out)).stdout
         batch = json.loads(Path(f"{out}.batch").read_text())["batch"]
         last = f"request-cancel:{batch}-50"
         wait_until(lambda: shell.redis.exists(last), "the cancellation")

@@ -1,0 +1,134 @@
+"""`batch` by custom_id, from stdin and in a pipe; results that cannot be decoded are reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from handlers.batch.run import Progress
+from handlers.cli import batch
+from tests.cli.test_queue_commands import Shell, write_requests
+from tests.client.conftest import redis, valkey_url
+from tests.waiting import wait_until
+
+__all__ = ["redis", "valkey_url"]
+
+BROKEN = b'{"id":"x","payload":"\xff"}'
+
+
+@pytest.fixture
+def shell(valkey_url: str, redis: Redis) -> Shell:
+    return Shell(valkey_url, redis)
+
+
+def test_lines_are_found_and_cancelled_by_their_custom_id(shell: Shell, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 600)
+    out = tmp_path / "out.jsonl"
+    with shell.start("batch", "run", source, "--out", str(out), "--window", "500") as runner:
+        wait_until(lambda: shell.redis.zcard(shell.queue) == 500, "the first lines in the queue")
+        found = shell.run("batch", "where", str(out), "c0", "c555", "nobody")
+        assert found.exit_code == 1, found.output
+        first, late, unknown = found.stdout.splitlines()
+        assert first.startswith("c0 (request ")
+        assert "queued" in first
+        assert late == f"c555  not queued yet: line 556 of {source}"
+        assert unknown == f"nobody  no line of {source} has this custom_id"
+
+        cancelled = shell.run("batch", "cancel", str(out), "c1")
+        assert (cancelled.exit_code, cancelled.stdout) == (0, "c1 cancelled\n")
+        refused = shell.run("batch", "cancel", str(out), "c555", "nobody")
+        assert refused.exit_code == 1
+        assert "c555 not queued yet" in refused.stdout
+        batch_id = json.loads(Path(f"{out}.batch").read_text())["batch"]
+        assert shell.redis.exists(f"request-cancel:{batch_id}-2"), "pollers find the cancellation of line 2"
+        with shell.echoing():
+            runner.communicate(timeout=60)
+
+    done = shell.run("batch", "where", str(out), "c0")
+    assert (done.exit_code, done.stdout) == (0, f"c0  answered, in {out}\n")
+    again = shell.run("batch", "cancel", str(out), "c0")
+    assert (again.exit_code, again.stdout) == (1, f"c0 answered, in {out}\n")
+
+
+def test_requests_from_stdin_are_kept_beside_the_output(shell: Shell, tmp_path: Path) -> None:
+    text = Path(write_requests(tmp_path / "in.jsonl", 20)).read_text()
+    out = tmp_path / "out.jsonl"
+    with shell.echoing():
+        done = shell.run("batch", "run", "-", "--out", str(out), stdin=text)
+    assert done.exit_code == 0, done.stderr
+    assert len(out.read_text().splitlines()) == 20
+    kept = Path(f"{out}.input")
+    assert (kept.read_text(), kept.stat().st_mode & 0o777) == (text, 0o600)
+
+
+def test_a_batch_from_stdin_continues_without_its_stdin(shell: Shell, tmp_path: Path) -> None:
+    text = Path(write_requests(tmp_path / "in.jsonl", 600)).read_text()
+    out = tmp_path / "out.jsonl"
+    arguments = ["batch", "run", "-", "--out", str(out), "--window", "500"]
+    with shell.start(*arguments, stdin=text) as runner:
+        wait_until(lambda: shell.redis.zcard(shell.queue) == 500, "the first lines in the queue")
+        runner.kill()
+        runner.communicate(timeout=60)
+    with shell.echoing():
+        done = shell.run(*arguments, stdin="something else")
+    assert done.exit_code == 0, done.stderr
+    assert len(out.read_text().splitlines()) == 600
+
+
+def test_the_summary_counts_errors_by_kind(shell: Shell, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    write_requests(source, 3, fail=422)
+    with source.open("a") as file:
+        file.write('{"custom_id": "wrong", "method": "GET"}\n')
+    out = str(tmp_path / "out.jsonl")
+    with shell.echoing():
+        done = shell.run("batch", "run", str(source), "--out", out, "--no-check")
+    assert done.exit_code == 1
+    assert ": 3 http_422, 1 invalid_request" in done.stderr
+    assert "4 errors: 3 http_422, 1 invalid_request" in shell.run("batch", "status", out).stdout
+
+
+async def test_a_pipe_gets_a_progress_line_each_interval(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(batch, "LOGGED_EVERY_SECONDS", 0.0)
+    async with batch.BatchProgress(None) as progress:
+        progress.update(Progress(total=10, completed=3, failed=1, in_flight=2))
+    assert "4 of 10, 0/s, 2 in flight, 0 retrying, 1 errors" in capsys.readouterr().err
+
+
+async def test_a_pipe_gets_no_progress_line_before_the_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    async with batch.BatchProgress(None) as progress:
+        progress.update(Progress(total=10, completed=3, failed=1, in_flight=2))
+    assert capsys.readouterr().err == ""
+
+
+def test_results_reports_what_it_cannot_decode(shell: Shell) -> None:
+    shell.redis.lpush(shell.results, BROKEN)
+    done = shell.run("results", "--for", "0s")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "1 results could not be decoded" in done.stderr
+
+
+def test_webhook_reports_what_it_cannot_decode(shell: Shell, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    shell.redis.lpush(shell.results, BROKEN)
+    arguments = ["http://127.0.0.1:1/", "--secret-file", str(secret), "--allow-private", "--for", "0s"]
+    done = shell.run("webhook", *arguments)
+    assert "0 delivered" in done.stderr
+    assert "1 results could not be decoded" in done.stderr
+
+
+def test_batch_reports_what_it_cannot_decode_and_keeps_it(shell: Shell, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 3)
+    out = tmp_path / "out.jsonl"
+    with shell.start("batch", "run", source, "--out", str(out)) as runner:
+        wait_until(lambda: shell.redis.zcard(shell.queue) == 3, "the lines in the queue")
+        shell.redis.lpush(json.loads(Path(f"{out}.batch").read_text())["results"], BROKEN)
+        with shell.echoing():
+            _, said = runner.communicate(timeout=60)
+    assert f"1 results could not be decoded; kept in {out}.undecodable" in said
