@@ -15,9 +15,8 @@ from handlers.client.redis_broker import batches, store_errors
 from handlers.contract.errors import InvalidRequest
 from handlers.redis_store.keys import payload_key
 from handlers.redis_store.opening import open_submissions
-from handlers.redis_store.queue.payloads import WholeResult, delete_payloads, whole_results
+from handlers.redis_store.queue.payloads import delete_payloads, whole_results
 from handlers.redis_store.results.results import drop_oldest_results, oldest_results
-from handlers.redis_store.scripts import BATCH_BYTES
 from handlers.redis_store.submit.client_access import RedisAccess, open_redis
 from handlers.redis_store.submit.submissions import MemberParts
 
@@ -98,20 +97,9 @@ class BatchQueue:
         """The oldest results, left in the list, with payloads that are stored apart."""
         with store_errors():
             texts = await oldest_results(self._redis, self._state.results, limit)
-            whole = await self._whole(texts)
+            whole = await whole_results(self._redis, texts)
         self._payload_keys = [one.payload_key for one in whole]
         return [one.text for one in whole]
-
-    async def _whole(self, texts: Sequence[bytes]) -> list[WholeResult]:
-        """The first of these with their payloads, as many as memory should hold: at least one."""
-        whole: list[WholeResult] = []
-        size = 0
-        for text in texts:
-            whole += await whole_results(self._redis, [text])  # a round trip only where the payload is apart
-            size += len(whole[-1].text)
-            if size >= BATCH_BYTES:
-                break
-        return whole
 
     async def drop(self, count: int) -> None:
         """Drop the oldest results, which are safe now."""

@@ -15,7 +15,7 @@ from handlers.cli.flags import QueueFlags, redis_flags
 from handlers.cli.shell import ExitCode, exits, for_output
 
 if TYPE_CHECKING:
-    from handlers.redis_store.queue.dead_letters import DeadLetter, DeadLetters
+    from handlers.redis_store.admin.dead_letters import DeadLetter, DeadLetters
 
 Work = Callable[["DeadLetters"], Awaitable[ExitCode]]
 
@@ -167,9 +167,9 @@ async def _named(letters: DeadLetters, prefix: str) -> DeadLetter | None:
 
 
 def _run(queue: QueueFlags, work: Work) -> ExitCode:
+    from handlers.redis_store.admin.dead_letters import DeadLetters
     from handlers.redis_store.connection import STORE_FAILURES, connect
     from handlers.redis_store.faults import explained
-    from handlers.redis_store.queue.dead_letters import DeadLetters
     from handlers.redis_store.submit.client_access import client_options
 
     options = client_options(queue.redis_url, queue.access)

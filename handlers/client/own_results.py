@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.lenient_json import Malformed
@@ -24,7 +24,7 @@ PEEKED_LISTS = 500
 
 log = logging.getLogger(__name__)
 
-Peek = Callable[[Sequence[str]], Awaitable[list[list[bytes]]]]
+Peek = Callable[[Sequence[str]], AsyncIterator[tuple[str, bytes]]]
 
 
 class _Wait:
@@ -89,31 +89,31 @@ class OwnResults:
             end_if_cancelled()
 
     async def _look(self, lists: Sequence[str]) -> None:
+        now = asyncio.get_running_loop().time()
+        for name in lists:
+            for wait in self._waits.get(name, []):
+                wait.put_off(now)
         try:
-            found = await self._peek(lists)
+            async for name, text in self._peek(lists):
+                self._match(name, text)
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
             for name in lists:
                 for wait in self._waits.get(name, []):
                     if not wait.result.done():
                         wait.result.set_exception(error)
             return
-        now = asyncio.get_running_loop().time()
-        for name, texts in zip(lists, found, strict=True):
-            for wait in self._waits.get(name, []):
-                wait.put_off(now)
-                result = _match(texts, wait.token)
-                if result is not None and not wait.result.done():
-                    wait.result.set_result(result)
         await asyncio.sleep(0)  # let those who got theirs go, before the next look
 
-
-def _match(texts: Sequence[bytes], token: str) -> Result | None:
-    for text in texts:
+    def _match(self, name: str, text: bytes) -> None:
+        """Hand a result to those who wait for it."""
+        waits = [wait for wait in self._waits.get(name, []) if not wait.result.done()]
+        if not waits:
+            return
         try:
             result = decode_result(text)
         except Malformed as error:
             log.debug("result of %d bytes not decodable, left in its list: %s", len(text), error)
-            continue
-        if not token or not result.request_token or result.request_token == token:
-            return result
-    return None
+            return
+        for wait in waits:
+            if not wait.token or not result.request_token or result.request_token == wait.token:
+                wait.result.set_result(result)

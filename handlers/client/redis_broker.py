@@ -26,7 +26,7 @@ from handlers.redis_store.connection import Store
 from handlers.redis_store.faults import explained
 from handlers.redis_store.keys import payload_key, result_of_key
 from handlers.redis_store.opening import open_submissions
-from handlers.redis_store.queue.payloads import delete_payloads, whole_results
+from handlers.redis_store.queue.payloads import delete_payloads, whole_result, whole_results
 from handlers.redis_store.results.results import AckOutcome, HeldResult, Results, oldest_results, peek_results
 from handlers.redis_store.submit.client_access import (
     STORE_ERRORS,
@@ -49,6 +49,9 @@ _PEEKED = 100
 
 UNREAD_RESULT_SECONDS = 7 * 86_400
 """How long an idempotency key waits, after the deadline, for the acknowledgement of a result in a shared list."""
+
+MOST_RECEIVED = 1_000
+"""Results that one call takes under a lease."""
 
 BATCH_BYTES = 4_000_000
 """Bytes in one call, for the same reason."""
@@ -167,10 +170,11 @@ class RedisBroker:
             count = _PEEKED if limit is None else min(_PEEKED, limit - seen)
             with store_errors():
                 texts = await oldest_results(self._redis, key, count, skipped=seen)
-                whole = await whole_results(self._redis, texts)
-            for one in whole:
+            for text in texts:
+                with store_errors():
+                    whole = await whole_result(self._redis, text)
                 with contextlib.suppress(Malformed):
-                    yield decode_result(one.text)
+                    yield decode_result(whole.text)
             if not texts:  # fewer than `count` come if they are large
                 return
             seen += len(texts)
@@ -241,10 +245,10 @@ class RedisBroker:
 
         return await self._patience.insist(submit)
 
-    async def _peek(self, lists: Sequence[str]) -> list[list[bytes]]:
+    async def _peek(self, lists: Sequence[str]) -> AsyncIterator[tuple[str, bytes]]:
         with store_errors():
-            found = await peek_results(self._redis, lists)
-            return [[one.text for one in await whole_results(self._redis, texts)] for texts in found]
+            async for name, text in peek_results(self._redis, lists):
+                yield name, (await whole_result(self._redis, text)).text
 
 
 class RedisResults:
@@ -257,18 +261,25 @@ class RedisResults:
         self._keys = KeyAcknowledgements(redis)
         self._payload_keys: dict[bytes, str] = {}
         self._keyed_tokens: dict[bytes, str] = {}
+        self._most = MOST_RECEIVED
 
     async def receive(self, limit: int) -> list[HeldResult]:
-        """Take at most `limit` of the oldest results."""
+        """Take at most `limit` of the oldest results, about `BATCH_BYTES` with their offloaded payloads."""
         with store_errors():
-            taken = await self._results.receive(limit)
+            asked = min(limit, self._most)
+            taken = await self._results.receive(asked)
             whole = await whole_results(self._redis, [held.result for held in taken])
+            rest = [held.claim_key for held in taken[len(whole) :]]
+            await self._results.give_back(rest)
+        # Results whose payloads do not fit went back; the next call takes about as many as fit.
+        self._most = 2 * (len(whole) if rest else asked)
+        held_results = list(zip(taken, whole, strict=False))
         self._payload_keys |= {
-            held.claim_key: one.payload_key for held, one in zip(taken, whole, strict=True) if one.payload_key
+            held.claim_key: one.payload_key for held, one in held_results if one.payload_key
         }
-        tokens = {held.claim_key: keyed_token_of(held.result) for held in taken}
+        tokens = {held.claim_key: keyed_token_of(held.result) for held, _ in held_results}
         self._keyed_tokens |= {key: token for key, token in tokens.items() if token}
-        return [HeldResult(held.claim_key, one.text) for held, one in zip(taken, whole, strict=True)]
+        return [HeldResult(held.claim_key, one.text) for held, one in held_results]
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
         """Move the leases' ends."""

@@ -202,6 +202,11 @@ class _WaitingCluster(RedisCluster):
 
     def __init__(self, nodes: list[ClusterNode], options: RedisOptions, arguments: dict[str, Any]) -> None:
         super().__init__(startup_nodes=nodes, max_connections=options.max_connections, **arguments)
+        for node in self.startup_nodes:
+            limit_silence(node)
+        # Nodes that are discovered later are made from these.
+        self.connection_kwargs["connection_class"] = progressive(self.connection_kwargs["connection_class"])
+        self.connection_kwargs["parser_class"] = ProgressParser
         self._room = asyncio.Semaphore(options.max_connections)
         self._timeout_seconds = options.timeout_seconds
 
@@ -364,7 +369,7 @@ def progressive(connection_class: type[AbstractConnection]) -> type[AbstractConn
     return type(f"Progressive{connection_class.__name__}", (_ProgressiveSend, connection_class), {})
 
 
-def limit_silence(pool: ConnectionPool) -> None:
+def limit_silence(pool: ConnectionPool | ClusterNode) -> None:
     """Let the time limit of the connections that `pool` will open count silence."""
     pool.connection_class = progressive(pool.connection_class)
     pool.connection_kwargs["parser_class"] = ProgressParser

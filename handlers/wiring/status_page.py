@@ -18,6 +18,7 @@ from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.gates.labels import BANDS, band_of
+from handlers.redis_store.admin.dead_letters import DeadLetters, read_dead_letter
 from handlers.redis_store.admin.status_board import (
     LONGEST_SAMPLED,
     Board,
@@ -29,7 +30,6 @@ from handlers.redis_store.admin.whereabouts import Searched, Whereabouts, locate
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, server_time
 from handlers.redis_store.faults import explained
 from handlers.redis_store.keys import queue_keys
-from handlers.redis_store.queue.dead_letters import DeadLetters, read_dead_letter
 from handlers.redis_store.queue.depths import queue_depths
 from handlers.settings.settings import Settings
 from handlers.status.hosts import OwnHosts, read_hosts

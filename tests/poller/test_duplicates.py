@@ -17,8 +17,8 @@ from handlers.contract.result import ErrorCode, answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.poller.duplicates import Duplicates
 from handlers.poller.settlement import ResultRoute
+from handlers.redis_store.admin.dead_letters import DeadLetters
 from handlers.redis_store.keys import queue_keys, stands_key
-from handlers.redis_store.queue.dead_letters import DeadLetters
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, answering, body, running
 from tests.redis_keys import claims_left, end_leases, leaked_keys
 from tests.waiting import wait_until_async

@@ -15,8 +15,8 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, answered_result
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.poller.settlement import RequestLimits, ResultRoute
+from handlers.redis_store.admin.dead_letters import DeadLetters
 from handlers.redis_store.keys import queue_keys
-from handlers.redis_store.queue.dead_letters import DeadLetters
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
 from tests.redis_keys import claims_left, end_leases
 from tests.waiting import wait_until_async

@@ -13,9 +13,9 @@ from redis.commands.core import AsyncScript
 
 import handlers
 from handlers.contract.envelope import encode_retry
+from handlers.redis_store.admin.dead_letters import DeadLetters
 from handlers.redis_store.keys import CANCELLATIONS
 from handlers.redis_store.queue import queue
-from handlers.redis_store.queue.dead_letters import DeadLetters
 from handlers.redis_store.queue.queue import Nack
 from handlers.redis_store.scripts import lua_script, script_files
 from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope, recalled, recalled_retries
@@ -133,7 +133,7 @@ async def test_each_typed_function_calls_as_its_header_says(
         return _Counted(lua_script(redis, name), calls[name])
 
     monkeypatch.setattr(queue, "lua_script", counted)
-    monkeypatch.setattr("handlers.redis_store.queue.dead_letters.lua_script", counted)
+    monkeypatch.setattr("handlers.redis_store.admin.dead_letters.lua_script", counted)
     await _use_every_script(bench)
 
     batches = {name: {1, 2} if name in PER_CLAIM else {1} for name in FIXED_KEYS}

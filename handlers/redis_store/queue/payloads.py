@@ -12,6 +12,7 @@ from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import decode_result, encode_result, filled_result
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import PAYLOAD_PREFIX, RESULT_PAYLOAD_PREFIX
+from handlers.redis_store.scripts import BATCH_BYTES
 
 
 def is_own_payload(payload_ref: str, request_id: str, request_token: str) -> bool:
@@ -79,22 +80,28 @@ async def delete_payloads(redis: Store, keys: Sequence[str]) -> None:
         await redis.unlink(key)
 
 
+async def whole_result(redis: Store, text: bytes) -> WholeResult:
+    """A result with its offloaded payload; costs a round trip only if the payload is offloaded."""
+    key = _payload_key(text)
+    if not key:
+        return WholeResult(text)
+    payload: Any = await redis.get(key)
+    return WholeResult(encode_result(filled_result(decode_result(text), payload)), key)
+
+
 async def whole_results(redis: Store, texts: Sequence[bytes]) -> list[WholeResult]:
-    """Results as their readers want them: with payloads that were stored apart, in one round trip if there are any."""
-    keys = [_payload_key(text) for text in texts]
-    wanted = [key for key in keys if key]
-    if not wanted:
-        return [WholeResult(text) for text in texts]
-    pipeline: Any = redis.pipeline(transaction=False)
-    for key in wanted:
-        pipeline.get(key)
-    found = iter(await executed(redis, pipeline))
-    return [
-        WholeResult(encode_result(filled_result(decode_result(text), next(found))), key)
-        if key
-        else WholeResult(text)
-        for text, key in zip(texts, keys, strict=True)
-    ]
+    """The first results with their offloaded payloads: one at least, about `BATCH_BYTES` together.
+
+    Payloads are read one at a time: their sizes are unknown, and each may have several MB.
+    """
+    whole: list[WholeResult] = []
+    size = 0
+    for text in texts:
+        whole.append(await whole_result(redis, text))
+        size += len(whole[-1].text)
+        if size >= BATCH_BYTES:
+            break
+    return whole
 
 
 def _payload_key(text: bytes) -> str:

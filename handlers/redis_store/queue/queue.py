@@ -303,10 +303,12 @@ class RedisQueue:
     async def release(self, claims: Sequence[Claim]) -> list[bool]:
         """Back to pending as they were; False where the lease was lost, and nothing changed."""
         keys = self._keys
-        rows = [(claim.claim_key, claim.owner_token, repr(claim.score)) for claim in claims]
-        effects = await self._release(
-            keys=[keys.pending, keys.claimed, keys.owners, keys.index], args=flat(rows)
-        )
+        effects: list[int] = []
+        for some in _in_batches(claims):
+            rows = [(claim.claim_key, claim.owner_token, repr(claim.score)) for claim in some]
+            effects += await self._release(
+                keys=[keys.pending, keys.claimed, keys.owners, keys.index], args=flat(rows)
+            )
         return [effect == 1 for effect in effects]
 
     async def recall(self, cancelled: Sequence[Cancellation]) -> AsyncIterator[list[Claim]]:
@@ -376,6 +378,20 @@ class RedisQueue:
             )
             for at in range(0, len(rows), 6)
         ]
+
+
+def _in_batches(claims: Sequence[Claim]) -> Iterator[list[Claim]]:
+    """Claims for one script each: at most `SCRIPT_BYTES` of members, unless one is larger."""
+    batch: list[Claim] = []
+    size = 0
+    for claim in claims:
+        if batch and size + len(claim.member) > SCRIPT_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(claim)
+        size += len(claim.member)
+    if batch:
+        yield batch
 
 
 def batch_digest(operation: str, claims: Sequence[Claim]) -> str:

@@ -7,7 +7,7 @@ lease ends, so a reader's crash loses nothing. Readers that `RPOP` the same list
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -111,13 +111,31 @@ class Results:
             await self._redis.unlink(key)
 
 
-async def peek_results(redis: Store, lists: Sequence[str]) -> list[list[bytes]]:
-    """The newest results of many lists, left where they are; one round trip."""
-    pipeline = redis.pipeline(transaction=False)
+async def peek_results(redis: Store, lists: Sequence[str]) -> AsyncIterator[tuple[str, bytes]]:
+    """The newest results of many lists by list name, left where they are.
+
+    Small results of all lists come in one round trip, larger ones in one each, so no reply exceeds a few MB or one
+    result.
+    """
+    counting = redis.pipeline(transaction=False)
     for name in lists:
-        pipeline.lrange(name, 0, PEEKED_RESULTS - 1)
-    answer: list[list[bytes]] = await executed(redis, pipeline)
-    return answer
+        counting.llen(name)
+    filled = [name for name, count in zip(lists, await executed(redis, counting), strict=True) if count]
+    if not filled:
+        return
+    script = str(
+        lua_script(redis, "newest_results").script
+    )  # by its text: a cluster's pipelines take no hashes
+    reading = redis.pipeline(transaction=False)
+    for name in filled:
+        reading.eval(script, 1, name, PEEKED_RESULTS, BATCH_BYTES // len(filled))
+    for name, (has_more, *texts) in zip(filled, await executed(redis, reading), strict=True):
+        for text in texts:
+            yield name, text
+        for at in range(len(texts), PEEKED_RESULTS if has_more else 0):
+            rest: Any = await redis.lrange(name, at, at)
+            for text in rest:
+                yield name, text
 
 
 async def oldest_results(redis: Store, name: str, count: int, *, skipped: int = 0) -> list[bytes]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
+from typing import Final
 
 import msgspec
 
+from handlers.redis_store.admin.status_board import read_part
 from handlers.redis_store.connection import Store
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.scripts import lua_script
@@ -40,6 +42,10 @@ class _Record(msgspec.Struct):
     member_base64: str = ""
 
 
+_AT_ONCE: Final = 500
+_LONGEST: Final = 1 << 40
+"""Records of any size are read whole, one a call where they are large."""
+
 _decoder = msgspec.json.Decoder(_Record)
 
 
@@ -57,8 +63,15 @@ class DeadLetters:
 
     async def all(self) -> AsyncIterator[DeadLetter]:
         """All of them, in no order, without holding them in memory at once."""
-        async for dead_id, record in self._redis.hscan_iter(self._keys.dead):
-            yield read_dead_letter(dead_id, record)
+        cursor, is_done = "0", False
+        while not is_done:
+            part = await read_part(
+                self._redis, "HSCAN", self._keys.dead, cursor, entries=_AT_ONCE, longest=_LONGEST
+            )
+            for dead_id, record, _ in part.rows:
+                yield read_dead_letter(dead_id, record)
+            cursor = part.cursor
+            is_done = cursor == "0"
 
     async def get(self, dead_id: str) -> DeadLetter | None:
         """One of them."""

@@ -1,0 +1,302 @@
+"""No reply and no command carries more than its bound and one item, however many large items wait."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+
+from handlers.batch.files import BatchState
+from handlers.batch.queue import BatchQueue
+from handlers.client import AsyncClient, ClientOptions
+from handlers.client.redis_broker import RedisResults
+from handlers.contract.result import Result, answered_result, encode_result
+from handlers.redis_store.admin.dead_letters import DeadLetters
+from handlers.redis_store.admin.status_board import PART_BYTES, sample_members, search
+from handlers.redis_store.cluster.queue import ClusterQueue, ClusterRetries
+from handlers.redis_store.keys import beside, result_of_key
+from handlers.redis_store.queue.cancellations import Cancellation
+from handlers.redis_store.queue.queue import Nack, QueueOptions, Retries
+from handlers.redis_store.results.results import Results
+from handlers.redis_store.scripts import BATCH_BYTES, SCRIPT_BYTES
+from tests.redis_store.queue.queueing import DEADLINE, Bench
+
+ITEM = 700_000
+COUNT = 12
+"""Together more than twice the largest bound."""
+TEXT = "x" * ITEM
+BUCKET = 5
+"""SCAN returns all items of a hash bucket together: one, seldom more."""
+
+
+@pytest.fixture
+async def bench(store: Redis) -> Bench:
+    return Bench(store, "large")
+
+
+class Sizes:
+    """The largest command and reply, and how many commands were sent."""
+
+    def __init__(self) -> None:
+        self.command = self.reply = self.count = 0
+
+    def bound(self, limit: int, *, items: int = 1) -> None:
+        """At most `limit` bytes and `items` more."""
+        assert self.count, "the connections are not the ones that are measured"
+        assert max(self.command, self.reply) <= limit + items * (ITEM + 1_000)
+
+
+def _size(value: object) -> int:
+    if isinstance(value, bytes | str):
+        return len(value)
+    return sum(_size(one) for one in value) if isinstance(value, list | tuple) else 0
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sizes]:
+    found = Sizes()
+    send, read = AbstractConnection.send_packed_command, AbstractConnection.read_response
+
+    async def sending(self: Any, command: Any, check_health: bool = True) -> None:
+        found.count += 1
+        found.command = max(found.command, _size([command] if isinstance(command, bytes) else list(command)))
+        await send(self, command, check_health)
+
+    async def reading(self: Any, *args: Any, **kwargs: Any) -> Any:
+        reply = await read(self, *args, **kwargs)
+        found.reply = max(found.reply, _size(reply))
+        return reply
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", sending)
+    monkeypatch.setattr(AbstractConnection, "read_response", reading)
+    yield found
+
+
+def _member(number: int, *, token: str = "t", is_retry: bool = False) -> bytes:
+    internal = {"request_token": token} | ({"retry_count": 1} if is_retry else {})
+    data = {"id": f"r-{number}", "deadline": DEADLINE, "payload": TEXT}
+    return json.dumps({"internal": internal, "request_kind": "redis", "data": data}).encode()
+
+
+async def _fill(bench: Bench) -> None:
+    for number in range(COUNT):
+        await bench.put(_member(number), number)
+
+
+async def _claim_all(bench: Bench) -> list[Any]:
+    claims = []
+    while some := await bench.queue.claim(64):
+        claims += some
+    return claims
+
+
+async def test_claims_and_releases(bench: Bench, sizes: Sizes) -> None:
+    await _fill(bench)
+    claims = await _claim_all(bench)
+    assert len(claims) == COUNT
+    before = sizes.count
+    assert await bench.queue.release(claims) == [True] * COUNT
+    assert sizes.count - before >= COUNT * ITEM // SCRIPT_BYTES, "one script moves few bytes"
+    sizes.bound(SCRIPT_BYTES)
+
+
+async def test_reclaims_of_requests_whose_owners_died_too_often(bench: Bench, sizes: Sizes) -> None:
+    await _fill(bench)
+    await _claim_all(bench)
+    await bench.end_leases()
+    dead = []
+    while some := (await bench.queue.reclaim(100, 1)).dead:
+        dead += some
+    assert len(dead) == COUNT
+    sizes.bound(SCRIPT_BYTES)
+
+
+@pytest.mark.parametrize("token", ["t-0", "t"])
+async def test_recalls(bench: Bench, sizes: Sizes, token: str) -> None:
+    """By the exact score of our own client's tokens, and through the seconds of a deadline for others."""
+    for number in range(COUNT):
+        await bench.put(_member(number, token=token), DEADLINE)
+    cancelled = [Cancellation(f"r-{number}\0{token}".encode(), DEADLINE) for number in range(COUNT)]
+    found = [claim async for claims in bench.queue.recall(cancelled) for claim in claims]
+    assert len(found) == COUNT
+    sizes.bound(SCRIPT_BYTES)
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_retries_that_are_due_or_cancelled(bench: Bench, sizes: Sizes, is_cluster: bool) -> None:
+    kind = ClusterRetries if is_cluster else Retries
+    retries = kind(bench.redis, bench.retries, bench.queue_name)
+    for is_cancelled in (False, True):
+        for number in range(COUNT):
+            await bench.redis.zadd(bench.retries, {_member(number, is_retry=True): 1})
+        before = sizes.count
+        if is_cancelled:
+            cancelled = [Cancellation(f"r-{number}\0t".encode(), DEADLINE) for number in range(COUNT)]
+            assert await retries.recall(cancelled) == COUNT
+        else:
+            assert await retries.promote(100) == COUNT
+        assert sizes.count - before >= COUNT * ITEM // SCRIPT_BYTES // 2, "one script moves few bytes"
+        await bench.redis.delete(bench.queue_name)
+    sizes.bound(SCRIPT_BYTES, items=BUCKET)
+
+
+async def test_an_outbox_that_a_dead_poller_left(bench: Bench, sizes: Sizes) -> None:
+    queue = ClusterQueue(bench.redis, "home", QueueOptions(bench.retries, bench.results, cluster=True))
+    for number in range(COUNT):
+        record = b'{"kind":"list","key":"%s"}\n' % bench.results.encode() + _member(number)
+        await bench.redis.hset(beside("home", "outbox"), f"o:{number}", record)
+        await bench.redis.zadd(beside("home", "outbox-idx"), {f"o:{number}": 1})
+    while await queue._outbox.recover():
+        pass
+    assert await bench.redis.llen(bench.results) == COUNT
+    sizes.bound(BATCH_BYTES)
+
+
+async def test_nacks_of_a_cluster(bench: Bench, sizes: Sizes) -> None:
+    options = QueueOptions(bench.retries, bench.results, lease_seconds=30, cluster=True)
+    queue = ClusterQueue(bench.redis, "home", options)
+    for number in range(COUNT):
+        await bench.redis.zadd("home", {_member(number): number})
+    while claims := await queue.claim(64):
+        assert all(await queue.nack([Nack(claim, claim.member, 60.0) for claim in claims]))
+    assert await bench.redis.zcard(bench.retries) == COUNT
+    sizes.bound(BATCH_BYTES)
+
+
+def _result(number: int, *, is_offloaded: bool) -> Result:
+    if is_offloaded:
+        return Result(f"r-{number}", 200, "", request_token="t", payload_ref=f"result-payload:r-{number}:1")
+    return Result(f"r-{number}", 200, TEXT, request_token="t")
+
+
+async def _put_results(redis: Redis, *lists: str, is_offloaded: bool) -> None:
+    for number in range(COUNT):
+        await redis.set(f"result-payload:r-{number}:1", TEXT)
+        name = lists[number % len(lists)]
+        await redis.lpush(name, encode_result(_result(number, is_offloaded=is_offloaded)))
+
+
+OFFLOADED = pytest.mark.parametrize("is_offloaded", [False, True])
+
+
+def _client(valkey: Any) -> AsyncClient:
+    return AsyncClient.for_redis(valkey.url, ClientOptions(queue="q", results="results", lease_seconds=60))
+
+
+class Held:
+    """Results that a client holds at once, in bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.most = 0
+        receive = RedisResults.receive
+
+        async def receiving(source: RedisResults, limit: int) -> Any:
+            held = await receive(source, limit)
+            self.most = max(self.most, sum(len(one.result) for one in held))
+            return held
+
+        monkeypatch.setattr(RedisResults, "receive", receiving)
+
+
+@OFFLOADED
+async def test_results_under_a_lease(
+    store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    await _put_results(store, "results", is_offloaded=is_offloaded)
+    async with _client(valkey) as client, client.results(limit=COUNT) as stream:
+        seen = []
+        async for delivery in stream:
+            assert delivery.result.payload == TEXT
+            seen.append(delivery.result.id)
+            await delivery.ack()
+    assert sorted(seen) == sorted(f"r-{number}" for number in range(COUNT))
+    assert held.most <= BATCH_BYTES + ITEM + 20_000
+    sizes.bound(BATCH_BYTES)
+
+
+@OFFLOADED
+async def test_results_that_are_peeked_at(
+    store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool
+) -> None:
+    await _put_results(store, "results", is_offloaded=is_offloaded)
+    async with _client(valkey) as client:
+        seen = [result.id async for result in client.peek("results")]
+    assert seen == [f"r-{number}" for number in range(COUNT)]
+    sizes.bound(BATCH_BYTES)
+
+
+@OFFLOADED
+async def test_results_that_are_waited_for(
+    store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool
+) -> None:
+    """Many lists of one large result each, and one list of many: the one that is asked for is the oldest."""
+    lists = [result_of_key("results", f"r-{number}") for number in range(COUNT)]
+    await _put_results(store, *lists, is_offloaded=is_offloaded)
+    for _ in range(9):
+        await store.lpush(lists[0], encode_result(answered_result("r-0", "other", 200, TEXT.encode())))
+    async with _client(valkey) as client:
+        broker: Any = client._broker
+        found = await asyncio.gather(*(broker._own_results.wait(name, "t") for name in lists))
+    assert [result.id for result in found] == [f"r-{number}" for number in range(COUNT)]
+    assert {result.payload for result in found} == {TEXT}
+    sizes.bound(BATCH_BYTES)
+
+
+@OFFLOADED
+async def test_results_of_a_batch(store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool) -> None:
+    await _put_results(store, "results", is_offloaded=is_offloaded)
+    names = ("batch", "token", "source", "source_print", "errors", "queue")
+    fields: dict[str, Any] = dict.fromkeys(names, "b")
+    state = BatchState(**fields, results="results", deadline=DEADLINE)
+    queue = BatchQueue(valkey.url, state)
+    seen = 0
+    while texts := await queue.collect(500):
+        assert sum(len(text) for text in texts) <= BATCH_BYTES + ITEM + 20_000
+        seen += len(texts)
+        await queue.drop(len(texts))
+    await queue.close()
+    assert seen == COUNT
+    sizes.bound(BATCH_BYTES)
+
+
+async def test_leases_of_results_that_end_or_are_given_back(store: Redis, sizes: Sizes) -> None:
+    results = Results(store, "results", owner="a", lease_ms=60_000, tombstone_ms=60_000)
+    await _put_results(store, "results", is_offloaded=False)
+    held = []
+    while some := await results.receive(500):
+        held += some
+    assert len(held) == COUNT
+    assert await results.give_back([one.claim_key for one in held]) == COUNT
+    sizes.bound(BATCH_BYTES)
+
+
+async def _dead_letters(redis: Redis) -> None:
+    letters = DeadLetters(redis, "q")
+    assert len([letter async for letter in letters.all()]) == COUNT
+
+
+async def _sample(redis: Redis) -> None:
+    await sample_members(redis, "q", "retries", cluster=False)
+
+
+async def _search(redis: Redis) -> None:
+    await search(redis, "q", "retries", "r-1", cluster=False)
+
+
+@pytest.mark.parametrize("read", [_dead_letters, _sample, _search])
+async def test_what_operators_read(
+    store: Redis, sizes: Sizes, read: Callable[[Redis], Awaitable[None]]
+) -> None:
+    for number in range(COUNT):
+        await store.zadd("q", {_member(number): number})
+        await store.zadd("retries", {_member(number): number})
+        await store.hset("q:claimed", f"r-{number}", _member(number))
+        await store.hset("q:dead", f"d-{number}", b'{"reason":"x","member":"%s"}' % TEXT.encode())
+    await read(store)
+    sizes.bound(PART_BYTES, items=BUCKET)
