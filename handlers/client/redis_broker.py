@@ -21,7 +21,13 @@ from handlers.contract.errors import InvalidRequest
 from handlers.contract.lenient_json import Malformed, is_unicode
 from handlers.contract.result import Result, decode_result
 from handlers.redis_store.admin.finished import read_finished
-from handlers.redis_store.admin.whereabouts import Searched, Whereabouts, finished_state, locate
+from handlers.redis_store.admin.whereabouts import (
+    Searched,
+    Whereabouts,
+    finished_state,
+    locate,
+    may_be_queued,
+)
 from handlers.redis_store.connection import Store
 from handlers.redis_store.faults import explained
 from handlers.redis_store.keys import payload_key, result_of_key
@@ -46,6 +52,9 @@ BATCH_REQUESTS = 500
 """Requests in one call: a few milliseconds of the server's time, so that others are not held up."""
 
 _PEEKED = 100
+
+_CHECKED_STEPS = 20
+"""Calls that look for one id in the queue: 10,000 small requests."""
 
 UNREAD_RESULT_SECONDS = 7 * 86_400
 """How long an idempotency key waits, after the deadline, for the acknowledgement of a result in a shared list."""
@@ -135,11 +144,19 @@ class RedisBroker:
             raise NoResultYet(request_id, timeout_seconds or 0.0) from None
 
     async def _check_known(self, request_id: str, list_name: str) -> None:
-        """Raises `UnknownRequest` for an id that is not live and has no result of its own: nothing can come."""
-        if await self.look_up(request_id) is RequestState.UNKNOWN:
-            with store_errors():
-                if not await self._redis.exists(list_name):
-                    raise UnknownRequest(request_id)
+        """Raises `UnknownRequest` for an id that is not queued, not live, and has no result of its own.
+
+        A request of another producer has none of the keys of our client's; its queue is searched.
+        """
+        if await self.look_up(request_id) is not RequestState.UNKNOWN:
+            return
+        options = self._options
+        keys = Searched([options.queue], options.retry_queue, options.results, self._is_cluster)
+        with store_errors():
+            if await may_be_queued(self._redis, request_id, keys, steps=_CHECKED_STEPS):
+                return
+            if not await self._redis.exists(list_name):  # last: it may have been answered meanwhile
+                raise UnknownRequest(request_id)
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
         """Cancel; ids stand for whichever submission is live."""

@@ -37,8 +37,8 @@ from handlers.demo.view import (
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Puller
+from handlers.redis_store.admin.depths import QueueDepths, queue_depths, queue_member
 from handlers.redis_store.connection import RedisOptions, connect
-from handlers.redis_store.queue.depths import QueueDepths, queue_depths, queue_member
 
 QUEUE: Final = "request-sortedset"
 _POLL_SECONDS: Final = 0.2

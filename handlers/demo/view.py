@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from handlers.contract.result import Result
-from handlers.redis_store.queue.depths import QueueDepths
+from handlers.redis_store.admin.depths import QueueDepths
 
 
 def progress_view(depths: QueueDepths, tally: Tally) -> RenderableType:

@@ -41,20 +41,20 @@ class Tally:
 
     def note(self, request: Request, outcome: Outcome) -> None:
         """An attempt's outcome."""
-        queue, now = request.queue, self.clock()
+        now = self.clock()
         match outcome:
             case Answered(result):
                 is_good = 200 <= result.status_code < 300
-                self.counts[f"{queue} {_word(result.error_code, is_good=is_good)}"] += 1
+                self.counts[_word(result.error_code, is_good=is_good)] += 1
                 if request.created is not None:
                     rank = bisect_left(LATENCY_SECONDS, now - request.created)
-                    self.counts[f"{queue} latency{rank}"] += 1
+                    self.counts[f"latency{rank}"] += 1
                 if not is_good and result.error_code != ErrorCode.CANCELLED:  # its producer wanted it so
                     self._fail(
                         request, now, result.error_code or "answered", result.status_code, is_final=True
                     )
             case Retry(reason=reason, last=last):
-                self.counts[f"{queue} retried"] += 1
+                self.counts["retried"] += 1
                 self._fail(request, now, reason, last.status_code if last else 0, is_final=False)
 
     def _fail(self, request: Request, now: float, reason: str, status_code: int, *, is_final: bool) -> None:

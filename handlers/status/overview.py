@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from handlers.contract.json_limits import MALFORMED
-from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerReport
+from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerReport, QueueReport
 
 FRESH_SECONDS: Final = 20.0
 """A poller posts every five seconds; one that has been silent for four posts is gone."""
@@ -165,8 +165,12 @@ def queue_lines(
 ) -> list[QueueLine]:
     """Every queue of the settings, with what the pollers say of it."""
     lines = []
+    by_name: defaultdict[str, list[QueueReport]] = defaultdict(list)
+    for poller in pollers:
+        for report in poller.queues:
+            by_name[report.name].append(report)
     for name, depth in depths.items():
-        reports = [queue for poller in pollers for queue in poller.queues if queue.name == name]
+        reports = by_name[name]
         circuits = {report.circuit for report in reports}
         seen = tenants.get(name, Tenants())
         lines.append(
@@ -227,9 +231,9 @@ def gate_lines(pollers: Sequence[PollerReport]) -> list[GateLine]:
     return sorted(found.values(), key=lambda line: (not line.gate.closed_because, line.owner))
 
 
-def minutes(counts: Sequence[Mapping[str, int]], queue: str = "") -> list[Minute]:
-    """The minutes, oldest first: of one queue, or of all."""
-    return [_minute(one, queue) for one in counts]
+def minutes(counts: Sequence[Mapping[str, int]]) -> list[Minute]:
+    """The minutes of all queues, oldest first."""
+    return [_minute(one) for one in counts]
 
 
 def lived_minutes(all_minutes: Sequence[Minute], *, least: int = 10) -> Sequence[Minute]:
@@ -241,12 +245,10 @@ def lived_minutes(all_minutes: Sequence[Minute], *, least: int = 10) -> Sequence
     return all_minutes[min(first, max(0, len(all_minutes) - least)) :]
 
 
-def _minute(counts: Mapping[str, int], queue: str) -> Minute:
+def _minute(counts: Mapping[str, int]) -> Minute:
     sums: Counter[str] = Counter()
     for name, count in counts.items():
-        owner, _, what = name.rpartition(" ")
-        if not queue or owner == queue:
-            sums[what] += count
+        sums[name.rpartition(" ")[2]] += count  # pollers of earlier versions put the queue in front
     classes = [sums[f"latency{rank}"] for rank in range(len(LATENCY_SECONDS) + 1)]
     failed = sums["failed"] + sums["expired"]
     return Minute(

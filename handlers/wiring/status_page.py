@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ from handlers.contract.errors import InvalidRequest
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.gates.labels import BANDS, band_of
 from handlers.redis_store.admin.dead_letters import DeadLetters, read_dead_letter
+from handlers.redis_store.admin.depths import QueueDepths, all_depths
 from handlers.redis_store.admin.status_board import (
     LONGEST_SAMPLED,
     Board,
@@ -30,7 +31,6 @@ from handlers.redis_store.admin.whereabouts import Searched, Whereabouts, locate
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, server_time
 from handlers.redis_store.faults import explained
 from handlers.redis_store.keys import queue_keys
-from handlers.redis_store.queue.depths import queue_depths
 from handlers.settings.settings import Settings
 from handlers.status.hosts import OwnHosts, read_hosts
 from handlers.status.overview import (
@@ -53,6 +53,8 @@ VIEWS_AT_ONCE = 4
 """Views that are read at a time; fewer than the server's threads, so that one is left for /healthz."""
 VIEW_SECONDS = 20.0
 """Longest time for one view."""
+_MOST_SAMPLED = 50
+"""Queues whose tenants are counted for one view, the ones with the most requests."""
 _MOST_DEAD = 200
 _MOST_PARTS = 64
 """Calls of about 1 MB for one view of the dead letters."""
@@ -98,19 +100,21 @@ class RedisSource:
         now = await server_time(redis)
         board = await read_board(redis, int(now // 60))
         pollers = fresh_pollers(board.pollers, now)
-        depths: dict[str, Depths] = {}
-        tenants: dict[str, Tenants] = {}
-        retrying = 0
-        for entry in self._settings.queues:
-            name = entry.queue_name
-            found = await queue_depths(
-                redis, name, self._settings.retry_queue_name, cluster=self._options.is_cluster
+        settings, is_cluster = self._settings, self._options.is_cluster
+        names = [entry.queue_name for entry in settings.queues]
+        found = await all_depths(redis, names, settings.retry_queue_name, cluster=is_cluster)
+        depths = {
+            name: Depths(
+                one.pending,
+                one.claimed,
+                one.retrying,
+                one.dead,
+                None if one.first_score is None else one.first_score - now,
             )
-            left = None if found.first_score is None else found.first_score - now
-            depths[name] = Depths(found.pending, found.claimed, found.retrying, found.dead, left)
-            retrying = found.retrying
-            if found.pending or found.claimed or found.retrying:
-                tenants[name] = await self._tenants(redis, name)
+            for name, one in found.items()
+        }
+        retrying = max((one.retrying for one in found.values()), default=0)
+        tenants = await self._tenants(redis, found)
         lanes = {
             entry.queue_name: BANDS[band_of(entry.labels, self._settings.tier_label)]
             for entry in self._settings.queues
@@ -128,31 +132,39 @@ class RedisSource:
             retrying=retrying,
         )
 
-    async def _tenants(self, redis: Store, queue: str) -> Tenants:
-        sample = await sample_members(
-            redis, queue, self._settings.retry_queue_name, cluster=self._options.is_cluster
-        )
-        return Tenants(
-            self._counted(sample.pending, queue),
-            self._counted(sample.claimed, queue),
-            self._counted(sample.retrying, queue, only_own=True),
-        )
+    async def _tenants(self, redis: Store, depths: Mapping[str, QueueDepths]) -> dict[str, Tenants]:
+        """Tenants of the `_MOST_SAMPLED` queues with the most requests, from samples of their members."""
+        retries = self._settings.retry_queue_name
+        retrying = self._counted(await sample_members(redis, "ZRANGE", retries), "")
+        by_size = sorted(depths.items(), key=lambda row: -(row[1].pending + row[1].claimed))
+        found: dict[str, Tenants] = {}
+        for name, one in by_size[:_MOST_SAMPLED]:
+            own = retrying.get(name, Counter()) + retrying.get("", Counter())
+            if one.pending or one.claimed or own:
+                keys = queue_keys(name, cluster=self._options.is_cluster)
+                pending = await sample_members(redis, "ZRANGE", keys.pending) if one.pending else []
+                claimed = await sample_members(redis, "HSCAN", keys.claimed) if one.claimed else []
+                found[name] = Tenants(
+                    _sum(self._counted(pending, name)), _sum(self._counted(claimed, name)), own
+                )
+        return found
 
-    def _counted(self, members: Sequence[bytes], queue: str, *, only_own: bool = False) -> Counter[str]:
+    def _counted(self, members: Sequence[bytes], queue: str) -> dict[str, Counter[str]]:
+        """Requests by the queue that they name and by tenant."""
         field = self._settings.fairness_attribute
-        counts: Counter[str] = Counter()
+        counts: dict[str, Counter[str]] = {}
         for member in members:
+            own = counts.setdefault("", Counter())
             if not member:
-                counts["(too large to read)"] += 1
+                own["(too large to read)"] += 1
                 continue
             try:
                 envelope = decode_member(member, queue)
             except InvalidRequest:
-                counts["(unreadable)"] += 1
+                own["(unreadable)"] += 1
                 continue
-            if only_own and envelope.internal.request_queue_name not in ("", queue):
-                continue
-            counts[envelope.request.metadata.get(field, "")] += 1
+            named = counts.setdefault(envelope.internal.request_queue_name, Counter())
+            named[envelope.request.metadata.get(field, "")] += 1
         return counts
 
     def find(self, request_id: str) -> tuple[Whereabouts, list[Failure]]:
@@ -203,6 +215,10 @@ class RedisSource:
         return self._run(
             lambda redis: DeadLetters(redis, queue, cluster=self._options.is_cluster).drop(dead_id)
         )
+
+
+def _sum(by_queue: Mapping[str, Counter[str]]) -> Counter[str]:
+    return sum(by_queue.values(), Counter())
 
 
 def _dead_line(queue: str, name: bytes, record: bytes, size: int) -> DeadLine:

@@ -209,6 +209,28 @@ async def test_a_wait_for_an_id_that_nobody_submitted_fails_at_once(client: Asyn
         await client.wait("nobody")
 
 
+async def test_a_wait_for_a_request_that_another_producer_queued_waits(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    """Such a request has none of the client's own keys; it is found in the queue or the retry set."""
+    for name in (options.queue, options.retry_queue):
+        redis.zadd(name, {b'{"id":"plain","deadline":9999999999,"payload":{}}': 9_999_999_999})
+        with pytest.raises(NoResultYet, match="plain"):
+            await client.wait("plain", within=timedelta(milliseconds=50))
+        redis.zrem(name, b'{"id":"plain","deadline":9999999999,"payload":{}}')
+    with pytest.raises(UnknownRequest, match="plain"):
+        await client.wait("plain")
+
+
+async def test_an_id_is_not_called_unknown_if_the_queue_is_too_long_to_tell(
+    client: AsyncClient, redis: Redis, options: ClientOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.client.redis_broker._CHECKED_STEPS", 1)
+    redis.zadd(options.queue, {b'{"id":"r-%d"}' % number: number for number in range(2_000)})
+    with pytest.raises(NoResultYet, match="nobody"):
+        await client.wait("nobody", within=timedelta(milliseconds=50))
+
+
 async def test_a_reader_follows_and_can_be_cancelled(
     client: AsyncClient, redis: Redis, options: ClientOptions
 ) -> None:

@@ -18,6 +18,7 @@ from handlers.client.redis_broker import RedisResults
 from handlers.contract.result import Result, answered_result, encode_result
 from handlers.redis_store.admin.dead_letters import DeadLetters
 from handlers.redis_store.admin.status_board import PART_BYTES, sample_members, search
+from handlers.redis_store.admin.whereabouts import Searched, locate
 from handlers.redis_store.cluster.queue import ClusterQueue, ClusterRetries
 from handlers.redis_store.keys import beside, result_of_key
 from handlers.redis_store.queue.cancellations import Cancellation
@@ -282,14 +283,21 @@ async def _dead_letters(redis: Redis) -> None:
 
 
 async def _sample(redis: Redis) -> None:
-    await sample_members(redis, "q", "retries", cluster=False)
+    await sample_members(redis, "ZRANGE", "q")
+    await sample_members(redis, "HSCAN", "q:claimed")
+
+
+async def _locate(redis: Redis) -> None:
+    found = await locate(redis, "r-2", Searched(["q"], "retries", "results"))
+    assert {place.where for place in found.places} == {"pending", "claimed", "retry"}
+    assert found.result and found.result.is_held
 
 
 async def _search(redis: Redis) -> None:
-    await search(redis, "q", "retries", "r-1", cluster=False)
+    await search(redis, ["q"], "retries", "r-1", cluster=False)
 
 
-@pytest.mark.parametrize("read", [_dead_letters, _sample, _search])
+@pytest.mark.parametrize("read", [_dead_letters, _sample, _search, _locate])
 async def test_what_operators_read(
     store: Redis, sizes: Sizes, read: Callable[[Redis], Awaitable[None]]
 ) -> None:
@@ -298,5 +306,8 @@ async def test_what_operators_read(
         await store.zadd("retries", {_member(number): number})
         await store.hset("q:claimed", f"r-{number}", _member(number))
         await store.hset("q:dead", f"d-{number}", b'{"reason":"x","member":"%s"}' % TEXT.encode())
+        await store.lpush("results", encode_result(answered_result("r", "t", 200, TEXT.encode())))
+        result = answered_result(f"r-{number}", "t", 200, TEXT.encode())
+        await store.hset("results:result-claimed", f"r-{number}", encode_result(result))
     await read(store)
     sizes.bound(PART_BYTES, items=BUCKET)

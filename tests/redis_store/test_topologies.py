@@ -21,6 +21,7 @@ import pytest
 from handlers.client.async_client import AsyncClient
 from handlers.client.options import ClientOptions
 from handlers.redis_store.admin.dead_letters import DeadLetters
+from handlers.redis_store.admin.depths import queue_depths
 from handlers.redis_store.admin.status_board import StatusBoard, read_board
 from handlers.redis_store.cluster.queue import ClusterQueue
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, Store, connect
@@ -29,7 +30,6 @@ from handlers.redis_store.idempotency.deliveries import AlreadyAnswered, Deliver
 from handlers.redis_store.limits.gate_store import RedisGateStore
 from handlers.redis_store.limits.pool_members import PoolPlace, RedisPoolSharing
 from handlers.redis_store.opening import open_submissions
-from handlers.redis_store.queue.depths import queue_depths
 from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue
 from handlers.redis_store.submit.submissions import MemberParts
 from tests.servers.certificates import self_signed

@@ -6,12 +6,15 @@ import json
 import threading
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 
 from handlers.redis_store.admin import status_board
 from handlers.redis_store.admin.status_board import LONGEST_SAMPLED, SearchBudget, sample_members, search
-from handlers.settings.settings import load_settings
+from handlers.settings.config_file import QueueEntry
+from handlers.settings.settings import Settings, load_settings
 from handlers.status.page import Unreachable
 from handlers.wiring.status_page import VIEWS_AT_ONCE, RedisSource
 
@@ -28,16 +31,16 @@ async def test_a_search_stops_after_its_steps_and_says_so(
     monkeypatch.setattr(status_board, "SEARCH_ENTRIES", 10)
     await store.zadd(QUEUE, {member(f"r{number}"): number for number in range(1_000)})
     budget = SearchBudget(steps=5)
-    found = await search(store, QUEUE, RETRIES, "nobody", cluster=False, budget=budget)
+    found = await search(store, [QUEUE], RETRIES, "nobody", cluster=False, budget=budget)
     assert (found.found, found.is_partial, budget.steps) == ([], True, 0)
-    whole = await search(store, QUEUE, RETRIES, "r700", cluster=False, budget=SearchBudget(steps=1_000))
+    whole = await search(store, [QUEUE], RETRIES, "r700", cluster=False, budget=SearchBudget(steps=1_000))
     assert [one.score for one in whole.found] == [700.0]
     assert not whole.is_partial
 
 
 async def test_a_search_returns_only_so_many_bytes_of_possible_matches(store: Redis) -> None:
     await store.zadd(QUEUE, {member("e", 100_000 + number): number for number in range(20)})
-    found = await search(store, QUEUE, RETRIES, "e", cluster=False, budget=SearchBudget(left_bytes=300_000))
+    found = await search(store, [QUEUE], RETRIES, "e", cluster=False, budget=SearchBudget(left_bytes=300_000))
     assert found.is_partial
     assert sum(len(one.member) for one in found.found) < 300_000 + status_board.PART_BYTES + 200_000
 
@@ -47,16 +50,77 @@ async def test_an_id_is_found_in_every_spelling_of_json(store: Redis) -> None:
         for ascii_only in (True, False):
             body: dict[str, Any] = {"id": name, "deadline": 9_999_999_999, "payload": {}}
             await store.zadd(QUEUE, {json.dumps(body, ensure_ascii=ascii_only): 1})
-        assert (await search(store, QUEUE, RETRIES, name, cluster=False)).found, name
+        assert (await search(store, [QUEUE], RETRIES, name, cluster=False)).found, name
 
 
 async def test_a_sample_is_bounded_by_bytes(store: Redis) -> None:
     await store.zadd(QUEUE, {member(f"m{number}", 100_000): number for number in range(100)})
     await store.zadd(RETRIES, {member(f"large{number}", 3_000_000): number for number in range(5)})
-    sample = await sample_members(store, QUEUE, RETRIES, cluster=False)
-    pending = sum(map(len, sample.pending))
+    pending = sum(map(len, await sample_members(store, "ZRANGE", QUEUE)))
     assert 500_000 < pending < status_board.PART_BYTES + LONGEST_SAMPLED
-    assert sum(map(len, sample.retrying)) == 0, "members over the limit are not returned"
+    assert sum(map(len, await sample_members(store, "ZRANGE", RETRIES))) == 0, (
+        "members over the limit are not returned"
+    )
+
+
+def _many_queues(count: int) -> Settings:
+    settings = load_settings({})
+    queues = [QueueEntry(queue_name=f"q-{number}") for number in range(count)]
+    return msgspec.structs.replace(settings, file=msgspec.structs.replace(settings.file, queues=queues))
+
+
+@pytest.fixture
+def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each reply that was read."""
+    found: list[int] = []
+    read = AbstractConnection.read_response
+
+    async def reading(self: Any, *args: Any, **kwargs: Any) -> Any:
+        reply = await read(self, *args, **kwargs)
+        found.append(len(str(reply)))
+        return reply
+
+    sent = AbstractConnection.send_packed_command
+
+    async def sending(self: Any, command: Any, check_health: bool = True) -> None:
+        found.append(0)
+        await sent(self, command, check_health)
+
+    monkeypatch.setattr(AbstractConnection, "read_response", reading)
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", sending)
+    return found
+
+
+async def test_an_overview_of_10000_queues_takes_few_round_trips_and_samples_the_largest(
+    store: Redis, round_trips: list[int]
+) -> None:
+    for number in range(200):
+        await store.zadd(f"q-{number * 50}", {member(f"r-{number}", 2_000): 9_999_999_999})
+    await store.zadd(
+        "q-77", {member(f"large-{number}", 300_000): 9_999_999_000 + number for number in range(9)}
+    )
+    await store.zadd(RETRIES, {member("retried"): 9_999_999_999})
+    round_trips.clear()
+    seen = await RedisSource(_many_queues(10_000)).read_overview(store)
+    assert len(seen.queues) == 10_000
+    depths = {line.name: line.depths for line in seen.queues}
+    assert (depths["q-77"].pending, depths["q-50"].pending, depths["q-51"].pending) == (9, 1, 0)
+    assert depths["q-50"].seconds_to_deadline is not None
+    assert [line.name for line in seen.queues if line.sampled][:1] == ["q-0"]
+    assert 0 < len([line for line in seen.queues if line.tenants]) <= 50
+    assert seen.retrying == 1
+    sent = sum(size == 0 for size in round_trips)
+    assert sent < 500, "one command for each queue would be 10,000"
+    assert sum(round_trips) < 3_000_000
+
+
+async def test_a_request_is_found_in_any_of_10000_queues(store: Redis, round_trips: list[int]) -> None:
+    await store.zadd("q-9321", {member("wanted"): 9_999_999_999})
+    round_trips.clear()
+    found, _ = await RedisSource(_many_queues(10_000))._find(store, "wanted")
+    assert [(place.where, place.queue) for place in found.places] == [("pending", "q-9321")]
+    assert not found.is_partial
+    assert sum(size == 0 for size in round_trips) < 100
 
 
 def test_only_some_views_are_read_at_a_time() -> None:

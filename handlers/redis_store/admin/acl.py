@@ -102,7 +102,7 @@ def _client(queues: Sequence[str], results: str) -> str:
     looks = _keys("%R", [*queues, *claimed, *own, "{async-processor}:status:finished"])
     return (
         f"{submits} ({lists} {_SCRIPTS} {_READER_COMMANDS})"
-        f" ({looks} +evalsha_ro +eval_ro +get +hget +pttl +hexists +zrangebyscore +time)"
+        f" ({looks} +evalsha_ro +eval_ro +get +hget +pttl +hexists +hscan +zscan +zrangebyscore +time)"
     )
 
 

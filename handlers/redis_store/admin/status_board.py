@@ -1,7 +1,7 @@
 """What pollers leave for those who look: gates, counts of the last hour, the latest failures. Bounded, and it expires.
 
 {async-processor}:status:pollers       hash    poller -> snapshot (JSON); one that is old counts for nothing
-{async-processor}:status:minute:<n>    hash    "<queue> <what>" -> count, n = Unix minutes; expires after two hours
+{async-processor}:status:minute:<n>    hash    outcome -> count of all queues, n = Unix minutes; expires after two hours
 {async-processor}:status:failures      list    the latest failures (JSON), newest first; at most 200, a day long
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.connection import STORE_REFUSALS, Store, executed
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.scripts import lua_script, read_only
 
@@ -80,12 +80,13 @@ class Board:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A member that may be the one that is looked for, and where it is: pending, claimed, retry or dead.
+    """A member that may be the wanted one, and its state: pending, claimed, retry or dead.
 
-    `score` is a deadline (pending) or a due time (retry), Unix seconds; 0 where there is none. `dead_id` names a
-    dead letter.
+    `queue` is empty for the retry set, which queues share. `score` is a deadline (pending) or a due time (retry) in
+    Unix seconds, else 0. `dead_id` names a dead letter.
     """
 
+    queue: str
     where: str
     member: bytes
     score: float = 0.0
@@ -101,13 +102,13 @@ class Search:
 
 
 async def read_board(redis: Store, minute: int) -> Board:
-    """The board with the last hour up to `minute`, in one round trip."""
+    """The board with the last hour up to `minute`; at most about `SEARCH_BYTES` of the pollers' snapshots."""
+    pollers = await _snapshots(redis)
     pipeline = redis.pipeline(transaction=False)
-    pipeline.hgetall(POLLERS)
     pipeline.lrange(FAILURES, 0, MOST_FAILURES - 1)
     for one in range(minute - MINUTES + 1, minute + 1):
         pipeline.hgetall(minute_key(one))
-    pollers, failures, *minutes = await executed(redis, pipeline)
+    failures, *minutes = await executed(redis, pipeline)
     return Board(
         {name.decode("utf-8", "replace"): text for name, text in pollers.items()},
         [
@@ -118,13 +119,18 @@ async def read_board(redis: Store, minute: int) -> Board:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The first members of one queue in each state; `retrying` holds those of all queues that share the set."""
-
-    pending: Sequence[bytes]
-    claimed: Sequence[bytes]
-    retrying: Sequence[bytes]
+async def _snapshots(redis: Store) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    cursor, left = "0", SEARCH_BYTES
+    while left > 0:
+        part = await read_part(
+            redis, "HSCAN", POLLERS, cursor, entries=SEARCH_ENTRIES, longest=PART_BYTES * 4
+        )
+        found |= {name: text for name, text, _ in part.rows if text}
+        cursor, left = part.cursor, left - part.read_bytes
+        if cursor == "0":
+            break
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +168,13 @@ async def read_part(
     )
 
 
-async def sample_members(redis: Store, queue: str, retry_queue_name: str, *, cluster: bool) -> Sample:
-    """Some members of each state, at most `SAMPLE` and about `PART_BYTES` bytes of each."""
-    keys = queue_keys(queue, cluster=cluster)
-    pending = await read_part(redis, "ZRANGE", keys.pending, "0", entries=SAMPLE, longest=LONGEST_SAMPLED)
-    claimed = await read_part(redis, "HSCAN", keys.claimed, "0", entries=SAMPLE, longest=LONGEST_SAMPLED)
-    retrying = await read_part(
-        redis, "ZRANGE", retry_queue_name, "0", entries=SAMPLE, longest=LONGEST_SAMPLED
-    )
-    return Sample(
-        [name for name, _, _ in pending.rows],
-        [value for _, value, _ in claimed.rows],
-        [name for name, _, _ in retrying.rows],
-    )
+async def sample_members(redis: Store, command: str, key: str) -> list[bytes]:
+    """Some members of a zset (ZRANGE) or values of a hash (HSCAN): at most `SAMPLE`, about `PART_BYTES` bytes.
+
+    A member over `LONGEST_SAMPLED` bytes is empty.
+    """
+    part = await read_part(redis, command, key, "0", entries=SAMPLE, longest=LONGEST_SAMPLED)
+    return [value if command == "HSCAN" else name for name, value, _ in part.rows]
 
 
 @dataclass(slots=True)
@@ -187,35 +187,38 @@ class SearchBudget:
 
 async def search(
     redis: Store,
-    queue: str,
+    queues: Sequence[str],
     retry_queue_name: str,
     request_id: str,
     *,
     cluster: bool,
     budget: SearchBudget | None = None,
 ) -> Search:
-    """Members that contain this id in any state; stops when `budget` is used up, and then is partial."""
-    keys = queue_keys(queue, cluster=cluster)
+    """Members that contain this id, in any state of any queue. Empty keys cost a part of a round trip.
+
+    The search is partial if `budget` ran out, or if a key may not be read by this user.
+    """
     budget = budget or SearchBudget()
     found: list[Found] = []
-    quoted = [json.dumps(request_id, ensure_ascii=False), json.dumps(request_id)]
-    places = [
-        ("pending", "ZSCAN", keys.pending, quoted),
-        ("retry", "ZSCAN", retry_queue_name, quoted),
-        ("claimed", "HSCAN", keys.claimed, quoted),
-        ("dead", "HSCAN", keys.dead, [request_id]),
-    ]
     is_partial = False
-    for where, command, key, needles in places:
+    places = [("", "retry", "ZSCAN", retry_queue_name)]
+    for start in range(0, len(queues), SEARCH_ENTRIES):
+        places += await _filled_places(redis, queues[start : start + SEARCH_ENTRIES], cluster=cluster)
+    for queue, where, command, key in places:
+        needles = [request_id] if where == "dead" else json_spellings(request_id)
         cursor = "0"
         while budget.steps > 0 and budget.left_bytes > 0 and len(found) < MOST_FAILURES:
             budget.steps -= 1
-            part = await read_part(
-                redis, command, key, cursor, entries=SEARCH_ENTRIES, longest=SEARCH_BYTES, needles=needles
-            )
+            try:
+                part = await read_part(
+                    redis, command, key, cursor, entries=SEARCH_ENTRIES, longest=SEARCH_BYTES, needles=needles
+                )
+            except STORE_REFUSALS:
+                is_partial = True
+                break
             for name, value, size in part.rows:
                 budget.left_bytes -= size
-                found.append(_found(where, name, value))
+                found.append(_found(queue, where, name, value))
             cursor = part.cursor
             if cursor == "0":
                 break
@@ -224,7 +227,34 @@ async def search(
     return Search(found, is_partial)
 
 
-def _found(where: str, name: bytes, value: bytes) -> Found:
+async def _filled_places(
+    redis: Store, queues: Sequence[str], *, cluster: bool
+) -> list[tuple[str, str, str, str]]:
+    """Queue, state, scan command and key of what is not empty, or may not be counted by this user."""
+    places = []
+    pipeline = redis.pipeline(transaction=False)
+    for name in queues:
+        keys = queue_keys(name, cluster=cluster)
+        pipeline.zcard(keys.pending)
+        pipeline.hlen(keys.claimed)
+        pipeline.hlen(keys.dead)
+        places += [
+            (name, "pending", "ZSCAN", keys.pending),
+            (name, "claimed", "HSCAN", keys.claimed),
+            (name, "dead", "HSCAN", keys.dead),
+        ]
+    counts = await executed(redis, pipeline, raise_on_error=False)
+    return [place for place, count in zip(places, counts, strict=True) if count]
+
+
+def json_spellings(text: str) -> list[str]:
+    """The JSON strings that encoders write for a text: plain, with ASCII alone, and with HTML signs escaped."""
+    plain = json.dumps(text, ensure_ascii=False)
+    html = plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return list(dict.fromkeys([plain, json.dumps(text), html]))
+
+
+def _found(queue: str, where: str, name: bytes, value: bytes) -> Found:
     if where in ("pending", "retry"):
-        return Found(where, name, float(value or 0))
-    return Found(where, value, dead_id=name.decode("utf-8", "replace") if where == "dead" else "")
+        return Found(queue, where, name, float(value or 0))
+    return Found(queue, where, value, dead_id=name.decode("utf-8", "replace") if where == "dead" else "")

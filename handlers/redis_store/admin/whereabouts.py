@@ -9,22 +9,29 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import ErrorCode, decode_result
 from handlers.redis_store.admin.finished import FinishedRecord, read_finished
-from handlers.redis_store.admin.status_board import Found, SearchBudget, search
+from handlers.redis_store.admin.status_board import (
+    SEARCH_ENTRIES,
+    Found,
+    SearchBudget,
+    json_spellings,
+    read_part,
+    search,
+)
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.keys import result_claim_keys, result_of_key
 from handlers.redis_store.submit.submissions import RequestState, Submissions
 
 MOST_RESULTS: Final = 2_000
 """Results of one list that are read: so many of the newest, and as many of the oldest."""
-_MOST_BYTES: Final = 16_000_000
-_AT_ONCE: Final = 50
+_MOST_BYTES: Final = 64_000_000
+"""Bytes of one end of a list, or of a hash, that are read."""
 _LIVE: Final = {
     "claimed": RequestState.CLAIMED,
     "pending": RequestState.PENDING,
@@ -80,19 +87,12 @@ class Searched:
 
 
 async def locate(redis: Store, request_id: str, keys: Searched) -> Whereabouts:
-    """Search one request by id. Reads the queues in parts, so it may take seconds on deep ones; changes nothing."""
-    places: list[Place] = []
-    live, is_partial = RequestState.UNKNOWN, False
-    budget = SearchBudget()
-    for name in keys.queues:
-        seen = await search(
-            redis, name, keys.retry_queue_name, request_id, cluster=keys.is_cluster, budget=budget
-        )
-        is_partial = is_partial or seen.is_partial
-        for found in seen.found:
-            place = _place(found, name, request_id)
-            if place is not None and place not in places:
-                places.append(place)
+    """Search one request by id. Reads at most what `SearchBudget` allows and changes nothing."""
+    places, is_partial = await _places_of(redis, request_id, keys, SearchBudget())
+    live = RequestState.UNKNOWN
+    for name in (
+        dict.fromkeys([place.queue for place in places if place.queue in keys.queues]) or keys.queues[:1]
+    ):
         # A user that may only read the queues has no right to the producers' own keys: the queues were searched.
         with contextlib.suppress(*STORE_FAILURES):
             state = (await Submissions(redis).look_up(name, request_id))[0]
@@ -107,6 +107,28 @@ async def locate(redis: Store, request_id: str, keys: Searched) -> Whereabouts:
     return Whereabouts(
         request_id, _state(places, live, record, result), places, record, result, is_partial or is_cut
     )
+
+
+async def may_be_queued(redis: Store, request_id: str, keys: Searched, *, steps: int) -> bool:
+    """Whether a request is in a queue or the retry set; true too if they are too long to tell in `steps` calls.
+
+    Keys that the user may not read count as empty.
+    """
+    budget = SearchBudget(steps=steps)
+    places, _ = await _places_of(redis, request_id, keys, budget)
+    is_cut = budget.steps <= 0 or budget.left_bytes <= 0
+    return is_cut or any(place.where != "dead" for place in places)
+
+
+async def _places_of(
+    redis: Store, request_id: str, keys: Searched, budget: SearchBudget
+) -> tuple[list[Place], bool]:
+    """The places where a request was found, and whether a key was not read to its end."""
+    seen = await search(
+        redis, keys.queues, keys.retry_queue_name, request_id, cluster=keys.is_cluster, budget=budget
+    )
+    places = [_place(found, found.queue or keys.queues[0], request_id) for found in seen.found]
+    return list(dict.fromkeys(place for place in places if place is not None)), seen.is_partial
 
 
 def _state(
@@ -155,49 +177,55 @@ def _place(found: Found, queue: str, request_id: str) -> Place | None:
 async def _result_in(
     redis: Store, request_id: str, lists: Sequence[str], is_cluster: bool
 ) -> tuple[ResultPlace | None, bool]:
-    """The first result of that id in these lists, and whether a list was too long to read all of it."""
+    """The first result of that id in these lists, and whether a key was not read to its end."""
     is_cut = False
     for name in lists:
         with contextlib.suppress(*STORE_FAILURES):  # no list, or no right to read it
             length = int(await redis.llen(name))
+            newest, oldest = min(length, MOST_RESULTS), max(MOST_RESULTS, length - MOST_RESULTS)
             is_cut = is_cut or length > 2 * MOST_RESULTS
-            outcome = await _outcome_in(redis, request_id, name, length)
-            if outcome:
-                return ResultPlace(name, outcome), is_cut
+            for ranks in ((0, newest), (oldest, length)):
+                outcome, is_whole = await _outcome_in(redis, request_id, "LRANGE", name, ranks=ranks)
+                is_cut = is_cut or not is_whole
+                if outcome:
+                    return ResultPlace(name, outcome), is_cut
         with contextlib.suppress(*STORE_FAILURES):
             claimed = result_claim_keys(name, cluster=is_cluster)[0]
-            held: Any = await redis.hscan(claimed, 0, count=_AT_ONCE)
-            for text in held[1].values():
-                if outcome := _outcome_of(text, request_id):
-                    return ResultPlace(name, outcome, is_held=True), is_cut
+            outcome, is_whole = await _outcome_in(
+                redis, request_id, "HSCAN", claimed, ranks=(0, MOST_RESULTS)
+            )
+            is_cut = is_cut or not is_whole
+            if outcome:
+                return ResultPlace(name, outcome, is_held=True), is_cut
     return None, is_cut
 
 
-async def _outcome_in(redis: Store, request_id: str, name: str, length: int) -> str:
-    read = 0
-    for first in _places_of(length):
-        texts: Any = await redis.lrange(name, first, first + _AT_ONCE - 1)
-        for text in texts:
-            read += len(text)
-            if outcome := _outcome_of(text, request_id):
-                return outcome
-        if read > _MOST_BYTES:
-            break
-    return ""
-
-
-def _places_of(length: int) -> list[int]:
-    """Where to read parts of a list of that length: the newest first, then from the oldest on."""
-    if length <= 2 * MOST_RESULTS:
-        return list(range(0, length, _AT_ONCE))
-    oldest = range(length - _AT_ONCE, length - MOST_RESULTS - 1, -_AT_ONCE)
-    return [*range(0, MOST_RESULTS, _AT_ONCE), *oldest]
+async def _outcome_in(
+    redis: Store, request_id: str, command: str, key: str, *, ranks: tuple[int, int]
+) -> tuple[str, bool]:
+    """The outcome in one key, empty if not found; and whether all of the ranks (first, behind the last) was read."""
+    cursor, entries, left = str(ranks[0]), ranks[1] - ranks[0], _MOST_BYTES
+    while entries > 0 and left > 0:
+        part = await read_part(
+            redis,
+            command,
+            key,
+            cursor,
+            entries=min(entries, SEARCH_ENTRIES),
+            longest=_MOST_BYTES,
+            needles=json_spellings(request_id),
+        )
+        for name, value, _ in part.rows:
+            if outcome := _outcome_of(value if command == "HSCAN" else name, request_id):
+                return outcome, True
+        cursor, entries, left = part.cursor, entries - part.entries, left - part.read_bytes
+        if cursor == "0":
+            return "", True
+    return "", entries <= 0 and command == "LRANGE"
 
 
 def _outcome_of(text: bytes, request_id: str) -> str:
     """The outcome that a result states, if it is this request's; else empty."""
-    if request_id.encode() not in text and b"\\" not in text:
-        return ""
     try:
         result = decode_result(text)
     except Malformed:

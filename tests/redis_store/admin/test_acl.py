@@ -16,13 +16,13 @@ from handlers.client.async_client import AsyncClient
 from handlers.client.options import ClientOptions
 from handlers.redis_store.admin.acl import Role, acl_rules
 from handlers.redis_store.admin.dead_letters import DeadLetters
+from handlers.redis_store.admin.depths import queue_depths
 from handlers.redis_store.admin.rights import RightsOptions, refused_commands, wrong_types
 from handlers.redis_store.admin.status_board import StatusBoard, read_board, sample_members, search
 from handlers.redis_store.connection import durability_warnings, server_time
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.limits.pool_members import RedisPoolSharing
 from handlers.redis_store.queue.cancellations import ForeignCancellations
-from handlers.redis_store.queue.depths import queue_depths
 from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, QueueOptions, RedisQueue, Retries
 from handlers.redis_store.submit.idempotency_keys import key_record_name
@@ -132,8 +132,8 @@ async def test_the_status_page_reads_and_keda_counts(users: dict[Role, Redis]) -
     status, keda = users[Role.STATUS], users[Role.KEDA]
     assert (await queue_depths(status, QUEUE, RETRIES)).pending == 0
     assert (await read_board(status, 1)).pollers == {}
-    assert not (await sample_members(status, QUEUE, RETRIES, cluster=False)).pending
-    assert (await search(status, QUEUE, RETRIES, "a", cluster=False)).found == []
+    assert not await sample_members(status, "ZRANGE", QUEUE)
+    assert (await search(status, [QUEUE], RETRIES, "a", cluster=False)).found == []
     assert [letter async for letter in DeadLetters(status, QUEUE).all()] == []
     scaler: Any = keda.eval(
         "local kinds = {zset='zcard', hash='hlen', list='llen', none='llen'} "
