@@ -3,6 +3,9 @@
 The kernel drops a SIGTERM for PID 1 until the process installs a handler, and KEDA and Knative stop fresh pods at any
 moment. So the commands that run as services get a handler before anything else is imported: nothing has been claimed
 yet, and the process ends at once with 0. Each command replaces it when it has work that it must finish.
+
+Two libraries import optional parts that no command uses, and that take a third of the start: httpx its own command line
+(with rich and pygments), redis the metrics SDK of OpenTelemetry. Both do without if that import fails.
 """
 
 from __future__ import annotations
@@ -10,11 +13,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Any, cast
 
 SERVICES = ("poll", "serve", "status", "webhook")
 
 if sys.argv[1:2] and sys.argv[1] in SERVICES:
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
+
+for _unused in ("httpx._main", "opentelemetry.sdk.metrics"):
+    cast("dict[str, Any]", sys.modules).setdefault(_unused, None)  # an import of it raises ImportError
 
 from handlers.cli.main import main  # noqa: E402  # importing click takes time in which a SIGTERM would be lost
 

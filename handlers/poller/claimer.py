@@ -144,6 +144,8 @@ class Claimer:
         self._positions = _positions()
         self._freed = asyncio.Event()
         self._stopped = asyncio.Event()
+        self.has_tried = asyncio.Event()
+        """Set once the first claim was tried, whether it succeeded or not."""
 
     def change(self, options: ClaimerOptions) -> None:
         """Claim under `options` from now on; slots in use stay counted."""
@@ -230,6 +232,7 @@ class Claimer:
                 self._backoff.reset()
                 self.refusal = ""
                 end_if_cancelled()
+            self.has_tried.set()
 
     async def _tick(self) -> None:
         await self._expire()

@@ -13,6 +13,8 @@ from handlers.telemetry.logs import Logger
 
 _SETTLE_SECONDS: Final = 0.9
 """How long a stopping poller waits for Redis to record the last settlements; leases cover the rest."""
+_FIRST_CLAIM_SECONDS: Final = 0.5
+"""Longest time for which the rest of the start waits for the first claims."""
 
 
 class Runs(Protocol):
@@ -108,7 +110,9 @@ class Poller:
     async def run(self) -> None:
         """Run all parts until stopped and drained. Raises the error of a part that ended by itself."""
         self._is_running = True
-        for part in self._parts:
+        for part in sorted(
+            self._parts, key=lambda part: part not in self._claimers
+        ):  # the first claims come first
             self._begin(part)
         waiting = [asyncio.create_task(event.wait()) for event in (self._stopping, self._has_ended)]
         try:
@@ -122,6 +126,12 @@ class Poller:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def first_claims(self) -> None:
+        """Return once every pool has tried to claim, or after half a second."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_CLAIM_SECONDS):
+                await asyncio.gather(*(claimer.has_tried.wait() for claimer in self._claimers))
 
     async def _drain(self) -> None:
         self._log.info("draining", in_flight=self.in_flight, grace_seconds=self._grace_seconds)

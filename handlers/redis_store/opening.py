@@ -1,4 +1,7 @@
-"""Open the queue, its retry set and the producer's side for one Redis server or a Redis Cluster."""
+"""Open the queue, its retry set and the producer's side for one Redis server or a Redis Cluster.
+
+The modules for a cluster are imported when one is opened.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from typing import Final
 from redis.asyncio.cluster import RedisCluster
 
 from handlers.clock import FollowedClock
-from handlers.redis_store.cluster.queue import ClusterQueue, ClusterRetries
-from handlers.redis_store.cluster.submissions import ClusterSubmissions
 from handlers.redis_store.connection import Store
 from handlers.redis_store.queue.queue import QueueOptions, RedisQueue, Retries
 from handlers.redis_store.replication import Replication
@@ -21,13 +22,18 @@ def open_queue(
     redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None
 ) -> RedisQueue:
     """The queue `name`; `clock` follows the server's time."""
-    kind = ClusterQueue if options.cluster else RedisQueue
-    return kind(redis, name, options, clock)
+    if options.cluster:
+        from handlers.redis_store.cluster.queue import ClusterQueue
+
+        return ClusterQueue(redis, name, options, clock)
+    return RedisQueue(redis, name, options, clock)
 
 
 def open_retries(redis: Store, default_queue: str, options: QueueOptions) -> Retries:
     """The retry set of `options`; members that name no queue return to `default_queue`."""
     if options.cluster:
+        from handlers.redis_store.cluster.queue import ClusterRetries
+
         return ClusterRetries(redis, options.retry_queue_name, default_queue, options.wait_replicas)
     return Retries(redis, options.retry_queue_name, default_queue)
 
@@ -35,5 +41,8 @@ def open_retries(redis: Store, default_queue: str, options: QueueOptions) -> Ret
 def open_submissions(redis: Store, wait_replicas: int = 0) -> Submissions:
     """The producer's side; a submission counts once `wait_replicas` replicas have it."""
     replication = Replication(redis, wait_replicas, _WAIT_TIMEOUT_MS)
-    kind = ClusterSubmissions if isinstance(redis, RedisCluster) else Submissions
-    return kind(redis, replication)
+    if isinstance(redis, RedisCluster):
+        from handlers.redis_store.cluster.submissions import ClusterSubmissions
+
+        return ClusterSubmissions(redis, replication)
+    return Submissions(redis, replication)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import yaml
 from msgspec import Meta
 
 from handlers.contract.errors import InvalidSetting
@@ -433,32 +432,10 @@ def parse_config_file(text: str) -> ConfigFile:
     return _config(_content(text))
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Reads YAML and JSON, and refuses a mapping that has a key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping. Raises `InvalidSetting` with line and key of a duplicate."""
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                found = f"the key {key.value[:80]!r} on line {lines[key.value]} and on line {line}"
-                raise InvalidSetting("CONFIG_FILE", found=found, accepted="each key once")
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
 def _content(text: str) -> dict[str, Any]:
-    try:
-        content = yaml.load(text, _UniqueKeys)  # noqa: S506  # a subclass of SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, nesting without end
-        at = getattr(error, "problem_mark", None)
-        where = f" at line {at.line + 1}" if at else ""
-        raise InvalidSetting(
-            "CONFIG_FILE", found=f"no JSON or YAML{where}", accepted="JSON or YAML"
-        ) from None
+    from handlers.settings.yaml_text import parse_yaml  # noqa: PLC0415  # only a process with a file needs PyYAML
+
+    content = parse_yaml(text, "CONFIG_FILE")
     if content is None:
         return {}
     if isinstance(content, list):

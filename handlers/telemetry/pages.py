@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import uvicorn
+if TYPE_CHECKING:
+    import uvicorn
 
 _ALLOWED: Final = frozenset({"GET", "HEAD"})
 _BACKLOG: Final = 128
@@ -23,7 +26,10 @@ class Page:
 
 
 class PagesServer:
-    """Serves `pages` by path, with uvicorn in the caller's event loop."""
+    """Serves `pages` by path, with uvicorn in the caller's event loop.
+
+    `listen` opens the port, `serve` answers: a poller claims in between, because uvicorn takes long to import.
+    """
 
     def __init__(self, pages: Mapping[str, Callable[[], Page]], host: str, port: int) -> None:
         self._pages = pages
@@ -32,10 +38,18 @@ class PagesServer:
         self._socket: socket.socket | None = None
         self._server: uvicorn.Server | None = None
 
-    async def start(self) -> int:
-        """Listen and return the port; raises `OSError` if the port is in use."""
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        self._socket = socket.create_server((self._host, self._port), family=family, backlog=_BACKLOG)
+    def listen(self) -> int:
+        """Listen and return the port; connections wait for `serve`. Raises `OSError` if the port is in use."""
+        if self._socket is None:
+            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            self._socket = socket.create_server((self._host, self._port), family=family, backlog=_BACKLOG)
+        return int(self._socket.getsockname()[1])
+
+    async def serve(self) -> None:
+        """Answer requests from now on."""
+        uvicorn = await asyncio.to_thread(importlib.import_module, "uvicorn")
+        if self._server is not None:
+            return
         config = uvicorn.Config(
             self._answer,
             interface="asgi3",
@@ -50,13 +64,8 @@ class PagesServer:
         config.load()
         self._server = uvicorn.Server(config)
         self._server.lifespan = config.lifespan_class(config)
-        await self._server.startup(sockets=[self._socket])
-        return self.port
-
-    @property
-    def port(self) -> int:
-        """Listening port; 0 before `start`."""
-        return int(self._socket.getsockname()[1]) if self._socket is not None else 0
+        self.listen()
+        await self._server.startup(sockets=[self._socket] if self._socket else None)
 
     def show(self, pages: Mapping[str, Callable[[], Page]]) -> None:
         """Replace the pages."""

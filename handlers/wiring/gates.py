@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from handlers.gates.gate import Gate, GateState
-from handlers.gates.registry import build_gate
 from handlers.gates.sources import FeedOptions, Feeds, GateSources, HttpText
 from handlers.redis_store.connection import RedisOptions, Store, connect
 from handlers.redis_store.limits.gate_store import RedisGateStore
@@ -164,6 +163,8 @@ class ProcessGates:
 
     def gate(self, entry: GateEntry) -> Gate:
         """A gate that the caller starts and closes. Raises `InvalidSetting`."""
+        from handlers.gates.registry import build_gate  # a poller without gates starts sooner
+
         sources = replace(self._sources, owner_pool=entry.pool)
         return build_gate(entry.gate_type, entry.gate_params, sources, entry.setting)
 

@@ -334,9 +334,9 @@ class PollerApp:
     async def run(self) -> None:
         """Poll until stopped and drained, then close the connections."""
         settings = self._plan.settings
-        following: list[asyncio.Task[None]] = []
+        following = [asyncio.create_task(self._finish_start())]
         try:
-            for warning in (*memory_warnings(settings), *await self._warnings()):
+            for warning in memory_warnings(settings):
                 self._log.warning(warning)
             self._log.info(
                 "polling",
@@ -344,7 +344,7 @@ class PollerApp:
                 queue_count=len(settings.queues),
                 workers={name: claimer.options.slots for name, claimer in self._claimers.items()},
                 max_in_flight_bytes=self._shared.budget.total,
-                metrics_port=await self._pages.start(),
+                metrics_port=self._pages.listen(),
             )
             await self._gates.start()
             self.has_begun = True
@@ -363,6 +363,16 @@ class PollerApp:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _finish_start(self) -> None:
+        """Do what the first claim need not wait for: serve the pages, check what Redis keeps."""
+        await self.poller.first_claims()
+        try:
+            await self._pages.serve()
+            for warning in await self._warnings():
+                self._log.warning(warning)
+        except Exception as error:  # noqa: BLE001  # claims go on, and the liveness probe sees that the pages do not
+            self._log.error("start not finished", error=repr(error))
 
     def _closers(self) -> list[Close]:
         stores = [self._queues, *self._old_queues]

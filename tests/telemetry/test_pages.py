@@ -26,7 +26,8 @@ async def address() -> AsyncIterator[str]:
         "/broken": broken,
     }
     server = PagesServer(pages, "127.0.0.1", 0)
-    port = await server.start()
+    port = server.listen()
+    await server.serve()
     yield f"http://127.0.0.1:{port}"
     await server.aclose()
 
@@ -60,17 +61,18 @@ async def test_a_failing_page_discloses_nothing_and_breaks_no_other_page(address
 
 async def test_a_taken_port_is_an_error_at_the_start_and_can_be_cleaned_up() -> None:
     first = PagesServer({}, "127.0.0.1", 0)
-    port = await first.start()
+    port = first.listen()
     second = PagesServer({}, "127.0.0.1", port)
     with pytest.raises(OSError, match=str(port)):
-        await second.start()
+        second.listen()
     await second.aclose()
     await first.aclose()
 
 
 async def test_a_client_that_keeps_its_connection_does_not_hold_up_the_end() -> None:
     server = PagesServer({"/healthz": lambda: Page(200, b"ok\n")}, "127.0.0.1", 0)
-    port = await server.start()
+    port = server.listen()
+    await server.serve()
     async with httpx.AsyncClient(trust_env=False) as client:
         response = await client.get(f"http://127.0.0.1:{port}/healthz")
         assert response.status_code == 200

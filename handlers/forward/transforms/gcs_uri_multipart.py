@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
-import httpx
 import msgspec
 
 from handlers.contract.errors import InvalidRequest, InvalidSetting
@@ -72,6 +71,8 @@ def build(params: Mapping[str, Any], setting: str) -> GcsUriMultipart:
 
 
 def _form(fields: Mapping[str, bytes]) -> Body:
+    import httpx  # noqa: PLC0415  # settings import this module, and most commands send no HTTP
+
     parts = [(name, (None, value)) for name, value in fields.items()]
     made = httpx.Request("POST", "http://form", files=parts)
     return Body(made.read(), made.headers["content-type"])

@@ -1,0 +1,45 @@
+"""Parse the text of a configuration file: YAML, of which JSON is a part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from handlers.contract.errors import InvalidSetting
+
+
+def parse_yaml(text: str, setting: str) -> Any:
+    """The parsed content; None for an empty text.
+
+    Raises `InvalidSetting`, which names `setting` and the line, for text that is not YAML or repeats a key.
+    """
+    try:
+        return yaml.load(text, _UniqueKeys)  # noqa: S506  # a subclass of SafeLoader
+    except _RepeatedKey as error:
+        raise InvalidSetting(setting, found=str(error), accepted="each key once") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an invalid date, nesting without end
+        at = getattr(error, "problem_mark", None)
+        where = f" at line {at.line + 1}" if at else ""
+        raise InvalidSetting(setting, found=f"no JSON or YAML{where}", accepted="JSON or YAML") from None
+
+
+class _RepeatedKey(Exception):
+    """A mapping has a key twice."""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Loads YAML and JSON, and raises `_RepeatedKey` for a mapping that has a key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise _RepeatedKey(
+                    f"the key {key.value[:80]!r} on line {lines[key.value]} and on line {line}"
+                )
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,100 @@
+"""The start of each command loads only what it needs: time to import is most of the time to start."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from handlers.demo.servers import Valkey, free_port
+from tests.waiting import wait_until
+
+COMMAND = str(Path(sys.executable).parent / "async-processor")
+
+TERMINAL = {"rich", "pygments"}
+"""Draws in terminals; httpx imports both for a command line that nobody here uses."""
+TRACING = {"opentelemetry.sdk.trace", "opentelemetry.sdk.metrics._internal", "opentelemetry.exporter"}
+GOOGLE = {"google.pubsub_v1", "google.api_core", "google.auth", "grpc"}
+DOORS = {"starlette", "cloudevents", "functions_framework", "jwt"}
+PAGES = {"uvicorn", "flask", "jinja2", "gunicorn"}
+NEVER = TERMINAL | TRACING | GOOGLE | {"yaml"}
+
+UNNEEDED = {
+    "poll": NEVER | DOORS | PAGES | {"handlers.gates.registry", "handlers.redis_store.cluster.queue"},
+    "serve": NEVER | {"gunicorn", "redis", "jwt", "handlers.gates.registry"},
+    "status": NEVER | {"uvicorn", "jwt"},
+    "webhook": NEVER | DOORS | PAGES | {"prometheus_client", "handlers.wiring"},
+    "submit": NEVER | DOORS | PAGES | {"httpx", "prometheus_client", "handlers.wiring", "handlers.settings"},
+}
+"""Modules that a command does not import before it works, by command."""
+
+
+def started(command: str, folder: Path) -> tuple[list[str], str]:
+    """The arguments of a command, and what it prints once it has started."""
+    secret = folder / "secret"
+    secret.write_text("whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    receiver = ["http://127.0.0.1:9/", "--secret-file", str(secret), "--allow-private", "--for", "1s"]
+    return {
+        "poll": ([], '"event":"polling"'),
+        "serve": (["--target", "dispatch", "--port", "0"], '"event":"ready"'),
+        "status": (["--port", str(free_port())], "status page on"),
+        "webhook": (receiver, "0 delivered"),
+        "submit": (["--model", "m", "--prompt", "p", "--id", "the-id"], "the-id"),
+    }[command]
+
+
+def output_until(sign: str, command: str, arguments: list[str], url: str, folder: Path) -> str:
+    """What a command prints before `sign`, with a line for each module that it imports."""
+    variables = {
+        "PATH": os.environ["PATH"],
+        "REDIS_URL": url,
+        "IGW_BASE_URL": "http://127.0.0.1:9",
+        "METRICS_PORT": "0",
+        "HOST": "127.0.0.1",
+        "PYTHONPROFILEIMPORTTIME": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    log = folder / "output"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [COMMAND, command, *arguments], env=variables, stdout=output, stderr=subprocess.STDOUT
+        ) as process,
+    ):
+        try:
+            wait_until(
+                lambda: sign in log.read_text() or process.poll() is not None, f"{sign!r} of {command}"
+            )
+        finally:
+            process.send_signal(signal.SIGTERM)
+    text, is_found, _ = log.read_text().partition(sign)
+    assert is_found, text
+    return text
+
+
+def unneeded(output: str, heavy: Iterable[str]) -> set[str]:
+    """The modules among the imported ones that are `heavy`, or within a heavy package."""
+    modules = re.findall(r"^import time:.*\|\s*(\S+)$", output, re.M)
+    assert "handlers.cli" in modules
+    return {name for name in modules for one in heavy if name == one or name.startswith(f"{one}.")}
+
+
+@pytest.mark.parametrize("command", UNNEEDED)
+def test_a_command_starts_without_the_modules_that_it_does_not_need(
+    command: str, valkey: Valkey, tmp_path: Path
+) -> None:
+    arguments, sign = started(command, tmp_path)
+    output = output_until(sign, command, arguments, valkey.url, tmp_path)
+    assert unneeded(output, UNNEEDED[command]) == set()
+
+
+def test_a_poller_loads_the_server_of_its_pages_after_its_first_claim(tmp_path: Path) -> None:
+    """The claim fails, which is logged; the pages are served all the same."""
+    output = output_until("uvicorn.config\n", "poll", [], f"redis://127.0.0.1:{free_port()}", tmp_path)
+    assert "claiming waits for redis" in output
