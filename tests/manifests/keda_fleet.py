@@ -6,17 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.manifests.keda_rehearsal import Autoscaler, Redis
+from tests.waiting import NotInTime, wait_until
 
 COMMAND = [sys.executable, "-c", "from handlers.cli import main; main()", "poll"]
 STOP_SECONDS = 20.0
+MOST_DECISIONS = 2_000
 
 
 @dataclass
@@ -83,32 +84,35 @@ def fleet_of(environment: Mapping[str, str], logs: Path) -> Iterator[Fleet]:
 
 
 def rehearse(
-    scaler: Autoscaler,
-    fleet: Fleet,
-    redis: Redis,
-    *,
-    until: Callable[[list[int]], bool],
-    speed: float,
-    limit_seconds: float,
+    scaler: Autoscaler, fleet: Fleet, redis: Redis, *, until: Callable[[list[int]], bool]
 ) -> list[int]:
-    """Decide and scale every polling interval, `speed` times as fast as KEDA would.
+    """Decide and scale until `until` accepts the number of replicas after each decision; returns these numbers.
 
-    Returns the number of replicas after each decision, once `until` agrees with it. Fails, with the
-    pollers' logs, after `limit_seconds`.
+    KEDA's clock advances by one polling interval with each decision. As long as work is left, the next decision waits
+    for the lengths of the keys to change, however long the pollers take. Fails with their logs.
     """
+
+    def measured() -> dict[str, float]:
+        return {trigger.name: trigger.measure(redis) for trigger in scaler.scaling.triggers}
+
+    def differs(before: dict[str, float]) -> bool:
+        return measured() != before
+
     history: list[int] = []
-    started_at = time.monotonic()
-    pause = threading.Event()
-    while True:
-        elapsed = time.monotonic() - started_at
-        values = {trigger.name: trigger.measure(redis) for trigger in scaler.scaling.triggers}
-        replicas = scaler.decide(values, elapsed * speed)
+    while len(history) < MOST_DECISIONS:
+        values = measured()
+        replicas = scaler.decide(values, len(history) * scaler.scaling.polling_seconds)
         fleet.scale(replicas)
         history.append(replicas)
         if until(history):
             return history
-        assert elapsed < limit_seconds, f"{values}, replicas {history}\n{fleet.read_logs()}"
-        pause.wait(scaler.scaling.polling_seconds / speed)
+        if any(values.values()):
+            what = f"another length than {values} of the keys; replicas {history}"
+            try:
+                wait_until(partial(differs, values), what)
+            except NotInTime as error:
+                raise AssertionError(f"{error}\n{fleet.read_logs()}") from error
+    raise AssertionError(f"replicas {history}\n{fleet.read_logs()}")
 
 
 def inherited() -> dict[str, str]:
