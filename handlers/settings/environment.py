@@ -1,4 +1,4 @@
-"""Every environment variable that we read: its name, type, bounds, default and meaning.
+"""Environment variables: name, type, bounds, default and meaning of each.
 
 The name is the field's in upper case. `docs/settings.md` shows this table; a test compares the two.
 """
@@ -32,11 +32,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     # --- the gateway
     igw_base_url: Annotated[str, Meta(description="Base URL of the inference gateway.")] = DEFAULT_GATEWAY
     request_path_url: Annotated[
-        str, Meta(description="Path joined to it, unless a queue or request says.")
+        str, Meta(description="Path appended to `IGW_BASE_URL`; a queue or request may set its own.")
     ] = DEFAULT_PATH
-    inference_objective: Annotated[str, Meta(description="Objective of queues that name none.")] = ""
+    inference_objective: Annotated[str, Meta(description="Objective of queues without one of their own.")] = (
+        ""
+    )
     inference_objective_header: Annotated[
-        str, Meta(description="`x-gateway-inference-objective` for older gateways.")
+        str, Meta(description="Header of the objective; `x-gateway-inference-objective` for older gateways.")
     ] = OBJECTIVE_HEADER
     fairness_header: Annotated[str, Meta(description="Header that carries the tenant.")] = FAIRNESS_HEADER
     fairness_disabled: Annotated[bool, Meta(description="Send no fairness header.")] = False
@@ -48,8 +50,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str,
         Meta(
             description="Comma-separated headers that a request may send to the gateway, beside those of ids, traces "
-            "and API versions (SECURITY.md lists them). `x-team-*` is what begins so; headers of credentials, "
-            "identity, routing and priority pass only by their full names."
+            "and API versions (see SECURITY.md). `x-team-*` matches a prefix; headers of credentials, "
+            "identity, routing and priority must be listed by their full names."
         ),
     ] = ""
     allow_request_authorization: Annotated[
@@ -66,16 +68,21 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         Meta(
             ge=0,
             le=3_600,
-            description="How long an unused connection to the gateway or the handler is kept; less than the "
-            "server's own limit.",
+            description="Idle time after which a connection to gateway or handler is closed; must be below the "
+            "server's limit.",
         ),
     ] = 4.0
     circuit_breaker: Annotated[
-        bool, Meta(description="While most calls fail, send one a second and leave the rest queued.")
+        bool,
+        Meta(
+            description="Circuit breaker: while most calls fail, send one per second and keep the others queued."
+        ),
     ] = True
     retry_budget: Annotated[
         float,
-        Meta(ge=0, le=10, description="Retries for each final answer, beside one a second; 0: no limit."),
+        Meta(
+            ge=0, le=10, description="Retries per final answer, in addition to one per second; 0: unlimited."
+        ),
     ] = 0.25
     max_request_bytes: Annotated[int, Meta(ge=1_024, description="Largest request body.")] = MAX_REQUEST_BYTES
     max_response_bytes: Annotated[
@@ -93,13 +100,18 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str, Meta(description="`redis://` or `rediss://`, `+sentinel`, `+cluster` forms.")
     ] = "redis://localhost:6379"
     redis_username: Annotated[str, Meta(description="ACL user.")] = ""
-    redis_password: Annotated[str, Meta(description="Password; better the file.")] = ""
+    redis_password: Annotated[str, Meta(description="Password; prefer `REDIS_PASSWORD_FILE`.")] = ""
     redis_password_file: Annotated[str, Meta(description="File that holds the password.")] = ""
     redis_ca_file: Annotated[str, Meta(description="CA that signed the server's certificate (PEM).")] = ""
     redis_cert_file: Annotated[str, Meta(description="Client certificate (PEM).")] = ""
     redis_key_file: Annotated[str, Meta(description="Key of the client certificate (PEM).")] = ""
     redis_timeout_seconds: Annotated[
-        float, Meta(ge=0.1, le=60, description="Longest wait for an answer of Redis, then it is asked again.")
+        float,
+        Meta(
+            ge=0.1,
+            le=60,
+            description="Longest silence of Redis during a reply; the command is retried after it.",
+        ),
     ] = 2.0
     request_queue_name: Annotated[str, Meta(description="Sorted set of pending requests.")] = (
         "request-sortedset"
@@ -112,157 +124,177 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str,
         Meta(
             description="Comma-separated labels that rank a request (`classification`, `tier`) and that a request may "
-            "give itself in `internal.labels`. Unset: only a queue and its gates give them."
+            "set itself in `internal.labels`. Unset: only queues and gates set them."
         ),
     ] = ""
     allowed_results: Annotated[
         str,
         Meta(
-            description="Comma-separated lists (Pub/Sub: topics) a request may name for its result, `*` for any "
-            "characters; a name nobody uses, such as `-`, allows none. Unset: lists with `result` in their name, and "
-            "any topic of the project."
+            description="Comma-separated lists (Pub/Sub: topics) a request may name for its result, `*` matches any "
+            "characters; a name that does not exist, such as `-`, allows none. Unset: lists with `result` in their "
+            "name, and any topic of the project."
         ),
     ] = ""
     result_per_request: Annotated[
-        bool, Meta(description="A result list for each request, `<results>:result-of:<id>`, that expires.")
+        bool,
+        Meta(description="Write each result to a list of its own, `<results>:result-of:<id>`, that expires."),
     ] = False
     idempotent_seconds: Annotated[
         int,
         Meta(
-            ge=0, description="An id that is live, or finished less than this ago, runs only once; 0: always."
+            ge=0,
+            description="Idempotency window: an id that is live, or finished less than this ago, runs once; 0: off.",
         ),
     ] = 0
     result_apart_bytes: Annotated[
         int,
         Meta(
-            ge=0, description="Answers of at least so many bytes are stored apart from their result; 0: none."
+            ge=0,
+            description="Responses of at least this many bytes are offloaded from their result; 0: none.",
         ),
     ] = 0
     result_apart_seconds: Annotated[
-        int, Meta(ge=1, description="How long such an answer is kept where its result list does not expire.")
+        int, Meta(ge=1, description="Lifetime of an offloaded response if its result list does not expire.")
     ] = 604_800
     wait_replicas: Annotated[
-        int, Meta(ge=0, le=10, description="Replicas that must hold an ack (`WAIT`).")
+        int, Meta(ge=0, le=10, description="Replicas that must confirm an ack (`WAIT`).")
     ] = 0
 
     # --- the poller
     handler_url: Annotated[
-        str, Meta(description="The dispatch door; empty: the poller runs the handler in its own process.")
+        str,
+        Meta(description="URL of the dispatch door; empty: the poller runs the handler in its own process."),
     ] = ""
-    workers: Annotated[int, Meta(ge=1, le=100_000, description="Requests in flight at a time.")] = 64
+    workers: Annotated[int, Meta(ge=1, le=100_000, description="Requests in flight at once.")] = 64
     max_in_flight_bytes: Annotated[
         int,
         Meta(
             ge=0,
-            description="Bytes of requests and answers that a poller holds; 0: what its memory limit allows.",
+            description="Bytes of requests and responses that a poller may hold; 0: derived from its memory limit.",
         ),
     ] = 0
     poll_interval_ms: Annotated[
-        int, Meta(ge=1, le=60_000, description="How often an idle queue is looked at.")
+        int, Meta(ge=1, le=60_000, description="Interval between polls of an idle queue.")
     ] = 20
     lease_seconds: Annotated[
         float,
-        Meta(ge=0.1, le=3_600, description="How long a claim, or a push being answered, lasts unrenewed."),
+        Meta(ge=0.1, le=3_600, description="Lease of a claim, or of a push that is being answered."),
     ] = 15.0
     heartbeat_seconds: Annotated[
-        float, Meta(ge=0.05, le=600, description="How often claims are renewed.")
+        float, Meta(ge=0.05, le=600, description="Interval between renewals of leases.")
     ] = 5.0
     reclaim_seconds: Annotated[
-        float, Meta(ge=0.05, le=600, description="How often dead owners' claims are looked for.")
+        float, Meta(ge=0.05, le=600, description="Interval between scans for claims of crashed pollers.")
     ] = 2.0
     max_attempts: Annotated[
         int,
         Meta(
             ge=1,
-            description="Attempts of a queued request; then its last answer, or `UNDELIVERABLE`, is its result. At one "
-            "a minute the default is a week.",
+            description="Attempts of a queued request; its result is then the last response, or `UNDELIVERABLE`. At "
+            "one attempt per minute, the default lasts a week.",
         ),
     ] = 10_000
     max_deadline_seconds: Annotated[
         float,
         Meta(
             gt=0,
-            description="How far ahead the deadline of a queued request may be; the default is a century.",
+            description="Longest time until the deadline of a queued request; the default is a century.",
         ),
     ] = 3_153_600_000.0
     max_deaths: Annotated[
-        int, Meta(ge=1, le=1_000, description="Owners that may die on a request before it is dead-lettered.")
+        int,
+        Meta(
+            ge=1,
+            le=1_000,
+            description="Deliveries that may end with a crashed poller before a request is dead-lettered.",
+        ),
     ] = 5
     shutdown_grace_seconds: Annotated[
-        float, Meta(ge=0, le=86_400, description="How long a stopping process finishes what it has.")
+        float,
+        Meta(ge=0, le=86_400, description="Longest time for which a stopping process finishes its requests."),
     ] = 610.0
     status_token_file: Annotated[
-        str, Meta(description="File with tokens that let the status page requeue or drop; none: read-only.")
+        str,
+        Meta(
+            description="File with tokens that allow the status page to requeue or drop dead letters; empty: read-only."
+        ),
     ] = ""
     status_hosts: Annotated[
         str,
         Meta(
-            description="Comma-separated names under which the status page may be asked for, beside loopback and the "
-            "address it listens on; others get 421."
+            description="Comma-separated host names of the status page, in addition to loopback and its listening "
+            "address; requests for others get 421."
         ),
     ] = ""
     metrics_token: Annotated[
-        str, Meta(description="Bearer token for a handler's `/metrics`; without one there is no such page.")
+        str,
+        Meta(description="Bearer token that a handler's `/metrics` requires; empty: the page is disabled."),
     ] = ""
     metrics_token_file: Annotated[
-        str, Meta(description="File with that token, one a line; all are accepted.")
+        str, Meta(description="File with such tokens, one per line; all are accepted.")
     ] = ""
-    metrics_port: Annotated[int, Meta(ge=0, le=65_535, description="The poller's health and metrics.")] = 9090
+    metrics_port: Annotated[
+        int, Meta(ge=0, le=65_535, description="Port of the poller's health and metrics pages.")
+    ] = 9090
 
     # --- the doors
     host: Annotated[str, Meta(description="Address to listen on.")] = "0.0.0.0"  # noqa: S104  # a pod's only interface
     port: Annotated[int, Meta(ge=0, le=65_535, description="Port of the handler (Knative sets it).")] = 8080
     function_target: Annotated[
-        Literal["dispatch", "pubsub_push"], Meta(description="Which door this process is.")
+        Literal["dispatch", "pubsub_push"], Meta(description="Door that this process serves.")
     ] = "dispatch"
     receive_timeout_seconds: Annotated[
-        float, Meta(gt=0, le=600, description="Longest time for a delivery to arrive whole.")
+        float, Meta(gt=0, le=600, description="Longest time to receive a whole delivery.")
     ] = 30.0
     dispatch_auth: Annotated[
         Literal["token", "none"],
-        Meta(
-            description="`none`: the dispatch door may take events from anyone, and starts without a warning."
-        ),
+        Meta(description="`none`: the dispatch door accepts events without a token, and logs no warning."),
     ] = "token"
     dispatch_token: Annotated[str, Meta(description="Bearer token between poller and dispatch door.")] = ""
     dispatch_token_file: Annotated[
-        str, Meta(description="File with that token, one a line; the first is sent, all are accepted.")
+        str, Meta(description="File with such tokens, one per line; the first is sent, all are accepted.")
     ] = ""
 
     event_data: Annotated[
         Literal["request", "payload"],
-        Meta(description="What the events of other sources hold: a request, or only its payload."),
+        Meta(description="Content of events of other sources: a request, or only its payload."),
     ] = "request"
     event_id_from: Annotated[
-        str, Meta(description="Attribute or `header:<name>` that is the id where the data has none.")
+        str, Meta(description="Attribute or `header:<name>` with the id, if the data has none.")
     ] = ""
     event_tenant_from: Annotated[
-        str, Meta(description="Attribute or `header:<name>` that is the tenant; it wins over the data's own.")
+        str, Meta(description="Attribute or `header:<name>` with the tenant; overrides the data's.")
     ] = ""
     event_deadline_from: Annotated[
-        str, Meta(description="Attribute or `header:<name>` with the deadline where the data has none.")
+        str, Meta(description="Attribute or `header:<name>` with the deadline, if the data has none.")
     ] = ""
     event_deadline_seconds: Annotated[
-        float, Meta(ge=0, le=31_536_000, description="Deadline of other events, from their `time`; 0: none.")
+        float,
+        Meta(
+            ge=0,
+            le=31_536_000,
+            description="Default deadline of other events, counted from their `time`; 0: none.",
+        ),
     ] = 0.0
     k_sink: Annotated[
-        str, Meta(description="Where the results of other events go, as CloudEvents (Knative sets it).")
+        str,
+        Meta(description="URL that receives the results of other events as CloudEvents (set by Knative)."),
     ] = ""
     k_ce_overrides: Annotated[
-        str, Meta(description='Extensions for them: `{"extensions": {…}}` (Knative sets it).')
+        str, Meta(description='Extensions of these CloudEvents: `{"extensions": {…}}` (set by Knative).')
     ] = ""
     k_ca_certs: Annotated[str, Meta(description="CA that signed the sink's certificate (PEM text).")] = ""
 
     readiness: Annotated[
         Literal["process", "dependencies"],
         Meta(
-            description="`dependencies`: a handler is not ready while its gateway, topic, memory or gates fail."
+            description="`dependencies`: a handler is not ready while its gateway, topic, dedup store or gates fail."
         ),
     ] = "process"
 
     # --- Pub/Sub
     project_id: Annotated[str, Meta(description="Google Cloud project of the topics.")] = ""
-    result_topic_id: Annotated[str, Meta(description="Topic that takes the results.")] = ""
+    result_topic_id: Annotated[str, Meta(description="Topic to which results are published.")] = ""
     dead_letter_topic_id: Annotated[str, Meta(description="Topic for deliveries without a readable id.")] = ""
     pubsub_emulator_host: Annotated[str, Meta(description="Emulator in place of Google's service.")] = ""
     pubsub_endpoint: Annotated[
@@ -278,20 +310,22 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     push_form: Annotated[
         Literal["wrapped", "unwrapped", "unwrapped-metadata"],
         Meta(
-            description="How the subscriptions push: `unwrapped` with `--push-no-wrapper`, `unwrapped-metadata` with "
+            description="Format of the pushes: `unwrapped` with `--push-no-wrapper`, `unwrapped-metadata` with "
             "`--push-no-wrapper-write-metadata` too. A push of another form is refused."
         ),
     ] = "wrapped"
-    push_auth: Annotated[Literal["oidc", "none"], Meta(description="`none` lets anyone push.")] = "oidc"
+    push_auth: Annotated[
+        Literal["oidc", "none"], Meta(description="`none` disables authentication of pushes.")
+    ] = "oidc"
     push_audience: Annotated[str, Meta(description="Audience of the push token.")] = ""
     push_service_account: Annotated[str, Meta(description="E-mail of the account that pushes.")] = ""
     dedupe_redis_url: Annotated[
-        str, Meta(description="Redis that knows answered and cancelled deliveries.")
+        str, Meta(description="Redis that stores which deliveries were answered or cancelled (dedup store).")
     ] = ""
 
     # --- the rest
     result_details: Annotated[
-        bool, Meta(description="Results say attempts, durations, tokens, finish time and metadata too.")
+        bool, Meta(description="Add attempts, durations, tokens, finish time and metadata to results.")
     ] = False
     finished_records: Annotated[
         int,
@@ -304,16 +338,19 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     finished_records_bytes: Annotated[
         int, Meta(ge=1_024, description="Bytes of all these records together; the oldest are dropped first.")
     ] = 10_000_000
-    finished_records_seconds: Annotated[int, Meta(ge=1, description="How long such a record is kept.")] = (
-        86_400
-    )
+    finished_records_seconds: Annotated[int, Meta(ge=1, description="Lifetime of such a record.")] = 86_400
     config_file: Annotated[
-        str, Meta(description="JSON or YAML: queues, pools, transforms; several with commas.")
+        str, Meta(description="Files (JSON or YAML, comma-separated) with queues, pools and transforms.")
     ] = ""
     config_reload_seconds: Annotated[
-        float, Meta(ge=0, le=3_600, description="How often it is looked for changes of that file; 0: never.")
+        float,
+        Meta(
+            ge=0,
+            le=3_600,
+            description="Interval between checks of the file for changes; 0 disables reloading.",
+        ),
     ] = 5.0
-    prometheus_url: Annotated[str, Meta(description="Prometheus that the gates ask.")] = ""
+    prometheus_url: Annotated[str, Meta(description="URL of the Prometheus that gates query.")] = ""
     prometheus_token_file: Annotated[
         str, Meta(description="File with a bearer token for Prometheus; read again when it changes.")
     ] = ""
@@ -321,17 +358,17 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         ""
     )
     gate_refresh_seconds: Annotated[
-        float, Meta(ge=0.05, le=3_600, description="How old a gate's reading may be.")
+        float, Meta(ge=0.05, le=3_600, description="Interval between readings of a gate's source.")
     ] = 5.0
-    gate_source_timeout_seconds: Annotated[
-        float, Meta(gt=0, le=60, description="Longest wait for a gate's source.")
-    ] = 4.0
-    gate_most_held: Annotated[
-        int, Meta(ge=1, le=100_000, description="Pushes held at a closed gate, at most.")
-    ] = 1_000
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level.")] = (
-        "info"
+    gate_source_timeout_seconds: Annotated[float, Meta(gt=0, le=60, description="Timeout of a reading.")] = (
+        4.0
     )
+    gate_most_held: Annotated[
+        int, Meta(ge=1, le=100_000, description="Most pushes held at a closed gate.")
+    ] = 1_000
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Lowest level that is logged.")
+    ] = "info"
     log_format: Annotated[
         Literal["auto", "json", "text"], Meta(description="`auto`: text in a terminal, else JSON.")
     ] = "auto"
@@ -355,7 +392,7 @@ SECRETS = frozenset({"redis_password", "dispatch_token", "metrics_token"})
 
 
 def read_environment(variables: Mapping[str, str]) -> Environment:
-    """The typed environment. Raises `InvalidSetting` naming the variable and what it takes."""
+    """The typed environment. Raises `InvalidSetting`, which names the variable and the accepted values."""
     known = {name.upper() for name in Environment.__struct_fields__}
     given = {name: _plain(value) for name, value in variables.items() if name in known and value.strip()}
     try:
@@ -365,21 +402,22 @@ def read_environment(variables: Mapping[str, str]) -> Environment:
 
 
 def _invalid_variable(error: msgspec.ValidationError, given: Mapping[str, str]) -> InvalidSetting:
-    """One variable, what it held (unless that is a secret), and what its type takes."""
-    told = invalid_setting(error, "environment")
-    if told.setting not in given:
-        return told
-    is_secret = told.setting.lower() in SECRETS
+    """The error for one variable: its value, unless that is a secret, and the values its type accepts."""
+    found_error = invalid_setting(error, "environment")
+    if found_error.setting not in given:
+        return found_error
+    is_secret = found_error.setting.lower() in SECRETS
     found = (
         "a value that is kept secret"
         if is_secret
-        else repr(without_secrets(given[told.setting])[:_LONGEST_SHOWN])
+        else repr(without_secrets(given[found_error.setting])[:_LONGEST_SHOWN])
     )
-    return InvalidSetting(told.setting, found=found, accepted=described(types_of(Environment)[told.setting]))
+    accepted = described(types_of(Environment)[found_error.setting])
+    return InvalidSetting(found_error.setting, found=found, accepted=accepted)
 
 
 def _plain(value: str) -> str:
-    """Booleans as people write them; everything else as it is, without surrounding space."""
+    """The value without surrounding space; booleans in lower case."""
     text = value.strip()
     return text.lower() if text.lower() in ("true", "false") else text
 
