@@ -194,17 +194,20 @@ class Canceller:
         *,
         now: Callable[[], float],
         is_stopping: Callable[[], bool] = lambda: False,
+        is_empty: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`is_empty` tells whether all queues and the retry set are known to be empty: then nothing is read."""
         self._redis = redis
         self._table = table
         self._retries = retries
         self._log = log
         self._is_stopping = is_stopping
+        self._is_empty = is_empty
         self._cancellations = Cancellations(redis, now=now)
 
     async def tick(self) -> None:
         """One scan. Queued requests are answered without a slot; work on claimed ones is stopped and answered."""
-        if not (self._is_stopping() or self._is_settling()):
+        if not (self._is_stopping() or self._is_empty() or self._is_settling()):
             cancelled = await self._cancellations.due()
             if cancelled:
                 await self._recall(cancelled)

@@ -83,6 +83,7 @@ class QueueWatch:
         self._promoted_at = -PROMOTE_SECONDS
         self._backoff = Backoff()
         self._subscription: asyncio.Task[None] | None = None
+        self._empty: frozenset[str] = frozenset()
 
     @property
     def is_silent(self) -> bool:
@@ -92,6 +93,10 @@ class QueueWatch:
     def active(self) -> None:
         """A request was claimed: looks are frequent from now on."""
         self._active_at = self._clock()
+
+    def are_empty(self, keys: Collection[str]) -> bool:
+        """Whether nothing was claimed for `SILENT_SECONDS` and the last look at all these keys found none of them."""
+        return self.is_silent and self._empty.issuperset(keys)
 
     async def wait(self, waiter: Waiter, timeout_seconds: float | None = None) -> list[str]:
         """The queues of `waiter` that may have requests; empty if released without any, or after the timeout."""
@@ -119,6 +124,7 @@ class QueueWatch:
                     MemoryError,
                 ) as error:  # a reply that memory has no room for comes again
                     end_if_cancelled()
+                    self._empty = frozenset()
                     if not self._backoff.has_failed:
                         self._log.warning("queue watch paused: Redis unavailable", error=explained(error))
                     self._release(lambda waiter: waiter.names)
@@ -136,11 +142,13 @@ class QueueWatch:
     async def _look(self) -> int:
         """One look, and a promotion if the retry set has members; returns the number of keys looked at."""
         names = list(dict.fromkeys(name for waiter in self._waiters for name in waiter.names))
-        is_promoting = self._promote is not None and self._clock() - self._promoted_at >= PROMOTE_SECONDS
+        is_due = self.is_silent or self._clock() - self._promoted_at >= PROMOTE_SECONDS
+        is_promoting = self._promote is not None and is_due
         keys = [*names, *(self._retry_keys if is_promoting else ())]
         if not keys:
             return 0
         found = set(await self._look_at(keys))
+        self._empty = frozenset(keys) if self.is_silent and not found else frozenset()
         if is_promoting:
             self._promoted_at = self._clock()
             if self._promote is not None and not found.isdisjoint(self._retry_keys) and await self._promote():

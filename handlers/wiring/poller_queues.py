@@ -137,6 +137,7 @@ class RedisQueues:
             shared.log,
             now=shared.clock.now,
             is_stopping=lambda: shared.poller.is_stopping,
+            is_empty=self._are_empty,
         )
         depths = DepthWatch(self.redis, table, self._queue_options)
         tasks = [
@@ -172,9 +173,12 @@ class RedisQueues:
 
     async def _sweep_foreign(self) -> None:
         """Scan for cancellations of foreign producers, unless nothing is queued."""
-        keys = [*self._table.names, *self._retries.work_keys]
-        if not self.watch.is_silent or await existing(self.redis, keys):
+        if not self._are_empty():
             await self._foreign.sweep()
+
+    def _are_empty(self) -> bool:
+        """Whether all queues and the retry set were empty when they were last polled, after a silence."""
+        return self.watch.are_empty([*self._table.names, *self._retries.work_keys])
 
     async def _share_pools(self) -> None:
         await self.shares.tick({name: one.in_flight for name, one in self._shared.claimers.items()})

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from handlers.demo.servers import Valkey
 from handlers.poller.claimer import ClaimedQueue, Claimer, ClaimerOptions
+from handlers.poller.maintenance import Canceller, QueueTable
 from handlers.poller.queue_watch import (
     PROMOTE_SECONDS,
     SILENT_POLL_SECONDS,
@@ -135,6 +136,70 @@ async def test_after_a_long_silence_looks_are_rare_and_a_request_makes_them_freq
         looks.filled.add("q")
         assert await asyncio.wait_for(waiting, IN_TIME) == ["q"]
         assert not watch.is_silent
+
+
+async def test_keys_are_empty_once_a_look_after_the_silence_found_none_of_them() -> None:
+    clock, looks = Clock(), Looks()
+
+    async def no_promotion() -> int:
+        return 0
+
+    async def no_pause(_wake: asyncio.Event, _seconds: float) -> None:
+        await asyncio.sleep(0)
+
+    watch = QueueWatch(
+        looks,
+        LOG,
+        poll_interval_seconds=0.02,
+        retry_keys=["retries"],
+        promote=no_promotion,
+        clock=clock,
+        pause=no_pause,
+    )
+    async with running(watch.run()):
+        waiting = asyncio.create_task(watch.wait(Waiter(["q"])))
+        await looks.next()
+        await looks.next()
+        assert not watch.are_empty(["q"])
+        clock.seconds += SILENT_SECONDS
+        await looks.next()
+        await looks.next()
+        assert watch.are_empty(["q", "retries"])
+        assert not watch.are_empty(["q", "a closed queue"])
+        looks.filled.add("retries")
+        await looks.next()
+        await looks.next()
+        assert not watch.are_empty(["q"])
+        waiting.cancel()
+
+
+async def test_a_silent_poller_sends_one_command_for_all_looks_of_a_canceller_and_a_watch(
+    store: Redis,
+) -> None:
+    """Every look is one EXISTS, and the list of cancellations is not read while all queues are empty."""
+    clock = Clock()
+    looks = 0
+
+    async def no_pause(_wake: asyncio.Event, _seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 20:
+            await asyncio.Event().wait()
+        await canceller.tick()
+
+    watch = QueueWatch(partial(existing, store), LOG, poll_interval_seconds=0.02, clock=clock, pause=no_pause)
+    canceller = Canceller(
+        store, QueueTable(), None, LOG, now=lambda: 0.0, is_empty=lambda: watch.are_empty(["q"])
+    )
+    clock.seconds += SILENT_SECONDS
+    await store.config_resetstat()
+    async with running(watch.run()):
+        waiting = asyncio.create_task(watch.wait(Waiter(["q"])))
+        await wait_until_async(lambda: looks == 20, "twenty looks")
+        waiting.cancel()
+    called = await commands(store)
+    assert called.get("zrangebyscore", 0) == 0
+    assert called["exists"] <= 20
 
 
 async def test_the_pause_between_looks_grows_with_the_number_of_queues() -> None:
