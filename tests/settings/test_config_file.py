@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidSetting
-from handlers.settings.config_file import ConfigFile, parse_config_file, read_config_file
+from handlers.settings.config_file import MOST_QUEUES, ConfigFile, parse_config_file, read_config_file
 from tests.contract.json_texts import JSON
 
 
@@ -89,6 +89,13 @@ def test_what_is_wrong_is_named(text: str, setting: str) -> None:
     assert error.setting == setting
     assert error.found
     assert error.accepted
+
+
+def test_a_file_with_more_queues_than_a_poller_serves_is_refused() -> None:
+    entries = [{"queue_name": f"q-{number}"} for number in range(MOST_QUEUES + 1)]
+    assert len(parse_config_file(json.dumps({"queues": entries[:-1]})).queues) == 10_000
+    with pytest.raises(InvalidSetting, match="at most 10000 queues"):
+        parse_config_file(json.dumps({"queues": entries}))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
