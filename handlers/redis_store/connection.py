@@ -1,6 +1,6 @@
-"""One way to connect: URL, password, TLS, timeouts; standalone, Sentinel, Cluster. And what the server says.
+"""Connect to Redis: URL, password, TLS, timeouts; standalone, Sentinel or Cluster.
 
-The library retries nothing by itself: our scripts are repeatable, and their callers wait with jitter.
+The library's retries are off: our scripts are repeatable, and their callers retry with jitter.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ STORE_FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutErro
 
 
 STORE_REFUSALS: Final = (ResponseError,)
-"""Those of the failures that are the server's answer to one command: a key of another type, a missing right."""
+"""Failures of one command: a key of another type, a missing right."""
 
 
 class NotReplicated(RedisError):
-    """Fewer replicas than asked for have what was written, which the master has."""
+    """Fewer replicas than required have confirmed a write of the master."""
 
     def __init__(self, wanted: int, found: int | None = None) -> None:
         has = "too few" if found is None else str(found)
-        super().__init__(f"{has} of {wanted} replicas have what was settled")
+        super().__init__(f"{has} of {wanted} replicas have confirmed the write")
 
 
 Store: TypeAlias = Redis | RedisCluster
@@ -49,13 +49,13 @@ _CLUSTER: Final = "+cluster"
 
 @dataclass(frozen=True, slots=True)
 class RedisOptions:
-    """Where Redis is and who we are; `url` as in the settings, with `+sentinel` and `+cluster` forms.
+    """Address and credentials of Redis; `url` as in the settings, with `+sentinel` and `+cluster` forms.
 
-    `redis+sentinel://host:port,host:port/master/db` (`?sentinel_username=…&sentinel_password=…` where the Sentinels
-    want one), `redis+cluster://host:port,host:port`. `password` is asked at every new connection, so a secret
-    may rotate; like `username` it wins over the URL's own. A server that is silent for `timeout_seconds` has failed:
-    ours answer in milliseconds, and a lease must outlast a few such failures. `max_connections` are open at most (in a
-    cluster: to each node); whoever finds them all busy waits, for as long as for an answer.
+    `redis+sentinel://host:port,host:port/master/db` (`?sentinel_username=…&sentinel_password=…` if the Sentinels
+    require one), `redis+cluster://host:port,host:port`. `password` is called for every new connection, so a secret
+    may rotate; like `username` it overrides the URL's. A call fails after `timeout_seconds` of silence, however long a
+    reply takes; a lease must outlast a few such failures. At most `max_connections` are open (in a cluster: to each
+    node); further calls wait for one, up to `timeout_seconds`.
     """
 
     url: str
@@ -94,7 +94,7 @@ def connect(options: RedisOptions) -> Store:
             **arguments,
         )
         limit_silence(pool)
-        # Opens none; but a parameter that nobody knows would fail only with the first.
+        # Opens no connection, but refuses unknown parameters now.
         pool.make_connection()  # type: ignore[no-untyped-call]  # the library's
         return Redis.from_pool(pool)
     except (ValueError, TypeError):
@@ -127,7 +127,7 @@ def _arguments(options: RedisOptions, *, is_tls: bool) -> dict[str, Any]:
 
 
 class _Credentials(CredentialProvider):
-    """Asks for the password each time it is needed; sends none while there is none."""
+    """Calls for the password at each connection; sends no credentials if it is empty."""
 
     def __init__(self, username: str, password: Callable[[], str]) -> None:
         self._username = username
@@ -138,19 +138,19 @@ class _Credentials(CredentialProvider):
         try:
             password = self._password()
         except (AsyncProcessorError, OSError, ValueError) as error:
-            # A secret is away for the moment in which it is replaced: as transient as a server that refuses us.
+            # A secret file is absent for a moment while it is replaced: transient, like a refused login.
             raise AuthenticationError(f"the password cannot be read: {error}") from error
         if self._username:
             return self._username, password
         return (password,) if password else ()  # type: ignore[return-value]  # as the library takes it
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        """The same: a password is read from memory or a small file."""
+        """The same: the password comes from memory or a small file."""
         return self.get_credentials()
 
 
 def _credentials(options: RedisOptions) -> _Credentials | None:
-    """The options' user and password, each of them else the URL's; None where nobody gave either."""
+    """The options' user and password, or the URL's; None if neither is set."""
     parts = urlsplit(options.url)
     username = options.username or unquote(parts.username or "")
     of_url = unquote(parts.password or "")
@@ -161,7 +161,7 @@ def _credentials(options: RedisOptions) -> _Credentials | None:
 
 
 def _without_credentials(url: str) -> str:
-    """The library lets a URL's user and password win over every argument."""
+    """The library lets a URL's user and password override every argument."""
     parts = urlsplit(url)
     if "@" not in parts.netloc:
         return url
@@ -175,7 +175,7 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
         raise ValueError("no name of a master")
     database = int(path[1]) if len(path) > 1 else 0
     query = parse_qs(parts.query)
-    # The Sentinels are servers of their own, with a password of their own or none.
+    # The Sentinels are separate servers, with their own password or none.
     sentinel_arguments = {name: value for name, value in arguments.items() if name != "credential_provider"}
     sentinel_arguments |= {
         name: query[f"sentinel_{name}"][0] for name in ("username", "password") if f"sentinel_{name}" in query
@@ -195,9 +195,9 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
 
 
 class _WaitingCluster(RedisCluster):
-    """A cluster's client whose callers wait for room; the library's own raises where a node's connections are busy.
+    """A cluster client whose callers wait for a connection; the library's raises if all of a node's are busy.
 
-    And it follows a slot to a node that was added since it last asked for all nodes, where the library's fails.
+    It also follows a slot to a node that was added after the last discovery, where the library's fails.
     """
 
     def __init__(self, nodes: list[ClusterNode], options: RedisOptions, arguments: dict[str, Any]) -> None:
@@ -223,7 +223,7 @@ class _WaitingCluster(RedisCluster):
     def get_node(
         self, host: str | None = None, port: int | None = None, node_name: str | None = None
     ) -> ClusterNode | None:
-        """The node; one that is named by its address alone and is new becomes known."""
+        """The node; a new one, named by its address, is added."""
         found = super().get_node(host, port, node_name)
         if found or not node_name:
             return found
@@ -246,13 +246,13 @@ def _nodes(url: str, default_port: int) -> list[tuple[str, int]]:
 
 def _node(host: str, default_port: int) -> tuple[str, int]:
     name, colon, port = host.rpartition(":")
-    if not colon or host.endswith("]"):  # an IPv6 address stands in brackets
+    if not colon or host.endswith("]"):  # an IPv6 address is in brackets
         name, port = host, str(default_port)
     return name.strip("[]"), int(port)
 
 
 def connections_in_use(redis: Store) -> int:
-    """Connections of the pool that carry a command now; 0 where the client does not tell (a cluster's)."""
+    """Connections of the pool that carry a command now; 0 if the client does not report it (a cluster's)."""
     count = getattr(getattr(redis, "connection_pool", None), "get_connection_count", None)
     if count is None:
         return 0
@@ -261,16 +261,15 @@ def connections_in_use(redis: Store) -> int:
 
 
 async def durability_warnings(redis: Store) -> list[str]:
-    """What would let the server lose acknowledged requests, as sentences; empty if nothing is found.
+    """Reasons why the server may lose acknowledged requests; empty if none is found.
 
-    Servers that do not tell (a managed one, an ACL) give a sentence too: we do not guess. Raises one of
-    `STORE_FAILURES` where there is none.
+    A server that hides its configuration (managed, or by ACL) gives a reason too. Raises one of `STORE_FAILURES`.
     """
     try:
         persistence = await redis.info("persistence")
         policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy", "")
     except ResponseError as error:
-        return [f"Redis does not tell whether it keeps what it acknowledged ({type(error).__name__})"]
+        return [f"Redis does not report whether it persists acknowledged writes ({type(error).__name__})"]
     warnings = []
     if not int(persistence.get("aof_enabled", 0)):
         warnings.append("Redis has no append-only file: a crash of the server loses acknowledged requests")
@@ -282,10 +281,10 @@ async def durability_warnings(redis: Store) -> list[str]:
 async def executed(redis: Store, pipeline: Any, *, raise_on_error: bool = True) -> list[Any]:
     """The answers of a pipeline. Raises one of `STORE_FAILURES`.
 
-    Without `raise_on_error` the error of a single command stands in the place of its answer.
+    Without `raise_on_error`, a failed command's error is its answer.
 
-    The library asks a cluster who has which slot after a failed command, but not after a failed pipeline: without
-    this a dead master would be asked for ever.
+    The library rediscovers a cluster's slots after a failed command, but not after a failed pipeline: without this a
+    dead master would be asked indefinitely.
     """
     answers: list[Any]
     if not isinstance(redis, _WaitingCluster):
@@ -308,26 +307,26 @@ async def server_time(redis: Store) -> float:
 
 
 def flat(pairs: Sequence[Sequence[Any]]) -> list[Any]:
-    """The values of all pairs (or longer rows) in one list, as a script's ARGV wants them."""
+    """The values of all rows in one list, for a script's ARGV."""
     return [value for row in pairs for value in row]
 
 
 PIECE_BYTES: Final = 262_144
-"""What is sent under one time limit."""
+"""Bytes that are sent under one time limit."""
 
 
 class ProgressParser(_AsyncHiredisParser):
-    """Begins the time limit of a read anew with all that arrives."""
+    """Restarts the time limit of a read with every part that arrives."""
 
     __slots__ = ("_connection",)
 
     def on_connect(self, connection: Any) -> None:
-        """As the library's; the connection has the limit of the read under way."""
+        """Remember the connection, which has the limit of the current read."""
         super().on_connect(connection)  # type: ignore[no-untyped-call]  # the library's
         self._connection = connection
 
     async def read_from_socket(self) -> bool:
-        """As the library's."""
+        """Read, and restart the limit."""
         has_read = bool(await super().read_from_socket())  # type: ignore[no-untyped-call]  # as above
         limit, seconds = self._connection._active_read_timeout, self._connection.socket_timeout
         if limit is not None and seconds is not None:
@@ -339,7 +338,7 @@ class _ProgressiveSend(AbstractConnection):
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
     ) -> None:
-        """As the library's, in pieces that have a time limit each."""
+        """Send in pieces that have a time limit each."""
         if isinstance(command, str):
             command = command.encode()
         for piece in pieces([command] if isinstance(command, bytes) else command):
@@ -365,18 +364,18 @@ def pieces(parts: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def progressive(connection_class: type[AbstractConnection]) -> type[AbstractConnection]:
-    """`connection_class` (TCP, TLS, Unix socket, a Sentinel's) with such sends."""
+    """`connection_class` (TCP, TLS, Unix socket, a Sentinel's) whose sends have a time limit for each piece."""
     return type(f"Progressive{connection_class.__name__}", (_ProgressiveSend, connection_class), {})
 
 
 def limit_silence(pool: ConnectionPool | ClusterNode) -> None:
-    """Let the time limit of the connections that `pool` will open count silence."""
+    """Make the time limit of new connections of `pool` count silence only."""
     pool.connection_class = progressive(pool.connection_class)
     pool.connection_kwargs["parser_class"] = ProgressParser
 
 
 class Sentinels(Sentinel):
-    """The library's, but for what it tells: it would go on with a page of text, and end at one that is no Sentinel."""
+    """Sentinel discovery that reports why it failed; the library's stops at a server that is not a Sentinel."""
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         """Host and port of the master. Raises `MasterNotFoundError`, with the last reason of the failed Sentinels."""
@@ -390,7 +389,7 @@ class Sentinels(Sentinel):
             has_answered = True
             state = masters.get(service_name)
             if state and self.check_master_state(state, service_name):
-                # The next question goes to this one first.
+                # The next discovery starts with this Sentinel.
                 self.sentinels[0], self.sentinels[number] = sentinel, self.sentinels[0]
                 return state["ip"], state["port"]
         raise MasterNotFoundError(_why(service_name, failed, has_answered=has_answered))
@@ -406,11 +405,11 @@ def _why(name: str, failed: dict[str, Exception], *, has_answered: bool) -> str:
 
 
 class WaitingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
-    """Connections to the master of a Sentinel; whoever finds them all busy waits."""
+    """Connections to a Sentinel's master; callers wait if all are busy."""
 
 
 class SentinelsMaster(Redis):
-    """The master, wherever it is; closes the connections to the Sentinels too, which the library leaves open."""
+    """The current master; closes the connections to the Sentinels too, which the library leaves open."""
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close all connections."""

@@ -1,4 +1,4 @@
-"""What a failure of Redis means, in one line for the person who can mend it: no secret, no page of text."""
+"""Explain a failure of Redis in one line for an operator, without secrets."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ _SAID: Final = (
         "the server closed the connection; if it wants TLS, the URL begins with rediss",
     ),
 )
-"""What the server or the library says, and what it means; the first that is found."""
+"""Texts of the server or the library and their meaning; the first match counts."""
 
 
 def explained(error: BaseException) -> str:
-    """One line: what is wrong, and what would mend it where that is known."""
+    """The cause in one line, and the fix if it is known."""
     told = _known(error)
     if told:
         return told
@@ -68,7 +68,7 @@ def explained(error: BaseException) -> str:
 
 
 def refusal(error: BaseException) -> str:
-    """What the server refuses until an operator mends it: a right or a key's type; empty for other failures."""
+    """The refusal that an operator must fix: a missing right or a key's type; empty for other failures."""
     is_lasting = isinstance(error, NoPermissionError) or str(error).startswith("WRONGTYPE")
     return explained(error) if is_lasting else ""
 
@@ -77,7 +77,7 @@ def _known(error: BaseException) -> str:
     if isinstance(error, MovedError):
         return _IS_CLUSTER
     if isinstance(error, MasterNotFoundError):
-        return ""  # `sentinels` says it all
+        return ""  # the message of `Sentinels` is complete
     if isinstance(error, NoPermissionError):
         return f"{_NO_RIGHT}: {' '.join(str(error).split())[:_LONGEST]}"
     said = str(error)
@@ -103,9 +103,7 @@ def _of_the_network(error: BaseException) -> str:
             return f"TLS failed ({cause.reason}): compare rediss:// and redis://, REDIS_CERT_FILE and REDIS_KEY_FILE"
         if isinstance(cause, socket.gaierror):
             return "a host name of the URL does not resolve here"
-        if isinstance(cause, FileNotFoundError) and "connecting to /" not in str(
-            error
-        ):  # that is a socket's path
+        if isinstance(cause, FileNotFoundError) and "connecting to /" not in str(error):  # a socket's path
             return "a file that REDIS_CA_FILE, REDIS_CERT_FILE or REDIS_KEY_FILE names is not there"
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return (

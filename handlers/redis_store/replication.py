@@ -1,4 +1,4 @@
-"""`WAIT` behind a script: what it wrote counts once enough replicas have it."""
+"""`WAIT` after a script, until enough replicas have its writes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from handlers.redis_store.connection import NotReplicated, Store, executed
 
 
 class Replication:
-    """Runs scripts; with `replicas`, waits until that many have what the script wrote.
+    """Runs scripts; with `replicas`, waits until that many have the script's writes.
 
-    While they do not, `is_complete` is false and `run` raises `NotReplicated`; running it again is how to go
-    on waiting.
+    Until then `is_complete` is false and `run` raises `NotReplicated`; run it again to continue waiting.
     """
 
     def __init__(self, redis: Store, replicas: int, timeout_ms: int) -> None:
@@ -26,7 +25,7 @@ class Replication:
 
     @property
     def missing(self) -> NotReplicated:
-        """What to raise while it is not complete."""
+        """The error to raise while it is not complete."""
         return NotReplicated(self._replicas)
 
     async def run(self, script: AsyncScript, keys: list[str], args: list[Any]) -> Any:
@@ -44,10 +43,10 @@ class Replication:
         return answer
 
     async def execute(self, pipeline: Any, keys: list[str]) -> list[Any]:
-        """A pipeline's answers, once enough replicas have what it wrote of `keys`; in a cluster, on several nodes."""
+        """A pipeline's answers, once enough replicas have its writes to `keys`, in a cluster on several nodes."""
         if not self._replicas or not keys or not isinstance(self._redis, RedisCluster):
             return await executed(self._redis, pipeline)
-        await self._redis.initialize()  # nothing, but for a first call: it does not know the nodes yet
+        await self._redis.initialize()  # does nothing, except for a first call, which discovers the nodes
         nodes = {node.name: node for node in (self._redis.get_node_from_key(key) for key in keys) if node}
         for node in nodes.values():
             pipeline.execute_command("WAIT", self._replicas, self._timeout_ms, target_nodes=node)
@@ -58,7 +57,7 @@ class Replication:
         return answers[: len(answers) - len(nodes)]
 
     async def _run_and_wait(self, script: AsyncScript, keys: list[str], args: list[Any]) -> tuple[Any, int]:
-        # One pipeline is one connection (in a cluster: one to each node), and WAIT waits for what its own has written.
+        # A pipeline is one connection (in a cluster: one to each node), and WAIT waits for its writes.
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
         wait = ("WAIT", self._replicas, self._timeout_ms)

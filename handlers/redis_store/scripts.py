@@ -13,7 +13,7 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 BATCH_BYTES: Final = 4_000_000
-"""What one command or reply carries at most, unless one item is larger: at 2 MB/s that is the default time limit."""
+"""Most bytes of one command or reply, unless one item is larger: two seconds at 2 MB/s."""
 
 SCRIPT_BYTES: Final = 1_000_000
 """Bytes of members that one script of a queue moves, unless one member is larger.
@@ -25,14 +25,14 @@ _INCLUDE: Final = re.compile(r"^-- include (_\w+)\n", re.MULTILINE)
 
 
 def lua_script(redis: Redis | RedisCluster, name: str) -> AsyncScript:
-    """The script `<name>.lua`, called by its hash and loaded where the server does not know it."""
+    """The script `<name>.lua`, called by its hash and loaded if the server does not have it."""
     return redis.register_script(script_text(name))
 
 
 async def read_only(
     redis: Redis | RedisCluster, script: AsyncScript, keys: list[str], args: list[str]
 ) -> Any:
-    """Run a script that writes nothing, for a user who may only read its keys; servers before 7 know but one way."""
+    """Run a script that writes nothing as read-only; servers before 7 run it as any other."""
     given: Any = (len(keys), *keys, *args)
     try:
         return await redis.evalsha_ro(script.sha, *given)

@@ -1,8 +1,8 @@
-"""The least that each role needs, as ACL rules of Redis 7 and Valkey: `ACL SETUSER <name> on ><password> <rules>`.
+"""The least rights of each role, as ACL rules of Redis 7 and Valkey: `ACL SETUSER <name> on ><password> <rules>`.
 
 A script needs the right to read and write the keys that it is called with, and every command in it is checked
-again: so what a role may do to a key is the commands of the same part (selector) of its rules. Where a command is
-new in a script, it belongs here; `docs/redis.md` shows the rules for the default names and
+again: a role may run on a key the commands of the same part (selector) of its rules. Add new commands of scripts
+here; `docs/redis.md` shows the rules for the default names and
 `tests/redis_store/admin/test_acl.py`
 runs every role with them.
 """
@@ -16,7 +16,7 @@ from handlers.redis_store.queue.presence import WAKE_CHANNEL
 
 
 class Role(StrEnum):
-    """Who connects."""
+    """The program that connects."""
 
     POLLER = "poller"
     CLIENT = "client"
@@ -70,7 +70,7 @@ def acl_rules(
             keys = _keys("%R", [*known, *_beside([*queues, retry_queue_name]), "{async-processor}:status:*"])
             return f"{keys} {_CONNECTION} {_CLUSTER} {_STATUS_COMMANDS}"
         case Role.KEDA:
-            # Its scaler asks with EVAL, for which a server demands the right to write; no writing command is granted.
+            # Its scaler uses EVAL, for which a server requires write access to the keys; no writing command is granted.
             keys = _keys("", [*known, *_beside([*queues, retry_queue_name])])
             return f"{keys} {_CONNECTION} {_CLUSTER} +eval +evalsha +type +zcard +hlen +llen +select +info"
 
@@ -107,7 +107,7 @@ def _client(queues: Sequence[str], results: str) -> str:
 
 
 def _beside(homes: Sequence[str]) -> list[str]:
-    """The keys of ours beside a queue or retry set, on one server and in a cluster."""
+    """Our keys beside a queue or retry set, on one server and in a cluster."""
     return [pattern for home in homes for pattern in (f"{home}:*", f"{{{home}}}:*")]
 
 

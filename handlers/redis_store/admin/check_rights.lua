@@ -1,4 +1,5 @@
--- check_rights: may this user do with these keys what a poller does? Changes nothing, so sending it twice does no harm.
+-- check_rights: check whether this user may run a poller's commands on these keys. Changes nothing, so sending it twice
+-- does no harm.
 -- Servers before Redis 7 cannot tell.
 -- KEYS[1..] keys of any type, one for each command
 -- ARGV three for each: command, its second argument (empty: none), its third (empty: none)

@@ -1,6 +1,6 @@
-"""The dead letters of a queue: look at them, queue them again, drop them.
+"""The dead letters of a queue: list, requeue and drop them.
 
-A record is what the poller kept: `reason`, `message`, `at` (Unix seconds), `deaths`, `queue`, `score`, and the
+A record is written by the poller: `reason`, `message`, `at` (Unix seconds), `deaths`, `queue`, `score`, and the
 member itself (`member`, or `member_base64` where it is no UTF-8).
 """
 
@@ -19,7 +19,7 @@ from handlers.redis_store.scripts import lua_script
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """One dead letter; `dead_id` names it, `member` is what was queued, byte for byte."""
+    """One dead letter; `member` holds the queued bytes."""
 
     dead_id: str
     reason: str = ""
@@ -58,11 +58,11 @@ class DeadLetters:
         self._requeue = lua_script(redis, "requeue_dead")
 
     async def count(self) -> int:
-        """How many there are."""
+        """The number of dead letters."""
         return int(await self._redis.hlen(self._keys.dead))
 
     async def all(self) -> AsyncIterator[DeadLetter]:
-        """All of them, in no order, without holding them in memory at once."""
+        """All dead letters, unordered, read about 1 MB at a time."""
         cursor, is_done = "0", False
         while not is_done:
             part = await read_part(
@@ -74,19 +74,19 @@ class DeadLetters:
             is_done = cursor == "0"
 
     async def get(self, dead_id: str) -> DeadLetter | None:
-        """One of them."""
+        """The dead letter of that id; None if it is gone."""
         record = await self._redis.hget(self._keys.dead, dead_id)
         return None if record is None else read_dead_letter(dead_id.encode(), _as_bytes(record))
 
     async def beginning_with(self, prefix: str) -> list[DeadLetter]:
-        """Those whose id begins with `prefix`; the one whose id it is alone."""
+        """Dead letters whose id begins with `prefix`; only the exact match if there is one."""
         exact = await self.get(prefix)
         if exact is not None or not prefix:
             return [exact] if exact else []
         return [letter async for letter in self.all() if letter.dead_id.startswith(prefix)]
 
     async def requeue(self, letter: DeadLetter) -> bool:
-        """Back to pending, as it was; False if it is gone meanwhile."""
+        """Queue its member again with its score; False if it is gone."""
         done = await self._requeue(
             keys=[self._keys.dead, self._keys.pending],
             args=[letter.dead_id, letter.member, repr(letter.score)],
@@ -94,7 +94,7 @@ class DeadLetters:
         return bool(done)
 
     async def drop(self, dead_id: str) -> bool:
-        """Forget it; False if it is gone already."""
+        """Delete it; False if it is gone already."""
         return bool(await self._redis.hdel(self._keys.dead, dead_id))
 
 

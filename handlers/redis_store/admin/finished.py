@@ -1,4 +1,4 @@
-"""Small records of finished requests, so that finished, cancelled, dead-lettered and unknown are told apart.
+"""Small records of finished requests, to distinguish finished, cancelled, dead-lettered and unknown requests.
 
 {async-processor}:status:finished        hash    request id -> record (JSON); the latest submission of an id
 {async-processor}:status:finished-idx    zset    request id, score = when it was recorded, Unix seconds

@@ -1,4 +1,4 @@
-"""Whether our user may do with the keys of a queue what a poller does, before a request depends on it."""
+"""Check a poller's rights and key types at its start, before a request depends on them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from handlers.redis_store.scripts import lua_script
 
 @dataclass(frozen=True, slots=True)
 class RightsOptions:
-    """What a poller does only if it is set to: lists of single requests, answers apart, one run for an id."""
+    """Optional features that need more rights: per-request lists, offloaded answers, idempotency."""
 
     is_per_request: bool = False
     stores_apart: bool = False
@@ -36,9 +36,9 @@ async def refused_commands(
     cluster: bool = False,
     options: RightsOptions | None = None,
 ) -> list[str] | None:
-    """Commands and keys that the server would refuse; None where it cannot tell (before Redis 7).
+    """Commands and keys that the server would refuse; None if it cannot tell (before Redis 7).
 
-    `options` say what more the settings ask for.
+    `options` are the features of the settings.
 
     Raises one of `STORE_FAILURES`.
     """
@@ -61,7 +61,7 @@ async def refused_commands(
         *_optional(options or RightsOptions(), queue, result_queue_name),
     ]
     script = lua_script(redis, "check_rights")
-    # One by one: a cluster's script stays in one slot, and a key that the ACL has not refuses the whole call.
+    # One by one: a cluster's script uses one slot, and a key that the ACL does not match refuses the whole call.
     refused: list[str] = []
     for key, command, second, third in needed:
         try:

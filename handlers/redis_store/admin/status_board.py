@@ -1,6 +1,6 @@
-"""What pollers leave for those who look: gates, counts of the last hour, the latest failures. Bounded, and it expires.
+"""The status board in Redis: pollers' snapshots, counts of the last hour, latest failures. Bounded; it expires.
 
-{async-processor}:status:pollers       hash    poller -> snapshot (JSON); one that is old counts for nothing
+{async-processor}:status:pollers       hash    poller -> snapshot (JSON); old snapshots are ignored
 {async-processor}:status:minute:<n>    hash    outcome -> count of all queues, n = Unix minutes; expires after two hours
 {async-processor}:status:failures      list    the latest failures (JSON), newest first; at most 200, a day long
 """
@@ -41,7 +41,7 @@ def minute_key(minute: int) -> str:
 
 
 class StatusBoard:
-    """A poller's side. Every method raises one of `STORE_FAILURES` without Redis."""
+    """The poller's side. Every method raises one of `STORE_FAILURES` without Redis."""
 
     def __init__(self, redis: Store, poller: str) -> None:
         self._redis = redis
@@ -50,7 +50,7 @@ class StatusBoard:
     async def post(
         self, snapshot: bytes, minute: int, counts: Mapping[str, int], failures: Sequence[bytes]
     ) -> None:
-        """Leave a snapshot, add to the minute's counts, and put the newest failures in front."""
+        """Write a snapshot, add to the minute's counts, and prepend the newest failures."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.hset(POLLERS, self._poller, snapshot)
         pipeline.expire(POLLERS, _DAY_SECONDS)
@@ -65,13 +65,13 @@ class StatusBoard:
         await executed(self._redis, pipeline)
 
     async def leave(self, others: Sequence[str] = ()) -> None:
-        """Take this poller's snapshot away, and those of `others` that have long been silent."""
+        """Remove this poller's snapshot and those of `others`, which stopped reporting."""
         await self._redis.hdel(POLLERS, self._poller, *others)
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """What pollers left: snapshots by poller, counts by minute (oldest first), failures (newest first)."""
+    """The board: snapshots by poller, counts by minute (oldest first), failures (newest first)."""
 
     pollers: Mapping[str, bytes]
     minutes: Sequence[Mapping[str, int]]
@@ -95,7 +95,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What a search saw; `is_partial` where a key was too large to look at all of it."""
+    """The matches of a search; `is_partial` if a key was not read to its end."""
 
     found: list[Found] = field(default_factory=list)
     is_partial: bool = False
@@ -135,7 +135,7 @@ async def _snapshots(redis: Store) -> dict[bytes, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a key: the next cursor (`0`: the end), what was read, and rows of name, value or score, and size."""
+    """A part of a key: next cursor (`0`: the end), entries and bytes read, rows of name, value or score, and size."""
 
     cursor: str
     entries: int

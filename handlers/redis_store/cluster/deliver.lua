@@ -1,5 +1,6 @@
--- deliver: put what an outbox holds, or a producer queues, where it belongs, once. Sending it twice does no harm: what was
--- delivered in the last hour is known by its id, and what is queued with a window until an hour after that.
+-- deliver: write items of an outbox, or requests of a producer, to their target once. Sending it twice does no harm:
+-- items
+-- delivered in the last hour are known by id, requests queued with a window until an hour after the window.
 -- KEYS[1] result list, queue or retry set  list or zset  results, newest first; or members with their scores
 -- KEYS[2] {<KEYS[1]>}:delivered            zset          id, score = when, Unix seconds of this server, or the window's end;
 --                                                        kept an hour longer. Of another type: nothing is remembered
@@ -25,7 +26,7 @@ for at = 4, #ARGV, 3 do
     end
   end
   local known_until = window and math.max(now, math.floor(tonumber(ARGV[at + 2])) + window) or now
-  try('ZADD', KEYS[2], string.format('%.6f', known_until), ARGV[at]) -- again too: WAIT waits for writes only
+  try('ZADD', KEYS[2], string.format('%.6f', known_until), ARGV[at]) -- for duplicates too: WAIT waits for writes only
   last = math.max(last, known_until)
 end
 if ARGV[2] ~= '' then

@@ -1,7 +1,7 @@
 -- forget: delete a key that still holds this token. Sending it twice does no harm.
 -- KEYS[1] request-active:<id> or request-cancel:<id>  string  token of a submission
 -- ARGV[1] the token
--- Returns 1, or 0 when it holds another or is not there (then nothing was changed).
+-- Returns 1, or 0 if it holds another token or is gone (then nothing was changed).
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end

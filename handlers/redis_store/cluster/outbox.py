@@ -1,14 +1,14 @@
-"""What one slot of a Redis Cluster has to say to keys of other slots: said once, whoever dies in between.
+"""Transactional outbox for writes to other slots of a Redis Cluster.
 
-No script can touch two slots. So a settlement has two halves: the first drops the claim and leaves a record in an
-outbox beside it (`post*.lua`, one step); the second delivers the record where it belongs (`deliver.lua`, which
-knows for an hour what it has delivered), and only then the record is removed. What a dead poller left in an
-outbox is delivered by the next look of any other. So nothing is lost, and nothing comes twice unless a record
-waits for longer than that hour between its delivery and its removal, with no poller running.
+No script can write to two slots, so a settlement has two steps. The first drops the claim and writes a record to an
+outbox in the same slot (`post*.lua`, atomic). The second delivers the record to its target (`deliver.lua`, which
+remembers delivered ids for an hour); then the record is removed. Records of a dead poller are delivered by the next
+scan of any other. Nothing is lost. A record is delivered twice only if it waits for more than an hour between its
+delivery and its removal, with no poller running.
 
 {<home>}:outbox      hash  id -> record: one line of JSON, then the bytes to deliver; removed when delivered
 {<home>}:outbox-idx  zset  id, score = since when, Unix seconds of the server; removed with it
-{<target>}:delivered zset  id, score = when, or when the window ends of what is queued with one (`cluster_windows`);
+{<target>}:delivered zset  id, score = when, or the end of the window of a request (`windows`);
                            each is forgotten an hour later
 """
 
@@ -27,15 +27,15 @@ from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import BATCH_BYTES, lua_script
 
 OVERDUE_SECONDS: Final = 5.0
-"""How long who posted a record has for it: far longer than delivering takes, far shorter than a lease."""
+"""The time a poller has to deliver its own record: longer than a delivery takes, shorter than a lease."""
 
 _BATCH: Final = 200
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where to deliver, and what to forget then. `kind` is the key's type; an empty `key` delivers nothing.
+    """Where to deliver a value, and which keys to delete then. An empty `key` delivers nothing.
 
-    `fallback` is the key of the same kind that takes what `key` cannot: it is of another type or not ours.
+    `kind` is the key's type. `fallback` is used if `key` has another type or the ACL refuses it.
     """
 
     kind: str = "list"
@@ -69,9 +69,9 @@ class Outbox:
         self._overdue = lua_script(redis, "overdue_posts")
 
     async def deliver(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
-        """Deliver posted rows (id, record) and remove them. Sending it twice does no harm.
+        """Deliver posted rows (id, record) and remove them. Repeating it does no harm.
 
-        What neither its key nor its fallback takes stays in the outbox.
+        Rows that neither their key nor the fallback accepts stay in the outbox.
         """
         targets: defaultdict[tuple[str, str, str, int], list[tuple[bytes, bytes, str]]] = defaultdict(list)
         heads: dict[bytes, Record] = {}
@@ -93,7 +93,7 @@ class Outbox:
         await self._remove(list(heads))
 
     async def recover(self) -> int:
-        """Deliver what dead posters left; returns how many."""
+        """Deliver overdue records of dead pollers; returns how many."""
         found = await self._overdue(keys=[self.key, self.index], args=[OVERDUE_SECONDS, _BATCH, BATCH_BYTES])
         rows = pairs(found)
         if rows:
@@ -119,7 +119,7 @@ class Outbox:
                 pipeline.delete(head.payload_key)
                 count += 1
         if count:
-            # A key of another type is forgotten when it expires; the record must not wait for that.
+            # A key of another type expires by itself; the record must not wait for that.
             await executed(self._redis, pipeline, raise_on_error=False)
 
     async def _remove(self, ids: Sequence[bytes]) -> None:

@@ -1,4 +1,5 @@
--- overdue_posts: what an outbox has held for too long, because who posted it died; the caller has it for that long now.
+-- overdue_posts: return records that an outbox has held for too long, because their poller died; the caller delivers
+-- them.
 -- Sending it twice does no harm: the second finds less.
 -- KEYS[1] {<queue or retry set>}:outbox      hash  id -> what is to be delivered
 -- KEYS[2] {<queue or retry set>}:outbox-idx  zset  id, score = since when, Unix seconds of this server

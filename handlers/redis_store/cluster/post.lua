@@ -1,6 +1,6 @@
--- post: drop claims and keep what is to be said of each in the queue's outbox, each in one step, if the claim is still
--- ours: the half of an ack or nack in Redis Cluster that the queue's own slot can do (deliver.lua is the other).
--- Sending it twice does no harm: for a minute the second tells what the first did, later it finds no claim.
+-- post: drop claims and write a record of each to the queue's outbox, each in one step, if the owner still holds the
+-- claim: the first half of an ack or nack in Redis Cluster, in the queue's own slot (deliver.lua is the second).
+-- Sending it twice does no harm: for a minute the second returns the first's answer, later it finds no claim.
 -- KEYS[1] {<queue>}:claimed          hash    claim key -> member
 -- KEYS[2] {<queue>}:claim-owners     hash    claim key -> owner token
 -- KEYS[3] {<queue>}:claims-idx       zset    claim key, score = lease end
@@ -12,7 +12,7 @@
 -- ARGV[1] 1: final, so that deaths are forgotten, else 0
 -- ARGV[4n - 2] claim key   ARGV[4n - 1] owner token   ARGV[4n] record to deliver
 -- ARGV[4n + 1] record for the dead letters (empty: none)
--- Returns for each 1, 0 when the claim is not ours, or the error that kept the claim: nothing was changed.
+-- Returns for each 1, 0 if the claim was lost, or the error text if nothing was changed.
 -- include _run
 -- include _counted_as
 -- include _settle

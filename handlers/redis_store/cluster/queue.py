@@ -46,7 +46,7 @@ class ClusterQueue(RedisQueue):
         most_retries: int | None = None,
         position: float = 0.0,
     ) -> list[Claim]:
-        """As on one server; what was cancelled is looked up in the other slots."""
+        """As on one server; cancellations are read from the other slots."""
         claims = await super().claim(
             count,
             only_expired=only_expired,
@@ -57,7 +57,7 @@ class ClusterQueue(RedisQueue):
         try:
             taken_back = {claim.owner_token for claim in await self.cancelled(claims)}
         except STORE_FAILURES:
-            return claims  # ours already: they go their way, and the next look finds what was cancelled
+            return claims  # claimed already: the next scan finds cancelled ones
         return [replace(claim, is_cancelled=claim.owner_token in taken_back) for claim in claims]
 
     async def _recorded(self, acks: Sequence[Ack]) -> list[bool]:
@@ -70,7 +70,7 @@ class ClusterQueue(RedisQueue):
         return await self._posted("nack", rows)
 
     async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
-        """Take from dead owners, and deliver what they had posted."""
+        """Reclaim requests of dead owners, and deliver their outbox."""
         await self._outbox.recover()
         return await super().reclaim(limit, max_deaths)
 

@@ -1,7 +1,7 @@
 """The producer's side in Redis Cluster, where a request's keys are in several slots.
 
-A request is queued last, when all that belongs to it is there, and only once however often it is sent (`deliver.lua`).
-A producer that dies before leaves keys that expire, and no request.
+A request is queued last, when all its keys exist, and only once however often it is sent (`deliver.lua`). A producer
+that dies before leaves keys that expire, and no request.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ClusterSubmissions(Submissions):
         window_seconds: int = 0,
         is_repeated: bool = False,
     ) -> list[Queued]:
-        """Queue `requests` in order; `is_repeated`: the same call may have been made before, its answer lost.
+        """Queue `requests` in order; `is_repeated`: this may repeat a call whose reply was lost.
 
         With a window or an idempotency key, see `windows`: the markers make a repeated call harmless. Requests with a
         key are queued before those without.
@@ -87,7 +87,7 @@ class ClusterSubmissions(Submissions):
         if len(known) < len(requests):
             told = json.dumps([one.seq for one in queued])
             await self._redis.set(_sent_key(requests), told, ex=_SENT_KEPT_SECONDS)
-        # What was delivered before may be finished by now: its marks must not come back.
+        # A delivered submission may be finished by now: its live marker must not return.
         fresh = [pair for pair in zip(requests, queued, strict=True) if _name(pair[0]) not in delivered]
         await self._mark([part for part, _ in fresh], [done for _, done in fresh])
         keys = [queue, beside(queue, "delivered")]
@@ -124,9 +124,9 @@ class ClusterSubmissions(Submissions):
         ]
 
     async def _earlier(self, queue: str, requests: Sequence[MemberParts]) -> dict[str, str]:
-        """Id to token, of what is live though the id's marker is another's, or none: it was submitted without a window.
+        """Id to token of live submissions without a window, whose id has another marker or none.
 
-        It is the newest, whatever the marker says (as in submit.lua).
+        They are newer than the marker's submission (as in submit.lua).
         """
         if not requests:
             return {}
@@ -155,7 +155,7 @@ class ClusterSubmissions(Submissions):
             if state not in (
                 RequestState.RETRYING,
                 RequestState.FINISHED,
-            ):  # the mark of one that was never queued
+            ):  # the live marker of a submission that was never queued
                 earlier[each.request_id] = each.token
         return earlier
 
@@ -229,7 +229,7 @@ class ClusterSubmissions(Submissions):
         return RequestState.PENDING if is_pending else RequestState.RETRYING
 
     async def _known(self, requests: Sequence[MemberParts]) -> dict[str, int]:
-        """Name to sequence, of what an earlier call has numbered already."""
+        """Name to sequence of submissions that an earlier call has numbered."""
         told = cast("bytes | None", await self._redis.get(_sent_key(requests)))
         if told:
             return {_name(part): seq for part, seq in zip(requests, json.loads(told), strict=True)}
@@ -244,7 +244,7 @@ class ClusterSubmissions(Submissions):
         return known
 
     async def _delivered(self, queue: str, requests: Sequence[MemberParts]) -> set[str]:
-        """The names of what is in the queue already, or was."""
+        """The names of submissions that are or were in the queue."""
         pipeline = self._redis.pipeline(transaction=False)
         for part in requests:
             pipeline.zscore(beside(queue, "delivered"), _name(part))

@@ -1,14 +1,14 @@
 """Idempotent submission in Redis Cluster, where an id's marker and its queue are in different slots.
 
-Three steps, each of one slot. The marker takes all of the submission, if none stands for the id yet
-(`mark_submission.lua`). It is queued, and the queue knows until an hour after the window that it was (`deliver.lua`).
-The marker is left with the token alone (`confirm_submission.lua`). Whoever finds a marker that is not confirmed,
-because its owner is slow or dead, does the second and third step for it: both change nothing the second time. So of
-one id one submission is queued, once, wherever its owner died; what no call has acknowledged may wait until the id is
-submitted again. Only where its deadline passed before it was queued, the next submission takes its place.
+Three steps, each in one slot. (1) The marker of the id stores the whole submission, if the id has no marker
+(`mark_submission.lua`). (2) The submission is queued; the queue remembers that until an hour after the window
+(`deliver.lua`). (3) The marker is reduced to the token (`confirm_submission.lua`). A producer that finds an unconfirmed
+marker, because its owner is slow or dead, does steps 2 and 3 for it; both are repeatable. So one submission of an id is
+queued, once, wherever its owner died. A submission whose call failed may wait until the id is submitted again. If its
+deadline passed before it was queued, the next submission replaces it.
 
-A submission without a window has no marker. It counts while it is pending or claimed, or cancelled and not answered
-yet, or live and queued in the last hour.
+A submission without a window has no marker. It counts while it is pending, claimed, cancelled but not answered, or
+live and queued in the last hour.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from handlers.redis_store.submit.submissions import MemberParts, Queued, queued_
 
 PAYLOAD_KEPT_SECONDS: Final = 600
 _LATE_SECONDS: Final = 5.0
-"""How long after its deadline a submission that is not queued is given up: clocks differ by less."""
+"""How long after its deadline an unqueued submission is replaced: clocks differ by less."""
 
 
 class Marker(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A submission on its way into its queue; its member stands behind it. `deadline` is in Unix seconds.
+    """An unconfirmed submission; its member follows in the value. `deadline` is in Unix seconds.
 
-    `record` is what stands behind the token once it is confirmed: see `idempotency_keys`.
+    `record` follows the token once it is confirmed: see `idempotency_keys`.
     """
 
     queue: str
@@ -53,9 +53,9 @@ _decoder = msgspec.json.Decoder(Marker)
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The submission that stands for an id or an idempotency key, under the Redis key `key`.
+    """The recorded submission of an id or an idempotency key, under the Redis key `key`.
 
-    `text` and `marker` are there while it is not confirmed to be queued; `record` is that of an idempotency key.
+    `text` and `marker` are set until it is confirmed as queued; `record` is that of an idempotency key.
     """
 
     key: str
@@ -67,12 +67,12 @@ class Standing:
 
     @property
     def base(self) -> str:
-        """The token without its place in the queue."""
+        """The token without its sequence."""
         return self.token.rpartition("-")[0]
 
     @property
     def name(self) -> str:
-        """What the queue knows it by."""
+        """Its name in the queue's `delivered` set."""
         return delivery_name(self.request_id, self.base)
 
 
@@ -87,26 +87,26 @@ def read_standing(key: str, request_id: str, text: bytes) -> Standing:
 
 
 class ClusterWindows:
-    """Queues what no other submission stands for. Methods raise one of `STORE_FAILURES`."""
+    """Queues submissions whose id or key has none. Methods raise one of `STORE_FAILURES`."""
 
     def __init__(self, redis: Store, replication: Replication) -> None:
         self._redis = redis
         self._replication = replication
         self._deliver = lua_script(redis, "deliver")
-        # By their texts: a cluster's pipelines take no hashes.
+        # By their text: a cluster's pipelines take no hashes.
         self._marking = str(lua_script(redis, "mark_submission").script)
         self._confirming = str(lua_script(redis, "confirm_submission").script)
 
     async def check(self, queue: str) -> None:
-        """See that the queue takes requests, before a marker says that one is on its way. Raises `InvalidSetting`."""
+        """Check that the queue is a sorted set, before a marker is written. Raises `InvalidSetting`."""
         await self._delivered(queue, 0, [])
 
     async def submit(
         self, parts: Sequence[MemberParts], markers: Sequence[Marker], members: Sequence[bytes]
     ) -> list[Queued]:
-        """Queue each of `parts` for whose id or idempotency key no submission stands.
+        """Queue each of `parts` whose id or idempotency key has no submission.
 
-        `markers` and `members` are what would be queued.
+        `markers` and `members` belong to the same requests.
         """
         texts = [
             msgspec.json.encode(marker) + b"\n" + member
@@ -126,14 +126,14 @@ class ClusterWindows:
         return [queued_as(part, each.token, each.record) for part, each in zip(parts, standing, strict=True)]
 
     async def are_queued(self, standing: Sequence[tuple[str, Standing]]) -> list[bool]:
-        """Whether each (queue, submission) is in its queue, or was and is known."""
+        """Whether each (queue, submission) is or was in its queue."""
         pipeline = self._redis.pipeline(transaction=False)
         for queue, each in standing:
             pipeline.zscore(beside(queue, "delivered"), each.name)
         return [score is not None for score in await executed(self._redis, pipeline)] if standing else []
 
     async def _store_payloads(self, parts: Sequence[MemberParts]) -> None:
-        """First, so that whoever queues a submission of ours finds them; not again, since it may be finished by now."""
+        """Store payloads before the markers, for any producer that queues them; once, since they may be finished."""
         apart = [part for part in parts if part.payload]
         if not apart:
             return
@@ -173,7 +173,7 @@ class ClusterWindows:
         texts: Sequence[bytes],
         standing: list[Standing],
     ) -> list[Standing]:
-        """Take the place of those that died before they were queued, and would be queued too late now."""
+        """Replace submissions that were never queued and whose deadline has passed."""
         now = time.time()
         late = [
             (at, each.marker.queue)
@@ -190,10 +190,10 @@ class ClusterWindows:
         return standing
 
     async def _finish(self, standing: Sequence[Standing]) -> None:
-        """Queue what is not confirmed to be, whosever it is, and confirm it."""
+        """Queue and confirm unconfirmed submissions, also of other producers."""
         found = await self.are_queued([(each.marker.queue, each) for each in standing if each.marker])
         pipeline = self._redis.pipeline(transaction=False)
-        # What was queued before may be finished by now: its mark must not come back.
+        # An earlier submission may be finished by now: its live marker must not return.
         fresh = [each for each, is_queued in zip(standing, found, strict=True) if not is_queued]
         for each in fresh:
             if each.marker:

@@ -1,6 +1,6 @@
--- begin_delivery: take a delivery for its owner, unless another has it or it was answered.
+-- begin_delivery: take a delivery for its owner, unless another holds it or it was answered.
 -- Sending it twice for one owner does no harm: the lease is renewed.
--- KEYS[1] delivery:…  hash  owner: token of who works on it | reference: what it was answered with |
+-- KEYS[1] delivery:…  hash  owner: token of the current owner | reference: of its answer |
 --                           previous: span of the attempt that was abandoned last; expires
 -- ARGV[1] owner token   ARGV[2] lease, milliseconds
 -- Returns {0, previous or ''} taken; {1, milliseconds left} another owner's lease; {2, reference} answered.
@@ -14,7 +14,7 @@ end
 redis.call('HSET', KEYS[1], 'owner', ARGV[1])
 local expires = redis.pcall('PEXPIRE', KEYS[1], ARGV[2])
 if type(expires) == 'table' and expires.err then
-  redis.call('DEL', KEYS[1]) -- a lease without an end would keep the delivery from everybody
+  redis.call('DEL', KEYS[1]) -- a lease without an end would block the delivery for everybody
   return expires
 end
 return { 0, record[3] or '' }

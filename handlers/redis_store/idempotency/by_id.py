@@ -1,4 +1,4 @@
-"""Which submission of an id stands for it: while that is live, or finished lately, no other one runs."""
+"""Idempotency records by request id: while one submission is live or recent, no other of its id runs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from handlers.redis_store.scripts import lua_script
 
 
 class Standing(StrEnum):
-    """Whether a submission may run, or what the other one is that stands for its id."""
+    """Whether a submission may run, or the state of the recorded one."""
 
     RUNS = "runs"
     REPEATED = "repeated"
-    """It is finished itself, and was queued, or reclaimed, once more."""
+    """This submission is finished, and was queued or reclaimed again."""
     LIVE = "live"
     FINISHED = "finished"
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A submission that stands for its id in its queue, for `seconds` after it is finished.
+    """The idempotency record of a submission in its queue, kept for `seconds` after it is finished.
 
-    `known_by` tells it from others. One that `is_dead` is finished too, but runs if it is queued again.
+    `known_by` names the submission. A dead-lettered one (`is_dead`) runs if it is queued again.
     """
 
     request_id: str
@@ -47,9 +47,9 @@ async def stand_for_id(redis: Store, mark: Mark, deadline: float) -> Standing:
 
 
 async def finish_for_id(redis: Store, marks: Sequence[Mark]) -> None:
-    """These are finished: what is queued again under their ids does not run for a while."""
+    """Mark submissions as finished; their ids do not run again for `seconds`."""
     script = lua_script(redis, "finish_for_id")
-    # One call each, since in a cluster each key is in a slot of its own; but on one connection.
+    # One call each, since each key is in another slot of a cluster; but on one connection.
     rows = [
         (stands_key(one.request_id, one.queue), one.known_by, one.seconds, int(one.is_dead)) for one in marks
     ]

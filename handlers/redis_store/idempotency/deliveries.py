@@ -1,9 +1,9 @@
-"""Remember deliveries of Pub/Sub, which may come twice, also at the same time: one of them runs.
+"""De-duplicate Pub/Sub deliveries, which may come twice, even at the same time.
 
 The record of a delivery is one key, `delivery:<length>:<subscription>:<length>:<id>:<generation>`, a hash that
 either has an `owner` (it expires with the owner's lease) or a `reference` (answered; it expires after
-`keep_seconds`); where traces are kept, an attempt that was abandoned leaves its span as `previous` for the next one.
-All times are the server's. Calls raise what `connection.STORE_FAILURES` names.
+`keep_seconds`); with tracing, an abandoned attempt leaves its span as `previous` for the next one.
+All times are the server's. Calls raise one of `connection.STORE_FAILURES`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.scripts import lua_script
 
 DELIVERY_PREFIX: Final = "delivery:"
-"""What the records' keys begin with: an id can reach no other key."""
+"""Prefix of the records' keys: an id can reach no other key."""
 
 _TAKEN, _HELD, _ANSWERED = 0, 1, 2  # what begin_delivery.lua returns
 
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """Ours to answer; nobody else starts it while the lease lasts.
+    """The caller answers it; nobody else starts it during the lease.
 
-    `previous_traceparent` is the span of the attempt before, where one was abandoned and left it.
+    `previous_traceparent` is the span of an abandoned attempt, if it left one.
     """
 
     previous_traceparent: str = ""
@@ -35,14 +35,14 @@ class Fresh:
 
 @dataclass(frozen=True, slots=True)
 class InProgress:
-    """Another delivery of it is being answered; its lease ends in `seconds_left` at the latest."""
+    """Another delivery of the request is being answered; its lease ends in `seconds_left` at the latest."""
 
     seconds_left: float
 
 
 @dataclass(frozen=True, slots=True)
 class AlreadyAnswered:
-    """It was answered; `reference` is what `finish` was given."""
+    """It was answered; `reference` is the argument of `finish`."""
 
     reference: bytes
 
@@ -52,10 +52,10 @@ Beginning: TypeAlias = Fresh | InProgress | AlreadyAnswered
 
 @dataclass(frozen=True, slots=True)
 class DedupOptions:
-    """How long a dead owner blocks, and how long an answered delivery is known.
+    """How long a dead owner blocks a delivery, and how long an answered one is known.
 
-    Owners renew at a third of `lease_seconds`. Pub/Sub may deliver again for as long as the subscription
-    keeps it, seven days; in practice it does within minutes. `span_seconds`: how long the span of an abandoned
+    Owners renew at a third of `lease_seconds`. Pub/Sub may deliver again during the subscription's
+    retention, seven days; in practice it does within minutes. `span_seconds`: how long the span of an abandoned
     attempt waits for the next one, twice the longest backoff of a subscription.
     """
 
@@ -83,7 +83,7 @@ class DeliveryRecords:
         self._abandon = lua_script(redis, "abandon_delivery")
 
     async def begin(self, key: str, owner: str) -> Beginning:
-        """Take the delivery, if nobody has it and it was not answered."""
+        """Take the delivery, unless it is held or answered."""
         outcome, value = await self._begin([key], [owner, self._lease_ms])
         if outcome == _TAKEN:
             return Fresh(bytes(value).decode())
@@ -93,26 +93,26 @@ class DeliveryRecords:
         return AlreadyAnswered(bytes(value))
 
     async def renew(self, key: str, owner: str) -> bool:
-        """Keep the lease; False when it is no longer ours: another may be answering it too."""
+        """Extend the lease; False if it was lost and another may be answering."""
         return bool(await self._renew([key], [owner, self._lease_ms]))
 
     async def finish(self, key: str, owner: str, reference: bytes) -> bool:
-        """It was answered, and `reference` says with what; False when another took it meanwhile."""
+        """Record the answer's `reference`; False if another owner took the delivery."""
         return bool(await self._finish([key], [owner, reference, self._keep_ms]))
 
     async def abandon(self, key: str, owner: str, traceparent: str = "") -> bool:
-        """It is not answered by us: its next delivery starts at once. False when it was not ours.
+        """Release it unanswered, so that the next delivery starts at once; False if it was lost.
 
-        `traceparent` is the span of our attempt, for the next one to link to.
+        `traceparent` is the span of this attempt, which the next one links to.
         """
         return bool(await self._abandon([key], [owner, traceparent, self._span_ms]))
 
 
 def delivery_key(request_id: str, request_token: str, body: bytes, subscription: str = "") -> str:
-    """The key of a request's record in its subscription: another team's may bring the same bytes.
+    """The key of a request's record in its subscription: another subscription may get the same bytes.
 
-    An id may be used again for a later request, so the token tells them apart; where there is none, the
-    bytes of the request do: a publisher's retry repeats them, a new request has another deadline.
+    An id may be reused for a later request, so the key has its token, or without one a digest of the request: a
+    publisher's retry repeats the bytes, a new request has another deadline.
     """
     generation = request_token or hashlib.sha256(body).hexdigest()
     names = f"{len(subscription)}:{subscription}:{len(request_id)}:{request_id}"
@@ -128,7 +128,7 @@ def delivery_cancel_key(request_id: str) -> str:
 
 
 async def cancel_deliveries(redis: Store, request_ids: Sequence[str], at: float) -> None:
-    """Cancel what was submitted under these ids until `at`, in Unix seconds. Raises one of `STORE_FAILURES`."""
+    """Cancel requests submitted under these ids until `at`, in Unix seconds. Raises one of `STORE_FAILURES`."""
     pipeline: Any = redis.pipeline(transaction=False)
     for request_id in request_ids:
         pipeline.set(delivery_cancel_key(request_id), f"{at:.3f}", ex=_KEPT_SECONDS)
@@ -136,7 +136,7 @@ async def cancel_deliveries(redis: Store, request_ids: Sequence[str], at: float)
 
 
 async def deliveries_cancelled_at(redis: Store, request_ids: Sequence[str]) -> list[float | None]:
-    """When each was cancelled; None where it was not. Raises one of `STORE_FAILURES`."""
+    """When each was cancelled, None if it was not. Raises one of `STORE_FAILURES`."""
     pipeline: Any = redis.pipeline(transaction=False)
     for request_id in request_ids:
         pipeline.get(delivery_cancel_key(request_id))

@@ -1,8 +1,8 @@
 -- finish_delivery: record that a delivery was answered. Sending it twice does no harm.
 -- KEYS[1] delivery:…  hash  owner, reference, previous; expires
 -- ARGV[1] owner token   ARGV[2] reference   ARGV[3] how long to keep it, milliseconds
--- Returns 1, or 0 when another owner has it or it was answered otherwise (then nothing was changed).
--- A lease that ended without another owner is no obstacle: the answer is out, and worth to be known.
+-- Returns 1, or 0 if another owner holds it or it has another answer (then nothing was changed).
+-- A lease that ended without another owner does not matter: the answer is published, so it is recorded.
 local record = redis.call('HMGET', KEYS[1], 'owner', 'reference')
 if record[2] then
   return record[2] == ARGV[2] and 1 or 0
@@ -11,6 +11,6 @@ if record[1] and record[1] ~= ARGV[1] then
   return 0
 end
 redis.call('HSET', KEYS[1], 'reference', ARGV[2])
-redis.pcall('HDEL', KEYS[1], 'owner', 'previous') -- behind it: the record is never without both
+redis.pcall('HDEL', KEYS[1], 'owner', 'previous') -- after it: the record always has one of both
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1

@@ -1,10 +1,10 @@
--- stand_for_id: may this submission run, or does another one stand for its id? Sending it twice does no harm.
--- KEYS[1] request-stands:<n>:<queue>:<id>  string  what knows the submission; behind `!` once it is finished, behind `!!` if it is
---                                      among the dead letters; expires
--- ARGV[1] what knows this submission   ARGV[2] until when it stands for the id, Unix milliseconds
--- Returns `runs`; `repeated` if it is finished itself; or what the other one is: `live` or `finished`.
+-- stand_for_id: record this submission for its id, unless another is recorded. Sending it twice does no harm.
+-- KEYS[1] request-stands:<n>:<queue>:<id>  string  name of the submission, after `!` once it is finished, after `!!` if it is
+--                                      dead-lettered; expires
+-- ARGV[1] name of this submission   ARGV[2] when its record expires, Unix milliseconds
+-- Returns `runs`; `repeated` if this submission is finished; or the state of the other one: `live` or `finished`.
 local first = redis.call('GET', KEYS[1])
-if not first or first == '!!' .. ARGV[1] then -- a dead letter that was queued again lives again
+if not first or first == '!!' .. ARGV[1] then -- a requeued dead letter is live again
   redis.call('SET', KEYS[1], ARGV[1], 'PXAT', ARGV[2])
   return 'runs'
 end

@@ -1,9 +1,9 @@
--- free_slot: give a tenant's slot back, if it is still this owner's. Sending it twice does no harm.
+-- free_slot: free a tenant's slot, if this owner still holds it. Sending it twice does no harm.
 -- KEYS[1] <prefix><attribute>:<value>    string  slots in use, the reference's and ours; expires untouched
 -- KEYS[2] {<KEYS[1]>}:held               zset    submission, score = lease end, Unix seconds
 -- KEYS[3] {<KEYS[1]>}:held-by            hash    submission -> owner token
 -- ARGV[1] submission   ARGV[2] owner   ARGV[3] counter's life, seconds
--- Returns 1, or 0 when another owner has it or nobody does (then nothing was changed).
+-- Returns 1, or 0 if this owner does not hold it (then nothing was changed).
 if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then
   return 0
 end

@@ -1,10 +1,10 @@
--- hold_slot: take one of a tenant's slots under a lease, after taking back those whose lease has ended.
--- Sending it twice holds one slot: a submission that has one keeps it, and its owner is the last that asked.
+-- hold_slot: take one of a tenant's slots under a lease, after freeing slots whose lease has ended.
+-- Sending it twice holds one slot: a submission keeps its slot, and the last caller owns it.
 -- KEYS[1] <prefix><attribute>:<value>    string  slots in use, the reference's and ours; expires untouched
 -- KEYS[2] {<KEYS[1]>}:held               zset    submission, score = lease end, Unix seconds of this server
 -- KEYS[3] {<KEYS[1]>}:held-by            hash    submission -> owner token
 -- ARGV[1] submission   ARGV[2] owner   ARGV[3] limit   ARGV[4] lease, seconds   ARGV[5] counter's life, seconds
--- Returns 1, or 0 when all slots are in use (then only ended leases were taken back).
+-- Returns 1, or 0 when all slots are in use (then only slots of ended leases were freed).
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local used = tonumber(redis.call('GET', KEYS[1]) or '0') or 0
@@ -14,7 +14,7 @@ for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', string.forma
   redis.call('HDEL', KEYS[3], ended)
   used = used - 1
 end
--- The counter may have expired or been reset; it is never less than what we know to be held.
+-- The counter may have expired or been reset; it is never less than the slots known to be held.
 used = math.max(used, redis.call('ZCARD', KEYS[2]))
 
 local is_held = redis.call('ZSCORE', KEYS[2], ARGV[1])

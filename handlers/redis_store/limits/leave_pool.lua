@@ -1,4 +1,4 @@
--- leave_pool: this poller takes nothing from the pool any more. Sending it twice does no harm.
+-- leave_pool: remove this poller from the pool. Sending it twice does no harm.
 -- KEYS[1] {async-processor:pool:<pool>}:pollers  zset  poller -> lease end
 -- KEYS[2] {async-processor:pool:<pool>}:in-use   hash  poller -> slots in use
 -- ARGV[1] poller

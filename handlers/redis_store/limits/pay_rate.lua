@@ -1,4 +1,5 @@
--- pay_rate: take one unit of a sliding window, if one is free. Sending it twice pays once: who has paid, goes.
+-- pay_rate: take one unit of a sliding window, if one is free. Sending it twice pays once: a submission that has paid
+-- may go.
 -- KEYS[1] <prefix><attribute>:<value>    zset  one entry per unit, score = when it was paid, Unix nanoseconds of
 --                                              this server; the reference's own window: its entries count too
 -- KEYS[2] {<KEYS[1]>}:paid               zset  submission, score = remembered until, Unix seconds of this server
@@ -25,7 +26,7 @@ end
 redis.call('ZADD', KEYS[1], string.format('%.0f', now * 1000000000), ARGV[1])
 redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.max(1000, 2000 * window)))
 redis.call('ZADD', KEYS[2], string.format('%.6f', now + tonumber(ARGV[4])), ARGV[1])
--- The set lives as long as its longest memory; never shortened by one whose deadline is nearer.
+-- The set lives as long as its longest memory; a submission with a nearer deadline never shortens it.
 local ttl = math.max(redis.call('PTTL', KEYS[2]), math.ceil(tonumber(ARGV[4]) * 1000))
 redis.call('PEXPIRE', KEYS[2], string.format('%.0f', ttl))
 return { 1, 1, '0' }

@@ -1,4 +1,4 @@
-"""Who shares a pool now: every poller says that it lives, and what it uses, under a lease of its own."""
+"""Members of a shared pool: each poller reports its used slots under a lease."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PoolPlace:
 
 
 class RedisPoolSharing:
-    """One pool, seen by one poller. Raises one of `STORE_FAILURES` while Redis does not answer."""
+    """One pool, seen by one poller. Raises one of `STORE_FAILURES` if Redis does not answer."""
 
     def __init__(self, redis: Store, pool_id: str, poller: str, *, lease_seconds: float) -> None:
         # One hash tag for both keys, so that a cluster keeps them on one node.
@@ -30,10 +30,10 @@ class RedisPoolSharing:
         self._leave = lua_script(redis, "leave_pool")
 
     async def share(self, in_use: int) -> PoolPlace:
-        """Renew our lease, say what we use, and learn how the pool is shared."""
+        """Renew the lease, report used slots, and return how the pool is shared."""
         place, count, elsewhere = await self._share(self._keys, [self._poller, in_use, self._lease_seconds])
         return PoolPlace(int(place), int(count), int(elsewhere))
 
     async def leave(self) -> None:
-        """The others may use our part at once."""
+        """Leave the pool, so that others may use this poller's share at once."""
         await self._leave(self._keys, [self._poller])

@@ -1,4 +1,4 @@
--- refund_rate: give back the unit that a submission paid. Sending it twice does no harm.
+-- refund_rate: return the unit that a submission paid. Sending it twice does no harm.
 -- KEYS[1] <prefix><attribute>:<value>    zset  one entry per unit, score = when it was paid, Unix nanoseconds
 -- KEYS[2] {<KEYS[1]>}:paid               zset  submission, score = remembered until, Unix seconds
 -- ARGV[1] submission

@@ -1,5 +1,5 @@
 -- renew_slots: move the lease ends of slots of one tenant. Sending it twice does no harm.
--- A slot that was taken back meanwhile is counted again, over the limit if need be: its request is in flight.
+-- A slot that was freed meanwhile is counted again, over the limit if need be: its request is in flight.
 -- KEYS[1] <prefix><attribute>:<value>    string  slots in use, the reference's and ours; expires untouched
 -- KEYS[2] {<KEYS[1]>}:held               zset    submission, score = lease end, Unix seconds of this server
 -- KEYS[3] {<KEYS[1]>}:held-by            hash    submission -> owner token

@@ -1,6 +1,6 @@
--- return_token: put a token back that was not used. Sending it twice returns two; the next taking caps the bucket.
+-- return_token: return an unused token. Sending it twice returns two; the next take_token caps the bucket.
 -- KEYS[1] <control>:state  hash  tokens, last_ms
--- Returns 1, or 0 when there is no bucket any more (then nothing was changed).
+-- Returns 1, or 0 if the bucket has expired (then nothing was changed).
 local tokens = tonumber(redis.call('HGET', KEYS[1], 'tokens') or '')
 if not tokens then
   return 0

@@ -1,5 +1,5 @@
--- share_pool: say that this poller lives and how many slots of a pool it uses, forget pollers whose lease has ended,
--- and tell how the pool is shared now. Sending it twice does no harm.
+-- share_pool: record that this poller is alive and how many slots of a pool it uses, remove pollers whose lease has
+-- ended, and return how the pool is shared now. Sending it twice does no harm.
 -- KEYS[1] {async-processor:pool:<pool>}:pollers  zset  poller -> lease end, Unix seconds of this server; expires
 -- KEYS[2] {async-processor:pool:<pool>}:in-use   hash  poller -> slots in use; expires
 -- ARGV[1] poller   ARGV[2] slots in use   ARGV[3] lease, seconds

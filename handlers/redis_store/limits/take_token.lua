@@ -1,7 +1,7 @@
 -- take_token: take one token of a bucket whose rate a controller leases. Sending it twice takes two.
 -- KEYS[1] <control>        hash  api_version, pool_id, max_admission_rps, valid_until_unix_ms, decision_id
 -- KEYS[2] <control>:state  hash  tokens, last_ms (Unix milliseconds of this server); the reference's format
--- ARGV[1] api version   ARGV[2] pool id   ARGV[3] burst, seconds of the rate   ARGV[4] 1: take, 0: only look
+-- ARGV[1] api version   ARGV[2] pool id   ARGV[3] burst, seconds of the rate   ARGV[4] 1: take, 0: only read the lease
 -- Returns 1 if it was taken, 1 if the lease is valid, the rate per second, seconds until a token (both texts).
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
@@ -24,7 +24,7 @@ local bucket = redis.call('HMGET', KEYS[2], 'tokens', 'last_ms')
 local tokens, last = tonumber(bucket[1] or ''), tonumber(bucket[2] or '')
 local wall = now
 if tokens and last then
-  -- A server whose clock went back must not fill the same time twice.
+  -- A server whose clock was set back must not refill the same time twice.
   now = math.max(now, last)
   tokens = math.min(most, tokens + (now - last) / 1000 * rate)
 else

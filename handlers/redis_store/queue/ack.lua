@@ -1,5 +1,5 @@
--- ack: record final results and drop their claims, each in one step, if the claim is still ours.
--- Sending it twice does no harm: for a minute the second tells what the first did, later it finds no claim.
+-- ack: record final results and drop their claims, each in one step, if the owner still holds the claim.
+-- Sending it twice does no harm: for a minute the second returns the first's answer, later it finds no claim.
 -- KEYS[1] <queue>:claimed           hash    claim key -> member
 -- KEYS[2] <queue>:claim-owners      hash    claim key -> owner token
 -- KEYS[3] <queue>:claims-idx        zset    claim key, score = lease end
@@ -12,7 +12,7 @@
 -- ARGV[10n - 4] record for the dead letters (empty: none)   ARGV[10n - 3] request token (empty: none)
 -- ARGV[10n - 2] request-active:<id>   ARGV[10n - 1] request-cancel:<id>, both deleted if they hold that token
 -- ARGV[10n] request-payload:…, deleted (empty: none)
--- Returns for each 1, 0 when the claim is not ours, or the error that kept the claim: nothing was changed.
+-- Returns for each 1, 0 if the claim was lost, or the error text if nothing was changed.
 -- include _run
 -- include _counted_as
 -- include _settle

@@ -1,7 +1,7 @@
-"""What was cancelled lately, told to who looks for it: once when it is new, and again a few times.
+"""Recent cancellations for pollers: each is returned when it is new, and again a few times.
 
-A request may be on its way from one place to another while both are looked at: a nack that is being recorded, a retry
-that has just fallen due, the claim of a poller that has just died. A later look finds it where it has arrived.
+A request may move while the queue and the retry set are scanned: a nack is being recorded, a retry has just become due,
+or a claim of a dead poller returns. A later scan finds it where it has arrived.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.scripts import lua_script
 
 AGAIN_SECONDS: Final = (0.4, 1.0, 5.0, 20.0)
-"""When each is told again; the last is when a lease of the usual length has ended and its claim is back."""
+"""When each is returned again; at the last, a lease of the default length has ended and its claim is back."""
 
 AT_ONCE: Final = 500
-"""Names in one call, and members that are looked at for them: a few milliseconds of the server's time."""
+"""Names in one call, and members that are scanned for them: a few milliseconds of the server's time."""
 
 _CLOCKS_APART_SECONDS: Final = 2
-"""How far a producer's clock may be from the server's, by which the deadline is told."""
+"""How far a producer's clock may be from the server's, which computes the deadline."""
 _PLACE_DIGITS: Final = 9
-"""A token of our client ends with a dash and its request's place in the queue; longer numbers are another's tokens."""
+"""A token of our client ends with a dash and its sequence; longer numbers belong to other clients' tokens."""
 _LONG_AGO_SECONDS: Final = 60.0
-"""What was cancelled before that, by any clock, has arrived where it was going."""
+"""Requests cancelled before that have arrived where they were moving to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """One submission that its producer took back: its claim key (id NUL token), and its deadline in Unix seconds."""
+    """A cancelled submission: its claim key (id NUL token), and its deadline in Unix seconds."""
 
     key: bytes
     deadline: int
 
     def score(self) -> float | None:
-        """Its score in the queue; None where its token does not tell its place among those of its deadline."""
+        """Its score in the queue; None if its token has no sequence."""
         _, dash, place = self.key.rpartition(b"\0")[2].rpartition(b"-")
         if dash and place.isdigit() and len(place) <= _PLACE_DIGITS:
             return self.deadline + min(int(place), SEQ_STEPS - 1) / SEQ_STEPS
@@ -49,14 +49,14 @@ class Cancellation:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Names, and the ranges of scores where they are looked for, a part at a time."""
+    """Names, and the ranges of scores to search for them."""
 
     ranges: list[tuple[str, str]]
     names: list[bytes]
 
 
 def looks(found: Sequence[Cancellation]) -> Iterator[Look]:
-    """How to look for these: our client's at their own scores, others all through the seconds of their deadlines."""
+    """Searches for these: our client's at their exact scores, others in the seconds of their deadlines."""
     exact = [(repr(score), one.key) for one in found if (score := one.score()) is not None]
     for start in range(0, len(exact), AT_ONCE):
         some = exact[start : start + AT_ONCE]
@@ -81,7 +81,7 @@ def _seconds(first: int, last: int) -> tuple[str, str]:
 
 
 class Cancellations:
-    """One look after the other: `due`, then `looked` once these were looked for.
+    """Cancellations to search: `due` returns them, `looked` marks them as searched.
 
     `clock` gives steady seconds, `now` the server's Unix seconds.
     """
@@ -103,9 +103,9 @@ class Cancellations:
         self._moving: list[Cancellation] = []
 
     async def due(self) -> list[Cancellation]:
-        """What is to be looked for now; the same again until `looked` is called. Raises one of `STORE_FAILURES`.
+        """Cancellations to search now; the same again until `looked` is called. Raises one of `STORE_FAILURES`.
 
-        The times in the list are of its own server, which writes them in one step with the entry: none comes late.
+        The server writes an entry and its time in one step, so no entry appears late.
         """
         rows = cast(
             "list[tuple[bytes, float]]",
@@ -119,7 +119,7 @@ class Cancellations:
         return self._new + [one for at, some in self._again if at <= self._now for one in some]
 
     def looked(self) -> None:
-        """All that was due has been looked for."""
+        """Everything due has been searched."""
         self._again = [(at, some) for at, some in self._again if at > self._now]
         if self._moving:
             self._again += [(self._now + seconds, self._moving) for seconds in AGAIN_SECONDS]
@@ -132,18 +132,18 @@ def _read(entry: bytes) -> Cancellation | None:
 
 
 SWEPT: Final = "{async-processor}:cancellations-swept"
-"""STRING: there while nobody needs to look again."""
+"""STRING: set while no poller needs to scan again."""
 
 _LEAST_PAUSE_SECONDS: Final = 0.4
 _PAUSE_FACTOR: Final = 20
-"""How much longer than a sweep the pause behind it is; the shorter of the last two counts, since other work of this
-poller may have held one up."""
+"""Ratio of the pause to the sweep before it; the shorter of the last two sweeps counts, since other work of this poller
+may have delayed one."""
 _SCAN_COUNT: Final = 1_000
 _BATCH: Final = 500
 
 
 class ForeignCancellations:
-    """One poller's sweeps; `is_allowed` is false once the server has said that its user may not list keys."""
+    """One poller's sweeps for cancellations that are not listed; `is_allowed` is false if the user may not SCAN."""
 
     def __init__(self, redis: Store) -> None:
         self._redis = redis
@@ -153,7 +153,7 @@ class ForeignCancellations:
         self.is_allowed = True
 
     async def sweep(self) -> int:
-        """Put into the list what is not there; returns how many. Raises one of `STORE_FAILURES`."""
+        """List cancellations that are missing; returns how many. Raises one of `STORE_FAILURES`."""
         if not self.is_allowed:
             return 0
         try:
@@ -183,7 +183,7 @@ class ForeignCancellations:
         return noted + (await self._note_live(ids) if ids else 0)
 
     async def _note_live(self, ids: list[bytes]) -> int:
-        """Of these, what is cancelled by the token that is live; others are over, or another submission's."""
+        """List those whose live token is cancelled; others are finished, or belong to another submission."""
         pipeline: Any = self._redis.pipeline(transaction=False)
         for request_id in ids:
             pipeline.get(cancel_key("").encode() + request_id)

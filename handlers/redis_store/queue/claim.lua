@@ -1,5 +1,6 @@
 -- claim: take pending requests, lowest score first, under a lease. All or nothing for each of them.
--- Sending it twice takes more; what a lost reply took is given back by take_back.lua, or when its lease ends.
+-- Sending it twice takes more; take_back.lua returns the claims of a lost reply, else they return when their lease
+-- ends.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
@@ -7,7 +8,7 @@
 -- KEYS[5] <queue>:deaths        hash  claim key -> owners that died on it
 -- ARGV[1] how many at most   ARGV[2] lease, seconds   ARGV[3] random part of the owner tokens
 -- ARGV[4] 1: only those whose score has passed, else 0
--- ARGV[5] 1: look whether they were cancelled (request-cancel:<id> holds their token; not declared), else 0
+-- ARGV[5] 1: check whether they were cancelled (request-cancel:<id> holds their token; not declared), else 0
 -- ARGV[6] how many bytes of members at most; the first is taken whatever its size
 -- ARGV[7] how many retries at most while other requests wait   ARGV[8] where to begin: 0 at the head, 1 at the end
 -- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, deaths, and 1 if it
@@ -35,7 +36,7 @@ for at = 1, #chosen, 2 do
     if #answer == 1 then
       error({ err = error_text(key) })
     end
-    break -- what was claimed must be told
+    break -- the claims made so far must be returned
   end
   if key then
     local id, token = string.match(counted_as(key), '^(.-)%z(.+)$')

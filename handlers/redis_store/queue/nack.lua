@@ -1,12 +1,12 @@
--- nack: put requests into the retry set and drop their claims, each in one step, if the claim is still ours.
--- Sending it twice does no harm: for a minute the second tells what the first did, later it finds no claim.
+-- nack: put requests into the retry set and drop their claims, each in one step, if the owner still holds the claim.
+-- Sending it twice does no harm: for a minute the second returns the first's answer, later it finds no claim.
 -- KEYS[1] <queue>:claimed          hash    claim key -> member
 -- KEYS[2] <queue>:claim-owners     hash    claim key -> owner token
 -- KEYS[3] <queue>:claims-idx       zset    claim key, score = lease end
 -- KEYS[4] <retry set>              zset    envelope, score = due time, Unix seconds of this server
 -- KEYS[5] <queue>:settled:<batch>  string  1 or 0 for each claim of this batch; expires in a minute
 -- ARGV four for each: claim key, owner token, retry member, delay in seconds
--- Returns for each 1, 0 when the claim is not ours, or the error that kept the claim: nothing was changed.
+-- Returns for each 1, 0 if the claim was lost, or the error text if nothing was changed.
 -- include _run
 -- include _counted_as
 -- include _settle

@@ -1,4 +1,4 @@
-"""Payloads that are stored apart from their requests (`payload_ref`)."""
+"""Offloaded payloads of requests and results (`payload_ref`)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from handlers.redis_store.scripts import BATCH_BYTES
 
 
 def is_own_payload(payload_ref: str, request_id: str, request_token: str) -> bool:
-    """Whether the key is the one of this request: `request-payload:<id>:<token>`.
+    """Whether the key is this request's own: `request-payload:<id>:<token>`.
 
-    A token of our client ends with the request's place in the queue, which its payload's key (`payload_key`) lacks. A
-    token has no colon, or "a" with the token "b:c" would be taken for "a:b" with the token "c".
+    A token of our client ends with its sequence, which the payload's key (`payload_key`) lacks. A token has no colon,
+    or "a" with the token "b:c" would be mistaken for "a:b" with the token "c".
     """
     token = payload_ref.removeprefix(f"{PAYLOAD_PREFIX}{request_id}:")
     if not request_id or token in ("", payload_ref) or ":" in token:
@@ -31,7 +31,7 @@ def is_own_payload(payload_ref: str, request_id: str, request_token: str) -> boo
 
 
 async def read_payload(redis: Store, payload_ref: str, request_id: str, request_token: str) -> bytes | None:
-    """The payload under that key; None where there is none, or the key is not this request's, or of another type.
+    """The payload under that key; None if it is missing, not this request's, or of another type.
 
     Raises one of `STORE_FAILURES`.
     """
@@ -51,7 +51,7 @@ _MARK: Final = b'"payload_ref"'
 
 @dataclass(frozen=True, slots=True)
 class StoredPayload:
-    """A payload and the key where it is kept for `seconds`."""
+    """A payload, its key, and for how many seconds it is kept."""
 
     key: str
     payload: bytes
@@ -60,14 +60,14 @@ class StoredPayload:
 
 @dataclass(frozen=True, slots=True)
 class WholeResult:
-    """A result's JSON with its payload; `payload_key` is where that was, empty if it stood in the result."""
+    """A result's JSON with its payload; `payload_key` is the key of an offloaded one, else empty."""
 
     text: bytes
     payload_key: str = ""
 
 
 async def store_payloads(redis: Store, payloads: Sequence[StoredPayload]) -> None:
-    """Keep payloads, one round trip. Repeating it does no harm."""
+    """Store payloads in one round trip. Repeating it does no harm."""
     pipeline: Any = redis.pipeline(transaction=False)
     for one in payloads:
         pipeline.set(one.key, one.payload, ex=one.seconds)
@@ -75,7 +75,7 @@ async def store_payloads(redis: Store, payloads: Sequence[StoredPayload]) -> Non
 
 
 async def delete_payloads(redis: Store, keys: Sequence[str]) -> None:
-    """Delete payloads that nobody will ask for; those that are gone do not matter."""
+    """Delete payloads; missing ones are ignored."""
     for key in keys:
         await redis.unlink(key)
 
@@ -105,11 +105,11 @@ async def whole_results(redis: Store, texts: Sequence[bytes]) -> list[WholeResul
 
 
 def _payload_key(text: bytes) -> str:
-    """Where a result's payload is, if it is stored apart."""
+    """The key of a result's offloaded payload, else empty."""
     if _MARK not in text:
         return ""
     try:
         key = decode_result(text).payload_ref
     except Malformed:
-        return ""  # not ours to judge: its reader does
+        return ""  # its reader reports it
     return key if key.startswith(RESULT_PAYLOAD_PREFIX) else ""

@@ -41,7 +41,7 @@ async def _of_groups(redis: Store, groups: Sequence[Sequence[str]]) -> list[str]
 
 
 async def wake_signals(redis: Store) -> AsyncIterator[str]:
-    """Names of queues that producers of ours have just written to, as long as the caller iterates.
+    """Names of queues to which our clients have just written, as long as the caller iterates.
 
     Holds one connection. Raises one of `STORE_FAILURES`, also if the user may not subscribe. None in Redis Cluster.
     """

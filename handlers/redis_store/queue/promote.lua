@@ -2,7 +2,7 @@
 -- The queues are named in the members, so their keys are not declared: not for Redis Cluster.
 -- KEYS[1] <retry set>  zset  envelope, score = due time, Unix seconds of this server
 -- ARGV[1] how many at most   ARGV[2] the queue of members that name none
--- ARGV[3] how many bytes of members at most; the first goes whatever its size
+-- ARGV[3] how many bytes of members at most; the first is moved whatever its size
 -- Returns how many were moved, and 1 if more are due, else 0.
 -- include _run
 -- include _member

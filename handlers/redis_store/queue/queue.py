@@ -40,18 +40,18 @@ _DATA = re.compile(rb'"data"\s*:')
 _HEAD_BYTES = 4_096
 
 _HELD_BACK_LEASES: Final = 2
-"""How many leases long it is looked for what a lost reply claimed: the server may run a command late."""
+"""For how many leases claims of a lost reply are searched: the server may run a command late."""
 
 
 Effect = int | bytes
-"""What a settling script says of one claim: 1, 0 where it is not ours any more, or the error that kept it."""
+"""Outcome of settling one claim: 1, 0 if the claim was lost, or the error text if it is unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A request that is ours until its lease ends; `member` is what was queued, byte for byte.
+    """A request that this poller holds until its lease ends; `member` holds the queued bytes.
 
-    `deaths` counts earlier owners that died while they held it; `is_cancelled`: its producer took it back.
+    `deaths` counts earlier owners that died while they held it; `is_cancelled`: its producer has cancelled it.
     """
 
     queue: str
@@ -64,23 +64,22 @@ class Claim:
 
     @property
     def is_retry(self) -> bool:
-        """Whether the request was tried before, as far as the head of its envelope says."""
+        """Whether the request was attempted before, by the head of its envelope."""
         data = _DATA.search(self.member, 0, _HEAD_BYTES)
         return bool(_RETRIED.search(self.member, 0, data.start() if data else _HEAD_BYTES))
 
     @property
     def request_id(self) -> str:
-        """For logs: the id in the claim key, as far as it is text; a broken member has a key of another kind."""
+        """The id in the claim key, for logs; a digest for an unreadable member."""
         return self.claim_key.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """A final result. An empty `result` records none (then there is a `dead` record).
+    """A final result. An empty `result` records none (then `dead` is set).
 
-    `outcome` is an error code or `HTTP <status>`.
-
-    `stored` is the result's payload where that is stored apart, `mark` what stands for its id from now on.
+    `outcome` is an error code or `HTTP <status>`, `stored` the result's offloaded payload, `mark` its id's idempotency
+    record.
     """
 
     claim: Claim
@@ -98,7 +97,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Nack:
-    """Back after a delay, as `retry_member`."""
+    """A retry after a delay, queued as `retry_member`."""
 
     claim: Claim
     retry_member: bytes
@@ -107,7 +106,7 @@ class Nack:
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """What a scan found: `returned` went back to pending; `dead` died too often and are ours now."""
+    """A scan's outcome: `returned` requests went back to pending; `dead` exceeded the limit and are claimed."""
 
     returned: int
     dead: list[Claim]
@@ -115,10 +114,10 @@ class Reclaimed:
 
 @dataclass(frozen=True, slots=True)
 class QueueOptions:
-    """How long a claim lasts unrenewed, and where retries wait; `cluster` tags the claim keys by queue.
+    """Lease and key names of a queue; `cluster` tags the claim keys by queue.
 
-    With `wait_replicas`, an ack or nack counts once that many replicas have it; until then it raises
-    `NotReplicated` and nothing new is claimed. Sending it again is how to go on waiting.
+    With `wait_replicas`, an ack or nack counts once that many replicas have it; until then it raises `NotReplicated`
+    and nothing is claimed. Repeat the call to continue waiting.
     """
 
     retry_queue_name: str
@@ -130,7 +129,7 @@ class QueueOptions:
 
 
 class RedisQueue:
-    """The queue `name`. Every method raises one of `STORE_FAILURES` while Redis does not answer."""
+    """The queue `name`. Every method raises one of `STORE_FAILURES` if Redis does not answer."""
 
     def __init__(
         self, redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None
@@ -154,11 +153,11 @@ class RedisQueue:
 
     @property
     def has_lost_replies(self) -> bool:
-        """Whether a claim's reply was lost lately, so that `reclaim` must run."""
+        """Whether a claim's reply was lost recently, so that `reclaim` must run."""
         return bool(self._lost)
 
     def now(self) -> float:
-        """The server's Unix seconds, as far as claims and scans told."""
+        """The server's Unix seconds, estimated from claims and scans."""
         return self._clock.now()
 
     async def claim(
@@ -172,7 +171,7 @@ class RedisQueue:
     ) -> list[Claim]:
         """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed.
 
-        Their members have at most `max_bytes` together (or `SCRIPT_BYTES`, if that is less), but one is taken at least.
+        Their members have at most `max_bytes` together (or `SCRIPT_BYTES`, if that is less), but at least one is taken.
         At most `most_retries` of them (None: any number) are retries while other requests wait. `position` is where
         in the queue to begin: 0 at its head, 1 at its end, in between by rank.
         """
@@ -205,16 +204,16 @@ class RedisQueue:
         try:
             yield prefix
         except ResponseError:
-            raise  # the script has undone what it did
+            raise  # the script has undone its writes
         except BaseException:
             self._lost[prefix] = time.monotonic()
             self._has_lost = True
             raise
 
     async def take_back(self) -> int:
-        """Give back to pending, without counting a death, what was claimed for replies that were lost."""
+        """Return claims of lost replies to pending without counting a death."""
         lost, keys = dict(self._lost), self._keys
-        self._has_lost = False  # before the first await: what is lost meanwhile sets it again
+        self._has_lost = False  # before the first await: a reply lost meanwhile sets it again
         try:
             returned, has_more = 0, bool(lost)
             while has_more:
@@ -228,11 +227,11 @@ class RedisQueue:
         ended = time.monotonic() - _HELD_BACK_LEASES * self._options.lease_seconds
         for prefix, since in lost.items():
             if since < ended:
-                self._lost.pop(prefix, None)  # a claim and a scan may take back at once
+                self._lost.pop(prefix, None)  # a claim and a scan may run this at the same time
         return returned
 
     async def renew(self, claims: Sequence[Claim]) -> list[Claim]:
-        """Move the leases' end; returns the claims that are no longer ours."""
+        """Extend leases; returns the claims that were lost."""
         keys = self._keys
         pairs = [(claim.claim_key, claim.owner_token) for claim in claims]
         effects = await self._renew(
@@ -241,13 +240,13 @@ class RedisQueue:
         return [claim for claim, effect in zip(claims, effects, strict=True) if not effect]
 
     async def ack(self, acks: Sequence[Ack]) -> list[bool]:
-        """Record final results; False where the lease was lost, and nothing changed."""
+        """Record final results; False if the lease was lost and nothing changed."""
         # Before the results that name them: a crash in between leaves keys that expire.
         acks = await self._with_payloads_apart(acks)
         effects = await self._recorded(acks)
         marks = [ack.mark for ack, effect in zip(acks, effects, strict=True) if ack.mark and effect]
         if marks:
-            with contextlib.suppress(NoPermissionError):  # then nothing stands for an id either
+            with contextlib.suppress(NoPermissionError):  # then no idempotency record exists either
                 await finish_for_id(self._redis, marks)
         unused = [
             ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect
@@ -256,7 +255,7 @@ class RedisQueue:
         return effects
 
     async def _with_payloads_apart(self, acks: Sequence[Ack]) -> Sequence[Ack]:
-        """`acks`, once their large payloads are stored; with these in their results where the ACL has no such keys."""
+        """`acks` with their large payloads stored; or inside their results if the ACL refuses payload keys."""
         stored = [ack.stored for ack in acks if ack.stored]
         if not stored:
             return acks
@@ -270,7 +269,7 @@ class RedisQueue:
         effects = await self._acked(acks)
         refused = [ack for ack, effect in zip(acks, effects, strict=True) if _is_refused_list(effect)]
         if refused:
-            # The request named a list that is none, or not for us: its result must not be lost for that.
+            # The request named a key that is not a list, or that the ACL refuses: its result goes to the default list.
             default = self._options.default_result_queue_name
             again = iter(await self._acked([replace(ack, result_queue_name=default) for ack in refused]))
             effects = [next(again) if _is_refused_list(effect) else effect for effect in effects]
@@ -287,7 +286,7 @@ class RedisQueue:
         return effects
 
     async def nack(self, nacks: Sequence[Nack]) -> list[bool]:
-        """Put requests into the retry set; False where the lease was lost, and nothing changed."""
+        """Put requests into the retry set; False if the lease was lost and nothing changed."""
         keys = self._keys
         rows = [
             (nack.claim.claim_key, nack.claim.owner_token, nack.retry_member, nack.delay_seconds)
@@ -301,7 +300,7 @@ class RedisQueue:
         return settled_effects(effects)
 
     async def release(self, claims: Sequence[Claim]) -> list[bool]:
-        """Back to pending as they were; False where the lease was lost, and nothing changed."""
+        """Return claims to pending unchanged; False if the lease was lost."""
         keys = self._keys
         effects: list[int] = []
         for some in _in_batches(claims):
@@ -312,7 +311,7 @@ class RedisQueue:
         return [effect == 1 for effect in effects]
 
     async def recall(self, cancelled: Sequence[Cancellation]) -> AsyncIterator[list[Claim]]:
-        """Claim those of the cancelled requests that are pending here, wherever they stand, to answer them unsent."""
+        """Claim cancelled requests that are pending, at any position, to answer them unsent."""
         for look in looks(cancelled):
             place = (1, 0)
             while place[0]:
@@ -321,7 +320,7 @@ class RedisQueue:
                     yield claims
 
     async def _recalled(self, look: Look, place: tuple[int, int]) -> tuple[tuple[int, int], list[Claim]]:
-        """Claims from one part of a look, and the place (range, members passed over) of the next; range 0: none."""
+        """Claims of one part of a search, and the next place (range, members skipped); range 0: done."""
         keys, options = self._keys, self._options
         with self._prefix() as prefix:
             answer = await self._recall(
@@ -340,7 +339,7 @@ class RedisQueue:
         return (int(answer[1]), int(answer[2])), self._claims(answer[3:])
 
     async def cancelled(self, claims: Sequence[Claim]) -> list[Claim]:
-        """Those of `claims` that their producers have cancelled since; one round trip."""
+        """Claims whose producers have cancelled them since; one round trip."""
         known = [claim for claim in claims if b"\0" in claim.claim_key]
         if not known:
             return []
@@ -348,12 +347,12 @@ class RedisQueue:
         pipeline = self._redis.pipeline(transaction=False)
         for name in names:
             pipeline.get(cancel_key_of(name[0]))
-        # One key of another type is one request whose cancellation is not found.
+        # A key of another type hides one cancellation and must not fail the others.
         tokens = await executed(self._redis, pipeline, raise_on_error=False)
         return [claim for claim, name, token in zip(known, names, tokens, strict=True) if token == name[1]]
 
     async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
-        """Take from dead owners: back to pending, or to us where `max_deaths` owners died on it."""
+        """Return claims of dead owners to pending; claim those on which `max_deaths` owners died."""
         if self._lost:
             await self.take_back()
         keys, started_at = self._keys, self._clock.started()
@@ -395,7 +394,7 @@ def _in_batches(claims: Sequence[Claim]) -> Iterator[list[Claim]]:
 
 
 def batch_digest(operation: str, claims: Sequence[Claim]) -> str:
-    """The same for the same claims in the same order; an owner token is never issued twice."""
+    """A digest of the claims' owner tokens, which are never issued twice."""
     tokens = b"\0".join(claim.owner_token for claim in claims)
     return f"{operation}-{hashlib.sha1(tokens, usedforsecurity=False).hexdigest()}"
 
@@ -408,7 +407,7 @@ def _with_payload_inside(ack: Ack) -> Ack:
 
 
 def settled_effects(effects: Sequence[Effect]) -> list[bool]:
-    """Which claims were settled; raises the error that kept one: sent again, the others are told what was done."""
+    """Which claims were settled. Raises the error of the first failed one; repeat the call with the same batch."""
     for effect in effects:
         if isinstance(effect, bytes):
             text = effect.decode("utf-8", "replace")
@@ -436,12 +435,12 @@ def _ack_row(ack: Ack) -> tuple[Any, ...]:
 
 
 def has_payload_key(ack: Ack) -> bool:
-    """Whether the reference is this request's own: no request can have another's payload deleted."""
+    """Whether the reference is this request's own, so that it cannot delete another's payload."""
     return is_own_payload(ack.payload_ref, ack.request_id, ack.request_token)
 
 
 async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit: int) -> int:
-    """Move up to `limit` retries that are due back to their queues' pending sets; returns how many."""
+    """Move up to `limit` due retries to their queues; returns how many."""
     script = lua_script(redis, "promote")
     moved, has_more = 0, True
     while has_more and moved < limit:
@@ -453,7 +452,7 @@ async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit
 
 
 class Retries:
-    """A retry set, which may be of several queues."""
+    """A retry set, which several queues may share."""
 
     def __init__(self, redis: Store, retry_queue_name: str, default_queue: str) -> None:
         self._redis = redis
@@ -461,14 +460,14 @@ class Retries:
         self._name = retry_queue_name
         self.default_queue = default_queue
         self.work_keys = [retry_queue_name]
-        """Keys of which at least one exists while `promote` has anything to do."""
+        """Keys of which at least one exists if `promote` has work."""
 
     async def promote(self, limit: int) -> int:
-        """Move retries that are due back to their queues' pending sets; returns how many."""
+        """Move due retries to their queues; returns how many."""
         return await promote(self._redis, self._name, self.default_queue, limit)
 
     async def recall(self, cancelled: Sequence[Cancellation]) -> int:
-        """Move cancelled requests back to their queues, which recall them from there; returns how many."""
+        """Move cancelled retries to their queues, where they are recalled; returns how many."""
         return await self._brought([one.key for one in cancelled]) if cancelled else 0
 
     async def _brought(self, names: Sequence[bytes]) -> int:

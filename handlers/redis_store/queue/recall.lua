@@ -1,5 +1,6 @@
--- recall: claim cancelled requests by their names, wherever they stand in the queue, so that they are answered and not
--- run. Found by the scores that their producers gave them, so the queue's length does not matter. Sending it twice does
+-- recall: claim cancelled requests by name, at any position of the queue, so that they are answered and not run.
+-- They are found by the scores that their producers gave them, so the queue's length does not matter. Sending it twice
+-- does
 -- no harm: the second finds them claimed.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
@@ -7,11 +8,11 @@
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
 -- KEYS[5] <queue>:deaths        hash  claim key -> owners that died on it
 -- ARGV[1] lease, seconds   ARGV[2] random part of the owner tokens
--- ARGV[3] the range to begin with, from 1   ARGV[4] how many of its members to pass over
--- ARGV[5] how many members to look at, at most   ARGV[6] how many bytes of them; the first whatever its size
+-- ARGV[3] the range to begin with, from 1   ARGV[4] how many of its members to skip
+-- ARGV[5] most members to read   ARGV[6] most bytes of members; the first is read whatever its size
 -- ARGV[7] how many ranges
 -- ARGV[8..] lowest and highest score of each range, as ZRANGEBYSCORE takes them; behind them the claim keys
--- Returns this server's Unix seconds, the range to go on with (0: done) and how many of its members to pass over, then
+-- Returns this server's Unix seconds, the range to continue with (0: done) and how many of its members to skip, then
 -- for each claim: claim key, owner token, member, score, deaths, 1.
 -- include _run
 -- include _counted_as

@@ -1,13 +1,14 @@
--- reclaim: give back to pending what owners hold whose lease ended; claim for the caller what killed too many.
--- Also mends claims and index where they disagree. Sending it twice does no harm.
+-- reclaim: return claims of ended leases to pending; claim for the caller requests on which too many owners died.
+-- Also repairs claims and index if they disagree. Sending it twice does no harm.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
 -- KEYS[5] <queue>:deaths        hash  claim key -> owners that died on it; expires a week after the last one
--- ARGV[1] how many at most   ARGV[2] deaths that are too many   ARGV[3] lease, seconds
--- ARGV[4] random part of the owner tokens   ARGV[5] how many bytes of members at most; the first goes whatever its size
--- Returns this server's Unix seconds, how many went back to pending, then for each that is the caller's now:
+-- ARGV[1] how many at most   ARGV[2] delivery limit: most deaths   ARGV[3] lease, seconds
+-- ARGV[4] random part of the owner tokens   ARGV[5] how many bytes of members at most; the first is moved whatever its
+-- size
+-- Returns this server's Unix seconds, how many went back to pending, then for each that the caller claimed:
 -- claim key, owner token, member, score, deaths, 0.
 -- include _run
 -- include _counted_as
@@ -19,8 +20,8 @@ local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local lease_end = string.format('%.6f', now + tonumber(ARGV[3]))
 local room = tonumber(ARGV[5])
 
--- The score a member returns to: what our token remembers; else, for a claim of another processor, what its
--- producer gave it (deadline and sequence).
+-- The score a member returns to: the one in our owner token; for a claim of another processor, the producer's (deadline
+-- and sequence).
 local function score_of(owner, member)
   local score = owner and string.match(owner, ':s=([^:]+)$')
   local number = score and tonumber(score)

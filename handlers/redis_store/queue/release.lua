@@ -1,10 +1,10 @@
--- release: give claims back to pending as they were, if they are still ours. Sending it twice does no harm.
+-- release: return claims to pending unchanged, if the owner still holds them. Sending it twice does no harm.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end
 -- ARGV[3n - 2] claim key   ARGV[3n - 1] owner token   ARGV[3n] score
--- Returns for each 1, or 0 when the claim is not ours (nothing was changed).
+-- Returns for each 1, or 0 if the claim was lost (nothing was changed).
 -- include _run
 -- include _move_back
 local answer = {}

@@ -1,8 +1,8 @@
--- renew: move the end of leases that are still ours. Sending it twice does no harm.
+-- renew: extend leases that the owner still holds. Sending it twice does no harm.
 -- KEYS[1] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[2] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
 -- ARGV[1] lease, seconds   ARGV[2..] pairs: claim key, owner token
--- Returns for each 1, or 0 when another owner has it or nobody does (then nothing was changed).
+-- Returns for each 1, or 0 if the owner does not hold it (then nothing was changed).
 -- include _run
 local clock = redis.call('TIME')
 local lease_end = string.format('%.6f', tonumber(clock[1]) + tonumber(clock[2]) / 1000000 + tonumber(ARGV[1]))

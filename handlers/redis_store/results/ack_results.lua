@@ -1,17 +1,18 @@
--- ack_results: drop results that their reader has made safe, and remember that for a while. Sending it twice does no
--- harm.
+-- ack_results: drop results that their reader has stored, and remember their claim keys for a while. Sending it twice
+-- does
+-- no harm.
 -- KEYS[1] <results>:result-claimed         hash  claim key -> result
 -- KEYS[2] <results>:result-claim-owners    hash  claim key -> owner token
 -- KEYS[3] <results>:result-claims-idx      zset  claim key, score = lease end, Unix milliseconds of this server
 -- KEYS[4] <results>:result-ack-tombstones  zset  claim key, score = when it is forgotten, Unix milliseconds
 -- ARGV[1] owner token   ARGV[2] how long to remember, milliseconds   ARGV[3..] claim keys
 -- Returns for each claim key 1, 2 when it was acknowledged before, or 0 when the lease ended or another owner has it:
--- then nothing was changed, and the result comes again.
+-- then nothing was changed, and the result is delivered again.
 -- include _run
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local answer = {}
-probe('ZREM', KEYS[3], NO_NAME) -- first: what is dropped makes room in a full memory
+probe('ZREM', KEYS[3], NO_NAME) -- first: deletions are allowed when memory is full
 probe('HDEL', KEYS[1], NO_NAME)
 probe('HDEL', KEYS[2], NO_NAME)
 for at = 3, #ARGV do
@@ -28,7 +29,7 @@ for at = 3, #ARGV do
     answer[#answer + 1] = forgotten_at and tonumber(forgotten_at) > now and 2 or 0
   end
 end
--- Another reader may remember for longer: only ever put the end off.
+-- Another reader may use a longer time: the expiry only ever moves later.
 if (try('PTTL', KEYS[4]) or 0) < tonumber(ARGV[2]) then
   try('PEXPIRE', KEYS[4], ARGV[2])
 end

@@ -1,15 +1,16 @@
 -- receive_results: take the oldest results of a list under a lease; the durable result protocol (contract.md).
--- Leases that ended go back to the list first. A result with a token is dropped as a double if that was acknowledged, or
--- is held; results without one are never doubles. Sending it twice takes more.
+-- Leases that ended go back to the list first. A result with a token is dropped as a duplicate if the token was
+-- acknowledged or is held; results without a token are never duplicates. Sending it twice takes more.
 -- KEYS[1] <results>                        list  results, oldest at the right
 -- KEYS[2] <results>:result-claimed         hash  claim key -> result
 -- KEYS[3] <results>:result-claim-owners    hash  claim key -> owner token
 -- KEYS[4] <results>:result-claims-idx      zset  claim key, score = lease end, Unix milliseconds of this server
 -- KEYS[5] <results>:result-ack-tombstones  zset  claim key, score = when it is forgotten, Unix milliseconds
 -- ARGV[1] owner token   ARGV[2] lease, milliseconds   ARGV[3] how many at most
--- ARGV[4] how many bytes of results at most; one is taken whatever its size
+-- ARGV[4] how many bytes of results at most; the first is taken whatever its size
 -- ARGV[5] random part of the claim keys of results without a token
--- Returns two values for each result: claim key and result. A claim key that begins with a NUL holds what is no result.
+-- Returns two values for each result: claim key and result. A claim key that begins with a NUL marks an unreadable
+-- result.
 -- include _run
 -- include _member
 -- include _give_back
@@ -17,7 +18,7 @@ local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local lease_end = now + tonumber(ARGV[2])
 
-probe_giving_back() -- first: what only moves goes on when memory is full
+probe_giving_back() -- first: moves are allowed when memory is full
 local room = tonumber(ARGV[4])
 local ended = run('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 1000)
 for at = #ended, 1, -1 do
@@ -38,19 +39,20 @@ local function last_token(result)
   return string.match(string.sub(result, -HEAD), '[^\\],%s*"request_token"%s*:%s*"([^"\\]*)"%s*}%s*$')
 end
 
-local function is_double(key)
+local function is_duplicate(key)
   return run('ZSCORE', KEYS[5], key) or run('HEXISTS', KEYS[3], key) == 1
 end
 
--- What names a result: its id and token, or nil for a double; without a token its id, or a name of its own if that is in
--- use.
+-- The claim key of a result: its id and token, or nil for a duplicate; without a token its id, or a random key if the
+-- id
+-- is in use.
 local function claim_key(result, place)
   local fields = read_member(result)
   local id = fields and fields['id']
   local token = fields and fields['request_token']
   local own = ARGV[5] .. ':' .. place
   if type(id) ~= 'string' or id == '' or token ~= nil and token ~= cjson.null and type(token) ~= 'string' then
-    -- The id of a large one may stand further behind: its reader sees.
+    -- The id of a large result may be behind its head: its reader decodes it.
     return #result > SMALL and string.find(result, '^%s*{') and own or '\0unparsable-result\0' .. own
   end
   if (token == nil or token == cjson.null) and #result > SMALL then
@@ -58,10 +60,10 @@ local function claim_key(result, place)
   end
   if type(token) == 'string' and token ~= '' and not string.find(id, '%z') then
     local key = id .. '\0' .. token
-    return not is_double(key) and key or nil
+    return not is_duplicate(key) and key or nil
   end
   id = string.gsub(id, '%z', ' ')
-  return is_double(id) and id .. '\0' .. own or id
+  return is_duplicate(id) and id .. '\0' .. own or id
 end
 
 local function hold(key, result)

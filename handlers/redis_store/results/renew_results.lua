@@ -1,8 +1,8 @@
--- renew_results: move the end of leases that are still ours. Sending it twice does no harm.
+-- renew_results: extend leases that the owner still holds. Sending it twice does no harm.
 -- KEYS[1] <results>:result-claim-owners  hash  claim key -> owner token
 -- KEYS[2] <results>:result-claims-idx    zset  claim key, score = lease end, Unix milliseconds of this server
 -- ARGV[1] owner token   ARGV[2] lease, milliseconds   ARGV[3..] claim keys
--- Returns for each claim key 1, or 0 when the lease ended or another owner has it: nothing was changed.
+-- Returns for each claim key 1, or 0 if the lease ended or another owner holds it: nothing was changed.
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local answer = {}

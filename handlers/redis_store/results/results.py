@@ -1,7 +1,7 @@
-"""What a reader does with a result list: take under a lease, renew, acknowledge, give back, peek.
+"""Read a result list: receive under a lease, renew, acknowledge, give back, peek.
 
-The durable result protocol of contract.md: a result that was taken and not acknowledged comes back when its
-lease ends, so a reader's crash loses nothing. Readers that `RPOP` the same list go on working.
+The durable result protocol of contract.md: a result that is received and not acknowledged returns when its lease ends,
+so a reader's crash loses nothing. Readers that `RPOP` the same list keep working.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from handlers.redis_store.keys import result_claim_keys
 from handlers.redis_store.scripts import BATCH_BYTES, lua_script, read_only
 
 PEEKED_RESULTS = 10
-"""How many results of one id are looked at: more than that is another list than its own."""
+"""Results of one reply list that are read; a per-request list holds fewer."""
 
 
 class HeldResult(msgspec.Struct, frozen=True):
-    """A result under a lease: what names it in the claim keys, and its JSON."""
+    """A result under a lease: its claim key and its JSON."""
 
     claim_key: bytes
     result: bytes
 
     @property
     def is_readable(self) -> bool:
-        """Whether it is a result at all; others stay leased and come back, for a reader that can."""
+        """Whether it has the form of a result; others return when their lease ends."""
         return not self.claim_key.startswith(b"\0")
 
 
 class AckOutcome(Enum):
-    """What an acknowledgement found."""
+    """The outcome of an acknowledgement."""
 
     LOST = 0
-    """The lease had ended: the result comes, or came, to another reader."""
+    """The lease had ended: the result is delivered to another reader."""
     DONE = 1
     REPEATED = 2
     """It was acknowledged before."""
 
 
 class Results:
-    """A reader of the list `name`, known to the server by its `owner` token."""
+    """A reader of the list `name`, identified by its `owner` token."""
 
     def __init__(self, redis: Store, name: str, *, owner: str, lease_ms: int, tombstone_ms: int) -> None:
         self.name = name
@@ -62,9 +62,9 @@ class Results:
         self._return = lua_script(redis, "return_results")
 
     async def receive(self, limit: int) -> list[HeldResult]:
-        """Take at most `limit` of the oldest results under a lease, one at least; empty when there are none now.
+        """Take at most `limit` of the oldest results under a lease; empty if the list is.
 
-        Together they have at most `BATCH_BYTES`, unless one is larger.
+        Together they have at most `BATCH_BYTES`, unless the first is larger.
         """
         keys = [self.name, self._claimed, self._owners, self._index, self._tombstones]
         answer = await self._receive(
@@ -73,7 +73,7 @@ class Results:
         return [HeldResult(key, result) for key, result in zip(answer[::2], answer[1::2], strict=True)]
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
-        """Move the leases' ends; returns for each whether it is still held."""
+        """Extend leases; returns for each whether it is still held."""
         if not claim_keys:
             return []
         answer: list[int] = await self._renew(
@@ -82,7 +82,7 @@ class Results:
         return [bool(held) for held in answer]
 
     async def ack(self, claim_keys: Sequence[bytes]) -> list[AckOutcome]:
-        """Drop results that are safe with their reader."""
+        """Drop results that their reader has stored."""
         if not claim_keys:
             return []
         keys = [self._claimed, self._owners, self._index, self._tombstones]
@@ -90,7 +90,7 @@ class Results:
         return [AckOutcome(outcome) for outcome in answer]
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> int:
-        """Give held results (oldest first) back at once; returns how many went."""
+        """Return held results (oldest first) to the list; returns how many."""
         if not claim_keys:
             return 0
         keys = [self.name, self._claimed, self._owners, self._index]
@@ -101,12 +101,12 @@ class Results:
         return given
 
     async def depth(self) -> int:
-        """How many results wait in the list; those under a lease are not counted."""
+        """The number of results in the list, without those under a lease."""
         count: Any = await self._redis.llen(self.name)
         return int(count)
 
     async def delete(self) -> None:
-        """Delete the list and its claim keys: for a list that belongs to one reader, when it is done."""
+        """Delete the list and its claim keys, for a list that belongs to one reader."""
         for key in (self.name, self._claimed, self._owners, self._index, self._tombstones):
             await self._redis.unlink(key)
 
@@ -139,9 +139,9 @@ async def peek_results(redis: Store, lists: Sequence[str]) -> AsyncIterator[tupl
 
 
 async def oldest_results(redis: Store, name: str, count: int, *, skipped: int = 0) -> list[bytes]:
-    """At most `count` of the oldest results behind `skipped` ones, oldest first, left where they are.
+    """At most `count` of the oldest results after the first `skipped`, left where they are.
 
-    They have at most `BATCH_BYTES` together, but one is read at least.
+    Oldest first, together at most `BATCH_BYTES` unless the first is larger.
     """
     arguments = [str(count), str(BATCH_BYTES), str(skipped)]
     answer: list[bytes] = await read_only(redis, lua_script(redis, "oldest_results"), [name], arguments)
@@ -149,5 +149,5 @@ async def oldest_results(redis: Store, name: str, count: int, *, skipped: int = 
 
 
 async def drop_oldest_results(redis: Store, name: str, count: int) -> None:
-    """Drop the `count` oldest results: what `oldest_results` returned, once it is safe."""
+    """Drop the `count` oldest results, which `oldest_results` returned."""
     await redis.ltrim(name, 0, -count - 1)

@@ -1,4 +1,5 @@
--- cancel: mark live submissions as cancelled; who holds or claims them answers them. Sending it twice does no harm.
+-- cancel: mark live submissions as cancelled; the poller that holds or claims them answers them. Sending it twice does
+-- no harm.
 -- KEYS[1]       request-cancellations  zset    deadline, Unix seconds NUL id NUL token; score = when, Unix seconds of
 --                                              this server; forgotten after an hour
 -- KEYS[2n]      request-active:<id>    string  token of the live submission; its remaining life is read

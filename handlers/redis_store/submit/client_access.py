@@ -1,6 +1,6 @@
-"""A connection for those who queue and read: no silent repetition.
+"""Connections of clients, without automatic retries.
 
-Whoever calls repeats by himself, and says so (see `submit.lua`).
+Callers retry explicitly with `is_repeated=True`, which keeps submission idempotent (see `submit.lua`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ TRANSIENT_ERRORS: Final = (
     TryAgainError,
     RedisClusterException,
 )
-"""The server was not reached, or its answer was not, or it fails over, or moves a slot: worth another try."""
+"""Failures worth a retry: connection lost, reply lost, failover, slot migration."""
 
 STORE_ERRORS: Final = STORE_FAILURES
-"""All that a call may raise."""
+"""Everything that a call may raise."""
 
 CALL_TIMEOUT_SECONDS: Final = 10.0
 CONNECTIONS: Final = 64
@@ -37,9 +37,9 @@ CONNECTIONS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class RedisAccess:
-    """Who a client is to Redis, and whom it trusts: what a URL cannot say, or should not.
+    """A client's credentials and certificates, which do not belong in a URL.
 
-    `username` and `password` win over the URL's. `password_file` wins over both and is read for every new
+    `username` and `password` override the URL's. `password_file` overrides both and is read for every new
     connection, so that a secret may rotate. `ca_file` (PEM) is the CA of the server's certificate, empty: the
     system's; `cert_file` and `key_file` are the client's own certificate.
     """
@@ -52,14 +52,14 @@ class RedisAccess:
     key_file: str = ""
 
     def current_password(self) -> str:
-        """The password of now. Raises `OSError` or `ValueError` for a file that cannot be read."""
+        """The current password. Raises `OSError` or `ValueError` for a file that cannot be read."""
         if not self.password_file:
             return self.password
         return Path(self.password_file).read_text(encoding="utf-8").strip()
 
 
 def client_options(url: str, access: RedisAccess | None = None) -> RedisOptions:
-    """How a client reaches the Redis at `url`."""
+    """Connection options of a client for the Redis at `url`."""
     access = access or RedisAccess()
     return RedisOptions(
         url,

@@ -1,4 +1,4 @@
--- look_up: where is one submission? Reads a handful of keys, whatever the queue's length; changes nothing.
+-- look_up: the state of one submission. Reads a handful of keys, whatever the queue's length; changes nothing.
 -- KEYS[1] request-active:<id>     string  token of the live submission; expires at the deadline
 -- KEYS[2] request-cancel:<id>     string  token of a cancelled submission
 -- KEYS[3] request-submitted:<id>  string  token of a submission with a window
@@ -6,7 +6,7 @@
 -- KEYS[5] <queue>:claimed         hash    claim key -> member
 -- ARGV[1] id   ARGV[2] the token that is meant, or empty: whichever is live
 -- Returns the state and the token. States: pending, claimed, retrying, queued (pending or retrying: its producer's
--- tokens do not tell), cancelling, finished (no longer live), unknown (never seen, or long gone).
+-- tokens have no sequence), cancelling, finished (no longer live), unknown (never seen, or long gone).
 local token = redis.call('GET', KEYS[1])
 if token and ARGV[2] ~= '' and ARGV[2] ~= token then
   return { 'finished', ARGV[2] }
@@ -28,8 +28,9 @@ local seq = string.match(token, '%-(%d+)$')
 if not seq then
   return { 'queued', token }
 end
--- The live marker expires at the deadline: from it, and the token's end, follows the score. The clock moves on
--- between the two readings, by less than half a second; deadlines are whole seconds.
+-- The live marker expires at the deadline, so its expiry and the token's sequence give the score. Time passes between
+-- the
+-- two readings, less than half a second; deadlines are whole seconds.
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local deadline = math.floor(now + redis.call('PTTL', KEYS[1]) / 1000 + 0.5)

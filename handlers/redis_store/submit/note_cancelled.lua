@@ -1,8 +1,9 @@
--- note_cancelled: tell pollers what was cancelled: the last step of cancel.lua where its keys are in several slots (Redis
--- Cluster), and the step that is missing where a producer knows nothing of this list. Sending it twice does no harm.
+-- note_cancelled: list cancelled requests for pollers: the last step of cancel.lua if its keys are in several slots
+-- (Redis
+-- Cluster), and the missing step of producers that do not know this list. Sending it twice does no harm.
 -- KEYS[1] request-cancellations  zset  deadline, Unix seconds NUL id NUL token; score = when, Unix seconds of this
 --                                      server; forgotten after an hour
--- ARGV[1] 1: leave alone what was told before, else 0
+-- ARGV[1] 1: skip requests that are listed already, else 0
 -- ARGV[2n] milliseconds until the deadline   ARGV[2n + 1] id NUL token
 -- Returns how many were new.
 local clock = redis.call('TIME')

@@ -1,4 +1,4 @@
-"""What a producer does with Redis: queue requests, cancel them, look one up.
+"""The producer's side of Redis: queue, cancel and look up requests.
 
 Every operation is one `.lua` file and one round trip, however many requests it carries.
 """
@@ -42,7 +42,7 @@ class RequestState(StrEnum):
     RETRYING = "retrying"
     """Attempted at least once, waiting for its next attempt (due, or not yet)."""
     QUEUED = "queued"
-    """Pending or retrying; the producer's tokens do not tell which."""
+    """Pending or retrying; this producer's tokens have no sequence to tell them apart."""
     CANCELLING = "cancelling"
     """Cancelled; its `CANCELLED` result is on the way."""
     FINISHED = "finished"
@@ -52,15 +52,15 @@ class RequestState(StrEnum):
     DEAD_LETTERED = "dead-lettered"
     """Kept among the dead letters; `async-processor dead` shows it."""
     UNKNOWN = "unknown"
-    """Never submitted here, or forgotten since."""
+    """Never submitted here, or its record expired."""
 
 
 class MemberParts(msgspec.Struct, frozen=True):
-    """A member of the queue, open where the store writes the order of submission.
+    """A member of the queue, split where the store inserts the sequence.
 
     The member is `head` + seq + `","enqueue_seq":` + seq + `tail`: `head` ends inside the string of the
-    request token, right behind `token` and a dash. `deadline` is in whole Unix seconds. `payload` is
-    stored apart when it is not empty. `record` is what a submission under an idempotency key stores (`token` is
+    request token, after `token` and a dash. `deadline` is in whole Unix seconds. `payload` is
+    offloaded if it is not empty. `record` is stored for a submission under an idempotency key (`token` is
     from `keyed_token` then): for `unread_seconds` after the deadline if nobody acknowledges the result, and for
     `window_seconds` more.
     """
@@ -77,7 +77,7 @@ class MemberParts(msgspec.Struct, frozen=True):
 
     @property
     def record_text(self) -> bytes:
-        """The record as it is stored behind the token; empty without an idempotency key."""
+        """The record as stored after the token; empty without an idempotency key."""
         return encode_record(self.record, self.window_seconds) if self.record else b""
 
     @property
@@ -91,9 +91,9 @@ class MemberParts(msgspec.Struct, frozen=True):
 
 
 class Queued(msgspec.Struct, frozen=True):
-    """What became of one submission: its token; `is_new` is false if an earlier one stands for it.
+    """The outcome of one submission: its token; `is_new` is false if an earlier one is returned.
 
-    `record` is the earlier one's, if that was made under an idempotency key.
+    `record` is the earlier one's, if it has an idempotency key.
     """
 
     token: str
@@ -103,7 +103,7 @@ class Queued(msgspec.Struct, frozen=True):
 
 
 def queued_as(part: MemberParts, token: str, record: KeyRecord | None) -> Queued:
-    """The outcome for `part` if the submission `token` stands for it, which may be itself."""
+    """The outcome for `part` if the submission `token` is recorded, which may be itself."""
     base, _, seq = token.rpartition("-")
     is_new = base == part.token
     return Queued(token, int(seq) if is_new else 0, is_new, None if is_new else record)
@@ -112,8 +112,8 @@ def queued_as(part: MemberParts, token: str, record: KeyRecord | None) -> Queued
 class Submissions:
     """The producer's side of one Redis; queues are named with each call.
 
-    With a `replication`, a submission counts once enough replicas have it; while they do not, `submit` raises
-    `NotReplicated`, and is to be repeated.
+    With a `replication`, a submission counts once enough replicas have it; until then `submit` raises
+    `NotReplicated` and must be repeated.
     """
 
     def __init__(self, redis: Store, replication: Replication | None = None) -> None:
@@ -133,8 +133,8 @@ class Submissions:
     ) -> list[Queued]:
         """Queue `requests` in order, in one step; returns one `Queued` for each.
 
-        `is_repeated` tells that the same call may have been made before, its answer lost: what is live
-        under the same token, or was queued by that very call in the last two minutes, is not queued again.
+        `is_repeated`: the same call may have been made before and its reply lost. Requests that are live under the same
+        token, or were queued by that call in the last two minutes, are not queued again.
 
         With a window, an id that is live, or was submitted with a window and has not been past its
         deadline for `window_seconds`, is not queued again: its first submission is returned. A request with an

@@ -1,31 +1,33 @@
 -- submit: queue a batch of requests, in order, and mark each as live, in one step.
--- A token's end is the request's place in the queue, so that look_up.lua finds it without a scan.
--- Sent again, and said to be, it tells what it did the first time, for two minutes even if that is finished by now, and
--- leaves alone what is live under the same token: a lost reply queues nothing twice. With a window, a request whose id
+-- A token ends with the request's sequence, so that look_up.lua finds it without a scan.
+-- A call that is marked as repeated returns the answer of the first call, for two minutes even if requests are finished
+-- by
+-- now, and skips requests that are live under the same token: a lost reply queues nothing twice. With a window, a
+-- request whose id
 -- (or idempotency key, if it has a record) was submitted before is not queued again. The cancellation of an older
--- submission stays: that one may still wait, and its token is another.
+-- submission stays: that one may still be pending, under another token.
 -- KEYS[1]       <queue>                        zset    member, score = deadline + min(seq, 2^21 - 1) / 2^21
--- KEYS[2]       request-sent:<digest>          string  what this call answered, JSON; expires in two minutes
+-- KEYS[2]       request-sent:<digest>          string  answer of this call, JSON; expires in two minutes
 -- KEYS[4n - 1]  request-seq:<queue>:<deadline> string  counter; expires an hour after the deadline
 -- KEYS[4n]      request-active:<id>            string  token of the live submission; expires at the deadline
 -- KEYS[4n + 1]  request-submitted:<id>         string  token, with the record of a key; only with a window; expires that
 --                                                       long after the deadline
--- KEYS[4n + 2]  request-payload:<id>:<token>   string  payload stored apart; expires ten minutes after the deadline
+-- KEYS[4n + 2]  request-payload:<id>:<token>   string  offloaded payload; expires ten minutes after the deadline
 -- ARGV[1]       1 when this may have been sent before, else 0
--- ARGV[7n - 5]  deadline, Unix seconds   ARGV[7n - 4] token without its end
+-- ARGV[7n - 5]  deadline, Unix seconds   ARGV[7n - 4] token without its sequence
 -- ARGV[7n - 3]  member up to its token's end   ARGV[7n - 2] member from behind its enqueue_seq on
--- ARGV[7n - 1]  payload to store apart, or empty   ARGV[7n] window, seconds (0: none)
+-- ARGV[7n - 1]  payload to offload, or empty   ARGV[7n] window, seconds (0: none)
 -- ARGV[7n + 1]  record of the idempotency key, or empty
--- Returns two values for each request: its seq (0: an earlier submission stands for it), and its whole token, with the
+-- Returns two values for each request: its seq (0: an earlier submission is returned), and its whole token, with the
 -- record of that submission if it has one.
 -- include _run
 local is_repeated = ARGV[1] == '1'
 local told = is_repeated and redis.call('GET', KEYS[2])
 if told then
-  redis.call('SET', KEYS[2], told, 'EX', 120) -- again: WAIT waits for writes only
+  redis.call('SET', KEYS[2], told, 'EX', 120) -- a repeated call writes too: WAIT waits for writes only
   return cjson.decode(told)
 end
-probe('ZADD', KEYS[1], 'XX', 0, NO_NAME) -- what stands for an id must not be written for a request that is not queued
+probe('ZADD', KEYS[1], 'XX', 0, NO_NAME) -- no record may be written for a request that is not queued
 local is_counter_bounded = {}
 local answer = {}
 for n = 1, (#KEYS - 2) / 4 do
@@ -65,6 +67,6 @@ for n = 1, (#KEYS - 2) / 4 do
 end
 if #answer > 0 then
   redis.call('SET', KEYS[2], cjson.encode(answer), 'EX', 120)
-  try('PUBLISH', '{async-processor}:wake', KEYS[1]) -- idle pollers listen; a user without the right submits all the same
+  try('PUBLISH', '{async-processor}:wake', KEYS[1]) -- idle pollers listen; without the right to publish, requests are queued all the same
 end
 return answer

@@ -1,9 +1,10 @@
 -- Included behind _run and _same_submission by scripts that claim. Writes KEYS[1] to KEYS[4] of its script and reads
 -- KEYS[5], as their headers say.
--- probe_claims(): fails where claiming would fail halfway.
+-- probe_claims(): fails if a later command would fail.
 -- hold(member, score, owner, lease_end): claim a pending member for `owner`: write the claim, then remove the member.
--- Returns the claim's key and the deaths on it. Returns nothing for a second copy of what one of us has claimed, which is
--- dropped: that claim ends it, or brings it back.
+-- Returns the claim's key and the deaths on it. Returns nothing for a duplicate of a request that one of our pollers
+-- has claimed: it
+-- is dropped, since that claim ends the request or returns it.
 local function probe_claims()
   probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
   probe('ZREM', KEYS[4], NO_NAME)

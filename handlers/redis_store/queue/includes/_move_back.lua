@@ -1,8 +1,7 @@
--- Included behind _run by scripts that give claims back to pending. Writes KEYS[1] to KEYS[4] of its script, as their
+-- Included behind _run by scripts that return claims to pending. Writes KEYS[1] to KEYS[4] of its script, as their
 -- headers say.
--- probe_moves(): fails where giving back would fail halfway. What only moves
--- goes on when memory is full.
--- move_back(key, member, score): queue the claim's member, if there is one, then drop the claim.
+-- probe_moves(): fails if a later command would fail. Moves are allowed when memory is full.
+-- move_back(key, member, score): queue the claim's member, if it exists, then drop the claim.
 local function probe_moves()
   probe('HDEL', KEYS[2], NO_NAME)
   probe('HDEL', KEYS[3], NO_NAME)

@@ -1,11 +1,13 @@
--- Included by scripts that change more than one key: so that a script that fails leaves no request, result or dead
--- letter without a key that holds it. Scripts read first, then `probe`, then write the copy, and remove last.
+-- Included by scripts that change more than one key: a script that fails must not lose a request, result or dead
+-- letter. Scripts read first, then `probe`, then write the copy, and remove last.
 -- run(command, key, ...): as redis.call; its error names the command and the key.
--- try(command, key, ...): the answer, or nil where the server refuses: for what a request can do without.
--- probe(command, key, ...): as `run`, with arguments that change nothing: fails where the same command later would. The
--- first probe decides what happens when memory is full: ZADD and SET are refused then, and with them the script;
--- ZREM and HDEL are not, and whatever follows them is allowed.
-local NO_NAME = '\0nobody' -- what no member, claim key or field is
+-- try(command, key, ...): the answer, or nil where the server refuses: for side effects that a request can do without.
+-- probe(command, key, ...): as `run`, with arguments that change nothing: fails if the same command would fail later.
+-- The
+-- first probe decides what happens when memory is full: ZADD and SET are refused, and with them the script; ZREM and
+-- HDEL
+-- are not, and all commands after them are allowed.
+local NO_NAME = '\0nobody' -- not the name of any member, claim key or field
 
 local function refused(answer, command, key)
   local kind, said = string.match(answer.err, '^%-?(%u+)%s(.*)$')
@@ -34,7 +36,7 @@ end
 
 local probe = run
 
--- error_text(failure): of what pcall tells, which is a text or a table, as the server has it.
+-- error_text(failure): the text of an error that pcall returned, which is a string or a table.
 local function error_text(failure)
   return type(failure) == 'table' and failure.err or failure
 end

@@ -1,6 +1,6 @@
 -- Included behind _member by scripts that queue a member again. Reads no key and writes none.
--- queued_under(member): the queue that it names, and the score that its producer gave it (its deadline and sequence,
--- or the one that it was claimed with if that was another); nil where it does not say.
+-- queued_under(member): the queue that it names, and its score (deadline and sequence, or the score it was claimed with
+-- if that was another); nil if it has none.
 local function queued_under(member)
   local fields = read_member(member) or {}
   local internal = type(fields['internal']) == 'table' and fields['internal'] or {}
@@ -9,7 +9,7 @@ local function queued_under(member)
   local deadline, seq = tonumber(body['deadline']), tonumber(internal['enqueue_seq']) or 0
   local score = tonumber(internal['original_score']) or (deadline and deadline + math.min(seq, 2097151) / 2097152)
   if score ~= score then
-    score = nil -- NaN is no score: one such member must not hold up all that are behind it
+    score = nil -- NaN is not a score: one such member must not block all others behind it
   end
   return type(queue) == 'string' and queue ~= '' and queue or nil, score
 end

@@ -1,11 +1,12 @@
--- Included behind _run and _counted_as by scripts that end claims: KEYS[1] to KEYS[3] of theirs are claims, owners and
--- index, as their headers say.
--- begin_settling(memory): fails where settling would fail halfway; reads what the same batch did before.
--- settle(n, key, owner, deaths, write): the n-th claim, if it is still the owner's: `write`, then drop the claim and what
--- the key `deaths` counts of it (nil: nothing). Returns 1, 0 when the claim is not the owner's, or the error that kept
--- the claim as it was.
--- with_letter(letter, dead, write): keep the record `dead` (empty: none) in KEYS[5], if `write` succeeds too.
--- end_settling(memory, answer): remembers for a minute what was done.
+-- Included behind _run and _counted_as by scripts that end claims: KEYS[1] to KEYS[3] of the script are claims,
+-- owners and index.
+-- begin_settling(memory): fails if a later command would fail; reads the outcome of an earlier call with the same
+-- batch.
+-- settle(n, key, owner, deaths, write): if the owner still holds the n-th claim: `write`, then drop the claim and its
+-- count in the hash `deaths` (nil: keep the count). Returns 1, 0 if another owner holds the claim, or the error text if
+-- `write` failed and the claim is unchanged.
+-- with_letter(letter, dead, write): write the record `dead` (empty: none) to KEYS[5], undone if `write` fails.
+-- end_settling(memory, answer): remember the outcomes for a minute.
 local done_before = ''
 
 local function begin_settling(memory)
@@ -54,6 +55,6 @@ local function end_settling(memory, answer)
     has_effect = has_effect or effect == 1
   end
   if has_effect then
-    run('SET', memory, table.concat(marks), 'EX', 60) -- written again: WAIT waits for writes only
+    run('SET', memory, table.concat(marks), 'EX', 60) -- written every time: WAIT waits for writes only
   end
 end

@@ -1,12 +1,13 @@
 -- Included behind _run by scripts that claim. Reads KEYS[1] of its script and writes nothing.
--- choose(count, most_bytes, most_retries, position, latest): up to `count` members of KEYS[1], each followed by its score, lowest
+-- choose(count, most_bytes, most_retries, position, latest):
+-- up to `count` members of KEYS[1], each followed by its score, lowest
 -- score first; at most `most_bytes` of them, but at least one. Of these at most `most_retries` are retries while other
 -- requests wait. `position` is where to begin: 0 at the queue's head, 1 at its end, in between by rank. With `latest`,
 -- members with a higher score are left out.
 -- It reads 1,000 members or 2 MB at most: requests behind more retries than that are not found.
 local MOST_MEMBERS, MOST_BYTES = 1000, 2000000
 
--- Whether a member was tried before: `internal` says so, which stands before `data` in what processors queue.
+-- Whether a member was attempted before, by `internal`, which precedes `data` in members that processors queue.
 local function is_retry(member)
   local head = string.sub(member, 1, 4096)
   local data = string.find(head, '"data"%s*:')
@@ -31,7 +32,7 @@ local function choose(count, most_bytes, most_retries, position, latest)
     end
   end
   while #chosen < 2 * count and most_bytes > 0 and read < MOST_MEMBERS and bytes < MOST_BYTES do
-    -- One by one: how large the next is is not known, and a reply of many large ones would hold the server up.
+    -- One by one: the size of the next is unknown, and one reply with many large members would block the server.
     local member, score = unpack(run('ZRANGE', KEYS[1], first + read, first + read, 'WITHSCORES'))
     if not member or latest and tonumber(score) > latest then
       break
@@ -49,7 +50,7 @@ local function choose(count, most_bytes, most_retries, position, latest)
   end
   for at = 1, #passed_over, 2 do
     if #chosen < 2 * count and most_bytes > 0 then
-      take(passed_over[at], passed_over[at + 1]) -- nothing else waits
+      take(passed_over[at], passed_over[at + 1]) -- no other request waits
     end
   end
   return chosen

@@ -1,10 +1,14 @@
 -- Included behind _claim_key by scripts that meet a live claim of the same name. Reads no key and writes none.
--- is_same_submission(owner, held, member): whether `member` is of the submission whose claim `owner` has on `held`. The
--- reference keeps its claim on what it has put into the retry set, and takes it over when that comes back; another
--- processor must do so too, or the claim that was kept would run out and end the request a second time.
--- A token tells. Without one, ours drops a claim together with its retry, so an owner token of ours means another
--- submission of the id; a claim of others is the same one's where only the count of attempts went on. Of large members
--- the bytes from the payload on are compared.
+-- is_same_submission(owner, held, member): whether `member` belongs to the submission that `owner` claimed as `held`.
+-- The
+-- reference keeps its claim on a request that it put into the retry set, and takes the claim over when the request
+-- returns.
+-- Other processors must do the same, or the kept claim would expire and end the request a second time.
+-- The request token decides. Without a token: our processors drop a claim when they retry, so an owner token of our
+-- form
+-- means another submission of the id; a claim of another processor is the same submission's if only its retry count
+-- grew.
+-- For large members, the bytes from the payload on are compared.
 local function is_equal(one, other)
   if type(one) ~= 'table' or type(other) ~= 'table' then
     return one == other
@@ -22,7 +26,7 @@ local function is_equal(one, other)
   return true
 end
 
--- What stands behind the first "payload" of a large member, without the brackets that close it.
+-- The text from the first "payload" of a large member on, without the closing brackets.
 local function payload_of(member)
   local from = string.find(string.sub(member, 1, HEAD), '"payload"', 1, true)
   local to = #member
@@ -38,7 +42,7 @@ local function read_attempt(member)
     return nil
   end
   local payload = #member > SMALL and (payload_of(member) or member) or nil
-  if not is_enveloped(fields) then -- a bare body, which others put into an envelope for its retry
+  if not is_enveloped(fields) then -- a bare body, which other processors wrap in an envelope for its retry
     return { data = fields, count = 0, payload = payload }
   end
   local internal = type(fields['internal']) == 'table' and fields['internal'] or {}

@@ -1,7 +1,8 @@
--- Included behind _run and _is_named by scripts that look for some requests in a retry set, KEYS[1].
--- scan_named(cursor, count, room, first): members whose claim keys are among ARGV[first] and those behind it, in one part
--- of the set: up to `count` members or `room` bytes are looked at, and one more. Returns the next cursor ('0': done), and
--- these members.
+-- Included behind _run and _is_named by scripts that search some requests in a retry set, KEYS[1].
+-- scan_named(cursor, count, room, first): members whose claim keys are in ARGV from ARGV[first] on, in one part of the
+-- set: up to `count` members or `room` bytes are scanned, and one hash bucket more. Returns the next cursor ('0': done)
+-- and
+-- the members found.
 local function scan_named(cursor, count, room, first)
   local wanted, tokens = named(first)
   local found = {}

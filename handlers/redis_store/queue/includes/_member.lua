@@ -1,11 +1,12 @@
 -- Included by scripts that read members. Reads no key and writes none.
 -- read_member(member): the fields of a member as a table, or nil. A small member is decoded. Of a larger one only the
--- first 4 KB and the first 150 signs are read, and in these the fields of the request, of `internal` and of `data`,
--- without their objects and lists: the cost must not grow with the size of a request. A claim reads up to 64 members;
--- a sign costs about a microsecond. Also returns whether all of `internal` was read.
+-- first 4 KB and the first 150 signs (brackets, commas, colons, quotes) are read, and of those the fields of the
+-- request, of `internal` and of `data` without their objects and lists: the cost must not grow with the size of a
+-- request.
+-- A claim reads up to 64 members; a sign costs about a microsecond. Also returns whether all of `internal` was read.
 local SMALL, HEAD, MOST_SIGNS = 1024, 4096, 150
 
--- The place of the quote that closes the text which opens at `at`, or nil; and how many escapes stand between.
+-- The position of the quote that closes the string opened at `at`, or nil; and the number of escapes between them.
 local function text_end(text, at)
   local escapes = 0
   while true do
@@ -29,7 +30,7 @@ local function read_head(text)
   local root, at, signs = {}, 1, 0
   local depth, opened, is_object, key = 0, {}, {}, {} -- opened[depth]: the table to fill, or false
   local is_internal_read = false
-  local value_at, name -- where a value begins that is no object or list; a text that may be a field's name
+  local value_at, name -- where a scalar value begins; a string that may be a field's name
   local function keep(value)
     if opened[depth] and key[depth] and is_object[depth] then
       opened[depth][key[depth]] = value
