@@ -18,7 +18,14 @@ from redis.asyncio.cluster import RedisCluster
 
 from handlers.contract.errors import InvalidSetting
 from handlers.demo.servers import Valkey
-from handlers.redis_store.connection import PIECE_BYTES, STORE_FAILURES, RedisOptions, connect, pieces
+from handlers.redis_store.connection import (
+    PIECE_BYTES,
+    STORE_FAILURES,
+    ProgressParser,
+    RedisOptions,
+    connect,
+    pieces,
+)
 from handlers.settings.environment import Environment
 from tests.chaos.proxy import Proxy
 from tests.servers.redis_topologies import Server
@@ -159,6 +166,17 @@ async def test_silence_still_ends_a_call() -> None:
     await redis.aclose()
     server.close()
     await server.wait_closed()
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+async def test_every_node_of_a_cluster_limits_silence_and_not_the_whole_reply(scheme: str) -> None:
+    redis: Any = connect(RedisOptions(f"{scheme}+cluster://localhost:7001", timeout_seconds=7.0))
+    found_later = redis.get_node(node_name="127.0.0.1:7002")
+    for node in (*redis.startup_nodes, *redis.nodes_manager.startup_nodes.values(), found_later):
+        connection = node.acquire_connection()
+        assert type(connection).__name__.startswith("Progressive")
+        assert isinstance(connection._parser, ProgressParser)
+        assert connection.socket_timeout == 7.0
 
 
 @given(st.lists(st.integers(0, 3 * PIECE_BYTES), max_size=5))
