@@ -24,6 +24,9 @@ AGAIN_SECONDS: Final = (0.4, 1.0, 5.0, 20.0)
 AT_ONCE: Final = 500
 """Names in one call, and members that are scanned for them: a few milliseconds of the server's time."""
 
+_PAGE: Final = 1_000
+"""Entries of the list in one reply."""
+
 _CLOCKS_APART_SECONDS: Final = 2
 """How far a producer's clock may be from the server's, which computes the deadline."""
 _PLACE_DIGITS: Final = 9
@@ -107,16 +110,31 @@ class Cancellations:
 
         The server writes an entry and its time in one step, so no entry appears late.
         """
-        rows = cast(
-            "list[tuple[bytes, float]]",
-            await self._redis.zrangebyscore(CANCELLATIONS, f"({self._since!r}", "+inf", withscores=True),
-        )
+        rows = await self._rows()
         self._now = self._clock()
         self._last = max([self._since, *(score for _, score in rows)])
         read = [(one, score) for entry, score in rows if (one := _read(entry))]
         self._new = [one for one, _ in read]
         self._moving = [one for one, score in read if score > self._server_now() - _LONG_AGO_SECONDS]
         return self._new + [one for at, some in self._again if at <= self._now for one in some]
+
+    async def _rows(self) -> list[tuple[bytes, float]]:
+        """New entries and their times, in pages, since an entry may have several KB."""
+        rows: list[tuple[bytes, float]] = []
+        low, skipped, is_full = f"({self._since!r}", 0, True
+        while is_full:
+            page = cast(
+                "list[tuple[bytes, float]]",
+                await self._redis.zrangebyscore(
+                    CANCELLATIONS, low, "+inf", start=skipped, num=_PAGE, withscores=True
+                ),
+            )
+            rows += page
+            is_full = len(page) == _PAGE
+            if is_full:  # entries of one call have one time, so the next page begins among them
+                last = page[-1][1]
+                low, skipped = repr(last), sum(score == last for _, score in rows)
+        return rows
 
     def looked(self) -> None:
         """Everything due has been searched."""

@@ -102,6 +102,18 @@ async def test_each_is_told_once_when_it_is_new_and_again_a_few_times(store: Red
     assert await cancellations.due() == []
 
 
+async def test_a_long_list_is_read_in_pages(store: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries of one call have one time, so a page may end among them."""
+    monkeypatch.setattr("handlers.redis_store.queue.cancellations._PAGE", 3)
+    for number in range(11):
+        await store.zadd(CANCELLATIONS, {b"%d\0r-%02d\0t" % (DEADLINE, number): 100 + number // 5})
+    await store.config_resetstat()
+    assert [one.key for one in await Cancellations(store).due()] == [
+        b"r-%02d\0t" % number for number in range(11)
+    ]
+    assert (await store.info("commandstats"))["cmdstat_zrangebyscore"]["calls"] == 4
+
+
 async def test_what_was_cancelled_long_ago_is_told_once(store: Redis) -> None:
     clock = Clock()
     cancellations = Cancellations(store, clock)
