@@ -19,7 +19,7 @@ from tests.test_structure import text_of, tracked, tree_of
 CLEAN = [
     *("README.md", "SECURITY.md", "CHANGELOG.md", "docs/architecture.md", "docs/observability.md"),
     *("docs/adding-a-gate.md", "docs/client.md", "docs/config-file.md", "docs/metrics.md", "docs/results.md"),
-    "handlers/redis_store",
+    *("handlers/redis_store", "tests/redis_store"),
 ]
 """Pages, modules and folders whose text has been rewritten."""
 

@@ -105,7 +105,7 @@ async def test_every_form_of_a_url_makes_a_client_that_shows_no_password(url: st
         "redis://host?poolsize=9",
     ],
 )
-def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
+def test_an_invalid_url_is_refused_without_being_repeated(url: str) -> None:
     with pytest.raises(InvalidSetting, match="REDIS_URL") as caught:
         connect(RedisOptions(url))
     assert url not in str(caught.value)

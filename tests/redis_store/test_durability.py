@@ -105,7 +105,7 @@ def lagging(program: str) -> Iterator[tuple[Server, Server, Proxy]]:
     master.stop()
 
 
-async def test_f23_a_replica_that_lags_has_not_what_the_master_alone_acknowledged(
+async def test_f23_a_lagging_replica_lacks_writes_that_only_the_master_acknowledged(
     lagging: tuple[Server, Server, Proxy],
 ) -> None:
     master, replica, line = lagging
@@ -118,5 +118,5 @@ async def test_f23_a_replica_that_lags_has_not_what_the_master_alone_acknowledge
     with replica.client() as client:
         client.replicaof("NO", "ONE")
     assert await claimed(replica.port) == [f"r{n}" for n in range(50)], (
-        "what was waited for, and it is served"
+        "the replica serves the confirmed writes"
     )

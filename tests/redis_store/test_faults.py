@@ -1,4 +1,4 @@
-"""Whoever names the wrong Redis, in whatever form, is told in one line what is wrong, without a secret."""
+"""A wrong Redis URL of any form is explained in one line, without a secret."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
 
 
 async def _failure(options: RedisOptions) -> str:
-    """What a user is told who asks for three keys of three slots."""
+    """The explanation for a user who reads three keys of three slots."""
     async with contextlib.aclosing(connect(options)) as redis:
         with pytest.raises(STORE_FAILURES) as caught:
             for key in ("a", "b", "c"):
@@ -128,7 +128,7 @@ CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_a_wrong_redis_is_told_in_one_line(places: Places, case: str) -> None:
+async def test_a_wrong_redis_is_explained_in_one_line(places: Places, case: str) -> None:
     options_of, told = CASES[case]
     text = await _failure(options_of(places))
     assert told in text
@@ -137,7 +137,7 @@ async def test_a_wrong_redis_is_told_in_one_line(places: Places, case: str) -> N
     assert SECRET not in text
 
 
-async def test_sentinels_that_are_down_are_passed_over_and_one_that_is_none_too(places: Places) -> None:
+async def test_sentinels_that_are_down_or_no_sentinels_are_skipped(places: Places) -> None:
     url = f"rediss+sentinel://127.0.0.1:1,{places.locked_address},{places.sentinel}/queues"
     async with contextlib.aclosing(connect(places.encrypted(url))) as redis:
         assert await redis.set("a", "1", ex=60)
@@ -156,7 +156,7 @@ async def test_a_redis_that_is_not_there_is_not_said_to_keep_silent_about_itself
             await durability_warnings(redis)
 
 
-def test_a_missing_right_and_a_wrong_type_are_refusals_that_name_the_key_and_what_mends_it() -> None:
+def test_a_missing_right_and_a_wrong_type_name_the_key_and_the_fix() -> None:
     right = refusal(NoPermissionError("NOPERM HSET q:claimed: ACL failure"))
     assert "HSET q:claimed" in right and "docs/redis.md" in right
     kind = refusal(ResponseError("WRONGTYPE ZADD q:claims-idx: Operation against a key"))

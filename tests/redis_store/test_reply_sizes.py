@@ -298,7 +298,7 @@ async def _search(redis: Redis) -> None:
 
 
 @pytest.mark.parametrize("read", [_dead_letters, _sample, _search, _locate])
-async def test_what_operators_read(
+async def test_reads_of_operators(
     store: Redis, sizes: Sizes, read: Callable[[Redis], Awaitable[None]]
 ) -> None:
     for number in range(COUNT):

@@ -90,7 +90,7 @@ def test_every_script_is_used_and_every_name_is_a_script() -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_header_names_what_the_script_reads(name: str) -> None:
+def test_a_header_names_the_keys_and_arguments_that_the_script_reads(name: str) -> None:
     header = _header(name)
     assert header.startswith(f"-- {name}: ")
     assert "-- Returns" in header or "-- returns" in header

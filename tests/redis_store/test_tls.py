@@ -61,7 +61,9 @@ async def test_a_client_certificate_and_the_right_ca_open_the_door(
 
 
 @pytest.mark.parametrize("wrong", ["no ca", "no client certificate", "another name", "plain"])
-async def test_what_cannot_be_verified_is_refused(guarded: Guarded, certificate: Path, wrong: str) -> None:
+async def test_certificates_that_cannot_be_verified_are_refused(
+    guarded: Guarded, certificate: Path, wrong: str
+) -> None:
     good = _options(guarded, certificate)
     options = {
         "no ca": replace(good, ca_file=""),

@@ -167,7 +167,7 @@ async def test_the_status_page_reads_and_keda_counts(users: dict[Role, Redis]) -
         *((role, word) for role in Role for word in ("FLUSHALL", "CONFIG SET maxmemory 1", "ACL LIST")),
     ],
 )
-async def test_a_role_is_refused_what_it_does_not_need(
+async def test_a_role_is_refused_commands_that_it_does_not_need(
     users: dict[Role, Redis], role: Role, command: str
 ) -> None:
     with pytest.raises(NoPermissionError):

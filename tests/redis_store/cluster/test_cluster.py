@@ -130,7 +130,7 @@ async def test_an_ack_sent_twice_has_one_result_and_a_stale_owners_none(bench: C
 
 
 @pytest.mark.parametrize("dies_before", ["delivery", "forgetting", "removal"])
-async def test_what_a_dead_poller_posted_another_delivers_once(
+async def test_another_poller_delivers_a_dead_pollers_outbox_once(
     bench: ClusterBench, monkeypatch: pytest.MonkeyPatch, dies_before: str
 ) -> None:
     method = {"delivery": "_delivered", "forgetting": "_forget", "removal": "_remove"}[dies_before]
@@ -208,7 +208,7 @@ async def test_a_cancelled_request_is_claimed_by_its_name_wherever_it_waits(benc
     assert [one.claim_key.split(b"\0")[0].decode() for one in (waiting, retried)] == [sent[2].id, sent[0].id]
 
 
-async def test_what_another_producer_cancelled_is_found_on_every_master(bench: ClusterBench) -> None:
+async def test_cancellations_of_other_producers_are_found_on_every_master(bench: ClusterBench) -> None:
     ids = [f"{bench.name}-{n}" for n in range(20)]
     for request_id in ids:
         await bench.redis.set(f"request-active:{request_id}", "5f2c", px=600_000)

@@ -1,4 +1,4 @@
-"""A slot moves, also to a node that was added: clients and pollers go on, and nothing is lost or doubled."""
+"""A slot moves, also to a node that was added: clients and pollers continue, and nothing is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.xdist_group("redis-resharding")
 QUEUE, RETRIES, RESULTS = "moving-requests", "moving-retries", "moving-results"
 OPTIONS = QueueOptions(RETRIES, RESULTS, lease_seconds=30, cluster=True)
 SHORTER_THAN_THE_MOVE_SECONDS = 1.5
-"""Longer than the library alone goes on asking."""
+"""Longer than the library alone keeps retrying."""
 
 
 @pytest.fixture

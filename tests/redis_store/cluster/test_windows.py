@@ -164,7 +164,7 @@ async def test_every_step_was_died_at(queue: Queue) -> None:
     assert calls["all"] < max(STEPS)
 
 
-async def test_many_producers_of_the_same_ids_queue_each_once_and_are_told_the_same(queue: Queue) -> None:
+async def test_many_producers_of_the_same_ids_queue_each_once_and_get_the_same_answer(queue: Queue) -> None:
     names = [f"r-{uuid.uuid4().hex}" for _ in range(40)]
 
     async def one() -> list[Queued]:
@@ -202,7 +202,7 @@ async def test_a_producer_that_stalls_until_all_is_finished_queues_nothing_and_m
     assert await queue.text(active_key(name)) is None
 
 
-async def test_the_queue_knows_what_it_had_until_the_window_is_over(queue: Queue) -> None:
+async def test_the_queue_remembers_deliveries_until_the_window_ends(queue: Queue) -> None:
     part = queue.part(f"r-{uuid.uuid4().hex}")
     await queue.submit(part)
     ends = part.deadline + WINDOW
@@ -214,7 +214,7 @@ async def test_the_queue_knows_what_it_had_until_the_window_is_over(queue: Queue
     assert await queue.redis.expiretime(submitted_key(part.id)) == ends
 
 
-async def test_what_died_before_it_was_queued_and_is_too_late_now_gives_way(
+async def test_an_unqueued_submission_whose_deadline_passed_is_replaced(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"r-{uuid.uuid4().hex}"
@@ -228,7 +228,7 @@ async def test_what_died_before_it_was_queued_and_is_too_late_now_gives_way(
     assert await queue.tokens() == [told.token]
 
 
-async def test_what_was_queued_and_is_too_late_now_keeps_its_place(queue: Queue) -> None:
+async def test_a_queued_submission_whose_deadline_passed_is_not_replaced(queue: Queue) -> None:
     name = f"r-{uuid.uuid4().hex}"
     (first,) = await queue.submit(queue.part(name, deadline=int(time.time()) - 10))
     await queue.answer(name)
@@ -245,7 +245,7 @@ async def test_an_id_that_stands_in_another_queue_is_not_queued_here(queue: Queu
     assert await other.tokens() == []
 
 
-async def test_what_is_live_without_a_window_stands_and_what_was_never_queued_does_not(
+async def test_a_live_submission_without_a_window_counts_and_an_unqueued_one_does_not(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"r-{uuid.uuid4().hex}"
@@ -260,7 +260,7 @@ async def test_what_is_live_without_a_window_stands_and_what_was_never_queued_do
     assert await queue.tokens() == [first.token, third.token]
 
 
-async def test_what_is_live_without_a_window_wins_over_an_older_one_that_is_finished(queue: Queue) -> None:
+async def test_a_live_submission_without_a_window_wins_over_an_older_finished_one(queue: Queue) -> None:
     (finished,) = await queue.submit(queue.part("a"))
     await queue.answer("a")
     (live,) = await queue.submit(queue.part("a"), window=0)

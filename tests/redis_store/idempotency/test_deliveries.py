@@ -51,7 +51,7 @@ def key() -> str:
     return delivery_key(uuid.uuid4().hex, "", b"body")
 
 
-async def test_the_first_delivery_runs_and_one_that_overlaps_is_told_how_long(
+async def test_the_first_delivery_runs_and_an_overlapping_one_learns_the_remaining_time(
     records: DeliveryRecords, key: str
 ) -> None:
     """F61."""
@@ -66,7 +66,7 @@ async def test_of_many_that_begin_at_once_one_runs(records: DeliveryRecords, key
     assert sum(isinstance(outcome, Fresh) for outcome in outcomes) == 1
 
 
-async def test_an_answered_delivery_is_answered_for_all_who_come_later(
+async def test_an_answered_delivery_is_answered_for_all_later_ones(
     records: DeliveryRecords, key: str
 ) -> None:
     """F60, F63."""
@@ -204,6 +204,6 @@ async def test_a_cancellation_is_known_by_its_id_and_its_time(store: Redis) -> N
     assert 0 < await store.ttl(delivery_cancel_key("a")) <= 604_800
 
 
-async def test_what_is_no_time_cancels_nothing(store: Redis) -> None:
+async def test_a_value_that_is_not_a_time_cancels_nothing(store: Redis) -> None:
     await store.set(delivery_cancel_key("a"), "soon")
     assert await deliveries_cancelled_at(store, ["a"]) == [None]

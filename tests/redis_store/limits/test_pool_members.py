@@ -11,7 +11,7 @@ def poller(bench: Bench, name: str, pool: str = "p") -> RedisPoolSharing:
     return RedisPoolSharing(bench.redis, pool, name, lease_seconds=30)
 
 
-async def test_each_poller_has_a_place_and_hears_what_the_others_use(bench: Bench) -> None:
+async def test_each_poller_gets_its_index_and_the_slots_of_others(bench: Bench) -> None:
     a, b, c = (poller(bench, name) for name in "abc")
     assert await a.share(5) == PoolPlace(0, 1, 0)
     assert await c.share(2) == PoolPlace(1, 2, 5)
@@ -22,7 +22,7 @@ async def test_each_poller_has_a_place_and_hears_what_the_others_use(bench: Benc
     assert await leaked_keys(bench.redis, [], []) == []
 
 
-async def test_who_leaves_or_dies_uses_nothing_any_more(bench: Bench) -> None:
+async def test_pollers_that_leave_or_die_free_their_slots(bench: Bench) -> None:
     a, b, c = (poller(bench, name) for name in "abc")
     for one in (a, b, c):
         await one.share(4)

@@ -54,7 +54,7 @@ class Model:
     def settle(self, operation: str, claims: list[Claim]) -> list[tuple[bool, bool]]:
         """For each claim what the store must answer, and whether it must change anything.
 
-        The same batch again is told what it did the first time, as its reply may have been lost.
+        A repeated batch gets the answer of the first, whose reply may have been lost.
         """
         batch = operation, tuple(claim.owner_token for claim in claims)
         before = self.settled.get(batch, [False] * len(claims))
@@ -125,7 +125,7 @@ class Walk:
         self.model.pending[member] = score
 
     async def cancel(self, pick: int) -> None:
-        """One of the last eight submissions is taken back, if it is live; or another one of the same id was."""
+        """Cancel one of the last eight submissions, if it is live, or if another one of its id was."""
         number = len(self.model.serial_numbers()) - 1 - pick % 8
         name, token = f"r-{number}", f"t-{number}"
         if await self.bench.redis.get(active_key(name)) != token.encode():

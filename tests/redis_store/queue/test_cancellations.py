@@ -1,4 +1,4 @@
-"""What was cancelled is found by its name wherever it waits, again after it has moved, and whoever cancelled it."""
+"""Cancelled requests are found by name in any place, after they have moved, and from any producer."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_tokens_end_tells_its_place_if_it_is_our_clients(key: bytes, score: fl
     assert Cancellation(key, 50).score() == score
 
 
-def test_others_are_looked_for_all_through_the_seconds_of_their_deadlines() -> None:
+def test_requests_of_other_clients_are_searched_in_the_seconds_of_their_deadlines() -> None:
     found = [
         Cancellation(b"r\0a", 50),
         Cancellation(b"s\0b", 90),
@@ -84,7 +84,7 @@ def test_however_many_there_are_one_call_has_few() -> None:
     assert list(looks([])) == []
 
 
-async def test_each_is_told_once_when_it_is_new_and_again_a_few_times(store: Redis) -> None:
+async def test_each_cancellation_is_returned_when_it_is_new_and_a_few_times_later(store: Redis) -> None:
     clock = Clock()
     cancellations = Cancellations(store, clock)
     now = time.time()
@@ -114,7 +114,7 @@ async def test_a_long_list_is_read_in_pages(store: Redis, monkeypatch: pytest.Mo
     assert (await store.info("commandstats"))["cmdstat_zrangebyscore"]["calls"] == 4
 
 
-async def test_what_was_cancelled_long_ago_is_told_once(store: Redis) -> None:
+async def test_an_old_cancellation_is_returned_once(store: Redis) -> None:
     clock = Clock()
     cancellations = Cancellations(store, clock)
     await store.zadd(CANCELLATIONS, {b"50\0r\0t-1": time.time() - 600})
@@ -124,7 +124,7 @@ async def test_what_was_cancelled_long_ago_is_told_once(store: Redis) -> None:
     assert await cancellations.due() == []
 
 
-async def test_a_look_that_failed_is_made_again(store: Redis) -> None:
+async def test_cancellations_are_returned_again_until_they_are_searched(store: Redis) -> None:
     cancellations = Cancellations(store)
     await store.zadd(CANCELLATIONS, {b"50\0r\0t-1": 1})
     assert len(await cancellations.due()) == 1
@@ -187,7 +187,7 @@ async def test_thousands_are_claimed_with_their_scores(bench: Bench) -> None:
     }
 
 
-async def test_what_moves_while_it_is_looked_for_is_found_by_a_later_look(bench: Bench) -> None:
+async def test_a_request_that_moves_during_a_search_is_found_by_a_later_one(bench: Bench) -> None:
     clock = Clock()
     owner = bench.owner()
     of_queue, of_retries = Cancellations(bench.redis, clock), Cancellations(bench.redis, clock)
@@ -219,7 +219,7 @@ async def test_a_retry_that_names_no_queue_of_requests_is_not_lost(bench: Bench)
     assert len(await recalled(bench.owner())) == 2
 
 
-async def test_what_a_dead_owner_held_is_found_once_its_lease_has_ended(bench: Bench) -> None:
+async def test_a_cancelled_claim_of_a_dead_owner_is_found_once_its_lease_has_ended(bench: Bench) -> None:
     clock = Clock()
     owner = bench.owner()
     cancellations = Cancellations(bench.redis, clock)
@@ -269,7 +269,7 @@ async def test_a_sweep_tells_nothing_twice_and_two_pollers_do_not_sweep_at_once(
 
 
 @pytest.mark.parametrize(("keys", "commands"), [("*", ["+@all", "-scan"]), ("request-*", ["+@all"])])
-async def test_who_may_not_list_keys_stops_to_try(
+async def test_a_poller_without_the_right_to_scan_stops_trying(
     valkey: Valkey, store: Redis, keys: str, commands: list[str]
 ) -> None:
     await store.acl_setuser("plain", enabled=True, nopass=True, keys=[keys], commands=commands)

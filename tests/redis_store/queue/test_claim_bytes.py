@@ -20,7 +20,7 @@ def _large(name: str, size: int) -> bytes:
     return envelope(name, "t").replace(b'{"n": 1}', b'{"n": "' + b"x" * size + b'"}')
 
 
-async def test_a_claim_takes_what_fits_and_at_least_one(bench: Bench) -> None:
+async def test_a_claim_takes_requests_that_fit_and_at_least_one(bench: Bench) -> None:
     for n in range(6):
         await bench.put(_large(f"r-{n}", 10_000), n)
 
@@ -38,7 +38,7 @@ async def test_no_reply_of_a_claim_exceeds_the_bound_by_more_than_one_request(be
     assert len(await bench.queue.claim(64)) == 2
 
 
-async def test_a_scan_returns_and_hands_out_what_fits(bench: Bench) -> None:
+async def test_a_scan_is_bounded_by_bytes(bench: Bench) -> None:
     for n in range(5):
         await bench.claimed(_large(f"r-{n}", SCRIPT_BYTES // 3), n)
     await bench.end_leases()
@@ -61,7 +61,7 @@ async def _lose_reply(bench: Bench, poller: RedisQueue, monkeypatch: pytest.Monk
     monkeypatch.setattr(poller, "_claim", script)
 
 
-async def test_what_a_lost_reply_claimed_is_claimed_again_without_a_death(
+async def test_claims_of_a_lost_reply_are_claimed_again_without_a_death(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = await bench.claimed(envelope("other", "t"), 0)
@@ -122,7 +122,7 @@ async def test_a_reply_that_is_lost_while_others_are_taken_back_is_taken_back_ne
     async def with_another_loss(keys: list[str], args: list[object]) -> object:
         answer = await script(keys=keys, args=args)  # type: ignore[arg-type]  # handed through
         monkeypatch.setattr(poller, "_take_back", script)
-        monkeypatch.setattr(poller, "_has_lost", False)  # the claim that fails does not take back first
+        monkeypatch.setattr(poller, "_has_lost", False)  # the failing claim does not run take_back first
         await _lose_reply(bench, poller, monkeypatch)
         return answer
 

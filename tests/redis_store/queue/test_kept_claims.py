@@ -1,4 +1,4 @@
-"""The reference keeps its claim on a request that waits for a retry: whoever claims it then takes that claim over."""
+"""The reference keeps its claim on a request that waits for a retry: the poller that claims the retry takes that claim over."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_claim_kept_for_a_retry_is_taken_over_and_ends_once(
         ("r\0t-1", b"no json", envelope("r", "t-1")),
     ],
 )
-async def test_what_is_not_surely_the_same_submission_is_a_claim_beside_it(
+async def test_a_request_that_may_be_another_submission_gets_a_claim_of_its_own(
     bench: Bench, key: str, member: bytes, again: bytes
 ) -> None:
     claim = await kept(bench, key, member, again)
@@ -63,7 +63,7 @@ async def test_what_is_not_surely_the_same_submission_is_a_claim_beside_it(
     assert await bench.redis.hget(bench.keys.owners, key) == OWNER.encode()
 
 
-async def test_a_second_copy_of_what_we_have_claimed_is_dropped_and_ends_with_it(bench: Bench) -> None:
+async def test_a_duplicate_of_a_claimed_request_is_dropped(bench: Bench) -> None:
     """As after the death of a processor whose claim and whose retry both came back, or a producer that sends again."""
     first = await bench.claimed(envelope("r", "t-1"))
     for member in (envelope("r", "t-1", retry_count=1), envelope("other", "t-2")):
@@ -86,7 +86,7 @@ async def test_a_second_copy_comes_back_with_the_claim_of_the_first_if_its_owner
     assert again.member == envelope("r", "t-1")
 
 
-async def test_equal_requests_without_a_token_are_two_also_after_a_retry_of_ours(bench: Bench) -> None:
+async def test_equal_requests_without_a_token_stay_two_after_a_retry(bench: Bench) -> None:
     running = await bench.claimed(envelope("r"))
     other = await bench.claimed(envelope("r", retry_count=1))
 

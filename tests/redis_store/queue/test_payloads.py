@@ -58,7 +58,7 @@ async def test_a_request_reads_no_other_key(
 
 
 @pytest.mark.parametrize("request_id", ["a", "a:b", "é", "a-1"])
-def test_what_our_client_stores_apart_is_its_own(request_id: str) -> None:
+def test_payloads_that_our_client_offloads_belong_to_their_requests(request_id: str) -> None:
     assert is_own_payload(payload_key(request_id, "5f2c"), request_id, "5f2c-12")
 
 

@@ -1,4 +1,4 @@
-"""Promote on a real server: a due retry returns to its queue, whoever wrote it and whatever it holds."""
+"""Promote on a real server: a due retry returns to its queue, whichever processor wrote it and whatever it holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ async def _retry(bench: Bench, member: bytes, due: float = 1) -> bytes:
     return member
 
 
-async def test_only_what_is_due_by_the_servers_clock_returns(bench: Bench) -> None:
+async def test_only_retries_due_by_the_servers_clock_return(bench: Bench) -> None:
     now = await bench.now()
     due = await _retry(bench, envelope("due"), now - 1)
     later = await _retry(bench, envelope("later"), now + 60)

@@ -44,7 +44,7 @@ async def test_an_empty_queue_gives_nothing_and_makes_no_key(bench: Bench) -> No
     assert await bench.all_keys() == set()
 
 
-async def test_only_expired_claims_leave_what_has_time_left(bench: Bench) -> None:
+async def test_claims_of_expired_requests_leave_the_others(bench: Bench) -> None:
     now = await bench.now()
     await bench.put(b"late", now - 1)
     await bench.put(b"in time", now + 60)
@@ -130,7 +130,7 @@ async def test_a_stale_claim_in_a_batch_does_not_stop_the_others(bench: Bench) -
     assert len(await bench.result_texts()) == 2
 
 
-async def test_f25_an_ack_whose_reply_was_lost_is_told_what_it_did(bench: Bench) -> None:
+async def test_f25_an_ack_repeated_after_a_lost_reply_gets_the_same_answer(bench: Bench) -> None:
     stale, live = await _taken_over(bench)
     batch = [bench.ack_of(stale), bench.ack_of(live), bench.ack_of(await bench.claimed(body("other")))]
 
@@ -305,7 +305,7 @@ async def test_a_nack_waits_by_the_servers_clock(bench: Bench) -> None:
     assert await bench.all_keys() == {bench.retries}
 
 
-async def test_f25_a_nack_sent_twice_queues_one_retry_and_is_told(bench: Bench) -> None:
+async def test_f25_a_nack_sent_twice_queues_one_retry_and_gets_the_same_answer(bench: Bench) -> None:
     nack = Nack(await bench.claimed(body("r")), b"again", 0)
 
     assert await bench.queue.nack([nack]) == [True]

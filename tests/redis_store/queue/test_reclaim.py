@@ -1,4 +1,4 @@
-"""Reclaim on a real server: what a dead owner held comes back as it was, once, and not for ever."""
+"""Reclaim on a real server: a dead owner's requests return unchanged, once, and a limited number of times."""
 
 from __future__ import annotations
 

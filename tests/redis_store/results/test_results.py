@@ -36,7 +36,7 @@ async def test_a_read_is_bounded_by_bytes_and_one_result_always_passes(
     assert await oldest_results(store, "results", 100) == []
 
 
-async def test_it_passes_over_what_was_seen_and_takes_no_more_than_asked_for(store: Redis) -> None:
+async def test_it_skips_seen_results_and_returns_at_most_the_requested_number(store: Redis) -> None:
     for number in range(9):
         await store.lpush("results", str(number))
     assert await oldest_results(store, "results", 3, skipped=2) == [b"2", b"3", b"4"]
