@@ -68,7 +68,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
 
 
 async def _failure(options: RedisOptions) -> str:
-    """The explanation for a user who reads three keys of three slots."""
+    """The explanation of reading three keys of three slots."""
     async with contextlib.aclosing(connect(options)) as redis:
         with pytest.raises(STORE_FAILURES) as caught:
             for key in ("a", "b", "c"):

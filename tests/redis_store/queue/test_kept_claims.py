@@ -1,4 +1,4 @@
-"""The reference keeps its claim on a request that waits for a retry: the poller that claims the retry takes that claim over."""
+"""The reference keeps its claim on a waiting retry: the poller that claims the retry takes the claim over."""
 
 from __future__ import annotations
 
