@@ -24,7 +24,7 @@ from handlers.cli.shell import ExitCode, exits
 from handlers.status.overview import Minute, Overview
 
 if TYPE_CHECKING:
-    from handlers.settings.settings import Settings
+    from handlers.wiring.status_page import RedisSource
 
 _UNCUT: Final = 10_000
 """Columns where there is no terminal: who reads a pipe looks for whole names. Lines are as long as they must be."""
@@ -56,35 +56,32 @@ def top(is_once: bool, interval_seconds: float) -> ExitCode:
     # Asked of the output itself: FORCE_COLOR makes a terminal of any pipe for the library.
     is_terminal = sys.stdout.isatty()
     console = Console(width=None if is_terminal else _UNCUT)
-    if is_once or not is_terminal or console.is_dumb_terminal:
-        return _once(settings, console)
-    return _live(settings, console, interval_seconds)
-
-
-def _look(settings: Settings) -> Overview:
     from handlers.wiring.status_page import RedisSource
 
-    return RedisSource(settings).overview()
+    with RedisSource(settings) as source:
+        if is_once or not is_terminal or console.is_dumb_terminal:
+            return _once(source, console)
+        return _live(source, console, interval_seconds)
 
 
-def _once(settings: Settings, console: Console) -> ExitCode:
+def _once(source: RedisSource, console: Console) -> ExitCode:
     from handlers.status.page import Unreachable
 
     try:
-        console.print(frame(_look(settings), console.height if sys.stdout.isatty() else None))
+        console.print(frame(source.overview(), console.height if sys.stdout.isatty() else None))
     except Unreachable as error:
         click.echo(f"error: Redis does not answer. {error}", err=True)
         return ExitCode.UNREACHABLE
     return ExitCode.DONE
 
 
-def _live(settings: Settings, console: Console, interval_seconds: float) -> ExitCode:
+def _live(source: RedisSource, console: Console, interval_seconds: float) -> ExitCode:
     from handlers.status.page import Unreachable
 
     with LiveTerminal() as terminal, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             try:
-                live.update(frame(_look(settings), console.height, hint="q quits"), refresh=True)
+                live.update(frame(source.overview(), console.height, hint="q quits"), refresh=True)
             except Unreachable as error:
                 text = f"Redis does not answer; trying again. {error}"
                 live.update(Text(text, style="bold red"), refresh=True)

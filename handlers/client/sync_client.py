@@ -24,14 +24,44 @@ from handlers.redis_store.submit.submissions import RequestState
 T = TypeVar("T")
 
 
-class Client:
-    """`AsyncClient` without `await`; may be shared by threads. Close it, or use it as a context manager."""
+class LoopThread:
+    """An event loop in a thread of its own, for code without one; threads may share it."""
 
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
+    def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="async-processor", daemon=True)
         self._thread.start()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._loop.is_closed()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` on the loop and return its result; an interrupted wait (Ctrl-C) cancels it there."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Stop the loop and end the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Client:
+    """`AsyncClient` for synchronous code: the same methods without `await`, which threads may share.
+
+    Close it, or use it as a context manager. `docs/client.md` has examples.
+    """
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._loop = LoopThread()
 
     @classmethod
     def for_redis(
@@ -76,11 +106,9 @@ class Client:
 
     def close(self) -> None:
         """Close the connections and end the thread; a second time does nothing."""
-        if self._loop.is_closed():
+        if self._loop.is_closed:
             return
         self.run(self._client.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
         self._loop.close()
 
     def submit(self, payload: Payload, *, deadline: Deadline, **fields: Unpack[RequestFields]) -> Submission:
@@ -142,12 +170,7 @@ class Client:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` on the client's loop; an interrupted wait (Ctrl-C) cancels it there."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        return self._loop.run(work)
 
 
 class SyncDelivery:

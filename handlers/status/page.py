@@ -1,4 +1,4 @@
-"""The pages: paths, forms, templates. Reads through a `Source`; changes nothing without a token."""
+"""The status pages: paths, forms, templates. A `Source` reads the data; changes need a token."""
 
 from __future__ import annotations
 
@@ -28,16 +28,15 @@ _HEADERS: Final = {
     "Cache-Control": "no-store",
 }
 _MISDIRECTED: Final = (
-    "this page is not served under that name: accepted are localhost, the address it listens on, and what STATUS_HOSTS "
-    "or --allow-host adds\n"
+    "Host: expected localhost, the address this page listens on, or a name of STATUS_HOSTS or --allow-host\n"
 )
 _LONGEST_ID: Final = 512
 _REFRESH_SECONDS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLine:
-    """A dead letter, without what was queued."""
+class DeadLetterRow:
+    """A dead letter without its request body."""
 
     dead_id: str
     queue: str
@@ -49,7 +48,7 @@ class DeadLine:
 
 
 class Source(Protocol):
-    """Where the numbers come from. Every method may raise `Unreachable`."""
+    """Reads and changes what the pages show. Every method may raise `Unreachable` or `Busy`."""
 
     def overview(self) -> Overview:
         """All of the first page."""
@@ -59,7 +58,7 @@ class Source(Protocol):
         """Where this request is now, and its latest failures."""
         ...
 
-    def dead(self, queue: str) -> Sequence[DeadLine]:
+    def dead(self, queue: str) -> Sequence[DeadLetterRow]:
         """Dead letters of one queue, newest first, at most some hundreds."""
         ...
 
@@ -68,18 +67,22 @@ class Source(Protocol):
         ...
 
     def drop(self, queue: str, dead_id: str) -> bool:
-        """Forget it; False if it is gone."""
+        """Delete it; False if it is gone."""
         ...
 
 
 class Unreachable(Exception):
-    """The store does not answer; the text says so to a person."""
+    """Redis does not answer; the message is shown to a person."""
+
+
+class Busy(Exception):
+    """Too many views are being read at the same time."""
 
 
 class StatusPages:
-    """Answers the page's requests to its own `hosts`.
+    """Responds to requests for the status page under the names `hosts`.
 
-    `tokens` gives those that allow changes; none: the page is read-only.
+    `tokens` returns the tokens that allow changes; without any, the page is read-only.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class StatusPages:
     def respond(self, request: Request) -> Response:
         """The response to one request."""
         if request.path in ("/healthz", "/readyz"):
-            # Ready also while Redis is down: this page is what says so, and then it must be reachable.
+            # Ready even while Redis is down: this page is where people read that.
             return Response("ok\n", 200, mimetype="text/plain")
         if not self._hosts.has(request.headers.get("Host", "")):
             return Response(_MISDIRECTED, 421, _HEADERS, mimetype="text/plain")
@@ -113,6 +116,18 @@ class StatusPages:
             return self._route(request)
         except Unreachable as error:
             return self._page("unreachable.html", 503, message=str(error))
+        except Busy:
+            return self._busy()
+
+    def _busy(self) -> Response:
+        response = self._page(
+            "error.html",
+            503,
+            title="The page is busy",
+            message="Several people are reading this page at the moment. Reload it in a few seconds.",
+        )
+        response.headers["Retry-After"] = "2"
+        return response
 
     def _route(self, request: Request) -> Response:
         path = request.path.rstrip("/") or "/"
@@ -122,7 +137,7 @@ class StatusPages:
         if path == "/dead/change":
             return self._change(request)
         if request.method not in ("GET", "HEAD"):
-            return self._page("error.html", 405, message="Only reading here.")
+            return self._page("error.html", 405, message="This address is read-only.")
         if path == "/":
             return self._first(request)
         if path == "/find":
@@ -178,13 +193,13 @@ class StatusPages:
         )
 
     def _change(self, request: Request) -> Response:
-        """Requeue or drop: the token is in the form itself, so another site's form has none to send."""
+        """Requeue or drop a dead letter. The token is a field of the form, so another site cannot send it."""
         if request.method != "POST":
-            return self._page("error.html", 405, message="Only a form's button leads here.")
+            return self._page("error.html", 405, message="This address takes a form that was sent by POST.")
         if not self._tokens():
             return self._page("error.html", 403, message="This page is read-only: no token is configured.")
         if not self._is_allowed(request.form.get("token", "")):
-            return self._page("error.html", 403, message="That is not the token.")
+            return self._page("error.html", 403, message="The token is wrong.")
         queue, dead_id = request.form.get("queue", ""), request.form.get("dead_id", "")
         if queue not in [line.name for line in self._source.overview().queues]:
             return self._page("error.html", 404, message="There is no such queue.")
@@ -194,11 +209,11 @@ class StatusPages:
             case "drop":
                 is_done, word = self._source.drop(queue, dead_id), "Dropped."
             case _:
-                return self._page("error.html", 400, message="Requeue or drop.")
-        return self._dead(request, word if is_done else "It was gone already.", 200 if is_done else 404)
+                return self._page("error.html", 400, message="action: expected requeue or drop.")
+        return self._dead(request, word if is_done else "It is no longer there.", 200 if is_done else 404)
 
     def _is_allowed(self, token: str) -> bool:
-        """All are compared, so that the time tells nothing."""
+        """Compares all tokens, so that the time reveals nothing."""
         given = token.encode("utf-8", "replace")
         matches = [hmac.compare_digest(given, known.encode()) for known in self._tokens()]
         return any(matches)
@@ -207,7 +222,7 @@ class StatusPages:
         text = self._templates.get_template(template).render(
             now=datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
             link=_link,
-            **{"refresh_seconds": 0, **values},
+            **{"refresh_seconds": 0, "title": "Not here", **values},
         )
         return Response(text, status, _HEADERS, mimetype="text/html")
 

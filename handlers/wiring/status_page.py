@@ -1,4 +1,4 @@
-"""The status page's wiring: settings in, pages out; each view connects, reads and leaves."""
+"""The status page's wiring: settings in, pages out; all views share one client of Redis."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from flask import Request as HttpRequest
 from flask import Response as HttpResponse
 
+from handlers.client.sync_client import LoopThread
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
@@ -45,7 +46,7 @@ from handlers.status.overview import (
     queue_lines,
     read_failures,
 )
-from handlers.status.page import DeadLine, StatusPages, Unreachable
+from handlers.status.page import Busy, DeadLetterRow, StatusPages, Unreachable
 from handlers.status.report import Failure
 from handlers.wiring.credentials import redis_options
 
@@ -59,7 +60,7 @@ _MOST_DEAD = 200
 _MOST_PARTS = 64
 """Calls of about 1 MB for one view of the dead letters."""
 _MOST_READ = 5_000
-"""Of a hash without order; a queue with more dead letters than that is looked at with `async-processor dead`."""
+"""Dead letters read of one queue, in no order; `async-processor dead` shows more."""
 T = TypeVar("T")
 
 
@@ -70,33 +71,64 @@ class RedisSource:
         self._settings = settings
         self._options = redis_options(settings)
         self._views = threading.BoundedSemaphore(VIEWS_AT_ONCE)
+        self._opening = threading.Lock()
+        self._loop: LoopThread | None = None
+        self._redis: Store | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections and end the thread; the next view opens them again."""
+        with self._opening:
+            loop, redis, self._loop, self._redis = self._loop, self._redis, None, None
+        if loop is not None:
+            if redis is not None:
+                loop.run(redis.aclose())
+            loop.close()
+
+    def _opened(self) -> LoopThread:
+        with self._opening:  # at the first view: a server may have forked since the start
+            self._loop = self._loop or LoopThread()
+            return self._loop
 
     def _run(self, work: Callable[[Store], Awaitable[T]]) -> T:
-        async def connected() -> T:
-            redis = connect(self._options)
+        async def view() -> T:
+            is_reused = self._redis is not None
             try:
-                async with asyncio.timeout(VIEW_SECONDS):
-                    return await work(redis)
-            finally:
-                await redis.aclose()
+                return await self._read(work)
+            except STORE_FAILURES as error:
+                if not is_reused or isinstance(error, TimeoutError):
+                    raise
+            # The server may have closed idle connections: try once more with new ones.
+            previous, self._redis = self._redis, None
+            if previous is not None:
+                await previous.aclose()
+            return await self._read(work)
 
-        if not self._views.acquire(
-            blocking=False
-        ):  # waiting views would hold the threads that answer /healthz
-            raise Unreachable(f"{VIEWS_AT_ONCE} views are being read already; reload in a moment.")
+        if not self._views.acquire(blocking=False):
+            raise Busy  # a waiting view would hold a thread that answers /healthz
         try:
-            return asyncio.run(connected())
+            return self._opened().run(view())
         except STORE_FAILURES as error:
-            raise Unreachable(f"It said: {explained(error)}.") from None
+            raise Unreachable(f"The connection failed: {explained(error)}.") from None
         finally:
             self._views.release()
+
+    async def _read(self, work: Callable[[Store], Awaitable[T]]) -> T:
+        self._redis = self._redis or connect(self._options)
+        async with asyncio.timeout(VIEW_SECONDS):
+            return await work(self._redis)
 
     def overview(self) -> Overview:
         """All of the first page."""
         return self._run(self.read_overview)
 
     async def read_overview(self, redis: Store) -> Overview:
-        """The same on a connection that is there."""
+        """The same over an open connection."""
         now = await server_time(redis)
         board = await read_board(redis, int(now // 60))
         pollers = fresh_pollers(board.pollers, now)
@@ -182,19 +214,19 @@ class RedisSource:
         )
         return await locate(redis, request_id, keys), history
 
-    def dead(self, queue: str) -> Sequence[DeadLine]:
+    def dead(self, queue: str) -> Sequence[DeadLetterRow]:
         """Dead letters, newest first."""
         return self._run(lambda redis: self._read_dead(redis, queue))
 
-    async def _read_dead(self, redis: Store, queue: str) -> list[DeadLine]:
+    async def _read_dead(self, redis: Store, queue: str) -> list[DeadLetterRow]:
         key = queue_keys(queue, cluster=self._options.is_cluster).dead
-        found: list[DeadLine] = []
+        found: list[DeadLetterRow] = []
         cursor = "0"
         for _ in range(_MOST_PARTS):
             part = await read_part(
                 redis, "HSCAN", key, cursor, entries=_MOST_READ - len(found), longest=LONGEST_SAMPLED
             )
-            found += [_dead_line(queue, *row) for row in part.rows]
+            found += [_dead_letter_row(queue, *row) for row in part.rows]
             cursor = part.cursor
             if cursor == "0" or len(found) >= _MOST_READ:
                 break
@@ -211,7 +243,7 @@ class RedisSource:
         return self._run(change)
 
     def drop(self, queue: str, dead_id: str) -> bool:
-        """Forget it; False if it is gone."""
+        """Delete it; False if it is gone."""
         return self._run(
             lambda redis: DeadLetters(redis, queue, cluster=self._options.is_cluster).drop(dead_id)
         )
@@ -221,15 +253,15 @@ def _sum(by_queue: Mapping[str, Counter[str]]) -> Counter[str]:
     return sum(by_queue.values(), Counter())
 
 
-def _dead_line(queue: str, name: bytes, record: bytes, size: int) -> DeadLine:
-    """One row; of a record that is too large to read, its id alone."""
+def _dead_letter_row(queue: str, name: bytes, record: bytes, size: int) -> DeadLetterRow:
+    """One row; a record that is too large to read has its id only."""
     dead_id = name.decode("utf-8", "replace")
     if size > LONGEST_SAMPLED:
         message = f"{size:,} bytes; `async-processor dead show {dead_id}` prints it"
-        return DeadLine(dead_id, queue, "", "too large to show", message, 0.0, 0)
+        return DeadLetterRow(dead_id, queue, "", "too large to show", message, 0.0, 0)
     letter = read_dead_letter(name, record)
     request_id = _id_of(letter.member, queue)
-    return DeadLine(dead_id, queue, request_id, letter.reason, letter.message, letter.at, letter.deaths)
+    return DeadLetterRow(dead_id, queue, request_id, letter.reason, letter.message, letter.at, letter.deaths)
 
 
 def _id_of(member: bytes, queue: str) -> str:
@@ -241,21 +273,22 @@ def _id_of(member: bytes, queue: str) -> str:
 
 @dataclass(slots=True)
 class _Served:
-    """One process's pages: of the settings of now, under the names that its start gave them."""
+    """One process's pages, for the current settings and the host names given at the start."""
 
     listens_on: str = "::"
     also_named: Sequence[str] = ()
     settings: Settings | None = None
     pages: StatusPages | None = None
+    source: RedisSource | None = None
 
 
 _served = _Served()
 
 
 def open_pages(settings: Settings, listens_on: str, also_named: Sequence[str]) -> None:
-    """Serve from now on who asks for `listens_on`, a name of STATUS_HOSTS or of `also_named`.
+    """Serve requests for the hosts `listens_on`, `also_named` and those of STATUS_HOSTS from now on.
 
-    Raises `InvalidSetting` as `status_pages`.
+    Raises `InvalidSetting` as `status_pages` does.
     """
     _served.listens_on, _served.also_named, _served.pages = listens_on, also_named, None
     status_pages(settings)
@@ -264,14 +297,17 @@ def open_pages(settings: Settings, listens_on: str, also_named: Sequence[str]) -
 def status_pages(settings: Settings) -> StatusPages:
     """The pages of these settings, built once.
 
-    Raises `InvalidSetting` for a token file that is none, and for what is no name.
+    Raises `InvalidSetting` for an invalid token file or host name.
     """
     if _served.pages is None or _served.settings is not settings:
-        _served.settings, _served.pages = settings, _built(settings)
+        if _served.source is not None:
+            _served.source.close()
+        _served.source = RedisSource(settings)
+        _served.settings, _served.pages = settings, _built(settings, _served.source)
     return _served.pages
 
 
-def _built(settings: Settings) -> StatusPages:
+def _built(settings: Settings, source: RedisSource) -> StatusPages:
     env = settings.env
     tokens: Callable[[], Sequence[str]] = tuple
     if env.status_token_file:
@@ -279,7 +315,7 @@ def _built(settings: Settings) -> StatusPages:
         tokens = DispatchToken(options).tokens
     names = read_hosts(env.status_hosts.split(","), "STATUS_HOSTS")
     names |= read_hosts(_served.also_named, "--allow-host")
-    return StatusPages(RedisSource(settings), tokens, OwnHosts(_served.listens_on, names))
+    return StatusPages(source, tokens, OwnHosts(_served.listens_on, names))
 
 
 def respond(request: HttpRequest, settings: Settings) -> HttpResponse:

@@ -42,11 +42,10 @@ def state_of(stack: Stack, request_id: str) -> str:
 
 
 def page_text(stack: Stack, request_id: str) -> str:
-    pages = StatusPages(
-        RedisSource(load_settings({"REDIS_URL": stack.redis_url})), tuple, OwnHosts("127.0.0.1")
-    )
     builder = EnvironBuilder("/find", query_string={"id": request_id}, base_url="http://127.0.0.1/")
-    return pages.respond(Request(builder.get_environ())).get_data(as_text=True)
+    with RedisSource(load_settings({"REDIS_URL": stack.redis_url})) as source:
+        pages = StatusPages(source, tuple, OwnHosts("127.0.0.1"))
+        return pages.respond(Request(builder.get_environ())).get_data(as_text=True)
 
 
 def test_a_finished_request_is_found_with_its_result_and_without_it(

@@ -7,6 +7,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from flask import Request
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from werkzeug.test import EnvironBuilder
 
@@ -55,6 +56,24 @@ def test_it_is_ready_while_redis_is_down_since_it_is_the_page_that_says_so() -> 
     first, ready = (pages.respond(Request(EnvironBuilder(path).get_environ())) for path in ("/", "/readyz"))
     assert (first.status_code, ready.status_code) == (503, 200)
     assert "connecting to 127.0.0.1" in first.get_data(as_text=True)
+    source.close()
+
+
+def test_all_views_share_one_client_which_survives_its_connections(valkey: Valkey) -> None:
+    with (
+        SyncRedis.from_url(valkey.url) as store,
+        RedisSource(load_settings({"REDIS_URL": valkey.url})) as source,
+    ):
+        source.overview()
+        opened = cast("dict[str, int]", store.info("stats"))["total_connections_received"]
+        for _ in range(3):
+            source.overview()
+            source.find("nobody")
+        assert cast("dict[str, int]", store.info("stats"))["total_connections_received"] == opened, (
+            "no view opens a connection"
+        )
+        store.client_kill_filter(_type="normal", skipme=True)
+        assert source.overview().at > 0
 
 
 def test_a_changed_configuration_leaves_the_page_its_names() -> None:
