@@ -67,7 +67,6 @@ class Client:
     def for_redis(
         cls, url: str, options: ClientOptions | None = None, access: RedisAccess | None = None
     ) -> Self:
-        """See `AsyncClient.for_redis`."""
         return cls(AsyncClient.for_redis(url, options, access))
 
     @classmethod
@@ -81,7 +80,6 @@ class Client:
         cancel_redis_url: str = "",
         cancel_redis_access: RedisAccess | None = None,
     ) -> Self:
-        """See `AsyncClient.for_pubsub`."""
         return cls(
             AsyncClient.for_pubsub(
                 project_id,
@@ -112,11 +110,9 @@ class Client:
         self._loop.close()
 
     def submit(self, payload: Payload, *, deadline: Deadline, **fields: Unpack[RequestFields]) -> Submission:
-        """See `AsyncClient.submit`."""
         return self.run(self._client.submit(payload, deadline=deadline, **fields))
 
     def submit_many(self, requests: Iterable[NewRequest]) -> list[Submission]:
-        """See `AsyncClient.submit_many`."""
         return self.run(self._client.submit_many(requests))
 
     def ask(
@@ -127,11 +123,9 @@ class Client:
         within: timedelta | float | None = None,
         **fields: Unpack[RequestFields],
     ) -> Result:
-        """See `AsyncClient.ask`."""
         return self.run(self._client.ask(payload, deadline=deadline, within=within, **fields))
 
     def wait(self, submission: Submission | str, *, within: timedelta | float | None = None) -> Result:
-        """See `AsyncClient.wait`."""
         return self.run(self._client.wait(submission, within=within))
 
     def results(
@@ -142,15 +136,13 @@ class Client:
         idle: timedelta | float | None = None,
         batch: int = BATCH_RESULTS,
     ) -> SyncResultStream:
-        """See `AsyncClient.results`; leases are renewed while the caller works."""
+        """Results as a stream to read and acknowledge; leases are renewed while the caller works."""
         return SyncResultStream(self, self._client.results(name, limit=limit, idle=idle, batch=batch))
 
     def cancel(self, submission: Submission | str) -> bool:
-        """See `AsyncClient.cancel`."""
         return self.run(self._client.cancel(submission))
 
     def cancel_many(self, submissions: Sequence[Submission | str]) -> list[bool]:
-        """See `AsyncClient.cancel_many`."""
         return self.run(self._client.cancel_many(submissions))
 
     def peek(self, name: str = "", *, limit: int | None = None) -> Iterator[Result]:
@@ -165,12 +157,17 @@ class Client:
         return self.run(self._client.where(submission))
 
     def look_up(self, submission: Submission | str) -> RequestState:
-        """See `AsyncClient.look_up`."""
         return self.run(self._client.look_up(submission))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` on the client's loop; an interrupted wait (Ctrl-C) cancels it there."""
         return self._loop.run(work)
+
+
+for _name, _method in vars(Client).items():
+    _method = getattr(_method, "__func__", _method)  # the function of a class method
+    if callable(_method) and not _name.startswith("_") and not _method.__doc__:
+        _method.__doc__ = getattr(AsyncClient, _name).__doc__
 
 
 class SyncDelivery:

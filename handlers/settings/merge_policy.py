@@ -1,52 +1,61 @@
-"""How queues share their pools, in the form that the reference has for it: `{"type": …, "parameters": {…}}`.
-
-It says one policy for all pools; a pool that names its own keeps it.
-"""
+"""The reference's `request_merge_policy`: `{"type": …, "parameters": {…}}`, for pools without a policy of their own."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from handlers.contract.errors import InvalidSetting
 
 MERGE_POLICY: Final = "request_merge_policy"
-"""The field of the configuration file that it becomes."""
+"""Its field in the configuration file."""
 _HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _FORM: Final = frozenset({"type", "parameters"})
 
 
 class MergeParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the gateway is told, and by which names; what is not given is as the settings say.
+    """Names of headers, labels and metadata fields; the settings hold what is unset."""
 
-    An empty `fairness_header` sends none. `priority_header` is sent where it is named, with the number of the lane.
-    `lane_objectives` by lane (`reserved-interactive`, …); `tier_label` names the label that holds a queue's tier.
-    """
-
-    fairness_header: str | None = None
-    fairness_attribute: str = ""
-    priority_header: str = ""
-    objective_header: str = ""
-    lane_objectives: dict[str, str] = msgspec.field(default_factory=dict)
-    tier_label: str = ""
+    fairness_header: Annotated[
+        str | None,
+        Meta(description="Header that carries the tenant; empty: none is sent. Default: `FAIRNESS_HEADER`."),
+    ] = None
+    fairness_attribute: Annotated[
+        str, Meta(description="Metadata field that names the tenant. Default: `FAIRNESS_ATTRIBUTE`.")
+    ] = ""
+    priority_header: Annotated[
+        str, Meta(description="Header that carries the number of the lane; unset: none is sent.")
+    ] = ""
+    objective_header: Annotated[
+        str, Meta(description="Header that carries the objective. Default: `INFERENCE_OBJECTIVE_HEADER`.")
+    ] = ""
+    lane_objectives: Annotated[
+        dict[str, str], Meta(description="Objective by lane; a pool's own `lane_objectives` win.")
+    ] = msgspec.field(default_factory=dict)
+    tier_label: Annotated[str, Meta(description="Label that holds a queue's tier. Default: `tier`.")] = ""
 
 
 class MergePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`random-robin` or `tier-priority`."""
 
-    type: str = "random-robin"
-    parameters: MergeParameters = msgspec.field(default_factory=MergeParameters)
+    type: Annotated[
+        str, Meta(description="`random-robin` or `tier-priority`, see `merge_policy` of a pool.")
+    ] = "random-robin"
+    parameters: Annotated[MergeParameters, Meta(description="See below.")] = msgspec.field(
+        default_factory=MergeParameters
+    )
 
 
 def is_merge_policy(content: dict[str, Any]) -> bool:
-    """Whether a whole file is one."""
+    """Whether the content of a file is a merge policy only."""
     return "type" in content and content.keys() <= _FORM
 
 
 def check_merge_policy(policy: MergePolicy) -> None:
-    """Raises `InvalidSetting` for a name that no header can have."""
+    """Raise `InvalidSetting` for an invalid header name."""
     given = policy.parameters
     for field in ("fairness_header", "priority_header", "objective_header"):
         name = getattr(given, field)

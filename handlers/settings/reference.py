@@ -23,9 +23,10 @@ from handlers.settings.merge_policy import MergeParameters, MergePolicy
 _HEAD: Final = """\
 # The configuration file
 
-`CONFIG_FILE` names one JSON or YAML file, or several with commas between. It sets what queues, subscriptions and pools
-have apart; what it does not name stays as the environment says ([settings.md](settings.md)). A process follows changes
-of the file without a restart. The names are those of `llm-d-async`; some are read for compatibility alone.
+`CONFIG_FILE` names a JSON or YAML file, or several, separated by commas. The file configures queues, subscriptions and
+pools one by one. Whatever it leaves out is taken from the environment ([settings.md](settings.md)). Changes of the
+file are applied without a restart. The field names are those of `llm-d-async`; some fields are read for compatibility
+only.
 
 An unknown field stops the start. The error names its path, the nearest known field and all known ones.
 `async-processor check` tries a file out before it is deployed.
@@ -33,12 +34,22 @@ An unknown field stops the start. The error names its path, the nearest known fi
 <!-- Made by `python -m handlers.settings.reference docs`; change handlers/settings/config_file.py instead. -->
 """
 _BEGIN: Final = "<!-- parameters: made by `python -m handlers.settings.reference docs` -->\n"
+_POOLS: Final = """\
+One entry for each pool of slots.
+
+A **lane** is a priority class. There are six, from first to last: `reserved-interactive`, `reserved-async`,
+`reserved-batch`, `overflow-interactive`, `overflow-async`, `overflow-batch`. The first word is the label
+`classification`: quota gates set `reserved` within the quota, else `overflow`. The second word is the label `tier`.
+A queue's lane comes from its own `labels`; without them it is `overflow-batch`. `lane_objectives` and
+`priority_header` send a request's lane to the gateway. With `merge_policy: tier-priority`, queues of an earlier lane
+are always served first; with `random-robin`, lanes have no effect on the order.\
+"""
 _SHARED: Final = "Gates that follow a metric"
 _SECTIONS: Final = (
     ("The file", ConfigFile, "The top level."),
     ("`queues`", QueueEntry, "One entry for each Redis queue."),
     ("`topics`", TopicEntry, "One entry for each push subscription."),
-    ("`pools`", PoolEntry, "One entry for each pool of slots."),
+    ("`pools`", PoolEntry, _POOLS),
     (
         "`request_merge_policy`",
         MergePolicy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
 import threading
 from datetime import timedelta
 
@@ -70,3 +71,11 @@ def test_peek_reads_results_and_leaves_them(
     with sync_client as client:
         assert [result.id for result in client.peek()] == ["one"]
     assert redis.llen(options.results) == 1
+
+
+def test_help_is_short_and_describes_every_method() -> None:
+    text = pydoc.plain(pydoc.render_doc(Client))
+    assert len(text.splitlines()) < 120
+    assert "See `AsyncClient" not in text
+    methods = [name for name in vars(Client) if not name.startswith("_")]
+    assert [name for name in methods if not getattr(Client, name).__doc__] == []

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from handlers.contract.errors import InvalidSetting
 from handlers.forward.transforms import gcs_uri_multipart
@@ -18,15 +19,14 @@ TRANSFORMS: Final[Mapping[str, Build]] = {
 
 
 class TransformEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of `requestTransforms`. `type` is the name unless it says otherwise; `parameters` are the transform's.
+    """One entry of `requestTransforms`; it sets `parameters` or `params`, not both."""
 
-    `params` is another word for these; an entry has one of the two.
-    """
-
-    name: str
-    type: str = ""
-    parameters: dict[str, Any] | None = None
-    params: dict[str, Any] | None = None
+    name: Annotated[str, Meta(description="Name of the entry.", examples=["gcs_uri_multipart"])]
+    type: Annotated[str, Meta(description="Transform; default: `name`.", examples=["gcs_uri_multipart"])] = ""
+    parameters: Annotated[dict[str, Any] | None, Meta(description="Parameters of the transform.")] = None
+    params: Annotated[
+        dict[str, Any] | None, Meta(description="The reference's other name for `parameters`.")
+    ] = None
 
 
 def build_transforms(entries: Sequence[TransformEntry], setting: str) -> list[Transform]:
