@@ -1,4 +1,4 @@
-"""`async-processor cancel`: take requests back."""
+"""`async-processor cancel`: cancel requests that have no result yet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from handlers.cli.flags import QueueFlags, queue_flags
-from handlers.cli.shell import EXIT_CODES_HELP, ExitCode, exits
+from handlers.cli.shell import ExitCode, exits
 from handlers.contract.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -21,19 +21,19 @@ _MOST_REASONS: Final = 20
 
 @click.command(
     "cancel",
-    epilog=f"""\b
+    epilog="""\b
 Examples:
   async-processor cancel r1
   async-processor cancel $(cat ids)
   async-processor cancel --from pubsub --dedupe-redis-url redis://redis:6379 r1
 
-The result of a cancelled request is CANCELLED, within about a second: waiting, at a gate, between two attempts, or in
-flight, where its connection to the gateway is closed. What has its result already keeps it.
+A cancelled request gets the result CANCELLED within about a second, whether it is queued, held at a gate, waiting for
+a retry or in flight. In flight, its connection to the gateway is closed. A request that has its result keeps it.
 
-Pub/Sub takes nothing back: there the push door looks at the Redis that its DEDUPE_REDIS_URL names, and does not say
-whether an id was live. What waits to be delivered is answered when it is.
+On Pub/Sub, the cancellation is written to the Redis that the push door's DEDUPE_REDIS_URL names. It takes effect when
+the message is delivered, and the command cannot tell whether an id was live.
 
-{EXIT_CODES_HELP} Here 1: some id was not live.""",
+Exit codes: 0 done; 1 some id was not live; 2 wrong flags; 4 the broker does not answer.""",
 )
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.option(
@@ -41,19 +41,19 @@ whether an id was live. What waits to be delivered is answered when it is.
     envvar="DEDUPE_REDIS_URL",
     default="",
     show_envvar=True,
-    help="Redis that the push door looks at (Pub/Sub).",
+    help="Redis of the push door (Pub/Sub).",
 )
 @queue_flags
 @exits
 def cancel(*, ids: tuple[str, ...], queue: QueueFlags, dedupe_redis_url: str) -> ExitCode:
-    """Cancel the live submission of each ID; prints what became of it."""
+    """Cancel the live request of each ID and print the outcome."""
     client = queue.client() if queue.to == "redis" else _pubsub_client(queue, dedupe_redis_url)
     word = "cancelled" if queue.to == "redis" else "cancelled, unless it was answered"
     return asyncio.run(_cancel(client, ids, word))
 
 
 def _pubsub_client(queue: QueueFlags, dedupe_redis_url: str) -> AsyncClient:
-    """Only the push door's Redis is asked: no project, no topic."""
+    """Needs the push door's Redis only: no project, no topic."""
     from handlers.client.async_client import AsyncClient
 
     if not dedupe_redis_url:
@@ -65,7 +65,7 @@ def _pubsub_client(queue: QueueFlags, dedupe_redis_url: str) -> AsyncClient:
 
 
 async def _reason(client: AsyncClient, request_id: str) -> str:
-    """Why the id could not be cancelled, as far as a search tells."""
+    """Why the id could not be cancelled, if a search finds it."""
     from handlers.cli.where import reason_not_live
     from handlers.client.errors import ClientError
 

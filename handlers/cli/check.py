@@ -1,4 +1,4 @@
-"""`async-processor check`: before and after deploying, is everything there that these settings need?"""
+"""`async-processor check`: check the settings and everything that they name."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Examples:
 Exit codes: 0 no fault; 1 a fault, each with its fix; 2 a wrong setting.""",
 )
 @click.option(
-    "--only", "parts", multiple=True, type=click.Choice(PARTS), help="This part alone; may be repeated."
+    "--only", "parts", multiple=True, type=click.Choice(PARTS), help="Check only this part; may be repeated."
 )
-@click.option("--json", "is_json", is_flag=True, help="For scripts.")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.option("--all", "is_all", is_flag=True, help="Print every setting, also those left at their default.")
 def check(parts: tuple[str, ...], is_json: bool, is_all: bool) -> None:
-    """Read the settings, reach everything they name, and say what to do about what is wrong."""
+    """Check the settings and the servers that they name; print a fix for each fault."""
     from handlers.cli.main import fail
     from handlers.settings.settings import load_settings
     from handlers.wiring.checks import default_parts, run_checks

@@ -1,4 +1,4 @@
-"""`async-processor dead`: what could not be answered, kept with its reason."""
+"""`async-processor dead`: list, show, requeue and drop dead letters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ An id may be shortened to any beginning that only one dead letter has.
 Exit codes: 0 done; 1 no such dead letter, or not confirmed; 2 wrong flags; 4 Redis does not answer.""",
 )
 def dead() -> None:
-    """Look at dead letters, queue them again or drop them.
+    """List dead letters, queue them again or drop them.
 
     A dead letter is a request whose pollers died too often while they held it (its error result was sent), or a
     member whose id cannot be read (a result cannot be addressed to it).
@@ -46,7 +46,7 @@ def dead() -> None:
 @redis_flags
 @exits
 def list_letters(queue: QueueFlags, is_json: bool) -> ExitCode:
-    """All dead letters of a queue, the latest last. Ids are never shortened."""
+    """List all dead letters of a queue, the latest last, with whole ids."""
 
     async def work(letters: DeadLetters) -> ExitCode:
         found = sorted([letter async for letter in letters.all()], key=lambda letter: letter.at)
@@ -65,7 +65,7 @@ def list_letters(queue: QueueFlags, is_json: bool) -> ExitCode:
 @redis_flags
 @exits
 def show(dead_id: str, queue: QueueFlags) -> ExitCode:
-    """One dead letter as JSON, with the member as it was queued."""
+    """Print one dead letter as JSON, with the queued member."""
 
     async def work(letters: DeadLetters) -> ExitCode:
         import msgspec
@@ -92,7 +92,7 @@ def _as_json(letter: DeadLetter) -> bytes:
 @redis_flags
 @exits
 def requeue(dead_ids: tuple[str, ...], is_all: bool, queue: QueueFlags) -> ExitCode:
-    """Queue dead letters again as they were: their result will be a second one."""
+    """Queue dead letters again unchanged; each gets a second result."""
 
     async def work(letters: DeadLetters) -> ExitCode:
         return await _each(letters, dead_ids, is_all, letters.requeue, "queued again")
@@ -107,7 +107,7 @@ def requeue(dead_ids: tuple[str, ...], is_all: bool, queue: QueueFlags) -> ExitC
 @redis_flags
 @exits
 def drop(dead_ids: tuple[str, ...], is_all: bool, is_confirmed: bool, queue: QueueFlags) -> ExitCode:
-    """Forget dead letters for good."""
+    """Delete dead letters."""
 
     async def work(letters: DeadLetters) -> ExitCode:
         if (
@@ -154,7 +154,7 @@ async def _each(
 
 
 async def _named(letters: DeadLetters, prefix: str) -> DeadLetter | None:
-    """The dead letter of that id, or the only one whose id begins so; says why there is none."""
+    """The dead letter of that id, or the only one whose id begins so; prints an error if there is not exactly one."""
     found = await letters.beginning_with(prefix)
     if len(found) == 1:
         return found[0]
@@ -209,5 +209,5 @@ def _print_list(found: list[DeadLetter]) -> None:
 
 
 def _plain(text: str) -> str:
-    """The text without anything that a terminal would obey."""
+    """The text without control characters."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

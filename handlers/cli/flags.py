@@ -1,4 +1,4 @@
-"""Flags and variables that say which queue is meant, shared by `submit`, `results` and `batch`."""
+"""Flags and variables that select the queue, shared by `submit`, `results`, `batch` and others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 
 @dataclass(frozen=True, slots=True)
 class QueueFlags:
-    """Which queue, and where its results are."""
+    """The queue and where its results go."""
 
     to: Literal["redis", "pubsub"] = "redis"
     redis_url: str = field(default="redis://localhost:6379", repr=False)  # may hold a password
@@ -73,7 +73,7 @@ WAIT_REPLICAS_FLAG = click.option(
 PAYLOAD_APART_FLAG = click.option(
     "--payload-apart-bytes",
     type=click.IntRange(min=0),
-    help="Store payloads of at least so many bytes under keys of their own (Redis).  [default: never]",
+    help="Store payloads of this size or more under keys of their own (Redis).  [default: never]",
 )
 REDIS_FLAGS = (
     click.option(
@@ -82,7 +82,7 @@ REDIS_FLAGS = (
         default="redis://localhost:6379",
         show_default=True,
         show_envvar=True,
-        help="Redis or Valkey, in any form. REDIS_USERNAME, REDIS_PASSWORD_FILE, REDIS_CA_FILE … count too.",
+        help="URL of Redis or Valkey, also Sentinel or Cluster. REDIS_USERNAME, REDIS_PASSWORD_FILE, … apply too.",
     ),
     click.option(
         "--queue",
@@ -91,7 +91,7 @@ REDIS_FLAGS = (
         default="request-sortedset",
         show_default=True,
         show_envvar=True,
-        help="Sorted set of requests.",
+        help="Sorted set of pending requests.",
     ),
     click.option(
         "--results",
@@ -110,7 +110,7 @@ PUBSUB_FLAGS = (
         type=click.Choice(["redis", "pubsub"]),
         default="redis",
         show_default=True,
-        help="Which broker.",
+        help="Broker.",
     ),
     click.option(
         "--project", envvar="PROJECT_ID", default="", show_envvar=True, help="Google Cloud project."
@@ -190,7 +190,7 @@ class DeadlineType(click.ParamType[timedelta | datetime | float]):
     ) -> timedelta | datetime | float:
         """A deadline as the client takes it."""
         if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]  # a default of ours, or converted before
+            return value  # type: ignore[no-any-return]  # a default value, or converted before
         number = _number(value)
         if number is not None and number >= 1e9:
             return number

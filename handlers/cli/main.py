@@ -1,4 +1,4 @@
-"""`async-processor`: the group of all commands, and how an error of the user's is told."""
+"""`async-processor`: the group of all commands, and how errors are printed."""
 
 from __future__ import annotations
 

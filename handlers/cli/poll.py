@@ -27,7 +27,7 @@ Exit codes: 0 stopped by SIGTERM or SIGINT and drained; 2 a wrong setting; 1 any
 @click.option("--workers", type=click.IntRange(min=1), help="Requests in flight at a time.  [env: WORKERS]")
 @click.option("--handler-url", help="The dispatch door.  [env: HANDLER_URL]")
 def poll(workers: int | None, handler_url: str | None) -> None:
-    """Claim requests from Redis, hand them over, settle them. Settings: see docs/settings.md."""
+    """Claim requests from Redis, send them to the handler, and write their results. Settings: see docs/settings.md."""
     import uvloop
 
     from handlers.cli.main import fail

@@ -38,7 +38,7 @@ class TextType(click.types.StringParamType):
 
 
 def check_names(*paths: Path | None) -> None:
-    """Raise `InvalidSetting` for a file name that cannot be written into a file of ours: it is not UTF-8."""
+    """Raise `InvalidSetting` for a file name that is not UTF-8 and could not be written into the state file."""
     for path in paths:
         if path is not None and not is_unicode(str(path)):
             raise InvalidSetting("file name", found=repr(os.fsencode(path)), accepted="a name in UTF-8")
@@ -112,7 +112,7 @@ class ExitCode(IntEnum):
     CONFLICT = 6
     """The idempotency key was used for another request; nothing was queued."""
     INTERRUPTED = 130
-    """Ctrl-C; what was queued stays queued."""
+    """Ctrl-C; queued requests stay queued."""
 
 
 EXIT_CODES_HELP = (

@@ -23,10 +23,10 @@ _THREADS = 8
     "also_named",
     multiple=True,
     metavar="NAME",
-    help="Name that the page may be asked for, beside localhost, --host and STATUS_HOSTS; others get 421.",
+    help="Host name under which the page may be requested, besides localhost, --host and STATUS_HOSTS; others get 421.",
 )
 def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
-    """Serve the status page: what is queued, why gates are closed, where a request is.
+    """Serve the status page: queues, reasons of closed gates, dead letters, and a search by id.
 
     Reads REDIS_URL and the other settings of the poller. Read-only, unless STATUS_TOKEN_FILE names a token
     that dead letters can be requeued or dropped with. It has no sign-in: for a cluster, see keda/README.md.

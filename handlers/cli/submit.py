@@ -63,7 +63,7 @@ Examples:
 )
 @click.option("--id", "request_id", default="", help="Id of the request.  [default: random]")
 @click.option("--tier", type=click.Choice(["interactive", "async", "batch"]), help="Lane of the request.")
-@click.option("--tenant", default="", help="Who asks, for fairness and quotas.")
+@click.option("--tenant", default="", help="Tenant, for fairness and quotas.")
 @click.option("--endpoint", default="", help="Path at the gateway, in place of the queue's own.")
 @click.option(
     "--header", "headers", multiple=True, callback=key_value_pairs, help="KEY=VALUE; may be repeated."
@@ -109,7 +109,7 @@ def submit(
     payload_apart_bytes: int | None,
     queue: QueueFlags,
 ) -> ExitCode:
-    """Queue one request; prints its id.
+    """Queue one request and print its id.
 
     FILE holds a full request body (an object with a `payload`), or just the payload; `-` is stdin.
     With --wait, the payload of the result goes to stdout, and the id to stderr.
@@ -190,7 +190,7 @@ def _show(result: Result) -> ExitCode:
 def read_text(source: str) -> bytes:
     """The bytes of a file, or of stdin for `-`, without a byte order mark.
 
-    Raises `InvalidRequest` for what is compressed or not in UTF-8.
+    Raises `InvalidRequest` for a compressed file, or text that is not UTF-8.
     """
     from handlers.batch.check import file_format
 

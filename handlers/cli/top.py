@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from handlers.wiring.status_page import RedisSource
 
 _UNCUT: Final = 10_000
-"""Columns where there is no terminal: who reads a pipe looks for whole names. Lines are as long as they must be."""
+"""Width without a terminal, so that scripts get whole names."""
 
 
 @click.command(
@@ -252,11 +252,11 @@ class LiveTerminal:
             return ""
         pressed = os.read(self._keys, 64)
         if not pressed:
-            self._keys = None  # the terminal is gone; without this, select would return at once for ever
+            self._keys = None  # the terminal is gone; without this, select would return at once indefinitely
         return pressed.decode("utf-8", "replace")
 
     def _on_resize(self, _number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: it was told often enough
+        with contextlib.suppress(BlockingIOError):  # full: a wake-up is pending
             os.write(self._tell, b"\0")
 
 

@@ -29,13 +29,13 @@ Examples:
   async-processor webhook http://receiver.team-a/results --secret-file s --allow-private
   async-processor webhook https://example.com/rest --secret-file s --destination a.example/hooks/=/secrets/a
 
-Each result is a POST signed as the Standard Webhooks specification says; its webhook-id stays the same when it is
-sent again. A request may name one of the --destination hosts as webhook_url in its metadata (handlers and poller
-with RESULT_DETAILS); what that one does not take, and what names another, goes to URL, with the reason in
-"undelivered". A receiver that is down holds up no other. A result is acknowledged once it was taken (2xx). What URL
-does not take in time is printed as JSON, one a line.
+Each result is a POST, signed as the Standard Webhooks specification requires; a repeated delivery has the same
+webhook-id. A request may name a receiver of --destination as webhook_url in its metadata (set RESULT_DETAILS on
+handlers and poller). If that receiver refuses the result or is not allowed, the result goes to URL, with the reason in
+"undelivered". A receiver that is down does not delay the others. A 2xx response acknowledges the result. Results that
+URL does not accept within --give-up are printed as JSON lines.
 
-Exit codes: 0 stopped, or none came for --for; 1 the receiver is gone (410); 2 wrong flags;
+Exit codes: 0 stopped, or no result for --for; 1 the receiver is gone (410); 2 wrong flags;
 4 the broker does not answer.""",
 )
 @click.argument("url")
@@ -65,7 +65,7 @@ Exit codes: 0 stopped, or none came for --for; 1 the receiver is gone (410); 2 w
 @click.option(
     "--give-up", type=DurationType(), default="3d", show_default=True, help="Longest time for one result."
 )
-@click.option("--for", "idle", type=DurationType(), help="Stop when none came for that long.")
+@click.option("--for", "idle", type=DurationType(), help="Stop after this long without a result.")
 @queue_flags
 @exits
 def webhook(
@@ -130,7 +130,7 @@ async def _deliver(queue: QueueFlags, options: WebhookOptions, idle: timedelta |
             print("the receiver is gone (410); results stay where they are", file=sys.stderr)
             return ExitCode.FAILED_REQUESTS
         except asyncio.CancelledError:
-            pass  # SIGTERM: what is held goes back at once
+            pass  # SIGTERM: held results are returned at once
         print(f"{hook.delivered} delivered, {hook.given_up} given up", file=sys.stderr)
         report_undecodable(stream)
     return ExitCode.DONE

@@ -33,7 +33,7 @@ Examples:
   async-processor where r1 r2 --json
   async-processor where --queue team-a-requests r1
 
-Reads only. Finished requests are known by a record that pollers keep for a day (FINISHED_RECORDS and
+Changes nothing. Pollers keep a record of finished requests for a day (FINISHED_RECORDS and
 FINISHED_RECORDS_SECONDS of the poller); the result list is searched as well, up to 2,000 results from each end.
 
 Exit codes: 0 all were found; 1 some id is unknown; 2 wrong flags; 4 Redis does not answer.""",
@@ -51,7 +51,7 @@ Exit codes: 0 all were found; 1 some id is unknown; 2 wrong flags; 4 Redis does 
 @redis_flags
 @exits
 def where(*, ids: tuple[str, ...], queue: QueueFlags, retry_queue: str, is_json: bool) -> ExitCode:
-    """Say where each request is: queued, in flight, waiting for a retry, finished, cancelled or dead-lettered."""
+    """Print where each request is: queued, in flight, waiting for a retry, finished, cancelled or dead-lettered."""
     return asyncio.run(_where(queue.client(retry_queue=retry_queue), ids, is_json))
 
 

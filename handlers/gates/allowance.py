@@ -3,7 +3,7 @@
 A budget limits concurrency: a fraction of the pool's slots may be in use at a time, however long a request takes and
 however old the reading is. A burst therefore counts against the reading that admitted it.
 
-- Less than one slot allows one request at a time with pauses, so that the average use is what was allowed:
+- Less than one slot allows one request at a time with pauses, so that the average use is the allowed one:
   with 0.25 slots, a request of 2 s is followed by a pause of 6 s.
 - A headroom (`Share.headroom`) is added to what was in use when the metric was read. A metric is older than its
   fetch, so it is added to the lowest use within `Share.lag_seconds` before: a request that the metric may not have

@@ -255,7 +255,7 @@ class QuotaStore(Protocol):
         ...
 
     async def refund_rate(self, key: str, member: str) -> None:
-        """Return the unit that `member` paid; no-op if there is none."""
+        """Return the unit that `member` paid; a no-op if it paid nothing."""
         ...
 
     async def hold_slot(

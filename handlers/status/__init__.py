@@ -1,1 +1,1 @@
-"""The status page: what is queued, in flight, waiting and dead, why gates are closed, and where a request is now."""
+"""The status page: queues, gates, dead letters, failures, and a search by request id."""

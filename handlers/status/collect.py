@@ -1,4 +1,4 @@
-"""Counts what happens for the status board, and posts it now and then: nothing but additions on a request's way."""
+"""Counts outcomes for the status board and posts them periodically; a request costs additions only."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerR
 POST_SECONDS: Final = 5.0
 _MOST_FAILURES: Final = 50
 SHOWN_BYTES: Final = 256
-"""Of an id, a tenant or a reason on the status board: 200 failures are 200 KB at most, whoever wrote them."""
+"""Of an id, a tenant or a reason on the status board: 200 failures are 200 KB at most."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What happened since the last post."""
+    """Counts and failures since the last post."""
 
     counts: Counter[str] = field(default_factory=Counter)
     failures: deque[Failure] = field(default_factory=lambda: deque(maxlen=_MOST_FAILURES))
@@ -73,7 +73,7 @@ class Tally:
         )
 
     def take(self) -> tuple[dict[str, int], list[bytes]]:
-        """What is there, newest failure last in time but first in the list; then start anew."""
+        """Return the counts and failures so far, and reset them."""
         counts, failures = dict(self.counts), [msgspec.json.encode(one) for one in self.failures]
         self.counts.clear()
         self.failures.clear()
@@ -81,7 +81,7 @@ class Tally:
 
 
 def cut(text: str) -> str:
-    """At most 256 bytes of a text that a client chose, for show."""
+    """At most 256 bytes of a text, for display."""
     encoded = text.encode("utf-8", "replace")
     return text if len(encoded) <= SHOWN_BYTES else encoded[: SHOWN_BYTES - 3].decode("utf-8", "ignore") + "…"
 
@@ -114,7 +114,7 @@ def gate_reports(states: Sequence[GateState]) -> list[GateReport]:
 
 
 class StatusWatch:
-    """Posts `report()` and the tally every few seconds, and takes itself off the board at the end."""
+    """Posts `report()` and the tally every few seconds, and removes its entry at the end."""
 
     def __init__(self, board: StatusBoard, tally: Tally, report: Callable[[], PollerReport]) -> None:
         self._board = board
@@ -122,19 +122,19 @@ class StatusWatch:
         self._report = report
 
     async def tick(self) -> None:
-        """One post; what was counted is lost if it fails, and nothing waits for it."""
+        """Post once; if it fails, its counts are lost."""
         counts, failures = self._tally.take()
         await self._board.post(
             msgspec.json.encode(self._report()), int(self._tally.clock() // 60), counts, failures
         )
 
     async def leave(self) -> None:
-        """This poller is gone."""
+        """Remove this poller from the board."""
         await self._board.leave()
 
 
 def host_name() -> str:
-    """The pod's name, as people know it."""
+    """Host name; the pod's name in Kubernetes."""
     return socket.gethostname()
 
 

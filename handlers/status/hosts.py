@@ -1,8 +1,8 @@
-"""Under which names the page may be asked for. Pure.
+"""Host names under which the page may be requested. Pure.
 
-A stranger's page can have its own name lead to this machine (DNS rebinding), and would then read this page as its
-own. Its browser still says that name in `Host`: what is not a name of ours is refused. A literal address cannot be
-turned, so where the page listens on all addresses each of them is its own.
+Another site can point its own name at this machine (DNS rebinding) and would then read this page as its own. Its
+browser still sends that name in `Host`, so unknown names are refused. A literal address cannot be rebound, so every
+address is accepted if the page listens on all.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class OwnHosts:
     names: frozenset[str] = frozenset()
 
     def has(self, header: str) -> bool:
-        """Whether a `Host` header, with or without a port, is one of ours."""
+        """Whether a `Host` header, with or without a port, is accepted."""
         match = _HEADER.fullmatch(header.strip())
         if match is None:
             return False

@@ -30,7 +30,7 @@ class Depths:
 
 @dataclass(frozen=True, slots=True)
 class TenantLine:
-    """How much of what was looked at is one tenant's."""
+    """One tenant's requests among the sampled ones."""
 
     name: str
     pending: int
@@ -50,14 +50,14 @@ class LaneLine:
 
 @dataclass(frozen=True, slots=True)
 class Tenants:
-    """Tenants by state, and how many pending members were looked at."""
+    """Tenants by state, and the number of sampled pending members."""
 
     pending: Counter[str] = field(default_factory=Counter)
     in_flight: Counter[str] = field(default_factory=Counter)
     retrying: Counter[str] = field(default_factory=Counter)
 
     def lines(self) -> list[TenantLine]:
-        """Who has most, first."""
+        """One line per tenant, the largest first."""
         whole = self.pending + self.in_flight + self.retrying
         return [
             TenantLine(name, self.pending[name], self.in_flight[name], self.retrying[name])
