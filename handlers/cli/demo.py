@@ -18,12 +18,12 @@ Examples:
 Exit codes: 0 every request got exactly one final result; 1 one did not; 2 a part could not be started.""",
 )
 @click.option(
-    "--requests", type=click.IntRange(20, 100_000), default=200, show_default=True, help="How many."
+    "--requests", type=click.IntRange(20, 100_000), default=200, show_default=True, help="Number of requests."
 )
 @click.option(
     "--pubsub/--no-pubsub", "has_pubsub", default=True, help="Pub/Sub too, if its emulator is found."
 )
-@click.option("--timeout", "seconds", default=90.0, show_default=True, help="When to give up, in seconds.")
+@click.option("--timeout", "seconds", default=90.0, show_default=True, help="Time limit in seconds.")
 def demo(requests: int, has_pubsub: bool, seconds: float) -> None:
     """Requests enter a real Valkey, go through poller and handler to a gateway that fails on purpose, are
     retried, and come back as results. Where Google's Pub/Sub emulator is found, also through a topic."""

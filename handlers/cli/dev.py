@@ -50,7 +50,7 @@ Exit codes: 0 stopped by Ctrl-C or SIGTERM; 1 a part ended by itself; 2 a part c
     "--pubsub/--no-pubsub", "has_pubsub", default=True, help="Pub/Sub too, if its emulator is found."
 )
 def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
-    """Keep Valkey, a simulated gateway, handler and poller up until Ctrl-C, and say how to talk to them."""
+    """Keep Valkey, a simulated gateway, handler and poller up until Ctrl-C, and print the commands to use them."""
     import handlers.serving.server  # noqa: F401  # a missing extra fails here, and not in a child process
     from handlers.cli.main import fail
     from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION, NoEmulator

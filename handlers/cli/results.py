@@ -39,7 +39,7 @@ Exit codes: 0 done, whatever the results say; 2 wrong flags; 3 with --take, none
 )
 @click.option("-n", "--take", type=click.IntRange(min=1), help="Stop after this many results.")
 @click.option(
-    "--peek", "is_peek", is_flag=True, help="Look at results without taking them, oldest first (Redis)."
+    "--peek", "is_peek", is_flag=True, help="Read results without removing them, oldest first (Redis)."
 )
 @click.option("--for", "idle", type=DurationType(), help="Stop after this long without a result.")
 @click.option(

@@ -59,7 +59,7 @@ Examples:
 @click.option(
     "--deadline",
     type=DeadlineType(),
-    help="By when: 10m, 1h30m, an ISO 8601 time, Unix seconds.  [default: 1h]",
+    help="Deadline: 10m, 1h30m, an ISO 8601 time, Unix seconds.  [default: 1h]",
 )
 @click.option("--id", "request_id", default="", help="Id of the request.  [default: random]")
 @click.option("--tier", type=click.Choice(["interactive", "async", "batch"]), help="Lane of the request.")

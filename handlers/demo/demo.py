@@ -1,4 +1,4 @@
-"""`async-processor demo`: one run of the whole way, shown while it happens, with a closing table."""
+"""`async-processor demo`: one run through all parts, with a live view and a closing table."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _PUBSUB_SHARE: Final = 0.2  # the emulator pushes two at a time
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """How many requests, whether Pub/Sub takes part, and when the demo gives up."""
+    """Number of requests, whether to use Pub/Sub, and the time limit in seconds."""
 
     requests: int = 200
     has_pubsub: bool = True
@@ -127,7 +127,7 @@ class _Run:
         return {name: (tally, stages(tally, witnessed)) for name, tally in tallies.items()}
 
     def _report_missing(self, ways: Mapping[str, tuple[Tally, Stages]]) -> bool:
-        """Print each request that has no result, and where the logs are; True if there is none."""
+        """Print each request that has no result, and where the logs are; True if every request has one."""
         lines = missing_lines(ways, time.time())
         if not lines:
             return True
@@ -265,10 +265,10 @@ _TROUBLES: Final[dict[int, dict[str, Any]]] = {
     9: {"status": 400},
     13: {"fault": "truncated", "times": 1},
 }
-"""Place among twenty requests -> what the gateway does; the others are answered at once."""
+"""Position among twenty requests -> what the gateway does; it answers the others at once."""
 
 SHORT_DEADLINE_PLACE: Final = 11
-"""Among twenty, the one whose gateway is down until its deadline."""
+"""Position of the request whose gateway is down until its deadline."""
 _ROUND: Final = 20
 
 
@@ -312,13 +312,13 @@ BROKEN: Final = (
     b'{"id":"broken-payload","payload":"Hi","deadline":1999999999}',
     b"not JSON at all",
 )
-"""Members that no client of ours would queue; each must end in a result, or among the dead letters."""
+"""Invalid members, which our clients would not queue; each must end in a result or as a dead letter."""
 BROKEN_IDS: Final = ("broken-deadline", "broken-payload")
-"""Those of `BROKEN` whose id can be read: each has a result."""
+"""Ids of `BROKEN` that can be read; each gets a result."""
 
 
 async def queue_broken(redis_url: str, queue: str, members: Sequence[bytes]) -> None:
-    """Put `members` into the sorted set as they are."""
+    """Add `members` to the sorted set unchanged."""
     redis = connect(RedisOptions(redis_url))
     try:
         for member in members:

@@ -38,12 +38,12 @@ _LOG_LINES: Final = 30
 
 
 class EmulatorFailed(AsyncProcessorError):
-    """The emulator did not start; the message ends with its own last words."""
+    """The emulator did not start; the message ends with its last output."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmulatorCommand:
-    """How to start it; `--host` and `--port` are to be appended."""
+    """Command that starts it, without `--host` and `--port`."""
 
     command: tuple[str, ...]
 
@@ -118,12 +118,12 @@ class PubSubEmulator:
         return f"127.0.0.1:{self.port}"
 
     def log_tail(self) -> str:
-        """The last lines it wrote."""
+        """The last lines of its output."""
         self._log.seek(0)
         return "\n".join(self._log.read().decode("utf-8", "replace").splitlines()[-_LOG_LINES:])
 
     def stop(self, timeout_seconds: float = 5.0) -> None:
-        """End it, kindly first; nothing if it has ended."""
+        """Stop it with SIGTERM, then SIGKILL; a no-op if it has ended."""
         self.process.terminate()
         try:
             self.process.wait(timeout_seconds)
@@ -166,7 +166,7 @@ RESULT_SUBSCRIPTION: Final = "async-proc-results-sub"
 
 
 def create_layout(emulator_host: str, push_url: str) -> None:
-    """Create everything on the emulator; what exists is left as it is."""
+    """Create everything on the emulator; existing resources stay unchanged."""
     asyncio.run(_create_layout(emulator_host, push_url))
 
 

@@ -1,4 +1,4 @@
-"""A process of the demo's own: started, waited for, stopped; its last words when it did not come up."""
+"""A child process of the demo: start, wait, stop, and its last output if it did not start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOOK_SECONDS: Final = 0.02
 
 
 class ChildFailed(AsyncProcessorError):
-    """A process did not come up; the message ends with its own last words."""
+    """A process did not start; the message ends with its last output."""
 
 
 class Child:
@@ -41,7 +41,7 @@ class Child:
         )
 
     def output(self) -> str:
-        """Everything it wrote so far."""
+        """Its output so far."""
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode("utf-8", "replace")
 
@@ -65,7 +65,7 @@ class Child:
         return "\n".join(self.output().splitlines()[-_LOG_LINES:])
 
     def stop(self, timeout_seconds: float = 5.0) -> None:
-        """End it, kindly first; nothing if it has ended."""
+        """Stop it with SIGTERM, then SIGKILL; a no-op if it has ended."""
         self.process.terminate()
         try:
             self.process.wait(timeout_seconds)
@@ -83,13 +83,13 @@ class Child:
 
 _FIRST: Final = 12_000
 _LAST: Final = 32_000
-"""Below what Linux gives to outgoing connections (32768 on). One of those could take the port before the server
-listens, and a client that keeps knocking at a port of theirs can meet itself there."""
+"""Below the range of Linux for outgoing connections (32768 on). An outgoing connection could take the port before the
+server listens, and a client that retries a port of that range can connect to itself."""
 _TRIES: Final = 1_000
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listened on a moment ago. Raises `OSError` where none is free."""
+    """A free port of the loopback interface. Raises `OSError` if all are taken."""
     for _ in range(_TRIES):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)  # two test processes may share the seed of `random`
         with contextlib.suppress(OSError), socket.socket() as listener:
@@ -103,7 +103,7 @@ _READY: Final = "Ready to accept connections"
 
 
 class NoValkey(AsyncProcessorError):
-    """There is no server on this machine."""
+    """No Valkey server was found on this machine."""
 
 
 def find_valkey(search_path: str | None = None) -> str:
@@ -134,7 +134,7 @@ class Valkey:
 
     @property
     def url(self) -> str:
-        """As REDIS_URL takes it."""
+        """URL for REDIS_URL."""
         return f"redis://127.0.0.1:{self.port}"
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""What the demo shows: a line while it runs, two tables at the end."""
+"""Output of the demo: a line while it runs, two tables at the end."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def latency_table(title: str, ways: Mapping[str, Stages]) -> Table:
 
 
 def closing_table(ways: Mapping[str, tuple[Tally, Stages]], timeout_seconds: float) -> Table:
-    """Counts of what was sent and what became of it."""
+    """Counts of requests by outcome."""
     table = Table(title="What became of the requests", title_justify="left")
     table.add_column("")
     for name in ways:
@@ -83,7 +83,7 @@ def closing_table(ways: Mapping[str, tuple[Tally, Stages]], timeout_seconds: flo
 
 
 def explanation(malformed: int, dead: int) -> str:
-    """Why the counts differ from the number of requests that was asked for."""
+    """Why the counts differ from the requested number."""
     return (
         f"Redis: {malformed} of the requests sent are malformed on purpose, beside those asked for; each has an "
         f"error result.\nDead letters: {dead}. One more malformed member has no readable id. No result can be "
@@ -92,7 +92,7 @@ def explanation(malformed: int, dead: int) -> str:
 
 
 def missing_lines(ways: Mapping[str, tuple[Tally, Stages]], now: float) -> list[str]:
-    """One line for each request without a result: its id, its attempts at the gateway, and since when it is quiet."""
+    """One line for each request without a result: its id, its attempts, and the time since its last one."""
     lines = []
     for name, (tally, stage) in ways.items():
         for request_id in tally.missing:
@@ -136,7 +136,7 @@ def _percentiles(values: Sequence[float]) -> str:
 
 
 class WitnessLine(msgspec.Struct):
-    """One request as the gateway saw it; times are Unix seconds. One without a slot was never admitted."""
+    """One request as the gateway saw it; times are Unix seconds. A request without a slot was never admitted."""
 
     key: str = ""
     started_at: float = 0.0
@@ -150,7 +150,7 @@ _decoder = msgspec.json.Decoder(WitnessLine)
 
 @dataclass(slots=True)
 class Tally:
-    """What was sent and what came back, by request id."""
+    """Requests sent and results received, by request id."""
 
     sent_at: dict[str, float] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
@@ -211,7 +211,7 @@ def read_witness(lines: Iterable[bytes]) -> list[WitnessLine]:
 
 
 def stages(tally: Tally, witnessed: Sequence[WitnessLine]) -> Stages:
-    """How long requests of `tally` spent where."""
+    """Seconds that requests of `tally` spent in each stage."""
     first: dict[str, WitnessLine] = {}
     last: dict[str, WitnessLine] = {}
     attempts: dict[str, int] = {}
@@ -235,6 +235,6 @@ def stages(tally: Tally, witnessed: Sequence[WitnessLine]) -> Stages:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile; 0 for nothing."""
+    """The nearest-rank percentile; 0 without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -1,5 +1,5 @@
-"""The one part that is simulated: an OpenAI-compatible gateway with a capacity, latencies and faults on demand.
+"""Simulated OpenAI-compatible gateway with a capacity, latencies and faults on demand; all other parts are real.
 
-engine    who runs, who waits, who is turned away      faults   which trouble a request meets
-protocol  HTTP, byte by byte where a fault wants it    replies  bodies and pages      witness  what it saw
+engine    slots, queue, rejection and eviction         faults   which fault a request meets
+protocol  HTTP, byte by byte where a fault needs it    replies  bodies and pages      witness  log of requests
 """

@@ -1,4 +1,4 @@
-"""Slots and the queue behind them: who runs, who waits, who is turned away or has to leave."""
+"""Slots and the queue behind them: admission, waiting, rejection and eviction of requests."""
 
 from __future__ import annotations
 
@@ -99,14 +99,14 @@ class Engine:
         self.admit_waiting()
 
     def fit(self) -> None:
-        """After a change of the capacity: start who waits, or evict what no longer fits."""
+        """After a change of the capacity: start waiting requests, or evict those that no longer fit."""
         if self.options.evicts:
             for _ in range(self.running - self.options.capacity):
                 self._evict()
         self.admit_waiting()
 
     def admit_waiting(self) -> None:
-        """Start who waits, as far as the capacity goes."""
+        """Start waiting requests while there is capacity."""
         while self._waiting and self.running < self.options.capacity:
             future, _ = self._waiting.popleft()
             if not future.done():

@@ -368,7 +368,7 @@ class Witness:
         self._lines.append(msgspec.json.encode(line) + b"\n")
 
     def flush(self) -> None:
-        """Write what is noted."""
+        """Write the buffered lines."""
         if self._file is not None and self._lines:
             self._file.write(b"".join(self._lines))
             self._file.flush()
