@@ -12,6 +12,7 @@ import msgspec
 
 from handlers.contract.accepted import nearest
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.lenient_json import is_unicode
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.result_names import ANY, ANY_RESULT_LIST, ResultNames, read_result_names
 from handlers.forward.endpoint import is_safe_path
@@ -271,7 +272,14 @@ _SHORT: Final = 6
 
 
 def _check_variables(variables: Mapping[str, str]) -> None:
-    """Refuse a variable that looks like a misspelt one of ours: its setting would be left at the default."""
+    """Refuse a variable that is not text, or that looks like a misspelt one: its setting would be left at the default.
+
+    The variables of OpenTelemetry's SDK (`OTEL_…`) are checked too: no span with bytes of them could be encoded.
+    """
+    ours = {name.upper() for name in Environment.__struct_fields__} | _OTHERS
+    for name in sorted(variables):
+        if (name in ours or name.startswith("OTEL_")) and not is_unicode(variables[name]):
+            raise InvalidSetting(name, found="bytes that are not UTF-8", accepted="text in UTF-8")
     known = [name.upper() for name in Environment.__struct_fields__ if len(name) > _SHORT]
     for name in sorted(variables.keys() - _OTHERS - {name.upper() for name in Environment.__struct_fields__}):
         if variables[name] and (close := nearest(name, known, cutoff=_LOOKS_MISSPELT)):

@@ -9,26 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import http.client
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from handlers.telemetry.logs import CurrentTrace, enter_trace
+from handlers.telemetry.logs import CurrentTrace, enter_trace, get_logger
 
 DEFAULT_SERVICE_NAME: Final = "llm-d-async"
+GRPC_PORT: Final = 4317
+"""Where receivers take OTLP over gRPC by default."""
+_CHECK_SECONDS: Final = 5.0
 PROCESS_REQUEST: Final = "process-request"
 HANDLE_REQUEST: Final = "handle-request"
 HTTP_REQUEST: Final = "http-request"
@@ -56,6 +61,45 @@ class _Ids(RandomIdGenerator):
         return _wanted_trace_id.get() or super().generate_trace_id()
 
 
+class _Exporter(OTLPSpanExporter):
+    """Exporter that checks after its first failure, once, whether the receiver speaks gRPC only."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(endpoint=url)
+        self._url = url
+        self._is_checked = urlsplit(url).port == GRPC_PORT  # the start has warned of that port
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send the spans."""
+        result = super().export(spans)
+        if result is SpanExportResult.FAILURE and not self._is_checked:
+            self._is_checked = True
+            if answers_in_http2(self._url):
+                get_logger("tracing").warning(
+                    "OTLP endpoint answers in HTTP/2, as gRPC does",
+                    setting="OTEL_EXPORTER_OTLP_ENDPOINT",
+                    fix="use the receiver's port for OTLP over HTTP, usually 4318",
+                )
+        return result
+
+
+def answers_in_http2(url: str) -> bool:
+    """Whether the server answers an HTTP/1.1 request with an HTTP/2 frame (RFC 9113, section 3.4: SETTINGS first)."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=_CHECK_SECONDS)
+    try:
+        connection.request("POST", parts.path, b"")
+        connection.getresponse()
+    except http.client.BadStatusLine as error:
+        return str(error).startswith("\0\0")  # the length of a short frame
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+    return False
+
+
 class Tracing:
     """Tracer of a process; `aclose` exports the remaining spans."""
 
@@ -67,7 +111,7 @@ class Tracing:
             defaults["service.name"] = options.service_name or DEFAULT_SERVICE_NAME
         resource = Resource.create(defaults)
         self._provider = TracerProvider(resource=resource, id_generator=_Ids(), shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(endpoint=f"{options.endpoint.rstrip('/')}/v1/traces")
+        exporter = _Exporter(f"{options.endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("async-processor", options.version)
 

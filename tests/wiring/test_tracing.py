@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import pytest
 from starlette.requests import Request
 
 from handlers.contract.errors import InvalidSetting
 from handlers.settings.settings import load_settings
-from handlers.telemetry.tracing import HTTP_REQUEST, PROCESS_REQUEST
+from handlers.telemetry.tracing import HTTP_REQUEST, PROCESS_REQUEST, Tracing, TracingOptions, traceparent
 from handlers.wiring.handler import Handler
 from handlers.wiring.metrics import tracing_of
 from tests.servers.otlp import running_otlp_receiver
@@ -85,3 +91,92 @@ def _push(attributes: dict[str, str]) -> Request:
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
     return Request(scope, receive)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/json"])
+def test_another_protocol_than_http_with_protobuf_is_refused(protocol: str) -> None:
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+    }
+    with pytest.raises(InvalidSetting, match=f"OTEL_EXPORTER_OTLP_PROTOCOL.*{protocol}.*4318"):
+        tracing_of(load_settings({**GATEWAY, **variables}))
+
+
+@pytest.mark.parametrize(
+    "name", ["OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "REDIS_URL", "REQUEST_TOPIC_ID"]
+)
+def test_a_variable_that_is_not_utf_8_stops_the_start_and_is_named(name: str) -> None:
+    value = os.fsdecode(b"service.name=a\xff")
+    with pytest.raises(InvalidSetting, match=f"{name}: expected text in UTF-8, got bytes"):
+        load_settings({**GATEWAY, name: value})
+
+
+@contextlib.contextmanager
+def running_grpc() -> Iterator[str]:
+    """A gRPC server without services; yields its base URL."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+async def _exported(url: str, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The warnings about the endpoint after two failed exports, each of one span."""
+    caplog.clear()
+    tracing = Tracing(TracingOptions(url, "service", "1"))
+    for identity in "ab":
+        with tracing.attempt(PROCESS_REQUEST, {}, identity, {}):
+            pass
+        await asyncio.to_thread(tracing._provider.force_flush)
+    await tracing.aclose()
+    return [record.getMessage() for record in caplog.records if "OTLP endpoint" in record.getMessage()]
+
+
+async def test_a_receiver_that_answers_in_http2_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    with running_grpc() as url:
+        assert await _exported(url, caplog) == ["OTLP endpoint answers in HTTP/2, as gRPC does"]
+
+
+async def test_a_receiver_that_answers_in_http1_or_not_at_all_is_not_taken_for_grpc(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running_raw_http() as receiver:
+        receiver.say(answer(400, b"no"), answer(400, b"no"), answer(400, b"no"))
+        assert await _exported(receiver.url, caplog) == []
+    assert await _exported("http://127.0.0.1:9", caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "llm-d-async"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=mine"}, "mine"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "team=a"}, "llm-d-async"),
+        ({"OTEL_SERVICE_NAME": "named"}, "named"),
+        ({"OTEL_SERVICE_NAME": "named", "OTEL_RESOURCE_ATTRIBUTES": "service.name=mine"}, "named"),
+    ],
+)
+async def test_the_service_name_of_the_sdks_variables_wins_over_our_default(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], name: str
+) -> None:
+    for variable in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    tracing = tracing_of(load_settings({**GATEWAY, **endpoint, **variables}))
+    assert tracing is not None
+    assert tracing._provider.resource.attributes["service.name"] == name
+    await tracing.aclose()
+
+
+async def test_a_disabled_sdk_sends_no_traceparent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    tracing = Tracing(TracingOptions("http://127.0.0.1:9", "service", "1"))
+    with tracing.attempt(PROCESS_REQUEST, {}, "a", {}) as span:
+        assert traceparent(span) == ""
+    await tracing.aclose()

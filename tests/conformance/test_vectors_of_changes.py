@@ -1,0 +1,162 @@
+"""The conformance vectors of the reference's changes of summer and autumn 2026, and a table that names them all."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+from redis.asyncio import Redis
+from starlette.requests import Request
+
+from handlers.client import AsyncClient, ClientOptions, IdempotencyConflict
+from handlers.contract.errors import InvalidSetting
+from handlers.demo.servers import Valkey
+from handlers.gates.gate import Go
+from handlers.gates.metric.prometheus import PrometheusBudgetParameters, budget_queries
+from handlers.gates.registry import GATES
+from handlers.gates.sources import GateStore
+from handlers.settings.settings import load_settings
+from handlers.telemetry.families import Families
+from handlers.wiring.handler import Handler
+from tests.conformance.test_files import FILES, GUIDE
+from tests.conformance.test_vectors import VECTORS, Case, cases
+from tests.gates.building import gate, request, sources
+from tests.gates.exporter import running_exporter
+from tests.gates.opening import started
+from tests.servers.pubsub_broker import running_broker
+from tests.servers.raw_http import answer, running_raw_http
+
+DEADLINE = 1_999_999_999
+
+
+@cases("topics")
+async def test_a_result_goes_to_the_topic_that_wins(tmp_path: Path, case: Case) -> None:
+    """A whole handler with a configuration file, and a broker that speaks gRPC."""
+    file = tmp_path / "topics.json"
+    entry = {"subscriber_id": "s", **({"result_topic_id": case["entry"]} if case["entry"] else {})}
+    file.write_text(json.dumps({"topics": [entry]}))
+    body = {"id": "a", "deadline": DEADLINE, "payload": {}, "result_queue_name": case["message"]}
+    data = base64.b64encode(json.dumps(body).encode()).decode()
+    push = {"message": {"data": data, "messageId": "7"}, "subscription": "projects/p/subscriptions/s"}
+    async with running_broker() as broker, running_raw_http() as gateway:
+        gateway.say(answer(200, b"{}"))
+        settings = load_settings(
+            {
+                "IGW_BASE_URL": gateway.url,
+                "PROJECT_ID": "p",
+                "RESULT_TOPIC_ID": case["top_level"],
+                "ALLOWED_RESULTS": "*",
+                "PUBSUB_EMULATOR_HOST": broker.host,
+                "PUSH_AUTH": "none",
+                "CONFIG_FILE": str(file),
+            }
+        )
+        handler = Handler(settings, "pubsub_push")
+        assert (await handler.respond(_posted(json.dumps(push).encode()))).status_code == 204
+        await handler.aclose()
+        assert [topic for topic, _, _ in broker.published] == [f"projects/p/topics/{case['topic']}"]
+
+
+def _posted(body: bytes) -> Request:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
+    return Request(scope, receive)
+
+
+@cases("readings")
+async def test_a_reading_admits_so_many_requests(case: Case) -> None:
+    given = sources(refresh_seconds=3_600)
+    params = {"metric": "m", "admission": "counted", "max_count_per_pod": case["capacity"]}
+    with running_exporter() as exporter:
+        exporter.set("m", float(case["value"]))
+        async with started("endpoint-scrape", {"url": exporter.url, **params}, given) as built:
+            assert (built.budget() > 0) is (case["admitted"] > 0)
+            verdicts = [await built.admit(request()) for _ in range(case["capacity"] + 1)]
+            assert built.budget() == 0
+    await given.http.aclose()
+    assert sum(isinstance(verdict, Go) for verdict in verdicts) == case["admitted"]
+
+
+@cases("gates")
+async def test_a_gate_starts_or_names_the_parameter_that_it_refuses(case: Case) -> None:
+    given = sources(stores=lambda _address: cast("GateStore", object()))
+    expected = (
+        pytest.raises(InvalidSetting, match=case["refused"]) if case["refused"] else contextlib.nullcontext()
+    )
+    with expected:
+        gate(case["gate_type"], case["gate_params"], given)
+    await given.http.aclose()
+
+
+@cases("router_metrics")
+def test_a_router_metric_is_read_by_its_new_name_else_by_its_old_one(case: Case) -> None:
+    query = budget_queries(PrometheusBudgetParameters(pool="p"))[case["query"]]
+    assert 0 <= query.find(case["new"]) < query.find(case["old"])
+    assert " or " in query[query.find(case["new"]) : query.find(case["old"])]
+
+
+@cases("metrics")
+def test_a_metric_has_the_labels_that_others_select_by(case: Case) -> None:
+    families = vars(Families(CollectorRegistry())).values()
+    found = {each._name: each._labelnames for each in families if isinstance(each, Gauge)}
+    assert found[case["metric"]] == tuple(case["labels"])
+
+
+@cases("read_results")
+async def test_a_reader_gets_the_payload_or_the_place_where_it_is(
+    store: Redis, valkey: Valkey, case: Case
+) -> None:
+    await store.set("result-payload:a:1", "stored")
+    await store.lpush("results", case["result"])
+    async with (
+        AsyncClient.for_redis(valkey.url, ClientOptions(results="results")) as client,
+        client.results(limit=1) as stream,
+    ):
+        result = (await anext(stream)).result
+    assert {name: getattr(result, name) for name in case["fields"]} == case["fields"]
+    assert bool(result.stored_elsewhere) is case["is_elsewhere"]
+
+
+@cases("idempotency")
+async def test_a_second_submission_under_a_key_is_recorded_new_or_a_conflict(
+    store: Redis, valkey: Valkey, case: Case
+) -> None:
+    def fields(name: str) -> dict[str, Any]:
+        return {"deadline": DEADLINE, "idempotency_key": "k", **case[name]}
+
+    async with AsyncClient.for_redis(valkey.url, ClientOptions(queue="q")) as client:
+        first = await client.submit(**fields("first"))
+        try:
+            second = await client.submit(**fields("second"))
+            outcome = "new" if second.is_new else "recorded"
+            assert second.is_new or second.token == first.token
+        except IdempotencyConflict:
+            outcome = "conflict"
+    assert outcome == case["outcome"]
+    assert await store.zcard("q") == (2 if outcome == "new" else 1)
+
+
+ROWS: list[Case] = json.loads((VECTORS / "changes.json").read_text())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["area"])
+def test_every_change_of_the_reference_has_a_vector_or_a_file(row: Case) -> None:
+    for named in row["vectors"]:
+        file, _, beginning = named.partition(": ")
+        found = json.loads((VECTORS / f"{file}.json").read_text())
+        assert [case for case in found if str(case["name"]).startswith(beginning)], named
+    for file in row["files"]:
+        assert (FILES / f"{file}.json").exists(), file
+    assert row["vectors"] or row["files"] or row["not_served"]
+
+
+def test_what_is_not_served_is_named_in_the_guide_and_refused() -> None:
+    assert "`sql` are not served" in GUIDE.read_text()
+    assert "sql-quota" not in GATES
