@@ -200,7 +200,7 @@ class BatchOutput:
             self.failed += 1
 
     def sync(self) -> None:
-        """See what was written to the disk: after that it may go elsewhere."""
+        """Flush written lines to disk, before their results are acknowledged."""
         for file in (self._out, self._errors):
             file.flush()
             os.fsync(file.fileno())

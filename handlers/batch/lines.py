@@ -36,7 +36,7 @@ class BatchLine(msgspec.Struct, frozen=True):
 
 
 class InvalidLine(msgspec.Struct, frozen=True):
-    """A line that is no request: it gets an error line of its own, the batch goes on."""
+    """An invalid line: it gets an error line, and the batch continues."""
 
     number: int
     custom_id: str

@@ -21,7 +21,7 @@ from handlers.redis_store.submit.client_access import RedisAccess, open_redis
 from handlers.redis_store.submit.submissions import MemberParts
 
 PATIENCE_SECONDS = 30.0
-"""How long a batch goes on through a failover before it stops, to be resumed."""
+"""Seconds for which a batch retries through a failover; then it stops and can be resumed."""
 
 RESULTS_KEPT_SECONDS = 7 * 86_400
 """How long results wait for a batch that is not running, after the last one came."""

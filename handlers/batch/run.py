@@ -1,13 +1,13 @@
-"""Run a batch: a window of its lines in the queue, its results into files, and all of it again after a crash.
+"""Run a batch: keep a window of its lines queued, write results to files, and resume after a crash.
 
-Three rules keep a request from being submitted twice and a result from being lost or doubled:
+Three rules prevent duplicate submissions and lost or duplicate results:
 
-- before a line is submitted, the state file says that it may have been;
-- a result leaves Redis only after its line is on the disk;
-- a run that goes on first settles the lines that may have been submitted: those that are live, or have a
-  result, were; only the others are submitted (again).
+- before a line is submitted, the state file records that it may be;
+- a result is acknowledged only after its line is on disk;
+- a resumed run first checks the lines that may have been submitted: lines that are live or have a result are not
+  submitted again.
 
-Memory holds the lines that are submitted and not answered, and one bit for each line of the file.
+Memory holds the submitted lines without an answer, and one bit for each line of the file.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from handlers.redis_store.submit.submissions import MemberParts
 SUBMITTED_AT_ONCE = 500
 COLLECTED_AT_ONCE = 1_000
 JOURNALED_AHEAD = 5_000
-"""Lines that the state file is ahead of what is submitted: one write to the disk for so many."""
+"""Lines that one write to the state file covers."""
 
 FIRST_PAUSE_SECONDS = 0.01
 LAST_PAUSE_SECONDS = 0.25
 CANCEL_CHECK_SECONDS = 0.5
 UNREACHABLE_SECONDS = 60.0
-"""How long a broker may be gone before the run gives up; it can be resumed."""
+"""Seconds without a broker after which the run stops; it can be resumed."""
 
 
 SHOWN_DAMAGED = 10
@@ -199,7 +199,7 @@ class BatchRun:
         return EXPIRED if time.time() >= self._state.deadline else ""
 
     def _lines(self, first: int, last: int | None = None) -> Iterator[BatchLine]:
-        """The requests of some lines that have no output yet; what is none gets its error line here."""
+        """Requests of lines without output; an invalid line gets its error line here."""
         for number, text in numbered_lines(Path(self._state.source), first, last):
             if number in self._output.answered:
                 continue

@@ -1,6 +1,7 @@
 """Queue requests and read results from Python: `AsyncClient`, and `Client` for synchronous code."""
 
 from handlers.client.async_client import AsyncClient
+from handlers.client.broker import Submission
 from handlers.client.errors import (
     BrokerUnreachable,
     ClientError,
@@ -12,7 +13,6 @@ from handlers.client.errors import (
 )
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
-from handlers.client.submission import Submission
 from handlers.client.sync_client import Client
 from handlers.contract.errors import InvalidRequest, InvalidSetting
 from handlers.contract.result import ErrorCode, Result

@@ -7,13 +7,11 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self, Unpack
 
-from handlers.client.broker import Broker
-from handlers.client.new_request import Deadline, NewRequest, Payload
+from handlers.client.broker import Broker, Submission
+from handlers.client.new_request import Deadline, NewRequest, Payload, RequestFields
 from handlers.client.options import ClientOptions
 from handlers.client.redis_broker import RedisBroker
-from handlers.client.request_fields import RequestFields
 from handlers.client.result_stream import BATCH_RESULTS, ResultStream
-from handlers.client.submission import Submission
 from handlers.contract.result import Result
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.submit.client_access import RedisAccess

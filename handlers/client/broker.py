@@ -1,40 +1,58 @@
-"""What the client asks of a broker; `RedisBroker` and `PubSubBroker` answer."""
+"""Interface between the client and its brokers, `RedisBroker` and `PubSubBroker`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+import msgspec
+
 from handlers.client.new_request import NewRequest
-from handlers.client.submission import Submission
 from handlers.contract.result import Result
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.results.results import AckOutcome, HeldResult
 from handlers.redis_store.submit.submissions import RequestState
 
 
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
+    """One queued request.
+
+    `token` distinguishes submissions of one id; it is empty on Pub/Sub. `deadline` is in Unix seconds. `results` is the
+    list or subscription that gets the result. `is_new` is false if an earlier submission stands for this one: `token`
+    is then the earlier one's, and with an idempotency key all other fields too.
+    """
+
+    id: str
+    token: str
+    deadline: int
+    queue: str
+    results: str
+    has_own_results: bool = False
+    is_new: bool = True
+
+
 class ResultSource(Protocol):
-    """Results under a lease; what a `ResultStream` reads."""
+    """A source of leased results for `ResultStream`."""
 
     @property
     def lease_seconds(self) -> float:
-        """How long a result is held after `receive` or `renew`."""
+        """Seconds for which a result is held after `receive` or `renew`."""
 
     async def receive(self, limit: int) -> list[HeldResult]:
         """Take at most `limit` results; empty when there are none now."""
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
-        """Hold on to them; returns for each whether it is still held."""
+        """Extend the leases; returns for each whether it is still held."""
 
     async def ack(self, claim_keys: Sequence[bytes]) -> list[AckOutcome]:
-        """Drop results that are safe with their reader."""
+        """Remove results."""
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> int:
-        """Give them back at once; returns how many went."""
+        """Return results to the source; returns how many."""
 
 
 class Broker(Protocol):
-    """Where requests are queued and results come from."""
+    """Queues requests and returns results."""
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
         """Queue requests, in order; returns one submission for each."""
@@ -43,21 +61,21 @@ class Broker(Protocol):
         """The results of `name` (a list or a subscription; empty: the options' own)."""
 
     async def own_result(self, submission: Submission | str, timeout_seconds: float | None) -> Result:
-        """The result of a submission that has a result list of its own; left where it is."""
+        """The result of a submission with a result list of its own; left in place."""
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
         """Cancel; returns for each whether it was live."""
 
     def peek(self, name: str, limit: int | None) -> AsyncIterator[Result]:
-        """Results of a list, oldest first, left where they are."""
+        """Results of a list, oldest first, left in place."""
         ...
 
     async def where(self, submission: Submission | str) -> Whereabouts:
-        """Search a request everywhere it may be; reads only."""
+        """Search a request in every place; read-only."""
         ...
 
     async def look_up(self, submission: Submission | str) -> RequestState:
-        """Where a submission is now."""
+        """State of a submission."""
 
     async def close(self) -> None:
         """Close the connections."""

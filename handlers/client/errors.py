@@ -1,14 +1,14 @@
-"""What may go wrong for one who queues.
+"""Exceptions raised by the client.
 
 AsyncProcessorError
-├── InvalidRequest      (contract) the request breaks the contract; nothing was queued
+├── InvalidRequest      (contract) a field breaks the contract; nothing was queued
 └── ClientError
     ├── NoResultYet     no result within the time given; the request may still be answered
     ├── UnknownRequest  no request of that id is live, and it has no result list of its own
     ├── IdempotencyConflict  another request was submitted under the idempotency key
-    ├── LeaseLost       a result was acknowledged after its lease had ended; it comes again
-    ├── NotOffered      this broker cannot do that
-    └── BrokerUnreachable  Redis or Pub/Sub did not answer; whether it was done is not known
+    ├── LeaseLost       a result was acknowledged after its lease expired; it is delivered again
+    ├── NotOffered      the broker does not support the operation
+    └── BrokerUnreachable  Redis or Pub/Sub did not answer; whether the call took effect is unknown
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from handlers.contract.errors import AsyncProcessorError
 
 
 class ClientError(AsyncProcessorError):
-    """Any error of the client that is not the request's own fault."""
+    """Base class of client errors that an invalid request does not cause."""
 
 
 class NoResultYet(ClientError):
-    """No result came within the time given."""
+    """No result arrived within the time limit."""
 
     def __init__(self, request_id: str, waited_seconds: float) -> None:
         super().__init__(
@@ -32,7 +32,7 @@ class NoResultYet(ClientError):
 
 
 class UnknownRequest(ClientError):
-    """No request of that id is live, and it has no result of its own: waiting for it is in vain."""
+    """No request with this id is live or has a result list of its own, so no result can arrive."""
 
     def __init__(self, request_id: str) -> None:
         super().__init__(
@@ -55,19 +55,19 @@ class IdempotencyConflict(ClientError):
 
 
 class LeaseLost(ClientError):
-    """The lease of a result had ended before it was acknowledged: it comes, or came, to another reader."""
+    """The lease of a result expired before its acknowledgement; another reader receives the result."""
 
     def __init__(self, request_id: str) -> None:
-        super().__init__(f"{request_id}: the lease of its result had ended; it will be received again")
+        super().__init__(f"{request_id}: the lease of its result expired; the result is delivered again")
         self.request_id = request_id
 
 
 class NotOffered(ClientError):
-    """The broker in use cannot do what was asked."""
+    """The broker does not support the operation."""
 
     def __init__(self, what: str, broker: str, instead: str) -> None:
         super().__init__(f"{what} is not offered by {broker}; {instead}")
 
 
 class BrokerUnreachable(ClientError):
-    """Redis or Pub/Sub did not answer; whether the operation was done there is not known."""
+    """Redis or Pub/Sub did not answer; whether the operation took effect is unknown."""

@@ -1,4 +1,4 @@
-"""What a client queues, and how it becomes a body of the contract."""
+"""Requests that a client queues, and their encoding as request bodies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime, timedelta
 from math import ceil
-from typing import Final
+from typing import Final, TypedDict
 
 import msgspec
 
@@ -21,7 +21,7 @@ Payload = Mapping[str, object] | bytes | str
 """An inference request: a mapping, or JSON text that goes to the gateway byte for byte."""
 
 Deadline = timedelta | datetime | float
-"""By when: from now, at an instant (naive ones are local time), or in Unix seconds."""
+"""Deadline: a duration from now, an instant (local time without a zone), or Unix seconds."""
 
 _ACCEPTED: Final = "a time in the future: a timedelta, a datetime or Unix seconds"
 _SURROGATES: Final = "text with lone surrogates (bytes that are not UTF-8, or half a pair)"
@@ -35,8 +35,8 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request to queue; `payload` and `deadline` are all it needs.
 
     An empty `id` becomes a random one. `tier` is `interactive`, `async` or `batch`; `tenant` is
-    who asks, for fairness and quotas. `has_own_results` gives it a result list of its own, which
-    `wait` reads; without, its result goes to the list that all readers share. A second request with the same
+    the caller's name for fairness and quotas. `has_own_results` gives it a result list of its own, which
+    `wait` reads; without, its result goes to the shared list. A second request with the same
     `idempotency_key` in the same queue is not queued: see `content_digest`. Redis only.
     """
 
@@ -54,6 +54,21 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str = ""
 
 
+class RequestFields(TypedDict, total=False):
+    """The optional fields of `NewRequest` as keyword arguments of `submit` and `ask`."""
+
+    id: str
+    endpoint: str
+    model: str
+    headers: Mapping[str, str]
+    metadata: Mapping[str, str]
+    labels: Mapping[str, str]
+    tier: str
+    tenant: str
+    has_own_results: bool
+    idempotency_key: str
+
+
 class Body(msgspec.Struct, frozen=True):
     """A checked request: the JSON body, the body without its payload, and the payload alone."""
 
@@ -65,7 +80,7 @@ class Body(msgspec.Struct, frozen=True):
 
 
 def encode_body(request: NewRequest, *, now: float, tenant_attribute: str) -> Body:
-    """The body of `request`, as the contract has it; `now` is Unix seconds.
+    """The request body of `request`; `now` is in Unix seconds.
 
     Raises `InvalidRequest` naming the field, before anything is queued.
     """
@@ -137,7 +152,7 @@ def unix_deadline(deadline: Deadline, *, now: float, request_id: str = "") -> in
 
 
 def _passed(deadline: Deadline, seconds: float) -> str:
-    """What was taken for a time that has passed; a plain number is an instant, which a duration looks unlike."""
+    """Describe a deadline in the past, with a hint if a number looks like a duration."""
     try:
         instant = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     except (ValueError, OverflowError, OSError):
@@ -166,7 +181,7 @@ def _payload_bytes(payload: Payload, request_id: str) -> bytes:
         return _encoder.encode(payload)
     except (TypeError, ValueError) as error:
         raise InvalidRequest(
-            "payload", found=str(error), accepted="what JSON can say", request_id=request_id
+            "payload", found=str(error), accepted="a value that JSON can represent", request_id=request_id
         ) from error
 
 
@@ -195,7 +210,7 @@ def _metadata(request: NewRequest, tenant_attribute: str) -> dict[str, str]:
 
 
 def _inject_trace(metadata: MutableMapping[str, str]) -> None:
-    """Add the current span's context, where the program has OpenTelemetry; free where it has not."""
+    """Add the current span's context if the program has loaded OpenTelemetry."""
     if "opentelemetry.trace" in sys.modules:
         from opentelemetry import propagate  # noqa: PLC0415  # an extra; a program without it has no span
 

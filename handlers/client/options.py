@@ -1,4 +1,4 @@
-"""What a client of Redis may choose; every field has a default that fits the published guides."""
+"""Options of a Redis client; the defaults fit the published guides."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import msgspec
 from handlers.contract.errors import InvalidSetting
 
 _MOST_PATIENCE_SECONDS = 100.0
-"""What was sent is remembered for two minutes (`submit.lua`): after that, a repetition could run twice."""
+"""Redis remembers a call for two minutes (`submit.lua`); a later retry could queue it twice."""
 
 
 class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Queue names and limits; `retry_queue` is the poller's `RETRY_QUEUE_NAME`, which `where` searches.
+    """Queue names and limits of a client.
 
-    `payload_apart_bytes`: payloads of at least that size are stored under a key of their own; None: never.
-    `idempotent_window_seconds`: a second submission of an id that is live, or whose deadline was less than that
-    long ago, returns the first one, however that ended; 0: every submission runs. `lease_seconds`: how long a
-    reader's crash keeps its results from others. `wait_replicas`: how many replicas of Redis must have a submission
-    before it counts (`WAIT`). `patience_seconds`: how long a submission is tried again through a failover, 100 at
-    most; a Redis that never answered this client is given up after two seconds. `tombstone_seconds`: how long doubles
-    of an acknowledged result are dropped. `idempotency_window_seconds`: for how long an idempotency key is valid after
-    its result was acknowledged, or its own result list expired. `own_result_seconds`: how long a result list of one
-    request is kept.
+    - `retry_queue`: the poller's `RETRY_QUEUE_NAME`, which `where` searches.
+    - `payload_apart_bytes`: payloads of at least that size are offloaded to a key of their own; None: never.
+    - `idempotent_window_seconds`: a second submission of an id that is live, or whose deadline was less than that long
+      ago, returns the first one; 0: every submission runs.
+    - `idempotency_window_seconds`: validity of an idempotency key after its result was acknowledged, or after the
+      request's own result list expired.
+    - `lease_seconds`: time for which a crashed reader's results are unavailable to others.
+    - `tombstone_seconds`: time for which duplicates of an acknowledged result are dropped.
+    - `own_result_seconds`: time for which the result list of one request is kept.
+    - `wait_replicas`: Redis replicas that must confirm a submission (`WAIT`).
+    - `patience_seconds`: time for which a submission is retried through a failover, at most 100; 2 s for a Redis that
+      never answered this client.
     """
 
     queue: str = "request-sortedset"

@@ -1,8 +1,7 @@
-"""Wait for results that have a list of their own: one reader for all who wait.
+"""Wait for results in lists of their own: one polling loop for all waits of a client.
 
-The lists are looked at, not popped: a result stays until its time is over, so whoever crashed may ask
-again. One round trip asks for all that are due; a fresh wait is asked for often, an old one four times
-a second.
+Results are read and left in their lists until those expire, so a caller that crashed can wait again. One round
+trip reads all lists that are due. A new wait is polled after 10 ms, an old one four times a second.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ FIRST_INTERVAL_SECONDS = 0.01
 LAST_INTERVAL_SECONDS = 0.25
 GROWTH = 1.3
 PEEKED_LISTS = 500
-"""How many lists one round trip looks at."""
+"""Lists read in one round trip."""
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ class _Wait:
 
 
 class OwnResults:
-    """Waits for many results with one loop, which runs only while somebody waits."""
+    """Waits for many results with one loop, which runs only during waits."""
 
     def __init__(self, peek: Peek) -> None:
         self._peek = peek
@@ -61,7 +60,7 @@ class OwnResults:
             self._forget(list_name, wait)
 
     async def close(self) -> None:
-        """Stop; those who still wait get a `CancelledError`."""
+        """Stop the loop; open waits raise `CancelledError`."""
         if self._loop_task is not None:
             self._loop_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -96,13 +95,13 @@ class OwnResults:
         try:
             async for name, text in self._peek(lists):
                 self._match(name, text)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
+        except Exception as error:  # noqa: BLE001 - every error is raised in the waiting callers
             for name in lists:
                 for wait in self._waits.get(name, []):
                     if not wait.result.done():
                         wait.result.set_exception(error)
             return
-        await asyncio.sleep(0)  # let those who got theirs go, before the next look
+        await asyncio.sleep(0)  # lets finished waits leave before the next poll
 
     def _match(self, name: str, text: bytes) -> None:
         """Hand a result to those who wait for it."""

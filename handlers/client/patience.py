@@ -1,4 +1,4 @@
-"""How long a client goes on asking a Redis that does not answer: through a failover, not for ever."""
+"""Retries of Redis calls through a failover, for a limited time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from handlers.redis_store.faults import explained
 from handlers.redis_store.submit.client_access import STORE_ERRORS, TRANSIENT_ERRORS
 
 _FIRST_SECONDS: Final = 2.0
-"""For a Redis that never answered: the address is wrong, more likely than that it fails over just now."""
+"""For a Redis that never answered: a wrong address is more likely than a failover."""
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 T = TypeVar("T")
 
 
 class Patience:
-    """Of one client; `seconds` once its Redis has answered. `clock` gives seconds that never go back."""
+    """Retry policy of one client.
+
+    `seconds` is the limit once Redis has answered this client. `clock` is monotonic.
+    """
 
     def __init__(
         self,
@@ -36,9 +39,9 @@ class Patience:
         self._is_known = False
 
     async def insist(self, call: Callable[[bool], Awaitable[T]]) -> T:
-        """The answer of `call`, asked again after growing pauses, with jitter; it is told whether it is asked again.
+        """The answer of `call`, retried with exponential backoff and jitter; its argument is true on a retry.
 
-        Raises `BrokerUnreachable` when patience is over, or at once where another try would change nothing.
+        Raises `BrokerUnreachable` at the time limit, or at once for an error that a retry cannot change.
         """
         until = self._clock() + (self._seconds if self._is_known else min(_FIRST_SECONDS, self._seconds))
         pause, is_repeated = _SHORTEST_PAUSE_SECONDS, False
@@ -56,6 +59,6 @@ class Patience:
             if self._clock() < until:
                 await self._sleep(pause * (0.5 + self._draw()))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            # After the pause: a process that was stopped in it would ask when what it sent is remembered no more.
+            # Checked after the pause: a suspended process must not retry once Redis has forgotten its first call.
             if self._clock() >= until:
                 raise BrokerUnreachable(f"Redis: {explained(last)}") from last

@@ -1,4 +1,4 @@
-"""Requests into a topic, results out of a pull subscription: the client's work on Pub/Sub."""
+"""The client on Pub/Sub: publishes requests to a topic, pulls results from a subscription."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 import msgspec
 
+from handlers.client.broker import Submission
 from handlers.client.errors import BrokerUnreachable, NoResultYet, NotOffered
 from handlers.client.new_request import NewRequest, encode_body
-from handlers.client.submission import Submission
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import Result, decode_result
@@ -27,18 +27,17 @@ from handlers.redis_store.submit.client_access import STORE_ERRORS, RedisAccess,
 from handlers.redis_store.submit.submissions import RequestState
 
 LEASE_SECONDS = 60
-"""How long a result is held; longer than a subscription's own default of 10 s, so set with each receipt."""
+"""Lease of a result. A subscription's default is 10 s, so each receipt extends it."""
 
 PULL_SECONDS = 2.0
 TIER_ATTRIBUTE = "tier"
 
 
 class PubSubBroker:
-    """The client's work on one project: `topic` takes requests, `subscription` has the results.
+    """The client of one project: requests go to `topic`, results come from `subscription`.
 
-    `emulator_host` (`host:port`) stands in for Google's service. `cancel_redis_url` is the Redis that the push door
-    looks at for cancellations (its `DEDUPE_REDIS_URL`); without it nothing can be cancelled. Looking up needs a queue
-    on Redis.
+    `emulator_host` (`host:port`) stands in for Google's service. `cancel_redis_url` is the Redis where the push door
+    reads cancellations (its `DEDUPE_REDIS_URL`); without it `cancel` raises `NotOffered`, as `look_up` always does.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class PubSubBroker:
         self._redis = open_redis(cancel_redis_url, cancel_redis_access) if cancel_redis_url else None
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
-        """Publish requests; returns when all are confirmed. A failure names one that was not."""
+        """Publish requests; returns when all are confirmed. A failure names one that is not confirmed."""
         if any(request.idempotency_key for request in requests):
             raise NotOffered(
                 "idempotency_key",
@@ -98,7 +97,7 @@ class PubSubBroker:
     async def own_result(self, submission: Submission | str, timeout_seconds: float | None) -> Result:
         """Read the subscription until the result of that id comes; others are given back at once.
 
-        Meant for one who has the subscription to himself.
+        Meant for a subscription without other readers.
         """
         request_id = submission.id if isinstance(submission, Submission) else submission
         source = self.results()
@@ -112,10 +111,10 @@ class PubSubBroker:
             raise NoResultYet(request_id, timeout_seconds or 0.0) from None
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
-        """Cancel, through the Redis that the push door looks at; true for each: Pub/Sub does not tell what is live.
+        """Cancel through the push door's Redis; true for each id, as Pub/Sub does not report live messages.
 
-        What was submitted under the id until now is answered with `CANCELLED` when it is delivered, or at once if it
-        is held at a gate or in flight. A new submission in the same second is taken for the old one.
+        Requests submitted under the id until now get `CANCELLED` when they are delivered, or at once at a gate or in
+        flight. A new submission in the same second is cancelled too.
         """
         if self._redis is None:
             raise NotOffered(
@@ -131,21 +130,23 @@ class PubSubBroker:
         return [True] * len(ids)
 
     def peek(self, name: str, limit: int | None) -> AsyncIterator[Result]:  # noqa: ARG002  # the protocol's
-        """A subscription cannot be read without taking a lease."""
-        raise NotOffered("looking at results", "Pub/Sub", "read them: what is not acknowledged comes again")
+        """Raises `NotOffered`: a subscription cannot be read without a lease."""
+        raise NotOffered(
+            "peeking at results", "Pub/Sub", "read them: unacknowledged results are delivered again"
+        )
 
     async def where(self, submission: Submission | str) -> Whereabouts:
-        """Pub/Sub does not tell where a request is."""
+        """Raises `NotOffered`: Pub/Sub does not report where a request is."""
         request_id = submission.id if isinstance(submission, Submission) else submission
         raise NotOffered(f"searching {request_id}", "Pub/Sub", "wait for its result, or queue on Redis")
 
     async def look_up(self, submission: Submission | str) -> RequestState:
-        """Pub/Sub does not tell where a request is."""
+        """Raises `NotOffered`: Pub/Sub does not report where a request is."""
         request_id = submission.id if isinstance(submission, Submission) else submission
         raise NotOffered(f"looking up {request_id}", "Pub/Sub", "wait for its result, or queue on Redis")
 
     async def close(self) -> None:
-        """Confirm what is being published, then close the connections."""
+        """Wait for open publishes, then close the connections."""
         await self._publisher.close()
         await self._channel.close()
         if self._redis is not None:
@@ -187,7 +188,7 @@ class PubSubResults:
 
 
 async def _find(source: PubSubResults, request_id: str) -> Result | None:
-    """Look at one pull's results; acknowledge the one that is meant, give the others back."""
+    """Pull once; acknowledge the result of `request_id` and return the others."""
     found: Result | None = None
     others: list[bytes] = []
     for held in await source.receive(MAX_PULL):
@@ -209,7 +210,7 @@ def _result(text: bytes) -> Result | None:
 
 
 def _with_labels(request: NewRequest) -> NewRequest:
-    """Pub/Sub carries the bare body, which has no labels: they travel as metadata."""
+    """The request with its labels in the metadata: a bare body has no labels."""
     labels = {**request.labels, TIER_ATTRIBUTE: request.tier} if request.tier else request.labels
     return msgspec.structs.replace(request, metadata={**labels, **request.metadata})
 
@@ -220,7 +221,7 @@ def _ack_ids(claim_keys: Sequence[bytes]) -> list[str]:
 
 @contextlib.contextmanager
 def pubsub_errors() -> Iterator[None]:
-    """Map what the Pub/Sub room raises for want of an answer to the client's own error."""
+    """Raise `BrokerUnreachable` in place of `PubSubFailed`."""
     try:
         yield
     except PubSubFailed as error:

@@ -1,4 +1,4 @@
-"""Requests into a sorted set, results out of a list: the client's work on Redis."""
+"""The client on Redis: adds requests to a sorted set, reads results from lists."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 import msgspec
 
+from handlers.client.broker import Submission
 from handlers.client.errors import BrokerUnreachable, IdempotencyConflict, NoResultYet, UnknownRequest
 from handlers.client.member import member_parts
 from handlers.client.new_request import NewRequest, content_digest, encode_body
 from handlers.client.options import ClientOptions
 from handlers.client.own_results import OwnResults
 from handlers.client.patience import Patience
-from handlers.client.submission import Submission
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.lenient_json import Malformed, is_unicode
 from handlers.contract.result import Result, decode_result
@@ -49,7 +49,7 @@ from handlers.redis_store.submit.idempotency_keys import (
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState
 
 BATCH_REQUESTS = 500
-"""Requests in one call: a few milliseconds of the server's time, so that others are not held up."""
+"""Requests in one call: a few milliseconds of server time, so other clients are not delayed."""
 
 _PEEKED = 100
 
@@ -67,7 +67,7 @@ BATCH_BYTES = 4_000_000
 
 
 class RedisBroker:
-    """The client's work on one Redis."""
+    """The client of one Redis."""
 
     def __init__(self, url: str, options: ClientOptions, access: RedisAccess | None = None) -> None:
         self._options = options
@@ -132,7 +132,7 @@ class RedisBroker:
         )
 
     async def own_result(self, submission: Submission | str, timeout_seconds: float | None) -> Result:
-        """Wait for a result in its own list; it stays there until its time is over."""
+        """Wait for a result in its own list, where it stays until the list expires."""
         request_id, token = _names(submission)
         list_name = result_of_key(self._options.results, request_id)
         if isinstance(submission, str):
@@ -144,7 +144,7 @@ class RedisBroker:
             raise NoResultYet(request_id, timeout_seconds or 0.0) from None
 
     async def _check_known(self, request_id: str, list_name: str) -> None:
-        """Raises `UnknownRequest` for an id that is not queued, not live, and has no result of its own.
+        """Raise `UnknownRequest` for an id that is not queued, not live, and has no result list.
 
         A request of another producer has none of the keys of our client's; its queue is searched.
         """
@@ -159,7 +159,7 @@ class RedisBroker:
                 raise UnknownRequest(request_id)
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
-        """Cancel; ids stand for whichever submission is live."""
+        """Cancel; an id means its live submission."""
         names = [_names(submission) for submission in submissions]
         done: list[bool] = []
         for start in range(0, len(names), BATCH_REQUESTS):
@@ -174,14 +174,14 @@ class RedisBroker:
         with store_errors():
             state, _ = await self._submissions.look_up(queue, request_id, token)
         if state in (RequestState.FINISHED, RequestState.UNKNOWN):
-            with contextlib.suppress(*STORE_ERRORS):  # no right to read records: then none is known
+            with contextlib.suppress(*STORE_ERRORS):  # the ACL may forbid reading records
                 record = await read_finished(self._redis, request_id)
                 if record and token in ("", record.token):
                     return finished_state(record)
         return state
 
     async def peek(self, name: str, limit: int | None) -> AsyncIterator[Result]:
-        """Results of a list, oldest first, left where they are; what cannot be read is left out."""
+        """Results of a list, oldest first, left in place; undecodable ones are skipped."""
         key, seen = name or self._options.results, 0
         while limit is None or seen < limit:
             count = _PEEKED if limit is None else min(_PEEKED, limit - seen)
@@ -192,12 +192,12 @@ class RedisBroker:
                     whole = await whole_result(self._redis, text)
                 with contextlib.suppress(Malformed):
                     yield decode_result(whole.text)
-            if not texts:  # fewer than `count` come if they are large
+            if not texts:  # large results come in smaller batches
                 return
             seen += len(texts)
 
     async def where(self, submission: Submission | str) -> Whereabouts:
-        """Search a request everywhere it may be; reads only."""
+        """Search a request in every place; read-only."""
         request_id, _ = _names(submission)
         options = self._options
         queue = submission.queue if isinstance(submission, Submission) else options.queue
@@ -206,7 +206,7 @@ class RedisBroker:
             return await locate(self._redis, request_id, keys)
 
     async def close(self) -> None:
-        """Close the connections; results under a lease come back when it ends."""
+        """Close the connections; leased results are delivered again when their leases expire."""
         await self._own_results.close()
         await self._redis.aclose()
 
@@ -250,7 +250,7 @@ class RedisBroker:
         return result_of_key(results, request_id) if request.has_own_results else results
 
     async def _submit_batch(self, batch: Sequence[MemberParts]) -> list[Queued]:
-        """One call, repeated while its answer does not come; what was queued is not queued again."""
+        """One call, retried until it is answered; a retry queues nothing twice."""
 
         async def submit(is_repeated: bool) -> list[Queued]:
             return await self._submissions.submit(
@@ -269,7 +269,7 @@ class RedisBroker:
 
 
 class RedisResults:
-    """A result list under leases; payloads that are stored apart are read and deleted with their results."""
+    """A result list under leases; offloaded payloads are fetched with their results and deleted on `ack`."""
 
     def __init__(self, redis: Store, results: Results, lease_seconds: float) -> None:
         self.lease_seconds = lease_seconds
@@ -299,12 +299,12 @@ class RedisResults:
         return [HeldResult(held.claim_key, one.text) for held, one in held_results]
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
-        """Move the leases' ends."""
+        """Extend the leases; returns for each whether it is still held."""
         with store_errors():
             return await self._results.renew(claim_keys)
 
     async def ack(self, claim_keys: Sequence[bytes]) -> list[AckOutcome]:
-        """Drop results that are safe with their reader."""
+        """Remove results, their offloaded payloads, and let their idempotency keys expire."""
         with store_errors():
             outcomes = await self._results.ack(claim_keys)
             done = [
@@ -320,7 +320,7 @@ class RedisResults:
         return outcomes
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> int:
-        """Give results back at once."""
+        """Return results to the list; returns how many."""
         for held in (self._payload_keys, self._keyed_tokens):
             _forget(held, claim_keys)
         with store_errors():
@@ -343,7 +343,7 @@ def _check_content(request: NewRequest, part: MemberParts, recorded: KeyRecord) 
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Map what the store raises to the client's own error."""
+    """Raise `BrokerUnreachable` in place of Redis errors."""
     try:
         yield
     except STORE_ERRORS as error:
@@ -351,7 +351,7 @@ def store_errors() -> Iterator[None]:
 
 
 def batches(parts: Sequence[MemberParts]) -> Iterator[list[MemberParts]]:
-    """Cut `parts` into calls of a bounded number and size, in order."""
+    """Split `parts`, in order, into batches bounded by count and bytes."""
     batch: list[MemberParts] = []
     size = 0
     for part in parts:
@@ -366,7 +366,7 @@ def batches(parts: Sequence[MemberParts]) -> Iterator[list[MemberParts]]:
 
 
 def _names(submission: Submission | str) -> tuple[str, str]:
-    """The id and the token (empty: whichever is live) of what the caller named."""
+    """The id and the token (empty: the live submission's) of a submission or id."""
     if isinstance(submission, Submission):
         return submission.id, submission.token
     if not is_unicode(submission):

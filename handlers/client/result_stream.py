@@ -1,4 +1,4 @@
-"""Iterate results under a lease: nothing is gone before its reader says that it is safe."""
+"""Iterate results under leases; a result is removed when its reader acknowledges it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LAST_PAUSE_SECONDS = 0.25
 RENEWALS_PER_LEASE = 3
 BATCH_RESULTS = 100
 HANDLED_AT_ONCE = 1_000
-"""Leases in one call: a few milliseconds of the server's time, so that others are not held up."""
+"""Leases in one call: a few milliseconds of server time, so other clients are not delayed."""
 
 log = logging.getLogger(__name__)
 
 
 class Delivery:
-    """One result on its way to a reader; `ack` it once it is safe, or it comes again."""
+    """One result under a lease; without `ack` it is delivered again."""
 
     __slots__ = ("_stream", "claim_key", "result")
 
@@ -38,16 +38,16 @@ class Delivery:
         self._stream = stream
 
     async def ack(self) -> None:
-        """Drop the result; raises `LeaseLost` if it comes, or came, to another reader."""
+        """Remove the result; raises `LeaseLost` if its lease expired and another reader receives it."""
         await self._stream.ack([self])
 
 
 class ResultStream:
     """An asynchronous iterator over the results of one source; use it as a context manager.
 
-    Leases are renewed while it is open. On closing, whatever was received and not acknowledged goes
-    back at once. `limit` ends it after so many results; `idle_seconds` once none came for that long
-    (0: as soon as there are none); None of both: it follows for ever.
+    Leases are renewed while it is open. Closing returns results that were received and not acknowledged. `limit` is
+    the number of results after which it ends; `idle_seconds` ends it after that long without a result (0: when none is
+    there). Without both it never ends.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ResultStream:
         """Results that could not be decoded: they stay in the store and come again when their lease ends."""
 
     async def __aenter__(self) -> Self:
-        self._heartbeat = asyncio.create_task(self._renew_for_ever(), name="result-leases")
+        self._heartbeat = asyncio.create_task(self._renew_periodically(), name="result-leases")
         return self
 
     async def __aexit__(
@@ -92,13 +92,13 @@ class ResultStream:
                 raise StopAsyncIteration
             held = self._ready.popleft()
             if held.claim_key not in self._held:
-                continue  # its lease was lost while it waited here: another reader has it
+                continue  # its lease expired meanwhile: another reader has it
             if self._left is not None:
                 self._left -= 1
             return Delivery(decode_result(held.result), held.claim_key, self)
 
     def take_ready(self) -> list[Delivery]:
-        """The results that came with the last one and are here already, without waiting."""
+        """The results that were received with the last one, without waiting."""
         taken: list[Delivery] = []
         while self._ready and self._left != 0:
             held = self._ready.popleft()
@@ -108,7 +108,7 @@ class ResultStream:
         return taken
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Drop many results in one round trip; raises `LeaseLost` for the first whose lease had ended."""
+        """Remove many results in one round trip; raises `LeaseLost` for the first whose lease expired."""
         outcomes = await self._source.ack([delivery.claim_key for delivery in deliveries])
         for delivery in deliveries:
             self._held.pop(delivery.claim_key, None)
@@ -117,18 +117,18 @@ class ResultStream:
                 raise LeaseLost(delivery.result.id)
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> None:
-        """Let these be received again at once, here or elsewhere."""
+        """Return these results; any reader can receive them at once."""
         for key in claim_keys:
             self._held.pop(key, None)
         for start in range(0, len(claim_keys), HANDLED_AT_ONCE):
             await self._source.give_back(claim_keys[start : start + HANDLED_AT_ONCE])
 
     def let_go(self, claim_key: bytes) -> None:
-        """Renew its lease no more: it comes back when that ends."""
+        """Stop renewing its lease; the result is delivered again when the lease expires."""
         self._held.pop(claim_key, None)
 
     async def close(self) -> None:
-        """Stop renewing and give back what is held."""
+        """Stop renewing and return the held results."""
         if self._heartbeat is not None:
             self._heartbeat.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -136,11 +136,11 @@ class ResultStream:
             self._heartbeat = None
         held, self._held = list(self._held), {}
         self._ready.clear()
-        with contextlib.suppress(ClientError):  # unreachable: the leases end by themselves
+        with contextlib.suppress(ClientError):  # unreachable: the leases expire
             await self._source.give_back(held)
 
     async def renew(self) -> None:
-        """Renew all leases once; results that are no longer ours are not handed out any more."""
+        """Renew all leases once; results whose lease was lost are dropped here."""
         held = list(self._held)
         for start in range(0, len(held), HANDLED_AT_ONCE):
             keys = held[start : start + HANDLED_AT_ONCE]
@@ -149,7 +149,7 @@ class ResultStream:
                     self._held.pop(key, None)
 
     async def _fill(self) -> bool:
-        """Receive the next batch; False when none came in time."""
+        """Receive the next batch; false if none arrived in time."""
         loop = asyncio.get_running_loop()
         ends_at = None if self._idle_seconds is None else loop.time() + self._idle_seconds
         pause_seconds = FIRST_PAUSE_SECONDS
@@ -170,11 +170,11 @@ class ResultStream:
             self._held[held.claim_key] = None
             self._ready.append(held)
             return
-        # Not ours to throw away: when its lease ends it comes back, for a reader that understands it.
+        # Kept: when its lease expires it is delivered again, to a reader that may decode it.
         self.undecodable += 1
         log.warning("result not decodable (%d bytes); left under its lease", len(held.result))
 
-    async def _renew_for_ever(self) -> None:
+    async def _renew_periodically(self) -> None:
         while True:
             await asyncio.sleep(self._source.lease_seconds / RENEWALS_PER_LEASE)
             try:

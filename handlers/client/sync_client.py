@@ -11,11 +11,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from handlers.client.async_client import AsyncClient
-from handlers.client.new_request import Deadline, NewRequest, Payload
+from handlers.client.broker import Submission
+from handlers.client.new_request import Deadline, NewRequest, Payload, RequestFields
 from handlers.client.options import ClientOptions
-from handlers.client.request_fields import RequestFields
 from handlers.client.result_stream import BATCH_RESULTS, Delivery, ResultStream
-from handlers.client.submission import Submission
 from handlers.contract.result import Result
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.submit.client_access import RedisAccess

@@ -124,7 +124,7 @@ def _decode_bare(member: bytes, fields: Fields | None, queue: str, max_bytes: in
 
 
 def _split(member: bytes) -> Fields | None:
-    """The fields of the member; None for a broken one whose frame cannot be told."""
+    """The fields of the member; None if the member is broken and no frame can be read."""
     try:
         return split_object(member)
     except Malformed:
@@ -179,7 +179,7 @@ def with_payload(envelope: Envelope, payload: bytes, *, max_bytes: int = MAX_REQ
     Raises `InvalidRequest` for a payload that is no JSON object, or makes the body larger than `max_bytes`.
     """
     try:
-        # Alone: what is none by itself, such as `{},"id":"b"`, could be one in the middle of a body, and change it.
+        # Checked alone: text such as `{},"id":"b"` is not JSON, but inserted into a body it would change other fields.
         payload = repaired(payload)
         check_json(payload)
     except Malformed:

@@ -1,26 +1,26 @@
-"""What may be wrong, told to the one who can act.
+"""Exceptions of the product, by who must act on them.
 
     AsyncProcessorError
-    ├── InvalidRequest      the client's: a request that no attempt could ever answer
-    ├── InvalidEvent        the sender's: a delivery that is no CloudEvent or no push
-    └── InvalidSetting      the operator's: a configuration that must not start
+    ├── InvalidRequest      for the client: the request can never be answered
+    ├── InvalidEvent        for the sender: the delivery is not a CloudEvent or push
+    └── InvalidSetting      for the operator: the configuration is wrong and nothing starts
 
-Rooms add their own below `AsyncProcessorError` where they raise them.
+Packages define further subclasses of `AsyncProcessorError` beside the code that raises them.
 """
 
 from __future__ import annotations
 
 
 class AsyncProcessorError(Exception):
-    """Any error of this product that is meant to be read by a person."""
+    """Base class of errors with a message for people."""
 
 
 class InvalidRequest(AsyncProcessorError):
     """A request that breaks the contract; becomes a final `INVALID_REQUEST` result.
 
     `field` is the path of the field (`deadline`, `metadata.userid`, or `body` for the whole), `found`
-    describes what was there (its type or size, never its content), `accepted` what would do.
-    `request_id`, `request_token`, `result_queue_name` and `payload_ref` are what could still be read, else empty.
+    describes the value by type or size, never by content; `accepted` says what is valid.
+    `request_id`, `request_token`, `result_queue_name` and `payload_ref` are empty if they cannot be read.
     """
 
     def __init__(

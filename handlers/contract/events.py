@@ -60,7 +60,7 @@ class Event(msgspec.Struct, frozen=True):
 
     @property
     def is_from_poller(self) -> bool:
-        """Whether a poller reads the answer: whoever else sends events of this type is a source like any other."""
+        """Whether the sender is a poller, which reads our answer format; other senders are plain sources."""
         return self.type == REQUEST_TYPE and "queue" in self.extensions
 
 

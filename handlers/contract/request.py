@@ -145,7 +145,7 @@ def decode_body(
 
 
 async def decode_body_aside(body: bytes, **known: Any) -> Request:
-    """`decode_body`; a large body is decoded in a thread, so that the event loop goes on."""
+    """`decode_body`; a large body is decoded in a thread, so the event loop is not blocked."""
     if len(body) <= BLOCKING_BYTES:
         return decode_body(body, **known)
     return await asyncio.to_thread(decode_body, body, **known)

@@ -1,4 +1,4 @@
-"""Which names a request may give to the place of its result: an operator's list, else any. Pure."""
+"""Names that a request may use for its result list or topic, as the operator allows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Final
 
 ANY: Final = "*"
 ANY_RESULT_LIST: Final = "*result*"
-"""The lists that a request may name unless the operator says otherwise: queues and quotas are rarely named so."""
+"""Default for lists: queues and quotas rarely have `result` in their names."""
 LONGEST_NAME: Final = 2_048
-"""Characters: room for a result list of a request's own, which ends in its id."""
+"""Characters; a request's own result list ends in its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,12 @@ class ResultNames:
         return ANY in self.names
 
     def allow(self, name: str) -> bool:
-        """Whether a request may name it. `*` inside what a request says is a character like any other."""
+        """Whether a request may use `name`; `*` in `name` has no special meaning."""
         return any(_matches(known, name) for known in self.names)
 
 
 def read_result_names(text: str) -> ResultNames:
-    """The names of a text with commas between; nothing allows nothing."""
+    """Names from comma-separated text; an empty text allows no name."""
     return ResultNames(tuple(name.strip() for name in text.split(",") if name.strip()))
 
 
@@ -51,5 +51,5 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name can be that of a list: not overly long, and without control characters such as NUL or newlines."""
+    """Whether a name is valid: at most `LONGEST_NAME` characters and no control characters."""
     return len(name) <= LONGEST_NAME and name.isprintable()

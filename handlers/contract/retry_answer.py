@@ -1,7 +1,7 @@
-"""What the dispatch door answers when a request is to be tried again: 429 or 503 with this JSON body.
+"""The dispatch door's response for a retry: 429 or 503 with this JSON body.
 
-The poller tells it from a 503 of the platform (a queue that is full, a handler that is starting) by the
-header `x-async-processor-outcome: retry`. `Retry-After` holds whole seconds; the body the exact delay.
+The header `x-async-processor-outcome: retry` distinguishes it from a 503 of the platform (full queue, starting
+handler). `Retry-After` has whole seconds, the body the exact delay.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ RETRY: Final = "retry"
 class RetryAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """`status_code` and `payload` are the gateway's last response, if there was one.
 
-    The fields after them are what it said beside it, for gates that learn from answers; `was_sent` says
-    whether the gateway was asked at all.
+    The fields after them are feedback for gates; `was_sent` is true if the request reached the gateway.
     """
 
     reason: str
@@ -44,7 +43,7 @@ def encode_retry_answer(answer: RetryAnswer) -> bytes:
 
 
 def decode_retry_answer(body: bytes) -> RetryAnswer | None:
-    """Read the answer; None if the body is none of ours."""
+    """Decode the answer; None if the body is not a `RetryAnswer`."""
     try:
         return _decoder.decode(body)
     except MALFORMED:

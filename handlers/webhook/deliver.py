@@ -1,7 +1,7 @@
-"""Delivers results to a webhook: each under its lease until the receiver has it, signed, tried again, and guarded.
+"""Delivers results to webhooks: leased until the receiver accepts them, signed, retried, with an SSRF guard.
 
-Only public addresses are connected to (`webhook_guard`), and redirects are never followed. One receiver that is down
-or slow holds up no other (`webhook_lanes`).
+Connections go to public addresses only (`guard`), and redirects are never followed. A receiver that is down or slow
+delays no other (`lanes`).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from handlers.webhook.lanes import LONGEST_PAUSE_SECONDS, Lane, Receiver
 
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _HELD_FOR_EACH_SLOT: Final = 4
-"""Results of one receiver in memory, for each slot: those that are sent, and those that wait to be sent again."""
+"""Results of one receiver in memory for each slot: in flight, or waiting for a retry."""
 _RECEIVERS_IN_A_LANE: Final = 16
-"""How many receivers below one entry of the list may be down before the others there wait for them."""
+"""Receivers below one entry of the list that may be down before the other receivers there wait."""
 _MOST_PARKED: Final = 50_000
 _MOST_KNOWN: Final = 10_000
 
@@ -45,18 +45,20 @@ log = logging.getLogger(__name__)
 
 
 class WebhookGone(Exception):
-    """The receiver says that it is gone for good (410): nothing more is sent to it."""
+    """The receiver answered 410 Gone: nothing more is sent to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookOptions:
-    """Where to, with which keys. `allow_private` also connects to addresses inside, and without TLS: for a receiver
-    of your own. What is not taken in `give_up_seconds` is handed to `on_given_up`.
+    """Receiver, keys and limits of a delivery.
 
-    A request may name one of `destinations` in its metadata (see `webhook_destinations`; it takes `RESULT_DETAILS`).
-    What that one does not take in `destination_seconds`, and what names another one, goes to `url`, which is told why.
-    Each entry of the list has `at_once` slots of its own, as has `url`; all that is held in memory is about
-    `held_bytes`, beside the results that are being sent.
+    `allow_private` permits private addresses and plain HTTP, for a receiver of your own. A result that is not accepted
+    within `give_up_seconds` goes to `on_given_up`.
+
+    A request may name one of `destinations` in its metadata (see `destinations`; it needs `RESULT_DETAILS`). A
+    result that this receiver does not accept within `destination_seconds`, or that names another one, goes to `url`
+    with the reason. Each entry of the list, and `url`, has `at_once` slots of its own. `held_bytes` bounds the results
+    in memory that are not in flight.
     """
 
     url: str
@@ -75,7 +77,7 @@ class WebhookOptions:
         schemes = ("https", "http") if self.allow_private else ("https",)
         if parts.scheme not in schemes or not parts.hostname or parts.username or parts.password:
             accepted = "https://host/path without user or password"
-            raise InvalidSetting("url", found="no such URL", accepted=accepted)
+            raise InvalidSetting("url", found="another form of URL", accepted=accepted)
         if not self.allow_private and not is_public_host(parts.hostname):
             raise InvalidSetting("url", found="an address inside the network", accepted="a public host")
         for one in self.destinations:
@@ -89,7 +91,7 @@ class WebhookOptions:
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """A result in memory, on its way to one receiver. `since` is when it came, in Unix seconds."""
+    """A result in memory for one receiver. `since` is when it arrived, in Unix seconds."""
 
     delivery: Delivery
     receiver: Receiver
@@ -150,7 +152,7 @@ class Webhook:
         await self._caller.close()
 
     async def run(self, stream: ResultStream) -> None:
-        """Deliver until the stream ends. Raises `WebhookGone` or a `ClientError`; what was not delivered goes back."""
+        """Deliver until the stream ends. Raises `WebhookGone` or a `ClientError`; undelivered results are returned."""
         self._stream = stream
         try:
             async with asyncio.TaskGroup() as group:
@@ -216,7 +218,7 @@ class Webhook:
         self._held += 1
 
     async def _leave(self, held: _Held) -> None:
-        """Room for others, who may have waited for it."""
+        """Wake deliveries that wait for room."""
         receiver = held.receiver
         await self._bring_back(receiver.leave(held.size_bytes))
         if receiver.is_idle and self._receivers.get(receiver.target.url) is receiver:

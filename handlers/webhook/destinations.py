@@ -15,7 +15,7 @@ from handlers.contract.errors import InvalidSetting
 from handlers.forward.endpoint import is_safe_path
 
 METADATA_FIELD: Final = "webhook_url"
-"""The field of a request's metadata that names its receiver; consumers who do not know it ignore it."""
+"""The field of a request's metadata that names its receiver."""
 
 _ALLOWED = re.compile(r"(?P<host>[a-z0-9.-]{1,253}(:[0-9]{1,5})?)(?P<path>/[A-Za-z0-9._~/-]{1,255})")
 _NAMED = re.compile(r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?)(?P<path>/[^?#\s]*)")

@@ -15,7 +15,7 @@ from handlers.webhook.destinations import Target
 
 LONGEST_PAUSE_SECONDS: Final = 300.0
 _LONGEST_RETRY_AFTER_SECONDS: Final = 3_600.0
-"""A `Retry-After` counts up to this: a receiver cannot put its results off for ever."""
+"""Longest `Retry-After` that is honoured: a receiver cannot postpone its results indefinitely."""
 
 
 @dataclass(slots=True, eq=False)

@@ -24,8 +24,8 @@ from handlers.client import (
     NewRequest,
     RequestState,
 )
+from handlers.client.new_request import RequestFields
 from handlers.client.redis_broker import batches
-from handlers.client.request_fields import RequestFields
 from handlers.contract.envelope import decode_member
 from handlers.redis_store.keys import sent_key
 from handlers.redis_store.submit.client_access import open_redis

@@ -14,10 +14,10 @@ from typing import TypeVar
 import pytest
 
 from handlers.client.async_client import AsyncClient
+from handlers.client.broker import Submission
 from handlers.client.errors import BrokerUnreachable
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
-from handlers.client.submission import Submission
 from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, Store, connect
 from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions, RedisQueue
 from tests.servers.presence import redis_program

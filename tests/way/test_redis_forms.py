@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from handlers.client import Client, RedisAccess
+from handlers.client.broker import Submission
 from handlers.client.options import ClientOptions
-from handlers.client.submission import Submission
 from handlers.demo.servers import Child, free_port
 from handlers.redis_store.submit.submissions import RequestState
 from tests.servers.certificates import self_signed
