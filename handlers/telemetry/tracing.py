@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import http.client
+import socket
+import ssl
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ DEFAULT_SERVICE_NAME: Final = "llm-d-async"
 GRPC_PORT: Final = 4317
 """Where receivers take OTLP over gRPC by default."""
 _CHECK_SECONDS: Final = 5.0
+_FRAME_HEAD_BYTES: Final = 9
+"""Length (3), type (1), flags (1) and stream (4) of an HTTP/2 frame."""
+_SETTINGS_FRAME: Final = b"\x04"
 PROCESS_REQUEST: Final = "process-request"
 HANDLE_REQUEST: Final = "handle-request"
 HTTP_REQUEST: Final = "http-request"
@@ -86,18 +90,21 @@ class _Exporter(OTLPSpanExporter):
 def answers_in_http2(url: str) -> bool:
     """Whether the server answers an HTTP/1.1 request with an HTTP/2 frame (RFC 9113, section 3.4: SETTINGS first)."""
     parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=_CHECK_SECONDS)
+    host, is_secure = parts.hostname or "", parts.scheme == "https"
+    head = b""
     try:
-        connection.request("POST", parts.path, b"")
-        connection.getresponse()
-    except http.client.BadStatusLine as error:
-        return str(error).startswith("\0\0")  # the length of a short frame
-    except (OSError, http.client.HTTPException):
+        with socket.create_connection(
+            (host, parts.port or (443 if is_secure else 80)), _CHECK_SECONDS
+        ) as plain:
+            link = (
+                ssl.create_default_context().wrap_socket(plain, server_hostname=host) if is_secure else plain
+            )
+            link.sendall(f"POST {parts.path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n".encode())
+            while len(head) < _FRAME_HEAD_BYTES and (part := link.recv(_FRAME_HEAD_BYTES - len(head))):
+                head += part
+    except OSError:
         return False
-    finally:
-        connection.close()
-    return False
+    return head[3:4] == _SETTINGS_FRAME and head[5:] == bytes(4)
 
 
 class Tracing:
