@@ -1,4 +1,4 @@
-"""The same client for synchronous code: every call runs on an event loop in a thread of its own."""
+"""The client for synchronous code: each call runs on an event loop in a background thread."""
 
 from __future__ import annotations
 
@@ -145,14 +145,14 @@ class Client:
         return self.run(self._client.cancel_many(submissions))
 
     def peek(self, name: str = "", *, limit: int | None = None) -> Iterator[Result]:
-        """Results of the list `name`, oldest first, left where they are."""
+        """Results of the list `name`, oldest first, left in place."""
         results = self._client.peek(name, limit=limit)
         with contextlib.suppress(StopAsyncIteration):
             while True:
                 yield self.run(_next(results))
 
     def where(self, submission: Submission | str) -> Whereabouts:
-        """Search a request in the queue, among retries, dead letters, records and results; reads only."""
+        """Search a request in the queue, retries, dead letters, records and results; read-only."""
         return self.run(self._client.where(submission))
 
     def look_up(self, submission: Submission | str) -> RequestState:
@@ -170,7 +170,7 @@ for _name, _method in vars(Client).items():
 
 
 class SyncDelivery:
-    """One result; `ack` it once it is safe, or it comes again."""
+    """One result under a lease; without `ack` it is delivered again."""
 
     __slots__ = ("_client", "delivery", "result")
 
@@ -180,7 +180,6 @@ class SyncDelivery:
         self.result = delivery.result
 
     def ack(self) -> None:
-        """See `Delivery.ack`."""
         self._client.run(self.delivery.ack())
 
 
@@ -214,7 +213,6 @@ class SyncResultStream:
         return SyncDelivery(self._client, delivery)
 
     def ack(self, deliveries: Sequence[SyncDelivery]) -> None:
-        """See `ResultStream.ack`."""
         self._client.run(self._stream.ack([delivery.delivery for delivery in deliveries]))
 
     async def _next(self) -> Delivery | None:
