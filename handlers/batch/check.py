@@ -28,11 +28,11 @@ _MARKS: Final = (
 
 
 class InvalidFile(BatchConflict):
-    """An input file that is refused as a whole; nothing was queued."""
+    """The input file is invalid; nothing was queued."""
 
 
 class FileCheck(msgspec.Struct, frozen=True):
-    """What a check found: how many requests there are, how many lines are faulty, and the first faults."""
+    """Result of a check: the number of requests and of faulty lines, and the first faults."""
 
     total: int
     faulty: int

@@ -1,4 +1,4 @@
-"""What a batch keeps beside its output, so that a run that was cut off can go on.
+"""Files that a batch keeps beside its output, so an interrupted run can resume.
 
 <out>            answers, appended; with the error file it is the record of what is done
 <errors>         errors, appended
@@ -34,11 +34,11 @@ PRINT_BYTES = 65_536
 
 
 class BatchConflict(ClientError):
-    """The files say that this is another batch, or that another process runs it."""
+    """The files belong to another batch, or another process runs it."""
 
 
 class BatchState(msgspec.Struct, kw_only=True):
-    """What the state file holds. `deadline` is in Unix seconds; `total` counts the requests of the file.
+    """Content of the state file. `deadline` is in Unix seconds; `total` counts the requests of the file.
 
     Lines up to `submitted_through` may have been submitted, later ones have not.
     """
@@ -106,7 +106,7 @@ class BatchFiles:
             raise BatchConflict(f"{self.state}: not the state of a batch ({error})") from None
 
     def write_state(self, state: BatchState) -> None:
-        """Replace the state file as a whole, and sync it to the disk."""
+        """Replace the state file atomically and sync it to disk."""
         new = self.state.with_name(f"{self.state.name}.new")
         with open_private(new, "wb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(state)) + b"\n")
@@ -115,7 +115,7 @@ class BatchFiles:
         new.replace(self.state)
 
     def set_aside(self, text: bytes) -> None:
-        """Keep a result that cannot be decoded, as base64, one a line."""
+        """Save an undecodable result as one line of base64."""
         with open_private(self.undecodable, "ab") as file:
             file.write(base64.b64encode(text) + b"\n")
             file.flush()
@@ -127,7 +127,7 @@ class BatchFiles:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the batch; raises `BatchConflict` while another process does. The lock file is removed at the end."""
+        """Lock the batch; raises `BatchConflict` if another process holds it. Removes the lock file at the end."""
         while True:
             with open_private(self._lock, "ab") as file:
                 try:
@@ -148,7 +148,7 @@ class BatchFiles:
         return False
 
     def is_running(self) -> bool:
-        """Whether a process holds the batch now."""
+        """Whether a process has locked the batch."""
         if not self._lock.exists():
             return False
         try:
@@ -159,7 +159,7 @@ class BatchFiles:
 
 
 class Answered:
-    """Which lines have their output: a bit for each."""
+    """Bit set of the lines that have output."""
 
     def __init__(self) -> None:
         self._bits = bytearray()
@@ -169,7 +169,7 @@ class Answered:
         return place < len(self._bits) and bool(self._bits[place] & (1 << (number & 7)))
 
     def add(self, number: int) -> None:
-        """The line `number` has its output."""
+        """Mark the line `number`."""
         place = number >> 3
         if place >= len(self._bits):
             self._bits.extend(bytes(max(1024, place + 1 - len(self._bits))))
@@ -211,7 +211,7 @@ class BatchOutput:
         self._errors.close()
 
     def _recover(self, path: Path, batch: str) -> int:
-        """Note which requests a file answers, and cut off an end that was being written; the count.
+        """Mark the requests that a file answers and truncate a partial last line; returns the count.
 
         A damaged line elsewhere is reported, and its request is done again.
         """
@@ -239,7 +239,7 @@ class BatchOutput:
 
 
 def source_print(path: Path) -> str:
-    """What tells an input file from another one: its size, its beginning and its end."""
+    """Fingerprint of an input file: its size, beginning and end."""
     size = path.stat().st_size
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     with path.open("rb") as file:

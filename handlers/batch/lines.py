@@ -1,4 +1,4 @@
-"""Lines of a batch, as OpenAI's batch format has them: requests in, answers and errors out.
+"""Lines of OpenAI's batch format: requests, answers and errors.
 
     in   {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {…}}
     out  {"id": "batch_req_…", "custom_id": "a", "error": null,
@@ -112,7 +112,7 @@ def decode_line(number: int, text: bytes) -> BatchLine | InvalidLine:
 
 
 def _problem(line: _Input, body: bytes) -> str:
-    """What keeps the line from being a request, naming the field; empty if nothing does."""
+    """The fault of a line, with the field; empty if it is a valid request."""
     if not line.custom_id:
         return "custom_id: expected a string that is not empty, got nothing"
     if line.method.upper() != "POST":
@@ -202,7 +202,7 @@ def encode_answer(batch: str, number: int, custom_id: str, result: Result) -> tu
 
 
 def encode_error(batch: str, number: int, custom_id: str, code: str, message: str) -> bytes:
-    """The error line of a request that got no answer."""
+    """The error line of a request without an answer."""
     line = _Output(output_id(batch, number), custom_id, None, _Error(code, message))
     return _encoder.encode(line) + b"\n"
 

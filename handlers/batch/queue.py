@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 30.0
 """Seconds for which a batch retries through a failover; then it stops and can be resumed."""
 
 RESULTS_KEPT_SECONDS = 7 * 86_400
-"""How long results wait for a batch that is not running, after the last one came."""
+"""Seconds for which results wait for a batch that is not running, after the last result."""
 
 
 class BatchQueue:
@@ -53,12 +53,12 @@ class BatchQueue:
         return request_id(self._state.batch, number)
 
     def number(self, request_id: str) -> int | None:
-        """The line whose request has that id; None if it is not of this batch."""
+        """The line whose request has that id; None for another batch's id."""
         batch, _, digits = request_id.rpartition("-")
         return int(digits) if batch == self._state.batch and digits.isdigit() else None
 
     def prepare(self, line: BatchLine) -> MemberParts | InvalidLine:
-        """What is to be queued for a line, or why it cannot be."""
+        """The member for a line, or the fault of the line."""
         state = self._state
         request = NewRequest(
             id=self.request_id(line.number),
@@ -85,7 +85,7 @@ class BatchQueue:
         )
 
     async def submit(self, parts: Sequence[MemberParts], *, is_repeated: bool) -> None:
-        """Queue lines in order; with `is_repeated` those that are live already are left alone."""
+        """Queue lines in order; with `is_repeated`, lines that are live are skipped."""
         for batch in batches(parts):
             await self._patience.insist(partial(self._submit, batch, is_repeated))
 
@@ -94,7 +94,7 @@ class BatchQueue:
         await self._submissions.submit(self._state.queue, batch, is_repeated=again)
 
     async def collect(self, limit: int) -> list[bytes]:
-        """The oldest results, left in the list, with payloads that are stored apart."""
+        """The oldest results, left in the list, with their offloaded payloads."""
         with store_errors():
             texts = await oldest_results(self._redis, self._state.results, limit)
             whole = await whole_results(self._redis, texts)
@@ -102,29 +102,29 @@ class BatchQueue:
         return [one.text for one in whole]
 
     async def drop(self, count: int) -> None:
-        """Drop the oldest results, which are safe now."""
+        """Remove the oldest results, which are on disk."""
         with store_errors():
             await drop_oldest_results(self._redis, self._state.results, count)
             await delete_payloads(self._redis, [key for key in self._payload_keys[:count] if key])
         self._payload_keys = self._payload_keys[count:]
 
     async def are_live(self, numbers: Sequence[int]) -> list[bool]:
-        """Whether the requests of these lines are without a final result."""
+        """For each line, whether its request has no final result yet."""
         with store_errors():
             return await self._submissions.are_live([self.request_id(number) for number in numbers])
 
     async def cancel(self, numbers: Sequence[int]) -> None:
-        """Cancel the requests of these lines; their results say so."""
+        """Cancel the requests of these lines; their results are `CANCELLED`."""
         with store_errors():
             await self._submissions.cancel([(self.request_id(number), "") for number in numbers])
 
     async def waiting_for_retry(self, retry_queue: str) -> int:
-        """How many requests, of this batch and all others, wait for a retry."""
+        """The number of requests, of all batches, that wait for a retry."""
         with store_errors():
             return await self._submissions.depth(retry_queue)
 
     async def delete_results(self) -> None:
-        """Delete the list: all that was in it is in the files."""
+        """Delete the result list; its results are in the files."""
         with store_errors():
             await self._redis.unlink(self._state.results)
 

@@ -69,7 +69,7 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a batch is."""
+    """Progress of a batch."""
 
     total: int
     completed: int
@@ -78,7 +78,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchRun:
-    """One run of a batch, from the first line or from where an earlier one was cut off."""
+    """One run of a batch, from the first line or resumed."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class BatchRun:
         self._cancelled_at: float | None = None
 
     async def run(self) -> BatchState:
-        """Run to the end; returns the final state. What is written at an interruption stays written."""
+        """Run to the end and return the final state. An interruption keeps all written lines."""
         try:
             await self._settle_uncertain()
             await self._feed_and_collect()
@@ -130,7 +130,7 @@ class BatchRun:
     # --- lines into the queue
 
     async def _settle_uncertain(self) -> None:
-        """Find out which of the lines that may have been submitted were, and submit the others."""
+        """Check the lines that may have been submitted, and submit those that were not."""
         lines = list(self._lines(1, self._state.submitted_through))
         for line in lines:
             self._waiting[line.number] = line.custom_id
@@ -140,8 +140,8 @@ class BatchRun:
             states = await patiently(partial(self._queue.are_live, numbers))
             live.update(number for number, is_live in zip(numbers, states, strict=True) if is_live)
         await self._look_for_cancel()
-        # Whoever is not live any more has a result, unless it never was: the marker and the result change in
-        # one step. So after this, a line that is neither live nor answered was not submitted.
+        # A request that is no longer live has a result, as the marker and the result change in one step. So a line
+        # that is neither live nor answered was never submitted.
         while await self._collect():
             pass
         missing = [line for line in lines if line.number in self._waiting and line.number not in live]
@@ -171,7 +171,7 @@ class BatchRun:
         await asyncio.sleep(0)  # a file in the page cache never waits: let the collector run
 
     async def _submit(self, lines: list[BatchLine], *, is_repeated: bool) -> None:
-        """Submit lines, or write why not: cancelled, past the deadline, no request."""
+        """Submit lines, or write their errors: cancelled, past the deadline, invalid."""
         code = self._reason_not_to_submit()
         parts: list[MemberParts] = []
         for line in lines:

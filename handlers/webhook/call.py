@@ -1,4 +1,4 @@
-"""One call of a webhook: the event, its signatures, and what the receiver said."""
+"""One webhook call: the event, its signatures and the response."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ _MOST_ANSWER_BYTES: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class CallAnswer:
-    """What a call came to; `status` is 0 where there was no answer."""
+    """Outcome of a call; `status` is 0 without a response."""
 
     status: int = 0
     retry_after_seconds: float | None = None
 
     @property
     def is_taken(self) -> bool:
-        """Whether the receiver has the result."""
+        """Whether the receiver accepted the result."""
         return 200 <= self.status < 300
 
     @property
     def is_gone(self) -> bool:
-        """Whether the receiver wants no more, ever."""
+        """Whether the receiver answered 410 Gone."""
         return self.status == _GONE
 
     @property
     def is_trouble(self) -> bool:
-        """Whether it is the receiver's trouble, and not of this result alone: it should rest."""
+        """Whether the failure concerns the receiver, not only this result, so calls to it must pause."""
         if self.is_taken or self.is_gone:
             return False
         return self.status in (0, _TOO_MANY) or self.status >= 500 or bool(self.retry_after_seconds)
 
 
 class Caller:
-    """Posts events; `clock` gives Unix seconds. Connects to public addresses alone, unless `allow_private`."""
+    """Posts events; `clock` gives Unix seconds. Connects to public addresses only, unless `allow_private`."""
 
     def __init__(
         self, *, allow_private: bool, call_seconds: float, clock: Callable[[], float] = time.time
@@ -90,7 +90,7 @@ class Caller:
 
 
 def event_body(result: Result, since: float, undelivered: str = "") -> bytes:
-    """The event as JSON, the same for every call; `since` is when the result came here, in Unix seconds."""
+    """The event as JSON, the same for every call; `since` is when the result arrived, in Unix seconds."""
     at = since if result.finished_at is None else result.finished_at
     event = {
         "type": EVENT_TYPE,
@@ -103,6 +103,6 @@ def event_body(result: Result, since: float, undelivered: str = "") -> bytes:
 
 
 def webhook_id(result: Result) -> str:
-    """The same for every delivery of a result, so that a receiver can drop the second one."""
+    """Id of a result, equal for all its deliveries, so a receiver can drop duplicates."""
     name = f"{result.id}\0{result.request_token}"
     return f"res_{hashlib.sha256(name.encode()).hexdigest()[:32]}"

@@ -105,7 +105,7 @@ class _Held:
 
 
 class Webhook:
-    """The receivers. `clock` gives Unix seconds, `draw` a number in [0, 1)."""
+    """Delivers to all receivers. `clock` gives Unix seconds, `draw` a number in [0, 1)."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Webhook:
             self._park(held)
 
     def _aim(self, result: Result) -> tuple[Receiver, str]:
-        """The receiver that the request names, else our own, and why it is not the one that was named."""
+        """The receiver that the request names, else the default one and the reason for it."""
         options = self._options
         try:
             found = target_of(result.metadata, options.destinations, allow_private=options.allow_private)
@@ -239,7 +239,7 @@ class Webhook:
         held.receiver.step_back()
 
     async def _carry(self, held: _Held) -> None:
-        """To its receiver, else to our own, and then out of the list."""
+        """Deliver to its receiver, else to the default one, then acknowledge."""
         is_delivered = await self._is_delivered(held)
         if not is_delivered and held.receiver is not self._own:
             turned = self._turned_to_own(held)
@@ -273,7 +273,7 @@ class Webhook:
         return min(options.give_up_seconds, options.destination_seconds)
 
     async def _is_delivered(self, held: _Held) -> bool:
-        """Whether its receiver took it in time; one that took nothing for as long is tried once, when that is due."""
+        """Whether the receiver accepted it in time; a receiver that failed for that long gets one due attempt."""
         receiver, seconds = held.receiver, self._seconds(held.receiver)
         until, pause = self._clock() + seconds, self._options.first_pause_seconds
         failed_at = math.inf
@@ -286,7 +286,7 @@ class Webhook:
                 return True
             if answer is None or is_down:
                 return False
-            # Where it rests, one call that is due tells for all. What it refuses while it takes others waits alone.
+            # While a receiver pauses, one due call probes for all results. A result refused alone waits alone.
             if not answer.is_gone and (not answer.is_trouble or receiver.took_at > failed_at):
                 if self._clock() + pause >= until:
                     return False
@@ -296,7 +296,7 @@ class Webhook:
         return False
 
     async def _in_turn(self, held: _Held, until: float) -> CallAnswer | None:
-        """The answer of a call; None where its receiver rests for longer than until `until` (Unix seconds)."""
+        """The answer of a call; None if the receiver pauses beyond `until` (Unix seconds)."""
         receiver = held.receiver
         if receiver.rests:
             try:
@@ -343,6 +343,6 @@ class Webhook:
 
 
 def _first(errors: BaseExceptionGroup[ClientError]) -> ClientError:
-    """One of them; groups within groups are looked into."""
+    """The first error, also of nested groups."""
     one = errors.exceptions[0]
     return _first(one) if isinstance(one, BaseExceptionGroup) else one

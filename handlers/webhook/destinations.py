@@ -1,4 +1,4 @@
-"""Receivers that requests may name for their results: an operator's list, each with secrets of its own. Pure.
+"""Receivers that requests may name for their results: an operator's list, each with its own secrets.
 
 Who can check a signature can also make one, so receivers share no secrets. What a request says is matched whole and
 never parsed as a URL.
@@ -27,7 +27,7 @@ class DestinationRefused(Exception):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Destination:
-    """A receiver on the list: `host[:port]`, a path (all below it where it ends in `/`), and its keys."""
+    """A receiver on the list: `host[:port]`, a path (with all paths below if it ends in `/`), and its keys."""
 
     host: str
     path: str
@@ -35,20 +35,20 @@ class Destination:
 
     @property
     def place(self) -> str:
-        """What tells it from the others of the list."""
+        """Identifies the entry on the list."""
         return f"{self.host}{self.path}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Target:
-    """Where one result goes, and with which keys it is signed."""
+    """Receiver of one result and the keys that sign it."""
 
     url: str
     keys: Sequence[bytes]
 
 
 def read_destination(text: str, keys: Sequence[bytes], setting: str) -> Destination:
-    """A receiver as the operator writes it, `host/path` or `host/path/`. Raises `InvalidSetting`."""
+    """Parse a receiver, `host/path` or `host/path/`. Raises `InvalidSetting`."""
     match = _ALLOWED.fullmatch(text)
     if match is None:
         accepted = "host/path, or host/path/ for all below it"
@@ -59,7 +59,7 @@ def read_destination(text: str, keys: Sequence[bytes], setting: str) -> Destinat
 def target_of(
     metadata: Mapping[str, str], destinations: Sequence[Destination], *, allow_private: bool
 ) -> tuple[str, Target] | None:
-    """The place on the list and the receiver that a request names, None where it names none.
+    """The entry and the receiver that a request names; None if it names none.
 
     Raises `DestinationRefused`.
     """

@@ -1,4 +1,4 @@
-"""Keeps a webhook outside: which addresses are public, and connections to no others.
+"""SSRF guard: which addresses are public, and a check of every connection.
 
 A name is judged by what it resolves to when a connection is opened, and that connection goes to no other address:
 however a host was written or resolved, nothing inside is reached.
@@ -18,7 +18,7 @@ _ASIDE: Final = tuple(
     for text in (
         "168.63.129.16/32",  # Azure's own server for its machines, on a public address
         "192.88.99.0/24",  # relays of 6to4 (RFC 7526), which lead to any IPv4 address
-        # Not the interpreter's table, which differs between releases: IANA's special-purpose registry of IPv4.
+        # IANA's special-purpose registry of IPv4; the interpreter's own table differs between releases.
         "0.0.0.0/8",
         "10.0.0.0/8",
         "100.64.0.0/10",
@@ -52,7 +52,7 @@ _EMBEDDED: Final = (
     (ipaddress.IPv6Network("64:ff9b:1::/48"), 0),  # NAT64 of local use (RFC 8215), in its /96 form
     (ipaddress.IPv6Network("2002::/16"), 80),  # 6to4 (RFC 3056)
 )
-"""Networks whose addresses hold an IPv4 address, and how many bits stand behind it."""
+"""Networks whose addresses embed an IPv4 address, and the number of bits behind it."""
 
 
 def is_public(address: str) -> bool:
@@ -71,7 +71,7 @@ def is_public(address: str) -> bool:
 
 
 def is_public_host(host: str) -> bool:
-    """Whether a literal address is public; a name is judged when it is resolved.
+    """Whether a literal address is public; a name is checked when it is resolved.
 
     A name of digits and dots alone (`2130706433`, `127.1`, also in digits of other scripts) is an old form of an
     address, which is connected to without asking the resolver: never public.
@@ -87,7 +87,7 @@ def is_public_host(host: str) -> bool:
 
 
 def check_public(host: str, addresses: Sequence[str]) -> None:
-    """Raises `OSError` unless all addresses are public: a name that has an inner one too is refused whole."""
+    """Raise `OSError` unless all addresses are public; one private address refuses the whole name."""
     if not addresses or not all(_is_outside(one) for one in addresses):
         raise OSError(None, f"{host} is not a public host")
 

@@ -1,4 +1,4 @@
-"""Who waits for which receiver, and how long each rests: what one does not take holds up no other.
+"""Waiting results and pauses of each receiver, so that a failing receiver delays no other.
 
 What waits for its receiver takes no slot. Of each receiver only so much is held in memory; the rest is parked: its
 lease is kept by its key alone, and it is given back to be received again when there is room.
@@ -20,7 +20,7 @@ _LONGEST_RETRY_AFTER_SECONDS: Final = 3_600.0
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """One entry of the operator's list, or the operator's own address: slots, and room for what waits for it."""
+    """An entry of the list, or the default receiver: its slots, and room for waiting results."""
 
     at_once: int
     most_held: int
@@ -35,13 +35,13 @@ class Lane:
 
     @property
     def has_room(self) -> bool:
-        """Whether another result may wait in memory; a single one always may."""
+        """Whether another result may wait in memory; the first always may."""
         return self.held == 0 or (self.held < self.most_held and self.held_bytes < self.most_bytes)
 
 
 @dataclass(slots=True, eq=False)
 class Receiver:
-    """One address. Instants are in Unix seconds.
+    """State of one receiver URL. Times are in Unix seconds.
 
     While it `rests` it is tried by one result at a time, each after a growing pause; results that it refuses for
     themselves (a 400, a redirect) do not let it rest.
@@ -64,59 +64,59 @@ class Receiver:
 
     @property
     def has_room(self) -> bool:
-        """Whether another of its results may wait in memory."""
+        """Whether another result of this receiver may wait in memory."""
         return self.held < self.most_held and self.lane.has_room
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing would be forgotten with it."""
+        """Whether it has no state worth keeping."""
         return not (self.held or self.parked or self.is_gone or self.failing_since is not None)
 
     def enter(self, size_bytes: int) -> None:
-        """A result waits for it."""
+        """Count a waiting result."""
         self.held += 1
         self.lane.held += 1
         self.lane.held_bytes += size_bytes
 
     def leave(self, size_bytes: int) -> list[bytes]:
-        """A result waits no more; the claim keys of parked ones that are to be received again."""
+        """Uncount a result; returns the claim keys of parked results to receive again."""
         self.lane.held -= 1
         self.lane.held_bytes -= size_bytes
         return self.step_aside() or _next(self.lane.parked, self.lane.held)
 
     def step_aside(self) -> list[bytes]:
-        """A result waits for itself: it stays in memory, but holds none of the receiver's others up."""
+        """A result waits alone: it stays in memory and does not delay the receiver's others."""
         self.held -= 1
         return _next(self.parked, self.held)
 
     def step_back(self) -> None:
-        """It waits for the receiver again."""
+        """The result waits for the receiver again."""
         self.held += 1
 
     def park(self, claim_key: bytes) -> None:
-        """A result that waits by its lease alone: where the room is short."""
+        """Park a result: it waits under its lease only, as memory is short."""
         (self.parked if self.held >= self.most_held else self.lane.parked).append(claim_key)
 
     def is_down(self, now: float, seconds: float) -> bool:
-        """Whether it took nothing for `seconds`: a result is then tried once, when a try is due."""
+        """Whether it accepted nothing for `seconds`; a result then gets one due attempt."""
         return self.failing_since is not None and now - self.failing_since >= seconds
 
     def is_due(self, now: float) -> bool:
-        """Whether a call could be made at once."""
+        """Whether a call is allowed now."""
         return not self.rests or (now >= self.rests_until and not self.turn.locked())
 
     def took(self, now: float) -> None:
-        """It works."""
+        """Record an accepted result."""
         self.rests, self.failing_since = False, None
         self.took_at = now
         self._pause_seconds = 0.0
 
     def refused(self, now: float) -> None:
-        """It would not have one result."""
+        """Record the refusal of one result."""
         self.failing_since = now if self.failing_since is None else self.failing_since
 
     def failed(self, began_at: float, now: float, draw: float, retry_after_seconds: float | None) -> None:
-        """It had no answer, or no room. Calls that failed side by side are one failure."""
+        """Record a failed call; concurrent failures count as one."""
         self.refused(now)
         if began_at >= self._failed_at:
             doubled = 2 * self._pause_seconds or self.first_pause_seconds
@@ -128,6 +128,6 @@ class Receiver:
 
 
 def _next(parked: deque[bytes], held: int) -> list[bytes]:
-    """One for one that went; all when none is left, whose going would bring them back: others may read them too."""
+    """Claim keys to release: one for each finished result, all if no result is left to release them later."""
     count = min(len(parked), 1 if held else len(parked))
     return [parked.popleft() for _ in range(count)]

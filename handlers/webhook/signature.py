@@ -1,4 +1,4 @@
-"""Signatures as the Standard Webhooks specification has them: HMAC-SHA256 over id, time and body. Pure."""
+"""Signatures of the Standard Webhooks specification: HMAC-SHA256 over id, time and body."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ALPHABET: Final = re.compile(r"[A-Za-z0-9+/=]+")
 
 
 def read_secrets(text: str, setting: str) -> list[bytes]:
-    """The keys of a file's text, one a line: `whsec_` and base64 of 24 to 64 bytes. Raises `InvalidSetting`."""
+    """Parse keys, one per line: `whsec_` and base64 of 24 to 64 bytes. Raises `InvalidSetting`."""
     keys = [_key(line.strip(), setting) for line in text.splitlines() if line.strip()]
     if not keys:
         raise InvalidSetting(setting, found="nothing", accepted="a secret such as whsec_…, one a line")
@@ -26,7 +26,7 @@ def read_secrets(text: str, setting: str) -> list[bytes]:
 
 
 def _key(line: str, setting: str) -> bytes:
-    """The key of one line; an error says what is wrong without showing any of it."""
+    """Parse one key; an error names the fault without showing the key."""
     text, accepted = line.removeprefix(_PREFIX), f"{_PREFIX} and base64 of {_LEAST} to {_MOST} bytes"
     if not _ALPHABET.fullmatch(text):
         hint = (
@@ -44,7 +44,7 @@ def _key(line: str, setting: str) -> bytes:
 
 
 def signature_headers(keys: Sequence[bytes], webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers. Several keys sign, so that a receiver may change its own at leisure."""
+    """The three headers. Every key signs, so a receiver can rotate its key."""
     signed = b".".join([webhook_id.encode(), str(timestamp).encode(), body])
     macs = (hmac.new(key, signed, hashlib.sha256).digest() for key in keys)
     return {
