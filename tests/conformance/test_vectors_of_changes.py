@@ -6,7 +6,7 @@ import base64
 import contextlib
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
@@ -19,7 +19,7 @@ from handlers.demo.servers import Valkey
 from handlers.gates.gate import Go
 from handlers.gates.metric.prometheus import PrometheusBudgetParameters, budget_queries
 from handlers.gates.registry import GATES
-from handlers.gates.sources import GateStore
+from handlers.redis_store.limits.gate_store import RedisGateStore
 from handlers.settings.settings import load_settings
 from handlers.telemetry.families import Families
 from handlers.wiring.handler import Handler
@@ -42,13 +42,13 @@ async def test_a_result_goes_to_the_topic_that_wins(tmp_path: Path, case: Case) 
     file.write_text(json.dumps({"topics": [entry]}))
     body = {"id": "a", "deadline": DEADLINE, "payload": {}, "result_queue_name": case["message"]}
     data = base64.b64encode(json.dumps(body).encode()).decode()
-    push = {"message": {"data": data, "messageId": "7"}, "subscription": "projects/p/subscriptions/s"}
+    push = {"message": {"data": data, "messageId": "7"}, "subscription": "projects/project-1/subscriptions/s"}
     async with running_broker() as broker, running_raw_http() as gateway:
         gateway.say(answer(200, b"{}"))
         settings = load_settings(
             {
                 "IGW_BASE_URL": gateway.url,
-                "PROJECT_ID": "p",
+                "PROJECT_ID": "project-1",
                 "RESULT_TOPIC_ID": case["top_level"],
                 "ALLOWED_RESULTS": "*",
                 "PUBSUB_EMULATOR_HOST": broker.host,
@@ -59,7 +59,7 @@ async def test_a_result_goes_to_the_topic_that_wins(tmp_path: Path, case: Case) 
         handler = Handler(settings, "pubsub_push")
         assert (await handler.respond(_posted(json.dumps(push).encode()))).status_code == 204
         await handler.aclose()
-        assert [topic for topic, _, _ in broker.published] == [f"projects/p/topics/{case['topic']}"]
+        assert [topic for topic, _, _ in broker.published] == [f"projects/project-1/topics/{case['topic']}"]
 
 
 def _posted(body: bytes) -> Request:
@@ -85,8 +85,8 @@ async def test_a_reading_admits_so_many_requests(case: Case) -> None:
 
 
 @cases("gates")
-async def test_a_gate_starts_or_names_the_parameter_that_it_refuses(case: Case) -> None:
-    given = sources(stores=lambda _address: cast("GateStore", object()))
+async def test_a_gate_starts_or_names_the_parameter_that_it_refuses(store: Redis, case: Case) -> None:
+    given = sources(stores=lambda _address: RedisGateStore(store))
     expected = (
         pytest.raises(InvalidSetting, match=case["refused"]) if case["refused"] else contextlib.nullcontext()
     )
@@ -143,18 +143,15 @@ async def test_a_second_submission_under_a_key_is_recorded_new_or_a_conflict(
     assert await store.zcard("q") == (2 if outcome == "new" else 1)
 
 
-ROWS: list[Case] = json.loads((VECTORS / "changes.json").read_text())
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["area"])
-def test_every_change_of_the_reference_has_a_vector_or_a_file(row: Case) -> None:
-    for named in row["vectors"]:
+@cases("changes")
+def test_every_change_of_the_reference_has_a_vector_or_a_file(case: Case) -> None:
+    for named in case["vectors"]:
         file, _, beginning = named.partition(": ")
         found = json.loads((VECTORS / f"{file}.json").read_text())
-        assert [case for case in found if str(case["name"]).startswith(beginning)], named
-    for file in row["files"]:
+        assert [each for each in found if str(each["name"]).startswith(beginning)], named
+    for file in case["files"]:
         assert (FILES / f"{file}.json").exists(), file
-    assert row["vectors"] or row["files"] or row["not_served"]
+    assert case["vectors"] or case["files"] or case["not_served"]
 
 
 def test_what_is_not_served_is_named_in_the_guide_and_refused() -> None:

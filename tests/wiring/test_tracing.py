@@ -99,7 +99,7 @@ def test_another_protocol_than_http_with_protobuf_is_refused(protocol: str) -> N
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
         "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
     }
-    with pytest.raises(InvalidSetting, match=f"OTEL_EXPORTER_OTLP_PROTOCOL.*{protocol}.*4318"):
+    with pytest.raises(InvalidSetting, match=f"OTEL_EXPORTER_OTLP_PROTOCOL.*4318.*{protocol}"):
         tracing_of(load_settings({**GATEWAY, **variables}))
 
 
