@@ -141,7 +141,7 @@ def _body_problem(body: bytes) -> str:
 
 
 def custom_id_of(text: bytes) -> str:
-    """The custom id of a line that is otherwise wrong, if it can be read."""
+    """The custom id of an invalid line, if it can be read."""
     try:
         custom_id = _id_decoder.decode(text).custom_id
     except MALFORMED:
