@@ -193,7 +193,7 @@ WRITERS = {
 
 
 def test_every_reader_of_results_is_tried() -> None:
-    reads = re.compile(r"\b(?:decode_result|whole_results|event_body)\(|\.stored_elsewhere\b")
+    reads = re.compile(r"\b(?:decode_result|whole_results?|event_body)\(|\.stored_elsewhere\b")
     found = {
         str(path.relative_to(HANDLERS)) for path in HANDLERS.rglob("*.py") if reads.search(path.read_text())
     }
