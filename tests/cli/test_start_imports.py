@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from handlers.demo.servers import Valkey, free_port
+from tests.servers.process import running_process
 from tests.waiting import wait_until
 
 COMMAND = str(Path(sys.executable).parent / "async-processor")
@@ -61,18 +61,12 @@ def output_until(sign: str, command: str, arguments: list[str], url: str, folder
         "PYTHONUNBUFFERED": "1",
     }
     log = folder / "output"
+    line = [COMMAND, command, *arguments]
     with (
         log.open("wb") as output,
-        subprocess.Popen(
-            [COMMAND, command, *arguments], env=variables, stdout=output, stderr=subprocess.STDOUT
-        ) as process,
+        running_process(line, env=variables, stdout=output, stderr=subprocess.STDOUT) as process,
     ):
-        try:
-            wait_until(
-                lambda: sign in log.read_text() or process.poll() is not None, f"{sign!r} of {command}"
-            )
-        finally:
-            process.send_signal(signal.SIGTERM)
+        wait_until(lambda: sign in log.read_text() or process.poll() is not None, f"{sign!r} of {command}")
     text, is_found, _ = log.read_text().partition(sign)
     assert is_found, text
     return text
