@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from handlers.contract.events import REQUEST_TYPE, binary_headers
 from handlers.demo.view import percentile, read_witness
 from tests.bench.load import http_post, send_all
 from tests.bench.measuring import Started, gateway, handler, poller, reference_loop, valkey
+from tests.bench.nginx import nginx_gateway
 from tests.bench.sink import running_sink
 from tests.waiting import elapse, wait_until
 
@@ -71,16 +73,27 @@ def loaded(up: Started, make: Callable[[int], bytes], count: int, wanted: int) -
     return asyncio.run(run())
 
 
-def bare_forwarder(count: int) -> Figures:
+@contextlib.contextmanager
+def simulated() -> Iterator[str]:
+    """The base URL of the simulated gateway."""
+    with gateway() as up:
+        yield up.url
+
+
+GatewayMaker = Callable[[], contextlib.AbstractContextManager[str]]
+GATEWAYS: dict[str, GatewayMaker] = {"simulated": simulated, "nginx": nginx_gateway}
+
+
+def bare_forwarder(count: int, serve: GatewayMaker = simulated) -> Figures:
     """The reference loop, for all ratios."""
-    with gateway() as up, reference_loop(f"{up.url}/v1/completions") as forwarder:
+    with serve() as url, reference_loop(f"{url}/v1/completions") as forwarder:
         figures = loaded(forwarder, plain_of, count, 200)
         return {**figures, "start s": forwarder.ready_seconds, "RSS idle MB": forwarder.rss_mb()}
 
 
-def handler_alone(count: int) -> Figures:
+def handler_alone(count: int, serve: GatewayMaker = simulated) -> Figures:
     """CloudEvents into the dispatch door."""
-    with gateway() as up, handler("dispatch", {"IGW_BASE_URL": up.url}) as door:
+    with serve() as url, handler("dispatch", {"IGW_BASE_URL": url}) as door:
         idle = door.rss_mb()
         figures = loaded(door, event_of, count, 200)
         return {**figures, "start s": door.ready_seconds, "RSS idle MB": idle}
@@ -105,14 +118,14 @@ def handler_memory(in_flight: int) -> Figures:
         return {"RSS in flight MB": asyncio.run(run())}
 
 
-def push_door(count: int) -> Figures:
+def push_door(count: int, serve: GatewayMaker = simulated) -> Figures:
     """Wrapped pushes into the Pub/Sub door, results to a sink."""
 
     variables = {"PROJECT_ID": "bench-project", "RESULT_TOPIC_ID": "results", "PUSH_AUTH": "none"}
     with (
         running_sink() as host,
-        gateway() as up,
-        handler("pubsub_push", {"IGW_BASE_URL": up.url, "PUBSUB_EMULATOR_HOST": host, **variables}) as door,
+        serve() as url,
+        handler("pubsub_push", {"IGW_BASE_URL": url, "PUBSUB_EMULATOR_HOST": host, **variables}) as door,
     ):
         figures = loaded(door, push_of, count, 204)
         return {**figures, "start s": door.ready_seconds}
@@ -135,13 +148,20 @@ def drain(store: redis.Redis, count: int, *processes: Started) -> tuple[float, l
     return seconds, [one.cpu_seconds() - cpu for one, cpu in zip(processes, before, strict=True)]
 
 
-def poller_and_handler(count: int) -> Figures:
+def poller_and_handler(count: int, serve: GatewayMaker = simulated, workers: int = 64) -> Figures:
     """Requests in Redis, poller and handler apart."""
     with (
         valkey() as server,
-        gateway() as up,
-        handler("dispatch", {"IGW_BASE_URL": up.url}) as door,
-        poller({"REDIS_URL": server.url, "HANDLER_URL": door.url, "IGW_BASE_URL": up.url}) as polling,
+        serve() as url,
+        handler("dispatch", {"IGW_BASE_URL": url}) as door,
+        poller(
+            {
+                "REDIS_URL": server.url,
+                "HANDLER_URL": door.url,
+                "IGW_BASE_URL": url,
+                "WORKERS": str(workers),
+            }
+        ) as polling,
     ):
         store = redis.Redis.from_url(server.url)
         drain(store, max(100, count // 20), polling, door)
@@ -155,12 +175,12 @@ def poller_and_handler(count: int) -> Figures:
         }
 
 
-def poller_in_process(count: int) -> Figures:
+def poller_in_process(count: int, serve: GatewayMaker = simulated, workers: int = 64) -> Figures:
     """Requests in Redis, the handler in the poller's own process."""
     with (
         valkey() as server,
-        gateway() as up,
-        poller({"REDIS_URL": server.url, "IGW_BASE_URL": up.url}) as polling,
+        serve() as url,
+        poller({"REDIS_URL": server.url, "IGW_BASE_URL": url, "WORKERS": str(workers)}) as polling,
     ):
         store = redis.Redis.from_url(server.url)
         drain(store, max(100, count // 20), polling)
