@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from handlers.doors.http_message import CONNECTION, Answer, Connection, Delivery, plain
@@ -89,8 +89,7 @@ class HttpEndpoint:
 
     async def respond(self, request: Request) -> Response:
         """The response to one HTTP request."""
-        answer = await self._answer(request)
-        return Response(answer.body, answer.status_code, answer.headers)
+        return _Reply(await self._answer(request))
 
     async def _answer(self, request: Request) -> Answer:
         path, method = request.scope["path"], request.scope["method"]
@@ -149,26 +148,44 @@ class HttpEndpoint:
         length = next((value for name, value in request.scope["headers"] if name == b"content-length"), b"")
         if length.isdigit() and int(length) > limit:
             return plain(413, f"the body is larger than {limit} bytes")
+        connection = request.scope.get(CONNECTION)
+        if connection is not None and connection.has_whole_request:
+            return await _received(request, limit)  # without a timer: nothing is waited for
         try:
             async with asyncio.timeout(self._options.receive_timeout_seconds):
                 return await _received(request, limit)
         except TimeoutError:
             return plain(408, "the body did not arrive in time", {"connection": "close"})
-        except ClientDisconnect:
-            return plain(400, "the client went away")
 
 
 async def _received(request: Request, limit: int) -> bytes | Answer:
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        if not chunk:
-            continue  # Starlette's own end mark
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            return plain(400, "the client went away")
+        chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
             return plain(413, f"the body is larger than {limit} bytes", {"connection": "close"})
         chunks.append(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+class _Reply(Response):
+    """An answer as an ASGI response; Starlette's constructor costs more than sending it."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.status_code = answer.status_code
+        self.body = answer.body
+        self.background = None
+        self.raw_headers = [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()
+        ]
+        if answer.status_code not in (204, 304):
+            self.raw_headers.append((b"content-length", b"%d" % len(answer.body)))
 
 
 def _refused(status: int) -> Answer:

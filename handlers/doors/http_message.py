@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 CONNECTION: Final = "async_processor.connection"
 """Under this name a request's scope holds its `Connection`."""
 
 
 class Connection:
-    """Tells who serves a request when its client goes away; `on_lost` is called once, on the event loop."""
+    """A client's connection; `on_lost` is called once when it ends, on the event loop.
 
-    __slots__ = ("_is_lost", "on_lost")
+    `has_whole_request`: every request read from it so far has arrived to its last byte.
+    """
+
+    __slots__ = ("_is_lost", "has_whole_request", "on_lost")
 
     def __init__(self) -> None:
         self._is_lost = False
+        self.has_whole_request = False
         self.on_lost: Callable[[], object] | None = None
 
     def is_lost(self) -> bool:
@@ -30,8 +35,7 @@ class Connection:
             self.on_lost()
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True):
     """One HTTP delivery: header names in lower case, as ASGI gives them, and the body as received."""
 
     headers: Sequence[tuple[bytes, bytes]]
@@ -42,13 +46,12 @@ class Delivery:
         return next((value.decode("latin-1") for key, value in self.headers if key == name), "")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What goes back: 204 and 200 settle a delivery, 429 and 503 have it brought again."""
 
     status_code: int
     body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 def plain(status_code: int, text: str, headers: Mapping[str, str] | None = None) -> Answer:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import httpx
+import msgspec
 
 from handlers.answer_room import ANSWER_ROOM
 from handlers.transport.connection import Response
@@ -34,8 +35,7 @@ class GatewayOptions:
     token: Callable[[], str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GatewayResponse:
+class GatewayResponse(msgspec.Struct, frozen=True):
     """What came back: header names in lower case; `body` is whole and decompressed."""
 
     status_code: int

@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Protocol, TypeAlias
 
+import msgspec
+
 from handlers.contract.request import Request
 
 NO_LABELS: Final[Mapping[str, str]] = {}
@@ -83,8 +85,7 @@ class Drop:
 Verdict: TypeAlias = Go | Hold | Refuse | Drop
 
 
-@dataclass(frozen=True, slots=True)
-class Feedback:
+class Feedback(msgspec.Struct, frozen=True):
     """Outcome of an admitted request, as gates need it.
 
     `status_code` is None without a complete response (no connection, timeout, broken body).

@@ -10,6 +10,8 @@ import hashlib
 import json
 from dataclasses import replace
 
+import msgspec
+
 from handlers.contract.envelope import Envelope
 from handlers.contract.json_limits import BLOCKING_BYTES
 from handlers.contract.request import Request
@@ -49,7 +51,7 @@ class Duplicates:
         if request.request_token and standing is not Standing.REPEATED:
             return settlement
         # What the other one may still need, such as its live marker and its payload, is not this one's to delete.
-        return replace(settlement, result=b"", request_token="", payload_ref="")
+        return msgspec.structs.replace(settlement, result=b"", request_token="", payload_ref="")
 
     async def _standing(self, claim: Claim, envelope: Envelope) -> Standing:
         if claim.claim_key.endswith(claim.owner_token):
@@ -68,7 +70,7 @@ class Duplicates:
         if not isinstance(settlement, Ack):
             return settlement
         mark = self._mark(envelope)
-        return replace(settlement, mark=replace(mark, is_dead=settlement.dead is not None))
+        return msgspec.structs.replace(settlement, mark=replace(mark, is_dead=settlement.dead is not None))
 
     def _mark(self, envelope: Envelope) -> Mark:
         request = envelope.request

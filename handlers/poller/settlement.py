@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -267,7 +267,7 @@ def bury_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
     message = f"{claim.deaths} owners died while they held this request"
     error = unread(claim.member, message)
     dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)
-    return replace(
+    return msgspec.structs.replace(
         refuse(claim, error, route, now, code=ErrorCode.UNDELIVERABLE, message=message),
         dead=dead,
         payload_ref="",

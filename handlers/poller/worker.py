@@ -7,8 +7,10 @@ import contextlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+
+import msgspec
 
 from handlers.answer_room import ANSWER_ROOM
 from handlers.backoff import backoff_seconds
@@ -409,7 +411,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001  # whatever it is, reading it again would fail again
             self._log.error("dead letter unreadable", queue=claim.queue, error=repr(error))
             return bury_unread(claim, options.route, self._clock())
-        whole = replace(claim, member=await self._whole_member(claim, envelope))
+        whole = msgspec.structs.replace(claim, member=await self._whole_member(claim, envelope))
         return _marked(options, bury(whole, envelope, options.route, self._clock()), envelope)
 
     async def _payload(self, request: Request) -> bytes | None:

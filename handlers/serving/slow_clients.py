@@ -80,6 +80,7 @@ class TimelyProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request's first byte."""
         self._is_receiving, self._has_headers, self._header_bytes = True, False, 0
+        self._client.has_whole_request = False
         super().on_message_begin()
         self._bytes_since_body = 0
         self.scope[CONNECTION] = self._client  # type: ignore[typeddict-unknown-key]  # beside what ASGI defines
@@ -130,6 +131,7 @@ class TimelyProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request's last byte."""
         self._is_receiving = False
+        self._client.has_whole_request = True
         if not self._is_refused:
             super().on_message_complete()
 

@@ -48,6 +48,11 @@ class Logger:
     def __init__(self, part: str) -> None:
         self._logger = logging.getLogger(f"{_ROOT}.{part}")
 
+    @property
+    def is_debugging(self) -> bool:
+        """Whether `debug` writes anything: ask before collecting many fields."""
+        return self._logger.isEnabledFor(logging.DEBUG)
+
     def debug(self, event: str, **fields: Any) -> None:
         if self._logger.isEnabledFor(logging.DEBUG):
             self._logger.handle(_Event(self._logger.name, logging.DEBUG, event, fields))

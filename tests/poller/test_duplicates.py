@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import replace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -242,7 +242,7 @@ async def test_what_a_failover_forgot_to_be_finished_runs_again(store: Redis) ->
     await store.delete(RESULTS)
     (claim,) = await rig.claimed(submission("one"))
     async with running(rig.ack_batcher.run()):
-        rig.start([replace(claim, deaths=1)])
+        rig.start([msgspec.structs.replace(claim, deaths=1)])
         await wait_until_async(lambda: rig.worker.held_claims() == [], "it is answered")
     assert [result.status_code for result in await rig.results()] == [200]
 
@@ -278,7 +278,7 @@ async def test_a_first_that_ended_while_it_waited_is_finished(store: Redis, how:
     if how == "expired":
         rig.worker._clock = lambda: deadline + 1
     async with running(rig.ack_batcher.run()):
-        await rig.worker.answer_expired([replace(claim, is_cancelled=how == "cancelled")])
+        await rig.worker.answer_expired([msgspec.structs.replace(claim, is_cancelled=how == "cancelled")])
         await wait_until_async(lambda: rig.worker.held_claims() == [], "it is answered")
     rig.worker._clock = rig.queue.now
     await carried(rig, submission("two"))

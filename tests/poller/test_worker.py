@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -241,7 +241,7 @@ async def test_a_request_cancelled_in_flight_was_attempted_and_one_that_waited_w
         rig.start([flying])
         await wait_until_async(lambda: len(rig.dispatched) == 1, "it is in flight")
         rig.worker.cancel([flying])
-        rig.start([replace(waiting, is_cancelled=True)])
+        rig.start([msgspec.structs.replace(waiting, is_cancelled=True)])
         await wait_until_async(lambda: rig.worker.held_claims() == [], "both are answered")
     found = {result.id: result for result in await rig.results()}
     assert {result.error_code for result in found.values()} == {ErrorCode.CANCELLED}
@@ -280,7 +280,7 @@ async def test_dead_lettering_keeps_a_member_that_nobody_can_read(
 
     monkeypatch.setattr("handlers.poller.worker.decode_member", broken)
     async with running(rig.ack_batcher.run()):
-        await rig.worker.dead_letter([replace(claim, deaths=6)], 5)
+        await rig.worker.dead_letter([msgspec.structs.replace(claim, deaths=6)], 5)
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     (result,) = await rig.results()
     assert (result.id, result.error_code) == ("x", ErrorCode.UNDELIVERABLE)

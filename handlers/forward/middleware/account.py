@@ -60,6 +60,8 @@ def _count(
 def _log_answer(
     log: Logger, request: Request, result: Result, seconds: float, total_seconds: float | None
 ) -> None:
+    if _is_success(result) and not log.is_debugging:
+        return  # the fields alone would cost more than the metrics
     level = log.debug if _is_success(result) else log.info
     level(
         "answered",

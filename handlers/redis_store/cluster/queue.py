@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
+
+import msgspec
 
 from handlers.clock import FollowedClock
 from handlers.redis_store.cluster.outbox import Outbox, Record, encode_record, pairs
@@ -58,7 +59,9 @@ class ClusterQueue(RedisQueue):
             taken_back = {claim.owner_token for claim in await self.cancelled(claims)}
         except STORE_FAILURES:
             return claims  # claimed already: the next scan finds cancelled ones
-        return [replace(claim, is_cancelled=claim.owner_token in taken_back) for claim in claims]
+        return [
+            msgspec.structs.replace(claim, is_cancelled=claim.owner_token in taken_back) for claim in claims
+        ]
 
     async def _recorded(self, acks: Sequence[Ack]) -> list[bool]:
         rows = [(ack.claim, self._result_record(ack), ack.dead or b"") for ack in acks]

@@ -11,9 +11,10 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from redis.exceptions import NoPermissionError, ResponseError
 
 from handlers.clock import FollowedClock
@@ -47,8 +48,7 @@ Effect = int | bytes
 """Outcome of settling one claim: 1, 0 if the claim was lost, or the error text if it is unchanged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """A request that this poller holds until its lease ends; `member` holds the queued bytes.
 
     `deaths` counts earlier owners that died while they held it; `is_cancelled`: its producer has cancelled it.
@@ -74,8 +74,7 @@ class Claim:
         return self.claim_key.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(msgspec.Struct, frozen=True):
     """A final result. An empty `result` records none (then `dead` is set).
 
     `outcome` is an error code or `HTTP <status>`, `stored` the result's offloaded payload, `mark` its id's idempotency
@@ -95,8 +94,7 @@ class Ack:
     outcome: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Nack:
+class Nack(msgspec.Struct, frozen=True):
     """A retry after a delay, queued as `retry_member`."""
 
     claim: Claim
@@ -271,7 +269,11 @@ class RedisQueue:
         if refused:
             # The request named a key that is not a list, or that the ACL refuses: its result goes to the default list.
             default = self._options.default_result_queue_name
-            again = iter(await self._acked([replace(ack, result_queue_name=default) for ack in refused]))
+            again = iter(
+                await self._acked(
+                    [msgspec.structs.replace(ack, result_queue_name=default) for ack in refused]
+                )
+            )
             effects = [next(again) if _is_refused_list(effect) else effect for effect in effects]
         return settled_effects(effects)
 
@@ -403,7 +405,7 @@ def _with_payload_inside(ack: Ack) -> Ack:
     if ack.stored is None:
         return ack
     result = filled_result(decode_result(ack.result), ack.stored.payload)
-    return replace(ack, result=encode_result(result), stored=None)
+    return msgspec.structs.replace(ack, result=encode_result(result), stored=None)
 
 
 def settled_effects(effects: Sequence[Effect]) -> list[bool]:

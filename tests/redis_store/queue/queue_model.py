@@ -6,8 +6,10 @@ ends of leases and the due times back, each to a number of its own, so that the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import cast
+
+import msgspec
 
 from handlers.contract.envelope import encode_retry
 from handlers.redis_store.connection import server_time
@@ -247,7 +249,9 @@ class Walk:
                 returned += 1
                 continue
             claim = next(dead)
-            expected = replace(held.claim, owner_token=claim.owner_token, deaths=deaths, is_cancelled=False)
+            expected = msgspec.structs.replace(
+                held.claim, owner_token=claim.owner_token, deaths=deaths, is_cancelled=False
+            )
             assert claim == expected
             self.model.held[claim.claim_key] = Held(claim)
         assert (found.returned, list(dead)) == (returned, [])
