@@ -11,7 +11,7 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
 from handlers.doors.door import ContextT, Door
 from handlers.doors.http_message import Answer, Delivery
-from handlers.forward.forward import Limits
+from handlers.forward.forward import AttemptOptions
 from handlers.forward.middleware.account import account
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.logs import Logger
@@ -62,7 +62,7 @@ class AccountedDoor(Generic[ContextT]):
         request, context = decoded
         return request, Counted(context, request if isinstance(request, Request) else None, began_at)
 
-    def limits(self, context: Counted[ContextT]) -> Limits:
+    def limits(self, context: Counted[ContextT]) -> AttemptOptions:
         """As the door inside."""
         return self._door.limits(context.context)
 

@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 from handlers.contract.request import Request
 from handlers.doors.http_message import Answer, Delivery
-from handlers.forward.forward import Forward, Limits
+from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.outcome import Answered, Outcome
 
 ContextT = TypeVar("ContextT")
@@ -19,7 +19,7 @@ class Door(Protocol[ContextT]):
         """The request; or its final outcome, where there is nothing to send; or the answer at once."""
         ...
 
-    def limits(self, context: ContextT) -> Limits:
+    def limits(self, context: ContextT) -> AttemptOptions:
         """What this delivery allows the attempt."""
         ...
 

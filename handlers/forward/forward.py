@@ -7,9 +7,11 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
+
+from handlers.answer_room import AskForRoom
 from handlers.backoff import parse_retry_after, retry_delay
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
@@ -30,33 +32,45 @@ from handlers.gates.gate import Feedback
 from handlers.transport.failures import UnusableResponse
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the transport allows for one attempt.
+class AttemptOptions(msgspec.Struct, frozen=True):
+    """What the caller of one attempt sets beside the request.
 
-    `seconds`: how long the delivery may take (Pub/Sub's ack deadline less a margin), None without a
-    limit. `earliest_retry_seconds`: the soonest that the transport brings a refused delivery back.
+    `seconds` limits the delivery (Pub/Sub's ack deadline less a margin); None: no limit. A refused delivery returns
+    after `earliest_retry_seconds` at the earliest. `body` is the request as queued, for a hop to a handler.
+    `ask_for_room` is asked before a large answer is read. `on_sending` is called once, after the gates.
     """
 
     seconds: float | None = None
     earliest_retry_seconds: float = 0.0
+    body: bytes = b""
+    ask_for_room: AskForRoom | None = None
+    on_sending: Callable[[], None] | None = None
 
 
-NO_LIMITS = Limits()
+NO_OPTIONS = AttemptOptions()
 _LONGEST_TYPE: Final = 256
 """Characters of the gateway's Content-Type that are kept."""
 _NO_ANSWER = Feedback(None)
 
-Forward = Callable[[Request, Limits], Awaitable[Outcome]]
+Forward = Callable[[Request, AttemptOptions], Awaitable[Outcome]]
+"""One attempt at a request, or a layer around it; raises only when cancelled."""
 
 
 class Sender(Protocol):
     """What forwarding needs of a gateway."""
 
     async def send(
-        self, url: str, headers: Mapping[str, str], body: bytes, until: float = math.inf
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        until: float = math.inf,
+        ask_for_room: AskForRoom | None = None,
     ) -> GatewayResponse:
-        """POST and read the answer; raise `TimeoutError` at `until` (event loop's clock), and send nothing after it."""
+        """POST and read the answer; raise `TimeoutError` at `until` (event loop's clock), and send nothing after it.
+
+        A large answer is read once `ask_for_room` gives room.
+        """
         ...
 
 
@@ -85,7 +99,7 @@ class Forwarder:
         self._clock = clock
         self._draw = draw
 
-    async def forward(self, request: Request, limits: Limits = NO_LIMITS) -> Outcome:
+    async def forward(self, request: Request, options: AttemptOptions = NO_OPTIONS) -> Outcome:
         """One attempt: a final result, or a retry that still fits before the deadline."""
         left = request.deadline - self._clock()
         if left <= 0:
@@ -99,25 +113,25 @@ class Forwarder:
             return invalid(error, request.request_token)
         except ValueError as error:
             return not_sent(request, error)
-        allowed = left if limits.seconds is None else limits.seconds
+        allowed = left if options.seconds is None else options.seconds
         seconds = min(left, self._request_timeout_seconds, allowed)
         if other is not None:
             headers, content = {**headers, "content-type": other.content_type}, other.content
         try:
             until = asyncio.get_running_loop().time() + seconds
-            response = await self._gateway.send(url, headers, content, until)
+            response = await self._gateway.send(url, headers, content, until, options.ask_for_room)
         except UnusableResponse as error:
             if is_final(error.status_code):
                 return failed(request, f"the gateway's response {error}")
             reason, last = status_reason(error.status_code), LastResponse(error.status_code, b"")
-            return self._retry(request, limits, reason, Feedback(status_code=error.status_code), last)
+            return self._retry(request, options, reason, Feedback(status_code=error.status_code), last)
         except OWN_FAULTS as error:
             return not_sent(request, error)
         except FAILURES as error:
-            return self._retry(request, limits, failure_reason(error), _NO_ANSWER, None)
-        return self._judge(request, limits, response)
+            return self._retry(request, options, failure_reason(error), _NO_ANSWER, None)
+        return self._judge(request, options, response)
 
-    def _judge(self, request: Request, limits: Limits, response: GatewayResponse) -> Outcome:
+    def _judge(self, request: Request, options: AttemptOptions, response: GatewayResponse) -> Outcome:
         feedback = self._feedback(response)
         if is_final(response.status_code):
             status, body = response.status_code, response.body
@@ -125,7 +139,7 @@ class Forwarder:
             result = answered_result(request.id, token, status, body, keeps_bytes=keeps)
             return Answered(result, feedback, response.headers.get("content-type", "")[:_LONGEST_TYPE])
         last = LastResponse(response.status_code, response.body)
-        return self._retry(request, limits, status_reason(response.status_code), feedback, last)
+        return self._retry(request, options, status_reason(response.status_code), feedback, last)
 
     def _feedback(self, response: GatewayResponse) -> Feedback:
         """What a gate may learn: the status, and what the gateway's flow control says beside it."""
@@ -141,7 +155,7 @@ class Forwarder:
     def _retry(
         self,
         request: Request,
-        limits: Limits,
+        options: AttemptOptions,
         reason: str,
         feedback: Feedback,
         last: LastResponse | None,
@@ -151,7 +165,7 @@ class Forwarder:
             left_seconds=request.deadline - self._clock(),
             wish_seconds=feedback.retry_after_seconds,
             draw=self._draw(),
-            earliest_seconds=limits.earliest_retry_seconds,
+            earliest_seconds=options.earliest_retry_seconds,
         )
         if delay is None:
             return expired(request, last, feedback)

@@ -11,7 +11,7 @@ from typing import Final
 import httpx
 import msgspec
 
-from handlers.answer_room import ANSWER_ROOM
+from handlers.answer_room import AskForRoom
 from handlers.transport.connection import Response
 from handlers.transport.transport import Transport, TransportOptions
 
@@ -60,7 +60,12 @@ class Gateway:
         """Calls under way, which is connections in use: each has one of its own."""
 
     async def send(
-        self, url: str, headers: Mapping[str, str], body: bytes, until: float = math.inf
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        until: float = math.inf,
+        ask_for_room: AskForRoom | None = None,
     ) -> GatewayResponse:
         """POST `body` and read the whole answer.
 
@@ -71,7 +76,7 @@ class Gateway:
             headers = {**headers, "authorization": f"Bearer {self._token()}"}
         self.in_use += 1
         try:
-            response = await self._transport.post(url, headers, body, until, ANSWER_ROOM.get())
+            response = await self._transport.post(url, headers, body, until, ask_for_room)
         finally:
             self.in_use -= 1
         return _by_name(response)

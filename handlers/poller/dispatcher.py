@@ -11,7 +11,7 @@ import itertools
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from handlers.contract.delivery import AnswerEvent, decode_answer, encode_request, number
@@ -22,14 +22,11 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, decode_result, error_result
 from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, decode_retry_answer
 from handlers.forward.classify import FAILURES, OWN_FAULTS, failure_reason
-from handlers.forward.forward import Sender, invalid, not_sent
+from handlers.forward.forward import AttemptOptions, Sender, invalid, not_sent
 from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.gates.gate import Feedback
 from handlers.transport.failures import UnusableResponse
-
-Dispatch = Callable[[Request, bytes], Awaitable[Outcome]]
-"""Takes the request and its body (the event's data), gives the outcome; raises only when cancelled."""
 
 HANDLER_UNAVAILABLE: Final = "handler_unavailable"
 HANDLER_LOST: Final = "handler_lost"
@@ -67,17 +64,17 @@ class HttpDispatcher:
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count()
 
-    async def dispatch(self, request: Request, body: bytes) -> Outcome:
-        """One delivery to the handlers; a failure of the platform is a retry that does not count."""
+    async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
+        """Deliver `options.body` to the handlers; a failure of the platform is a retry that does not count."""
         try:
-            headers, content = self._event(request, body)
+            headers, content = self._event(request, options.body)
         except InvalidRequest as error:
             return invalid(error, request.request_token)
         except ValueError as error:
             return not_sent(request, error)
         try:
             until = asyncio.get_running_loop().time() + self._timeout_seconds
-            response = await self._poster.send(self._url, headers, content, until)
+            response = await self._poster.send(self._url, headers, content, until, options.ask_for_room)
         except UnusableResponse as error:
             message = f"the handler's answer {error}"
             return Answered(

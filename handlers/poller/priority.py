@@ -18,6 +18,8 @@ import msgspec
 
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.request import Request
+from handlers.forward.forward import AttemptOptions, Forward
+from handlers.forward.outcome import Outcome
 from handlers.gates.labels import BANDS, TIER, band_of
 
 RANDOM_ROBIN: Final = "random-robin"
@@ -180,3 +182,14 @@ def in_lane(request: Request, options: LaneOptions) -> Request:
         objective=objective or request.objective,
         priority=lane if options.has_priority_header else request.priority,
     )
+
+
+def laned(forward: Forward, options: LaneOptions) -> Forward:
+    """The layer that asks the gateway for the lane of each request; none where no lane asks for anything."""
+    if not options.has_priority_header and not any(options.objectives.values()):
+        return forward
+
+    async def in_its_lane(request: Request, attempt: AttemptOptions) -> Outcome:
+        return await forward(in_lane(request, options), attempt)
+
+    return in_its_lane

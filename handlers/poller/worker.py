@@ -12,7 +12,6 @@ from functools import partial
 
 import msgspec
 
-from handlers.answer_room import ANSWER_ROOM
 from handlers.backoff import backoff_seconds
 from handlers.contract.envelope import Envelope, decode_member, encode_whole, with_payload
 from handlers.contract.errors import InvalidRequest
@@ -20,18 +19,14 @@ from handlers.contract.json_limits import BLOCKING_BYTES
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
-from handlers.forward.forward import cancelled, expired
+from handlers.forward.forward import AttemptOptions, Forward, cancelled, expired
 from handlers.forward.middleware.account import account
 from handlers.forward.middleware.details import lasted
-from handlers.forward.middleware.gated import gated
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.gate import Gate
 from handlers.gates.labels import labelled, without_labels
 from handlers.poller.ack_batcher import AckBatcher, OnSettled, Release, Settlement, size_of
 from handlers.poller.byte_budget import ByteBudget, HeldBytes
-from handlers.poller.dispatcher import Dispatch
 from handlers.poller.duplicates import Duplicates
-from handlers.poller.priority import LaneOptions, in_lane
 from handlers.poller.settlement import (
     RequestLimits,
     ResultRoute,
@@ -60,17 +55,15 @@ CANCEL_AGAIN_SECONDS = 5.0
 class WorkerOptions:
     """How claims are processed; a claim keeps the options under which its work began.
 
-    `labels` are the queue's; `withheld_labels` are removed from requests. `lane` names objectives and priorities.
+    `forward` makes one attempt. `labels` are the queue's; `withheld_labels` are removed from requests.
     """
 
     route: ResultRoute
-    dispatch: Dispatch
+    forward: Forward
     metrics: QueueMetrics
     max_request_bytes: int
     labels: Mapping[str, str] = field(default_factory=dict)
     withheld_labels: Collection[str] = ()
-    gates: Sequence[Gate] = ()
-    lane: LaneOptions | None = None
     duplicates: Duplicates | None = None
     limits: RequestLimits = RequestLimits()  # noqa: RUF009  # frozen
 
@@ -96,6 +89,10 @@ class Held:
     sent_at: float = 0.0
     is_cancelled: bool = False
     cancel_again_at: float = 0.0
+
+    def sending(self) -> None:
+        """Note that the gates have admitted the request."""
+        self.sent_at = time.monotonic()
 
 
 class Worker:
@@ -251,7 +248,6 @@ class Worker:
 
     async def _settlement(self, held: Held) -> Settlement:
         claim, options, began_at = held.claim, held.options, time.monotonic()
-        ANSWER_ROOM.set(held.bytes.answer.ask)
         try:
             envelope = held.envelope = await self._decoded(held)
         except InvalidRequest as error:
@@ -309,16 +305,6 @@ class Worker:
         finally:
             metrics.ended()
 
-    async def _send(self, held: Held, body: bytes, request: Request) -> Outcome:
-        """One attempt, under the objective of the request's lane."""
-        options = held.options
-        held.sent_at = time.monotonic()
-        began_at = options.metrics.sending()
-        try:
-            return await options.dispatch(in_lane(request, options.lane) if options.lane else request, body)
-        finally:
-            options.metrics.sent(began_at)
-
     async def _outcome(self, held: Held, envelope: Envelope) -> Outcome:
         options = held.options
         try:
@@ -331,9 +317,10 @@ class Worker:
                 envelope = with_payload(envelope, payload, max_bytes=options.max_request_bytes)
             # The queue's own labels win over the request's, and a request may not rank itself.
             request = labelled(without_labels(envelope.request, options.withheld_labels), options.labels)
-            if not options.gates:
-                return await self._send(held, envelope.data, request)
-            return await gated(request, options.gates, partial(self._send, held, envelope.data), self._clock)
+            attempt = AttemptOptions(
+                body=envelope.data, ask_for_room=held.bytes.answer.ask, on_sending=held.sending
+            )
+            return await options.forward(request, attempt)
         except InvalidRequest as error:
             return Answered(
                 error_result(

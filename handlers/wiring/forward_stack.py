@@ -1,45 +1,255 @@
-"""The stack around one attempt at a request: gateway client, breaker, gates, cancellation, metrics, tracing.
+"""The stack around one attempt at a request: `Stack` says which layers there are and in which order.
 
-Optional layers are imported where they are built, so that a dispatch door loads neither Redis nor gates.
+`push_stack`, `event_stack` and `poller_stack` choose the layers of each caller. A layer takes the `Forward` inside it
+and returns one; nothing inside knows of it. Optional layers are imported where they are built, so that a dispatch door
+loads neither Redis nor gates.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from handlers.contract.delivery import wrapped_answer_bytes
 from handlers.contract.request import Request
-from handlers.doors.accounted import AccountedDoor
-from handlers.doors.door import ContextT, Door, handle
-from handlers.doors.http_message import Answer, Delivery
-from handlers.forward.forward import NO_LIMITS, Forward, Forwarder, Limits, Sender
+from handlers.forward.forward import AttemptOptions, Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
-from handlers.forward.middleware.details import timed
-from handlers.forward.middleware.guarded import GuardOptions, Guards, has_failed
+from handlers.forward.middleware.details import explained, timed
+from handlers.forward.middleware.guarded import GuardedForward, GuardOptions, Guards, has_failed
 from handlers.forward.outcome import Outcome
 from handlers.forward.transforms.registry import build_transforms
 from handlers.settings.settings import Settings
-from handlers.telemetry.dependencies import GATES, MEMORY, Dependencies, Dependency
+from handlers.telemetry.dependencies import GATES, GATEWAY, MEMORY, Dependencies, Dependency
 from handlers.telemetry.logs import Logger
 from handlers.wiring.credentials import file_token, gateway_tls
-from handlers.wiring.metrics import HandlerMetrics
+from handlers.wiring.metrics import HandlerMetrics, tracing_of
 
 if TYPE_CHECKING:
     from handlers.doors.pubsub.deduplicated import Once
     from handlers.forward.middleware.held import HeldForward
     from handlers.gates.gate import Gate
     from handlers.gates.waiting_room import WaitingRoom
-    from handlers.poller.dispatcher import Dispatch
-    from handlers.pubsub.publisher import Publisher
+    from handlers.poller.priority import LaneOptions
+    from handlers.telemetry.metrics import QueueMetrics
     from handlers.telemetry.tracing import Tracing
 
 _EVENT_HOLD_SECONDS: Final = 30.0
 """How long an event waits at a closed gate before its source is told 429: shorter than sources wait for answers."""
 _DEFAULT_POOL: Final = "default"
+
+
+Layer = Callable[[Forward], Forward]
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The layers around `send`, outermost first; None: left out.
+
+    `send` is the innermost: it makes the one HTTP call, to the gateway or to a handler.
+    """
+
+    attempts: Layer | None = None
+    """Metrics: attempts begun and ended, held ones included."""
+    results: Layer | None = None
+    """Details in final results that no caller adds when it settles."""
+    cancellation: Layer | None = None
+    """Ends an attempt whose request is cancelled."""
+    admission: Layer | None = None
+    """Gates of the queue or subscription and of its pool; holds, refuses or drops."""
+    lane: Layer | None = None
+    """The objective and priority of the request's lane, which its gates may have chosen."""
+    breaker: Layer | None = None
+    """Circuit breaker and retry budget of the gateway."""
+    details: Layer | None = None
+    """The seconds that the attempt took."""
+    health: Layer | None = None
+    """Passive health of the gateway, for readiness."""
+    calls: Layer | None = None
+    """Metrics: calls begun and ended."""
+    tracing: Layer | None = None
+    """A span for each attempt."""
+
+    def around(self, send: Forward) -> Forward:
+        """`send` inside all layers."""
+        forward = send
+        for name in reversed(STACK_ORDER):
+            layer: Layer | None = getattr(self, name)
+            if layer is not None:
+                forward = layer(forward)
+        return forward
+
+
+STACK_ORDER: Final = tuple(one.name for one in fields(Stack))
+"""The order of the layers, outermost first: that of their declaration."""
+
+
+def push_stack(
+    settings: Settings, gateway: Sender, guards: Guards, parts: Parts
+) -> tuple[Forward, Once | None]:
+    """The push door's stack, and the dedup store if a Redis is named for it."""
+    tracing = _tracing_of_door(settings, gateway, parts, is_first_hop=True)
+    once, cancellation = _dedup_store(settings, parts)
+    stack = Stack(
+        attempts=_attempts(parts),
+        cancellation=cancellation,
+        admission=lambda forward: held_pushes(settings, forward, parts),
+        breaker=_breaker(settings, guards),
+        details=timed if settings.env.result_details else None,
+        health=_health(parts),
+        calls=_calls(parts),
+        tracing=tracing.layer,
+    )
+    return stack.around(forwarder_of(settings, tracing.sender).forward), once
+
+
+def event_stack(settings: Settings, gateway: Sender, guards: Guards, parts: Parts) -> Forward:
+    """The dispatch door's stack, which differs by who sent the event.
+
+    A poller's events name their queue. Their gates, breaker and final details are the poller's: asked twice, a breaker
+    would refuse its own probes. All other events pass the gate of the pool `default`.
+    """
+    tracing = _tracing_of_door(settings, gateway, parts, is_first_hop=False)
+    has_details = settings.env.result_details
+    send = forwarder_of(settings, tracing.sender).forward
+    of_pollers = Stack(
+        attempts=_attempts(parts),
+        details=timed if has_details else None,  # by these the poller sees that the gateway was asked
+        health=_health(parts),
+        calls=_calls(parts),
+        tracing=tracing.layer,
+    )
+    of_others = replace(
+        of_pollers,
+        results=explained if has_details else None,
+        admission=lambda forward: held_events(settings, forward, parts),
+        breaker=_breaker(settings, guards),
+    )
+    of_poller, of_other = of_pollers.around(send), of_others.around(send)
+
+    async def forward_event(request: Request, options: AttemptOptions) -> Outcome:
+        return await (of_poller if request.queue else of_other)(request, options)
+
+    return forward_event
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLayers:
+    """What a queue of the poller adds to the process's stack."""
+
+    gates: Sequence[Gate]
+    lane: LaneOptions
+    metrics: QueueMetrics
+
+
+class PollerStack:
+    """The poller's stacks: one `send` of the process, one stack for each queue; `clock` gives Redis's Unix seconds.
+
+    Attempts are counted by the worker, since they begin before an offloaded payload is read.
+    """
+
+    def __init__(
+        self, settings: Settings, client: Gateway, tracing: Tracing | None, guards: Guards, clock: Clock
+    ) -> None:
+        self._clock = clock
+        self._breaker = _breaker(settings, guards, clock)
+        self._details: Layer | None = timed if settings.env.result_details else None
+        self._tracing: Layer | None = None
+        sender: Sender = client
+        if tracing is not None:
+            from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_forward
+            from handlers.telemetry.tracing import PROCESS_REQUEST
+
+            ids = {entry.queue_name: entry.id for entry in settings.queues if entry.id}
+            self._tracing = partial(traced_forward, spans=AttemptSpans(tracing, PROCESS_REQUEST, ids))
+            sender = TracedSender(client, tracing, event_too=bool(settings.env.handler_url))
+        self._send = _poller_send(settings, sender, clock)
+
+    def of_queue(self, layers: QueueLayers) -> Forward:
+        """One attempt at a request of this queue."""
+        from handlers.forward.middleware.counted import counted_calls
+        from handlers.forward.middleware.gated import admitted
+        from handlers.poller.priority import laned
+
+        return Stack(
+            admission=partial(admitted, gates=layers.gates, clock=self._clock),
+            lane=partial(laned, options=layers.lane),
+            breaker=self._breaker,
+            details=self._details,
+            calls=partial(counted_calls, queue_of=lambda _queue: layers.metrics),
+            tracing=self._tracing,
+        ).around(self._send)
+
+
+def _poller_send(settings: Settings, client: Sender, clock: Clock) -> Forward:
+    env = settings.env
+    if not env.handler_url:
+        return forwarder_of(settings, client, clock).forward
+    from handlers.poller.dispatcher import HttpDispatcher
+
+    return HttpDispatcher(
+        client,
+        env.handler_url,
+        timeout_seconds=env.request_timeout_seconds + _DISPATCH_MARGIN_SECONDS,
+        tokens=lambda: settings.dispatch_tokens,
+        clock=clock,
+        keeps_bytes=env.result_details,
+    ).forward
+
+
+def _attempts(parts: Parts) -> Layer | None:
+    if parts.metrics is None:
+        return None
+    from handlers.forward.middleware.counted import counted_attempts
+
+    return partial(counted_attempts, queue_of=parts.metrics.queue_of, door=parts.metrics.door)
+
+
+def _calls(parts: Parts) -> Layer | None:
+    if parts.metrics is None:
+        return None
+    from handlers.forward.middleware.counted import counted_calls
+
+    return partial(counted_calls, queue_of=parts.metrics.queue_of)
+
+
+def _breaker(settings: Settings, guards: Guards, clock: Clock = time.time) -> Layer:
+    routes = settings.routes
+
+    def breaker(forward: Forward) -> Forward:
+        return GuardedForward(forward, lambda queue: routes.of(queue).base_url, guards, clock=clock).forward
+
+    return breaker
+
+
+def _health(parts: Parts) -> Layer:
+    return partial(observed, gateway=parts.dependencies.add(GATEWAY))
+
+
+@dataclass(frozen=True, slots=True)
+class _DoorTracing:
+    """The layer of attempts and the client whose calls are spans; without tracing, the client as it is."""
+
+    layer: Layer | None
+    sender: Sender
+
+
+def _tracing_of_door(
+    settings: Settings, gateway: Sender, parts: Parts, *, is_first_hop: bool
+) -> _DoorTracing:
+    tracing = tracing_of(settings)
+    if tracing is None:
+        return _DoorTracing(None, gateway)
+    from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_forward
+    from handlers.telemetry.tracing import HANDLE_REQUEST, PROCESS_REQUEST
+
+    parts.closers.append(tracing.aclose)
+    # Behind the dispatch door the poller has opened the attempt's span.
+    spans = AttemptSpans(tracing, PROCESS_REQUEST if is_first_hop else HANDLE_REQUEST)
+    return _DoorTracing(partial(traced_forward, spans=spans), TracedSender(gateway, tracing))
 
 
 def gateway_of(settings: Settings) -> Gateway:
@@ -76,7 +286,7 @@ def guards_of(settings: Settings, log: Logger) -> Guards:
 
 
 def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
-    """Forwarding through the gates of subscriptions and of their pools, where they name any."""
+    """The admission layer of pushes: the gates of subscriptions and of their pools, if they name any."""
     parts.holding.entry = forward
     topics, pools = settings.file.topics, {pool.id: pool for pool in settings.pools}
     if not any(topic.gate_type or pools[topic.worker_pool_id].gate_type for topic in topics):
@@ -118,29 +328,7 @@ def _waiting(keeper: WaitingRoom) -> int:
 
 
 def held_events(settings: Settings, forward: Forward, parts: Parts) -> Forward:
-    """Forwarding of events: those of other sources pass the gate of the pool `default`, if it names one.
-
-    Their results get their details here, if they shall have any. The poller's events name their queue: it has asked
-    its gates itself, before it claimed them, and adds the details when it settles.
-    """
-    if settings.env.result_details:
-        from handlers.forward.middleware.details import explained, timed
-
-        forward = timed(forward)  # the poller's too: by the time it sees that the gateway was asked
-        others = explained(_held_by_default(settings, forward, parts))
-    else:
-        others = _held_by_default(settings, forward, parts)
-    if others is forward:
-        return forward
-
-    async def forward_event(request: Request, limits: Limits) -> Outcome:
-        return await (forward if request.queue else others)(request, limits)
-
-    return forward_event
-
-
-def _held_by_default(settings: Settings, forward: Forward, parts: Parts) -> Forward:
-    """Forwarding through the gate of the pool `default`, if it names one."""
+    """The admission layer of events: the gate of the pool `default`, if it names one."""
     parts.holding.entry = forward
     pools = enumerate(settings.pools)
     number, pool = next((number, pool) for number, pool in pools if pool.id == _DEFAULT_POOL)
@@ -198,10 +386,10 @@ class Holding:
             before.holder.move_to(entry)
 
 
-def with_memory(settings: Settings, forward: Forward, parts: Parts) -> tuple[Forward, Once | None]:
-    """Forwarding that ends with a cancellation, and who remembers answers, if a Redis is named for it."""
+def _dedup_store(settings: Settings, parts: Parts) -> tuple[Once | None, Layer | None]:
+    """The store that makes answers unique, and the layer that ends cancelled requests; both need its Redis."""
     if not settings.env.dedupe_redis_url:
-        return forward, None
+        return None, None
     from handlers.doors.pubsub.deduplicated import Once
     from handlers.forward.middleware.cancellable import CancellableForward
     from handlers.redis_store.connection import STORE_FAILURES, connect
@@ -214,21 +402,23 @@ def with_memory(settings: Settings, forward: Forward, parts: Parts) -> tuple[For
 
     redis = connect(replace(redis_options(settings), url=settings.env.dedupe_redis_url))
     parts.closers.append(redis.aclose)
-    look_up = partial(deliveries_cancelled_at, redis)
-    cancellable = CancellableForward(forward, look_up, STORE_FAILURES, parts.log)
-    parts.starters.append(cancellable.start)
-    parts.closers.append(cancellable.aclose)
-    options = DedupOptions(lease_seconds=settings.env.lease_seconds)
-    return cancellable.forward, Once(
-        DeliveryRecords(redis, options), parts.log, parts.dependencies.add(MEMORY)
-    )
+
+    def cancellation(forward: Forward) -> Forward:
+        look_up = partial(deliveries_cancelled_at, redis)
+        cancellable = CancellableForward(forward, look_up, STORE_FAILURES, parts.log)
+        parts.starters.append(cancellable.start)
+        parts.closers.append(cancellable.aclose)
+        return cancellable.forward
+
+    records = DeliveryRecords(redis, DedupOptions(lease_seconds=settings.env.lease_seconds))
+    return Once(records, parts.log, parts.dependencies.add(MEMORY)), cancellation
 
 
 def observed(forward: Forward, gateway: Dependency) -> Forward:
-    """Forwarding that tells how each call went; a refusal for load tells nothing."""
+    """The layer that reports each call to the health of the gateway; a refusal for load says nothing."""
 
-    async def forwarding(request: Request, limits: Limits) -> Outcome:
-        outcome = await forward(request, limits)
+    async def forwarding(request: Request, options: AttemptOptions) -> Outcome:
+        outcome = await forward(request, options)
         failed = has_failed(outcome)
         if failed is not None:
             gateway.report(has_failed=failed)
@@ -236,28 +426,6 @@ def observed(forward: Forward, gateway: Dependency) -> Forward:
 
     return forwarding
 
-
-class ObservedPublisher:
-    """A publisher that tells how each publish went; a result that is too large says nothing of the topic."""
-
-    def __init__(self, publisher: Publisher, results: Dependency) -> None:
-        self._publisher = publisher
-        self._results = results
-
-    async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str] | None = None) -> str:
-        """As the publisher."""
-        from handlers.pubsub.errors import PublishFailed
-
-        try:
-            published_id = await self._publisher.publish(topic, data, attributes)
-        except PublishFailed:
-            self._results.report(has_failed=True)
-            raise
-        self._results.report(has_failed=False)
-        return published_id
-
-
-Clock = Callable[[], float]
 
 _DISPATCH_MARGIN_SECONDS = 15.0
 """How much longer the poller waits for a handler than the handler for the gateway."""
@@ -274,60 +442,13 @@ def poller_client(settings: Settings) -> Gateway:
     )
 
 
-def poller_dispatch(settings: Settings, client: Gateway, tracing: Tracing | None, clock: Clock) -> Dispatch:
-    """One attempt, by `client`: traced and timed as the settings say.
-
-    `clock` gives the Redis server's Unix seconds.
-    """
-    dispatch = _traced_dispatch(settings, client, tracing, clock)
-    return timed(dispatch) if settings.env.result_details else dispatch
-
-
-def _traced_dispatch(settings: Settings, client: Gateway, tracing: Tracing | None, clock: Clock) -> Dispatch:
-    if tracing is None:
-        return _untraced_dispatch(settings, client, clock)
-    from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_dispatch
-    from handlers.telemetry.tracing import PROCESS_REQUEST
-
-    ids = {entry.queue_name: entry.id for entry in settings.queues if entry.id}
-    spans = AttemptSpans(tracing, PROCESS_REQUEST, ids)
-    sender = TracedSender(client, tracing, event_too=bool(settings.env.handler_url))
-    return traced_dispatch(_untraced_dispatch(settings, sender, clock), spans)
-
-
-def _untraced_dispatch(settings: Settings, client: Sender, clock: Clock) -> Dispatch:
-    env = settings.env
-    if env.handler_url:
-        from handlers.poller.dispatcher import HttpDispatcher
-
-        dispatcher = HttpDispatcher(
-            client,
-            env.handler_url,
-            timeout_seconds=env.request_timeout_seconds + _DISPATCH_MARGIN_SECONDS,
-            tokens=lambda: settings.dispatch_tokens,
-            clock=clock,
-            keeps_bytes=env.result_details,
-        )
-        return dispatcher.dispatch
-    forward = forwarder_of(settings, client, clock).forward
-
-    async def in_process(request: Request, _body: bytes) -> Outcome:
-        return await forward(request, NO_LIMITS)
-
-    return in_process
-
-
-Walk = Callable[[Delivery], Awaitable[Answer]]
 Closers = list[Callable[[], Awaitable[object]]]
 Starters = list[Callable[[], Awaitable[object]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a door's wiring adds to: who must be started and closed, what may fail, what holds requests.
-
-    And who counts, if anybody does.
-    """
+    """What the wiring of a door collects: tasks to start and close, dependencies, gates; and its metrics, if any."""
 
     log: Logger
     closers: Closers
@@ -335,26 +456,3 @@ class Parts:
     metrics: HandlerMetrics | None
     dependencies: Dependencies = field(default_factory=Dependencies)
     holding: Holding = field(default_factory=Holding)
-
-
-def accounted(
-    door: Door[ContextT], queue_name: Callable[[ContextT], str], forward: Forward, parts: Parts
-) -> Walk:
-    """The walk of one door, counted and logged."""
-    if parts.metrics is None:
-        logging = AccountedDoor(door, queue_name, parts.log)
-        return lambda delivery: handle(logging, delivery, forward)
-    from handlers.forward.middleware.counted import counted_attempts
-
-    counting = AccountedDoor(door, queue_name, parts.log, (parts.metrics.door, parts.metrics.queue_of))
-    counted = counted_attempts(forward, parts.metrics.queue_of, parts.metrics.door)
-    return lambda delivery: handle(counting, delivery, counted)
-
-
-def calls(forward: Forward, metrics: HandlerMetrics | None) -> Forward:
-    """Calls to the gateway, counted where anybody counts."""
-    if metrics is None:
-        return forward
-    from handlers.forward.middleware.counted import counted_calls
-
-    return counted_calls(forward, metrics.queue_of)

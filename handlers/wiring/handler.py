@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
@@ -20,35 +21,34 @@ from handlers.contract.delivery import wrapped_bytes
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.events import Event
 from handlers.contract.request import Request
+from handlers.doors.accounted import AccountedDoor
 from handlers.doors.cloudevents.dispatch import DispatchDoor
+from handlers.doors.door import ContextT, Door, handle
 from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, GuardedPage, HttpEndpoint, Refusal
-from handlers.doors.http_message import Answer, plain
-from handlers.forward.forward import Forward, Limits
+from handlers.doors.http_message import Answer, Delivery, plain
+from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.gateway import Gateway
-from handlers.forward.middleware.details import timed
-from handlers.forward.middleware.guarded import GuardedForward, Guards
+from handlers.forward.middleware.guarded import Guards
 from handlers.forward.outcome import Outcome
 from handlers.settings.settings import Settings, load_settings
-from handlers.telemetry.dependencies import GATEWAY, RESULTS, Dependencies, SkewWatch
+from handlers.telemetry.dependencies import RESULTS, Dependencies, Dependency, SkewWatch
 from handlers.telemetry.logs import RareWarning, get_logger
 from handlers.wiring.closing import close_in_time
 from handlers.wiring.forward_stack import (
     Closers,
-    ObservedPublisher,
     Parts,
     Starters,
-    Walk,
-    accounted,
-    calls,
-    forwarder_of,
+    event_stack,
     gateway_of,
     guards_of,
-    held_events,
-    held_pushes,
-    observed,
-    with_memory,
+    push_stack,
 )
-from handlers.wiring.metrics import HandlerMetrics, handler_metrics_of, tracing_of
+from handlers.wiring.metrics import HandlerMetrics, handler_metrics_of
+
+if TYPE_CHECKING:
+    from handlers.pubsub.publisher import Publisher
+
+Walk = Callable[[Delivery], Awaitable[Answer]]
 
 
 class Handler:
@@ -71,7 +71,9 @@ class Handler:
         self._dependencies = Dependencies()
         parts = Parts(self._log, self._closers, self._starters, self._metrics, self._dependencies)
         self._holding = parts.holding
-        walk, doorkeeper = _WALKS[target](settings, self._forward(settings, gateway, target), parts)
+        if self._metrics is not None:
+            self._metrics.metrics.watch_circuits(self._guards.open_circuits)
+        walk, doorkeeper = _WALKS[target](settings, gateway, self._guards, parts)
         env = settings.env
         endpoint = HttpEndpoint(
             walk,
@@ -98,13 +100,13 @@ class Handler:
         """Stand in the place of `before`: what it has in flight counts here too, what it holds goes in here."""
         self._holding.take_over(before._holding, self._guest)
 
-    async def _guest(self, request: Request, limits: Limits) -> Outcome:
+    async def _guest(self, request: Request, options: AttemptOptions) -> Outcome:
         """A request that came to the handler before and waited there: while it is here, this one stays open."""
         entry = self._holding.entry
         if entry is None:
             raise RuntimeError("a door without a way to the gateway")
         with self._occupied():
-            return await entry(request, limits)
+            return await entry(request, options)
 
     @contextlib.contextmanager
     def _occupied(self) -> Iterator[None]:
@@ -130,34 +132,6 @@ class Handler:
         self._metrics.metrics.watch_ready(lambda: self._is_started and not self.is_stopping)
         self._metrics.metrics.watch_dependencies(self._dependencies)
         return {"/metrics": GuardedPage(self._metrics.guard, self._metrics.page)}
-
-    def _forward(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
-        forward = calls(self._traced(settings, gateway, target), self._metrics)
-        forward = observed(forward, self._dependencies.add(GATEWAY))
-        routes = settings.routes
-        guarded = GuardedForward(forward, lambda queue: routes.of(queue).base_url, self._guards).forward
-        if self._metrics is not None:
-            self._metrics.metrics.watch_circuits(self._guards.open_circuits)
-        if target != "dispatch":
-            return guarded
-
-        async def forward_event(request: Request, limits: Limits) -> Outcome:
-            """Requests of a poller have passed its own breaker: a second one would refuse its probes."""
-            return await (forward if request.queue else guarded)(request, limits)
-
-        return forward_event
-
-    def _traced(self, settings: Settings, gateway: Gateway, target: str) -> Forward:
-        tracing = tracing_of(settings)
-        if tracing is None:
-            return forwarder_of(settings, gateway).forward
-        from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_forward
-        from handlers.telemetry.tracing import HANDLE_REQUEST, PROCESS_REQUEST
-
-        self._closers.append(tracing.aclose)
-        # Behind the dispatch door the poller has opened the attempt's span.
-        spans = AttemptSpans(tracing, PROCESS_REQUEST if target == "pubsub_push" else HANDLE_REQUEST)
-        return traced_forward(forwarder_of(settings, TracedSender(gateway, tracing)).forward, spans)
 
     def _ready(self) -> Answer:
         """What fails is named; it makes the pod unready only where that was asked for (see `READINESS`)."""
@@ -210,7 +184,9 @@ def _healthy() -> Answer:
     return plain(200, "ok")
 
 
-def _dispatch_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk, Doorkeeper | None]:
+def _dispatch_walk(
+    settings: Settings, gateway: Gateway, guards: Guards, parts: Parts
+) -> tuple[Walk, Doorkeeper | None]:
     from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
     from handlers.wiring.event_sources import event_fields, event_sink
 
@@ -231,8 +207,8 @@ def _dispatch_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[
         # Without a token, a source that is not ours may send events of the poller's type as well.
         trusts_pollers=doorkeeper is not None or (fields is None and sink is None),
     )
-    walk = accounted(door, _queue_of_event, held_events(settings, forward, parts), parts)
-    return walk, doorkeeper
+    forward = event_stack(settings, gateway, guards, parts)
+    return _accounted(door, _queue_of_event, forward, parts), doorkeeper
 
 
 def _queue_of_event(event: Event) -> str:
@@ -240,7 +216,9 @@ def _queue_of_event(event: Event) -> str:
     return event.extensions.get("queue", "")
 
 
-def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk, Doorkeeper | None]:
+def _push_walk(
+    settings: Settings, gateway: Gateway, guards: Guards, parts: Parts
+) -> tuple[Walk, Doorkeeper | None]:
     from handlers.doors.pubsub.push import PubSubPushDoor, PushContext
     from handlers.pubsub.publisher import Publisher
     from handlers.wiring.pubsub import channel_of, check_topics, subscriptions, unlisted_subscription
@@ -254,8 +232,7 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
     parts.starters.append(partial(check_topics, publisher, settings, log))
     if parts.metrics is not None:
         parts.metrics.metrics.watch_connections("pubsub", lambda: channel.in_use)
-    held = held_pushes(settings, timed(forward) if env.result_details else forward, parts)
-    held, memory = with_memory(settings, held, parts)
+    forward, memory = push_stack(settings, gateway, guards, parts)
     clock = FollowedClock()
     watch = SkewWatch(clock, log, "Pub/Sub")
     if parts.metrics is not None:
@@ -280,7 +257,7 @@ def _push_walk(settings: Settings, forward: Forward, parts: Parts) -> tuple[Walk
     def queue_name(context: PushContext) -> str:
         return context.subscription.name
 
-    return accounted(door, queue_name, held, parts), _push_identity(settings, parts)
+    return _accounted(door, queue_name, forward, parts), _push_identity(settings, parts)
 
 
 def _push_identity(settings: Settings, parts: Parts) -> Doorkeeper | None:
@@ -302,7 +279,36 @@ def _push_identity(settings: Settings, parts: Parts) -> Doorkeeper | None:
     return identity
 
 
-_WALKS: dict[str, Callable[[Settings, Forward, Parts], tuple[Walk, Doorkeeper | None]]] = {
+def _accounted(
+    door: Door[ContextT], queue_name: Callable[[ContextT], str], forward: Forward, parts: Parts
+) -> Walk:
+    """The path of a delivery through one door: decoded, forwarded, settled, and then counted and logged."""
+    metrics = (parts.metrics.door, parts.metrics.queue_of) if parts.metrics else None
+    accounting = AccountedDoor(door, queue_name, parts.log, metrics)
+    return lambda delivery: handle(accounting, delivery, forward)
+
+
+class ObservedPublisher:
+    """A publisher that tells how each publish went; a result that is too large says nothing of the topic."""
+
+    def __init__(self, publisher: Publisher, results: Dependency) -> None:
+        self._publisher = publisher
+        self._results = results
+
+    async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str] | None = None) -> str:
+        """As the publisher."""
+        from handlers.pubsub.errors import PublishFailed
+
+        try:
+            published_id = await self._publisher.publish(topic, data, attributes)
+        except PublishFailed:
+            self._results.report(has_failed=True)
+            raise
+        self._results.report(has_failed=False)
+        return published_id
+
+
+_WALKS: dict[str, Callable[[Settings, Gateway, Guards, Parts], tuple[Walk, Doorkeeper | None]]] = {
     "dispatch": _dispatch_walk,
     "pubsub_push": _push_walk,
 }

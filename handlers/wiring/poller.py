@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from handlers.clock import FollowedClock
-from handlers.forward.middleware.guarded import Guards, guarded_dispatch
+from handlers.forward.middleware.guarded import Guards
 from handlers.forward.route import Routes
 from handlers.gates.allowance import ProcessShare
 from handlers.gates.gate import Gate
@@ -17,7 +17,6 @@ from handlers.gates.labels import band_of
 from handlers.poller.ack_batcher import Settlement
 from handlers.poller.byte_budget import ByteBudget
 from handlers.poller.claimer import Claimer, ClaimerOptions
-from handlers.poller.dispatcher import Dispatch
 from handlers.poller.duplicates import Duplicates
 from handlers.poller.maintenance import PeriodicTask
 from handlers.poller.poller import Poller
@@ -42,7 +41,7 @@ from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer
 from handlers.wiring.closing import Close, close_in_time
 from handlers.wiring.credentials import redis_options
-from handlers.wiring.forward_stack import guards_of, poller_client, poller_dispatch
+from handlers.wiring.forward_stack import PollerStack, QueueLayers, guards_of, poller_client
 from handlers.wiring.gates import GateEntry, Place, PlacedGates, ProcessGates
 from handlers.wiring.metrics import tracing_of
 from handlers.wiring.poller_queues import QueuePlan, RedisQueues, SharedParts, store_identity
@@ -60,7 +59,7 @@ class Plan:
 
     settings: Settings
     routes: Routes
-    dispatch: Dispatch
+    stack: PollerStack
     reserved: ReservedNames
     withheld_labels: frozenset[str]
     pools: Mapping[str, PoolEntry]
@@ -112,7 +111,7 @@ class PollerApp:
         return Plan(
             settings,
             settings.routes,
-            poller_dispatch(settings, self._client, self._tracing, self._shared.clock.now),
+            PollerStack(settings, self._client, self._tracing, self._guards, self._shared.clock.now),
             reserved_names(names, all_gate_params(settings)),
             withheld_labels(settings),
             {entry.id: entry for entry in settings.pools},
@@ -225,7 +224,6 @@ class PollerApp:
 
     def _worker_options(self, plan: Plan, entry: QueueEntry, redis: Store) -> WorkerOptions:
         settings, env = plan.settings, plan.settings.env
-        guard = self._guards.of(plan.routes.of(entry.queue_name).base_url)
         route = result_route(settings, entry, plan.reserved)
         seconds = env.idempotent_seconds if entry.idempotent_seconds is None else entry.idempotent_seconds
         model_name = entry.labels.get("model_name", "")
@@ -233,15 +231,15 @@ class PollerApp:
             *self._gates.at(("queue", entry.queue_name)),
             *self._gates.at(("pool", entry.worker_pool_id)),
         ]
+        metrics = self._metrics.of_queue(*plan.labels_of(entry), model_name=model_name)
+        layers = QueueLayers(gates, _lane(settings, plan.pools[entry.worker_pool_id]), metrics)
         return WorkerOptions(
             route=route,
-            dispatch=guarded_dispatch(plan.dispatch, guard, clock=self._shared.clock.now),
-            metrics=self._metrics.of_queue(*plan.labels_of(entry), model_name=model_name),
+            forward=plan.stack.of_queue(layers),
+            metrics=metrics,
             max_request_bytes=env.max_request_bytes,
             labels=entry.labels,
             withheld_labels=plan.withheld_labels,
-            gates=gates,
-            lane=_lane(settings, plan.pools[entry.worker_pool_id]),
             duplicates=Duplicates(redis, route, self._log, window_seconds=seconds) if seconds else None,
             limits=RequestLimits(env.max_attempts, env.max_deadline_seconds),
         )

@@ -11,7 +11,7 @@ from handlers.contract.result import ErrorCode, answered_result, error_result
 from handlers.doors.accounted import AccountedDoor
 from handlers.doors.door import handle
 from handlers.doors.http_message import Answer, Delivery
-from handlers.forward.forward import NO_LIMITS, Limits
+from handlers.forward.forward import NO_OPTIONS, AttemptOptions
 from handlers.forward.middleware.counted import QueueOf, counted_attempts, counted_calls
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.logs import get_logger
@@ -33,8 +33,8 @@ class Inside:
     async def decode(self, _delivery: Delivery) -> tuple[Request | Answered, str] | Answer:
         return self._decoded if isinstance(self._decoded, Answer) else (self._decoded, "sub")
 
-    def limits(self, context: str) -> Limits:
-        return NO_LIMITS
+    def limits(self, context: str) -> AttemptOptions:
+        return NO_OPTIONS
 
     async def settle(self, context: str, outcome: Outcome) -> Answer:
         return self._answer
@@ -54,7 +54,7 @@ async def walked(
     def of_queue(name: str) -> QueueMetrics | None:
         return metrics.of_queue(name, name, "default")
 
-    async def forward(_request: Request, _limits: Limits) -> Outcome:
+    async def forward(_request: Request, _limits: AttemptOptions) -> Outcome:
         return outcome
 
     queues = queue_of or of_queue
@@ -123,12 +123,12 @@ async def test_what_breaks_on_the_way_does_not_stay_in_flight(error: type[Except
     metrics = Metrics()
     queue, door = metrics.of_queue("sub", "sub", "default"), DoorMetrics(metrics, "dispatch")
 
-    async def forward(_request: Request, _limits: Limits) -> Outcome:
+    async def forward(_request: Request, _limits: AttemptOptions) -> Outcome:
         raise error
 
     counted = counted_attempts(counted_calls(forward, lambda _: queue), lambda _: queue, door)
     with pytest.raises(error):
-        await counted(REQUEST, NO_LIMITS)
+        await counted(REQUEST, NO_OPTIONS)
     page = page_of(metrics)
     assert page.value("inflight_requests", **QUEUE) == 0
     assert page.value("queue_depth", **QUEUE) == 0

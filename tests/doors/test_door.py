@@ -6,12 +6,12 @@ from handlers.contract.request import Request
 from handlers.contract.result import answered_result
 from handlers.doors.door import handle
 from handlers.doors.http_message import Answer, Delivery, retry_after
-from handlers.forward.forward import Limits
+from handlers.forward.forward import AttemptOptions
 from handlers.forward.outcome import Answered, Outcome, Retry
 
 REQUEST = Request(id="a", deadline=5.0, payload=b"{}")
 FINAL = Answered(answered_result("a", "", 200, b""))
-LIMITS = Limits(3.0, 10.0)
+LIMITS = AttemptOptions(3.0, 10.0)
 
 
 class Scripted:
@@ -24,7 +24,7 @@ class Scripted:
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, str] | Answer:
         return self._decoded if isinstance(self._decoded, Answer) else (self._decoded, "context")
 
-    def limits(self, context: str) -> Limits:
+    def limits(self, context: str) -> AttemptOptions:
         return LIMITS
 
     async def settle(self, context: str, outcome: Outcome) -> Answer:
@@ -32,10 +32,10 @@ class Scripted:
         return Answer(204)
 
 
-async def walked(door: Scripted) -> tuple[Answer, list[tuple[Request, Limits]]]:
-    forwarded: list[tuple[Request, Limits]] = []
+async def walked(door: Scripted) -> tuple[Answer, list[tuple[Request, AttemptOptions]]]:
+    forwarded: list[tuple[Request, AttemptOptions]] = []
 
-    async def forward(request: Request, limits: Limits) -> Outcome:
+    async def forward(request: Request, limits: AttemptOptions) -> Outcome:
         forwarded.append((request, limits))
         return Retry(1.0, "rejected")
 

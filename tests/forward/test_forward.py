@@ -12,7 +12,7 @@ import pytest
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
-from handlers.forward.forward import NO_LIMITS, Forwarder, Limits
+from handlers.forward.forward import NO_OPTIONS, AttemptOptions, Forwarder
 from handlers.forward.gateway import Gateway, GatewayResponse
 from handlers.forward.middleware.guarded import has_failed
 from handlers.forward.outcome import Answered, Outcome, Retry
@@ -139,9 +139,11 @@ async def test_a_body_that_is_no_text_is_a_result(forwarder: Forwarder, server: 
     assert final(await forwarder.forward(request())) == (200, "", "�ok")
 
 
-@pytest.mark.parametrize("limits", [Limits(0.05), Limits(0.0)], ids=["ack deadline", "no time at all"])
+@pytest.mark.parametrize(
+    "limits", [AttemptOptions(0.05), AttemptOptions(0.0)], ids=["ack deadline", "no time at all"]
+)
 async def test_a_hang_is_retried_after_what_the_transport_allows(
-    forwarder: Forwarder, server: RawHttp, limits: Limits
+    forwarder: Forwarder, server: RawHttp, limits: AttemptOptions
 ) -> None:
     server.say(Answer(end=End.HANG))
     async with asyncio.timeout(10):
@@ -171,7 +173,7 @@ async def test_the_last_response_is_final_where_no_further_attempt_fits(
 ) -> None:
     server.say(answer(503, b"busy", {"retry-after": "30"}))
     assert final(await forwarder.forward(request(deadline=NOW + 1.5))) == (503, "", "busy")
-    limits = Limits(earliest_retry_seconds=600.0)
+    limits = AttemptOptions(earliest_retry_seconds=600.0)
     assert final(await forwarder.forward(request(deadline=NOW + 500), limits)) == (503, "", "busy")
 
 
@@ -215,7 +217,7 @@ async def test_an_endpoint_out_of_bounds_is_final_and_nothing_is_sent(
 
 async def test_the_payload_reaches_the_gateway_byte_for_byte(forwarder: Forwarder, server: RawHttp) -> None:
     payload = '{ "temperature": 1.0,\n "prompt":"é\\u00e9" ,"big":12345678901234567890.10 }'.encode()
-    await forwarder.forward(request(payload=payload), NO_LIMITS)
+    await forwarder.forward(request(payload=payload), NO_OPTIONS)
     assert server.received[0].body == payload
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from handlers.contract.request import Request
 from handlers.contract.result import Result, answered_result, decode_result
+from handlers.forward.forward import AttemptOptions
 from handlers.forward.outcome import Answered, Outcome
 from handlers.poller.ack_batcher import AckBatcher, Settlement
 from handlers.poller.claimer import ClaimedQueue, Claimer, ClaimerOptions
@@ -69,7 +70,7 @@ class Rig:
         self.on_freed = on_freed
         self.options = WorkerOptions(
             route=route or ResultRoute("", None, RESULTS),
-            dispatch=self._dispatch,
+            forward=self._forward,
             metrics=self.metrics,
             labels=labels or {},
             withheld_labels=withheld_labels,
@@ -94,7 +95,9 @@ class Rig:
         """Have claims processed; `on_freed` is called for each in the end."""
         self.worker.start(claims, self.on_freed)
 
-    async def _dispatch(self, request: Request, _body: bytes) -> Outcome:
+    async def _forward(self, request: Request, options: AttemptOptions) -> Outcome:
+        if options.on_sending is not None:
+            options.on_sending()
         self.dispatched.append(request)
         return await self.handler(request)
 

@@ -18,6 +18,7 @@ from handlers.contract.request import MAX_ID_LENGTH, Request, decode_body
 from handlers.contract.result import ErrorCode, Result, answered_result, encode_result
 from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.http_message import Delivery
+from handlers.forward.forward import AttemptOptions
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.poller.dispatcher import HttpDispatcher
@@ -25,6 +26,7 @@ from tests.contract.json_texts import TEXT
 from tests.servers.raw_http import Answer, End, RawHttp, Received, answer, running_raw_http
 
 BODY = b'{ "id":"a", "deadline": 4000000000 ,"payload":{"p": 1.0}}'
+OPTIONS = AttemptOptions(body=BODY)
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ async def test_the_event_carries_the_body_as_it_was_queued(
     given = request(
         "é\r\n%", attempt=3, request_token="t", labels={"tier": "batch"}, objective="low", priority=4
     )
-    await dispatcher.dispatch(given, BODY)
+    await dispatcher.forward(given, OPTIONS)
     (received,) = server.received
     assert received.header("authorization") == "Bearer new"
     event = decode_event(encoded(received), received.body)
@@ -85,7 +87,7 @@ async def test_the_event_carries_the_body_as_it_was_queued(
 async def test_the_event_is_what_the_cloudevents_sdk_reads(
     dispatcher: HttpDispatcher, server: RawHttp
 ) -> None:
-    await dispatcher.dispatch(request("é\r\n%", request_token="t", labels={"a": "b"}), BODY)
+    await dispatcher.forward(request("é\r\n%", request_token="t", labels={"a": "b"}), OPTIONS)
     (received,) = server.received
     read = from_http(dict(received.headers), received.body)
     assert (read["id"], read["source"], read["specversion"]) == ("é\r\n%", "/redis/q", "1.0")
@@ -99,7 +101,7 @@ async def test_nothing_of_the_client_is_in_a_header_whatever_its_id(
 ) -> None:
     long = character * MAX_ID_LENGTH
     given = request(long, request_token=long, labels={long: long})
-    await dispatcher.dispatch(given, BODY)
+    await dispatcher.forward(given, OPTIONS)
     (received,) = server.received
     assert sum(len(name) + len(value) for name, value in received.headers) < 512
     event = decode_event(encoded(received), received.body)
@@ -112,7 +114,7 @@ async def test_what_does_not_fit_into_the_event_is_invalid_at_once(
 ) -> None:
     large = "x" * FRAME_BYTES
     given = request(labels={"a": large}) if name == "labels" else request(request_token=large)
-    outcome = await dispatcher.dispatch(given, BODY)
+    outcome = await dispatcher.forward(given, OPTIONS)
     assert isinstance(outcome, Answered)
     assert outcome.result.error_code == ErrorCode.INVALID_REQUEST
     assert f"internal.{name}" in outcome.result.error_message
@@ -139,7 +141,7 @@ async def test_a_door_of_an_earlier_version_is_understood(
 ) -> None:
     """It answers in binary mode, whose body is the result itself."""
     server.say(answer(200, result(), {"content-type": "application/json", "ce-bandheadroom": "0.5"}))
-    outcome = await dispatcher.dispatch(request(), BODY)
+    outcome = await dispatcher.forward(request(), OPTIONS)
     assert isinstance(outcome, Answered)
     assert outcome.feedback is not None
     assert outcome.feedback.band_headroom == 0.5
@@ -147,7 +149,7 @@ async def test_a_door_of_an_earlier_version_is_understood(
 
 async def test_a_result_of_this_request_is_final(dispatcher: HttpDispatcher, server: RawHttp) -> None:
     server.say(answer(200, result()))
-    outcome = await dispatcher.dispatch(request(), BODY)
+    outcome = await dispatcher.forward(request(), OPTIONS)
     assert isinstance(outcome, Answered)
     assert outcome.result == answered_result("a", "", 200, b"said")
 
@@ -157,7 +159,7 @@ async def test_a_200_that_is_no_result_of_this_request_has_failed_again(
     dispatcher: HttpDispatcher, server: RawHttp, body: bytes
 ) -> None:
     server.say(answer(200, body))
-    assert await dispatcher.dispatch(request(), BODY) == Retry(1.0, "handler_lost", counts_attempt=False)
+    assert await dispatcher.forward(request(), OPTIONS) == Retry(1.0, "handler_lost", counts_attempt=False)
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 301, 204])
@@ -165,7 +167,7 @@ async def test_the_platforms_own_answers_are_no_attempt(
     dispatcher: HttpDispatcher, server: RawHttp, status: int
 ) -> None:
     server.say(answer(status, b"" if status == 204 else b"no healthy upstream", {"retry-after": "99"}))
-    outcome = await dispatcher.dispatch(request(), BODY)
+    outcome = await dispatcher.forward(request(), OPTIONS)
     assert outcome == Retry(1.0, "handler_unavailable", counts_attempt=False)
 
 
@@ -174,7 +176,9 @@ async def test_a_door_that_does_not_let_us_in_is_asked_less_often(
     dispatcher: HttpDispatcher, server: RawHttp, status: int
 ) -> None:
     server.say(answer(status))
-    assert await dispatcher.dispatch(request(), BODY) == Retry(10.0, "handler_refused", counts_attempt=False)
+    assert await dispatcher.forward(request(), OPTIONS) == Retry(
+        10.0, "handler_refused", counts_attempt=False
+    )
 
 
 @pytest.mark.parametrize("status", [400, 413, 415])
@@ -182,7 +186,7 @@ async def test_a_delivery_that_the_door_cannot_read_is_final(
     dispatcher: HttpDispatcher, server: RawHttp, status: int
 ) -> None:
     server.say(answer(status))
-    outcome = await dispatcher.dispatch(request(), BODY)
+    outcome = await dispatcher.forward(request(), OPTIONS)
     assert isinstance(outcome, Answered)
     assert outcome.result.error_code == ErrorCode.INVALID_REQUEST
 
@@ -190,7 +194,7 @@ async def test_a_delivery_that_the_door_cannot_read_is_final(
 async def test_a_refused_connection_is_no_attempt(dispatcher: HttpDispatcher) -> None:
     gateway = Gateway(GatewayOptions())
     nobody = HttpDispatcher(gateway, "http://127.0.0.1:1/", timeout_seconds=5.0, draw=lambda: 0.5)
-    outcome = await nobody.dispatch(request(), BODY)
+    outcome = await nobody.forward(request(), OPTIONS)
     assert outcome == Retry(1.0, "handler_unavailable", counts_attempt=False)
     await gateway.aclose()
 
@@ -204,21 +208,21 @@ async def test_a_handler_that_went_with_the_request_is_an_attempt(
 ) -> None:
     """It may be the request that killed it."""
     server.say(fault)
-    assert await dispatcher.dispatch(request(), BODY) == Retry(1.0, "handler_lost", counts_attempt=True)
+    assert await dispatcher.forward(request(), OPTIONS) == Retry(1.0, "handler_lost", counts_attempt=True)
 
 
 async def test_a_handler_that_hangs_is_given_up(server: RawHttp) -> None:
     gateway = Gateway(GatewayOptions())
     dispatcher = HttpDispatcher(gateway, server.url, timeout_seconds=0.1, draw=lambda: 0.5)
     server.say(Answer(end=End.HANG))
-    outcome = await asyncio.wait_for(dispatcher.dispatch(request(), BODY), 20)
+    outcome = await asyncio.wait_for(dispatcher.forward(request(), OPTIONS), 20)
     assert outcome == Retry(1.0, "handler_lost", counts_attempt=True)
     await gateway.aclose()
 
 
 async def test_an_answer_over_the_limit_is_final(dispatcher: HttpDispatcher, server: RawHttp) -> None:
     server.say(answer(200, b"", declared=10**9))
-    outcome = await dispatcher.dispatch(request(), BODY)
+    outcome = await dispatcher.forward(request(), OPTIONS)
     assert isinstance(outcome, Answered)
     assert outcome.result.error_code == ErrorCode.INFERENCE_ERROR
 
@@ -241,7 +245,7 @@ async def test_an_outcome_comes_through_door_and_wire_as_it_was(
 ) -> None:
     """What the handler decided is what the poller settles, whatever it is."""
     door = DispatchDoor(max_request_bytes=1_000, clock=lambda: 4e9 - 60)
-    await dispatcher.dispatch(request(), BODY)
+    await dispatcher.forward(request(), OPTIONS)
     received = server.received[-1]
     decoded = await door.decode(Delivery(encoded(received), received.body))
     assert isinstance(decoded, tuple)
@@ -249,5 +253,5 @@ async def test_an_outcome_comes_through_door_and_wire_as_it_was(
     assert inner == decode_body(BODY, queue="q")
     answered = await door.settle(event, outcome)
     server.say(answer(answered.status_code, answered.body, answered.headers))
-    arrived = await dispatcher.dispatch(request(), BODY)
+    arrived = await dispatcher.forward(request(), OPTIONS)
     assert msgspec.structs.replace(arrived, feedback=None) == outcome

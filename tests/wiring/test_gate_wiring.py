@@ -19,13 +19,14 @@ from redis.asyncio import Redis
 
 from handlers.contract.request import Request
 from handlers.contract.result import Result
-from handlers.forward.forward import NO_LIMITS, Limits
+from handlers.forward.forward import NO_OPTIONS, AttemptOptions
+from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Feedback
 from handlers.gates.registry import GATES
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import get_logger
-from handlers.wiring.forward_stack import Parts, held_events, held_pushes
+from handlers.wiring.forward_stack import Parts, event_stack, guards_of, held_events, held_pushes
 from handlers.wiring.poller import PollerApp
 from tests.bench.measuring import gateway
 from tests.gates.exporter import Exporter, running_exporter
@@ -251,9 +252,16 @@ class Gateway:
 
     seen: list[str] = field(default_factory=list)
 
-    async def forward(self, request: Request, _limits: Limits) -> Outcome:
+    async def forward(self, request: Request, _limits: AttemptOptions) -> Outcome:
         self.seen.append(request.id)
         return Answered(Result(request.id, status_code=200, payload="{}"), Feedback(200))
+
+
+class AnsweringSender:
+    """A gateway that answers every call."""
+
+    async def send(self, *_call: object) -> GatewayResponse:
+        return GatewayResponse(200, {}, b"{}")
 
 
 def push(queue: str = "s", **more: Any) -> Request:
@@ -298,12 +306,12 @@ async def test_a_gate_behind_the_push_door(gate_type: str, place: str, world: Wo
     await turned(world, case, gate_type, is_open=False)
     async with started(parts):
         if case.turn is not None:
-            outcome = await forward(push(), Limits(seconds=_CLOSED_SECONDS))
+            outcome = await forward(push(), AttemptOptions(seconds=_CLOSED_SECONDS))
             assert isinstance(outcome, Retry)
             assert not outcome.counts_attempt
             assert behind.seen == []
             await turned(world, case, gate_type, is_open=True)
-        assert isinstance(await forward(push(), Limits(seconds=20)), Answered)
+        assert isinstance(await forward(push(), AttemptOptions(seconds=20)), Answered)
     assert len(behind.seen) == 1
 
 
@@ -311,7 +319,7 @@ async def test_subscriptions_of_one_pool_share_its_slots(world: World, tmp_path:
     most, inside = 0, 0
     parts = parts_of()
 
-    async def forward(request: Request, _limits: Limits) -> Outcome:
+    async def forward(request: Request, _limits: AttemptOptions) -> Outcome:
         nonlocal most, inside
         inside += 1
         most = max(most, inside)
@@ -324,7 +332,7 @@ async def test_subscriptions_of_one_pool_share_its_slots(world: World, tmp_path:
     settings = settings_of(world, tmp_path, {"topics": topics, "pools": [pool]}, "http://127.0.0.1:1")
     held = held_pushes(settings, forward, parts)
     async with started(parts):
-        await asyncio.gather(*(held(push(name), Limits(seconds=20)) for name in "ab" * 6))
+        await asyncio.gather(*(held(push(name), AttemptOptions(seconds=20)) for name in "ab" * 6))
     assert most == 2
 
 
@@ -332,20 +340,21 @@ async def test_events_of_other_sources_pass_the_gate_of_the_default_pool_and_the
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("handlers.wiring.forward_stack._EVENT_HOLD_SECONDS", 0.2)
-    behind, parts = Gateway(), parts_of()
+    parts = parts_of()
     gate = {"gate_type": "redis", "gate_params": {"address": world.address}}
     settings = settings_of(world, tmp_path, {"pools": [{"id": "default", **gate}]}, "http://127.0.0.1:1")
     await world.redis.set("dispatch-gate-budget", "0")
-    forward = held_events(settings, behind.forward, parts)
+    guards = guards_of(settings, get_logger("test"))
+    forward = event_stack(settings, AnsweringSender(), guards, parts)
     async with started(parts):
-        refused = await forward(push(queue=""), NO_LIMITS)
+        refused = await forward(push(queue=""), NO_OPTIONS)
         assert isinstance(refused, Retry)
         assert refused.reason == "gate_closed"
-        assert isinstance(await forward(push(queue=QUEUE), NO_LIMITS), Answered)
+        assert isinstance(await forward(push(queue=QUEUE), NO_OPTIONS), Answered)
         await world.redis.set("dispatch-gate-budget", "1")
 
         async def is_answered() -> bool:
-            return isinstance(await forward(push(queue=""), NO_LIMITS), Answered)
+            return isinstance(await forward(push(queue=""), NO_OPTIONS), Answered)
 
         await wait_until_async(is_answered, "the gate to read its budget again")
 

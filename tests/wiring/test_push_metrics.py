@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from handlers.contract.request import Request
-from handlers.forward.forward import NO_LIMITS, Limits
+from handlers.forward.forward import NO_OPTIONS, AttemptOptions
 from handlers.forward.middleware.counted import counted_attempts, counted_calls
 from handlers.forward.outcome import Outcome, Retry
 from handlers.settings.settings import Settings, load_settings
@@ -66,18 +66,18 @@ async def test_a_held_delivery_is_shown_while_it_waits() -> None:
     queue, opened = metrics.of_queue("s", "s", "default"), asyncio.Event()
     labels = {"queue_id": "s", "queue_name": "s", "pool_name": "default"}
 
-    async def send(_request: Request, _limits: Limits) -> Outcome:
+    async def send(_request: Request, _limits: AttemptOptions) -> Outcome:
         return Retry(1.0, "rejected")
 
     calls = counted_calls(send, lambda _: queue)
 
-    async def gate(request: Request, limits: Limits) -> Outcome:
+    async def gate(request: Request, limits: AttemptOptions) -> Outcome:
         await opened.wait()
         return await calls(request, limits)
 
     forward = counted_attempts(gate, lambda _: queue, DoorMetrics(metrics, "pubsub_push"))
     work = asyncio.ensure_future(
-        forward(Request(id="a", queue="s", deadline=time.time() + 60, payload=b"{}"), NO_LIMITS)
+        forward(Request(id="a", queue="s", deadline=time.time() + 60, payload=b"{}"), NO_OPTIONS)
     )
     await wait_until_async(lambda: page_of(metrics).value("queue_depth", **labels) == 1, "it is held")
     opened.set()

@@ -33,7 +33,7 @@ from handlers.doors.cloudevents.event_sink import EventSink, SinkRefused, SinkUn
 from handlers.doors.cloudevents.foreign_event import EventFields, as_request
 from handlers.doors.cloudevents.sdk import read_event, write_event
 from handlers.doors.http_message import Answer, Delivery, plain, retry_after
-from handlers.forward.forward import NO_LIMITS, Limits, invalid
+from handlers.forward.forward import NO_OPTIONS, AttemptOptions, invalid
 from handlers.forward.middleware.gated import GATE_CLOSED, QUOTA_EXHAUSTED
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Feedback
@@ -113,9 +113,9 @@ class DispatchDoor:
             request = msgspec.structs.replace(request, objective=objective, priority=priority)
         return request
 
-    def limits(self, context: Event) -> Limits:  # noqa: ARG002  # the protocol's signature
+    def limits(self, context: Event) -> AttemptOptions:  # noqa: ARG002  # the protocol's signature
         """A source waits as long as the request timeout; it sets no limit of its own."""
-        return NO_LIMITS
+        return NO_OPTIONS
 
     async def settle(self, context: Event, outcome: Outcome) -> Answer:
         """The result as an event, or the retry as 429/503."""

@@ -23,7 +23,7 @@ from handlers.contract.result import ErrorCode, Result, encode_result, error_res
 from handlers.contract.result_names import ResultNames
 from handlers.doors.http_message import Answer, Delivery, plain, retry_after
 from handlers.doors.pubsub.push_body import Push, PushForm, decode_push
-from handlers.forward.forward import Limits, invalid
+from handlers.forward.forward import AttemptOptions, invalid
 from handlers.forward.middleware.details import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.pubsub.errors import PublishFailed, ResultTooLarge
@@ -234,11 +234,11 @@ class PubSubPushDoor:
             )
         return topic or context.topic
 
-    def limits(self, context: PushContext) -> Limits:
+    def limits(self, context: PushContext) -> AttemptOptions:
         """The ack deadline less a margin; a nacked delivery comes back after the subscription's backoff."""
         spent = self._monotonic() - context.arrived_at
         seconds = context.subscription.ack_deadline_seconds - MARGIN_SECONDS - spent
-        return Limits(max(0.0, seconds), context.subscription.min_redelivery_seconds)
+        return AttemptOptions(max(0.0, seconds), context.subscription.min_redelivery_seconds)
 
     async def settle(self, context: PushContext, outcome: Outcome) -> Answer:
         """204 once the result is published; 429 or 503 for a retry, and where publishing failed."""

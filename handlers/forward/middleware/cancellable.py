@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.contract.request import Request
-from handlers.forward.forward import Forward, Limits, cancelled
+from handlers.forward.forward import AttemptOptions, Forward, cancelled
 from handlers.forward.outcome import Outcome
 from handlers.telemetry.logs import Logger
 
@@ -68,14 +68,14 @@ class CancellableForward:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._looking
 
-    async def forward(self, request: Request, limits: Limits) -> Outcome:
+    async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
         """One attempt, or `CANCELLED`."""
         walking = asyncio.current_task()
         if walking is None or await self._which([request]):
             return cancelled(request)
         self._running[walking] = request
         try:
-            return await self._forward(request, limits)
+            return await self._forward(request, options)
         except asyncio.CancelledError:
             if walking not in self._ended:
                 raise

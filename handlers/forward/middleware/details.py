@@ -13,7 +13,7 @@ import msgspec
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, token_usage
-from handlers.forward.forward import Forward, Limits
+from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.outcome import Answered, Outcome, Retry
 
 Parameters = ParamSpec("Parameters")
@@ -56,8 +56,8 @@ def _was_asked_for(result: Result) -> bool:
 def explained(forward: Forward, clock: Callable[[], float] = time.time) -> Forward:
     """`forward`, with all that is known in its final results; `clock` gives Unix seconds."""
 
-    async def explained_forward(request: Request, limits: Limits) -> Outcome:
-        outcome = await forward(request, limits)
+    async def explained_forward(request: Request, options: AttemptOptions) -> Outcome:
+        outcome = await forward(request, options)
         if not isinstance(outcome, Answered):
             return outcome
         result = detailed(outcome.result, request, clock())

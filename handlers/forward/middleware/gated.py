@@ -1,6 +1,6 @@
-"""Send a request only if its gates let it go, tell them how it went, and give back what they reserved.
+"""Admission: a request is sent once its gates admit it; they learn from the response and get back what they reserved.
 
-The one place where a verdict becomes an outcome, for the poller and for the Pub/Sub door alike.
+Verdicts become outcomes here, for the poller and for the doors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final, assert_never
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
-from handlers.forward.forward import expired
+from handlers.forward.forward import AttemptOptions, Forward, expired
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.chain import admit_all, with_claim
 from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse
@@ -23,6 +23,20 @@ Send = Callable[[Request], Awaitable[Outcome]]
 
 GATE_CLOSED: Final = "gate_closed"
 QUOTA_EXHAUSTED: Final = "quota_exhausted"
+
+
+def admitted(forward: Forward, gates: Sequence[Gate], clock: Callable[[], float] = time.time) -> Forward:
+    """The admission layer of a poller, whose requests wait at a closed gate until their deadline."""
+
+    async def admit(request: Request, options: AttemptOptions) -> Outcome:
+        async def send(request: Request) -> Outcome:
+            if options.on_sending is not None:
+                options.on_sending()
+            return await forward(request, options)
+
+        return await (gated(request, gates, send, clock) if gates else send(request))
+
+    return admit
 
 
 async def gated(

@@ -11,12 +11,14 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from handlers.contract.request import Request
-from handlers.forward.forward import NO_LIMITS, Forward, Limits, expired
+from handlers.forward.forward import AttemptOptions, Forward, expired
 from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState, Pass
 from handlers.forward.middleware.retry_budget import RetryBudget
 from handlers.forward.outcome import Answered, Outcome, Retry
@@ -189,70 +191,40 @@ class GuardedForward:
         self._clock = clock
         self._draw = draw
 
-    async def forward(self, request: Request, limits: Limits) -> Outcome:
+    async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
         """One attempt, if the gateway's guard lets it go within the delivery's time."""
         guard = self._guards.of(self._gateway_of(request.queue))
         entered = guard.enter(request)
-        if isinstance(entered, str) and limits.seconds is not None:
-            entered, limits = await self._wait(guard, request, entered, limits)
+        if isinstance(entered, str) and options.seconds is not None:
+            entered, options = await self._wait(guard, request, entered, options)
         if isinstance(entered, str):
-            return later(request, limits, entered, self._clock(), self._draw())
+            return later(request, options, entered, self._clock(), self._draw())
         outcome: Outcome | None = None
         try:
-            outcome = await self._forward(request, limits)
+            outcome = await self._forward(request, options)
         finally:
             guard.leave(request, entered, outcome)
         return outcome
 
     async def _wait(
-        self, guard: Guard, request: Request, reason: str, limits: Limits
-    ) -> tuple[Pass | str, Limits]:
+        self, guard: Guard, request: Request, reason: str, options: AttemptOptions
+    ) -> tuple[Pass | str, AttemptOptions]:
         """Wait for half of the delivery's time at most: the attempt needs the rest."""
-        began_at, most_seconds = self._clock(), limits.seconds or 0.0
+        began_at, most_seconds = self._clock(), options.seconds or 0.0
         seconds = min(most_seconds, request.deadline - began_at) / 2
         entered = await guard.wait(request, reason, seconds, self._draw)
         spent = self._clock() - began_at
-        return entered, Limits(max(0.0, most_seconds - spent), limits.earliest_retry_seconds)
+        return entered, msgspec.structs.replace(options, seconds=max(0.0, most_seconds - spent))
 
 
-def later(request: Request, limits: Limits, reason: str, now: float, draw: float) -> Outcome:
+def later(request: Request, options: AttemptOptions, reason: str, now: float, draw: float) -> Outcome:
     """The outcome of a request that may not go now; `now` is Unix seconds, `draw` a number in [0, 1)."""
     left = request.deadline - now
     # The budget grows slowly: coming back soon would only be refused again.
     least = 10.0 if reason == RETRY_BUDGET else 1.0
-    delay = max(least * (1.0 + 2.0 * draw), limits.earliest_retry_seconds)
+    delay = max(least * (1.0 + 2.0 * draw), options.earliest_retry_seconds)
     if delay >= left:
         delay = left / 2
-    if delay < limits.earliest_retry_seconds or delay <= 0:
+    if delay < options.earliest_retry_seconds or delay <= 0:
         return expired(request, None)
     return Retry(delay, reason, counts_attempt=False)
-
-
-Dispatch = Callable[[Request, bytes], Awaitable[Outcome]]
-"""The poller's: the request and its body."""
-
-
-def guarded_dispatch(
-    dispatch: Dispatch,
-    guard: Guard,
-    *,
-    clock: Callable[[], float] = time.time,
-    draw: Callable[[], float] = random.random,
-) -> Dispatch:
-    """Dispatching past the gateway's guard, whose room the poller asks for before it claims.
-
-    `clock` gives the Unix seconds that deadlines are compared with.
-    """
-
-    async def guarded(request: Request, body: bytes) -> Outcome:
-        entered = guard.enter(request)
-        if isinstance(entered, str):
-            return later(request, NO_LIMITS, entered, clock(), draw())
-        outcome: Outcome | None = None
-        try:
-            outcome = await dispatch(request, body)
-        finally:
-            guard.leave(request, entered, outcome)
-        return outcome
-
-    return guarded

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
+import msgspec
+
 from handlers.contract.request import Request
-from handlers.forward.forward import Forward, Limits, expired
+from handlers.forward.forward import AttemptOptions, Forward, expired
 from handlers.forward.middleware.gated import refused, send_admitted
 from handlers.forward.outcome import Outcome, Retry
 from handlers.gates.chain import Reservations, with_claim
@@ -76,38 +78,42 @@ class HeldForward:
         for keeper in {keeper for entrance in entrances for keeper in entrance.keepers}:
             keeper.retire()
 
-    async def forward(self, request: Request, limits: Limits) -> Outcome:
+    async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
         """Hold until a gate opens, send, or say when to come again."""
         entrance = self._entrances.get(request.queue, self._default)
         if entrance is None:
-            return await self._forward(request, limits)
+            return await self._forward(request, options)
         request = with_claim(request)
         arrived_at = self._clock()
         until_at = (
-            request.deadline if limits.seconds is None else min(request.deadline, arrived_at + limits.seconds)
+            request.deadline
+            if options.seconds is None
+            else min(request.deadline, arrived_at + options.seconds)
         )
         until_at = min(until_at, arrived_at + self._most_held_seconds)
         verdict = await entrance.enter(request, until_at)
         match verdict:
             case Go():
-                left = self._left(limits, arrived_at)
+                left = self._left(options, arrived_at)
                 return await send_admitted(request, entrance.gates, verdict, partial(self._send, left))
             case Refuse() if self._elsewhere is not None:
-                return await self._elsewhere(request, self._left(limits, arrived_at))
+                return await self._elsewhere(request, self._left(options, arrived_at))
             case Refuse() | Drop():
-                return self._in_time(request, refused(request, verdict), limits)
+                return self._in_time(request, refused(request, verdict), options)
 
-    async def _send(self, limits: Limits, request: Request) -> Outcome:
-        return await self._forward(request, limits)
+    async def _send(self, options: AttemptOptions, request: Request) -> Outcome:
+        return await self._forward(request, options)
 
-    def _left(self, limits: Limits, arrived_at: float) -> Limits:
+    def _left(self, options: AttemptOptions, arrived_at: float) -> AttemptOptions:
         """What the wait has left of the delivery's time."""
-        if limits.seconds is None:
-            return limits
-        return replace(limits, seconds=max(0.0, limits.seconds - (self._clock() - arrived_at)))
+        if options.seconds is None:
+            return options
+        return msgspec.structs.replace(
+            options, seconds=max(0.0, options.seconds - (self._clock() - arrived_at))
+        )
 
-    def _in_time(self, request: Request, outcome: Outcome, limits: Limits) -> Outcome:
+    def _in_time(self, request: Request, outcome: Outcome, options: AttemptOptions) -> Outcome:
         """A retry that the transport could only bring after the deadline is final at once."""
-        if isinstance(outcome, Retry) and limits.earliest_retry_seconds >= request.deadline - self._clock():
+        if isinstance(outcome, Retry) and options.earliest_retry_seconds >= request.deadline - self._clock():
             return expired(request, None)
         return outcome

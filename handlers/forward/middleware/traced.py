@@ -1,4 +1,4 @@
-"""Tracing put around forwarding: nothing inside knows of it, and without a receiver none of this is built."""
+"""Tracing layers: a span for each attempt and for each HTTP call of it; built only if traces are exported."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from urllib.parse import urlsplit
 import msgspec
 from opentelemetry.trace import Span
 
+from handlers.answer_room import AskForRoom
 from handlers.contract.request import Request
-from handlers.forward.forward import Forward, Limits, Sender
+from handlers.forward.forward import AttemptOptions, Forward, Sender
 from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.tracing import PROCESS_REQUEST, Tracing, mark_failed, traceparent
 
 _SERVER_ERROR = 500
-
-Dispatch = Callable[[Request, bytes], Awaitable[Outcome]]
-"""As the poller's: the request and its body."""
 
 
 class AttemptSpans:
@@ -73,19 +71,10 @@ class AttemptSpans:
 
 
 def traced_forward(forward: Forward, spans: AttemptSpans) -> Forward:
-    """Forwarding, each attempt in a span."""
+    """The layer that opens a span for each attempt."""
 
-    async def traced(request: Request, limits: Limits) -> Outcome:
-        return await spans(request, lambda: forward(request, limits))
-
-    return traced
-
-
-def traced_dispatch(dispatch: Dispatch, spans: AttemptSpans) -> Dispatch:
-    """Dispatching, each attempt in a span."""
-
-    async def traced(request: Request, body: bytes) -> Outcome:
-        return await spans(request, lambda: dispatch(request, body))
+    async def traced(request: Request, options: AttemptOptions) -> Outcome:
+        return await spans(request, lambda: forward(request, options))
 
     return traced
 
@@ -102,7 +91,12 @@ class TracedSender:
         self._event_too = event_too
 
     async def send(
-        self, url: str, headers: Mapping[str, str], body: bytes, until: float = math.inf
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        until: float = math.inf,
+        ask_for_room: AskForRoom | None = None,
     ) -> GatewayResponse:
         """POST and read the answer, in a span below the attempt's."""
         parts = urlsplit(url)
@@ -117,7 +111,7 @@ class TracedSender:
             own = {"traceparent": parent} if parent else {}
             if self._event_too and parent:
                 own["ce-traceparent"] = parent
-            response = await self._sender.send(url, {**headers, **own}, body, until)
+            response = await self._sender.send(url, {**headers, **own}, body, until, ask_for_room)
             span.set_attribute("http.response.status_code", response.status_code)
             if response.status_code >= _SERVER_ERROR:
                 mark_failed(span, str(response.status_code))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handlers.answer_room import AskForRoom
 from handlers.contract.events import REQUEST_TYPE, decode_event
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, decode_result
@@ -18,7 +19,7 @@ from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions
 from handlers.doors.door import handle
 from handlers.doors.http_message import Answer, Delivery
-from handlers.forward.forward import Limits
+from handlers.forward.forward import AttemptOptions
 from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.telemetry.logs import get_logger
@@ -42,7 +43,7 @@ async def decoded(given: Delivery) -> Request:
 
 
 async def walked(given: Delivery, outcome: Outcome | None = None) -> Answer:
-    async def forward(request: Request, _limits: Limits) -> Outcome:
+    async def forward(request: Request, _limits: AttemptOptions) -> Outcome:
         assert outcome is not None, "the gateway was asked"
         return outcome
 
@@ -157,7 +158,12 @@ class Kept:
         self.events: list[Answer] = []
 
     async def send(
-        self, url: str, headers: Mapping[str, str], body: bytes, until: float = math.inf
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        until: float = math.inf,
+        ask_for_room: AskForRoom | None = None,  # the protocol's signature
     ) -> GatewayResponse:
         self.events.append(Answer(200, body, headers))
         return GatewayResponse(202, {}, b"")
@@ -172,7 +178,7 @@ async def test_only_the_pollers_events_are_answered_past_the_sink(
     sink = EventSink(kept, SinkOptions("http://sink"), get_logger("test"))
     door = DispatchDoor(max_request_bytes=10_000, sink=sink)
 
-    async def forward(request: Request, _limits: Limits) -> Outcome:
+    async def forward(request: Request, _limits: AttemptOptions) -> Outcome:
         return Answered(answered_result(request.id, "", 200, b"{}"))
 
     answer = await handle(door, delivery(BODY, type=REQUEST_TYPE, **extensions), forward)

@@ -18,7 +18,7 @@ from handlers.contract.result_names import ResultNames, read_result_names
 from handlers.doors.door import handle
 from handlers.doors.http_message import Answer, Delivery
 from handlers.doors.pubsub.push import MARGIN_SECONDS, PubSubPushDoor, Subscription
-from handlers.forward.forward import Limits
+from handlers.forward.forward import AttemptOptions
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.publisher import Publisher, PublisherOptions
@@ -57,7 +57,7 @@ class Door:
         is_topic_fixed: bool = False,
     ) -> None:
         self.now = 100.0
-        self.forwarded: list[tuple[Request, Limits]] = []
+        self.forwarded: list[tuple[Request, AttemptOptions]] = []
         self.door = PubSubPushDoor(
             publisher,
             lambda name: Subscription(
@@ -84,7 +84,7 @@ class Door:
         return await self.raw(json.dumps(frame).encode(), outcome)
 
     async def raw(self, body: bytes, outcome: Outcome = ANSWERED) -> Answer:
-        async def forward(request: Request, limits: Limits) -> Outcome:
+        async def forward(request: Request, limits: AttemptOptions) -> Outcome:
             self.forwarded.append((request, limits))
             return outcome
 
@@ -138,7 +138,7 @@ async def test_a_request_knows_its_subscription_its_attempt_and_its_attributes(p
     ((request, limits),) = door.forwarded
     assert (request.queue, request.attempt, request.labels) == ("s", 3, {"tier": "batch"})
     assert request.metadata == {"userid": "attribute", "team": "x"}
-    assert limits == Limits(60.0 - MARGIN_SECONDS, 10.0)
+    assert limits == AttemptOptions(60.0 - MARGIN_SECONDS, 10.0)
 
 
 async def test_without_a_dead_letter_policy_every_attempt_counts_as_the_first(publisher: Publisher) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result
-from handlers.forward.forward import NO_LIMITS, Limits
+from handlers.forward.forward import NO_OPTIONS, AttemptOptions
 from handlers.forward.middleware import cancellable
 from handlers.forward.middleware.cancellable import CancellableForward
 from handlers.forward.outcome import Answered, Outcome
@@ -39,7 +39,7 @@ class Bench:
             raise ConnectionError
         return [self.cancelled_at.get(one) for one in ids]
 
-    async def _attempt(self, request: Request, _limits: Limits) -> Outcome:
+    async def _attempt(self, request: Request, _limits: AttemptOptions) -> Outcome:
         self.started.append(request)
         try:
             await self.may_answer.wait()
@@ -51,7 +51,7 @@ class Bench:
     async def begin(self, request: Request) -> asyncio.Task[Outcome]:
         """Forward it, until it is under way."""
         count = len(self.started)
-        task = asyncio.create_task(self.forward.forward(request, NO_LIMITS))
+        task = asyncio.create_task(self.forward.forward(request, NO_OPTIONS))
         await wait_until_async(lambda: len(self.started) > count, "the attempt")
         return task
 
@@ -75,7 +75,7 @@ def code(outcome: Outcome) -> str:
 @pytest.mark.parametrize("created", [None, 99, 100])
 async def test_what_was_cancelled_before_it_came_is_not_sent(bench: Bench, created: int | None) -> None:
     bench.cancelled_at["a"] = 100.5
-    assert code(await bench.forward.forward(request(created=created), NO_LIMITS)) == ErrorCode.CANCELLED
+    assert code(await bench.forward.forward(request(created=created), NO_OPTIONS)) == ErrorCode.CANCELLED
     assert bench.started == []
 
 
@@ -122,7 +122,7 @@ async def test_what_is_ending_is_ended_again_only_after_a_while(
     monkeypatch.setattr(cancellable, "END_AGAIN_SECONDS", pause_seconds)
     ends: list[int] = []
 
-    async def gives_back_slowly(_request: Request, _limits: Limits) -> Outcome:
+    async def gives_back_slowly(_request: Request, _limits: AttemptOptions) -> Outcome:
         bench.started.append(_request)
         while not bench.may_answer.is_set():
             try:
@@ -132,7 +132,7 @@ async def test_what_is_ending_is_ended_again_only_after_a_while(
         raise asyncio.CancelledError
 
     async def publish() -> tuple[Outcome, int]:
-        outcome = await bench.forward.forward(request(), NO_LIMITS)
+        outcome = await bench.forward.forward(request(), NO_OPTIONS)
         walking = asyncio.current_task()
         assert walking is not None
         return outcome, walking.cancelling()

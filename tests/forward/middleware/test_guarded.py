@@ -11,16 +11,14 @@ import pytest
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, error_result
-from handlers.forward.forward import NO_LIMITS, Limits
+from handlers.forward.forward import NO_OPTIONS, AttemptOptions
 from handlers.forward.middleware.circuit import CircuitOptions, CircuitState
 from handlers.forward.middleware.guarded import (
     CIRCUIT_OPEN,
     RETRY_BUDGET,
-    Guard,
     GuardedForward,
     GuardOptions,
     Guards,
-    guarded_dispatch,
     has_failed,
 )
 from handlers.forward.outcome import Answered, Outcome, Retry
@@ -51,9 +49,9 @@ class Gateway:
     def __init__(self, outcome: Outcome = OK) -> None:
         self.outcome = outcome
         self.calls = 0
-        self.limits: list[Limits] = []
+        self.limits: list[AttemptOptions] = []
 
-    async def forward(self, _request: Request, limits: Limits) -> Outcome:
+    async def forward(self, _request: Request, limits: AttemptOptions) -> Outcome:
         self.calls += 1
         self.limits.append(limits)
         return self.outcome
@@ -91,7 +89,7 @@ def test_what_an_outcome_says_of_the_gateway(outcome: Outcome, verdict: bool | N
 async def test_while_it_is_open_requests_come_back_uncounted_and_soon() -> None:
     gateway = Gateway(DOWN)
     forward = guarded(gateway).forward
-    outcomes = [await forward(request(), NO_LIMITS) for _ in range(500)]
+    outcomes = [await forward(request(), NO_OPTIONS) for _ in range(500)]
     assert gateway.calls <= CircuitOptions().least_failures
     last = outcomes[-1]
     assert isinstance(last, Retry)
@@ -104,9 +102,9 @@ async def test_one_gateways_trouble_is_not_anothers() -> None:
     guards = guards_of()
     guard = guarded(gateway, guards)
     for _ in range(50):
-        await guard.forward(request(queue="down"), NO_LIMITS)
+        await guard.forward(request(queue="down"), NO_OPTIONS)
     gateway.outcome = OK
-    assert await guard.forward(request(queue="well"), NO_LIMITS) == OK
+    assert await guard.forward(request(queue="well"), NO_OPTIONS) == OK
     assert guards.of("down").circuit.state is CircuitState.OPEN
 
 
@@ -114,27 +112,27 @@ async def test_switched_off_every_call_goes() -> None:
     gateway = Gateway(DOWN)
     forward = guarded(gateway, guards_of(is_breaking=False, retry_share=0)).forward
     for _ in range(500):
-        await forward(request(attempt=3), NO_LIMITS)
+        await forward(request(attempt=3), NO_OPTIONS)
     assert gateway.calls == 500
 
 
 async def test_without_budget_a_retry_waits_and_a_first_attempt_goes() -> None:
     gateway = Gateway(BUSY)
     guard = guarded(gateway)
-    outcomes = [await guard.forward(request(attempt=1), NO_LIMITS) for _ in range(200)]
+    outcomes = [await guard.forward(request(attempt=1), NO_OPTIONS) for _ in range(200)]
     reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Retry)]
     assert reasons.count("rejected") <= 101
     assert reasons[-1] == RETRY_BUDGET
-    assert await guard.forward(request(), NO_LIMITS) == BUSY
+    assert await guard.forward(request(), NO_OPTIONS) == BUSY
 
 
 async def test_a_delivery_that_can_be_held_waits_and_goes_when_the_gateway_is_back() -> None:
     gateway = Gateway(DOWN)
     guard = guarded(gateway)
     for _ in range(20):
-        await guard.forward(request(), NO_LIMITS)
+        await guard.forward(request(), NO_OPTIONS)
     gateway.outcome = OK
-    outcome = await guard.forward(request(), Limits(60.0, 10.0))
+    outcome = await guard.forward(request(), AttemptOptions(60.0, 10.0))
     assert outcome == OK
     assert 0 < (gateway.limits[-1].seconds or 0) < 60.0, "what it waited is not there for the attempt"
 
@@ -143,44 +141,45 @@ async def test_a_retry_that_could_only_come_too_late_is_final() -> None:
     gateway = Gateway(DOWN)
     guard = guarded(gateway)
     for _ in range(20):
-        await guard.forward(request(), NO_LIMITS)
-    outcome = await guard.forward(request(seconds=1.0), Limits(0.1, 10.0))
+        await guard.forward(request(), NO_OPTIONS)
+    outcome = await guard.forward(request(seconds=1.0), AttemptOptions(0.1, 10.0))
     assert isinstance(outcome, Answered)
     assert outcome.result.error_code == ErrorCode.DEADLINE_EXCEEDED
 
 
 async def test_what_is_given_up_leaves_its_place() -> None:
-    async def for_ever(_request: Request, _body: bytes) -> Outcome:
+    async def for_ever(_request: Request, _options: AttemptOptions) -> Outcome:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
-    guard = Guard("g", GuardOptions(), get_logger("test"))
-    works = [asyncio.ensure_future(guarded_dispatch(for_ever, guard)(request(), b"")) for _ in range(500)]
+    guards = guards_of()
+    forward = GuardedForward(for_ever, lambda queue: queue, guards).forward
+    works = [asyncio.create_task(one) for one in (forward(request(), NO_OPTIONS) for _ in range(500))]
     await asyncio.sleep(0)
     for work in works:
         work.cancel()
     await asyncio.gather(*works, return_exceptions=True)
-    assert guard.circuit.state is CircuitState.CLOSED
+    assert guards.open_circuits() == 0
 
 
 async def test_what_takes_over_continues_with_the_guards_of_before() -> None:
     before, after, guards = Gateway(DOWN), Gateway(), guards_of()
     first = guarded(before, guards)
     while guards.open_circuits() == 0:
-        await first.forward(request(), NO_LIMITS)
+        await first.forward(request(), NO_OPTIONS)
 
     second = guarded(after, guards)
 
-    assert isinstance(await second.forward(request(), NO_LIMITS), Retry)
+    assert isinstance(await second.forward(request(), NO_OPTIONS), Retry)
     assert after.calls == 0, "no probe is due yet"
-    assert isinstance(await second.forward(request(queue="another"), NO_LIMITS), Answered)
+    assert isinstance(await second.forward(request(queue="another"), NO_OPTIONS), Answered)
 
 
 async def test_a_request_that_always_fails_does_not_open_the_circuit_by_itself() -> None:
     gateway, guards = Gateway(DOWN), guards_of(retry_share=0)
     forward = guarded(gateway, guards).forward
     for attempt in range(500):
-        await forward(request(attempt, request_id="bad"), NO_LIMITS)
+        await forward(request(attempt, request_id="bad"), NO_OPTIONS)
     assert gateway.calls == 500
     assert guards.open_circuits() == 0
 
@@ -189,19 +188,19 @@ async def test_pushes_that_fail_do_not_keep_one_that_succeeds_from_being_a_probe
     """A hundred that always fail wait before it, but the newest one has every other turn."""
 
     class Choosy(Gateway):
-        async def forward(self, request: Request, _limits: Limits) -> Outcome:
+        async def forward(self, request: Request, _limits: AttemptOptions) -> Outcome:
             self.calls += 1
             return OK if request.id == "good" else DOWN
 
     gateway = Choosy()
     forward = guarded(gateway).forward
     for _ in range(10):
-        await forward(request(), NO_LIMITS)
+        await forward(request(), NO_OPTIONS)
     before = gateway.calls
-    bad = [asyncio.ensure_future(forward(request(), Limits(600.0, 10.0))) for _ in range(100)]
+    bad = [asyncio.ensure_future(forward(request(), AttemptOptions(600.0, 10.0))) for _ in range(100)]
     await asyncio.sleep(0)
 
-    outcome = await forward(request(request_id="good"), Limits(600.0, 10.0))
+    outcome = await forward(request(request_id="good"), AttemptOptions(600.0, 10.0))
 
     assert outcome == OK
     assert gateway.calls - before <= 10

@@ -10,9 +10,9 @@ import pytest
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, error_result
-from handlers.forward.forward import NO_LIMITS, Limits
+from handlers.forward.forward import NO_OPTIONS, AttemptOptions
 from handlers.forward.gateway import Gateway, GatewayOptions
-from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_dispatch, traced_forward
+from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_forward
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.logs import current_trace
 from handlers.telemetry.tracing import HANDLE_REQUEST, PROCESS_REQUEST, RE_ENQUEUE, Tracing, TracingOptions
@@ -44,11 +44,11 @@ async def server() -> AsyncIterator[RawHttp]:
 
 
 async def traced(tracing: Tracing, outcome: Outcome, request: Request = REQUEST) -> Outcome:
-    async def forward(_request: Request, _limits: Limits) -> Outcome:
+    async def forward(_request: Request, _limits: AttemptOptions) -> Outcome:
         return outcome
 
     return await traced_forward(forward, AttemptSpans(tracing, PROCESS_REQUEST, {"q": "queue-1"}))(
-        request, NO_LIMITS
+        request, NO_OPTIONS
     )
 
 
@@ -116,10 +116,10 @@ async def test_a_retry_says_which_span_it_comes_from_and_the_next_attempt_links_
 
 
 async def test_only_who_queues_again_says_so(tracing: Tracing, receiver: OtlpReceiver) -> None:
-    async def dispatch(_request: Request, _body: bytes) -> Outcome:
+    async def forward(_request: Request, _options: AttemptOptions) -> Outcome:
         return Retry(1.0, "rejected")
 
-    await traced_dispatch(dispatch, AttemptSpans(tracing, HANDLE_REQUEST))(REQUEST, b"")
+    await traced_forward(forward, AttemptSpans(tracing, HANDLE_REQUEST))(REQUEST, NO_OPTIONS)
     await tracing.aclose()
     assert [span.name for span in receiver.spans] == [HANDLE_REQUEST]
 

@@ -1,0 +1,108 @@
+"""The stack around an attempt: one order for every caller, and each layer in it once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from handlers.contract.request import Request
+from handlers.contract.result import answered_result
+from handlers.forward.forward import NO_OPTIONS, AttemptOptions, Forward
+from handlers.forward.gateway import Gateway, GatewayOptions, GatewayResponse
+from handlers.forward.middleware.guarded import GuardOptions, Guards
+from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.gates.gate import CLOSED_RETRY_SECONDS, Feedback, Gate, Refuse, Verdict
+from handlers.poller.priority import LaneOptions
+from handlers.settings.settings import load_settings
+from handlers.telemetry.logs import get_logger
+from handlers.telemetry.metrics import Metrics
+from handlers.wiring.forward_stack import STACK_ORDER, PollerStack, QueueLayers, Stack
+
+REQUEST = Request(id="a", deadline=4_000_000_000, payload=b"{}", queue="q")
+ANSWERED = Answered(answered_result("a", "", 200, b"{}"), Feedback(200))
+
+
+def noting(seen: list[str], name: str) -> Callable[[Forward], Forward]:
+    def layer(forward: Forward) -> Forward:
+        async def noted(request: Request, options: AttemptOptions) -> Outcome:
+            seen.append(name)
+            return await forward(request, options)
+
+        return noted
+
+    return layer
+
+
+async def answer(_request: Request, _options: AttemptOptions) -> Outcome:
+    return ANSWERED
+
+
+async def test_layers_are_passed_in_the_order_of_their_declaration() -> None:
+    seen: list[str] = []
+    stack = Stack(**{name: noting(seen, name) for name in reversed(STACK_ORDER)})
+    assert await stack.around(answer)(REQUEST, NO_OPTIONS) == ANSWERED
+    assert seen == list(STACK_ORDER)
+
+
+def test_a_stack_without_layers_is_what_it_is_around() -> None:
+    assert Stack().around(answer) is answer
+
+
+class ClosedGate(Gate):
+    async def admit(self, request: Request) -> Verdict:  # the signature of a gate
+        return Refuse(CLOSED_RETRY_SECONDS, "closed")
+
+
+class Unavailable(Gateway):
+    async def send(self, *_call: object) -> GatewayResponse:
+        return GatewayResponse(503, {}, b"")
+
+
+@pytest.fixture
+def poller_forward() -> tuple[Callable[..., Forward], Metrics]:
+    """Builds a queue's stack of a poller whose gateway is unavailable."""
+    settings = load_settings({"IGW_BASE_URL": "http://127.0.0.1:1", "REDIS_URL": "redis://127.0.0.1:1"})
+    guards, metrics = Guards(GuardOptions(retry_share=0), get_logger("test")), Metrics()
+    stack = PollerStack(settings, Unavailable(GatewayOptions()), None, guards, lambda: 1_000.0)
+
+    def build(*gates: Gate) -> Forward:
+        return stack.of_queue(QueueLayers(gates, LaneOptions(), metrics.of_queue("q", "q", "default")))
+
+    return build, metrics
+
+
+def dispatched(metrics: Metrics) -> float:
+    for line in metrics.render().decode().splitlines():
+        if line.startswith("llm_d_async_async_dispatched_requests_total{"):
+            return float(line.rpartition(" ")[2])
+    raise AssertionError("no such series")
+
+
+async def test_only_calls_to_the_gateway_count_as_dispatched(
+    poller_forward: tuple[Callable[..., Forward], Metrics],
+) -> None:
+    build, metrics = poller_forward
+    refused = await build(ClosedGate())(REQUEST, NO_OPTIONS)
+    assert isinstance(refused, Retry)
+    assert (refused.reason, dispatched(metrics)) == ("gate_closed", 0)
+
+    reasons = []
+    for number in range(30):
+        request = Request(id=str(number), deadline=4_000_000_000, payload=b"{}", queue="q")
+        outcome = await build()(request, NO_OPTIONS)
+        assert isinstance(outcome, Retry)
+        reasons.append(outcome.reason)
+    assert "circuit_open" in reasons
+    assert dispatched(metrics) == reasons.count("unavailable")
+
+
+@pytest.mark.parametrize(("gates", "expected"), [((), ["sending"]), ((ClosedGate(),), [])])
+async def test_the_caller_is_told_of_sending_once_the_gates_admit(
+    poller_forward: tuple[Callable[..., Forward], Metrics], gates: tuple[Gate, ...], expected: list[str]
+) -> None:
+    build, _ = poller_forward
+    told: list[str] = []
+    await build(*gates)(REQUEST, AttemptOptions(on_sending=partial(told.append, "sending")))
+    assert told == expected
