@@ -100,32 +100,50 @@ def handler_alone(count: int, serve: GatewayMaker = simulated) -> Figures:
 
 
 def handler_memory(in_flight: int) -> Figures:
-    """What so many requests in flight take; the door is fresh."""
+    """Memory of a fresh dispatch door with so many requests in flight."""
     with (
         gateway("--time-to-first-token", "4") as up,
         handler("dispatch", {"IGW_BASE_URL": up.url}) as door,
     ):
+        return {"RSS in flight MB": most_memory(door, event_of, in_flight)}
 
-        async def run() -> float:
-            sending = asyncio.create_task(send_all(door.url, event_of, in_flight, in_flight))
-            most = 0.0
-            while not sending.done():
-                most = max(most, door.rss_mb())
-                await asyncio.wait([sending], timeout=0.05)
-            await sending
-            return most
 
-        return {"RSS in flight MB": asyncio.run(run())}
+def push_memory(in_flight: int) -> Figures:
+    """Memory of a fresh push door with so many requests in flight."""
+    with (
+        running_sink() as host,
+        gateway("--time-to-first-token", "4") as up,
+        handler(
+            "pubsub_push", {"IGW_BASE_URL": up.url, "PUBSUB_EMULATOR_HOST": host, **PUSH_VARIABLES}
+        ) as door,
+    ):
+        return {"RSS in flight MB": most_memory(door, push_of, in_flight)}
+
+
+def most_memory(door: Started, make: Callable[[int], bytes], in_flight: int) -> float:
+    """The most memory in MB while so many requests are in flight together."""
+
+    async def run() -> float:
+        sending = asyncio.create_task(send_all(door.url, make, in_flight, in_flight))
+        most = 0.0
+        while not sending.done():
+            most = max(most, door.rss_mb())
+            await asyncio.wait([sending], timeout=0.05)
+        await sending
+        return most
+
+    return asyncio.run(run())
+
+
+PUSH_VARIABLES = {"PROJECT_ID": "bench-project", "RESULT_TOPIC_ID": "results", "PUSH_AUTH": "none"}
 
 
 def push_door(count: int, serve: GatewayMaker = simulated) -> Figures:
     """Wrapped pushes into the Pub/Sub door, results to a sink."""
-
-    variables = {"PROJECT_ID": "bench-project", "RESULT_TOPIC_ID": "results", "PUSH_AUTH": "none"}
     with (
         running_sink() as host,
         serve() as url,
-        handler("pubsub_push", {"IGW_BASE_URL": url, "PUBSUB_EMULATOR_HOST": host, **variables}) as door,
+        handler("pubsub_push", {"IGW_BASE_URL": url, "PUBSUB_EMULATOR_HOST": host, **PUSH_VARIABLES}) as door,
     ):
         figures = loaded(door, push_of, count, 204)
         return {**figures, "start s": door.ready_seconds}
