@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic
+
+import msgspec
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
@@ -24,8 +25,7 @@ NOT_RECORDED: Final = "not_recorded"
 _OK: Final = range(200, 300)
 
 
-@dataclass(frozen=True, slots=True)
-class Counted(Generic[ContextT]):
+class Counted(msgspec.Struct, Generic[ContextT], frozen=True):
     """A delivery's context, its request if it could be read, and when it came (`time.perf_counter`)."""
 
     context: ContextT

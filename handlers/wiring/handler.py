@@ -6,9 +6,8 @@ Heavy parts are imported where they are built, so that a dispatch door does not 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,18 +104,17 @@ class Handler:
         entry = self._holding.entry
         if entry is None:
             raise RuntimeError("a door without a way to the gateway")
-        with self._occupied():
-            return await entry(request, options)
-
-    @contextlib.contextmanager
-    def _occupied(self) -> Iterator[None]:
         self._in_flight += 1
         try:
-            yield
+            return await entry(request, options)
         finally:
-            self._in_flight -= 1
-            if self._in_flight == 0:
-                self._idle.set()
+            self._left()
+
+    def _left(self) -> None:
+        """Count one request less."""
+        self._in_flight -= 1
+        if self._in_flight == 0:
+            self._idle.set()
 
     def show_refusals(self, is_refused: Callable[[], bool]) -> None:
         """Say on the pages while a changed configuration is refused."""
@@ -153,8 +151,11 @@ class Handler:
         """The response to one HTTP request; the first one starts what `start` was not called for."""
         if not self._is_started:
             await self._started()
-        with self._occupied():
+        self._in_flight += 1
+        try:
             return await self._endpoint.respond(request)
+        finally:
+            self._left()
 
     async def retire(self) -> None:
         """Close once the last request is answered, however long it takes; the next handler has the new ones."""

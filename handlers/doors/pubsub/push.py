@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -63,8 +64,7 @@ class Subscription:
     is_topic_fixed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PushContext:
+class PushContext(msgspec.Struct, frozen=True):
     """What settling needs again: the push, its request, its subscription, the result's topic, when it arrived."""
 
     push: Push
@@ -177,7 +177,7 @@ class PubSubPushDoor:
             return turn
         if turn is not None and turn.previous_traceparent:
             request = msgspec.structs.replace(request, previous_traceparent=turn.previous_traceparent)
-        return request, replace(context, turn=turn)
+        return request, msgspec.structs.replace(context, turn=turn)
 
     async def _request(self, push: Push, subscription: Subscription) -> Request:
         request = await decode_body_aside(
@@ -198,7 +198,7 @@ class PubSubPushDoor:
     def _routed(self, context: PushContext, request: Request) -> PushContext:
         """Where the request's result goes, and under which route."""
         topic = self._own_topic(context, request.result_queue_name, request.id)
-        return replace(
+        return msgspec.structs.replace(
             context, topic=topic, route=request.metadata.get(_ROUTE_ATTRIBUTE, ""), request=request
         )
 
@@ -210,7 +210,7 @@ class PubSubPushDoor:
             topic = self._own_topic(context, found.get(_TOPIC_FIELD, ""), "")
         except InvalidRequest:
             topic = context.topic
-        return replace(context, topic=topic, route=route)
+        return msgspec.structs.replace(context, topic=topic, route=route)
 
     def _own_topic(self, context: PushContext, topic: str, request_id: str) -> str:
         """The subscription's own topic wins, then the one that the request names, then the default.
@@ -265,7 +265,7 @@ class PubSubPushDoor:
             own = context.subscription.result_topic
             if not error.is_retryable and context.topic != own:
                 # The request named a topic that is not there, or not for us: its result must not be lost for that.
-                return await self._publish(replace(context, topic=own), result)
+                return await self._publish(msgspec.structs.replace(context, topic=own), result)
             self._log.error("result not published", id=result.id, topic=context.topic, error=str(error))
             if context.turn is not None:
                 await context.turn.abandon()
@@ -299,6 +299,11 @@ class PubSubPushDoor:
 def _date(delivery: Delivery) -> float | None:
     """Unix seconds of the HTTP `Date`; None where there is none that can be read."""
     text = next((value for name, value in delivery.headers if name == b"date"), b"")
+    return _unix_seconds(text) if text else None
+
+
+@lru_cache(maxsize=16)  # all pushes of a second carry the same date
+def _unix_seconds(text: bytes) -> float | None:
     try:
         return parsedate_to_datetime(text.decode("latin-1")).timestamp()
     except ValueError:
