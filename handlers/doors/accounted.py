@@ -10,15 +10,14 @@ import msgspec
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
-from handlers.doors.door import ContextT, Door
-from handlers.doors.http_message import Answer, Delivery
+from handlers.doors.door import Answer, ContextT, Delivery, Door
 from handlers.forward.forward import AttemptOptions
 from handlers.forward.middleware.account import account
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.logs import Logger
 
 if TYPE_CHECKING:
-    from handlers.forward.middleware.counted import QueueOf
+    from handlers.forward.middleware.account import QueueOf
     from handlers.telemetry.metrics import DoorMetrics
 
 NOT_RECORDED: Final = "not_recorded"

@@ -1,13 +1,74 @@
-"""A door, and the only place where the way of a request is walked: decode, forward, settle."""
+"""What a door gets and gives, without a web framework: headers and bytes."""
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol, TypeVar
+
+import msgspec
 
 from handlers.contract.request import Request
-from handlers.doors.http_message import Answer, Delivery
 from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.outcome import Answered, Outcome
+
+CONNECTION: Final = "async_processor.connection"
+"""Under this name a request's scope holds its `Connection`."""
+
+
+class Connection:
+    """A client's connection; `on_lost` is called once when it ends, on the event loop.
+
+    `has_whole_request`: every request read from it so far has arrived to its last byte.
+    """
+
+    __slots__ = ("_is_lost", "has_whole_request", "on_lost")
+
+    def __init__(self) -> None:
+        self._is_lost = False
+        self.has_whole_request = False
+        self.on_lost: Callable[[], object] | None = None
+
+    def is_lost(self) -> bool:
+        """Whether the client is gone."""
+        return self._is_lost
+
+    def lose(self) -> None:
+        """The client is gone."""
+        self._is_lost = True
+        if self.on_lost is not None:
+            self.on_lost()
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """One HTTP delivery: header names in lower case, as ASGI gives them, and the body as received."""
+
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+
+    def header(self, name: bytes) -> str:
+        """The first header of that name, or an empty string."""
+        return next((value.decode("latin-1") for key, value in self.headers if key == name), "")
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What goes back: 204 and 200 settle a delivery, 429 and 503 have it brought again."""
+
+    status_code: int
+    body: bytes = b""
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+
+def plain(status_code: int, text: str, headers: Mapping[str, str] | None = None) -> Answer:
+    """A short text for a person; one line."""
+    return Answer(
+        status_code, (text + "\n").encode(), {"content-type": "text/plain; charset=utf-8", **(headers or {})}
+    )
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """`Retry-After` in whole seconds, rounded up, at least 1."""
+    return {"retry-after": str(max(1, -int(-seconds // 1)))}
+
 
 ContextT = TypeVar("ContextT")
 

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
-from handlers.doors.http_message import CONNECTION, Answer, Connection, Delivery, plain
+from handlers.doors.door import CONNECTION, Answer, Connection, Delivery, plain
 
 DELIVERY_PATHS: Final = frozenset({"/", "/dispatch", "/pubsub_push", "/push"})
 """Where deliveries are taken; a subscription or a source may name any of them."""

@@ -17,7 +17,6 @@ from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, error_result
 from handlers.forward.classify import FAILURES, OWN_FAULTS, failure_reason, is_final, status_reason
-from handlers.forward.endpoint import gateway_url
 from handlers.forward.gateway import (
     BAND_HEADROOM_HEADER,
     DROPPED_REASON_HEADER,
@@ -26,8 +25,8 @@ from handlers.forward.gateway import (
 )
 from handlers.forward.headers import gateway_headers
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
-from handlers.forward.route import Routes
-from handlers.forward.transforms.transform import Transform, transformed
+from handlers.forward.route import Routes, gateway_url
+from handlers.forward.transforms.registry import Transform, transformed
 from handlers.gates.gate import Feedback
 from handlers.transport.failures import UnusableResponse
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from handlers.contract.errors import InvalidSetting
-from handlers.forward.endpoint import is_safe_path
+from handlers.forward.route import is_safe_path
 
 METADATA_FIELD: Final = "webhook_url"
 """The field of a request's metadata that names its receiver."""

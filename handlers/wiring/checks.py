@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from handlers.forward.classify import FAILURES, failure_reason
-from handlers.forward.endpoint import joined
 from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.route import joined
 from handlers.gates.gate import GateState
 from handlers.redis_store.admin.rights import RightsOptions, refused_commands, wrong_types
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time

@@ -170,7 +170,7 @@ class PollerStack:
 
     def of_queue(self, layers: QueueLayers) -> Forward:
         """One attempt at a request of this queue."""
-        from handlers.forward.middleware.counted import counted_calls
+        from handlers.forward.middleware.account import counted_calls
         from handlers.forward.middleware.gated import admitted
         from handlers.poller.priority import laned
 
@@ -203,7 +203,7 @@ def _poller_send(settings: Settings, client: Sender, clock: Clock) -> Forward:
 def _attempts(parts: Parts) -> Layer | None:
     if parts.metrics is None:
         return None
-    from handlers.forward.middleware.counted import counted_attempts
+    from handlers.forward.middleware.account import counted_attempts
 
     return partial(counted_attempts, queue_of=parts.metrics.queue_of, door=parts.metrics.door)
 
@@ -211,7 +211,7 @@ def _attempts(parts: Parts) -> Layer | None:
 def _calls(parts: Parts) -> Layer | None:
     if parts.metrics is None:
         return None
-    from handlers.forward.middleware.counted import counted_calls
+    from handlers.forward.middleware.account import counted_calls
 
     return partial(counted_calls, queue_of=parts.metrics.queue_of)
 

@@ -22,9 +22,8 @@ from handlers.contract.events import Event
 from handlers.contract.request import Request
 from handlers.doors.accounted import AccountedDoor
 from handlers.doors.cloudevents.dispatch import DispatchDoor
-from handlers.doors.door import ContextT, Door, handle
+from handlers.doors.door import Answer, ContextT, Delivery, Door, handle, plain
 from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, GuardedPage, HttpEndpoint, Refusal
-from handlers.doors.http_message import Answer, Delivery, plain
 from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.gateway import Gateway
 from handlers.forward.middleware.guarded import Guards

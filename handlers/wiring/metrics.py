@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
-from handlers.doors.http_message import Answer
+from handlers.doors.door import Answer
 from handlers.settings.settings import Settings
 
 if TYPE_CHECKING:

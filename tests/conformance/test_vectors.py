@@ -15,9 +15,8 @@ from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, decode_result, encode_result, error_result
 from handlers.forward.classify import is_final
-from handlers.forward.endpoint import gateway_url
 from handlers.forward.headers import gateway_headers
-from handlers.forward.route import Route
+from handlers.forward.route import Route, gateway_url
 from handlers.gates.labels import band_of, labelled
 from handlers.redis_store import keys as submission_keys
 from handlers.redis_store.keys import queue_keys

@@ -16,7 +16,7 @@ from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import answered_result, decode_result
 from handlers.demo.servers import Valkey
-from handlers.doors.http_message import Delivery
+from handlers.doors.door import Delivery
 from handlers.doors.pubsub.push import PubSubPushDoor, Subscription
 from handlers.forward.outcome import Answered
 from handlers.poller.settlement import ResultRoute, refuse, settle

@@ -26,7 +26,7 @@ from handlers.contract.retry_answer import decode_retry_answer
 from handlers.doors.auth.google_keys import decode_keys
 from handlers.doors.cloudevents.foreign_event import EventFields, as_request
 from handlers.doors.cloudevents.sdk import read_event
-from handlers.doors.http_message import Delivery
+from handlers.doors.door import Delivery
 from handlers.doors.pubsub.push_body import decode_push
 from handlers.gates.metric.endpoint_scrape import samples_of
 from handlers.poller.maintenance import oldest_age_seconds

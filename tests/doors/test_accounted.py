@@ -9,10 +9,9 @@ import pytest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, error_result
 from handlers.doors.accounted import AccountedDoor
-from handlers.doors.door import handle
-from handlers.doors.http_message import Answer, Delivery
+from handlers.doors.door import Answer, Delivery, handle
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions
-from handlers.forward.middleware.counted import QueueOf, counted_attempts, counted_calls
+from handlers.forward.middleware.account import QueueOf, counted_attempts, counted_calls
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import DoorMetrics, Metrics, QueueMetrics

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from handlers.contract.request import Request
 from handlers.contract.result import answered_result
-from handlers.doors.door import handle
-from handlers.doors.http_message import Answer, Delivery, retry_after
+from handlers.doors.door import Answer, Delivery, handle, retry_after
 from handlers.forward.forward import AttemptOptions
 from handlers.forward.outcome import Answered, Outcome, Retry
 

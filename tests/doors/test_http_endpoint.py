@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from handlers.doors.auth.bearer import Refusal as Refused
+from handlers.doors.door import Answer, Delivery, plain
 from handlers.doors.http_endpoint import DELIVERY_PATHS, EndpointOptions, HttpEndpoint, Refusal
-from handlers.doors.http_message import Answer, Delivery, plain
 
 LIMIT = 100
 

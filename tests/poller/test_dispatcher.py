@@ -17,7 +17,7 @@ from handlers.contract.events import REQUEST_TYPE, Event, decode_event
 from handlers.contract.request import MAX_ID_LENGTH, Request, decode_body
 from handlers.contract.result import ErrorCode, Result, answered_result, encode_result
 from handlers.doors.cloudevents.dispatch import DispatchDoor
-from handlers.doors.http_message import Delivery
+from handlers.doors.door import Delivery
 from handlers.forward.forward import AttemptOptions
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry

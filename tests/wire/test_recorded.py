@@ -14,7 +14,7 @@ import pytest
 from handlers.contract.envelope import decode_member, encode_retry, score_of
 from handlers.contract.request import Request, decode_body
 from handlers.doors.cloudevents.dispatch import DispatchDoor
-from handlers.doors.http_message import Delivery
+from handlers.doors.door import Delivery
 from handlers.doors.pubsub.push_body import PushForm, decode_push
 
 RECORDED = Path(__file__).parent / "recorded"

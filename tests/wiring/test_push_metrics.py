@@ -11,7 +11,7 @@ import pytest
 
 from handlers.contract.request import Request
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions
-from handlers.forward.middleware.counted import counted_attempts, counted_calls
+from handlers.forward.middleware.account import counted_attempts, counted_calls
 from handlers.forward.outcome import Outcome, Retry
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.metrics import DoorMetrics, Metrics

@@ -32,7 +32,7 @@ from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, RetryAnswer, e
 from handlers.doors.cloudevents.event_sink import EventSink, SinkRefused, SinkUnavailable
 from handlers.doors.cloudevents.foreign_event import EventFields, as_request
 from handlers.doors.cloudevents.sdk import read_event, write_event
-from handlers.doors.http_message import Answer, Delivery, plain, retry_after
+from handlers.doors.door import Answer, Delivery, plain, retry_after
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions, invalid
 from handlers.forward.middleware.gated import GATE_CLOSED, QUOTA_EXHAUSTED
 from handlers.forward.outcome import Answered, Outcome, Retry

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from handlers.contract.events import to_header
-from handlers.doors.http_message import Answer
+from handlers.doors.door import Answer
 from handlers.forward.classify import FAILURES, OWN_FAULTS
 from handlers.forward.forward import Sender
 from handlers.telemetry.logs import Logger

@@ -17,7 +17,7 @@ import msgspec
 
 from handlers.contract.events import Event
 from handlers.contract.json_limits import MALFORMED
-from handlers.doors.http_message import Delivery
+from handlers.doors.door import Delivery
 
 HEADER_PREFIX: Final = "header:"
 

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.request import Request
-from handlers.doors.http_message import Answer, plain, retry_after
+from handlers.doors.door import Answer, plain, retry_after
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.faults import explained
 from handlers.redis_store.idempotency.deliveries import (

@@ -19,7 +19,7 @@ from handlers.contract.errors import InvalidEvent
 from handlers.contract.events import is_event
 from handlers.contract.json_limits import MALFORMED
 from handlers.doors.cloudevents.sdk import read_event
-from handlers.doors.http_message import Delivery
+from handlers.doors.door import Delivery
 
 _PREFIX = b"x-goog-pubsub-"
 _ATTRIBUTE_LIMIT = 100

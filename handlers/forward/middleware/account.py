@@ -10,7 +10,13 @@ from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.logs import Logger
 
 if TYPE_CHECKING:
-    from handlers.telemetry.metrics import QueueMetrics  # loads Prometheus, which a handler may do without
+    from handlers.telemetry.metrics import QueueMetrics
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+from handlers.forward.forward import AttemptOptions, Forward
+from handlers.telemetry.metrics import DoorMetrics, QueueMetrics
 
 
 def account(
@@ -85,3 +91,44 @@ def _word(result: Result) -> str:
     if _is_success(result):
         return "success"
     return "expired" if result.error_code == ErrorCode.DEADLINE_EXCEEDED else "failed"
+
+
+QueueOf: TypeAlias = Callable[[str], QueueMetrics | None]
+"""The series of a queue or subscription by its name; None for what somebody else counts."""
+
+
+def counted_calls(forward: Forward, queue_of: QueueOf) -> Forward:
+    """Forwarding, counted as calls to the gateway; put it inside of whatever holds requests back."""
+
+    async def counted(request: Request, options: AttemptOptions) -> Outcome:
+        queue = queue_of(request.queue)
+        if queue is None:
+            return await forward(request, options)
+        began_at = queue.sending()
+        try:
+            return await forward(request, options)
+        finally:
+            queue.sent(began_at)
+
+    return counted
+
+
+def counted_attempts(
+    forward: Forward, queue_of: QueueOf, door: DoorMetrics, clock: Callable[[], float] = time.time
+) -> Forward:
+    """Forwarding, counted as attempts, held ones included; `clock` gives Unix seconds."""
+
+    async def counted(request: Request, options: AttemptOptions) -> Outcome:
+        queue = queue_of(request.queue)
+        door.started()
+        if queue is not None:
+            waited = None if request.created is None else max(0.0, clock() - request.created)
+            queue.started(request.attempt, waited)
+        try:
+            return await forward(request, options)
+        finally:
+            door.ended()
+            if queue is not None:
+                queue.ended()
+
+    return counted

@@ -20,7 +20,6 @@ import msgspec
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward, expired
 from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState, Pass
-from handlers.forward.middleware.retry_budget import RetryBudget
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.logs import Logger
 
@@ -228,3 +227,32 @@ def later(request: Request, options: AttemptOptions, reason: str, now: float, dr
     if delay < options.earliest_retry_seconds or delay <= 0:
         return expired(request, None)
     return Retry(delay, reason, counts_attempt=False)
+
+
+_MOST: Final = 100.0
+"""Retries that can be saved up; enough for a burst of failures after a calm time."""
+_PER_SECOND: Final = 1.0
+
+
+class RetryBudget:
+    """A bucket of retries; `share` of each answer is earned. `clock` gives seconds that no clock change moves."""
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._share = share
+        self._clock = clock
+        self._left = _MOST
+        self._at = clock()
+
+    def earn(self) -> None:
+        """A request was answered for good."""
+        self._left = min(_MOST, self._left + self._share)
+
+    def spend(self) -> bool:
+        """Whether a retry may go now; if so, it is paid."""
+        now = self._clock()
+        self._left = min(_MOST, self._left + (now - self._at) * _PER_SECOND)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

@@ -15,8 +15,8 @@ from handlers.contract.errors import InvalidSetting
 from handlers.doors.auth.bearer import Refusal
 from handlers.doors.auth.google_keys import SigningKeys, SigningKeysOptions
 from handlers.doors.auth.oidc import PushIdentity, PushIdentityOptions
+from handlers.doors.door import Answer, Delivery
 from handlers.doors.http_endpoint import EndpointOptions, HttpEndpoint
-from handlers.doors.http_message import Answer, Delivery
 from tests.doors.auth.token_issuer import (
     ACCOUNT,
     AUDIENCE,

@@ -17,8 +17,7 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, decode_result
 from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions
-from handlers.doors.door import handle
-from handlers.doors.http_message import Answer, Delivery
+from handlers.doors.door import Answer, Delivery, handle
 from handlers.forward.forward import AttemptOptions
 from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry

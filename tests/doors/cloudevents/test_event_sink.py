@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions, SinkRefused, SinkUnavailable
-from handlers.doors.http_message import Answer as Event
+from handlers.doors.door import Answer as Event
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.telemetry.logs import get_logger
 from tests.servers.raw_http import End, RawHttp, answer, running_raw_http

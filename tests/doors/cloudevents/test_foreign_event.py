@@ -13,7 +13,7 @@ from handlers.contract.errors import InvalidRequest
 from handlers.contract.events import Event
 from handlers.contract.request import decode_body
 from handlers.doors.cloudevents.foreign_event import EventFields, as_request
-from handlers.doors.http_message import Delivery
+from handlers.doors.door import Delivery
 from tests.contract.json_texts import JSON, broken, text
 
 NOW = 1_700_000_000.0

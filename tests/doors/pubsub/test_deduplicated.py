@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.contract.request import Request
-from handlers.doors.http_message import Answer
+from handlers.doors.door import Answer
 from handlers.doors.pubsub.deduplicated import Once, Turn
 from handlers.redis_store.idempotency.deliveries import DedupOptions, DeliveryRecords, delivery_key
 from handlers.telemetry.dependencies import Dependency

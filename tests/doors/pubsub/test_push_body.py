@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidEvent
-from handlers.doors.http_message import Delivery
+from handlers.doors.door import Delivery
 from handlers.doors.pubsub.push_body import Push, PushForm, decode_push
 from tests.contract.json_texts import JSON, STRINGS, broken, text
 

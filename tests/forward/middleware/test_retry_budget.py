@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from handlers.forward.middleware.retry_budget import RetryBudget
+from handlers.forward.middleware.guarded import RetryBudget
 
 
 class Time:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidRequest
-from handlers.forward.endpoint import gateway_url, is_safe_path
+from handlers.forward.route import gateway_url, is_safe_path
 
 BASE = "http://gateway:8080/prefix"
 ALLOWED = ("/v1/", "/score")
