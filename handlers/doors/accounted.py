@@ -1,4 +1,4 @@
-"""A door that accounts for what becomes of its deliveries; the door inside knows nothing of it."""
+"""Metrics and logs of deliveries, around any door."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ class Counted(msgspec.Struct, Generic[ContextT], frozen=True):
 
 
 class AccountedDoor(Generic[ContextT]):
-    """Counts and logs around `door`. `queue_name` is that of a delivery; without `metrics` it only logs.
+    """Records the deliveries of `door`; `queue_name` returns the queue or subscription of one.
 
-    `metrics` are the door's own series, and those of queues that nobody else counts.
+    `metrics` are the door's own series and those of queues that no poller counts; without them, deliveries are only
+    logged.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class AccountedDoor(Generic[ContextT]):
         self._clock = clock
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, Counted[ContextT]] | Answer:
-        """As the door inside."""
+        """Decode, and note the time and the request."""
         began_at = time.perf_counter()
         decoded = await self._door.decode(delivery)
         if isinstance(decoded, Answer):
@@ -62,11 +63,10 @@ class AccountedDoor(Generic[ContextT]):
         return request, Counted(context, request if isinstance(request, Request) else None, began_at)
 
     def limits(self, context: Counted[ContextT]) -> AttemptOptions:
-        """As the door inside."""
         return self._door.limits(context.context)
 
     async def settle(self, context: Counted[ContextT], outcome: Outcome) -> Answer:
-        """As the door inside; a result that could not be recorded is no result yet."""
+        """Settle, then record; a result that could not be recorded counts as a retry."""
         decided_at = time.perf_counter()
         answer = await self._door.settle(context.context, outcome)
         settled_at = time.perf_counter()
@@ -109,7 +109,7 @@ class AccountedDoor(Generic[ContextT]):
             queue.buried(1)
 
     def _account(self, context: Counted[ContextT], outcome: Outcome, seconds: float) -> None:
-        """Where somebody else counts the requests, that one logs them, too."""
+        """Record the outcome; the poller records the outcome of its own events."""
         queue_name = self._queue_name(context.context)
         queue = self._metrics[1](queue_name) if self._metrics else None
         if context.request is not None:

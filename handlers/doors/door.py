@@ -1,4 +1,4 @@
-"""What a door gets and gives, without a web framework: headers and bytes."""
+"""Doors: a delivery is decoded, forwarded and settled; its messages are headers and bytes, without a web framework."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.outcome import Answered, Outcome
 
 CONNECTION: Final = "async_processor.connection"
-"""Under this name a request's scope holds its `Connection`."""
+"""Key of the `Connection` in the scope of a request."""
 
 
 class Connection:
@@ -29,11 +29,11 @@ class Connection:
         self.on_lost: Callable[[], object] | None = None
 
     def is_lost(self) -> bool:
-        """Whether the client is gone."""
+        """Whether the client has disconnected."""
         return self._is_lost
 
     def lose(self) -> None:
-        """The client is gone."""
+        """Record that the client disconnected."""
         self._is_lost = True
         if self.on_lost is not None:
             self.on_lost()
@@ -51,7 +51,7 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What goes back: 204 and 200 settle a delivery, 429 and 503 have it brought again."""
+    """The HTTP answer to a delivery: 204 and 200 settle it, 429 and 503 request redelivery."""
 
     status_code: int
     body: bytes = b""
@@ -59,7 +59,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def plain(status_code: int, text: str, headers: Mapping[str, str] | None = None) -> Answer:
-    """A short text for a person; one line."""
+    """An answer with one line of text."""
     return Answer(
         status_code, (text + "\n").encode(), {"content-type": "text/plain; charset=utf-8", **(headers or {})}
     )
@@ -74,23 +74,23 @@ ContextT = TypeVar("ContextT")
 
 
 class Door(Protocol[ContextT]):
-    """One kind of delivery. `ContextT` is what the door needs again when it settles."""
+    """One kind of delivery. `ContextT` is what the door needs when it settles."""
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, ContextT] | Answer:
-        """The request; or its final outcome, where there is nothing to send; or the answer at once."""
+        """The request; its final outcome if there is nothing to send; or the immediate answer."""
         ...
 
     def limits(self, context: ContextT) -> AttemptOptions:
-        """What this delivery allows the attempt."""
+        """The options that this delivery sets for the attempt."""
         ...
 
     async def settle(self, context: ContextT, outcome: Outcome) -> Answer:
-        """Say the outcome back in the caller's own words."""
+        """The outcome in the protocol of the caller."""
         ...
 
 
 async def handle(door: Door[ContextT], delivery: Delivery, forward: Forward) -> Answer:
-    """Walk one delivery through. Never raises for bad input: that is a final result, or a plain 4xx."""
+    """The answer to one delivery. Never raises for bad input: that is a final result or a 4xx."""
     decoded = await door.decode(delivery)
     if isinstance(decoded, Answer):
         return decoded

@@ -1,6 +1,6 @@
-"""One door behind HTTP: paths, methods, who may call, how large and how slow a delivery may be.
+"""HTTP endpoint of one door: paths, methods, authentication, and limits on size and time of a delivery.
 
-Starlette stays in this file; behind it are headers and bytes. The caller is checked before the body is read.
+Starlette stays in this file; doors see headers and bytes. Callers are authenticated before the body is read.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from starlette.responses import Response
 from handlers.doors.door import CONNECTION, Answer, Connection, Delivery, plain
 
 DELIVERY_PATHS: Final = frozenset({"/", "/dispatch", "/pubsub_push", "/push"})
-"""Where deliveries are taken; a subscription or a source may name any of them."""
+"""Paths that accept deliveries; all are equivalent."""
 
 
 _GONE: Final = plain(499, "the client went away")
 
 
 class Refusal(Protocol):
-    """Why a caller may not come in."""
+    """Why a caller was refused."""
 
     @property
     def status(self) -> int:
-        """401, 403, or 503 where it cannot be told."""
+        """401, 403, or 503 if authentication is unavailable."""
         ...
 
     @property
     def reason(self) -> str:
-        """For the log; never holds the token."""
+        """For the log; never contains the token."""
         ...
 
 
-class Doorkeeper(Protocol):
-    """Who may call."""
+class Authenticator(Protocol):
+    """Checks the callers of a door or page."""
 
     async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
-        """None lets the caller in."""
+        """The refusal, or None if the caller is accepted."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class GuardedPage:
-    """A page that is not for everybody."""
+    """A page with an authenticator of its own."""
 
-    doorkeeper: Doorkeeper
+    authenticator: Authenticator
     show: Callable[[], Answer]
 
 
@@ -56,7 +56,7 @@ class GuardedPage:
 class EndpointOptions:
     """`max_body_bytes` bounds a delivery before it is decoded, `receive_timeout_seconds` its arrival.
 
-    `ends_with_client`: a client that goes away has cancelled its delivery (the poller does so).
+    `ends_with_client`: a client that disconnects cancels its delivery, as the poller does.
     """
 
     max_body_bytes: int
@@ -65,23 +65,23 @@ class EndpointOptions:
 
 
 class HttpEndpoint:
-    """Answers one process's HTTP requests. `pages` are small GET pages by path (health).
+    """Answers the HTTP requests of a process. `pages` are small GET pages by path (health).
 
-    `guarded_pages` are pages with a doorkeeper of their own (metrics).
+    `guarded_pages` are pages with an authenticator of their own (metrics).
     """
 
     def __init__(
         self,
-        walk: Callable[[Delivery], Awaitable[Answer]],
-        doorkeeper: Doorkeeper | None,
+        handle: Callable[[Delivery], Awaitable[Answer]],
+        authenticator: Authenticator | None,
         pages: dict[str, Callable[[], Answer]],
         on_refused: Callable[[Refusal], None],
         options: EndpointOptions,
         *,
         guarded_pages: Mapping[str, GuardedPage] | None = None,
     ) -> None:
-        self._walk = walk
-        self._doorkeeper = doorkeeper
+        self._handle = handle
+        self._doorkeeper = authenticator
         self._pages = pages
         self._on_refused = on_refused
         self._options = options
@@ -96,13 +96,13 @@ class HttpEndpoint:
         page = self._pages.get(path)
         if page is not None:
             is_read = method in ("GET", "HEAD")
-            return page() if is_read else plain(405, "only GET here", {"allow": "GET, HEAD"})
+            return page() if is_read else plain(405, "only GET is allowed", {"allow": "GET, HEAD"})
         if path in self._guarded_pages:
             return await self._guarded(self._guarded_pages[path], request)
         if path not in DELIVERY_PATHS:
-            return plain(404, "nothing here")
+            return plain(404, "not found")
         if method != "POST":
-            return plain(405, "only POST here", {"allow": "POST"})
+            return plain(405, "only POST is allowed", {"allow": "POST"})
         headers = request.scope["headers"]
         if self._doorkeeper is not None:
             refusal = await self._doorkeeper.check(headers)
@@ -114,36 +114,38 @@ class HttpEndpoint:
             return body
         connection = request.scope.get(CONNECTION) if self._options.ends_with_client else None
         delivery = Delivery(headers, body)
-        return await (self._walk(delivery) if connection is None else self._walk_for(connection, delivery))
+        return await (
+            self._handle(delivery) if connection is None else self._handle_for(connection, delivery)
+        )
 
-    async def _walk_for(self, connection: Connection, delivery: Delivery) -> Answer:
-        """Walk for as long as the client is there: its going away closes the connection to the gateway too."""
-        walking = asyncio.current_task()
-        if walking is None or connection.is_lost():
+    async def _handle_for(self, connection: Connection, delivery: Delivery) -> Answer:
+        """Handle until the client disconnects, which closes the connection to the gateway too."""
+        task = asyncio.current_task()
+        if task is None or connection.is_lost():
             return _GONE
-        connection.on_lost = walking.cancel
+        connection.on_lost = task.cancel
         try:
-            return await self._walk(delivery)
+            return await self._handle(delivery)
         except asyncio.CancelledError:
             if not connection.is_lost():
                 raise
-            walking.uncancel()
+            task.uncancel()
             return _GONE
         finally:
             connection.on_lost = None
 
     async def _guarded(self, page: GuardedPage, request: Request) -> Answer:
-        """A page for those who show its own token; a stranger learns no more than at the door."""
-        refusal = await page.doorkeeper.check(request.scope["headers"])
+        """The page if the caller shows its token; refusals look like those of the door."""
+        refusal = await page.authenticator.check(request.scope["headers"])
         if refusal is not None:
             self._on_refused(refusal)
             return _refused(refusal.status)
         if request.scope["method"] not in ("GET", "HEAD"):
-            return plain(405, "only GET here", {"allow": "GET, HEAD"})
+            return plain(405, "only GET is allowed", {"allow": "GET, HEAD"})
         return page.show()
 
     async def _body(self, request: Request) -> bytes | Answer:
-        """The whole body, or why it is not taken."""
+        """The whole body, or the answer that refuses it."""
         limit = self._options.max_body_bytes
         length = next((value for name, value in request.scope["headers"] if name == b"content-length"), b"")
         if length.isdigit() and int(length) > limit:
@@ -189,6 +191,6 @@ class _Reply(Response):
 
 
 def _refused(status: int) -> Answer:
-    """Constant and small: a stranger learns nothing from it."""
+    """A constant answer, which tells an unauthenticated caller nothing."""
     headers = {"www-authenticate": "Bearer"} if status == 401 else None
     return plain(status, {401: "unauthorized", 403: "forbidden"}.get(status, "try again later"), headers)

@@ -1,11 +1,11 @@
-"""What came back, judged: a status or an exception in, a word out. One table each.
+"""Classifies a status or an exception: final or retried, and the reason for logs and metrics.
 
-| what the gateway did | verdict |
+| response | outcome |
 |---|---|
-| 2xx, 3xx (never followed), 4xx but those below | final |
+| 2xx, 3xx (never followed), all other 4xx | final |
 | 408, 425, 429, 5xx | retry |
 | no connection, reset, DNS, TLS, a broken or truncated body, too slow | retry |
-| complete, but unusable: too large, not decodable | final; an `UnusableResponse`, none of the failures here |
+| complete but unusable: too large, undecodable | final (`UnusableResponse`) |
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STATUS_REASONS: Final = {
 }
 
 FAILURE_REASONS: Final[tuple[tuple[type[BaseException], str], ...]] = (
-    (httpx.ConnectTimeout, "connect"),  # nobody answered the handshake: nothing was sent
+    (httpx.ConnectTimeout, "connect"),  # no TCP connection: nothing was sent
     (TimeoutError, "timeout"),
     (httpx.TimeoutException, "timeout"),
     (NameNotResolved, "dns"),
@@ -41,26 +41,26 @@ FAILURE_REASONS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 )
 
 FAILURES: Final = tuple({kind for kind, _ in FAILURE_REASONS})
-"""Every exception that an attempt may end with; anything else is a defect of ours and is not caught."""
+"""Every exception with which an attempt may end; any other is a defect and is not caught."""
 
 
 OWN_FAULTS: Final = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError)
-"""Exceptions of a call that could not even be written: nothing was sent, and trying again would not help.
+"""Exceptions of a request that cannot be written: nothing was sent, and a retry would fail again.
 
-Catch them before `FAILURES`, which some of them belong to.
+Catch them before `FAILURES`, which includes some of them.
 """
 
 
 def is_final(status_code: int) -> bool:
-    """Whether an answer with this status ends the request."""
+    """Whether a response with this status is final."""
     return status_code < 500 and status_code not in RETRY_STATUSES
 
 
 def status_reason(status_code: int) -> str:
-    """The word for a status that is retried."""
+    """The reason for retrying after this status."""
     return STATUS_REASONS.get(status_code, "server_error")
 
 
 def failure_reason(error: BaseException) -> str:
-    """The word for an attempt that ended without an answer."""
+    """The reason for retrying after an attempt without a response."""
     return next((reason for kind, reason in FAILURE_REASONS if isinstance(error, kind)), "broken_response")

@@ -1,4 +1,4 @@
-"""Forward one request: send it once within its time, judge what came back. Never raises for a bad answer."""
+"""Forwarding: sends a request once within its time and classifies the response. Never raises for a bad response."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ Forward = Callable[[Request, AttemptOptions], Awaitable[Outcome]]
 
 
 class Sender(Protocol):
-    """What forwarding needs of a gateway."""
+    """An HTTP client for one POST; implemented by `Gateway`."""
 
     async def send(
         self,
@@ -76,7 +76,7 @@ class Sender(Protocol):
 class Forwarder:
     """Sends requests along their routes; `clock` gives Unix seconds, `draw` a number in [0, 1).
 
-    `keeps_bytes`: a body that is no UTF-8 comes as base64 too. `transforms` may send another form of the payload.
+    `keeps_bytes`: a response body that is not UTF-8 is also kept as base64. `transforms` may replace the payload.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Forwarder:
         return self._retry(request, options, status_reason(response.status_code), feedback, last)
 
     def _feedback(self, response: GatewayResponse) -> Feedback:
-        """What a gate may learn: the status, and what the gateway's flow control says beside it."""
+        """The response as gates need it: the status and the headers of the gateway's flow control."""
         headers = response.headers
         return Feedback(
             status_code=response.status_code,
@@ -172,7 +172,7 @@ class Forwarder:
 
 
 def _number(text: str | None) -> float | None:
-    """A header's number; None for nothing, garbage, or what is not finite."""
+    """The finite number in a header; None if there is none."""
     try:
         value = float(text) if text else math.nan
     except ValueError:
@@ -181,12 +181,12 @@ def _number(text: str | None) -> float | None:
 
 
 def answered(request: Request, status_code: int, body: bytes, feedback: Feedback | None = None) -> Answered:
-    """The gateway's answer as the final result."""
+    """The gateway's response as the final result."""
     return Answered(answered_result(request.id, request.request_token, status_code, body), feedback)
 
 
 def expired(request: Request, last: LastResponse | None, feedback: Feedback | None = None) -> Answered:
-    """No time is left: the last response if there was one, else `DEADLINE_EXCEEDED`."""
+    """The outcome at the deadline: the last response if there was one, else `DEADLINE_EXCEEDED`."""
     if last is not None:
         return answered(request, last.status_code, last.body, feedback)
     message = "the deadline passed before the gateway answered"
@@ -195,23 +195,23 @@ def expired(request: Request, last: LastResponse | None, feedback: Feedback | No
 
 
 def cancelled(request: Request) -> Answered:
-    """Its producer took it back."""
+    """The outcome of a request that its producer cancelled."""
     message = "cancelled by its producer"
     return Answered(error_result(request.id, request.request_token, ErrorCode.CANCELLED, message))
 
 
 def failed(request: Request, message: str) -> Answered:
-    """The gateway answered with something that cannot be a result, and would do so again."""
+    """The outcome of a complete response that cannot be a result; a retry would give the same."""
     return Answered(error_result(request.id, request.request_token, ErrorCode.INFERENCE_ERROR, message))
 
 
 def not_sent(request: Request, error: Exception) -> Answered:
-    """A fault of our own before anything was sent: final, and no evidence against the gateway."""
+    """The outcome of a request that could not be written; it says nothing about the gateway."""
     message = f"the request could not be sent: {type(error).__name__}"
     return Answered(error_result(request.id, request.request_token, ErrorCode.INVALID_REQUEST, message))
 
 
 def invalid(error: InvalidRequest, request_token: str) -> Answered:
-    """The request breaks the contract; needs the id that `error` carries."""
+    """The outcome of a request that breaks the contract; `error` has its id."""
     token = error.request_token or request_token
     return Answered(error_result(error.request_id, token, ErrorCode.INVALID_REQUEST, str(error)))

@@ -1,4 +1,4 @@
-"""The client of gateways and handlers: one POST, one answer, decoded. Nothing is retried in here."""
+"""HTTP client for gateways and handlers: one POST, one decoded response, no retries."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BAND_HEADROOM_HEADER: Final = "x-llm-d-flow-band-headroom"
 class GatewayOptions:
     """How to reach gateways; `max_response_bytes` bounds a body before and after decompression.
 
-    `keepalive_seconds` is how long an unused connection is kept: less than the server's own limit. `token` gives our
-    bearer token, asked for each request; it goes to these gateways alone.
+    `keepalive_seconds` is how long an unused connection is kept: less than the server's own limit. `token` returns our
+    bearer token for each request; it is sent to these gateways only.
     """
 
     connect_timeout_seconds: float = 10.0
@@ -36,7 +36,7 @@ class GatewayOptions:
 
 
 class GatewayResponse(msgspec.Struct, frozen=True):
-    """What came back: header names in lower case; `body` is whole and decompressed."""
+    """A complete response: header names in lower case, `body` decompressed."""
 
     status_code: int
     headers: Mapping[str, str]
@@ -44,7 +44,7 @@ class GatewayResponse(msgspec.Struct, frozen=True):
 
 
 class Gateway:
-    """Connections to all gateways of this process; opened on first use, closed by `aclose`."""
+    """Connections of this process to all gateways; opened on first use, closed by `aclose`."""
 
     def __init__(self, options: GatewayOptions) -> None:
         self._token = options.token
@@ -57,7 +57,7 @@ class Gateway:
             )
         )
         self.in_use = 0
-        """Calls under way, which is connections in use: each has one of its own."""
+        """Calls in flight; each uses a connection of its own."""
 
     async def send(
         self,
@@ -82,7 +82,7 @@ class Gateway:
         return _by_name(response)
 
     async def get(self, url: str, headers: Mapping[str, str] | None = None) -> GatewayResponse:
-        """GET a small page of the gateway (its models, its health); for checks, not for requests."""
+        """GET a small page of the gateway (models, health), for checks."""
         request = httpx.Request("GET", url, headers=headers)
         response = await self._transport.handle_async_request(request)
         return _by_name(Response(response.status_code, response.headers.raw, await response.aread()))
@@ -93,6 +93,6 @@ class Gateway:
 
 
 def _by_name(response: Response) -> GatewayResponse:
-    """Headers by name, the last of equal ones."""
+    """Headers by name; of several with one name, the last."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
     return GatewayResponse(response.status_code, headers, response.body)

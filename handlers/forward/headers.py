@@ -1,8 +1,8 @@
-"""Which headers of a request may reach the gateway, and which ones are ours to set. Pure.
+"""Headers of a request to the gateway: those of the request that may pass, and our own. Pure.
 
-A request's own headers are a stranger's input: they may not frame the message, choose a host or a worker, speak for
-the proxy in front, or take the place of a header that the gateway trusts us for. Gateways get new headers of that kind
-all the time, so only listed names pass.
+A request's own headers are untrusted: they must not frame the message, choose a host or a worker, speak for the proxy
+in front, or replace a header that the gateway trusts us for. Gateways add such headers all the time, so only listed
+names pass.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ NEVER: Final = frozenset(
         *("connection", "proxy-connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"),
         # Framing and addressing: ours
         *("host", "content-length", "content-type", "content-encoding", "accept-encoding", "expect"),
-        # The trace, which is ours to pass on
+        # The trace context, which we write
         *("traceparent", "tracestate", "baggage"),
     }
 )
-"""What no setting lets through."""
+"""Names that no setting can allow."""
 
 FORBIDDEN: Final = frozenset(
     {
-        # Who asks, and on whose behalf
+        # The identity of the caller
         *("authorization", "cookie", "set-cookie", "forwarded", "via", "x-real-ip"),
         *("x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"),
-        # What the gateway trusts us for
+        # Headers for which the gateway trusts us
         *("x-llm-d-inference-objective", "x-gateway-inference-objective", "x-llm-d-inference-fairness-id"),
         *("x-gateway-inference-fairness-id", PRIORITY_HEADER),
     }
 )
-"""What passes only where the operator lists the very name, not by a pattern."""
+"""Names that pass only if the operator lists them in full, not by a prefix."""
 FORBIDDEN_PREFIXES: Final = (
     "proxy-",
     "x-forwarded-",
@@ -63,15 +63,15 @@ FORBIDDEN_PREFIXES: Final = (
 _CREDENTIAL = re.compile(
     r"auth|cookie|token|secret|password|credential|api-?key|signature|cert|session|(^|-)user"
 )
-"""Names that carry who asks, or prove it; also only by the very name."""
+"""Names that identify or authenticate a caller; these too pass only if listed in full."""
 
 
 def allowed_headers(
     headers: Mapping[str, str], listed: Sequence[str] = DEFAULT_HEADERS, *, allow_authorization: bool = False
 ) -> dict[str, str]:
-    """The request's own headers that `listed` names, in lower case; the rest is dropped.
+    """The request's own headers that `listed` allows, in lower case; all others are dropped.
 
-    A name in `listed` that ends in `*` is the beginning of names.
+    A name in `listed` that ends in `*` is a prefix.
     """
     allowed: dict[str, str] = {}
     total = 0
@@ -102,9 +102,9 @@ def _is_listed(name: str, listed: Sequence[str]) -> bool:
 
 
 def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | None = None) -> dict[str, str]:
-    """All headers of one request to the gateway but host and framing; later ones win where they meet.
+    """All headers of a request to the gateway except host and framing; later ones replace earlier ones.
 
-    `trace` is the current trace context; without it the producer's, from the metadata, goes through.
+    `trace` is the current trace context; without it, the producer's context in the metadata is forwarded.
     """
     headers = {"content-type": "application/json", "accept-encoding": "identity"}
     if request.headers:
@@ -115,7 +115,7 @@ def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | N
                 own.pop(ours, None)
         headers.update(own)
     objective = request.objective or route.inference_objective
-    if objective and _VALUE.fullmatch(objective):  # a lane's may come from a source that is not ours
+    if objective and _VALUE.fullmatch(objective):  # the objective of a lane may come from an untrusted source
         headers[route.objective_header] = objective
     tenant = request.metadata.get(route.fairness_attribute) if request.metadata else None
     if tenant and route.fairness_header and is_fairness_id(tenant):
@@ -127,7 +127,7 @@ def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | N
 
 
 def is_fairness_id(tenant: str) -> bool:
-    """Whether a tenant's name is a legal header value of 1 to 256 bytes, in UTF-8 as the gateway gets it."""
+    """Whether a tenant's name is a valid header value of 1 to 256 bytes in UTF-8."""
     return (
         0 < len(tenant) <= MAX_FAIRNESS_BYTES
         and tenant == tenant.strip()

@@ -1,4 +1,4 @@
-"""What became of one attempt: a final result, or a retry. Matched exhaustively wherever it is settled."""
+"""Outcome of one attempt: a final result or a retry."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from handlers.gates.gate import Feedback
 
 
 class LastResponse(msgspec.Struct, frozen=True):
-    """What the gateway said last; becomes the final result if the deadline passes before it says more."""
+    """The last response of the gateway; the final result if the deadline passes before another one."""
 
     status_code: int
     body: bytes
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """Final: the gateway answered, good or bad, or there is a recorded reason why it never will.
+    """Final: a response of the gateway, or an error.
 
-    `feedback` is what a gate may learn from the gateway's answer; None where it was not asked. `content_type` is that
-    of the gateway's answer, empty if not known.
+    `feedback` is the response as gates need it; None if the gateway was not called. `content_type` is that of the
+    response, empty if unknown.
     """
 
     result: Result
@@ -30,12 +30,11 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class Retry(msgspec.Struct, frozen=True):
-    """Not yet: try again after `delay_seconds`.
+    """Not final: try again after `delay_seconds`.
 
-    `reason` is one of a fixed set of words (for logs and metrics). `counts_attempt` is False where the
-    request never reached the gateway (a closed gate, a handler that is still starting). `traceparent` is the
-    span of this attempt, where traces are kept: the next one links to it. `gateway_seconds` is how long the attempt
-    took, where that is asked for.
+    `reason` is one of a fixed set of words, for logs and metrics. `counts_attempt` is False if the request never
+    reached the gateway (closed gate, handler still starting). `traceparent` is the span of this attempt, to which the
+    next one links. `gateway_seconds` is the duration of the attempt, if details are on.
     """
 
     delay_seconds: float

@@ -1,4 +1,7 @@
-"""Where the requests of one queue or subscription go, and under which objective."""
+"""Routes: the gateway URL, headers and objective for the requests of one queue or subscription.
+
+URLs are built from a constant base and a checked path; untrusted input is never parsed as a URL.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ DEFAULT_HEADERS = (
     *("b3", "x-b3-*", "uber-trace-id", "x-cloud-trace-context", "x-datadog-*"),
     *("anthropic-version", "anthropic-beta", "openai-beta"),
 )
-"""The headers of a request that pass unless the operator says otherwise: ids, traces, versions of an API."""
+"""Request headers that are forwarded by default: ids, traces, API versions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The gateway's side of a queue.
+    """Where the requests of a queue are sent.
 
-    `base_url` is the gateway (`http://host:port[/prefix]`), `path` what is joined to it unless the
-    request names an `endpoint` below one of `allowed_paths`. `fairness_attribute` is the metadata field
-    that names the tenant; an empty `fairness_header` switches fairness off. `allowed_headers` are the headers of a
-    request that pass, in lower case; a name that ends in `*` is the beginning of names.
+    `base_url` is the gateway (`http://host:port[/prefix]`); `path` is appended unless the request names an `endpoint`
+    below one of `allowed_paths`. `fairness_attribute` is the metadata field with the tenant; an empty `fairness_header`
+    disables fairness. `allowed_headers` are the request headers to forward, in lower case; a name that ends in `*` is
+    a prefix.
     """
 
     base_url: str
@@ -62,7 +65,7 @@ _PATH = re.compile(r"/[A-Za-z0-9._~/-]{1,255}")
 def is_safe_path(path: str, allowed: Sequence[str]) -> bool:
     """Whether `path` is plain, has no dot segments or empty ones, and lies below an allowed prefix.
 
-    A prefix that ends in `/` allows all below it, any other one itself alone.
+    A prefix that ends in `/` allows all paths below it, any other only itself.
     """
     if not _PATH.fullmatch(path):
         return False
@@ -88,5 +91,5 @@ def gateway_url(base_url: str, path: str, endpoint: str, allowed: tuple[str, ...
 
 @lru_cache(maxsize=1_024)
 def joined(base_url: str, path: str) -> str:
-    """The base's own path, then the request's."""
+    """`path` appended to the path of `base_url`."""
     return base_url.rstrip("/") + "/" + path.lstrip("/")

@@ -26,11 +26,11 @@ from handlers.wiring.handler import Handler, use_handler
 from handlers.wiring.reload import ConfigWatch
 
 _KEEP_ALIVE_SECONDS = 75
-"""Longer than the keep-alive of those in front of us, so that it is never we who close under their feet."""
+"""Longer than the keep-alive of proxies in front, so that they close first."""
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready, makes readiness false as soon as it is told to stop, and follows the configuration."""
+    """Reports readiness, fails `/readyz` as soon as it is asked to stop, and reloads the configuration."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class _Server(uvicorn.Server):
             self._on_ready(self.servers[0].sockets[0].getsockname()[1])
 
     async def _follow(self) -> None:
-        """Answer new requests by every valid change; those under way are answered as they began."""
+        """Apply every valid change to new requests; requests in flight keep their configuration."""
         while True:
             following = await self._started(await self._watch.next())
             if following is None:
@@ -75,10 +75,10 @@ class _Server(uvicorn.Server):
             get_logger(self._target).info("configuration reloaded")
 
     async def _started(self, settings: Settings) -> Handler | None:
-        """A handler of these settings, ready to answer; None where they are refused, whatever is wrong with them."""
+        """A started handler of these settings; None if they are refused."""
         try:
             following = Handler(settings, self._target, self._handler)
-        except Exception as error:  # noqa: BLE001  # the handler before goes on
+        except Exception as error:  # noqa: BLE001  # the current handler stays
             self._watch.refuse(error)
             return None
         try:
@@ -91,7 +91,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.started:
-            os._exit(0)  # no request has been accepted yet; what the start waits for may take long
+            os._exit(0)  # no request has been accepted yet, and the start may take long
         self._handler.is_stopping = True
         # uvicorn gives up its grace period on a second SIGINT; a second SIGTERM changes nothing.
         super().handle_exit(sig, frame)

@@ -1,9 +1,8 @@
-"""How long and how large the receipt of one HTTP request may be.
+"""Limits on the time and size of receiving one HTTP request.
 
-uvicorn alone waits for ever for a request line, a header or an answer that nobody reads, and its fast
-parser takes headers of any size; a few hundred connections that say a byte now and then would fill the
-process. So would trailers without an end. The clock runs from a connection's first second, or a request's
-first byte, to its last byte.
+uvicorn alone waits indefinitely for a request line, a header or a client that does not read its answer, and its parser
+accepts headers and trailers of any size; a few hundred slow connections would fill the process. The time is counted
+from the start of a connection, or the first byte of a request, to its last byte.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ from handlers.doors.door import CONNECTION, Connection
 from handlers.telemetry.logs import Logger, get_logger
 
 MAX_HEADER_BYTES: Final = 65_536
-"""A request line and its headers; more than any proxy in front of us lets through."""
+"""Limit on a request line and its headers; more than any proxy in front forwards."""
 
 _BODY_FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 _ANSWER_FIRST_SECONDS: Final = 2.0
-"""Where a body is late, the endpoint says so (408) before the connection is cut."""
+"""Time for the endpoint to answer 408 to a late body before the connection is cut."""
 
 
 class TimelyProtocol(HttpToolsProtocol):
-    """One connection whose requests arrive in `receive_seconds`, or it is cut.
+    """One connection, cut unless each request arrives within `receive_seconds`.
 
-    A request that has arrived whole may take as long as it needs; between requests uvicorn's own
-    keep-alive limit holds. An answer that is not read for `receive_seconds` cuts the connection too.
+    A request that has arrived may take as long as it needs; between requests uvicorn's keep-alive limit holds.
+    A client that does not read its answer for `receive_seconds` is cut too.
     """
 
     def __init__(self, *args: Any, receive_seconds: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._receive_seconds = receive_seconds
         self._log: Logger = get_logger("http")
-        self._is_receiving = True  # the first request is waited for from the start
+        self._is_receiving = True  # the first request is due from the start
         self._has_headers = self._is_refused = False
         self._header_bytes = 0
         self._bytes_since_body = 0
@@ -47,12 +46,12 @@ class TimelyProtocol(HttpToolsProtocol):
         self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        """The clock starts: a connection that says nothing is late as well."""
+        """Start the timer: a silent connection is late as well."""
         super().connection_made(transport)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more."""
+        """Stop all timers."""
         self._stop_watching()
         self._read()
         super().connection_lost(exc)
@@ -86,10 +85,10 @@ class TimelyProtocol(HttpToolsProtocol):
         self.scope[CONNECTION] = self._client  # type: ignore[typeddict-unknown-key]  # beside what ASGI defines
 
     def on_headers_complete(self) -> None:
-        """From here the endpoint has a say in size and time.
+        """The headers are complete; from here the endpoint limits size and time.
 
-        The parser takes what follows an `Upgrade` for the other protocol and never for a body, so that a body would be
-        read as the connection's next request: whoever sends both is refused.
+        The parser treats bytes after an `Upgrade` as another protocol, so a body would be read as the next request:
+        a request with both is refused.
         """
         self._has_headers = True
         if self._is_odd():
@@ -99,7 +98,7 @@ class TimelyProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _is_odd(self) -> bool:
-        """Whether a proxy in front may have read the request in another way than our parser.
+        """Whether a proxy in front may have parsed the request differently.
 
         `chunked` is the only transfer coding, and not in HTTP/1.0; `Host` stands there once (RFC 9112, 3.2, 6.1).
         """
@@ -114,16 +113,16 @@ class TimelyProtocol(HttpToolsProtocol):
         return bool(self.parser.should_upgrade()) and any(name in _BODY_FRAMING for name in names)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; what comes after the body is a trailer, and no header (RFC 9110, 6.5.1): dropped.
+        """Add a header; trailers are dropped (RFC 9110, 6.5.1).
 
-        uvicorn adds trailers to the headers, unbounded: they would fill the memory, and a proxy that checks headers
-        alone would let a stranger's pass.
+        uvicorn appends trailers to the headers without a limit: they would fill the memory and bypass a proxy that
+        checks headers only.
         """
         if not self._has_headers:
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body, which the endpoint bounds; what frames it is bounded here."""
+        """Pass a piece of the body on; the endpoint limits the body, this class its framing."""
         self._bytes_since_body = 0
         if not self._is_refused:
             super().on_body(body)
@@ -136,13 +135,13 @@ class TimelyProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """The client does not read its answer."""
+        """Start the timer of a client that does not read its answer."""
         super().pause_writing()
         if self._unread is None:
             self._unread = self.loop.call_later(self._receive_seconds, self._cut, "answer not read")
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """Stop that timer."""
         self._read()
         super().resume_writing()
 
@@ -164,7 +163,7 @@ class TimelyProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.flow.read_paused:
-            self._watch()  # it is us who do not read: another request is being served, or its body is large
+            self._watch()  # reading is paused by us: another request is being served, or its body is large
         elif self._has_headers:
             self._late = self.loop.call_later(_ANSWER_FIRST_SECONDS, self._cut, "body late")
         else:
@@ -185,5 +184,5 @@ class TimelyProtocol(HttpToolsProtocol):
 
 
 def timely_protocol(receive_seconds: float) -> Callable[..., Any]:
-    """What uvicorn makes a connection's protocol with; it passes its own arguments by name."""
+    """The protocol factory for uvicorn, which passes its own arguments by name."""
     return partial(TimelyProtocol, receive_seconds=receive_seconds)

@@ -35,7 +35,7 @@ Header = tuple[bytes, bytes]
 
 
 class Response(NamedTuple):
-    """What came back: names of headers in lower case, the whole body."""
+    """A complete response; names of headers are in lower case."""
 
     status_code: int
     headers: list[Header]
@@ -62,7 +62,7 @@ _NOTHING: Final = Outgoing(b"", b"")
 
 
 class Connection(asyncio.Protocol):
-    """Made by `Dialer.connect`; `on_idle` is called when it can take the next request, `on_lost` when it is gone.
+    """One connection, made by `Dialer.connect`; `on_idle` is called when it is free again, `on_lost` when it ends.
 
     `exchange` starts a request. All times are seconds of the event loop's clock.
     """
@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
         self._begin()
 
     def _begin(self) -> None:
-        """Forget the response before this one."""
+        """Reset the state of the previous response."""
         self._status_code = 0
         self._headers: list[Header] = []
         self._parts: list[bytes] = []
@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
     # --- what the pool calls
 
     def is_usable(self) -> bool:
-        """Whether the next request may be sent: open, and nothing to read (a FIN or bytes that nobody asked for)."""
+        """Whether the next request may be sent: open and nothing to read (a FIN, or unsolicited bytes)."""
         return self.is_open and not self._transport.is_closing() and not self._poll.poll(0)
 
     async def exchange(self, request: Outgoing) -> Response:
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         try:
             return await waiter
         except asyncio.CancelledError:
-            if self._waiter is waiter:  # else it is answered, and the connection may be another's already
+            if self._waiter is waiter:  # else it is answered and the connection may serve another request
                 self.abort()
             raise
 
@@ -154,7 +154,7 @@ class Connection(asyncio.Protocol):
         return waiter
 
     def abort(self) -> None:
-        """Close at once, whatever is under way."""
+        """Close at once, also during an exchange."""
         self._is_reusable = False
         self._unsent = None
         if self.is_open:
@@ -189,14 +189,14 @@ class Connection(asyncio.Protocol):
     # --- events of the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connected, and past the TLS handshake."""
+        """Connected, and the TLS handshake is complete."""
         self._transport = transport  # type: ignore[assignment]  # a transport of a stream, as every one of TCP
         self._is_tls = transport.get_extra_info("ssl_object") is not None
         self.is_open = True
         self._transport.set_write_buffer_limits(high=0)  # written now or never: see `_write_on`
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of the response. Bytes that nobody asked for end the connection."""
+        """Parse bytes of the response; unsolicited bytes close the connection."""
         if self._waiter is None:
             self.abort()
             return
@@ -224,19 +224,19 @@ class Connection(asyncio.Protocol):
 
     def _on_parser_error(self, error: Exception) -> None:
         if self._is_complete:
-            self._is_reusable = False  # what follows a complete response is no part of it
+            self._is_reusable = False  # bytes after a complete response are not part of it
         elif self._has_headers:
             self._fail(TruncatedBody(f"the body does not follow its framing: {error}"))
         else:
             self._fail(httpx.RemoteProtocolError(f"no HTTP response: {error}"))
 
     def eof_received(self) -> None:
-        """The server sends no more: the end of a body without a length, else a loss."""
+        """The server closed its side: the end of a body without a length, otherwise a loss."""
         if self._waiter is not None and self._has_headers and self._ends_with_connection:
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Gone: an exchange under way fails, the pool forgets the connection."""
+        """The connection ended: a running exchange fails, and the pool forgets the connection."""
         self.is_open = False
         if self._waiter is not None:
             self._fail(self._loss(exc))
@@ -244,7 +244,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self._on_lost(self)
-        self._parser = None  # type: ignore[assignment]  # a cycle: the parser knows us
+        self._parser = None  # type: ignore[assignment]  # breaks a reference cycle
 
     def _loss(self, exc: Exception | None) -> Exception:
         if self._has_headers:
@@ -262,12 +262,12 @@ class Connection(asyncio.Protocol):
         """
         if exc is not None and not isinstance(exc, BrokenPipeError):
             return False
-        # The SYN counts as one byte. Less than what was answered before: the system does not count.
+        # The SYN counts as one byte. Less than before: the system does not report it.
         most = self._sent_before + (0 if self._is_tls else 1)
         return self._sent_before <= self._acknowledged() <= most
 
     def _acknowledged(self) -> int:
-        """Bytes that the peer's TCP has acknowledged; -1 where the system does not tell."""
+        """Bytes that the peer's TCP has acknowledged; -1 if the system does not report it."""
         try:
             info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 8)
             return int(struct.unpack_from("Q", info, _BYTES_ACKED)[0])
@@ -280,13 +280,13 @@ class Connection(asyncio.Protocol):
             return
         if self._loop.time() >= self._until:
             self._fail(TimeoutError("the time for the request is over"))
-        else:  # the timer was an earlier request's
+        else:  # the timer belonged to an earlier request
             self._timer, self._timer_at = self._loop.call_at(self._until, self._on_time), self._until
 
     # --- events of the parser
 
     def on_message_begin(self) -> None:
-        """A response begins; a second one is nobody's."""
+        """A response begins; a second one is unsolicited."""
         if self._is_complete:
             self._is_reusable = False
 
@@ -296,7 +296,7 @@ class Connection(asyncio.Protocol):
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Status and headers are known. A response of 1xx is not the answer yet."""
+        """Status and headers are complete; a 1xx response is interim."""
         if self._is_complete or self._waiter is None:
             return
         self._status_code = status = self._parser.get_status_code()
@@ -346,7 +346,7 @@ class Connection(asyncio.Protocol):
                 self._wait_for_room(self._ask_for_room)
 
     def on_message_complete(self) -> None:
-        """The response is whole; or an interim one is over, and the answer is still to come."""
+        """The response is complete, or an interim one is and the final one follows."""
         if self._is_complete or self._waiter is None:
             return
         if not self._has_headers:
@@ -356,7 +356,7 @@ class Connection(asyncio.Protocol):
         self._is_reusable = self._unsent is None and self._parser.should_keep_alive()
 
     def _wait_for_room(self, ask: AskForRoom) -> None:
-        """Read no more of a large body before there is room for all of it."""
+        """Pause reading a large body until there is room for all of it."""
         self._ask_for_room = None
         names = dict(self._headers)
         is_plain = b"content-length" in names and b"content-encoding" not in names
@@ -376,7 +376,7 @@ class Connection(asyncio.Protocol):
     # --- ends of an exchange
 
     def _finish(self) -> None:
-        """Answer the caller, and offer the connection for the next request or close it."""
+        """Return the response, and pool or close the connection."""
         waiter, self._waiter = self._waiter, None
         self._until = math.inf
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -386,7 +386,7 @@ class Connection(asyncio.Protocol):
         else:
             self.abort()
         if waiter is not None and not waiter.done():
-            # The next exchange may begin before the caller goes on: it gets all it needs now.
+            # The next exchange may begin before the caller continues, so the response is complete in itself.
             waiter.set_result(Response(self._status_code, self._headers, body))
 
     def _fail(self, error: BaseException) -> None:

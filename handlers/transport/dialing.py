@@ -15,15 +15,15 @@ from handlers.transport.failures import NameNotResolved, TlsFailed
 from handlers.transport.target import Origin
 
 _PROBING: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 3))
-"""A peer that is gone without a word is noticed after 15 + 3 * 15 seconds, also while we wait for its answer."""
+"""A peer that vanished is detected after 15 + 3 * 15 seconds, also while we wait for its response."""
 
 _USER_TIMEOUT_MS: Final = 60_000
-"""The same for a peer that does not acknowledge what we sent (`TCP_USER_TIMEOUT`, Linux)."""
+"""The same for a peer that does not acknowledge our data (`TCP_USER_TIMEOUT`, Linux)."""
 
 AddressInfo = tuple[Any, ...]
 """As `getaddrinfo` gives it: family, kind, protocol, name, address."""
 CheckAddresses = Callable[[str, Sequence[str]], None]
-"""Takes the host and all its addresses; raises `OSError` where they must not be connected to."""
+"""Takes the host and its addresses; raises `OSError` if a connection to them is forbidden."""
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.Protocol)
 
@@ -81,7 +81,7 @@ class Dialer:
         return made
 
     async def _connected(self, addresses: list[AddressInfo], until: float) -> socket.socket:
-        """A socket to the first address that answers; each gets its share of the time that is left."""
+        """A socket to the first address that accepts; each gets an equal share of the remaining time."""
         loop = asyncio.get_running_loop()
         failure: OSError = OSError(None, "the name has no address")
         for index, (family, kind, protocol, _, address) in enumerate(list(addresses)):
@@ -100,7 +100,7 @@ class Dialer:
                 sock.close()
                 raise
             if index:
-                addresses.sort(key=lambda one: one[4] != address)  # the next begins with the one that works
+                addresses.sort(key=lambda one: one[4] != address)  # try the working address first next time
             return sock
         raise failure
 
@@ -130,7 +130,7 @@ class Dialer:
     def _forget(self, key: tuple[str, int], done: asyncio.Task[list[AddressInfo]]) -> None:
         del self._resolving[key]
         if not done.cancelled():
-            done.exception()  # each waiter has it; where all were cancelled, nobody else reads it
+            done.exception()  # each waiter gets it; if all were cancelled, it must be retrieved here
 
     def _tls(self) -> ssl.SSLContext:
         if self._ssl_context is None:

@@ -1,4 +1,4 @@
-"""How a call may fail, as exceptions. httpx's own where they say enough, so that httpx users see no others."""
+"""Exceptions of the transport; httpx's own or subclasses, so that callers of httpx see no others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TlsFailed(httpx.ConnectError):
 class ConnectionLost(httpx.ReadError):
     """The connection ended before the response was complete.
 
-    `may_resend` is True where the server cannot have processed the request.
+    `may_resend` is True if the server cannot have processed the request.
     """
 
     def __init__(self, message: str, *, may_resend: bool = False) -> None:
@@ -29,7 +29,7 @@ class TruncatedBody(httpx.RemoteProtocolError):
 
 
 class UnusableResponse(Exception):
-    """The server answered, and the answer cannot be used; asking again would give the same.
+    """The response is complete but unusable; a retry would give the same.
 
     The text is a predicate ("is over the size limit"). `status_code` is the answer's.
     """

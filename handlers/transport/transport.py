@@ -50,7 +50,7 @@ class TransportOptions:
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """Connections to any number of origins. Their number is not limited: the callers' is."""
+    """Connections to any number of origins. Their number is not limited here; callers limit theirs."""
 
     def __init__(self, options: TransportOptions) -> None:
         self._options = options
@@ -77,7 +77,7 @@ class Transport(httpx.AsyncBaseTransport):
         return await self._exchange(target.origin, request)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """The same for httpx; of its timeouts only the one for connecting is used."""
+        """Send a request of httpx; only its connect timeout is used."""
         body = await request.aread()
         outgoing = Outgoing(
             request_head(request),
@@ -111,7 +111,7 @@ class Transport(httpx.AsyncBaseTransport):
         return response._replace(body=decoded(response.body, encoding, limit, response.status_code))
 
     def _pooled(self, origin: Origin) -> Connection | None:
-        """The connection that was used last, if it may still be used."""
+        """The most recently used connection that can be reused."""
         idle = self._idle.get(origin)
         oldest = asyncio.get_running_loop().time() - self._options.idle_seconds
         while idle:
@@ -153,7 +153,7 @@ class Transport(httpx.AsyncBaseTransport):
             self._sweeping = loop.call_later(self._options.idle_seconds, self._sweep)
 
     def _sweep(self) -> None:
-        """Close what was idle for too long; look again when the next one will be."""
+        """Close connections past their idle limit and schedule the next sweep."""
         loop = asyncio.get_running_loop()
         self._sweeping = None
         oldest, first = loop.time() - self._options.idle_seconds, math.inf
@@ -168,7 +168,7 @@ class Transport(httpx.AsyncBaseTransport):
             self._sweeping = loop.call_at(first + self._options.idle_seconds, self._sweep)
 
     def _forget(self, connection: Connection) -> None:
-        self._open.pop(connection, None)  # in the pool it is skipped, and swept out in time
+        self._open.pop(connection, None)  # in the pool it is skipped and later swept
 
     async def aclose(self) -> None:
         """Close all connections; an exchange under way fails."""
@@ -186,6 +186,6 @@ def http_client(options: TransportOptions) -> httpx.AsyncClient:
         transport=Transport(options),
         headers={"accept-encoding": "identity"},
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        timeout=None,  # noqa: S113  # every caller has a time limit of its own
+        timeout=None,  # noqa: S113  # each caller has its own time limit
         trust_env=False,
     )

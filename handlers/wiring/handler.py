@@ -23,7 +23,7 @@ from handlers.contract.request import Request
 from handlers.doors.accounted import AccountedDoor
 from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.door import Answer, ContextT, Delivery, Door, handle, plain
-from handlers.doors.http_endpoint import Doorkeeper, EndpointOptions, GuardedPage, HttpEndpoint, Refusal
+from handlers.doors.http_endpoint import Authenticator, EndpointOptions, GuardedPage, HttpEndpoint, Refusal
 from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.gateway import Gateway
 from handlers.forward.middleware.guarded import Guards
@@ -46,7 +46,7 @@ from handlers.wiring.metrics import HandlerMetrics, handler_metrics_of
 if TYPE_CHECKING:
     from handlers.pubsub.publisher import Publisher
 
-Walk = Callable[[Delivery], Awaitable[Answer]]
+Handle = Callable[[Delivery], Awaitable[Answer]]
 
 
 class Handler:
@@ -71,11 +71,11 @@ class Handler:
         self._holding = parts.holding
         if self._metrics is not None:
             self._metrics.metrics.watch_circuits(self._guards.open_circuits)
-        walk, doorkeeper = _WALKS[target](settings, gateway, self._guards, parts)
+        handle_delivery, authenticator = _DOORS[target](settings, gateway, self._guards, parts)
         env = settings.env
         endpoint = HttpEndpoint(
-            walk,
-            doorkeeper,
+            handle_delivery,
+            authenticator,
             {"/healthz": _healthy, "/readyz": self._ready},
             self._refused,
             EndpointOptions(
@@ -102,7 +102,7 @@ class Handler:
         """A request that came to the handler before and waited there: while it is here, this one stays open."""
         entry = self._holding.entry
         if entry is None:
-            raise RuntimeError("a door without a way to the gateway")
+            raise RuntimeError("the door has no stack")
         self._in_flight += 1
         try:
             return await entry(request, options)
@@ -184,17 +184,17 @@ def _healthy() -> Answer:
     return plain(200, "ok")
 
 
-def _dispatch_walk(
+def _dispatch_door(
     settings: Settings, gateway: Gateway, guards: Guards, parts: Parts
-) -> tuple[Walk, Doorkeeper | None]:
+) -> tuple[Handle, Authenticator | None]:
     from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
     from handlers.wiring.event_sources import event_fields, event_sink
 
     env = settings.env
-    doorkeeper = None
+    authenticator = None
     if env.dispatch_token or env.dispatch_token_file:
         path = Path(env.dispatch_token_file) if env.dispatch_token_file else None
-        doorkeeper = DispatchToken(DispatchTokenOptions(path=path, tokens=(env.dispatch_token,)))
+        authenticator = DispatchToken(DispatchTokenOptions(path=path, tokens=(env.dispatch_token,)))
     elif env.dispatch_auth != "none":
         parts.log.warning(
             "dispatch door takes events from anyone", fix="set DISPATCH_TOKEN_FILE, or DISPATCH_AUTH=none"
@@ -205,10 +205,10 @@ def _dispatch_walk(
         fields=fields,
         sink=sink,
         # Without a token, a source that is not ours may send events of the poller's type as well.
-        trusts_pollers=doorkeeper is not None or (fields is None and sink is None),
+        trusts_pollers=authenticator is not None or (fields is None and sink is None),
     )
     forward = event_stack(settings, gateway, guards, parts)
-    return _accounted(door, _queue_of_event, forward, parts), doorkeeper
+    return _accounted(door, _queue_of_event, forward, parts), authenticator
 
 
 def _queue_of_event(event: Event) -> str:
@@ -216,9 +216,9 @@ def _queue_of_event(event: Event) -> str:
     return event.extensions.get("queue", "")
 
 
-def _push_walk(
+def _push_door(
     settings: Settings, gateway: Gateway, guards: Guards, parts: Parts
-) -> tuple[Walk, Doorkeeper | None]:
+) -> tuple[Handle, Authenticator | None]:
     from handlers.doors.pubsub.push import PubSubPushDoor, PushContext
     from handlers.pubsub.publisher import Publisher
     from handlers.wiring.pubsub import channel_of, check_topics, subscriptions, unlisted_subscription
@@ -260,12 +260,12 @@ def _push_walk(
     return _accounted(door, queue_name, forward, parts), _push_identity(settings, parts)
 
 
-def _push_identity(settings: Settings, parts: Parts) -> Doorkeeper | None:
+def _push_identity(settings: Settings, parts: Parts) -> Authenticator | None:
     from handlers.doors.auth.oidc import PushIdentity, PushIdentityOptions
 
     env = settings.env
     if env.push_auth == "none":
-        parts.log.warning("anyone may push: PUSH_AUTH is none")
+        parts.log.warning("push authentication is disabled (PUSH_AUTH=none)")
         return None
     identity = PushIdentity(
         PushIdentityOptions(audience=env.push_audience, service_account_email=env.push_service_account)
@@ -281,7 +281,7 @@ def _push_identity(settings: Settings, parts: Parts) -> Doorkeeper | None:
 
 def _accounted(
     door: Door[ContextT], queue_name: Callable[[ContextT], str], forward: Forward, parts: Parts
-) -> Walk:
+) -> Handle:
     """The path of a delivery through one door: decoded, forwarded, settled, and then counted and logged."""
     metrics = (parts.metrics.door, parts.metrics.queue_of) if parts.metrics else None
     accounting = AccountedDoor(door, queue_name, parts.log, metrics)
@@ -308,11 +308,11 @@ class ObservedPublisher:
         return published_id
 
 
-_WALKS: dict[str, Callable[[Settings, Gateway, Guards, Parts], tuple[Walk, Doorkeeper | None]]] = {
-    "dispatch": _dispatch_walk,
-    "pubsub_push": _push_walk,
+_DOORS: dict[str, Callable[[Settings, Gateway, Guards, Parts], tuple[Handle, Authenticator | None]]] = {
+    "dispatch": _dispatch_door,
+    "pubsub_push": _push_door,
 }
-TARGETS = tuple(_WALKS)
+TARGETS = tuple(_DOORS)
 
 
 _built: dict[str, Handler] = {}

@@ -1,7 +1,7 @@
 """The dispatch door: CloudEvents from the poller or any Knative source; the answer is the result event.
 
-200 with the result as an event (also for `INVALID_REQUEST`), 202 where a sink has it, 429 or 503 with
-`Retry-After` for a retry, 400 only where not even an id can be read.
+200 with the result as an event (also for `INVALID_REQUEST`), 202 if a sink has taken it, 429 or 503 with
+`Retry-After` for a retry, 400 only if not even an id can be read.
 """
 
 from __future__ import annotations
@@ -42,21 +42,23 @@ _DATA_AT: Final = DATA_AT.encode()
 _REQUEST_TYPE: Final = REQUEST_TYPE.encode()
 RESULT_SOURCE = "/async-processor/dispatch"
 
-_OWN_RESULT: Final = plain(400, f"a result, not a request: let the Trigger leave out the type {RESULT_TYPE}")
-"""A Trigger without a filter brings a Broker's results back for ever: each would be a request with its own result."""
+_OWN_RESULT: Final = plain(
+    400, f"expected a request event, got a result: exclude the type {RESULT_TYPE} in the Trigger"
+)
+"""Without a filter, a Trigger would deliver results as new requests, endlessly."""
 
 _ROUTING: Final = frozenset({"queue", "objective", "priority", "labels"})
-"""What decides over a request beside its data, and only a poller may say."""
+"""Extensions that route a request; only a poller may set them."""
 
 _labels_decoder = msgspec.json.Decoder(dict[str, str])
 
 
 class DispatchDoor:
-    """Decodes events, and answers them; the context is the event itself.
+    """Decodes events and answers them; the context is the event itself.
 
-    `fields` says how the events of other sources than the poller become requests, `sink` takes the results
-    of those instead of the reply. `trusts_pollers`: only a poller can send an event of the poller's type here; all
-    other events lose the attributes that route a request. `clock` gives Unix seconds.
+    `fields` maps events of other sources to requests; `sink` takes the results of those in place of the reply.
+    `trusts_pollers`: only pollers can send events of the poller's type here. All other events lose the extensions that
+    route a request. `clock` gives Unix seconds.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class DispatchDoor:
         self._clock = clock
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, Event] | Answer:
-        """An event's request; 400 where neither an event nor an id can be read."""
+        """The request of an event; 400 if neither an event nor an id can be read."""
         try:
             event = _event_of(delivery)
             if event.type == RESULT_TYPE:
@@ -114,7 +116,7 @@ class DispatchDoor:
         return request
 
     def limits(self, context: Event) -> AttemptOptions:  # noqa: ARG002  # the protocol's signature
-        """A source waits as long as the request timeout; it sets no limit of its own."""
+        """No limits: a source waits as long as the request timeout."""
         return NO_OPTIONS
 
     async def settle(self, context: Event, outcome: Outcome) -> Answer:
@@ -140,7 +142,7 @@ def _event_of(delivery: Delivery) -> Event:
 
 
 def _without_routing(event: Event) -> Event:
-    """The event of a source: whoever sent it, what it says of queue, objective and priority is not the operator's."""
+    """The event without the extensions that route a request, which its sender may not set."""
     kept = {name: value for name, value in event.extensions.items() if name not in _ROUTING}
     return msgspec.structs.replace(event, extensions=kept)
 
@@ -148,20 +150,19 @@ def _without_routing(event: Event) -> Event:
 async def _delivered(sink: EventSink, event: Answer) -> Answer:
     """The answer to a source whose result goes to the sink.
 
-    What the sink will never take must not be inferred again and again: 422 sends the event to the source's
-    dead letters, if it keeps any.
+    If the sink will never take the result, 422 dead-letters the event at its source, so that it is not inferred again.
     """
     try:
         await sink.send(event)
     except SinkUnavailable:
-        return plain(503, "the sink does not take the result", retry_after(5.0))
+        return plain(503, "the sink is unavailable", retry_after(5.0))
     except SinkRefused as error:
-        return plain(422, f"the sink refuses the result with {error.status_code}")
+        return plain(422, f"the sink refused the result with {error.status_code}")
     return Answer(202)
 
 
 def _poller_answer(event: Event, outcome: Outcome) -> Answer:
-    """The outcome in the format of the poller's own event, with nothing of the client's in a header."""
+    """The outcome in the format of the poller's event; no header holds client data."""
     headers = {"content-type": STRUCTURED}
     feedback = outcome.feedback
     match outcome:
@@ -203,14 +204,14 @@ def _result_answer(event: Event, result: Result, feedback: Feedback | None) -> A
     data = encode_result(result)
     if event.is_from_poller:
         return Answer(200, data, binary_headers(f"{event.id}.result", RESULT_SOURCE, RESULT_TYPE, extensions))
-    # Sources number their events each for itself: only with its source is an event's id unique.
+    # The id of an event is unique only together with its source.
     event_id = f"{event.source}#{event.id}.result"
     headers, body = write_event(event_id, RESULT_SOURCE, RESULT_TYPE, extensions, data)
     return Answer(200, body, headers)
 
 
 _TOO_MANY: Final = ("rejected", GATE_CLOSED, QUOTA_EXHAUSTED)
-"""Retries that say 429: there is no room; all others say that something is wrong."""
+"""Reasons answered with 429 (no capacity); all others are 503."""
 
 
 def _retry_answer(retry: Retry) -> Answer:
@@ -236,7 +237,7 @@ def _number(text: str, digits: int = 9) -> int | None:
 
 
 def _trace(extensions: Mapping[str, str]) -> dict[str, str] | None:
-    """The trace of whoever sent the event: it is nearer than the producer's, which the body may name."""
+    """The trace context of the sender, which is closer than the producer's in the body."""
     parent = extensions.get("traceparent")
     if not parent:
         return None

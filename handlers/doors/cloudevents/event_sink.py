@@ -1,7 +1,7 @@
 """Results as events to a sink (Knative's `K_SINK`): a Broker, a channel, anything that takes CloudEvents.
 
-For sources that throw replies away. The delivery is answered only once the sink has the result; while it
-does not take it, the result is offered again for a while, since asking for the event again pays twice.
+For sources that discard replies. The delivery is answered once the sink has taken the result. Sending the result is
+retried for a while, since a redelivered event would be inferred twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ASKED_AGAIN: Final = frozenset({404, 408, 409, 425, 429})
 
 
 class SinkUnavailable(Exception):
-    """The sink did not take the result in time; a later delivery may find it well."""
+    """The sink did not take the result in time; a later delivery may succeed."""
 
 
 class SinkRefused(Exception):

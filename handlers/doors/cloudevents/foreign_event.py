@@ -1,4 +1,4 @@
-"""Events of sources that know nothing of requests: what fills the fields that their data lacks. Pure.
+"""Turns events of sources that know nothing of requests into requests. Pure.
 
 A Kafka record, a PingSource's text or a broker's message becomes a request: the operator says which
 attribute (or HTTP header) is the id, the tenant and the deadline, and whether the data is a request or only
@@ -52,8 +52,8 @@ class EventFields:
 def as_request(event: Event, delivery: Delivery, fields: EventFields, now: float) -> bytes:
     """The event's data with the missing fields filled in; its payload stays byte for byte.
 
-    Data that is no JSON object is returned as it is where it should be a request: its reader says so. So does it of a
-    deadline that is none, with the id that the event has. `now` is Unix seconds.
+    Data that should be a request but is not a JSON object is returned unchanged; the decoder rejects it. The same goes
+    for an invalid deadline. `now` is Unix seconds.
     """
     if fields.is_payload:
         # What is no JSON becomes a payload that is refused by name, with the id that the event has.
@@ -106,7 +106,7 @@ def _fill_tenant(parts: dict[str, msgspec.Raw], name: str, tenant: str) -> None:
 
 
 def _value(event: Event, delivery: Delivery, name: str) -> str:
-    """What an attribute or header says; empty where it is not there."""
+    """The value of an attribute or header; empty if it is missing."""
     if name.startswith(HEADER_PREFIX):
         return delivery.header(name.removeprefix(HEADER_PREFIX).lower().encode("latin-1", "replace"))
     own = {"id": event.id, "source": event.source, "type": event.type}
@@ -114,7 +114,7 @@ def _value(event: Event, delivery: Delivery, name: str) -> str:
 
 
 def _deadline(event: Event, delivery: Delivery, fields: EventFields, now: float) -> float | str:
-    """Unix seconds; 0 where nothing says; what is said, where it is no time."""
+    """The deadline in Unix seconds; 0 if absent; the raw value if it cannot be parsed."""
     said = _value(event, delivery, fields.deadline_from)
     if said:
         moment = _moment(said)
@@ -127,7 +127,7 @@ def _deadline(event: Event, delivery: Delivery, fields: EventFields, now: float)
 
 
 def _moment(text: str) -> float | None:
-    """Unix seconds from Unix seconds or an RFC 3339 time with its zone; None where it is neither."""
+    """Unix seconds from a number or an RFC 3339 time with its zone; None if invalid."""
     try:
         seconds = float(text)
     except ValueError:

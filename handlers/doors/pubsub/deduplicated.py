@@ -1,6 +1,6 @@
-"""Answers a Pub/Sub delivery once: one that was answered is acked, one that is being answered comes back later.
+"""Answers a Pub/Sub message once: an answered one is acked, one in progress is redelivered later.
 
-Push has no exactly-once delivery; a Redis remembers for it. Where that Redis does not answer, deliveries are
+Push has no exactly-once delivery, so a Redis (the dedup store) keeps records. While it is unavailable, messages are
 answered all the same: twice is better than not at all.
 """
 
@@ -31,16 +31,16 @@ T = TypeVar("T")
 
 
 class Ask(Protocol):
-    """Asks the Redis; None where it does not say."""
+    """Calls the dedup store; None if it is unavailable."""
 
     async def __call__(self, call: Awaitable[T]) -> T | None:
         """Await `call`."""
 
 
 class Turn:
-    """One delivery's right to be answered by us; its lease is kept until `finish` or `abandon`.
+    """A lease on answering one message; renewed until `finish` or `abandon`.
 
-    `previous_traceparent` is the span of the attempt before, if it left one.
+    `previous_traceparent` is the span of the previous attempt, if known.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Turn:
         self._renewing = asyncio.create_task(self._renew())
 
     async def finish(self, reference: str) -> None:
-        """It is answered; `reference` names the result (the broker's id)."""
+        """Record the answer; `reference` is the message id of the result."""
         await self._end(self._records.finish(self._key, self._owner, reference.encode()))
 
     async def abandon(self, traceparent: str = "") -> None:
-        """It is not answered by us this time; `traceparent` is the span of what we tried, if it has one."""
+        """Release the lease without an answer; `traceparent` is the span of the attempt, if any."""
         await self._end(self._records.abandon(self._key, self._owner, traceparent))
 
     async def _end(self, last: Awaitable[bool]) -> None:
@@ -67,7 +67,7 @@ class Turn:
 
     async def _renew(self) -> None:
         pause = self._records.options.lease_seconds / _RENEWALS_PER_LEASE
-        # Until the end, or until another has the lease. Where the Redis does not say, it may still be ours.
+        # Until the end, or until another process has the lease. If Redis is unavailable, it may still be ours.
         is_ours: bool | None = True
         while is_ours is not False:
             await asyncio.sleep(pause)
@@ -76,7 +76,7 @@ class Turn:
 
 
 class Once:
-    """Gives each delivery its turn, if it is its turn. `memory` hears how the Redis answers."""
+    """Gives each message to one delivery at a time. `memory` is the health of the dedup store."""
 
     def __init__(self, records: DeliveryRecords, log: Logger, memory: Dependency) -> None:
         self._records = records
@@ -84,30 +84,30 @@ class Once:
         self._memory = memory
 
     async def begin(self, request: Request, body: bytes) -> Turn | Answer | None:
-        """The turn; the answer where there is none; None where the Redis does not say."""
+        """The turn; the answer if another delivery has it; None if the store is unavailable."""
         key, owner = (
             delivery_key(request.id, request.request_token, body, request.queue),
             secrets.token_hex(16),
         )
         beginning = await self._ask(self._records.begin(key, owner))
-        end_if_cancelled()  # nobody is there for the answer; the lease of a turn just taken ends by itself
+        end_if_cancelled()  # the caller is gone; the lease just taken expires by itself
         match beginning:
             case Fresh(previous_traceparent=previous):
                 return Turn(self._records, key, owner, self._ask, previous)
             case InProgress(seconds_left=seconds):
-                return plain(503, "another delivery of it is being answered", retry_after(seconds))
+                return plain(503, "another delivery of this message is in progress", retry_after(seconds))
             case AlreadyAnswered():
                 return Answer(204)
             case None:
                 return None
 
     async def _ask(self, call: Awaitable[T]) -> T | None:
-        """The Redis's word, or None and a line in the log."""
+        """The reply of Redis; None, and a log line, if it fails."""
         try:
             answer = await call
         except STORE_FAILURES as error:
             self._memory.report(has_failed=True)
-            self._log.warning("deliveries are not remembered", error=explained(error))
+            self._log.warning("dedup store unavailable", error=explained(error))
             return None
         self._memory.report(has_failed=False)
         return answer

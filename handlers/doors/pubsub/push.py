@@ -1,7 +1,7 @@
-"""The Pub/Sub door: a push becomes a request; 204 only after the broker has the result.
+"""The push door: a Pub/Sub push becomes a request; 204 only after the result is published.
 
-Nack is 429 or 503: the subscription's own backoff decides when the delivery comes back, and every nack
-burns a delivery attempt. A dead-lettered delivery, pushed to the same door, becomes a final result.
+A nack is 429 or 503: the subscription's backoff decides when the message is redelivered, and every nack uses up a
+delivery attempt. A dead-lettered message, pushed to the same door, becomes a final result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from handlers.doors.pubsub.deduplicated import Turn  # loads Redis, which most push doors do without
 
 MARGIN_SECONDS: Final = 5.0
-"""Kept back from the ack deadline, for publishing the result and for the answer's way back."""
+"""Reserved from the ack deadline for publishing the result and returning the answer."""
 
 _DEAD_LETTER_ATTRIBUTE: Final = "CloudPubSubDeadLetterSourceSubscription"
 _REASON_ATTRIBUTE: Final = "async_processor_dead_letter_reason"
@@ -65,7 +65,7 @@ class Subscription:
 
 
 class PushContext(msgspec.Struct, frozen=True):
-    """What settling needs again: the push, its request, its subscription, the result's topic, when it arrived."""
+    """What settling needs: the push, its request and subscription, the topic of the result, the time of arrival."""
 
     push: Push
     subscription: Subscription
@@ -77,26 +77,28 @@ class PushContext(msgspec.Struct, frozen=True):
 
 
 class Memory(Protocol):
-    """Remembers deliveries; optional, since it needs a Redis."""
+    """The dedup store; optional, since it needs a Redis."""
 
     async def begin(self, request: Request, body: bytes) -> Turn | Answer | None:
-        """This delivery's turn; the answer where it has none; None where nobody can tell."""
+        """The turn of this delivery; the answer if it has none; None if the store is unavailable."""
         ...
 
 
 class ResultPublisher(Protocol):
-    """What the door needs of Pub/Sub."""
+    """Publishes results to Pub/Sub."""
 
     async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str] | None = None) -> str:
-        """Return when the broker has it; raise `PublishFailed` or `ResultTooLarge`."""
+        """Return once the broker has confirmed. Raises `PublishFailed` or `ResultTooLarge`."""
         ...
 
 
 class PubSubPushDoor:
-    """Decodes pushes of one `form` and publishes results. `subscription` gives None for one that is not this door's;
-    `dead_letters` stands for that of a dead letter. `on_buried` hears of each delivery that becomes a dead letter
-    here, with its subscription's name. `monotonic` gives seconds that no clock change moves; `clock` follows
-    Google's by what the pushes tell, and `on_clock` is called after each."""
+    """Decodes pushes of one `form` and publishes results.
+
+    `subscription` returns None for an unknown one; `dead_letters` replaces it for a dead letter. `on_buried` is called
+    with the subscription of each message that is dead-lettered here. `monotonic` gives monotonic seconds; `clock`
+    follows Google's clock by the times in the pushes, and `on_clock` is called after each push.
+    """
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class PubSubPushDoor:
         self._on_clock = on_clock
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, PushContext] | Answer:
-        """The push's request, its final outcome, or the answer where not even an id can be read."""
+        """The request of the push, its final outcome, or the answer if not even an id can be read."""
         try:
             push = decode_push(delivery, self._form)
         except InvalidEvent as error:
@@ -143,9 +145,7 @@ class PubSubPushDoor:
         self._observe_clock(push, delivery)
         subscription = self._subscription(push.subscription)
         if subscription is None and _is_dead_letter(push):
-            subscription = (
-                self._dead_letters
-            )  # of whichever subscription: it becomes a final result, and is not sent
+            subscription = self._dead_letters  # its own is unknown; it becomes a final result without a call
         if subscription is None:
             self._unknown.report(subscription=push.subscription[:256])
             return plain(400, "the subscription is not one of this door: name it in CONFIG_FILE (topics)")
@@ -171,7 +171,7 @@ class PubSubPushDoor:
         self._on_clock()
 
     async def _in_turn(self, request: Request, context: PushContext) -> tuple[Request, PushContext] | Answer:
-        """The request, unless another delivery of it was or is being answered."""
+        """The request, unless another delivery of it has been or is being answered."""
         turn = await self._memory.begin(request, context.push.body) if self._memory else None
         if isinstance(turn, Answer):
             return turn
@@ -188,7 +188,7 @@ class PubSubPushDoor:
             extra_metadata=push.attributes,
             max_bytes=self._max_request_bytes,
         )
-        # So that what is queued again in the second of a cancellation is told from what was cancelled.
+        # Distinguishes a request that is queued again within the second of its cancellation.
         return msgspec.structs.replace(
             request,
             created=push.created(request.created),
@@ -196,14 +196,14 @@ class PubSubPushDoor:
         )
 
     def _routed(self, context: PushContext, request: Request) -> PushContext:
-        """Where the request's result goes, and under which route."""
+        """The context with the topic and route of the result."""
         topic = self._own_topic(context, request.result_queue_name, request.id)
         return msgspec.structs.replace(
             context, topic=topic, route=request.metadata.get(_ROUTE_ATTRIBUTE, ""), request=request
         )
 
     def _salvaged(self, context: PushContext) -> PushContext:
-        """The same for a body that is refused, as far as it can be read: its consumers wait for the error there."""
+        """The same for an invalid body, as far as it can be read: consumers wait for the error there."""
         found = salvage(context.push.body, _ROUTING)
         route = context.push.attributes.get(_ROUTE_ATTRIBUTE, found.get(_ROUTE, ""))
         try:
@@ -235,13 +235,13 @@ class PubSubPushDoor:
         return topic or context.topic
 
     def limits(self, context: PushContext) -> AttemptOptions:
-        """The ack deadline less a margin; a nacked delivery comes back after the subscription's backoff."""
+        """The ack deadline less a margin; a nacked message returns after the subscription's backoff."""
         spent = self._monotonic() - context.arrived_at
         seconds = context.subscription.ack_deadline_seconds - MARGIN_SECONDS - spent
         return AttemptOptions(max(0.0, seconds), context.subscription.min_redelivery_seconds)
 
     async def settle(self, context: PushContext, outcome: Outcome) -> Answer:
-        """204 once the result is published; 429 or 503 for a retry, and where publishing failed."""
+        """204 once the result is published; 429 or 503 for a retry or a failed publish."""
         match outcome:
             case Answered(result):
                 if self._has_details:
@@ -264,7 +264,7 @@ class PubSubPushDoor:
         except PublishFailed as error:
             own = context.subscription.result_topic
             if not error.is_retryable and context.topic != own:
-                # The request named a topic that is not there, or not for us: its result must not be lost for that.
+                # The topic of the request does not exist or is forbidden: publish to our own instead.
                 return await self._publish(msgspec.structs.replace(context, topic=own), result)
             self._log.error("result not published", id=result.id, topic=context.topic, error=str(error))
             if context.turn is not None:
@@ -275,12 +275,10 @@ class PubSubPushDoor:
         return _ACCEPTED
 
     async def _bury(self, context: PushContext, error: InvalidRequest) -> Answer:
-        """No id, no result: the body goes to the dead-letter topic, else its error to the result topic."""
+        """Without an id: publish the body to the dead-letter topic, or its error to the result topic."""
         self._log.warning("unreadable delivery", pubsub_message_id=context.push.message_id, field=error.field)
         if _is_dead_letter(context.push):
-            return (
-                _ACCEPTED  # it is among the dead letters already; publishing it there again would be a circle
-            )
+            return _ACCEPTED  # dead-lettered already: publishing it again would loop
         if not self._dead_letter_topic:
             return await self._publish(context, invalid(error, "").result)
         attributes = {
@@ -297,7 +295,7 @@ class PubSubPushDoor:
 
 
 def _date(delivery: Delivery) -> float | None:
-    """Unix seconds of the HTTP `Date`; None where there is none that can be read."""
+    """Unix seconds of the HTTP `Date`; None if it is missing or invalid."""
     text = next((value for name, value in delivery.headers if name == b"date"), b"")
     return _unix_seconds(text) if text else None
 
@@ -311,19 +309,19 @@ def _unix_seconds(text: bytes) -> float | None:
 
 
 def _is_dead_letter(push: Push) -> bool:
-    """Dead-lettered by Pub/Sub, or by a door of ours."""
+    """Whether Pub/Sub or this door has dead-lettered the message."""
     return _DEAD_LETTER_ATTRIBUTE in push.attributes or _REASON_ATTRIBUTE in push.attributes
 
 
 def _undeliverable(request: Request, push: Push) -> Answered:
     count = push.attributes.get(_DEAD_LETTER_COUNT, "")
     tried = f" after {count} deliveries" if count.isascii() and count.isdigit() else ""
-    message = f"Pub/Sub gave the request up{tried}"
+    message = f"Pub/Sub dead-lettered the request{tried}"
     return Answered(error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message))
 
 
 def _attributes(context: PushContext, request_id: str) -> dict[str, str]:
-    """What a consumer needs to route a result and to tell a duplicate."""
+    """Attributes by which consumers route results and detect duplicates."""
     attributes = {
         "id": request_id,
         "pubsub_message_id": context.push.message_id,

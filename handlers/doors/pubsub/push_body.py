@@ -1,4 +1,4 @@
-"""A Pub/Sub push, decoded in the form that the operator says its subscriptions use. Pure.
+"""Decodes a Pub/Sub push in the configured form (`PUSH_FORM`). Pure.
 
 `wrapped` is what a subscription sends by default and what Eventarc and Knative put into an event's data. In an
 unwrapped push (`--push-no-wrapper`) the body is the request itself, and the publisher's attributes are headers: so the
@@ -28,11 +28,11 @@ PushForm = Literal["wrapped", "unwrapped", "unwrapped-metadata"]
 
 
 class Push(msgspec.Struct, frozen=True):
-    """One pushed delivery: the request body, and what Pub/Sub says of it.
+    """One push: the request body and its Pub/Sub metadata.
 
     `subscription` is the full or short name as sent, empty if unwrapped without metadata;
-    `delivery_attempt` counts from 1, None where the subscription has no dead-letter policy; `published_at` is in Unix
-    seconds, None where it does not say.
+    `delivery_attempt` counts from 1, None without a dead-letter policy; `published_at` is in Unix seconds, None if
+    unknown.
     """
 
     body: bytes
@@ -43,7 +43,7 @@ class Push(msgspec.Struct, frozen=True):
     published_at: float | None = None
 
     def created(self, said: float | None) -> float | None:
-        """When its request was created: as it says, but to the fraction of a second, where that is known by now."""
+        """The creation time of the request; with the fraction of a second of its publish time, if both agree."""
         if self.published_at is None or (said is not None and int(said) != int(self.published_at)):
             return said
         return self.published_at
@@ -68,7 +68,7 @@ _decoder = msgspec.json.Decoder(_Wrapped)
 
 
 def decode_push(delivery: Delivery, form: PushForm = "wrapped") -> Push:
-    """Read a push of this form. Raises `InvalidEvent` where it is none; the request inside is not looked at."""
+    """Read a push of this form. Raises `InvalidEvent`; the request inside is not decoded."""
     if form == "unwrapped":
         return Push(body=delivery.body)
     metadata = _metadata_headers(delivery)
@@ -100,7 +100,7 @@ def _metadata_headers(delivery: Delivery) -> dict[str, str]:
         if not name.startswith(_PREFIX):
             continue
         field = name[len(_PREFIX) :].decode("latin-1")
-        if field in found:  # one of them is an attribute that the publisher chose
+        if field in found:  # one of them is a publisher's attribute
             raise InvalidEvent(name.decode("latin-1"), found="two headers", accepted="one")
         found[field] = value.decode("latin-1")
     return found

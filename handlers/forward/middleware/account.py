@@ -1,4 +1,4 @@
-"""Accounts for an outcome, in metrics and in the log: said once, for the poller and for both doors alike."""
+"""Records attempts in metrics and logs, for the poller and both doors: started, sent, ended, settled."""
 
 from __future__ import annotations
 
@@ -87,18 +87,18 @@ def _is_success(result: Result) -> bool:
 
 
 def _word(result: Result) -> str:
-    """As the metrics tell final results apart."""
+    """The outcome as metrics name it."""
     if _is_success(result):
         return "success"
     return "expired" if result.error_code == ErrorCode.DEADLINE_EXCEEDED else "failed"
 
 
 QueueOf: TypeAlias = Callable[[str], QueueMetrics | None]
-"""The series of a queue or subscription by its name; None for what somebody else counts."""
+"""The series of a queue or subscription by its name; None if another process counts it."""
 
 
 def counted_calls(forward: Forward, queue_of: QueueOf) -> Forward:
-    """Forwarding, counted as calls to the gateway; put it inside of whatever holds requests back."""
+    """The layer that counts calls to the gateway, inside the layers that hold requests."""
 
     async def counted(request: Request, options: AttemptOptions) -> Outcome:
         queue = queue_of(request.queue)
@@ -116,7 +116,7 @@ def counted_calls(forward: Forward, queue_of: QueueOf) -> Forward:
 def counted_attempts(
     forward: Forward, queue_of: QueueOf, door: DoorMetrics, clock: Callable[[], float] = time.time
 ) -> Forward:
-    """Forwarding, counted as attempts, held ones included; `clock` gives Unix seconds."""
+    """The layer that counts attempts, held ones included; `clock` gives Unix seconds."""
 
     async def counted(request: Request, options: AttemptOptions) -> Outcome:
         queue = queue_of(request.queue)

@@ -1,6 +1,7 @@
-"""Forwarding that ends when its request is cancelled: for a door whose deliveries nobody can take back.
+"""Cancellation layer of the push door, whose deliveries cannot be withdrawn from Pub/Sub.
 
-A delivery is looked up when it comes, and again and again while it is held at a gate or in flight; many in one call.
+Each request is looked up in the dedup store when it arrives and periodically while it is held or in flight, many in
+one call.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ CancelledAt = Callable[[Sequence[str]], Awaitable[list[float | None]]]
 
 LOOK_SECONDS = 0.5
 END_AGAIN_SECONDS = 5.0
-"""How long a walk may take to end before it is ended again: it may be giving back what a gate had reserved for it, and
-a library may have swallowed the first time."""
+"""Seconds until a task is cancelled again: the first time it may be releasing a reservation, or a library may have
+swallowed the cancellation."""
 
 
 @dataclass(slots=True)
 class _Ended:
-    """How often a walk was ended, and when it may be once more (`time.monotonic`)."""
+    """How often a task was cancelled, and when it may be again (`time.monotonic`)."""
 
     times: int = 0
     again_at: float = 0.0
 
 
 class CancellableForward:
-    """`forward`, until `cancelled_at` tells that its request was cancelled; `failures` are what that may raise.
+    """Runs `forward` until `cancelled_at` reports a cancellation; `failures` are the exceptions it may raise.
 
-    A request that was created after the cancellation is another submission of its id.
+    A request created after the cancellation is another submission of the same id.
     """
 
     def __init__(
@@ -58,11 +59,11 @@ class CancellableForward:
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to look."""
-        self._looking = asyncio.create_task(self._look_for_ever(), name="cancellations")
+        """Start the periodic look-up."""
+        self._looking = asyncio.create_task(self._look_periodically(), name="cancellations")
 
     async def aclose(self) -> None:
-        """Look no more."""
+        """Stop the periodic look-up."""
         if self._looking is not None:
             self._looking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -70,43 +71,43 @@ class CancellableForward:
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
         """One attempt, or `CANCELLED`."""
-        walking = asyncio.current_task()
-        if walking is None or await self._which([request]):
+        task = asyncio.current_task()
+        if task is None or await self._which([request]):
             return cancelled(request)
-        self._running[walking] = request
+        self._running[task] = request
         try:
             return await self._forward(request, options)
         except asyncio.CancelledError:
-            if walking not in self._ended:
+            if task not in self._ended:
                 raise
             return cancelled(request)
         finally:
-            del self._running[walking]
-            for _ in range(self._ended.pop(walking, _Ended()).times):
-                walking.uncancel()  # its result is still to be published
+            del self._running[task]
+            for _ in range(self._ended.pop(task, _Ended()).times):
+                task.uncancel()  # its result must still be published
 
     async def look(self) -> None:
-        """End what was cancelled of all that is under way."""
+        """Cancel the tasks of cancelled requests."""
         running = dict(self._running)
         if not running:
             return
         hit = await self._which(list(running.values()))
-        for walking, request in running.items():
+        for task, request in running.items():
             # Compared by identity: two deliveries may be of one request.
-            if any(request is one for one in hit) and self._running.get(walking) is request:
-                self._end(walking)
+            if any(request is one for one in hit) and self._running.get(task) is request:
+                self._end(task)
 
-    def _end(self, walking: asyncio.Task[Any]) -> None:
-        ended, now = self._ended.setdefault(walking, _Ended()), time.monotonic()
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        ended, now = self._ended.setdefault(task, _Ended()), time.monotonic()
         if now >= ended.again_at:
             ended.times, ended.again_at = ended.times + 1, now + END_AGAIN_SECONDS
-            walking.cancel()
+            task.cancel()
 
     async def _which(self, requests: Sequence[Request]) -> list[Request]:
         try:
             times = await self._cancelled_at([request.id for request in requests])
         except self._failures as error:
-            self._log.warning("cancellations are not known", error=type(error).__name__)
+            self._log.warning("cancellation look-up failed", error=type(error).__name__)
             return []
         return [
             request
@@ -114,7 +115,7 @@ class CancellableForward:
             if at is not None and (request.created is None or request.created <= at)
         ]
 
-    async def _look_for_ever(self) -> None:
+    async def _look_periodically(self) -> None:
         while True:
             await asyncio.sleep(self._look_seconds)
             await self.look()

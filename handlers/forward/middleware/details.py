@@ -1,7 +1,4 @@
-"""What a result may say beside the answer, for consumers that want it: attempts, durations, tokens, metadata.
-
-Off by default, where results are what the reference writes.
-"""
+"""Details layers: attempts, durations, tokens and metadata in results; off by default, as in the reference."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ Parameters = ParamSpec("Parameters")
 def timed(
     attempt: Callable[Parameters, Awaitable[Outcome]], monotonic: Callable[[], float] = time.monotonic
 ) -> Callable[Parameters, Awaitable[Outcome]]:
-    """`attempt`, with the seconds it took noted where the gateway was asked, whatever came of it."""
+    """The layer that adds the seconds of the attempt to its outcome, if the gateway was called."""
 
     async def timed_attempt(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Outcome:
         began_at = monotonic()
@@ -42,19 +39,19 @@ def timed(
 
 
 def lasted(outcome: Answered, seconds: float) -> Answered:
-    """The outcome of an attempt that took so long."""
+    """The outcome with the seconds that its attempt took."""
     result = msgspec.structs.replace(outcome.result, gateway_seconds=round(seconds, 3))
     return msgspec.structs.replace(outcome, result=result)
 
 
 def _was_asked_for(result: Result) -> bool:
-    """Whether a result says that the gateway was asked; a handler of another process tells by its own time."""
+    """Whether the result shows that the gateway was called; a handler of another process adds its own time."""
     is_answered = result.status_code or result.error_code == ErrorCode.INFERENCE_ERROR
     return bool(is_answered) or result.gateway_seconds is not None
 
 
 def explained(forward: Forward, clock: Callable[[], float] = time.time) -> Forward:
-    """`forward`, with all that is known in its final results; `clock` gives Unix seconds."""
+    """The layer that adds all details to final results; `clock` gives Unix seconds."""
 
     async def explained_forward(request: Request, options: AttemptOptions) -> Outcome:
         outcome = await forward(request, options)
@@ -67,10 +64,9 @@ def explained(forward: Forward, clock: Callable[[], float] = time.time) -> Forwa
 
 
 def detailed(result: Result, request: Request | None, now: float) -> Result:
-    """The final result of `request` with all that is known of it; `now` is in Unix seconds.
+    """The final result of `request` with all details; `now` is in Unix seconds.
 
-    A result of an attempt that was `timed` counts that attempt. Of a request that could not be read (None) only the
-    time is known.
+    The attempt of a `timed` result is counted. For a request that could not be read (None), only the time is known.
     """
     finished_at = round(now, 3)
     if request is None:

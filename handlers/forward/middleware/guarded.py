@@ -1,8 +1,7 @@
-"""Forwarding past a gateway's guard: its circuit breaker and its retry budget.
+"""Breaker layer: the circuit breaker and the retry budget of each gateway.
 
-What may not go now is a retry that counts as no attempt. A push waits at the guard as at a closed gate, since a nack
-would use up one of its delivery attempts. A poller's request returns to its queue, and the poller claims no more
-than the circuit lets go.
+A refused request is a retry that does not count as an attempt. A push waits, as at a closed gate, since a nack would
+use up a delivery attempt. A poller's request returns to its queue, and the poller claims only what the circuit admits.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ CIRCUIT_OPEN: Final = "circuit_open"
 CIRCUIT_RECOVERING: Final = "circuit_recovering"
 RETRY_BUDGET: Final = "retry_budget"
 NOT_THE_GATEWAYS: Final = frozenset({CIRCUIT_OPEN, "handler_unavailable", "handler_lost", "handler_refused"})
-"""Retries whose reason alone says that nobody served them."""
+"""Reasons of retries that no gateway has served."""
 
 _POLL_SECONDS: Final = 0.5
 """Interval at which a waiting push asks again; hundreds may wait."""
 _LATER_SECONDS: Final = 1.0
-"""How much later than others a request that has just failed may become a probe."""
+"""Delay until a request that has just failed may become a probe."""
 _SERVER_ERROR: Final = 500
 
 
 def has_failed(outcome: Outcome) -> bool | None:
-    """What an outcome says about the gateway's health: True, False, or None for nothing.
+    """Whether the outcome shows a failing gateway; None if it says nothing about its health.
 
-    A refusal for load says nothing: gates and backoff answer it. Such are 429, 408 and 425, and every answer with a
-    dropped-reason header (a flow control that evicts answers 503 and is healthy).
+    A refusal for load says nothing, since gates and backoff handle it: 429, 408, 425, and any response with a
+    dropped-reason header (flow control that evicts with 503 is healthy).
     """
     if isinstance(outcome, Retry) and outcome.reason in NOT_THE_GATEWAYS:
         return True
@@ -78,9 +77,9 @@ class Guard:
         self._due_at = 0.0
 
     def enter(self, request: Request) -> Pass | str:
-        """Permission to call the gateway, or the reason why not now."""
+        """Permission to call the gateway, or the reason of the refusal."""
         state = self.circuit.state
-        # Only while closed: a probe must go, and the limit of a recovery is the narrower one.
+        # Only while closed: a probe must pass, and the limit of a recovery is narrower.
         is_budgeted = self.budget is not None and request.attempt > 0 and state is CircuitState.CLOSED
         if is_budgeted and self.budget is not None and not self.budget.spend():
             return RETRY_BUDGET
@@ -132,7 +131,7 @@ class Guard:
         return entered
 
     def _is_overdue(self) -> bool:
-        """Whether there has been room for a while that those whose turn it is did not take."""
+        """Whether the requests whose turn it is have left room unused for a while."""
         now = time.monotonic()
         if self.circuit.room() < 1:
             self._due_at = 0.0
@@ -170,7 +169,7 @@ class Guards:
 
 
 class GuardedForward:
-    """Forwards past each gateway's guard; `gateway_of` names the gateway of a queue.
+    """The breaker layer; `gateway_of` returns the base URL for a queue.
 
     `clock` gives Unix seconds, `draw` a number in [0, 1).
     """
@@ -191,7 +190,7 @@ class GuardedForward:
         self._draw = draw
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
-        """One attempt, if the gateway's guard lets it go within the delivery's time."""
+        """One attempt, if the gateway's guard admits it within the delivery's time."""
         guard = self._guards.of(self._gateway_of(request.queue))
         entered = guard.enter(request)
         if isinstance(entered, str) and options.seconds is not None:
@@ -208,7 +207,7 @@ class GuardedForward:
     async def _wait(
         self, guard: Guard, request: Request, reason: str, options: AttemptOptions
     ) -> tuple[Pass | str, AttemptOptions]:
-        """Wait for half of the delivery's time at most: the attempt needs the rest."""
+        """Wait at most half of the delivery's time: the attempt needs the rest."""
         began_at, most_seconds = self._clock(), options.seconds or 0.0
         seconds = min(most_seconds, request.deadline - began_at) / 2
         entered = await guard.wait(request, reason, seconds, self._draw)
@@ -217,9 +216,9 @@ class GuardedForward:
 
 
 def later(request: Request, options: AttemptOptions, reason: str, now: float, draw: float) -> Outcome:
-    """The outcome of a request that may not go now; `now` is Unix seconds, `draw` a number in [0, 1)."""
+    """The outcome of a refused request; `now` is Unix seconds, `draw` a number in [0, 1)."""
     left = request.deadline - now
-    # The budget grows slowly: coming back soon would only be refused again.
+    # The budget grows slowly: an early retry would be refused again.
     least = 10.0 if reason == RETRY_BUDGET else 1.0
     delay = max(least * (1.0 + 2.0 * draw), options.earliest_retry_seconds)
     if delay >= left:
@@ -230,12 +229,15 @@ def later(request: Request, options: AttemptOptions, reason: str, now: float, dr
 
 
 _MOST: Final = 100.0
-"""Retries that can be saved up; enough for a burst of failures after a calm time."""
+"""Most retries that can be saved, for a burst of failures after a calm period."""
 _PER_SECOND: Final = 1.0
 
 
 class RetryBudget:
-    """A bucket of retries; `share` of each answer is earned. `clock` gives seconds that no clock change moves."""
+    """Limits retries to a `share` of the final answers and one a second; first attempts are free.
+
+    `clock` gives monotonic seconds.
+    """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._share = share
@@ -244,11 +246,11 @@ class RetryBudget:
         self._at = clock()
 
     def earn(self) -> None:
-        """A request was answered for good."""
+        """Count a final answer."""
         self._left = min(_MOST, self._left + self._share)
 
     def spend(self) -> bool:
-        """Whether a retry may go now; if so, it is paid."""
+        """Take one retry from the budget; False if it is empty."""
         now = self._clock()
         self._left = min(_MOST, self._left + (now - self._at) * _PER_SECOND)
         self._at = now

@@ -1,6 +1,6 @@
-"""Forwarding for a door whose deliveries come by themselves: a closed gate holds them, within their time.
+"""Admission of pushed deliveries: a closed gate holds them, within their time.
 
-Holding costs one coroutine; a nack would burn a delivery attempt and slow the whole subscription down.
+Holding costs one coroutine; a nack would use up a delivery attempt and slow the whole subscription down.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from handlers.gates.waiting_room import WaitingRoom
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """Where the requests of one subscription go in: who keeps its door and its pool's, and the gates of both."""
+    """The waiting rooms of one subscription, its own and its pool's, and the gates of both."""
 
     keepers: Sequence[WaitingRoom]
     gates: Sequence[Gate]
 
     async def enter(self, request: Request, until_at: float) -> Go | Refuse | Drop:
-        """Past each keeper in turn; the first that does not let go decides, and nothing stays held."""
+        """Enter each room in turn; the first that does not admit decides, and all reservations are undone."""
         held: list[Reservation] = []
         labels: dict[str, str] = {}
         is_in = False
@@ -50,9 +50,9 @@ class Entrance:
 
 
 class HeldForward:
-    """Forwards what its gates let go; `entrances` by queue or subscription, None for those without a gate.
+    """Forwards admitted requests; `entrances` are by queue or subscription, `default` is for all others.
 
-    Nobody is held for longer than `most_held_seconds`.
+    A request is held for at most `most_held_seconds`.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class HeldForward:
         self._elsewhere: Forward | None = None
 
     def move_to(self, elsewhere: Forward) -> None:
-        """Hold nobody any more: who waits here goes in at `elsewhere`; what was sent is finished here."""
+        """Pass waiting requests to `elsewhere` and hold no more; requests in flight end here."""
         self._elsewhere = elsewhere
         entrances = [*self._entrances.values(), *([self._default] if self._default else [])]
         for keeper in {keeper for entrance in entrances for keeper in entrance.keepers}:
             keeper.retire()
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
-        """Hold until a gate opens, send, or say when to come again."""
+        """Hold until the gates admit, then send; or the retry if they refuse."""
         entrance = self._entrances.get(request.queue, self._default)
         if entrance is None:
             return await self._forward(request, options)
@@ -105,7 +105,7 @@ class HeldForward:
         return await self._forward(request, options)
 
     def _left(self, options: AttemptOptions, arrived_at: float) -> AttemptOptions:
-        """What the wait has left of the delivery's time."""
+        """The options with the time that the wait has left."""
         if options.seconds is None:
             return options
         return msgspec.structs.replace(
@@ -113,7 +113,7 @@ class HeldForward:
         )
 
     def _in_time(self, request: Request, outcome: Outcome, options: AttemptOptions) -> Outcome:
-        """A retry that the transport could only bring after the deadline is final at once."""
+        """Make a retry final if the delivery could only return after the deadline."""
         if isinstance(outcome, Retry) and options.earliest_retry_seconds >= request.deadline - self._clock():
             return expired(request, None)
         return outcome
