@@ -11,7 +11,6 @@ from typing import Final, Protocol
 
 import msgspec
 
-from handlers.answer_room import AskForRoom
 from handlers.backoff import parse_retry_after, retry_delay
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
@@ -28,6 +27,7 @@ from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.forward.route import Routes, gateway_url
 from handlers.forward.transforms.registry import Transform, transformed
 from handlers.gates.gate import Feedback
+from handlers.transport.connection import AskForRoom
 from handlers.transport.failures import UnusableResponse
 
 

@@ -11,8 +11,7 @@ from typing import Final
 import httpx
 import msgspec
 
-from handlers.answer_room import AskForRoom
-from handlers.transport.connection import Response
+from handlers.transport.connection import AskForRoom, Response
 from handlers.transport.transport import Transport, TransportOptions
 
 DROPPED_REASON_HEADER: Final = "x-llm-d-request-dropped-reason"

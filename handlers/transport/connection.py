@@ -18,7 +18,6 @@ from typing import Final, NamedTuple
 import httptools
 import httpx
 
-from handlers.answer_room import FREE_BYTES, AskForRoom
 from handlers.transport.failures import ConnectionLost, ResponseTooLarge, TruncatedBody, UnusableResponse
 
 MAX_HEADER_BYTES: Final = 262_144
@@ -30,6 +29,12 @@ _JOINED_BYTES: Final = 65_536
 _BYTES_ACKED: Final = 120  # offset in Linux's `struct tcp_info`
 _NO_BODY: Final = frozenset({204, 304})
 _SWITCHING: Final = 101
+
+FREE_BYTES: Final = 65_536
+"""Bytes of an answer that are read without asking; most answers are smaller."""
+
+AskForRoom = Callable[[int, Callable[[], None]], bool]
+"""Takes the most bytes that the answer can have, and a callback for when there is room; True: there is room now."""
 
 Header = tuple[bytes, bytes]
 

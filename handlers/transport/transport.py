@@ -21,8 +21,7 @@ from typing import Final
 
 import httpx
 
-from handlers.answer_room import AskForRoom
-from handlers.transport.connection import Connection, Outgoing, Response
+from handlers.transport.connection import AskForRoom, Connection, Outgoing, Response
 from handlers.transport.decoding import decoded
 from handlers.transport.dialing import CheckAddresses, Dialer
 from handlers.transport.failures import ConnectionLost

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 import msgspec
 from opentelemetry.trace import Span
 
-from handlers.answer_room import AskForRoom
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward, Sender
 from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.tracing import PROCESS_REQUEST, Tracing, mark_failed, traceparent
+from handlers.transport.connection import AskForRoom
 
 _SERVER_ERROR = 500
 

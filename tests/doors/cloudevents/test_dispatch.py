@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.answer_room import AskForRoom
 from handlers.contract.events import REQUEST_TYPE, decode_event
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, decode_result
@@ -22,6 +21,7 @@ from handlers.forward.forward import AttemptOptions
 from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.telemetry.logs import get_logger
+from handlers.transport.connection import AskForRoom
 from tests.contract.json_texts import STRANGE, broken, text
 
 DOOR = DispatchDoor(max_request_bytes=10_000)
