@@ -14,6 +14,7 @@ from typing import Any
 from handlers.contract.request import Request
 from handlers.contract.result import Result, answered_result, decode_result
 from handlers.forward.forward import AttemptOptions
+from handlers.forward.middleware.account import counted_calls
 from handlers.forward.outcome import Answered, Outcome
 from handlers.poller.ack_batcher import AckBatcher, Settlement
 from handlers.poller.claimer import ClaimedQueue, Claimer, ClaimerOptions
@@ -70,7 +71,7 @@ class Rig:
         self.on_freed = on_freed
         self.options = WorkerOptions(
             route=route or ResultRoute("", None, RESULTS),
-            forward=self._forward,
+            forward=counted_calls(self._forward, lambda _queue: self.metrics),
             metrics=self.metrics,
             labels=labels or {},
             withheld_labels=withheld_labels,
