@@ -26,7 +26,14 @@ CLEAN = [
         "docs/settings.md",
         "docs/sources.md",
     ),
-    *("async_processor", "handlers/cli", "handlers/demo", "handlers/gates", "handlers/status"),
+    *(
+        "async_processor",
+        "handlers/batch",
+        "handlers/cli",
+        "handlers/demo",
+        "handlers/gates",
+        "handlers/status",
+    ),
     *("handlers/redis_store", "tests/redis_store"),
 ]
 """Pages, modules and folders whose text has been rewritten."""

@@ -1,4 +1,4 @@
-"""Begin a batch, or go on with the one that an output file belongs to."""
+"""Begin a batch, or resume the one that an output file belongs to."""
 
 from __future__ import annotations
 
