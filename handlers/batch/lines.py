@@ -172,7 +172,7 @@ def decode_output(batch: str, text: bytes) -> tuple[int, str] | None:
 
 
 def error_kind(text: bytes) -> str:
-    """The kind of an error line of ours: its code, or `http_<status>`."""
+    """The kind of one of our error lines: its code, or `http_<status>`."""
     return _kind(_written_decoder.decode(text))
 
 
