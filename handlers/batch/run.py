@@ -140,7 +140,7 @@ class BatchRun:
             states = await patiently(partial(self._queue.are_live, numbers))
             live.update(number for number, is_live in zip(numbers, states, strict=True) if is_live)
         await self._look_for_cancel()
-        # A request that is not a longer live has a result, as the marker and the result change in one step. So a line
+        # A request whose live marker is gone has a result, since both change in one step. So a line
         # that is neither live nor answered was never submitted.
         while await self._collect():
             pass
