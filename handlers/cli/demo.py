@@ -1,7 +1,8 @@
-"""`async-processor demo`: see the whole way once."""
+"""`async-processor demo`: run requests through all parts once."""
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -15,7 +16,8 @@ Examples:
   async-processor demo
   async-processor demo --requests 1000 --no-pubsub
 
-Exit codes: 0 every request got exactly one final result; 1 one did not; 2 a part could not be started.""",
+Exit codes: 0 every request got exactly one final result; 1 one did not; 2 a part could not be started;
+130 Ctrl-C; 143 SIGTERM.""",
 )
 @click.option(
     "--requests", type=click.IntRange(20, 100_000), default=200, show_default=True, help="Number of requests."
@@ -33,6 +35,9 @@ def demo(requests: int, has_pubsub: bool, seconds: float) -> None:
     from handlers.cli.main import fail
     from handlers.demo.demo import DemoOptions, run_demo
 
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # leaves the context managers, which stop all processes
     try:
         is_complete = run_demo(DemoOptions(requests, has_pubsub, seconds), Console())
     except AsyncProcessorError as error:

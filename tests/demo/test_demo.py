@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from handlers.contract.result import Result
@@ -45,6 +46,20 @@ def test_a_demo_in_a_pipe_shows_healthy_latency_then_progress_then_the_outcome()
     places = [output.find(text) for text in wanted]
     assert -1 not in places, output
     assert places == sorted(places), "told in another order"
+
+
+def test_a_terminated_demo_stops_all_its_processes() -> None:
+    with subprocess.Popen(
+        [COMMAND, "demo", "--no-pubsub"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as demo:
+        assert demo.stdout is not None
+        assert any("Healthy" in line for line in demo.stdout), "the stack did not start"
+        children = psutil.Process(demo.pid).children(recursive=True)
+        demo.terminate()
+        demo.communicate(timeout=60)
+    assert demo.returncode == 143
+    assert len(children) >= 4, "Valkey, gateway, handler and poller"
+    assert psutil.wait_procs(children, timeout=60)[1] == []
 
 
 def test_a_demo_that_runs_out_of_time_names_each_id_and_keeps_the_logs() -> None:
