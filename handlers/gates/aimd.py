@@ -237,12 +237,6 @@ class AimdGate(Gate):
             return self
         return await super().renewed(new, discarded)
 
-    def take_over(self, previous: Gate) -> None:
-        """Carry over the windows if the parameters are unchanged."""
-        if isinstance(previous, AimdGate) and previous._parameters == self._parameters:
-            self._windows, self._flights = previous._windows, previous._flights
-            self._waiters = previous._waiters
-
     def budget(self) -> float:
         """Largest free fraction of any band's window."""
         now = self._clock()

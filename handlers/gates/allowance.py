@@ -84,7 +84,6 @@ class Allowance:
         self._credit = 0.0
         self._credit_at = clock()
         self._allowed = 0.0
-        self._successor: Allowance | None = None
 
     def change(
         self,
@@ -97,17 +96,6 @@ class Allowance:
         if slots < 1:
             raise ValueError("a pool needs at least one slot")
         self.slots, self._shares, self._part = slots, shares, part
-
-    def take_over(self, previous: Allowance) -> None:
-        """Carry over what `previous` has in use after a configuration reload: one limit holds for both.
-
-        `previous` must not start requests any more; those in flight are still finished there.
-        """
-        self.in_use = previous.in_use
-        self._low_water, previous._low_water = previous._low_water, _LowWater()
-        self._credit, self._credit_at = previous._credit, previous._credit_at
-        self._allowed = previous._allowed
-        previous._successor = self
 
     def limit(self) -> float:
         """Slots that the gates allow in use now, fractions included: 0 to `slots`."""
@@ -130,8 +118,6 @@ class Allowance:
         self._settle_credit(self._allowed)
         self.in_use += count
         self._low_water.note(self._clock(), self.in_use)
-        if self._successor is not None:  # a claim was under way at the reload
-            self._successor.started(count)
 
     def finished(self, count: int = 1) -> None:
         """Free the slots of `count` requests."""
@@ -140,8 +126,6 @@ class Allowance:
         self._settle_credit(self._allowed)
         self.in_use -= count
         self._low_water.note(self._clock(), self.in_use)
-        if self._successor is not None:
-            self._successor.finished(count)
 
     def _full(self, ours: ProcessShare) -> float:
         """All slots of this process, less what other processes use beyond their shares."""

@@ -156,12 +156,6 @@ class Gate:
         discarded.append(self)
         return new
 
-    def take_over(self, previous: Gate) -> None:
-        """Carry over the state of `previous` after a configuration reload; by default nothing.
-
-        Requests that `previous` admitted are still in flight and release their reservations there.
-        """
-
     def budget(self) -> float:
         """Published budget, 0 (closed) to 1."""
         return 1.0

@@ -89,6 +89,10 @@ class MetricSource(Protocol):
         """Call `listener` after each fetch, successful or not."""
         ...
 
+    def forget(self, listener: Callable[[], None]) -> None:
+        """Call `listener` no more."""
+        ...
+
 
 class Feed(Generic[T]):
     """Last reading of one source, fetched in the background.
@@ -119,6 +123,10 @@ class Feed(Generic[T]):
 
     def listen(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
+
+    def forget(self, listener: Callable[[], None]) -> None:
+        if listener in self._listeners:
+            self._listeners.remove(listener)
 
     async def start(self) -> None:
         self._users += 1
@@ -152,7 +160,7 @@ class Feed(Generic[T]):
             self.reading = Reading(value, at)
             self.failure = ""
         self._first.set()
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener()
 
     async def _run(self) -> None:

@@ -34,7 +34,8 @@ Admission: TypeAlias = Go | Refuse | Drop
 """Verdict after all waiting is over."""
 
 MOST_HELD: Final = 1_000
-_RETIRED: Final = Refuse(CLOSED_RETRY_SECONDS, "the configuration has changed")
+INTERRUPTED: Final = Refuse(CLOSED_RETRY_SECONDS, "configuration changed")
+"""Verdict on a request that waited when the room was interrupted: it should enter again."""
 
 
 @dataclass(order=True, slots=True)
@@ -67,7 +68,7 @@ class WaitingRoom:
         self._changed = asyncio.Event()
         self._handing_out: asyncio.Task[None] | None = None
         self._holding: set[asyncio.Timeout] = set()
-        self._is_retired = False
+        self._interruptions = 0
 
     @property
     def in_flight(self) -> int:
@@ -79,13 +80,15 @@ class WaitingRoom:
         """Number of waiting requests."""
         return len(self._holding)
 
-    def take_over(self, previous: WaitingRoom) -> None:
-        """Count the slots that `previous` has in use against this room's limit, after a configuration reload."""
-        self._allowance.take_over(previous._allowance)
+    def change(self, gates: Sequence[Gate], *, slots: int, most_held: int = MOST_HELD) -> None:
+        """Apply other gates and limits; slots in use stay counted."""
+        self._gates, self._most_held = gates, most_held
+        self._allowance.change(slots, all_shares(gates))
+        self._changed.set()
 
-    def retire(self) -> None:
-        """Refuse all waiting and new requests at once: a successor has replaced this room."""
-        self._is_retired = True
+    def interrupt(self) -> None:
+        """End the wait of every request that waits now, with `INTERRUPTED`."""
+        self._interruptions += 1
         now = asyncio.get_running_loop().time()
         for holding in self._holding:
             holding.reschedule(now)
@@ -100,13 +103,14 @@ class WaitingRoom:
 
     async def enter(self, request: Request, until_at: float) -> Admission:
         """Wait until `request` is admitted, at most until `until_at`; a `Go` holds a slot until its release."""
-        if self._is_retired:
-            return _RETIRED
         if not self._waiting and self._allowance.room() > 0:
             self._allowance.started()
+            interruptions = self._interruptions
             verdict = await self._ask(request)
             if isinstance(verdict, Go | Drop):
                 return verdict
+            if interruptions != self._interruptions:
+                return INTERRUPTED
             refusal = verdict
         else:
             refusal = Refuse(CLOSED_RETRY_SECONDS, "no room")
@@ -120,7 +124,7 @@ class WaitingRoom:
         except TimeoutError:
             if not holding.expired():
                 raise
-            return _RETIRED
+            return INTERRUPTED
         finally:
             self._holding.discard(holding)
 
@@ -129,7 +133,7 @@ class WaitingRoom:
             verdict = await self._ask(request)
             if isinstance(verdict, Go | Drop):
                 return verdict
-            end_if_cancelled()  # also after `retire`, whose timeout is a cancellation
+            end_if_cancelled()  # also after `interrupt`, whose timeout is a cancellation
             refusal = verdict
         if isinstance(refusal, Refuse):
             return refusal

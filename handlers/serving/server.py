@@ -50,49 +50,34 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: Any = None) -> None:
         await self._handler.start()
-        self._handler.show_refusals(lambda: self._watch.is_refused)
         await super().startup(sockets)
         if self._watch.is_watching:
-            self._following = asyncio.create_task(self._follow())
+            self._following = asyncio.create_task(self._watch.follow(self._change))
         if self.started:
             self._on_ready(self.servers[0].sockets[0].getsockname()[1])
 
-    async def _follow(self) -> None:
-        """Apply every valid change to new requests; requests in flight keep their configuration."""
-        while True:
-            following = await self._started(await self._watch.next())
-            if following is None:
-                continue
-            self._watch.take()
-            before, self._handler = self._handler, following
-            following.is_stopping = before.is_stopping
-            following.show_refusals(lambda: self._watch.is_refused)
-            following.take_over(before)
-            use_handler(self._target, following)
-            retiring = asyncio.create_task(before.retire())
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
-            get_logger(self._target).info("configuration reloaded")
+    async def _change(self, settings: Settings) -> None:
+        """Answer new requests under these settings; requests under way are answered as they began.
 
-    async def _started(self, settings: Settings) -> Handler | None:
-        """A started handler of these settings; None if they are refused."""
+        Raises whatever is wrong with the settings, and then changes nothing.
+        """
+        following = Handler(settings, self._target, self._handler.shared)
         try:
-            following = Handler(settings, self._target, self._handler)
-        except Exception as error:  # noqa: BLE001  # the current handler stays
-            self._watch.refuse(error)
-            return None
-        try:
-            await following.start()
-        except Exception as error:  # noqa: BLE001  # as above
-            self._watch.refuse(error)
-            await following.aclose()
-            return None
-        return following
+            discarded = await following.start()
+        except Exception:
+            await following.close_own()
+            raise
+        previous, self._handler = self._handler, following
+        use_handler(self._target, following)
+        retiring = asyncio.create_task(previous.retire(discarded))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+        get_logger(self._target).info("configuration reloaded")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.started:
             os._exit(0)  # no request has been accepted yet, and the start may take long
-        self._handler.is_stopping = True
+        self._handler.shared.is_stopping = True
         # uvicorn gives up its grace period on a second SIGINT; a second SIGTERM changes nothing.
         super().handle_exit(sig, frame)
 
@@ -100,8 +85,8 @@ class _Server(uvicorn.Server):
         if self._following is not None:
             self._following.cancel()
         await super().shutdown(sockets)
-        await self._handler.aclose()
         await asyncio.gather(*self._retiring, return_exceptions=True)
+        await self._handler.aclose()
 
 
 _EXECUTION_ID: Final = b"function-execution-id"
@@ -146,9 +131,9 @@ def serve(
 
     `variables` are the environment that `settings` are of, to read changes of the configuration file with.
     """
-    handler = Handler(settings, target)
-    use_handler(target, handler)
     watch = ConfigWatch(variables, settings, get_logger(target))
+    handler = Handler(settings, target, is_refused=lambda: watch.is_refused)
+    use_handler(target, handler)
     server = _Server(server_config(settings, target), target, handler, watch, on_ready)
     signal.signal(signal.SIGTERM, server.handle_exit)
     server.run()

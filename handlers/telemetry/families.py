@@ -139,23 +139,14 @@ _ATTEMPTS: Final = (1, 2, 3, 5, 8, 13, 21)
 
 
 class Families:
-    """All families in one registry; after a reload, counters and histograms of `previous` are carried over."""
+    """All families in one registry."""
 
-    def __init__(self, registry: CollectorRegistry, previous: Families | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        if previous is None:
-            self._add_counters()
-            self._add_histograms()
-        else:
-            self._carry_over(previous)
+        self._add_counters()
+        self._add_histograms()
         self._add_gauges()
         ProcessCollector(registry=registry)
-
-    def _carry_over(self, previous: Families) -> None:
-        for name, family in vars(previous).items():
-            if isinstance(family, Counter | Histogram):
-                setattr(self, name, family)
-                self.registry.register(family)
 
     def _add_counters(self) -> None:
         counter = self._counter

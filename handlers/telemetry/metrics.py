@@ -20,7 +20,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
-from weakref import WeakSet, WeakValueDictionary
 
 from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -65,10 +64,7 @@ PEERS: Final = frozenset({"gateway", "handler", "redis", "pubsub"})
 
 
 class QueueMetrics:
-    """Series of one queue; all times are durations in seconds.
-
-    `previous` counted the queue before a reload; its requests in flight are included in the gauges.
-    """
+    """Series of one queue; all times are durations in seconds."""
 
     def __init__(
         self,
@@ -76,7 +72,6 @@ class QueueMetrics:
         queue_id: str,
         queue_name: str,
         pool_name: str,
-        previous: QueueMetrics | None = None,
         *,
         model_name: str = "",
     ) -> None:
@@ -86,9 +81,6 @@ class QueueMetrics:
         self._model_name = model_name
         self._in_flight = 0
         self._sending = 0
-        self._previous: WeakSet[QueueMetrics] = WeakSet(
-            [] if previous is None else [previous, *previous._previous]
-        )
         self._requests = metrics.requests.labels(*labels)
         self._dispatched = metrics.dispatched.labels(*labels)
         self._successful = metrics.successful.labels(*labels)
@@ -113,12 +105,8 @@ class QueueMetrics:
         # All exist from the start: Prometheus does not see the first increase of a new counter.
         self._nacks = {reason: metrics.nacks.labels(*labels, reason) for reason in (*sorted(REASONS), OTHER)}
         # Computed at each scrape, so that two of the most frequent events cost one addition.
-        metrics.inflight.labels(*labels).set_function(
-            lambda: sum(one._in_flight for one in (self, *self._previous))
-        )
-        metrics.queue_depth.labels(*labels).set_function(
-            lambda: sum(one._in_flight - one._sending for one in (self, *self._previous))
-        )
+        metrics.inflight.labels(*labels).set_function(lambda: self._in_flight)
+        metrics.queue_depth.labels(*labels).set_function(lambda: self._in_flight - self._sending)
 
     @property
     def has_own_series(self) -> bool:
@@ -243,13 +231,12 @@ class QueueMetrics:
 
 
 class Metrics(Families):
-    """All series of a process in a registry of their own; `previous` are those before a reload."""
+    """All series of a process in a registry of their own."""
 
-    def __init__(self, registry: CollectorRegistry | None = None, previous: Metrics | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped; a second series for each counter
-        super().__init__(registry or CollectorRegistry(), previous)
+        super().__init__(registry or CollectorRegistry())
         self._queues: dict[tuple[str, str, str], QueueMetrics] = {}
-        self._previous_queues = WeakValueDictionary(previous._queues if previous is not None else {})
         self._watches: list[Callable[[], None]] = []
         self._connection_counts: dict[str, list[Callable[[], int]]] = {}
         self._circuit_counts: list[Callable[[], int]] = []
@@ -268,9 +255,7 @@ class Metrics(Families):
         if found is None:
             if len(self._queues) >= MOST_QUEUES:
                 key, model_name = (OTHER, OTHER, OTHER), ""
-            found = self._queues.get(key) or QueueMetrics(
-                self, *key, self._previous_queues.get(key), model_name=model_name
-            )
+            found = self._queues.get(key) or QueueMetrics(self, *key, model_name=model_name)
             self._queues[key] = found
         return found
 

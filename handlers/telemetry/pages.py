@@ -67,10 +67,6 @@ class PagesServer:
         self.listen()
         await self._server.startup(sockets=[self._socket] if self._socket else None)
 
-    def show(self, pages: Mapping[str, Callable[[], Page]]) -> None:
-        """Replace the pages."""
-        self._pages = pages
-
     async def _answer(self, scope: Any, _receive: Any, send: Any) -> None:
         """Handle one request; an ASGI application."""
         make = self._pages.get(scope["path"])

@@ -7,6 +7,7 @@ loads neither Redis nor gates.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -25,19 +26,18 @@ from handlers.settings.settings import Settings
 from handlers.telemetry.dependencies import GATES, GATEWAY, MEMORY, Dependencies, Dependency
 from handlers.telemetry.logs import Logger
 from handlers.wiring.credentials import file_token, gateway_tls
-from handlers.wiring.metrics import HandlerMetrics, tracing_of
+from handlers.wiring.metrics import HandlerMetrics, handler_metrics_of, tracing_of
 
 if TYPE_CHECKING:
     from handlers.doors.pubsub.deduplicated import Once
-    from handlers.forward.middleware.held import HeldForward
     from handlers.gates.gate import Gate
-    from handlers.gates.waiting_room import WaitingRoom
     from handlers.poller.priority import LaneOptions
     from handlers.telemetry.metrics import QueueMetrics
     from handlers.telemetry.tracing import Tracing
+    from handlers.wiring.door_gates import DoorGates, GatePlan
 
 _EVENT_HOLD_SECONDS: Final = 30.0
-"""How long an event waits at a closed gate before its source is told 429: shorter than sources wait for answers."""
+"""How long an event waits at a closed gate before the reply 429: shorter than sources wait for answers."""
 _DEFAULT_POOL: Final = "default"
 
 
@@ -285,105 +285,72 @@ def guards_of(settings: Settings, log: Logger) -> Guards:
     return Guards(GuardOptions(is_breaking=env.circuit_breaker, retry_share=env.retry_budget), log)
 
 
+def shared_by_handlers(
+    settings: Settings, target: str, log: Logger, is_refused: Callable[[], bool]
+) -> SharedByHandlers:
+    """What the handlers of one process share. Raises `InvalidSetting`."""
+    shared = SharedByHandlers(
+        gateway_of(settings),
+        guards_of(settings, log),
+        handler_metrics_of(settings, target),
+        is_refused=is_refused,
+    )
+    if shared.metrics is not None:
+        metrics = shared.metrics.metrics
+        metrics.watch_connections("gateway", lambda: shared.gateway.in_use)
+        metrics.watch_circuits(shared.guards.open_circuits)
+        metrics.watch_refusals(is_refused)
+    return shared
+
+
 def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     """The admission layer of pushes: the gates of subscriptions and of their pools, if they name any."""
-    parts.holding.entry = forward
-    topics, pools = settings.file.topics, {pool.id: pool for pool in settings.pools}
-    if not any(topic.gate_type or pools[topic.worker_pool_id].gate_type for topic in topics):
-        return forward
-    from handlers.forward.middleware.held import Entrance, HeldForward
-    from handlers.wiring.credentials import redis_options
-    from handlers.wiring.gates import ProcessGates
-
-    gates = ProcessGates(settings, redis_options(settings))
-    parts.starters.append(gates.start)
-    parts.closers.append(gates.aclose)
-    parts.dependencies.watch(GATES, gates.are_available)
-    of_pools = {
-        pool.id: gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]", pool.id)
-        for number, pool in enumerate(settings.pools)
-    }
-    slots = {pool.id: pool.workers or settings.env.workers for pool in settings.pools}
-    # One keeper for a pool, whichever subscription a request came by: its slots are those of all of them.
-    keepers = {pool: _keeper(settings, of_pools[pool], slots[pool], parts) for pool in pools}
-    for pool, keeper in keepers.items():
-        parts.holding.keepers[f"pool {pool}"], parts.holding.gates[f"pool {pool}"] = keeper, of_pools[pool]
-    entrances = {}
-    for number, topic in enumerate(topics):
-        pool = topic.worker_pool_id
-        own = gates.build(topic.gate_type, topic.gate_params, f"topics[{number}]", topic.worker_pool_id)
-        before = [_keeper(settings, own, slots[pool], parts)] if own else []
-        for keeper in before:
-            name = f"subscription {topic.subscriber_id}"
-            parts.holding.keepers[name], parts.holding.gates[name] = keeper, own
-        entrances[topic.subscriber_id] = Entrance([*before, keepers[pool]], [*own, *of_pools[pool]])
-        if parts.metrics is not None:
-            parts.metrics.watch_gates(topic.subscriber_id, own)
-            parts.metrics.watch_pool(pool, slots[pool], of_pools[pool], partial(_waiting, keepers[pool]))
-    return _holding(parts, HeldForward(forward, entrances))
+    pools = {pool.id: pool for pool in settings.pools}
+    is_gated = any(topic.gate_type or pools[topic.worker_pool_id].gate_type for topic in settings.file.topics)
+    return _held(settings, forward, parts, math.inf, _push_plan if is_gated else None)
 
 
-def _waiting(keeper: WaitingRoom) -> int:
-    return keeper.held
+def _push_plan(gates: DoorGates, settings: Settings) -> GatePlan:
+    return gates.push_plan(settings)
 
 
 def held_events(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     """The admission layer of events: the gate of the pool `default`, if it names one."""
-    parts.holding.entry = forward
-    pools = enumerate(settings.pools)
-    number, pool = next((number, pool) for number, pool in pools if pool.id == _DEFAULT_POOL)
-    if not pool.gate_type:
+    is_gated = any(pool.id == _DEFAULT_POOL and pool.gate_type for pool in settings.pools)
+    return _held(settings, forward, parts, _EVENT_HOLD_SECONDS, _event_plan if is_gated else None)
+
+
+def _event_plan(gates: DoorGates, settings: Settings) -> GatePlan:
+    return gates.event_plan(settings)
+
+
+def _held(
+    settings: Settings,
+    forward: Forward,
+    parts: Parts,
+    most_held_seconds: float,
+    plan_of: Callable[[DoorGates, Settings], GatePlan] | None,
+) -> Forward:
+    """Forwarding past the gates of a plan, which takes effect with the handler. Raises `InvalidSetting`."""
+    if plan_of is None and parts.shared.gates is None:
         return forward
-    from handlers.forward.middleware.held import Entrance, HeldForward
-    from handlers.wiring.credentials import redis_options
-    from handlers.wiring.gates import ProcessGates
+    from handlers.wiring.door_gates import DoorGates, GatePlan
 
-    gates = ProcessGates(settings, redis_options(settings))
-    parts.starters.append(gates.start)
-    parts.closers.append(gates.aclose)
-    parts.dependencies.watch(GATES, gates.are_available)
-    built = gates.build(pool.gate_type, pool.gate_params, f"pools[{number}]", pool.id)
-    keeper = _keeper(settings, built, pool.workers or settings.env.workers, parts)
-    parts.holding.keepers["events"], parts.holding.gates["events"] = keeper, built
-    entrance = Entrance([keeper], built)
-    return _holding(parts, HeldForward(forward, {}, entrance, most_held_seconds=_EVENT_HOLD_SECONDS))
+    if parts.shared.gates is None:
+        parts.shared.gates = DoorGates(settings, forward, most_held_seconds=most_held_seconds)
+    gates = parts.shared.gates
+    plan = GatePlan() if plan_of is None else plan_of(gates, settings)
+    if plan_of is not None:
+        parts.dependencies.watch(GATES, gates.are_available)
 
+    async def take_effect() -> list[Gate]:
+        discarded = await gates.apply(plan, parts.occupied(forward))
+        if parts.metrics is not None:
+            gates.show(plan, parts.metrics)
+        return discarded
 
-def _holding(parts: Parts, holder: HeldForward) -> Forward:
-    parts.holding.holder, parts.holding.entry = holder, holder.forward
-    return holder.forward
-
-
-def _keeper(settings: Settings, gates: Sequence[Gate], slots: int, parts: Parts) -> WaitingRoom:
-    from handlers.gates.waiting_room import WaitingRoom
-
-    keeper = WaitingRoom(gates, slots=slots, most_held=settings.env.gate_most_held)
-    parts.closers.append(keeper.aclose)
-    return keeper
-
-
-@dataclass(slots=True)
-class Holding:
-    """`entry` is where requests go in; `holder` is who holds them there, if there is a gate.
-
-    `keepers` and `gates` are those of a pool or subscription, by its name.
-    """
-
-    entry: Forward | None = None
-    holder: HeldForward | None = None
-    keepers: dict[str, WaitingRoom] = field(default_factory=dict)
-    gates: dict[str, Sequence[Gate]] = field(default_factory=dict)
-
-    def take_over(self, before: Holding, entry: Forward) -> None:
-        """Count what `before` has in flight against our limits; what it holds goes in at `entry`, a way to ours."""
-        for name, keeper in self.keepers.items():
-            if name in before.keepers:
-                keeper.take_over(before.keepers[name])
-        for name, gates in self.gates.items():
-            for gate, gate_before in zip(gates, before.gates.get(name, ()), strict=False):
-                gate.take_over(gate_before)
-        if before.holder is not None:
-            before.holder.move_to(entry)
+    parts.effects.append(take_effect)
+    return gates.forward
 
 
 def _dedup_store(settings: Settings, parts: Parts) -> tuple[Once | None, Layer | None]:
@@ -446,13 +413,48 @@ Closers = list[Callable[[], Awaitable[object]]]
 Starters = list[Callable[[], Awaitable[object]]]
 
 
+def _as_it_is(forward: Forward) -> Forward:
+    return forward
+
+
+@dataclass(slots=True)
+class SharedByHandlers:
+    """What the handlers of one process share: it outlives a reload of the configuration.
+
+    `gates` exist once the settings name one.
+    """
+
+    gateway: Gateway
+    guards: Guards
+    metrics: HandlerMetrics | None = None
+    gates: DoorGates | None = None
+    is_stopping: bool = False
+    is_refused: Callable[[], bool] = lambda: False
+
+    async def aclose(self) -> None:
+        """Close gates and connections."""
+        if self.gates is not None:
+            await self.gates.aclose()
+        await self.gateway.aclose()
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the wiring of a door collects: tasks to start and close, dependencies, gates; and its metrics, if any."""
+    """What the wiring of one handler adds to.
+
+    `starters` may fail, which refuses a configuration; `effects` run after them and put it in force; they return gates
+    to close with the previous handler. `occupied` keeps the handler open while a request is in it.
+    """
 
     log: Logger
     closers: Closers
     starters: Starters
-    metrics: HandlerMetrics | None
+    shared: SharedByHandlers
     dependencies: Dependencies = field(default_factory=Dependencies)
-    holding: Holding = field(default_factory=Holding)
+    effects: list[Callable[[], Awaitable[list[Gate]]]] = field(default_factory=list)
+    occupied: Callable[[Forward], Forward] = _as_it_is
+
+    @property
+    def metrics(self) -> HandlerMetrics | None:
+        """Metrics of the process, if they are enabled."""
+        return self.shared.metrics

@@ -107,6 +107,10 @@ class PlacedGates:
         self._placed = placed
         return changes
 
+    def are_available(self) -> bool:
+        """Whether every gate has what it reads."""
+        return all(_is_available(placed.gate.state()) for placed in self._placed.values())
+
     async def start(self) -> None:
         """Probe all sources; an unavailable source does not fail the start."""
         for placed in self._placed.values():

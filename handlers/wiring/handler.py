@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,47 +33,59 @@ from handlers.telemetry.dependencies import RESULTS, Dependencies, Dependency, S
 from handlers.telemetry.logs import RareWarning, get_logger
 from handlers.wiring.closing import close_in_time
 from handlers.wiring.forward_stack import (
-    Closers,
     Parts,
-    Starters,
+    SharedByHandlers,
     event_stack,
-    gateway_of,
-    guards_of,
     push_stack,
+    shared_by_handlers,
 )
-from handlers.wiring.metrics import HandlerMetrics, handler_metrics_of
 
 if TYPE_CHECKING:
+    from handlers.gates.gate import Gate
     from handlers.pubsub.publisher import Publisher
 
 Handle = Callable[[Delivery], Awaitable[Answer]]
 
 
 class Handler:
-    """One door of one process: its endpoint, and what must be closed at the end.
+    """One door under one configuration: its endpoint, and what must be closed at the end.
 
-    `before` is the one whose place this one may take, and whose counters, circuits and retry budgets it goes on with.
+    `shared` is what outlives a reload; the first handler of a process creates it. A handler takes effect with `start`.
     """
 
-    def __init__(self, settings: Settings, target: str, before: Handler | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        target: str,
+        shared: SharedByHandlers | None = None,
+        *,
+        is_refused: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Raises `InvalidSetting`. `is_refused` says whether a changed configuration is refused."""
+        self._settings = settings
         self._log = get_logger(target)
         self._refusals = RareWarning(self._log, "caller refused")
-        self._closers: Closers = []
-        self._starters: Starters = []
-        gateway = gateway_of(settings)
-        self._closers.append(gateway.aclose)
-        self._metrics: HandlerMetrics | None = handler_metrics_of(
-            settings, target, before._metrics if before else None
-        )
-        self._guards: Guards = before._guards if before else guards_of(settings, self._log)
+        self.shared = shared or shared_by_handlers(settings, target, self._log, is_refused)
+        self._metrics = self.shared.metrics
         self._dependencies = Dependencies()
-        parts = Parts(self._log, self._closers, self._starters, self._metrics, self._dependencies)
-        self._holding = parts.holding
-        if self._metrics is not None:
-            self._metrics.metrics.watch_circuits(self._guards.open_circuits)
-        handle_delivery, authenticator = _DOORS[target](settings, gateway, self._guards, parts)
-        env = settings.env
-        endpoint = HttpEndpoint(
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._is_started = False
+        self._starting: asyncio.Future[None] | None = None
+        self._needs_dependencies = settings.env.readiness == "dependencies"
+        self._parts = Parts(self._log, [], [], self.shared, self._dependencies, occupied=self._occupying)
+        handle_delivery, authenticator = _DOORS[target](
+            settings, self.shared.gateway, self.shared.guards, self._parts
+        )
+        self._endpoint = self._endpoint_of(settings, target, handle_delivery, authenticator)
+        if shared is None:
+            self._show()
+
+    def _endpoint_of(
+        self, settings: Settings, target: str, handle_delivery: Handle, authenticator: Authenticator | None
+    ) -> HttpEndpoint:
+        env, metrics = settings.env, self._metrics
+        return HttpEndpoint(
             handle_delivery,
             authenticator,
             {"/healthz": _healthy, "/readyz": self._ready},
@@ -83,31 +95,27 @@ class Handler:
                 receive_timeout_seconds=env.receive_timeout_seconds,
                 ends_with_client=target == "dispatch",
             ),
-            guarded_pages=self._guarded_pages(gateway),
+            guarded_pages={} if metrics is None else {"/metrics": GuardedPage(metrics.guard, metrics.page)},
         )
-        self._endpoint = endpoint
-        self._needs_dependencies = env.readiness == "dependencies"
-        self._is_started = False
-        self._starting: asyncio.Future[None] | None = None
-        self._in_flight = 0
-        self._idle = asyncio.Event()
-        self.is_stopping = False
-        self._is_refused: Callable[[], bool] = lambda: False
 
-    def take_over(self, before: Handler) -> None:
-        """Stand in the place of `before`: what it has in flight counts here too, what it holds goes in here."""
-        self._holding.take_over(before._holding, self._guest)
+    def _show(self) -> None:
+        """Show this handler in metrics."""
+        if self._metrics is not None:
+            metrics = self._metrics.metrics
+            metrics.watch_ready(lambda: self._is_started and not self.shared.is_stopping)
+            metrics.watch_dependencies(self._dependencies)
 
-    async def _guest(self, request: Request, options: AttemptOptions) -> Outcome:
-        """A request that came to the handler before and waited there: while it is here, this one stays open."""
-        entry = self._holding.entry
-        if entry is None:
-            raise RuntimeError("the door has no stack")
-        self._in_flight += 1
-        try:
-            return await entry(request, options)
-        finally:
-            self._left()
+    def _occupying(self, forward: Forward) -> Forward:
+        """`forward`, keeping this handler open: a request that waited through a reload belongs to a previous one."""
+
+        async def forward_here(request: Request, options: AttemptOptions) -> Outcome:
+            self._in_flight += 1
+            try:
+                return await forward(request, options)
+            finally:
+                self._left()
+
+        return forward_here
 
     def _left(self) -> None:
         """Count one request less."""
@@ -115,28 +123,13 @@ class Handler:
         if self._in_flight == 0:
             self._idle.set()
 
-    def show_refusals(self, is_refused: Callable[[], bool]) -> None:
-        """Say on the pages while a changed configuration is refused."""
-        self._is_refused = is_refused
-        if self._metrics is not None:
-            self._metrics.metrics.watch_refusals(is_refused)
-
-    def _guarded_pages(self, gateway: Gateway) -> dict[str, GuardedPage]:
-        """The page of metrics, where a token guards it."""
-        if self._metrics is None:
-            return {}
-        self._metrics.metrics.watch_connections("gateway", lambda: gateway.in_use)
-        self._metrics.metrics.watch_ready(lambda: self._is_started and not self.is_stopping)
-        self._metrics.metrics.watch_dependencies(self._dependencies)
-        return {"/metrics": GuardedPage(self._metrics.guard, self._metrics.page)}
-
     def _ready(self) -> Answer:
         """What fails is named; it makes the pod unready only where that was asked for (see `READINESS`)."""
-        if self.is_stopping:
+        if self.shared.is_stopping:
             return plain(503, "stopping")
         failing = self._dependencies.failing()
         if not failing:
-            refused = self._is_refused()
+            refused = self.shared.is_refused()
             return plain(200, "ready, but a changed configuration is refused" if refused else "ready")
         told = "failing: " + ", ".join(f"{name} for {seconds:.0f} s" for name, seconds in failing.items())
         return plain(503, told) if self._needs_dependencies else plain(200, f"ready, but {told}")
@@ -156,28 +149,47 @@ class Handler:
         finally:
             self._left()
 
-    async def retire(self) -> None:
-        """Close once the last request is answered, however long it takes; the next handler has the new ones."""
+    async def retire(self, gates: Sequence[Gate]) -> None:
+        """Close once the last request has been answered, with gates that only its requests still use."""
         while self._in_flight:
             self._idle.clear()
             await self._idle.wait()
-        await self.aclose()
+        for gate in gates:
+            await gate.aclose()
+        await self.close_own()
 
-    async def start(self) -> None:
-        """Start the background work: readings of gates, keys of push tokens, the Pub/Sub client."""
-        for start in self._starters:
+    async def start(self) -> list[Gate]:
+        """Start the background work and take effect; returns gates to close with the previous handler.
+
+        Raises without any effect if a part cannot start.
+        """
+        for start in self._parts.starters:
             await start()
+        if self._metrics is not None:
+            self._metrics.change(self._settings)
+        discarded: list[Gate] = []
+        for take_effect in self._parts.effects:
+            discarded += await take_effect()
         self._is_started = True
+        self._show()
+        return discarded
 
     async def _started(self) -> None:
-        """One start for all requests that come before its end, `/readyz` among them; a failed one is repeated."""
+        """Start once for all requests that arrive before the end of the start; a failed start is repeated."""
         if self._starting is None or self._starting.done():
-            self._starting = asyncio.ensure_future(self.start())
+            self._starting = asyncio.ensure_future(self._start_alone())
         await asyncio.shield(self._starting)
 
+    async def _start_alone(self) -> None:
+        await self.start()
+
+    async def close_own(self) -> None:
+        """Close what only this handler uses; published results are flushed first."""
+        await close_in_time(reversed(self._parts.closers), self._log)
+
     async def aclose(self) -> None:
-        """Close connections, within seconds; what is published is flushed first."""
-        await close_in_time(reversed(self._closers), self._log)
+        """Close everything, within seconds: no other handler follows."""
+        await close_in_time([*reversed(self._parts.closers), self.shared.aclose], self._log)
 
 
 def _healthy() -> Answer:
@@ -230,13 +242,17 @@ def _push_door(
     publisher = Publisher(channel)
     parts.closers.extend([channel.close, publisher.close])
     parts.starters.append(partial(check_topics, publisher, settings, log))
-    if parts.metrics is not None:
-        parts.metrics.metrics.watch_connections("pubsub", lambda: channel.in_use)
     forward, memory = push_stack(settings, gateway, guards, parts)
     clock = FollowedClock()
     watch = SkewWatch(clock, log, "Pub/Sub")
-    if parts.metrics is not None:
-        parts.metrics.metrics.watch_clock(lambda: clock.skew_seconds)
+
+    async def take_effect() -> list[Gate]:
+        if parts.metrics is not None:
+            parts.metrics.watch_channel(lambda: channel.in_use)
+            parts.metrics.metrics.watch_clock(lambda: clock.skew_seconds)
+        return []
+
+    parts.effects.append(take_effect)
     door = PubSubPushDoor(
         ObservedPublisher(publisher, parts.dependencies.add(RESULTS)),
         subscriptions(settings),

@@ -6,9 +6,9 @@ token of its own, which Prometheus sends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.doors.door import Answer
@@ -16,6 +16,7 @@ from handlers.settings.settings import Settings
 
 if TYPE_CHECKING:
     from handlers.gates.gate import Gate
+    from handlers.gates.waiting_room import WaitingRoom
     from handlers.telemetry.metrics import QueueMetrics
 from importlib.metadata import version
 from urllib.parse import urlsplit
@@ -31,18 +32,34 @@ EVENTS = "events"
 """What stands for the queue of events that did not come from the poller: their sources name themselves as they like."""
 
 
+ShownPool: TypeAlias = "tuple[int, Sequence[Gate], WaitingRoom]"
+"""Slots, gates and waiting room of a pool."""
+
+
 class HandlerMetrics:
     """The counting of one handler: its page, who may read it, and the series of its queues."""
 
-    def __init__(self, settings: Settings, target: str, before: HandlerMetrics | None = None) -> None:
+    def __init__(self, settings: Settings, target: str) -> None:
         from handlers.telemetry.metrics import DoorMetrics, Metrics
 
-        self.metrics: Metrics = Metrics(previous=before.metrics if before else None)
+        self.metrics = Metrics()
         self.door = DoorMetrics(self.metrics, target)
         self.guard = _guard(settings)
+        self._is_push = target == "pubsub_push"
+        self._pools: dict[str, str] = {}
+        self._ids: dict[str, str] = {}
+        self._channel_in_use: Callable[[], int] | None = None
+        self._shown_pools: Mapping[str, ShownPool] = {}
+        self.change(settings)
+        self.metrics.watch(self._show_pools)
+
+    def change(self, settings: Settings) -> None:
+        """Name the subscriptions of these settings, and remove the gauges of others."""
+        before = {self.labels_of(name) for name in self._pools}
         self._pools = {topic.subscriber_id: topic.worker_pool_id for topic in settings.file.topics}
         self._ids = {topic.subscriber_id: topic.id or topic.subscriber_id for topic in settings.file.topics}
-        self._is_push = target == "pubsub_push"
+        for labels in before - {self.labels_of(name) for name in self._pools}:
+            self.metrics.forget_queue(labels)
         for name in self._pools if self._is_push else ("",):
             self.queue_of(name)
 
@@ -57,18 +74,34 @@ class HandlerMetrics:
         return self._ids.get(name, name), name, self._pools.get(name, "default")
 
     def watch_gates(self, subscription: str, gates: Sequence[Gate]) -> None:
-        """Show the gates of a subscription."""
+        """Show the gate of a subscription, or none."""
+        self.metrics.forget_gate(*self.labels_of(subscription))
         for gate in gates:
             self.metrics.watch_gate(*self.labels_of(subscription), gate.state)
 
-    def watch_pool(self, pool_id: str, slots: int, gates: Sequence[Gate], waiting: Callable[[], int]) -> None:
-        """Show a pool's slots, its gates, and how many requests wait at them."""
-        for gate in gates:
-            self.metrics.watch_gate("", "", pool_id, gate.state)
-        budgets = [gate.budget for gate in gates]
-        self.metrics.watch(
-            lambda: self.metrics.pool(pool_id, slots, min((b() for b in budgets), default=1.0), waiting())
-        )
+    def watch_channel(self, in_use: Callable[[], int]) -> None:
+        """Show the calls under way to Pub/Sub, of the latest channel."""
+        if self._channel_in_use is None and self._is_push:
+            self.metrics.watch_connections("pubsub", self._in_channel)
+        self._channel_in_use = in_use
+
+    def _in_channel(self) -> int:
+        return 0 if self._channel_in_use is None else self._channel_in_use()
+
+    def watch_pools(self, pools: Mapping[str, ShownPool]) -> None:
+        """Show the slots, gates and waiting requests of these pools, and no others."""
+        for pool_id in self._shown_pools.keys() - pools.keys():
+            self.metrics.forget_pool(pool_id)
+        self._shown_pools = pools
+        for pool_id, (_, gates, _) in pools.items():
+            self.metrics.forget_gate("", "", pool_id)
+            for gate in gates:
+                self.metrics.watch_gate("", "", pool_id, gate.state)
+
+    def _show_pools(self) -> None:
+        for pool_id, (slots, gates, room) in self._shown_pools.items():
+            budget = min((gate.budget() for gate in gates), default=1.0)
+            self.metrics.pool(pool_id, slots, budget, room.held)
 
     def buried(self, subscription: str) -> None:
         """A delivery of that subscription became a dead letter at the door."""
@@ -83,15 +116,10 @@ class HandlerMetrics:
         return Answer(200, self.metrics.render(), {"content-type": CONTENT_TYPE})
 
 
-def handler_metrics_of(
-    settings: Settings, target: str, before: HandlerMetrics | None = None
-) -> HandlerMetrics | None:
-    """The counting of a handler, which goes on from that `before`; or None.
-
-    Raises `InvalidSetting` for a token that is none.
-    """
+def handler_metrics_of(settings: Settings, target: str) -> HandlerMetrics | None:
+    """Metrics of a handler; None unless a token guards their page. Raises `InvalidSetting` for an invalid token."""
     env = settings.env
-    return HandlerMetrics(settings, target, before) if env.metrics_token or env.metrics_token_file else None
+    return HandlerMetrics(settings, target) if env.metrics_token or env.metrics_token_file else None
 
 
 def _guard(settings: Settings) -> DispatchToken:

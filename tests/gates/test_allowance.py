@@ -279,22 +279,19 @@ def test_a_headroom_is_shared_in_whole_slots_and_comes_on_top_of_what_is_ours() 
         assert allowance.limit() == limit
 
 
-def test_a_successor_counts_the_slots_of_the_previous_allowance_until_they_are_freed() -> None:
-    first, second, third = (Pool(10, Share(1.0)).allowance for _ in range(3))
-    first.started(4)
-    second.take_over(first)
-    first.started(2)  # a claim that was on its way
-    second.started(3)
-    third.take_over(second)
-    assert (second.in_use, third.in_use, third.room()) == (9, 9, 1)
-    first.finished(6)
-    assert third.room() == 7
-    second.finished(3)
-    assert (first.in_use, second.in_use, third.in_use) == (0, 0, 0)
+def test_slots_in_use_stay_counted_when_the_limits_change() -> None:
+    pool = Pool(10, Share(1.0))
+    pool.allowance.started(4)
+    pool.allowance.change(5, lambda: (Share(1.0),))
+    assert (pool.allowance.in_use, pool.allowance.room()) == (4, 1)
+    pool.allowance.change(3, lambda: (Share(1.0),), part=lambda: ProcessShare(0, 1))
+    assert pool.allowance.room() == 0
+    pool.allowance.finished(2)
+    assert pool.allowance.room() == 1
 
 
-def test_a_successor_with_a_headroom_grows_from_the_previous_use() -> None:
-    before, heir = (Pool(10, Share(0.0, headroom=0.2, at=1_000_000.0), lag=0.0) for _ in range(2))
-    before.allowance.started(5)
-    heir.allowance.take_over(before.allowance)
-    assert heir.allowance.room() == 2
+def test_a_headroom_that_comes_later_grows_from_the_slots_in_use() -> None:
+    pool = Pool(10, Share(1.0))
+    pool.allowance.started(5)
+    pool.allowance.change(10, lambda: (Share(0.0, headroom=0.2, at=1_000_000.0, lag_seconds=0.0),))
+    assert pool.allowance.room() == 2

@@ -13,7 +13,7 @@ from handlers.contract.request import Request
 from handlers.forward.middleware.gated import gated
 from handlers.forward.outcome import Outcome
 from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse, Verdict
-from handlers.gates.waiting_room import WaitingRoom
+from handlers.gates.waiting_room import INTERRUPTED, WaitingRoom
 from tests.gates.building import gate, request
 from tests.waiting import wait_until_async
 
@@ -199,36 +199,66 @@ async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_to_the_next(ste
     await keeper.aclose()
 
 
-async def test_a_keeper_that_retires_refuses_those_it_holds_and_all_that_come() -> None:
-    keeper = WaitingRoom([Switch(0.0)], slots=4)
-    waiting = [asyncio.create_task(keeper.enter(request(str(n)), soon())) for n in range(3)]
+async def test_an_interruption_ends_the_waits_of_now_and_no_later_one() -> None:
+    room = WaitingRoom([Switch(0.0)], slots=4)
+    waiting = [asyncio.create_task(room.enter(request(str(n)), soon())) for n in range(3)]
     sleeping = WaitingRoom([Always(Refuse(20.0, "over quota"))], slots=4)
     waiting.append(asyncio.create_task(sleeping.enter(request("sleeps"), soon())))
-    await wait_until_async(lambda: keeper.held + sleeping.held == 4, "all to be held")
-    keeper.retire()
-    sleeping.retire()
-    verdicts = await asyncio.wait_for(asyncio.gather(*waiting), 5)
-    assert {type(one) for one in verdicts} == {Refuse}
-    assert isinstance(await keeper.enter(request(), soon()), Refuse)
-    assert (keeper.held, keeper.in_flight, sleeping.held, sleeping.in_flight) == (0, 0, 0, 0)
-    await keeper.aclose()
+    await wait_until_async(lambda: room.held + sleeping.held == 4, "all to be held")
+    room.interrupt()
+    sleeping.interrupt()
+    verdicts = await asyncio.wait_for(asyncio.gather(*waiting), 60)
+    assert all(one is INTERRUPTED for one in verdicts)
+    later = asyncio.create_task(room.enter(request(), soon()))
+    await wait_until_async(lambda: room.held == 1, "a later request to be held")
+    later.cancel()
+    await asyncio.gather(later, return_exceptions=True)
+    assert (room.held, room.in_flight, sleeping.held, sleeping.in_flight) == (0, 0, 0, 0)
+    await room.aclose()
     await sleeping.aclose()
 
 
-async def test_the_successor_has_the_slots_that_the_previous_room_leaves() -> None:
-    before = WaitingRoom([], slots=2)
-    inside = [await entered(before, str(n)) for n in range(2)]
-    following = WaitingRoom([], slots=3)
-    following.take_over(before)
-    before.retire()
-    third = await entered(following, "third")
-    fourth = asyncio.create_task(entered(following, "fourth"))
-    await wait_until_async(lambda: following.held == 1, "the fourth to be held")
+async def test_a_request_that_its_gate_was_deciding_on_is_interrupted_too() -> None:
+    deciding = Deciding()
+    room = WaitingRoom([deciding], slots=1)
+    entering = asyncio.create_task(room.enter(request(), soon(3_600)))
+    await deciding.asked.wait()
+    room.interrupt()
+    deciding.may_answer.set()
+    assert await asyncio.wait_for(entering, 60) is INTERRUPTED
+    assert room.in_flight == 0
+
+
+async def test_slots_in_use_count_against_the_changed_limits_of_a_room() -> None:
+    room = WaitingRoom([], slots=2)
+    inside = [await entered(room, str(n)) for n in range(2)]
+    room.change([], slots=3)
+    third = await entered(room, "third")
+    fourth = asyncio.create_task(entered(room, "fourth"))
+    await wait_until_async(lambda: room.held == 1, "the fourth to be held")
     await inside[0].reservation.release()
-    for one in (inside[1], third, await asyncio.wait_for(fourth, 5)):
+    for one in (inside[1], third, await asyncio.wait_for(fourth, 60)):
         await one.reservation.release()
-    assert following.in_flight == before.in_flight == 0
-    await following.aclose()
+    assert room.in_flight == 0
+    await room.aclose()
+
+
+class Deciding(Gate):
+    """Refuses by a `Hold` that never opens, once `may_answer` is set."""
+
+    gate_type = "deciding"
+
+    def __init__(self) -> None:
+        self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def admit(self, request: Request) -> Verdict:
+        self.asked.set()
+        await self.may_answer.wait()
+        return Hold("closed", self.wait_open)
+
+    async def wait_open(self, until_at: float) -> bool:
+        await asyncio.Event().wait()
+        return True
 
 
 class SwallowsFirst(Gate):
@@ -263,7 +293,7 @@ async def test_a_cancellation_that_a_gate_swallows_ends_the_wait_of_a_claim() ->
         await asyncio.wait_for(asyncio.shield(work), 60)
 
 
-async def test_a_retirement_that_a_gate_swallows_still_refuses_its_event() -> None:
+async def test_an_interruption_that_a_gate_swallows_still_ends_the_wait() -> None:
     closed = SwallowsFirst()
     keeper = WaitingRoom([closed], slots=1)
     keeper._gates = [Always(Refuse(0.0, "not yet"))]
@@ -271,5 +301,5 @@ async def test_a_retirement_that_a_gate_swallows_still_refuses_its_event() -> No
     await wait_until_async(lambda: keeper.held == 1, "the event to be held")
     keeper._gates = [closed]
     await closed.asked.wait()
-    keeper.retire()
-    assert isinstance(await asyncio.wait_for(entering, 60), Refuse)
+    keeper.interrupt()
+    assert await asyncio.wait_for(entering, 60) is INTERRUPTED

@@ -26,7 +26,14 @@ from handlers.gates.gate import Feedback
 from handlers.gates.registry import GATES
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import get_logger
-from handlers.wiring.forward_stack import Parts, event_stack, guards_of, held_events, held_pushes
+from handlers.wiring.forward_stack import (
+    Parts,
+    event_stack,
+    guards_of,
+    held_events,
+    held_pushes,
+    shared_by_handlers,
+)
 from handlers.wiring.poller import PollerApp
 from tests.bench.measuring import gateway
 from tests.gates.exporter import Exporter, running_exporter
@@ -281,17 +288,17 @@ def push(queue: str = "s", **more: Any) -> Request:
 
 @contextlib.asynccontextmanager
 async def started(parts: Parts) -> AsyncIterator[None]:
-    for start in parts.starters:
-        await start()
+    for take_effect in parts.effects:
+        assert await take_effect() == []
     try:
         yield
     finally:
-        for close in reversed(parts.closers):
-            await close()
+        await parts.shared.aclose()
 
 
 def parts_of() -> Parts:
-    return Parts(get_logger("test"), [], [], None)
+    settings, log = load_settings({"IGW_BASE_URL": "http://127.0.0.1:1"}), get_logger("test")
+    return Parts(log, [], [], shared_by_handlers(settings, "pubsub_push", log, lambda: False))
 
 
 @pytest.mark.parametrize("place", ["pools", "topics"])

@@ -23,7 +23,7 @@ def readiness() -> Request:
 
 def handler_with(starter: Any) -> Handler:
     handler = Handler(load_settings({"IGW_BASE_URL": "http://127.0.0.1:9"}), "dispatch")
-    handler._starters.append(starter)
+    handler._parts.starters.append(starter)
     return handler
 
 

@@ -1,4 +1,4 @@
-"""Admission of pushed deliveries: a closed gate holds them, within their time.
+"""Forwards pushed deliveries past their gates: a closed gate holds them, within their time.
 
 Holding costs one coroutine; a nack would use up a delivery attempt and slow the whole subscription down.
 """
@@ -20,24 +20,30 @@ from handlers.forward.outcome import Outcome, Retry
 from handlers.gates.chain import Reservations, with_claim
 from handlers.gates.gate import Drop, Gate, Go, Refuse, Reservation
 from handlers.gates.labels import labelled
-from handlers.gates.waiting_room import WaitingRoom
+from handlers.gates.waiting_room import INTERRUPTED, WaitingRoom
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entrance:
-    """The waiting rooms of one subscription, its own and its pool's, and the gates of both."""
+    """Waiting rooms and gates that the requests of one subscription pass: its own, then those of its pool.
 
-    keepers: Sequence[WaitingRoom]
+    `is_replaced` after a reload: requests on their way through it enter again.
+    """
+
+    rooms: Sequence[WaitingRoom]
     gates: Sequence[Gate]
+    is_replaced: bool = False
 
     async def enter(self, request: Request, until_at: float) -> Go | Refuse | Drop:
-        """Enter each room in turn; the first that does not admit decides, and all reservations are undone."""
+        """Enter each waiting room in turn; the first verdict that is not `Go` decides, and nothing stays reserved."""
         held: list[Reservation] = []
         labels: dict[str, str] = {}
         is_in = False
         try:
-            for keeper in self.keepers:
-                verdict = await keeper.enter(labelled(request, labels), until_at)
+            for room in self.rooms:
+                if self.is_replaced:
+                    return INTERRUPTED
+                verdict = await room.enter(labelled(request, labels), until_at)
                 if not isinstance(verdict, Go):
                     return verdict
                 held.append(verdict.reservation)
@@ -50,9 +56,10 @@ class Entrance:
 
 
 class HeldForward:
-    """Forwards admitted requests; `entrances` are by queue or subscription, `default` is for all others.
+    """Forwards requests that their gates admit; `entrances` by queue or subscription.
 
-    A request is held for at most `most_held_seconds`.
+    A request waits at most `most_held_seconds`. `default` is the entrance of names that are not listed; None sends them
+    at once. A reload changes it in place.
     """
 
     def __init__(
@@ -69,19 +76,21 @@ class HeldForward:
         self._default = default
         self._clock = clock
         self._most_held_seconds = most_held_seconds
-        self._elsewhere: Forward | None = None
 
-    def move_to(self, elsewhere: Forward) -> None:
-        """Pass waiting requests to `elsewhere` and hold no more; requests in flight end here."""
-        self._elsewhere = elsewhere
-        entrances = [*self._entrances.values(), *([self._default] if self._default else [])]
-        for keeper in {keeper for entrance in entrances for keeper in entrance.keepers}:
-            keeper.retire()
+    def change(
+        self, forward: Forward, entrances: Mapping[str, Entrance], default: Entrance | None = None
+    ) -> None:
+        """Forward by `forward` and past these entrances from now on; waiting requests enter there again."""
+        replaced = [*self._entrances.values(), *([self._default] if self._default else [])]
+        self._forward, self._entrances, self._default = forward, entrances, default
+        for entrance in replaced:
+            entrance.is_replaced = True
+        for room in {room for entrance in replaced for room in entrance.rooms}:
+            room.interrupt()
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
-        """Hold until the gates admit, then send; or the retry if they refuse."""
-        entrance = self._entrances.get(request.queue, self._default)
-        if entrance is None:
+        """Hold until a gate opens, send, or say when to come again."""
+        if self._entrance(request) is None:
             return await self._forward(request, options)
         request = with_claim(request)
         arrived_at = self._clock()
@@ -91,21 +100,26 @@ class HeldForward:
             else min(request.deadline, arrived_at + options.seconds)
         )
         until_at = min(until_at, arrived_at + self._most_held_seconds)
-        verdict = await entrance.enter(request, until_at)
-        match verdict:
-            case Go():
-                left = self._left(options, arrived_at)
-                return await send_admitted(request, entrance.gates, verdict, partial(self._send, left))
-            case Refuse() if self._elsewhere is not None:
-                return await self._elsewhere(request, self._left(options, arrived_at))
-            case Refuse() | Drop():
-                return self._in_time(request, refused(request, verdict), options)
+        while (entrance := self._entrance(request)) is not None:
+            verdict = await entrance.enter(request, until_at)
+            if verdict is INTERRUPTED:
+                continue
+            match verdict:
+                case Go():
+                    send = partial(self._send, self._left(options, arrived_at))
+                    return await send_admitted(request, entrance.gates, verdict, send)
+                case Refuse() | Drop():
+                    return self._in_time(request, refused(request, verdict), options)
+        return await self._forward(request, self._left(options, arrived_at))
+
+    def _entrance(self, request: Request) -> Entrance | None:
+        return self._entrances.get(request.queue, self._default)
 
     async def _send(self, options: AttemptOptions, request: Request) -> Outcome:
         return await self._forward(request, options)
 
     def _left(self, options: AttemptOptions, arrived_at: float) -> AttemptOptions:
-        """The options with the time that the wait has left."""
+        """What the wait has left of the delivery's time."""
         if options.seconds is None:
             return options
         return msgspec.structs.replace(
@@ -113,7 +127,7 @@ class HeldForward:
         )
 
     def _in_time(self, request: Request, outcome: Outcome, options: AttemptOptions) -> Outcome:
-        """Make a retry final if the delivery could only return after the deadline."""
+        """A retry that the transport could only bring after the deadline is final at once."""
         if isinstance(outcome, Retry) and options.earliest_retry_seconds >= request.deadline - self._clock():
             return expired(request, None)
         return outcome

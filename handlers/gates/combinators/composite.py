@@ -61,12 +61,6 @@ class CompositeGate(Gate):
         discarded.extend(self._gates[kept:])
         return new
 
-    def take_over(self, previous: Gate) -> None:
-        """Carry over the state of each gate from the one at its index."""
-        if isinstance(previous, CompositeGate):
-            for gate, previous_gate in zip(self._gates, previous._gates, strict=False):
-                gate.take_over(previous_gate)
-
     def budget(self) -> float:
 
         return min(gate.budget() for gate in self._gates)

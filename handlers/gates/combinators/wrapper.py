@@ -34,10 +34,6 @@ class WrapperGate(Gate):
         new._inner = await self._inner.renewed(new._inner, discarded)
         return new
 
-    def take_over(self, previous: Gate) -> None:
-        if isinstance(previous, WrapperGate) and previous.gate_type == self.gate_type:
-            self._inner.take_over(previous._inner)
-
     def budget(self) -> float:
 
         return self._inner.budget()

@@ -174,11 +174,16 @@ class ScrapedValue:
     async def aclose(self) -> None:
 
         for page in self._pages():
+            page.forget(self._take)
             await page.aclose()
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each fetch, when the value has been updated."""
         self._listeners.append(listener)
+
+    def forget(self, listener: Callable[[], None]) -> None:
+        if listener in self._listeners:
+            self._listeners.remove(listener)
 
     def _pages(self) -> list[Feed[bytes]]:
         return [page for page in (self._page, self._pods_page) if page is not None]
@@ -286,6 +291,7 @@ class CountedScrapeGate(Gate):
         await self._scraped.start()
 
     async def aclose(self) -> None:
+        self._scraped.forget(self._count)
         await self._scraped.aclose()
 
     def budget(self) -> float:

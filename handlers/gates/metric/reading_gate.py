@@ -184,6 +184,7 @@ class ReadingGate(Gate):
 
         if self._is_started:
             self._is_started = False
+            self._source.forget(self._tell_changes)
             await self._source.aclose()
 
     def budget(self) -> float:

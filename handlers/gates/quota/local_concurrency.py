@@ -66,11 +66,6 @@ class LocalConcurrencyGate(Gate):
         self._slots.waiters.wake(max(0, self.room()))
         return self
 
-    def take_over(self, previous: Gate) -> None:
-        """Share the counter of `previous`, so that its requests in flight count here too."""
-        if isinstance(previous, LocalConcurrencyGate):
-            self._slots = previous._slots
-
     @property
     def in_use(self) -> int:
         """Number of requests that hold a slot."""

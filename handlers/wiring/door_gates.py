@@ -1,0 +1,128 @@
+"""Gates of doors whose deliveries are pushed: Pub/Sub pushes, and events that do not come from a poller.
+
+`DoorGates` outlives a reload of the configuration: gates, slots and waiting requests stay, and take new options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from handlers.contract.request import Request
+from handlers.forward.forward import AttemptOptions, Forward
+from handlers.forward.middleware.held import Entrance, HeldForward
+from handlers.forward.outcome import Outcome
+from handlers.gates.gate import Gate
+from handlers.gates.waiting_room import WaitingRoom
+from handlers.settings.settings import Settings
+from handlers.wiring.credentials import redis_options
+from handlers.wiring.gates import GateEntry, Place, PlacedGate, PlacedGates, ProcessGates
+from handlers.wiring.metrics import HandlerMetrics
+
+_DEFAULT_POOL: Final = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class GatePlan:
+    """Gates and waiting rooms that the settings ask for; nothing of it is in force yet.
+
+    `slots` by waiting room; `entrances` are the rooms of a subscription in order, `default` those of all other names.
+    """
+
+    gates: Mapping[Place, PlacedGate] = field(default_factory=dict)
+    slots: Mapping[Place, int] = field(default_factory=dict)
+    entrances: Mapping[str, Sequence[Place]] = field(default_factory=dict)
+    default: Sequence[Place] = ()
+
+
+class DoorGates:
+    """Gates, waiting rooms and waiting requests of one door."""
+
+    def __init__(self, settings: Settings, forward: Forward, *, most_held_seconds: float) -> None:
+        self._most_held = settings.env.gate_most_held
+        self._process_gates = ProcessGates(settings, redis_options(settings))
+        self._gates = PlacedGates(self._process_gates, {})
+        self._rooms: dict[Place, WaitingRoom] = {}
+        self._held = HeldForward(forward, {}, most_held_seconds=most_held_seconds)
+
+    async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
+        """Send a request once its gates admit it."""
+        return await self._held.forward(request, options)
+
+    def push_plan(self, settings: Settings) -> GatePlan:
+        """Gates of subscriptions and their pools. Raises `InvalidSetting`."""
+        pools = {pool.id: pool for pool in settings.pools}
+        slots = {pool.id: pool.workers or settings.env.workers for pool in settings.pools}
+        gates = {("pool", name): entry for name, entry in _pool_entries(settings).items()}
+        rooms = {("pool", name): count for name, count in slots.items()}
+        entrances: dict[str, list[Place]] = {}
+        for number, topic in enumerate(settings.file.topics):
+            pool: Place = ("pool", pools[topic.worker_pool_id].id)
+            entrances[topic.subscriber_id] = [pool]
+            if topic.gate_type:
+                own: Place = ("subscription", topic.subscriber_id)
+                gates[own] = GateEntry(
+                    topic.gate_type, topic.gate_params, f"topics[{number}]", topic.worker_pool_id
+                )
+                rooms[own] = slots[topic.worker_pool_id]
+                entrances[topic.subscriber_id] = [own, pool]
+        return GatePlan(self._gates.prepared(gates), rooms, entrances)
+
+    def event_plan(self, settings: Settings) -> GatePlan:
+        """The gate of the pool `default`. Raises `InvalidSetting`."""
+        place: Place = ("pool", _DEFAULT_POOL)
+        entry = _pool_entries(settings)[_DEFAULT_POOL]
+        pool = next(pool for pool in settings.pools if pool.id == _DEFAULT_POOL)
+        slots = {place: pool.workers or settings.env.workers}
+        return GatePlan(self._gates.prepared({place: entry}), slots, default=[place])
+
+    async def apply(self, plan: GatePlan, forward: Forward) -> list[Gate]:
+        """Put a plan in force: waiting requests enter its gates and go by `forward`.
+
+        Returns gates to close once the requests that they admitted have ended.
+        """
+        changes = await self._gates.apply(plan.gates)
+        for place, slots in plan.slots.items():
+            gates = self._gates.at(place)
+            if place in self._rooms:
+                self._rooms[place].change(gates, slots=slots, most_held=self._most_held)
+            else:
+                self._rooms[place] = WaitingRoom(gates, slots=slots, most_held=self._most_held)
+        entrances = {name: self._entrance(places) for name, places in plan.entrances.items()}
+        self._held.change(forward, entrances, self._entrance(plan.default) if plan.default else None)
+        for place in [place for place in self._rooms if place not in plan.slots]:
+            if not self._rooms[place].in_flight:  # else its requests count if it is configured again
+                await self._rooms.pop(place).aclose()
+        return changes.discarded
+
+    def _entrance(self, places: Sequence[Place]) -> Entrance:
+        gates = [gate for place in places for gate in self._gates.at(place)]
+        return Entrance([self._rooms[place] for place in places], gates)
+
+    def show(self, plan: GatePlan, metrics: HandlerMetrics) -> None:
+        """Show the gates of subscriptions and pools in metrics."""
+        pools = {}
+        for name, places in plan.entrances.items():
+            metrics.watch_gates(name, self._gates.at(("subscription", name)))
+            place = places[-1]
+            pools[place[1]] = (plan.slots[place], self._gates.at(place), self._rooms[place])
+        metrics.watch_pools(pools)
+
+    def are_available(self) -> bool:
+        """Whether every gate has what it reads."""
+        return self._gates.are_available()
+
+    async def aclose(self) -> None:
+        """Stop background readings and close connections."""
+        for room in self._rooms.values():
+            await room.aclose()
+        await self._gates.aclose()
+        await self._process_gates.aclose()
+
+
+def _pool_entries(settings: Settings) -> dict[str, GateEntry]:
+    return {
+        pool.id: GateEntry(pool.gate_type, pool.gate_params, f"pools[{number}]", pool.id)
+        for number, pool in enumerate(settings.pools)
+    }
