@@ -1,8 +1,7 @@
-"""When to try again: attempt, time left, the gateway's wish and a draw in; seconds out. Pure.
+"""Delays between attempts: exponential backoff, `Retry-After`, and pauses while a dependency is down.
 
-`2 s · 2^attempt`, at most 60 s, with equal jitter (half fixed, half drawn), always inside the deadline. A
-longer `Retry-After` wins, up to half of the time left, stretched by the draw so that a herd that was
-told the same number does not return as one.
+A request is retried after `2 s · 2^attempt`, at most 60 s, with equal jitter, always inside its deadline. A longer
+`Retry-After` wins, up to half of the time left, with jitter so that clients with the same hint do not return at once.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from typing import Final
 BASE_SECONDS: Final = 2.0
 CAP_SECONDS: Final = 60.0
 _LAST_DOUBLING: Final = 5  # 2 s · 2^5 is past the cap; a larger exponent would only overflow
-_SPREAD: Final = 0.25  # how far a wish is stretched at most: half of the time left still fits with it
+_SPREAD: Final = 0.25  # most jitter on a hint: half of the time left still fits with it
 
 
 def backoff_seconds(attempt: int, draw: float) -> float:
-    """Delay before the attempt after `attempt` (0 was the first); `draw` is in [0, 1)."""
+    """Seconds before the attempt after `attempt` (0 was the first); `draw` is random in [0, 1)."""
     ceiling = min(CAP_SECONDS, BASE_SECONDS * 2.0 ** min(max(attempt, 0), _LAST_DOUBLING))
     return ceiling / 2 + draw * ceiling / 2
 
@@ -45,7 +44,7 @@ def retry_delay(
         delay = min(wish_seconds, left_seconds / 2) * (1 + _SPREAD * draw)
     elif delay >= left_seconds:
         delay = left_seconds / 2
-    # Ever closer attempts at the very end would only be a small storm: half a first backoff is the least.
+    # At the very end, attempts would come ever closer: half of the first delay is the shortest.
     if delay < BASE_SECONDS / 2:
         return None
     delay = max(delay, earliest_seconds)
@@ -55,7 +54,7 @@ def retry_delay(
 def parse_retry_after(value: str | None, now: float) -> float | None:
     """Seconds that a `Retry-After` header asks for (RFC 9110, 10.2.3: seconds or an HTTP date).
 
-    None for nothing, garbage, or a number that is negative; a date in the past is 0.
+    None if absent, invalid or negative; 0 for a date in the past.
     """
     if not value:
         return None
@@ -72,7 +71,7 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
 
 
 class Backoff:
-    """Pauses of `first_seconds`, doubling up to `cap_seconds`, each drawn from its upper half."""
+    """Pauses while a dependency fails: `first_seconds`, doubling up to `cap_seconds`, with equal jitter."""
 
     def __init__(
         self,
@@ -87,7 +86,7 @@ class Backoff:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the last try failed."""
+        """Whether the last attempt failed."""
         return self._next_seconds > self._first_seconds
 
     def next_seconds(self) -> float:
@@ -101,5 +100,5 @@ class Backoff:
         await asyncio.sleep(self.next_seconds())
 
     def reset(self) -> None:
-        """A try succeeded."""
+        """Note a success: the next pause is the first one again."""
         self._next_seconds = self._first_seconds

@@ -35,6 +35,7 @@ CLEAN = [
         "handlers/status",
     ),
     *("handlers/redis_store", "tests/redis_store"),
+    *("handlers/backoff.py", "handlers/poller", "handlers/wiring"),
 ]
 """Pages, modules and folders whose text has been rewritten."""
 

@@ -97,7 +97,7 @@ class AckBatcher:
         while True:
             try:
                 effects = await operation()
-            except (*STORE_FAILURES, MemoryError) as error:  # a reply that memory has no room for comes again
+            except (*STORE_FAILURES, MemoryError) as error:  # a reply too large for memory is repeated
                 if not self._backoff.has_failed:
                     self._log.warning(
                         "settling paused: Redis unavailable", queue=self._queue.name, error=explained(error)
@@ -145,7 +145,7 @@ _MOST_WAITING: Final = 10_000
 
 
 class FinishedLog:
-    """Keeps what is not written yet, at most 10,000 records: the oldest are dropped while Redis is unavailable.
+    """Records of finished requests that are not written yet, at most 10,000: the oldest are dropped.
 
     Losing a record only makes a later search less exact, so nothing here may slow down or fail an ack.
     """
@@ -160,7 +160,7 @@ class FinishedLog:
         if not isinstance(settlement, Ack) or not settlement.request_id:
             return
         if settlement.outcome == ErrorCode.DUPLICATE or not (settlement.result or settlement.dead):
-            return  # another submission of the id stands for it: that one's record is the one to keep
+            return  # the first submission of the id has the record to keep
         results = settlement.result_queue_name if settlement.result else ""
         record = FinishedRecord(
             settlement.request_token,
@@ -173,7 +173,7 @@ class FinishedLog:
         self._waiting.append((settlement.request_id, record))
 
     async def tick(self) -> None:
-        """Write what is waiting. Raises one of `STORE_FAILURES`; what was not written is tried again."""
+        """Write waiting records. Raises one of `STORE_FAILURES`; unwritten records are retried."""
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(_RECORDS_BATCH, len(self._waiting)))]
             try:

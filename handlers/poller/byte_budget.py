@@ -1,7 +1,7 @@
-"""How many bytes a poller holds at a time: requests that were claimed, answers that are not stored yet.
+"""Bound on the bytes that a poller holds: claimed requests, and answers that are not stored yet.
 
-A count of requests is no bound, since one request or answer may have ten million bytes. Each kind has its own share:
-were they one, requests could take all of it, and no answer would have the room to be read and stored.
+A count of requests is not a bound, since one request or answer may have ten million bytes. Each kind has its own share:
+otherwise requests could use all of it, and no answer could be read and stored.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 class ByteShare:
-    """Bytes of one kind, at most `limit`; a single item passes whatever its size, when nothing else is held."""
+    """Bytes of one kind, at most `limit`; an item of any size fits if nothing else is held."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -27,7 +27,7 @@ class ByteShare:
         return not self._waiting and (self.held == 0 or size <= self.limit - self.held)
 
     def give(self, size: int) -> None:
-        """`size` bytes are no longer held (below 0: more are); those who wait for room get it in their order."""
+        """Free `size` bytes (below 0: hold more) and grant waiting requests in their order."""
         self.held -= size
         while self._waiting and (self.held == 0 or self._waiting[0].size <= self.limit - self.held):
             wish = self._waiting.popleft()
@@ -36,7 +36,7 @@ class ByteShare:
             wish.on_granted()
 
     def ask(self, size: int, on_granted: Callable[[], None]) -> Wish:
-        """Take `size` bytes now (the wish is granted), or call `on_granted` once they are taken."""
+        """Take `size` bytes now (`is_granted`), or call `on_granted` once they are taken."""
         wish = Wish(size, on_granted)
         if self.has_room(size):
             self.held += size
@@ -46,13 +46,13 @@ class ByteShare:
         return wish
 
     def withdraw(self, wish: Wish) -> None:
-        """Wait no longer for a wish that was not granted."""
+        """Withdraw a wish that was not granted."""
         self._waiting.remove(wish)
-        self.give(0)  # it may have stood before smaller ones
+        self.give(0)  # smaller wishes behind it may fit now
 
 
 class Wish:
-    """Bytes that somebody waits for."""
+    """Bytes that a request waits for."""
 
     __slots__ = ("is_granted", "on_granted", "size")
 
@@ -63,9 +63,9 @@ class Wish:
 
 
 class ByteBudget:
-    """The shares of one poller: half of `total` for answers, most of the rest for requests.
+    """Shares of one poller: half of `total` for answers, most of the rest for requests.
 
-    `payloads` are those that were stored apart: who waits for room for one holds its request already.
+    `payloads` are offloaded ones; a request that waits for room for its payload is held already.
     """
 
     def __init__(self, total: int) -> None:
@@ -76,7 +76,7 @@ class ByteBudget:
 
 
 class Holding:
-    """What one request holds of one share; nothing at first."""
+    """Bytes that one request holds of one share; none at first."""
 
     __slots__ = ("_share", "_size", "_wish")
 
@@ -86,14 +86,14 @@ class Holding:
         self._wish: Wish | None = None
 
     def ask(self, size: int, on_granted: Callable[[], None]) -> bool:
-        """Hold at most `size` bytes: True where there is room, else `on_granted` is called once there is."""
+        """Hold up to `size` bytes: True if there is room, else `on_granted` is called once there is."""
         self.hold(0)
         wish = self._share.ask(size, on_granted)
         self._wish = wish
         return wish.is_granted
 
     def hold(self, size: int) -> None:
-        """Hold `size` bytes from now on, whether there is room or not; what was asked for is given back."""
+        """Hold exactly `size` bytes, with or without room; earlier wishes end."""
         wish, self._wish = self._wish, None
         before = self._size
         if wish is not None and wish.is_granted:
@@ -105,7 +105,7 @@ class Holding:
 
 
 class HeldBytes:
-    """What one request holds of a budget, from its claim until its settlement is stored."""
+    """Bytes that one request holds of a budget, from its claim until its settlement is stored."""
 
     __slots__ = ("answer", "payload", "request")
 
@@ -116,11 +116,11 @@ class HeldBytes:
         self.request.hold(request_bytes)
 
     def is_settled_with(self, size: int) -> None:
-        """The outcome is known, and what will be stored of it has `size` bytes."""
+        """Note that the outcome is known; its settlement stores `size` bytes."""
         self.payload.hold(0)
         self.answer.hold(size)
 
     def release(self) -> None:
-        """Nothing is held any more."""
+        """Free everything."""
         self.is_settled_with(0)
         self.request.hold(0)

@@ -126,7 +126,7 @@ def _positions() -> Iterator[float]:
 
 
 class Claimer:
-    """Claims for its queues while slots are free. `stop` ends claiming; work in flight goes on."""
+    """Claims for its queues while slots are free. `stop` ends claiming; work in flight continues."""
 
     def __init__(self, pool_id: str, options: ClaimerOptions, log: Logger) -> None:
         self.pool_id = pool_id
@@ -210,7 +210,7 @@ class Claimer:
         self._wake()
 
     def _wake(self) -> None:
-        """End a wait for slots or requests: what is claimed, or how, has changed."""
+        """End a wait for slots or requests: queues or options have changed."""
         self._freed.set()
         if self._waiter is not None:
             self._waiter.release([])
@@ -220,7 +220,7 @@ class Claimer:
         while not self._stopped.is_set():
             try:
                 await self._tick()
-            except (*STORE_FAILURES, MemoryError) as error:  # a reply that memory has no room for comes again
+            except (*STORE_FAILURES, MemoryError) as error:  # a reply too large for memory is repeated
                 end_if_cancelled()
                 self.refusal = refusal(error)
                 if not self._backoff.has_failed:

@@ -104,7 +104,7 @@ class HttpDispatcher:
             return self._answered(request, decode_answer(response.body)) or self._soon(HANDLER_LOST)
         if response.status_code == 200:  # a handler of an earlier version
             result = _result(response.body)
-            # A result of somebody else would settle the wrong request for ever: better ask again.
+            # A result of another request would settle the wrong one: retry.
             if result is None or result.id != request.id:
                 return self._soon(HANDLER_LOST)
             return Answered(result, _feedback(result, response.headers))
@@ -120,7 +120,7 @@ class HttpDispatcher:
         return self._soon(HANDLER_UNAVAILABLE)
 
     def _answered(self, request: Request, answer: AnswerEvent | None) -> Outcome | None:
-        # A result of another request would settle the wrong one for ever: better ask again.
+        # A result of another request would settle the wrong one: retry.
         if answer is None or answer.requestid != request.id:
             return None
         feedback = Feedback(

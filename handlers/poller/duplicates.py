@@ -1,7 +1,7 @@
-"""Answers a second submission of an id that is live, or finished lately, in place of running it.
+"""Answers a duplicate submission of an id that is live or has finished lately, instead of running it.
 
-For producers that queue again because they do not know whether they did. Opt-in, for a queue; a submission is known
-by its token, or by what its body says where it has none.
+For producers that submit again because they do not know whether the first submission arrived. Opt-in for each queue. A
+submission is identified by its token or, without one, by its body.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from handlers.telemetry.logs import Logger
 
 
 class Duplicates:
-    """One queue's; a submission stands for its id for `window_seconds` after it is finished."""
+    """Duplicate detection of one queue; a finished submission counts for `window_seconds`."""
 
     def __init__(self, redis: Store, route: ResultRoute, log: Logger, *, window_seconds: int) -> None:
         self._redis = redis
@@ -35,38 +35,40 @@ class Duplicates:
         self._window_seconds = window_seconds
 
     async def answer(self, claim: Claim, envelope: Envelope, now: float) -> Ack | None:
-        """How a repeated submission is settled; None for one that may run.
+        """The settlement of a duplicate submission; None if the submission may run.
 
-        Only a token tells one result from another of the same id: without one, or with the first one's, the first
-        submission's result is the only one, and the second is dropped.
+        Only a token distinguishes two results of one id. Without one, or with the token of the first submission, the
+        first result is the only one and the duplicate is dropped.
         """
         request = envelope.request
         standing = await self._standing(claim, envelope)
         if standing is Standing.RUNS:
             return None
         self._log.info("duplicate", id=request.id, queue=claim.queue, first=str(standing))
-        message = f"another submission of this id stands for it, which is {standing}"
+        message = f"duplicate of another submission of this id, which is {standing}"
         result = error_result(request.id, request.request_token, ErrorCode.DUPLICATE, message)
         settlement = ack(claim, request, result, self._route, now)
         if request.request_token and standing is not Standing.REPEATED:
             return settlement
-        # What the other one may still need, such as its live marker and its payload, is not this one's to delete.
+        # The first submission may still need its live marker and its payload: the duplicate must not delete them.
         return msgspec.structs.replace(settlement, result=b"", request_token="", payload_ref="")
 
     async def _standing(self, claim: Claim, envelope: Envelope) -> Standing:
         if claim.claim_key.endswith(claim.owner_token):
-            return Standing.REPEATED  # the claim got another name than its own, because that is claimed
+            return (
+                Standing.REPEATED
+            )  # claimed under another key, since the first submission is claimed under its own
         try:
             found = await stand_for_id(self._redis, self._mark(envelope), envelope.request.deadline)
         except STORE_FAILURES as error:
-            self._log.warning("not known whether it is a duplicate", error=explained(error))
-            return Standing.RUNS  # twice is better than not at all
+            self._log.warning("duplicate check failed", error=explained(error))
+            return Standing.RUNS  # running twice is better than not at all
         if found is Standing.REPEATED and claim.deaths:
-            return Standing.RUNS  # a failover forgot its result, and its claim came back
+            return Standing.RUNS  # a failover lost its result and restored its claim
         return found
 
     def marked(self, settlement: Settlement, envelope: Envelope) -> Settlement:
-        """The settlement of what was claimed: a final one makes it stand for its id as finished, if it did."""
+        """The settlement of a claim; a final one also marks its idempotency record as finished."""
         if not isinstance(settlement, Ack):
             return settlement
         mark = self._mark(envelope)
@@ -79,11 +81,11 @@ class Duplicates:
 
 
 def _digest(request: Request) -> str:
-    """Of what no processor changes for a retry.
+    """Digest of the fields that no processor changes for a retry.
 
-    Another one may write the body anew: other spaces, order, escapes, numbers as floats, a trace in the metadata. A
-    retry that was not known for itself would be dropped as a double. A large or deep payload counts byte for byte:
-    to parse it would hold the event loop.
+    Another processor may rewrite the body: spaces, order, escapes, numbers as floats, a trace in the metadata. A retry
+    that is not recognised would be dropped as a duplicate. A large or deep payload is compared byte for byte, since
+    parsing it would block the event loop.
     """
     payload: object
     try:

@@ -52,7 +52,7 @@ class QueueTable:
     def __init__(self) -> None:
         self.built: dict[str, QueueParts] = {}
         self.retiring: dict[str, QueueParts] = {}
-        """Queues that are no longer configured and still hold claims."""
+        """Removed queues that still hold claims."""
         self._dormant: dict[str, Callable[[], object]] = {}
         self.version = 0
         """Changes with the configured names."""
@@ -105,7 +105,7 @@ class QueueTable:
 class LeaseKeeper:
     """Renews leases on the event loop of the work, so a stalled process loses its leases.
 
-    `monotonic` gives seconds that no clock change moves.
+    `monotonic` returns seconds that no clock change moves.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class LeaseKeeper:
 
 
 class Reclaimer:
-    """Returns claims of dead owners to their queues, and dead-letters those delivered too often."""
+    """Returns claims of crashed owners to their queues and dead-letters those delivered too often."""
 
     def __init__(
         self, redis: Store, table: QueueTable, log: Logger, *, max_deaths: int, cluster: bool = False
@@ -230,7 +230,7 @@ class Canceller:
                     async for claims in parts.queue.recall(cancelled):
                         await parts.worker.answer_expired(claims)
                         waiting += len(claims)
-            except STORE_REFUSALS as error:  # a key or right of this queue: the others must not wait for it
+            except STORE_REFUSALS as error:  # a fault of this queue: the others must not wait for it
                 self._log.warning("cancellation failed", queue=name, error=explained(error))
         if waiting:
             self._log.info("queued requests cancelled", count=waiting)

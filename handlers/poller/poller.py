@@ -45,7 +45,7 @@ class Poller:
         self.add(claimer)
 
     async def remove_claimer(self, claimer: Claimer) -> None:
-        """Claim no more for a pool; its requests in flight go on."""
+        """Claim no more for a pool; its requests in flight continue."""
         self._claimers.remove(claimer)
         self._parts.remove(claimer)
         claimer.stop()

@@ -1,10 +1,10 @@
-"""How the queues of a pool share its slots: whose turn it is, for how many. Pure but for the turns it counts.
+"""Merge policies: the order in which the queues of a pool are claimed from, and for how many slots.
 
-`random-robin` gives every queue an equal part, in an order that is drawn anew. `tier-priority` serves six
-strict lanes in order; queues within a lane take turns. A queue's lane is that of its own labels; what the
-gateway is told of a request is the request's.
+`random-robin` gives every queue an equal share in random order. `tier-priority` serves six strict lanes in order;
+queues within a lane take turns. A queue's lane follows from its own labels; objective and priority header follow from
+the request's.
 
-A turn is an offer: claim at most so many, go on to the next turn with the slots that are left.
+A turn is an offer: claim at most so many, then continue with the next turn and the remaining slots.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TIER_PRIORITY: Final = "tier-priority"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A queue that may be claimed from: its lane, and how many its gates would let go (None: no limit)."""
+    """A queue that may be claimed from; `room` is how many its gates would admit (None: unlimited)."""
 
     queue: str
     lane: int = len(BANDS) - 1
@@ -44,38 +44,38 @@ class Turn:
 
 
 class Merge(Protocol):
-    """A way to share slots among queues."""
+    """Policy that shares slots among queues."""
 
     def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[Turn]:
-        """Whom to ask, in order, until `slots` are used; `now` is seconds of any steady clock."""
+        """Turns in order, until `slots` are used; `now` is seconds of a monotonic clock."""
         ...
 
     def asked(self, queue: str, now: float) -> None:
-        """`queue` was asked, whether it had something or not."""
+        """Note that `queue` was claimed from, with or without success."""
         ...
 
 
 class RandomRobin:
-    """An equal part for each queue, then what is left for whoever has more; the order is drawn."""
+    """Equal shares in random order; queues with more requests share the rest."""
 
     def __init__(self, draw: random.Random | None = None) -> None:
         self._draw = draw or random.Random()
 
-    def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[Turn]:  # noqa: ARG002 - the order is drawn, not timed
-        """Each queue's part in a drawn order, then each once more for the rest."""
+    def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[Turn]:  # noqa: ARG002 - the order is random, not timed
+        """Each queue's share in random order, then each once more for the rest."""
         open_ones = [one for one in candidates if one.room != 0]
         self._draw.shuffle(open_ones)
         return _in_parts(open_ones, slots)
 
     def asked(self, queue: str, now: float) -> None:
-        """Nothing to remember."""
+        """Do nothing: the policy has no memory."""
 
 
 class TierPriority:
     """Strict lanes, the lowest number first. With `ageing_seconds`, no lane starves.
 
-    A lane that was not asked for `ageing_seconds`, since those above took every slot, is asked first, for one
-    request: so each lane moves at least that often, and no faster at the cost of those above.
+    A lane that has had no turn for `ageing_seconds`, since higher lanes took every slot, gets the first turn for one
+    request. Each lane advances at least that often, and no faster at the cost of higher lanes.
     """
 
     def __init__(self, *, ageing_seconds: float | None = None) -> None:
@@ -103,14 +103,14 @@ class TierPriority:
         return turns
 
     def asked(self, queue: str, now: float) -> None:
-        """The lane had its chance, and the queue goes to the end of its lane."""
+        """Reset the age of the lane and move the queue to the end of its lane."""
         lane = self._lane_of.get(queue)
         if lane is not None:
             self._asked_at[lane] = now
             self._last_asked[lane] = queue
 
     def _is_aged(self, lane: int, now: float) -> bool:
-        """A lane ages from when it was first seen or last asked; one without queues that may go does not."""
+        """Whether the lane has waited too long since it was first seen or last served."""
         waited_seconds = now - self._asked_at.setdefault(lane, now)
         return self._ageing_seconds is not None and waited_seconds >= self._ageing_seconds
 
@@ -122,7 +122,7 @@ class TierPriority:
 
 
 def _in_parts(candidates: Sequence[Candidate], slots: int) -> list[Turn]:
-    """An equal part for each, rounded up; then the rest for each, as far as its own room goes."""
+    """Equal shares, rounded up; then the rest for each queue, up to its own room."""
     if not candidates:
         return []
     part = -(-slots // len(candidates))
@@ -140,7 +140,7 @@ def _within(room: int | None, most: int) -> int:
 
 
 MERGES: Final[Mapping[str, Callable[[float | None], Merge]]] = {
-    RANDOM_ROBIN: lambda ageing_seconds: RandomRobin(),  # noqa: ARG005 - equal parts need no ageing
+    RANDOM_ROBIN: lambda ageing_seconds: RandomRobin(),  # noqa: ARG005 - equal shares need no ageing
     TIER_PRIORITY: lambda ageing_seconds: TierPriority(ageing_seconds=ageing_seconds),
 }
 
@@ -154,9 +154,9 @@ def build_merge(policy: str, setting: str, *, ageing_seconds: float | None = Non
 
 @dataclass(frozen=True, slots=True)
 class LaneOptions:
-    """What the gateway is told of a request's lane.
+    """Objective and priority header of a request's lane.
 
-    `objectives` by lane name (`reserved-interactive`, ...); `has_priority_header` stamps the lane's number.
+    `objectives` by lane name (`reserved-interactive`, ...); `has_priority_header` sends the lane's number.
     """
 
     objectives: Mapping[str, str] = field(default_factory=dict)
@@ -165,14 +165,14 @@ class LaneOptions:
 
 
 def check_objectives(objectives: Mapping[str, str], setting: str) -> None:
-    """Raises `InvalidSetting` for a lane that does not exist."""
+    """Raise `InvalidSetting` for a lane that does not exist."""
     for name in objectives:
         if name not in BANDS:
             raise InvalidSetting(f"{setting}.{name}", found="no lane of that name", accepted=", ".join(BANDS))
 
 
 def in_lane(request: Request, options: LaneOptions) -> Request:
-    """`request` with its lane's objective and number, as far as they are configured."""
+    """`request` with the objective and number of its lane, if configured."""
     lane = band_of(request.labels, options.tier_label)
     objective = options.objectives.get(BANDS[lane], "")
     if not objective and not options.has_priority_header:

@@ -1,7 +1,7 @@
-"""One look for all idle queues of a process and its retry set, in place of a claim for each queue.
+"""Polls all idle queues of a process and its retry set with one command, instead of one claim a queue.
 
-A pool that found nothing waits here. The look is one `EXISTS` for all keys, every poll interval. After 30 seconds
-without a request the interval grows to 100 ms, and the process subscribes to the signal that producers of ours send, so
+A pool that found nothing waits here. A poll is one `EXISTS` for all keys, every poll interval. After 30 seconds without
+a request the interval grows to 100 ms, and the process subscribes to the signal of this project's producers, so that
 their requests are claimed at once.
 """
 
@@ -20,14 +20,14 @@ from handlers.redis_store.faults import explained
 from handlers.telemetry.logs import Logger
 
 SILENT_SECONDS: Final = 30.0
-"""Time without a request after which looks become rare and the signal is subscribed to."""
+"""Time without a request after which polls become rare and the process subscribes to the signal."""
 SILENT_POLL_SECONDS: Final = 0.1
 SECONDS_PER_KEY: Final = 50e-6
-"""Least pause per key of a look: keeps thousands of queues at a small part of a core, here and on the server."""
+"""Shortest pause per key of a poll: bounds the CPU for thousands of queues, here and on the server."""
 SILENT_FACTOR: Final = 2
 """How much longer this pause is after a silence: with 10,000 queues a request without a signal waits a second."""
 PROMOTE_SECONDS: Final = 0.1
-"""How often due retries are moved back to their queues."""
+"""Interval at which due retries are moved back to their queues."""
 RESUBSCRIBE_SECONDS: Final = 30.0
 
 Look = Callable[[Sequence[str]], Awaitable[Collection[str]]]
@@ -57,7 +57,7 @@ class Waiter:
 
 
 class QueueWatch:
-    """The looks of one process. `retry_keys` are looked at too; `promote` moves due retries and returns how many."""
+    """Polls of one process. `retry_keys` are polled too; `promote` moves due retries and returns how many."""
 
     def __init__(
         self,
@@ -93,11 +93,11 @@ class QueueWatch:
         return self._clock() - self._active_at >= SILENT_SECONDS
 
     def active(self) -> None:
-        """A request was claimed: looks are frequent from now on."""
+        """Note that a request was claimed: polls are frequent from now on."""
         self._active_at = self._clock()
 
     def are_empty(self, keys: Collection[str]) -> bool:
-        """Whether nothing was claimed for `SILENT_SECONDS` and the last look at all these keys found none of them."""
+        """Whether nothing was claimed for `SILENT_SECONDS` and the last poll of all these keys found none of them."""
         return self.is_silent and self._empty.issuperset(keys)
 
     async def wait(self, waiter: Waiter, timeout_seconds: float | None = None) -> list[str]:
@@ -114,7 +114,7 @@ class QueueWatch:
         return await self._look_at(names) if len(names) > 1 else names
 
     async def run(self) -> None:
-        """Look until cancelled. While Redis fails, waiting pools are released, and meet the failure themselves."""
+        """Poll until cancelled. While Redis fails, waiting pools are released and meet the failure themselves."""
         try:
             while True:
                 self._wake.clear()
@@ -124,7 +124,7 @@ class QueueWatch:
                 except (
                     *STORE_FAILURES,
                     MemoryError,
-                ) as error:  # a reply that memory has no room for comes again
+                ) as error:  # a reply too large for memory is repeated
                     end_if_cancelled()
                     self._empty = frozenset()
                     if not self._backoff.has_failed:
@@ -142,7 +142,7 @@ class QueueWatch:
                 await asyncio.gather(self._subscription, return_exceptions=True)
 
     async def _look(self) -> int:
-        """One look, and a promotion if the retry set has members; returns the number of keys looked at."""
+        """Poll once, and promote retries if there are any; returns the number of keys polled."""
         names = list(dict.fromkeys(name for waiter in self._waiters for name in waiter.names))
         is_promoting = self._promote is not None and self._clock() - self._promoted_at >= PROMOTE_SECONDS
         keys = [*names, *(self._retry_keys if is_promoting else ())]
@@ -154,7 +154,7 @@ class QueueWatch:
         if is_promoting:
             self._promoted_at = self._clock()
             if self._promote is not None and not found.isdisjoint(self._retry_keys) and await self._promote():
-                self._wake.set()  # requests moved to their queues: look again at once
+                self._wake.set()  # requests moved to their queues: poll again at once
         self._release(lambda waiter: [name for name in waiter.names if name in found])
         return len(keys)
 
@@ -166,7 +166,7 @@ class QueueWatch:
                 waiter.release(names)
 
     async def _pause(self, key_count: int) -> None:
-        """Wait for the next look; a new waiter ends the pause, unless there are many keys."""
+        """Wait for the next poll; a new waiter ends the pause, unless there are many keys."""
         least = SECONDS_PER_KEY * key_count * (SILENT_FACTOR if self.is_silent else 1)
         seconds = self._poll_interval_seconds if self._waiters else PROMOTE_SECONDS
         if self.is_silent:
@@ -186,19 +186,19 @@ class QueueWatch:
             self._subscription = None
 
     async def _follow_signals(self, signals: Callable[[], AsyncIterator[str]]) -> None:
-        """Release the pools whose queues are named by signals; without the right to subscribe, looks go on alone."""
+        """Release pools whose queues a signal names; without the right to subscribe, polling alone remains."""
         while True:
             try:
                 async for name in signals():
                     self._release(lambda waiter, name=name: [name] if name in waiter.names else [])  # type: ignore[misc]  # a default binds it now
-            except (*STORE_FAILURES, MemoryError) as error:  # a reply that memory has no room for comes again
+            except (*STORE_FAILURES, MemoryError) as error:  # a reply too large for memory is repeated
                 end_if_cancelled()
                 self._log.debug("wake signal unavailable", error=explained(error))
             await asyncio.sleep(RESUBSCRIBE_SECONDS)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Wait for the event, at most for so long."""
+    """Wait for the event, at most `seconds`."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -1,4 +1,4 @@
-"""What an outcome means for a claim: an ack with its result, or a nack with its retry member. Pure."""
+"""Settlement of an outcome: an ack with its result, or a nack with its retry member. Pure."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from handlers.redis_store.queue.payloads import StoredPayload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack
 
 _DAY_SECONDS: Final = 86_400
-"""How long the result of one request waits in a list of its own, where nobody says."""
+"""TTL of a per-request reply list without a TTL of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultRoute:
-    """Where a queue's results go, and in which form: its own list, else the request's, else the default.
+    """Result list and form of a queue's results: the queue's own list, else the request's, else the default.
 
-    `is_per_request` gives each request a list of its own beside that list, named as our client names it, so that
-    consumers do not take each other's. `has_details` adds the optional fields. Payloads of at least `apart_bytes`
-    (0: none) are stored apart, for `apart_seconds` where the list does not expire. A request may name the lists that
-    `may_name` allows and those below the queue's own, but no key that `reserved` says holds something else.
+    `is_per_request` gives each request a reply list of its own, named as the client names it, so that consumers do not
+    take each other's results. `has_details` adds the optional fields. Payloads of at least `apart_bytes` (0: none) are
+    offloaded, for `apart_seconds` if the list does not expire. A request may name the lists that `may_name` allows and
+    those below the queue's own, but no key in `reserved`.
     """
 
     own_name: str
@@ -54,11 +54,11 @@ class ResultRoute:
 
     @property
     def _shared(self) -> tuple[str, ...]:
-        """The lists that the operator gave this queue."""
+        """Lists that the operator configured for this queue."""
         return (self.own_name, self.default_name) if self.own_name else (self.default_name,)
 
     def check(self, request: Request) -> None:
-        """Raises `InvalidRequest` where the request's own list would take its result, but may not."""
+        """Raise `InvalidRequest` if the request names a list that it may not use."""
         wished, is_ignored = request.result_queue_name, self.own_name and not request.result_routing_resolved
         if not wished or is_ignored or self._may_take(wished, request.id):
             return
@@ -72,13 +72,13 @@ class ResultRoute:
             return False
         base = own_list_base(name, request_id)
         if base is None and RESULT_OF in name and not self.may_name.allows_any:
-            return False  # the list of another request
+            return False  # the reply list of another request
         name = base or name
         is_below = any(name == one or name.startswith(batch_results_key(one, "")) for one in self._shared)
         return is_below or self.may_name.allow(name)
 
     def name(self, wished: str, request_id: str = "", *, is_resolved: bool = False) -> str:
-        """The list for the request `request_id` that wishes for `wished` (or nothing, or what it may not have)."""
+        """Result list of the request `request_id`; `wished` is the list that it names, allowed or not."""
         if wished and not self._may_take(wished, request_id):
             wished = ""
         if is_resolved and wished:
@@ -87,10 +87,10 @@ class ResultRoute:
         return result_of_key(shared, request_id) if self.is_per_request and request_id else shared
 
     def ttl_seconds(self, name: str, request: Request) -> int | None:
-        """Seconds until the list `name` expires; None: it does not.
+        """TTL of the list `name` in seconds; None if it does not expire.
 
-        A request's wish counts only for a list that is the request's alone: on any other list it would delete the
-        results of others. Below another queue's list it counts from a day on, since another tenant may use the id.
+        A request's own TTL counts only for its reply list: on a shared list it would delete the results of others.
+        Below another queue's list it is at least a day, since another tenant may use the same id.
         """
         own, wished = self.own_ttl_seconds, request.result_ttl_seconds
         is_resolved = request.result_routing_resolved and bool(request.result_queue_name)
@@ -103,19 +103,19 @@ class ResultRoute:
         return seconds or _DAY_SECONDS if self.is_per_request else seconds
 
     def refusal_ttl_seconds(self, name: str, request_id: str) -> int | None:
-        """The same for a request that cannot be read, of which only the id is known."""
+        """`ttl_seconds` for an invalid request of which only the id is known."""
         return self.ttl_seconds(name, Request(id=request_id, deadline=0.0, payload=b""))
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """How long one request may occupy a queue: attempts, and seconds until its deadline. None: for ever."""
+    """Limits on the attempts of a request and the seconds until its deadline; None: unlimited."""
 
     max_attempts: int | None = None
     max_deadline_seconds: float | None = None
 
     def check(self, request: Request, now: float) -> None:
-        """Raises `InvalidRequest` for a deadline too far ahead of `now`, in Unix seconds."""
+        """Raise `InvalidRequest` for a deadline too far ahead of `now`, in Unix seconds."""
         most = self.max_deadline_seconds
         if most is not None and request.deadline - now > most:
             accepted = f"at most {most:.0f} s ahead (MAX_DEADLINE_SECONDS)"
@@ -130,7 +130,7 @@ def settle(
     route: ResultRoute,
     now: float,
 ) -> Ack | Nack:
-    """The settlement of one claim. A retry that could only come after the deadline is final already."""
+    """The settlement of one claim. A retry that would come after the deadline is final."""
     match outcome:
         case Answered(result, content_type=content_type):
             return ack(claim, envelope.request, result, route, now, content_type=content_type)
@@ -139,7 +139,7 @@ def settle(
 
 
 def ended_by_attempts(request: Request, outcome: Outcome, max_attempts: int | None) -> Outcome:
-    """The outcome; the gateway's last answer, or an error that names the reason, in place of one retry too many."""
+    """The outcome; a retry beyond `max_attempts` becomes the gateway's last answer or an error."""
     if max_attempts is None or not isinstance(outcome, Retry) or not outcome.counts_attempt:
         return outcome
     if request.attempt + 1 < max_attempts:
@@ -161,7 +161,7 @@ def ack(
     dead: bytes | None = None,
     content_type: str = "",
 ) -> Ack:
-    """A final result for a request that could be read; `dead` is kept among the dead letters as well.
+    """A final result of a decoded request; `dead` is stored as a dead letter too.
 
     An offloaded payload is described by `content_type`, its size and its SHA-256.
     """
@@ -197,7 +197,7 @@ def ack(
 def _stored_apart(
     claim: Claim, result: Result, route: ResultRoute, ttl_seconds: int | None
 ) -> StoredPayload | None:
-    """The gateway's answer if it is large, as the bytes that it was."""
+    """The gateway's answer as bytes, if it is large enough to be offloaded."""
     if not result.status_code:
         return None
     encoded = result.payload_base64
@@ -214,7 +214,7 @@ def _nack(claim: Claim, envelope: Envelope, retry: Retry, route: ResultRoute, no
         result = msgspec.structs.replace(
             expired(request, retry.last).result, gateway_seconds=retry.gateway_seconds
         )
-        if retry.counts_attempt and retry.gateway_seconds is None:  # its time is not known, but it was one
+        if retry.counts_attempt and retry.gateway_seconds is None:  # an attempt of unknown duration
             request = msgspec.structs.replace(request, attempt=request.attempt + 1)
         return ack(claim, request, result, route, now)
     attempt = request.attempt + (1 if retry.counts_attempt else 0)
@@ -233,12 +233,12 @@ def refuse(
     code: ErrorCode = ErrorCode.INVALID_REQUEST,
     message: str = "",
 ) -> Ack:
-    """A member that breaks the contract: a result where an id could be read, else a dead letter."""
+    """The settlement of an invalid member: a result if its id is known, else a dead letter."""
     if not error.request_id:
         dead = dead_record(claim, ErrorCode.INVALID_REQUEST, str(error), now)
         return Ack(claim, b"", route.name(""), None, "", "", dead=dead)
     result = error_result(error.request_id, error.request_token, code, message or str(error))
-    if route.has_details:  # all that is known of what cannot be read
+    if route.has_details:  # nothing else is known of an invalid request
         result = detailed(result, None, now)
     list_name = route.name(error.result_queue_name, error.request_id)
     return Ack(
@@ -253,8 +253,8 @@ def refuse(
     )
 
 
-def bury(claim: Claim, envelope: Envelope, route: ResultRoute, now: float) -> Ack:
-    """A request whose owners died on it too often: final, and kept among the dead."""
+def dead_lettered(claim: Claim, envelope: Envelope, route: ResultRoute, now: float) -> Ack:
+    """The settlement of a request that was delivered too often: a final result and a dead letter."""
     request = envelope.request
     message = f"{claim.deaths} owners died while they held this request"
     result = error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message)
@@ -262,8 +262,8 @@ def bury(claim: Claim, envelope: Envelope, route: ResultRoute, now: float) -> Ac
     return ack(claim, request, result, route, now, dead=dead)
 
 
-def bury_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
-    """The same without decoding the member, which is kept as it is; a result if an id stands in its first 64 KiB."""
+def dead_lettered_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
+    """`dead_lettered` without decoding the member; a result if an id stands in its first 64 KiB."""
     message = f"{claim.deaths} owners died while they held this request"
     error = unread(claim.member, message)
     dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)
@@ -275,9 +275,9 @@ def bury_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
 
 
 def dead_record(claim: Claim, reason: str, message: str, now: float) -> bytes:
-    """What is kept of a dead letter, as JSON: why, when (Unix seconds), how often, and the member itself.
+    """A dead letter as JSON: reason, message, time (Unix seconds), delivery count, and the member itself.
 
-    A member that is no UTF-8 is kept as base64 under `member_base64`.
+    A member that is not UTF-8 is stored as base64 under `member_base64`.
     """
     record: dict[str, object] = {
         "reason": reason,

@@ -30,8 +30,8 @@ from handlers.poller.duplicates import Duplicates
 from handlers.poller.settlement import (
     RequestLimits,
     ResultRoute,
-    bury,
-    bury_unread,
+    dead_lettered,
+    dead_lettered_unread,
     ended_by_attempts,
     refuse,
     settle,
@@ -196,7 +196,7 @@ class Worker:
         held.work = None
         self.in_flight -= 1
         if held.is_lost:
-            # The next owner answers; a settlement of ours would be refused.
+            # The next owner answers; Redis would refuse a settlement from here.
             self._forget(held.claim)
         elif work.cancelled():
             self._add(held, self._cancelled(held) if held.is_cancelled else Release(held.claim))
@@ -327,7 +327,7 @@ class Worker:
                     envelope.request.id, envelope.request.request_token, ErrorCode.INVALID_REQUEST, str(error)
                 )
             )
-        except Exception as error:  # noqa: BLE001  # a defect of ours must not lose the request: it is retried
+        except Exception as error:  # noqa: BLE001  # a defect must not lose the request: it is retried
             self._log.error("dispatch failed", id=envelope.request.id, error=repr(error))
             if envelope.request.attempt + 1 >= _DEFECT_ATTEMPTS:
                 return _defect(envelope.request, error)
@@ -348,7 +348,7 @@ class Worker:
         return self.budget.requests.has_room(self._options.max_request_bytes)
 
     async def _decoded(self, held: Held) -> Envelope:
-        """Decode the request of a claim; a large one in a thread, so that heartbeats go on."""
+        """Decode the request of a claim; a large one in a thread, so that heartbeats continue."""
         claim, most = held.claim, held.options.max_request_bytes
         decode = partial(decode_member, claim.member, claim.queue, max_bytes=most)
         return await asyncio.to_thread(decode) if len(claim.member) > BLOCKING_BYTES else decode()
@@ -390,16 +390,16 @@ class Worker:
     async def _dead_lettered(self, claim: Claim, *, is_read: bool) -> Settlement:
         options = self._options
         if not is_read:
-            return bury_unread(claim, options.route, self._clock())
+            return dead_lettered_unread(claim, options.route, self._clock())
         try:
             envelope = await self._decoded(Held(claim, options, HeldBytes(self.budget, 0)))
         except InvalidRequest as error:
             return refuse(claim, error, options.route, self._clock())
         except Exception as error:  # noqa: BLE001  # whatever it is, reading it again would fail again
             self._log.error("dead letter unreadable", queue=claim.queue, error=repr(error))
-            return bury_unread(claim, options.route, self._clock())
+            return dead_lettered_unread(claim, options.route, self._clock())
         whole = msgspec.structs.replace(claim, member=await self._whole_member(claim, envelope))
-        return _marked(options, bury(whole, envelope, options.route, self._clock()), envelope)
+        return _marked(options, dead_lettered(whole, envelope, options.route, self._clock()), envelope)
 
     async def _payload(self, request: Request) -> bytes | None:
         if not request.payload_ref or self._read_payload is None:

@@ -1,4 +1,4 @@
-"""What `async-processor check` looks at: each dependency, with a fix for each fault. Changes nothing anywhere."""
+"""Checks of `async-processor check`: each dependency, with a fix for each fault. Changes nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ State = Literal["ok", "warning", "fault"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at: what was found, and what to do about a fault."""
+    """Result of one check, and the fix of a fault."""
 
     what: str
     state: State
@@ -63,13 +63,13 @@ async def _bounded(part: str, check: Awaitable[list[Finding]]) -> list[Finding]:
     except TimeoutError:
         return [
             Finding(
-                part, "fault", f"no answer in {_TIMEOUT_SECONDS:g} s", "look at network policies and proxies"
+                part, "fault", f"no answer in {_TIMEOUT_SECONDS:g} s", "check network policies and proxies"
             )
         ]
 
 
 def default_parts(settings: Settings) -> list[str]:
-    """The parts that these settings make use of."""
+    """Parts that these settings use."""
     parts = ["memory", "gateway", "redis"]
     if settings.env.handler_url:
         parts.append("handler")
@@ -83,7 +83,7 @@ def default_parts(settings: Settings) -> list[str]:
 
 
 async def _memory(settings: Settings) -> list[Finding]:
-    """Whether what a poller may hold fits into its memory limit."""
+    """Check that the byte budget of a poller fits into its memory limit."""
     limit, env = memory_limit(), settings.env
     fix = "raise the container's memory limit, or lower MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES or MAX_IN_FLIGHT_BYTES"
     found = (
@@ -163,7 +163,7 @@ def _is_plain_http(error: BaseException) -> bool:
 
 
 def _gated_entries(settings: Settings) -> list[tuple[str, PoolEntry | QueueEntry | TopicEntry]]:
-    """Everything that names a gate, with its path in the file."""
+    """Entries that name a gate, with their paths in the file."""
     file = settings.file
     entries: list[tuple[str, PoolEntry | QueueEntry | TopicEntry]] = []
     entries += [(f"pools[{number}]", entry) for number, entry in enumerate(file.pools)]
@@ -177,7 +177,7 @@ def _pool_of(entry: PoolEntry | QueueEntry | TopicEntry) -> str:
 
 
 async def _gates(settings: Settings) -> list[Finding]:
-    """Start every gate, and see whether its source answers (for `prometheus-*`: its own query)."""
+    """Start every gate and check that its source answers (for `prometheus-*`: its own query)."""
     process_gates = ProcessGates(settings, redis_options(settings))
     built = [
         (path, process_gates.build(entry.gate_type, entry.gate_params, path, _pool_of(entry))[0])
@@ -216,7 +216,7 @@ _UNREACHABLE: Final = {
     "dns": "the host name of {} does not resolve here",
     "tls": "its certificate is not trusted: set the CA (GATEWAY_CA_FILE, PROMETHEUS_CA_FILE)",
     "no_tls": "the port answers without TLS: use http:// in {}, or the port that serves TLS",
-    "timeout": "it takes connections and does not answer: look at {}",
+    "timeout": "it accepts connections and does not answer: check {}",
 }
 
 
@@ -246,7 +246,7 @@ _DURABLE: Final = "see keda/README.md: appendonly yes, maxmemory-policy noevicti
 
 
 def clock_finding(server_seconds: float, started_at: float, round_trip_seconds: float) -> Finding:
-    """The distance of the server's clock from ours; a fault only beyond what a slow reply explains.
+    """Difference between the server's clock and the local one; a fault only beyond the round trip.
 
     The server may have read its clock at any moment of the round trip.
     """
@@ -259,7 +259,7 @@ def clock_finding(server_seconds: float, started_at: float, round_trip_seconds: 
 
 
 async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
-    """Types of its keys, and the right to do what a poller does: every script once, for nothing."""
+    """Types of the queue's keys, and the rights of a poller: every script runs once without effect."""
     cluster = redis_options(settings).is_cluster
     wrong = await wrong_types(
         redis, name, settings.retry_queue_name, settings.result_queue_name, cluster=cluster
@@ -306,7 +306,7 @@ def _rights(settings: Settings) -> RightsOptions:
 
 
 async def _pubsub(settings: Settings) -> list[Finding]:
-    """The topics and the subscriptions that the settings name, as they exist."""
+    """Topics and subscriptions that the settings name, as they exist."""
     from handlers.pubsub.publisher import Publisher
     from handlers.wiring.pubsub import channel_of
 

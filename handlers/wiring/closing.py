@@ -1,4 +1,4 @@
-"""Closes what a process has open, within a time of our own: no library's time limit decides how long an exit takes."""
+"""Closes the connections of a process within a fixed time, whatever time limits libraries have."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Final
 from handlers.telemetry.logs import Logger
 
 EACH_SECONDS: Final = 1.2
-"""How long one close may take: a peer that answers at all does so in milliseconds."""
+"""Time limit for one close: a peer that answers does so in milliseconds."""
 ALL_SECONDS: Final = 2.0
-"""How long all together may take; with the last settlements (0.9 s) an exit stays below 3 s."""
+"""Time limit for all; with the last settlements (0.9 s) an exit stays below 3 s."""
 
 Close = Callable[[], Awaitable[object]]
 
@@ -23,7 +23,7 @@ async def close_in_time(
     each_seconds: float = EACH_SECONDS,
     all_seconds: float = ALL_SECONDS,
 ) -> None:
-    """Call `closers` in order; one that fails or takes too long is logged, and the next one follows."""
+    """Call `closers` in order; failures and timeouts are logged and do not stop the others."""
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + all_seconds
     for close in closers:
@@ -43,7 +43,7 @@ async def close_in_time(
 
 
 def _seen(closing: asyncio.Future[object]) -> None:
-    """An abandoned close may still fail; its error has been logged as a late one."""
+    """Retrieve the error of an abandoned close, which has been logged as late."""
     if not closing.cancelled():
         closing.exception()
 

@@ -18,10 +18,10 @@ _TOKEN_SECONDS = 5.0
 
 
 def file_token(setting: str, path: str) -> Callable[[], str] | None:
-    """A bearer token, read again from its file every few seconds: a mounted secret rotates.
+    """Function that returns a bearer token, read again from its file every few seconds.
 
-    A file that cannot be read later, or holds no token, leaves the last one in use. Raises `InvalidSetting` at once if
-    there is none yet.
+    If the file becomes unreadable or empty, the last token stays in use. Raises `InvalidSetting` at once if there is no
+    token yet.
     """
     if not path:
         return None
@@ -50,7 +50,7 @@ def _read_token(setting: str, path: str) -> str:
 
 
 def gateway_tls(settings: Settings) -> ssl.SSLContext | None:
-    """The gateway's CA and our client certificate; None where neither is set."""
+    """TLS context with the gateway's CA and the client certificate; None if neither is set."""
     env = settings.env
     if not (env.gateway_ca_file or env.gateway_cert_file):
         return None
@@ -67,7 +67,7 @@ def gateway_tls(settings: Settings) -> ssl.SSLContext | None:
 
 
 def prometheus_tls(settings: Settings) -> ssl.SSLContext | None:
-    """The CA of the Prometheus server; None where none is set."""
+    """TLS context with the CA of the Prometheus server; None if it is not set."""
     path = settings.env.prometheus_ca_file
     if not path:
         return None

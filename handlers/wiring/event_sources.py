@@ -1,4 +1,4 @@
-"""The wiring of other event sources than the poller: how their events are read, where their results go."""
+"""Event sources other than the poller: how their events are read, and where their results go."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Overrides(msgspec.Struct):
 
 
 def event_fields(settings: Settings) -> EventFields | None:
-    """How other sources' events become requests; None where they are requests already."""
+    """How events of other sources become requests; None if they are requests already."""
     env = settings.env
     for setting, value in {
         "EVENT_ID_FROM": env.event_id_from,
@@ -51,7 +51,7 @@ def event_fields(settings: Settings) -> EventFields | None:
 def event_sink(
     settings: Settings, log: Logger, closers: list[Callable[[], Awaitable[object]]]
 ) -> EventSink | None:
-    """Who takes the results of other sources' events; None where they go into the reply."""
+    """The sink for results of other sources' events; None if results go into the reply."""
     env = settings.env
     if not env.k_sink:
         return None

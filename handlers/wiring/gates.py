@@ -1,4 +1,4 @@
-"""Gates, built from the settings: one set of sources for a process, one gate for a queue or pool that names one."""
+"""Gates as the settings name them: one set of sources a process, one gate a queue, pool or subscription."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from handlers.wiring.credentials import file_token, prometheus_tls
 
 
 def prometheus_http(settings: Settings) -> HttpText:
-    """A client with the credentials for Prometheus. Raises `InvalidSetting` for files that cannot be read."""
+    """HTTP client with the credentials for Prometheus. Raises `InvalidSetting` for unreadable files."""
     token = file_token("PROMETHEUS_TOKEN_FILE", settings.env.prometheus_token_file)
     return HttpText(token, prometheus_tls(settings))
 
@@ -131,7 +131,7 @@ class GateChanges:
 
 
 class ProcessGates:
-    """Every gate of a process. `redis_options` are the credentials for stores that gates name by address."""
+    """Builds the gates of a process; `redis_options` has the credentials for stores that gates name by address."""
 
     def __init__(self, settings: Settings, redis_options: RedisOptions) -> None:
         env = settings.env
@@ -155,7 +155,7 @@ class ProcessGates:
     def build(
         self, gate_type: str, gate_params: Mapping[str, Any], setting: str, pool: str = "default"
     ) -> list[Gate]:
-        """The gate that an entry asks for, as a list: empty where it names none. Raises `InvalidSetting`.
+        """The gate of an entry, as a list; empty if it names none. Raises `InvalidSetting`.
 
         `pool` is the worker pool of that name, or of the entry.
         """
@@ -173,11 +173,11 @@ class ProcessGates:
         return build_gate(entry.gate_type, entry.gate_params, sources, entry.setting)
 
     def are_available(self) -> bool:
-        """Whether every gate knows what it has to know."""
+        """Whether every gate has what it reads."""
         return all(_is_available(gate.state()) for gate in self._gates)
 
     async def start(self) -> None:
-        """Probe all sources; one that is down stops no start."""
+        """Probe all sources; an unavailable source does not fail the start."""
         for gate in self._gates:
             await gate.start()
 

@@ -1,7 +1,6 @@
-"""A handler's metrics: on where a token guards their page, else not even loaded.
+"""Metrics and tracing of a process: loaded only if the settings enable them.
 
-Handlers share one port with whoever may reach them, the push door even with the internet; so /metrics asks for a
-token of its own, which Prometheus sends.
+Handlers serve metrics on the port of their door, which may be public, so /metrics requires a token of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 EVENTS = "events"
-"""What stands for the queue of events that did not come from the poller: their sources name themselves as they like."""
+"""Queue label of events that do not come from a poller; source names are unbounded."""
 
 
 ShownPool: TypeAlias = "tuple[int, Sequence[Gate], WaitingRoom]"
@@ -37,7 +36,7 @@ ShownPool: TypeAlias = "tuple[int, Sequence[Gate], WaitingRoom]"
 
 
 class HandlerMetrics:
-    """The counting of one handler: its page, who may read it, and the series of its queues."""
+    """Metrics of a handler process: the page, its authenticator, and the series of its queues."""
 
     def __init__(self, settings: Settings, target: str) -> None:
         from handlers.telemetry.metrics import DoorMetrics, Metrics
@@ -64,7 +63,7 @@ class HandlerMetrics:
             self.queue_of(name)
 
     def queue_of(self, name: str) -> QueueMetrics | None:
-        """A subscription's series. What comes from the poller, the poller counts."""
+        """Series of a subscription; None for requests of a poller, which counts them itself."""
         if self._is_push:
             return self.metrics.of_queue(*self.labels_of(name))
         return None if name else self.metrics.of_queue(EVENTS, EVENTS, "default")
@@ -104,13 +103,13 @@ class HandlerMetrics:
             self.metrics.pool(pool_id, slots, budget, room.held)
 
     def buried(self, subscription: str) -> None:
-        """A delivery of that subscription became a dead letter at the door."""
+        """Count a dead-lettered delivery of that subscription."""
         queue = self.queue_of(subscription)
         if queue is not None:
             queue.buried(1)
 
     def page(self) -> Answer:
-        """The exposition."""
+        """The metrics page."""
         from handlers.telemetry.metrics import CONTENT_TYPE
 
         return Answer(200, self.metrics.render(), {"content-type": CONTENT_TYPE})
@@ -135,7 +134,7 @@ _GRPC_PORT = 4317
 
 
 def tracing_of(settings: Settings) -> Tracing | None:
-    """This process's tracer, or None. Raises `InvalidSetting` for an endpoint that is none."""
+    """Tracer of this process, or None. Raises `InvalidSetting` for an invalid endpoint."""
     env = settings.env
     if not env.otel_exporter_otlp_endpoint:
         return None

@@ -55,7 +55,7 @@ _END_SECONDS: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A valid configuration with what is derived from it; nothing of it is in force yet."""
+    """A valid configuration and values derived from it; nothing of it is in force yet."""
 
     settings: Settings
     routes: Routes
@@ -169,7 +169,7 @@ class PollerApp:
             self._in_background(self._queues.shares.leave(kept))
 
     def _forget(self, plan: Plan, before: Plan) -> None:
-        """Remove the gauges of pools and queues that are no longer configured, and idle claimers.
+        """Remove gauges of removed pools and queues, and idle claimers of removed pools.
 
         A pool with requests in flight keeps its claimer: if it is configured again, they count against its slots.
         """
@@ -252,7 +252,7 @@ class PollerApp:
             await gate.aclose()
 
     async def _replaced(self, queues: RedisQueues) -> None:
-        """Close the connection to a Redis server that is no longer configured, once its queues are idle."""
+        """Close the connection to a replaced Redis server, once its queues are idle."""
         self._old_queues.append(queues)
         await queues.ended()
         await queues.redis.aclose()

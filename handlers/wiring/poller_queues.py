@@ -267,7 +267,7 @@ class RedisQueues:
         )
 
     def _retire(self, name: str, plan: QueuePlan) -> None:
-        """Claim no more from a queue; what was sent is finished."""
+        """Claim no more from a queue; requests that were sent are finished."""
         plan.claimer.remove(name)
         parts = self._table.retire(name)
         if parts is not None:

@@ -1,4 +1,4 @@
-"""Wiring of Pub/Sub: the channel, the settings of subscriptions, and the check of topics at the start."""
+"""Pub/Sub as the settings describe it: channel, subscriptions, and the check of topics at the start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def channel_of(settings: Settings) -> PubSubChannel:
 
 
 async def check_topics(publisher: Publisher, settings: Settings, log: Logger) -> None:
-    """Raises `InvalidSetting` for a topic that does not exist: every result would end as a nack."""
+    """Raise `InvalidSetting` for a missing topic: every result would end as a nack."""
     named = {
         "RESULT_TOPIC_ID": settings.result_topic_id,
         "DEAD_LETTER_TOPIC_ID": settings.env.dead_letter_topic_id,
@@ -48,7 +48,7 @@ async def check_topics(publisher: Publisher, settings: Settings, log: Logger) ->
 
 
 def subscriptions(settings: Settings) -> Callable[[str], Subscription | None]:
-    """A function that returns the settings of a subscription by the name that a push carries; cached."""
+    """Function that returns the settings of a subscription by the name in a push; cached."""
     env = settings.env
     topics = settings.file.topics
     names_all = bool(topics) and all(topic.result_topic_id or topic.result_queue_name for topic in topics)
@@ -76,7 +76,7 @@ def subscriptions(settings: Settings) -> Callable[[str], Subscription | None]:
 
 
 def unlisted_subscription(settings: Settings, name: str) -> Subscription:
-    """A subscription that no file lists, under the settings of the environment."""
+    """Settings of a subscription that the file does not list, from the environment."""
     from handlers.doors.pubsub.push import Subscription
 
     env, short = settings.env, name.rsplit("/", 1)[-1]

@@ -1,8 +1,7 @@
-"""Changes of the configuration file without a restart: looked for now and then, checked whole, refused or taken.
+"""Watches the configuration file: a valid change is applied without a restart, an invalid one is refused.
 
-A ConfigMap changes by a symlink behind the file's back, so its content is compared, not its time. A file that is
-written in place is empty or half there for a moment, and half a file may be a valid one: a change counts once it has
-stood still.
+A ConfigMap changes through a symlink, so contents are compared, not modification times. A file that is written in place
+is incomplete for a moment, and half a file may be valid: a change counts once the file has stopped changing.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import Logger
 
 _SETTLE_SECONDS: Final = 0.25
-"""How long a change must stand still: far longer than writing a file takes, or the swap of several files."""
+"""How long a file must stay unchanged: far longer than writing it, or replacing several files, takes."""
 
 
 class ConfigWatch:
-    """Looks at the files that `CONFIG_FILE` names; `variables` are the process's environment at its start."""
+    """Watches the files in `CONFIG_FILE`; `variables` are the environment at the start of the process."""
 
     def __init__(self, variables: Mapping[str, str], settings: Settings, log: Logger) -> None:
         self._variables = dict(variables)
@@ -37,11 +36,11 @@ class ConfigWatch:
 
     @property
     def is_watching(self) -> bool:
-        """Whether there is a file, and it is to be looked at."""
+        """Whether there is a file and reloading is enabled."""
         return bool(self._paths) and self._seconds > 0
 
     async def next(self) -> Settings:
-        """Wait for a change that is valid; one that is not is refused, and the settings before stay in force."""
+        """Wait for a valid change; invalid ones are refused and the settings in force stay."""
         while True:
             await asyncio.sleep(self._seconds)
             found = await asyncio.to_thread(self._digest)
@@ -50,35 +49,35 @@ class ConfigWatch:
             self._seen = found
             if found == self._in_force:
                 self.is_refused = False
-                self._log.info("configuration is again the one in force")
+                self._log.info("configuration reverted")
                 continue
             try:
                 settings = await asyncio.to_thread(load_settings, self._variables)
-            except Exception as error:  # noqa: BLE001  # whatever a file does to its reader, the old one stays
+            except Exception as error:  # noqa: BLE001  # whatever a file does to its reader, the settings in force stay
                 self.refuse(error)
                 continue
             if await asyncio.to_thread(self._digest) == found:
                 return settings
-            self._seen = b""  # it changed while it was read: what was read may be half of each
+            self._seen = b""  # it changed while it was read: the settings may mix two versions
 
     def take(self) -> None:
-        """The settings that `next` returned are in force."""
+        """Note that the settings returned by `next` are in force."""
         self._in_force = self._seen
         self.is_refused = False
 
     def refuse(self, error: Exception) -> None:
-        """Say what is wrong with a change, and that nothing of it is in force."""
+        """Log what is wrong with a change; nothing of it is in force."""
         self.is_refused = True
         if isinstance(error, InvalidSetting):
             why = {"setting": error.setting, "found": error.found, "accepted": error.accepted}
         else:
-            why = {"error": type(error).__name__}  # its text may hold what the file holds
-        self._log.error("configuration refused, the old one stays", **why)
+            why = {"error": type(error).__name__}  # its text may quote the file
+        self._log.error("configuration refused", **why)
 
     def look(self) -> Settings | None:
-        """A valid change since the last look, which is in force then; at most one look every reload interval.
+        """A valid change since the last call, put in force; checks at most once every reload interval.
 
-        For a process that acts only when it is asked: half a file is looked at again soon enough.
+        For a process that acts only on requests. An incomplete file is checked again soon enough.
         """
         if not self.is_watching or time.monotonic() < self._look_at:
             return None
@@ -101,7 +100,7 @@ class ConfigWatch:
             settings = await self.next()
             try:
                 await apply(settings)
-            except Exception as error:  # noqa: BLE001  # whatever is wrong with a change, the process goes on
+            except Exception as error:  # noqa: BLE001  # whatever is wrong with a change, the process continues
                 self.refuse(error)
             else:
                 self.take()
@@ -111,7 +110,7 @@ class ConfigWatch:
         return await asyncio.to_thread(self._digest) == found
 
     def _digest(self) -> bytes:
-        """Of all files; one that cannot be read counts as changed once, and is told by who reads it."""
+        """Digest of all files; an unreadable file counts as changed once, and reading it reports the error."""
         whole = hashlib.sha256()
         for path in self._paths:
             try:

@@ -1,4 +1,4 @@
-"""Names that the settings of gates give a meaning, so that no request can use them: Redis keys and labels."""
+"""Redis keys and labels with a meaning for gates, so that no request may use them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from handlers.redis_store.keys import ReservedNames
 from handlers.settings.settings import Settings
 
 KEY_SUFFIX: Final = "_key"
-"""How the name of every gate parameter ends that holds a whole key."""
+"""Ending of the names of gate parameters that hold a key."""
 PREFIX: Final = "prefix"
-"""The name of every gate parameter that holds the beginning of keys."""
+"""Name of gate parameters that hold the beginning of keys."""
 _CONTROL_KEY: Final = "control_key"
 _TIER_LABEL: Final = "tier_label"
 
 
 def reserved_names(names: Iterable[str], gate_params: Iterable[Mapping[str, Any]]) -> ReservedNames:
-    """`names` (queues and the retry set), and the keys in the parameters of gates, inner gates included."""
+    """`names` (queues and the retry set) and the keys in gate parameters, inner gates included."""
     keys, prefixes = set(names), set[str]()
     for parameters in gate_params:
         for name, value in _texts(parameters):
@@ -33,14 +33,14 @@ def reserved_names(names: Iterable[str], gate_params: Iterable[Mapping[str, Any]
 
 
 def all_gate_params(settings: Settings) -> list[Mapping[str, Any]]:
-    """The parameters of every gate in the configuration."""
+    """Parameters of every gate in the configuration."""
     file = settings.file
     of_entries = [entry.gate_params for entry in file.queues] + [entry.gate_params for entry in file.topics]
     return of_entries + [entry.gate_params for entry in file.pools]
 
 
 def withheld_labels(settings: Settings) -> frozenset[str]:
-    """The labels that rank a request, which a request may not give itself unless `ALLOWED_LABELS` has them."""
+    """Labels that rank a request; a request may set them only if `ALLOWED_LABELS` lists them."""
     named = {
         value
         for parameters in all_gate_params(settings)
@@ -52,7 +52,7 @@ def withheld_labels(settings: Settings) -> frozenset[str]:
 
 
 def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in the parameters, with the name of the parameter it belongs to; JSON in a text is read too."""
+    """Every string in the parameters with the name of its parameter; strings of JSON are parsed."""
     match value:
         case Mapping():
             for inner_name, inner in value.items():

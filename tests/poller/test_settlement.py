@@ -16,7 +16,7 @@ from handlers.contract.errors import InvalidRequest
 from handlers.contract.result import ErrorCode, answered_result, decode_result, filled_result
 from handlers.contract.result_names import ResultNames
 from handlers.forward.outcome import Answered, LastResponse, Retry
-from handlers.poller.settlement import ResultRoute, bury, dead_record, refuse, settle
+from handlers.poller.settlement import ResultRoute, dead_lettered, dead_record, refuse, settle
 from handlers.redis_store.queue.payloads import StoredPayload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack
 
@@ -180,7 +180,7 @@ def test_bytes_that_are_no_text_are_stored_as_they_are() -> None:
 def test_an_error_is_never_stored_apart() -> None:
     route = ResultRoute("", None, "result-list", apart_bytes=1)
     claim, envelope = claim_of()
-    ack = bury(claim, envelope, route, NOW)
+    ack = dead_lettered(claim, envelope, route, NOW)
     assert ack.stored is None
 
 
@@ -284,7 +284,7 @@ def test_a_member_that_is_no_text_is_kept_as_base64() -> None:
 
 def test_what_killed_its_owners_gets_a_result_and_is_kept() -> None:
     claim, envelope = claim_of({"request_token": "t"})
-    ack = bury(claim, envelope, PLAIN, NOW)
+    ack = dead_lettered(claim, envelope, PLAIN, NOW)
     result = decode_result(ack.result)
     assert (result.error_code, result.request_token) == (ErrorCode.UNDELIVERABLE, "t")
     assert "3 owners died" in result.error_message
