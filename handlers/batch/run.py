@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import msgspec
 
+from handlers.backoff import Backoff
 from handlers.batch.files import BatchFiles, BatchOutput, BatchState, numbered_lines
 from handlers.batch.lines import (
     CANCELLED,
@@ -47,6 +48,7 @@ JOURNALED_AHEAD = 5_000
 """Lines that one write to the state file covers."""
 
 FIRST_PAUSE_SECONDS = 0.01
+_LONGEST_PAUSE_SECONDS = 1.0
 LAST_PAUSE_SECONDS = 0.25
 CANCEL_CHECK_SECONDS = 0.5
 UNREACHABLE_SECONDS = 60.0
@@ -312,7 +314,7 @@ class BatchRun:
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
     """Repeat a call while the broker does not answer, for a minute at most."""
     ends_at = time.monotonic() + UNREACHABLE_SECONDS
-    pause_seconds = FIRST_PAUSE_SECONDS
+    backoff = Backoff(FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
     while True:
         try:
             answer = await call()
@@ -322,5 +324,4 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
         else:
             end_if_cancelled()
             return answer
-        await asyncio.sleep(pause_seconds)
-        pause_seconds = min(1.0, pause_seconds * 2)
+        await backoff.pause()

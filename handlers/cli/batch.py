@@ -24,10 +24,10 @@ from handlers.cli.flags import (
     WAIT_REPLICAS_FLAG,
     DeadlineType,
     QueueFlags,
-    duration_text,
     redis_flags,
 )
 from handlers.cli.shell import EXIT_CODES_HELP, ExitCode, check_names, exits, for_output
+from handlers.duration import duration_text
 
 if TYPE_CHECKING:
     from handlers.batch.files import BatchFiles, BatchState

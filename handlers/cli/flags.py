@@ -6,16 +6,16 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
 from handlers.contract.errors import InvalidSetting
+from handlers.duration import parse_duration
 
 if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient
     from handlers.redis_store.submit.client_access import RedisAccess
-import re
 from datetime import datetime, timedelta
 
 
@@ -161,8 +161,8 @@ def redis_flags(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_FIRST_INSTANT: Final = 1e9
+"""A bare number from here on is Unix seconds (September 2001), not a duration."""
 
 
 class DurationType(click.ParamType[timedelta]):
@@ -174,10 +174,10 @@ class DurationType(click.ParamType[timedelta]):
         """`1h30m` as a `timedelta`."""
         if isinstance(value, timedelta):
             return value
-        duration = parse_duration(str(value))
-        if duration is None:
+        seconds = parse_duration(str(value))
+        if seconds is None:
             self.fail(f"expected a duration like 90s, 15m, 1h30m or 2d, got {value!r}", param, ctx)
-        return duration
+        return timedelta(seconds=seconds)
 
 
 class DeadlineType(click.ParamType[timedelta | datetime | float]):
@@ -191,46 +191,15 @@ class DeadlineType(click.ParamType[timedelta | datetime | float]):
         """A deadline as the client takes it."""
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]  # a default value, or converted before
-        number = _number(value)
-        if number is not None and number >= 1e9:
-            return number
-        duration = parse_duration(value)
-        if duration is not None:
-            return duration
+        seconds = parse_duration(value)
+        if seconds is not None:
+            is_instant = seconds >= _FIRST_INSTANT and value.strip()[-1:].isdigit()
+            return seconds if is_instant else timedelta(seconds=seconds)
         try:
             return datetime.fromisoformat(value)
         except ValueError:
             expected = "a time like 1h30m, 2026-12-31T18:00:00Z or Unix seconds"
             self.fail(f"expected {expected}, got {value!r}", param, ctx)
-
-
-def parse_duration(text: str) -> timedelta | None:
-    """`1h30m` as a `timedelta`, a bare number as seconds; None for anything else, and for nothing."""
-    number = _number(text)
-    if number is not None:
-        return timedelta(seconds=number)
-    compact = text.strip().lower().replace(" ", "")
-    parts = _PART.findall(compact)
-    if not parts or "".join(count + unit for count, unit in parts) != compact:
-        return None
-    return timedelta(seconds=sum(float(count) * _SECONDS[unit] for count, unit in parts))
-
-
-def _number(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"\d{1,15}(\.\d{1,9})?", text.strip()) else None
-
-
-def duration_text(seconds: float) -> str:
-    """A length of time for a person: `42s`, `3m10s`, `2h05m`, `4d03h`."""
-    whole = max(0, round(seconds))
-    minutes, second = divmod(whole, 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d{hour:02}h"
-    if hours:
-        return f"{hour}h{minute:02}m"
-    return f"{minute}m{second:02}s" if minutes else f"{second}s"
 
 
 def key_value_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import click
 
-from handlers.cli.flags import parse_duration
 from handlers.contract.errors import AsyncProcessorError
+from handlers.duration import parse_duration
 from handlers.pubsub.admin import (
     Action,
     Change,
@@ -67,10 +67,10 @@ class Duration(click.ParamType[int | None]):
         """Seconds, or None for `never`."""
         if value is None or value == "never":
             return None
-        duration = parse_duration(str(value))
-        if duration is None:
+        seconds = parse_duration(str(value))
+        if seconds is None:
             self.fail(f"expected a duration like 600s, 10m, 12h or 7d, or never, got {value!r}", param, ctx)
-        return round(duration.total_seconds())
+        return round(seconds)
 
 
 def _name(field: str, text: str, envvar: str | None = None) -> _Option:

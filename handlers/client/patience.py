@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+from handlers.backoff import Backoff
 from handlers.client.errors import BrokerUnreachable
 from handlers.redis_store.faults import explained
 from handlers.redis_store.submit.client_access import STORE_ERRORS, TRANSIENT_ERRORS
@@ -44,7 +45,8 @@ class Patience:
         Raises `BrokerUnreachable` at the time limit, or at once for an error that a retry cannot change.
         """
         until = self._clock() + (self._seconds if self._is_known else min(_FIRST_SECONDS, self._seconds))
-        pause, is_repeated = _SHORTEST_PAUSE_SECONDS, False
+        backoff = Backoff(_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, self._draw)
+        is_repeated = False
         while True:
             try:
                 answer = await call(is_repeated)
@@ -57,8 +59,7 @@ class Patience:
                 return answer
             is_repeated = True
             if self._clock() < until:
-                await self._sleep(pause * (0.5 + self._draw()))
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                await self._sleep(backoff.next_seconds())
             # Checked after the pause: a suspended process must not retry once Redis has forgotten its first call.
             if self._clock() >= until:
                 raise BrokerUnreachable(f"Redis: {explained(last)}") from last

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, TypeVar
 
@@ -24,13 +23,12 @@ from msgspec import Meta
 from handlers.contract.accepted import NOUN, described, extra_of, nearest, types_of
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.masked_text import without_secrets
+from handlers.duration import parse_duration
 
 P = TypeVar("P", bound=msgspec.Struct)
 READ: Final = "read"
 """Key in `Meta.extra` of a function from the raw value to what the type converts; raises `ValueError`."""
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)")
-_SECONDS_PER: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_SHOWN: Final = 60
 
 
@@ -118,11 +116,8 @@ def _seconds(value: Any) -> Any:
     """Seconds of a text such as `1m30s`; a number unchanged."""
     if not isinstance(value, str):
         return value
-    found = value.strip()
-    parts = _DURATION.findall(found)
-    if parts and "".join(amount + unit for amount, unit in parts) == found:
-        return sum(float(amount) * _SECONDS_PER[unit] for amount, unit in parts)
-    return found
+    seconds = parse_duration(value)
+    return value.strip() if seconds is None else seconds
 
 
 def _labels(value: Any) -> dict[str, str]:
