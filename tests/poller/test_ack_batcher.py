@@ -40,7 +40,7 @@ async def test_each_kind_of_settlement_has_its_effect_and_leaves_no_claim(store:
     assert await claims_left(store, QUEUE) == {}
 
 
-async def test_what_arrives_while_a_batch_is_recorded_is_recorded_too(store: Redis) -> None:
+async def test_a_settlement_that_arrives_during_a_batch_is_recorded_too(store: Redis) -> None:
     """Regression: a settlement that came while another's reply was awaited waited for the next one to come."""
     rig = Rig(store)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(50)))
@@ -81,7 +81,7 @@ async def test_many_concurrent_requests_are_all_answered_and_no_claim_is_left(st
     assert await leaked_keys(store, [QUEUE], [RESULTS]) == []
 
 
-async def test_a_settlement_of_a_stale_owner_is_refused_and_told(store: Redis) -> None:
+async def test_a_settlement_of_a_stale_owner_is_refused_and_reported(store: Redis) -> None:
     rig = Rig(store)
     (claim,) = await rig.claimed(body("a"))
     await store.hset(f"{QUEUE}:claim-owners", mapping={claim.claim_key: b"another"})
@@ -191,7 +191,7 @@ async def test_a_final_result_is_recorded_with_where_it_went(
     [Release(CLAIM), Nack(CLAIM, b"{}", 1.0), ack(""), ack(outcome="DUPLICATE"), ack(result=b"")],
     ids=["release", "nack", "no id", "duplicate", "no result"],
 )
-async def test_what_does_not_end_a_request_is_not_recorded(
+async def test_settlements_that_do_not_end_a_request_are_not_recorded(
     finished: FinishedLog, written: WrittenRecords, settlement: Settlement
 ) -> None:
     finished.note(settlement)

@@ -28,7 +28,7 @@ def test_a_single_item_passes_whatever_its_size() -> None:
     assert not share.has_room(1)
 
 
-def test_who_gives_up_waiting_holds_nobody_up() -> None:
+def test_a_withdrawn_wish_does_not_block_those_behind_it() -> None:
     share = ByteShare(100)
     granted: list[str] = []
     first, large, small = Holding(share), Holding(share), Holding(share)
@@ -50,7 +50,7 @@ def test_requests_leave_room_for_answers() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["ask", "hold", "release"]), st.integers(1, 150)))
 )
-def test_what_is_held_is_bounded_and_all_comes_back(steps: list[tuple[int, str, int]]) -> None:
+def test_held_bytes_are_bounded_and_all_are_freed(steps: list[tuple[int, str, int]]) -> None:
     """One request at a time may hold more than the limit; beyond that only what was held without asking."""
     budget = ByteBudget(200)
     held = [HeldBytes(budget, 0) for _ in range(6)]

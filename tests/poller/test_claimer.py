@@ -88,7 +88,7 @@ async def test_queues_take_turns_where_slots_are_short(store: Redis) -> None:
         await answered(*rigs, count=80)
 
 
-async def test_what_expires_while_all_slots_are_taken_gets_its_result(store: Redis) -> None:
+async def test_a_request_that_expires_while_all_slots_are_taken_gets_its_result(store: Redis) -> None:
     handler = Counting()
     rig = Rig(store, handler)
     pool = claimer_of(rig, slots=1)
@@ -103,7 +103,7 @@ async def test_what_expires_while_all_slots_are_taken_gets_its_result(store: Red
         await answered(rig, count=2)
 
 
-async def test_what_expires_in_a_lane_that_never_has_its_turn_gets_its_result(store: Redis) -> None:
+async def test_a_request_that_expires_in_a_lane_without_turns_gets_its_result(store: Redis) -> None:
     """The lane above always has more, and each slot is taken again as soon as it is free."""
     above, below = Rig(store, name="above", labels=RESERVED), Rig(store, name="below", labels={})
     pool = claimer_of(above, below, slots=1, merge=TierPriority())

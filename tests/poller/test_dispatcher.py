@@ -109,7 +109,7 @@ async def test_nothing_of_the_client_is_in_a_header_whatever_its_id(
 
 
 @pytest.mark.parametrize("name", ["labels", "request_token"])
-async def test_what_does_not_fit_into_the_event_is_invalid_at_once(
+async def test_a_field_that_does_not_fit_into_the_event_is_invalid_at_once(
     dispatcher: HttpDispatcher, server: RawHttp, name: str
 ) -> None:
     large = "x" * FRAME_BYTES

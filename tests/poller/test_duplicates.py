@@ -45,7 +45,7 @@ async def carried(rig: Rig, *members: bytes) -> None:
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
 
-async def test_a_second_submission_is_told_that_the_first_is_finished(store: Redis) -> None:
+async def test_the_result_of_a_duplicate_says_that_the_first_is_finished(store: Redis) -> None:
     rig = rig_of(store)
     await carried(rig, submission("one"))
     await carried(rig, submission("two"))
@@ -58,7 +58,7 @@ async def test_a_second_submission_is_told_that_the_first_is_finished(store: Red
     assert await leaked_keys(store, [QUEUE], [RESULTS]) == []
 
 
-async def test_a_second_submission_is_told_that_the_first_waits_for_its_retry(store: Redis) -> None:
+async def test_the_result_of_a_duplicate_says_that_the_first_waits_for_a_retry(store: Redis) -> None:
     async def busy(_request: Request) -> Outcome:
         return Retry(60.0, "rejected")
 
@@ -126,7 +126,7 @@ async def test_the_very_same_body_does_not_run_beside_itself(store: Redis) -> No
     assert (len(rig.dispatched), await rig.result_count()) == (1, 1)
 
 
-async def test_what_was_handed_back_runs_with_its_next_owner(store: Redis) -> None:
+async def test_a_released_request_runs_with_its_next_owner(store: Redis) -> None:
     async def never(_request: Request) -> Outcome:
         await asyncio.Event().wait()
         raise AssertionError
@@ -155,7 +155,7 @@ async def test_behind_its_window_an_id_runs_again(store: Redis) -> None:
     assert [result.status_code for result in await rig.results()] == [200, 200]
 
 
-async def test_a_submission_that_never_ended_stands_until_behind_its_deadline(store: Redis) -> None:
+async def test_a_submission_that_never_ended_counts_until_after_its_deadline(store: Redis) -> None:
     async def busy(_request: Request) -> Outcome:
         return Retry(60.0, "rejected")
 
@@ -214,7 +214,7 @@ async def test_a_retry_that_another_processor_wrote_anew_is_known_for_itself(sto
 @pytest.mark.parametrize(
     "members", [(submission("one"), submission("two")), (body("a", n=1), body("a", n=2))]
 )
-async def test_after_its_poller_was_killed_a_request_runs_and_is_no_double_of_itself(
+async def test_after_its_poller_was_killed_a_request_runs_and_is_not_its_own_duplicate(
     store: Redis, members: tuple[bytes, bytes]
 ) -> None:
     killed = rig_of(store)
@@ -235,7 +235,7 @@ async def test_after_its_poller_was_killed_a_request_runs_and_is_no_double_of_it
     assert len(successor.dispatched) == 1
 
 
-async def test_what_a_failover_forgot_to_be_finished_runs_again(store: Redis) -> None:
+async def test_a_request_whose_result_a_failover_lost_runs_again(store: Redis) -> None:
     """The mark is on another server of a cluster than the result and the claim, which came back."""
     rig = rig_of(store)
     await carried(rig, submission("one"))
@@ -319,7 +319,7 @@ async def test_unset_each_submission_runs(store: Redis) -> None:
     assert not await store.exists(stands_key("a", QUEUE))
 
 
-async def test_what_was_cancelled_in_flight_or_expired_between_attempts_is_finished(store: Redis) -> None:
+async def test_a_cancelled_or_expired_request_counts_as_finished(store: Redis) -> None:
     """It stands for its id as long as any other that is finished, and no longer as one that is live."""
 
     async def forever(_request: Request) -> Outcome:

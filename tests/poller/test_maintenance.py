@@ -70,7 +70,7 @@ class Slow:
         raise asyncio.CancelledError
 
 
-async def test_what_waits_is_answered_by_one_look_however_much_it_is(store: Redis) -> None:
+async def test_one_scan_answers_all_waiting_requests(store: Redis) -> None:
     rig = Rig(store)
     numbers = range(1, MANY + 1)
     await submitted(rig, *numbers)
@@ -83,7 +83,9 @@ async def test_what_waits_is_answered_by_one_look_however_much_it_is(store: Redi
     assert (await rig.result_count(), await rig.pending(), rig.worker.held_claims()) == (MANY, 0, [])
 
 
-async def test_who_stops_leaves_what_waits_to_others_and_answers_what_it_holds(store: Redis) -> None:
+async def test_a_stopping_poller_leaves_queued_requests_to_others_and_answers_claimed_ones(
+    store: Redis,
+) -> None:
     handler = Slow()
     rig = Rig(store, handler)
     await submitted(rig, 1, 2)
@@ -238,7 +240,7 @@ def task(ticks: Ticks) -> PeriodicTask:
     return PeriodicTask("scan", 0.001, ticks.tick, get_logger("test"), (ConnectionError,))
 
 
-async def test_it_goes_on_after_a_tick_that_raised(lines: io.StringIO) -> None:
+async def test_a_task_continues_after_a_tick_that_raised(lines: io.StringIO) -> None:
     ticks = Ticks(ConnectionResetError(), ConnectionResetError(), ValueError("a defect"))
     work = asyncio.create_task(task(ticks).run())
     await wait_until_async(lambda: ticks.count >= 6, "six ticks")

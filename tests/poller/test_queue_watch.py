@@ -65,7 +65,7 @@ async def commands(store: Redis) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("count", [1, 64, 2_000])
-async def test_a_look_at_empty_queues_is_one_command_however_many_there_are(store: Redis, count: int) -> None:
+async def test_a_poll_of_empty_queues_is_one_command_however_many_there_are(store: Redis, count: int) -> None:
     await store.config_resetstat()
     assert await existing(store, [f"q-{n}" for n in range(count)]) == set()
     assert (await commands(store)).get("exists") == 1

@@ -156,7 +156,7 @@ def test_unless_the_operator_says_otherwise_no_other_key_is_named(wished: str) -
         ("[a]*", ["[a]b"], ["ab"]),
     ],
 )
-def test_a_star_stands_for_any_characters(pattern: str, matching: list[str], others: list[str]) -> None:
+def test_a_star_matches_any_characters(pattern: str, matching: list[str], others: list[str]) -> None:
     names = ResultNames((pattern,))
     assert [names.allow(name) for name in [*matching, *others]] == [True] * len(matching) + [False] * len(
         others

@@ -144,7 +144,7 @@ def test_an_invalid_request_finds_its_own_list_too() -> None:
 
 
 @pytest.mark.parametrize("size", [99, 100, 101])
-def test_a_large_answer_is_stored_apart_byte_for_byte(size: int) -> None:
+def test_a_large_answer_is_offloaded_byte_for_byte(size: int) -> None:
     body = "é".encode() * (size // 2) + b"x" * (size % 2)
     route = ResultRoute("", None, "result-list", apart_bytes=100, apart_seconds=60)
     answer = Answered(answered_result("a", "t", 200, body), content_type="application/json")
@@ -162,7 +162,7 @@ def test_a_large_answer_is_stored_apart_byte_for_byte(size: int) -> None:
     assert filled_result(result, body) == answered_result("a", "t", 200, body)
 
 
-def test_an_answer_apart_expires_with_its_list() -> None:
+def test_an_offloaded_answer_expires_with_its_list() -> None:
     route = ResultRoute("", None, "result-list", apart_bytes=1, apart_seconds=60)
     ack = acked(settled(ANSWER, route, result_ttl_seconds=7, result_queue_name=OWN))
     assert ack.stored is not None
@@ -177,7 +177,7 @@ def test_bytes_that_are_no_text_are_stored_as_they_are() -> None:
     assert filled_result(decode_result(ack.result), ack.stored.payload) == answer
 
 
-def test_an_error_is_never_stored_apart() -> None:
+def test_an_error_is_never_offloaded() -> None:
     route = ResultRoute("", None, "result-list", apart_bytes=1)
     claim, envelope = claim_of()
     ack = dead_lettered(claim, envelope, route, NOW)
@@ -209,7 +209,7 @@ def test_a_retry_that_comes_too_late_counts_the_attempt_that_it_was(
     assert (result.attempts, result.gateway_seconds, result.finished_at) == (attempts, seconds, NOW)
 
 
-def test_what_cannot_be_read_says_when_that_was_found() -> None:
+def test_the_result_of_an_invalid_request_has_a_time() -> None:
     claim, _ = claim_of()
     for has_details, at in ((False, None), (True, NOW)):
         route = ResultRoute("", None, "results", has_details=has_details)
@@ -224,7 +224,7 @@ def test_a_retry_is_a_nack_with_one_attempt_more() -> None:
     assert json.loads(nack.retry_member)["internal"]["request_queue_name"] == "q"
 
 
-def test_what_never_reached_the_gateway_is_no_attempt() -> None:
+def test_a_request_that_never_reached_the_gateway_has_no_attempt() -> None:
     nack = settled(Retry(5.0, "handler_unavailable", counts_attempt=False), retry_count=2)
     assert isinstance(nack, Nack)
     assert decode_member(nack.retry_member, "q").request.attempt == 2
@@ -282,7 +282,7 @@ def test_a_member_that_is_no_text_is_kept_as_base64() -> None:
     assert "member" not in record
 
 
-def test_what_killed_its_owners_gets_a_result_and_is_kept() -> None:
+def test_a_request_that_killed_its_owners_gets_a_result_and_a_dead_letter() -> None:
     claim, envelope = claim_of({"request_token": "t"})
     ack = dead_lettered(claim, envelope, PLAIN, NOW)
     result = decode_result(ack.result)

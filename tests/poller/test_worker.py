@@ -91,7 +91,7 @@ async def test_an_invalid_request_is_not_dispatched_and_gets_its_result(
 
 
 @pytest.mark.parametrize("member", [b"", b"\xff\xfe", b"not json", b"[]", b'{"deadline":5}', b"{" * 9_000])
-async def test_what_has_no_id_is_a_dead_letter(store: Redis, member: bytes) -> None:
+async def test_a_request_without_an_id_is_a_dead_letter(store: Redis, member: bytes) -> None:
     rig = Rig(store)
     await carried(rig, member)
     assert (await rig.result_count(), await store.hlen(f"{QUEUE}:dead")) == (0, 1)
@@ -153,9 +153,7 @@ async def test_a_defect_while_settling_gives_the_claim_up_and_others_go_on(store
 
 
 @pytest.mark.parametrize("stored", [b'{ "prompt" : 1.50 }', b"no JSON", None])
-async def test_a_dead_letter_has_the_payload_that_was_stored_apart(
-    store: Redis, stored: bytes | None
-) -> None:
+async def test_a_dead_letter_has_its_offloaded_payload(store: Redis, stored: bytes | None) -> None:
     """Its key ends with the result; without it inside, what is queued again could not run."""
     key = "request-payload:a:t"
     internal = b'"internal":{"request_token":"t","payload_ref":"%s","labels":{"tier":"batch"}}' % key.encode()
@@ -207,7 +205,7 @@ async def test_a_lost_lease_cancels_the_work_and_settles_nothing(store: Redis) -
 
 
 @pytest.mark.parametrize("has_begun", [True, False])
-async def test_hand_back_returns_what_has_no_outcome_at_once(store: Redis, has_begun: bool) -> None:
+async def test_hand_back_releases_claims_without_an_outcome_at_once(store: Redis, has_begun: bool) -> None:
     rig = Rig(store, forever)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(20)))
     async with running(rig.ack_batcher.run()):
@@ -250,7 +248,7 @@ async def test_a_request_cancelled_in_flight_was_attempted_and_one_that_waited_w
     assert found["waiting"].gateway_seconds is None
 
 
-async def test_a_defect_of_ours_ends_a_request_after_a_few_attempts(store: Redis) -> None:
+async def test_a_defect_ends_a_request_after_a_few_attempts(store: Redis) -> None:
     """It would fail until its deadline otherwise."""
 
     async def broken(_request: Request) -> Outcome:
@@ -267,7 +265,7 @@ async def test_a_defect_of_ours_ends_a_request_after_a_few_attempts(store: Redis
     assert (result.id, result.error_code) == ("b", ErrorCode.UNDELIVERABLE)
 
 
-async def test_dead_lettering_keeps_a_member_that_nobody_can_read(
+async def test_dead_lettering_keeps_an_undecodable_member(
     store: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An owner died of dead-lettering itself: the second time nothing is decoded."""

@@ -104,7 +104,9 @@ def test_waiting_for_a_retry_it_is_answered_long_before(busy_stack: Stack, clien
         assert not store.zcard("retry-sortedset")
 
 
-def test_what_was_taken_back_stays_so_though_its_id_is_used_again(busy_stack: Stack, client: Client) -> None:
+def test_a_cancelled_request_stays_cancelled_when_its_id_is_used_again(
+    busy_stack: Stack, client: Client
+) -> None:
     busy = client.submit(SLOW, deadline=HOUR, has_own_results=True)
     wait_until(lambda: gateway_is_busy(busy_stack), "the request at the gateway")
     old = client.submit({"prompt": "old"}, deadline=HOUR, has_own_results=True, id="replaced")
@@ -177,7 +179,7 @@ def test_a_marker_of_another_producers_client_is_found_while_the_request_waits_f
         assert not store.zcard("retry-sortedset")
 
 
-def test_our_client_takes_back_what_another_producer_queued(busy_stack: Stack, client: Client) -> None:
+def test_our_client_cancels_requests_of_another_producer(busy_stack: Stack, client: Client) -> None:
     busy = client.submit(SLOW, deadline=HOUR, has_own_results=True)
     wait_until(lambda: gateway_is_busy(busy_stack), "the request at the gateway")
     with redis.Redis.from_url(busy_stack.redis_url) as store:

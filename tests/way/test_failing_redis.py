@@ -144,7 +144,7 @@ def test_scripts_that_it_forgot_are_loaded_again(rig: Breakable) -> None:
     assert rig.ready()[0] == 200
 
 
-def test_a_promoted_replica_goes_on_where_its_master_died() -> None:
+def test_a_promoted_replica_continues_where_its_master_died() -> None:
     """F23, with a replica that has all submissions; what it lacks beside them is done again, under new claims."""
     with Breakable() as own, Valkey(find_valkey()) as replica, redis.from_url(replica.url) as promoted:
         own.store.config_set("repl-diskless-sync-delay", "0")

@@ -60,7 +60,7 @@ def next_result(store: redis.Redis) -> Result:
 
 
 @pytest.mark.parametrize("payload", [{"prompt": "hi", "max_tokens": 1}, REFUSED_ONCE])
-def test_what_our_client_stores_apart_is_gone_once_it_is_answered(
+def test_an_offloaded_payload_of_our_client_is_deleted_once_answered(
     client: Client, store: redis.Redis, payload: dict[str, object]
 ) -> None:
     submission = client.submit(payload, deadline=HOUR, has_own_results=True)

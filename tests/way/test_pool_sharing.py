@@ -108,7 +108,7 @@ def test_pollers_share_a_pool_and_keep_to_the_deadlines(fleet: Fleet, count: int
     assert sorted(late)[80] <= 2 * SLOTS
 
 
-def test_the_part_of_a_killed_poller_goes_to_the_others(fleet: Fleet) -> None:
+def test_the_share_of_a_killed_poller_goes_to_the_others(fleet: Fleet) -> None:
     pollers = fleet.start(2)
     wait_until(lambda: fleet.all_know(pollers), "both to know each other")
     fleet.queue(0, 40)

@@ -154,7 +154,7 @@ async def test_while_a_long_one_is_answered_its_copy_comes_back_however_often_th
         assert await completions(client, stack) == before + 1
 
 
-async def test_what_a_killed_door_was_answering_is_answered_by_another_when_its_lease_ends(
+async def test_a_delivery_of_a_killed_door_is_answered_by_another_when_its_lease_ends(
     stack: Stack, door: str
 ) -> None:
     """F2."""

@@ -155,7 +155,7 @@ def test_one_request_is_submitted_waited_for_and_not_run_twice(form: Form) -> No
     assert f"{name} was submitted before; it is finished" in form.run(*first)
 
 
-def test_what_is_in_flight_is_cancelled_and_its_result_read(form: Form) -> None:
+def test_a_request_in_flight_is_cancelled_and_its_result_read(form: Form) -> None:
     with form.client() as client:
         endless = client.submit({"prompt": "all", "max_tokens": 100_000}, deadline=time.time() + 600)
         wait_until(lambda: client.look_up(endless) is RequestState.CLAIMED, "the endless one in flight")

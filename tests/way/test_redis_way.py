@@ -99,7 +99,7 @@ def test_a_bad_request_gets_a_result_that_names_the_field(
 @pytest.mark.parametrize(
     "member", [b"no JSON", b"[]", b'{"payload":{},"deadline":1999999999}', b"\xff\xfe", b'{"id":7}', b""]
 )
-def test_what_has_no_id_is_kept_among_the_dead_letters(store: redis.Redis, member: bytes) -> None:
+def test_a_request_without_an_id_is_dead_lettered(store: redis.Redis, member: bytes) -> None:
     before = store.hlen(f"{QUEUE}:dead")
     store.zadd(QUEUE, {member: 1})
 
@@ -181,7 +181,7 @@ def apart(request_id: str) -> tuple[str, str]:
     return f'{{"internal":{internal},"request_kind":"redis","data":{body}}}', key
 
 
-def test_a_payload_that_is_stored_apart_is_read_and_deleted(store: redis.Redis) -> None:
+def test_an_offloaded_payload_is_read_and_deleted(store: redis.Redis) -> None:
     member, key = apart("apart-1")
     store.set(key, '{"prompt":"Hi","max_tokens":3}', ex=600)
     store.zadd(QUEUE, {member: 1_999_999_999})

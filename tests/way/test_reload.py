@@ -92,7 +92,7 @@ def told(stack: Stack, who: str, event: str, count: int = 1) -> None:
     wait_until(lambda: child.output().count(event) >= count, f"{who}: {event}")
 
 
-def test_queues_come_and_change_while_what_is_in_flight_is_finished(
+def test_queues_are_added_and_changed_while_requests_in_flight_finish(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
     queue(store, "second", "early")
@@ -115,7 +115,7 @@ def test_queues_come_and_change_while_what_is_in_flight_is_finished(
     assert result_of(store, "other-results")["id"] == "late"
 
 
-def test_a_file_that_is_wrong_is_refused_and_told_and_the_next_good_one_is_taken(
+def test_an_invalid_file_is_refused_and_reported_and_the_next_valid_one_is_applied(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
     config.write(BAD)
@@ -173,7 +173,7 @@ def test_workers_are_never_exceeded_while_files_follow_each_other(
     assert state["statuses"]["200"] == 60, "nothing was sent twice"
 
 
-def test_fewer_workers_are_in_force_once_what_was_in_flight_is_over(
+def test_fewer_workers_are_in_force_once_requests_in_flight_have_ended(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
     config.write(with_workers(6))
@@ -190,7 +190,7 @@ def test_fewer_workers_are_in_force_once_what_was_in_flight_is_over(
     wait_until(lambda: state_of(stack)["running"] == 5, "five at the gateway")
 
 
-def test_what_waits_at_a_gate_goes_by_the_next_one(
+def test_a_request_that_waits_at_a_gate_goes_by_the_changed_gate(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
     """It would wait at a gate that is no more until its deadline."""
@@ -209,7 +209,7 @@ def test_what_waits_at_a_gate_goes_by_the_next_one(
     assert result_of(store, "result-list")["id"] == "reserved"
 
 
-def test_what_is_in_flight_at_a_reload_has_the_grace_period_at_a_stop(
+def test_a_request_in_flight_at_a_reload_has_the_grace_period_at_a_stop(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
     queue(store, "first", "long", max_tokens=200)
@@ -222,7 +222,7 @@ def test_what_is_in_flight_at_a_reload_has_the_grace_period_at_a_stop(
     assert state_of(stack)["statuses"] == {"200": 1}
 
 
-def test_a_refusal_is_told_by_pages_and_metrics_until_it_is_over(stack: Stack, config: ConfigMap) -> None:
+def test_pages_and_metrics_report_a_refusal_until_it_is_over(stack: Stack, config: ConfigMap) -> None:
     urls = (stack.poller_pages_url, stack.handler_url)
     config.write(BAD)
     for url in urls:
@@ -234,7 +234,7 @@ def test_a_refusal_is_told_by_pages_and_metrics_until_it_is_over(stack: Stack, c
         assert "llm_d_async_async_config_refused 0.0" in page(f"{url}/metrics")
 
 
-def test_an_event_that_is_held_at_a_gate_goes_by_the_next_one_and_counts_against_its_slots(
+def test_an_event_held_at_a_gate_goes_by_the_changed_gate_and_counts_against_its_slots(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
     def pool(**gate: object) -> str:
@@ -317,7 +317,7 @@ def test_the_status_page_shows_the_queues_of_the_changed_file(stack: Stack, conf
         wait_until(lambda: shows("second"), "the page of the last good file")
 
 
-def test_a_queue_that_goes_is_no_longer_claimed(stack: Stack, store: redis.Redis, config: ConfigMap) -> None:
+def test_a_removed_queue_is_no_longer_claimed(stack: Stack, store: redis.Redis, config: ConfigMap) -> None:
     config.write("queues: [{queue_name: second}]")
     told(stack, "poller", '"event":"queue drained"')
     queue(store, "first", "left")

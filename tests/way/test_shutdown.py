@@ -47,7 +47,7 @@ def test_a_request_in_flight_survives_the_end_of_handler_and_poller() -> None:
         store.close()
 
 
-def test_what_does_not_end_within_the_grace_period_is_handed_back_at_once() -> None:
+def test_requests_that_outlast_the_grace_period_are_handed_back_at_once() -> None:
     with start("0.5") as stack:
         store = redis.Redis.from_url(stack.redis_url)
         queue_one(stack, store)

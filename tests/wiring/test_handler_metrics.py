@@ -38,14 +38,14 @@ async def test_without_a_token_there_is_no_page() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "wrong", TOKEN[:-1], TOKEN + "x", TOKEN.upper()])
-async def test_who_does_not_show_the_token_reads_nothing(token: str) -> None:
+async def test_without_the_token_the_page_is_refused(token: str) -> None:
     response = await asked({"METRICS_TOKEN": TOKEN}, token)
     assert response.status_code == 401
     assert b"llm_d" not in bytes(response.body)
 
 
 @pytest.mark.parametrize("target", ["dispatch", "pubsub_push"])
-async def test_who_shows_it_reads_the_page(target: str) -> None:
+async def test_with_the_token_the_page_is_served(target: str) -> None:
     response = await asked({"METRICS_TOKEN": TOKEN, **PUSH}, TOKEN, target=target)
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain; version=")

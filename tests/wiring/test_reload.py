@@ -73,7 +73,7 @@ async def test_a_file_that_is_gone_is_refused_and_no_change_when_it_comes_back(w
     following.cancel()
 
 
-async def test_every_one_of_several_files_is_looked_at(watched: Watched) -> None:
+async def test_every_one_of_several_files_is_watched(watched: Watched) -> None:
     following = asyncio.create_task(watched.follow())
     watched.paths[1].write_text("pools: [{id: other}]")
     await watched.changed(1)
