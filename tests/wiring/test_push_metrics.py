@@ -49,6 +49,8 @@ def push_settings(tmp_path: Path) -> Settings:
 async def test_subscriptions_pools_and_gates_are_there_before_the_first_push(push_settings: Settings) -> None:
     handler = Handler(push_settings, "pubsub_push")
     try:
+        for take_effect in handler._parts.effects:
+            assert await take_effect() == []
         assert handler._metrics is not None
         page = page_of(handler._metrics.metrics)
         assert page.value("request_total", **SUBSCRIPTION) == 0
