@@ -23,7 +23,7 @@ from handlers.settings.settings import Settings, masked_url, memory_warnings
 from handlers.transport.failures import UnusableResponse
 from handlers.wiring.credentials import file_token, prometheus_tls, redis_options
 from handlers.wiring.forward_stack import gateway_of
-from handlers.wiring.gates import ProcessGates
+from handlers.wiring.gates import GateEntry, PlacedGates, is_available
 
 if TYPE_CHECKING:
     from handlers.pubsub.channel import PubSubChannel
@@ -178,29 +178,26 @@ def _pool_of(entry: PoolEntry | QueueEntry | TopicEntry) -> str:
 
 async def _gates(settings: Settings) -> list[Finding]:
     """Start every gate and check that its source answers (for `prometheus-*`: its own query)."""
-    process_gates = ProcessGates(settings, redis_options(settings))
-    built = [
-        (path, process_gates.build(entry.gate_type, entry.gate_params, path, _pool_of(entry))[0])
+    entries = {
+        ("entry", path): GateEntry(entry.gate_type, entry.gate_params, path, _pool_of(entry))
         for path, entry in _gated_entries(settings)
-    ]
+    }
+    gates = PlacedGates(settings, entries)
+    built = [(path, gate) for _, path in entries for gate in gates.at(("entry", path))]
     try:
-        await process_gates.start()
+        await gates.start()
         for _ in range(round(settings.env.gate_source_timeout_seconds / _LOOK_SECONDS)):
-            if all(_has_source(gate.state()) for _, gate in built):
+            if gates.are_available():
                 break
             await asyncio.sleep(_LOOK_SECONDS)
         return [_gate_finding(path, gate.state()) for path, gate in built]
     finally:
-        await process_gates.aclose()
-
-
-def _has_source(state: GateState) -> bool:
-    return state.is_source_available and all(_has_source(inner) for inner in state.inner)
+        await gates.aclose()
 
 
 def _gate_finding(path: str, state: GateState) -> Finding:
     what = f"gate {path} {state.gate_type}"
-    if not _has_source(state):
+    if not is_available(state):
         rule = f", on_missing is {state.on_missing}" if state.on_missing else ""
         fix = "its source has no value: compare address, pool and metric names"
         return Finding(what, "fault", f"no reading{rule}", fix)

@@ -16,8 +16,7 @@ from handlers.forward.outcome import Outcome
 from handlers.gates.gate import Gate
 from handlers.gates.waiting_room import WaitingRoom
 from handlers.settings.settings import Settings
-from handlers.wiring.credentials import redis_options
-from handlers.wiring.gates import GateEntry, Place, PlacedGate, PlacedGates, ProcessGates
+from handlers.wiring.gates import GateEntry, Place, PlacedGate, PlacedGates
 from handlers.wiring.metrics import HandlerMetrics
 
 _DEFAULT_POOL: Final = "default"
@@ -41,8 +40,7 @@ class DoorGates:
 
     def __init__(self, settings: Settings, forward: Forward, *, most_held_seconds: float) -> None:
         self._most_held = settings.env.gate_most_held
-        self._process_gates = ProcessGates(settings, redis_options(settings))
-        self._gates = PlacedGates(self._process_gates, {})
+        self._gates = PlacedGates(settings)
         self._rooms: dict[Place, WaitingRoom] = {}
         self._held = HeldForward(forward, {}, most_held_seconds=most_held_seconds)
 
@@ -118,7 +116,6 @@ class DoorGates:
         for room in self._rooms.values():
             await room.aclose()
         await self._gates.aclose()
-        await self._process_gates.aclose()
 
 
 def _pool_entries(settings: Settings) -> dict[str, GateEntry]:

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 from handlers.gates.gate import Gate, GateState
 from handlers.gates.sources import FeedOptions, Feeds, GateSources, HttpText
-from handlers.redis_store.connection import RedisOptions, Store, connect
+from handlers.redis_store.connection import Store, connect
 from handlers.redis_store.limits.gate_store import RedisGateStore
 from handlers.settings.settings import Settings
 from handlers.telemetry.logs import get_logger
-from handlers.wiring.credentials import file_token, prometheus_tls
+from handlers.wiring.credentials import file_token, prometheus_tls, redis_options
 
 
 def prometheus_http(settings: Settings) -> HttpText:
@@ -53,14 +53,40 @@ class PlacedGate:
         )
 
 
-class PlacedGates:
-    """Gates of a process by place. A reload changes them in place, so that their limits hold throughout."""
+@dataclass(slots=True)
+class GateChanges:
+    """Places whose gates a reload has changed, and gates to close once what they admitted has ended."""
 
-    def __init__(self, build: ProcessGates, entries: Mapping[Place, GateEntry]) -> None:
+    places: set[Place] = field(default_factory=set)
+    discarded: list[Gate] = field(default_factory=list)
+
+
+class PlacedGates:
+    """Gates of a process by place, and what they read from.
+
+    A reload changes them in place, so that their limits hold throughout.
+    """
+
+    def __init__(self, settings: Settings, entries: Mapping[Place, GateEntry] | None = None) -> None:
         """Raises `InvalidSetting` for an invalid entry."""
-        self._build = build
+        env = settings.env
+        self._redis_options = redis_options(settings)
+        self._connections: dict[str, Store] = {}
+        self._stores: dict[str, RedisGateStore] = {}
+        log = get_logger("gates")
+        options = FeedOptions(
+            refresh_seconds=env.gate_refresh_seconds, timeout_seconds=env.gate_source_timeout_seconds
+        )
+        self._sources = GateSources(
+            feeds=Feeds(options, log),
+            http=HttpText(),
+            prometheus_http=prometheus_http(settings),
+            stores=self._store_at,
+            log=log,
+            prometheus_url=env.prometheus_url,
+        )
         self._placed: dict[Place, PlacedGate] = {}
-        self._placed = self.prepared(entries)
+        self._placed = self.prepared(entries or {})
 
     def at(self, place: Place) -> list[Gate]:
         """The gate of a place, as a list; empty if it has none."""
@@ -83,7 +109,10 @@ class PlacedGates:
         return placed if placed is not None and placed.is_of(entry) else None
 
     def _new(self, entry: GateEntry) -> PlacedGate:
-        gate = self._build.gate(entry)
+        from handlers.gates.registry import build_gate  # a poller without gates starts sooner
+
+        sources = replace(self._sources, owner_pool=entry.pool)
+        gate = build_gate(entry.gate_type, entry.gate_params, sources, entry.setting)
         return PlacedGate(gate, entry.gate_type, entry.gate_params, entry.pool)
 
     async def apply(self, prepared: Mapping[Place, PlacedGate]) -> GateChanges:
@@ -109,7 +138,7 @@ class PlacedGates:
 
     def are_available(self) -> bool:
         """Whether every gate has what it reads."""
-        return all(_is_available(placed.gate.state()) for placed in self._placed.values())
+        return all(is_available(placed.gate.state()) for placed in self._placed.values())
 
     async def start(self) -> None:
         """Probe all sources; an unavailable source does not fail the start."""
@@ -117,74 +146,9 @@ class PlacedGates:
             await placed.gate.start()
 
     async def aclose(self) -> None:
-        """Stop background readings."""
+        """Stop background readings and close connections."""
         for placed in self._placed.values():
             await placed.gate.aclose()
-
-
-@dataclass(slots=True)
-class GateChanges:
-    """Places whose gates a reload has changed, and gates to close once what they admitted has ended."""
-
-    places: set[Place] = field(default_factory=set)
-    discarded: list[Gate] = field(default_factory=list)
-
-
-class ProcessGates:
-    """Builds the gates of a process; `redis_options` has the credentials for stores that gates name by address."""
-
-    def __init__(self, settings: Settings, redis_options: RedisOptions) -> None:
-        env = settings.env
-        self._redis_options = redis_options
-        self._connections: dict[str, Store] = {}
-        self._stores: dict[str, RedisGateStore] = {}
-        log = get_logger("gates")
-        options = FeedOptions(
-            refresh_seconds=env.gate_refresh_seconds, timeout_seconds=env.gate_source_timeout_seconds
-        )
-        self._sources = GateSources(
-            feeds=Feeds(options, log),
-            http=HttpText(),
-            prometheus_http=prometheus_http(settings),
-            stores=self._store_at,
-            log=log,
-            prometheus_url=env.prometheus_url,
-        )
-        self._gates: list[Gate] = []
-
-    def build(
-        self, gate_type: str, gate_params: Mapping[str, Any], setting: str, pool: str = "default"
-    ) -> list[Gate]:
-        """The gate of an entry, as a list; empty if it names none. Raises `InvalidSetting`.
-
-        `pool` is the worker pool of that name, or of the entry.
-        """
-        if not gate_type:
-            return []
-        gate = self.gate(GateEntry(gate_type, gate_params, setting, pool))
-        self._gates.append(gate)
-        return [gate]
-
-    def gate(self, entry: GateEntry) -> Gate:
-        """A gate that the caller starts and closes. Raises `InvalidSetting`."""
-        from handlers.gates.registry import build_gate  # a poller without gates starts sooner
-
-        sources = replace(self._sources, owner_pool=entry.pool)
-        return build_gate(entry.gate_type, entry.gate_params, sources, entry.setting)
-
-    def are_available(self) -> bool:
-        """Whether every gate has what it reads."""
-        return all(_is_available(gate.state()) for gate in self._gates)
-
-    async def start(self) -> None:
-        """Probe all sources; an unavailable source does not fail the start."""
-        for gate in self._gates:
-            await gate.start()
-
-    async def aclose(self) -> None:
-        """Stop background readings and close connections."""
-        for gate in self._gates:
-            await gate.aclose()
         await self._sources.http.aclose()
         await self._sources.prometheus_http.aclose()
         for redis in self._connections.values():
@@ -199,5 +163,6 @@ class ProcessGates:
         return self._stores[url]
 
 
-def _is_available(state: GateState) -> bool:
-    return state.is_source_available and all(_is_available(one) for one in state.inner)
+def is_available(state: GateState) -> bool:
+    """Whether a gate and its inner gates have what they read."""
+    return state.is_source_available and all(is_available(one) for one in state.inner)

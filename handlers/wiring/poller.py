@@ -40,9 +40,8 @@ from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer
 from handlers.wiring.closing import Close, close_in_time
-from handlers.wiring.credentials import redis_options
 from handlers.wiring.forward_stack import PollerStack, QueueLayers, guards_of, poller_client
-from handlers.wiring.gates import GateEntry, Place, PlacedGates, ProcessGates
+from handlers.wiring.gates import GateEntry, Place, PlacedGates
 from handlers.wiring.metrics import tracing_of
 from handlers.wiring.poller_queues import QueuePlan, RedisQueues, SharedParts, store_identity
 from handlers.wiring.reload import ConfigWatch
@@ -92,8 +91,7 @@ class PollerApp:
         tally = Tally(clock=clock.now, tenant_field=settings.fairness_attribute)
         budget = ByteBudget(settings.max_in_flight_bytes)
         self._shared = SharedParts(self._log, clock, budget, tally, self.poller, self._claimers)
-        self._process_gates = ProcessGates(settings, redis_options(settings))
-        self._gates = PlacedGates(self._process_gates, gate_entries(settings))
+        self._gates = PlacedGates(settings, gate_entries(settings))
         self._plan = self._planned(settings)
         self._old_queues: list[RedisQueues] = []
         self._closing: set[asyncio.Task[None]] = set()
@@ -379,7 +377,6 @@ class PollerApp:
             *([self._tracing.aclose] if self._tracing else []),
             self._pages.aclose,
             self._gates.aclose,
-            self._process_gates.aclose,
             self._client.aclose,
             *(queues.redis.aclose for queues in stores),
         ]

@@ -8,8 +8,7 @@ import pytest
 
 from handlers.contract.errors import InvalidSetting
 from handlers.settings.settings import load_settings
-from handlers.wiring.credentials import redis_options
-from handlers.wiring.gates import ProcessGates
+from handlers.wiring.gates import GateEntry, PlacedGates
 from tests.servers.certificates import self_signed, serving
 from tests.servers.raw_http import RawHttp, answer, running_raw_http
 from tests.waiting import wait_until_async
@@ -17,13 +16,18 @@ from tests.waiting import wait_until_async
 ONE = b'{"status":"success","data":{"resultType":"scalar","result":[1,"0.5"]}}'
 
 
-def process_gates(url: str, **files: str) -> ProcessGates:
+PLACE = ("pool", "p")
+
+
+def gates_of(url: str, **files: str) -> PlacedGates:
     settings = load_settings({"PROMETHEUS_URL": url, "GATE_REFRESH_SECONDS": "0.05", **files})
-    return ProcessGates(settings, redis_options(settings))
+    return PlacedGates(
+        settings, {PLACE: GateEntry("prometheus-query", {"query": "scalar(x)"}, "pools[0]", "p")}
+    )
 
 
-async def budget_of(gates: ProcessGates) -> float:
-    (gate,) = gates.build("prometheus-query", {"query": "scalar(x)"}, "pools[0]")
+async def budget_of(gates: PlacedGates) -> float:
+    (gate,) = gates.at(PLACE)
     try:
         await gates.start()
         return gate.budget()
@@ -44,8 +48,8 @@ async def test_the_token_and_the_ca_reach_the_server_and_a_new_token_is_read(
     async with running_raw_http(serving(certificate)) as server:
         says_half(server)
         files = {"PROMETHEUS_TOKEN_FILE": str(token), "PROMETHEUS_CA_FILE": str(certificate)}
-        gates = process_gates(server.url, **files)
-        (gate,) = gates.build("prometheus-query", {"query": "scalar(x)"}, "pools[0]")
+        gates = gates_of(server.url, **files)
+        (gate,) = gates.at(PLACE)
         await gates.start()
         assert gate.budget() == 0.5
         assert server.received[0].header("authorization") == "Bearer first"
@@ -59,18 +63,18 @@ async def test_the_token_and_the_ca_reach_the_server_and_a_new_token_is_read(
 async def test_a_server_whose_ca_is_not_named_is_not_trusted(tmp_path: Path) -> None:
     async with running_raw_http(serving(self_signed(tmp_path))) as server:
         says_half(server)
-        assert await budget_of(process_gates(server.url)) == 0.0
+        assert await budget_of(gates_of(server.url)) == 0.0
         assert not server.received
 
 
 async def test_without_a_token_none_is_sent() -> None:
     async with running_raw_http() as server:
         says_half(server)
-        assert await budget_of(process_gates(server.url)) == 0.5
+        assert await budget_of(gates_of(server.url)) == 0.5
         assert server.received[0].header("authorization") is None
 
 
 @pytest.mark.parametrize("setting", ["PROMETHEUS_TOKEN_FILE", "PROMETHEUS_CA_FILE"])
 def test_a_file_that_is_not_there_stops_the_start(setting: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match=setting):
-        process_gates("http://127.0.0.1:1", **{setting: str(tmp_path / "none")})
+        gates_of("http://127.0.0.1:1", **{setting: str(tmp_path / "none")})
