@@ -149,7 +149,7 @@ class QueueWatch:
         if not keys:
             return 0
         found = set(await self._look_at(keys))
-        # Looks without the retry set are in between: what the last look at it found still holds.
+        # Looks without the retry set are in between: what the last poll of it found still holds.
         self._empty = self._empty.intersection(self._retry_keys).union(keys) if not found else frozenset()
         if is_promoting:
             self._promoted_at = self._clock()

@@ -367,7 +367,7 @@ class PollerApp:
             await self._pages.serve()
             for warning in await self._warnings():
                 self._log.warning(warning)
-        except Exception as error:  # noqa: BLE001  # claims go on, and the liveness probe sees that the pages do not
+        except Exception as error:  # noqa: BLE001  # claims continue, and the liveness probe sees that the pages do not
             self._log.error("start not finished", error=repr(error))
 
     def _closers(self) -> list[Close]:
