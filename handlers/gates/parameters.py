@@ -116,8 +116,9 @@ def _seconds(value: Any) -> Any:
     """Seconds of a text such as `1m30s`; a number unchanged."""
     if not isinstance(value, str):
         return value
-    seconds = parse_duration(value)
-    return value.strip() if seconds is None else seconds
+    found = value.strip()
+    seconds = None if " " in found else parse_duration(found)
+    return found if seconds is None else seconds
 
 
 def _labels(value: Any) -> dict[str, str]:
