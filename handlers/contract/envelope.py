@@ -136,7 +136,7 @@ def _split(member: bytes) -> Fields | None:
 def _decode_frame(member: bytes, fields: Fields) -> tuple[Internal, bytes] | None:
     """The routing and the body; None for a bare body."""
     try:
-        parts = canonical_fields(member, _FRAME, maps=_STRUCTS, fields=fields)
+        parts = canonical_fields(member, _FRAME, structs=_STRUCTS, fields=fields)
         return (_decode_internal(parts), bytes(parts["data"])) if _is_framed(parts) else None
     except (Malformed, *MALFORMED) as error:
         raise _invalid_frame(member, str(error).replace("$.", "$.internal.")) from None
@@ -199,7 +199,7 @@ def with_payload(envelope: Envelope, payload: bytes, *, max_bytes: int = MAX_REQ
 
 def encode_whole(member: bytes, data: bytes) -> bytes:
     """The member with its payload inside again: `data` is its body (see `with_payload`), and no key holds any of it."""
-    parts = canonical_fields(repaired(member), _FRAME, maps=_STRUCTS)
+    parts = canonical_fields(repaired(member), _FRAME, structs=_STRUCTS)
     internal = _internal_parts(parts)
     internal.pop("payload_ref", None)
     return _encoder.encode({**parts, "internal": internal, "data": msgspec.Raw(data)})
@@ -213,7 +213,7 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, trace
     `traceparent` the span of the last attempt, if traces are kept.
     """
     member = repaired(member)
-    parts = canonical_fields(member, _FRAME, maps=_STRUCTS)
+    parts = canonical_fields(member, _FRAME, structs=_STRUCTS)
     if not _is_framed(parts):
         parts = _wrapped(member)
     given = _internal_parts(parts)

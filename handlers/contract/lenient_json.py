@@ -12,7 +12,7 @@ Rules (https://pkg.go.dev/encoding/json#Unmarshal and its decode.go, scanner.go)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from random import randrange
 from typing import Final
@@ -212,13 +212,15 @@ def canonical_fields(
     names: frozenset[str],
     *,
     maps: frozenset[str] = frozenset(),
+    structs: frozenset[str] = frozenset(),
     nullable: str = "",
     fields: Fields | None = None,
 ) -> Fields:
     """The fields of a JSON object, those of `names` under these names and without nulls; others as they are.
 
-    `maps` are merged if they occur twice. `nullable` names the one field that may be null. `fields` are those of
-    `split_object`, if it was called before. Raises `Malformed`.
+    `maps` and `structs` are merged if they occur twice; null empties a map and leaves a struct as it is. `nullable`
+    names the one field that may be null. `fields` are those of `split_object`, if it was called before. Raises
+    `Malformed`.
     """
     if fields is None:
         fields = split_object(text)
@@ -226,17 +228,23 @@ def canonical_fields(
         if value == _NULL and name != nullable if name in names else _folded(name) in names:
             break
     else:
-        return fields
+        # A name that stands twice is one field here; only objects are more than the last of them.
+        if all(text.count(b'"%b"' % name.encode()) < 2 for name in (maps | structs) & fields.keys()):
+            return fields
     found: Fields = {}
+    objects: dict[str, list[bytes]] = {}
     for name, value in _pairs(text, fields):
         known = name if name in names else _folded(name)
         if known not in names:
             found[name] = value
         elif value != _NULL or known == nullable:
-            found[known] = _merged(found[known], value) if known in maps and known in found else value
+            found[known] = value
+            if known in maps or known in structs:
+                objects.setdefault(known, []).append(bytes(value))
         elif known in maps:
             found.pop(known, None)
-    return found
+            objects.pop(known, None)
+    return {**found, **{name: _merged(texts) for name, texts in objects.items() if len(texts) > 1}}
 
 
 def _folded(name: str) -> str:
@@ -244,12 +252,12 @@ def _folded(name: str) -> str:
     return name.lower().replace("\N{LATIN SMALL LETTER LONG S}", "s")
 
 
-def _merged(first: msgspec.Raw, second: msgspec.Raw) -> msgspec.Raw:
-    both = bytes(first)[:1] + bytes(second)[:1]
-    if both != b"{{":
-        return second
-    pairs = {**split_object(bytes(first)), **split_object(bytes(second))}
-    return msgspec.Raw(_encoder.encode(pairs))
+def _merged(texts: Sequence[bytes]) -> msgspec.Raw:
+    """One object with the members of all, in order; the last text if one of them is not an object."""
+    if not all(text.startswith(b"{") for text in texts):
+        return msgspec.Raw(texts[-1])
+    members = (text[1:-1] for text in texts)
+    return msgspec.Raw(b"{" + b",".join(each for each in members if each.strip()) + b"}")
 
 
 def strings(values: Mapping[str, str | None] | None) -> dict[str, str]:
