@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from handlers.contract.envelope import (
     SEQ_STEPS,
+    WHOLLY_READ_BYTES,
     Envelope,
     decode_member,
     encode_envelope,
@@ -127,6 +128,8 @@ def test_a_retry_keeps_all_but_its_count_and_its_queue(
     written = json.loads(retry)
     assert written["internal"].pop("request_queue_name") == "q"
     assert written["internal"].pop("retry_count") == attempt
+    if len(member) > WHOLLY_READ_BYTES:  # scripts read the beginning only, so the score is written out
+        assert written["internal"].pop("original_score") == score
     if not is_bare:
         kept = {name: value for name, value in internal.items() if value is not None}
         kept.pop("retry_count", None)
