@@ -13,6 +13,7 @@ from handlers.contract import lenient_json
 from handlers.contract.envelope import decode_member, encode_retry
 from handlers.contract.json_limits import MAX_DEPTH
 from handlers.contract.lenient_json import (
+    MAX_PAIRS,
     Malformed,
     canonical_fields,
     check_json,
@@ -150,3 +151,19 @@ def test_what_is_read_leniently_can_be_queued_again(member: bytes) -> None:
     assert (again.id, again.deadline, again.payload) == ("a", 9.0, first.payload)
     assert (again.attempt, again.request_token) == (first.attempt + 1, first.request_token)
     assert again.metadata == first.metadata
+
+
+@pytest.mark.parametrize(
+    "repeated", [b'"metadata":{},', b'"metadata":{"a":"b"},', b'"other":1,', b'"other":[],']
+)
+def test_an_object_that_repeats_names_is_read_up_to_a_number_of_fields(repeated: bytes) -> None:
+    """Each such field is read one by one, which costs a thousand times more than a field of an ordinary object."""
+    maps = frozenset({"metadata"})
+
+    def read(repeats: int) -> object:
+        text = b'{"metadata":{"x":"y"},"METADATA":null,' + repeated * repeats + b'"id":"i"}'
+        return canonical_fields(text, frozenset({"id", "metadata"}), maps=maps)
+
+    assert read(MAX_PAIRS - 3)
+    with pytest.raises(Malformed, match="20000 fields"):
+        read(MAX_PAIRS - 2)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from handlers.batch.lines import decode_line, decode_output
+from handlers.batch.lines import custom_id_of, decode_line, decode_output
 from handlers.contract import json_limits, lenient_json
 from handlers.contract.delivery import decode_answer
 from handlers.contract.envelope import decode_member, encode_retry, encode_whole, unread, with_payload
@@ -197,6 +197,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
         text, is_payload=True
     ),
     "doors.auth.google_keys.decode_keys": decode_keys,
+    "batch.lines.custom_id_of": custom_id_of,
     "batch.lines.decode_line": lambda text: decode_line(1, text),
     "batch.lines.decode_output": lambda text: decode_output("b", text),
     "gates.metric.endpoint_scrape.samples_of": read_gauge,
