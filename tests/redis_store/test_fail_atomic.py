@@ -78,6 +78,7 @@ SCENES = {
     "requeue_dead": Scene(["q:dead", "q"], ["d6", item(6), 6]),
     "receive_results": Scene([*RESULTS, "results:tombstones"], ["o", 30_000, 10, 10_000, "ef"]),
     "oldest_results": Scene(["results"], [10, 10_000, 0]),
+    "newest_results": Scene(["results"], [10, 1_000_000]),
     "read_part": Scene(["results"], ["LRANGE", 0, 100, 1_000_000, 100_000]),
     "return_results": Scene(RESULTS, ["o", 10_000, "held-11", "held-12"]),
     "renew_results": Scene(["results:owners", "results:idx"], ["o", 30_000, "held-11"]),
