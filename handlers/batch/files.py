@@ -158,7 +158,7 @@ class BatchFiles:
             return True
 
 
-class Answered:
+class AnsweredLines:
     """Bit set of the lines that have output."""
 
     def __init__(self) -> None:
@@ -180,7 +180,7 @@ class BatchOutput:
     """The output and error file, open for appending. `damaged` counts lines that are not whole output lines."""
 
     def __init__(self, files: BatchFiles, batch: str) -> None:
-        self.answered = Answered()
+        self.answered = AnsweredLines()
         self.damaged: list[str] = []
         self.kinds: Counter[str] = Counter()
         self.completed = self._recover(files.out, batch)

@@ -183,7 +183,7 @@ def _kind(line: _Written) -> str:
     return "" if 200 <= status < 300 else f"http_{status}"
 
 
-def encode_answer(batch: str, number: int, custom_id: str, result: Result) -> tuple[bytes, bool]:
+def encode_result_line(batch: str, number: int, custom_id: str, result: Result) -> tuple[bytes, bool]:
     """The line for a result, and whether it belongs to the output file (a 2xx answer).
 
     A payload that another system stored elsewhere (`payload_ref`, such as an `s3://` URL) is an error that names it.

@@ -32,8 +32,8 @@ from handlers.batch.lines import (
     BatchLine,
     InvalidLine,
     decode_line,
-    encode_answer,
     encode_error,
+    encode_result_line,
 )
 from handlers.batch.queue import BatchQueue
 from handlers.cancellation import end_if_cancelled
@@ -255,7 +255,7 @@ class BatchRun:
         if number is None or number not in self._waiting:
             return
         custom_id = self._waiting.pop(number)
-        line, is_answer = encode_answer(self._state.batch, number, custom_id, result)
+        line, is_answer = encode_result_line(self._state.batch, number, custom_id, result)
         self._output.write(number, line, is_answer=is_answer)
 
     def _write_error(self, number: int, custom_id: str, code: str, message: str) -> None:

@@ -247,14 +247,14 @@ def where(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags, retry_qu
 async def _where(
     opened: AsyncClient, state: BatchState, custom_ids: tuple[str, ...], found: dict[str, FoundLine]
 ) -> ExitCode:
-    from handlers.cli.where import described
+    from handlers.cli.where import whereabouts_text
 
     async with opened as client:
         for custom_id in custom_ids:
             line = found.get(custom_id)
             place = await client.where(line.request_id) if line and not line.written else None
             if place is not None and place.state != "unknown":
-                text = described(place, time.time())
+                text = whereabouts_text(place, time.time())
                 text = text.replace(place.request_id, f"{custom_id} (request {place.request_id})")
             else:
                 text = f"{custom_id}  {_without_request(line, state)}"

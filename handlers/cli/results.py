@@ -15,7 +15,7 @@ from handlers.cli.shell import ExitCode, exits, for_output
 from handlers.contract.result import Result, encode_result
 
 if TYPE_CHECKING:
-    from handlers.client.result_stream import Delivery, ResultStream
+    from handlers.client.result_stream import ResultDelivery, ResultStream
 
 PRINTED_PAYLOAD_CHARACTERS = 120
 """How much of a payload a terminal shows."""
@@ -97,7 +97,7 @@ def report_undecodable(stream: ResultStream) -> None:
         )
 
 
-async def _ack(stream: ResultStream, deliveries: list[Delivery]) -> None:
+async def _ack(stream: ResultStream, deliveries: list[ResultDelivery]) -> None:
     from handlers.client.errors import LeaseLost
 
     try:

@@ -61,7 +61,7 @@ async def _where(opened: AsyncClient, ids: tuple[str, ...], is_json: bool) -> Ex
         for request_id in ids:
             found = await client.where(request_id)
             is_known = is_known and found.state != "unknown"
-            text = as_json(found) if is_json else described(found, time.time())
+            text = as_json(found) if is_json else whereabouts_text(found, time.time())
             print(for_output(text, sys.stdout))
     return ExitCode.DONE if is_known else ExitCode.FAILED_REQUESTS
 
@@ -83,7 +83,7 @@ def as_json(found: Whereabouts) -> str:
     return msgspec.json.encode(fields).decode()
 
 
-def described(found: Whereabouts, now: float) -> str:
+def whereabouts_text(found: Whereabouts, now: float) -> str:
     """The answer in words, one line for each place."""
     lines = [_place_text(place, now) for place in found.places]
     if found.state == "cancelling":

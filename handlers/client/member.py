@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import msgspec
 
-from handlers.client.new_request import Body
+from handlers.client.new_request import CheckedRequest
 from handlers.redis_store.submit.submissions import MemberParts
 
 _encoder = msgspec.json.Encoder()
 
 
 def member_parts(
-    body: Body,
+    body: CheckedRequest,
     *,
     token: str,
     queue: str,

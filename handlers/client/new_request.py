@@ -69,7 +69,7 @@ class RequestFields(TypedDict, total=False):
     idempotency_key: str
 
 
-class Body(msgspec.Struct, frozen=True):
+class CheckedRequest(msgspec.Struct, frozen=True):
     """A checked request: the JSON body, the body without its payload, and the payload alone."""
 
     id: str
@@ -79,7 +79,7 @@ class Body(msgspec.Struct, frozen=True):
     payload: bytes
 
 
-def encode_body(request: NewRequest, *, now: float, tenant_attribute: str) -> Body:
+def encode_body(request: NewRequest, *, now: float, tenant_attribute: str) -> CheckedRequest:
     """The request body of `request`; `now` is in Unix seconds.
 
     Raises `InvalidRequest` naming the field, before anything is queued.
@@ -98,7 +98,7 @@ def encode_body(request: NewRequest, *, now: float, tenant_attribute: str) -> Bo
     optional = {name: value for name, value in rest.items() if value}
     whole = _encoder.encode({**fields, "payload": msgspec.Raw(payload), **optional})
     decode_body(whole)
-    return Body(request_id, deadline, whole, _encoder.encode({**fields, **optional}), payload)
+    return CheckedRequest(request_id, deadline, whole, _encoder.encode({**fields, **optional}), payload)
 
 
 def content_digest(request: NewRequest) -> str:

@@ -27,7 +27,7 @@ HANDLED_AT_ONCE = 1_000
 log = logging.getLogger(__name__)
 
 
-class Delivery:
+class ResultDelivery:
     """One result under a lease; without `ack` it is delivered again."""
 
     __slots__ = ("_stream", "claim_key", "result")
@@ -80,10 +80,10 @@ class ResultStream:
     ) -> None:
         await self.close()
 
-    def __aiter__(self) -> AsyncIterator[Delivery]:
+    def __aiter__(self) -> AsyncIterator[ResultDelivery]:
         return self
 
-    async def __anext__(self) -> Delivery:
+    async def __anext__(self) -> ResultDelivery:
         """The next result; raises `StopAsyncIteration` at the end that was asked for."""
         if self._left == 0:
             raise StopAsyncIteration
@@ -95,19 +95,19 @@ class ResultStream:
                 continue  # its lease expired meanwhile: another reader has it
             if self._left is not None:
                 self._left -= 1
-            return Delivery(decode_result(held.result), held.claim_key, self)
+            return ResultDelivery(decode_result(held.result), held.claim_key, self)
 
-    def take_ready(self) -> list[Delivery]:
+    def take_ready(self) -> list[ResultDelivery]:
         """The results that were received with the last one, without waiting."""
-        taken: list[Delivery] = []
+        taken: list[ResultDelivery] = []
         while self._ready and self._left != 0:
             held = self._ready.popleft()
             if held.claim_key in self._held:
-                taken.append(Delivery(decode_result(held.result), held.claim_key, self))
+                taken.append(ResultDelivery(decode_result(held.result), held.claim_key, self))
                 self._left = None if self._left is None else self._left - 1
         return taken
 
-    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+    async def ack(self, deliveries: Sequence[ResultDelivery]) -> None:
         """Remove many results in one round trip; raises `LeaseLost` for the first whose lease expired."""
         outcomes = await self._source.ack([delivery.claim_key for delivery in deliveries])
         for delivery in deliveries:

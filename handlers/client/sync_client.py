@@ -14,7 +14,7 @@ from handlers.client.async_client import AsyncClient
 from handlers.client.broker import Submission
 from handlers.client.new_request import Deadline, NewRequest, Payload, RequestFields
 from handlers.client.options import ClientOptions
-from handlers.client.result_stream import BATCH_RESULTS, Delivery, ResultStream
+from handlers.client.result_stream import BATCH_RESULTS, ResultDelivery, ResultStream
 from handlers.contract.result import Result
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.submit.client_access import RedisAccess
@@ -174,7 +174,7 @@ class SyncDelivery:
 
     __slots__ = ("_client", "delivery", "result")
 
-    def __init__(self, client: Client, delivery: Delivery) -> None:
+    def __init__(self, client: Client, delivery: ResultDelivery) -> None:
         self._client = client
         self.delivery = delivery
         self.result = delivery.result
@@ -215,7 +215,7 @@ class SyncResultStream:
     def ack(self, deliveries: Sequence[SyncDelivery]) -> None:
         self._client.run(self._stream.ack([delivery.delivery for delivery in deliveries]))
 
-    async def _next(self) -> Delivery | None:
+    async def _next(self) -> ResultDelivery | None:
         return await anext(self._stream, None)
 
 

@@ -22,8 +22,8 @@ from handlers.contract.result import decode_result
 from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION, NoEmulator
 from handlers.demo.stack import Stack, StackOptions
 from handlers.demo.view import (
+    DemoTally,
     Stages,
-    Tally,
     closing_table,
     explanation,
     failures_table,
@@ -87,7 +87,7 @@ class _Run:
     async def run(self) -> bool:
         """A healthy run, then one with faults; True if every request got exactly one final result."""
         self._console.print("\n[bold]Healthy[/]: a few requests to a gateway that answers.")
-        tallies = {name: Tally() for name in self._brokers}
+        tallies = {name: DemoTally() for name in self._brokers}
         for one, other in zip(healthy(_HEALTHY, "redis"), healthy(_HEALTHY, "pubsub"), strict=True):
             await self._phase([one], [other], (), tallies)
         ways = self._ways(tallies)
@@ -101,11 +101,11 @@ class _Run:
             f"\n[bold]Faults[/]: {count} requests; the gateway resets, hangs, truncates, refuses and breaks down."
         )
         pubsub = list(planned(max(20, int(count * _PUBSUB_SHARE)), "pubsub"))
-        tallies = {name: Tally() for name in self._brokers}
+        tallies = {name: DemoTally() for name in self._brokers}
         await self._phase(list(planned(count, "redis")), pubsub, BROKEN, tallies)
         return await self._closing(tallies)
 
-    async def _closing(self, tallies: Mapping[str, Tally]) -> bool:
+    async def _closing(self, tallies: Mapping[str, DemoTally]) -> bool:
         ways = self._ways(tallies)
         self._console.print()
         self._console.print(closing_table(ways, self._options.timeout_seconds))
@@ -121,12 +121,12 @@ class _Run:
         self._console.print("[bold green]Passed[/]: every request has exactly one final result.")
         return True
 
-    def _ways(self, tallies: Mapping[str, Tally]) -> dict[str, tuple[Tally, Stages]]:
+    def _ways(self, tallies: Mapping[str, DemoTally]) -> dict[str, tuple[DemoTally, Stages]]:
         with self._witness.open("rb") as lines:
             witnessed = read_witness(lines)
         return {name: (tally, stages(tally, witnessed)) for name, tally in tallies.items()}
 
-    def _report_missing(self, ways: Mapping[str, tuple[Tally, Stages]]) -> bool:
+    def _report_missing(self, ways: Mapping[str, tuple[DemoTally, Stages]]) -> bool:
         """Print each request that has no result, and where the logs are; True if every request has one."""
         lines = missing_lines(ways, time.time())
         if not lines:
@@ -157,7 +157,7 @@ class _Run:
         redis: Sequence[Planned],
         pubsub: Sequence[Planned],
         broken: Sequence[bytes],
-        tallies: Mapping[str, Tally],
+        tallies: Mapping[str, DemoTally],
     ) -> None:
         """Send all of these and wait for their results, at most until the time limit."""
         work = [_redis_way(self._stack, redis, broken, tallies["Redis"])]
@@ -172,7 +172,7 @@ class _Run:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
 
-    async def _watch(self, tallies: Mapping[str, Tally]) -> None:
+    async def _watch(self, tallies: Mapping[str, DemoTally]) -> None:
         """Show where the requests are: a live view in a terminal, else a line every two seconds."""
         if not self._console.is_terminal:
             await self._watch_lines(tallies)
@@ -181,7 +181,7 @@ class _Run:
                 live.update(progress_view(await _depths(self._stack), tallies["Redis"]))
                 await asyncio.sleep(_POLL_SECONDS)
 
-    async def _watch_lines(self, tallies: Mapping[str, Tally]) -> None:
+    async def _watch_lines(self, tallies: Mapping[str, DemoTally]) -> None:
         started_at = printed_at = time.monotonic()
         printed = ""
         while True:
@@ -193,7 +193,7 @@ class _Run:
 
 
 async def _redis_way(
-    stack: Stack, requests: Sequence[Planned], broken: Sequence[bytes], tally: Tally
+    stack: Stack, requests: Sequence[Planned], broken: Sequence[bytes], tally: DemoTally
 ) -> None:
     """Queue requests in Redis, and read results until every one has come."""
     if broken:
@@ -221,7 +221,7 @@ async def _depths(stack: Stack) -> QueueDepths:
         await redis.aclose()
 
 
-async def _pubsub_way(stack: Stack, requests: Sequence[Planned], tally: Tally) -> None:
+async def _pubsub_way(stack: Stack, requests: Sequence[Planned], tally: DemoTally) -> None:
     """Publish requests to a topic with a push subscription, and pull their results."""
     channel = PubSubChannel(PubSubOptions(project_id=DEMO_PROJECT, emulator_host=stack.emulator_host))
     publisher, puller = Publisher(channel), Puller(channel, RESULT_SUBSCRIPTION)
@@ -250,7 +250,7 @@ def _body(request: Planned, now: float) -> bytes:
     )
 
 
-def _take_once(tally: Tally, data: bytes) -> None:
+def _take_once(tally: DemoTally, data: bytes) -> None:
     """Pub/Sub may deliver a result twice: consumers drop the second by its id."""
     result = decode_result(data)
     if result.id in tally.sent_at and result.id not in tally.results:

@@ -15,7 +15,7 @@ from handlers.contract.result import Result
 from handlers.redis_store.admin.depths import QueueDepths
 
 
-def progress_view(depths: QueueDepths, tally: Tally) -> RenderableType:
+def progress_view(depths: QueueDepths, tally: DemoTally) -> RenderableType:
     """Where the Redis requests are now."""
     errors = sum(tally.final_errors.values())
     line = Text.assemble(
@@ -33,7 +33,7 @@ def progress_view(depths: QueueDepths, tally: Tally) -> RenderableType:
     return Group(line, ProgressBar(total=max(1, len(tally.sent_at)), completed=len(tally.results), width=80))
 
 
-def progress_line(depths: QueueDepths, tallies: Mapping[str, Tally]) -> str:
+def progress_line(depths: QueueDepths, tallies: Mapping[str, DemoTally]) -> str:
     """The progress as one line of text, for output that is not a terminal."""
     parts = []
     for name, tally in tallies.items():
@@ -60,7 +60,7 @@ def latency_table(title: str, ways: Mapping[str, Stages]) -> Table:
     return table
 
 
-def closing_table(ways: Mapping[str, tuple[Tally, Stages]], timeout_seconds: float) -> Table:
+def closing_table(ways: Mapping[str, tuple[DemoTally, Stages]], timeout_seconds: float) -> Table:
     """Counts of requests by outcome."""
     table = Table(title="What became of the requests", title_justify="left")
     table.add_column("")
@@ -91,7 +91,7 @@ def explanation(malformed: int, dead: int) -> str:
     )
 
 
-def missing_lines(ways: Mapping[str, tuple[Tally, Stages]], now: float) -> list[str]:
+def missing_lines(ways: Mapping[str, tuple[DemoTally, Stages]], now: float) -> list[str]:
     """One line for each request without a result: its id, its attempts, and the time since its last one."""
     lines = []
     for name, (tally, stage) in ways.items():
@@ -109,7 +109,7 @@ def missing_lines(ways: Mapping[str, tuple[Tally, Stages]], now: float) -> list[
     return lines
 
 
-def failures_table(tallies: Mapping[str, Tally]) -> Table:
+def failures_table(tallies: Mapping[str, DemoTally]) -> Table:
     """The final errors by kind."""
     table = Table(title="Final errors by reason", title_justify="left")
     table.add_column("")
@@ -121,7 +121,7 @@ def failures_table(tallies: Mapping[str, Tally]) -> Table:
     return table
 
 
-def _retried(tally: Tally, stage: Stages) -> int:
+def _retried(tally: DemoTally, stage: Stages) -> int:
     answered = {key for key, result in tally.results.items() if 200 <= result.status_code < 300}
     return sum(count > 1 for key, count in stage.attempts.items() if key in answered)
 
@@ -149,7 +149,7 @@ _decoder = msgspec.json.Decoder(WitnessLine)
 
 
 @dataclass(slots=True)
-class Tally:
+class DemoTally:
     """Requests sent and results received, by request id."""
 
     sent_at: dict[str, float] = field(default_factory=dict)
@@ -210,7 +210,7 @@ def read_witness(lines: Iterable[bytes]) -> list[WitnessLine]:
     return [_decoder.decode(line) for line in lines if line.endswith(b"}\n")]
 
 
-def stages(tally: Tally, witnessed: Sequence[WitnessLine]) -> Stages:
+def stages(tally: DemoTally, witnessed: Sequence[WitnessLine]) -> Stages:
     """Seconds that requests of `tally` spent in each stage."""
     first: dict[str, WitnessLine] = {}
     last: dict[str, WitnessLine] = {}

@@ -12,10 +12,10 @@ from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.outcome import Answered, Outcome
 
 CONNECTION: Final = "async_processor.connection"
-"""Key of the `Connection` in the scope of a request."""
+"""Key of the `CallerConnection` in the scope of a request."""
 
 
-class Connection:
+class CallerConnection:
     """A client's connection; `on_lost` is called once when it ends, on the event loop.
 
     `has_whole_request`: every request read from it so far has arrived to its last byte.

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
-from handlers.doors.door import CONNECTION, Answer, Connection, Delivery, plain
+from handlers.doors.door import CONNECTION, Answer, CallerConnection, Delivery, plain
 
 DELIVERY_PATHS: Final = frozenset({"/", "/dispatch", "/pubsub_push", "/push"})
 """Paths that accept deliveries; all are equivalent."""
@@ -22,7 +22,7 @@ DELIVERY_PATHS: Final = frozenset({"/", "/dispatch", "/pubsub_push", "/push"})
 _GONE: Final = plain(499, "the client went away")
 
 
-class Refusal(Protocol):
+class CallerRefusal(Protocol):
     """Why a caller was refused."""
 
     @property
@@ -39,7 +39,7 @@ class Refusal(Protocol):
 class Authenticator(Protocol):
     """Checks the callers of a door or page."""
 
-    async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+    async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> CallerRefusal | None:
         """The refusal, or None if the caller is accepted."""
         ...
 
@@ -75,7 +75,7 @@ class HttpEndpoint:
         handle: Callable[[Delivery], Awaitable[Answer]],
         authenticator: Authenticator | None,
         pages: dict[str, Callable[[], Answer]],
-        on_refused: Callable[[Refusal], None],
+        on_refused: Callable[[CallerRefusal], None],
         options: EndpointOptions,
         *,
         guarded_pages: Mapping[str, GuardedPage] | None = None,
@@ -118,7 +118,7 @@ class HttpEndpoint:
             self._handle(delivery) if connection is None else self._handle_for(connection, delivery)
         )
 
-    async def _handle_for(self, connection: Connection, delivery: Delivery) -> Answer:
+    async def _handle_for(self, connection: CallerConnection, delivery: Delivery) -> Answer:
         """Handle until the client disconnects, which closes the connection to the gateway too."""
         task = asyncio.current_task()
         if task is None or connection.is_lost():

@@ -20,7 +20,7 @@ from handlers.poller.ack_batcher import Settlement
 from handlers.poller.settlement import ResultRoute, ack
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.faults import explained
-from handlers.redis_store.idempotency.by_id import Mark, Standing, stand_for_id
+from handlers.redis_store.idempotency.by_id import Mark, RunState, stand_for_id
 from handlers.redis_store.queue.queue import Ack, Claim
 from handlers.telemetry.logs import Logger
 
@@ -42,29 +42,29 @@ class Duplicates:
         """
         request = envelope.request
         standing = await self._standing(claim, envelope)
-        if standing is Standing.RUNS:
+        if standing is RunState.RUNS:
             return None
         self._log.info("duplicate", id=request.id, queue=claim.queue, first=str(standing))
         message = f"duplicate of another submission of this id, which is {standing}"
         result = error_result(request.id, request.request_token, ErrorCode.DUPLICATE, message)
         settlement = ack(claim, request, result, self._route, now)
-        if request.request_token and standing is not Standing.REPEATED:
+        if request.request_token and standing is not RunState.REPEATED:
             return settlement
         # The first submission may still need its live marker and its payload: the duplicate must not delete them.
         return msgspec.structs.replace(settlement, result=b"", request_token="", payload_ref="")
 
-    async def _standing(self, claim: Claim, envelope: Envelope) -> Standing:
+    async def _standing(self, claim: Claim, envelope: Envelope) -> RunState:
         if claim.claim_key.endswith(claim.owner_token):
             return (
-                Standing.REPEATED
+                RunState.REPEATED
             )  # claimed under another key, since the first submission is claimed under its own
         try:
             found = await stand_for_id(self._redis, self._mark(envelope), envelope.request.deadline)
         except STORE_FAILURES as error:
             self._log.warning("duplicate check failed", error=explained(error))
-            return Standing.RUNS  # running twice is better than not at all
-        if found is Standing.REPEATED and claim.deaths:
-            return Standing.RUNS  # a failover lost its result and restored its claim
+            return RunState.RUNS  # running twice is better than not at all
+        if found is RunState.REPEATED and claim.deaths:
+            return RunState.RUNS  # a failover lost its result and restored its claim
         return found
 
     def marked(self, settlement: Settlement, envelope: Envelope) -> Settlement:

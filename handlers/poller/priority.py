@@ -36,7 +36,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ClaimTurn:
     """Claim at most `most` from `queue`."""
 
     queue: str
@@ -46,7 +46,7 @@ class Turn:
 class Merge(Protocol):
     """Policy that shares slots among queues."""
 
-    def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[Turn]:
+    def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[ClaimTurn]:
         """Turns in order, until `slots` are used; `now` is seconds of a monotonic clock."""
         ...
 
@@ -61,7 +61,7 @@ class RandomRobin:
     def __init__(self, draw: random.Random | None = None) -> None:
         self._draw = draw or random.Random()
 
-    def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[Turn]:  # noqa: ARG002 - the order is random, not timed
+    def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[ClaimTurn]:  # noqa: ARG002 - the order is random, not timed
         """Each queue's share in random order, then each once more for the rest."""
         open_ones = [one for one in candidates if one.room != 0]
         self._draw.shuffle(open_ones)
@@ -86,18 +86,18 @@ class TierPriority:
         self._lane_of: dict[str, int] = {}
         self._last_asked: dict[int, str] = {}
 
-    def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[Turn]:
+    def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[ClaimTurn]:
         """Aged lanes for one request each, then the lanes in order, queues within one in rotation."""
         open_ones = [one for one in candidates if one.room != 0]
         lanes: dict[int, list[Candidate]] = {}
         for one in open_ones:
             self._lane_of[one.queue] = one.lane
             lanes.setdefault(one.lane, []).append(one)
-        turns: list[Turn] = []
+        turns: list[ClaimTurn] = []
         for lane in sorted(lanes):
             lanes[lane] = self._rotated(lane, lanes[lane])
             if self._is_aged(lane, now):
-                turns.append(Turn(lanes[lane][0].queue, 1))
+                turns.append(ClaimTurn(lanes[lane][0].queue, 1))
         for lane in sorted(lanes):
             turns += _in_parts(lanes[lane], slots)
         return turns
@@ -121,14 +121,14 @@ class TierPriority:
         return after + [one for one in in_order if one.queue <= last]
 
 
-def _in_parts(candidates: Sequence[Candidate], slots: int) -> list[Turn]:
+def _in_parts(candidates: Sequence[Candidate], slots: int) -> list[ClaimTurn]:
     """Equal shares, rounded up; then the rest for each queue, up to its own room."""
     if not candidates:
         return []
     part = -(-slots // len(candidates))
-    first = [Turn(one.queue, _within(one.room, part)) for one in candidates]
+    first = [ClaimTurn(one.queue, _within(one.room, part)) for one in candidates]
     rest = [
-        Turn(one.queue, left)
+        ClaimTurn(one.queue, left)
         for one, turn in zip(candidates, first, strict=True)
         if (left := _within(one.room, slots) - turn.most) > 0
     ]

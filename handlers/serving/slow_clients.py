@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from handlers.doors.door import CONNECTION, Connection
+from handlers.doors.door import CONNECTION, CallerConnection
 from handlers.telemetry.logs import Logger, get_logger
 
 MAX_HEADER_BYTES: Final = 65_536
@@ -41,7 +41,7 @@ class TimelyProtocol(HttpToolsProtocol):
         self._has_headers = self._is_refused = False
         self._header_bytes = 0
         self._bytes_since_body = 0
-        self._client = Connection()
+        self._client = CallerConnection()
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 

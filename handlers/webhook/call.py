@@ -17,7 +17,7 @@ from handlers.backoff import parse_retry_after
 from handlers.contract.result import Result, encode_result
 from handlers.transport.failures import UnusableResponse
 from handlers.transport.transport import HEAD_ONLY, TransportOptions, http_client
-from handlers.webhook.destinations import Target
+from handlers.webhook.destinations import WebhookTarget
 from handlers.webhook.guard import check_public
 from handlers.webhook.signature import signature_headers
 
@@ -71,7 +71,9 @@ class Caller:
         """Close the connections."""
         await self._client.aclose()
 
-    async def post(self, target: Target, result: Result, since: float, undelivered: str = "") -> CallAnswer:
+    async def post(
+        self, target: WebhookTarget, result: Result, since: float, undelivered: str = ""
+    ) -> CallAnswer:
         """Send the event once, signed; see `event_body`."""
         body = event_body(result, since, undelivered)
         signed = signature_headers(target.keys, webhook_id(result), int(self._clock()), body)

@@ -19,7 +19,7 @@ from typing import Final, Self
 from urllib.parse import urlsplit
 
 from handlers.client.errors import ClientError, LeaseLost
-from handlers.client.result_stream import Delivery, ResultStream
+from handlers.client.result_stream import ResultDelivery, ResultStream
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result
 from handlers.webhook.call import CallAnswer, Caller
@@ -27,8 +27,8 @@ from handlers.webhook.destinations import (
     METADATA_FIELD,
     Destination,
     DestinationRefused,
-    Target,
-    target_of,
+    WebhookTarget,
+    webhook_target_of,
 )
 from handlers.webhook.guard import is_public_host
 from handlers.webhook.lanes import LONGEST_PAUSE_SECONDS, Lane, Receiver
@@ -93,7 +93,7 @@ class WebhookOptions:
 class _Held:
     """A result in memory for one receiver. `since` is when it arrived, in Unix seconds."""
 
-    delivery: Delivery
+    delivery: ResultDelivery
     receiver: Receiver
     since: float
     undelivered: str = ""
@@ -121,7 +121,7 @@ class Webhook:
         self._draw = draw
         lanes = [self._lane() for _ in range(len(options.destinations) + 1)]
         self._lanes = dict(zip((one.place for one in options.destinations), lanes[1:], strict=True))
-        self._own = self._receiver(Target(options.url, options.keys), lanes[0])
+        self._own = self._receiver(WebhookTarget(options.url, options.keys), lanes[0])
         self._receivers: dict[str, Receiver] = {}
         self._held = 0
         self._parked = 0
@@ -135,7 +135,7 @@ class Webhook:
         held = options.at_once * _HELD_FOR_EACH_SLOT * _RECEIVERS_IN_A_LANE
         return Lane(options.at_once, held, options.held_bytes // (len(options.destinations) + 1))
 
-    def _receiver(self, target: Target, lane: Lane) -> Receiver:
+    def _receiver(self, target: WebhookTarget, lane: Lane) -> Receiver:
         options = self._options
         return Receiver(target, lane, options.at_once * _HELD_FOR_EACH_SLOT, options.first_pause_seconds)
 
@@ -169,7 +169,7 @@ class Webhook:
         except* ClientError as errors:
             raise _first(errors) from None
 
-    async def _take(self, delivery: Delivery, group: asyncio.TaskGroup) -> None:
+    async def _take(self, delivery: ResultDelivery, group: asyncio.TaskGroup) -> None:
         receiver, undelivered = self._aim(delivery.result)
         while not receiver.has_room and not self._lanes:
             await self._until_one_leaves()  # there is no other receiver to read on for
@@ -184,7 +184,9 @@ class Webhook:
         """The receiver that the request names, else the default one and the reason for it."""
         options = self._options
         try:
-            found = target_of(result.metadata, options.destinations, allow_private=options.allow_private)
+            found = webhook_target_of(
+                result.metadata, options.destinations, allow_private=options.allow_private
+            )
         except DestinationRefused as error:
             return self._own, str(error)
         if found is None:

@@ -40,7 +40,7 @@ class Destination:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Target:
+class WebhookTarget:
     """Receiver of one result and the keys that sign it."""
 
     url: str
@@ -56,9 +56,9 @@ def read_destination(text: str, keys: Sequence[bytes], setting: str) -> Destinat
     return Destination(match["host"], match["path"], keys)
 
 
-def target_of(
+def webhook_target_of(
     metadata: Mapping[str, str], destinations: Sequence[Destination], *, allow_private: bool
-) -> tuple[str, Target] | None:
+) -> tuple[str, WebhookTarget] | None:
     """The entry and the receiver that a request names; None if it names none.
 
     Raises `DestinationRefused`.
@@ -71,7 +71,7 @@ def target_of(
         host = match["host"].lower()
         for one in destinations:
             if one.host == host and is_safe_path(match["path"], [one.path]):
-                return one.place, Target(f"{match['scheme']}://{host}{match['path']}", one.keys)
+                return one.place, WebhookTarget(f"{match['scheme']}://{host}{match['path']}", one.keys)
     raise DestinationRefused(
         f"metadata.{METADATA_FIELD}: expected https://host/path of the operator's list, got a receiver that is "
         "not allowed"

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
-from handlers.webhook.destinations import Target
+from handlers.webhook.destinations import WebhookTarget
 
 LONGEST_PAUSE_SECONDS: Final = 300.0
 _LONGEST_RETRY_AFTER_SECONDS: Final = 3_600.0
@@ -47,7 +47,7 @@ class Receiver:
     themselves (a 400, a redirect) do not let it rest.
     """
 
-    target: Target
+    target: WebhookTarget
     lane: Lane
     most_held: int
     first_pause_seconds: float

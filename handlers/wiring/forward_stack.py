@@ -1,4 +1,4 @@
-"""The stack around one attempt at a request: `Stack` says which layers there are and in which order.
+"""The stack around one attempt at a request: `ForwardStack` says which layers there are and in which order.
 
 `push_stack`, `event_stack` and `poller_stack` choose the layers of each caller. A layer takes the `Forward` inside it
 and returns one; nothing inside knows of it. Optional layers are imported where they are built, so that a dispatch door
@@ -18,7 +18,7 @@ from handlers.contract.delivery import wrapped_answer_bytes
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
-from handlers.forward.middleware.details import explained, timed
+from handlers.forward.middleware.details import timed, with_details
 from handlers.forward.middleware.guarded import GuardedForward, GuardOptions, Guards, has_failed
 from handlers.forward.outcome import Outcome
 from handlers.forward.transforms.registry import build_transforms
@@ -46,7 +46,7 @@ Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class ForwardStack:
     """The layers around `send`, outermost first; None: left out.
 
     `send` is the innermost: it makes the one HTTP call, to the gateway or to a handler.
@@ -83,7 +83,7 @@ class Stack:
         return forward
 
 
-STACK_ORDER: Final = tuple(one.name for one in fields(Stack))
+STACK_ORDER: Final = tuple(one.name for one in fields(ForwardStack))
 """The order of the layers, outermost first: that of their declaration."""
 
 
@@ -93,7 +93,7 @@ def push_stack(
     """The push door's stack, and the dedup store if a Redis is named for it."""
     tracing = _tracing_of_door(settings, gateway, parts, is_first_hop=True)
     once, cancellation = _dedup_store(settings, parts)
-    stack = Stack(
+    stack = ForwardStack(
         attempts=_attempts(parts),
         cancellation=cancellation,
         admission=lambda forward: held_pushes(settings, forward, parts),
@@ -115,7 +115,7 @@ def event_stack(settings: Settings, gateway: Sender, guards: Guards, parts: Part
     tracing = _tracing_of_door(settings, gateway, parts, is_first_hop=False)
     has_details = settings.env.result_details
     send = forwarder_of(settings, tracing.sender).forward
-    of_pollers = Stack(
+    of_pollers = ForwardStack(
         attempts=_attempts(parts),
         details=timed if has_details else None,  # by these the poller sees that the gateway was asked
         health=_health(parts),
@@ -124,7 +124,7 @@ def event_stack(settings: Settings, gateway: Sender, guards: Guards, parts: Part
     )
     of_others = replace(
         of_pollers,
-        results=explained if has_details else None,
+        results=with_details if has_details else None,
         admission=lambda forward: held_events(settings, forward, parts),
         breaker=_breaker(settings, guards),
     )
@@ -174,7 +174,7 @@ class PollerStack:
         from handlers.forward.middleware.gated import admitted
         from handlers.poller.priority import laned
 
-        return Stack(
+        return ForwardStack(
             admission=partial(admitted, gates=layers.gates, clock=self._clock),
             lane=partial(laned, options=layers.lane),
             breaker=self._breaker,

@@ -23,7 +23,13 @@ from handlers.contract.request import Request
 from handlers.doors.accounted import AccountedDoor
 from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.door import Answer, ContextT, Delivery, Door, handle, plain
-from handlers.doors.http_endpoint import Authenticator, EndpointOptions, GuardedPage, HttpEndpoint, Refusal
+from handlers.doors.http_endpoint import (
+    Authenticator,
+    CallerRefusal,
+    EndpointOptions,
+    GuardedPage,
+    HttpEndpoint,
+)
 from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.gateway import Gateway
 from handlers.forward.middleware.guarded import Guards
@@ -134,7 +140,7 @@ class Handler:
         told = "failing: " + ", ".join(f"{name} for {seconds:.0f} s" for name, seconds in failing.items())
         return plain(503, told) if self._needs_dependencies else plain(200, f"ready, but {told}")
 
-    def _refused(self, refusal: Refusal) -> None:
+    def _refused(self, refusal: CallerRefusal) -> None:
         if self._metrics is not None:
             self._metrics.metrics.refused(refusal.status)
         self._refusals.report(status=refusal.status, reason=refusal.reason)

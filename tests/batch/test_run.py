@@ -18,14 +18,14 @@ import msgspec
 import pytest
 from redis import Redis
 
-from handlers.batch.files import Answered, BatchConflict, BatchFiles, BatchOutput, BatchState
+from handlers.batch.files import AnsweredLines, BatchConflict, BatchFiles, BatchOutput, BatchState
 from handlers.batch.lines import (
     BatchLine,
     InvalidLine,
     decode_line,
     decode_output,
-    encode_answer,
     encode_error,
+    encode_result_line,
 )
 from handlers.batch.queue import BatchQueue
 from handlers.batch.run import BatchOptions, BatchRun, Progress
@@ -161,7 +161,7 @@ async def test_a_run_that_was_cut_off_goes_on_without_doubles(
     with pytest.raises(asyncio.CancelledError):
         await first
     assert answer(redis, options.queue, 300) == 300
-    written = encode_answer(state.batch, 1, "c0", Result(f"{state.batch}-1", 200, '{"n":0}'))[0]
+    written = encode_result_line(state.batch, 1, "c0", Result(f"{state.batch}-1", 200, '{"n":0}'))[0]
     files.out.write_bytes(written + b'{"id":"batch_req_')
     second = begin(files, source, options)
     assert second.batch == state.batch
@@ -285,7 +285,7 @@ def test_a_body_stays_as_it_was_written() -> None:
 
 def test_an_answer_is_one_line_whatever_the_gateway_sent() -> None:
     for payload, body in [('{\n"a": [1,\r\n2]}\n', {"a": [1, 2]}), ("not\njson", "not\njson"), ("", "")]:
-        text, is_answer = encode_answer("b", 3, "c", Result("b-3", 200, payload))
+        text, is_answer = encode_result_line("b", 3, "c", Result("b-3", 200, payload))
         assert (text.count(b"\n"), is_answer) == (1, True)
         assert json.loads(text)["response"]["body"] == body
         read = decode_output("b", text)
@@ -296,7 +296,7 @@ def test_an_answer_is_one_line_whatever_the_gateway_sent() -> None:
 
 @pytest.mark.parametrize("code", list(ErrorCode))
 def test_every_error_code_has_a_name_in_the_error_file(code: ErrorCode) -> None:
-    text, is_answer = encode_answer("b", 1, "c", error_result("b-1", "", code, "why"))
+    text, is_answer = encode_result_line("b", 1, "c", error_result("b-1", "", code, "why"))
     error = json.loads(text)["error"]
     assert (is_answer, error["message"]) == (False, "why")
     expected = {ErrorCode.DEADLINE_EXCEEDED: "batch_expired", ErrorCode.CANCELLED: "batch_cancelled"}
@@ -304,7 +304,7 @@ def test_every_error_code_has_a_name_in_the_error_file(code: ErrorCode) -> None:
 
 
 def test_answered_lines_cost_a_bit_each() -> None:
-    answered = Answered()
+    answered = AnsweredLines()
     for number in (1, 8, 1_000_000):
         assert number not in answered
         answered.add(number)

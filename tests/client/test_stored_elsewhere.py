@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from redis import Redis
 
-from handlers.batch.lines import encode_answer
+from handlers.batch.lines import encode_result_line
 from handlers.cli import main
 from handlers.client import AsyncClient, Client, ClientOptions
 from handlers.contract.result import Result
@@ -145,7 +145,7 @@ async def test_submit_names_the_place_on_stderr_and_succeeds(place: Place) -> No
 
 
 def test_a_batch_makes_it_an_error_that_names_the_place() -> None:
-    line, is_answer = encode_answer("b", 1, "c", Result("b-1", 200, payload_ref="s3://bucket/key"))
+    line, is_answer = encode_result_line("b", 1, "c", Result("b-1", 200, payload_ref="s3://bucket/key"))
     assert not is_answer
     error = json.loads(line)["error"]
     assert (error["code"], error["message"]) == (

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from handlers.doors.auth.bearer import Refusal as Refused
 from handlers.doors.door import Answer, Delivery, plain
-from handlers.doors.http_endpoint import DELIVERY_PATHS, EndpointOptions, HttpEndpoint, Refusal
+from handlers.doors.http_endpoint import DELIVERY_PATHS, CallerRefusal, EndpointOptions, HttpEndpoint
 
 LIMIT = 100
 
@@ -23,7 +23,7 @@ class Keeper:
     def __init__(self, refusal: Refused | None) -> None:
         self.refusal = refusal
 
-    async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+    async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> CallerRefusal | None:
         return self.refusal
 
 
@@ -32,7 +32,7 @@ class Rig:
 
     def __init__(self, refusal: Refused | None = None) -> None:
         self.walked: list[Delivery] = []
-        self.refused: list[Refusal] = []
+        self.refused: list[CallerRefusal] = []
         self.asked = 0
         self.endpoint = HttpEndpoint(
             self._walk,

@@ -25,7 +25,7 @@ from handlers.redis_store.admin.depths import queue_depths
 from handlers.redis_store.admin.status_board import StatusBoard, read_board
 from handlers.redis_store.cluster.queue import ClusterQueue
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, Store, connect
-from handlers.redis_store.idempotency.by_id import Mark, Standing, finish_for_id, stand_for_id
+from handlers.redis_store.idempotency.by_id import Mark, RunState, finish_for_id, stand_for_id
 from handlers.redis_store.idempotency.deliveries import AlreadyAnswered, DeliveryRecords, Fresh
 from handlers.redis_store.limits.gate_store import RedisGateStore
 from handlers.redis_store.limits.pool_members import PoolPlace, RedisPoolSharing
@@ -88,10 +88,10 @@ async def test_more_callers_than_connections_wait_for_their_turn(redis: Store, n
     marks = [Mark(f"{name}-{n}", "token", 60) for n in range(256)]
     until = time.time() + 60
     stand = await asyncio.gather(*(stand_for_id(redis, mark, until) for mark in marks))
-    assert set(stand) == {Standing.RUNS}
+    assert set(stand) == {RunState.RUNS}
     await finish_for_id(redis, marks)
     other = [replace(mark, known_by="another") for mark in marks]
-    assert {await stand_for_id(redis, mark, until) for mark in other} == {Standing.FINISHED}
+    assert {await stand_for_id(redis, mark, until) for mark in other} == {RunState.FINISHED}
 
 
 async def test_a_full_batch_that_stands_for_its_ids_is_settled_at_once(

@@ -25,7 +25,12 @@ from handlers.demo.servers import Valkey
 from handlers.transport.dialing import AddressInfo
 from handlers.webhook.call import Caller, webhook_id
 from handlers.webhook.deliver import Webhook, WebhookGone, WebhookOptions
-from handlers.webhook.destinations import DestinationRefused, Target, read_destination, target_of
+from handlers.webhook.destinations import (
+    DestinationRefused,
+    WebhookTarget,
+    read_destination,
+    webhook_target_of,
+)
 from handlers.webhook.guard import check_public, is_public
 from handlers.webhook.signature import read_secrets, signature_headers
 from tests.servers.raw_http import End, RawHttp, Received, answer, running_raw_http
@@ -103,7 +108,7 @@ async def test_an_address_that_slipped_in_is_not_connected_to(receiver: RawHttp)
     """As if the check of the setting and the resolver had both been passed: the socket itself refuses."""
     caller = Caller(allow_private=False, call_seconds=5.0)
     try:
-        target = Target(f"{receiver.url}/hook", KEYS)
+        target = WebhookTarget(f"{receiver.url}/hook", KEYS)
         said = await caller.post(target, answered_result("r", "t", 200, b"{}"), 0.0)
     finally:
         await caller.close()
@@ -124,7 +129,7 @@ async def test_a_name_that_leads_inside_is_not_connected_to(
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
     caller = Caller(allow_private=False, call_seconds=5.0)
     try:
-        target = Target(f"http://evil.example:{receiver.port}/hook", KEYS)
+        target = WebhookTarget(f"http://evil.example:{receiver.port}/hook", KEYS)
         said = [await caller.post(target, answered_result("r", "t", 200, b"{}"), 0.0) for _ in range(2)]
     finally:
         await caller.close()
@@ -323,11 +328,11 @@ def test_without_leave_a_named_receiver_is_https_and_public() -> None:
     good = read_destination("good.example/hooks/", OTHERS, "x")
     for url in ("http://good.example/hooks/1", "https://evil.example/hooks/1"):
         with pytest.raises(DestinationRefused):
-            target_of({"webhook_url": url}, [good], allow_private=False)
-    found = target_of({"webhook_url": "https://GOOD.example/hooks/1"}, [good], allow_private=False)
+            webhook_target_of({"webhook_url": url}, [good], allow_private=False)
+    found = webhook_target_of({"webhook_url": "https://GOOD.example/hooks/1"}, [good], allow_private=False)
     assert found is not None
     assert found[1].url == "https://good.example/hooks/1"
-    assert target_of({}, [good], allow_private=False) is None
+    assert webhook_target_of({}, [good], allow_private=False) is None
     inside = read_destination("10.0.0.1/hooks/", OTHERS, "x")
     with pytest.raises(InvalidSetting, match="destinations"):
         WebhookOptions("https://good.example/x", KEYS, destinations=[inside])

@@ -21,7 +21,7 @@ from handlers.contract.result import Result, answered_result, encode_result
 from handlers.demo.servers import Valkey
 from handlers.webhook.call import event_body
 from handlers.webhook.deliver import Webhook, WebhookOptions
-from handlers.webhook.destinations import Target, read_destination
+from handlers.webhook.destinations import WebhookTarget, read_destination
 from handlers.webhook.lanes import Lane, Receiver
 from handlers.webhook.signature import read_secrets
 from tests.servers.raw_http import Answer, End, RawHttp, answer, running_raw_http
@@ -249,7 +249,7 @@ async def test_what_is_refused_while_others_are_taken_is_not_tried_without_a_pau
 
 
 def receiver_of() -> Receiver:
-    return Receiver(Target("https://a.example/", KEYS), Lane(2, 8, 1_000), 4, first_pause_seconds=1.0)
+    return Receiver(WebhookTarget("https://a.example/", KEYS), Lane(2, 8, 1_000), 4, first_pause_seconds=1.0)
 
 
 def test_calls_that_fail_side_by_side_are_one_failure() -> None:

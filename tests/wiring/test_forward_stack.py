@@ -18,7 +18,7 @@ from handlers.poller.priority import LaneOptions
 from handlers.settings.settings import load_settings
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import Metrics
-from handlers.wiring.forward_stack import STACK_ORDER, PollerStack, QueueLayers, Stack
+from handlers.wiring.forward_stack import STACK_ORDER, ForwardStack, PollerStack, QueueLayers
 
 REQUEST = Request(id="a", deadline=4_000_000_000, payload=b"{}", queue="q")
 ANSWERED = Answered(answered_result("a", "", 200, b"{}"), Feedback(200))
@@ -41,13 +41,13 @@ async def answer(_request: Request, _options: AttemptOptions) -> Outcome:
 
 async def test_layers_are_passed_in_the_order_of_their_declaration() -> None:
     seen: list[str] = []
-    stack = Stack(**{name: noting(seen, name) for name in reversed(STACK_ORDER)})
+    stack = ForwardStack(**{name: noting(seen, name) for name in reversed(STACK_ORDER)})
     assert await stack.around(answer)(REQUEST, NO_OPTIONS) == ANSWERED
     assert seen == list(STACK_ORDER)
 
 
 def test_a_stack_without_layers_is_what_it_is_around() -> None:
-    assert Stack().around(answer) is answer
+    assert ForwardStack().around(answer) is answer
 
 
 class ClosedGate(Gate):

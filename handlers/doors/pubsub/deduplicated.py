@@ -37,7 +37,7 @@ class Ask(Protocol):
         """Await `call`."""
 
 
-class Turn:
+class AnswerLease:
     """A lease on answering one message; renewed until `finish` or `abandon`.
 
     `previous_traceparent` is the span of the previous attempt, if known.
@@ -83,7 +83,7 @@ class Once:
         self._log = log
         self._memory = memory
 
-    async def begin(self, request: Request, body: bytes) -> Turn | Answer | None:
+    async def begin(self, request: Request, body: bytes) -> AnswerLease | Answer | None:
         """The turn; the answer if another delivery has it; None if the store is unavailable."""
         key, owner = (
             delivery_key(request.id, request.request_token, body, request.queue),
@@ -93,7 +93,7 @@ class Once:
         end_if_cancelled()  # the caller is gone; the lease just taken expires by itself
         match beginning:
             case Fresh(previous_traceparent=previous):
-                return Turn(self._records, key, owner, self._ask, previous)
+                return AnswerLease(self._records, key, owner, self._ask, previous)
             case InProgress(seconds_left=seconds):
                 return plain(503, "another delivery of this message is in progress", retry_after(seconds))
             case AlreadyAnswered():

@@ -31,7 +31,9 @@ from handlers.pubsub.errors import PublishFailed, ResultTooLarge
 from handlers.telemetry.logs import Logger, RareWarning
 
 if TYPE_CHECKING:
-    from handlers.doors.pubsub.deduplicated import Turn  # loads Redis, which most push doors do without
+    from handlers.doors.pubsub.deduplicated import (
+        AnswerLease,
+    )  # loads Redis, which most push doors do without
 
 MARGIN_SECONDS: Final = 5.0
 """Reserved from the ack deadline for publishing the result and returning the answer."""
@@ -72,14 +74,14 @@ class PushContext(msgspec.Struct, frozen=True):
     topic: str
     arrived_at: float
     route: str = ""
-    turn: Turn | None = None
+    turn: AnswerLease | None = None
     request: Request | None = None
 
 
 class Memory(Protocol):
     """The dedup store; optional, since it needs a Redis."""
 
-    async def begin(self, request: Request, body: bytes) -> Turn | Answer | None:
+    async def begin(self, request: Request, body: bytes) -> AnswerLease | Answer | None:
         """The turn of this delivery; the answer if it has none; None if the store is unavailable."""
         ...
 

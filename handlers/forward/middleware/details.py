@@ -50,7 +50,7 @@ def _was_asked_for(result: Result) -> bool:
     return bool(is_answered) or result.gateway_seconds is not None
 
 
-def explained(forward: Forward, clock: Callable[[], float] = time.time) -> Forward:
+def with_details(forward: Forward, clock: Callable[[], float] = time.time) -> Forward:
     """The layer that adds all details to final results; `clock` gives Unix seconds."""
 
     async def explained_forward(request: Request, options: AttemptOptions) -> Outcome:

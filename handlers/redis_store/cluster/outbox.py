@@ -51,7 +51,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 _decoder = msgspec.json.Decoder(Record)
 
 
-def encode_record(record: Record, value: bytes) -> bytes:
+def encode_outbox_record(record: Record, value: bytes) -> bytes:
     """The record's line and the bytes to deliver, as an outbox holds them."""
     return msgspec.json.encode(record) + b"\n" + value
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from handlers.clock import FollowedClock
-from handlers.redis_store.cluster.outbox import Outbox, Record, encode_record, pairs
+from handlers.redis_store.cluster.outbox import Outbox, Record, encode_outbox_record, pairs
 from handlers.redis_store.connection import STORE_FAILURES, Store, flat
 from handlers.redis_store.keys import active_key, cancel_key, settled_key
 from handlers.redis_store.queue.queue import (
@@ -112,11 +112,11 @@ class ClusterQueue(RedisQueue):
             tokens_in=(active_key(ack.request_id), cancel_key(ack.request_id)),
             payload_key=ack.payload_ref if has_payload_key(ack) else "",
         )
-        return encode_record(record, ack.result)
+        return encode_outbox_record(record, ack.result)
 
     def _retry_record(self, nack: Nack) -> bytes:
         due = f"{self.now() + nack.delay_seconds:.6f}"
-        return encode_record(
+        return encode_outbox_record(
             Record(kind="zset", key=self._options.retry_queue_name, score=due), nack.retry_member
         )
 

@@ -16,7 +16,7 @@ from handlers.redis_store.cluster.windows import (
     PAYLOAD_KEPT_SECONDS,
     ClusterWindows,
     Marker,
-    Standing,
+    SubmissionRecord,
     read_standing,
 )
 from handlers.redis_store.connection import Store, executed
@@ -136,7 +136,7 @@ class ClusterSubmissions(Submissions):
             pipeline.get(active_key(part.id))
         found = await executed(self._redis, pipeline)
         live = {
-            part.id: Standing(submitted_key(part.id), part.id, token.decode())
+            part.id: SubmissionRecord(submitted_key(part.id), part.id, token.decode())
             for part, marker, token in zip(requests, found[::2], found[1::2], strict=True)
             if token is not None
             and (

@@ -52,7 +52,7 @@ _decoder = msgspec.json.Decoder(Marker)
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class SubmissionRecord:
     """The recorded submission of an id or an idempotency key, under the Redis key `key`.
 
     `text` and `marker` are set until it is confirmed as queued; `record` is that of an idempotency key.
@@ -76,14 +76,14 @@ class Standing:
         return delivery_name(self.request_id, self.base)
 
 
-def read_standing(key: str, request_id: str, text: bytes) -> Standing:
+def read_standing(key: str, request_id: str, text: bytes) -> SubmissionRecord:
     """The submission that the value `text` of `key` records; `request_id` is its id unless a record names another."""
     marker = None
     if text.startswith(b"{"):
         marker = _decoder.decode(text.partition(b"\n")[0])
     token, record = split_record(f"{marker.token}{marker.record}".encode() if marker else text)
     owner = record.id if record else request_id
-    return Standing(key, owner, token, record, text if marker else b"", marker)
+    return SubmissionRecord(key, owner, token, record, text if marker else b"", marker)
 
 
 class ClusterWindows:
@@ -125,7 +125,7 @@ class ClusterWindows:
             await self._forget(lost)
         return [queued_as(part, each.token, each.record) for part, each in zip(parts, standing, strict=True)]
 
-    async def are_queued(self, standing: Sequence[tuple[str, Standing]]) -> list[bool]:
+    async def are_queued(self, standing: Sequence[tuple[str, SubmissionRecord]]) -> list[bool]:
         """Whether each (queue, submission) is or was in its queue."""
         pipeline = self._redis.pipeline(transaction=False)
         for queue, each in standing:
@@ -157,7 +157,7 @@ class ClusterWindows:
         markers: Sequence[Marker],
         texts: Sequence[bytes],
         replaced: Sequence[bytes],
-    ) -> list[Standing]:
+    ) -> list[SubmissionRecord]:
         pipeline = self._redis.pipeline(transaction=False)
         keys = [part.submitted_key for part in parts]
         for key, marker, text, old in zip(keys, markers, texts, replaced, strict=True):
@@ -171,8 +171,8 @@ class ClusterWindows:
         parts: Sequence[MemberParts],
         markers: Sequence[Marker],
         texts: Sequence[bytes],
-        standing: list[Standing],
-    ) -> list[Standing]:
+        standing: list[SubmissionRecord],
+    ) -> list[SubmissionRecord]:
         """Replace submissions that were never queued and whose deadline has passed."""
         now = time.time()
         late = [
@@ -189,7 +189,7 @@ class ClusterWindows:
                 standing[at] = each
         return standing
 
-    async def _finish(self, standing: Sequence[Standing]) -> None:
+    async def _finish(self, standing: Sequence[SubmissionRecord]) -> None:
         """Queue and confirm unconfirmed submissions, also of other producers."""
         found = await self.are_queued([(each.marker.queue, each) for each in standing if each.marker])
         pipeline = self._redis.pipeline(transaction=False)

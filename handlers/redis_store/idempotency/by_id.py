@@ -14,7 +14,7 @@ from handlers.redis_store.keys import stands_key
 from handlers.redis_store.scripts import lua_script
 
 
-class Standing(StrEnum):
+class RunState(StrEnum):
     """Whether a submission may run, or the state of the recorded one."""
 
     RUNS = "runs"
@@ -38,12 +38,12 @@ class Mark:
     queue: str = ""
 
 
-async def stand_for_id(redis: Store, mark: Mark, deadline: float) -> Standing:
+async def stand_for_id(redis: Store, mark: Mark, deadline: float) -> RunState:
     """Whether the submission may run; `deadline` is in Unix seconds. Raises one of `STORE_FAILURES`."""
     until_ms = int((deadline + mark.seconds) * 1_000)
     script = lua_script(redis, "stand_for_id")
     answer = await script(keys=[stands_key(mark.request_id, mark.queue)], args=[mark.known_by, until_ms])
-    return Standing(answer.decode())
+    return RunState(answer.decode())
 
 
 async def finish_for_id(redis: Store, marks: Sequence[Mark]) -> None:

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from handlers.contract.request import Request
 from handlers.doors.door import Answer
-from handlers.doors.pubsub.deduplicated import Once, Turn
+from handlers.doors.pubsub.deduplicated import AnswerLease, Once
 from handlers.redis_store.idempotency.deliveries import DedupOptions, DeliveryRecords, delivery_key
 from handlers.telemetry.dependencies import Dependency
 from handlers.telemetry.logs import get_logger
@@ -55,12 +55,12 @@ def records(store: Redis) -> Records:
 
 
 def renewing_tasks() -> list[asyncio.Task[object]]:
-    return [task for task in asyncio.all_tasks() if "Turn._renew" in repr(task)]
+    return [task for task in asyncio.all_tasks() if "AnswerLease._renew" in repr(task)]
 
 
-async def begun(records: Records) -> Turn:
+async def begun(records: Records) -> AnswerLease:
     turn = await Once(records, get_logger("test"), Dependency()).begin(REQUEST, BODY)
-    assert isinstance(turn, Turn)
+    assert isinstance(turn, AnswerLease)
     return turn
 
 
@@ -89,7 +89,7 @@ async def test_the_same_bytes_of_another_subscription_are_another_delivery(recor
     once = Once(records, get_logger("test"), Dependency())
     assert isinstance(await once.begin(REQUEST, BODY), Answer), "the same subscription's is known"
     turn = await once.begin(msgspec.structs.replace(REQUEST, queue="sub-b"), BODY)
-    assert isinstance(turn, Turn)
+    assert isinstance(turn, AnswerLease)
     await turn.abandon()
 
 
