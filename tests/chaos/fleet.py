@@ -25,7 +25,7 @@ from tests.chaos.proxy import Proxy
 from tests.waiting import wait_until
 
 _LISTENING = re.compile(r"listening on (http://\S+)")
-_REFUSED = re.compile(r'"event":"(?:settlement refused, the lease was lost|lease lost)"')
+_REFUSED = re.compile(r'"outcome":"lost"')
 LEASE_SECONDS, SCAN_SECONDS = 1.5, 0.3
 SETTINGS = {
     "LEASE_SECONDS": str(LEASE_SECONDS),
