@@ -254,6 +254,9 @@ class Claimer:
     async def _filled_queues(self) -> list[str]:
         """Queues to claim from: all if few and active, else those that the watch finds filled, after a wait."""
         names, watch = [*self.queues, *self._dormant], self._options.watch
+        if watch is not None and self._backoff.has_failed:
+            # Ask Redis at once: a wait for requests would not tell that it answers again.
+            return [*await watch.filled(names)]
         is_active = not self._is_idle and len(names) <= _FEW_QUEUES and not self._dormant
         if not names or (watch is not None and not is_active):
             return await self._awaited(names, watch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Collection, Sequence
 
 from redis.asyncio import Redis
 
@@ -15,7 +16,9 @@ from handlers.demo.servers import Valkey
 from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState
 from handlers.forward.outcome import Answered, Outcome
 from handlers.poller.priority import TierPriority
+from handlers.poller.queue_watch import QueueWatch
 from handlers.redis_store.connection import RedisOptions, connect
+from handlers.redis_store.queue.presence import existing
 from tests.poller.rig import IN_TIME, QUEUE, Rig, answering, body, claimer_of, running
 from tests.redis_keys import claims_left
 from tests.waiting import wait_until_async
@@ -177,6 +180,30 @@ async def test_it_waits_for_redis_with_patience_and_recovers_by_itself(valkey: V
         await wait_until_async(lambda: not pool.is_waiting_for_store, "readiness to come back")
         await store.zadd(QUEUE, {body("after"): time.time() + 3_600})
         await wait_until_async(lambda: len(rig.settled) == 2, "the second answer")
+    await impatient.aclose()
+
+
+async def test_an_idle_pool_recovers_without_a_new_request(valkey: Valkey, store: Redis) -> None:
+    """Also where the watch is the only one that asks Redis while the queues are empty."""
+    impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
+    rig, is_down = Rig(impatient), False
+
+    async def look(keys: Sequence[str]) -> Collection[str]:
+        if is_down:
+            raise ConnectionError
+        return await existing(store, keys)
+
+    watch = QueueWatch(look, rig.log, poll_interval_seconds=0.005)
+    pool = claimer_of(rig, slots=2, watch=watch)
+    await rig.submit(body("before"))
+    async with running(rig.ack_batcher.run(), watch.run(), pool.run()):
+        await wait_until_async(lambda: len(rig.settled) == 1, "the first answer")
+        await store.client_pause(60_000, all=False)  # writes only: so it can be ended
+        is_down = True
+        await wait_until_async(lambda: pool.is_waiting_for_store, "readiness to turn false")
+        is_down = False
+        await store.client_unpause()
+        await wait_until_async(lambda: not pool.is_waiting_for_store, "readiness to come back")
     await impatient.aclose()
 
 
