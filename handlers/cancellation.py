@@ -1,4 +1,4 @@
-"""A cancellation that a library has swallowed still ends the loop around it."""
+"""End a task that was cancelled, also if the awaited call swallowed the cancellation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 
 
 def end_if_cancelled() -> None:
-    """Raise a cancellation that got lost; call it after each call to Redis in a loop that ends by one.
+    """Raise `CancelledError` if the current task was told to end; call it after each call in an endless loop.
 
-    Now and then the Redis library answers a cancellation with a connection error, or just with the reply. The
-    loop that has been told to end would go on, and whoever waits for its end would wait for ever.
+    The Redis library sometimes turns a cancellation into a connection error, or returns the reply as if nothing had
+    happened. A loop that does not check would continue, and the caller that awaits its end would wait for ever.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

@@ -25,6 +25,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("shared-machine")
 
 _HAS_FAILED = pytest.StashKey[bool]()
+_EXPORTERS = ("google", "grpc", "opentelemetry", "urllib3")
+"""Libraries with threads of their own, which may outlive the test that started them."""
 _SHARING = ("monitoring", "status", "way")
 """Folders in which the tests of a module share whole stacks of processes."""
 
@@ -63,6 +65,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             warnings.simplefilter("ignore")
             gc.collect()
     return result
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Log records of the test, without those that an exporter thread of an earlier test still writes."""
+    caplog.handler.addFilter(lambda record: record.name.partition(".")[0] not in _EXPORTERS)
+    return caplog
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,12 +1,17 @@
-"""A cancellation counts, also where what was awaited answered it with something else."""
+"""A cancellation ends its task, also if the awaited call swallowed it."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from handlers.cancellation import end_if_cancelled
+
+ROOT = Path(__file__).parents[1]
 
 
 async def swallowing(reached: asyncio.Event, *, error: Exception | None = None) -> str:
@@ -54,3 +59,41 @@ async def test_who_was_not_cancelled_goes_on() -> None:
         async with asyncio.timeout(0.01):
             await asyncio.Event().wait()
     end_if_cancelled()  # the timeout is over
+
+
+def unguarded_loops(source: str) -> Iterator[str]:
+    """The functions with a loop that only a cancellation ends and that awaits more than asyncio, but never checks."""
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.AsyncFunctionDef):
+            continue
+        for loop in ast.walk(function):
+            if isinstance(loop, ast.While) and ast.unparse(loop.test) == "True":
+                inside = list(ast.walk(loop))
+                awaited = [ast.unparse(node.value) for node in inside if isinstance(node, ast.Await)]
+                is_endless = not any(isinstance(node, ast.Return | ast.Break) for node in inside)
+                is_foreign = any(not call.startswith("asyncio.") for call in awaited)
+                if is_endless and is_foreign and "end_if_cancelled()" not in ast.unparse(loop):
+                    yield function.name
+
+
+def test_every_endless_loop_notices_a_cancellation_that_was_swallowed() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / "handlers").rglob("*.py"))
+        for name in unguarded_loops(path.read_text())
+    }
+    assert found == set()
+
+
+@pytest.mark.parametrize(
+    ("body", "is_found"),
+    [
+        ("await asyncio.sleep(1)", False),
+        ("await self.look()", True),
+        ("await self.look(); end_if_cancelled()", False),
+        ("if await self.look(): return", False),
+    ],
+)
+def test_a_loop_that_swallows_its_cancellation_is_found(body: str, is_found: bool) -> None:
+    source = f"async def run(self):\n    while True:\n        {body}\n"
+    assert list(unguarded_loops(source)) == (["run"] if is_found else [])

@@ -137,6 +137,39 @@ def test_a_sleep_is_found_in_every_form(source: str, is_found: bool) -> None:
     assert bool(list(sleeps(ast.parse(source)))) is is_found
 
 
+def test_property_tests_draw_from_no_shared_random() -> None:
+    """Hypothesis could not repeat such an example; its own warning is off, since threads of a process draw too."""
+    tests = [path for path in SOURCES if path.parts[0] == "tests"]
+    properties = [path for path in tests if re.search(r"^from hypothesis", text_of(path), re.M)]
+    assert len(properties) > 20
+    found = [f"{path}:{line}" for path in properties for line in shared_draws(tree_of(path))]
+    assert found == [], "use random.Random(seed)"
+
+
+def shared_draws(tree: ast.AST) -> Iterator[int]:
+    """Lines that use a function of the module `random` itself."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name("random"), attr=name) if name != "Random":
+                yield node.lineno
+            case ast.ImportFrom(module="random"):
+                yield node.lineno
+
+
+@pytest.mark.parametrize(
+    ("source", "is_found"),
+    [
+        ("random.random()", True),
+        ("st.builds(random.choice, x)", True),
+        ("from random import choice", True),
+        ("random.Random(3).random()", False),
+        ("self._random.random()", False),
+    ],
+)
+def test_a_draw_from_the_shared_random_is_found(source: str, is_found: bool) -> None:
+    assert bool(list(shared_draws(ast.parse(source)))) is is_found
+
+
 def test_every_exception_to_a_tool_has_its_reason() -> None:
     without = re.compile(r"#\s*(?:noqa|type:\s*ignore)(?:\[[^\]]*\]|:[ A-Z0-9,]+)?[ \t]*$", re.M)
     assert [str(path) for path in SOURCES if without.search(text_of(path))] == [], "say why, on the line"

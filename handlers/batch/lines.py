@@ -141,7 +141,7 @@ def _body_problem(body: bytes) -> str:
 
 
 def custom_id_of(text: bytes) -> str:
-    """The custom id of an invalid line, if it can be read."""
+    """The `custom_id` of a line, valid or not; empty if it cannot be read."""
     try:
         custom_id = _id_decoder.decode(text).custom_id
     except MALFORMED:

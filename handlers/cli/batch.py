@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from handlers.cancellation import end_if_cancelled
 from handlers.cli.flags import (
     PAYLOAD_APART_FLAG,
     WAIT_REPLICAS_FLAG,
@@ -441,6 +442,7 @@ class BatchProgress:
             if self._count_retries is not None:
                 with contextlib.suppress(Exception):  # the run itself reports a lost Redis
                     self._retries = await self._count_retries()
+                end_if_cancelled()
             self._show()
 
     def _show(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from handlers.backoff import Backoff
+from handlers.cancellation import end_if_cancelled
 from handlers.client.errors import BrokerUnreachable
 from handlers.redis_store.faults import explained
 from handlers.redis_store.submit.client_access import STORE_ERRORS, TRANSIENT_ERRORS
@@ -51,6 +52,7 @@ class Patience:
             try:
                 answer = await call(is_repeated)
             except TRANSIENT_ERRORS as error:
+                end_if_cancelled()  # a cancellation may come as a connection error
                 last: Exception = error
             except STORE_ERRORS as error:
                 raise BrokerUnreachable(f"Redis: {explained(error)}") from error

@@ -17,6 +17,7 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
+from handlers.cancellation import end_if_cancelled
 from handlers.client import AsyncClient, NewRequest
 from handlers.contract.result import decode_result
 from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION, NoEmulator
@@ -179,6 +180,7 @@ class _Run:
         with Live(console=self._console, refresh_per_second=8, transient=True) as live:
             while True:
                 live.update(progress_view(await _depths(self._stack), tallies["Redis"]))
+                end_if_cancelled()
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _watch_lines(self, tallies: Mapping[str, DemoTally]) -> None:
@@ -187,6 +189,7 @@ class _Run:
         while True:
             await asyncio.sleep(_LINE_SECONDS)
             line, now = progress_line(await _depths(self._stack), tallies), time.monotonic()
+            end_if_cancelled()
             if line != printed or now - printed_at >= _SAME_LINE_SECONDS:
                 self._console.print(f"{now - started_at:3.0f} s · {line}", highlight=False, soft_wrap=True)
                 printed, printed_at = line, now

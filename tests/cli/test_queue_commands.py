@@ -24,7 +24,6 @@ from handlers.cli import main
 from handlers.cli.batch import Rate
 from handlers.contract.envelope import decode_member
 from handlers.contract.request import Request
-from handlers.duration import duration_text, parse_duration
 from tests.client.echo_poller import answer
 from tests.waiting import wait_until
 
@@ -368,24 +367,6 @@ def test_a_batch_is_cancelled_from_another_terminal(shell: Shell, tmp_path: Path
         with shell.echoing():
             runner.communicate(timeout=30)
         assert runner.returncode == 5
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90s", 90), ("1h30m", 5400), ("2d", 172_800), ("250ms", 0.25), ("10", 10), ("1.5h", 5400)],
-)
-def test_a_duration_is_what_a_person_writes(text: str, seconds: float) -> None:
-    assert parse_duration(text) == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize("text", ["", "h", "1x", "1h-1m", "-5", "1 week", "1h 5"])
-def test_anything_else_is_no_duration(text: str) -> None:
-    assert parse_duration(text) is None
-
-
-def test_a_duration_is_told_shortly() -> None:
-    given = [0, 42, 190, 7500, 356_400]
-    assert [duration_text(seconds) for seconds in given] == ["0s", "42s", "3m10s", "2h05m", "4d03h"]
 
 
 def test_the_rate_is_that_of_the_last_while() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,6 +53,27 @@ async def test_it_goes_on_through_a_failover_and_says_that_it_asks_again(error: 
     assert await patience.insist(call) == "answer"
     assert call.told == [False] + [True] * 12
     assert 5 < clock.now < 30
+
+
+async def test_a_cancellation_that_comes_as_a_connection_error_ends_the_retries() -> None:
+    reached, calls = asyncio.Event(), 0
+
+    async def call(_is_repeated: bool) -> str:
+        nonlocal calls
+        calls += 1
+        reached.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise NoConnection("cancelled") from None
+        return "never"
+
+    task = asyncio.create_task(Clock().patience(30).insist(call))
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 60)
+    assert calls == 1
 
 
 async def test_a_redis_that_never_answered_is_given_up_soon() -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import redis
 
-from handlers.demo.servers import Child, Valkey, find_valkey
+from handlers.demo.servers import Child
+from handlers.demo.valkey import Valkey, find_valkey
 from tests.waiting import elapse, wait_until
 
 COUNT = 900

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError, ResponseError
 
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.redis_store.admin.acl import Role, acl_rules
 from tests.manifests.keda_rehearsal import COUNT
 from tests.manifests.rendering import ROOT

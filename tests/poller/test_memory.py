@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from handlers.demo.servers import Child, Valkey
+from handlers.demo.servers import Child
+from handlers.demo.valkey import Valkey
 from tests.servers.raw_http import answer, running_raw_http
 from tests.waiting import wait_until_async
 from tests.way.breakable import COMMAND, QUEUE, RESULTS

@@ -13,8 +13,9 @@ import pytest
 
 from handlers.client import AsyncClient
 from handlers.demo.pubsub_emulator import DEMO_PROJECT, RESULT_TOPIC, NoEmulator, find_emulator
-from handlers.demo.servers import Child, Valkey, find_valkey
+from handlers.demo.servers import Child
 from handlers.demo.stack import Stack, StackOptions
+from handlers.demo.valkey import Valkey, find_valkey
 from tests.servers.presence import not_found
 from tests.waiting import elapse_async, wait_until_async
 from tests.way.push_rig import open_rig

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from handlers.client import AsyncClient
 from handlers.client.options import ClientOptions
 from handlers.contract.result import Result, answered_result, encode_result
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.webhook.call import event_body
 from handlers.webhook.deliver import Webhook, WebhookOptions
 from handlers.webhook.destinations import WebhookTarget, read_destination

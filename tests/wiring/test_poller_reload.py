@@ -15,7 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.contract.errors import InvalidSetting
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.settings.settings import Settings, load_settings
 from handlers.wiring.poller import PollerApp
 from tests.waiting import wait_until_async
@@ -217,6 +217,18 @@ async def test_an_invalid_configuration_changes_nothing(reloading: Reloading) ->
         )
         assert after == before
         assert before[1][0].state().threshold == 2
+
+
+async def test_a_redis_url_that_cannot_be_used_changes_nothing(reloading: Reloading, valkey: Valkey) -> None:
+    one, two = ({**A, "gate_type": LOCAL, "gate_params": {"limit": limit}} for limit in (1, 2))
+    async with reloading.running([one], TWO):
+        with pytest.raises(InvalidSetting, match="REDIS_URL"):
+            await reloading.change([two], TWO, url=f"{valkey.url}?unknown=1")
+        await reloading.submit("a", 3)
+        await reloading.at_gateway(1)
+        reloading.gateway.go.set()
+        await reloading.answered(3)
+    assert reloading.gateway.peak == 1, "the limit before"
 
 
 async def test_many_reloads_leave_no_tasks_and_no_series_behind(reloading: Reloading) -> None:

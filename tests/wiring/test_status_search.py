@@ -11,7 +11,8 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from werkzeug.test import EnvironBuilder
 
-from handlers.demo.servers import Valkey, free_port
+from handlers.demo.servers import free_port
+from handlers.demo.valkey import Valkey
 from handlers.settings.settings import Settings, load_settings
 from handlers.status.hosts import OwnHosts
 from handlers.status.page import StatusPages

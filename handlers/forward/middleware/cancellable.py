@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from handlers.cancellation import end_if_cancelled
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward, cancelled
 from handlers.forward.outcome import Outcome
@@ -119,3 +120,4 @@ class CancellableForward:
         while True:
             await asyncio.sleep(self._look_seconds)
             await self.look()
+            end_if_cancelled()

@@ -7,6 +7,7 @@ from typing import Final
 
 from redis.asyncio.cluster import RedisCluster
 
+from handlers.cancellation import end_if_cancelled
 from handlers.redis_store.connection import Store, executed
 
 WAKE_CHANNEL: Final = "{async-processor}:wake"
@@ -51,5 +52,6 @@ async def wake_signals(redis: Store) -> AsyncIterator[str]:
         await subscription.subscribe(WAKE_CHANNEL)
         while True:
             message = await subscription.get_message(ignore_subscribe_messages=True, timeout=None)
+            end_if_cancelled()
             if message is not None:
                 yield message["data"].decode("utf-8", "replace")

@@ -1,11 +1,9 @@
 -- submit: queue a batch of requests, in order, and mark each as live, in one step.
 -- A token ends with the request's sequence, so that look_up.lua finds it without a scan.
--- A call that is marked as repeated returns the answer of the first call, for two minutes even if requests are finished
--- by
--- now, and skips requests that are live under the same token: a lost reply queues nothing twice. With a window, a
--- request whose id
--- (or idempotency key, if it has a record) was submitted before is not queued again. The cancellation of an older
--- submission stays: that one may still be pending, under another token.
+-- A repeated call returns the answer of the first call for two minutes, even if its requests are finished by now. It
+-- skips requests that are live under the same token, so a lost reply queues nothing twice.
+-- With a window, a request is not queued again if its id (or its idempotency key, if it has a record) was submitted
+-- before. The cancellation of an earlier submission stays: that one may still be pending, under another token.
 -- KEYS[1]       <queue>                        zset    member, score = deadline + min(seq, 2^21 - 1) / 2^21
 -- KEYS[2]       request-sent:<digest>          string  answer of this call, JSON; expires in two minutes
 -- KEYS[4n - 1]  request-seq:<queue>:<deadline> string  counter; expires an hour after the deadline
