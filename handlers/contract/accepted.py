@@ -1,4 +1,7 @@
-"""Words for what a field of a msgspec struct accepts, for errors and for the generated documentation."""
+"""Descriptions of the values that a struct's field accepts.
+
+Used in errors and in the generated documentation.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import msgspec
 from msgspec import inspect
 
 NOUN: Final = "noun"
-"""Key in `Meta.extra` of the words for what a type accepts, where they are not msgspec's."""
+"""Key in `Meta.extra` of a description that replaces the one derived from the type."""
 
 
 def types_of(struct: type[msgspec.Struct]) -> dict[str, inspect.Type]:
@@ -20,7 +23,10 @@ def types_of(struct: type[msgspec.Struct]) -> dict[str, inspect.Type]:
 
 
 def known_fields(struct: type[msgspec.Struct], path: str) -> list[str]:
-    """The wire names of the fields at `path` (as in `queues[0]`) below `struct`; empty if no struct is there."""
+    """The wire names of the fields at `path`, such as `queues[0]`, below `struct`.
+
+    Empty if there is no struct at `path`.
+    """
     kind: inspect.Type = inspect.type_info(struct)
     for step in re.findall(r"[^.\[\]]+", path):
         kind = _below(kind, step)
@@ -38,7 +44,7 @@ def _below(kind: inspect.Type, step: str) -> inspect.Type:
 
 
 def _plain_type(kind: inspect.Type) -> inspect.Type:
-    """The type below its metadata, and the struct of an optional one."""
+    """The type without its metadata; of an optional struct, the struct."""
     if isinstance(kind, inspect.Metadata):
         return _plain_type(kind.type)
     if isinstance(kind, inspect.UnionType):
@@ -47,12 +53,12 @@ def _plain_type(kind: inspect.Type) -> inspect.Type:
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """The known name that is most like `name`, or an empty string."""
+    """The known name that is most similar to `name`, or an empty string."""
     return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), "")
 
 
 def described(kind: inspect.Type) -> str:
-    """What a type takes: `an integer from 1 to 10`, `oidc or none`, `true or false`."""
+    """The values of a type in words: `an integer from 1 to 10`, `oidc or none`."""
     match kind:
         case inspect.Metadata(type=inner, extra=extra):
             return _noun_with_bounds(extra[NOUN], inner) if extra and NOUN in extra else described(inner)
@@ -72,13 +78,13 @@ def described(kind: inspect.Type) -> str:
 
 
 def _noun_with_bounds(noun: str, kind: inspect.Type) -> str:
-    """The noun; a number with a noun is a duration, whose bounds are seconds."""
+    """The noun with its bounds; a number that has a noun is a duration in seconds."""
     bounds = _bounds(kind) if isinstance(kind, inspect.FloatType) else ""
     return f"{noun},{bounds} seconds" if bounds else noun
 
 
 def extra_of(kind: inspect.Type) -> dict[str, Any]:
-    """`Meta.extra` of a type, or of the one beside None in a union."""
+    """`Meta.extra` of a type, or of the first member of a union that has it."""
     if isinstance(kind, inspect.Metadata):
         return kind.extra or extra_of(kind.type)
     if isinstance(kind, inspect.UnionType):
@@ -87,7 +93,7 @@ def extra_of(kind: inspect.Type) -> dict[str, Any]:
 
 
 def meaning(kind: inspect.Type) -> str:
-    """The description that a field was annotated with, or nothing."""
+    """The description in a field's annotation, or an empty string."""
     if not isinstance(kind, inspect.Metadata):
         return ""
     schema: dict[str, Any] = kind.extra_json_schema or {}

@@ -1,8 +1,8 @@
-"""What poller and dispatch door send each other: CloudEvents in structured mode, one format for both directions.
+"""Events between poller and dispatch door: CloudEvents in structured mode, in both directions.
 
-Everything that a client controls travels in the body, since proxies and servers bound headers. The attributes stand
-before the data, and the request's own header says where the data begins, so that neither side parses it as a part of
-the event. `wrapped_bytes` is the size limit of both sides.
+Everything that a client controls travels in the body, because proxies and servers limit the size of headers. The
+attributes precede the data. A header of the request gives the offset of the data, so the door need not parse it to
+find it. `wrapped_bytes` is the size limit of both sides.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from handlers.contract.request import Request
 from handlers.contract.result import Result
 
 FRAME_BYTES: Final = 262_144
-"""Most bytes of an event beside its content."""
+"""Most bytes of an event in addition to its content."""
 _TEXT_GROWTH: Final = 3
-"""Bytes of U+FFFD, which takes the place of each byte of an answer that is not UTF-8."""
+"""Bytes of U+FFFD, which replaces each invalid byte of an answer."""
 
 _encoder = msgspec.json.Encoder()
 
 
 def wrapped_bytes(content_bytes: int) -> int:
-    """Largest size of a delivery whose content has `content_bytes`: in base64, with its frame."""
+    """Largest delivery, in bytes, for `content_bytes` of content: base64 plus frame."""
     return -(-content_bytes // 3) * 4 + FRAME_BYTES
 
 
 def wrapped_answer_bytes(response_bytes: int) -> int:
-    """Largest size of a door's answer about a gateway's response of `response_bytes`."""
+    """Largest answer of a door, in bytes, for a response of `response_bytes`."""
     return wrapped_bytes(_TEXT_GROWTH * response_bytes)
 
 
 def encode_request(request: Request, body: bytes, remaining_ms: int) -> tuple[dict[str, str], bytes]:
-    """Headers and body of the event that hands a request over; `body` is its JSON, kept byte for byte.
+    """Headers and body of the event that delivers a request to the door.
 
-    `remaining_ms` is the time to its deadline. Raises `InvalidRequest` if id, token and labels exceed the frame.
+    `body` is the request's JSON and stays unchanged. `remaining_ms` is the time to the deadline. Raises
+    `InvalidRequest` if id, token and labels together exceed `FRAME_BYTES`.
     """
     attributes: dict[str, str] = {
         "specversion": "1.0",
@@ -78,11 +79,11 @@ def _too_large(request: Request, attributes: dict[str, str]) -> InvalidRequest:
 
 
 class AnswerEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The door's answer: a final result, or (with a `reason`) a retry. The data is the payload or the last response.
+    """The door's answer: a final result, or a retry if it has a `reason`.
 
-    Numbers are decimal strings of seconds (`…seconds`), as CloudEvents has no fractions; empty where not known.
-    `isbinary`: the payload is not UTF-8. `wassent`: the gateway was asked. `contenttype` is the gateway's, of the
-    payload.
+    The data is the payload of the result, or the gateway's last response. Fields named `…seconds` are decimal strings,
+    because CloudEvents attributes have no fractions; empty if unknown. `isbinary`: the payload is not UTF-8. `wassent`:
+    the request reached the gateway. `contenttype` is the payload's, as the gateway gave it.
     """
 
     specversion: str
@@ -108,7 +109,7 @@ class AnswerEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     data_base64: bytes = b""
 
     def result(self, *, keeps_bytes: bool) -> Result:
-        """The final result; `keeps_bytes` adds a payload that is not UTF-8 as base64."""
+        """The final result; with `keeps_bytes`, also a binary payload as base64."""
         return Result(
             id=self.requestid,
             status_code=self.statuscode,
@@ -127,7 +128,7 @@ _answer_decoder = msgspec.json.Decoder(AnswerEvent)
 
 
 def answer_of_result(event_id: str, source: str, result: Result, content_type: str = "") -> AnswerEvent:
-    """The event that says a final result; its id is derived from that of the request's event."""
+    """The event for a final result; its id derives from the request event's id."""
     encoded = result.payload_base64
     return AnswerEvent(
         specversion="1.0",
@@ -147,12 +148,12 @@ def answer_of_result(event_id: str, source: str, result: Result, content_type: s
 
 
 def encode_answer(answer: AnswerEvent) -> bytes:
-    """The event as one JSON object, in structured mode."""
+    """Encode the event as one JSON object (structured mode)."""
     return _encoder.encode(answer)
 
 
 def decode_answer(body: bytes) -> AnswerEvent | None:
-    """Read an answer; None if the body is not one."""
+    """Decode an answer; None if the body is not an `AnswerEvent`."""
     try:
         return _answer_decoder.decode(body)
     except MALFORMED:
@@ -160,12 +161,12 @@ def decode_answer(body: bytes) -> AnswerEvent | None:
 
 
 def text(value: float | None) -> str:
-    """A number as an attribute; empty for None."""
+    """Encode a number as an attribute; None becomes an empty string."""
     return "" if value is None else repr(value)
 
 
 def number(value: str) -> float | None:
-    """The number in an attribute; None if it is empty or not a number."""
+    """Decode a number from an attribute; None if it is empty or invalid."""
     try:
         return float(value) if value else None
     except ValueError:

@@ -1,9 +1,9 @@
-"""A member of a Redis sorted set: a bare body, or the tagged envelope around one.
+"""A member of a Redis sorted set: a bare request body, or an envelope around one.
 
     {"internal": {…}, "request_kind": "plain" | "redis" | "pubsub", "data": { the body }}
 
-Only `internal` routes; the same names inside `data` are copies. A bare body has no `internal`, so there
-its own `result_queue_name` counts. What we do not know is kept when a request is queued again.
+Only the fields of `internal` route a request; fields of the same name in `data` are ignored copies. A bare body has no
+`internal`, so its own `result_queue_name` counts. Unknown fields are kept when a request is queued again.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from handlers.contract.lenient_json import (
 from handlers.contract.request import Request, decode_body
 
 SEQ_STEPS: Final = 2**21
-"""Fractions of a second that keep the order of submission among equal deadlines."""
+"""Steps within a second of score, which keep the order of submission among equal deadlines."""
 
 ORIGINAL_SCORE: Final = "original_score"
-"""Field of `internal`, ours: the score of a member that was not queued under its deadline."""
+"""Our own field of `internal`: the score of a member whose score does not follow from its deadline."""
 
 
 PREVIOUS_TRACEPARENT: Final = "previous_traceparent"
-"""Field of `internal`, ours: the span of the attempt before, as W3C writes it."""
+"""Our own field of `internal`: the span of the previous attempt, as a W3C traceparent."""
 
 
 class Internal(msgspec.Struct, frozen=True):
@@ -56,7 +56,7 @@ class Internal(msgspec.Struct, frozen=True):
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """A member, decoded: the request, what routed it, and its body (`data`) byte for byte."""
+    """A decoded member: the request, its routing, and the unchanged bytes of its body."""
 
     request: Request
     internal: Internal
@@ -69,10 +69,10 @@ _INTERNAL: Final = frozenset(Internal.__struct_fields__)
 _LABELS: Final = frozenset({"labels"})
 _decoder = msgspec.json.Decoder(Internal)
 _encoder = msgspec.json.Encoder()
-_MOST_ATTEMPTS: Final = 1_000_000  # a larger count is made up, and might be too long to be written again
+_MOST_ATTEMPTS: Final = 1_000_000  # larger counts are not real, and may be too long to be encoded again
 _BARE: Final = Internal()
 WHOLLY_READ_BYTES: Final = 1_024
-"""Larger members are read by the server's scripts (`_member.lua`) in their first 4 KB only."""
+"""Bytes of a member up to which the Lua scripts read all of it; of larger ones, the first 4 KB (`_member.lua`)."""
 
 _ID, _TOKEN = ("data", "id"), ("internal", "request_token")
 _RESULTS, _PAYLOAD = ("internal", "result_queue_name"), ("internal", "payload_ref")
@@ -84,7 +84,7 @@ _OWN_RESULT: Final = frozenset({"result_queue_name"})
 def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYTES) -> Envelope:
     """Decode a member of the sorted set `queue`.
 
-    Raises `InvalidRequest` with the id, token, result queue and payload's key where these can still be read.
+    Raises `InvalidRequest` with id, token, result queue and payload key, as far as they can be read.
     """
     member = repaired(member)
     fields = _split(member)
@@ -124,7 +124,7 @@ def _decode_bare(member: bytes, fields: Fields | None, queue: str, max_bytes: in
 
 
 def _split(member: bytes) -> Fields | None:
-    """The fields of the member; None if the member is broken and no frame can be read."""
+    """The fields of the member; None if it is broken and has no readable frame."""
     try:
         return split_object(member)
     except Malformed:
@@ -134,7 +134,7 @@ def _split(member: bytes) -> Fields | None:
 
 
 def _decode_frame(member: bytes, fields: Fields) -> tuple[Internal, bytes] | None:
-    """The routing and the body; None for a bare body."""
+    """The routing and the body of an envelope; None for a bare body."""
     try:
         parts = canonical_fields(member, _FRAME, structs=_STRUCTS, fields=fields)
         return (_decode_internal(parts), bytes(parts["data"])) if _is_framed(parts) else None
@@ -156,7 +156,7 @@ def _decode_internal(parts: Fields) -> Internal:
 
 
 def unread(member: bytes, found: str) -> InvalidRequest:
-    """What `InvalidRequest` tells of a member without decoding it: bounded work, whatever the member is."""
+    """The `InvalidRequest` of a member that is not decoded; takes bounded time."""
     return _invalid_frame(member, found)
 
 
@@ -174,9 +174,9 @@ def _invalid_frame(member: bytes, found: str) -> InvalidRequest:
 
 
 def with_payload(envelope: Envelope, payload: bytes, *, max_bytes: int = MAX_REQUEST_BYTES) -> Envelope:
-    """The envelope with the payload that was stored apart: in the request and in its body.
+    """Put an offloaded payload into the envelope's request and body.
 
-    Raises `InvalidRequest` for a payload that is no JSON object, or makes the body larger than `max_bytes`.
+    Raises `InvalidRequest` if the payload is not a JSON object or null, or if the body exceeds `max_bytes`.
     """
     try:
         # Checked alone: text such as `{},"id":"b"` is not JSON, but inserted into a body it would change other fields.
@@ -198,7 +198,10 @@ def with_payload(envelope: Envelope, payload: bytes, *, max_bytes: int = MAX_REQ
 
 
 def encode_whole(member: bytes, data: bytes) -> bytes:
-    """The member with its payload inside again: `data` is its body (see `with_payload`), and no key holds any of it."""
+    """Encode a member with its payload inside, and without `payload_ref`.
+
+    `data` is the body that `with_payload` made.
+    """
     parts = canonical_fields(repaired(member), _FRAME, structs=_STRUCTS)
     internal = _internal_parts(parts)
     internal.pop("payload_ref", None)
@@ -206,18 +209,18 @@ def encode_whole(member: bytes, data: bytes) -> bytes:
 
 
 def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, traceparent: str = "") -> bytes:
-    """The member to put into the retry set: its `internal` says where it returns, all else is kept.
+    """Encode a member for the retry set; `internal` names the queue it returns to.
 
-    `queue` is the sorted set it came from, `attempt` the number of attempts so far, `score` the one it
-    was claimed with (kept in `internal` where it does not follow from the deadline, or the member is large),
-    `traceparent` the span of the last attempt, if traces are kept.
+    `queue` is the sorted set it came from, `attempt` the number of attempts so far. `score` is its score when it was
+    claimed; `internal` keeps it if it does not follow from the deadline or the member is large. `traceparent` is the
+    span of the last attempt, or empty. All other fields are kept.
     """
     member = repaired(member)
     parts = canonical_fields(member, _FRAME, structs=_STRUCTS)
     if not _is_framed(parts):
         parts = _wrapped(member)
     given = _internal_parts(parts)
-    # First what says where it returns: of a large member the server's scripts read the beginning only.
+    # The queue to return to comes first, because the Lua scripts read only the beginning of a large member.
     internal = {"retry_count": _raw(attempt), "request_queue_name": _raw(queue)}
     if len(member) > WHOLLY_READ_BYTES or score != _derived_score(parts["data"], given):
         internal[ORIGINAL_SCORE] = _raw(score)
@@ -225,11 +228,11 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, trace
     if traceparent:
         internal[PREVIOUS_TRACEPARENT] = _raw(traceparent)
     others = {name: value for name, value in parts.items() if name != "internal"}
-    return _encoder.encode({"internal": internal, **others})  # first, as others write it
+    return _encoder.encode({"internal": internal, **others})  # `internal` first, as the reference writes it
 
 
 def _wrapped(body: bytes) -> Fields:
-    """An envelope around a bare body, whose own result queue counted and must continue to count."""
+    """Wrap a bare body in an envelope that keeps the body's own result queue."""
     parts = {"request_kind": msgspec.Raw(b'"plain"'), "data": msgspec.Raw(body)}
     own = canonical_fields(body, _OWN_RESULT)
     if "result_queue_name" in own:
@@ -257,11 +260,11 @@ def _raw(value: object) -> msgspec.Raw:
 
 
 def score_of(deadline: float, enqueue_seq: int = 0) -> float:
-    """The sorted set's score: the deadline, plus a fraction that keeps the order of submission."""
+    """The score in the sorted set: deadline plus a fraction for submission order."""
     return deadline + min(max(0, enqueue_seq), SEQ_STEPS - 1) / SEQ_STEPS
 
 
 def encode_envelope(body: bytes, internal: Mapping[str, object], kind: str = "redis") -> bytes:
-    """What a producer queues: `body`, a JSON object, is kept as it is; empty fields are omitted."""
+    """Encode an envelope around `body`, a JSON object; empty internal fields are omitted."""
     known = {name: value for name, value in internal.items() if value}
     return _encoder.encode({"internal": known, "request_kind": kind, "data": msgspec.Raw(body)})

@@ -1,4 +1,4 @@
-"""Exceptions of the product, by who must act on them.
+"""Exceptions of the product, grouped by the person who must act.
 
     AsyncProcessorError
     ├── InvalidRequest      for the client: the request can never be answered
@@ -16,11 +16,11 @@ class AsyncProcessorError(Exception):
 
 
 class InvalidRequest(AsyncProcessorError):
-    """A request that breaks the contract; becomes a final `INVALID_REQUEST` result.
+    """A request that breaks the contract; it ends as an `INVALID_REQUEST` result.
 
-    `field` is the path of the field (`deadline`, `metadata.userid`, or `body` for the whole), `found`
-    describes the value by type or size, never by content; `accepted` says what is valid.
-    `request_id`, `request_token`, `result_queue_name` and `payload_ref` are empty if they cannot be read.
+    `field` is the path of the field, such as `deadline` or `metadata.userid`, or `body` for the whole. `found`
+    describes the value by type or size, never by content. `accepted` describes valid values. `request_id`,
+    `request_token`, `result_queue_name` and `payload_ref` are empty if they cannot be read.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class InvalidRequest(AsyncProcessorError):
 
 
 class InvalidEvent(AsyncProcessorError):
-    """A delivery whose frame (CloudEvent, push body) cannot be read; `field` names the part."""
+    """A CloudEvent or push body that cannot be read; `field` names the part."""
 
     def __init__(self, field: str, *, found: str, accepted: str) -> None:
         super().__init__(f"{field}: expected {accepted}, got {found}")
@@ -55,7 +55,10 @@ class InvalidEvent(AsyncProcessorError):
 
 
 class InvalidSetting(AsyncProcessorError):
-    """A setting that stops the start; `setting` is the variable or the path in the file."""
+    """An invalid setting, which stops the start.
+
+    `setting` is the variable, or the path of the field in `CONFIG_FILE`.
+    """
 
     def __init__(self, setting: str, *, found: str, accepted: str) -> None:
         super().__init__(f"{setting}: expected {accepted}, got {found}")

@@ -1,7 +1,7 @@
-"""CloudEvents 1.0 over HTTP, as headers and bytes: no web framework in here.
+"""CloudEvents 1.0 over HTTP, encoded and decoded as headers and bytes.
 
-Binary mode carries attributes as `ce-` headers (HTTP binding, section 3.1), structured mode the whole
-event as one JSON object (section 3.2, JSON format). Batches are not taken: one event, one answer.
+Binary mode carries attributes as `ce-` headers (HTTP binding, section 3.1). Structured mode carries the whole
+event as one JSON object (section 3.2, JSON format). Batches are refused, because each event gets its own response.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ RETRY_TYPE: Final = "ai.llm-d.async.retry.v1"
 """Type of the event that answers a poller with a retry."""
 
 REMAINING: Final = "remainingms"
-"""Extension of the poller's events: how many milliseconds are left to the deadline, whatever clocks say."""
+"""Extension of the poller's events: milliseconds to the deadline, so that the door's clock does not matter."""
 MOST_REMAINING_MS: Final = 10**15 - 1
 
 STRUCTURED: Final = "application/cloudevents+json"
 DATA_AT: Final = "x-async-processor-data-at"
-"""Header of the poller's events in structured mode: at which byte of the body the data begins."""
+"""Header of the poller's events in structured mode: offset of the data in the body, in bytes."""
 
 _DATA_AT: Final = DATA_AT.encode()
 _DATA: Final = b',"data":'
@@ -46,9 +46,9 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One CloudEvent; `extensions` are all attributes beside id, source and type, as strings.
+    """One CloudEvent.
 
-    `is_structured`: it came as one JSON object.
+    `extensions` are all attributes except id, source and type, as strings. `is_structured`: it came in structured mode.
     """
 
     id: str
@@ -60,7 +60,7 @@ class Event(msgspec.Struct, frozen=True):
 
     @property
     def is_from_poller(self) -> bool:
-        """Whether the sender is a poller, which reads our answer format; other senders are plain sources."""
+        """Whether a poller sent the event; only pollers read our answer format."""
         return self.type == REQUEST_TYPE and "queue" in self.extensions
 
 
@@ -78,9 +78,9 @@ def is_event(headers: Headers) -> bool:
 
 
 def decode_event(headers: Headers, body: bytes) -> Event:
-    """Read an event from an HTTP message; header names must be lower case (as ASGI gives them).
+    """Decode an event from an HTTP message; header names are lower case, as in ASGI.
 
-    Raises `InvalidEvent` naming the attribute.
+    Raises `InvalidEvent`, which names the attribute.
     """
     attributes: dict[str, str] = {}
     structured_type, data_at = b"", b""
@@ -101,12 +101,15 @@ def decode_event(headers: Headers, body: bytes) -> Event:
 
 
 def join_structured(attributes: bytes, data: bytes) -> tuple[bytes, int]:
-    """An event in structured mode, and where its data begins; `attributes` are a JSON object, `data` any JSON."""
+    """Encode an event in structured mode; returns it and the offset of its data.
+
+    `attributes` is a JSON object, `data` any JSON text.
+    """
     return b"".join((attributes[:-1], _DATA, data, b"}")), len(attributes) - 1 + len(_DATA)
 
 
 def _split_structured(body: bytes, data_at: bytes) -> tuple[dict[str, str], bytes]:
-    """Attributes and data of a poller's event (`join_structured`); the data is not parsed."""
+    """Split a poller's event (see `join_structured`) without parsing its data."""
     at = int(data_at) if data_at.isdigit() and len(data_at) < 10 else 0
     head = body[:at]
     if not (head.endswith(_DATA) and body.endswith(b"}")):
@@ -130,7 +133,10 @@ def _decode_structured(content_type: bytes, body: bytes, data_at: bytes) -> Even
 
 
 def structured_data(parts: dict[str, msgspec.Raw]) -> bytes:
-    """Take the data out of a structured event's members; as bytes. Raises `InvalidEvent`."""
+    """Remove the data from a structured event's members and return its bytes.
+
+    Raises `InvalidEvent` for invalid base64.
+    """
     encoded, data = parts.pop("data_base64", None), parts.pop("data", None)
     if encoded is not None:
         try:
@@ -140,13 +146,16 @@ def structured_data(parts: dict[str, msgspec.Raw]) -> bytes:
     if data is None:
         return b""
     content = bytes(data)
-    # A JSON string as data is the content itself where the content is not JSON, and also where a
-    # producer put its JSON text into a string: both want the text, not the quotes.
+    # A string holds content that is not JSON, or JSON that the producer encoded twice: in both cases
+    # the content is the text in the string.
     return msgspec.json.decode(content, type=str).encode() if content.startswith(b'"') else content
 
 
 def attribute_text(name: str, raw: msgspec.Raw) -> str:
-    """A structured event's attribute as binary mode writes it. Raises `InvalidEvent` for an object or array."""
+    """Convert a structured event's attribute to its text in binary mode.
+
+    Raises `InvalidEvent` for an object or array.
+    """
     value = msgspec.json.decode(raw)
     if isinstance(value, dict | list):
         raise InvalidEvent(name, found="an object or array", accepted="a string, number or boolean")
@@ -174,7 +183,7 @@ def _event(attributes: dict[str, str], data: bytes, *, is_structured: bool = Fal
 def binary_headers(
     event_id: str, source: str, event_type: str, extensions: Mapping[str, str]
 ) -> dict[str, str]:
-    """The headers of an event in binary mode whose data is JSON; the body is the data itself."""
+    """The headers of an event in binary mode with JSON data."""
     headers = {
         "ce-specversion": "1.0",
         "ce-id": to_header(event_id),
@@ -188,14 +197,15 @@ def binary_headers(
 
 
 def to_header(value: str) -> str:
-    """Percent-encode what may not stand in a header (HTTP binding, section 3.1.3.2)."""
+    """Percent-encode characters that headers may not contain (HTTP binding, section 3.1.3.2)."""
     return value if _PLAIN_HEADER.fullmatch(value) else quote(value, safe=_SAFE_IN_HEADER)
 
 
 def from_header(attribute: str, value: bytes) -> str:
-    """Unquoted and percent-decoded once (HTTP binding, section 3.1.3.2). Raises `InvalidEvent` as it demands.
+    """Unquote a header's value and percent-decode it once (HTTP binding, section 3.1.3.2).
 
-    Bytes that no header should hold are read as UTF-8, or as Latin-1 where they are none.
+    Bytes outside ASCII, which senders should have encoded, are decoded as UTF-8, else as Latin-1. Raises `InvalidEvent`
+    if percent-encoded bytes are not UTF-8.
     """
     if len(value) > 1 and value.startswith(b'"') and value.endswith(b'"'):
         value = _ESCAPED.sub(rb"\1", value[1:-1])

@@ -1,4 +1,4 @@
-"""Limits of a JSON text, and what can still be read of a broken one."""
+"""Limits of JSON texts, and a reader for strings in broken ones."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Final
 import msgspec
 
 MAX_DEPTH: Final = 10_000
-"""Levels of nesting that are accepted, as in Go's encoding/json (`maxNestingDepth`)."""
+"""Deepest accepted nesting, as in Go's encoding/json (`maxNestingDepth`)."""
 
 MAX_REQUEST_BYTES = 10_000_000
 """Largest request body, in bytes: the limit of one Pub/Sub message."""
 
 BLOCKING_BYTES: Final = 1_000_000
-"""Larger texts are decoded in a thread, so that no step holds the event loop for 100 ms."""
+"""Texts above this size, in bytes, are decoded in a thread, so that none blocks the event loop for 100 ms."""
 
 MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""Everything msgspec raises for a text that it cannot decode: invalid JSON or types, invalid UTF-8, deep nesting."""
+"""Errors that msgspec raises: invalid JSON or types, invalid UTF-8, nesting too deep for its recursion."""
 
 SALVAGED_BYTES: Final = 65_536
-"""How much of a broken body is searched for its id."""
+"""Bytes of a broken text that `salvage` searches."""
 
 STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'
-"""A JSON string, or one that the end cuts off, in an escape too: each opening quote is matched and no text read twice.
+"""Pattern of a JSON string, complete or cut off by the end of the text, also within an escape.
 
-Possessive, so linear for every input.
+Its quantifiers are possessive and every opening quote matches, so a search is linear for any input.
 """
 
 _TOKEN = re.compile(rb"(?P<string>" + STRING + rb")|(?P<bracket>[\[\]{}])|(?P<mark>[:,])", re.DOTALL)
 
 
 def salvage(text: bytes, paths: frozenset[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """Read the strings at some paths of a text that may be cut off, too deep or otherwise broken.
+    """Read the strings at `paths` from a broken JSON text.
 
-    `paths` are object keys from the outside in, like `("data", "id")`. Returns what is in the first 64 KiB; never
-    raises, in linear time. The last of two equal keys wins, as in a whole JSON text.
+    The text may be cut off or nested too deeply. `paths` are object keys from the outside in, like `("data", "id")`.
+    Searches the first 64 KiB in linear time and never raises. The last of equal keys wins, as in valid JSON.
     """
     found: dict[tuple[str, ...], str] = {}
     path: list[str | None] = []
@@ -46,14 +46,14 @@ def salvage(text: bytes, paths: frozenset[tuple[str, ...]]) -> dict[tuple[str, .
         token = match.group()
         if match.lastgroup == "string":
             pending = _string(token)
-            if key is None or len(path) > longest:  # deep inside, building the path itself would cost
+            if key is None or len(path) > longest:  # long paths would take quadratic time
                 continue
             at = (*path[1:], key)
             if at in paths:
                 if pending is None:
-                    found.pop(at, None)  # type: ignore[arg-type]  # as below
+                    found.pop(at, None)  # type: ignore[arg-type]  # `at` is in `paths`, so no part is None
                 else:
-                    found[at] = pending  # type: ignore[index]  # membership in `paths` proves: no part is None
+                    found[at] = pending  # type: ignore[index]  # the same reason
         elif token == b":":
             key, pending = pending, None
         elif token == b",":

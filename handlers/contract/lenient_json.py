@@ -1,11 +1,11 @@
-r"""JSON as leniently as Go's encoding/json reads it, in linear time and constant stack.
+r"""Decode JSON as leniently as Go's encoding/json, in linear time and constant stack.
 
-Rules (https://pkg.go.dev/encoding/json#Unmarshal and its decode.go, scanner.go), beyond RFC 8259:
+Rules beyond RFC 8259 (https://pkg.go.dev/encoding/json#Unmarshal and its decode.go, scanner.go):
 
-- field names match without regard to case; of several that match one field the last one wins;
-- `null` leaves a field as it is, and is an empty string as a value of a string map;
-- invalid UTF-8 (byte by byte) and escapes of lone surrogates become U+FFFD;
-- nesting is accepted to 10,000 levels, the outermost one included;
+- field names match without regard to case; if several match one field, the last one wins;
+- `null` leaves a field unchanged; as a value in a string map it becomes an empty string;
+- each invalid UTF-8 byte and each escape of a lone surrogate becomes U+FFFD;
+- at most 10,000 levels of nesting, including the outermost one;
 - a map that occurs twice is merged.
 """
 
@@ -22,27 +22,27 @@ import msgspec
 from handlers.contract.json_limits import MALFORMED, MAX_DEPTH, STRING
 
 _PIECE_LEVELS: Final = 256
-"""Deep texts are checked in pieces of that many levels: far from the decoder's recursion limit."""
+"""Deep texts are checked in pieces of this many levels, far below the decoder's recursion limit."""
 _STEP_BYTES: Final = 4_096
-"""How much of a text is skipped at a time, by adding up its brackets."""
+"""Bytes whose brackets are added up in one step."""
 
 _STRING = re.compile(STRING, re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-"""An opener is one level down, a closer (-1 as a signed byte) one up."""
+"""Maps an opening bracket to +1 and a closing one to -1 (as a signed byte)."""
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SPACE = b" \t\r\n"
 _SCALAR = re.compile(rb"[^,}\s]*+")
 _SURROGATES = re.compile(rb"(?<!\\)((?:\\\\)*+)((?:\\u[dD][89a-fA-F][0-9a-fA-F]{2})++)")
 _PAIR_OR_LONE = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u....)")
 _LONE = re.compile(rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F](?<!\\u[dD][89abAB]..\\u[dD][c-fC-F]))")
-"""Finds each lone surrogate where no backslash is escaped right before a `u`."""
+"""Finds every lone surrogate; correct only for texts without `\\\\u`, an escaped backslash before a `u`."""
 _INVALID_BYTE = re.compile("[\udc80-\udcff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NULL: Final = msgspec.Raw(b"null")
 
 MAX_PAIRS = 20_000
-"""Fields of an object that are read one by one, which only repeated, null and differently written names need."""
+"""Most fields of an object that repeats a name, has a null or spells a name differently: these are read one by one."""
 
 _parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
@@ -53,16 +53,19 @@ Fields = dict[str, msgspec.Raw]
 
 
 class Malformed(ValueError):
-    """A text that is not JSON, or not a JSON object where one is expected. Its message holds no content."""
+    """Raised for text that is not JSON, or not the expected object. The message holds no content."""
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a string can be encoded: it holds no lone surrogates."""
+    """Whether a string can be encoded as UTF-8, because it holds no lone surrogate."""
     return text.isascii() or not _SURROGATE.search(text)
 
 
 def repaired(text: bytes) -> bytes:
-    """The text with U+FFFD for invalid UTF-8 and for escapes of lone surrogates; the same object if it has none."""
+    """Replace invalid UTF-8 and escapes of lone surrogates with U+FFFD.
+
+    Returns the same object if nothing needs to be replaced.
+    """
     if not text.isascii():
         try:
             str(text, "utf-8")
@@ -96,9 +99,10 @@ def _check_piece(piece: bytes) -> None:
 
 
 def _pieces(text: bytes) -> Iterator[bytes]:
-    """Cut a deep text into shallow ones: what nests deeper than a piece may is a piece of its own, here `null`.
+    """Cut a deep text into shallow pieces.
 
-    At which levels it is cut is random: a text made to be cut at each bracket would cost a piece for each.
+    A value that nests deeper than a piece may is replaced by `null` and becomes a piece itself. The levels of the cuts
+    are random, so that no text can be built that is cut at each of its brackets.
     """
     first_cut = randrange(1, _PIECE_LEVELS)
     open_pieces: list[tuple[list[bytes], int]] = []
@@ -119,7 +123,10 @@ def _pieces(text: bytes) -> Iterator[bytes]:
 
 
 def _turns(text: bytes, first_cut: int) -> Iterator[tuple[int, int]]:
-    """The brackets that open or close a level of `first_cut` plus a multiple of `_PIECE_LEVELS`, and too deep ones."""
+    """Find the brackets at which `_pieces` cuts, and those nested too deeply, each with its level.
+
+    `_pieces` cuts at level `first_cut` and at every `_PIECE_LEVELS` below it.
+    """
     depth = 0
     for start, end in _outside_strings(text):
         for at in range(start, end, _STEP_BYTES):
@@ -139,7 +146,7 @@ def _turns(text: bytes, first_cut: int) -> Iterator[tuple[int, int]]:
 
 
 def _levels(text: bytes, depth: int) -> tuple[int, int, int]:
-    """The lowest, the highest and the last level in a text without strings that begins at `depth`."""
+    """The lowest, highest and last level of a text that has no strings and begins at `depth`."""
     steps = text.translate(_STEPS, _NO_BRACKETS)
     if not steps:
         return depth, depth, depth
@@ -148,7 +155,7 @@ def _levels(text: bytes, depth: int) -> tuple[int, int, int]:
 
 
 def _outside_strings(text: bytes, at: int = 0) -> Iterator[tuple[int, int]]:
-    """The spans of a text from `at` on that lie between strings."""
+    """The spans between strings, beginning at `at`."""
     while (quote := text.find(b'"', at)) >= 0:
         yield at, quote
         string = _STRING.match(text, quote)
@@ -157,7 +164,7 @@ def _outside_strings(text: bytes, at: int = 0) -> Iterator[tuple[int, int]]:
 
 
 def _value_end(text: bytes, at: int) -> int:
-    """Where the JSON value that begins at `at` ends."""
+    """The end of the JSON value that begins at `at`."""
     if text[at : at + 1] == b'"':
         string = _STRING.match(text, at)
         return string.end() if string else len(text)
@@ -180,7 +187,7 @@ def _value_end(text: bytes, at: int) -> int:
 
 
 def split_object(text: bytes) -> Fields:
-    """The fields of a JSON object, each value as it is written. Raises `Malformed`."""
+    """Split a JSON object into fields with undecoded values. Raises `Malformed`."""
     try:
         return _parts_decoder.decode(text)
     except RecursionError:
@@ -193,11 +200,11 @@ def split_object(text: bytes) -> Fields:
 
 
 def _pairs(text: bytes, fields: Fields) -> Iterator[tuple[str, msgspec.Raw]]:
-    """All fields of a valid JSON object in order, repeated ones too; `fields` holds the last value of each.
+    """All fields of a valid JSON object in order, including repeated ones.
 
-    Raises `Malformed` for more than `MAX_PAIRS`: each costs some 25 µs here.
+    `fields` holds the last value of each name. Raises `Malformed` for more than `MAX_PAIRS`, as each costs about 25 µs.
     """
-    last: dict[str, bytes] = {}  # a value is copied once, however often its name is repeated
+    last: dict[str, bytes] = {}  # copies a value once, even if its name is repeated
     at, pairs = text.index(b"{") + 1, 0
     while (quote := text.find(b'"', at)) >= 0:
         colon = text.index(b":", _value_end(text, quote))
@@ -227,11 +234,11 @@ def canonical_fields(
     nullable: str = "",
     fields: Fields | None = None,
 ) -> Fields:
-    """The fields of a JSON object, those of `names` under these names and without nulls; others as they are.
+    """Split a JSON object and give its known fields their canonical names.
 
-    `maps` and `structs` are merged if they occur twice; null empties a map and leaves a struct as it is. `nullable`
-    names the one field that may be null. `fields` are those of `split_object`, if it was called before. Raises
-    `Malformed`.
+    Fields of `names` lose their nulls, except the field `nullable`; other fields stay as they are. `maps` and `structs`
+    are merged if they occur twice; null empties a map and leaves a struct unchanged. `fields` is the result of
+    `split_object`, if the caller has it. Raises `Malformed`.
     """
     if fields is None:
         fields = split_object(text)
@@ -239,7 +246,7 @@ def canonical_fields(
         if value == _NULL and name != nullable if name in names else _folded(name) in names:
             break
     else:
-        # A name that stands twice is one field here; only objects are more than the last of them.
+        # `split_object` keeps the last value of a repeated name, which is wrong only for merged objects.
         if all(text.count(b'"%b"' % name.encode()) < 2 for name in (maps | structs) & fields.keys()):
             return fields
     found: Fields = {}
@@ -259,12 +266,15 @@ def canonical_fields(
 
 
 def _folded(name: str) -> str:
-    """Go's folding of ASCII names: letters, the long s and the Kelvin sign."""
+    """Fold a name as Go does for ASCII: case, long s and Kelvin sign."""
     return name.lower().replace("\N{LATIN SMALL LETTER LONG S}", "s")
 
 
 def _merged(texts: Sequence[bytes]) -> msgspec.Raw:
-    """One object with the members of all, in order; the last text if one of them is not an object."""
+    """Join the members of all objects, in order.
+
+    Returns the last text if one of them is not an object.
+    """
     if not all(text.startswith(b"{") for text in texts):
         return msgspec.Raw(texts[-1])
     members = (text[1:-1] for text in texts)
@@ -272,10 +282,10 @@ def _merged(texts: Sequence[bytes]) -> msgspec.Raw:
 
 
 def strings(values: Mapping[str, str | None] | None) -> dict[str, str]:
-    """A string map, with an empty string for each null."""
+    """Copy a string map, with an empty string for each null."""
     return {name: value or "" for name, value in values.items()} if values else {}
 
 
 def pick(fields: Fields, names: Iterable[str]) -> bytes:
-    """A JSON object of some of the fields."""
+    """Encode the named fields as a JSON object."""
     return _encoder.encode({name: fields[name] for name in names if name in fields})

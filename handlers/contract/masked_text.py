@@ -1,4 +1,4 @@
-"""Text that may hold a credential, for people: what looks like one is masked, whatever setting it stands in. Pure."""
+"""Mask credentials in text that is shown to people."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _SCHEME = re.compile(r"\b(bearer|basic)\s++[^\s,;\"']+", re.IGNORECASE)
 
 
 def without_secrets(text: str) -> str:
-    """The text with users and passwords of addresses, values of queries, and values under telling names masked.
+    """Mask everything in a text that looks like a credential.
 
-    Of a JSON object only the names are left.
+    Masked are users and passwords in URLs, values in query strings, and values after names such as `token` or
+    `password`. All values of a JSON object or array are masked.
     """
     if text.lstrip()[:1] in ("{", "["):
         try:

@@ -1,7 +1,7 @@
-"""One request: what a client queued, decoded once and frozen.
+"""A request as a client queued it, decoded once and frozen.
 
-Rules: the payload stays the bytes that were queued; a deadline may be a number or a decimal string;
-unknown fields are ignored here and kept by `handlers.contract.envelope` on a requeue.
+The payload stays the bytes that were queued. A deadline may be a number or a decimal string. Unknown fields are
+ignored here; `handlers.contract.envelope` keeps them when a request is queued again.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ LATEST_DEADLINE: Final = 253_402_300_799
 """The end of the year 9999, Unix seconds: anything later is a deadline in milliseconds or a mistake."""
 
 LONGEST_TTL_SECONDS: Final = 315_360_000
-"""Ten years: more than any result is waited for, and far from what overflows in Redis."""
+"""Ten years: longer than any reader waits, and far below what overflows in Redis."""
 
 MAX_ID_LENGTH: Final = 1_024
-"""Characters of an id: it becomes part of keys, headers and attributes, and every result repeats it."""
+"""Most characters of an id, which becomes part of keys, headers, attributes and results."""
 
 MAX_METADATA_ENTRIES: Final = 1_000
-"""Of a body; ten times what Pub/Sub takes as attributes of one message. They are merged, searched, and repeated in
-results."""
+"""Most metadata entries of a body: ten times the attributes that a Pub/Sub message may have.
+
+Bounded because entries are merged, searched, and repeated in results.
+"""
 
 _DECIMAL = re.compile(r"[0-9]{1,32}(\.[0-9]{1,32})?")
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
@@ -45,14 +47,13 @@ _ACCEPTED_DEADLINE = "Unix seconds > 0, as a number or a decimal string"
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A request on its way to the gateway.
 
-    `payload` is raw JSON, byte for byte as queued (`b""` while it is stored apart under `payload_ref`).
-    `deadline` and `created` are Unix seconds. `queue` is the name under which the settings know where
-    it came from (a Redis queue or a subscription). `result_routing_resolved`: its own result list and expiry
-    win over the queue's. `attempt` counts from 0. `result_queue_name` is the
-    request's own wish (a list or a topic), else empty. `request_token` names the submission: the same
-    id may be submitted again later. `objective` and `priority` are what a lane of the poller asks the
-    gateway for, in place of the queue's own objective. `previous_traceparent` is the span of the attempt before.
-    `claim` names one attempt to gates; it is ours, and random.
+    `payload` is raw JSON, byte for byte as queued; `b""` while it is offloaded under `payload_ref`. `deadline` and
+    `created` are Unix seconds. `queue` is the name, in the settings, of the Redis queue or subscription it came from.
+    `result_queue_name` is the list or topic that the request names for its result, or empty. With
+    `result_routing_resolved`, the request's own result list and expiry win over the queue's. `attempt` counts from 0.
+    `request_token` identifies the submission, because an id may be submitted again later. `objective` and `priority`
+    are those of the poller's lane and replace the queue's objective. `previous_traceparent` is the span of the previous
+    attempt. `claim` is a random value that identifies one attempt to gates.
     """
 
     id: str
@@ -111,12 +112,11 @@ def decode_body(
     max_bytes: int = MAX_REQUEST_BYTES,
     fields: Fields | None = None,
 ) -> Request:
-    """Decode a request body (the JSON object of the contract) into a `Request`, as leniently as the reference.
+    """Decode a request body, a JSON object, as leniently as the reference.
 
-    The keyword arguments are what the transport knows beside the body; `result_queue_name`, if given,
-    wins over the body's own, and `extra_metadata` (Pub/Sub attributes) over the body's metadata.
-    `fields` are those of the body, if they were split before. Raises `InvalidRequest` naming the field, with the id
-    where one can still be read.
+    The keyword arguments come from the transport. `result_queue_name`, if given, wins over the body's own, and
+    `extra_metadata` (Pub/Sub attributes) over the body's metadata. `fields` are the body's fields, if the caller has
+    split it. Raises `InvalidRequest`, which names the field and has the id if it can be read.
     """
     if len(body) > max_bytes:
         raise _invalid(body, "body", f"{len(body)} bytes", f"at most {max_bytes} bytes")
@@ -179,7 +179,7 @@ def _decode(body: bytes, fields: Fields | None) -> tuple[Fields, _Body]:
         raise _invalid(body, "body", f"no JSON object ({error})", "one JSON object") from None
     except msgspec.ValidationError as error:
         raise _invalid_type(body, str(error)) from None
-    except MALFORMED as error:  # what the check above lets pass, such as a number that overflows
+    except MALFORMED as error:  # errors that the check above does not find, such as a number that overflows
         raise _invalid(body, "body", f"no JSON object ({error})", "one JSON object") from None
 
 
@@ -197,13 +197,13 @@ def _deadline(body: bytes, wire: _Body) -> float:
 
 
 def _created(value: float | str | None) -> float | None:
-    """Only measured with: nothing is better than a number that cannot be an instant."""
+    """The time of creation; None if invalid, as only measurements use it."""
     seconds = _seconds(value)
     return seconds if seconds is not None and 0 <= seconds <= LATEST_DEADLINE else None
 
 
 def _ttl(body: bytes, wire: _Body, seconds: int | None) -> int | None:
-    """An expiry that Redis takes; a negative one would delete the results of everybody on that list."""
+    """Check an expiry: a negative one would delete all results on the list."""
     if seconds is None or 0 <= seconds <= LONGEST_TTL_SECONDS:
         return seconds
     accepted = f"seconds from 0 to {LONGEST_TTL_SECONDS}"
@@ -211,7 +211,7 @@ def _ttl(body: bytes, wire: _Body, seconds: int | None) -> int | None:
 
 
 def _seconds(value: float | str | None) -> float | None:
-    """Unix seconds of a number or a decimal string; None for nothing and for any other string."""
+    """Unix seconds of a number or decimal string; None for None or other strings."""
     if value is None:
         return None
     if isinstance(value, str) and not _DECIMAL.fullmatch(value):
@@ -234,9 +234,9 @@ def _payload(body: bytes, wire: _Body, payload: bytes, *, is_apart: bool) -> byt
 def _invalid(
     body: bytes, field: str, found: str, accepted: str, request_id: str | None = None
 ) -> InvalidRequest:
-    """The error, with the id: the one that was decoded, else what can still be read of it.
+    """The error, with the decoded id or else the id that `salvage` finds.
 
-    An id of more than 64 KiB counts as unreadable: a result that repeats it could be too large to publish.
+    An id of more than 64 KiB counts as unreadable, because a result with it could be too large to publish.
     """
     is_known = request_id and len(request_id) <= SALVAGED_BYTES
     known = request_id if is_known else salvage(body, _ID_PATHS).get(("id",), "")
@@ -244,7 +244,7 @@ def _invalid(
 
 
 def _invalid_type(body: bytes, message: str) -> InvalidRequest:
-    """Turn msgspec's "Expected `str`, got `int` - at `$.metadata[...]`" into ours."""
+    """Convert msgspec's "Expected `str`, got `int` - at `$.metadata[...]`" to an `InvalidRequest`."""
     at = _PATH.search(message)
     field = at["path"].replace("[...]", ".*") if at else "body"
     text = message[: at.start()] if at else message

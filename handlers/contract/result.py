@@ -1,8 +1,8 @@
-"""One final result: what the client gets back, as JSON that the reference's consumers read.
+"""A final result, as JSON that the reference's consumers can read.
 
-Either the gateway answered (`status_code` > 0, `payload` its body), or nobody did (`error_code`, and the
-message a second time in `payload` for readers that look only there). Empty fields are omitted. The fields
-behind `request_token` are ours: written only where a setting asks for them, and unknown to the reference's consumers.
+If the gateway answered, `status_code` is above 0 and `payload` is the response's body. Otherwise `error_code` is set,
+and `payload` repeats the error message for readers that read nothing else. Empty fields are omitted. The fields after
+`request_token` are our own: they are written only if a setting enables them, and the reference's consumers ignore them.
 """
 
 from __future__ import annotations
@@ -21,46 +21,49 @@ from handlers.contract.masked_text import without_secrets
 
 
 class ErrorCode(StrEnum):
-    """Why there is a result without an answer of the gateway."""
+    """The reason why a request ended without an answer of the gateway."""
 
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
-    """The deadline passed and no response had come by then."""
+    """The deadline passed before the gateway responded."""
     CANCELLED = "CANCELLED"
     """The client cancelled this submission."""
     GATE_DROPPED = "GATE_DROPPED"
-    """A gate decided that this request shall not run at all."""
+    """A gate dropped the request."""
     GATE_ERROR = "GATE_ERROR"
-    """A gate could not decide and is set to fail."""
+    """A gate could not decide and is configured to fail."""
     INFERENCE_ERROR = "INFERENCE_ERROR"
-    """The gateway answered with something that cannot be a result (over the size limit, broken)."""
+    """The gateway's response was too large or could not be decoded."""
     INVALID_REQUEST = "INVALID_REQUEST"
     """The request breaks the contract; the message names the field."""
     PAYLOAD_UNAVAILABLE = "PAYLOAD_UNAVAILABLE"
-    """A payload that was stored apart is gone."""
+    """An offloaded payload no longer exists."""
     DUPLICATE = "DUPLICATE"
-    """Ours: another submission of the id stands for this one (a queue that is set to be idempotent)."""
+    """Our own: an idempotent queue has another submission of the same id."""
     UNDELIVERABLE = "UNDELIVERABLE"
-    """Ours: the request's owner died, or its delivery failed, too often; it was dead-lettered."""
+    """Our own: too many deliveries failed or ended with a crashed poller; the request was dead-lettered."""
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens that the gateway says it read and wrote."""
+    """Tokens read and written, as the gateway counted them."""
 
     input_tokens: int
     output_tokens: int
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The result of the request `id`; `request_token` says of which submission.
+    """The result of one submission of a request.
 
-    Where details are on: `attempts` counts those at the gateway, `gateway_seconds` is how long the one took that gave
-    the result, `queue_seconds` how long the request had waited since its `created` when that began, `finished_at` is in
-    Unix seconds, `metadata` the request's own; `payload_base64` holds the body's bytes where they are no UTF-8.
+    `id` is the request's; `request_token` identifies the submission.
 
-    `payload_ref` names where an offloaded payload is stored: a Redis key of ours, or an address that only its writer's
-    own tools read, such as `s3://bucket/prefix/<id>/<token>`. `content_type`, `payload_size` in bytes and
-    `payload_sha256` in hex describe that payload. Our client fetches what is under a key of ours and clears
-    `payload_ref`: one that is left names a payload stored elsewhere (`stored_elsewhere`).
+    These fields need `RESULT_DETAILS`: `attempts` counts attempts at the gateway; `gateway_seconds` is the duration of
+    the attempt that gave the result; `queue_seconds` is the time from the request's `created` to the start of that
+    attempt; `finished_at` is in Unix seconds; `metadata` is the request's. `payload_base64` holds a body that is not
+    UTF-8.
+
+    `payload_ref` names an offloaded payload: one of our Redis keys, or an address of another system, such as
+    `s3://bucket/prefix/<id>/<token>`. `content_type`, `payload_size` in bytes and `payload_sha256` in hex describe that
+    payload. Our client fetches payloads under our keys and clears `payload_ref`; if it is still set, the payload is
+    stored elsewhere (`stored_elsewhere`).
     """
 
     id: str
@@ -83,9 +86,9 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def stored_elsewhere(self) -> str:
-        """For a person: where the payload is stored and what it is; empty if the result has its payload.
+        """A sentence that locates and describes an offloaded payload; otherwise empty.
 
-        Query values and passwords of an address are masked; `payload_ref` has them.
+        It masks query values and passwords; `payload_ref` has them.
         """
         if not self.payload_ref:
             return ""
@@ -103,9 +106,9 @@ _decoder = msgspec.json.Decoder(Result)
 def answered_result(
     request_id: str, request_token: str, status_code: int, body: bytes, *, keeps_bytes: bool = False
 ) -> Result:
-    """The gateway's answer as a result; bytes that are no UTF-8 become U+FFFD, so the result stays JSON.
+    """A result with the gateway's response.
 
-    `keeps_bytes` gives such a body as base64 too.
+    Invalid UTF-8 in the body becomes U+FFFD; with `keeps_bytes`, such a body is also given as base64.
     """
     payload = str(body, "utf-8", "replace")
     is_binary = keeps_bytes and "\ufffd" in payload and payload.encode() != body
@@ -119,9 +122,9 @@ def answered_result(
 
 
 def filled_result(result: Result, body: bytes | None) -> Result:
-    """A result with its offloaded payload `body`, and without what describes that payload.
+    """Put the offloaded payload `body` into its result and clear the fields that describe it.
 
-    It becomes `PAYLOAD_UNAVAILABLE` if `body` is None or differs from `payload_sha256`.
+    Returns a `PAYLOAD_UNAVAILABLE` result if `body` is None or does not match `payload_sha256`.
     """
     if body is None:
         return _unavailable(result, "is gone")
@@ -149,7 +152,7 @@ def _unavailable(result: Result, reason: str) -> Result:
 
 
 def error_result(request_id: str, request_token: str, code: ErrorCode, message: str) -> Result:
-    """A final result without an answer; `message` is for a person and holds no payload."""
+    """A final result with an error; `message` is for people and holds no payload."""
     payload = _encoder.encode({"error": message}).decode()
     return Result(
         id=request_id, payload=payload, error_code=code, error_message=message, request_token=request_token
@@ -157,12 +160,12 @@ def error_result(request_id: str, request_token: str, code: ErrorCode, message: 
 
 
 def encode_result(result: Result) -> bytes:
-    """The result as one JSON object."""
+    """Encode the result as one JSON object."""
     return _encoder.encode(result)
 
 
 def decode_result(text: bytes) -> Result:
-    """Read a result; unknown fields are ignored. Raises `Malformed` for everything that is not a result."""
+    """Decode a result; unknown fields are ignored. Raises `Malformed`."""
     try:
         return _decoder.decode(text)
     except MALFORMED as error:
@@ -184,9 +187,9 @@ _usage_decoder = msgspec.json.Decoder(_OpenAIBody)
 
 
 def token_usage(body: str | bytes) -> Usage | None:
-    """Tokens that the `usage` object of an OpenAI response names.
+    """The tokens in the `usage` object of an OpenAI response.
 
-    None if the body names none: a stream, an error or another protocol.
+    None if the body has no such object, as in a stream, an error or another protocol.
     """
     try:
         usage = _usage_decoder.decode(body).usage

@@ -1,4 +1,4 @@
-"""Names that a request may use for its result list or topic, as the operator allows."""
+"""Names of result lists and topics that the operator allows requests to use."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name is valid: at most `LONGEST_NAME` characters and no control characters."""
+    """Whether a name is printable and has at most `LONGEST_NAME` characters."""
     return len(name) <= LONGEST_NAME and name.isprintable()

@@ -1,7 +1,7 @@
-"""The dispatch door's response for a retry: 429 or 503 with this JSON body.
+"""The JSON body of the dispatch door's 429 or 503 response for a retry.
 
-The header `x-async-processor-outcome: retry` distinguishes it from a 503 of the platform (full queue, starting
-handler). `Retry-After` has whole seconds, the body the exact delay.
+The header `x-async-processor-outcome: retry` distinguishes it from a 503 of the platform, such as for a full queue or a
+starting handler. `Retry-After` has whole seconds, the body the exact delay.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ RETRY: Final = "retry"
 
 
 class RetryAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`status_code` and `payload` are the gateway's last response, if there was one.
+    """A retry, with the gateway's last response and feedback for gates.
 
-    The fields after them are feedback for gates; `was_sent` is true if the request reached the gateway.
+    `status_code` and `payload` are that response, if there was one. The fields after them are the feedback; `was_sent`
+    is true if the request reached the gateway.
     """
 
     reason: str
@@ -38,7 +39,7 @@ _decoder = msgspec.json.Decoder(RetryAnswer)
 
 
 def encode_retry_answer(answer: RetryAnswer) -> bytes:
-    """The answer as one JSON object."""
+    """Encode the answer as one JSON object."""
     return msgspec.json.encode(answer)
 
 

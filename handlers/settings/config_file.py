@@ -1,7 +1,7 @@
-"""The optional JSON or YAML file with several queues, topics and pools, under the reference's own names.
+"""The optional JSON or YAML file that configures queues, topics and pools.
 
-A file is a mapping with the fields of `ConfigFile`, a bare list of queues, topics or pools, or a merge policy. A field
-that is not known here stops the start: a misspelt gate would otherwise be an open one.
+Its field names are the reference's. A file is a mapping with the fields of `ConfigFile`, a list of queues, topics or
+pools, or a merge policy. An unknown field stops the start, because a misspelt gate would otherwise be open.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Name = Annotated[str, Meta(min_length=1, max_length=512)]
 
 
 class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One Redis queue. Empty strings and None fall back to the process's settings.
+    """One Redis queue; empty strings and None fall back to the process's settings.
 
-    Ours: `result_per_request`, a result list for each request, and `idempotent_seconds`.
+    `result_per_request` and `idempotent_seconds` are our own fields.
     """
 
     queue_name: Annotated[
@@ -63,7 +63,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         str,
         Meta(
             description=(
-                "List that takes this queue's results; it wins over a request's own. Default: "
+                "List for this queue's results; it wins over the list a request names. Default: "
                 "`RESULT_QUEUE_NAME`."
             ),
             examples=["team-a-results"],
@@ -82,7 +82,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         bool | None,
         Meta(
             description=(
-                "A result list for each request, so that readers do not take each other's. Default: "
+                "Write each result to a list of its own, so that readers do not take each other's results. Default: "
                 "`RESULT_PER_REQUEST`."
             ),
             examples=["true"],
@@ -92,8 +92,8 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Annotated[int, Meta(ge=0)] | None,
         Meta(
             description=(
-                "Seconds for which an id that is live or finished runs only once; 0: every submission runs. "
-                "Default: `IDEMPOTENT_SECONDS`."
+                "Idempotency window in seconds: an id that is live, or finished less than this ago, runs once; "
+                "0: off. Default: `IDEMPOTENT_SECONDS`."
             ),
             examples=["3600"],
         ),
@@ -101,7 +101,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     worker_pool_id: Annotated[
         str,
         Meta(
-            description="Pool whose slots this queue's requests use; an `id` of `pools`, or `default`.",
+            description="Pool whose slots this queue's requests use: an `id` of `pools`, or `default`.",
             examples=["default"],
         ),
     ] = "default"
@@ -128,7 +128,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One Pub/Sub subscription, by its short or full name."""
+    """One Pub/Sub push subscription."""
 
     subscriber_id: Annotated[
         Name,
@@ -167,7 +167,7 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     result_topic_id: Annotated[
         str,
         Meta(
-            description="Topic that takes these results; default: the file's or `RESULT_TOPIC_ID`.",
+            description="Topic for these results; default: the file's `result_topic_id` or `RESULT_TOPIC_ID`.",
             examples=["team-a-results"],
         ),
     ] = ""
@@ -175,7 +175,7 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         str, Meta(description="The reference's name for `result_topic_id`.", examples=["team-a-results"])
     ] = ""
     worker_pool_id: Annotated[
-        str, Meta(description="Pool whose gate and limit hold for these requests.", examples=["default"])
+        str, Meta(description="Pool whose gate and limit apply to these requests.", examples=["default"])
     ] = "default"
     labels: Annotated[
         dict[str, str],
@@ -208,10 +208,10 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One pool of slots that queues share, and how it shares them (see `handlers/poller/priority.py`).
+    """One pool of slots, and how queues share it (see `handlers/poller/priority.py`).
 
-    Without a `merge_policy` it is the file's `request_merge_policy`, else `random-robin`.
-    `shared`: the slots are those of all pollers together, not of each. Unset: where a gate publishes a budget.
+    The default of `merge_policy` is the file's `request_merge_policy`, else `random-robin`. With `shared`, all pollers
+    together have `workers` slots; by default this is on if a gate publishes a budget.
     """
 
     id: Annotated[Name, Meta(description="Name of the pool.", examples=["default"])]
@@ -219,7 +219,7 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Annotated[int, Meta(ge=1, le=100_000)] | None,
         Meta(
             description=(
-                "Slots: requests in flight at a time. Of each poller, or of all together where `shared`. "
+                "Most requests in flight at a time: of each poller, or with `shared` of all pollers together. "
                 "Default: `WORKERS`."
             ),
             examples=["64"],
@@ -229,8 +229,8 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         str,
         Meta(
             description=(
-                "How queues share the slots: `random-robin` (equal parts) or `tier-priority` (strict "
-                "lanes). Default: the file's `request_merge_policy`."
+                "How queues share the slots: `random-robin` (equally) or `tier-priority` (strictly by lane). "
+                "Default: the file's `request_merge_policy`."
             ),
             examples=["tier-priority"],
         ),
@@ -239,7 +239,7 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Annotated[float, Meta(gt=0)] | None,
         Meta(
             description=(
-                "With `tier-priority`: seconds after which a lane that was not served goes first once; "
+                "With `tier-priority`: seconds without service after which a lane is served first once; "
                 "unset: never."
             ),
             examples=["60"],
@@ -259,7 +259,7 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         bool | None,
         Meta(
             description=(
-                "The slots are those of all pollers together, not of each. Default: true where a gate "
+                "Share `workers` among all pollers, instead of giving each that many. Default: true if a gate "
                 "publishes a budget."
             ),
             examples=["true"],
@@ -282,11 +282,11 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole file; what it names wins over the environment.
+    """All fields of the file; they win over the environment.
 
-    `mode`, `addrs` and `master_name` say which kind of Redis is at the URL (see `topology`). The last three fields are
-    the reference's and change nothing here: our claims are renewed while they are worked on, and the scan has a setting
-    of its own.
+    `mode`, `addrs` and `master_name` describe the Redis at `url` (see `topology`). The last three fields are read for
+    compatibility and have no effect: leases are renewed while a request is handled, and the interval of the scan has
+    its own setting.
     """
 
     url: Annotated[
@@ -315,7 +315,7 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     result_queue_name: Annotated[
         str,
         Meta(
-            description="List that takes results of queues that name none; default: `RESULT_QUEUE_NAME`.",
+            description="Result list of queues that do not name one; default: `RESULT_QUEUE_NAME`.",
             examples=["result-list"],
         ),
     ] = ""
@@ -336,14 +336,12 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     result_topic_id: Annotated[
         str,
         Meta(
-            description=(
-                "Topic that takes results of subscriptions that name none; default: `RESULT_TOPIC_ID`."
-            ),
+            description="Result topic of subscriptions that do not name one; default: `RESULT_TOPIC_ID`.",
             examples=["async-proc-results"],
         ),
     ] = ""
     queues: Annotated[
-        list[QueueEntry], Meta(description="Redis queues, see below; unset: the one of `REQUEST_QUEUE_NAME`.")
+        list[QueueEntry], Meta(description="Redis queues, see below; unset: only `REQUEST_QUEUE_NAME`.")
     ] = msgspec.field(default_factory=list)
     topics: Annotated[list[TopicEntry], Meta(description="Push subscriptions, see below.")] = msgspec.field(
         default_factory=list
@@ -386,21 +384,22 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 MOST_QUEUES = 10_000
-"""Queues of one poller: each look names all of them. Split more among several deployments."""
+"""Most queues of one poller, as each poll names all of them. Divide more among several deployments."""
 _LISTS = {"queue_name": "queues", "subscriber_id": "topics", "id": "pools"}
 
 
 def read_config_file(path: str) -> ConfigFile:
-    """Read and check the file, or several with commas between, as one; an empty path is an empty file.
+    """Read and check the files at `path`, separated by commas, as one file.
 
-    Raises `InvalidSetting`. Several files may share lists but nothing else: each other field stands in one of them.
+    An empty path counts as an empty file. Lists of several files are joined; any other field may be in only one of
+    them. Raises `InvalidSetting`.
     """
     contents = [_content(_text(one)) for one in config_paths(path)]
     return _config(_merged(contents))
 
 
 def config_paths(path: str) -> list[str]:
-    """The files that `CONFIG_FILE` names."""
+    """The paths in the value of `CONFIG_FILE`."""
     return [one.strip() for one in path.split(",") if one.strip()]
 
 
@@ -414,7 +413,7 @@ def _text(path: str) -> str:
 
 
 def _merged(contents: list[dict[str, Any]]) -> dict[str, Any]:
-    """One mapping of several files' own."""
+    """Merge the mappings of several files."""
     merged: dict[str, Any] = {}
     for content in contents:
         for name, value in content.items():
@@ -428,7 +427,7 @@ def _merged(contents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def parse_config_file(text: str) -> ConfigFile:
-    """The checked content of a file's text (YAML, of which JSON is a part)."""
+    """Parse and check the text of a file (YAML or JSON)."""
     return _config(_content(text))
 
 
@@ -461,7 +460,7 @@ def _config(content: dict[str, Any]) -> ConfigFile:
 
 
 def _given(content: dict[str, Any]) -> dict[str, Any]:
-    """Without what is null, in the file or in an entry of its lists; an empty pool is the default one."""
+    """Drop nulls of the file and of its entries, and empty names of pools."""
     given: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""Environment variables: name, type, bounds, default and meaning of each.
+"""All environment variables, with types, bounds, defaults and descriptions.
 
-The name is the field's in upper case. `docs/settings.md` shows this table; a test compares the two.
+A variable's name is its field's in upper case. `docs/settings.md` is generated from this table; a test compares them.
 """
 
 from __future__ import annotations
@@ -34,54 +34,58 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     request_path_url: Annotated[
         str, Meta(description="Path appended to `IGW_BASE_URL`; a queue or request may set its own.")
     ] = DEFAULT_PATH
-    inference_objective: Annotated[str, Meta(description="Objective of queues without one of their own.")] = (
-        ""
-    )
+    inference_objective: Annotated[
+        str, Meta(description="Inference objective of queues without their own.")
+    ] = ""
     inference_objective_header: Annotated[
-        str, Meta(description="Header of the objective; `x-gateway-inference-objective` for older gateways.")
+        str, Meta(description="Header for the objective; older gateways use `x-gateway-inference-objective`.")
     ] = OBJECTIVE_HEADER
     fairness_header: Annotated[str, Meta(description="Header that carries the tenant.")] = FAIRNESS_HEADER
     fairness_disabled: Annotated[bool, Meta(description="Send no fairness header.")] = False
     fairness_attribute: Annotated[str, Meta(description="Metadata field that names the tenant.")] = "userid"
     allowed_endpoints: Annotated[
-        str, Meta(description="Comma-separated paths a request's `endpoint` may name; `…/` allows all below.")
+        str,
+        Meta(
+            description="Comma-separated paths that a request's `endpoint` may name; a path that ends in `/` allows "
+            "all paths below it."
+        ),
     ] = "/v1/"
     allowed_headers: Annotated[
         str,
         Meta(
-            description="Comma-separated headers that a request may send to the gateway, beside those of ids, traces "
-            "and API versions (see SECURITY.md). `x-team-*` matches a prefix; headers of credentials, "
-            "identity, routing and priority must be listed by their full names."
+            description="Comma-separated headers that a request may send to the gateway, in addition to the default "
+            "list in SECURITY.md. `x-team-*` matches a prefix. Headers for credentials, identity, routing and "
+            "priority need their full names."
         ),
     ] = ""
     allow_request_authorization: Annotated[
         bool, Meta(description="Let a request's own `Authorization` header through.")
     ] = False
     request_timeout_seconds: Annotated[
-        float, Meta(gt=0, le=86_400, description="Longest single attempt.")
+        float, Meta(gt=0, le=86_400, description="Timeout of one attempt.")
     ] = 600.0
-    connect_timeout_seconds: Annotated[float, Meta(gt=0, le=600, description="Longest wait to connect.")] = (
-        10.0
-    )
+    connect_timeout_seconds: Annotated[float, Meta(gt=0, le=600, description="Timeout of a connect.")] = 10.0
     connection_idle_seconds: Annotated[
         float,
         Meta(
             ge=0,
             le=3_600,
-            description="Idle time after which a connection to gateway or handler is closed; must be below the "
-            "server's limit.",
+            description="Idle time after which a connection to gateway or handler is closed. Keep it below the "
+            "server's own limit.",
         ),
     ] = 4.0
     circuit_breaker: Annotated[
         bool,
         Meta(
-            description="Circuit breaker: while most calls fail, send one per second and keep the others queued."
+            description="Open the circuit while most calls fail: one call per second is sent, the others stay queued."
         ),
     ] = True
     retry_budget: Annotated[
         float,
         Meta(
-            ge=0, le=10, description="Retries per final answer, in addition to one per second; 0: unlimited."
+            ge=0,
+            le=10,
+            description="Retries allowed per final result, in addition to one per second; 0: unlimited.",
         ),
     ] = 0.25
     max_request_bytes: Annotated[int, Meta(ge=1_024, description="Largest request body.")] = MAX_REQUEST_BYTES
@@ -97,7 +101,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     # --- Redis
     redis_url: Annotated[
-        str, Meta(description="`redis://` or `rediss://`, `+sentinel`, `+cluster` forms.")
+        str, Meta(description="URL of Redis: `redis://` or `rediss://`, also with `+sentinel` or `+cluster`.")
     ] = "redis://localhost:6379"
     redis_username: Annotated[str, Meta(description="ACL user.")] = ""
     redis_password: Annotated[str, Meta(description="Password; prefer `REDIS_PASSWORD_FILE`.")] = ""
@@ -110,7 +114,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         Meta(
             ge=0.1,
             le=60,
-            description="Longest silence of Redis during a reply; the command is retried after it.",
+            description="Longest silence of Redis while a command waits for its reply; then the command is retried.",
         ),
     ] = 2.0
     request_queue_name: Annotated[str, Meta(description="Sorted set of pending requests.")] = (
@@ -119,25 +123,25 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     retry_queue_name: Annotated[str, Meta(description="Sorted set of requests waiting for a retry.")] = (
         "retry-sortedset"
     )
-    result_queue_name: Annotated[str, Meta(description="List that takes the results.")] = "result-list"
+    result_queue_name: Annotated[str, Meta(description="List to which results are written.")] = "result-list"
     allowed_labels: Annotated[
         str,
         Meta(
-            description="Comma-separated labels that rank a request (`classification`, `tier`) and that a request may "
-            "set itself in `internal.labels`. Unset: only queues and gates set them."
+            description="Comma-separated labels (`classification`, `tier`) that a request may set itself in "
+            "`internal.labels`. They choose its lane. Unset: only queues and gates set them."
         ),
     ] = ""
     allowed_results: Annotated[
         str,
         Meta(
-            description="Comma-separated lists (Pub/Sub: topics) a request may name for its result, `*` matches any "
-            "characters; a name that does not exist, such as `-`, allows none. Unset: lists with `result` in their "
-            "name, and any topic of the project."
+            description="Comma-separated lists (Pub/Sub: topics) that a request may name for its result; `*` matches "
+            "any characters. A name that does not exist, such as `-`, allows no list. Unset: lists with `result` in "
+            "their name, and any topic of the project."
         ),
     ] = ""
     result_per_request: Annotated[
         bool,
-        Meta(description="Write each result to a list of its own, `<results>:result-of:<id>`, that expires."),
+        Meta(description="Write each result to its own list `<results>:result-of:<id>`, which expires."),
     ] = False
     idempotent_seconds: Annotated[
         int,
@@ -150,7 +154,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         int,
         Meta(
             ge=0,
-            description="Responses of at least this many bytes are offloaded from their result; 0: none.",
+            description="Responses of at least this many bytes are stored in a key of their own (offloaded); 0: none.",
         ),
     ] = 0
     result_apart_seconds: Annotated[
@@ -165,12 +169,12 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str,
         Meta(description="URL of the dispatch door; empty: the poller runs the handler in its own process."),
     ] = ""
-    workers: Annotated[int, Meta(ge=1, le=100_000, description="Requests in flight at once.")] = 64
+    workers: Annotated[int, Meta(ge=1, le=100_000, description="Most requests in flight at once.")] = 64
     max_in_flight_bytes: Annotated[
         int,
         Meta(
             ge=0,
-            description="Bytes of requests and responses that a poller may hold; 0: derived from its memory limit.",
+            description="Most bytes of requests and responses in a poller; 0: derived from its memory limit.",
         ),
     ] = 0
     poll_interval_ms: Annotated[
@@ -178,7 +182,11 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = 20
     lease_seconds: Annotated[
         float,
-        Meta(ge=0.1, le=3_600, description="Lease of a claim, or of a push that is being answered."),
+        Meta(
+            ge=0.1,
+            le=3_600,
+            description="Duration of the lease on a claim, or on a push that is being handled.",
+        ),
     ] = 15.0
     heartbeat_seconds: Annotated[
         float, Meta(ge=0.05, le=600, description="Interval between renewals of leases.")
@@ -190,15 +198,15 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         int,
         Meta(
             ge=1,
-            description="Attempts of a queued request; its result is then the last response, or `UNDELIVERABLE`. At "
-            "one attempt per minute, the default lasts a week.",
+            description="Most attempts of a queued request. Its result is then the last response, or "
+            "`UNDELIVERABLE`. At one attempt per minute, the default lasts a week.",
         ),
     ] = 10_000
     max_deadline_seconds: Annotated[
         float,
         Meta(
             gt=0,
-            description="Longest time until the deadline of a queued request; the default is a century.",
+            description="Longest accepted time to a queued request's deadline; the default is a century.",
         ),
     ] = 3_153_600_000.0
     max_deaths: Annotated[
@@ -206,12 +214,16 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         Meta(
             ge=1,
             le=1_000,
-            description="Deliveries that may end with a crashed poller before a request is dead-lettered.",
+            description="Crashes of a poller that a request survives; after the next one it is dead-lettered.",
         ),
     ] = 5
     shutdown_grace_seconds: Annotated[
         float,
-        Meta(ge=0, le=86_400, description="Longest time for which a stopping process finishes its requests."),
+        Meta(
+            ge=0,
+            le=86_400,
+            description="Longest time that a stopping process waits for its requests to finish.",
+        ),
     ] = 610.0
     status_token_file: Annotated[
         str,
@@ -222,8 +234,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     status_hosts: Annotated[
         str,
         Meta(
-            description="Comma-separated host names of the status page, in addition to loopback and its listening "
-            "address; requests for others get 421."
+            description="Comma-separated host names of the status page, in addition to loopback and the address it "
+            "listens on; requests for other hosts get 421."
         ),
     ] = ""
     metrics_token: Annotated[
@@ -231,7 +243,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         Meta(description="Bearer token that a handler's `/metrics` requires; empty: the page is disabled."),
     ] = ""
     metrics_token_file: Annotated[
-        str, Meta(description="File with such tokens, one per line; all are accepted.")
+        str, Meta(description="File with bearer tokens for `/metrics`, one per line; all are accepted.")
     ] = ""
     metrics_port: Annotated[
         int, Meta(ge=0, le=65_535, description="Port of the poller's health and metrics pages.")
@@ -248,16 +260,21 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = 30.0
     dispatch_auth: Annotated[
         Literal["token", "none"],
-        Meta(description="`none`: the dispatch door accepts events without a token, and logs no warning."),
+        Meta(description="`none`: the dispatch door accepts events without a token and logs no warning."),
     ] = "token"
     dispatch_token: Annotated[str, Meta(description="Bearer token between poller and dispatch door.")] = ""
     dispatch_token_file: Annotated[
-        str, Meta(description="File with such tokens, one per line; the first is sent, all are accepted.")
+        str,
+        Meta(
+            description="File with dispatch tokens, one per line; the poller sends the first, the door accepts all."
+        ),
     ] = ""
 
     event_data: Annotated[
         Literal["request", "payload"],
-        Meta(description="Content of events of other sources: a request, or only its payload."),
+        Meta(
+            description="Data of events from other sources than the poller: a request, or only its payload."
+        ),
     ] = "request"
     event_id_from: Annotated[
         str, Meta(description="Attribute or `header:<name>` with the id, if the data has none.")
@@ -273,15 +290,18 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         Meta(
             ge=0,
             le=31_536_000,
-            description="Default deadline of other events, counted from their `time`; 0: none.",
+            description="Seconds from an event's `time` to its deadline, if it names none; 0: no default.",
         ),
     ] = 0.0
     k_sink: Annotated[
         str,
-        Meta(description="URL that receives the results of other events as CloudEvents (set by Knative)."),
+        Meta(description="URL to which results of such events are sent as CloudEvents (set by Knative)."),
     ] = ""
     k_ce_overrides: Annotated[
-        str, Meta(description='Extensions of these CloudEvents: `{"extensions": {…}}` (set by Knative).')
+        str,
+        Meta(
+            description='Extensions of the CloudEvents to `K_SINK`: `{"extensions": {…}}` (set by Knative).'
+        ),
     ] = ""
     k_ca_certs: Annotated[str, Meta(description="CA that signed the sink's certificate (PEM text).")] = ""
 
@@ -296,10 +316,12 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     project_id: Annotated[str, Meta(description="Google Cloud project of the topics.")] = ""
     result_topic_id: Annotated[str, Meta(description="Topic to which results are published.")] = ""
     dead_letter_topic_id: Annotated[str, Meta(description="Topic for deliveries without a readable id.")] = ""
-    pubsub_emulator_host: Annotated[str, Meta(description="Emulator in place of Google's service.")] = ""
+    pubsub_emulator_host: Annotated[
+        str, Meta(description="Address of a Pub/Sub emulator to use instead.")
+    ] = ""
     pubsub_endpoint: Annotated[
         str,
-        Meta(description="Pub/Sub's service, or a regional endpoint of it (`REGION-pubsub.googleapis.com`)."),
+        Meta(description="Endpoint of Pub/Sub; a regional one is `REGION-pubsub.googleapis.com`."),
     ] = "pubsub.googleapis.com"
     ack_deadline_seconds: Annotated[
         float, Meta(ge=10, le=600, description="The push subscription's ack deadline.")
@@ -310,8 +332,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     push_form: Annotated[
         Literal["wrapped", "unwrapped", "unwrapped-metadata"],
         Meta(
-            description="Format of the pushes: `unwrapped` with `--push-no-wrapper`, `unwrapped-metadata` with "
-            "`--push-no-wrapper-write-metadata` too. A push of another form is refused."
+            description="Format of the pushes. Set `unwrapped` for `--push-no-wrapper`, `unwrapped-metadata` if "
+            "`--push-no-wrapper-write-metadata` is set too. Pushes in another format are refused."
         ),
     ] = "wrapped"
     push_auth: Annotated[
@@ -320,7 +342,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     push_audience: Annotated[str, Meta(description="Audience of the push token.")] = ""
     push_service_account: Annotated[str, Meta(description="E-mail of the account that pushes.")] = ""
     dedupe_redis_url: Annotated[
-        str, Meta(description="Redis that stores which deliveries were answered or cancelled (dedup store).")
+        str,
+        Meta(description="URL of the dedup store: a Redis that records answered and cancelled deliveries."),
     ] = ""
 
     # --- the rest
@@ -332,11 +355,11 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         Meta(
             ge=0,
             le=10_000_000,
-            description="Records of finished requests (id, outcome, time, result list) that `where` reads; 0: none.",
+            description="Most records of finished requests (id, outcome, time, result list), for `where`; 0: none.",
         ),
     ] = 50_000
     finished_records_bytes: Annotated[
-        int, Meta(ge=1_024, description="Bytes of all these records together; the oldest are dropped first.")
+        int, Meta(ge=1_024, description="Most bytes of these records together; the oldest are dropped first.")
     ] = 10_000_000
     finished_records_seconds: Annotated[int, Meta(ge=1, description="Lifetime of such a record.")] = 86_400
     config_file: Annotated[
@@ -358,13 +381,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         ""
     )
     gate_refresh_seconds: Annotated[
-        float, Meta(ge=0.05, le=3_600, description="Interval between readings of a gate's source.")
+        float, Meta(ge=0.05, le=3_600, description="Interval between readings of a gate's metric.")
     ] = 5.0
     gate_source_timeout_seconds: Annotated[float, Meta(gt=0, le=60, description="Timeout of a reading.")] = (
         4.0
     )
     gate_most_held: Annotated[
-        int, Meta(ge=1, le=100_000, description="Most pushes held at a closed gate.")
+        int, Meta(ge=1, le=100_000, description="Most pushes that wait at a closed gate.")
     ] = 1_000
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Lowest level that is logged.")
@@ -382,7 +405,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     otel_service_name: Annotated[
         str,
         Meta(
-            description="Service name in the traces; empty: that of `OTEL_RESOURCE_ATTRIBUTES`, else `llm-d-async`."
+            description="Service name in traces; empty: the one in `OTEL_RESOURCE_ATTRIBUTES`, else `llm-d-async`."
         ),
     ] = ""
 
@@ -392,7 +415,7 @@ SECRETS = frozenset({"redis_password", "dispatch_token", "metrics_token"})
 
 
 def read_environment(variables: Mapping[str, str]) -> Environment:
-    """The typed environment. Raises `InvalidSetting`, which names the variable and the accepted values."""
+    """Read the environment. Raises `InvalidSetting` with variable and accepted values."""
     known = {name.upper() for name in Environment.__struct_fields__}
     given = {name: _plain(value) for name, value in variables.items() if name in known and value.strip()}
     try:
@@ -402,7 +425,7 @@ def read_environment(variables: Mapping[str, str]) -> Environment:
 
 
 def _invalid_variable(error: msgspec.ValidationError, given: Mapping[str, str]) -> InvalidSetting:
-    """The error for one variable: its value, unless that is a secret, and the values its type accepts."""
+    """The error for one variable: its value, unless secret, and the accepted values."""
     found_error = invalid_setting(error, "environment")
     if found_error.setting not in given:
         return found_error
@@ -417,7 +440,7 @@ def _invalid_variable(error: msgspec.ValidationError, given: Mapping[str, str]) 
 
 
 def _plain(value: str) -> str:
-    """The value without surrounding space; booleans in lower case."""
+    """The value without surrounding whitespace; booleans in lower case."""
     text = value.strip()
     return text.lower() if text.lower() in ("true", "false") else text
 
@@ -425,7 +448,10 @@ def _plain(value: str) -> str:
 def invalid_setting(
     error: msgspec.ValidationError, where: str, struct: type[msgspec.Struct] | None = None
 ) -> InvalidSetting:
-    """Turn msgspec's "Expected `int`, got `str` - at `$.WORKERS`" into ours; `struct` lists its known fields."""
+    """Convert msgspec's "Expected `int`, got `str` - at `$.WORKERS`" to an `InvalidSetting`.
+
+    `struct` gives the known fields, for an error about an unknown one.
+    """
     text, _, path = str(error).partition(" - at `$")
     setting = path.rstrip("`").removeprefix(".") or where
     if text.startswith("Object contains unknown field"):

@@ -1,4 +1,4 @@
-"""How much memory this process may have, and what follows from that for what it holds."""
+"""The memory limit of this process, and the byte budget that follows from it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ CGROUP_FILES: Final = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-"""Where the kernel says what a container may have: version 2, version 1."""
+"""Files with the container's memory limit: cgroup version 2, then version 1."""
 _UNLIMITED: Final = 2**50
-"""Version 1 says "no limit" as a number of this order."""
+"""Bytes from which a limit counts as none: version 1 writes "no limit" as a huge number."""
 WITHOUT_LIMIT: Final = 1 << 30
-"""What is reckoned with where no limit is set: that of our manifests."""
+"""Limit assumed if there is none, in bytes: the one in our manifests."""
 BASE_BYTES: Final = 160_000_000
-"""What a poller takes with small requests: interpreter, libraries, `WORKERS` requests of some kilobytes."""
+"""Memory of a poller with small requests: interpreter, libraries, `WORKERS` requests of a few kilobytes."""
 COPIES: Final = 4
-"""How often a large body is in memory at the worst moment: as it arrived, decoded, encoded, on its way out."""
+"""Most copies of a large body in memory at once: received, decoded, encoded, being sent."""
 
 
 def memory_limit(files: Iterable[Path] = CGROUP_FILES) -> int | None:
-    """Bytes that this process may have: the least of the container's limit and its own; None without one."""
+    """The smaller of the container's and the process's memory limit, in bytes; None without either."""
     found = [_read(file) for file in files]
     soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
     limits = [limit for limit in (*found, soft) if limit is not None and 0 < limit < _UNLIMITED]
@@ -33,15 +33,15 @@ def memory_limit(files: Iterable[Path] = CGROUP_FILES) -> int | None:
 def _read(file: Path) -> int | None:
     try:
         return int(file.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no such version of cgroups, or "max"
+    except (OSError, ValueError):  # another version of cgroups, or the text "max"
         return None
 
 
 def derived_budget(limit: int | None, *, least: int) -> int:
-    """The byte budget of a poller that may have `limit` bytes; at least `least`, without which nothing moves."""
+    """The byte budget of a poller with `limit` bytes of memory; at least `least`."""
     return max(least, ((limit or WITHOUT_LIMIT) - BASE_BYTES) // COPIES)
 
 
 def needed_memory(budget: int) -> int:
-    """The memory that a poller of this budget may take."""
+    """Most memory of a poller with this byte budget, in bytes."""
     return BASE_BYTES + COPIES * budget

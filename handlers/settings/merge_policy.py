@@ -1,4 +1,7 @@
-"""The reference's `request_merge_policy`: `{"type": …, "parameters": {…}}`, for pools without a policy of their own."""
+"""The field `request_merge_policy`, for pools without their own `merge_policy`.
+
+The reference defines it: `{"type": …, "parameters": {…}}`.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,23 @@ from msgspec import Meta
 from handlers.contract.errors import InvalidSetting
 
 MERGE_POLICY: Final = "request_merge_policy"
-"""Its field in the configuration file."""
+"""Name of the field in the configuration file."""
 _HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _FORM: Final = frozenset({"type", "parameters"})
 
 
 class MergeParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Names of headers, labels and metadata fields; the settings hold what is unset."""
+    """Names of headers, labels and metadata fields; unset ones come from the environment."""
 
     fairness_header: Annotated[
         str | None,
-        Meta(description="Header that carries the tenant; empty: none is sent. Default: `FAIRNESS_HEADER`."),
+        Meta(description="Header that carries the tenant; empty: not sent. Default: `FAIRNESS_HEADER`."),
     ] = None
     fairness_attribute: Annotated[
         str, Meta(description="Metadata field that names the tenant. Default: `FAIRNESS_ATTRIBUTE`.")
     ] = ""
     priority_header: Annotated[
-        str, Meta(description="Header that carries the number of the lane; unset: none is sent.")
+        str, Meta(description="Header that carries the lane's priority; unset: not sent.")
     ] = ""
     objective_header: Annotated[
         str, Meta(description="Header that carries the objective. Default: `INFERENCE_OBJECTIVE_HEADER`.")
@@ -39,7 +42,7 @@ class MergeParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class MergePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`random-robin` or `tier-priority`."""
+    """How queues share pools: `random-robin` or `tier-priority`."""
 
     type: Annotated[
         str, Meta(description="`random-robin` or `tier-priority`, see `merge_policy` of a pool.")
@@ -50,7 +53,7 @@ class MergePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def is_merge_policy(content: dict[str, Any]) -> bool:
-    """Whether the content of a file is a merge policy only."""
+    """Whether a file's content is only a merge policy."""
     return "type" in content and content.keys() <= _FORM
 
 

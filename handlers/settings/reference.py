@@ -1,4 +1,4 @@
-"""The reference pages `docs/config-file.md` and the parameters in `docs/gates.md`, made from the structs.
+"""Generate `docs/config-file.md` and the parameters in `docs/gates.md` from the structs.
 
 python -m handlers.settings.reference docs
 """
@@ -65,7 +65,7 @@ _SECTIONS: Final = (
 
 
 def config_page() -> str:
-    """The whole page of the configuration file, as Markdown."""
+    """The page about the configuration file, as Markdown."""
     parts = [_HEAD]
     for title, struct, text in _SECTIONS:
         parts += [
@@ -77,7 +77,7 @@ def config_page() -> str:
 
 
 def example_file() -> str:
-    """A file that sets every field that has an example; `load_settings` accepts it."""
+    """A valid file that sets every field that has an example."""
     content = _examples(ConfigFile)
     content["queues"] = [_examples(QueueEntry)]
     content["topics"] = [_examples(TopicEntry)]
@@ -86,7 +86,7 @@ def example_file() -> str:
 
 
 def gates_section() -> str:
-    """Every gate's parameters, as Markdown."""
+    """The parameters of all gates, as Markdown."""
     parts = [
         _BEGIN,
         "\n## Parameters of every gate\n\n"
@@ -115,7 +115,7 @@ def _parameter_table(fields: list[tuple[Any, inspect.Type]]) -> str:
 
 
 def with_section(page: str) -> str:
-    """The page of gates with its generated part made anew."""
+    """The page about gates with a new generated section."""
     return page.partition(_BEGIN)[0].rstrip("\n") + "\n\n" + gates_section()
 
 

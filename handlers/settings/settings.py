@@ -1,4 +1,4 @@
-"""Environment and file, merged and checked: the one frozen object that a process is built from."""
+"""Settings of a process: environment and configuration file, merged and checked."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _REDIS_SCHEMES = frozenset(
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What a process is built from; `env` holds what the file did not override."""
+    """All settings of a process; a field of `file` wins over the same one of `env`."""
 
     env: Environment
     file: ConfigFile
@@ -49,7 +49,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def redis_url(self) -> str:
-        """Where the queues are."""
+        """URL of the Redis that holds the queues."""
         file = self.file
         return redis_address(file.url or self.env.redis_url, file.mode, file.addrs, file.master_name)
 
@@ -60,17 +60,20 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def result_queue_name(self) -> str:
-        """The list that takes results of queues that name none."""
+        """The result list of queues that do not name one."""
         return self.file.result_queue_name or self.env.result_queue_name
 
     @property
     def may_name_lists(self) -> ResultNames:
-        """The result lists that a request may name, beside its queue's own."""
+        """The result lists that a request may name, in addition to its queue's own."""
         return read_result_names(self.env.allowed_results or ANY_RESULT_LIST)
 
     @property
     def may_name_topics(self) -> ResultNames:
-        """The result topics that a request may name: a topic has one type, and its publishers are the project's."""
+        """The result topics that a request may name.
+
+        By default any: unlike a Redis key, a topic cannot be anything else, and IAM limits its publishers.
+        """
         return read_result_names(self.env.allowed_results or ANY)
 
     @property
@@ -80,29 +83,29 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def result_topic_id(self) -> str:
-        """The topic that takes results of subscriptions that name none."""
+        """The result topic of subscriptions that do not name one."""
         return self.file.result_topic_id or self.env.result_topic_id
 
     @property
     def poll_interval_seconds(self) -> float:
-        """How often an idle queue is looked at."""
+        """Interval between polls of an idle queue."""
         return (self.file.poll_interval_ms or self.env.poll_interval_ms) / 1_000
 
     @property
     def least_in_flight_bytes(self) -> int:
-        """The smallest byte budget in whose shares the largest request and the largest answer have room."""
+        """The smallest byte budget whose shares hold the largest request and the largest response."""
         return max(2 * self.env.max_response_bytes, 4 * self.env.max_request_bytes)
 
     @property
     def max_in_flight_bytes(self) -> int:
-        """Bytes of requests and answers that a poller holds at most."""
+        """Most bytes of requests and responses that a poller holds."""
         return self.env.max_in_flight_bytes or derived_budget(
             memory_limit(), least=self.least_in_flight_bytes
         )
 
     @property
     def queues(self) -> list[QueueEntry]:
-        """The file's queues, or the one of the environment."""
+        """The file's queues, or the environment's one queue."""
         return self.file.queues or [QueueEntry(queue_name=self.env.request_queue_name)]
 
     @property
@@ -114,7 +117,7 @@ class Settings(msgspec.Struct, frozen=True):
         return [self._merging(pool) for pool in pools]
 
     def _merging(self, pool: PoolEntry) -> PoolEntry:
-        """A pool under the policy of all, where it has none of its own."""
+        """The pool with the file's merge policy, unless it has its own."""
         if pool.merge_policy:
             return pool
         policy = self.file.request_merge_policy or MergePolicy()
@@ -127,7 +130,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def merge_parameters(self) -> MergeParameters:
-        """What the file's merge policy says beside its type."""
+        """The parameters of the file's merge policy."""
         policy = self.file.request_merge_policy
         return policy.parameters if policy else MergeParameters()
 
@@ -142,9 +145,10 @@ class Settings(msgspec.Struct, frozen=True):
         return self.merge_parameters.tier_label or TIER
 
     def subscription(self, name: str) -> TopicEntry | None:
-        """The entry of a subscription, by its short or full name; without a name, the only entry.
+        """The entry of a subscription, by its short or full name.
 
-        A full name is one of this project's, unless an entry has the very name of another's.
+        Without a name, it is the only entry. A short name belongs to this project. A full name of another project
+        matches only an entry with exactly that name.
         """
         topics = self.file.topics
         if not name:
@@ -157,13 +161,16 @@ class Settings(msgspec.Struct, frozen=True):
         return next((topic for topic in own if topic.subscriber_id.rsplit("/", 1)[-1] == short), None)
 
     def is_own_project(self, name: str) -> bool:
-        """Whether a subscription's name is short, or a full one of this project (or no project is set)."""
+        """Whether a subscription belongs to this project.
+
+        True for short names, for full names of this project, and for all names if no project is set.
+        """
         match = _FULL_SUBSCRIPTION.match(name)
         return match is None or not self.project_id or match[1] == self.project_id
 
     @property
     def routes(self) -> Routes:
-        """The gateway's side of every queue and subscription; built at each call, so keep it."""
+        """The gateway routes of all queues and subscriptions; built at each call."""
         default = self._route(None)
         by_queue = {queue.queue_name: self._route(queue) for queue in self.file.queues}
         by_queue |= {topic.subscriber_id: self._route(topic) for topic in self.file.topics}
@@ -187,7 +194,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def dispatch_tokens(self) -> tuple[str, ...]:
-        """Tokens that the dispatch door takes; the first one is what the poller sends."""
+        """Tokens that the dispatch door accepts; the poller sends the first one."""
         if self.env.dispatch_token:
             return (self.env.dispatch_token,)
         if not self.env.dispatch_token_file:
@@ -196,24 +203,24 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def redis_password(self) -> str:
-        """The password, from the file if one is named."""
+        """The Redis password, from `REDIS_PASSWORD_FILE` if that is set."""
         if self.env.redis_password_file:
             return read_secret("REDIS_PASSWORD_FILE", self.env.redis_password_file)
         return self.env.redis_password
 
     @property
     def log_options(self) -> LogOptions:
-        """How this process logs."""
+        """The options of this process's log."""
         env = self.env
         return LogOptions(env.log_level, env.log_format, self.project_id, hash_ids=env.log_hash_ids)
 
     def changed(self) -> dict[str, object]:
-        """Settings whose value is not the default, secrets masked."""
+        """Settings that differ from their defaults, with secrets masked."""
         defaults = {field.name.upper(): field.default for field in msgspec.structs.fields(Environment)}
         return {name: value for name, value in self.shown().items() if value != defaults[name]}
 
     def shown(self) -> dict[str, object]:
-        """All settings by variable, secrets masked: for a person, a log or a report."""
+        """All settings by variable, with secrets masked."""
         values: dict[str, object] = {}
         for name in Environment.__struct_fields__:
             value = getattr(self.env, name)
@@ -224,9 +231,9 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def load_settings(variables: Mapping[str, str]) -> Settings:
-    """Read environment and file, and check what can be checked without a connection.
+    """Read environment and file, and check them without opening a connection.
 
-    Raises `InvalidSetting` naming the variable or field, its value, and the accepted values.
+    Raises `InvalidSetting`, which names the variable or field, its value, and the accepted values.
     """
     _check_variables(variables)
     env = read_environment(variables)
@@ -253,7 +260,7 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
 
 
 def memory_warnings(settings: Settings) -> list[str]:
-    """Where the memory limit is too small for what the settings let a poller hold, as sentences."""
+    """A warning if the poller's byte budget exceeds the memory limit, as a list."""
     limit, needed = memory_limit(), needed_memory(settings.max_in_flight_bytes)
     if limit is None or needed <= limit:
         return []
@@ -264,16 +271,16 @@ def memory_warnings(settings: Settings) -> list[str]:
 
 
 _OTHERS: Final = frozenset({"REQUEST_TOPIC_ID", "REQUEST_TOPIC_NAME", "RESULT_SUBSCRIPTION_ID"})
-"""Variables of the producers' commands; alike, and not settings of a process."""
+"""Variables of the producers' commands, which resemble settings but are not."""
 _LOOKS_MISSPELT: Final = 0.88
 _SHORT: Final = 6
-"""Names up to that length, such as `PORT`, are too like what others use."""
+"""Characters of the longest names that are not compared: `PORT` resembles variables of other programs."""
 
 
 def _check_variables(variables: Mapping[str, str]) -> None:
-    """Refuse a variable that is not text, or that looks like a misspelt one: its setting would be left at the default.
+    """Refuse variables that are not UTF-8, or whose name looks like a misspelt setting.
 
-    The variables of OpenTelemetry's SDK (`OTEL_…`) are checked too: no span with bytes of them could be encoded.
+    The variables of OpenTelemetry's SDK (`OTEL_…`) must be UTF-8 too, because spans with other bytes cannot be encoded.
     """
     ours = {name.upper() for name in Environment.__struct_fields__} | _OTHERS
     for name in sorted(variables):
@@ -286,7 +293,7 @@ def _check_variables(variables: Mapping[str, str]) -> None:
 
 
 def _check_distinct(settings: Settings) -> None:
-    """Refuse one name for two of a request queue, the retry set and a result list: they are of other types."""
+    """Refuse a name that two of request queues, retry set and result lists share."""
     file = settings.file
     retry = "retry_queue_name" if file.retry_queue_name else "RETRY_QUEUE_NAME"
     result = "result_queue_name" if file.result_queue_name else "RESULT_QUEUE_NAME"
@@ -311,7 +318,7 @@ def _check_distinct(settings: Settings) -> None:
 
 
 def _check_bases(settings: Settings) -> None:
-    """Refuse a base URL whose version is in the path too: requests would go to `/v1/v1/…`."""
+    """Refuse a base URL that ends in the path's version: requests would go to `/v1/v1/…`."""
     entries: list[QueueEntry | TopicEntry | None] = [None, *settings.file.queues, *settings.file.topics]
     routes = settings.routes
     for entry in entries:
@@ -348,7 +355,7 @@ def _names(text: str) -> list[str]:
 
 
 def _check_one_credential(setting: str, url: str, env: Environment) -> None:
-    """A request has one `Authorization`: user and password of the URL, or a token, or the request's own."""
+    """Refuse a URL with credentials beside a second source of the `Authorization` header."""
     if "@" not in urlsplit(url).netloc:
         return
     others = {
@@ -364,16 +371,16 @@ def _check_one_credential(setting: str, url: str, env: Environment) -> None:
 
 
 def check_url(setting: str, url: str, schemes: frozenset[str]) -> None:
-    """Raises `InvalidSetting` for a URL without one of the schemes or without a host."""
+    """Raise `InvalidSetting` for a URL without a host or one of the schemes."""
     accepted = f"{' or '.join(f'{s}://' for s in sorted(schemes))} with a host"
     try:
         parts = urlsplit(url)
-    except ValueError:  # brackets that hold no IPv6 address
+    except ValueError:  # brackets around something that is not an IPv6 address
         raise InvalidSetting(setting, found=repr(masked_url(url)), accepted=accepted) from None
     hosts = parts.netloc.rpartition("@")[2].split(",")  # Sentinel and Cluster URLs name several
     are_hosts = all(_is_host(host) for host in hosts)
     is_complete = are_hosts or (parts.scheme == "unix" and not parts.netloc and bool(parts.path))
-    is_plain = url.isprintable() and " " not in url  # the parser drops line breaks, what connects would not
+    is_plain = url.isprintable() and " " not in url  # the parser drops line breaks, the connection would not
     is_base = parts.scheme not in ("http", "https") or not parts.query  # paths are joined to it
     if parts.scheme not in schemes or not is_complete or parts.fragment or not (is_base and is_plain):
         raise InvalidSetting(setting, found=repr(masked_url(url)), accepted=accepted)
@@ -390,12 +397,12 @@ def _check_path(setting: str, path: str) -> None:
 
 
 def masked_url(value: object) -> object:
-    """A value as it is shown: without the credentials that may stand in it."""
+    """The value without credentials, if it is text."""
     return without_secrets(value) if isinstance(value, str) else value
 
 
 def read_secret(setting: str, path: str) -> str:
-    """The content of a mounted secret, without surrounding space. Raises `InvalidSetting`."""
+    """The content of a mounted secret, without surrounding whitespace. Raises `InvalidSetting`."""
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

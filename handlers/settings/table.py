@@ -1,4 +1,4 @@
-"""The page `docs/settings.md`, made from the fields of `Environment`; a test compares the two.
+"""Generate `docs/settings.md` from the fields of `Environment`; a test compares them.
 
 python -m handlers.settings.table > docs/settings.md
 """
@@ -15,19 +15,19 @@ from handlers.settings.environment import SECRETS, Environment
 _HEAD = """\
 # Settings
 
-Every environment variable that a process reads. An empty one counts as not set. A value that is not
-accepted stops the start with one line that names the variable. What several queues, subscriptions or pools
-set apart is in the file that `CONFIG_FILE` names, under the names that the reference implementation uses.
+All environment variables that a process reads. An empty variable counts as unset. An invalid value stops the
+start with one line that names the variable. Settings of single queues, subscriptions and pools go into the file
+that `CONFIG_FILE` names ([config-file.md](config-file.md)).
 
 <!-- Made by `python -m handlers.settings.table`; change handlers/settings/environment.py instead. -->
 
-| variable | default | takes | what it is |
+| variable | default | takes | what it does |
 |---|---|---|---|
 """
 
 
 def settings_page() -> str:
-    """The whole page, as Markdown."""
+    """The page, as Markdown."""
     defaults = {field.encode_name: field.default for field in msgspec.structs.fields(Environment)}
     rows = [
         f"| `{name}` | {_default(defaults[name])} | {_takes(name, described(kind))} | {meaning(kind)} |"

@@ -1,7 +1,7 @@
-"""Where Redis is, as the reference's transport file says it: a URL, and beside it which kind of servers these are.
+"""Build a Redis URL from the fields of the reference's transport file.
 
-`mode` (`standalone`, `cluster`, `sentinel`), `addrs` (more nodes or Sentinels than the URL's one) and `master_name`
-become one URL of ours. What such a URL says to tune the reference's own client is left out: it would mean nothing here.
+These are `url`, `mode` (`standalone`, `cluster` or `sentinel`), `addrs` (further nodes or Sentinels) and `master_name`.
+Query parameters that tune the reference's Redis client are dropped, because they have no effect here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from handlers.contract.errors import InvalidSetting
 
-_DEFAULT_PORT: Final = 6379  # also of a Sentinel's address: the reference's client takes no other
+_DEFAULT_PORT: Final = 6379  # the reference's client assumes it for Sentinels too
 _MODES: Final = ("standalone", "cluster", "sentinel")
 _TUNING: Final = frozenset(
     {
@@ -31,13 +31,13 @@ _TUNING: Final = frozenset(
 
 
 def redis_address(url: str, mode: str, addrs: Sequence[str], master_name: str) -> str:
-    """The URL that `connect` takes. Raises `InvalidSetting` where the fields contradict each other."""
+    """The URL for `connect`. Raises `InvalidSetting` if the fields contradict each other."""
     if mode not in ("", *_MODES):
         raise InvalidSetting("mode", found=repr(mode), accepted=f"one of {', '.join(_MODES)}")
     _check_fields(mode, addrs, master_name)
     try:
         parts = urlsplit(url)
-    except ValueError:  # the check of all URLs says what is wrong with it
+    except ValueError:  # `check_url` reports it
         return url
     given = parse_qsl(parts.query)
     ours = [(name, value) for name, value in given if name not in _TUNING]

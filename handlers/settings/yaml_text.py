@@ -1,4 +1,4 @@
-"""Parse the text of a configuration file: YAML, of which JSON is a part."""
+"""Parse the text of a configuration file: YAML, which includes JSON."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from handlers.contract.errors import InvalidSetting
 
 
 def parse_yaml(text: str, setting: str) -> Any:
-    """The parsed content; None for an empty text.
+    """Parse YAML or JSON; returns None for an empty text.
 
-    Raises `InvalidSetting`, which names `setting` and the line, for text that is not YAML or repeats a key.
+    Raises `InvalidSetting`, which names `setting` and the line, if the text is not YAML or repeats a key.
     """
     try:
         return yaml.load(text, _UniqueKeys)  # noqa: S506  # a subclass of SafeLoader
     except _RepeatedKey as error:
         raise InvalidSetting(setting, found=str(error), accepted="each key once") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an invalid date, nesting without end
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also invalid dates and deep nesting
         at = getattr(error, "problem_mark", None)
         where = f" at line {at.line + 1}" if at else ""
         raise InvalidSetting(setting, found=f"no JSON or YAML{where}", accepted="JSON or YAML") from None
