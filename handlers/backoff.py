@@ -34,17 +34,17 @@ def retry_delay(
     draw: float,
     earliest_seconds: float = 0.0,
 ) -> float | None:
-    """Seconds to wait before the next attempt, or None when no further attempt fits before the deadline.
+    """Seconds to wait before the next attempt; None if none fits before the deadline.
 
-    `left_seconds` is the time to the deadline, `wish_seconds` the gateway's `Retry-After`,
-    `earliest_seconds` the soonest that the transport can bring the request back (Pub/Sub's backoff).
+    `left_seconds` is the time to the deadline, `wish_seconds` the gateway's `Retry-After`, and `earliest_seconds` the
+    shortest delay of the transport (Pub/Sub's backoff).
     """
     delay = backoff_seconds(attempt, draw)
     if wish_seconds is not None and wish_seconds > delay:
         delay = min(wish_seconds, left_seconds / 2) * (1 + _SPREAD * draw)
     elif delay >= left_seconds:
         delay = left_seconds / 2
-    # At the very end, attempts would come ever closer: half of the first delay is the shortest.
+    # At the very end, retries would follow each other ever faster, so half of the first delay is the shortest.
     if delay < BASE_SECONDS / 2:
         return None
     delay = max(delay, earliest_seconds)
@@ -100,5 +100,5 @@ class Backoff:
         await asyncio.sleep(self.next_seconds())
 
     def reset(self) -> None:
-        """Note a success: the next pause is the first one again."""
+        """Record a success: the next pause is the first one again."""
         self._next_seconds = self._first_seconds

@@ -6,10 +6,10 @@ import asyncio
 
 
 def end_if_cancelled() -> None:
-    """Raise `CancelledError` if the current task was told to end; call it after each call in an endless loop.
+    """Raise `CancelledError` if the current task was cancelled; call it in endless loops.
 
-    The Redis library sometimes turns a cancellation into a connection error, or returns the reply as if nothing had
-    happened. A loop that does not check would continue, and the caller that awaits its end would wait for ever.
+    The Redis library sometimes turns a cancellation into a connection error, or returns the reply as usual. A loop
+    that does not check would continue, and the caller that awaits its end would wait indefinitely.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Final
 
 SKEW_SECONDS: Final = 5.0
-"""How far the local clock may be off before it is said."""
+"""Seconds by which the local clock may differ before that is logged."""
 _SAMPLE_SECONDS: Final = 30.0
-"""How long an exact observation wins over a newer one that took longer: clocks drift by milliseconds in that time."""
+"""Seconds for which an exact observation wins over a newer, less exact one; clocks drift by milliseconds in that
+time.
+"""
 _MESSAGE_SECONDS: Final = 600.0
-"""How long what a message told is believed, unless newer ones say more."""
+"""Seconds for which the time in a message counts, if no later message shows a later time."""
 
 
 class FollowedClock:
@@ -33,15 +35,15 @@ class FollowedClock:
         self._observed_at = 0.0
 
     def now(self) -> float:
-        """The other computer's Unix seconds."""
+        """The Unix seconds of the other computer's clock."""
         return self._local() if self._offset is None else self._monotonic() + self._offset
 
     def started(self) -> float:
-        """When a question is sent, for `observe`."""
+        """The start of a call, for `observe`."""
         return self._monotonic()
 
     def observe(self, seconds: float, started_at: float) -> None:
-        """The other computer said `seconds`, at some time since `started_at`."""
+        """Record that the other computer reported `seconds` since `started_at`."""
         ended_at = self._monotonic()
         error = (ended_at - started_at) / 2
         offset = seconds - (started_at + ended_at) / 2
@@ -51,9 +53,9 @@ class FollowedClock:
         self._offset, self._error, self._observed_at = offset, error, ended_at
 
     def observe_sent(self, seconds: float) -> None:
-        """A message that has just arrived was sent at `seconds` of the other computer.
+        """Record a message that was sent at `seconds` of the other clock.
 
-        How long it was under way is not known, so the latest of the last minutes counts.
+        Its transit time is unknown, so the latest time among recent messages counts.
         """
         self._forget_old()
         if self._offset is None:
@@ -62,7 +64,7 @@ class FollowedClock:
             self.observe_at_least(seconds)
 
     def observe_at_least(self, seconds: float) -> None:
-        """It is `seconds` by the other computer, or any time later."""
+        """Record that the other clock shows `seconds` or later."""
         self._forget_old()
         if self.now() < seconds:
             self._raise_to(seconds)
@@ -76,11 +78,11 @@ class FollowedClock:
             self._offset = None
 
     def local_deadline(self, deadline: float) -> float:
-        """A deadline by the other computer's clock as one by the local clock, where these are known to differ."""
+        """Convert a deadline of the other clock to the local clock, if they differ."""
         skew = self.skew_seconds
         return deadline + skew if abs(skew) > SKEW_SECONDS else deadline
 
     @property
     def skew_seconds(self) -> float:
-        """How far the local clock is ahead of the other one; negative: behind."""
+        """Seconds by which the local clock is ahead of the other one; negative: behind."""
         return self._local() - self.now()

@@ -1,10 +1,10 @@
 """The entry points that functions-framework finds by name: `dispatch` and `pubsub_push`.
 
-One process serves one of them (`FUNCTION_TARGET`, `--target`). Everything behind them is built in
-`handlers.wiring`, once a process, on the first call; `async-processor serve` builds it before listening.
+A process serves one of them (`FUNCTION_TARGET`, `--target`). `handlers.wiring` builds the handler once per process:
+on the first call, or with `async-processor serve` before it listens.
 
-    functions-framework --asgi --source handlers/main.py --target dispatch     works, but see
-    async-processor serve --target dispatch                                    graceful at shutdown
+    functions-framework --asgi --source handlers/main.py --target dispatch     works, but stops 30 s after SIGTERM
+    async-processor serve --target dispatch                                    finishes its requests at shutdown
 """
 
 from __future__ import annotations

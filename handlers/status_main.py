@@ -1,6 +1,6 @@
-"""The status page's entry point, on functions-framework's synchronous side.
+"""The status page's entry point for functions-framework.
 
-functions-framework --source handlers/status_main.py --target status     or
+functions-framework --source handlers/status_main.py --target status
 async-processor status
 """
 
@@ -19,10 +19,10 @@ from handlers.wiring.status_page import respond
 
 
 class _CurrentSettings:
-    """The settings, and those that follow them as the configuration file changes."""
+    """The current settings, which follow changes of the configuration file."""
 
     def __init__(self) -> None:
-        # The framework puts this function's name where the handlers have the name of a door.
+        # The framework passes this function's name as the name of the door.
         variables = {**os.environ, "FUNCTION_TARGET": ""}  # noqa: TID251  # the process's own start
         self._settings = load_settings(variables)
         self._watch = ConfigWatch(variables, self._settings, get_logger("status"))
@@ -37,5 +37,5 @@ _current = lru_cache(maxsize=1)(_CurrentSettings)
 
 @functions_framework.http
 def status(request: flask.Request) -> flask.Response:
-    """Every page, by its path."""
+    """Respond with the page of the request's path."""
     return respond(request, _current().get())

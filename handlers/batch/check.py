@@ -56,9 +56,10 @@ def check_text_file(path: Path, head: bytes) -> None:
 
 
 def check_file(path: Path, *, is_whole: bool) -> FileCheck:
-    """Check the format and, if `is_whole`, every line. Raises `InvalidFile` for a format or a duplicate `custom_id`.
+    """Check the format and, with `is_whole`, every line.
 
-    Memory: 16 bytes and the number of the line for each `custom_id`.
+    Raises `InvalidFile` for another format or a duplicate `custom_id`. Needs 16 bytes of memory, and the line's
+    number, for each `custom_id`.
     """
     with path.open("rb") as file:
         check_text_file(path, file.read(8))

@@ -12,7 +12,7 @@ from handlers.batch.lines import custom_id_of, decode_output, request_id
 
 
 class FoundLine(msgspec.Struct, kw_only=True):
-    """One line of the input. `written` says where its answer or error is; empty if it has none yet."""
+    """One line of the input; `written` is the file with its answer or error, or empty."""
 
     custom_id: str
     number: int
@@ -21,7 +21,7 @@ class FoundLine(msgspec.Struct, kw_only=True):
 
 
 def find_lines(files: BatchFiles, state: BatchState, custom_ids: Collection[str]) -> dict[str, FoundLine]:
-    """The lines with these `custom_id`s; of duplicates the first. An id that no line has is missing."""
+    """The first line with each `custom_id`; ids without a line are missing."""
     found: dict[str, FoundLine] = {}
     for number, text in numbered_lines(Path(state.source), 1):
         name = custom_id_of(text)

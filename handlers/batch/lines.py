@@ -4,8 +4,8 @@
     out  {"id": "batch_req_…", "custom_id": "a", "error": null,
           "response": {"status_code": 200, "request_id": "…", "body": {…}}}
 
-Lines with a 2xx answer belong to the output file, all others to the error file. `id` ends in the number
-of the input line: from it a run that was cut off knows what it has written.
+Lines with a 2xx answer go to the output file, all others to the error file. `id` ends in the number of the input
+line, so that an interrupted run can tell which lines it has written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _URL = re.compile(r"/[!-~]*")
 
 
 class BatchLine(msgspec.Struct, frozen=True):
-    """One request of the file; `number` counts from 1, `body` is as it was written."""
+    """One request of the file; `number` counts from 1, `body` is unchanged JSON."""
 
     number: int
     custom_id: str
@@ -214,5 +214,5 @@ def _body(payload: str) -> msgspec.Raw | str:
         _raw_decoder.decode(text)
     except MALFORMED:
         return payload
-    # Between tokens a line break is white space; inside a string JSON has none.
+    # A line break between tokens is whitespace; JSON strings contain none.
     return msgspec.Raw(text.replace(b"\n", b" ").replace(b"\r", b" ").strip())

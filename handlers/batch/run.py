@@ -62,8 +62,10 @@ log = logging.getLogger(__name__)
 
 
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """`window`: lines that may be submitted and not answered at a time. `late_seconds`: how long after
-    the deadline, or after a cancellation, a result is waited for.
+    """Limits of a run.
+
+    `window` is the most lines submitted and not yet answered. `late_seconds` is how long a result is awaited after
+    the deadline or a cancellation.
     """
 
     window: int = 20_000
@@ -132,7 +134,7 @@ class BatchRun:
     # --- lines into the queue
 
     async def _settle_uncertain(self) -> None:
-        """Check the lines that may have been submitted, and submit those that were not."""
+        """Check the lines that may have been submitted, and submit the missing ones."""
         lines = list(self._lines(1, self._state.submitted_through))
         for line in lines:
             self._waiting[line.number] = line.custom_id
@@ -142,7 +144,7 @@ class BatchRun:
             states = await patiently(partial(self._queue.are_live, numbers))
             live.update(number for number, is_live in zip(numbers, states, strict=True) if is_live)
         await self._look_for_cancel()
-        # A request whose live marker is gone has a result, since both change in one step. So a line
+        # A request without a live marker has a result, since one step changes both. So a line
         # that is neither live nor answered was never submitted.
         while await self._collect():
             pass
@@ -170,10 +172,10 @@ class BatchRun:
             self._state.submitted_through = chunk[-1].number + JOURNALED_AHEAD
             self._save()
         await self._submit(chunk, is_repeated=False)
-        await asyncio.sleep(0)  # a file in the page cache never waits: let the collector run
+        await asyncio.sleep(0)  # reading a cached file never waits, so give the collector its turn
 
     async def _submit(self, lines: list[BatchLine], *, is_repeated: bool) -> None:
-        """Submit lines, or write their errors: cancelled, past the deadline, invalid."""
+        """Submit lines, or write the errors of cancelled, late and invalid ones."""
         code = self._reason_not_to_submit()
         parts: list[MemberParts] = []
         for line in lines:
@@ -244,7 +246,7 @@ class BatchRun:
         return len(texts)
 
     def _write_result(self, text: bytes) -> None:
-        """Write a result once; doubles and results of other batches are passed over."""
+        """Write a result once; skip duplicates and results of other batches."""
         try:
             result = decode_result(text)
         except Malformed:
@@ -274,7 +276,7 @@ class BatchRun:
             await patiently(partial(self._queue.cancel, some))
 
     def _give_up_the_late(self) -> None:
-        """Write off lines whose result should have come long ago: no poller runs, or Redis lost them."""
+        """Write an error for lines whose result is long overdue: no poller runs, or Redis lost them."""
         late_seconds = self._options.late_seconds
         if time.monotonic() - self._last_result_at < late_seconds:
             return
@@ -312,7 +314,7 @@ class BatchRun:
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a call while the broker does not answer, for a minute at most."""
+    """Repeat a call until the broker answers, for at most a minute."""
     ends_at = time.monotonic() + UNREACHABLE_SECONDS
     backoff = Backoff(FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
     while True:

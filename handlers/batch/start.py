@@ -23,10 +23,10 @@ def begin_or_resume(
     tenant: str,
     is_checked: bool = True,
 ) -> BatchState:
-    """The state of the batch, written to its file; what an earlier run has fixed stays.
+    """Read or create the batch's state and write it to its file.
 
-    Unless `is_checked` is false, every line is checked before. Raises `BatchConflict` if the files belong to something
-    else or the input has changed, `InvalidFile` for an input that cannot be used.
+    Settings of an earlier run are kept. Unless `is_checked` is False, every line is checked first. Raises
+    `BatchConflict` if the files belong to another batch or the input has changed, `InvalidFile` for an invalid input.
     """
     state = files.read_state()
     if state is not None:

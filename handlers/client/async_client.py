@@ -54,7 +54,7 @@ class AsyncClient:
 
         It cancels through the Redis at `cancel_redis_url`, the push door's `DEDUPE_REDIS_URL`.
         """
-        # Loads an HTTP client: not for those who use Redis.
+        # Loads an HTTP client, which users of Redis do not need.
         from handlers.client.pubsub_broker import PubSubBroker  # noqa: PLC0415  # see above
 
         return cls(
@@ -88,16 +88,16 @@ class AsyncClient:
     ) -> Submission:
         """Queue one request; the other fields are those of `NewRequest`.
 
-        With an `idempotency_key`, the submission recorded under that key is returned (`is_new` is false) if the content
-        is the same. The key is valid until the result is acknowledged, and for `idempotency_window_seconds` more.
+        If the `idempotency_key` is recorded for the same content, returns the earlier submission with `is_new` false.
+        The key is valid until the result is acknowledged, and for `idempotency_window_seconds` after that.
 
-        Raises `InvalidRequest` before anything is queued, `IdempotencyConflict` if the key was used for other content,
-        `NotOffered` for a key on Pub/Sub, and `BrokerUnreachable` when the broker does not answer.
+        Raises `InvalidRequest` before anything is queued, `IdempotencyConflict` if the key was used for other
+        content, `NotOffered` for a key on Pub/Sub, and `BrokerUnreachable` if the broker does not answer.
         """
         return (await self.submit_many([NewRequest(payload=payload, deadline=deadline, **fields)]))[0]
 
     async def submit_many(self, requests: Iterable[NewRequest]) -> list[Submission]:
-        """Queue many requests, in order, in as few round trips as is fair to others."""
+        """Queue many requests, in order, in calls small enough for other clients."""
         return await self._broker.submit(list(requests))
 
     async def ask(
@@ -108,16 +108,16 @@ class AsyncClient:
         within: timedelta | float | None = None,
         **fields: Unpack[RequestFields],
     ) -> Result:
-        """Queue one request with a result list of its own, and wait for the result."""
+        """Queue one request with its own result list, and wait for the result."""
         fields["has_own_results"] = True
         submission = await self.submit(payload, deadline=deadline, **fields)
         return await self.wait(submission, within=within)
 
     async def wait(self, submission: Submission | str, *, within: timedelta | float | None = None) -> Result:
-        """The result of a request that was submitted with `has_own_results`, by its submission or id.
+        """Wait for the result of a request submitted with `has_own_results`.
 
-        The result is not consumed: it may be asked for again, also by another process, until its
-        list expires. Raises `NoResultYet` when it did not come `within` that time (seconds).
+        The request is a submission or an id. The result is not consumed: it can be read again, also by another
+        process, until its list expires. Raises `NoResultYet` if it does not arrive `within` that many seconds.
         """
         seconds = within.total_seconds() if isinstance(within, timedelta) else within
         return await self._broker.own_result(submission, seconds)
@@ -135,27 +135,27 @@ class AsyncClient:
         return ResultStream(self._broker.results(name), limit=limit, idle_seconds=seconds, batch=batch)
 
     def peek(self, name: str = "", *, limit: int | None = None) -> AsyncIterator[Result]:
-        """Results of the list `name` (empty: the options' own), oldest first, left where they are.
+        """Results of the list `name` (empty: the default one), oldest first, left in place.
 
-        Results that another reader holds are not among them. Raises `NotOffered` on Pub/Sub.
+        Results that another reader has leased are not included. Raises `NotOffered` on Pub/Sub.
         """
         return self._broker.peek(name, limit)
 
     async def cancel(self, submission: Submission | str) -> bool:
-        """Cancel a submission, or whichever of an id is live; false if it is over already."""
+        """Cancel a submission, or the live submission of an id; False if it has finished."""
         return (await self.cancel_many([submission]))[0]
 
     async def cancel_many(self, submissions: Sequence[Submission | str]) -> list[bool]:
-        """Cancel many; returns for each whether it was live."""
+        """Cancel many requests; returns for each whether it was live."""
         return await self._broker.cancel(submissions)
 
     async def look_up(self, submission: Submission | str) -> RequestState:
-        """Where a submission is now, without reading the queue; see `where` for details."""
+        """The state of a submission, from its keys alone; see `where` for details."""
         return await self._broker.look_up(submission)
 
     async def where(self, submission: Submission | str) -> Whereabouts:
-        """Search a request in the queue, among retries, dead letters, records and results; reads only.
+        """Search a request in the queue, retries, dead letters, records and results; read-only.
 
-        It reads the whole queue in parts: use `look_up` for many requests. Raises `NotOffered` on Pub/Sub.
+        It reads the whole queue in parts, so use `look_up` for many requests. Raises `NotOffered` on Pub/Sub.
         """
         return await self._broker.where(submission)

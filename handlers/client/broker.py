@@ -17,9 +17,9 @@ from handlers.redis_store.submit.submissions import RequestState
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """One queued request.
 
-    `token` distinguishes submissions of one id; it is empty on Pub/Sub. `deadline` is in Unix seconds. `results` is the
-    list or subscription that gets the result. `is_new` is false if an earlier submission stands for this one: `token`
-    is then the earlier one's, and with an idempotency key all other fields too.
+    `token` distinguishes submissions of one id; it is empty on Pub/Sub. `deadline` is in Unix seconds. `results` is
+    the list or subscription that gets the result. `is_new` is False if an earlier submission was found instead:
+    `token` is then the earlier one's, and with an idempotency key all other fields too.
     """
 
     id: str
@@ -36,10 +36,10 @@ class ResultSource(Protocol):
 
     @property
     def lease_seconds(self) -> float:
-        """Seconds for which a result is held after `receive` or `renew`."""
+        """Duration of a lease in seconds."""
 
     async def receive(self, limit: int) -> list[HeldResult]:
-        """Take at most `limit` results; empty when there are none now."""
+        """Take at most `limit` results; an empty list if there are none."""
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
         """Extend the leases; returns for each whether it is still held."""
@@ -58,10 +58,10 @@ class Broker(Protocol):
         """Queue requests, in order; returns one submission for each."""
 
     def results(self, name: str = "") -> ResultSource:
-        """The results of `name` (a list or a subscription; empty: the options' own)."""
+        """The results of `name`, a list or subscription (empty: the default one)."""
 
     async def own_result(self, submission: Submission | str, timeout_seconds: float | None) -> Result:
-        """The result of a submission with a result list of its own; left in place."""
+        """Wait for the result in a submission's own list; left in place."""
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
         """Cancel; returns for each whether it was live."""

@@ -1,4 +1,4 @@
-"""A member of the queue as the reference's own producer writes it: an envelope of kind `redis`."""
+"""Encode a queue member as the reference's producer writes it: an envelope of kind `redis`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ def member_parts(
     own_result_seconds: int | None = None,
     payload_ref: str = "",
 ) -> MemberParts:
-    """The member around `body`, left open for its place in the queue.
+    """The member around `body`, without the field for its place in the queue.
 
-    `own_result_seconds` says that `results` belongs to this request alone, and for how long it is kept:
-    then the queue's own settings must not send the result elsewhere. With `payload_ref` the payload
-    is stored apart.
+    With `own_result_seconds`, `results` belongs to this request alone and is kept for that long, and the queue's own
+    settings must not send the result elsewhere. With `payload_ref`, the payload is offloaded.
     """
     internal: dict[str, object] = {"request_queue_name": queue, "result_queue_name": results}
     if own_result_seconds is not None:
@@ -41,7 +40,7 @@ def member_parts(
         id=body.id,
         deadline=body.deadline,
         token=token,
-        # Must be closed by what submit.lua writes between head and tail.
+        # `submit.lua` adds the missing field between head and tail, so the text must be closed there.
         head=b'{"internal":%b,"request_token":"%b-' % (routing, token.encode()),
         tail=b'},"request_kind":"redis","data":%b}' % data,
         payload=body.payload if payload_ref else b"",

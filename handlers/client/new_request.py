@@ -32,12 +32,12 @@ _canonical_encoder = msgspec.json.Encoder(order="sorted")
 
 
 class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to queue; `payload` and `deadline` are all it needs.
+    """One request to queue; only `payload` and `deadline` are required.
 
-    An empty `id` becomes a random one. `tier` is `interactive`, `async` or `batch`; `tenant` is
-    the caller's name for fairness and quotas. `has_own_results` gives it a result list of its own, which
-    `wait` reads; without, its result goes to the shared list. A second request with the same
-    `idempotency_key` in the same queue is not queued: see `content_digest`. Redis only.
+    An empty `id` becomes a random one. `tier` is `interactive`, `async` or `batch`; `tenant` is the caller's name for
+    fairness and quotas. With `has_own_results`, the request has its own result list, which `wait` reads; otherwise
+    the result goes to the shared list. A second request with the same `idempotency_key` in the same queue is not
+    queued (see `content_digest`; Redis only).
     """
 
     payload: Payload

@@ -27,7 +27,7 @@ from handlers.redis_store.submit.client_access import STORE_ERRORS, RedisAccess,
 from handlers.redis_store.submit.submissions import RequestState
 
 LEASE_SECONDS = 60
-"""Lease of a result. A subscription's default is 10 s, so each receipt extends it."""
+"""Seconds of a lease. A subscription's default is 10 s, so each receipt extends it."""
 
 PULL_SECONDS = 2.0
 TIER_ATTRIBUTE = "tier"
@@ -87,7 +87,7 @@ class PubSubBroker:
         ]
 
     def results(self, name: str = "") -> PubSubResults:
-        """The results of the subscription `name` (empty: the broker's own)."""
+        """The results of the subscription `name` (empty: the default one)."""
         subscription = name or self._subscription
         if not subscription:
             accepted = "a pull subscription to the result topic"
@@ -95,9 +95,9 @@ class PubSubBroker:
         return PubSubResults(Puller(self._channel, subscription))
 
     async def own_result(self, submission: Submission | str, timeout_seconds: float | None) -> Result:
-        """Read the subscription until the result of that id comes; others are given back at once.
+        """Read the subscription until the result of an id arrives.
 
-        Meant for a subscription without other readers.
+        Other results are returned at once. Use it only on a subscription without other readers.
         """
         request_id = submission.id if isinstance(submission, Submission) else submission
         source = self.results()
@@ -111,10 +111,11 @@ class PubSubBroker:
             raise NoResultYet(request_id, timeout_seconds or 0.0) from None
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
-        """Cancel through the push door's Redis; true for each id, as Pub/Sub does not report live messages.
+        """Cancel through the push door's Redis; returns True for each id.
 
-        Requests submitted under the id until now get `CANCELLED` when they are delivered, or at once at a gate or in
-        flight. A new submission in the same second is cancelled too.
+        Pub/Sub does not report which messages are live. Requests submitted under the id until now get `CANCELLED`
+        when they are delivered, or at once if they wait at a gate or are in flight. A new submission in the same
+        second is cancelled too.
         """
         if self._redis is None:
             raise NotOffered(
@@ -169,19 +170,19 @@ class PubSubResults:
         return [HeldResult(each.ack_id.encode(), each.data) for each in pulled]
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
-        """Hold on to them. Pub/Sub does not tell whether they are still ours."""
+        """Extend the leases; returns True for each, as Pub/Sub does not report lost leases."""
         with pubsub_errors():
             await self._puller.extend(_ack_ids(claim_keys), LEASE_SECONDS)
         return [True] * len(claim_keys)
 
     async def ack(self, claim_keys: Sequence[bytes]) -> list[AckOutcome]:
-        """Drop results that are safe with their reader; each may still come a second time."""
+        """Acknowledge results; each may still be delivered a second time."""
         with pubsub_errors():
             await self._puller.ack(_ack_ids(claim_keys))
         return [AckOutcome.DONE] * len(claim_keys)
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> int:
-        """Let them be delivered again at once."""
+        """Return results, so that they are delivered again at once."""
         with pubsub_errors():
             await self._puller.give_back(_ack_ids(claim_keys))
         return len(claim_keys)

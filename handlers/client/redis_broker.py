@@ -57,7 +57,7 @@ _CHECKED_STEPS = 20
 """Calls that look for one id in the queue: 10,000 small requests."""
 
 UNREAD_RESULT_SECONDS = 7 * 86_400
-"""How long an idempotency key waits, after the deadline, for the acknowledgement of a result in a shared list."""
+"""Seconds after the deadline for which an idempotency key waits until a result in a shared list is acknowledged."""
 
 MOST_RECEIVED = 1_000
 """Results that one call takes under a lease."""
@@ -80,7 +80,8 @@ class RedisBroker:
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
         """Queue requests in order; all are checked before the first is queued.
 
-        Raises `IdempotencyConflict`: before the first is queued, unless another producer uses the key at the same time.
+        Raises `IdempotencyConflict`. Nothing has been queued then, unless another producer used the key at the same
+        time.
         """
         now = time.time()
         parts = [self._parts(request, now) for request in requests]
@@ -94,7 +95,7 @@ class RedisBroker:
         ]
 
     async def _check_keys(self, requests: Sequence[NewRequest], parts: Sequence[MemberParts]) -> None:
-        """Raise `IdempotencyConflict` for a key that stands for other content, in Redis or in this call."""
+        """Raise `IdempotencyConflict` for a key recorded, or used in this call, for other content."""
         if not any(part.record for part in parts):
             return
         records = await self._patience.insist(lambda _: self._submissions.recorded(parts))
@@ -103,7 +104,7 @@ class RedisBroker:
                 _check_content(request, part, records.setdefault(part.submitted_key, part.record))
 
     def _submission(self, request: NewRequest, part: MemberParts, done: Queued) -> Submission:
-        """The submission that stands for a request: its own, or the one recorded under its idempotency key."""
+        """The submission of a request: its own, or the one recorded under its idempotency key."""
         recorded = done.record
         if recorded:
             _check_content(request, part, recorded)
@@ -146,7 +147,7 @@ class RedisBroker:
     async def _check_known(self, request_id: str, list_name: str) -> None:
         """Raise `UnknownRequest` for an id that is not queued, not live, and has no result list.
 
-        A request of another producer has none of the keys of our client's; its queue is searched.
+        Requests of other producers have no keys of our client, so their queue is searched.
         """
         if await self.look_up(request_id) is not RequestState.UNKNOWN:
             return
@@ -155,11 +156,13 @@ class RedisBroker:
         with store_errors():
             if await may_be_queued(self._redis, request_id, keys, steps=_CHECKED_STEPS):
                 return
-            if not await self._redis.exists(list_name):  # last: it may have been answered meanwhile
+            if not await self._redis.exists(
+                list_name
+            ):  # last, because the request may have been answered in the meantime
                 raise UnknownRequest(request_id)
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
-        """Cancel; an id means its live submission."""
+        """Cancel submissions; an id stands for its live submission."""
         names = [_names(submission) for submission in submissions]
         done: list[bool] = []
         for start in range(0, len(names), BATCH_REQUESTS):
@@ -168,7 +171,7 @@ class RedisBroker:
         return done
 
     async def look_up(self, submission: Submission | str) -> RequestState:
-        """Where a submission is now, from a handful of keys."""
+        """The state of a submission, from a few keys."""
         request_id, token = _names(submission)
         queue = submission.queue if isinstance(submission, Submission) else self._options.queue
         with store_errors():
@@ -230,7 +233,7 @@ class RedisBroker:
         return self._keyed(parts, request) if key else parts
 
     def _keyed(self, parts: MemberParts, request: NewRequest) -> MemberParts:
-        """The member with the record that its idempotency key stands for."""
+        """The member with the record for its idempotency key."""
         options = self._options
         is_own = request.has_own_results
         return msgspec.structs.replace(
@@ -250,7 +253,7 @@ class RedisBroker:
         return result_of_key(results, request_id) if request.has_own_results else results
 
     async def _submit_batch(self, batch: Sequence[MemberParts]) -> list[Queued]:
-        """One call, retried until it is answered; a retry queues nothing twice."""
+        """Queue one batch; retries until Redis answers, and queues nothing twice."""
 
         async def submit(is_repeated: bool) -> list[Queued]:
             return await self._submissions.submit(
@@ -304,7 +307,7 @@ class RedisResults:
             return await self._results.renew(claim_keys)
 
     async def ack(self, claim_keys: Sequence[bytes]) -> list[AckOutcome]:
-        """Remove results, their offloaded payloads, and let their idempotency keys expire."""
+        """Remove results and their offloaded payloads, and let their idempotency keys expire."""
         with store_errors():
             outcomes = await self._results.ack(claim_keys)
             done = [
@@ -313,7 +316,7 @@ class RedisResults:
                 if outcome is not AckOutcome.LOST
             ]
             await delete_payloads(self._redis, _found(self._payload_keys, done))
-        with contextlib.suppress(*STORE_ERRORS):  # the key is valid for longer then
+        with contextlib.suppress(*STORE_ERRORS):  # the key is valid for longer in that case
             await self._keys.acknowledge(_found(self._keyed_tokens, done))
         for held in (self._payload_keys, self._keyed_tokens):
             _forget(held, claim_keys)

@@ -45,9 +45,9 @@ class ResultDelivery:
 class ResultStream:
     """An asynchronous iterator over the results of one source; use it as a context manager.
 
-    Leases are renewed while it is open. Closing returns results that were received and not acknowledged. `limit` is
-    the number of results after which it ends; `idle_seconds` ends it after that long without a result (0: when none is
-    there). Without both it never ends.
+    Leases are renewed while it is open. Closing it returns results that were received but not acknowledged. It ends
+    after `limit` results, or after `idle_seconds` without a result (0: as soon as there is none). Without both it
+    never ends.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ResultStream:
         return self
 
     async def __anext__(self) -> ResultDelivery:
-        """The next result; raises `StopAsyncIteration` at the end that was asked for."""
+        """The next result; raises `StopAsyncIteration` after `limit` or `idle_seconds`."""
         if self._left == 0:
             raise StopAsyncIteration
         while True:
@@ -92,13 +92,13 @@ class ResultStream:
                 raise StopAsyncIteration
             held = self._ready.popleft()
             if held.claim_key not in self._held:
-                continue  # its lease expired meanwhile: another reader has it
+                continue  # its lease expired in the meantime: another reader has the result
             if self._left is not None:
                 self._left -= 1
             return ResultDelivery(decode_result(held.result), held.claim_key, self)
 
     def take_ready(self) -> list[ResultDelivery]:
-        """The results that were received with the last one, without waiting."""
+        """Results that have already been received, without waiting."""
         taken: list[ResultDelivery] = []
         while self._ready and self._left != 0:
             held = self._ready.popleft()
@@ -108,7 +108,7 @@ class ResultStream:
         return taken
 
     async def ack(self, deliveries: Sequence[ResultDelivery]) -> None:
-        """Remove many results in one round trip; raises `LeaseLost` for the first whose lease expired."""
+        """Acknowledge many results in one call; raises `LeaseLost` for the first expired lease."""
         outcomes = await self._source.ack([delivery.claim_key for delivery in deliveries])
         for delivery in deliveries:
             self._held.pop(delivery.claim_key, None)
@@ -117,7 +117,7 @@ class ResultStream:
                 raise LeaseLost(delivery.result.id)
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> None:
-        """Return these results; any reader can receive them at once."""
+        """Return results, so that any reader can receive them at once."""
         for key in claim_keys:
             self._held.pop(key, None)
         for start in range(0, len(claim_keys), HANDLED_AT_ONCE):
@@ -140,7 +140,7 @@ class ResultStream:
             await self._source.give_back(held)
 
     async def renew(self) -> None:
-        """Renew all leases once; results whose lease was lost are dropped here."""
+        """Renew all leases once; drops results whose lease was lost."""
         held = list(self._held)
         for start in range(0, len(held), HANDLED_AT_ONCE):
             keys = held[start : start + HANDLED_AT_ONCE]

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """An event loop in a thread of its own, for code without one; threads may share it."""
+    """An event loop in its own thread, for code without one; threads may share it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -102,7 +102,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and end the thread; a second time does nothing."""
+        """Close the connections and end the thread; a second call has no effect."""
         if self._loop.is_closed:
             return
         self.run(self._client.close())

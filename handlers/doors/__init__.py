@@ -1,1 +1,1 @@
-"""In and out: one delivery becomes one request, one outcome becomes that caller's answer."""
+"""Doors: HTTP endpoints that turn deliveries into requests and outcomes into responses."""

@@ -25,7 +25,7 @@ _OK: Final = range(200, 300)
 
 
 class Counted(msgspec.Struct, Generic[ContextT], frozen=True):
-    """A delivery's context, its request if it could be read, and when it came (`time.perf_counter`)."""
+    """A delivery's context, its request if readable, and its arrival (`time.perf_counter`)."""
 
     context: ContextT
     request: Request | None
@@ -33,9 +33,9 @@ class Counted(msgspec.Struct, Generic[ContextT], frozen=True):
 
 
 class AccountedDoor(Generic[ContextT]):
-    """Records the deliveries of `door`; `queue_name` returns the queue or subscription of one.
+    """Records the deliveries of `door`; `queue_name` returns a delivery's queue or subscription.
 
-    `metrics` are the door's own series and those of queues that no poller counts; without them, deliveries are only
+    `metrics` are the door's own series and those of queues that no poller counts. Without them, deliveries are only
     logged.
     """
 
@@ -54,7 +54,7 @@ class AccountedDoor(Generic[ContextT]):
         self._clock = clock
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, Counted[ContextT]] | Answer:
-        """Decode, and note the time and the request."""
+        """Decode a delivery; keep its time of arrival and its request."""
         began_at = time.perf_counter()
         decoded = await self._door.decode(delivery)
         if isinstance(decoded, Answer):
@@ -66,7 +66,7 @@ class AccountedDoor(Generic[ContextT]):
         return self._door.limits(context.context)
 
     async def settle(self, context: Counted[ContextT], outcome: Outcome) -> Answer:
-        """Settle, then record; a result that could not be recorded counts as a retry."""
+        """Settle a delivery and record it; a result that could not be published counts as a retry."""
         decided_at = time.perf_counter()
         answer = await self._door.settle(context.context, outcome)
         settled_at = time.perf_counter()
@@ -109,7 +109,7 @@ class AccountedDoor(Generic[ContextT]):
             queue.buried(1)
 
     def _account(self, context: Counted[ContextT], outcome: Outcome, seconds: float) -> None:
-        """Record the outcome; the poller records the outcome of its own events."""
+        """Record the outcome, unless a poller does so for its own event."""
         queue_name = self._queue_name(context.context)
         queue = self._metrics[1](queue_name) if self._metrics else None
         if context.request is not None:

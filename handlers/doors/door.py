@@ -18,7 +18,7 @@ CONNECTION: Final = "async_processor.connection"
 class CallerConnection:
     """A client's connection; `on_lost` is called once when it ends, on the event loop.
 
-    `has_whole_request`: every request read from it so far has arrived to its last byte.
+    `has_whole_request`: every request read from it has arrived completely.
     """
 
     __slots__ = ("_is_lost", "has_whole_request", "on_lost")
@@ -74,23 +74,23 @@ ContextT = TypeVar("ContextT")
 
 
 class Door(Protocol[ContextT]):
-    """One kind of delivery. `ContextT` is what the door needs when it settles."""
+    """A kind of delivery; `ContextT` is what the door needs to settle one."""
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, ContextT] | Answer:
-        """The request; its final outcome if there is nothing to send; or the immediate answer."""
+        """Decode a delivery to a request, a final outcome, or an immediate answer."""
         ...
 
     def limits(self, context: ContextT) -> AttemptOptions:
-        """The options that this delivery sets for the attempt."""
+        """The limits that this delivery sets for the attempt."""
         ...
 
     async def settle(self, context: ContextT, outcome: Outcome) -> Answer:
-        """The outcome in the protocol of the caller."""
+        """The answer to the caller for an outcome."""
         ...
 
 
 async def handle(door: Door[ContextT], delivery: Delivery, forward: Forward) -> Answer:
-    """The answer to one delivery. Never raises for bad input: that is a final result or a 4xx."""
+    """The answer to one delivery. Never raises: invalid input is a final result or a 4xx."""
     decoded = await door.decode(delivery)
     if isinstance(decoded, Answer):
         return decoded

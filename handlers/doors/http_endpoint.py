@@ -32,7 +32,7 @@ class CallerRefusal(Protocol):
 
     @property
     def reason(self) -> str:
-        """For the log; never contains the token."""
+        """The reason for the log, without the token."""
         ...
 
 
@@ -46,7 +46,7 @@ class Authenticator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GuardedPage:
-    """A page with an authenticator of its own."""
+    """A page with its own authenticator."""
 
     authenticator: Authenticator
     show: Callable[[], Answer]
@@ -54,9 +54,10 @@ class GuardedPage:
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """`max_body_bytes` bounds a delivery before it is decoded, `receive_timeout_seconds` its arrival.
+    """Limits of an endpoint.
 
-    `ends_with_client`: a client that disconnects cancels its delivery, as the poller does.
+    `max_body_bytes` bounds a delivery before it is decoded, `receive_timeout_seconds` its arrival. With
+    `ends_with_client`, a client that disconnects cancels its delivery, as the poller does.
     """
 
     max_body_bytes: int
@@ -65,9 +66,9 @@ class EndpointOptions:
 
 
 class HttpEndpoint:
-    """Answers the HTTP requests of a process. `pages` are small GET pages by path (health).
+    """Answers the HTTP requests of a process.
 
-    `guarded_pages` are pages with an authenticator of their own (metrics).
+    `pages` are small GET pages by path (health). `guarded_pages` have their own authenticators (metrics).
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class HttpEndpoint:
         )
 
     async def _handle_for(self, connection: CallerConnection, delivery: Delivery) -> Answer:
-        """Handle until the client disconnects, which closes the connection to the gateway too."""
+        """Handle a delivery until the client disconnects, which also closes the connection to the gateway."""
         task = asyncio.current_task()
         if task is None or connection.is_lost():
             return _GONE
@@ -135,7 +136,7 @@ class HttpEndpoint:
             connection.on_lost = None
 
     async def _guarded(self, page: GuardedPage, request: Request) -> Answer:
-        """The page if the caller shows its token; refusals look like those of the door."""
+        """The page if the caller is accepted; refusals look like those of the door."""
         refusal = await page.authenticator.check(request.scope["headers"])
         if refusal is not None:
             self._on_refused(refusal)
@@ -145,14 +146,14 @@ class HttpEndpoint:
         return page.show()
 
     async def _body(self, request: Request) -> bytes | Answer:
-        """The whole body, or the answer that refuses it."""
+        """The complete body, or the answer that refuses it."""
         limit = self._options.max_body_bytes
         length = next((value for name, value in request.scope["headers"] if name == b"content-length"), b"")
         if length.isdigit() and int(length) > limit:
             return plain(413, f"the body is larger than {limit} bytes")
         connection = request.scope.get(CONNECTION)
         if connection is not None and connection.has_whole_request:
-            return await _received(request, limit)  # without a timer: nothing is waited for
+            return await _received(request, limit)  # without a timer, because the body is there already
         try:
             async with asyncio.timeout(self._options.receive_timeout_seconds):
                 return await _received(request, limit)
@@ -191,6 +192,6 @@ class _Reply(Response):
 
 
 def _refused(status: int) -> Answer:
-    """A constant answer, which tells an unauthenticated caller nothing."""
+    """A constant answer, which reveals nothing to an unauthenticated caller."""
     headers = {"www-authenticate": "Bearer"} if status == 401 else None
     return plain(status, {401: "unauthorized", 403: "forbidden"}.get(status, "try again later"), headers)

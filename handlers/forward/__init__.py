@@ -1,1 +1,1 @@
-"""Exactly one request to the gateway, and the judgement of what came back."""
+"""Send one request to the gateway and classify the response."""

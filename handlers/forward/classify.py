@@ -47,7 +47,7 @@ FAILURES: Final = tuple({kind for kind, _ in FAILURE_REASONS})
 OWN_FAULTS: Final = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError)
 """Exceptions of a request that cannot be written: nothing was sent, and a retry would fail again.
 
-Catch them before `FAILURES`, which includes some of them.
+Catch these before `FAILURES`, which includes some of them.
 """
 
 

@@ -1,4 +1,7 @@
-"""Forwarding: sends a request once within its time and classifies the response. Never raises for a bad response."""
+"""Send a request once within its time and classify the response.
+
+Forwarding never raises for a bad response.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,11 @@ from handlers.transport.failures import UnusableResponse
 
 
 class AttemptOptions(msgspec.Struct, frozen=True):
-    """What the caller of one attempt sets beside the request.
+    """What the caller of one attempt sets in addition to the request.
 
     `seconds` limits the delivery (Pub/Sub's ack deadline less a margin); None: no limit. A refused delivery returns
-    after `earliest_retry_seconds` at the earliest. `body` is the request as queued, for a hop to a handler.
-    `ask_for_room` is asked before a large answer is read. `on_sending` is called once, after the gates.
+    after `earliest_retry_seconds` at the earliest. `body` is the request as queued, for a handler. `ask_for_room` is
+    asked before a large response is read. `on_sending` is called once, after the gates.
     """
 
     seconds: float | None = None
@@ -66,9 +69,10 @@ class Sender(Protocol):
         until: float = math.inf,
         ask_for_room: AskForRoom | None = None,
     ) -> GatewayResponse:
-        """POST and read the answer; raise `TimeoutError` at `until` (event loop's clock), and send nothing after it.
+        """POST and read the response; raise `TimeoutError` at `until`.
 
-        A large answer is read once `ask_for_room` gives room.
+        `until` is a time of the event loop's clock, after which nothing is sent. A large response is read once
+        `ask_for_room` gives room.
         """
         ...
 
@@ -99,7 +103,7 @@ class Forwarder:
         self._draw = draw
 
     async def forward(self, request: Request, options: AttemptOptions = NO_OPTIONS) -> Outcome:
-        """One attempt: a final result, or a retry that still fits before the deadline."""
+        """Make one attempt; returns a final result, or a retry that fits before the deadline."""
         left = request.deadline - self._clock()
         if left <= 0:
             return expired(request, None)
@@ -141,7 +145,7 @@ class Forwarder:
         return self._retry(request, options, status_reason(response.status_code), feedback, last)
 
     def _feedback(self, response: GatewayResponse) -> Feedback:
-        """The response as gates need it: the status and the headers of the gateway's flow control."""
+        """Feedback for gates: the status and the flow control's headers."""
         headers = response.headers
         return Feedback(
             status_code=response.status_code,
@@ -172,7 +176,7 @@ class Forwarder:
 
 
 def _number(text: str | None) -> float | None:
-    """The finite number in a header; None if there is none."""
+    """The finite number in a header, or None."""
     try:
         value = float(text) if text else math.nan
     except ValueError:

@@ -23,8 +23,8 @@ BAND_HEADROOM_HEADER: Final = "x-llm-d-flow-band-headroom"
 class GatewayOptions:
     """How to reach gateways; `max_response_bytes` bounds a body before and after decompression.
 
-    `keepalive_seconds` is how long an unused connection is kept: less than the server's own limit. `token` returns our
-    bearer token for each request; it is sent to these gateways only.
+    `keepalive_seconds` is how long an unused connection is kept; it must be less than the server's own limit. `token`
+    returns our bearer token for each request; it is sent to these gateways only.
     """
 
     connect_timeout_seconds: float = 10.0
@@ -43,7 +43,7 @@ class GatewayResponse(msgspec.Struct, frozen=True):
 
 
 class Gateway:
-    """Connections of this process to all gateways; opened on first use, closed by `aclose`."""
+    """Connections to all gateways, opened on first use and closed by `aclose`."""
 
     def __init__(self, options: GatewayOptions) -> None:
         self._token = options.token
@@ -66,10 +66,10 @@ class Gateway:
         until: float = math.inf,
         ask_for_room: AskForRoom | None = None,
     ) -> GatewayResponse:
-        """POST `body` and read the whole answer.
+        """POST `body` and read the whole response.
 
-        At `until`, on the event loop's clock, the connection is closed and `TimeoutError` raised; nothing is sent after
-        it. Raises one of `handlers.forward.classify.FAILURES`, or `UnusableResponse`.
+        At `until`, a time of the event loop's clock, the connection is closed, `TimeoutError` is raised, and nothing
+        more is sent. Raises one of `handlers.forward.classify.FAILURES`, or `UnusableResponse`.
         """
         if self._token is not None:
             headers = {**headers, "authorization": f"Bearer {self._token()}"}
@@ -92,6 +92,6 @@ class Gateway:
 
 
 def _by_name(response: Response) -> GatewayResponse:
-    """Headers by name; of several with one name, the last."""
+    """Headers by name; the last of several with one name."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
     return GatewayResponse(response.status_code, headers, response.body)

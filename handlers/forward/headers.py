@@ -1,8 +1,8 @@
-"""Headers of a request to the gateway: those of the request that may pass, and our own. Pure.
+"""Build the headers of a request to the gateway from the request's own and ours.
 
-A request's own headers are untrusted: they must not frame the message, choose a host or a worker, speak for the proxy
-in front, or replace a header that the gateway trusts us for. Gateways add such headers all the time, so only listed
-names pass.
+A request's own headers are untrusted. They must not change the framing of the message, choose a host or a worker,
+speak for the proxy in front, or replace a header that the gateway trusts us to set. Gateways add such headers over
+time, so only listed names pass.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NEVER: Final = frozenset(
     {
         # Hop by hop (RFC 9110, 7.6.1)
         *("connection", "proxy-connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"),
-        # Framing and addressing: ours
+        # Framing and addressing, which we write
         *("host", "content-length", "content-type", "content-encoding", "accept-encoding", "expect"),
         # The trace context, which we write
         *("traceparent", "tracestate", "baggage"),
@@ -102,9 +102,10 @@ def _is_listed(name: str, listed: Sequence[str]) -> bool:
 
 
 def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | None = None) -> dict[str, str]:
-    """All headers of a request to the gateway except host and framing; later ones replace earlier ones.
+    """All headers of a request to the gateway, except host and framing.
 
-    `trace` is the current trace context; without it, the producer's context in the metadata is forwarded.
+    Later headers replace earlier ones. `trace` is the current trace context; without it, the producer's context in
+    the metadata is forwarded.
     """
     headers = {"content-type": "application/json", "accept-encoding": "identity"}
     if request.headers:

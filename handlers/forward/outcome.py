@@ -20,8 +20,8 @@ class LastResponse(msgspec.Struct, frozen=True):
 class Answered(msgspec.Struct, frozen=True):
     """Final: a response of the gateway, or an error.
 
-    `feedback` is the response as gates need it; None if the gateway was not called. `content_type` is that of the
-    response, empty if unknown.
+    `feedback` is the response as gates need it; None if the gateway was not called. `content_type` is the response's,
+    or empty if unknown.
     """
 
     result: Result

@@ -63,9 +63,10 @@ _PATH = re.compile(r"/[A-Za-z0-9._~/-]{1,255}")
 
 
 def is_safe_path(path: str, allowed: Sequence[str]) -> bool:
-    """Whether `path` is plain, has no dot segments or empty ones, and lies below an allowed prefix.
+    """Whether `path` is plain and allowed.
 
-    A prefix that ends in `/` allows all paths below it, any other only itself.
+    A plain path has neither dot segments nor empty ones. A prefix that ends in `/` allows all paths below it, any
+    other only itself.
     """
     if not _PATH.fullmatch(path):
         return False
@@ -76,7 +77,7 @@ def is_safe_path(path: str, allowed: Sequence[str]) -> bool:
 
 
 def gateway_url(base_url: str, path: str, endpoint: str, allowed: tuple[str, ...], request_id: str) -> str:
-    """The URL of one request. Raises `InvalidRequest` for an `endpoint` that may not be used."""
+    """The URL of one request. Raises `InvalidRequest` for a forbidden `endpoint`."""
     if not endpoint:
         return joined(base_url, path)
     if not is_safe_path(endpoint, allowed):

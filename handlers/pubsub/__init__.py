@@ -1,1 +1,1 @@
-"""The only room that talks to Pub/Sub: publish results and requests, pull results, set up what they need."""
+"""Pub/Sub: publish results and requests, pull results, set up topics and subscriptions."""

@@ -1,6 +1,6 @@
-"""Creates the topics and subscriptions of a layout, brings them up to date, deletes them, checks the grants.
+"""Create, update and delete the resources of a layout, and check grants.
 
-Every step may be repeated. A plan is made before anything changes, so that a dry run shows what a run does.
+Every step may be repeated. The plan is made before anything changes, so a dry run shows what a run does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TIMEOUT_SECONDS: Final = 30.0
 _HOW: Final[dict[str, Any]] = {"retry": None, "timeout": _TIMEOUT_SECONDS}
 _MISSING, _EXISTS = 404, 409
 _POLICY_UNREADABLE: Final = frozenset({403, 404, 501})
-"""No right to read it, no such resource yet, no policies at all (the emulator)."""
+"""Errors after which a policy counts as unreadable: no right, no such resource, no policies at all (the emulator)."""
 
 _UPDATED_WITH: Final = {
     "push_endpoint": "push_config",
@@ -41,7 +41,7 @@ _UPDATED_WITH: Final = {
     "dead_letter_topic": "dead_letter_policy",
     "max_delivery_attempts": "dead_letter_policy",
 }
-"""The field of the update mask by our name; a field that is not here is set once, at creation."""
+"""Names of fields in the update mask, by our names; other fields are set only at creation."""
 
 _RECREATE: Final = (
     "delete it first (`async-processor pubsub teardown`, which loses what it holds) or choose another name"
@@ -49,7 +49,7 @@ _RECREATE: Final = (
 
 
 class Action(Enum):
-    """What a change does; the value is how it is shown."""
+    """Kinds of changes; the value is the word shown to people."""
 
     CREATE = "+"
     UPDATE = "~"
@@ -59,7 +59,7 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One step of a plan for `resource`; `lines` tell a person what is set, changed or kept, and why."""
+    """One step of a plan for `resource`; `lines` describe its fields and reasons for people."""
 
     action: Action
     resource: Topic | Subscription
@@ -74,7 +74,7 @@ class Change:
 
 
 def fields_of(resource: Topic | Subscription) -> dict[str, object]:
-    """The fields that a layout sets, by our names, as a person reads them; None for those that are not set."""
+    """The fields that a layout sets, by our names and as text; None for unset ones."""
     if _is_topic(resource):
         return {"retention": _shown(resource, "message_retention_duration")}
     push, oidc = resource.push_config, resource.push_config.oidc_token
@@ -101,7 +101,7 @@ def fields_of(resource: Topic | Subscription) -> dict[str, object]:
 
 
 def compare(wanted: Topic | Subscription, found: Topic | Subscription | None) -> Change | None:
-    """The change that makes `found` as wanted; None if it is. Raises `UnchangeableField`."""
+    """The change from `found` to `wanted`; None if they are equal. Raises `UnchangeableField`."""
     new = fields_of(wanted)
     if found is None:
         lines = tuple(f"{name}: {value}" for name, value in new.items() if value is not None)
@@ -121,13 +121,13 @@ def compare(wanted: Topic | Subscription, found: Topic | Subscription | None) ->
 
 
 async def plan_set_up(channel: PubSubChannel, layout: Layout) -> list[Change]:
-    """The changes that are needed, in order. Raises `PubSubFailed` or `UnchangeableField`."""
+    """The changes to make, in order. Raises `PubSubFailed` or `UnchangeableField`."""
     changes = [compare(wanted, await look_up(channel, wanted)) for wanted in layout.resources]
     return [change for change in changes if change is not None]
 
 
 async def plan_tear_down(channel: PubSubChannel, layout: Layout) -> list[Change]:
-    """The deletions, subscriptions first; a topic with a subscription of others is kept."""
+    """The deletions, subscriptions first; a topic with other subscriptions is kept."""
     changes = [Change(Action.DELETE, each) for each in layout.subscriptions if await look_up(channel, each)]
     ours = {each.name for each in layout.subscriptions}
     for topic in layout.topics:
@@ -140,7 +140,10 @@ async def plan_tear_down(channel: PubSubChannel, layout: Layout) -> list[Change]
 
 
 async def apply(channel: PubSubChannel, change: Change) -> None:
-    """Make one change. Raises `PubSubFailed`; a resource that exists or is gone already is fine."""
+    """Make one change. Raises `PubSubFailed`.
+
+    An existing resource may be created and a missing one deleted without an error.
+    """
     resource, is_topic = change.resource, _is_topic(change.resource)
     match change.action:
         case Action.CREATE:
@@ -169,7 +172,7 @@ async def apply(channel: PubSubChannel, change: Change) -> None:
 
 
 async def look_up(channel: PubSubChannel, resource: Topic | Subscription) -> Any:
-    """The resource of that name as it exists; None if there is none. Raises `PubSubFailed`."""
+    """The resource of that name; None if it does not exist. Raises `PubSubFailed`."""
     name, is_topic = resource.name, _is_topic(resource)
     return await _or_none(
         _call(
@@ -204,22 +207,22 @@ class Grant:
 
 
 class GrantState(Enum):
-    """Whether the policy of the resource itself holds a grant."""
+    """Whether the resource's own policy contains a grant."""
 
     GRANTED = "granted"
     MISSING = "missing"
-    """Not on the resource; a grant on the whole project, which is broader than needed, does not show here."""
+    """Not in the resource's policy. Grants on the whole project, which are broader than needed, are not checked."""
     UNKNOWN = "unknown"
-    """The policy cannot be read: no right to, or the emulator."""
+    """The policy cannot be read: the right is missing, or it is the emulator."""
 
 
 def needed_grants(
     layout: Layout, *, project_number: str, handler_account: str, client_account: str
 ) -> list[Grant]:
-    """The grants of a layout; those of accounts that are empty are left out.
+    """The grants that a layout needs, except those of empty accounts.
 
-    `project_number` empty: a placeholder stands for it. `handler_account` publishes results, `client_account`
-    publishes requests and reads results.
+    An empty `project_number` becomes a placeholder. `handler_account` publishes results; `client_account` publishes
+    requests and reads results.
     """
     requests, results, dead = (topic.name for topic in layout.topics)
     agent = f"service-{project_number or 'PROJECT_NUMBER'}@gcp-sa-pubsub.iam.gserviceaccount.com"
@@ -244,13 +247,16 @@ def needed_grants(
 
 
 async def grant_states(channel: PubSubChannel, grants: list[Grant]) -> list[tuple[Grant, GrantState]]:
-    """Each grant with what the policy of its resource says of it. Raises `PubSubFailed`."""
+    """Each grant with its state in the resource's policy. Raises `PubSubFailed`."""
     policies = {name: await _policy(channel, name) for name in {grant.resource for grant in grants}}
     return [(grant, grant_state(grant, policies[grant.resource])) for grant in grants]
 
 
 def grant_state(grant: Grant, policy: Any) -> GrantState:
-    """Whether `policy` (google.iam's; None: it could not be read) holds `grant`; conditional bindings do not count."""
+    """Whether `policy` contains `grant`; conditional bindings do not count.
+
+    `policy` is google.iam's; None: it could not be read.
+    """
     if policy is None:
         return GrantState.UNKNOWN
     members = [
@@ -266,7 +272,7 @@ def grant_state(grant: Grant, policy: Any) -> GrantState:
 
 
 def notes(layout: Layout) -> list[str]:
-    """Rights outside Pub/Sub, which cannot be checked here, and dead letters without a reader."""
+    """Notes on rights outside Pub/Sub, which cannot be checked here, and on dead letters without a reader."""
     push = layout.subscriptions[0].push_config
     said = []
     if account := push.oidc_token.service_account_email:
@@ -293,7 +299,7 @@ async def _policy(channel: PubSubChannel, resource: str) -> Any:
 
 
 async def _readers(channel: PubSubChannel, topic: str) -> list[str]:
-    """The full names of the subscriptions of a topic."""
+    """The full names of a topic's subscriptions."""
 
     async def listed(clients: Clients) -> list[str]:
         pages = await clients.publisher.list_topic_subscriptions(topic=topic, **_HOW)
@@ -322,7 +328,7 @@ async def _call(channel: PubSubChannel, resource: str, call: Callable[[Clients],
 
 
 async def _or_none(call: Awaitable[Any]) -> Any:
-    """What `call` returns, or None if there is no such resource."""
+    """The result of `call`; None if there is no such resource."""
     try:
         return await call
     except PubSubFailed as error:

@@ -1,4 +1,7 @@
-"""Collects the publishes to one topic into batches: by time, number, bytes, and calls under way."""
+"""Collect publishes to one topic into batches.
+
+A batch is bounded by time, number, bytes and concurrent calls.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,18 @@ class Waiting:
         self.last_failure: PubSubFailed | None = None
 
     def confirm(self, message_id: str) -> None:
-        """Wake the caller with the broker's id; nothing if it has gone."""
+        """Give the caller the broker's id; no effect if the caller has gone."""
         if not self.confirmed.done():
             self.confirmed.set_result(message_id)
 
     def fail(self, error: Exception) -> None:
-        """Wake the caller with `error`; nothing if it has gone."""
+        """Raise `error` in the caller; no effect if the caller has gone."""
         if not self.confirmed.done():
             self.confirmed.set_exception(error)
 
 
 class TopicBatches:
-    """The publishes to one topic. `deliver` settles every publish of a batch, or drops those given up."""
+    """The publishes to one topic; `deliver` must settle every publish of a batch."""
 
     def __init__(
         self,
@@ -57,7 +60,7 @@ class TopicBatches:
         self._calls: dict[asyncio.Task[None], list[Waiting]] = {}
 
     def add(self, waiting: Waiting) -> None:
-        """Take one; it is sent with the batch that fills up, or whose time is over, first."""
+        """Add a publish; its batch is sent when it is full or its time is over."""
         self._waiting.append(waiting)
         self._waiting_bytes += waiting.size
         if len(self._waiting) >= self._max_batch or self._waiting_bytes >= self._max_batch_bytes:
@@ -66,7 +69,7 @@ class TopicBatches:
             self._timer = asyncio.get_running_loop().call_later(self._linger_seconds, self._send)
 
     async def close(self, grace_seconds: float) -> None:
-        """Send what waits and wait for all calls, at most `grace_seconds`; then give the rest up."""
+        """Send what waits and wait for all calls, at most `grace_seconds`; fail the rest."""
         self._send()
         try:
             async with asyncio.timeout(grace_seconds):
@@ -76,7 +79,10 @@ class TopicBatches:
             await self._give_up()
 
     async def _give_up(self) -> None:
-        """Cancel the calls and fail what they and the queue hold; empty first, so that no new call starts."""
+        """Cancel the calls and fail their publishes and those in the queue.
+
+        The queue is emptied first, so that no new call starts.
+        """
         calls = dict(self._calls)
         given_up = [*self._waiting, *(waiting for batch in calls.values() for waiting in batch)]
         self._waiting.clear()
@@ -88,7 +94,7 @@ class TopicBatches:
             waiting.fail(PublishFailed("publisher", status=NO_ANSWER, reason=reason))
 
     def _send(self) -> None:
-        """Start calls for what waits, as many as may run; the rest goes when one of them has ended."""
+        """Start as many calls as allowed; the rest starts when a call ends."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -100,7 +106,7 @@ class TopicBatches:
         self._tell_if_idle()
 
     def _take(self) -> list[Waiting]:
-        """The next batch; one alone may exceed the bytes."""
+        """The next batch; a single publish may exceed the byte limit."""
         batch: list[Waiting] = []
         size = 0
         while self._waiting and len(batch) < self._max_batch:
@@ -113,13 +119,13 @@ class TopicBatches:
         return batch
 
     def _ended(self, call: asyncio.Task[None]) -> None:
-        """A call has ended: what a fault of ours left unsettled fails, then the next batch goes."""
+        """End a call: fail publishes that a defect left unsettled, then start the next batch."""
         batch = self._calls.pop(call)
         error = None if call.cancelled() else call.exception()
         if error is not None:
             for waiting in batch:
                 waiting.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
-        if self._timer is None:  # else what waits still lingers
+        if self._timer is None:  # otherwise the waiting publishes are still within their linger time
             self._send()
 
     def _tell_if_idle(self) -> None:

@@ -1,8 +1,8 @@
 """The gRPC channel to Pub/Sub with Google's asyncio clients, and the mapping of their errors.
 
-The clients come from google-cloud-pubsub, which takes 0.3 s to import. Nothing in this package imports it at the
-top of a module: `PubSubChannel.open` does so in a thread, so that neither the start of a process that never
-uses Pub/Sub nor the event loop of one that does pays for it.
+The clients come from google-cloud-pubsub, which takes 0.3 s to import. Therefore no module of this package imports it
+at the top: `PubSubChannel.open` imports it in a thread. A process that does not use Pub/Sub never loads it, and the
+event loop of one that does is not blocked.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _CREDENTIALS: Final = (
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),  # the size of a publish is checked before it is sent
     ("grpc.max_receive_message_length", -1),  # a pull may carry 1,000 results
-    # A broker that was away is tried again within 5 s. gRPC's own default grows to two minutes.
+    # After an outage the broker is tried again within 5 s; gRPC's default grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # A peer that is gone without a word is noticed while calls are under way.
+    # Detects a peer that vanished while calls are in flight.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
 _EMULATOR_OPTIONS: Final = (("grpc.enable_http_proxy", 0),)
-"""An emulator is local: `https_proxy` is meant for Google's service, not for it."""
+"""Options for the emulator, which is local, so `https_proxy` must not apply."""
 
 T = TypeVar("T")
 
@@ -72,10 +72,10 @@ class PubSubChannel:
         self._clients: Clients | None = None
         self._opening: asyncio.Future[Clients] | None = None
         self.in_use = 0
-        """Calls under way."""
+        """Calls in flight."""
 
     async def open(self) -> Clients:
-        """The clients; imports the library and finds credentials, both in a thread, where that is still to do.
+        """The clients; the first call imports the library and finds credentials, in a thread.
 
         Raises `PubSubFailed` without credentials; the next call looks for them again.
         """
@@ -84,13 +84,13 @@ class PubSubChannel:
         if self._opening is None:
             self._opening = asyncio.ensure_future(self._open())
             self._opening.add_done_callback(self._opened)
-        # Shielded: one caller's timeout must not end the opening for the others.
+        # Shielded, because one caller's timeout must not cancel the opening for the others.
         return await asyncio.shield(self._opening)
 
     async def call(self, resource: str, call: Callable[[Clients], Awaitable[T]], timeout_seconds: float) -> T:
         """Await `call`, which uses one of the clients for `resource` (a full name).
 
-        Raises `PubSubFailed` for a refusal, `NoAnswerInTime` for no answer within `timeout_seconds`.
+        Raises `PubSubFailed` if the call is refused, `NoAnswerInTime` if there is no answer within `timeout_seconds`.
         """
         from google.api_core.exceptions import DeadlineExceeded, GoogleAPICallError
 
@@ -106,7 +106,7 @@ class PubSubChannel:
             self.in_use -= 1
 
     async def close(self) -> None:
-        """Close the channel; calls under way fail, and the next one would open another channel."""
+        """Close the channel; calls in flight fail, and a later call opens a new channel."""
         if self._opening is not None:
             await asyncio.wait({self._opening})
         clients, self._clients = self._clients, None

@@ -20,7 +20,7 @@ RETRYABLE_STATUSES: Final = frozenset({409, 429, 499, 500, 502, 503, 504})
 CANCELLED (499), INTERNAL and UNKNOWN (500), UNAVAILABLE (503), DEADLINE_EXCEEDED (504)."""
 
 NO_ANSWER: Final = 0
-"""The status of a call that got no answer at all."""
+"""Status of a call without an answer."""
 
 
 class PubSubError(AsyncProcessorError):
@@ -54,7 +54,10 @@ class PublishFailed(PubSubFailed):
 
 
 class ResultTooLarge(PubSubError):
-    """A result exceeds a limit of Pub/Sub; `what` names the limit, `size` and `limit` are in its unit."""
+    """A result exceeds a limit of Pub/Sub.
+
+    `what` names the limit; `size` and `limit` are in its unit.
+    """
 
     def __init__(self, what: str, *, size: int, limit: int) -> None:
         super().__init__(f"{what}: expected at most {limit}, got {size}")

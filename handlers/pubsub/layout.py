@@ -1,8 +1,8 @@
-"""The topics and subscriptions that the push door needs: options in, Google's own types out.
+"""The topics and subscriptions that the push door needs, as Google's own types.
 
-requests ──push──▶ door            a request that Pub/Sub gave up ──▶ dead letters
-dead letters ──push──▶ the same door, which publishes their final results
-dead letters ──pull──▶ kept for people
+requests ──push──▶ door              requests that Pub/Sub gave up ──▶ dead letters
+dead letters ──push──▶ same door     publishes their final results
+dead letters ──pull──▶ people
 results ──pull──▶ clients
 """
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from google.pubsub_v1.types import Subscription, Topic
 
 DEAD_LETTER_FILTER: Final = "attributes:CloudPubSubDeadLetterSourceSubscription"
-"""What Pub/Sub itself dead-lettered. What a door put there for want of an id must not come back to it.
+"""Selects messages that Pub/Sub dead-lettered, not those that a door dead-lettered because they had no id.
 
-The emulator obeys no filter: there, and in layouts without it, a door must know its own by their attributes.
+Without the filter, and at the emulator, which ignores it, a door recognizes its own dead letters by their attributes.
 """
 
 _DAY: Final = 86_400
@@ -30,14 +30,13 @@ _DAY: Final = 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutOptions:
-    """The names of the guides, and numbers fit for the push door. Names are short or full.
+    """Options of a layout; the names are those of our guides, short or full.
 
-    `push_endpoint`: the door's URL. `push_service_account` and `push_audience`: who signs the pushes and for
-    whom; empty account: pushes without a token. `ack_deadline_seconds` is also the longest a request may run.
-    `max_delivery_attempts` counts closed gates and busy gateways too, so it is high: at 10 to 600 s backoff,
-    35 attempts are about five hours. `filter` selects requests by attribute. An empty name of an optional
-    subscription (`dead_letter_push_subscription`, `dead_letter_subscription`, `result_subscription`) leaves
-    it out.
+    `push_endpoint` is the door's URL. `push_service_account` signs the pushes for `push_audience`; without an
+    account, pushes have no token. `ack_deadline_seconds` is also the longest time of a request.
+    `max_delivery_attempts` is high because closed gates and busy gateways use up attempts too: with 10 to 600 s of
+    backoff, 35 attempts take about five hours. `filter` selects requests by attribute. An empty name omits an
+    optional subscription (`dead_letter_push_subscription`, `dead_letter_subscription`, `result_subscription`).
     """
 
     project_id: str
@@ -97,19 +96,19 @@ _BOUNDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The resources. `topics` are those of the requests, the results and the dead letters, in that order."""
+    """The resources; `topics` are those of requests, results and dead letters, in that order."""
 
     topics: tuple[Topic, ...]
     subscriptions: tuple[Subscription, ...]
 
     @property
     def resources(self) -> tuple[Topic | Subscription, ...]:
-        """All of them, in the order in which they can be created."""
+        """All resources, in the order in which they must be created."""
         return (*self.topics, *self.subscriptions)
 
 
 def layout(options: LayoutOptions) -> Layout:
-    """The resources of these options. Raises `InvalidSetting` for a name that Pub/Sub does not take."""
+    """The resources for these options. Raises `InvalidSetting` for an invalid name."""
     from google.pubsub_v1.types import Topic
 
     requests, results, dead = (
@@ -147,13 +146,16 @@ def _request_push(options: LayoutOptions, requests: str, dead: str) -> Subscript
 
 
 def _dead_letter_push(options: LayoutOptions, dead: str) -> Subscription:
-    """Has no dead-letter policy: it would send to the topic that it reads."""
+    """The push subscription of dead letters.
+
+    It has no dead-letter policy, which would send its messages to the topic that it reads.
+    """
     return _subscription(
         options,
         options.dead_letter_push_subscription,
         topic=dead,
         filter=DEAD_LETTER_FILTER,
-        ack_deadline_seconds=60,  # no inference, only a result to publish
+        ack_deadline_seconds=60,  # it only publishes a result and needs no inference
         **_push(options),
     )
 
@@ -168,13 +170,15 @@ def _subscription(options: LayoutOptions, name: str, **fields: Any) -> Subscript
     return Subscription(
         name=subscription_path(options.project_id, name),
         message_retention_duration=_span(options.retention_seconds),
-        expiration_policy=ExpirationPolicy(ttl=_span(options.expiration_seconds)),  # without ttl: never
+        expiration_policy=ExpirationPolicy(
+            ttl=_span(options.expiration_seconds)
+        ),  # without a ttl it never expires
         **fields,
     )
 
 
 def _push(options: LayoutOptions) -> dict[str, Any]:
-    """The push configuration and the retry policy of a subscription that pushes to the door."""
+    """The push configuration and retry policy of a push subscription."""
     from google.pubsub_v1.types import PushConfig, RetryPolicy
 
     config = PushConfig(push_endpoint=options.push_endpoint)

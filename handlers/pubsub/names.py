@@ -13,12 +13,12 @@ _ACCEPTED_ID: Final = "3 to 255 letters, digits or ._~+%-, a letter first, not s
 
 
 def topic_path(project_id: str, topic: str) -> str:
-    """The full name of `topic`. Raises `InvalidSetting` for a name that Pub/Sub does not take."""
+    """The full name of `topic`. Raises `InvalidSetting` for an invalid name."""
     return _path(project_id, "topics", topic)
 
 
 def subscription_path(project_id: str, subscription: str) -> str:
-    """The full name of `subscription`. Raises `InvalidSetting` for a name that Pub/Sub does not take."""
+    """The full name of `subscription`. Raises `InvalidSetting` for an invalid name."""
     return _path(project_id, "subscriptions", subscription)
 
 

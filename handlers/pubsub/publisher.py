@@ -1,8 +1,8 @@
-"""Publishes to topics and returns once the broker has confirmed.
+"""Publish to topics; returns once the broker has confirmed.
 
-Publishes to one topic that come within a few milliseconds share a call. A call that fails for a temporary
-reason is retried while a caller still waits for it; a batch that is refused as a whole is sent one by one,
-so that a bad publish does not fail the others. The memory in use is what the callers wait for.
+Publishes to one topic within a few milliseconds share a call. A call that fails for a temporary reason is retried
+while a caller waits for it. If a whole batch is refused, its publishes are sent one by one, so that an invalid one
+does not fail the others. Memory holds only publishes that a caller waits for.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MAX_ATTRIBUTES: Final = 100
 MAX_ATTRIBUTE_NAME_BYTES: Final = 256
 MAX_ATTRIBUTE_BYTES: Final = 1_024
 _FRAME_BYTES: Final = 512
-"""The rest of a call with one message: the topic's name (at most 300 bytes) and protobuf's lengths."""
+"""Other bytes of a call with one message: the topic's name (at most 300) and protobuf's lengths."""
 
 _ATTRIBUTE_FRAME_BYTES: Final = 12
 """Protobuf's tags and lengths around one attribute."""
 
 CERTAIN_BYTES: Final = 9_000_000
-"""A larger publish that is refused alone counts as too large: the service's own count may differ from ours."""
+"""A larger publish that is refused alone counts as too large, because the service may count differently."""
 
 _BAD_REQUEST: Final = 400
 _TOO_LARGE_STATUSES: Final = (_BAD_REQUEST, 413)
@@ -45,11 +45,10 @@ _TOO_LARGE_STATUSES: Final = (_BAD_REQUEST, 413)
 class PublisherOptions:
     """Time limits and batch sizes.
 
-    `timeout_seconds`: until a publish counts as failed, retries included;
-    `call_timeout_seconds`: the gRPC deadline of one call.
-    `linger_seconds`: how long the first publish of a batch waits for others. A batch ends at `max_batch`
-    publishes or `max_batch_bytes`; `max_calls` run at once per topic. A gRPC call costs as much CPU as about 50
-    publishes in it, so a result is worth waiting 10 ms for its batch.
+    `timeout_seconds` is the time until a publish fails, including retries; `call_timeout_seconds` is the gRPC
+    deadline of one call. `linger_seconds` is how long the first publish of a batch waits for others. A batch has at
+    most `max_batch` publishes and `max_batch_bytes` bytes; at most `max_calls` run at once per topic. A gRPC call
+    costs as much CPU as about 50 of its publishes, so waiting 10 ms for a batch pays off.
     """
 
     timeout_seconds: float = 30.0
@@ -63,16 +62,16 @@ class PublisherOptions:
 
 
 class TopicState(Enum):
-    """Whether a topic exists, as far as our account may see."""
+    """Whether a topic exists, as far as our account can read."""
 
     PRESENT = "present"
     MISSING = "missing"
     HIDDEN = "hidden"
-    """Our account may not read the topic: publishing may still be allowed."""
+    """Our account cannot read the topic, but may still be allowed to publish."""
 
 
 class Publisher:
-    """Publishes through `channel`; whoever opened the channel closes it."""
+    """Publishes through `channel`, which its opener closes."""
 
     def __init__(self, channel: PubSubChannel, options: PublisherOptions | None = None) -> None:
         self._channel = channel
@@ -90,12 +89,14 @@ class Publisher:
     ) -> str:
         """Publish `data` to `topic` (short or full name); returns the broker's id for it.
 
-        Raises `ResultTooLarge` for what no attempt could publish, `PublishFailed` where the broker refused or
-        did not confirm in time (then it may have it all the same), and for a name that no topic can have.
+        Raises `ResultTooLarge` if no attempt could succeed. Raises `PublishFailed` for an invalid topic name, if the
+        broker refused, or if it did not confirm in time; in the last case it may still have the message.
         """
         try:
             path = topic_path(self._channel.options.project_id, topic)
-        except InvalidSetting as error:  # a request may name its own topic: its fault is not the door's
+        except (
+            InvalidSetting
+        ) as error:  # a request may name its own topic, and an invalid one is not the door's failure
             raise PublishFailed(topic, status=_BAD_REQUEST, reason=str(error)) from error
         waiting = _waiting(path, data, attributes or {})
         if self._is_closed:
@@ -111,7 +112,7 @@ class Publisher:
             raise PublishFailed(path, status=NO_ANSWER, reason=reason) from last
 
     async def check(self, topic: str) -> TopicState:
-        """Whether `topic` exists. Raises `InvalidSetting` for a name that cannot be, else `PubSubFailed`."""
+        """Whether `topic` exists. Raises `InvalidSetting` for an invalid name, else `PubSubFailed`."""
         path = topic_path(self._channel.options.project_id, topic)
         try:
             seconds = self._options.call_timeout_seconds
@@ -130,7 +131,7 @@ class Publisher:
         return TopicState.PRESENT
 
     async def close(self, grace_seconds: float = 10.0) -> None:
-        """Take no more, send what waits, and wait for it; what is not confirmed by then fails."""
+        """Accept no more, send what waits, and wait for it; the rest fails."""
         self._is_closed = True
         async with asyncio.TaskGroup() as group:
             for batches in list(self._topics.values()):
@@ -143,7 +144,7 @@ class Publisher:
         await self.close()
 
     def _batches(self, path: str) -> TopicBatches:
-        """The batches of a topic; forgotten when idle, since requests may name topics of their own."""
+        """The batches of a topic; dropped when idle, since requests may name their own topics."""
         batches = self._topics.get(path)
         if batches is None:
             batches = self._topics[path] = TopicBatches(
@@ -157,7 +158,7 @@ class Publisher:
         return batches
 
     async def _deliver(self, path: str, batch: list[Waiting]) -> None:
-        """Send a batch until it is confirmed or refused, or no caller waits for it any more."""
+        """Send a batch until it is confirmed, refused, or no caller waits for it."""
         from google.api_core.retry import AsyncRetry
 
         def is_wanted(error: Exception) -> bool:
@@ -171,7 +172,7 @@ class Publisher:
             predicate=is_wanted,
             initial=self._options.first_pause_seconds,
             maximum=self._options.longest_pause_seconds,
-            timeout=None,  # the callers' timeouts end it
+            timeout=None,  # the callers' timeouts end this loop
         )
         try:
             await retry(self._send)(path, batch)
@@ -180,7 +181,7 @@ class Publisher:
                 await self._refused(path, batch, error)
 
     async def _refused(self, path: str, batch: list[Waiting], error: PubSubFailed) -> None:
-        """Fail the publish that was refused; of several, find out which by sending each alone."""
+        """Fail the refused publish; of several, send each alone to find it."""
         if len(batch) == 1:
             batch[0].fail(_refusal(path, batch[0], error))
         elif error.status in _TOO_LARGE_STATUSES:
@@ -191,7 +192,7 @@ class Publisher:
                 waiting.fail(PublishFailed(path, status=error.status, reason=error.reason))
 
     async def _send(self, path: str, batch: list[Waiting]) -> None:
-        """Send those of a batch that are still waited for, and confirm them. Raises `PubSubFailed`."""
+        """Send the publishes that are still awaited, and confirm them. Raises `PubSubFailed`."""
         wanted = _unconfirmed(batch)
         if not wanted:
             return
@@ -203,7 +204,7 @@ class Publisher:
             )
 
         answer = await self._channel.call(path, publish, seconds)
-        ids = answer.message_ids if answer else []  # None: gRPC could not decode it
+        ids = answer.message_ids if answer else []  # None: gRPC could not decode the answer
         if len(ids) != len(wanted):
             reason = f"an answer that confirms {len(ids)} of {len(wanted)}"
             raise PubSubFailed(path, status=NO_ANSWER, reason=reason)
@@ -212,9 +213,9 @@ class Publisher:
 
 
 def check_limits(data: bytes, attributes: Mapping[str, str]) -> int:
-    """Returns the size of a publish in bytes. Raises `ResultTooLarge` naming the limit that it exceeds.
+    """The size of a publish in bytes. Raises `ResultTooLarge`, which names the exceeded limit.
 
-    Raises `UnicodeEncodeError` for an attribute with a lone surrogate, which protobuf cannot hold.
+    Raises `UnicodeEncodeError` for an attribute with a lone surrogate, which protobuf cannot encode.
     """
     size = len(data) + _FRAME_BYTES
     if len(attributes) > MAX_ATTRIBUTES:
@@ -246,7 +247,7 @@ def _unconfirmed(batch: list[Waiting]) -> list[Waiting]:
 
 
 def _publish_request(path: str, batch: list[Waiting]) -> PublishRequest:
-    """The call for a batch, built of protobuf's own classes: the wrappers of proto-plus cost four times as much."""
+    """The call for a batch, built from protobuf's classes; proto-plus costs four times as much."""
     from google.pubsub_v1.types import PublishRequest, PubsubMessage
 
     message, request = PubsubMessage.pb(), PublishRequest.pb()
@@ -255,7 +256,7 @@ def _publish_request(path: str, batch: list[Waiting]) -> PublishRequest:
 
 
 def _refusal(path: str, waiting: Waiting, error: PubSubFailed) -> Exception:
-    """The error of a publish that was refused alone; a large one is refused for its size."""
+    """The error of a publish that was refused alone; a large one counts as too large."""
     if error.status in _TOO_LARGE_STATUSES and waiting.size > CERTAIN_BYTES:
         return ResultTooLarge("bytes of data and attributes", size=waiting.size, limit=CERTAIN_BYTES)
     return PublishFailed(path, status=error.status, reason=error.reason)

@@ -1,8 +1,8 @@
-"""Receives from a pull subscription under a lease: pull, extend, acknowledge, give back.
+"""Receive from a pull subscription under a lease: pull, extend, acknowledge, return.
 
-The lease is the subscription's ack deadline. A delivery that is not acknowledged by then comes again, to this
-reader or another; and Pub/Sub may deliver twice at any time. An acknowledgement therefore proves nothing: a
-reader that must not see a result twice compares `id` and `request_token`.
+The lease is the subscription's ack deadline. A delivery that is not acknowledged by then is delivered again, to this
+reader or another, and Pub/Sub may deliver twice at any time. A reader that must not see a result twice therefore
+compares `id` and `request_token`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_PULL: Final = 1_000
 """Pub/Sub's own limit for one pull."""
 
 _IDS_PER_CALL: Final = 1_000
-"""About 200 kB: the service takes 512 kB of ack ids."""
+"""Ids in one call: about 200 kB, where the service accepts 512 kB."""
 
 _CALL_TIMEOUT_SECONDS: Final = 10.0
 _RETRIED_FOR_SECONDS: Final = 20.0
@@ -37,14 +37,17 @@ class Pulled(msgspec.Struct, frozen=True):
 
 
 class Puller:
-    """Reads `subscription` (short or full name) through `channel`; whoever opened the channel closes it."""
+    """Reads `subscription` (short or full name) through `channel`, which its opener closes."""
 
     def __init__(self, channel: PubSubChannel, subscription: str) -> None:
         self._channel = channel
         self._path = subscription_path(channel.options.project_id, subscription)
 
     async def lease_seconds(self) -> float:
-        """The subscription's ack deadline. Raises `PubSubFailed`; status 404 if there is no such subscription."""
+        """The subscription's ack deadline in seconds.
+
+        Raises `PubSubFailed`; its status is 404 if there is no such subscription.
+        """
         found = await self._call(
             lambda clients: clients.subscriber.get_subscription(
                 subscription=self._path, retry=None, timeout=_CALL_TIMEOUT_SECONDS
@@ -53,9 +56,9 @@ class Puller:
         return float(found.ack_deadline_seconds)
 
     async def receive(self, limit: int, *, wait_seconds: float = 1.0) -> list[Pulled]:
-        """At most `limit` deliveries (and at most `MAX_PULL`); empty if none came in `wait_seconds`.
+        """At most `limit` deliveries (at most `MAX_PULL`); empty if none arrive in `wait_seconds`.
 
-        Raises `PubSubFailed`; calling again is right where it `is_retryable`.
+        Raises `PubSubFailed`; call again if it `is_retryable`.
         """
 
         async def pull(clients: Clients) -> Any:
@@ -73,7 +76,7 @@ class Puller:
         return [_pulled(each) for each in type(answer).pb(answer).received_messages]
 
     async def ack(self, ack_ids: Sequence[str]) -> None:
-        """Drop deliveries that are safe with their reader; sending it twice does no harm."""
+        """Acknowledge deliveries; repeating it has no effect."""
 
         async def acknowledge(clients: Clients, ids: Sequence[str]) -> None:
             await clients.subscriber.acknowledge(
@@ -83,7 +86,7 @@ class Puller:
         await self._each(ack_ids, acknowledge)
 
     async def extend(self, ack_ids: Sequence[str], seconds: int) -> None:
-        """Hold deliveries for `seconds` (0 to 600) from now."""
+        """Extend the leases to `seconds` (0 to 600) from now."""
 
         async def modify(clients: Clients, ids: Sequence[str]) -> None:
             await clients.subscriber.modify_ack_deadline(
@@ -97,7 +100,7 @@ class Puller:
         await self._each(ack_ids, modify)
 
     async def give_back(self, ack_ids: Sequence[str]) -> None:
-        """Let them be delivered again at once."""
+        """Return deliveries, so that they are delivered again at once."""
         await self.extend(ack_ids, 0)
 
     async def _call(self, call: Callable[[Clients], Awaitable[Any]]) -> Any:
@@ -106,7 +109,7 @@ class Puller:
     async def _each(
         self, ack_ids: Sequence[str], call: Callable[[Clients, Sequence[str]], Awaitable[None]]
     ) -> None:
-        """Call with as many ids as one call takes, and again while it fails for a temporary reason."""
+        """Call with as many ids as one call may have; retry temporary failures."""
         from google.api_core.exceptions import RetryError
         from google.api_core.retry import AsyncRetry
 
@@ -128,7 +131,7 @@ def _is_retryable(error: Exception) -> bool:
 
 
 def _pulled(received: Any) -> Pulled:
-    """A protobuf ReceivedMessage as ours; the wrapper of proto-plus would cost several times as much."""
+    """Convert a protobuf ReceivedMessage; proto-plus would cost several times as much."""
     message = received.message
     return Pulled(
         received.ack_id,

@@ -1,1 +1,1 @@
-"""uvicorn with the limits and the graceful shutdown that the doors need."""
+"""Run uvicorn with the limits and the graceful shutdown that the doors need."""

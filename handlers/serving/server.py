@@ -1,6 +1,6 @@
-"""Serve one handler under uvicorn, graceful for as long as its longest request.
+"""Serve one handler under uvicorn, with a shutdown that waits for its longest request.
 
-functions-framework's own runner stops waiting 30 s after SIGTERM; a request may last minutes.
+The runner of functions-framework stops waiting 30 s after SIGTERM; a request may last minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from handlers.wiring.handler import Handler, use_handler
 from handlers.wiring.reload import ConfigWatch
 
 _KEEP_ALIVE_SECONDS = 75
-"""Longer than the keep-alive of proxies in front, so that they close first."""
+"""Seconds; longer than the keep-alive of proxies in front, so that they close first."""
 
 
 class _Server(uvicorn.Server):
@@ -57,9 +57,9 @@ class _Server(uvicorn.Server):
             self._on_ready(self.servers[0].sockets[0].getsockname()[1])
 
     async def _change(self, settings: Settings) -> None:
-        """Answer new requests under these settings; requests under way are answered as they began.
+        """Answer new requests under these settings; running requests keep the old ones.
 
-        Raises whatever is wrong with the settings, and then changes nothing.
+        Raises an error and changes nothing if the settings are invalid.
         """
         following = Handler(settings, self._target, self._handler.shared)
         try:
@@ -93,11 +93,11 @@ _EXECUTION_ID: Final = b"function-execution-id"
 
 
 def asgi_app(target: str) -> Any:
-    """The functions-framework application of one target, from the module that is already imported.
+    """The functions-framework application of one target, from the imported module.
 
     A POST goes to the framework's wrapper of the function through the framework's own middleware (errors, execution
-    ids). It skips Starlette's router and exception layers, a fifth of the cost of a request: every POST has the same
-    function, which raises no HTTP exceptions.
+    ids). It skips Starlette's router and exception layers, which cost a fifth of a request: every POST calls the same
+    function, and that raises no HTTP exceptions.
     """
     create = functions_framework.aio.create_asgi_app_from_module
     app = create(target, handlers.main.__file__, "http", handlers.main, None)  # type: ignore[no-untyped-call]  # untyped
@@ -127,9 +127,10 @@ def asgi_app(target: str) -> Any:
 def serve(
     variables: Mapping[str, str], settings: Settings, target: str, on_ready: Callable[[int], None]
 ) -> None:
-    """Build the handler, listen, and serve until SIGTERM and the last request. `on_ready` gets the port.
+    """Build the handler, listen, and serve until SIGTERM and the last request.
 
-    `variables` are the environment that `settings` are of, to read changes of the configuration file with.
+    `on_ready` gets the port. `variables` is the environment that `settings` were read from, for reloads of the
+    configuration.
     """
     watch = ConfigWatch(variables, settings, get_logger(target))
     handler = Handler(settings, target, is_refused=lambda: watch.is_refused)
@@ -140,7 +141,7 @@ def serve(
 
 
 def server_config(settings: Settings, target: str) -> uvicorn.Config:
-    """uvicorn's configuration: a limit to each receipt, no access log, a grace period that covers a request."""
+    """uvicorn's configuration: a limit on receiving, no access log, a grace period of one request."""
     env = settings.env
     return uvicorn.Config(
         asgi_app(target),
@@ -153,7 +154,7 @@ def server_config(settings: Settings, target: str) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nothing reads the client's address
+        proxy_headers=False,  # nothing needs the client's address
         backlog=4_096,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(env.shutdown_grace_seconds),

@@ -1,8 +1,8 @@
 """Limits on the time and size of receiving one HTTP request.
 
-uvicorn alone waits indefinitely for a request line, a header or a client that does not read its answer, and its parser
-accepts headers and trailers of any size; a few hundred slow connections would fill the process. The time is counted
-from the start of a connection, or the first byte of a request, to its last byte.
+uvicorn alone waits indefinitely for a request line, a header, or a client that does not read its response. Its parser
+accepts headers and trailers of any size. A few hundred slow connections would fill the process. The time runs from
+the start of a connection, or the first byte of a request, to the request's last byte.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _ANSWER_FIRST_SECONDS: Final = 2.0
 
 
 class TimelyProtocol(HttpToolsProtocol):
-    """One connection, cut unless each request arrives within `receive_seconds`.
+    """A connection that is closed unless each request arrives within `receive_seconds`.
 
-    A request that has arrived may take as long as it needs; between requests uvicorn's keep-alive limit holds.
-    A client that does not read its answer for `receive_seconds` is cut too.
+    A complete request may be handled for as long as it needs; between requests uvicorn's keep-alive limit applies. A
+    client that does not read its response for `receive_seconds` is disconnected too.
     """
 
     def __init__(self, *args: Any, receive_seconds: float, **kwargs: Any) -> None:
@@ -46,7 +46,7 @@ class TimelyProtocol(HttpToolsProtocol):
         self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        """Start the timer: a silent connection is late as well."""
+        """Start the timer; a silent connection is too slow as well."""
         super().connection_made(transport)
         self._watch()
 
@@ -58,7 +58,10 @@ class TimelyProtocol(HttpToolsProtocol):
         self._client.lose()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; the clock stops once a request is whole. Whole requests in one read set no timer."""
+        """Parse; stop the timer once a request is complete.
+
+        A read that holds a complete request sets no timer.
+        """
         self._bytes_since_body += len(data)
         super().data_received(data)
         if not self._is_receiving:
@@ -77,7 +80,7 @@ class TimelyProtocol(HttpToolsProtocol):
             self._watch()
 
     def on_message_begin(self) -> None:
-        """A request's first byte."""
+        """Start the timer at the first byte of a request."""
         self._is_receiving, self._has_headers, self._header_bytes = True, False, 0
         self._client.has_whole_request = False
         super().on_message_begin()
@@ -100,7 +103,7 @@ class TimelyProtocol(HttpToolsProtocol):
     def _is_odd(self) -> bool:
         """Whether a proxy in front may have parsed the request differently.
 
-        `chunked` is the only transfer coding, and not in HTTP/1.0; `Host` stands there once (RFC 9112, 3.2, 6.1).
+        The only valid transfer coding is `chunked`, not in HTTP/1.0, and `Host` must occur once (RFC 9112, 3.2, 6.1).
         """
         names = [name for name, _ in self.headers]
         is_old = self.parser.get_http_version() == "1.0"
@@ -113,10 +116,10 @@ class TimelyProtocol(HttpToolsProtocol):
         return bool(self.parser.should_upgrade()) and any(name in _BODY_FRAMING for name in names)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header; trailers are dropped (RFC 9110, 6.5.1).
+        """Add a header; drop trailers (RFC 9110, 6.5.1).
 
-        uvicorn appends trailers to the headers without a limit: they would fill the memory and bypass a proxy that
-        checks headers only.
+        uvicorn appends trailers to the headers without a limit. They would fill the memory and bypass a proxy that
+        checks only headers.
         """
         if not self._has_headers:
             super().on_header(name, value)
@@ -128,7 +131,7 @@ class TimelyProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request's last byte."""
+        """Stop the timer at the last byte of a request."""
         self._is_receiving = False
         self._client.has_whole_request = True
         if not self._is_refused:
@@ -163,7 +166,7 @@ class TimelyProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.flow.read_paused:
-            self._watch()  # reading is paused by us: another request is being served, or its body is large
+            self._watch()  # we paused reading: another request is being served, or its body is large
         elif self._has_headers:
             self._late = self.loop.call_later(_ANSWER_FIRST_SECONDS, self._cut, "body late")
         else:

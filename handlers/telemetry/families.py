@@ -1,6 +1,6 @@
 """Prometheus metric families: names, labels and buckets.
 
-The reference's names and labels come first in each list; the rest is ours. Callers use the methods of
+The reference's names and labels come first in each list, ours after them. Callers use the methods of
 `handlers.telemetry.metrics` and never see a label.
 """
 
@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 DEADLINE_BOUNDS_SECONDS: Final = (0, 1, 5, 15, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 21_600, 86_400)
-"""Buckets of the reference; the queue is counted up to now plus each of them (ZCOUNT, one round trip)."""
+"""The reference's buckets; requests due within each are counted (ZCOUNT, one round trip)."""
 
 _TEXT: Final = "Time left until the deadline of pending requests, in ms; a snapshot of exact counts."
 
@@ -34,10 +34,10 @@ class DeadlineProximity(Collector):
         self._snapshots: dict[tuple[str, ...], tuple[Sequence[int], int]] = {}
 
     def replace(self, labels: tuple[str, ...], counts: Sequence[int], total: int) -> None:
-        """Set a snapshot: requests due within each of `DEADLINE_BOUNDS_SECONDS`, and all of them."""
+        """Set a snapshot: the requests due within each of `DEADLINE_BOUNDS_SECONDS`, and their total."""
         if len(counts) != len(DEADLINE_BOUNDS_SECONDS):
             raise ValueError(f"{len(counts)} counts for {len(DEADLINE_BOUNDS_SECONDS)} bounds")
-        # The queue changes between two counts: a bucket must not hold less than the one before.
+        # The queue changes between two counts, but a bucket must not hold less than the one before.
         rising: list[int] = []
         for count in counts:
             rising.append(max(count, rising[-1] if rising else 0))

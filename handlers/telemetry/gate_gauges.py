@@ -81,13 +81,13 @@ class GateGauges:
         self._gates: dict[Owner, Callable[[], GateView]] = {}
 
     def watch(self, owner: Owner, state: Callable[[], GateView]) -> None:
-        """Show this gate of `owner` from now on; `state` is cheap and called at each scrape."""
+        """Show this gate of `owner`; `state` is cheap and called at each scrape."""
         self._gates[owner] = state
 
     def forget(self, owner: Owner) -> None:
-        """Show no gate of `owner` any more."""
+        """Stop showing the gates of `owner`."""
         self._gates.pop(owner, None)
-        if owner[0]:  # the budget of a pool is set whether it has a gate or not
+        if owner[0]:  # a pool's budget is set even if it has no gate
             self._budget.remove_by_labels(dict(zip(_OWNER, owner, strict=True)))
 
     def refresh(self) -> None:

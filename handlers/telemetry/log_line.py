@@ -11,12 +11,12 @@ import msgspec
 from handlers.contract.request import MAX_ID_LENGTH
 
 LONGEST_TEXT: Final = 512
-"""Maximum characters of a value; error bodies and other untrusted input may be long."""
+"""Most characters of a value; error bodies and other untrusted input may be long."""
 LONGEST_LINE: Final = 16_384
-"""Maximum characters of a line; in a longer one, each field is cut."""
+"""Most characters of a line; the fields of a longer line are cut."""
 
 _LONGEST: Final = {"id": MAX_ID_LENGTH, "exception": LONGEST_LINE}
-"""Fields with a limit of their own: ids are searched for, exceptions are read as a whole."""
+"""Fields with their own limit: people search for ids, and need whole exceptions."""
 _USER_INFO = re.compile(r"://[^\s\"'<>]{0,512}@")
 _AUTHORIZATION = re.compile(r"\b((?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _encoder = msgspec.json.Encoder(enc_hook=str)
@@ -45,7 +45,7 @@ def _json(fields: Mapping[str, Any]) -> str:
 
 
 def text_line(head: str, event: str, fields: Mapping[str, Any], exception: str = "") -> str:
-    """One readable line; a traceback follows on lines of its own."""
+    """One readable line; a traceback follows on its own lines."""
     pairs = "".join(f" {_printable(name)}={_visible(name, value)}" for name, value in fields.items())
     line = _without_credentials(f"{head} {_visible('event', event)}{pairs}")
     if not exception:
@@ -66,12 +66,12 @@ def _shortest(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     text = str(_sound(value))
-    # The end of an exception and the start of anything else say most, so both ends are kept.
+    # The end of an exception and the start of other texts are most useful, so both ends are kept.
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT // 2]}…{text[-LONGEST_TEXT // 2 :]}"
 
 
 def _sound(value: Any) -> Any:
-    """Value that JSON can hold, for lone surrogates, huge integers and other objects."""
+    """The value, if JSON can hold it; else a replacement (surrogates, huge integers, other objects)."""
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, int) and -(2**63) <= value < 2**63:
@@ -84,7 +84,7 @@ def _sound(value: Any) -> Any:
 
 
 def _without_credentials(text: str) -> str:
-    """Mask credentials. A substring test comes first: it is cheaper than a pattern, and most lines have none."""
+    """Mask credentials; a cheap substring test skips most lines."""
     if "@" in text and "://" in text:
         text = _USER_INFO.sub("://***@", text)
     if "earer" in text or "asic" in text or "EARER" in text or "ASIC" in text:

@@ -50,7 +50,7 @@ class Logger:
 
     @property
     def is_debugging(self) -> bool:
-        """Whether `debug` writes anything: ask before collecting many fields."""
+        """Whether `debug` writes anything; check it before collecting many fields."""
         return self._logger.isEnabledFor(logging.DEBUG)
 
     def debug(self, event: str, **fields: Any) -> None:
@@ -147,7 +147,7 @@ class _JsonFormatter(logging.Formatter):
             "event": event,
         }
         if self._project_id:
-            line["message"] = event  # what Cloud Logging shows of a line
+            line["message"] = event  # the part of a line that Cloud Logging shows
         # Repeated at the end: an event's field must not replace a field of every line.
         line = {**line, **_fields(record, hash_ids=self._hash_ids), **line}
         self._link_trace(line)

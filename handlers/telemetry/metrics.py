@@ -32,7 +32,7 @@ from handlers.telemetry.logs import get_logger
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 MOST_QUEUES: Final = 500
-"""Maximum number of queues and subscriptions with series of their own; pushes name their subscription."""
+"""Most queues and subscriptions with their own series; a push names its subscription."""
 OTHER: Final = "other"
 
 GATE_REASONS: Final = ("gate_closed", "quota_exhausted", "dropped", "error")
@@ -58,7 +58,7 @@ REASONS: Final = frozenset(
 )
 """Reasons of a retry; any other reason counts as `other`."""
 _NOT_TRIED: Final = frozenset({"circuit_open", "circuit_recovering", "retry_budget"})
-"""Not even sent, to spare the gateway: no retry either (`handlers.forward.middleware.guarded` says these)."""
+"""Reasons of requests that were not sent, to spare the gateway, and are no retries (see `middleware.guarded`)."""
 PEERS: Final = frozenset({"gateway", "handler", "redis", "pubsub"})
 """Peers of open connections."""
 
@@ -110,7 +110,7 @@ class QueueMetrics:
 
     @property
     def has_own_series(self) -> bool:
-        """False for the series that queues past `MOST_QUEUES` share."""
+        """Whether the queue has its own series; False beyond `MOST_QUEUES`."""
         return self._labels[0] != OTHER
 
     def started(self, attempt: int, residence_seconds: float | None) -> None:
@@ -281,7 +281,7 @@ class Metrics(Families):
                 gauge.remove_by_labels(labels)
 
     def forget_gate(self, queue_id: str, queue_name: str, pool_name: str) -> None:
-        """Show no gate of a queue or pool any more."""
+        """Stop showing the gates of a queue or pool."""
         self._gates.forget((queue_id, queue_name, pool_name))
 
     def pool(self, pool_name: str, slots: int, budget: float, waiting: int = 0) -> None:

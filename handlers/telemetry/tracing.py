@@ -33,7 +33,7 @@ from handlers.telemetry.logs import CurrentTrace, enter_trace, get_logger
 
 DEFAULT_SERVICE_NAME: Final = "llm-d-async"
 GRPC_PORT: Final = 4317
-"""Where receivers take OTLP over gRPC by default."""
+"""Default port for OTLP over gRPC."""
 _CHECK_SECONDS: Final = 5.0
 _FRAME_HEAD_BYTES: Final = 9
 """Length (3), type (1), flags (1) and stream (4) of an HTTP/2 frame."""
@@ -71,7 +71,7 @@ class _Exporter(OTLPSpanExporter):
     def __init__(self, url: str) -> None:
         super().__init__(endpoint=url)
         self._url = url
-        self._is_checked = urlsplit(url).port == GRPC_PORT  # the start has warned of that port
+        self._is_checked = urlsplit(url).port == GRPC_PORT  # the start has logged a warning about that port
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send the spans."""
@@ -88,7 +88,10 @@ class _Exporter(OTLPSpanExporter):
 
 
 def answers_in_http2(url: str) -> bool:
-    """Whether the server answers an HTTP/1.1 request with an HTTP/2 frame (RFC 9113, section 3.4: SETTINGS first)."""
+    """Whether a server answers an HTTP/1.1 request with an HTTP/2 frame.
+
+    Such a server speaks gRPC only; its first frame is SETTINGS (RFC 9113, section 3.4).
+    """
     parts = urlsplit(url)
     host, is_secure = parts.hostname or "", parts.scheme == "https"
     head = b""
@@ -187,7 +190,7 @@ class Tracing:
 
         def shut_down() -> None:
             self._provider.shutdown()
-            with contextlib.suppress(RuntimeError):  # the loop has been closed: nothing waits any more
+            with contextlib.suppress(RuntimeError):  # the loop has been closed, so nothing waits any more
                 loop.call_soon_threadsafe(done.set)
 
         threading.Thread(target=shut_down, name="tracing-shutdown", daemon=True).start()

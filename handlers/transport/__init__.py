@@ -1,1 +1,1 @@
-"""HTTP/1.1 to everything that we call: connections, their pool, and what comes back decoded."""
+"""HTTP/1.1 client: connections, their pool, and decoded responses."""

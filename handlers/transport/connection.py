@@ -1,7 +1,7 @@
-"""One connection: a request is written, its response is parsed. One exchange at a time.
+"""One HTTP connection, with one exchange at a time: writes a request, parses its response.
 
-No task and no timeout object per request: the caller waits for a future, and one timer per connection serves all its
-exchanges. The parser is httptools', as in uvicorn.
+There is no task and no timeout object per request: the caller waits for a future, and one timer per connection serves
+all its exchanges. The parser is httptools', as in uvicorn.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ MAX_HEADER_BYTES: Final = 262_144
 MAX_HEADERS: Final = 1_000
 _PIECE_BYTES: Final = 262_144
 _JOINED_BYTES: Final = 65_536
-"""A request up to this size is written with one call; above, its body follows in pieces, without a copy."""
+"""A request up to this size is written with one call; the body of a larger one follows in pieces, without a copy."""
 
 _BYTES_ACKED: Final = 120  # offset in Linux's `struct tcp_info`
 _NO_BODY: Final = frozenset({204, 304})
 _SWITCHING: Final = 101
 
 FREE_BYTES: Final = 65_536
-"""Bytes of an answer that are read without asking; most answers are smaller."""
+"""Bytes of a response that are read without asking for room; most responses are smaller."""
 
 AskForRoom = Callable[[int, Callable[[], None]], bool]
-"""Takes the most bytes that the answer can have, and a callback for when there is room; True: there is room now."""
+"""Called with a response's largest possible size and a callback for when there is room; True: there is room now."""
 
 Header = tuple[bytes, bytes]
 
@@ -52,7 +52,7 @@ class Outgoing(NamedTuple):
 
     Nothing is written at or after `until` (the event loop's clock); then the connection is closed at once.
     `ask_for_room` is asked before a large body is read. `may_repeat`: the request may run twice. `wants_head`: the
-    response ends with its headers, and the rest is not waited for.
+    response ends with its headers, and its body is not awaited.
     """
 
     head: bytes
@@ -67,9 +67,9 @@ _NOTHING: Final = Outgoing(b"", b"")
 
 
 class Connection(asyncio.Protocol):
-    """One connection, made by `Dialer.connect`; `on_idle` is called when it is free again, `on_lost` when it ends.
+    """A connection, made by `Dialer.connect`; `exchange` sends a request.
 
-    `exchange` starts a request. All times are seconds of the event loop's clock.
+    `on_idle` is called when it is free again, `on_lost` when it ends. Times are seconds of the event loop's clock.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
         self._parser = httptools.HttpResponseParser(self)
-        # A length beside chunks is ignored (RFC 9112, 6.3); bytes after the last response are looked at here.
+        # A length next to chunks is ignored (RFC 9112, 6.3); bytes after the last response are checked here.
         self._parser.set_dangerous_leniencies(lenient_chunked_length=True, lenient_data_after_close=True)
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
@@ -114,7 +114,10 @@ class Connection(asyncio.Protocol):
     # --- what the pool calls
 
     def is_usable(self) -> bool:
-        """Whether the next request may be sent: open and nothing to read (a FIN, or unsolicited bytes)."""
+        """Whether the next request may be sent: it is open and has nothing to read.
+
+        Something to read is a FIN, or unsolicited bytes.
+        """
         return self.is_open and not self._transport.is_closing() and not self._poll.poll(0)
 
     async def exchange(self, request: Outgoing) -> Response:
@@ -127,7 +130,9 @@ class Connection(asyncio.Protocol):
         try:
             return await waiter
         except asyncio.CancelledError:
-            if self._waiter is waiter:  # else it is answered and the connection may serve another request
+            if (
+                self._waiter is waiter
+            ):  # otherwise the response arrives and the connection may serve another request
                 self.abort()
             raise
 
@@ -198,7 +203,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a transport of a stream, as every one of TCP
         self._is_tls = transport.get_extra_info("ssl_object") is not None
         self.is_open = True
-        self._transport.set_write_buffer_limits(high=0)  # written now or never: see `_write_on`
+        self._transport.set_write_buffer_limits(high=0)  # write now or never: see `_write_on`
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes of the response; unsolicited bytes close the connection."""
@@ -236,12 +241,12 @@ class Connection(asyncio.Protocol):
             self._fail(httpx.RemoteProtocolError(f"no HTTP response: {error}"))
 
     def eof_received(self) -> None:
-        """The server closed its side: the end of a body without a length, otherwise a loss."""
+        """Handle the end of the server's side: it ends a body without a length, else it is a loss."""
         if self._waiter is not None and self._has_headers and self._ends_with_connection:
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection ended: a running exchange fails, and the pool forgets the connection."""
+        """Fail a running exchange and remove the connection from the pool."""
         self.is_open = False
         if self._waiter is not None:
             self._fail(self._loss(exc))
@@ -267,7 +272,7 @@ class Connection(asyncio.Protocol):
         """
         if exc is not None and not isinstance(exc, BrokenPipeError):
             return False
-        # The SYN counts as one byte. Less than before: the system does not report it.
+        # The SYN counts as one byte. A smaller count means that the system does not report it.
         most = self._sent_before + (0 if self._is_tls else 1)
         return self._sent_before <= self._acknowledged() <= most
 
@@ -391,7 +396,7 @@ class Connection(asyncio.Protocol):
         else:
             self.abort()
         if waiter is not None and not waiter.done():
-            # The next exchange may begin before the caller continues, so the response is complete in itself.
+            # The next exchange may begin before the caller continues, so the response must not use this object.
             waiter.set_result(Response(self._status_code, self._headers, body))
 
     def _fail(self, error: BaseException) -> None:

@@ -1,6 +1,6 @@
-"""Content codings (RFC 9110, 8.4) removed from a complete body, bounded in size at every step.
+"""Remove content codings (RFC 9110, 8.4) from a body, bounded in size at every step.
 
-gzip and deflate always; br and zstd where the packages `brotli` (1.2 or later) and `zstandard` are installed.
+gzip and deflate always; br and zstd if the packages `brotli` (1.2 or later) and `zstandard` are installed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from handlers.transport.failures import ResponseTooLarge, UnusableResponse
 
 _NO_CODINGS: Final = frozenset({"", "identity", "none", "utf-8", "utf8", "binary"})
-"""Names that leave the body as it is; servers put charsets here by mistake."""
+"""Names that leave the body unchanged; servers put charsets here by mistake."""
 
 _MOST_CODINGS: Final = 4
 _MOST_MEMBERS: Final = 10_000
@@ -25,18 +25,18 @@ _ZSTD_PIECE_BYTES: Final = (
 _GZIP_MAGIC: Final = memoryview(b"\x1f\x8b")
 
 Decoder = Callable[[bytes, int], bytes]
-"""Takes the coded body and the size limit; raises `ResponseTooLarge` or `_Undecodable`."""
+"""Decodes a body within a size limit; raises `ResponseTooLarge` or `_Undecodable`."""
 
 
 class _Undecodable(Exception):
-    """What is wrong with the coded bytes."""
+    """Describes what is wrong with the coded bytes."""
 
 
 def decoded(body: bytes, encoding: str, limit: int, status_code: int = 0) -> bytes:
-    """The body without the codings that the header `content-encoding` names, at most `limit` bytes.
+    """Decode a body as its header `content-encoding` says, to at most `limit` bytes.
 
-    An empty body is empty under any coding. Raises `UnusableResponse` for a body that is not what the header says,
-    `ResponseTooLarge` where any step passes the limit.
+    An empty body is empty under any coding. Raises `UnusableResponse` if the body does not match the header,
+    `ResponseTooLarge` if any step exceeds the limit.
     """
     if not body or not encoding:
         return body
@@ -57,7 +57,7 @@ def decoded(body: bytes, encoding: str, limit: int, status_code: int = 0) -> byt
 
 
 def _gzip(body: bytes, limit: int) -> bytes:
-    """All members (RFC 1952, 2.2); bytes after the last that are no member are ignored, as gunzip does."""
+    """Decode all members (RFC 1952, 2.2); ignore other bytes after the last, as gunzip does."""
     parts: list[bytes] = []
     size = members = 0
     rest = memoryview(body)
@@ -72,13 +72,13 @@ def _gzip(body: bytes, limit: int) -> bytes:
 
 
 def _deflate(body: bytes, limit: int) -> bytes:
-    """In the zlib format as the RFC says, or without it as many servers send it."""
+    """Decode with the zlib header of the RFC, or without it, as many servers send it."""
     is_zlib = body[0] & 0x0F == 8 and int.from_bytes(body[:2]) % 31 == 0  # RFC 1950, 2.2
     return _inflated(memoryview(body), zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS, limit)[0]
 
 
 def _inflated(body: memoryview, window: int, limit: int) -> tuple[bytes, memoryview]:
-    """One stream's content, and the bytes after the stream."""
+    """The content of one stream, and the bytes after it."""
     inflater = zlib.decompressobj(window)
     parts: list[bytes] = []
     size = taken = 0

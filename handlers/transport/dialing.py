@@ -1,4 +1,4 @@
-"""Opens TCP connections: names to addresses, one address after the other, TLS, and socket options."""
+"""Open TCP connections: resolve names, try addresses in turn, TLS, socket options."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _USER_TIMEOUT_MS: Final = 60_000
 """The same for a peer that does not acknowledge our data (`TCP_USER_TIMEOUT`, Linux)."""
 
 AddressInfo = tuple[Any, ...]
-"""As `getaddrinfo` gives it: family, kind, protocol, name, address."""
+"""An address as `getaddrinfo` returns it: family, kind, protocol, name, address."""
 CheckAddresses = Callable[[str, Sequence[str]], None]
-"""Takes the host and its addresses; raises `OSError` if a connection to them is forbidden."""
+"""Called with a host and its addresses; raises `OSError` if a connection to them is forbidden."""
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.Protocol)
 
@@ -46,7 +46,7 @@ class Dialer:
     async def connect(
         self, origin: Origin, seconds: float, protocol: Callable[[socket.socket], ProtocolT]
     ) -> ProtocolT:
-        """A connection within `seconds`; `protocol` gets the connected socket.
+        """Connect within `seconds`; `protocol` gets the connected socket.
 
         Raises `NameNotResolved`, `TlsFailed`, `httpx.ConnectError`, or `httpx.ConnectTimeout`.
         """
@@ -92,7 +92,7 @@ class Dialer:
                 share = (until - loop.time()) / (len(addresses) - index)
                 async with asyncio.timeout(share):
                     await loop.sock_connect(sock, address)
-            except OSError as error:  # a timeout is one
+            except OSError as error:  # a timeout is an OSError
                 sock.close()
                 failure = error
                 continue
@@ -130,7 +130,7 @@ class Dialer:
     def _forget(self, key: tuple[str, int], done: asyncio.Task[list[AddressInfo]]) -> None:
         del self._resolving[key]
         if not done.cancelled():
-            done.exception()  # each waiter gets it; if all were cancelled, it must be retrieved here
+            done.exception()  # each waiter gets the error; if all were cancelled, it must be retrieved here
 
     def _tls(self) -> ssl.SSLContext:
         if self._ssl_context is None:
@@ -142,6 +142,6 @@ def _set_options(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (*_PROBING, ("TCP_USER_TIMEOUT", _USER_TIMEOUT_MS)):
-        option = getattr(socket, name, None)  # each platform has some of them
+        option = getattr(socket, name, None)  # each platform has only some of them
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,4 +1,4 @@
-"""Exceptions of the transport; httpx's own or subclasses, so that callers of httpx see no others."""
+"""Exceptions of the transport: httpx's own or subclasses of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TruncatedBody(httpx.RemoteProtocolError):
 class UnusableResponse(Exception):
     """The response is complete but unusable; a retry would give the same.
 
-    The text is a predicate ("is over the size limit"). `status_code` is the answer's.
+    The text is a predicate ("is over the size limit"). `status_code` is the response's.
     """
 
     def __init__(self, found: str, status_code: int = 0) -> None:

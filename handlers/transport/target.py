@@ -1,4 +1,4 @@
-"""A request as bytes: where it goes, its request line and its headers."""
+"""Encode a request's target, request line and headers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Origin(NamedTuple):
-    """What connections are pooled by."""
+    """The key by which connections are pooled."""
 
     scheme: str
     host: str
@@ -57,7 +57,7 @@ def origin_of(url: httpx.URL) -> Origin:
 def post_head(target: Target, headers: Mapping[str, str], length: int) -> bytes:
     """Request line and headers of a POST with a body of `length` bytes.
 
-    Names are in lower case. Raises `httpx.LocalProtocolError` where a header would end its line.
+    Names are in lower case. Raises `httpx.LocalProtocolError` if a header contains a line break.
     """
     lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
     text = f"POST{target.line}{target.fixed}{''.join(lines)}content-length: {length}\r\n\r\n"
@@ -65,7 +65,7 @@ def post_head(target: Target, headers: Mapping[str, str], length: int) -> bytes:
 
 
 def request_head(request: httpx.Request) -> bytes:
-    """The same for a request of httpx, with the headers as they stand in it."""
+    """The same for an httpx request, with its headers unchanged."""
     raw: Iterable[tuple[bytes, bytes]] = request.headers.raw
     lines = [f"{request.method} {request.url.raw_path.decode('ascii')} HTTP/1.1\r\n"]
     lines += [f"{name.decode('latin-1')}: {value.decode('latin-1')}\r\n" for name, value in raw]

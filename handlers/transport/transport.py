@@ -1,11 +1,11 @@
 """The transport: a pool of connections per origin, for one event loop.
 
-`post` is for the hot path; `handle_async_request` makes it a transport of httpx for everything else. Proxies are never
-used, whatever the environment says, redirects are not followed, cookies are not kept.
+`post` is for the hot path; `handle_async_request` makes it a transport of httpx for everything else. It never uses
+proxies, even if the environment sets one, follows no redirects and keeps no cookies.
 
 A request is sent a second time, at once and on a new connection, if the reused connection ended before the first byte
-of a response and either the request is repeatable (GET and other safe methods) or the server had closed the connection
-before its TCP acknowledged any byte of the request, so that the server cannot have read it.
+of a response and the server cannot have processed it, or the request is repeatable (GET and other safe methods). The
+server cannot have processed it if it closed the connection before its TCP acknowledged any byte of the request.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ HEAD_ONLY: Final = "head_only"
 
 @dataclass(frozen=True, slots=True)
 class TransportOptions:
-    """`max_response_bytes` bounds a body as it is received; `idle_seconds` is how long an unused connection is kept.
+    """Limits of a transport.
 
-    `dns_seconds` is how long addresses are remembered. `check_addresses` may refuse the addresses of a host.
+    `max_response_bytes` bounds a body as it is received. Unused connections close after `idle_seconds`. Addresses are
+    remembered for `dns_seconds`. `check_addresses` may refuse the addresses of a host.
     """
 
     connect_seconds: float = 10.0
@@ -49,7 +50,7 @@ class TransportOptions:
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """Connections to any number of origins. Their number is not limited here; callers limit theirs."""
+    """Connections to any number of origins; callers limit their number."""
 
     def __init__(self, options: TransportOptions) -> None:
         self._options = options
@@ -66,10 +67,11 @@ class Transport(httpx.AsyncBaseTransport):
         until: float = math.inf,
         ask_for_room: AskForRoom | None = None,
     ) -> Response:
-        """POST and read the whole answer; `headers` have names in lower case, and neither host nor content-length.
+        """POST and read the whole response.
 
-        Nothing is sent at or after `until` (the event loop's clock): then the call ends with `TimeoutError`. A large
-        answer is read once `ask_for_room` gives room. Raises one of httpx's transport errors, or `UnusableResponse`.
+        `headers` have names in lower case, and neither host nor content-length. Nothing is sent at or after `until`
+        (the event loop's clock): then the call ends with `TimeoutError`. A large response is read once `ask_for_room`
+        gives room. Raises one of httpx's transport errors, or `UnusableResponse`.
         """
         target = target_of(url)
         request = Outgoing(post_head(target, headers, len(body)), body, until, ask_for_room)
@@ -170,7 +172,7 @@ class Transport(httpx.AsyncBaseTransport):
         self._open.pop(connection, None)  # in the pool it is skipped and later swept
 
     async def aclose(self) -> None:
-        """Close all connections; an exchange under way fails."""
+        """Close all connections; running exchanges fail."""
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
@@ -180,7 +182,7 @@ class Transport(httpx.AsyncBaseTransport):
 
 
 def http_client(options: TransportOptions) -> httpx.AsyncClient:
-    """An httpx client over a transport of its own: no proxies, no cookies, no time limits but for connecting."""
+    """An httpx client with its own transport: no proxies, no cookies, only a connect timeout."""
     return httpx.AsyncClient(
         transport=Transport(options),
         headers={"accept-encoding": "identity"},

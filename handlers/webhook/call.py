@@ -46,7 +46,7 @@ class CallAnswer:
 
     @property
     def is_trouble(self) -> bool:
-        """Whether the failure concerns the receiver, not only this result, so calls to it must pause."""
+        """Whether the failure concerns the receiver, so that calls to it must pause."""
         if self.is_taken or self.is_gone:
             return False
         return self.status in (0, _TOO_MANY) or self.status >= 500 or bool(self.retry_after_seconds)
@@ -83,7 +83,7 @@ class Caller:
                 answer = await self._client.post(
                     target.url, content=body, headers=headers, extensions={HEAD_ONLY: True}
                 )
-        except UnusableResponse as error:  # its body is of no use here anyway
+        except UnusableResponse as error:  # the body of the response is not needed
             return CallAnswer(error.status_code)
         except (httpx.TransportError, httpx.InvalidURL, OSError):  # a timeout is an OSError
             return CallAnswer()
@@ -92,7 +92,7 @@ class Caller:
 
 
 def event_body(result: Result, since: float, undelivered: str = "") -> bytes:
-    """The event as JSON, the same for every call; `since` is when the result arrived, in Unix seconds."""
+    """The event as JSON, equal for every call; `since` is the result's arrival, in Unix seconds."""
     at = since if result.finished_at is None else result.finished_at
     event = {
         "type": EVENT_TYPE,
@@ -105,6 +105,6 @@ def event_body(result: Result, since: float, undelivered: str = "") -> bytes:
 
 
 def webhook_id(result: Result) -> str:
-    """Id of a result, equal for all its deliveries, so a receiver can drop duplicates."""
+    """Id of a result, equal for all its deliveries, so that a receiver can drop duplicates."""
     name = f"{result.id}\0{result.request_token}"
     return f"res_{hashlib.sha256(name.encode()).hexdigest()[:32]}"

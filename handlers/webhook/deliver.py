@@ -1,7 +1,7 @@
-"""Delivers results to webhooks: leased until the receiver accepts them, signed, retried, with an SSRF guard.
+"""Deliver results to webhooks: leased until the receiver accepts them, signed, retried.
 
 Connections go to public addresses only (`guard`), and redirects are never followed. A receiver that is down or slow
-delays no other (`lanes`).
+does not delay others (`lanes`).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from handlers.webhook.lanes import LONGEST_PAUSE_SECONDS, Lane, Receiver
 
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _HELD_FOR_EACH_SLOT: Final = 4
-"""Results of one receiver in memory for each slot: in flight, or waiting for a retry."""
+"""Results of one receiver in memory per slot: in flight, or waiting for a retry."""
 _RECEIVERS_IN_A_LANE: Final = 16
-"""Receivers below one entry of the list that may be down before the other receivers there wait."""
+"""Receivers below one entry of the list that may be down before others of that entry must wait."""
 _MOST_PARKED: Final = 50_000
 _MOST_KNOWN: Final = 10_000
 
@@ -52,13 +52,13 @@ class WebhookGone(Exception):
 class WebhookOptions:
     """Receiver, keys and limits of a delivery.
 
-    `allow_private` permits private addresses and plain HTTP, for a receiver of your own. A result that is not accepted
-    within `give_up_seconds` goes to `on_given_up`.
+    `allow_private` permits private addresses and plain HTTP, for a receiver of your own. A result that is not
+    accepted within `give_up_seconds` goes to `on_given_up`.
 
-    A request may name one of `destinations` in its metadata (see `destinations`; it needs `RESULT_DETAILS`). A
-    result that this receiver does not accept within `destination_seconds`, or that names another one, goes to `url`
-    with the reason. Each entry of the list, and `url`, has `at_once` slots of its own. `held_bytes` bounds the results
-    in memory that are not in flight.
+    A request may name one of `destinations` in its metadata (see `destinations`; needs `RESULT_DETAILS`). If that
+    receiver does not accept a result within `destination_seconds`, or is not on the list, the result goes to `url`
+    with the reason. Each entry of the list, and `url`, has `at_once` slots of its own. `held_bytes` bounds the
+    results in memory that are not in flight.
     """
 
     url: str
@@ -91,7 +91,7 @@ class WebhookOptions:
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """A result in memory for one receiver. `since` is when it arrived, in Unix seconds."""
+    """A result in memory for one receiver; `since` is its arrival in Unix seconds."""
 
     delivery: ResultDelivery
     receiver: Receiver
@@ -152,7 +152,10 @@ class Webhook:
         await self._caller.close()
 
     async def run(self, stream: ResultStream) -> None:
-        """Deliver until the stream ends. Raises `WebhookGone` or a `ClientError`; undelivered results are returned."""
+        """Deliver until the stream ends. Raises `WebhookGone` or a `ClientError`.
+
+        Undelivered results are returned to the list.
+        """
         self._stream = stream
         try:
             async with asyncio.TaskGroup() as group:
@@ -172,7 +175,7 @@ class Webhook:
     async def _take(self, delivery: ResultDelivery, group: asyncio.TaskGroup) -> None:
         receiver, undelivered = self._aim(delivery.result)
         while not receiver.has_room and not self._lanes:
-            await self._until_one_leaves()  # there is no other receiver to read on for
+            await self._until_one_leaves()  # there is no other receiver to read results for
         held = _Held(delivery, receiver, self._clock(), undelivered)
         if receiver.has_room:
             self._enter(held)
@@ -181,7 +184,7 @@ class Webhook:
             self._park(held)
 
     def _aim(self, result: Result) -> tuple[Receiver, str]:
-        """The receiver that the request names, else the default one and the reason for it."""
+        """The receiver that the request names, else the default one with the reason."""
         options = self._options
         try:
             found = webhook_target_of(
@@ -193,7 +196,7 @@ class Webhook:
             return self._own, ""
         place, target = found
         receiver = self._receivers.pop(target.url, None) or self._receiver(target, self._lanes[place])
-        self._receivers[target.url] = receiver  # the last that was named is the last to be forgotten
+        self._receivers[target.url] = receiver  # the least recently named receiver is forgotten first
         if len(self._receivers) > _MOST_KNOWN:
             self._forget_one()
         return receiver, ""
@@ -241,7 +244,7 @@ class Webhook:
         held.receiver.step_back()
 
     async def _carry(self, held: _Held) -> None:
-        """Deliver to its receiver, else to the default one, then acknowledge."""
+        """Deliver to the result's receiver, else to the default one; then acknowledge."""
         is_delivered = await self._is_delivered(held)
         if not is_delivered and held.receiver is not self._own:
             turned = self._turned_to_own(held)
@@ -259,7 +262,9 @@ class Webhook:
             self.given_up += 1
             await self._on_given_up(held.delivery.result)
         with contextlib.suppress(LeaseLost):
-            await held.delivery.ack()  # lost meanwhile: the next reader sends it again, under the same id
+            await (
+                held.delivery.ack()
+            )  # the lease was lost: the next reader sends the result again, under the same id
         await self._leave(held)
 
     def _turned_to_own(self, held: _Held) -> _Held:
@@ -275,7 +280,10 @@ class Webhook:
         return min(options.give_up_seconds, options.destination_seconds)
 
     async def _is_delivered(self, held: _Held) -> bool:
-        """Whether the receiver accepted it in time; a receiver that failed for that long gets one due attempt."""
+        """Deliver within the time limit; returns whether the receiver accepted.
+
+        A receiver that failed for that long gets one attempt when it is due.
+        """
         receiver, seconds = held.receiver, self._seconds(held.receiver)
         until, pause = self._clock() + seconds, self._options.first_pause_seconds
         failed_at = math.inf
@@ -288,7 +296,7 @@ class Webhook:
                 return True
             if answer is None or is_down:
                 return False
-            # While a receiver pauses, one due call probes for all results. A result refused alone waits alone.
+            # While a receiver pauses, one due call probes for all results. A result that was refused alone waits alone.
             if not answer.is_gone and (not answer.is_trouble or receiver.took_at > failed_at):
                 if self._clock() + pause >= until:
                     return False
@@ -298,7 +306,7 @@ class Webhook:
         return False
 
     async def _in_turn(self, held: _Held, until: float) -> CallAnswer | None:
-        """The answer of a call; None if the receiver pauses beyond `until` (Unix seconds)."""
+        """The outcome of a call; None if the receiver pauses beyond `until` (Unix seconds)."""
         receiver = held.receiver
         if receiver.rests:
             try:
@@ -345,6 +353,6 @@ class Webhook:
 
 
 def _first(errors: BaseExceptionGroup[ClientError]) -> ClientError:
-    """The first error, also of nested groups."""
+    """The first error, also within nested groups."""
     one = errors.exceptions[0]
     return _first(one) if isinstance(one, BaseExceptionGroup) else one

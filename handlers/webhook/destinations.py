@@ -1,7 +1,7 @@
-"""Receivers that requests may name for their results: an operator's list, each with its own secrets.
+"""Receivers that requests may name for their results: the operator's list.
 
-Who can check a signature can also make one, so receivers share no secrets. What a request says is matched whole and
-never parsed as a URL.
+Each receiver has its own secrets, because anyone who can verify a signature can also create one. The name in a
+request is compared as a whole and never parsed as a URL.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from handlers.contract.errors import InvalidSetting
 from handlers.forward.route import is_safe_path
 
 METADATA_FIELD: Final = "webhook_url"
-"""The field of a request's metadata that names its receiver."""
+"""Metadata field of a request that names its receiver."""
 
 _ALLOWED = re.compile(r"(?P<host>[a-z0-9.-]{1,253}(:[0-9]{1,5})?)(?P<path>/[A-Za-z0-9._~/-]{1,255})")
 _NAMED = re.compile(r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?)(?P<path>/[^?#\s]*)")
@@ -27,7 +27,10 @@ class DestinationRefused(Exception):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Destination:
-    """A receiver on the list: `host[:port]`, a path (with all paths below if it ends in `/`), and its keys."""
+    """An entry of the list: `host[:port]`, a path, and its keys.
+
+    A path that ends in `/` includes all paths below it.
+    """
 
     host: str
     path: str

@@ -1,7 +1,7 @@
-"""SSRF guard: which addresses are public, and a check of every connection.
+"""SSRF guard: defines public addresses and checks every connection.
 
-A name is judged by what it resolves to when a connection is opened, and that connection goes to no other address:
-however a host was written or resolved, nothing inside is reached.
+A host is judged by the addresses that it resolves to when a connection is opened, and the connection goes only to
+those. So no spelling of a host and no DNS answer leads to a private address.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ _EMBEDDED: Final = (
     (ipaddress.IPv6Network("64:ff9b:1::/48"), 0),  # NAT64 of local use (RFC 8215), in its /96 form
     (ipaddress.IPv6Network("2002::/16"), 80),  # 6to4 (RFC 3056)
 )
-"""Networks whose addresses embed an IPv4 address, and the number of bits behind it."""
+"""Networks whose addresses embed an IPv4 address, with the number of bits after it."""
 
 
 def is_public(address: str) -> bool:
-    """Whether a literal address is public; raises `ValueError` if it is not an address.
+    """Whether a literal address is public; raises `ValueError` for other text.
 
-    Of IPv6 only global unicast (RFC 4291, 2.4) counts. An address that holds an IPv4 address (mapped, NAT64, 6to4)
-    is judged by that one.
+    Only global unicast IPv6 (RFC 4291, 2.4) counts as public. An address that embeds an IPv4 address (mapped, NAT64,
+    6to4) is judged by that one.
     """
     found = ipaddress.ip_address(address)
     if isinstance(found, ipaddress.IPv4Address):
@@ -73,11 +73,13 @@ def is_public(address: str) -> bool:
 def is_public_host(host: str) -> bool:
     """Whether a literal address is public; a name is checked when it is resolved.
 
-    A name of digits and dots alone (`2130706433`, `127.1`, also in digits of other scripts) is an old form of an
-    address, which is connected to without asking the resolver: never public.
+    A name of digits and dots only (`2130706433`, `127.1`, also in digits of other scripts) is an old notation of an
+    address, to which systems connect without a resolver. It never counts as public.
     """
     try:
-        host = httpx.URL(scheme="https", host=host).raw_host.decode("ascii")  # as the transport reads it
+        host = httpx.URL(scheme="https", host=host).raw_host.decode(
+            "ascii"
+        )  # the transport reads it like this
     except (httpx.InvalidURL, ValueError):
         return False
     try:
@@ -87,7 +89,7 @@ def is_public_host(host: str) -> bool:
 
 
 def check_public(host: str, addresses: Sequence[str]) -> None:
-    """Raise `OSError` unless all addresses are public; one private address refuses the whole name."""
+    """Raise `OSError` unless all addresses are public."""
     if not addresses or not all(_is_outside(one) for one in addresses):
         raise OSError(None, f"{host} is not a public host")
 

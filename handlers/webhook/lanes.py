@@ -1,7 +1,7 @@
 """Waiting results and pauses of each receiver, so that a failing receiver delays no other.
 
-What waits for its receiver takes no slot. Of each receiver only so much is held in memory; the rest is parked: its
-lease is kept by its key alone, and it is given back to be received again when there is room.
+A waiting result takes no slot. Memory holds only a bounded amount of results per receiver. The rest is parked: only
+the lease is renewed, and when there is room the result is returned and received again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from handlers.webhook.destinations import WebhookTarget
 
 LONGEST_PAUSE_SECONDS: Final = 300.0
 _LONGEST_RETRY_AFTER_SECONDS: Final = 3_600.0
-"""Longest `Retry-After` that is honoured: a receiver cannot postpone its results indefinitely."""
+"""Longest `Retry-After` that is honoured, so that a receiver cannot postpone its results indefinitely."""
 
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """An entry of the list, or the default receiver: its slots, and room for waiting results."""
+    """The slots and memory of one entry of the list, or of the default receiver."""
 
     at_once: int
     most_held: int
@@ -35,16 +35,16 @@ class Lane:
 
     @property
     def has_room(self) -> bool:
-        """Whether another result may wait in memory; the first always may."""
+        """Whether another result may wait in memory; the first one always may."""
         return self.held == 0 or (self.held < self.most_held and self.held_bytes < self.most_bytes)
 
 
 @dataclass(slots=True, eq=False)
 class Receiver:
-    """State of one receiver URL. Times are in Unix seconds.
+    """State of one receiver URL; times are in Unix seconds.
 
-    While it `rests` it is tried by one result at a time, each after a growing pause; results that it refuses for
-    themselves (a 400, a redirect) do not let it rest.
+    While it `rests`, one result at a time is tried, after growing pauses. A refusal that concerns a single result (a
+    400, a redirect) does not start a rest.
     """
 
     target: WebhookTarget
@@ -85,20 +85,20 @@ class Receiver:
         return self.step_aside() or _next(self.lane.parked, self.lane.held)
 
     def step_aside(self) -> list[bytes]:
-        """A result waits alone: it stays in memory and does not delay the receiver's others."""
+        """Let a result wait alone: it stays in memory and does not delay the receiver's others."""
         self.held -= 1
         return _next(self.parked, self.held)
 
     def step_back(self) -> None:
-        """The result waits for the receiver again."""
+        """Let the result wait for the receiver again."""
         self.held += 1
 
     def park(self, claim_key: bytes) -> None:
-        """Park a result: it waits under its lease only, as memory is short."""
+        """Park a result: memory is short, so only its lease is kept."""
         (self.parked if self.held >= self.most_held else self.lane.parked).append(claim_key)
 
     def is_down(self, now: float, seconds: float) -> bool:
-        """Whether it accepted nothing for `seconds`; a result then gets one due attempt."""
+        """Whether it has accepted nothing for `seconds`; a result then gets one attempt when due."""
         return self.failing_since is not None and now - self.failing_since >= seconds
 
     def is_due(self, now: float) -> bool:
@@ -128,6 +128,6 @@ class Receiver:
 
 
 def _next(parked: deque[bytes], held: int) -> list[bytes]:
-    """Claim keys to release: one for each finished result, all if no result is left to release them later."""
+    """Claim keys to release: one per finished result, or all if no result remains."""
     count = min(len(parked), 1 if held else len(parked))
     return [parked.popleft() for _ in range(count)]

@@ -26,7 +26,7 @@ def read_secrets(text: str, setting: str) -> list[bytes]:
 
 
 def _key(line: str, setting: str) -> bytes:
-    """Parse one key; an error names the fault without showing the key."""
+    """Parse one key; errors do not show it."""
     text, accepted = line.removeprefix(_PREFIX), f"{_PREFIX} and base64 of {_LEAST} to {_MOST} bytes"
     if not _ALPHABET.fullmatch(text):
         hint = (
@@ -44,7 +44,7 @@ def _key(line: str, setting: str) -> bytes:
 
 
 def signature_headers(keys: Sequence[bytes], webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers. Every key signs, so a receiver can rotate its key."""
+    """The three headers, with a signature of every key, so that a receiver can rotate keys."""
     signed = b".".join([webhook_id.encode(), str(timestamp).encode(), body])
     macs = (hmac.new(key, signed, hashlib.sha256).digest() for key in keys)
     return {

@@ -1,8 +1,8 @@
-"""Bearer tokens: how every door finds one in a request, and the tokens shared with callers of dispatch and metrics.
+"""Bearer tokens: extract them from headers, and compare them with shared tokens.
 
-Shared tokens are given as text or as a file that may change. Two values are good at once, so that a token can be
-changed without a refused request: put the new one before the old one, wait until every poller sends it, then remove
-the old one. The poller sends the first.
+Shared tokens are given as text or in a file that may change. Several tokens can be valid at once, so that a token can
+be rotated without a refused request: put the new token before the old one, wait until every poller sends it, then
+remove the old one. The poller sends the first token.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from handlers.contract.errors import InvalidSetting
 from handlers.telemetry.logs import get_logger
 
 MAX_TOKEN_BYTES: Final = 8_192
-"""Google's tokens have about 1 KB; what is longer is not hashed, split or decoded."""
+"""Most bytes of a token; Google's have about 1 KB. Longer ones are refused without hashing or decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A caller is not let in. `status` is 401 (not authenticated), 403 (another account) or 503 (not known now: retry).
+    """The refusal of a caller.
 
-    `reason` is for the log: one of a few texts that never hold anything the caller sent.
+    `status` is 401 (not authenticated), 403 (another account) or 503 (authentication unavailable: retry). `reason` is
+    for the log: one of a few fixed texts, which never contain anything that the caller sent.
     """
 
     status: int
@@ -42,9 +43,9 @@ _SHORTEST_BYTES: Final = 16
 
 
 def bearer_token(headers: Sequence[tuple[bytes, bytes]]) -> bytes | Refusal:
-    """The token of the one `Authorization: Bearer` header; names are in lower case, as ASGI gives them.
+    """The token in the `Authorization: Bearer` header; header names are in lower case.
 
-    Two such headers are refused: proxy and application could each believe another one.
+    Two such headers are refused, because a proxy and the application could use different ones.
     """
     values = [value for name, value in headers if name == b"authorization"]
     if len(values) > 1:
@@ -58,11 +59,10 @@ def bearer_token(headers: Sequence[tuple[bytes, bytes]]) -> bytes | Refusal:
 
 @dataclass(frozen=True, slots=True)
 class DispatchTokenOptions:
-    """Either `tokens` as given, or `path`: a file with one a line, looked at again after `reread_seconds`.
+    """Tokens, given either as `tokens` or in the file `path`, one per line.
 
-    `setting` is the variable that errors name, `setting`_FILE that of the path.
-
-    A mounted Secret takes about a minute to change, so seconds more do not matter.
+    `setting` is the variable that errors name, and `setting`_FILE that of the path. The file is checked again after
+    `reread_seconds`; a mounted Secret takes about a minute to change anyway.
     """
 
     path: Path | None = None
@@ -75,9 +75,9 @@ class DispatchTokenOptions:
 
 
 class DispatchToken:
-    """Checks the callers of the dispatch door. Raises `InvalidSetting` when there is no good token at first.
+    """Checks callers of the dispatch door. Raises `InvalidSetting` without a valid token.
 
-    A file that is gone or broken later changes nothing: the tokens known stay good, and a warning is logged.
+    If the file is later missing or invalid, the last tokens stay valid and a warning is logged.
     """
 
     def __init__(self, options: DispatchTokenOptions, clock: Callable[[], float] = time.monotonic) -> None:
@@ -88,17 +88,17 @@ class DispatchToken:
         self._look_at = clock() + options.reread_seconds
 
     def tokens(self) -> tuple[str, ...]:
-        """All that are good now; a poller sends the first."""
+        """All valid tokens; a poller sends the first."""
         self._reread_if_due()
         return tuple(token.decode("ascii") for token in self._tokens)
 
     async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
-        """None lets the caller in. Header names are in lower case."""
+        """The refusal, or None if the caller is accepted. Header names are in lower case."""
         self._reread_if_due()
         token = bearer_token(headers)
         if isinstance(token, Refusal):
             return token
-        # Every value is compared, so that the time taken does not tell which one was near.
+        # All values are compared, so that the time taken does not reveal which one was close.
         matches = [hmac.compare_digest(token, good) for good in self._tokens]
         return None if any(matches) else WRONG_TOKEN
 
@@ -114,7 +114,7 @@ class DispatchToken:
 
 
 def _tokens_of(options: DispatchTokenOptions) -> tuple[bytes, ...]:
-    """The tokens that are good now. Raises `InvalidSetting`, which never shows one."""
+    """Read the tokens. Raises `InvalidSetting`, which never shows a token."""
     if options.path is None:
         tokens = tuple(token.strip().encode() for token in options.tokens)
         return _checked(options.setting, "", tokens)

@@ -1,8 +1,8 @@
-"""Google's public signing keys: fetched when due, kept while they cannot be fetched, one fetch at a time.
+"""Google's public signing keys, fetched when they are due.
 
-The keys have three ages. Fresh: used. Stale: used, while one fetch runs behind. Worn out: waited for, and
-where they do not come the caller is told so (`KeysUnavailable`), never let in. An unknown key id is a
-rotation or a forgery: it causes a fetch, but not more often than `retry_seconds`, whoever asks.
+Fresh keys are used. Stale keys are used too, while one fetch runs in the background. When they are too old, callers
+wait for the fetch; if it fails, they get `KeysUnavailable` and are never accepted. An unknown key id means a rotated
+key or a forgery: it causes a fetch, at most once every `retry_seconds`.
 """
 
 from __future__ import annotations
@@ -37,19 +37,20 @@ _LARGEST_BYTES: Final = 262_144
 _SMALLEST_KEY_BITS: Final = 2_048
 KeyT = TypeVar("KeyT")
 
-_FRESH_SECONDS: Final = (60.0, 3_600.0, 86_400.0)  # least, without a word from the server, most
+_FRESH_SECONDS: Final = (60.0, 3_600.0, 86_400.0)  # minimum, default without a header, maximum
 
 
 class KeysUnavailable(AsyncProcessorError):
-    """The keys could not be fetched, and none are left that may still be used."""
+    """The keys could not be fetched, and no keys are left that may be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class SigningKeysOptions:
-    """`certs_url` serves `{key id: PEM certificate}` or a JWK set; plain HTTP is taken on loopback only.
+    """Where and how often keys are fetched.
 
-    `timeout_seconds` bounds one fetch, `retry_seconds` is the least time between two, and `stale_seconds` is
-    how long keys are used beyond their freshness while no fetch succeeds.
+    `certs_url` serves `{key id: PEM certificate}` or a JWK set; plain HTTP is allowed on loopback only.
+    `timeout_seconds` bounds one fetch, and `retry_seconds` is the shortest time between two. Keys are used for
+    `stale_seconds` beyond their freshness while no fetch succeeds.
     """
 
     certs_url: str = GOOGLE_CERTS_URL
@@ -65,7 +66,7 @@ class SigningKeysOptions:
 
 
 class _BadAnswer(Exception):
-    """A text of ours about what the server answered."""
+    """What is wrong with the server's response, in our words."""
 
 
 class _JwkSet(msgspec.Struct):
@@ -73,7 +74,7 @@ class _JwkSet(msgspec.Struct):
 
 
 class SigningKeys:
-    """Public keys by key id. Belongs to one event loop; `close` ends what it has running."""
+    """Public keys by key id, for one event loop; `close` ends a running fetch."""
 
     def __init__(self, options: SigningKeysOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
@@ -85,7 +86,7 @@ class SigningKeys:
         self._fetching: asyncio.Task[None] | None = None
 
     async def key(self, key_id: str) -> RSAPublicKey | None:
-        """The key of that id, or None where Google has no such key. Raises `KeysUnavailable`."""
+        """The key with that id; None if Google has no such key. Raises `KeysUnavailable`."""
         now = self._clock()
         if now >= self._fresh_until:
             self._fetch_if_due(now)
@@ -100,17 +101,17 @@ class SigningKeys:
         return found
 
     def start(self) -> None:
-        """Begin to fetch, so that the first delivery need not wait for it."""
+        """Start to fetch, so that the first delivery need not wait."""
         self._fetch_if_due(self._clock())
 
     async def close(self) -> None:
-        """End a running fetch."""
+        """Cancel a running fetch."""
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.wait({self._fetching})
 
     async def _fetched(self) -> None:
-        """Wait for the running fetch, if there is one. A caller that goes away does not end it for others."""
+        """Wait for the running fetch, if any; a cancelled caller does not cancel it for others."""
         if self._fetching is not None:
             await asyncio.wait({self._fetching})
 
@@ -124,7 +125,7 @@ class SigningKeys:
         except _BadAnswer as error:
             self._failed(str(error))
         except (httpx.HTTPError, OSError) as error:  # a timeout is an OSError
-            self._failed(type(error).__name__)  # its text may quote what a server sent
+            self._failed(type(error).__name__)  # the error's text may quote what a server sent
         else:
             self._failure = ""
             self._keys = keys
@@ -140,7 +141,7 @@ class SigningKeys:
 
 
 async def _download(options: SigningKeysOptions) -> tuple[Mapping[str, RSAPublicKey], float]:
-    """The keys and for how many seconds they are fresh. Raises `_BadAnswer`, or as httpx does."""
+    """The keys, and the seconds for which they are fresh. Raises `_BadAnswer` or httpx's errors."""
     client = http_client(TransportOptions(max_response_bytes=_LARGEST_BYTES))
     async with client, asyncio.timeout(options.timeout_seconds):
         try:
@@ -156,7 +157,7 @@ async def _download(options: SigningKeysOptions) -> tuple[Mapping[str, RSAPublic
 
 
 def fresh_seconds(headers: Mapping[str, str]) -> float:
-    """What `Cache-Control: max-age` grants, less the `Age` in caches on the way (RFC 9111 4.2); bounded."""
+    """The seconds that `Cache-Control: max-age` allows, less `Age` (RFC 9111, 4.2); bounded."""
     least, unsaid, most = _FRESH_SECONDS
     granted = re.search(r"(?:^|[,\s])max-age=(\d{1,9})", headers.get("Cache-Control", ""), re.I)
     if granted is None:
@@ -167,9 +168,9 @@ def fresh_seconds(headers: Mapping[str, str]) -> float:
 
 
 def decode_keys(body: bytes) -> Mapping[str, RSAPublicKey]:
-    """Both forms that Google serves: `{key id: PEM}` and a JWK set; empty for anything else.
+    """The keys in `{key id: PEM}` or a JWK set; empty for other content.
 
-    Keys that are not RSA of 2,048 bits or more are left out: RS256 is the only algorithm there is for us.
+    Keys other than RSA with at least 2,048 bits are skipped, because RS256 is the only accepted algorithm.
     """
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
@@ -187,7 +188,7 @@ def decode_keys(body: bytes) -> Mapping[str, RSAPublicKey]:
 
 
 def _usable(read: Callable[[KeyT], object], source: KeyT) -> RSAPublicKey | None:
-    """The key that `read` makes of `source`; None for an invalid one, which must not disable the others."""
+    """The key that `read` makes of `source`; None if invalid, so that the others stay usable."""
     try:
         key = read(source)
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidVersion, PyJWTError):

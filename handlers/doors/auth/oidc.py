@@ -1,8 +1,8 @@
-"""Verifies the OIDC token of the push subscription, before the body is read.
+"""Verify the OIDC token of a push subscription, before the body is read.
 
-PyJWT takes the token apart and checks its signature. Accepted is a token that Google signed (RS256, nothing else),
-for our audience, within its time, in the name of the one service account. Sources: Pub/Sub's "authenticate push
-subscriptions", OpenID Connect Core 3.1.3.7.
+PyJWT parses the token and checks its signature. A token is accepted if Google signed it (RS256 only) for our audience
+and the configured service account, and it has not expired. Sources: Pub/Sub's "authenticate push subscriptions",
+OpenID Connect Core 3.1.3.7.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ _REMEMBERED_SECONDS: Final = 3_600.0
 
 @dataclass(frozen=True, slots=True)
 class PushIdentityOptions:
-    """`audience` is compared as it is, letter by letter; `skew_seconds` is what clocks may differ by.
+    """The expected identity; `skew_seconds` is the tolerated difference of clocks.
 
-    `mode` `none` lets anyone in: for an emulator, which sends no token.
+    `audience` is compared character by character. With `mode` `none` every caller is accepted: for an emulator, which
+    sends no token.
     """
 
     audience: str = ""
@@ -81,7 +82,7 @@ class _Claims(msgspec.Struct):
 
 
 _SHAPE: Final = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-"""Three parts of base64url without padding (RFC 7515, 7.1): Python's decoder skips characters outside the alphabet."""
+"""Three parts of base64url without padding (RFC 7515, 7.1); checked because Python's decoder skips other characters."""
 
 _ALGORITHMS: Final = ["RS256"]
 _jws = PyJWS(algorithms=_ALGORITHMS)
@@ -91,8 +92,8 @@ _claims_decoder = msgspec.json.Decoder(_Claims)
 class PushIdentity:
     """Checks the callers of one push door; `clock` gives Unix seconds.
 
-    Accepted tokens are remembered by their digest until they expire, since Pub/Sub sends one token for up to
-    an hour: a check then costs a hash. Refused ones are not: they are cheap, and would fill the memory.
+    Accepted tokens are remembered by digest until they expire, because Pub/Sub sends one token for up to an hour: a
+    check then costs one hash. Refused tokens are not remembered, because they would fill the memory.
     """
 
     def __init__(
@@ -107,16 +108,19 @@ class PushIdentity:
         self._accepted_until: dict[bytes, float] = {}
 
     def start(self) -> None:
-        """Begin to fetch the signing keys; call on the running event loop."""
+        """Start to fetch the signing keys; call it on the running event loop."""
         if self._options.mode == "oidc":
             self._keys.start()
 
     async def close(self) -> None:
-        """End what is running behind."""
+        """Cancel a running fetch."""
         await self._keys.close()
 
     async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
-        """None lets the caller in. Header names are in lower case. Never raises for what a caller sends."""
+        """The refusal, or None if the caller is accepted. Never raises for a caller's input.
+
+        Header names are in lower case.
+        """
         if self._options.mode == "none":
             return None
         token = bearer_token(headers)
@@ -144,7 +148,7 @@ class PushIdentity:
         return self._check_claims(claims) or claims
 
     async def _signed_payload(self, token: bytes) -> bytes | Refusal:
-        """The claims as JSON, once their signature is verified."""
+        """The claims as JSON, after their signature was verified."""
         if _SHAPE.fullmatch(token) is None:
             return _MALFORMED
         try:
@@ -163,7 +167,7 @@ class PushIdentity:
         return payload
 
     async def _key(self, header: Mapping[str, Any]) -> RSAPublicKey | Refusal:
-        """The key that a header names. It may not say how the key is used (RFC 8725, 3.1)."""
+        """The key that a header names; the header may not choose its use (RFC 8725, 3.1)."""
         if header.get("alg") not in _ALGORITHMS or "crit" in header or "b64" in header:
             return _ALGORITHM
         if not header.get("kid"):
@@ -191,5 +195,5 @@ class PushIdentity:
         if len(self._accepted_until) >= _REMEMBERED_TOKENS:
             self._accepted_until = {d: until for d, until in self._accepted_until.items() if until > now}
         if len(self._accepted_until) >= _REMEMBERED_TOKENS:
-            self._accepted_until.pop(next(iter(self._accepted_until)))  # the oldest
+            self._accepted_until.pop(next(iter(self._accepted_until)))  # the token that was added first
         self._accepted_until[digest] = min(exp + self._options.skew_seconds, now + _REMEMBERED_SECONDS)

@@ -1,7 +1,7 @@
-"""The dispatch door: CloudEvents from the poller or any Knative source; the answer is the result event.
+"""The dispatch door: CloudEvents from the poller or any Knative source.
 
-200 with the result as an event (also for `INVALID_REQUEST`), 202 if a sink has taken it, 429 or 503 with
-`Retry-After` for a retry, 400 only if not even an id can be read.
+It answers 200 with the result as an event (also for `INVALID_REQUEST`), 202 if a sink has taken the result, 429 or
+503 with `Retry-After` for a retry, and 400 only if no id can be read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RESULT_SOURCE = "/async-processor/dispatch"
 _OWN_RESULT: Final = plain(
     400, f"expected a request event, got a result: exclude the type {RESULT_TYPE} in the Trigger"
 )
-"""Without a filter, a Trigger would deliver results as new requests, endlessly."""
+"""Type of our own results: a Trigger without a filter would deliver them as new requests, endlessly."""
 
 _ROUTING: Final = frozenset({"queue", "objective", "priority", "labels"})
 """Extensions that route a request; only a poller may set them."""
@@ -56,9 +56,9 @@ _labels_decoder = msgspec.json.Decoder(dict[str, str])
 class DispatchDoor:
     """Decodes events and answers them; the context is the event itself.
 
-    `fields` maps events of other sources to requests; `sink` takes the results of those in place of the reply.
-    `trusts_pollers`: only pollers can send events of the poller's type here. All other events lose the extensions that
-    route a request. `clock` gives Unix seconds.
+    `fields` maps events of other sources to requests; `sink` takes their results in place of the reply. With
+    `trusts_pollers`, only pollers can send events of the poller's type here. All other events lose the extensions
+    that route a request. `clock` gives Unix seconds.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class DispatchDoor:
         self._clock = clock
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, Event] | Answer:
-        """The request of an event; 400 if neither an event nor an id can be read."""
+        """The request of an event; 400 if the event is invalid or has no id."""
         try:
             event = _event_of(delivery)
             if event.type == RESULT_TYPE:
@@ -116,11 +116,11 @@ class DispatchDoor:
         return request
 
     def limits(self, context: Event) -> AttemptOptions:  # noqa: ARG002  # the protocol's signature
-        """No limits: a source waits as long as the request timeout."""
+        """No limits, because a source waits as long as the request timeout."""
         return NO_OPTIONS
 
     async def settle(self, context: Event, outcome: Outcome) -> Answer:
-        """The result as an event, or the retry as 429/503."""
+        """Answer with the result as an event, or with 429/503 for a retry."""
         match outcome:
             case _ if context.is_from_poller and context.is_structured:
                 return _poller_answer(context, outcome)
@@ -134,7 +134,7 @@ class DispatchDoor:
 
 
 def _event_of(delivery: Delivery) -> Event:
-    """The event of a delivery: the poller's by our codec, any other by the SDK. Raises `InvalidEvent`."""
+    """Decode the poller's events with our codec, others with the SDK. Raises `InvalidEvent`."""
     for name, value in delivery.headers:
         if name == _DATA_AT or (name == b"ce-type" and value == _REQUEST_TYPE):
             return decode_event(delivery.headers, delivery.body)
@@ -142,15 +142,16 @@ def _event_of(delivery: Delivery) -> Event:
 
 
 def _without_routing(event: Event) -> Event:
-    """The event without the extensions that route a request, which its sender may not set."""
+    """The event without the extensions that its sender may not set."""
     kept = {name: value for name, value in event.extensions.items() if name not in _ROUTING}
     return msgspec.structs.replace(event, extensions=kept)
 
 
 async def _delivered(sink: EventSink, event: Answer) -> Answer:
-    """The answer to a source whose result goes to the sink.
+    """The answer to a source whose result went to the sink.
 
-    If the sink will never take the result, 422 dead-letters the event at its source, so that it is not inferred again.
+    If the sink will never take the result, 422 makes the source dead-letter the event, so that it is not inferred
+    again.
     """
     try:
         await sink.send(event)
@@ -162,7 +163,7 @@ async def _delivered(sink: EventSink, event: Answer) -> Answer:
 
 
 def _poller_answer(event: Event, outcome: Outcome) -> Answer:
-    """The outcome in the format of the poller's event; no header holds client data."""
+    """The outcome in the format of the poller's events; headers hold no client data."""
     headers = {"content-type": STRUCTURED}
     feedback = outcome.feedback
     match outcome:
@@ -237,7 +238,7 @@ def _number(text: str, digits: int = 9) -> int | None:
 
 
 def _trace(extensions: Mapping[str, str]) -> dict[str, str] | None:
-    """The trace context of the sender, which is closer than the producer's in the body."""
+    """The sender's trace context, which is more recent than the producer's in the body."""
     parent = extensions.get("traceparent")
     if not parent:
         return None

@@ -1,7 +1,7 @@
-"""Results as events to a sink (Knative's `K_SINK`): a Broker, a channel, anything that takes CloudEvents.
+"""Send results as events to a sink (Knative's `K_SINK`): a Broker, a channel or a service.
 
-For sources that discard replies. The delivery is answered once the sink has taken the result. Sending the result is
-retried for a while, since a redelivered event would be inferred twice.
+For sources that discard replies. The delivery is answered once the sink has taken the result. A failed call is
+retried for a while, because a redelivered event would be inferred twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from handlers.transport.failures import UnusableResponse
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _ASKED_AGAIN: Final = frozenset({404, 408, 409, 425, 429})
-"""Beside 5xx: what Knative's own dispatcher sends again (404, 408, 409, 429), and 425, which says so itself."""
+"""Statuses that are retried in addition to 5xx: those of Knative's dispatcher (404, 408, 409, 429), and 425."""
 
 
 class SinkUnavailable(Exception):
@@ -39,7 +39,10 @@ class SinkRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SinkOptions:
-    """`overrides` are extensions that every event gets (`K_CE_OVERRIDES`); all times in seconds."""
+    """Options of a sink; times are in seconds.
+
+    `overrides` are extensions that every event gets (`K_CE_OVERRIDES`).
+    """
 
     url: str
     overrides: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +62,7 @@ class EventSink:
         self._draw = draw
 
     async def send(self, event: Answer) -> None:
-        """Return once the sink has it. Raises `SinkUnavailable` or `SinkRefused`."""
+        """Send a result. Raises `SinkUnavailable` or `SinkRefused`."""
         overrides = {f"ce-{name}": to_header(value) for name, value in self._options.overrides.items()}
         headers = {**event.headers, **overrides}
         pause = _FIRST_PAUSE_SECONDS
@@ -77,7 +80,7 @@ class EventSink:
             response = await self._sender.send(self._options.url, headers, body, until)
             status = response.status_code
         except UnusableResponse as error:
-            status = error.status_code  # what else it says is of no use here
+            status = error.status_code  # the rest of the response is not needed
         except OWN_FAULTS as error:
             self._log.error("result not sent to the sink", error=type(error).__name__)
             raise SinkRefused(0) from None

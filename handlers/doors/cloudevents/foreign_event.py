@@ -1,8 +1,8 @@
-"""Turns events of sources that know nothing of requests into requests. Pure.
+"""Convert events of other sources, such as Kafka records, to requests.
 
-A Kafka record, a PingSource's text or a broker's message becomes a request: the operator says which
-attribute (or HTTP header) is the id, the tenant and the deadline, and whether the data is a request or only
-its payload. What the data itself says wins, but for the tenant: that is whom the operator's attribute names.
+The operator configures which attribute (or HTTP header) holds the id, the tenant and the deadline, and whether the
+data is a request or only its payload. Id and deadline in the data win over the attributes; the operator's tenant
+attribute wins over the data.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ _encoder = msgspec.json.Encoder()
 
 @dataclass(frozen=True, slots=True)
 class EventFields:
-    """Where a request's fields come from: an attribute's name, or `header:` and a header's.
+    """The sources of a request's fields: an attribute's name, or `header:` and a header's name.
 
-    `deadline_seconds` (0: none) is the deadline of events that bring none, counted from the event's `time`,
-    else from `now`; `is_payload` takes the data as the payload alone. `tenant_field` is the metadata field
-    that names the tenant.
+    `deadline_seconds` (0: none) is the default deadline, counted from the event's `time`, else from `now`. With
+    `is_payload`, the data is only the payload. `tenant_field` is the metadata field that names the tenant.
     """
 
     id_from: str = ""
@@ -43,7 +42,7 @@ class EventFields:
 
     @property
     def is_empty(self) -> bool:
-        """Whether events are taken as they are."""
+        """Whether events need no conversion."""
         return not (
             self.id_from or self.tenant_from or self.deadline_from or self.deadline_seconds or self.is_payload
         )
@@ -56,7 +55,7 @@ def as_request(event: Event, delivery: Delivery, fields: EventFields, now: float
     for an invalid deadline. `now` is Unix seconds.
     """
     if fields.is_payload:
-        # What is no JSON becomes a payload that is refused by name, with the id that the event has.
+        # Data that is not JSON becomes a payload, so that the refusal names the payload and has the event's id.
         parts = {"payload": msgspec.Raw(event.data) if _is_json(event.data) else _raw("")}
     else:
         found = _parts(event.data)

@@ -1,8 +1,8 @@
-"""Events of other sources, read and written by the cloudevents SDK; their data stays bytes.
+"""Read and write events of other sources with the cloudevents SDK.
 
-The SDK reads JSON data into Python values and writes it anew, and leaves headers percent-encoded. So the data is
-split off before the SDK reads the attributes, and header values are decoded before and encoded after it.
-The poller's own events take the codec of `contract.events`, which costs a fifth of this.
+Their data stays unchanged bytes. The SDK would decode and re-encode JSON data, and it leaves headers percent-encoded.
+So the data is split off before the SDK reads the attributes, and header values are decoded before and encoded after
+it. The poller's own events use the codec of `contract.events`, which costs a fifth of this.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read_event(headers: Headers, body: bytes) -> Event:
-    """The event of an HTTP message, binary or structured. Raises `InvalidEvent` naming the attribute.
+    """The event of an HTTP message, binary or structured. Raises `InvalidEvent`.
 
-    Header names must be lower case, as ASGI gives them.
+    Header names must be lower case, as in ASGI. The error names the attribute.
     """
     sent = {
         name[3:].decode("latin-1"): from_header(name[3:].decode("latin-1"), value)
@@ -62,8 +62,8 @@ def read_event(headers: Headers, body: bytes) -> Event:
 def write_event(
     event_id: str, source: str, event_type: str, extensions: Mapping[str, str], data: bytes
 ) -> tuple[dict[str, str], bytes]:
-    """The headers and the body of an event in binary mode whose `data` is JSON."""
-    # The SDK would give an event without a time the present one.
+    """Headers and body of an event in binary mode whose `data` is JSON."""
+    # The SDK would set the current time in an event without one.
     attributes: dict[str, Any] = {**extensions, "datacontenttype": "application/json", "time": None}
     event = CloudEvent({"id": event_id, "source": source, "type": event_type, **attributes}, data)
     headers, body = to_binary(event, data_marshaller=_unchanged)
@@ -73,7 +73,7 @@ def write_event(
 
 
 def _read(headers: dict[str, str], body: bytes, sent: Mapping[str, str], data: bytes) -> Event:
-    """The event as the SDK reads it, with the attributes that were sent and with `data`."""
+    """Read attributes with the SDK and add `data`."""
     if sent.get("specversion") != "1.0":
         raise InvalidEvent("specversion", found="nothing or another version", accepted="1.0")
     for name in _REQUIRED:
@@ -85,7 +85,7 @@ def _read(headers: dict[str, str], body: bytes, sent: Mapping[str, str], data: b
         GenericException,
         TypeError,
         ValueError,
-    ):  # it takes attributes named `data` or `extensions` for its own
+    ):  # the SDK treats attributes named `data` or `extensions` as its own
         raise InvalidEvent("event", found="reserved attributes", accepted="a CloudEvent 1.0") from None
     extensions = {
         name: str(found.get(name) or value)

@@ -1,7 +1,8 @@
-"""Answers a Pub/Sub message once: an answered one is acked, one in progress is redelivered later.
+"""Answer a Pub/Sub message once; ack duplicates of answered ones.
 
-Push has no exactly-once delivery, so a Redis (the dedup store) keeps records. While it is unavailable, messages are
-answered all the same: twice is better than not at all.
+Push has no exactly-once delivery, so a Redis (the dedup store) keeps records. A duplicate of a message that is being
+answered is redelivered later. While the store is unavailable, messages are answered anyway: twice is better than not
+at all.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class AnswerLease:
 
 
 class Once:
-    """Gives each message to one delivery at a time. `memory` is the health of the dedup store."""
+    """Lets one delivery of a message at a time run; `memory` is the health of the dedup store."""
 
     def __init__(self, records: DeliveryRecords, log: Logger, memory: Dependency) -> None:
         self._records = records
@@ -84,13 +85,13 @@ class Once:
         self._memory = memory
 
     async def begin(self, request: Request, body: bytes) -> AnswerLease | Answer | None:
-        """The turn; the answer if another delivery has it; None if the store is unavailable."""
+        """A lease on the message; or the answer to a duplicate; None if the store is unavailable."""
         key, owner = (
             delivery_key(request.id, request.request_token, body, request.queue),
             secrets.token_hex(16),
         )
         beginning = await self._ask(self._records.begin(key, owner))
-        end_if_cancelled()  # the caller is gone; the lease just taken expires by itself
+        end_if_cancelled()  # the caller is gone; the new lease expires by itself
         match beginning:
             case Fresh(previous_traceparent=previous):
                 return AnswerLease(self._records, key, owner, self._ask, previous)
@@ -102,7 +103,7 @@ class Once:
                 return None
 
     async def _ask(self, call: Awaitable[T]) -> T | None:
-        """The reply of Redis; None, and a log line, if it fails."""
+        """The reply of Redis; None, with a log line, if it fails."""
         try:
             answer = await call
         except STORE_FAILURES as error:

@@ -33,10 +33,10 @@ from handlers.telemetry.logs import Logger, RareWarning
 if TYPE_CHECKING:
     from handlers.doors.pubsub.deduplicated import (
         AnswerLease,
-    )  # loads Redis, which most push doors do without
+    )  # loads Redis, which most push doors do not need
 
 MARGIN_SECONDS: Final = 5.0
-"""Reserved from the ack deadline for publishing the result and returning the answer."""
+"""Seconds of the ack deadline that are reserved to publish the result and to answer."""
 
 _DEAD_LETTER_ATTRIBUTE: Final = "CloudPubSubDeadLetterSourceSubscription"
 _REASON_ATTRIBUTE: Final = "async_processor_dead_letter_reason"
@@ -67,7 +67,7 @@ class Subscription:
 
 
 class PushContext(msgspec.Struct, frozen=True):
-    """What settling needs: the push, its request and subscription, the topic of the result, the time of arrival."""
+    """Data needed to settle a push: the push, its request, subscription, result topic and time of arrival."""
 
     push: Push
     subscription: Subscription
@@ -79,10 +79,10 @@ class PushContext(msgspec.Struct, frozen=True):
 
 
 class Memory(Protocol):
-    """The dedup store; optional, since it needs a Redis."""
+    """The dedup store; optional, because it needs a Redis."""
 
     async def begin(self, request: Request, body: bytes) -> AnswerLease | Answer | None:
-        """The turn of this delivery; the answer if it has none; None if the store is unavailable."""
+        """A lease on the message; or the answer to a duplicate; None if the store is unavailable."""
         ...
 
 
@@ -90,14 +90,14 @@ class ResultPublisher(Protocol):
     """Publishes results to Pub/Sub."""
 
     async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str] | None = None) -> str:
-        """Return once the broker has confirmed. Raises `PublishFailed` or `ResultTooLarge`."""
+        """Publish and wait for the confirmation. Raises `PublishFailed` or `ResultTooLarge`."""
         ...
 
 
 class PubSubPushDoor:
     """Decodes pushes of one `form` and publishes results.
 
-    `subscription` returns None for an unknown one; `dead_letters` replaces it for a dead letter. `on_buried` is called
+    `subscription` returns None for an unknown one; `dead_letters` is used for dead letters. `on_buried` is called
     with the subscription of each message that is dead-lettered here. `monotonic` gives monotonic seconds; `clock`
     follows Google's clock by the times in the pushes, and `on_clock` is called after each push.
     """
@@ -139,7 +139,7 @@ class PubSubPushDoor:
         self._on_clock = on_clock
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, PushContext] | Answer:
-        """The request of the push, its final outcome, or the answer if not even an id can be read."""
+        """The request of the push, its final outcome, or the answer if no id can be read."""
         try:
             push = decode_push(delivery, self._form)
         except InvalidEvent as error:
@@ -147,7 +147,9 @@ class PubSubPushDoor:
         self._observe_clock(push, delivery)
         subscription = self._subscription(push.subscription)
         if subscription is None and _is_dead_letter(push):
-            subscription = self._dead_letters  # its own is unknown; it becomes a final result without a call
+            subscription = (
+                self._dead_letters
+            )  # its subscription is unknown, so it becomes a final result without a call
         if subscription is None:
             self._unknown.report(subscription=push.subscription[:256])
             return plain(400, "the subscription is not one of this door: name it in CONFIG_FILE (topics)")
@@ -173,7 +175,7 @@ class PubSubPushDoor:
         self._on_clock()
 
     async def _in_turn(self, request: Request, context: PushContext) -> tuple[Request, PushContext] | Answer:
-        """The request, unless another delivery of it has been or is being answered."""
+        """The request, unless another delivery of it is being answered or has been."""
         turn = await self._memory.begin(request, context.push.body) if self._memory else None
         if isinstance(turn, Answer):
             return turn
@@ -190,7 +192,7 @@ class PubSubPushDoor:
             extra_metadata=push.attributes,
             max_bytes=self._max_request_bytes,
         )
-        # Distinguishes a request that is queued again within the second of its cancellation.
+        # Distinguishes a request that is queued again within a second after its cancellation.
         return msgspec.structs.replace(
             request,
             created=push.created(request.created),
@@ -205,7 +207,7 @@ class PubSubPushDoor:
         )
 
     def _salvaged(self, context: PushContext) -> PushContext:
-        """The same for an invalid body, as far as it can be read: consumers wait for the error there."""
+        """The context for an invalid body, as far as it can be read, since consumers wait for the error."""
         found = salvage(context.push.body, _ROUTING)
         route = context.push.attributes.get(_ROUTE_ATTRIBUTE, found.get(_ROUTE, ""))
         try:
@@ -215,7 +217,7 @@ class PubSubPushDoor:
         return msgspec.structs.replace(context, topic=topic, route=route)
 
     def _own_topic(self, context: PushContext, topic: str, request_id: str) -> str:
-        """The subscription's own topic wins, then the one that the request names, then the default.
+        """The result topic: the subscription's own, else the request's, else the default.
 
         Raises `InvalidRequest` for a topic of another project, or one that requests may not name.
         """
@@ -243,7 +245,7 @@ class PubSubPushDoor:
         return AttemptOptions(max(0.0, seconds), context.subscription.min_redelivery_seconds)
 
     async def settle(self, context: PushContext, outcome: Outcome) -> Answer:
-        """204 once the result is published; 429 or 503 for a retry or a failed publish."""
+        """Answer 204 once the result is published; 429 or 503 for a retry or a failed publish."""
         match outcome:
             case Answered(result):
                 if self._has_details:
@@ -266,7 +268,7 @@ class PubSubPushDoor:
         except PublishFailed as error:
             own = context.subscription.result_topic
             if not error.is_retryable and context.topic != own:
-                # The topic of the request does not exist or is forbidden: publish to our own instead.
+                # The request's topic does not exist or is forbidden: publish to our own instead.
                 return await self._publish(msgspec.structs.replace(context, topic=own), result)
             self._log.error("result not published", id=result.id, topic=context.topic, error=str(error))
             if context.turn is not None:
@@ -277,7 +279,7 @@ class PubSubPushDoor:
         return _ACCEPTED
 
     async def _bury(self, context: PushContext, error: InvalidRequest) -> Answer:
-        """Without an id: publish the body to the dead-letter topic, or its error to the result topic."""
+        """Publish a body without an id to the dead-letter topic, or its error to the result topic."""
         self._log.warning("unreadable delivery", pubsub_message_id=context.push.message_id, field=error.field)
         if _is_dead_letter(context.push):
             return _ACCEPTED  # dead-lettered already: publishing it again would loop

@@ -1,8 +1,8 @@
-"""Decodes a Pub/Sub push in the configured form (`PUSH_FORM`). Pure.
+"""Decode a Pub/Sub push in the configured form (`PUSH_FORM`).
 
-`wrapped` is what a subscription sends by default and what Eventarc and Knative put into an event's data. In an
-unwrapped push (`--push-no-wrapper`) the body is the request itself, and the publisher's attributes are headers: so the
-form is never guessed from what came, and only `unwrapped-metadata` reads the headers `x-goog-pubsub-*`.
+`wrapped` is a subscription's default; Eventarc and Knative put it into an event's data. In an unwrapped push
+(`--push-no-wrapper`) the body is the request, and the publisher's attributes are headers. Therefore the form is never
+guessed from the headers, and only `unwrapped-metadata` reads the headers `x-goog-pubsub-*`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ PushForm = Literal["wrapped", "unwrapped", "unwrapped-metadata"]
 class Push(msgspec.Struct, frozen=True):
     """One push: the request body and its Pub/Sub metadata.
 
-    `subscription` is the full or short name as sent, empty if unwrapped without metadata;
-    `delivery_attempt` counts from 1, None without a dead-letter policy; `published_at` is in Unix seconds, None if
-    unknown.
+    `subscription` is the full or short name as sent, or empty if unwrapped without metadata. `delivery_attempt`
+    counts from 1; None without a dead-letter policy. `published_at` is in Unix seconds; None if unknown.
     """
 
     body: bytes
@@ -43,7 +42,10 @@ class Push(msgspec.Struct, frozen=True):
     published_at: float | None = None
 
     def created(self, said: float | None) -> float | None:
-        """The creation time of the request; with the fraction of a second of its publish time, if both agree."""
+        """The creation time of the request.
+
+        It gets the fraction of a second of the publish time, if both are in the same second.
+        """
         if self.published_at is None or (said is not None and int(said) != int(self.published_at)):
             return said
         return self.published_at
@@ -68,7 +70,7 @@ _decoder = msgspec.json.Decoder(_Wrapped)
 
 
 def decode_push(delivery: Delivery, form: PushForm = "wrapped") -> Push:
-    """Read a push of this form. Raises `InvalidEvent`; the request inside is not decoded."""
+    """Decode a push of this form, but not the request in it. Raises `InvalidEvent`."""
     if form == "unwrapped":
         return Push(body=delivery.body)
     metadata = _metadata_headers(delivery)
@@ -100,7 +102,7 @@ def _metadata_headers(delivery: Delivery) -> dict[str, str]:
         if not name.startswith(_PREFIX):
             continue
         field = name[len(_PREFIX) :].decode("latin-1")
-        if field in found:  # one of them is a publisher's attribute
+        if field in found:  # one of them is an attribute that the publisher set
             raise InvalidEvent(name.decode("latin-1"), found="two headers", accepted="one")
         found[field] = value.decode("latin-1")
     return found
@@ -128,7 +130,7 @@ def _decode_wrapped(body: bytes) -> Push:
 
 
 def _unix_seconds(text: object) -> float | None:
-    """The seconds of an RFC 3339 time since 1970; None for anything else."""
+    """Unix seconds of an RFC 3339 time; None for other text."""
     try:
         at = datetime.fromisoformat(text) if isinstance(text, str) else None
     except ValueError:

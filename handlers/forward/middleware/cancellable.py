@@ -1,7 +1,7 @@
 """Cancellation layer of the push door, whose deliveries cannot be withdrawn from Pub/Sub.
 
-Each request is looked up in the dedup store when it arrives and periodically while it is held or in flight, many in
-one call.
+Each request is looked up in the dedup store when it arrives and periodically while it is held or in flight. One call
+looks up many requests.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from handlers.forward.outcome import Outcome
 from handlers.telemetry.logs import Logger
 
 CancelledAt = Callable[[Sequence[str]], Awaitable[list[float | None]]]
-"""When each id was cancelled, in Unix seconds; None where it was not."""
+"""Returns when each id was cancelled, in Unix seconds, or None."""
 
 LOOK_SECONDS = 0.5
 END_AGAIN_SECONDS = 5.0
-"""Seconds until a task is cancelled again: the first time it may be releasing a reservation, or a library may have
-swallowed the cancellation."""
+"""Seconds until a task is cancelled again: at the first time it may have been releasing a reservation, or a library
+may have swallowed the cancellation.
+"""
 
 
 @dataclass(slots=True)
 class _Ended:
-    """How often a task was cancelled, and when it may be again (`time.monotonic`)."""
+    """How often a task was cancelled, and when it may be cancelled again (`time.monotonic`)."""
 
     times: int = 0
     again_at: float = 0.0
@@ -94,7 +95,7 @@ class CancellableForward:
             return
         hit = await self._which(list(running.values()))
         for task, request in running.items():
-            # Compared by identity: two deliveries may be of one request.
+            # Compared by identity, because two deliveries may have the same request.
             if any(request is one for one in hit) and self._running.get(task) is request:
                 self._end(task)
 

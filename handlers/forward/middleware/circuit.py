@@ -1,9 +1,9 @@
 """Circuit breaker of one gateway: closed, open (one probe per second) or recovering.
 
-The evidence is independent of single requests. A request that fails several times counts once, and a retry counts
-less than a first attempt. Every success of another request ends the run of failures: what failed before it counts
-against those requests and not against the gateway. So a tenant whose requests always fail cannot keep the circuit
-open, while an outage, in which nothing succeeds, opens it after a few requests.
+Its evidence does not depend on single requests. A request that fails several times counts once, and a retry counts
+less than a first attempt. Each success of another request ends the run of failures: earlier failures then count
+against their requests, not against the gateway. So a tenant whose requests always fail cannot keep the circuit open,
+while an outage, in which nothing succeeds, opens it after a few requests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 
 class CircuitState(StrEnum):
-    """Which calls may begin."""
+    """States of a circuit, by the calls that may begin."""
 
     CLOSED = "closed"
     """All of them."""
@@ -38,13 +38,15 @@ class Pass(Enum):
 class CircuitOptions:
     """When the circuit opens and how it recovers.
 
-    Failures are counted by distinct request since the last success; a first attempt weighs 1, a retry `retry_weight`,
+    Failures are counted by distinct request since the last success. A first attempt weighs 1, a retry `retry_weight`,
     and a request that failed before another one succeeded `suspect_weight`.
-    Closed, the circuit opens at `least_failures` if nothing succeeded in the last `window_seconds`. Otherwise it opens
-    once `failures_in_a_row` successes are overdue, given their share of the window: 50 failures where everything
-    succeeded before, 250 where a fifth did. Recovering, the same holds with 3 and with `first_limit`.
 
-    `most_probes` bounds unanswered probes. Recovery starts with `first_limit` calls in flight and ends at
+    A closed circuit opens at `least_failures` if nothing succeeded in the last `window_seconds`. Otherwise it opens
+    once `failures_in_a_row` successes are overdue, given their share of the window: after 50 failures if everything
+    succeeded before, after 250 if a fifth did. A recovering circuit uses 3 and `first_limit` in place of the two
+    numbers.
+
+    `most_probes` bounds unanswered probes. Recovery starts with `first_limit` calls in flight. It ends at
     `last_limit`, or after a window in which the circuit did not open again.
     """
 
@@ -62,10 +64,12 @@ class CircuitOptions:
 _UNBOUNDED: Final = 1_000_000_000
 _LEAST_WHILE_RECOVERING: Final = 3
 _SUSPECT_SECONDS: Final = 120.0
-"""Twice the longest backoff, so that a request that always fails stays a suspect."""
+"""Seconds for which a request stays a suspect: twice the longest backoff, so that one that always fails remains one."""
 _MOST_SUSPECTS: Final = 10_000
 _LEAST_SHARE: Final = 0.1
-"""Below this share of successes, no more failures are demanded: a gateway that dies then must still be noticed."""
+"""Share of successes below which no more failures are required, so that an outage of an unreliable gateway is still
+noticed.
+"""
 
 
 class Circuit:
@@ -90,7 +94,7 @@ class Circuit:
         self.state = CircuitState.CLOSED
 
     def room(self) -> int:
-        """How many more calls may begin now."""
+        """The number of calls that may begin now."""
         match self.state:
             case CircuitState.CLOSED:
                 return _UNBOUNDED
@@ -101,17 +105,20 @@ class Circuit:
                 return 1 if is_due else 0
 
     def claimable(self) -> int:
-        """How many requests a poller should claim now: its `room`, but no second probe while one is on its way."""
+        """The number of requests that a poller should claim now.
+
+        It equals `room`, but is 0 while a probe is in flight.
+        """
         is_claimed = self.state is CircuitState.OPEN and self._clock() < self._claim_at
         return 0 if is_claimed else self.room()
 
     def claimed(self) -> None:
-        """A poller has claimed requests for this gateway, which may take a moment to enter."""
+        """Record that a poller has claimed requests, which enter a moment later."""
         if self.state is CircuitState.OPEN:
             self._claim_at = self._clock() + self._options.probe_seconds
 
     def has_just_failed(self, request: int) -> bool:
-        """Whether this request failed lately: a probe with it would prove little."""
+        """Whether this request failed recently, so that a probe with it would prove little."""
         now = self._clock()
         return self._evidence.has_failed(request, now) or self._evidence.is_suspect(request, now)
 
@@ -163,7 +170,7 @@ class Circuit:
             self._probe_at = now + options.probe_seconds
             self._change(CircuitState.OPEN)
         elif is_recovering and is_first:
-            # A second failure without a success in between may be the load; one alone is rather the request's own.
+            # Load may cause a second failure without a success in between; a single one is likely the request's own.
             least_limit = min(options.first_limit, self._limit)
             self._limit = max(least_limit, self._limit // 2 if failures >= 2 else self._limit - 1)
 
@@ -185,12 +192,12 @@ class Circuit:
 
 
 class _Evidence:
-    """Failures since the last success, by distinct request, and the mix of outcomes before, by the second."""
+    """Failures since the last success by distinct request, and outcomes before it by second."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._run: dict[int, tuple[float, float]] = {}
-        """Request to the time and weight of its failure, oldest first."""
+        """Request to time and weight of its failure, oldest first."""
         self._run_weight = 0.0
         self._suspects: dict[int, float] = {}
         self._mix: deque[list[float]] = deque()
@@ -215,7 +222,7 @@ class _Evidence:
         self._run_weight = 0.0
 
     def is_suspect(self, request: int, now: float) -> bool:
-        """Whether it failed, and then another request succeeded."""
+        """Whether this request failed and another one succeeded afterwards."""
         return now - self._suspects.get(request, -_SUSPECT_SECONDS) < _SUSPECT_SECONDS
 
     def has_failed(self, request: int, now: float) -> bool:
@@ -234,13 +241,13 @@ class _Evidence:
         return self._run_weight
 
     def success_share(self, now: float) -> float:
-        """Successes per outcome in the window, without the failures since the last one; 0 without a success."""
+        """Share of successes in the window before the last success; 0 without a success."""
         self._forget(now)
         successes = sum(row[2] for row in self._mix)
         return successes / (successes + sum(row[1] for row in self._mix)) if successes else 0.0
 
     def start_anew(self, now: float) -> None:
-        """Judge by what comes from now on; what has failed so far is suspect."""
+        """Start with new evidence; requests that have failed become suspects."""
         self.add_success(now)
         self._mix.clear()
 

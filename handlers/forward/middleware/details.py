@@ -39,13 +39,13 @@ def timed(
 
 
 def lasted(outcome: Answered, seconds: float) -> Answered:
-    """The outcome with the seconds that its attempt took."""
+    """The outcome with the duration of its attempt in seconds."""
     result = msgspec.structs.replace(outcome.result, gateway_seconds=round(seconds, 3))
     return msgspec.structs.replace(outcome, result=result)
 
 
 def _was_asked_for(result: Result) -> bool:
-    """Whether the result shows that the gateway was called; a handler of another process adds its own time."""
+    """Whether this process called the gateway; another process adds its own time."""
     is_answered = result.status_code or result.error_code == ErrorCode.INFERENCE_ERROR
     return bool(is_answered) or result.gateway_seconds is not None
 
@@ -66,7 +66,7 @@ def with_details(forward: Forward, clock: Callable[[], float] = time.time) -> Fo
 def detailed(result: Result, request: Request | None, now: float) -> Result:
     """The final result of `request` with all details; `now` is in Unix seconds.
 
-    The attempt of a `timed` result is counted. For a request that could not be read (None), only the time is known.
+    The attempt of a `timed` result is counted. If the request could not be read (None), only the time is added.
     """
     finished_at = round(now, 3)
     if request is None:

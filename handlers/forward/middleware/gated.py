@@ -1,6 +1,7 @@
-"""Admission: a request is sent once its gates admit it; they learn from the response and get back what they reserved.
+"""Admission: a request is sent once its gates admit it.
 
-Verdicts become outcomes here, for the poller and for the doors.
+Gates learn from the response and get back what they reserved. Verdicts become outcomes here, for the poller and for
+the doors.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse
 from handlers.gates.labels import labelled
 
 Send = Callable[[Request], Awaitable[Outcome]]
-"""One attempt for a request that may go."""
+"""Makes one attempt for an admitted request."""
 
 GATE_CLOSED: Final = "gate_closed"
 QUOTA_EXHAUSTED: Final = "quota_exhausted"
@@ -42,16 +43,16 @@ def admitted(forward: Forward, gates: Sequence[Gate], clock: Callable[[], float]
 async def gated(
     request: Request, gates: Sequence[Gate], send: Send, clock: Callable[[], float] = time.time
 ) -> Outcome:
-    """Ask the gates, wait where they say so (until the deadline at most), and send.
+    """Ask the gates, wait until they admit the request or its deadline, and send it.
 
-    `clock` gives the Unix seconds by which the deadline counts; gates wait by the local clock. A refusal is a retry
-    that counts as no attempt; a drop is a final `GATE_DROPPED`.
+    `clock` gives Unix seconds, for the deadline; gates wait by the local clock. A refusal is a retry that does not
+    count as an attempt. A drop is a final `GATE_DROPPED`.
     """
     request = with_claim(request)
     while True:
         verdict = await admit_all(gates, request)
         if isinstance(verdict, Hold):
-            end_if_cancelled()  # else it would wait at the gate of a poller that retires
+            end_if_cancelled()  # otherwise it would wait at the gate of a poller that is stopping
         match verdict:
             case Go():
                 return await send_admitted(request, gates, verdict, send)
@@ -65,7 +66,7 @@ async def gated(
 
 
 async def send_admitted(request: Request, gates: Sequence[Gate], go: Go, send: Send) -> Outcome:
-    """Send what was let go; whatever happens, its reservation is released once."""
+    """Send an admitted request, then release its reservation exactly once."""
     admitted = labelled(request, go.labels)
     was_sent = True
     try:
@@ -75,18 +76,18 @@ async def send_admitted(request: Request, gates: Sequence[Gate], go: Go, send: S
             for gate in gates:
                 gate.observe(admitted, outcome.feedback)
     finally:
-        # Cancelled in the middle counts as sent: the gateway may have had it.
+        # A request cancelled during the call counts as sent, because it may have reached the gateway.
         await (go.reservation.release() if was_sent else go.reservation.give_back())
     return outcome
 
 
 def refused(request: Request, verdict: Refuse | Drop, clock: Callable[[], float] = time.time) -> Outcome:
-    """A refusal that is over as an outcome."""
+    """Convert a verdict that ends the wait to an outcome."""
     match verdict:
         case Refuse(delay_seconds=delay, reason=reason):
             left = request.deadline - clock()
             if delay >= left > 0:
-                delay = left / 2  # a last chance before the deadline, rather than none
+                delay = left / 2  # one last attempt before the deadline is better than none
             word = QUOTA_EXHAUSTED if "quota" in reason else GATE_CLOSED
             return Retry(max(0.05, delay), word, counts_attempt=False)
         case Drop(status_code=status, reason=reason):

@@ -1,7 +1,8 @@
 """Breaker layer: the circuit breaker and the retry budget of each gateway.
 
-A refused request is a retry that does not count as an attempt. A push waits, as at a closed gate, since a nack would
-use up a delivery attempt. A poller's request returns to its queue, and the poller claims only what the circuit admits.
+A refused request is a retry that does not count as an attempt. A push waits, as at a closed gate, because a nack
+would use up a delivery attempt. A poller's request returns to its queue, and the poller claims only as many as the
+circuit admits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CIRCUIT_OPEN: Final = "circuit_open"
 CIRCUIT_RECOVERING: Final = "circuit_recovering"
 RETRY_BUDGET: Final = "retry_budget"
 NOT_THE_GATEWAYS: Final = frozenset({CIRCUIT_OPEN, "handler_unavailable", "handler_lost", "handler_refused"})
-"""Reasons of retries that no gateway has served."""
+"""Reasons of retries that did not reach a gateway."""
 
 _POLL_SECONDS: Final = 0.5
 """Interval at which a waiting push asks again; hundreds may wait."""
@@ -53,14 +54,14 @@ def has_failed(outcome: Outcome) -> bool | None:
 
 @dataclass(frozen=True, slots=True)
 class GuardOptions:
-    """`is_breaking` False: the circuit never opens. `retry_share`: retries per final answer; 0: no limit."""
+    """`is_breaking` False: the circuit never opens. `retry_share`: retries per final result; 0: no limit."""
 
     is_breaking: bool = True
     retry_share: float = 0.25
 
 
 def circuit_options(*, is_breaking: bool) -> CircuitOptions:
-    """The product's own figures, or a circuit that stays closed."""
+    """The default options, or those of a circuit that never opens."""
     return CircuitOptions() if is_breaking else CircuitOptions(least_failures=sys.maxsize)
 
 
@@ -79,7 +80,7 @@ class Guard:
     def enter(self, request: Request) -> Pass | str:
         """Permission to call the gateway, or the reason of the refusal."""
         state = self.circuit.state
-        # Only while closed: a probe must pass, and the limit of a recovery is narrower.
+        # Only while closed: probes must pass, and a recovering circuit has a narrower limit.
         is_budgeted = self.budget is not None and request.attempt > 0 and state is CircuitState.CLOSED
         if is_budgeted and self.budget is not None and not self.budget.spend():
             return RETRY_BUDGET
@@ -99,10 +100,11 @@ class Guard:
     async def wait(
         self, request: Request, reason: str, seconds: float, draw: Callable[[], float]
     ) -> Pass | str:
-        """Wait up to `seconds` for permission, which `reason` denied; returns the last reason if there was none.
+        """Wait up to `seconds` for the permission that was denied for `reason`.
 
-        While the circuit is not closed, every other permission goes to the newest waiting request, so that a row of
-        requests that always fail does not keep those behind it from showing that the gateway works.
+        Returns the latest reason if it is still denied. While the circuit is not closed, every other permission goes
+        to the newest waiting request. Otherwise a row of requests that always fail could keep later ones from showing
+        that the gateway works.
         """
         ticket = object()
         loop = asyncio.get_running_loop()
@@ -131,7 +133,7 @@ class Guard:
         return entered
 
     def _is_overdue(self) -> bool:
-        """Whether the requests whose turn it is have left room unused for a while."""
+        """Whether the requests next in line have left room unused for a while."""
         now = time.monotonic()
         if self.circuit.room() < 1:
             self._due_at = 0.0
@@ -149,7 +151,7 @@ def _key(request: Request) -> int:
 
 
 class Guards:
-    """The guards of one process, one per gateway; they outlive a reload of the configuration."""
+    """The guards of a process, one per gateway; they survive a reload of the configuration."""
 
     def __init__(self, options: GuardOptions, log: Logger) -> None:
         self._options = options
@@ -207,7 +209,7 @@ class GuardedForward:
     async def _wait(
         self, guard: Guard, request: Request, reason: str, options: AttemptOptions
     ) -> tuple[Pass | str, AttemptOptions]:
-        """Wait at most half of the delivery's time: the attempt needs the rest."""
+        """Wait for at most half of the delivery's time, as the attempt needs the rest."""
         began_at, most_seconds = self._clock(), options.seconds or 0.0
         seconds = min(most_seconds, request.deadline - began_at) / 2
         entered = await guard.wait(request, reason, seconds, self._draw)
@@ -218,7 +220,7 @@ class GuardedForward:
 def later(request: Request, options: AttemptOptions, reason: str, now: float, draw: float) -> Outcome:
     """The outcome of a refused request; `now` is Unix seconds, `draw` a number in [0, 1)."""
     left = request.deadline - now
-    # The budget grows slowly: an early retry would be refused again.
+    # The budget grows slowly, so an early retry would be refused again.
     least = 10.0 if reason == RETRY_BUDGET else 1.0
     delay = max(least * (1.0 + 2.0 * draw), options.earliest_retry_seconds)
     if delay >= left:
@@ -234,9 +236,9 @@ _PER_SECOND: Final = 1.0
 
 
 class RetryBudget:
-    """Limits retries to a `share` of the final answers and one a second; first attempts are free.
+    """Limits retries to a `share` of the final results plus one per second.
 
-    `clock` gives monotonic seconds.
+    First attempts are free. `clock` gives monotonic seconds.
     """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -246,7 +248,7 @@ class RetryBudget:
         self._at = clock()
 
     def earn(self) -> None:
-        """Count a final answer."""
+        """Count a final result."""
         self._left = min(_MOST, self._left + self._share)
 
     def spend(self) -> bool:

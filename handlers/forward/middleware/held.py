@@ -1,6 +1,6 @@
-"""Forwards pushed deliveries past their gates: a closed gate holds them, within their time.
+"""Hold pushed deliveries at closed gates, within their time.
 
-Holding costs one coroutine; a nack would use up a delivery attempt and slow the whole subscription down.
+Holding a delivery costs one coroutine. A nack would use up a delivery attempt and slow the whole subscription down.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from handlers.gates.waiting_room import INTERRUPTED, WaitingRoom
 
 @dataclass(slots=True)
 class Entrance:
-    """Waiting rooms and gates that the requests of one subscription pass: its own, then those of its pool.
+    """Waiting rooms and gates of one subscription: its own, then those of its pool.
 
-    `is_replaced` after a reload: requests on their way through it enter again.
+    `is_replaced` is set by a reload: requests that are still entering start again at the new entrance.
     """
 
     rooms: Sequence[WaitingRoom]
@@ -35,7 +35,10 @@ class Entrance:
     is_replaced: bool = False
 
     async def enter(self, request: Request, until_at: float) -> Go | Refuse | Drop:
-        """Enter each waiting room in turn; the first verdict that is not `Go` decides, and nothing stays reserved."""
+        """Enter each waiting room in turn; the first verdict other than `Go` decides.
+
+        Then nothing stays reserved.
+        """
         held: list[Reservation] = []
         labels: dict[str, str] = {}
         is_in = False
@@ -58,8 +61,8 @@ class Entrance:
 class HeldForward:
     """Forwards requests that their gates admit; `entrances` by queue or subscription.
 
-    A request waits at most `most_held_seconds`. `default` is the entrance of names that are not listed; None sends them
-    at once. A reload changes it in place.
+    A request waits at most `most_held_seconds`. `default` is the entrance for names that are not listed; None sends
+    their requests at once. A reload changes it in place.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class HeldForward:
     def change(
         self, forward: Forward, entrances: Mapping[str, Entrance], default: Entrance | None = None
     ) -> None:
-        """Forward by `forward` and past these entrances from now on; waiting requests enter there again."""
+        """Use another `forward` and these entrances from now on; waiting requests enter again."""
         replaced = [*self._entrances.values(), *([self._default] if self._default else [])]
         self._forward, self._entrances, self._default = forward, entrances, default
         for entrance in replaced:
@@ -89,7 +92,7 @@ class HeldForward:
             room.interrupt()
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
-        """Hold until a gate opens, send, or say when to come again."""
+        """Wait for a gate, then send; or return a retry with its time."""
         if self._entrance(request) is None:
             return await self._forward(request, options)
         request = with_claim(request)
@@ -119,7 +122,7 @@ class HeldForward:
         return await self._forward(request, options)
 
     def _left(self, options: AttemptOptions, arrived_at: float) -> AttemptOptions:
-        """What the wait has left of the delivery's time."""
+        """The seconds that remain of the delivery's time."""
         if options.seconds is None:
             return options
         return msgspec.structs.replace(
@@ -127,7 +130,7 @@ class HeldForward:
         )
 
     def _in_time(self, request: Request, outcome: Outcome, options: AttemptOptions) -> Outcome:
-        """A retry that the transport could only bring after the deadline is final at once."""
+        """Make a retry final if the transport could bring it only after the deadline."""
         if isinstance(outcome, Retry) and options.earliest_retry_seconds >= request.deadline - self._clock():
             return expired(request, None)
         return outcome

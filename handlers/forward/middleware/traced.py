@@ -1,4 +1,7 @@
-"""Tracing layers: a span for each attempt and for each HTTP call of it; built only if traces are exported."""
+"""Tracing layers: a span for each attempt and for each of its HTTP calls.
+
+They are built only if traces are exported.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _SERVER_ERROR = 500
 
 
 class AttemptSpans:
-    """Opens one span for each attempt; `queue_ids` are the ids of queues by name, where they have one."""
+    """Opens one span for each attempt; `queue_ids` maps queue names to ids."""
 
     def __init__(self, tracing: Tracing, name: str, queue_ids: Mapping[str, str] | None = None) -> None:
         self._tracing = tracing
@@ -28,7 +31,7 @@ class AttemptSpans:
         self._queue_ids = queue_ids or {}
 
     async def __call__(self, request: Request, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """The outcome of `attempt`, which runs inside a span of its own."""
+        """Run `attempt` in a span of its own and return its outcome."""
         opened = self._tracing.attempt(
             self._name,
             request.metadata,
@@ -80,9 +83,9 @@ def traced_forward(forward: Forward, spans: AttemptSpans) -> Forward:
 
 
 class TracedSender:
-    """A gateway or handler client whose calls are spans, and which passes the span on.
+    """A gateway or handler client that opens a span for each call and passes it on.
 
-    `event_too` also writes it into the event (CloudEvents' own extension), which outlives the HTTP hop.
+    With `event_too`, the span is also written into the CloudEvent, where it survives the HTTP hop.
     """
 
     def __init__(self, sender: Sender, tracing: Tracing, *, event_too: bool = False) -> None:
@@ -98,7 +101,7 @@ class TracedSender:
         until: float = math.inf,
         ask_for_room: AskForRoom | None = None,
     ) -> GatewayResponse:
-        """POST and read the answer, in a span below the attempt's."""
+        """POST and read the response, in a span below the attempt's."""
         parts = urlsplit(url)
         attributes: dict[str, str | int] = {
             "http.request.method": "POST",
@@ -107,7 +110,7 @@ class TracedSender:
             "url.path": parts.path or "/",
         }
         with self._tracing.call(attributes) as span:
-            parent = traceparent(span)  # empty where the SDK is disabled: then the producer's own stays
+            parent = traceparent(span)  # empty if the SDK is disabled: then the producer's own header stays
             own = {"traceparent": parent} if parent else {}
             if self._event_too and parent:
                 own["ce-traceparent"] = parent

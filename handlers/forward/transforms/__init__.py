@@ -1,1 +1,1 @@
-"""Other forms of a request's body on its way to the gateway: one file each, one line in the registry."""
+"""Transforms of a payload on its way to the gateway: one file and one registry line each."""

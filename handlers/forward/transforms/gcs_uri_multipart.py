@@ -1,8 +1,8 @@
-"""`gcs_uri_multipart`: a payload that points to a file in Cloud Storage becomes a form that the gateway fetches.
+"""`gcs_uri_multipart`: sends a payload with a Cloud Storage URI as a multipart form.
 
-Active where `metadata.provider` is one of `providers` and the payload has a `gcs_uri`. The form has that URI as `url`
-and the other fields of the payload: text as it is, null as no text, all else as the JSON that it is, byte for byte. A
-signed URL must outlive the deadline.
+It applies if `metadata.provider` is one of `providers` and the payload has a `gcs_uri`. The form has this URI as
+`url`, which the gateway fetches, and the other fields of the payload: strings as their text, null as an empty text,
+other values as unchanged JSON. A signed URL must be valid until after the deadline.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 @dataclass(frozen=True, slots=True)
 class GcsUriMultipart:
-    """For requests of these `providers`."""
+    """Transforms requests of these `providers`."""
 
     providers: frozenset[str]
 
     def body(self, request: Request) -> Body | None:
-        """The form; None for another provider or a payload without a `gcs_uri`."""
+        """The form; None for another provider or without a `gcs_uri`."""
         if request.metadata.get("provider") not in self.providers:
             return None
         if request.payload == _NULL:
@@ -51,12 +51,12 @@ class GcsUriMultipart:
         if expires_at is not None and expires_at <= request.deadline:
             accepted = "a signed URL that is good until after the deadline"
             raise _invalid(request, _URI, "a signed URL that expires before the deadline", accepted)
-        fields.pop(_URL, None)  # a form with two would leave it to the gateway which of them was checked
+        fields.pop(_URL, None)  # with two `url` fields, the gateway might fetch the unchecked one
         return _form({_URL: url.encode(), **{name: _field(value) for name, value in fields.items()}})
 
 
 def build(params: Mapping[str, Any], setting: str) -> GcsUriMultipart:
-    """From the file's parameters: `providers`, a list of names. Raises `InvalidSetting`."""
+    """Build the transform from `providers`, a list of names. Raises `InvalidSetting`."""
     unknown = sorted(set(params) - {"providers"})
     if unknown:
         raise InvalidSetting(f"{setting}.{unknown[0]}", found="an unknown field", accepted="providers")
@@ -91,7 +91,7 @@ def _string(value: bytes) -> str | None:
 
 
 def _expires_at(request: Request, uri: str) -> float | None:
-    """When a signed URL ends, Unix seconds; None for one that is not signed."""
+    """The time at which a signed URL expires, in Unix seconds; None without a signature."""
     try:
         query = dict(parse_qsl(urlsplit(uri).query))
         if "X-Goog-Expires" in query:

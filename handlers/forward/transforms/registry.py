@@ -1,4 +1,4 @@
-"""All transforms by name, and how a file names them."""
+"""All transforms by name, and their entries in the configuration file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class TransformEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def build_transforms(entries: Sequence[TransformEntry], setting: str) -> list[Transform]:
-    """The transforms in the order of the file. Raises `InvalidSetting` for an unknown one, or a name twice."""
+    """The transforms in the order of the file.
+
+    Raises `InvalidSetting` for an unknown transform or a repeated name.
+    """
     built, names = [], set[str]()
     for number, entry in enumerate(entries):
         where = f"{setting}[{number}]"

@@ -1,4 +1,4 @@
-"""What a transform is: a request in, another body out, or None where it does not concern it."""
+"""The interface of transforms, which replace a request's body."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from handlers.contract.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What is sent in place of the payload."""
+    """A body that is sent in place of the payload."""
 
     content: bytes
     content_type: str
 
 
 class Transform(Protocol):
-    """One rule. It is pure: the same request gives the same body, but for a boundary drawn by chance."""
+    """One transform; a pure function of the request, except for random form boundaries."""
 
     def body(self, request: Request) -> Body | None:
-        """The other body; None leaves the request as it is. Raises `InvalidRequest` for one that never can be."""
+        """The new body; None leaves the request unchanged. Raises `InvalidRequest`."""
         ...
 
 
 def transformed(request: Request, transforms: Sequence[Transform]) -> Body | None:
-    """The body of the first transform that concerns the request. Raises `InvalidRequest`."""
+    """The body of the first transform that applies to the request. Raises `InvalidRequest`."""
     for transform in transforms:
         body = transform.body(request)
         if body is not None:
