@@ -16,6 +16,7 @@ from tests.chaos.history import History, Verdict, read_executions, verdict
 from tests.chaos.pushing import Pushing
 from tests.chaos.reading import QUEUE, ResultReader, keys_left, store_client
 from tests.chaos.scaling import Keda
+from tests.chaos.stalls import Stalls
 from tests.waiting import elapse, wait_until
 
 PUSHED_SHARE = 0.1
@@ -47,6 +48,7 @@ def run(folder: Path, seed: int, plan: Plan) -> Verdict:
             folder, pushing.host, pollers=3, handlers=3, settings=settings, answer_seconds=plan.answer_seconds
         ) as fleet,
         store_client(fleet.redis_url) as redis,
+        Stalls() as stalls,
     ):
         reader, keda = ResultReader(redis), Keda(redis)
         chaos = Chaos(fleet, keda, chance)
@@ -64,7 +66,15 @@ def run(folder: Path, seed: int, plan: Plan) -> Verdict:
         fleet.scale_to_zero()
         refused = fleet.refused
     told = History(
-        queued, sorted(pushed), reader.results, published, sorted(left), refused, chaos.done, began
+        queued,
+        sorted(pushed),
+        reader.results,
+        published,
+        sorted(left),
+        refused,
+        chaos.done,
+        began,
+        stalls.worst_seconds,
     )
     (folder / "history.json").write_bytes(msgspec.json.encode(told))
     return verdict(seed, told, read_executions(fleet.witness))

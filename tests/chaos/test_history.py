@@ -27,6 +27,7 @@ def _told(**changes: Any) -> History:
         refused=1,
         faults=Inflicted([(NOW, "kill poller")], in_flight=1, killed_pollers_at=[NOW]),
         began_at=time.time(),
+        stall_seconds=0.0,
     )
     return dataclasses.replace(told, **changes)
 
