@@ -124,7 +124,7 @@ def build_gate(gate_type: str, gate_params: Mapping[str, Any], sources: GateSour
 
 
 def _kind_of(gate_type: str, setting: str) -> GateKind:
-    installed = _installed_gates()
+    installed = installed_gates()
     if gate_type in GATES and gate_type not in installed:
         return GATES[gate_type]
     points = installed.get(gate_type, ())
@@ -143,7 +143,7 @@ def _kind_of(gate_type: str, setting: str) -> GateKind:
 
 
 @cache
-def _installed_gates() -> Mapping[str, tuple[EntryPoint, ...]]:
+def installed_gates() -> Mapping[str, tuple[EntryPoint, ...]]:
     """Entry points of `GATE_ENTRY_POINTS` in installed packages, by gate type; reads metadata, imports nothing."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for point in entry_points(group=GATE_ENTRY_POINTS):

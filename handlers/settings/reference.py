@@ -45,7 +45,7 @@ A queue's lane comes from its own `labels`; without them it is `overflow-batch`.
 are always served first; with `random-robin`, lanes have no effect on the order.\
 """
 _SHARED: Final = "Gates that follow a metric"
-_SECTIONS: Final = (
+SECTIONS: Final = (
     ("The file", ConfigFile, "The top level."),
     ("`queues`", QueueEntry, "One entry for each Redis queue."),
     ("`topics`", TopicEntry, "One entry for each push subscription."),
@@ -67,7 +67,7 @@ _SECTIONS: Final = (
 def config_page() -> str:
     """The page about the configuration file, as Markdown."""
     parts = [_HEAD]
-    for title, struct, text in _SECTIONS:
+    for title, struct, text in SECTIONS:
         parts += [
             f"\n## {title}\n\n{text}\n\n| field | takes | default | what it does | example |\n|---|---|---|---|---|\n"
         ]

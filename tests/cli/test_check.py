@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 import redis
+from click.testing import CliRunner, Result
 
+from handlers.cli import main
 from handlers.demo.stack import Stack, StackOptions
 from handlers.wiring.checks import clock_finding
-
-COMMAND = str(Path(sys.executable).parent / "async-processor")
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +23,16 @@ def stack() -> Iterator[Stack]:
         yield running
 
 
-def check(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"], "COLUMNS": "200", **variables}
-    return subprocess.run(
-        [COMMAND, "check", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def check(*arguments: str, **variables: str) -> Result:
+    """The outcome of the command with these settings and no others."""
+    others = dict.fromkeys(set(os.environ) - {"PATH", "HOME"})
+    return CliRunner().invoke(main, ["check", *arguments], env={**others, "COLUMNS": "200", **variables})
 
 
 def findings(*arguments: str, **variables: str) -> tuple[int, dict[str, dict[str, Any]]]:
     done = check("--json", *arguments, **variables)
     report = msgspec.json.decode(done.stdout)
-    return done.returncode, {finding["what"]: finding for finding in report["findings"]}
+    return done.exit_code, {finding["what"]: finding for finding in report["findings"]}
 
 
 def test_a_sound_stack_has_no_fault(stack: Stack) -> None:
@@ -103,7 +95,7 @@ def test_settings_are_printed_with_secrets_masked(stack: Stack) -> None:
 def test_a_wrong_setting_is_one_line_that_names_it(variables: dict[str, str], named: str) -> None:
     done = check(**variables)
 
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert done.stderr.startswith(f"error: {named}: ")
     assert done.stderr.count("\n") == 1
 
@@ -114,7 +106,7 @@ def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
 
     done = check(CONFIG_FILE=str(file))
 
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "gate_typ" in done.stderr
     assert done.stderr.count("\n") == 1
 

@@ -12,7 +12,7 @@ from click.types import StringParamType
 
 from handlers.cli.main import main
 from handlers.cli.shell import TextType, escape_unencodable, for_output
-from handlers.cli.submit import _show
+from handlers.client import AsyncClient
 from handlers.contract.result import Result
 
 HOSTILE = "a\x1b[2J\x9b31m\x07\u202eb\nc\td"
@@ -35,14 +35,22 @@ def test_a_pipe_gets_it_as_it_is() -> None:
 
 @pytest.mark.parametrize("is_answered", [True, False])
 def test_a_result_that_was_waited_for_commands_nobody(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any, is_answered: bool
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, valkey_url: str, is_answered: bool
 ) -> None:
-    out = Terminal()
-    monkeypatch.setattr("sys.stdout", out)
     code = 200 if is_answered else 0
     error_code = "" if is_answered else HOSTILE
-    _show(Result("r", code, payload=HOSTILE, error_code=error_code, error_message=HOSTILE))
+
+    async def answered(*_arguments: object, **_options: object) -> Result:
+        return Result("r", code, payload=HOSTILE, error_code=error_code, error_message=HOSTILE)
+
+    out = Terminal()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr(AsyncClient, "wait", answered)
+    arguments = ["submit", "--wait", "--redis-url", valkey_url, "--queue", "hostile"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--prompt", "hi", "--model", "m"])
     said = out.getvalue() + capsys.readouterr().err
+    assert "[2J" in said
     assert "\x1b" not in said
     assert "\x9b" not in said
 

@@ -18,7 +18,7 @@ from handlers.contract.errors import InvalidRequest, InvalidSetting
 from handlers.contract.result import Result, encode_result
 from handlers.redis_store.connection import RedisOptions, Store, connect
 from handlers.redis_store.submit.idempotency_keys import key_record_name
-from handlers.redis_store.submit.submissions import RequestState
+from handlers.redis_store.submit.submissions import RequestState, Submissions
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster
 
@@ -90,13 +90,16 @@ async def test_a_conflict_within_one_call_queues_nothing(
 async def test_a_conflict_that_arises_after_the_check_is_found_by_the_submission_itself(
     url: str, client: AsyncClient, keyed: ClientOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recorded = Submissions.recorded
+
+    async def then_taken(submissions: Submissions, parts: Any) -> Any:
+        found = await recorded(submissions, parts)
+        monkeypatch.setattr(Submissions, "recorded", recorded)
+        await client.submit({"a": 1}, deadline=HOUR, idempotency_key="k")
+        return found
+
+    monkeypatch.setattr(Submissions, "recorded", then_taken)
     async with AsyncClient.for_redis(url, keyed) as other:
-        broker: Any = other._broker
-
-        async def unchecked(*_: object) -> None:
-            await client.submit({"a": 1}, deadline=HOUR, idempotency_key="k")
-
-        monkeypatch.setattr(broker, "_check_keys", unchecked)
         with pytest.raises(IdempotencyConflict):
             await other.submit({"a": 2}, deadline=HOUR, idempotency_key="k")
 

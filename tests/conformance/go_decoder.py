@@ -176,7 +176,7 @@ def _folded(name: str) -> str:
 def _string_value(value: bytes) -> str:
     if value[:1] != b'"':
         raise Rejected("not a string")
-    return _unquoted(value)
+    return unquoted(value)
 
 
 def _int_value(value: bytes) -> int:
@@ -198,8 +198,8 @@ def _pairs(text: bytes) -> Iterator[tuple[str, bytes]]:
         raise Rejected("not an object")
     at = _space(text, at + 1)
     while text[at] != ord("}"):
-        end = _string_end(text, at)
-        name = _unquoted(text[at:end])
+        end = string_end(text, at)
+        name = unquoted(text[at:end])
         at = _space(text, _space(text, end) + 1)
         end = _skip(text, at)
         yield name, text[at:end]
@@ -244,7 +244,7 @@ def _name_end(text: bytes, at: int) -> int:
     """Where the value of the member that begins at `at` begins."""
     if text[at : at + 1] != b'"':
         raise Rejected("invalid character looking for beginning of object key string")
-    at = _space(text, _string_end(text, at))
+    at = _space(text, string_end(text, at))
     if text[at : at + 1] != b":":
         raise Rejected("invalid character after object key")
     return at + 1
@@ -252,7 +252,7 @@ def _name_end(text: bytes, at: int) -> int:
 
 def _scalar_end(text: bytes, at: int) -> int:
     if text[at : at + 1] == b'"':
-        return _string_end(text, at)
+        return string_end(text, at)
     for word in (b"true", b"false", b"null"):
         if text.startswith(word, at):
             return at + len(word)
@@ -262,7 +262,7 @@ def _scalar_end(text: bytes, at: int) -> int:
     return number.end()
 
 
-def _string_end(text: bytes, at: int) -> int:
+def string_end(text: bytes, at: int) -> int:
     at += 1
     while at < len(text):
         sign = text[at]
@@ -281,7 +281,7 @@ def _string_end(text: bytes, at: int) -> int:
     raise Rejected("unexpected end of JSON input")
 
 
-def _unquoted(quoted: bytes) -> str:
+def unquoted(quoted: bytes) -> str:
     text, at, out = quoted[1:-1], 0, []
     while at < len(text):
         if text[at] != ord("\\"):

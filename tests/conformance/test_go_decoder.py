@@ -192,8 +192,8 @@ def _readable(payload: bytes) -> object:
     """The payload as Go reads it: `U+FFFD` where it is not Unicode. Names and strings of all levels, in order."""
     at, found = 0, []
     while (quote := payload.find(b'"', at)) >= 0:
-        at = go_decoder._string_end(payload, quote)
-        found.append(go_decoder._unquoted(payload[quote:at]))
+        at = go_decoder.string_end(payload, quote)
+        found.append(go_decoder.unquoted(payload[quote:at]))
     return found
 
 

@@ -101,9 +101,9 @@ def test_a_wrong_parameter_of_the_package_stops_the_start(installed: Path) -> No
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path of imports; a test adds packages there with `register`."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry._installed_gates.cache_clear()
+    registry.installed_gates.cache_clear()
     yield tmp_path
-    registry._installed_gates.cache_clear()
+    registry.installed_gates.cache_clear()
 
 
 def register(packages: Path, package: str, **gates: str) -> None:

@@ -280,6 +280,15 @@ class SwallowsFirst(Gate):
         return True
 
 
+class RefusesFirst(SwallowsFirst):
+    """Refuses while `is_refusing`, so that the request is held before it is asked for again."""
+
+    is_refusing = True
+
+    async def admit(self, request: Request) -> Verdict:
+        return Refuse(0.0, "not yet") if self.is_refusing else await super().admit(request)
+
+
 async def test_a_cancellation_that_a_gate_swallows_ends_the_wait_of_a_claim() -> None:
     closed = SwallowsFirst()
 
@@ -294,12 +303,11 @@ async def test_a_cancellation_that_a_gate_swallows_ends_the_wait_of_a_claim() ->
 
 
 async def test_an_interruption_that_a_gate_swallows_still_ends_the_wait() -> None:
-    closed = SwallowsFirst()
+    closed = RefusesFirst()
     keeper = WaitingRoom([closed], slots=1)
-    keeper._gates = [Always(Refuse(0.0, "not yet"))]
     entering = asyncio.create_task(keeper.enter(request("r"), soon(3_600)))
     await wait_until_async(lambda: keeper.held == 1, "the event to be held")
-    keeper._gates = [closed]
+    closed.is_refusing = False
     await closed.asked.wait()
     keeper.interrupt()
     assert await asyncio.wait_for(entering, 60) is INTERRUPTED

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +43,29 @@ def kubectls() -> list[str]:
 
 @functools.cache
 def render_text(folder: Path, kubectl: str | None = None) -> str:
-    """The output of `kubectl kustomize <folder>`; fails with kustomize's own words."""
-    return _kustomize(folder, kubectl or kubectls()[0])
+    """The output of `kubectl kustomize <folder>`; fails with kustomize's own words.
+
+    A folder is rendered once for all test processes of a run: see `share_renderings`.
+    """
+    program = kubectl or kubectls()[0]
+    if _shared is None:
+        return _kustomize(folder, program)
+    file = _shared / hashlib.sha256(f"{program} {folder}".encode()).hexdigest()
+    if not file.exists():
+        with tempfile.NamedTemporaryFile("w", dir=_shared, delete=False) as written:
+            written.write(_kustomize(folder, program))
+        Path(written.name).replace(file)
+    return file.read_text()
+
+
+_shared: Path | None = None
+
+
+def share_renderings(folder: Path) -> None:
+    """Keep what is rendered in this folder from now on, and take from it what another process rendered."""
+    global _shared  # noqa: PLW0603  # one folder for a test run
+    folder.mkdir(exist_ok=True)
+    _shared = folder
 
 
 def render_fresh(folder: Path) -> list[Manifest]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -19,18 +20,13 @@ from tests.manifests.rendering import (
     is_component,
     kustomizations,
     load,
+    render,
     render_fresh,
 )
+from tests.manifests.test_manifests import FROM_OUTSIDE
+from tests.manifests.test_source_examples import WITHOUT_SCHEMA, examples
 
 VALIDATOR = ROOT.parent / "shared/tools/validate-manifests"
-OUTSIDE = (
-    "async-processor-redis",
-    "async-processor-redis-keda",
-    "async-processor-redis-tls",
-    "async-processor-dispatch-token",
-    "async-processor-metrics-token",
-    "async-processor-status-token",
-)
 NOT_OBJECTS = re.compile(r"(kustomization|namereference|config|.*-patch|settings-to-.*)\.yaml")
 
 COMPONENTS = [pytest.param(folder, id=str(folder.relative_to(ROOT))) for folder in components()]
@@ -80,15 +76,28 @@ NEEDS = {"components/several-queues/slack-aware": ["components/slack-aware", "co
 
 
 def choices(folder: str) -> list[set[str]]:
-    """Every line of a menu alone and every pair, without pairs of alternatives, with what a line needs."""
-    lines = offers(folder)
-    chosen = [{line} for line in lines] + [set(pair) for pair in itertools.combinations(lines, 2)]
-    possible = [pair for pair in chosen if not any(len(pair & kind) > 1 for kind in ALTERNATIVES)]
-    return [pair.union(*(NEEDS.get(line, []) for line in pair)) for pair in possible]
+    """Every line of a menu alone, all together for each alternative, and these without each single line.
+
+    Any two lines are in one choice, and in others without a third line that might make them fit.
+    """
+    lines = set(offers(folder))
+    exclusive = set[str]().union(*ALTERNATIVES) & lines
+    wholes = [lines - exclusive | {one} for one in sorted(exclusive)] or [lines]
+    chosen = [{line} for line in sorted(lines)] + wholes
+    chosen += [wholes[at % len(wholes)] - {line} for at, line in enumerate(sorted(lines - exclusive))]
+    return [one.union(*(NEEDS.get(line, []) for line in one)) for one in chosen]
 
 
 @pytest.mark.parametrize("folder", ["knative", "keda"])
-def test_every_line_of_a_menu_can_be_uncommented_alone_and_with_any_other(
+def test_any_two_lines_of_a_menu_fit_each_other(folder: str) -> None:
+    together = choices(folder)
+    for pair in itertools.combinations(offers(folder), 2):
+        is_exclusive = any(set(pair) <= kind for kind in ALTERNATIVES)
+        assert any(set(pair) <= chosen for chosen in together) is not is_exclusive, pair
+
+
+@pytest.mark.parametrize("folder", ["knative", "keda"])
+def test_every_line_of_a_menu_can_be_uncommented_alone_and_with_all_others(
     folder: str, tmp_path: Path
 ) -> None:
     for tree in ("knative", "keda"):
@@ -113,24 +122,23 @@ def test_every_kustomization_says_what_it_is_for() -> None:
         assert (folder / "kustomization.yaml").read_text().startswith("# "), folder
 
 
-def test_manifests_pass_the_schemas_of_kubernetes_knative_and_keda() -> None:
-    """Strictly, unknown fields included; the checker lies beside the repository where there is one."""
+def test_manifests_and_examples_pass_the_schemas_of_kubernetes_knative_and_keda(tmp_path: Path) -> None:
+    """Strictly, unknown fields included; the checker lies beside the repository where there is one.
+
+    Most outputs have most objects in common: each is checked once. That references find their objects is checked
+    for each output in `test_manifests`.
+    """
     if not VALIDATOR.exists():
         pytest.skip(f"no schema checker at {VALIDATOR}")
-    everything = [str(f) for f in kustomizations() if "cloud-run" not in f.parts]
-    outside = [word for name in OUTSIDE for word in ("--external", name)]
+    folders = [folder for folder in kustomizations() if "cloud-run" not in folder.parts]
+    rendered = [one for folder in folders for one in render(folder)]
+    checked = [one for one in examples() if one["kind"] not in WITHOUT_SCHEMA]
+    distinct = {json.dumps(one, sort_keys=True, default=str): one for one in (*rendered, *checked)}
+    path = tmp_path / "all.yaml"
+    path.write_text(yaml.dump_all(distinct.values(), Dumper=yaml.CSafeDumper))
+    outside = [word for name in sorted(FROM_OUTSIDE) for word in ("--external", name)]
     done = subprocess.run(
-        [sys.executable, str(VALIDATOR), *outside, *everything], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_what_is_applied_from_a_clone_needs_nothing_from_outside() -> None:
-    if not VALIDATOR.exists():
-        pytest.skip(f"no schema checker at {VALIDATOR}")
-    folders = [str(ROOT / f) for f in ("knative", "keda", "knative/base/dispatch", "knative/base/push")]
-    done = subprocess.run(
-        [sys.executable, str(VALIDATOR), *folders], capture_output=True, text=True, check=False
+        [sys.executable, str(VALIDATOR), *outside, str(path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

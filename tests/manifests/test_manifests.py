@@ -102,6 +102,13 @@ def test_every_reference_finds_its_object(objects: list[Manifest]) -> None:
             assert is_known, f"{manifest['kind']}/{manifest['metadata']['name']} refers to {kind}/{name}"
 
 
+@pytest.mark.parametrize("folder", ["knative", "keda", "knative/base/dispatch", "knative/base/push"])
+def test_what_is_applied_from_a_clone_needs_nothing_from_outside(folder: str) -> None:
+    objects = render(ROOT / folder)
+    present = {(o["kind"], o["metadata"]["name"]) for o in objects}
+    assert {found for o in objects for found in references(o.get("spec", {}))} <= present
+
+
 @every_output
 def test_every_selector_finds_a_pod(objects: list[Manifest]) -> None:
     labels = [pod.labels for pod in pods(objects)]

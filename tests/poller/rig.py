@@ -62,6 +62,7 @@ class Rig:
         self.store = store
         self.log: Logger = get_logger("test")
         self.queue = RedisQueue(store, name, QueueOptions(RETRIES, RESULTS, lease_seconds))
+        self.clock: Callable[[], float] = self.queue.now
         self.process_metrics = Metrics()
         self.metrics: QueueMetrics = self.process_metrics.of_queue(name, name, "default")
         self.ack_batcher = AckBatcher(self.queue, self.log)
@@ -83,7 +84,7 @@ class Rig:
             self.options,
             self.log,
             read_payload=partial(read_payload, store),
-            clock=self.queue.now,
+            clock=self._now,
             on_settled=self._settled,
         )
 
@@ -101,6 +102,9 @@ class Rig:
             options.on_sending()
         self.dispatched.append(request)
         return await self.handler(request)
+
+    def _now(self) -> float:
+        return self.clock()
 
     def _settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
         self.settled.append((settlement, has_taken_effect))

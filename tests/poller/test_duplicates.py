@@ -276,11 +276,11 @@ async def test_a_first_that_ended_while_it_waited_is_finished(store: Redis, how:
     (retry,) = cast("list[bytes]", await store.zrange(RETRIES, 0, -1))
     (claim,) = await rig.claimed(retry)
     if how == "expired":
-        rig.worker._clock = lambda: deadline + 1
+        rig.clock = lambda: deadline + 1
     async with running(rig.ack_batcher.run()):
         await rig.worker.answer_expired([msgspec.structs.replace(claim, is_cancelled=how == "cancelled")])
         await wait_until_async(lambda: rig.worker.held_claims() == [], "it is answered")
-    rig.worker._clock = rig.queue.now
+    rig.clock = rig.queue.now
     await carried(rig, submission("two"))
     second = (await rig.results())[-1]
     assert (second.error_code, "finished" in second.error_message) == (ErrorCode.DUPLICATE, True)

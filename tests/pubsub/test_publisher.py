@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from google.api_core.exceptions import from_grpc_status
 
 from handlers.contract.errors import InvalidSetting
 from handlers.demo.pubsub_emulator import PubSubEmulator
+from handlers.pubsub.batch import TopicBatches
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions, status_of
 from handlers.pubsub.errors import PublishFailed, PubSubFailed, ResultTooLarge
 from handlers.pubsub.publisher import (
@@ -20,8 +22,7 @@ from handlers.pubsub.publisher import (
     Publisher,
     PublisherOptions,
     TopicState,
-    _publish_request,
-    _waiting,
+    check_limits,
 )
 from tests.pubsub.resources import Resources
 from tests.servers.pubsub_broker import Fault, Refusal, confirmed, refusal, running_broker
@@ -280,6 +281,12 @@ async def test_a_broker_that_died_fails_publishes_as_retryable(own_emulator: Pub
         assert raised.value.is_retryable
 
 
+def kept_batches() -> list[TopicBatches]:
+    """What publishers of this process still hold of any topic."""
+    gc.collect()
+    return [each for each in gc.get_objects() if type(each) is TopicBatches]
+
+
 async def test_close_sends_what_waits(channel: PubSubChannel, resources: Resources) -> None:
     await resources.topic("results")
     await resources.subscription("reader", "results")
@@ -303,7 +310,7 @@ async def test_close_does_not_wait_for_ever(options: PubSubOptions) -> None:
         sent = [asyncio.ensure_future(publisher.publish("results", b"x")) for _ in range(3)]
         await asyncio.sleep(0)
         await publisher.close(grace_seconds=0.2)
-        assert publisher._topics == {}, "no call is started for what was given up"
+        assert kept_batches() == [], "no call is started for what was given up"
         for outcome in await asyncio.gather(*sent, return_exceptions=True):
             assert isinstance(outcome, PublishFailed)
 
@@ -326,7 +333,7 @@ async def test_callers_that_went_away_are_not_published_and_nothing_is_kept(
         await publisher.publish("results", b"stayed")
         assert broker.calls == 1
         await asyncio.sleep(0)
-        assert publisher._topics == {}  # a leak invariant: topics are named by requests
+        assert kept_batches() == [], "requests name topics: an idle one must not stay in memory"
     assert [data for data, _ in await resources.pulled("reader", 1)] == [b"stayed"]
 
 
@@ -346,16 +353,22 @@ def test_every_grpc_status_is_retryable_or_final_as_googles_own_publisher_has_it
 
 async def test_a_publish_that_passes_the_check_fits_a_call() -> None:
     """The check counts at least what protobuf writes, for data and for every form of attributes."""
-    path = "projects/" + "p" * 30 + "/topics/" + "t" * 255
-    for data, attributes in (
-        (b"", {}),
-        (b"x" * 1_000_000, {"a": "b"}),
-        (b"x", {f"{n:0256}": "y" * 1_024 for n in range(100)}),
-        (b"x", {str(n): "" for n in range(100)}),
+    sizes: list[int] = []
+    async with (
+        running_broker() as broker,
+        PubSubChannel(PubSubOptions(project_id="p" * 30, emulator_host=broker.host)) as channel,
+        Publisher(channel) as publisher,
     ):
-        waiting = _waiting(path, data, attributes)
-        request = _publish_request(path, [waiting])
-        assert type(request).pb(request).ByteSize() <= waiting.size <= MAX_BYTES
+        broker.fault = lambda _method, request: sizes.append(len(request))
+        for data, attributes in (
+            (b"x", {}),
+            (b"x" * 1_000_000, {"a": "b"}),
+            (b"x", {f"{n:0256}": "y" * 1_024 for n in range(100)}),
+            (b"x", {str(n): "" for n in range(100)}),
+        ):
+            await publisher.publish("t" * 255, data, attributes)
+            assert sizes[-1] <= check_limits(data, attributes) <= MAX_BYTES
+    assert len(sizes) == 4
 
 
 async def test_the_trace_and_other_attributes_arrive_unchanged(

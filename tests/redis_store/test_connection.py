@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
 from handlers.contract.errors import InvalidSetting
@@ -29,7 +29,7 @@ from handlers.redis_store.connection import (
 from handlers.settings.environment import Environment
 from tests.chaos.proxy import Proxy
 from tests.servers.redis_topologies import Server
-from tests.waiting import elapse_async
+from tests.waiting import elapse_async, wait_until_async
 
 
 @pytest.fixture
@@ -111,36 +111,45 @@ def test_an_invalid_url_is_refused_without_being_repeated(url: str) -> None:
     assert url not in str(caught.value)
 
 
-VALUE = b"x" * 1_000_000
+async def test_each_part_of_a_reply_that_arrives_begins_the_limit_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three parts, 40 seconds of the loop's clock apart, under a limit of 60 seconds."""
+    loop, reads, passed_seconds = asyncio.get_running_loop(), 0, 0.0
+    now, read, has_ended = loop.time, ProgressParser.read_from_socket, asyncio.Event()
 
+    async def counted(parser: ProgressParser) -> bool:
+        nonlocal reads
+        has_read = await read(parser)
+        reads += 1
+        return has_read
 
-class Limit:
-    """What an `asyncio.timeout` does, recorded."""
+    def is_read(expected: int) -> bool:
+        return reads >= expected
 
-    def __init__(self) -> None:
-        self.moved_to: list[float] = []
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal passed_seconds
+        while b"GET" not in (commands := await reader.read(65_536)):
+            writer.write(b"+OK\r\n" * commands.count(b"*"))
+        for part in (b"$3\r\na", b"b", b"c\r\n"):
+            expected = reads + 1
+            writer.write(part)
+            await wait_until_async(partial(is_read, expected), "the part to be read")
+            passed_seconds += 40.0
+        writer.close()
+        await writer.wait_closed()
+        has_ended.set()
 
-    def reschedule(self, when: float) -> None:
-        """Noted."""
-        self.moved_to.append(when)
-
-
-async def test_each_part_of_a_reply_that_arrives_begins_the_limit_anew(valkey: Valkey) -> None:
-    redis = connect(RedisOptions(valkey.url, timeout_seconds=7.0))
-    assert isinstance(redis, Redis)
-    await redis.set("large", VALUE)
-    pool: Any = redis.connection_pool
-    connection = await pool.get_connection()
-    limit = Limit()
-    began_at = asyncio.get_running_loop().time()
-    await connection.send_command("GET", "large")
-    connection._active_read_timeout = limit
-    assert await connection._parser.read_response() == VALUE
-    assert len(limit.moved_to) > 1
-    assert all(when >= began_at + 7.0 for when in limit.moved_to)
-    connection._active_read_timeout = None
-    await pool.release(connection)
+    monkeypatch.setattr(loop, "time", lambda: now() + passed_seconds)
+    monkeypatch.setattr(ProgressParser, "read_from_socket", counted)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    redis = connect(RedisOptions(f"redis://127.0.0.1:{port}", timeout_seconds=60.0))
+    assert await redis.get("large") == b"abc"
     await redis.aclose()
+    await has_ended.wait()
+    server.close()
+    await server.wait_closed()
 
 
 async def test_large_values_go_and_come_whole(valkey: Valkey) -> None:
@@ -175,7 +184,7 @@ async def test_every_node_of_a_cluster_limits_silence_and_not_the_whole_reply(sc
     for node in (*redis.startup_nodes, *redis.nodes_manager.startup_nodes.values(), found_later):
         connection = node.acquire_connection()
         assert type(connection).__name__.startswith("Progressive")
-        assert isinstance(connection._parser, ProgressParser)
+        assert node.connection_kwargs["parser_class"] is ProgressParser
         assert connection.socket_timeout == 7.0
 
 

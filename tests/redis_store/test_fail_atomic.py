@@ -143,48 +143,79 @@ SCENES = {
 }
 
 
-def _populate(server: Redis) -> None:
-    server.config_set("maxmemory", 0)
-    admin = server.pipeline(transaction=False)
-    admin.flushall()
-    admin.zadd("q", {item(n): n for n in (1, 2, 3)})
-    for n in (4, 5):
-        admin.hset("q:claimed", f"c{n}", item(n))
-        admin.hset("q:owners", f"c{n}", OWNERS[n])
-        admin.zadd("q:idx", {f"c{n}": 1})
-    admin.hset("q:deaths", "c5", 1)
-    admin.hset("q:dead", "d6", b"record of " + item(6))
-    admin.zadd("retry", {item(n, retry_count=1, request_queue_name="q"): 1 for n in (7, 8)})
+def _stored() -> list[list[object]]:
+    """The commands that fill the store."""
     results = [{"id": f"item-{n}-", "request_token": token} for n, token in ((9, "t"), (10, ""), (10, ""))]
-    admin.lpush("results", *(json.dumps(result) for result in results))
+    commands: list[list[object]] = [["ZADD", "q", n, item(n)] for n in (1, 2, 3)]
+    for n in (4, 5):
+        commands += [["HSET", "q:claimed", f"c{n}", item(n)], ["HSET", "q:owners", f"c{n}", OWNERS[n]]]
+        commands += [["ZADD", "q:idx", 1, f"c{n}"]]
+    commands += [["HSET", "q:deaths", "c5", 1], ["HSET", "q:dead", "d6", b"record of " + item(6)]]
+    commands += [["ZADD", "retry", 1, item(n, retry_count=1, request_queue_name="q")] for n in (7, 8)]
+    commands += [["LPUSH", "results", json.dumps(result)] for result in results]
     for n, end in ((11, FAR * 1_000), (12, 1)):
-        admin.hset("results:claimed", f"held-{n}", json.dumps({"id": f"item-{n}-"}))
-        admin.hset("results:owners", f"held-{n}", "o")
-        admin.zadd("results:idx", {f"held-{n}": end})
-    admin.zadd("results:tombstones", {"old": 1})
-    admin.zadd("results:delivered", {"old": 1})
-    admin.hset("outbox", "p13", "post item-13-")
-    admin.zadd("outbox-idx", {"p13": 1})
+        commands += [["HSET", "results:claimed", f"held-{n}", json.dumps({"id": f"item-{n}-"})]]
+        commands += [["HSET", "results:owners", f"held-{n}", "o"], ["ZADD", "results:idx", end, f"held-{n}"]]
+    commands += [["ZADD", "results:tombstones", 1, "old"], ["ZADD", "results:delivered", 1, "old"]]
+    commands += [["HSET", "outbox", "p13", "post item-13-"], ["ZADD", "outbox-idx", 1, "p13"]]
     strings = {"request-active:x": "t", "request-submitted:x": "t", "request-stands:x": "m"}
-    for key, value in {**strings, "request-submitted:k": "t-1 60 {}"}.items():
-        admin.set(key, value, ex=1_000)
-    admin.hset("delivery:x", "owner", "o")
-    admin.hset("control:state", "tokens", 1)
-    admin.execute()
+    strings["request-submitted:k"] = "t-1 60 {}"
+    commands += [["SET", key, value, "EX", 1_000] for key, value in strings.items()]
+    return [*commands, ["HSET", "delivery:x", "owner", "o"], ["HSET", "control:state", "tokens", 1]]
 
 
-def _held(admin: Redis) -> Counter[str]:
-    """How often each item is in the store: in a sorted set, a list, or as a hash's value."""
-    texts: list[bytes] = []
-    for key in admin.scan_iter():
-        kind = admin.type(key)
-        if kind == b"zset" and not key.endswith(b"tombstones"):
-            texts += cast("list[bytes]", admin.zrange(key, 0, -1))
-        elif kind == b"list":
-            texts += cast("list[bytes]", admin.lrange(key, 0, -1))
-        elif kind == b"hash":
-            texts += cast("list[bytes]", admin.hvals(key))
-    return Counter(name for text in texts for name in set(re.findall(r"item-\d+-", text.decode())))
+class Store:
+    """A server that is filled anew for each call, and the connection of a user whose rights a test sets.
+
+    Each step is one round trip: there are thousands of faults.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.admin = Redis.from_url(url)
+        self.user = Redis.from_url(url, username="worker", password="-")
+        self._fill = self.admin.register_script(_FILL)
+        self._texts = self.admin.register_script(_TEXTS)
+        self._commands = json.dumps(
+            [[part.decode() if isinstance(part, bytes) else str(part) for part in row] for row in _stored()]
+        )
+
+    def fill(self) -> None:
+        self._fill(args=[self._commands])
+
+    def held(self) -> Counter[str]:
+        """How often each item is in the store: in a sorted set, a list, or as a hash's value."""
+        texts = cast("list[bytes]", self._texts())
+        return Counter(name for text in texts for name in set(re.findall(r"item-\d+-", text.decode())))
+
+    def close(self) -> None:
+        self.admin.execute_command("ACL", "DELUSER", "worker")  # type: ignore[no-untyped-call]  # untyped
+        self.admin.flushall()
+        self.user.close()
+        self.admin.close()
+
+
+_FILL = """
+redis.call('FLUSHALL')
+for _, command in ipairs(cjson.decode(ARGV[1])) do redis.call(unpack(command)) end
+"""
+_TEXTS = """
+local texts = {}
+local readers = {list = {'LRANGE', 0, -1}, hash = {'HVALS'}, zset = {'ZRANGE', 0, -1}}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local reader = readers[redis.call('TYPE', key).ok]
+  if reader and not key:find('tombstones$') then
+    for _, text in ipairs(redis.call(reader[1], key, unpack(reader, 2))) do texts[#texts + 1] = text end
+  end
+end
+return texts
+"""
+
+
+@pytest.fixture
+def filled(each_server: Valkey) -> Iterator[Store]:
+    store = Store(each_server.url)
+    yield store
+    store.close()
 
 
 def _commands(text: str) -> list[str]:
@@ -201,7 +232,7 @@ def _faults(scene: Scene, text: str) -> Iterator[tuple[str, str, str]]:
     yield "memory full", "", ""
 
 
-def _user(admin: Redis, url: str, scene: Scene, fault: tuple[str, str, str]) -> Redis:
+def _set_rights(admin: Redis, scene: Scene, fault: tuple[str, str, str]) -> None:
     kind, at, where = fault
     keys = {*scene.keys, *scene.others}
     rules = ["+@all"]
@@ -214,7 +245,6 @@ def _user(admin: Redis, url: str, scene: Scene, fault: tuple[str, str, str]) -> 
         keys -= {at}
     names = [f"~{key}" for key in sorted(keys)]
     admin.execute_command("ACL", "SETUSER", "worker", "reset", "on", "nopass", *names, *rules)  # type: ignore[no-untyped-call]  # untyped
-    return Redis.from_url(url, username="worker", password="-")
 
 
 def _spoil(admin: Redis, key: str, kind: str) -> None:
@@ -228,29 +258,29 @@ def _spoil(admin: Redis, key: str, kind: str) -> None:
     spoil[kind]()
 
 
-def _lost(admin: Redis, url: str, scene: Scene, text: str, fault: tuple[str, str, str]) -> str:
+def _lost(store: Store, scene: Scene, text: str, fault: tuple[str, str, str]) -> str:
     """What the call does wrong under one fault; empty if it does nothing wrong."""
     kind, at, wanted = fault
-    _populate(admin)
+    store.fill()
     if kind == "wrong type":
-        if admin.type(at) == wanted.encode():
+        if store.admin.type(at) == wanted.encode():
             return ""
-        _spoil(admin, at, wanted)
-    user = _user(admin, url, scene, fault)
-    before = _held(admin)
+        _spoil(store.admin, at, wanted)
+    _set_rights(store.admin, scene, fault)
+    before = store.held()
     if kind == "memory full":
-        admin.config_set("maxmemory", 1)
+        store.admin.config_set("maxmemory", 1)
     has_failed = ""
     try:
-        answer = user.eval(text, len(scene.keys), *scene.keys, *cast("list[Any]", scene.args))
+        answer = store.user.eval(text, len(scene.keys), *scene.keys, *cast("list[Any]", scene.args))
         if isinstance(answer, list):
             has_failed = next((str(part) for part in answer if b"NOPERM" in bytes(str(part), "utf-8")), "")
     except RedisError as error:
         has_failed = str(error)
     finally:
-        user.close()
-        admin.config_set("maxmemory", 0)
-    after = _held(admin)
+        if kind == "memory full":
+            store.admin.config_set("maxmemory", 0)
+    after = store.held()
     gone = {name for name in before if name not in after}
     if gone - (frozenset() if has_failed else scene.drops):
         return f"{kind} {at} {wanted}: lost {sorted(gone)} ({has_failed or 'no error'})"
@@ -258,12 +288,8 @@ def _lost(admin: Redis, url: str, scene: Scene, text: str, fault: tuple[str, str
     return f"{kind} {at} {wanted}: doubled {sorted(doubled)} ({has_failed})" if doubled else ""
 
 
-def _all_lost(server: Valkey, scene: Scene, text: str) -> list[str]:
-    with Redis.from_url(server.url) as admin:
-        found = [_lost(admin, server.url, scene, text, fault) for fault in _faults(scene, text)]
-        admin.execute_command("ACL", "DELUSER", "worker")
-        admin.flushall()
-    return [one for one in found if one]
+def _all_lost(store: Store, scene: Scene, text: str) -> Iterator[str]:
+    return filter(None, (_lost(store, scene, text, fault) for fault in _faults(scene, text)))
 
 
 def test_every_script_is_tried() -> None:
@@ -271,19 +297,18 @@ def test_every_script_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_that_fails_loses_nothing(name: str, each_server: Valkey) -> None:
-    assert _all_lost(each_server, SCENES[name], script_text(name)) == []
+def test_a_script_that_fails_loses_nothing(name: str, filled: Store) -> None:
+    assert list(_all_lost(filled, SCENES[name], script_text(name))) == []
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_call_of_each_scene_succeeds_on_a_store_without_faults(name: str, each_server: Valkey) -> None:
+def test_the_call_of_each_scene_succeeds_on_a_store_without_faults(name: str, filled: Store) -> None:
     scene = SCENES[name]
-    with Redis.from_url(each_server.url) as admin:
-        _populate(admin)
-        before = _held(admin)
-        admin.eval(script_text(name), len(scene.keys), *scene.keys, *cast("list[Any]", scene.args))
-        assert set(before) - set(_held(admin)) == scene.drops
-        admin.flushall()
+    filled.fill()
+    before = filled.held()
+    assert {f"item-{n}-" for n in range(1, 14)} <= set(before)
+    filled.admin.eval(script_text(name), len(scene.keys), *scene.keys, *cast("list[Any]", scene.args))
+    assert set(before) - set(filled.held()) == scene.drops
 
 
 _REMOVE = "  run('ZREM', KEYS[1], member)\n"
@@ -329,8 +354,8 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))
-def test_a_script_that_removes_too_early_is_found(name: str, each_server: Valkey) -> None:
+def test_a_script_that_removes_too_early_is_found(name: str, filled: Store) -> None:
     script, found, instead = MUTANTS[name]
     text = script_text(script)
     assert text.count(found) == 1, "the script has changed: so must the mutant"
-    assert _all_lost(each_server, SCENES[script], text.replace(found, instead)), "nobody noticed"
+    assert next(_all_lost(filled, SCENES[script], text.replace(found, instead)), ""), "nobody noticed"

@@ -13,7 +13,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from handlers.batch.files import BatchState
 from handlers.batch.queue import BatchQueue
-from handlers.client import AsyncClient, ClientOptions
+from handlers.client import AsyncClient, ClientOptions, Submission
 from handlers.client.redis_broker import RedisResults
 from handlers.contract.result import Result, answered_result, encode_result
 from handlers.redis_store.admin.dead_letters import DeadLetters
@@ -152,8 +152,8 @@ async def test_an_outbox_that_a_dead_poller_left(bench: Bench, sizes: Sizes) -> 
         record = b'{"kind":"list","key":"%s"}\n' % bench.results.encode() + _member(number)
         await bench.redis.hset(beside("home", "outbox"), f"o:{number}", record)
         await bench.redis.zadd(beside("home", "outbox-idx"), {f"o:{number}": 1})
-    while await queue._outbox.recover():
-        pass
+    while await bench.redis.exists(beside("home", "outbox")):
+        await queue.reclaim(100, 5)
     assert await bench.redis.llen(bench.results) == COUNT
     sizes.bound(BATCH_BYTES)
 
@@ -241,9 +241,14 @@ async def test_results_that_are_waited_for(
     await _put_results(store, *lists, is_offloaded=is_offloaded)
     for _ in range(9):
         await store.lpush(lists[0], encode_result(answered_result("r-0", "other", 200, TEXT.encode())))
+    own = [
+        Submission(
+            id=f"r-{number}", token="t", deadline=DEADLINE, queue="q", results=name, has_own_results=True
+        )
+        for number, name in enumerate(lists)
+    ]
     async with _client(valkey) as client:
-        broker: Any = client._broker
-        found = await asyncio.gather(*(broker._own_results.wait(name, "t") for name in lists))
+        found = await asyncio.gather(*(client.wait(each) for each in own))
     assert [result.id for result in found] == [f"r-{number}" for number in range(COUNT)]
     assert {result.payload for result in found} == {TEXT}
     sizes.bound(BATCH_BYTES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,15 @@ from handlers.redis_store.keys import CANCELLATIONS
 from handlers.redis_store.queue import queue
 from handlers.redis_store.queue.queue import Nack
 from handlers.redis_store.scripts import lua_script, script_files
-from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope, recalled, recalled_retries
+from tests.redis_store.queue.queueing import (
+    DEADLINE,
+    Bench,
+    LosingRedis,
+    envelope,
+    lose_reply,
+    recalled,
+    recalled_retries,
+)
 
 ROOM = Path(handlers.__file__).parent / "redis_store"
 SCRIPTS = sorted(name for name in script_files() if not name.startswith("_"))
@@ -169,12 +176,14 @@ async def _use_every_script(bench: Bench) -> None:
         assert await queue.promote(bench.redis, bench.retries, bench.queue_name, 10) == size
         await owner.reclaim(10, 5)
         await _cancel(bench, size)
-        assert await recalled(bench.owner()) == []
-        await recalled_retries(queue.Retries(bench.redis, bench.retries, bench.queue_name))
+        assert await recalled(bench.redis, bench.owner()) == []
+        await recalled_retries(bench.redis, queue.Retries(bench.redis, bench.retries, bench.queue_name))
         await owner.ack([bench.ack_of(claim) for claim in await owner.claim(size)])
-        owner._lost = {f"{n:032x}": time.monotonic() for n in range(size)}
-        assert await owner.take_back() == 0
-        owner._lost = {}
+        losing = LosingRedis(bench.redis)
+        loser = bench.owner(losing)
+        for _ in range(size):
+            await lose_reply(loser, losing)
+        assert await loser.take_back() == 0
     await bench.redis.hset(bench.keys.dead, "d", '{"member": "m", "score": 1}')
     letters = DeadLetters(bench.redis, bench.queue_name)
     letter = await letters.get("d")

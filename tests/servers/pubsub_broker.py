@@ -64,7 +64,7 @@ class PubSubBroker:
     is_resetting: bool = False
     _running: int = 0
     _goes_on: asyncio.Event = field(default_factory=asyncio.Event)
-    _channel: Any = None
+    channel: Any = None
 
     @property
     def is_hanging(self) -> bool:
@@ -94,9 +94,9 @@ class PubSubBroker:
             self._running -= 1
 
     async def _taken(self, method: str, request: bytes, context: Any) -> bytes:
-        if self._channel is not None:
+        if self.channel is not None:
             try:
-                passed: bytes = await self._channel.unary_unary(method)(request)
+                passed: bytes = await self.channel.unary_unary(method)(request)
             except aio.AioRpcError as error:
                 await context.abort(error.code(), error.details())
             return passed
@@ -127,7 +127,7 @@ async def running_broker(upstream: str = "", *, keeps: bool = True) -> AsyncIter
     server.add_generic_rpc_handlers((_AnyMethod(broker),))
     inner = server.add_insecure_port("127.0.0.1:0")
     if upstream:
-        broker._channel = aio.insecure_channel(upstream, options=[("grpc.enable_http_proxy", 0)])
+        broker.channel = aio.insecure_channel(upstream, options=[("grpc.enable_http_proxy", 0)])
     await server.start()
     async with _resettable(broker, inner):
         try:
@@ -135,8 +135,8 @@ async def running_broker(upstream: str = "", *, keeps: bool = True) -> AsyncIter
         finally:
             broker.is_hanging = False
             await server.stop(None)
-            if broker._channel is not None:
-                await broker._channel.close()
+            if broker.channel is not None:
+                await broker.channel.close()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 from handlers.contract.accepted import meaning, types_of
 from handlers.gates.registry import GATES
 from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
-from handlers.settings.reference import _SECTIONS, config_page, example_file, with_section
+from handlers.settings.reference import SECTIONS, config_page, example_file, with_section
 from handlers.settings.settings import load_settings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -23,7 +23,7 @@ def test_the_pages_say_what_the_structs_do() -> None:
     assert gates == with_section(gates), fix
 
 
-@pytest.mark.parametrize("struct", [struct for _, struct, _ in _SECTIONS])
+@pytest.mark.parametrize("struct", [struct for _, struct, _ in SECTIONS])
 def test_every_field_of_the_file_is_described(struct: type[msgspec.Struct]) -> None:
     assert [name for name, kind in types_of(struct).items() if not meaning(kind)] == []
 

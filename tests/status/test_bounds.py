@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from werkzeug.test import EnvironBuilder
 
+from handlers.demo.valkey import Valkey
 from handlers.redis_store.admin import status_board
 from handlers.redis_store.admin.status_board import LONGEST_SAMPLED, SearchBudget, sample_members, search
 from handlers.settings.config_file import QueueEntry
@@ -67,8 +68,8 @@ async def test_a_sample_is_bounded_by_bytes(store: Redis) -> None:
     )
 
 
-def _many_queues(count: int) -> Settings:
-    settings = load_settings({})
+def _many_queues(count: int, url: str = "") -> Settings:
+    settings = load_settings({"REDIS_URL": url} if url else {})
     queues = [QueueEntry(queue_name=f"q-{number}") for number in range(count)]
     return msgspec.structs.replace(settings, file=msgspec.structs.replace(settings.file, queues=queues))
 
@@ -118,25 +119,29 @@ async def test_an_overview_of_10000_queues_takes_few_round_trips_and_samples_the
     assert sum(round_trips) < 3_000_000
 
 
-async def test_a_request_is_found_in_any_of_10000_queues(store: Redis, round_trips: list[int]) -> None:
+async def test_a_request_is_found_in_any_of_10000_queues(
+    store: Redis, valkey: Valkey, round_trips: list[int]
+) -> None:
     await store.zadd("q-9321", {member("wanted"): 9_999_999_999})
     round_trips.clear()
-    found, _ = await RedisSource(_many_queues(10_000))._find(store, "wanted")
+    with RedisSource(_many_queues(10_000, valkey.url)) as source:
+        found, _ = await asyncio.to_thread(source.find, "wanted")
     assert [(place.where, place.queue) for place in found.places] == [("pending", "q-9321")]
     assert not found.is_partial
     assert sum(size == 0 for size in round_trips) < 100
 
 
-def test_only_some_views_are_read_at_a_time() -> None:
+def test_only_some_views_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others get an answer at once, so that the server's threads stay free for health checks."""
     source = RedisSource(load_settings({}))
     entered, go = threading.Semaphore(0), threading.Event()
 
-    async def work(_redis: Any) -> None:
+    async def work(_source: RedisSource, _redis: Any) -> None:
         entered.release()
         await asyncio.to_thread(go.wait, 60)
 
-    views = [threading.Thread(target=source._run, args=(work,)) for _ in range(VIEWS_AT_ONCE)]
+    monkeypatch.setattr(RedisSource, "read_overview", work)
+    views = [threading.Thread(target=source.overview) for _ in range(VIEWS_AT_ONCE)]
     for view in views:
         view.start()
     try:
@@ -152,14 +157,15 @@ def test_only_some_views_are_read_at_a_time() -> None:
         go.set()
         for view in views:
             view.join(60)
-    source._run(work)
+    source.overview()
     source.close()
 
 
-async def test_the_dead_letters_page_reads_no_record_that_is_too_large(store: Redis) -> None:
+async def test_the_dead_letters_page_reads_no_record_that_is_too_large(store: Redis, valkey: Valkey) -> None:
     record = {"reason": "malformed", "message": "m", "at": 5.0, "deaths": 1, "queue": QUEUE, "score": 1.0}
     await store.hset(f"{QUEUE}:dead", "small", json.dumps({**record, "member": member("s1")}))
     await store.hset(f"{QUEUE}:dead", "large", json.dumps({**record, "member": member("l1", 2_000_000)}))
-    rows = {row.dead_id: row for row in await RedisSource(load_settings({}))._read_dead(store, QUEUE)}
+    with RedisSource(load_settings({"REDIS_URL": valkey.url})) as source:
+        rows = {row.dead_id: row for row in await asyncio.to_thread(source.dead, QUEUE)}
     assert (rows["small"].request_id, rows["small"].reason) == ("s1", "malformed")
     assert "too large" in rows["large"].reason

@@ -33,9 +33,10 @@ def _logging_as_before() -> Iterator[None]:
     root, ours, hook = logging.getLogger(), logging.getLogger("async_processor"), sys.excepthook
     before = (root.handlers[:], root.level, ours.level)
     yield
-    root.handlers[:], root.level, ours.level = before
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
     sys.excepthook = hook
-    logging.root.manager._clear_cache()  # type: ignore[attr-defined]  # levels set above are cached by loggers
 
 
 def logged(

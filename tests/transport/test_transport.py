@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import math
+import os
 import socket
 import ssl
 import struct
+import sys
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from handlers.transport.connection import MAX_HEADERS, Connection, Response
@@ -309,10 +314,24 @@ async def test_a_request_is_sent_again_where_a_closed_connection_proves_it_unrea
         (await serving_second).close()
 
 
+def client_sockets(server: RawHttp) -> list[socket.socket]:
+    """Duplicates of this process's sockets that are connected to the server."""
+    connections = psutil.Process().net_connections("tcp")
+    return [
+        socket.socket(fileno=os.dup(one.fd))
+        for one in connections
+        if one.raddr and one.raddr.port == server.port
+    ]
+
+
+def unread_bytes(sock: socket.socket) -> int:
+    """What has arrived at a socket and was not read."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 async def test_a_dead_peer_is_probed_for(transport: Transport, server: RawHttp) -> None:
     await post(transport, server.url)
-    (connection,) = transport._open
-    sock = connection._sock
+    (sock,) = client_sockets(server)
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     found = [
         sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_KEEP{name}"))
@@ -320,6 +339,7 @@ async def test_a_dead_peer_is_probed_for(transport: Transport, server: RawHttp) 
     ]
     assert found[0] + found[1] * found[2] <= 60
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+    sock.close()
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -518,8 +538,12 @@ async def test_a_large_answer_is_read_once_there_is_room(transport: Transport, s
     server.say(answer(200, b"x" * 900_000))
     call = asyncio.create_task(transport.post(server.url, {}, b"{}", ask_for_room=ask))
     await wait_until_async(lambda: asked, "the transport to ask for room")
-    (connection,) = transport._open
-    assert not connection._transport.is_reading()
+    (sock,) = client_sockets(server)
+    await wait_until_async(lambda: unread_bytes(sock), "the rest of the answer")
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert unread_bytes(sock) > 0, "it is left where it is"
+    sock.close()
     ((most, on_room),) = asked
     assert most == 900_000
     on_room()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -20,7 +22,10 @@ from handlers.client import Client, RedisAccess
 from handlers.client.broker import Submission
 from handlers.client.options import ClientOptions
 from handlers.demo.servers import Child, free_port
+from handlers.redis_store.connection import connect
 from handlers.redis_store.submit.submissions import RequestState
+from handlers.settings.settings import load_settings
+from handlers.wiring.credentials import redis_options
 from tests.servers.certificates import self_signed
 from tests.servers.presence import program_path
 from tests.servers.redis_topologies import Cluster, Sentinels, Server
@@ -92,8 +97,12 @@ class Form:
 
     def write(self, *words: str) -> None:
         """One command to Redis, past the product."""
-        with self.client() as client:
-            client.run(client._client._broker._redis.execute_command(*words))  # type: ignore[attr-defined]  # the connection
+
+        async def written() -> None:
+            async with contextlib.aclosing(connect(redis_options(load_settings(self.variables)))) as redis:
+                await redis.execute_command(*words)
+
+        asyncio.run(written())
 
 
 @pytest.fixture(scope="module", params=["cluster", "sentinel-tls", "unix"])

@@ -157,15 +157,15 @@ class Sink:
 
     def __init__(self, refusals: int) -> None:
         self.taken: list[tuple[dict[str, str], bytes]] = []
-        outer, self._refusals = self, refusals
+        outer, self.refusals_left = self, refusals
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:  # the server's name for it
                 body = self.rfile.read(int(self.headers["content-length"]))
-                outer._refusals -= 1
-                if outer._refusals < 0:
+                outer.refusals_left -= 1
+                if outer.refusals_left < 0:
                     outer.taken.append(({k.lower(): v for k, v in self.headers.items()}, body))
-                self.send_response(202 if outer._refusals < 0 else 503)
+                self.send_response(202 if outer.refusals_left < 0 else 503)
                 self.send_header("content-length", "0")
                 self.end_headers()
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from handlers.contract.errors import InvalidSetting
 from handlers.settings.settings import load_settings
 from handlers.wiring.handler import Handler
+from tests.servers.pubsub_broker import running_broker
 
 TOKEN = "a-token-for-prometheus"
 PUSH = {"PROJECT_ID": "p-roject", "RESULT_TOPIC_ID": "results", "PUSH_AUTH": "none"}
@@ -20,6 +21,13 @@ async def asked(
     variables: dict[str, str], token: str = "", method: str = "GET", target: str = "dispatch"
 ) -> Response:
     """What a fresh handler answers to a request for its metrics."""
+    async with running_broker() as broker:
+        return await _asked(
+            {**variables, "PUBSUB_EMULATOR_HOST": broker.host}, token=token, method=method, target=target
+        )
+
+
+async def _asked(variables: dict[str, str], *, token: str, method: str, target: str) -> Response:
     handler = Handler(load_settings(variables), target)
     headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
 
@@ -28,7 +36,7 @@ async def asked(
 
     scope = {"type": "http", "method": method, "path": "/metrics", "headers": headers, "query_string": b""}
     try:
-        return await handler._endpoint.respond(Request(scope, receive))
+        return await handler.respond(Request(scope, receive))
     finally:
         await handler.aclose()
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 
+from handlers.contract.errors import InvalidSetting
 from handlers.settings.settings import load_settings
 from handlers.wiring.handler import Handler
-from tests.waiting import wait_until_async
+from tests.servers.pubsub_broker import Refusal, broker_in_threads, refusal
+from tests.waiting import LIMIT_SECONDS, wait_until_async
 
 
 def readiness() -> Request:
@@ -21,41 +24,38 @@ def readiness() -> Request:
     return Request(scope, receive)
 
 
-def handler_with(starter: Any) -> Handler:
-    handler = Handler(load_settings({"IGW_BASE_URL": "http://127.0.0.1:9"}), "dispatch")
-    handler._parts.starters.append(starter)
-    return handler
+def push_handler(broker: str) -> Handler:
+    """A handler whose start asks the broker whether its topic exists."""
+    variables = {"PROJECT_ID": "p-roject", "RESULT_TOPIC_ID": "results", "PUSH_AUTH": "none"}
+    return Handler(load_settings({**variables, "PUBSUB_EMULATOR_HOST": broker}), "pubsub_push")
 
 
 async def test_every_request_waits_for_the_one_start() -> None:
-    begun, may_end = 0, asyncio.Event()
+    begun: list[str] = []
+    may_end = threading.Event()
 
-    async def slow() -> None:
-        nonlocal begun
-        begun += 1
-        await may_end.wait()
+    def slow(method: str, _request: bytes) -> None:
+        begun.append(method)
+        may_end.wait(LIMIT_SECONDS)
 
-    handler = handler_with(slow)
-    asked = [asyncio.ensure_future(handler.respond(readiness())) for _ in range(3)]
-    await wait_until_async(lambda: begun, "the start")
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert not any(one.done() for one in asked)
-    may_end.set()
-    assert {(await one).status_code for one in asked} == {200}
-    assert begun == 1
-    await handler.aclose()
+    with broker_in_threads(slow) as broker:
+        handler = push_handler(broker)
+        asked = [asyncio.ensure_future(handler.respond(readiness())) for _ in range(3)]
+        await wait_until_async(lambda: begun, "the start")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not any(one.done() for one in asked)
+        may_end.set()
+        assert {(await one).status_code for one in asked} == {200}
+        assert len(begun) == 1
+        await handler.aclose()
 
 
 async def test_a_start_that_failed_is_repeated_by_the_next_request() -> None:
-    failures = [RuntimeError("no topic")]
-
-    async def failing() -> None:
-        if failures:
-            raise failures.pop()
-
-    handler = handler_with(failing)
-    with pytest.raises(RuntimeError, match="no topic"):
-        await handler.respond(readiness())
-    assert (await handler.respond(readiness())).status_code == 200
-    await handler.aclose()
+    answers: list[Refusal] = [refusal("NOT_FOUND")]
+    with broker_in_threads(lambda _method, _request: answers.pop() if answers else None) as broker:
+        handler = push_handler(broker)
+        with pytest.raises(InvalidSetting, match="RESULT_TOPIC_ID"):
+            await handler.respond(readiness())
+        assert (await handler.respond(readiness())).status_code == 200
+        await handler.aclose()

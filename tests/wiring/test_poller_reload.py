@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from redis.asyncio import Redis
 
 from handlers.contract.errors import InvalidSetting
+from handlers.demo.servers import free_port
 from handlers.demo.valkey import Valkey
 from handlers.settings.settings import Settings, load_settings
 from handlers.wiring.poller import PollerApp
@@ -56,7 +58,8 @@ class Reloading:
         self.app: PollerApp
         self._numbers = itertools.count()
         self._path = path
-        self._variables = {"REDIS_URL": redis_url, "CONFIG_FILE": str(path), "METRICS_PORT": "0"}
+        self._variables = {"REDIS_URL": redis_url, "CONFIG_FILE": str(path)}
+        self._variables["METRICS_PORT"] = str(free_port())
 
     def settings(self, queues: list[Entry], pools: list[Entry] | None = None, **more: Any) -> Settings:
         self._path.write_text(json.dumps({"queues": queues, "pools": pools or [], **more}))
@@ -80,6 +83,12 @@ class Reloading:
             self.app.stop()
             await polling
             server.close()
+
+    async def page(self) -> str:
+        """The page of metrics."""
+        url = f"http://127.0.0.1:{self._variables['METRICS_PORT']}/metrics"
+        async with aiohttp.ClientSession() as client, client.get(url) as response:
+            return await response.text()
 
     async def submit(self, name: str, count: int, store: Redis | None = None) -> None:
         deadline = time.time() + 3_600
@@ -125,7 +134,7 @@ async def test_slots_in_use_count_when_a_queue_or_pool_goes_and_returns(
         await reloading.change(*at_first)
         await reloading.submit("a", 10)
         await asyncio.gather(*(reloading.change(*at_first) for _ in range(3)))
-        assert reloading.app._claimers["p"].in_flight == 2
+        assert await reloading.store.hlen("a:claimed") == 2
         reloading.gateway.go.set()
         await reloading.answered(12)
     assert reloading.gateway.peak == 2
@@ -171,69 +180,65 @@ async def test_a_queue_finishes_what_it_sent_and_releases_the_rest_when_it_goes(
         await reloading.change([B])
         reloading.gateway.go.set()
         await reloading.answered(1)
-        await wait_until_async(lambda: list(reloading.app._queues._served) == ["b"], "the queue to be gone")
-        assert await reloading.store.zcard("a") == 3
-        assert await reloading.store.hlen("a:claimed") == 0
+
+        async def is_released() -> bool:
+            return (await reloading.store.zcard("a"), await reloading.store.hlen("a:claimed")) == (3, 0)
+
+        await wait_until_async(is_released, "the other requests to be pending again")
 
 
 async def test_another_redis_takes_the_place_of_the_first_whose_requests_finish_there(
-    reloading: Reloading, valkey: Valkey
+    store: Redis, valkey: Valkey, tmp_path: Path
 ) -> None:
-    other = Redis.from_url(f"{valkey.url}/1")
+    first = Redis.from_url(f"{valkey.url}/1", client_name="test")
+    reloading = Reloading(first, f"{valkey.url}/1", tmp_path / "config.json")
     async with reloading.running([A], TWO):
         await reloading.submit("a", 1)
         await reloading.at_gateway(1)
-        await reloading.submit("a", 3, other)
-        await reloading.change([A], TWO, url=f"{valkey.url}/1")
+        await reloading.submit("a", 3, store)
+        await reloading.change([A], TWO, url=valkey.url)
         await reloading.at_gateway(2)
         reloading.gateway.go.set()
         await reloading.answered(1)
-        await reloading.answered(3, other)
-        await wait_until_async(lambda: not reloading.app._old_queues, "the first connection to be closed")
+        await reloading.answered(3, store)
+
+        async def is_first_left() -> bool:
+            clients: list[dict[str, str]] = await store.client_list()
+            return {one["name"] for one in clients if one["db"] == "1"} <= {"test"}
+
+        await wait_until_async(is_first_left, "the first connection to be closed")
     assert reloading.gateway.peak == 2, "one limit for both"
-    await other.flushdb()
-    await other.aclose()
+    await first.flushdb()
+    await first.aclose()
 
 
-async def test_an_invalid_configuration_changes_nothing(reloading: Reloading) -> None:
-    gate = {"gate_type": LOCAL, "gate_params": {"limit": 2}}
-    async with reloading.running([{**A, **gate}], TWO):
-        app = reloading.app
-        before = (
-            app._plan,
-            app._gates.at(("queue", "a")),
-            dict(app._claimers),
-            app._claimers["default"].options,
-        )
-        with pytest.raises(InvalidSetting):
-            await reloading.change(
-                [{**A, "gate_type": LOCAL, "gate_params": {"limit": 9}}, {**B, "gate_type": "unknown"}]
-            )
-        after = (
-            app._plan,
-            app._gates.at(("queue", "a")),
-            dict(app._claimers),
-            app._claimers["default"].options,
-        )
-        assert after == before
-        assert before[1][0].state().threshold == 2
-
-
-async def test_a_redis_url_that_cannot_be_used_changes_nothing(reloading: Reloading, valkey: Valkey) -> None:
+@pytest.mark.parametrize(
+    ("queues", "options", "setting"),
+    [
+        ([{**B, "gate_type": "unknown"}], "", "gate_type"),
+        ([B], "?unknown=1", "REDIS_URL"),
+    ],
+)
+async def test_an_invalid_configuration_changes_nothing(
+    reloading: Reloading, valkey: Valkey, queues: list[Entry], options: str, setting: str
+) -> None:
     one, two = ({**A, "gate_type": LOCAL, "gate_params": {"limit": limit}} for limit in (1, 2))
     async with reloading.running([one], TWO):
-        with pytest.raises(InvalidSetting, match="REDIS_URL"):
-            await reloading.change([two], TWO, url=f"{valkey.url}?unknown=1")
+        more = [{"id": "default", "workers": 9}]
+        with pytest.raises(InvalidSetting, match=setting):
+            await reloading.change([two, *queues], more, url=f"{valkey.url}{options}")
+        await reloading.submit("b", 1)
         await reloading.submit("a", 3)
         await reloading.at_gateway(1)
         reloading.gateway.go.set()
         await reloading.answered(3)
+        assert await reloading.store.zcard("b") == 1, "not a queue of this poller"
     assert reloading.gateway.peak == 1, "the limit before"
 
 
 async def test_many_reloads_leave_no_tasks_and_no_series_behind(reloading: Reloading) -> None:
     async with reloading.running([A]):
-        app = reloading.app
+        await reloading.page()  # whose server has tasks, too
         await wait_until_async(lambda: len(asyncio.all_tasks()) > 10, "all tasks")
         before = len(asyncio.all_tasks())
         for number in range(20):
@@ -245,9 +250,8 @@ async def test_many_reloads_leave_no_tasks_and_no_series_behind(reloading: Reloa
         await reloading.change([A])
         await reloading.change([A])
         await wait_until_async(lambda: len(asyncio.all_tasks()) <= before, "the tasks to end")
-        assert list(app._claimers) == ["default"]
-        assert list(app._queues._served) == ["a"]
-        page = app._metrics.render().decode()
+        page = await reloading.page()
+        assert '"a"' in page
         gauges = [line for line in page.splitlines() if '"q1' in line or '"p1' in line]
         assert [
             line

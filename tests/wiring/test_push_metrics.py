@@ -7,6 +7,7 @@ import json
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from handlers.contract.request import Request
@@ -16,6 +17,7 @@ from handlers.forward.outcome import Outcome, Retry
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.metrics import DoorMetrics, Metrics
 from handlers.wiring.handler import Handler
+from tests.servers.pubsub_broker import running_broker
 from tests.telemetry.exposition import page_of
 from tests.waiting import wait_until_async
 
@@ -47,19 +49,18 @@ def push_settings(tmp_path: Path) -> Settings:
 
 
 async def test_subscriptions_pools_and_gates_are_there_before_the_first_push(push_settings: Settings) -> None:
-    handler = Handler(push_settings, "pubsub_push")
-    try:
-        for take_effect in handler._parts.effects:
-            assert await take_effect() == []
-        assert handler._metrics is not None
-        page = page_of(handler._metrics.metrics)
+    async with running_broker() as broker:
+        env = msgspec.structs.replace(push_settings.env, pubsub_emulator_host=broker.host)
+        handler = Handler(msgspec.structs.replace(push_settings, env=env), "pubsub_push")
+        assert await handler.start() == []
+        assert handler.shared.metrics is not None
+        page = page_of(handler.shared.metrics.metrics)
         assert page.value("request_total", **SUBSCRIPTION) == 0
         assert page.value("gate_closed", **SUBSCRIPTION, gate_type="local-max-concurrency") == 0
         assert page.value("pool_worker_limit", pool_name="big") == 7
         assert page.value("gate_waiting_requests", pool_name="big") == 0
         assert page.value("connections_in_use", peer="pubsub") == 0
-        assert page.value("ready") == 0
-    finally:
+        assert page.value("ready") == 1
         await handler.aclose()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -42,10 +43,8 @@ async def test_a_user_without_the_producers_keys_finds_what_is_queued(store: Red
     await cast(Any, store).execute_command("ACL", "SETUSER", "looker", "on", ">pw", *rights, *allowed)
     try:
         url = f"redis://looker:pw@{urlsplit(valkey.url).netloc}"
-        source = RedisSource(load_settings({"REDIS_URL": url}))
-        redis = Redis.from_url(url)
-        found, _ = await source._find(redis, "here")
-        await redis.aclose()
+        with RedisSource(load_settings({"REDIS_URL": url})) as source:
+            found, _ = await asyncio.to_thread(source.find, "here")
     finally:
         await cast(Any, store).execute_command("ACL", "DELUSER", "looker")
     assert [place.where for place in found.places] == ["pending"]

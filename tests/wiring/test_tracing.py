@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import json
@@ -15,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
 from starlette.requests import Request
 
 from handlers.contract.errors import InvalidSetting
@@ -124,6 +124,11 @@ def running_grpc() -> Iterator[str]:
         server.stop(None).wait()
 
 
+@pytest.fixture
+def one_span_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+
+
 async def _exported(url: str, caplog: pytest.LogCaptureFixture) -> list[str]:
     """The warnings about the endpoint after two failed exports, each of one span."""
     caplog.clear()
@@ -131,16 +136,17 @@ async def _exported(url: str, caplog: pytest.LogCaptureFixture) -> list[str]:
     for identity in "ab":
         with tracing.attempt(PROCESS_REQUEST, {}, identity, {}):
             pass
-        await asyncio.to_thread(tracing._provider.force_flush)
     await tracing.aclose()
     return [record.getMessage() for record in caplog.records if "OTLP endpoint" in record.getMessage()]
 
 
+@pytest.mark.usefixtures("one_span_an_export")
 async def test_a_receiver_that_answers_in_http2_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     with running_grpc() as url:
         assert await _exported(url, caplog) == ["OTLP endpoint answers in HTTP/2, as gRPC does"]
 
 
+@pytest.mark.usefixtures("one_span_an_export")
 async def test_a_receiver_that_answers_in_http1_or_not_at_all_is_not_taken_for_grpc(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -170,7 +176,9 @@ async def test_the_service_name_of_the_sdks_variables_wins_over_our_default(
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     tracing = tracing_of(load_settings({**GATEWAY, **endpoint, **variables}))
     assert tracing is not None
-    assert tracing._provider.resource.attributes["service.name"] == name
+    with tracing.attempt(PROCESS_REQUEST, {}, "a", {}) as span:
+        assert isinstance(span, ReadableSpan)
+        assert span.resource.attributes["service.name"] == name
     await tracing.aclose()
 
 

@@ -37,7 +37,6 @@ _EXPIRED: Final = Refusal(401, "token expired")
 _EMAIL: Final = Refusal(403, "token of another account")
 _UNVERIFIED: Final = Refusal(403, "e-mail of the token is not verified")
 
-_REMEMBERED_TOKENS: Final = 1_024
 _REMEMBERED_SECONDS: Final = 3_600.0
 
 
@@ -46,13 +45,14 @@ class PushIdentityOptions:
     """The expected identity; `skew_seconds` is the tolerated difference of clocks.
 
     `audience` is compared character by character. With `mode` `none` every caller is accepted: for an emulator, which
-    sends no token.
+    sends no token. At most `most_remembered` accepted tokens are kept.
     """
 
     audience: str = ""
     service_account_email: str = ""
     mode: Literal["oidc", "none"] = "oidc"
     skew_seconds: float = 60.0
+    most_remembered: int = 1_024
     keys: SigningKeysOptions = SigningKeysOptions()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
@@ -192,8 +192,9 @@ class PushIdentity:
 
     def _remember(self, digest: bytes, exp: float) -> None:
         now = self._clock()
-        if len(self._accepted_until) >= _REMEMBERED_TOKENS:
+        most = self._options.most_remembered
+        if len(self._accepted_until) >= most:
             self._accepted_until = {d: until for d, until in self._accepted_until.items() if until > now}
-        if len(self._accepted_until) >= _REMEMBERED_TOKENS:
+        if len(self._accepted_until) >= most:
             self._accepted_until.pop(next(iter(self._accepted_until)))  # the token that was added first
         self._accepted_until[digest] = min(exp + self._options.skew_seconds, now + _REMEMBERED_SECONDS)

@@ -225,11 +225,27 @@ async def test_a_token_of_ten_years_is_looked_at_again_every_hour(
     assert refusal.status == 401
 
 
-async def test_memory_of_tokens_is_bounded(identity: PushIdentity) -> None:
-    for number in range(1_100):
-        identity._remember(number.to_bytes(4), NOW + 60)
-    assert len(identity._accepted_until) == 1_024
-    assert (0).to_bytes(4) not in identity._accepted_until, "the oldest goes first"
+class CountedKeys(SigningKeys):
+    """Counts the tokens that are verified: a remembered one needs no key."""
+
+    verified = 0
+
+    async def key(self, kid: str) -> Any:
+        self.verified += 1
+        return await super().key(kid)
+
+
+async def test_only_the_newest_tokens_are_remembered(server: KeyServer, clock: Clock) -> None:
+    keys = CountedKeys(SigningKeysOptions(server.url), clock)
+    options = PushIdentityOptions(audience=AUDIENCE, service_account_email=ACCOUNT, most_remembered=3)
+    identity = PushIdentity(options, keys, clock)
+    oldest, *newer = (bearer(token(sub=f"{number}")) for number in range(4))
+    for each in (oldest, *newer, *newer):
+        assert await identity.check(each) is None
+    assert keys.verified == 4
+    assert await identity.check(oldest) is None
+    assert keys.verified == 5, "the oldest was forgotten"
+    await identity.close()
 
 
 async def test_without_keys_the_answer_is_503_never_open(server: KeyServer, clock: Clock) -> None:

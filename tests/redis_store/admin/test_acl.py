@@ -88,8 +88,8 @@ async def test_the_whole_way_works_with_the_least_rights(guarded: Server, users:
         taken_back = await client.submit({"n": 1}, deadline=time.time() + 700)
         assert await client.look_up(sent) is RequestState.PENDING
         assert await client.cancel(taken_back)
-        recalled_ones = await recalled(queue)
-        assert (len(recalled_ones), await recalled_retries(retries)) == (1, 0)
+        recalled_ones = await recalled(poller, queue)
+        assert (len(recalled_ones), await recalled_retries(poller, retries)) == (1, 0)
         foreign = ForeignCancellations(poller)
         assert (await foreign.sweep(), foreign.is_allowed) == (0, True)
         claims = await queue.claim(10)

@@ -200,10 +200,10 @@ async def test_a_cancelled_request_is_claimed_by_its_name_wherever_it_waits(benc
         assert await client.look_up(sent[2]) is RequestState.PENDING
         assert await client.cancel_many([sent[0], sent[2]]) == [True, True]
         assert await client.look_up(sent[2]) is RequestState.CANCELLING
-    (waiting,) = await recalled(bench.queue)
-    assert await recalled_retries(bench.sources) == 1
-    assert await recalled_retries(bench.sources) == 0
-    (retried,) = await recalled(ClusterQueue(bench.redis, bench.requests, bench.options))
+    (waiting,) = await recalled(bench.redis, bench.queue)
+    assert await recalled_retries(bench.redis, bench.sources) == 1
+    assert await recalled_retries(bench.redis, bench.sources) == 0
+    (retried,) = await recalled(bench.redis, ClusterQueue(bench.redis, bench.requests, bench.options))
     assert waiting.is_cancelled and retried.is_cancelled
     assert [one.claim_key.split(b"\0")[0].decode() for one in (waiting, retried)] == [sent[2].id, sent[0].id]
 

@@ -182,16 +182,16 @@ async def test_a_producer_that_stalls_until_all_is_finished_queues_nothing_and_m
 ) -> None:
     name = f"r-{uuid.uuid4().hex}"
     part, goes_on, stalls = queue.part(name), asyncio.Event(), asyncio.Event()
-    deliver = cluster_windows.ClusterWindows._delivered
+    run = Replication.run
 
-    async def stalled(*arguments: Any) -> None:
-        if arguments[3]:
+    async def stalled(replication: Replication, script: Any, keys: Any, values: Any) -> Any:
+        if name in str(values):
             stalls.set()
             await goes_on.wait()
-        await deliver(*arguments)
+        return await run(replication, script, keys, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cluster_windows.ClusterWindows, "_delivered", stalled)
+        patch.setattr(Replication, "run", stalled)
         slow = asyncio.create_task(queue.submit(part))
         await stalls.wait()
     (second,) = await queue.submit(queue.part(name))

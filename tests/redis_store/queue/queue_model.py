@@ -262,7 +262,9 @@ class Walk:
         """What was cancelled while it waited is claimed, if its place follows from its producer's token."""
         model = self.model
         before = await self._now()
-        claims = await recalled(self.bench.owner())  # a new owner looks for all that was cancelled lately
+        claims = await recalled(
+            self.bench.redis, self.bench.owner()
+        )  # a new owner looks for all that was cancelled lately
         expected = {
             member
             for member, score in model.pending.items()
@@ -283,7 +285,7 @@ class Walk:
         for member in found:
             self.model.pending[member] = self.model.retries.pop(member)[0]
         recall = Retries(self.bench.redis, self.bench.retries, self.bench.queue_name)
-        assert await recalled_retries(recall) == len(found)
+        assert await recalled_retries(self.bench.redis, recall) == len(found)
 
     async def look_at_held(self, pick: int) -> None:
         """What was cancelled while it was held, and nothing else."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import cast
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
+import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as LostConnection
 
-from handlers.redis_store.connection import server_time
+from handlers.redis_store.connection import Store, server_time
 from handlers.redis_store.keys import QueueKeys, queue_keys, settled_key
 from handlers.redis_store.queue.cancellations import Cancellations
 from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions, RedisQueue, Retries, promote
+from handlers.redis_store.scripts import lua_script
 
 DEADLINE = 1_999_999_999
 LEASE_SECONDS = 30.0
@@ -25,12 +29,12 @@ class Bench:
         self.retries = f"retries-{name}"
         self.results = f"results-{name}"
         self.keys: QueueKeys = queue_keys(self.queue_name)
+        self.options = QueueOptions(self.retries, self.results, lease_seconds=LEASE_SECONDS)
         self.queue = self.owner()
 
-    def owner(self) -> RedisQueue:
-        """One more poller's view of the queue."""
-        options = QueueOptions(self.retries, self.results, lease_seconds=LEASE_SECONDS)
-        return RedisQueue(self.redis, self.queue_name, options)
+    def owner(self, redis: Redis | None = None) -> RedisQueue:
+        """One more poller's view of the queue, over a connection of its own if one is given."""
+        return RedisQueue(redis or self.redis, self.queue_name, self.options)
 
     async def put(self, member: bytes, score: float = DEADLINE) -> bytes:
         await self.redis.zadd(self.queue_name, {member: score})
@@ -104,18 +108,51 @@ def envelope(request_id: str, token: str = "", **internal: object) -> bytes:
     return json.dumps({"internal": routing, "request_kind": "redis", "data": data}).encode()
 
 
-async def recalled(owner: RedisQueue, cancellations: Cancellations | None = None) -> list[Claim]:
+class LosingRedis(Redis):
+    """A client over the connections of `redis` that loses replies of the script `claim` while `loses_claims`.
+
+    `after_take_back`, if set, runs once, before the reply of the next `take_back` is handed on.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(connection_pool=redis.connection_pool)
+        self._shas = {lua_script(redis, name).sha: name for name in ("claim", "take_back")}
+        self.loses_claims = False
+        self.after_take_back: Callable[[], Awaitable[None]] | None = None
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # the library's
+        script = self._shas.get(str(args[1])) if args[0] == "EVALSHA" else None
+        if script == "claim" and self.loses_claims:
+            raise LostConnection("reply lost")
+        if script == "take_back" and self.after_take_back is not None:
+            run, self.after_take_back = self.after_take_back, None
+            await run()
+        return answer
+
+
+async def lose_reply(poller: RedisQueue, redis: LosingRedis) -> None:
+    """The server claims for `poller`, which never learns it."""
+    redis.loses_claims = True
+    with pytest.raises(LostConnection):
+        await poller.claim(10)
+    redis.loses_claims = False
+
+
+async def recalled(
+    redis: Store, owner: RedisQueue, cancellations: Cancellations | None = None
+) -> list[Claim]:
     """What was cancelled while it waited, claimed by `owner`; without `cancellations`, all of the last hour."""
-    source = cancellations or Cancellations(owner._redis, now=owner.now)
+    source = cancellations or Cancellations(redis, now=owner.now)
     found = await source.due()
     claims = [claim async for claims in owner.recall(found) for claim in claims]
     source.looked()
     return claims
 
 
-async def recalled_retries(retries: Retries, cancellations: Cancellations | None = None) -> int:
+async def recalled_retries(redis: Store, retries: Retries, cancellations: Cancellations | None = None) -> int:
     """How many cancelled retries were moved back to their queues."""
-    source = cancellations or Cancellations(retries._redis)
+    source = cancellations or Cancellations(redis)
     moved = await retries.recall(await source.due())
     source.looked()
     return moved

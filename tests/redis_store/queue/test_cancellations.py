@@ -139,7 +139,7 @@ async def test_of_an_id_that_is_used_again_each_cancelled_submission_is_claimed(
     await cancelled(bench, "r")
     await submitted(bench, "r", "t-3", DEADLINE + 3 / 2**21)
 
-    claims = await recalled(bench.owner())
+    claims = await recalled(bench.redis, bench.owner())
 
     assert {claim.claim_key for claim in claims} == {b"r\0t-1", b"r\0t-2"}
     assert all(claim.is_cancelled for claim in claims)
@@ -155,7 +155,7 @@ async def test_it_is_found_among_many_of_one_score(bench: Bench, token: str, cou
     await submitted(bench, "z", token, score)
     await cancelled(bench, "z")
 
-    (claim,) = await recalled(bench.owner())
+    (claim,) = await recalled(bench.redis, bench.owner())
 
     assert claim.claim_key == b"z\0" + token.encode()
     assert await bench.redis.zcard(bench.queue_name) == count
@@ -168,7 +168,7 @@ async def test_of_many_other_producers_requests_each_cancelled_one_is_claimed(be
         await submitted(bench, request_id, f"token{number}", DEADLINE + number / 2**21)
     await cancelled(bench, *ids[::2])
 
-    claims = await recalled(bench.owner())
+    claims = await recalled(bench.redis, bench.owner())
 
     assert {claim.claim_key for claim in claims} == {f"r-{n}\0token{n}".encode() for n in range(0, 2_500, 2)}
     assert await bench.redis.zcard(bench.queue_name) == 1_250
@@ -180,7 +180,7 @@ async def test_thousands_are_claimed_with_their_scores(bench: Bench) -> None:
         await submitted(bench, request_id, f"t-{number}", DEADLINE + number / 2**21)
     await cancelled(bench, *ids)
 
-    claims = await recalled(bench.owner())
+    claims = await recalled(bench.redis, bench.owner())
 
     assert {claim.claim_key: claim.score for claim in claims} == {
         f"r-{n}\0t-{n}".encode(): DEADLINE + n / 2**21 for n in range(1, 3_001)
@@ -195,15 +195,16 @@ async def test_a_request_that_moves_during_a_search_is_found_by_a_later_one(benc
     await submitted(bench, "r", "t-1", DEADLINE + 1 / 2**21)
     (claim,) = await owner.claim(1)
     await cancelled(bench, "r")
-    assert (await recalled(owner, of_queue), await recalled_retries(retries, of_retries)) == ([], 0), (
-        "it is claimed, and its nack on the way"
-    )
+    assert (
+        await recalled(bench.redis, owner, of_queue),
+        await recalled_retries(bench.redis, retries, of_retries),
+    ) == ([], 0), "it is claimed, and its nack on the way"
     member = encode_retry(claim.member, queue=claim.queue, attempt=1, score=claim.score)
     assert await owner.nack([Nack(claim, member, 3_000.0)]) == [True]
 
     clock.seconds += AGAIN_SECONDS[0]
-    assert await recalled_retries(retries, of_retries) == 1
-    (again,) = await recalled(owner, of_queue)
+    assert await recalled_retries(bench.redis, retries, of_retries) == 1
+    (again,) = await recalled(bench.redis, owner, of_queue)
 
     assert (again.member, again.score, again.is_cancelled) == (member, claim.score, True)
     assert await bench.redis.zcard(bench.retries) == 0
@@ -215,8 +216,8 @@ async def test_a_retry_that_names_no_queue_of_requests_is_not_lost(bench: Bench)
         await bench.redis.set(active_key(name), "t", exat=DEADLINE)
         await bench.redis.zadd(bench.retries, {member: DEADLINE})
         await cancelled(bench, name)
-    assert await recalled_retries(Retries(bench.redis, bench.retries, bench.queue_name)) == 2
-    assert len(await recalled(bench.owner())) == 2
+    assert await recalled_retries(bench.redis, Retries(bench.redis, bench.retries, bench.queue_name)) == 2
+    assert len(await recalled(bench.redis, bench.owner())) == 2
 
 
 async def test_a_cancelled_claim_of_a_dead_owner_is_found_once_its_lease_has_ended(bench: Bench) -> None:
@@ -226,12 +227,12 @@ async def test_a_cancelled_claim_of_a_dead_owner_is_found_once_its_lease_has_end
     await submitted(bench, "r", "t-1", DEADLINE + 1 / 2**21)
     await bench.owner().claim(1)
     await cancelled(bench, "r")
-    assert await recalled(owner, cancellations) == []
+    assert await recalled(bench.redis, owner, cancellations) == []
     await bench.end_leases()
     assert (await owner.reclaim(10, 5)).returned == 1
 
     clock.seconds += AGAIN_SECONDS[-1]
-    (claim,) = await recalled(owner, cancellations)
+    (claim,) = await recalled(bench.redis, owner, cancellations)
     assert (claim.deaths, claim.is_cancelled) == (1, True)
 
 
@@ -260,8 +261,12 @@ async def test_cancellations_of_other_producers_are_put_into_the_list(store: Red
 async def test_a_sweep_tells_nothing_twice_and_two_pollers_do_not_sweep_at_once(store: Redis) -> None:
     await marked(store, "r", "t", "t")
     first, second = ForeignCancellations(store), ForeignCancellations(store)
-    assert (await first.sweep(), await second.sweep()) == (1, 0)
-    assert 0 < await store.pttl(SWEPT) <= 400
+    await store.set(SWEPT, "another poller")
+    assert await first.sweep() == 0
+    await store.delete(SWEPT)
+    assert await first.sweep() == 1
+    assert await store.pttl(SWEPT) != -1, "it expires"
+    await store.set(SWEPT, "first", keepttl=True)
     before = await store.zrange(CANCELLATIONS, 0, -1, withscores=True)
     await store.delete(SWEPT)
     assert await second.sweep() == 0

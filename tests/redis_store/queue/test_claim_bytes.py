@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from functools import partial
 from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError
 
 from handlers.redis_store.queue.queue import RedisQueue
 from handlers.redis_store.scripts import SCRIPT_BYTES
-from tests.redis_store.queue.queueing import DEADLINE, Bench, envelope
+from tests.redis_store.queue.queueing import DEADLINE, Bench, LosingRedis, envelope, lose_reply
 
 
 def _large(name: str, size: int) -> bytes:
@@ -47,28 +47,19 @@ async def test_a_scan_is_bounded_by_bytes(bench: Bench) -> None:
     assert len(await bench.pending()) == 5
 
 
-async def _lose_reply(bench: Bench, poller: RedisQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server claims; the poller never learns it."""
-    script = poller._claim
-
-    async def lost(keys: list[str], args: list[object]) -> object:
-        await script(keys=keys, args=args)  # type: ignore[arg-type]  # handed through
-        raise RedisConnectionError("reply lost")
-
-    monkeypatch.setattr(poller, "_claim", lost)
-    with pytest.raises(RedisConnectionError):
-        await poller.claim(10)
-    monkeypatch.setattr(poller, "_claim", script)
+@pytest.fixture
+def losing(bench: Bench) -> LosingRedis:
+    return LosingRedis(bench.redis)
 
 
 async def test_claims_of_a_lost_reply_are_claimed_again_without_a_death(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, losing: LosingRedis
 ) -> None:
     other = await bench.claimed(envelope("other", "t"), 0)
     for n in range(3):
         await bench.put(envelope(f"r-{n}", "t"), n + 1)
-    poller = bench.owner()
-    await _lose_reply(bench, poller, monkeypatch)
+    poller = bench.owner(losing)
+    await lose_reply(poller, losing)
     assert await bench.pending() == []
 
     again = await poller.claim(10)
@@ -83,12 +74,12 @@ async def test_claims_of_a_lost_reply_are_claimed_again_without_a_death(
 
 
 async def test_a_scan_takes_lost_claims_back_before_it_counts_deaths(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, losing: LosingRedis
 ) -> None:
     await bench.put(_large("r", SCRIPT_BYTES))
     await bench.put(_large("s", SCRIPT_BYTES))
-    poller = bench.owner()
-    await _lose_reply(bench, poller, monkeypatch)
+    poller = bench.owner(losing)
+    await lose_reply(poller, losing)
     await bench.end_leases()
 
     assert (await poller.reclaim(10, 1)).dead == []
@@ -97,13 +88,13 @@ async def test_a_scan_takes_lost_claims_back_before_it_counts_deaths(
 
 
 async def test_a_claim_and_a_scan_take_the_same_lost_claims_back_at_once(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, losing: LosingRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both forget an old loss; neither fails."""
     monkeypatch.setattr("handlers.redis_store.queue.queue._HELD_BACK_LEASES", 0)
     await bench.put(envelope("r", "t"))
-    poller = bench.owner()
-    await _lose_reply(bench, poller, monkeypatch)
+    poller = bench.owner(losing)
+    await lose_reply(poller, losing)
 
     claims, scan = await asyncio.gather(poller.claim(10), poller.reclaim(10, 1))
 
@@ -112,21 +103,12 @@ async def test_a_claim_and_a_scan_take_the_same_lost_claims_back_at_once(
 
 
 async def test_a_reply_that_is_lost_while_others_are_taken_back_is_taken_back_next(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, losing: LosingRedis
 ) -> None:
-    poller = bench.owner()
+    poller = bench.owner(losing)
     await bench.put(envelope("first", "t"))
-    await _lose_reply(bench, poller, monkeypatch)
-    script = poller._take_back
-
-    async def with_another_loss(keys: list[str], args: list[object]) -> object:
-        answer = await script(keys=keys, args=args)  # type: ignore[arg-type]  # handed through
-        monkeypatch.setattr(poller, "_take_back", script)
-        monkeypatch.setattr(poller, "_has_lost", False)  # the failing claim does not run take_back first
-        await _lose_reply(bench, poller, monkeypatch)
-        return answer
-
-    monkeypatch.setattr(poller, "_take_back", with_another_loss)
+    await lose_reply(poller, losing)
+    losing.after_take_back = partial(lose_reply, poller, losing)
     assert await poller.take_back() == 1
     assert await bench.pending() == [], "claimed again, and that reply was lost, too"
 
@@ -141,9 +123,8 @@ async def test_a_claim_that_fails_at_its_second_write_undoes_the_first(bench: Be
     )
     port = bench.redis.connection_pool.connection_kwargs["port"]
     user = Redis(port=port, username="halfway", password="x")
-    options = bench.queue._options
     with pytest.raises(NoPermissionError, match=r"HSET .*:claimed|HSET .*:claim-owners"):
-        await RedisQueue(user, bench.queue_name, options).claim(1)
+        await RedisQueue(user, bench.queue_name, bench.options).claim(1)
     await user.aclose()
     await cast(Any, bench.redis).execute_command("ACL", "DELUSER", "halfway")
     assert await bench.snapshot() == before
