@@ -55,7 +55,7 @@ async def test_f24_a_server_that_says_nothing_has_failed_in_two_seconds(way: Pro
 
 
 async def test_more_calls_at_once_than_connections_wait_for_their_turn(each_server: Valkey) -> None:
-    options = RedisOptions(each_server.url, max_connections=4)
+    options = RedisOptions(each_server.url, max_connections=4, timeout_seconds=60.0)
     async with contextlib.aclosing(connect(options)) as redis:
         answers = await asyncio.gather(*(redis.set(f"turn-{n}", n, ex=60) for n in range(200)))
         assert all(answers)
