@@ -79,7 +79,7 @@ def test_any_order_of_operations_keeps_every_request_and_answers_it_once(each_se
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=80,
+            max_examples=30,
             stateful_step_count=60,
             deadline=None,
             suppress_health_check=list(HealthCheck),
