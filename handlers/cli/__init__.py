@@ -1,11 +1,13 @@
-"""The command `async-processor`. Commands import what they run inside their functions, so that `--help` is fast.
+"""The command `async-processor`.
 
-The kernel drops a SIGTERM for PID 1 until the process installs a handler, and KEDA and Knative stop fresh pods at any
-moment. So the commands that run as services get a handler before anything else is imported: nothing has been claimed
-yet, and the process ends at once with 0. Each command replaces it when it has work that it must finish.
+Commands import what they run inside their functions, so that `--help` is fast.
 
-Two libraries import optional parts that no command uses, and that take a third of the start: httpx its own command line
-(with rich and pygments), redis the metrics SDK of OpenTelemetry. Both do without if that import fails.
+The kernel drops a SIGTERM for PID 1 until the process installs a handler, and KEDA and Knative stop new pods at any
+moment. So the commands that run as services install a handler before anything else is imported. Nothing has been
+claimed then, and the process ends at once with 0. Each command replaces the handler when it has work to finish.
+
+Two libraries import optional parts that no command uses and that take a third of the start: httpx its own command
+line (with rich and pygments), redis the metrics SDK of OpenTelemetry. Both work without them if the import fails.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ if sys.argv[1:2] and sys.argv[1] in SERVICES:
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
 
 for _unused in ("httpx._main", "opentelemetry.sdk.metrics"):
-    cast("dict[str, Any]", sys.modules).setdefault(_unused, None)  # an import of it raises ImportError
+    cast("dict[str, Any]", sys.modules).setdefault(_unused, None)  # importing it raises ImportError
 
 from handlers.cli.main import main  # noqa: E402  # importing click takes time in which a SIGTERM would be lost
 

@@ -153,7 +153,7 @@ def run(
 
 
 def _spooled(files: BatchFiles) -> Path:
-    """The file with the requests of stdin; that of an earlier run if there is one."""
+    """The file with the requests of stdin; an earlier run's, if there is one."""
     from handlers.batch.files import open_private
 
     if files.read_state() is None or not files.input.exists():
@@ -198,7 +198,7 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
     is_running = files.is_running()
     if not is_running and state.outcome == "running":
         with files.locked():
-            output = BatchOutput(files, state.batch)  # counts what a run that was cut off has written
+            output = BatchOutput(files, state.batch)  # counts the lines that an interrupted run has written
             output.close()
         state.completed, state.failed, state.kinds = output.completed, output.failed, dict(+output.kinds)
     what = "running" if is_running else "interrupted" if state.outcome == "running" else state.outcome
@@ -264,7 +264,7 @@ async def _where(
 
 
 def _without_request(line: FoundLine | None, state: BatchState) -> str:
-    """Where a line is that has no live request."""
+    """The state of a line without a live request."""
     if line is None:
         return f"no line of {state.source} has this custom_id"
     return line.written or f"not queued yet: line {line.number:,} of {state.source}"
@@ -350,7 +350,7 @@ def _summary(files: BatchFiles, state: BatchState) -> None:
 
 
 def _kinds(state: BatchState) -> str:
-    """The kinds of errors, the most frequent first."""
+    """The kinds of errors, most frequent first."""
     kinds = sorted(state.kinds.items(), key=lambda kind: -kind[1])
     return ": " + ", ".join(f"{count:,} {kind}" for kind, count in kinds) if kinds else ""
 
@@ -374,7 +374,7 @@ class Rate:
         self._points: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, count: int) -> None:
-        """`count` requests are done at `now`."""
+        """Add `count` requests that ended at `now`."""
         self._points.append((now, count))
         while len(self._points) > 2 and now - self._points[0][0] > RATE_OVER_SECONDS:
             self._points.popleft()
@@ -388,7 +388,7 @@ class Rate:
 
 
 class BatchProgress:
-    """Shows what a `BatchRun` reports, to stderr; use it as a context manager."""
+    """Shows the progress of a `BatchRun` on stderr; use it as a context manager."""
 
     def __init__(self, count_retries: Callable[[], Awaitable[int]] | None) -> None:
         self._count_retries = count_retries

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 _MOST_REASONS: Final = 20
-"""Ids that are searched for the reason; each reads the queue."""
+"""Most ids that are searched for a reason; each search reads the queue."""
 
 
 @click.command(
@@ -53,7 +53,7 @@ def cancel(*, ids: tuple[str, ...], queue: QueueFlags, dedupe_redis_url: str) ->
 
 
 def _pubsub_client(queue: QueueFlags, dedupe_redis_url: str) -> AsyncClient:
-    """Needs the push door's Redis only: no project, no topic."""
+    """A client with the push door's Redis only, without project and topic."""
     from handlers.client.async_client import AsyncClient
 
     if not dedupe_redis_url:

@@ -63,7 +63,7 @@ def _print_json(settings: Settings, findings: list[Finding]) -> None:
 
 
 def _print_tables(settings: Settings, findings: list[Finding], *, is_all: bool) -> None:
-    """Findings first, then the settings: those that are not at their default, or all."""
+    """Print findings, then the settings: those that differ from their defaults, or all."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

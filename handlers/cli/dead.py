@@ -123,7 +123,7 @@ def drop(dead_ids: tuple[str, ...], is_all: bool, is_confirmed: bool, queue: Que
 
 
 def _confirmed(count: int, queue: str) -> bool:
-    """Ask in a terminal; without one, only `--yes` confirms."""
+    """Ask for confirmation in a terminal; without one, only `--yes` confirms."""
     question = f"drop all {count} dead letters of {queue} for good"
     if sys.stdin.isatty():
         return click.confirm(question, err=True)
@@ -154,7 +154,10 @@ async def _each(
 
 
 async def _named(letters: DeadLetters, prefix: str) -> DeadLetter | None:
-    """The dead letter of that id, or the only one whose id begins so; prints an error if there is not exactly one."""
+    """The dead letter with that id or, if unique, with an id that begins with it.
+
+    Prints an error if there is not exactly one.
+    """
     found = await letters.beginning_with(prefix)
     if len(found) == 1:
         return found[0]
@@ -189,11 +192,11 @@ def _run(queue: QueueFlags, work: Work) -> ExitCode:
 
 
 _NARROW: Final = 120
-"""Columns below which the details of a dead letter get a line of their own."""
+"""Columns below which the details of a dead letter get their own line."""
 
 
 def _print_list(found: list[DeadLetter]) -> None:
-    """One line for each; two in a narrow terminal, so that nothing is cut."""
+    """Print one line per dead letter; two in a narrow terminal, so that nothing is cut."""
     if not found:
         click.echo("no dead letters")
         return

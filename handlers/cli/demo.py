@@ -37,7 +37,7 @@ def demo(requests: int, has_pubsub: bool, seconds: float) -> None:
 
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # leaves the context managers, which stop all processes
+    )  # ends the context managers, which stop all processes
     try:
         is_complete = run_demo(DemoOptions(requests, has_pubsub, seconds), Console())
     except AsyncProcessorError as error:

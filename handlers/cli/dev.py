@@ -1,4 +1,4 @@
-"""`async-processor dev`: the stack, kept up to play with."""
+"""`async-processor dev`: keep the whole stack running."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
 
 
 def _wait(stopped: threading.Event, stack: Stack) -> str:
-    """Until told to stop, or until a part ends by itself: then its last words."""
+    """Wait for a stop, or until a part ends by itself; then print its last output."""
     while not stopped.wait(0.5):
         for child in stack.children.values():
             if child.process.poll() is not None:

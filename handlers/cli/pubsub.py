@@ -1,4 +1,4 @@
-"""`async-processor pubsub`: creates the topics and subscriptions that the push door needs, and deletes them."""
+"""`async-processor pubsub`: create and delete the push door's topics and subscriptions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _DEFAULTS: Final[dict[str, Any]] = {field.name: field.default for field in field
 
 
 class Exit(IntEnum):
-    """What the shell gets."""
+    """Exit codes."""
 
     AS_WANTED = 0
     NOT_AS_WANTED = 1
@@ -235,7 +235,7 @@ async def _setup(flags: dict[str, Any]) -> Exit:
 async def _teardown(flags: dict[str, Any]) -> Exit:
     is_dry, is_sure, channel = flags.pop("dry_run"), flags.pop("yes"), _channel(flags)
     async with channel:
-        # A layout has an endpoint; a deletion does not use it.
+        # A layout needs an endpoint, but a deletion does not use it.
         changes = await plan_tear_down(
             channel, layout(LayoutOptions(push_endpoint="https://none.invalid/", **flags))
         )
@@ -260,7 +260,7 @@ def _show(change: Change) -> None:
 
 
 def _show_grants(states: Sequence[tuple[Grant, GrantState]], remarks: Sequence[str]) -> None:
-    """Print each grant with its state, the command for those that are not seen, and what cannot be checked."""
+    """Print each grant with its state, commands for missing ones, and what cannot be checked."""
     click.echo("grants:")
     for grant, state in states:
         seen = click.style(f"{state.value:<8}", fg=_STATE_COLOURS[state])
@@ -283,7 +283,7 @@ def _channel(flags: dict[str, Any]) -> PubSubChannel:
 
 
 def _run(command: Callable[[], Coroutine[Any, Any, Exit]]) -> None:
-    """Run it; errors become one line and an exit code."""
+    """Run a call; an error becomes one line and an exit code."""
     try:
         code = asyncio.run(command())
     except PubSubFailed as error:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from handlers.client.result_stream import ResultDelivery, ResultStream
 
 PRINTED_PAYLOAD_CHARACTERS = 120
-"""How much of a payload a terminal shows."""
+"""Characters of a payload that a terminal shows."""
 
 
 @click.command(
@@ -88,7 +88,7 @@ async def _results(
 
 
 def report_undecodable(stream: ResultStream) -> None:
-    """Print how many results could not be decoded, and where they are."""
+    """Print how many results could not be decoded, and where they are stored."""
     if stream.undecodable:
         print(
             f"warning: {stream.undecodable:,} results could not be decoded. They were not removed, and return "
@@ -111,7 +111,7 @@ def _write_json(result: Result) -> None:
 
 
 def _table_writer() -> Callable[[Result], None]:
-    """A line for each result, in columns; a `rich` table could only be drawn at the end."""
+    """Print a line for each result, in columns; a `rich` table could only be drawn at the end."""
     from rich.console import Console
     from rich.table import Table
 
@@ -133,7 +133,7 @@ def _table_writer() -> Callable[[Result], None]:
 
 
 def _plain(text: str) -> str:
-    """Untrusted text without control characters and without markup of `rich`."""
+    """Untrusted text without control characters and `rich` markup."""
     from rich.markup import escape
 
     return escape("".join(character if character.isprintable() else "�" for character in text))

@@ -1,8 +1,8 @@
-"""Text of people on its way in (arguments, variables) and out (terminals, pipes) of every command.
+"""Check the text that commands read (arguments, variables) and escape the text that they print.
 
-In: text must be Unicode. Python hands over undecodable bytes of arguments and variables as lone surrogates, which no
-queue could store. Out: what the stream's encoding cannot show is escaped as JSON does, so that JSON stays JSON, and a
-terminal gets no control characters (CWE-150).
+Input must be Unicode: Python represents undecodable bytes of arguments and variables as lone surrogates, which no
+queue could store. Output that the stream's encoding lacks is escaped as in JSON, so that JSON stays JSON. A terminal
+gets no control characters (CWE-150).
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def _has_bytes(text: str) -> bool:
 
 
 def check_text(command: click.Command) -> click.Command:
-    """The command, with every plain string it and its subcommands take checked by `TextType`.
+    """Make a command check its plain strings, and those of its subcommands, with `TextType`.
 
-    File names are exempt (`click.Path`): a file system may hold names that are not UTF-8.
+    File names are exempt (`click.Path`), because a file system may hold names that are not UTF-8.
     """
     for parameter in command.params:
         if type(parameter.type) is click.types.StringParamType:
@@ -63,15 +63,18 @@ def check_text(command: click.Command) -> click.Command:
 
 
 def escape_unencodable() -> None:
-    """Make stdout and stderr escape what their encoding lacks, in place of raising `UnicodeEncodeError`."""
+    """Make stdout and stderr escape characters that their encoding lacks.
+
+    Otherwise they would raise `UnicodeEncodeError`.
+    """
     codecs.register_error(_ESCAPES, _json_escapes)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a test's capture has its own
+        if hasattr(stream, "reconfigure"):  # the capture of a test has its own
             stream.reconfigure(errors=_ESCAPES)
 
 
 def _json_escapes(error: UnicodeError) -> tuple[str, int]:
-    r"""`\u00e9`, and a pair of surrogates beyond the basic plane."""
+    r"""Escape as `\u00e9`, with a pair of surrogates beyond the basic plane."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
@@ -80,12 +83,12 @@ def _json_escapes(error: UnicodeError) -> tuple[str, int]:
 
 
 def for_output(text: str, out: TextIO) -> str:
-    """`text` as it is, or without control characters but line breaks and tabs where `out` is a terminal."""
+    """`text`, without control characters except line breaks and tabs if `out` is a terminal."""
     return printable(text) if out.isatty() else text
 
 
 def printable(text: str) -> str:
-    """`text` with a replacement character for whatever a terminal might obey."""
+    """`text` with a replacement for each character that a terminal might interpret."""
     return "".join(
         each if each.isprintable() or each in _KEPT else "\N{REPLACEMENT CHARACTER}" for each in text
     )
@@ -98,13 +101,13 @@ class ExitCode(IntEnum):
     """Exit codes; click's own for wrong usage is 2 as well."""
 
     DONE = 0
-    """All that was asked for."""
+    """Success."""
     FAILED_REQUESTS = 1
-    """It ran, and some final result is an error."""
+    """The command ran, and at least one final result is an error."""
     WRONG_INPUT = 2
-    """Flags, file or request cannot be used; nothing was queued."""
+    """Invalid flags, file or request; nothing was queued."""
     NOT_YET = 3
-    """The time given was over before all results were there."""
+    """The time limit passed before all results arrived."""
     UNREACHABLE = 4
     """The broker did not answer."""
     CANCELLED = 5
@@ -122,7 +125,7 @@ EXIT_CODES_HELP = (
 
 
 def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
-    """Let a command return its exit code, and turn the errors that users meet into one line and a code."""
+    """Let a command return its exit code; turn expected errors into one line and a code."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -133,7 +136,7 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
         except BrokenPipeError:
-            # The reader of our output has gone (`| head`): nobody is left to tell, nothing to flush.
+            # The reader of our output has gone (`| head`), so there is nothing to print or flush.
             sys.stdout = None
             code = ExitCode.DONE
         except NoResultYet as error:

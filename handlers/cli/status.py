@@ -10,7 +10,7 @@ import click
 from handlers.contract.errors import InvalidSetting
 
 _THREADS = 8
-"""Views at a time; each waits for Redis most of its time."""
+"""Views at a time; each mostly waits for Redis."""
 
 
 @click.command()
@@ -52,7 +52,7 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     if reason := _taken(host, port):
         fail(OSError(f"--port: {host}:{port} cannot be listened on ({reason}); choose another --port"))
     click.echo(f"status page on http://{host}:{port}/")
-    # One process, whatever WORKERS says: to the framework that is the number of processes, to us the poller's slots.
+    # One process, because the framework would read WORKERS, the poller's slots, as a number of processes.
     server = create_server(  # type: ignore[no-untyped-call]  # untyped
         app, debug=False, workers=1, threads=_THREADS, control_socket_disable=True
     )
@@ -60,7 +60,7 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
 
 
 def _taken(host: str, port: int) -> str:
-    """Why the address cannot be listened on; empty if it can."""
+    """Why the address cannot be used; empty if it can."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:

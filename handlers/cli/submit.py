@@ -139,7 +139,7 @@ def submit(
 
 
 def _check_flags(queue: QueueFlags, request: NewRequest, once: timedelta | None) -> None:
-    """Raise `UsageError` where --once or --idempotency-key cannot find an earlier submission."""
+    """Raise `UsageError` if --once or --idempotency-key cannot find an earlier submission."""
     if request.idempotency_key and queue.to != "redis":
         raise click.UsageError("--idempotency-key needs Redis: Pub/Sub has no record of earlier requests")
     if request.idempotency_key and once is not None:
@@ -169,7 +169,7 @@ async def _submit(
             state = await client.look_up(submission)
             print(f"{submission.id} was submitted before; it is {state}", file=sys.stderr)
             if state is RequestState.FINISHED:
-                # Its result is in its own list by now, or it never had one.
+                # Its result is in its own list by now, or it never had a list.
                 timeout = min(timeout or _FINISHED_WAIT, _FINISHED_WAIT)
         if not is_waiting:
             return ExitCode.DONE
@@ -201,7 +201,7 @@ def read_text(source: str) -> bytes:
 
 
 def prompt_payload(prompt: str, model: str, max_tokens: int | None) -> bytes:
-    """The payload of a completion."""
+    """The payload of a completion request."""
     fields: dict[str, Any] = {"model": model, "prompt": prompt}
     if max_tokens is not None:
         fields["max_tokens"] = max_tokens
@@ -211,10 +211,10 @@ def prompt_payload(prompt: str, model: str, max_tokens: int | None) -> bytes:
 def new_request(
     text: bytes, *, deadline: Deadline | None, default_deadline: Deadline, **flags: Any
 ) -> NewRequest:
-    """The request in `text`; what `flags` (fields of `NewRequest`) say wins over what the text says.
+    """The request in `text`; fields in `flags` (of `NewRequest`) win over those in `text`.
 
-    A JSON object with an object under `payload` is a full request body of the contract, any other
-    object a payload. The payload stays as it was written, byte for byte. Raises `InvalidRequest`.
+    A JSON object with an object under `payload` is a full request body of the contract, any other object a payload.
+    The payload stays unchanged. Raises `InvalidRequest`.
     """
     from handlers.client.new_request import NewRequest
 

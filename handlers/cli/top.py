@@ -1,4 +1,4 @@
-"""`async-processor top`: what the status page shows, live in a terminal."""
+"""`async-processor top`: the data of the status page, live in a terminal."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def top(is_once: bool, interval_seconds: float) -> ExitCode:
     from handlers.settings.settings import load_settings
 
     settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
-    # Asked of the output itself: FORCE_COLOR makes a terminal of any pipe for the library.
+    # Ask the output itself, because with FORCE_COLOR the library treats any pipe as a terminal.
     is_terminal = sys.stdout.isatty()
     console = Console(width=None if is_terminal else _UNCUT)
     from handlers.wiring.status_page import RedisSource
@@ -96,9 +96,9 @@ _NOTHING: Final = "-"
 
 
 def frame(now: Overview, height: int | None, hint: str = "") -> RenderableType:
-    """All of it; failures fill what is left of `height` lines, None: as many as there are, up to 15.
+    """The whole screen; failures fill the rest of `height` lines.
 
-    `hint` stands in the first line.
+    Without `height`, at most 15 failures are shown. `hint` is in the first line.
     """
     queues, pools = _queues(now), _pools(now)
     used = _OTHER_LINES + queues.row_count + pools.row_count
@@ -107,7 +107,7 @@ def frame(now: Overview, height: int | None, hint: str = "") -> RenderableType:
 
 
 def bar_line(numbers: Sequence[int]) -> str:
-    """A line of bars, the highest full; what is not nothing shows."""
+    """A line of bars; the largest value is full, and values above 0 are always visible."""
     most = max(numbers, default=0)
     return "".join(_BARS[0 if not number else max(1, round(8 * number / most))] for number in numbers)
 
@@ -134,7 +134,7 @@ def _head(now: Overview, hint: str) -> Text:
 
 
 def _last_whole(minutes: Sequence[Minute]) -> Minute:
-    """The one before the running one, which is not whole yet."""
+    """The last complete minute."""
     return minutes[-2] if len(minutes) > 1 else Minute(0, 0, 0, None, None)
 
 
@@ -150,7 +150,7 @@ def _queues(now: Overview) -> Table:
     numbers = ("QUEUED", "IN FLIGHT", "DEAD")
     table = _table("QUEUE", "POOL", "LANE", *numbers, "DUE IN", "CIRCUIT", numbers=numbers)
     for column in table.columns[:3]:
-        column.no_wrap, column.overflow = False, "fold"  # a narrow terminal folds names; headings stay whole
+        column.no_wrap, column.overflow = False, "fold"  # a narrow terminal wraps names; headings stay whole
     for line in now.queues:
         depths = line.depths
         counts = (depths.pending, depths.claimed, depths.dead)
@@ -203,19 +203,19 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _plain(text: str) -> Text:
-    """What was written, as text: no markup, and nothing that a terminal would obey."""
+    """Text without markup and without characters that a terminal would interpret."""
     return Text("".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text))
 
 
 _CONTROL_CHARACTERS: Final = 6
-"""Where `termios` keeps them."""
+"""Index of the control characters in `termios` attributes."""
 
 
 class LiveTerminal:
-    """A context manager around the drawing. Leaving gives the terminal back as it was, also at SIGTERM.
+    """A context manager around the drawing; restores the terminal at the end, also at SIGTERM.
 
-    Where standard input is no terminal there are no keys, and the rest works. For the main thread only, since
-    it sets handlers for signals. Ctrl-C stays `KeyboardInterrupt`; SIGTERM becomes `SystemExit(143)`.
+    If standard input is not a terminal, there are no keys. Use it in the main thread only, because it sets handlers
+    for signals. Ctrl-C stays `KeyboardInterrupt`; SIGTERM becomes `SystemExit(143)`.
     """
 
     def __init__(self) -> None:
@@ -243,7 +243,7 @@ class LiveTerminal:
         os.close(self._resized)
 
     def wait(self, seconds: float) -> str:
-        """The key that was pressed; empty when the time is over or the window has another size."""
+        """The pressed key; empty after the timeout or a change of the window's size."""
         sources = [self._resized] if self._keys is None else [self._resized, self._keys]
         ready, _, _ = select.select(sources, [], [], seconds)
         if self._resized in ready:
@@ -252,16 +252,19 @@ class LiveTerminal:
             return ""
         pressed = os.read(self._keys, 64)
         if not pressed:
-            self._keys = None  # the terminal is gone; without this, select would return at once indefinitely
+            self._keys = None  # the terminal is gone: without this, select would return at once indefinitely
         return pressed.decode("utf-8", "replace")
 
     def _on_resize(self, _number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: a wake-up is pending
+        with contextlib.suppress(BlockingIOError):  # full: a wake-up is pending already
             os.write(self._tell, b"\0")
 
 
 def _cbreak(terminal: int) -> Callable[[], None]:
-    """Each key at once and without echo; none suspends, since the shell would get our screen. Returns the way back."""
+    """Deliver each key at once and without echo; returns a function that restores the terminal.
+
+    Keys cannot suspend, because the shell would inherit our screen.
+    """
     before = termios.tcgetattr(terminal)
     # DRAIN, not FLUSH: a key pressed before the first frame counts.
     tty.setcbreak(terminal, termios.TCSADRAIN)

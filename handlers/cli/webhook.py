@@ -1,4 +1,4 @@
-"""`async-processor webhook`: results to an HTTPS address."""
+"""`async-processor webhook`: deliver results to an HTTPS address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`async-processor where`: where requests are now, and how they ended."""
+"""`async-processor where`: show where requests are and how they ended."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def as_json(found: Whereabouts) -> str:
 
 
 def whereabouts_text(found: Whereabouts, now: float) -> str:
-    """The answer in words, one line for each place."""
+    """The answer in words, one line per place."""
     lines = [_place_text(place, now) for place in found.places]
     if found.state == "cancelling":
         lines.append("cancelled; its result is on the way")

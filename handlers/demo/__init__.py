@@ -1,1 +1,1 @@
-"""The whole stack on one machine, for a first look; used by the command line only."""
+"""The whole stack on one machine, for the commands `demo` and `dev`."""

@@ -62,7 +62,7 @@ class DemoOptions:
 
 
 def run_demo(options: DemoOptions, console: Console) -> bool:
-    """Run it; True if every request got exactly one final result."""
+    """Run the demo; True if every request got exactly one final result."""
     with TemporaryDirectory(prefix="async-processor-") as folder:
         witness = Path(folder) / "witness.jsonl"
         stack_options = StackOptions(
@@ -198,7 +198,7 @@ class _Run:
 async def _redis_way(
     stack: Stack, requests: Sequence[Planned], broken: Sequence[bytes], tally: DemoTally
 ) -> None:
-    """Queue requests in Redis, and read results until every one has come."""
+    """Queue requests in Redis, and read results until all have arrived."""
     if broken:
         await queue_broken(stack.redis_url, QUEUE, broken)
         tally.sent_at |= dict.fromkeys(BROKEN_IDS, time.time())
@@ -254,7 +254,7 @@ def _body(request: Planned, now: float) -> bytes:
 
 
 def _take_once(tally: DemoTally, data: bytes) -> None:
-    """Pub/Sub may deliver a result twice: consumers drop the second by its id."""
+    """Keep the first result of each id, since Pub/Sub may deliver a result twice."""
     result = decode_result(data)
     if result.id in tally.sent_at and result.id not in tally.results:
         tally.take(result, time.time())
@@ -268,10 +268,10 @@ _TROUBLES: Final[dict[int, dict[str, Any]]] = {
     9: {"status": 400},
     13: {"fault": "truncated", "times": 1},
 }
-"""Position among twenty requests -> what the gateway does; it answers the others at once."""
+"""Position among twenty requests -> the gateway's fault; it answers the others at once."""
 
 SHORT_DEADLINE_PLACE: Final = 11
-"""Position of the request whose gateway is down until its deadline."""
+"""Position of a request whose gateway fails until its deadline."""
 _ROUND: Final = 20
 
 
@@ -285,7 +285,7 @@ class Planned:
 
 
 def planned(count: int, prefix: str) -> Iterator[Planned]:
-    """`count` requests; the same every time."""
+    """Plan `count` requests; the same every time."""
     for number in range(count):
         place = number % _ROUND
         request_id = f"{prefix}-{number:05d}"
@@ -297,13 +297,13 @@ def planned(count: int, prefix: str) -> Iterator[Planned]:
         trouble = _TROUBLES.get(place)
         if place == SHORT_DEADLINE_PLACE:
             trouble = {"status": 503}
-        # The key lets the gateway know a request again, and its witness log name it.
+        # The key lets the gateway recognize a request again, and its witness log name it.
         payload["simulate"] = {"key": request_id, **(trouble or {})}
         yield Planned(request_id, payload, 6.0 if place == SHORT_DEADLINE_PLACE else 120.0)
 
 
 def healthy(count: int, prefix: str) -> Iterator[Planned]:
-    """`count` requests that the gateway answers at once."""
+    """Plan `count` requests that the gateway answers at once."""
     for number in range(count):
         request_id = f"{prefix}-healthy-{number:03d}"
         payload = {"model": "demo-model", "prompt": "Say hello", "max_tokens": 16}
@@ -315,7 +315,7 @@ BROKEN: Final = (
     b'{"id":"broken-payload","payload":"Hi","deadline":1999999999}',
     b"not JSON at all",
 )
-"""Invalid members, which our clients would not queue; each must end in a result or as a dead letter."""
+"""Invalid members, which our clients would not queue; each must end as a result or a dead letter."""
 BROKEN_IDS: Final = ("broken-deadline", "broken-payload")
 """Ids of `BROKEN` that can be read; each gets a result."""
 

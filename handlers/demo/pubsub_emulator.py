@@ -1,6 +1,6 @@
-"""Find and run Google's Pub/Sub emulator: for the demo, and for the tests.
+"""Find and run Google's Pub/Sub emulator, for the demo and the tests.
 
-It is a Java program of the Cloud SDK. It keeps nothing across a restart and takes no token.
+It is a Java program of the Cloud SDK. It keeps nothing across a restart and accepts requests without a token.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class EmulatorFailed(AsyncProcessorError):
 
 @dataclass(frozen=True, slots=True)
 class EmulatorCommand:
-    """Command that starts it, without `--host` and `--port`."""
+    """The command that starts the emulator, without `--host` and `--port`."""
 
     command: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class NoEmulator:
-    """Why it cannot be started here, and how to get it."""
+    """Why the emulator cannot be started here, and how to install it."""
 
     reason: str
 
@@ -93,7 +93,7 @@ def _with_java(java: str, jar: Path) -> EmulatorCommand:
 
 
 class PubSubEmulator:
-    """A running emulator, on a free port of the loopback interface. A context manager: leaving stops it."""
+    """A running emulator on a free loopback port; leaving the context stops it."""
 
     def __init__(self, found: EmulatorCommand, *, timeout_seconds: float = 90.0) -> None:
         """Start it and wait until it answers. Raises `EmulatorFailed`."""
@@ -104,7 +104,7 @@ class PubSubEmulator:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # the terminal's Ctrl-C is for the one who holds this, not for Java
+            start_new_session=True,  # the terminal's Ctrl-C is for our process, not for Java
         )
         try:
             self._wait_until_ready(timeout_seconds)
@@ -114,7 +114,7 @@ class PubSubEmulator:
 
     @property
     def host(self) -> str:
-        """`host:port`, as PUBSUB_EMULATOR_HOST takes it."""
+        """`host:port`, for `PUBSUB_EMULATOR_HOST`."""
         return f"127.0.0.1:{self.port}"
 
     def log_tail(self) -> str:

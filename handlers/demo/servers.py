@@ -23,7 +23,10 @@ class ChildFailed(AsyncProcessorError):
 
 
 class Child:
-    """A running process. `variables` are added to the environment; its output goes to a temporary file."""
+    """A running process; `variables` are added to its environment.
+
+    Its output goes to a temporary file.
+    """
 
     def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
         self.name = name
@@ -34,7 +37,7 @@ class Child:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(variables or {})},  # noqa: TID251  # a child inherits the terminal's environment
-            start_new_session=True,  # Ctrl-C is for the one who holds this
+            start_new_session=True,  # Ctrl-C is for our process
         )
 
     def output(self) -> str:
@@ -43,7 +46,7 @@ class Child:
         return os.pread(self._log.fileno(), size, 0).decode("utf-8", "replace")
 
     def wait_for(self, found: Callable[[str], str | None], timeout_seconds: float = 60.0) -> str:
-        """Wait until `found` reads something in the output, and return it. Raises `ChildFailed`."""
+        """Wait until `found` returns something from the output. Raises `ChildFailed`."""
         end = time.monotonic() + timeout_seconds
         while True:
             value = found(self.output())
@@ -58,7 +61,7 @@ class Child:
             time.sleep(_LOOK_SECONDS)
 
     def log_tail(self) -> str:
-        """The last lines it wrote."""
+        """The last lines of its output."""
         return "\n".join(self.output().splitlines()[-_LOG_LINES:])
 
     def stop(self, timeout_seconds: float = 5.0) -> None:
@@ -80,8 +83,11 @@ class Child:
 
 _FIRST: Final = 12_000
 _LAST: Final = 32_000
-"""Below the range of Linux for outgoing connections (32768 on). An outgoing connection could take the port before the
-server listens, and a client that retries a port of that range can connect to itself."""
+"""Highest port: below Linux's range for outgoing connections (from 32768).
+
+An outgoing connection could take a port of that range before the server listens, and a client that retries such a
+port can connect to itself.
+"""
 _TRIES: Final = 1_000
 
 

@@ -1,6 +1,6 @@
-"""The whole stack on this machine, in real processes: Valkey, gateway, handler, poller; Pub/Sub if it is found.
+"""Start the whole stack in real processes: Valkey, gateway, handler, poller, and Pub/Sub if found.
 
-Each part is the product's own command, as it runs in a cluster; only the gateway is simulated.
+Each part is the product's own command, as in a cluster; only the gateway is simulated.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ _POLLING = re.compile(r'"event":"polling".*"metrics_port":(\d+)')
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What to start. `gateway_arguments` go to the simulated gateway, `variables` to handler and poller.
+    """What to start.
 
-    Ports of 0 are chosen; `has_pubsub` False leaves Pub/Sub out even where its emulator is found.
+    `gateway_arguments` go to the simulated gateway, `variables` to handler and poller. Ports of 0 are chosen. With
+    `has_pubsub` False, Pub/Sub is left out even if its emulator is found.
     """
 
     redis_port: int = 0
@@ -47,10 +48,10 @@ class StackOptions:
 
 
 class Stack:
-    """A running stack; a context manager: leaving stops everything, last started first."""
+    """A running stack; leaving the context stops everything, last started first."""
 
     def __init__(self, options: StackOptions) -> None:
-        """Start all parts and wait until each is ready. Raises what the part that failed raises."""
+        """Start all parts and wait until each is ready. Raises the failing part's error."""
         self._options = options
         self._parts = ExitStack()
         self.pubsub: EmulatorCommand | NoEmulator = NoEmulator("Pub/Sub was left out")
@@ -97,7 +98,7 @@ class Stack:
         emulator = self._parts.enter_context(PubSubEmulator(found))
         self.emulator_host = emulator.host
         self._options.on_started("pub/sub emulator", emulator.host)
-        # The subscription names the door, and the door wants its topic to be there: so the port is chosen first.
+        # The subscription names the door, and the door needs its topic, so the port is chosen first.
         port = free_port()
         create_layout(emulator.host, f"http://127.0.0.1:{port}/push")
         push_url = self._start_handler(
@@ -132,7 +133,7 @@ class Stack:
 
 
 def ready_port(output: str) -> str | None:
-    """The port in the line that says that a handler is ready, wherever it stands in it."""
+    """The port in the line that reports a ready handler."""
     line = next((line for line in output.splitlines() if _READY in line), None)
     return _first_group(_PORT, line) if line else None
 

@@ -20,7 +20,7 @@ class NoValkey(AsyncProcessorError):
 
 
 def find_valkey(search_path: str | None = None) -> str:
-    """The server's program. Raises `NoValkey`, saying how to get one."""
+    """Path of the server. Raises `NoValkey`, which says how to install one."""
     for name in _NAMES:
         if found := shutil.which(name, path=search_path):
             return found
@@ -35,7 +35,7 @@ def find_valkey(search_path: str | None = None) -> str:
 
 
 class Valkey:
-    """A running server on a free port of the loopback interface, with an append-only file of its own."""
+    """A running server on a free loopback port, with its own append-only file."""
 
     def __init__(self, program: str, port: int = 0) -> None:
         """Start it and wait until it answers. Raises `ChildFailed`."""
@@ -51,7 +51,7 @@ class Valkey:
         return f"redis://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """End it and remove its files."""
+        """Stop it and remove its files."""
         self._child.stop()
         self._folder.cleanup()
 

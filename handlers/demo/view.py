@@ -16,7 +16,7 @@ from handlers.redis_store.admin.depths import QueueDepths
 
 
 def progress_view(depths: QueueDepths, tally: DemoTally) -> RenderableType:
-    """Where the Redis requests are now."""
+    """A table of where the Redis requests are now."""
     errors = sum(tally.final_errors.values())
     line = Text.assemble(
         ("queued ", "dim"),
@@ -83,7 +83,7 @@ def closing_table(ways: Mapping[str, tuple[DemoTally, Stages]], timeout_seconds:
 
 
 def explanation(malformed: int, dead: int) -> str:
-    """Why the counts differ from the requested number."""
+    """Why the counts differ from the number of requests."""
     return (
         f"Redis: {malformed} of the requests sent are malformed on purpose, beside those asked for; each has an "
         f"error result.\nDead letters: {dead}. One more malformed member has no readable id. No result can be "
@@ -136,7 +136,10 @@ def _percentiles(values: Sequence[float]) -> str:
 
 
 class WitnessLine(msgspec.Struct):
-    """One request as the gateway saw it; times are Unix seconds. A request without a slot was never admitted."""
+    """One request as the gateway saw it; times are Unix seconds.
+
+    A request without a slot was never admitted.
+    """
 
     key: str = ""
     started_at: float = 0.0
@@ -158,7 +161,7 @@ class DemoTally:
     doubles: int = 0
 
     def take(self, result: Result, now: float) -> None:
-        """A result arrived."""
+        """Count a result."""
         if result.id in self.results:
             self.doubles += 1
             return
@@ -172,7 +175,7 @@ class DemoTally:
 
     @property
     def answered(self) -> int:
-        """Results with a 2xx."""
+        """The number of results with a 2xx status."""
         return sum(200 <= result.status_code < 300 for result in self.results.values())
 
     @property
@@ -196,7 +199,7 @@ class Stages:
     total: list[float]
     attempts: dict[str, int]
     statuses: dict[str, list[int]]
-    """Per request, the HTTP status of each attempt; 0 where the connection broke."""
+    """Request to the HTTP status of each attempt; 0 for a broken connection."""
     last_ended_at: dict[str, float]
 
     @property

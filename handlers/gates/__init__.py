@@ -1,5 +1,5 @@
-"""Gates limit how much capacity queued requests use, and which request may be sent now.
+"""Gates limit the capacity that queued requests use, and decide which may be sent.
 
-Each gate is one file and one line of `registry.py`. `chain.py` says which gate is asked when. Gates import the
-contract and this package only; `sources.py` declares what they read from, `handlers.wiring.gates` provides it.
+Each gate is one file and one line of `registry.py`. `chain.py` describes when each gate is asked. Gates import only
+the contract and this package; `sources.py` declares what they read from, and `handlers.wiring.gates` provides it.
 """

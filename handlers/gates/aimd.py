@@ -1,11 +1,11 @@
-"""`aimd`: one congestion window per band, moved by the gateway's responses.
+"""`aimd`: one congestion window per band, adjusted by the gateway's responses.
 
-The gate needs no metrics: it finds the capacity and gives way at the first rejection.
+The gate needs no metrics: it finds the capacity, and shrinks its windows at the first rejection.
 
-The gateway serves bands in order, so congestion starts at the lowest band and climbs. A rejection therefore shrinks the
-window of its band and those below, and stops the growth of those above for a while. A success in a band shows that
-higher bands have room too, and ends that stop. Responses arrive out of order: only a request that was sent after an
-event counts for it.
+The gateway serves bands in order, so congestion starts at the lowest band and climbs. A rejection therefore shrinks
+the window of its band and those below, and stops the growth of those above for a while. A success in a band shows
+that higher bands have room too, and ends that stop. Responses arrive out of order, so an event affects only requests
+that were sent after it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ class Windows:
         return max(0, int(found.window) - found.in_flight)
 
     def accepted(self, band: int, sent_at: float, now: float, queue_seconds: float | None) -> None:
-        """Grow the window after a success, unless the request queued long or the window shrank since it was sent."""
+        """Grow the window after a success.
+
+        It does not grow if the request queued long, or if the window shrank after the request was sent.
+        """
         for above in self.bands[:band]:
             if sent_at > above.held_since:
                 above.held_until = 0.0
@@ -356,7 +359,7 @@ def _why_closed(band: Band, now: float) -> str:
 
 
 class Sign(Enum):
-    """What a response says about the gateway's capacity."""
+    """What a response tells about the gateway's capacity."""
 
     ACCEPTED = "accepted"
     NO_CAPACITY = "no capacity"
@@ -367,8 +370,8 @@ class Sign(Enum):
 def sign_of(feedback: Feedback) -> Sign:
     """Classify a response by its dropped-reason header, else by its status.
 
-    A 429 without a reason is a rejection; other errors say nothing. An eviction says nothing either: the request had
-    been admitted and made room for a more urgent one.
+    A 429 without a reason is a rejection; other errors tell nothing. Neither does an eviction: the request had been
+    admitted, and made room for a more urgent one.
     """
     if feedback.dropped_reason == "rejected-saturated":
         return Sign.NO_CAPACITY

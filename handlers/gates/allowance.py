@@ -1,13 +1,13 @@
-"""Number of requests that may start now, from the shares that gates allow.
+"""The number of requests that may start now, from the shares that gates allow.
 
 A budget limits concurrency: a fraction of the pool's slots may be in use at a time, however long a request takes and
 however old the reading is. A burst therefore counts against the reading that admitted it.
 
 - Less than one slot allows one request at a time with pauses, so that the average use is the allowed one:
   with 0.25 slots, a request of 2 s is followed by a pause of 6 s.
-- A headroom (`Share.headroom`) is added to what was in use when the metric was read. A metric is older than its
-  fetch, so it is added to the lowest use within `Share.lag_seconds` before: a request that the metric may not have
-  counted yet never makes room twice.
+- A headroom (`Share.headroom`) is added to the slots in use when the metric was read. A metric is older than its
+  fetch, so it is added to the lowest use within the `Share.lag_seconds` before. So a request that the metric may not
+  have counted yet never makes room twice.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from typing import Final
 from handlers.gates.gate import Gate, Share
 
 _LONGEST_PAUSE_SECONDS: Final = 60.0  # a long request at a tiny share must not close the pool for hours
-_ROUNDING: Final = 1e-9  # 0.3 x 10 slots is 3, whatever binary fractions say
+_ROUNDING: Final = 1e-9  # 0.3 x 10 slots is 3, despite binary fractions
 _GRAIN_SECONDS: Final = 0.05  # a metric read from the router itself is hardly older
-_MARKS: Final = 1_024  # about 50 s of history: the longest lag and a reading's age; read once a reading
+_MARKS: Final = (
+    1_024  # about 50 s of history, for the longest lag plus a reading's age; searched once per reading
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessShare:
-    """Share of a pool that belongs to this process: number `index` (from 0) of `count` processes.
+    """A process's share of a pool: number `index` (from 0) of `count` processes.
 
     The other processes have `elsewhere` slots in use. While not `is_known`, the share is 0.
     """
@@ -134,14 +136,14 @@ class Allowance:
         return max(0.0, min(ours.of(self.slots), float(self.slots - ours.elsewhere)))
 
     def _of(self, share: Share, ours: ProcessShare) -> float:
-        part = min(1.0, max(0.0, share.part)) if share.part == share.part else 0.0  # NaN closes
+        part = min(1.0, max(0.0, share.part)) if share.part == share.part else 0.0  # NaN closes the gate
         total = part * self.slots
         if share.headroom is None:
             return max(0.0, min(ours.of(total), total - ours.elsewhere)) if total else 0.0
         held, least = self._low_water.at(share.at, share.lag_seconds)
         change = ours.of(share.headroom * self.slots)
         # An increase is added to the lowest use, which the metric has certainly counted; a decrease is subtracted from
-        # the current use. In between the pool keeps what it has: a dip that is over must not be repeated.
+        # the current use. In between the pool keeps its slots, so that a short dip does not have an effect twice.
         allowed = held + change if change < 0 else max(float(held), least + change)
         return min(self._full(ours), max(0.0, max(ours.of(total), allowed) - share.fewer))
 
@@ -161,14 +163,14 @@ class _LowWater:
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
-        self._before = 0  # in use at the start of the oldest mark's time
+        self._before = 0  # the slots in use at the time of the oldest mark
         self._asked: tuple[float, float] | None = None
         self._found = (0, 0)
 
     def note(self, now: float, in_use: int) -> None:
         """Record that `in_use` slots are in use from `now` on."""
         if len(self._marks) > 1 and now - self._marks[-2][0] < _GRAIN_SECONDS:
-            # Within one grain only the lowest use matters; the last mark is kept, since it still holds.
+            # Within one grain only the lowest use matters; the last mark is kept, because it is still current.
             at, least = self._marks[-2]
             self._marks[-2] = (at, min(least, self._marks[-1][1]))
             self._marks[-1] = (now, in_use)
@@ -179,7 +181,7 @@ class _LowWater:
 
     def at(self, at: float, lag_seconds: float) -> tuple[int, int]:
         """Slots in use at `at`, and the lowest use from `at - lag_seconds` to then."""
-        # Called many times for each reading; later marks do not change the result.
+        # Called many times per reading; later marks do not change the result.
         if self._asked != (at, lag_seconds):
             self._asked = (at, lag_seconds)
             self._found = self._search(at, lag_seconds)

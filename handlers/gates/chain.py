@@ -1,4 +1,4 @@
-"""Which gate is asked when, and admission of one request by several gates.
+"""The order in which gates are asked, and admission of a request by several gates.
 
 Pools, queues and subscriptions may each name a gate. A request meets them in this order:
 
@@ -12,10 +12,10 @@ Pools, queues and subscriptions may each name a gate. A request meets them in th
     after sending      forward                 observe(feedback) of each gate, then release()     windows learn, slots
                                                or give_back() of the reservation                  are free again
 
-A budget limits concurrency: an `Allowance` turns the shares of a gate into slots. The poller applies it when claiming.
-A push arrives without being claimed, so the door's `WaitingRoom` applies it and holds what must wait.
+A budget limits concurrency: an `Allowance` converts the shares of a gate to slots. The poller applies it when it
+claims. A push arrives unclaimed, so the door's `WaitingRoom` applies it and holds waiting requests.
 
-A verdict other than `Go` gives back what earlier gates reserved. `Go` holds all reservations until the outcome.
+A verdict other than `Go` gives back what earlier gates reserved. `Go` keeps all reservations until the outcome.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ NO_LABELS: Final[Mapping[str, str]] = {}
 
 
 class Reservation(Protocol):
-    """What an admitted request holds of a gate; exactly one method is called, once."""
+    """An admitted request's reservation at a gate; exactly one method is called, once."""
 
     async def release(self) -> None:
         """End the reservation of a request that was sent: slots are freed, rate units stay used."""
@@ -147,10 +147,11 @@ class Gate:
         """Stop background work; reservations of requests in flight stay valid."""
 
     async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
-        """The gate to use after a reload that asks for `new` here: this one with new options, or `new`, started.
+        """The gate to use after a reload that configures `new` here.
 
-        State that a limit depends on is kept. Gates no longer used are added to `discarded`; the caller closes them
-        once the requests that they admitted have ended.
+        It is this gate with new options, or `new`, which is then started. State that a limit depends on is kept.
+        Gates no longer used are added to `discarded`; the caller closes them after the requests that they admitted
+        have ended.
         """
         await new.start()
         discarded.append(self)

@@ -13,11 +13,11 @@ import msgspec
 from handlers.contract.request import Request
 
 CLASSIFICATION: Final = "classification"
-"""Label that names whose capacity a request uses, `reserved` or `overflow`; quota gates set it."""
+"""Label for whose capacity a request uses: `reserved` or `overflow`; quota gates set it."""
 RESERVED: Final = "reserved"
 OVERFLOW: Final = "overflow"
 TIER: Final = "tier"
-"""Label that names the tier, unless a gate parameter names another label."""
+"""Label for the tier, unless a gate parameter names another label."""
 INTERACTIVE: Final = "interactive"
 TIERS: Final = (INTERACTIVE, "async", "batch")
 

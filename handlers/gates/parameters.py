@@ -1,13 +1,13 @@
-"""Gate parameters: reads strings or JSON values into the msgspec struct of a gate.
+"""Gate parameters: convert strings or JSON values to the msgspec struct of a gate.
 
-A struct says with types and bounds what its fields accept, as the structs of the configuration file do:
+A struct declares the types and bounds of its fields, like the structs of the configuration file:
 
     class Parameters(msgspec.Struct, frozen=True, kw_only=True):
         pool: Annotated[Text, Meta(description="Inference pool.")]
         threshold: Annotated[float, Meta(gt=0, le=1, description="Saturation that closes the gate.")] = 0.8
 
-Besides msgspec's own types there are `Text`, `Duration`, `HttpUrl` and `Labels`. A type of your own reads its value in
-a function: `Annotated[..., Meta(extra={READ: function, NOUN: "a description"})]`.
+Besides msgspec's own types there are `Text`, `Duration`, `HttpUrl` and `Labels`. A type of your own reads its value
+in a function: `Annotated[..., Meta(extra={READ: function, NOUN: "a description"})]`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from handlers.duration import parse_duration
 
 P = TypeVar("P", bound=msgspec.Struct)
 READ: Final = "read"
-"""Key in `Meta.extra` of a function from the raw value to what the type converts; raises `ValueError`."""
+"""Key in `Meta.extra` of a function that prepares the raw value; it raises `ValueError`."""
 
 _LONGEST_SHOWN: Final = 60
 
 
 class InconsistentParameters(ValueError):
-    """Valid parameters that exclude each other; raised by `__post_init__` of a gate's struct."""
+    """Valid parameters that contradict each other; raised by a struct's `__post_init__`."""
 
     def __init__(self, name: str, *, found: str, accepted: str) -> None:
         super().__init__(f"{name}: expected {accepted}, got {found}")
@@ -108,7 +108,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_of(value: Any) -> Any:
-    """The value of a string of JSON; any other value unchanged. Raises `ValueError`."""
+    """Parse a string as JSON; other values stay unchanged. Raises `ValueError`."""
     return json.loads(value, object_pairs_hook=unique_keys) if isinstance(value, str) else value
 
 
@@ -122,7 +122,7 @@ def _seconds(value: Any) -> Any:
 
 
 def _labels(value: Any) -> dict[str, str]:
-    """Labels of a JSON object or of `a=b,c=d`; values that are not strings are written out."""
+    """Labels of a JSON object or of `a=b,c=d`; values that are not strings become text."""
     if isinstance(value, str) and not value.lstrip().startswith("{"):
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
         if any(not sep or not name.strip() for name, sep, _ in pairs):

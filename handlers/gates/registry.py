@@ -70,7 +70,7 @@ class GateKind:
 
 
 def gate_kind(gate: type[Gate], parameters: type[P], build: Callable[[P, GateSources], Gate]) -> GateKind:
-    """A gate type whose `build` (mostly the class itself) takes its parameters and what it may read from."""
+    """A gate type whose `build`, mostly the class, takes parameters and sources."""
 
     def from_raw(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
         return build(parse_parameters(parameters, gate.gate_type, raw, setting), sources)
@@ -81,7 +81,7 @@ def gate_kind(gate: type[Gate], parameters: type[P], build: Callable[[P, GateSou
 def combinator_kind(
     gate: type[Gate], parameters: type[P], build: Callable[[P, BuildInner], Gate]
 ) -> GateKind:
-    """A gate type around other gates, whose `build` takes a function that builds them."""
+    """A combinator's type, whose `build` takes a function that builds inner gates."""
 
     def from_raw(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
         def build_inner(inner: InnerGate, type_path: str, params_path: str) -> Gate:
@@ -114,10 +114,10 @@ GATES: Final[Mapping[str, GateKind]] = {
 
 
 def build_gate(gate_type: str, gate_params: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
-    """Build a gate from settings; an empty type means `constant`. It reads nothing before `Gate.start`.
+    """Build a gate from settings; an empty type means `constant`.
 
-    `setting` is the path of the entry (`queues[0]`). Raises `InvalidSetting` with a path below it, also for a type that
-    two packages provide.
+    It reads nothing before `Gate.start`. `setting` is the path of the entry (`queues[0]`). Raises `InvalidSetting`
+    with a path below it, also for a type that two packages provide.
     """
     kind = _kind_of(gate_type, f"{setting}.gate_type") if gate_type else GATES[ConstantGate.gate_type]
     return kind.build(gate_params, sources, f"{setting}.gate_params")
@@ -144,7 +144,7 @@ def _kind_of(gate_type: str, setting: str) -> GateKind:
 
 @cache
 def installed_gates() -> Mapping[str, tuple[EntryPoint, ...]]:
-    """Entry points of `GATE_ENTRY_POINTS` in installed packages, by gate type; reads metadata, imports nothing."""
+    """Entry points of `GATE_ENTRY_POINTS` by gate type; reads metadata, imports nothing."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for point in entry_points(group=GATE_ENTRY_POINTS):
         found[point.name] = (*found.get(point.name, ()), point)

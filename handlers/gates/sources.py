@@ -1,7 +1,7 @@
-"""What gates read from: background feeds, metric pages, and the shared store that quotas count in.
+"""What gates read from: background feeds, metric pages, and the shared store of quotas.
 
-A feed fetches each source once per interval, however many gates use it. The store protocols are implemented by
-`handlers.redis_store.limits`.
+A feed fetches each source once per interval, however many gates use it. `handlers.redis_store.limits` implements the
+store protocols.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class GateLog(Protocol):
-    """Structured logger, as `handlers.telemetry.logs.Logger` is one."""
+    """Interface of `handlers.telemetry.logs.Logger`."""
 
     def info(self, event: str, **fields: Any) -> None: ...
 
@@ -90,12 +90,12 @@ class MetricSource(Protocol):
         ...
 
     def forget(self, listener: Callable[[], None]) -> None:
-        """Call `listener` no more."""
+        """Stop calling `listener`."""
         ...
 
 
 class Feed(Generic[T]):
-    """Last reading of one source, fetched in the background.
+    """The last reading of one source, fetched in the background.
 
     Each gate that uses the feed starts and closes it once: the first start begins the loop, the last close ends it.
     """
@@ -199,7 +199,7 @@ class Feeds:
 
 
 _MAX_BYTES: Final = 32_000_000
-"""The /metrics page of a large router has a few megabytes; a larger page is not one."""
+"""Most bytes of a page; the /metrics page of a large router has a few megabytes."""
 
 
 class HttpText:

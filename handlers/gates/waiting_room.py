@@ -1,7 +1,8 @@
 """Waiting room of a push door: holds requests until the gates of one pool admit them.
 
-A nack costs a push one of its delivery attempts, so a closed gate holds the request as long as the door allows, at the
-cost of one coroutine. The earliest deadline goes first. The poller needs no waiting room: it claims only what may go.
+A nack uses up a delivery attempt of a push. So a closed gate holds the request as long as the door allows, at the
+cost of one coroutine. The earliest deadline goes first. The poller needs no waiting room, because it claims only what
+may be sent.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Admission: TypeAlias = Go | Refuse | Drop
 
 MOST_HELD: Final = 1_000
 INTERRUPTED: Final = Refuse(CLOSED_RETRY_SECONDS, "configuration changed")
-"""Verdict on a request that waited when the room was interrupted: it should enter again."""
+"""Verdict on a request that waited when the room was interrupted: enter again."""
 
 
 @dataclass(order=True, slots=True)
@@ -102,7 +103,10 @@ class WaitingRoom:
             self._handing_out = None
 
     async def enter(self, request: Request, until_at: float) -> Admission:
-        """Wait until `request` is admitted, at most until `until_at`; a `Go` holds a slot until its release."""
+        """Wait until `request` is admitted, at most until `until_at`.
+
+        A `Go` holds a slot until its release.
+        """
         if not self._waiting and self._allowance.room() > 0:
             self._allowance.started()
             interruptions = self._interruptions

@@ -1,1 +1,1 @@
-"""Brings Redis requests to the handlers: claim under a lease, hand over, settle. One role a file."""
+"""Claims Redis requests under a lease, dispatches them and settles them."""

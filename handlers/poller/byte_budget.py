@@ -1,7 +1,7 @@
-"""Bound on the bytes that a poller holds: claimed requests, and answers that are not stored yet.
+"""Bound on the bytes that a poller holds: claimed requests and unstored responses.
 
-A count of requests is not a bound, since one request or answer may have ten million bytes. Each kind has its own share:
-otherwise requests could use all of it, and no answer could be read and stored.
+A limit on the number of requests is not enough, since one request or response may have ten million bytes. Each kind
+has its own share; otherwise requests could use all of it, and no response could be read and stored.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ByteShare:
         return wish
 
     def withdraw(self, wish: Wish) -> None:
-        """Withdraw a wish that was not granted."""
+        """Withdraw a request for bytes that was not granted."""
         self._waiting.remove(wish)
         self.give(0)  # smaller wishes behind it may fit now
 
@@ -63,9 +63,9 @@ class Wish:
 
 
 class ByteBudget:
-    """Shares of one poller: half of `total` for answers, most of the rest for requests.
+    """The shares of one poller: half of `total` for responses, most of the rest for requests.
 
-    `payloads` are offloaded ones; a request that waits for room for its payload is held already.
+    `payloads` is the share of offloaded payloads: a request that waits for it already holds bytes of `requests`.
     """
 
     def __init__(self, total: int) -> None:
@@ -86,14 +86,17 @@ class Holding:
         self._wish: Wish | None = None
 
     def ask(self, size: int, on_granted: Callable[[], None]) -> bool:
-        """Hold up to `size` bytes: True if there is room, else `on_granted` is called once there is."""
+        """Hold up to `size` bytes. Returns True if there is room.
+
+        Otherwise `on_granted` is called once there is.
+        """
         self.hold(0)
         wish = self._share.ask(size, on_granted)
         self._wish = wish
         return wish.is_granted
 
     def hold(self, size: int) -> None:
-        """Hold exactly `size` bytes, with or without room; earlier wishes end."""
+        """Hold exactly `size` bytes, even without room; withdraws what was not granted."""
         wish, self._wish = self._wish, None
         before = self._size
         if wish is not None and wish.is_granted:
@@ -116,7 +119,7 @@ class HeldBytes:
         self.request.hold(request_bytes)
 
     def is_settled_with(self, size: int) -> None:
-        """Note that the outcome is known; its settlement stores `size` bytes."""
+        """Hold the `size` bytes of a settlement until it is stored."""
         self.payload.hold(0)
         self.answer.hold(size)
 

@@ -1,4 +1,4 @@
-"""Claims requests for the free slots of one pool, in one round trip a queue."""
+"""Claims requests for the free slots of one pool, in one round trip per queue."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _EXPIRE_SECONDS: Final = 1.0
 class ClaimedQueue:
     """One queue of a pool: its worker, its own gates, and its slots in use.
 
-    `circuit` is that of its gateway, which other queues may share.
+    `circuit` is its gateway's, which other queues may share.
     """
 
     def __init__(self, queue: RedisQueue, worker: Worker) -> None:
@@ -117,7 +117,9 @@ class ClaimerOptions:
 
 
 def _positions() -> Iterator[float]:
-    """Positions to claim at while a circuit is not closed: the end of the queue, in turn with its head or any place."""
+    """Positions to claim at while a circuit is not closed: the end of the queue, alternating with its head or a
+    random place.
+    """
     while True:
         yield 1.0
         yield random.random()
@@ -126,7 +128,7 @@ def _positions() -> Iterator[float]:
 
 
 class Claimer:
-    """Claims for its queues while slots are free. `stop` ends claiming; work in flight continues."""
+    """Claims for its queues while slots are free; after `stop`, work in flight continues."""
 
     def __init__(self, pool_id: str, options: ClaimerOptions, log: Logger) -> None:
         self.pool_id = pool_id
@@ -139,7 +141,7 @@ class Claimer:
         self._log = log
         self._backoff = Backoff()
         self.refusal = ""
-        """The missing right or wrong key for which Redis refuses claims, with its fix; else empty."""
+        """The missing right or wrong key because of which Redis refuses claims, with a fix; else empty."""
         self._asked_at: dict[str, float] = {}
         self._positions = _positions()
         self._freed = asyncio.Event()
@@ -155,7 +157,7 @@ class Claimer:
 
     @property
     def options(self) -> ClaimerOptions:
-        """The options in force."""
+        """The current options."""
         return self._options
 
     @property
@@ -170,19 +172,19 @@ class Claimer:
         return min(1.0, self._allowance.limit() / ours) if ours else 0.0
 
     def add(self, queue: ClaimedQueue) -> None:
-        """Claim from this queue too."""
+        """Start to claim from this queue."""
         name = queue.queue.name
         self._dormant.pop(name, None)
         self.queues[name] = queue
         self._wake()
 
     def add_dormant(self, name: str, build: Callable[[], object]) -> None:
-        """Claim from this queue too, once it has requests; `build` must call `add`."""
+        """Start to claim from this queue once it has requests; `build` must call `add`."""
         self._dormant[name] = build
         self._wake()
 
     def remove(self, name: str) -> None:
-        """Claim no more from this queue. A claim under way still reaches its worker."""
+        """Stop claiming from this queue; a running claim still reaches its worker."""
         self._dormant.pop(name, None)
         self.queues.pop(name, None)
         self._asked_at.pop(name, None)
@@ -205,12 +207,12 @@ class Claimer:
         self._freed.set()
 
     def stop(self) -> None:
-        """Claim no more."""
+        """Stop claiming."""
         self._stopped.set()
         self._wake()
 
     def _wake(self) -> None:
-        """End a wait for slots or requests: queues or options have changed."""
+        """Wake a wait for slots or requests, because queues or options have changed."""
         self._freed.set()
         if self._waiter is not None:
             self._waiter.release([])
@@ -238,7 +240,7 @@ class Claimer:
         await self._expire()
         room = self._room()
         if room < 1:
-            # A closed gate is polled: its budget changes without an event in this process.
+            # A closed gate is polled, because its budget changes without an event in this process.
             await self._wait_for_slot(_LOOK_SECONDS)
             return
         names = await self._filled_queues()
@@ -255,7 +257,7 @@ class Claimer:
         """Queues to claim from: all if few and active, else those that the watch finds filled, after a wait."""
         names, watch = [*self.queues, *self._dormant], self._options.watch
         if watch is not None and self._backoff.has_failed:
-            # Ask Redis at once: a wait for requests would not tell that it answers again.
+            # Ask Redis at once: a wait for requests would not show that it answers again.
             return [*await watch.filled(names)]
         is_active = not self._is_idle and len(names) <= _FEW_QUEUES and not self._dormant
         if not names or (watch is not None and not is_active):
@@ -314,7 +316,7 @@ class Claimer:
     async def _claim_from(self, queue: ClaimedQueue, most: int) -> int:
         if not queue.is_spared:
             return await self._take(queue, most, 0.0)
-        # From both ends and in between: requests that always fail must not hide those that would succeed.
+        # From both ends and in between, so that requests that always fail do not hide others.
         taken = 0
         while (count := min(most - taken, -(-most // 2), queue.room() or 0)) > 0:
             claimed = await self._take(queue, count, next(self._positions))
@@ -343,7 +345,7 @@ class Claimer:
         return len(claims)
 
     async def _expire(self) -> None:
-        """Answer overdue requests of queues that were not polled for `_EXPIRE_SECONDS`; takes no slot and no turn."""
+        """Answer overdue requests of queues that were not polled for `_EXPIRE_SECONDS`; takes no slot."""
         now, watch = time.monotonic(), self._options.watch
         due = [
             name
@@ -362,7 +364,7 @@ class Claimer:
                 await queue.worker.answer_expired(claims)
 
     async def _wait_for_slot(self, timeout_seconds: float) -> None:
-        """Wait for a slot, but no longer than the timeout."""
+        """Wait for a slot, at most until the timeout."""
         self._freed.clear()
         if self._room() > 0:
             return

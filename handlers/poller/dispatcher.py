@@ -1,7 +1,7 @@
-"""Hand one request to the dispatch door over HTTP, and read its answer.
+"""Send one request to the dispatch door over HTTP, and read its answer.
 
-A handler that is scaling from zero, or a platform whose queue is full, is no answer of the gateway: the
-request comes back soon and the attempt is not counted. Such answers lack the door's own header.
+While a handler is scaling from zero, or the platform's queue is full, the platform answers instead of the door. Such
+an answer lacks the door's header: the request returns soon, and the attempt is not counted.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _NOT_REACHED: Final = frozenset({"connect", "dns", "tls"})
 
 
 class HttpDispatcher:
-    """Posts CloudEvents to `handler_url`; `timeout_seconds` exceeds the handler's own request timeout.
+    """Posts CloudEvents to `handler_url`; `timeout_seconds` exceeds the handler's request timeout.
 
-    `clock` gives the Redis server's Unix seconds. The event says how much time is left: the handler's clock may differ.
-    `keeps_bytes`: a payload that is not UTF-8 comes as base64 too.
+    `clock` gives the Redis server's Unix seconds. The event contains the time left, because the handler's clock may
+    differ. With `keeps_bytes`, a payload that is not UTF-8 comes as base64 too.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class HttpDispatcher:
         self._numbers = itertools.count()
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
-        """Deliver `options.body` to the handlers; a failure of the platform is a retry that does not count."""
+        """Deliver `options.body` to the handlers; a platform failure is an uncounted retry."""
         try:
             headers, content = self._event(request, options.body)
         except InvalidRequest as error:
@@ -85,14 +85,14 @@ class HttpDispatcher:
         except FAILURES as error:
             if failure_reason(error) in _NOT_REACHED:
                 return self._soon(HANDLER_UNAVAILABLE)
-            # The handler may have had the request when it went: that is an attempt, and may be its doing.
+            # The handler may have ended because of this request, so this counts as an attempt.
             return self._soon(HANDLER_LOST, counts_attempt=True)
         return self._outcome(request, response)
 
     def _event(self, request: Request, body: bytes) -> tuple[dict[str, str], bytes]:
         left_ms = round(1_000 * (request.deadline - self._clock()))
         headers, content = encode_request(request, body, min(max(0, left_ms), MOST_REMAINING_MS))
-        # Else the framework draws an id for each delivery, which costs as much as decoding it.
+        # Otherwise the framework draws an id for each delivery, which costs as much as decoding it.
         headers["function-execution-id"] = f"{self._prefix}-{next(self._numbers)}"
         tokens = self._tokens()
         if tokens:
@@ -165,7 +165,7 @@ def _retry(body: bytes) -> Retry | None:
 
 
 def _feedback(result: Result, headers: Mapping[str, str]) -> Feedback | None:
-    """What gates learn from a final answer; None where the gateway was not asked."""
+    """Feedback for gates in a final answer; None if the gateway was not called."""
     if not result.status_code:
         return None
     duration, headroom = headers.get("ce-queuedurationms"), headers.get("ce-bandheadroom")

@@ -1,6 +1,6 @@
-"""Answers a duplicate submission of an id that is live or has finished lately, instead of running it.
+"""Answer duplicate submissions of an id that is live or finished recently.
 
-For producers that submit again because they do not know whether the first submission arrived. Opt-in for each queue. A
+For producers that submit again because they do not know whether the first submission arrived. Each queue opts in. A
 submission is identified by its token or, without one, by its body.
 """
 
@@ -57,12 +57,12 @@ class Duplicates:
         if claim.claim_key.endswith(claim.owner_token):
             return (
                 RunState.REPEATED
-            )  # claimed under another key, since the first submission is claimed under its own
+            )  # claimed under another key, because the first submission is claimed under its own
         try:
             found = await stand_for_id(self._redis, self._mark(envelope), envelope.request.deadline)
         except STORE_FAILURES as error:
             self._log.warning("duplicate check failed", error=explained(error))
-            return RunState.RUNS  # running twice is better than not at all
+            return RunState.RUNS  # two runs are better than none
         if found is RunState.REPEATED and claim.deaths:
             return RunState.RUNS  # a failover lost its result and restored its claim
         return found

@@ -1,7 +1,7 @@
-"""The periodic work on the queues of one process: renew leases, reclaim, answer cancellations, measure depths.
+"""Periodic work on a process's queues: leases, reclaims, cancellations, depths.
 
-Each task serves all queues. It asks Redis only about queues that hold something, so an idle process costs one command a
-task, however many queues are configured.
+Each task serves all queues. It asks Redis only about queues that hold something, so an idle process costs one command
+per task, however many queues are configured.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class QueueParts:
 
 
 class QueueTable:
-    """The queues of a process by name. Parts of a dormant queue are built when it is first asked for."""
+    """The queues of a process by name.
+
+    The parts of a dormant queue are built when they are first needed.
+    """
 
     def __init__(self) -> None:
         self.built: dict[str, QueueParts] = {}
@@ -59,7 +62,7 @@ class QueueTable:
 
     @property
     def names(self) -> list[str]:
-        """Every configured queue."""
+        """All configured queues."""
         return [*self.built, *self._dormant]
 
     def add(self, parts: QueueParts) -> None:
@@ -76,7 +79,7 @@ class QueueTable:
         self._dormant[name] = build
 
     def retire(self, name: str) -> QueueParts | None:
-        """Remove a configured queue; returns its parts, which stay among `retiring`, or None if it had none."""
+        """Remove a configured queue; returns its parts, which stay in `retiring`, or None."""
         self.version += 1
         self._dormant.pop(name, None)
         parts = self.built.pop(name, None)
@@ -85,13 +88,13 @@ class QueueTable:
         return parts
 
     def parts(self, name: str) -> QueueParts | None:
-        """The parts of a configured queue; None if it is not configured any more."""
+        """The parts of a queue; None if it is no longer configured."""
         if name in self._dormant:
             self._dormant[name]()
         return self.built.get(name)
 
     def holding(self) -> list[QueueParts]:
-        """Queues that hold claims, those that retire included."""
+        """Queues that hold claims, including retiring ones."""
         return [parts for parts in self._all() if parts.worker.held_claims()]
 
     def empty(self) -> list[QueueParts]:
@@ -103,7 +106,7 @@ class QueueTable:
 
 
 class LeaseKeeper:
-    """Renews leases on the event loop of the work, so a stalled process loses its leases.
+    """Renews leases on the workers' event loop, so that a stalled process loses its leases.
 
     `monotonic` returns seconds that no clock change moves.
     """
@@ -116,7 +119,7 @@ class LeaseKeeper:
         self._monotonic = monotonic
 
     async def tick(self) -> None:
-        """Renew all leases; give up claims that were lost, or not renewed for a whole lease."""
+        """Renew all leases; drop claims that were lost or not renewed for a whole lease."""
         now = self._monotonic()
         for parts in self._table.empty():
             parts.renewed_at = now
@@ -196,7 +199,7 @@ class Canceller:
         is_stopping: Callable[[], bool] = lambda: False,
         is_empty: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`is_empty` tells whether all queues and the retry set are known to be empty: then nothing is read."""
+        """`is_empty` returns whether all queues and the retry set are known to be empty, so that no scan is needed."""
         self._redis = redis
         self._table = table
         self._retries = retries
@@ -230,7 +233,7 @@ class Canceller:
                     async for claims in parts.queue.recall(cancelled):
                         await parts.worker.answer_expired(claims)
                         waiting += len(claims)
-            except STORE_REFUSALS as error:  # a fault of this queue: the others must not wait for it
+            except STORE_REFUSALS as error:  # a defect of this queue must not stop the others
                 self._log.warning("cancellation failed", queue=name, error=explained(error))
         if waiting:
             self._log.info("queued requests cancelled", count=waiting)
@@ -310,7 +313,10 @@ def oldest_age_seconds(members: Sequence[bytes], queue: str, now: float) -> floa
 
 
 async def _each(queues: Iterable[QueueParts], serve: Callable[[QueueParts], Awaitable[None]]) -> None:
-    """Serve every queue, a few at a time. A failing queue does not keep others waiting; its error is raised last."""
+    """Serve all queues, a few at a time, and raise the last error at the end.
+
+    A failing queue does not delay the others.
+    """
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def served(parts: QueueParts) -> None:

@@ -1,4 +1,7 @@
-"""Runs the parts of a poller: claims, periodic tasks and ack batchers come and go while it runs; drains at the end."""
+"""Run the parts of a poller, and drain them at the end.
+
+Claimers, periodic tasks and ack batchers can be added and removed while it runs.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class Runs(Protocol):
 
 
 class Poller:
-    """Runs until `stop`, then drains: claims no more, finishes what it can, hands the rest back."""
+    """Runs until `stop`; then it claims no more, finishes what it can, and returns the rest."""
 
     def __init__(self, log: Logger, *, grace_seconds: float) -> None:
         self._claimers: list[Claimer] = []
@@ -38,14 +41,14 @@ class Poller:
         self._stopping = asyncio.Event()
 
     def add_claimer(self, claimer: Claimer) -> None:
-        """Claim for a pool; also while running."""
+        """Add the claimer of a pool, also while running."""
         if self.is_stopping:
             claimer.stop()
         self._claimers.append(claimer)
         self.add(claimer)
 
     async def remove_claimer(self, claimer: Claimer) -> None:
-        """Claim no more for a pool; its requests in flight continue."""
+        """Remove the claimer of a pool; its requests in flight continue."""
         self._claimers.remove(claimer)
         self._parts.remove(claimer)
         claimer.stop()
@@ -53,22 +56,22 @@ class Poller:
             await asyncio.gather(self._running.pop(claimer), return_exceptions=True)
 
     def add_queue(self, worker: Worker, ack_batcher: AckBatcher) -> None:
-        """Serve a queue; also while running."""
+        """Add a queue, also while running."""
         self._queues[worker] = ack_batcher
         self.add(ack_batcher)
 
     async def remove_queue(self, worker: Worker) -> None:
-        """Serve a queue no more; it must be idle."""
+        """Remove a queue, which must be idle."""
         await self.remove(self._queues.pop(worker))
 
     def add(self, part: Runs) -> None:
-        """Run a part; also while running."""
+        """Start a part, also while running."""
         self._parts.append(part)
         if self._is_running:
             self._begin(part)
 
     async def remove(self, part: Runs) -> None:
-        """End a part."""
+        """Cancel a part."""
         self._parts.remove(part)
         if part in self._running:
             task = self._running.pop(part)
@@ -112,7 +115,7 @@ class Poller:
         self._is_running = True
         for part in sorted(
             self._parts, key=lambda part: part not in self._claimers
-        ):  # the first claims come first
+        ):  # the first claims have priority
             self._begin(part)
         waiting = [asyncio.create_task(event.wait()) for event in (self._stopping, self._has_ended)]
         try:

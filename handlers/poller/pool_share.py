@@ -28,7 +28,7 @@ _NOTHING: Final = ProcessShare(index=0, count=1, is_known=False)
 
 
 class PoolSharing:
-    """This process's share of one pool: nothing until Redis has answered."""
+    """This process's share of one pool; 0 until Redis has answered."""
 
     def __init__(self, pool_id: str, store: RedisPoolSharing, log: Logger) -> None:
         self.share = _NOTHING
@@ -39,7 +39,10 @@ class PoolSharing:
         self._logged_count = 0
 
     async def tick(self, in_use: int) -> None:
-        """Renew the registration and read the share. Raises what the store raises; the last share then holds."""
+        """Renew the registration and read the share.
+
+        Raises the store's errors; the last share then stays in force.
+        """
         found = await self._store.share(in_use)
         # Peers refill their slots until they know of this poller: until then they report too few slots in use.
         is_known = found.count == 1 or self._ticks >= _HEARD_AFTER_TICKS
@@ -50,13 +53,13 @@ class PoolSharing:
             self._log.info("pool shared", pool=self._pool_id, pollers=found.count, index=found.place)
 
     async def leave(self) -> None:
-        """Free the share; without Redis, the lease does."""
+        """Free the share; if Redis is unavailable, it is freed when its lease expires."""
         with contextlib.suppress(*STORE_FAILURES):
             await self._store.leave()
 
 
 class PoolShares:
-    """This process's shares of all pools. A pool that is not shared is whole and costs nothing."""
+    """This process's shares of all pools; a pool that is not shared costs nothing."""
 
     def __init__(self, redis: Store, log: Logger) -> None:
         self._redis = redis

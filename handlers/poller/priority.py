@@ -1,10 +1,10 @@
-"""Merge policies: the order in which the queues of a pool are claimed from, and for how many slots.
+"""Merge policies: the order in which a pool's queues are claimed from.
 
 `random-robin` gives every queue an equal share in random order. `tier-priority` serves six strict lanes in order;
-queues within a lane take turns. A queue's lane follows from its own labels; objective and priority header follow from
-the request's.
+queues within a lane take turns. A queue's lane follows from its own labels, objective and priority header from the
+request's.
 
-A turn is an offer: claim at most so many, then continue with the next turn and the remaining slots.
+A turn is an offer: claim at most that many, then continue with the next turn and the remaining slots.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ class RandomRobin:
         return _in_parts(open_ones, slots)
 
     def asked(self, queue: str, now: float) -> None:
-        """Do nothing: the policy has no memory."""
+        """Do nothing, because this policy has no state."""
 
 
 class TierPriority:
-    """Strict lanes, the lowest number first. With `ageing_seconds`, no lane starves.
+    """Strict lanes, the lowest number first; with `ageing_seconds` no lane starves.
 
-    A lane that has had no turn for `ageing_seconds`, since higher lanes took every slot, gets the first turn for one
-    request. Each lane advances at least that often, and no faster at the cost of higher lanes.
+    A lane that has had no turn for `ageing_seconds`, because higher lanes took every slot, gets the first turn for
+    one request. Each lane advances at least that often, and not faster at the cost of higher lanes.
     """
 
     def __init__(self, *, ageing_seconds: float | None = None) -> None:
@@ -122,7 +122,7 @@ class TierPriority:
 
 
 def _in_parts(candidates: Sequence[Candidate], slots: int) -> list[ClaimTurn]:
-    """Equal shares, rounded up; then the rest for each queue, up to its own room."""
+    """Equal shares, rounded up; then the rest for each queue, up to its room."""
     if not candidates:
         return []
     part = -(-slots // len(candidates))
@@ -156,7 +156,7 @@ def build_merge(policy: str, setting: str, *, ageing_seconds: float | None = Non
 class LaneOptions:
     """Objective and priority header of a request's lane.
 
-    `objectives` by lane name (`reserved-interactive`, ...); `has_priority_header` sends the lane's number.
+    `objectives` is by lane name (`reserved-interactive`, ...). With `has_priority_header`, the lane's number is sent.
     """
 
     objectives: Mapping[str, str] = field(default_factory=dict)
@@ -185,7 +185,7 @@ def in_lane(request: Request, options: LaneOptions) -> Request:
 
 
 def laned(forward: Forward, options: LaneOptions) -> Forward:
-    """The layer that asks the gateway for the lane of each request; none where no lane asks for anything."""
+    """The layer that sets each request's objective and priority; None if no lane has any."""
     if not options.has_priority_header and not any(options.objectives.values()):
         return forward
 

@@ -31,7 +31,7 @@ PROMOTE_SECONDS: Final = 0.1
 RESUBSCRIBE_SECONDS: Final = 30.0
 
 Look = Callable[[Sequence[str]], Awaitable[Collection[str]]]
-"""Returns those of the given keys that exist."""
+"""Returns the given keys that exist."""
 
 
 class Waiter:
@@ -97,7 +97,7 @@ class QueueWatch:
         self._active_at = self._clock()
 
     def are_empty(self, keys: Collection[str]) -> bool:
-        """Whether nothing was claimed for `SILENT_SECONDS` and the last poll of all these keys found none of them."""
+        """Whether the last poll found none of these keys and nothing was claimed for `SILENT_SECONDS`."""
         return self.is_silent and self._empty.issuperset(keys)
 
     async def wait(self, waiter: Waiter, timeout_seconds: float | None = None) -> list[str]:
@@ -149,7 +149,7 @@ class QueueWatch:
         if not keys:
             return 0
         found = set(await self._look_at(keys))
-        # Looks without the retry set are in between: what the last poll of it found still holds.
+        # Polls without the retry set come in between; the result of its last poll still counts.
         self._empty = self._empty.intersection(self._retry_keys).union(keys) if not found else frozenset()
         if is_promoting:
             self._promoted_at = self._clock()

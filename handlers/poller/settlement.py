@@ -1,4 +1,4 @@
-"""Settlement of an outcome: an ack with its result, or a nack with its retry member. Pure."""
+"""Convert an outcome to a settlement: an ack with a result, or a nack."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ _DAY_SECONDS: Final = 86_400
 
 @dataclass(frozen=True, slots=True)
 class ResultRoute:
-    """Result list and form of a queue's results: the queue's own list, else the request's, else the default.
+    """Where and in which form a queue's results are stored.
 
-    `is_per_request` gives each request a reply list of its own, named as the client names it, so that consumers do not
-    take each other's results. `has_details` adds the optional fields. Payloads of at least `apart_bytes` (0: none) are
-    offloaded, for `apart_seconds` if the list does not expire. A request may name the lists that `may_name` allows and
-    those below the queue's own, but no key in `reserved`.
+    The list is the queue's own, else the request's, else the default. `is_per_request` gives each request its own
+    reply list, named as the client names it, so that consumers do not take each other's results. `has_details` adds
+    the optional fields. Payloads of at least `apart_bytes` (0: none) are offloaded, for `apart_seconds` if the list
+    does not expire. A request may name lists that `may_name` allows and lists below the queue's own, but no key in
+    `reserved`.
     """
 
     own_name: str
@@ -109,7 +110,7 @@ class ResultRoute:
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Limits on the attempts of a request and the seconds until its deadline; None: unlimited."""
+    """Limits of a request: attempts, and seconds to its deadline; None: unlimited."""
 
     max_attempts: int | None = None
     max_deadline_seconds: float | None = None
@@ -130,7 +131,7 @@ def settle(
     route: ResultRoute,
     now: float,
 ) -> Ack | Nack:
-    """The settlement of one claim. A retry that would come after the deadline is final."""
+    """The settlement of one claim; a retry after the deadline becomes final."""
     match outcome:
         case Answered(result, content_type=content_type):
             return ack(claim, envelope.request, result, route, now, content_type=content_type)
@@ -139,7 +140,7 @@ def settle(
 
 
 def ended_by_attempts(request: Request, outcome: Outcome, max_attempts: int | None) -> Outcome:
-    """The outcome; a retry beyond `max_attempts` becomes the gateway's last answer or an error."""
+    """Make a retry beyond `max_attempts` final: the gateway's last response, or an error."""
     if max_attempts is None or not isinstance(outcome, Retry) or not outcome.counts_attempt:
         return outcome
     if request.attempt + 1 < max_attempts:
@@ -197,7 +198,7 @@ def ack(
 def _stored_apart(
     claim: Claim, result: Result, route: ResultRoute, ttl_seconds: int | None
 ) -> StoredPayload | None:
-    """The gateway's answer as bytes, if it is large enough to be offloaded."""
+    """The gateway's response as bytes, if it is large enough to be offloaded."""
     if not result.status_code:
         return None
     encoded = result.payload_base64
@@ -263,7 +264,7 @@ def dead_lettered(claim: Claim, envelope: Envelope, route: ResultRoute, now: flo
 
 
 def dead_lettered_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
-    """`dead_lettered` without decoding the member; a result if an id stands in its first 64 KiB."""
+    """`dead_lettered` without decoding the member; with a result if its first 64 KiB have an id."""
     message = f"{claim.deaths} owners died while they held this request"
     error = unread(claim.member, message)
     dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)

@@ -48,12 +48,12 @@ _DEFECT_ATTEMPTS = 3
 """Attempts after which a defect of this program ends the request: it would most likely fail again."""
 
 CANCEL_AGAIN_SECONDS = 5.0
-"""How long cancelled work may take to end: longer than a call to Redis."""
+"""Seconds that cancelled work may take to end; longer than a call to Redis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """How claims are processed; a claim keeps the options under which its work began.
+    """How claims are processed; a running claim keeps its options.
 
     `forward` makes one attempt. `labels` are the queue's; `withheld_labels` are removed from requests.
     """
@@ -141,12 +141,12 @@ class Worker:
 
     @property
     def is_settling_without_slots(self) -> bool:
-        """Whether claims that hold no slot wait for their settlement; no more of these are claimed meanwhile."""
+        """Whether claims without a slot wait for their settlement; no more of these are claimed then."""
         return self._without_slot > 0
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the worker from counting as idle while a caller may still give it claims."""
+        """Keep the worker from counting as idle while a caller may still add claims."""
         self._users += 1
         self._idle.clear()
         try:
@@ -156,7 +156,7 @@ class Worker:
             self._note_idle()
 
     async def idle(self) -> None:
-        """Return once no claim is held and no caller may give one."""
+        """Return once no claim is held and no caller may add one."""
         await self._idle.wait()
 
     def _note_idle(self) -> None:
@@ -164,7 +164,7 @@ class Worker:
             self._idle.set()
 
     def retire(self) -> None:
-        """Release requests that were not sent yet, and every claim that comes from now on."""
+        """Release unsent requests, and all claims that are added later."""
         self._is_retired = True
         self.hand_back_unsent()
 
@@ -189,7 +189,7 @@ class Worker:
                 continue
             self.in_flight += 1
             held.work = asyncio.create_task(self._settlement(held))
-            # A callback, not a `finally`: work that is cancelled before its first step never gets there.
+            # A callback, not a `finally`, because work that is cancelled before its first step never reaches one.
             held.work.add_done_callback(partial(self._finish, held))
 
     def _finish(self, held: Held, work: asyncio.Task[Settlement]) -> None:
@@ -216,7 +216,7 @@ class Worker:
         self._ack_batcher.add(settlement, self.settled)
 
     def _hold(self, claim: Claim, on_freed: Callable[[], None] | None = None) -> Held:
-        """Hold a claim; without `on_freed` it takes no slot, since only its settlement is left to do."""
+        """Hold a claim; without `on_freed` it takes no slot, since only its settlement remains."""
         held = Held(
             claim,
             self._options,
@@ -462,7 +462,7 @@ class Worker:
             work.cancel()
 
     def hand_back_unsent(self) -> int:
-        """Return claims that were not sent yet to pending, such as those that wait at a gate; returns how many."""
+        """Return unsent claims to pending, such as those that wait at a gate; returns their number."""
         unsent = [held.work for held in self._held.values() if held.work is not None and not held.sent_at]
         for work in unsent:
             work.cancel()

@@ -1,4 +1,4 @@
-"""Small charts as SVG, drawn on the server: no script, no library, readable in any colour scheme."""
+"""Small charts as SVG, drawn on the server without script or library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ _BASE: Final = HEIGHT - 16
 
 
 def bars(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """Stacked bars, oldest left; `series` are name (also the CSS class) and values. Says its peak in words."""
+    """Stacked bars, oldest left, with the peak in words.
+
+    `series` are names, which are also CSS classes, and values.
+    """
     count = max((len(values) for _, values in series), default=0)
     sums = [sum(values[at] for _, values in series) for at in range(count)]
     top = max(sums, default=0.0) or 1.0
@@ -33,7 +36,7 @@ def bars(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
 
 
 def lines(title: str, series: Sequence[tuple[str, Sequence[float | None]]], unit: str) -> str:
-    """Lines with gaps where there is no value."""
+    """Lines, with gaps for missing values."""
     known = [value for _, values in series for value in values if value is not None]
     top = max(known, default=0.0) or 1.0
     parts = []

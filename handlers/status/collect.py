@@ -1,4 +1,7 @@
-"""Counts outcomes for the status board and posts them periodically; a request costs additions only."""
+"""Count outcomes for the status board and post them periodically.
+
+A request costs only additions.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerR
 POST_SECONDS: Final = 5.0
 _MOST_FAILURES: Final = 50
 SHOWN_BYTES: Final = 256
-"""Of an id, a tenant or a reason on the status board: 200 failures are 200 KB at most."""
+"""Most bytes of an id, tenant or reason on the status board, so that 200 failures have at most 200 KB."""
 
 
 @dataclass(slots=True)
@@ -40,7 +43,7 @@ class Tally:
     tenant_field: str = "userid"
 
     def note(self, request: Request, outcome: Outcome) -> None:
-        """An attempt's outcome."""
+        """Record the outcome of an attempt."""
         now = self.clock()
         match outcome:
             case Answered(result):
@@ -49,7 +52,7 @@ class Tally:
                 if request.created is not None:
                     rank = bisect_left(LATENCY_SECONDS, now - request.created)
                     self.counts[f"latency{rank}"] += 1
-                if not is_good and result.error_code != ErrorCode.CANCELLED:  # its producer wanted it so
+                if not is_good and result.error_code != ErrorCode.CANCELLED:  # its producer cancelled it
                     self._fail(
                         request, now, result.error_code or "answered", result.status_code, is_final=True
                     )
@@ -95,7 +98,7 @@ def _word(error_code: str, *, is_good: bool) -> str:
 
 
 def gate_reports(states: Sequence[GateState]) -> list[GateReport]:
-    """The gates and what is inside them, flat."""
+    """All gates with their inner gates, as a flat list."""
     reports = []
     for state in states:
         reports.append(

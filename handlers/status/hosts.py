@@ -1,6 +1,6 @@
-"""Host names under which the page may be requested. Pure.
+"""Host names under which the page may be requested.
 
-Another site can point its own name at this machine (DNS rebinding) and would then read this page as its own. Its
+Another site can point its own name at this machine (DNS rebinding), and its scripts could then read this page. The
 browser still sends that name in `Host`, so unknown names are refused. A literal address cannot be rebound, so every
 address is accepted if the page listens on all.
 """
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A
 
 @dataclass(frozen=True, slots=True)
 class OwnHosts:
-    """The names and addresses of one page: loopback, what it listens on, and what the operator adds."""
+    """The names and addresses of one page: loopback, its listening address, and the operator's."""
 
     listens_on: str
     names: frozenset[str] = frozenset()
@@ -37,13 +37,13 @@ class OwnHosts:
             return True
         address = _address(name)
         if address is None:
-            return name.endswith(f".{_LOOPBACK}")  # RFC 6761, 6.3: never asked of a name server
+            return name.endswith(f".{_LOOPBACK}")  # RFC 6761, 6.3: never resolved by a name server
         own = _address(_plain(self.listens_on))
         return address.is_loopback or (own is not None and (own.is_unspecified or own == address))
 
 
 def read_hosts(texts: Iterable[str], setting: str) -> frozenset[str]:
-    """Names or addresses without a port, as the operator writes them. Raises `InvalidSetting`."""
+    """Parse host names or addresses without a port. Raises `InvalidSetting`."""
     names = [_plain(text.strip()) for text in texts if text.strip()]
     for name in names:
         if _address(name) is None and not _NAME.fullmatch(name):

@@ -1,4 +1,4 @@
-"""From what pollers left and how long the queues are, to what a person is shown. Pure."""
+"""Combine the pollers' reports and the queues' depths to the data of the first page."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from handlers.contract.json_limits import MALFORMED
 from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerReport, QueueReport
 
 FRESH_SECONDS: Final = 20.0
-"""A poller posts every five seconds; one that has been silent for four posts is gone."""
+"""Seconds after which a silent poller counts as gone; a poller posts every five seconds."""
 _TENANTS_SHOWN: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Depths:
-    """How much of one queue is where; `retrying` is the retry set's, which queues share."""
+    """The numbers of requests of one queue by state; `retrying` counts the shared retry set."""
 
     pending: int
     claimed: int
@@ -40,7 +40,7 @@ class TenantLine:
 
 @dataclass(frozen=True, slots=True)
 class LaneLine:
-    """The queues of one lane together."""
+    """The sum of the queues of one lane."""
 
     name: str
     pending: int
@@ -67,7 +67,7 @@ class Tenants:
 
 @dataclass(frozen=True, slots=True)
 class QueueLine:
-    """One queue, all pollers together."""
+    """One queue, over all pollers."""
 
     name: str
     depths: Depths
@@ -81,7 +81,7 @@ class QueueLine:
 
 @dataclass(frozen=True, slots=True)
 class PoolLine:
-    """One pool, all pollers together."""
+    """One pool, over all pollers."""
 
     name: str
     pollers: int
@@ -92,7 +92,7 @@ class PoolLine:
 
 @dataclass(frozen=True, slots=True)
 class GateLine:
-    """One gate of one owner; of several pollers the one that is closed."""
+    """One gate of one owner; if pollers differ, a closed one is shown."""
 
     owner: str
     gate: GateReport
@@ -100,7 +100,7 @@ class GateLine:
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """One minute of all queues; latencies in seconds, None where nothing was answered."""
+    """One minute of all queues; latencies in seconds, or None without results."""
 
     answered: int
     failed: int
@@ -112,7 +112,7 @@ class Minute:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Everything on the first page. `at` is Unix seconds."""
+    """All data of the first page; `at` is Unix seconds."""
 
     at: float
     queues: Sequence[QueueLine] = ()
@@ -134,7 +134,7 @@ _failure_decoder = msgspec.json.Decoder(Failure)
 
 
 def fresh_pollers(snapshots: Mapping[str, bytes], now: float) -> list[PollerReport]:
-    """Those that are alive by their own word; broken reports count for nothing."""
+    """Pollers that posted recently; broken reports are skipped."""
     found = []
     for text in snapshots.values():
         try:
@@ -147,7 +147,7 @@ def fresh_pollers(snapshots: Mapping[str, bytes], now: float) -> list[PollerRepo
 
 
 def read_failures(texts: Sequence[bytes]) -> list[Failure]:
-    """The latest first."""
+    """The failures, latest first."""
     found = []
     for text in texts:
         try:
@@ -163,7 +163,7 @@ def queue_lines(
     tenants: Mapping[str, Tenants],
     lanes: Mapping[str, str],
 ) -> list[QueueLine]:
-    """Every queue of the settings, with what the pollers say of it."""
+    """All configured queues, with the pollers' reports."""
     lines = []
     by_name: defaultdict[str, list[QueueReport]] = defaultdict(list)
     for poller in pollers:
@@ -189,7 +189,7 @@ def queue_lines(
 
 
 def lane_lines(queues: Sequence[QueueLine]) -> list[LaneLine]:
-    """The lanes that there are."""
+    """The lanes in use."""
     lines = []
     for name in sorted({queue.lane for queue in queues}):
         own = [queue.depths for queue in queues if queue.lane == name]
@@ -205,7 +205,10 @@ def lane_lines(queues: Sequence[QueueLine]) -> list[LaneLine]:
 
 
 def pool_lines(pollers: Sequence[PollerReport]) -> list[PoolLine]:
-    """Pools by name: slots and use add up, the budget is that of all slots. One that no queue uses is left out."""
+    """Pools by name; pools that no queue uses are omitted.
+
+    Slots and use are added; the budget is that of all slots.
+    """
     names = sorted({pool.pool for poller in pollers for pool in poller.pools})
     lines = []
     for name in names:
@@ -218,7 +221,7 @@ def pool_lines(pollers: Sequence[PollerReport]) -> list[PoolLine]:
 
 
 def gate_lines(pollers: Sequence[PollerReport]) -> list[GateLine]:
-    """Each gate once, the closed ones first."""
+    """Each gate once, closed ones first."""
     found: dict[tuple[str, int, str], GateLine] = {}
     for poller in pollers:
         owned = [(f"pool {pool.pool}", pool.gates) for pool in poller.pools]
@@ -237,7 +240,7 @@ def minutes(counts: Sequence[Mapping[str, int]]) -> list[Minute]:
 
 
 def lived_minutes(all_minutes: Sequence[Minute], *, least: int = 10) -> Sequence[Minute]:
-    """Without the leading minutes in which nothing happened; at least the latest `least`."""
+    """The minutes without the leading empty ones, but at least the latest `least`."""
     first = next(
         (at for at, one in enumerate(all_minutes) if one.answered + one.failed + one.retried + one.cancelled),
         len(all_minutes),
@@ -248,7 +251,7 @@ def lived_minutes(all_minutes: Sequence[Minute], *, least: int = 10) -> Sequence
 def _minute(counts: Mapping[str, int]) -> Minute:
     sums: Counter[str] = Counter()
     for name, count in counts.items():
-        sums[name.rpartition(" ")[2]] += count  # pollers of earlier versions put the queue in front
+        sums[name.rpartition(" ")[2]] += count  # pollers of earlier versions put the queue first
     classes = [sums[f"latency{rank}"] for rank in range(len(LATENCY_SECONDS) + 1)]
     failed = sums["failed"] + sums["expired"]
     return Minute(
@@ -262,7 +265,7 @@ def _minute(counts: Mapping[str, int]) -> Minute:
 
 
 def _quantile(classes: Sequence[int], share: float) -> float | None:
-    """A quantile of counted classes, straight between a class's bounds."""
+    """A quantile of a histogram, interpolated within a class."""
     total = sum(classes)
     if not total:
         return None

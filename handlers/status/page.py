@@ -1,4 +1,7 @@
-"""The status pages: paths, forms, templates. A `Source` reads the data; changes need a token."""
+"""The status pages: paths, forms and templates.
+
+A `Source` reads the data; changes need a token.
+"""
 
 from __future__ import annotations
 
@@ -51,28 +54,28 @@ class Source(Protocol):
     """Reads and changes what the pages show. Every method may raise `Unreachable` or `Busy`."""
 
     def overview(self) -> Overview:
-        """All of the first page."""
+        """All data of the first page."""
         ...
 
     def find(self, request_id: str) -> tuple[Whereabouts, Sequence[Failure]]:
-        """Where this request is now, and its latest failures."""
+        """The state of this request, and its latest failures."""
         ...
 
     def dead(self, queue: str) -> Sequence[DeadLetterRow]:
-        """Dead letters of one queue, newest first, at most some hundreds."""
+        """Dead letters of one queue, newest first, at most a few hundred."""
         ...
 
     def requeue(self, queue: str, dead_id: str) -> bool:
-        """Back to pending; False if it is gone."""
+        """Requeue a dead letter; False if it no longer exists."""
         ...
 
     def drop(self, queue: str, dead_id: str) -> bool:
-        """Delete it; False if it is gone."""
+        """Delete a dead letter; False if it no longer exists."""
         ...
 
 
 class Unreachable(Exception):
-    """Redis does not answer; the message is shown to a person."""
+    """Redis does not answer; the message is shown to people."""
 
 
 class Busy(Exception):
@@ -108,7 +111,7 @@ class StatusPages:
     def respond(self, request: Request) -> Response:
         """The response to one request."""
         if request.path in ("/healthz", "/readyz"):
-            # Ready even while Redis is down: this page is where people read that.
+            # Ready even while Redis is down, because this page reports that.
             return Response("ok\n", 200, mimetype="text/plain")
         if not self._hosts.has(request.headers.get("Host", "")):
             return Response(_MISDIRECTED, 421, _HEADERS, mimetype="text/plain")
@@ -213,7 +216,7 @@ class StatusPages:
         return self._dead(request, word if is_done else "It is no longer there.", 200 if is_done else 404)
 
     def _is_allowed(self, token: str) -> bool:
-        """Compares all tokens, so that the time reveals nothing."""
+        """Whether the token allows changes; compares all tokens, so that the time reveals nothing."""
         given = token.encode("utf-8", "replace")
         matches = [hmac.compare_digest(given, known.encode()) for known in self._tokens()]
         return any(matches)

@@ -1,1 +1,1 @@
-"""The wiring: settings in, finished doors and poller out. The only room that builds clients."""
+"""Build doors and poller from the settings; only this package creates clients."""

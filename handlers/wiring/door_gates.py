@@ -24,9 +24,10 @@ _DEFAULT_POOL: Final = "default"
 
 @dataclass(frozen=True, slots=True)
 class GatePlan:
-    """Gates and waiting rooms that the settings ask for; nothing of it is in force yet.
+    """Gates and waiting rooms that the settings require, not yet in force.
 
-    `slots` by waiting room; `entrances` are the rooms of a subscription in order, `default` those of all other names.
+    `slots` is by waiting room. `entrances` lists the rooms of a subscription in order, `default` those of all other
+    names.
     """
 
     gates: Mapping[Place, PlacedGate] = field(default_factory=dict)
@@ -76,7 +77,7 @@ class DoorGates:
         return GatePlan(self._gates.prepared({place: entry}), slots, default=[place])
 
     async def apply(self, plan: GatePlan, forward: Forward) -> list[Gate]:
-        """Put a plan in force: waiting requests enter its gates and go by `forward`.
+        """Put a plan in force; waiting requests enter its gates and use `forward`.
 
         Returns gates to close once the requests that they admitted have ended.
         """
@@ -90,7 +91,9 @@ class DoorGates:
         entrances = {name: self._entrance(places) for name, places in plan.entrances.items()}
         self._held.change(forward, entrances, self._entrance(plan.default) if plan.default else None)
         for place in [place for place in self._rooms if place not in plan.slots]:
-            if not self._rooms[place].in_flight:  # else its requests count if it is configured again
+            if not self._rooms[
+                place
+            ].in_flight:  # otherwise its requests would not be counted if it is configured again
                 await self._rooms.pop(place).aclose()
         return changes.discarded
 

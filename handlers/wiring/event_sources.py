@@ -1,4 +1,4 @@
-"""Event sources other than the poller: how their events are read, and where their results go."""
+"""Event sources other than the poller: how events are read and where results go."""
 
 from __future__ import annotations
 

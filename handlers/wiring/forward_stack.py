@@ -1,8 +1,8 @@
-"""The stack around one attempt at a request: `ForwardStack` says which layers there are and in which order.
+"""The layers around one attempt at a request, and their order (`ForwardStack`).
 
 `push_stack`, `event_stack` and `poller_stack` choose the layers of each caller. A layer takes the `Forward` inside it
-and returns one; nothing inside knows of it. Optional layers are imported where they are built, so that a dispatch door
-loads neither Redis nor gates.
+and returns one; inner layers do not know outer ones. Optional layers are imported where they are built, so that a
+dispatch door loads neither Redis nor gates.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from handlers.wiring.door_gates import DoorGates, GatePlan
 
 _EVENT_HOLD_SECONDS: Final = 30.0
-"""How long an event waits at a closed gate before the reply 429: shorter than sources wait for answers."""
+"""Seconds for which an event waits at a closed gate before a 429; shorter than sources wait for answers."""
 _DEFAULT_POOL: Final = "default"
 
 
@@ -107,17 +107,17 @@ def push_stack(
 
 
 def event_stack(settings: Settings, gateway: Sender, guards: Guards, parts: Parts) -> Forward:
-    """The dispatch door's stack, which differs by who sent the event.
+    """The dispatch door's stack, which depends on the event's sender.
 
-    A poller's events name their queue. Their gates, breaker and final details are the poller's: asked twice, a breaker
-    would refuse its own probes. All other events pass the gate of the pool `default`.
+    A poller's events name their queue. The poller applies gates, breaker and final details to them itself; a second
+    breaker would refuse the first one's probes. All other events pass the gate of the pool `default`.
     """
     tracing = _tracing_of_door(settings, gateway, parts, is_first_hop=False)
     has_details = settings.env.result_details
     send = forwarder_of(settings, tracing.sender).forward
     of_pollers = ForwardStack(
         attempts=_attempts(parts),
-        details=timed if has_details else None,  # by these the poller sees that the gateway was asked
+        details=timed if has_details else None,  # these tell the poller that the gateway was called
         health=_health(parts),
         calls=_calls(parts),
         tracing=tracing.layer,
@@ -146,9 +146,10 @@ class QueueLayers:
 
 
 class PollerStack:
-    """The poller's stacks: one `send` of the process, one stack for each queue; `clock` gives Redis's Unix seconds.
+    """The poller's stacks: one `send` per process, one stack per queue.
 
-    Attempts are counted by the worker, since they begin before an offloaded payload is read.
+    `clock` gives the Unix seconds of Redis. The worker counts attempts, since they begin before an offloaded payload
+    is read.
     """
 
     def __init__(
@@ -231,7 +232,7 @@ def _health(parts: Parts) -> Layer:
 
 @dataclass(frozen=True, slots=True)
 class _DoorTracing:
-    """The layer of attempts and the client whose calls are spans; without tracing, the client as it is."""
+    """The tracing layer of attempts and a client that opens spans; without tracing, the plain client."""
 
     layer: Layer | None
     sender: Sender
@@ -267,7 +268,7 @@ def gateway_of(settings: Settings) -> Gateway:
 
 
 def forwarder_of(settings: Settings, gateway: Sender, clock: Callable[[], float] = time.time) -> Forwarder:
-    """Sends requests along the routes of these settings; `clock` gives the Unix seconds of deadlines."""
+    """Sends requests along the routes of these settings; `clock` gives Unix seconds."""
     env = settings.env
     return Forwarder(
         gateway,
@@ -354,7 +355,7 @@ def _held(
 
 
 def _dedup_store(settings: Settings, parts: Parts) -> tuple[Once | None, Layer | None]:
-    """The store that makes answers unique, and the layer that ends cancelled requests; both need its Redis."""
+    """The dedup store, and the layer that ends cancelled requests; both need its Redis."""
     if not settings.env.dedupe_redis_url:
         return None, None
     from handlers.doors.pubsub.deduplicated import Once
@@ -395,11 +396,11 @@ def observed(forward: Forward, gateway: Dependency) -> Forward:
 
 
 _DISPATCH_MARGIN_SECONDS = 15.0
-"""How much longer the poller waits for a handler than the handler for the gateway."""
+"""Seconds that the poller waits longer for a handler than the handler for the gateway."""
 
 
 def poller_client(settings: Settings) -> Gateway:
-    """A client of the gateway where the handler runs in this process, else of the handlers."""
+    """A client of the gateway if the handler runs in this process, else of the handlers."""
     if not settings.env.handler_url:
         return gateway_of(settings)
     env = settings.env
@@ -419,7 +420,7 @@ def _as_it_is(forward: Forward) -> Forward:
 
 @dataclass(slots=True)
 class SharedByHandlers:
-    """What the handlers of one process share: it outlives a reload of the configuration.
+    """Objects that the handlers of one process share; they survive a reload.
 
     `gates` exist once the settings name one.
     """
@@ -440,10 +441,10 @@ class SharedByHandlers:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the wiring of one handler adds to.
+    """Parts of a handler that its wiring collects.
 
-    `starters` may fail, which refuses a configuration; `effects` run after them and put it in force; they return gates
-    to close with the previous handler. `occupied` keeps the handler open while a request is in it.
+    `starters` may fail, which refuses a configuration. `effects` run after them, put it in force, and return gates to
+    close with the previous handler. `occupied` keeps the handler open while a request is in it.
     """
 
     log: Logger

@@ -1,4 +1,4 @@
-"""Gates as the settings name them: one set of sources a process, one gate a queue, pool or subscription."""
+"""Gates of a process: one per queue, pool or subscription, with shared sources."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def prometheus_http(settings: Settings) -> HttpText:
 
 
 Place: TypeAlias = tuple[str, str]
-"""What a gate belongs to: ("pool", id), ("queue", name) or ("subscription", name)."""
+"""The owner of a gate: ("pool", id), ("queue", name) or ("subscription", name)."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateEntry:
-    """A gate as the settings ask for it; `setting` is the path of its entry, for errors."""
+    """A gate in the settings; `setting` is the path of its entry, for errors."""
 
     gate_type: str
     gate_params: Mapping[str, Any]
@@ -45,7 +45,7 @@ class PlacedGate:
     pool: str
 
     def is_of(self, entry: GateEntry) -> bool:
-        """Whether `entry` asks for the same gate."""
+        """Whether `entry` describes the same gate."""
         return (self.gate_type, self.gate_params, self.pool) == (
             entry.gate_type,
             entry.gate_params,
@@ -55,16 +55,16 @@ class PlacedGate:
 
 @dataclass(slots=True)
 class GateChanges:
-    """Places whose gates a reload has changed, and gates to close once what they admitted has ended."""
+    """Places whose gates a reload has changed, and gates to close after their last request."""
 
     places: set[Place] = field(default_factory=set)
     discarded: list[Gate] = field(default_factory=list)
 
 
 class PlacedGates:
-    """Gates of a process by place, and what they read from.
+    """Gates of a process by place, and their sources.
 
-    A reload changes them in place, so that their limits hold throughout.
+    A reload changes them in place, so that their limits always apply.
     """
 
     def __init__(self, settings: Settings, entries: Mapping[Place, GateEntry] | None = None) -> None:
@@ -137,7 +137,7 @@ class PlacedGates:
         return changes
 
     def are_available(self) -> bool:
-        """Whether every gate has what it reads."""
+        """Whether the sources of all gates are available."""
         return all(is_available(placed.gate.state()) for placed in self._placed.values())
 
     async def start(self) -> None:
@@ -155,7 +155,7 @@ class PlacedGates:
             await redis.aclose()
 
     def _store_at(self, address: str) -> RedisGateStore:
-        """The store at `host:port` or a URL; the queues' own user and password are used for it."""
+        """The store at `host:port` or a URL, with the credentials of the queues' Redis."""
         url = address if "://" in address else f"redis://{address}"
         if url not in self._stores:
             self._connections[url] = connect(replace(self._redis_options, url=url))
@@ -164,5 +164,5 @@ class PlacedGates:
 
 
 def is_available(state: GateState) -> bool:
-    """Whether a gate and its inner gates have what they read."""
+    """Whether the sources of a gate and its inner gates are available."""
     return state.is_source_available and all(is_available(one) for one in state.inner)

@@ -1,6 +1,6 @@
-"""A handler's wiring: settings in, one finished door out.
+"""Build one door from the settings.
 
-Heavy parts are imported where they are built, so that a dispatch door does not load Pub/Sub or Redis.
+Large modules are imported where they are used, so that a dispatch door does not load Pub/Sub or Redis.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ Handle = Callable[[Delivery], Awaitable[Answer]]
 
 
 class Handler:
-    """One door under one configuration: its endpoint, and what must be closed at the end.
+    """One door under one configuration: its endpoint, and the resources to close at the end.
 
-    `shared` is what outlives a reload; the first handler of a process creates it. A handler takes effect with `start`.
+    `shared` survives a reload; the first handler of a process creates it. A handler takes effect with `start`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Handler:
         *,
         is_refused: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Raises `InvalidSetting`. `is_refused` says whether a changed configuration is refused."""
+        """Raises `InvalidSetting`. `is_refused` returns whether a changed configuration is refused."""
         self._settings = settings
         self._log = get_logger(target)
         self._refusals = RareWarning(self._log, "caller refused")
@@ -112,7 +112,10 @@ class Handler:
             metrics.watch_dependencies(self._dependencies)
 
     def _occupying(self, forward: Forward) -> Forward:
-        """`forward`, keeping this handler open: a request that waited through a reload belongs to a previous one."""
+        """`forward`, which keeps this handler open while it runs.
+
+        A request that waited through a reload belongs to a previous handler.
+        """
 
         async def forward_here(request: Request, options: AttemptOptions) -> Outcome:
             self._in_flight += 1
@@ -124,13 +127,15 @@ class Handler:
         return forward_here
 
     def _left(self) -> None:
-        """Count one request less."""
+        """Count the end of a request."""
         self._in_flight -= 1
         if self._in_flight == 0:
             self._idle.set()
 
     def _ready(self) -> Answer:
-        """What fails is named; it makes the pod unready only where that was asked for (see `READINESS`)."""
+        """The readiness page names failing dependencies; they make the pod unready only with
+        `READINESS=dependencies`.
+        """
         if self.shared.is_stopping:
             return plain(503, "stopping")
         failing = self._dependencies.failing()
@@ -146,7 +151,7 @@ class Handler:
         self._refusals.report(status=refusal.status, reason=refusal.reason)
 
     async def respond(self, request: HttpRequest) -> HttpResponse:
-        """The response to one HTTP request; the first one starts what `start` was not called for."""
+        """The response to one HTTP request; the first one starts parts that `start` has not."""
         if not self._is_started:
             await self._started()
         self._in_flight += 1
@@ -181,7 +186,10 @@ class Handler:
         return discarded
 
     async def _started(self) -> None:
-        """Start once for all requests that arrive before the end of the start; a failed start is repeated."""
+        """Start once for all requests that arrive before the start has ended.
+
+        A failed start is repeated.
+        """
         if self._starting is None or self._starting.done():
             self._starting = asyncio.ensure_future(self._start_alone())
         await asyncio.shield(self._starting)
@@ -222,7 +230,7 @@ def _dispatch_door(
         max_request_bytes=env.max_request_bytes,
         fields=fields,
         sink=sink,
-        # Without a token, a source that is not ours may send events of the poller's type as well.
+        # Without a token, other sources could send events of the poller's type too.
         trusts_pollers=authenticator is not None or (fields is None and sink is None),
     )
     forward = event_stack(settings, gateway, guards, parts)
@@ -230,7 +238,7 @@ def _dispatch_door(
 
 
 def _queue_of_event(event: Event) -> str:
-    """The poller's queue; an event of any other source has none."""
+    """The poller's queue; None for an event of another source."""
     return event.extensions.get("queue", "")
 
 
@@ -304,21 +312,24 @@ def _push_identity(settings: Settings, parts: Parts) -> Authenticator | None:
 def _accounted(
     door: Door[ContextT], queue_name: Callable[[ContextT], str], forward: Forward, parts: Parts
 ) -> Handle:
-    """The path of a delivery through one door: decoded, forwarded, settled, and then counted and logged."""
+    """One door's path of a delivery: decode, forward, settle, record."""
     metrics = (parts.metrics.door, parts.metrics.queue_of) if parts.metrics else None
     accounting = AccountedDoor(door, queue_name, parts.log, metrics)
     return lambda delivery: handle(accounting, delivery, forward)
 
 
 class ObservedPublisher:
-    """A publisher that tells how each publish went; a result that is too large says nothing of the topic."""
+    """A publisher that reports the outcome of each publish to the topic's health.
+
+    A result that is too large says nothing about the topic.
+    """
 
     def __init__(self, publisher: Publisher, results: Dependency) -> None:
         self._publisher = publisher
         self._results = results
 
     async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str] | None = None) -> str:
-        """As the publisher."""
+        """Publish, and report the outcome."""
         from handlers.pubsub.errors import PublishFailed
 
         try:
@@ -341,9 +352,9 @@ _built: dict[str, Handler] = {}
 
 
 def handler_of(target: str) -> Handler:
-    """The process's handler of one target, built on the first call from the process's environment.
+    """The process's handler of one target, built on the first call from the environment.
 
-    `async-processor serve` hands in one that it built before (`use_handler`).
+    `async-processor serve` sets one that it has built before (`use_handler`).
     """
     if target not in _built:
         _built[target] = Handler(load_settings(os.environ), target)  # noqa: TID251  # no command has read it
@@ -351,5 +362,5 @@ def handler_of(target: str) -> Handler:
 
 
 def use_handler(target: str, handler: Handler) -> None:
-    """Serve `target` with this handler from now on."""
+    """Use this handler for `target` from now on."""
     _built[target] = handler

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 EVENTS = "events"
-"""Queue label of events that do not come from a poller; source names are unbounded."""
+"""Queue label of events from other sources than the poller; their names are unbounded."""
 
 
 ShownPool: TypeAlias = "tuple[int, Sequence[Gate], WaitingRoom]"
@@ -63,7 +63,7 @@ class HandlerMetrics:
             self.queue_of(name)
 
     def queue_of(self, name: str) -> QueueMetrics | None:
-        """Series of a subscription; None for requests of a poller, which counts them itself."""
+        """Series of a subscription; None for a poller's requests, which the poller counts."""
         if self._is_push:
             return self.metrics.of_queue(*self.labels_of(name))
         return None if name else self.metrics.of_queue(EVENTS, EVENTS, "default")
@@ -73,13 +73,13 @@ class HandlerMetrics:
         return self._ids.get(name, name), name, self._pools.get(name, "default")
 
     def watch_gates(self, subscription: str, gates: Sequence[Gate]) -> None:
-        """Show the gate of a subscription, or none."""
+        """Show the gate of a subscription, if it has one."""
         self.metrics.forget_gate(*self.labels_of(subscription))
         for gate in gates:
             self.metrics.watch_gate(*self.labels_of(subscription), gate.state)
 
     def watch_channel(self, in_use: Callable[[], int]) -> None:
-        """Show the calls under way to Pub/Sub, of the latest channel."""
+        """Show the calls in flight to Pub/Sub, of the latest channel."""
         if self._channel_in_use is None and self._is_push:
             self.metrics.watch_connections("pubsub", self._in_channel)
         self._channel_in_use = in_use
@@ -88,7 +88,7 @@ class HandlerMetrics:
         return 0 if self._channel_in_use is None else self._channel_in_use()
 
     def watch_pools(self, pools: Mapping[str, ShownPool]) -> None:
-        """Show the slots, gates and waiting requests of these pools, and no others."""
+        """Show the slots, gates and waiting requests of these pools only."""
         for pool_id in self._shown_pools.keys() - pools.keys():
             self.metrics.forget_pool(pool_id)
         self._shown_pools = pools
@@ -103,7 +103,7 @@ class HandlerMetrics:
             self.metrics.pool(pool_id, slots, budget, room.held)
 
     def buried(self, subscription: str) -> None:
-        """Count a dead-lettered delivery of that subscription."""
+        """Count a dead-lettered delivery of a subscription."""
         queue = self.queue_of(subscription)
         if queue is not None:
             queue.buried(1)

@@ -1,4 +1,4 @@
-"""The poller: built from the settings, changed in place by each valid change of the configuration file."""
+"""Build the poller from the settings, and apply changes of the configuration file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _END_SECONDS: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A valid configuration and values derived from it; nothing of it is in force yet."""
+    """A valid configuration and values derived from it, not yet in force."""
 
     settings: Settings
     routes: Routes
@@ -82,7 +82,7 @@ class PollerApp:
         env = settings.env
         self._log = get_logger("poller")
         self.has_begun = False
-        """Whether it may have claimed requests."""
+        """Whether requests may have been claimed."""
         self._client = poller_client(settings)
         self._tracing = tracing_of(settings)
         self._guards: Guards = guards_of(settings, self._log)
@@ -119,7 +119,7 @@ class PollerApp:
         )
 
     def _merge(self, number: int, entry: PoolEntry, before: Plan | None) -> Merge:
-        """The merge policy of a pool: the one in force, which remembers turns, if it has not changed."""
+        """The merge policy of a pool; the current one, which remembers turns, if it is unchanged."""
         setting = f"pools[{number}]"
         check_objectives(entry.lane_objectives, f"{setting}.lane_objectives")
         merge = build_merge(
@@ -132,7 +132,7 @@ class PollerApp:
         return before.merges[entry.id] if is_kept else merge
 
     async def reload(self, settings: Settings) -> None:
-        """Apply the difference between the settings in force and these. Raises `InvalidSetting`, changing nothing."""
+        """Apply the difference to the settings in force. Raises `InvalidSetting` and changes nothing."""
         if self.poller.is_stopping:
             return
         before = self._plan
@@ -187,7 +187,7 @@ class PollerApp:
                 self._metrics.forget_queue(before.labels_of(entry))
 
     def _apply_pool(self, plan: Plan, entry: PoolEntry) -> set[str]:
-        """Put the options of a pool in force; returns its id if other pollers share it."""
+        """Put the options of a pool in force; returns its id if pollers share it."""
         settings, gates = plan.settings, self._gates.at(("pool", entry.id))
         is_shared = is_pool_shared(gates, entry.shared)
         options = ClaimerOptions(
@@ -247,7 +247,7 @@ class PollerApp:
         )
 
     async def _close_gates(self, gates: list[Gate], work: list[asyncio.Task[Settlement]]) -> None:
-        """Close gates that a reload has replaced, once the requests that they may have admitted have ended."""
+        """Close replaced gates once the requests that they may have admitted have ended."""
         if gates and work:
             await asyncio.wait(work)
         for gate in gates:
@@ -356,7 +356,7 @@ class PollerApp:
             await close_in_time(self._closers(), self._log)
 
     async def _end(self, following: list[asyncio.Task[None]]) -> None:
-        """End the background tasks; the work they wait for is over, unless Redis is unavailable."""
+        """Cancel the background tasks, which have nothing left to do unless Redis is unavailable."""
         if self._closing:
             await asyncio.wait(self._closing, timeout=_END_SECONDS)
         tasks = [*following, *self._closing]
@@ -365,7 +365,7 @@ class PollerApp:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _finish_start(self) -> None:
-        """Do what the first claim need not wait for: serve the pages, check what Redis keeps."""
+        """Start what the first claim does not need: serve the pages, check Redis' durability."""
         await self.poller.first_claims()
         try:
             await self._pages.serve()
@@ -393,7 +393,7 @@ class PollerApp:
 
 
 def gate_entries(settings: Settings) -> dict[Place, GateEntry]:
-    """Gates of pools and queues as the settings ask for them, by place."""
+    """The gates of pools and queues in the settings, by place."""
     entries: dict[Place, GateEntry] = {}
     for number, pool in enumerate(settings.pools):
         entries["pool", pool.id] = GateEntry(pool.gate_type, pool.gate_params, f"pools[{number}]", pool.id)
@@ -405,7 +405,7 @@ def gate_entries(settings: Settings) -> dict[Place, GateEntry]:
 
 
 def result_route(settings: Settings, entry: QueueEntry, reserved: ReservedNames) -> ResultRoute:
-    """Where the results of a queue go."""
+    """The result list and form of a queue's results."""
     env, own = settings.env, entry.result_per_request
     return ResultRoute(
         entry.result_queue_name,

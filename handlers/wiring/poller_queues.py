@@ -1,4 +1,4 @@
-"""The queues of one Redis server, as a poller serves them: their parts are built, changed and retired here."""
+"""The queues of one Redis server: build, change and retire their parts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class SharedParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuePlan:
-    """What the settings ask for one queue. `gates` are the queue's own, `share` is of its gates' budget."""
+    """The configuration of one queue; `gates` are its own, `share` is of their budget."""
 
     claimer: Claimer
     worker_options: Callable[[Store], WorkerOptions]
@@ -76,7 +76,7 @@ class QueuePlan:
 
 @dataclass(slots=True)
 class ServedQueue:
-    """One queue with its parts built."""
+    """A queue whose parts are built."""
 
     plan: QueuePlan
     parts: QueueParts
@@ -177,7 +177,7 @@ class RedisQueues:
             await self._foreign.sweep()
 
     def _are_empty(self) -> bool:
-        """Whether all queues and the retry set were empty when they were last polled, after a silence."""
+        """Whether the last poll, after a silence, found all queues and the retry set empty."""
         return self.watch.are_empty([*self._table.names, *self._retries.work_keys])
 
     async def _share_pools(self) -> None:
@@ -189,9 +189,9 @@ class RedisQueues:
         return not any(batcher.is_waiting_for_store for batcher in self._shared.poller.ack_batchers)
 
     def apply(self, default_queue: str, plans: Mapping[str, QueuePlan], hand_back: set[str]) -> None:
-        """Add, change and retire queues so that those of `plans` are served.
+        """Add, change and retire queues so that exactly those of `plans` are served.
 
-        Requests of the queues in `hand_back` that were not sent yet return to their queues: their gates have changed.
+        Unsent requests of the queues in `hand_back` return to their queues, because their gates have changed.
         """
         self._retries.default_queue = default_queue
         before, self._plans = self._plans, dict(plans)
@@ -212,7 +212,7 @@ class RedisQueues:
         self._sweep.interval_seconds = max(CANCEL_SECONDS, least_seconds)
 
     def _leave_pool(self, name: str, before: Mapping[str, QueuePlan]) -> None:
-        """Take a queue without parts out of the pool that it had."""
+        """Remove a queue without parts from its pool."""
         if name in before:
             before[name].claimer.remove(name)
 
@@ -267,7 +267,7 @@ class RedisQueues:
         )
 
     def _retire(self, name: str, plan: QueuePlan) -> None:
-        """Claim no more from a queue; requests that were sent are finished."""
+        """Stop claiming from a queue; sent requests are finished."""
         plan.claimer.remove(name)
         parts = self._table.retire(name)
         if parts is not None:
@@ -279,14 +279,14 @@ class RedisQueues:
     async def _retired(self, name: str, parts: QueueParts) -> None:
         await parts.worker.idle()
         if self._table.retiring.get(name) is not parts:
-            return  # it is configured again
+            return  # it has been configured again
         del self._table.retiring[name]
         del self._served[name]
         await self._shared.poller.remove_queue(parts.worker)
         self._shared.log.info("queue drained", queue=name)
 
     def retire(self) -> None:
-        """Retire all queues: those of another Redis server replace them."""
+        """Retire all queues, because those of another Redis server replace them."""
         self.apply(self._retries.default_queue, {}, set())
 
     async def ended(self) -> None:
@@ -314,7 +314,7 @@ def _queue_options(settings: Settings) -> QueueOptions:
         lease_seconds=env.lease_seconds,
         cluster=redis_options(settings).is_cluster,
         wait_replicas=env.wait_replicas,
-        wait_timeout_ms=max(1, round(500 * env.redis_timeout_seconds)),  # before the connection gives up
+        wait_timeout_ms=max(1, round(500 * env.redis_timeout_seconds)),  # before the connection is closed
     )
 
 

@@ -1,4 +1,4 @@
-"""Pub/Sub as the settings describe it: channel, subscriptions, and the check of topics at the start."""
+"""Pub/Sub channel, subscriptions and the check of topics, from the settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from handlers.telemetry.logs import Logger
 
 
 def channel_of(settings: Settings) -> PubSubChannel:
-    """The channel to Pub/Sub that these settings describe; it opens at its first call."""
+    """The channel to Pub/Sub for these settings; it opens at its first call."""
     env = settings.env
     return PubSubChannel(
         PubSubOptions(
@@ -28,7 +28,7 @@ def channel_of(settings: Settings) -> PubSubChannel:
 
 
 async def check_topics(publisher: Publisher, settings: Settings, log: Logger) -> None:
-    """Raise `InvalidSetting` for a missing topic: every result would end as a nack."""
+    """Raise `InvalidSetting` for a missing topic, with which every result would end as a nack."""
     named = {
         "RESULT_TOPIC_ID": settings.result_topic_id,
         "DEAD_LETTER_TOPIC_ID": settings.env.dead_letter_topic_id,

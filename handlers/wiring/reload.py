@@ -62,12 +62,12 @@ class ConfigWatch:
             self._seen = b""  # it changed while it was read: the settings may mix two versions
 
     def take(self) -> None:
-        """Note that the settings returned by `next` are in force."""
+        """Record that the settings returned by `next` are in force."""
         self._in_force = self._seen
         self.is_refused = False
 
     def refuse(self, error: Exception) -> None:
-        """Log what is wrong with a change; nothing of it is in force."""
+        """Log the error of a refused change."""
         self.is_refused = True
         if isinstance(error, InvalidSetting):
             why = {"setting": error.setting, "found": error.found, "accepted": error.accepted}
@@ -76,9 +76,10 @@ class ConfigWatch:
         self._log.error("configuration refused", **why)
 
     def look(self) -> Settings | None:
-        """A valid change since the last call, put in force; checks at most once every reload interval.
+        """The settings of a valid change since the last call, or None.
 
-        For a process that acts only on requests. An incomplete file is checked again soon enough.
+        For a process that acts only on requests: it checks at most once per reload interval. An incomplete file is
+        checked again soon.
         """
         if not self.is_watching or time.monotonic() < self._look_at:
             return None

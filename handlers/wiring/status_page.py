@@ -1,4 +1,4 @@
-"""The status page's wiring: settings in, pages out; all views share one client of Redis."""
+"""Build the status page from the settings; all views share one Redis client."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ from handlers.status.report import Failure
 from handlers.wiring.credentials import redis_options
 
 VIEWS_AT_ONCE = 4
-"""Views that are read at a time; fewer than the server's threads, so that one is left for /healthz."""
+"""Views read at a time; fewer than the server's threads, so that one is left for /healthz."""
 VIEW_SECONDS = 20.0
 """Longest time for one view."""
 _MOST_SAMPLED = 50
-"""Queues whose tenants are counted for one view, the ones with the most requests."""
+"""Most queues whose tenants are counted for one view: those with the most requests."""
 _MOST_DEAD = 200
 _MOST_PARTS = 64
-"""Calls of about 1 MB for one view of the dead letters."""
+"""Most calls, of about 1 MB each, for one view of the dead letters."""
 _MOST_READ = 5_000
-"""Dead letters read of one queue, in no order; `async-processor dead` shows more."""
+"""Most dead letters read from one queue, in no order; `async-processor dead` shows more."""
 T = TypeVar("T")
 
 
@@ -91,7 +91,7 @@ class RedisSource:
             loop.close()
 
     def _opened(self) -> LoopThread:
-        with self._opening:  # at the first view: a server may have forked since the start
+        with self._opening:  # not before the first view, because a server may have forked since the start
             self._loop = self._loop or LoopThread()
             return self._loop
 
@@ -103,14 +103,14 @@ class RedisSource:
             except STORE_FAILURES as error:
                 if not is_reused or isinstance(error, TimeoutError):
                     raise
-            # The server may have closed idle connections: try once more with new ones.
+            # The server may have closed idle connections, so try once more with new ones.
             previous, self._redis = self._redis, None
             if previous is not None:
                 await previous.aclose()
             return await self._read(work)
 
         if not self._views.acquire(blocking=False):
-            raise Busy  # a waiting view would hold a thread that answers /healthz
+            raise Busy  # a waiting view would block a thread that answers /healthz
         try:
             return self._opened().run(view())
         except STORE_FAILURES as error:
@@ -124,7 +124,7 @@ class RedisSource:
             return await work(self._redis)
 
     def overview(self) -> Overview:
-        """All of the first page."""
+        """All data of the first page."""
         return self._run(self.read_overview)
 
     async def read_overview(self, redis: Store) -> Overview:
@@ -182,7 +182,7 @@ class RedisSource:
         return found
 
     def _counted(self, members: Sequence[bytes], queue: str) -> dict[str, Counter[str]]:
-        """Requests by the queue that they name and by tenant."""
+        """Requests by queue and tenant."""
         field = self._settings.fairness_attribute
         counts: dict[str, Counter[str]] = {}
         for member in members:
@@ -200,7 +200,7 @@ class RedisSource:
         return counts
 
     def find(self, request_id: str) -> tuple[Whereabouts, list[Failure]]:
-        """Where this request is now, in any queue of the settings, and its latest failures."""
+        """The state of this request, in any configured queue, and its latest failures."""
         return self._run(lambda redis: self._find(redis, request_id))
 
     async def _find(self, redis: Store, request_id: str) -> tuple[Whereabouts, list[Failure]]:
@@ -233,7 +233,7 @@ class RedisSource:
         return sorted(found, key=lambda line: -line.at)[:_MOST_DEAD]
 
     def requeue(self, queue: str, dead_id: str) -> bool:
-        """Back to pending; False if it is gone."""
+        """Requeue a dead letter; False if it no longer exists."""
 
         async def change(redis: Store) -> bool:
             letters = DeadLetters(redis, queue, cluster=self._options.is_cluster)
@@ -243,7 +243,7 @@ class RedisSource:
         return self._run(change)
 
     def drop(self, queue: str, dead_id: str) -> bool:
-        """Delete it; False if it is gone."""
+        """Delete a dead letter; False if it no longer exists."""
         return self._run(
             lambda redis: DeadLetters(redis, queue, cluster=self._options.is_cluster).drop(dead_id)
         )
@@ -273,7 +273,7 @@ def _id_of(member: bytes, queue: str) -> str:
 
 @dataclass(slots=True)
 class _Served:
-    """One process's pages, for the current settings and the host names given at the start."""
+    """The pages of a process, for the current settings and the host names given at the start."""
 
     listens_on: str = "::"
     also_named: Sequence[str] = ()
@@ -286,7 +286,7 @@ _served = _Served()
 
 
 def open_pages(settings: Settings, listens_on: str, also_named: Sequence[str]) -> None:
-    """Serve requests for the hosts `listens_on`, `also_named` and those of STATUS_HOSTS from now on.
+    """Serve the hosts `listens_on`, `also_named` and those of `STATUS_HOSTS` from now on.
 
     Raises `InvalidSetting` as `status_pages` does.
     """

@@ -18,16 +18,16 @@ class EngineOptions:
     evicts: bool = False
 
     def latency_seconds(self, tokens: int) -> float:
-        """How long a request of so many tokens runs."""
+        """Seconds that a request of that many tokens runs."""
         return self.time_to_first_token + tokens * self.time_per_token
 
 
 class Rejected(Exception):
-    """There is neither a slot nor a place in the queue; the message is the dropped reason."""
+    """No slot and no place in the queue is free; the message is the dropped reason."""
 
 
 class Engine:
-    """Counts what runs; `peak` is the most that ever ran at once."""
+    """Counts running requests; `peak` is the most that ran at once."""
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
@@ -50,14 +50,14 @@ class Engine:
         return (self.running + self.waiting) / max(1, self.options.capacity)
 
     def take_at_once(self) -> bool:
-        """A free slot, if there is one and nobody waits for it."""
+        """Take a free slot, if there is one and nobody waits for it."""
         if self.running >= self.options.capacity or self.waiting:
             return False
         self._start()
         return True
 
     async def take(self, *, is_sheddable: bool) -> None:
-        """A slot, after waiting if need be. Raises `Rejected`; every slot must be given back."""
+        """Take a slot, after waiting if necessary. Raises `Rejected`; return every slot."""
         if self.take_at_once():
             return
         if is_sheddable and self.options.evicts:
@@ -78,12 +78,12 @@ class Engine:
             raise
 
     def run_sheddable(self, task: asyncio.Task[None]) -> None:
-        """This request may be evicted while it runs."""
+        """Mark a running request that may be evicted."""
         self._sheddable[task] = None
         task.add_done_callback(lambda done: self._sheddable.pop(done, None))
 
     def _evict(self) -> None:
-        """Make room for real-time traffic: the latest sheddable request leaves."""
+        """Evict the latest sheddable request, to make room for real-time traffic."""
         if self._sheddable:
             task, _ = self._sheddable.popitem()
             self.evicted += 1
@@ -94,7 +94,7 @@ class Engine:
         self.peak = max(self.peak, self.running)
 
     def give_back(self) -> None:
-        """A slot is free: the next in the queue gets it."""
+        """Return a slot; the next request in the queue gets it."""
         self.running -= 1
         self.admit_waiting()
 

@@ -1,4 +1,4 @@
-"""Which trouble a request meets: what its payload asks for, else what the rates draw.
+"""Choose a request's fault: the one that its payload names, else a random one.
 
 "simulate": {"status": 503, "retry_after": "2", "times": 2, "key": "r1"}    the first two times for r1
 "simulate": {"fault": "reset"}                                              always
@@ -31,11 +31,11 @@ FAULTS: Final = (
     ),
     *("slow_body", "huge_body", "invalid_utf8", "empty", "redirect", "hostile_headers", "garbage"),
 )
-"""What can be asked for beside status codes."""
+"""Faults other than status codes."""
 
 
 class Simulate(msgspec.Struct, frozen=True):
-    """What a payload asks for. `times` 0 is always; `bytes` is the size of a huge body."""
+    """A fault in a payload; `times` 0 means always, `bytes` is the size of a huge body."""
 
     key: str = ""
     status: int = 0
@@ -47,7 +47,7 @@ class Simulate(msgspec.Struct, frozen=True):
 
 
 class Payload(msgspec.Struct):
-    """What the gateway reads of a payload."""
+    """The fields that the gateway reads of a payload."""
 
     model: str = ""
     prompt: object = ""
@@ -113,7 +113,7 @@ Break = Callable[[Simulate, bytes, "GatewayProtocol"], Awaitable[None]]
 
 
 async def break_response(fault: Simulate, body: bytes, to: GatewayProtocol) -> None:
-    """Send what `fault` asks for in place of `body`."""
+    """Send the fault in place of `body`."""
     await _BREAKS[fault.fault](fault, body, to)
 
 
@@ -123,7 +123,7 @@ async def _reset(_fault: Simulate, _body: bytes, to: GatewayProtocol) -> None:
 
 async def _reset_after_headers(_fault: Simulate, body: bytes, to: GatewayProtocol) -> None:
     to.transport.write(to.head(200, [_JSON], len(body)))
-    await asyncio.sleep(0.02)  # or the kernel drops the head together with the connection
+    await asyncio.sleep(0.02)  # otherwise the kernel drops the head together with the connection
     to.abort()
 
 

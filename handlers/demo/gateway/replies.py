@@ -1,4 +1,4 @@
-"""Bodies and pages: OpenAI's answers, and metrics under the names of vLLM and of the inference extension."""
+"""Bodies and pages: OpenAI's answers, and metrics of vLLM and the inference extension."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def models() -> bytes:
 
 
 def error(status: int, message: str) -> bytes:
-    """An error as OpenAI's servers word it."""
+    """An error in the words of OpenAI's servers."""
     return msgspec.json.encode({"error": {"message": message, "type": "simulated", "code": status}})
 
 

@@ -1,4 +1,4 @@
-"""Answers requests: pages, completions, and the control of the simulation itself."""
+"""Answer requests: pages, completions, and the control of the simulation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _payload_decoder = msgspec.json.Decoder(Payload)
 
 @dataclass(slots=True)
 class Exchange:
-    """One request as received; header names in lower case; `started_at` in Unix seconds.
+    """A received request; header names in lower case, times in Unix seconds.
 
     `admitted_at` is set once, when it gets its slot.
     """
@@ -47,7 +47,7 @@ class Exchange:
 
 
 class Service:
-    """The whole gateway behind its connections. `sheddable` names objectives that give way first."""
+    """The gateway behind its connections; objectives in `sheddable` are evicted first."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Service:
         }
 
     def answer_at_once(self, exchange: Exchange, to: GatewayProtocol) -> bool:
-        """Answer what needs no time: pages, and completions without latency, queue or fault."""
+        """Answer what takes no time: pages, and completions without latency, queue or fault."""
         if exchange.path not in self._paths:
             self._page(exchange, to)
             return True
@@ -91,7 +91,7 @@ class Service:
         return True
 
     async def answer(self, exchange: Exchange, to: GatewayProtocol) -> None:
-        """Answer a completion that takes time, or goes wrong."""
+        """Answer a completion that takes time or fails."""
         payload = _payload_decoder.decode(exchange.body)
         fault = self.faults.choose(payload)
         try:
@@ -205,7 +205,7 @@ class Service:
         )
 
     def _control(self, exchange: Exchange, to: GatewayProtocol) -> None:
-        """POST /simulate/faults {fault: share} and /simulate/engine {option: value} change the simulation."""
+        """Change the simulation by POST /simulate/faults {fault: share} or /simulate/engine {option: value}."""
         try:
             wanted = msgspec.json.decode(exchange.body, type=dict[str, float])
             if exchange.path == "/simulate/faults":
@@ -255,13 +255,13 @@ class GatewayProtocol(asyncio.Protocol):
         self.transport: asyncio.Transport = transport  # type: ignore[assignment]  # a stream server gives these
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
-        """The client left: its slot is free at once."""
+        """Free the slot of a client that has left."""
         self._queue.clear()
         if self._current is not None:
             self._current.cancel("client left")
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; what is no HTTP ends the connection."""
+        """Parse bytes; anything but HTTP ends the connection."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -279,15 +279,15 @@ class GatewayProtocol(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """Add a header."""
         self._headers.append((name.lower(), value))
 
     def on_body(self, body: bytes) -> None:
-        """A part of its body."""
+        """Add a part of the body."""
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole: answer it, or let it wait for the one before."""
+        """Answer a complete request, or let it wait for the previous one."""
         method = self._parser.get_method().decode()
         path = self._url.split(b"?")[0].decode("latin-1")
         self._queue.append(Exchange(method, path, self._headers, b"".join(self._body), time.time()))
@@ -308,7 +308,7 @@ class GatewayProtocol(asyncio.Protocol):
             self._next()
 
     def head(self, status: int, headers: list[tuple[str, str]], length: int | None) -> bytes:
-        """A response's head; `length` None leaves the framing to `headers`."""
+        """Encode the head of a response; with `length` None, `headers` set the framing."""
         lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Status"))]
         lines += [f"{name}: {value}".encode("latin-1") for name, value in headers]
         if length is not None:
@@ -316,7 +316,7 @@ class GatewayProtocol(asyncio.Protocol):
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def reply(self, status: int, body: bytes, headers: list[tuple[str, str]] | None = None) -> None:
-        """A whole response."""
+        """Encode a complete response."""
         given = [("content-type", "application/json"), *(headers or [])]
         self.transport.write(self.head(status, given, len(body)) + body)
 
@@ -329,7 +329,7 @@ _FLUSH_SECONDS = 0.05
 
 
 class Witness:
-    """Appends to `path`; without one it only counts."""
+    """Appends to `path`; without a path it only counts."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = path.open("ab") if path else None
@@ -347,9 +347,9 @@ class Witness:
         ended_at: float,
         status: int,
     ) -> None:
-        """One request; `status` is 0 where no status was sent, 499 where the client left.
+        """Record one request; `status` is 0 if none was sent, 499 if the client left.
 
-        `admitted_at` is when it got its slot, None for one that never had any.
+        `admitted_at` is when it got its slot, or None.
         """
         self.statuses[status] = self.statuses.get(status, 0) + 1
         if self._file is None:

@@ -107,7 +107,7 @@ class Circuit:
     def claimable(self) -> int:
         """The number of requests that a poller should claim now.
 
-        It equals `room`, but is 0 while a probe is in flight.
+        It equals `room`, but is 0 for a moment after a claim while the circuit is open.
         """
         is_claimed = self.state is CircuitState.OPEN and self._clock() < self._claim_at
         return 0 if is_claimed else self.room()
@@ -241,7 +241,10 @@ class _Evidence:
         return self._run_weight
 
     def success_share(self, now: float) -> float:
-        """Share of successes in the window before the last success; 0 without a success."""
+        """Share of successes in the window, without the failures since the last one.
+
+        0 without a success.
+        """
         self._forget(now)
         successes = sum(row[2] for row in self._mix)
         return successes / (successes + sum(row[1] for row in self._mix)) if successes else 0.0

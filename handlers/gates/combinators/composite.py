@@ -1,4 +1,4 @@
-"""`composite`: several gates as one; the lowest budget holds, reservations are all or nothing."""
+"""`composite`: several gates as one; the lowest budget counts, reservations are all or nothing."""
 
 from __future__ import annotations
 

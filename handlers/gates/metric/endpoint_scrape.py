@@ -114,7 +114,7 @@ class EndpointScrapeGate(ReadingGate):
         is_budget = parameters.value_type == "budget"
 
         def published(value: float) -> float:
-            # Negative values say by how much the pool is overfilled.
+            # A negative value is the fraction by which the pool is overfilled.
             left = min(1.0, value) if is_budget else 1.0 - max(0.0, value)
             return left - baseline
 
@@ -134,7 +134,7 @@ class EndpointScrapeGate(ReadingGate):
 
 
 def endpoint_scrape_gate(parameters: EndpointScrapeParameters, sources: GateSources) -> Gate:
-    """The gate of the admission that the parameters name."""
+    """The gate for the parameters' `admission`."""
     if parameters.admission == "counted":
         return CountedScrapeGate(ScrapedValue(parameters, sources), parameters.metric)
     return EndpointScrapeGate(parameters, sources)
@@ -151,7 +151,7 @@ class ScrapedValue:
         self._reading: Reading[MetricSample] | None = None
         self._failure = NOT_READ_YET
         self.full = parameters.max_count_per_pod or 1.0
-        """The capacity of the last reading: what stands for a saturation of 1."""
+        """The capacity of the last reading, which corresponds to a saturation of 1."""
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -212,7 +212,7 @@ class ScrapedValue:
         self._reading = Reading(MetricSample(None if value is None else value / full), page.at)
 
     def _combined(self, values: list[float]) -> float | None:
-        """Value of several series: counts (of engines, models) add up, of fractions the fullest holds."""
+        """Combine several series: counts (of engines, models) are added, of fractions the largest counts."""
         wanted = self._parameters
         if wanted.admission == "counted" and values:
             return values[0]
@@ -243,7 +243,7 @@ def page_feed(address: str, sources: GateSources) -> Feed[bytes]:
 
 
 _LINE_BYTES: Final = 16_384
-"""Most bytes of one sample: the parser's time grows with the square of a line's length."""
+"""Most bytes of one sample, since the parser's time grows with the square of a line's length."""
 
 
 def samples_of(page: bytes, metric: str, labels: Mapping[str, str]) -> list[float]:
@@ -273,8 +273,8 @@ _TURN_SECONDS = 0.05
 class CountedScrapeGate(Gate):
     """Admits at most floor(capacity - value) requests per reading; a failed reading admits none.
 
-    `scraped` gives the first sample of the page as a part of the capacity. Source of the rule: the reference's
-    `admission: counted`. The budget is 1 while a place of the reading is free, else 0.
+    `scraped` gives the first sample of the page as a fraction of the capacity. Source of the rule: the reference's
+    `admission: counted`. The budget is 1 while the reading has a free place, else 0.
     """
 
     gate_type = "endpoint-scrape"

@@ -1,7 +1,7 @@
 """Gates that query Prometheus: `prometheus-query`, `prometheus-saturation`, `prometheus-budget`.
 
-The router renamed its metrics; one query asks for both names, and the new one wins. Several router replicas report the
-same pool; the largest value counts.
+The router renamed its metrics: one query asks for both names, and the new one wins. If several router replicas report
+the same pool, the largest value counts.
 """
 
 from __future__ import annotations
@@ -137,7 +137,10 @@ def check_prometheus_url(sources: GateSources, gate_type: str) -> None:
 
 
 class PrometheusSaturationParameters(ReadingParameters, frozen=True, kw_only=True):
-    """Parameters of `prometheus-saturation`; `fallback` is a saturation, so its default 0 opens the gate."""
+    """Parameters of `prometheus-saturation`.
+
+    `fallback` is a saturation, so its default 0 opens the gate.
+    """
 
     pool: Annotated[Text, Meta(description="Inference pool whose saturation is read.")]
     namespace: Annotated[str, Meta(description="Namespace of the pool; empty: any.")] = ""

@@ -1,7 +1,7 @@
 """Base of the gates whose budget follows one number: `prometheus-*`, `endpoint-scrape`, `redis`.
 
-Each of them is a source and a rule. This module decides what holds while the source is missing and converts the
-number into shares of the pool.
+Each of them is a source and a rule. This module decides which rule applies while the source is missing, and converts
+the number to shares of the pool.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HEADROOM: Final = "headroom"
 
 
 class ReadingParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameters of every gate of one number.
+    """Parameters of all gates that follow one number.
 
     The reference always applies `fallback`. A `share` of a metric that counts queued requests too settles at about
     half of the idle capacity; `headroom` does not.
@@ -213,7 +213,7 @@ class ReadingGate(Gate):
         return True
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a budget is for all
-        """0 while closed, else None: the pool's allowance limits what an open budget admits."""
+        """0 while closed, else None; the pool's allowance limits an open budget."""
         return 0 if self._is_closed(self._now()) else None
 
     def observe(self, request: Request, feedback: Feedback) -> None:  # noqa: ARG002 - a budget is for all
@@ -224,7 +224,7 @@ class ReadingGate(Gate):
             self._turned_away.append(self._clock())
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - a budget is for all alike
-        """Go unless closed: the pool's allowance limits what an open budget admits."""
+        """Go unless closed; the pool's allowance limits an open budget."""
         now = self._now()
         return Refuse(CLOSED_RETRY_SECONDS, self._why_closed(now)) if self._is_closed(now) else Go()
 

@@ -184,15 +184,15 @@ class _Token:
     state_key: str
 
     async def release(self) -> None:
-        """Keep the token used: the request was sent."""
+        """Do nothing: the request was sent, so the token stays used."""
 
     async def give_back(self) -> None:
-        """Return the token: the request was not sent."""
+        """Return the token, because the request was not sent."""
         with contextlib.suppress(*self.store.failures):
             await self.store.return_token(self.state_key)
 
 
-_LONGEST_SECONDS: Final = 60.0  # a later time is a guess: units come back, clients give up
+_LONGEST_SECONDS: Final = 60.0  # a later time is uncertain, as units are returned and clients give up
 _MOST_KEYS: Final = 10_000
 
 

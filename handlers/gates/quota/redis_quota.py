@@ -1,8 +1,8 @@
-"""`redis-quota`: quota of each tenant, counted exactly in Redis over all processes.
+"""`redis-quota`: a quota per tenant, counted exactly in Redis over all processes.
 
 Both modes share the key `<prefix><attribute>:<value>` with the reference. `rate-limit` keeps a window of timestamps
-there: each claim pays one unit and gets it back if a later gate refuses the request; a claim cannot use the unit of
-another. `concurrency` keeps the reference's counter there, and leases of the slots in `{...}:held`: the slots of a
+there: each claim pays one unit and gets it back if a later gate refuses the request. A claim cannot use the unit of
+another. `concurrency` keeps the reference's counter there, and leases of the slots in `{...}:held`. The slots of a
 crashed process are free again when their leases expire.
 """
 
@@ -32,7 +32,7 @@ from handlers.gates.sources import GateSources, HeldSlot, QuotaStore
 
 RATE_LIMIT: Final = "rate-limit"
 CONCURRENCY: Final = "concurrency"
-_FIRST_HELD_SECONDS: Final = 1.0  # before the first request has ended
+_FIRST_HELD_SECONDS: Final = 1.0  # mean seconds of a request before the first one has ended
 _LEARNING: Final = 0.1
 _SOONER: Final = 0.8
 _LEAST_INTERVAL_SECONDS: Final = 0.001
@@ -91,7 +91,7 @@ class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuotaGate(Gate):
-    """Asks the store for each request; a request without the attribute has no quota."""
+    """Asks the store about each request; a request without the attribute has no quota."""
 
     gate_type = "redis-quota"
 
@@ -176,7 +176,7 @@ class QuotaGate(Gate):
             member,
             limit=self._parameters.limit,
             window_seconds=self._parameters.window,
-            # A claim pays once; a request without a claim is remembered until its deadline.
+            # A claim pays once. A request without a claim is remembered until its deadline.
             remember_seconds=self._parameters.window if request.claim else max(left, self._parameters.window),
         )
         if not may_go:
@@ -245,10 +245,10 @@ class RateReservation:
     member: str
 
     async def release(self) -> None:
-        """Keep the unit used: the request was sent."""
+        """Do nothing: the request was sent, so the unit stays used."""
 
     async def give_back(self) -> None:
-        """Refund the unit: the request was not sent."""
+        """Refund the unit, because the request was not sent."""
         # While the store is unavailable the unit stays paid: too strict for one window, never too generous.
         with contextlib.suppress(*self.store.failures):
             await self.store.refund_rate(self.key, self.member)
@@ -256,7 +256,10 @@ class RateReservation:
 
 @dataclass(frozen=True, slots=True)
 class SlotReservation:
-    """One slot of a concurrency quota; `learn` is called with the time it was taken when the request ends."""
+    """One slot of a concurrency quota.
+
+    When the request ends, `learn` is called with the time for which it held the slot.
+    """
 
     slots: HeldSlots
     slot: HeldSlot
