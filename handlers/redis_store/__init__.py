@@ -1,1 +1,1 @@
-"""The only room that talks to Redis: one Lua file for one operation, one typed function for each."""
+"""Redis: one Lua file per operation, one typed function for each."""

@@ -1,4 +1,4 @@
-"""Load a `.lua` file of this room as a script of one connection."""
+"""Load a `.lua` file of this package as a script."""
 
 from __future__ import annotations
 

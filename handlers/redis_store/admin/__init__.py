@@ -1,1 +1,1 @@
-"""What operators need of Redis: ACL rules, checks of rights and types, the status board."""
+"""Redis for operators: ACL rules, checks of rights and types, the status board."""

@@ -1,7 +1,7 @@
 """The dead letters of a queue: list, requeue and drop them.
 
-A record is written by the poller: `reason`, `message`, `at` (Unix seconds), `deaths`, `queue`, `score`, and the
-member itself (`member`, or `member_base64` where it is no UTF-8).
+The poller writes each record: `reason`, `message`, `at` (Unix seconds), `deaths`, `queue`, `score`, and the member
+itself (`member`, or `member_base64` if it is not UTF-8).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Record(msgspec.Struct):
 
 _AT_ONCE: Final = 500
 _LONGEST: Final = 1 << 40
-"""Records of any size are read whole, one a call where they are large."""
+"""Records of any size are read whole, a large one in its own call."""
 
 _decoder = msgspec.json.Decoder(_Record)
 
@@ -74,7 +74,7 @@ class DeadLetters:
             is_done = cursor == "0"
 
     async def get(self, dead_id: str) -> DeadLetter | None:
-        """The dead letter of that id; None if it is gone."""
+        """The dead letter with that id; None if it no longer exists."""
         record = await self._redis.hget(self._keys.dead, dead_id)
         return None if record is None else read_dead_letter(dead_id.encode(), _as_bytes(record))
 
@@ -86,7 +86,7 @@ class DeadLetters:
         return [letter async for letter in self.all() if letter.dead_id.startswith(prefix)]
 
     async def requeue(self, letter: DeadLetter) -> bool:
-        """Queue its member again with its score; False if it is gone."""
+        """Queue its member again with its score; False if it no longer exists."""
         done = await self._requeue(
             keys=[self._keys.dead, self._keys.pending],
             args=[letter.dead_id, letter.member, repr(letter.score)],
@@ -94,7 +94,7 @@ class DeadLetters:
         return bool(done)
 
     async def drop(self, dead_id: str) -> bool:
-        """Delete it; False if it is gone already."""
+        """Delete it; False if it no longer exists."""
         return bool(await self._redis.hdel(self._keys.dead, dead_id))
 
 

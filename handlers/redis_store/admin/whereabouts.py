@@ -1,7 +1,7 @@
-"""Finds one request: in the queue, claimed, waiting for a retry, dead-lettered, finished; and where its result is.
+"""Find one request and its result.
 
-The answer says what was seen. A request that is nowhere and has no record is `unknown`: it was never queued here, or it
-finished and its record has been dropped.
+It searches the queue, claims, retries, dead letters and records. A request that is nowhere and has no record is
+`unknown`: it was never queued here, or it finished and its record has been dropped.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ResultPlace:
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
-    """The state of one request and what was seen of it; `is_partial` if a key was too long to read all of it."""
+    """The state of one request; `is_partial` if a key was too long to read completely."""
 
     request_id: str
     state: RequestState
@@ -110,9 +110,9 @@ async def locate(redis: Store, request_id: str, keys: Searched) -> Whereabouts:
 
 
 async def may_be_queued(redis: Store, request_id: str, keys: Searched, *, steps: int) -> bool:
-    """Whether a request is in a queue or the retry set; true too if they are too long to tell in `steps` calls.
+    """Whether a request is in a queue or the retry set, as far as `steps` calls can tell.
 
-    Keys that the user may not read count as empty.
+    If the keys are too long for that, it returns True. Keys that the user may not read count as empty.
     """
     budget = SearchBudget(steps=steps)
     places, _ = await _places_of(redis, request_id, keys, budget)
@@ -134,7 +134,7 @@ async def _places_of(
 def _state(
     places: Sequence[Place], live: RequestState, record: FinishedRecord | None, result: ResultPlace | None
 ) -> RequestState:
-    """What is live wins, then the dead letters, then the record, then a result that was found."""
+    """The state: live places win, then dead letters, the record, and a found result."""
     if live is RequestState.CANCELLING:
         return live
     for where, state in _LIVE.items():

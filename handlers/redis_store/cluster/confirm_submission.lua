@@ -1,6 +1,6 @@
--- confirm_submission: the recorded submission of an id is queued: reduce its marker to the token.
+-- confirm_submission: reduce an id's marker to the token, because the recorded submission is queued.
 -- Sending it twice does no harm: the second finds the token.
--- KEYS[1] request-submitted:<id>  string  token of the recorded submission, or all of it until it is queued; expires
+-- KEYS[1] request-submitted:<id>  string  token of the recorded submission, or the whole submission until it is queued; expires
 -- ARGV[1] the submission, as `windows.py` wrote it   ARGV[2] its token
 -- Returns 1, or 0 if the marker has changed (then nothing was changed).
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then

@@ -1,13 +1,12 @@
 -- deliver: write items of an outbox, or requests of a producer, to their target once. Sending it twice does no harm:
--- items
--- delivered in the last hour are known by id, requests queued with a window until an hour after the window.
+-- the ids of delivered items are kept for an hour, those of requests with a window until an hour after the window.
 -- KEYS[1] result list, queue or retry set  list or zset  results, newest first; or members with their scores
 -- KEYS[2] {<KEYS[1]>}:delivered            zset          id, score = when, Unix seconds of this server, or the window's end;
---                                                        kept an hour longer. Of another type: nothing is remembered
+--                                                        kept an hour longer; not used if it is of another type
 -- ARGV[1] list or zset   ARGV[2] seconds until KEYS[1] expires (empty: never)
--- ARGV[3] window, seconds behind the deadline that a score begins with (empty: none)
+-- ARGV[3] window, seconds after the deadline in the score (empty: none)
 -- ARGV[3n + 1] id   ARGV[3n + 2] result or member   ARGV[3n + 3] score (of a zset)
--- Returns 1, or 0 when KEYS[1] is of another type (nothing was changed).
+-- Returns 1, or 0 if KEYS[1] is of another type (then nothing was changed).
 -- include _run
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000

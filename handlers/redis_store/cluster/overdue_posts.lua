@@ -1,10 +1,9 @@
--- overdue_posts: return records that an outbox has held for too long, because their poller died; the caller delivers
--- them.
+-- overdue_posts: return overdue records of an outbox, whose poller has crashed; the caller delivers them.
 -- Sending it twice does no harm: the second finds less.
--- KEYS[1] {<queue or retry set>}:outbox      hash  id -> what is to be delivered
--- KEYS[2] {<queue or retry set>}:outbox-idx  zset  id, score = since when, Unix seconds of this server
--- ARGV[1] how long is too long, seconds   ARGV[2] how many at most
--- ARGV[3] how many bytes of records at most; the first is returned whatever its size
+-- KEYS[1] {<queue or retry set>}:outbox      hash  id -> record to deliver
+-- KEYS[2] {<queue or retry set>}:outbox-idx  zset  id, score = time of the record, Unix seconds of this server
+-- ARGV[1] age of an overdue record, seconds   ARGV[2] most records
+-- ARGV[3] most bytes of records; the first is returned whatever its size
 -- Returns two values for each: id and record.
 -- include _run
 local clock = redis.call('TIME')

@@ -7,9 +7,9 @@
 -- KEYS[4] {<queue>}:deaths           hash    claim key -> owners that died on it
 -- KEYS[5] {<queue>}:dead             hash    dead letter id -> record
 -- KEYS[6] {<queue>}:settled:<batch>  string  1 or 0 for each claim of this batch; expires in a minute
--- KEYS[7] {<queue>}:outbox           hash    owner token -> what is to be delivered
--- KEYS[8] {<queue>}:outbox-idx       zset    owner token, score = since when, Unix seconds of this server
--- ARGV[1] 1: final, so that deaths are forgotten, else 0
+-- KEYS[7] {<queue>}:outbox           hash    owner token -> record to deliver
+-- KEYS[8] {<queue>}:outbox-idx       zset    owner token, score = time of the record, Unix seconds of this server
+-- ARGV[1] 1: final, so that the counts of deaths are deleted, else 0
 -- ARGV[4n - 2] claim key   ARGV[4n - 1] owner token   ARGV[4n] record to deliver
 -- ARGV[4n + 1] record for the dead letters (empty: none)
 -- Returns for each 1, 0 if the claim was lost, or the error text if nothing was changed.

@@ -1,10 +1,10 @@
 -- post_cancelled: move cancelled retries into the retry set's outbox, to be delivered to their queues, where they are
 -- recalled; a part of the set at a time (Redis Cluster). Sending it twice does no harm.
 -- KEYS[1] <retry set>               zset  envelope, score = due time, Unix seconds of this server
--- KEYS[2] {<retry set>}:outbox      hash  id -> what is to be delivered
--- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = since when, Unix seconds of this server
--- ARGV[1] random part of the ids   ARGV[2] the queue of members that name none   ARGV[3] cursor, first 0
--- ARGV[4] how many at a time   ARGV[5] how many bytes at a time   ARGV[6..] claim keys that were cancelled
+-- KEYS[2] {<retry set>}:outbox      hash  id -> record to deliver
+-- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = time of the record, Unix seconds of this server
+-- ARGV[1] random part of the ids   ARGV[2] the queue of members that do not name one   ARGV[3] cursor, first 0
+-- ARGV[4] members per call   ARGV[5] bytes per call   ARGV[6..] claim keys that were cancelled
 -- Returns the next cursor (0: done), then two values for each: id and record.
 -- include _run
 -- include _member

@@ -1,10 +1,10 @@
 -- post_due: move retries that are due into the retry set's outbox, to be delivered to their queues (Redis Cluster).
 -- Sending it twice takes more; records of a lost reply become overdue soon.
 -- KEYS[1] <retry set>               zset  envelope, score = due time, Unix seconds of this server
--- KEYS[2] {<retry set>}:outbox      hash  id -> what is to be delivered
--- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = since when, Unix seconds of this server
--- ARGV[1] random part of the ids   ARGV[2] the queue of members that name none   ARGV[3] how many at most
--- ARGV[4] how many bytes of members at most; the first is moved whatever its size
+-- KEYS[2] {<retry set>}:outbox      hash  id -> record to deliver
+-- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = time of the record, Unix seconds of this server
+-- ARGV[1] random part of the ids   ARGV[2] the queue of members that do not name one   ARGV[3] most members
+-- ARGV[4] most bytes of members; the first is moved whatever its size
 -- Returns two values for each: id and record.
 -- include _run
 -- include _member

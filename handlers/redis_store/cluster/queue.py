@@ -1,4 +1,7 @@
-"""A queue in Redis Cluster: the same promises, where results, retries and tokens are in other slots (see `outbox`)."""
+"""A queue in Redis Cluster, whose results, retries and tokens are in other slots (see `outbox`).
+
+It gives the same guarantees as on one server.
+"""
 
 from __future__ import annotations
 

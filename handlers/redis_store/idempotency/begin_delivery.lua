@@ -3,7 +3,7 @@
 -- KEYS[1] delivery:…  hash  owner: token of the current owner | reference: of its answer |
 --                           previous: span of the attempt that was abandoned last; expires
 -- ARGV[1] owner token   ARGV[2] lease, milliseconds
--- Returns {0, previous or ''} taken; {1, milliseconds left} another owner's lease; {2, reference} answered.
+-- Returns {0, previous or ''} if taken; {1, milliseconds left} if another owner holds it; {2, reference} if answered.
 local record = redis.call('HMGET', KEYS[1], 'owner', 'reference', 'previous')
 if record[2] then
   return { 2, record[2] }
@@ -14,7 +14,7 @@ end
 redis.call('HSET', KEYS[1], 'owner', ARGV[1])
 local expires = redis.pcall('PEXPIRE', KEYS[1], ARGV[2])
 if type(expires) == 'table' and expires.err then
-  redis.call('DEL', KEYS[1]) -- a lease without an end would block the delivery for everybody
+  redis.call('DEL', KEYS[1]) -- a lease without an end would block the delivery indefinitely
   return expires
 end
 return { 0, record[3] or '' }

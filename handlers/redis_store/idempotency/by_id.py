@@ -1,4 +1,7 @@
-"""Idempotency records by request id: while one submission is live or recent, no other of its id runs."""
+"""Idempotency records by request id: only one submission of an id runs at a time.
+
+The record counts while the submission is live, and for a while after it has finished.
+"""
 
 from __future__ import annotations
 

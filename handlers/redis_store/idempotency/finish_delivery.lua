@@ -1,6 +1,6 @@
 -- finish_delivery: record that a delivery was answered. Sending it twice does no harm.
 -- KEYS[1] delivery:…  hash  owner, reference, previous; expires
--- ARGV[1] owner token   ARGV[2] reference   ARGV[3] how long to keep it, milliseconds
+-- ARGV[1] owner token   ARGV[2] reference   ARGV[3] lifetime of the record, milliseconds
 -- Returns 1, or 0 if another owner holds it or it has another answer (then nothing was changed).
 -- A lease that ended without another owner does not matter: the answer is published, so it is recorded.
 local record = redis.call('HMGET', KEYS[1], 'owner', 'reference')
@@ -11,6 +11,6 @@ if record[1] and record[1] ~= ARGV[1] then
   return 0
 end
 redis.call('HSET', KEYS[1], 'reference', ARGV[2])
-redis.pcall('HDEL', KEYS[1], 'owner', 'previous') -- after it: the record always has one of both
+redis.pcall('HDEL', KEYS[1], 'owner', 'previous') -- after the reference is set, so that the record always has one of them
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1

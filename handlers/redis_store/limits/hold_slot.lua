@@ -4,7 +4,7 @@
 -- KEYS[2] {<KEYS[1]>}:held               zset    submission, score = lease end, Unix seconds of this server
 -- KEYS[3] {<KEYS[1]>}:held-by            hash    submission -> owner token
 -- ARGV[1] submission   ARGV[2] owner   ARGV[3] limit   ARGV[4] lease, seconds   ARGV[5] counter's life, seconds
--- Returns 1, or 0 when all slots are in use (then only slots of ended leases were freed).
+-- Returns 1, or 0 if all slots are in use (then only slots of ended leases were freed).
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local used = tonumber(redis.call('GET', KEYS[1]) or '0') or 0

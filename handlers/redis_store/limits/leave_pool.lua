@@ -2,6 +2,6 @@
 -- KEYS[1] {async-processor:pool:<pool>}:pollers  zset  poller -> lease end
 -- KEYS[2] {async-processor:pool:<pool>}:in-use   hash  poller -> slots in use
 -- ARGV[1] poller
--- Returns 1, or 0 when it was not among the pollers.
+-- Returns 1, or 0 if it was not a member.
 redis.call('HDEL', KEYS[2], ARGV[1])
 return redis.call('ZREM', KEYS[1], ARGV[1])

@@ -4,7 +4,7 @@
 --                                              this server; the reference's own window: its entries count too
 -- KEYS[2] {<KEYS[1]>}:paid               zset  submission, score = remembered until, Unix seconds of this server
 -- ARGV[1] submission   ARGV[2] limit   ARGV[3] window, seconds   ARGV[4] remember, seconds
--- Returns 1 if it may go, else 0; 1 if it paid just now; seconds until a unit is free (a text).
+-- Returns 1 if it may be sent, else 0; 1 if this call paid; seconds until a unit is free (as text).
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local window = tonumber(ARGV[3])
@@ -26,7 +26,7 @@ end
 redis.call('ZADD', KEYS[1], string.format('%.0f', now * 1000000000), ARGV[1])
 redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.max(1000, 2000 * window)))
 redis.call('ZADD', KEYS[2], string.format('%.6f', now + tonumber(ARGV[4])), ARGV[1])
--- The set lives as long as its longest memory; a submission with a nearer deadline never shortens it.
+-- The set expires with its longest record; a submission with an earlier deadline never shortens it.
 local ttl = math.max(redis.call('PTTL', KEYS[2]), math.ceil(tonumber(ARGV[4]) * 1000))
 redis.call('PEXPIRE', KEYS[2], string.format('%.0f', ttl))
 return { 1, 1, '0' }

@@ -6,7 +6,7 @@
 -- KEYS[4] <queue>:deaths            hash    claim key -> owners that died on it
 -- KEYS[5] <queue>:dead              hash    dead letter id -> record
 -- KEYS[6] <queue>:settled:<batch>   string  1 or 0 for each claim of this batch; expires in a minute
--- ARGV ten for each; the keys among them are not declared, so that one which the ACL refuses does not stop the others:
+-- ARGV ten for each claim. Keys among them are not declared, so that a key refused by the ACL does not fail the others:
 -- ARGV[10n - 9] claim key   ARGV[10n - 8] owner token   ARGV[10n - 7] result (empty: none)
 -- ARGV[10n - 6] result list, at whose head it goes   ARGV[10n - 5] seconds until the list expires (empty: never)
 -- ARGV[10n - 4] record for the dead letters (empty: none)   ARGV[10n - 3] request token (empty: none)

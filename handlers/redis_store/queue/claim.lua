@@ -6,11 +6,11 @@
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
 -- KEYS[5] <queue>:deaths        hash  claim key -> owners that died on it
--- ARGV[1] how many at most   ARGV[2] lease, seconds   ARGV[3] random part of the owner tokens
+-- ARGV[1] most requests   ARGV[2] lease, seconds   ARGV[3] random part of the owner tokens
 -- ARGV[4] 1: only those whose score has passed, else 0
 -- ARGV[5] 1: check whether they were cancelled (request-cancel:<id> holds their token; not declared), else 0
--- ARGV[6] how many bytes of members at most; the first is taken whatever its size
--- ARGV[7] how many retries at most while other requests wait   ARGV[8] where to begin: 0 at the head, 1 at the end
+-- ARGV[6] most bytes of members; the first is taken whatever its size
+-- ARGV[7] most retries while other requests wait   ARGV[8] where to begin: 0 at the head, 1 at the end
 -- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, deaths, and 1 if it
 -- was cancelled, else 0.
 -- include _run

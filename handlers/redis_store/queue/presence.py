@@ -1,4 +1,4 @@
-"""Which queues may have requests: one command for all of them, and a signal from our own producers."""
+"""Find queues that may have requests: one command for all, and a signal from our producers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _GROUP: Final = 100
 
 
 async def existing(redis: Store, keys: Sequence[str]) -> set[str]:
-    """Those of `keys` that exist. Costs one command if none or all do; raises one of `STORE_FAILURES`.
+    """The existing ones of `keys`. Raises one of `STORE_FAILURES`.
 
-    In Redis Cluster, one `EXISTS` for each key, in one pipeline.
+    Costs one command if none or all exist. In Redis Cluster, one `EXISTS` per key in one pipeline.
     """
     if not keys:
         return set()
@@ -42,9 +42,10 @@ async def _of_groups(redis: Store, groups: Sequence[Sequence[str]]) -> list[str]
 
 
 async def wake_signals(redis: Store) -> AsyncIterator[str]:
-    """Names of queues to which our clients have just written, as long as the caller iterates.
+    """Names of queues to which our clients have just written, while the caller iterates.
 
-    Holds one connection. Raises one of `STORE_FAILURES`, also if the user may not subscribe. None in Redis Cluster.
+    Holds one connection. Raises one of `STORE_FAILURES`, also if the user may not subscribe. Yields nothing in Redis
+    Cluster.
     """
     if isinstance(redis, RedisCluster):
         return

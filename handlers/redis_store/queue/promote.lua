@@ -1,9 +1,9 @@
 -- promote: move retries that are due back to their queues, with the score they had. Sending it twice does no harm.
 -- The queues are named in the members, so their keys are not declared: not for Redis Cluster.
 -- KEYS[1] <retry set>  zset  envelope, score = due time, Unix seconds of this server
--- ARGV[1] how many at most   ARGV[2] the queue of members that name none
--- ARGV[3] how many bytes of members at most; the first is moved whatever its size
--- Returns how many were moved, and 1 if more are due, else 0.
+-- ARGV[1] most members   ARGV[2] the queue of members that do not name one
+-- ARGV[3] most bytes of members; the first is moved whatever its size
+-- Returns the number of moved members, and 1 if more are due, else 0.
 -- include _run
 -- include _member
 -- include _queued_under

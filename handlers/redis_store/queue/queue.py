@@ -1,6 +1,7 @@
-"""One queue: claim, renew, ack, nack, release, reclaim. Each is one script call for a whole batch.
+"""One queue: claim, renew, ack, nack, release, reclaim, each in one script call per batch.
 
-The scripts' own headers (`*.lua` beside this file) say what happens in one step and what stays true if sent twice.
+The headers of the scripts (`*.lua` in this folder) describe what they change in one step, and the effect of sending
+them twice.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _DATA = re.compile(rb'"data"\s*:')
 _HEAD_BYTES = 4_096
 
 _HELD_BACK_LEASES: Final = 2
-"""For how many leases claims of a lost reply are searched: the server may run a command late."""
+"""Number of leases for which claims of a lost reply are searched, since the server may run a command late."""
 
 
 Effect = int | bytes

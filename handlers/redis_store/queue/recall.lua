@@ -1,18 +1,17 @@
 -- recall: claim cancelled requests by name, at any position of the queue, so that they are answered and not run.
 -- They are found by the scores that their producers gave them, so the queue's length does not matter. Sending it twice
--- does
--- no harm: the second finds them claimed.
+-- does no harm: the second finds them claimed.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
 -- KEYS[5] <queue>:deaths        hash  claim key -> owners that died on it
 -- ARGV[1] lease, seconds   ARGV[2] random part of the owner tokens
--- ARGV[3] the range to begin with, from 1   ARGV[4] how many of its members to skip
+-- ARGV[3] the range to begin with, from 1   ARGV[4] members of it to skip
 -- ARGV[5] most members to read   ARGV[6] most bytes of members; the first is read whatever its size
--- ARGV[7] how many ranges
--- ARGV[8..] lowest and highest score of each range, as ZRANGEBYSCORE takes them; behind them the claim keys
--- Returns this server's Unix seconds, the range to continue with (0: done) and how many of its members to skip, then
+-- ARGV[7] number of ranges
+-- ARGV[8..] lowest and highest score of each range, as ZRANGEBYSCORE takes them; then the claim keys
+-- Returns this server's Unix seconds, the range to continue with (0: done), its members to skip, then
 -- for each claim: claim key, owner token, member, score, deaths, 1.
 -- include _run
 -- include _counted_as
@@ -30,7 +29,7 @@ local wanted, tokens = named(8 + 2 * ranges)
 local answer = { string.format('%.6f', now), 0, 0 }
 local looked = 0
 
--- The rank of the first member of a range, and how many members it has.
+-- The rank of the first member of a range, and the number of its members.
 local function place_of(low, high)
   local is_open = string.sub(low, 1, 1) == '('
   local below = run('ZCOUNT', KEYS[1], '-inf', is_open and string.sub(low, 2) or '(' .. low)

@@ -1,11 +1,10 @@
 -- recall_retries: move cancelled requests from the retry set to their queues, where they are recalled, a part of the
--- set at
--- a time. The queues are named in the members, so their keys are not declared. Sending it twice does no harm.
+-- set at a time. The queues are named in the members, so their keys are not declared. Sending it twice does no harm.
 -- KEYS[1] <retry set>  zset  envelope, score = due time
--- ARGV[1] the queue of members that name none   ARGV[2] cursor, first 0   ARGV[3] how many at a time
--- ARGV[4] how many bytes at a time
+-- ARGV[1] the queue of members that do not name one   ARGV[2] cursor, first 0   ARGV[3] members per call
+-- ARGV[4] bytes per call
 -- ARGV[5..] claim keys that were cancelled
--- Returns the next cursor (0: done), and how many were moved.
+-- Returns the next cursor (0: done), and the number of moved members.
 -- include _run
 -- include _member
 -- include _claim_key

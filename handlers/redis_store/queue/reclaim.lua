@@ -5,10 +5,9 @@
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
 -- KEYS[5] <queue>:deaths        hash  claim key -> owners that died on it; expires a week after the last one
--- ARGV[1] how many at most   ARGV[2] delivery limit: most deaths   ARGV[3] lease, seconds
--- ARGV[4] random part of the owner tokens   ARGV[5] how many bytes of members at most; the first is moved whatever its
--- size
--- Returns this server's Unix seconds, how many went back to pending, then for each that the caller claimed:
+-- ARGV[1] most claims   ARGV[2] delivery limit: most deaths   ARGV[3] lease, seconds
+-- ARGV[4] random part of the owner tokens   ARGV[5] most bytes of members; the first is moved whatever its size
+-- Returns this server's Unix seconds, the number of returned requests, then for each claim of the caller:
 -- claim key, owner token, member, score, deaths, 0.
 -- include _run
 -- include _counted_as
@@ -37,8 +36,8 @@ probe_moves()
 probe('ZADD', KEYS[1], 'XX', 0, NO_NAME)
 probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
 if (try('HLEN', KEYS[2]) or 0) > run('ZCARD', KEYS[4]) then
-  -- A claim without an index entry would never end: index it, its owner renews it if it lives. It may be anywhere
-  -- in the hash, so all of it is read; this is rare, and mends all at once.
+  -- A claim without an index entry would never end, so index it; a live owner renews it. It may be anywhere in the
+  -- hash, so all of it is read. This is rare, and repairs all such claims at once.
   for _, key in ipairs(try('HKEYS', KEYS[2]) or {}) do
     run('ZADD', KEYS[4], 'NX', lease_end, key)
   end

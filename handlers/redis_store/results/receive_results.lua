@@ -34,7 +34,7 @@ if #forgotten > 0 then
   try('ZREM', KEYS[5], unpack(forgotten))
 end
 
--- A large result's token stands behind its payload: at the very end, as the last field of the outermost object.
+-- A large result has its token after its payload, at the very end, as the last field of the outermost object.
 local function last_token(result)
   return string.match(string.sub(result, -HEAD), '[^\\],%s*"request_token"%s*:%s*"([^"\\]*)"%s*}%s*$')
 end
@@ -44,15 +44,14 @@ local function is_duplicate(key)
 end
 
 -- The claim key of a result: its id and token, or nil for a duplicate; without a token its id, or a random key if the
--- id
--- is in use.
+-- id is in use.
 local function claim_key(result, place)
   local fields = read_member(result)
   local id = fields and fields['id']
   local token = fields and fields['request_token']
   local own = ARGV[5] .. ':' .. place
   if type(id) ~= 'string' or id == '' or token ~= nil and token ~= cjson.null and type(token) ~= 'string' then
-    -- The id of a large result may be behind its head: its reader decodes it.
+    -- The id of a large result may be after its first bytes; then its reader decodes it.
     return #result > SMALL and string.find(result, '^%s*{') and own or '\0unparsable-result\0' .. own
   end
   if (token == nil or token == cjson.null) and #result > SMALL then

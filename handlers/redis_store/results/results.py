@@ -1,7 +1,7 @@
-"""Read a result list: receive under a lease, renew, acknowledge, give back, peek.
+"""Read a result list: receive under a lease, renew, acknowledge, return, peek.
 
-The durable result protocol of contract.md: a result that is received and not acknowledged returns when its lease ends,
-so a reader's crash loses nothing. Readers that `RPOP` the same list keep working.
+This is the durable result protocol: a result that is received and not acknowledged returns when its lease ends, so a
+reader's crash loses nothing. Readers that `RPOP` the same list still work.
 """
 
 from __future__ import annotations

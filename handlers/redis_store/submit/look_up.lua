@@ -1,4 +1,4 @@
--- look_up: the state of one submission. Reads a handful of keys, whatever the queue's length; changes nothing.
+-- look_up: the state of one submission. Reads a few keys, independent of the queue's length; changes nothing.
 -- KEYS[1] request-active:<id>     string  token of the live submission; expires at the deadline
 -- KEYS[2] request-cancel:<id>     string  token of a cancelled submission
 -- KEYS[3] request-submitted:<id>  string  token of a submission with a window
@@ -29,8 +29,7 @@ if not seq then
   return { 'queued', token }
 end
 -- The live marker expires at the deadline, so its expiry and the token's sequence give the score. Time passes between
--- the
--- two readings, less than half a second; deadlines are whole seconds.
+-- the two readings, but less than half a second, and deadlines are whole seconds.
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local deadline = math.floor(now + redis.call('PTTL', KEYS[1]) / 1000 + 0.5)

@@ -1,6 +1,5 @@
--- note_cancelled: list cancelled requests for pollers: the last step of cancel.lua if its keys are in several slots
--- (Redis
--- Cluster), and the missing step of producers that do not know this list. Sending it twice does no harm.
+-- note_cancelled: list cancelled requests for pollers. This is the last step of cancel.lua if its keys are in several
+-- slots (Redis Cluster), and the missing step of producers that do not know this list. Sending it twice does no harm.
 -- KEYS[1] request-cancellations  zset  deadline, Unix seconds NUL id NUL token; score = when, Unix seconds of this
 --                                      server; forgotten after an hour
 -- ARGV[1] 1: skip requests that are listed already, else 0

@@ -1,4 +1,4 @@
--- Included behind _member by scripts that need the name of a request. Reads no key and writes none.
+-- Included after _member by scripts that need the name of a request. Reads no key and writes none.
 -- claim_key(member): id, or id NUL token; a digest if the id (or token) is not in the first 4 KB, contains a NUL or has
 -- the form of an owner token, so that no request is mistaken for another.
 local LONG = 16384 -- a longer member is hashed by its length and its two ends: SHA-1 of all would block the server
@@ -24,7 +24,7 @@ local function claim_key(member)
   local token = ''
   if is_enveloped(fields) then
     if not is_internal_read and fields['internal'] ~= cjson.null then
-      return digest(member) -- its token may be behind the head
+      return digest(member) -- its token may be after the first 4 KB
     end
     token = type(fields['internal']) == 'table' and fields['internal']['request_token']
     fields = fields['data']

@@ -1,4 +1,4 @@
--- Included behind _member and _claim_key by scripts that search some requests among many. Reads no key and writes none.
+-- Included after _member and _claim_key by scripts that search some requests among many. Reads no key and writes none.
 -- is_named(member, wanted, tokens): whether a member's claim key is in `wanted`; `tokens` are the tokens in these.
 -- Most members are dismissed by their token without decoding, which would block the server for a long set.
 local function is_named(member, wanted, tokens)

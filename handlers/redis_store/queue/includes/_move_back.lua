@@ -1,4 +1,4 @@
--- Included behind _run by scripts that return claims to pending. Writes KEYS[1] to KEYS[4] of its script, as their
+-- Included after _run by scripts that return claims to pending. Writes KEYS[1] to KEYS[4] of its script, as their
 -- headers say.
 -- probe_moves(): fails if a later command would fail. Moves are allowed when memory is full.
 -- move_back(key, member, score): queue the claim's member, if it exists, then drop the claim.

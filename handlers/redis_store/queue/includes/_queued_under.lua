@@ -1,6 +1,6 @@
--- Included behind _member by scripts that queue a member again. Reads no key and writes none.
--- queued_under(member): the queue that it names, and its score (deadline and sequence, or the score it was claimed with
--- if that was another); nil if it has none.
+-- Included after _member by scripts that queue a member again. Reads no key and writes none.
+-- queued_under(member): the queue that it names, and its score: deadline and sequence, or the score it was claimed with
+-- if that differs; nil without a score.
 local function queued_under(member)
   local fields = read_member(member) or {}
   local internal = type(fields['internal']) == 'table' and fields['internal'] or {}

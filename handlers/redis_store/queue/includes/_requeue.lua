@@ -1,6 +1,5 @@
--- Included behind _run, _member and _queued_under by scripts that send retries back to their queues. Writes KEYS[1],
--- the
--- retry set, and the queues that members name.
+-- Included after _run, _member and _queued_under by scripts that send retries back to their queues. Writes
+-- KEYS[1], the retry set, and the queues that members name.
 -- requeue(member, default_queue, now): queue a member again, with the score that it had, then remove it from the retry
 -- set. Returns whether it was moved. A member whose queue refuses it stays, due in five seconds, so that it blocks no
 -- other.

@@ -3,10 +3,8 @@
 -- run(command, key, ...): as redis.call; its error names the command and the key.
 -- try(command, key, ...): the answer, or nil where the server refuses: for side effects that a request can do without.
 -- probe(command, key, ...): as `run`, with arguments that change nothing: fails if the same command would fail later.
--- The
--- first probe decides what happens when memory is full: ZADD and SET are refused, and with them the script; ZREM and
--- HDEL
--- are not, and all commands after them are allowed.
+-- The first probe decides what happens if memory is full: ZADD and SET are refused, which fails the script; ZREM and
+-- HDEL are allowed, and so are all commands after them.
 local NO_NAME = '\0nobody' -- not the name of any member, claim key or field
 
 local function refused(answer, command, key)

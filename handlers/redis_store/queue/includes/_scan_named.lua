@@ -1,8 +1,7 @@
--- Included behind _run and _is_named by scripts that search some requests in a retry set, KEYS[1].
+-- Included after _run and _is_named by scripts that search some requests in a retry set, KEYS[1].
 -- scan_named(cursor, count, room, first): members whose claim keys are in ARGV from ARGV[first] on, in one part of the
 -- set: up to `count` members or `room` bytes are scanned, and one hash bucket more. Returns the next cursor ('0': done)
--- and
--- the members found.
+-- and the members found.
 local function scan_named(cursor, count, room, first)
   local wanted, tokens = named(first)
   local found = {}

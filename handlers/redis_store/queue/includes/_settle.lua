@@ -1,4 +1,4 @@
--- Included behind _run and _counted_as by scripts that end claims: KEYS[1] to KEYS[3] of the script are claims,
+-- Included after _run and _counted_as by scripts that end claims: KEYS[1] to KEYS[3] of the script are claims,
 -- owners and index.
 -- begin_settling(memory): fails if a later command would fail; reads the outcome of an earlier call with the same
 -- batch.
