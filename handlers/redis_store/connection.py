@@ -20,7 +20,13 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.exceptions import AuthenticationError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,  # noqa: A004  # the library's, a RedisError
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.redis_store.faults import explained
@@ -335,15 +341,36 @@ class ProgressParser(_AsyncHiredisParser):
 
 
 class _ProgressiveSend(AbstractConnection):
+    """Another task may close the connection during a call, as the rediscovery of a cluster does; the library then
+    fails with an error of its implementation, which is a `ConnectionError` here.
+    """
+
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
     ) -> None:
         """Send in pieces that have a time limit each."""
         if isinstance(command, str):
             command = command.encode()
-        for piece in pieces([command] if isinstance(command, bytes) else command):
-            await super().send_packed_command(piece, check_health)
-            check_health = False
+        try:
+            for piece in pieces([command] if isinstance(command, bytes) else command):
+                await super().send_packed_command(piece, check_health)
+                check_health = False
+        except (AttributeError, RuntimeError) as error:
+            await self._refuse_if_closed(error)
+            raise
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """As the library's."""
+        try:
+            return await super().read_response(*args, **options)
+        except (AttributeError, RuntimeError) as error:
+            await self._refuse_if_closed(error)
+            raise
+
+    async def _refuse_if_closed(self, error: Exception) -> None:
+        if self._writer is None or self._writer.is_closing():
+            await self.disconnect(nowait=True)
+            raise ConnectionError("the connection was closed during the call") from error
 
 
 def pieces(parts: Iterable[bytes]) -> Iterator[list[bytes]]:

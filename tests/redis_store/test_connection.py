@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -158,6 +158,21 @@ async def test_large_values_go_and_come_whole(valkey: Valkey) -> None:
         value = bytes(range(256)) * (size // 256 + 1)
         await redis.set("large", value[:size])
         assert await redis.get("large") == value[:size]
+    await redis.aclose()
+
+
+async def test_a_connection_that_another_task_closes_fails_as_a_lost_one_does(valkey: Valkey) -> None:
+    redis = cast("Any", connect(RedisOptions(valkey.url)))
+    kept = redis.connection_pool.make_connection()
+    for turns in range(20):
+        for call in (lambda: kept.send_command("PING"), kept.read_response):
+            await kept.connect()
+            running = asyncio.ensure_future(call())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await kept.disconnect(nowait=True)
+            with contextlib.suppress(*STORE_FAILURES):
+                await running
     await redis.aclose()
 
 
