@@ -71,7 +71,9 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
 
 
 class Backoff:
-    """Pauses while a dependency fails: `first_seconds`, doubling up to `cap_seconds`, with equal jitter."""
+    """Growing pauses while a call fails or finds nothing: doubling up to a cap, with equal jitter."""
+
+    __slots__ = ("_cap_seconds", "_draw", "_first_seconds", "_next_seconds")
 
     def __init__(
         self,
@@ -86,7 +88,6 @@ class Backoff:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the last attempt failed."""
         return self._next_seconds > self._first_seconds
 
     def next_seconds(self) -> float:
@@ -96,7 +97,6 @@ class Backoff:
         return ceiling * (0.5 + self._draw() / 2)
 
     async def pause(self) -> None:
-        """Wait for the next pause."""
         await asyncio.sleep(self.next_seconds())
 
     def reset(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -165,3 +167,39 @@ async def test_a_pause_is_waited_for() -> None:
     patience = Backoff(0.001, 0.002, lambda: 0.0)
     await patience.pause()
     assert patience.has_failed
+
+
+def growing_pauses(source: str) -> list[int]:
+    """Lines that grow a pause by multiplication: `min(cap, 2 * pause)`, or `pause *= 2`."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(func=ast.Name("min"), args=[*arguments]):
+                products = [each for each in arguments if isinstance(each, ast.BinOp)]
+            case ast.AugAssign(target=ast.Name() | ast.Attribute(), op=ast.Mult()):
+                products = [ast.BinOp(node.target, node.op, node.value)]
+            case _:
+                continue
+        if any(isinstance(each.op, ast.Mult | ast.Pow) and "pause" in ast.unparse(each) for each in products):
+            lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("pause = min(2 * pause, 5)", [1]),
+        ("self.pause_seconds = min(CAP, self.pause_seconds * 1.5)", [1]),
+        ("pause_seconds *= 2", [1]),
+        ("size = min(2 * size, 5)", []),
+        ("pause = min(pause, left)", []),
+    ],
+)
+def test_a_pause_that_grows_is_found(source: str, lines: list[int]) -> None:
+    assert growing_pauses(source) == lines
+
+
+def test_pauses_grow_in_the_backoff_module_only() -> None:
+    sources = {path: path.read_text() for path in Path(__file__).parents[1].glob("handlers/**/*.py")}
+    assert len(sources) > 100
+    assert [path.name for path, text in sources.items() if growing_pauses(text)] == []

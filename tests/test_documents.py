@@ -43,6 +43,20 @@ def test_every_path_in_a_document_exists(path: Path) -> None:
     assert missing(found for text in inline if "<" not in text for found in PATH.findall(text)) == []
 
 
+def test_every_file_in_the_drawing_of_the_request_path_exists() -> None:
+    """Paths in drawings are relative to `handlers/`; a name without a folder is in the folder of the path before it."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", document(Path("docs/architecture.md")), flags=re.M | re.S)
+    drawings = "".join(text for language, text in blocks if not language)
+    found = re.findall(r"(?:[a-z_]+/)*[a-z_]+\.(?:py|lua)\b", drawings)
+    folder = Path()
+    paths = []
+    for name in found:
+        folder = Path(name).parent if "/" in name else folder
+        paths.append(f"handlers/{folder / Path(name).name}")
+    assert len(paths) > 15
+    assert missing(iter(paths)) == []
+
+
 def docstrings(path: Path) -> Iterator[str]:
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

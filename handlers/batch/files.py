@@ -20,13 +20,13 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from handlers.batch.lines import decode_output, error_kind
+from handlers.batch.lines import custom_id_of, decode_output, error_kind, request_id
 from handlers.client.errors import ClientError
 from handlers.contract.json_limits import MALFORMED
 
@@ -148,7 +148,6 @@ class BatchFiles:
         return False
 
     def is_running(self) -> bool:
-        """Whether a process has locked the batch."""
         if not self._lock.exists():
             return False
         try:
@@ -169,7 +168,6 @@ class AnsweredLines:
         return place < len(self._bits) and bool(self._bits[place] & (1 << (number & 7)))
 
     def add(self, number: int) -> None:
-        """Mark the line `number`."""
         place = number >> 3
         if place >= len(self._bits):
             self._bits.extend(bytes(max(1024, place + 1 - len(self._bits))))
@@ -189,7 +187,6 @@ class BatchOutput:
         self._errors = open_private(files.errors, "ab")
 
     def write(self, number: int, text: bytes, *, is_answer: bool) -> None:
-        """Add the line of request `number`."""
         (self._out if is_answer else self._errors).write(text)
         if not is_answer:
             self.kinds[error_kind(text)] += 1
@@ -206,7 +203,6 @@ class BatchOutput:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Close both files."""
         self._out.close()
         self._errors.close()
 
@@ -259,3 +255,33 @@ def numbered_lines(path: Path, first: int, last: int | None = None) -> Iterator[
                 text = text.removeprefix(codecs.BOM_UTF8)  # noqa: PLW2901  # the line without its mark
             if number >= first and text.strip():
                 yield number, text
+
+
+class FoundLine(msgspec.Struct, kw_only=True):
+    """One line of the input; `written` is the file with its answer or error, or empty."""
+
+    custom_id: str
+    number: int
+    request_id: str
+    written: str = ""
+
+
+def find_lines(files: BatchFiles, state: BatchState, custom_ids: Collection[str]) -> dict[str, FoundLine]:
+    """The first line with each `custom_id`; ids without a line are missing."""
+    found: dict[str, FoundLine] = {}
+    for number, text in numbered_lines(Path(state.source), 1):
+        name = custom_id_of(text)
+        if name in custom_ids and name not in found:
+            found[name] = FoundLine(
+                custom_id=name,
+                number=number,
+                request_id=request_id(state.batch, number),
+            )
+    by_number = {line.number: line for line in found.values()}
+    for path in (files.out, files.errors):
+        if path.exists():
+            for _, text in numbered_lines(path, 1):
+                number, kind = decode_output(state.batch, text) or (0, "")
+                if number in by_number:
+                    by_number[number].written = f"{kind or 'answered'}, in {path}"
+    return found

@@ -8,10 +8,9 @@ from functools import partial
 
 from handlers.batch.files import BatchState
 from handlers.batch.lines import BatchLine, InvalidLine, request_id
-from handlers.client.member import member_parts
 from handlers.client.new_request import NewRequest, encode_body
 from handlers.client.patience import Patience
-from handlers.client.redis_broker import batches, store_errors
+from handlers.client.redis_broker import batches, member_parts, store_errors
 from handlers.contract.errors import InvalidRequest
 from handlers.redis_store.keys import payload_key
 from handlers.redis_store.opening import open_submissions

@@ -38,6 +38,7 @@ from handlers.batch.lines import (
 from handlers.batch.queue import BatchQueue
 from handlers.cancellation import end_if_cancelled
 from handlers.client.errors import BrokerUnreachable
+from handlers.client.results import POLL_PAUSES
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import decode_result
 from handlers.redis_store.submit.submissions import MemberParts
@@ -47,14 +48,11 @@ COLLECTED_AT_ONCE = 1_000
 JOURNALED_AHEAD = 5_000
 """Lines that one write to the state file covers."""
 
-FIRST_PAUSE_SECONDS = 0.01
-_LONGEST_PAUSE_SECONDS = 1.0
-LAST_PAUSE_SECONDS = 0.25
+_RETRY_PAUSES = (0.01, 1.0)
+"""First and longest pause while the broker does not answer, in seconds."""
 CANCEL_CHECK_SECONDS = 0.5
 UNREACHABLE_SECONDS = 60.0
 """Seconds without a broker after which the run stops; it can be resumed."""
-
-
 SHOWN_DAMAGED = 10
 
 T = TypeVar("T")
@@ -216,15 +214,14 @@ class BatchRun:
     # --- results into the files
 
     async def _collect_until_done(self) -> None:
-        pause_seconds = FIRST_PAUSE_SECONDS
+        pauses = Backoff(*POLL_PAUSES)
         next_check_at = 0.0
         while not (self._is_fed and not self._waiting):
             if await self._collect():
-                pause_seconds = FIRST_PAUSE_SECONDS
+                pauses.reset()
                 await asyncio.sleep(0)
             else:
-                await asyncio.sleep(pause_seconds)
-                pause_seconds = min(LAST_PAUSE_SECONDS, pause_seconds * 1.5)
+                await pauses.pause()
                 self._give_up_the_late()
             if time.monotonic() >= next_check_at:
                 next_check_at = time.monotonic() + CANCEL_CHECK_SECONDS
@@ -316,7 +313,7 @@ class BatchRun:
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
     """Repeat a call until the broker answers, for at most a minute."""
     ends_at = time.monotonic() + UNREACHABLE_SECONDS
-    backoff = Backoff(FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+    backoff = Backoff(*_RETRY_PAUSES)
     while True:
         try:
             answer = await call()

@@ -1,13 +1,18 @@
-"""Begin a batch, or resume the one that an output file belongs to."""
+"""Check the file of a batch and begin it, or resume the one that an output file belongs to."""
 
 from __future__ import annotations
 
+import codecs
+import hashlib
 import secrets
 import time
 from pathlib import Path
+from typing import Final
 
-from handlers.batch.check import InvalidFile, check_file
-from handlers.batch.files import BatchConflict, BatchFiles, BatchState, source_print
+import msgspec
+
+from handlers.batch.files import BatchConflict, BatchFiles, BatchState, numbered_lines, source_print
+from handlers.batch.lines import InvalidLine, decode_line
 from handlers.client.new_request import Deadline, unix_deadline
 from handlers.redis_store.keys import batch_results_key
 
@@ -68,3 +73,78 @@ def _checked_total(source: Path, *, is_checked: bool) -> int:
             + "\nCorrect the file, or run with --no-check: each such line then gets an error line"
         )
     return check.total
+
+
+SHOWN_FAULTS: Final = 10
+
+_MARKS: Final = (
+    (b"\x1f\x8b", "gzip"),
+    (b"(\xb5/\xfd", "zstd"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"PK\x03\x04", "zip"),
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+class InvalidFile(BatchConflict):
+    """The input file is invalid; nothing was queued."""
+
+
+class FileCheck(msgspec.Struct, frozen=True):
+    """Result of a check: the number of requests and of faulty lines, and the first faults."""
+
+    total: int
+    faulty: int
+    faults: list[str]
+
+
+def file_format(head: bytes) -> str:
+    """The format of a file by its first bytes, if it is not JSON in UTF-8; else empty."""
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    if (len(head) >= 4 and head[0] == 0) or head[1:2] == b"\0":
+        return "UTF-32" if head[:3] == b"\0\0\0" or head[1:4] == b"\0\0\0" else "UTF-16"
+    return ""
+
+
+def check_text_file(path: Path, head: bytes) -> None:
+    """Raise `InvalidFile` if a file is compressed or not in UTF-8, by its first bytes."""
+    if found := file_format(head):
+        raise InvalidFile(f"{path}: expected JSON lines in UTF-8, got {found}; convert the file first")
+
+
+def check_file(path: Path, *, is_whole: bool) -> FileCheck:
+    """Check the format and, with `is_whole`, every line.
+
+    Raises `InvalidFile` for another format or a duplicate `custom_id`. Needs 16 bytes of memory, and the line's
+    number, for each `custom_id`.
+    """
+    with path.open("rb") as file:
+        check_text_file(path, file.read(8))
+    total = faulty = 0
+    faults: list[str] = []
+    first_lines: dict[bytes, int] = {}
+    for number, text in numbered_lines(path, 1):
+        total += 1
+        reason = _fault(number, text, first_lines) if is_whole else ""
+        if reason:
+            faulty += 1
+            if len(faults) < SHOWN_FAULTS:
+                faults.append(f"line {number}: {reason}")
+    return FileCheck(total, faulty, faults)
+
+
+def _fault(number: int, text: bytes, first_lines: dict[bytes, int]) -> str:
+    line = decode_line(number, text)
+    reason = line.reason if isinstance(line, InvalidLine) else ""
+    if line.custom_id:
+        digest = hashlib.blake2b(line.custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        first = first_lines.setdefault(digest, number)
+        if first != number:
+            return f"custom_id: {line.custom_id[:80]!r} is on line {first} too"
+    return reason

@@ -14,7 +14,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import click
@@ -22,6 +21,7 @@ import click
 from handlers.cancellation import end_if_cancelled
 from handlers.cli.flags import (
     PAYLOAD_APART_FLAG,
+    RETRY_QUEUE_FLAG,
     WAIT_REPLICAS_FLAG,
     DeadlineType,
     QueueFlags,
@@ -31,8 +31,7 @@ from handlers.cli.shell import EXIT_CODES_HELP, ExitCode, check_names, exits, fo
 from handlers.duration import duration_text
 
 if TYPE_CHECKING:
-    from handlers.batch.files import BatchFiles, BatchState
-    from handlers.batch.find import FoundLine
+    from handlers.batch.files import BatchFiles, BatchState, FoundLine
     from handlers.batch.queue import BatchQueue
     from handlers.batch.run import Progress
     from handlers.client.async_client import AsyncClient
@@ -93,13 +92,7 @@ nor duplicates a result. {EXIT_CODES_HELP} 5 cancelled.""",
     show_default=True,
     help="Limit on requests that are queued and not answered yet.",
 )
-@click.option(
-    "--retry-queue",
-    envvar="RETRY_QUEUE_NAME",
-    default="retry-sortedset",
-    show_envvar=True,
-    help="Sorted set of retries, for the progress line.",
-)
+@RETRY_QUEUE_FLAG
 @click.option(
     "--no-check",
     is_flag=True,
@@ -226,18 +219,12 @@ Exit codes: 0 all were found; 1 some custom_id is unknown; 2 wrong flags; 4 Redi
 )
 @OUT
 @click.argument("custom_ids", nargs=-1, required=True, metavar="CUSTOM_ID...")
-@click.option(
-    "--retry-queue",
-    envvar="RETRY_QUEUE_NAME",
-    default="retry-sortedset",
-    show_envvar=True,
-    help="Sorted set of requests that wait for a retry.",
-)
+@RETRY_QUEUE_FLAG
 @redis_flags
 @exits
 def where(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags, retry_queue: str) -> ExitCode:
     """Print where lines of the batch of OUT (its output file) are, by their custom_id."""
-    from handlers.batch.find import find_lines
+    from handlers.batch.files import find_lines
 
     files, state = _known_batch(out)
     found = find_lines(files, state, custom_ids)
@@ -307,7 +294,7 @@ def cancel(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags) -> Exit
 def _cancel_lines(
     files: BatchFiles, state: BatchState, custom_ids: tuple[str, ...], queue: QueueFlags
 ) -> ExitCode:
-    from handlers.batch.find import find_lines
+    from handlers.batch.files import find_lines
 
     found = find_lines(files, state, custom_ids)
     open_lines = [line for line in found.values() if not line.written]
@@ -419,12 +406,7 @@ class BatchProgress:
         self._showing = asyncio.create_task(self._show_periodically(), name="batch-progress")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         if self._showing is not None:
             self._showing.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -83,7 +83,7 @@ def _as_json(letter: DeadLetter) -> bytes:
     import msgspec
 
     member = letter.member.decode("utf-8", "backslashreplace")
-    return msgspec.json.encode({**msgspec.structs.asdict(letter), "member": member})
+    return msgspec.json.encode({**msgspec.to_builtins(letter, builtin_types=(bytes,)), "member": member})
 
 
 @dead.command("requeue")
@@ -206,7 +206,7 @@ def _print_list(found: list[DeadLetter]) -> None:
     click.echo(f"{'ID':40}  {'WHEN':15}  {'REASON':{reasons}}{gap}DELIVERIES  BYTES    MESSAGE")
     for letter in found:
         when = datetime.fromtimestamp(letter.at, UTC).strftime("%m-%d %H:%M:%SZ")
-        details = f"{letter.deaths:<10}  {len(letter.member):<7}  {_plain(letter.message)}"
+        details = f"{letter.delivery_count:<10}  {len(letter.member):<7}  {_plain(letter.message)}"
         line = f"{letter.dead_id:40}  {when:15}  {_plain(letter.reason):{reasons}}{gap}{details}"
         click.echo(for_output(line.rstrip(), sys.stdout))
 

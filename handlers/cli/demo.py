@@ -1,13 +1,20 @@
-"""`async-processor demo`: run requests through all parts once."""
+"""`async-processor demo` and `dev`: run requests through all parts once, or keep the parts running."""
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from handlers.contract.errors import AsyncProcessorError
+
+if TYPE_CHECKING:
+    from handlers.demo.stack import Stack
 
 
 @click.command(
@@ -46,3 +53,85 @@ def demo(requests: int, has_pubsub: bool, seconds: float) -> None:
         sys.exit(130)
     else:
         sys.exit(0 if is_complete else 1)
+
+
+_EXPORTS = """\
+Paste this into another terminal, then every command of the README works as written:
+  export PATH={bin}:$PATH REDIS_URL={url} IGW_BASE_URL={gateway}"""
+_PUBSUB_EXPORTS = """\
+  export CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB=http://{host}/ CLOUDSDK_CORE_PROJECT={project} \
+CLOUDSDK_AUTH_DISABLE_CREDENTIALS=true
+  export PUBSUB_EMULATOR_HOST={host} PROJECT_ID={project} REQUEST_TOPIC_NAME={topic} REQUEST_TOPIC_ID={topic} \
+RESULT_SUBSCRIPTION_ID={subscription}"""
+_TRY = """
+For example:
+  async-processor submit --prompt 'Good morning' --model your-model --deadline 10m --wait
+  redis-cli -u $REDIS_URL ZADD request-sortedset 1999999999 '{"id" : "testmsg", "payload":{ "model":"your-model", \
+"prompt":"Hi, good morning "}, "deadline" :"1999999999" }'
+  redis-cli -u $REDIS_URL RPOP result-list"""
+_TRY_PUBSUB = """\
+  gcloud pubsub topics publish $REQUEST_TOPIC_NAME --message='{"id" : "testmsg", "payload":{ "model":"your-model", \
+"prompt":"Hi, good morning "}, "deadline" :"1999999999" }'
+  gcloud pubsub subscriptions pull $RESULT_SUBSCRIPTION_ID --auto-ack --limit=1"""
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  async-processor dev
+  async-processor dev --redis-port 6379 --gateway-port 8000 --no-pubsub
+
+Exit codes: 0 stopped by Ctrl-C or SIGTERM; 1 a part ended by itself; 2 a part could not be started.""",
+)
+@click.option("--redis-port", type=click.IntRange(0, 65_535), default=0, help="Valkey's port; 0 picks one.")
+@click.option("--gateway-port", type=click.IntRange(0, 65_535), default=0, help="The gateway's port.")
+@click.option(
+    "--pubsub/--no-pubsub", "has_pubsub", default=True, help="Pub/Sub too, if its emulator is found."
+)
+def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
+    """Keep Valkey, a simulated gateway, handler and poller up until Ctrl-C, and print the commands to use them."""
+    import handlers.serving.server  # noqa: F401  # a missing extra fails here, and not in a child process
+    from handlers.cli.main import fail
+    from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION, NoEmulator
+    from handlers.demo.stack import Stack, StackOptions
+
+    stopped = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stopped.set())
+    options = StackOptions(
+        redis_port=redis_port,
+        gateway_port=gateway_port,
+        has_pubsub=has_pubsub,
+        gateway_arguments=("--time-to-first-token", "0.2"),
+        variables={"SHUTDOWN_GRACE_SECONDS": "5"},
+        on_started=lambda part, address: click.echo(f"{part:24} {address}"),
+    )
+    try:
+        with Stack(options) as stack:
+            click.echo()
+            folder = shlex.quote(str(Path(sys.executable).parent))
+            click.echo(_EXPORTS.format(bin=folder, url=stack.redis_url, gateway=stack.gateway_url))
+            if stack.emulator_host:
+                names = {"project": DEMO_PROJECT, "topic": REQUEST_TOPIC, "subscription": RESULT_SUBSCRIPTION}
+                click.echo(_PUBSUB_EXPORTS.format(host=stack.emulator_host, **names))
+            click.echo(_TRY)
+            if stack.emulator_host:
+                click.echo(_TRY_PUBSUB)
+            elif isinstance(stack.pubsub, NoEmulator) and has_pubsub:
+                click.echo(f"\nWithout Pub/Sub: {stack.pubsub.reason}")
+            click.echo("\nCtrl-C stops everything.")
+            ended = _wait(stopped, stack)
+    except AsyncProcessorError as error:
+        fail(error)
+    if ended:
+        click.echo(ended, err=True)
+        sys.exit(1)
+
+
+def _wait(stopped: threading.Event, stack: Stack) -> str:
+    """Wait for a stop, or until a part ends by itself; then return its last output."""
+    while not stopped.wait(0.5):
+        for child in stack.children.values():
+            if child.process.poll() is not None:
+                return f"{child.name} ended:\n{child.log_tail()}"
+    return ""

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
@@ -16,7 +17,6 @@ from handlers.duration import parse_duration
 if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient
     from handlers.redis_store.submit.client_access import RedisAccess
-from datetime import datetime, timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,14 @@ PAYLOAD_APART_FLAG = click.option(
     "--payload-apart-bytes",
     type=click.IntRange(min=0),
     help="Store payloads of this size or more under keys of their own (Redis).  [default: never]",
+)
+RETRY_QUEUE_FLAG = click.option(
+    "--retry-queue",
+    envvar="RETRY_QUEUE_NAME",
+    default="retry-sortedset",
+    show_default=True,
+    show_envvar=True,
+    help="Sorted set of requests that wait for a retry.",
 )
 REDIS_FLAGS = (
     click.option(

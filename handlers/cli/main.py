@@ -11,11 +11,11 @@ import click
 from handlers.cli.shell import check_text, escape_unencodable
 
 COMMANDS: Final = {
-    "serve": ("handlers.cli.serve", "Serve one door: dispatch or pubsub_push."),
-    "poll": ("handlers.cli.poll", "Claim requests from Redis and dispatch them."),
+    "serve": ("handlers.cli.services", "Serve one door: dispatch or pubsub_push."),
+    "poll": ("handlers.cli.services", "Claim requests from Redis and dispatch them."),
     "top": ("handlers.cli.top", "Watch queues, gates and failures live."),
     "demo": ("handlers.cli.demo", "Run requests end to end on this machine."),
-    "dev": ("handlers.cli.dev", "Run a local stack until Ctrl-C."),
+    "dev": ("handlers.cli.demo", "Run a local stack until Ctrl-C."),
     "submit": ("handlers.cli.submit", "Queue one request."),
     "results": ("handlers.cli.results", "Read results."),
     "where": ("handlers.cli.where", "Show the state of requests."),
@@ -23,7 +23,7 @@ COMMANDS: Final = {
     "webhook": ("handlers.cli.webhook", "Deliver results to an HTTPS address."),
     "batch": ("handlers.cli.batch", "Run a file of requests."),
     "pubsub": ("handlers.cli.pubsub", "Set up topics and subscriptions."),
-    "status": ("handlers.cli.status", "Serve the status page."),
+    "status": ("handlers.cli.services", "Serve the status page."),
     "dead": ("handlers.cli.dead", "List, requeue or drop dead letters."),
     "check": ("handlers.cli.check", "Check settings and connections."),
 }
@@ -38,7 +38,6 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click asks so
-        """The command of that name."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])

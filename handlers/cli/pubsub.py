@@ -25,10 +25,9 @@ from handlers.pubsub.admin import (
     plan_set_up,
     plan_tear_down,
 )
-from handlers.pubsub.channel import GOOGLE_ENDPOINT, PubSubChannel, PubSubOptions
+from handlers.pubsub.channel import GOOGLE_ENDPOINT, PubSubChannel, PubSubOptions, short_name
 from handlers.pubsub.errors import PubSubFailed
 from handlers.pubsub.layout import LayoutOptions, layout
-from handlers.pubsub.names import short_name
 
 _CODES: Final = (
     "Exit codes: 0 all is as wanted; 1 a dry run that would change something, or a topic that was kept for "

@@ -15,7 +15,7 @@ from handlers.cli.shell import ExitCode, exits, for_output
 from handlers.contract.result import Result, encode_result
 
 if TYPE_CHECKING:
-    from handlers.client.result_stream import ResultDelivery, ResultStream
+    from handlers.client.results import ResultDelivery, ResultStream
 
 PRINTED_PAYLOAD_CHARACTERS = 120
 """Characters of a payload that a terminal shows."""

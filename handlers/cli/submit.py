@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import re
 import sys
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from handlers.cli.flags import (
     PAYLOAD_APART_FLAG,
@@ -19,21 +23,12 @@ from handlers.cli.flags import (
     queue_flags,
 )
 from handlers.cli.shell import EXIT_CODES_HELP, ExitCode, exits, for_output, printable
-
-if TYPE_CHECKING:
-    from handlers.client.new_request import NewRequest
-    from handlers.contract.result import Result
-import codecs
-import re
-from pathlib import Path
-
-import msgspec
-
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import MALFORMED
 
 if TYPE_CHECKING:
     from handlers.client.new_request import Deadline, NewRequest
+    from handlers.contract.result import Result
 
 
 DEFAULT_DEADLINE = timedelta(hours=1)
@@ -192,7 +187,7 @@ def read_text(source: str) -> bytes:
 
     Raises `InvalidRequest` for a compressed file, or text that is not UTF-8.
     """
-    from handlers.batch.check import file_format
+    from handlers.batch.start import file_format
 
     text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     if found := file_format(text[:8]):

@@ -80,8 +80,8 @@ def webhook(
     queue: QueueFlags,
 ) -> ExitCode:
     """Deliver results to URL, signed, until stopped."""
+    from handlers.webhook.call import read_secrets
     from handlers.webhook.deliver import WebhookOptions
-    from handlers.webhook.signature import read_secrets
 
     options = WebhookOptions(
         url,
@@ -95,8 +95,8 @@ def webhook(
 
 
 def _destination(text: str) -> Destination:
+    from handlers.webhook.call import read_secrets
     from handlers.webhook.destinations import read_destination
-    from handlers.webhook.signature import read_secrets
 
     place, _, path = text.partition("=")
     keys = read_secrets(_secret_text(Path(path), "--destination"), "--destination")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from handlers.cli.flags import QueueFlags, redis_flags
+from handlers.cli.flags import RETRY_QUEUE_FLAG, QueueFlags, redis_flags
 from handlers.cli.shell import ExitCode, exits, for_output
 
 if TYPE_CHECKING:
@@ -39,14 +39,7 @@ FINISHED_RECORDS_SECONDS of the poller); the result list is searched as well, up
 Exit codes: 0 all were found; 1 some id is unknown; 2 wrong flags; 4 Redis does not answer.""",
 )
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-@click.option(
-    "--retry-queue",
-    envvar="RETRY_QUEUE_NAME",
-    default="retry-sortedset",
-    show_default=True,
-    show_envvar=True,
-    help="Sorted set of requests that wait for a retry.",
-)
+@RETRY_QUEUE_FLAG
 @click.option("--json", "is_json", is_flag=True, help="One JSON object for each id.")
 @redis_flags
 @exits

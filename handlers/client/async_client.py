@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import timedelta
-from types import TracebackType
 from typing import Self, Unpack
 
 from handlers.client.broker import Broker, Submission
 from handlers.client.new_request import Deadline, NewRequest, Payload, RequestFields
-from handlers.client.options import ClientOptions
+from handlers.client.options import ClientOptions, PubSubFields
 from handlers.client.redis_broker import RedisBroker
-from handlers.client.result_stream import BATCH_RESULTS, ResultStream
+from handlers.client.results import BATCH_RESULTS, ResultStream
 from handlers.contract.result import Result
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.submit.client_access import RedisAccess
@@ -40,47 +39,20 @@ class AsyncClient:
         return cls(RedisBroker(url, options or ClientOptions(), access))
 
     @classmethod
-    def for_pubsub(
-        cls,
-        project_id: str,
-        *,
-        topic: str = "",
-        subscription: str = "",
-        emulator_host: str = "",
-        cancel_redis_url: str = "",
-        cancel_redis_access: RedisAccess | None = None,
-    ) -> Self:
-        """A client that publishes to `topic` and reads the results of the pull `subscription`.
-
-        It cancels through the Redis at `cancel_redis_url`, the push door's `DEDUPE_REDIS_URL`.
-        """
+    def for_pubsub(cls, project_id: str, **options: Unpack[PubSubFields]) -> Self:
+        """A client of the topic and the pull subscription that `options` name (`PubSubFields`)."""
         # Loads an HTTP client, which users of Redis do not need.
         from handlers.client.pubsub_broker import PubSubBroker  # noqa: PLC0415  # see above
 
-        return cls(
-            PubSubBroker(
-                project_id,
-                topic=topic,
-                subscription=subscription,
-                emulator_host=emulator_host,
-                cancel_redis_url=cancel_redis_url,
-                cancel_redis_access=cancel_redis_access,
-            )
-        )
+        return cls(PubSubBroker(project_id, **options))
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._broker.close()
 
     async def submit(

@@ -1,10 +1,13 @@
-"""Options of a Redis client; the defaults fit the published guides."""
+"""Options of a client: of Redis with defaults that fit the published guides, and of Pub/Sub."""
 
 from __future__ import annotations
+
+from typing import TypedDict
 
 import msgspec
 
 from handlers.contract.errors import InvalidSetting
+from handlers.redis_store.submit.client_access import RedisAccess
 
 _MOST_PATIENCE_SECONDS = 100.0
 """Redis remembers a call for two minutes (`submit.lua`); a later retry could queue it twice."""
@@ -58,3 +61,17 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.patience_seconds > _MOST_PATIENCE_SECONDS:
             accepted = f"at most {_MOST_PATIENCE_SECONDS:g}"
             raise InvalidSetting("patience_seconds", found=f"{self.patience_seconds:g}", accepted=accepted)
+
+
+class PubSubFields(TypedDict, total=False):
+    """The optional keyword arguments of `for_pubsub`.
+
+    Requests go to `topic`, results come from the pull `subscription`. `emulator_host` (`host:port`) stands in for
+    Google's service. `cancel_redis_url` is the push door's `DEDUPE_REDIS_URL`; without it nothing can be cancelled.
+    """
+
+    topic: str
+    subscription: str
+    emulator_host: str
+    cancel_redis_url: str
+    cancel_redis_access: RedisAccess | None

@@ -7,14 +7,13 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from handlers.client.async_client import AsyncClient
 from handlers.client.broker import Submission
 from handlers.client.new_request import Deadline, NewRequest, Payload, RequestFields
-from handlers.client.options import ClientOptions
-from handlers.client.result_stream import BATCH_RESULTS, ResultDelivery, ResultStream
+from handlers.client.options import ClientOptions, PubSubFields
+from handlers.client.results import BATCH_RESULTS, ResultDelivery, ResultStream
 from handlers.contract.result import Result
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.submit.client_access import RedisAccess
@@ -33,7 +32,6 @@ class LoopThread:
 
     @property
     def is_closed(self) -> bool:
-        """Whether `close` was called."""
         return self._loop.is_closed()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -46,7 +44,6 @@ class LoopThread:
             raise
 
     def close(self) -> None:
-        """Stop the loop and end the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -69,36 +66,13 @@ class Client:
         return cls(AsyncClient.for_redis(url, options, access))
 
     @classmethod
-    def for_pubsub(
-        cls,
-        project_id: str,
-        *,
-        topic: str = "",
-        subscription: str = "",
-        emulator_host: str = "",
-        cancel_redis_url: str = "",
-        cancel_redis_access: RedisAccess | None = None,
-    ) -> Self:
-        return cls(
-            AsyncClient.for_pubsub(
-                project_id,
-                topic=topic,
-                subscription=subscription,
-                emulator_host=emulator_host,
-                cancel_redis_url=cancel_redis_url,
-                cancel_redis_access=cancel_redis_access,
-            )
-        )
+    def for_pubsub(cls, project_id: str, **options: Unpack[PubSubFields]) -> Self:
+        return cls(AsyncClient.for_pubsub(project_id, **options))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -194,12 +168,7 @@ class SyncResultStream:
         self._client.run(self._stream.__aenter__())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._client.run(self._stream.close())
 
     def __iter__(self) -> Iterator[SyncDelivery]:

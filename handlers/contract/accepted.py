@@ -17,6 +17,11 @@ NOUN: Final = "noun"
 """Key in `Meta.extra` of a description that replaces the one derived from the type."""
 
 
+def about(description: str, example: str = "", **limits: Any) -> msgspec.Meta:
+    """Metadata of a field: what it does, an example for the reference page, bounds as `msgspec.Meta` has them."""
+    return msgspec.Meta(description=description, examples=[example] if example else None, **limits)
+
+
 def types_of(struct: type[msgspec.Struct]) -> dict[str, inspect.Type]:
     """The types of a struct's fields by their wire names."""
     return {field.encode_name: inspect.type_info(field.type) for field in msgspec.structs.fields(struct)}

@@ -9,15 +9,11 @@ import asyncio
 import contextlib
 import http.client
 import shutil
-import subprocess
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
-from handlers.contract.errors import AsyncProcessorError
-from handlers.demo.servers import free_port
+from handlers.demo.servers import Child, free_port
 from handlers.pubsub.admin import apply, plan_set_up
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.layout import LayoutOptions, layout
@@ -34,11 +30,6 @@ _HOW_TO_GET: Final = (
     "install it with `gcloud components install pubsub-emulator` or "
     "`apt-get install google-cloud-cli-pubsub-emulator`, or name its jar"
 )
-_LOG_LINES: Final = 30
-
-
-class EmulatorFailed(AsyncProcessorError):
-    """The emulator did not start; the message ends with its last output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +83,15 @@ def _with_java(java: str, jar: Path) -> EmulatorCommand:
     )
 
 
-class PubSubEmulator:
+class PubSubEmulator(Child):
     """A running emulator on a free loopback port; leaving the context stops it."""
 
     def __init__(self, found: EmulatorCommand, *, timeout_seconds: float = 90.0) -> None:
-        """Start it and wait until it answers. Raises `EmulatorFailed`."""
+        """Start it and wait until it answers. Raises `ChildFailed`."""
         self.port = free_port()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
-        self.process = subprocess.Popen(  # noqa: S603 - a command that `find_emulator` made
-            [*found.command, "--host=127.0.0.1", f"--port={self.port}"],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # the terminal's Ctrl-C is for our process, not for Java
-        )
+        super().__init__("pubsub emulator", [*found.command, "--host=127.0.0.1", f"--port={self.port}"])
         try:
-            self._wait_until_ready(timeout_seconds)
+            self.wait_for(lambda _output: "" if self._answers() else None, timeout_seconds)
         except BaseException:
             self.stop()
             raise
@@ -116,39 +100,6 @@ class PubSubEmulator:
     def host(self) -> str:
         """`host:port`, for `PUBSUB_EMULATOR_HOST`."""
         return f"127.0.0.1:{self.port}"
-
-    def log_tail(self) -> str:
-        """The last lines of its output."""
-        self._log.seek(0)
-        return "\n".join(self._log.read().decode("utf-8", "replace").splitlines()[-_LOG_LINES:])
-
-    def stop(self, timeout_seconds: float = 5.0) -> None:
-        """Stop it with SIGTERM, then SIGKILL; a no-op if it has ended."""
-        self.process.terminate()
-        try:
-            self.process.wait(timeout_seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.stop()
-
-    def _wait_until_ready(self, timeout_seconds: float) -> None:
-        end = time.monotonic() + timeout_seconds
-        while not self._answers():
-            if self.process.poll() is not None:
-                code = self.process.returncode
-                raise EmulatorFailed(f"the Pub/Sub emulator ended with code {code}:\n{self.log_tail()}")
-            if time.monotonic() > end:
-                raise EmulatorFailed(
-                    f"the Pub/Sub emulator did not answer in {timeout_seconds:g} s:\n{self.log_tail()}"
-                )
-            time.sleep(0.05)
 
     def _answers(self) -> bool:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=1.0)) as client:

@@ -41,7 +41,6 @@ class Child:
         )
 
     def output(self) -> str:
-        """Its output so far."""
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode("utf-8", "replace")
 

@@ -122,7 +122,6 @@ class Stack:
         return self._parts.enter_context(child)
 
     def stop(self) -> None:
-        """Stop everything."""
         self._parts.close()
 
     def __enter__(self) -> Self:

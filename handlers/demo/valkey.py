@@ -47,7 +47,6 @@ class Valkey:
 
     @property
     def url(self) -> str:
-        """URL for REDIS_URL."""
         return f"redis://127.0.0.1:{self.port}"
 
     def stop(self) -> None:

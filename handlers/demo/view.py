@@ -170,7 +170,6 @@ class DemoTally:
 
     @property
     def missing(self) -> list[str]:
-        """Ids that were sent and have no result."""
         return sorted(self.sent_at.keys() - self.results.keys())
 
     @property

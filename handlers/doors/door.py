@@ -29,11 +29,9 @@ class CallerConnection:
         self.on_lost: Callable[[], object] | None = None
 
     def is_lost(self) -> bool:
-        """Whether the client has disconnected."""
         return self._is_lost
 
     def lose(self) -> None:
-        """Record that the client disconnected."""
         self._is_lost = True
         if self.on_lost is not None:
             self.on_lost()

@@ -89,7 +89,6 @@ class HttpEndpoint:
         self._guarded_pages = guarded_pages or {}
 
     async def respond(self, request: Request) -> Response:
-        """The response to one HTTP request."""
         return _Reply(await self._answer(request))
 
     async def _answer(self, request: Request) -> Answer:

@@ -87,7 +87,6 @@ class Gateway:
         return _by_name(Response(response.status_code, response.headers.raw, await response.aread()))
 
     async def aclose(self) -> None:
-        """Close all connections."""
         await self._transport.aclose()
 
 

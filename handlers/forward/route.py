@@ -55,7 +55,6 @@ class Routes:
     by_queue: Mapping[str, Route] = field(default_factory=dict)
 
     def of(self, queue: str) -> Route:
-        """The route of one queue."""
         return self.by_queue.get(queue, self.default)
 
 

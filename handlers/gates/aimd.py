@@ -16,8 +16,8 @@ from enum import Enum
 from typing import Annotated, Final
 
 import msgspec
-from msgspec import Meta
 
+from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.chain import claim_name
 from handlers.gates.gate import NO_LABELS, Feedback, Gate, GateState, Go, Hold, Refuse, Verdict, WaitOpen
@@ -146,46 +146,34 @@ _LONGEST_CLOSE_SECONDS: Final = 300.0  # a gateway's Retry-After of a day must n
 class AimdParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds and steps of the congestion windows."""
 
-    min_window: Annotated[
-        float, Meta(ge=1, le=100000, description="Smallest number of requests in flight.")
-    ] = 1.0
-    max_window: Annotated[
-        float, Meta(ge=1, le=100000, description="Largest number of requests in flight.")
-    ] = 256.0
+    min_window: Annotated[float, about("Smallest number of requests in flight.", ge=1, le=100000)] = 1.0
+    max_window: Annotated[float, about("Largest number of requests in flight.", ge=1, le=100000)] = 256.0
     increase: Annotated[
         float,
-        Meta(
+        about(
+            "Slots added to the window for each success in slow start, after that for each full window of successes.",
             gt=0,
             le=1000,
-            description=(
-                "Slots added to the window for each success in slow start, after that for each full "
-                "window of successes."
-            ),
         ),
     ] = 1.0
     decrease_factor: Annotated[
-        float,
-        Meta(
-            gt=0, lt=1, description="Factor applied to the window when the gateway rejects, between 0 and 1."
-        ),
+        float, about("Factor applied to the window when the gateway rejects, between 0 and 1.", gt=0, lt=1)
     ] = 0.5
     hold_duration: Annotated[
-        float, DURATION, Meta(ge=0, le=3600, description="Seconds without a further decrease after one.")
+        float, DURATION, about("Seconds without a further decrease after one.", ge=0, le=3600)
     ] = 1.0
-    tier_label: Annotated[Text, Meta(description="Label that holds a request's tier.")] = TIER
+    tier_label: Annotated[Text, about("Label that holds a request's tier.")] = TIER
     queue_duration_target: Annotated[
         float,
         DURATION,
-        Meta(
+        about(
+            "Seconds in the gateway's queue from which the window stops growing; from twice as "
+            "many it shrinks. 0: disabled.",
             ge=0,
             le=3600,
-            description=(
-                "Seconds in the gateway's queue from which the window stops growing; from twice as "
-                "many it shrinks. 0: disabled."
-            ),
         ),
     ] = 0.0
-    pool: Annotated[str, Meta(description="Inference pool, for logs and metrics.")] = ""
+    pool: Annotated[str, about("Inference pool, for logs and metrics.")] = ""
 
     def __post_init__(self) -> None:
         if self.max_window < self.min_window:
@@ -297,7 +285,6 @@ class AimdGate(Gate):
         self._wake()
 
     def leave(self, key: str, flight: _Flight) -> None:
-        """End one request."""
         self._windows.bands[flight.band].in_flight -= 1
         if self._flights.get(key) is flight:
             del self._flights[key]

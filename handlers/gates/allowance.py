@@ -94,7 +94,6 @@ class Allowance:
         *,
         part: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
     ) -> None:
-        """Apply other limits to the slots in use."""
         if slots < 1:
             raise ValueError("a pool needs at least one slot")
         self.slots, self._shares, self._part = slots, shares, part
@@ -107,7 +106,6 @@ class Allowance:
         return allowed
 
     def room(self) -> int:
-        """Number of requests that may start now."""
         allowed = self.limit()
         if allowed <= 0:
             return 0
@@ -122,7 +120,6 @@ class Allowance:
         self._low_water.note(self._clock(), self.in_use)
 
     def finished(self, count: int = 1) -> None:
-        """Free the slots of `count` requests."""
         if count > self.in_use:
             raise ValueError("more slots freed than taken")
         self._settle_credit(self._allowed)

@@ -303,9 +303,7 @@ class LeasedRate(Protocol):
         ...
 
     @property
-    def wait_seconds(self) -> float:
-        """Time until a token is available."""
-        ...
+    def wait_seconds(self) -> float: ...
 
 
 class LeasedRateStore(Protocol):

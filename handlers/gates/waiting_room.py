@@ -78,7 +78,6 @@ class WaitingRoom:
 
     @property
     def held(self) -> int:
-        """Number of waiting requests."""
         return len(self._holding)
 
     def change(self, gates: Sequence[Gate], *, slots: int, most_held: int = MOST_HELD) -> None:

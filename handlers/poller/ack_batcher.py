@@ -63,7 +63,6 @@ class AckBatcher:
         self._arrived.set()
 
     async def run(self) -> None:
-        """Record settlements until cancelled."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()

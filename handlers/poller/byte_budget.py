@@ -19,7 +19,6 @@ class ByteShare:
         self._waiting: deque[Wish] = deque()
 
     def room(self) -> int:
-        """Bytes that may be taken now."""
         return max(0, self.limit - self.held)
 
     def has_room(self, size: int) -> bool:
@@ -124,6 +123,5 @@ class HeldBytes:
         self.answer.hold(size)
 
     def release(self) -> None:
-        """Free everything."""
         self.is_settled_with(0)
         self.request.hold(0)

@@ -85,7 +85,6 @@ class ClaimedQueue:
         return min((room for room in rooms if room is not None), default=None)
 
     def started(self, count: int) -> None:
-        """Count claimed requests."""
         self._in_use += count
         if self.circuit is not None:
             self.circuit.claimed()
@@ -93,7 +92,6 @@ class ClaimedQueue:
             self._allowance.started(count)
 
     def finished(self) -> None:
-        """Free the slot of one request."""
         self._in_use -= 1
         if self._allowance is not None:
             self._allowance.finished()
@@ -162,7 +160,6 @@ class Claimer:
 
     @property
     def in_flight(self) -> int:
-        """Number of requests that hold a slot."""
         return self._allowance.in_use
 
     @property
@@ -192,7 +189,6 @@ class Claimer:
 
     @property
     def has_queues(self) -> bool:
-        """Whether any queue belongs to this pool."""
         return bool(self.queues or self._dormant)
 
     @property
@@ -218,7 +214,6 @@ class Claimer:
             self._waiter.release([])
 
     async def run(self) -> None:
-        """Claim until stopped."""
         while not self._stopped.is_set():
             try:
                 await self._tick()

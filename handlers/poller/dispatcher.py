@@ -14,13 +14,20 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from handlers.contract.delivery import AnswerEvent, decode_answer, encode_request, number
+from handlers.contract.delivery import (
+    OUTCOME_HEADER,
+    RETRY,
+    AnswerEvent,
+    decode_answer,
+    decode_retry_answer,
+    encode_request,
+    number,
+)
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.events import MOST_REMAINING_MS, STRUCTURED
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, decode_result, error_result
-from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, decode_retry_answer
 from handlers.forward.classify import FAILURES, OWN_FAULTS, failure_reason
 from handlers.forward.forward import AttemptOptions, Sender, invalid, not_sent
 from handlers.forward.gateway import GatewayResponse

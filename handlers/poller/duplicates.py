@@ -63,7 +63,7 @@ class Duplicates:
         except STORE_FAILURES as error:
             self._log.warning("duplicate check failed", error=explained(error))
             return RunState.RUNS  # two runs are better than none
-        if found is RunState.REPEATED and claim.deaths:
+        if found is RunState.REPEATED and claim.delivery_count:
             return RunState.RUNS  # a failover lost its result and restored its claim
         return found
 

@@ -66,7 +66,6 @@ class QueueTable:
         return [*self.built, *self._dormant]
 
     def add(self, parts: QueueParts) -> None:
-        """Add a queue whose parts are built."""
         name = parts.queue.name
         self.version += name not in self._dormant and name not in self.built
         self._dormant.pop(name, None)
@@ -98,7 +97,6 @@ class QueueTable:
         return [parts for parts in self._all() if parts.worker.held_claims()]
 
     def empty(self) -> list[QueueParts]:
-        """Queues that hold no claim."""
         return [parts for parts in self._all() if not parts.worker.held_claims()]
 
     def _all(self) -> list[QueueParts]:
@@ -143,7 +141,7 @@ class Reclaimer:
     """Returns claims of crashed owners to their queues and dead-letters those delivered too often."""
 
     def __init__(
-        self, redis: Store, table: QueueTable, log: Logger, *, max_deaths: int, cluster: bool = False
+        self, redis: Store, table: QueueTable, log: Logger, *, max_deliveries: int, cluster: bool = False
     ) -> None:
         self._redis = redis
         self._table = table
@@ -151,10 +149,9 @@ class Reclaimer:
         self._version = -1
         self._queues_of: dict[str, str] = {}
         self._log = log
-        self._max_deaths = max_deaths
+        self._max_deliveries = max_deliveries
 
     async def tick(self) -> None:
-        """One scan of the queues that hold claims."""
         queues_of = self._keys()
         found = await existing(self._redis, list(queues_of))
         claimed = {queues_of[key] for key in found}
@@ -173,13 +170,13 @@ class Reclaimer:
         """Skipped while earlier dead letters of the queue are not stored; two scans at once do no harm."""
         if parts.worker.is_settling_without_slots:
             return
-        reclaimed = await parts.queue.reclaim(_RECLAIM_BATCH, self._max_deaths)
+        reclaimed = await parts.queue.reclaim(_RECLAIM_BATCH, self._max_deliveries)
         if reclaimed.returned:
             parts.worker.metrics.reclaimed(reclaimed.returned)
             self._log.warning("claims reclaimed", queue=parts.queue.name, count=reclaimed.returned)
         if reclaimed.dead:
             self._log.error("redelivery limit exceeded", queue=parts.queue.name, count=len(reclaimed.dead))
-            await parts.worker.dead_letter(reclaimed.dead, self._max_deaths)
+            await parts.worker.dead_letter(reclaimed.dead, self._max_deliveries)
 
 
 class Canceller:

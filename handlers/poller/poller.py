@@ -94,12 +94,10 @@ class Poller:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether `stop` was called."""
         return self._stopping.is_set()
 
     @property
     def ack_batchers(self) -> list[AckBatcher]:
-        """Ack batchers of all queues."""
         return list(self._queues.values())
 
     def stop(self) -> None:

@@ -81,7 +81,6 @@ class PoolShares:
             await sharing.tick(in_use.get(pool_id, 0))
 
     async def leave(self, kept: Collection[str] = ()) -> None:
-        """Free the shares of all pools that are not in `kept`."""
         for pool_id in [one for one in self._shared if one not in kept]:
             await self._shared.pop(pool_id).leave()
 

@@ -110,7 +110,6 @@ class QueueWatch:
             self._waiters.discard(waiter)
 
     async def filled(self, names: Sequence[str]) -> Collection[str]:
-        """Those of `names` that have requests now."""
         return await self._look_at(names) if len(names) > 1 else names
 
     async def run(self) -> None:

@@ -12,8 +12,15 @@ import msgspec
 from handlers.contract.envelope import Envelope, encode_retry, unread
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
-from handlers.contract.result import ErrorCode, Result, answered_result, encode_result, error_result
-from handlers.contract.result_names import ResultNames, is_plain_name
+from handlers.contract.result import (
+    ErrorCode,
+    Result,
+    ResultNames,
+    answered_result,
+    encode_result,
+    error_result,
+    is_plain_name,
+)
 from handlers.forward.forward import expired
 from handlers.forward.middleware.details import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
@@ -257,7 +264,7 @@ def refuse(
 def dead_lettered(claim: Claim, envelope: Envelope, route: ResultRoute, now: float) -> Ack:
     """The settlement of a request that was delivered too often: a final result and a dead letter."""
     request = envelope.request
-    message = f"{claim.deaths} owners died while they held this request"
+    message = f"{claim.delivery_count} owners died while they held this request"
     result = error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message)
     dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)
     return ack(claim, request, result, route, now, dead=dead)
@@ -265,7 +272,7 @@ def dead_lettered(claim: Claim, envelope: Envelope, route: ResultRoute, now: flo
 
 def dead_lettered_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
     """`dead_lettered` without decoding the member; with a result if its first 64 KiB have an id."""
-    message = f"{claim.deaths} owners died while they held this request"
+    message = f"{claim.delivery_count} owners died while they held this request"
     error = unread(claim.member, message)
     dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)
     return msgspec.structs.replace(
@@ -284,7 +291,7 @@ def dead_record(claim: Claim, reason: str, message: str, now: float) -> bytes:
         "reason": reason,
         "message": message,
         "at": round(now, 3),
-        "deaths": claim.deaths,
+        "deaths": claim.delivery_count,
         "queue": claim.queue,
         "score": claim.score,
     }

@@ -136,7 +136,6 @@ class Worker:
 
     @property
     def metrics(self) -> QueueMetrics:
-        """Series of the queue."""
         return self._options.metrics
 
     @property
@@ -169,11 +168,9 @@ class Worker:
         self.hand_back_unsent()
 
     def revive(self) -> None:
-        """Process claims again."""
         self._is_retired = False
 
     def held_claims(self) -> list[Claim]:
-        """Claims whose leases must be renewed."""
         return [held.claim for held in self._held.values() if not held.is_lost]
 
     def work(self) -> list[asyncio.Task[Settlement]]:
@@ -233,7 +230,6 @@ class Worker:
         return held
 
     def _forget(self, claim: Claim) -> Held | None:
-        """Stop holding a claim and free its slot."""
         held = self._held.pop(claim.owner_token, None)
         if held is None:
             return None
@@ -376,14 +372,14 @@ class Worker:
     def _settle(self, settlement: Settlement) -> None:
         self._ack_batcher.add(settlement, self.settled)
 
-    async def dead_letter(self, claims: Sequence[Claim], max_deaths: int) -> None:
+    async def dead_letter(self, claims: Sequence[Claim], max_deliveries: int) -> None:
         """Dead-letter reclaimed claims that were delivered too often.
 
-        If dead-lettering itself has killed a process (more than `max_deaths`), the member is kept undecoded. Raises one
-        of `STORE_FAILURES`; the remaining claims are found again when their leases end.
+        If dead-lettering itself has killed a process (more than `max_deliveries`), the member is kept undecoded.
+        Raises one of `STORE_FAILURES`; the remaining claims are found again when their leases end.
         """
         for claim in claims:
-            settlement = await self._dead_lettered(claim, is_read=claim.deaths <= max_deaths)
+            settlement = await self._dead_lettered(claim, is_read=claim.delivery_count <= max_deliveries)
             self._hold(claim)
             self._settle(settlement)
 

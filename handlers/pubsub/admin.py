@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from handlers.pubsub.channel import Clients, PubSubChannel
+from handlers.pubsub.channel import Clients, PubSubChannel, short_name
 from handlers.pubsub.errors import PubSubFailed, UnchangeableField
-from handlers.pubsub.names import short_name
 
 if TYPE_CHECKING:
     from google.pubsub_v1.types import Subscription, Topic
@@ -198,7 +197,6 @@ class Grant:
 
     @property
     def command(self) -> str:
-        """The command that grants it."""
         _, project, kind, name = self.resource.split("/")
         return (
             f"gcloud pubsub {kind} add-iam-policy-binding {name} --project={project} "

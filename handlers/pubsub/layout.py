@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from handlers.contract.errors import InvalidSetting
-from handlers.pubsub.names import subscription_path, topic_path
+from handlers.pubsub.channel import subscription_path, topic_path
 
 if TYPE_CHECKING:
     from google.pubsub_v1.types import Subscription, Topic

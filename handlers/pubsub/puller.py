@@ -12,9 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
-from handlers.pubsub.channel import Clients, PubSubChannel
+from handlers.pubsub.channel import Clients, PubSubChannel, subscription_path
 from handlers.pubsub.errors import NoAnswerInTime, PubSubFailed
-from handlers.pubsub.names import subscription_path
 
 MAX_PULL: Final = 1_000
 """Pub/Sub's own limit for one pull."""

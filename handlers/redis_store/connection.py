@@ -240,7 +240,6 @@ class _WaitingCluster(RedisCluster):
         return manager.get_node(node_name=added.name)
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
-        """As the library's, once there is room."""
         async with self.room():
             return await super().execute_command(*args, **kwargs)
 
@@ -332,7 +331,6 @@ class ProgressParser(_AsyncHiredisParser):
         self._connection = connection
 
     async def read_from_socket(self) -> bool:
-        """Read, and restart the limit."""
         has_read = bool(await super().read_from_socket())  # type: ignore[no-untyped-call]  # as above
         limit, seconds = self._connection._active_read_timeout, self._connection.socket_timeout
         if limit is not None and seconds is not None:
@@ -439,7 +437,6 @@ class SentinelsMaster(Redis):
     """The current master; closes the connections to the Sentinels too, which the library leaves open."""
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Close all connections."""
         await super().aclose(close_connection_pool)
         for sentinel in getattr(self.connection_pool, "sentinel_manager").sentinels:  # noqa: B009  # untyped
             await sentinel.aclose()

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from handlers.contract.accepted import about
 from handlers.contract.errors import InvalidSetting
 from handlers.forward.transforms.registry import TransformEntry, build_transforms
 from handlers.settings.environment import invalid_setting
@@ -27,103 +28,65 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     `result_per_request` and `idempotent_seconds` are our own fields.
     """
 
-    queue_name: Annotated[
-        Name, Meta(description="Sorted set of pending requests.", examples=["request-sortedset"])
-    ]
-    id: Annotated[
-        str,
-        Meta(
-            description="Name of the queue in metrics and logs; default: `queue_name`.", examples=["team-a"]
-        ),
-    ] = ""
+    queue_name: Annotated[Name, about("Sorted set of pending requests.", "request-sortedset")]
+    id: Annotated[str, about("Name of the queue in metrics and logs; default: `queue_name`.", "team-a")] = ""
     igw_base_url: Annotated[
-        str,
-        Meta(
-            description="Base URL of this queue's gateway; default: `IGW_BASE_URL`.",
-            examples=["http://gateway:8000"],
-        ),
+        str, about("Base URL of this queue's gateway; default: `IGW_BASE_URL`.", "http://gateway:8000")
     ] = ""
     request_path_url: Annotated[
         str,
-        Meta(
-            description=(
-                "Path joined to the base URL; a request's own `endpoint` wins. Default: `REQUEST_PATH_URL`."
-            ),
-            examples=["/v1/completions"],
+        about(
+            "Path joined to the base URL; a request's own `endpoint` wins. Default: `REQUEST_PATH_URL`.",
+            "/v1/completions",
         ),
     ] = ""
     inference_objective: Annotated[
-        str,
-        Meta(
-            description="Objective header of this queue's requests; default: `INFERENCE_OBJECTIVE`.",
-            examples=["batch"],
-        ),
+        str, about("Objective header of this queue's requests; default: `INFERENCE_OBJECTIVE`.", "batch")
     ] = ""
     result_queue_name: Annotated[
         str,
-        Meta(
-            description=(
-                "List for this queue's results; it wins over the list a request names. Default: "
-                "`RESULT_QUEUE_NAME`."
-            ),
-            examples=["team-a-results"],
+        about(
+            "List for this queue's results; it wins over the list a request names. Default: `RESULT_QUEUE_NAME`.",
+            "team-a-results",
         ),
     ] = ""
     result_ttl_seconds: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(
-            description=(
-                "Seconds until the result list expires, counted from the last result; 0 or unset: never."
-            ),
-            examples=["86400"],
+        about(
+            "Seconds until the result list expires, counted from the last result; 0 or unset: never.", "86400"
         ),
     ] = None
     result_per_request: Annotated[
         bool | None,
-        Meta(
-            description=(
-                "Write each result to a list of its own, so that readers do not take each other's results. Default: "
-                "`RESULT_PER_REQUEST`."
-            ),
-            examples=["true"],
+        about(
+            "Write each result to a list of its own, so that readers do not take each other's results. Default: "
+            "`RESULT_PER_REQUEST`.",
+            "true",
         ),
     ] = None
     idempotent_seconds: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(
-            description=(
-                "Idempotency window in seconds: an id that is live, or finished less than this ago, runs once; "
-                "0: off. Default: `IDEMPOTENT_SECONDS`."
-            ),
-            examples=["3600"],
+        about(
+            "Idempotency window in seconds: an id that is live, or finished less than this ago, runs once; "
+            "0: off. Default: `IDEMPOTENT_SECONDS`.",
+            "3600",
         ),
     ] = None
     worker_pool_id: Annotated[
-        str,
-        Meta(
-            description="Pool whose slots this queue's requests use: an `id` of `pools`, or `default`.",
-            examples=["default"],
-        ),
+        str, about("Pool whose slots this queue's requests use: an `id` of `pools`, or `default`.", "default")
     ] = "default"
     labels: Annotated[
         dict[str, str],
-        Meta(
-            description=(
-                "Labels of all requests of the queue; they win over a request's own. `tier` chooses the lane."
-            ),
-            examples=["{tier: batch}"],
+        about(
+            "Labels of all requests of the queue; they win over a request's own. `tier` chooses the lane.",
+            "{tier: batch}",
         ),
     ] = msgspec.field(default_factory=dict)
     gate_type: Annotated[
-        str,
-        Meta(
-            description="Gate of this queue alone, see [gates.md](gates.md); unset: open.",
-            examples=["redis-quota"],
-        ),
+        str, about("Gate of this queue alone, see [gates.md](gates.md); unset: open.", "redis-quota")
     ] = ""
     gate_params: Annotated[
-        dict[str, Any],
-        Meta(description="Parameters of that gate.", examples=["{address: redis:6379, limit: 10}"]),
+        dict[str, Any], about("Parameters of that gate.", "{address: redis:6379, limit: 10}")
     ] = msgspec.field(default_factory=dict)
 
 
@@ -131,79 +94,52 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """One Pub/Sub push subscription."""
 
     subscriber_id: Annotated[
-        Name,
-        Meta(
-            description="Push subscription, by its short or full name.", examples=["async-proc-requests-push"]
-        ),
+        Name, about("Push subscription, by its short or full name.", "async-proc-requests-push")
     ]
     id: Annotated[
-        str,
-        Meta(
-            description="Name of the subscription in metrics and logs; default: `subscriber_id`.",
-            examples=["team-a"],
-        ),
+        str, about("Name of the subscription in metrics and logs; default: `subscriber_id`.", "team-a")
     ] = ""
     igw_base_url: Annotated[
-        str,
-        Meta(
-            description="Base URL of this subscription's gateway; default: `IGW_BASE_URL`.",
-            examples=["http://gateway:8000"],
-        ),
+        str, about("Base URL of this subscription's gateway; default: `IGW_BASE_URL`.", "http://gateway:8000")
     ] = ""
     request_path_url: Annotated[
-        str,
-        Meta(
-            description="Path joined to the base URL; default: `REQUEST_PATH_URL`.",
-            examples=["/v1/completions"],
-        ),
+        str, about("Path joined to the base URL; default: `REQUEST_PATH_URL`.", "/v1/completions")
     ] = ""
     inference_objective: Annotated[
-        str,
-        Meta(
-            description="Objective header of these requests; default: `INFERENCE_OBJECTIVE`.",
-            examples=["batch"],
-        ),
+        str, about("Objective header of these requests; default: `INFERENCE_OBJECTIVE`.", "batch")
     ] = ""
     result_topic_id: Annotated[
         str,
-        Meta(
-            description="Topic for these results; default: the file's `result_topic_id` or `RESULT_TOPIC_ID`.",
-            examples=["team-a-results"],
+        about(
+            "Topic for these results; default: the file's `result_topic_id` or `RESULT_TOPIC_ID`.",
+            "team-a-results",
         ),
     ] = ""
     result_queue_name: Annotated[
-        str, Meta(description="The reference's name for `result_topic_id`.", examples=["team-a-results"])
+        str, about("The reference's name for `result_topic_id`.", "team-a-results")
     ] = ""
-    worker_pool_id: Annotated[
-        str, Meta(description="Pool whose gate and limit apply to these requests.", examples=["default"])
-    ] = "default"
+    worker_pool_id: Annotated[str, about("Pool whose gate and limit apply to these requests.", "default")] = (
+        "default"
+    )
     labels: Annotated[
-        dict[str, str],
-        Meta(description="Labels of all requests of the subscription.", examples=["{tier: batch}"]),
+        dict[str, str], about("Labels of all requests of the subscription.", "{tier: batch}")
     ] = msgspec.field(default_factory=dict)
     gate_type: Annotated[
         str,
-        Meta(
-            description="Gate of this subscription alone, see [gates.md](gates.md); unset: open.",
-            examples=["local-max-concurrency"],
+        about(
+            "Gate of this subscription alone, see [gates.md](gates.md); unset: open.", "local-max-concurrency"
         ),
     ] = ""
-    gate_params: Annotated[
-        dict[str, Any], Meta(description="Parameters of that gate.", examples=["{limit: 10}"])
-    ] = msgspec.field(default_factory=dict)
+    gate_params: Annotated[dict[str, Any], about("Parameters of that gate.", "{limit: 10}")] = msgspec.field(
+        default_factory=dict
+    )
     ack_deadline_seconds: Annotated[
         Annotated[float, Meta(ge=10, le=600)] | None,
-        Meta(
-            description="The subscription's ack deadline in seconds; default: `ACK_DEADLINE_SECONDS`.",
-            examples=["600"],
-        ),
+        about("The subscription's ack deadline in seconds; default: `ACK_DEADLINE_SECONDS`.", "600"),
     ] = None
     min_redelivery_seconds: Annotated[
         Annotated[float, Meta(ge=0, le=600)] | None,
-        Meta(
-            description="The subscription's minimum backoff in seconds; default: `MIN_REDELIVERY_SECONDS`.",
-            examples=["10"],
-        ),
+        about("The subscription's minimum backoff in seconds; default: `MIN_REDELIVERY_SECONDS`.", "10"),
     ] = None
 
 
@@ -214,69 +150,53 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     together have `workers` slots; by default this is on if a gate publishes a budget.
     """
 
-    id: Annotated[Name, Meta(description="Name of the pool.", examples=["default"])]
+    id: Annotated[Name, about("Name of the pool.", "default")]
     workers: Annotated[
         Annotated[int, Meta(ge=1, le=100_000)] | None,
-        Meta(
-            description=(
-                "Most requests in flight at a time: of each poller, or with `shared` of all pollers together. "
-                "Default: `WORKERS`."
-            ),
-            examples=["64"],
+        about(
+            "Most requests in flight at a time: of each poller, or with `shared` of all pollers together. "
+            "Default: `WORKERS`.",
+            "64",
         ),
     ] = None
     merge_policy: Annotated[
         str,
-        Meta(
-            description=(
-                "How queues share the slots: `random-robin` (equally) or `tier-priority` (strictly by lane). "
-                "Default: the file's `request_merge_policy`."
-            ),
-            examples=["tier-priority"],
+        about(
+            "How queues share the slots: `random-robin` (equally) or `tier-priority` (strictly by lane). "
+            "Default: the file's `request_merge_policy`.",
+            "tier-priority",
         ),
     ] = ""
     ageing_seconds: Annotated[
         Annotated[float, Meta(gt=0)] | None,
-        Meta(
-            description=(
-                "With `tier-priority`: seconds without service after which a lane is served first once; "
-                "unset: never."
-            ),
-            examples=["60"],
+        about(
+            "With `tier-priority`: seconds without service after which a lane is served first once; unset: never.",
+            "60",
         ),
     ] = None
     lane_objectives: Annotated[
         dict[str, str],
-        Meta(
-            description="Objective header by lane.",
-            examples=["{reserved-interactive: high, overflow-batch: low}"],
-        ),
+        about("Objective header by lane.", "{reserved-interactive: high, overflow-batch: low}"),
     ] = msgspec.field(default_factory=dict)
     priority_header: Annotated[
-        bool, Meta(description="Send the lane's priority to the gateway as a header.", examples=["true"])
+        bool, about("Send the lane's priority to the gateway as a header.", "true")
     ] = False
     shared: Annotated[
         bool | None,
-        Meta(
-            description=(
-                "Share `workers` among all pollers, instead of giving each that many. Default: true if a gate "
-                "publishes a budget."
-            ),
-            examples=["true"],
+        about(
+            "Share `workers` among all pollers, instead of giving each that many. Default: true if a gate "
+            "publishes a budget.",
+            "true",
         ),
     ] = None
     gate_type: Annotated[
-        str,
-        Meta(
-            description="Gate of the pool, see [gates.md](gates.md); unset: open.",
-            examples=["endpoint-scrape"],
-        ),
+        str, about("Gate of the pool, see [gates.md](gates.md); unset: open.", "endpoint-scrape")
     ] = ""
     gate_params: Annotated[
         dict[str, Any],
-        Meta(
-            description="Parameters of that gate.",
-            examples=["{url: 'http://router:9090/metrics', metric: llm_d_epp_flow_control_pool_saturation}"],
+        about(
+            "Parameters of that gate.",
+            "{url: 'http://router:9090/metrics', metric: llm_d_epp_flow_control_pool_saturation}",
         ),
     ] = msgspec.field(default_factory=dict)
 
@@ -289,97 +209,68 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     its own setting.
     """
 
-    url: Annotated[
-        str, Meta(description="Redis; wins over `REDIS_URL`.", examples=["redis://redis:6379"])
-    ] = ""
+    url: Annotated[str, about("Redis; wins over `REDIS_URL`.", "redis://redis:6379")] = ""
     mode: Annotated[
-        str,
-        Meta(
-            description="Kind of Redis at `url`: `standalone`, `sentinel` or `cluster`.",
-            examples=["standalone"],
-        ),
+        str, about("Kind of Redis at `url`: `standalone`, `sentinel` or `cluster`.", "standalone")
     ] = ""
-    addrs: Annotated[
-        list[str], Meta(description="Further addresses, with `mode: sentinel` or `cluster`.", examples=["[]"])
-    ] = msgspec.field(default_factory=list)
-    master_name: Annotated[
-        str, Meta(description="The master's name at the Sentinels, with `mode: sentinel`.")
-    ] = ""
+    addrs: Annotated[list[str], about("Further addresses, with `mode: sentinel` or `cluster`.", "[]")] = (
+        msgspec.field(default_factory=list)
+    )
+    master_name: Annotated[str, about("The master's name at the Sentinels, with `mode: sentinel`.")] = ""
     retry_queue_name: Annotated[
         str,
-        Meta(
-            description="Sorted set of requests that wait for a retry; default: `RETRY_QUEUE_NAME`.",
-            examples=["retry-sortedset"],
+        about(
+            "Sorted set of requests that wait for a retry; default: `RETRY_QUEUE_NAME`.", "retry-sortedset"
         ),
     ] = ""
     result_queue_name: Annotated[
-        str,
-        Meta(
-            description="Result list of queues that do not name one; default: `RESULT_QUEUE_NAME`.",
-            examples=["result-list"],
-        ),
+        str, about("Result list of queues that do not name one; default: `RESULT_QUEUE_NAME`.", "result-list")
     ] = ""
     poll_interval_ms: Annotated[
         Annotated[int, Meta(ge=0, le=60_000)] | None,
-        Meta(
-            description="Milliseconds between polls of an idle queue; default: `POLL_INTERVAL_MS`.",
-            examples=["100"],
-        ),
+        about("Milliseconds between polls of an idle queue; default: `POLL_INTERVAL_MS`.", "100"),
     ] = None
     batch_size: Annotated[
         Annotated[int, Meta(ge=0, le=100_000)] | None,
-        Meta(description="Read for compatibility; it has no effect.", examples=["64"]),
+        about("Read for compatibility; it has no effect.", "64"),
     ] = None
-    project_id: Annotated[
-        str, Meta(description="Google Cloud project; default: `PROJECT_ID`.", examples=["my-project"])
-    ] = ""
+    project_id: Annotated[str, about("Google Cloud project; default: `PROJECT_ID`.", "my-project")] = ""
     result_topic_id: Annotated[
         str,
-        Meta(
-            description="Result topic of subscriptions that do not name one; default: `RESULT_TOPIC_ID`.",
-            examples=["async-proc-results"],
+        about(
+            "Result topic of subscriptions that do not name one; default: `RESULT_TOPIC_ID`.",
+            "async-proc-results",
         ),
     ] = ""
     queues: Annotated[
-        list[QueueEntry], Meta(description="Redis queues, see below; unset: only `REQUEST_QUEUE_NAME`.")
+        list[QueueEntry], about("Redis queues, see below; unset: only `REQUEST_QUEUE_NAME`.")
     ] = msgspec.field(default_factory=list)
-    topics: Annotated[list[TopicEntry], Meta(description="Push subscriptions, see below.")] = msgspec.field(
+    topics: Annotated[list[TopicEntry], about("Push subscriptions, see below.")] = msgspec.field(
         default_factory=list
     )
-    pools: Annotated[
-        list[PoolEntry], Meta(description="Pools of slots, see below; `default` always exists.")
-    ] = msgspec.field(default_factory=list)
+    pools: Annotated[list[PoolEntry], about("Pools of slots, see below; `default` always exists.")] = (
+        msgspec.field(default_factory=list)
+    )
     request_transforms: Annotated[
-        list[TransformEntry], Meta(description="Transforms applied to payloads, see below.")
+        list[TransformEntry], about("Transforms applied to payloads, see below.")
     ] = msgspec.field(default_factory=list, name="requestTransforms")
     request_merge_policy: Annotated[
         MergePolicy | None,
-        Meta(
-            description=(
-                "How pools without a `merge_policy` of their own share slots among queues: `type` and "
-                "`parameters`."
-            )
+        about(
+            "How pools without a `merge_policy` of their own share slots among queues: `type` and `parameters`."
         ),
     ] = None
     enable_tracing: Annotated[
-        bool,
-        Meta(
-            description="Read for compatibility; `OTEL_EXPORTER_OTLP_ENDPOINT` enables tracing.",
-            examples=["false"],
-        ),
+        bool, about("Read for compatibility; `OTEL_EXPORTER_OTLP_ENDPOINT` enables tracing.", "false")
     ] = False
     claim_lease_ttl_seconds: Annotated[
         Annotated[int, Meta(ge=0)],
-        Meta(
-            description=(
-                "Read for compatibility; leases are renewed while a request is handled (`LEASE_SECONDS`)."
-            ),
-            examples=["0"],
+        about(
+            "Read for compatibility; leases are renewed while a request is handled (`LEASE_SECONDS`).", "0"
         ),
     ] = 0
     claim_reclaim_interval_ms: Annotated[
-        Annotated[int, Meta(ge=0)],
-        Meta(description="Read for compatibility; `RECLAIM_SECONDS` sets the interval.", examples=["0"]),
+        Annotated[int, Meta(ge=0)], about("Read for compatibility; `RECLAIM_SECONDS` sets the interval.", "0")
     ] = 0
 
 

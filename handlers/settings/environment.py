@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from handlers.contract.accepted import described, known_fields, nearest, types_of
+from handlers.contract.accepted import about, described, known_fields, nearest, types_of
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.json_limits import MAX_REQUEST_BYTES
 from handlers.contract.masked_text import without_secrets
@@ -30,383 +30,313 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     """The variables as typed values; an empty variable counts as not set."""
 
     # --- the gateway
-    igw_base_url: Annotated[str, Meta(description="Base URL of the inference gateway.")] = DEFAULT_GATEWAY
+    igw_base_url: Annotated[str, about("Base URL of the inference gateway.")] = DEFAULT_GATEWAY
     request_path_url: Annotated[
-        str, Meta(description="Path appended to `IGW_BASE_URL`; a queue or request may set its own.")
+        str, about("Path appended to `IGW_BASE_URL`; a queue or request may set its own.")
     ] = DEFAULT_PATH
-    inference_objective: Annotated[
-        str, Meta(description="Inference objective of queues without their own.")
-    ] = ""
+    inference_objective: Annotated[str, about("Inference objective of queues without their own.")] = ""
     inference_objective_header: Annotated[
-        str, Meta(description="Header for the objective; older gateways use `x-gateway-inference-objective`.")
+        str, about("Header for the objective; older gateways use `x-gateway-inference-objective`.")
     ] = OBJECTIVE_HEADER
-    fairness_header: Annotated[str, Meta(description="Header that carries the tenant.")] = FAIRNESS_HEADER
-    fairness_disabled: Annotated[bool, Meta(description="Send no fairness header.")] = False
-    fairness_attribute: Annotated[str, Meta(description="Metadata field that names the tenant.")] = "userid"
+    fairness_header: Annotated[str, about("Header that carries the tenant.")] = FAIRNESS_HEADER
+    fairness_disabled: Annotated[bool, about("Send no fairness header.")] = False
+    fairness_attribute: Annotated[str, about("Metadata field that names the tenant.")] = "userid"
     allowed_endpoints: Annotated[
         str,
-        Meta(
-            description="Comma-separated paths that a request's `endpoint` may name; a path that ends in `/` allows "
+        about(
+            "Comma-separated paths that a request's `endpoint` may name; a path that ends in `/` allows "
             "all paths below it."
         ),
     ] = "/v1/"
     allowed_headers: Annotated[
         str,
-        Meta(
-            description="Comma-separated headers that a request may send to the gateway, in addition to the default "
+        about(
+            "Comma-separated headers that a request may send to the gateway, in addition to the default "
             "list in SECURITY.md. `x-team-*` matches a prefix. Headers for credentials, identity, routing and "
             "priority need their full names."
         ),
     ] = ""
     allow_request_authorization: Annotated[
-        bool, Meta(description="Let a request's own `Authorization` header through.")
+        bool, about("Let a request's own `Authorization` header through.")
     ] = False
-    request_timeout_seconds: Annotated[
-        float, Meta(gt=0, le=86_400, description="Timeout of one attempt.")
-    ] = 600.0
-    connect_timeout_seconds: Annotated[float, Meta(gt=0, le=600, description="Timeout of a connect.")] = 10.0
+    request_timeout_seconds: Annotated[float, about("Timeout of one attempt.", gt=0, le=86_400)] = 600.0
+    connect_timeout_seconds: Annotated[float, about("Timeout of a connect.", gt=0, le=600)] = 10.0
     connection_idle_seconds: Annotated[
         float,
-        Meta(
+        about(
+            "Idle time after which a connection to gateway or handler is closed. Keep it below the "
+            "server's own limit.",
             ge=0,
             le=3_600,
-            description="Idle time after which a connection to gateway or handler is closed. Keep it below the "
-            "server's own limit.",
         ),
     ] = 4.0
     circuit_breaker: Annotated[
         bool,
-        Meta(
-            description="Open the circuit while most calls fail: one call per second is sent, the others stay queued."
-        ),
+        about("Open the circuit while most calls fail: one call per second is sent, the others stay queued."),
     ] = True
     retry_budget: Annotated[
         float,
-        Meta(
-            ge=0,
-            le=10,
-            description="Retries allowed per final result, in addition to one per second; 0: unlimited.",
-        ),
+        about("Retries allowed per final result, in addition to one per second; 0: unlimited.", ge=0, le=10),
     ] = 0.25
-    max_request_bytes: Annotated[int, Meta(ge=1_024, description="Largest request body.")] = MAX_REQUEST_BYTES
+    max_request_bytes: Annotated[int, about("Largest request body.", ge=1_024)] = MAX_REQUEST_BYTES
     max_response_bytes: Annotated[
-        int, Meta(ge=1_024, description="Largest response; a larger one is a final error.")
+        int, about("Largest response; a larger one is a final error.", ge=1_024)
     ] = 8_000_000
-    gateway_ca_file: Annotated[str, Meta(description="CA that signed the gateway's certificate (PEM).")] = ""
-    gateway_cert_file: Annotated[str, Meta(description="Client certificate for the gateway (PEM).")] = ""
-    gateway_key_file: Annotated[str, Meta(description="Key of the client certificate (PEM).")] = ""
+    gateway_ca_file: Annotated[str, about("CA that signed the gateway's certificate (PEM).")] = ""
+    gateway_cert_file: Annotated[str, about("Client certificate for the gateway (PEM).")] = ""
+    gateway_key_file: Annotated[str, about("Key of the client certificate (PEM).")] = ""
     gateway_token_file: Annotated[
-        str, Meta(description="File with a bearer token for the gateway; read again when it changes.")
+        str, about("File with a bearer token for the gateway; read again when it changes.")
     ] = ""
 
     # --- Redis
     redis_url: Annotated[
-        str, Meta(description="URL of Redis: `redis://` or `rediss://`, also with `+sentinel` or `+cluster`.")
+        str, about("URL of Redis: `redis://` or `rediss://`, also with `+sentinel` or `+cluster`.")
     ] = "redis://localhost:6379"
-    redis_username: Annotated[str, Meta(description="ACL user.")] = ""
-    redis_password: Annotated[str, Meta(description="Password; prefer `REDIS_PASSWORD_FILE`.")] = ""
-    redis_password_file: Annotated[str, Meta(description="File that holds the password.")] = ""
-    redis_ca_file: Annotated[str, Meta(description="CA that signed the server's certificate (PEM).")] = ""
-    redis_cert_file: Annotated[str, Meta(description="Client certificate (PEM).")] = ""
-    redis_key_file: Annotated[str, Meta(description="Key of the client certificate (PEM).")] = ""
+    redis_username: Annotated[str, about("ACL user.")] = ""
+    redis_password: Annotated[str, about("Password; prefer `REDIS_PASSWORD_FILE`.")] = ""
+    redis_password_file: Annotated[str, about("File that holds the password.")] = ""
+    redis_ca_file: Annotated[str, about("CA that signed the server's certificate (PEM).")] = ""
+    redis_cert_file: Annotated[str, about("Client certificate (PEM).")] = ""
+    redis_key_file: Annotated[str, about("Key of the client certificate (PEM).")] = ""
     redis_timeout_seconds: Annotated[
         float,
-        Meta(
+        about(
+            "Longest silence of Redis while a command waits for its reply; then the command is retried.",
             ge=0.1,
             le=60,
-            description="Longest silence of Redis while a command waits for its reply; then the command is retried.",
         ),
     ] = 2.0
-    request_queue_name: Annotated[str, Meta(description="Sorted set of pending requests.")] = (
-        "request-sortedset"
-    )
-    retry_queue_name: Annotated[str, Meta(description="Sorted set of requests waiting for a retry.")] = (
-        "retry-sortedset"
-    )
-    result_queue_name: Annotated[str, Meta(description="List to which results are written.")] = "result-list"
+    request_queue_name: Annotated[str, about("Sorted set of pending requests.")] = "request-sortedset"
+    retry_queue_name: Annotated[str, about("Sorted set of requests waiting for a retry.")] = "retry-sortedset"
+    result_queue_name: Annotated[str, about("List to which results are written.")] = "result-list"
     allowed_labels: Annotated[
         str,
-        Meta(
-            description="Comma-separated labels (`classification`, `tier`) that a request may set itself in "
+        about(
+            "Comma-separated labels (`classification`, `tier`) that a request may set itself in "
             "`internal.labels`. They choose its lane. Unset: only queues and gates set them."
         ),
     ] = ""
     allowed_results: Annotated[
         str,
-        Meta(
-            description="Comma-separated lists (Pub/Sub: topics) that a request may name for its result; `*` matches "
+        about(
+            "Comma-separated lists (Pub/Sub: topics) that a request may name for its result; `*` matches "
             "any characters. A name that does not exist, such as `-`, allows no list. Unset: lists with `result` in "
             "their name, and any topic of the project."
         ),
     ] = ""
     result_per_request: Annotated[
-        bool,
-        Meta(description="Write each result to its own list `<results>:result-of:<id>`, which expires."),
+        bool, about("Write each result to its own list `<results>:result-of:<id>`, which expires.")
     ] = False
     idempotent_seconds: Annotated[
         int,
-        Meta(
-            ge=0,
-            description="Idempotency window: an id that is live, or finished less than this ago, runs once; 0: off.",
+        about(
+            "Idempotency window: an id that is live, or finished less than this ago, runs once; 0: off.", ge=0
         ),
     ] = 0
     result_apart_bytes: Annotated[
         int,
-        Meta(
+        about(
+            "Responses of at least this many bytes are stored in a key of their own (offloaded); 0: none.",
             ge=0,
-            description="Responses of at least this many bytes are stored in a key of their own (offloaded); 0: none.",
         ),
     ] = 0
     result_apart_seconds: Annotated[
-        int, Meta(ge=1, description="Lifetime of an offloaded response if its result list does not expire.")
+        int, about("Lifetime of an offloaded response if its result list does not expire.", ge=1)
     ] = 604_800
-    wait_replicas: Annotated[
-        int, Meta(ge=0, le=10, description="Replicas that must confirm an ack (`WAIT`).")
-    ] = 0
+    wait_replicas: Annotated[int, about("Replicas that must confirm an ack (`WAIT`).", ge=0, le=10)] = 0
 
     # --- the poller
     handler_url: Annotated[
-        str,
-        Meta(description="URL of the dispatch door; empty: the poller runs the handler in its own process."),
+        str, about("URL of the dispatch door; empty: the poller runs the handler in its own process.")
     ] = ""
-    workers: Annotated[int, Meta(ge=1, le=100_000, description="Most requests in flight at once.")] = 64
+    workers: Annotated[int, about("Most requests in flight at once.", ge=1, le=100_000)] = 64
     max_in_flight_bytes: Annotated[
         int,
-        Meta(
-            ge=0,
-            description="Most bytes of requests and responses in a poller; 0: derived from its memory limit.",
-        ),
+        about("Most bytes of requests and responses in a poller; 0: derived from its memory limit.", ge=0),
     ] = 0
-    poll_interval_ms: Annotated[
-        int, Meta(ge=1, le=60_000, description="Interval between polls of an idle queue.")
-    ] = 20
+    poll_interval_ms: Annotated[int, about("Interval between polls of an idle queue.", ge=1, le=60_000)] = 20
     lease_seconds: Annotated[
         float,
-        Meta(
-            ge=0.1,
-            le=3_600,
-            description="Duration of the lease on a claim, or on a push that is being handled.",
-        ),
+        about("Duration of the lease on a claim, or on a push that is being handled.", ge=0.1, le=3_600),
     ] = 15.0
-    heartbeat_seconds: Annotated[
-        float, Meta(ge=0.05, le=600, description="Interval between renewals of leases.")
-    ] = 5.0
+    heartbeat_seconds: Annotated[float, about("Interval between renewals of leases.", ge=0.05, le=600)] = 5.0
     reclaim_seconds: Annotated[
-        float, Meta(ge=0.05, le=600, description="Interval between scans for claims of crashed pollers.")
+        float, about("Interval between scans for claims of crashed pollers.", ge=0.05, le=600)
     ] = 2.0
     max_attempts: Annotated[
         int,
-        Meta(
-            ge=1,
-            description="Most attempts of a queued request. Its result is then the last response, or "
+        about(
+            "Most attempts of a queued request. Its result is then the last response, or "
             "`UNDELIVERABLE`. At one attempt per minute, the default lasts a week.",
+            ge=1,
         ),
     ] = 10_000
     max_deadline_seconds: Annotated[
-        float,
-        Meta(
-            gt=0,
-            description="Longest accepted time to a queued request's deadline; the default is a century.",
-        ),
+        float, about("Longest accepted time to a queued request's deadline; the default is a century.", gt=0)
     ] = 3_153_600_000.0
     max_deaths: Annotated[
         int,
-        Meta(
+        about(
+            "Crashes of a poller that a request survives; after the next one it is dead-lettered.",
             ge=1,
             le=1_000,
-            description="Crashes of a poller that a request survives; after the next one it is dead-lettered.",
         ),
     ] = 5
     shutdown_grace_seconds: Annotated[
         float,
-        Meta(
-            ge=0,
-            le=86_400,
-            description="Longest time that a stopping process waits for its requests to finish.",
-        ),
+        about("Longest time that a stopping process waits for its requests to finish.", ge=0, le=86_400),
     ] = 610.0
     status_token_file: Annotated[
         str,
-        Meta(
-            description="File with tokens that allow the status page to requeue or drop dead letters; empty: read-only."
+        about(
+            "File with tokens that allow the status page to requeue or drop dead letters; empty: read-only."
         ),
     ] = ""
     status_hosts: Annotated[
         str,
-        Meta(
-            description="Comma-separated host names of the status page, in addition to loopback and the address it "
+        about(
+            "Comma-separated host names of the status page, in addition to loopback and the address it "
             "listens on; requests for other hosts get 421."
         ),
     ] = ""
     metrics_token: Annotated[
-        str,
-        Meta(description="Bearer token that a handler's `/metrics` requires; empty: the page is disabled."),
+        str, about("Bearer token that a handler's `/metrics` requires; empty: the page is disabled.")
     ] = ""
     metrics_token_file: Annotated[
-        str, Meta(description="File with bearer tokens for `/metrics`, one per line; all are accepted.")
+        str, about("File with bearer tokens for `/metrics`, one per line; all are accepted.")
     ] = ""
-    metrics_port: Annotated[
-        int, Meta(ge=0, le=65_535, description="Port of the poller's health and metrics pages.")
-    ] = 9090
+    metrics_port: Annotated[int, about("Port of the poller's health and metrics pages.", ge=0, le=65_535)] = (
+        9090
+    )
 
     # --- the doors
-    host: Annotated[str, Meta(description="Address to listen on.")] = "0.0.0.0"  # noqa: S104  # a pod's only interface
-    port: Annotated[int, Meta(ge=0, le=65_535, description="Port of the handler (Knative sets it).")] = 8080
+    host: Annotated[str, about("Address to listen on.")] = "0.0.0.0"  # noqa: S104  # a pod's only interface
+    port: Annotated[int, about("Port of the handler (Knative sets it).", ge=0, le=65_535)] = 8080
     function_target: Annotated[
-        Literal["dispatch", "pubsub_push"], Meta(description="Door that this process serves.")
+        Literal["dispatch", "pubsub_push"], about("Door that this process serves.")
     ] = "dispatch"
     receive_timeout_seconds: Annotated[
-        float, Meta(gt=0, le=600, description="Longest time to receive a whole delivery.")
+        float, about("Longest time to receive a whole delivery.", gt=0, le=600)
     ] = 30.0
     dispatch_auth: Annotated[
         Literal["token", "none"],
-        Meta(description="`none`: the dispatch door accepts events without a token and logs no warning."),
+        about("`none`: the dispatch door accepts events without a token and logs no warning."),
     ] = "token"
-    dispatch_token: Annotated[str, Meta(description="Bearer token between poller and dispatch door.")] = ""
+    dispatch_token: Annotated[str, about("Bearer token between poller and dispatch door.")] = ""
     dispatch_token_file: Annotated[
         str,
-        Meta(
-            description="File with dispatch tokens, one per line; the poller sends the first, the door accepts all."
-        ),
+        about("File with dispatch tokens, one per line; the poller sends the first, the door accepts all."),
     ] = ""
 
     event_data: Annotated[
         Literal["request", "payload"],
-        Meta(
-            description="Data of events from other sources than the poller: a request, or only its payload."
-        ),
+        about("Data of events from other sources than the poller: a request, or only its payload."),
     ] = "request"
     event_id_from: Annotated[
-        str, Meta(description="Attribute or `header:<name>` with the id, if the data has none.")
+        str, about("Attribute or `header:<name>` with the id, if the data has none.")
     ] = ""
     event_tenant_from: Annotated[
-        str, Meta(description="Attribute or `header:<name>` with the tenant; overrides the data's.")
+        str, about("Attribute or `header:<name>` with the tenant; overrides the data's.")
     ] = ""
     event_deadline_from: Annotated[
-        str, Meta(description="Attribute or `header:<name>` with the deadline, if the data has none.")
+        str, about("Attribute or `header:<name>` with the deadline, if the data has none.")
     ] = ""
     event_deadline_seconds: Annotated[
         float,
-        Meta(
+        about(
+            "Seconds from an event's `time` to its deadline, if it names none; 0: no default.",
             ge=0,
             le=31_536_000,
-            description="Seconds from an event's `time` to its deadline, if it names none; 0: no default.",
         ),
     ] = 0.0
     k_sink: Annotated[
-        str,
-        Meta(description="URL to which results of such events are sent as CloudEvents (set by Knative)."),
+        str, about("URL to which results of such events are sent as CloudEvents (set by Knative).")
     ] = ""
     k_ce_overrides: Annotated[
-        str,
-        Meta(
-            description='Extensions of the CloudEvents to `K_SINK`: `{"extensions": {…}}` (set by Knative).'
-        ),
+        str, about('Extensions of the CloudEvents to `K_SINK`: `{"extensions": {…}}` (set by Knative).')
     ] = ""
-    k_ca_certs: Annotated[str, Meta(description="CA that signed the sink's certificate (PEM text).")] = ""
+    k_ca_certs: Annotated[str, about("CA that signed the sink's certificate (PEM text).")] = ""
 
     readiness: Annotated[
         Literal["process", "dependencies"],
-        Meta(
-            description="`dependencies`: a handler is not ready while its gateway, topic, dedup store or gates fail."
-        ),
+        about("`dependencies`: a handler is not ready while its gateway, topic, dedup store or gates fail."),
     ] = "process"
 
     # --- Pub/Sub
-    project_id: Annotated[str, Meta(description="Google Cloud project of the topics.")] = ""
-    result_topic_id: Annotated[str, Meta(description="Topic to which results are published.")] = ""
-    dead_letter_topic_id: Annotated[str, Meta(description="Topic for deliveries without a readable id.")] = ""
-    pubsub_emulator_host: Annotated[
-        str, Meta(description="Address of a Pub/Sub emulator to use instead.")
-    ] = ""
+    project_id: Annotated[str, about("Google Cloud project of the topics.")] = ""
+    result_topic_id: Annotated[str, about("Topic to which results are published.")] = ""
+    dead_letter_topic_id: Annotated[str, about("Topic for deliveries without a readable id.")] = ""
+    pubsub_emulator_host: Annotated[str, about("Address of a Pub/Sub emulator to use instead.")] = ""
     pubsub_endpoint: Annotated[
-        str,
-        Meta(description="Endpoint of Pub/Sub; a regional one is `REGION-pubsub.googleapis.com`."),
+        str, about("Endpoint of Pub/Sub; a regional one is `REGION-pubsub.googleapis.com`.")
     ] = "pubsub.googleapis.com"
-    ack_deadline_seconds: Annotated[
-        float, Meta(ge=10, le=600, description="The push subscription's ack deadline.")
-    ] = 600.0
+    ack_deadline_seconds: Annotated[float, about("The push subscription's ack deadline.", ge=10, le=600)] = (
+        600.0
+    )
     min_redelivery_seconds: Annotated[
-        float, Meta(ge=0, le=600, description="The push subscription's minimum backoff.")
+        float, about("The push subscription's minimum backoff.", ge=0, le=600)
     ] = 10.0
     push_form: Annotated[
         Literal["wrapped", "unwrapped", "unwrapped-metadata"],
-        Meta(
-            description="Format of the pushes. Set `unwrapped` for `--push-no-wrapper`, `unwrapped-metadata` if "
+        about(
+            "Format of the pushes. Set `unwrapped` for `--push-no-wrapper`, `unwrapped-metadata` if "
             "`--push-no-wrapper-write-metadata` is set too. Pushes in another format are refused."
         ),
     ] = "wrapped"
-    push_auth: Annotated[
-        Literal["oidc", "none"], Meta(description="`none` disables authentication of pushes.")
-    ] = "oidc"
-    push_audience: Annotated[str, Meta(description="Audience of the push token.")] = ""
-    push_service_account: Annotated[str, Meta(description="E-mail of the account that pushes.")] = ""
+    push_auth: Annotated[Literal["oidc", "none"], about("`none` disables authentication of pushes.")] = "oidc"
+    push_audience: Annotated[str, about("Audience of the push token.")] = ""
+    push_service_account: Annotated[str, about("E-mail of the account that pushes.")] = ""
     dedupe_redis_url: Annotated[
-        str,
-        Meta(description="URL of the dedup store: a Redis that records answered and cancelled deliveries."),
+        str, about("URL of the dedup store: a Redis that records answered and cancelled deliveries.")
     ] = ""
 
     # --- the rest
     result_details: Annotated[
-        bool, Meta(description="Add attempts, durations, tokens, finish time and metadata to results.")
+        bool, about("Add attempts, durations, tokens, finish time and metadata to results.")
     ] = False
     finished_records: Annotated[
         int,
-        Meta(
+        about(
+            "Most records of finished requests (id, outcome, time, result list), for `where`; 0: none.",
             ge=0,
             le=10_000_000,
-            description="Most records of finished requests (id, outcome, time, result list), for `where`; 0: none.",
         ),
     ] = 50_000
     finished_records_bytes: Annotated[
-        int, Meta(ge=1_024, description="Most bytes of these records together; the oldest are dropped first.")
+        int, about("Most bytes of these records together; the oldest are dropped first.", ge=1_024)
     ] = 10_000_000
-    finished_records_seconds: Annotated[int, Meta(ge=1, description="Lifetime of such a record.")] = 86_400
+    finished_records_seconds: Annotated[int, about("Lifetime of such a record.", ge=1)] = 86_400
     config_file: Annotated[
-        str, Meta(description="Files (JSON or YAML, comma-separated) with queues, pools and transforms.")
+        str, about("Files (JSON or YAML, comma-separated) with queues, pools and transforms.")
     ] = ""
     config_reload_seconds: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=3_600,
-            description="Interval between checks of the file for changes; 0 disables reloading.",
-        ),
+        float, about("Interval between checks of the file for changes; 0 disables reloading.", ge=0, le=3_600)
     ] = 5.0
-    prometheus_url: Annotated[str, Meta(description="URL of the Prometheus that gates query.")] = ""
+    prometheus_url: Annotated[str, about("URL of the Prometheus that gates query.")] = ""
     prometheus_token_file: Annotated[
-        str, Meta(description="File with a bearer token for Prometheus; read again when it changes.")
+        str, about("File with a bearer token for Prometheus; read again when it changes.")
     ] = ""
-    prometheus_ca_file: Annotated[str, Meta(description="CA that signed Prometheus's certificate (PEM).")] = (
-        ""
-    )
+    prometheus_ca_file: Annotated[str, about("CA that signed Prometheus's certificate (PEM).")] = ""
     gate_refresh_seconds: Annotated[
-        float, Meta(ge=0.05, le=3_600, description="Interval between readings of a gate's metric.")
+        float, about("Interval between readings of a gate's metric.", ge=0.05, le=3_600)
     ] = 5.0
-    gate_source_timeout_seconds: Annotated[float, Meta(gt=0, le=60, description="Timeout of a reading.")] = (
-        4.0
-    )
-    gate_most_held: Annotated[
-        int, Meta(ge=1, le=100_000, description="Most pushes that wait at a closed gate.")
-    ] = 1_000
+    gate_source_timeout_seconds: Annotated[float, about("Timeout of a reading.", gt=0, le=60)] = 4.0
+    gate_most_held: Annotated[int, about("Most pushes that wait at a closed gate.", ge=1, le=100_000)] = 1_000
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="Lowest level that is logged.")
+        Literal["debug", "info", "warning", "error"], about("Lowest level that is logged.")
     ] = "info"
     log_format: Annotated[
-        Literal["auto", "json", "text"], Meta(description="`auto`: text in a terminal, else JSON.")
+        Literal["auto", "json", "text"], about("`auto`: text in a terminal, else JSON.")
     ] = "auto"
-    log_hash_ids: Annotated[
-        bool, Meta(description="Log the start of an id's SHA-256 in place of the id.")
-    ] = False
-    otel_exporter_otlp_endpoint: Annotated[str, Meta(description="OTLP/HTTP receiver of the traces.")] = ""
+    log_hash_ids: Annotated[bool, about("Log the start of an id's SHA-256 in place of the id.")] = False
+    otel_exporter_otlp_endpoint: Annotated[str, about("OTLP/HTTP receiver of the traces.")] = ""
     otel_exporter_otlp_protocol: Annotated[
-        str, Meta(description="Only `http/protobuf` is supported; gRPC is refused.")
+        str, about("Only `http/protobuf` is supported; gRPC is refused.")
     ] = "http/protobuf"
     otel_service_name: Annotated[
         str,
-        Meta(
-            description="Service name in traces; empty: the one in `OTEL_RESOURCE_ATTRIBUTES`, else `llm-d-async`."
-        ),
+        about("Service name in traces; empty: the one in `OTEL_RESOURCE_ATTRIBUTES`, else `llm-d-async`."),
     ] = ""
 
 

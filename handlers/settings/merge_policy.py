@@ -9,8 +9,8 @@ import re
 from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Meta
 
+from handlers.contract.accepted import about
 from handlers.contract.errors import InvalidSetting
 
 MERGE_POLICY: Final = "request_merge_policy"
@@ -23,31 +23,28 @@ class MergeParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Names of headers, labels and metadata fields; unset ones come from the environment."""
 
     fairness_header: Annotated[
-        str | None,
-        Meta(description="Header that carries the tenant; empty: not sent. Default: `FAIRNESS_HEADER`."),
+        str | None, about("Header that carries the tenant; empty: not sent. Default: `FAIRNESS_HEADER`.")
     ] = None
     fairness_attribute: Annotated[
-        str, Meta(description="Metadata field that names the tenant. Default: `FAIRNESS_ATTRIBUTE`.")
+        str, about("Metadata field that names the tenant. Default: `FAIRNESS_ATTRIBUTE`.")
     ] = ""
-    priority_header: Annotated[
-        str, Meta(description="Header that carries the lane's priority; unset: not sent.")
-    ] = ""
+    priority_header: Annotated[str, about("Header that carries the lane's priority; unset: not sent.")] = ""
     objective_header: Annotated[
-        str, Meta(description="Header that carries the objective. Default: `INFERENCE_OBJECTIVE_HEADER`.")
+        str, about("Header that carries the objective. Default: `INFERENCE_OBJECTIVE_HEADER`.")
     ] = ""
     lane_objectives: Annotated[
-        dict[str, str], Meta(description="Objective by lane; a pool's own `lane_objectives` win.")
+        dict[str, str], about("Objective by lane; a pool's own `lane_objectives` win.")
     ] = msgspec.field(default_factory=dict)
-    tier_label: Annotated[str, Meta(description="Label that holds a queue's tier. Default: `tier`.")] = ""
+    tier_label: Annotated[str, about("Label that holds a queue's tier. Default: `tier`.")] = ""
 
 
 class MergePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How queues share pools: `random-robin` or `tier-priority`."""
 
-    type: Annotated[
-        str, Meta(description="`random-robin` or `tier-priority`, see `merge_policy` of a pool.")
-    ] = "random-robin"
-    parameters: Annotated[MergeParameters, Meta(description="See below.")] = msgspec.field(
+    type: Annotated[str, about("`random-robin` or `tier-priority`, see `merge_policy` of a pool.")] = (
+        "random-robin"
+    )
+    parameters: Annotated[MergeParameters, about("See below.")] = msgspec.field(
         default_factory=MergeParameters
     )
 

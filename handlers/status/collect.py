@@ -132,7 +132,6 @@ class StatusWatch:
         )
 
     async def leave(self) -> None:
-        """Remove this poller from the board."""
         await self._board.leave()
 
 

@@ -47,7 +47,7 @@ class DeadLetterRow:
     reason: str
     message: str
     at: float
-    deaths: int
+    delivery_count: int
 
 
 class Source(Protocol):
@@ -109,7 +109,6 @@ class StatusPages:
         self._templates.filters |= {"ago": self._ago, "seconds": _seconds, "number": lambda n: f"{n:,}"}
 
     def respond(self, request: Request) -> Response:
-        """The response to one request."""
         if request.path in ("/healthz", "/readyz"):
             # Ready even while Redis is down, because this page reports that.
             return Response("ok\n", 200, mimetype="text/plain")

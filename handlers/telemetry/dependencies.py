@@ -29,7 +29,6 @@ class Dependency:
         self._since = 0.0
 
     def report(self, *, has_failed: bool) -> None:
-        """Record the outcome of a call."""
         if not has_failed:
             self._failures = 0
             return
@@ -87,7 +86,6 @@ class SkewWatch:
         self._is_off = False
 
     def check(self) -> None:
-        """Compare the clocks and log a change."""
         skew = self._clock.skew_seconds
         is_off = abs(skew) > SKEW_SECONDS
         if is_off == self._is_off:

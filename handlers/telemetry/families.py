@@ -44,7 +44,6 @@ class DeadlineProximity(Collector):
         self._snapshots[labels] = rising, max(total, rising[-1])
 
     def forget(self, labels: tuple[str, ...]) -> None:
-        """Drop the snapshot of a queue."""
         self._snapshots.pop(labels, None)
 
     def collect(self) -> Iterable[HistogramMetricFamily]:

@@ -46,7 +46,6 @@ class PagesServer:
         return int(self._socket.getsockname()[1])
 
     async def serve(self) -> None:
-        """Answer requests from now on."""
         uvicorn = await asyncio.to_thread(importlib.import_module, "uvicorn")
         if self._server is not None:
             return

@@ -74,7 +74,6 @@ class _Exporter(OTLPSpanExporter):
         self._is_checked = urlsplit(url).port == GRPC_PORT  # the start has logged a warning about that port
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send the spans."""
         result = super().export(spans)
         if result is SpanExportResult.FAILURE and not self._is_checked:
             self._is_checked = True

@@ -104,7 +104,6 @@ class Connection(asyncio.Protocol):
         self._begin()
 
     def _begin(self) -> None:
-        """Reset the state of the previous response."""
         self._status_code = 0
         self._headers: list[Header] = []
         self._parts: list[bytes] = []
@@ -187,11 +186,9 @@ class Connection(asyncio.Protocol):
             self._write(piece)
 
     def pause_writing(self) -> None:
-        """The socket is full."""
         self._is_paused = True
 
     def resume_writing(self) -> None:
-        """The socket takes more."""
         self._is_paused = False
         if self._unsent is not None:
             self._write_on()
@@ -343,7 +340,6 @@ class Connection(asyncio.Protocol):
             self._fail(ResponseTooLarge(status_code=self._status_code))
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
         if self._is_complete or self._waiter is None:
             return
         self._unframed = 0

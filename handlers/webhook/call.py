@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hashlib
+import hmac
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -14,12 +18,11 @@ import httpx
 import msgspec
 
 from handlers.backoff import parse_retry_after
+from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, encode_result
 from handlers.transport.failures import UnusableResponse
 from handlers.transport.transport import HEAD_ONLY, TransportOptions, http_client
-from handlers.webhook.destinations import WebhookTarget
-from handlers.webhook.guard import check_public
-from handlers.webhook.signature import signature_headers
+from handlers.webhook.destinations import WebhookTarget, check_public
 
 EVENT_TYPE: Final = "async_processor.result"
 _GONE: Final = 410
@@ -36,7 +39,6 @@ class CallAnswer:
 
     @property
     def is_taken(self) -> bool:
-        """Whether the receiver accepted the result."""
         return 200 <= self.status < 300
 
     @property
@@ -68,7 +70,6 @@ class Caller:
         self._clock = clock
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._client.aclose()
 
     async def post(
@@ -108,3 +109,45 @@ def webhook_id(result: Result) -> str:
     """Id of a result, equal for all its deliveries, so that a receiver can drop duplicates."""
     name = f"{result.id}\0{result.request_token}"
     return f"res_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+
+_PREFIX: Final = "whsec_"
+_LEAST, _MOST = 24, 64
+_ALPHABET: Final = re.compile(r"[A-Za-z0-9+/=]+")
+
+
+def read_secrets(text: str, setting: str) -> list[bytes]:
+    """Parse keys, one per line: `whsec_` and base64 of 24 to 64 bytes. Raises `InvalidSetting`."""
+    keys = [_key(line.strip(), setting) for line in text.splitlines() if line.strip()]
+    if not keys:
+        raise InvalidSetting(setting, found="nothing", accepted="a secret such as whsec_…, one a line")
+    return keys
+
+
+def _key(line: str, setting: str) -> bytes:
+    """Parse one key; errors do not show it."""
+    text, accepted = line.removeprefix(_PREFIX), f"{_PREFIX} and base64 of {_LEAST} to {_MOST} bytes"
+    if not _ALPHABET.fullmatch(text):
+        hint = (
+            "the URL-safe alphabet (- and _)" if "-" in text or "_" in text else "a character outside base64"
+        )
+        raise InvalidSetting(setting, found=hint, accepted=accepted)
+    try:
+        key = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        padding = "base64 with wrong padding: its length must be a multiple of 4, filled up with ="
+        raise InvalidSetting(setting, found=padding, accepted=accepted) from None
+    if not _LEAST <= len(key) <= _MOST:
+        raise InvalidSetting(setting, found=f"a secret of {len(key)} bytes", accepted=accepted)
+    return key
+
+
+def signature_headers(keys: Sequence[bytes], webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The three headers, with a signature of every key, so that a receiver can rotate keys."""
+    signed = b".".join([webhook_id.encode(), str(timestamp).encode(), body])
+    macs = (hmac.new(key, signed, hashlib.sha256).digest() for key in keys)
+    return {
+        "webhook-id": webhook_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(f"v1,{base64.b64encode(mac).decode()}" for mac in macs),
+    }

@@ -1,7 +1,7 @@
 """Deliver results to webhooks: leased until the receiver accepts them, signed, retried.
 
-Connections go to public addresses only (`guard`), and redirects are never followed. A receiver that is down or slow
-does not delay others (`lanes`).
+Connections go to public addresses only (`destinations`), and redirects are never followed. A receiver that is down or
+slow does not delay others (`lanes`).
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import asyncio
 import contextlib
 import logging
 import math
-import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
+from handlers.backoff import Backoff
 from handlers.client.errors import ClientError, LeaseLost
-from handlers.client.result_stream import ResultDelivery, ResultStream
+from handlers.client.results import ResultDelivery, ResultStream
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result
 from handlers.webhook.call import CallAnswer, Caller
@@ -28,9 +27,9 @@ from handlers.webhook.destinations import (
     Destination,
     DestinationRefused,
     WebhookTarget,
+    is_public_host,
     webhook_target_of,
 )
-from handlers.webhook.guard import is_public_host
 from handlers.webhook.lanes import LONGEST_PAUSE_SECONDS, Lane, Receiver
 
 _FIRST_PAUSE_SECONDS: Final = 1.0
@@ -105,7 +104,7 @@ class _Held:
 
 
 class Webhook:
-    """Delivers to all receivers. `clock` gives Unix seconds, `draw` a number in [0, 1)."""
+    """Delivers to all receivers. `clock` gives Unix seconds."""
 
     def __init__(
         self,
@@ -113,12 +112,10 @@ class Webhook:
         on_given_up: Callable[[Result], Awaitable[object]],
         *,
         clock: Callable[[], float] = time.time,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self._options = options
         self._on_given_up = on_given_up
         self._clock = clock
-        self._draw = draw
         lanes = [self._lane() for _ in range(len(options.destinations) + 1)]
         self._lanes = dict(zip((one.place for one in options.destinations), lanes[1:], strict=True))
         self._own = self._receiver(WebhookTarget(options.url, options.keys), lanes[0])
@@ -137,7 +134,10 @@ class Webhook:
 
     def _receiver(self, target: WebhookTarget, lane: Lane) -> Receiver:
         options = self._options
-        return Receiver(target, lane, options.at_once * _HELD_FOR_EACH_SLOT, options.first_pause_seconds)
+        return Receiver(target, lane, options.at_once * _HELD_FOR_EACH_SLOT, self._backoff())
+
+    def _backoff(self) -> Backoff:
+        return Backoff(self._options.first_pause_seconds, LONGEST_PAUSE_SECONDS)
 
     async def __aenter__(self) -> Self:
         options = self._options
@@ -146,9 +146,7 @@ class Webhook:
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self._caller.close()
 
     async def run(self, stream: ResultStream) -> None:
@@ -223,7 +221,6 @@ class Webhook:
         self._held += 1
 
     async def _leave(self, held: _Held) -> None:
-        """Wake deliveries that wait for room."""
         receiver = held.receiver
         await self._bring_back(receiver.leave(held.size_bytes))
         if receiver.is_idle and self._receivers.get(receiver.target.url) is receiver:
@@ -285,7 +282,7 @@ class Webhook:
         A receiver that failed for that long gets one attempt when it is due.
         """
         receiver, seconds = held.receiver, self._seconds(held.receiver)
-        until, pause = self._clock() + seconds, self._options.first_pause_seconds
+        until, backoff = self._clock() + seconds, self._backoff()
         failed_at = math.inf
         while not receiver.is_gone:
             is_down = receiver.is_down(self._clock(), seconds)
@@ -298,10 +295,10 @@ class Webhook:
                 return False
             # While a receiver pauses, one due call probes for all results. A result that was refused alone waits alone.
             if not answer.is_gone and (not answer.is_trouble or receiver.took_at > failed_at):
-                if self._clock() + pause >= until:
+                pause_seconds = backoff.next_seconds()
+                if self._clock() + pause_seconds >= until:
                     return False
-                await self._wait_alone(held, pause * (0.5 + self._draw()))
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                await self._wait_alone(held, pause_seconds)
             failed_at = self._clock()
         return False
 
@@ -337,7 +334,7 @@ class Webhook:
         elif answer.is_gone:
             self._disable(receiver)
         elif answer.is_trouble:
-            receiver.failed(began_at, now, self._draw(), answer.retry_after_seconds)
+            receiver.failed(began_at, now, answer.retry_after_seconds)
         else:
             receiver.refused(now)
         return answer

@@ -1,15 +1,18 @@
 """Receivers that requests may name for their results: the operator's list.
 
 Each receiver has its own secrets, because anyone who can verify a signature can also create one. The name in a
-request is compared as a whole and never parsed as a URL.
+request is compared as a whole and never parsed as a URL. Connections go to public addresses only.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+import httpx
 
 from handlers.contract.errors import InvalidSetting
 from handlers.forward.route import is_safe_path
@@ -38,7 +41,6 @@ class Destination:
 
     @property
     def place(self) -> str:
-        """Identifies the entry on the list."""
         return f"{self.host}{self.path}"
 
 
@@ -79,3 +81,92 @@ def webhook_target_of(
         f"metadata.{METADATA_FIELD}: expected https://host/path of the operator's list, got a receiver that is "
         "not allowed"
     )
+
+
+_GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
+_ASIDE: Final = tuple(
+    ipaddress.IPv4Network(text)
+    for text in (
+        "168.63.129.16/32",  # Azure's own server for its machines, on a public address
+        "192.88.99.0/24",  # relays of 6to4 (RFC 7526), which lead to any IPv4 address
+        # IANA's special-purpose registry of IPv4; the interpreter's own table differs between releases.
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/3",
+    )
+)
+
+
+_ASIDE_6: Final = tuple(
+    ipaddress.IPv6Network(text)
+    for text in (
+        "2001::/23",  # IETF protocol assignments, Teredo among them
+        "2001:db8::/32",  # documentation
+        "2620:4f:8000::/48",  # AS112
+        "3fff::/20",  # documentation (RFC 9637)
+        "5f00::/16",  # segment routing
+    )
+)
+_EMBEDDED: Final = (
+    (ipaddress.IPv6Network("::ffff:0:0/96"), 0),  # mapped
+    (ipaddress.IPv6Network("64:ff9b::/96"), 0),  # NAT64 (RFC 6052)
+    (ipaddress.IPv6Network("64:ff9b:1::/48"), 0),  # NAT64 of local use (RFC 8215), in its /96 form
+    (ipaddress.IPv6Network("2002::/16"), 80),  # 6to4 (RFC 3056)
+)
+"""Networks whose addresses embed an IPv4 address, with the number of bits after it."""
+
+
+def is_public(address: str) -> bool:
+    """Whether a literal address is public; raises `ValueError` for other text.
+
+    Only global unicast IPv6 (RFC 4291, 2.4) counts as public. An address that embeds an IPv4 address (mapped, NAT64,
+    6to4) is judged by that one.
+    """
+    found = ipaddress.ip_address(address)
+    if isinstance(found, ipaddress.IPv4Address):
+        return not any(found in network for network in _ASIDE)
+    for network, behind in _EMBEDDED:
+        if found in network:
+            return is_public(str(ipaddress.IPv4Address(int(found) >> behind & 0xFFFFFFFF)))
+    return found in _GLOBAL_UNICAST and not any(found in network for network in _ASIDE_6)
+
+
+def is_public_host(host: str) -> bool:
+    """Whether a literal address is public; a name is checked when it is resolved.
+
+    A name of digits and dots only (`2130706433`, `127.1`, also in digits of other scripts) is an old notation of an
+    address, to which systems connect without a resolver. It never counts as public.
+    """
+    try:
+        host = httpx.URL(scheme="https", host=host).raw_host.decode(
+            "ascii"
+        )  # the transport reads it like this
+    except (httpx.InvalidURL, ValueError):
+        return False
+    try:
+        return is_public(host)
+    except ValueError:
+        return bool(host) and not host.replace(".", "").isdigit()
+
+
+def check_public(host: str, addresses: Sequence[str]) -> None:
+    """Raise `OSError` unless all addresses are public."""
+    if not addresses or not all(_is_outside(one) for one in addresses):
+        raise OSError(None, f"{host} is not a public host")
+
+
+def _is_outside(address: str) -> bool:
+    try:
+        return is_public(address.partition("%")[0])
+    except ValueError:
+        return False

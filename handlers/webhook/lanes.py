@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from handlers.backoff import Backoff
 from handlers.webhook.destinations import WebhookTarget
 
 LONGEST_PAUSE_SECONDS: Final = 300.0
@@ -50,7 +51,7 @@ class Receiver:
     target: WebhookTarget
     lane: Lane
     most_held: int
-    first_pause_seconds: float
+    backoff: Backoff
     held: int = 0
     is_gone: bool = False
     rests: bool = False
@@ -109,21 +110,20 @@ class Receiver:
         """Record an accepted result."""
         self.rests, self.failing_since = False, None
         self.took_at = now
-        self._pause_seconds = 0.0
+        self.backoff.reset()
 
     def refused(self, now: float) -> None:
         """Record the refusal of one result."""
         self.failing_since = now if self.failing_since is None else self.failing_since
 
-    def failed(self, began_at: float, now: float, draw: float, retry_after_seconds: float | None) -> None:
+    def failed(self, began_at: float, now: float, retry_after_seconds: float | None) -> None:
         """Record a failed call; concurrent failures count as one."""
         self.refused(now)
         if began_at >= self._failed_at:
-            doubled = 2 * self._pause_seconds or self.first_pause_seconds
-            self._pause_seconds = min(doubled, LONGEST_PAUSE_SECONDS)
+            self._pause_seconds = self.backoff.next_seconds()
         self._failed_at = now
         wished = min(retry_after_seconds or 0.0, _LONGEST_RETRY_AFTER_SECONDS)
-        self.rests_until = max(self.rests_until, now + max(wished, self._pause_seconds * (0.5 + draw)))
+        self.rests_until = max(self.rests_until, now + max(wished, self._pause_seconds))
         self.rests = True
 
 

@@ -351,8 +351,8 @@ async def _topic(publisher: Publisher, topic: str) -> Finding:
 
 async def _subscription(channel: PubSubChannel, name: str, wanted: float) -> Finding:
     """Whether the subscription exists, pushes, and has the ack deadline (in seconds) that the door relies on."""
+    from handlers.pubsub.channel import subscription_path
     from handlers.pubsub.errors import PubSubError
-    from handlers.pubsub.names import subscription_path
 
     what = f"subscription {name}"
     try:

@@ -11,7 +11,7 @@ from typing import Final
 
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward
-from handlers.forward.middleware.held import Entrance, HeldForward
+from handlers.forward.middleware.admission import Entrance, HeldForward
 from handlers.forward.outcome import Outcome
 from handlers.gates.gate import Gate
 from handlers.gates.waiting_room import WaitingRoom
@@ -46,7 +46,6 @@ class DoorGates:
         self._held = HeldForward(forward, {}, most_held_seconds=most_held_seconds)
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
-        """Send a request once its gates admit it."""
         return await self._held.forward(request, options)
 
     def push_plan(self, settings: Settings) -> GatePlan:
@@ -111,7 +110,6 @@ class DoorGates:
         metrics.watch_pools(pools)
 
     def are_available(self) -> bool:
-        """Whether every gate has what it reads."""
         return self._gates.are_available()
 
     async def aclose(self) -> None:

@@ -74,7 +74,6 @@ class ForwardStack:
     """A span for each attempt."""
 
     def around(self, send: Forward) -> Forward:
-        """`send` inside all layers."""
         forward = send
         for name in reversed(STACK_ORDER):
             layer: Layer | None = getattr(self, name)
@@ -170,9 +169,8 @@ class PollerStack:
         self._send = _poller_send(settings, sender, clock)
 
     def of_queue(self, layers: QueueLayers) -> Forward:
-        """One attempt at a request of this queue."""
         from handlers.forward.middleware.account import counted_calls
-        from handlers.forward.middleware.gated import admitted
+        from handlers.forward.middleware.admission import admitted
         from handlers.poller.priority import laned
 
         return ForwardStack(
@@ -433,7 +431,6 @@ class SharedByHandlers:
     is_refused: Callable[[], bool] = lambda: False
 
     async def aclose(self) -> None:
-        """Close gates and connections."""
         if self.gates is not None:
             await self.gates.aclose()
         await self.gateway.aclose()

@@ -105,7 +105,6 @@ class Handler:
         )
 
     def _show(self) -> None:
-        """Show this handler in metrics."""
         if self._metrics is not None:
             metrics = self._metrics.metrics
             metrics.watch_ready(lambda: self._is_started and not self.shared.is_stopping)

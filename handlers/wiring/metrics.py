@@ -6,24 +6,21 @@ Handlers serve metrics on the port of their door, which may be public, so /metri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import urlsplit
 
+from handlers.contract.errors import InvalidSetting
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.doors.door import Answer
 from handlers.settings.settings import Settings
+from handlers.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from handlers.gates.gate import Gate
     from handlers.gates.waiting_room import WaitingRoom
     from handlers.telemetry.metrics import QueueMetrics
-from importlib.metadata import version
-from urllib.parse import urlsplit
-
-from handlers.contract.errors import InvalidSetting
-from handlers.telemetry.logs import get_logger
-
-if TYPE_CHECKING:
     from handlers.telemetry.tracing import Tracing
 
 
@@ -69,7 +66,6 @@ class HandlerMetrics:
         return None if name else self.metrics.of_queue(EVENTS, EVENTS, "default")
 
     def labels_of(self, name: str) -> tuple[str, str, str]:
-        """Id, name and pool of a subscription."""
         return self._ids.get(name, name), name, self._pools.get(name, "default")
 
     def watch_gates(self, subscription: str, gates: Sequence[Gate]) -> None:
@@ -109,7 +105,6 @@ class HandlerMetrics:
             queue.buried(1)
 
     def page(self) -> Answer:
-        """The metrics page."""
         from handlers.telemetry.metrics import CONTENT_TYPE
 
         return Answer(200, self.metrics.render(), {"content-type": CONTENT_TYPE})

@@ -324,7 +324,6 @@ class PollerApp:
 
     @property
     def redis(self) -> Store:
-        """The connection to the queues."""
         return self._queues.redis
 
     def stop(self) -> None:

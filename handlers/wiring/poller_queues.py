@@ -117,7 +117,7 @@ class RedisQueues:
             self.redis,
             self._table,
             shared.log,
-            max_deaths=env.max_deaths,
+            max_deliveries=env.max_deaths,
             cluster=self._queue_options.cluster,
         )
         self._reclaim = self._task("reclaimer", env.reclaim_seconds, reclaimer.tick)

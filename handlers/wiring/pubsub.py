@@ -7,9 +7,8 @@ from functools import lru_cache
 
 from handlers.contract.errors import InvalidSetting
 from handlers.doors.pubsub.push import Subscription
-from handlers.pubsub.channel import PubSubChannel, PubSubOptions
+from handlers.pubsub.channel import PubSubChannel, PubSubOptions, topic_path
 from handlers.pubsub.errors import PubSubError
-from handlers.pubsub.names import topic_path
 from handlers.pubsub.publisher import Publisher, TopicState
 from handlers.settings.settings import Settings
 from handlers.telemetry.logs import Logger

@@ -128,7 +128,6 @@ class RedisSource:
         return self._run(self.read_overview)
 
     async def read_overview(self, redis: Store) -> Overview:
-        """The same over an open connection."""
         now = await server_time(redis)
         board = await read_board(redis, int(now // 60))
         pollers = fresh_pollers(board.pollers, now)
@@ -215,7 +214,6 @@ class RedisSource:
         return await locate(redis, request_id, keys), history
 
     def dead(self, queue: str) -> Sequence[DeadLetterRow]:
-        """Dead letters, newest first."""
         return self._run(lambda redis: self._read_dead(redis, queue))
 
     async def _read_dead(self, redis: Store, queue: str) -> list[DeadLetterRow]:
@@ -261,7 +259,9 @@ def _dead_letter_row(queue: str, name: bytes, record: bytes, size: int) -> DeadL
         return DeadLetterRow(dead_id, queue, "", "too large to show", message, 0.0, 0)
     letter = read_dead_letter(name, record)
     request_id = _id_of(letter.member, queue)
-    return DeadLetterRow(dead_id, queue, request_id, letter.reason, letter.message, letter.at, letter.deaths)
+    return DeadLetterRow(
+        dead_id, queue, request_id, letter.reason, letter.message, letter.at, letter.delivery_count
+    )
 
 
 def _id_of(member: bytes, queue: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from handlers.batch.lines import custom_id_of, decode_line, decode_output
 from handlers.contract import json_limits, lenient_json
-from handlers.contract.delivery import decode_answer
+from handlers.contract.delivery import decode_answer, decode_retry_answer
 from handlers.contract.envelope import decode_member, encode_retry, encode_whole, unread, with_payload
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.events import DATA_AT, Event, decode_event, from_header
@@ -22,7 +22,6 @@ from handlers.contract.json_limits import SALVAGED_BYTES, salvage
 from handlers.contract.lenient_json import Malformed, canonical_fields, check_json, repaired, split_object
 from handlers.contract.request import decode_body
 from handlers.contract.result import answered_result, decode_result, token_usage
-from handlers.contract.retry_answer import decode_retry_answer
 from handlers.doors.auth.google_keys import decode_keys
 from handlers.doors.cloudevents.foreign_event import EventFields, as_request
 from handlers.doors.cloudevents.sdk import read_event

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handlers.contract.delivery import RetryAnswer, decode_retry_answer, encode_retry_answer
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import (
     ErrorCode,
@@ -16,7 +17,6 @@ from handlers.contract.result import (
     encode_result,
     error_result,
 )
-from handlers.contract.retry_answer import RetryAnswer, decode_retry_answer, encode_retry_answer
 from tests.contract.json_texts import TEXT
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from handlers.demo.pubsub_emulator import (
     EmulatorCommand,
-    EmulatorFailed,
     NoEmulator,
     PubSubEmulator,
     find_emulator,
 )
+from handlers.demo.servers import ChildFailed
 
 
 def program(folder: Path, name: str) -> Path:
@@ -59,11 +59,11 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 def test_one_that_does_not_start_says_its_last_words() -> None:
     broken = EmulatorCommand(("/bin/sh", "-c", "echo out of luck; exit 3", "sh"))
-    with pytest.raises(EmulatorFailed, match=r"(?s)code 3.*out of luck"):
+    with pytest.raises(ChildFailed, match=r"(?s)code 3.*out of luck"):
         PubSubEmulator(broken)
 
 
 def test_one_that_never_answers_is_ended() -> None:
     mute = EmulatorCommand(("/bin/sh", "-c", "echo thinking; exec sleep 600", "sh"))
-    with pytest.raises(EmulatorFailed, match=r"(?s)did not answer in 0\.3 s.*thinking"):
+    with pytest.raises(ChildFailed, match=r"(?s)was not ready in 0\.3 s.*thinking"):
         PubSubEmulator(mute, timeout_seconds=0.3)

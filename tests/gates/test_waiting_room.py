@@ -10,7 +10,7 @@ import time
 import pytest
 
 from handlers.contract.request import Request
-from handlers.forward.middleware.gated import gated
+from handlers.forward.middleware.admission import gated
 from handlers.forward.outcome import Outcome
 from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse, Verdict
 from handlers.gates.waiting_room import INTERRUPTED, WaitingRoom

@@ -242,7 +242,7 @@ async def test_a_request_whose_result_a_failover_lost_runs_again(store: Redis) -
     await store.delete(RESULTS)
     (claim,) = await rig.claimed(submission("one"))
     async with running(rig.ack_batcher.run()):
-        rig.start([msgspec.structs.replace(claim, deaths=1)])
+        rig.start([msgspec.structs.replace(claim, delivery_count=1)])
         await wait_until_async(lambda: rig.worker.held_claims() == [], "it is answered")
     assert [result.status_code for result in await rig.results()] == [200]
 

@@ -13,8 +13,7 @@ from redis.asyncio import Redis
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import MAX_ID_LENGTH
-from handlers.contract.result import ErrorCode
-from handlers.contract.result_names import ResultNames, read_result_names
+from handlers.contract.result import ErrorCode, ResultNames, read_result_names
 from handlers.gates.registry import GATES as GATE_KINDS
 from handlers.poller.settlement import ResultRoute
 from handlers.redis_store.idempotency.deliveries import delivery_key

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from handlers.contract.envelope import Envelope, decode_member
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.result import ErrorCode, answered_result, decode_result, filled_result
-from handlers.contract.result_names import ResultNames
+from handlers.contract.result import ErrorCode, ResultNames, answered_result, decode_result, filled_result
 from handlers.forward.outcome import Answered, LastResponse, Retry
 from handlers.poller.settlement import ResultRoute, dead_lettered, dead_record, refuse, settle
 from handlers.redis_store.queue.payloads import StoredPayload
@@ -27,7 +26,7 @@ PLAIN = ResultRoute("", None, "result-list")
 def claim_of(internal: dict[str, Any] | None = None, **fields: Any) -> tuple[Claim, Envelope]:
     data = {"id": "a", "deadline": 2_000, "payload": {}, **fields}
     member = json.dumps({"internal": internal or {}, "request_kind": "redis", "data": data}).encode()
-    claim = Claim("q", member, 2_000.0, b"a", b"owner", deaths=3)
+    claim = Claim("q", member, 2_000.0, b"a", b"owner", delivery_count=3)
     return claim, decode_member(member, "q")
 
 

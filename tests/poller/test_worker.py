@@ -278,7 +278,7 @@ async def test_dead_lettering_keeps_an_undecodable_member(
 
     monkeypatch.setattr("handlers.poller.worker.decode_member", broken)
     async with running(rig.ack_batcher.run()):
-        await rig.worker.dead_letter([msgspec.structs.replace(claim, deaths=6)], 5)
+        await rig.worker.dead_letter([msgspec.structs.replace(claim, delivery_count=6)], 5)
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     (result,) = await rig.results()
     assert (result.id, result.error_code) == ("x", ErrorCode.UNDELIVERABLE)

@@ -14,15 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.telemetry.log_line import LONGEST_LINE, LONGEST_TEXT, json_line, text_line
 from handlers.telemetry.logs import (
+    LONGEST_LINE,
+    LONGEST_TEXT,
     CurrentTrace,
     LogOptions,
     configure_logs,
     enter_trace,
     get_logger,
     hashed_id,
+    json_line,
     leave_trace,
+    text_line,
 )
 
 TRACE = CurrentTrace("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", is_sampled=True)

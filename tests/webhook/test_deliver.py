@@ -23,16 +23,16 @@ from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, answered_result, encode_result
 from handlers.demo.valkey import Valkey
 from handlers.transport.dialing import AddressInfo
-from handlers.webhook.call import Caller, webhook_id
+from handlers.webhook.call import Caller, read_secrets, signature_headers, webhook_id
 from handlers.webhook.deliver import Webhook, WebhookGone, WebhookOptions
 from handlers.webhook.destinations import (
     DestinationRefused,
     WebhookTarget,
+    check_public,
+    is_public,
     read_destination,
     webhook_target_of,
 )
-from handlers.webhook.guard import check_public, is_public
-from handlers.webhook.signature import read_secrets, signature_headers
 from tests.servers.raw_http import End, RawHttp, Received, answer, running_raw_http
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # the specification's own example

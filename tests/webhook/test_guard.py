@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from handlers.contract.errors import InvalidSetting
-from handlers.webhook.guard import is_public
-from handlers.webhook.signature import read_secrets
+from handlers.webhook.call import read_secrets
+from handlers.webhook.destinations import is_public
 
 
 @pytest.mark.parametrize(

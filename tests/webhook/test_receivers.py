@@ -16,16 +16,16 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from redis.asyncio import Redis
 
+from handlers.backoff import Backoff
 from handlers.client import AsyncClient
 from handlers.client.options import ClientOptions
-from handlers.client.result_stream import ResultDelivery, ResultStream
+from handlers.client.results import ResultDelivery, ResultStream
 from handlers.contract.result import Result, answered_result, encode_result
 from handlers.demo.valkey import Valkey
-from handlers.webhook.call import event_body
+from handlers.webhook.call import event_body, read_secrets
 from handlers.webhook.deliver import Webhook, WebhookOptions
 from handlers.webhook.destinations import WebhookTarget, read_destination
-from handlers.webhook.lanes import Lane, Receiver
-from handlers.webhook.signature import read_secrets
+from handlers.webhook.lanes import LONGEST_PAUSE_SECONDS, Lane, Receiver
 from tests.servers.raw_http import Answer, End, RawHttp, answer, running_raw_http
 from tests.waiting import wait_until_async
 
@@ -271,24 +271,25 @@ async def test_what_is_refused_while_others_are_taken_is_not_tried_without_a_pau
 
 
 def receiver_of() -> Receiver:
-    return Receiver(WebhookTarget("https://a.example/", KEYS), Lane(2, 8, 1_000), 4, first_pause_seconds=1.0)
+    backoff = Backoff(1.0, LONGEST_PAUSE_SECONDS, lambda: 1.0)
+    return Receiver(WebhookTarget("https://a.example/", KEYS), Lane(2, 8, 1_000), 4, backoff)
 
 
 def test_calls_that_fail_side_by_side_are_one_failure() -> None:
     receiver = receiver_of()
     for _ in range(16):
-        receiver.failed(began_at=100.0, now=120.0, draw=0.5, retry_after_seconds=None)
+        receiver.failed(began_at=100.0, now=120.0, retry_after_seconds=None)
     assert receiver.rests_until == 121.0
-    receiver.failed(began_at=121.0, now=141.0, draw=0.5, retry_after_seconds=None)
+    receiver.failed(began_at=121.0, now=141.0, retry_after_seconds=None)
     assert receiver.rests_until == 143.0
 
 
 def test_pauses_and_retry_after_have_an_end() -> None:
     receiver = receiver_of()
     for turn in range(40):
-        receiver.failed(began_at=turn, now=turn, draw=0.5, retry_after_seconds=None)
+        receiver.failed(began_at=turn, now=turn, retry_after_seconds=None)
     assert receiver.rests_until == 39 + 300.0
-    receiver.failed(began_at=50.0, now=50.0, draw=0.5, retry_after_seconds=1e9)
+    receiver.failed(began_at=50.0, now=50.0, retry_after_seconds=1e9)
     assert receiver.rests_until == 50.0 + 3_600.0
 
 

@@ -41,7 +41,6 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue."""
         return sum(not future.done() for future, _ in self._waiting)
 
     @property

@@ -251,7 +251,6 @@ class GatewayProtocol(asyncio.Protocol):
         self._body: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
         self.transport: asyncio.Transport = transport  # type: ignore[assignment]  # a stream server gives these
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
@@ -271,11 +270,9 @@ class GatewayProtocol(asyncio.Protocol):
             self.transport.close()
 
     def on_message_begin(self) -> None:
-        """A request begins."""
         self._url, self._headers, self._body = b"", [], []
 
     def on_url(self, url: bytes) -> None:
-        """A part of its target."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -321,7 +318,6 @@ class GatewayProtocol(asyncio.Protocol):
         self.transport.write(self.head(status, given, len(body)) + body)
 
     def abort(self) -> None:
-        """Reset the connection."""
         self.transport.abort()
 
 
@@ -368,7 +364,6 @@ class Witness:
         self._lines.append(msgspec.json.encode(line) + b"\n")
 
     def flush(self) -> None:
-        """Write the buffered lines."""
         if self._file is not None and self._lines:
             self._file.write(b"".join(self._lines))
             self._file.flush()

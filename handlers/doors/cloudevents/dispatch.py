@@ -12,7 +12,16 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.delivery import AnswerEvent, answer_of_result, encode_answer, text
+from handlers.contract.delivery import (
+    OUTCOME_HEADER,
+    RETRY,
+    AnswerEvent,
+    RetryAnswer,
+    answer_of_result,
+    encode_answer,
+    encode_retry_answer,
+    text,
+)
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.events import (
     DATA_AT,
@@ -28,13 +37,12 @@ from handlers.contract.events import (
 from handlers.contract.json_limits import MALFORMED
 from handlers.contract.request import Request, decode_body_aside
 from handlers.contract.result import Result, encode_result
-from handlers.contract.retry_answer import OUTCOME_HEADER, RETRY, RetryAnswer, encode_retry_answer
 from handlers.doors.cloudevents.event_sink import EventSink, SinkRefused, SinkUnavailable
 from handlers.doors.cloudevents.foreign_event import EventFields, as_request
 from handlers.doors.cloudevents.sdk import read_event, write_event
 from handlers.doors.door import Answer, Delivery, plain, retry_after
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions, invalid
-from handlers.forward.middleware.gated import GATE_CLOSED, QUOTA_EXHAUSTED
+from handlers.forward.middleware.admission import GATE_CLOSED, QUOTA_EXHAUSTED
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Feedback
 

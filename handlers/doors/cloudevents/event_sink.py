@@ -7,11 +7,11 @@ retried for a while, because a redelivered event would be inferred twice.
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from handlers.backoff import Backoff
 from handlers.contract.events import to_header
 from handlers.doors.door import Answer
 from handlers.forward.classify import FAILURES, OWN_FAULTS
@@ -19,8 +19,8 @@ from handlers.forward.forward import Sender
 from handlers.telemetry.logs import Logger
 from handlers.transport.failures import UnusableResponse
 
-_FIRST_PAUSE_SECONDS: Final = 0.1
-_LONGEST_PAUSE_SECONDS: Final = 5.0
+_PAUSES: Final = (0.1, 5.0)
+"""First and longest pause between two calls, in seconds."""
 _ASKED_AGAIN: Final = frozenset({404, 408, 409, 425, 429})
 """Statuses that are retried in addition to 5xx: those of Knative's dispatcher (404, 408, 409, 429), and 425."""
 
@@ -51,26 +51,22 @@ class SinkOptions:
 
 
 class EventSink:
-    """Posts result events; `draw` gives a number in [0, 1)."""
+    """Posts result events."""
 
-    def __init__(
-        self, sender: Sender, options: SinkOptions, log: Logger, draw: Callable[[], float] = random.random
-    ) -> None:
+    def __init__(self, sender: Sender, options: SinkOptions, log: Logger) -> None:
         self._sender = sender
         self._options = options
         self._log = log
-        self._draw = draw
 
     async def send(self, event: Answer) -> None:
         """Send a result. Raises `SinkUnavailable` or `SinkRefused`."""
         overrides = {f"ce-{name}": to_header(value) for name, value in self._options.overrides.items()}
         headers = {**event.headers, **overrides}
-        pause = _FIRST_PAUSE_SECONDS
+        backoff = Backoff(*_PAUSES)
         try:
             async with asyncio.timeout(self._options.give_up_seconds):
                 while not await self._is_taken(headers, event.body):
-                    await asyncio.sleep(pause * (0.5 + self._draw()))
-                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                    await backoff.pause()
         except TimeoutError:
             raise SinkUnavailable from None
 

@@ -20,8 +20,7 @@ from handlers.clock import FollowedClock
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.json_limits import salvage
 from handlers.contract.request import Request, decode_body_aside
-from handlers.contract.result import ErrorCode, Result, encode_result, error_result
-from handlers.contract.result_names import ResultNames
+from handlers.contract.result import ErrorCode, Result, ResultNames, encode_result, error_result
 from handlers.doors.door import Answer, Delivery, plain, retry_after
 from handlers.doors.pubsub.push_body import Push, PushForm, decode_push
 from handlers.forward.forward import AttemptOptions, invalid

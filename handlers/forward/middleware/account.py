@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result
+from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.logs import Logger
+from handlers.telemetry.metrics import DoorMetrics, QueueMetrics
 
 if TYPE_CHECKING:
     from handlers.telemetry.metrics import QueueMetrics
-import time
-from collections.abc import Callable
-from typing import TypeAlias
-
-from handlers.forward.forward import AttemptOptions, Forward
-from handlers.telemetry.metrics import DoorMetrics, QueueMetrics
 
 
 def account(

@@ -61,18 +61,15 @@ class CancellableForward:
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the periodic look-up."""
         self._looking = asyncio.create_task(self._look_periodically(), name="cancellations")
 
     async def aclose(self) -> None:
-        """Stop the periodic look-up."""
         if self._looking is not None:
             self._looking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._looking
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
-        """One attempt, or `CANCELLED`."""
         task = asyncio.current_task()
         if task is None or await self._which([request]):
             return cancelled(request)
@@ -89,7 +86,6 @@ class CancellableForward:
                 task.uncancel()  # its result must still be published
 
     async def look(self) -> None:
-        """Cancel the tasks of cancelled requests."""
         running = dict(self._running)
         if not running:
             return

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Meta
 
+from handlers.contract.accepted import about
 from handlers.contract.errors import InvalidSetting
 from handlers.forward.transforms import gcs_uri_multipart
 from handlers.forward.transforms.transform import Transform
@@ -21,12 +21,10 @@ TRANSFORMS: Final[Mapping[str, Build]] = {
 class TransformEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One entry of `requestTransforms`; it sets `parameters` or `params`, not both."""
 
-    name: Annotated[str, Meta(description="Name of the entry.", examples=["gcs_uri_multipart"])]
-    type: Annotated[str, Meta(description="Transform; default: `name`.", examples=["gcs_uri_multipart"])] = ""
-    parameters: Annotated[dict[str, Any] | None, Meta(description="Parameters of the transform.")] = None
-    params: Annotated[
-        dict[str, Any] | None, Meta(description="The reference's other name for `parameters`.")
-    ] = None
+    name: Annotated[str, about("Name of the entry.", "gcs_uri_multipart")]
+    type: Annotated[str, about("Transform; default: `name`.", "gcs_uri_multipart")] = ""
+    parameters: Annotated[dict[str, Any] | None, about("Parameters of the transform.")] = None
+    params: Annotated[dict[str, Any] | None, about("The reference's other name for `parameters`.")] = None
 
 
 def build_transforms(entries: Sequence[TransformEntry], setting: str) -> list[Transform]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
+from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.chain import admit_all
 from handlers.gates.combinators.wrapper import BuildInner, InnerGates
@@ -20,11 +20,9 @@ class CompositeParameters(msgspec.Struct, frozen=True, kw_only=True):
 
     gates: Annotated[
         InnerGates,
-        Meta(
-            description=(
-                "Inner gates, a list of `{gate_type, gate_params}`, asked in this order. All must "
-                "admit a request; the smallest budget holds."
-            )
+        about(
+            "Inner gates, a list of `{gate_type, gate_params}`, asked in this order. All must "
+            "admit a request; the smallest budget holds."
         ),
     ]
 

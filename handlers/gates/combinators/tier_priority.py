@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Annotated, assert_never
 
 import msgspec
-from msgspec import Meta
 
+from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.combinators.wrapper import BuildInner, InnerGate, InnerParams, WrapperGate
 from handlers.gates.gate import NO_LABELS, Drop, Go, Hold, Refuse, Share, Verdict
@@ -22,13 +22,11 @@ from handlers.gates.parameters import Text
 class TierPriorityParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Inner gate that measures saturation, and label of the tier."""
 
-    saturation_gate: Annotated[
-        Text, Meta(description="Type of the inner gate, whose budget says how full the pool is.")
-    ]
-    saturation_gate_params: Annotated[InnerParams, Meta(description="Parameters of the inner gate.")] = (
-        msgspec.field(default_factory=dict)
+    saturation_gate: Annotated[Text, about("Type of the inner gate, whose budget says how full the pool is.")]
+    saturation_gate_params: Annotated[InnerParams, about("Parameters of the inner gate.")] = msgspec.field(
+        default_factory=dict
     )
-    tier_label: Annotated[Text, Meta(description="Label that holds a request's tier.")] = TIER
+    tier_label: Annotated[Text, about("Label that holds a request's tier.")] = TIER
 
 
 class TierPriorityGate(WrapperGate):

@@ -7,8 +7,8 @@ import time
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
+from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.combinators.wrapper import BuildInner, OneInnerGate, WrapperGate
 from handlers.gates.gate import POLL_SECONDS, Hold, Refuse, Verdict
@@ -19,11 +19,8 @@ class WaitOnRefuseParameters(msgspec.Struct, frozen=True, kw_only=True):
 
     gate: Annotated[
         OneInnerGate,
-        Meta(
-            description=(
-                "Inner gate, `{gate_type, gate_params}`; a request that it refuses waits until the "
-                "gate opens."
-            )
+        about(
+            "Inner gate, `{gate_type, gate_params}`; a request that it refuses waits until the gate opens."
         ),
     ]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta
 from prometheus_client.parser import text_string_to_metric_families
 
+from handlers.contract.accepted import about
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Request
 from handlers.gates.gate import CLOSED_RETRY_SECONDS, NO_LABELS, Gate, GateState, Go, Refuse, Verdict
@@ -24,65 +24,53 @@ class EndpointScrapeParameters(ReadingParameters, frozen=True, kw_only=True):
     With `max_count_per_pod` the metric is a count, and the capacity is this number times the pods of `pods_metric`.
     """
 
-    url: Annotated[HttpUrl, Meta(description="Metrics page to read, in the Prometheus text format.")]
-    metric: Annotated[Text, Meta(description="Name of the metric on that page.")]
-    labels: Annotated[Labels, Meta(description="Labels that the series must have.")] = msgspec.field(
+    url: Annotated[HttpUrl, about("Metrics page to read, in the Prometheus text format.")]
+    metric: Annotated[Text, about("Name of the metric on that page.")]
+    labels: Annotated[Labels, about("Labels that the series must have.")] = msgspec.field(
         default_factory=dict
     )
     value_type: Annotated[
         Literal["saturation", "budget"],
-        Meta(
-            description=(
-                "`saturation`: 1 means full, the budget is 1 minus the value. `budget`: the value is "
-                "the budget."
-            )
+        about(
+            "`saturation`: 1 means full, the budget is 1 minus the value. `budget`: the value is the budget."
         ),
     ] = "saturation"
     absent_value: Annotated[
-        float | None,
-        Meta(description="Value to use if the page has no such series; unset: the reading is missing."),
+        float | None, about("Value to use if the page has no such series; unset: the reading is missing.")
     ] = None
     max_count_per_pod: Annotated[
         float,
-        Meta(
+        about(
+            "If above 0, the metric is a count: the saturation is the count divided by this and by "
+            "the number of pods.",
             ge=0,
-            description=(
-                "If above 0, the metric is a count: the saturation is the count divided by this and by "
-                "the number of pods."
-            ),
         ),
     ] = 0.0
     admission: Annotated[
         Literal["budget", "counted"],
-        Meta(
-            description=(
-                "`budget`: the reading opens a share of the slots. `counted`: each reading admits at "
-                "most floor(capacity - value) requests; needs `value_type: saturation` and "
-                "`max_count_per_pod`."
-            )
+        about(
+            "`budget`: the reading opens a share of the slots. `counted`: each reading admits at "
+            "most floor(capacity - value) requests; needs `value_type: saturation` and "
+            "`max_count_per_pod`."
         ),
     ] = "budget"
     baseline: Annotated[
-        float,
-        Meta(ge=0, lt=1, description="Share of the budget that is kept free for real-time traffic, 0 to 1."),
+        float, about("Share of the budget that is kept free for real-time traffic, 0 to 1.", ge=0, lt=1)
     ] = 0.0
     fallback: Annotated[
-        float,
-        Meta(ge=0, le=1, description="Budget without a reading, 0 to 1, with `on_missing: fallback`."),
+        float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)
     ] = 0.0
     pods_url: Annotated[
-        HttpUrl,
-        Meta(description="Page with the number of pods; goes with `pods_metric` and `max_count_per_pod`."),
+        HttpUrl, about("Page with the number of pods; goes with `pods_metric` and `max_count_per_pod`.")
     ] = ""
     pods_metric: Annotated[
-        str, Meta(description="Metric on that page that holds the number of pods; empty: one pod.")
+        str, about("Metric on that page that holds the number of pods; empty: one pod.")
     ] = ""
-    pods_labels: Annotated[Labels, Meta(description="Labels that its series must have.")] = msgspec.field(
+    pods_labels: Annotated[Labels, about("Labels that its series must have.")] = msgspec.field(
         default_factory=dict
     )
     reading_lag_seconds: Annotated[
-        Duration,
-        Meta(description=("As above; for a page that is read directly, its cache time.")),
+        Duration, about("As above; for a page that is read directly, its cache time.")
     ] = 1.0
 
     def __post_init__(self) -> None:

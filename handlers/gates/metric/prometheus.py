@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta
 
+from handlers.contract.accepted import about
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.json_limits import MALFORMED
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
@@ -81,15 +81,10 @@ def either(names: tuple[str, str], query: Callable[[str], str]) -> str:
 class PrometheusQueryParameters(ReadingParameters, frozen=True, kw_only=True):
     """Parameters of `prometheus-query`."""
 
-    query: Annotated[
-        Text, Meta(description="PromQL query whose smallest sample, clamped to 0..1, is the budget.")
-    ]
-    pool: Annotated[
-        str, Meta(description="Inference pool, for logs and metrics; it does not change the query.")
-    ] = ""
+    query: Annotated[Text, about("PromQL query whose smallest sample, clamped to 0..1, is the budget.")]
+    pool: Annotated[str, about("Inference pool, for logs and metrics; it does not change the query.")] = ""
     fallback: Annotated[
-        float,
-        Meta(ge=0, le=1, description="Budget without a reading, 0 to 1, with `on_missing: fallback`."),
+        float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)
     ] = 0.0
 
 
@@ -142,18 +137,14 @@ class PrometheusSaturationParameters(ReadingParameters, frozen=True, kw_only=Tru
     `fallback` is a saturation, so its default 0 opens the gate.
     """
 
-    pool: Annotated[Text, Meta(description="Inference pool whose saturation is read.")]
-    namespace: Annotated[str, Meta(description="Namespace of the pool; empty: any.")] = ""
+    pool: Annotated[Text, about("Inference pool whose saturation is read.")]
+    namespace: Annotated[str, about("Namespace of the pool; empty: any.")] = ""
     threshold: Annotated[
-        float, Meta(gt=0, le=1, description="Saturation from which the gate is closed, above 0 to 1.")
+        float, about("Saturation from which the gate is closed, above 0 to 1.", gt=0, le=1)
     ] = 0.8
     fallback: Annotated[
         float,
-        Meta(
-            ge=0,
-            le=1,
-            description=("Saturation without a reading, 0 to 1 (0: open), with `on_missing: fallback`."),
-        ),
+        about("Saturation without a reading, 0 to 1 (0: open), with `on_missing: fallback`.", ge=0, le=1),
     ] = 0.0
 
 
@@ -188,18 +179,14 @@ _SOURCE_NAMES: Final = {"0": "router queue", "1": "queue per pod", "2": "vllm re
 class PrometheusBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
     """Parameters of `prometheus-budget`."""
 
-    pool: Annotated[Text, Meta(description="Inference pool whose load is read.")]
-    namespace: Annotated[str, Meta(description="Namespace of the pool; empty: any.")] = ""
-    max_concurrency: Annotated[float, Meta(gt=0, description="Requests that one pod handles at a time.")] = (
-        100.0
-    )
+    pool: Annotated[Text, about("Inference pool whose load is read.")]
+    namespace: Annotated[str, about("Namespace of the pool; empty: any.")] = ""
+    max_concurrency: Annotated[float, about("Requests that one pod handles at a time.", gt=0)] = 100.0
     baseline: Annotated[
-        float,
-        Meta(ge=0, lt=1, description="Share of the pool that is kept free for real-time traffic, 0 to 1."),
+        float, about("Share of the pool that is kept free for real-time traffic, 0 to 1.", ge=0, lt=1)
     ] = 0.05
     fallback: Annotated[
-        float,
-        Meta(ge=0, le=1, description="Budget without a reading, 0 to 1, with `on_missing: fallback`."),
+        float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)
     ] = 0.0
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta
 
+from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.gate import (
     CLOSED_RETRY_SECONDS,
@@ -49,48 +49,40 @@ class ReadingParameters(msgspec.Struct, frozen=True, kw_only=True):
 
     on_missing: Annotated[
         Literal["fallback", "open", "closed", "hold"],
-        Meta(
-            description=(
-                "What holds while the source cannot be read. `open`: the whole pool may be used. "
-                "`closed`: nothing is sent. `hold`: the last reading stays in force for `hold_seconds`, "
-                "then `fallback` applies. `fallback`: the parameter `fallback` applies."
-            )
+        about(
+            "What holds while the source cannot be read. `open`: the whole pool may be used. "
+            "`closed`: nothing is sent. `hold`: the last reading stays in force for `hold_seconds`, "
+            "then `fallback` applies. `fallback`: the parameter `fallback` applies."
         ),
     ] = FALLBACK
     hold_seconds: Annotated[
-        Duration, Meta(description="With `on_missing: hold`, seconds for which the last reading holds.")
+        Duration, about("With `on_missing: hold`, seconds for which the last reading holds.")
     ] = 60.0
     budget_means: Annotated[
         Literal["share", "headroom"],
-        Meta(
-            description=(
-                "`share`: queued requests may use this share of the pool's slots (`workers`). "
-                "`headroom`: they may use this share *in addition to* the slots in use at the reading; "
-                "for metrics that count queued requests too."
-            )
+        about(
+            "`share`: queued requests may use this share of the pool's slots (`workers`). "
+            "`headroom`: they may use this share *in addition to* the slots in use at the reading; "
+            "for metrics that count queued requests too."
         ),
     ] = SHARE
     reading_lag_seconds: Annotated[
         Duration,
-        Meta(
-            description=(
-                "With `headroom`: how old the metric is when it is read, in seconds: Prometheus' scrape "
-                "interval, or the page's cache time. Requests sent within this time use up the headroom, "
-                "since the metric does not count them yet. Too small: the pool is overfilled, real-time "
-                "requests wait. Too large: requests count twice, slots stay idle."
-            )
+        about(
+            "With `headroom`: how old the metric is when it is read, in seconds: Prometheus' scrape "
+            "interval, or the page's cache time. Requests sent within this time use up the headroom, "
+            "since the metric does not count them yet. Too small: the pool is overfilled, real-time "
+            "requests wait. Too large: requests count twice, slots stay idle."
         ),
     ] = 15.0
     hold_back: Annotated[
         float,
-        Meta(
+        about(
+            "With `headroom`: fraction of *all the pool's slots* (`workers`) that queued requests "
+            "leave free: 0.04 of 64 slots keeps 2.56 free. Negative: sends more than is free, for "
+            "gateways that reject or evict queued requests by priority.",
             ge=-0.5,
             lt=1,
-            description=(
-                "With `headroom`: fraction of *all the pool's slots* (`workers`) that queued requests "
-                "leave free: 0.04 of 64 slots keeps 2.56 free. Negative: sends more than is free, for "
-                "gateways that reject or evict queued requests by priority."
-            ),
         ),
     ] = 0.02
 

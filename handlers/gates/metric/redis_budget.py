@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
-
+from handlers.contract.accepted import about
 from handlers.gates.metric.reading_gate import FALLBACK, ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import Text
 from handlers.gates.sources import GateSources, MetricSample, SourceMissing
@@ -14,19 +13,17 @@ from handlers.gates.sources import GateSources, MetricSample, SourceMissing
 class RedisBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
     """Parameters of `redis`."""
 
-    address: Annotated[Text, Meta(description="Redis that holds the key, `host:port` or a URL.")]
+    address: Annotated[Text, about("Redis that holds the key, `host:port` or a URL.")]
     budget_key: Annotated[
-        Text, Meta(description="Key that holds the budget, a number from 0 to 1; another program writes it.")
+        Text, about("Key that holds the budget, a number from 0 to 1; another program writes it.")
     ] = "dispatch-gate-budget"
     fallback: Annotated[
         float,
-        Meta(
+        about(
+            "Budget while Redis is unreachable, 0 to 1. A missing key opens the gate. `on_missing` "
+            "takes precedence over both.",
             ge=0,
             le=1,
-            description=(
-                "Budget while Redis is unreachable, 0 to 1. A missing key opens the gate. `on_missing` "
-                "takes precedence over both."
-            ),
         ),
     ] = 0.0
 

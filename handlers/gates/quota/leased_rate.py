@@ -14,6 +14,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.gate import (
     CLOSED_RETRY_SECONDS,
@@ -34,30 +35,25 @@ class LeasedRateParameters(msgspec.Struct, frozen=True, kw_only=True):
     `pool_id` and `burst_seconds` are newer names of `pool` and `burst`. Without either, the worker pool's id is used.
     """
 
-    address: Annotated[Text, Meta(description="Redis that holds the keys, `host:port` or a URL.")]
+    address: Annotated[Text, about("Redis that holds the keys, `host:port` or a URL.")]
     control_key: Annotated[
         Text,
-        Meta(
-            description=(
-                "Key that holds the rate and its expiry; a controller writes it. Without it the gate "
-                "is closed."
-            )
+        about(
+            "Key that holds the rate and its expiry; a controller writes it. Without it the gate is closed."
         ),
     ]
-    pool: Annotated[
-        str, Meta(description="Pool that the control key must name; empty: the id of the worker pool.")
-    ] = ""
-    pool_id: Annotated[str, Meta(description="Another name of `pool`.")] = ""
+    pool: Annotated[str, about("Pool that the control key must name; empty: the id of the worker pool.")] = ""
+    pool_id: Annotated[str, about("Another name of `pool`.")] = ""
     state_key: Annotated[
-        str, Meta(description="Key of the token bucket; empty: the control key with `:state` appended.")
+        str, about("Key of the token bucket; empty: the control key with `:state` appended.")
     ] = ""
     burst: Annotated[
         Annotated[float, DURATION, Meta(gt=0, le=3_600)] | None,
-        Meta(description="The reference's name for `burst_seconds`."),
+        about("The reference's name for `burst_seconds`."),
     ] = None
     burst_seconds: Annotated[
         Annotated[float, DURATION, Meta(gt=0, le=3_600)] | None,
-        Meta(description="Seconds of the rate that may be used at once; unset: 1."),
+        about("Seconds of the rate that may be used at once; unset: 1."),
     ] = None
 
     def __post_init__(self) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta
 
+from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.gate import NO_LABELS, Gate, GateState, Go, Hold, Refuse, Verdict
 from handlers.gates.sources import GateSources
@@ -25,13 +25,11 @@ class LocalConcurrencyParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Limit, and what happens to requests beyond it."""
 
     limit: Annotated[
-        int, Meta(ge=1, le=1_000_000_000, description="Maximum number of requests in flight of one process.")
+        int, about("Maximum number of requests in flight of one process.", ge=1, le=1_000_000_000)
     ]
     gating_mode: Annotated[
         Literal["classifying", "blocking"],
-        Meta(
-            description="`classifying`: requests beyond the limit go back to the queue. `blocking`: they wait."
-        ),
+        about("`classifying`: requests beyond the limit go back to the queue. `blocking`: they wait."),
     ] = CLASSIFYING
 
 
@@ -68,7 +66,6 @@ class LocalConcurrencyGate(Gate):
 
     @property
     def in_use(self) -> int:
-        """Number of requests that hold a slot."""
         return self._slots.in_use
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int:  # noqa: ARG002 - the limit is for all alike
@@ -87,7 +84,6 @@ class LocalConcurrencyGate(Gate):
         return self.room() > 0 or await self._slots.waiters.wait(until_at)
 
     def leave(self) -> None:
-        """Free one slot."""
         self._slots.in_use -= 1
         self._slots.waiters.wake()
 

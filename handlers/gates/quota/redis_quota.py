@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta
 
 from handlers.cancellation import end_if_cancelled
+from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.chain import claim_name
 from handlers.gates.gate import Gate, GateState, Go, Refuse, Verdict
@@ -44,48 +44,40 @@ _LONGEST_MEMORY_SECONDS: Final = 7 * 86_400.0  # a deadline years away must not 
 class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Quota, the metadata field that selects it, and what happens to requests beyond it."""
 
-    address: Annotated[Text, Meta(description="Redis that counts, `host:port` or a URL.")]
+    address: Annotated[Text, about("Redis that counts, `host:port` or a URL.")]
     limit: Annotated[
         int,
-        Meta(
+        about(
+            "Requests per `window` (`rate-limit`) or in flight (`concurrency`), for each value of `attribute`.",
             ge=1,
             le=1_000_000_000,
-            description=(
-                "Requests per `window` (`rate-limit`) or in flight (`concurrency`), for each value of "
-                "`attribute`."
-            ),
         ),
     ]
     attribute: Annotated[
-        Text, Meta(description="Metadata field that names the tenant; a request without it has no quota.")
+        Text, about("Metadata field that names the tenant; a request without it has no quota.")
     ] = "userid"
     mode: Annotated[
         Literal["rate-limit", "concurrency"],
-        Meta(description="`rate-limit` counts requests per window, `concurrency` requests in flight."),
+        about("`rate-limit` counts requests per window, `concurrency` requests in flight."),
     ] = RATE_LIMIT
-    window: Annotated[Duration, Meta(description="Length of the window of `rate-limit`, in seconds.")] = 60.0
-    prefix: Annotated[Text, Meta(description="Prefix of the quota keys.")] = "quota:"
+    window: Annotated[Duration, about("Length of the window of `rate-limit`, in seconds.")] = 60.0
+    prefix: Annotated[Text, about("Prefix of the quota keys.")] = "quota:"
     gating_mode: Annotated[
         Literal["blocking", "classifying"],
-        Meta(
-            description=(
-                "`blocking`: requests beyond the quota go back to the queue. `classifying`: they are "
-                "sent, labelled `overflow`."
-            )
+        about(
+            "`blocking`: requests beyond the quota go back to the queue. `classifying`: they are "
+            "sent, labelled `overflow`."
         ),
     ] = BLOCKING
     on_missing: Annotated[
-        Literal["open", "closed"],
-        Meta(description="With `blocking`, while Redis is unavailable: `open` or `closed`."),
+        Literal["open", "closed"], about("With `blocking`, while Redis is unavailable: `open` or `closed`.")
     ] = CLOSED
     lease_seconds: Annotated[
         float,
-        Meta(
+        about(
+            "With `concurrency`: seconds after which the slots of a crashed process are free again.",
             ge=1,
             le=3600,
-            description=(
-                "With `concurrency`: seconds after which the slots of a crashed process are free again."
-            ),
         ),
     ] = 15.0
 
@@ -302,7 +294,6 @@ class HeldSlots:
         return len(self._held)
 
     async def start(self) -> None:
-        """Probe the store and start renewing."""
         if self._loop is None:
             await self.tick()
             self._loop = asyncio.create_task(self._run(), name="renew quota slots")

@@ -25,7 +25,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     message: str = ""
     at: float = 0.0
-    deaths: int = 0
+    delivery_count: int = msgspec.field(default=0, name="deaths")
     queue: str = ""
     score: float = 0.0
     member: bytes = b""
@@ -35,7 +35,7 @@ class _Record(msgspec.Struct):
     reason: str = ""
     message: str = ""
     at: float = 0.0
-    deaths: int = 0
+    delivery_count: int = msgspec.field(default=0, name="deaths")
     queue: str = ""
     score: float = 0.0
     member: str = ""
@@ -58,7 +58,6 @@ class DeadLetters:
         self._requeue = lua_script(redis, "requeue_dead")
 
     async def count(self) -> int:
-        """The number of dead letters."""
         return int(await self._redis.hlen(self._keys.dead))
 
     async def all(self) -> AsyncIterator[DeadLetter]:
@@ -111,7 +110,7 @@ def read_dead_letter(dead_id: bytes, text: bytes) -> DeadLetter:
         reason=record.reason,
         message=record.message,
         at=record.at,
-        deaths=record.deaths,
+        delivery_count=record.delivery_count,
         queue=record.queue,
         score=record.score,
         member=member,

@@ -5,4 +5,10 @@ their queue, and a script reaches one slot only. Therefore every operation that 
 record into an outbox in the first slot, in the same step as the change. The record is then delivered to the other
 slots at least once, and each of them de-duplicates deliveries by id (`outbox.py`). A poller that dies in between
 leaves its records to the next poller. Idempotent submissions use a marker key in the same way (`windows.py`).
+
+Each class here is a subclass of the one for a single server and replaces only the steps that cross slots: the write of
+an ack or nack, the scan for expired leases, the promotion of retries, and the producer's calls. Two simpler
+constructions were rejected. With hash tags all keys of a request would share a slot, but the reference could not drain
+the same queue. With an outbox everywhere there would be one construction, but on a single server every ack would cost a
+second round trip, and a result and its claim would no longer change in one step.
 """

@@ -75,10 +75,10 @@ class ClusterQueue(RedisQueue):
         rows = [(nack.claim, self._retry_record(nack), b"") for nack in nacks]
         return await self._posted("nack", rows)
 
-    async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
+    async def reclaim(self, limit: int, max_deliveries: int) -> Reclaimed:
         """Reclaim requests of dead owners, and deliver their outbox."""
         await self._outbox.recover()
-        return await super().reclaim(limit, max_deaths)
+        return await super().reclaim(limit, max_deliveries)
 
     async def _posted(self, operation: str, rows: Sequence[tuple[Claim, bytes, bytes]]) -> list[bool]:
         keys = self._keys

@@ -72,7 +72,6 @@ class SubmissionRecord:
 
     @property
     def name(self) -> str:
-        """Its name in the queue's `delivered` set."""
         return delivery_name(self.request_id, self.base)
 
 

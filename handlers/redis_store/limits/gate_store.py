@@ -38,9 +38,7 @@ class Slot(Protocol):
     """A concurrency slot, held by one submission."""
 
     @property
-    def key(self) -> str:
-        """The quota's key."""
-        ...
+    def key(self) -> str: ...
 
     @property
     def member(self) -> str:
@@ -132,7 +130,6 @@ class RedisGateStore:
         return await self._token(control_key, state_key, pool, 1.0, is_taking=False)
 
     async def return_token(self, state_key: str) -> None:
-        """Return an unused token to the bucket."""
         await self._return([state_key])
 
     async def read_budget(self, key: str) -> str | None:

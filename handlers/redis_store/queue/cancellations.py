@@ -137,7 +137,6 @@ class Cancellations:
         return rows
 
     def looked(self) -> None:
-        """Everything due has been searched."""
         self._again = [(at, some) for at, some in self._again if at > self._now]
         if self._moving:
             self._again += [(self._now + seconds, self._moving) for seconds in AGAIN_SECONDS]

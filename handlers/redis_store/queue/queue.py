@@ -52,7 +52,7 @@ Effect = int | bytes
 class Claim(msgspec.Struct, frozen=True):
     """A request that this poller holds until its lease ends; `member` holds the queued bytes.
 
-    `deaths` counts earlier owners that died while they held it; `is_cancelled`: its producer has cancelled it.
+    `delivery_count` counts earlier deliveries whose owner died; `is_cancelled`: its producer has cancelled it.
     """
 
     queue: str
@@ -60,7 +60,7 @@ class Claim(msgspec.Struct, frozen=True):
     score: float
     claim_key: bytes
     owner_token: bytes
-    deaths: int = 0
+    delivery_count: int = 0
     is_cancelled: bool = False
 
     @property
@@ -354,15 +354,15 @@ class RedisQueue:
         tokens = await executed(self._redis, pipeline, raise_on_error=False)
         return [claim for claim, name, token in zip(known, names, tokens, strict=True) if token == name[1]]
 
-    async def reclaim(self, limit: int, max_deaths: int) -> Reclaimed:
-        """Return claims of dead owners to pending; claim those on which `max_deaths` owners died."""
+    async def reclaim(self, limit: int, max_deliveries: int) -> Reclaimed:
+        """Return claims of dead owners to pending; claim those on which `max_deliveries` owners died."""
         if self._lost:
             await self.take_back()
         keys, started_at = self._keys, self._clock.started()
         with self._prefix() as prefix:
             answer = await self._reclaim(
                 keys=[keys.pending, keys.claimed, keys.owners, keys.index, keys.deaths],
-                args=[limit, max_deaths, self._options.lease_seconds, prefix, SCRIPT_BYTES],
+                args=[limit, max_deliveries, self._options.lease_seconds, prefix, SCRIPT_BYTES],
             )
         self._clock.observe(float(answer[0]), started_at)
         return Reclaimed(returned=int(answer[1]), dead=self._claims(answer[2:]))
@@ -375,7 +375,7 @@ class RedisQueue:
                 owner_token=rows[at + 1],
                 member=rows[at + 2],
                 score=float(rows[at + 3]),
-                deaths=int(rows[at + 4]),
+                delivery_count=int(rows[at + 4]),
                 is_cancelled=rows[at + 5] == b"1",
             )
             for at in range(0, len(rows), 6)

@@ -204,7 +204,6 @@ class Submissions:
         return RequestState(state.decode()), found.decode()
 
     async def depth(self, queue: str) -> int:
-        """How many requests are pending in `queue`."""
         count: Any = await self._redis.zcard(queue)
         return int(count)
 

@@ -32,7 +32,7 @@ def sink(gateway: Gateway, server: RawHttp, give_up_seconds: float = 20.0) -> Ev
     options = SinkOptions(
         f"{server.url}/sink", {"team": "red é"}, call_seconds=5, give_up_seconds=give_up_seconds
     )
-    return EventSink(gateway, options, get_logger("test"), draw=lambda: 0.0)
+    return EventSink(gateway, options, get_logger("test"))
 
 
 async def test_an_event_arrives_whole_with_the_operators_extensions(

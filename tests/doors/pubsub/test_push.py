@@ -13,8 +13,14 @@ from typing import Any
 import pytest
 
 from handlers.contract.request import Request
-from handlers.contract.result import ErrorCode, Result, answered_result, decode_result
-from handlers.contract.result_names import ResultNames, read_result_names
+from handlers.contract.result import (
+    ErrorCode,
+    Result,
+    ResultNames,
+    answered_result,
+    decode_result,
+    read_result_names,
+)
 from handlers.doors.door import Answer, Delivery, handle
 from handlers.doors.pubsub.push import MARGIN_SECONDS, PubSubPushDoor, Subscription
 from handlers.forward.forward import AttemptOptions

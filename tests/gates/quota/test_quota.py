@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from handlers.contract.request import Request
 from handlers.contract.result import answered_result
-from handlers.forward.middleware.gated import gated
+from handlers.forward.middleware.admission import gated
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.chain import with_claim
 from handlers.gates.gate import Gate, Go, Refuse

@@ -151,7 +151,7 @@ class Walk:
             assert claim.score == model.pending.pop(claim.member)
             assert claim.claim_key not in model.held, "a live claim has one owner"
             assert claim.is_cancelled == (model.serial[claim.member] in model.cancelled)
-            assert claim.deaths == model.deaths.get(self._count(claim.claim_key), 0)
+            assert claim.delivery_count == model.deaths.get(self._count(claim.claim_key), 0)
             model.held[claim.claim_key] = Held(claim)
         self._note(claims)
         await self._check_lease_ends(claims, before)
@@ -250,7 +250,7 @@ class Walk:
                 continue
             claim = next(dead)
             expected = msgspec.structs.replace(
-                held.claim, owner_token=claim.owner_token, deaths=deaths, is_cancelled=False
+                held.claim, owner_token=claim.owner_token, delivery_count=deaths, is_cancelled=False
             )
             assert claim == expected
             self.model.held[claim.claim_key] = Held(claim)
@@ -274,7 +274,7 @@ class Walk:
         for claim in claims:
             assert claim.score == model.pending.pop(claim.member)
             assert claim.claim_key not in model.held, "a live claim has one owner"
-            assert claim.deaths == model.deaths.get(self._count(claim.claim_key), 0)
+            assert claim.delivery_count == model.deaths.get(self._count(claim.claim_key), 0)
             model.held[claim.claim_key] = Held(claim)
         self._note(claims)
         await self._check_lease_ends(claims, before)

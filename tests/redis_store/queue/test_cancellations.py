@@ -233,7 +233,7 @@ async def test_a_cancelled_claim_of_a_dead_owner_is_found_once_its_lease_has_end
 
     clock.seconds += AGAIN_SECONDS[-1]
     (claim,) = await recalled(bench.redis, owner, cancellations)
-    assert (claim.deaths, claim.is_cancelled) == (1, True)
+    assert (claim.delivery_count, claim.is_cancelled) == (1, True)
 
 
 async def marked(store: Redis, request_id: str, live: str, cancelled_token: str) -> None:

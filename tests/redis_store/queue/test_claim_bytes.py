@@ -64,7 +64,7 @@ async def test_claims_of_a_lost_reply_are_claimed_again_without_a_death(
 
     again = await poller.claim(10)
 
-    assert [(claim.request_id, claim.score, claim.deaths) for claim in again] == [
+    assert [(claim.request_id, claim.score, claim.delivery_count) for claim in again] == [
         ("r-0", 1.0, 0),
         ("r-1", 2.0, 0),
         ("r-2", 3.0, 0),
@@ -98,7 +98,7 @@ async def test_a_claim_and_a_scan_take_the_same_lost_claims_back_at_once(
 
     claims, scan = await asyncio.gather(poller.claim(10), poller.reclaim(10, 1))
 
-    assert [(claim.request_id, claim.deaths) for claim in claims] == [("r", 0)]
+    assert [(claim.request_id, claim.delivery_count) for claim in claims] == [("r", 0)]
     assert (scan.returned, scan.dead) == (0, [])
 
 
@@ -137,7 +137,7 @@ async def test_side_keys_of_another_type_stop_no_request(bench: Bench) -> None:
     await bench.put(envelope("s", "t"), DEADLINE + 1)
 
     first, second = await bench.queue.claim(2)
-    assert (first.deaths, first.is_cancelled) == (0, False)
+    assert (first.delivery_count, first.is_cancelled) == (0, False)
     assert await bench.queue.cancelled([first, second]) == []
     await bench.end_leases()
     assert (await bench.queue.reclaim(10, 1)).returned == 2

@@ -101,7 +101,7 @@ async def _taken_over(bench: Bench) -> tuple[Claim, Claim]:
     """A stale owner's claim, and that of the poller that has the request now."""
     stale = await bench.claimed(envelope("r", "t-1"))
     await bench.end_leases()
-    await bench.queue.reclaim(10, max_deaths=5)
+    await bench.queue.reclaim(10, max_deliveries=5)
     return stale, (await bench.owner().claim(1))[0]
 
 

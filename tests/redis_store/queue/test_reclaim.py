@@ -23,7 +23,7 @@ async def test_a_dead_owners_request_returns_byte_for_byte(bench: Bench, member:
     claim = await bench.claimed(member, score)
     await bench.end_leases()
 
-    found = await bench.owner().reclaim(10, max_deaths=5)
+    found = await bench.owner().reclaim(10, max_deliveries=5)
 
     assert (found.returned, found.dead) == (1, [])
     assert await bench.pending() == [(member, score)]
@@ -47,7 +47,7 @@ async def test_the_references_claims_return_with_their_producers_score(
 ) -> None:
     await bench.foreign_claim("r\0t", member)
 
-    assert (await bench.queue.reclaim(10, max_deaths=5)).returned == 1
+    assert (await bench.queue.reclaim(10, max_deliveries=5)).returned == 1
 
     assert await bench.pending() == [(member, score)]
 
@@ -70,7 +70,7 @@ async def test_a_foreign_claim_without_a_score_returns_as_of_now(bench: Bench, m
     await bench.foreign_claim("r", body("behind it"))
     now = await bench.now()
 
-    assert (await bench.queue.reclaim(10, max_deaths=5)).returned == 2
+    assert (await bench.queue.reclaim(10, max_deliveries=5)).returned == 2
 
     scores = dict(await bench.pending())
     assert scores[body("behind it")] == DEADLINE
@@ -80,7 +80,7 @@ async def test_a_foreign_claim_without_a_score_returns_as_of_now(bench: Bench, m
 async def test_a_live_lease_is_left_alone(bench: Bench) -> None:
     claim = await bench.claimed(body("r"))
 
-    assert (await bench.owner().reclaim(10, max_deaths=1)).returned == 0
+    assert (await bench.owner().reclaim(10, max_deliveries=1)).returned == 0
 
     assert await bench.queue.renew([claim]) == []
 
@@ -91,7 +91,7 @@ async def test_a_renewed_lease_is_left_alone(bench: Bench) -> None:
     before = await bench.now()
     assert await bench.queue.renew([claim]) == []
 
-    found = await bench.owner().reclaim(10, max_deaths=1)
+    found = await bench.owner().reclaim(10, max_deliveries=1)
 
     assert (found.returned, found.dead) == (0, [])
     ends = await bench.redis.zscore(bench.keys.index, claim.claim_key)
@@ -103,7 +103,7 @@ async def test_two_reclaimers_return_each_request_once(bench: Bench) -> None:
     await bench.queue.claim(100)
     await bench.end_leases()
 
-    found = await asyncio.gather(*(bench.owner().reclaim(15, max_deaths=5) for _ in range(12)))
+    found = await asyncio.gather(*(bench.owner().reclaim(15, max_deliveries=5) for _ in range(12)))
 
     assert sum(each.returned for each in found) == 100
     assert [member for member, _ in await bench.pending()] == members
@@ -116,7 +116,7 @@ async def test_a_limit_takes_the_oldest_first(bench: Bench) -> None:
     for end, claim in enumerate(reversed(claims), 1):
         await bench.redis.zadd(bench.keys.index, {claim.claim_key: end})
 
-    assert (await bench.queue.reclaim(2, max_deaths=5)).returned == 2
+    assert (await bench.queue.reclaim(2, max_deliveries=5)).returned == 2
 
     assert [member for member, _ in await bench.pending()] == [body("r-1"), body("r-2")]
 
@@ -124,17 +124,17 @@ async def test_a_limit_takes_the_oldest_first(bench: Bench) -> None:
 async def test_i14_a_request_that_kills_its_owners_is_the_scanners_in_the_end(bench: Bench) -> None:
     member = await bench.put(envelope("poison", "t"), 5)
     for deaths in range(2):
-        assert [claim.deaths for claim in await bench.owner().claim(1)] == [deaths]
+        assert [claim.delivery_count for claim in await bench.owner().claim(1)] == [deaths]
         await bench.end_leases()
-        assert (await bench.queue.reclaim(10, max_deaths=3)).returned == 1
+        assert (await bench.queue.reclaim(10, max_deliveries=3)).returned == 1
     stale = (await bench.owner().claim(1))[0]
     await bench.end_leases()
 
-    found = await bench.queue.reclaim(10, max_deaths=3)
+    found = await bench.queue.reclaim(10, max_deliveries=3)
 
     assert found.returned == 0
     [claim] = found.dead
-    assert (claim.member, claim.score, claim.deaths) == (member, 5, 3)
+    assert (claim.member, claim.score, claim.delivery_count) == (member, 5, 3)
     assert await bench.queue.ack([bench.ack_of(stale)]) == [False]
     assert await bench.queue.renew([claim]) == []
     assert await bench.queue.ack([bench.ack_of(claim, dead=b"{}")]) == [True]
@@ -144,18 +144,18 @@ async def test_i14_a_request_that_kills_its_owners_is_the_scanners_in_the_end(be
 async def test_i14_a_scanner_that_dies_with_poison_in_hand_loses_nothing(bench: Bench) -> None:
     await bench.claimed(body("poison"))
     await bench.end_leases()
-    assert len((await bench.queue.reclaim(10, max_deaths=1)).dead) == 1
+    assert len((await bench.queue.reclaim(10, max_deliveries=1)).dead) == 1
     await bench.end_leases()
 
-    [claim] = (await bench.owner().reclaim(10, max_deaths=1)).dead
+    [claim] = (await bench.owner().reclaim(10, max_deliveries=1)).dead
 
-    assert (claim.member, claim.deaths) == (body("poison"), 2)
+    assert (claim.member, claim.delivery_count) == (body("poison"), 2)
 
 
 async def test_deaths_are_forgotten_with_the_result_or_after_a_week(bench: Bench) -> None:
     await bench.claimed(body("r"))
     await bench.end_leases()
-    await bench.queue.reclaim(10, max_deaths=5)
+    await bench.queue.reclaim(10, max_deliveries=5)
     assert 604_790 < await bench.redis.ttl(bench.keys.deaths) <= 604_800
 
     [claim] = await bench.queue.claim(1)
@@ -169,7 +169,7 @@ async def test_deaths_of_one_id_queued_twice_are_forgotten_too(bench: Bench) -> 
     await bench.put(body("same", n=2), 2)
     await bench.queue.claim(2)
     await bench.end_leases()
-    assert (await bench.queue.reclaim(10, max_deaths=5)).returned == 2
+    assert (await bench.queue.reclaim(10, max_deliveries=5)).returned == 2
 
     claims = await bench.queue.claim(2)
     assert await bench.queue.ack([bench.ack_of(claim) for claim in claims]) == [True, True]
@@ -181,9 +181,9 @@ async def test_a_claim_without_an_index_entry_is_indexed_again(bench: Bench) -> 
     claim = await bench.claimed(body("r"))
     await bench.redis.delete(bench.keys.index)
 
-    assert (await bench.queue.reclaim(10, max_deaths=5)).returned == 0
+    assert (await bench.queue.reclaim(10, max_deliveries=5)).returned == 0
     await bench.end_leases()
-    assert (await bench.queue.reclaim(10, max_deaths=5)).returned == 1
+    assert (await bench.queue.reclaim(10, max_deliveries=5)).returned == 1
 
     assert await bench.pending() == [(claim.member, DEADLINE)]
 
@@ -194,7 +194,7 @@ async def test_one_missing_entry_among_thousands_is_mended(bench: Bench) -> None
     lost = [claim.claim_key for claim in claims[::500]]
     await bench.redis.zrem(bench.keys.index, *lost)
 
-    await bench.queue.reclaim(10, max_deaths=5)
+    await bench.queue.reclaim(10, max_deliveries=5)
 
     assert None not in [await bench.redis.zscore(bench.keys.index, key) for key in lost]
 
@@ -202,7 +202,7 @@ async def test_one_missing_entry_among_thousands_is_mended(bench: Bench) -> None
 async def test_an_index_entry_without_a_claim_is_dropped(bench: Bench) -> None:
     await bench.redis.zadd(bench.keys.index, {"nobody": 1})
 
-    found = await bench.queue.reclaim(10, max_deaths=1)
+    found = await bench.queue.reclaim(10, max_deliveries=1)
 
     assert (found.returned, found.dead) == (0, [])
     assert await bench.all_keys() == set()

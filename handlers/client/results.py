@@ -1,4 +1,9 @@
-"""Iterate results under leases; a result is removed when its reader acknowledges it."""
+"""Read results: a stream under leases, or waits for results in lists of their own.
+
+`ResultStream`: a result is removed when its reader acknowledges it. `OwnResults`: results are left in their lists until
+those expire, so a caller that crashed can wait again. One loop serves all waits of a client; one round trip reads all
+lists that are due. A new wait is polled after 10 ms, an old one four times a second.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,10 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from types import TracebackType
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Self
 
+from handlers.backoff import Backoff
 from handlers.cancellation import end_if_cancelled
 from handlers.client.broker import ResultSource
 from handlers.client.errors import ClientError, LeaseLost
@@ -17,8 +22,8 @@ from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import Result, decode_result
 from handlers.redis_store.results.results import AckOutcome, HeldResult
 
-FIRST_PAUSE_SECONDS = 0.01
-LAST_PAUSE_SECONDS = 0.25
+POLL_PAUSES = (0.01, 0.25)
+"""First and longest pause between two reads of an empty list, in seconds."""
 RENEWALS_PER_LEASE = 3
 BATCH_RESULTS = 100
 HANDLED_AT_ONCE = 1_000
@@ -72,12 +77,7 @@ class ResultStream:
         self._heartbeat = asyncio.create_task(self._renew_periodically(), name="result-leases")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.close()
 
     def __aiter__(self) -> AsyncIterator[ResultDelivery]:
@@ -152,7 +152,7 @@ class ResultStream:
         """Receive the next batch; false if none arrived in time."""
         loop = asyncio.get_running_loop()
         ends_at = None if self._idle_seconds is None else loop.time() + self._idle_seconds
-        pause_seconds = FIRST_PAUSE_SECONDS
+        pauses = Backoff(*POLL_PAUSES)
         while True:
             limit = self._batch if self._left is None else min(self._batch, self._left)
             for held in await self._source.receive(limit):
@@ -162,8 +162,7 @@ class ResultStream:
                 return True
             if ends_at is not None and loop.time() >= ends_at:
                 return False
-            await asyncio.sleep(pause_seconds)
-            pause_seconds = min(LAST_PAUSE_SECONDS, pause_seconds * 1.5)
+            await pauses.pause()
 
     def _keep(self, held: HeldResult) -> None:
         if held.is_readable and _is_result(held.result):
@@ -189,3 +188,100 @@ def _is_result(text: bytes) -> bool:
         return bool(decode_result(text).id)
     except Malformed:
         return False
+
+
+PEEKED_LISTS = 500
+"""Lists read in one round trip."""
+
+
+Peek = Callable[[Sequence[str]], AsyncIterator[tuple[str, bytes]]]
+
+
+class _Wait:
+    __slots__ = ("due_at", "pauses", "result", "token")
+
+    def __init__(self, token: str, now: float) -> None:
+        self.token = token
+        self.pauses = Backoff(*POLL_PAUSES)
+        self.due_at = now
+        self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+    def put_off(self, now: float) -> None:
+        self.due_at = now + self.pauses.next_seconds()
+
+
+class OwnResults:
+    """Waits for many results with one loop, which runs only during waits."""
+
+    def __init__(self, peek: Peek) -> None:
+        self._peek = peek
+        self._waits: dict[str, list[_Wait]] = {}
+        self._loop_task: asyncio.Task[None] | None = None
+
+    async def wait(self, list_name: str, token: str) -> Result:
+        """The result in `list_name`, of the submission `token` (empty: whichever is newest)."""
+        wait = _Wait(token, asyncio.get_running_loop().time())
+        self._waits.setdefault(list_name, []).append(wait)
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = asyncio.create_task(self._run(), name="own-results")
+        try:
+            return await wait.result
+        finally:
+            self._forget(list_name, wait)
+
+    async def close(self) -> None:
+        """Stop the loop; open waits raise `CancelledError`."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop_task
+        for waits in list(self._waits.values()):
+            for wait in waits:
+                wait.result.cancel()
+
+    def _forget(self, list_name: str, wait: _Wait) -> None:
+        waits = self._waits.get(list_name, [])
+        if wait in waits:
+            waits.remove(wait)
+        if not waits:
+            self._waits.pop(list_name, None)
+
+    async def _run(self) -> None:
+        while self._waits:
+            now = asyncio.get_running_loop().time()
+            next_at = min(wait.due_at for waits in self._waits.values() for wait in waits)
+            if next_at > now:
+                await asyncio.sleep(next_at - now)
+                continue
+            due = [name for name, waits in self._waits.items() if any(w.due_at <= now for w in waits)]
+            await self._look(due[:PEEKED_LISTS])
+            end_if_cancelled()
+
+    async def _look(self, lists: Sequence[str]) -> None:
+        now = asyncio.get_running_loop().time()
+        for name in lists:
+            for wait in self._waits.get(name, []):
+                wait.put_off(now)
+        try:
+            async for name, text in self._peek(lists):
+                self._match(name, text)
+        except Exception as error:  # noqa: BLE001 - every error is raised in the waiting callers
+            for name in lists:
+                for wait in self._waits.get(name, []):
+                    if not wait.result.done():
+                        wait.result.set_exception(error)
+            return
+        await asyncio.sleep(0)  # lets finished waits leave before the next poll
+
+    def _match(self, name: str, text: bytes) -> None:
+        waits = [wait for wait in self._waits.get(name, []) if not wait.result.done()]
+        if not waits:
+            return
+        try:
+            result = decode_result(text)
+        except Malformed as error:
+            log.debug("result of %d bytes not decodable, left in its list: %s", len(text), error)
+            return
+        for wait in waits:
+            if not wait.token or not result.request_token or result.request_token == wait.token:
+                wait.result.set_result(result)

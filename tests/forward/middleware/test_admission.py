@@ -10,7 +10,7 @@ import pytest
 from handlers.contract.request import Request
 from handlers.contract.result import Result
 from handlers.forward.forward import AttemptOptions
-from handlers.forward.middleware.held import Entrance, HeldForward
+from handlers.forward.middleware.admission import Entrance, HeldForward
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Feedback, Gate, Verdict
 from handlers.gates.waiting_room import WaitingRoom

@@ -1,0 +1,157 @@
+"""The commands that run as services: `serve` (one door), `poll` (the poller) and `status` (the status page)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from handlers.contract.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from handlers.wiring.poller import PollerApp
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  IGW_BASE_URL=http://gateway:80 async-processor serve --target dispatch
+  PUSH_AUDIENCE=… PUSH_SERVICE_ACCOUNT=… async-processor serve --target pubsub_push --port 8080
+
+Exit codes: 0 stopped by SIGTERM or SIGINT after the last request; 2 a wrong setting; 1 anything else.""",
+)
+@click.option(
+    "--target", type=click.Choice(["dispatch", "pubsub_push"]), help="Which door.  [env: FUNCTION_TARGET]"
+)
+@click.option("--port", type=click.IntRange(0, 65_535), help="0 picks a free one.  [env: PORT]")
+@click.option("--host", help="Address to listen on.  [env: HOST]")
+def serve(target: str | None, port: int | None, host: str | None) -> None:
+    """Serve one door. All other settings come from the environment: see docs/settings.md."""
+    from handlers.cli.main import fail
+    from handlers.serving.server import serve as run
+    from handlers.settings.settings import load_settings
+    from handlers.telemetry.logs import configure_logs, get_logger
+
+    given = {"FUNCTION_TARGET": target, "PORT": port, "HOST": host}
+    flags = {name: str(value) for name, value in given.items() if value is not None}
+    try:
+        variables = {**os.environ, **flags}  # noqa: TID251  # the process's entry
+        settings = load_settings(variables)
+        env = settings.env
+        configure_logs(settings.log_options)
+        log = get_logger("serve")
+        target = env.function_target
+        run(variables, settings, target, lambda at: log.info("ready", target=target, port=at))
+    except InvalidSetting as error:
+        fail(error)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  REDIS_URL=redis://redis:6379 HANDLER_URL=http://handlers async-processor poll
+  REDIS_URL=redis://redis:6379 IGW_BASE_URL=http://gateway async-processor poll    (handler in this process)
+
+Exit codes: 0 stopped by SIGTERM or SIGINT and drained; 2 a wrong setting; 1 anything else.""",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Requests in flight at a time.  [env: WORKERS]")
+@click.option("--handler-url", help="The dispatch door.  [env: HANDLER_URL]")
+def poll(workers: int | None, handler_url: str | None) -> None:
+    """Claim requests from Redis, send them to the handler, and write their results. Settings: see docs/settings.md."""
+    import uvloop
+
+    from handlers.cli.main import fail
+    from handlers.settings.settings import load_settings
+    from handlers.telemetry.logs import configure_logs
+    from handlers.wiring.poller import PollerApp
+
+    given = {"WORKERS": workers, "HANDLER_URL": handler_url}
+    flags = {name: str(value) for name, value in given.items() if value is not None}
+    try:
+        variables = {**os.environ, **flags}  # noqa: TID251  # the process's entry
+        settings = load_settings(variables)
+        configure_logs(settings.log_options)
+        uvloop.run(_run(lambda: PollerApp(settings, variables)))
+    except InvalidSetting as error:
+        fail(error)
+
+
+async def _run(build: Callable[[], PollerApp]) -> None:
+    app = build()
+
+    def stop() -> None:
+        if not app.has_begun:
+            os._exit(0)  # nothing is claimed yet, and a start may wait long for Redis
+        app.stop()
+
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop)
+    await app.run()
+
+
+_THREADS = 8
+"""Views at a time; each mostly waits for Redis."""
+
+
+@click.command()
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 in a pod."
+)
+@click.option("--port", type=click.IntRange(1, 65_535), default=8090, show_default=True)
+@click.option(
+    "--allow-host",
+    "also_named",
+    multiple=True,
+    metavar="NAME",
+    help="Host name under which the page may be requested, besides localhost, --host and STATUS_HOSTS; others get 421.",
+)
+def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
+    """Serve the status page: queues, reasons of closed gates, dead letters, and a search by id.
+
+    Reads REDIS_URL and the other settings of the poller. Read-only, unless STATUS_TOKEN_FILE names a token
+    that dead letters can be requeued or dropped with. It has no sign-in: for a cluster, see keda/README.md.
+    """
+    import functions_framework
+    from functions_framework._http import create_server
+
+    import handlers.status_main
+    from handlers.cli.main import fail
+    from handlers.settings.settings import load_settings
+    from handlers.telemetry.logs import configure_logs
+    from handlers.wiring.status_page import open_pages
+
+    try:
+        settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
+        configure_logs(settings.log_options)
+        open_pages(settings, host, also_named)
+    except InvalidSetting as error:
+        fail(error)
+    app = functions_framework.create_app("status", handlers.status_main.__file__, "http")  # type: ignore[no-untyped-call]  # untyped
+    # The framework writes its target into the environment, where our settings would read it as a door's name.
+    os.environ.pop("FUNCTION_TARGET", None)  # noqa: TID251  # the process's entry
+    if reason := _taken(host, port):
+        fail(OSError(f"--port: {host}:{port} cannot be listened on ({reason}); choose another --port"))
+    click.echo(f"status page on http://{host}:{port}/")
+    # One process, because the framework would read WORKERS, the poller's slots, as a number of processes.
+    server = create_server(  # type: ignore[no-untyped-call]  # untyped
+        app, debug=False, workers=1, threads=_THREADS, control_socket_disable=True
+    )
+    server.run(host, port)
+
+
+def _taken(host: str, port: int) -> str:
+    """Why the address cannot be used; empty if it can."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
