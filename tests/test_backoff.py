@@ -77,7 +77,7 @@ def test_a_longer_wish_is_kept_up_to_half_of_the_time_left(
     assert delay <= max(own, 1.25 * min(wish, left / 2)) * 1.000001
 
 
-def test_a_herd_that_was_told_one_number_does_not_return_as_one() -> None:
+def test_clients_with_the_same_retry_after_return_spread_out() -> None:
     delays = {retry_delay(0, left_seconds=1e4, wish_seconds=100, draw=n / 100) for n in range(100)}
     assert len(delays) == 100
     assert all(delay is not None and 100 <= delay <= 125 for delay in delays)

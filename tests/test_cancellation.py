@@ -53,7 +53,7 @@ async def test_a_timeout_that_was_swallowed_is_still_a_timeout() -> None:
             end_if_cancelled()
 
 
-async def test_who_was_not_cancelled_goes_on() -> None:
+async def test_requests_that_were_not_cancelled_continue() -> None:
     end_if_cancelled()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):

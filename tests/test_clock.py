@@ -61,7 +61,7 @@ def test_a_server_whose_clock_is_set_is_followed_at_once() -> None:
     assert clock.now() == 900.0
 
 
-def test_the_latest_that_a_message_told_counts() -> None:
+def test_the_latest_time_in_a_message_counts() -> None:
     """Messages are under way for some time: none proves an earlier time than another one did."""
     time = Time(local=5_000.0)
     clock = time.followed()
@@ -88,7 +88,7 @@ def test_a_message_from_the_future_shows_that_the_local_clock_is_behind() -> Non
     assert clock.skew_seconds == -3_600.0
 
 
-def test_a_skew_is_said_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_start_and_end_of_a_clock_skew_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     time = Time()
     clock = time.followed()
     watch = SkewWatch(clock, get_logger("test"), "redis")

@@ -34,5 +34,5 @@ def test_a_socket_that_a_failed_test_left_open_fails_no_other(tmp_path: Path) ->
     assert _outcome(tmp_path, "False").startswith("1 failed, 1 passed")
 
 
-def test_a_socket_that_a_test_left_open_which_passed_is_told(tmp_path: Path) -> None:
+def test_a_socket_left_open_by_a_passing_test_is_reported(tmp_path: Path) -> None:
     assert _outcome(tmp_path, "True").startswith("1 failed, 1 passed")

@@ -72,7 +72,7 @@ def test_no_file_is_too_long_to_read() -> None:
     assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
 
 
-def test_every_module_says_what_it_is() -> None:
+def test_every_module_has_a_docstring() -> None:
     assert [str(path) for path in SOURCES if not ast.get_docstring(tree_of(path))] == []
 
 
@@ -98,7 +98,7 @@ def test_functions_fit_on_a_screen() -> None:
     assert too_long == []
 
 
-def test_whoever_decodes_json_catches_all_that_malformed_json_raises() -> None:
+def test_every_json_decoder_catches_all_errors_of_malformed_json() -> None:
     """msgspec raises unrelated classes for syntax, UTF-8 and depth: `MALFORMED` names them all."""
     partial = re.compile(r"(?:except|suppress).*msgspec\.(?:DecodeError|MsgspecError)")
     found = [str(path) for path in SOURCES if path.parts[0] == "handlers" and partial.search(text_of(path))]

@@ -43,7 +43,7 @@ async def test_a_coroutine_that_hangs_is_cut_off_and_named() -> None:
         await wait_until_async(asyncio.Event().wait, "the moon", timeout_seconds=0.01)
 
 
-async def test_a_timeout_of_what_is_asked_goes_through() -> None:
+async def test_a_timeout_of_the_inner_call_is_raised() -> None:
     async def ask() -> bool:
         raise TimeoutError("its own")
 

@@ -148,7 +148,7 @@ async def test_what_goes_wrong_goes_to_the_error_file(
     assert (state.total, state.completed, state.failed) == (5, 1, 4)
 
 
-async def test_a_run_that_was_cut_off_goes_on_without_doubles(
+async def test_an_interrupted_run_resumes_without_duplicates(
     valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
 ) -> None:
     """All at once: lines that are live, answered and waiting in the list, written but not dropped, torn."""
@@ -272,7 +272,7 @@ def test_files_of_something_else_are_left_alone(tmp_path: Path, options: ClientO
         (b'{"custom_id":"a","method":"POST","url":"/v","body":{"stream":true}}', "stream"),
     ],
 )
-def test_a_wrong_line_says_why(text: bytes, reason: str) -> None:
+def test_an_invalid_line_has_a_reason(text: bytes, reason: str) -> None:
     line = decode_line(7, text)
     assert isinstance(line, InvalidLine)
     assert reason in line.reason

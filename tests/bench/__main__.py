@@ -1,4 +1,4 @@
-"""`make bench`: measure the doors and the poller beside a bare forwarder, in one run on this machine."""
+"""`make bench`: measure the doors and the poller against a bare forwarder, in one run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.bench.scenarios import Figures
 from tests.servers.presence import INSTALL
 
 NGINX = "nginx"
-"""Scenarios with this word in their name have nginx as gateway: a Python gateway hides half of the difference."""
+"""Scenarios with this word in their name use nginx as gateway, since a Python gateway hides half of the difference."""
 BARE, BARE_NGINX = "bare forwarder", "bare forwarder, nginx"
 
 SCENARIOS: dict[str, tuple[Callable[[int], Figures], int, int]] = {
@@ -74,7 +74,7 @@ RATIO_GOALS = {
     "poller + handler, nginx, 64 workers": 1.1,
     "poller, in process, nginx, 64 workers": 1.1,
 }
-"""CPU of a request, as a multiple of the bare forwarder's beside the same gateway."""
+"""CPU per request, as a multiple of the bare forwarder's with the same gateway."""
 
 
 @click.command()
@@ -109,7 +109,7 @@ def main(names: tuple[str, ...], json_path: Path | None, quick: bool, runs: int)
 
 
 def missing_servers(names: Sequence[str]) -> list[str]:
-    """The servers that these scenarios need and this machine lacks."""
+    """The servers that these scenarios need and this machine does not have."""
     missing = ["nginx"] if any(NGINX in name for name in names) and nginx_program() is None else []
     try:
         find_valkey()
@@ -124,7 +124,7 @@ def median(several: list[Figures]) -> Figures:
 
 
 def table(found: dict[str, Figures]) -> Table:
-    """A row for each figure, with the bare forwarder's of the same run and the ratio."""
+    """A row for each figure, with the bare forwarder's figure of the same run and the ratio."""
     shown = Table("scenario", "figure", title="Measured in one run", title_justify="left")
     for column in ("value", "bare forwarder", "ratio", "goal"):
         shown.add_column(column, justify="right")

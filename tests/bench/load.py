@@ -1,4 +1,4 @@
-"""A load generator that costs little: so many connections, each sending its next request when answered."""
+"""A cheap load generator: several connections, each with one request at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httptools
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection; takes requests from `source` until there are none."""
+    """One keep-alive connection, which takes requests from `source` until it is empty."""
 
     def __init__(self, source: Iterator[bytes], statuses: dict[int, int]) -> None:
         self._source = source
@@ -45,7 +45,7 @@ class Connection(asyncio.Protocol):
 
 
 async def send_all(url: str, make: Callable[[int], bytes], count: int, connections: int) -> dict[int, int]:
-    """Send `count` requests over so many connections; returns how often each status came."""
+    """Send `count` requests over several connections; returns the counts of each status."""
     host, port = url.removeprefix("http://").split("/")[0].split(":")
     source = (make(number) for number in range(count))
     statuses: dict[int, int] = {}
@@ -59,7 +59,7 @@ async def send_all(url: str, make: Callable[[int], bytes], count: int, connectio
 
 
 def http_post(path: str, headers: dict[str, str], body: bytes) -> bytes:
-    """A POST as bytes."""
+    """Encode a POST as bytes."""
     lines = [f"POST {path} HTTP/1.1", "host: bench", f"content-length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -1,4 +1,4 @@
-"""What the operating system says of a process, and the processes that are measured."""
+"""Start the measured processes, and read their figures from the operating system."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SERVING = re.compile(r"running on (http://[\d.:]+)")
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A process that is up: its URL, and the seconds from its start to its readiness."""
+    """A running process: its URL, and the seconds from its start to readiness."""
 
     child: Child
     url: str
@@ -64,7 +64,7 @@ def gateway(*arguments: str) -> Iterator[Started]:
 @contextlib.contextmanager
 def handler(target: str, variables: dict[str, str]) -> Iterator[Started]:
     """One door under uvicorn, as it is deployed."""
-    # With its page of metrics on: the figures are those of a handler that is watched.
+    # With its metrics page enabled, so that the figures are those of a monitored handler.
     given = {"PORT": "0", "HOST": "127.0.0.1", "METRICS_TOKEN": "the-bench-counts-too", **variables}
     with started(target, [COMMAND, "serve", "--target", target], given, _READY) as up:
         yield up

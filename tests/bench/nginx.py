@@ -1,4 +1,4 @@
-"""nginx as a gateway: it answers every POST at once and costs little, so that it hides nothing of the client."""
+"""nginx as a gateway: it answers every POST at once and costs little CPU."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ def nginx_gateway() -> Iterator[str]:
 
 
 def nginx_program() -> str | None:
-    """The path of nginx; Debian keeps it where only root's PATH looks."""
+    """The path of nginx, which Debian installs outside the PATH of normal users."""
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")

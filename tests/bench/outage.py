@@ -1,4 +1,4 @@
-"""A gateway in trouble: how many calls it is spared, what waiting costs, and how soon the backlog flows again."""
+"""A failing gateway: number of calls, cost of waiting, and time until the backlog flows again."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tests.bench.scenarios import RESULTS, Figures, fill
 from tests.waiting import elapse, wait_until
 
 ANSWER_SECONDS = 0.25
-"""What a request takes: 64 workers make at most 256 answers a second of it."""
+"""Seconds of one request: 64 workers make at most 256 answers per second."""
 
 
 def set_faults(up: Started, **rates: float) -> None:
-    """The shares of requests that fail from now on."""
+    """Set the shares of requests that fail."""
     body = json.dumps({name.removeprefix("status_"): rate for name, rate in rates.items()}).encode()
     urllib.request.urlopen(f"{up.url}/simulate/faults", body, timeout=10).close()
 
 
 def calls(up: Started) -> int:
-    """How many requests the gateway has ended, well or not."""
+    """The number of requests that the gateway has ended."""
     with urllib.request.urlopen(f"{up.url}/simulate/state", timeout=10) as answer:
         return sum(json.load(answer)["statuses"].values())
 
 
 def outage(count: int) -> Figures:
-    """A tenth of failures, then a total outage with `count` queued, then its end."""
+    """A tenth of failures, then an outage with `count` requests queued, then its end."""
     with (
         valkey() as server,
         gateway("--time-to-first-token", str(ANSWER_SECONDS), "--time-per-token", "0") as up,
@@ -52,7 +52,7 @@ def outage(count: int) -> Figures:
 
 
 def _rate(store: redis.Redis, count: int) -> float:
-    """Answers a second, from full queue to empty."""
+    """Answers per second, from a full queue to an empty one."""
     began = time.monotonic()
     fill(store, count)
     wait_until(lambda: store.llen(RESULTS) >= count, timeout_seconds=120, what=f"{count} results")
@@ -61,7 +61,7 @@ def _rate(store: redis.Redis, count: int) -> float:
 
 
 def _in_outage(up: Started, processes: list[Started], seconds: float) -> Figures:
-    """What still reaches the gateway once the circuits are open, and what the processes do meanwhile."""
+    """Calls that reach the gateway while the circuits are open, and the CPU of the processes."""
     elapse(2.0, "the circuits open")
     before, cpu = calls(up), [one.cpu_seconds() for one in processes]
     began = time.monotonic()
@@ -72,7 +72,7 @@ def _in_outage(up: Started, processes: list[Started], seconds: float) -> Figures
 
 
 def _seconds_until(store: redis.Redis, rate: float, count: int) -> float:
-    """How long until a second brings that many answers, or until all `count` are there."""
+    """Seconds until one second brings that many answers, or until all `count` have arrived."""
     began = time.monotonic()
     while True:
         before, at = int(store.llen(RESULTS)), time.monotonic()

@@ -1,4 +1,4 @@
-"""The least that Python can do here: a bare ASGI application that forwards each POST with aiohttp, and no more."""
+"""The minimum in Python: a bare ASGI application that forwards each POST with aiohttp."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _session: aiohttp.ClientSession | None = None
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Read the body, POST it to the gateway, give its answer back."""
+    """Read the body, POST it to the gateway, and return the gateway's answer."""
     global _session  # noqa: PLW0603  # one session a process, opened on its loop
     if scope["type"] != "http":
         return

@@ -60,10 +60,10 @@ def plain_of(number: int) -> bytes:
 
 
 def loaded(up: Started, make: Callable[[int], bytes], count: int, wanted: int) -> Figures:
-    """Requests a second and CPU a request of one server under load."""
+    """Requests per second and CPU per request of one server under load."""
 
     async def run() -> Figures:
-        await send_all(up.url, make, max(50, count // 20), CONNECTIONS)  # warm
+        await send_all(up.url, make, max(50, count // 20), CONNECTIONS)  # warm-up
         cpu, began = up.cpu_seconds(), time.perf_counter()
         statuses = await send_all(up.url, make, count, CONNECTIONS)
         seconds = time.perf_counter() - began
@@ -85,14 +85,14 @@ GATEWAYS: dict[str, GatewayMaker] = {"simulated": simulated, "nginx": nginx_gate
 
 
 def bare_forwarder(count: int, serve: GatewayMaker = simulated) -> Figures:
-    """The reference loop, for all ratios."""
+    """The reference loop, as the base of all ratios."""
     with serve() as url, reference_loop(f"{url}/v1/completions") as forwarder:
         figures = loaded(forwarder, plain_of, count, 200)
         return {**figures, "start s": forwarder.ready_seconds, "RSS idle MB": forwarder.rss_mb()}
 
 
 def handler_alone(count: int, serve: GatewayMaker = simulated) -> Figures:
-    """CloudEvents into the dispatch door."""
+    """CloudEvents to the dispatch door."""
     with serve() as url, handler("dispatch", {"IGW_BASE_URL": url}) as door:
         idle = door.rss_mb()
         figures = loaded(door, event_of, count, 200)
@@ -100,7 +100,7 @@ def handler_alone(count: int, serve: GatewayMaker = simulated) -> Figures:
 
 
 def handler_memory(in_flight: int) -> Figures:
-    """Memory of a fresh dispatch door with so many requests in flight."""
+    """Memory of a new dispatch door with that many requests in flight."""
     with (
         gateway("--time-to-first-token", "4") as up,
         handler("dispatch", {"IGW_BASE_URL": up.url}) as door,
@@ -109,7 +109,7 @@ def handler_memory(in_flight: int) -> Figures:
 
 
 def push_memory(in_flight: int) -> Figures:
-    """Memory of a fresh push door with so many requests in flight."""
+    """Memory of a new push door with that many requests in flight."""
     with (
         running_sink() as host,
         gateway("--time-to-first-token", "4") as up,
@@ -121,7 +121,7 @@ def push_memory(in_flight: int) -> Figures:
 
 
 def most_memory(door: Started, make: Callable[[int], bytes], in_flight: int) -> float:
-    """The most memory in MB while so many requests are in flight together."""
+    """The most memory, in MB, while that many requests are in flight."""
 
     async def run() -> float:
         sending = asyncio.create_task(send_all(door.url, make, in_flight, in_flight))
@@ -139,7 +139,7 @@ PUSH_VARIABLES = {"PROJECT_ID": "bench-project", "RESULT_TOPIC_ID": "results", "
 
 
 def push_door(count: int, serve: GatewayMaker = simulated) -> Figures:
-    """Wrapped pushes into the Pub/Sub door, results to a sink."""
+    """Wrapped pushes to the Pub/Sub door, with results to a sink."""
     with (
         running_sink() as host,
         serve() as url,
@@ -157,7 +157,7 @@ def fill(store: redis.Redis, count: int, deadline: Callable[[int], float] = lamb
 
 
 def drain(store: redis.Redis, count: int, *processes: Started) -> tuple[float, list[float]]:
-    """Seconds until so many results are there, and the CPU that each process took for them."""
+    """Seconds until that many results have arrived, and the CPU of each process."""
     before, began = [one.cpu_seconds() for one in processes], time.perf_counter()
     fill(store, count)
     wait_until(lambda: store.llen(RESULTS) >= count, timeout_seconds=300, what=f"{count} results")
@@ -167,7 +167,7 @@ def drain(store: redis.Redis, count: int, *processes: Started) -> tuple[float, l
 
 
 def poller_and_handler(count: int, serve: GatewayMaker = simulated, workers: int = 64) -> Figures:
-    """Requests in Redis, poller and handler apart."""
+    """Requests in Redis, with poller and handler as two processes."""
     with (
         valkey() as server,
         serve() as url,
@@ -208,7 +208,7 @@ def poller_in_process(count: int, serve: GatewayMaker = simulated, workers: int 
 
 
 def queue_to_gateway(count: int) -> Figures:
-    """Latency into an idle queue at 50 requests a second, from ZADD to the gateway's first sight."""
+    """Latency from ZADD to the gateway, at 50 requests per second into an idle queue."""
     with tempfile.TemporaryDirectory() as folder, valkey() as server:
         witness = Path(folder) / "witness.jsonl"
         with (
@@ -234,7 +234,7 @@ def queue_to_gateway(count: int) -> Figures:
 
 
 def deep_queue(count: int) -> Figures:
-    """So many requests queued at once: the poller holds what it has claimed, and goes by deadline."""
+    """Many requests queued at once: the poller holds only claimed ones, in order of deadlines."""
     with tempfile.TemporaryDirectory() as folder, valkey() as server:
         witness = Path(folder) / "witness.jsonl"
         with gateway("--witness", str(witness)) as up:

@@ -1,4 +1,4 @@
-"""Pub/Sub's publish call and nothing behind it: so that the push door is measured, not a broker."""
+"""A Pub/Sub server that only accepts publishes, so that a benchmark measures the push door."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.servers.pubsub_broker import running_broker
 
 @contextlib.contextmanager
 def running_sink() -> Iterator[str]:
-    """A sink on a free port, in a process of its own; gives its `host:port`."""
+    """A sink on a free port, in its own process; yields its `host:port`."""
     command = [sys.executable, "-m", "tests.bench.sink"]
     with running_process(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

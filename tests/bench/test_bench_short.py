@@ -1,4 +1,4 @@
-"""Every benchmark runs; its figures are judged only under the `bench` marker."""
+"""Every benchmark runs; its figures are checked only with the marker `bench`."""
 
 from __future__ import annotations
 

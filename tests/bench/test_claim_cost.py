@@ -35,7 +35,7 @@ PAYLOADS = {
 
 
 def _fastest(redis: Redis, prepare: Callable[[], object], call: Callable[[], object]) -> int:
-    """The least microseconds that the server reports for `call`, of five: other work on the machine adds."""
+    """The fewest microseconds that the server reports for `call`, of five calls."""
     found = []
     for _ in range(5):
         redis.flushall()

@@ -11,13 +11,13 @@ from tests.contract.test_linear import READERS, REFUSALS, open_forms
 
 SMALL, LARGE = 100_000, 2_000_000
 FACTOR = 3.0
-"""How much longer a byte of the large text may take; a reader in quadratic time takes 20 times as long."""
+"""Most times that a byte of the large text may take longer; with quadratic time it is 20 times."""
 _FIXED_SECONDS = 0.000_5
-"""The cost of a call whatever the text is, and the noise of a short one."""
+"""The fixed cost of a call, and the noise of a short one."""
 
 
 def fastest_seconds(reader: str, text: bytes, repeats: int, enough: float = 0.0) -> float:
-    """CPU seconds of this thread, the least of at most `repeats` calls; `enough` ends them early."""
+    """CPU seconds of this thread, the least of at most `repeats` calls; stops early at `enough`."""
     least = float("inf")
     for _ in range(repeats):
         began_at = time.thread_time()

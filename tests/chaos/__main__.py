@@ -1,4 +1,4 @@
-"""`python -m tests.chaos --size short|full|release`: the long runs; prints what was done and what it showed."""
+"""`python -m tests.chaos --size short|full|release`: the long runs, with a report."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLANS = {
 
 CRASH_REPEATS = {"short": 1, "full": 20, "release": 20}
 LARGE = {"short": (24, 1_000_000), "full": (400, 4_000_000), "release": (1_000, 9_000_000)}
-"""Requests, and bytes of each."""
+"""Number of requests, and bytes of each."""
 TENANT_SECONDS = {"short": 15, "full": 120, "release": 600}
 FULL_ROUNDS = {"short": 1, "full": 10, "release": 30}
 REDELIVERY_KILLS = {"short": 3, "full": 30, "release": 100}
@@ -51,7 +51,7 @@ PARTS = ("faults", "large", "failing-tenant", "full-redis", "crash-points", "red
 @click.option("--seed", type=int, default=lambda: secrets.randbelow(10**6), help="Orders the faults.")
 @click.option("--only", type=click.Choice(PARTS), help="One part instead of all.")
 def main(size: str, seed: int, only: str | None) -> None:
-    """Run the faults of one size, the crash points, and kills with the leases that are the default."""
+    """Run the faults of one size, the crash points, and kills with the default leases."""
     parts: dict[str, Callable[[Path], str]] = {
         "faults": lambda folder: str(run(folder, seed, PLANS[size])),
         "large": lambda folder: run_large(folder, seed, *LARGE[size]),
@@ -82,7 +82,7 @@ def _crash_points(folder: Path, repeats: int) -> str:
 
 
 def _told(name: str, part: Callable[[Path], str]) -> tuple[bool, str]:
-    """Whether a part passed, and what it showed. A part that fails keeps its folder and lets the others run."""
+    """Whether a part passed, with its report; a failing part keeps its folder and stops no other."""
     click.echo(f"--- {name}")
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:

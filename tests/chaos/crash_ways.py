@@ -1,4 +1,4 @@
-"""A process dies at a named point, a fresh one finishes (F3): one request's whole way, on either transport."""
+"""A process crashes at a named point and a new one finishes (F3), on Redis and on Pub/Sub."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REQUESTS = 3
 AT_ONCE = 8
 _SCRIPTS = ("ack", "nack", "release", "reclaim", "begin_delivery", "finish_delivery", "abandon_delivery")
 _MAY_DOUBLE = frozenset({"after result write", "during ack"})
-"""Where the topic has the result and nobody knows it."""
+"""Points after which the topic has the result, but no process knows it."""
 _OWN_SETTINGS = {
     "LEASE_SECONDS": str(LEASE_SECONDS),
     "DEAD_LETTER_TOPIC_ID": "dead",
@@ -46,7 +46,7 @@ _FIRST_ANSWER: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One point, once: its requests, its database, its folder."""
+    """One run of one point: its requests, its database, its folder."""
 
     scene: Scene
     point: str
@@ -54,20 +54,20 @@ class Case:
     database: int
     folder: Path
     deaths: tuple[str, ...]
-    """The points that processes die at, one after another: some need one that has died before."""
+    """The points at which processes crash, in order; some points need an earlier crash."""
 
     @property
     def redis_url(self) -> str:
-        """Nobody else's database."""
+        """The URL of a database that no other case uses."""
         return f"{self.scene.redis_url}/{self.database}"
 
     @property
     def ids(self) -> list[str]:
-        """Of its requests."""
+        """The ids of its requests."""
         return [f"{self.point.replace(' ', '-')}-{self.number}-{n}" for n in range(REQUESTS)]
 
     def body(self, request_id: str, deadline: float) -> bytes:
-        """A request whose first attempt goes as the point wants it."""
+        """A request whose first attempt has the outcome that the point needs."""
         payload: dict[str, object] = {"model": "m", "prompt": "Hi", "max_tokens": 1, "user": request_id}
         if self.point in _FIRST_ANSWER:
             payload["simulate"] = {"key": request_id, "times": 1, **_FIRST_ANSWER[self.point]}
@@ -75,7 +75,7 @@ class Case:
 
 
 def run_redis_point(case: Case) -> None:
-    """The poller, with the handler in its process, dies and is replaced."""
+    """Crash the poller, which contains the handler, and start another one."""
     deadline = float(int(time.time()) + 3_600)
     with Redis.from_url(case.redis_url) as redis, ExitStack() as living:
         redis.flushdb()
@@ -119,7 +119,7 @@ def _judge_redis(case: Case, results: list[dict[str, Any]], left: set[str]) -> N
 
 
 def run_pubsub_point(case: Case) -> None:
-    """The push door dies and is replaced; the subscription pushes on."""
+    """Crash the push door and start another one, while the subscription pushes on."""
     deadline = time.time() + 3_600
     is_dead_letter = case.point == "in dead-letter move"
     with (
@@ -163,7 +163,7 @@ def _judge_pubsub(case: Case, published: list[tuple[str, dict[str, str]]]) -> No
 
 
 def _judge_executions(case: Case) -> None:
-    """No id is executed more often than once, and once more for each death; a broken answer is none."""
+    """Check that each id is executed at most once, and once more per crash; broken answers do not count."""
 
     def seen() -> list[Execution] | None:
         told = read_executions(case.scene.witness)
@@ -210,18 +210,20 @@ WAYS = {
     "redis": (run_redis_point, REDIS_POINTS, {"in reclaim", "in dead-letter move"}),
     "pubsub": (run_pubsub_point, PUBSUB_POINTS, {"in reclaim"}),
 }
-"""How a point is run, the points, and those at which a process finds what a dead one left."""
+"""Function that runs a point, the points, and those that need the remains of a crashed process."""
 
 
 def run_crash_points(folder: Path, transport: str, repeats: int) -> int:
-    """Every point of a transport `repeats` times; returns how many deaths that were. Raises `AssertionError`."""
+    """Run every point of a transport `repeats` times; returns the number of crashes."""
     run_point, points, needing_dead = WAYS[transport]
     databases: SimpleQueue[int] = SimpleQueue()
     for database in range(AT_ONCE):
         databases.put(database)
     with Scene(folder) as scene, Redis.from_url(scene.redis_url) as redis:
         for name in _SCRIPTS:
-            redis.script_load(script_text(name))  # else a first call only learns that it is not known
+            redis.script_load(
+                script_text(name)
+            )  # otherwise the first call would only find that the script is unknown
 
         def run_one(point: str, number: int) -> int:
             database = databases.get()

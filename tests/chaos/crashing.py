@@ -1,7 +1,7 @@
-"""Processes of the product that kill themselves at a named point of a request's way (F3).
+"""Processes of the product that kill themselves at a named point (F3).
 
-The points are set from outside, here: the product has no switch for them. Processes are forked from one that
-has imported everything, so that a start costs little.
+The points are set from outside; the product has no switch for them. Processes are forked from one that has imported
+everything, so that a start is cheap.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from handlers.wiring import handler, poller
 from tests.waiting import wait_until
 
 LEASE_SECONDS = 2.0
-"""Of claims and of deliveries that are being answered."""
+"""Lease of claims, and of deliveries that are being answered."""
 Point = tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]
-"""What is replaced: its owner, its name, and the wrapper that dies."""
+"""A function to replace: its owner, its name, and the wrapper that crashes."""
 _is_dying: ContextVar[bool] = ContextVar("is_dying", default=False)
 _REAPING = threading.Lock()
-"""A start looks for the ended among all processes, and two threads must not read one exit code."""
+"""A start searches all processes for ended ones, and two threads must not read one exit code."""
 _PRELOADED = (handlers.serving.server, handler, poller)
 
 
 def die() -> None:
-    """As the kernel does it to us: nothing is closed, nothing flushed."""
+    """End at once, like a SIGKILL: nothing is closed or flushed."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -53,7 +53,7 @@ def _before(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _after(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Once it has returned something: an empty claim is none."""
+    """Crash after the function has returned something; an empty claim does not count."""
 
     async def dying(*arguments: Any, **named: Any) -> Any:
         found = await original(*arguments, **named)
@@ -65,7 +65,7 @@ def _after(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _during(original: Callable[..., Any]) -> Callable[..., Any]:
-    """When its command has gone to Redis, and the reply has not come."""
+    """Crash after the command was sent to Redis, before the reply."""
 
     async def dying(*arguments: Any, **named: Any) -> Any:
         _is_dying.set(True)
@@ -84,7 +84,7 @@ def _reading(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _once_done(original: Callable[..., Any]) -> Callable[..., Any]:
-    """As `_after`, of a function that does not wait."""
+    """Like `_after`, for a function that is not awaited."""
 
     def dying(*arguments: Any, **named: Any) -> None:
         original(*arguments, **named)
@@ -124,7 +124,7 @@ PUBSUB_POINTS: dict[str, Point] = {
 
 
 def _live(point: Point | None, arguments: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
-    """The process itself: the product's own command, with one function of it replaced."""
+    """Run the product's own command with one replaced function."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -140,7 +140,7 @@ def _replace(owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Call
 
 
 class Process:
-    """One that runs; `point` is where it dies, None for one that lives. Its output goes to `log`."""
+    """A running process that crashes at `point` (None: never); its output goes to `log`."""
 
     def __init__(
         self,
@@ -159,16 +159,16 @@ class Process:
             self._process.start()
 
     def found(self, look: Callable[[str], str | None]) -> str | None:
-        """What `look` reads in its output. Raises `AssertionError` with the output if it has ended."""
+        """The value that `look` finds in its output. Raises `AssertionError` if the process has ended."""
         assert self._code() is None, self._log.read_text()
         return look(self._log.read_text())
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM."""
         self._process.terminate()
 
     def end(self) -> int:
-        """Its exit code, negative for a signal, once it has ended. Raises `NotInTime` where it lives on."""
+        """Its exit code, negative for a signal. Raises `NotInTime` if it does not end."""
         wait_until(lambda: self._code() is not None, "the end of a process", timeout_seconds=90)
         code = self._code()
         assert code is not None
@@ -189,6 +189,6 @@ class Process:
 def _run(
     points: str, point: str | None, arguments: Sequence[str], variables: Mapping[str, str], log: Path
 ) -> None:
-    """By name: what is replaced cannot be sent to another process."""
+    """Run by name, because a replaced function cannot be sent to another process."""
     table = REDIS_POINTS if points == "redis" else PUBSUB_POINTS
     _live(table[point] if point else None, arguments, variables, log)

@@ -1,4 +1,4 @@
-"""What is inflicted, one fault after another; each leaves the fleet as large as it was."""
+"""The faults of a run, one after another; each leaves the fleet as large as before."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.waiting import elapse, wait_until
 
 T = TypeVar("T")
 STALL_SECONDS = 1.6 * LEASE_SECONDS
-"""The stalled owner wakes to find its requests with another."""
+"""Seconds of a stall; the stalled owner then finds its requests claimed by another."""
 TROUBLE_SECONDS = 0.8
-"""How long a network is in trouble."""
+"""Seconds for which a network path fails."""
 STORM_SECONDS = 1.5
-"""How long the gateway is: retries that no other fault met must be among what it refuses."""
+"""Seconds for which the gateway fails, long enough that some retries meet no other fault."""
 _TROUBLES = ("delay", "cut", "black hole")
 _AFTERMATH_SECONDS = 0.3
-"""How long after a fault its victims may still feel it."""
+"""Seconds after a fault for which it may still affect its victims."""
 _LASTING = {
     "stall poller": STALL_SECONDS,
     "stall handler": STALL_SECONDS,
@@ -40,13 +40,13 @@ _LASTING = {
     "terminate poller": 2.0,
     "terminate handler": 2.0,
 }
-"""Seconds; what is not named is over at once."""
+"""Seconds that a fault lasts; 0 for those not listed."""
 _LONGEST_SECONDS = max(_LASTING.values()) + _AFTERMATH_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many requests, and how many of each fault; the seed orders them."""
+    """The number of requests and of each fault; the seed orders the faults."""
 
     requests: int
     kills: int
@@ -59,10 +59,10 @@ class Plan:
     workers: int = 16
     """Slots of each poller."""
     answer_seconds: float = 0.2
-    """How long the gateway takes."""
+    """Seconds that the gateway takes."""
 
     def faults(self, chance: random.Random) -> list[str]:
-        """All faults, in an order of chance; two of three kills meet a poller, the others a handler."""
+        """All faults in random order; two of three kills go to a poller, the others to a handler."""
         faults = ["kill poller" if n % 3 else "kill handler" for n in range(self.kills)]
         faults += ["terminate poller" if n % 3 else "terminate handler" for n in range(self.terminations)]
         faults += ["stall poller" if n % 3 else "stall handler" for n in range(self.stalls)]
@@ -75,18 +75,18 @@ class Plan:
 
 @dataclass
 class Inflicted:
-    """What was done, when (Unix seconds), and how many requests were in flight then."""
+    """The faults that were made, their times (Unix seconds), and the requests in flight then."""
 
     at: list[tuple[float, str]] = field(default_factory=list)
     in_flight: int = 0
     killed_pollers_at: list[float] = field(default_factory=list)
 
     def counts(self) -> Counter[str]:
-        """By kind."""
+        """Counts by kind."""
         return Counter(kind for _, kind in self.at)
 
     def met_owner(self, since: float, until: float) -> bool:
-        """Whether a fault that may cost an owner its lease fell into that time; a storm does not."""
+        """Whether a fault that may cost an owner its lease falls into that time; a storm does not."""
         return any(
             at <= until + _AFTERMATH_SECONDS and since <= at + _LASTING.get(kind, 0.0) + _AFTERMATH_SECONDS
             for at, kind in self._between(since - _LONGEST_SECONDS, until + _AFTERMATH_SECONDS)
@@ -98,7 +98,7 @@ class Inflicted:
 
 
 class Chaos:
-    """Inflicts faults on a fleet; stalls end by themselves, in a thread each."""
+    """Makes faults in a fleet; stalls end by themselves, each in a thread."""
 
     def __init__(self, fleet: Fleet, keda: Keda, chance: random.Random) -> None:
         self._fleet = fleet
@@ -108,7 +108,7 @@ class Chaos:
         self.done = Inflicted()
 
     def inflict(self, kind: str) -> None:
-        """One fault."""
+        """Make one fault."""
         fleet, pick = self._fleet, self._chance.randrange(1_000)
         self.done.in_flight += fleet.in_flight()
         self.done.at.append((time.time(), kind))
@@ -133,7 +133,7 @@ class Chaos:
         self.done.killed_pollers_at.append(time.time())
 
     def _one(self, group: Callable[[], list[T]], pick: int) -> T:
-        """One of those that are ready."""
+        """One of the ready processes."""
         found = wait_until(lambda: list(group()), "one to stall")
         return found[pick % len(found)]
 
@@ -149,7 +149,7 @@ class Chaos:
         self._waking[-1].start()
 
     def _scale(self, pick: int) -> None:
-        """To zero, as for a queue that was empty for a moment or on a node that dies; KEDA's rule wakes it."""
+        """Scale to zero, as for an empty queue or a node that fails; KEDA's rules start pollers again."""
         self._fleet.scale_to_zero((signal.SIGTERM, signal.SIGKILL)[pick % 2])
         self._keda.wake_from_zero()
         self._fleet.scale_up()
@@ -160,12 +160,12 @@ class Chaos:
         proxy.delay_seconds = 0.0
 
     def _swallow(self, link: str) -> None:
-        """Before the store longer than a lease: whoever holds claims has lost them."""
+        """Drop data; before Redis for longer than a lease, so that all claims are lost."""
         proxy = self._fleet.proxies[link]
         proxy.is_black_hole = True
         elapse(_LASTING[f"black hole {link}"], "a network that swallows")
         proxy.is_black_hole = False
-        # What was swallowed is gone for good: no client would ever get an answer on these connections.
+        # Dropped data is lost, so no client would ever get an answer on these connections.
         proxy.cut()
 
     def _storm(self) -> None:
@@ -174,7 +174,7 @@ class Chaos:
         self._fleet.gateway("faults")
 
     def end(self) -> None:
-        """Every stall is over, and everybody in place."""
+        """End all stalls and restore all processes."""
         for thread in self._waking:
             thread.join()
         self._fleet.settle()

@@ -1,7 +1,7 @@
-"""What chaos breaks, all real processes: Valkey with an append-only file, gateway, handlers behind both doors, pollers.
+"""The processes that chaos breaks: Valkey with an append-only file, gateway, handlers, pollers.
 
-Pollers reach Valkey and the dispatch handlers, handlers the gateway, and pushes their doors through proxies of the
-harness; the harness itself goes straight.
+Pollers reach Valkey and the dispatch handlers, handlers reach the gateway, and pushes reach their doors through
+proxies of the harness. The harness itself connects directly.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DEFAULT_LEASES = {
     for name, value in SETTINGS.items()
     if name not in ("LEASE_SECONDS", "HEARTBEAT_SECONDS", "RECLAIM_SECONDS")
 }
-"""The same with the product's own leases."""
+"""The same settings with the product's default leases."""
 PUSH_SETTINGS = {
     "PROJECT_ID": "chaos-project",
     "RESULT_TOPIC_ID": "results",
@@ -55,13 +55,13 @@ PUSH_SETTINGS = {
 ANSWER_SECONDS = 0.2
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 _REPLACING = 8
-"""Processes that end and start at a time."""
+"""Processes that are replaced at a time."""
 LINKS = ("store", "handlers", "gateway", "pushes")
-"""What a proxy of the harness stands before."""
+"""The paths that have a proxy."""
 
 
 class Scene:
-    """Valkey with its file, and the gateway with its witness; a context manager."""
+    """Valkey with its file and the gateway with its witness log; a context manager."""
 
     def __init__(self, folder: Path, answer_seconds: float = ANSWER_SECONDS) -> None:
         self._folder = folder
@@ -74,7 +74,7 @@ class Scene:
 
     @property
     def redis_url(self) -> str:
-        """Straight to the server."""
+        """The URL without a proxy."""
         return f"redis://127.0.0.1:{self._port}"
 
     def _start_valkey(self) -> Child:
@@ -92,7 +92,7 @@ class Scene:
         )
 
     def kill_valkey(self) -> None:
-        """SIGKILL it and start it again from its file."""
+        """Kill Valkey with SIGKILL and start it again from its file."""
         self.valkey.process.kill()
         self.valkey.process.wait()
         self.valkey.stop()
@@ -107,12 +107,12 @@ class Scene:
             return found
 
     def in_flight(self) -> int:
-        """Requests that the gateway works on now."""
+        """The number of requests in the gateway now."""
         state = self.gateway("state")
         return int(state["running"]) + int(state["waiting"])
 
     def stop(self) -> None:
-        """End all."""
+        """Stop all processes."""
         self._parts.close()
         self.valkey.stop()
 
@@ -124,9 +124,9 @@ class Scene:
 
 
 class Fleet(Scene):
-    """Handlers of both doors and pollers as well. `publish_host` takes the push door's results.
+    """Adds handlers of both doors and pollers; `publish_host` takes the push door's results.
 
-    Who ends is replaced beside the run: `pollers`, `dispatchers` and `pushers` hold those that are ready.
+    A process that ends is replaced in the background. `pollers`, `dispatchers` and `pushers` contain the ready ones.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Fleet(Scene):
 
     @property
     def push_url(self) -> str:
-        """The push doors, in turn."""
+        """The URLs of the push doors, in turn."""
         return f"http://127.0.0.1:{self.proxies['pushes'].port}/push"
 
     def _replace(self, work: Callable[[], None]) -> None:
@@ -172,18 +172,18 @@ class Fleet(Scene):
         future.add_done_callback(self._replaced)
 
     def _replaced(self, done: Future[None]) -> None:
-        if not done.exception():  # which is for `settle` to raise
+        if not done.exception():  # `settle` raises it
             self._replacing.discard(done)
 
     def settle(self) -> None:
-        """Wait for all who are on their way. Raises what one of them failed with."""
+        """Wait for all processes that are starting. Raises the error of one that failed."""
         for future in list(self._replacing):
             future.result()
 
     def _add_handler(self, target: str) -> None:
         own = {"IGW_BASE_URL": f"http://127.0.0.1:{self.proxies['gateway'].port}", **self._settings}
         if target == "pubsub_push":
-            # The memory is asked straight: what happens without it is tested where it is.
+            # The dedup store is reached directly; other tests cover its failures.
             own |= {
                 **PUSH_SETTINGS,
                 "PUBSUB_EMULATOR_HOST": self._publish_host,
@@ -212,7 +212,7 @@ class Fleet(Scene):
         self.proxies["pushes"].backends = [("127.0.0.1", port) for _, port in self.pushers]
 
     def end_poller(self, at: int, word: signal.Signals) -> None:
-        """SIGKILL or SIGTERM, and another in its place."""
+        """End a poller with SIGKILL or SIGTERM, and start another one."""
         wait_until(lambda: self.pollers, "a poller to end")
         with self._lock:
             ended = self.pollers.pop(at % len(self.pollers))
@@ -242,7 +242,7 @@ class Fleet(Scene):
             self.refused += refused
 
     def scale_to_zero(self, word: signal.Signals = signal.SIGTERM) -> None:
-        """Every poller ends, asked or not."""
+        """End all pollers, with SIGTERM or SIGKILL."""
         self.settle()
         ended, self.pollers = self.pollers, []
         for poller in ended:
@@ -251,12 +251,12 @@ class Fleet(Scene):
             self._bury(poller)
 
     def scale_up(self) -> None:
-        """As many pollers as at first."""
+        """Start as many pollers as at first."""
         for _ in range(self._size - len(self.pollers)):
             self._add_poller()
 
     def stop(self) -> None:
-        """End all."""
+        """Stop all processes."""
         self.scale_to_zero()
         for child, _ in [*self.dispatchers, *self.pushers]:
             _tell(child, signal.SIGKILL)
@@ -265,6 +265,6 @@ class Fleet(Scene):
 
 
 def _tell(child: Child, word: signal.Signals) -> None:
-    """Also to one that is stopped."""
+    """Send a signal, also to a stopped process."""
     child.process.send_signal(word)
     child.process.send_signal(signal.SIGCONT)

@@ -1,7 +1,6 @@
-"""The judge: what the producer queued, what the gateway saw and what came out must fit together.
+"""The checker: the records of producer, gateway and readers must be consistent.
 
-Nothing here is read from the log of a poller but the number of stale words refused, without which a run has
-proved nothing.
+From the pollers' logs it takes only the number of refused stale settlements, without which a run proves nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from tests.chaos.faults import Inflicted
 
 RESULTS = "result-list"
 LATE_SECONDS = 0.05
-"""How long after its deadline the gateway may see a request begin, beside what `Stalls` measured."""
+"""Seconds after its deadline at which a request may reach the gateway, in addition to what `Stalls` measured."""
 PROCESSES_ON_THE_WAY = 3
-"""Poller, handler and gateway: each may wait for a core once between the last look at the deadline and the witness."""
+"""Poller, handler and gateway: each may wait once for a core between the check of the deadline and the witness."""
 _ASKS_AGAIN = frozenset({0, 408, 425, 429})
-"""Answers that ask for a retry, beside every 5xx; 0 is a connection that the gateway reset."""
+"""Statuses that ask for a retry, in addition to every 5xx; 0 is a connection that the gateway reset."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,18 @@ class Execution:
 
     @property
     def was_left(self) -> bool:
-        """Its client went before the answer."""
+        """Whether the client disconnected before the answer."""
         return self.status == 499
 
     @property
     def asks_again(self) -> bool:
-        """A retry is in order, so the next execution is no extra one."""
+        """Whether a retry is expected, so that the next execution is not an extra one."""
         return self.status in _ASKS_AGAIN or self.status >= 500
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run showed, for a person."""
+    """The figures of a run, for people."""
 
     seed: int
     faults: dict[str, int]
@@ -72,7 +71,7 @@ class Verdict:
             f"seed {self.seed}: {self.requests} requests in {self.seconds:.0f} s; {faults}\n"
             f"0 lost, 0 doubled in Redis, {self.doubles_published} doubled on Pub/Sub; "
             f"{self.executions} executions, {self.executed_again} of them again "
-            f"(in flight at faults: {self.in_flight_at_faults}); {self.stale_refused} stale words refused; "
+            f"(in flight at faults: {self.in_flight_at_faults}); {self.stale_refused} stale settlements refused; "
             f"{self.retries_spaced} retries after an answer, none early\n"
             f"sent again after a kill: p50 {self.redelivery_p50:.2f} s, p99 {self.redelivery_p99:.2f} s, "
             f"worst {self.redelivery_worst:.2f} s"
@@ -81,10 +80,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class History:
-    """What the witnesses beside the gateway told: producer, readers of results, keys that are left, the harness.
+    """The records of producer and readers, the remaining keys, and the faults.
 
     `queued` are ids with their deadlines, `published` result bodies with their attributes. `stall_seconds` is the
-    longest that a process waited for a core of this machine during the run.
+    longest time that a process waited for a core during the run.
     """
 
     queued: dict[str, float]
@@ -99,10 +98,10 @@ class History:
 
 
 def verdict(seed: int, told: History, executions: list[Execution]) -> Verdict:
-    """Judge all of it. Raises `AssertionError` where something does not fit, or nothing was proved."""
+    """Check all records. Raises `AssertionError` for an inconsistency or if the run proves nothing."""
     faults = told.faults
     assert not told.keys_left, "keys of finished requests"
-    assert told.refused > 0, "invalid: no stale word was refused, so the run proves nothing"
+    assert told.refused > 0, "invalid: no stale settlement was refused, so the run proves nothing"
     late_seconds = LATE_SECONDS + PROCESSES_ON_THE_WAY * told.stall_seconds
     judge_results(told.queued, told.results, executions, late_seconds)
     doubles = judge_published(set(told.pushed), told.published)
@@ -128,7 +127,7 @@ def verdict(seed: int, told: History, executions: list[Execution]) -> Verdict:
 
 
 def read_executions(witness: Path) -> list[Execution]:
-    """What the gateway wrote, in the order of the beginnings."""
+    """The gateway's records in order of their start."""
     lines = (
         json.loads(text) for text in witness.read_text().splitlines(keepends=True) if text.endswith("\n")
     )
@@ -142,7 +141,7 @@ def judge_results(
     executions: list[Execution],
     late_seconds: float = LATE_SECONDS,
 ) -> None:
-    """I1, I2, I3, I4, I9 for the results in Redis; `ids` with their deadlines."""
+    """I1, I2, I3, I4, I9 for results in Redis; `ids` maps to deadlines."""
     assert Counter(result["id"] for result in results) == Counter(ids.keys()), "one result for each, no other"
     answered = {one.key for one in executions if one.status == 200}
     for result in results:
@@ -156,7 +155,7 @@ def judge_results(
 
 
 def judge_published(ids: set[str], published: list[tuple[str, dict[str, str]]]) -> int:
-    """I2 for Pub/Sub: every id at least once, and what is doubled can be told; returns how many were."""
+    """I2 for Pub/Sub: every id has a result, and duplicates have one dedupe key; returns their number."""
     by_id: dict[str, list[str]] = defaultdict(list)
     for body, attributes in published:
         assert attributes["id"] == json.loads(body)["id"]
@@ -167,15 +166,16 @@ def judge_published(ids: set[str], published: list[tuple[str, dict[str, str]]]) 
 
 
 def judge_spacing(executions: list[Execution], deadlines: dict[str, float], faults: Inflicted) -> int:
-    """I12: after an answer that asks for a retry, no queued request comes early; returns how many were looked at.
+    """I12: no queued request is sent too early after an answer that asks for a retry.
 
-    The n-th retry waits for half of the n-th backoff at least. Where a fault met the owner while it had the
-    answer, the request may have come back with the owner's lease instead: that retry says nothing.
+    Returns the number of checked retries. The n-th retry waits for at least half of the n-th backoff. If a fault met
+    the owner while it had the answer, the request may have returned with the owner's lease: that retry is not
+    checked.
     """
     looked = 0
     for key, attempts in _by_key(executions).items():
         if key not in deadlines:
-            continue  # pushed: the subscription decides when it comes back
+            continue  # pushed: the subscription decides when it returns
         least = BASE_SECONDS / 2
         for before, after in itertools.pairwise(attempts):
             if not before.asks_again or faults.met_owner(before.started_at, before.ended_at):
@@ -183,13 +183,13 @@ def judge_spacing(executions: list[Execution], deadlines: dict[str, float], faul
             gap = after.started_at - before.ended_at
             assert gap >= least, f"{key} came back after {gap:.3f} s, not {least:g} s"
             looked += 1
-            if deadlines[key] - before.ended_at > 2 * CAP_SECONDS:  # else the deadline draws it nearer
+            if deadlines[key] - before.ended_at > 2 * CAP_SECONDS:  # otherwise the deadline shortens it
                 least = min(2 * least, CAP_SECONDS / 2)
     return looked
 
 
 def executed_again(executions: list[Execution]) -> int:
-    """Executions that gave no result: left by their client, or answered once more."""
+    """Executions without a result: their client disconnected, or they were answered again."""
     again = 0
     for attempts in _by_key(executions).values():
         served = [one for one in attempts if not one.asks_again]
@@ -198,14 +198,14 @@ def executed_again(executions: list[Execution]) -> int:
 
 
 def redeliveries(executions: list[Execution], queued: Iterable[str], kills: list[float]) -> list[float]:
-    """Seconds from the kill of a poller to the next beginning of each queued request that it left."""
+    """Seconds from the kill of a poller to the next start of each request that it held."""
     return [started_at - killed_at for _, killed_at, started_at in left_and_sent(executions, queued, kills)]
 
 
 def left_and_sent(
     executions: list[Execution], queued: Iterable[str], kills: list[float]
 ) -> Iterator[tuple[str, float, float]]:
-    """Each queued request that a kill left: its id, the time of the kill, and when it began next."""
+    """Each request that a kill left: its id, the time of the kill, and its next start."""
     by_key = _by_key(executions)
     for key in queued:
         for before, after in itertools.pairwise(by_key.get(key, [])):
@@ -215,7 +215,7 @@ def left_and_sent(
 
 
 def summary(found: list[float]) -> tuple[float, float, float]:
-    """Median, 99th percentile and maximum; zeros for nothing."""
+    """Median, 99th percentile and maximum; zeros without values."""
     return (percentile(found, 0.5), percentile(found, 0.99), max(found)) if found else (0.0, 0.0, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Which leases a request had, read from Redis beside a run, and so the death of its last owner."""
+"""Record the leases of each request from Redis, to find the crash of its last owner."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from redis import Redis
 from tests.chaos.reading import QUEUE
 
 _SAMPLE_SECONDS = 0.2
-"""A dead owner's claim stays for a whole lease, so no sample misses it."""
+"""Sampling interval; a crashed owner's claim stays for a whole lease, so no sample misses it."""
 
 
 @dataclass
 class Lease:
-    """One owner's claim: when it was first seen, and its last end, both Unix seconds."""
+    """One owner's claim: its first sighting and its last end, in Unix seconds."""
 
     seen_at: float
     ends_at: float
@@ -24,7 +24,7 @@ class Lease:
 
 @dataclass
 class Leases:
-    """Samples the claims of the queue in a thread; a context manager. `by_id` has each request's leases in order."""
+    """Samples the claims of a queue in a thread; `by_id` has each request's leases in order."""
 
     redis: Redis
     by_id: dict[str, dict[bytes, Lease]] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Leases:
 
 @dataclass(frozen=True)
 class SentAgain:
-    """A request that was sent again: seconds since the death of its last owner, and how many owners died on it."""
+    """A repeated request: seconds since the crash of its last owner, and the number of crashed owners."""
 
     seconds: float
     leases: int
@@ -71,10 +71,10 @@ class SentAgain:
 def sent_again(
     leases: list[Lease], killed_at: float, started_at: float, kills: list[float], lease_seconds: float
 ) -> SentAgain:
-    """How a request came back that was in flight at `killed_at` and was sent again at `started_at`.
+    """The return of a request that was in flight at `killed_at` and sent again at `started_at`.
 
-    An owner that died before it sent the request is known by its lease alone: it died at the first kill after that
-    lease was last renewed, or later.
+    An owner that crashed before it sent the request shows only in its lease: it crashed at the first kill after its
+    last renewal, or later.
     """
     dead = [one for one in leases if killed_at < one.seen_at and one.ends_at < started_at]
     if not dead:

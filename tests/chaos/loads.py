@@ -1,4 +1,4 @@
-"""Loads that are hard by themselves, while pollers are killed: large requests, a failing tenant, a full Redis."""
+"""Difficult loads while pollers are killed: large requests, a failing tenant, a full Redis."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _running(
 
 
 def _body(name: str, deadline: float, **payload: object) -> bytes:
-    """A request's body; the gateway notes its id."""
+    """A request's body, with its id for the gateway's record."""
     whole = {"model": "m", "prompt": "Hi", "max_tokens": 1, "user": name, **payload}
     return json.dumps({"id": name, "payload": whole, "deadline": deadline}).encode()
 
@@ -48,7 +48,7 @@ def _has(reader: ResultReader, count: int) -> bool:
 
 
 def run_large(folder: Path, seed: int, count: int, size: int) -> str:
-    """`count` requests of `size` bytes, of which some half are JSON that is slow to decode; pollers are killed."""
+    """Run `count` requests of `size` bytes, about half with JSON that is slow to decode."""
     chance, deadline = random.Random(seed), float(int(time.time()) + 24 * _HOUR)
     names = [f"large-{seed}-{n}" for n in range(count)]
     with _running(folder, seed) as (fleet, redis):
@@ -66,7 +66,7 @@ def run_large(folder: Path, seed: int, count: int, size: int) -> str:
 
 
 def run_failing_tenant(folder: Path, seed: int, seconds: float) -> str:
-    """200 requests that always get 500, due first, and five others a second; a poller is killed in between."""
+    """Run 200 requests that always get 500, due first, and five others per second, with one kill."""
     began = time.time()
     bad_until, good_until = float(int(began + seconds + 60)), began + 24 * _HOUR
     queued_at: dict[str, float] = {}
@@ -103,7 +103,7 @@ def run_failing_tenant(folder: Path, seed: int, seconds: float) -> str:
 
 
 def run_full_redis(folder: Path, seed: int, rounds: int) -> str:
-    """Redis reaches `maxmemory` with requests in flight, for less than a lease; nothing is lost or inferred twice."""
+    """Fill Redis to `maxmemory` for less than a lease; nothing is lost or inferred twice."""
     deadline, each = float(int(time.time()) + 24 * _HOUR), 100
     names = [f"full-{seed}-{n}" for n in range(rounds * each)]
     with _running(folder, seed, DEFAULT_LEASES) as (fleet, redis):

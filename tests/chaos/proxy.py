@@ -1,4 +1,4 @@
-"""A TCP proxy of the harness: delays, cuts, swallows, and shares connections among several backends."""
+"""A TCP proxy that delays, cuts or drops, and balances connections over backends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHUNK = 65_536
 
 
 class Proxy:
-    """One port in front of `backends` (host, port), taken in turn; thread-safe. Leaving it closes everything."""
+    """One port in front of `backends` (host, port), used in turn; thread-safe."""
 
     def __init__(self, *backends: tuple[str, int]) -> None:
         self.backends = list(backends)
@@ -31,7 +31,7 @@ class Proxy:
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     def cut(self) -> None:
-        """Reset every connection there is."""
+        """Reset every connection."""
         self._loop.call_soon_threadsafe(self._abort_all)
 
     def _abort_all(self) -> None:
@@ -43,7 +43,7 @@ class Proxy:
         try:
             host, port = backends[next(self._turn) % len(backends)]
             back_reader, back_writer = await asyncio.open_connection(host, port)
-        except (OSError, ZeroDivisionError):  # nobody answers, or nobody is there
+        except (OSError, ZeroDivisionError):  # no answer, or no server
             writer.transport.abort()
             return
         pair = {writer, back_writer}
@@ -64,11 +64,11 @@ class Proxy:
                     continue
                 writer.write(data)
                 await writer.drain()
-        # Either side's end is the end of both: HTTP and Redis clients do not half-close.
+        # The end of either side ends both, because HTTP and Redis clients do not half-close.
         writer.transport.abort()
 
     def close(self) -> None:
-        """Stop listening and end every connection."""
+        """Stop listening and close every connection."""
 
         async def end() -> None:
             self._server.close()

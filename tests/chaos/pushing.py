@@ -1,7 +1,7 @@
-"""Pub/Sub's side of a push subscription, as the harness plays it, and the topic that takes the results.
+"""A push subscription and the topic for its results, played by the harness.
 
-Each request is pushed until it is acknowledged (a 2xx), with growing pauses; some are pushed twice at once, as
-at-least-once delivery may.
+Each request is pushed until it is acknowledged (a 2xx), with growing pauses. Some are pushed twice at once, as
+at-least-once delivery allows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DOUBLED_SHARE = 0.1
 
 
 class Pushing:
-    """A subscription and a topic in a thread of their own."""
+    """A subscription and a topic in their own thread."""
 
     def __init__(self, seed: int, *, doubled_share: float = DOUBLED_SHARE) -> None:
         self._doubled_share = doubled_share
@@ -45,7 +45,7 @@ class Pushing:
 
     @property
     def results(self) -> list[tuple[str, dict[str, str]]]:
-        """Data and attributes of what was published, in order."""
+        """Data and attributes of published messages, in order."""
         return [(data.decode(), attributes) for _, data, attributes in self._broker.published]
 
     async def _listen(self) -> str:
@@ -53,11 +53,11 @@ class Pushing:
         return self._broker.host
 
     def push(self, url: str, bodies: Sequence[tuple[str, bytes]]) -> None:
-        """Begin to push (id, body) until each is acknowledged."""
+        """Push each (id, body) until it is acknowledged."""
         self._pushed = asyncio.run_coroutine_threadsafe(self._push_all(url, bodies), self._loop)
 
     def wait(self, timeout_seconds: float) -> None:
-        """Until all are acknowledged; raises `TimeoutError`."""
+        """Wait until all are acknowledged; raises `TimeoutError`."""
         self._pushed.result(timeout_seconds)
 
     async def _push_all(self, url: str, bodies: Sequence[tuple[str, bytes]]) -> None:
@@ -101,7 +101,7 @@ class Pushing:
             return False
 
     def close(self) -> None:
-        """End the topic."""
+        """Close the topic."""
         asyncio.run_coroutine_threadsafe(self._serving.aclose(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -1,4 +1,4 @@
-"""The consumer of a run: takes the results out of Redis as they come, and sees when nothing is left to do."""
+"""The consumer of a run: it takes results from Redis and detects the end of all work."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _JUDGED = ("id", "status_code", "error_code")
 
 
 class ResultReader:
-    """Reads the result list away; `results` are the judged fields of each, in no order."""
+    """Takes all results of the list; `results` has their checked fields, unordered."""
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self.results: list[dict[str, Any]] = []
 
     def take(self) -> int:
-        """All that is there, in steps that may be repeated where a reply was lost; returns how many there were ever."""
+        """Take all results, in repeatable steps; returns the total so far."""
         try:
-            # Never over what was taken and not read yet.
+            # Never overwrite results that were taken but not read yet.
             self.redis.renamenx(RESULTS, _TAKEN)
         except ResponseError as error:
             if "no such key" not in str(error):
@@ -43,23 +43,23 @@ class ResultReader:
         return len(self.results)
 
     def wait_until_drained(self, count: int) -> None:
-        """Until there are `count` results and nothing is queued or held.
+        """Wait until there are `count` results and nothing is queued or claimed.
 
-        Raises `NotInTime`: the run is invalid then.
+        Raises `NotInTime`; the run is then invalid.
         """
         held = (QUEUE, f"{QUEUE}:claimed", RETRIES)
         wait_until(lambda: self.take() >= count, "all results", timeout_seconds=90 + count / 50)
         wait_until(lambda: not self.redis.exists(*held), "nothing is held")
-        self.take()  # what should not be
+        self.take()  # unexpected keys
 
 
 def store_client(url: str) -> Redis:
-    """The harness's own connection, which waits for a server that starts again."""
+    """A connection of the harness, which waits for a restarting server."""
     failures: list[type[Exception]] = [NoConnection, BusyLoadingError, ReadOnlyError]
     return Redis.from_url(url, retry=Retry(ConstantBackoff(0.1), 100), retry_on_error=failures)
 
 
 def keys_left(redis: Redis) -> set[str]:
-    """All keys but what expires by itself: the memory of batches and of answered deliveries, and what pollers tell."""
+    """All keys that do not expire by themselves."""
     passing = re.compile(rf".*:(settled|status):|.*:cancellations-swept$|request-sent:|{DELIVERY_PREFIX}")
     return {name for key in redis.scan_iter(count=1_000) if not passing.match(name := key.decode())}

@@ -1,6 +1,6 @@
-"""How soon the requests of a killed poller are sent again, with the leases that the product has by default (L1).
+"""Time until a killed poller's requests are sent again, with the default leases (L1).
 
-Measured from the death of a request's last owner: where the next owner is killed as well, its lease counts anew.
+Measured from the crash of a request's last owner. If the next owner is killed too, its lease counts separately.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HELD = 16
 
 @dataclass(frozen=True)
 class Redelivery:
-    """Seconds from the death of the last owner to the next execution; `most_leases` that one request went through."""
+    """Seconds from the crash of the last owner to the next execution; `most_leases` of one request."""
 
     kills: int
     found: int
@@ -46,7 +46,7 @@ class Redelivery:
 
 
 def run_redelivery(folder: Path, seed: int, kills: int) -> Redelivery:
-    """Kill one poller of three a second. Raises `AssertionError` where a request came back too late."""
+    """Kill one of three pollers per second. Raises `AssertionError` if a request returns too late."""
     chance, deadline = random.Random(seed), float(int(time.time()) + 86_400)
     names = [f"l-{seed}-{n}" for n in range(kills * _EACH)]
     killed_at = []
@@ -58,7 +58,7 @@ def run_redelivery(folder: Path, seed: int, kills: int) -> Redelivery:
     ):
         for at in range(kills):
             some = names[at * _EACH : (at + 1) * _EACH]
-            # Later ones are due later: what comes back waits behind nobody, so that the lease alone is measured.
+            # Later requests have later deadlines, so that a returned request waits only for its lease.
             redis.zadd(QUEUE, {request_body(name, deadline + at): deadline + at for name in some})
             wait_until(lambda: fleet.in_flight() >= _HELD, "requests to be killed with their poller")
             killed_at.append(time.time())

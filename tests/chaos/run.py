@@ -1,4 +1,4 @@
-"""One run of faults over real processes, and its verdict."""
+"""One run of faults over real processes, and its check."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ PUSHED_SHARE = 0.1
 SHORT_DEADLINE_SHARE = 0.05
 SHORT_SECONDS = 6
 BUSY = 24
-"""Requests in flight that a fault waits for: it must meet some."""
+"""Requests that must be in flight before a fault, so that it affects some."""
 BACKLOG = 400
-"""Requests that wait when a fault comes, at most: faults are spread over the run, not crowded at its beginning."""
+"""Most requests that wait before a fault, so that faults are spread over the run."""
 _TOLD_EVERY = 100
 
 
 def request_body(request_id: str, deadline: float) -> bytes:
-    """As a client queues it; the gateway notes the id as the request's key."""
+    """A request's body, with its id as the key in the gateway's record."""
     payload = {"model": "m", "prompt": "Hi", "max_tokens": 1, "user": request_id}
     return json.dumps({"id": request_id, "payload": payload, "deadline": deadline}).encode()
 
 
 def run(folder: Path, seed: int, plan: Plan) -> Verdict:
-    """Run the plan and check the whole history. Raises `AssertionError` where something does not fit."""
+    """Run the plan and check the history. Raises `AssertionError` for an inconsistency."""
     chance, began = random.Random(seed), time.time()
     faults = plan.faults(chance)
     pushed = {f"p-{seed}-{n}": began + 86_400 for n in range(int(plan.requests * PUSHED_SHARE))}
@@ -83,12 +83,12 @@ def run(folder: Path, seed: int, plan: Plan) -> Verdict:
 def _inflict_all(
     reader: ResultReader, chaos: Chaos, faults: list[str], names: list[str], chance: random.Random
 ) -> dict[str, float]:
-    """All faults, evenly over the requests; returns what was queued, with its deadline."""
+    """Make all faults, spread evenly over the requests; returns the queued ids with deadlines."""
     queued: dict[str, float] = {}
     redis = reader.redis
     for at, fault in enumerate(faults):
         some = {name: _deadline(chance) for name in names[at :: len(faults)]}
-        # Queued again after a lost reply: the same member, so the same request.
+        # Queued again after a lost reply: an equal member is the same request.
         redis.zadd(QUEUE, {request_body(name, deadline): deadline for name, deadline in some.items()})
         queued |= some
         _wait_until_busy(redis)
@@ -106,7 +106,7 @@ def _deadline(chance: random.Random) -> float:
 
 
 def _wait_until_busy(redis: Redis) -> None:
-    """Some are in flight and few are waiting, or nothing is left that could be."""
+    """Wait until some requests are in flight and few wait, or none are left."""
 
     def is_busy() -> bool:
         waiting = redis.zcard(QUEUE)

@@ -1,4 +1,4 @@
-"""KEDA in a run of chaos: the rules of the manifest that the product ships, over the keys as they are."""
+"""KEDA in a chaos run: the rules of our manifest, applied to the real keys."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tests.waiting import wait_until
 
 _MANIFEST = Path(__file__).resolve().parents[2] / "keda" / "base" / "scaledobject.yaml"
 _SPEED = 40.0
-"""KEDA's seconds in one of ours."""
+"""Seconds of KEDA per second of the run."""
 
 
 class Keda:
-    """Asked at every polling interval, as KEDA asks; its time runs faster."""
+    """Evaluates the triggers at every polling interval of KEDA, on a faster clock."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._scaling = Scaling.read(yaml.safe_load(_MANIFEST.read_text()))
 
     def is_active(self) -> bool:
-        """Whether any trigger is up: somebody must come, or stay."""
+        """Whether any trigger is active, so that a poller must start or stay."""
         return self._scaling.is_active(self._values())
 
     def wake_from_zero(self) -> int:
-        """Wait until the rule starts pollers where none runs; returns how many, 0 where nothing is left to do.
+        """Wait until the rules start pollers from zero; returns their number, 0 without work.
 
-        A trigger that is up now must start one at the next interval (I19).
+        A trigger that is active now must start one at the next interval (I19).
         """
         if not self.is_active():
             return 0

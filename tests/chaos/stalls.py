@@ -1,4 +1,4 @@
-"""How long a process of this machine waits for a core, measured beside a run."""
+"""Measure how long a process waits for a core during a run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _SLEEP_SECONDS = 0.005
 
 
 class Stalls:
-    """A process of its own that sleeps again and again, and remembers its longest delay in waking."""
+    """A process that sleeps repeatedly and remembers its longest delay."""
 
     worst_seconds = 0.0
-    """Set at the exit."""
+    """Set at the end."""
 
     def __enter__(self) -> Stalls:
         context = multiprocessing.get_context("spawn")

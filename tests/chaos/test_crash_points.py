@@ -1,4 +1,4 @@
-"""F3: killed exactly at each of the twelve named points, on both transports; a fresh process finishes."""
+"""F3: a process killed at each of twelve points, on both transports; a new one finishes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge must be able to condemn: histories that are wrong in one point each."""
+"""The checker rejects histories with one error each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COPIES = [('{"id": "p"}', {"id": "p", "pubsub_message_id": key}) for key in ("1"
 
 
 def _told(**changes: Any) -> History:
-    """A run of two queued requests and a pushed one that met a kill: right in every point."""
+    """A correct run of two queued requests and a pushed one that met a kill."""
     told = History(
         queued={"a": NOW + 500, "b": NOW + 500},
         pushed=["p"],
@@ -42,7 +42,7 @@ def _executions() -> list[Execution]:
     ]
 
 
-def test_a_history_that_is_right_is_told_in_numbers() -> None:
+def test_a_correct_history_is_summarised_in_numbers() -> None:
     told = verdict(1, _told(), _executions())
     assert (told.executions, told.executed_again, told.retries_spaced) == (5, 1, 1)
     assert told.redelivery_worst == 2.0

@@ -1,4 +1,4 @@
-"""From which death a redelivery is measured."""
+"""A redelivery is measured from the right crash."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_one_lease_is_measured_from_the_kill() -> None:
 
 
 def test_a_next_owner_that_dies_too_begins_another_lease() -> None:
-    """It renewed at 109, was killed at 110, and nobody had sent the request meanwhile."""
+    """It renewed at 109 and was killed at 110, and the request was not sent in between."""
     leases = [Lease(80.0, 102.0), Lease(104.0, 124.0), Lease(125.5, 140.0)]
     assert sent_again(leases, 100.0, 125.6, KILLS, LEASE) == SentAgain(125.6 - 110.0, 2)
 

@@ -1,4 +1,4 @@
-"""The short run of chaos: sixty kills over eight thousand requests, beside every other fault."""
+"""The short chaos run: sixty kills over eight thousand requests, and all other faults."""
 
 from __future__ import annotations
 

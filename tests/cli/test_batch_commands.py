@@ -53,7 +53,7 @@ def test_lines_are_found_and_cancelled_by_their_custom_id(shell: Shell, tmp_path
     assert (again.exit_code, again.stdout) == (1, f"c0 answered, in {out}\n")
 
 
-def test_requests_from_stdin_are_kept_beside_the_output(shell: Shell, tmp_path: Path) -> None:
+def test_requests_from_stdin_are_stored_next_to_the_output(shell: Shell, tmp_path: Path) -> None:
     text = Path(write_requests(tmp_path / "in.jsonl", 20)).read_text()
     out = tmp_path / "out.jsonl"
     with shell.echoing():

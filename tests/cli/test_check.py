@@ -45,7 +45,7 @@ def test_a_sound_stack_has_no_fault(stack: Stack) -> None:
     assert "queue request-sortedset" in found
 
 
-def test_what_is_not_there_is_a_fault_with_a_fix() -> None:
+def test_a_missing_resource_is_a_fault_with_a_fix() -> None:
     code, found = findings(REDIS_URL="redis://127.0.0.1:1", IGW_BASE_URL="http://127.0.0.1:1")
 
     assert code == 1
@@ -171,7 +171,7 @@ def test_what_the_settings_ask_for_needs_rights_too(stack: Stack) -> None:
     assert "SET result-payload:x" in told
 
 
-def test_a_user_who_may_not_write_results_is_told_so(stack: Stack) -> None:
+def test_a_user_without_the_right_to_write_results_gets_an_error(stack: Stack) -> None:
     store = redis.Redis.from_url(stack.redis_url)
     user = ("ACL", "SETUSER", "narrow", "on", ">narrow-password", "~*", "+@all", "-lpush")
     store.execute_command(*user)  # type: ignore[no-untyped-call]  # untyped
@@ -193,7 +193,7 @@ def test_findings_come_first_and_only_what_differs_from_a_default_is_printed(sta
     assert "LOG_LEVEL" in whole
 
 
-def test_tls_to_a_port_without_it_is_told_apart_from_a_bad_certificate(stack: Stack) -> None:
+def test_tls_to_a_plain_port_differs_from_a_bad_certificate(stack: Stack) -> None:
     _, found = findings(
         "--only",
         "gateway",

@@ -81,7 +81,7 @@ async def test_list_shows_every_letter_with_its_whole_id_the_latest_last(dead: D
     assert "5 owners died" in done.stdout
 
 
-def test_an_empty_list_says_so(dead: Dead) -> None:
+def test_an_empty_list_is_reported(dead: Dead) -> None:
     done = dead.run("list")
     assert (done.exit_code, done.stdout) == (0, "no dead letters\n")
 
@@ -162,7 +162,7 @@ async def test_a_beginning_of_several_ids_changes_nothing_and_lists_them(dead: D
     assert dead.count() == 2
 
 
-async def test_dropping_all_asks_first_and_says_how_many(dead: Dead) -> None:
+async def test_dropping_all_asks_first_with_the_number(dead: Dead) -> None:
     await dead.bury(b"m-1")
     await dead.bury(b"m-2")
     done = await _in_thread(dead.run, "drop", "--all")
@@ -201,13 +201,13 @@ def test_letters_are_named_or_all_are_meant(dead: Dead, command: str, arguments:
     assert dead.run(command, *arguments).exit_code == 2
 
 
-def test_without_redis_it_says_so_and_keeps_the_password(dead: Dead) -> None:
+def test_without_redis_it_reports_that_without_the_password(dead: Dead) -> None:
     done = dead.run("list", "--redis-url", "redis://:canary@127.0.0.1:1")
     assert (done.exit_code, "Redis does not answer" in done.stderr) == (4, True)
     assert "canary" not in done.output
 
 
-async def test_i15_a_member_nobody_can_read_is_kept_with_its_reason(dead: Dead) -> None:
+async def test_i15_an_unreadable_member_is_kept_with_its_reason(dead: Dead) -> None:
     error = InvalidRequest("body", found="[/x]", accepted="a JSON object")
     redis = AsyncRedis.from_url(dead.url)
     queue = RedisQueue(redis, dead.queue, QueueOptions("retries", "results"))

@@ -55,7 +55,7 @@ def test_setup_warns_of_the_emulators_loss_of_nacked_requests(command: Command) 
     assert "never push" not in without.output
 
 
-def test_a_filter_that_cannot_change_exits_2_and_says_what_to_do(command: Command) -> None:
+def test_a_filter_that_cannot_change_exits_2_with_a_fix(command: Command) -> None:
     command("setup")
     refused = command("setup", "--filter", "attributes:x")
     assert refused.exit_code == 2

@@ -125,7 +125,7 @@ def test_cancel_without_the_push_doors_redis_names_it(shell: Shell) -> None:
     assert "DEDUPE_REDIS_URL" in done.output
 
 
-def test_cancel_says_of_each_id_whether_it_was_live(shell: Shell) -> None:
+def test_cancel_reports_for_each_id_whether_it_was_live(shell: Shell) -> None:
     shell.run("submit", "--prompt", "hi", "--id", "r1")
     done = shell.run("cancel", "r1", "nobody")
     assert (done.exit_code, done.output.split("\n")[0]) == (1, "r1 cancelled")
@@ -248,7 +248,7 @@ def test_submit_once_submits_once(shell: Shell) -> None:
         (["batch", "status", "/does/not/exist"], "", "no batch has written this file"),
     ],
 )
-def test_wrong_input_is_told_in_one_line_with_code_2(
+def test_invalid_input_gives_one_line_and_code_2(
     shell: Shell, arguments: list[str], stdin: str, said: str
 ) -> None:
     done = shell.run(*arguments, stdin=stdin)
@@ -277,7 +277,7 @@ def test_results_are_json_lines_to_a_pipe(shell: Shell) -> None:
     assert shell.run("results", "-n", "1", "--for", "0s").exit_code == 3
 
 
-def test_results_in_a_table_obey_nobody(shell: Shell) -> None:
+def test_results_in_a_table_show_no_markup(shell: Shell) -> None:
     """What a stranger wrote neither moves the cursor nor is markup."""
     shell.run("submit", "-", "--id", "r[red]1", stdin='{"n":"[bold]x"}')
     answer(shell.redis, shell.queue)
@@ -304,7 +304,7 @@ def test_results_end_cleanly_with_ctrl_c(shell: Shell) -> None:
     assert shell.redis.zcard(f"{shell.results}:result-claims-idx") == 0
 
 
-def test_a_batch_runs_and_tells_how_it_went(shell: Shell, tmp_path: Path) -> None:
+def test_a_batch_runs_and_prints_its_outcome(shell: Shell, tmp_path: Path) -> None:
     source = write_requests(tmp_path / "in.jsonl", 500)
     out = str(tmp_path / "out.jsonl")
     with shell.echoing():
@@ -330,7 +330,7 @@ def test_a_batch_with_errors_is_code_1(shell: Shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_batch_that_is_killed_goes_on(shell: Shell, tmp_path: Path, how: signal.Signals) -> None:
+def test_a_killed_batch_resumes(shell: Shell, tmp_path: Path, how: signal.Signals) -> None:
     count = 3_000
     source = write_requests(tmp_path / "in.jsonl", count)
     out = tmp_path / "out.jsonl"
@@ -391,7 +391,7 @@ def test_help_imports_no_client() -> None:
     assert "Exit codes" in done.stdout
 
 
-def test_a_look_at_results_leaves_them_for_their_reader(shell: Shell) -> None:
+def test_peeking_leaves_results_for_their_reader(shell: Shell) -> None:
     for number in range(3):
         shell.redis.lpush(shell.results, json.dumps({"id": f"r{number}", "status_code": 200, "payload": "x"}))
     looked = shell.run("results", "--peek", "-n", "2")

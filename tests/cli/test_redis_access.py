@@ -80,7 +80,7 @@ def test_every_command_signs_in_with_the_variables_of_a_poller(locked: Locked, t
         ("REDIS_CERT_FILE", "without REDIS_CERT_FILE"),
     ],
 )
-def test_what_is_missing_is_named_without_a_traceback(locked: Locked, without: str, told: str) -> None:
+def test_missing_servers_are_named_without_a_traceback(locked: Locked, without: str, told: str) -> None:
     for command in (["submit", "--prompt", "hi", "--model", "m"], ["dead", "list"], ["cancel", "x"]):
         failed = locked.run(*command, without=without)
         assert failed.exit_code == 4

@@ -29,12 +29,12 @@ def test_a_terminal_gets_no_control_character() -> None:
     assert for_output(HOSTILE, Terminal()) == "a�[2J�31m��b\nc\td"
 
 
-def test_a_pipe_gets_it_as_it_is() -> None:
+def test_a_pipe_gets_text_unchanged() -> None:
     assert for_output(HOSTILE, io.StringIO()) == HOSTILE
 
 
 @pytest.mark.parametrize("is_answered", [True, False])
-def test_a_result_that_was_waited_for_commands_nobody(
+def test_a_printed_result_sends_no_terminal_commands(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, valkey_url: str, is_answered: bool
 ) -> None:
     code = 200 if is_answered else 0
@@ -79,7 +79,7 @@ def test_what_the_encoding_lacks_is_escaped_as_json_does(encoding: str) -> None:
     assert json.loads(written.decode(encoding)) == value
 
 
-def test_bytes_that_are_no_text_are_refused_in_one_line() -> None:
+def test_invalid_utf_8_is_refused_in_one_line() -> None:
     with pytest.raises(click.BadParameter) as refused:
         TextType().convert("a\udcff", None, None)
     assert str(refused.value) == "expected UTF-8 text, got b'a\\xff'"

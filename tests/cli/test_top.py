@@ -47,13 +47,13 @@ def test_a_pipe_gets_one_frame_with_everything_in_it(url: str) -> None:
     assert "\x1b" not in done.output
 
 
-def test_without_redis_it_says_so() -> None:
+def test_without_redis_it_reports_that() -> None:
     done = CliRunner().invoke(main, ["top", "--once"], env={"REDIS_URL": "redis://127.0.0.1:1"})
     assert done.exit_code == 4
     assert "Redis does not answer" in done.output
 
 
-def test_the_highest_bar_is_full_and_what_is_not_nothing_shows() -> None:
+def test_the_highest_bar_is_full_and_small_values_are_visible() -> None:
     assert bar_line([0, 1, 1_000]) == " ▁█"
 
 

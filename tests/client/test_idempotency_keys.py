@@ -104,7 +104,7 @@ async def test_a_conflict_that_arises_after_the_check_is_found_by_the_submission
             await other.submit({"a": 2}, deadline=HOUR, idempotency_key="k")
 
 
-async def test_other_keys_and_requests_without_one_are_queued_beside_it_in_one_call(
+async def test_one_call_also_queues_other_keys_and_requests_without_a_key(
     client: AsyncClient, store: Store, keyed: ClientOptions
 ) -> None:
     keys = ["k", "", "k", "other", ""]

@@ -45,7 +45,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("error", [NoConnection("gone"), NotReplicated(1, 0), TimeoutError()], ids=repr)
-async def test_it_goes_on_through_a_failover_and_says_that_it_asks_again(error: Exception) -> None:
+async def test_calls_continue_through_a_failover_marked_as_repeated(error: Exception) -> None:
     clock = Clock()
     patience = clock.patience(30)
     await patience.insist(Failing(0, error))
@@ -98,7 +98,7 @@ async def test_a_client_that_was_stopped_for_longer_than_it_is_remembered_does_n
     assert call.told == [False]
 
 
-async def test_what_another_try_would_not_change_is_said_at_once() -> None:
+async def test_a_permanent_error_is_raised_at_once() -> None:
     clock = Clock()
     call = Failing(1_000, ResponseError("WRONGTYPE"))
     with pytest.raises(BrokerUnreachable, match="WRONGTYPE"):

@@ -78,7 +78,7 @@ async def test_waiting_finds_the_own_result_and_leaves_the_others(project: Proje
     assert (await project.client.wait("other", within=20)).payload == "of other"
 
 
-async def test_what_pubsub_cannot_do_is_said(project: Project) -> None:
+async def test_unsupported_operations_on_pubsub_are_reported(project: Project) -> None:
     with pytest.raises(NotOffered, match="Redis"):
         await project.client.cancel("a")
     with pytest.raises(NotOffered, match="Redis"):
@@ -98,7 +98,7 @@ async def test_with_the_push_doors_redis_a_request_can_be_cancelled(
         )
 
 
-async def test_without_a_redis_that_answers_a_cancellation_says_so(pubsub_emulator: PubSubEmulator) -> None:
+async def test_cancel_reports_an_unavailable_redis(pubsub_emulator: PubSubEmulator) -> None:
     async with AsyncClient.for_pubsub(
         "p-none", emulator_host=pubsub_emulator.host, cancel_redis_url="redis://127.0.0.1:1"
     ) as client:
@@ -106,7 +106,7 @@ async def test_without_a_redis_that_answers_a_cancellation_says_so(pubsub_emulat
             await client.cancel("a")
 
 
-async def test_a_missing_name_or_topic_is_told(pubsub_emulator: PubSubEmulator) -> None:
+async def test_a_missing_name_or_topic_is_reported(pubsub_emulator: PubSubEmulator) -> None:
     async with AsyncClient.for_pubsub("p-none", emulator_host=pubsub_emulator.host) as client:
         with pytest.raises(InvalidSetting, match="REQUEST_TOPIC_ID"):
             await client.submit({"n": 1}, deadline=MINUTE)

@@ -45,7 +45,7 @@ async def test_results_come_oldest_first_and_are_gone_after_the_ack(
     assert 0 < redis.ttl(left[0]) <= options.tombstone_seconds
 
 
-async def test_what_was_not_acknowledged_goes_back_when_the_reader_leaves(
+async def test_unacknowledged_results_return_when_the_reader_leaves(
     client: AsyncClient, redis: Redis, options: ClientOptions
 ) -> None:
     push(redis, options, "a", "b", "c")
@@ -54,7 +54,7 @@ async def test_what_was_not_acknowledged_goes_back_when_the_reader_leaves(
     assert await read(client) == ["a", "b", "c"]
 
 
-async def test_readers_that_pop_see_what_is_not_leased(
+async def test_readers_that_pop_get_unleased_results(
     client: AsyncClient, redis: Redis, options: ClientOptions
 ) -> None:
     push(redis, options, "a", "b")
@@ -132,9 +132,7 @@ async def test_a_double_of_an_acknowledged_result_is_dropped(
     assert await read(client) == ["a"], "a later submission of the id is another one"
 
 
-async def test_a_late_ack_says_that_the_result_comes_again(
-    valkey_url: str, redis: Redis, options: ClientOptions
-) -> None:
+async def test_a_late_ack_raises_lease_lost(valkey_url: str, redis: Redis, options: ClientOptions) -> None:
     push(redis, options, "a")
     async with AsyncClient.for_redis(valkey_url, options) as client:
         async with client.results() as stream:
@@ -169,7 +167,7 @@ async def test_an_ack_that_is_sent_twice_is_fine(
         await delivery.ack()
 
 
-async def test_what_is_no_result_stays_and_blocks_nobody(
+async def test_an_undecodable_result_stays_and_blocks_no_reader(
     client: AsyncClient, redis: Redis, options: ClientOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
     for text in ("garbage", '{"id":""}', "[1]", '{"id":"x","request_token":7}'):
@@ -204,7 +202,7 @@ async def test_a_wait_ends_in_time(client: AsyncClient) -> None:
             await client.wait(waited_for, within=timedelta(milliseconds=50))
 
 
-async def test_a_wait_for_an_id_that_nobody_submitted_fails_at_once(client: AsyncClient) -> None:
+async def test_waiting_for_an_unknown_id_fails_at_once(client: AsyncClient) -> None:
     with pytest.raises(UnknownRequest, match="nobody"):
         await client.wait("nobody")
 

@@ -40,7 +40,7 @@ async def test_a_result_that_goes_back_keeps_its_answer(
         assert redis.exists(KEY)
 
 
-async def test_an_answer_that_is_gone_says_so(
+async def test_a_missing_answer_gives_payload_unavailable(
     client: AsyncClient, options: ClientOptions, redis: Redis
 ) -> None:
     redis.delete(KEY)
@@ -50,7 +50,7 @@ async def test_an_answer_that_is_gone_says_so(
     assert (result.id, result.status_code, result.error_code) == ("a", 0, ErrorCode.PAYLOAD_UNAVAILABLE)
 
 
-async def test_who_waits_for_one_result_gets_it_whole(
+async def test_waiting_for_one_result_returns_it_whole(
     client: AsyncClient, options: ClientOptions, redis: Redis
 ) -> None:
     redis.lpush(result_of_key(options.results, "a"), REFERENCE)

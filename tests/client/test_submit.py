@@ -200,7 +200,7 @@ async def test_of_two_submissions_of_an_id_the_live_one_stands(
         assert await idempotent.look_up(again) is RequestState.PENDING
 
 
-async def test_of_many_who_submit_an_id_at_once_one_does(
+async def test_of_concurrent_submissions_of_an_id_one_is_queued(
     valkey_url: str, redis: Redis, options: ClientOptions
 ) -> None:
     """Each on a connection of its own, alone, in one call with others, and twice in one call."""
@@ -228,7 +228,7 @@ async def test_without_a_window_an_id_may_be_submitted_again(client: AsyncClient
     assert await client.look_up(first) is RequestState.FINISHED
 
 
-async def test_a_large_payload_is_stored_apart(valkey_url: str, redis: Redis, options: ClientOptions) -> None:
+async def test_a_large_payload_is_offloaded(valkey_url: str, redis: Redis, options: ClientOptions) -> None:
     apart = msgspec.structs.replace(options, payload_apart_bytes=len(PAYLOAD))
     async with AsyncClient.for_redis(valkey_url, apart) as client:
         await client.submit(b"{}", deadline=timedelta(minutes=1))
@@ -293,7 +293,7 @@ class Live:
         self.redis.delete(f"{self.queue}:claimed")
 
 
-async def test_a_look_up_tells_where_a_request_is(
+async def test_look_up_returns_the_state_of_a_request(
     client: AsyncClient, redis: Redis, options: ClientOptions
 ) -> None:
     deadline = int(time.time()) + 3600  # one instant: the sequence in a score counts equal deadlines
@@ -319,7 +319,7 @@ async def test_a_look_up_tells_where_a_request_is(
     assert redis.exists(f"request-cancel:{submission.id}") == 0
 
 
-async def test_a_look_up_of_another_producers_request_says_what_it_can(
+async def test_look_up_of_another_producers_request_returns_its_state_as_far_as_known(
     client: AsyncClient, redis: Redis, options: ClientOptions
 ) -> None:
     redis.set(f"request-active:{options.queue}-go", "0123456789abcdef", ex=60)

@@ -71,7 +71,7 @@ def test_the_gates_of_the_files_are_all_that_there_are() -> None:
     assert {gate["gate_type"] for gate in GATES} == set(KNOWN_GATES)
 
 
-def test_a_transform_file_says_whose_payloads_become_forms() -> None:
+def test_a_transform_file_names_the_providers_of_forms() -> None:
     (transform,) = build_transforms(loaded("transforms").file.request_transforms, "requestTransforms")
     request = Request(
         id="a", payload=b'{"gcs_uri":"https://s/x"}', deadline=1, metadata={"provider": "whisper"}
@@ -84,7 +84,7 @@ def test_a_transform_file_says_whose_payloads_become_forms() -> None:
     assert transform.body(msgspec.structs.replace(request, metadata={"provider": "another"})) is None
 
 
-def test_a_merge_policy_holds_for_every_pool_and_its_names_reach_the_gateway() -> None:
+def test_a_merge_policy_applies_to_all_pools_and_its_headers_reach_the_gateway() -> None:
     settings = loaded("transport-sortedset", "pools", "merge-tier-priority")
 
     assert {pool.id: pool.merge_policy for pool in settings.pools} == dict.fromkeys(

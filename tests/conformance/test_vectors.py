@@ -50,7 +50,7 @@ def test_a_producers_member_is_read(case: Case) -> None:
 
 
 @cases("refused")
-def test_a_member_that_can_never_be_served_says_why(case: Case) -> None:
+def test_a_member_that_can_never_be_served_gets_a_reason(case: Case) -> None:
     with pytest.raises(InvalidRequest) as caught:
         decode_member(case["member"].encode(), "q")
     error = caught.value

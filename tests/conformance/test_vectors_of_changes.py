@@ -159,6 +159,6 @@ def test_every_change_of_the_reference_has_a_vector_or_a_file(case: Case) -> Non
     assert case["vectors"] or case["files"] or case["not_served"]
 
 
-def test_what_is_not_served_is_named_in_the_guide_and_refused() -> None:
+def test_unsupported_transports_are_named_in_the_guide_and_refused() -> None:
     assert "`sql` are not served" in GUIDE.read_text()
     assert "sql-quota" not in GATES

@@ -56,7 +56,7 @@ async def plant_a_readers_keys(store: Redis, results: str) -> dict[str, bytes | 
 
 
 @cases("acks")
-async def test_a_result_reaches_its_list_and_what_was_the_submissions_own_goes(
+async def test_a_result_reaches_its_list_and_the_submissions_keys_are_deleted(
     store: Redis, case: Case
 ) -> None:
     queue, own = RedisQueue(store, QUEUE, OPTIONS), case["queue"]
@@ -155,9 +155,7 @@ async def test_a_request_is_cancelled_by_its_own_token_alone(store: Redis, case:
 
 
 @cases("submissions")
-async def test_a_submission_of_ours_is_what_other_processors_read(
-    store: Redis, valkey: Valkey, case: Case
-) -> None:
+async def test_other_processors_read_our_submissions(store: Redis, valkey: Valkey, case: Case) -> None:
     options = ClientOptions(queue=QUEUE, results="results", payload_apart_bytes=32)
     async with AsyncClient.for_redis(valkey.url, options) as client:
         token = (await client.submit(id="a", deadline=DEADLINE, **case["fields"])).token
@@ -225,7 +223,7 @@ async def test_a_push_that_can_never_be_served_is_answered_where_its_result_is_w
 
 
 @cases("pushes")
-async def test_a_push_is_read_and_its_result_says_whose_it_is(case: Case) -> None:
+async def test_a_push_is_read_and_its_result_names_the_request(case: Case) -> None:
     topics = Topics()
     door = door_of(topics)
     decoded = await door.decode(Delivery([], json.dumps(case["push"]).encode()))

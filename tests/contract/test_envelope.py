@@ -159,7 +159,7 @@ def test_a_body_that_only_a_larger_limit_lets_in_can_be_retried() -> None:
 
 
 @given(member=STRANGE.map(text) | broken() | st.binary(max_size=60))
-def test_no_member_crashes_and_what_was_decoded_can_be_retried(member: bytes) -> None:
+def test_no_member_crashes_and_decoded_ones_can_be_retried(member: bytes) -> None:
     try:
         envelope = decode_member(member, "q")
     except InvalidRequest as error:
@@ -171,9 +171,7 @@ def test_no_member_crashes_and_what_was_decoded_can_be_retried(member: bytes) ->
 
 
 @given(internal=INTERNALS, junk=st.binary(min_size=1, max_size=4), at=st.integers(0, 400))
-def test_bytes_that_are_no_text_never_reach_the_retry_set(
-    internal: dict[str, Any], junk: bytes, at: int
-) -> None:
+def test_binary_members_never_reach_the_retry_set(internal: dict[str, Any], junk: bytes, at: int) -> None:
     whole = enveloped(BODY, text(internal), more=b',"x":"y"')
     member = whole[: at % len(whole)] + junk + whole[at % len(whole) :]
     try:
@@ -222,12 +220,12 @@ APART_BODY = b'{"id":"a","deadline":100}'
     [b"", b"hello", b"[1]", b'{"p":', b'{"p":1},"id":"b"', b'{"p":1}}', b"[" * 5_000],
     ids=["empty", "text", "array", "cut", "more fields", "one bracket more", "deep"],
 )
-def test_a_payload_apart_that_is_no_json_object_is_an_invalid_request(payload: bytes) -> None:
+def test_an_offloaded_payload_that_is_not_a_json_object_is_an_invalid_request(payload: bytes) -> None:
     with pytest.raises(InvalidRequest):
         with_payload(decode_member(enveloped(APART_BODY, APART), "q"), payload)
 
 
-def test_a_payload_apart_goes_on_byte_for_byte_within_the_limit_of_a_request() -> None:
+def test_an_offloaded_payload_is_sent_unchanged_within_the_request_limit() -> None:
     apart = decode_member(enveloped(APART_BODY, APART), "q")
     payload = b'{ "p" : 1.50 }'
     whole = with_payload(apart, payload, max_bytes=100)

@@ -101,7 +101,7 @@ def test_an_event_announces_itself(headers: list[tuple[bytes, bytes]], expected:
 
 
 @given(event_id=TEXT.filter(bool), source=TEXT.filter(bool), extensions=st.dictionaries(st.just("x"), TEXT))
-def test_what_we_send_in_binary_mode_is_what_is_read(
+def test_events_in_binary_mode_survive_a_round_trip(
     event_id: str, source: str, extensions: dict[str, str]
 ) -> None:
     headers = binary_headers(event_id, source, "t", extensions)
@@ -130,7 +130,7 @@ def test_header_values_are_unquoted_and_percent_decoded_once(value: bytes, expec
 
 
 @pytest.mark.parametrize("value", [b"%C0%A0", b"%FF", b"a%E2%82"])
-def test_percent_encoded_bytes_that_are_no_utf_8_are_refused_by_name(value: bytes) -> None:
+def test_invalid_percent_encoding_is_refused_by_attribute_name(value: bytes) -> None:
     assert refused([*BINARY, (b"ce-subject", value)], b"").field == "subject"
 
 

@@ -115,7 +115,7 @@ def test_deeper_and_broken_texts_are_refused(text: bytes) -> None:
         ('"é語😀"'.encode(), '"é語😀"'.encode()),
     ],
 )
-def test_what_is_no_unicode_is_replaced_as_go_does(text: bytes, expected: bytes) -> None:
+def test_invalid_unicode_is_replaced_as_in_go(text: bytes, expected: bytes) -> None:
     assert repaired(text) == expected
 
 
@@ -161,7 +161,7 @@ def test_fields_are_matched_as_go_does(text: bytes, expected: dict[str, object])
         b'{"id":"a","deadline":"9","payload":' + b'{"a":' * 3_000 + b"1" + b"}" * 3_001,
     ],
 )
-def test_what_is_read_leniently_can_be_queued_again(member: bytes) -> None:
+def test_leniently_decoded_members_can_be_queued_again(member: bytes) -> None:
     first = decode_member(member, "q").request
     again = decode_member(encode_retry(member, queue="q", attempt=first.attempt + 1, score=9.0), "q").request
     assert (again.id, again.deadline, again.payload) == ("a", 9.0, first.payload)

@@ -78,7 +78,7 @@ def test_a_payload_is_an_object_or_null(payload: bytes, found: str) -> None:
     assert decode_body(b'{"id":"a","deadline":5,"payload":null}').payload == b"null"
 
 
-def test_a_payload_may_only_be_absent_where_it_is_stored_apart() -> None:
+def test_a_payload_may_be_absent_only_if_offloaded() -> None:
     wire = b'{"id":"a","deadline":5}'
     assert refused(wire).field == "payload"
     assert decode_body(wire, payload_ref="request-payload:a:t").payload == b""
@@ -102,9 +102,7 @@ def test_a_payload_may_only_be_absent_where_it_is_stored_apart() -> None:
         *((wire, "body", "") for wire in (b"", b"null", b"[]", b"5", b'"id"', b"not json", b"\xff\xfe")),
     ],
 )
-def test_what_is_wrong_is_named_with_the_id_where_one_can_be_read(
-    wire: bytes, field: str, request_id: str
-) -> None:
+def test_errors_name_the_field_and_a_readable_id(wire: bytes, field: str, request_id: str) -> None:
     error = refused(wire)
     assert (error.field, error.request_id) == (field, request_id)
     assert error.found
@@ -185,7 +183,7 @@ def test_of_equal_names_the_last_one_counts() -> None:
 
 
 @pytest.mark.parametrize("created", [b"-5", b'"x"', b"1e300", b"1" + b"0" * 400, b"null"])
-def test_an_instant_of_creation_that_is_none_is_ignored(created: bytes) -> None:
+def test_an_invalid_creation_time_is_ignored(created: bytes) -> None:
     assert decode_body(b'{"id":"a","deadline":5,"payload":{},"created":' + created + b"}").created is None
 
 

@@ -25,7 +25,7 @@ def test_an_answer_has_no_error_fields() -> None:
     assert json.loads(encode_result(result)) == {"id": "a", "status_code": 503, "payload": '{"x":1}'}
 
 
-def test_an_error_has_no_status_and_says_its_message_twice() -> None:
+def test_an_error_has_no_status_and_repeats_its_message_in_the_payload() -> None:
     wire = json.loads(encode_result(error_result("a", "t", ErrorCode.DEADLINE_EXCEEDED, 'too "late"')))
     assert wire == {
         "id": "a",
@@ -57,7 +57,7 @@ def test_a_reader_ignores_what_it_does_not_know() -> None:
 
 
 @pytest.mark.parametrize("wire", [b"", b"[]", b"{}", b'{"id":5}', b'{"id":"a","status_code":"x"}'])
-def test_what_is_no_result_is_told(wire: bytes) -> None:
+def test_an_invalid_result_raises(wire: bytes) -> None:
     with pytest.raises(Malformed):
         decode_result(wire)
 
@@ -77,5 +77,5 @@ def test_a_retry_answer_comes_back_as_it_went(answer: RetryAnswer) -> None:
 
 
 @given(body=st.binary(max_size=40))
-def test_any_other_503_is_none_of_our_answers(body: bytes) -> None:
+def test_a_503_without_our_header_is_not_our_answer(body: bytes) -> None:
     assert decode_retry_answer(body) is None

@@ -71,7 +71,7 @@ def test_a_demo_that_runs_out_of_time_names_each_id_and_keeps_the_logs() -> None
     assert (folder / "poller.log").is_file()
 
 
-def test_a_request_that_never_reached_the_gateway_is_told_apart_from_one_that_was_refused() -> None:
+def test_an_unsent_request_differs_from_a_refused_one() -> None:
     tally = DemoTally(sent_at={"a": 1.0, "b": 1.0, "c": 1.0}, results={"c": Result(id="c", status_code=200)})
     stage = stages(tally, [WitnessLine("b", 2.0, None, 3.0, 503), WitnessLine("b", 4.0, None, 5.0, 0)])
     assert missing_lines({"Redis": (tally, stage)}, now=65.0) == [

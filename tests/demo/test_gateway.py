@@ -119,7 +119,7 @@ async def test_a_client_that_leaves_frees_its_slot_at_once(url: str) -> None:
         await wait_until_async(lambda: state(url)["running"] == 0, "the slot to be free")
 
 
-async def test_real_time_traffic_evicts_what_is_sheddable(url: str) -> None:
+async def test_real_time_traffic_evicts_sheddable_requests(url: str) -> None:
     change_engine(url, {"time_to_first_token": 0.5, "capacity": 1, "evicts": 1})
     spare = {"x-llm-d-inference-objective": "spare"}
     async with httpx.AsyncClient() as client:
@@ -160,7 +160,7 @@ def test_its_metrics_have_the_names_that_gates_ask_for(url: str) -> None:
         assert f"\n{name}{{" in page
 
 
-def test_what_is_no_request_is_refused_plainly(url: str) -> None:
+def test_anything_but_a_request_is_refused(url: str) -> None:
     assert httpx.get(f"{url}/nowhere").status_code == 404
     assert httpx.get(f"{url}/v1/completions").status_code == 405
     assert httpx.post(f"{url}/v1/completions", content=b"no JSON").status_code == 400

@@ -48,7 +48,7 @@ def test_a_launcher_on_the_path_wins_and_a_jar_that_is_named_wins_over_it(tmp_pa
     assert named.command[-1] == str(jar)
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_missing_fields_are_named(tmp_path: Path) -> None:
     without_java = find_emulator(search_path=str(tmp_path))
     assert isinstance(without_java, NoEmulator)
     assert "java" in without_java.reason
@@ -57,7 +57,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert without_jar == NoEmulator("the Pub/Sub emulator's jar: no file at /no/such.jar")
 
 
-def test_one_that_does_not_start_says_its_last_words() -> None:
+def test_a_failed_start_shows_the_last_output() -> None:
     broken = EmulatorCommand(("/bin/sh", "-c", "echo out of luck; exit 3", "sh"))
     with pytest.raises(ChildFailed, match=r"(?s)code 3.*out of luck"):
         PubSubEmulator(broken)

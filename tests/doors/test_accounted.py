@@ -106,7 +106,7 @@ async def test_a_dead_lettered_delivery_is_a_dead_letter() -> None:
     assert page.value("dead_letters_total", **QUEUE) == 1
 
 
-async def test_a_delivery_that_is_none_counts_nothing() -> None:
+async def test_an_invalid_delivery_counts_nothing() -> None:
     page = await walked(GOOD, decoded=Answer(400))
     assert page.value("handler_deliveries_total", door="pubsub_push", outcome="answered") == 0
 

@@ -48,7 +48,7 @@ async def test_a_request_is_forwarded_within_its_limits_and_its_outcome_settled(
     assert door.settled == [("context", Retry(1.0, "rejected"))]
 
 
-async def test_what_is_final_already_is_settled_without_asking_the_gateway() -> None:
+async def test_a_final_outcome_is_settled_without_a_call() -> None:
     door = Scripted(FINAL)
     _, forwarded = await walked(door)
     assert (forwarded, door.settled) == ([], [("context", FINAL)])

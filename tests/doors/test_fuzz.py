@@ -287,7 +287,7 @@ def test_every_push_that_pubsub_can_send_is_settled_and_leaves_one_record(
         max_size=3,
     ),
 )
-def test_what_is_no_push_is_refused_or_recorded_and_never_asked_for_again(
+def test_an_invalid_push_is_refused_or_recorded_but_never_redelivered(
     rig: Rig, body: bytes, headers: dict[bytes, bytes]
 ) -> None:
     before = rig.published()

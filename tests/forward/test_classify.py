@@ -51,7 +51,7 @@ def test_what_lies_below_the_client_is_in_the_table_too(kind: type[BaseException
 @pytest.mark.parametrize(
     "kind", [asyncio.CancelledError, KeyError, RuntimeError, AssertionError, MemoryError]
 )
-def test_a_defect_of_ours_is_not_taken_for_a_failure_of_the_gateway(kind: type[BaseException]) -> None:
+def test_our_own_defect_does_not_count_as_a_gateway_failure(kind: type[BaseException]) -> None:
     assert not isinstance(kind(), FAILURES)
 
 

@@ -102,9 +102,7 @@ async def test_no_whole_answer_is_retried(
     assert (outcome.reason, outcome.last, outcome.delay_seconds) == (reason, None, 3.0)
 
 
-async def test_a_refusal_that_cannot_be_decoded_is_retried_as_its_status_says(
-    forwarder: Forwarder, server: RawHttp
-) -> None:
+async def test_an_undecodable_refusal_is_retried_by_its_status(forwarder: Forwarder, server: RawHttp) -> None:
     server.say(answer(503, b"busy", {"content-encoding": "gzip"}))
     outcome = retried(await forwarder.forward(request()))
     assert outcome.reason == "unavailable"
@@ -113,7 +111,7 @@ async def test_a_refusal_that_cannot_be_decoded_is_retried_as_its_status_says(
 
 
 @pytest.mark.parametrize("status", [200, 404])
-async def test_an_answer_that_cannot_be_decoded_is_final_and_says_why(
+async def test_an_undecodable_answer_is_final_with_a_reason(
     forwarder: Forwarder, server: RawHttp, status: int
 ) -> None:
     server.say(answer(status, gzip.compress(b"x" * 99)[:-9], {"content-encoding": "gzip"}))
@@ -134,7 +132,7 @@ async def test_a_body_over_the_limit_is_final_and_paid_for_once(
         assert "error" in json.loads(payload)
 
 
-async def test_a_body_that_is_no_text_is_a_result(forwarder: Forwarder, server: RawHttp) -> None:
+async def test_a_binary_body_is_a_result(forwarder: Forwarder, server: RawHttp) -> None:
     server.say(answer(200, b"\xffok"))
     assert final(await forwarder.forward(request())) == (200, "", "�ok")
 

@@ -149,7 +149,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-async def test_an_answer_that_cannot_be_used_says_why(gateway: Gateway, server: RawHttp, name: str) -> None:
+async def test_an_unusable_answer_has_a_reason(gateway: Gateway, server: RawHttp, name: str) -> None:
     unusable, reason = UNUSABLE[name]
     server.say(unusable)
     with pytest.raises(UnusableResponse, match=reason):
@@ -158,20 +158,20 @@ async def test_an_answer_that_cannot_be_used_says_why(gateway: Gateway, server: 
     assert (await sent(gateway, server)).status_code == 200, "the next request is not harmed"
 
 
-async def test_a_connection_that_nobody_takes_is_refused(gateway: Gateway) -> None:
+async def test_a_refused_connection_is_reported(gateway: Gateway) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # bound, not listening: nobody else gets the port meanwhile
         nobody = RawHttp(port=bound.getsockname()[1])
         assert await failure(gateway, nobody) == "connect"
 
 
-async def test_a_name_that_does_not_resolve_is_told(gateway: Gateway) -> None:
+async def test_a_name_that_does_not_resolve_is_reported(gateway: Gateway) -> None:
     with pytest.raises(FAILURES) as caught:
         await gateway.send("http://gateway.invalid/v1", {}, b"{}")
     assert failure_reason(caught.value) == "dns"
 
 
-async def test_a_handshake_that_nobody_answers_is_no_request(server: RawHttp) -> None:
+async def test_an_unanswered_handshake_sends_no_request(server: RawHttp) -> None:
     """A full backlog drops the SYN: nothing was sent, so nothing can have run."""
     gateway = Gateway(GatewayOptions(connect_timeout_seconds=0.2))
     with socket.socket() as full, contextlib.ExitStack() as stack:
@@ -235,14 +235,12 @@ async def test_a_body_of_exactly_the_limit_is_whole(gateway: Gateway, server: Ra
     assert (await sent(gateway, server)).body == b"x" * LIMIT
 
 
-async def test_a_body_that_is_no_text_comes_through(gateway: Gateway, server: RawHttp) -> None:
+async def test_a_binary_body_comes_through(gateway: Gateway, server: RawHttp) -> None:
     server.say(answer(200, b"\xff\xfe\x00\r\n\r\n"))
     assert (await sent(gateway, server)).body == b"\xff\xfe\x00\r\n\r\n"
 
 
-async def test_a_restart_of_the_server_harms_only_what_was_in_flight(
-    gateway: Gateway, server: RawHttp
-) -> None:
+async def test_a_server_restart_fails_only_requests_in_flight(gateway: Gateway, server: RawHttp) -> None:
     await sent(gateway, server)
     server.close_connections()
     await wait_until_async(lambda: server.open_connections == 0, "the connection to be cut")

@@ -60,7 +60,7 @@ def test_a_forbidden_header_never_passes_in_any_letter_case(name: str) -> None:
         *("(x)", "x/y", "x=y", '"x"', "{x}", "[x]", "x,y", "x;y", "x@y", "x?y", "<x>", "x\\y"),
     ],
 )
-def test_a_name_that_is_no_plain_token_never_passes(name: str) -> None:
+def test_an_invalid_header_name_never_passes(name: str) -> None:
     assert allowed_headers({name: "1"}) == {}
 
 
@@ -92,7 +92,7 @@ STRANGE = [
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_a_header_that_nobody_listed_does_not_pass(name: str) -> None:
+def test_an_unlisted_header_does_not_pass(name: str) -> None:
     """New headers of routers and proxies are refused before anybody here knows them."""
     assert allowed_headers({name: "1"}) == {}
     assert gateway_headers(request(headers={name: "1"}), ROUTE).get(name) is None
@@ -139,7 +139,7 @@ def test_the_operators_list_adds_to_the_default_one() -> None:
     }
 
 
-def test_authorization_passes_only_where_the_route_says_so() -> None:
+def test_authorization_passes_only_if_the_route_allows_it() -> None:
     headers = {"Authorization": "Bearer x"}
     assert allowed_headers(headers) == {}
     assert allowed_headers(headers, allow_authorization=True) == {"authorization": "Bearer x"}
@@ -164,7 +164,7 @@ def test_whatever_passes_is_one_plain_line_each(headers: dict[str, str]) -> None
         assert not name.startswith(FORBIDDEN_PREFIXES)
 
 
-def test_the_route_and_the_lane_say_the_objective() -> None:
+def test_route_and_lane_determine_the_objective() -> None:
     route = Route("http://g", inference_objective="sheddable")
     own = {"X-LLM-D-Inference-Objective": "critical", "x-gateway-inference-objective": "critical"}
     headers = gateway_headers(request(headers=own), route)
@@ -207,7 +207,7 @@ def test_fairness_can_be_switched_off() -> None:
 @pytest.mark.parametrize(
     "tenant", ["", " a", "a ", "a\nb", "a\x7f", "é\r\nhost: b", "\ud800", "x" * 257, "é" * 129, "\t"]
 )
-def test_a_tenant_that_is_no_header_value_is_not_sent(tenant: str) -> None:
+def test_a_tenant_that_is_not_a_header_value_is_not_sent(tenant: str) -> None:
     assert not is_fairness_id(tenant)
     headers = gateway_headers(request(metadata={"userid": tenant}), ROUTE)
     assert "x-llm-d-inference-fairness-id" not in headers
@@ -227,7 +227,7 @@ def test_a_lane_stamps_its_priority_over_the_callers_own() -> None:
     assert "x-gateway-priority" not in gateway_headers(request(headers=own), ROUTE)
 
 
-def test_the_producers_trace_goes_on_from_the_metadata_alone() -> None:
+def test_the_producers_trace_continues_from_the_metadata() -> None:
     metadata = {"traceparent": TRACE, "tracestate": "a=b", "baggage": "k=v", "other": "x"}
     headers = gateway_headers(request(metadata=metadata, headers={"traceparent": "forged"}), ROUTE)
     assert (headers["traceparent"], headers["tracestate"], headers["baggage"]) == (TRACE, "a=b", "k=v")
@@ -249,7 +249,7 @@ def test_a_trace_that_is_not_well_formed_is_dropped_with_its_state(parent: str) 
     assert not {"traceparent", "tracestate"} & set(headers)
 
 
-async def test_on_the_wire_there_is_nothing_but_what_was_allowed(gateway: Gateway, server: RawHttp) -> None:
+async def test_only_allowed_headers_reach_the_wire(gateway: Gateway, server: RawHttp) -> None:
     """F73, I16: seen by the gateway, byte for byte."""
     route = Route("http://gateway", allowed_headers=("x-*",))
     hostile = dict.fromkeys(FORBIDDEN | NEVER, "forged") | {

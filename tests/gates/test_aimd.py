@@ -233,7 +233,7 @@ async def test_the_window_grows_with_answers_and_halves_with_a_rejection() -> No
 @pytest.mark.parametrize(
     "answer", [Feedback(None), Feedback(500), Feedback(503), Feedback(404), Feedback(429, "evicted")]
 )
-async def test_errors_say_nothing_about_capacity(answer: Feedback) -> None:
+async def test_errors_do_not_change_the_window(answer: Feedback) -> None:
     clock = Clock()
     built = aimd(clock)
     for _ in range(3):

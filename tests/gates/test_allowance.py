@@ -85,7 +85,7 @@ def test_less_than_a_slot_is_one_request_at_a_time() -> None:
 
 
 @pytest.mark.parametrize(("allowed", "seconds"), [(0.25, 2.0), (0.5, 1.0), (0.1, 3.0), (0.9, 5.0)])
-def test_below_one_slot_the_average_use_is_what_was_allowed(allowed: float, seconds: float) -> None:
+def test_below_one_slot_the_average_use_is_the_allowed_one(allowed: float, seconds: float) -> None:
     pool = Pool(10, Share(allowed / 10))
     busy = 0.0
     began = pool.clock.now
@@ -209,7 +209,7 @@ def test_how_much_of_the_idle_places_a_metric_that_counts_ourselves_lets_us_use(
     assert least <= sum(used) / len(used) / below_threshold <= most
 
 
-def test_with_a_headroom_a_full_pool_goes_on_less_what_it_is_over() -> None:
+def test_with_headroom_a_full_pool_continues_less_its_excess() -> None:
     """Who closes whole at each reading over the threshold swings between full and empty."""
     pool = Pool(10, Share(1.0))
     pool.allowance.started(8)
@@ -266,7 +266,7 @@ def test_a_poller_that_does_not_know_its_part_yet_starts_nothing() -> None:
         assert Allowance(10, lambda: shares, part=lambda: unknown).room() == 0  # noqa: B023 - used at once
 
 
-def test_a_headroom_is_shared_in_whole_slots_and_comes_on_top_of_what_is_ours() -> None:
+def test_headroom_is_shared_in_whole_slots_on_top_of_used_ones() -> None:
     for place, limit in ((0, 5), (1, 5), (2, 6)):
         clock = Clock()
         ours = ProcessShare(place, 3)

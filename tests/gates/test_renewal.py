@@ -94,7 +94,7 @@ async def test_a_window_that_was_learnt_stays_unless_its_bounds_change() -> None
     assert (other.room(), discarded) == (1, [before])
 
 
-async def test_a_gate_of_another_type_starts_anew() -> None:
+async def test_a_gate_of_another_type_starts_fresh() -> None:
     before, following, discarded = gate("constant", {}), gate("local-max-concurrency", LIMIT), list[Gate]()
     assert await before.renewed(following, discarded) is following
     assert (following.room(), discarded) == (2, [before])

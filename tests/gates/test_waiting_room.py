@@ -111,7 +111,7 @@ async def test_of_those_that_are_held_the_earliest_deadline_goes_first() -> None
     await keeper.aclose()
 
 
-async def test_a_drop_is_told_at_once_and_holds_no_slot() -> None:
+async def test_a_drop_is_returned_at_once_and_holds_no_slot() -> None:
     keeper = WaitingRoom([Always(Drop(429, "saturated"))], slots=1)
     assert await keeper.enter(request(), soon()) == Drop(429, "saturated")
     assert keeper.in_flight == 0

@@ -108,7 +108,7 @@ def test_full_pollers_are_not_scaled_away(keda: list[Manifest]) -> None:
     assert triggers(keda)["claimed"]["metadata"]["listLength"] == env["WORKERS"]
 
 
-def test_slack_aware_reads_all_triggers_and_starts_nobody_into_a_full_pool() -> None:
+def test_slack_aware_reads_all_triggers_and_starts_no_poller_while_the_pool_is_full() -> None:
     objects = render(COMBINATIONS / "keda-slack-aware")
     (scaled,) = of_kind(objects, "ScaledObject")
     modifiers = scaled["spec"]["advanced"]["scalingModifiers"]
@@ -224,7 +224,7 @@ def test_settings_are_written_plainly() -> None:
     assert not re.search(r"PASSWORD=|TOKEN=", SETTINGS_FILE.read_text())
 
 
-def test_what_is_scraped_is_served_and_a_handler_knows_the_scraper() -> None:
+def test_scraped_ports_are_served_and_handlers_accept_the_scrapers_token() -> None:
     """Each endpoint names a port of the pods that it selects; a handler's page asks for the monitor's own token."""
     objects = render(COMBINATIONS / "knative-pod-monitor")
     (monitor,) = of_kind(objects, "PodMonitor")

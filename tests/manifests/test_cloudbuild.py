@@ -114,7 +114,7 @@ def values_of(option: str, arguments: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("step_id", ["environment", "lint", "test"])
-def test_checks_cannot_reach_what_is_built(build: dict[str, Any], step_id: str) -> None:
+def test_checks_cannot_reach_the_built_image(build: dict[str, Any], step_id: str) -> None:
     """They run in containers on a copy: no /workspace, no Docker socket and, where their code runs, no network."""
     found = containers(build, step_id)
     assert found
@@ -134,7 +134,7 @@ def test_checks_cannot_reach_what_is_built(build: dict[str, Any], step_id: str) 
         assert values_of("--network", arguments) == ([] if step_id == "environment" else ["none"])
 
 
-def test_nothing_but_docker_and_tar_runs_beside_the_sources_before_the_push(build: dict[str, Any]) -> None:
+def test_only_docker_and_tar_run_in_the_workspace_before_the_push(build: dict[str, Any]) -> None:
     for step_id in ("environment", "lint", "test"):
         outside = re.sub(r"<<'END'\n.*?\nEND\n", "\n", script(build, step_id, **DIGESTS), flags=re.S)
         for line in filter(None, map(str.strip, outside.splitlines())):
@@ -192,7 +192,7 @@ def test_lint_and_test_run_what_the_makefile_runs(build: dict[str, Any]) -> None
             assert command.strip() in step(build, step_id)["args"][-1], command
 
 
-def test_what_is_installed_for_the_checks_comes_from_the_lock_files(build: dict[str, Any]) -> None:
+def test_packages_for_the_checks_come_from_the_lock_files(build: dict[str, Any]) -> None:
     installs = [
         line
         for step_id in ("environment", "lint", "test")

@@ -81,7 +81,7 @@ def test_render_commands_run_as_written(guide: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("guide", GUIDES)
-def test_what_is_applied_or_deleted_renders(guide: str) -> None:
+def test_applied_and_deleted_folders_render(guide: str) -> None:
     for command in commands(guide):
         for folder in re.findall(r" -k (\S+)", command):
             assert render(ROOT / folder), command

@@ -76,7 +76,7 @@ def test_slack_aware_wakes_only_for_slack(
     assert scaler.decide(values, now=0) == replicas
 
 
-def test_slack_aware_adds_nobody_while_the_pool_is_full_and_keeps_who_works() -> None:
+def test_slack_aware_adds_no_poller_while_the_pool_is_full_and_keeps_busy_ones() -> None:
     scaler = Autoscaler(read(COMBINATIONS / "keda-slack-aware"), replicas=3)
     busy = {"pending": 5_000.0, "retry": 10.0, "claimed": 3 * 64.0}
     assert {scaler.decide(busy | {"saturation": 0.9}, now=5.0 * i) for i in range(60)} == {3}

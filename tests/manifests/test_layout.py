@@ -116,7 +116,7 @@ def test_every_line_of_a_menu_can_be_uncommented_alone_and_with_all_others(
         assert render_fresh(tmp_path / folder), chosen
 
 
-def test_every_kustomization_says_what_it_is_for() -> None:
+def test_every_kustomization_has_a_comment_about_its_purpose() -> None:
     """A comment on top, except where the folder's objects speak for themselves."""
     for folder in [*components(), *(f for f in kustomizations() if "overlays" in f.parts)]:
         assert (folder / "kustomization.yaml").read_text().startswith("# "), folder

@@ -103,7 +103,7 @@ def test_every_reference_finds_its_object(objects: list[Manifest]) -> None:
 
 
 @pytest.mark.parametrize("folder", ["knative", "keda", "knative/base/dispatch", "knative/base/push"])
-def test_what_is_applied_from_a_clone_needs_nothing_from_outside(folder: str) -> None:
+def test_manifests_applied_from_a_clone_need_nothing_from_outside(folder: str) -> None:
     objects = render(ROOT / folder)
     present = {(o["kind"], o["metadata"]["name"]) for o in objects}
     assert {found for o in objects for found in references(o.get("spec", {}))} <= present
@@ -146,7 +146,7 @@ def test_probes_ask_for_the_paths_and_ports_of_the_app(objects: list[Manifest]) 
 
 
 @every_output
-def test_dispatch_stays_inside_and_push_asks_who_is_there(objects: list[Manifest]) -> None:
+def test_dispatch_is_cluster_local_and_push_authenticates_callers(objects: list[Manifest]) -> None:
     for service in knative_services(objects):
         labels = service["metadata"]["labels"]
         env = {e["name"]: e.get("value") for e in service["spec"]["template"]["spec"]["containers"][0]["env"]}

@@ -28,7 +28,7 @@ def test_every_named_source_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("kind", ["KafkaSource", "RabbitmqSource", "Subscription", "Trigger"])
-def test_who_delivers_tries_again_and_keeps_what_cannot_be_delivered(kind: str) -> None:
+def test_failed_deliveries_are_retried_and_kept(kind: str) -> None:
     spec = named(kind)["spec"]
     delivery = spec["delivery"]
     assert delivery["retry"] >= 5

@@ -32,7 +32,7 @@ def server() -> Iterator[Valkey]:
         yield server
 
 
-def test_a_missing_or_wrong_password_is_told_apart_as_in_the_table(server: Valkey) -> None:
+def test_missing_and_wrong_passwords_give_the_errors_of_the_table(server: Valkey) -> None:
     with Redis.from_url(server.url) as admin:
         admin.config_set("requirepass", PASSWORD)
     with (

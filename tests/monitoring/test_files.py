@@ -125,7 +125,7 @@ def test_each_alert_fires_for_its_reason_alone_and_none_in_good_health(tmp_path:
     promtool("test", "rules", file)
 
 
-def test_every_alert_is_tested_and_says_what_to_do() -> None:
+def test_every_alert_is_tested_and_has_instructions() -> None:
     assert set(AILING) == set(alerts())
     for name, rule in alerts().items():
         assert rule["labels"]["severity"] in ("warning", "critical"), name

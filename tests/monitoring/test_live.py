@@ -81,7 +81,7 @@ def query(url: str, expression: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_both_processes_say_what_went_through(prometheus: str) -> None:
+def test_both_processes_count_the_requests(prometheus: str) -> None:
     def value(expression: str) -> float:
         samples = query(prometheus, expression)
         return float(samples[0]["value"][1]) if samples else -1.0

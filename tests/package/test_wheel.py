@@ -128,7 +128,7 @@ def test_a_producers_command_needs_no_extra(python: Path, name: str) -> None:
         ),
     ],
 )
-def test_a_command_says_which_extra_it_lacks(python: Path, arguments: list[str], extra: str) -> None:
+def test_a_command_names_the_missing_extra(python: Path, arguments: list[str], extra: str) -> None:
     done = command(python, *arguments)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr

@@ -119,7 +119,7 @@ async def test_a_look_counts_by_time_left_and_finds_the_oldest(store: Redis) -> 
     assert due == [1, 2, 3]
 
 
-async def test_a_look_that_fails_says_so_and_keeps_the_last_numbers(store: Redis, tmp_path: Path) -> None:
+async def test_a_failed_measurement_is_marked_and_keeps_the_last_values(store: Redis, tmp_path: Path) -> None:
     rig = Rig(store)
     await rig.submit(body("a"))
     options = QueueOptions(RETRIES, RESULTS)

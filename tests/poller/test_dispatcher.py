@@ -155,7 +155,7 @@ async def test_a_result_of_this_request_is_final(dispatcher: HttpDispatcher, ser
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b"\xff", result("b"), result()[:-4]])
-async def test_a_200_that_is_no_result_of_this_request_has_failed_again(
+async def test_a_200_without_this_requests_result_is_retried(
     dispatcher: HttpDispatcher, server: RawHttp, body: bytes
 ) -> None:
     server.say(answer(200, body))

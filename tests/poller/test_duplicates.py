@@ -45,7 +45,7 @@ async def carried(rig: Rig, *members: bytes) -> None:
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
 
-async def test_the_result_of_a_duplicate_says_that_the_first_is_finished(store: Redis) -> None:
+async def test_a_duplicates_result_states_that_the_first_is_finished(store: Redis) -> None:
     rig = rig_of(store)
     await carried(rig, submission("one"))
     await carried(rig, submission("two"))
@@ -58,7 +58,7 @@ async def test_the_result_of_a_duplicate_says_that_the_first_is_finished(store: 
     assert await leaked_keys(store, [QUEUE], [RESULTS]) == []
 
 
-async def test_the_result_of_a_duplicate_says_that_the_first_waits_for_a_retry(store: Redis) -> None:
+async def test_a_duplicates_result_states_that_the_first_waits_for_a_retry(store: Redis) -> None:
     async def busy(_request: Request) -> Outcome:
         return Retry(60.0, "rejected")
 
@@ -108,7 +108,7 @@ async def test_the_same_id_in_another_queue_is_another_request(store: Redis) -> 
     assert (len(ours.dispatched), len(tsuccessors.dispatched), await ours.result_count()) == (3, 3, 6)
 
 
-async def test_the_very_same_body_does_not_run_beside_itself(store: Redis) -> None:
+async def test_equal_bodies_do_not_run_at_the_same_time(store: Redis) -> None:
     may_answer = asyncio.Event()
 
     async def patient(request: Request) -> Outcome:
@@ -171,7 +171,7 @@ async def test_the_very_same_member_runs_and_is_answered_once_although_it_has_a_
     assert await rig.results() == [answered_result("a", "one", 200, b"{}")]
 
 
-async def test_the_very_same_member_beside_itself_takes_nothing_from_the_first(store: Redis) -> None:
+async def test_an_equal_member_takes_nothing_from_the_first(store: Redis) -> None:
     may_answer = asyncio.Event()
 
     async def patient(request: Request) -> Outcome:
@@ -191,7 +191,7 @@ async def test_the_very_same_member_beside_itself_takes_nothing_from_the_first(s
     assert not await store.exists("request-active:a")
 
 
-async def test_a_retry_that_another_processor_wrote_anew_is_known_for_itself(store: Redis) -> None:
+async def test_a_retry_rewritten_by_another_processor_is_recognised(store: Redis) -> None:
     """A mixed fleet: other spaces, order and escapes, a number as a float, a trace in the metadata."""
 
     async def busy_once(request: Request) -> Outcome:

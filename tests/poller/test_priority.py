@@ -137,7 +137,7 @@ def labelled(**labels: str) -> Request:
     return Request(id="r", deadline=1e9, payload=b"{}", labels=labels)
 
 
-def test_a_request_tells_the_gateway_its_lane_as_far_as_configured() -> None:
+def test_objective_and_priority_of_the_lane_are_sent_if_configured() -> None:
     request = labelled(classification="reserved", tier="async")
     assert in_lane(request, LaneOptions()) is request
     stamped = in_lane(request, LaneOptions({"reserved-async": "soon"}, has_priority_header=True))

@@ -137,12 +137,12 @@ def test_any_other_is_an_invalid_request_whose_result_is_in_the_default_list(
 
 
 @pytest.mark.parametrize("wished", ["team-results", "results-b", "result", f"{RESULTS}:x", "my-result:1"])
-def test_unless_the_operator_says_otherwise_a_list_is_named_as_one(wished: str) -> None:
+def test_by_default_only_names_with_result_are_allowed(wished: str) -> None:
     assert taken(UNSET, wished) == wished
 
 
 @pytest.mark.parametrize("wished", ["qb", "retry-b", "celery", "x:userid:bob", f"{RESULTS}:result-of:victim"])
-def test_unless_the_operator_says_otherwise_no_other_key_is_named(wished: str) -> None:
+def test_by_default_a_request_cannot_name_other_keys(wished: str) -> None:
     assert taken(UNSET, wished) is None
 
 
@@ -207,7 +207,7 @@ def test_nothing_allows_nothing() -> None:
     assert ResultNames().allow("x")
 
 
-async def test_hostile_names_leave_the_queue_as_it_is_and_each_gets_its_error(store: Redis) -> None:
+async def test_hostile_result_names_change_nothing_and_get_an_error(store: Redis) -> None:
     """None of them runs, and what is honest beside them is answered."""
     rig = Rig(store, route=ALL)
     names = [name for name in HOSTILE if len(name) < 1_000]

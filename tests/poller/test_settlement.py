@@ -168,7 +168,7 @@ def test_an_offloaded_answer_expires_with_its_list() -> None:
     assert ack.stored.seconds == 7
 
 
-def test_bytes_that_are_no_text_are_stored_as_they_are() -> None:
+def test_binary_members_are_stored_unchanged() -> None:
     answer = answered_result("a", "", 200, b"\xff\x00" * 60, keeps_bytes=True)
     ack = acked(settled(Answered(answer), ResultRoute("", None, "result-list", apart_bytes=100)))
     assert ack.stored is not None
@@ -275,7 +275,7 @@ def test_an_invalid_request_without_an_id_is_a_dead_letter_and_no_result() -> No
     assert record["member"] == claim.member.decode()
 
 
-def test_a_member_that_is_no_text_is_kept_as_base64() -> None:
+def test_a_binary_member_is_kept_as_base64() -> None:
     record = json.loads(dead_record(Claim("q", b"\xff\x00", 5.0, b"k", b"o"), "r", "m", NOW))
     assert base64.b64decode(record["member_base64"]) == b"\xff\x00"
     assert "member" not in record

@@ -132,7 +132,7 @@ async def test_a_defect_while_dispatching_is_a_retry(store: Redis) -> None:
     assert (await store.zcard(RETRIES), await rig.result_count()) == (1, 0)
 
 
-async def test_a_defect_while_settling_gives_the_claim_up_and_others_go_on(store: Redis) -> None:
+async def test_a_defect_while_settling_drops_only_that_claim(store: Redis) -> None:
     """Nobody renews it then: the lease ends, a death is counted, and in the end it is buried with a result."""
 
     async def unwritable(request: Request) -> Outcome:

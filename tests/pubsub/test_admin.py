@@ -99,7 +99,7 @@ def test_every_field_that_a_layout_sets_is_compared() -> None:
     assert len(fields_of(REQUEST_PUSH)) >= len(named - {"name"})
 
 
-def test_a_subscription_without_an_expiration_policy_is_told_from_one_that_never_expires() -> None:
+def test_a_missing_expiration_policy_differs_from_never_expiring() -> None:
     bare = Subscription(REQUEST_PUSH)
     Subscription.pb(bare).ClearField("expiration_policy")
     change = compare(REQUEST_PUSH, bare)

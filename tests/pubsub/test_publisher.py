@@ -109,7 +109,7 @@ async def test_at_most_max_calls_run_at_once(options: PubSubOptions, resources: 
         assert broker.most_at_once == 3
 
 
-async def test_more_than_pubsub_takes_is_told_apart_and_never_sent(channel: PubSubChannel) -> None:
+async def test_a_message_over_pubsubs_limits_is_never_sent(channel: PubSubChannel) -> None:
     publisher = Publisher(channel)
     for data, attributes in (
         (b"x" * 10_000_001, {}),
@@ -139,7 +139,7 @@ async def test_a_large_result_that_the_service_refuses_is_too_large_a_small_one_
         assert not raised.value.is_retryable
 
 
-async def test_a_missing_topic_is_said_at_once(channel: PubSubChannel) -> None:
+async def test_a_missing_topic_is_reported_at_once(channel: PubSubChannel) -> None:
     async with Publisher(channel) as publisher:
         assert await publisher.check("missing") is TopicState.MISSING
         with pytest.raises(PublishFailed, match="404") as raised:
@@ -148,7 +148,7 @@ async def test_a_missing_topic_is_said_at_once(channel: PubSubChannel) -> None:
     assert not raised.value.is_retryable
 
 
-async def test_a_topic_that_may_not_be_looked_at_is_hidden(options: PubSubOptions) -> None:
+async def test_a_topic_that_may_not_be_read_is_hidden(options: PubSubOptions) -> None:
     async with (
         running_broker(options.emulator_host) as broker,
         PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
@@ -160,7 +160,7 @@ async def test_a_topic_that_may_not_be_looked_at_is_hidden(options: PubSubOption
             await Publisher(channel).check("results")
 
 
-async def test_a_bad_publish_harms_nobody_else_in_its_batch(
+async def test_an_invalid_publish_fails_no_other_in_its_batch(
     channel: PubSubChannel, resources: Resources
 ) -> None:
     """An empty publish without attributes is one that the emulator refuses, with the whole call."""
@@ -175,7 +175,7 @@ async def test_a_bad_publish_harms_nobody_else_in_its_batch(
     assert sorted(data for data, _ in await resources.pulled("reader", 2)) == [b"1", b"3"]
 
 
-async def test_an_attribute_that_is_no_unicode_fails_alone(
+async def test_an_attribute_with_invalid_unicode_fails_alone(
     channel: PubSubChannel, resources: Resources
 ) -> None:
     await resources.topic("results")
@@ -210,7 +210,7 @@ async def test_a_passing_refusal_is_repeated_until_confirmed(
         assert broker.calls == 3
 
 
-async def test_the_timeout_says_what_the_last_attempt_met(options: PubSubOptions) -> None:
+async def test_the_timeout_names_the_last_failure(options: PubSubOptions) -> None:
     async with (
         running_broker(options.emulator_host) as broker,
         PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
@@ -222,7 +222,7 @@ async def test_the_timeout_says_what_the_last_attempt_met(options: PubSubOptions
         assert raised.value.is_retryable
 
 
-async def test_nobody_listening_is_retryable(options: PubSubOptions) -> None:
+async def test_a_refused_connection_is_retryable(options: PubSubOptions) -> None:
     nobody = replace(options, emulator_host="127.0.0.1:9")  # the discard port: nobody listens below 1024 here
     async with PubSubChannel(nobody) as channel, Publisher(channel) as publisher:
         with pytest.raises(PublishFailed, match="503") as raised:
@@ -234,7 +234,7 @@ def answers(body: bytes) -> Fault:
     return lambda _method, _request: body
 
 
-async def test_half_a_confirmation_confirms_nobody(options: PubSubOptions) -> None:
+async def test_a_partial_confirmation_confirms_nothing(options: PubSubOptions) -> None:
     async with (
         running_broker(options.emulator_host) as broker,
         PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
@@ -300,7 +300,7 @@ async def test_close_sends_what_waits(channel: PubSubChannel, resources: Resourc
         await publisher.publish("results", b"late")
 
 
-async def test_close_does_not_wait_for_ever(options: PubSubOptions) -> None:
+async def test_close_ends_after_the_grace_period(options: PubSubOptions) -> None:
     async with (
         running_broker(options.emulator_host) as broker,
         PubSubChannel(replace(options, emulator_host=broker.host)) as channel,

@@ -36,7 +36,7 @@ async def received(puller: Puller, count: int) -> list[Pulled]:
     return got
 
 
-async def test_what_was_published_is_pulled_with_its_attributes(
+async def test_published_messages_are_pulled_with_their_attributes(
     channel: PubSubChannel, puller: Puller
 ) -> None:
     await published(channel, b"\x00 \xff")
@@ -50,15 +50,13 @@ async def test_an_empty_subscription_gives_nothing_in_the_time_given(puller: Pul
     assert await puller.receive(10, wait_seconds=0.2) == []
 
 
-async def test_a_pull_waits_for_what_is_published_meanwhile(channel: PubSubChannel, puller: Puller) -> None:
+async def test_a_pull_waits_for_new_messages(channel: PubSubChannel, puller: Puller) -> None:
     waiting = asyncio.ensure_future(received(puller, 1))
     await published(channel, b"late")
     assert [pulled.data for pulled in await waiting] == [b"late"]
 
 
-async def test_what_was_acknowledged_does_not_come_again_what_was_given_back_does(
-    channel: PubSubChannel, puller: Puller
-) -> None:
+async def test_only_returned_results_are_delivered_again(channel: PubSubChannel, puller: Puller) -> None:
     await published(channel, b"1", b"2")
     first, second = await received(puller, 2)
     await puller.ack([first.ack_id])
@@ -95,7 +93,7 @@ async def test_many_acknowledgements_go_in_calls_that_the_service_takes(
         assert broker.calls == 4, "three calls, the first repeated after a 503"
 
 
-async def test_a_subscription_that_is_missing_or_impossible_is_said(channel: PubSubChannel) -> None:
+async def test_a_missing_or_invalid_subscription_is_reported(channel: PubSubChannel) -> None:
     with pytest.raises(PubSubFailed, match="404"):
         await Puller(channel, "missing").receive(1)
     with pytest.raises(PubSubFailed, match="404"):

@@ -38,7 +38,7 @@ def way(each_server: Valkey) -> Iterator[Proxy]:
         yield proxy
 
 
-async def test_f24_a_server_that_says_nothing_has_failed_in_two_seconds(way: Proxy) -> None:
+async def test_f24_a_silent_server_fails_within_its_timeout(way: Proxy) -> None:
     options = RedisOptions(f"redis://127.0.0.1:{way.port}")
     assert options.timeout_seconds == Environment().redis_timeout_seconds == 2.0
     async with contextlib.aclosing(connect(options)) as redis:
@@ -111,7 +111,7 @@ def test_an_invalid_url_is_refused_without_being_repeated(url: str) -> None:
     assert url not in str(caught.value)
 
 
-async def test_each_part_of_a_reply_that_arrives_begins_the_limit_anew(
+async def test_each_received_part_of_a_reply_restarts_the_time_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Three parts, 40 seconds of the loop's clock apart, under a limit of 60 seconds."""

@@ -54,7 +54,7 @@ async def claimed(port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("server", [("--appendonly", "no")], indirect=True)
-async def test_f21_without_an_append_only_file_all_is_lost_and_the_start_says_so(server: Server) -> None:
+async def test_f21_without_an_append_only_file_all_is_lost_and_the_start_warns(server: Server) -> None:
     async with Redis(port=server.port) as redis:
         assert any("append-only" in warning for warning in await durability_warnings(redis))
     await submit(server.port, range(REQUESTS))

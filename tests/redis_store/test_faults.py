@@ -150,7 +150,7 @@ async def test_a_cluster_is_found_by_any_one_of_its_nodes(places: Places) -> Non
                 assert await redis.set(key, "1", ex=60)
 
 
-async def test_a_redis_that_is_not_there_is_not_said_to_keep_silent_about_itself() -> None:
+async def test_an_unreachable_redis_is_not_reported_as_hiding_its_configuration() -> None:
     async with contextlib.aclosing(connect(RedisOptions("redis://127.0.0.1:1"))) as redis:
         with pytest.raises(STORE_FAILURES):
             await durability_warnings(redis)

@@ -131,7 +131,7 @@ class _Counted:
         return await self._script(keys=keys, args=args)  # type: ignore[arg-type]  # handed through
 
 
-async def test_each_typed_function_calls_as_its_header_says(
+async def test_each_typed_function_calls_its_script_as_the_header_describes(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: dict[str, list[tuple[int, int]]] = {name: [] for name in FIXED_KEYS}

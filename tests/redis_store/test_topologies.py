@@ -194,9 +194,7 @@ async def test_a_submission_that_is_sent_again_after_its_answer_leaves_nothing(
     assert [await redis.exists(f"request-active:{part.id}") for part in parts] == [0, 0, 0]
 
 
-async def test_with_tls_nobody_comes_in_without_it_or_with_another_ca(
-    options: RedisOptions, tmp_path: Path
-) -> None:
+async def test_with_tls_plain_connections_and_other_cas_fail(options: RedisOptions, tmp_path: Path) -> None:
     if not options.ca_file:
         async with AsyncClient.for_redis(options.url, ClientOptions()) as client:
             assert str(await client.look_up("nobody")) == "unknown"

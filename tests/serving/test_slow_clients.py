@@ -117,7 +117,7 @@ async def connect(port: int) -> AsyncIterator[Callable[[], Awaitable[Client]]]:
 Connect = Callable[[], Awaitable[Client]]
 
 
-async def test_a_connection_that_says_nothing_is_closed(connect: Connect) -> None:
+async def test_a_silent_connection_is_closed(connect: Connect) -> None:
     client = await connect()
     assert (await client.rest()).startswith(b"HTTP/1.1 408 ")
 
@@ -243,7 +243,7 @@ async def test_f83_a_body_behind_an_upgrade_is_never_the_next_request(
     assert rest.count(b"HTTP/1.1 ") == 1
 
 
-async def test_an_upgrade_without_a_body_is_answered_as_it_is(connect: Connect) -> None:
+async def test_an_upgrade_without_a_body_is_answered_normally(connect: Connect) -> None:
     client = await connect()
     await client.send(b"GET /early HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
     assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
@@ -314,7 +314,7 @@ async def test_a_request_that_a_proxy_may_read_in_another_way_is_refused(port: i
     ],
     ids=["HTTP/1.0 without a host", "chunked in capitals"],
 )
-async def test_what_is_unusual_but_clear_is_served(port: int, request_bytes: bytes) -> None:
+async def test_unusual_but_valid_requests_are_served(port: int, request_bytes: bytes) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request_bytes)

@@ -20,7 +20,7 @@ def refused(text: str) -> InvalidSetting:
     return caught.value
 
 
-def test_yaml_and_json_say_the_same() -> None:
+def test_yaml_and_json_give_the_same_settings() -> None:
     yaml = """
 url: redis://r:6379
 queues:
@@ -84,7 +84,7 @@ def test_an_empty_file_is_no_file(text: str) -> None:
         ("- !!python/object/apply:os.system [ls]", "CONFIG_FILE"),
     ],
 )
-def test_what_is_wrong_is_named(text: str, setting: str) -> None:
+def test_faults_are_named(text: str, setting: str) -> None:
     error = refused(text)
     assert error.setting == setting
     assert error.found

@@ -16,7 +16,7 @@ from handlers.settings.settings import load_settings
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_pages_say_what_the_structs_do() -> None:
+def test_the_pages_match_the_structs() -> None:
     gates = (DOCS / "gates.md").read_text(encoding="utf-8")
     fix = "run: python -m handlers.settings.reference docs"
     assert (DOCS / "config-file.md").read_text(encoding="utf-8") == config_page(), fix

@@ -218,5 +218,5 @@ def test_no_setting_shows_a_credential_whatever_its_name(name: str, carrier: str
         "/var/run/token",
     ],
 )
-def test_what_holds_no_credential_is_shown_as_it_is(plain: str) -> None:
+def test_text_without_credentials_is_shown_unchanged(plain: str) -> None:
     assert masked_url(plain) == plain

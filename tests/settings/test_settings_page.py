@@ -25,7 +25,7 @@ def test_every_variable_has_one_row_and_a_meaning() -> None:
     assert all(row.count("|") == 5 for row in rows), "a bar in a text would break the table"
 
 
-def test_what_is_secret_says_so() -> None:
+def test_secrets_are_marked() -> None:
     for name in SECRETS:
         (row,) = [line for line in settings_page().splitlines() if f"`{name.upper()}`" in line]
         assert "kept secret" in row

@@ -37,7 +37,7 @@ def loaded(path: Path, text: str, **variables: str) -> Settings:
         ('{"url": "redis://h:1/2?read_timeout=3s&client_name=a"}', "redis://h:1/2?client_name=a"),
     ],
 )
-def test_a_transport_files_topology_is_one_url_of_ours(tmp_path: Path, fields: str, url: str) -> None:
+def test_the_topology_of_a_transport_file_becomes_one_url(tmp_path: Path, fields: str, url: str) -> None:
     assert loaded(tmp_path / "transport.json", fields).redis_url == url
 
 

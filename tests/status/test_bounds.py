@@ -30,9 +30,7 @@ def member(name: str, size: int = 0) -> str:
     return json.dumps({"id": name, "deadline": 9_999_999_999, "payload": {"prompt": "x" * size}})
 
 
-async def test_a_search_stops_after_its_steps_and_says_so(
-    store: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_search_that_stops_early_is_partial(store: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_board, "SEARCH_ENTRIES", 10)
     await store.zadd(QUEUE, {member(f"r{number}"): number for number in range(1_000)})
     budget = SearchBudget(steps=5)

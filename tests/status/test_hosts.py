@@ -34,7 +34,7 @@ STRANGERS = [
 
 
 @pytest.mark.parametrize("listens_on", ["127.0.0.1", "0.0.0.0", "::", "10.4.0.7", "page.internal"])
-def test_loopback_is_always_ours_and_a_strangers_name_never(listens_on: str) -> None:
+def test_loopback_is_always_accepted_and_a_foreign_name_never(listens_on: str) -> None:
     hosts = OwnHosts(listens_on)
     assert [one for one in LOOPBACK if not hosts.has(one)] == []
     assert [one for one in STRANGERS if hosts.has(one)] == []
@@ -64,6 +64,6 @@ def test_the_operator_adds_names() -> None:
 
 
 @pytest.mark.parametrize("text", ["https://a.example", "a.example:80", "*", "*.example", "a b", "-a"])
-def test_what_is_no_name_stops_the_start(text: str) -> None:
+def test_an_invalid_name_stops_the_start(text: str) -> None:
     with pytest.raises(InvalidSetting, match="STATUS_HOSTS"):
         read_hosts([text], "STATUS_HOSTS")

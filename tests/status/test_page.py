@@ -145,7 +145,7 @@ async def page() -> AsyncIterator[Page]:
 
 @pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1_200, 390], ids=["desk", "phone"])
-async def test_every_page_is_readable_for_everybody_and_asks_no_other_host(
+async def test_every_page_is_accessible_and_loads_nothing_from_other_hosts(
     page: Page, base_url: str, is_dark: bool, width: int, tmp_path: Path
 ) -> None:
     await page.look(width, 900, is_dark=is_dark)
@@ -233,7 +233,7 @@ async def test_a_dead_letter_is_requeued_and_dropped_only_with_the_token(
         ("/dead/change", f"queue=summaries&dead_id=x&action=read&token={TOKEN}".encode(), 400),
     ],
 )
-def test_what_is_not_there_or_not_allowed_is_refused(
+def test_missing_or_forbidden_topics_are_refused(
     base_url: str, path: str, data: bytes | None, status: int
 ) -> None:
     assert _status(f"{base_url}{path}", data) == status
@@ -254,7 +254,7 @@ def test_a_name_that_was_turned_to_this_machine_reads_nothing(base_url: str) -> 
         assert _status(base_url, host=f"{name}:{port}") == 200
 
 
-def test_the_page_lets_no_script_in_and_nobody_frame_it(base_url: str) -> None:
+def test_the_page_forbids_scripts_and_frames(base_url: str) -> None:
     with urllib.request.urlopen(base_url, timeout=30) as answer:
         policy = answer.headers["Content-Security-Policy"]
         text = answer.read().decode()

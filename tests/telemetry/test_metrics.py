@@ -248,7 +248,7 @@ def test_the_backlog_carries_the_model_that_the_queue_is_labelled_with(metrics: 
     assert page.value("claimed_requests", **labels) == 0
 
 
-def test_a_pool_says_how_many_requests_wait_at_its_gates(metrics: Metrics) -> None:
+def test_a_pool_reports_the_requests_that_wait_at_its_gates(metrics: Metrics) -> None:
     metrics.pool("default", 8, 0.0, 5)
     assert page_of(metrics).value("gate_waiting_requests", pool_name="default") == 5
     metrics.pool("default", 8, 1.0)

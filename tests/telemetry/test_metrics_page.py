@@ -34,5 +34,5 @@ def test_every_metric_of_the_reference_is_there_with_its_labels() -> None:
     }
 
 
-def test_every_metric_says_what_it_is() -> None:
+def test_every_metric_has_a_description() -> None:
     assert [name for name, (_, text, _) in labels_by_name().items() if not text.endswith(".")] == []

@@ -10,7 +10,7 @@ from handlers.poller.dispatcher import HANDLER_LOST, HANDLER_REFUSED, HANDLER_UN
 from handlers.telemetry.metrics import REASONS
 
 
-def test_every_reason_for_a_retry_is_told_apart() -> None:
+def test_each_kind_of_failure_has_its_own_retry_reason() -> None:
     """What the parts say is what the metrics know: else it would count as `other`."""
     said = {*STATUS_REASONS.values(), "server_error", *(reason for _, reason in FAILURE_REASONS)}
     said |= {GATE_CLOSED, QUOTA_EXHAUSTED, CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET, NOT_RECORDED}

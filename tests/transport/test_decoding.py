@@ -59,14 +59,14 @@ def test_an_empty_body_is_empty_under_any_coding(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "pack200", "gzip,gzip,gzip,gzip,gzip"])
-def test_what_is_not_what_the_header_says_is_told(encoding: str) -> None:
+def test_a_body_that_does_not_match_its_coding_is_refused(encoding: str) -> None:
     with pytest.raises(UnusableResponse, match=r"cannot be decoded as|unknown|more than 4"):
         decoded(GOOD, encoding, LIMIT, 200)
 
 
 @pytest.mark.parametrize("name", ["gzip", "deflate", "deflate without its header", "br", "zstd"])
 @pytest.mark.parametrize("kept", [0.3, 0.9])
-def test_a_stream_that_ends_too_early_is_told(name: str, kept: float) -> None:
+def test_a_truncated_stream_is_reported(name: str, kept: float) -> None:
     encoding, body = FORMS[name]
     with pytest.raises(UnusableResponse):
         decoded(body[: int(len(body) * kept)], encoding, LIMIT)

@@ -166,7 +166,7 @@ async def test_bodies_of_all_sizes_arrive_whole(transport: Transport, server: Ra
     assert server.received[0].body == body
 
 
-async def test_an_unasked_response_is_given_to_nobody(transport: Transport, server: RawHttp) -> None:
+async def test_an_unsolicited_response_reaches_no_caller(transport: Transport, server: RawHttp) -> None:
     unasked = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nnobody"
     server.say(answer(200, b"first" + unasked, declared=5), answer(200, b"second"))
     assert (await post(transport, server.url)).body == b"first"
@@ -174,7 +174,7 @@ async def test_an_unasked_response_is_given_to_nobody(transport: Transport, serv
     assert server.connections == 2
 
 
-async def test_an_unasked_response_on_an_idle_connection_is_given_to_nobody(transport: Transport) -> None:
+async def test_an_unsolicited_response_on_an_idle_connection_reaches_no_caller(transport: Transport) -> None:
     """Written while the loop does not look: only the socket tells."""
     writers: list[asyncio.StreamWriter] = []
 
@@ -219,7 +219,7 @@ async def test_no_connection_older_than_the_limit_is_used_before_it_is_swept(ser
     await transport.aclose()
 
 
-async def test_what_a_caller_gets_is_its_own_when_the_connection_goes_on_at_once(
+async def test_a_reused_connection_gives_each_caller_its_own_response(
     transport: Transport,
 ) -> None:
     """The connection takes the next request before the caller of the last one has gone on."""
@@ -393,7 +393,7 @@ TRUNCATED = {
 
 
 @pytest.mark.parametrize("name", TRUNCATED)
-async def test_a_truncated_answer_is_told_from_a_whole_one(
+async def test_a_truncated_answer_differs_from_a_complete_one(
     transport: Transport, server: RawHttp, name: str
 ) -> None:
     server.say(Answer(TRUNCATED[name], end=End.CLOSE))

@@ -41,9 +41,7 @@ async def test_deliveries_stay_open_until_the_topic_takes_their_results(rig: Rig
 
 
 @pytest.mark.parametrize("status", ["PERMISSION_DENIED", "NOT_FOUND"])
-async def test_a_topic_that_is_not_for_us_nacks_at_once_and_says_when_to_come_back(
-    rig: Rig, status: str
-) -> None:
+async def test_a_forbidden_topic_nacks_at_once_with_retry_after(rig: Rig, status: str) -> None:
     """F64: repeating cannot help, so the delivery is not held; nothing is acked."""
     rig.broker.fault = refuses(status)
 

@@ -98,7 +98,7 @@ def test_it_is_gone_with_a_request_that_ends_without_an_answer(
 
 
 @pytest.mark.parametrize("payload", ["hello", '{"a":1},"id":"b"', "[1]"])
-def test_a_payload_that_is_no_json_object_is_answered_at_once(store: redis.Redis, payload: str) -> None:
+def test_an_invalid_payload_is_answered_at_once(store: redis.Redis, payload: str) -> None:
     store.set("request-payload:r:t", payload, ex=3_600)
     queue_apart(store, "r")
     result = next_result(store)

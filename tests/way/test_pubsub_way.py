@@ -51,7 +51,7 @@ async def publish(
         await asyncio.gather(*(publisher.publish(REQUEST_TOPIC, body, attributes) for body in bodies))
 
 
-async def test_a_published_request_comes_back_as_a_result_with_what_tells_duplicates(
+async def test_a_published_request_becomes_a_result_with_a_dedupe_key(
     channel: PubSubChannel,
 ) -> None:
     await publish(channel, [GUIDES_REQUEST.encode()], {"result_route": "team-a"})

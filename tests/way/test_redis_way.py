@@ -118,7 +118,7 @@ def test_invalid_utf8_is_accepted_as_the_reference_accepts_it(store: redis.Redis
     assert (result["id"], result["status_code"]) == ("u1", 200)
 
 
-def test_a_request_that_expired_in_the_queue_gets_a_result_that_says_so(store: redis.Redis) -> None:
+def test_a_request_that_expires_in_the_queue_gets_deadline_exceeded(store: redis.Redis) -> None:
     store.zadd(QUEUE, {'{"id":"old","payload":{},"deadline":1000000000}': 1_000_000_000})
 
     (result,) = results_of(store, 1)
@@ -152,7 +152,7 @@ def test_two_thousand_requests_at_once_are_all_answered_once(store: redis.Redis)
     wait_until(lambda: is_clean(store), what="no key left")
 
 
-def test_a_result_list_that_is_no_list_loses_no_result(store: redis.Redis) -> None:
+def test_a_result_list_of_another_type_loses_no_result(store: redis.Redis) -> None:
     store.set("no-result-list", "x")
     store.zadd(
         QUEUE, {'{"id":"w1","payload":{},"deadline":1999999999,"result_queue_name":"no-result-list"}': 1}
@@ -193,7 +193,7 @@ def test_an_offloaded_payload_is_read_and_deleted(store: redis.Redis) -> None:
     wait_until(lambda: store.exists(key) == 0, what="the payload's key gone")
 
 
-def test_a_payload_that_is_gone_gets_a_result_that_says_so(store: redis.Redis) -> None:
+def test_a_missing_payload_gives_payload_unavailable(store: redis.Redis) -> None:
     member, _ = apart("apart-2")
     store.zadd(QUEUE, {member: 1_999_999_999})
 

@@ -34,9 +34,7 @@ def client(stack: Stack) -> Iterator[Client]:
         yield opened
 
 
-def test_a_plain_producers_request_gets_a_list_of_its_own_and_a_result_that_says_more(
-    stack: Stack, client: Client
-) -> None:
+def test_a_plain_producers_request_gets_its_own_list_and_details(stack: Stack, client: Client) -> None:
     now = time.time()
     body = {
         "id": "plain",

@@ -116,9 +116,7 @@ def test_an_unknown_id_is_called_unknown_and_waiting_for_it_fails_at_once(
         client.wait("where-never")
 
 
-def test_a_request_that_was_not_submitted_by_a_client_cannot_be_cancelled_and_cancel_says_so(
-    stack: Stack, store: redis.Redis
-) -> None:
+def test_cancel_reports_that_a_bare_member_cannot_be_cancelled(stack: Stack, store: redis.Redis) -> None:
     bare = json.dumps({"id": "where-bare", "deadline": time.time() + 60, "payload": REFUSED})
     store.zadd("other-queue", {bare: time.time() + 60})
     shown = run(stack, "cancel", "--queue", "other-queue", "where-bare")

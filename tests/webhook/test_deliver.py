@@ -40,13 +40,13 @@ KEYS = read_secrets(SECRET, "secret")
 OTHER = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
 
-def test_the_specifications_own_example_is_signed_as_it_says() -> None:
+def test_the_specifications_example_has_its_signature() -> None:
     headers = signature_headers(KEYS, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 @pytest.mark.parametrize("text", ["", "whsec_", "whsec_###", "whsec_AAAA", "whsec_" + "A" * 200])
-def test_what_is_no_secret_is_refused_without_repeating_it(text: str) -> None:
+def test_an_invalid_secret_is_refused_without_repeating_it(text: str) -> None:
     with pytest.raises(InvalidSetting, match="--secret-file") as caught:
         read_secrets(text, "--secret-file")
     assert text in ("", "whsec_") or text not in str(caught.value)
@@ -204,7 +204,7 @@ async def test_every_result_arrives_signed_and_is_then_gone(
     assert await store.hlen("result-list:result-claimed") == 0
 
 
-async def test_what_is_not_taken_is_sent_again_under_the_same_id(
+async def test_a_refused_result_is_sent_again_under_the_same_id(
     client: AsyncClient, receiver: RawHttp, store: Redis
 ) -> None:
     await queue(store, "r")
@@ -219,7 +219,7 @@ async def test_what_is_not_taken_is_sent_again_under_the_same_id(
     assert len(receiver.received) >= 3
 
 
-async def test_what_is_never_taken_is_handed_over_in_the_end(
+async def test_a_result_that_is_never_accepted_is_given_up(
     client: AsyncClient, receiver: RawHttp, store: Redis
 ) -> None:
     await queue(store, "r")
@@ -341,7 +341,7 @@ def test_without_leave_a_named_receiver_is_https_and_public() -> None:
             read_destination(text, OTHERS, "--destination")
 
 
-async def test_the_command_delivers_what_is_there(
+async def test_the_command_delivers_waiting_results(
     receiver: RawHttp, valkey: Valkey, store: Redis, tmp_path: Path
 ) -> None:
     await queue(store, "r1", "r2")

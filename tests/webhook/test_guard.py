@@ -62,7 +62,7 @@ def test_inner_and_special_addresses_are_not_public(address: str) -> None:
         ("whsec_" + "A" * 8, "6 bytes"),
     ],
 )
-def test_a_wrong_secret_is_told_why_without_being_shown(secret: str, said: str) -> None:
+def test_an_invalid_secret_is_explained_without_being_shown(secret: str, said: str) -> None:
     with pytest.raises(InvalidSetting) as refused:
         read_secrets(secret, "WEBHOOK_SECRET_FILE")
     assert said in str(refused.value)

@@ -250,7 +250,7 @@ async def test_results_that_a_receiver_refuses_do_not_hold_up_what_it_takes(
     assert await store.llen("result-list") == bad
 
 
-async def test_what_is_refused_while_others_are_taken_is_not_tried_without_a_pause(
+async def test_a_refused_result_is_retried_with_pauses_while_others_are_accepted(
     client: AsyncClient, store: Redis
 ) -> None:
     calls: Counter[str] = Counter()
@@ -305,7 +305,7 @@ def test_memory_is_bounded_by_bytes_too_but_one_result_always_fits() -> None:
     assert room == [True, False, True]
 
 
-def test_an_event_says_when_its_result_was_made() -> None:
+def test_an_event_has_the_time_of_its_result() -> None:
     result = answered_result("r", "t", 200, b"{}")
     made = msgspec.structs.replace(result, finished_at=1_700_000_000.5)
     assert json.loads(event_body(made, 1_800_000_000.0))["timestamp"] == "2023-11-14T22:13:20.500000+00:00"

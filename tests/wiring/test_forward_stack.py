@@ -99,7 +99,7 @@ async def test_only_calls_to_the_gateway_count_as_dispatched(
 
 
 @pytest.mark.parametrize(("gates", "expected"), [((), ["sending"]), ((ClosedGate(),), [])])
-async def test_the_caller_is_told_of_sending_once_the_gates_admit(
+async def test_on_sending_is_called_once_the_gates_admit(
     poller_forward: tuple[Callable[..., Forward], Metrics], gates: tuple[Gate, ...], expected: list[str]
 ) -> None:
     build, _ = poller_forward

@@ -88,7 +88,7 @@ async def test_a_token_from_a_file_goes_along_and_may_change(
 
 
 @pytest.mark.parametrize("name", ["GATEWAY_CA_FILE", "GATEWAY_CERT_FILE"])
-def test_a_file_that_is_no_certificate_stops_the_start(tmp_path: Path, name: str) -> None:
+def test_an_invalid_certificate_file_stops_the_start(tmp_path: Path, name: str) -> None:
     (tmp_path / "x").write_text("no certificate")
     with pytest.raises(InvalidSetting, match=name):
         gateway_of(load_settings({"IGW_BASE_URL": "https://g", name: str(tmp_path / "x")}))

@@ -79,7 +79,7 @@ async def test_a_token_that_anybody_could_guess_stops_the_start() -> None:
     ("variables", "is_warned"),
     [({}, True), ({"DISPATCH_AUTH": "none"}, False), ({"DISPATCH_TOKEN": "a-token-for-the-poller"}, False)],
 )
-async def test_a_dispatch_door_that_takes_events_from_anyone_says_so(
+async def test_an_open_dispatch_door_logs_a_warning(
     variables: dict[str, str], is_warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     await Handler(load_settings(variables), "dispatch").aclose()

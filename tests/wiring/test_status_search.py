@@ -20,7 +20,7 @@ from handlers.status.page import StatusPages
 from handlers.wiring.status_page import RedisSource, open_pages, status_pages
 
 
-async def test_a_user_without_the_producers_keys_finds_what_is_queued(store: Redis, valkey: Valkey) -> None:
+async def test_a_user_without_the_producers_keys_finds_queued_requests(store: Redis, valkey: Valkey) -> None:
     body = b'{"id": "here", "deadline": %d, "payload": {}}' % (time.time() + 60)
     await store.zadd("request-sortedset", {body: time.time() + 60})
     rights = ["%R~request-sortedset*", "%R~retry-sortedset*", "%R~{async-processor}:status:*"]
@@ -50,7 +50,7 @@ async def test_a_user_without_the_producers_keys_finds_what_is_queued(store: Red
     assert [place.where for place in found.places] == ["pending"]
 
 
-def test_it_is_ready_while_redis_is_down_since_it_is_the_page_that_says_so() -> None:
+def test_the_page_is_ready_while_redis_is_down() -> None:
     source = RedisSource(load_settings({"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}))
     pages = StatusPages(source, tuple, OwnHosts("127.0.0.1"))
     first, ready = (pages.respond(Request(EnvironBuilder(path).get_environ())) for path in ("/", "/readyz"))

@@ -47,7 +47,7 @@ def test_without_a_receiver_nothing_of_it_is_loaded() -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["collector:4317", "grpc://collector:4317", "http://", "x"])
-def test_an_endpoint_that_is_no_url_stops_the_start(endpoint: str) -> None:
+def test_an_invalid_endpoint_stops_the_start(endpoint: str) -> None:
     settings = load_settings({**GATEWAY, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
     with pytest.raises(InvalidSetting, match="OTEL_EXPORTER_OTLP_ENDPOINT"):
         tracing_of(settings)

@@ -1,4 +1,4 @@
-"""`make bench-slack`: what each gate gives queued requests, and what that costs real-time traffic."""
+"""`make bench-slack`: the idle capacity that each gate uses, and its cost to real-time traffic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Found = list[tuple[Record, Figures]]
 @click.option("--together", default=4, show_default=True, help="Runs side by side; each costs little CPU.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/slack"), show_default=True)
 def main(names: tuple[str, ...], seed: int, together: int, out: Path) -> None:
-    """Run every setup (or those whose names contain one of NAMES), always beside the run without a queue."""
+    """Run every setup, or those whose names contain one of NAMES, and the run without a queue."""
     console = Console(width=200)
     chosen = [
         one for one in SETUPS if one == BASELINE or not names or any(part in one.name for part in names)
@@ -64,7 +64,7 @@ def main(names: tuple[str, ...], seed: int, together: int, out: Path) -> None:
 
 
 def table(found: Found) -> Table:
-    """For the terminal."""
+    """The table for a terminal."""
     shown = Table(title="The same real-time load for every run")
     for number, column in enumerate(COLUMNS):
         shown.add_column(column, justify="right" if number else "left")

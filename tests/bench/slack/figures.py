@@ -1,4 +1,4 @@
-"""From what a run left to its figures; all from the gateway's own witness and the real-time sender's clock."""
+"""Compute the figures of a run from the gateway's witness log and the real-time sender's clock."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tests.bench.slack.profile import Profile
 from tests.bench.slack.run import Record
 
 GRID_SECONDS = 0.05
-_SMOOTH = 10  # grid steps: half a second
-_GIVEN_WAY = 1.1  # of what the new load leaves over on average; a Poisson load swings by more than that
+_SMOOTH = 10  # steps of the grid: half a second
+_GIVEN_WAY = 1.1  # of the average that the new load leaves over; a Poisson load varies by more than that
 _REFILLED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Slots in use on a grid of `GRID_SECONDS`; `done` is what of `queued` was answered in the end."""
+    """Slots in use on a grid of `GRID_SECONDS`; `done` is the part of `queued` that finished."""
 
     capacity: list[int]
     real_time: list[int]
@@ -27,7 +27,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Parts are 0 to 1, times are seconds. None where nothing was measured."""
+    """Fractions are 0 to 1, times are seconds; None if not measured."""
 
     used: float | None
     finished: float | None
@@ -42,7 +42,7 @@ class Figures:
 
 
 def use_of(record: Record) -> Use:
-    """Who had slots when."""
+    """The slots in use by each kind of request over time."""
     steps = round(record.profile.seconds / GRID_SECONDS)
     real_time, queued, done = [0] * steps, [0] * steps, [0] * steps
     for line in record.witness:
@@ -64,7 +64,7 @@ def figures_of(record: Record) -> Figures:
     """The figures, without the first phase."""
     use, profile = use_of(record), record.profile
     warm = profile.phases[0].seconds
-    # What is under way at the end has no line yet: the longest request before the end is left out too.
+    # Requests in flight at the end have no line yet, so the longest possible request before the end is left out too.
     span = slice(round(warm / GRID_SECONDS), round((profile.seconds - 2) / GRID_SECONDS))
     idle = sum(max(0, c - r) for c, r in zip(use.capacity[span], use.real_time[span], strict=True))
     answered = [one.seconds for one in record.real_time if one.at >= warm and one.status == 200]
@@ -91,7 +91,7 @@ def _evictions(refused: Iterable[WitnessLine]) -> int:
 
 
 def _until(queued: list[int], profile: Profile, name: str, *, is_up: bool) -> float | None:
-    """Seconds from a step until the queued requests, smoothed, use what the new load leaves over."""
+    """Seconds from a step until the smoothed use of queued requests matches what the new load leaves over."""
     if all(phase.name != name for phase in profile.phases):
         return None
     at = profile.start_of(name)

@@ -1,4 +1,4 @@
-"""The real-time load: phases, and open-loop arrivals drawn from a seed. The same for every run."""
+"""The real-time load: phases, and seeded open-loop arrivals, the same for every run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ FIRST_TOKEN_SECONDS: Final = 0.3
 TOKEN_SECONDS: Final = 0.01
 TOKENS: Final = (70, 170)
 MEAN_SECONDS: Final = FIRST_TOKEN_SECONDS + TOKEN_SECONDS * sum(TOKENS) / 2
-"""A request lasts 1 to 2 s, so that a small machine's own noise is small beside it."""
+"""Mean seconds of a request; long enough that a small machine's noise does not matter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """So many seconds with real-time requests on `load` of the full pool; `capacity` is the part that is up."""
+    """A period with real-time requests on `load` of the full pool; `capacity` is the available part."""
 
     name: str
     seconds: float
@@ -26,7 +26,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Phases one after the other; figures leave out the first, in which the pool fills."""
+    """Phases in order; figures omit the first one, in which the pool fills."""
 
     phases: tuple[Phase, ...]
     slots: int = 48
@@ -40,11 +40,11 @@ class Profile:
         return [0.0, *accumulate(phase.seconds for phase in self.phases)][:-1]
 
     def start_of(self, name: str) -> float:
-        """When the first phase of that name begins."""
+        """The start of the first phase of that name."""
         return next(at for at, phase in zip(self.starts(), self.phases, strict=True) if phase.name == name)
 
     def at(self, seconds: float) -> Phase:
-        """The phase at a time."""
+        """The phase at that time."""
         found = self.phases[0]
         for begins, phase in zip(self.starts(), self.phases, strict=True):
             if seconds >= begins:
@@ -52,7 +52,7 @@ class Profile:
         return found
 
     def capacity_at(self, seconds: float) -> int:
-        """Slots that are up."""
+        """The available slots at that time."""
         return round(self.slots * self.at(seconds).capacity)
 
 
@@ -73,7 +73,7 @@ SHORT: Final = Profile((Phase("fill", 1.5, 0.25), Phase("step down", 3.5, 0.25))
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A real-time request: when, from the start, and how long its answer is."""
+    """A real-time request: its start, and the length of its answer."""
 
     at: float
     tokens: int

@@ -1,4 +1,4 @@
-"""The table and the picture of several runs."""
+"""The table and the chart of several runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLUMNS = (
 
 
 def rows_of(found: Sequence[tuple[Record, Figures]]) -> list[list[str]]:
-    """A row for each run; the p99 beside that of the run without a queue."""
+    """A row for each run; its p99 is compared with the run without a queue."""
     baseline = next((figures.p99 for record, figures in found if not record.setup.has_queue), 0.0)
     return [_row(record, figures, baseline) for record, figures in found]
 
@@ -64,14 +64,14 @@ def _seconds(value: float | None) -> str:
 
 
 def markdown(found: Sequence[tuple[Record, Figures]]) -> str:
-    """The table for docs."""
+    """The table for `docs/gates.md`."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows_of(found)]
     return "\n".join(lines) + "\n"
 
 
 def draw(records: Sequence[Record], path: Path) -> None:
-    """Pool use over time, real-time and queued stacked, a panel for each run."""
+    """Draw pool use over time, real-time and queued requests stacked, one panel per run."""
     import matplotlib  # noqa: PLC0415 - takes seconds, and only the picture needs it
 
     matplotlib.use("Agg")

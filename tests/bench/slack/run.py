@@ -38,7 +38,7 @@ _SETTLE_SECONDS = 0.2  # the witness writes every 50 ms
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one run left: the gateway's own witness, the real-time answers, and the queue's results."""
+    """The records of one run: the gateway's witness, the real-time answers, the queue's results."""
 
     setup: Setup
     profile: Profile
@@ -56,7 +56,7 @@ class _Parts:
 
 
 def run(setup: Setup, profile: Profile, seed: int) -> Record:
-    """Run one setup in processes of its own; takes as long as the profile, and a few seconds."""
+    """Run one setup in its own processes; takes as long as the profile, plus a few seconds."""
     with _running(setup, profile) as parts:
         return asyncio.run(_measure(setup, profile, seed, parts))
 

@@ -1,4 +1,4 @@
-"""What is compared: every gate with its sensible settings, on a plain gateway and on one with priorities."""
+"""The compared setups: every gate with sensible settings, for a plain gateway and one with priorities."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TENANT: Final = "team-a"
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One run. `gate` makes type and parameters from what the run knows (`Addresses`).
+    """One run; `gate` builds type and parameters from the run's `Addresses`.
 
-    `has_priorities`: the gateway lets queued requests go first when real-time ones need their slots.
-    `controller` names the outside controller that the gate obeys.
+    With `has_priorities`, the gateway evicts queued requests when real-time ones need their slots. `controller` names
+    the outside controller that the gate follows.
     """
 
     name: str
@@ -139,12 +139,12 @@ PRIORITIES: Final = (
     ),
 )
 PICTURED: Final = (BASELINE, NO_GATE, SCRAPED_SHARE, HELD_BACK, PRIORITIES[0], RECOMMENDED)
-"""What the README shows."""
+"""The setups in the README's chart."""
 SETUPS: Final = (*PLAIN, *PRIORITIES)
 
 
 def filled(value: Any, addresses: Mapping[str, str]) -> Any:
-    """`value` with `{name}` replaced by addresses, however deep."""
+    """`value` with `{name}` replaced by addresses, at any depth."""
     if isinstance(value, str):
         for name, address in addresses.items():
             value = value.replace("{" + name + "}", address)

@@ -1,4 +1,4 @@
-"""What meets at the gateway: real-time requests in an open loop, a deep queue, the pool's outages, a controller."""
+"""The traffic of a run: real-time requests in an open loop, a deep queue, outages, a controller."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.waiting import elapse_async
 QUEUE, RESULTS = "request-sortedset", "result-list"
 FAR_SECONDS = 3_600
 URGENT_SECONDS = 20.0
-"""Some requests have this long from submission to deadline."""
+"""Seconds from submission to deadline of the urgent requests."""
 _STEER_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class RealTime:
-    """One real-time request: when it was due from the start, how long it took, what came."""
+    """One real-time request: its planned start, its duration, and its status."""
 
     at: float
     seconds: float
@@ -32,7 +32,7 @@ class RealTime:
 
 
 class RealTimeLoad:
-    """Sends each arrival at its time, whatever became of those before; `in_flight` is what is under way."""
+    """Sends each arrival at its time, independent of earlier ones; `in_flight` are unfinished."""
 
     def __init__(self, gateway_url: str, session: aiohttp.ClientSession) -> None:
         self._url = f"{gateway_url}/v1/completions"
@@ -53,7 +53,7 @@ class RealTimeLoad:
         try:
             async with self._session.post(self._url, json=payload, headers=headers) as response:
                 await response.read()
-                # From when it was due: a sender that is late must not hide a wait.
+                # From the planned start, so that a late sender does not hide a wait.
                 taken = time.time() - started_at - arrival.at
                 self.seen.append(RealTime(arrival.at, taken, response.status))
         finally:
@@ -61,7 +61,7 @@ class RealTimeLoad:
 
 
 def queued_body(number: int, deadline: float) -> bytes:
-    """A request for the queue; lengths go through the same range as the real-time ones."""
+    """A request for the queue; its lengths have the same range as the real-time ones."""
     tokens = TOKENS[0] + number * 37 % (TOKENS[1] - TOKENS[0] + 1)
     return msgspec.json.encode(
         {
@@ -75,7 +75,7 @@ def queued_body(number: int, deadline: float) -> bytes:
 
 
 async def fill_queue(redis: Redis, count: int) -> None:
-    """A deep queue with time."""
+    """Fill the queue with requests that have late deadlines."""
     deadline = int(time.time()) + FAR_SECONDS
     for begin in range(0, count, 1_000):
         bodies = [queued_body(number, deadline) for number in range(begin, min(count, begin + 1_000))]
@@ -83,7 +83,7 @@ async def fill_queue(redis: Redis, count: int) -> None:
 
 
 async def submit_urgent(redis: Redis, first: int, until_at: float) -> None:
-    """One request a second that must be answered soon."""
+    """Submit one request per second with a short deadline."""
     number = first
     while time.time() < until_at:
         deadline = time.time() + URGENT_SECONDS
@@ -95,7 +95,7 @@ async def submit_urgent(redis: Redis, first: int, until_at: float) -> None:
 async def change_capacity(
     session: aiohttp.ClientSession, gateway_url: str, profile: Profile, started_at: float
 ) -> None:
-    """Take slots from the pool and give them back, as the phases say."""
+    """Remove slots from the pool and add them again, as the phases say."""
     for begins, phase in zip(profile.starts(), profile.phases, strict=True):
         await elapse_async(started_at + begins - time.time(), "the phases are timed")
         wanted = {"capacity": round(profile.slots * phase.capacity)}
@@ -106,7 +106,7 @@ async def change_capacity(
 async def steer(
     redis: Redis, controller: str, load: RealTimeLoad, profile: Profile, started_at: float
 ) -> None:
-    """An outside controller that knows the real-time load: writes what it leaves over, until cancelled."""
+    """An outside controller that knows the real-time load and writes the rest until cancelled."""
     while True:
         slots = profile.capacity_at(time.time() - started_at)
         left = max(0.0, slots - load.in_flight) / profile.slots

@@ -233,7 +233,7 @@ async def test_closing_ends_a_fetch_that_hangs(server: KeyServer, clock: Clock) 
         ({"Cache-Control": "max-age=9999999999999"}, 86_400),
     ],
 )
-def test_freshness_is_what_the_server_says_within_bounds(headers: dict[str, str], seconds: float) -> None:
+def test_freshness_follows_the_server_within_bounds(headers: dict[str, str], seconds: float) -> None:
     assert fresh_seconds(headers) == seconds
 
 

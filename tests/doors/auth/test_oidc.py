@@ -205,7 +205,7 @@ async def test_a_known_token_is_refused_once_it_has_expired(identity: PushIdenti
     assert await identity.check(good) == Refusal(401, "token expired")
 
 
-async def test_a_token_of_ten_years_is_looked_at_again_every_hour(
+async def test_a_long_lived_token_is_verified_again_every_hour(
     identity: PushIdentity, server: KeyServer, clock: Clock
 ) -> None:
     """A key that Google withdrew must not let anyone in for as long as a token says."""

@@ -49,7 +49,7 @@ async def walked(given: Delivery, outcome: Outcome | None = None) -> Answer:
     return await handle(DOOR, given, forward)
 
 
-async def test_extensions_say_what_the_poller_knows() -> None:
+async def test_extensions_carry_the_pollers_data() -> None:
     request = await decoded(
         delivery(
             type=REQUEST_TYPE,
@@ -188,7 +188,7 @@ async def test_only_the_pollers_events_are_answered_past_the_sink(
 @pytest.mark.parametrize(
     ("reason", "status"), [("rejected", 429), ("unavailable", 503), ("timeout", 503), ("connect", 503)]
 )
-async def test_a_retry_says_when_why_and_what_the_gateway_said_last(reason: str, status: int) -> None:
+async def test_a_retry_has_delay_reason_and_last_response(reason: str, status: int) -> None:
     answer = await walked(delivery(), Retry(2.3456, reason, LastResponse(503, b"busy\xff")))
     assert answer.status_code == status
     assert (answer.headers["retry-after"], answer.headers["x-async-processor-outcome"]) == ("3", "retry")
@@ -221,7 +221,7 @@ async def test_a_body_without_an_id_is_a_plain_400_in_one_line(body: bytes) -> N
 
 
 @pytest.mark.parametrize("missing", sorted(BINARY))
-async def test_what_is_no_event_is_a_400_that_names_the_attribute(missing: str) -> None:
+async def test_an_invalid_event_gets_a_400_that_names_the_attribute(missing: str) -> None:
     headers = [(n.encode(), v.encode()) for n, v in BINARY.items() if n != missing]
     answer = await walked(Delivery(headers, BODY))
     assert answer.status_code == 400
@@ -238,7 +238,7 @@ HEADERS = st.lists(
 
 
 @given(headers=HEADERS, is_whole=st.booleans(), body=STRANGE.map(text) | broken() | st.binary(max_size=40))
-async def test_no_delivery_crashes_or_is_brought_again_for_ever(
+async def test_no_delivery_crashes_or_is_redelivered_indefinitely(
     headers: Any, is_whole: bool, body: bytes
 ) -> None:
     """F70: every stranger's delivery ends in 200 or 400; a 5xx would come back for ever."""
@@ -247,7 +247,7 @@ async def test_no_delivery_crashes_or_is_brought_again_for_ever(
     assert answer.status_code in (200, 400)
 
 
-async def test_the_pollers_event_says_how_much_time_is_left_whatever_the_clocks_say() -> None:
+async def test_the_pollers_event_carries_the_time_left_independent_of_clocks() -> None:
     """A handler two hours ahead would find every deadline passed."""
     door = DispatchDoor(max_request_bytes=10_000, clock=lambda: 5e9)
     for event, deadline in (

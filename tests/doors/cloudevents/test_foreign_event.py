@@ -32,7 +32,7 @@ def filled(data: bytes, fields: EventFields, headers: dict[str, str] | None = No
 ALL = EventFields("id", "team", "due", 60.0)
 
 
-def test_what_the_data_says_wins() -> None:
+def test_fields_of_the_data_win() -> None:
     found = filled(WHOLE, ALL, due="99")
     assert (found["id"], found["deadline"], found["metadata"]) == ("own", 5, {"userid": "me"})
 
@@ -71,7 +71,7 @@ def test_a_header_can_be_the_source_of_a_field() -> None:
         ({"due": "2023-11-14t22:13:20.000000000z"}, NOW),
     ],
 )
-def test_a_deadline_is_said_or_follows_from_the_events_time(
+def test_a_deadline_is_given_or_follows_from_the_events_time(
     extensions: dict[str, str], expected: float
 ) -> None:
     assert filled(b'{"id":"a","payload":{}}', ALL, None, **extensions)["deadline"] == expected
@@ -79,7 +79,7 @@ def test_a_deadline_is_said_or_follows_from_the_events_time(
 
 @pytest.mark.parametrize("due", ["soon", "2023-11-14T22:13:20", "1h", "nan", "inf", "1e999", "23:59:60Z"])
 @pytest.mark.parametrize("name", ["due", "time"])
-def test_a_deadline_that_is_no_time_is_an_invalid_request_with_its_id(due: str, name: str) -> None:
+def test_an_invalid_deadline_is_an_invalid_request_with_its_id(due: str, name: str) -> None:
     """It is known whose result it is: no dead letter without one."""
     body = as_request(event(b'{"id":"a","payload":{}}', **{name: due}), Delivery([], b""), ALL, NOW)
     with pytest.raises(InvalidRequest, match="deadline") as caught:

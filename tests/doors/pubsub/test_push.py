@@ -307,7 +307,7 @@ async def test_a_dead_lettered_delivery_is_a_final_result_without_another_attemp
     assert "5 deliveries" in result.error_message
 
 
-async def test_a_frame_that_is_no_push_is_a_400(publisher: Publisher, broker: PubSubBroker) -> None:
+async def test_an_invalid_push_frame_gets_a_400(publisher: Publisher, broker: PubSubBroker) -> None:
     assert (await Door(publisher).raw(b'{"message":{"data":"%%%"}}')).status_code == 400
     assert broker.published == []
 

@@ -76,7 +76,7 @@ def test_the_time_of_publication_is_read_where_it_is_one(published: Any, seconds
         (None, None, None),
     ],
 )
-def test_a_request_was_created_when_it_says_and_within_that_second_when_it_was_published(
+def test_created_gets_its_fraction_from_the_publish_time(
     said: float | None, published_at: float | None, created: float | None
 ) -> None:
     assert Push(b"", published_at=published_at).created(said) == created
@@ -178,7 +178,7 @@ def test_a_broken_frame_is_named(frame: Any, field: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"\xff", b"{" * 9_000, b"not json"])
-def test_what_is_no_frame_at_all_is_a_requests_body(body: bytes) -> None:
+def test_an_unwrapped_push_with_any_body_is_a_request(body: bytes) -> None:
     """An unwrapped push of a broken request gets a record, not an endless redelivery."""
     assert decode_push(pushed(body), "unwrapped").body == body
     assert refused(pushed(body)).field == "push"

@@ -82,7 +82,7 @@ KNOWN |= {"trace_id": TRACE.trace_id, "span_id": TRACE.span_id}
     ],
     ids=["retry", "failed", "expired"],
 )
-def test_a_line_says_whose_what_why_and_how_long(outcome: Outcome, said: dict[str, Any]) -> None:
+def test_a_line_has_id_outcome_reason_and_duration(outcome: Outcome, said: dict[str, Any]) -> None:
     (line,) = lines_of(outcome)
     wanted = KNOWN | said
     assert {name: line.get(name) for name in wanted} == wanted
@@ -91,13 +91,13 @@ def test_a_line_says_whose_what_why_and_how_long(outcome: Outcome, said: dict[st
 GOOD = Answered(answered_result("me@example.com", "", 200, b"a secret"))
 
 
-def test_a_success_is_for_who_looks_closely() -> None:
+def test_a_success_is_logged_at_debug() -> None:
     assert lines_of(GOOD) == []
     (line,) = lines_of(GOOD, LOG_LEVEL="debug")
     assert (line["outcome"], line["severity"]) == ("success", "DEBUG")
 
 
-def test_ids_are_hashed_where_the_settings_say_so() -> None:
+def test_ids_are_hashed_if_configured() -> None:
     (line,) = lines_of(GOOD, LOG_LEVEL="debug", LOG_HASH_IDS="true")
     assert line["id"] == hashed_id("me@example.com")
     assert "example.com" not in json.dumps(line)

@@ -73,13 +73,13 @@ def code(outcome: Outcome) -> str:
 
 
 @pytest.mark.parametrize("created", [None, 99, 100])
-async def test_what_was_cancelled_before_it_came_is_not_sent(bench: Bench, created: int | None) -> None:
+async def test_a_request_cancelled_before_its_arrival_is_not_sent(bench: Bench, created: int | None) -> None:
     bench.cancelled_at["a"] = 100.5
     assert code(await bench.forward.forward(request(created=created), NO_OPTIONS)) == ErrorCode.CANCELLED
     assert bench.started == []
 
 
-async def test_what_was_submitted_after_the_cancellation_runs(bench: Bench) -> None:
+async def test_a_submission_after_the_cancellation_runs(bench: Bench) -> None:
     bench.cancelled_at["a"] = 100.5
     task = await bench.begin(request(created=101))
     await bench.forward.look()
@@ -87,7 +87,7 @@ async def test_what_was_submitted_after_the_cancellation_runs(bench: Bench) -> N
     assert await task == ANSWERED
 
 
-async def test_what_is_cancelled_in_flight_ends_and_all_else_goes_on(bench: Bench) -> None:
+async def test_a_cancelled_request_in_flight_ends_and_others_continue(bench: Bench) -> None:
     first, second = await bench.begin(request()), await bench.begin(request("b"))
     bench.cancelled_at["a"] = 100.5
     await bench.forward.start()
@@ -107,7 +107,7 @@ async def test_all_that_is_under_way_is_looked_up_in_one_call(bench: Bench) -> N
     assert bench.lookups == [["a", "b", "c"]]
 
 
-async def test_whoever_ends_it_for_another_reason_ends_it(bench: Bench) -> None:
+async def test_a_cancellation_for_another_reason_ends_the_task(bench: Bench) -> None:
     task = await bench.begin(request())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -115,7 +115,7 @@ async def test_whoever_ends_it_for_another_reason_ends_it(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("pause_seconds", "stops"), [(cancellable.END_AGAIN_SECONDS, 1), (0.0, 2)])
-async def test_what_is_ending_is_ended_again_only_after_a_while(
+async def test_an_ending_task_is_cancelled_again_only_after_a_while(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, pause_seconds: float, stops: int
 ) -> None:
     """It may be giving back what a gate had reserved for it; and who publishes its result must not be ended."""
@@ -151,7 +151,7 @@ async def test_what_is_ending_is_ended_again_only_after_a_while(
     assert (code(outcome), still_cancelling) == (ErrorCode.CANCELLED, 0)
 
 
-async def test_while_the_redis_is_down_all_goes_on(bench: Bench) -> None:
+async def test_all_continues_while_redis_is_down(bench: Bench) -> None:
     bench.is_down = True
     task = await bench.begin(request())
     await bench.forward.look()

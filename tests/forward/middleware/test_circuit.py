@@ -134,14 +134,14 @@ def test_it_knows_which_requests_have_just_failed() -> None:
     assert not rig.circuit.has_just_failed(1)
 
 
-def test_refusals_for_load_say_nothing() -> None:
+def test_refusals_for_load_do_not_count_as_failures() -> None:
     rig = Rig()
     for _ in range(1_000):
         assert rig.call(fails=None)
     assert rig.states == []
 
 
-def test_probes_that_nobody_answers_do_not_pile_up() -> None:
+def test_unanswered_probes_are_bounded() -> None:
     rig = Rig()
     rig.open()
     entered = 0

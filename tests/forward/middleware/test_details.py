@@ -40,7 +40,7 @@ async def attempted(outcome: Outcome, seconds: float) -> Outcome:
     return await timed(attempt, lambda: next(times))()
 
 
-async def test_an_answer_tells_how_it_came_about() -> None:
+async def test_an_answer_has_details() -> None:
     outcome = await attempted(answer(USED), 2.5)
     assert isinstance(outcome, Answered)
     result = detailed(outcome.result, REQUEST, NOW)
@@ -103,7 +103,7 @@ def test_a_result_without_an_attempt_counts_those_before() -> None:
     assert (result.attempts, result.queue_seconds, result.usage) == (2, 100.0, None)
 
 
-def test_what_is_not_known_is_not_written() -> None:
+def test_unknown_fields_are_not_written() -> None:
     request = Request(id="a", deadline=2_000.0, payload=b"{}")
     text = encode_result(detailed(answer(b"no json", 404).result, request, NOW))
     assert msgspec.json.decode(text) == {
@@ -115,7 +115,7 @@ def test_what_is_not_known_is_not_written() -> None:
 
 
 @pytest.mark.parametrize("body", [b"\xff\x00\xfe", "\ufffd and \xe9".encode(), b"{}"], ids=repr)
-def test_bytes_that_are_no_text_are_kept_beside_it(body: bytes) -> None:
+def test_binary_bodies_are_also_kept_as_base64(body: bytes) -> None:
     result = answered_result("a", "", 200, body, keeps_bytes=True)
     kept = base64.b64decode(result.payload_base64) if result.payload_base64 else result.payload.encode()
     assert kept == body

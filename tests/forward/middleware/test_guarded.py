@@ -82,7 +82,7 @@ def guarded(gateway: Gateway, guards: Guards | None = None) -> GuardedForward:
         (Retry(1.0, CIRCUIT_OPEN), True),
     ],
 )
-def test_what_an_outcome_says_of_the_gateway(outcome: Outcome, verdict: bool | None) -> None:
+def test_which_outcomes_count_as_gateway_failures(outcome: Outcome, verdict: bool | None) -> None:
     assert has_failed(outcome) is verdict
 
 
@@ -147,7 +147,7 @@ async def test_a_retry_that_could_only_come_too_late_is_final() -> None:
     assert outcome.result.error_code == ErrorCode.DEADLINE_EXCEEDED
 
 
-async def test_what_is_given_up_leaves_its_place() -> None:
+async def test_an_abandoned_publish_frees_its_place() -> None:
     async def for_ever(_request: Request, _options: AttemptOptions) -> Outcome:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")

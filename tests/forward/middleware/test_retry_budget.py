@@ -47,7 +47,7 @@ def test_where_nothing_is_answered_one_retry_a_second_is_left() -> None:
     assert 59 <= spent <= 60
 
 
-def test_what_is_saved_has_a_limit() -> None:
+def test_saved_retries_are_limited() -> None:
     time = Time()
     budget = RetryBudget(0.25, time)
     time.now = 1e6

@@ -100,7 +100,7 @@ async def test_a_final_error_is_named(tracing: Tracing, receiver: OtlpReceiver) 
     assert receiver.spans[0].attributes["error.category"] == "GATE_DROPPED"
 
 
-async def test_a_retry_says_which_span_it_comes_from_and_the_next_attempt_links_to_it(
+async def test_a_retry_carries_its_span_and_the_next_attempt_links_to_it(
     tracing: Tracing, receiver: OtlpReceiver
 ) -> None:
     retry = await traced(tracing, Retry(1.5, "rejected"))
@@ -115,7 +115,9 @@ async def test_a_retry_says_which_span_it_comes_from_and_the_next_attempt_links_
     assert receiver.named(RE_ENQUEUE)[0].attributes["retry.delay_seconds"] == 1.5
 
 
-async def test_only_who_queues_again_says_so(tracing: Tracing, receiver: OtlpReceiver) -> None:
+async def test_only_a_repeated_submission_is_marked_as_repeated(
+    tracing: Tracing, receiver: OtlpReceiver
+) -> None:
     async def forward(_request: Request, _options: AttemptOptions) -> Outcome:
         return Retry(1.0, "rejected")
 
@@ -144,7 +146,7 @@ async def test_the_trace_is_current_until_the_requests_task_ends(
     assert found.trace_id == receiver.spans[0].trace_id
 
 
-async def test_a_receiver_that_is_gone_holds_nobody_up() -> None:
+async def test_a_receiver_that_is_gone_delays_no_other() -> None:
     tracing = Tracing(TracingOptions("http://127.0.0.1:9", "service", "1"))
     await traced(tracing, ANSWERED)
     await asyncio.wait_for(tracing.aclose(), 60)

@@ -75,7 +75,7 @@ def test_the_uri_is_the_forms_url_and_the_other_fields_go_along() -> None:
     }
 
 
-def test_what_is_no_text_goes_as_the_json_that_it_is_and_null_as_nothing() -> None:
+def test_form_fields_are_unchanged_json_and_null_is_empty() -> None:
     numbers = b'"n":1.50,"big":123456789012345678901234567890,"far":1e400'
     payload = b'{"gcs_uri":"gs://b/x",' + numbers + b',"l":[1.0, {"a": 2}],"z":null}'
     body = TRANSFORM.body(Request(id="a", deadline=DEADLINE, payload=payload, metadata={"provider": "gcs"}))

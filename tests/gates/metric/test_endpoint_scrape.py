@@ -115,7 +115,7 @@ async def test_a_page_without_the_metric_uses_absent_value(
         assert bool(built.state().on_missing) is ("absent_value" not in params)
 
 
-async def test_an_outage_of_the_page_is_told_once_and_its_end_too(
+async def test_start_and_end_of_an_outage_of_the_page_are_logged_once(
     exporter: Exporter, from_pages: GateSources, log: ReadableLog
 ) -> None:
     exporter.set(WAITING, 0.5)

@@ -61,7 +61,7 @@ async def test_the_new_name_wins_where_both_are_exported(
         await until_budget(built, 0.6, "0.8 - 0.2")
 
 
-async def test_a_namespace_keeps_pools_of_one_name_apart(
+async def test_a_namespace_separates_pools_of_the_same_name(
     from_prometheus: GateSources, routers: Routers, pool: str
 ) -> None:
     routers[0].set(NEW_SATURATION, 0.7, inference_pool=pool, namespace="a")
@@ -163,7 +163,7 @@ async def test_the_budget_closes_at_the_baseline_and_knows_the_old_names(
         await until_budget(built, 0.5, "1 - 45 / 100 - 0.05")
 
 
-async def test_a_budget_without_any_source_is_closed_unless_told_otherwise(
+async def test_a_budget_without_a_source_is_closed_by_default(
     from_prometheus: GateSources, routers: Routers, pool: str
 ) -> None:
     routers[0].set(NEW_READY, 0, name=pool)
@@ -234,7 +234,7 @@ def test_a_gate_is_closed_until_it_has_started(from_prometheus: GateSources) -> 
     assert (built.budget(), built.shares()[0].part, built.room()) == (0.0, 0.0, 0)
 
 
-async def test_headroom_is_told_to_the_pool_only_while_there_is_a_reading(
+async def test_headroom_applies_only_while_there_is_a_reading(
     from_prometheus: GateSources,
 ) -> None:
     params = {"query": "vector(0.5)", "budget_means": "headroom"}

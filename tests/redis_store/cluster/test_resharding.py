@@ -106,7 +106,7 @@ def _ack_of(claim: Claim) -> Ack:
 
 
 @pytest.mark.parametrize("window_seconds", [0, 60])
-async def test_a_slot_that_moves_to_a_new_node_stops_nobody(cluster: Cluster, window_seconds: int) -> None:
+async def test_a_slot_that_moves_to_a_new_node_stops_no_poller(cluster: Cluster, window_seconds: int) -> None:
     options = ClientOptions(queue=QUEUE, results=RESULTS, idempotent_window_seconds=window_seconds)
     async with (
         contextlib.aclosing(connect(RedisOptions(cluster.url, timeout_seconds=5))) as redis,

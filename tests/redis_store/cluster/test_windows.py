@@ -287,7 +287,7 @@ async def test_a_queue_of_another_type_is_refused_and_leaves_no_marker(queue: Qu
     assert await queue.text(submitted_key(name)) is None
 
 
-async def test_the_client_tells_the_state_of_the_first_submission(cluster: Cluster, queue: Queue) -> None:
+async def test_the_client_returns_the_state_of_the_first_submission(cluster: Cluster, queue: Queue) -> None:
     options = ClientOptions(queue=queue.name, idempotent_window_seconds=WINDOW)
     async with AsyncClient.for_redis(cluster.url, options) as client:
         first = await client.submit({"a": 1}, deadline=queue.deadline)

@@ -115,7 +115,7 @@ async def test_a_stale_owner_can_neither_renew_nor_abandon_nor_finish(redis: Red
     assert await records.begin(key, "c") == AlreadyAnswered(b"live")
 
 
-async def test_an_answer_after_a_lease_that_nobody_took_over_counts(redis: Redis, key: str) -> None:
+async def test_an_answer_after_an_expired_lease_counts_without_a_new_owner(redis: Redis, key: str) -> None:
     records = DeliveryRecords(redis)
     await records.begin(key, "a")
     await redis.pexpire(key, 0)

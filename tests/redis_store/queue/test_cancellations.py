@@ -57,7 +57,7 @@ class Clock:
         (b"r\0d01e3c04-000000000123", None),
     ],
 )
-def test_a_tokens_end_tells_its_place_if_it_is_our_clients(key: bytes, score: float | None) -> None:
+def test_our_clients_tokens_end_with_their_sequence(key: bytes, score: float | None) -> None:
     assert Cancellation(key, 50).score() == score
 
 
@@ -258,7 +258,7 @@ async def test_cancellations_of_other_producers_are_put_into_the_list(store: Red
     assert not {b"s\0new", b"s\0old", b"over\0t"} & {one.key for one in told}
 
 
-async def test_a_sweep_tells_nothing_twice_and_two_pollers_do_not_sweep_at_once(store: Redis) -> None:
+async def test_a_sweep_reports_each_cancellation_once_and_runs_in_one_poller(store: Redis) -> None:
     await marked(store, "r", "t", "t")
     first, second = ForeignCancellations(store), ForeignCancellations(store)
     await store.set(SWEPT, "another poller")

@@ -50,7 +50,7 @@ async def test_a_retry_returns_to_the_queue_it_names(bench: Bench) -> None:
         envelope("r", "t", enqueue_seq=float("nan")),
     ],
 )
-async def test_a_malformed_member_reaches_a_poller_and_holds_nobody_up(bench: Bench, member: bytes) -> None:
+async def test_a_malformed_member_delays_no_other(bench: Bench, member: bytes) -> None:
     await _retry(bench, member, 1)
     await _retry(bench, envelope("behind it"), 2)
 

@@ -226,13 +226,13 @@ async def test_a_result_list_of_another_type_does_not_lose_the_result(bench: Ben
     assert await bench.all_keys() == {bench.results, "no-list"}
 
 
-async def test_an_expiry_in_the_past_deletes_nobodys_results(bench: Bench) -> None:
+async def test_an_expiry_in_the_past_deletes_no_results(bench: Bench) -> None:
     claim = await bench.claimed(body("r"))
     assert await bench.queue.ack([bench.ack_of(claim, result_ttl_seconds=-1)]) == [True]
     assert await bench.result_texts() == [b"result"]
 
 
-async def test_a_list_that_the_acl_refuses_holds_up_nobody(bench: Bench) -> None:
+async def test_a_list_that_the_acl_refuses_delays_no_other_result(bench: Bench) -> None:
     """A request that names a list which is not for us: its batch is recorded, its own result in the default list."""
     own = [f"{bench.queue_name}*", bench.results, "request-*"]
     await bench.redis.acl_setuser("poller", enabled=True, passwords=["+p"], keys=own, categories=["+@all"])
