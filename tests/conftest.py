@@ -1,4 +1,4 @@
-"""What all tests share: the servers, one of each kind for a test process, and how hypothesis searches."""
+"""Shared by all tests: one server of each kind per test process, and hypothesis' settings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SHARING = ("monitoring", "status", "way")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a module that shares a stack to one test process: each of them would start another one."""
+    """Run a module that shares a stack in one test process, as each process would start another stack."""
     for item in items:
         if item.path.parent.name in _SHARING and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
@@ -57,10 +57,10 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Clear away what a failed test left open, without a word: else the next one would fail for it too.
+    """Clear silently what a failed test left open; otherwise the next test would fail too.
 
-    A failure keeps its frames, and these the sockets in them, until garbage is collected, in whatever test that
-    is. What a test leaves open that passed still fails.
+    A failure keeps its frames, and their sockets, until the garbage collection, which may happen in another test. A
+    passed test that leaves something open still fails.
     """
     result = yield
     if item.stash.get(_HAS_FAILED, False):

@@ -1,4 +1,4 @@
-"""No key leaks: whatever a test leaves in Redis is in the table of `handlers.redis_store.keys`, or expires."""
+"""Keys left in Redis by a test are in the table of `handlers.redis_store.keys`, or expire."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from handlers.redis_store.keys import queue_keys
 async def leaked_keys(
     store: Redis, queues: Sequence[str], lists: Sequence[str], retry_queue_name: str = "retry-sortedset"
 ) -> list[str]:
-    """Keys that should not be there once every request has its result, with their type.
+    """Keys, with their types, that must not exist once every request has its result.
 
-    What may stay: the result lists (their reader empties them), the dead letters, and what expires.
+    Result lists (their readers empty them), dead letters and expiring keys may stay.
     """
     may_stay = {retry_queue_name, *lists, *(queue_keys(queue).dead for queue in queues)}
     leaked = []
@@ -26,7 +26,7 @@ async def leaked_keys(
 
 
 async def claims_left(store: Redis, queue: str) -> dict[str, int]:
-    """The sizes of the three keys of claims that are not empty; `{}` where nobody holds anything."""
+    """The sizes of the keys of claims that are not empty; `{}` without claims."""
     keys = queue_keys(queue)
     sizes = {
         keys.claimed: await store.hlen(keys.claimed),

@@ -1,4 +1,4 @@
-"""When to try again: bounds at every attempt, inside every deadline, whatever the gateway asks for."""
+"""Delays between attempts are bounded, within the deadline, for any hint of the gateway."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 async def swallowing(reached: asyncio.Event, *, error: Exception | None = None) -> str:
-    """As the Redis library now and then does: a cancellation becomes a reply, or a connection error."""
+    """Like the Redis library sometimes: a cancellation becomes a reply or a connection error."""
     reached.set()
     try:
         await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""A followed clock tells another computer's time, whatever the local clock does."""
+"""A followed clock shows another computer's time, whatever the local clock shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Time:
         self.local = local
 
     def pass_by(self, seconds: float) -> None:
-        """Both go on."""
+        """Advance both clocks."""
         self.steady += seconds
         self.local += seconds
 
@@ -62,7 +62,7 @@ def test_a_server_whose_clock_is_set_is_followed_at_once() -> None:
 
 
 def test_the_latest_time_in_a_message_counts() -> None:
-    """Messages are under way for some time: none proves an earlier time than another one did."""
+    """Messages are delayed: none proves an earlier time than a previous one."""
     time = Time(local=5_000.0)
     clock = time.followed()
     clock.observe_sent(1_000.0)

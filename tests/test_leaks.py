@@ -1,4 +1,4 @@
-"""What a failed test leaves open is its own affair: the tests after it are judged for themselves."""
+"""Resources that a failed test leaves open do not fail the tests after it."""
 
 from __future__ import annotations
 

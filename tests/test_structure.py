@@ -1,4 +1,4 @@
-"""The rules of the house that no other tool checks: sizes, names, docstrings, sleeps, reasons."""
+"""Rules that no other tool checks: sizes, names, docstrings, sleeps, comments' reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting ends when it should, and says what it waited for when it should not have had to."""
+"""Waiting ends in time, and a timeout names the expected event."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Another processor on the same queue, with code of its own: what the claim protocol says, and no more.
+"""Another processor on the same queue, written only from the claim protocol.
 
-Imports nothing of the product. Claims, renews, acks, nacks, promotes and reclaims as the published protocol has it, and
-heeds cancellations, payloads stored apart, result lists of a request's own, and the order of submission.
-`python second_consumer.py REDIS_URL QUEUE GATEWAY_URL drops|keeps` runs until it is killed. `keeps`: it holds on to its
-claim while a request waits for a retry, and takes it over when that comes back, as newer versions of the reference do.
+It imports nothing of the product. It claims, renews, acks, nacks, promotes and reclaims like the published protocol,
+and supports cancellations, offloaded payloads, result lists per request, and the order of submission. `python
+second_consumer.py REDIS_URL QUEUE GATEWAY_URL drops|keeps` runs until it is killed. With `keeps`, it keeps its claim
+while a request waits for a retry and takes it over afterwards, like newer versions of the reference.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ return 1
 
 
 class Taken:
-    """A member, read: bare, or the envelope around a body."""
+    """A decoded member: bare, or an envelope around a body."""
 
     def __init__(self, member: bytes) -> None:
         fields = json.loads(member)
@@ -89,19 +89,19 @@ class Taken:
 
     @property
     def score(self) -> float:
-        """The deadline, and the place among equal ones."""
+        """The deadline plus the place among equal deadlines."""
         place = min(int(self.internal.get("enqueue_seq") or 0), 2**21 - 1)
         return float(self.body["deadline"]) + place / 2**21
 
     def again(self, queue: str) -> str:
-        """What waits in the retry set."""
+        """The member for the retry set."""
         count = int(self.internal.get("retry_count") or 0) + 1
         internal = {**self.internal, "retry_count": count, "request_queue_name": queue}
         return json.dumps({"internal": internal, "request_kind": self.kind, "data": self.body})
 
 
 class Consumer:
-    """One process's part."""
+    """The work of one process."""
 
     def __init__(self, url: str, queue: str, gateway_url: str, at_a_retry: str) -> None:
         self._redis = redis.Redis.from_url(url)

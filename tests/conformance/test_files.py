@@ -1,4 +1,4 @@
-"""Files and flags as the reference's users have them: files load unchanged, the moving guide names every flag."""
+"""The reference's configuration files load unchanged, and the migration guide names every flag."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ async def test_a_merge_policy_that_is_wrong_stops_the_start_and_is_named(
 
 
 def rows(heading: str = "## Flags and ours") -> list[tuple[str, str]]:
-    """A table of the guide, a row each: of the reference's, and ours."""
+    """The rows of a table in the guide: the reference's name and ours."""
     table = GUIDE.read_text().split(heading)[1].split("\n## ")[0]
     found = re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE)
     return [(theirs, ours) for theirs, ours in found if theirs.startswith("`")]

@@ -1,4 +1,4 @@
-"""What the reference's decoder accepts, ours accepts with the same meaning; payload bytes stay as they are."""
+"""Our decoder accepts what the reference's accepts, with the same meaning and payload bytes."""
 
 from __future__ import annotations
 

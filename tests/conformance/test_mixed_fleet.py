@@ -1,4 +1,4 @@
-"""Ours and another processor on one queue, killed and halted now and then: no result lost, none doubled, none left."""
+"""Our pollers and another processor on one queue, killed and stopped: one result per request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Start = Callable[[], Child]
 
 
 class Fleet:
-    """Two of ours, two of theirs (which `drops` or `keeps` its claims at a retry), a gateway that fails at times."""
+    """Two of our pollers, two other processors (which `drops` or `keeps` claims at a retry), a failing gateway."""
 
     def __init__(self, parts: ExitStack, at_a_retry: str, failing: float) -> None:
         self.url = parts.enter_context(Valkey(find_valkey())).url
@@ -69,7 +69,7 @@ class Fleet:
         return Child("second consumer", [sys.executable, SECOND, *where])
 
     def kill(self, at: int) -> None:
-        """SIGKILL one, and start its like."""
+        """Kill one with SIGKILL and start another."""
         ended = self.processes[at % len(self.processes)]
         ended.process.send_signal(signal.SIGKILL)
         ended.process.wait(10)
@@ -77,19 +77,19 @@ class Fleet:
         self.processes[at % len(self.processes)] = self.kinds[at % len(self.kinds)]()
 
     def halt(self, at: int) -> None:
-        """Stop one until others have what it held; then it goes on as if nothing had been."""
+        """Stop one until others have its requests; then it continues."""
         halted = self.processes[at % len(self.processes)].process
         halted.send_signal(signal.SIGSTOP)
         elapse(LEASE_SECONDS + 0.7, "its leases end and others take what it held")
         halted.send_signal(signal.SIGCONT)
 
     def is_settled(self) -> bool:
-        """Whether nothing waits and nobody holds anything."""
+        """Whether nothing waits and nothing is claimed."""
         held = (QUEUE, f"{QUEUE}:claimed", f"{QUEUE}:claim-owners", f"{QUEUE}:claims-idx", RETRIES)
         return not self.store.exists(*held)
 
     def results(self) -> list[dict[str, Any]]:
-        """Of the shared list and of that which some requests name."""
+        """The results of the shared list and of the list that some requests name."""
         texts: Any = [*self.store.lrange(RESULTS, 0, -1), *self.store.lrange(OWN_RESULTS, 0, -1)]
         return [json.loads(text) for text in texts]
 
@@ -110,7 +110,7 @@ def parts() -> Iterator[ExitStack]:
         yield running
 
 
-# What producers of all generations queue, seven kinds in turn.
+# Members of producers of all generations, seven kinds in turn.
 BARE, QUOTED, PLAIN, TOKEN, OWN_LIST, APART, TAKEN_BACK = range(7)
 
 
@@ -119,7 +119,7 @@ def kind_of(number: int) -> int:
 
 
 def is_gone(number: int) -> bool:
-    """Whether the payload that is stored apart was lost."""
+    """Whether the offloaded payload was lost."""
     return kind_of(number) == APART and number % 35 == APART
 
 
@@ -128,7 +128,7 @@ def token_of(number: int) -> str:
 
 
 def queue_it(store: Any, number: int) -> None:
-    """One request, as its producer queues it; some are taken back before anybody can have claimed them."""
+    """Queue one request like its producer; some are cancelled before they can be claimed."""
     name, kind, token = f"m{number}", kind_of(number), token_of(number)
     payload = {"prompt": "x", "max_tokens": 1}
     body: dict[str, object] = {"id": name, "deadline": DEADLINE, "payload": payload}
@@ -154,12 +154,12 @@ def queue_it(store: Any, number: int) -> None:
 
 
 def cancel(store: Any, number: int) -> None:
-    """As the reference's producers take back what is live: wherever it is by now."""
+    """Cancel a live request like the reference's producers, in any state."""
     store.eval(CANCEL, 2, f"request-active:m{number}", f"request-cancel:m{number}")
 
 
 def check(fleet: Fleet, count: int, cancelled: set[int]) -> None:
-    """One result for each, the right one in the right list, from both sides; nothing else is left."""
+    """Check that each request has one correct result in the right list, and no keys are left."""
     results = fleet.results()
     assert Counter(result["id"] for result in results) == Counter(f"m{number}" for number in range(count))
     by_id = {result["id"]: result for result in results}
@@ -189,7 +189,7 @@ def check(fleet: Fleet, count: int, cancelled: set[int]) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_mixed_fleet_answers_every_request_once(parts: ExitStack) -> None:
-    """Kills and halts of either side meet requests at any point of their way, cancellations too."""
+    """Both sides are killed and stopped at any point of a request, with cancellations."""
     fleet, cancelled = Fleet(parts, "drops", 0.1), set[int]()
     for begin in range(0, COUNT, 100):
         for number in range(begin, begin + 100):
@@ -211,7 +211,9 @@ def test_a_mixed_fleet_answers_every_request_once(parts: ExitStack) -> None:
 
 @pytest.mark.timeout(300)
 def test_retries_cross_to_a_processor_that_keeps_its_claims_and_back(parts: ExitStack) -> None:
-    """It renews the claim on what waits for a retry. Only ours die: its own death may end such a request twice."""
+    """The other processor renews its claim during the wait. Only ours are killed: its own crash may end such a
+    request twice.
+    """
     fleet, count = Fleet(parts, "keeps", 0.25), 210
     for begin in range(0, count, 70):
         for number in range(begin, begin + 70):

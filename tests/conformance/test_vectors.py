@@ -1,4 +1,4 @@
-"""The conformance vectors, replayed both ways: what others write we read, and what we write they read."""
+"""The conformance vectors in both directions: we read what others write, and they read ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conformance vectors of the reference's changes of summer and autumn 2026, and a table that names them all."""
+"""The conformance vectors of the reference's changes in 2026, and a table of them."""
 
 from __future__ import annotations
 

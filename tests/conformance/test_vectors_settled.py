@@ -1,4 +1,4 @@
-"""The conformance vectors of what is settled: results in their lists, retries due, cancellations, and pushes."""
+"""The conformance vectors of settlements: results, retries, cancellations and pushes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPTIONS = QueueOptions("retries", "results")
 
 
 def ack_of(claim: Claim, route: ResultRoute) -> Ack:
-    """The ack of a claim that was answered with 200, or refused where its member is none."""
+    """The ack of a claim with a 200, or its refusal if the member is invalid."""
     try:
         envelope = decode_member(claim.member, QUEUE)
     except InvalidRequest as error:
@@ -43,7 +43,7 @@ def ack_of(claim: Claim, route: ResultRoute) -> Ack:
 
 
 async def plant_a_readers_keys(store: Redis, results: str) -> dict[str, bytes | None]:
-    """The keys of a consumer that receives under a lease and acknowledges, with what is in them."""
+    """Create the keys of a consumer that receives under a lease, with their content."""
     claimed, owners, index, tombstones = (
         f"{results}:{kind}"
         for kind in ("result-claimed", "result-claim-owners", "result-claims-idx", "result-ack-tombstones")
@@ -183,13 +183,13 @@ async def test_other_processors_read_our_submissions(store: Redis, valkey: Valke
 
 
 class Topics:
-    """Takes what a door publishes."""
+    """Keeps the publishes of a door."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[str, bytes, Mapping[str, str]]] = []
 
     async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str] | None = None) -> str:
-        """Keep it."""
+        """Keep a publish."""
         self.taken.append((topic, data, attributes or {}))
         return "1"
 

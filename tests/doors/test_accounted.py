@@ -1,4 +1,4 @@
-"""What a door counts and logs of its deliveries, with a door inside that does as it is told."""
+"""Metrics and logs of a door's deliveries, with a scripted inner door."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REQUEST = Request(id="a", queue="sub", deadline=time.time() + 60, payload=b"{}",
 
 
 class Inside:
-    """A door: what it decodes, and what it says to every outcome."""
+    """A door with a scripted request and answer."""
 
     def __init__(self, decoded: Request | Answered | Answer, answer: Answer) -> None:
         self._decoded = decoded
@@ -46,7 +46,7 @@ async def walked(
     status: int = 204,
     queue_of: QueueOf | None = None,
 ) -> Page:
-    """The page of metrics after one delivery that went this way."""
+    """The metrics page after one delivery with these outcomes."""
     metrics = Metrics()
     door_metrics = DoorMetrics(metrics, "pubsub_push")
 

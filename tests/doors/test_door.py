@@ -1,4 +1,4 @@
-"""The one walk through any door: decode, forward, settle; and what it skips."""
+"""The path of a delivery through any door: decode, forward, settle; and which steps are skipped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMITS = AttemptOptions(3.0, 10.0)
 
 
 class Scripted:
-    """A door that decodes to what it was given, and says what it was asked to settle."""
+    """A door with a scripted decoding, which records the outcomes it settles."""
 
     def __init__(self, decoded: Request | Answered | Answer) -> None:
         self._decoded = decoded

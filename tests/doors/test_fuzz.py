@@ -1,7 +1,7 @@
-"""Whole doors against hostile input: real handlers, a gateway and a broker that keep what reaches them.
+"""Whole doors with hostile input: real handlers, and a gateway and broker that record calls.
 
-Whatever comes, the door answers at once; it never asks for the same bad input again (5xx, 429), tells no
-traceback, and what it took for good has left a record.
+A door always answers at once, never asks for the same invalid input again (5xx, 429), shows no traceback, and leaves
+a record of everything it has accepted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.servers.pubsub_broker import PubSubBroker, running_broker
 from tests.servers.raw_http import RawHttp, answer, running_raw_http
 
 ANSWER_SECONDS = 20
-"""Far more than an answer takes: what is looked for is a door that never answers."""
+"""Far longer than an answer takes, to find a door that never answers."""
 RETRIED = {429, 500, 502, 503, 504}
 ResultT = TypeVar("ResultT")
 
@@ -124,7 +124,7 @@ CONTENT_TYPES = st.sampled_from(
 
 
 class Rig:
-    """Both doors of one loop, the gateway and the broker behind them."""
+    """Both doors on one loop, with their gateway and broker."""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
@@ -186,7 +186,7 @@ def rig() -> Iterator[Rig]:
 
 
 def judge(response: Response) -> None:
-    """What holds for every answer to bad input while all dependencies are well."""
+    """Rules for every answer to invalid input while all dependencies work."""
     assert response.status_code not in RETRIED, response.body
     assert len(response.body) < 20_000
     assert b"Traceback" not in response.body
@@ -194,7 +194,7 @@ def judge(response: Response) -> None:
 
 
 def judge_gateway(gateway: RawHttp) -> None:
-    """What reached the gateway went to a path that is allowed, with headers that are ours."""
+    """Calls to the gateway use allowed paths and only our headers."""
     for request in gateway.received:
         names = [name for name, _ in request.headers]
         assert request.path.startswith("/v1/"), request.path

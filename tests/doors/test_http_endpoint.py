@@ -1,4 +1,4 @@
-"""Paths, methods, callers, sizes and slowness, seen as ASGI gives them."""
+"""Paths, methods, callers, sizes and slow clients, at the level of ASGI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMIT = 100
 
 
 class Keeper:
-    """Lets in, or not."""
+    """An authenticator that accepts or refuses."""
 
     def __init__(self, refusal: Refused | None) -> None:
         self.refusal = refusal
@@ -28,7 +28,7 @@ class Keeper:
 
 
 class Rig:
-    """An endpoint whose walk says what it got."""
+    """An endpoint that records what its door gets."""
 
     def __init__(self, refusal: Refused | None = None) -> None:
         self.walked: list[Delivery] = []
@@ -54,7 +54,7 @@ class Rig:
         headers: dict[str, str] | None = None,
         then: str = "end",
     ) -> Response:
-        """The response to a body in chunks, after which it ends, hangs, or the client goes away."""
+        """The response to a body in chunks that ends, hangs, or is cut off by the client."""
         parts = list(chunks)
 
         async def receive() -> dict[str, Any]:
@@ -107,7 +107,7 @@ async def test_a_page_is_only_read() -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 503])
 async def test_a_refused_callers_body_is_not_even_received(status: int) -> None:
-    """F79: no parsing, no gateway call, and an answer that tells a stranger nothing."""
+    """F79: no parsing, no call to the gateway, and an answer that reveals nothing."""
     rig = Rig(Refused(status, "a reason for the log"))
     response = await rig.respond(b"{}")
     assert (response.status_code, rig.walked, rig.asked) == (status, [], 0)
@@ -137,7 +137,7 @@ async def test_an_invalid_content_length_is_refused(length: str) -> None:
 
 
 async def test_a_slow_client_is_cut_off() -> None:
-    """F82: uvicorn alone would wait for ever."""
+    """F82: uvicorn alone would wait indefinitely."""
     rig = Rig()
     response = await asyncio.wait_for(rig.respond(b"x", then="hang"), 20)
     assert (response.status_code, response.headers["connection"], rig.walked) == (408, "close", [])

@@ -1,4 +1,4 @@
-"""The pods of a rehearsal: real poller processes, started and stopped as an autoscaler says."""
+"""The pods of a rehearsal: real poller processes, started and stopped like an autoscaler does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_DECISIONS = 2_000
 
 @dataclass
 class Fleet:
-    """Pollers by their processes; those that were told to stop may still be finishing."""
+    """Running pollers; those that were asked to stop may still be finishing."""
 
     environment: Mapping[str, str]
     logs: Path
@@ -31,7 +31,7 @@ class Fleet:
     started: int = 0
 
     def scale(self, replicas: int) -> None:
-        """Start what is missing; send SIGTERM to what is too many (the newest, as good as any)."""
+        """Start missing pollers; send SIGTERM to surplus ones, newest first."""
         while len(self.running) < replicas:
             self.started += 1
             with (self.logs / f"poller-{self.started}.log").open("wb") as log:
@@ -46,14 +46,14 @@ class Fleet:
             self.stopping.append(leaver)
 
     def kill(self) -> None:
-        """All at once and without a word, as a node that goes down."""
+        """Kill all at once, like a failing node."""
         for process in self.running:
             process.kill()
             process.wait(timeout=STOP_SECONDS)
         self.running.clear()
 
     def close(self) -> list[int]:
-        """End everything; returns the exit codes of those that were asked to stop."""
+        """Stop all; returns the exit codes of those that were asked to stop."""
         self.scale(0)
         codes = []
         for process in self.stopping:
@@ -66,7 +66,7 @@ class Fleet:
         return codes
 
     def read_logs(self) -> str:
-        """What the pollers said, for a failure's message."""
+        """The logs of the pollers, for a failure's message."""
         return "\n".join(
             f"--- {p.name}\n{p.read_text()[-2000:]}" for p in sorted(self.logs.glob("poller-*.log"))
         )
@@ -116,7 +116,7 @@ def rehearse(
 
 
 def inherited() -> dict[str, str]:
-    """What a process of the rehearsal keeps of this one's environment: where programs and packages are."""
+    """The environment variables that a process of the rehearsal inherits: paths of programs and packages."""
     kept = ("PATH", "HOME", "VIRTUAL_ENV", "LANG")
     root = str(Path(__file__).resolve().parents[2])
     return {name: os.environ[name] for name in kept if name in os.environ} | {"PYTHONPATH": root}

@@ -1,10 +1,10 @@
-"""KEDA and the HPA in small: read a rendered ScaledObject, count keys, decide replicas, run real pollers.
+"""A small KEDA and HPA: read a rendered ScaledObject, count keys, decide replicas, run real pollers.
 
 Rules as in KEDA 2.20 and the HPA (autoscaling/v2):
-- redis scaler: TYPE, then ZCARD, HLEN, SCARD or LLEN; a key that is not there counts 0
-- zero: any trigger above its activation wakes one replica; none above it for `cooldownPeriod` sleeps again
-- from one up: each trigger wishes ceil(value / target), unless that is within 10 % of what runs; the largest
-  wish wins, no faster up and down than `behavior` allows, down only to the largest wish within the
+- redis scaler: TYPE, then ZCARD, HLEN, SCARD or LLEN; a missing key counts 0
+- from zero: any trigger above its activation starts one replica; none above it for `cooldownPeriod` scales to zero
+- above zero: each trigger wants ceil(value / target) replicas, unless that is within 10 % of the current number; the
+  largest number wins, no faster up and down than `behavior` allows, down only to the largest number within the
   stabilisation window
 - with `scalingModifiers`, the formula over the triggers' values is the only trigger
 """
@@ -64,7 +64,7 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Scaling:
-    """A ScaledObject: what decides, and how fast."""
+    """The rules of a ScaledObject."""
 
     triggers: list[Trigger]
     minimum: int
@@ -76,7 +76,7 @@ class Scaling:
 
     @classmethod
     def read(cls, manifest: Mapping[str, Any]) -> Scaling:
-        """From a rendered manifest, with KEDA's defaults for what it does not say."""
+        """Read a rendered manifest; KEDA's defaults apply to missing fields."""
         spec = manifest["spec"]
         advanced = spec.get("advanced", {})
         return cls(
@@ -90,14 +90,14 @@ class Scaling:
         )
 
     def is_active(self, values: Mapping[str, float]) -> bool:
-        """Whether KEDA wakes from zero, or stays awake."""
+        """Whether KEDA starts from zero, or stays above zero."""
         if self.modifiers:
             formula = evaluate(self.modifiers["formula"], values)
             return formula > float(self.modifiers.get("activationTarget", 0))
         return any(values[t.name] > t.activation for t in self.triggers)
 
     def wish(self, values: Mapping[str, float], replicas: int) -> int:
-        """What the HPA's formula asks for (metric type AverageValue), before `behavior`."""
+        """The replicas of the HPA's formula (metric type AverageValue), before `behavior`."""
         if self.modifiers:
             wishes = [(evaluate(self.modifiers["formula"], values), float(self.modifiers["target"]))]
         else:
@@ -113,7 +113,7 @@ def _wish(value: float, target: float, replicas: int) -> int:
 
 @dataclass
 class Autoscaler:
-    """The decisions over time; `now` is in seconds of KEDA's time, which a rehearsal may let run faster."""
+    """The decisions over time; `now` is in seconds of KEDA's clock, which a rehearsal may speed up."""
 
     scaling: Scaling
     replicas: int = 0
@@ -122,7 +122,7 @@ class Autoscaler:
     _changes: list[tuple[float, int]] = field(default_factory=list)
 
     def decide(self, values: Mapping[str, float], now: float) -> int:
-        """The number of replicas from now on."""
+        """Decide the number of replicas."""
         is_active = self.scaling.is_active(values)
         if is_active:
             self._active_at = now
@@ -135,7 +135,7 @@ class Autoscaler:
         return self.replicas
 
     def _limited(self, wish: int, now: float) -> int:
-        """A wish within what `behavior` allows: policies up and down, stabilisation down."""
+        """The wanted number within the limits of `behavior`."""
         rules = self.scaling.behavior
         down = rules.get("scaleDown", {})
         window = down.get("stabilizationWindowSeconds", 300)
@@ -146,7 +146,7 @@ class Autoscaler:
         return max(settled, self.replicas - self._allowed(down, now, -1))
 
     def _allowed(self, rule: Mapping[str, Any], now: float, direction: int) -> int:
-        """How many more (or fewer) replicas the policies of one direction allow now."""
+        """How many replicas the policies of one direction allow to add or remove now."""
         room: list[int] = []
         for policy in rule.get("policies", [{"type": "Percent", "value": 100, "periodSeconds": 15}]):
             period = [

@@ -1,4 +1,4 @@
-"""Render the manifests as a user would, with `kubectl kustomize`, and take the output apart."""
+"""Render the manifests with `kubectl kustomize` and read the output."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _kustomize(folder: Path, kubectl: str) -> str:
 
 
 def render(folder: Path) -> list[Manifest]:
-    """All objects that a kustomization puts out."""
+    """All objects of a kustomization's output."""
     return load(render_text(folder))
 
 
@@ -90,7 +90,7 @@ def load(text: str) -> list[Manifest]:
 
 
 def kustomizations() -> list[Path]:
-    """Everything that can be applied or is combined here: menus, bases, overlays, combinations."""
+    """All kustomizations that can be applied or are combined here."""
     folders = {
         path.parent
         for name in ("knative", "keda", "monitoring")
@@ -117,7 +117,7 @@ def read_settings() -> dict[str, str]:
 
 
 def pods(objects: list[Manifest]) -> Iterator[Pod]:
-    """The pod templates of an output."""
+    """The pod templates in the output."""
     for owner in objects:
         template = owner.get("spec", {}).get("template")
         if template:
@@ -125,7 +125,7 @@ def pods(objects: list[Manifest]) -> Iterator[Pod]:
 
 
 def of_kind(objects: list[Manifest], kind: str, group: str = "") -> list[Manifest]:
-    """The objects of one kind; `group` tells Knative's Service from the core one."""
+    """The objects of one kind; `group` distinguishes Knative's Service from the core one."""
     return [o for o in objects if o["kind"] == kind and o["apiVersion"].startswith(group)]
 
 
@@ -135,7 +135,7 @@ def knative_services(objects: list[Manifest]) -> list[Manifest]:
 
 
 def environment(container: dict[str, Any], objects: list[Manifest]) -> dict[str, str]:
-    """What a container gets as its environment, as far as the output knows the values."""
+    """The environment of a container, as far as the output contains its values."""
     maps = {o["metadata"]["name"]: o.get("data", {}) for o in of_kind(objects, "ConfigMap")}
     values: dict[str, str] = {}
     for source in container.get("envFrom", []):

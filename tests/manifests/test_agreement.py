@@ -1,4 +1,4 @@
-"""The manifests and the code say the same: names, keys, ports, and times that must contain one another."""
+"""Manifests and code agree on names, keys, ports, and the order of time limits."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ KNATIVE_TIMEOUT_LIMIT = 600  # max-revision-timeout-seconds, unless the operator
 
 @pytest.fixture(scope="module")
 def keda() -> list[Manifest]:
-    """What `kubectl apply -k keda` applies."""
+    """The output of `kubectl kustomize keda`."""
     return render(ROOT / "keda")
 
 
 @pytest.fixture(scope="module")
 def knative() -> list[Manifest]:
-    """What `kubectl apply -k knative` applies."""
+    """The output of `kubectl kustomize knative`."""
     return render(ROOT / "knative")
 
 
@@ -129,7 +129,7 @@ def test_the_poller_calls_the_dispatch_door(keda: list[Manifest], knative: list[
 
 
 def test_the_namespace_stands_before_the_url_that_uses_it() -> None:
-    """Kubernetes expands names that were set earlier only; components must not change the order."""
+    """Kubernetes expands only names that were set earlier, so components must not change the order."""
     for folder in kustomizations():
         for pod in pods(render(folder)):
             names = [entry["name"] for entry in pod.spec["containers"][0].get("env", [])]
@@ -216,7 +216,7 @@ def test_the_image_carries_the_version_of_the_package() -> None:
 
 
 def test_settings_are_written_plainly() -> None:
-    """Kustomize takes quotes and blanks literally."""
+    """Kustomize takes quotes and spaces literally."""
     for name, value in read_settings().items():
         assert re.fullmatch(r"[A-Z][A-Z_]*", name), name
         assert value, f"{name} is empty"
@@ -247,6 +247,6 @@ def test_the_poller_is_scraped_at_the_port_of_its_pages() -> None:
 
 @pytest.mark.parametrize("combination", ["knative-config-file", "keda-config-file"])
 def test_a_changed_configuration_file_reaches_the_pods_that_run(combination: str) -> None:
-    """Under a name with a hash it would be another ConfigMap, for pods that are still to come."""
+    """With a hash in its name, a change would be another ConfigMap, which running pods do not see."""
     maps = of_kind(render(COMBINATIONS / combination), "ConfigMap")
     assert "async-processor-config" in {one["metadata"]["name"] for one in maps}

@@ -1,4 +1,4 @@
-"""cloudbuild.yaml: well formed, every substitution explained, and what can run here runs."""
+"""cloudbuild.yaml is well formed, its substitutions are explained, and its scripts run."""
 
 from __future__ import annotations
 

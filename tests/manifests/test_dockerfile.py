@@ -1,4 +1,4 @@
-"""The Dockerfile, read by instruction; its build of the application runs where pip finds an index."""
+"""The Dockerfile by instruction; its build of the application runs if pip has an index."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_only_copied_files_are_sent_to_the_builder(stages: list[Stage]) -> None:
 
 @pytest.mark.timeout(300)
 def test_the_application_stage_makes_a_command_that_runs(stages: list[Stage], tmp_path: Path) -> None:
-    """Its own RUN lines, with /opt moved; the dependencies are those of this interpreter."""
+    """Its own RUN lines with /opt moved, and the dependencies of this interpreter."""
     for name in ("pyproject.toml", "README.md", "LICENSE", "requirements-build.txt"):
         if not (ROOT / name).exists():
             pytest.skip(f"{name} is not there yet")

@@ -1,4 +1,4 @@
-"""The guides' commands: what renders is run; the others are sound and point at what exists."""
+"""The guides' commands: rendering ones run; the others are valid and refer to existing files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ScaledObject decides, by the rules of KEDA and the HPA, without processes."""
+"""The decisions of the ScaledObject by the rules of KEDA and the HPA, without processes."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_pollers_leave_one_by_one_and_the_last_after_the_cooldown() -> None:
 @pytest.mark.parametrize(
     ("saturation", "pending", "claimed", "replicas"),
     [
-        (0.1, 1, 0, 1),  # idle pool: one request wakes
-        (0.95, 5_000, 0, 0),  # full pool: nobody starts
-        (0.95, 5_000, 3, 1),  # what a dead poller held still comes back
+        (0.1, 1, 0, 1),  # idle pool: one request starts a poller
+        (0.95, 5_000, 0, 0),  # full pool: no poller starts
+        (0.95, 5_000, 3, 1),  # the claims of a crashed poller still start one
     ],
 )
 def test_slack_aware_wakes_only_for_slack(

@@ -1,4 +1,4 @@
-"""The rehearsal itself: the rendered ScaledObject, real pollers, a real Valkey, 0 to N and back to 0."""
+"""A rehearsal with the rendered ScaledObject, real pollers and Valkey: 0 to N and back to 0."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.servers.process import running_process
 from tests.waiting import wait_until
 
 MOST = 4
-"""Replicas at most: two cores start no more in reasonable time."""
+"""Most replicas; two cores cannot start more in reasonable time."""
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -135,7 +135,7 @@ def test_a_delayed_retry_wakes_a_poller_from_zero(
 
 
 def test_claims_of_dead_pollers_wake_a_new_one(store: redis.Redis, fleet: Fleet, scaler: Autoscaler) -> None:
-    """Nothing is pending and nothing waits for a retry: only the third trigger sees what they held."""
+    """Nothing is pending and nothing waits for a retry: only the third trigger counts the claims."""
     store.zadd("request-sortedset", {body(f"held-{n}"): time.time() + 300 for n in range(40)})
     rehearse(scaler, fleet, store, until=lambda _: store.hlen("request-sortedset:claimed") > 0)
     fleet.kill()

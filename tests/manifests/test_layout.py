@@ -1,4 +1,4 @@
-"""How the folders are kept: one object a file; components on the menu, in the guide, in a combination."""
+"""Rules of the folders: one object per file; each component is in menu, guide and a combination."""
 
 from __future__ import annotations
 

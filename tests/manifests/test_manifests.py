@@ -1,4 +1,4 @@
-"""Rules that every output must keep, whatever was combined: each is a claim about all kustomizations."""
+"""Rules that all kustomizations must follow, in every combination."""
 
 from __future__ import annotations
 

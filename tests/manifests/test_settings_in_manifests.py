@@ -1,4 +1,4 @@
-"""What manifests and guides call a setting is one, with the default shown, and the app starts with it."""
+"""Settings in manifests and guides exist, have the stated defaults, and the app accepts them."""
 
 from __future__ import annotations
 

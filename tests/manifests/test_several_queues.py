@@ -1,4 +1,4 @@
-"""The triggers of further queues equal those of the first, whatever form Redis has."""
+"""The triggers of further queues equal those of the first, for every form of Redis."""
 
 from __future__ import annotations
 

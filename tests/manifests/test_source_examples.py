@@ -1,4 +1,4 @@
-"""The examples of docs/sources.md: as Knative's schemas want them, with retries, and each to a door that is there."""
+"""The examples of docs/sources.md follow Knative's schemas, have retries, and name an existing door."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The status page as the manifests start it: a real process with the pod's own arguments and settings."""
+"""The status page as a process with the pod's arguments and settings."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_it_is_not_reachable_from_outside(objects: list[Manifest]) -> None:
 
 
 def test_tls_and_queues_reach_the_page_as_they_reach_the_poller() -> None:
-    """Whatever a component sets for the poller's Redis or queues, it sets for the page; with its files."""
+    """The page gets every setting that a component adds to the poller's Redis or queues, and its files."""
     objects = render(COMBINATIONS / "keda-everything")
     page = container(objects)
     (poller,) = (p for p in pods(objects) if p.labels.get("app.kubernetes.io/component") == "poller")

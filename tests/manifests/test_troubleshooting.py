@@ -1,4 +1,4 @@
-"""Rows of the troubleshooting table in keda/README.md, shown with real servers and processes."""
+"""Rows of the troubleshooting table in keda/README.md, with real servers and processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One queue of a poller on a real server: its parts wired as the app does it, the handler a function."""
+"""One queue of a poller on a real server, wired as in the app, with a function as handler."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from handlers.telemetry.metrics import Metrics, QueueMetrics
 
 QUEUE, RESULTS, RETRIES = "request-sortedset", "result-list", "retry-sortedset"
 IN_TIME = 60.0
-"""Seconds after which something that should happen did not."""
+"""Seconds after which an expected event has not happened."""
 
 Handler = Callable[[Request], Awaitable[Outcome]]
 
@@ -44,7 +44,7 @@ def body(request_id: str, **fields: Any) -> bytes:
 
 
 class Rig:
-    """A queue, its ack_batcher, its worker. `settled` is what was recorded, and whether it took effect."""
+    """A queue, its ack batcher and worker; `settled` lists settlements and whether they took effect."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Rig:
         self.worker.change(self.options)
 
     def start(self, claims: Sequence[Claim]) -> None:
-        """Have claims processed; `on_freed` is called for each in the end."""
+        """Start claims; `on_freed` is called for each at its end."""
         self.worker.start(claims, self.on_freed)
 
     async def _forward(self, request: Request, options: AttemptOptions) -> Outcome:
@@ -120,22 +120,22 @@ class Rig:
         return await self.queue.claim(len(members))
 
     async def results(self) -> list[Result]:
-        """What was recorded so far, oldest first."""
+        """The results so far, oldest first."""
         found: list[Any] = await self.store.lrange(RESULTS, 0, -1)
         return [decode_result(text) for text in reversed(found)]
 
     async def result_count(self) -> int:
-        """How many were recorded so far."""
+        """The number of results so far."""
         return int(await self.store.llen(RESULTS))
 
     async def pending(self) -> int:
-        """How many wait in the queue."""
+        """The number of pending requests."""
         return int(await self.store.zcard(self.queue.name))
 
 
 @contextlib.asynccontextmanager
 async def running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Loops in the background; what ended one of them is raised at the end."""
+    """Run loops in the background; raises the error of one that ends."""
     tasks = [asyncio.create_task(loop) for loop in loops]
     try:
         yield

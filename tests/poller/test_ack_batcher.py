@@ -1,4 +1,4 @@
-"""Settlements are recorded, all of them: also those that come while others are being recorded."""
+"""All settlements are recorded, also those that arrive while others are being recorded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_each_kind_of_settlement_has_its_effect_and_leaves_no_claim(store:
 
 
 async def test_a_settlement_that_arrives_during_a_batch_is_recorded_too(store: Redis) -> None:
-    """Regression: a settlement that came while another's reply was awaited waited for the next one to come."""
+    """Regression: a settlement that arrived during a call waited for the next settlement."""
     rig = Rig(store)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(50)))
     async with running(rig.ack_batcher.run()):
@@ -57,7 +57,7 @@ async def test_a_settlement_that_arrives_during_a_batch_is_recorded_too(store: R
 
 
 async def test_many_concurrent_requests_are_all_answered_and_no_claim_is_left(store: Redis) -> None:
-    """The same through the whole queue: answers that come in every order, batches under way all the time."""
+    """The same through the whole queue: answers in any order, with batches in flight all the time."""
     total = 1_500
 
     async def in_any_order(request: Request) -> Outcome:
@@ -108,7 +108,7 @@ async def test_while_redis_does_not_answer_nothing_is_given_up(valkey: Valkey, s
 
 
 async def test_large_results_go_in_several_commands(store: Redis) -> None:
-    """A server cuts off a client that sends a gigabyte in one command; then nothing would ever be recorded."""
+    """A server disconnects a client that sends a gigabyte in one command, so nothing would ever be recorded."""
     rig = Rig(store)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(10)))
     before = (await store.info("commandstats"))["cmdstat_evalsha"]["calls"]

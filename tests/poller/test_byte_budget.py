@@ -1,4 +1,4 @@
-"""The byte budget: nobody holds more than there is room for, nobody waits for ever, everything is given back."""
+"""The byte budget: holders stay within it, waiters are served, everything is freed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_requests_leave_room_for_answers() -> None:
     st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["ask", "hold", "release"]), st.integers(1, 150)))
 )
 def test_held_bytes_are_bounded_and_all_are_freed(steps: list[tuple[int, str, int]]) -> None:
-    """One request at a time may hold more than the limit; beyond that only what was held without asking."""
+    """One request at a time may exceed the limit; otherwise only bytes held without asking may."""
     budget = ByteBudget(200)
     held = [HeldBytes(budget, 0) for _ in range(6)]
     granted = 0

@@ -1,4 +1,4 @@
-"""Claiming: as many as there are free slots and never more, in turn, earliest deadline first, through outages."""
+"""Claims: at most as many as free slots, in turn, earliest deadline first, through outages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RESERVED = {"classification": "reserved", "tier": "interactive"}
 
 
 class Counting:
-    """A handler that knows how many it has at a time, and answers when it is let go."""
+    """A handler that counts concurrent requests and answers when it is released."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -54,7 +54,7 @@ async def answered(*rigs: Rig, count: int) -> None:
 
 
 async def test_it_holds_as_many_as_it_has_slots_and_no_more(store: Redis) -> None:
-    """I10, and flat memory: what it has not claimed stays in Redis."""
+    """I10, and constant memory: unclaimed requests stay in Redis."""
     handler = Counting()
     rig = Rig(store, handler)
     pool = claimer_of(rig, slots=7)
@@ -107,7 +107,7 @@ async def test_a_request_that_expires_while_all_slots_are_taken_gets_its_result(
 
 
 async def test_a_request_that_expires_in_a_lane_without_turns_gets_its_result(store: Redis) -> None:
-    """The lane above always has more, and each slot is taken again as soon as it is free."""
+    """The lane above always has more requests, and each slot is taken as soon as it is free."""
     above, below = Rig(store, name="above", labels=RESERVED), Rig(store, name="below", labels={})
     pool = claimer_of(above, below, slots=1, merge=TierPriority())
     pool.queues["above"].change(labels=RESERVED)
@@ -128,7 +128,7 @@ async def test_a_request_that_expires_in_a_lane_without_turns_gets_its_result(st
 
 
 async def test_a_low_score_is_no_way_past_the_slots(store: Redis) -> None:
-    """A producer may score as it likes: what only looks expired waits for a slot like everything else."""
+    """A producer may choose any score, so a request that only looks expired waits for a slot."""
     handler = Counting()
     rig = Rig(store, handler)
     pool = claimer_of(rig, slots=2)

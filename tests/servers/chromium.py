@@ -52,7 +52,7 @@ class Page:
             event.set()
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One call of the protocol. Raises `AssertionError` with what the browser said against it."""
+        """Call the protocol. Raises `AssertionError` with the browser's error."""
         number = next(self._numbers)
         self._answers[number] = asyncio.get_running_loop().create_future()
         frame = {"id": number, "sessionId": self._session_id, "method": method, "params": params}
@@ -65,7 +65,7 @@ class Page:
         return found
 
     async def open(self, url: str) -> None:
-        """Go there and wait until all is loaded."""
+        """Open a URL and wait until everything has loaded."""
         await self._loaded(self.call("Page.navigate", url=url))
 
     async def _loaded(self, action: Any) -> None:
@@ -81,7 +81,7 @@ class Page:
         return said["result"].get("value")
 
     async def submit(self, script: str) -> None:
-        """Run what leads to another page, and wait for it."""
+        """Run a script that opens another page, and wait for it."""
         await self._loaded(self.run(script))
 
     async def press(self, key: str, *, leads_away: bool = False) -> None:
@@ -97,11 +97,11 @@ class Page:
         await (self._loaded(both()) if leads_away else both())
 
     async def type(self, text: str) -> None:
-        """Text into what has the focus."""
+        """Type text into the focused element."""
         await self.call("Input.insertText", text=text)
 
     async def look(self, width: int, height: int, *, is_dark: bool = False) -> None:
-        """A screen of that size, in light or dark."""
+        """Set the size of the screen and the light or dark scheme."""
         await self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -113,12 +113,12 @@ class Page:
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     async def shoot(self, path: Path) -> None:
-        """A picture of what is seen."""
+        """Take a screenshot."""
         said = await self.call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(said["data"]))
 
     async def close(self) -> None:
-        """Stop listening."""
+        """Close the connection."""
         self._reading.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._reading
@@ -126,7 +126,7 @@ class Page:
 
 @contextlib.asynccontextmanager
 async def running_chromium() -> AsyncIterator[Page]:
-    """One tab of a fresh browser, with nothing of the user's."""
+    """A tab of a new browser without a user profile."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         not_found("chromium")

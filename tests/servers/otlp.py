@@ -1,4 +1,4 @@
-"""A receiver of OTLP over HTTP: decodes with OpenTelemetry's own protocol buffers, keeps every span."""
+"""A receiver of OTLP over HTTP: decodes OpenTelemetry's protocol buffers and keeps every span."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class ReceivedSpan:
 
 @dataclass
 class OtlpReceiver:
-    """What has come so far."""
+    """The spans received so far."""
 
     url: str
     spans: list[ReceivedSpan] = field(default_factory=list)
 
     def named(self, name: str, request_id: str = "") -> list[ReceivedSpan]:
-        """Spans of that name, of one request where an id is given."""
+        """Spans with that name, optionally of one request."""
         found = [span for span in self.spans if span.name == name]
         return [span for span in found if not request_id or span.attributes.get("request.id") == request_id]
 
@@ -82,7 +82,7 @@ def running_otlp_receiver() -> Iterator[OtlpReceiver]:
     receiver = OtlpReceiver("")
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # the server's name for it
+        def do_POST(self) -> None:  # the name that the server requires
             body = self.rfile.read(int(self.headers["content-length"]))
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
@@ -96,7 +96,7 @@ def running_otlp_receiver() -> Iterator[OtlpReceiver]:
             self.wfile.write(answer)
 
         def log_message(self, *_args: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     receiver.url = f"http://127.0.0.1:{server.server_port}"

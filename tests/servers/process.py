@@ -1,4 +1,4 @@
-"""Programs that a test starts and that never outlive it."""
+"""Programs that a test starts and that always end with it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _ENDS_WITHIN_SECONDS = 60.0
 
 @contextlib.contextmanager
 def running_process(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """A process of `command`, ended with SIGTERM when the block ends, also when it fails.
+    """A process of `command`, ended with SIGTERM when the block ends, also if it fails.
 
-    `options` are those of `subprocess.Popen`. A plain `with Popen(...)` waits for ever if its block fails before it
-    has ended the process. A process that ignores SIGTERM for a minute is killed.
+    `options` are those of `subprocess.Popen`. A plain `with Popen(...)` waits indefinitely if its block fails before
+    it has ended the process. A process that ignores SIGTERM for a minute is killed.
     """
     with subprocess.Popen(command, **options) as process:
         try:

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes what a test names, several times a second."""
+"""A real Prometheus that scrapes given addresses several times a second."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _JOB = """\
 def running_prometheus(
     addresses: Sequence[str], *, path: str = "/metrics", token: str = "none", rules: Sequence[Path] = ()
 ) -> Iterator[str]:
-    """The base URL of a Prometheus that scrapes `addresses` (`host:port`), ready for queries.
+    """The base URL of a Prometheus that scrapes `addresses` (`host:port`) and is ready for queries.
 
-    It shows `token` to all of them, and evaluates the files of `rules`.
+    It sends `token` to all of them, and evaluates the rule files `rules`.
     """
     program = shutil.which("prometheus")
     if program is None:

@@ -1,4 +1,4 @@
-"""A real RabbitMQ of the test's own, with its own port mapper, in a directory that goes with it."""
+"""A real RabbitMQ for one test, with its own port mapper, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _START_SECONDS: Final = 90
 
 @contextlib.contextmanager
 def running_rabbitmq() -> Iterator[pika.ConnectionParameters]:
-    """How to connect to a fresh broker."""
+    """The connection parameters of a new broker."""
     epmd = shutil.which("epmd")
     if not _SERVER.exists() or epmd is None:
         not_found("rabbitmq-server")

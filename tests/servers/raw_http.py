@@ -1,4 +1,4 @@
-"""An HTTP server that says byte for byte what a test scripts: faults that no honest server makes."""
+"""An HTTP server that sends scripted bytes, for faults that normal servers never make."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, zero seconds; closing then se
 
 
 class End(Enum):
-    """What follows the scripted bytes."""
+    """The end of the connection after the scripted bytes."""
 
     KEEP = "keep the connection for the next request"
     CLOSE = "close it"
@@ -24,7 +24,7 @@ class End(Enum):
 
 @dataclass(frozen=True)
 class Answer:
-    """`repeats` times `chunk` follow the `head`; `reads_request` False: answer before anything is read."""
+    """`repeats` times `chunk` after the `head`; with `reads_request` False, sent before the request is read."""
 
     head: bytes = b""
     chunk: bytes = b""
@@ -41,7 +41,7 @@ def answer(
     declared: int | None = None,
     end: End = End.KEEP,
 ) -> Answer:
-    """A well-formed answer; `declared` is the length it claims, where that is not the body's."""
+    """A well-formed answer; `declared` is another length than the body's."""
     length = len(body) if declared is None else declared
     lines = [f"HTTP/1.1 {status} Scripted", f"content-length: {length}"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
@@ -50,7 +50,7 @@ def answer(
 
 @dataclass(frozen=True)
 class Received:
-    """One request as it came over the wire; `connection` counts from 1."""
+    """A request as received; `connection` counts from 1."""
 
     head: bytes
     body: bytes
@@ -69,7 +69,7 @@ class Received:
         return [(name.lower(), value.strip()) for name, _, value in pairs]
 
     def header(self, name: str) -> str | None:
-        """The only header of that name; None where there is none."""
+        """The only header with that name, or None."""
         values = [value for found, value in self.headers if found == name]
         assert len(values) < 2, f"{name} was sent {len(values)} times"
         return values[0] if values else None
@@ -77,7 +77,7 @@ class Received:
 
 @dataclass
 class RawHttp:
-    """A running server. `script` is answered in order, its last answer for ever."""
+    """A running server; `script` is answered in order, its last answer indefinitely."""
 
     script: list[Answer] = field(default_factory=lambda: [answer(200, b"{}")])
     received: list[Received] = field(default_factory=list)
@@ -89,7 +89,7 @@ class RawHttp:
 
     @property
     def open_connections(self) -> int:
-        """Connections that are served now."""
+        """Connections that are being served."""
         return len(self._open)
 
     @property
@@ -103,7 +103,7 @@ class RawHttp:
         self._served = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until it ends."""
+        """Serve one connection until it ends."""
         self.connections += 1
         connection = self.connections
         task = asyncio.current_task()
@@ -118,7 +118,7 @@ class RawHttp:
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int
     ) -> bool:
-        """One request and its answer; whether the connection goes on."""
+        """Handle one request; returns whether the connection continues."""
         chosen = self.script[min(self._served, len(self.script) - 1)]
         if chosen.reads_request:
             self.received.append(await _received(reader, connection))
@@ -129,19 +129,19 @@ class RawHttp:
             writer.write(chosen.chunk)
             await writer.drain()
         if chosen.end is End.HANG:
-            await reader.read()  # until the client goes
+            await reader.read()  # until the client disconnects
         if chosen.end is End.RESET:
             writer.get_extra_info("socket").setsockopt(1, 13, _RESET)  # SOL_SOCKET, SO_LINGER
             writer.transport.abort()
         return chosen.end is End.KEEP
 
     def close_connections(self) -> None:
-        """Cut what is open, as a server that restarts."""
+        """Close all open connections, like a restarting server."""
         for writer in self._open:
             writer.transport.abort()
 
     async def served(self) -> None:
-        """Return when no connection is open any more."""
+        """Return when no connection is open."""
         await asyncio.gather(*self._open.values(), return_exceptions=True)
 
 

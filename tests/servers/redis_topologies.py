@@ -1,5 +1,7 @@
-"""Real clusters and Sentinels of one machine: small time-outs, so that a dead master is replaced in seconds,
-and none that lives and only waits for its turn on a busy machine."""
+"""Real clusters and Sentinels on one machine, with timeouts short enough for quick failovers.
+
+They are long enough that a live server which waits for its turn on a busy machine is not replaced.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ _START_SECONDS = 60.0
 
 
 class Server:
-    """One server with options of its own; `kill` is a SIGKILL. With `tls`, a PEM file, it speaks nothing else."""
+    """One server with its own options; `kill` is a SIGKILL. With `tls`, a PEM file, it accepts TLS only."""
 
     def __init__(
         self, program: str, *options: str, port: int = 0, sentinel: str = "", tls: Path | None = None
@@ -46,7 +48,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Start it, or start it again with the files that it left."""
+        """Start it, or start it again with its files."""
         self._child = Child("redis", self._command)
         self._child.wait_for(lambda output: next((word for word in _READY if word in output), None))
 
@@ -63,7 +65,7 @@ class Server:
         return Redis(host="127.0.0.1", port=self.port, socket_timeout=5, **arguments)
 
     def answers_for(self, key: str) -> bool:
-        """Whether it is the key's master now, and up."""
+        """Whether it is running and is the key's master now."""
         client = self.client()
         try:
             client.execute_command("EXISTS", key)
@@ -77,7 +79,7 @@ class Server:
         return self._child.process.poll() is not None
 
     def kill(self) -> None:
-        """End it at once, as a machine that is switched off."""
+        """Kill it at once, like a machine that is switched off."""
         self._child.process.kill()
         self._child.process.wait()
         self._child.stop()
@@ -89,7 +91,7 @@ class Server:
 
 
 def _listening(port: int, tls: Path | None) -> list[tuple[str, str]]:
-    """How a server, or a Sentinel, listens and reaches its like."""
+    """The options with which a server or Sentinel listens and reaches others."""
     if tls is None:
         return [("port", str(port))]
     files = [(f"tls-{kind}-file", str(tls)) for kind in ("cert", "key", "ca-cert")]
@@ -111,7 +113,7 @@ class _Servers:
 
 
 class Cluster(_Servers):
-    """Three masters, and a replica for each where asked for."""
+    """Three masters, optionally with a replica each."""
 
     def __init__(self, program: str, *, replicas: int = 0, tls: Path | None = None) -> None:
         super().__init__()
@@ -133,15 +135,15 @@ class Cluster(_Servers):
 
     @property
     def url(self) -> str:
-        """As REDIS_URL takes it."""
+        """The URL for `REDIS_URL`."""
         return f"{self._scheme}://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
 
     def master_of(self, key: str) -> Server | None:
-        """The server that answers for the key now; None while nobody does."""
+        """The server that is the key's master now, or None."""
         return next((server for server in self.servers if server.answers_for(key)), None)
 
     def add(self) -> Server:
-        """One more node, without a slot, known to all others."""
+        """Add a node without slots, known to all others."""
         added = self._start(port=_port_with_bus())
         self.servers.append(added)
         added.client().execute_command("CLUSTER", "MEET", "127.0.0.1", self.servers[0].port)
@@ -168,7 +170,7 @@ class Cluster(_Servers):
 
 
 class Sentinels(_Servers):
-    """A master, its replica, and three Sentinels that watch over them under the name `queues`."""
+    """A master, its replica, and three Sentinels, under the name `queues`."""
 
     name = "queues"
 
@@ -195,7 +197,7 @@ class Sentinels(_Servers):
         _wait(lambda: all(self._is_ready(server) for server in self.sentinels), "the Sentinels to agree")
 
     def url(self, user: str = "", path: str = "/queues/0") -> str:
-        """As REDIS_URL takes it."""
+        """The URL for `REDIS_URL`."""
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.sentinels)
         secret = f":{self._password}@" if self._password and not user else user
         query = f"?sentinel_password={self._sentinel_password}" if self._sentinel_password else ""

@@ -1,4 +1,4 @@
-"""A real terminal (a pseudo-terminal of the kernel's) with a command in it: type, resize, read the screen."""
+"""A real pseudo-terminal with a command in it: type, resize, read the screen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LEADER = "import os; os.close(os.open(os.ttyname(1), os.O_RDWR)); from handlers
 
 
 class Terminal:
-    """`async-processor <arguments>` in a terminal; a context manager, which kills what still runs."""
+    """`async-processor <arguments>` in a terminal; leaving the context kills the command."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class Terminal:
         self._written = b""
 
     def resize(self, lines: int, columns: int) -> None:
-        """As if somebody pulled at the window: the kernel tells whoever is in front."""
+        """Change the window's size, about which the kernel notifies the foreground process."""
         fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def modes(self) -> list[Any]:
-        """Echo, line by line or key by key, special keys: what must be as before when the command is gone."""
+        """Echo, line mode and special keys, which must be restored when the command ends."""
         return termios.tcgetattr(self._slave)
 
     def press(self, keys: str) -> None:
@@ -63,7 +63,7 @@ class Terminal:
 
     @property
     def written(self) -> str:
-        """All that reached the terminal, escapes included."""
+        """All bytes that reached the terminal, with escapes."""
         while select.select([self._master], [], [], 0)[0]:
             self._written += os.read(self._master, 65_536)
         return self._written.decode("utf-8", "replace")
@@ -73,7 +73,7 @@ class Terminal:
         return _ESCAPES.sub("", self.written.rpartition(_HOME)[2]).splitlines()
 
     def wait_for(self, *texts: str) -> None:
-        """Until the latest frame says all of `texts`."""
+        """Wait until the latest frame contains all of `texts`."""
 
         def is_shown() -> bool:
             shown = "\n".join(self.screen())
@@ -85,8 +85,8 @@ class Terminal:
             raise AssertionError("\n".join([str(error), *self.screen()])) from None
 
     def end(self) -> int:
-        """Wait for the command to end by itself; its exit code."""
-        # What nobody reads would hold up a command that writes: so its end is awaited while reading.
+        """Wait for the command to end by itself; returns its exit code."""
+        # Unread output would block a command that writes, so read while waiting for its end.
         wait_until(lambda: (self.written, self.process.poll())[1] is not None, "the end of the command")
         return self.process.wait()
 

@@ -1,4 +1,4 @@
-"""A server that is not there is seen: named at the end of a run, or a failure where all are required."""
+"""A missing server is reported at the end of a run, or fails it if all servers are required."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A poller whose Redis and gateway can be broken while it runs: all real processes, a proxy of the harness between."""
+"""A poller whose Redis and gateway can fail while it runs: real processes and a proxy."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _SETTINGS = {
 
 
 class Breakable:
-    """Valkey, proxy, gateway, and a poller that forwards by itself; a context manager.
+    """Valkey, proxy, gateway, and a poller with its own handler; a context manager.
 
-    `variables` are more of the poller's settings.
+    `variables` are further settings of the poller.
     """
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
@@ -79,7 +79,7 @@ class Breakable:
         self.store: redis.Redis = self._parts.enter_context(redis.Redis(port=self.redis_port))
 
     def start_redis(self, *options: str, is_ready: str = "Ready to accept connections") -> None:
-        """Start it with what its append-only file has; returns when `is_ready` stands in its log."""
+        """Start it with the data of its append-only file; returns when `is_ready` is in its log."""
         given = ("--save", "", "--appendonly", "yes", "--dir", str(self._folder), "--bind", "127.0.0.1")
         command = [find_valkey(), "--port", str(self.redis_port), *given, *options]
         self._redis = Child("valkey", command)
@@ -87,11 +87,11 @@ class Breakable:
 
     @property
     def redis_url(self) -> str:
-        """Straight to the server."""
+        """The URL without the proxy."""
         return f"redis://127.0.0.1:{self.redis_port}"
 
     def follow(self, promoted: redis.Redis, port: int) -> None:
-        """From now on the server on `port` is the poller's and ours."""
+        """Use the server on `port` from now on, for the poller and the test."""
         self.proxy.backends = [("127.0.0.1", port)]
         self.proxy.cut()
         self.store = promoted
@@ -114,7 +114,7 @@ class Breakable:
         return ids
 
     def wait_for_results(self, ids: list[str], timeout_seconds: float = 60) -> None:
-        """Until all are answered with a 200, each once, and nothing of them is left."""
+        """Wait until all have one result with a 200, and no keys are left."""
         wait_until(
             lambda: self._runs() and self.store.llen(RESULTS) >= len(ids),
             f"{len(ids)} results, all there",
@@ -140,7 +140,7 @@ class Breakable:
         return int(self.store.hlen(f"{QUEUE}:claimed"))
 
     def ready(self) -> tuple[int, str]:
-        """What the poller's readiness says."""
+        """The response of the poller's readiness page."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._pages_port}/readyz", timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -158,12 +158,12 @@ class Breakable:
         return int(self._process.num_fds())
 
     def set_faults(self, **rates: float) -> None:
-        """The shares of requests that the gateway fails from now on; `status_503` is a status."""
+        """Set the shares of requests that the gateway fails; `status_503` is a status."""
         body = json.dumps({name.removeprefix("status_"): rate for name, rate in rates.items()}).encode()
         urllib.request.urlopen(f"{self._gateway_url}/simulate/faults", body, timeout=10).close()
 
     def gateway_state(self) -> dict[str, Any]:
-        """What the gateway tells of itself."""
+        """The gateway's report about its state."""
         with urllib.request.urlopen(f"{self._gateway_url}/simulate/state", timeout=10) as answer:
             return dict(json.load(answer))
 

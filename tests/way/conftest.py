@@ -1,4 +1,4 @@
-"""The whole stack in real processes, for the tests of the whole way."""
+"""The whole stack in real processes, for end-to-end tests."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A small stand-in for a Knative source and its dispatcher, in front of a real RabbitMQ queue.
+"""A small replacement of a Knative source and its dispatcher, for a real RabbitMQ queue.
 
-Follows the delivery rules of Knative Eventing (eventing/pkg/kncloudevents/retries.go): one POST for each message;
-2xx acknowledges; 404, 408, 409, 429, 5xx and a broken connection are tried again with exponential backoff, up to a
-limit; all else, and what the limit ends, goes to the dead letter queue. `Retry-After` counts only where the cluster
-has the feature `delivery-retryafter`, and the longer of it and the backoff then. A reply with an event in it is
-published to the reply queue.
+It follows the delivery rules of Knative Eventing (eventing/pkg/kncloudevents/retries.go): one POST per message. 2xx
+acknowledges. 404, 408, 409, 429, 5xx and a broken connection are retried with exponential backoff, up to a limit. All
+other messages, and those beyond the limit, go to the dead letter queue. `Retry-After` counts only if the cluster has
+the feature `delivery-retryafter`; then the longer of it and the backoff applies. A reply with an event is published
+to the reply queue.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Names:
     dead: str = "dead"
 
     def declare(self, channel: Any) -> None:
-        """Make them, durable."""
+        """Create the durable queues."""
         for name in (self.requests, self.replies, self.dead):
             channel.queue_declare(name, durable=True)
 
 
 @dataclass
 class Bridge:
-    """Takes messages of one queue, `prefetch` at a time, each in a thread, as a source with parallelism does."""
+    """Delivers messages of one queue, `prefetch` at a time, each in a thread."""
 
     parameters: pika.ConnectionParameters
     sink: str
@@ -62,7 +62,7 @@ class Bridge:
             thread.start()
 
     def stop(self) -> None:
-        """Take no more, finish what is under way."""
+        """Take no more messages and finish those in flight."""
         self._stopping.set()
         for thread in self._threads:
             thread.join()

@@ -1,4 +1,4 @@
-"""Pollers that forward by themselves, and a gateway: all processes."""
+"""Pollers with their own handlers, and a gateway, as processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PollerFleet:
         self.pages = [poller.wait_for(_page_of, 60) for poller in self.pollers]
 
     def are_ready(self) -> bool:
-        """Whether all say so."""
+        """Whether all pollers are ready."""
         return all(_is_ready(port) for port in self.pages)
 
     def __enter__(self) -> Self:

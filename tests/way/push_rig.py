@@ -1,4 +1,4 @@
-"""A push door as a process; its broker and its gateway are scripted, so that they can fail."""
+"""A push door as a process, with a scripted broker and gateway that can fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.way.breakable import COMMAND
 
 @dataclass
 class Rig:
-    """The door, and what it needs."""
+    """The door, its broker and its gateway."""
 
     door: Child
     url: str
@@ -39,7 +39,7 @@ class Rig:
 
 @asynccontextmanager
 async def open_rig(**variables: str) -> AsyncIterator[Rig]:
-    """A door with these settings beside its own."""
+    """A door with these settings in addition to its own."""
     async with running_broker() as broker, running_raw_http() as gateway:
         gateway.say(answer(200, b'{"choices":[]}'))
         own = {

@@ -1,4 +1,4 @@
-"""What a producer takes back, wherever it is: a `CANCELLED` result at once, and the accelerator is free."""
+"""A cancelled request gets a `CANCELLED` result at once in any state, and its call ends."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)
 SOON_SECONDS = 60
-"""How long a test waits for what takes a second or two on a quiet machine; the requests themselves last an hour."""
+"""Seconds that a test waits for something that takes a second or two on a quiet machine."""
 SLOW = {"prompt": "tell me everything", "max_tokens": 100_000}
 REFUSED = {"simulate": {"status": 429, "retry_after": "3000"}}
 
 
 @pytest.fixture(scope="module")
 def busy_stack() -> Iterator[Stack]:
-    """One slot, so that a second request waits for it."""
+    """A stack with one slot, so that a second request waits for it."""
     variables = {"WORKERS": "1", "SHUTDOWN_GRACE_SECONDS": "1", "REQUEST_TIMEOUT_SECONDS": "3600"}
     with Stack(
         StackOptions(has_pubsub=False, gateway_arguments=("--time-per-token", "0.05"), variables=variables)
@@ -59,7 +59,7 @@ def keys_left(stack: Stack) -> set[str]:
 
 
 def cancelled(client: Client, submission: Submission) -> float:
-    """Cancel, and see that the result says so; returns the seconds it took."""
+    """Cancel, and check the result; returns the seconds it took."""
     began = time.monotonic()
     assert client.cancel(submission)
     result = client.wait(submission, within=SOON_SECONDS)

@@ -62,7 +62,7 @@ def pid_of_init(unshare: subprocess.Popen[bytes]) -> int:
 
 
 def stopped_after(seconds: float, command: list[str], url: str) -> int:
-    """The exit code of a service that gets SIGTERM so long after it installed its first handler."""
+    """The exit code of a service that gets SIGTERM that long after it installed its first handler."""
     namespace = [program_path("unshare"), "--pid", "--fork", "--kill-child", "--user", "--map-root-user"]
     variables = {"PATH": os.environ["PATH"], "REDIS_URL": url, "METRICS_PORT": "0"}
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A result topic that fails: the push door keeps the delivery open, and acks when it is taken. F64."""
+"""With a failing result topic, the push door keeps the delivery open until the topic works. F64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.way.push_rig import Rig, open_rig
 
 
 def takes(_method: str, _request: bytes) -> None:
-    """A topic that is there and takes everything."""
+    """A topic that exists and accepts everything."""
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ async def rig() -> AsyncIterator[Rig]:
 
 @pytest.mark.parametrize("status", ["RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE"])
 async def test_deliveries_stay_open_until_the_topic_takes_their_results(rig: Rig, status: str) -> None:
-    """F64, I5: no 204 before the broker has it."""
+    """F64, I5: no 204 before the broker has the result."""
     assert (await rig.push("before")).status_code == 204
     rig.broker.fault = refuses(status)
     pushes = [asyncio.create_task(rig.push(f"r{number}")) for number in range(30)]
@@ -42,7 +42,7 @@ async def test_deliveries_stay_open_until_the_topic_takes_their_results(rig: Rig
 
 @pytest.mark.parametrize("status", ["PERMISSION_DENIED", "NOT_FOUND"])
 async def test_a_forbidden_topic_nacks_at_once_with_retry_after(rig: Rig, status: str) -> None:
-    """F64: repeating cannot help, so the delivery is not held; nothing is acked."""
+    """F64: a retry cannot help, so the delivery is not held; nothing is acked."""
     rig.broker.fault = refuses(status)
 
     refused = await rig.push("r")
@@ -55,7 +55,7 @@ async def test_a_forbidden_topic_nacks_at_once_with_retry_after(rig: Rig, status
 
 @pytest.mark.parametrize("trouble", ["is_hanging", "is_resetting"])
 async def test_a_topic_that_hangs_or_resets_loses_no_result(rig: Rig, trouble: str) -> None:
-    """F64, F67: the delivery is open until the topic has its result, or nacked; it does not try without pauses."""
+    """F64, F67: the delivery is open until the topic has its result, or nacked; retries have pauses."""
     assert (await rig.push("before")).status_code == 204
     setattr(rig.broker, trouble, True)
     pushes = [asyncio.create_task(rig.push(f"r{number}")) for number in range(30)]

@@ -1,4 +1,4 @@
-"""The Redis that a push door's gates ask fails: pushes wait or come again, the door says so, and goes on by itself."""
+"""While the Redis of a door's gates fails, pushes wait or are nacked; the door continues by itself."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_while_the_redis_of_its_gates_fails_nothing_is_lost(
 
         first = [asyncio.create_task(rig.push(f"first-{number}", userid="a")) for number in range(3)]
         await wait_until_async(says_so, "the door to say so")
-        # Only now: what the gate knew a moment ago may still let some through.
+        # Only now, because requests may still pass by the gate's last answer.
         pushes = [asyncio.create_task(rig.push(f"r{number}", userid="a")) for number in range(20)]
         assert not any(one.done() and one.result().status_code == 204 for one in pushes), "closed, not open"
 

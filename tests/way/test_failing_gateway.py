@@ -1,4 +1,4 @@
-"""The gateway in trouble: it is spared, nothing is lost, no CPU used, and the backlog flows when it is back."""
+"""A failing gateway gets few calls, nothing is lost, and the backlog flows when it is back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rig() -> Iterator[Breakable]:
 
 
 def openings(rig: Breakable) -> int:
-    """How often a circuit has opened."""
+    """The number of times that a circuit has opened."""
     return rig.poller.output().count('"state":"open"')
 
 
@@ -28,12 +28,12 @@ def has_reloaded(rig: Breakable, times: int) -> bool:
 
 
 def calls(rig: Breakable) -> int:
-    """How many requests the gateway has ended, well or not."""
+    """The number of requests that the gateway has ended."""
     return sum(rig.gateway_state()["statuses"].values())
 
 
 def unclaimed(rig: Breakable) -> int:
-    """How many requests wait in the queue."""
+    """The number of pending requests."""
     return int(rig.store.zcard("request-sortedset"))
 
 
@@ -72,7 +72,7 @@ def test_a_gateway_that_comes_and_goes_gets_everything_in_the_end(rig: Breakable
 
 
 def test_a_gateway_in_trouble_is_spared_though_the_configuration_changes(tmp_path: Path) -> None:
-    """What takes over knows what went before: another circuit would need ten failures to open."""
+    """The circuit survives the change: a new one would need ten failures to open."""
     config = tmp_path / "config.yaml"
     config.write_text("queues: [{queue_name: request-sortedset}]")
     with Breakable({"CONFIG_FILE": str(config), "CONFIG_RELOAD_SECONDS": "0.2"}) as rig:

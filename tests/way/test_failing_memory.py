@@ -1,4 +1,4 @@
-"""The Redis that remembers deliveries fails: pushes are answered all the same, and once again when it is back.
+"""While the dedup store fails, pushes are still answered; once when it is back.
 
 Twice is better than not at all; F20, F24, F26 for the push door, as a process.
 """
@@ -22,7 +22,7 @@ from tests.way.push_rig import Rig, open_rig
 
 @dataclass
 class Memory:
-    """The server, and the line to it."""
+    """The server and the proxy to it."""
 
     server: Server
     line: Proxy

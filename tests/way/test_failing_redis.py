@@ -1,4 +1,4 @@
-"""Redis in trouble: the poller says so, costs nothing, loses nothing, and goes on by itself. F20, F23 to F26."""
+"""While Redis fails, the poller reports it, costs little, loses nothing, and then continues. F20, F23 to F26."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def down(rig: Breakable) -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading(rig: Breakable) -> Iterator[None]:
-    """F26: up again, and busy reading what it has."""
+    """F26: up again, and loading its data."""
     for number in range(250):
         rig.store.set(f"filler:{number}", os.urandom(2_000), ex=600)
     rig.store.bgrewriteaof()
@@ -49,7 +49,7 @@ def loading(rig: Breakable) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_only(rig: Breakable) -> Iterator[None]:
-    """F26: a replica, as after a failover that went the other way."""
+    """F26: a replica, as after a failover."""
     rig.store.replicaof("127.0.0.1", "1")
     try:
         yield
@@ -69,7 +69,7 @@ def full(rig: Breakable) -> Iterator[None]:
 
 @contextlib.contextmanager
 def busy(rig: Breakable) -> Iterator[None]:
-    """F26: somebody's script does not end."""
+    """F26: a script that does not end."""
     rig.store.config_set("busy-reply-threshold", "20")
 
     def run() -> None:
@@ -87,7 +87,7 @@ def busy(rig: Breakable) -> Iterator[None]:
 
 @contextlib.contextmanager
 def black_hole(rig: Breakable) -> Iterator[None]:
-    """F24: connections stay, nothing comes back."""
+    """F24: connections stay open without any answer."""
     rig.proxy.is_black_hole = True
     try:
         yield
@@ -98,7 +98,7 @@ def black_hole(rig: Breakable) -> Iterator[None]:
 
 @pytest.mark.parametrize("fault", [down, loading, read_only, full, busy, black_hole])
 def test_while_it_is_in_trouble_nothing_is_lost_and_no_socket_leaks(rig: Breakable, fault: Fault) -> None:
-    """F20, F24, F26, L3: readiness says so, and it continues without a restart."""
+    """F20, F24, F26, L3: readiness reports it, and work continues without a restart."""
     ids = rig.queue(120)
     wait_until(lambda: rig.store.llen("result-list") > 0, "requests under way")
     files = rig.connections()
@@ -145,7 +145,7 @@ def test_scripts_that_it_forgot_are_loaded_again(rig: Breakable) -> None:
 
 
 def test_a_promoted_replica_continues_where_its_master_died() -> None:
-    """F23, with a replica that has all submissions; what it lacks beside them is done again, under new claims."""
+    """F23, with a replica that has all submissions; lost claims are made again."""
     with Breakable() as own, Valkey(find_valkey()) as replica, redis.from_url(replica.url) as promoted:
         own.store.config_set("repl-diskless-sync-delay", "0")
         promoted.replicaof("127.0.0.1", str(own.redis_port))

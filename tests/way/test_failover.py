@@ -1,4 +1,4 @@
-"""Masters die under whole processes: pollers, gateway and client go on, and what was accepted is answered once."""
+"""Failovers under load: pollers, gateway and client continue, and each request is answered once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 async def _fail_over(url: str, dies: Server, is_promoted: Callable[[], bool]) -> None:
-    """Submit, kill under load, submit on, start it again: everything accepted has one result, no key is left."""
+    """Submit, kill under load, submit more, start it again: each request has one result, no key is left."""
     options = ClientOptions(queue=QUEUE, results=RESULTS, wait_replicas=1, patience_seconds=60)
     deadline = time.time() + 600
     with PollerFleet({"REDIS_URL": url, "WAIT_REPLICAS": "1"}) as fleet:
@@ -70,7 +70,7 @@ async def _fail_over(url: str, dies: Server, is_promoted: Callable[[], bool]) ->
 
 
 class _Reader:
-    """Looks at the results and the keys, wherever the master is now."""
+    """Reads the results and keys from the current master."""
 
     def __init__(self, url: str) -> None:
         self._redis = cast(Any, connect(RedisOptions(url)))

@@ -1,4 +1,4 @@
-"""Each role with its own user and least rights, as whole processes: one server, and a cluster."""
+"""Each role as a process with its own user and least rights, on one server and in a cluster."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ COMMAND = str(Path(sys.executable).parent / "async-processor")
 
 @dataclass(frozen=True)
 class Place:
-    """Where the queues are: the URL's scheme and hosts."""
+    """The scheme and hosts of the Redis URL."""
 
     scheme: str
     hosts: str
 
     def url(self, role: Role) -> str:
-        """As that role signs in."""
+        """The URL with that role's user."""
         return f"{self.scheme}://{role}:{SECRET}@{self.hosts}"
 
 

@@ -1,4 +1,4 @@
-"""Payloads stored apart from their requests: read once more for each attempt, and gone with the final result."""
+"""Offloaded payloads are read for each attempt and deleted with the final result."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def no_payload_is_left(store: redis.Redis) -> bool:
 
 
 def queue_apart(store: redis.Redis, request_id: str, **fields: object) -> str:
-    """A request as another producer queues it; returns its payload's key."""
+    """Queue a request as another producer does; returns its payload's key."""
     key = f"request-payload:{request_id}:t"
     data = {"id": request_id, "deadline": int(time.time()) + 3_600, **fields}
     member = {"internal": {"request_token": "t", "payload_ref": key}, "request_kind": "redis", "data": data}

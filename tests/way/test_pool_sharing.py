@@ -1,4 +1,4 @@
-"""Two pollers or ten: together they use what one would, by deadline, and who is killed is replaced."""
+"""Several pollers use no more slots than one, by deadline, and killed ones are replaced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUEUE, RESULTS = "request-sortedset", "result-list"
 
 
 class Fleet:
-    """One pool of `SLOTS` that several real pollers share; each carries its requests itself."""
+    """One pool of `SLOTS` slots that several real pollers share; each has its own handler."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self._stack = stack
@@ -48,14 +48,14 @@ class Fleet:
         self._settings.write_text(json.dumps({"queues": [queue], "pools": [pool]}))
 
     def start(self, count: int) -> list[Started]:
-        """So many more pollers."""
+        """Start that many more pollers."""
         return [self._stack.enter_context(poller(self._variables)) for _ in range(count)]
 
     def shared_by(self) -> int:
         return int(self.redis.zcard("{async-processor:pool:shared}:pollers"))
 
     def all_know(self, pollers: list[Started]) -> bool:
-        """Whether each has heard of all the others."""
+        """Whether each poller has registered with all others."""
         told = [one.child.output().rpartition("pool shared")[2] for one in pollers]
         return all(f"pollers={len(pollers)}" in line for line in told)
 

@@ -1,4 +1,4 @@
-"""Deliveries that come twice are answered once, where a Redis remembers; real handler, own pusher."""
+"""Duplicate deliveries are answered once with a dedup store; real handler, own pusher."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def stack() -> Iterator[Stack]:
 
 @contextmanager
 def open_door(stack: Stack) -> Iterator[tuple[str, Child]]:
-    """A push door that remembers; the lease of what it answers is short, so that it must renew it."""
+    """A push door with a dedup store and a short lease, which it must renew."""
     variables = {
         "IGW_BASE_URL": stack.gateway_url,
         "PUBSUB_EMULATOR_HOST": stack.emulator_host,
@@ -179,7 +179,7 @@ async def test_a_delivery_of_a_killed_door_is_answered_by_another_when_its_lease
 
 
 async def test_a_burst_of_deliveries_is_remembered_each_and_every_one() -> None:
-    """F60: more at once than there are connections to the Redis that remembers."""
+    """F60: more at once than there are connections to the dedup store."""
     with Valkey(find_valkey()) as memory:
         async with open_rig(DEDUPE_REDIS_URL=memory.url) as rig:
             names = [f"burst-{number}" for number in range(90)]

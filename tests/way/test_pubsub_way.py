@@ -1,4 +1,4 @@
-"""The whole Pub/Sub way: publish, push, inference, result; on the emulator."""
+"""End to end on the Pub/Sub emulator: publish, push, inference, result."""
 
 from __future__ import annotations
 

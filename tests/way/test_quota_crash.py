@@ -1,4 +1,4 @@
-"""A poller that is killed takes nothing of a quota with it: its slots come back with their leases."""
+"""A killed poller's quota slots are free again when their leases expire."""
 
 from __future__ import annotations
 

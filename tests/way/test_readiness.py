@@ -1,4 +1,4 @@
-"""A handler says what it cannot reach, and is unready for it only where that was asked for."""
+"""A handler reports failing dependencies; they make it unready only with `READINESS=dependencies`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EVENT = {
 
 
 class Broker:
-    """Refuses everything until it `is_well`."""
+    """A broker that refuses everything until it `is_well`."""
 
     host = ""
     is_well = False
@@ -55,7 +55,7 @@ class _Answering(BaseHTTPRequestHandler):
         self.wfile.write(b'{"choices":[]}')
 
     def log_message(self, *_words: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The commands of README and guides, run as they are written, against a real stack."""
+"""The commands of README and guides run as they are written, on a real stack."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Run = Callable[[str], str]
 
 
 def commands(beginning: str, *, file: str = "README.md") -> list[str]:
-    """The shell lines that begin so, without their comments."""
+    """The shell lines that begin like this, without their comments."""
     blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", (ROOT / file).read_text(), re.M | re.S)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith(beginning)]
     return [re.sub(r"\s{2,}#.*$", "", line) for line in lines]
@@ -30,7 +30,7 @@ def commands(beginning: str, *, file: str = "README.md") -> list[str]:
 
 @pytest.fixture
 def run(pubsub_stack: Stack, tmp_path: Path) -> Run:
-    """Runs one line in a shell whose redis-cli, gcloud and async-processor mean this stack."""
+    """Runs one line in a shell whose redis-cli, gcloud and async-processor use this stack."""
     cli = shutil.which("redis-cli")
     if cli is None:
         not_found("redis-cli")

@@ -1,4 +1,4 @@
-"""Pollers, gates and every command as processes, on each form of Redis: cluster, Sentinels with TLS, socket."""
+"""Pollers, gates and all commands as processes, on a cluster, Sentinels with TLS, and a socket."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COMMAND = str(Path(sys.executable).parent / "async-processor")
 
 @dataclass
 class Form:
-    """A Redis, and two pollers on it whose pool is shared and goes through three gates that ask it."""
+    """A Redis, and two pollers that share a pool and use three gates with state in Redis."""
 
     variables: dict[str, str]
     folder: Path
@@ -70,7 +70,7 @@ class Form:
 
     @property
     def access(self) -> RedisAccess:
-        """As the commands have it."""
+        """The access options of the commands."""
         return RedisAccess(
             password=self.variables.get("REDIS_PASSWORD", ""),
             ca_file=self.variables.get("REDIS_CA_FILE", ""),
@@ -82,7 +82,7 @@ class Form:
         return Client.for_redis(self.variables["REDIS_URL"], ClientOptions(**options), self.access)
 
     def run(self, *arguments: str, code: int = 0) -> str:
-        """A command's output; it must end with `code`."""
+        """The output of a command, which must exit with `code`."""
         done = subprocess.run(
             [COMMAND, *arguments],
             env={**os.environ, "COLUMNS": "200", **self.variables},
@@ -96,7 +96,7 @@ class Form:
         return done.stdout + done.stderr
 
     def write(self, *words: str) -> None:
-        """One command to Redis, past the product."""
+        """Send one command to Redis, without the product."""
 
         async def written() -> None:
             async with contextlib.aclosing(connect(redis_options(load_settings(self.variables)))) as redis:

@@ -1,4 +1,4 @@
-"""The whole Redis way: what any producer puts into the sorted set comes back as one result."""
+"""End to end on Redis: each member of the sorted set ends as one result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def results_of(store: redis.Redis, count: int) -> list[dict[str, Any]]:
 
 
 def is_clean(store: redis.Redis) -> bool:
-    """Nothing of the finished requests is left but dead letters and what expires within a minute."""
+    """Whether finished requests have left nothing but dead letters and keys that expire within a minute."""
     keys = {
         key.decode() for key in store.scan_iter() if not re.search(rb":settled:|:status:|^request-sent:", key)
     }
@@ -174,7 +174,7 @@ def test_an_id_that_is_queued_twice_at_once_is_answered_twice(store: redis.Redis
 
 
 def apart(request_id: str) -> tuple[str, str]:
-    """An envelope without its payload, and the key that the payload is stored under."""
+    """An envelope without its payload, and the key of the payload."""
     key = f"request-payload:{request_id}:t"
     internal = f'{{"request_token":"t","payload_ref":"{key}"}}'
     body = f'{{"id":"{request_id}","deadline":1999999999}}'

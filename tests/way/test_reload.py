@@ -1,4 +1,4 @@
-"""A changed configuration file takes effect without a restart; a bad one is refused, told, and changes nothing."""
+"""A changed configuration file takes effect without a restart; an invalid one is refused and reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BAD = "queues: [{queue_name: first, gate_typ: constant}]"
 
 
 class ConfigMap:
-    """A mounted ConfigMap: a file behind a link to a folder that is swapped, as the kubelet does it."""
+    """A mounted ConfigMap: a file behind a link to a folder that is swapped, as by the kubelet."""
 
     def __init__(self, folder: Path, text: str) -> None:
         self._folder = folder
@@ -134,7 +134,7 @@ def test_an_invalid_file_is_refused_and_reported_and_the_next_valid_one_is_appli
 
 
 def state_of(stack: Stack) -> dict[str, Any]:
-    """What the simulated gateway says of itself."""
+    """The state of the simulated gateway."""
     with urlopen(f"{stack.gateway_url}/simulate/state", timeout=10) as answer:
         state: dict[str, Any] = json.loads(answer.read())
         return state
@@ -158,7 +158,7 @@ def with_workers(workers: int, note: object = "") -> str:
 def test_workers_are_never_exceeded_while_files_follow_each_other(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
-    """The poller that goes still has requests in flight when the next one claims: one limit holds for both."""
+    """The old poller still has requests in flight when the next one claims: one limit applies to both."""
     config.write(with_workers(4))
     told(stack, "poller", "configuration reloaded")
     for number in range(60):
@@ -193,7 +193,7 @@ def test_fewer_workers_are_in_force_once_requests_in_flight_have_ended(
 def test_a_request_that_waits_at_a_gate_goes_by_the_changed_gate(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
-    """It would wait at a gate that is no more until its deadline."""
+    """Otherwise it would wait at a removed gate until its deadline."""
     store.set("dispatch-gate-budget", "0")
     saturation = {"saturation_gate": "redis", "saturation_gate_params": {"address": stack.redis_url}}
     gated = {"gate_type": "tier-priority-admission", "gate_params": saturation}
@@ -284,7 +284,7 @@ def test_reloads_leave_no_descriptors_or_threads_behind(
         told(stack, "dispatch", "configuration reloaded", change + 1)
         if change <= WARM_CHANGES:
             seen.append([(one.num_fds(), one.num_threads()) for one in processes])
-    # The most of each: one sample alone may be taken while connections are closed.
+    # The maximum of each, because one sample may be taken while connections close.
     before = [tuple(map(max, zip(*looks, strict=True))) for looks in zip(*seen, strict=True)]
     for one, (descriptors, threads) in zip(processes, before, strict=True):
         wait_until(partial(has_at_most, one, descriptors + 2), "closed sockets")

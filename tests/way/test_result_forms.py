@@ -1,4 +1,4 @@
-"""Results that say more and reach their owner: the settings, through poller and handler to the client."""
+"""Results with details reach their owners: the settings, through poller and handler, to the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request in flight survives the SIGTERM of who carries it."""
+"""A request in flight survives the SIGTERM of its poller or handler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def start(grace_seconds: str) -> Stack:
 
 
 def runs_at_the_gateway(stack: Stack) -> bool:
-    """Claimed alone is not in flight: it may still be on its way to the handler."""
+    """Whether it runs at the gateway; a claimed request may still be on its way there."""
     return bool(httpx.get(f"{stack.gateway_url}/simulate/state").json()["running"] == 1)
 
 
@@ -56,7 +56,7 @@ def test_requests_that_outlast_the_grace_period_are_handed_back_at_once() -> Non
         poller.send_signal(signal.SIGTERM)
 
         assert poller.wait(10) == 0
-        # Handed back, not left to its lease: it is pending as soon as the poller has ended.
+        # Returned at once, not left to its lease: it is pending as soon as the poller has ended.
         assert store.zcard(QUEUE) == 1
         assert store.hlen(f"{QUEUE}:claimed") == 0
         store.close()

@@ -1,4 +1,4 @@
-"""Any queue in front of the dispatch door: a real RabbitMQ, a bridge with Knative's delivery rules, real handlers."""
+"""Any queue in front of the dispatch door: RabbitMQ, a bridge with Knative's rules, real handlers."""
 
 from __future__ import annotations
 
@@ -153,14 +153,14 @@ def test_plain_payloads_become_requests_by_the_sources_own_attributes(
 
 
 class Sink:
-    """Takes events over HTTP; refuses the first few."""
+    """A sink that takes events over HTTP and refuses the first few."""
 
     def __init__(self, refusals: int) -> None:
         self.taken: list[tuple[dict[str, str], bytes]] = []
         outer, self.refusals_left = self, refusals
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # the server's name for it
+            def do_POST(self) -> None:  # the name that the server requires
                 body = self.rfile.read(int(self.headers["content-length"]))
                 outer.refusals_left -= 1
                 if outer.refusals_left < 0:
@@ -170,7 +170,7 @@ class Sink:
                 self.end_headers()
 
             def log_message(self, *_args: object) -> None:
-                """Quiet."""
+                """Log nothing."""
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/results"

@@ -1,4 +1,4 @@
-"""One trace from producer to gateway, through real processes, told to a real OTLP receiver."""
+"""One trace from producer to gateway through real processes, sent to an OTLP receiver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`where`, `look_up` and the page tell finished, cancelled, dead-lettered and unknown apart, and never guess."""
+"""`where`, `look_up` and the page distinguish finished, cancelled, dead-lettered and unknown requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Google's keys are at hand when a delivery comes: cached, refreshed, rotated, and kept through an outage."""
+"""Google's keys are available when a delivery comes: cached, refreshed, rotated, kept in an outage."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ async def test_forged_key_ids_do_not_make_us_flood_google(
 async def test_an_unknown_key_during_an_outage_may_be_a_new_one(
     keys: SigningKeys, server: KeyServer, clock: Clock
 ) -> None:
-    """So that its delivery is brought again rather than refused."""
+    """Its delivery must be redelivered, not refused."""
     await keys.key("one")
     server.status = 500
     clock.now += 10

@@ -1,4 +1,4 @@
-"""F79: only Pub/Sub, with our subscription's account and audience, may push. Tokens are really signed."""
+"""F79: only Pub/Sub may push, with our subscription's account and audience. Tokens are really signed."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ async def test_a_known_token_is_refused_once_it_has_expired(identity: PushIdenti
 async def test_a_long_lived_token_is_verified_again_every_hour(
     identity: PushIdentity, server: KeyServer, clock: Clock
 ) -> None:
-    """A key that Google withdrew must not let anyone in for as long as a token says."""
+    """A key that Google has withdrawn must not stay valid for as long as a token says."""
     good = bearer(token(exp=NOW + 315_360_000))
     assert await identity.check(good) is None
     server.body = server.body.replace(b'"one"', b'"withdrawn"')

@@ -1,4 +1,4 @@
-"""Whatever a stranger sends as a token or a header, it is taken apart or refused; nothing else happens."""
+"""Any token or header from an unauthenticated caller is decoded or refused without side effects."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ GOOD = signed(claims(NOW))
 @given(st.integers(0, len(GOOD) - 1), st.binary(min_size=0, max_size=2))
 def test_a_token_with_any_byte_exchanged_is_refused(position: int, other: bytes) -> None:
     changed = GOOD[:position] + other + GOOD[position + 1 :]
-    # The last character of a part has bits that mean nothing: another one may be the same signature.
+    # Some bits of a part's last character have no meaning, so another character may give the same signature.
     if changed != GOOD and position != len(GOOD) - 1:
         assert checked(changed) is not None
     assert checked(GOOD) is None

@@ -1,4 +1,4 @@
-"""An issuer of push tokens with keys of its own, and the HTTP server that publishes their public halves."""
+"""An issuer of push tokens with its own keys, and a server that publishes the public keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ACCOUNT = "pusher@project.iam.gserviceaccount.com"
 
 @cache
 def private_key(name: str) -> rsa.RSAPrivateKey:
-    """The key of that name, made once a process: it takes a tenth of a second. `weak` is too short."""
+    """The key of that name, created once per process; `weak` is too short."""
     return rsa.generate_private_key(65_537, 1_024 if name == "weak" else 2_048)
 
 
@@ -36,7 +36,7 @@ def segment(content: bytes) -> bytes:
 
 
 def claims(now: float, **changed: Any) -> dict[str, Any]:
-    """What Google says of a push; a value of None leaves a claim out."""
+    """The claims of a push token; a value of None omits a claim."""
     said: dict[str, Any] = {
         "iss": "https://accounts.google.com",
         "aud": AUDIENCE,
@@ -51,7 +51,7 @@ def claims(now: float, **changed: Any) -> dict[str, Any]:
 
 
 def signed(said: dict[str, Any] | bytes, *, key: str = "one", **header: Any) -> bytes:
-    """A token signed with RS256 by that key, whatever its header says; None leaves a field out."""
+    """A token signed with RS256 by that key, with any header; None omits a field."""
     named: dict[str, Any] = {"alg": "RS256", "kid": key, "typ": "JWT"} | header
     head = json.dumps({name: value for name, value in named.items() if value is not None}).encode()
     body = said if isinstance(said, bytes) else json.dumps(said).encode()
@@ -103,7 +103,7 @@ def jwk_set(*names: str) -> bytes:
 
 @dataclass
 class KeyServer:
-    """What the key server answers next, and how often it was asked. Clear `open` to have it hang."""
+    """The key server's next answers and number of calls. Clear `open` to let it hang."""
 
     body: bytes
     status: int = 200

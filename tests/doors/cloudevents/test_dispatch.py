@@ -1,4 +1,4 @@
-"""The dispatch door: events in, result events or retries out, 400 only where not even an id can be read."""
+"""The dispatch door: events in, result events or retries out, 400 only without a readable id."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def test_an_event_of_any_source_needs_nothing_but_a_request() -> None:
 
 
 async def test_an_extension_whose_bytes_are_no_text_makes_the_event_none() -> None:
-    """The HTTP binding wants it refused: section 3.1.3.2."""
+    """The HTTP binding requires a refusal (section 3.1.3.2)."""
     answer = await walked(delivery(attempt="%FF"))
     assert (answer.status_code, b"attempt" in answer.body) == (400, True)
 
@@ -134,7 +134,7 @@ async def test_a_result_is_a_cloud_event() -> None:
 
 
 async def test_results_of_two_sources_that_number_alike_are_two_events() -> None:
-    """Who takes one of them for a copy of the other would lose a result."""
+    """A consumer that takes one for a copy of the other would lose a result."""
     outcome = Answered(answered_result("a", "", 200, b"{}"))
     answers = [await walked(delivery(source=f"/kafka#{topic}"), outcome) for topic in ("one", "two")]
     ids = {(answer.headers["ce-source"], answer.headers["ce-id"]) for answer in answers}
@@ -142,7 +142,7 @@ async def test_results_of_two_sources_that_number_alike_are_two_events() -> None
 
 
 async def test_a_result_that_a_broker_brings_back_is_no_request() -> None:
-    """A Trigger without a filter would have it answered for ever."""
+    """A Trigger without a filter would have it answered indefinitely."""
     own = await walked(delivery(), Answered(answered_result("a", "", 200, b"{}")))
     back = Delivery([(n.encode(), v.encode()) for n, v in own.headers.items()], own.body)
     answer = await walked(back)
@@ -151,7 +151,7 @@ async def test_a_result_that_a_broker_brings_back_is_no_request() -> None:
 
 
 class Kept:
-    """A sink that keeps what it is sent."""
+    """A sink that keeps its events."""
 
     def __init__(self) -> None:
         self.events: list[Answer] = []
@@ -162,7 +162,7 @@ class Kept:
         headers: Mapping[str, str],
         body: bytes,
         until: float = math.inf,
-        ask_for_room: AskForRoom | None = None,  # the protocol's signature
+        ask_for_room: AskForRoom | None = None,  # the signature of the protocol
     ) -> GatewayResponse:
         self.events.append(Answer(200, body, headers))
         return GatewayResponse(202, {}, b"")
@@ -172,7 +172,7 @@ class Kept:
 async def test_only_the_pollers_events_are_answered_past_the_sink(
     extensions: dict[str, str], status: int
 ) -> None:
-    """Another source may use our type: its reply would be thrown away, and the result with it."""
+    """Another source may use our type: its reply would be discarded, with the result."""
     kept = Kept()
     sink = EventSink(kept, SinkOptions("http://sink"), get_logger("test"))
     door = DispatchDoor(max_request_bytes=10_000, sink=sink)
@@ -241,17 +241,17 @@ HEADERS = st.lists(
 async def test_no_delivery_crashes_or_is_redelivered_indefinitely(
     headers: Any, is_whole: bool, body: bytes
 ) -> None:
-    """F70: every stranger's delivery ends in 200 or 400; a 5xx would come back for ever."""
+    """F70: every delivery of untrusted input ends in 200 or 400; a 5xx would be redelivered indefinitely."""
     whole = [(n.encode(), v.encode()) for n, v in BINARY.items()] if is_whole else []
     answer = await walked(Delivery([*headers, *whole], body), Answered(answered_result("a", "", 200, b"")))
     assert answer.status_code in (200, 400)
 
 
 async def test_the_pollers_event_carries_the_time_left_independent_of_clocks() -> None:
-    """A handler two hours ahead would find every deadline passed."""
+    """With a clock two hours ahead, a handler would find every deadline passed."""
     door = DispatchDoor(max_request_bytes=10_000, clock=lambda: 5e9)
     for event, deadline in (
-        (delivery(remainingms="1500", type=REQUEST_TYPE), 4e9),  # of another source: its deadline is its own
+        (delivery(remainingms="1500", type=REQUEST_TYPE), 4e9),  # of another source: its deadline is absolute
         (delivery(queue="q", remainingms="1500", type=REQUEST_TYPE), 5e9 + 1.5),
         (delivery(queue="q", remainingms="junk", type=REQUEST_TYPE), 4e9),
     ):

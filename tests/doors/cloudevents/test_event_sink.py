@@ -1,4 +1,4 @@
-"""Results to a sink: offered again while it is away, given up at once where it says never."""
+"""Results to a sink: retried while it is unavailable, given up at once if it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fills the fields that another source's data lacks; what the data says itself always wins."""
+"""Attributes fill missing fields of another source's data; fields in the data win."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_deadline_is_given_or_follows_from_the_events_time(
 @pytest.mark.parametrize("due", ["soon", "2023-11-14T22:13:20", "1h", "nan", "inf", "1e999", "23:59:60Z"])
 @pytest.mark.parametrize("name", ["due", "time"])
 def test_an_invalid_deadline_is_an_invalid_request_with_its_id(due: str, name: str) -> None:
-    """It is known whose result it is: no dead letter without one."""
+    """The id is known, so the error is a result and not a dead letter."""
     body = as_request(event(b'{"id":"a","payload":{}}', **{name: due}), Delivery([], b""), ALL, NOW)
     with pytest.raises(InvalidRequest, match="deadline") as caught:
         decode_body(body, max_bytes=1_000)

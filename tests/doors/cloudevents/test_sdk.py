@@ -1,4 +1,4 @@
-"""Events of other sources: what the SDK of CloudEvents writes is read, and the reverse; data stays bytes."""
+"""Events written by the CloudEvents SDK can be read, and the reverse; data stays bytes."""
 
 from __future__ import annotations
 

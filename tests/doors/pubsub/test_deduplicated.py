@@ -1,4 +1,4 @@
-"""A turn keeps its lease while it lasts, and not a moment longer; real Valkey."""
+"""A delivery keeps its lease exactly while it is answered; real Valkey."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUEST = Request(id="r", payload=b"{}", deadline=1_999_999_999)
 
 
 class Records(DeliveryRecords):
-    """Like the library now and then, it may answer a cancellation with a reply."""
+    """Like the library sometimes, it answers a cancellation with a reply."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis, DedupOptions(lease_seconds=6))

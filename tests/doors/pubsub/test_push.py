@@ -1,4 +1,4 @@
-"""The Pub/Sub door with the real publisher against a broker that is scripted: 204 only once it has the result."""
+"""The Pub/Sub door with the real publisher and a scripted broker: 204 only with a stored result."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def publisher(broker: PubSubBroker) -> AsyncIterator[Publisher]:
 
 
 class Door:
-    """A push door, and what its walk asked of the gateway."""
+    """A push door, and its calls to the gateway."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Door:
 
 
 def published(broker: PubSubBroker) -> list[tuple[str, bytes, dict[str, str]]]:
-    """What arrived at the broker: topic, data, attributes."""
+    """The publishes at the broker: topic, data, attributes."""
     return [(topic.rpartition("/")[2], data, attributes) for topic, data, attributes in broker.published]
 
 
@@ -118,7 +118,7 @@ async def test_a_result_is_published_before_the_204(publisher: Publisher, broker
 async def test_a_request_was_created_in_the_moment_of_its_publication_if_in_the_same_second(
     publisher: Publisher,
 ) -> None:
-    """A cancellation has fractions of a second: what is queued again behind it is another submission."""
+    """A cancellation has fractions of a second, and a request queued after it is another submission."""
     door = Door(publisher)
     data = base64.b64encode(BODY.replace(b'"id"', b'"created":2000000000,"id"')).decode()
     message = {"data": data, "messageId": "7", "publishTime": "2033-05-18T03:33:20.250Z"}
@@ -343,7 +343,7 @@ async def test_a_dead_letter_without_an_id_does_not_go_round_in_a_circle(
 async def test_a_deadline_counts_by_googles_clock_where_the_local_one_is_off(
     publisher: Publisher, ahead_seconds: float, by: str
 ) -> None:
-    """The request has a minute left by Google's clock, and by the local one too, as the gateway's side reads it."""
+    """The request has a minute left by Google's clock."""
     if by == "publishTime" and ahead_seconds > 0:
         pytest.skip("a message may be old: its time never shows that the local clock is ahead")
     google = time.time() - ahead_seconds

@@ -1,4 +1,4 @@
-"""Pushes in every form that Pub/Sub, Eventarc and Knative send."""
+"""Pushes in every form of Pub/Sub, Eventarc and Knative."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_an_unwrapped_push_is_the_body_itself() -> None:
 
 @pytest.mark.parametrize("form", ["unwrapped", "unwrapped-metadata"])
 def test_a_publisher_of_unwrapped_pushes_does_not_choose_the_subscription(form: PushForm) -> None:
-    """Its message looks like a wrapped push of another subscription, and its attributes like an event."""
+    """Its message looks like a wrapped push of another subscription, its attributes like an event."""
     event = [(b"ce-specversion", b"1.0"), (b"ce-id", b"e"), (b"ce-source", b"s"), (b"ce-type", b"t")]
     frame = {**wrapped(), "subscription": "projects/p/subscriptions/sub-b"}
     push = decode_push(
@@ -179,7 +179,7 @@ def test_a_broken_frame_is_named(frame: Any, field: str) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"\xff", b"{" * 9_000, b"not json"])
 def test_an_unwrapped_push_with_any_body_is_a_request(body: bytes) -> None:
-    """An unwrapped push of a broken request gets a record, not an endless redelivery."""
+    """An unwrapped push of an invalid request gets a record, not endless redeliveries."""
     assert decode_push(pushed(body), "unwrapped").body == body
     assert refused(pushed(body)).field == "push"
 
