@@ -16,7 +16,7 @@ from tests.servers.presence import INSTALL, missing_server
 from tests.servers.pubsub_emulator import pubsub_emulator
 from tests.servers.valkey import store, valkey
 
-# The servers, one of a kind for a test process, each started when it is first asked for.
+# One server of each kind per test process, started when it is first needed.
 __all__ = ["pubsub_emulator", "store", "valkey"]
 
 # No deadline for one example: on two cores that others use too, a slow example is no fault.

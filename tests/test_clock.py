@@ -49,7 +49,7 @@ def test_a_slow_answer_does_not_replace_an_exact_one() -> None:
     clock.observe(500.0, clock.started())
     started_at = clock.started()
     time.pass_by(8)
-    clock.observe(500.0, started_at)  # told at once, arrived after 8 s: a large reply on a slow link
+    clock.observe(500.0, started_at)  # sent at once, arrived after 8 s: a large reply over a slow link
     assert clock.now() == 508.0
 
 

@@ -58,7 +58,7 @@ def tree_of(path: Path) -> ast.Module:
         return ast.parse(text_of(path), filename=str(path))
     except (
         SystemError
-    ):  # Python 3.11 miscounts its depth when a collection or a thread comes between (gh-106905)
+    ):  # Python 3.11 miscounts its depth if a garbage collection or a thread switch intervenes (gh-106905)
         return ast.parse(text_of(path), filename=str(path))
 
 
@@ -185,7 +185,7 @@ def test_users_get_our_types() -> None:
 
 
 def test_lock_files_tell_no_address() -> None:
-    """Whoever installs says where from; each pin has its hashes."""
+    """The installer chooses the index; each pin has its hashes."""
     for path in tracked("requirements*.txt"):
         text = (ROOT / path).read_text()
         assert not re.search(r"://|--(index|extra-index|find-links|trusted-host)|file:", text), path

@@ -41,7 +41,7 @@ def code_of(node: ast.AST) -> str:
 
 
 def assignments(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """Targets and values of an assignment, pair by pair where both sides are tuples."""
+    """Targets and values of an assignment, in pairs if both sides are tuples."""
     if not isinstance(node, ast.Assign):
         return
     for target in node.targets:

@@ -11,7 +11,7 @@ from tests.waiting import NotInTime, wait_until, wait_until_async
 
 
 def counting_to(last: int) -> Callable[[], int | None]:
-    """None until it is asked for the last time, then that number."""
+    """Return None until the last call, then that number."""
     asked = iter(range(1, last + 1))
     return lambda: last if next(asked) == last else None
 

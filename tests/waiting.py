@@ -1,6 +1,6 @@
-"""Waiting in tests: for something to become true, or, where time itself is the cause, for time to pass.
+"""Waiting in tests: for an event, or, if time is the cause under test, for time to pass.
 
-The only module below tests/ that sleeps; `tests/test_structure.py` holds the others to it.
+This is the only module in tests/ that sleeps; `tests/test_structure.py` checks that.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ async def _ask(predicate: Callable[[], object], end: float) -> object:
 
 
 def elapse(seconds: float, why: str) -> None:
-    """Let time pass where it is the cause under test (a lease that ends); `why` is for the reader."""
+    """Let time pass if it is the cause under test (a lease that ends); `why` is for the reader."""
     assert why, "say what ends, starts or expires meanwhile"
     time.sleep(seconds)
 

@@ -1,4 +1,4 @@
-"""A million lines through one batch: the rate it has, and the memory it stays within."""
+"""A million lines through one batch: its rate and its memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch: OpenAI's format in and out; no line twice, no result lost or doubled, whatever is killed."""
+"""A batch in OpenAI's format: no line twice, no result lost or duplicated, after any kill."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_requests(path: Path, count: int, **body: Any) -> Path:
 
 @contextmanager
 def echoing(redis: Redis, queue: str, *, doubles: bool = False) -> Iterator[list[int]]:
-    """Answer what is queued, from a thread; counts the requests that were taken."""
+    """Answer queued requests from a thread; counts them."""
     stop = threading.Event()
     taken: list[int] = []
 

@@ -1,4 +1,4 @@
-"""`async-processor check` on a real stack, and on one where things are wrong."""
+"""`async-processor check` on a working stack, and on one with faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flags that say which queue."""
+"""The flags that select the queue."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Shell:
 
     @contextmanager
     def echoing(self, most: int = sys.maxsize) -> Iterator[list[int]]:
-        """Answer what is queued, at most so many requests; counts them."""
+        """Answer at most that many queued requests; counts them."""
         stop = threading.Event()
         taken: list[int] = []
 
@@ -278,7 +278,7 @@ def test_results_are_json_lines_to_a_pipe(shell: Shell) -> None:
 
 
 def test_results_in_a_table_show_no_markup(shell: Shell) -> None:
-    """What a stranger wrote neither moves the cursor nor is markup."""
+    """Untrusted text neither moves the cursor nor is markup."""
     shell.run("submit", "-", "--id", "r[red]1", stdin='{"n":"[bold]x"}')
     answer(shell.redis, shell.queue)
     text = '{"id":"r2","error_code":"CANCELLED","error_message":"\\u001b[2Jgone"}'

@@ -23,7 +23,7 @@ SECRET = "canary-of-access"
 
 
 class Locked:
-    """A server that speaks TLS alone, to those who have a certificate and its password."""
+    """A server that accepts only TLS, a client certificate and its password."""
 
     def __init__(self, server: Server, pem: Path, folder: Path) -> None:
         self.server = server

@@ -1,4 +1,4 @@
-"""The start of each command loads only what it needs: time to import is most of the time to start."""
+"""Each command imports only what its start needs, since imports are most of the start time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 
 TERMINAL = {"rich", "pygments"}
-"""Draws in terminals; httpx imports both for a command line that nobody here uses."""
+"""Packages that draw in terminals; httpx imports both for a command line that we do not use."""
 TRACING = {"opentelemetry.sdk.trace", "opentelemetry.sdk.metrics._internal", "opentelemetry.exporter"}
 GOOGLE = {"google.pubsub_v1", "google.api_core", "google.auth", "grpc"}
 DOORS = {"starlette", "cloudevents", "functions_framework", "jwt"}
@@ -38,7 +38,7 @@ UNNEEDED = {
 
 
 def started(command: str, folder: Path) -> tuple[list[str], str]:
-    """The arguments of a command, and what it prints once it has started."""
+    """The arguments of a command, and its output once it has started."""
     secret = folder / "secret"
     secret.write_text("whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     receiver = ["http://127.0.0.1:9/", "--secret-file", str(secret), "--allow-private", "--for", "1s"]
@@ -52,7 +52,7 @@ def started(command: str, folder: Path) -> tuple[list[str], str]:
 
 
 def output_until(sign: str, command: str, arguments: list[str], url: str, folder: Path) -> str:
-    """What a command prints before `sign`, with a line for each module that it imports."""
+    """The output of a command before `sign`, with a line for each imported module."""
     variables = {
         "PATH": os.environ["PATH"],
         "REDIS_URL": url,

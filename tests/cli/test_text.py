@@ -1,4 +1,4 @@
-"""What a stranger wrote commands no terminal; a pipe gets it byte for byte."""
+"""Untrusted text sends no commands to a terminal; a pipe gets it unchanged."""
 
 from __future__ import annotations
 

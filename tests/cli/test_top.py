@@ -1,4 +1,4 @@
-"""`async-processor top` on a real server: one frame, also where the output is no terminal."""
+"""`async-processor top` on a real server: one frame, also without a terminal."""
 
 from __future__ import annotations
 

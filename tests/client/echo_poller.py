@@ -44,7 +44,7 @@ def main() -> None:
     left = int(sys.argv[3]) if len(sys.argv) > 3 else -1
     redis = Redis.from_url(url)
     while left:
-        # Nothing to do yet: wait for work without spinning, and put back what was looked at.
+        # Nothing to do yet: wait without spinning, and return the scanned member.
         first = cast("tuple[bytes, bytes, float] | None", redis.bzpopmin(queue, 1))
         if first:
             redis.zadd(queue, {first[1]: first[2]})

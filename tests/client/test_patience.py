@@ -1,4 +1,4 @@
-"""How long a client asks a Redis that does not answer."""
+"""For how long a client retries a Redis that does not answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from handlers.redis_store.connection import NotReplicated
 
 
 class Clock:
-    """Goes on by what is slept."""
+    """A clock that advances by each sleep."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -29,7 +29,7 @@ class Clock:
 
 
 class Failing:
-    """A call that fails so many times, and what it was told."""
+    """A call that fails a number of times, and records its arguments."""
 
     def __init__(self, times: int, error: Exception) -> None:
         self.left = times
@@ -84,7 +84,7 @@ async def test_a_redis_that_never_answered_is_given_up_soon() -> None:
 
 
 async def test_a_client_that_was_stopped_for_longer_than_it_is_remembered_does_not_ask_again() -> None:
-    """It could queue a second time what was answered meanwhile."""
+    """It could queue a request again that was answered in the meantime."""
     clock = Clock()
 
     async def stopped(_seconds: float) -> None:

@@ -61,7 +61,7 @@ async def test_results_are_read_under_a_lease(project: Project) -> None:
         await project.results.publish("results", encode_result(Result(name, 200, "x")))
     seen = set()
     async with project.client.results() as stream:
-        seen.add((await anext(stream)).result.id)  # not acknowledged: comes again
+        seen.add((await anext(stream)).result.id)  # not acknowledged, so it is delivered again
     async with asyncio.timeout(30), project.client.results() as stream:
         async for delivery in stream:
             seen.add(delivery.result.id)

@@ -154,7 +154,7 @@ async def test_a_lease_that_was_lost_in_the_buffer_is_not_handed_out(
         await stream.renew()
         assert await read(client) == ["a", "b"]
         assert [delivery async for delivery in stream] == []
-        await first.ack()  # done by the other reader: nothing comes again
+        await first.ack()  # acknowledged by the other reader, so it is not delivered again
 
 
 async def test_an_ack_that_is_sent_twice_is_fine(

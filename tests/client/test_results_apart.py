@@ -1,4 +1,4 @@
-"""Answers that are stored apart: a reader does not notice, and they go with their results."""
+"""Offloaded payloads are fetched for readers and deleted with their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the client queues is what the reference's own producer queues, and nothing is queued twice."""
+"""The client queues the same members as the reference's producer, and nothing twice."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ async def test_a_wrong_request_is_refused_before_anything_is_queued(
 async def test_a_call_that_is_repeated_queues_nothing_twice(
     valkey_url: str, redis: Redis, options: ClientOptions
 ) -> None:
-    """Its answer was lost: the client says so when it sends it again."""
+    """Its answer was lost, so the client marks the second call as repeated."""
     store = open_redis(valkey_url)
     submissions = Submissions(store)
     deadline = int(time.time()) + 60

@@ -1,4 +1,4 @@
-"""What hypothesis makes of the contract: any JSON, valid bodies, broken ones."""
+"""Hypothesis strategies of the contract: any JSON, valid bodies, broken ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ INTERNALS = st.fixed_dictionaries(
         "x_unknown": JSON,
     },
 )
-# Fields with values of any type: what a stranger may send.
+# Fields with values of any type, as an untrusted producer may send them.
 FIELDS = [
     *(
         "id",

@@ -1,4 +1,4 @@
-"""Every look at untrusted bytes is linear: no regular expression that can backtrack, work counted per byte."""
+"""Reading untrusted bytes takes linear time: no backtracking patterns, counted work per byte."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def patterns() -> Iterator[tuple[str, str | bytes]]:
-    """Every pattern in the source: literals, and what the modules of the contract build at import."""
+    """Every pattern in the source: literals, and those that the modules of the contract build."""
     for path in sorted((ROOT / "handlers").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
@@ -92,7 +92,7 @@ def inner_parts(op: Any, value: Any) -> list[Any]:
     return [value] if op is codes.ATOMIC_GROUP else []
 
 
-# Reviewed by hand: each is bounded by what it is applied to.
+# Reviewed by hand: the length of their input is bounded.
 REVIEWED = {
     r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*": "at most 253 bytes",
 }

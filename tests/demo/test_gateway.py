@@ -1,4 +1,4 @@
-"""The simulated gateway over real HTTP: what demo, tests and benchmarks rely on."""
+"""The simulated gateway over real HTTP, as demo, tests and benchmarks use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding the emulator, and what is said where it is not found or does not start."""
+"""Finding the emulator, and the errors if it is missing or does not start."""
 
 from __future__ import annotations
 

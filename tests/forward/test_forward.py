@@ -24,7 +24,7 @@ NOW = 1_800_000_000.0
 
 
 class Clock:
-    """Unix seconds that pass only when told."""
+    """A clock in Unix seconds that a test advances."""
 
     def __init__(self) -> None:
         self.now = NOW

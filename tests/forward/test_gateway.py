@@ -160,7 +160,7 @@ async def test_an_unusable_answer_has_a_reason(gateway: Gateway, server: RawHttp
 
 async def test_a_refused_connection_is_reported(gateway: Gateway) -> None:
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # bound, not listening: nobody else gets the port meanwhile
+        bound.bind(("127.0.0.1", 0))  # bound but not listening, so that no other process gets the port
         nobody = RawHttp(port=bound.getsockname()[1])
         assert await failure(gateway, nobody) == "connect"
 

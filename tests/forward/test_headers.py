@@ -1,4 +1,4 @@
-"""F73: which of a stranger's headers pass, and that ours win; checked on values and on the wire."""
+"""F73: which headers of untrusted requests pass, and that ours win; as values and on the wire."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from handlers.gates.sources import FeedOptions, Feeds, GateSources, GateStore, H
 
 @dataclass
 class ReadableLog:
-    """Keeps what was said: (level, event, fields)."""
+    """Keeps log events: (level, event, fields)."""
 
     lines: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
 
@@ -30,7 +30,7 @@ class ReadableLog:
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that a test advances."""
 
     def __init__(self, now: float = 1_000_000.0) -> None:
         self.now = now

@@ -1,4 +1,4 @@
-"""What the gates read from, for real: a /metrics page, a Prometheus that scrapes two of them, a Redis."""
+"""Real sources of gates: a /metrics page, a Prometheus that scrapes two of them, a Redis."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def exporter() -> Iterator[Exporter]:
 
 @pytest.fixture(scope="session")
 def routers() -> Iterator[tuple[Exporter, Exporter]]:
-    """Two replicas of a router; tests keep apart by the name of their pool."""
+    """Two replicas of a router; tests use pools of different names."""
     with running_exporter() as first, running_exporter() as second:
         yield first, second
 

@@ -1,4 +1,4 @@
-"""A /metrics page that a test writes on: what a router and its model servers export, for real scrapers."""
+"""A /metrics page with the metrics of a router and its model servers, which a test sets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def running_exporter() -> Iterator[Exporter]:
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            with contextlib.suppress(ConnectionError):  # who was stopped while it read
+            with contextlib.suppress(ConnectionError):  # stopped while it was reading
                 self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name

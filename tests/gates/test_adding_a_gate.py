@@ -1,4 +1,4 @@
-"""docs/adding-a-gate.md: its package installs and works, its other example is a gate, and what it names exists."""
+"""The package in docs/adding-a-gate.md installs and works, its other example is a gate, its names exist."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ async def test_the_gateways_headroom_caps_the_window() -> None:
 
 
 async def test_against_a_gateway_of_fixed_capacity_it_finds_it_and_keeps_near() -> None:
-    """Requests of one second; the gateway takes 20 at a time and rejects the rest."""
+    """One second of requests; the gateway accepts 20 at a time and rejects the rest."""
     clock, draw = Clock(), random.Random(3)
     built = aimd(clock)
     running: list[tuple[float, str, Go]] = []

@@ -1,4 +1,4 @@
-"""From budgets to concurrency: what may start, never more, and never nothing for something."""
+"""Budgets become concurrency limits: never more than allowed, and some progress for any budget."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pool:
 
 @given(PARTS, SLOTS)
 def test_a_burst_never_uses_more_than_its_part_of_the_slots(part: float, slots: int) -> None:
-    """However often room is asked for with one reading."""
+    """The room with one reading, however often it is read."""
     pool = Pool(slots, Share(part))
     for _ in range(5):
         pool.allowance.started(pool.allowance.room())
@@ -125,7 +125,7 @@ def test_headroom_comes_on_top_of_what_the_reading_counted() -> None:
     pool = Pool(10, Share(0.3, headroom=0.3, at=1_000_000.0))
     pool.allowance.started(pool.allowance.room())
     assert pool.allowance.in_use == 3
-    # The metric shows those three only after its lag: a new reading before that gives nothing more.
+    # The metric shows those three only after its lag, so an earlier reading allows no more.
     pool.clock.now += 5
     pool.shares = (Share(0.3, headroom=0.3, at=pool.clock.now),)
     assert pool.allowance.room() == 0
@@ -210,7 +210,7 @@ def test_how_much_of_the_idle_places_a_metric_that_counts_ourselves_lets_us_use(
 
 
 def test_with_headroom_a_full_pool_continues_less_its_excess() -> None:
-    """Who closes whole at each reading over the threshold swings between full and empty."""
+    """A gate that closes completely at each reading over the threshold would oscillate."""
     pool = Pool(10, Share(1.0))
     pool.allowance.started(8)
     pool.clock.now += 20
@@ -242,7 +242,7 @@ def test_the_parts_of_all_pollers_add_up_to_whole_slots(whole: int, fraction: fl
 
 @given(PARTS, st.integers(1, 60), st.integers(1, 12))
 def test_all_pollers_together_use_what_one_would(part: float, slots: int, pollers: int) -> None:
-    """Counting only what starts: an idle pool, each asked once."""
+    """Counts only requests that start: an idle pool."""
     rooms = [
         Allowance(slots, lambda: (Share(part),), part=lambda place=place: ProcessShare(place, pollers)).room()  # type: ignore[misc]  # the lambda's default
         for place in range(pollers)

@@ -1,4 +1,4 @@
-"""Gates of gates: the lowest budget, all or nothing, waiting for refusing, and who gives way."""
+"""Combined gates: lowest budget, all-or-nothing reservations, waiting, and priority by tier."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDLE = {"query": "vector(1)"}
 
 
 class Recorded(Gate):
-    """Gives a verdict and writes down what becomes of its reservation; may fail or wait instead."""
+    """Gives a scripted verdict and records the end of its reservation; may fail or wait."""
 
     gate_type = "recorded"
 
@@ -172,7 +172,7 @@ async def test_everyone_goes_while_the_pool_is_not_saturated(
 
 
 async def test_a_headroom_holds_inside_too_and_shares_the_pool(from_prometheus: GateSources) -> None:
-    """Above its threshold it takes slots back, where a plain budget closes and leaves the verdict to the tier."""
+    """Above its threshold it takes slots back, while a plain budget closes and leaves the decision to the tier."""
     headroom = {"query": "vector(-0.1)", "budget_means": "headroom"}
     params = {"saturation_gate": "prometheus-query", "saturation_gate_params": headroom}
     async with started("tier-priority-admission", params, from_prometheus) as built:

@@ -1,4 +1,4 @@
-"""One table of gates: complete, and strict about what it does not know."""
+"""The table of gates is complete and refuses unknown types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A source is read in the background, once for all, and whatever it answers the reading goes on."""
+"""A source is read in the background, once for all gates, and continues after any answer."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ async def test_a_full_admission_gate_holds_without_holding_a_slot() -> None:
 
 
 async def test_whatever_becomes_of_them_no_slot_is_lost_nor_used_twice() -> None:
-    """Requests that finish, give up or are cancelled at any moment, at a gate that opens and closes."""
+    """Requests that finish, give up or are cancelled at any moment, while the gate opens and closes."""
     draw = random.Random(7)
     switch = Switch(1.0)
     keeper = WaitingRoom([switch, gate("local-max-concurrency", {"limit": 5})], slots=8)
@@ -262,7 +262,7 @@ class Deciding(Gate):
 
 
 class SwallowsFirst(Gate):
-    """Answers the first cancellation with a `Hold`, as a library that swallows it would; stays closed for good."""
+    """Answers the first cancellation with a `Hold`, like a library that swallows it, and stays closed."""
 
     gate_type = "swallows-first"
 
@@ -281,7 +281,7 @@ class SwallowsFirst(Gate):
 
 
 class RefusesFirst(SwallowsFirst):
-    """Refuses while `is_refusing`, so that the request is held before it is asked for again."""
+    """Refuses while `is_refusing`, so that the request is held before the gate is asked again."""
 
     is_refusing = True
 

@@ -38,7 +38,7 @@ def prometheus_url(gateway_url: str) -> Iterator[str]:
 
 @pytest.fixture
 async def pool(gateway_url: str) -> str:
-    """The name that the gateway gives its pool."""
+    """The name of the gateway's pool."""
     async with aiohttp.ClientSession() as session, session.get(f"{gateway_url}/metrics") as answer:
         found = re.search(r'pool_saturation\{inference_pool="([^"]+)"', await answer.text())
     assert found

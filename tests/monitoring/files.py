@@ -44,5 +44,5 @@ def panels(*, queue: str = ".*", rate_interval: str = "1m") -> Iterator[Panel]:
 
 
 def metrics_of(expression: str) -> set[str]:
-    """The names of ours that an expression asks for."""
+    """Our metric names in an expression."""
     return set(re.findall(r"llm_d_async_async_\w+", expression))

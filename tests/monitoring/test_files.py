@@ -1,4 +1,4 @@
-"""Rules and dashboard say what they mean, of metrics that are there, and each alert fires when it should."""
+"""Rules and dashboard use existing metrics, and each alert fires when it should."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.telemetry.metrics_page import labels_by_name
 QUEUE = '{queue_id="q",queue_name="q",pool_name="p"}'
 READING = '{queue_id="q",queue_name="q",pool_name="p",inference_pool="i"}'
 
-# What a queue in good health says, once a minute for two hours.
+# Metrics of a healthy queue, once a minute for two hours.
 HEALTHY = {
     f"broker_backlog{QUEUE}": "5x120",
     f"broker_backlog_source_available{QUEUE}": "1x120",
@@ -47,7 +47,7 @@ HEALTHY = {
     'refused_callers_total{status="401"}': "0x120",
 }
 
-# What is otherwise, and the alert that it should raise.
+# Differences from that, and the alert that each must raise.
 AILING = {
     "AsyncProcessorQueueStuck": {f"dispatched_requests_total{QUEUE}": "7x120"},
     "AsyncProcessorLateInQueue": {
@@ -75,7 +75,7 @@ AILING = {
 }
 
 KEDA = 'namespace="keda",scaledObject="async-processor-poller",scaler="redisScaler"'
-# What KEDA's operator reports when no poller runs that could report anything itself.
+# Metrics of KEDA's operator while no poller runs.
 WITHOUT_POLLER = {
     "requests are pending": {f'keda_scaler_metrics_value{{{KEDA},metric="s0-redis"}}': "5x120"},
     "KEDA cannot read Redis": {f"keda_scaler_detail_errors_total{{{KEDA}}}": "0+15x120"},
@@ -83,7 +83,7 @@ WITHOUT_POLLER = {
 
 
 def promtool(*arguments: str | Path) -> str:
-    """What promtool says; fails with it."""
+    """The output of promtool; fails if promtool does."""
     program = shutil.which("promtool")
     if program is None:
         not_found("promtool")

@@ -23,7 +23,7 @@ BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_w
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment's Python with the wheel and what it requires, and no package of an extra."""
+    """The Python of an environment with the wheel and its dependencies, without extras."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in ("handlers", "async_processor"):

@@ -132,7 +132,7 @@ async def test_a_burst_goes_in_few_round_trips(store: Redis, count: int) -> None
     async with running(rig.ack_batcher.run()):
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     calls = (await store.info("commandstats"))["cmdstat_evalsha"]["calls"] - before
-    assert calls <= count // 256 + 2  # one more where the script has to be loaded first
+    assert calls <= count // 256 + 2  # one more if the script must be loaded first
     assert await rig.result_count() == count
 
 

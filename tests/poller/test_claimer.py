@@ -184,7 +184,7 @@ async def test_it_waits_for_redis_with_patience_and_recovers_by_itself(valkey: V
 
 
 async def test_an_idle_pool_recovers_without_a_new_request(valkey: Valkey, store: Redis) -> None:
-    """Also where the watch is the only one that asks Redis while the queues are empty."""
+    """Also if the watch is the only part that calls Redis while the queues are empty."""
     impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
     rig, is_down = Rig(impatient), False
 
@@ -208,7 +208,7 @@ async def test_an_idle_pool_recovers_without_a_new_request(valkey: Valkey, store
 
 
 async def test_claiming_ends_when_it_is_cancelled_at_any_moment(valkey: Valkey, store: Redis) -> None:
-    """Also where the Redis library makes a connection error of the cancellation."""
+    """Also if the Redis library converts the cancellation to a connection error."""
     for n in range(60):
         impatient = connect(RedisOptions(valkey.url, timeout_seconds=1.0))
         claiming = asyncio.create_task(
@@ -224,7 +224,7 @@ async def test_claiming_ends_when_it_is_cancelled_at_any_moment(valkey: Valkey, 
 
 
 async def test_a_slot_is_taken_until_the_result_is_stored(store: Redis) -> None:
-    """With a store that takes no results, nothing more is claimed or sent than there are slots."""
+    """If results cannot be stored, no more requests are claimed or sent than there are slots."""
     rig = Rig(store)
     pool = claimer_of(rig, slots=5)
     await rig.submit(*(body(f"r-{n}") for n in range(50)))
@@ -233,7 +233,7 @@ async def test_a_slot_is_taken_until_the_result_is_stored(store: Redis) -> None:
     async def has_looked_often() -> bool:
         return next(looks) > 30
 
-    async with running(pool.run()):  # nobody settles
+    async with running(pool.run()):  # nothing settles them
         await wait_until_async(lambda: rig.worker.in_flight == 0 and rig.dispatched, "outcomes")
         await wait_until_async(has_looked_often, "time for more claims")
         assert (len(rig.dispatched), await rig.pending(), pool.in_flight) == (5, 45, 5)

@@ -1,4 +1,4 @@
-"""What a poller counts of its requests, read from its page of metrics."""
+"""A poller's counts of its requests, from its metrics page."""
 
 from __future__ import annotations
 

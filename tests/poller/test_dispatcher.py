@@ -1,4 +1,4 @@
-"""From the poller to the dispatch door and back: what is the gateway's word and what is the platform's."""
+"""Between poller and dispatch door: answers of the gateway differ from those of the platform."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ OUTCOMES = st.builds(
 async def test_an_outcome_comes_through_door_and_wire_as_it_was(
     dispatcher: HttpDispatcher, server: RawHttp, outcome: Outcome
 ) -> None:
-    """What the handler decided is what the poller settles, whatever it is."""
+    """The poller settles the handler's outcome unchanged."""
     door = DispatchDoor(max_request_bytes=1_000, clock=lambda: 4e9 - 60)
     await dispatcher.forward(request(), OPTIONS)
     received = server.received[-1]

@@ -1,4 +1,4 @@
-"""One id queued twice: with the window set it runs once, and what was released, retried or reclaimed still runs."""
+"""An id queued twice within the window runs once; released, retried and reclaimed requests run."""
 
 from __future__ import annotations
 

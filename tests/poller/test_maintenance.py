@@ -1,4 +1,4 @@
-"""What is taken back is answered by one look: what waits without a slot, what is held once its work has ended."""
+"""One scan answers cancelled requests: waiting ones without a slot, claimed ones after their work."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def canceller_of(*rigs: Rig, is_stopping: bool = False) -> Canceller:
 
 
 class Slow:
-    """A handler that ends when it may, as one that gives back a slot first; `stops` are its cancellations."""
+    """A handler that ends when allowed, like one that first releases a slot; `stops` counts cancellations."""
 
     def __init__(self) -> None:
         self.stops = 0
@@ -140,7 +140,7 @@ async def forever(_request: Request) -> Outcome:
 
 
 class Monotonic:
-    """Seconds that pass only when told."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -193,7 +193,7 @@ async def test_with_nothing_held_nothing_is_asked(store: Redis) -> None:
 async def test_leases_that_could_not_be_renewed_for_their_whole_length_are_given_up(
     valkey: Valkey, store: Redis
 ) -> None:
-    """The server may have given them away meanwhile: going on would be a second execution."""
+    """The server may have given them to another poller, so continuing would be a second execution."""
     impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
     rig = Rig(impatient, forever, lease_seconds=15.0)
     monotonic = Monotonic()
@@ -213,7 +213,7 @@ async def test_leases_that_could_not_be_renewed_for_their_whole_length_are_given
 
 @pytest.fixture
 def lines() -> Iterator[io.StringIO]:
-    """What was logged."""
+    """The logged events."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     out = io.StringIO()
@@ -224,7 +224,7 @@ def lines() -> Iterator[io.StringIO]:
 
 
 class Ticks:
-    """Raises what is scripted, then nothing."""
+    """Raises scripted errors, then nothing."""
 
     def __init__(self, *raised: Exception) -> None:
         self.raised = list(raised)

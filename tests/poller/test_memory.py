@@ -1,4 +1,4 @@
-"""What a poller holds fits into its memory: large requests and answers a few at a time, each inferred once.
+"""A poller stays within its memory with large requests and answers, each inferred once.
 
 The limit is the kernel's (`RLIMIT_AS`): a poller that holds too much cannot allocate, and ends.
 """

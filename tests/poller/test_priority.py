@@ -26,7 +26,7 @@ from handlers.poller.priority import (
 def claimed(
     merge: Merge, candidates: list[Candidate], waiting: Counter[str], slots: int, now: float
 ) -> Counter[str]:
-    """Follow the turns as the poller does: claim, then go on with the slots that are left."""
+    """Use the turns like the poller: claim, then continue with the remaining slots."""
     got: Counter[str] = Counter()
     for turn in merge.turns(candidates, slots, now):
         left = slots - got.total()

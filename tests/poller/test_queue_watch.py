@@ -1,4 +1,4 @@
-"""Idle queues cost one command a look, however many there are, and requests are found by look or by signal."""
+"""Idle queues cost one command per poll, and requests are found by polls or signals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Clock:
 
 
 class Looks:
-    """Counts looks; `filled` are the keys that exist."""
+    """Counts polls; `filled` are the existing keys."""
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
@@ -52,7 +52,7 @@ class Looks:
         return self.filled.intersection(keys)
 
     async def next(self) -> list[str]:
-        """The keys of the next look."""
+        """The keys of the next poll."""
         count = len(self.asked)
         await wait_until_async(lambda: len(self.asked) > count, "the next look")
         return self.asked[count]
@@ -177,7 +177,7 @@ async def test_keys_are_empty_once_a_look_after_the_silence_found_none_of_them()
 async def test_a_silent_poller_sends_one_command_for_all_looks_of_a_canceller_and_a_watch(
     store: Redis,
 ) -> None:
-    """Every look is one EXISTS, and the list of cancellations is not read while all queues are empty."""
+    """Every poll is one EXISTS, and the list of cancellations is not read while all queues are empty."""
     clock = Clock()
     looks = 0
 

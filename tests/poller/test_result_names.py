@@ -1,4 +1,4 @@
-"""F75: a request's result reaches the list that it may name, and no other key, whatever it says."""
+"""F75: a result goes to the list that its request may name, and to no other key."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def request_of(wished: str, *, is_resolved: bool = False, request_id: str = "a")
 
 
 def taken(route: ResultRoute, wished: str, *, is_resolved: bool = False) -> str | None:
-    """The list that takes the result of the request "a" that runs; None where it may not run."""
+    """The list of the result of the running request "a"; None if it may not run."""
     request = request_of(wished, is_resolved=is_resolved)
     try:
         route.check(request)
@@ -208,7 +208,7 @@ def test_nothing_allows_nothing() -> None:
 
 
 async def test_hostile_result_names_change_nothing_and_get_an_error(store: Redis) -> None:
-    """None of them runs, and what is honest beside them is answered."""
+    """None of them runs, and valid requests are answered."""
     rig = Rig(store, route=ALL)
     names = [name for name in HOSTILE if len(name) < 1_000]
     members = [

@@ -1,4 +1,4 @@
-"""What an outcome means for a claim: which result, where, for how long, and what is kept of the dead."""
+"""The settlement of each outcome: its result, list and lifetime, and dead letters."""
 
 from __future__ import annotations
 

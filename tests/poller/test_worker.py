@@ -1,4 +1,4 @@
-"""Carrying a claim: decoded, dispatched, settled; given up when its lease is lost; never stuck."""
+"""Processing a claim: decoded, dispatched, settled; dropped when its lease is lost; never stuck."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ async def test_a_defect_while_dispatching_is_a_retry(store: Redis) -> None:
 
 
 async def test_a_defect_while_settling_drops_only_that_claim(store: Redis) -> None:
-    """Nobody renews it then: the lease ends, a death is counted, and in the end it is buried with a result."""
+    """It is no longer renewed: the lease ends, a delivery is counted, and finally it is dead-lettered."""
 
     async def unwritable(request: Request) -> Outcome:
         payload = "\ud800" if request.id == "bad" else "{}"
@@ -154,7 +154,7 @@ async def test_a_defect_while_settling_drops_only_that_claim(store: Redis) -> No
 
 @pytest.mark.parametrize("stored", [b'{ "prompt" : 1.50 }', b"no JSON", None])
 async def test_a_dead_letter_has_its_offloaded_payload(store: Redis, stored: bytes | None) -> None:
-    """Its key ends with the result; without it inside, what is queued again could not run."""
+    """The payload's key is deleted with the result, so a requeued dead letter needs its payload inside."""
     key = "request-payload:a:t"
     internal = b'"internal":{"request_token":"t","payload_ref":"%s","labels":{"tier":"batch"}}' % key.encode()
     member = b'{%s,"request_kind":"redis","data":{"id":"a","deadline":1999999999}}' % internal

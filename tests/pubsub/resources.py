@@ -1,4 +1,4 @@
-"""Topics and subscriptions made and read by the emulator's REST API: a witness beside the code under test."""
+"""Create and read topics and subscriptions by the emulator's REST API, without the code under test."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The layout at work on the emulator: what the door cannot answer comes back to it as a dead letter.
+"""The layout on the emulator: requests that the door cannot answer return to it as dead letters.
 
-The emulator takes every filter and obeys none, so what the filter is for (that a door's own dead letters do
-not come back to it) is not shown here, and a door must not rely on it.
+The emulator accepts filters and ignores them. So these tests do not show that a door's own dead letters do not return
+to it, and a door must not rely on the filter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.pubsub.resources import Resources
 
 
 class Door:
-    """Nacks every request and takes every dead letter."""
+    """Nacks every request and accepts every dead letter."""
 
     def __init__(self) -> None:
         self.requests = 0

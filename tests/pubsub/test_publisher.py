@@ -1,4 +1,4 @@
-"""Publishing, on the emulator; what only the real service does is answered by a broker in front of it."""
+"""Publishing on the emulator; a broker in front of it adds answers of the real service."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ async def test_the_timeout_names_the_last_failure(options: PubSubOptions) -> Non
 
 
 async def test_a_refused_connection_is_retryable(options: PubSubOptions) -> None:
-    nobody = replace(options, emulator_host="127.0.0.1:9")  # the discard port: nobody listens below 1024 here
+    nobody = replace(options, emulator_host="127.0.0.1:9")  # the discard port, on which nothing listens here
     async with PubSubChannel(nobody) as channel, Publisher(channel) as publisher:
         with pytest.raises(PublishFailed, match="503") as raised:
             await publisher.publish("results", b"x", timeout_seconds=3)
@@ -282,7 +282,7 @@ async def test_a_broker_that_died_fails_publishes_as_retryable(own_emulator: Pub
 
 
 def kept_batches() -> list[TopicBatches]:
-    """What publishers of this process still hold of any topic."""
+    """Data that publishers of this process still hold of any topic."""
     gc.collect()
     return [each for each in gc.get_objects() if type(each) is TopicBatches]
 
@@ -352,7 +352,7 @@ def test_every_grpc_status_is_retryable_or_final_as_googles_own_publisher_has_it
 
 
 async def test_a_publish_that_passes_the_check_fits_a_call() -> None:
-    """The check counts at least what protobuf writes, for data and for every form of attributes."""
+    """The checked size is at least what protobuf writes, for data and all attributes."""
     sizes: list[int] = []
     async with (
         running_broker() as broker,

@@ -1,4 +1,4 @@
-"""Pulling results on the emulator: leases, acknowledgements, what comes again."""
+"""Pulling results on the emulator: leases, acknowledgements, redeliveries."""
 
 from __future__ import annotations
 

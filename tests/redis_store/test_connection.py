@@ -114,7 +114,7 @@ def test_an_invalid_url_is_refused_without_being_repeated(url: str) -> None:
 async def test_each_received_part_of_a_reply_restarts_the_time_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Three parts, 40 seconds of the loop's clock apart, under a limit of 60 seconds."""
+    """Three parts, 40 seconds of the loop's clock apart, with a limit of 60 seconds."""
     loop, reads, passed_seconds = asyncio.get_running_loop(), 0, 0.0
     now, read, has_ended = loop.time, ProgressParser.read_from_socket, asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""What a setup of Redis loses when its server dies, as `docs/redis.md` says: each row on a real server."""
+"""What each Redis setup loses when its server crashes, as in `docs/redis.md`, on real servers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def submit(port: int, names: range, **options: Any) -> None:
 
 
 async def claimed(port: int) -> list[str]:
-    """All that can still be claimed, in order."""
+    """All claimable requests, in order."""
     async with Redis(port=port) as redis:
         queue = RedisQueue(redis, QUEUE, QueueOptions("retries", "results"))
         return [claim.claim_key.split(b"\0")[0].decode() for claim in await queue.claim(2 * REQUESTS)]
@@ -75,7 +75,7 @@ async def test_f20_with_every_write_synced_nothing_is_lost(server: Server) -> No
 async def test_f22_synced_each_second_a_killed_server_loses_nothing_a_cut_power_line_the_end(
     server: Server,
 ) -> None:
-    """SIGKILL leaves what the kernel has; a power failure is played by cutting the file's end off."""
+    """SIGKILL keeps the kernel's buffers; cutting the end of the file simulates a power failure."""
     for name in range(REQUESTS):
         await submit(server.port, range(name, name + 1))
     server.kill()

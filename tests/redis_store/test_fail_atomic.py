@@ -36,7 +36,7 @@ class Scene:
     args: list[object]
     others: tuple[str, ...] = ()
     drops: frozenset[str] = frozenset()
-    """What it is right to drop when the call succeeds."""
+    """Keys that a successful call may delete."""
 
 
 def item(number: int, **internal: object) -> bytes:
@@ -165,9 +165,9 @@ def _stored() -> list[list[object]]:
 
 
 class Store:
-    """A server that is filled anew for each call, and the connection of a user whose rights a test sets.
+    """A server that is filled again for each call, and a connection of a user with variable rights.
 
-    Each step is one round trip: there are thousands of faults.
+    Each step is one round trip, because there are thousands of faults.
     """
 
     def __init__(self, url: str) -> None:
@@ -224,7 +224,7 @@ def _commands(text: str) -> list[str]:
 
 
 def _faults(scene: Scene, text: str) -> Iterator[tuple[str, str, str]]:
-    """Each kind of failure, and at what: a command or a key."""
+    """Each kind of failure with its target: a command or a key."""
     keys = sorted({*scene.keys, *scene.others})
     yield from (("command denied", command, key) for command in _commands(text) for key in ("", *keys))
     yield from (("key denied", key, "") for key in keys)
@@ -259,7 +259,7 @@ def _spoil(admin: Redis, key: str, kind: str) -> None:
 
 
 def _lost(store: Store, scene: Scene, text: str, fault: tuple[str, str, str]) -> str:
-    """What the call does wrong under one fault; empty if it does nothing wrong."""
+    """The wrong effect of the call under one fault; empty if there is none."""
     kind, at, wanted = fault
     store.fill()
     if kind == "wrong type":
@@ -350,7 +350,7 @@ MUTANTS = {
         "    run('HDEL', KEYS[1], key)\n    run('ZADD', KEYS[4]",
     ),
 }
-"""A script, and a text in it with what takes its place."""
+"""A script, and a text in it with its replacement."""
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))

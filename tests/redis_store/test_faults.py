@@ -23,7 +23,7 @@ WAITS_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Places:
-    """What can be named by mistake. `pem` is key, certificate and CA of all that speak TLS."""
+    """Servers that may be configured by mistake; `pem` is key, certificate and CA of those with TLS."""
 
     locked: Server
     cluster: Cluster

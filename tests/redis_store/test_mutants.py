@@ -110,7 +110,7 @@ MUTANTS = {
 
 
 async def _walk(redis: Redis, seed: int) -> None:
-    """One seeded walk over all steps; raises `AssertionError` where server and model part."""
+    """One seeded walk over all steps; raises `AssertionError` if server and model differ."""
     await redis.flushall()
     walk = Walk(Bench(redis, "mutant"))
     chance = random.Random(seed)

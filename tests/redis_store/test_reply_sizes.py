@@ -236,7 +236,7 @@ async def test_results_that_are_peeked_at(
 async def test_results_that_are_waited_for(
     store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool
 ) -> None:
-    """Many lists of one large result each, and one list of many: the one that is asked for is the oldest."""
+    """Many lists with one large result each, and one list of many, whose oldest result is read."""
     lists = [result_of_key("results", f"r-{number}") for number in range(COUNT)]
     await _put_results(store, *lists, is_offloaded=is_offloaded)
     for _ in range(9):

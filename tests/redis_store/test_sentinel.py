@@ -44,10 +44,9 @@ def sentinels() -> Iterator[Sentinels]:
 async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_lost(
     sentinels: Sentinels,
 ) -> None:
-    """With `WAIT 1` a settlement that was said to hold, holds. Without, a master takes along what its replica has not.
-
-    The client's own submissions are acknowledged by the master alone: here acks under `WAIT 1` follow them, and
-    replication keeps the order, so the replica has them before it dies.
+    """With `WAIT 1`, every confirmed settlement holds. Without it, a master loses what its replica does not have.
+    Only the master acknowledges the client's submissions. Here acks with `WAIT 1` follow them, and replication
+    keeps the order, so the replica has them before the master crashes.
     """
     url = sentinels.url(user=":p%40ss%2Fword@")
     async with (
@@ -82,7 +81,7 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
 
 
 class _Worker:
-    """Claims and settles with `WAIT 1`; without, once the new master has no replica left to wait for."""
+    """Claim and settle with `WAIT 1`; without it once the new master has no replica."""
 
     def __init__(self, redis: Store, sentinels: Sentinels) -> None:
         self._redis = redis
@@ -98,7 +97,7 @@ class _Worker:
             raise
 
     async def claim(self) -> list[Claim]:
-        """Some, or none yet: what a claim took whose reply died with the master comes back with its lease."""
+        """Some claims, or none yet: claims whose reply was lost with the master return with their lease."""
         claims = await self._queue.claim(BATCH)
         if not claims:
             await self._queue.reclaim(REQUESTS, REQUESTS)

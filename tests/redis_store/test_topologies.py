@@ -1,6 +1,6 @@
-"""What stands beside the queue works in a cluster and under Sentinels too: quotas, dead letters, sharing, the board.
+"""Quotas, dead letters, sharing and the board work in a cluster and under Sentinels.
 
-Both also with TLS alone, and with fewer connections than callers.
+Both are also tested with TLS only, and with fewer connections than callers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CONNECTIONS = 4
 
 @dataclass(frozen=True)
 class Slot:
-    """One of a quota's, as a gate asks for it."""
+    """A slot of a quota, as a gate takes it."""
 
     key: str
     member: str

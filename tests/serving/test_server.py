@@ -1,4 +1,4 @@
-"""The served application: deliveries take the framework's wrapper directly, everything else its router."""
+"""Deliveries go directly to the framework's wrapper, everything else to its router."""
 
 from __future__ import annotations
 

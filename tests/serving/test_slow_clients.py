@@ -1,4 +1,4 @@
-"""Slow, silent, endless and half-open clients, against a real server: each is cut, nobody else notices. F82."""
+"""Slow, silent, endless and half-open clients on a real server are cut and affect no others. F82."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.waiting import elapse_async
 
 RECEIVE_SECONDS = 0.6
 PATIENCE_SECONDS = 20
-"""How long a test waits for what must come; far more than it takes."""
+"""Seconds that a test waits for an expected event; far more than it takes."""
 LARGE = b"x" * 50_000_000
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -24,7 +24,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
 async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """`/slow` takes longer than a receipt may, `/large` answers more than a socket holds, `/early` reads nothing."""
+    """`/slow` exceeds the receive limit, `/large` answers more than a socket holds, `/early` reads nothing."""
     path, body = scope["path"], b"ok"
     if path == "/slow":
         await elapse_async(3 * RECEIVE_SECONDS, "the time that a receipt may take")
@@ -93,7 +93,7 @@ class Client:
         return found
 
     async def drip(self, piece: bytes) -> None:
-        """Send it now and then, for as long as the server takes it."""
+        """Send it now and then, for as long as the server accepts it."""
         with suppress(ConnectionError):
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while not self.reader.at_eof():

@@ -1,4 +1,4 @@
-"""The environment: typed, checked, and wrong values named with what would do."""
+"""Environment variables are typed and checked; errors name the accepted values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Environment and file together: what wins, what is refused, what is never shown."""
+"""Environment and file together: precedence, refusals, masking."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_heartbeat_beats_twice_in_a_lease_at_least() -> None:
 
 
 def test_no_secret_is_ever_shown() -> None:
-    """F77: not in what is shown, not in a traceback, not in an error."""
+    """F77: not in shown settings, tracebacks or errors."""
     secret = "hunter2"
     variables = {
         "REDIS_PASSWORD": secret,
@@ -199,7 +199,7 @@ CARRIERS = [
 @pytest.mark.parametrize("carrier", CARRIERS)
 @pytest.mark.parametrize("name", Environment.__struct_fields__)
 def test_no_setting_shows_a_credential_whatever_its_name(name: str, carrier: str) -> None:
-    """Also settings that are added later: what is masked is the content."""
+    """Also for settings that are added later, because the content is masked."""
     value = carrier.format("hunter2")
     env = msgspec.structs.replace(load_settings({}).env, **{name: value})
     assert "hunter2" not in str(Settings(env=env, file=ConfigFile()).shown())

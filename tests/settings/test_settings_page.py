@@ -1,4 +1,4 @@
-"""docs/settings.md says what handlers/settings/environment.py does."""
+"""docs/settings.md matches handlers/settings/environment.py."""
 
 from __future__ import annotations
 

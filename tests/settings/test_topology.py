@@ -1,4 +1,4 @@
-"""The reference's transport file says with `mode`, `addrs` and `master_name` what our URLs say in one."""
+"""The reference's `mode`, `addrs` and `master_name` become one URL."""
 
 from __future__ import annotations
 

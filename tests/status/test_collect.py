@@ -1,4 +1,4 @@
-"""What the board keeps of a request is bounded in bytes, whatever its client wrote."""
+"""The board's data about a request is bounded in bytes, whatever the client sends."""
 
 from __future__ import annotations
 

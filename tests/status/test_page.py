@@ -31,7 +31,7 @@ queues:
     gate_type: redis
     gate_params: {address: "127.0.0.1:PORT", budget_key: gate-of-evaluations}
 """
-# What a reader of the page may do without a mouse, or without seeing it: labels, headings, names, contrast.
+# Use of the page without a mouse or without seeing it: labels, headings, names, contrast.
 FAULTS = """(() => {
   const found = [];
   const text = element => (element.textContent || '').trim();
@@ -76,7 +76,7 @@ def stack(folder: Path) -> Iterator[Stack]:
         _queue(store, "summaries", "<b>bold</b>", {"simulate": {"status": 404}})
         store.zadd("summaries", {"no request at all": FAR})
         wait_until(lambda: store.llen("result-list") >= 2, "two results")
-        # The gate reads its key every few seconds; what was queued before then is let go by nothing.
+        # The gate reads its key every few seconds; nothing releases requests that were queued before.
         wait_until(lambda: '"why_closed":"value' in _reports(running), "the gate to be closed")
         for number in range(5):
             _queue(
@@ -240,7 +240,7 @@ def test_missing_or_forbidden_topics_are_refused(
 
 
 def test_a_name_that_was_turned_to_this_machine_reads_nothing(base_url: str) -> None:
-    """DNS rebinding: the browser connects here, and says the stranger's name."""
+    """DNS rebinding: the browser connects here and sends the foreign name."""
     port = base_url.rpartition(":")[2]
     for path in ("/", "/find?id=hard-1", "/dead", "/style.css", "/dead/change"):
         request = urllib.request.Request(f"{base_url}{path}", headers={"Host": f"rebound.example:{port}"})

@@ -15,7 +15,7 @@ from handlers.telemetry.metrics import DoorMetrics, Metrics
 
 OWNER = ("q", "request-sortedset", "default")
 
-# As contract.md of the reference lists them; the rest is ours.
+# The reference's metrics; the rest is ours.
 OF_THE_REFERENCE = frozenset(
     {
         *("request_total", "successful_requests_total", "failed_requests_total", "shedded_requests_total"),
@@ -98,7 +98,7 @@ def labels_by_name() -> dict[str, tuple[str, str, list[str]]]:
 
 
 def metrics_page() -> str:
-    """The page as Markdown; metrics of the reference come first."""
+    """The page as Markdown; the reference's metrics come first."""
     rows = sorted(labels_by_name().items(), key=lambda row: (row[0] not in OF_THE_REFERENCE, row[0]))
     lines = [
         f"| `{name}` | {'•' if name in OF_THE_REFERENCE else ''} | {kind} "

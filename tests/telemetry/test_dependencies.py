@@ -1,4 +1,4 @@
-"""What a process knows of what it depends on, from its own calls."""
+"""The health of a process's dependencies, from its own calls."""
 
 from __future__ import annotations
 

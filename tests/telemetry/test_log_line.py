@@ -1,4 +1,4 @@
-"""What a line of the log may hold: nothing that forges, leaks, overflows or gets lost."""
+"""A log line cannot be forged, leaks nothing, is bounded, and is never lost."""
 
 from __future__ import annotations
 

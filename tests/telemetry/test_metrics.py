@@ -1,4 +1,4 @@
-"""Metrics: the reference's names and labels, what they lack, and no series by a stranger's wish."""
+"""Metrics: the reference's names and labels, our additions, and no series by untrusted input."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_counts_for_other_bounds_are_refused(queue: QueueMetrics) -> None:
 
 
 def test_untrusted_input_creates_no_series(metrics: Metrics, queue: QueueMetrics) -> None:
-    """F78: reasons, subscriptions and peers that nobody configured."""
+    """F78: reasons, subscriptions and peers that are not configured."""
     for number in range(20_000):
         metrics.of_queue(f"s{number}", f"s{number}", "default").retried(f"reason {number}")
     for number in range(100):

@@ -1,4 +1,4 @@
-"""docs/metrics.md says what a page of metrics holds."""
+"""docs/metrics.md lists the metrics of the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages beside the work: health, readiness and metrics, on a port of their own."""
+"""The pages of a poller: health, readiness and metrics, on their own port."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from handlers.telemetry.metrics import REASONS
 
 
 def test_each_kind_of_failure_has_its_own_retry_reason() -> None:
-    """What the parts say is what the metrics know: else it would count as `other`."""
+    """Every reason in the code is known to the metrics, as others would count as `other`."""
     said = {*STATUS_REASONS.values(), "server_error", *(reason for _, reason in FAILURE_REASONS)}
     said |= {GATE_CLOSED, QUOTA_EXHAUSTED, CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET, NOT_RECORDED}
     said |= {HANDLER_UNAVAILABLE, HANDLER_LOST, HANDLER_REFUSED}

@@ -1,4 +1,4 @@
-"""Both event loops: uvloop serves our processes, asyncio's own is what a program around the client may bring."""
+"""Both event loops: uvloop, as in our processes, and asyncio's, as in programs with the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transport against a server that answers byte for byte: what is sent, kept, sent again, and given up."""
+"""The transport with a server of scripted bytes: what is sent, kept, resent and given up."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def server() -> AsyncIterator[RawHttp]:
 
 @contextlib.asynccontextmanager
 async def serving_raw(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[str]:
-    """A server of one coroutine per connection; gives its URL."""
+    """A server with one coroutine per connection; yields its URL."""
     running: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -175,7 +175,7 @@ async def test_an_unsolicited_response_reaches_no_caller(transport: Transport, s
 
 
 async def test_an_unsolicited_response_on_an_idle_connection_reaches_no_caller(transport: Transport) -> None:
-    """Written while the loop does not look: only the socket tells."""
+    """Written while the loop does not run, so that only the socket has it."""
     writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -222,7 +222,7 @@ async def test_no_connection_older_than_the_limit_is_used_before_it_is_swept(ser
 async def test_a_reused_connection_gives_each_caller_its_own_response(
     transport: Transport,
 ) -> None:
-    """The connection takes the next request before the caller of the last one has gone on."""
+    """The connection takes the next request before the previous caller has continued."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError):
@@ -244,7 +244,7 @@ async def test_a_reused_connection_gives_each_caller_its_own_response(
 
 
 class Ends:
-    """Answers one request per connection and then lets it end as `end` says, once a second request is there."""
+    """Answers one request per connection, then ends it by `end` once a second request has arrived."""
 
     def __init__(self, *, reads: bool) -> None:
         self.reads = reads
@@ -287,7 +287,7 @@ async def test_a_repeatable_request_is_sent_again_once(server: RawHttp) -> None:
 async def test_a_request_is_sent_again_where_a_closed_connection_proves_it_unread(
     transport: Transport, monkeypatch: pytest.MonkeyPatch, is_reset: bool
 ) -> None:
-    """The server closes between the look at the connection and the write. A reset alone proves nothing."""
+    """The server closes between the check of the connection and the write. A reset alone proves nothing."""
     answered = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
@@ -325,7 +325,7 @@ def client_sockets(server: RawHttp) -> list[socket.socket]:
 
 
 def unread_bytes(sock: socket.socket) -> int:
-    """What has arrived at a socket and was not read."""
+    """Bytes that have arrived at a socket and were not read."""
     return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 

@@ -1,4 +1,4 @@
-"""Results to a webhook: signed as the specification says, until they are taken, and never to the inside."""
+"""Results go to a webhook signed, until they are accepted, and never to internal addresses."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def verified(received: Received, key: bytes) -> str:
 async def deliver(
     client: AsyncClient, receiver: RawHttp, *, keys: list[bytes] = KEYS, give_up_seconds: float = 60.0
 ) -> list[Result]:
-    """All there is; returns what was given up."""
+    """Deliver all results; returns those that were given up."""
     lost: list[Result] = []
 
     async def given_up(result: Result) -> None:

@@ -1,4 +1,4 @@
-"""Several receivers: what one does not take holds up no other, memory is bounded, and nothing is lost."""
+"""Several receivers: a failing one delays no other, memory is bounded, nothing is lost."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class WatchedStream:
 
 @contextlib.asynccontextmanager
 async def delivering(client: AsyncClient, hook: Webhook) -> AsyncIterator[WatchedStream]:
-    """Delivers for ever, until the block is left."""
+    """Deliver until the block ends."""
     async with client.results() as stream, hook:
         watched: Any = WatchedStream(stream)
         running = asyncio.create_task(hook.run(watched))

@@ -1,7 +1,7 @@
-"""Recorded messages of every generation and door, byte for byte: what each becomes inside.
+"""Recorded messages of every generation and door, and what each is decoded to.
 
-`recorded/redis-*.json` are members of a sorted set, `recorded/*.http` whole HTTP requests. They are never
-rewritten: a new form gets a new file.
+`recorded/redis-*.json` are members of a sorted set, `recorded/*.http` whole HTTP requests. They are never rewritten:
+a new form gets a new file.
 """
 
 from __future__ import annotations

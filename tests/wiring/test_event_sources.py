@@ -1,4 +1,4 @@
-"""The settings of other sources: what is senseless stops the start and is named."""
+"""Inconsistent settings of other event sources stop the start and are named."""
 
 from __future__ import annotations
 

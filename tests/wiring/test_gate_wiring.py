@@ -49,7 +49,7 @@ _CLOSED_SECONDS = 0.25
 
 @dataclass
 class World:
-    """What gates look at: closing and opening it is a test's business."""
+    """The source of the gates, which a test closes and opens."""
 
     redis: Redis
     address: str
@@ -78,7 +78,7 @@ class World:
 
 @dataclass(frozen=True)
 class Case:
-    """A gate's settings; `turn` opens (True) or closes (False) what it looks at. Always open without one."""
+    """A gate's settings; `turn` opens (True) or closes (False) its source. Without a source it is open."""
 
     params: Callable[[World], Mapping[str, Any]]
     turn: Callable[[World, bool], Any] | None = None
@@ -202,7 +202,7 @@ async def turned(world: World, case: Case, gate_type: str, *, is_open: bool) -> 
 
 
 def scraped(world: World, name: str) -> float | None:
-    """What Prometheus says of a metric now."""
+    """Prometheus' current value of a metric."""
     query = urlencode({"query": f"max({name})"})
     with urlopen(f"{world.prometheus_url}/api/v1/query?{query}", timeout=60) as answer:
         rows = json.load(answer)["data"]["result"]
@@ -255,7 +255,7 @@ async def test_a_gate_in_the_poller(
 
 @dataclass
 class Gateway:
-    """Stands where a door forwards to: what came through the gates."""
+    """In place of the gateway: records requests that passed the gates."""
 
     seen: list[str] = field(default_factory=list)
 

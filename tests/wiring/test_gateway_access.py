@@ -1,4 +1,4 @@
-"""How a gateway is reached that asks who we are: client certificate, server name, token from a file."""
+"""Access to a gateway that authenticates us: client certificate, server name, token from a file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def gateway(**variables: str) -> AsyncIterator[Gateway]:
 
 @pytest.fixture
 async def asking(tmp_path: Path) -> AsyncIterator[tuple[RawHttp, Path, Path]]:
-    """A server that takes one client's certificate alone; with its own, and the client's."""
+    """A server that accepts one client certificate; yields it and the client's."""
     own, client = self_signed(tmp_path), self_signed(tmp_path, "127.0.0.2")
     tls = serving(own)
     tls.verify_mode = ssl.CERT_REQUIRED

@@ -20,7 +20,7 @@ PUSH = {"PROJECT_ID": "p-roject", "RESULT_TOPIC_ID": "results", "PUSH_AUTH": "no
 async def asked(
     variables: dict[str, str], token: str = "", method: str = "GET", target: str = "dispatch"
 ) -> Response:
-    """What a fresh handler answers to a request for its metrics."""
+    """The response of a new handler to a request for its metrics."""
     async with running_broker() as broker:
         return await _asked(
             {**variables, "PUBSUB_EMULATOR_HOST": broker.host}, token=token, method=method, target=target

@@ -25,7 +25,7 @@ def readiness() -> Request:
 
 
 def push_handler(broker: str) -> Handler:
-    """A handler whose start asks the broker whether its topic exists."""
+    """A handler that checks at its start whether its topic exists."""
     variables = {"PROJECT_ID": "p-roject", "RESULT_TOPIC_ID": "results", "PUSH_AUTH": "none"}
     return Handler(load_settings({**variables, "PUBSUB_EMULATOR_HOST": broker}), "pubsub_push")
 

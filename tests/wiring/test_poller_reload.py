@@ -1,4 +1,4 @@
-"""A reload changes a running poller in place: limits hold, requests in flight finish, what is unused goes away."""
+"""A reload changes a running poller in place: limits hold, requests finish, unused parts end."""
 
 from __future__ import annotations
 

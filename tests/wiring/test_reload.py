@@ -1,4 +1,4 @@
-"""What counts as a change of the configuration file, and what becomes of one that is wrong."""
+"""Which changes of the configuration file count, and how invalid ones are handled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POOLS = "pools: [{id: default, workers: 3}]"
 
 
 class Watched:
-    """Files under watch, and what the watch gave so far."""
+    """Watched files, and the changes found so far."""
 
     def __init__(self, folder: Path, *texts: str) -> None:
         self.paths = [folder / f"{number}.yaml" for number in range(len(texts))]

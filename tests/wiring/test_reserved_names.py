@@ -1,4 +1,4 @@
-"""Labels that rank a request are the operator's to give, under whatever name the settings give them."""
+"""Only the operator sets labels that rank a request, under any configured name."""
 
 from __future__ import annotations
 

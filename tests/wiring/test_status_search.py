@@ -1,4 +1,4 @@
-"""What the status page still answers when it may see less, or when Redis is gone."""
+"""The status page with fewer rights, or without Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tracing is off and not even loaded without a receiver, and an endpoint that is none stops the start."""
+"""Without a receiver, tracing is not even loaded; an invalid endpoint stops the start."""
 
 from __future__ import annotations
 

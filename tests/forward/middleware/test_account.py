@@ -48,7 +48,7 @@ def unchanged_logging() -> Iterator[None]:
 
 
 def lines_of(outcome: Outcome, **variables: str) -> list[dict[str, Any]]:
-    """What is logged of an outcome, under these settings."""
+    """The log of an outcome with these settings."""
     out = io.StringIO()
     configure_logs(load_settings({"LOG_FORMAT": "json", **variables}).log_options, out)
     token = enter_trace(TRACE)

@@ -28,7 +28,7 @@ class Closed(Gate):
 
 
 class Gateway:
-    """Where requests are sent; `sent` are their ids."""
+    """A scripted forward; `sent` are the ids."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []

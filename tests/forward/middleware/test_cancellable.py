@@ -20,7 +20,7 @@ ANSWERED = Answered(answered_result("a", "", 200, b"{}"))
 
 
 class Bench:
-    """A forward that answers when told, and what was cancelled when."""
+    """A forward that answers on request, and the times of cancellations."""
 
     def __init__(self) -> None:
         self.cancelled_at: dict[str, float] = {}
@@ -118,7 +118,7 @@ async def test_a_cancellation_for_another_reason_ends_the_task(bench: Bench) -> 
 async def test_an_ending_task_is_cancelled_again_only_after_a_while(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, pause_seconds: float, stops: int
 ) -> None:
-    """It may be giving back what a gate had reserved for it; and who publishes its result must not be ended."""
+    """It may be releasing a reservation, or publishing a result, which must not be cancelled."""
     monkeypatch.setattr(cancellable, "END_AGAIN_SECONDS", pause_seconds)
     ends: list[int] = []
 

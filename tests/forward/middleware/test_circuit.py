@@ -1,4 +1,4 @@
-"""The breaker: what opens it, how little goes while it is open, how it comes back. With a clock of its own."""
+"""The circuit breaker with its own clock: when it opens, how few calls pass, how it recovers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Rig:
         self.circuit = Circuit(OPTIONS, lambda: self.now, self.states.append)
 
     def call(self, *, fails: bool | None, request: int | None = None, is_retry: bool = False) -> bool:
-        """One call, of another request each time if none is named; whether it went."""
+        """Make one call, by default of another request each time; returns whether it was sent."""
         entered = self.circuit.enter()
         if entered is not None:
             number = next(self.numbers) if request is None else request

@@ -33,7 +33,7 @@ class One:
 
 
 class Simulation:
-    """A queue, a gateway that takes `latency` seconds for each call, and the circuit between them."""
+    """A queue, a gateway with `latency` seconds per call, and the circuit between them."""
 
     def __init__(self, *, latency: float, seed: int) -> None:
         self.now = 0.0

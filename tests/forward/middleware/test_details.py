@@ -1,4 +1,4 @@
-"""What a result says beside the answer; and that nothing of it is written unasked."""
+"""The details in results, and that none are written unless enabled."""
 
 from __future__ import annotations
 

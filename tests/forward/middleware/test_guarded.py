@@ -1,4 +1,4 @@
-"""Forwarding past a guard: what counts as failure, who waits, who comes back, and that nothing is lost for it."""
+"""Forwarding past a guard: what counts as a failure, waiting, and recovery; nothing is lost."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def request(attempt: int = 0, queue: str = "q", seconds: float = 600.0, request_
 
 
 class Gateway:
-    """Answers what it is told; counts."""
+    """Gives scripted outcomes and counts calls."""
 
     def __init__(self, outcome: Outcome = OK) -> None:
         self.outcome = outcome

@@ -1,4 +1,4 @@
-"""What spans do to forwarding: the next hop gets their context, outcomes pass through, retries say where from."""
+"""Spans around forwarding: the next hop gets their context, outcomes pass, retries link back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A payload that points to Cloud Storage becomes a form; what cannot work is refused before anything is sent."""
+"""A payload with a Cloud Storage URI becomes a form; invalid ones are refused unsent."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def request(provider: str = "gcs", payload: dict[str, Any] | None = None, **fiel
 
 
 def form(content: bytes, content_type: str) -> dict[str, str]:
-    """Read by the standard library, not by what wrote it."""
+    """Decoded by the standard library, not by the code under test."""
     whole = BytesParser().parsebytes(f"content-type: {content_type}\r\n\r\n".encode() + content)
     parts = [part for part in whole.walk() if not part.is_multipart()]
     return {_name(part): _text(part) for part in parts}

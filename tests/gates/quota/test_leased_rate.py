@@ -23,7 +23,7 @@ PARAMS = {"address": "a", "control_key": CONTROL, "pool": "pool-a"}
 
 
 async def lease(redis: Redis, rate: str, *, seconds: float = 60, **changes: str) -> None:
-    """What a controller writes."""
+    """The lease, as a controller writes it."""
     fields = {
         "api_version": "llm-d.ai/v1alpha1",
         "pool_id": "pool-a",
@@ -74,7 +74,7 @@ async def test_the_bucket_fills_at_the_leased_rate(redis: Redis, from_redis: Gat
     await lease(redis, "0.001")
     built = gate("redis-leased-rate", {**PARAMS, "burst": "1h"}, from_redis)
     assert await admitted(built, 5) == 3
-    await redis.hincrby(STATE, "last_ms", -1_500_000)  # 1,500 s pass: 1.5 tokens, and 0.6 were left
+    await redis.hincrby(STATE, "last_ms", -1_500_000)  # after 1,500 s: 1.5 tokens, and 0.6 remained
     assert await admitted(built, 5) == 2
 
 

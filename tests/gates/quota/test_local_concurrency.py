@@ -1,4 +1,4 @@
-"""`local-max-concurrency`: never more than its limit, and every way out gives the place back."""
+"""`local-max-concurrency` never exceeds its limit and gets every slot back."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def test_a_waiter_that_is_cancelled_passes_its_place_on() -> None:
     first, second = asyncio.create_task(wait("first")), asyncio.create_task(wait("second"))
     await asyncio.sleep(0)
     waiters.wake()
-    first.cancel()  # in the same moment: the place was already given to it
+    first.cancel()  # at the same moment: the slot was already granted to it
     await second
     assert woken == {"second": 1}
     assert len(waiters) == 0

@@ -161,7 +161,7 @@ async def test_every_key_of_a_quota_expires(redis: Redis, from_redis: GateSource
         assert 0 < await redis.ttl(key) < 3600, key
 
 
-# --- who pays
+# --- payment
 
 
 @pytest.mark.parametrize("mode", ["rate-limit", "concurrency"])
@@ -169,7 +169,7 @@ async def test_every_key_of_a_quota_expires(redis: Redis, from_redis: GateSource
 async def test_requests_that_share_every_name_pay_each_for_itself(
     from_redis: GateSources, mode: str, token: str
 ) -> None:
-    """The producer chooses id, token and deadline; whoever chose them alike ran any number on one payment."""
+    """The producer chooses id, token and deadline; equal ones let any number of requests run on one payment."""
     built = rate(from_redis, limit=1, mode=mode, window="60s")
     same = msgspec.structs.replace(request("a", token=token), deadline=time.time() + 600)
     sent: list[str] = []
@@ -273,7 +273,7 @@ async def test_slots_are_counted_and_given_back_on_every_way_out(
 
 
 async def test_requests_without_a_slot_get_retry_times_spread_by_the_mean_duration(redis: Redis) -> None:
-    """A deep queue of one tenant that asked again every second would do nothing else."""
+    """Otherwise a deep queue of one tenant, retried every second, would occupy the poller."""
     clock, store = Clock(time.time()), RedisGateStore(redis)
     given = sources(stores=lambda address: store, clock=clock)
     built = gate("redis-quota", {"address": "store", "limit": 2, "mode": "concurrency"}, given)
@@ -406,7 +406,7 @@ async def test_a_slot_freed_during_its_renewal_stays_free(redis: Redis) -> None:
 async def test_many_processes_and_crashes_never_pass_the_limit_and_leave_nothing_behind(
     redis: Redis, pollers: list[GateSources]
 ) -> None:
-    """Witnessed here: what runs at a time. A crash forgets its slot, and its request ends at that moment."""
+    """Counts concurrent requests. A crash loses its slot, and its request ends at that moment."""
     draw = random.Random(11)
     gates = [concurrency(given, limit=4) for given in pollers]
     crashed: list[str] = []

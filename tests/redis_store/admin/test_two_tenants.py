@@ -1,4 +1,4 @@
-"""What the users of one tenant reach of another tenant's keys on a shared Redis, as SECURITY.md lists it."""
+"""The keys of another tenant that a tenant's users reach on a shared Redis, as in SECURITY.md."""
 
 from __future__ import annotations
 

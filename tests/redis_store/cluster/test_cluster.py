@@ -1,4 +1,4 @@
-"""A real Redis Cluster of three masters with a replica each: steps cross slots, nothing is lost or doubled."""
+"""A Redis Cluster of three masters with replicas: steps cross slots, nothing is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ClusterBench:
         self.keys = queue_keys(self.requests, cluster=True)
 
     def with_wait(self) -> None:
-        """Settle with `WAIT 1` from now on; a claim whose reply was lost comes back in five seconds."""
+        """Settle with `WAIT 1` from now on; a claim with a lost reply returns after five seconds."""
         self.options = QueueOptions(
             self.retries, self.results, lease_seconds=5, cluster=True, wait_replicas=1, wait_timeout_ms=2_000
         )
@@ -89,7 +89,7 @@ class ClusterBench:
         return AsyncClient.for_redis(self.url, given)
 
     async def make_overdue(self) -> None:
-        """As if what is in the outboxes had been there since 1970."""
+        """Make the records in the outboxes overdue."""
         for home in (self.requests, self.retries):
             index = f"{{{home}}}:outbox-idx"
             for post_id in cast("list[bytes]", await self.redis.zrange(index, 0, -1)):
@@ -222,7 +222,7 @@ async def test_cancellations_of_other_producers_are_found_on_every_master(bench:
 
 
 async def test_a_request_whose_id_is_no_text_is_claimed_as_any_other(bench: ClusterBench) -> None:
-    """Whether it was cancelled is looked up by its id, byte for byte; to raise here would end the poller."""
+    """The cancellation is looked up by the bytes of the id; an error here would end the poller."""
     (claim,) = [await bench.claimed(b'{"internal":{"request_token":"t"},"data":{"id":"\xff","deadline":5}}')]
     assert claim.claim_key == b"\xff\0t"
     assert await bench.queue.cancelled([claim]) == []
@@ -274,8 +274,9 @@ async def test_rights_are_asked_slot_by_slot(bench: ClusterBench) -> None:
 async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_lost(
     cluster: Cluster, bench: ClusterBench
 ) -> None:
-    """With `WAIT 1`: every settlement that was said to hold, holds; each result is there once. Without, a master that
-    dies takes along what it had not sent to its replica yet."""
+    """With `WAIT 1`, every confirmed settlement holds, and each result exists once. Without it, a master that crashes
+    loses what it had not sent to its replica.
+    """
     bench.with_wait()
     for number in range(REQUESTS):
         await bench.redis.zadd(bench.requests, {body(f"f{number}"): DEADLINE})
@@ -286,7 +287,7 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
     dies_at, acked = REQUESTS // 4, list[str]()
 
     async def claimed() -> list[Claim]:
-        """Some, or none yet: what a claim took whose reply died with the master comes back with its lease."""
+        """Some claims, or none yet: claims whose reply was lost with the master return with their lease."""
         await bench.queue.reclaim(REQUESTS, REQUESTS)
         return await bench.queue.claim(20)
 
@@ -303,7 +304,7 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
 
 
 async def _ack(bench: ClusterBench, dies: Server, rows: list[Ack]) -> list[bool]:
-    """Ack with `WAIT 1`; without, once a slot's new master has no replica left to wait for. The same rows again."""
+    """Ack with `WAIT 1`; without it if a slot's new master has no replica. Repeats the same rows."""
     try:
         return await bench.queue.ack(rows)
     except NotReplicated:

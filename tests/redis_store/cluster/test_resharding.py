@@ -58,7 +58,7 @@ class Move:
         self._source.execute_command("MIGRATE", *arguments)
 
     def finish(self) -> None:
-        """Move the rest, and tell everybody."""
+        """Move the rest, and notify all nodes."""
         while left := self.keys():
             self.take(*left)
         for client in (self._target, self._source, *self._clients):
@@ -78,7 +78,7 @@ class Fleet:
         self.answered = 0
 
     def stop(self) -> None:
-        """Submit no more; answer what is there."""
+        """Submit no more; answer the remaining requests."""
         self._is_stopping = True
 
     async def run(self) -> None:

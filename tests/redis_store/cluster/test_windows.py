@@ -65,17 +65,17 @@ class Queue:
         return await producer.submit(self.name, parts, window_seconds=window, is_repeated=is_repeated)
 
     async def tokens(self) -> list[str]:
-        """Of what is pending."""
+        """The pending members."""
         members = cast("list[bytes]", await self.redis.zrange(self.name, 0, -1))
         return [decode_member(member, self.name).request.request_token for member in members]
 
     async def text(self, key: str) -> str | None:
-        """What a key holds."""
+        """The content of a key."""
         found = cast("bytes | None", await self.redis.get(key))
         return found.decode() if found is not None else None
 
     async def answer(self, request_id: str) -> None:
-        """Take what is pending and forget the mark, as a poller does with a final result."""
+        """Take pending requests and delete the mark, like a poller with a final result."""
         await self.redis.delete(self.name)
         await self.redis.delete(active_key(request_id))
 
@@ -85,13 +85,13 @@ async def queue(cluster: Cluster) -> AsyncIterator[Queue]:
     redis = connect(RedisOptions(cluster.url, timeout_seconds=10))
     await redis.exists(
         "any"
-    )  # it learns the slots: who calls just then is disconnected, and would repeat the call
+    )  # it learns the slots; a concurrent caller is disconnected and would repeat the call
     yield Queue(redis)
     await redis.aclose()
 
 
 def _dies_at(patch: pytest.MonkeyPatch, step: int, *, has_sent: bool) -> Counter[str]:
-    """Let the producer die at its `step`th call of the cluster: before it is sent, or before its answer comes."""
+    """Crash the producer at its `step`th call of the cluster: before the call, or before its answer."""
     calls: Counter[str] = Counter()
 
     def dying(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -114,7 +114,7 @@ def _dies_at(patch: pytest.MonkeyPatch, step: int, *, has_sent: bool) -> Counter
 
 
 STEPS = range(1, 10)
-"""More than there are: the last ones are not reached, and nobody dies."""
+"""More steps than there are: the last ones are not reached, and no producer crashes."""
 
 
 @pytest.mark.parametrize("has_sent", [False, True], ids=["unsent", "unanswered"])

@@ -1,4 +1,4 @@
-"""Pollers meet in Redis: each has a place, the dead lose theirs, and nothing stays behind."""
+"""Pollers share a pool in Redis: each has an index, crashed ones lose theirs, no keys remain."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The queue as plain data, walked beside the real one: after each step both must hold the same.
+"""The queue as plain data, compared with the real one after each step.
 
-A `Walk` calls one operation at a time on a real server and predicts what it does. Time passes by writing the
-ends of leases and the due times back, each to a number of its own, so that the order is known.
+A `Walk` calls one operation at a time on a real server and predicts its effect. Time passes by changing the ends of
+leases and the due times, each to a different number, so that the order is known.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Held:
 
 @dataclass
 class Model:
-    """What must be where. Members are known by the serial number of their submission."""
+    """The expected content. Members are known by the serial number of their submission."""
 
     serial: dict[bytes, int] = field(default_factory=dict)
     pending: dict[bytes, float] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Model:
     settled: dict[tuple[str, tuple[bytes, ...]], list[bool]] = field(default_factory=dict)
 
     def settle(self, operation: str, claims: list[Claim]) -> list[tuple[bool, bool]]:
-        """For each claim what the store must answer, and whether it must change anything.
+        """For each claim, the expected answer of the store and whether it changes anything.
 
         A repeated batch gets the answer of the first, whose reply may have been lost.
         """
@@ -107,7 +107,7 @@ class Walk:
         """Claims of one id queued twice count their deaths together."""
         return b"twin" if key.startswith(b"twin") else key
 
-    # What a producer does
+    # Steps of a producer
 
     async def submit(self, pick: int) -> None:
         """A request of one of five kinds."""
@@ -138,7 +138,7 @@ class Walk:
         assert await Submissions(self.bench.redis).cancel([(name, token)]) == [True]
         self.model.cancelled.add(number)
 
-    # What pollers do
+    # Steps of pollers
 
     async def claim(self, pick: int) -> None:
         """Up to three, the lowest first."""
@@ -198,7 +198,7 @@ class Walk:
         return str(self.model.serial[claim.member]).encode()
 
     async def nack(self, pick: int) -> None:
-        """To the retry set, as a poller does it; what is no JSON is never retried."""
+        """To the retry set, like a poller; members that are not JSON are never retried."""
         claims = [claim for claim in self._issued(pick) if not claim.member.startswith(b"no")]
         before = await self._now()
         nacks = [Nack(claim, self._retry_of(claim), DELAY_SECONDS) for claim in claims]
@@ -230,10 +230,10 @@ class Walk:
                 del self.model.held[claim.claim_key]
                 self.model.pending[claim.member] = claim.score
 
-    # What the scanners do
+    # Steps of the scans
 
     async def reclaim(self, pick: int) -> None:
-        """What ended first, at most three."""
+        """The leases that ended first, at most three."""
         before = await self._now()
         found = await self._owner(pick).reclaim(1 + pick % 3, MAX_DEATHS)
         ended = [held for held in self.model.held.values() if held.end is not None]
@@ -259,12 +259,12 @@ class Walk:
         await self._check_lease_ends(found.dead, before)
 
     async def recall(self, _pick: int) -> None:
-        """What was cancelled while it waited is claimed, if its place follows from its producer's token."""
+        """A cancelled pending request is claimed if its score follows from its producer's token."""
         model = self.model
         before = await self._now()
         claims = await recalled(
             self.bench.redis, self.bench.owner()
-        )  # a new owner looks for all that was cancelled lately
+        )  # a new owner scans all recent cancellations
         expected = {
             member
             for member, score in model.pending.items()
@@ -280,7 +280,7 @@ class Walk:
         await self._check_lease_ends(claims, before)
 
     async def recall_retries(self, _pick: int) -> None:
-        """Every retry that was cancelled meanwhile comes back to its queue."""
+        """Every retry that was cancelled returns to its queue."""
         found = [member for member in self.model.retries if self.model.serial[member] in self.model.cancelled]
         for member in found:
             self.model.pending[member] = self.model.retries.pop(member)[0]
@@ -288,13 +288,13 @@ class Walk:
         assert await recalled_retries(self.bench.redis, recall) == len(found)
 
     async def look_at_held(self, pick: int) -> None:
-        """What was cancelled while it was held, and nothing else."""
+        """Exactly the claimed requests that were cancelled."""
         held = [one.claim for one in self.model.held.values()]
         expected = [claim for claim in held if self.model.serial[claim.member] in self.model.cancelled]
         assert await self._owner(pick).cancelled(held) == expected
 
     async def promote(self, pick: int) -> None:
-        """What was due first, at most four."""
+        """The retries that were due first, at most four."""
         moved = await self.bench.promote(1 + pick % 4)
         due = [(at, member) for member, (_, at) in self.model.retries.items() if at is not None]
         chosen = sorted(due)[: 1 + pick % 4]
@@ -302,7 +302,7 @@ class Walk:
         for _, member in chosen:
             self.model.pending[member] = self.model.retries.pop(member)[0]
 
-    # What time does
+    # Time passes
 
     async def expire(self, pick: int) -> None:
         """One live lease ends: its owner died, or stands still."""
@@ -323,19 +323,19 @@ class Walk:
             await self.bench.redis.zadd(self.bench.retries, {member: self._moment})
 
     async def restart(self, _pick: int) -> None:
-        """The server comes back with its data, but without scripts and connections."""
+        """The server restarts with its data, but without scripts and connections."""
         await self.bench.redis.script_flush()
         await self.bench.redis.connection_pool.disconnect()
 
     async def lose_index_entry(self, pick: int) -> None:
-        """A running claim's index entry goes, as after a restore; the next scan mends it."""
+        """A running claim loses its index entry, as after a restore; the next scan repairs it."""
         running = [held for held in self.model.held.values() if held.end is None]
         if running:
             key = running[pick % len(running)].claim.claim_key
             await self.bench.redis.zrem(self.bench.keys.index, key)
             await self.reclaim(pick)
 
-    # What must be true
+    # Invariants
 
     async def check(self) -> None:
         """Server and model hold the same, and every submission is somewhere, once."""
@@ -373,7 +373,7 @@ class Walk:
             assert before - CLOCK_GRAIN_SECONDS <= ends - LEASE_SECONDS <= after + CLOCK_GRAIN_SECONDS
 
     async def drain(self) -> None:
-        """All owners die; one good poller answers everything, and nothing else is left."""
+        """All owners crash; one poller answers everything, and no keys remain."""
         model = self.model
         for _ in range(4 * len(model.serial) + 20):
             if not (model.pending or model.held or model.retries):

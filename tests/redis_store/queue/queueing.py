@@ -1,4 +1,4 @@
-"""A queue for one test: members to put in, time to move, and what is left."""
+"""A queue for one test: add members, let time pass, read the remaining keys."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Bench:
         self.queue = self.owner()
 
     def owner(self, redis: Redis | None = None) -> RedisQueue:
-        """One more poller's view of the queue, over a connection of its own if one is given."""
+        """Another poller's view of the queue, optionally over its own connection."""
         return RedisQueue(redis or self.redis, self.queue_name, self.options)
 
     async def put(self, member: bytes, score: float = DEADLINE) -> bytes:
@@ -142,7 +142,7 @@ async def lose_reply(poller: RedisQueue, redis: LosingRedis) -> None:
 async def recalled(
     redis: Store, owner: RedisQueue, cancellations: Cancellations | None = None
 ) -> list[Claim]:
-    """What was cancelled while it waited, claimed by `owner`; without `cancellations`, all of the last hour."""
+    """Cancelled pending requests, claimed by `owner`; without `cancellations`, all of the last hour."""
     source = cancellations or Cancellations(redis, now=owner.now)
     found = await source.due()
     claims = [claim async for claims in owner.recall(found) for claim in claims]

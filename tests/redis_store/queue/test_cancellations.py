@@ -162,7 +162,7 @@ async def test_it_is_found_among_many_of_one_score(bench: Bench, token: str, cou
 
 
 async def test_of_many_other_producers_requests_each_cancelled_one_is_claimed(bench: Bench) -> None:
-    """None is passed over when those before it are taken away."""
+    """No request is skipped when earlier ones are removed."""
     ids = [f"r-{n}" for n in range(2_500)]
     for number, request_id in enumerate(ids):
         await submitted(bench, request_id, f"token{number}", DEADLINE + number / 2**21)

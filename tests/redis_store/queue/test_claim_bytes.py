@@ -1,4 +1,4 @@
-"""Claims are bounded by bytes, and what a lost reply claimed goes back without a death."""
+"""Claims are bounded by bytes, and claims of a lost reply return without a counted death."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_a_claim_takes_requests_that_fit_and_at_least_one(bench: Bench) ->
 
 
 async def test_no_reply_of_a_claim_exceeds_the_bound_by_more_than_one_request(bench: Bench) -> None:
-    """Whatever the poller asks for."""
+    """With any number asked for."""
     for n in range(8):
         await bench.put(_large(f"r-{n}", SCRIPT_BYTES // 3), n)
 

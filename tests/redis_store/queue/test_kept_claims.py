@@ -1,4 +1,4 @@
-"""The reference keeps its claim on a waiting retry: the poller that claims the retry takes the claim over."""
+"""The reference keeps its claim on a waiting retry, and the poller that claims the retry takes it over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claim, renew, ack, nack and release on a real server: one owner, one result, nothing left behind."""
+"""Claim, renew, ack, nack and release on a real server: one owner, one result, no keys left."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ PICKS = st.integers(0, 23)
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """One run on an empty server; what is left at its end is drained and must come out."""
+    """One run on an empty server; remaining requests are drained at its end."""
 
     url = ""
 

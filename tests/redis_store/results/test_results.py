@@ -1,4 +1,4 @@
-"""Reading a result list where it is: oldest first, and never more in one reply than memory should hold."""
+"""Reading a result list in place: oldest first, with bounded replies."""
 
 from __future__ import annotations
 
