@@ -39,7 +39,7 @@ def test_no_test_uses_a_private_name() -> None:
         if str(path) not in OTHERS_NAMES
         for line in private_accesses(tree_of(path))
     ]
-    assert found == [], "give the product a parameter, or look at what its users see"
+    assert found == [], "give the product a parameter, or test effects that its users see"
 
 
 @pytest.mark.parametrize("path", sorted(OTHERS_NAMES))

@@ -39,7 +39,7 @@ class ResultSource(Protocol):
         """Duration of a lease in seconds."""
 
     async def receive(self, limit: int) -> list[HeldResult]:
-        """Take at most `limit` results; an empty list if there are none."""
+        """Take at most `limit` results; returns an empty list without results."""
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
         """Extend the leases; returns for each whether it is still held."""

@@ -51,7 +51,7 @@ class ResultStream:
     """An asynchronous iterator over the results of one source; use it as a context manager.
 
     Leases are renewed while it is open. Closing it returns results that were received but not acknowledged. It ends
-    after `limit` results, or after `idle_seconds` without a result (0: as soon as there is none). Without both it
+    after `limit` results, or after `idle_seconds` without a result (0: as soon as no result is left). Without both it
     never ends.
     """
 
@@ -71,7 +71,7 @@ class ResultStream:
         self._held: dict[bytes, None] = {}
         self._heartbeat: asyncio.Task[None] | None = None
         self.undecodable = 0
-        """Results that could not be decoded: they stay in the store and come again when their lease ends."""
+        """Results that could not be decoded: they stay in the store and are delivered again when their lease ends."""
 
     async def __aenter__(self) -> Self:
         self._heartbeat = asyncio.create_task(self._renew_periodically(), name="result-leases")

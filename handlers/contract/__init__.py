@@ -1,4 +1,4 @@
-"""The wire: what clients queue, what they get back, and how it travels between poller and handlers.
+"""The wire format: requests, results, and the events between poller and handlers.
 
-Imports nothing of ours; everything else may import it.
+It imports no other package of the product; all others may import it.
 """

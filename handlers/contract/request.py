@@ -188,7 +188,7 @@ def _deadline(body: bytes, wire: _Body) -> float:
     if seconds is not None and 0 < seconds <= LATEST_DEADLINE:
         return seconds
     if seconds is None:
-        found = "nothing" if wire.deadline is None else "a string that is no decimal number"
+        found = "nothing" if wire.deadline is None else "a string that is not a decimal number"
     elif seconds <= 0:
         found = "a number that is not positive"
     else:

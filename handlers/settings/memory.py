@@ -15,7 +15,7 @@ CGROUP_FILES: Final = (
 _UNLIMITED: Final = 2**50
 """Bytes from which a limit counts as none: version 1 writes "no limit" as a huge number."""
 WITHOUT_LIMIT: Final = 1 << 30
-"""Limit assumed if there is none, in bytes: the one in our manifests."""
+"""Limit assumed without a limit, in bytes: the one in our manifests."""
 BASE_BYTES: Final = 160_000_000
 """Memory of a poller with small requests: interpreter, libraries, `WORKERS` requests of a few kilobytes."""
 COPIES: Final = 4

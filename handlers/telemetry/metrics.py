@@ -260,7 +260,7 @@ class Metrics(Families):
         return found
 
     def forget_queue(self, labels: tuple[str, str, str]) -> None:
-        """Remove the gauges of a queue (id, name, pool) that is no longer configured; its counters stay."""
+        """Remove the gauges of a queue (id, name, pool) that was removed from the configuration; its counters stay."""
         self.forget_gate(*labels)
         if self._queues.pop(labels, None) is None:
             return
@@ -268,7 +268,7 @@ class Metrics(Families):
         self._remove_gauges(dict(zip(("queue_id", "queue_name", "pool_name"), labels, strict=True)))
 
     def forget_pool(self, pool_name: str) -> None:
-        """Remove the gauges of a pool that is no longer configured."""
+        """Remove the gauges of a pool that was removed from the configuration."""
         self.forget_gate("", "", pool_name)
         self._remove_gauges({"queue_id": "", "queue_name": "", "pool_name": pool_name})
         for gauge in (self.gate_waiting, self.workers):

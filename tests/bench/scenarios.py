@@ -245,7 +245,7 @@ def deep_queue(count: int) -> Figures:
                 early, most = polling.rss_mb(), 0.0
                 while store.llen(RESULTS) < count:
                     most = max(most, polling.rss_mb())
-                    elapse(0.05, "memory is looked at twenty times a second")
+                    elapse(0.05, "memory is read twenty times a second")
             elapse(0.2, "the witness writes every 50 ms")
             with witness.open("rb") as lines:
                 order = [(int(line.key[1:]) * 7_919) % count for line in read_witness(lines)]

@@ -136,7 +136,7 @@ def run_pubsub_point(case: Case) -> None:
             if case.point == "during hand-back":
                 wait_until(
                     lambda: len(redis.keys("delivery*")) == REQUESTS,
-                    "deliveries under way",
+                    "deliveries in flight",
                     timeout_seconds=90,
                 )
                 dying.terminate()

@@ -110,7 +110,7 @@ def verdict(seed: int, told: History, executions: list[Execution]) -> Verdict:
     again = executed_again(executions)
     assert 0 < again <= faults.in_flight, "some met a fault, and no more than were in flight at one"
     spaced = judge_spacing(executions, told.queued, faults)
-    assert spaced > 0, "invalid: no retry was looked at"
+    assert spaced > 0, "invalid: no retry was checked"
     return Verdict(
         seed,
         dict(faults.counts()),

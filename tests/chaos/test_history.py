@@ -73,7 +73,7 @@ SEEN_WRONG: dict[str, Callable[[list[Execution]], list[Execution]]] = {
     "a retry that came at once": lambda seen: [*seen[:-1], Execution("b", NOW + 10.2, NOW + 10.3, 200)],
     "more again than were in flight": lambda seen: [*seen, Execution("a", NOW + 3, NOW + 3.1, 200)],
     "somebody else's": lambda seen: [*seen, Execution("x", NOW + 3, NOW + 3.1, 200)],
-    "no retry looked at": lambda seen: [one for one in seen if one.status != 503],
+    "no retry checked": lambda seen: [one for one in seen if one.status != 503],
 }
 
 

@@ -1,4 +1,4 @@
-"""Results under a lease: no crash of a reader loses one, no two readers get the same, others go on."""
+"""Results under a lease: a reader's crash loses none, no two readers get the same, others continue."""
 
 from __future__ import annotations
 

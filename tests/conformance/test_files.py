@@ -187,5 +187,5 @@ def test_what_the_guide_names_instead_exists() -> None:
             flags
         )
         assert words or ours.startswith("none") or "folder" in ours, (
-            f"{flags}: nothing of ours, and no reason"
+            f"{flags}: no setting of our own, and no reason"
         )

@@ -116,9 +116,9 @@ FAULTS = {
     "closed in the body": (answer(200, b"half", declared=40, end=End.CLOSE), "broken_body"),
     "closed in a chunk": (Answer(CHUNKED + b"5\r\nab", end=End.CLOSE), "broken_body"),
     "a last chunk is missing": (Answer(CHUNKED + b"2\r\nab\r\n", end=End.CLOSE), "broken_body"),
-    "a chunk size that is none": (Answer(CHUNKED + b"zz\r\nab\r\n", end=End.CLOSE), "broken"),
+    "an invalid chunk size": (Answer(CHUNKED + b"zz\r\nab\r\n", end=End.CLOSE), "broken"),
     "no HTTP": (Answer(b"SSH-2.0-OpenSSH_9\r\n\r\n", end=End.CLOSE), "broken_response"),
-    "a length that is none": (answer(200, b"x", {"x": "y"}, declared=-5, end=End.CLOSE), "broken_response"),
+    "an invalid length": (answer(200, b"x", {"x": "y"}, declared=-5, end=End.CLOSE), "broken_response"),
     "a header without a colon": (Answer(b"HTTP/1.1 200 OK\r\nnonsense\r\n\r\n", end=End.CLOSE), "broken"),
 }
 
@@ -135,7 +135,7 @@ async def test_a_fault_of_the_server_is_a_failure_with_a_name(
 
 
 UNUSABLE = {
-    "gzip that is none": (answer(200, b"plain", {"content-encoding": "gzip"}), "cannot be decoded as gzip"),
+    "invalid gzip": (answer(200, b"plain", {"content-encoding": "gzip"}), "cannot be decoded as gzip"),
     "gzip cut off": (
         answer(200, gzip.compress(b"x" * 99)[:-9], {"content-encoding": "gzip"}),
         "cannot be decoded as gzip: the stream ends too early",

@@ -62,7 +62,7 @@ _shared: Path | None = None
 
 
 def share_renderings(folder: Path) -> None:
-    """Keep what is rendered in this folder from now on, and take from it what another process rendered."""
+    """Store rendered output in this folder from now on, and reuse the output of other processes."""
     global _shared  # noqa: PLW0603  # one folder for a test run
     folder.mkdir(exist_ok=True)
     _shared = folder

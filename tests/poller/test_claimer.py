@@ -135,7 +135,7 @@ async def test_a_low_score_is_no_way_past_the_slots(store: Redis) -> None:
     await rig.submit(*(body(f"r-{n}") for n in range(30)), score=1.0)
     async with running(rig.ack_batcher.run(), pool.run()):
         await wait_until_async(lambda: handler.now == 2, "the slots to be taken")
-        await wait_until_async(lambda: rig.settled, "a look for what is expired")
+        await wait_until_async(lambda: rig.settled, "a scan for expired requests")
         assert handler.now == 2
         handler.let_go.set()
         await answered(rig, count=30)

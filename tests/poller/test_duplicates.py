@@ -294,7 +294,7 @@ async def test_a_dead_letter_is_finished_but_runs_when_it_is_queued_again(store:
     await duplicates.answer(claim, decode_member(claim.member, QUEUE), time.time())
     async with running(rig.ack_batcher.run()):
         await rig.worker.dead_letter([claim], 5)
-        await wait_until_async(lambda: rig.worker.held_claims() == [], "it is buried")
+        await wait_until_async(lambda: rig.worker.held_claims() == [], "it is dead-lettered")
     await carried(rig, submission("two"))
     assert "finished" in (await rig.results())[-1].error_message
     letters = DeadLetters(store, QUEUE)
@@ -333,7 +333,7 @@ async def test_a_cancelled_or_expired_request_counts_as_finished(store: Redis) -
     claims = await rig.claimed(submission("one"))
     async with running(rig.ack_batcher.run()):
         rig.start(claims)
-        await wait_until_async(lambda: bool(rig.dispatched), "the request under way")
+        await wait_until_async(lambda: bool(rig.dispatched), "the request in flight")
         rig.worker.cancel(claims)
         await wait_until_async(lambda: rig.worker.in_flight == 0, "its work to end")
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)

@@ -90,7 +90,7 @@ async def test_a_stopping_poller_leaves_queued_requests_to_others_and_answers_cl
     rig = Rig(store, handler)
     await submitted(rig, 1, 2)
     rig.start(await rig.queue.claim(1))
-    await wait_until_async(lambda: bool(rig.dispatched), "the first under way")
+    await wait_until_async(lambda: bool(rig.dispatched), "the first in flight")
     await cancelled(rig, 1, 2)
     async with running(rig.ack_batcher.run()):
         await canceller_of(rig, is_stopping=True).tick()
@@ -111,7 +111,7 @@ async def test_work_that_is_ending_is_stopped_again_only_after_a_while(
     canceller = canceller_of(rig)
     await submitted(rig, 1)
     rig.start(await rig.queue.claim(1))
-    await wait_until_async(lambda: bool(rig.dispatched), "the request under way")
+    await wait_until_async(lambda: bool(rig.dispatched), "the request in flight")
     await cancelled(rig, 1)
     await canceller.tick()
     await canceller.tick()

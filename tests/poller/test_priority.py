@@ -1,4 +1,4 @@
-"""Whose turn it is: equal parts, strict lanes, rotation within one, and ageing."""
+"""The order of turns: equal shares, strict lanes, rotation within a lane, and ageing."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ def test_an_invalid_request_with_an_id_gets_a_result_where_it_wished() -> None:
     result = decode_result(ack.result)
     assert (result.id, result.error_code, result.request_token) == ("a", ErrorCode.INVALID_REQUEST, "t")
     assert (ack.result_queue_name, ack.dead, ack.request_token) == ("mine", None, "t")
-    assert ack.payload_ref == "request-payload:a:t", "what is stored apart ends with it"
+    assert ack.payload_ref == "request-payload:a:t", "the offloaded payload is deleted with it"
 
 
 def test_an_invalid_request_without_an_id_is_a_dead_letter_and_no_result() -> None:

@@ -192,7 +192,7 @@ async def test_a_lost_lease_cancels_the_work_and_settles_nothing(store: Redis) -
     kept, lost = await rig.claimed(body("kept"), body("lost"))
     async with running(rig.ack_batcher.run()):
         rig.start([kept, lost])
-        await wait_until_async(lambda: len(rig.dispatched) == 2, "both to be under way")
+        await wait_until_async(lambda: len(rig.dispatched) == 2, "both to be in flight")
         rig.worker.lose([lost])
         assert rig.worker.held_claims() == [kept]
         await wait_until_async(lambda: rig.worker.in_flight == 1, "the work to end")
@@ -211,7 +211,7 @@ async def test_hand_back_releases_claims_without_an_outcome_at_once(store: Redis
     async with running(rig.ack_batcher.run()):
         rig.start(claims)
         if has_begun:
-            await wait_until_async(lambda: len(rig.dispatched) == 20, "all to be under way")
+            await wait_until_async(lambda: len(rig.dispatched) == 20, "all to be in flight")
         rig.worker.hand_back()
         await wait_until_async(lambda: rig.worker.in_flight == 0, "the work to end")
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)

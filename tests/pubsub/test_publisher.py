@@ -310,7 +310,7 @@ async def test_close_ends_after_the_grace_period(options: PubSubOptions) -> None
         sent = [asyncio.ensure_future(publisher.publish("results", b"x")) for _ in range(3)]
         await asyncio.sleep(0)
         await publisher.close(grace_seconds=0.2)
-        assert kept_batches() == [], "no call is started for what was given up"
+        assert kept_batches() == [], "no call is started for an abandoned publish"
         for outcome in await asyncio.gather(*sent, return_exceptions=True):
             assert isinstance(outcome, PublishFailed)
 

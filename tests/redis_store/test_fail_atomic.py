@@ -259,7 +259,7 @@ def _spoil(admin: Redis, key: str, kind: str) -> None:
 
 
 def _lost(store: Store, scene: Scene, text: str, fault: tuple[str, str, str]) -> str:
-    """The wrong effect of the call under one fault; empty if there is none."""
+    """The wrong effect of the call under one fault, or an empty text."""
     kind, at, wanted = fault
     store.fill()
     if kind == "wrong type":

@@ -75,7 +75,7 @@ MUTANTS = {
     "reclaim loses the score": Mutant("reclaim", _RETURN, "move_back(key, member, now)"),
     "reclaim loses the request": Mutant("reclaim", _RETURN, ""),
     "deaths are not counted": Mutant("reclaim", "try('HINCRBY', KEYS[5], counted_as(key), 1)", "1"),
-    "poison keeps its dead owner": Mutant("reclaim", "try('HSET', KEYS[3], key, token)", "1"),
+    "poison keeps its crashed owner": Mutant("reclaim", "try('HSET', KEYS[3], key, token)", "1"),
     "a lost index entry stays lost": Mutant("reclaim", "(try('HLEN', KEYS[2]) or 0) >", "0 >"),
     "promote forgets to remove": Mutant(
         "promote", "run('ZREM', KEYS[1], member)", "run('ZADD', KEYS[1], 9e9, member)"

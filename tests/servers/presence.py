@@ -33,7 +33,7 @@ def missing_server(reason: str) -> str:
 
 
 def program_path(name: str) -> str:
-    """The path of a program of this machine; ends the test if there is none."""
+    """The path of a program of this machine; ends the test if it is missing."""
     return shutil.which(name) or not_found(name)
 
 

@@ -58,7 +58,7 @@ class PubSubBroker:
     calls: int = 0
     most_at_once: int = 0
     published: list[tuple[str, bytes, dict[str, str]]] = field(default_factory=list)
-    """Topic, data and attributes of what was sent to be published, refused or not."""
+    """Topic, data and attributes of all publishes, also refused ones."""
     headers: list[dict[str, str]] = field(default_factory=list)
     keeps: bool = True
     is_resetting: bool = False

@@ -22,7 +22,7 @@ def test_without_variables_there_are_the_published_defaults() -> None:
     assert (env.retry_queue_name, env.result_queue_name) == ("retry-sortedset", "result-list")
     assert (env.lease_seconds, env.heartbeat_seconds, env.reclaim_seconds) == (15.0, 5.0, 2.0)
     assert env.request_path_url == "/v1/completions"
-    assert env.push_auth == "oidc", "authentication is on unless somebody says otherwise"
+    assert env.push_auth == "oidc", "authentication is on by default"
     assert env.poll_interval_ms <= 25
 
 

@@ -114,7 +114,7 @@ ODD = {
     "an object": Odd(),
     "objects in a list": [Odd()],
     "bytes": b"\xff",
-    "keys that are no strings": {1: {2: 3}},
+    "keys that are not strings": {1: {2: 3}},
     "keys that no JSON has": {("a",): 1},
     "more than 64 bits": 2**64,
     "a set": {1, 2},

@@ -1,4 +1,4 @@
-"""The transport with a server of scripted bytes: what is sent, kept, resent and given up."""
+"""The transport with a server of scripted bytes: requests that are sent, kept, resent and given up."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_in_flight_the_connection_to_the_gateway_is_closed(busy_stack: Stack, cl
 
     wait_until(lambda: not gateway_is_busy(busy_stack), "the gateway to be free")
     assert client.ask({"prompt": "next"}, deadline=HOUR, within=SOON_SECONDS).status_code == 200
-    assert not client.cancel(submission), "what is answered is no longer live"
+    assert not client.cancel(submission), "an answered request is no longer live"
 
 
 def test_waiting_for_its_turn_it_is_answered_though_no_slot_is_free(

@@ -71,7 +71,7 @@ def stopped_after(seconds: float, command: list[str], url: str) -> int:
         try:
             init = wait_until(lambda: pid_of_init(process), "the process in its namespace")
             wait_until(lambda: catches_sigterm(init), "its handler of SIGTERM")
-            elapse(seconds, "the start goes on until this moment")
+            elapse(seconds, "the start continues until this moment")
             os.kill(init, signal.SIGTERM)
             return process.wait(60)
         finally:

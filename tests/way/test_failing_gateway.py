@@ -53,7 +53,7 @@ def test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back(rig: Breakabl
     rig.set_faults()
 
     rig.wait_for_results(ids)
-    assert claimed <= probes + 2, "one claim for each probe, and those under way"
+    assert claimed <= probes + 2, "one claim for each probe, and those in flight"
     assert left >= 150 - 50 - 2 * WORKERS, "what cannot go is left in the queue"
     assert rig.gateway_state()["peak"] <= WORKERS, "the cap holds also when everything comes back at once"
 
@@ -92,5 +92,5 @@ def test_a_gateway_in_trouble_is_spared_though_the_configuration_changes(tmp_pat
         rig.set_faults()
 
         rig.wait_for_results(ids)
-        assert claimed <= probes + 2, "one claim for each probe, and those under way"
+        assert claimed <= probes + 2, "one claim for each probe, and those in flight"
         assert opened_again == 0, "the circuit stayed open through the changes"

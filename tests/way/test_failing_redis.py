@@ -100,7 +100,7 @@ def black_hole(rig: Breakable) -> Iterator[None]:
 def test_while_it_is_in_trouble_nothing_is_lost_and_no_socket_leaks(rig: Breakable, fault: Fault) -> None:
     """F20, F24, F26, L3: readiness reports it, and work continues without a restart."""
     ids = rig.queue(120)
-    wait_until(lambda: rig.store.llen("result-list") > 0, "requests under way")
+    wait_until(lambda: rig.store.llen("result-list") > 0, "requests in flight")
     files = rig.connections()
 
     with fault(rig):
@@ -117,7 +117,7 @@ def test_connections_that_are_cut_at_any_moment_cost_no_result_and_no_second_one
     ids = rig.queue(400)
     for _ in range(40):
         rig.proxy.cut()
-        elapse(0.05, "work goes on between two cuts")
+        elapse(0.05, "work continues between two cuts")
 
     rig.wait_for_results(ids)
 
@@ -138,7 +138,7 @@ def test_scripts_that_it_forgot_are_loaded_again(rig: Breakable) -> None:
     ids = rig.queue(100)
     for _ in range(5):
         rig.store.script_flush()
-        elapse(0.05, "work goes on")
+        elapse(0.05, "work continues")
 
     rig.wait_for_results(ids)
     assert rig.ready()[0] == 200

@@ -51,7 +51,7 @@ async def _fail_over(url: str, dies: Server, is_promoted: Callable[[], bool]) ->
             await client.submit_many(requests[:BEFORE])
             reader = _Reader(url)
             try:
-                await wait_until_async(lambda: reader.count(BEFORE // 5), "work under way")
+                await wait_until_async(lambda: reader.count(BEFORE // 5), "work in flight")
                 dies.kill()
                 going_on = asyncio.create_task(client.submit_many(requests[BEFORE:]))
                 await wait_until_async(lambda: asyncio.to_thread(is_promoted), "another master")

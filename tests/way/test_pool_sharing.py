@@ -117,6 +117,6 @@ def test_the_share_of_a_killed_poller_goes_to_the_others(fleet: Fleet) -> None:
     pollers[0].child.process.send_signal(signal.SIGKILL)
     fleet.queue(1_000, 60)
     wait_until(
-        lambda: fleet.results() >= 100, "every result, those of the dead poller too", timeout_seconds=90
+        lambda: fleet.results() >= 100, "every result, those of the crashed poller too", timeout_seconds=90
     )
     wait_until(lambda: fleet.shared_by() == 1, "the dead one's lease to end")

@@ -45,7 +45,7 @@ def test_slots_of_a_killed_poller_come_back_and_the_limit_holds_all_the_time(tmp
         wait_until(lambda: int(store.get(COUNTER) or 0) == LIMIT, "all slots in use")
         first.child.process.send_signal(signal.SIGKILL)
         first.child.process.wait(20)
-        assert int(store.get(COUNTER) or 0) >= 1, "the dead poller's slots are still counted"
+        assert int(store.get(COUNTER) or 0) >= 1, "the crashed poller's slots are still counted"
 
         stack.enter_context(poller(variables))
         wait_until(lambda: store.llen(RESULTS) >= 20, "every result", timeout_seconds=90)

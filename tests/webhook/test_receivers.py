@@ -149,7 +149,7 @@ async def test_a_named_receiver_that_is_silent_with_many_results_holds_up_no_oth
             lambda: (len(taken(own)), len(taken(third))) == (20, 20), "the others' results"
         )
         assert len(other.received) <= AT_ONCE
-    await wait_until_async(lambda: store.llen("result-list"), "what was held goes back")
+    await wait_until_async(lambda: store.llen("result-list"), "held results return")
     waiting = [text for text in await store.lrange("result-list", 0, -1) if b'"stuck' in text]
     assert len(waiting) == 40, "none was delivered; others may come back if they were taken and not yet acked"
     assert await store.hlen("result-list:result-claimed") == 0
@@ -246,7 +246,7 @@ async def test_results_that_a_receiver_refuses_do_not_hold_up_what_it_takes(
     async with delivering(client, hook_of(own, first_pause_seconds=60.0)):
         await wait_until_async(lambda: len(own.received) == bad + 30, "what it takes")
     assert {*names("good", 30)} <= taken(own)
-    await wait_until_async(lambda: store.llen("result-list"), "what was held goes back")
+    await wait_until_async(lambda: store.llen("result-list"), "held results return")
     assert await store.llen("result-list") == bad
 
 

@@ -2,7 +2,7 @@
 
 No script can write to two slots, so a settlement has two steps. The first drops the claim and writes a record to an
 outbox in the same slot (`post*.lua`, atomic). The second delivers the record to its target (`deliver.lua`, which
-remembers delivered ids for an hour); then the record is removed. Records of a dead poller are delivered by the next
+remembers delivered ids for an hour); then the record is removed. Records of a crashed poller are delivered by the next
 scan of any other. Nothing is lost. A record is delivered twice only if it waits for more than an hour between its
 delivery and its removal, with no poller running.
 
@@ -93,7 +93,7 @@ class Outbox:
         await self._remove(list(heads))
 
     async def recover(self) -> int:
-        """Deliver overdue records of dead pollers; returns how many."""
+        """Deliver overdue records of crashed pollers; returns how many."""
         found = await self._overdue(keys=[self.key, self.index], args=[OVERDUE_SECONDS, _BATCH, BATCH_BYTES])
         rows = pairs(found)
         if rows:

@@ -76,7 +76,7 @@ class ClusterQueue(RedisQueue):
         return await self._posted("nack", rows)
 
     async def reclaim(self, limit: int, max_deliveries: int) -> Reclaimed:
-        """Reclaim requests of dead owners, and deliver their outbox."""
+        """Reclaim requests of crashed owners, and deliver their outbox."""
         await self._outbox.recover()
         return await super().reclaim(limit, max_deliveries)
 

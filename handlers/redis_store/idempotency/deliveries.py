@@ -52,7 +52,7 @@ Beginning: TypeAlias = Fresh | InProgress | AlreadyAnswered
 
 @dataclass(frozen=True, slots=True)
 class DedupOptions:
-    """How long a dead owner blocks a delivery, and how long an answered one is known.
+    """How long a crashed owner blocks a delivery, and how long an answered one is known.
 
     Owners renew at a third of `lease_seconds`. Pub/Sub may deliver again during the subscription's
     retention, seven days; in practice it does within minutes. `span_seconds`: how long the span of an abandoned

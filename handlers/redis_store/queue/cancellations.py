@@ -1,7 +1,7 @@
 """Recent cancellations for pollers: each is returned when it is new, and again a few times.
 
 A request may move while the queue and the retry set are scanned: a nack is being recorded, a retry has just become due,
-or a claim of a dead poller returns. A later scan finds it where it has arrived.
+or a claim of a crashed poller returns. A later scan finds it where it has arrived.
 """
 
 from __future__ import annotations

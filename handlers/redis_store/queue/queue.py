@@ -355,7 +355,7 @@ class RedisQueue:
         return [claim for claim, name, token in zip(known, names, tokens, strict=True) if token == name[1]]
 
     async def reclaim(self, limit: int, max_deliveries: int) -> Reclaimed:
-        """Return claims of dead owners to pending; claim those on which `max_deliveries` owners died."""
+        """Return claims of crashed owners to pending; claim those on which `max_deliveries` owners crashed."""
         if self._lost:
             await self.take_back()
         keys, started_at = self._keys, self._clock.started()

@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[int, Callable[[], Headers]]] = {
     "e-mail not verified": (403, lambda: bearer(token(email_verified=False))),
     "nothing said of the e-mail": (403, lambda: bearer(token(email_verified=None))),
     "e-mail verified as text": (401, lambda: bearer(token(email_verified="true"))),
-    "a token for another service of ours": (
+    "a token for another of our services": (
         401,
         lambda: bearer(token(aud="https://other.run.app", email="b@c")),
     ),
@@ -156,8 +156,8 @@ REFUSED: dict[str, tuple[int, Callable[[], Headers]]] = {
     "spaces inside": (401, lambda: bearer(token().replace(b".", b" .", 1))),
     "no JSON in the header": (401, lambda: bearer(b".".join((segment(b"{"), *parts()[1:])))),
     "nested header": (401, lambda: bearer(b".".join((segment(b'{"x":' + b"[" * 5_000), *parts()[1:])))),
-    "claims that are no object": (401, lambda: bearer(signed(b"[]"))),
-    "claims that are no UTF-8": (401, lambda: bearer(signed(b'{"iss":"\xff"}'))),
+    "claims that are not an object": (401, lambda: bearer(signed(b"[]"))),
+    "claims that are not UTF-8": (401, lambda: bearer(signed(b'{"iss":"\xff"}'))),
     "1 MB": (401, lambda: bearer(b"A" * 1_000_000)),
     "no ASCII": (401, lambda: bearer("é.é.é".encode())),
     "NUL": (401, lambda: bearer(b"\0" + token())),
@@ -217,7 +217,7 @@ async def test_a_long_lived_token_is_verified_again_every_hour(
     await wait_until_async(lambda: server.asked == 2, "the fetch")
 
     async def refused_an_hour_later() -> Refusal | None:
-        clock.now += 3_601  # what was fetched may not have been read yet
+        clock.now += 3_601  # the fetched keys may not have been read yet
         return await identity.check(good)
 
     refusal = await wait_until_async(refused_an_hour_later, "the new keys")

@@ -49,7 +49,7 @@ class Bench:
         return ANSWERED
 
     async def begin(self, request: Request) -> asyncio.Task[Outcome]:
-        """Forward it, until it is under way."""
+        """Forward it, until it is in flight."""
         count = len(self.started)
         task = asyncio.create_task(self.forward.forward(request, NO_OPTIONS))
         await wait_until_async(lambda: len(self.started) > count, "the attempt")

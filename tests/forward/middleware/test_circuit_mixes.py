@@ -159,5 +159,5 @@ def test_an_outage_gets_one_probe_per_second_and_everything_after_it(
     assert len(probes) <= max(0.0, ends - begins - 3.0) + 2, f"after {opened}"
 
     simulation.run(90.0)
-    assert len(simulation.waits) == arrived, "nothing waits for ever"
+    assert len(simulation.waits) == arrived, "nothing waits indefinitely"
     assert max(simulation.waits.values(), default=0.0) <= outage + 75.0

@@ -1,4 +1,4 @@
-"""`redis`: a budget that somebody else writes."""
+"""`redis`: a budget that another program writes."""
 
 from __future__ import annotations
 

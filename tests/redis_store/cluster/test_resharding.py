@@ -114,7 +114,7 @@ async def test_a_slot_that_moves_to_a_new_node_stops_no_poller(cluster: Cluster,
     ):
         fleet = Fleet(redis, client)
         working = asyncio.create_task(fleet.run())
-        await wait_until_async(lambda: _is_over(fleet, 20), "work under way")
+        await wait_until_async(lambda: _is_over(fleet, 20), "work in flight")
         move = Move(cluster, await asyncio.to_thread(cluster.add))
         # Of two keys that one script needs, one has moved: no node can run it until the other has.
         await asyncio.to_thread(move.take, f"{{{QUEUE}}}:delivered".encode())

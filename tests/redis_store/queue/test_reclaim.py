@@ -1,4 +1,4 @@
-"""Reclaim on a real server: a dead owner's requests return unchanged, once, and a limited number of times."""
+"""Reclaim on a real server: a crashed owner's requests return unchanged, once, and a limited number of times."""
 
 from __future__ import annotations
 
