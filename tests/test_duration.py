@@ -40,6 +40,6 @@ def test_every_duration_is_a_finite_number_of_seconds(text: str) -> None:
     assert seconds is None or (seconds >= 0 and math.isfinite(seconds))
 
 
-def test_a_person_reads_the_two_largest_units() -> None:
+def test_a_duration_shows_its_two_largest_units() -> None:
     given = [0, 42, 190, 7500, 356_400]
     assert [duration_text(seconds) for seconds in given] == ["0s", "42s", "3m10s", "2h05m", "4d03h"]

@@ -198,7 +198,7 @@ def test_lock_files_tell_no_address() -> None:
     ("lock", "extras"),
     [("requirements.txt", RUNTIME_EXTRAS), ("requirements-dev.txt", [*RUNTIME_EXTRAS, "dev"])],
 )
-def test_lock_files_pin_what_the_package_asks_for(lock: str, extras: list[str]) -> None:
+def test_lock_files_pin_the_packages_dependencies(lock: str, extras: list[str]) -> None:
     """`make lock` after a change to pyproject.toml."""
     pins = dict(re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;]+)", text_of(Path(lock)), re.M))
     project = tomllib.loads(text_of(Path("pyproject.toml")))["project"]

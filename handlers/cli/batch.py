@@ -117,7 +117,7 @@ def run(
     payload_apart_bytes: int | None,
     queue: QueueFlags,
 ) -> ExitCode:
-    """Submit the requests of SOURCE and collect their answers; `-` is stdin, kept beside the output."""
+    """Submit the requests of SOURCE and collect their answers; `-` is stdin, stored next to the output."""
     from handlers.batch.files import BatchFiles
     from handlers.batch.start import begin_or_resume
 

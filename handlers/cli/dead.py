@@ -36,8 +36,8 @@ Exit codes: 0 done; 1 no such dead letter, or not confirmed; 2 wrong flags; 4 Re
 def dead() -> None:
     """List dead letters, queue them again or drop them.
 
-    A dead letter is a request whose pollers died too often while they held it (its error result was sent), or a
-    member whose id cannot be read (a result cannot be addressed to it).
+    A dead letter is a request whose pollers crashed too often, which has an error result, or a member without a
+    readable id, which has no result.
     """
 
 

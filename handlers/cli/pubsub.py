@@ -98,7 +98,7 @@ _SHARED: Final = (
         "dead_letter_push_subscription", "Pushes dead letters to the door, for a final result; '' for none."
     ),
     _name("dead_letter_subscription", "Keeps dead letters for people; '' for none."),
-    click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing."),
+    click.option("--dry-run", is_flag=True, help="Show the changes without making them."),
     click.option(
         "--emulator-host",
         envvar="PUBSUB_EMULATOR_HOST",
@@ -170,11 +170,13 @@ Sending it twice changes nothing the second time.
     show_default=True,
     help="Deliveries before a request is dead-lettered, 5 to 100; a closed gate counts too.",
 )
-@_duration("--retention", "retention_seconds", "How long subscriptions keep what nobody acknowledged.")
+@_duration("--retention", "retention_seconds", "How long subscriptions keep unacknowledged messages.")
 @_duration(
-    "--topic-retention", "topic_retention_seconds", "How long the request topic keeps all, for a replay."
+    "--topic-retention",
+    "topic_retention_seconds",
+    "How long the request topic keeps all messages, for a replay.",
 )
-@_duration("--expiration", "expiration_seconds", "Drop subscriptions that nobody used for that long.")
+@_duration("--expiration", "expiration_seconds", "Delete subscriptions after this long without use.")
 @_duration("--result-ack-deadline", "result_ack_deadline_seconds", "Lease of a pulled result.")
 @click.option("--project-number", default="", help="Number of the project, for Pub/Sub's own account.")
 @click.option(

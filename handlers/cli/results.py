@@ -27,7 +27,7 @@ PRINTED_PAYLOAD_CHARACTERS = 120
 Examples:
   async-processor results                    follow, until Ctrl-C
   async-processor results -n 10 > ten.jsonl
-  async-processor results --for 0s           what is there now
+  async-processor results --for 0s           waiting results only
   async-processor results --peek -n 5        the five oldest, left where they are (Redis)
   async-processor results --from pubsub --project p --subscription results-sub
 
@@ -54,7 +54,7 @@ Exit codes: 0 done, whatever the results say; 2 wrong flags; 3 with --take, none
 def results(
     *, take: int | None, is_peek: bool, idle: timedelta | None, form: str, queue: QueueFlags
 ) -> ExitCode:
-    """Read results and remove them: follow the list or subscription, or take some. --peek leaves them."""
+    """Read results and remove them, until Ctrl-C or a limit. --peek leaves them."""
     is_table = form == "table" or (form == "auto" and sys.stdout.isatty())
     write = _table_writer() if is_table else _write_json
     if is_peek:

@@ -49,7 +49,7 @@ Examples:
 )
 @click.argument("source", required=False, metavar="[FILE|-]", type=click.Path(allow_dash=True))
 @click.option("--prompt", help="Text to complete, in place of a file.")
-@click.option("--model", default="", help="Model; with --prompt it is put into the payload.")
+@click.option("--model", default="", help="Model of a request with --prompt.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="With --prompt: longest answer.")
 @click.option(
     "--deadline",

@@ -43,7 +43,7 @@ Exit codes: 0 stopped, or no result for --for; 1 the receiver is gone (410); 2 w
     "--secret-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
-    help="Secrets (whsec_…), one a line; all sign.",
+    help="Secrets (whsec_…), one per line; all sign.",
 )
 @click.option(
     "--destination",

@@ -53,7 +53,7 @@ BATCH_REQUESTS = 500
 _PEEKED = 100
 
 _CHECKED_STEPS = 20
-"""Calls that look for one id in the queue: 10,000 small requests."""
+"""Most calls of a search for one id, enough for 10,000 small requests."""
 
 UNREAD_RESULT_SECONDS = 7 * 86_400
 """Seconds after the deadline for which an idempotency key waits until a result in a shared list is acknowledged."""

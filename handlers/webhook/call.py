@@ -120,7 +120,7 @@ def read_secrets(text: str, setting: str) -> list[bytes]:
     """Parse keys, one per line: `whsec_` and base64 of 24 to 64 bytes. Raises `InvalidSetting`."""
     keys = [_key(line.strip(), setting) for line in text.splitlines() if line.strip()]
     if not keys:
-        raise InvalidSetting(setting, found="nothing", accepted="a secret such as whsec_…, one a line")
+        raise InvalidSetting(setting, found="nothing", accepted="a secret such as whsec_…, one per line")
     return keys
 
 

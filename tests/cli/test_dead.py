@@ -23,7 +23,7 @@ SCORE = 1_999_999_999 + 3 / 2**21
 
 
 class Dead:
-    """A queue's dead letters and the command on it."""
+    """A queue with dead letters, and the command for it."""
 
     def __init__(self, url: str, redis: Redis) -> None:
         self.redis = redis

@@ -52,7 +52,7 @@ def test_a_broken_text_never_raises(wire: bytes) -> None:
         (b'{"id":"cut', {}),
     ],
 )
-def test_what_can_be_read_of_a_broken_text(wire: bytes, found: dict[tuple[str, ...], str]) -> None:
+def test_salvage_reads_strings_of_broken_text(wire: bytes, found: dict[tuple[str, ...], str]) -> None:
     assert salvage(wire, PATHS) == found
 
 

@@ -121,7 +121,7 @@ def test_the_lint_passes_what_does_not(pattern: str) -> None:
 
 
 def open_forms(size: int) -> dict[str, bytes]:
-    """Texts that end in the middle of something, of about `size` bytes."""
+    """Unfinished texts of about `size` bytes."""
     head = b'{"id":"x","a":'
     return {
         "escaped quotes": head + b'"' + rb"\"" * (size // 2),

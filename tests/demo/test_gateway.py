@@ -35,7 +35,7 @@ def url(witness: Path) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def calm(url: str) -> Iterator[None]:
-    """Each test begins and ends with the engine as it was started."""
+    """Reset the engine before and after each test."""
     yield
     httpx.post(
         f"{url}/simulate/engine", json={"capacity": 2, "queue_size": 1, "time_to_first_token": 0, "evicts": 0}

@@ -1,4 +1,4 @@
-"""The prometheus-* gates with nothing but a Prometheus that scrapes the gateway, and real requests that fill it."""
+"""The prometheus-* gates with a Prometheus that scrapes the gateway, and requests that fill it."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def results(store: redis.Redis) -> list[str]:
 
 
 def slept_again(history: list[int]) -> bool:
-    """Up from zero, and back."""
+    """Whether it scaled from zero and back to zero."""
     return max(history) > 0 and history[-1] == 0
 
 

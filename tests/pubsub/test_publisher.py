@@ -192,7 +192,7 @@ async def test_an_attribute_with_invalid_unicode_fails_alone(
 @pytest.mark.parametrize(
     "status", ["RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE", "ABORTED", "UNKNOWN", "CANCELLED"]
 )
-async def test_a_passing_refusal_is_repeated_until_confirmed(
+async def test_a_temporary_refusal_is_retried_until_confirmed(
     options: PubSubOptions, resources: Resources, status: str
 ) -> None:
     await resources.topic("results")

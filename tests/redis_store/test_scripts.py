@@ -113,7 +113,7 @@ def _ranges(header: str, array: str) -> set[int]:
 
 
 @pytest.mark.parametrize("name", sorted(FIXED_KEYS))
-def test_the_headers_numbers_are_those_of_the_calls(name: str) -> None:
+def test_key_and_argument_numbers_of_the_headers_match_the_calls(name: str) -> None:
     header = _header(name)
     assert max(_numbers(header, "KEYS")) == FIXED_KEYS[name]
     assert max(_numbers(header, "ARGV"), default=0) == FIXED_ARGUMENTS.get(name, 0)

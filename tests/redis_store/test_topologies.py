@@ -154,7 +154,7 @@ async def test_a_dead_letter_is_kept_shown_and_queued_again(
     assert [again.member for again in await queue.claim(1)] == [body]
 
 
-async def test_pollers_share_a_pool_and_leave_word_on_the_board(
+async def test_pollers_share_a_pool_and_report_to_the_board(
     redis: Store, options: RedisOptions, name: str
 ) -> None:
     a, b = (RedisPoolSharing(redis, name, one, lease_seconds=60) for one in "ab")

@@ -260,7 +260,7 @@ async def test_a_trailer_never_becomes_a_header(connect: Connect) -> None:
 
 @pytest.mark.parametrize("start", [b"0\r\n", b"1\r\na\r\n0\r\n", b"0\r\na: ", b"1;a="])
 async def test_trailers_and_chunk_extensions_without_an_end_are_cut_by_size(start: bytes) -> None:
-    """By size: here no time is limited."""
+    """By size, because the time is not limited here."""
     piece = b"x" * 4_096 if start.endswith((b" ", b"=")) else b"a: " + b"b" * 4_091 + b"\r\n"
     async with serving(3_600) as port, asyncio.timeout(PATIENCE_SECONDS):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

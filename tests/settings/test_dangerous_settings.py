@@ -1,4 +1,4 @@
-"""Settings that are well formed each and dangerous together stop the start."""
+"""Valid settings that are dangerous together stop the start."""
 
 from __future__ import annotations
 

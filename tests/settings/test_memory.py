@@ -1,4 +1,4 @@
-"""How much memory a process may have is read from its container, and the byte budget follows from it."""
+"""The memory limit comes from the container, and the byte budget follows from it."""
 
 from __future__ import annotations
 

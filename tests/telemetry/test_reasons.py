@@ -1,4 +1,4 @@
-"""The words for a retry are the same everywhere."""
+"""Retry reasons in the code are those of the metrics."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ async def test_nothing_is_written_once_the_time_is_over(transport: Transport, se
     assert len(server.received) == 2
 
 
-async def test_a_large_body_is_not_written_on_after_the_limit(transport: Transport) -> None:
+async def test_a_large_body_is_not_written_after_the_limit(transport: Transport) -> None:
     read = 0
     over, done = asyncio.Event(), asyncio.Event()
 

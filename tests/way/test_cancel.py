@@ -118,7 +118,7 @@ def test_a_cancelled_request_stays_cancelled_when_its_id_is_used_again(
     assert client.wait(new, within=SOON_SECONDS).status_code == 200
 
 
-def test_before_it_is_claimed_by_a_marker_of_another_producers_client(busy_stack: Stack) -> None:
+def test_a_queued_request_is_cancelled_by_another_producers_marker(busy_stack: Stack) -> None:
     deadline = int(time.time()) + 3_600
     body = {"id": "foreign", "deadline": deadline, "payload": {"prompt": "hi"}}
     member = msgspec.json.encode({"internal": {"request_token": "t"}, "request_kind": "redis", "data": body})

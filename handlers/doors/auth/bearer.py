@@ -128,7 +128,7 @@ def _tokens_of(options: DispatchTokenOptions) -> tuple[bytes, ...]:
 
 def _checked(setting: str, where: str, tokens: tuple[bytes, ...]) -> tuple[bytes, ...]:
     if not 1 <= len(tokens) <= _MOST_TOKENS:
-        accepted = f"1 to {_MOST_TOKENS} tokens, one a line"
+        accepted = f"1 to {_MOST_TOKENS} tokens, one per line"
         raise InvalidSetting(setting, found=f"{where}{len(tokens)} tokens", accepted=accepted)
     accepted = f"{_SHORTEST_BYTES} to {MAX_TOKEN_BYTES} printable ASCII characters (openssl rand -hex 32)"
     for token in tokens:

@@ -109,7 +109,7 @@ def test_on_google_cloud_the_line_is_found_from_its_trace() -> None:
     assert line["logging.googleapis.com/spanId"] == TRACE.span_id
 
 
-def test_in_a_terminal_it_is_read_by_people() -> None:
+def test_in_a_terminal_the_output_is_for_people() -> None:
     out = io.StringIO()
     configure_logs(load_settings({"LOG_FORMAT": "text"}).log_options, out)
     account(REQUEST, Retry(3.0, "rejected"), now=NOW, seconds=1.0, log=get_logger("poller"), metrics=None)

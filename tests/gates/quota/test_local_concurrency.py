@@ -21,7 +21,7 @@ def local(limit: int, mode: str = "classifying") -> LocalConcurrencyGate:
 
 
 @given(st.integers(1, 5), st.lists(st.booleans(), max_size=60))
-async def test_it_never_lets_more_go_than_its_limit(limit: int, is_entering: list[bool]) -> None:
+async def test_it_never_exceeds_its_limit(limit: int, is_entering: list[bool]) -> None:
     built = local(limit)
     inside: list[Go] = []
     for enters in is_entering:

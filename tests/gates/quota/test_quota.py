@@ -123,7 +123,7 @@ async def test_a_retry_that_was_not_sent_keeps_the_unit_of_its_first_attempt(
     assert isinstance(await built.admit(request("b")), Refuse)
 
 
-async def test_a_later_submission_of_the_same_id_pays_for_itself(from_redis: GateSources) -> None:
+async def test_a_later_submission_of_the_same_id_pays_again(from_redis: GateSources) -> None:
     built = rate(from_redis, limit=1)
     await go(built, "a", token="first")
     assert isinstance(await built.admit(request("a", token="second")), Refuse)

@@ -96,7 +96,7 @@ class Walk:
         return self.owners[pick % len(self.owners)]
 
     def _issued(self, pick: int) -> list[Claim]:
-        """One to three claims, whether they still hold or not: mostly late ones."""
+        """One to three claims, valid or lost, mostly recent ones."""
         if not self.issued:
             return []
         last = len(self.issued) - 1

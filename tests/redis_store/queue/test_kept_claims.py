@@ -76,7 +76,7 @@ async def test_a_duplicate_of_a_claimed_request_is_dropped(bench: Bench) -> None
     assert await bench.all_keys() == {bench.results}
 
 
-async def test_a_second_copy_comes_back_with_the_claim_of_the_first_if_its_owner_dies(bench: Bench) -> None:
+async def test_a_second_copy_returns_with_the_first_claim_if_its_owner_crashes(bench: Bench) -> None:
     await bench.claimed(envelope("r", "t-1"))
     await bench.put(envelope("r", "t-1"))
     assert await bench.queue.claim(1) == []
