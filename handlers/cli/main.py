@@ -19,7 +19,7 @@ COMMANDS: Final = {
     "submit": ("handlers.cli.submit", "Queue one request."),
     "results": ("handlers.cli.results", "Read results."),
     "where": ("handlers.cli.where", "Show the state of requests."),
-    "cancel": ("handlers.cli.cancel", "Cancel requests."),
+    "cancel": ("handlers.cli.where", "Cancel requests."),
     "webhook": ("handlers.cli.webhook", "Deliver results to an HTTPS address."),
     "batch": ("handlers.cli.batch", "Run a file of requests."),
     "pubsub": ("handlers.cli.pubsub", "Set up topics and subscriptions."),

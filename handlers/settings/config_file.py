@@ -6,9 +6,10 @@ pools, or a merge policy. An unknown field stops the start, because a misspelt g
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -17,7 +18,6 @@ from handlers.contract.accepted import about
 from handlers.contract.errors import InvalidSetting
 from handlers.forward.transforms.registry import TransformEntry, build_transforms
 from handlers.settings.environment import invalid_setting
-from handlers.settings.merge_policy import MERGE_POLICY, MergePolicy, check_merge_policy, is_merge_policy
 
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 
@@ -392,3 +392,54 @@ def _check_unique(config: ConfigFile) -> None:
         if pool_id not in pools:
             known = ", ".join(sorted(pools))
             raise InvalidSetting(f"{path}.worker_pool_id", found=repr(pool_id), accepted=f"one of {known}")
+
+
+MERGE_POLICY: Final = "request_merge_policy"
+"""Name of the field in the configuration file."""
+_HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+_FORM: Final = frozenset({"type", "parameters"})
+
+
+class MergeParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Names of headers, labels and metadata fields; unset ones come from the environment."""
+
+    fairness_header: Annotated[
+        str | None, about("Header that carries the tenant; empty: not sent. Default: `FAIRNESS_HEADER`.")
+    ] = None
+    fairness_attribute: Annotated[
+        str, about("Metadata field that names the tenant. Default: `FAIRNESS_ATTRIBUTE`.")
+    ] = ""
+    priority_header: Annotated[str, about("Header that carries the lane's priority; unset: not sent.")] = ""
+    objective_header: Annotated[
+        str, about("Header that carries the objective. Default: `INFERENCE_OBJECTIVE_HEADER`.")
+    ] = ""
+    lane_objectives: Annotated[
+        dict[str, str], about("Objective by lane; a pool's own `lane_objectives` win.")
+    ] = msgspec.field(default_factory=dict)
+    tier_label: Annotated[str, about("Label that holds a queue's tier. Default: `tier`.")] = ""
+
+
+class MergePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How queues share pools: `random-robin` or `tier-priority`."""
+
+    type: Annotated[str, about("`random-robin` or `tier-priority`, see `merge_policy` of a pool.")] = (
+        "random-robin"
+    )
+    parameters: Annotated[MergeParameters, about("See below.")] = msgspec.field(
+        default_factory=MergeParameters
+    )
+
+
+def is_merge_policy(content: dict[str, Any]) -> bool:
+    """Whether a file's content is only a merge policy."""
+    return "type" in content and content.keys() <= _FORM
+
+
+def check_merge_policy(policy: MergePolicy) -> None:
+    """Raise `InvalidSetting` for an invalid header name."""
+    given = policy.parameters
+    for field in ("fairness_header", "priority_header", "objective_header"):
+        name = getattr(given, field)
+        if name and not _HEADER.fullmatch(name):
+            setting = f"{MERGE_POLICY}.parameters.{field}"
+            raise InvalidSetting(setting, found=repr(name[:80]), accepted="the name of a header")

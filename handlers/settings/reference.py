@@ -17,8 +17,14 @@ from handlers.contract.accepted import NOUN, described, extra_of, meaning, types
 from handlers.forward.transforms.registry import TRANSFORMS, TransformEntry
 from handlers.gates.metric.reading_gate import ReadingParameters
 from handlers.gates.registry import GATES
-from handlers.settings.config_file import ConfigFile, PoolEntry, QueueEntry, TopicEntry
-from handlers.settings.merge_policy import MergeParameters, MergePolicy
+from handlers.settings.config_file import (
+    ConfigFile,
+    MergeParameters,
+    MergePolicy,
+    PoolEntry,
+    QueueEntry,
+    TopicEntry,
+)
 
 _HEAD: Final = """\
 # The configuration file

@@ -19,6 +19,8 @@ from handlers.forward.route import DEFAULT_HEADERS, PRIORITY_HEADER, Route, Rout
 from handlers.gates.labels import TIER
 from handlers.settings.config_file import (
     ConfigFile,
+    MergeParameters,
+    MergePolicy,
     PoolEntry,
     QueueEntry,
     TopicEntry,
@@ -26,7 +28,6 @@ from handlers.settings.config_file import (
 )
 from handlers.settings.environment import SECRETS, Environment, read_environment
 from handlers.settings.memory import derived_budget, memory_limit, needed_memory
-from handlers.settings.merge_policy import MergeParameters, MergePolicy
 from handlers.settings.topology import redis_address
 from handlers.telemetry.logs import LogOptions
 

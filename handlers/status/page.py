@@ -1,13 +1,15 @@
 """The status pages: paths, forms and templates.
 
-A `Source` reads the data; changes need a token.
+A `Source` reads the data; changes need a token. Requests for unknown host names are refused (DNS rebinding).
 """
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -17,9 +19,9 @@ from flask import Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from handlers.contract.errors import InvalidSetting
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.status import charts
-from handlers.status.hosts import OwnHosts
 from handlers.status.overview import Overview, lived_minutes
 from handlers.status.report import Failure
 
@@ -244,3 +246,51 @@ def _seconds(seconds: float | None) -> str:
         if abs(seconds) >= 2 * size:
             return f"{seconds / size:.0f} {word}"
     return f"{seconds:.1f} s" if abs(seconds) < 10 else f"{seconds:.0f} s"
+
+
+_LOOPBACK: Final = "localhost"
+_HEADER = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\[\]:/@\s]+)(:[0-9]{1,5})?")
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnHosts:
+    """The names and addresses of one page: loopback, its listening address, and the operator's."""
+
+    listens_on: str
+    names: frozenset[str] = frozenset()
+
+    def has(self, header: str) -> bool:
+        """Whether a `Host` header, with or without a port, is accepted."""
+        match = _HEADER.fullmatch(header.strip())
+        if match is None:
+            return False
+        name = _plain(match["name"])
+        if name in self.names or name in (_LOOPBACK, _plain(self.listens_on)):
+            return True
+        address = _address(name)
+        if address is None:
+            return name.endswith(f".{_LOOPBACK}")  # RFC 6761, 6.3: never resolved by a name server
+        own = _address(_plain(self.listens_on))
+        return address.is_loopback or (own is not None and (own.is_unspecified or own == address))
+
+
+def read_hosts(texts: Iterable[str], setting: str) -> frozenset[str]:
+    """Parse host names or addresses without a port. Raises `InvalidSetting`."""
+    names = [_plain(text.strip()) for text in texts if text.strip()]
+    for name in names:
+        if _address(name) is None and not _NAME.fullmatch(name):
+            accepted = "names or addresses without a port, with commas between"
+            raise InvalidSetting(setting, found=repr(name), accepted=accepted)
+    return frozenset(names)
+
+
+def _plain(name: str) -> str:
+    return name.lower().removeprefix("[").removesuffix("]").removesuffix(".")
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None

@@ -33,7 +33,6 @@ from handlers.redis_store.connection import STORE_FAILURES, Store, connect, serv
 from handlers.redis_store.faults import explained
 from handlers.redis_store.keys import queue_keys
 from handlers.settings.settings import Settings
-from handlers.status.hosts import OwnHosts, read_hosts
 from handlers.status.overview import (
     Depths,
     Overview,
@@ -46,7 +45,7 @@ from handlers.status.overview import (
     queue_lines,
     read_failures,
 )
-from handlers.status.page import Busy, DeadLetterRow, StatusPages, Unreachable
+from handlers.status.page import Busy, DeadLetterRow, OwnHosts, StatusPages, Unreachable, read_hosts
 from handlers.status.report import Failure
 from handlers.wiring.credentials import redis_options
 

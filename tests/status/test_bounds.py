@@ -19,8 +19,7 @@ from handlers.redis_store.admin import status_board
 from handlers.redis_store.admin.status_board import LONGEST_SAMPLED, SearchBudget, sample_members, search
 from handlers.settings.config_file import QueueEntry
 from handlers.settings.settings import Settings, load_settings
-from handlers.status.hosts import OwnHosts
-from handlers.status.page import StatusPages
+from handlers.status.page import OwnHosts, StatusPages
 from handlers.wiring.status_page import VIEWS_AT_ONCE, RedisSource
 
 QUEUE, RETRIES = "request-sortedset", "retry-sortedset"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from handlers.contract.errors import InvalidSetting
-from handlers.status.hosts import OwnHosts, read_hosts
+from handlers.status.page import OwnHosts, read_hosts
 
 LOOPBACK = [
     "localhost",

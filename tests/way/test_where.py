@@ -18,8 +18,7 @@ from handlers.client import Client, RequestState, UnknownRequest
 from handlers.contract.result import ErrorCode
 from handlers.demo.stack import Stack
 from handlers.settings.settings import load_settings
-from handlers.status.hosts import OwnHosts
-from handlers.status.page import StatusPages
+from handlers.status.page import OwnHosts, StatusPages
 from handlers.wiring.status_page import RedisSource
 from tests.waiting import wait_until
 

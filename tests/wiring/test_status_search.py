@@ -15,8 +15,7 @@ from werkzeug.test import EnvironBuilder
 from handlers.demo.servers import free_port
 from handlers.demo.valkey import Valkey
 from handlers.settings.settings import Settings, load_settings
-from handlers.status.hosts import OwnHosts
-from handlers.status.page import StatusPages
+from handlers.status.page import OwnHosts, StatusPages
 from handlers.wiring.status_page import RedisSource, open_pages, status_pages
 
 
