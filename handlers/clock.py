@@ -39,7 +39,6 @@ class FollowedClock:
         return self._local() if self._offset is None else self._monotonic() + self._offset
 
     def started(self) -> float:
-        """The start of a call, for `observe`."""
         return self._monotonic()
 
     def observe(self, seconds: float, started_at: float) -> None:

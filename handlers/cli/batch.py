@@ -361,7 +361,6 @@ class Rate:
         self._points: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, count: int) -> None:
-        """Add `count` requests that ended at `now`."""
         self._points.append((now, count))
         while len(self._points) > 2 and now - self._points[0][0] > RATE_OVER_SECONDS:
             self._points.popleft()

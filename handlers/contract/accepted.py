@@ -115,3 +115,12 @@ def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
 
 def _plain(bound: float) -> str:
     return str(int(bound)) if bound == int(bound) else str(bound)
+
+
+def shown_default(value: object) -> str:
+    """The default of a field as Markdown; empty for none."""
+    if value in ("", None, msgspec.NODEFAULT):
+        return ""
+    if isinstance(value, bool):
+        return f"`{value}`".lower()
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"

@@ -60,7 +60,6 @@ class Child:
             time.sleep(_LOOK_SECONDS)
 
     def log_tail(self) -> str:
-        """The last lines of its output."""
         return "\n".join(self.output().splitlines()[-_LOG_LINES:])
 
     def stop(self, timeout_seconds: float = 5.0) -> None:

@@ -50,7 +50,6 @@ class Valkey:
         return f"redis://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """Stop it and remove its files."""
         self._child.stop()
         self._folder.cleanup()
 

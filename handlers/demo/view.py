@@ -161,7 +161,6 @@ class DemoTally:
     doubles: int = 0
 
     def take(self, result: Result, now: float) -> None:
-        """Count a result."""
         if result.id in self.results:
             self.doubles += 1
             return

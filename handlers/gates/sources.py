@@ -89,9 +89,7 @@ class MetricSource(Protocol):
         """Call `listener` after each fetch, successful or not."""
         ...
 
-    def forget(self, listener: Callable[[], None]) -> None:
-        """Stop calling `listener`."""
-        ...
+    def forget(self, listener: Callable[[], None]) -> None: ...
 
 
 class Feed(Generic[T]):

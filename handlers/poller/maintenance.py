@@ -62,7 +62,6 @@ class QueueTable:
 
     @property
     def names(self) -> list[str]:
-        """All configured queues."""
         return [*self.built, *self._dormant]
 
     def add(self, parts: QueueParts) -> None:

@@ -358,7 +358,6 @@ class _ProgressiveSend(AbstractConnection):
             raise
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
-        """As the library's."""
         try:
             return await super().read_response(*args, **options)
         except (AttributeError, RuntimeError) as error:

@@ -51,7 +51,6 @@ class TimelyProtocol(HttpToolsProtocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all timers."""
         self._stop_watching()
         self._read()
         super().connection_lost(exc)
@@ -144,7 +143,6 @@ class TimelyProtocol(HttpToolsProtocol):
             self._unread = self.loop.call_later(self._receive_seconds, self._cut, "answer not read")
 
     def resume_writing(self) -> None:
-        """Stop that timer."""
         self._read()
         super().resume_writing()
 

@@ -13,7 +13,7 @@ import msgspec
 import yaml
 from msgspec import inspect
 
-from handlers.contract.accepted import NOUN, described, extra_of, meaning, types_of
+from handlers.contract.accepted import NOUN, described, extra_of, meaning, shown_default, types_of
 from handlers.forward.transforms.registry import TRANSFORMS, TransformEntry
 from handlers.gates.metric.reading_gate import ReadingParameters
 from handlers.gates.registry import GATES
@@ -131,20 +131,12 @@ def _fields(struct: type[msgspec.Struct]) -> list[tuple[Any, inspect.Type]]:
 
 
 def _row(field: Any, kind: inspect.Type, *, with_example: bool = True) -> str:
-    default = "required" if field.required else _default(field.default)
+    default = "required" if field.required else shown_default(field.default)
     cells = [f"`{field.encode_name}`", _takes(kind), default, meaning(kind)]
     if with_example:
         example = _example(kind)
         cells.append(f"`{example}`" if example else "")
     return f"| {' | '.join(cells)} |\n"
-
-
-def _default(value: object) -> str:
-    if value in ("", None, msgspec.NODEFAULT):
-        return ""
-    if isinstance(value, bool):
-        return f"`{value}`".lower()
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def _takes(kind: inspect.Type) -> str:

@@ -50,7 +50,6 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def redis_url(self) -> str:
-        """URL of the Redis that holds the queues."""
         file = self.file
         return redis_address(file.url or self.env.redis_url, file.mode, file.addrs, file.master_name)
 
@@ -79,7 +78,6 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def project_id(self) -> str:
-        """Google Cloud project."""
         return self.file.project_id or self.env.project_id
 
     @property
@@ -89,7 +87,6 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def poll_interval_seconds(self) -> float:
-        """Interval between polls of an idle queue."""
         return (self.file.poll_interval_ms or self.env.poll_interval_ms) / 1_000
 
     @property
@@ -137,12 +134,10 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def fairness_attribute(self) -> str:
-        """The metadata field that names the tenant."""
         return self.merge_parameters.fairness_attribute or self.env.fairness_attribute
 
     @property
     def tier_label(self) -> str:
-        """The label that holds a queue's tier."""
         return self.merge_parameters.tier_label or TIER
 
     def subscription(self, name: str) -> TopicEntry | None:
@@ -211,7 +206,6 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def log_options(self) -> LogOptions:
-        """The options of this process's log."""
         env = self.env
         return LogOptions(env.log_level, env.log_format, self.project_id, hash_ids=env.log_hash_ids)
 

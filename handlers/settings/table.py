@@ -9,7 +9,7 @@ import sys
 
 import msgspec
 
-from handlers.contract.accepted import described, meaning, types_of
+from handlers.contract.accepted import described, meaning, shown_default, types_of
 from handlers.settings.environment import SECRETS, Environment
 
 _HEAD = """\
@@ -30,18 +30,10 @@ def settings_page() -> str:
     """The page, as Markdown."""
     defaults = {field.encode_name: field.default for field in msgspec.structs.fields(Environment)}
     rows = [
-        f"| `{name}` | {_default(defaults[name])} | {_takes(name, described(kind))} | {meaning(kind)} |"
+        f"| `{name}` | {shown_default(defaults[name])} | {_takes(name, described(kind))} | {meaning(kind)} |"
         for name, kind in types_of(Environment).items()
     ]
     return _HEAD + "\n".join(rows) + "\n"
-
-
-def _default(value: object) -> str:
-    if value is msgspec.NODEFAULT or value in ("", None):
-        return ""
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def _takes(name: str, words: str) -> str:

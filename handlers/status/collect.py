@@ -43,7 +43,6 @@ class Tally:
     tenant_field: str = "userid"
 
     def note(self, request: Request, outcome: Outcome) -> None:
-        """Record the outcome of an attempt."""
         now = self.clock()
         match outcome:
             case Answered(result):

@@ -55,9 +55,7 @@ class DeadLetterRow:
 class Source(Protocol):
     """Reads and changes what the pages show. Every method may raise `Unreachable` or `Busy`."""
 
-    def overview(self) -> Overview:
-        """All data of the first page."""
-        ...
+    def overview(self) -> Overview: ...
 
     def find(self, request_id: str) -> tuple[Whereabouts, Sequence[Failure]]:
         """The state of this request, and its latest failures."""

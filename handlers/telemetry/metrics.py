@@ -137,7 +137,6 @@ class QueueMetrics:
         self._in_flight -= 1
 
     def answered(self, status_code: int, error_code: str, attempt: int) -> None:
-        """Count a final result."""
         self._attempts.observe(attempt + 1)
         if 200 <= status_code < 300:
             self._successful.inc()
@@ -193,7 +192,6 @@ class QueueMetrics:
         self._lost.inc(lost)
 
     def buried(self, count: int) -> None:
-        """Count requests that were dead-lettered."""
         self._dead.inc(count)
 
     def depth(
@@ -317,11 +315,9 @@ class Metrics(Families):
         self.open_circuits.set_function(lambda: sum(one() for one in self._circuit_counts))
 
     def watch_ready(self, is_ready: Callable[[], bool]) -> None:
-        """Show whether this process accepts work."""
         self.ready.set_function(lambda: 1.0 if is_ready() else 0.0)
 
     def watch_claims(self, is_refused: Callable[[], bool]) -> None:
-        """Show whether Redis refuses claims."""
         self.claims_refused.set_function(lambda: float(is_refused()))
 
     def watch_clock(self, skew_seconds: Callable[[], float]) -> None:
@@ -333,7 +329,6 @@ class Metrics(Families):
         self.config_refused.set_function(lambda: float(is_refused()))
 
     def watch_dependencies(self, dependencies: Dependencies) -> None:
-        """Show which dependencies work."""
         for name in dependencies.names():
             shown = self.dependency_up.labels(name)
             shown.set_function(lambda name=name: float(name not in dependencies.failing()))  # type: ignore[misc]  # a default binds it now

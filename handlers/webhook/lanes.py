@@ -70,11 +70,9 @@ class Receiver:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has no state worth keeping."""
         return not (self.held or self.parked or self.is_gone or self.failing_since is not None)
 
     def enter(self, size_bytes: int) -> None:
-        """Count a waiting result."""
         self.held += 1
         self.lane.held += 1
         self.lane.held_bytes += size_bytes
@@ -103,17 +101,14 @@ class Receiver:
         return self.failing_since is not None and now - self.failing_since >= seconds
 
     def is_due(self, now: float) -> bool:
-        """Whether a call is allowed now."""
         return not self.rests or (now >= self.rests_until and not self.turn.locked())
 
     def took(self, now: float) -> None:
-        """Record an accepted result."""
         self.rests, self.failing_since = False, None
         self.took_at = now
         self.backoff.reset()
 
     def refused(self, now: float) -> None:
-        """Record the refusal of one result."""
         self.failing_since = now if self.failing_since is None else self.failing_since
 
     def failed(self, began_at: float, now: float, retry_after_seconds: float | None) -> None:

@@ -45,7 +45,6 @@ class PlacedGate:
     pool: str
 
     def is_of(self, entry: GateEntry) -> bool:
-        """Whether `entry` describes the same gate."""
         return (self.gate_type, self.gate_params, self.pool) == (
             entry.gate_type,
             entry.gate_params,

@@ -67,7 +67,6 @@ class ConfigWatch:
         self.is_refused = False
 
     def refuse(self, error: Exception) -> None:
-        """Log the error of a refused change."""
         self.is_refused = True
         if isinstance(error, InvalidSetting):
             why = {"setting": error.setting, "found": error.found, "accepted": error.accepted}

@@ -123,7 +123,6 @@ class RedisSource:
             return await work(self._redis)
 
     def overview(self) -> Overview:
-        """All data of the first page."""
         return self._run(self.read_overview)
 
     async def read_overview(self, redis: Store) -> Overview:

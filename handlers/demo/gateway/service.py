@@ -254,7 +254,6 @@ class GatewayProtocol(asyncio.Protocol):
         self.transport: asyncio.Transport = transport  # type: ignore[assignment]  # a stream server gives these
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
-        """Free the slot of a client that has left."""
         self._queue.clear()
         if self._current is not None:
             self._current.cancel("client left")
@@ -276,11 +275,9 @@ class GatewayProtocol(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header."""
         self._headers.append((name.lower(), value))
 
     def on_body(self, body: bytes) -> None:
-        """Add a part of the body."""
         self._body.append(body)
 
     def on_message_complete(self) -> None:
@@ -313,7 +310,6 @@ class GatewayProtocol(asyncio.Protocol):
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def reply(self, status: int, body: bytes, headers: list[tuple[str, str]] | None = None) -> None:
-        """Encode a complete response."""
         given = [("content-type", "application/json"), *(headers or [])]
         self.transport.write(self.head(status, given, len(body)) + body)
 

@@ -166,7 +166,6 @@ class Guards:
         return guard
 
     def open_circuits(self) -> int:
-        """Gateways whose circuit is not closed."""
         return sum(guard.circuit.state is not CircuitState.CLOSED for guard in self._guards.values())
 
 
@@ -248,7 +247,6 @@ class RetryBudget:
         self._at = clock()
 
     def earn(self) -> None:
-        """Count a final result."""
         self._left = min(_MOST, self._left + self._share)
 
     def spend(self) -> bool:
