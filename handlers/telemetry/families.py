@@ -158,25 +158,19 @@ class Families:
             "gate_wait_requeues_total", "Requests that a gate put back in the queue."
         )
         self.gate_decisions = counter(
-            "gate_decisions_total", "Requests not admitted by a gate, by reason.", "reason"
+            "gate_decisions_total", "Requests not admitted by a gate, by reason.", (*_QUEUE, "reason")
         )
-        self.tokens = counter("tokens_total", "Tokens reported by 2xx responses.", "direction")
+        self.tokens = counter("tokens_total", "Tokens reported by 2xx responses.", (*_QUEUE, "direction"))
         self.dead_letters = counter("dead_letters_total", "Requests that were dead-lettered.")
         self.leases_renewed = counter("lease_renewals_total", "Leases renewed.")
         self.leases_lost = counter("lease_losses_total", "Leases lost while their requests were in flight.")
         self.reclaimed = counter("reclaimed_requests_total", "Requests reclaimed from crashed pollers.")
-        self.nacks = counter("nacks_total", "Nacked deliveries, by reason.", "reason")
-        self.deliveries = Counter(
-            f"{PREFIX}_handler_deliveries_total",
-            "Deliveries to a handler, by outcome.",
-            ("door", "outcome"),
-            registry=self.registry,
+        self.nacks = counter("nacks_total", "Nacked deliveries, by reason.", (*_QUEUE, "reason"))
+        self.deliveries = self._counter(
+            "handler_deliveries_total", "Deliveries to a handler, by outcome.", ("door", "outcome")
         )
-        self.refusals = Counter(
-            f"{PREFIX}_refused_callers_total",
-            "Callers refused by authentication.",
-            ("status",),
-            registry=self.registry,
+        self.refusals = self._counter(
+            "refused_callers_total", "Callers refused by authentication.", ("status",)
         )
 
     def _add_histograms(self) -> None:
@@ -191,12 +185,11 @@ class Families:
         self.publish = histogram(
             "result_publish_time_millis", "Time to record a result, from its outcome.", _PUBLISH_MS
         )
-        self.delivery_time = Histogram(
-            f"{PREFIX}_handler_delivery_time_millis",
+        self.delivery_time = self._histogram(
+            "handler_delivery_time_millis",
             "Duration of a delivery to a handler, from arrival to response.",
+            _INFERENCE_MS,
             ("door",),
-            buckets=_INFERENCE_MS,
-            registry=self.registry,
         )
 
     def _add_gauges(self) -> None:
@@ -205,17 +198,13 @@ class Families:
         gauge = self._gauge
         self.queue_depth = gauge("queue_depth", "Requests in flight that wait at a gate or for a slot.")
         self.inflight = gauge("inflight_requests", "Requests claimed or received that have no outcome yet.")
-        self.backlog = Gauge(
-            f"{PREFIX}_broker_backlog",
+        self.backlog = self._gauge(
+            "broker_backlog",
             "Requests pending in the queue; model_name is the queue's label of that name.",
             (*_QUEUE, "model_name"),
-            registry=self.registry,
         )
-        self.gate_waiting = Gauge(
-            f"{PREFIX}_gate_waiting_requests",
-            "Requests that wait at the gates of a pool.",
-            ("pool_name",),
-            registry=self.registry,
+        self.gate_waiting = self._gauge(
+            "gate_waiting_requests", "Requests that wait at the gates of a pool.", ("pool_name",)
         )
         self.backlog_known = gauge("broker_backlog_source_available", "1 if the last depth read succeeded.")
         self.claimed = gauge("claimed_requests", "Requests claimed by any poller, crashed ones included.")
@@ -230,55 +219,39 @@ class Families:
         self._add_process_gauges()
 
     def _add_process_gauges(self) -> None:
-        self.deliveries_in_flight = Gauge(
-            f"{PREFIX}_handler_inflight_deliveries",
-            "Deliveries that a handler is processing.",
-            ("door",),
-            registry=self.registry,
+        self.deliveries_in_flight = self._gauge(
+            "handler_inflight_deliveries", "Deliveries that a handler is processing.", ("door",)
         )
-        self.open_circuits = Gauge(
-            f"{PREFIX}_open_circuits", "Circuit breakers that are not closed.", registry=self.registry
+        self.open_circuits = self._gauge("open_circuits", "Circuit breakers that are not closed.", ())
+        self.ready = self._gauge("ready", "1 while this process accepts work.", ())
+        self.clock_skew = self._gauge(
+            "clock_skew_seconds", "How far the local clock is ahead of the broker's (Redis, Pub/Sub).", ()
         )
-        self.ready = Gauge(f"{PREFIX}_ready", "1 while this process accepts work.", registry=self.registry)
-        self.clock_skew = Gauge(
-            f"{PREFIX}_clock_skew_seconds",
-            "How far the local clock is ahead of the broker's (Redis, Pub/Sub).",
-            registry=self.registry,
-        )
-        self.claims_refused = Gauge(
-            f"{PREFIX}_claims_refused",
+        self.claims_refused = self._gauge(
+            "claims_refused",
             "1 while Redis refuses claims: a missing ACL right, or a key of another type.",
-            registry=self.registry,
+            (),
         )
-        self.config_refused = Gauge(
-            f"{PREFIX}_config_refused",
-            "1 while the configuration file has a change that was refused.",
-            registry=self.registry,
+        self.config_refused = self._gauge(
+            "config_refused", "1 while the configuration file has a change that was refused.", ()
         )
-        self.dependency_up = Gauge(
-            f"{PREFIX}_dependency_up",
-            "1 while this process's calls to the dependency succeed.",
-            ("dependency",),
-            registry=self.registry,
+        self.dependency_up = self._gauge(
+            "dependency_up", "1 while this process's calls to the dependency succeed.", ("dependency",)
         )
-        self.waiting = Gauge(
-            f"{PREFIX}_waiting_retries", "Requests in the retry set.", registry=self.registry
-        )
-        self.workers = Gauge(
-            f"{PREFIX}_pool_worker_limit", "Slots of a pool.", ("pool_name",), registry=self.registry
-        )
-        self.connections = Gauge(
-            f"{PREFIX}_connections_in_use", "Connections in use, by peer.", ("peer",), registry=self.registry
-        )
+        self.waiting = self._gauge("waiting_retries", "Requests in the retry set.", ())
+        self.workers = self._gauge("pool_worker_limit", "Slots of a pool.", ("pool_name",))
+        self.connections = self._gauge("connections_in_use", "Connections in use, by peer.", ("peer",))
 
-    def _counter(self, name: str, text: str, *more: str) -> Counter:
-        return Counter(f"{PREFIX}_{name}", text, (*_QUEUE, *more), registry=self.registry)
+    def _counter(self, name: str, text: str, labels: Sequence[str] = _QUEUE) -> Counter:
+        return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[int, ...]) -> Histogram:
-        return Histogram(f"{PREFIX}_{name}", text, _QUEUE, buckets=buckets, registry=self.registry)
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[int, ...], labels: Sequence[str] = _QUEUE
+    ) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"{PREFIX}_{name}", text, _QUEUE, registry=self.registry)
+    def _gauge(self, name: str, text: str, labels: Sequence[str] = _QUEUE) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
 
 
 class PoolBudget:
