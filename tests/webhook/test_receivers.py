@@ -243,7 +243,7 @@ async def test_results_that_a_receiver_refuses_do_not_hold_up_what_it_takes(
     own.say(*[answer(400)] * bad, answer(204))
     await queue(store, names("bad", bad))
     await queue(store, names("good", 30))
-    async with delivering(client, hook_of(own, first_pause_seconds=60.0)):
+    async with delivering(client, hook_of(own, first_pause_seconds=3_600.0)):
         await wait_until_async(lambda: len(own.received) == bad + 30, "what it takes")
     assert {*names("good", 30)} <= taken(own)
     await wait_until_async(lambda: store.llen("result-list"), "held results return")
