@@ -245,6 +245,7 @@ async def test_results_that_a_receiver_refuses_do_not_hold_up_what_it_takes(
     await queue(store, names("good", 30))
     async with delivering(client, hook_of(own, first_pause_seconds=3_600.0)):
         await wait_until_async(lambda: len(own.received) == bad + 30, "what it takes")
+        await wait_until_async(partial(are_claimed, store, bad), "its results to be acknowledged")
     assert {*names("good", 30)} <= taken(own)
     await wait_until_async(lambda: store.llen("result-list"), "held results return")
     assert await store.llen("result-list") == bad
