@@ -1,4 +1,4 @@
-"""Each server that is here, Valkey and Redis: the scripts' claims hold on both."""
+"""Queues on a real server; what may differ between Valkey and Redis is tried on each that is here."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def each_server(each_server_program: str) -> Iterator[Valkey]:
 
 
 @pytest.fixture
-async def bench(each_server: Valkey) -> AsyncIterator[Bench]:
+async def bench(valkey: Valkey) -> AsyncIterator[Bench]:
     """A queue of the test's own, on an empty server."""
-    redis = Redis.from_url(each_server.url)
+    redis = Redis.from_url(valkey.url)
     await redis.flushall()
     yield Bench(redis, uuid.uuid4().hex)
     await redis.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from redis.exceptions import RedisError
 from handlers.demo.valkey import Valkey
 from handlers.redis_store.scripts import script_files, script_text
 from tests.redis_store.queue.queueing import DEADLINE, envelope
+from tests.servers.presence import program_path
 
 SCRIPTS = sorted(name for name in script_files() if not name.startswith("_"))
 OWNERS = {4: "ab12:1:s=4", 5: "ab12:2:s=5"}
@@ -212,10 +214,9 @@ return texts
 
 
 @pytest.fixture
-def filled(each_server: Valkey) -> Iterator[Store]:
-    store = Store(each_server.url)
-    yield store
-    store.close()
+def filled(valkey: Valkey) -> Iterator[Store]:
+    with contextlib.closing(Store(valkey.url)) as store:
+        yield store
 
 
 def _commands(text: str) -> list[str]:
@@ -299,6 +300,12 @@ def test_every_script_is_tried() -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_that_fails_loses_nothing(name: str, filled: Store) -> None:
     assert list(_all_lost(filled, SCENES[name], script_text(name))) == []
+
+
+def test_no_script_that_fails_loses_anything_on_redis() -> None:
+    with Valkey(program_path("redis-server")) as server, contextlib.closing(Store(server.url)) as store:
+        lost = {name: list(_all_lost(store, SCENES[name], script_text(name))) for name in SCRIPTS}
+    assert {name: found for name, found in lost.items() if found} == {}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

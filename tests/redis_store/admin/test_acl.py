@@ -29,6 +29,7 @@ from handlers.redis_store.submit.idempotency_keys import key_record_name
 from handlers.redis_store.submit.submissions import RequestState
 from tests.manifests.keda_rehearsal import COUNT
 from tests.redis_store.queue.queueing import DEADLINE, body, recalled, recalled_retries
+from tests.servers.presence import program_path, valkey_program
 from tests.servers.redis_topologies import Server
 
 QUEUE, RETRIES, RESULTS = "request-sortedset", "retry-sortedset", "result-list"
@@ -37,8 +38,10 @@ PASSWORD = "of-the-test"  # a server of its own
 
 
 @pytest.fixture(scope="module")
-def guarded(each_server_program: str) -> Iterator[Server]:
-    server = Server(each_server_program)
+def guarded(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A Valkey, or the server that a test asks for."""
+    is_redis = getattr(request, "param", "valkey") == "redis"
+    server = Server(program_path("redis-server") if is_redis else valkey_program())
     with server.client() as admin:
         for role in Role:
             admin.execute_command("ACL", "SETUSER", role, "on", f">{PASSWORD}", *words(acl_rules(role)))
@@ -77,6 +80,7 @@ def _ack(claim: Claim, request_id: str, token: str, **fields: Any) -> Ack:
     return Ack(claim, json.dumps(result).encode(), RESULTS, None, request_id, token, **fields)
 
 
+@pytest.mark.parametrize("guarded", ["valkey", "redis"], indirect=True)
 async def test_the_whole_way_works_with_the_least_rights(guarded: Server, users: dict[Role, Redis]) -> None:
     poller = users[Role.POLLER]
     queue = RedisQueue(poller, QUEUE, QueueOptions(RETRIES, RESULTS))

@@ -25,6 +25,7 @@ from handlers.redis_store.keys import (
     submitted_key,
 )
 from tests.redis_store.admin.test_acl import words
+from tests.servers.presence import valkey_program
 from tests.servers.redis_topologies import Server
 
 OURS, THEIRS = "team", "team-b"
@@ -82,8 +83,8 @@ COMMANDS = (
 
 
 @pytest.fixture(scope="module")
-def admin(each_server_program: str) -> Iterator[Redis]:
-    server = Server(each_server_program)
+def admin() -> Iterator[Redis]:
+    server = Server(valkey_program())
     queue, retries, results = _names(OURS)
     with server.client() as redis:
         for role in Role:
