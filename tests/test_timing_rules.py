@@ -23,6 +23,7 @@ WALL_CLOCK = re.compile(r"\b(?:time\.time(?:_ns)?|datetime\.(?:datetime\.)?(?:ut
 REMAINING_TIME = re.compile(r"\bp?ttl\b")
 LEASE = re.compile(r"(?i)(?:\w+_)?(?:lease|ttl)_seconds")
 SHORTEST_LEASE_SECONDS = 5
+SHORTEST_WAIT_SECONDS = 60
 LEASE_ENDS_UNDER_CONTROL = "the test ends this lease"
 """In a comment on the line: the lease may be short, because an injected clock or the test itself ends it."""
 
@@ -135,6 +136,53 @@ def short_leases(text: str, tree: ast.Module) -> Iterator[int]:
         is_short = is_number and 0 < float(str(value.value)) < SHORTEST_LEASE_SECONDS
         if is_short and LEASE_ENDS_UNDER_CONTROL not in lines[given.lineno - 1]:
             yield given.lineno
+
+
+def short_waits(tree: ast.AST) -> Iterator[int]:
+    """Lines that wait for an event less long than a busy machine may need; under a second is meant to end."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        limits = [keyword.value for keyword in node.keywords if keyword.arg in ("timeout", "timeout_seconds")]
+        match ast.unparse(node.func).rpartition(".")[2], ast.unparse(node.func):
+            case _, "asyncio.timeout":
+                limits = node.args
+            case _, "asyncio.wait_for":
+                limits += node.args[1:]
+            case "communicate" | "wait_until" | "wait_until_async", _:
+                limits += node.args[2:]
+            case _:
+                continue
+        numbers = [
+            one.value for one in limits if isinstance(one, ast.Constant) and type(one.value) in (int, float)
+        ]
+        if any(1 <= float(str(seconds)) < SHORTEST_WAIT_SECONDS for seconds in numbers):
+            yield node.lineno
+
+
+def test_no_wait_for_an_event_is_short() -> None:
+    found = [f"{path}:{line}" for path in TESTS for line in short_waits(tree_of(path))]
+    assert found == [], "wait 60 s: only a failing test waits that long"
+
+
+@pytest.mark.parametrize(
+    ("source", "is_found"),
+    [
+        ("await asyncio.wait_for(work, 10)", True),
+        ("await asyncio.wait_for(work, timeout=10)", True),
+        ("with asyncio.timeout(5): ...", True),
+        ("runner.communicate(timeout=20)", True),
+        ("wait_until(ready, 'it', timeout_seconds=5)", True),
+        ("await wait_until_async(ready, 'it', 5)", True),
+        ("await asyncio.wait_for(work, 60)", False),
+        ("with asyncio.timeout(0.01): ...", False),
+        ("receiver.wait_for(SPAN, 1)", False),
+        ("await asyncio.wait_for(work, IN_TIME)", False),
+    ],
+)
+def test_a_short_wait_is_found(source: str, is_found: bool) -> None:
+    tree = ast.parse(f"async def test():\n {source}") if "await" in source else ast.parse(source)
+    assert bool(list(short_waits(tree))) is is_found
 
 
 def test_no_test_judges_time_cpu_or_memory() -> None:

@@ -299,7 +299,7 @@ def test_results_end_cleanly_with_ctrl_c(shell: Shell) -> None:
         assert follower.stdout is not None
         assert json.loads(follower.stdout.readline())["id"] == "r1"
         follower.send_signal(signal.SIGINT)
-        _, errors = follower.communicate(timeout=20)
+        _, errors = follower.communicate(timeout=60)
         assert (follower.returncode, errors) == (130, "")
     assert shell.redis.zcard(f"{shell.results}:result-claims-idx") == 0
 
@@ -340,7 +340,7 @@ def test_a_killed_batch_resumes(shell: Shell, tmp_path: Path, how: signal.Signal
         with shell.start(*arguments) as runner, shell.echoing(2 * stop_after) as taken:
             wait_until(partial(has_lines, out, stop_after), f"{stop_after} answers")
             runner.send_signal(how)
-            runner.communicate(timeout=20)
+            runner.communicate(timeout=60)
             assert runner.returncode == (130 if how is signal.SIGINT else -how)
         total += sum(taken)
     status = json.loads(shell.run("batch", "status", str(out), "--json").stdout)
@@ -365,7 +365,7 @@ def test_a_batch_is_cancelled_from_another_terminal(shell: Shell, tmp_path: Path
         last = f"request-cancel:{batch}-50"
         wait_until(lambda: shell.redis.exists(last), "the cancellation")
         with shell.echoing():
-            runner.communicate(timeout=30)
+            runner.communicate(timeout=60)
         assert runner.returncode == 5
 
 

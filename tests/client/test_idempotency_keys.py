@@ -51,7 +51,7 @@ async def client(url: str, keyed: ClientOptions) -> AsyncIterator[AsyncClient]:
 
 @pytest.fixture
 async def store(url: str) -> AsyncIterator[Store]:
-    store = connect(RedisOptions(url, timeout_seconds=10))
+    store = connect(RedisOptions(url, timeout_seconds=60))
     yield store
     await store.aclose()
 

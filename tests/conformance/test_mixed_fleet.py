@@ -72,7 +72,7 @@ class Fleet:
         """Kill one with SIGKILL and start another."""
         ended = self.processes[at % len(self.processes)]
         ended.process.send_signal(signal.SIGKILL)
-        ended.process.wait(10)
+        ended.process.wait(60)
         ended.stop()
         self.processes[at % len(self.processes)] = self.kinds[at % len(self.kinds)]()
 

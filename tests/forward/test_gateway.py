@@ -28,7 +28,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 async def sent(gateway: Gateway, server: RawHttp, body: bytes = b"{}") -> GatewayResponse:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return await gateway.send(server.url + "/v1/completions", {"content-type": "application/json"}, body)
 
 
@@ -51,7 +51,7 @@ async def test_a_request_reaches_the_wire_as_it_was_given(gateway: Gateway, serv
 async def test_a_tenant_beyond_ascii_is_utf8_on_the_wire(gateway: Gateway, server: RawHttp) -> None:
     request = Request(id="a", deadline=1e9, payload=b"{}", metadata={"userid": "Zoë 團"})
     headers = gateway_headers(request, Route(server.url))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await gateway.send(server.url + "/v1/completions", headers, b"{}")
     (received,) = server.received
     assert ": Zoë 團\r\n".encode() in received.head

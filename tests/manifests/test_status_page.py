@@ -56,7 +56,7 @@ def answer_of(url: str, host: str = "") -> int:
     """The status of one request, for `host` where that is given; 0 where nobody listens."""
     request = urllib.request.Request(url, headers={"Host": host} if host else {})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

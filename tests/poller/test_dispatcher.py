@@ -41,7 +41,7 @@ async def dispatcher(server: RawHttp) -> AsyncIterator[HttpDispatcher]:
     yield HttpDispatcher(
         gateway,
         server.url,
-        timeout_seconds=20.0,
+        timeout_seconds=60.0,
         tokens=lambda: ("new", "old"),
         draw=lambda: 0.5,
         clock=lambda: 4e9 - 60,
@@ -215,7 +215,7 @@ async def test_a_handler_that_hangs_is_given_up(server: RawHttp) -> None:
     gateway = Gateway(GatewayOptions())
     dispatcher = HttpDispatcher(gateway, server.url, timeout_seconds=0.1, draw=lambda: 0.5)
     server.say(Answer(end=End.HANG))
-    outcome = await asyncio.wait_for(dispatcher.forward(request(), OPTIONS), 20)
+    outcome = await asyncio.wait_for(dispatcher.forward(request(), OPTIONS), 60)
     assert outcome == Retry(1.0, "handler_lost", counts_attempt=True)
     await gateway.aclose()
 

@@ -290,4 +290,4 @@ async def test_a_cancellation_that_a_library_turned_into_a_failure_ends_it_too(
     await started.wait()
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(work, 10)
+        await asyncio.wait_for(work, 60)

@@ -20,7 +20,7 @@ class Resources:
 
     async def call(self, method: str, path: str, verb: str = "", body: Any = None) -> Any:
         url = self._root + quote(f"{path}:{verb}" if verb else path, safe="/:+~")
-        async with httpx.AsyncClient(timeout=20, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
             answer = await client.request(method, url, json=body)
         answer.raise_for_status()
         return answer.json()

@@ -67,7 +67,7 @@ async def test_a_request_that_is_nacked_to_the_end_is_pushed_as_a_dead_letter_an
     async with Publisher(channel) as publisher:
         await publisher.publish("async-proc-requests-dlq", b"put there by the door", {"reason": "no id"})
         await publisher.publish("async-proc-requests", b"hopeless")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await door.dead_letters.get() != b"hopeless":
             pass
     assert door.requests == 5

@@ -261,7 +261,7 @@ async def test_a_broker_that_is_stopped_fails_publishes_and_works_again_when_res
             own_emulator.process.send_signal(signal.SIGSTOP)
             with pytest.raises(PublishFailed, match=r"not confirmed in 0\.5 s"):
                 await publisher.publish("results", b"lost", timeout_seconds=0.5)
-            during = asyncio.ensure_future(publisher.publish("results", b"during", timeout_seconds=20))
+            during = asyncio.ensure_future(publisher.publish("results", b"during", timeout_seconds=60))
             own_emulator.process.send_signal(signal.SIGCONT)
             assert await during
             await publisher.publish("results", b"after")

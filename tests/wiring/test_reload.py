@@ -128,5 +128,5 @@ async def test_the_swap_of_a_link_is_a_change_though_the_time_is_the_same(tmp_pa
     changed = asyncio.create_task(watch.next())
     (tmp_path / "..next").symlink_to("new")
     (tmp_path / "..next").rename(link)
-    settings = await asyncio.wait_for(changed, 10)
+    settings = await asyncio.wait_for(changed, 60)
     assert [queue.queue_name for queue in settings.queues] == ["first", "second"]

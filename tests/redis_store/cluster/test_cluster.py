@@ -52,7 +52,7 @@ class ClusterBench:
 
     def __init__(self, cluster: Cluster) -> None:
         self.url = cluster.url
-        self.redis = cast("RedisCluster", connect(RedisOptions(cluster.url, timeout_seconds=5)))
+        self.redis = cast("RedisCluster", connect(RedisOptions(cluster.url, timeout_seconds=60)))
         self.name = uuid.uuid4().hex
         self.requests, self.retries, self.results = (f"{kind}-{self.name}" for kind in ("q", "r", "l"))
         self.options = QueueOptions(self.retries, self.results, lease_seconds=30, cluster=True)
@@ -244,7 +244,7 @@ async def test_the_client_submits_once_and_reads_under_a_lease(bench: ClusterBen
             [bench.ack_of(claim, result.encode(), request_id=sent.id, request_token=sent.token)]
         )
         assert await client.look_up(sent) is RequestState.FINISHED
-        async with asyncio.timeout(20), client.results(limit=1) as results:
+        async with asyncio.timeout(60), client.results(limit=1) as results:
             async for found in results:
                 assert found.result.id == sent.id
                 await found.ack()
