@@ -52,7 +52,7 @@ BATCH_REQUESTS = 500
 
 _PEEKED = 100
 
-_CHECKED_STEPS = 20
+CHECKED_STEPS = 20
 """Most calls of a search for one id, enough for 10,000 small requests."""
 
 UNREAD_RESULT_SECONDS = 7 * 86_400
@@ -153,7 +153,7 @@ class RedisBroker:
         options = self._options
         keys = Searched([options.queue], options.retry_queue, options.results, self._is_cluster)
         with store_errors():
-            if await may_be_queued(self._redis, request_id, keys, steps=_CHECKED_STEPS):
+            if await may_be_queued(self._redis, request_id, keys, steps=CHECKED_STEPS):
                 return
             if not await self._redis.exists(
                 list_name

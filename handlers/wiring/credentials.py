@@ -14,7 +14,7 @@ from handlers.settings.settings import Settings, read_secret
 if TYPE_CHECKING:
     from handlers.redis_store.connection import RedisOptions
 
-_TOKEN_SECONDS = 5.0
+TOKEN_CACHE_SECONDS = 5.0
 
 
 def file_token(setting: str, path: str) -> Callable[[], str] | None:
@@ -34,7 +34,7 @@ def file_token(setting: str, path: str) -> Callable[[], str] | None:
             value = known[0]
             with contextlib.suppress(InvalidSetting):
                 value = _read_token(setting, path)
-            known = (value, now + _TOKEN_SECONDS)
+            known = (value, now + TOKEN_CACHE_SECONDS)
         return known[0]
 
     return token

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from handlers.telemetry.tracing import Tracing
     from handlers.wiring.door_gates import DoorGates, GatePlan
 
-_EVENT_HOLD_SECONDS: Final = 30.0
+EVENT_HOLD_SECONDS: Final = 30.0
 """Seconds for which an event waits at a closed gate before a 429; shorter than sources wait for answers."""
 _DEFAULT_POOL: Final = "default"
 
@@ -316,7 +316,7 @@ def _push_plan(gates: DoorGates, settings: Settings) -> GatePlan:
 def held_events(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     """The admission layer of events: the gate of the pool `default`, if it names one."""
     is_gated = any(pool.id == _DEFAULT_POOL and pool.gate_type for pool in settings.pools)
-    return _held(settings, forward, parts, _EVENT_HOLD_SECONDS, _event_plan if is_gated else None)
+    return _held(settings, forward, parts, EVENT_HOLD_SECONDS, _event_plan if is_gated else None)
 
 
 def _event_plan(gates: DoorGates, settings: Settings) -> GatePlan:

@@ -223,7 +223,7 @@ async def test_a_wait_for_a_request_that_another_producer_queued_waits(
 async def test_an_id_is_not_called_unknown_if_the_queue_is_too_long_to_tell(
     client: AsyncClient, redis: Redis, options: ClientOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.client.redis_broker._CHECKED_STEPS", 1)
+    monkeypatch.setattr("handlers.client.redis_broker.CHECKED_STEPS", 1)
     redis.zadd(options.queue, {b'{"id":"r-%d"}' % number: number for number in range(2_000)})
     with pytest.raises(NoResultYet, match="nobody"):
         await client.wait("nobody", within=timedelta(milliseconds=50))

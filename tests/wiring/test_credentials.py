@@ -24,7 +24,7 @@ def test_a_file_without_a_token_stops_the_start(tmp_path: Path, content: bytes) 
 def test_a_file_that_breaks_later_leaves_the_last_token_in_use(
     tmp_path: Path, content: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(credentials, "_TOKEN_SECONDS", 0.0)
+    monkeypatch.setattr(credentials, "TOKEN_CACHE_SECONDS", 0.0)
     (path := tmp_path / "token").write_text("first\n")
     token = file_token("GATEWAY_TOKEN_FILE", str(path))
     assert token is not None

@@ -346,7 +346,7 @@ async def test_subscriptions_of_one_pool_share_its_slots(world: World, tmp_path:
 async def test_events_of_other_sources_pass_the_gate_of_the_default_pool_and_the_pollers_do_not(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.wiring.forward_stack._EVENT_HOLD_SECONDS", 0.2)
+    monkeypatch.setattr("handlers.wiring.forward_stack.EVENT_HOLD_SECONDS", 0.2)
     parts = parts_of()
     gate = {"gate_type": "redis", "gate_params": {"address": world.address}}
     settings = settings_of(world, tmp_path, {"pools": [{"id": "default", **gate}]}, "http://127.0.0.1:1")

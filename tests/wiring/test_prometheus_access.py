@@ -42,7 +42,7 @@ def says_half(server: RawHttp) -> None:
 async def test_the_token_and_the_ca_reach_the_server_and_a_new_token_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.wiring.credentials._TOKEN_SECONDS", 0.0)
+    monkeypatch.setattr("handlers.wiring.credentials.TOKEN_CACHE_SECONDS", 0.0)
     certificate, token = self_signed(tmp_path), tmp_path / "token"
     token.write_text("first\n")
     async with running_raw_http(serving(certificate)) as server:

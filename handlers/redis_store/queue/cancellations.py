@@ -24,7 +24,7 @@ AGAIN_SECONDS: Final = (0.4, 1.0, 5.0, 20.0)
 AT_ONCE: Final = 500
 """Names in one call, and members that are scanned for them: a few milliseconds of the server's time."""
 
-_PAGE: Final = 1_000
+PAGE_ENTRIES: Final = 1_000
 """Entries of the list in one reply."""
 
 _CLOCKS_APART_SECONDS: Final = 2
@@ -126,11 +126,11 @@ class Cancellations:
             page = cast(
                 "list[tuple[bytes, float]]",
                 await self._redis.zrangebyscore(
-                    CANCELLATIONS, low, "+inf", start=skipped, num=_PAGE, withscores=True
+                    CANCELLATIONS, low, "+inf", start=skipped, num=PAGE_ENTRIES, withscores=True
                 ),
             )
             rows += page
-            is_full = len(page) == _PAGE
+            is_full = len(page) == PAGE_ENTRIES
             if is_full:  # entries of one call have one time, so the next page begins among them
                 last = page[-1][1]
                 low, skipped = repr(last), sum(score == last for _, score in rows)

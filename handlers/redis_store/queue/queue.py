@@ -41,7 +41,7 @@ _RETRIED = re.compile(rb'"internal"\s*:.*?"retry_count"\s*:\s*[1-9]', re.DOTALL)
 _DATA = re.compile(rb'"data"\s*:')
 _HEAD_BYTES = 4_096
 
-_HELD_BACK_LEASES: Final = 2
+HELD_BACK_LEASES: Final = 2
 """Number of leases for which claims of a lost reply are searched, since the server may run a command late."""
 
 
@@ -223,7 +223,7 @@ class RedisQueue:
         except BaseException:
             self._has_lost = True
             raise
-        ended = time.monotonic() - _HELD_BACK_LEASES * self._options.lease_seconds
+        ended = time.monotonic() - HELD_BACK_LEASES * self._options.lease_seconds
         for prefix, since in lost.items():
             if since < ended:
                 self._lost.pop(prefix, None)  # a claim and a scan may run this at the same time

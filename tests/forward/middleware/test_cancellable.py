@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 
@@ -29,6 +29,7 @@ class Bench:
         self.started: list[Request] = []
         self.ended: list[str] = []
         self.may_answer = asyncio.Event()
+        self.answer: Callable[[Request], Awaitable[Outcome]] = self._answered
         self.forward = CancellableForward(
             self._attempt, self._look_up, (ConnectionError,), get_logger("test"), look_seconds=0.001
         )
@@ -41,6 +42,9 @@ class Bench:
 
     async def _attempt(self, request: Request, _limits: AttemptOptions) -> Outcome:
         self.started.append(request)
+        return await self.answer(request)
+
+    async def _answered(self, request: Request) -> Outcome:
         try:
             await self.may_answer.wait()
         except asyncio.CancelledError:
@@ -122,8 +126,7 @@ async def test_an_ending_task_is_cancelled_again_only_after_a_while(
     monkeypatch.setattr(cancellable, "END_AGAIN_SECONDS", pause_seconds)
     ends: list[int] = []
 
-    async def gives_back_slowly(_request: Request, _limits: AttemptOptions) -> Outcome:
-        bench.started.append(_request)
+    async def gives_back_slowly(_request: Request) -> Outcome:
         while not bench.may_answer.is_set():
             try:
                 await bench.may_answer.wait()
@@ -137,7 +140,7 @@ async def test_an_ending_task_is_cancelled_again_only_after_a_while(
         assert walking is not None
         return outcome, walking.cancelling()
 
-    monkeypatch.setattr(bench.forward, "_forward", gives_back_slowly)
+    bench.answer = gives_back_slowly
     task = asyncio.create_task(publish())
     await wait_until_async(lambda: bool(bench.started), "the attempt")
     bench.cancelled_at["a"] = 100.5

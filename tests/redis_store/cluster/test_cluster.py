@@ -21,7 +21,15 @@ from handlers.contract.errors import InvalidSetting
 from handlers.redis_store.admin.rights import refused_commands
 from handlers.redis_store.cluster import outbox
 from handlers.redis_store.cluster.queue import ClusterQueue, ClusterRetries
-from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, connect, server_time
+from handlers.redis_store.connection import (
+    STORE_FAILURES,
+    NotReplicated,
+    RedisOptions,
+    Store,
+    connect,
+    executed,
+    server_time,
+)
 from handlers.redis_store.idempotency.deliveries import DeliveryRecords, Fresh, InProgress
 from handlers.redis_store.keys import queue_keys, sent_key
 from handlers.redis_store.limits.gate_store import RedisGateStore
@@ -173,11 +181,13 @@ async def test_a_retry_waits_in_another_slot_and_returns_once_with_its_score(
     assert await bench.sources.promote(10) == 0
     await bench.redis.zadd(bench.retries, {member: 1})
 
-    async def dies(*_arguments: object) -> None:
-        raise ConnectionResetError
+    async def dies(redis: Store, pipeline: Any, *, raise_on_error: bool = True) -> list[Any]:
+        if raise_on_error:
+            raise ConnectionResetError  # before the delivered record is removed
+        return await executed(redis, pipeline, raise_on_error=False)
 
     with monkeypatch.context() as patch:
-        patch.setattr(outbox.Outbox, "_remove", dies)
+        patch.setattr(outbox, "executed", dies)
         with pytest.raises(ConnectionResetError):
             await bench.sources.promote(10)
     (again,) = await bench.queue.claim(10)

@@ -115,6 +115,8 @@ def _dies_at(patch: pytest.MonkeyPatch, step: int, *, has_sent: bool) -> Counter
 
 STEPS = range(1, 10)
 """More steps than there are: the last ones are not reached, and no producer crashes."""
+AFTER_THE_MARKER = 3
+"""The step at which a submission without a payload is marked and not queued yet."""
 
 
 @pytest.mark.parametrize("has_sent", [False, True], ids=["unsent", "unanswered"])
@@ -219,9 +221,10 @@ async def test_an_unqueued_submission_whose_deadline_passed_is_replaced(
 ) -> None:
     name = f"r-{uuid.uuid4().hex}"
     with monkeypatch.context() as patch:
-        patch.setattr(cluster_windows.ClusterWindows, "_finish", _dies)
+        _dies_at(patch, AFTER_THE_MARKER, has_sent=False)
         with pytest.raises(Died):
             await queue.submit(queue.part(name, deadline=int(time.time()) - 10))
+    assert await queue.text(submitted_key(name)) is not None
     other = queue.part(name)
     (told,) = await queue.submit(other)
     assert told.is_new
@@ -318,14 +321,11 @@ async def test_an_id_whose_producer_died_before_it_was_queued_is_unknown(
 ) -> None:
     name = f"r-{uuid.uuid4().hex}"
     with monkeypatch.context() as patch:
-        patch.setattr(cluster_windows.ClusterWindows, "_finish", _dies)
+        _dies_at(patch, AFTER_THE_MARKER, has_sent=False)
         with pytest.raises(Died):
             await queue.submit(queue.part(name))
+    assert await queue.text(submitted_key(name)) is not None
     async with AsyncClient.for_redis(cluster.url, ClientOptions(queue=queue.name)) as client:
         assert await client.look_up(name) is RequestState.UNKNOWN
         await queue.submit(queue.part(name))
         assert await client.look_up(name) is RequestState.PENDING
-
-
-async def _dies(*_arguments: object) -> None:
-    raise Died

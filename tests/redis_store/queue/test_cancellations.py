@@ -104,7 +104,7 @@ async def test_each_cancellation_is_returned_when_it_is_new_and_a_few_times_late
 
 async def test_a_long_list_is_read_in_pages(store: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries of one call have one time, so a page may end among them."""
-    monkeypatch.setattr("handlers.redis_store.queue.cancellations._PAGE", 3)
+    monkeypatch.setattr("handlers.redis_store.queue.cancellations.PAGE_ENTRIES", 3)
     for number in range(11):
         await store.zadd(CANCELLATIONS, {b"%d\0r-%02d\0t" % (DEADLINE, number): 100 + number // 5})
     await store.config_resetstat()
@@ -291,11 +291,11 @@ async def test_a_sweep_that_redis_cuts_off_is_made_again(
     await marked(store, "r", "t", "t")
     foreign = ForeignCancellations(store)
 
-    async def cut(_ids: list[bytes]) -> int:
+    async def cut(*_arguments: object, **_options: object) -> list[object]:
         raise LostConnection
 
     with monkeypatch.context() as patch:
-        patch.setattr(foreign, "_note_live", cut)
+        patch.setattr("handlers.redis_store.queue.cancellations.executed", cut)
         with pytest.raises(LostConnection):
             await foreign.sweep()
     await store.delete(SWEPT)

@@ -91,7 +91,7 @@ async def test_a_claim_and_a_scan_take_the_same_lost_claims_back_at_once(
     bench: Bench, losing: LosingRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both forget an old loss; neither fails."""
-    monkeypatch.setattr("handlers.redis_store.queue.queue._HELD_BACK_LEASES", 0)
+    monkeypatch.setattr("handlers.redis_store.queue.queue.HELD_BACK_LEASES", 0)
     await bench.put(envelope("r", "t"))
     poller = bench.owner(losing)
     await lose_reply(poller, losing)
