@@ -46,6 +46,23 @@ async def test_layers_are_passed_in_the_order_of_their_declaration() -> None:
     assert seen == list(STACK_ORDER)
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner", "reason"),
+    [
+        ("attempts", "admission", "a held attempt has begun"),
+        ("cancellation", "admission", "a held request can be cancelled"),
+        ("admission", "lane", "a gate may choose the lane"),
+        ("admission", "breaker", "a request that no gate admits takes no probe"),
+        ("breaker", "details", "a call that was spared took no time"),
+        ("breaker", "health", "a call that was spared tells nothing of the gateway"),
+        ("breaker", "calls", "a call that was spared was not made"),
+        ("breaker", "tracing", "a call that was spared has no span"),
+    ],
+)
+def test_a_layer_is_outside_another_for_a_reason(outer: str, inner: str, reason: str) -> None:
+    assert STACK_ORDER.index(outer) < STACK_ORDER.index(inner), reason
+
+
 def test_a_stack_without_layers_is_what_it_is_around() -> None:
     assert ForwardStack().around(answer) is answer
 
