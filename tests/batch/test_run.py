@@ -56,7 +56,7 @@ def echoing(redis: Redis, queue: str, *, doubles: bool = False) -> Iterator[list
     taken: list[int] = []
 
     def work() -> None:
-        while not stop.wait(0.002):
+        while not stop.wait(0.01):
             taken.append(answer(redis, queue))
 
     thread = threading.Thread(target=work)
