@@ -20,6 +20,6 @@ async def server() -> AsyncIterator[RawHttp]:
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Gateway]:
-    gateway = Gateway(GatewayOptions(connect_timeout_seconds=60.0, max_response_bytes=LIMIT))
+    gateway = Gateway(GatewayOptions(connect_timeout_seconds=5.0, max_response_bytes=LIMIT))
     yield gateway
     await gateway.aclose()

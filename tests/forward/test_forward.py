@@ -46,7 +46,7 @@ def forwarder(gateway: Gateway, server: RawHttp, clock: Clock) -> Forwarder:
             "chat": Route(server.url + "/pool", path="/v1/chat/completions", inference_objective="low")
         },
     )
-    return Forwarder(gateway, routes, request_timeout_seconds=60.0, clock=clock, draw=lambda: 0.5)
+    return Forwarder(gateway, routes, request_timeout_seconds=20.0, clock=clock, draw=lambda: 0.5)
 
 
 def request(**fields: Any) -> Request:

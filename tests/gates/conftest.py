@@ -62,7 +62,7 @@ def redis_server() -> Iterator[RedisServer]:
 @pytest.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     """A connection to an empty server."""
-    client = Redis.from_url(f"redis://{redis_server.address}", socket_timeout=60, max_connections=64)
+    client = Redis.from_url(f"redis://{redis_server.address}", socket_timeout=2, max_connections=64)
     await client.flushall()
     yield client
     await client.aclose()

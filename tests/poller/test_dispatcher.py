@@ -41,7 +41,7 @@ async def dispatcher(server: RawHttp) -> AsyncIterator[HttpDispatcher]:
     yield HttpDispatcher(
         gateway,
         server.url,
-        timeout_seconds=60.0,
+        timeout_seconds=20.0,
         tokens=lambda: ("new", "old"),
         draw=lambda: 0.5,
         clock=lambda: 4e9 - 60,
