@@ -62,7 +62,7 @@ async def test_results_are_read_under_a_lease(project: Project) -> None:
     seen = set()
     async with project.client.results() as stream:
         seen.add((await anext(stream)).result.id)  # not acknowledged, so it is delivered again
-    async with asyncio.timeout(30), project.client.results() as stream:
+    async with asyncio.timeout(60), project.client.results() as stream:
         async for delivery in stream:
             seen.add(delivery.result.id)
             await delivery.ack()
