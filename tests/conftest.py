@@ -34,16 +34,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _HAS_FAILED = pytest.StashKey[bool]()
 _EXPORTERS = ("google", "grpc", "opentelemetry", "urllib3")
 """Libraries with threads of their own, which may outlive the test that started them."""
+_LONG = ("chaos", "demo", "manifests", "monitoring", "package", "queue", "way")
+"""Folders of the tests that take longest."""
 _SHARING = ("monitoring", "status", "way")
 """Folders in which the tests of a module share whole stacks of processes."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run a module that shares a stack in one test process, as each process would start another stack."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Run a module that shares a stack in one test process, and the folders with long tests first.
+
+    Each process would start another stack, and a long test that begins last keeps one core idle.
+    """
     for item in items:
         if item.path.parent.name in _SHARING and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    yield
+    items.sort(key=lambda item: item.path.parent.name not in _LONG)  # stable: the order inside stays random
 
 
 @pytest.hookimpl(wrapper=True)

@@ -31,12 +31,18 @@ class Child:
     def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
         self.name = name
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `stop`
-        self.process = subprocess.Popen(  # noqa: S603  # commands of our own
+        environment = {**os.environ, **(variables or {})}  # noqa: TID251  # a child inherits the terminal's environment
+        self.process = self.start(command, environment, self._log.fileno())
+
+    @staticmethod
+    def start(command: Sequence[str], environment: Mapping[str, str], output: int) -> subprocess.Popen[bytes]:
+        """Start the process; `output` is the descriptor that takes what it writes."""
+        return subprocess.Popen(  # noqa: S603  # commands of our own
             list(command),
             stdin=subprocess.DEVNULL,
-            stdout=self._log,
+            stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(variables or {})},  # noqa: TID251  # a child inherits the terminal's environment
+            env=environment,
             start_new_session=True,  # Ctrl-C is for our process
         )
 

@@ -36,7 +36,7 @@ class StackOptions:
     """What to start.
 
     `gateway_arguments` go to the simulated gateway, `variables` to handler and poller. Ports of 0 are chosen. With
-    `has_pubsub` False, Pub/Sub is left out even if its emulator is found.
+    `has_pubsub` False, Pub/Sub is left out even if its emulator is found. `child` starts gateway, handlers and poller.
     """
 
     redis_port: int = 0
@@ -45,6 +45,7 @@ class StackOptions:
     gateway_arguments: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     on_started: Callable[[str, str], None] = lambda _name, _address: None
+    child: type[Child] = Child
 
 
 class Stack:
@@ -84,7 +85,7 @@ class Stack:
     def _start_gateway(self) -> str:
         command = [sys.executable, "-m", "handlers.demo.gateway", "--host", "127.0.0.1"]
         command += ["--port", str(self._options.gateway_port), *self._options.gateway_arguments]
-        gateway = self._parts.enter_context(Child("simulated gateway", command))
+        gateway = self._parts.enter_context(self._options.child("simulated gateway", command))
         self.children["gateway"] = gateway
         return gateway.wait_for(lambda output: _first_group(_LISTENING, output))
 
@@ -117,7 +118,7 @@ class Stack:
     def _start_child(self, name: str, arguments: Sequence[str], variables: Mapping[str, str]) -> Child:
         common = {"IGW_BASE_URL": self.gateway_url, "REDIS_URL": self.redis_url, "LOG_FORMAT": "json"}
         command = [str(Path(sys.executable).parent / "async-processor"), *arguments]
-        child = Child(name, command, {**common, **self._options.variables, **variables})
+        child = self._options.child(name, command, {**common, **self._options.variables, **variables})
         self.children[name] = child
         return self._parts.enter_context(child)
 

@@ -6,10 +6,8 @@ everything, so that a start is cheap.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 
 import redis.asyncio.connection as redis_connection
 
-import handlers.serving.server
 from handlers.cli.main import main
 from handlers.doors.pubsub.deduplicated import Once
 from handlers.forward.gateway import Gateway
@@ -26,17 +23,14 @@ from handlers.redis_store.idempotency.deliveries import DeliveryRecords
 from handlers.redis_store.queue.queue import RedisQueue
 from handlers.transport.connection import Connection
 from handlers.transport.transport import Transport
-from handlers.wiring import handler, poller
-from tests.waiting import wait_until
+from handlers.wiring import handler
+from tests.servers.forked import ForkedProcess
 
 LEASE_SECONDS = 2.0
 """Lease of claims, and of deliveries that are being answered."""
 Point = tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]
 """A function to replace: its owner, its name, and the wrapper that crashes."""
 _is_dying: ContextVar[bool] = ContextVar("is_dying", default=False)
-_REAPING = threading.Lock()
-"""A start searches all processes for ended ones, and two threads must not read one exit code."""
-_PRELOADED = (handlers.serving.server, handler, poller)
 
 
 def die() -> None:
@@ -150,17 +144,13 @@ class Process:
         variables: Mapping[str, str],
         log: Path,
     ) -> None:
-        forking = multiprocessing.get_context("forkserver")
-        forking.set_forkserver_preload(["tests.chaos.crashing"])
         log.touch()
         self._log = log
-        self._process = forking.Process(target=_run, args=(points, point, arguments, dict(variables), log))
-        with _REAPING:
-            self._process.start()
+        self._process = ForkedProcess(_run, points, point, arguments, dict(variables), log)
 
     def found(self, look: Callable[[str], str | None]) -> str | None:
         """The value that `look` finds in its output. Raises `AssertionError` if the process has ended."""
-        assert self._code() is None, self._log.read_text()
+        assert self._process.poll() is None, self._log.read_text()
         return look(self._log.read_text())
 
     def terminate(self) -> None:
@@ -168,22 +158,13 @@ class Process:
         self._process.terminate()
 
     def end(self) -> int:
-        """Its exit code, negative for a signal. Raises `NotInTime` if it does not end."""
-        wait_until(lambda: self._code() is not None, "the end of a process", timeout_seconds=90)
-        code = self._code()
-        assert code is not None
-        return code
-
-    def _code(self) -> int | None:
-        with _REAPING:
-            return self._process.exitcode
+        """Its exit code, negative for a signal. Raises `TimeoutExpired` if it does not end."""
+        return self._process.wait(90)
 
     def stop(self) -> None:
         """End it in any case."""
         self._process.kill()
         self.end()
-        with _REAPING:
-            self._process.close()
 
 
 def _run(

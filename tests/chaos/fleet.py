@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -23,9 +22,9 @@ from handlers.demo.servers import Child, free_port
 from handlers.demo.stack import ready_port
 from handlers.demo.valkey import find_valkey
 from tests.chaos.proxy import Proxy
+from tests.servers.forked import COMMAND, ForkedChild, running_gateway
 from tests.waiting import wait_until
 
-_LISTENING = re.compile(r"listening on (http://\S+)")
 _REFUSED = re.compile(r'"outcome":"lost"')
 LEASE_SECONDS, SCAN_SECONDS = 1.5, 0.3
 SETTINGS = {
@@ -53,7 +52,6 @@ PUSH_SETTINGS = {
     "ACK_DEADLINE_SECONDS": "60",
 }
 ANSWER_SECONDS = 0.2
-COMMAND = str(Path(sys.executable).parent / "async-processor")
 _REPLACING = 8
 """Processes that are replaced at a time."""
 LINKS = ("store", "handlers", "gateway", "pushes")
@@ -84,12 +82,8 @@ class Scene:
         return child
 
     def _start_gateway(self) -> str:
-        command = [sys.executable, "-m", "handlers.demo.gateway", "--host", "127.0.0.1", "--port", "0"]
-        command += ["--time-to-first-token", str(self._answer_seconds), "--capacity", "128"]
-        gateway = self._parts.enter_context(Child("gateway", [*command, "--witness", str(self.witness)]))
-        return gateway.wait_for(
-            lambda output: found.group(1) if (found := _LISTENING.search(output)) else None, 60
-        )
+        latency = ("--time-to-first-token", str(self._answer_seconds), "--capacity", "128")
+        return self._parts.enter_context(running_gateway(*latency, "--witness", str(self.witness)))
 
     def kill_valkey(self) -> None:
         """Kill Valkey with SIGKILL and start it again from its file."""
@@ -102,7 +96,7 @@ class Scene:
         """A control or state page of the simulated gateway."""
         body = json.dumps({name.removeprefix("status_"): value for name, value in values.items()}).encode()
         data = None if path == "state" else body
-        with urllib.request.urlopen(f"{self.gateway_url}/simulate/{path}", data, timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.gateway_url}/simulate/{path}", data, timeout=60) as answer:
             found: dict[str, float] = json.load(answer)
             return found
 
@@ -189,7 +183,7 @@ class Fleet(Scene):
                 "PUBSUB_EMULATOR_HOST": self._publish_host,
                 "DEDUPE_REDIS_URL": self.redis_url,
             }
-        child = Child(target, [COMMAND, "serve", "--target", target], own)
+        child = ForkedChild(target, [COMMAND, "serve", "--target", target], own)
         port = int(child.wait_for(ready_port, 60))
         with self._lock:
             self._group(target).append((child, port))
@@ -200,7 +194,7 @@ class Fleet(Scene):
             "REDIS_URL": f"redis://127.0.0.1:{self.proxies['store'].port}",
             "HANDLER_URL": f"http://127.0.0.1:{self.proxies['handlers'].port}",
         }
-        child = Child("poller", [COMMAND, "poll"], {**self._settings, **where})
+        child = ForkedChild("poller", [COMMAND, "poll"], {**self._settings, **where})
         with self._lock:
             self.pollers.append(child)
 
@@ -235,7 +229,7 @@ class Fleet(Scene):
         follow()
 
     def _bury(self, child: Child) -> None:
-        child.process.wait(30)
+        child.process.wait(60)
         refused = len(_REFUSED.findall(child.output()))
         child.stop()
         with self._lock:

@@ -17,6 +17,7 @@ import redis
 
 from handlers.demo.servers import Child
 from handlers.demo.valkey import Valkey, find_valkey
+from tests.servers.forked import COMMAND, ForkedChild, running_gateway
 from tests.waiting import elapse, wait_until
 
 COUNT = 900
@@ -24,7 +25,6 @@ QUEUE, RESULTS, RETRIES = "request-sortedset", "result-list", "retry-sortedset"
 OWN_RESULTS = "own-results"
 DEADLINE = int(time.time()) + 86_400
 LEASE_SECONDS = 1.5
-COMMAND = str(Path(sys.executable).parent / "async-processor")
 SECOND = str(Path(__file__).with_name("second_consumer.py"))
 CANCEL = """
 local token = redis.call('GET', KEYS[1])
@@ -41,10 +41,8 @@ class Fleet:
         self.url = parts.enter_context(Valkey(find_valkey())).url
         self.store = parts.enter_context(redis.Redis.from_url(self.url))
         self._at_a_retry = at_a_retry
-        command = [sys.executable, "-m", "handlers.demo.gateway", "--host", "127.0.0.1", "--port", "0"]
-        command += ["--time-to-first-token", "0.3", "--fault", f"503={failing}"]
-        gateway = parts.enter_context(Child("gateway", command))
-        self._gateway_url = gateway.wait_for(_listening)
+        faulty = running_gateway("--time-to-first-token", "0.3", "--fault", f"503={failing}")
+        self._gateway_url = parts.enter_context(faulty)
         self.kinds: list[Start] = [self._ours, self._theirs, self._ours, self._theirs]
         self.processes = [start() for start in self.kinds]
         parts.callback(self.stop)
@@ -62,7 +60,7 @@ class Fleet:
             "METRICS_PORT": "0",
             "MAX_DEATHS": "100",
         }
-        return Child("poller", [COMMAND, "poll"], {**settings, **where})
+        return ForkedChild("poller", [COMMAND, "poll"], {**settings, **where})
 
     def _theirs(self) -> Child:
         where = [self.url, QUEUE, self._gateway_url, self._at_a_retry]
@@ -97,11 +95,6 @@ class Fleet:
         for one in self.processes:
             one.process.kill()
             one.stop()
-
-
-def _listening(output: str) -> str | None:
-    _, found, rest = output.partition("listening on ")
-    return rest.split()[0] if found and rest.split() else None
 
 
 @pytest.fixture

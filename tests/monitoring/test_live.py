@@ -16,6 +16,7 @@ from handlers.client import Client, NewRequest
 from handlers.demo.servers import free_port
 from handlers.demo.stack import Stack, StackOptions
 from tests.monitoring.files import ALERTS, Panel, alerts, panels
+from tests.servers.forked import ForkedChild
 from tests.servers.prometheus import running_prometheus
 from tests.waiting import wait_until
 
@@ -48,6 +49,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     file.write_text(json.dumps(config(port)))
     options = StackOptions(
+        child=ForkedChild,
         gateway_port=port,
         has_pubsub=False,
         gateway_arguments=("--capacity", "16", "--time-to-first-token", "0.02"),
@@ -75,7 +77,7 @@ def answer_requests(stack: Stack) -> None:
 
 def query(url: str, expression: str) -> list[dict[str, Any]]:
     """The samples of an expression; fails with Prometheus' own words."""
-    answer = httpx.get(f"{url}/api/v1/query", params={"query": expression}, timeout=10).json()
+    answer = httpx.get(f"{url}/api/v1/query", params={"query": expression}, timeout=60).json()
     assert answer["status"] == "success", (expression, answer)
     found: list[dict[str, Any]] = answer["data"]["result"]
     return found
@@ -100,7 +102,7 @@ def test_each_expression_of_the_dashboard_has_data(prometheus: str, panel: Panel
 
 def test_each_alert_is_evaluated_and_none_is_raised(prometheus: str) -> None:
     def rules() -> list[dict[str, Any]]:
-        data = httpx.get(f"{prometheus}/api/v1/rules", timeout=10).json()["data"]
+        data = httpx.get(f"{prometheus}/api/v1/rules", timeout=60).json()["data"]
         return [rule for group in data["groups"] for rule in group["rules"]]
 
     wait_until(lambda: all(rule["health"] != "unknown" for rule in rules()), "all rules evaluated")

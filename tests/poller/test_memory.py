@@ -16,9 +16,10 @@ from redis.asyncio import Redis
 
 from handlers.demo.servers import Child
 from handlers.demo.valkey import Valkey
+from tests.servers.forked import COMMAND
 from tests.servers.raw_http import answer, running_raw_http
 from tests.waiting import wait_until_async
-from tests.way.breakable import COMMAND, QUEUE, RESULTS
+from tests.way.breakable import QUEUE, RESULTS
 
 LIMIT = 600 * 2**20
 LIMITED = """

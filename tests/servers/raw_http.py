@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tests.waiting import wait_until_async
+
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, zero seconds; closing then sends a reset
 
 
@@ -84,6 +86,8 @@ class RawHttp:
     connections: int = 0
     port: int = 0
     is_tls: bool = False
+    is_holding: bool = False
+    """Answer nobody until this is False again."""
     _served: int = 0
     _open: dict[asyncio.StreamWriter, asyncio.Task[None]] = field(default_factory=dict)
 
@@ -123,6 +127,7 @@ class RawHttp:
         if chosen.reads_request:
             self.received.append(await _received(reader, connection))
             chosen = self.script[min(self._served, len(self.script) - 1)]
+        await wait_until_async(lambda: not self.is_holding, "the end of the hold")
         self._served += 1
         writer.write(chosen.head)
         for _ in range(chosen.repeats):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -20,13 +18,12 @@ import redis
 from handlers.demo.servers import Child, free_port
 from handlers.demo.valkey import find_valkey
 from tests.chaos.proxy import Proxy
+from tests.servers.forked import COMMAND, ForkedChild, running_gateway
 from tests.waiting import wait_until
 
-COMMAND = str(Path(sys.executable).parent / "async-processor")
 QUEUE, RESULTS, RETRIES = "request-sortedset", "result-list", "retry-sortedset"
 WORKERS = 16
 DEADLINE = 1_999_999_999
-_LISTENING = re.compile(r"listening on (http://\S+)")
 _SETTINGS = {
     "LEASE_SECONDS": "6",
     "HEARTBEAT_SECONDS": "0.8",
@@ -61,18 +58,15 @@ class Breakable:
         self._parts.callback(self._stop_redis)
         self.start_redis()
         self.proxy = self._parts.enter_context(Proxy(("127.0.0.1", self.redis_port)))
-        command = [sys.executable, "-m", "handlers.demo.gateway", "--time-to-first-token", "0.1"]
-        gateway = self._parts.enter_context(Child("gateway", command))
-        self._gateway_url = gateway.wait_for(
-            lambda output: found[1] if (found := _LISTENING.search(output)) else None
-        )
+        gateway = running_gateway("--time-to-first-token", "0.1")
+        self._gateway_url = self._parts.enter_context(gateway)
         where = {
             "REDIS_URL": f"redis://127.0.0.1:{self.proxy.port}",
             "IGW_BASE_URL": self._gateway_url,
             "METRICS_PORT": str(self._pages_port),
         }
         self.poller = self._parts.enter_context(
-            Child("poller", [COMMAND, "poll"], {**_SETTINGS, **where, **self._variables})
+            ForkedChild("poller", [COMMAND, "poll"], {**_SETTINGS, **where, **self._variables})
         )
         self.poller.wait_for(lambda output: output if "polling" in output else None)
         self._process = psutil.Process(self.poller.process.pid)
@@ -142,7 +136,7 @@ class Breakable:
     def ready(self) -> tuple[int, str]:
         """The response of the poller's readiness page."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._pages_port}/readyz", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._pages_port}/readyz", timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -160,11 +154,11 @@ class Breakable:
     def set_faults(self, **rates: float) -> None:
         """Set the shares of requests that the gateway fails; `status_503` is a status."""
         body = json.dumps({name.removeprefix("status_"): rate for name, rate in rates.items()}).encode()
-        urllib.request.urlopen(f"{self._gateway_url}/simulate/faults", body, timeout=10).close()
+        urllib.request.urlopen(f"{self._gateway_url}/simulate/faults", body, timeout=60).close()
 
     def gateway_state(self) -> dict[str, Any]:
         """The gateway's report about its state."""
-        with urllib.request.urlopen(f"{self._gateway_url}/simulate/state", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self._gateway_url}/simulate/state", timeout=60) as answer:
             return dict(json.load(answer))
 
     def __enter__(self) -> Self:

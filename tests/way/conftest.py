@@ -9,6 +9,7 @@ import redis
 
 from handlers.demo.pubsub_emulator import NoEmulator, find_emulator
 from handlers.demo.stack import Stack, StackOptions
+from tests.servers.forked import ForkedChild
 from tests.servers.presence import not_found
 
 LATENCY = ("--time-to-first-token", "0.02")
@@ -18,7 +19,9 @@ VARIABLES = {"SHUTDOWN_GRACE_SECONDS": "30", "REQUEST_TIMEOUT_SECONDS": "20"}
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     """Valkey, gateway, dispatch handler and poller."""
-    with Stack(StackOptions(has_pubsub=False, gateway_arguments=LATENCY, variables=VARIABLES)) as running:
+    with Stack(
+        StackOptions(child=ForkedChild, has_pubsub=False, gateway_arguments=LATENCY, variables=VARIABLES)
+    ) as running:
         yield running
 
 

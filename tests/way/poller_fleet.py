@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 import urllib.request
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Self
 
-from handlers.demo.servers import Child
-from tests.way.breakable import COMMAND
+from tests.servers.forked import COMMAND, ForkedChild, running_gateway
 
-_LISTENING = re.compile(r"listening on (http://\S+)")
 _PAGES = re.compile(r'"metrics_port":(\d+)')
 
 
@@ -21,19 +18,8 @@ class PollerFleet:
 
     def __init__(self, variables: Mapping[str, str], *, token_seconds: float = 0.0) -> None:
         self._parts = ExitStack()
-        command = [
-            sys.executable,
-            "-m",
-            "handlers.demo.gateway",
-            "--port",
-            "0",
-            "--time-to-first-token",
-            "0.1",
-            "--time-per-token",
-            str(token_seconds),
-        ]
-        gateway = self._parts.enter_context(Child("gateway", command))
-        url = gateway.wait_for(lambda output: found[1] if (found := _LISTENING.search(output)) else None, 60)
+        latency = ("--time-to-first-token", "0.1", "--time-per-token", str(token_seconds))
+        url = self._parts.enter_context(running_gateway(*latency))
         settings = {
             "IGW_BASE_URL": url,
             "LEASE_SECONDS": "6",
@@ -45,7 +31,7 @@ class PollerFleet:
             **variables,
         }
         self.pollers = [
-            self._parts.enter_context(Child("poller", [COMMAND, "poll"], settings)) for _ in range(2)
+            self._parts.enter_context(ForkedChild("poller", [COMMAND, "poll"], settings)) for _ in range(2)
         ]
         self.pages = [poller.wait_for(_page_of, 60) for poller in self.pollers]
 
@@ -67,7 +53,7 @@ def _page_of(output: str) -> str | None:
 
 def _is_ready(port: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -14,6 +14,7 @@ import redis
 from handlers.client import Client, NewRequest, Submission
 from handlers.contract.result import ErrorCode
 from handlers.demo.stack import Stack, StackOptions
+from tests.servers.forked import ForkedChild
 from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)
@@ -28,7 +29,12 @@ def busy_stack() -> Iterator[Stack]:
     """A stack with one slot, so that a second request waits for it."""
     variables = {"WORKERS": "1", "SHUTDOWN_GRACE_SECONDS": "1", "REQUEST_TIMEOUT_SECONDS": "3600"}
     with Stack(
-        StackOptions(has_pubsub=False, gateway_arguments=("--time-per-token", "0.05"), variables=variables)
+        StackOptions(
+            child=ForkedChild,
+            has_pubsub=False,
+            gateway_arguments=("--time-per-token", "0.05"),
+            variables=variables,
+        )
     ) as running:
         yield running
 
@@ -40,7 +46,7 @@ def client(busy_stack: Stack) -> Iterator[Client]:
 
 
 def gateway_is_busy(stack: Stack) -> bool:
-    with urllib.request.urlopen(f"{stack.gateway_url}/simulate/state", timeout=10) as answer:
+    with urllib.request.urlopen(f"{stack.gateway_url}/simulate/state", timeout=60) as answer:
         state = msgspec.json.decode(answer.read())
     return bool(state["running"] > 0)
 

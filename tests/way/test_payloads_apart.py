@@ -14,6 +14,7 @@ import redis
 from handlers.client import Client, ClientOptions
 from handlers.contract.result import ErrorCode, Result, decode_result
 from handlers.demo.stack import Stack, StackOptions
+from tests.servers.forked import ForkedChild
 from tests.waiting import wait_until
 
 IN_TIME = 60.0
@@ -24,7 +25,7 @@ REFUSED_ONCE = {"simulate": {"key": "once", "status": 503, "times": 1}}
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with Stack(StackOptions(has_pubsub=False, variables={"WORKERS": "4"})) as running:
+    with Stack(StackOptions(child=ForkedChild, has_pubsub=False, variables={"WORKERS": "4"})) as running:
         yield running
 
 

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 import redis as blocking_redis
 
+from handlers.demo.valkey import Valkey, find_valkey
 from handlers.demo.view import WitnessLine, read_witness
-from tests.bench.measuring import Started, gateway, poller, valkey
+from tests.servers.forked import COMMAND, ForkedChild, running_gateway
 from tests.waiting import wait_until
 
 SLOTS = 12
@@ -27,36 +28,40 @@ class Fleet:
         self._stack = stack
         self._witness = folder / "witness.jsonl"
         self._settings = folder / "config.json"
-        self.gateway = stack.enter_context(
-            gateway("--time-to-first-token", "0.2", "--witness", str(self._witness))
-        )
-        server = stack.enter_context(valkey())
+        latency = ("--time-to-first-token", "0.2", "--capacity", "5000")
+        gateway_url = stack.enter_context(running_gateway(*latency, "--witness", str(self._witness)))
+        server = stack.enter_context(Valkey(find_valkey()))
         self.redis = blocking_redis.Redis.from_url(server.url)
         stack.callback(self.redis.close)
         self.redis.set("dispatch-gate-budget", "1")
         self._variables = {
             "REDIS_URL": server.url,
-            "IGW_BASE_URL": self.gateway.url,
+            "IGW_BASE_URL": gateway_url,
             "CONFIG_FILE": str(self._settings),
             "GATE_REFRESH_SECONDS": "0.1",
             "LEASE_SECONDS": "6",
             "HEARTBEAT_SECONDS": "1",
+            "METRICS_PORT": "0",
+            "LOG_FORMAT": "text",
         }
         gate = {"gate_type": "redis", "gate_params": {"address": server.url}}
         pool = {"id": "shared", "workers": SLOTS, **gate}
         queue = {"queue_name": QUEUE, "worker_pool_id": "shared"}
         self._settings.write_text(json.dumps({"queues": [queue], "pools": [pool]}))
 
-    def start(self, count: int) -> list[Started]:
+    def start(self, count: int) -> list[ForkedChild]:
         """Start that many more pollers."""
-        return [self._stack.enter_context(poller(self._variables)) for _ in range(count)]
+        return [
+            self._stack.enter_context(ForkedChild("poller", [COMMAND, "poll"], self._variables))
+            for _ in range(count)
+        ]
 
     def shared_by(self) -> int:
         return int(self.redis.zcard("{async-processor:pool:shared}:pollers"))
 
-    def all_know(self, pollers: list[Started]) -> bool:
+    def all_know(self, pollers: list[ForkedChild]) -> bool:
         """Whether each poller has registered with all others."""
-        told = [one.child.output().rpartition("pool shared")[2] for one in pollers]
+        told = [one.output().rpartition("pool shared")[2] for one in pollers]
         return all(f"pollers={len(pollers)}" in line for line in told)
 
     def queue(self, first: int, count: int) -> None:
@@ -114,7 +119,7 @@ def test_the_share_of_a_killed_poller_goes_to_the_others(fleet: Fleet) -> None:
     wait_until(lambda: fleet.all_know(pollers), "both to know each other")
     fleet.queue(0, 40)
     wait_until(lambda: fleet.results() >= 6, "both at work")
-    pollers[0].child.process.send_signal(signal.SIGKILL)
+    pollers[0].process.send_signal(signal.SIGKILL)
     fleet.queue(1_000, 60)
     wait_until(
         lambda: fleet.results() >= 100, "every result, those of the crashed poller too", timeout_seconds=90

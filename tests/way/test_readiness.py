@@ -11,12 +11,12 @@ import httpx
 import msgspec
 import pytest
 
-from handlers.demo.servers import Child, free_port
+from handlers.demo.servers import free_port
 from handlers.demo.stack import ready_port
+from tests.servers.forked import COMMAND, ForkedChild
 from tests.servers.pubsub_broker import Refusal, broker_in_threads, refusal
 from tests.waiting import wait_until
-from tests.way.breakable import COMMAND
-from tests.way.test_pubsub_once import push_of
+from tests.way.push_rig import PROJECT, delivery_of
 
 DEADLINE = 1_999_999_999
 EVENT = {
@@ -71,7 +71,7 @@ def gateway_url() -> Iterator[str]:
 @contextmanager
 def door(target: str, **variables: str) -> Iterator[httpx.Client]:
     own = {"HOST": "127.0.0.1", "PORT": "0", "LOG_FORMAT": "json", **variables}
-    with Child(target, [COMMAND, "serve", "--target", target], own) as child:
+    with ForkedChild(target, [COMMAND, "serve", "--target", target], own) as child:
         port = child.wait_for(ready_port, 60)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             yield client
@@ -96,7 +96,7 @@ def test_a_topic_and_a_memory_that_fail_are_named_until_they_work(broker: Broker
     variables = {
         "IGW_BASE_URL": gateway_url,
         "PUBSUB_EMULATOR_HOST": broker.host,
-        "PROJECT_ID": "some-project",
+        "PROJECT_ID": PROJECT,
         "RESULT_TOPIC_ID": "results",
         "PUSH_AUTH": "none",
         "DEDUPE_REDIS_URL": f"redis://127.0.0.1:{free_port()}",
@@ -105,8 +105,8 @@ def test_a_topic_and_a_memory_that_fail_are_named_until_they_work(broker: Broker
     with door("pubsub_push", **variables) as client:
 
         def push(number: int) -> int:
-            body = push_of({"id": f"r{number}", "payload": {}, "deadline": DEADLINE}, "some-project")
-            return client.post("/push", content=body).status_code
+            request = {"id": f"r{number}", "payload": {}, "deadline": DEADLINE}
+            return client.post("/push", json=delivery_of(request, f"{number}")).status_code
 
         assert {push(number) for number in range(3)} == {503}, "what is not published is not acked"
         told = client.get("/readyz")

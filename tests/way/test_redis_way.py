@@ -61,7 +61,7 @@ def test_an_envelope_gives_its_token_back_and_goes_to_its_own_list(store: redis.
     store.set("request-active:e1", "t-1", ex=600)
     store.zadd(QUEUE, {envelope: 1999999999.25})
 
-    text = store.brpop(["own-results"], timeout=20)
+    text = store.brpop(["own-results"], timeout=60)
 
     assert text is not None
     result = msgspec.json.decode(text[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,9 @@ import psutil
 import pytest
 import redis
 
-from handlers.demo.servers import Child, free_port
+from handlers.demo.servers import free_port
 from handlers.demo.stack import Stack, StackOptions
+from tests.servers.forked import COMMAND, ForkedChild
 from tests.waiting import wait_until
 
 FAR = int(time.time()) + 86_400
@@ -64,7 +64,9 @@ def stack(config: ConfigMap) -> Iterator[Stack]:
         "ALLOWED_LABELS": "classification",
     }
     tokens = ("--time-per-token", "0.02")  # so that a request of many is in flight for seconds
-    with Stack(StackOptions(has_pubsub=False, variables=variables, gateway_arguments=tokens)) as running:
+    with Stack(
+        StackOptions(child=ForkedChild, has_pubsub=False, variables=variables, gateway_arguments=tokens)
+    ) as running:
         yield running
 
 
@@ -134,15 +136,15 @@ def test_an_invalid_file_is_refused_and_reported_and_the_next_valid_one_is_appli
 
 
 def state_of(stack: Stack) -> dict[str, Any]:
-    """The state of the simulated gateway."""
-    with urlopen(f"{stack.gateway_url}/simulate/state", timeout=10) as answer:
+    """What the simulated gateway says of itself."""
+    with urlopen(f"{stack.gateway_url}/simulate/state", timeout=60) as answer:
         state: dict[str, Any] = json.loads(answer.read())
         return state
 
 
 def page(url: str) -> str:
     asked = Request(url, headers={"authorization": f"Bearer {METRICS_TOKEN}"})
-    with urlopen(asked, timeout=10) as answer:
+    with urlopen(asked, timeout=60) as answer:
         text: str = answer.read().decode()
         return text
 
@@ -300,7 +302,7 @@ def test_the_status_page_shows_the_queues_of_the_changed_file(stack: Stack, conf
         "CONFIG_FILE": str(config.path),
         "CONFIG_RELOAD_SECONDS": "0.2",
     }
-    command = [str(Path(sys.executable).parent / "async-processor"), "status", "--port", str(port)]
+    command = [COMMAND, "status", "--port", str(port)]
 
     def shows(queue_name: str) -> bool:
         try:
@@ -308,7 +310,7 @@ def test_the_status_page_shows_the_queues_of_the_changed_file(stack: Stack, conf
         except OSError:
             return False
 
-    with Child("status", command, variables):
+    with ForkedChild("status", command, variables):
         wait_until(lambda: shows("first"), "the page")
         assert not shows("second")
         config.write(TWO)

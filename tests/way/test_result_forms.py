@@ -16,6 +16,7 @@ from handlers.contract.events import REQUEST_TYPE
 from handlers.contract.result import decode_result
 from handlers.demo.stack import Stack, StackOptions
 from handlers.redis_store.submit.submissions import RequestState
+from tests.servers.forked import ForkedChild
 from tests.waiting import wait_until
 
 IN_TIME = 60.0
@@ -24,7 +25,7 @@ VARIABLES = {"RESULT_DETAILS": "true", "RESULT_PER_REQUEST": "true", "RESULT_APA
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with Stack(StackOptions(has_pubsub=False, variables=VARIABLES)) as running:
+    with Stack(StackOptions(child=ForkedChild, has_pubsub=False, variables=VARIABLES)) as running:
         yield running
 
 

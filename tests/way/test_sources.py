@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import http.server
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pika
@@ -17,8 +15,8 @@ import pytest
 
 from handlers.contract.events import RESULT_TYPE, decode_event
 from handlers.contract.result import Result, decode_result
-from handlers.demo.servers import Child
 from handlers.demo.stack import ready_port
+from tests.servers.forked import COMMAND, ForkedChild, running_gateway
 from tests.servers.rabbitmq import running_rabbitmq
 from tests.waiting import wait_until
 from tests.way.knative_bridge import Bridge, Names
@@ -52,20 +50,12 @@ def serve() -> Iterator[Serve]:
     with ExitStack() as parts:
 
         def start(*gateway_arguments: str, **variables: str) -> str:
-            command = [sys.executable, "-m", "handlers.demo.gateway", "--host", "127.0.0.1", "--port", "0"]
-            gateway = parts.enter_context(Child("gateway", [*command, *gateway_arguments]))
-            url = gateway.wait_for(_listening)
-            program = str(Path(sys.executable).parent / "async-processor")
+            url = parts.enter_context(running_gateway(*gateway_arguments))
             own = {"IGW_BASE_URL": url, "PORT": "0", "LOG_FORMAT": "json", **variables}
-            door = parts.enter_context(Child("door", [program, "serve", "--target", "dispatch"], own))
+            door = parts.enter_context(ForkedChild("door", [COMMAND, "serve", "--target", "dispatch"], own))
             return f"http://127.0.0.1:{door.wait_for(ready_port)}"
 
         yield start
-
-
-def _listening(output: str) -> str | None:
-    _, found, rest = output.partition("listening on ")
-    return rest.split()[0] if found and rest.split() else None
 
 
 def put(channel: Any, name: str, body: bytes, **headers: str) -> None:

@@ -12,6 +12,7 @@ import redis
 from handlers.demo.stack import Stack, StackOptions
 from handlers.demo.valkey import Valkey, find_valkey
 from handlers.telemetry.tracing import HANDLE_REQUEST, HTTP_REQUEST, PROCESS_REQUEST, RE_ENQUEUE
+from tests.servers.forked import ForkedChild
 from tests.servers.otlp import OtlpReceiver, running_otlp_receiver
 from tests.servers.raw_http import answer
 from tests.way.push_rig import open_rig
@@ -34,7 +35,7 @@ def traced_stack(receiver: OtlpReceiver) -> Iterator[Stack]:
         "OTEL_BSP_SCHEDULE_DELAY": "200",
         "SHUTDOWN_GRACE_SECONDS": "10",
     }
-    with Stack(StackOptions(has_pubsub=False, variables=variables)) as running:
+    with Stack(StackOptions(child=ForkedChild, has_pubsub=False, variables=variables)) as running:
         yield running
 
 
@@ -92,7 +93,7 @@ def test_a_producer_that_did_not_sample_gets_no_spans(traced_stack: Stack, recei
 
     receiver.wait_for(PROCESS_REQUEST, 1, "t4")
     with redis.Redis.from_url(traced_stack.redis_url) as store:
-        assert store.blpop(["result-list"], timeout=10)
+        assert store.blpop(["result-list"], timeout=60)
     assert not receiver.named(PROCESS_REQUEST, "t3")
 
 
