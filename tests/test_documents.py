@@ -90,6 +90,49 @@ def test_every_link_leads_somewhere(path: Path) -> None:
     assert broken == []
 
 
+CLAIM_SECTIONS = ("Who can do what", "What one client can cost")
+WITHOUT_TEST = "[below](#what-a-shared-redis-cannot-separate)"
+
+
+def _claims(text: str) -> list[str]:
+    """Rows of the tables in these sections, without their heads."""
+    sections = re.split(r"^## ", text, flags=re.M)
+    rows = [
+        line
+        for section in sections
+        if section.startswith(CLAIM_SECTIONS)
+        for line in section.splitlines()
+        if line.startswith("| ")
+    ]
+    return [row for row in rows if not row.endswith("| test |")]
+
+
+def _is_tested(row: str) -> bool:
+    last = row.strip("|").split("|")[-1]
+    tests = re.findall(r"`(tests/[^`]+\.py)`", last)
+    has_tests = all("def test_" in (ROOT / name).read_text(encoding="utf-8") for name in tests)
+    return WITHOUT_TEST in last if not tests else has_tests
+
+
+def test_every_claim_of_security_names_its_tests() -> None:
+    rows = _claims(document(Path("SECURITY.md")))
+    assert len(rows) > 40
+    assert [row for row in rows if not _is_tested(row)] == []
+
+
+@pytest.mark.parametrize(
+    ("row", "is_tested"),
+    [
+        ("| a | b | `tests/test_documents.py` |", True),
+        ("| a | b | `tests/waiting.py` |", False),
+        ("| a | b `tests/test_documents.py` | |", False),
+        ("| a | b | fixed |", False),
+    ],
+)
+def test_a_claim_without_a_test_is_found(row: str, is_tested: bool) -> None:
+    assert _is_tested(row) == is_tested
+
+
 @pytest.mark.parametrize("name", SHORT_SENTENCES)
 def test_no_sentence_is_longer_than_thirty_words(name: str) -> None:
     sentences = [

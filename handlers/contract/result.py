@@ -102,6 +102,9 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Result)
+_LONG_ESCAPED: Final = bytes(set(range(32)) - set(b"\b\t\n\f\r"))
+"""Control characters that JSON writes with six bytes."""
+_ESCAPED: Final = bytes(range(32)) + b'"\\'
 
 
 def answered_result(
@@ -163,6 +166,22 @@ def error_result(request_id: str, request_token: str, code: ErrorCode, message: 
 def encode_result(result: Result) -> bytes:
     """Encode the result as one JSON object."""
     return _encoder.encode(result)
+
+
+def encoded_payload_bytes(result: Result) -> int:
+    """Most bytes of the payload in `encode_result`: six for a control character, two for a quote."""
+    text = result.payload.encode()
+    escaped = len(text) - len(text.translate(None, _ESCAPED))
+    return len(text) + escaped + 4 * _long_escapes(text) + len(result.payload_base64)
+
+
+def is_mostly_controls(text: bytes) -> bool:
+    """Whether control characters would make a JSON string of `text` larger than its base64."""
+    return 5 * _long_escapes(text) > len(text) // 3
+
+
+def _long_escapes(text: bytes) -> int:
+    return len(text) - len(text.translate(None, _LONG_ESCAPED))
 
 
 def decode_result(text: bytes) -> Result:

@@ -37,6 +37,8 @@ _BATCH = 256
 _BATCH_BYTES = 4_000_000
 """Limit on the bytes of one command, its last settlement excepted, so that a slow link delivers it in time and the
 server is not busy with it for long."""
+_TOKEN_COPIES = 3
+"""How often a settlement names its token beside its result: in Redis Cluster in a record and two commands."""
 
 
 class AckBatcher:
@@ -130,8 +132,9 @@ def size_of(settlement: Settlement) -> int:
     """Bytes that a settlement stores in Redis."""
     match settlement:
         case Ack():
+            names = _TOKEN_COPIES * len(settlement.request_token)
             stored = len(settlement.stored.payload) if settlement.stored else 0
-            return len(settlement.result) + len(settlement.dead or b"") + stored
+            return len(settlement.result) + len(settlement.dead or b"") + stored + names
         case Nack():
             return len(settlement.retry_member)
         case Release():
@@ -141,6 +144,8 @@ def size_of(settlement: Settlement) -> int:
 WRITE_SECONDS: Final = 0.2
 _RECORDS_BATCH: Final = 500
 _MOST_WAITING: Final = 10_000
+_MOST_RECORDED: Final = 4_096
+"""Longest names of a recorded request, in characters: producers choose tokens, and all share the records."""
 
 
 class FinishedLog:
@@ -155,12 +160,14 @@ class FinishedLog:
         self._waiting: deque[tuple[str, FinishedRecord]] = deque(maxlen=_MOST_WAITING)
 
     def note(self, settlement: Settlement) -> None:
-        """Take a settlement that took effect; only final ones are recorded."""
+        """Take a settlement that took effect; only final ones with names of usual length are recorded."""
         if not isinstance(settlement, Ack) or not settlement.request_id:
             return
         if settlement.outcome == ErrorCode.DUPLICATE or not (settlement.result or settlement.dead):
             return  # the first submission of the id has the record to keep
         results = settlement.result_queue_name if settlement.result else ""
+        if len(settlement.request_id) + len(settlement.request_token) + len(results) > _MOST_RECORDED:
+            return
         record = FinishedRecord(
             settlement.request_token,
             settlement.outcome,

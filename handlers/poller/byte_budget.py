@@ -62,16 +62,19 @@ class Wish:
 
 
 class ByteBudget:
-    """The shares of one poller: half of `total` for responses, most of the rest for requests.
+    """The shares of one poller: for requests, for responses, and an eighth of `total` each for payloads and results.
 
     `payloads` is the share of offloaded payloads: a request that waits for it already holds bytes of `requests`.
+    `results` are encoded and wait to be stored. As JSON, a result may be six times as large as its response, which is
+    held while it waits for that share; it then counts as a response too, so that no more of these are read.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.answers = ByteShare(total // 2)
         self.payloads = ByteShare(total // 8)
-        self.requests = ByteShare(total - self.answers.limit - self.payloads.limit)
+        self.results = ByteShare(total // 8)
+        self.answers = ByteShare(total // 2 - self.results.limit)
+        self.requests = ByteShare(total - self.answers.limit - self.results.limit - self.payloads.limit)
 
 
 class Holding:
@@ -109,18 +112,20 @@ class Holding:
 class HeldBytes:
     """Bytes that one request holds of a budget, from its claim until its settlement is stored."""
 
-    __slots__ = ("answer", "payload", "request")
+    __slots__ = ("answer", "payload", "request", "result")
 
     def __init__(self, budget: ByteBudget, request_bytes: int) -> None:
         self.request = Holding(budget.requests)
         self.payload = Holding(budget.payloads)
         self.answer = Holding(budget.answers)
+        self.result = Holding(budget.results)
         self.request.hold(request_bytes)
 
     def is_settled_with(self, size: int) -> None:
         """Hold the `size` bytes of a settlement until it is stored."""
         self.payload.hold(0)
         self.answer.hold(size)
+        self.result.hold(size)
 
     def release(self) -> None:
         self.is_settled_with(0)

@@ -18,7 +18,9 @@ from handlers.contract.result import (
     ResultNames,
     answered_result,
     encode_result,
+    encoded_payload_bytes,
     error_result,
+    is_mostly_controls,
     is_plain_name,
 )
 from handlers.forward.forward import expired
@@ -144,6 +146,25 @@ def settle(
             return ack(claim, envelope.request, result, route, now, content_type=content_type)
         case Retry():
             return _nack(claim, envelope, outcome, route, now)
+
+
+SMALL_RESULT: Final = 65_536
+"""Up to so many characters a result needs no room of its own."""
+
+
+def result_bytes(outcome: Outcome, route: ResultRoute) -> int:
+    """Most bytes that a large result of an outcome stores; of a retry, if its last response becomes the result."""
+    if isinstance(outcome, Answered):
+        result = outcome.result
+    elif outcome.last is not None and len(outcome.last.body) > SMALL_RESULT:
+        result = answered_result("", "", outcome.last.status_code, outcome.last.body)
+    else:
+        return 0
+    if len(result.payload) <= SMALL_RESULT:
+        return len(result.payload)
+    if route.apart_bytes and len(result.payload) >= route.apart_bytes:
+        return len(result.payload.encode())
+    return encoded_payload_bytes(result)
 
 
 def ended_by_attempts(request: Request, outcome: Outcome, max_attempts: int | None) -> Outcome:
@@ -285,7 +306,8 @@ def dead_lettered_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
 def dead_record(claim: Claim, reason: str, message: str, now: float) -> bytes:
     """A dead letter as JSON: reason, message, time (Unix seconds), delivery count, and the member itself.
 
-    A member that is not UTF-8 is stored as base64 under `member_base64`.
+    A member that is not UTF-8, or that would be several times as large as a JSON string, is stored as base64 under
+    `member_base64`.
     """
     record: dict[str, object] = {
         "reason": reason,
@@ -295,8 +317,17 @@ def dead_record(claim: Claim, reason: str, message: str, now: float) -> bytes:
         "queue": claim.queue,
         "score": claim.score,
     }
-    try:
-        record["member"] = claim.member.decode()
-    except UnicodeDecodeError:
+    text = "" if is_mostly_controls(claim.member) else _text(claim.member)
+    if text or not claim.member:
+        record["member"] = text
+    else:
         record["member_base64"] = base64.b64encode(claim.member).decode()
     return msgspec.json.encode(record)
+
+
+def _text(member: bytes) -> str:
+    """The member as text; empty if it is not UTF-8."""
+    try:
+        return member.decode()
+    except UnicodeDecodeError:
+        return ""

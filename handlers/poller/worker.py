@@ -28,12 +28,14 @@ from handlers.poller.ack_batcher import AckBatcher, OnSettled, Release, Settleme
 from handlers.poller.byte_budget import ByteBudget, HeldBytes
 from handlers.poller.duplicates import Duplicates
 from handlers.poller.settlement import (
+    SMALL_RESULT,
     RequestLimits,
     ResultRoute,
     dead_lettered,
     dead_lettered_unread,
     ended_by_attempts,
     refuse,
+    result_bytes,
     settle,
 )
 from handlers.redis_store.queue.queue import Ack, Claim
@@ -267,6 +269,7 @@ class Worker:
                 if duplicate:
                     return duplicate
             outcome = await self._attempt(held, envelope)
+            await self._room_for_result(held, outcome)
         return self._settled_as(held, envelope, outcome, began_at)
 
     def _settled_as(
@@ -328,6 +331,15 @@ class Worker:
             if envelope.request.attempt + 1 >= _DEFECT_ATTEMPTS:
                 return _defect(envelope.request, error)
             return Retry(backoff_seconds(envelope.request.attempt, 1.0), "internal_error")
+
+    async def _room_for_result(self, held: Held, outcome: Outcome) -> None:
+        """Wait until the byte budget has room for the encoded result of a large answer."""
+        size = result_bytes(outcome, held.options.route)
+        room = asyncio.Event()
+        if size > SMALL_RESULT and not held.bytes.result.ask(size, room.set):
+            await room.wait()
+        if size > SMALL_RESULT:
+            held.bytes.answer.hold(size)
 
     async def _payload_in_room(self, held: Held, request: Request) -> bytes | None:
         """The offloaded payload, read once the byte budget has room for the largest one."""

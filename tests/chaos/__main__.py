@@ -13,7 +13,7 @@ import click
 
 from tests.chaos.crash_ways import WAYS, run_crash_points
 from tests.chaos.faults import Plan
-from tests.chaos.loads import run_failing_tenant, run_full_redis, run_large
+from tests.chaos.loads import run_failing_tenant, run_full_redis, run_large, run_memory
 from tests.chaos.redelivery import run_redelivery
 from tests.chaos.run import run
 
@@ -40,10 +40,12 @@ PLANS = {
 CRASH_REPEATS = {"short": 1, "full": 20, "release": 20}
 LARGE = {"short": (24, 1_000_000), "full": (400, 4_000_000), "release": (1_000, 9_000_000)}
 """Number of requests, and bytes of each."""
+MEMORY = {"short": (24, 64), "full": (64, 256), "release": (64, 256)}
+"""Requests of 9.9 MB, and answers of 7.9 MB."""
 TENANT_SECONDS = {"short": 15, "full": 120, "release": 600}
 FULL_ROUNDS = {"short": 1, "full": 10, "release": 30}
 REDELIVERY_KILLS = {"short": 3, "full": 30, "release": 100}
-PARTS = ("faults", "large", "failing-tenant", "full-redis", "crash-points", "redelivery")
+PARTS = ("faults", "large", "memory", "failing-tenant", "full-redis", "crash-points", "redelivery")
 
 
 @click.command()
@@ -55,6 +57,7 @@ def main(size: str, seed: int, only: str | None) -> None:
     parts: dict[str, Callable[[Path], str]] = {
         "faults": lambda folder: str(run(folder, seed, PLANS[size])),
         "large": lambda folder: run_large(folder, seed, *LARGE[size]),
+        "memory": lambda _folder: run_memory(*MEMORY[size]),
         "failing-tenant": lambda folder: run_failing_tenant(folder, seed, TENANT_SECONDS[size]),
         "full-redis": lambda folder: run_full_redis(folder, seed, FULL_ROUNDS[size]),
         "crash-points": lambda folder: _crash_points(folder, CRASH_REPEATS[size]),

@@ -1,7 +1,8 @@
-"""Difficult loads while pollers are killed: large requests, a failing tenant, a full Redis."""
+"""Difficult loads: little memory; killed pollers beside large requests, a failing tenant, a full Redis."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import random
@@ -12,11 +13,15 @@ from functools import partial
 from pathlib import Path
 
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
+from handlers.demo.valkey import Valkey
 from tests.chaos.fleet import DEFAULT_LEASES, SETTINGS, Fleet
 from tests.chaos.history import executed_again, judge_results, read_executions
 from tests.chaos.pushing import Pushing
 from tests.chaos.reading import QUEUE, ResultReader, store_client
+from tests.poller.limited import MEMORY_LIMIT, check_each_is_inferred_once
+from tests.servers.presence import valkey_program
 from tests.waiting import elapse, wait_until
 
 IN_TIME_SECONDS, IN_TIME_SHARE = 10.0, 0.95
@@ -63,6 +68,26 @@ def run_large(folder: Path, seed: int, count: int, size: int) -> str:
     judge_results(dict.fromkeys(names, deadline), reader.results, read_executions(fleet.witness))
     assert all(one.get("status_code") == 200 for one in reader.results), "each is answered by the gateway"
     return f"{count} requests of {size} bytes, {_KILLS} kills: each answered once"
+
+
+def run_memory(requests: int, answers: int) -> str:
+    """Requests of 9.9 MB, then answers of 7.9 MB, through a poller whose memory the kernel limits."""
+    seconds = [
+        asyncio.run(_run_limited(requests, 9_900_000, b"{}")),
+        asyncio.run(_run_limited(answers, 10, b"y" * 7_900_000)),
+    ]
+    told = f"{requests} requests of 9.9 MB in {seconds[0]:.0f} s, {answers} answers of 7.9 MB in {seconds[1]:.0f} s"
+    return f"{told}, within {MEMORY_LIMIT >> 20} MiB: each inferred once"
+
+
+async def _run_limited(count: int, request_bytes: int, body: bytes) -> float:
+    began = time.monotonic()
+    with Valkey(valkey_program()) as server:
+        async with AsyncRedis.from_url(server.url) as store:
+            await check_each_is_inferred_once(
+                server.url, store, count, request_bytes, body, timeout_seconds=600
+            )
+    return time.monotonic() - began
 
 
 def run_failing_tenant(folder: Path, seed: int, seconds: float) -> str:

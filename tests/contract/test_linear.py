@@ -21,7 +21,7 @@ from handlers.contract.events import DATA_AT, Event, decode_event, from_header
 from handlers.contract.json_limits import SALVAGED_BYTES, salvage
 from handlers.contract.lenient_json import Malformed, canonical_fields, check_json, repaired, split_object
 from handlers.contract.request import decode_body
-from handlers.contract.result import answered_result, decode_result, token_usage
+from handlers.contract.result import answered_result, decode_result, is_mostly_controls, token_usage
 from handlers.doors.auth.google_keys import decode_keys
 from handlers.doors.cloudevents.foreign_event import EventFields, as_request
 from handlers.doors.cloudevents.sdk import read_event
@@ -138,6 +138,8 @@ def open_forms(size: int) -> dict[str, bytes]:
         "quotes": head + b'"' * size,
         "colons": head + b":" * size,
         "no UTF-8": head + b'"' + b"\xff" * size,
+        "control characters": head + b'"' + b"\x01" * size,
+        "names": b'{"id":"x",' + b",".join(b'"%d":1' % number for number in range(size // 10)),
         "spaces": head + b" " * size,
         "base64": b'{"message":{"data":"' + b"QUFB" * (size // 4),
     }
@@ -183,6 +185,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "contract.lenient_json.canonical_fields": lambda text: canonical_fields(text, frozenset({"id"})),
     "contract.result.decode_result": decode_result,
     "contract.result.answered_result": lambda text: answered_result("x", "", 200, text, keeps_bytes=True),
+    "contract.result.is_mostly_controls": is_mostly_controls,
     "contract.result.token_usage": token_usage,
     "contract.retry_answer.decode_retry_answer": decode_retry_answer,
     "contract.delivery.decode_answer": decode_answer,

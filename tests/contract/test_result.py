@@ -12,10 +12,13 @@ from handlers.contract.delivery import RetryAnswer, decode_retry_answer, encode_
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import (
     ErrorCode,
+    Result,
     answered_result,
     decode_result,
     encode_result,
+    encoded_payload_bytes,
     error_result,
+    is_mostly_controls,
 )
 from tests.contract.json_texts import TEXT
 
@@ -79,3 +82,20 @@ def test_a_retry_answer_comes_back_as_it_went(answer: RetryAnswer) -> None:
 @given(body=st.binary(max_size=40))
 def test_a_503_without_our_header_is_not_our_answer(body: bytes) -> None:
     assert decode_retry_answer(body) is None
+
+
+@given(st.text(), st.binary())
+def test_no_encoded_payload_is_larger_than_foreseen(text: str, answer: bytes) -> None:
+    frame = len(encode_result(Result("r", 200)))
+    written = Result("r", 200, text)
+    assert len(encode_result(written)) - frame - len(',"payload":""') <= encoded_payload_bytes(written)
+    given_back = answered_result("r", "", 200, answer, keeps_bytes=True)
+    names = len(',"payload":"","payload_base64":""')
+    assert len(encode_result(given_back)) - frame - names <= encoded_payload_bytes(given_back)
+
+
+@given(st.binary(min_size=3))
+def test_text_that_base64_makes_smaller_is_mostly_controls(text: bytes) -> None:
+    """Quotes and line ends do not count: they at most double a text, which stays readable."""
+    controls = sum(byte < 32 and chr(byte) not in "\b\t\n\f\r" for byte in text)
+    assert is_mostly_controls(text) == (len(text) + 5 * controls > len(text) + len(text) // 3)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import cast
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -197,6 +198,16 @@ async def test_settlements_that_do_not_end_a_request_are_not_recorded(
     finished.note(settlement)
     await finished.tick()
     assert written.written == []
+
+
+@pytest.mark.parametrize("name", ["request_id", "request_token", "result_queue_name"])
+async def test_a_request_with_long_names_is_not_recorded_beside_others(
+    finished: FinishedLog, written: WrittenRecords, name: str
+) -> None:
+    finished.note(msgspec.structs.replace(ack("long"), **{name: "x" * 5_000}))
+    finished.note(ack("ordinary"))
+    await finished.tick()
+    assert [request_id for request_id, _ in written.written] == ["ordinary"]
 
 
 async def test_records_wait_while_redis_is_down_and_the_oldest_are_dropped(

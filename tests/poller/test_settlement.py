@@ -275,10 +275,20 @@ def test_an_invalid_request_without_an_id_is_a_dead_letter_and_no_result() -> No
     assert record["member"] == claim.member.decode()
 
 
-def test_a_binary_member_is_kept_as_base64() -> None:
-    record = json.loads(dead_record(Claim("q", b"\xff\x00", 5.0, b"k", b"o"), "r", "m", NOW))
-    assert base64.b64decode(record["member_base64"]) == b"\xff\x00"
+@pytest.mark.parametrize("member", [b"\xff\x00", b"\x01" * 1_000])
+def test_a_binary_member_is_kept_as_base64(member: bytes) -> None:
+    """Of control characters too: as a JSON string they have six bytes each."""
+    text = dead_record(Claim("q", member, 5.0, b"k", b"o"), "r", "m", NOW)
+    record = json.loads(text)
+    assert base64.b64decode(record["member_base64"]) == member
     assert "member" not in record
+    assert len(text) < 200 + 2 * len(member)
+
+
+@pytest.mark.parametrize("member", [b"", b'{"a":"\\n"}\n\t', '"é"'.encode()])
+def test_a_member_that_is_text_is_kept_as_it_is(member: bytes) -> None:
+    record = json.loads(dead_record(Claim("q", member, 5.0, b"k", b"o"), "r", "m", NOW))
+    assert (record["member"], "member_base64" in record) == (member.decode(), False)
 
 
 def test_a_request_that_killed_its_owners_gets_a_result_and_a_dead_letter() -> None:

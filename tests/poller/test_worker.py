@@ -14,6 +14,8 @@ from handlers.contract.envelope import Envelope, encode_retry
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, answered_result
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
+from handlers.poller.ack_batcher import size_of
+from handlers.poller.byte_budget import ByteBudget
 from handlers.poller.settlement import RequestLimits, ResultRoute
 from handlers.redis_store.admin.dead_letters import DeadLetters
 from handlers.redis_store.keys import queue_keys
@@ -246,6 +248,63 @@ async def test_a_request_cancelled_in_flight_was_attempted_and_one_that_waited_w
     assert (found["flying"].attempts, found["waiting"].attempts) == (1, 0)
     assert found["flying"].gateway_seconds is not None
     assert found["waiting"].gateway_seconds is None
+
+
+_GROWING = b"\x01" * 100_000
+
+
+@pytest.mark.parametrize("is_retry", [False, True])
+async def test_large_results_are_encoded_as_the_byte_budget_has_room(store: Redis, is_retry: bool) -> None:
+    """As JSON, each is six times as large as its answer; the last response of a retry may become a result."""
+
+    async def growing(request: Request) -> Outcome:
+        if is_retry:
+            return Retry(1.0, "server_error", LastResponse(500, _GROWING))
+        return Answered(answered_result(request.id, "", 200, _GROWING))
+
+    rig = Rig(store, growing, limits=RequestLimits(max_attempts=1))
+    rig.worker.budget = ByteBudget(8 * 1_300_000)
+    share = rig.worker.budget.results
+    rig.start(await rig.claimed(*(body(f"r-{number}") for number in range(7))))
+
+    async def is_full() -> bool:
+        return share.held > share.limit - 6 * len(_GROWING)
+
+    await wait_until_async(is_full, "as many results as have room")
+    assert len(rig.ack_batcher._waiting) == 2
+    assert sum(size_of(settlement) for settlement, _ in rig.ack_batcher._waiting) <= share.limit
+    async with running(rig.ack_batcher.run()):
+
+        async def are_stored() -> bool:
+            return await rig.result_count() == 7
+
+        await wait_until_async(are_stored, "7 results")
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
+    assert share.held == rig.worker.budget.answers.held == 0
+
+
+async def test_an_answer_that_waits_for_room_can_be_cancelled_or_handed_back(store: Redis) -> None:
+    async def growing(request: Request) -> Outcome:
+        return Answered(answered_result(request.id, "", 200, _GROWING))
+
+    rig = Rig(store, growing)
+    rig.worker.budget = ByteBudget(1_000)
+    claims = await rig.claimed(*(body(f"r-{number}") for number in range(3)))
+    rig.start(claims)
+
+    async def has_settled() -> bool:
+        return len(rig.ack_batcher._waiting) == 1
+
+    await wait_until_async(has_settled, "the first result")
+    (done, _), *_ = rig.ack_batcher._waiting
+    cancelled, handed_back = (claim for claim in claims if claim != done.claim)
+    rig.worker.cancel([cancelled])
+    async with running(rig.ack_batcher.run()):
+        rig.worker.hand_back()
+        await asyncio.wait_for(rig.worker.idle(), IN_TIME)
+    assert sorted(result.error_code for result in await rig.results()) == ["", ErrorCode.CANCELLED]
+    assert (await rig.pending(), handed_back.member in await store.zrange(QUEUE, 0, -1)) == (1, True)
+    assert rig.worker.budget.results.held == 0
 
 
 async def test_a_defect_ends_a_request_after_a_few_attempts(store: Redis) -> None:

@@ -117,6 +117,7 @@ SCENES = {
     ),
     "acknowledge_key": Scene(["request-submitted:k"], ["t-1"]),
     "look_up": Scene(["request-active:x", "request-cancel:x", "request-submitted:x", *QUEUE[:2]], ["x", ""]),
+    "is_pending": Scene(["q"], [1, "t-1"]),
     "cancel": Scene(["request-cancellations", "request-active:x", "request-cancel:x"], ["x", ""]),
     "note_cancelled": Scene(["request-cancellations"], [1, 1_000, "x\0t"]),
     "mark_submission": Scene(["request-submitted:x"], ["t", FAR * 1_000, ""]),

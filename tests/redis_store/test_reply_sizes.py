@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
@@ -16,15 +18,21 @@ from handlers.batch.queue import BatchQueue
 from handlers.client import AsyncClient, ClientOptions, Submission
 from handlers.client.redis_broker import RedisResults
 from handlers.contract.result import Result, answered_result, encode_result
+from handlers.poller.ack_batcher import AckBatcher, Release, Settlement
 from handlers.redis_store.admin.dead_letters import DeadLetters
 from handlers.redis_store.admin.status_board import PART_BYTES, sample_members, search
 from handlers.redis_store.admin.whereabouts import Searched, locate
 from handlers.redis_store.cluster.queue import ClusterQueue, ClusterRetries
+from handlers.redis_store.cluster.submissions import ClusterSubmissions
 from handlers.redis_store.keys import beside, result_of_key
 from handlers.redis_store.queue.cancellations import Cancellation
-from handlers.redis_store.queue.queue import Nack, QueueOptions, Retries
+from handlers.redis_store.queue.payloads import StoredPayload
+from handlers.redis_store.queue.queue import Claim, Nack, QueueOptions, RedisQueue, Retries
 from handlers.redis_store.results.results import Results
 from handlers.redis_store.scripts import BATCH_BYTES, SCRIPT_BYTES
+from handlers.redis_store.submit.submissions import RequestState, Submissions
+from handlers.telemetry.logs import Logger
+from tests.poller.rig import running
 from tests.redis_store.queue.queueing import DEADLINE, Bench
 
 ITEM = 700_000
@@ -47,7 +55,8 @@ class Sizes:
         self.command = self.reply = self.count = 0
 
     def bound(self, limit: int, *, items: int = 1) -> None:
-        """At most `limit` bytes and `items` more."""
+        """At most `limit` bytes and `items` more; all items together have more than twice as much."""
+        assert 2 * limit < COUNT * ITEM
         assert self.count, "the connections are not the ones that are measured"
         assert max(self.command, self.reply) <= limit + items * (ITEM + 1_000)
 
@@ -117,6 +126,26 @@ async def test_reclaims_of_requests_whose_owners_died_too_often(bench: Bench, si
     sizes.bound(SCRIPT_BYTES)
 
 
+async def test_claims_that_return_to_the_queue(bench: Bench, sizes: Sizes) -> None:
+    """Of crashed owners, and of replies that were lost; each script moves a megabyte and an item at most."""
+    await _fill(bench)
+    for has_lost_replies in (False, True):
+        claims = await _claim_all(bench)
+        await bench.end_leases()
+        before = sizes.count
+        if has_lost_replies:
+            bench.queue._lost = {
+                claim.owner_token.split(b":")[0].decode(): time.monotonic() for claim in claims
+            }
+            assert await bench.queue.take_back() == COUNT
+        else:
+            while (await bench.queue.reclaim(100, 9)).returned:
+                pass
+        assert await bench.redis.zcard(bench.queue_name) == COUNT
+        assert sizes.count - before >= COUNT * ITEM // (SCRIPT_BYTES + ITEM)
+    sizes.bound(SCRIPT_BYTES)
+
+
 @pytest.mark.parametrize("token", ["t-0", "t"])
 async def test_recalls(bench: Bench, sizes: Sizes, token: str) -> None:
     """By the exact score of our own client's tokens, and through the seconds of a deadline for others."""
@@ -167,6 +196,64 @@ async def test_nacks_of_a_cluster(bench: Bench, sizes: Sizes) -> None:
         assert all(await queue.nack([Nack(claim, claim.member, 60.0) for claim in claims]))
     assert await bench.redis.zcard(bench.retries) == COUNT
     sizes.bound(BATCH_BYTES)
+
+
+async def _settled(batcher: AckBatcher, settlements: list[Settlement]) -> None:
+    effects: list[bool] = []
+    for settlement in settlements:
+        batcher.add(settlement, lambda _settlement, has_taken_effect: effects.append(has_taken_effect))
+    async with running(batcher.run()):
+        await asyncio.wait_for(batcher.drained(), 60)
+    assert effects == [True] * len(settlements)
+
+
+_SETTLEMENTS: dict[str, Callable[[Bench, Claim], Settlement]] = {
+    "results": lambda bench, claim: bench.ack_of(claim, result=TEXT.encode()),
+    "dead letters": lambda bench, claim: bench.ack_of(claim, result=b"{}", dead=TEXT.encode()),
+    "offloaded payloads": lambda bench, claim: msgspec.structs.replace(
+        bench.ack_of(claim, result=b"{}"),
+        stored=StoredPayload(f"result-payload:{claim.request_id}:1", TEXT.encode(), 60),
+    ),
+    "tokens": lambda bench, claim: msgspec.structs.replace(
+        bench.ack_of(claim, result=b"{}"), request_token=TEXT
+    ),
+    "retries": lambda _bench, claim: Nack(claim, claim.member, 60.0),
+    "releases": lambda _bench, claim: Release(claim),
+}
+
+
+@pytest.mark.parametrize("kind", _SETTLEMENTS)
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_settlements_that_wait_together(
+    bench: Bench, sizes: Sizes, kind: str, is_cluster: bool
+) -> None:
+    options = QueueOptions(bench.retries, bench.results, lease_seconds=30, cluster=is_cluster)
+    queue = (ClusterQueue if is_cluster else RedisQueue)(bench.redis, bench.queue_name, options)
+    claims: list[Claim] = []
+    await _fill(bench)
+    while some := await queue.claim(64):
+        claims += some
+    await _settled(AckBatcher(queue, Logger("test")), [_SETTLEMENTS[kind](bench, claim) for claim in claims])
+    sizes.bound(BATCH_BYTES)
+
+
+async def test_a_lookup_among_large_members_of_one_score(bench: Bench, sizes: Sizes) -> None:
+    """Any producer may choose the score of another's request."""
+    deadline = int(time.time()) + 600
+    await bench.redis.set("request-active:a", "t-1", exat=deadline)
+    for number in range(COUNT):
+        await bench.put(_member(number, token="other"), deadline + 1 / 2_097_152)
+    sizes.command = 0
+    for kind in (Submissions, ClusterSubmissions):
+        before = await _calls(bench.redis, "zrangebyscore")
+        state, _ = await kind(bench.redis).look_up(bench.queue_name, "a")
+        assert state is RequestState.QUEUED
+        assert await _calls(bench.redis, "zrangebyscore") - before == 3, "until 2 MB were read"
+    sizes.bound(10_000, items=0)
+
+
+async def _calls(redis: Redis, command: str) -> int:
+    return int((await redis.info("commandstats")).get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
 
 def _result(number: int, *, is_offloaded: bool) -> Result:
@@ -279,6 +366,18 @@ async def test_leases_of_results_that_end_or_are_given_back(store: Redis, sizes:
         held += some
     assert len(held) == COUNT
     assert await results.give_back([one.claim_key for one in held]) == COUNT
+    sizes.bound(BATCH_BYTES)
+
+
+async def test_results_whose_leases_ended_go_back_a_few_at_a_time(store: Redis, sizes: Sizes) -> None:
+    results = Results(store, "results", owner="a", lease_ms=60_000, tombstone_ms=60_000)
+    await _put_results(store, "results", is_offloaded=False)
+    while await results.receive(500):
+        pass
+    held_keys: list[Any] = await store.hkeys("results:result-claimed")
+    await store.zadd("results:result-claims-idx", dict.fromkeys(held_keys, 1))
+    assert len(await results.receive(1)) == 1
+    assert await store.hlen("results:result-claimed") >= COUNT - BATCH_BYTES // ITEM
     sizes.bound(BATCH_BYTES)
 
 

@@ -119,6 +119,57 @@ def test_key_and_argument_numbers_of_the_headers_match_the_calls(name: str) -> N
     assert max(_numbers(header, "ARGV"), default=0) == FIXED_ARGUMENTS.get(name, 0)
 
 
+MANY_VALUES = r"[(,] ?'(ZRANGE|LRANGE|ZRANGEBYSCORE|ZREVRANGE|HGETALL|HVALS|MGET|HSCAN|ZSCAN|SMEMBERS)'(?=,)"
+SMALL_VALUES = {
+    "finished": "ids of records",
+    "hold_slot": "names of holders",
+    "overdue_posts": "ids of the outbox",
+    "reclaim": "claim keys",
+    "receive_results": "claim keys",
+    "share_pool": "names of pollers",
+    "take_back": "owner tokens",
+}
+"""Scripts that read many entries with one command, and what these are: names that the product cuts or digests."""
+
+
+def _reads_of_many(code: str) -> list[str]:
+    """Calls that may return several entries: with two different ranks, no limit of one, or a page of more than one."""
+    found = []
+    for call in re.finditer(MANY_VALUES + r"((?:[^()\n]|\([^()\n]*\))*)\)", code):
+        arguments = [part.strip() for part in call[2].split(",") if part.strip()][1:]
+        is_one = arguments[-2:] in (["'COUNT'", "1"], ["0", "1"]) or (
+            "'LIMIT'" in arguments and arguments[-1] == "1"
+        )
+        ranks = [part for part in arguments if part != "'WITHSCORES'"]
+        if not is_one and not (call[1] in ("ZRANGE", "LRANGE") and len(ranks) == 2 and ranks[0] == ranks[1]):
+            found.append(call[0])
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(script_files()))
+def test_a_script_reads_members_and_results_one_by_one(name: str) -> None:
+    """A hundred of them may be a gigabyte, and no other client is served meanwhile."""
+    found = _reads_of_many(_code(name))
+    assert bool(found) == (name in SMALL_VALUES), found
+
+
+@pytest.mark.parametrize(
+    ("code", "is_found"),
+    [
+        ("run('ZRANGE', KEYS[1], 0, -1)", True),
+        ("run('ZRANGE', KEYS[1], at, at, 'WITHSCORES')", False),
+        ("redis.call('ZRANGEBYSCORE', KEYS[1], score, score, 'LIMIT', 0, 100)", True),
+        ("redis.call('ZRANGEBYSCORE', KEYS[1], score, score, 'LIMIT', at, 1)", False),
+        ("redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now))", True),
+        ("run('ZSCAN', KEYS[1], cursor, 'COUNT', 1)", False),
+        ("run('ZSCAN', KEYS[1], cursor, 'COUNT', 500)", True),
+        ("run('HGETALL', KEYS[1])", True),
+    ],
+)
+def test_a_read_of_many_is_found(code: str, is_found: bool) -> None:
+    assert bool(_reads_of_many(code)) == is_found
+
+
 class _Counted:
     """Runs the real script and notes how many keys and arguments it got."""
 

@@ -33,14 +33,15 @@ from handlers.redis_store.keys import (
     submitted_key,
 )
 from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.scripts import lua_script, read_only
 from handlers.redis_store.submit.idempotency_keys import KeyRecord
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState, Submissions
 
 _SEQ_STEPS = 2_097_152  # 2^21, as submit.lua
 _SEQ_KEPT_SECONDS = 3_600
 _CANCEL_KEPT_MS = 3_600_000
-_SAME_SCORE = 100
+_STATES = {0: RequestState.RETRYING, 1: RequestState.PENDING, 2: RequestState.QUEUED}
+"""By the answer of is_pending.lua."""
 _SENT_KEPT_SECONDS = 120  # as submit.lua
 
 
@@ -51,6 +52,7 @@ class ClusterSubmissions(Submissions):
         super().__init__(redis, replication)
         self._deliver = lua_script(redis, "deliver")
         self._note = lua_script(redis, "note_cancelled")
+        self._is_pending = lua_script(redis, "is_pending")
         self._windows = ClusterWindows(redis, self._replication)
 
     async def submit(
@@ -223,10 +225,7 @@ class ClusterSubmissions(Submissions):
         if not digits.isdigit():
             return RequestState.QUEUED
         score = deadline + min(int(digits), _SEQ_STEPS - 1) / _SEQ_STEPS
-        found = await self._redis.zrangebyscore(queue, score, score, 0, _SAME_SCORE)
-        members = cast("list[bytes]", found)
-        is_pending = any(token.encode() in member for member in members)
-        return RequestState.PENDING if is_pending else RequestState.RETRYING
+        return _STATES[await read_only(self._redis, self._is_pending, [queue], [repr(score), token])]
 
     async def _known(self, requests: Sequence[MemberParts]) -> dict[str, int]:
         """Name to sequence of submissions that an earlier call has numbered."""

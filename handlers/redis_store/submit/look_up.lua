@@ -6,7 +6,9 @@
 -- KEYS[5] <queue>:claimed         hash    claim key -> member
 -- ARGV[1] id   ARGV[2] the token that is meant, or empty: whichever is live
 -- Returns the state and the token. States: pending, claimed, retrying, queued (pending or retrying: its producer's
--- tokens have no sequence), cancelling, finished (no longer live), unknown (never seen, or long gone).
+-- tokens have no sequence, or too much has its score), cancelling, finished (no longer live), unknown (never seen, or
+-- long gone).
+-- include _is_pending
 local token = redis.call('GET', KEYS[1])
 if token and ARGV[2] ~= '' and ARGV[2] ~= token then
   return { 'finished', ARGV[2] }
@@ -34,9 +36,5 @@ local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local deadline = math.floor(now + redis.call('PTTL', KEYS[1]) / 1000 + 0.5)
 local score = string.format('%.17g', deadline + math.min(tonumber(seq), 2097151) / 2097152)
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], score, score, 'LIMIT', 0, 100)) do
-  if string.find(member, token, 1, true) then
-    return { 'pending', token }
-  end
-end
-return { 'retrying', token }
+local states = { [0] = 'retrying', [1] = 'pending', [2] = 'queued' }
+return { states[is_pending(KEYS[4], score, token)], token }
