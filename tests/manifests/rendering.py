@@ -73,6 +73,11 @@ def render_fresh(folder: Path) -> list[Manifest]:
     return load(_kustomize(folder, kubectls()[0]))
 
 
+def rendered_text(folder: Path) -> str:
+    """The output of such a kustomization."""
+    return _kustomize(folder, kubectls()[0])
+
+
 def _kustomize(folder: Path, kubectl: str) -> str:
     done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{folder}: {done.stderr.strip()}"
