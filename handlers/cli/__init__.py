@@ -8,10 +8,14 @@ claimed then, and the process ends at once with 0. Each command replaces the han
 
 Two libraries import optional parts that no command uses and that take a third of the start: httpx its own command
 line (with rich and pygments), redis the metrics SDK of OpenTelemetry. Both work without them if the import fails.
+
+What a start creates stays. So the poller and the doors turn garbage collection on again once they have started, and it
+then skips what the start created (`end_of_start`). That saves a tenth of the start.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -21,6 +25,8 @@ SERVICES = ("poll", "serve", "status", "webhook")
 
 if sys.argv[1:2] and sys.argv[1] in SERVICES:
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
+    if sys.argv[1] in ("poll", "serve"):
+        gc.disable()
 
 for _unused in ("httpx._main", "opentelemetry.sdk.metrics"):
     cast("dict[str, Any]", sys.modules).setdefault(_unused, None)  # importing it raises ImportError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from handlers.cli.shell import end_of_start
 from handlers.contract.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -46,7 +47,12 @@ def serve(target: str | None, port: int | None, host: str | None) -> None:
         configure_logs(settings.log_options)
         log = get_logger("serve")
         target = env.function_target
-        run(variables, settings, target, lambda at: log.info("ready", target=target, port=at))
+
+        def ready(port: int) -> None:
+            end_of_start()
+            log.info("ready", target=target, port=port)
+
+        run(variables, settings, target, ready)
     except InvalidSetting as error:
         fail(error)
 
@@ -83,6 +89,7 @@ def poll(workers: int | None, handler_url: str | None) -> None:
 
 async def _run(build: Callable[[], PollerApp]) -> None:
     app = build()
+    end_of_start()
 
     def stop() -> None:
         if not app.has_begun:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -23,6 +24,12 @@ from handlers.contract.lenient_json import is_unicode
 
 _KEPT: Final = "\n\t"
 _ESCAPES: Final = "json-escapes"
+
+
+def end_of_start() -> None:
+    """Turn garbage collection on again, without all that exists: modules and the configured process stay."""
+    gc.freeze()
+    gc.enable()
 
 
 class TextType(click.types.StringParamType):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from redis import __version__ as LIBRARY_VERSION  # noqa: N812  # a constant
 from redis._parsers.hiredis import _AsyncHiredisParser
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -20,6 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
+from redis.driver_info import DriverInfo
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,  # noqa: A004  # the library's, a RedisError
@@ -49,6 +51,8 @@ class NotReplicated(RedisError):
 
 Store: TypeAlias = Redis | RedisCluster
 
+_DRIVER: Final = DriverInfo(lib_version=LIBRARY_VERSION)
+"""What connections report in `CLIENT LIST`. Without it, the library reads its version from disk for each connection."""
 _SENTINEL: Final = "+sentinel"
 _CLUSTER: Final = "+cluster"
 
@@ -115,6 +119,7 @@ def _arguments(options: RedisOptions, *, is_tls: bool) -> dict[str, Any]:
         "socket_connect_timeout": options.connect_timeout_seconds,
         "health_check_interval": 0,
         "retry": Retry(NoBackoff(), 0),
+        "driver_info": _DRIVER,
     }
     if urlsplit(options.url).scheme != "unix":  # TCP's own; a socket of this machine takes no such argument
         arguments["socket_keepalive"] = True

@@ -285,7 +285,9 @@ def read_config_file(path: str) -> ConfigFile:
     An empty path counts as an empty file. Lists of several files are joined; any other field may be in only one of
     them. Raises `InvalidSetting`.
     """
-    contents = [_content(_text(one)) for one in config_paths(path)]
+    if not (paths := config_paths(path)):
+        return ConfigFile()
+    contents = [_content(_text(one)) for one in paths]
     return _config(_merged(contents))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import select
 import socket
 import struct
@@ -27,6 +28,12 @@ _JOINED_BYTES: Final = 65_536
 """A request up to this size is written with one call; the body of a larger one follows in pieces, without a copy."""
 
 _BYTES_ACKED: Final = 120  # offset in Linux's `struct tcp_info`
+_PARTS_APART: Final = 1_024
+"""Parts of a body that are kept apart before they are joined."""
+
+_KEEP_ALIVE_TIMEOUT: Final = re.compile(rb"\btimeout\s*=\s*(\d{1,6})", re.IGNORECASE)
+_BREAKS_AS_SPACES: Final = bytes.maketrans(b"\r\n\0", b"   ")
+"""As RFC 9110, 5.5 asks for: the parser lets them through in folded lines' values."""
 _NO_BODY: Final = frozenset({204, 304})
 _SWITCHING: Final = 101
 
@@ -86,8 +93,11 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
         self._parser = httptools.HttpResponseParser(self)
-        # A length next to chunks is ignored (RFC 9112, 6.3); bytes after the last response are checked here.
-        self._parser.set_dangerous_leniencies(lenient_chunked_length=True, lenient_data_after_close=True)
+        # A length next to chunks is ignored (RFC 9112, 6.3), folded header lines are read (5.2), and bytes after the
+        # last response are checked here.
+        self._parser.set_dangerous_leniencies(
+            lenient_headers=True, lenient_chunked_length=True, lenient_data_after_close=True
+        )
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
         self._waiter: asyncio.Future[Response] | None = None
@@ -99,7 +109,8 @@ class Connection(asyncio.Protocol):
         self._unsent: memoryview | None = None
         self._sent_bytes = self._sent_before = 0
         self._has_first_byte = False
-        self.idle_since = 0.0
+        self.idle_until = 0.0
+        self.keep_alive_seconds = math.inf
         self.uses = 0
         self._begin()
 
@@ -107,8 +118,9 @@ class Connection(asyncio.Protocol):
         self._status_code = 0
         self._headers: list[Header] = []
         self._parts: list[bytes] = []
-        self._size = self._unframed = 0
+        self._size = self._unframed = self._joined_parts = 0
         self._has_headers = self._ends_with_connection = self._is_reusable = self._is_complete = False
+        self._is_ambiguous = False
 
     # --- what the pool calls
 
@@ -300,17 +312,20 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; trailers are dropped (RFC 9110, 6.5.1)."""
         if not self._has_headers:
-            self._headers.append((name.lower(), value))
+            self._headers.append((name.lower(), value.translate(_BREAKS_AS_SPACES)))
 
     def on_headers_complete(self) -> None:
         """Status and headers are complete; a 1xx response is interim."""
         if self._is_complete or self._waiter is None:
             return
         self._status_code = status = self._parser.get_status_code()
-        if status < 200 and status != _SWITCHING:
-            return
         if status == _SWITCHING:
             self._fail(httpx.RemoteProtocolError("the server switched protocols unasked"))
+            return
+        if 100 <= status < 200:
+            return
+        if status < 100:
+            self._fail(httpx.RemoteProtocolError(f"no HTTP response: its status is {status}"))
             return
         self._has_headers = True
         self._unframed = 0
@@ -333,14 +348,28 @@ class Connection(asyncio.Protocol):
                         UnusableResponse("has a transfer-encoding other than chunked", self._status_code)
                     )
                     return
+            elif name == b"keep-alive":
+                self._read_keep_alive(value)
+        # Both may be an attempt to make two readers see two responses: the next one might not be ours.
+        self._is_ambiguous = bool(length) and is_chunked
         self._ends_with_connection = not length and not is_chunked and self._status_code not in _NO_BODY
         if size > MAX_HEADER_BYTES:
             self._fail(self._too_much_headers())
         elif length and not is_chunked and int(length) > self._limit and self._status_code not in _NO_BODY:
             self._fail(ResponseTooLarge(status_code=self._status_code))
 
+    def _read_keep_alive(self, value: bytes) -> None:
+        """The server's own limit for an idle connection, less a margin for what is on its way."""
+        found = _KEEP_ALIVE_TIMEOUT.search(value)
+        if found:
+            seconds = int(found[1])
+            self.keep_alive_seconds = max(seconds - 1.0, seconds / 2)
+
     def on_body(self, body: bytes) -> None:
         if self._is_complete or self._waiter is None:
+            return
+        if not self._has_headers:
+            self._fail(httpx.RemoteProtocolError("no HTTP response: an interim one has a body"))
             return
         self._unframed = 0
         self._size += len(body)
@@ -348,8 +377,15 @@ class Connection(asyncio.Protocol):
             self._fail(ResponseTooLarge(status_code=self._status_code))
         else:
             self._parts.append(body)
+            if len(self._parts) - self._joined_parts >= _PARTS_APART:
+                self._join_parts()
             if self._ask_for_room is not None and self._size > FREE_BYTES:
                 self._wait_for_room(self._ask_for_room)
+
+    def _join_parts(self) -> None:
+        """Join the newest parts: a part takes 50 bytes beside its content, and a chunk may have one byte."""
+        self._parts[self._joined_parts :] = [b"".join(self._parts[self._joined_parts :])]
+        self._joined_parts += 1
 
     def on_message_complete(self) -> None:
         """The response is complete, or an interim one is and the final one follows."""
@@ -359,7 +395,9 @@ class Connection(asyncio.Protocol):
             self._headers.clear()
             return
         self._is_complete = True
-        self._is_reusable = self._unsent is None and self._parser.should_keep_alive()
+        self._is_reusable = (
+            self._unsent is None and not self._is_ambiguous and self._parser.should_keep_alive()
+        )
 
     def _wait_for_room(self, ask: AskForRoom) -> None:
         """Pause reading a large body until there is room for all of it."""

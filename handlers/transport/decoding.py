@@ -44,6 +44,8 @@ def decoded(body: bytes, encoding: str, limit: int, status_code: int = 0) -> byt
     if len(names) > _MOST_CODINGS:
         raise UnusableResponse(f"has more than {_MOST_CODINGS} content codings", status_code)
     for name in reversed(names):  # the header lists them in the order in which they were applied
+        if not body:
+            break
         decode = _decoders().get(name)
         if decode is None:
             raise UnusableResponse(f"has the unknown content-encoding {name[:32]!r}", status_code)

@@ -15,11 +15,11 @@ import math
 import ssl
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
 
 import httpx
+import msgspec
 
 from handlers.transport.connection import AskForRoom, Connection, Outgoing, Response
 from handlers.transport.decoding import decoded
@@ -33,12 +33,12 @@ HEAD_ONLY: Final = "head_only"
 """Extension of an httpx request: the response is complete with its headers, and has no body."""
 
 
-@dataclass(frozen=True, slots=True)
-class TransportOptions:
+class TransportOptions(msgspec.Struct, frozen=True):
     """Limits of a transport.
 
-    `max_response_bytes` bounds a body as it is received. Unused connections close after `idle_seconds`. Addresses are
-    remembered for `dns_seconds`. `check_addresses` may refuse the addresses of a host.
+    `max_response_bytes` bounds a body as it is received. Unused connections close after `idle_seconds`, or before the
+    limit in the server's `Keep-Alive: timeout=…` if that is shorter. Addresses are remembered for `dns_seconds`.
+    `check_addresses` may refuse the addresses of a host.
     """
 
     connect_seconds: float = 10.0
@@ -114,10 +114,10 @@ class Transport(httpx.AsyncBaseTransport):
     def _pooled(self, origin: Origin) -> Connection | None:
         """The most recently used connection that can be reused."""
         idle = self._idle.get(origin)
-        oldest = asyncio.get_running_loop().time() - self._options.idle_seconds
+        now = asyncio.get_running_loop().time()
         while idle:
             connection = idle.pop()
-            if connection.idle_since > oldest and connection.is_usable():
+            if now < connection.idle_until and connection.is_usable():
                 return connection
             connection.abort()
         return None
@@ -144,29 +144,30 @@ class Transport(httpx.AsyncBaseTransport):
     def _keep(self, connection: Connection) -> None:
         """Take a connection back after a complete exchange."""
         loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
+        seconds = min(self._options.idle_seconds, connection.keep_alive_seconds)
+        connection.idle_until = loop.time() + seconds
         origin = self._open[connection]
         idle = self._idle.get(origin)
         if idle is None:
             idle = self._idle[origin] = deque()
         idle.append(connection)
         if self._sweeping is None:
-            self._sweeping = loop.call_later(self._options.idle_seconds, self._sweep)
+            self._sweeping = loop.call_at(connection.idle_until, self._sweep)
 
     def _sweep(self) -> None:
         """Close connections past their idle limit and schedule the next sweep."""
         loop = asyncio.get_running_loop()
         self._sweeping = None
-        oldest, first = loop.time() - self._options.idle_seconds, math.inf
+        now, first = loop.time(), math.inf
         for origin, idle in list(self._idle.items()):
-            while idle and idle[0].idle_since <= oldest:
+            while idle and idle[0].idle_until <= now:
                 idle.popleft().abort()
             if idle:
-                first = min(first, idle[0].idle_since)
+                first = min(first, idle[0].idle_until)
             else:
                 del self._idle[origin]
         if first < math.inf:
-            self._sweeping = loop.call_at(first + self._options.idle_seconds, self._sweep)
+            self._sweeping = loop.call_at(first, self._sweep)
 
     def _forget(self, connection: Connection) -> None:
         self._open.pop(connection, None)  # in the pool it is skipped and later swept

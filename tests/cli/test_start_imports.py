@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -51,17 +52,21 @@ def started(command: str, folder: Path) -> tuple[list[str], str]:
     }[command]
 
 
-def output_until(sign: str, command: str, arguments: list[str], url: str, folder: Path) -> str:
-    """The output of a command before `sign`, with a line for each imported module."""
-    variables = {
+def variables_of(url: str) -> dict[str, str]:
+    """The environment of a command beside the Redis server at `url`."""
+    return {
         "PATH": os.environ["PATH"],
         "REDIS_URL": url,
         "IGW_BASE_URL": "http://127.0.0.1:9",
         "METRICS_PORT": "0",
         "HOST": "127.0.0.1",
-        "PYTHONPROFILEIMPORTTIME": "1",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def output_until(sign: str, command: str, arguments: list[str], url: str, folder: Path) -> str:
+    """What a command prints before `sign`, with a line for each module that it imports."""
+    variables = {**variables_of(url), "PYTHONPROFILEIMPORTTIME": "1"}
     log = folder / "output"
     line = [COMMAND, command, *arguments]
     with (
@@ -90,6 +95,28 @@ def test_a_command_starts_without_the_modules_that_it_does_not_need(
     arguments, sign = started(command, tmp_path)
     output = output_until(sign, command, arguments, valkey.url, tmp_path)
     assert unneeded(output, UNNEEDED[command]) == set()
+
+
+@pytest.mark.parametrize("command", ["poll", "serve"])
+def test_garbage_is_collected_once_a_command_has_started(
+    command: str, valkey: Valkey, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import gc, signal\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('collects', gc.isenabled(), gc.get_freeze_count() > 0))\n"
+    )
+    arguments, sign = started(command, tmp_path)
+    variables = {**variables_of(valkey.url), "PYTHONPATH": str(tmp_path)}
+    line = [COMMAND, command, *arguments]
+    log = tmp_path / "output"
+    with (
+        log.open("wb") as output,
+        running_process(line, env=variables, stdout=output, stderr=subprocess.STDOUT) as process,
+    ):
+        wait_until(lambda: sign in log.read_text(), f"{sign!r} of {command}")
+        process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: "collects" in log.read_text(), "the answer to the signal")
+    assert "collects True True" in log.read_text()
 
 
 def test_a_poller_loads_the_server_of_its_pages_after_its_first_claim(tmp_path: Path) -> None:

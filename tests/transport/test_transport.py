@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import math
 import os
 import socket
 import ssl
 import struct
 import sys
 import termios
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,53 +19,13 @@ import httpx
 import psutil
 import pytest
 
-from handlers.transport.connection import MAX_HEADERS, Connection, Response
+from handlers.transport.connection import MAX_HEADERS, Connection
 from handlers.transport.failures import ConnectionLost, ResponseTooLarge, TruncatedBody, UnusableResponse
 from handlers.transport.transport import HEAD_ONLY, Transport, TransportOptions, http_client
 from tests.servers.certificates import self_signed, serving
 from tests.servers.raw_http import Answer, End, RawHttp, answer, running_raw_http
+from tests.transport.calls import post, serving_raw
 from tests.waiting import wait_until_async
-
-LIMIT = 1_000_000
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    opened = Transport(TransportOptions(max_response_bytes=LIMIT, idle_seconds=60.0))
-    yield opened
-    await opened.aclose()
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[RawHttp]:
-    async with running_raw_http() as running:
-        yield running
-
-
-@contextlib.asynccontextmanager
-async def serving_raw(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[str]:
-    """A server with one coroutine per connection; yields its URL."""
-    running: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        running[writer] = asyncio.current_task()
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            await serve(reader, writer)
-        writer.close()
-
-    server = await asyncio.start_server(handle, host, 0, limit=1 << 20)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        yield f"http://[{host}]:{port}/x" if ":" in host else f"http://{host}:{port}/x"
-        for writer in running:
-            writer.transport.abort()
-        await asyncio.gather(*(task for task in running.values() if task is not None))
-
-
-async def post(transport: Transport, url: str, body: bytes = b"{}", until: float = math.inf) -> Response:
-    async with asyncio.timeout(60):
-        return await transport.post(url, {"content-type": "application/json"}, body, until)
 
 
 def loop_time() -> float:

@@ -1,0 +1,249 @@
+"""Responses that break a rule, or use one that few servers use: each is read, refused or given up as the rule says."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+import sys
+
+import httpx
+import pytest
+
+from handlers.transport.connection import Connection
+from handlers.transport.failures import ConnectionLost, TruncatedBody, UnusableResponse
+from handlers.transport.transport import Transport, TransportOptions, http_client
+from tests.servers.raw_http import Answer, End, RawHttp, answer
+from tests.transport.calls import post, serving_raw
+from tests.waiting import wait_until_async
+
+LIMIT = 1_000_000  # of the fixture `transport`
+OK = b"HTTP/1.1 200 OK\r\n"
+WHOLE = OK + b"content-length: 2\r\n\r\nok"
+CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
+
+
+REUSED = {
+    "a reason of nothing": b"HTTP/1.1 200\r\ncontent-length: 2\r\n\r\nok",
+    "line breaks before it": b"\r\n\r\n" + WHOLE,
+    "line breaks after it": WHOLE + b"\r\n\r\n",
+    "an interim one with a length": b"HTTP/1.1 100 C\r\ncontent-length: 2\r\n\r\n" + WHOLE,
+    "unknown interim ones": b"HTTP/1.1 150 X\r\n\r\n" * 50 + WHOLE,
+    "an offer to upgrade": OK + b"upgrade: h2c\r\nconnection: upgrade\r\ncontent-length: 2\r\n\r\nok",
+    "a coding in capitals": OK + b"Transfer-Encoding: Chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "a quoted chunk extension": CHUNKED + b'2;a="b;c"\r\nok\r\n0\r\n\r\n',
+    "folded header lines": OK + b"x: a\r\n b\r\n\tc\r\ncontent-length: 2\r\n\r\nok",
+}
+NOT_REUSED = {
+    "a length beside chunks": OK
+    + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "a second response at once": WHOLE + WHOLE,
+    "half a response after it": WHOLE + OK,
+    "other bytes after it": WHOLE + b"!!!",
+    "keep-alive for no time": OK + b"keep-alive: timeout=0\r\ncontent-length: 2\r\n\r\nok",
+}
+
+
+@pytest.mark.parametrize("name", [*REUSED, *NOT_REUSED])
+async def test_a_whole_response_is_read_and_its_connection_reused_only_where_the_next_response_is_ours(
+    transport: Transport, server: RawHttp, name: str
+) -> None:
+    server.say(Answer({**REUSED, **NOT_REUSED}[name]), answer(200, b"next"))
+    first = await post(transport, server.url)
+    assert (first.status_code, first.body) == (200, b"ok")
+    assert (await post(transport, server.url)).body == b"next"
+    assert server.connections == (1 if name in REUSED else 2)
+
+
+@pytest.mark.parametrize(
+    "body", [b"content-length: 2\r\n\r\nno", b"transfer-encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n"]
+)
+async def test_a_204_has_no_body_whatever_follows(transport: Transport, server: RawHttp, body: bytes) -> None:
+    server.say(Answer(b"HTTP/1.1 204 N\r\n" + body), answer(200, b"next"))
+    assert (await post(transport, server.url))[::2] == (204, b"")
+    assert (await post(transport, server.url)).body == b"next"
+    assert server.connections == 2
+
+
+async def test_folded_lines_and_forbidden_bytes_of_a_header_become_spaces(
+    transport: Transport, server: RawHttp
+) -> None:
+    server.say(Answer(OK + b"x: a\r\n b\0c\r\ncontent-length: 2\r\n\r\nok"))
+    (value,) = [value for name, value in (await post(transport, server.url)).headers if name == b"x"]
+    assert value.split() == [b"a", b"b", b"c"]
+    assert not set(value) & set(b"\r\n\0")
+
+
+NO_RESPONSE = {
+    "a status below 100": b"HTTP/1.1 099 X\r\ncontent-length: 2\r\n\r\nno" + WHOLE,
+    "an interim one with a body": b"HTTP/1.1 199 X\r\ncontent-length: 2\r\n\r\nno" + WHOLE,
+    "an interim one with chunks": b"HTTP/1.1 150 X\r\ntransfer-encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n"
+    + WHOLE,
+    "two lengths": OK + b"content-length: 2\r\ncontent-length: 3\r\n\r\nok",
+    "a length with a sign": OK + b"content-length: +2\r\n\r\nok",
+    "a length beyond all numbers": OK + b"content-length: 99999999999999999999999\r\n\r\nok",
+    "a space before the colon": OK + b"x : y\r\ncontent-length: 2\r\n\r\nok",
+    "HTTP/2": b"HTTP/2 200 OK\r\ncontent-length: 2\r\n\r\nok",
+    "lines that end without CR": WHOLE.replace(b"\r", b""),
+    "no HTTP": b"220 mail.example ESMTP\r\n",
+}
+BROKEN_BODIES = {
+    "a chunk extension with a control character": CHUNKED + b"2;\0=\r\nok\r\n0\r\n\r\n",
+    "a chunk extension without CR": CHUNKED + b"2;a\nok\r\n0\r\n\r\n",
+    "a chunk size beyond all numbers": CHUNKED + b"fffffffffffffffff\r\nok\r\n0\r\n\r\n",
+    "a chunk size with a sign": CHUNKED + b"-2\r\nok\r\n0\r\n\r\n",
+    "a chunk longer than its size": CHUNKED + b"1\r\nok\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", [*NO_RESPONSE, *BROKEN_BODIES])
+async def test_what_is_no_response_is_told_and_its_connection_closed(
+    transport: Transport, server: RawHttp, name: str
+) -> None:
+    server.say(Answer({**NO_RESPONSE, **BROKEN_BODIES}[name]), answer(200, b"next"))
+    with pytest.raises(httpx.RemoteProtocolError) as caught:
+        await post(transport, server.url)
+    assert isinstance(caught.value, TruncatedBody) == (name in BROKEN_BODIES)
+    assert (await post(transport, server.url)).body == b"next"
+
+
+async def test_a_body_in_tiny_chunks_takes_memory_for_its_bytes_only(
+    transport: Transport, server: RawHttp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 0
+    received = Connection.on_body
+
+    def measured(connection: Connection, body: bytes) -> None:
+        nonlocal most
+        received(connection, body)
+        if connection._size % 20_000 == 0:
+            most = max(most, sum(map(sys.getsizeof, connection._parts)))
+
+    monkeypatch.setattr(Connection, "on_body", measured)
+    chunk = b"2\r\nab\r\n" * 1_000
+    server.say(Answer(CHUNKED, chunk + b"", repeats=200, end=End.CLOSE))
+    with pytest.raises(TruncatedBody):
+        await post(transport, server.url)
+    assert 400_000 < most < 600_000
+
+
+async def test_all_parts_of_a_body_stay_in_their_order(transport: Transport, server: RawHttp) -> None:
+    body = b"".join(b"%06d" % number for number in range(5_000))
+    chunks = b"".join(b"3\r\n" + body[at : at + 3] + b"\r\n" for at in range(0, len(body), 3))
+    server.say(Answer(CHUNKED + chunks + b"0\r\n\r\n"))
+    assert (await post(transport, server.url)).body == body
+
+
+async def test_a_connection_is_given_up_before_the_server_closes_it(transport: Transport) -> None:
+    """The server announces two seconds: after one second the pool closes it, long before its own limit of a minute."""
+    closed = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(OK + b"keep-alive: max=9, Timeout = 2\r\ncontent-length: 2\r\n\r\nok")
+        assert await reader.read() == b""
+        closed.set()
+
+    async with serving_raw(serve) as url, asyncio.timeout(50):
+        await post(transport, url)
+        (connection,) = transport._open
+        assert connection.keep_alive_seconds == 1.0
+        await closed.wait()
+
+
+@pytest.mark.parametrize("coding", ["deflate, gzip", "br, gzip", "zstd, gzip", "gzip, gzip"])
+async def test_nothing_under_two_codings_is_nothing(
+    transport: Transport, server: RawHttp, coding: str
+) -> None:
+    server.say(answer(200, gzip.compress(b""), {"content-encoding": coding}))
+    assert (await post(transport, server.url)).body == b""
+
+
+async def test_an_unknown_coding_below_a_known_one_is_told(transport: Transport, server: RawHttp) -> None:
+    server.say(answer(200, gzip.compress(b"abc"), {"content-encoding": "pack200, gzip"}))
+    with pytest.raises(UnusableResponse, match="unknown content-encoding 'pack200'"):
+        await post(transport, server.url)
+
+
+@pytest.mark.parametrize(("excess", "is_read"), [(0, True), (1, False)])
+async def test_a_coded_body_may_unpack_to_exactly_the_limit(
+    transport: Transport, server: RawHttp, excess: int, is_read: bool
+) -> None:
+    half = LIMIT // 2
+    body = gzip.compress(b"x" * half) + gzip.compress(b"y" * (half + excess)) + gzip.compress(b"")
+    server.say(answer(200, body, {"content-encoding": "gzip"}))
+    if is_read:
+        assert len((await post(transport, server.url)).body) == LIMIT
+    else:
+        with pytest.raises(UnusableResponse, match="size limit"):
+            await post(transport, server.url)
+
+
+async def test_a_response_to_head_ends_with_its_headers(server: RawHttp) -> None:
+    server.say(Answer(OK + b"content-length: 2\r\n\r\n"), answer(200, b"next"))
+    async with http_client(TransportOptions()) as client, asyncio.timeout(60):
+        assert (await client.head(server.url)).content == b""
+        assert (await client.get(server.url)).content == b"next"
+
+
+async def test_a_server_that_closes_its_side_first_has_lost_the_request(transport: Transport) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write_eof()
+        await reader.read()
+
+    async with serving_raw(serve) as url:
+        with pytest.raises(ConnectionLost) as caught:
+            await post(transport, url)
+        assert not caught.value.may_resend
+
+
+async def test_a_reset_while_a_large_request_is_written_is_a_loss(transport: Transport) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()
+
+    async with serving_raw(serve) as url:
+        with pytest.raises(ConnectionLost):
+            await post(transport, url, bytes(20_000_000))
+
+
+async def test_a_response_before_the_whole_request_is_written_is_the_response(transport: Transport) -> None:
+    """The rest of the request is not written, and its connection is not used again."""
+    seen = 0
+    answered = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(WHOLE)
+        await answered.wait()
+        while data := await reader.read(1 << 20):
+            seen += len(data)
+
+    async with serving_raw(serve) as url:
+        first = await post(transport, url, bytes(40_000_000))
+        assert first.body == b"ok"
+        (await post(transport, url)).body  # noqa: B018  # on another connection
+        answered.set()
+        await wait_until_async(lambda: not transport._open or len(transport._open) == 1, "the first to close")
+    assert seen < 40_000_000
+
+
+async def test_a_response_byte_by_byte_is_read_and_its_time_is_limited(transport: Transport) -> None:
+    is_endless = False
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await reader.readuntil(b"{}")
+            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for byte in WHOLE[:-1] if is_endless else WHOLE:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0)
+
+    async with serving_raw(serve) as url:
+        assert (await post(transport, url)).body == b"ok"
+        is_endless = True
+        with pytest.raises(TimeoutError):
+            await post(transport, url, until=asyncio.get_running_loop().time() + 0.3)
