@@ -15,7 +15,7 @@ from tests.bench.sink import running_sink
 from tests.waiting import elapse
 
 SETTLED_SECONDS = 35.0
-"""After this time without requests a poller looks at its queues less often."""
+"""After this time without requests a poller checks its queues less often."""
 
 
 def imports_of(modules: str) -> float:
@@ -57,7 +57,7 @@ def idle_poller(seconds: int) -> Figures:
         poller({"REDIS_URL": server.url, "IGW_BASE_URL": "http://127.0.0.1:9"}) as polling,
     ):
         store = redis.Redis.from_url(server.url)
-        elapse(min(float(seconds), SETTLED_SECONDS), "the poller settles to its slowest looks")
+        elapse(min(float(seconds), SETTLED_SECONDS), "the poller settles to its slowest checks")
         commands, cpu, wakes = _commands(store), polling.cpu_seconds(), _wakes(polling.process.pid)
         began = time.perf_counter()
         elapse(seconds, "the measured time")

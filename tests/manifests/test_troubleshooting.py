@@ -44,7 +44,7 @@ def server() -> Iterator[Valkey]:
 
 @contextlib.contextmanager
 def running(arguments: list[str], variables: Mapping[str, str], log: Path) -> Iterator[Path]:
-    """A command of ours without a gateway; gives the file with its log."""
+    """One of our commands without a gateway; gives the file with its log."""
     environment = {"PATH": os.environ["PATH"], "IGW_BASE_URL": "http://127.0.0.1:9", **variables}
     with (
         log.open("wb") as output,
