@@ -7,6 +7,7 @@
 <out>.input      the requests, if they came from stdin
 <out>.undecodable  results that could not be decoded, as base64
 <out>.cancel     there: it is to be cancelled
+<out>.cancel-lines  numbers of single lines that are to be cancelled, appended
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -92,6 +93,7 @@ class BatchFiles:
         self.state = out.with_name(f"{out.name}.batch")
         self._lock = out.with_name(f"{out.name}.lock")
         self.cancel = out.with_name(f"{out.name}.cancel")
+        self.cancel_lines = out.with_name(f"{out.name}.cancel-lines")
         self.input = out.with_name(f"{out.name}.input")
         self.undecodable = out.with_name(f"{out.name}.undecodable")
 
@@ -124,6 +126,21 @@ class BatchFiles:
     def request_cancel(self) -> None:
         """Ask the process that runs the batch to cancel it."""
         open_private(self.cancel, "ab").close()
+
+    def request_cancel_of(self, numbers: Sequence[int]) -> None:
+        """Ask for the cancellation of single lines, by the process that runs the batch now or later."""
+        with open_private(self.cancel_lines, "ab") as file:
+            file.write("".join(f"{number}\n" for number in numbers).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines_to_cancel(self) -> set[int]:
+        """Numbers of the single lines that are to be cancelled."""
+        try:
+            with open_private(self.cancel_lines) as file:
+                return {int(text) for text in file if text.endswith(b"\n") and text.strip().isdigit()}
+        except FileNotFoundError:
+            return set()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -258,17 +275,22 @@ def numbered_lines(path: Path, first: int, last: int | None = None) -> Iterator[
 
 
 class FoundLine(msgspec.Struct, kw_only=True):
-    """One line of the input; `written` is the file with its answer or error, or empty."""
+    """One line of the input.
+
+    `written` is the kind and file of its answer or error, or empty. `is_cancelled`: it is not submitted any more.
+    """
 
     custom_id: str
     number: int
     request_id: str
     written: str = ""
+    is_cancelled: bool = False
 
 
 def find_lines(files: BatchFiles, state: BatchState, custom_ids: Collection[str]) -> dict[str, FoundLine]:
     """The first line with each `custom_id`; ids without a line are missing."""
     found: dict[str, FoundLine] = {}
+    cancelled = files.lines_to_cancel()
     for number, text in numbered_lines(Path(state.source), 1):
         name = custom_id_of(text)
         if name in custom_ids and name not in found:
@@ -276,6 +298,7 @@ def find_lines(files: BatchFiles, state: BatchState, custom_ids: Collection[str]
                 custom_id=name,
                 number=number,
                 request_id=request_id(state.batch, number),
+                is_cancelled=number in cancelled,
             )
     by_number = {line.number: line for line in found.values()}
     for path in (files.out, files.errors):

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -71,12 +71,12 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """Progress of a batch."""
+    """Progress of a batch; `unanswered` counts the submitted lines without a result."""
 
     total: int
     completed: int
     failed: int
-    in_flight: int
+    unanswered: int
 
 
 class BatchRun:
@@ -106,6 +106,7 @@ class BatchRun:
         self._is_fed = False
         self._has_collected = asyncio.Event()
         self._cancelled_at: float | None = None
+        self._cancelled_lines: set[int] = set()
 
     async def run(self) -> BatchState:
         """Run to the end and return the final state. An interruption keeps all written lines."""
@@ -152,9 +153,10 @@ class BatchRun:
 
     async def _feed(self) -> None:
         chunk: list[BatchLine] = []
+        most = min(SUBMITTED_AT_ONCE, self._options.window)
         for line in self._lines(self._state.submitted_through + 1):
             chunk.append(line)
-            if len(chunk) >= SUBMITTED_AT_ONCE:
+            if len(chunk) >= most:
                 await self._feed_chunk(chunk)
                 chunk = []
         await self._feed_chunk(chunk)
@@ -174,9 +176,10 @@ class BatchRun:
 
     async def _submit(self, lines: list[BatchLine], *, is_repeated: bool) -> None:
         """Submit lines, or write the errors of cancelled, late and invalid ones."""
-        code = self._reason_not_to_submit()
+        await self._look_for_cancel()
         parts: list[MemberParts] = []
         for line in lines:
+            code = self._reason_not_to_submit(line.number)
             prepared = self._queue.prepare(line) if not code else None
             if isinstance(prepared, MemberParts):
                 self._waiting[line.number] = line.custom_id
@@ -193,10 +196,15 @@ class BatchRun:
             await self._queue.submit(parts, is_repeated=is_repeated or attempts > 1)
 
         await patiently(submit)
+        # A cancellation that arrived during the call may have found no request yet.
+        await self._cancel([line.number for line in lines if self._is_cancelled(line.number)])
         self._tell()
 
-    def _reason_not_to_submit(self) -> str:
-        if self._cancelled_at is not None:
+    def _is_cancelled(self, number: int) -> bool:
+        return self._cancelled_at is not None or number in self._cancelled_lines
+
+    def _reason_not_to_submit(self, number: int) -> str:
+        if self._is_cancelled(number):
             return CANCELLED
         return EXPIRED if time.time() >= self._state.deadline else ""
 
@@ -264,12 +272,22 @@ class BatchRun:
     # --- the end
 
     async def _look_for_cancel(self) -> None:
-        if self._cancelled_at is not None or not self._files.cancel.exists():
+        """Cancel what was asked for since the last look: the batch, or single lines."""
+        if self._cancelled_at is not None:
             return
-        self._cancelled_at = time.monotonic()
-        numbers = list(self._waiting)
-        for start in range(0, len(numbers), SUBMITTED_AT_ONCE):
-            some = numbers[start : start + SUBMITTED_AT_ONCE]
+        if self._files.cancel.exists():
+            self._cancelled_at = time.monotonic()
+            await self._cancel(list(self._waiting))
+            return
+        new = self._files.lines_to_cancel() - self._cancelled_lines
+        self._cancelled_lines |= new
+        await self._cancel(sorted(new))
+
+    async def _cancel(self, numbers: Sequence[int]) -> None:
+        """Cancel the requests of those lines that wait for a result."""
+        waiting = [number for number in numbers if number in self._waiting]
+        for start in range(0, len(waiting), SUBMITTED_AT_ONCE):
+            some = waiting[start : start + SUBMITTED_AT_ONCE]
             await patiently(partial(self._queue.cancel, some))
 
     def _give_up_the_late(self) -> None:
@@ -292,6 +310,7 @@ class BatchRun:
         self._output.sync()
         self._state.outcome = "done" if self._cancelled_at is None else "cancelled"
         self._files.cancel.unlink(missing_ok=True)
+        self._files.cancel_lines.unlink(missing_ok=True)
 
     def _save(self) -> None:
         self._state.completed = self._output.completed
@@ -305,7 +324,7 @@ class BatchRun:
                 total=self._state.total,
                 completed=self._output.completed,
                 failed=self._output.failed,
-                in_flight=len(self._waiting),
+                unanswered=len(self._waiting),
             )
         )
 

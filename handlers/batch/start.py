@@ -70,7 +70,8 @@ def _checked_total(source: Path, *, is_checked: bool) -> int:
             f"{source}: {check.faulty} of {check.total} lines cannot be used; nothing was queued\n  "
             + "\n  ".join(check.faults)
             + more
-            + "\nCorrect the file, or run with --no-check: each such line then gets an error line"
+            + "\nCorrect the file, or run with --no-check: unusable lines then get error lines; "
+            "lines that repeat a custom_id are submitted"
         )
     return check.total
 

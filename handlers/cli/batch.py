@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -27,7 +27,7 @@ from handlers.cli.flags import (
     QueueFlags,
     redis_flags,
 )
-from handlers.cli.shell import EXIT_CODES_HELP, ExitCode, check_names, exits, for_output
+from handlers.cli.shell import ExitCode, check_names, exit_codes_help, exits, for_output
 from handlers.duration import duration_text
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ Examples:
   async-processor batch cancel results.jsonl
 
 After Ctrl-C or a crash, run the same command again: it continues, submits nothing twice, and neither loses
-nor duplicates a result. {EXIT_CODES_HELP} 5 cancelled.""",
+nor duplicates a result.
+
+{exit_codes_help(ExitCode.NOT_YET, ExitCode.CONFLICT)}""",
 )
 @click.argument(
     "source",
@@ -96,7 +98,8 @@ nor duplicates a result. {EXIT_CODES_HELP} 5 cancelled.""",
 @click.option(
     "--no-check",
     is_flag=True,
-    help="Queue without checking the whole file first; each faulty line gets an error line.",
+    help="Queue without checking the whole file first; each unusable line gets an error line, and a repeated "
+    "custom_id is not noticed.",
 )
 @WAIT_REPLICAS_FLAG
 @PAYLOAD_APART_FLAG
@@ -117,7 +120,10 @@ def run(
     payload_apart_bytes: int | None,
     queue: QueueFlags,
 ) -> ExitCode:
-    """Submit the requests of SOURCE and collect their answers; `-` is stdin, stored next to the output."""
+    """Submit a file of requests and collect answers.
+
+    `-` is stdin, stored next to the output.
+    """
     from handlers.batch.files import BatchFiles
     from handlers.batch.start import begin_or_resume
 
@@ -179,12 +185,15 @@ async def _run(
         await queue.close()
 
 
-@batch.command("status", epilog=EXIT_CODES_HELP)
+@batch.command("status", epilog=exit_codes_help(ExitCode.NOT_YET, ExitCode.UNREACHABLE, ExitCode.CONFLICT))
 @OUT
 @click.option("--json", "is_json", is_flag=True, help="One JSON object.")
 @exits
 def status(*, out: Path, is_json: bool) -> ExitCode:
-    """Print the progress of the batch of OUT (its output file); exit code 1 while it has errors or is not finished."""
+    """Print the progress of a batch.
+
+    OUT is the batch's output file. The exit code is 1 while the batch has errors or is not finished.
+    """
     from handlers.batch.files import BatchOutput
 
     files, state = _known_batch(out)
@@ -204,11 +213,11 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
     if is_json:
         print(json.dumps({"batch": state.batch, "status": what, "deadline": state.deadline, **counts}))
     else:
-        by = datetime.fromtimestamp(state.deadline, UTC).isoformat(timespec="seconds")
+        by = datetime.fromtimestamp(state.deadline, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         print(f"batch {state.batch}: {what}, deadline {by}")
         errors = f"{state.failed:,} errors{_kinds(state)}"
         print(f"{state.completed:,} answered, {errors}, of {state.total:,} requests")
-        print(f"output {files.out}, errors {files.errors}")
+        print(f"output {files.out.resolve()}, errors {files.errors}")
     return _exit_code(state)
 
 
@@ -223,7 +232,10 @@ Exit codes: 0 all were found; 1 some custom_id is unknown; 2 wrong flags; 4 Redi
 @redis_flags
 @exits
 def where(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags, retry_queue: str) -> ExitCode:
-    """Print where lines of the batch of OUT (its output file) are, by their custom_id."""
+    """Print where lines of a batch are.
+
+    OUT is the batch's output file; lines are named by their custom_id.
+    """
     from handlers.batch.files import find_lines
 
     files, state = _known_batch(out)
@@ -254,7 +266,8 @@ def _without_request(line: FoundLine | None, state: BatchState) -> str:
     """The state of a line without a live request."""
     if line is None:
         return f"no line of {state.source} has this custom_id"
-    return line.written or f"not queued yet: line {line.number:,} of {state.source}"
+    kind = "cancelled before it was queued" if line.is_cancelled else "not queued yet"
+    return line.written or f"{kind}: line {line.number:,} of {state.source}"
 
 
 @batch.command(
@@ -264,16 +277,18 @@ Examples:
   async-processor batch cancel results.jsonl
   async-processor batch cancel results.jsonl line-17 line-18
 
-{EXIT_CODES_HELP}""",
+{exit_codes_help(ExitCode.NOT_YET, ExitCode.CONFLICT)}""",
 )
 @OUT
 @click.argument("custom_ids", nargs=-1, metavar="[CUSTOM_ID]...")
 @redis_flags
 @exits
 def cancel(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags) -> ExitCode:
-    """Cancel the batch of OUT (its output file), or the lines with these custom_ids.
+    """Cancel a batch, or lines of it.
 
-    Each cancelled line gets an error line. If no process runs the batch, this one collects the remaining results.
+    OUT is the batch's output file; lines are named by their custom_id. Each cancelled line gets an error line. If no
+    process runs the batch, this one collects the remaining results of a cancelled batch. A single line then gets its
+    error line from the next `batch run`.
     """
     files, state = _known_batch(out)
     if custom_ids:
@@ -298,17 +313,34 @@ def _cancel_lines(
 
     found = find_lines(files, state, custom_ids)
     open_lines = [line for line in found.values() if not line.written]
-
-    async def cancel_open() -> list[bool]:
-        async with replace(queue, queue=state.queue, results=state.results).client() as client:
-            return await client.cancel_many([line.request_id for line in open_lines])
-
-    was_live = zip(open_lines, asyncio.run(cancel_open()), strict=True)
-    cancelled = {line.custom_id for line, was in was_live if was}
+    # First the file: from here on, the process that runs the batch submits none of these lines.
+    if state.outcome == "running":
+        files.request_cancel_of([line.number for line in open_lines])
+    client = replace(queue, queue=state.queue, results=state.results).client()
+    outcomes = asyncio.run(_cancel_open(client, open_lines))
     for custom_id in custom_ids:
-        text = "cancelled" if custom_id in cancelled else _without_request(found.get(custom_id), state)
+        text = outcomes.get(custom_id) or _without_request(found.get(custom_id), state)
         print(for_output(f"{custom_id} {text}", sys.stdout))
-    return ExitCode.DONE if cancelled == set(custom_ids) else ExitCode.FAILED_REQUESTS
+    are_cancelled = all(outcomes.get(custom_id, "").startswith("cancelled") for custom_id in custom_ids)
+    return ExitCode.DONE if are_cancelled else ExitCode.FAILED_REQUESTS
+
+
+async def _cancel_open(opened: AsyncClient, lines: Sequence[FoundLine]) -> dict[str, str]:
+    """Cancel lines without output; returns what became of each `custom_id`."""
+    from handlers.cli.where import reason_not_live
+
+    outcomes: dict[str, str] = {}
+    async with opened as client:
+        were_live = await client.cancel_many([line.request_id for line in lines])
+        for line, was_live in zip(lines, were_live, strict=True):
+            place = None if was_live else await client.where(line.request_id)
+            if place is None:
+                outcomes[line.custom_id] = "cancelled"
+            elif place.state == "unknown":
+                outcomes[line.custom_id] = "cancelled before it was queued"
+            else:
+                outcomes[line.custom_id] = f"not live: {reason_not_live(place)}"
+    return outcomes
 
 
 def _known_batch(out: Path) -> tuple[BatchFiles, BatchState]:
@@ -443,6 +475,6 @@ class BatchProgress:
         rate = self._rate.per_second()
         left = duration_text((progress.total - done) / rate) if rate > 0 else "?"
         return (
-            f"{rate:,.0f}/s, {progress.in_flight:,} in flight, {self._retries:,} retrying, "
+            f"{rate:,.0f}/s, {progress.unanswered:,} unanswered, {self._retries:,} retrying, "
             f"{progress.failed:,} errors, {left} left"
         )

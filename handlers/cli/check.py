@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from handlers.cli.shell import printable
 from handlers.contract.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from handlers.settings.settings import Settings
     from handlers.wiring.checks import Finding
 
-PARTS = ("gateway", "redis", "handler", "pubsub", "prometheus", "gates")
+PARTS = ("memory", "gateway", "redis", "handler", "pubsub", "prometheus", "gates")
 
 
 @click.command(
@@ -46,7 +47,7 @@ def check(parts: tuple[str, ...], is_json: bool, is_all: bool) -> None:
     if is_json:
         _print_json(settings, findings)
     else:
-        _print_tables(settings, findings, is_all=is_all)
+        _print_lines(settings, findings, is_all=is_all)
     sys.exit(1 if any(finding.state == "fault" for finding in findings) else 0)
 
 
@@ -62,22 +63,20 @@ def _print_json(settings: Settings, findings: list[Finding]) -> None:
     )
 
 
-def _print_tables(settings: Settings, findings: list[Finding], *, is_all: bool) -> None:
-    """Print findings, then the settings: those that differ from their defaults, or all."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    table = Table("", "what", "found", "what to do", box=None)
-    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "fault": "[bold red]FAULT[/]"}
+def _print_lines(settings: Settings, findings: list[Finding], *, is_all: bool) -> None:
+    """Print findings, then the settings: those that are not at their default, or all."""
+    marks = {"ok": "ok     ", "warning": "WARNING", "fault": "FAULT  "}
+    colours = {"ok": "green", "warning": "yellow", "fault": "red"}
     for finding in findings:
-        table.add_row(
-            marks[finding.state], *(escape(text) for text in (finding.what, finding.found, finding.fix))
+        click.echo(
+            f"{click.style(marks[finding.state], colours[finding.state])} {finding.what}: {finding.found}"
         )
-    shown = settings.shown() if is_all else settings.changed()
-    title = "All settings" if is_all else "Settings that differ from their defaults (--all shows every one)"
-    given = Table("variable", "value", box=None, title=title, title_justify="left")
-    for name, value in shown.items():
-        given.add_row(name, "" if value in ("", None) else escape(str(value)))
-    console.print(table, "", given)
+        if finding.fix:
+            click.echo(f"        {finding.fix}")
+    if not findings:
+        click.echo("nothing to check: the settings name none of these parts")
+    click.echo(
+        "\nAll settings:" if is_all else "\nSettings that differ from their defaults (--all shows every one):"
+    )
+    for name, value in (settings.shown() if is_all else settings.changed()).items():
+        click.echo(f"  {name} = {printable('' if value is None else str(value))}")

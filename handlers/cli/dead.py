@@ -124,10 +124,9 @@ def drop(dead_ids: tuple[str, ...], is_all: bool, is_confirmed: bool, queue: Que
 
 def _confirmed(count: int, queue: str) -> bool:
     """Ask for confirmation in a terminal; without one, only `--yes` confirms."""
-    question = f"drop all {count} dead letters of {queue} for good"
     if sys.stdin.isatty():
-        return click.confirm(question, err=True)
-    click.echo(f"not done: {question} needs --yes", err=True)
+        return click.confirm(f"drop all {count} dead letters of {queue} for good", err=True)
+    click.echo(f"nothing dropped: confirm with --yes that all {count} dead letters of {queue} go", err=True)
     return False
 
 

@@ -55,14 +55,6 @@ def demo(requests: int, has_pubsub: bool, seconds: float) -> None:
         sys.exit(0 if is_complete else 1)
 
 
-_EXPORTS = """\
-Paste this into another terminal, then every command of the README works as written:
-  export PATH={bin}:$PATH REDIS_URL={url} IGW_BASE_URL={gateway}"""
-_PUBSUB_EXPORTS = """\
-  export CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB=http://{host}/ CLOUDSDK_CORE_PROJECT={project} \
-CLOUDSDK_AUTH_DISABLE_CREDENTIALS=true
-  export PUBSUB_EMULATOR_HOST={host} PROJECT_ID={project} REQUEST_TOPIC_NAME={topic} REQUEST_TOPIC_ID={topic} \
-RESULT_SUBSCRIPTION_ID={subscription}"""
 _TRY = """
 For example:
   async-processor submit --prompt 'Good morning' --model your-model --deadline 10m --wait
@@ -92,7 +84,7 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
     """Keep Valkey, a simulated gateway, handler and poller up until Ctrl-C, and print the commands to use them."""
     import handlers.serving.server  # noqa: F401  # a missing extra fails here, and not in a child process
     from handlers.cli.main import fail
-    from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION, NoEmulator
+    from handlers.demo.pubsub_emulator import NoEmulator
     from handlers.demo.stack import Stack, StackOptions
 
     stopped = threading.Event()
@@ -110,10 +102,10 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
         with Stack(options) as stack:
             click.echo()
             folder = shlex.quote(str(Path(sys.executable).parent))
-            click.echo(_EXPORTS.format(bin=folder, url=stack.redis_url, gateway=stack.gateway_url))
-            if stack.emulator_host:
-                names = {"project": DEMO_PROJECT, "topic": REQUEST_TOPIC, "subscription": RESULT_SUBSCRIPTION}
-                click.echo(_PUBSUB_EXPORTS.format(host=stack.emulator_host, **names))
+            click.echo("Paste this into another terminal, then every command of the README works as written:")
+            click.echo(f"  export PATH={folder}:$PATH")
+            for variable, value in variables_of(stack).items():
+                click.echo(f"  export {variable}={shlex.quote(value)}")
             click.echo(_TRY)
             if stack.emulator_host:
                 click.echo(_TRY_PUBSUB)
@@ -126,6 +118,26 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
     if ended:
         click.echo(ended, err=True)
         sys.exit(1)
+
+
+def variables_of(stack: Stack) -> dict[str, str]:
+    """The variables with which the README's commands use this stack."""
+    from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION, RESULT_TOPIC
+
+    variables = {"REDIS_URL": stack.redis_url, "IGW_BASE_URL": stack.gateway_url}
+    if not stack.emulator_host:
+        return variables
+    return variables | {
+        "PUBSUB_EMULATOR_HOST": stack.emulator_host,
+        "PROJECT_ID": DEMO_PROJECT,
+        "REQUEST_TOPIC_NAME": REQUEST_TOPIC,
+        "REQUEST_TOPIC_ID": REQUEST_TOPIC,
+        "RESULT_TOPIC_ID": RESULT_TOPIC,
+        "RESULT_SUBSCRIPTION_ID": RESULT_SUBSCRIPTION,
+        "CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB": f"http://{stack.emulator_host}/",
+        "CLOUDSDK_CORE_PROJECT": DEMO_PROJECT,
+        "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",
+    }
 
 
 def _wait(stopped: threading.Event, stack: Stack) -> str:

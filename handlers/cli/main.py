@@ -87,6 +87,7 @@ def main() -> None:
 
 
 def fail(error: Exception) -> None:
-    """Print one line that says what to do, and exit with code 2."""
-    click.echo(f"error: {error}", err=True)
+    """Print one line for each fault, and exit with code 2."""
+    for one in (error, *getattr(error, "others", ())):
+        click.echo(f"error: {one}", err=True)
     sys.exit(2)

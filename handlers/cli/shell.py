@@ -125,10 +125,22 @@ class ExitCode(IntEnum):
     """Ctrl-C; queued requests stay queued."""
 
 
-EXIT_CODES_HELP = (
-    "Exit codes: 0 done; 1 a final result is an error; 2 wrong flags or input; "
-    "3 no result in the time given; 4 the broker does not answer; 130 interrupted."
-)
+_EXIT_CODES: Final = {
+    ExitCode.DONE: "done",
+    ExitCode.FAILED_REQUESTS: "a final result is an error",
+    ExitCode.WRONG_INPUT: "wrong flags or input",
+    ExitCode.NOT_YET: "no result in the time given",
+    ExitCode.UNREACHABLE: "the broker does not answer",
+    ExitCode.CANCELLED: "the batch was cancelled",
+    ExitCode.CONFLICT: "the idempotency key was used for another request",
+    ExitCode.INTERRUPTED: "interrupted",
+}
+
+
+def exit_codes_help(*without: ExitCode) -> str:
+    """The exit codes in ascending order, for a command's help; without those that it never returns."""
+    meanings = [f"{int(code)} {text}" for code, text in _EXIT_CODES.items() if code not in without]
+    return f"Exit codes: {'; '.join(meanings)}."
 
 
 def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:

@@ -22,7 +22,7 @@ from handlers.cli.flags import (
     key_value_pairs,
     queue_flags,
 )
-from handlers.cli.shell import EXIT_CODES_HELP, ExitCode, exits, for_output, printable
+from handlers.cli.shell import ExitCode, exit_codes_help, exits, for_output, printable
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import MALFORMED
 
@@ -44,8 +44,7 @@ Examples:
   echo '{{"model":"m","prompt":"Hi"}}' | async-processor submit - --id r1 --once 1h
   async-processor submit request.json --to pubsub --project p --topic requests
 
-{EXIT_CODES_HELP}
-6 the idempotency key was used for another request.""",
+{exit_codes_help(ExitCode.CANCELLED)}""",
 )
 @click.argument("source", required=False, metavar="[FILE|-]", type=click.Path(allow_dash=True))
 @click.option("--prompt", help="Text to complete, in place of a file.")
@@ -54,7 +53,7 @@ Examples:
 @click.option(
     "--deadline",
     type=DeadlineType(),
-    help="Deadline: 10m, 1h30m, an ISO 8601 time, Unix seconds.  [default: 1h]",
+    help="From now (10m, 1h30m, or 90 for seconds), or an ISO 8601 time, or Unix seconds.  [default: 1h]",
 )
 @click.option("--id", "request_id", default="", help="Id of the request.  [default: random]")
 @click.option("--tier", type=click.Choice(["interactive", "async", "batch"]), help="Lane of the request.")

@@ -121,14 +121,15 @@ def _head(now: Overview, hint: str) -> Text:
     for word, number, style in (
         ("queued", now.total("pending"), "bold"),
         ("in flight", now.total("claimed"), "bold cyan"),
-        ("for retry", now.retrying, "bold yellow" if now.retrying else "bold"),
-        ("dead", dead, "bold red" if dead else "bold"),
+        ("waiting for a retry", now.retrying, "bold yellow" if now.retrying else "bold"),
+        ("dead letters", dead, "bold red" if dead else "bold"),
     ):
         text.append(f"{number:,}", style=style)
-        text.append(f" {word}   ")
+        text.append(f" {word}  ")
     last = _last_whole(now.minutes)
     text.append(f"\n{last.answered + last.failed:,}", style="bold green")
-    text.append(f" results a minute   p50 {_seconds(last.p50)}   p95 {_seconds(last.p95)}\n")
+    shown = "  ".join(f"{name} {_seconds(getattr(last, name))}" for name in ("p50", "p95", "p99"))
+    text.append(f" results in the last whole minute  {shown}\n")
     text.append(bar_line([one.answered + one.failed for one in now.minutes]), style="green")
     return text
 
@@ -181,12 +182,16 @@ def _pools(now: Overview) -> Table:
     return table
 
 
-def _failures(now: Overview, most: int) -> Table:
+def _failures(now: Overview, most: int) -> Table | Text:
+    if not now.failures:
+        return Text("No failures in the last day.", style="dim")
     table = _table("WHEN", "OUTCOME", "ATTEMPT", "REASON", "REQUEST", numbers=("ATTEMPT",))
     for one in now.failures[:most]:
-        outcome = Text("failed", "red") if one.is_final else Text("retry", "yellow")
+        outcome = Text("failed", "red") if one.is_final else Text("retried", "yellow")
         reason = f"{one.reason} {one.status_code or ''}".strip()
-        table.add_row(_clock(one.at), outcome, str(one.attempt + 1), _plain(reason), _plain(one.id))
+        table.add_row(
+            _clock(one.at), outcome, str(one.attempt + 1), _plain(reason), _plain(one.id or "(no id)")
+        )
     return table
 
 

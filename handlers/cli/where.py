@@ -13,6 +13,7 @@ import click
 from handlers.cli.flags import RETRY_QUEUE_FLAG, QueueFlags, queue_flags, redis_flags
 from handlers.cli.shell import ExitCode, exits, for_output
 from handlers.contract.errors import InvalidSetting
+from handlers.duration import duration_text
 
 if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 _PLACES: Final = {
     "pending": "queued",
-    "claimed": "claimed by a poller: in flight, or waiting at a gate",
-    "retry": "waiting for its next attempt",
-    "dead": "dead-lettered",
+    "claimed": "in flight, or waiting at a gate",
+    "retry": "waiting for a retry",
+    "dead": "dead letter",
 }
 
 
@@ -87,14 +88,16 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
         lines.append("live, but moved during the search: try again")
     if found.finished:
         record = found.finished
-        lines.append(f"finished at {_clock(record.at)}: {record.outcome}, from queue {record.queue}")
+        state = "cancelled" if found.state == "cancelled" else "finished"
+        outcome = "" if state == "cancelled" else f": {record.outcome}"
+        lines.append(f"{state} at {_clock(record.at)}{outcome}, from queue {record.queue}")
     if found.state in ("finished", "cancelled", "dead-lettered"):
         lines.append(_result_text(found))
     if not lines:
         lines.append(
             "unknown: never queued here, or finished so long ago that its record and its result are gone"
         )
-    if found.is_partial:
+    if found.is_partial and not (found.finished and found.result):
         lines.append("(a list or queue was too long to read all of it)")
     return "\n".join(f"{found.request_id}  {line}" for line in lines)
 
@@ -104,6 +107,8 @@ def reason_not_live(found: Whereabouts) -> str:
     if any(place.where != "dead" for place in found.places):
         return "it is queued without a live marker, as redis-cli does it; only a client's submission can be cancelled"
     if found.finished:
+        if found.state == "cancelled":
+            return f"cancelled at {_clock(found.finished.at)}"
         return f"finished at {_clock(found.finished.at)} ({found.finished.outcome})"
     if found.state == "unknown":
         return "unknown in this queue; is the id right, and --queue?"
@@ -119,7 +124,8 @@ def _place_text(place: Place, now: float) -> str:
     if not place.due_at:
         return f"{text}, {attempts}"
     seconds = place.due_at - now
-    when = f"in {seconds:.0f} s" if seconds >= 0 else f"{-seconds:.0f} s ago"
+    length = duration_text(abs(seconds))
+    when = f"in {length}" if seconds >= 0 else f"{length} ago"
     return f"{text}, {attempts}, {word} {when}"
 
 

@@ -32,11 +32,28 @@ def known_fields(struct: type[msgspec.Struct], path: str) -> list[str]:
 
     Empty if there is no struct at `path`.
     """
-    kind: inspect.Type = inspect.type_info(struct)
-    for step in re.findall(r"[^.\[\]]+", path):
-        kind = _below(kind, step)
-    kind = _plain_type(kind)
+    kind = _plain_type(type_at(struct, path))
     return [field.encode_name for field in kind.fields] if isinstance(kind, inspect.StructType) else []
+
+
+def required_fields(struct: type[msgspec.Struct], path: str) -> list[str]:
+    """The wire names of the required fields at `path` below `struct`."""
+    kind = _plain_type(type_at(struct, path))
+    fields = kind.fields if isinstance(kind, inspect.StructType) else ()
+    return [field.encode_name for field in fields if field.required]
+
+
+def type_at(struct: type[msgspec.Struct], path: str) -> inspect.Type:
+    """The type of the field at `path` below `struct`; `AnyType` if there is none."""
+    kind: inspect.Type = inspect.type_info(struct)
+    for step in steps_of(path):
+        kind = _below(kind, step)
+    return kind
+
+
+def steps_of(path: str) -> list[str]:
+    """The names and indexes of a path such as `queues[0].labels[...]`."""
+    return re.findall(r"[^.\[\]]+|\.\.\.", path)
 
 
 def _below(kind: inspect.Type, step: str) -> inspect.Type:
@@ -45,6 +62,8 @@ def _below(kind: inspect.Type, step: str) -> inspect.Type:
         return kind.item_type
     if isinstance(kind, inspect.StructType):
         return next((field.type for field in kind.fields if field.encode_name == step), inspect.AnyType())
+    if isinstance(kind, inspect.DictType):
+        return kind.value_type
     return inspect.AnyType()
 
 
@@ -78,8 +97,16 @@ def described(kind: inspect.Type) -> str:
         case inspect.FloatType():
             return "a number" + _bounds(kind)
         case _:
-            is_filled = isinstance(kind, inspect.StrType) and kind.min_length
-            return "non-empty text" if is_filled else "text"
+            return _described_other(kind)
+
+
+def _described_other(kind: inspect.Type) -> str:
+    if isinstance(kind, inspect.ListType):
+        return "a list"
+    if isinstance(kind, inspect.DictType | inspect.StructType):
+        return "a mapping"
+    is_filled = isinstance(kind, inspect.StrType) and kind.min_length
+    return "non-empty text" if is_filled else "text"
 
 
 def _noun_with_bounds(noun: str, kind: inspect.Type) -> str:

@@ -10,6 +10,8 @@ Packages define further subclasses of `AsyncProcessorError` beside the code that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class AsyncProcessorError(Exception):
     """Base class of errors with a message for people."""
@@ -57,7 +59,8 @@ class InvalidEvent(AsyncProcessorError):
 class InvalidSetting(AsyncProcessorError):
     """An invalid setting, which stops the start.
 
-    `setting` is the variable, or the path of the field in `CONFIG_FILE`.
+    `setting` is the variable, or the path of the field in `CONFIG_FILE`. `others` are further invalid settings that
+    were found together with this one.
     """
 
     def __init__(self, setting: str, *, found: str, accepted: str) -> None:
@@ -65,3 +68,12 @@ class InvalidSetting(AsyncProcessorError):
         self.setting = setting
         self.found = found
         self.accepted = accepted
+        self.others: tuple[InvalidSetting, ...] = ()
+
+
+def raise_all(faults: Sequence[InvalidSetting]) -> None:
+    """Raise the first fault, with the others attached; does nothing without a fault."""
+    flat = [one for fault in faults for one in (fault, *fault.others)]
+    if flat:
+        flat[0].others = tuple(flat[1:])
+        raise flat[0]

@@ -21,7 +21,7 @@ def progress_view(depths: QueueDepths, tally: DemoTally) -> RenderableType:
     line = Text.assemble(
         ("queued ", "dim"),
         f"{depths.pending:<5}",
-        ("claimed ", "dim"),
+        ("in flight ", "dim"),
         f"{depths.claimed:<5}",
         ("waiting for a retry ", "dim"),
         (f"{depths.retrying:<5}", "yellow"),
@@ -39,7 +39,7 @@ def progress_line(depths: QueueDepths, tallies: Mapping[str, DemoTally]) -> str:
     for name, tally in tallies.items():
         parts.append(f"{name}: {len(tally.results)} of {len(tally.sent_at)} results")
     parts.append(
-        f"Redis queued {depths.pending}, claimed {depths.claimed}, waiting for a retry {depths.retrying}"
+        f"Redis queued {depths.pending}, in flight {depths.claimed}, waiting for a retry {depths.retrying}"
     )
     return " · ".join(parts)
 

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from handlers.contract.accepted import nearest
 from handlers.contract.errors import InvalidSetting
 from handlers.gates.aimd import AimdGate, AimdParameters
 from handlers.gates.combinators.composite import CompositeGate, CompositeParameters
@@ -129,8 +130,12 @@ def _kind_of(gate_type: str, setting: str) -> GateKind:
         return GATES[gate_type]
     points = installed.get(gate_type, ())
     if not points:
-        known = ", ".join(sorted({*GATES, *installed}))
-        raise InvalidSetting(setting, found=f"the unknown type {gate_type!r}", accepted=known)
+        known = sorted({*GATES, *installed})
+        close = nearest(gate_type, known)
+        hint = f" (did you mean {close}?)" if close else ""
+        raise InvalidSetting(
+            setting, found=f"the unknown type {gate_type!r}{hint}", accepted=f"one of {', '.join(known)}"
+        )
     packages = [point.dist.name if point.dist else point.value for point in points]
     if gate_type in GATES or len(points) > 1:
         also = "a built-in gate" if gate_type in GATES else packages.pop()

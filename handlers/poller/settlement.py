@@ -278,7 +278,7 @@ def refuse(
         request_id=error.request_id,
         request_token=error.request_token,
         payload_ref=error.payload_ref,
-        outcome=ErrorCode.INVALID_REQUEST,
+        outcome=code,
     )
 
 

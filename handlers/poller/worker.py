@@ -249,16 +249,7 @@ class Worker:
         try:
             envelope = held.envelope = await self._decoded(held)
         except InvalidRequest as error:
-            self._log.warning(
-                "invalid request",
-                id=error.request_id,
-                queue=claim.queue,
-                outcome="failed",
-                reason=ErrorCode.INVALID_REQUEST,
-                field=error.field,
-            )
-            options.metrics.answered(0, ErrorCode.INVALID_REQUEST, 0)
-            return refuse(claim, error, options.route, self._clock())
+            return self._refused(claim, options, error)
         if claim.is_cancelled:
             outcome: Outcome = cancelled(envelope.request)
         elif envelope.request.deadline <= self._clock():
@@ -271,6 +262,24 @@ class Worker:
             outcome = await self._attempt(held, envelope)
             await self._room_for_result(held, outcome)
         return self._settled_as(held, envelope, outcome, began_at)
+
+    def _refused(self, claim: Claim, options: WorkerOptions, error: InvalidRequest) -> Settlement:
+        """The settlement of an invalid request, counted and logged."""
+        self._log.warning(
+            "invalid request",
+            id=error.request_id,
+            queue=claim.queue,
+            outcome="failed",
+            reason=ErrorCode.INVALID_REQUEST,
+            field=error.field,
+        )
+        options.metrics.answered(0, ErrorCode.INVALID_REQUEST, 0)
+        self._note_without_attempt(error.request_id, claim, ErrorCode.INVALID_REQUEST)
+        return refuse(claim, error, options.route, self._clock())
+
+    def _note_without_attempt(self, request_id: str, claim: Claim, code: ErrorCode) -> None:
+        request = Request(id=request_id, deadline=0.0, payload=b"", queue=claim.queue)
+        self._on_outcome(request, Answered(error_result(request_id, "", code, "")))
 
     def _settled_as(
         self, held: Held, envelope: Envelope, outcome: Outcome, began_at: float | None = None
@@ -370,7 +379,7 @@ class Worker:
             try:
                 envelope = await self._decoded(held)
             except InvalidRequest as error:
-                self._settle(refuse(held.claim, error, held.options.route, self._clock()))
+                self._settle(self._refused(held.claim, held.options, error))
                 continue
             if held.claim.is_cancelled:
                 outcome = cancelled(envelope.request)
@@ -398,16 +407,21 @@ class Worker:
     async def _dead_lettered(self, claim: Claim, *, is_read: bool) -> Settlement:
         options = self._options
         if not is_read:
-            return dead_lettered_unread(claim, options.route, self._clock())
+            return self._undeliverable(dead_lettered_unread(claim, options.route, self._clock()))
         try:
             envelope = await self._decoded(Held(claim, options, HeldBytes(self.budget, 0)))
         except InvalidRequest as error:
-            return refuse(claim, error, options.route, self._clock())
+            return self._refused(claim, options, error)
         except Exception as error:  # noqa: BLE001  # whatever it is, reading it again would fail again
             self._log.error("dead letter unreadable", queue=claim.queue, error=repr(error))
-            return dead_lettered_unread(claim, options.route, self._clock())
+            return self._undeliverable(dead_lettered_unread(claim, options.route, self._clock()))
         whole = msgspec.structs.replace(claim, member=await self._whole_member(claim, envelope))
-        return _marked(options, dead_lettered(whole, envelope, options.route, self._clock()), envelope)
+        settlement = self._undeliverable(dead_lettered(whole, envelope, options.route, self._clock()))
+        return _marked(options, settlement, envelope)
+
+    def _undeliverable(self, settlement: Ack) -> Ack:
+        self._note_without_attempt(settlement.request_id, settlement.claim, ErrorCode.UNDELIVERABLE)
+        return settlement
 
     async def _payload(self, request: Request) -> bytes | None:
         if not request.payload_ref or self._read_payload is None:

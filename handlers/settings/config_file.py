@@ -14,8 +14,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from handlers.contract.accepted import about
-from handlers.contract.errors import InvalidSetting
+from handlers.contract.accepted import about, required_fields, steps_of
+from handlers.contract.errors import InvalidSetting, raise_all
 from handlers.forward.transforms.registry import TransformEntry, build_transforms
 from handlers.settings.environment import invalid_setting
 
@@ -276,6 +276,7 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 MOST_QUEUES = 10_000
 """Most queues of one poller, as each poll names all of them. Divide more among several deployments."""
+_MOST_FAULTS = 20
 _LISTS = {"queue_name": "queues", "subscriber_id": "topics", "id": "pools"}
 
 
@@ -339,17 +340,50 @@ def _content(text: str) -> dict[str, Any]:
 
 def _config(content: dict[str, Any]) -> ConfigFile:
     try:
-        config = msgspec.convert(_given(content), ConfigFile)
+        config = _converted(_given(content))
     except UnicodeEncodeError:
         found = "half a character (\\ud800 to \\udfff)"
         raise InvalidSetting("CONFIG_FILE", found=found, accepted="whole characters") from None
-    except msgspec.ValidationError as error:
-        raise invalid_setting(error, "CONFIG_FILE", ConfigFile) from None
     _check_unique(config)
     if config.request_merge_policy is not None:
         check_merge_policy(config.request_merge_policy)
     build_transforms(config.request_transforms, "requestTransforms")
     return config
+
+
+def _converted(content: dict[str, Any]) -> ConfigFile:
+    """The content as a `ConfigFile`; raises `InvalidSetting` with all faults, at most `_MOST_FAULTS`."""
+    faults: list[InvalidSetting] = []
+    while len(faults) < _MOST_FAULTS:
+        try:
+            config = msgspec.convert(content, ConfigFile)
+        except msgspec.ValidationError as error:
+            faults.append(invalid_setting(error, "CONFIG_FILE", ConfigFile))
+            if _without(content, faults[-1].setting):
+                continue
+        break
+    raise_all(faults)
+    return config
+
+
+def _without(content: dict[str, Any], path: str) -> bool:
+    """Drop the value at `path`, so that the next fault is found; a required name gets a placeholder."""
+    steps = [step for step in steps_of(path) if step != "..."]
+    place: Any = content
+    for step in steps[:-1]:
+        if isinstance(place, list) and step.isdigit():
+            place = place[int(step)]
+        elif isinstance(place, dict) and step in place:
+            place = place[step]
+        else:
+            return False
+    if not steps or not isinstance(place, dict):
+        return False
+    parent = path[: path.rindex(steps[-1])].rstrip(".[")
+    if steps[-1] in required_fields(ConfigFile, parent):
+        place[steps[-1]] = f"placeholder-{parent}"
+        return True
+    return place.pop(steps[-1], None) is not None
 
 
 def _given(content: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ A variable's name is its field's in upper case. `docs/settings.md` is generated 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-from handlers.contract.accepted import about, described, known_fields, nearest, types_of
-from handlers.contract.errors import InvalidSetting
+from handlers.contract.accepted import about, described, known_fields, nearest, type_at, types_of
+from handlers.contract.errors import InvalidSetting, raise_all
 from handlers.contract.json_limits import MAX_REQUEST_BYTES
 from handlers.contract.masked_text import without_secrets
 from handlers.forward.route import DEFAULT_PATH, FAIRNESS_HEADER, OBJECTIVE_HEADER
@@ -348,10 +348,16 @@ def read_environment(variables: Mapping[str, str]) -> Environment:
     """Read the environment. Raises `InvalidSetting` with variable and accepted values."""
     known = {name.upper() for name in Environment.__struct_fields__}
     given = {name: _plain(value) for name, value in variables.items() if name in known and value.strip()}
-    try:
-        return msgspec.convert(given, Environment, strict=False)
-    except msgspec.ValidationError as error:
-        raise _invalid_variable(error, given) from None
+    faults: list[InvalidSetting] = []
+    while True:
+        try:
+            environment = msgspec.convert(given, Environment, strict=False)
+        except msgspec.ValidationError as error:
+            faults.append(_invalid_variable(error, given))
+            if given.pop(faults[-1].setting, None) is not None:
+                continue
+        raise_all(faults)
+        return environment
 
 
 def _invalid_variable(error: msgspec.ValidationError, given: Mapping[str, str]) -> InvalidSetting:
@@ -380,7 +386,7 @@ def invalid_setting(
 ) -> InvalidSetting:
     """Convert msgspec's "Expected `int`, got `str` - at `$.WORKERS`" to an `InvalidSetting`.
 
-    `struct` gives the known fields, for an error about an unknown one.
+    `struct` gives the known fields and the accepted values.
     """
     text, _, path = str(error).partition(" - at `$")
     setting = path.rstrip("`").removeprefix(".") or where
@@ -393,6 +399,29 @@ def invalid_setting(
             found="an unknown field" + (f" (did you mean {close}?)" if close else ""),
             accepted=f"one of {', '.join(sorted(known))}" if known else "a known one",
         )
+    if text.startswith("Object missing required field"):
+        setting = ".".join(part for part in (path.rstrip("`").removeprefix("."), text.split("`")[1]) if part)
+        return InvalidSetting(setting, found="nothing", accepted=_accepted(struct, setting, "a value"))
     expected, _, got = text.removeprefix("Expected ").partition(", got ")
-    found = got.replace("`", "") or "a value out of bounds"
-    return InvalidSetting(setting, found=found, accepted=expected.replace("`", ""))
+    found = _NOUNS.get(got.strip("`"), got.replace("`", "")) or "a value out of bounds"
+    return InvalidSetting(
+        setting, found=found, accepted=_accepted(struct, setting, expected.replace("`", ""))
+    )
+
+
+_NOUNS: Final = {
+    "str": "text",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "nothing",
+    "array": "a list",
+    "object": "a mapping",
+}
+"""msgspec's names of the types of JSON, in words."""
+
+
+def _accepted(struct: type[msgspec.Struct] | None, setting: str, unknown: str) -> str:
+    """What the field accepts, in words; `unknown` if the struct does not say."""
+    kind = type_at(struct, setting) if struct else msgspec.inspect.AnyType()
+    return unknown if isinstance(kind, msgspec.inspect.AnyType) else described(kind)

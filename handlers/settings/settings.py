@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from handlers.contract.accepted import nearest
-from handlers.contract.errors import InvalidSetting
+from handlers.contract.errors import InvalidSetting, raise_all
 from handlers.contract.lenient_json import is_unicode
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.result import ANY, ANY_RESULT_LIST, ResultNames, read_result_names
@@ -230,8 +230,7 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
 
     Raises `InvalidSetting`, which names the variable or field, its value, and the accepted values.
     """
-    _check_variables(variables)
-    env = read_environment(variables)
+    env = _environment(variables)
     settings = Settings(env=env, file=read_config_file(env.config_file))
     _check_urls(settings)
     if 0 < env.max_in_flight_bytes < settings.least_in_flight_bytes:
@@ -254,6 +253,19 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
     return settings
 
 
+def _environment(variables: Mapping[str, str]) -> Environment:
+    """The environment; raises `InvalidSetting` with all misspelt and invalid variables."""
+    faults = _misspelt(variables)
+    try:
+        environment = read_environment(variables)
+    except InvalidSetting as fault:
+        faults.append(fault)
+        raise_all(faults)
+        raise
+    raise_all(faults)
+    return environment
+
+
 def memory_warnings(settings: Settings) -> list[str]:
     """A warning if the poller's byte budget exceeds the memory limit, as a list."""
     limit, needed = memory_limit(), needed_memory(settings.max_in_flight_bytes)
@@ -272,8 +284,8 @@ _SHORT: Final = 6
 """Characters of the longest names that are not compared: `PORT` resembles variables of other programs."""
 
 
-def _check_variables(variables: Mapping[str, str]) -> None:
-    """Refuse variables that are not UTF-8, or whose name looks like a misspelt setting.
+def _misspelt(variables: Mapping[str, str]) -> list[InvalidSetting]:
+    """Variables whose name looks like a misspelt setting. Raises `InvalidSetting` for one that is not UTF-8.
 
     The variables of OpenTelemetry's SDK (`OTEL_…`) must be UTF-8 too, because spans with other bytes cannot be encoded.
     """
@@ -282,9 +294,14 @@ def _check_variables(variables: Mapping[str, str]) -> None:
         if (name in ours or name.startswith("OTEL_")) and not is_unicode(variables[name]):
             raise InvalidSetting(name, found="bytes that are not UTF-8", accepted="text in UTF-8")
     known = [name.upper() for name in Environment.__struct_fields__ if len(name) > _SHORT]
-    for name in sorted(variables.keys() - _OTHERS - {name.upper() for name in Environment.__struct_fields__}):
-        if variables[name] and (close := nearest(name, known, cutoff=_LOOKS_MISSPELT)):
-            raise InvalidSetting(name, found="an unknown variable", accepted=f"{close}, if it is meant")
+    unknown = variables.keys() - _OTHERS - {name.upper() for name in Environment.__struct_fields__}
+    return [
+        InvalidSetting(
+            name, found="an unknown variable", accepted=f"a known variable (did you mean {close}?)"
+        )
+        for name in sorted(unknown)
+        if variables[name] and (close := nearest(name, known, cutoff=_LOOKS_MISSPELT))
+    ]
 
 
 def _check_distinct(settings: Settings) -> None:

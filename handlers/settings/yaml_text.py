@@ -20,8 +20,9 @@ def parse_yaml(text: str, setting: str) -> Any:
         raise InvalidSetting(setting, found=str(error), accepted="each key once") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # also invalid dates and deep nesting
         at = getattr(error, "problem_mark", None)
-        where = f" at line {at.line + 1}" if at else ""
-        raise InvalidSetting(setting, found=f"no JSON or YAML{where}", accepted="JSON or YAML") from None
+        problem = getattr(error, "problem", None) or "a value that cannot be read"
+        where = f" (line {at.line + 1}, column {at.column + 1})" if at else ""
+        raise InvalidSetting(setting, found=f"{problem}{where}", accepted="valid YAML or JSON") from None
 
 
 class _RepeatedKey(Exception):

@@ -107,6 +107,7 @@ class Minute:
     retried: int
     p50: float | None
     p95: float | None
+    p99: float | None = None
     cancelled: int = 0
 
 
@@ -260,6 +261,7 @@ def _minute(counts: Mapping[str, int]) -> Minute:
         sums["retried"],
         _quantile(classes, 0.5),
         _quantile(classes, 0.95),
+        _quantile(classes, 0.99),
         sums["cancelled"],
     )
 

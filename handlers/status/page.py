@@ -162,7 +162,7 @@ class StatusPages:
         )
         latency = charts.lines(
             "Seconds from creation to result",
-            [("p95", [one.p95 for one in per_minute]), ("p50", [one.p50 for one in per_minute])],
+            [(name, [getattr(one, name) for one in per_minute]) for name in ("p99", "p95", "p50")],
             "s",
         )
         return self._page(

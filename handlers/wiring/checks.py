@@ -6,12 +6,16 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
+from handlers.contract.errors import InvalidSetting, raise_all
 from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.route import joined
 from handlers.gates.gate import GateState
+from handlers.gates.labels import TIERS
+from handlers.poller.priority import build_merge, check_objectives
 from handlers.redis_store.admin.rights import RightsOptions, refused_commands, wrong_types
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
 from handlers.redis_store.faults import explained
@@ -51,9 +55,13 @@ Check = Callable[[Settings], Awaitable[list[Finding]]]
 
 
 async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
-    """All findings of the named parts (the keys of `CHECKS`)."""
+    """All findings of the named parts (the keys of `CHECKS`).
+
+    Raises `InvalidSetting` for faults of pools and gates that stop the start, all of them together.
+    """
+    raise_all(_start_faults(settings))
     found = await asyncio.gather(*(_bounded(part, CHECKS[part](settings)) for part in parts))
-    return [finding for findings in found for finding in findings]
+    return [*_tiers(settings), *(finding for findings in found for finding in findings)]
 
 
 async def _bounded(part: str, check: Awaitable[list[Finding]]) -> list[Finding]:
@@ -66,6 +74,39 @@ async def _bounded(part: str, check: Awaitable[list[Finding]]) -> list[Finding]:
                 part, "fault", f"no answer in {_TIMEOUT_SECONDS:g} s", "check network policies and proxies"
             )
         ]
+
+
+def _start_faults(settings: Settings) -> list[InvalidSetting]:
+    """Faults of merge policies, lanes and gates, as a starting process finds them; builds nothing that runs."""
+    faults: list[InvalidSetting] = []
+
+    def attempt(step: Callable[[], object]) -> None:
+        try:
+            step()
+        except InvalidSetting as fault:
+            faults.append(fault)
+
+    for number, pool in enumerate(settings.pools):
+        path = f"pools[{number}]"
+        attempt(partial(check_objectives, pool.lane_objectives, f"{path}.lane_objectives"))
+        attempt(partial(build_merge, pool.merge_policy, f"{path}.merge_policy"))
+    for path, entry in _gated_entries(settings):
+        gate = GateEntry(entry.gate_type, entry.gate_params, path, _pool_of(entry))
+        attempt(partial(PlacedGates, settings, {("entry", path): gate}))
+    return faults
+
+
+def _tiers(settings: Settings) -> list[Finding]:
+    """Warn of tiers that do not exist; their queues would silently be served last."""
+    label = settings.tier_label
+    entries = [(f"queues[{n}]", one.labels) for n, one in enumerate(settings.file.queues)]
+    entries += [(f"topics[{n}]", one.labels) for n, one in enumerate(settings.file.topics)]
+    fix = f"use one of {', '.join(TIERS)}; any other counts as batch"
+    return [
+        Finding(f"{path}.labels.{label}", "warning", repr(labels[label][:80]), fix)
+        for path, labels in entries
+        if labels.get(label, "batch") not in TIERS
+    ]
 
 
 def default_parts(settings: Settings) -> list[str]:

@@ -8,7 +8,7 @@ import gzip
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +32,7 @@ from handlers.batch.run import BatchOptions, BatchRun, Progress
 from handlers.batch.start import begin_or_resume
 from handlers.client import ClientOptions, Result
 from handlers.contract.result import ErrorCode, encode_result, error_result
+from handlers.redis_store.submit.submissions import MemberParts
 from tests.client.echo_poller import answer
 from tests.waiting import wait_until_async
 
@@ -100,7 +101,7 @@ async def test_every_line_gets_its_answer_once(
     with echoing(redis, options.queue) as taken:
         reports = await run(files, state, valkey_url)
     assert sum(taken) == 3_000
-    assert max(report.in_flight for report in reports) <= 1_000
+    assert max(report.unanswered for report in reports) <= 1_000
     out = lines(files.out)
     assert {line["custom_id"]: line["response"]["body"]["n"] for line in out} == {
         f"c{n}": n for n in range(3_000)
@@ -109,6 +110,64 @@ async def test_every_line_gets_its_answer_once(
     assert (state.outcome, state.completed, state.failed) == ("done", 3_000, 0)
     assert files.errors.read_bytes() == b""
     assert redis.exists(state.results) == 0
+
+
+async def test_a_window_smaller_than_a_call_holds(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 1_000)
+    state = begin(files := BatchFiles(tmp_path / "out.jsonl"), source, options)
+    with echoing(redis, options.queue):
+        reports = await run(files, state, valkey_url, window=300)
+    assert (state.completed, max(report.unanswered for report in reports) <= 300) == (1_000, True)
+
+
+class CancelsDuringSubmit(BatchQueue):
+    """A queue in whose first call somebody cancels line 2; that line is in the queue afterwards."""
+
+    def __init__(self, url: str, state: BatchState, files: BatchFiles) -> None:
+        super().__init__(url, state)
+        self._files = files
+
+    async def submit(self, parts: Sequence[MemberParts], *, is_repeated: bool) -> None:
+        self._files.request_cancel_of([2])
+        await super().submit(parts, is_repeated=is_repeated)
+
+
+async def test_lines_are_cancelled_whether_submitted_or_not(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    files = BatchFiles(tmp_path / "out.jsonl")
+    state = begin(files, write_requests(tmp_path / "in.jsonl", 5), options)
+    files.request_cancel_of([4])
+    queue = CancelsDuringSubmit(valkey_url, state, files)
+    running = asyncio.create_task(
+        BatchRun(files, state, queue, options=BatchOptions(), report=lambda _: None).run()
+    )
+    await wait_until_async(
+        lambda: bool(redis.exists(f"request-cancel:{state.batch}-2")), "the cancellation of line 2"
+    )
+    assert redis.zcard(options.queue) == 4
+    with echoing(redis, options.queue):
+        await running
+    assert [line["custom_id"] for line in lines(files.errors)] == ["c3"]
+    assert lines(files.errors)[0]["error"]["code"] == "batch_cancelled"
+    assert (state.outcome, len(lines(files.out))) == ("done", 4)
+    assert not files.cancel_lines.exists()
+
+
+async def test_a_cancelled_line_stays_cancelled_over_a_crash_and_a_torn_file(
+    valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
+) -> None:
+    files = BatchFiles(tmp_path / "out.jsonl")
+    state = begin(files, write_requests(tmp_path / "in.jsonl", 20), options)
+    state.submitted_through = 10  # as after a crash: these may have been submitted
+    files.write_state(state)
+    files.cancel_lines.write_bytes(b"3\n12\n1")
+    with echoing(redis, options.queue):
+        await run(files, state, valkey_url)
+    assert [line["custom_id"] for line in lines(files.errors)] == ["c2", "c11"]
+    assert len(lines(files.out)) == 18
 
 
 async def test_a_large_answer_is_collected_whole_and_goes_with_its_result(
@@ -347,7 +406,7 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path, options: ClientOptions) ->
     assert state.total == 2
 
 
-@pytest.mark.parametrize("ending", [".lock", ".batch.new", ".batch", ".cancel", ""])
+@pytest.mark.parametrize("ending", [".lock", ".batch.new", ".batch", ".cancel", ".cancel-lines", ""])
 def test_no_file_of_a_batch_is_opened_through_a_link(
     tmp_path: Path, options: ClientOptions, ending: str
 ) -> None:
@@ -358,6 +417,7 @@ def test_no_file_of_a_batch_is_opened_through_a_link(
     with pytest.raises(BatchConflict), files.locked():
         begin(files, write_requests(tmp_path / "in.jsonl", 1), options)
         files.request_cancel()
+        files.request_cancel_of([1])
         BatchOutput(files, "b").close()
     assert victim.read_text() == "precious"
 

@@ -12,6 +12,7 @@ from handlers.batch.run import Progress
 from handlers.cli import batch
 from tests.cli.test_queue_commands import Shell, write_requests
 from tests.client.conftest import redis, valkey_url
+from tests.client.echo_poller import answer
 from tests.waiting import wait_until
 
 __all__ = ["redis", "valkey_url"]
@@ -39,9 +40,14 @@ def test_lines_are_found_and_cancelled_by_their_custom_id(shell: Shell, tmp_path
 
         cancelled = shell.run("batch", "cancel", str(out), "c1")
         assert (cancelled.exit_code, cancelled.stdout) == (0, "c1 cancelled\n")
-        refused = shell.run("batch", "cancel", str(out), "c555", "nobody")
+        unsent = shell.run("batch", "cancel", str(out), "c555", "c556")
+        assert unsent.exit_code == 0, unsent.output
+        assert unsent.stdout == "c555 cancelled before it was queued\nc556 cancelled before it was queued\n"
+        refused = shell.run("batch", "cancel", str(out), "c557", "nobody")
         assert refused.exit_code == 1
-        assert "c555 not queued yet" in refused.stdout
+        assert refused.stdout.endswith(f"nobody no line of {source} has this custom_id\n")
+        now = shell.run("batch", "where", str(out), "c555")
+        assert now.stdout == f"c555  cancelled before it was queued: line 556 of {source}\n"
         batch_id = json.loads(Path(f"{out}.batch").read_text())["batch"]
         assert shell.redis.exists(f"request-cancel:{batch_id}-2"), "pollers find the cancellation of line 2"
         with shell.echoing():
@@ -49,8 +55,28 @@ def test_lines_are_found_and_cancelled_by_their_custom_id(shell: Shell, tmp_path
 
     done = shell.run("batch", "where", str(out), "c0")
     assert (done.exit_code, done.stdout) == (0, f"c0  answered, in {out}\n")
+    errors = [json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
+    assert {line["custom_id"]: line["error"]["code"] for line in errors} == dict.fromkeys(
+        ("c555", "c556", "c557"), "batch_cancelled"
+    )
+    assert not Path(f"{out}.cancel-lines").exists()
     again = shell.run("batch", "cancel", str(out), "c0")
     assert (again.exit_code, again.stdout) == (1, f"c0 answered, in {out}\n")
+
+
+def test_a_line_whose_result_waits_is_not_reported_as_unsent(shell: Shell, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 5)
+    out = tmp_path / "out.jsonl"
+    with shell.start("batch", "run", source, "--out", str(out)) as runner:
+        wait_until(lambda: shell.redis.zcard(shell.queue) == 5, "the lines in the queue")
+        runner.kill()
+        runner.communicate(timeout=60)
+    answer(shell.redis, shell.queue)
+    refused = shell.run("batch", "cancel", str(out), "c4")
+    assert (refused.exit_code, refused.stdout.split(":")[0]) == (1, "c4 not live"), refused.stdout
+    with shell.echoing():
+        done = shell.run("batch", "run", source, "--out", str(out))
+    assert (done.exit_code, len(out.read_text().splitlines())) == (0, 5), done.stderr
 
 
 def test_requests_from_stdin_are_stored_next_to_the_output(shell: Shell, tmp_path: Path) -> None:
@@ -96,13 +122,13 @@ async def test_a_pipe_gets_a_progress_line_each_interval(
 ) -> None:
     monkeypatch.setattr(batch, "LOGGED_EVERY_SECONDS", 0.0)
     async with batch.BatchProgress(None) as progress:
-        progress.update(Progress(total=10, completed=3, failed=1, in_flight=2))
-    assert "4 of 10, 0/s, 2 in flight, 0 retrying, 1 errors" in capsys.readouterr().err
+        progress.update(Progress(total=10, completed=3, failed=1, unanswered=2))
+    assert "4 of 10, 0/s, 2 unanswered, 0 retrying, 1 errors" in capsys.readouterr().err
 
 
 async def test_a_pipe_gets_no_progress_line_before_the_interval(capsys: pytest.CaptureFixture[str]) -> None:
     async with batch.BatchProgress(None) as progress:
-        progress.update(Progress(total=10, completed=3, failed=1, in_flight=2))
+        progress.update(Progress(total=10, completed=3, failed=1, unanswered=2))
     assert capsys.readouterr().err == ""
 
 

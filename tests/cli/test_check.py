@@ -111,6 +111,61 @@ def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+MISTAKES = """
+queues:
+  - {queue_nam: a}
+  - {queue_name: b, worker_pool: fast, labels: {tier: bach}}
+pools:
+  - {id: default, workers: 64x}
+"""
+LATE_MISTAKES = """
+queues:
+  - {queue_name: b, labels: {tier: bach}, gate_type: redis-quotta}
+pools:
+  - {id: default, merge_policy: tier_priority, lane_objectives: {reserve-batch: low}, gate_type: redis-quota,
+     gate_params: {adress: redis, limit: two}}
+"""
+
+
+def test_all_mistakes_are_reported_in_one_run(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+
+    variables = {"LEASE_SECOND": "3", "LEASE_SECONDS": "a", "WORKERS": "-1"}
+    named = [line.split(": ")[1] for line in check(**variables).stderr.splitlines()]
+    assert named == ["LEASE_SECOND", "WORKERS", "LEASE_SECONDS"]
+
+    file.write_text(MISTAKES)
+    done = check(CONFIG_FILE=str(file))
+    named = [line.split(": ")[1] for line in done.stderr.splitlines()]
+    assert named == [
+        *("queues[0].queue_nam", "queues[0].queue_name", "queues[1].worker_pool"),
+        "pools[0].workers",
+    ]
+    assert "expected an integer from 1 to 100000, got text" in done.stderr
+
+    file.write_text(LATE_MISTAKES)
+    done = check(CONFIG_FILE=str(file))
+    assert done.returncode == 2
+    named = [line.split(": ")[1] for line in done.stderr.splitlines()]
+    assert named == [
+        *("pools[0].lane_objectives.reserve-batch", "pools[0].merge_policy"),
+        *("pools[0].gate_params.adress", "pools[0].gate_params.limit", "queues[0].gate_type"),
+    ]
+    assert "did you mean redis-quota?" in done.stderr
+
+
+def test_an_unknown_tier_is_a_warning_with_the_known_ones(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("queues: [{queue_name: b, labels: {tier: bach}}]")
+    code, found = findings("--only", "memory", CONFIG_FILE=str(file))
+    assert (code, found["queues[0].labels.tier"]["state"]) == (0, "warning")
+    assert "interactive, async, batch" in found["queues[0].labels.tier"]["fix"]
+
+
+def test_nothing_to_check_is_said(tmp_path: Path) -> None:
+    assert check("--only", "gates").stdout.startswith("nothing to check")
+
+
 def test_a_gate_whose_source_answers_is_ok_and_one_whose_does_not_is_a_fault(
     stack: Stack, tmp_path: Path
 ) -> None:
@@ -189,6 +244,7 @@ def test_findings_come_first_and_only_what_differs_from_a_default_is_printed(sta
     variables = {"REDIS_URL": stack.redis_url, "IGW_BASE_URL": stack.gateway_url}
     short, whole = check(**variables).stdout, check("--all", **variables).stdout
     assert short.index("queue request-sortedset") < short.index("REDIS_URL ")
+    assert f"redis {stack.redis_url}: answers in " in short
     assert "LOG_LEVEL" not in short
     assert "LOG_LEVEL" in whole
 

@@ -68,6 +68,7 @@ class Rig:
         self.ack_batcher = AckBatcher(self.queue, self.log)
         self.settled: list[tuple[Settlement, bool]] = []
         self.dispatched: list[Request] = []
+        self.outcomes: list[tuple[Request, Outcome]] = []
         self.handler = handler
         self.on_freed = on_freed
         self.options = WorkerOptions(
@@ -85,6 +86,7 @@ class Rig:
             self.log,
             read_payload=partial(read_payload, store),
             clock=self._now,
+            on_outcome=lambda request, outcome: self.outcomes.append((request, outcome)),
             on_settled=self._settled,
         )
 

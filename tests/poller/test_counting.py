@@ -6,6 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -16,6 +17,8 @@ from handlers.poller.maintenance import DepthWatch
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.queue.queue import QueueOptions
+from handlers.status.collect import Tally
+from handlers.status.report import Failure
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
 from tests.poller.tables import table_of
 from tests.redis_keys import end_leases
@@ -90,6 +93,28 @@ async def test_dead_letters_count_when_they_are_recorded(store: Redis) -> None:
     rig = Rig(store)
     await carry(rig, b"no request at all")
     assert value(rig, "dead_letters_total") == 1
+
+
+async def test_requests_without_an_attempt_reach_the_status_page(store: Redis) -> None:
+    rig = Rig(store)
+    await carry(rig, body("invalid", payload=[]), b"unreadable")
+    claims = await rig.claimed(body("died"), body("never-read"))
+    async with running(rig.ack_batcher.run()):
+        await rig.worker.dead_letter([msgspec.structs.replace(claims[0], deaths=5)], 5)
+        await rig.worker.dead_letter([msgspec.structs.replace(claims[1], deaths=9)], 5)
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
+    tally = Tally()
+    for request, outcome in rig.outcomes:
+        tally.note(request, outcome)
+    counts, failures = tally.take()
+    decoded = [msgspec.json.decode(failure, type=Failure) for failure in failures]
+    assert counts == {"failed": 4}
+    assert sorted((one.id, one.reason, one.queue) for one in decoded) == [
+        ("", "INVALID_REQUEST", QUEUE),
+        ("died", "UNDELIVERABLE", QUEUE),
+        ("invalid", "INVALID_REQUEST", QUEUE),
+        ("never-read", "UNDELIVERABLE", QUEUE),
+    ]
 
 
 async def test_a_settlement_that_came_too_late_is_a_lost_lease(store: Redis) -> None:

@@ -20,6 +20,36 @@ def refused(text: str) -> InvalidSetting:
     return caught.value
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("queues: [{}]", "queues[0].queue_name: expected non-empty text, got nothing"),
+        ("queues: [{queue_name: 7}]", "queues[0].queue_name: expected non-empty text, got an integer"),
+        ("queues: {a: 1}", "queues: expected a list, got a mapping"),
+        (
+            "queues: [{queue_name: a, labels: {tier: 3}}]",
+            "queues[0].labels[...]: expected text, got an integer",
+        ),
+        ("pools: [{id: a, shared: often}]", "pools[0].shared: expected true or false, got text"),
+        (
+            "pools: [{id: a, workers: 0}]",
+            "pools[0].workers: expected an integer from 1 to 100000, got a value out of bounds",
+        ),
+        (
+            "a: 1\n b: 2",
+            "CONFIG_FILE: expected valid YAML or JSON, got mapping values are not allowed here (line 2, column 3)",
+        ),
+    ],
+)
+def test_an_error_describes_values_in_words(text: str, message: str) -> None:
+    assert str(refused(text)) == message
+
+
+def test_at_most_twenty_faults_are_reported() -> None:
+    entries = [{"queue_name": f"q{number}", "labels": 1} for number in range(40)]
+    assert len(refused(json.dumps({"queues": entries})).others) == 19
+
+
 def test_yaml_and_json_give_the_same_settings() -> None:
     yaml = """
 url: redis://r:6379

@@ -190,7 +190,7 @@ async def test_a_request_is_found_with_the_keyboard_alone(page: Page, base_url: 
     await page.open(f"{base_url}/find?id=hard-1")
     text = await page.run("document.body.innerText")
     assert "waiting for a retry" in text or "in flight" in text
-    assert "tried again" in text, "what went wrong on its way"
+    assert "retried" in text, "what went wrong on its way"
     await page.open(f"{base_url}/find?id=nobody")
     assert "It is unknown" in await page.run("document.body.innerText")
 

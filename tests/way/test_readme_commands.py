@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION
+from handlers.cli.demo import variables_of
 from handlers.demo.stack import Stack
 from tests.servers.presence import not_found
 from tests.waiting import wait_until
@@ -40,15 +40,7 @@ def run(pubsub_stack: Stack, tmp_path: Path) -> Run:
     environment = {
         **os.environ,
         "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "REDIS_URL": pubsub_stack.redis_url,
-        "IGW_BASE_URL": pubsub_stack.gateway_url,
-        "PROJECT_ID": DEMO_PROJECT,
-        "PUBSUB_EMULATOR_HOST": pubsub_stack.emulator_host,
-        "REQUEST_TOPIC_NAME": REQUEST_TOPIC,
-        "RESULT_SUBSCRIPTION_ID": RESULT_SUBSCRIPTION,
-        "CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB": f"http://{pubsub_stack.emulator_host}/",
-        "CLOUDSDK_CORE_PROJECT": DEMO_PROJECT,
-        "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",
+        **variables_of(pubsub_stack),  # all that `make dev` sets, and nothing else
         "CLOUDSDK_CORE_DISABLE_PROMPTS": "1",
     }
 
@@ -92,7 +84,7 @@ def test_the_readmes_submit_waits_for_its_answer(run: Run) -> None:
 
 
 def test_check_finds_the_stack_sound(run: Run) -> None:
-    assert "FAULT" not in run("RESULT_TOPIC_ID=async-proc-results async-processor check")
+    assert "FAULT" not in run("async-processor check")
 
 
 def test_setting_up_again_changes_nothing_and_teardown_removes_it(run: Run) -> None:

@@ -83,7 +83,7 @@ def test_a_request_waits_for_its_retry_then_it_is_cancelled(
 ) -> None:
     client.submit(REFUSED, deadline=HOUR, id="where-cancelled")
     wait_until(lambda: client.look_up("where-cancelled") is RequestState.RETRYING, "its retry")
-    assert "waiting for its next attempt" in run(stack, "where", "where-cancelled").stdout
+    assert "waiting for a retry" in run(stack, "where", "where-cancelled").stdout
     assert run(stack, "cancel", "where-cancelled").exit_code == 0
     wait_until(lambda: state_of(stack, "where-cancelled") == "cancelled", "its cancellation")
     wait_until(lambda: client.look_up("where-cancelled") is RequestState.CANCELLED, "its record")
