@@ -131,6 +131,7 @@ def _head(now: Overview, hint: str) -> Text:
     shown = "  ".join(f"{name} {_seconds(getattr(last, name))}" for name in ("p50", "p95", "p99"))
     text.append(f" results in the last whole minute  {shown}\n")
     text.append(bar_line([one.answered + one.failed for one in now.minutes]), style="green")
+    text.append("  last hour", style="dim")
     return text
 
 
