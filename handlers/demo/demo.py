@@ -98,10 +98,12 @@ class _Run:
         if not self._report_missing(ways):
             return False
         count = self._options.requests
-        self._console.print(
-            f"\n[bold]Faults[/]: {count} requests; the gateway resets, hangs, truncates, refuses and breaks down."
-        )
         pubsub = list(planned(max(20, int(count * _PUBSUB_SHARE)), "pubsub"))
+        also = f" and {len(pubsub)} through Pub/Sub" if "Pub/Sub" in self._brokers else ""
+        self._console.print(
+            f"\n[bold]Faults[/]: {count + len(BROKEN_IDS)} requests through Redis ({len(BROKEN_IDS)} of them malformed)"
+            f"{also}; the gateway resets, hangs, truncates, refuses and breaks down."
+        )
         tallies = {name: DemoTally() for name in self._brokers}
         await self._phase(list(planned(count, "redis")), pubsub, BROKEN, tallies)
         return await self._closing(tallies)
