@@ -59,7 +59,7 @@ async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
 
     Raises `InvalidSetting` for faults of pools and gates that stop the start, all of them together.
     """
-    raise_all(_start_faults(settings))
+    raise_all(await _start_faults(settings))
     found = await asyncio.gather(*(_bounded(part, CHECKS[part](settings)) for part in parts))
     return [*_tiers(settings), *(finding for findings in found for finding in findings)]
 
@@ -76,23 +76,28 @@ async def _bounded(part: str, check: Awaitable[list[Finding]]) -> list[Finding]:
         ]
 
 
-def _start_faults(settings: Settings) -> list[InvalidSetting]:
+async def _start_faults(settings: Settings) -> list[InvalidSetting]:
     """Faults of merge policies, lanes and gates, as a starting process finds them; builds nothing that runs."""
     faults: list[InvalidSetting] = []
 
-    def attempt(step: Callable[[], object]) -> None:
-        try:
-            step()
-        except InvalidSetting as fault:
-            faults.append(fault)
-
     for number, pool in enumerate(settings.pools):
         path = f"pools[{number}]"
-        attempt(partial(check_objectives, pool.lane_objectives, f"{path}.lane_objectives"))
-        attempt(partial(build_merge, pool.merge_policy, f"{path}.merge_policy"))
+        for check in (
+            partial(check_objectives, pool.lane_objectives, f"{path}.lane_objectives"),
+            partial(build_merge, pool.merge_policy, f"{path}.merge_policy"),
+        ):
+            try:
+                check()
+            except InvalidSetting as fault:
+                faults.append(fault)
     for path, entry in _gated_entries(settings):
         gate = GateEntry(entry.gate_type, entry.gate_params, path, _pool_of(entry))
-        attempt(partial(PlacedGates, settings, {("entry", path): gate}))
+        try:
+            gates = PlacedGates(settings, {("entry", path): gate})
+        except InvalidSetting as fault:
+            faults.append(fault)
+        else:
+            await gates.aclose()
     return faults
 
 

@@ -145,7 +145,7 @@ def test_all_mistakes_are_reported_in_one_run(tmp_path: Path) -> None:
 
     file.write_text(LATE_MISTAKES)
     done = check(CONFIG_FILE=str(file))
-    assert done.returncode == 2
+    assert done.exit_code == 2
     named = [line.split(": ")[1] for line in done.stderr.splitlines()]
     assert named == [
         *("pools[0].lane_objectives.reserve-batch", "pools[0].merge_policy"),
