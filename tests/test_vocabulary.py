@@ -43,7 +43,7 @@ SYNONYMS = {
     r"\b(?:dead messages?|dead requests?|graveyard|dead[- ]letter queue)\b": "dead letter",
     r"\b(?:failed|red)[^.|]{0,20}\bcancelled (?:ones|requests)\b": "cancelled requests are not failures",
 }
-"""Words that somebody used for a thing that has one, and that one."""
+"""Forbidden words, with the one to use."""
 
 
 def shown_in(path: Path) -> str:

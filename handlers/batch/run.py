@@ -272,7 +272,7 @@ class BatchRun:
     # --- the end
 
     async def _look_for_cancel(self) -> None:
-        """Cancel what was asked for since the last look: the batch, or single lines."""
+        """Cancel the batch or the single lines whose cancellation was requested since the last look."""
         if self._cancelled_at is not None:
             return
         if self._files.cancel.exists():

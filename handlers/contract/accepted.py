@@ -44,7 +44,7 @@ def required_fields(struct: type[msgspec.Struct], path: str) -> list[str]:
 
 
 def type_at(struct: type[msgspec.Struct], path: str) -> inspect.Type:
-    """The type of the field at `path` below `struct`; `AnyType` if there is none."""
+    """The type of the field at `path` below `struct`; `AnyType` for an unknown path."""
     kind: inspect.Type = inspect.type_info(struct)
     for step in steps_of(path):
         kind = _below(kind, step)

@@ -123,7 +123,7 @@ async def test_a_window_smaller_than_a_call_holds(
 
 
 class CancelsDuringSubmit(BatchQueue):
-    """A queue in whose first call somebody cancels line 2; that line is in the queue afterwards."""
+    """A queue in whose first call line 2 is cancelled; that line is in the queue afterwards."""
 
     def __init__(self, url: str, state: BatchState, files: BatchFiles) -> None:
         super().__init__(url, state)
