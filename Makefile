@@ -15,6 +15,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --require-hashes --only-binary :all:
 # kubectl and valkey-server may come from packages: their commands are beside python.
 export PATH := $(abspath $(BIN)):$(PATH)
+# Without stored byte code each process of a demo or test would compile the product again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup servers demo demo-loop dev test test-loaded lint fmt types imports bench bench-slack chaos \
