@@ -16,7 +16,7 @@ from handlers.contract.result import Result, answered_result, decode_result
 from handlers.forward.forward import AttemptOptions
 from handlers.forward.middleware.account import counted_calls
 from handlers.forward.outcome import Answered, Outcome
-from handlers.poller.ack_batcher import AckBatcher, Settlement
+from handlers.poller.ack_batcher import AckBatcher, OnSettled, Settlement
 from handlers.poller.claimer import ClaimedQueue, Claimer, ClaimerOptions
 from handlers.poller.settlement import RequestLimits, ResultRoute
 from handlers.poller.worker import Worker, WorkerOptions
@@ -43,6 +43,19 @@ def body(request_id: str, **fields: Any) -> bytes:
     return json.dumps({"id": request_id, "deadline": time.time() + 3_600, "payload": {}, **fields}).encode()
 
 
+class ListedBatcher(AckBatcher):
+    """An ack batcher; `added` lists the settlements that it was given."""
+
+    def __init__(self, queue: RedisQueue, log: Logger) -> None:
+        super().__init__(queue, log)
+        self.added: list[Settlement] = []
+
+    def add(self, settlement: Settlement, on_settled: OnSettled) -> None:
+        """List it too."""
+        self.added.append(settlement)
+        super().add(settlement, on_settled)
+
+
 class Rig:
     """A queue, its ack batcher and worker; `settled` lists settlements and whether they took effect."""
 
@@ -65,7 +78,7 @@ class Rig:
         self.clock: Callable[[], float] = self.queue.now
         self.process_metrics = Metrics()
         self.metrics: QueueMetrics = self.process_metrics.of_queue(name, name, "default")
-        self.ack_batcher = AckBatcher(self.queue, self.log)
+        self.ack_batcher = ListedBatcher(self.queue, self.log)
         self.settled: list[tuple[Settlement, bool]] = []
         self.dispatched: list[Request] = []
         self.outcomes: list[tuple[Request, Outcome]] = []

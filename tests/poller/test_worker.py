@@ -271,8 +271,8 @@ async def test_large_results_are_encoded_as_the_byte_budget_has_room(store: Redi
         return share.held > share.limit - 6 * len(_GROWING)
 
     await wait_until_async(is_full, "as many results as have room")
-    assert len(rig.ack_batcher._waiting) == 2
-    assert sum(size_of(settlement) for settlement, _ in rig.ack_batcher._waiting) <= share.limit
+    assert len(rig.ack_batcher.added) == 2
+    assert sum(map(size_of, rig.ack_batcher.added)) <= share.limit
     async with running(rig.ack_batcher.run()):
 
         async def are_stored() -> bool:
@@ -293,10 +293,10 @@ async def test_an_answer_that_waits_for_room_can_be_cancelled_or_handed_back(sto
     rig.start(claims)
 
     async def has_settled() -> bool:
-        return len(rig.ack_batcher._waiting) == 1
+        return len(rig.ack_batcher.added) == 1
 
     await wait_until_async(has_settled, "the first result")
-    (done, _), *_ = rig.ack_batcher._waiting
+    (done,) = rig.ack_batcher.added
     cancelled, handed_back = (claim for claim in claims if claim != done.claim)
     rig.worker.cancel([cancelled])
     async with running(rig.ack_batcher.run()):

@@ -121,7 +121,7 @@ async def test_a_connection_is_given_up_before_the_server_closes_it(transport: T
         assert await reader.read() == b""
         closed.set()
 
-    async with serving_raw(serve) as url, asyncio.timeout(50):
+    async with serving_raw(serve) as url, asyncio.timeout(60):
         await post(transport, url)
         await closed.wait()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -111,7 +112,8 @@ def envelope(request_id: str, token: str = "", **internal: object) -> bytes:
 class LosingRedis(Redis):
     """A client over the connections of `redis` that loses replies of the script `claim` while `loses_claims`.
 
-    `after_take_back`, if set, runs once, before the reply of the next `take_back` is handed on.
+    `scripts` counts the calls of `claim` and `take_back`. `after_take_back`, if set, runs once, before the reply of the
+    next `take_back` is handed on.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -119,10 +121,12 @@ class LosingRedis(Redis):
         self._shas = {lua_script(redis, name).sha: name for name in ("claim", "take_back")}
         self.loses_claims = False
         self.after_take_back: Callable[[], Awaitable[None]] | None = None
+        self.scripts: Counter[str | None] = Counter()
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # the library's
         script = self._shas.get(str(args[1])) if args[0] == "EVALSHA" else None
+        self.scripts[script] += 1
         if script == "claim" and self.loses_claims:
             raise LostConnection("reply lost")
         if script == "take_back" and self.after_take_back is not None:
