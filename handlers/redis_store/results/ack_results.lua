@@ -1,6 +1,5 @@
--- ack_results: drop results that their reader has stored, and remember their claim keys for a while. Sending it twice
--- does
--- no harm.
+-- ack_results: drop results that their reader has stored, and remember their claim keys for a while.
+-- Sending it twice does no harm.
 -- KEYS[1] <results>:result-claimed         hash  claim key -> result
 -- KEYS[2] <results>:result-claim-owners    hash  claim key -> owner token
 -- KEYS[3] <results>:result-claims-idx      zset  claim key, score = lease end, Unix milliseconds of this server
