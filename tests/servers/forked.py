@@ -66,7 +66,8 @@ class ForkedProcess:
     def send_signal(self, number: int) -> None:
         """Send it a signal; a no-op once it has ended."""
         if self.returncode is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # the template has just seen its end
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """SIGTERM."""
