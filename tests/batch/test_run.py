@@ -150,6 +150,7 @@ async def test_lines_are_cancelled_whether_submitted_or_not(
     assert redis.zcard(options.queue) == 4
     with echoing(redis, options.queue):
         await running
+    await queue.close()
     assert [line["custom_id"] for line in lines(files.errors)] == ["c3"]
     assert lines(files.errors)[0]["error"]["code"] == "batch_cancelled"
     assert (state.outcome, len(lines(files.out))) == ("done", 4)

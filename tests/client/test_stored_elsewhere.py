@@ -176,10 +176,9 @@ READERS = {
     "batch/queue.py": test_a_batch_makes_it_an_error_that_names_the_place,
     "cli/results.py": test_the_results_command_prints_it_as_json_and_names_the_place_in_a_table,
     "cli/submit.py": test_submit_names_the_place_on_stderr_and_succeeds,
-    "client/own_results.py": test_the_client_passes_it_on,
     "client/redis_broker.py": test_the_client_passes_it_on,
     "client/pubsub_broker.py": test_the_client_of_pubsub_passes_it_on,
-    "client/result_stream.py": test_the_client_passes_it_on,
+    "client/results.py": test_the_client_passes_it_on,
     "redis_store/admin/whereabouts.py": test_where_finds_it,
     "webhook/call.py": test_a_webhook_sends_it_with_the_place,
 }

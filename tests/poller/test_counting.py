@@ -101,7 +101,7 @@ async def test_requests_without_an_attempt_reach_the_status_page(store: Redis) -
     claims = await rig.claimed(body("died"), body("never-read"))
     async with running(rig.ack_batcher.run()):
         await rig.worker.dead_letter([msgspec.structs.replace(claims[0], delivery_count=5)], 5)
-        await rig.worker.dead_letter([msgspec.structs.replace(claims[1], deaths=9)], 5)
+        await rig.worker.dead_letter([msgspec.structs.replace(claims[1], delivery_count=9)], 5)
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     tally = Tally()
     for request, outcome in rig.outcomes:
