@@ -26,6 +26,7 @@ from handlers.pubsub.publisher import (
 )
 from tests.pubsub.resources import Resources
 from tests.servers.pubsub_broker import Fault, Refusal, confirmed, refusal, running_broker
+from tests.waiting import wait_until_async
 
 
 async def test_a_confirmed_result_is_on_the_topic_byte_for_byte(
@@ -104,9 +105,12 @@ async def test_at_most_max_calls_run_at_once(options: PubSubOptions, resources: 
         PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
         Publisher(channel, PublisherOptions(max_batch=1, max_calls=3)) as publisher,
     ):
-        await asyncio.gather(*(publisher.publish("results", b"x") for _ in range(30)))
-        assert broker.calls == 30
-        assert broker.most_at_once == 3
+        broker.is_hanging = True
+        published = asyncio.gather(*(publisher.publish("results", b"x") for _ in range(30)))
+        await wait_until_async(lambda: broker.calls == 3, "three calls that the broker does not answer yet")
+        broker.is_hanging = False
+        await published
+        assert (broker.calls, broker.most_at_once) == (30, 3)
 
 
 async def test_a_message_over_pubsubs_limits_is_never_sent(channel: PubSubChannel) -> None:
