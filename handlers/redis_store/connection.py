@@ -344,8 +344,10 @@ class ProgressParser(_AsyncHiredisParser):
 
 
 class _ProgressiveSend(AbstractConnection):
-    """Another task may close the connection during a call, as the rediscovery of a cluster does; the library then
-    fails with an error of its implementation, which is a `ConnectionError` here.
+    """Sends in pieces with a time limit each, and reports a connection that another task closed as lost.
+
+    The rediscovery of a cluster closes connections that are in use; the library then raises `AttributeError` or
+    `RuntimeError`.
     """
 
     async def send_packed_command(

@@ -90,9 +90,8 @@ class DoorGates:
         entrances = {name: self._entrance(places) for name, places in plan.entrances.items()}
         self._held.change(forward, entrances, self._entrance(plan.default) if plan.default else None)
         for place in [place for place in self._rooms if place not in plan.slots]:
-            if not self._rooms[
-                place
-            ].in_flight:  # otherwise its requests would not be counted if it is configured again
+            # A room in use is kept: its requests count if the place is configured again.
+            if not self._rooms[place].in_flight:
                 await self._rooms.pop(place).aclose()
         return changes.discarded
 
