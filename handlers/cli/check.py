@@ -52,9 +52,8 @@ def check(parts: tuple[str, ...], is_json: bool, is_all: bool) -> None:
 
 
 def _print_json(settings: Settings, findings: list[Finding]) -> None:
-    from dataclasses import asdict
-
     import msgspec
+    from msgspec.structs import asdict
 
     click.echo(
         msgspec.json.encode(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import fields
 from enum import IntEnum
 from typing import Any, Final
 
 import click
+from msgspec.structs import fields
 
 from handlers.contract.errors import AsyncProcessorError
 from handlers.duration import parse_duration

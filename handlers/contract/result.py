@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -228,8 +227,7 @@ LONGEST_NAME: Final = 2_048
 """Characters; a request's own result list ends in its id."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResultNames:
+class ResultNames(msgspec.Struct, frozen=True):
     """Names of lists or topics; a `*` stands for any characters."""
 
     names: tuple[str, ...] = (ANY,)

@@ -7,7 +7,6 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -52,8 +51,7 @@ _VARIABLES: Final = {"REQUEST_TIMEOUT_SECONDS": "3", "WORKERS": "32", "SHUTDOWN_
 _PUBSUB_SHARE: Final = 0.2  # the emulator pushes two at a time
 
 
-@dataclass(frozen=True, slots=True)
-class DemoOptions:
+class DemoOptions(msgspec.Struct, frozen=True):
     """Number of requests, whether to use Pub/Sub, and the time limit in seconds."""
 
     requests: int = 200
@@ -277,8 +275,7 @@ SHORT_DEADLINE_PLACE: Final = 11
 _ROUND: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(msgspec.Struct, frozen=True):
     """One request of the demo; `deadline_seconds` from now."""
 
     request_id: str

@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import http.client
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from handlers.demo.servers import Child, free_port
 from handlers.pubsub.admin import apply, plan_set_up
@@ -32,15 +33,13 @@ _HOW_TO_GET: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class EmulatorCommand:
+class EmulatorCommand(msgspec.Struct, frozen=True):
     """The command that starts the emulator, without `--host` and `--port`."""
 
     command: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class NoEmulator:
+class NoEmulator(msgspec.Struct, frozen=True):
     """Why the emulator cannot be started here, and how to install it."""
 
     reason: str

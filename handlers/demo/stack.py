@@ -9,9 +9,10 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
+
+import msgspec
 
 from handlers.demo.pubsub_emulator import (
     DEMO_PROJECT,
@@ -31,8 +32,7 @@ _LISTENING = re.compile(r"listening on (http://\S+)")
 _POLLING = re.compile(r'"event":"polling".*"metrics_port":(\d+)')
 
 
-@dataclass(frozen=True, slots=True)
-class StackOptions:
+class StackOptions(msgspec.Struct, frozen=True):
     """What to start.
 
     `gateway_arguments` go to the simulated gateway, `variables` to handler and poller. Ports of 0 are chosen. With
@@ -43,7 +43,7 @@ class StackOptions:
     gateway_port: int = 0
     has_pubsub: bool = True
     gateway_arguments: Sequence[str] = ()
-    variables: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = msgspec.field(default_factory=dict)
     on_started: Callable[[str, str], None] = lambda _name, _address: None
     child: type[Child] = Child
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 from rich.console import Group, RenderableType
@@ -151,13 +150,12 @@ class WitnessLine(msgspec.Struct):
 _decoder = msgspec.json.Decoder(WitnessLine)
 
 
-@dataclass(slots=True)
-class DemoTally:
+class DemoTally(msgspec.Struct):
     """Requests sent and results received, by request id."""
 
-    sent_at: dict[str, float] = field(default_factory=dict)
-    results: dict[str, Result] = field(default_factory=dict)
-    result_at: dict[str, float] = field(default_factory=dict)
+    sent_at: dict[str, float] = msgspec.field(default_factory=dict)
+    results: dict[str, Result] = msgspec.field(default_factory=dict)
+    result_at: dict[str, float] = msgspec.field(default_factory=dict)
     doubles: int = 0
 
     def take(self, result: Result, now: float) -> None:
@@ -187,8 +185,7 @@ class DemoTally:
         return dict(sorted(counts.items()))
 
 
-@dataclass(frozen=True, slots=True)
-class Stages:
+class Stages(msgspec.Struct, frozen=True):
     """Seconds per stage, one value a request, and how often each was tried."""
 
     queue: list[float]

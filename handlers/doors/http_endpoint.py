@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -44,16 +44,14 @@ class Authenticator(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class GuardedPage:
+class GuardedPage(msgspec.Struct, frozen=True):
     """A page with its own authenticator."""
 
     authenticator: Authenticator
     show: Callable[[], Answer]
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointOptions:
+class EndpointOptions(msgspec.Struct, frozen=True):
     """Limits of an endpoint.
 
     `max_body_bytes` bounds a delivery before it is decoded, `receive_timeout_seconds` its arrival. With

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import httpx
@@ -19,8 +18,7 @@ QUEUE_DURATION_HEADER: Final = "x-llm-d-flow-queue-duration-ms"
 BAND_HEADROOM_HEADER: Final = "x-llm-d-flow-band-headroom"
 
 
-@dataclass(frozen=True, slots=True)
-class GatewayOptions:
+class GatewayOptions(msgspec.Struct, frozen=True):
     """How to reach gateways; `max_response_bytes` bounds a body before and after decompression.
 
     `keepalive_seconds` is how long an unused connection is kept; it must be less than the server's own limit. `token`

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
+
+import msgspec
 
 from handlers.contract.errors import InvalidRequest
 
@@ -25,8 +26,7 @@ DEFAULT_HEADERS = (
 """Request headers that are forwarded by default: ids, traces, API versions."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """Where the requests of a queue are sent.
 
     `base_url` is the gateway (`http://host:port[/prefix]`); `path` is appended unless the request names an `endpoint`
@@ -47,12 +47,11 @@ class Route:
     allowed_headers: tuple[str, ...] = DEFAULT_HEADERS
 
 
-@dataclass(frozen=True, slots=True)
-class Routes:
+class Routes(msgspec.Struct, frozen=True):
     """Routes by queue name or subscription id; `default` for all others."""
 
     default: Route
-    by_queue: Mapping[str, Route] = field(default_factory=dict)
+    by_queue: Mapping[str, Route] = msgspec.field(default_factory=dict)
 
     def of(self, queue: str) -> Route:
         return self.by_queue.get(queue, self.default)

@@ -11,7 +11,6 @@ that were sent after it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Final
 
@@ -30,8 +29,7 @@ GENTLE: Final = 0.9
 """Decrease factor for early signs of congestion: expiry in the gateway's queue, or long queueing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowOptions:
+class WindowOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds and steps of the windows, as in `AimdParameters`."""
 
     min_window: float = 1.0
@@ -42,8 +40,7 @@ class WindowOptions:
     queue_target_seconds: float = 0.0
 
 
-@dataclass(slots=True)
-class Band:
+class Band(msgspec.Struct):
     """Window of one band. Instants are seconds of one clock; 0 means never."""
 
     window: float
@@ -184,8 +181,7 @@ class AimdParameters(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Flight:
+class _Flight(msgspec.Struct, frozen=True):
     band: int
     sent_at: float
 

@@ -16,8 +16,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from handlers.gates.gate import Gate, Share
 
@@ -29,8 +30,7 @@ _MARKS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessShare:
+class ProcessShare(msgspec.Struct, frozen=True):
     """A process's share of a pool: number `index` (from 0) of `count` processes.
 
     The other processes have `elsewhere` slots in use. While not `is_known`, the share is 0.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar, Final, Protocol, TypeAlias
 
 import msgspec
@@ -46,36 +45,32 @@ class NoReservation:
 NOTHING_RESERVED: Final = NoReservation()
 
 
-@dataclass(frozen=True, slots=True)
-class Go:
+class Go(msgspec.Struct, frozen=True):
     """Verdict: send now. `labels` are added to the request's own for later gates and lanes."""
 
     reservation: Reservation = NOTHING_RESERVED
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 WaitOpen: TypeAlias = Callable[[float], Awaitable[bool]]
 """Waits until the gate may have room (True) or until the given Unix second (False)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """Verdict: keep the request where it is, `await wait_open(until_at)`, then ask again or give up."""
 
     reason: str
     wait_open: WaitOpen
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True):
     """Verdict: put the request back in its queue for at least `delay_seconds`."""
 
     delay_seconds: float
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(msgspec.Struct, frozen=True):
     """Verdict: never send; the final result is `GATE_DROPPED` and names this status."""
 
     status_code: int
@@ -98,8 +93,7 @@ class Feedback(msgspec.Struct, frozen=True):
     band_headroom: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(msgspec.Struct, frozen=True):
     """Limit on the slots of a pool that may be in use.
 
     `part` is the allowed fraction of the slots, 0 to 1. `headroom` (-1 to 1, also a fraction of the slots) is added to
@@ -114,8 +108,7 @@ class Share:
     fewer: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class GateState:
+class GateState(msgspec.Struct, frozen=True):
     """Snapshot of a gate for metrics, logs and the status page.
 
     `value` is the reading and `threshold` where the gate closes; None for a gate without a metric.
@@ -131,7 +124,7 @@ class GateState:
     on_missing: str = ""
     why_closed: str = ""
     label: str = ""
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = msgspec.field(default_factory=dict)
     inner: tuple[GateState, ...] = ()
 
 

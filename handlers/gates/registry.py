@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, TypeVar
@@ -58,8 +57,7 @@ class ConstantGate(Gate):
 P = TypeVar("P", bound=msgspec.Struct)
 
 
-@dataclass(frozen=True, slots=True)
-class GateKind:
+class GateKind(msgspec.Struct, frozen=True):
     """One gate type: its class, its parameters, and how to build it.
 
     `build` takes raw parameters, sources, and the path of the parameters in the settings, for errors.

@@ -12,8 +12,9 @@ import random
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, cast
+
+import msgspec
 
 from handlers.cancellation import end_if_cancelled
 from handlers.transport.failures import UnusableResponse
@@ -37,24 +38,21 @@ class SourceMissing(Exception):
     """The source cannot be read or has no sample; the message holds no secret."""
 
 
-@dataclass(frozen=True, slots=True)
-class FeedOptions:
+class FeedOptions(msgspec.Struct, frozen=True):
     """Interval between fetches, and the timeout after which a fetch has failed."""
 
     refresh_seconds: float = 5.0
     timeout_seconds: float = 4.0
 
 
-@dataclass(frozen=True, slots=True)
-class Reading(Generic[T]):
+class Reading(msgspec.Struct, Generic[T], frozen=True):
     """Value of a source, and when it was fetched (Unix seconds)."""
 
     value: T
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class MetricSample:
+class MetricSample(msgspec.Struct, frozen=True):
     """One number of a source; None if the source was read but has no such number.
 
     `detail` names the source if there are several.
@@ -335,8 +333,7 @@ class GateStore(BudgetStore, QuotaStore, LeasedRateStore, Protocol):
     """Exceptions of calls while the store is unavailable."""
 
 
-@dataclass(frozen=True, slots=True)
-class GateSources:
+class GateSources(msgspec.Struct, frozen=True):
     """Everything a gate may read from, passed to its constructor.
 
     `stores` returns the store at an address, one per address. `prometheus_url` is empty if none is configured;

@@ -13,8 +13,9 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias, assert_never
+
+import msgspec
 
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.request import Request
@@ -39,8 +40,7 @@ INTERRUPTED: Final = Refuse(CLOSED_RETRY_SECONDS, "configuration changed")
 """Verdict on a request that waited when the room was interrupted: enter again."""
 
 
-@dataclass(order=True, slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct, order=True):
     deadline: float
     number: int
     granted: asyncio.Future[None]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from handlers.backoff import Backoff
 from handlers.cancellation import end_if_cancelled
@@ -22,8 +23,7 @@ from handlers.redis_store.queue.queue import Ack, Claim, Nack, RedisQueue
 from handlers.telemetry.logs import Logger
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """Returns a claim to pending, unchanged."""
 
     claim: Claim

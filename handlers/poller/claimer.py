@@ -7,9 +7,10 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
+
+import msgspec
 
 from handlers.backoff import Backoff
 from handlers.cancellation import end_if_cancelled
@@ -97,8 +98,7 @@ class ClaimedQueue:
             self._allowance.finished()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimerOptions:
+class ClaimerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Slots of a pool, and how its queues share them.
 
     `share` returns this process's share of the slots, `lane_of` the lane of a queue's labels. Without a `watch`, every
@@ -108,7 +108,7 @@ class ClaimerOptions:
     slots: int
     poll_interval_seconds: float
     gates: Sequence[Gate] = ()
-    merge: Merge = field(default_factory=RandomRobin)
+    merge: Merge = msgspec.field(default_factory=RandomRobin)
     share: Callable[[], ProcessShare] = lambda: WHOLE_POOL
     lane_of: Callable[[Mapping[str, str]], int] = band_of
     watch: QueueWatch | None = None

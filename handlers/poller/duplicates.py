@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from handlers.contract.envelope import Envelope
 from handlers.contract.json_limits import BLOCKING_BYTES

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from handlers.backoff import Backoff
 from handlers.cancellation import end_if_cancelled
@@ -36,13 +37,12 @@ _AT_ONCE: Final = 8
 """Queues served at the same time by one task, each with one connection."""
 
 
-@dataclass(slots=True)
-class QueueParts:
+class QueueParts(msgspec.Struct):
     """The parts of one queue that has had requests. `renewed_at` is when its leases were last renewed, monotonic."""
 
     queue: RedisQueue
     worker: Worker
-    renewed_at: float = field(default_factory=time.monotonic)
+    renewed_at: float = msgspec.field(default_factory=time.monotonic)
     was_empty: bool = False
 
 

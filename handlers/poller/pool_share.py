@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
+
+from msgspec.structs import replace
 
 from handlers.gates.allowance import WHOLE_POOL, ProcessShare
 from handlers.gates.gate import Gate

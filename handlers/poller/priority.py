@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import msgspec
@@ -26,8 +25,7 @@ RANDOM_ROBIN: Final = "random-robin"
 TIER_PRIORITY: Final = "tier-priority"
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A queue that may be claimed from; `room` is how many its gates would admit (None: unlimited)."""
 
     queue: str
@@ -35,8 +33,7 @@ class Candidate:
     room: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimTurn:
+class ClaimTurn(msgspec.Struct, frozen=True):
     """Claim at most `most` from `queue`."""
 
     queue: str
@@ -152,14 +149,13 @@ def build_merge(policy: str, setting: str, *, ageing_seconds: float | None = Non
     return MERGES[policy](ageing_seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class LaneOptions:
+class LaneOptions(msgspec.Struct, frozen=True):
     """Objective and priority header of a request's lane.
 
     `objectives` is by lane name (`reserved-interactive`, ...). With `has_priority_header`, the lane's number is sent.
     """
 
-    objectives: Mapping[str, str] = field(default_factory=dict)
+    objectives: Mapping[str, str] = msgspec.field(default_factory=dict)
     has_priority_header: bool = False
     tier_label: str = TIER
 

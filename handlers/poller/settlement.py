@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -41,8 +40,7 @@ _DAY_SECONDS: Final = 86_400
 """TTL of a per-request reply list without a TTL of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResultRoute:
+class ResultRoute(msgspec.Struct, frozen=True):
     """Where and in which form a queue's results are stored.
 
     The list is the queue's own, else the request's, else the default. `is_per_request` gives each request its own
@@ -59,8 +57,8 @@ class ResultRoute:
     has_details: bool = False
     apart_bytes: int = 0
     apart_seconds: int = 604_800
-    may_name: ResultNames = field(default_factory=ResultNames)
-    reserved: ReservedNames = field(default_factory=ReservedNames)
+    may_name: ResultNames = msgspec.field(default_factory=ResultNames)
+    reserved: ReservedNames = msgspec.field(default_factory=ReservedNames)
 
     @property
     def _shared(self) -> tuple[str, ...]:
@@ -117,8 +115,7 @@ class ResultRoute:
         return self.ttl_seconds(name, Request(id=request_id, deadline=0.0, payload=b""))
 
 
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
+class RequestLimits(msgspec.Struct, frozen=True):
     """Limits of a request: attempts, and seconds to its deadline; None: unlimited."""
 
     max_attempts: int | None = None

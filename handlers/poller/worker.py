@@ -7,7 +7,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
@@ -53,8 +52,7 @@ CANCEL_AGAIN_SECONDS = 5.0
 """Seconds that cancelled work may take to end; longer than a call to Redis."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How claims are processed; a running claim keeps its options.
 
     `forward` makes one attempt. `labels` are the queue's; `withheld_labels` are removed from requests.
@@ -64,14 +62,13 @@ class WorkerOptions:
     forward: Forward
     metrics: QueueMetrics
     max_request_bytes: int
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     withheld_labels: Collection[str] = ()
     duplicates: Duplicates | None = None
-    limits: RequestLimits = RequestLimits()  # noqa: RUF009  # frozen
+    limits: RequestLimits = RequestLimits()  # frozen
 
 
-@dataclass(slots=True)
-class Held:
+class Held(msgspec.Struct):
     """A claim held by this process, until its settlement is recorded. `work` is None once its outcome is known.
 
     `on_freed` gives back the slot that the claim holds in its pool; None if it holds none. `decided_at` is when the

@@ -6,9 +6,10 @@ Every step may be repeated. The plan is made before anything changes, so a dry r
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from handlers.pubsub.channel import Clients, PubSubChannel, short_name
 from handlers.pubsub.errors import PubSubFailed, UnchangeableField
@@ -56,8 +57,7 @@ class Action(Enum):
     KEEP = "="
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One step of a plan for `resource`; `lines` describe its fields and reasons for people."""
 
     action: Action
@@ -186,8 +186,7 @@ async def look_up(channel: PubSubChannel, resource: Topic | Subscription) -> Any
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """`member` needs `role` on `resource` (a full name); `reason` says what fails without it."""
 
     resource: str

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+import msgspec
 
 from handlers.contract.errors import InvalidSetting
 from handlers.pubsub.errors import NO_ANSWER, NoAnswerInTime, PubSubFailed
@@ -45,8 +46,7 @@ _EMULATOR_OPTIONS: Final = (("grpc.enable_http_proxy", 0),)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PubSubOptions:
+class PubSubOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The project and the server.
 
     `emulator_host` (`host:port`) replaces Google's service and needs no credentials; `endpoint` may be a
@@ -58,8 +58,7 @@ class PubSubOptions:
     endpoint: str = GOOGLE_ENDPOINT
 
 
-@dataclass(frozen=True, slots=True)
-class Clients:
+class Clients(msgspec.Struct, frozen=True):
     """Google's clients over one channel."""
 
     publisher: PublisherAsyncClient

@@ -8,10 +8,11 @@ results ──pull──▶ clients
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from handlers.contract.errors import InvalidSetting
 from handlers.pubsub.channel import subscription_path, topic_path
@@ -28,8 +29,7 @@ Without the filter, and at the emulator, which ignores it, a door recognizes its
 _DAY: Final = 86_400
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayoutOptions:
+class LayoutOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of a layout; the names are those of our guides, short or full.
 
     `push_endpoint` is the door's URL. `push_service_account` signs the pushes for `push_audience`; without an
@@ -94,8 +94,7 @@ _BOUNDS: Final = (
 """Pub/Sub's own limits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """The resources; `topics` are those of requests, results and dead letters, in that order."""
 
     topics: tuple[Topic, ...]

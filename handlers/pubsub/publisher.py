@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Self
+
+import msgspec
 
 from handlers.contract.errors import InvalidSetting
 from handlers.pubsub.batch import TopicBatches, Waiting
@@ -40,8 +41,7 @@ _BAD_REQUEST: Final = 400
 _TOO_LARGE_STATUSES: Final = (_BAD_REQUEST, 413)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublisherOptions:
+class PublisherOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Time limits and batch sizes.
 
     `timeout_seconds` is the time until a publish fails, including retries; `call_timeout_seconds` is the gRPC

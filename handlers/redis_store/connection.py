@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import msgspec
 from redis import __version__ as LIBRARY_VERSION  # noqa: N812  # a constant
 from redis._parsers.hiredis import _AsyncHiredisParser
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -57,8 +57,7 @@ _SENTINEL: Final = "+sentinel"
 _CLUSTER: Final = "+cluster"
 
 
-@dataclass(frozen=True, slots=True)
-class RedisOptions:
+class RedisOptions(msgspec.Struct, frozen=True):
     """Address and credentials of Redis; `url` as in the settings, with `+sentinel` and `+cluster` forms.
 
     `redis+sentinel://host:port,host:port/master/db` (`?sentinel_username=…&sentinel_password=…` if the Sentinels

@@ -32,15 +32,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 PAYLOAD_PREFIX = "request-payload:"
 """Prefix of payload keys: a `payload_ref` can reach no other key."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueueKeys:
+class QueueKeys(msgspec.Struct, frozen=True):
     """The keys of one queue."""
 
     pending: str
@@ -219,8 +219,7 @@ _KINDS: Final = frozenset(
 """Suffixes, after the last colon, of keys beside a queue or a result list."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReservedNames:
+class ReservedNames(msgspec.Struct, frozen=True):
     """Keys that a request may not name as its result list.
 
     `keys` are the queues, the retry set and the gates' keys; `prefixes` begin keys whose end a request chooses, such as

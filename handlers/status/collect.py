@@ -12,7 +12,6 @@ import time
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -33,12 +32,11 @@ SHOWN_BYTES: Final = 256
 """Most bytes of an id, tenant or reason on the status board, so that 200 failures have at most 200 KB."""
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(msgspec.Struct):
     """Counts and failures since the last post."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    failures: deque[Failure] = field(default_factory=lambda: deque(maxlen=_MOST_FAILURES))
+    counts: Counter[str] = msgspec.field(default_factory=Counter)
+    failures: deque[Failure] = msgspec.field(default_factory=lambda: deque(maxlen=_MOST_FAILURES))
     clock: Callable[[], float] = time.time
     tenant_field: str = "userid"
 

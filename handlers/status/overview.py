@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -17,8 +16,7 @@ FRESH_SECONDS: Final = 20.0
 _TENANTS_SHOWN: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Depths:
+class Depths(msgspec.Struct, frozen=True):
     """The numbers of requests of one queue by state; `retrying` counts the shared retry set."""
 
     pending: int
@@ -28,8 +26,7 @@ class Depths:
     seconds_to_deadline: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TenantLine:
+class TenantLine(msgspec.Struct, frozen=True):
     """One tenant's requests among the sampled ones."""
 
     name: str
@@ -38,8 +35,7 @@ class TenantLine:
     retrying: int
 
 
-@dataclass(frozen=True, slots=True)
-class LaneLine:
+class LaneLine(msgspec.Struct, frozen=True):
     """The sum of the queues of one lane."""
 
     name: str
@@ -48,13 +44,12 @@ class LaneLine:
     dead: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tenants:
+class Tenants(msgspec.Struct, frozen=True):
     """Tenants by state, and the number of sampled pending members."""
 
-    pending: Counter[str] = field(default_factory=Counter)
-    in_flight: Counter[str] = field(default_factory=Counter)
-    retrying: Counter[str] = field(default_factory=Counter)
+    pending: Counter[str] = msgspec.field(default_factory=Counter)
+    in_flight: Counter[str] = msgspec.field(default_factory=Counter)
+    retrying: Counter[str] = msgspec.field(default_factory=Counter)
 
     def lines(self) -> list[TenantLine]:
         """One line per tenant, the largest first."""
@@ -65,8 +60,7 @@ class Tenants:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class QueueLine:
+class QueueLine(msgspec.Struct, frozen=True):
     """One queue, over all pollers."""
 
     name: str
@@ -79,8 +73,7 @@ class QueueLine:
     sampled: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PoolLine:
+class PoolLine(msgspec.Struct, frozen=True):
     """One pool, over all pollers."""
 
     name: str
@@ -90,16 +83,14 @@ class PoolLine:
     budget: float
 
 
-@dataclass(frozen=True, slots=True)
-class GateLine:
+class GateLine(msgspec.Struct, frozen=True):
     """One gate of one owner; if pollers differ, a closed one is shown."""
 
     owner: str
     gate: GateReport
 
 
-@dataclass(frozen=True, slots=True)
-class Minute:
+class Minute(msgspec.Struct, frozen=True):
     """One minute of all queues; latencies in seconds, or None without results."""
 
     answered: int
@@ -111,8 +102,7 @@ class Minute:
     cancelled: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Overview:
+class Overview(msgspec.Struct, frozen=True):
     """All data of the first page; `at` is Unix seconds."""
 
     at: float

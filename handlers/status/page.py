@@ -10,11 +10,11 @@ import ipaddress
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
 from urllib.parse import urlencode
 
+import msgspec
 from flask import Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -39,8 +39,7 @@ _LONGEST_ID: Final = 512
 _REFRESH_SECONDS: Final = 10
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetterRow:
+class DeadLetterRow(msgspec.Struct, frozen=True):
     """A dead letter without its request body."""
 
     dead_id: str
@@ -251,8 +250,7 @@ _HEADER = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\[\]:/@\s]+)(:[0-9]{1,5})?"
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*")
 
 
-@dataclass(frozen=True, slots=True)
-class OwnHosts:
+class OwnHosts(msgspec.Struct, frozen=True):
     """The names and addresses of one page: loopback, its listening address, and the operator's."""
 
     listens_on: str

@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, TextIO
@@ -31,8 +30,7 @@ _SEVERITIES: Final = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "
 _HASHED_DIGITS: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class LogOptions:
+class LogOptions(msgspec.Struct, frozen=True):
     """Level and form of the log lines.
 
     `form` is `json`, `text` or `auto` (text in a terminal). `project_id` links traces on Google Cloud. `hash_ids`
@@ -189,8 +187,7 @@ def _fields(record: logging.LogRecord, *, hash_ids: bool) -> Mapping[str, Any]:
     return {**fields, "id": hashed_id(str(fields["id"]))} if hash_ids and fields.get("id") else fields
 
 
-@dataclass(frozen=True, slots=True)
-class CurrentTrace:
+class CurrentTrace(msgspec.Struct, frozen=True):
     """W3C ids in lower-case hexadecimal: 32 digits of the trace, 16 of the span."""
 
     trace_id: str

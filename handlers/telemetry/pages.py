@@ -6,8 +6,9 @@ import asyncio
 import importlib
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 if TYPE_CHECKING:
     import uvicorn
@@ -16,8 +17,7 @@ _ALLOWED: Final = frozenset({"GET", "HEAD"})
 _BACKLOG: Final = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """Response of a path."""
 
     status_code: int

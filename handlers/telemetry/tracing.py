@@ -15,10 +15,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+import msgspec
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -49,8 +49,7 @@ _open_span: ContextVar[Span | None] = ContextVar("open_span", default=None)
 _wanted_trace_id: ContextVar[int] = ContextVar("wanted_trace_id", default=0)
 
 
-@dataclass(frozen=True, slots=True)
-class TracingOptions:
+class TracingOptions(msgspec.Struct, frozen=True):
     """Receiver and names; `endpoint` is a base URL (OTLP over HTTP, `/v1/traces` is appended)."""
 
     endpoint: str

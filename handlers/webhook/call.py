@@ -10,7 +10,6 @@ import hmac
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -30,8 +29,7 @@ _TOO_MANY: Final = 429
 _MOST_ANSWER_BYTES: Final = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class CallAnswer:
+class CallAnswer(msgspec.Struct, frozen=True):
     """Outcome of a call; `status` is 0 without a response."""
 
     status: int = 0

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 from urllib.parse import urlsplit
 
+import msgspec
+
 from handlers.backoff import Backoff
 from handlers.client.errors import ClientError, LeaseLost
 from handlers.client.results import ResultDelivery, ResultStream
@@ -47,8 +49,7 @@ class WebhookGone(Exception):
     """The receiver answered 410 Gone: nothing more is sent to it."""
 
 
-@dataclass(frozen=True, slots=True)
-class WebhookOptions:
+class WebhookOptions(msgspec.Struct, frozen=True):
     """Receiver, keys and limits of a delivery.
 
     `allow_private` permits private addresses and plain HTTP, for a receiver of your own. A result that is not

@@ -11,6 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from handlers.backoff import Backoff
 from handlers.webhook.destinations import WebhookTarget
 
@@ -40,8 +42,7 @@ class Lane:
         return self.held == 0 or (self.held < self.most_held and self.held_bytes < self.most_bytes)
 
 
-@dataclass(slots=True, eq=False)
-class Receiver:
+class Receiver(msgspec.Struct, eq=False):
     """State of one receiver URL; times are in Unix seconds.
 
     While it `rests`, one result at a time is tried, after growing pauses. A refusal that concerns a single result (a
@@ -58,8 +59,8 @@ class Receiver:
     rests_until: float = 0.0
     failing_since: float | None = None
     took_at: float = 0.0
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    parked: deque[bytes] = field(default_factory=deque)
+    turn: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
+    parked: deque[bytes] = msgspec.field(default_factory=deque)
     _pause_seconds: float = 0.0
     _failed_at: float = 0.0
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
 
 from handlers.contract.errors import InvalidSetting, raise_all
 from handlers.forward.classify import FAILURES, failure_reason
@@ -41,8 +42,7 @@ _SET_UP: Final = "async-processor pubsub setup creates it"
 State = Literal["ok", "warning", "fault"]
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """Result of one check, and the fix of a fault."""
 
     what: str

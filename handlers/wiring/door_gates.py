@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward
@@ -22,17 +23,16 @@ from handlers.wiring.metrics import HandlerMetrics
 _DEFAULT_POOL: Final = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class GatePlan:
+class GatePlan(msgspec.Struct, frozen=True):
     """Gates and waiting rooms that the settings require, not yet in force.
 
     `slots` is by waiting room. `entrances` lists the rooms of a subscription in order, `default` those of all other
     names.
     """
 
-    gates: Mapping[Place, PlacedGate] = field(default_factory=dict)
-    slots: Mapping[Place, int] = field(default_factory=dict)
-    entrances: Mapping[str, Sequence[Place]] = field(default_factory=dict)
+    gates: Mapping[Place, PlacedGate] = msgspec.field(default_factory=dict)
+    slots: Mapping[Place, int] = msgspec.field(default_factory=dict)
+    entrances: Mapping[str, Sequence[Place]] = msgspec.field(default_factory=dict)
     default: Sequence[Place] = ()
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec.structs import replace
 
 from handlers.contract.delivery import wrapped_answer_bytes
 from handlers.contract.request import Request
@@ -45,8 +47,7 @@ Layer = Callable[[Forward], Forward]
 Clock = Callable[[], float]
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardStack:
+class ForwardStack(msgspec.Struct, frozen=True):
     """The layers around `send`, outermost first; None: left out.
 
     `send` is the innermost: it makes the one HTTP call, to the gateway or to a handler.
@@ -82,7 +83,7 @@ class ForwardStack:
         return forward
 
 
-STACK_ORDER: Final = tuple(one.name for one in fields(ForwardStack))
+STACK_ORDER: Final = ForwardStack.__struct_fields__
 """The order of the layers, outermost first: that of their declaration."""
 
 
@@ -135,8 +136,7 @@ def event_stack(settings: Settings, gateway: Sender, guards: Guards, parts: Part
     return forward_event
 
 
-@dataclass(frozen=True, slots=True)
-class QueueLayers:
+class QueueLayers(msgspec.Struct, frozen=True):
     """What a queue of the poller adds to the process's stack."""
 
     gates: Sequence[Gate]
@@ -228,8 +228,7 @@ def _health(parts: Parts) -> Layer:
     return partial(observed, gateway=parts.dependencies.add(GATEWAY))
 
 
-@dataclass(frozen=True, slots=True)
-class _DoorTracing:
+class _DoorTracing(msgspec.Struct, frozen=True):
     """The tracing layer of attempts and a client that opens spans; without tracing, the plain client."""
 
     layer: Layer | None
@@ -366,7 +365,7 @@ def _dedup_store(settings: Settings, parts: Parts) -> tuple[Once | None, Layer |
     )
     from handlers.wiring.credentials import redis_options
 
-    redis = connect(replace(redis_options(settings), url=settings.env.dedupe_redis_url))
+    redis = connect(msgspec.structs.replace(redis_options(settings), url=settings.env.dedupe_redis_url))
     parts.closers.append(redis.aclose)
 
     def cancellation(forward: Forward) -> Forward:
@@ -416,8 +415,7 @@ def _as_it_is(forward: Forward) -> Forward:
     return forward
 
 
-@dataclass(slots=True)
-class SharedByHandlers:
+class SharedByHandlers(msgspec.Struct):
     """Objects that the handlers of one process share; they survive a reload.
 
     `gates` exist once the settings name one.
@@ -436,8 +434,7 @@ class SharedByHandlers:
         await self.gateway.aclose()
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(msgspec.Struct, frozen=True):
     """Parts of a handler that its wiring collects.
 
     `starters` may fail, which refuses a configuration. `effects` run after them, put it in force, and return gates to
@@ -448,8 +445,8 @@ class Parts:
     closers: Closers
     starters: Starters
     shared: SharedByHandlers
-    dependencies: Dependencies = field(default_factory=Dependencies)
-    effects: list[Callable[[], Awaitable[list[Gate]]]] = field(default_factory=list)
+    dependencies: Dependencies = msgspec.field(default_factory=Dependencies)
+    effects: list[Callable[[], Awaitable[list[Gate]]]] = msgspec.field(default_factory=list)
     occupied: Callable[[Forward], Forward] = _as_it_is
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
+
+import msgspec
 
 from handlers.gates.gate import Gate, GateState
 from handlers.gates.sources import FeedOptions, Feeds, GateSources, HttpText
@@ -25,8 +26,7 @@ Place: TypeAlias = tuple[str, str]
 """The owner of a gate: ("pool", id), ("queue", name) or ("subscription", name)."""
 
 
-@dataclass(frozen=True, slots=True)
-class GateEntry:
+class GateEntry(msgspec.Struct, frozen=True):
     """A gate in the settings; `setting` is the path of its entry, for errors."""
 
     gate_type: str
@@ -35,8 +35,7 @@ class GateEntry:
     pool: str
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedGate:
+class PlacedGate(msgspec.Struct, frozen=True):
     """A gate and the settings that it was built from."""
 
     gate: Gate
@@ -52,12 +51,11 @@ class PlacedGate:
         )
 
 
-@dataclass(slots=True)
-class GateChanges:
+class GateChanges(msgspec.Struct):
     """Places whose gates a reload has changed, and gates to close after their last request."""
 
-    places: set[Place] = field(default_factory=set)
-    discarded: list[Gate] = field(default_factory=list)
+    places: set[Place] = msgspec.field(default_factory=set)
+    discarded: list[Gate] = msgspec.field(default_factory=list)
 
 
 class PlacedGates:
@@ -110,7 +108,7 @@ class PlacedGates:
     def _new(self, entry: GateEntry) -> PlacedGate:
         from handlers.gates.registry import build_gate  # a poller without gates starts sooner
 
-        sources = replace(self._sources, owner_pool=entry.pool)
+        sources = msgspec.structs.replace(self._sources, owner_pool=entry.pool)
         gate = build_gate(entry.gate_type, entry.gate_params, sources, entry.setting)
         return PlacedGate(gate, entry.gate_type, entry.gate_params, entry.pool)
 
@@ -128,7 +126,9 @@ class PlacedGates:
                 await new.gate.start()
                 placed[place] = new
             else:
-                placed[place] = replace(new, gate=await old.gate.renewed(new.gate, changes.discarded))
+                placed[place] = msgspec.structs.replace(
+                    new, gate=await old.gate.renewed(new.gate, changes.discarded)
+                )
         for place in self._placed.keys() - placed.keys():
             changes.places.add(place)
             changes.discarded.append(self._placed[place].gate)
@@ -157,7 +157,7 @@ class PlacedGates:
         """The store at `host:port` or a URL, with the credentials of the queues' Redis."""
         url = address if "://" in address else f"redis://{address}"
         if url not in self._stores:
-            self._connections[url] = connect(replace(self._redis_options, url=url))
+            self._connections[url] = connect(msgspec.structs.replace(self._redis_options, url=url))
             self._stores[url] = RedisGateStore(self._connections[url])
         return self._stores[url]
 

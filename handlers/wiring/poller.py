@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
+
+import msgspec
 
 from handlers.clock import FollowedClock
 from handlers.forward.middleware.guarded import Guards
@@ -54,8 +55,7 @@ _END_SECONDS: Final = 0.2
 """How long the end of a process waits for background tasks of a reload."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """A valid configuration and values derived from it, not yet in force."""
 
     settings: Settings

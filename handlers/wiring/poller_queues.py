@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
+
+import msgspec
 
 from handlers.clock import FollowedClock
 from handlers.forward.middleware.circuit import Circuit
@@ -50,8 +51,7 @@ _RECLAIM_SECONDS_PER_QUEUE: Final = 0.0005
 """Shortest interval of the scans for crashed owners, per queue: 5 s for 10,000."""
 
 
-@dataclass(frozen=True, slots=True)
-class SharedParts:
+class SharedParts(msgspec.Struct, frozen=True):
     """Parts of a process that all its queues share."""
 
     log: Logger
@@ -62,8 +62,7 @@ class SharedParts:
     claimers: Mapping[str, Claimer]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueuePlan:
+class QueuePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of one queue; `gates` are its own, `share` is of their budget."""
 
     claimer: Claimer
@@ -74,8 +73,7 @@ class QueuePlan:
     circuit: Circuit
 
 
-@dataclass(slots=True)
-class ServedQueue:
+class ServedQueue(msgspec.Struct):
     """A queue whose parts are built."""
 
     plan: QueuePlan

@@ -7,10 +7,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
+import msgspec
 from flask import Request as HttpRequest
 from flask import Response as HttpResponse
 
@@ -269,8 +269,7 @@ def _id_of(member: bytes, queue: str) -> str:
         return error.request_id
 
 
-@dataclass(slots=True)
-class _Served:
+class _Served(msgspec.Struct):
     """The pages of a process, for the current settings and the host names given at the start."""
 
     listens_on: str = "::"

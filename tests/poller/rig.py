@@ -7,9 +7,10 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from handlers.contract.request import Request
 from handlers.contract.result import Result, answered_result, decode_result

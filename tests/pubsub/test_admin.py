@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from google.iam.v1.policy_pb2 import Binding, Policy
 from google.pubsub_v1.types import Subscription
 from google.type.expr_pb2 import Expr
+from msgspec.structs import replace
 
 from handlers.contract.errors import InvalidSetting
 from handlers.pubsub.admin import (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from dataclasses import replace
 
 import grpc
 import pytest
 from google.api_core.exceptions import from_grpc_status
+from msgspec.structs import replace
 
 from handlers.contract.errors import InvalidSetting
 from handlers.demo.pubsub_emulator import PubSubEmulator

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
+from msgspec.structs import replace
 from redis.exceptions import NoPermissionError, ResponseError
 
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect, durability_warnings

@@ -7,11 +7,11 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from handlers.client.async_client import AsyncClient
 from handlers.client.broker import Submission

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(slots=True)
-class EngineOptions:
+class EngineOptions(msgspec.Struct):
     """May be changed while the engine runs. Latency is time to first token + tokens times time per token."""
 
     capacity: int = 32

@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 import httptools
 import msgspec
+from msgspec.structs import asdict
 
 from handlers.contract.json_limits import MALFORMED
 from handlers.demo.gateway import replies
@@ -27,8 +27,7 @@ _COMPLETIONS: Final = {
 _payload_decoder = msgspec.json.Decoder(Payload)
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """A received request; header names in lower case, times in Unix seconds.
 
     `admitted_at` is set once, when it gets its slot.

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from handlers.contract.errors import InvalidSetting
 from handlers.telemetry.logs import get_logger
@@ -21,8 +22,7 @@ MAX_TOKEN_BYTES: Final = 8_192
 """Most bytes of a token; Google's have about 1 KB. Longer ones are refused without hashing or decoding."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """The refusal of a caller.
 
     `status` is 401 (not authenticated), 403 (another account) or 503 (authentication unavailable: retry). `reason` is
@@ -57,8 +57,7 @@ def bearer_token(headers: Sequence[tuple[bytes, bytes]]) -> bytes | Refusal:
     return token if len(token) <= MAX_TOKEN_BYTES else TOO_LONG
 
 
-@dataclass(frozen=True, slots=True)
-class DispatchTokenOptions:
+class DispatchTokenOptions(msgspec.Struct, frozen=True):
     """Tokens, given either as `tokens` or in the file `path`, one per line.
 
     `setting` is the variable that errors name, and `setting`_FILE that of the path. The file is checked again after

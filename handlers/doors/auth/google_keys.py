@@ -11,7 +11,6 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -44,8 +43,7 @@ class KeysUnavailable(AsyncProcessorError):
     """The keys could not be fetched, and no keys are left that may be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class SigningKeysOptions:
+class SigningKeysOptions(msgspec.Struct, frozen=True):
     """Where and how often keys are fetched.
 
     `certs_url` serves `{key id: PEM certificate}` or a JWK set; plain HTTP is allowed on loopback only.

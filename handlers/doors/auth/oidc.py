@@ -11,7 +11,6 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
@@ -40,8 +39,7 @@ _UNVERIFIED: Final = Refusal(403, "e-mail of the token is not verified")
 _REMEMBERED_SECONDS: Final = 3_600.0
 
 
-@dataclass(frozen=True, slots=True)
-class PushIdentityOptions:
+class PushIdentityOptions(msgspec.Struct, frozen=True):
     """The expected identity; `skew_seconds` is the tolerated difference of clocks.
 
     `audience` is compared character by character. With `mode` `none` every caller is accepted: for an emulator, which
@@ -53,7 +51,7 @@ class PushIdentityOptions:
     mode: Literal["oidc", "none"] = "oidc"
     skew_seconds: float = 60.0
     most_remembered: int = 1_024
-    keys: SigningKeysOptions = SigningKeysOptions()  # noqa: RUF009  # frozen
+    keys: SigningKeysOptions = SigningKeysOptions()  # frozen
 
     def __post_init__(self) -> None:
         if self.mode == "none":

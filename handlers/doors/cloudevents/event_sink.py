@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from handlers.backoff import Backoff
 from handlers.contract.events import to_header
@@ -37,15 +38,14 @@ class SinkRefused(Exception):
         self.status_code = status_code
 
 
-@dataclass(frozen=True, slots=True)
-class SinkOptions:
+class SinkOptions(msgspec.Struct, frozen=True):
     """Options of a sink; times are in seconds.
 
     `overrides` are extensions that every event gets (`K_CE_OVERRIDES`).
     """
 
     url: str
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, str] = msgspec.field(default_factory=dict)
     call_seconds: float = 10.0
     give_up_seconds: float = 60.0
 

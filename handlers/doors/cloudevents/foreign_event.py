@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -25,8 +24,7 @@ _parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encoder = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True)
-class EventFields:
+class EventFields(msgspec.Struct, frozen=True):
     """The sources of a request's fields: an attribute's name, or `header:` and a header's name.
 
     `deadline_seconds` (0: none) is the default deadline, counted from the event's `time`, else from `now`. With

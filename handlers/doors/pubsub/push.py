@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
@@ -50,8 +49,7 @@ _BUSY: Final = frozenset({"rejected", "gate_closed", "quota_exhausted"})
 _ACCEPTED: Final = Answer(204)
 
 
-@dataclass(frozen=True, slots=True)
-class Subscription:
+class Subscription(msgspec.Struct, frozen=True):
     """The settings of one push subscription; `name` is its key in the routes.
 
     `is_topic_fixed`: `result_topic` is the subscription's own, which wins over the topic that a request names.
@@ -59,7 +57,7 @@ class Subscription:
 
     name: str
     result_topic: str
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     ack_deadline_seconds: float = 600.0
     min_redelivery_seconds: float = 10.0
     is_topic_fixed: bool = False

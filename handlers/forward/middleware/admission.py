@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, assert_never
 
@@ -101,8 +100,7 @@ def refused(request: Request, verdict: Refuse | Drop, clock: Callable[[], float]
             return Answered(error_result(request.id, request.request_token, ErrorCode.GATE_DROPPED, message))
 
 
-@dataclass(slots=True)
-class Entrance:
+class Entrance(msgspec.Struct):
     """Waiting rooms and gates of one subscription: its own, then those of its pool.
 
     `is_replaced` is set by a reload: requests that are still entering start again at the new entrance.

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.request import Request
@@ -29,8 +30,7 @@ may have swallowed the cancellation.
 """
 
 
-@dataclass(slots=True)
-class _Ended:
+class _Ended(msgspec.Struct):
     """How often a task was cancelled, and when it may be cancelled again (`time.monotonic`)."""
 
     times: int = 0

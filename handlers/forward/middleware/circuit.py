@@ -11,9 +11,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Final
+
+import msgspec
 
 
 class CircuitState(StrEnum):
@@ -34,8 +35,7 @@ class Pass(Enum):
     PROBE = "a probe"
 
 
-@dataclass(frozen=True, slots=True)
-class CircuitOptions:
+class CircuitOptions(msgspec.Struct, frozen=True):
     """When the circuit opens and how it recovers.
 
     Failures are counted by distinct request since the last success. A first attempt weighs 1, a retry `retry_weight`,

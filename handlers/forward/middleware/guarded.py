@@ -12,7 +12,6 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -52,8 +51,7 @@ def has_failed(outcome: Outcome) -> bool | None:
     return None if isinstance(outcome, Retry) else False
 
 
-@dataclass(frozen=True, slots=True)
-class GuardOptions:
+class GuardOptions(msgspec.Struct, frozen=True):
     """`is_breaking` False: the circuit never opens. `retry_share`: retries per final result; 0: no limit."""
 
     is_breaking: bool = True

@@ -8,7 +8,6 @@ other values as unchanged JSON. A signed URL must be valid until after the deadl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -26,8 +25,7 @@ _EMPTY: Final = frozenset({_NULL, b'""', b"[]", b"{}"})
 _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-@dataclass(frozen=True, slots=True)
-class GcsUriMultipart:
+class GcsUriMultipart(msgspec.Struct, frozen=True):
     """Transforms requests of these `providers`."""
 
     providers: frozenset[str]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -87,8 +86,7 @@ class ReadingParameters(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """Conversion of a value into a budget.
 
     `published` computes the budget as the reference publishes it; `full` is its largest value, which allows the
@@ -105,8 +103,7 @@ class Rule:
         return min(1.0, max(0.0, published / self.full))
 
 
-@dataclass(frozen=True, slots=True)
-class _Now:
+class _Now(msgspec.Struct, frozen=True):
     """Budget at one moment; `in_force` is the rule for a missing source, else empty.
 
     With a `headroom` the gate does not close at its threshold: finished requests are replaced, less the excess over

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 import msgspec
@@ -174,8 +173,7 @@ class LeasedRateGate(Gate):
         return "the rate is 0" if self._is_valid() else "no valid lease"
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(msgspec.Struct, frozen=True):
     store: LeasedRateStore
     state_key: str
 

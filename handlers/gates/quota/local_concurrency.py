@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -33,8 +32,7 @@ class LocalConcurrencyParameters(msgspec.Struct, frozen=True, kw_only=True):
     ] = CLASSIFYING
 
 
-@dataclass(slots=True)
-class _Slots:
+class _Slots(msgspec.Struct):
     """Number of slots in use, and the requests that wait for one."""
 
     waiters: Waiters

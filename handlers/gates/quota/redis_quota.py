@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -228,8 +227,7 @@ def _bounded(value: str) -> str:
     return value if len(encoded) <= _LONGEST_VALUE_BYTES else f"sha256:{hashlib.sha256(encoded).hexdigest()}"
 
 
-@dataclass(frozen=True, slots=True)
-class RateReservation:
+class RateReservation(msgspec.Struct, frozen=True):
     """One unit of a rate limit."""
 
     store: QuotaStore
@@ -246,8 +244,7 @@ class RateReservation:
             await self.store.refund_rate(self.key, self.member)
 
 
-@dataclass(frozen=True, slots=True)
-class SlotReservation:
+class SlotReservation(msgspec.Struct, frozen=True):
     """One slot of a concurrency quota.
 
     When the request ends, `learn` is called with the time for which it held the slot.

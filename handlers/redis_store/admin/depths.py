@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from handlers.redis_store.admin.status_board import LONGEST_SAMPLED, read_part
 from handlers.redis_store.connection import Store, executed
@@ -15,8 +16,7 @@ _QUEUES_AT_ONCE: Final = 500
 _SCORES_AT_ONCE: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class QueueDepths:
+class QueueDepths(msgspec.Struct, frozen=True):
     """Requests pending, claimed, waiting for a retry (of all queues that share the set), and dead-lettered.
 
     `first_score` is the lowest pending score (its deadline, Unix seconds), None for an empty queue. `ends` are the

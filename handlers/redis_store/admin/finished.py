@@ -11,7 +11,6 @@ so the records of the last moment before a crash may be missing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -37,8 +36,7 @@ class FinishedRecord(msgspec.Struct, frozen=True, array_like=True):
     is_dead: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedLimits:
+class FinishedLimits(msgspec.Struct, frozen=True):
     """How many records are kept, their bytes in total, and for how many seconds; no `records`: none are written."""
 
     records: int

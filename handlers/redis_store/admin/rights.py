@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 from redis.exceptions import NoPermissionError
 
 from handlers.redis_store.connection import Store
@@ -18,8 +17,7 @@ from handlers.redis_store.keys import (
 from handlers.redis_store.scripts import lua_script
 
 
-@dataclass(frozen=True, slots=True)
-class RightsOptions:
+class RightsOptions(msgspec.Struct, frozen=True):
     """Optional features that need more rights: per-request lists, offloaded answers, idempotency."""
 
     is_per_request: bool = False

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from handlers.redis_store.connection import STORE_REFUSALS, Store, executed
 from handlers.redis_store.keys import queue_keys
@@ -69,8 +70,7 @@ class StatusBoard:
         await self._redis.hdel(POLLERS, self._poller, *others)
 
 
-@dataclass(frozen=True, slots=True)
-class Board:
+class Board(msgspec.Struct, frozen=True):
     """The board: snapshots by poller, counts by minute (oldest first), failures (newest first)."""
 
     pollers: Mapping[str, bytes]
@@ -78,8 +78,7 @@ class Board:
     failures: Sequence[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """A member that may be the wanted one, and its state: pending, claimed, retry or dead.
 
     `queue` is empty for the retry set, which queues share. `score` is a deadline (pending) or a due time (retry) in
@@ -93,11 +92,10 @@ class Found:
     dead_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
+class Search(msgspec.Struct, frozen=True):
     """The matches of a search; `is_partial` if a key was not read to its end."""
 
-    found: list[Found] = field(default_factory=list)
+    found: list[Found] = msgspec.field(default_factory=list)
     is_partial: bool = False
 
 
@@ -133,8 +131,7 @@ async def _snapshots(redis: Store) -> dict[bytes, bytes]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """A part of a key: next cursor (`0`: the end), entries and bytes read, rows of name, value or score, and size."""
 
     cursor: str
@@ -177,8 +174,7 @@ async def sample_members(redis: Store, command: str, key: str) -> list[bytes]:
     return [value if command == "HSCAN" else name for name, value, _ in part.rows]
 
 
-@dataclass(slots=True)
-class SearchBudget:
+class SearchBudget(msgspec.Struct):
     """The steps and returned bytes that are left for one search, over all queues."""
 
     steps: int = SEARCH_STEPS

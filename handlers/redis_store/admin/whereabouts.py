@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
@@ -40,8 +41,7 @@ _LIVE: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """One place where a request was found: pending, claimed, retry or dead.
 
     `attempts` were made so far; `due_at` is a deadline or a due time, Unix seconds, 0 for none.
@@ -55,8 +55,7 @@ class Place:
     dead_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ResultPlace:
+class ResultPlace(msgspec.Struct, frozen=True):
     """A result of the request that is still in the list `results`; `is_held`: under the lease of a reader."""
 
     results: str
@@ -64,8 +63,7 @@ class ResultPlace:
     is_held: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Whereabouts:
+class Whereabouts(msgspec.Struct, frozen=True):
     """The state of one request; `is_partial` if a key was too long to read completely."""
 
     request_id: str
@@ -76,8 +74,7 @@ class Whereabouts:
     is_partial: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Searched:
+class Searched(msgspec.Struct, frozen=True):
     """The keys to search: queues, their retry set and their result list."""
 
     queues: Sequence[str]

@@ -16,7 +16,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, cast
 
 import msgspec
@@ -51,8 +50,7 @@ class Marker(msgspec.Struct, frozen=True, omit_defaults=True):
 _decoder = msgspec.json.Decoder(Marker)
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionRecord:
+class SubmissionRecord(msgspec.Struct, frozen=True):
     """The recorded submission of an id or an idempotency key, under the Redis key `key`.
 
     `text` and `marker` are set until it is confirmed as queued; `record` is that of an idempotency key.

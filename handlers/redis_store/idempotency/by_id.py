@@ -6,9 +6,9 @@ The record counts while the submission is live, and for a while after it has fin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError
 
@@ -27,8 +27,7 @@ class RunState(StrEnum):
     FINISHED = "finished"
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(msgspec.Struct, frozen=True):
     """The idempotency record of a submission in its queue, kept for `seconds` after it is finished.
 
     `known_by` names the submission. A dead-lettered one (`is_dead`) runs if it is queued again.

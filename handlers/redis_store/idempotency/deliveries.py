@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+
+import msgspec
 
 from handlers.contract.errors import InvalidSetting
 from handlers.redis_store.connection import Store, executed
@@ -23,8 +24,7 @@ DELIVERY_PREFIX: Final = "delivery:"
 _TAKEN, _HELD, _ANSWERED = 0, 1, 2  # what begin_delivery.lua returns
 
 
-@dataclass(frozen=True, slots=True)
-class Fresh:
+class Fresh(msgspec.Struct, frozen=True):
     """The caller answers it; nobody else starts it during the lease.
 
     `previous_traceparent` is the span of an abandoned attempt, if it left one.
@@ -33,15 +33,13 @@ class Fresh:
     previous_traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class InProgress:
+class InProgress(msgspec.Struct, frozen=True):
     """Another delivery of the request is being answered; its lease ends in `seconds_left` at the latest."""
 
     seconds_left: float
 
 
-@dataclass(frozen=True, slots=True)
-class AlreadyAnswered:
+class AlreadyAnswered(msgspec.Struct, frozen=True):
     """It was answered; `reference` is the argument of `finish`."""
 
     reference: bytes
@@ -50,8 +48,7 @@ class AlreadyAnswered:
 Beginning: TypeAlias = Fresh | InProgress | AlreadyAnswered
 
 
-@dataclass(frozen=True, slots=True)
-class DedupOptions:
+class DedupOptions(msgspec.Struct, frozen=True):
     """How long a crashed owner blocks a delivery, and how long an answered one is known.
 
     Owners renew at a third of `lease_seconds`. Pub/Sub may deliver again during the subscription's

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from handlers.redis_store.connection import Store
 from handlers.redis_store.scripts import lua_script
 
 
-@dataclass(frozen=True, slots=True)
-class PoolPlace:
+class PoolPlace(msgspec.Struct, frozen=True):
     """This poller's place among `count` pollers, from 0, and how many slots the others use."""
 
     place: int

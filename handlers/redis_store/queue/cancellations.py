@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
+import msgspec
 from redis.exceptions import NoPermissionError
 
 from handlers.contract.envelope import SEQ_STEPS
@@ -35,8 +35,7 @@ _LONG_AGO_SECONDS: Final = 60.0
 """Requests cancelled before that have arrived where they were moving to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cancellation:
+class Cancellation(msgspec.Struct, frozen=True):
     """A cancelled submission: its claim key (id NUL token), and its deadline in Unix seconds."""
 
     key: bytes
@@ -50,8 +49,7 @@ class Cancellation:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(msgspec.Struct, frozen=True):
     """Names, and the ranges of scores to search for them."""
 
     ranges: list[tuple[str, str]]

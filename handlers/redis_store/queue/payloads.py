@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from redis.exceptions import ResponseError
 
 from handlers.contract.lenient_json import Malformed
@@ -49,8 +49,7 @@ async def read_payload(redis: Store, payload_ref: str, request_id: str, request_
 _MARK: Final = b'"payload_ref"'
 
 
-@dataclass(frozen=True, slots=True)
-class StoredPayload:
+class StoredPayload(msgspec.Struct, frozen=True):
     """A payload, its key, and for how many seconds it is kept."""
 
     key: str
@@ -58,8 +57,7 @@ class StoredPayload:
     seconds: int
 
 
-@dataclass(frozen=True, slots=True)
-class WholeResult:
+class WholeResult(msgspec.Struct, frozen=True):
     """A result's JSON with its payload; `payload_key` is the key of an offloaded one, else empty."""
 
     text: bytes

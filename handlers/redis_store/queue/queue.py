@@ -12,7 +12,6 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -103,16 +102,14 @@ class Nack(msgspec.Struct, frozen=True):
     delay_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reclaimed:
+class Reclaimed(msgspec.Struct, frozen=True):
     """A scan's outcome: `returned` requests went back to pending; `dead` exceeded the limit and are claimed."""
 
     returned: int
     dead: list[Claim]
 
 
-@dataclass(frozen=True, slots=True)
-class QueueOptions:
+class QueueOptions(msgspec.Struct, frozen=True):
     """Lease and key names of a queue; `cluster` tags the claim keys by queue.
 
     With `wait_replicas`, an ack or nack counts once that many replicas have it; until then it raises `NotReplicated`
