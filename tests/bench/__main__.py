@@ -89,23 +89,30 @@ RATIO_GOALS = {
 @click.option("--runs", default=3, show_default=True, help="Runs of each; the median is shown.")
 def main(names: tuple[str, ...], json_path: Path | None, quick: bool, runs: int) -> None:
     """Run scenarios (all, or those whose names contain one of NAMES); the bare forwarders always run first."""
-    console, found = Console(), dict[str, Figures]()
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
     chosen = [name for name in SCENARIOS if not names or any(part in name for part in names)]
     bare = {BARE_NGINX if NGINX in name else BARE for name in chosen}
     chosen = [*sorted(bare), *(name for name in chosen if name not in bare)]
     if missing := missing_servers(chosen):
         raise click.ClickException(f"missing: {', '.join(missing)}. Install with: {INSTALL}")
-    failed = False
-    for name in chosen:
-        scenario, count, quick_count = SCENARIOS[name]
-        console.print(f"[dim]{name} ...[/]")
-        repeats = 1 if quick or count >= 100_000 or scenario is outage else runs
-        try:
-            found[name] = median([scenario(quick_count if quick else count) for _ in range(repeats)])
-        except Exception:  # noqa: BLE001  # the other scenarios are still worth their time
-            console.print_exception(max_frames=4)
-            console.print(f"[red]{name} failed[/]")
-            failed = True
+    runs_of: dict[str, list[Figures]] = {name: [] for name in chosen}
+    failed = set[str]()
+    # Runs of one scenario are spread over the whole time, since a shared machine is slower at some times than others.
+    for run in range(1 if quick else runs):
+        for name in chosen:
+            scenario, count, quick_count = SCENARIOS[name]
+            if name in failed or (run and (count >= 100_000 or scenario is outage)):
+                continue
+            console.print(f"[dim]{name} ...[/]")
+            try:
+                runs_of[name].append(scenario(quick_count if quick else count))
+            except Exception:  # noqa: BLE001  # the other scenarios are still worth their time
+                console.print_exception(max_frames=4)
+                console.print(f"[red]{name} failed[/]")
+                failed.add(name)
+    found = {name: median(figures) for name, figures in runs_of.items() if figures}
     console.print(table(found))
     if json_path:
         json_path.write_bytes(msgspec.json.encode(found))
