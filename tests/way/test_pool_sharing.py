@@ -79,7 +79,7 @@ class Fleet:
         self.redis.zadd(QUEUE, members)
 
     def occupy_gateway(self) -> None:
-        """Let one request, which is none of the queue's, run without end in the only slot: all others wait."""
+        """Let a request from outside the queue keep the only slot, so that all others wait."""
         self._set_engine(capacity=1, time_to_first_token=3_600)
         address = urlsplit(self._gateway_url)
         holder = HTTPConnection(address.hostname or "", address.port or 0)
