@@ -33,6 +33,7 @@ from handlers.forward.forward import AttemptOptions, Sender, invalid, not_sent
 from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.gates.gate import Feedback
+from handlers.telemetry.logs import RareWarning
 from handlers.transport.failures import UnusableResponse
 
 HANDLER_UNAVAILABLE: Final = "handler_unavailable"
@@ -40,6 +41,11 @@ HANDLER_LOST: Final = "handler_lost"
 HANDLER_REFUSED: Final = "handler_refused"
 _SOON_SECONDS: Final = 1.0
 _REFUSED_SECONDS: Final = 10.0
+_REFUSALS: Final = {
+    **dict.fromkeys((401, 403), "give the poller and the handler the same DISPATCH_TOKEN"),
+    **dict.fromkeys((404, 405), "let HANDLER_URL name the dispatch handler"),
+}
+"""Status -> the fix that the log gives."""
 _NOT_REACHED: Final = frozenset({"connect", "dns", "tls"})
 
 
@@ -47,7 +53,8 @@ class HttpDispatcher:
     """Posts CloudEvents to `handler_url`; `timeout_seconds` exceeds the handler's request timeout.
 
     `clock` gives the Redis server's Unix seconds. The event contains the time left, because the handler's clock may
-    differ. With `keeps_bytes`, a payload that is not UTF-8 comes as base64 too.
+    differ. With `keeps_bytes`, a payload that is not UTF-8 comes as base64 too. `refusals` reports that the handler
+    refuses the poller itself.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class HttpDispatcher:
         draw: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.time,
         keeps_bytes: bool = False,
+        refusals: RareWarning | None = None,
     ) -> None:
         self._poster = poster
         self._url = handler_url
@@ -68,6 +76,7 @@ class HttpDispatcher:
         self._draw = draw
         self._clock = clock
         self._keeps_bytes = keeps_bytes
+        self._refusals = refusals
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count()
 
@@ -122,7 +131,9 @@ class HttpDispatcher:
             return Answered(
                 error_result(request.id, request.request_token, ErrorCode.INVALID_REQUEST, message)
             )
-        if response.status_code in (401, 403, 404, 405):
+        if response.status_code in _REFUSALS:
+            if self._refusals is not None:
+                self._refusals.report(status=response.status_code, fix=_REFUSALS[response.status_code])
             return Retry(_REFUSED_SECONDS * (0.5 + self._draw()), HANDLER_REFUSED, counts_attempt=False)
         return self._soon(HANDLER_UNAVAILABLE)
 

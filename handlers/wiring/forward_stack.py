@@ -26,7 +26,7 @@ from handlers.forward.outcome import Outcome
 from handlers.forward.transforms.registry import build_transforms
 from handlers.settings.settings import Settings
 from handlers.telemetry.dependencies import GATES, GATEWAY, MEMORY, Dependencies, Dependency
-from handlers.telemetry.logs import Logger
+from handlers.telemetry.logs import Logger, RareWarning, get_logger
 from handlers.wiring.credentials import file_token, gateway_tls
 from handlers.wiring.metrics import HandlerMetrics, handler_metrics_of, tracing_of
 
@@ -196,6 +196,7 @@ def _poller_send(settings: Settings, client: Sender, clock: Clock) -> Forward:
         tokens=lambda: settings.dispatch_tokens,
         clock=clock,
         keeps_bytes=env.result_details,
+        refusals=RareWarning(get_logger("poller"), "handler refused the poller"),
     ).forward
 
 

@@ -22,6 +22,7 @@ from handlers.forward.forward import AttemptOptions
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.poller.dispatcher import HttpDispatcher
+from handlers.telemetry.logs import RareWarning, get_logger
 from tests.contract.json_texts import TEXT
 from tests.servers.raw_http import Answer, End, RawHttp, Received, answer, running_raw_http
 
@@ -36,9 +37,15 @@ async def server() -> AsyncIterator[RawHttp]:
 
 
 @pytest.fixture
-async def dispatcher(server: RawHttp) -> AsyncIterator[HttpDispatcher]:
+async def gateway() -> AsyncIterator[Gateway]:
     gateway = Gateway(GatewayOptions(max_response_bytes=50_000))
-    yield HttpDispatcher(
+    yield gateway
+    await gateway.aclose()
+
+
+@pytest.fixture
+def dispatcher(gateway: Gateway, server: RawHttp) -> HttpDispatcher:
+    return HttpDispatcher(
         gateway,
         server.url,
         timeout_seconds=20.0,
@@ -46,7 +53,6 @@ async def dispatcher(server: RawHttp) -> AsyncIterator[HttpDispatcher]:
         draw=lambda: 0.5,
         clock=lambda: 4e9 - 60,
     )
-    await gateway.aclose()
 
 
 def request(request_id: str = "a", **fields: object) -> Request:
@@ -179,6 +185,23 @@ async def test_a_door_that_does_not_let_us_in_is_asked_less_often(
     assert await dispatcher.forward(request(), OPTIONS) == Retry(
         10.0, "handler_refused", counts_attempt=False
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "setting"),
+    [(401, "DISPATCH_TOKEN"), (403, "DISPATCH_TOKEN"), (404, "HANDLER_URL"), (405, "HANDLER_URL")],
+)
+async def test_a_refused_poller_logs_the_status_and_the_setting_to_mend_once_a_minute(
+    gateway: Gateway, server: RawHttp, status: int, setting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusals = RareWarning(get_logger("poller"), "handler refused the poller", clock=lambda: 0.0)
+    refused = HttpDispatcher(gateway, f"{server.url}/", timeout_seconds=5.0, refusals=refusals)
+    server.say(answer(status))
+    for _ in range(3):
+        await refused.forward(request(), OPTIONS)
+    (fields,) = [getattr(record, "fields", {}) for record in caplog.records]
+    assert fields["status"] == status
+    assert setting in fields["fix"]
 
 
 @pytest.mark.parametrize("status", [400, 413, 415])
