@@ -16,7 +16,7 @@ WORKERS = 64
 LARGE = 9_900_000
 MOST_SMALL = 20
 """A claim costs at most this many times a claim of as many requests of 200 bytes."""
-MOST_LARGE = 30
+MOST_LARGE = 15
 """A claim of one member of 9.9 MB costs at most this many times a ZADD of it, which copies it once."""
 
 

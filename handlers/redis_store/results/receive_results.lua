@@ -78,7 +78,7 @@ end
 local answer = {}
 room = tonumber(ARGV[4])
 probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
-probe('RPOP', KEYS[1], 0)
+probe('LTRIM', KEYS[1], 0, -1)
 for place = 1, 4 * tonumber(ARGV[3]) do
   local result = run('LRANGE', KEYS[1], -1, -1)[1]
   room = room - (result and #result or 0)
@@ -91,6 +91,6 @@ for place = 1, 4 * tonumber(ARGV[3]) do
     answer[#answer + 1] = key
     answer[#answer + 1] = result
   end
-  run('RPOP', KEYS[1])
+  run('LTRIM', KEYS[1], 0, -2) -- RPOP would copy the result three times more, for its reply
 end
 return answer
