@@ -161,7 +161,7 @@ def result_of_key(results: str, request_id: str) -> str:
 
 
 def own_list_base(name: str, request_id: str) -> str | None:
-    """The result list that `name` is the request's own list of; None if `name` is not that request's alone."""
+    """The shared result list to which the request's own list `name` belongs; None for any other list."""
     suffix = f"{RESULT_OF}{request_id}"
     base = name.removesuffix(suffix)
     return base if request_id and base and base != name and RESULT_OF not in base else None
