@@ -43,6 +43,10 @@ def calm(url: str) -> Iterator[None]:
     httpx.post(f"{url}/simulate/faults", json={})
 
 
+WITHOUT_END = 3_600
+"""Seconds to the first token; a test ends such a request."""
+
+
 def state(url: str) -> dict[str, Any]:
     found: dict[str, Any] = httpx.get(f"{url}/simulate/state").json()
     return found
@@ -100,13 +104,19 @@ def test_odd_answers_are_as_odd_as_asked_for(url: str) -> None:
 
 
 async def test_beyond_capacity_it_queues_and_beyond_the_queue_it_rejects(url: str) -> None:
-    change_engine(url, {"time_to_first_token": 0.5})
-    async with httpx.AsyncClient() as client:
-        answers = await asyncio.gather(*(client.post(f"{url}/v1/completions", json={}) for _ in range(4)))
+    change_engine(url, {"time_to_first_token": WITHOUT_END})
+    async with httpx.AsyncClient(timeout=None) as client, asyncio.TaskGroup() as group:
+        calls = [group.create_task(client.post(f"{url}/v1/completions", json={})) for _ in range(4)]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        (rejected,) = [call.result() for call in calls if call.done()]
+        await wait_until_async(
+            lambda: (state(url)["running"], state(url)["waiting"]) == (2, 1), "three to be held"
+        )
+        for call in calls:
+            call.cancel()
 
-    rejected = [answer for answer in answers if answer.status_code == 429]
-    assert len(rejected) == 1
-    assert rejected[0].headers["x-llm-d-request-dropped-reason"] == "rejected-saturated"
+    assert rejected.status_code == 429
+    assert rejected.headers["x-llm-d-request-dropped-reason"] == "rejected-saturated"
     assert state(url)["peak"] <= 2
 
 
@@ -120,11 +130,12 @@ async def test_a_client_that_leaves_frees_its_slot_at_once(url: str) -> None:
 
 
 async def test_real_time_traffic_evicts_sheddable_requests(url: str) -> None:
-    change_engine(url, {"time_to_first_token": 0.5, "capacity": 1, "evicts": 1})
+    change_engine(url, {"time_to_first_token": WITHOUT_END, "capacity": 1, "evicts": 1})
     spare = {"x-llm-d-inference-objective": "spare"}
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         queued = asyncio.create_task(client.post(f"{url}/v1/completions", json={}, headers=spare))
         await wait_until_async(lambda: state(url)["running"] == 1, "the queued request to run")
+        change_engine(url, {"time_to_first_token": 0})
         real = await client.post(f"{url}/v1/completions", json={})
 
         assert real.status_code == 200
