@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -84,9 +85,10 @@ def test_a_sigterm_at_any_moment_of_the_start_ends_it(command: str, valkey: Valk
         redis.flushall()
         redis.zadd("request-sortedset", {REQUEST: 1999999999})
         moments = [random.uniform(0, LONGEST_START_SECONDS) for _ in range(MOMENTS)]
-        line = [COMMAND, command, *arguments(command, tmp_path)]
+        # Each start has its own port: one that is still stopping may hold the port of another.
+        lines = [[COMMAND, command, *arguments(command, tmp_path)] for _ in moments]
         with ThreadPoolExecutor(3) as pool:
-            codes = list(pool.map(lambda seconds: stopped_after(seconds, line, valkey.url), moments))
+            codes = list(pool.map(stopped_after, moments, lines, repeat(valkey.url)))
         assert codes == [0] * MOMENTS
         answered = redis.llen("result-list")
         assert redis.hlen("request-sortedset:claimed") == 0
