@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 import sys
 import uuid
 from collections.abc import Mapping, MutableMapping
@@ -137,18 +138,20 @@ _CONTENT: Final = (
 
 
 def unix_deadline(deadline: Deadline, *, now: float, request_id: str = "") -> int:
-    """The deadline in whole Unix seconds, rounded up. Raises `InvalidRequest` if it has passed."""
-    if isinstance(deadline, timedelta):
-        seconds = now + deadline.total_seconds()
-    elif isinstance(deadline, datetime):
-        seconds = deadline.astimezone(UTC).timestamp()
-    else:
-        seconds = float(deadline)
-    if not seconds > now:
-        raise InvalidRequest(
-            "deadline", found=_passed(deadline, seconds), accepted=_ACCEPTED, request_id=request_id
-        )
-    return ceil(seconds)
+    """The deadline in whole Unix seconds, rounded up. Raises `InvalidRequest` if it is invalid or has passed."""
+    try:
+        if isinstance(deadline, timedelta):
+            seconds = now + deadline.total_seconds()
+        elif isinstance(deadline, datetime):
+            seconds = deadline.astimezone(UTC).timestamp()
+        else:
+            seconds = float(deadline)
+        if seconds > now:
+            return ceil(seconds)
+        found = _passed(deadline, seconds)
+    except (TypeError, ValueError, OverflowError):
+        found = reprlib.repr(deadline)
+    raise InvalidRequest("deadline", found=found, accepted=_ACCEPTED, request_id=request_id)
 
 
 def _passed(deadline: Deadline, seconds: float) -> str:

@@ -65,7 +65,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     withheld_labels: Collection[str] = ()
     duplicates: Duplicates | None = None
-    limits: RequestLimits = RequestLimits()  # frozen
+    limits: RequestLimits = RequestLimits()
 
 
 class Held(msgspec.Struct):

@@ -366,7 +366,7 @@ def _dedup_store(settings: Settings, parts: Parts) -> tuple[Once | None, Layer |
     )
     from handlers.wiring.credentials import redis_options
 
-    redis = connect(msgspec.structs.replace(redis_options(settings), url=settings.env.dedupe_redis_url))
+    redis = connect(replace(redis_options(settings), url=settings.env.dedupe_redis_url))
     parts.closers.append(redis.aclose)
 
     def cancellation(forward: Forward) -> Forward:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from handlers.gates.gate import Gate, GateState
 from handlers.gates.sources import FeedOptions, Feeds, GateSources, HttpText
@@ -108,7 +109,7 @@ class PlacedGates:
     def _new(self, entry: GateEntry) -> PlacedGate:
         from handlers.gates.registry import build_gate  # a poller without gates starts sooner
 
-        sources = msgspec.structs.replace(self._sources, owner_pool=entry.pool)
+        sources = replace(self._sources, owner_pool=entry.pool)
         gate = build_gate(entry.gate_type, entry.gate_params, sources, entry.setting)
         return PlacedGate(gate, entry.gate_type, entry.gate_params, entry.pool)
 
@@ -126,9 +127,7 @@ class PlacedGates:
                 await new.gate.start()
                 placed[place] = new
             else:
-                placed[place] = msgspec.structs.replace(
-                    new, gate=await old.gate.renewed(new.gate, changes.discarded)
-                )
+                placed[place] = replace(new, gate=await old.gate.renewed(new.gate, changes.discarded))
         for place in self._placed.keys() - placed.keys():
             changes.places.add(place)
             changes.discarded.append(self._placed[place].gate)
@@ -157,7 +156,7 @@ class PlacedGates:
         """The store at `host:port` or a URL, with the credentials of the queues' Redis."""
         url = address if "://" in address else f"redis://{address}"
         if url not in self._stores:
-            self._connections[url] = connect(msgspec.structs.replace(self._redis_options, url=url))
+            self._connections[url] = connect(replace(self._redis_options, url=url))
             self._stores[url] = RedisGateStore(self._connections[url])
         return self._stores[url]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -53,6 +54,24 @@ def test_a_scenario_that_fails_leaves_the_figures_of_the_others(
     assert "handler alone failed" in run.output
     assert "the door did not start" in run.output
     assert msgspec.json.decode(path.read_bytes()) == {BARE: {"CPU ms": 1.0}, "push door": {"CPU ms": 3.0}}
+
+
+def test_the_runs_of_a_scenario_are_spread_over_the_whole_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def noting(name: str) -> Callable[[int], dict[str, float]]:
+        def scenario(_count: int) -> dict[str, float]:
+            ran.append(name)
+            return {"place": float(len(ran))}
+
+        return scenario
+
+    for name in list(SCENARIOS):
+        monkeypatch.delitem(SCENARIOS, name)
+    for name in (BARE, "door"):
+        monkeypatch.setitem(SCENARIOS, name, (noting(name), 1, 1))
+    assert CliRunner().invoke(main, ["--runs", "3"]).exit_code == 0
+    assert ran == [BARE, "door"] * 3
 
 
 @pytest.mark.bench

@@ -123,6 +123,11 @@ async def test_a_deadline_is_a_whole_second_in_the_future(
     [
         (NewRequest(payload={"a": 1}, deadline=timedelta(seconds=-1)), "deadline"),
         (NewRequest(payload={"a": 1}, deadline=1e13), "deadline"),
+        (NewRequest(payload={"a": 1}, deadline=float("inf")), "deadline"),
+        (NewRequest(payload={"a": 1}, deadline=float("nan")), "deadline"),
+        (NewRequest(payload={"a": 1}, deadline="10m"), "deadline"),  # type: ignore[arg-type]  # as untyped callers do
+        (NewRequest(payload={"a": 1}, deadline=None), "deadline"),  # type: ignore[arg-type]  # the same
+        (NewRequest(payload={"a": 1}, deadline=datetime.min), "deadline"),
         (NewRequest(payload=b"[1]", deadline=HOUR), "payload"),
         (NewRequest(payload=b"{", deadline=HOUR), "body"),
         (NewRequest(payload={"a": object()}, deadline=HOUR), "payload"),

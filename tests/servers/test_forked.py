@@ -6,10 +6,10 @@ import os
 import re
 import signal
 import sys
+import tempfile
+from multiprocessing.connection import Connection
 
-import pytest
-
-from tests.servers.forked import COMMAND, ForkedChild, run_forked
+from tests.servers.forked import COMMAND, ForkedChild, ForkedProcess, run_command, run_forked
 
 HANDLER = [COMMAND, "serve", "--target", "dispatch"]
 VARIABLES = {"IGW_BASE_URL": "http://127.0.0.1:9", "HOST": "127.0.0.1", "PORT": "0", "DISPATCH_AUTH": "none"}
@@ -26,10 +26,19 @@ def test_output_errors_and_exit_code_are_kept_apart() -> None:
     assert "No such command" in refused.stderr
 
 
-def test_it_has_the_given_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORKERS", "of the tests")
+def run_in_a_template_with_a_setting(
+    command: list[str], environment: dict[str, str], output: Connection
+) -> None:
+    os.environ["WORKERS"] = "of the template"
+    run_command(command, environment, output, output)
+
+
+def test_it_has_the_given_environment_alone() -> None:
     given = {"REDIS_URL": "redis://127.0.0.1:9", "IGW_BASE_URL": "http://127.0.0.1:9", "LOG_LEVEL": "loud"}
-    refused = run_forked([COMMAND, "poll"], given).stderr
+    with tempfile.TemporaryFile() as file, Connection(os.dup(file.fileno()), readable=False) as output:
+        process = ForkedProcess(run_in_a_template_with_a_setting, [COMMAND, "poll"], given, output)
+        assert process.wait(60) == 2
+        refused = os.pread(file.fileno(), 10_000, 0).decode()
     assert "got 'loud'" in refused
     assert "WORKERS" not in refused
 

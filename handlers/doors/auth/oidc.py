@@ -51,7 +51,7 @@ class PushIdentityOptions(msgspec.Struct, frozen=True):
     mode: Literal["oidc", "none"] = "oidc"
     skew_seconds: float = 60.0
     most_remembered: int = 1_024
-    keys: SigningKeysOptions = SigningKeysOptions()  # frozen
+    keys: SigningKeysOptions = SigningKeysOptions()
 
     def __post_init__(self) -> None:
         if self.mode == "none":
