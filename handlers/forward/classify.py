@@ -1,4 +1,4 @@
-"""Classifies a status or an exception: final or retried, and the reason for logs and metrics.
+"""Classify responses and failures: final, or retried for a reason.
 
 | response | outcome |
 |---|---|
@@ -41,8 +41,7 @@ FAILURE_REASONS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 )
 
 FAILURES: Final = tuple({kind for kind, _ in FAILURE_REASONS})
-"""Every exception with which an attempt may end; any other is a defect and is not caught."""
-
+"""All exceptions that an attempt may raise; any other is a defect and is not caught."""
 
 OWN_FAULTS: Final = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError)
 """Exceptions of a request that cannot be written: nothing was sent, and a retry would fail again.

@@ -35,11 +35,12 @@ from handlers.transport.failures import UnusableResponse
 
 
 class AttemptOptions(msgspec.Struct, frozen=True):
-    """What the caller of one attempt sets in addition to the request.
+    """Options of one attempt, set by its caller.
 
-    `seconds` limits the delivery (Pub/Sub's ack deadline less a margin); None: no limit. A refused delivery returns
-    after `earliest_retry_seconds` at the earliest. `body` is the request as queued, for a handler. `ask_for_room` is
-    asked before a large response is read. `on_sending` is called once, after the gates.
+    `seconds` limits the delivery (Pub/Sub's ack deadline less a margin); None: no limit. A nacked delivery is
+    redelivered after `earliest_retry_seconds` at the earliest. `body` is the request as queued; a poller sends it to
+    a handler. `ask_for_room` is called before a large response is read, `on_sending` once the gates have admitted the
+    request.
     """
 
     seconds: float | None = None
@@ -78,9 +79,10 @@ class Sender(Protocol):
 
 
 class Forwarder:
-    """Sends requests along their routes; `clock` gives Unix seconds, `draw` a number in [0, 1).
+    """Sends requests along their routes.
 
     `keeps_bytes`: a response body that is not UTF-8 is also kept as base64. `transforms` may replace the payload.
+    `clock` returns Unix seconds, `draw` a random number in [0, 1).
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class Forwarder:
         self._draw = draw
 
     async def forward(self, request: Request, options: AttemptOptions = NO_OPTIONS) -> Outcome:
-        """Make one attempt; returns a final result, or a retry that fits before the deadline."""
+        """Make one attempt. A retry is returned only if it fits before the deadline."""
         left = request.deadline - self._clock()
         if left <= 0:
             return expired(request, None)
@@ -190,7 +192,7 @@ def answered(request: Request, status_code: int, body: bytes, feedback: Feedback
 
 
 def expired(request: Request, last: LastResponse | None, feedback: Feedback | None = None) -> Answered:
-    """The outcome at the deadline: the last response if there was one, else `DEADLINE_EXCEEDED`."""
+    """The outcome at the deadline: the last response, else `DEADLINE_EXCEEDED`."""
     if last is not None:
         return answered(request, last.status_code, last.body, feedback)
     message = "the deadline passed before the gateway answered"
@@ -205,17 +207,17 @@ def cancelled(request: Request) -> Answered:
 
 
 def failed(request: Request, message: str) -> Answered:
-    """The outcome of a complete response that cannot be a result; a retry would give the same."""
+    """The outcome of an unusable response. A retry would end the same way."""
     return Answered(error_result(request.id, request.request_token, ErrorCode.INFERENCE_ERROR, message))
 
 
 def not_sent(request: Request, error: Exception) -> Answered:
-    """The outcome of a request that could not be written; it says nothing about the gateway."""
+    """The outcome of a request that cannot be written as HTTP."""
     message = f"the request could not be sent: {type(error).__name__}"
     return Answered(error_result(request.id, request.request_token, ErrorCode.INVALID_REQUEST, message))
 
 
 def invalid(error: InvalidRequest, request_token: str) -> Answered:
-    """The outcome of a request that breaks the contract; `error` has its id."""
+    """The outcome of an invalid request; `error` holds its id."""
     token = error.request_token or request_token
     return Answered(error_result(error.request_id, token, ErrorCode.INVALID_REQUEST, str(error)))

@@ -1,4 +1,4 @@
-"""HTTP client for gateways and handlers: one POST, one decoded response, no retries."""
+"""HTTP client for gateways and handlers. It makes no retries."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ BAND_HEADROOM_HEADER: Final = "x-llm-d-flow-band-headroom"
 
 
 class GatewayOptions(msgspec.Struct, frozen=True):
-    """How to reach gateways; `max_response_bytes` bounds a body before and after decompression.
+    """Options of the connections to gateways.
 
-    `keepalive_seconds` is how long an unused connection is kept; it must be less than the server's own limit. `token`
-    returns our bearer token for each request; it is sent to these gateways only.
+    `max_response_bytes` bounds a body before and after decompression. An unused connection is closed after
+    `keepalive_seconds`, which must be less than the server's own limit. `token` returns our bearer token; it is
+    called for each request.
     """
 
     connect_timeout_seconds: float = 10.0
@@ -66,8 +67,8 @@ class Gateway:
     ) -> GatewayResponse:
         """POST `body` and read the whole response.
 
-        At `until`, a time of the event loop's clock, the connection is closed, `TimeoutError` is raised, and nothing
-        more is sent. Raises one of `handlers.forward.classify.FAILURES`, or `UnusableResponse`.
+        At `until`, a time of the event loop's clock, the connection is closed and `TimeoutError` is raised. Raises
+        one of `handlers.forward.classify.FAILURES`, or `UnusableResponse`.
         """
         if self._token is not None:
             headers = {**headers, "authorization": f"Bearer {self._token()}"}
@@ -89,6 +90,6 @@ class Gateway:
 
 
 def _by_name(response: Response) -> GatewayResponse:
-    """Headers by name; the last of several with one name."""
+    """The response with its headers by name. Of repeated headers, the last one counts."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
     return GatewayResponse(response.status_code, headers, response.body)

@@ -1,8 +1,8 @@
-"""Build the headers of a request to the gateway from the request's own and ours.
+"""Build the headers of a request to the gateway.
 
 A request's own headers are untrusted. They must not change the framing of the message, choose a host or a worker,
-speak for the proxy in front, or replace a header that the gateway trusts us to set. Gateways add such headers over
-time, so only listed names pass.
+imitate a proxy, or replace a header that the gateway trusts us to set. New gateway versions add such headers, so only
+listed names pass.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ MAX_FAIRNESS_BYTES: Final = 256
 
 _NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _VALUE = re.compile(r"[\x20-\x7e\t]*")
-_TENANT = re.compile(
-    r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*"
-)  # names go beyond ASCII, and a value may (RFC 9110, 5.5)
+# Names of tenants may contain non-ASCII characters; header values may too (RFC 9110, 5.5).
+_TENANT = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_FIELDS: Final = ("tracestate", "baggage")
 
@@ -63,15 +62,15 @@ FORBIDDEN_PREFIXES: Final = (
 _CREDENTIAL = re.compile(
     r"auth|cookie|token|secret|password|credential|api-?key|signature|cert|session|(^|-)user"
 )
-"""Names that identify or authenticate a caller; these too pass only if listed in full."""
+"""Names that identify or authenticate a caller. They also pass only if listed in full."""
 
 
 def allowed_headers(
     headers: Mapping[str, str], listed: Sequence[str] = DEFAULT_HEADERS, *, allow_authorization: bool = False
 ) -> dict[str, str]:
-    """The request's own headers that `listed` allows, in lower case; all others are dropped.
+    """The request's own headers that `listed` allows, with names in lower case.
 
-    A name in `listed` that ends in `*` is a prefix.
+    A name in `listed` that ends in `*` is a prefix. Invalid values, and headers beyond the limits, are dropped.
     """
     allowed: dict[str, str] = {}
     total = 0
@@ -116,7 +115,7 @@ def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | N
                 own.pop(ours, None)
         headers.update(own)
     objective = request.objective or route.inference_objective
-    if objective and _VALUE.fullmatch(objective):  # the objective of a lane may come from an untrusted source
+    if objective and _VALUE.fullmatch(objective):  # a request may name its own objective
         headers[route.objective_header] = objective
     tenant = request.metadata.get(route.fairness_attribute) if request.metadata else None
     if tenant and route.fairness_header and is_fairness_id(tenant):
@@ -128,7 +127,7 @@ def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | N
 
 
 def is_fairness_id(tenant: str) -> bool:
-    """Whether a tenant's name is a valid header value of 1 to 256 bytes in UTF-8."""
+    """Whether a tenant name is a valid header value (1 to 256 bytes)."""
     return (
         0 < len(tenant) <= MAX_FAIRNESS_BYTES
         and tenant == tenant.strip()

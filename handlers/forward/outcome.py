@@ -11,7 +11,7 @@ from handlers.gates.gate import Feedback
 
 
 class LastResponse(msgspec.Struct, frozen=True):
-    """The last response of the gateway; the final result if the deadline passes before another one."""
+    """The gateway's last response. It becomes the result if the deadline passes."""
 
     status_code: int
     body: bytes
@@ -33,8 +33,8 @@ class Retry(msgspec.Struct, frozen=True):
     """Not final: try again after `delay_seconds`.
 
     `reason` is one of a fixed set of words, for logs and metrics. `counts_attempt` is False if the request never
-    reached the gateway (closed gate, handler still starting). `traceparent` is the span of this attempt, to which the
-    next one links. `gateway_seconds` is the duration of the attempt, if details are on.
+    reached the gateway (closed gate, handler still starting). `traceparent` is this attempt's span, which the next
+    attempt's span links to. `gateway_seconds` is the duration of the attempt, set only if results have details.
     """
 
     delay_seconds: float

@@ -1,6 +1,6 @@
-"""Routes: the gateway URL, headers and objective for the requests of one queue or subscription.
+"""Routes: gateway URL, headers and objective of one queue or subscription.
 
-URLs are built from a constant base and a checked path; untrusted input is never parsed as a URL.
+URLs are built from a configured base and a checked path. Untrusted input is never parsed as a URL.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ _PATH = re.compile(r"/[A-Za-z0-9._~/-]{1,255}")
 def is_safe_path(path: str, allowed: Sequence[str]) -> bool:
     """Whether `path` is plain and allowed.
 
-    A plain path has neither dot segments nor empty ones. A prefix that ends in `/` allows all paths below it, any
-    other only itself.
+    A plain path has no dot segments and no empty ones. An entry of `allowed` that ends in `/` allows all paths below
+    it; any other entry allows only itself.
     """
     if not _PATH.fullmatch(path):
         return False

@@ -1,10 +1,10 @@
-"""Records attempts in metrics and logs, for the poller and both doors: started, sent, ended, settled."""
+"""Record attempts in metrics and logs, for the poller and the doors."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result
@@ -12,9 +12,6 @@ from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.logs import Logger
 from handlers.telemetry.metrics import DoorMetrics, QueueMetrics
-
-if TYPE_CHECKING:
-    from handlers.telemetry.metrics import QueueMetrics
 
 
 def account(
@@ -26,9 +23,10 @@ def account(
     log: Logger,
     metrics: QueueMetrics | None,
 ) -> None:
-    """Count and log the outcome of one attempt, which took `seconds`; `now` is Unix seconds.
+    """Count and log the outcome of one attempt.
 
-    A success is logged at `debug`, since there may be thousands a second; everything else at `info`.
+    `seconds` is its duration, `now` is in Unix seconds. A success is logged at `debug`, since there may be thousands
+    per second; everything else at `info`.
     """
     match outcome:
         case Answered(result):
@@ -65,7 +63,7 @@ def _log_answer(
     log: Logger, request: Request, result: Result, seconds: float, total_seconds: float | None
 ) -> None:
     if _is_success(result) and not log.is_debugging:
-        return  # the fields alone would cost more than the metrics
+        return  # building the fields would cost more than the metrics
     level = log.debug if _is_success(result) else log.info
     level(
         "answered",
@@ -92,11 +90,11 @@ def _word(result: Result) -> str:
 
 
 QueueOf: TypeAlias = Callable[[str], QueueMetrics | None]
-"""The series of a queue or subscription by its name; None if another process counts it."""
+"""Returns the metrics of a queue or subscription; None if another process counts it."""
 
 
 def counted_calls(forward: Forward, queue_of: QueueOf) -> Forward:
-    """The layer that counts calls to the gateway, inside the layers that hold requests."""
+    """The layer that counts calls to the gateway, without waits at gates."""
 
     async def counted(request: Request, options: AttemptOptions) -> Outcome:
         queue = queue_of(request.queue)
@@ -114,7 +112,7 @@ def counted_calls(forward: Forward, queue_of: QueueOf) -> Forward:
 def counted_attempts(
     forward: Forward, queue_of: QueueOf, door: DoorMetrics, clock: Callable[[], float] = time.time
 ) -> Forward:
-    """The layer that counts attempts, held ones included; `clock` gives Unix seconds."""
+    """The layer that counts attempts, including waits at gates. `clock` returns Unix seconds."""
 
     async def counted(request: Request, options: AttemptOptions) -> Outcome:
         queue = queue_of(request.queue)

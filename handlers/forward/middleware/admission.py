@@ -1,7 +1,7 @@
-"""Admission: a request is sent once its gates admit it.
+"""Admission layer: send a request once its gates admit it.
 
-Gates learn from the response and get back what they reserved. Verdicts become outcomes here, for the poller and for
-the doors.
+Afterwards the gates get the response as feedback, and their reservations are released. Verdicts become outcomes here,
+for the poller and for the doors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUOTA_EXHAUSTED: Final = "quota_exhausted"
 
 
 def admitted(forward: Forward, gates: Sequence[Gate], clock: Callable[[], float] = time.time) -> Forward:
-    """The admission layer of a poller, whose requests wait at a closed gate until their deadline."""
+    """The admission layer of a poller: requests wait until their deadline."""
 
     async def admit(request: Request, options: AttemptOptions) -> Outcome:
         async def send(request: Request) -> Outcome:
@@ -48,16 +48,16 @@ def admitted(forward: Forward, gates: Sequence[Gate], clock: Callable[[], float]
 async def gated(
     request: Request, gates: Sequence[Gate], send: Send, clock: Callable[[], float] = time.time
 ) -> Outcome:
-    """Ask the gates, wait until they admit the request or its deadline, and send it.
+    """Send the request once the gates admit it, before its deadline.
 
-    `clock` gives Unix seconds, for the deadline; gates wait by the local clock. A refusal is a retry that does not
-    count as an attempt. A drop is a final `GATE_DROPPED`.
+    A refusal becomes a retry that does not count as an attempt, a drop a final `GATE_DROPPED`. The deadline is in
+    Unix seconds of `clock`; gates wait by the local clock, so it is converted.
     """
     request = with_claim(request)
     while True:
         verdict = await admit_all(gates, request)
         if isinstance(verdict, Hold):
-            end_if_cancelled()  # otherwise it would wait at the gate of a poller that is stopping
+            end_if_cancelled()  # a gate may have swallowed the cancellation, and the request would wait here
         match verdict:
             case Go():
                 return await send_admitted(request, gates, verdict, send)
@@ -81,13 +81,13 @@ async def send_admitted(request: Request, gates: Sequence[Gate], go: Go, send: S
             for gate in gates:
                 gate.observe(admitted, outcome.feedback)
     finally:
-        # A request cancelled during the call counts as sent, because it may have reached the gateway.
+        # A request that is cancelled during the call counts as sent: it may have reached the gateway.
         await (go.reservation.release() if was_sent else go.reservation.give_back())
     return outcome
 
 
 def refused(request: Request, verdict: Refuse | Drop, clock: Callable[[], float] = time.time) -> Outcome:
-    """Convert a verdict that ends the wait to an outcome."""
+    """The outcome of a request that a gate refused or dropped."""
     match verdict:
         case Refuse(delay_seconds=delay, reason=reason):
             left = request.deadline - clock()
@@ -101,9 +101,9 @@ def refused(request: Request, verdict: Refuse | Drop, clock: Callable[[], float]
 
 
 class Entrance(msgspec.Struct):
-    """Waiting rooms and gates of one subscription: its own, then those of its pool.
+    """Waiting rooms and gates of one subscription, then those of its pool.
 
-    `is_replaced` is set by a reload: requests that are still entering start again at the new entrance.
+    A reload sets `is_replaced`; requests that are still entering start again at the new entrance.
     """
 
     rooms: Sequence[WaitingRoom]
@@ -111,9 +111,9 @@ class Entrance(msgspec.Struct):
     is_replaced: bool = False
 
     async def enter(self, request: Request, until_at: float) -> Go | Refuse | Drop:
-        """Enter each waiting room in turn; the first verdict other than `Go` decides.
+        """Enter each waiting room in turn.
 
-        Then nothing stays reserved.
+        The first verdict other than `Go` decides, and all reservations are returned. `until_at` is in Unix seconds.
         """
         held: list[Reservation] = []
         labels: dict[str, str] = {}
@@ -135,10 +135,10 @@ class Entrance(msgspec.Struct):
 
 
 class HeldForward:
-    """Forwards requests that their gates admit; `entrances` by queue or subscription.
+    """Forwards requests that their gates admit.
 
-    A request waits at most `most_held_seconds`. `default` is the entrance for names that are not listed; None sends
-    their requests at once. A reload changes it in place.
+    `entrances` are by queue or subscription; `default` is for all others (None: their requests are sent at once). A
+    request waits at most `most_held_seconds`.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class HeldForward:
     def change(
         self, forward: Forward, entrances: Mapping[str, Entrance], default: Entrance | None = None
     ) -> None:
-        """Use another `forward` and these entrances from now on; waiting requests enter again."""
+        """Replace `forward` and the entrances (reload). Waiting requests enter again."""
         replaced = [*self._entrances.values(), *([self._default] if self._default else [])]
         self._forward, self._entrances, self._default = forward, entrances, default
         for entrance in replaced:
@@ -168,7 +168,7 @@ class HeldForward:
             room.interrupt()
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
-        """Wait for a gate, then send; or return a retry with its time."""
+        """Wait for the gates, then send the request or return a retry."""
         if self._entrance(request) is None:
             return await self._forward(request, options)
         request = with_claim(request)
@@ -198,7 +198,7 @@ class HeldForward:
         return await self._forward(request, options)
 
     def _left(self, options: AttemptOptions, arrived_at: float) -> AttemptOptions:
-        """The seconds that remain of the delivery's time."""
+        """The options with the rest of the delivery's time."""
         if options.seconds is None:
             return options
         return msgspec.structs.replace(
@@ -206,7 +206,7 @@ class HeldForward:
         )
 
     def _in_time(self, request: Request, outcome: Outcome, options: AttemptOptions) -> Outcome:
-        """Make a retry final if the transport could bring it only after the deadline."""
+        """The outcome; expired if the redelivery would come after the deadline."""
         if isinstance(outcome, Retry) and options.earliest_retry_seconds >= request.deadline - self._clock():
             return expired(request, None)
         return outcome

@@ -1,7 +1,7 @@
-"""Cancellation layer of the push door, whose deliveries cannot be withdrawn from Pub/Sub.
+"""Cancellation layer of the push door.
 
-Each request is looked up in the dedup store when it arrives and periodically while it is held or in flight. One call
-looks up many requests.
+A message cannot be withdrawn from Pub/Sub. So each request is looked up in the dedup store when it arrives, and
+periodically while it waits or is in flight. One call looks up all of them.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ CancelledAt = Callable[[Sequence[str]], Awaitable[list[float | None]]]
 
 LOOK_SECONDS = 0.5
 END_AGAIN_SECONDS = 5.0
-"""Seconds until a task is cancelled again: at the first time it may have been releasing a reservation, or a library
-may have swallowed the cancellation.
-"""
+"""Seconds until a task that still runs is cancelled again: a library may have swallowed the first cancellation."""
 
 
 class _Ended(msgspec.Struct):
-    """How often a task was cancelled, and when it may be cancelled again (`time.monotonic`)."""
+    """Cancellations of one task; the next one is allowed at `again_at` (`time.monotonic`)."""
 
     times: int = 0
     again_at: float = 0.0
 
 
 class CancellableForward:
-    """Runs `forward` until `cancelled_at` reports a cancellation; `failures` are the exceptions it may raise.
+    """Ends the forwarding of requests that `cancelled_at` reports as cancelled.
 
-    A request created after the cancellation is another submission of the same id.
+    `failures` are the exceptions that `cancelled_at` may raise. A request created after the cancellation is another
+    submission of the same id; it is not cancelled.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""Circuit breaker of one gateway: closed, open (one probe per second) or recovering.
+"""Circuit breaker of one gateway: closed, open or recovering.
 
-Its evidence does not depend on single requests. A request that fails several times counts once, and a retry counts
-less than a first attempt. Each success of another request ends the run of failures: earlier failures then count
-against their requests, not against the gateway. So a tenant whose requests always fail cannot keep the circuit open,
-while an outage, in which nothing succeeds, opens it after a few requests.
+No single request can open it. A request that fails several times counts once, and a retry counts less than a first
+attempt. Each success ends the run of failures: the failed requests become suspects, whose further failures hardly
+count. So a tenant whose requests always fail cannot keep the circuit open, while an outage, in which nothing
+succeeds, opens it after a few requests.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import msgspec
 
 
 class CircuitState(StrEnum):
-    """States of a circuit, by the calls that may begin."""
+    """States of a circuit."""
 
     CLOSED = "closed"
-    """All of them."""
+    """All calls may begin."""
     OPEN = "open"
-    """One probe per second."""
+    """One call per second may begin, as a probe."""
     RECOVERING = "recovering"
-    """A limited number in flight, which grows with each success."""
+    """A limited number of calls may be in flight; it grows with each success."""
 
 
 class Pass(Enum):
@@ -36,18 +36,18 @@ class Pass(Enum):
 
 
 class CircuitOptions(msgspec.Struct, frozen=True):
-    """When the circuit opens and how it recovers.
+    """Rules for opening and recovery.
 
-    Failures are counted by distinct request since the last success. A first attempt weighs 1, a retry `retry_weight`,
-    and a request that failed before another one succeeded `suspect_weight`.
+    Failures since the last success are counted, each request once. A failed first attempt counts 1, a retry
+    `retry_weight`, and a suspect (a request that failed before another one succeeded) `suspect_weight`.
 
     A closed circuit opens at `least_failures` if nothing succeeded in the last `window_seconds`. Otherwise it opens
-    once `failures_in_a_row` successes are overdue, given their share of the window: after 50 failures if everything
-    succeeded before, after 250 if a fifth did. A recovering circuit uses 3 and `first_limit` in place of the two
-    numbers.
+    when the failures, multiplied by the share of successes in the window, reach `failures_in_a_row`: after 50
+    failures if everything succeeded before, after 250 if a fifth did. A recovering circuit uses 3 instead of
+    `least_failures`, and `first_limit` instead of `failures_in_a_row`.
 
-    `most_probes` bounds unanswered probes. Recovery starts with `first_limit` calls in flight. It ends at
-    `last_limit`, or after a window in which the circuit did not open again.
+    At most `most_probes` probes may be unanswered. Recovery starts with `first_limit` calls in flight. It ends at
+    `last_limit`, or after `window_seconds` in which the circuit did not open again.
     """
 
     window_seconds: float = 10.0
@@ -64,16 +64,14 @@ class CircuitOptions(msgspec.Struct, frozen=True):
 _UNBOUNDED: Final = 1_000_000_000
 _LEAST_WHILE_RECOVERING: Final = 3
 _SUSPECT_SECONDS: Final = 120.0
-"""Seconds for which a request stays a suspect: twice the longest backoff, so that one that always fails remains one."""
+"""Seconds for which a request stays a suspect: twice the longest backoff, so that retries find it still suspected."""
 _MOST_SUSPECTS: Final = 10_000
 _LEAST_SHARE: Final = 0.1
-"""Share of successes below which no more failures are required, so that an outage of an unreliable gateway is still
-noticed.
-"""
+"""Lower bound of the share of successes in the rule above, so that an outage of an unreliable gateway is noticed."""
 
 
 class Circuit:
-    """One gateway's breaker. `clock` gives monotonic seconds; `on_change` is called with each new state."""
+    """One gateway's breaker. `clock` returns monotonic seconds; `on_change` is called with each new state."""
 
     def __init__(
         self,
@@ -107,18 +105,18 @@ class Circuit:
     def claimable(self) -> int:
         """The number of requests that a poller should claim now.
 
-        It equals `room`, but is 0 for a moment after a claim while the circuit is open.
+        It equals `room`, except in an open circuit, where it is 0 for `probe_seconds` after a claim.
         """
         is_claimed = self.state is CircuitState.OPEN and self._clock() < self._claim_at
         return 0 if is_claimed else self.room()
 
     def claimed(self) -> None:
-        """Record that a poller has claimed requests, which enter a moment later."""
+        """Record that a poller has claimed requests, which will enter soon."""
         if self.state is CircuitState.OPEN:
             self._claim_at = self._clock() + self._options.probe_seconds
 
     def has_just_failed(self, request: int) -> bool:
-        """Whether this request failed recently, so that a probe with it would prove little."""
+        """Whether this request failed recently. It would then be a poor probe."""
         now = self._clock()
         return self._evidence.has_failed(request, now) or self._evidence.is_suspect(request, now)
 
@@ -134,9 +132,9 @@ class Circuit:
         return Pass.PROBE
 
     def leave(self, entered: Pass, has_failed: bool | None, *, request: int, is_retry: bool = False) -> None:
-        """End a call of `request`, any number that identifies it.
+        """End a call; `request` is any number that identifies its request.
 
-        `has_failed` is None if the call says nothing about the gateway's health (refused for load, cancelled).
+        `has_failed` is None if the outcome does not show the gateway's health (refused for load, cancelled).
         """
         self._in_flight -= 1
         if entered is Pass.PROBE:
@@ -170,7 +168,7 @@ class Circuit:
             self._probe_at = now + options.probe_seconds
             self._change(CircuitState.OPEN)
         elif is_recovering and is_first:
-            # Load may cause a second failure without a success in between; a single one is likely the request's own.
+            # Two failures in a row suggest overload: halve the limit. One is probably the request's own fault.
             least_limit = min(options.first_limit, self._limit)
             self._limit = max(least_limit, self._limit // 2 if failures >= 2 else self._limit - 1)
 
@@ -192,7 +190,7 @@ class Circuit:
 
 
 class _Evidence:
-    """Failures since the last success by distinct request, and outcomes before it by second."""
+    """Failures since the last success, by request; earlier outcomes, by second."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -230,7 +228,7 @@ class _Evidence:
         return now - at < self._seconds
 
     def failures_in_a_row(self, now: float) -> float:
-        """Weight of the distinct requests that failed in the window since the last success."""
+        """Summed weights of the requests that failed since the last success."""
         oldest = now - self._seconds
         while self._run:
             request, (at, weight) = next(iter(self._run.items()))
@@ -241,9 +239,9 @@ class _Evidence:
         return self._run_weight
 
     def success_share(self, now: float) -> float:
-        """Share of successes in the window, without the failures since the last one.
+        """Share of successes in the window; 0 without any.
 
-        0 without a success.
+        Failures since the last success are left out.
         """
         self._forget(now)
         successes = sum(row[2] for row in self._mix)

@@ -1,4 +1,4 @@
-"""Details layers: attempts, durations, tokens and metadata in results; off by default, as in the reference."""
+"""Add details to results: attempts, durations, tokens and metadata."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Parameters = ParamSpec("Parameters")
 def timed(
     attempt: Callable[Parameters, Awaitable[Outcome]], monotonic: Callable[[], float] = time.monotonic
 ) -> Callable[Parameters, Awaitable[Outcome]]:
-    """The layer that adds the seconds of the attempt to its outcome, if the gateway was called."""
+    """The layer that adds the duration of a gateway call."""
 
     async def timed_attempt(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Outcome:
         began_at = monotonic()
@@ -45,13 +45,13 @@ def lasted(outcome: Answered, seconds: float) -> Answered:
 
 
 def _was_asked_for(result: Result) -> bool:
-    """Whether this process called the gateway; another process adds its own time."""
+    """Whether the gateway was called for this result."""
     is_answered = result.status_code or result.error_code == ErrorCode.INFERENCE_ERROR
     return bool(is_answered) or result.gateway_seconds is not None
 
 
 def with_details(forward: Forward, clock: Callable[[], float] = time.time) -> Forward:
-    """The layer that adds all details to final results; `clock` gives Unix seconds."""
+    """The layer that adds all details to final results. `clock` returns Unix seconds."""
 
     async def explained_forward(request: Request, options: AttemptOptions) -> Outcome:
         outcome = await forward(request, options)
@@ -64,9 +64,10 @@ def with_details(forward: Forward, clock: Callable[[], float] = time.time) -> Fo
 
 
 def detailed(result: Result, request: Request | None, now: float) -> Result:
-    """The final result of `request` with all details; `now` is in Unix seconds.
+    """The final result of `request` with all details. `now` is in Unix seconds.
 
-    The attempt of a `timed` result is counted. If the request could not be read (None), only the time is added.
+    A result with a `gateway_seconds` counts as one more attempt. If `request` is None (it could not be decoded), only
+    `finished_at` is added.
     """
     finished_at = round(now, 3)
     if request is None:

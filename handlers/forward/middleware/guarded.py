@@ -1,8 +1,8 @@
 """Breaker layer: the circuit breaker and the retry budget of each gateway.
 
-A refused request is a retry that does not count as an attempt. A push waits, as at a closed gate, because a nack
-would use up a delivery attempt. A poller's request returns to its queue, and the poller claims only as many as the
-circuit admits.
+A refused request becomes a retry that does not count as an attempt. At the push door it first waits, as at a closed
+gate, because a nack would use up a delivery attempt. A poller's request returns to its queue, and the poller claims
+only as many as the circuit admits.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ NOT_THE_GATEWAYS: Final = frozenset({CIRCUIT_OPEN, "handler_unavailable", "handl
 """Reasons of retries that did not reach a gateway."""
 
 _POLL_SECONDS: Final = 0.5
-"""Interval at which a waiting push asks again; hundreds may wait."""
+"""Average interval at which a waiting push tries to enter again."""
 _LATER_SECONDS: Final = 1.0
-"""Delay until a request that has just failed may become a probe."""
+"""Seconds for which free room is kept for the requests next in line, before others may take it."""
 _SERVER_ERROR: Final = 500
 
 
 def has_failed(outcome: Outcome) -> bool | None:
-    """Whether the outcome shows a failing gateway; None if it says nothing about its health.
+    """Whether the gateway failed; None if the outcome does not show it.
 
-    A refusal for load says nothing, since gates and backoff handle it: 429, 408, 425, and any response with a
-    dropped-reason header (flow control that evicts with 503 is healthy).
+    None for a refusal because of load, since gates and backoff handle it: 429, 408, 425, and any response with a
+    dropped-reason header (a gateway whose flow control evicts a request with 503 is healthy).
     """
     if isinstance(outcome, Retry) and outcome.reason in NOT_THE_GATEWAYS:
         return True
@@ -52,7 +52,10 @@ def has_failed(outcome: Outcome) -> bool | None:
 
 
 class GuardOptions(msgspec.Struct, frozen=True):
-    """`is_breaking` False: the circuit never opens. `retry_share`: retries per final result; 0: no limit."""
+    """Options of all guards.
+
+    `is_breaking` False: the circuit never opens. `retry_share`: retries per final result; 0: no limit.
+    """
 
     is_breaking: bool = True
     retry_share: float = 0.25
@@ -64,7 +67,7 @@ def circuit_options(*, is_breaking: bool) -> CircuitOptions:
 
 
 class Guard:
-    """One gateway's circuit and retry budget; `gateway` is its base URL, for logs."""
+    """Circuit and retry budget of the gateway with this base URL."""
 
     def __init__(self, gateway: str, options: GuardOptions, log: Logger) -> None:
         self._gateway = gateway
@@ -78,7 +81,7 @@ class Guard:
     def enter(self, request: Request) -> Pass | str:
         """Permission to call the gateway, or the reason of the refusal."""
         state = self.circuit.state
-        # Only while closed: probes must pass, and a recovering circuit has a narrower limit.
+        # Only while the circuit is closed: probes must pass, and a recovering circuit has a lower limit anyway.
         is_budgeted = self.budget is not None and request.attempt > 0 and state is CircuitState.CLOSED
         if is_budgeted and self.budget is not None and not self.budget.spend():
             return RETRY_BUDGET
@@ -100,9 +103,9 @@ class Guard:
     ) -> Pass | str:
         """Wait up to `seconds` for the permission that was denied for `reason`.
 
-        Returns the latest reason if it is still denied. While the circuit is not closed, every other permission goes
-        to the newest waiting request. Otherwise a row of requests that always fail could keep later ones from showing
-        that the gateway works.
+        Returns the latest reason if it is still denied. While the circuit is not closed, every second permission goes
+        to the newest waiting request. Otherwise many requests that always fail could keep out the later ones, which
+        would show that the gateway works.
         """
         ticket = object()
         loop = asyncio.get_running_loop()
@@ -131,7 +134,7 @@ class Guard:
         return entered
 
     def _is_overdue(self) -> bool:
-        """Whether the requests next in line have left room unused for a while."""
+        """Whether the requests next in line have not used free room."""
         now = time.monotonic()
         if self.circuit.room() < 1:
             self._due_at = 0.0
@@ -149,7 +152,7 @@ def _key(request: Request) -> int:
 
 
 class Guards:
-    """The guards of a process, one per gateway; they survive a reload of the configuration."""
+    """The guards of a process, one per gateway. They outlive a configuration reload."""
 
     def __init__(self, options: GuardOptions, log: Logger) -> None:
         self._options = options
@@ -170,7 +173,7 @@ class Guards:
 class GuardedForward:
     """The breaker layer; `gateway_of` returns the base URL for a queue.
 
-    `clock` gives Unix seconds, `draw` a number in [0, 1).
+    `clock` returns Unix seconds, `draw` a random number in [0, 1).
     """
 
     def __init__(
@@ -189,7 +192,7 @@ class GuardedForward:
         self._draw = draw
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
-        """One attempt, if the gateway's guard admits it within the delivery's time."""
+        """Make one attempt if the gateway's guard admits it in time."""
         guard = self._guards.of(self._gateway_of(request.queue))
         entered = guard.enter(request)
         if isinstance(entered, str) and options.seconds is not None:
@@ -206,7 +209,7 @@ class GuardedForward:
     async def _wait(
         self, guard: Guard, request: Request, reason: str, options: AttemptOptions
     ) -> tuple[Pass | str, AttemptOptions]:
-        """Wait for at most half of the delivery's time, as the attempt needs the rest."""
+        """Wait for at most half of the remaining time. The attempt needs the rest."""
         began_at, most_seconds = self._clock(), options.seconds or 0.0
         seconds = min(most_seconds, request.deadline - began_at) / 2
         entered = await guard.wait(request, reason, seconds, self._draw)
@@ -215,7 +218,10 @@ class GuardedForward:
 
 
 def later(request: Request, options: AttemptOptions, reason: str, now: float, draw: float) -> Outcome:
-    """The outcome of a refused request; `now` is Unix seconds, `draw` a number in [0, 1)."""
+    """The outcome of a refused request.
+
+    `now` is in Unix seconds, `draw` a random number in [0, 1).
+    """
     left = request.deadline - now
     # The budget grows slowly, so an early retry would be refused again.
     least = 10.0 if reason == RETRY_BUDGET else 1.0
@@ -233,9 +239,9 @@ _PER_SECOND: Final = 1.0
 
 
 class RetryBudget:
-    """Limits retries to a `share` of the final results plus one per second.
+    """Limits retries to one per second plus a `share` of final results.
 
-    First attempts are free. `clock` gives monotonic seconds.
+    First attempts are free. `clock` returns monotonic seconds.
     """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,6 +1,6 @@
-"""Tracing layers: a span for each attempt and for each of its HTTP calls.
+"""Tracing layers: spans of attempts and of their HTTP calls.
 
-They are built only if traces are exported.
+They are used only if traces are exported.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def traced_forward(forward: Forward, spans: AttemptSpans) -> Forward:
 
 
 class TracedSender:
-    """A gateway or handler client that opens a span for each call and passes it on.
+    """A client that sends each call in a span of its own.
 
-    With `event_too`, the span is also written into the CloudEvent, where it survives the HTTP hop.
+    With `event_too`, the context is also an attribute of the CloudEvent, since proxies may replace the HTTP header.
     """
 
     def __init__(self, sender: Sender, tracing: Tracing, *, event_too: bool = False) -> None:

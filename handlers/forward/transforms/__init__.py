@@ -1,1 +1,1 @@
-"""Transforms of a payload on its way to the gateway: one file and one registry line each."""
+"""Transforms, which replace a payload before it is sent to the gateway."""

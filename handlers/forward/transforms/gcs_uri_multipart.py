@@ -1,8 +1,8 @@
-"""`gcs_uri_multipart`: sends a payload with a Cloud Storage URI as a multipart form.
+"""Transform `gcs_uri_multipart`: send a Cloud Storage URI in a multipart form.
 
 It applies if `metadata.provider` is one of `providers` and the payload has a `gcs_uri`. The form has this URI as
-`url`, which the gateway fetches, and the other fields of the payload: strings as their text, null as an empty text,
-other values as unchanged JSON. A signed URL must be valid until after the deadline.
+`url`, which the gateway fetches, and the other fields of the payload: strings as text, null as an empty string, other
+values as unchanged JSON. A signed URL must expire after the deadline.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class GcsUriMultipart(msgspec.Struct, frozen=True):
             return None
         url = _string(uri)
         if url is None:
-            raise _invalid(request, _URI, "no string", "the URI as a string")
+            raise _invalid(request, _URI, "another type", "the URI as a string")
         if fields.pop(_FILE, _NULL) not in _EMPTY:
             raise _invalid(request, _FILE, "a file beside gcs_uri", "one of the two")
         expires_at = _expires_at(request, url)
         if expires_at is not None and expires_at <= request.deadline:
-            accepted = "a signed URL that is good until after the deadline"
-            raise _invalid(request, _URI, "a signed URL that expires before the deadline", accepted)
+            accepted = "a signed URL that expires after the deadline"
+            raise _invalid(request, _URI, "one that expires earlier", accepted)
         fields.pop(_URL, None)  # with two `url` fields, the gateway might fetch the unchecked one
         return _form({_URL: url.encode(), **{name: _field(value) for name, value in fields.items()}})
 
@@ -64,7 +64,8 @@ def build(params: Mapping[str, Any], setting: str) -> GcsUriMultipart:
         or not providers
         or not all(isinstance(one, str) and one for one in providers)
     ):
-        raise InvalidSetting(f"{setting}.providers", found="no list of names", accepted='such as ["gcs"]')
+        found = "a value of another form"
+        raise InvalidSetting(f"{setting}.providers", found=found, accepted='a list of names, such as ["gcs"]')
     return GcsUriMultipart(frozenset(providers))
 
 
@@ -89,7 +90,7 @@ def _string(value: bytes) -> str | None:
 
 
 def _expires_at(request: Request, uri: str) -> float | None:
-    """The time at which a signed URL expires, in Unix seconds; None without a signature."""
+    """Unix seconds at which a signed URL expires; None without a signature."""
     try:
         query = dict(parse_qsl(urlsplit(uri).query))
         if "X-Goog-Expires" in query:
@@ -97,7 +98,7 @@ def _expires_at(request: Request, uri: str) -> float | None:
             return signed.timestamp() + int(query["X-Goog-Expires"])
         return float(int(query["Expires"])) if "Expires" in query else None
     except (ValueError, OverflowError):
-        raise _invalid(request, _URI, "a signed URL without a readable end", "a signed URL") from None
+        raise _invalid(request, _URI, "an invalid expiry", "a valid signed URL") from None
 
 
 def _invalid(request: Request, field: str, found: str, accepted: str) -> InvalidRequest:

@@ -36,7 +36,7 @@ def build_transforms(entries: Sequence[TransformEntry], setting: str) -> list[Tr
     for number, entry in enumerate(entries):
         where = f"{setting}[{number}]"
         if not entry.name:
-            raise InvalidSetting(f"{where}.name", found="an empty name", accepted="a name of its own")
+            raise InvalidSetting(f"{where}.name", found="an empty name", accepted="a unique name")
         if entry.name in names:
             raise InvalidSetting(f"{where}.name", found=f"{entry.name!r} twice", accepted="each name once")
         names.add(entry.name)

@@ -18,7 +18,7 @@ class Body(msgspec.Struct, frozen=True):
 
 
 class Transform(Protocol):
-    """One transform; a pure function of the request, except for random form boundaries."""
+    """One transform. Its body depends on the request only, except random form boundaries."""
 
     def body(self, request: Request) -> Body | None:
         """The new body; None leaves the request unchanged. Raises `InvalidRequest`."""
