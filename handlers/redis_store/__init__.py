@@ -1,1 +1,1 @@
-"""Redis: one Lua file per operation, one typed function for each."""
+"""Redis operations: one Lua file each, called by one typed function."""

@@ -58,13 +58,14 @@ _CLUSTER: Final = "+cluster"
 
 
 class RedisOptions(msgspec.Struct, frozen=True):
-    """Address and credentials of Redis; `url` as in the settings, with `+sentinel` and `+cluster` forms.
+    """Address, credentials and time limits of a Redis connection.
 
-    `redis+sentinel://host:port,host:port/master/db` (`?sentinel_username=…&sentinel_password=…` if the Sentinels
-    require one), `redis+cluster://host:port,host:port`. `password` is called for every new connection, so a secret
-    may rotate; like `username` it overrides the URL's. A call fails after `timeout_seconds` of silence, however long a
-    reply takes; a lease must outlast a few such failures. At most `max_connections` are open (in a cluster: to each
-    node); further calls wait for one, up to `timeout_seconds`.
+    `url` is `REDIS_URL`; its two special forms are `redis+cluster://host:port,host:port` and
+    `redis+sentinel://host:port,host:port/master/db` (with `?sentinel_username=…&sentinel_password=…` if the Sentinels
+    require a login). `password` is called for every new connection, so that a secret may rotate; it and `username`
+    override the URL's. A call fails after `timeout_seconds` without a byte, so a long reply does not fail. A lease must
+    be longer than a few such failures. At most `max_connections` are open (in a cluster: to each node); further
+    calls wait up to `timeout_seconds` for one.
     """
 
     url: str
@@ -82,12 +83,12 @@ class RedisOptions(msgspec.Struct, frozen=True):
 
     @property
     def is_cluster(self) -> bool:
-        """Whether keys must be chosen by slot."""
+        """Whether the URL names a Redis Cluster."""
         return urlsplit(self.url).scheme.endswith(_CLUSTER)
 
 
 def connect(options: RedisOptions) -> Store:
-    """A client; it connects with the first call. Raises `InvalidSetting` for a URL that cannot be one."""
+    """Return a client, which connects with its first call. Raises `InvalidSetting` for an invalid URL."""
     try:
         parts = urlsplit(options.url)
         arguments = _arguments(options, is_tls=parts.scheme.startswith("rediss"))
@@ -103,7 +104,7 @@ def connect(options: RedisOptions) -> Store:
             **arguments,
         )
         limit_silence(pool)
-        # Opens no connection, but refuses unknown parameters now.
+        # Opens no connection, but raises for unknown parameters of the URL.
         pool.make_connection()  # type: ignore[no-untyped-call]  # the library's
         return Redis.from_pool(pool)
     except (ValueError, TypeError):
@@ -120,7 +121,7 @@ def _arguments(options: RedisOptions, *, is_tls: bool) -> dict[str, Any]:
         "retry": Retry(NoBackoff(), 0),
         "driver_info": _DRIVER,
     }
-    if urlsplit(options.url).scheme != "unix":  # TCP's own; a socket of this machine takes no such argument
+    if urlsplit(options.url).scheme != "unix":  # Unix sockets have no keepalive
         arguments["socket_keepalive"] = True
     if credentials := _credentials(options):
         arguments["credential_provider"] = credentials
@@ -137,30 +138,31 @@ def _arguments(options: RedisOptions, *, is_tls: bool) -> dict[str, Any]:
 
 
 class _Credentials(CredentialProvider):
-    """Calls for the password at each connection; sends no credentials if it is empty."""
+    """Reads the password for each connection. Sends nothing if user and password are empty."""
 
     def __init__(self, username: str, password: Callable[[], str]) -> None:
         self._username = username
         self._password = password
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """User and password, or the password alone, or nothing."""
+        """(user, password), (password,) without a user, or an empty tuple."""
         try:
             password = self._password()
         except (AsyncProcessorError, OSError, ValueError) as error:
-            # A secret file is absent for a moment while it is replaced: transient, like a refused login.
+            # A secret file is missing for a moment while it is replaced: report it like a refused login, which is
+            # retried.
             raise AuthenticationError(f"the password cannot be read: {error}") from error
         if self._username:
             return self._username, password
         return (password,) if password else ()  # type: ignore[return-value]  # as the library takes it
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        """The same: the password comes from memory or a small file."""
+        """As `get_credentials`. It may block, since it reads at most a small file."""
         return self.get_credentials()
 
 
 def _credentials(options: RedisOptions) -> _Credentials | None:
-    """The options' user and password, or the URL's; None if neither is set."""
+    """The options' user and password, or the URL's. None if neither is set."""
     parts = urlsplit(options.url)
     username = options.username or unquote(parts.username or "")
     of_url = unquote(parts.password or "")
@@ -171,7 +173,7 @@ def _credentials(options: RedisOptions) -> _Credentials | None:
 
 
 def _without_credentials(url: str) -> str:
-    """The library lets a URL's user and password override every argument."""
+    """The URL without credentials. In the library they would override the credential provider."""
     parts = urlsplit(url)
     if "@" not in parts.netloc:
         return url
@@ -182,7 +184,7 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
     parts = urlsplit(options.url)
     path = [part for part in parts.path.split("/") if part]
     if not path:
-        raise ValueError("no name of a master")
+        raise ValueError("the URL does not name a master")
     database = int(path[1]) if len(path) > 1 else 0
     query = parse_qs(parts.query)
     # The Sentinels are separate servers, with their own password or none.
@@ -205,16 +207,16 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
 
 
 class _WaitingCluster(RedisCluster):
-    """A cluster client whose callers wait for a connection; the library's raises if all of a node's are busy.
+    """A cluster client whose callers wait while all connections are busy.
 
-    It also follows a slot to a node that was added after the last discovery, where the library's fails.
+    The library's client raises then, and also if a slot has moved to a node that it has not discovered yet.
     """
 
     def __init__(self, nodes: list[ClusterNode], options: RedisOptions, arguments: dict[str, Any]) -> None:
         super().__init__(startup_nodes=nodes, max_connections=options.max_connections, **arguments)
         for node in self.startup_nodes:
             limit_silence(node)
-        # Nodes that are discovered later are made from these.
+        # Nodes that are discovered later are created with these arguments.
         self.connection_kwargs["connection_class"] = progressive(self.connection_kwargs["connection_class"])
         self.connection_kwargs["parser_class"] = ProgressParser
         self._room = asyncio.Semaphore(options.max_connections)
@@ -222,7 +224,7 @@ class _WaitingCluster(RedisCluster):
 
     @contextlib.asynccontextmanager
     async def room(self) -> AsyncIterator[None]:
-        """Room for one command or pipeline, which has one connection to a node at most. Raises `TimeoutError`."""
+        """Wait for room for one command or pipeline. Raises `TimeoutError`."""
         async with asyncio.timeout(self._timeout_seconds):
             await self._room.acquire()
         try:
@@ -233,7 +235,7 @@ class _WaitingCluster(RedisCluster):
     def get_node(
         self, host: str | None = None, port: int | None = None, node_name: str | None = None
     ) -> ClusterNode | None:
-        """The node; a new one, named by its address, is added."""
+        """The node by address or name; an unknown `node_name` (host:port) is added."""
         found = super().get_node(host, port, node_name)
         if found or not node_name:
             return found
@@ -261,7 +263,7 @@ def _node(host: str, default_port: int) -> tuple[str, int]:
 
 
 def connections_in_use(redis: Store) -> int:
-    """Connections of the pool that carry a command now; 0 if the client does not report it (a cluster's)."""
+    """Connections that carry a command now; 0 for a cluster client."""
     count = getattr(getattr(redis, "connection_pool", None), "get_connection_count", None)
     if count is None:
         return 0
@@ -270,9 +272,10 @@ def connections_in_use(redis: Store) -> int:
 
 
 async def durability_warnings(redis: Store) -> list[str]:
-    """Reasons why the server may lose acknowledged requests; empty if none is found.
+    """Reasons why the server may lose acknowledged requests. Empty if none is found.
 
-    A server that hides its configuration (managed, or by ACL) gives a reason too. Raises one of `STORE_FAILURES`.
+    A server that does not report its configuration (managed Redis, an ACL) is a reason too. Raises one of
+    `STORE_FAILURES`.
     """
     try:
         persistence = await redis.info("persistence")
@@ -288,12 +291,12 @@ async def durability_warnings(redis: Store) -> list[str]:
 
 
 async def executed(redis: Store, pipeline: Any, *, raise_on_error: bool = True) -> list[Any]:
-    """The answers of a pipeline. Raises one of `STORE_FAILURES`.
+    """Run a pipeline and return its answers. Raises one of `STORE_FAILURES`.
 
     Without `raise_on_error`, a failed command's error is its answer.
 
-    The library rediscovers a cluster's slots after a failed command, but not after a failed pipeline: without this a
-    dead master would be asked indefinitely.
+    In a cluster it discovers the slots again after a failed pipeline. The library does so only after a failed command,
+    so pipelines would be sent to a crashed master indefinitely.
     """
     answers: list[Any]
     if not isinstance(redis, _WaitingCluster):
@@ -310,18 +313,18 @@ async def executed(redis: Store, pipeline: Any, *, raise_on_error: bool = True) 
 
 
 async def server_time(redis: Store) -> float:
-    """The server's Unix seconds."""
+    """The server's time in Unix seconds."""
     seconds, microseconds = await redis.time()
     return float(seconds) + float(microseconds) / 1_000_000
 
 
 def flat(pairs: Sequence[Sequence[Any]]) -> list[Any]:
-    """The values of all rows in one list, for a script's ARGV."""
+    """All rows' values in one list, for a script's ARGV."""
     return [value for row in pairs for value in row]
 
 
 PIECE_BYTES: Final = 262_144
-"""Bytes that are sent under one time limit."""
+"""Bytes of a command that are sent under one time limit."""
 
 
 class ProgressParser(_AsyncHiredisParser):
@@ -330,7 +333,7 @@ class ProgressParser(_AsyncHiredisParser):
     __slots__ = ("_connection",)
 
     def on_connect(self, connection: Any) -> None:
-        """Remember the connection, which has the limit of the current read."""
+        """Remember the connection, which holds the time limit of the current read."""
         super().on_connect(connection)  # type: ignore[no-untyped-call]  # the library's
         self._connection = connection
 
@@ -343,16 +346,15 @@ class ProgressParser(_AsyncHiredisParser):
 
 
 class _ProgressiveSend(AbstractConnection):
-    """Sends in pieces with a time limit each, and reports a connection that another task closed as lost.
+    """Sends a command in pieces, each with its own time limit.
 
-    The rediscovery of a cluster closes connections that are in use; the library then raises `AttributeError` or
-    `RuntimeError`.
+    Raises `ConnectionError` if another task has closed the connection. The discovery of a cluster's nodes closes
+    connections that are in use; the library then raises `AttributeError` or `RuntimeError`.
     """
 
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
     ) -> None:
-        """Send in pieces that have a time limit each."""
         if isinstance(command, str):
             command = command.encode()
         try:
@@ -377,7 +379,7 @@ class _ProgressiveSend(AbstractConnection):
 
 
 def pieces(parts: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """The same bytes in lists of at most `PIECE_BYTES`."""
+    """Split `parts` into lists of at most `PIECE_BYTES` bytes."""
     piece: list[bytes] = []
     size = 0
     for part in parts:
@@ -394,21 +396,21 @@ def pieces(parts: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def progressive(connection_class: type[AbstractConnection]) -> type[AbstractConnection]:
-    """`connection_class` (TCP, TLS, Unix socket, a Sentinel's) whose sends have a time limit for each piece."""
+    """A subclass of `connection_class` that sends in pieces (see `_ProgressiveSend`)."""
     return type(f"Progressive{connection_class.__name__}", (_ProgressiveSend, connection_class), {})
 
 
 def limit_silence(pool: ConnectionPool | ClusterNode) -> None:
-    """Make the time limit of new connections of `pool` count silence only."""
+    """Limit silence, not the duration of a call, on `pool`'s new connections."""
     pool.connection_class = progressive(pool.connection_class)
     pool.connection_kwargs["parser_class"] = ProgressParser
 
 
 class Sentinels(Sentinel):
-    """Sentinel discovery that reports why it failed; the library's stops at a server that is not a Sentinel."""
+    """Sentinel discovery that reports failures. The library's stops at a server that is not a Sentinel."""
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        """Host and port of the master. Raises `MasterNotFoundError`, with the last reason of the failed Sentinels."""
+        """Host and port of the master. Raises `MasterNotFoundError` with the Sentinels' failures."""
         has_answered, failed = False, dict[str, Exception]()
         for number, sentinel in enumerate(self.sentinels):
             try:
@@ -427,11 +429,11 @@ class Sentinels(Sentinel):
 
 def _why(name: str, failed: dict[str, Exception], *, has_answered: bool) -> str:
     if has_answered:
-        return f"the Sentinels know no master {name!r} that is up: compare the URL's path with `sentinel monitor`"
+        return f"the Sentinels report no reachable master {name!r}: compare the URL's path with `sentinel monitor`"
     if any(isinstance(error, AuthenticationError) for error in failed.values()):
-        return "the Sentinels refuse us: ?sentinel_username=…&sentinel_password=… in the URL is theirs"
+        return "the Sentinels refuse the login: put ?sentinel_username=…&sentinel_password=… into the URL"
     reasons = "; ".join(dict.fromkeys(explained(error) for error in failed.values()))
-    return f"no Sentinel of the URL tells who the master is: {reasons}"
+    return f"no Sentinel in the URL reports a master: {reasons}"
 
 
 class WaitingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
@@ -439,7 +441,7 @@ class WaitingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
 
 
 class SentinelsMaster(Redis):
-    """The current master; closes the connections to the Sentinels too, which the library leaves open."""
+    """The current master; `aclose` also closes the connections to the Sentinels."""
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         await super().aclose(close_connection_pool)

@@ -1,4 +1,4 @@
-"""Explain a failure of Redis in one line for an operator, without secrets."""
+"""Explain Redis failures to an operator, each in one line without secrets."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 _LONGEST: Final = 200
 
-_NOT_SIGNED_IN: Final = "the server wants a password: set REDIS_PASSWORD_FILE, or put it into the URL"
+_NOT_SIGNED_IN: Final = "the server requires a password: set REDIS_PASSWORD_FILE, or put it into the URL"
 _REFUSED: Final = (
-    "the server refuses this user or password: compare REDIS_USERNAME and REDIS_PASSWORD_FILE, or the URL's"
+    "the server refuses this user or password: check REDIS_USERNAME and REDIS_PASSWORD_FILE, or the URL"
 )
 _IS_CLUSTER: Final = (
     "the server is a node of a Redis Cluster: the URL must begin with redis+cluster:// or rediss+cluster://"
@@ -38,24 +38,30 @@ _SAID: Final = (
     ("Authentication required", _NOT_SIGNED_IN),
     ("invalid username-password", _REFUSED),
     ("WRONGPASS", _REFUSED),
-    ("without any password configured", "the server has no password, and was sent one: leave it out"),
+    ("without any password configured", "the server has no password: remove the configured one"),
     ("Cluster mode is not enabled", _NO_CLUSTER),
     ("cluster support disabled", _NO_CLUSTER),
-    ("TTL exhausted", "the cluster is moving the slot of a queue, and is not done yet"),
+    ("TTL exhausted", "the cluster is still moving the slot of a queue to another node"),
     ("hash to the same slot", _IS_CLUSTER),
-    ("unknown command 'SENTINEL'", "a host of the URL is no Sentinel: those listen on port 26379 as a rule"),
+    (
+        "unknown command 'SENTINEL'",
+        "a host in the URL is not a Sentinel: Sentinels usually listen on port 26379",
+    ),
     (
         "unknown command",
-        "the server lacks a command; if it is a Sentinel, the URL is redis+sentinel://…/MASTER",
+        "the server lacks a command; if it is a Sentinel, the URL must be redis+sentinel://…/MASTER",
     ),
     ("certfile should be a valid", "REDIS_KEY_FILE is set without REDIS_CERT_FILE"),
-    ("Connection reset", "the server closed the connection; if it wants TLS, the URL begins with rediss"),
+    (
+        "Connection reset",
+        "the server closed the connection; if it requires TLS, the URL must begin with rediss",
+    ),
     (
         "Connection closed by server",
-        "the server closed the connection; if it wants TLS, the URL begins with rediss",
+        "the server closed the connection; if it requires TLS, the URL must begin with rediss",
     ),
 )
-"""Texts of the server or the library and their meaning; the first match counts."""
+"""Texts in errors of the server or the library, and what they mean; the first match counts."""
 
 
 def explained(error: BaseException) -> str:
@@ -68,7 +74,7 @@ def explained(error: BaseException) -> str:
 
 
 def refusal(error: BaseException) -> str:
-    """The refusal that an operator must fix: a missing right or a key's type; empty for other failures."""
+    """Explain a missing right or a wrong key type. Empty for transient failures."""
     is_lasting = isinstance(error, NoPermissionError) or str(error).startswith("WRONGTYPE")
     return explained(error) if is_lasting else ""
 
@@ -98,17 +104,15 @@ def _known(error: BaseException) -> str:
 def _of_the_network(error: BaseException) -> str:
     for cause in _chain(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"the server's certificate is not trusted ({cause.verify_message}): REDIS_CA_FILE names its CA"
+            return f"the server's certificate is not trusted ({cause.verify_message}): set REDIS_CA_FILE to its CA"
         if isinstance(cause, ssl.SSLError):
-            return f"TLS failed ({cause.reason}): compare rediss:// and redis://, REDIS_CERT_FILE and REDIS_KEY_FILE"
+            return f"TLS failed ({cause.reason}): check rediss:// or redis://, REDIS_CERT_FILE and REDIS_KEY_FILE"
         if isinstance(cause, socket.gaierror):
-            return "a host name of the URL does not resolve here"
+            return "a host name in the URL does not resolve here"
         if isinstance(cause, FileNotFoundError) and "connecting to /" not in str(error):  # a socket's path
-            return "a file that REDIS_CA_FILE, REDIS_CERT_FILE or REDIS_KEY_FILE names is not there"
+            return "a file named by REDIS_CA_FILE, REDIS_CERT_FILE or REDIS_KEY_FILE does not exist"
     if isinstance(error, RedisTimeoutError | TimeoutError):
-        return (
-            "no answer in time: is the address right, and does the server speak TLS (rediss) or not (redis)?"
-        )
+        return "no answer in time: check the address, and whether the server uses TLS (rediss) or not (redis)"
     return ""
 
 

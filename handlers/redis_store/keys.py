@@ -1,4 +1,4 @@
-"""Every key in Redis: its type, its content, and when it is deleted.
+"""Every key in Redis: its type, content, and when it is deleted.
 
 <queue>                   zset    pending; member = bare body or envelope, score = deadline (+ sequence)
 <retry set>               zset    envelopes waiting for a retry; score = due time, Unix seconds
@@ -6,25 +6,27 @@
 <queue>:claimed           hash    claim key -> original member; deleted with the claim
 <queue>:claim-owners      hash    claim key -> owner token; deleted with the claim
 <queue>:claims-idx        zset    claim key, score = lease end, Unix seconds; deleted with the claim
-<queue>:deaths            hash    ours: claim key -> owners that died holding it; deleted with the final result,
-                                  the whole hash expires a week after the last death
+<queue>:deaths            hash    ours: claim key -> number of owners that crashed holding it; deleted with the final
+                                  result, the whole hash expires a week after the last crash
 <queue>:settled:<batch>   string  ours: 1 or 0 for each claim of an acked or nacked batch, so that a
                                   repeated call gets the same answer; expires in a minute
 <queue>:dead              hash    ours: dead letter id -> record (JSON); deleted by `dead requeue | drop`
-{<home>}:outbox           hash    ours, in Redis Cluster, beside a queue or retry set: see `outbox`, also for the
-{<home>}:outbox-idx       zset    third, {<target>}:delivered; both empty when all is delivered
-{async-processor}:status:*        ours, for `top`, page and `where` (`status_board`, `finished`); all expire
+{<home>}:outbox           hash    ours, in Redis Cluster, in the slot of <home>, a queue or retry set; empty when all
+{<home>}:outbox-idx       zset    is delivered; `outbox.py` explains both, and {<target>}:delivered
+{async-processor}:status:*        ours, for `top`, the status page and `where` (`status_board`, `finished`); all expire
 request-active:<id>       string  token of the live submission; deleted with the final result
 request-cancel:<id>       string  token of a cancelled submission; deleted with the final result
 {async-processor}:cancellations-swept  string  ours: set while no poller needs to scan foreign cancellations; expires
 {async-processor:pool:<pool>}:pollers, :in-use   ours: pollers that share a pool (`pool_members`); both expire
 request-payload:<id>:<t>  string  an offloaded payload; deleted with the final result
 
-Claim key = id, or id NUL token. If that claim is live already and belongs to the same submission, it is taken over:
-the reference keeps its claim on a request that waits for a retry. Otherwise (one id queued twice without a token) NUL
-and the owner token are appended, so that no crash can lose one of the two. The claim key of a member without a readable
-id is the SHA-1 of its bytes. An owner token ends with the score that the member returns to (`…:s=<score>`); the
-reference only compares tokens.
+The reference (llm-d-async) has the same keys, except those marked "ours".
+
+A claim key is the request's id, or id NUL token. If that claim exists already and belongs to the same submission, the
+new owner takes it over, because the reference keeps its claim while a request waits for a retry. Otherwise (one id
+queued twice without a token) NUL and the owner token are appended, so that no crash can lose one of the two. The claim
+key of a member without a readable id is the SHA-1 of its bytes. An owner token ends with the score that the member gets
+when it is released (`…:s=<score>`); the reference only compares tokens.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from typing import Final
 import msgspec
 
 PAYLOAD_PREFIX = "request-payload:"
-"""Prefix of payload keys: a `payload_ref` can reach no other key."""
+"""Prefix of payload keys; a `payload_ref` without it is refused."""
 
 
 class QueueKeys(msgspec.Struct, frozen=True):
@@ -52,12 +54,12 @@ class QueueKeys(msgspec.Struct, frozen=True):
 
 
 def settled_key(keys: QueueKeys, batch: str) -> str:
-    """Outcomes of one ack or nack; `batch` is the digest of its claims."""
+    """STRING: outcomes of one ack or nack. `batch` is the digest of its claims."""
     return f"{keys.claimed.removesuffix(':claimed')}:settled:{batch}"
 
 
 def queue_keys(queue: str, *, cluster: bool = False) -> QueueKeys:
-    """The keys of `queue`; in Redis Cluster they share its slot, its name (or the tag in it) as hash tag."""
+    """The keys of `queue`. With `cluster`, a hash tag puts them into its slot."""
 
     def name(suffix: str) -> str:
         return beside(queue, suffix) if cluster else f"{queue}:{suffix}"
@@ -73,23 +75,23 @@ def queue_keys(queue: str, *, cluster: bool = False) -> QueueKeys:
 
 
 def reclaim_keys(queue: str, *, cluster: bool = False) -> list[str]:
-    """Keys of which at least one exists if there may be something to reclaim."""
+    """Keys of which at least one exists if `reclaim` may have work."""
     keys = queue_keys(queue, cluster=cluster)
     return [keys.claimed, keys.index, *([beside(queue, "outbox-idx")] if cluster else [])]
 
 
 def beside(key: str, suffix: str) -> str:
-    """The name of our key beside `key`, in the same slot of a Redis Cluster."""
+    """`key` with a suffix, in the same slot of a Redis Cluster."""
     opens = key.find("{")
     has_tag = opens >= 0 and key.find("}", opens) > opens + 1
     return f"{key}:{suffix}" if has_tag else f"{{{key}}}:{suffix}"
 
 
 RESULT_PAYLOAD_PREFIX: Final = "result-payload:"
-"""Prefix of result payload keys: a result can make its reader touch no other key."""
+"""Prefix of result payload keys; a reader follows no reference without it."""
 
 RESULT_OF: Final = ":result-of:"
-"""Between a result list and an id: the per-request reply list."""
+"""Stands between a result list and an id in the name of a per-request reply list."""
 
 CANCELLATIONS: Final = "request-cancellations"
 """ZSET: recent cancellations, for pollers to scan."""
@@ -106,7 +108,7 @@ def cancel_key(request_id: str) -> str:
 
 
 def cancel_key_of(request_id: bytes) -> bytes:
-    """STRING: as `cancel_key`, for the bytes of an id in a claim key."""
+    """STRING: as `cancel_key`, for an id in bytes."""
     return cancel_key("").encode() + request_id
 
 
@@ -116,7 +118,7 @@ def submitted_key(request_id: str) -> str:
 
 
 def delivery_name(request_id: str, token: str) -> str:
-    """The name of a submission in Redis Cluster; `token` lacks its sequence, and a batch's lines share one."""
+    """Name of a submission in Redis Cluster. `token` lacks its sequence, so a batch's lines share it."""
     return f"{request_id}\0{token}"
 
 
@@ -127,7 +129,7 @@ def sent_key(submissions: Sequence[tuple[str, str]]) -> str:
 
 
 def stands_key(request_id: str, queue: str = "") -> str:
-    """STRING: the idempotency record of an id in `queue`; the length keeps "a:b" of "q" apart from "b" of "q:a"."""
+    """STRING: the idempotency record of an id. The length tells id "a:b" in queue "q" from "b" in "q:a"."""
     return f"request-stands:{len(queue)}:{queue}:{request_id}"
 
 
@@ -140,28 +142,28 @@ def payload_key(request_id: str, token: str) -> str:
 
 
 def result_payload_key(request_id: str, owner_token: bytes) -> str:
-    """STRING: a result's offloaded payload; no other owner of the request writes the same key."""
+    """STRING: a result's offloaded payload. Each owner of the request has its own key."""
     digest = hashlib.sha1(owner_token, usedforsecurity=False).hexdigest()
     return f"{RESULT_PAYLOAD_PREFIX}{request_id}:{digest[:16]}"
 
 
 def seq_key(queue: str, deadline: int) -> str:
-    """STRING: counts the submissions that share a queue and a deadline (whole Unix seconds)."""
+    """STRING: number of submissions to a queue with this deadline (Unix seconds)."""
     return f"request-seq:{queue}:{deadline}"
 
 
 def claimed_key(queue: str) -> str:
-    """HASH: claim key to member, of the requests that pollers hold."""
+    """HASH: claim key -> member, of claimed requests (on a single server)."""
     return f"{queue}:claimed"
 
 
 def result_of_key(results: str, request_id: str) -> str:
-    """LIST: the results of one request alone."""
+    """LIST: the per-request reply list."""
     return f"{results}{RESULT_OF}{request_id}"
 
 
 def own_list_base(name: str, request_id: str) -> str | None:
-    """The shared result list to which the request's own list `name` belongs; None for any other list."""
+    """The result list whose per-request reply list is `name`. None for other lists."""
     suffix = f"{RESULT_OF}{request_id}"
     base = name.removesuffix(suffix)
     return base if request_id and base and base != name and RESULT_OF not in base else None
@@ -173,7 +175,7 @@ def batch_results_key(results: str, batch: str) -> str:
 
 
 def result_claim_keys(results: str, *, cluster: bool = False) -> tuple[str, str, str, str]:
-    """HASH claimed, HASH owners, ZSET index and ZSET tombstones of a result list; in a cluster in its slot."""
+    """HASH claimed, HASH owners, ZSET index, ZSET tombstones of a result list."""
     kinds = ("result-claimed", "result-claim-owners", "result-claims-idx", "result-ack-tombstones")
     claimed, owners, index, tombstones = (
         beside(results, kind) if cluster else f"{results}:{kind}" for kind in kinds
@@ -222,21 +224,21 @@ _KINDS: Final = frozenset(
 class ReservedNames(msgspec.Struct, frozen=True):
     """Keys that a request may not name as its result list.
 
-    `keys` are the queues, the retry set and the gates' keys; `prefixes` begin keys whose end a request chooses, such as
-    a quota's. Our own keys are recognised by their form (`is_reserved`).
+    `keys` are the queues, the retry set and the gates' keys. `prefixes` begin keys that end with a value from the
+    request, such as a quota's. Our own keys are recognised by their form (`is_reserved`).
     """
 
     keys: frozenset[str] = frozenset()
     prefixes: tuple[str, ...] = ()
 
     def has(self, name: str) -> bool:
-        """Whether a request that names `name` as its result list would turn another key into a list."""
+        """Whether a request may not name `name` as its result list."""
         untagged = name.removeprefix("{")  # a cluster's hash tag around another key's name
         return is_reserved(name) or name in self.keys or untagged.startswith(self.prefixes)
 
 
 def is_reserved(key: str) -> bool:
-    """Whether `key` has the form of a key of requests, claims, gates or readers."""
+    """Whether `key` has the form of one of our keys."""
     _, colon, kind = key.rpartition(":")
     if key in _NAMES or key.startswith(_PREFIXES) or _DELIVERY.match(key) or _SETTLED.search(key):
         return True

@@ -1,4 +1,4 @@
-"""Open the queue, its retry set and the producer's side for one Redis server or a Redis Cluster.
+"""Open queues, retry sets and submissions, on one server or a cluster.
 
 The modules for a cluster are imported when one is opened.
 """
@@ -30,7 +30,7 @@ def open_queue(
 
 
 def open_retries(redis: Store, default_queue: str, options: QueueOptions) -> Retries:
-    """The retry set of `options`; members that name no queue return to `default_queue`."""
+    """The retry set of `options`. Members that do not name a queue return to `default_queue`."""
     if options.cluster:
         from handlers.redis_store.cluster.queue import ClusterRetries
 
@@ -39,7 +39,7 @@ def open_retries(redis: Store, default_queue: str, options: QueueOptions) -> Ret
 
 
 def open_submissions(redis: Store, wait_replicas: int = 0) -> Submissions:
-    """The producer's side; a submission counts once `wait_replicas` replicas have it."""
+    """The producer's side; a submission succeeds once `wait_replicas` replicas have it."""
     replication = Replication(redis, wait_replicas, _WAIT_TIMEOUT_MS)
     if isinstance(redis, RedisCluster):
         from handlers.redis_store.cluster.submissions import ClusterSubmissions

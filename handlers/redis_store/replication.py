@@ -1,4 +1,4 @@
-"""`WAIT` after a script, until enough replicas have its writes."""
+"""Wait (`WAIT`) until enough replicas have a script's writes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from handlers.redis_store.connection import NotReplicated, Store, executed
 
 
 class Replication:
-    """Runs scripts; with `replicas`, waits until that many have the script's writes.
+    """Runs scripts and waits until `replicas` replicas have their writes.
 
-    Until then `is_complete` is false and `run` raises `NotReplicated`; run it again to continue waiting.
+    If too few have them within `timeout_ms`, `run` raises `NotReplicated` and `is_complete` becomes false. Run the
+    script again to continue waiting. With 0 `replicas` it does not wait.
     """
 
     def __init__(self, redis: Store, replicas: int, timeout_ms: int) -> None:
@@ -25,11 +26,11 @@ class Replication:
 
     @property
     def missing(self) -> NotReplicated:
-        """The error to raise while it is not complete."""
+        """The error to raise while `is_complete` is false."""
         return NotReplicated(self._replicas)
 
     async def run(self, script: AsyncScript, keys: list[str], args: list[Any]) -> Any:
-        """The script's answer. Raises one of `STORE_FAILURES`."""
+        """Run the script and return its answer. Raises one of `STORE_FAILURES`."""
         if not self._replicas:
             return await script(keys=keys, args=args)
         try:
@@ -43,10 +44,10 @@ class Replication:
         return answer
 
     async def execute(self, pipeline: Any, keys: list[str]) -> list[Any]:
-        """A pipeline's answers, once enough replicas have its writes to `keys`, in a cluster on several nodes."""
+        """Run a pipeline and return its answers. In a cluster, wait for the replicas of `keys`."""
         if not self._replicas or not keys or not isinstance(self._redis, RedisCluster):
             return await executed(self._redis, pipeline)
-        await self._redis.initialize()  # does nothing, except for a first call, which discovers the nodes
+        await self._redis.initialize()  # the first call discovers the nodes, later ones do nothing
         nodes = {node.name: node for node in (self._redis.get_node_from_key(key) for key in keys) if node}
         for node in nodes.values():
             pipeline.execute_command("WAIT", self._replicas, self._timeout_ms, target_nodes=node)
@@ -57,7 +58,7 @@ class Replication:
         return answers[: len(answers) - len(nodes)]
 
     async def _run_and_wait(self, script: AsyncScript, keys: list[str], args: list[Any]) -> tuple[Any, int]:
-        # A pipeline is one connection (in a cluster: one to each node), and WAIT waits for its writes.
+        # WAIT counts only writes of its own connection; a pipeline uses one (in a cluster: one to each node).
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
         wait = ("WAIT", self._replicas, self._timeout_ms)

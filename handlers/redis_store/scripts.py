@@ -13,10 +13,10 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 BATCH_BYTES: Final = 4_000_000
-"""Most bytes of one command or reply, unless one item is larger: two seconds at 2 MB/s."""
+"""Most bytes of one command or reply, unless one item is larger. It takes two seconds at 2 MB/s."""
 
 SCRIPT_BYTES: Final = 1_000_000
-"""Bytes of members that one script of a queue moves, unless one member is larger.
+"""Most bytes of members that one script of a queue moves, unless one member is larger.
 
 A script copies each member about ten times (reply, Lua string, arguments, stored value), and blocks Redis meanwhile.
 """
@@ -25,14 +25,17 @@ _INCLUDE: Final = re.compile(r"^-- include (_\w+)\n", re.MULTILINE)
 
 
 def lua_script(redis: Redis | RedisCluster, name: str) -> AsyncScript:
-    """The script `<name>.lua`, called by its hash and loaded if the server does not have it."""
+    """The script `<name>.lua`, called by hash, loaded if missing."""
     return redis.register_script(script_text(name))
 
 
 async def read_only(
     redis: Redis | RedisCluster, script: AsyncScript, keys: list[str], args: list[str]
 ) -> Any:
-    """Run a script that writes nothing as read-only; servers before 7 run it as any other."""
+    """Run a script that writes nothing with the read-only commands (`EVALSHA_RO`, `EVAL_RO`).
+
+    Before Redis 7, which added them, or if the ACL refuses them, it runs as any other script.
+    """
     given: Any = (len(keys), *keys, *args)
     try:
         return await redis.evalsha_ro(script.sha, *given)
@@ -52,5 +55,5 @@ def script_text(name: str) -> str:
 
 @cache
 def script_files() -> dict[str, Path]:
-    """Every `.lua` file of this package by its name, which is unique among all folders."""
+    """Every `.lua` file of this package by name. Names are unique among all folders."""
     return {path.stem: path for path in Path(__file__).parent.rglob("*.lua")}

@@ -75,8 +75,8 @@ def test_every_command_signs_in_with_the_variables_of_a_poller(locked: Locked, t
 @pytest.mark.parametrize(
     ("without", "told"),
     [
-        ("REDIS_PASSWORD_FILE", "wants a password"),
-        ("REDIS_CA_FILE", "REDIS_CA_FILE names its CA"),
+        ("REDIS_PASSWORD_FILE", "requires a password"),
+        ("REDIS_CA_FILE", "set REDIS_CA_FILE to its CA"),
         ("REDIS_CERT_FILE", "without REDIS_CERT_FILE"),
     ],
 )

@@ -78,7 +78,7 @@ async def _failure(options: RedisOptions) -> str:
 
 
 CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
-    "no password": (lambda p: RedisOptions(f"redis://{p.locked_address}"), "wants a password"),
+    "no password": (lambda p: RedisOptions(f"redis://{p.locked_address}"), "requires a password"),
     "a wrong password": (
         lambda p: RedisOptions(f"redis://:wrong-{SECRET}@{p.locked_address}"),
         "refuses this user or password",
@@ -97,24 +97,24 @@ CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
     ),
     "another name of the master": (
         lambda p: p.encrypted(p.sentinels.url(path="/other")),
-        "know no master 'other' that is up",
+        "report no reachable master 'other'",
     ),
     "a Sentinel by a plain URL": (lambda p: p.encrypted(f"rediss://{p.sentinel}"), "redis+sentinel://"),
     "no Sentinel by a Sentinel's URL": (
         lambda p: RedisOptions(f"redis+sentinel://{p.node}/queues"),
-        "is no Sentinel",
+        "is not a Sentinel",
     ),
     "no Sentinel there": (
         lambda _: RedisOptions("redis+sentinel://127.0.0.1:1,127.0.0.1:2/queues"),
-        "no Sentinel of the URL tells",
+        "no Sentinel in the URL reports a master",
     ),
     "no CA, Sentinel": (
         lambda p: replace(p.encrypted(p.sentinels.url()), ca_file=""),
-        "REDIS_CA_FILE names its CA",
+        "set REDIS_CA_FILE to its CA",
     ),
     "a wrong CA": (
         lambda p: p.encrypted(f"rediss://{p.sentinel}", p.strangers_pem),
-        "REDIS_CA_FILE names its CA",
+        "set REDIS_CA_FILE to its CA",
     ),
     "no such CA file": (
         lambda p: p.encrypted(f"rediss://{p.sentinel}", "/nowhere/ca.pem"),
@@ -122,9 +122,9 @@ CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
     ),
     "TLS where none is spoken": (
         lambda p: p.encrypted(f"rediss://{p.locked_address}"),
-        "does the server speak TLS",
+        "whether the server uses TLS",
     ),
-    "no TLS where it is spoken": (lambda p: RedisOptions(f"redis://{p.sentinel}"), "wants TLS"),
+    "no TLS where it is spoken": (lambda p: RedisOptions(f"redis://{p.sentinel}"), "requires TLS"),
 }
 
 

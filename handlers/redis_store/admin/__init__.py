@@ -1,1 +1,1 @@
-"""Redis for operators: ACL rules, checks of rights and types, the status board."""
+"""Operators' view of Redis: ACL rules, checks, dead letters, the status board."""

@@ -1,10 +1,9 @@
-"""The least rights of each role, as ACL rules of Redis 7 and Valkey: `ACL SETUSER <name> on ><password> <rules>`.
+"""The least rights of each role, as rules for `ACL SETUSER`.
 
-A script needs the right to read and write the keys that it is called with, and every command in it is checked
-again: a role may run on a key the commands of the same part (selector) of its rules. Add new commands of scripts
-here; `docs/redis.md` shows the rules for the default names and
-`tests/redis_store/admin/test_acl.py`
-runs every role with them.
+To run a script, a user needs the right to read and write the keys with which it is called. The server then checks each
+command in the script again: the command and its key must be allowed by the same selector, a part of the rules. Add the
+commands of new scripts here. `docs/redis.md` shows the rules for the default names;
+`tests/redis_store/admin/test_acl.py` runs every role with them.
 """
 
 from __future__ import annotations
@@ -24,11 +23,12 @@ class Role(StrEnum):
     KEDA = "keda"
 
 
-# CLIENT SETINFO, which the library sends first, is refused and ignored: not every server knows it as a rule.
+# Without CLIENT SETINFO, which some servers do not accept in a rule. The library sends it first and ignores the
+# refusal.
 _CONNECTION = "+ping +hello +auth +client|setname"
 _CLUSTER = "+cluster|slots +cluster|shards +cluster|keyslot +command +readonly"
 _CHANNEL = f"&{WAKE_CHANNEL}"
-"""Producers publish on it that a queue has new requests, idle pollers subscribe to it."""
+"""Producers publish the names of queues with new requests on it; idle pollers subscribe to it."""
 _SCRIPTS = "+evalsha +eval +script|load +time"
 
 _POLLER_COMMANDS = (
@@ -57,10 +57,10 @@ def acl_rules(
     retry_queue_name: str = "retry-sortedset",
     result_queue_name: str = "result-list",
 ) -> str:
-    """The rules of a role for these queues. Raises `ValueError` for a name that would be a pattern of other keys."""
+    """The rules of a role for these queues. Raises `ValueError` for names that are patterns."""
     known = [*queues, retry_queue_name, result_queue_name]
     if any(sign in name for name in known for sign in "*?[ ()"):
-        raise ValueError("a name with *, ?, [, a space or parentheses cannot be granted alone")
+        raise ValueError("a queue name with *, ?, [, a space or parentheses would grant other keys too")
     match role:
         case Role.POLLER:
             return _poller([*queues, retry_queue_name], result_queue_name)
@@ -70,7 +70,7 @@ def acl_rules(
             keys = _keys("%R", [*known, *_beside([*queues, retry_queue_name]), "{async-processor}:status:*"])
             return f"{keys} {_CONNECTION} {_CLUSTER} {_STATUS_COMMANDS}"
         case Role.KEDA:
-            # Its scaler uses EVAL, for which a server requires write access to the keys; no writing command is granted.
+            # KEDA's scaler uses EVAL, which requires write access to its keys; no writing command is granted.
             keys = _keys("", [*known, *_beside([*queues, retry_queue_name])])
             return f"{keys} {_CONNECTION} {_CLUSTER} +eval +evalsha +type +zcard +hlen +llen +select +info"
 
@@ -85,7 +85,7 @@ def _poller(homes: Sequence[str], results: str) -> str:
 
 
 def _client(queues: Sequence[str], results: str) -> str:
-    """Three parts: submitting, reading results (and their idempotency keys), and looking up requests and claims."""
+    """Three selectors: submit, read results (and idempotency keys), look up requests."""
     own = ["request-active:*", "request-cancel:*", "request-submitted:*", "request-payload:*"]
     shared = [
         "request-cancellations",
@@ -107,7 +107,7 @@ def _client(queues: Sequence[str], results: str) -> str:
 
 
 def _beside(homes: Sequence[str]) -> list[str]:
-    """Our keys beside a queue or retry set, on one server and in a cluster."""
+    """Patterns of the keys beside each of `homes`, also in a cluster."""
     return [pattern for home in homes for pattern in (f"{home}:*", f"{{{home}}}:*")]
 
 

@@ -1,7 +1,7 @@
 """The dead letters of a queue: list, requeue and drop them.
 
-The poller writes each record: `reason`, `message`, `at` (Unix seconds), `deaths`, `queue`, `score`, and the member
-itself (`member`, or `member_base64` if it is not UTF-8).
+The poller writes each record, a JSON object: `reason`, `message`, `at` (Unix seconds), `deaths` (crashed owners),
+`queue`, `score`, and the member itself (`member`, or `member_base64` if it is not UTF-8).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Record(msgspec.Struct):
 
 _AT_ONCE: Final = 500
 _LONGEST: Final = 1 << 40
-"""Records of any size are read whole, a large one in its own call."""
+"""Larger than any record, so that each is returned complete."""
 
 _decoder = msgspec.json.Decoder(_Record)
 
@@ -78,14 +78,14 @@ class DeadLetters:
         return None if record is None else read_dead_letter(dead_id.encode(), _as_bytes(record))
 
     async def beginning_with(self, prefix: str) -> list[DeadLetter]:
-        """Dead letters whose id begins with `prefix`; only the exact match if there is one."""
+        """Dead letters whose id begins with `prefix`. An exact match is returned alone."""
         exact = await self.get(prefix)
         if exact is not None or not prefix:
             return [exact] if exact else []
         return [letter async for letter in self.all() if letter.dead_id.startswith(prefix)]
 
     async def requeue(self, letter: DeadLetter) -> bool:
-        """Queue its member again with its score; False if it no longer exists."""
+        """Queue its member again with its score. False if the dead letter no longer exists."""
         done = await self._requeue(
             keys=[self._keys.dead, self._keys.pending],
             args=[letter.dead_id, letter.member, repr(letter.score)],
@@ -102,7 +102,7 @@ def _as_bytes(value: bytes | str) -> bytes:
 
 
 def read_dead_letter(dead_id: bytes, text: bytes) -> DeadLetter:
-    """The dead letter in a record of the hash."""
+    """Decode a record of the hash."""
     record = _decoder.decode(text)
     member = base64.b64decode(record.member_base64) if record.member_base64 else record.member.encode()
     return DeadLetter(

@@ -1,4 +1,4 @@
-"""Lengths of queues' keys, for metrics, the status page and the demo."""
+"""Numbers of requests in each state, for metrics, status page and demo."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _SCORES_AT_ONCE: Final = 16
 
 
 class QueueDepths(msgspec.Struct, frozen=True):
-    """Requests pending, claimed, waiting for a retry (of all queues that share the set), and dead-lettered.
+    """Numbers of requests of a queue, by state.
 
-    `first_score` is the lowest pending score (its deadline, Unix seconds), None for an empty queue. `ends` are the
-    first and the last member in line, without members over `LONGEST_SAMPLED` bytes. `due` are the pending requests
-    due by each requested instant.
+    `retrying` counts all queues that share the retry set. `first_score` is the lowest pending score (a deadline in Unix
+    seconds), None for an empty queue. `ends` are the pending members with the lowest and the highest score, without
+    those over `LONGEST_SAMPLED` bytes. `due` has, for each time in `due_by`, the number of pending requests due by
+    then.
     """
 
     pending: int
@@ -36,7 +37,7 @@ class QueueDepths(msgspec.Struct, frozen=True):
 async def queue_depths(
     redis: Store, queue: str, retry_queue_name: str, *, cluster: bool = False, due_by: Sequence[float] = ()
 ) -> QueueDepths:
-    """The lengths of one queue; `due_by` are Unix seconds. Raises one of `STORE_FAILURES`."""
+    """The depths of one queue; `due_by` are Unix seconds. Raises one of `STORE_FAILURES`."""
     keys = queue_keys(queue, cluster=cluster)
     pipeline = redis.pipeline(transaction=False)
     pipeline.zcard(keys.pending)
@@ -58,7 +59,7 @@ async def queue_depths(
 async def all_depths(
     redis: Store, queues: Sequence[str], retry_queue_name: str, *, cluster: bool = False
 ) -> Mapping[str, QueueDepths]:
-    """The lengths of many queues without `ends`, hundreds in one round trip. Raises one of `STORE_FAILURES`."""
+    """The depths of many queues, without `ends` and `due`. Raises one of `STORE_FAILURES`."""
     retrying = int(await redis.zcard(retry_queue_name))
     lengths: dict[str, list[int]] = {}
     for start in range(0, len(queues), _QUEUES_AT_ONCE):

@@ -1,4 +1,4 @@
--- finished: keep small records of finished requests, the newest `most` of them, within a total of bytes and an age.
+-- finished: add records of finished requests, then drop the oldest beyond a number, a total of bytes and an age.
 -- Sending it twice does no harm: a record replaces the one of the same id.
 -- KEYS[1] {async-processor}:status:finished        hash    request id -> record (JSON)
 -- KEYS[2] {async-processor}:status:finished-idx    zset    request id, score = when it was recorded, Unix seconds

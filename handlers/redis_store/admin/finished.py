@@ -1,11 +1,11 @@
-"""Small records of finished requests, to distinguish finished, cancelled, dead-lettered and unknown requests.
+"""Small records of how requests ended: finished, cancelled or dead-lettered.
 
 {async-processor}:status:finished        hash    request id -> record (JSON); the latest submission of an id
 {async-processor}:status:finished-idx    zset    request id, score = when it was recorded, Unix seconds
 {async-processor}:status:finished-bytes  string  bytes of all ids and records
 
-Bounded in number, bytes and age; all three keys expire. A record is written after its ack and never delays or fails it,
-so the records of the last moment before a crash may be missing.
+Bounded in number, bytes and age; all three keys expire. A record is written after the ack, which it neither delays nor
+fails. So the latest records before a crash may be missing.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ FINISHED: Final = "{async-processor}:status:finished"
 
 
 class FinishedRecord(msgspec.Struct, frozen=True, array_like=True):
-    """How a request ended: its token, outcome, time (Unix seconds), queue, and the list that took its result.
+    """How a request ended.
 
-    `outcome` is an error code or `HTTP <status>`; `results` is empty where no result was recorded.
+    `outcome` is an error code or `HTTP <status>`, `at` in Unix seconds. `results` is the list that took the result,
+    empty if there is no result.
     """
 
     token: str
@@ -37,7 +38,7 @@ class FinishedRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FinishedLimits(msgspec.Struct, frozen=True):
-    """How many records are kept, their bytes in total, and for how many seconds; no `records`: none are written."""
+    """Most records, their bytes in total and their age. With 0 `records` none is written."""
 
     records: int
     bytes: int

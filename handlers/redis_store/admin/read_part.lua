@@ -2,10 +2,11 @@
 -- KEYS[1] the zset, hash or list
 -- ARGV[1] ZSCAN, HSCAN, ZRANGE or LRANGE  ARGV[2] cursor, or the first rank  ARGV[3] most entries
 -- ARGV[4] most bytes (the entry that exceeds them is the last)  ARGV[5] longest entry that is returned
--- ARGV[6…] texts; only entries that contain one of them are returned; none: all
+-- ARGV[6…] texts; only entries that contain one of them are returned (none given: all)
 -- Returns {next cursor or rank, '0' at the end; entries read; bytes read; {name, value or score, bytes of both; …}}.
--- Of an entry longer than ARGV[5] only the size is returned, in a zset with the score. Entries are read one by one,
--- because a page of a few hundred entries of several megabytes could exhaust the server's memory.
+-- An entry longer than ARGV[5] is returned empty with its size, in a zset with its score too, in a hash with the first
+-- 256 bytes of its name. Entries are read one by one: a page of several hundred entries of several megabytes could
+-- exhaust the server's memory.
 local kind, cursor = ARGV[1], ARGV[2]
 local most, most_bytes, longest = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local entries, bytes, steps, rows = 0, 0, 0, {}

@@ -1,4 +1,4 @@
-"""Check a poller's rights and key types at its start, before a request depends on them."""
+"""Check a poller's rights and key types when it starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from handlers.redis_store.scripts import lua_script
 
 
 class RightsOptions(msgspec.Struct, frozen=True):
-    """Optional features that need more rights: per-request lists, offloaded answers, idempotency."""
+    """Enabled features that need more rights.
+
+    `is_per_request`: per-request reply lists; `stores_apart`: offloaded result payloads; `is_idempotent`:
+    de-duplication.
+    """
 
     is_per_request: bool = False
     stores_apart: bool = False
@@ -34,11 +38,9 @@ async def refused_commands(
     cluster: bool = False,
     options: RightsOptions | None = None,
 ) -> list[str] | None:
-    """Commands and keys that the server would refuse; None if it cannot tell (before Redis 7).
+    """Commands and keys (`HSET queue:claimed`) that the server would refuse.
 
-    `options` are the features of the settings.
-
-    Raises one of `STORE_FAILURES`.
+    None if the server cannot tell (before Redis 7). Raises one of `STORE_FAILURES`.
     """
     keys = queue_keys(queue, cluster=cluster)
     needed = [
@@ -59,7 +61,7 @@ async def refused_commands(
         *_optional(options or RightsOptions(), queue, result_queue_name),
     ]
     script = lua_script(redis, "check_rights")
-    # One by one: a cluster's script uses one slot, and a key that the ACL does not match refuses the whole call.
+    # One by one: in a cluster a script may use one slot only, and a key without rights fails the whole call.
     refused: list[str] = []
     for key, command, second, third in needed:
         try:
@@ -92,7 +94,7 @@ def _optional(options: RightsOptions, queue: str, result_queue_name: str) -> lis
 async def wrong_types(
     redis: Store, queue: str, retry_queue_name: str, result_queue_name: str, *, cluster: bool = False
 ) -> list[tuple[str, str, str]]:
-    """Keys that exist with another type: (key, its type, the wanted type). Raises `STORE_FAILURES`."""
+    """Keys of a wrong type: (key, found type, expected type). Raises one of `STORE_FAILURES`."""
     keys = queue_keys(queue, cluster=cluster)
     wanted = {
         keys.pending: "zset",

@@ -1,8 +1,8 @@
-"""The status board in Redis: pollers' snapshots, counts of the last hour, latest failures. Bounded; it expires.
+"""The status board in Redis: pollers' snapshots, counts per minute, latest failures.
 
-{async-processor}:status:pollers       hash    poller -> snapshot (JSON); old snapshots are ignored
+{async-processor}:status:pollers       hash    poller -> snapshot (JSON); expires a day after the last write
 {async-processor}:status:minute:<n>    hash    outcome -> count of all queues, n = Unix minutes; expires after two hours
-{async-processor}:status:failures      list    the latest failures (JSON), newest first; at most 200, a day long
+{async-processor}:status:failures      list    the latest 200 failures (JSON), newest first; expires after a day
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ FAILURES: Final = f"{_PREFIX}failures"
 MOST_FAILURES: Final = 200
 MINUTES: Final = 60
 SAMPLE: Final = 500
-"""Members of one queue and state that are read to count tenants."""
+"""Members of one key that are read as a sample."""
 PART_BYTES: Final = 1_000_000
-"""Bytes after which one call for a part of a key stops."""
+"""Bytes after which one call of `read_part` stops."""
 LONGEST_SAMPLED: Final = 256_000
 SEARCH_ENTRIES: Final = 500
 SEARCH_STEPS: Final = 256
@@ -51,7 +51,7 @@ class StatusBoard:
     async def post(
         self, snapshot: bytes, minute: int, counts: Mapping[str, int], failures: Sequence[bytes]
     ) -> None:
-        """Write a snapshot, add to the minute's counts, and prepend the newest failures."""
+        """Write a snapshot, add `counts` to the minute's, prepend the failures."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.hset(POLLERS, self._poller, snapshot)
         pipeline.expire(POLLERS, _DAY_SECONDS)
@@ -66,12 +66,12 @@ class StatusBoard:
         await executed(self._redis, pipeline)
 
     async def leave(self, others: Sequence[str] = ()) -> None:
-        """Remove this poller's snapshot and those of `others`, which stopped reporting."""
+        """Remove the snapshots of this poller and of `others`."""
         await self._redis.hdel(POLLERS, self._poller, *others)
 
 
 class Board(msgspec.Struct, frozen=True):
-    """The board: snapshots by poller, counts by minute (oldest first), failures (newest first)."""
+    """Snapshots by poller, counts by minute (oldest first), failures (newest first)."""
 
     pollers: Mapping[str, bytes]
     minutes: Sequence[Mapping[str, int]]
@@ -79,10 +79,10 @@ class Board(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A member that may be the wanted one, and its state: pending, claimed, retry or dead.
+    """A member that contains the searched id.
 
-    `queue` is empty for the retry set, which queues share. `score` is a deadline (pending) or a due time (retry) in
-    Unix seconds, else 0. `dead_id` names a dead letter.
+    `where` is pending, claimed, retry or dead. `queue` is empty for the retry set, which queues share. `score` is a
+    deadline (pending) or a due time (retry) in Unix seconds, else 0. `dead_id` is the id of a dead letter.
     """
 
     queue: str
@@ -93,14 +93,14 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Search(msgspec.Struct, frozen=True):
-    """The matches of a search; `is_partial` if a key was not read to its end."""
+    """The matches of a search. `is_partial`: a key was not read to its end."""
 
     found: list[Found] = msgspec.field(default_factory=list)
     is_partial: bool = False
 
 
 async def read_board(redis: Store, minute: int) -> Board:
-    """The board with the last hour up to `minute`; at most about `SEARCH_BYTES` of the pollers' snapshots."""
+    """The board with the hour up to `minute`. It reads about `SEARCH_BYTES` of snapshots at most."""
     pollers = await _snapshots(redis)
     pipeline = redis.pipeline(transaction=False)
     pipeline.lrange(FAILURES, 0, MOST_FAILURES - 1)
@@ -132,7 +132,7 @@ async def _snapshots(redis: Store) -> dict[bytes, bytes]:
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A part of a key: next cursor (`0`: the end), entries and bytes read, rows of name, value or score, and size."""
+    """A part of a key. `cursor` is `0` at the end; `rows` are (name, value or score, size in bytes)."""
 
     cursor: str
     entries: int
@@ -150,9 +150,10 @@ async def read_part(
     longest: int,
     needles: Sequence[str] = (),
 ) -> Part:
-    """Up to `entries` entries and about `PART_BYTES` bytes; the value of an entry over `longest` bytes is empty.
+    """Read up to `entries` entries and about `PART_BYTES` bytes of a key.
 
-    `command` is ZSCAN, HSCAN, ZRANGE or LRANGE. With `needles`, only rows that contain one of them.
+    `command` is ZSCAN, HSCAN, ZRANGE or LRANGE. An entry over `longest` bytes is returned empty, with its size. With
+    `needles`, only entries that contain one of them are returned.
     """
     arguments = [command, cursor, str(entries), str(PART_BYTES), str(longest), *needles]
     answer = await read_only(redis, lua_script(redis, "read_part"), [key], arguments)
@@ -166,16 +167,16 @@ async def read_part(
 
 
 async def sample_members(redis: Store, command: str, key: str) -> list[bytes]:
-    """Some members of a zset (ZRANGE) or values of a hash (HSCAN): at most `SAMPLE`, about `PART_BYTES` bytes.
+    """Some members of a zset (ZRANGE) or values of a hash (HSCAN).
 
-    A member over `LONGEST_SAMPLED` bytes is empty.
+    At most `SAMPLE` of them and about `PART_BYTES` bytes. One over `LONGEST_SAMPLED` bytes is returned empty.
     """
     part = await read_part(redis, command, key, "0", entries=SAMPLE, longest=LONGEST_SAMPLED)
     return [value if command == "HSCAN" else name for name, value, _ in part.rows]
 
 
 class SearchBudget(msgspec.Struct):
-    """The steps and returned bytes that are left for one search, over all queues."""
+    """The calls and returned bytes left for one search of all queues."""
 
     steps: int = SEARCH_STEPS
     left_bytes: int = SEARCH_BYTES
@@ -190,9 +191,9 @@ async def search(
     cluster: bool,
     budget: SearchBudget | None = None,
 ) -> Search:
-    """Members that contain this id, in any state of any queue. Empty keys cost a part of a round trip.
+    """Members of any queue, in any state, that contain this id.
 
-    The search is partial if `budget` ran out, or if a key may not be read by this user.
+    The search is partial if `budget` ran out, or if the ACL refuses a key. Empty keys are skipped.
     """
     budget = budget or SearchBudget()
     found: list[Found] = []
@@ -226,7 +227,10 @@ async def search(
 async def _filled_places(
     redis: Store, queues: Sequence[str], *, cluster: bool
 ) -> list[tuple[str, str, str, str]]:
-    """Queue, state, scan command and key of what is not empty, or may not be counted by this user."""
+    """Queue, state, scan command and key of each key that may have members.
+
+    It has some, or the ACL refuses to count them.
+    """
     places = []
     pipeline = redis.pipeline(transaction=False)
     for name in queues:
@@ -244,7 +248,7 @@ async def _filled_places(
 
 
 def json_spellings(text: str) -> list[str]:
-    """The JSON strings that encoders write for a text: plain, with ASCII alone, and with HTML signs escaped."""
+    """The JSON strings of a text by encoder: plain, ASCII only, HTML-escaped."""
     plain = json.dumps(text, ensure_ascii=False)
     html = plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return list(dict.fromkeys([plain, json.dumps(text), html]))

@@ -30,7 +30,7 @@ from handlers.redis_store.keys import result_claim_keys, result_of_key
 from handlers.redis_store.submit.submissions import RequestState, Submissions
 
 MOST_RESULTS: Final = 2_000
-"""Results of one list that are read: so many of the newest, and as many of the oldest."""
+"""Results read from each end of a list."""
 _MOST_BYTES: Final = 64_000_000
 """Bytes of one end of a list, or of a hash, that are read."""
 _LIVE: Final = {
@@ -42,9 +42,10 @@ _LIVE: Final = {
 
 
 class Place(msgspec.Struct, frozen=True):
-    """One place where a request was found: pending, claimed, retry or dead.
+    """One place where a request was found.
 
-    `attempts` were made so far; `due_at` is a deadline or a due time, Unix seconds, 0 for none.
+    `where` is pending, claimed, retry or dead. `attempts` counts finished attempts. `due_at` is a deadline or the due
+    time of a retry in Unix seconds, or 0.
     """
 
     where: str
@@ -56,7 +57,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class ResultPlace(msgspec.Struct, frozen=True):
-    """A result of the request that is still in the list `results`; `is_held`: under the lease of a reader."""
+    """A result that is still in the list `results`. `is_held`: a reader holds a lease on it."""
 
     results: str
     outcome: str
@@ -64,7 +65,7 @@ class ResultPlace(msgspec.Struct, frozen=True):
 
 
 class Whereabouts(msgspec.Struct, frozen=True):
-    """The state of one request; `is_partial` if a key was too long to read completely."""
+    """The state of one request. `is_partial`: a key was too long to read completely."""
 
     request_id: str
     state: RequestState
@@ -90,7 +91,7 @@ async def locate(redis: Store, request_id: str, keys: Searched) -> Whereabouts:
     for name in (
         dict.fromkeys([place.queue for place in places if place.queue in keys.queues]) or keys.queues[:1]
     ):
-        # A user that may only read the queues has no right to the producers' own keys: the queues were searched.
+        # A user that may only read the queues has no right to the producers' keys; the search above is enough then.
         with contextlib.suppress(*STORE_FAILURES):
             state = (await Submissions(redis).look_up(name, request_id))[0]
             live = live if state is RequestState.UNKNOWN else state
@@ -107,9 +108,10 @@ async def locate(redis: Store, request_id: str, keys: Searched) -> Whereabouts:
 
 
 async def may_be_queued(redis: Store, request_id: str, keys: Searched, *, steps: int) -> bool:
-    """Whether a request is in a queue or the retry set, as far as `steps` calls can tell.
+    """Whether a request may be in a queue or the retry set.
 
-    If the keys are too long for that, it returns True. Keys that the user may not read count as empty.
+    It searches with `steps` calls, and returns True if the keys are too long for that. Keys that the ACL refuses count
+    as empty.
     """
     budget = SearchBudget(steps=steps)
     places, _ = await _places_of(redis, request_id, keys, budget)
@@ -120,7 +122,7 @@ async def may_be_queued(redis: Store, request_id: str, keys: Searched, *, steps:
 async def _places_of(
     redis: Store, request_id: str, keys: Searched, budget: SearchBudget
 ) -> tuple[list[Place], bool]:
-    """The places where a request was found, and whether a key was not read to its end."""
+    """Places where a request was found, and whether the search was partial."""
     seen = await search(
         redis, keys.queues, keys.retry_queue_name, request_id, cluster=keys.is_cluster, budget=budget
     )
@@ -131,7 +133,7 @@ async def _places_of(
 def _state(
     places: Sequence[Place], live: RequestState, record: FinishedRecord | None, result: ResultPlace | None
 ) -> RequestState:
-    """The state: live places win, then dead letters, the record, and a found result."""
+    """Derive the state: from live places, else dead letters, record, or result."""
     if live is RequestState.CANCELLING:
         return live
     for where, state in _LIVE.items():
@@ -155,7 +157,7 @@ def finished_state(record: FinishedRecord) -> RequestState:
 
 
 def _place(found: Found, queue: str, request_id: str) -> Place | None:
-    """Where a member is, if it really is this request; the record of a dead letter holds its member."""
+    """Where a found member is; None if it is another request's."""
     if found.where == "dead":
         is_it = request_id in found.member.decode("utf-8", "replace")
         return Place("dead", queue, "", 0, dead_id=found.dead_id) if is_it else None
@@ -174,7 +176,7 @@ def _place(found: Found, queue: str, request_id: str) -> Place | None:
 async def _result_in(
     redis: Store, request_id: str, lists: Sequence[str], is_cluster: bool
 ) -> tuple[ResultPlace | None, bool]:
-    """The first result of that id in these lists, and whether a key was not read to its end."""
+    """The first result of that id in `lists`, and whether reading was partial."""
     is_cut = False
     for name in lists:
         with contextlib.suppress(*STORE_FAILURES):  # no list, or no right to read it
@@ -200,7 +202,10 @@ async def _result_in(
 async def _outcome_in(
     redis: Store, request_id: str, command: str, key: str, *, ranks: tuple[int, int]
 ) -> tuple[str, bool]:
-    """The outcome in one key, empty if not found; and whether all of the ranks (first, behind the last) was read."""
+    """The request's outcome in one key, and whether all of `ranks` was read.
+
+    The outcome is empty if it is not found. `ranks` are the first rank and the one after the last.
+    """
     cursor, entries, left = str(ranks[0]), ranks[1] - ranks[0], _MOST_BYTES
     while entries > 0 and left > 0:
         part = await read_part(
@@ -222,7 +227,7 @@ async def _outcome_in(
 
 
 def _outcome_of(text: bytes, request_id: str) -> str:
-    """The outcome that a result states, if it is this request's; else empty."""
+    """The outcome in a result of this request; else empty."""
     try:
         result = decode_result(text)
     except Malformed:
