@@ -227,10 +227,7 @@ async def search(
 async def _filled_places(
     redis: Store, queues: Sequence[str], *, cluster: bool
 ) -> list[tuple[str, str, str, str]]:
-    """Queue, state, scan command and key of each key that may have members.
-
-    It has some, or the ACL refuses to count them.
-    """
+    """Rows of queue, state, scan command and key, without the empty keys."""
     places = []
     pipeline = redis.pipeline(transaction=False)
     for name in queues:

@@ -176,7 +176,7 @@ def _place(found: Found, queue: str, request_id: str) -> Place | None:
 async def _result_in(
     redis: Store, request_id: str, lists: Sequence[str], is_cluster: bool
 ) -> tuple[ResultPlace | None, bool]:
-    """The first result of that id in `lists`, and whether reading was partial."""
+    """The id's first result in `lists`, and whether the search was partial."""
     is_cut = False
     for name in lists:
         with contextlib.suppress(*STORE_FAILURES):  # no list, or no right to read it
@@ -202,7 +202,7 @@ async def _result_in(
 async def _outcome_in(
     redis: Store, request_id: str, command: str, key: str, *, ranks: tuple[int, int]
 ) -> tuple[str, bool]:
-    """The request's outcome in one key, and whether all of `ranks` was read.
+    """The request's outcome in `key`, and whether all of `ranks` was read.
 
     The outcome is empty if it is not found. `ranks` are the first rank and the one after the last.
     """

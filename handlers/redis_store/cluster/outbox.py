@@ -1,15 +1,15 @@
 """Transactional outbox for writes to other slots of a Redis Cluster.
 
-No script can write to two slots, so a settlement has two steps. The first drops the claim and writes a record to an
+No script can write to two slots, so an ack or nack has two steps. The first drops the claim and writes a record to an
 outbox in the same slot (`post*.lua`, atomic). The second delivers the record to its target (`deliver.lua`, which
-remembers delivered ids for an hour); then the record is removed. Records of a crashed poller are delivered by the next
-scan of any other. Nothing is lost. A record is delivered twice only if it waits for more than an hour between its
-delivery and its removal, with no poller running.
+remembers delivered ids for an hour); then the record is removed. Any other poller's next scan delivers the records of a
+crashed poller, so nothing is lost. A record is delivered twice only if its poller crashes between delivery and removal
+and no other poller runs for an hour.
 
 {<home>}:outbox      hash  id -> record: one line of JSON, then the bytes to deliver; removed when delivered
-{<home>}:outbox-idx  zset  id, score = since when, Unix seconds of the server; removed with it
-{<target>}:delivered zset  id, score = when, or the end of the window of a request (`windows`);
-                           each is forgotten an hour later
+{<home>}:outbox-idx  zset  id, score = time of the record, Unix seconds of the server; removed with the record
+{<target>}:delivered zset  id, score = delivery time, or the end of a request's idempotency window (`windows`);
+                           removed an hour later
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import BATCH_BYTES, lua_script
 
 OVERDUE_SECONDS: Final = 5.0
-"""The time a poller has to deliver its own record: longer than a delivery takes, shorter than a lease."""
+"""Age at which other pollers deliver a record: longer than a delivery takes, shorter than a lease."""
 
 _BATCH: Final = 200
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where to deliver a value, and which keys to delete then. An empty `key` delivers nothing.
+    """Where to deliver a value, and which keys to delete afterwards.
 
-    `kind` is the key's type. `fallback` is used if `key` has another type or the ACL refuses it.
+    `kind` is the type of `key`; an empty `key` delivers nothing. `fallback` is used if `key` has another type or the
+    ACL refuses it. Keys `tokens_in` are deleted if they hold `token`.
     """
 
     kind: str = "list"
@@ -52,12 +53,12 @@ _decoder = msgspec.json.Decoder(Record)
 
 
 def encode_outbox_record(record: Record, value: bytes) -> bytes:
-    """The record's line and the bytes to deliver, as an outbox holds them."""
+    """Encode a record: a line of JSON, then the bytes to deliver."""
     return msgspec.json.encode(record) + b"\n" + value
 
 
 class Outbox:
-    """The outbox beside the key `home`, a queue or a retry set. Methods raise one of `STORE_FAILURES`."""
+    """The outbox of the key `home`, a queue or a retry set. Methods raise one of `STORE_FAILURES`."""
 
     def __init__(self, redis: Store, home: str, replication: Replication) -> None:
         self._redis = redis
@@ -65,13 +66,15 @@ class Outbox:
         self.index = beside(home, "outbox-idx")
         self._replication = replication
         self._deliver = lua_script(redis, "deliver")
-        self._forgetting = lua_script(redis, "forget")  # by its text: a cluster's pipelines take no hashes
+        self._forgetting = lua_script(
+            redis, "forget"
+        )  # called by its text: pipelines cannot load a missing script
         self._overdue = lua_script(redis, "overdue_posts")
 
     async def deliver(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
         """Deliver posted rows (id, record) and remove them. Repeating it does no harm.
 
-        Rows that neither their key nor the fallback accepts stay in the outbox.
+        Rows that are refused by their key and by its fallback stay in the outbox.
         """
         targets: defaultdict[tuple[str, str, str, int], list[tuple[bytes, bytes, str]]] = defaultdict(list)
         heads: dict[bytes, Record] = {}
@@ -119,7 +122,7 @@ class Outbox:
                 pipeline.delete(head.payload_key)
                 count += 1
         if count:
-            # A key of another type expires by itself; the record must not wait for that.
+            # A key of another type fails its command only; it expires by itself.
             await executed(self._redis, pipeline, raise_on_error=False)
 
     async def _remove(self, ids: Sequence[bytes]) -> None:
@@ -132,12 +135,12 @@ class Outbox:
 
 
 def pairs(answer: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    """The rows of a script that returns ids and records in turn."""
+    """Pair the alternating ids and records of a script's answer."""
     return list(zip(answer[::2], answer[1::2], strict=True))
 
 
 def _batches(values: Sequence[tuple[bytes, bytes, str]]) -> Iterator[list[tuple[bytes, bytes, str]]]:
-    """Rows for one call each: no more bytes than `BATCH_BYTES`, unless one row is larger."""
+    """Split rows into calls of at most `BATCH_BYTES`, or one larger row."""
     batch: list[tuple[bytes, bytes, str]] = []
     size = 0
     for row in values:

@@ -1,15 +1,15 @@
 -- post: drop claims and write a record of each to the queue's outbox, each in one step, if the owner still holds the
--- claim: the first half of an ack or nack in Redis Cluster, in the queue's own slot (deliver.lua is the second).
--- Sending it twice does no harm: for a minute the second returns the first's answer, later it finds no claim.
+-- claim. This is the first half of an ack or nack in Redis Cluster, in the queue's own slot; deliver.lua is the second.
+-- Sending it twice does no harm: within a minute the second call returns the first's answer, later it finds no claim.
 -- KEYS[1] {<queue>}:claimed          hash    claim key -> member
 -- KEYS[2] {<queue>}:claim-owners     hash    claim key -> owner token
 -- KEYS[3] {<queue>}:claims-idx       zset    claim key, score = lease end
--- KEYS[4] {<queue>}:deaths           hash    claim key -> owners that died on it
+-- KEYS[4] {<queue>}:deaths           hash    claim key -> number of owners that crashed
 -- KEYS[5] {<queue>}:dead             hash    dead letter id -> record
 -- KEYS[6] {<queue>}:settled:<batch>  string  1 or 0 for each claim of this batch; expires in a minute
 -- KEYS[7] {<queue>}:outbox           hash    owner token -> record to deliver
 -- KEYS[8] {<queue>}:outbox-idx       zset    owner token, score = time of the record, Unix seconds of this server
--- ARGV[1] 1: final, so that the counts of deaths are deleted, else 0
+-- ARGV[1] 1: an ack, so delete the counts of crashed owners; 0: a nack
 -- ARGV[4n - 2] claim key   ARGV[4n - 1] owner token   ARGV[4n] record to deliver
 -- ARGV[4n + 1] record for the dead letters (empty: none)
 -- Returns for each 1, 0 if the claim was lost, or the error text if nothing was changed.

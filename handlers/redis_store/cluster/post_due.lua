@@ -1,5 +1,5 @@
 -- post_due: move retries that are due into the retry set's outbox, to be delivered to their queues (Redis Cluster).
--- Sending it twice takes more; records of a lost reply become overdue soon.
+-- Sending it twice moves more; the records of a lost reply are delivered when they are overdue (overdue_posts.lua).
 -- KEYS[1] <retry set>               zset  envelope, score = due time, Unix seconds of this server
 -- KEYS[2] {<retry set>}:outbox      hash  id -> record to deliver
 -- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = time of the record, Unix seconds of this server

@@ -1,6 +1,6 @@
-"""A queue in Redis Cluster, whose results, retries and tokens are in other slots (see `outbox`).
+"""Queue and retry set in Redis Cluster, with a single server's guarantees.
 
-It gives the same guarantees as on one server.
+A queue's results, retries and tokens are in other slots, so its acks and nacks go through an outbox (`outbox.py`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from handlers.redis_store.scripts import SCRIPT_BYTES, lua_script
 
 
 class ClusterQueue(RedisQueue):
-    """A `RedisQueue` whose settlements cross slots: posted in the queue's, delivered in the others."""
+    """A `RedisQueue` whose acks and nacks reach other slots through an outbox."""
 
     def __init__(
         self, redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None
@@ -50,7 +50,7 @@ class ClusterQueue(RedisQueue):
         most_retries: int | None = None,
         position: float = 0.0,
     ) -> list[Claim]:
-        """As on one server; cancellations are read from the other slots."""
+        """As `RedisQueue.claim`. A second round trip reads cancellations from other slots."""
         claims = await super().claim(
             count,
             only_expired=only_expired,
@@ -61,7 +61,7 @@ class ClusterQueue(RedisQueue):
         try:
             taken_back = {claim.owner_token for claim in await self.cancelled(claims)}
         except STORE_FAILURES:
-            return claims  # claimed already: the next scan finds cancelled ones
+            return claims  # they are claimed already; the next scan finds the cancelled ones
         return [
             msgspec.structs.replace(claim, is_cancelled=claim.owner_token in taken_back) for claim in claims
         ]
@@ -71,12 +71,12 @@ class ClusterQueue(RedisQueue):
         return await self._posted("ack", rows)
 
     async def nack(self, nacks: Sequence[Nack]) -> list[bool]:
-        """Put requests into the retry set; False where the lease was lost, and nothing changed."""
+        """Put requests into the retry set. False if the lease was lost and nothing changed."""
         rows = [(nack.claim, self._retry_record(nack), b"") for nack in nacks]
         return await self._posted("nack", rows)
 
     async def reclaim(self, limit: int, max_deliveries: int) -> Reclaimed:
-        """Reclaim requests of crashed owners, and deliver their outbox."""
+        """Reclaim requests of crashed owners, and deliver their outbox records."""
         await self._outbox.recover()
         return await super().reclaim(limit, max_deliveries)
 
@@ -125,7 +125,7 @@ class ClusterQueue(RedisQueue):
 
 
 class ClusterRetries(Retries):
-    """A retry set in Redis Cluster, whose members return to queues in other slots."""
+    """A retry set in Redis Cluster. Its members return to queues in other slots."""
 
     def __init__(
         self, redis: Store, retry_queue_name: str, default_queue: str, wait_replicas: int = 0
@@ -138,7 +138,7 @@ class ClusterRetries(Retries):
         self._post_cancelled = lua_script(redis, "post_cancelled")
 
     async def promote(self, limit: int) -> int:
-        """Move retries that are due back to their queues' pending sets; returns how many."""
+        """Move due retries to their queues; returns how many."""
         await self._outbox.recover()
         moved = 0
         while moved < limit:

@@ -1,7 +1,7 @@
-"""The producer's side in Redis Cluster, where a request's keys are in several slots.
+"""Submission, cancellation and look-up in Redis Cluster.
 
-A request is queued last, when all its keys exist, and only once however often it is sent (`deliver.lua`). A producer
-that dies before leaves keys that expire, and no request.
+The keys of a request are in several slots. It is queued last, when all its keys exist, and only once even if it is sent
+twice (`deliver.lua`). If a producer crashes before, its keys expire and no request was queued.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from handlers.redis_store.scripts import lua_script, read_only
 from handlers.redis_store.submit.idempotency_keys import KeyRecord
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState, Submissions
 
-_SEQ_STEPS = 2_097_152  # 2^21, as submit.lua
+_SEQ_STEPS = 2_097_152  # 2^21, as in submit.lua
 _SEQ_KEPT_SECONDS = 3_600
 _CANCEL_KEPT_MS = 3_600_000
 _STATES = {0: RequestState.RETRYING, 1: RequestState.PENDING, 2: RequestState.QUEUED}
 """By the answer of is_pending.lua."""
-_SENT_KEPT_SECONDS = 120  # as submit.lua
+_SENT_KEPT_SECONDS = 120  # as in submit.lua
 
 
 class ClusterSubmissions(Submissions):
-    """The producer's side of one Redis Cluster; queues are named with each call."""
+    """`Submissions` for one Redis Cluster."""
 
     def __init__(self, redis: Store, replication: Replication | None = None) -> None:
         super().__init__(redis, replication)
@@ -63,10 +63,10 @@ class ClusterSubmissions(Submissions):
         window_seconds: int = 0,
         is_repeated: bool = False,
     ) -> list[Queued]:
-        """Queue `requests` in order; `is_repeated`: this may repeat a call whose reply was lost.
+        """Queue `requests` in order. `is_repeated`: the reply of an equal call may have been lost.
 
-        With a window or an idempotency key, see `windows`: the markers make a repeated call harmless. Requests with a
-        key are queued before those without.
+        Requests with a window or an idempotency key are queued before those without. Their markers make a repeated call
+        harmless (see `windows`).
         """
         once = [part for part in requests if part.window(window_seconds)]
         rest = [part for part in requests if not part.window(window_seconds)]
@@ -89,7 +89,7 @@ class ClusterSubmissions(Submissions):
         if len(known) < len(requests):
             told = json.dumps([one.seq for one in queued])
             await self._redis.set(_sent_key(requests), told, ex=_SENT_KEPT_SECONDS)
-        # A delivered submission may be finished by now: its live marker must not return.
+        # A delivered submission may be finished by now, so its `request-active` key must not be set again.
         fresh = [pair for pair in zip(requests, queued, strict=True) if _name(pair[0]) not in delivered]
         await self._mark([part for part, _ in fresh], [done for _, done in fresh])
         keys = [queue, beside(queue, "delivered")]
@@ -126,9 +126,9 @@ class ClusterSubmissions(Submissions):
         ]
 
     async def _earlier(self, queue: str, requests: Sequence[MemberParts]) -> dict[str, str]:
-        """Id to token of live submissions without a window, whose id has another marker or none.
+        """Id -> token of live submissions not recorded by their id's marker.
 
-        They are newer than the marker's submission (as in submit.lua).
+        They were made without a window, after the recorded one (as in submit.lua).
         """
         if not requests:
             return {}
@@ -165,7 +165,7 @@ class ClusterSubmissions(Submissions):
         return read_standing("", "", value).record
 
     async def cancel(self, submissions: Sequence[tuple[str, str]]) -> list[bool]:
-        """Cancel each (id, token); an empty token means whichever is live. Returns for each whether it was."""
+        """Cancel each (id, token) and return whether it was live. An empty token: the live submission."""
         if not submissions:
             return []
         pipeline = self._redis.pipeline(transaction=False)
@@ -191,7 +191,7 @@ class ClusterSubmissions(Submissions):
         return done
 
     async def look_up(self, queue: str, request_id: str, token: str = "") -> tuple[RequestState, str]:
-        """The state of a submission and its token; an empty token means whichever is live."""
+        """The state of a submission and its token. An empty token: the live submission."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.get(active_key(request_id))
         pipeline.pexpiretime(active_key(request_id))
@@ -228,7 +228,7 @@ class ClusterSubmissions(Submissions):
         return _STATES[await read_only(self._redis, self._is_pending, [queue], [repr(score), token])]
 
     async def _known(self, requests: Sequence[MemberParts]) -> dict[str, int]:
-        """Name to sequence of submissions that an earlier call has numbered."""
+        """Name -> sequence of submissions that an earlier call has numbered."""
         told = cast("bytes | None", await self._redis.get(_sent_key(requests)))
         if told:
             return {_name(part): seq for part, seq in zip(requests, json.loads(told), strict=True)}

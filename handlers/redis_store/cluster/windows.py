@@ -1,14 +1,15 @@
-"""Idempotent submission in Redis Cluster, where an id's marker and its queue are in different slots.
+"""Idempotent submission in Redis Cluster.
 
-Three steps, each in one slot. (1) The marker of the id stores the whole submission, if the id has no marker
-(`mark_submission.lua`). (2) The submission is queued; the queue remembers that until an hour after the window
-(`deliver.lua`). (3) The marker is reduced to the token (`confirm_submission.lua`). A producer that finds an unconfirmed
-marker, because its owner is slow or dead, does steps 2 and 3 for it; both are repeatable. So one submission of an id is
-queued, once, wherever its owner died. A submission whose call failed may wait until the id is submitted again. If its
-deadline passed before it was queued, the next submission replaces it.
+The marker of an id and its queue are in different slots, so a submission has three steps, each in one slot. (1) If the
+id has no marker, its marker stores the whole submission (`mark_submission.lua`). (2) The submission is queued; the
+queue remembers that until an hour after the window (`deliver.lua`). (3) The marker is reduced to the token
+(`confirm_submission.lua`). A producer that finds an unconfirmed marker, because the other producer is slow or has
+crashed, does steps 2 and 3 for it; both are repeatable. So an id's submission is queued exactly once, even if its
+producer crashes after any step. A submission that was marked but not queued waits until its id is submitted again. If
+its deadline has passed by then, the new submission replaces it.
 
-A submission without a window has no marker. It counts while it is pending, claimed, cancelled but not answered, or
-live and queued in the last hour.
+A submission without a window has no marker. A later submission of its id is not queued while it is pending, claimed,
+cancelled but not answered, or live and queued in the last hour.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from handlers.redis_store.submit.submissions import MemberParts, Queued, queued_
 
 PAYLOAD_KEPT_SECONDS: Final = 600
 _LATE_SECONDS: Final = 5.0
-"""How long after its deadline an unqueued submission is replaced: clocks differ by less."""
+"""An unqueued submission is replaced this long after its deadline: more than clocks differ."""
 
 
 class Marker(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An unconfirmed submission; its member follows in the value. `deadline` is in Unix seconds.
+    """An unconfirmed submission. In the key's value, the member to queue follows it.
 
-    `record` follows the token once it is confirmed: see `idempotency_keys`.
+    `deadline` is in Unix seconds. `record` is the encoded key record, which follows the token after the confirmation
+    (see `idempotency_keys`).
     """
 
     queue: str
@@ -51,9 +53,10 @@ _decoder = msgspec.json.Decoder(Marker)
 
 
 class SubmissionRecord(msgspec.Struct, frozen=True):
-    """The recorded submission of an id or an idempotency key, under the Redis key `key`.
+    """The recorded submission of an id or an idempotency key.
 
-    `text` and `marker` are set until it is confirmed as queued; `record` is that of an idempotency key.
+    `key` is its Redis key. `text` and `marker` are set while it is unconfirmed. `record` is set if it has an
+    idempotency key.
     """
 
     key: str
@@ -74,7 +77,7 @@ class SubmissionRecord(msgspec.Struct, frozen=True):
 
 
 def read_standing(key: str, request_id: str, text: bytes) -> SubmissionRecord:
-    """The submission that the value `text` of `key` records; `request_id` is its id unless a record names another."""
+    """Decode the value `text` of `key`. `request_id` is the id, unless the value has a key record."""
     marker = None
     if text.startswith(b"{"):
         marker = _decoder.decode(text.partition(b"\n")[0])
@@ -84,26 +87,26 @@ def read_standing(key: str, request_id: str, text: bytes) -> SubmissionRecord:
 
 
 class ClusterWindows:
-    """Queues submissions whose id or key has none. Methods raise one of `STORE_FAILURES`."""
+    """Queues a submission if its id or key has none yet. Methods raise one of `STORE_FAILURES`."""
 
     def __init__(self, redis: Store, replication: Replication) -> None:
         self._redis = redis
         self._replication = replication
         self._deliver = lua_script(redis, "deliver")
-        # By their text: a cluster's pipelines take no hashes.
+        # Called by their text: pipelines cannot load a missing script.
         self._marking = str(lua_script(redis, "mark_submission").script)
         self._confirming = str(lua_script(redis, "confirm_submission").script)
 
     async def check(self, queue: str) -> None:
-        """Check that the queue is a sorted set, before a marker is written. Raises `InvalidSetting`."""
+        """Raise `InvalidSetting` if the queue is not a sorted set."""
         await self._delivered(queue, 0, [])
 
     async def submit(
         self, parts: Sequence[MemberParts], markers: Sequence[Marker], members: Sequence[bytes]
     ) -> list[Queued]:
-        """Queue each of `parts` whose id or idempotency key has no submission.
+        """Queue each part whose id or idempotency key has no submission yet.
 
-        `markers` and `members` belong to the same requests.
+        `markers` and `members` belong to the same requests. Returns the new or the earlier submission of each.
         """
         texts = [
             msgspec.json.encode(marker) + b"\n" + member
@@ -130,7 +133,10 @@ class ClusterWindows:
         return [score is not None for score in await executed(self._redis, pipeline)] if standing else []
 
     async def _store_payloads(self, parts: Sequence[MemberParts]) -> None:
-        """Store payloads before the markers, for any producer that queues them; once, since they may be finished."""
+        """Store payloads before the markers, so that any producer can queue them.
+
+        Not if a marker exists: its submission may be finished.
+        """
         apart = [part for part in parts if part.payload]
         if not apart:
             return
@@ -190,7 +196,7 @@ class ClusterWindows:
         """Queue and confirm unconfirmed submissions, also of other producers."""
         found = await self.are_queued([(each.marker.queue, each) for each in standing if each.marker])
         pipeline = self._redis.pipeline(transaction=False)
-        # An earlier submission may be finished by now: its live marker must not return.
+        # An earlier submission may be finished by now, so its `request-active` key must not be set again.
         fresh = [each for each, is_queued in zip(standing, found, strict=True) if not is_queued]
         for each in fresh:
             if each.marker:

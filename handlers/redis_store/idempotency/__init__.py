@@ -1,1 +1,1 @@
-"""De-duplication of request ids and of Pub/Sub deliveries."""
+"""De-duplication by request id, and of Pub/Sub deliveries."""

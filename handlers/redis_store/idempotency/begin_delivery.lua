@@ -1,7 +1,7 @@
--- begin_delivery: take a delivery for its owner, unless another holds it or it was answered.
+-- begin_delivery: take a delivery under a lease, unless another owner holds it or it was answered.
 -- Sending it twice for one owner does no harm: the lease is renewed.
--- KEYS[1] delivery:…  hash  owner: token of the current owner | reference: of its answer |
---                           previous: span of the attempt that was abandoned last; expires
+-- KEYS[1] delivery:…  hash  owner: token of the current owner | reference: identifies the answer |
+--                           previous: trace span of the last abandoned attempt; expires
 -- ARGV[1] owner token   ARGV[2] lease, milliseconds
 -- Returns {0, previous or ''} if taken; {1, milliseconds left} if another owner holds it; {2, reference} if answered.
 local record = redis.call('HMGET', KEYS[1], 'owner', 'reference', 'previous')

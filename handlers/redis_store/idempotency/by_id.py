@@ -1,6 +1,6 @@
-"""Idempotency records by request id: only one submission of an id runs at a time.
+"""Idempotency records by request id: only one submission of an id runs.
 
-The record counts while the submission is live, and for a while after it has finished.
+The record blocks other submissions of the id until this one is finished, and for some seconds more.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from handlers.redis_store.scripts import lua_script
 
 
 class RunState(StrEnum):
-    """Whether a submission may run, or the state of the recorded one."""
+    """Whether a submission may run, and if not, why."""
 
     RUNS = "runs"
     REPEATED = "repeated"
-    """This submission is finished, and was queued or reclaimed again."""
+    """This submission is finished already; it was queued or reclaimed again."""
     LIVE = "live"
     FINISHED = "finished"
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The idempotency record of a submission in its queue, kept for `seconds` after it is finished.
+    """The idempotency record of a submission in its queue.
 
-    `known_by` names the submission. A dead-lettered one (`is_dead`) runs if it is queued again.
+    `known_by` names the submission. The record is kept for `seconds` after it is finished. A dead-lettered submission
+    (`is_dead`) runs if it is queued again.
     """
 
     request_id: str
@@ -41,7 +42,10 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 async def stand_for_id(redis: Store, mark: Mark, deadline: float) -> RunState:
-    """Whether the submission may run; `deadline` is in Unix seconds. Raises one of `STORE_FAILURES`."""
+    """Record a submission and return whether it may run.
+
+    `deadline` is in Unix seconds. Raises one of `STORE_FAILURES`.
+    """
     until_ms = int((deadline + mark.seconds) * 1_000)
     script = lua_script(redis, "stand_for_id")
     answer = await script(keys=[stands_key(mark.request_id, mark.queue)], args=[mark.known_by, until_ms])
@@ -49,9 +53,9 @@ async def stand_for_id(redis: Store, mark: Mark, deadline: float) -> RunState:
 
 
 async def finish_for_id(redis: Store, marks: Sequence[Mark]) -> None:
-    """Mark submissions as finished; their ids do not run again for `seconds`."""
+    """Mark submissions as finished. Their ids do not run again for `seconds`."""
     script = lua_script(redis, "finish_for_id")
-    # One call each, since each key is in another slot of a cluster; but on one connection.
+    # One call each, since a cluster keeps the keys in different slots; all in one pipeline.
     rows = [
         (stands_key(one.request_id, one.queue), one.known_by, one.seconds, int(one.is_dead)) for one in marks
     ]

@@ -1,9 +1,9 @@
-"""De-duplicate Pub/Sub deliveries, which may come twice, even at the same time.
+"""De-duplicate Pub/Sub deliveries, which may arrive twice, even at the same time.
 
-The record of a delivery is one key, `delivery:<length>:<subscription>:<length>:<id>:<generation>`, a hash that
-either has an `owner` (it expires with the owner's lease) or a `reference` (answered; it expires after
-`keep_seconds`); with tracing, an abandoned attempt leaves its span as `previous` for the next one.
-All times are the server's. Calls raise one of `connection.STORE_FAILURES`.
+The record of a delivery is one key, `delivery:<length>:<subscription>:<length>:<id>:<generation>`, a hash. While the
+delivery is being answered, the hash has an `owner` and expires with the owner's lease. Once it is answered, the hash
+has a `reference` and expires after `keep_seconds`. With tracing, an abandoned attempt leaves its span as `previous` for
+the next one. All times are the server's. Calls raise one of `connection.STORE_FAILURES`.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.scripts import lua_script
 
 DELIVERY_PREFIX: Final = "delivery:"
-"""Prefix of the records' keys: an id can reach no other key."""
+"""Prefix of the records' keys, so that no id can name another key."""
 
 _TAKEN, _HELD, _ANSWERED = 0, 1, 2  # what begin_delivery.lua returns
 
 
 class Fresh(msgspec.Struct, frozen=True):
-    """The caller answers it; nobody else starts it during the lease.
+    """The caller holds the delivery and must answer it. No other caller gets it during the lease.
 
-    `previous_traceparent` is the span of an abandoned attempt, if it left one.
+    `previous_traceparent` is the trace span of an abandoned attempt, if there is one.
     """
 
     previous_traceparent: str = ""
 
 
 class InProgress(msgspec.Struct, frozen=True):
-    """Another delivery of the request is being answered; its lease ends in `seconds_left` at the latest."""
+    """Another delivery of the request is being answered. Its lease ends in `seconds_left`."""
 
     seconds_left: float
 
 
 class AlreadyAnswered(msgspec.Struct, frozen=True):
-    """It was answered; `reference` is the argument of `finish`."""
+    """The delivery was answered. `reference` is the argument that `finish` got."""
 
     reference: bytes
 
@@ -49,11 +49,12 @@ Beginning: TypeAlias = Fresh | InProgress | AlreadyAnswered
 
 
 class DedupOptions(msgspec.Struct, frozen=True):
-    """How long a crashed owner blocks a delivery, and how long an answered one is known.
+    """Lifetimes of a delivery's record.
 
-    Owners renew at a third of `lease_seconds`. Pub/Sub may deliver again during the subscription's
-    retention, seven days; in practice it does within minutes. `span_seconds`: how long the span of an abandoned
-    attempt waits for the next one, twice the longest backoff of a subscription.
+    A crashed owner blocks a delivery for `lease_seconds`, a third of which is the interval of renewals. An answered
+    delivery is known for `keep_seconds`: Pub/Sub may deliver again for seven days (the subscription's retention), but
+    usually does so within minutes. The span of an abandoned attempt is kept for `span_seconds`, twice the longest
+    backoff of a subscription.
     """
 
     lease_seconds: float = 15.0
@@ -67,7 +68,7 @@ class DedupOptions(msgspec.Struct, frozen=True):
 
 
 class DeliveryRecords:
-    """The records in one Redis. `owner` is a random token of one delivery being answered."""
+    """The records in one Redis. `owner` is a random token for one attempt to answer a delivery."""
 
     def __init__(self, redis: Store, options: DedupOptions | None = None) -> None:
         self.options = options or DedupOptions()
@@ -90,7 +91,7 @@ class DeliveryRecords:
         return AlreadyAnswered(bytes(value))
 
     async def renew(self, key: str, owner: str) -> bool:
-        """Extend the lease; False if it was lost and another may be answering."""
+        """Extend the lease. False if it was lost, so another owner may be answering."""
         return bool(await self._renew([key], [owner, self._lease_ms]))
 
     async def finish(self, key: str, owner: str, reference: bytes) -> bool:
@@ -98,18 +99,19 @@ class DeliveryRecords:
         return bool(await self._finish([key], [owner, reference, self._keep_ms]))
 
     async def abandon(self, key: str, owner: str, traceparent: str = "") -> bool:
-        """Release it unanswered, so that the next delivery starts at once; False if it was lost.
+        """Release the delivery unanswered. It can be taken again at once.
 
-        `traceparent` is the span of this attempt, which the next one links to.
+        False if the lease was lost. `traceparent` is the span of this attempt, to which the next one links.
         """
         return bool(await self._abandon([key], [owner, traceparent, self._span_ms]))
 
 
 def delivery_key(request_id: str, request_token: str, body: bytes, subscription: str = "") -> str:
-    """The key of a request's record in its subscription: another subscription may get the same bytes.
+    """The key of a request's record.
 
-    An id may be reused for a later request, so the key has its token, or without one a digest of the request: a
-    publisher's retry repeats the bytes, a new request has another deadline.
+    It contains the subscription, since another one may receive the same bytes. An id may be reused for a later request,
+    so the key also contains the request token, or without one a digest of the request: a publisher's retry has the same
+    bytes, while a new request has another deadline.
     """
     generation = request_token or hashlib.sha256(body).hexdigest()
     names = f"{len(subscription)}:{subscription}:{len(request_id)}:{request_id}"
@@ -120,12 +122,15 @@ _KEPT_SECONDS: Final = 604_800
 
 
 def delivery_cancel_key(request_id: str) -> str:
-    """STRING: when the requests of that id were cancelled."""
+    """STRING: when the id was cancelled, Unix seconds."""
     return f"delivery-cancel:{request_id}"
 
 
 async def cancel_deliveries(redis: Store, request_ids: Sequence[str], at: float) -> None:
-    """Cancel requests submitted under these ids until `at`, in Unix seconds. Raises one of `STORE_FAILURES`."""
+    """Cancel requests submitted under these ids up to `at` (Unix seconds).
+
+    Raises one of `STORE_FAILURES`.
+    """
     pipeline: Any = redis.pipeline(transaction=False)
     for request_id in request_ids:
         pipeline.set(delivery_cancel_key(request_id), f"{at:.3f}", ex=_KEPT_SECONDS)
@@ -133,7 +138,7 @@ async def cancel_deliveries(redis: Store, request_ids: Sequence[str], at: float)
 
 
 async def deliveries_cancelled_at(redis: Store, request_ids: Sequence[str]) -> list[float | None]:
-    """When each was cancelled, None if it was not. Raises one of `STORE_FAILURES`."""
+    """When each id was cancelled (Unix seconds), or None. Raises one of `STORE_FAILURES`."""
     pipeline: Any = redis.pipeline(transaction=False)
     for request_id in request_ids:
         pipeline.get(delivery_cancel_key(request_id))

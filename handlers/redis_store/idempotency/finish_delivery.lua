@@ -2,7 +2,7 @@
 -- KEYS[1] delivery:…  hash  owner, reference, previous; expires
 -- ARGV[1] owner token   ARGV[2] reference   ARGV[3] lifetime of the record, milliseconds
 -- Returns 1, or 0 if another owner holds it or it has another answer (then nothing was changed).
--- A lease that ended without another owner does not matter: the answer is published, so it is recorded.
+-- If the lease has ended and no other owner has taken the delivery, it is recorded too, because the answer is published.
 local record = redis.call('HMGET', KEYS[1], 'owner', 'reference')
 if record[2] then
   return record[2] == ARGV[2] and 1 or 0

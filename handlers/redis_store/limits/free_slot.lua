@@ -1,5 +1,5 @@
 -- free_slot: free a tenant's slot, if this owner still holds it. Sending it twice does no harm.
--- KEYS[1] <prefix><attribute>:<value>    string  slots in use, the reference's and ours; expires untouched
+-- KEYS[1] <prefix><attribute>:<value>    string  slots in use, the reference's and ours; expires if unused
 -- KEYS[2] {<KEYS[1]>}:held               zset    submission, score = lease end, Unix seconds
 -- KEYS[3] {<KEYS[1]>}:held-by            hash    submission -> owner token
 -- ARGV[1] submission   ARGV[2] owner   ARGV[3] counter's life, seconds

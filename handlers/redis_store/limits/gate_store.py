@@ -5,7 +5,7 @@ Quota keys, with K = <prefix><attribute>:<value>:
 K            zset    rate: one entry per unit, score = Unix nanoseconds; shared with the reference; expires
                      two windows after the last unit
 K            string  concurrency: slots in use; shared with the reference; deleted at 0, expires if unused
-{K}:paid     zset    ours: submission, score = remembered until, Unix seconds; expires with the longest memory
+{K}:paid     zset    ours: submission, score = when it is forgotten, Unix seconds; expires with the last of them
 {K}:held     zset    ours: submission, score = lease end, Unix seconds; expires if unused
 {K}:held-by  hash    ours: submission -> owner token; expires if unused
 
@@ -43,11 +43,13 @@ class Slot(Protocol):
     @property
     def member(self) -> str:
         """The submission: id and token."""
-        ...
 
 
 class TokenAnswer(NamedTuple):
-    """Whether a token was taken, and the current lease; `per_second` is 0 if the lease is invalid."""
+    """Whether a token was taken, and the current lease.
+
+    `per_second` is 0 if the lease is invalid; `wait_seconds` is the time until a token is available.
+    """
 
     is_taken: bool
     is_valid: bool
@@ -56,7 +58,7 @@ class TokenAnswer(NamedTuple):
 
 
 class RedisGateStore:
-    """The gates' scripts on one Redis. Methods raise one of `failures` while Redis does not answer."""
+    """Calls the gates' scripts. Methods raise one of `failures` while Redis does not answer."""
 
     failures: tuple[type[Exception], ...] = STORE_FAILURES
 
@@ -75,7 +77,7 @@ class RedisGateStore:
     ) -> tuple[bool, bool, float]:
         """Take one of `limit` units per window.
 
-        Returns whether the request may go, whether it paid in this call, and the seconds until a unit is free.
+        Returns whether the request may be sent, whether this call took a unit, and the seconds until one is free.
         """
         may_go, has_paid_now, wait_seconds = await self._pay(
             [key, beside(key, "paid")], [member, limit, window_seconds, remember_seconds]
@@ -83,13 +85,13 @@ class RedisGateStore:
         return bool(may_go), bool(has_paid_now), float(wait_seconds)
 
     async def refund_rate(self, key: str, member: str) -> None:
-        """Return the unit that `member` paid, if it paid one."""
+        """Return the unit that `member` took, if it took one."""
         await self._refund([key, beside(key, "paid")], [member])
 
     async def hold_slot(
         self, slot: Slot, owner: str, *, limit: int, lease_seconds: float, counter_seconds: float
     ) -> bool:
-        """Take one of `limit` slots under a lease; returns whether `owner` now holds it."""
+        """Take one of `limit` slots under a lease. Returns whether `owner` now holds one."""
         arguments: list[str | float] = [slot.member, owner, limit, lease_seconds, counter_seconds]
         return bool(await self._hold(_slot_keys(slot.key), arguments))
 
@@ -100,7 +102,7 @@ class RedisGateStore:
     async def renew_slots(
         self, slots: Sequence[Slot], owner: str, *, lease_seconds: float, counter_seconds: float
     ) -> None:
-        """Extend the leases, one call per quota key; without slots, ping Redis."""
+        """Extend the slots' leases, one call per quota key. Without slots, ping Redis."""
         if not slots:
             await self._redis.ping()
         members: defaultdict[str, list[str]] = defaultdict(list)
@@ -110,11 +112,13 @@ class RedisGateStore:
             await self._renew(_slot_keys(key), [owner, lease_seconds, counter_seconds, *submissions])
 
     def check_lease_keys(self, control_key: str, state_key: str) -> None:
-        """Raise `InvalidSetting` if a Redis Cluster keeps the two keys in different slots."""
+        """Raise `InvalidSetting` if a Redis Cluster has the keys in different slots."""
         if isinstance(self._redis, RedisCluster) and key_slot(control_key.encode()) != key_slot(
             state_key.encode()
         ):
-            accepted = "one hash tag in both keys in Redis Cluster, such as {rates}:control and {rates}:state"
+            accepted = (
+                "the same hash tag in both keys, such as {rates}:control and {rates}:state (Redis Cluster)"
+            )
             raise InvalidSetting(
                 "control_key and state_key", found=f"{control_key}, {state_key}", accepted=accepted
             )
@@ -122,11 +126,11 @@ class RedisGateStore:
     async def take_token(
         self, control_key: str, state_key: str, pool: str, *, burst_seconds: float
     ) -> TokenAnswer:
-        """Take one token, if the lease is valid and a token is available."""
+        """Take a token, if the lease is valid and one is available."""
         return await self._token(control_key, state_key, pool, burst_seconds, is_taking=True)
 
     async def look_at_lease(self, control_key: str, state_key: str, pool: str) -> TokenAnswer:
-        """The current lease, without taking a token; ignore `wait_seconds` of the answer."""
+        """The current lease, without taking a token. `wait_seconds` of the answer has no meaning."""
         return await self._token(control_key, state_key, pool, 1.0, is_taking=False)
 
     async def return_token(self, state_key: str) -> None:

@@ -1,9 +1,9 @@
 -- hold_slot: take one of a tenant's slots under a lease, after freeing slots whose lease has ended.
--- Sending it twice holds one slot: a submission keeps its slot, and the last caller owns it.
--- KEYS[1] <prefix><attribute>:<value>    string  slots in use, the reference's and ours; expires untouched
+-- Sending it twice holds one slot: a submission has at most one, which belongs to the last caller.
+-- KEYS[1] <prefix><attribute>:<value>    string  slots in use, the reference's and ours; expires if unused
 -- KEYS[2] {<KEYS[1]>}:held               zset    submission, score = lease end, Unix seconds of this server
 -- KEYS[3] {<KEYS[1]>}:held-by            hash    submission -> owner token
--- ARGV[1] submission   ARGV[2] owner   ARGV[3] limit   ARGV[4] lease, seconds   ARGV[5] counter's life, seconds
+-- ARGV[1] submission   ARGV[2] owner   ARGV[3] limit   ARGV[4] lease, seconds   ARGV[5] lifetime of the keys, seconds
 -- Returns 1, or 0 if all slots are in use (then only slots of ended leases were freed).
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
@@ -14,7 +14,7 @@ for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', string.forma
   redis.call('HDEL', KEYS[3], ended)
   used = used - 1
 end
--- The counter may have expired or been reset; it is never less than the slots known to be held.
+-- The counter may have expired or been reset; it must not be less than the number of slots in KEYS[2].
 used = math.max(used, redis.call('ZCARD', KEYS[2]))
 
 local is_held = redis.call('ZSCORE', KEYS[2], ARGV[1])

@@ -1,10 +1,10 @@
--- pay_rate: take one unit of a sliding window, if one is free. Sending it twice pays once: a submission that has paid
--- may go.
--- KEYS[1] <prefix><attribute>:<value>    zset  one entry per unit, score = when it was paid, Unix nanoseconds of
---                                              this server; the reference's own window: its entries count too
--- KEYS[2] {<KEYS[1]>}:paid               zset  submission, score = remembered until, Unix seconds of this server
--- ARGV[1] submission   ARGV[2] limit   ARGV[3] window, seconds   ARGV[4] remember, seconds
--- Returns 1 if it may be sent, else 0; 1 if this call paid; seconds until a unit is free (as text).
+-- pay_rate: take one unit of a sliding window, if one is free. Sending it twice takes one unit: a submission that has
+-- taken one ("paid") may be sent.
+-- KEYS[1] <prefix><attribute>:<value>    zset  one entry per unit, score = when it was taken, Unix nanoseconds of
+--                                              this server; shared with the reference, whose entries count too
+-- KEYS[2] {<KEYS[1]>}:paid               zset  submission, score = when it is forgotten, Unix seconds of this server
+-- ARGV[1] submission   ARGV[2] limit   ARGV[3] window, seconds   ARGV[4] how long to remember it, seconds
+-- Returns 1 if it may be sent, else 0; 1 if this call took a unit, else 0; seconds until a unit is free (as text).
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local window = tonumber(ARGV[3])
@@ -26,7 +26,7 @@ end
 redis.call('ZADD', KEYS[1], string.format('%.0f', now * 1000000000), ARGV[1])
 redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.max(1000, 2000 * window)))
 redis.call('ZADD', KEYS[2], string.format('%.6f', now + tonumber(ARGV[4])), ARGV[1])
--- The set expires with its longest record; a submission with an earlier deadline never shortens it.
+-- The set expires with its last entry; a submission that is forgotten earlier must not shorten its life.
 local ttl = math.max(redis.call('PTTL', KEYS[2]), math.ceil(tonumber(ARGV[4]) * 1000))
 redis.call('PEXPIRE', KEYS[2], string.format('%.0f', ttl))
 return { 1, 1, '0' }

@@ -1,4 +1,4 @@
-"""Members of a shared pool: each poller reports its used slots under a lease."""
+"""Members of a shared pool. Each poller reports its slots in use under a lease."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from handlers.redis_store.scripts import lua_script
 
 
 class PoolPlace(msgspec.Struct, frozen=True):
-    """This poller's place among `count` pollers, from 0, and how many slots the others use."""
+    """This poller's index `place` (from 0) among `count` pollers. The others use `elsewhere` slots."""
 
     place: int
     count: int
@@ -17,7 +17,7 @@ class PoolPlace(msgspec.Struct, frozen=True):
 
 
 class RedisPoolSharing:
-    """One pool, seen by one poller. Raises one of `STORE_FAILURES` if Redis does not answer."""
+    """One poller's membership in a pool. Raises one of `STORE_FAILURES` if Redis does not answer."""
 
     def __init__(self, redis: Store, pool_id: str, poller: str, *, lease_seconds: float) -> None:
         # One hash tag for both keys, so that a cluster keeps them on one node.
@@ -29,10 +29,10 @@ class RedisPoolSharing:
         self._leave = lua_script(redis, "leave_pool")
 
     async def share(self, in_use: int) -> PoolPlace:
-        """Renew the lease, report used slots, and return how the pool is shared."""
+        """Renew the lease, report slots in use, and return this poller's share."""
         place, count, elsewhere = await self._share(self._keys, [self._poller, in_use, self._lease_seconds])
         return PoolPlace(int(place), int(count), int(elsewhere))
 
     async def leave(self) -> None:
-        """Leave the pool, so that others may use this poller's share at once."""
+        """Leave the pool. The others may use this poller's share at once."""
         await self._leave(self._keys, [self._poller])

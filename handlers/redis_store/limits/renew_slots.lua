@@ -1,10 +1,10 @@
--- renew_slots: move the lease ends of slots of one tenant. Sending it twice does no harm.
+-- renew_slots: extend the leases of one tenant's slots. Sending it twice does no harm.
 -- A slot that was freed meanwhile is taken again, even over the limit, because its request is in flight.
--- KEYS[1] <prefix><attribute>:<value>    string  slots in use, the reference's and ours; expires untouched
+-- KEYS[1] <prefix><attribute>:<value>    string  slots in use, the reference's and ours; expires if unused
 -- KEYS[2] {<KEYS[1]>}:held               zset    submission, score = lease end, Unix seconds of this server
 -- KEYS[3] {<KEYS[1]>}:held-by            hash    submission -> owner token
--- ARGV[1] owner   ARGV[2] lease, seconds   ARGV[3] counter's life, seconds   ARGV[4..] submissions
--- Returns how many this owner holds now; slots of other owners are not changed.
+-- ARGV[1] owner   ARGV[2] lease, seconds   ARGV[3] lifetime of the keys, seconds   ARGV[4..] submissions
+-- Returns how many of these this owner holds now; slots of other owners are not changed.
 local clock = redis.call('TIME')
 local lease_end = string.format('%.6f', tonumber(clock[1]) + tonumber(clock[2]) / 1000000 + tonumber(ARGV[2]))
 local used = tonumber(redis.call('GET', KEYS[1]) or '0') or 0

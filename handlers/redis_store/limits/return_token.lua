@@ -1,4 +1,4 @@
--- return_token: return an unused token. Sending it twice returns two; the next take_token caps the bucket.
+-- return_token: return an unused token. Sending it twice returns two; take_token.lua caps the bucket afterwards.
 -- KEYS[1] <control>:state  hash  tokens, last_ms
 -- Returns 1, or 0 if the bucket has expired (then nothing was changed).
 local tokens = tonumber(redis.call('HGET', KEYS[1], 'tokens') or '')

@@ -1,14 +1,14 @@
 -- ack: record final results and drop their claims, each in one step, if the owner still holds the claim.
--- Sending it twice does no harm: for a minute the second returns the first's answer, later it finds no claim.
+-- Sending it twice does no harm: within a minute the second call returns the first's answer, later it finds no claim.
 -- KEYS[1] <queue>:claimed           hash    claim key -> member
 -- KEYS[2] <queue>:claim-owners      hash    claim key -> owner token
 -- KEYS[3] <queue>:claims-idx        zset    claim key, score = lease end
--- KEYS[4] <queue>:deaths            hash    claim key -> owners that died on it
+-- KEYS[4] <queue>:deaths            hash    claim key -> number of owners that crashed
 -- KEYS[5] <queue>:dead              hash    dead letter id -> record
 -- KEYS[6] <queue>:settled:<batch>   string  1 or 0 for each claim of this batch; expires in a minute
--- ARGV ten for each claim. Keys among them are not declared, so that a key refused by the ACL does not fail the others:
+-- ARGV: ten for each claim. Keys among them are not declared, so a key that the ACL refuses does not fail the others.
 -- ARGV[10n - 9] claim key   ARGV[10n - 8] owner token   ARGV[10n - 7] result (empty: none)
--- ARGV[10n - 6] result list, at whose head it goes   ARGV[10n - 5] seconds until the list expires (empty: never)
+-- ARGV[10n - 6] result list, gets the result at its head   ARGV[10n - 5] seconds until the list expires (empty: never)
 -- ARGV[10n - 4] record for the dead letters (empty: none)   ARGV[10n - 3] request token (empty: none)
 -- ARGV[10n - 2] request-active:<id>   ARGV[10n - 1] request-cancel:<id>, both deleted if they hold that token
 -- ARGV[10n] request-payload:…, deleted (empty: none)

@@ -1,7 +1,7 @@
-"""Recent cancellations for pollers: each is returned when it is new, and again a few times.
+"""Recent cancellations for pollers to search, each several times.
 
-A request may move while the queue and the retry set are scanned: a nack is being recorded, a retry has just become due,
-or a claim of a crashed poller returns. A later scan finds it where it has arrived.
+A cancelled request may move during a search of the queue and the retry set: a nack is recorded, a retry becomes due, or
+a crashed poller's claim is returned. A later search finds it in its new place.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.scripts import lua_script
 
 AGAIN_SECONDS: Final = (0.4, 1.0, 5.0, 20.0)
-"""When each is returned again; at the last, a lease of the default length has ended and its claim is back."""
+"""When each is searched again. By the last one, a crashed poller's lease of the default length has ended."""
 
 AT_ONCE: Final = 500
-"""Names in one call, and members that are scanned for them: a few milliseconds of the server's time."""
+"""Most names in one call, and most members that it reads: a few milliseconds of the server's time."""
 
 PAGE_ENTRIES: Final = 1_000
 """Entries of the list in one reply."""
 
 _CLOCKS_APART_SECONDS: Final = 2
-"""How far a producer's clock may be from the server's, which computes the deadline."""
+"""Allowed difference between a producer's clock and the server's, from which a deadline was computed."""
 _PLACE_DIGITS: Final = 9
-"""A token of our client ends with a dash and its sequence; longer numbers belong to other clients' tokens."""
+"""Most digits of a sequence at the end of a token; a longer number belongs to another client's token."""
 _LONG_AGO_SECONDS: Final = 60.0
-"""Requests cancelled before that have arrived where they were moving to."""
+"""Requests cancelled longer ago are not searched again: they have stopped moving."""
 
 
 class Cancellation(msgspec.Struct, frozen=True):
-    """A cancelled submission: its claim key (id NUL token), and its deadline in Unix seconds."""
+    """A cancelled submission: claim key (id NUL token), deadline in Unix seconds."""
 
     key: bytes
     deadline: int
@@ -50,14 +50,17 @@ class Cancellation(msgspec.Struct, frozen=True):
 
 
 class Look(msgspec.Struct, frozen=True):
-    """Names, and the ranges of scores to search for them."""
+    """One search: claim keys, and the ranges of scores to search."""
 
     ranges: list[tuple[str, str]]
     names: list[bytes]
 
 
 def looks(found: Sequence[Cancellation]) -> Iterator[Look]:
-    """Searches for these: our client's at their exact scores, others in the seconds of their deadlines."""
+    """Searches for `found`.
+
+    Our client's submissions are searched at their exact scores, others in the seconds around their deadlines.
+    """
     exact = [(repr(score), one.key) for one in found if (score := one.score()) is not None]
     for start in range(0, len(exact), AT_ONCE):
         some = exact[start : start + AT_ONCE]
@@ -84,7 +87,7 @@ def _seconds(first: int, last: int) -> tuple[str, str]:
 class Cancellations:
     """Cancellations to search: `due` returns them, `looked` marks them as searched.
 
-    `clock` gives steady seconds, `now` the server's Unix seconds.
+    `clock` returns monotonic seconds, `now` the server's Unix seconds.
     """
 
     def __init__(
@@ -104,9 +107,9 @@ class Cancellations:
         self._moving: list[Cancellation] = []
 
     async def due(self) -> list[Cancellation]:
-        """Cancellations to search now; the same again until `looked` is called. Raises one of `STORE_FAILURES`.
+        """Cancellations to search now; the same until `looked` is called.
 
-        The server writes an entry and its time in one step, so no entry appears late.
+        Raises one of `STORE_FAILURES`. The server writes an entry and its time in one step, so no entry appears late.
         """
         rows = await self._rows()
         self._now = self._clock()
@@ -117,7 +120,7 @@ class Cancellations:
         return self._new + [one for at, some in self._again if at <= self._now for one in some]
 
     async def _rows(self) -> list[tuple[bytes, float]]:
-        """New entries and their times, in pages, since an entry may have several KB."""
+        """New entries and their times. It reads pages, since an entry may have several KB."""
         rows: list[tuple[bytes, float]] = []
         low, skipped, is_full = f"({self._since!r}", 0, True
         while is_full:
@@ -129,7 +132,7 @@ class Cancellations:
             )
             rows += page
             is_full = len(page) == PAGE_ENTRIES
-            if is_full:  # entries of one call have one time, so the next page begins among them
+            if is_full:  # entries of one call have the same time, so a page may end among them
                 last = page[-1][1]
                 low, skipped = repr(last), sum(score == last for _, score in rows)
         return rows
@@ -147,18 +150,21 @@ def _read(entry: bytes) -> Cancellation | None:
 
 
 SWEPT: Final = "{async-processor}:cancellations-swept"
-"""STRING: set while no poller needs to scan again."""
+"""STRING: exists while no poller needs to sweep again."""
 
 _LEAST_PAUSE_SECONDS: Final = 0.4
 _PAUSE_FACTOR: Final = 20
-"""Ratio of the pause to the sweep before it; the shorter of the last two sweeps counts, since other work of this poller
-may have delayed one."""
+"""A pause is this many times as long as the shorter of the last two sweeps. Other work of the poller may have delayed
+one of them."""
 _SCAN_COUNT: Final = 1_000
 _BATCH: Final = 500
 
 
 class ForeignCancellations:
-    """One poller's sweeps for cancellations that are not listed; `is_allowed` is false if the user may not SCAN."""
+    """Finds unlisted cancellations, such as those of the reference's producers.
+
+    `is_allowed` is false if the ACL refuses SCAN.
+    """
 
     def __init__(self, redis: Store) -> None:
         self._redis = redis
@@ -168,7 +174,7 @@ class ForeignCancellations:
         self.is_allowed = True
 
     async def sweep(self) -> int:
-        """List cancellations that are missing; returns how many. Raises one of `STORE_FAILURES`."""
+        """Add missing cancellations to the list and return how many. Raises one of `STORE_FAILURES`."""
         if not self.is_allowed:
             return 0
         try:
@@ -198,7 +204,7 @@ class ForeignCancellations:
         return noted + (await self._note_live(ids) if ids else 0)
 
     async def _note_live(self, ids: list[bytes]) -> int:
-        """List those whose live token is cancelled; others are finished, or belong to another submission."""
+        """Add the ids whose live submission is cancelled to the list."""
         pipeline: Any = self._redis.pipeline(transaction=False)
         for request_id in ids:
             pipeline.get(cancel_key("").encode() + request_id)

@@ -1,17 +1,17 @@
--- claim: take pending requests, lowest score first, under a lease. All or nothing for each of them.
--- Sending it twice takes more; take_back.lua returns the claims of a lost reply, else they return when their lease
--- ends.
+-- claim: take pending requests, lowest score first, under a lease, each completely or not at all.
+-- Sending it twice takes more. If a reply was lost, take_back.lua returns its claims, or reclaim.lua when their lease has
+-- ended.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
--- KEYS[5] <queue>:deaths        hash  claim key -> owners that died on it
+-- KEYS[5] <queue>:deaths        hash  claim key -> number of owners that crashed
 -- ARGV[1] most requests   ARGV[2] lease, seconds   ARGV[3] random part of the owner tokens
--- ARGV[4] 1: only those whose score has passed, else 0
--- ARGV[5] 1: check whether they were cancelled (request-cancel:<id> holds their token; not declared), else 0
+-- ARGV[4] 1: only requests whose score (deadline) has passed, else 0
+-- ARGV[5] 1: check whether they were cancelled (request-cancel:<id> holds their token; key not declared), else 0
 -- ARGV[6] most bytes of members; the first is taken whatever its size
--- ARGV[7] most retries while other requests wait   ARGV[8] where to begin: 0 at the head, 1 at the end
--- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, deaths, and 1 if it
+-- ARGV[7] most retries while other requests wait   ARGV[8] where to begin: 0 at the head, 1 at the end, else by rank
+-- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, crashed owners, and 1 if it
 -- was cancelled, else 0.
 -- include _run
 -- include _counted_as
@@ -36,7 +36,7 @@ for at = 1, #chosen, 2 do
     if #answer == 1 then
       error({ err = error_text(key) })
     end
-    break -- the claims made so far must be returned
+    break -- return the claims made so far
   end
   if key then
     local id, token = string.match(counted_as(key), '^(.-)%z(.+)$')

@@ -1,5 +1,5 @@
 -- nack: put requests into the retry set and drop their claims, each in one step, if the owner still holds the claim.
--- Sending it twice does no harm: for a minute the second returns the first's answer, later it finds no claim.
+-- Sending it twice does no harm: within a minute the second call returns the first's answer, later it finds no claim.
 -- KEYS[1] <queue>:claimed          hash    claim key -> member
 -- KEYS[2] <queue>:claim-owners     hash    claim key -> owner token
 -- KEYS[3] <queue>:claims-idx       zset    claim key, score = lease end

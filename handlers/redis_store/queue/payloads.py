@@ -18,8 +18,8 @@ from handlers.redis_store.scripts import BATCH_BYTES
 def is_own_payload(payload_ref: str, request_id: str, request_token: str) -> bool:
     """Whether the key is this request's own: `request-payload:<id>:<token>`.
 
-    A token of our client ends with its sequence, which the payload's key (`payload_key`) lacks. A token has no colon,
-    or "a" with the token "b:c" would be mistaken for "a:b" with the token "c".
+    A token of our client ends with its sequence, which the payload's key (`payload_key`) lacks. A token with a colon is
+    refused: otherwise id "a" with token "b:c" could not be distinguished from id "a:b" with token "c".
     """
     token = payload_ref.removeprefix(f"{PAYLOAD_PREFIX}{request_id}:")
     if not request_id or token in ("", payload_ref) or ":" in token:
@@ -31,9 +31,9 @@ def is_own_payload(payload_ref: str, request_id: str, request_token: str) -> boo
 
 
 async def read_payload(redis: Store, payload_ref: str, request_id: str, request_token: str) -> bytes | None:
-    """The payload under that key; None if it is missing, not this request's, or of another type.
+    """The payload under `payload_ref`. Raises one of `STORE_FAILURES`.
 
-    Raises one of `STORE_FAILURES`.
+    None if the key is missing, not this request's, or of another type.
     """
     if not is_own_payload(payload_ref, request_id, request_token):
         return None
@@ -50,7 +50,7 @@ _MARK: Final = b'"payload_ref"'
 
 
 class StoredPayload(msgspec.Struct, frozen=True):
-    """A payload, its key, and for how many seconds it is kept."""
+    """A payload to store under `key` for `seconds`."""
 
     key: str
     payload: bytes
@@ -58,7 +58,7 @@ class StoredPayload(msgspec.Struct, frozen=True):
 
 
 class WholeResult(msgspec.Struct, frozen=True):
-    """A result's JSON with its payload; `payload_key` is the key of an offloaded one, else empty."""
+    """A result's JSON with its payload. `payload_key` is set if that was offloaded."""
 
     text: bytes
     payload_key: str = ""
@@ -79,7 +79,7 @@ async def delete_payloads(redis: Store, keys: Sequence[str]) -> None:
 
 
 async def whole_result(redis: Store, text: bytes) -> WholeResult:
-    """A result with its offloaded payload; costs a round trip only if the payload is offloaded."""
+    """Read a result's offloaded payload. Costs a round trip only if there is one."""
     key = _payload_key(text)
     if not key:
         return WholeResult(text)
@@ -88,9 +88,10 @@ async def whole_result(redis: Store, text: bytes) -> WholeResult:
 
 
 async def whole_results(redis: Store, texts: Sequence[bytes]) -> list[WholeResult]:
-    """The first results with their offloaded payloads: one at least, about `BATCH_BYTES` together.
+    """The first of `texts` with their offloaded payloads.
 
-    Payloads are read one at a time: their sizes are unknown, and each may have several MB.
+    At least one, together about `BATCH_BYTES`. Payloads are read one at a time: their sizes are unknown, and each may
+    have several MB.
     """
     whole: list[WholeResult] = []
     size = 0
@@ -109,5 +110,5 @@ def _payload_key(text: bytes) -> str:
     try:
         key = decode_result(text).payload_ref
     except Malformed:
-        return ""  # its reader reports it
+        return ""  # the reader of the result reports the fault
     return key if key.startswith(RESULT_PAYLOAD_PREFIX) else ""

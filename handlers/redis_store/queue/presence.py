@@ -1,4 +1,4 @@
-"""Find queues that may have requests: one command for all, and a signal from our producers."""
+"""Find queues that have requests: one command for all, and producers' signals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GROUP: Final = 100
 
 
 async def existing(redis: Store, keys: Sequence[str]) -> set[str]:
-    """The existing ones of `keys`. Raises one of `STORE_FAILURES`.
+    """Which of `keys` exist. Raises one of `STORE_FAILURES`.
 
     Costs one command if none or all exist. In Redis Cluster, one `EXISTS` per key in one pipeline.
     """
@@ -42,9 +42,9 @@ async def _of_groups(redis: Store, groups: Sequence[Sequence[str]]) -> list[str]
 
 
 async def wake_signals(redis: Store) -> AsyncIterator[str]:
-    """Names of queues to which our clients have just written, while the caller iterates.
+    """Yield names of queues to which clients submit, until cancelled.
 
-    Holds one connection. Raises one of `STORE_FAILURES`, also if the user may not subscribe. Yields nothing in Redis
+    Holds one connection. Raises one of `STORE_FAILURES`, also if the ACL refuses to subscribe. Yields nothing in Redis
     Cluster.
     """
     if isinstance(redis, RedisCluster):

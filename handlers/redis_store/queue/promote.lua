@@ -1,5 +1,5 @@
--- promote: move retries that are due back to their queues, with the score they had. Sending it twice does no harm.
--- The queues are named in the members, so their keys are not declared: not for Redis Cluster.
+-- promote: move due retries back to their queues, with the score they had. Sending it twice does no harm.
+-- The members name their queues, so those keys are not declared, and it cannot be used in Redis Cluster.
 -- KEYS[1] <retry set>  zset  envelope, score = due time, Unix seconds of this server
 -- ARGV[1] most members   ARGV[2] the queue of members that do not name one
 -- ARGV[3] most bytes of members; the first is moved whatever its size

@@ -1,7 +1,7 @@
-"""One queue: claim, renew, ack, nack, release, reclaim, each in one script call per batch.
+"""A queue and a retry set: one script call for each batch.
 
-The headers of the scripts (`*.lua` in this folder) describe what they change in one step, and the effect of sending
-them twice.
+The header of each script (`*.lua` in this folder) describes what it changes in one step, and the effect of sending it
+twice.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from handlers.redis_store.scripts import SCRIPT_BYTES, lua_script
 
 SCAN_COUNT: Final = 500
 _RETRIED = re.compile(rb'"internal"\s*:.*?"retry_count"\s*:\s*[1-9]', re.DOTALL)
-"""As `is_retry` in `_choose.lua`, which decides which requests are claimed."""
+"""Must match as `is_retry` in `_choose.lua` does, which decides which requests are claimed."""
 _DATA = re.compile(rb'"data"\s*:')
 _HEAD_BYTES = 4_096
 
 HELD_BACK_LEASES: Final = 2
-"""Number of leases for which claims of a lost reply are searched, since the server may run a command late."""
+"""For how many leases the claims of a lost reply are searched. The server may run the command late."""
 
 
 Effect = int | bytes
-"""Outcome of settling one claim: 1, 0 if the claim was lost, or the error text if it is unchanged."""
+"""Outcome of an ack or nack of one claim: 1, 0 if the claim was lost, or an error text (the claim is unchanged)."""
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A request that this poller holds until its lease ends; `member` holds the queued bytes.
+    """A request that this poller holds until its lease ends. `member` is the queued bytes.
 
-    `delivery_count` counts earlier deliveries whose owner died; `is_cancelled`: its producer has cancelled it.
+    `delivery_count` counts earlier deliveries whose owner crashed. `is_cancelled`: the producer has cancelled it.
     """
 
     queue: str
@@ -64,21 +64,21 @@ class Claim(msgspec.Struct, frozen=True):
 
     @property
     def is_retry(self) -> bool:
-        """Whether the request was attempted before, by the head of its envelope."""
+        """Whether it was attempted before, according to the head of its envelope."""
         data = _DATA.search(self.member, 0, _HEAD_BYTES)
         return bool(_RETRIED.search(self.member, 0, data.start() if data else _HEAD_BYTES))
 
     @property
     def request_id(self) -> str:
-        """The id in the claim key, for logs; a digest for an unreadable member."""
+        """The id in the claim key, for logs. A digest for an unreadable member."""
         return self.claim_key.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 class Ack(msgspec.Struct, frozen=True):
-    """A final result. An empty `result` records none (then `dead` is set).
+    """A final result to record.
 
-    `outcome` is an error code or `HTTP <status>`, `stored` the result's offloaded payload, `mark` its id's idempotency
-    record.
+    `result` is empty for a dead letter without a result; `dead` is the dead letter's record. `outcome` is an error code
+    or `HTTP <status>`, `stored` the result's offloaded payload, `mark` the idempotency record of the id.
     """
 
     claim: Claim
@@ -103,17 +103,17 @@ class Nack(msgspec.Struct, frozen=True):
 
 
 class Reclaimed(msgspec.Struct, frozen=True):
-    """A scan's outcome: `returned` requests went back to pending; `dead` exceeded the limit and are claimed."""
+    """Outcome of `reclaim`. `returned` requests are pending again; `dead` exceeded the limit and are claimed."""
 
     returned: int
     dead: list[Claim]
 
 
 class QueueOptions(msgspec.Struct, frozen=True):
-    """Lease and key names of a queue; `cluster` tags the claim keys by queue.
+    """Lease and key names of a queue. `cluster`: the server is a Redis Cluster.
 
-    With `wait_replicas`, an ack or nack counts once that many replicas have it; until then it raises `NotReplicated`
-    and nothing is claimed. Repeat the call to continue waiting.
+    With `wait_replicas`, an ack or nack succeeds once that many replicas have it. Until then it raises `NotReplicated`,
+    and so does `claim`. Repeat the ack or nack to continue waiting.
     """
 
     retry_queue_name: str
@@ -149,11 +149,11 @@ class RedisQueue:
 
     @property
     def has_lost_replies(self) -> bool:
-        """Whether a claim's reply was lost recently, so that `reclaim` must run."""
+        """Whether a claim's reply was lost recently. If so, run `reclaim`."""
         return bool(self._lost)
 
     def now(self) -> float:
-        """The server's Unix seconds, estimated from claims and scans."""
+        """The server's Unix seconds, estimated from its replies to `claim` and `reclaim`."""
         return self._clock.now()
 
     async def claim(
@@ -165,11 +165,12 @@ class RedisQueue:
         most_retries: int | None = None,
         position: float = 0.0,
     ) -> list[Claim]:
-        """Take up to `count` pending requests, earliest first; `only_expired`: whose score has passed.
+        """Take up to `count` pending requests, lowest score first.
 
-        Their members have at most `max_bytes` together (or `SCRIPT_BYTES`, if that is less), but at least one is taken.
-        At most `most_retries` of them (None: any number) are retries while other requests wait. `position` is where
-        in the queue to begin: 0 at its head, 1 at its end, in between by rank.
+        `only_expired`: only requests whose score (deadline) has passed. The members have at most `max_bytes` together
+        (or `SCRIPT_BYTES`, if that is less), but at least one is taken. While other requests wait, at most
+        `most_retries` are retries (None: no limit). `position` is where to begin: 0 at the queue's head, 1 at its end,
+        else by rank.
         """
         if not self._replication.is_complete:
             raise self._replication.missing
@@ -195,7 +196,7 @@ class RedisQueue:
 
     @contextlib.contextmanager
     def _prefix(self) -> Iterator[str]:
-        """The random part of a call's owner tokens, which is remembered if its reply is lost."""
+        """A random part for owner tokens. It is remembered if the reply is lost."""
         prefix = secrets.token_hex(16)
         try:
             yield prefix
@@ -207,7 +208,7 @@ class RedisQueue:
             raise
 
     async def take_back(self) -> int:
-        """Return claims of lost replies to pending without counting a death."""
+        """Return claims of lost replies to pending, without counting a crashed owner."""
         lost, keys = dict(self._lost), self._keys
         self._has_lost = False  # before the first await: a reply lost meanwhile sets it again
         try:
@@ -223,7 +224,9 @@ class RedisQueue:
         ended = time.monotonic() - HELD_BACK_LEASES * self._options.lease_seconds
         for prefix, since in lost.items():
             if since < ended:
-                self._lost.pop(prefix, None)  # a claim and a scan may run this at the same time
+                self._lost.pop(
+                    prefix, None
+                )  # may be gone: `claim` and `reclaim` may run this at the same time
         return returned
 
     async def renew(self, claims: Sequence[Claim]) -> list[Claim]:
@@ -236,13 +239,15 @@ class RedisQueue:
         return [claim for claim, effect in zip(claims, effects, strict=True) if not effect]
 
     async def ack(self, acks: Sequence[Ack]) -> list[bool]:
-        """Record final results; False if the lease was lost and nothing changed."""
-        # Before the results that name them: a crash in between leaves keys that expire.
+        """Record final results. False if the lease was lost and nothing changed."""
+        # Payloads before the results that name them: a crash in between leaves keys that expire.
         acks = await self._with_payloads_apart(acks)
         effects = await self._recorded(acks)
         marks = [ack.mark for ack, effect in zip(acks, effects, strict=True) if ack.mark and effect]
         if marks:
-            with contextlib.suppress(NoPermissionError):  # then no idempotency record exists either
+            with contextlib.suppress(
+                NoPermissionError
+            ):  # without the right, no record was written before either
                 await finish_for_id(self._redis, marks)
         unused = [
             ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect
@@ -251,7 +256,7 @@ class RedisQueue:
         return effects
 
     async def _with_payloads_apart(self, acks: Sequence[Ack]) -> Sequence[Ack]:
-        """`acks` with their large payloads stored; or inside their results if the ACL refuses payload keys."""
+        """Store large payloads. If the ACL refuses their keys, put them into the results."""
         stored = [ack.stored for ack in acks if ack.stored]
         if not stored:
             return acks
@@ -265,7 +270,8 @@ class RedisQueue:
         effects = await self._acked(acks)
         refused = [ack for ack, effect in zip(acks, effects, strict=True) if _is_refused_list(effect)]
         if refused:
-            # The request named a key that is not a list, or that the ACL refuses: its result goes to the default list.
+            # The request named a key that is not a list or that the ACL refuses, so its result goes to the default
+            # list.
             default = self._options.default_result_queue_name
             again = iter(
                 await self._acked(
@@ -286,7 +292,7 @@ class RedisQueue:
         return effects
 
     async def nack(self, nacks: Sequence[Nack]) -> list[bool]:
-        """Put requests into the retry set; False if the lease was lost and nothing changed."""
+        """Put requests into the retry set. False if the lease was lost and nothing changed."""
         keys = self._keys
         rows = [
             (nack.claim.claim_key, nack.claim.owner_token, nack.retry_member, nack.delay_seconds)
@@ -300,7 +306,7 @@ class RedisQueue:
         return settled_effects(effects)
 
     async def release(self, claims: Sequence[Claim]) -> list[bool]:
-        """Return claims to pending unchanged; False if the lease was lost."""
+        """Return claims to pending unchanged. False if the lease was lost."""
         keys = self._keys
         effects: list[int] = []
         for some in _in_batches(claims):
@@ -311,7 +317,7 @@ class RedisQueue:
         return [effect == 1 for effect in effects]
 
     async def recall(self, cancelled: Sequence[Cancellation]) -> AsyncIterator[list[Claim]]:
-        """Claim cancelled requests that are pending, at any position, to answer them unsent."""
+        """Claim cancelled pending requests at any position, so they are not sent."""
         for look in looks(cancelled):
             place = (1, 0)
             while place[0]:
@@ -320,7 +326,10 @@ class RedisQueue:
                     yield claims
 
     async def _recalled(self, look: Look, place: tuple[int, int]) -> tuple[tuple[int, int], list[Claim]]:
-        """Claims of one part of a search, and the next place (range, members skipped); range 0: done."""
+        """One step of a search: the next place and the claims made.
+
+        A place is a range (from 1; 0: done) and the number of its members to skip.
+        """
         keys, options = self._keys, self._options
         with self._prefix() as prefix:
             answer = await self._recall(
@@ -339,7 +348,7 @@ class RedisQueue:
         return (int(answer[1]), int(answer[2])), self._claims(answer[3:])
 
     async def cancelled(self, claims: Sequence[Claim]) -> list[Claim]:
-        """Claims whose producers have cancelled them since; one round trip."""
+        """Which of `claims` their producers have cancelled, in one round trip."""
         known = [claim for claim in claims if b"\0" in claim.claim_key]
         if not known:
             return []
@@ -347,12 +356,15 @@ class RedisQueue:
         pipeline = self._redis.pipeline(transaction=False)
         for name in names:
             pipeline.get(cancel_key_of(name[0]))
-        # A key of another type hides one cancellation and must not fail the others.
+        # A key of another type hides one cancellation; it must not fail the others.
         tokens = await executed(self._redis, pipeline, raise_on_error=False)
         return [claim for claim, name, token in zip(known, names, tokens, strict=True) if token == name[1]]
 
     async def reclaim(self, limit: int, max_deliveries: int) -> Reclaimed:
-        """Return claims of crashed owners to pending; claim those on which `max_deliveries` owners crashed."""
+        """Return claims of crashed owners to pending.
+
+        Those on which `max_deliveries` owners have crashed are claimed by this poller instead.
+        """
         if self._lost:
             await self.take_back()
         keys, started_at = self._keys, self._clock.started()
@@ -380,7 +392,7 @@ class RedisQueue:
 
 
 def _in_batches(claims: Sequence[Claim]) -> Iterator[list[Claim]]:
-    """Claims for one script each: at most `SCRIPT_BYTES` of members, unless one is larger."""
+    """Split claims by their members' size: `SCRIPT_BYTES`, or one larger."""
     batch: list[Claim] = []
     size = 0
     for claim in claims:
@@ -394,7 +406,7 @@ def _in_batches(claims: Sequence[Claim]) -> Iterator[list[Claim]]:
 
 
 def batch_digest(operation: str, claims: Sequence[Claim]) -> str:
-    """A digest of the claims' owner tokens, which are never issued twice."""
+    """A name for this batch: a digest of its unique owner tokens."""
     tokens = b"\0".join(claim.owner_token for claim in claims)
     return f"{operation}-{hashlib.sha1(tokens, usedforsecurity=False).hexdigest()}"
 
@@ -407,7 +419,7 @@ def _with_payload_inside(ack: Ack) -> Ack:
 
 
 def settled_effects(effects: Sequence[Effect]) -> list[bool]:
-    """Which claims were settled. Raises the error of the first failed one; repeat the call with the same batch."""
+    """Whether each claim was settled. Raises the first error; then repeat the call with the same batch."""
     for effect in effects:
         if isinstance(effect, bytes):
             text = effect.decode("utf-8", "replace")
@@ -435,7 +447,7 @@ def _ack_row(ack: Ack) -> tuple[Any, ...]:
 
 
 def has_payload_key(ack: Ack) -> bool:
-    """Whether the reference is this request's own, so that it cannot delete another's payload."""
+    """Whether `payload_ref` is this request's own key, which its ack may delete."""
     return is_own_payload(ack.payload_ref, ack.request_id, ack.request_token)
 
 
@@ -460,14 +472,14 @@ class Retries:
         self._name = retry_queue_name
         self.default_queue = default_queue
         self.work_keys = [retry_queue_name]
-        """Keys of which at least one exists if `promote` has work."""
+        """Keys of which at least one exists if `promote` may have work."""
 
     async def promote(self, limit: int) -> int:
         """Move due retries to their queues; returns how many."""
         return await promote(self._redis, self._name, self.default_queue, limit)
 
     async def recall(self, cancelled: Sequence[Cancellation]) -> int:
-        """Move cancelled retries to their queues, where they are recalled; returns how many."""
+        """Move cancelled retries to their queues, for `RedisQueue.recall`. Returns how many."""
         return await self._brought([one.key for one in cancelled]) if cancelled else 0
 
     async def _brought(self, names: Sequence[bytes]) -> int:

@@ -1,18 +1,18 @@
--- recall: claim cancelled requests by name, at any position of the queue, so that they are answered and not run.
--- They are found by the scores that their producers gave them, so the queue's length does not matter. Sending it twice
--- does no harm: the second finds them claimed.
+-- recall: claim cancelled requests by their claim keys, at any position of the queue, so that they are answered unsent.
+-- It searches the scores that their producers gave them, so its cost does not depend on the queue's length. Sending it
+-- twice does no harm: the second finds them claimed.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
--- KEYS[5] <queue>:deaths        hash  claim key -> owners that died on it
+-- KEYS[5] <queue>:deaths        hash  claim key -> number of owners that crashed
 -- ARGV[1] lease, seconds   ARGV[2] random part of the owner tokens
 -- ARGV[3] the range to begin with, from 1   ARGV[4] members of it to skip
 -- ARGV[5] most members to read   ARGV[6] most bytes of members; the first is read whatever its size
 -- ARGV[7] number of ranges
 -- ARGV[8..] lowest and highest score of each range, as ZRANGEBYSCORE takes them; then the claim keys
 -- Returns this server's Unix seconds, the range to continue with (0: done), its members to skip, then
--- for each claim: claim key, owner token, member, score, deaths, 1.
+-- for each claim: claim key, owner token, member, score, crashed owners, 1.
 -- include _run
 -- include _counted_as
 -- include _member

@@ -1,5 +1,5 @@
--- recall_retries: move cancelled requests from the retry set to their queues, where they are recalled, a part of the
--- set at a time. The queues are named in the members, so their keys are not declared. Sending it twice does no harm.
+-- recall_retries: move cancelled requests from one part of the retry set to their queues, where recall.lua claims them.
+-- The members name their queues, so those keys are not declared. Sending it twice does no harm.
 -- KEYS[1] <retry set>  zset  envelope, score = due time
 -- ARGV[1] the queue of members that do not name one   ARGV[2] cursor, first 0   ARGV[3] members per call
 -- ARGV[4] bytes per call

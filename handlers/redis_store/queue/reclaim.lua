@@ -1,14 +1,14 @@
--- reclaim: return claims of ended leases to pending; claim for the caller requests on which too many owners died.
--- Also repairs claims and index if they disagree. Sending it twice does no harm.
+-- reclaim: return requests whose lease has ended to pending, or claim them for the caller if too many owners have crashed.
+-- Also adds claims that are missing in the index. Sending it twice does no harm.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
--- KEYS[5] <queue>:deaths        hash  claim key -> owners that died on it; expires a week after the last one
--- ARGV[1] most claims   ARGV[2] delivery limit: most deaths   ARGV[3] lease, seconds
+-- KEYS[5] <queue>:deaths        hash  claim key -> number of owners that crashed; expires a week after the last one
+-- ARGV[1] most claims   ARGV[2] redelivery limit: crashed owners   ARGV[3] lease, seconds
 -- ARGV[4] random part of the owner tokens   ARGV[5] most bytes of members; the first is moved whatever its size
 -- Returns this server's Unix seconds, the number of returned requests, then for each claim of the caller:
--- claim key, owner token, member, score, deaths, 0.
+-- claim key, owner token, member, score, crashed owners, 0.
 -- include _run
 -- include _counted_as
 -- include _member
@@ -19,8 +19,8 @@ local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local lease_end = string.format('%.6f', now + tonumber(ARGV[3]))
 local room = tonumber(ARGV[5])
 
--- The score a member returns to: the one in our owner token; for a claim of another processor, the producer's (deadline
--- and sequence).
+-- The score that a returned member gets: the one in our owner token, or for a claim of another processor the producer's
+-- (deadline and sequence).
 local function score_of(owner, member)
   local score = owner and string.match(owner, ':s=([^:]+)$')
   local number = score and tonumber(score)
@@ -36,8 +36,8 @@ probe_moves()
 probe('ZADD', KEYS[1], 'XX', 0, NO_NAME)
 probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
 if (try('HLEN', KEYS[2]) or 0) > run('ZCARD', KEYS[4]) then
-  -- A claim without an index entry would never end, so index it; a live owner renews it. It may be anywhere in the
-  -- hash, so all of it is read. This is rare, and repairs all such claims at once.
+  -- A claim without an index entry would never end, so add one; a live owner renews it. Such claims are rare and may be
+  -- anywhere in the hash, so all of it is read.
   for _, key in ipairs(try('HKEYS', KEYS[2]) or {}) do
     run('ZADD', KEYS[4], 'NX', lease_end, key)
   end

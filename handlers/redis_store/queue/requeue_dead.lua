@@ -1,9 +1,9 @@
--- requeue_dead: put a dead letter back into its queue and forget that owners died on it.
+-- requeue_dead: put a dead letter back into its queue. Its count of crashed owners was deleted when it was dead-lettered.
 -- Sending it twice does no harm: the second finds no dead letter.
 -- KEYS[1] <queue>:dead  hash  dead letter id -> record
 -- KEYS[2] <queue>       zset  member, score = deadline (+ sequence)
 -- ARGV[1] dead letter id   ARGV[2] member   ARGV[3] score
--- Returns 1, or 0 when it was not there (then nothing was changed).
+-- Returns 1, or 0 if it does not exist (then nothing was changed).
 -- include _run
 probe('HDEL', KEYS[1], NO_NAME)
 if run('HEXISTS', KEYS[1], ARGV[1]) == 0 then

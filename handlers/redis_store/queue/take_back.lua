@@ -1,10 +1,10 @@
--- take_back: return claims to pending whose owner tokens no poller knows, because the reply of the claim was lost.
--- No owner had these requests, so no death is counted. Sending it twice does no harm.
+-- take_back: return claims of a lost reply to pending. Their poller never received them, so no crashed owner is counted.
+-- Sending it twice does no harm.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end
--- ARGV[1] how many bytes of members at most; the first is moved whatever its size
+-- ARGV[1] most bytes of members; the first is moved whatever its size
 -- ARGV[2..] random parts of owner tokens
 -- Returns how many were returned, and 1 if there may be more, else 0.
 -- include _run

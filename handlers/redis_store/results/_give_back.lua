@@ -1,7 +1,7 @@
--- Included behind _run by scripts that give results back: KEYS[1] to KEYS[4] of the script are the list, claimed,
--- owners and index.
+-- Included after _run by scripts that return results: KEYS[1] to KEYS[4] of the script are the list, claimed, owners
+-- and index.
 -- probe_giving_back(): fails if a later command would fail. Moves are allowed when memory is full.
--- give_back(key, result): append the result, if it exists, to the end with the oldest results, then drop its lease.
+-- give_back(key, result): append the result, if it exists, to the list's end with the oldest, then drop its lease.
 local function probe_giving_back()
   probe('ZREM', KEYS[4], NO_NAME)
   probe('HDEL', KEYS[2], NO_NAME)

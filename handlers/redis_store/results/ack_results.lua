@@ -5,8 +5,8 @@
 -- KEYS[3] <results>:result-claims-idx      zset  claim key, score = lease end, Unix milliseconds of this server
 -- KEYS[4] <results>:result-ack-tombstones  zset  claim key, score = when it is forgotten, Unix milliseconds
 -- ARGV[1] owner token   ARGV[2] how long to remember, milliseconds   ARGV[3..] claim keys
--- Returns for each claim key 1, 2 when it was acknowledged before, or 0 when the lease ended or another owner has it:
--- then nothing was changed, and the result is delivered again.
+-- Returns for each claim key 1, 2 if it was acknowledged before, or 0 if the lease has ended or another owner holds it
+-- (then nothing was changed, and the result is delivered again).
 -- include _run
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
@@ -28,7 +28,7 @@ for at = 3, #ARGV do
     answer[#answer + 1] = forgotten_at and tonumber(forgotten_at) > now and 2 or 0
   end
 end
--- Another reader may use a longer time: the expiry only ever moves later.
+-- The expiry is only ever moved later, since another reader may use a longer time.
 if (try('PTTL', KEYS[4]) or 0) < tonumber(ARGV[2]) then
   try('PEXPIRE', KEYS[4], ARGV[2])
 end

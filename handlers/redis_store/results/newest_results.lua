@@ -1,7 +1,7 @@
--- newest_results: read the newest results of a list, as many as a reply should carry. It changes nothing.
+-- newest_results: read the newest results of a list, up to a number and a size. It changes nothing.
 -- KEYS[1] <results>  list  results, newest at the left
--- ARGV[1] how many at most   ARGV[2] bytes at most
--- Returns 1 if the next result was too large, else 0; then the results, newest first.
+-- ARGV[1] most results   ARGV[2] most bytes
+-- Returns 1 if it stopped because the next result exceeds ARGV[2], else 0; then the results, newest first.
 local answer, room = { 0 }, tonumber(ARGV[2])
 for at = 0, tonumber(ARGV[1]) - 1 do
   local text = redis.call('LRANGE', KEYS[1], at, at)[1]

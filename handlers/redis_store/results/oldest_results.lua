@@ -1,6 +1,6 @@
--- oldest_results: read the oldest results of a list, as many as a reply should carry. It changes nothing.
+-- oldest_results: read the oldest results of a list, up to a number and a size. It changes nothing.
 -- KEYS[1] <results>  list  results, oldest at the right
--- ARGV[1] how many at most   ARGV[2] bytes at most; one result passes whatever its size   ARGV[3] how many to pass over
+-- ARGV[1] most results   ARGV[2] most bytes; the first is returned whatever its size   ARGV[3] how many to skip
 -- Returns the results, oldest first.
 local limit, skipped = tonumber(ARGV[2]), tonumber(ARGV[3])
 local answer, size = {}, 0

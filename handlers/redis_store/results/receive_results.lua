@@ -1,13 +1,13 @@
--- receive_results: take the oldest results of a list under a lease; the durable result protocol (contract.md).
--- Leases that ended go back to the list first. A result with a token is dropped as a duplicate if the token was
--- acknowledged or is held; results without a token are never duplicates. Sending it twice takes more.
+-- receive_results: take the oldest results of a list under a lease (the durable result protocol, docs/contract.md).
+-- Results whose lease has ended return to the list first. A result with a token is dropped as a duplicate if the token
+-- was acknowledged or is held; results without a token are never duplicates. Sending it twice takes more.
 -- KEYS[1] <results>                        list  results, oldest at the right
 -- KEYS[2] <results>:result-claimed         hash  claim key -> result
 -- KEYS[3] <results>:result-claim-owners    hash  claim key -> owner token
 -- KEYS[4] <results>:result-claims-idx      zset  claim key, score = lease end, Unix milliseconds of this server
 -- KEYS[5] <results>:result-ack-tombstones  zset  claim key, score = when it is forgotten, Unix milliseconds
--- ARGV[1] owner token   ARGV[2] lease, milliseconds   ARGV[3] how many at most
--- ARGV[4] how many bytes of results at most; the first is taken whatever its size
+-- ARGV[1] owner token   ARGV[2] lease, milliseconds   ARGV[3] most results
+-- ARGV[4] most bytes of results; the first is taken whatever its size
 -- ARGV[5] random part of the claim keys of results without a token
 -- Returns two values for each result: claim key and result. A claim key that begins with a NUL marks an unreadable
 -- result.
@@ -43,15 +43,15 @@ local function is_duplicate(key)
   return run('ZSCORE', KEYS[5], key) or run('HEXISTS', KEYS[3], key) == 1
 end
 
--- The claim key of a result: its id and token, or nil for a duplicate; without a token its id, or a random key if the
--- id is in use.
+-- The claim key of a result: its id and token, or nil for a duplicate. Without a token, its id, with a random part if
+-- the id is in use.
 local function claim_key(result, place)
   local fields = read_member(result)
   local id = fields and fields['id']
   local token = fields and fields['request_token']
   local own = ARGV[5] .. ':' .. place
   if type(id) ~= 'string' or id == '' or token ~= nil and token ~= cjson.null and type(token) ~= 'string' then
-    -- The id of a large result may be after its first bytes; then its reader decodes it.
+    -- The id of a large result may come after the bytes that are read here; its reader decodes all of it.
     return #result > SMALL and string.find(result, '^%s*{') and own or '\0unparsable-result\0' .. own
   end
   if (token == nil or token == cjson.null) and #result > SMALL then
@@ -91,6 +91,6 @@ for place = 1, 4 * tonumber(ARGV[3]) do
     answer[#answer + 1] = key
     answer[#answer + 1] = result
   end
-  run('LTRIM', KEYS[1], 0, -2) -- RPOP would copy the result three times more, for its reply
+  run('LTRIM', KEYS[1], 0, -2) -- RPOP would copy the result three more times, for its reply
 end
 return answer

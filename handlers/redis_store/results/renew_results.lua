@@ -2,7 +2,7 @@
 -- KEYS[1] <results>:result-claim-owners  hash  claim key -> owner token
 -- KEYS[2] <results>:result-claims-idx    zset  claim key, score = lease end, Unix milliseconds of this server
 -- ARGV[1] owner token   ARGV[2] lease, milliseconds   ARGV[3..] claim keys
--- Returns for each claim key 1, or 0 if the lease ended or another owner holds it: nothing was changed.
+-- Returns for each claim key 1, or 0 if the lease has ended or another owner holds it (then nothing was changed).
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local answer = {}

@@ -1,7 +1,7 @@
 """Read a result list: receive under a lease, renew, acknowledge, return, peek.
 
-This is the durable result protocol: a result that is received and not acknowledged returns when its lease ends, so a
-reader's crash loses nothing. Readers that `RPOP` the same list still work.
+This is the durable result protocol: a result that is received but not acknowledged returns to the list when its lease
+ends, so a crash of its reader loses nothing. Readers that `RPOP` the same list still work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from handlers.redis_store.keys import result_claim_keys
 from handlers.redis_store.scripts import BATCH_BYTES, lua_script, read_only
 
 PEEKED_RESULTS = 10
-"""Results of one reply list that are read; a per-request list holds fewer."""
+"""Most results that `peek_results` reads from one list; a per-request reply list holds fewer."""
 
 
 class HeldResult(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ class HeldResult(msgspec.Struct, frozen=True):
 
     @property
     def is_readable(self) -> bool:
-        """Whether it has the form of a result; others return when their lease ends."""
+        """Whether it has the form of a result. An unreadable one returns when its lease ends."""
         return not self.claim_key.startswith(b"\0")
 
 
@@ -38,7 +38,7 @@ class AckOutcome(Enum):
     """The outcome of an acknowledgement."""
 
     LOST = 0
-    """The lease had ended: the result is delivered to another reader."""
+    """The lease had ended: the result is delivered again."""
     DONE = 1
     REPEATED = 2
     """It was acknowledged before."""
@@ -62,9 +62,9 @@ class Results:
         self._return = lua_script(redis, "return_results")
 
     async def receive(self, limit: int) -> list[HeldResult]:
-        """Take at most `limit` of the oldest results under a lease; empty if the list is.
+        """Take at most `limit` of the oldest results under a lease.
 
-        Together they have at most `BATCH_BYTES`, unless the first is larger.
+        Returns none if the list is empty. Together they have at most `BATCH_BYTES`, unless the first is larger.
         """
         keys = [self.name, self._claimed, self._owners, self._index, self._tombstones]
         answer = await self._receive(
@@ -73,7 +73,7 @@ class Results:
         return [HeldResult(key, result) for key, result in zip(answer[::2], answer[1::2], strict=True)]
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
-        """Extend leases; returns for each whether it is still held."""
+        """Extend leases. Returns for each whether it is still held."""
         if not claim_keys:
             return []
         answer: list[int] = await self._renew(
@@ -90,7 +90,7 @@ class Results:
         return [AckOutcome(outcome) for outcome in answer]
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> int:
-        """Return held results (oldest first) to the list; returns how many."""
+        """Release held results to the list; `claim_keys` are oldest first. Returns how many."""
         if not claim_keys:
             return 0
         keys = [self.name, self._claimed, self._owners, self._index]
@@ -106,16 +106,16 @@ class Results:
         return int(count)
 
     async def delete(self) -> None:
-        """Delete the list and its claim keys, for a list that belongs to one reader."""
+        """Delete the list and its other keys. Only for a list that has one reader."""
         for key in (self.name, self._claimed, self._owners, self._index, self._tombstones):
             await self._redis.unlink(key)
 
 
 async def peek_results(redis: Store, lists: Sequence[str]) -> AsyncIterator[tuple[str, bytes]]:
-    """The newest results of many lists by list name, left where they are.
+    """Yield (list name, result) for the newest results of many lists.
 
-    Small results of all lists come in one round trip, larger ones in one each, so no reply exceeds a few MB or one
-    result.
+    They stay in their lists. Small results of all lists are read in one round trip, larger ones in one each, so that no
+    reply exceeds a few MB or one result.
     """
     counting = redis.pipeline(transaction=False)
     for name in lists:
@@ -125,7 +125,7 @@ async def peek_results(redis: Store, lists: Sequence[str]) -> AsyncIterator[tupl
         return
     script = str(
         lua_script(redis, "newest_results").script
-    )  # by its text: a cluster's pipelines take no hashes
+    )  # by its text: pipelines cannot load a missing script
     reading = redis.pipeline(transaction=False)
     for name in filled:
         reading.eval(script, 1, name, PEEKED_RESULTS, BATCH_BYTES // len(filled))
@@ -139,9 +139,9 @@ async def peek_results(redis: Store, lists: Sequence[str]) -> AsyncIterator[tupl
 
 
 async def oldest_results(redis: Store, name: str, count: int, *, skipped: int = 0) -> list[bytes]:
-    """At most `count` of the oldest results after the first `skipped`, left where they are.
+    """At most `count` results, oldest first, after the first `skipped`.
 
-    Oldest first, together at most `BATCH_BYTES` unless the first is larger.
+    They stay in the list. Together they have at most `BATCH_BYTES`, unless the first is larger.
     """
     arguments = [str(count), str(BATCH_BYTES), str(skipped)]
     answer: list[bytes] = await read_only(redis, lua_script(redis, "oldest_results"), [name], arguments)
@@ -149,5 +149,5 @@ async def oldest_results(redis: Store, name: str, count: int, *, skipped: int = 
 
 
 async def drop_oldest_results(redis: Store, name: str, count: int) -> None:
-    """Drop the `count` oldest results, which `oldest_results` returned."""
+    """Drop the `count` oldest results."""
     await redis.ltrim(name, 0, -count - 1)

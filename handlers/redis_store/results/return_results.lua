@@ -1,12 +1,11 @@
--- return_results: return leased results at once to the end of the list with the oldest results. Sending it twice
--- does no harm.
+-- return_results: return leased results to the list's end with the oldest. Sending it twice does no harm.
 -- KEYS[1] <results>                      list  results, oldest at the right
 -- KEYS[2] <results>:result-claimed       hash  claim key -> result
 -- KEYS[3] <results>:result-claim-owners  hash  claim key -> owner token
 -- KEYS[4] <results>:result-claims-idx    zset  claim key, score = lease end, Unix milliseconds of this server
--- ARGV[1] owner token   ARGV[2] how many bytes of results at most; the last is returned whatever its size
--- ARGV[3..] claim keys, oldest first
--- Returns how many were returned (results of other owners stay), and how many of the first claim keys are left.
+-- ARGV[1] owner token   ARGV[2] most bytes of results; the last is returned whatever its size
+-- ARGV[3..] claim keys, oldest first; processed from the last, so that the oldest result is at the very end
+-- Returns how many were returned (results of other owners stay), and how many of the first claim keys are left to do.
 -- include _run
 -- include _give_back
 local count, room = 0, tonumber(ARGV[2])

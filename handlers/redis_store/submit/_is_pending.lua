@@ -1,6 +1,6 @@
 -- Included by scripts that look for one submission in a queue. Writes nothing.
--- is_pending(queue, score, token): 1 if a member of that score holds the token, 0 if none does, 2 if that many members or
--- bytes have the score that not all were read. Members are read one by one, since each may have ten megabytes.
+-- is_pending(queue, score, token): 1 if a member with that score contains the token, 0 if none does, 2 if there are too
+-- many of them to read. Members are read one by one, since each may have ten megabytes.
 local MOST_READ, MOST_READ_BYTES = 100, 2000000
 
 local function is_pending(queue, score, token)

@@ -4,7 +4,7 @@
 --                                              this server; forgotten after an hour
 -- KEYS[2n]      request-active:<id>    string  token of the live submission; its remaining life is read
 -- KEYS[2n + 1]  request-cancel:<id>    string  token of the cancelled one; expires an hour after the deadline
--- ARGV[2n - 1]  the id   ARGV[2n]  the token that is meant, or empty: whichever is live
+-- ARGV[2n - 1]  the id   ARGV[2n]  token of the submission to cancel (empty: the live one)
 -- Returns for each 1, or 0 if it is not live (finished, expired, unknown, another token; then nothing was changed).
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000

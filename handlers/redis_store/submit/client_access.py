@@ -1,6 +1,6 @@
 """Connections of clients, without automatic retries.
 
-Callers retry explicitly with `is_repeated=True`, which keeps submission idempotent (see `submit.lua`).
+Callers retry explicitly with `is_repeated=True`, which keeps a submission idempotent (see `submit.lua`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ CONNECTIONS: Final = 64
 class RedisAccess:
     """A client's credentials and certificates, which do not belong in a URL.
 
-    `username` and `password` override the URL's. `password_file` overrides both and is read for every new
-    connection, so that a secret may rotate. `ca_file` (PEM) is the CA of the server's certificate, empty: the
-    system's; `cert_file` and `key_file` are the client's own certificate.
+    `username` and `password` override the URL's. `password_file` overrides both passwords and is read for every new
+    connection, so that a secret may rotate. `ca_file` (PEM) is the CA of the server's certificate; empty means the
+    system's CAs. `cert_file` and `key_file` are the client's own certificate.
     """
 
     username: str = ""
@@ -52,7 +52,7 @@ class RedisAccess:
     key_file: str = ""
 
     def current_password(self) -> str:
-        """The current password. Raises `OSError` or `ValueError` for a file that cannot be read."""
+        """The current password. Raises `OSError` or `ValueError` if its file cannot be read."""
         if not self.password_file:
             return self.password
         return Path(self.password_file).read_text(encoding="utf-8").strip()
@@ -74,5 +74,5 @@ def client_options(url: str, access: RedisAccess | None = None) -> RedisOptions:
 
 
 def open_redis(url: str, access: RedisAccess | None = None) -> Store:
-    """A client for `url`; connects with the first call. Raises `InvalidSetting` for a URL that cannot be one."""
+    """Return a client, which connects with its first call. Raises `InvalidSetting` for an invalid URL."""
     return connect(client_options(url, access))

@@ -1,9 +1,8 @@
-"""Idempotency keys: the record of the submission made under a key, and when it expires.
+"""Records of idempotency keys: the submission made under each, and its expiry.
 
-A keyed submission is recorded under `request-submitted:<NUL><digest of queue and key>` (an id contains no NUL, so no
-id's record has that name). The value is `<token> <window> <JSON of KeyRecord>`. The record's name is part of the
-request token, and results carry the token, so a reader that acknowledges the result finds the record
-(`acknowledge_key.lua`).
+A submission with a key is recorded under `request-submitted:<NUL><digest of queue and key>` (an id contains no NUL, so
+no id's record has that name). The value is `<token> <window> <JSON of KeyRecord>`. The digest is part of the request
+token, which the result carries. So a reader that acknowledges the result finds the record (`acknowledge_key.lua`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _TOKEN = re.compile(rb'"request_token"\s*:\s*"(i[0-9a-f]{%d}[0-9a-f]{16}-[0-9]+)
 
 
 class KeyRecord(msgspec.Struct, frozen=True):
-    """A submission made under an idempotency key; `deadline` is in Unix seconds, `content` a SHA-256 in hex."""
+    """A submission under an idempotency key. `deadline` is in Unix seconds, `content` a SHA-256 in hex."""
 
     content: str
     id: str
@@ -37,43 +36,43 @@ _decoder = msgspec.json.Decoder(KeyRecord)
 
 
 def keyed_token(queue: str, key: str) -> str:
-    """A new request token, without its place in the queue, for a submission under `key`."""
+    """A new request token for a submission under `key`, without its sequence."""
     name = hashlib.sha256(f"{len(queue)}:{queue}:{key}".encode()).hexdigest()[:_DIGEST_LENGTH]
     return f"i{name}{secrets.token_hex(8)}"
 
 
 def key_record_name(token: str) -> str:
-    """The Redis key of the record that belongs to a token of `keyed_token`, with or without its place."""
+    """The Redis key of a record. `token` is from `keyed_token`, with or without its sequence."""
     return submitted_key(f"\0{token[1 : 1 + _DIGEST_LENGTH]}")
 
 
 def encode_record(record: KeyRecord, window_seconds: int) -> bytes:
-    """The value's part behind the token; `window_seconds` count from the acknowledgement of the result."""
+    """The value's part after the token. `window_seconds` count from the acknowledgement of the result."""
     return b" %d %b" % (window_seconds, msgspec.json.encode(record))
 
 
 def split_record(value: bytes) -> tuple[str, KeyRecord | None]:
-    """The token and the record of a `request-submitted:…` value; an id's value is the token alone."""
+    """The token and the record of a `request-submitted:…` value. An id's value has no record."""
     token, _, rest = value.partition(b" ")
     return token.decode(), _decoder.decode(rest.partition(b" ")[2]) if rest else None
 
 
 def keyed_token_of(result: bytes) -> str:
-    """The request token in a result's JSON if it was submitted under a key, else an empty string."""
+    """The token in a result's JSON, if `keyed_token` made it; else empty."""
     found = _TOKEN.search(result)
     return found[1].decode() if found else ""
 
 
 class KeyAcknowledgements:
-    """Lets keys expire once their results are acknowledged. Methods raise one of `STORE_FAILURES`."""
+    """Lets keys expire once their results are acknowledged. Raises one of `STORE_FAILURES`."""
 
     def __init__(self, redis: Store) -> None:
         self._redis = redis
-        # Called by its text: a cluster's pipelines take no hashes.
+        # Called by its text: pipelines cannot load a missing script.
         self._script = str(lua_script(redis, "acknowledge_key").script)
 
     async def acknowledge(self, tokens: Sequence[str]) -> None:
-        """Let the keys behind these tokens expire after their window; repeating it changes nothing."""
+        """Let the keys of these tokens expire after their windows. Repeating it changes nothing."""
         if not tokens:
             return
         pipeline = self._redis.pipeline(transaction=False)

@@ -1,13 +1,13 @@
--- look_up: the state of one submission. Reads a few keys, independent of the queue's length; changes nothing.
+-- look_up: return the state of one submission. It changes nothing; its cost does not depend on the queue's length.
 -- KEYS[1] request-active:<id>     string  token of the live submission; expires at the deadline
 -- KEYS[2] request-cancel:<id>     string  token of a cancelled submission
 -- KEYS[3] request-submitted:<id>  string  token of a submission with a window
 -- KEYS[4] <queue>                 zset    member, score = deadline + min(seq, 2^21 - 1) / 2^21
 -- KEYS[5] <queue>:claimed         hash    claim key -> member
--- ARGV[1] id   ARGV[2] the token that is meant, or empty: whichever is live
--- Returns the state and the token. States: pending, claimed, retrying, queued (pending or retrying: its producer's
--- tokens have no sequence, or too much has its score), cancelling, finished (no longer live), unknown (never seen, or
--- long gone).
+-- ARGV[1] id   ARGV[2] token of the submission (empty: the live one)
+-- Returns the state and the token. States: pending, claimed, retrying, queued (pending or retrying; its token has no
+-- sequence, or too many members have its score), cancelling, finished (no longer live), unknown (never submitted, or
+-- its records have expired).
 -- include _is_pending
 local token = redis.call('GET', KEYS[1])
 if token and ARGV[2] ~= '' and ARGV[2] ~= token then
@@ -30,8 +30,8 @@ local seq = string.match(token, '%-(%d+)$')
 if not seq then
   return { 'queued', token }
 end
--- The live marker expires at the deadline, so its expiry and the token's sequence give the score. Time passes between
--- the two readings, but less than half a second, and deadlines are whole seconds.
+-- KEYS[1] expires at the deadline, so its expiry and the token's sequence give the score. Less than half a second passes
+-- between the two readings, and deadlines are whole seconds, so rounding gives the deadline.
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local deadline = math.floor(now + redis.call('PTTL', KEYS[1]) / 1000 + 0.5)

@@ -1,5 +1,6 @@
--- note_cancelled: list cancelled requests for pollers. This is the last step of cancel.lua if its keys are in several
--- slots (Redis Cluster), and the missing step of producers that do not know this list. Sending it twice does no harm.
+-- note_cancelled: add cancelled requests to the list that pollers read. In Redis Cluster it is the last step of a
+-- cancellation, whose keys are in several slots. It also completes cancellations of producers that do not know the list.
+-- Sending it twice does no harm.
 -- KEYS[1] request-cancellations  zset  deadline, Unix seconds NUL id NUL token; score = when, Unix seconds of this
 --                                      server; forgotten after an hour
 -- ARGV[1] 1: skip requests that are listed already, else 0

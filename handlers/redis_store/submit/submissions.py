@@ -46,7 +46,7 @@ class RequestState(StrEnum):
     CANCELLING = "cancelling"
     """Cancelled; its `CANCELLED` result is on the way."""
     FINISHED = "finished"
-    """No longer live: its final result is recorded, or its deadline has passed."""
+    """Its final result is recorded, or its deadline has passed."""
     CANCELLED = "cancelled"
     """Its final result, `CANCELLED`, is recorded."""
     DEAD_LETTERED = "dead-lettered"
@@ -58,11 +58,10 @@ class RequestState(StrEnum):
 class MemberParts(msgspec.Struct, frozen=True):
     """A member of the queue, split where the store inserts the sequence.
 
-    The member is `head` + seq + `","enqueue_seq":` + seq + `tail`: `head` ends inside the string of the
-    request token, after `token` and a dash. `deadline` is in whole Unix seconds. `payload` is
-    offloaded if it is not empty. `record` is stored for a submission under an idempotency key (`token` is
-    from `keyed_token` then): for `unread_seconds` after the deadline if nobody acknowledges the result, and for
-    `window_seconds` more.
+    The member is `head` + seq + `","enqueue_seq":` + seq + `tail`: `head` ends inside the string of the request token,
+    after `token` and a dash. `deadline` is in whole Unix seconds. `payload` is offloaded if it is not empty. With an
+    idempotency key, `token` is from `keyed_token` and `record` is stored: until `window_seconds` after the result is
+    acknowledged, or, if it never is, until `unread_seconds + window_seconds` after the deadline.
     """
 
     id: str
@@ -77,23 +76,24 @@ class MemberParts(msgspec.Struct, frozen=True):
 
     @property
     def record_text(self) -> bytes:
-        """The record as stored after the token; empty without an idempotency key."""
+        """The record as stored after the token. Empty without an idempotency key."""
         return encode_record(self.record, self.window_seconds) if self.record else b""
 
     @property
     def submitted_key(self) -> str:
-        """The Redis key that keeps this request from being submitted again: its idempotency key's, or its id's."""
+        """The Redis key that records its idempotency key, or its id."""
         return key_record_name(self.token) if self.record else submitted_key(self.id)
 
     def window(self, id_window_seconds: int) -> int:
-        """Seconds after the deadline for which `submitted_key` exists; `id_window_seconds` without a key."""
+        """Seconds after the deadline until `submitted_key` expires; `id_window_seconds` without a key."""
         return self.unread_seconds + self.window_seconds if self.record else id_window_seconds
 
 
 class Queued(msgspec.Struct, frozen=True):
-    """The outcome of one submission: its token; `is_new` is false if an earlier one is returned.
+    """The outcome of one submission: its token and sequence.
 
-    `record` is the earlier one's, if it has an idempotency key.
+    If it was not queued because of an earlier submission, `is_new` is false, `token` is the earlier one's, and `record`
+    is set if that has an idempotency key.
     """
 
     token: str
@@ -103,17 +103,17 @@ class Queued(msgspec.Struct, frozen=True):
 
 
 def queued_as(part: MemberParts, token: str, record: KeyRecord | None) -> Queued:
-    """The outcome for `part` if the submission `token` is recorded, which may be itself."""
+    """The outcome if `token` (its own or an earlier one's) is recorded."""
     base, _, seq = token.rpartition("-")
     is_new = base == part.token
     return Queued(token, int(seq) if is_new else 0, is_new, None if is_new else record)
 
 
 class Submissions:
-    """The producer's side of one Redis; queues are named with each call.
+    """The producer's side of one Redis. The queue is an argument of each call.
 
-    With a `replication`, a submission counts once enough replicas have it; until then `submit` raises
-    `NotReplicated` and must be repeated.
+    With a `replication`, a submission succeeds once enough replicas have it. Until then `submit` raises
+    `NotReplicated`; repeat the call.
     """
 
     def __init__(self, redis: Store, replication: Replication | None = None) -> None:
@@ -133,12 +133,12 @@ class Submissions:
     ) -> list[Queued]:
         """Queue `requests` in order, in one step; returns one `Queued` for each.
 
-        `is_repeated`: the same call may have been made before and its reply lost. Requests that are live under the same
-        token, or were queued by that call in the last two minutes, are not queued again.
+        `is_repeated`: the reply of an equal call may have been lost. Requests that are live under the same token, or
+        were queued by that call in the last two minutes, are not queued again.
 
-        With a window, an id that is live, or was submitted with a window and has not been past its
-        deadline for `window_seconds`, is not queued again: its first submission is returned. A request with an
-        idempotency key goes by its key and its own window in place of its id.
+        With a window, an id is not queued again, and its earlier submission is returned, if that is live, or was made
+        with a window and its deadline passed less than `window_seconds` ago. For a request with an idempotency key, its
+        key and its own window count instead.
         """
         if not requests:
             return []
@@ -164,7 +164,7 @@ class Submissions:
         return queued
 
     async def recorded(self, requests: Sequence[MemberParts]) -> dict[str, KeyRecord]:
-        """The records of earlier submissions under the requests' idempotency keys, by `submitted_key`."""
+        """Records of earlier submissions under the requests' idempotency keys, by `submitted_key`."""
         keys = [request.submitted_key for request in requests if request.record]
         if not keys:
             return {}
@@ -179,9 +179,9 @@ class Submissions:
         return split_record(value)[1]
 
     async def cancel(self, submissions: Sequence[tuple[str, str]]) -> list[bool]:
-        """Cancel each (id, token); an empty token means whichever submission is live.
+        """Cancel each (id, token). An empty token means the live submission.
 
-        Returns for each whether it was live, and is now cancelled.
+        Returns for each whether it was live, and so is cancelled now.
         """
         if not submissions:
             return []
@@ -192,7 +192,7 @@ class Submissions:
         return [bool(done) for done in answer]
 
     async def look_up(self, queue: str, request_id: str, token: str = "") -> tuple[RequestState, str]:
-        """The state of a submission and its token; an empty token means whichever is live."""
+        """The state of a submission and its token. An empty token means the live submission."""
         keys = [
             active_key(request_id),
             cancel_key(request_id),
@@ -208,7 +208,7 @@ class Submissions:
         return int(count)
 
     async def are_live(self, request_ids: Sequence[str]) -> list[bool]:
-        """Whether each id has a submission without a final result, before its deadline; one round trip."""
+        """Whether each id has a submission that is not answered or overdue."""
         pipeline = self._redis.pipeline(transaction=False)
         for request_id in request_ids:
             pipeline.exists(active_key(request_id))

@@ -1,19 +1,19 @@
 -- submit: queue a batch of requests, in order, and mark each as live, in one step.
--- A token ends with the request's sequence, so that look_up.lua finds it without a scan.
--- A repeated call returns the answer of the first call for two minutes, even if its requests are finished by now. It
--- skips requests that are live under the same token, so a lost reply queues nothing twice.
+-- A token ends with the request's sequence, so that look_up.lua finds the request without a scan.
+-- For two minutes a repeated call returns the answer of the first call, even if its requests are finished by now. It
+-- skips requests that are live under the same token, so a repeated call queues nothing twice.
 -- With a window, a request is not queued again if its id (or its idempotency key, if it has a record) was submitted
--- before. The cancellation of an earlier submission stays: that one may still be pending, under another token.
+-- before. The cancellation of an earlier submission is kept: that one may still be pending, under another token.
 -- KEYS[1]       <queue>                        zset    member, score = deadline + min(seq, 2^21 - 1) / 2^21
 -- KEYS[2]       request-sent:<digest>          string  answer of this call, JSON; expires in two minutes
 -- KEYS[4n - 1]  request-seq:<queue>:<deadline> string  counter; expires an hour after the deadline
 -- KEYS[4n]      request-active:<id>            string  token of the live submission; expires at the deadline
--- KEYS[4n + 1]  request-submitted:<id>         string  token, with the record of a key; only with a window; expires that
---                                                       long after the deadline
+-- KEYS[4n + 1]  request-submitted:<id>         string  token, and the record of an idempotency key; set only with a
+--                                                       window, and expires that long after the deadline
 -- KEYS[4n + 2]  request-payload:<id>:<token>   string  offloaded payload; expires ten minutes after the deadline
--- ARGV[1]       1 when this may have been sent before, else 0
+-- ARGV[1]       1 if this call may have been sent before, else 0
 -- ARGV[7n - 5]  deadline, Unix seconds   ARGV[7n - 4] token without its sequence
--- ARGV[7n - 3]  member up to its token's end   ARGV[7n - 2] member from behind its enqueue_seq on
+-- ARGV[7n - 3]  member up to the end of its token   ARGV[7n - 2] member after its enqueue_seq
 -- ARGV[7n - 1]  payload to offload, or empty   ARGV[7n] window, seconds (0: none)
 -- ARGV[7n + 1]  record of the idempotency key, or empty
 -- Returns two values for each request: its seq (0: an earlier submission is returned), and its whole token, with the
@@ -25,7 +25,7 @@ if told then
   redis.call('SET', KEYS[2], told, 'EX', 120) -- a repeated call writes too: WAIT waits for writes only
   return cjson.decode(told)
 end
-probe('ZADD', KEYS[1], 'XX', 0, NO_NAME) -- no record may be written for a request that is not queued
+probe('ZADD', KEYS[1], 'XX', 0, NO_NAME) -- first: no record may be written for a request that cannot be queued
 local is_counter_bounded = {}
 local answer = {}
 for n = 1, (#KEYS - 2) / 4 do
@@ -34,7 +34,7 @@ for n = 1, (#KEYS - 2) / 4 do
   local token, head, tail, payload = unpack(ARGV, 7 * n - 4, 7 * n - 1)
   local first = is_repeated and redis.call('GET', active)
   local own_seq = first and string.sub(first, 1, #token + 1) == token .. '-' and string.sub(first, #token + 2)
-  -- Without a key the live one is the newest. With a key another submission may have the id.
+  -- Without a key, the live submission is the newest of the id. With a key, the live one may be another submission.
   first = window > 0 and (record == '' and redis.call('GET', active) or redis.call('GET', submitted))
   if own_seq then
     answer[#answer + 1] = tonumber(own_seq)
@@ -65,6 +65,6 @@ for n = 1, (#KEYS - 2) / 4 do
 end
 if #answer > 0 then
   redis.call('SET', KEYS[2], cjson.encode(answer), 'EX', 120)
-  try('PUBLISH', '{async-processor}:wake', KEYS[1]) -- idle pollers listen; without the right to publish, requests are queued all the same
+  try('PUBLISH', '{async-processor}:wake', KEYS[1]) -- wakes idle pollers; a user without the right to publish may still queue
 end
 return answer

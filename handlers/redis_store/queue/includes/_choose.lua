@@ -7,7 +7,7 @@
 -- It reads at most 1,000 members or 2 MB, so requests after more retries than that are not found.
 local MOST_MEMBERS, MOST_BYTES = 1000, 2000000
 
--- Whether a member was attempted before, by `internal`, which precedes `data` in members that processors queue.
+-- Whether a member was attempted before, according to `internal`, which precedes `data` in members that processors queue.
 local function is_retry(member)
   local head = string.sub(member, 1, 4096)
   local data = string.find(head, '"data"%s*:')
@@ -32,7 +32,7 @@ local function choose(count, most_bytes, most_retries, position, latest)
     end
   end
   while #chosen < 2 * count and most_bytes > 0 and read < MOST_MEMBERS and bytes < MOST_BYTES do
-    -- One by one: the size of the next is unknown, and one reply with many large members would block the server.
+    -- One by one: sizes are unknown, and a reply with many large members would block the server.
     local member, score = unpack(run('ZRANGE', KEYS[1], first + read, first + read, 'WITHSCORES'))
     if not member or latest and tonumber(score) > latest then
       break

@@ -1,7 +1,7 @@
--- Included after _member by scripts that need the name of a request. Reads no key and writes none.
--- claim_key(member): id, or id NUL token; a digest if the id (or token) is not in the first 4 KB, contains a NUL or has
--- the form of an owner token, so that no request is mistaken for another.
-local LONG = 16384 -- a longer member is hashed by its length and its two ends: SHA-1 of all would block the server
+-- Included after _member by scripts that need the claim key of a request. Reads no key and writes none.
+-- claim_key(member): id, or id NUL token. A digest if the id or token is not in the first 4 KB or contains a NUL, or if
+-- the token has the form of an owner token, so that no request is mistaken for another.
+local LONG = 16384 -- of a longer member, length and both ends are hashed: SHA-1 of all bytes would block the server
 
 local function is_text(value)
   return type(value) == 'string' and value ~= ''

@@ -1,9 +1,9 @@
 -- Included after _run and _same_submission by scripts that claim. Writes KEYS[1] to KEYS[4] of its script and reads
 -- KEYS[5], as their headers say.
 -- probe_claims(): fails if a later command would fail.
--- hold(member, score, owner, lease_end): claim a pending member for `owner`: write the claim, then remove the member.
--- Returns the claim's key and the deaths on it. Returns nothing for a duplicate of a request that one of our pollers
--- has claimed. The duplicate is dropped, because that claim ends the request or returns it.
+-- hold(member, owner, lease_end): claim a pending member for `owner`: write the claim, then remove the member.
+-- Returns the claim key and the number of owners that crashed holding it. Returns nothing for a duplicate of a request
+-- that one of our pollers has claimed: the duplicate is dropped, because that poller will ack, nack or release the claim.
 local function probe_claims()
   probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
   probe('ZREM', KEYS[4], NO_NAME)
@@ -17,8 +17,8 @@ local function hold(member, owner, lease_end)
   local deaths = try('HGET', KEYS[5], counted_as(key)) or '0'
   local held = run('HGET', KEYS[2], key)
   if held then
-    -- A live claim has this name. It is taken over if it belongs to the same submission, since another processor keeps
-    -- its claim while a retry waits. Otherwise the id was queued twice without a token.
+    -- A claim with this key exists. It is taken over if it belongs to the same submission, since other processors keep
+    -- their claim while a retry waits. Otherwise the id was queued twice without a token.
     local owned_by = run('HGET', KEYS[3], key)
     if not is_same_submission(owned_by, held, member) then
       key, held = key .. '\0' .. owner, nil

@@ -1,6 +1,6 @@
 -- Included after _member and _claim_key by scripts that search some requests among many. Reads no key and writes none.
--- is_named(member, wanted, tokens): whether a member's claim key is in `wanted`; `tokens` are the tokens in these.
--- Most members are dismissed by their token without decoding, which would block the server for a long set.
+-- is_named(member, wanted, tokens): whether a member's claim key is in `wanted`; `tokens` are the tokens of those keys.
+-- Most members are skipped by their token without decoding, which would block the server if the set is long.
 local function is_named(member, wanted, tokens)
   for token in string.gmatch(string.sub(member, 1, HEAD), '"request_token"%s*:%s*"(.-)"') do
     if tokens[token] or string.find(token, '\\', 1, true) then

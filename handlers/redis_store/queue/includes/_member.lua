@@ -1,12 +1,12 @@
 -- Included by scripts that read members. Reads no key and writes none.
--- read_member(member): the fields of a member as a table, or nil. A small member is decoded. Of a larger one only the
--- first 4 KB and the first 150 signs (brackets, commas, colons, quotes) are read, and of those the fields of the
--- request, of `internal` and of `data` without their objects and lists: the cost must not grow with the size of a
--- request.
--- A claim reads up to 64 members; a sign costs about a microsecond. Also returns whether all of `internal` was read.
+-- read_member(member): the fields of a member as a table, or nil; and whether all of `internal` was read.
+-- A small member is decoded. Of a larger one, only the first 4 KB or 150 signs (brackets, commas, colons, quotes) are
+-- read, so that the cost does not grow with its size: a claim reads up to 64 members, and a sign costs about a
+-- microsecond. The result then has the fields of the member, of `internal` and of `data`, without deeper objects and
+-- lists.
 local SMALL, HEAD, MOST_SIGNS = 1024, 4096, 150
 
--- The position of the quote that closes the string opened at `at`, or nil; and the number of escapes between them.
+-- The position of the quote that closes the string opened at `at`, or nil; and the number of escapes in the string.
 local function text_end(text, at)
   local escapes = 0
   while true do

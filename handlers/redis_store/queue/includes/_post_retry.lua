@@ -1,8 +1,8 @@
--- Included after _run, _member and _queued_under by scripts that send retries back to queues of other slots.
+-- Included after _run, _member and _queued_under by scripts that send retries back to queues in other slots.
 -- Writes KEYS[1] to KEYS[3] of its script, as their headers say.
--- probe_posts(): fails if posting would fail halfway.
--- post_retry(member, id, default_queue, now): move a retry into the outbox; returns its record, with the score that its
--- producer gave it, else `now`.
+-- probe_posts(): fails if a later command of post_retry would fail.
+-- post_retry(member, id, default_queue, now): move a retry into the outbox and return its record. Its score is the one
+-- that its producer gave it, else `now`.
 local function probe_posts()
   probe('ZREM', KEYS[1], NO_NAME)
   probe('ZADD', KEYS[3], 'XX', 0, NO_NAME)
@@ -12,7 +12,7 @@ local function post_retry(member, id, default_queue, now)
   local queue, own_score = queued_under(member)
   if not queue or queue == KEYS[1] or string.find(queue, 'claims%-idx$') or string.find(queue, ':delivered$')
     or string.find(queue, ':outbox%-idx$') then
-    queue = default_queue -- it names no queue, or a sorted set that is not a queue, where no poller would find the member
+    queue = default_queue -- it does not name a queue, or names another sorted set, where no poller would find it
   end
   local due = string.format('%.17g', own_score or now)
   local head = { kind = 'zset', key = queue, fallback = default_queue, score = due }

@@ -1,17 +1,17 @@
 -- Included after _run, _member and _queued_under by scripts that send retries back to their queues. Writes
 -- KEYS[1], the retry set, and the queues that members name.
--- requeue(member, default_queue, now): queue a member again, with the score that it had, then remove it from the retry
--- set. Returns whether it was moved. A member whose queue refuses it stays, due in five seconds, so that it blocks no
--- other.
+-- requeue(member, default_queue, now): queue a member again with the score that it had, then remove it from the retry
+-- set. Returns whether it was moved. If its queue refuses it, it stays and is due again in five seconds, so that it does
+-- not block others.
 local function requeue(member, default_queue, now)
   local queue, score = queued_under(member)
   score = string.format('%.17g', score or now)
   if not queue or queue == KEYS[1] or string.find(queue, 'claims%-idx$') then
-    queue = default_queue -- it names no queue, or a sorted set that is not a queue, where no poller would find the member
+    queue = default_queue -- it does not name a queue, or names another sorted set, where no poller would find it
   end
   local is_added, failure = pcall(run, 'ZADD', queue, score, member)
   if not is_added and queue ~= default_queue and string.find(error_text(failure), '^WRONGTYPE') then
-    is_added = try('ZADD', default_queue, score, member) -- it names a key of another type: the default queue's poller answers
+    is_added = try('ZADD', default_queue, score, member) -- it names a key of another type; the default queue takes it
   end
   if is_added then
     run('ZREM', KEYS[1], member)

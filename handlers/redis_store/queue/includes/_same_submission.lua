@@ -1,11 +1,11 @@
--- Included after _claim_key by scripts that find a live claim of the same name. Reads no key and writes none.
+-- Included after _claim_key by scripts that find an existing claim with the same claim key. Reads no key and writes none.
 -- is_same_submission(owner, held, member): whether `member` belongs to the submission that `owner` claimed as `held`.
--- The reference keeps its claim on a request that it put into the retry set, and takes the claim over when the request
--- returns. Other processors must do the same, or the kept claim would expire and end the request a second time.
--- The request token decides. Without a token: our processors drop a claim when they retry, so an owner token of our
--- form means another submission of the id. A claim of another processor belongs to the same submission if only its
--- retry count grew.
--- For large members, the bytes from the payload on are compared.
+-- The reference keeps its claim on a request that it puts into the retry set, and takes the claim over when the request
+-- returns. We must do the same, or the kept claim would expire and answer the request a second time.
+-- The request token decides. Without a token: our pollers drop a claim when they retry, so an owner token of our form
+-- means another submission of the id. A claim of another processor belongs to the same submission if only the retry
+-- count has grown.
+-- Of large members, the bytes from the payload on are compared.
 local function is_equal(one, other)
   if type(one) ~= 'table' or type(other) ~= 'table' then
     return one == other

@@ -1,7 +1,6 @@
 -- Included after _run and _is_named by scripts that search some requests in a retry set, KEYS[1].
--- scan_named(cursor, count, room, first): members whose claim keys are in ARGV from ARGV[first] on, in one part of the
--- set: up to `count` members or `room` bytes are scanned, and one hash bucket more. Returns the next cursor ('0': done)
--- and the members found.
+-- scan_named(cursor, count, room, first): search one part of the set for members whose claim keys are in ARGV[first..].
+-- It scans about `count` members or `room` bytes. Returns the next cursor ('0': done) and the members found.
 local function scan_named(cursor, count, room, first)
   local wanted, tokens = named(first)
   local found = {}
