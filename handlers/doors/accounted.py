@@ -1,4 +1,4 @@
-"""Metrics and logs of deliveries, around any door."""
+"""Record the deliveries of any door in metrics and logs."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Counted(msgspec.Struct, Generic[ContextT], frozen=True):
 
 
 class AccountedDoor(Generic[ContextT]):
-    """Records the deliveries of `door`; `queue_name` returns a delivery's queue or subscription.
+    """Records the deliveries of `door`.
 
-    `metrics` are the door's own series and those of queues that no poller counts. Without them, deliveries are only
-    logged.
+    `queue_name` returns a delivery's queue or subscription. `metrics` are the door's series and those of queues that
+    no poller counts; without them, deliveries are only logged.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AccountedDoor(Generic[ContextT]):
         return self._door.limits(context.context)
 
     async def settle(self, context: Counted[ContextT], outcome: Outcome) -> Answer:
-        """Settle a delivery and record it; a result that could not be published counts as a retry."""
+        """Settle and record a delivery. An unpublished result counts as a retry."""
         decided_at = time.perf_counter()
         answer = await self._door.settle(context.context, outcome)
         settled_at = time.perf_counter()
@@ -109,7 +109,7 @@ class AccountedDoor(Generic[ContextT]):
             queue.buried(1)
 
     def _account(self, context: Counted[ContextT], outcome: Outcome, seconds: float) -> None:
-        """Record the outcome, unless a poller does so for its own event."""
+        """Log the outcome; count it unless a poller counts its queue."""
         queue_name = self._queue_name(context.context)
         queue = self._metrics[1](queue_name) if self._metrics else None
         if context.request is not None:

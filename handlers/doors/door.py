@@ -1,4 +1,7 @@
-"""Doors: a delivery is decoded, forwarded and settled; its messages are headers and bytes, without a web framework."""
+"""The interface of doors, which decode, forward and settle deliveries.
+
+Deliveries and answers are plain headers and bytes, independent of the web framework.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ CONNECTION: Final = "async_processor.connection"
 
 
 class CallerConnection:
-    """A client's connection; `on_lost` is called once when it ends, on the event loop.
+    """The connection of a client.
 
-    `has_whole_request`: every request read from it has arrived completely.
+    `on_lost` is called once when it ends, on the event loop. `has_whole_request`: each request that was read from it
+    has arrived completely.
     """
 
     __slots__ = ("_is_lost", "has_whole_request", "on_lost")
@@ -38,7 +42,7 @@ class CallerConnection:
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """One HTTP delivery: header names in lower case, as ASGI gives them, and the body as received."""
+    """One HTTP delivery: headers with names in lower case, and the body."""
 
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
@@ -49,7 +53,7 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The HTTP answer to a delivery: 204 and 200 settle it, 429 and 503 request redelivery."""
+    """The HTTP answer to a delivery. 200 and 204 ack, 429 and 503 nack."""
 
     status_code: int
     body: bytes = b""
@@ -72,14 +76,14 @@ ContextT = TypeVar("ContextT")
 
 
 class Door(Protocol[ContextT]):
-    """A kind of delivery; `ContextT` is what the door needs to settle one."""
+    """A kind of delivery; `ContextT` holds the data for settling one."""
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, ContextT] | Answer:
-        """Decode a delivery to a request, a final outcome, or an immediate answer."""
+        """The request in a delivery, its final outcome, or an immediate answer."""
         ...
 
     def limits(self, context: ContextT) -> AttemptOptions:
-        """The limits that this delivery sets for the attempt."""
+        """The attempt options that follow from this delivery."""
         ...
 
     async def settle(self, context: ContextT, outcome: Outcome) -> Answer:

@@ -1,7 +1,7 @@
-"""Bearer tokens: extract them from headers, and compare them with shared tokens.
+"""Extract bearer tokens from headers and compare them with shared tokens.
 
-Shared tokens are given as text or in a file that may change. Several tokens can be valid at once, so that a token can
-be rotated without a refused request: put the new token before the old one, wait until every poller sends it, then
+Shared tokens come from a setting, or from a file that may change. Several can be valid at once, so that a token can
+be rotated without refused requests: put the new token before the old one, wait until every poller sends it, then
 remove the old one. The poller sends the first token.
 """
 
@@ -19,14 +19,14 @@ from handlers.contract.errors import InvalidSetting
 from handlers.telemetry.logs import get_logger
 
 MAX_TOKEN_BYTES: Final = 8_192
-"""Most bytes of a token; Google's have about 1 KB. Longer ones are refused without hashing or decoding."""
+"""Maximum length of a token; Google's have about 1 KB. Longer ones are refused without hashing or decoding."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
     """The refusal of a caller.
 
     `status` is 401 (not authenticated), 403 (another account) or 503 (authentication unavailable: retry). `reason` is
-    for the log: one of a few fixed texts, which never contain anything that the caller sent.
+    for the log; it never contains anything that the caller sent.
     """
 
     status: int
@@ -43,9 +43,10 @@ _SHORTEST_BYTES: Final = 16
 
 
 def bearer_token(headers: Sequence[tuple[bytes, bytes]]) -> bytes | Refusal:
-    """The token in the `Authorization: Bearer` header; header names are in lower case.
+    """The token in the `Authorization: Bearer` header.
 
-    Two such headers are refused, because a proxy and the application could use different ones.
+    Header names are in lower case. Two such headers are refused, because a proxy could check one and the application
+    the other.
     """
     values = [value for name, value in headers if name == b"authorization"]
     if len(values) > 1:
@@ -58,10 +59,10 @@ def bearer_token(headers: Sequence[tuple[bytes, bytes]]) -> bytes | Refusal:
 
 
 class DispatchTokenOptions(msgspec.Struct, frozen=True):
-    """Tokens, given either as `tokens` or in the file `path`, one per line.
+    """Tokens, given as `tokens` or in the file `path` (one per line).
 
-    `setting` is the variable that errors name, and `setting`_FILE that of the path. The file is checked again after
-    `reread_seconds`; a mounted Secret takes about a minute to change anyway.
+    `setting` is the variable that errors name; for the file it is `setting`_FILE. The file is read again every
+    `reread_seconds`; Kubernetes takes about a minute to update a mounted Secret anyway.
     """
 
     path: Path | None = None
@@ -97,7 +98,7 @@ class DispatchToken:
         token = bearer_token(headers)
         if isinstance(token, Refusal):
             return token
-        # All values are compared, so that the time taken does not reveal which one was close.
+        # All tokens are compared, so that the response time does not reveal which one matched.
         matches = [hmac.compare_digest(token, good) for good in self._tokens]
         return None if any(matches) else WRONG_TOKEN
 
@@ -134,5 +135,5 @@ def _checked(setting: str, where: str, tokens: tuple[bytes, ...]) -> tuple[bytes
         if not _SHORTEST_BYTES <= len(token) <= MAX_TOKEN_BYTES:
             raise InvalidSetting(setting, found=f"{where}a token of {len(token)} bytes", accepted=accepted)
         if not all(0x21 <= byte <= 0x7E for byte in token):
-            raise InvalidSetting(setting, found=f"{where}a token that no header can hold", accepted=accepted)
+            raise InvalidSetting(setting, found=f"{where}a token with other characters", accepted=accepted)
     return tokens

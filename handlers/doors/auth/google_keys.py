@@ -1,8 +1,8 @@
-"""Google's public signing keys, fetched when they are due.
+"""Google's public signing keys, cached and fetched again when stale.
 
-Fresh keys are used. Stale keys are used too, while one fetch runs in the background. When they are too old, callers
-wait for the fetch; if it fails, they get `KeysUnavailable` and are never accepted. An unknown key id means a rotated
-key or a forgery: it causes a fetch, at most once every `retry_seconds`.
+Fresh keys are used at once. Stale keys are used too, while a fetch runs in the background. When the keys are older
+than that, callers wait for the fetch; if it fails, `KeysUnavailable` is raised. An unknown key id means a rotated key
+or a forgery, so it also causes a fetch. Fetches are at least `retry_seconds` apart.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _FRESH_SECONDS: Final = (60.0, 3_600.0, 86_400.0)  # minimum, default without a 
 
 
 class KeysUnavailable(AsyncProcessorError):
-    """The keys could not be fetched, and no keys are left that may be used."""
+    """The keys could not be fetched, and no cached keys are usable."""
 
 
 class SigningKeysOptions(msgspec.Struct, frozen=True):
     """Where and how often keys are fetched.
 
     `certs_url` serves `{key id: PEM certificate}` or a JWK set; plain HTTP is allowed on loopback only.
-    `timeout_seconds` bounds one fetch, and `retry_seconds` is the shortest time between two. Keys are used for
-    `stale_seconds` beyond their freshness while no fetch succeeds.
+    `timeout_seconds` bounds one fetch; `retry_seconds` is the shortest time between two. If no fetch succeeds, keys
+    are used for another `stale_seconds` after they have become stale.
     """
 
     certs_url: str = GOOGLE_CERTS_URL
@@ -64,7 +64,7 @@ class SigningKeysOptions(msgspec.Struct, frozen=True):
 
 
 class _BadAnswer(Exception):
-    """What is wrong with the server's response, in our words."""
+    """An unusable response; the text describes it without quoting the server."""
 
 
 class _JwkSet(msgspec.Struct):
@@ -72,7 +72,7 @@ class _JwkSet(msgspec.Struct):
 
 
 class SigningKeys:
-    """Public keys by key id, for one event loop; `close` ends a running fetch."""
+    """Cache of public keys by key id, for one event loop."""
 
     def __init__(self, options: SigningKeysOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
@@ -99,7 +99,7 @@ class SigningKeys:
         return found
 
     def start(self) -> None:
-        """Start to fetch, so that the first delivery need not wait."""
+        """Start to fetch the keys before the first delivery needs them."""
         self._fetch_if_due(self._clock())
 
     async def close(self) -> None:
@@ -109,7 +109,7 @@ class SigningKeys:
             await asyncio.wait({self._fetching})
 
     async def _fetched(self) -> None:
-        """Wait for the running fetch, if any; a cancelled caller does not cancel it for others."""
+        """Wait for the running fetch, if any. Cancelling the wait does not cancel the fetch."""
         if self._fetching is not None:
             await asyncio.wait({self._fetching})
 
@@ -166,9 +166,9 @@ def fresh_seconds(headers: Mapping[str, str]) -> float:
 
 
 def decode_keys(body: bytes) -> Mapping[str, RSAPublicKey]:
-    """The keys in `{key id: PEM}` or a JWK set; empty for other content.
+    """The keys in `{key id: PEM}` or a JWK set.
 
-    Keys other than RSA with at least 2,048 bits are skipped, because RS256 is the only accepted algorithm.
+    Empty if malformed. Only RSA keys of at least 2,048 bits are kept, because RS256 is the only accepted algorithm.
     """
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
@@ -186,7 +186,7 @@ def decode_keys(body: bytes) -> Mapping[str, RSAPublicKey]:
 
 
 def _usable(read: Callable[[KeyT], object], source: KeyT) -> RSAPublicKey | None:
-    """The key that `read` makes of `source`; None if invalid, so that the others stay usable."""
+    """The key that `read` returns for `source`; None if it is invalid."""
     try:
         key = read(source)
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidVersion, PyJWTError):

@@ -1,8 +1,8 @@
-"""Verify the OIDC token of a push subscription, before the body is read.
+"""Verify the OIDC token of a push, before its body is read.
 
-PyJWT parses the token and checks its signature. A token is accepted if Google signed it (RS256 only) for our audience
-and the configured service account, and it has not expired. Sources: Pub/Sub's "authenticate push subscriptions",
-OpenID Connect Core 3.1.3.7.
+A token is accepted if Google signed it (RS256 only) for our audience and the configured service account, and if it has
+not expired. PyJWT parses it and checks the signature. Sources: Pub/Sub's "authenticate push subscriptions", OpenID
+Connect Core 3.1.3.7.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _REMEMBERED_SECONDS: Final = 3_600.0
 
 
 class PushIdentityOptions(msgspec.Struct, frozen=True):
-    """The expected identity; `skew_seconds` is the tolerated difference of clocks.
+    """The expected identity of the caller.
 
-    `audience` is compared character by character. With `mode` `none` every caller is accepted: for an emulator, which
-    sends no token. At most `most_remembered` accepted tokens are kept.
+    `audience` must match exactly. `skew_seconds` is the tolerated difference of clocks. `mode` `none` accepts every
+    caller (an emulator sends no token). At most `most_remembered` accepted tokens are remembered.
     """
 
     audience: str = ""
@@ -80,7 +80,7 @@ class _Claims(msgspec.Struct):
 
 
 _SHAPE: Final = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-"""Three parts of base64url without padding (RFC 7515, 7.1); checked because Python's decoder skips other characters."""
+"""Three parts of base64url without padding (RFC 7515, 7.1). Python's decoder would skip other characters."""
 
 _ALGORITHMS: Final = ["RS256"]
 _jws = PyJWS(algorithms=_ALGORITHMS)
@@ -88,10 +88,10 @@ _claims_decoder = msgspec.json.Decoder(_Claims)
 
 
 class PushIdentity:
-    """Checks the callers of one push door; `clock` gives Unix seconds.
+    """Checks the callers of one push door. `clock` returns Unix seconds.
 
-    Accepted tokens are remembered by digest until they expire, because Pub/Sub sends one token for up to an hour: a
-    check then costs one hash. Refused tokens are not remembered, because they would fill the memory.
+    Pub/Sub sends the same token for up to an hour. So the digests of accepted tokens are remembered until the tokens
+    expire, and a check costs one hash. Refused tokens are not remembered, because callers could fill the memory.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class PushIdentity:
         self._accepted_until: dict[bytes, float] = {}
 
     def start(self) -> None:
-        """Start to fetch the signing keys; call it on the running event loop."""
+        """Start to fetch the signing keys, on the running event loop."""
         if self._options.mode == "oidc":
             self._keys.start()
 
@@ -146,7 +146,7 @@ class PushIdentity:
         return self._check_claims(claims) or claims
 
     async def _signed_payload(self, token: bytes) -> bytes | Refusal:
-        """The claims as JSON, after their signature was verified."""
+        """The claims as JSON, once their signature is verified."""
         if _SHAPE.fullmatch(token) is None:
             return _MALFORMED
         try:
@@ -165,7 +165,7 @@ class PushIdentity:
         return payload
 
     async def _key(self, header: Mapping[str, Any]) -> RSAPublicKey | Refusal:
-        """The key that a header names; the header may not choose its use (RFC 8725, 3.1)."""
+        """The key that a header names. The algorithm is fixed (RFC 8725, 3.1)."""
         if header.get("alg") not in _ALGORITHMS or "crit" in header or "b64" in header:
             return _ALGORITHM
         if not header.get("kid"):

@@ -1,8 +1,8 @@
-"""Answer a Pub/Sub message once; ack duplicates of answered ones.
+"""Answer a Pub/Sub message once; ack duplicates of answered messages.
 
-Push has no exactly-once delivery, so a Redis (the dedup store) keeps records. A duplicate of a message that is being
-answered is redelivered later. While the store is unavailable, messages are answered anyway: twice is better than not
-at all.
+Push has no exactly-once delivery, so a Redis (the dedup store) records the messages. A duplicate of an answered message
+is acked, a duplicate of one in progress is nacked. While the store is unavailable, every message is answered: twice is
+better than never.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class AnswerLease:
         await self._end(self._records.finish(self._key, self._owner, reference.encode()))
 
     async def abandon(self, traceparent: str = "") -> None:
-        """Release the lease without an answer; `traceparent` is the span of the attempt, if any."""
+        """Release the lease without an answer. The next attempt's span links to `traceparent`."""
         await self._end(self._records.abandon(self._key, self._owner, traceparent))
 
     async def _end(self, last: Awaitable[bool]) -> None:
@@ -68,7 +68,7 @@ class AnswerLease:
 
     async def _renew(self) -> None:
         pause = self._records.options.lease_seconds / _RENEWALS_PER_LEASE
-        # Until the end, or until another process has the lease. If Redis is unavailable, it may still be ours.
+        # Renew until `_end`, or until another process has the lease. None (Redis unavailable): it may still be ours.
         is_ours: bool | None = True
         while is_ours is not False:
             await asyncio.sleep(pause)
@@ -77,7 +77,10 @@ class AnswerLease:
 
 
 class Once:
-    """Lets one delivery of a message at a time run; `memory` is the health of the dedup store."""
+    """Leases each message to one delivery at a time.
+
+    `memory` receives the health of the dedup store.
+    """
 
     def __init__(self, records: DeliveryRecords, log: Logger, memory: Dependency) -> None:
         self._records = records
@@ -85,13 +88,13 @@ class Once:
         self._memory = memory
 
     async def begin(self, request: Request, body: bytes) -> AnswerLease | Answer | None:
-        """A lease on the message; or the answer to a duplicate; None if the store is unavailable."""
+        """A lease, the answer to a duplicate, or None (store unavailable)."""
         key, owner = (
             delivery_key(request.id, request.request_token, body, request.queue),
             secrets.token_hex(16),
         )
         beginning = await self._ask(self._records.begin(key, owner))
-        end_if_cancelled()  # the caller is gone; the new lease expires by itself
+        end_if_cancelled()  # the caller has disconnected; the new lease expires by itself
         match beginning:
             case Fresh(previous_traceparent=previous):
                 return AnswerLease(self._records, key, owner, self._ask, previous)

@@ -1,7 +1,8 @@
-"""The push door: a Pub/Sub push becomes a request; 204 only after the result is published.
+"""The push door: answer Pub/Sub pushes and publish their results.
 
-A nack is 429 or 503: the subscription's backoff decides when the message is redelivered, and every nack uses up a
-delivery attempt. A dead-lettered message, pushed to the same door, becomes a final result.
+The answer is 204 (ack) only after the result is published, else 429 or 503 (nack). The subscription's backoff decides
+when a nacked message is redelivered, and every nack uses up a delivery attempt. A dead-lettered message that is pushed
+to this door becomes a final result.
 """
 
 from __future__ import annotations
@@ -29,12 +30,11 @@ from handlers.pubsub.errors import PublishFailed, ResultTooLarge
 from handlers.telemetry.logs import Logger, RareWarning
 
 if TYPE_CHECKING:
-    from handlers.doors.pubsub.deduplicated import (
-        AnswerLease,
-    )  # loads Redis, which most push doors do not need
+    # Imports Redis, which most push doors do not need.
+    from handlers.doors.pubsub.deduplicated import AnswerLease
 
 MARGIN_SECONDS: Final = 5.0
-"""Seconds of the ack deadline that are reserved to publish the result and to answer."""
+"""Part of the ack deadline that is reserved for publishing the result and answering."""
 
 _DEAD_LETTER_ATTRIBUTE: Final = "CloudPubSubDeadLetterSourceSubscription"
 _REASON_ATTRIBUTE: Final = "async_processor_dead_letter_reason"
@@ -50,9 +50,9 @@ _ACCEPTED: Final = Answer(204)
 
 
 class Subscription(msgspec.Struct, frozen=True):
-    """The settings of one push subscription; `name` is its key in the routes.
+    """Settings of one push subscription; `name` is its key in the routes.
 
-    `is_topic_fixed`: `result_topic` is the subscription's own, which wins over the topic that a request names.
+    `is_topic_fixed`: results go to `result_topic`, even if a request names another topic.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Subscription(msgspec.Struct, frozen=True):
 
 
 class PushContext(msgspec.Struct, frozen=True):
-    """Data needed to settle a push: the push, its request, subscription, result topic and time of arrival."""
+    """The data for settling one push; `arrived_at` is in monotonic seconds."""
 
     push: Push
     subscription: Subscription
@@ -79,7 +79,7 @@ class Memory(Protocol):
     """The dedup store; optional, because it needs a Redis."""
 
     async def begin(self, request: Request, body: bytes) -> AnswerLease | Answer | None:
-        """A lease on the message; or the answer to a duplicate; None if the store is unavailable."""
+        """A lease, the answer to a duplicate, or None (store unavailable)."""
         ...
 
 
@@ -94,9 +94,10 @@ class ResultPublisher(Protocol):
 class PubSubPushDoor:
     """Decodes pushes of one `form` and publishes results.
 
-    `subscription` returns None for an unknown one; `dead_letters` is used for dead letters. `on_buried` is called
-    with the subscription of each message that is dead-lettered here. `monotonic` gives monotonic seconds; `clock`
-    follows Google's clock by the times in the pushes, and `on_clock` is called after each push.
+    `subscription` returns a subscription's settings, or None if it is unknown; `dead_letters` are the settings for
+    dead letters of unknown subscriptions. `on_buried` is called with the subscription of each message that this door
+    dead-letters. `monotonic` returns monotonic seconds. `clock` follows Google's clock by the times in the pushes;
+    `on_clock` is called after each push.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class PubSubPushDoor:
         self._on_clock = on_clock
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, PushContext] | Answer:
-        """The request of the push, its final outcome, or the answer if no id can be read."""
+        """The request of the push, its final outcome, or an immediate answer."""
         try:
             push = decode_push(delivery, self._form)
         except InvalidEvent as error:
@@ -144,12 +145,10 @@ class PubSubPushDoor:
         self._observe_clock(push, delivery)
         subscription = self._subscription(push.subscription)
         if subscription is None and _is_dead_letter(push):
-            subscription = (
-                self._dead_letters
-            )  # its subscription is unknown, so it becomes a final result without a call
+            subscription = self._dead_letters
         if subscription is None:
             self._unknown.report(subscription=push.subscription[:256])
-            return plain(400, "the subscription is not one of this door: name it in CONFIG_FILE (topics)")
+            return plain(400, "unknown subscription: add it to CONFIG_FILE (topics)")
         context = PushContext(push, subscription, subscription.result_topic, self._monotonic())
         try:
             request = await self._request(push, subscription)
@@ -164,7 +163,10 @@ class PubSubPushDoor:
         return await self._in_turn(request, context)
 
     def _observe_clock(self, push: Push, delivery: Delivery) -> None:
-        """Follow Google's clock: a push was sent at its `Date`, and not before its message was published."""
+        """Estimate Google's clock from the push.
+
+        It was sent at its `Date`, and not before its message was published.
+        """
         if (sent_at := _date(delivery)) is not None:
             self._clock.observe_sent(sent_at)
         if push.published_at is not None:
@@ -172,7 +174,7 @@ class PubSubPushDoor:
         self._on_clock()
 
     async def _in_turn(self, request: Request, context: PushContext) -> tuple[Request, PushContext] | Answer:
-        """The request, unless another delivery of it is being answered or has been."""
+        """The request, or the answer if it is a duplicate delivery."""
         turn = await self._memory.begin(request, context.push.body) if self._memory else None
         if isinstance(turn, Answer):
             return turn
@@ -189,7 +191,7 @@ class PubSubPushDoor:
             extra_metadata=push.attributes,
             max_bytes=self._max_request_bytes,
         )
-        # Distinguishes a request that is queued again within a second after its cancellation.
+        # `created` is made exact, to tell a cancelled request from its resubmission within the same second.
         return msgspec.structs.replace(
             request,
             created=push.created(request.created),
@@ -204,7 +206,7 @@ class PubSubPushDoor:
         )
 
     def _salvaged(self, context: PushContext) -> PushContext:
-        """The context for an invalid body, as far as it can be read, since consumers wait for the error."""
+        """The context with the topic and route for an invalid body's error."""
         found = salvage(context.push.body, _ROUTING)
         route = context.push.attributes.get(_ROUTE_ATTRIBUTE, found.get(_ROUTE, ""))
         try:
@@ -224,7 +226,7 @@ class PubSubPushDoor:
         if topic and (match is None or match["project"] not in (None, self._project_id)):
             accepted = "the name of a topic of this project"
             raise InvalidRequest(
-                "result_queue_name", found="no such name", accepted=accepted, request_id=request_id
+                "result_queue_name", found="another name", accepted=accepted, request_id=request_id
             )
         own = context.topic.rpartition("/")[2]
         short = topic.rpartition("/")[2]
@@ -236,13 +238,13 @@ class PubSubPushDoor:
         return topic or context.topic
 
     def limits(self, context: PushContext) -> AttemptOptions:
-        """The ack deadline less a margin; a nacked message returns after the subscription's backoff."""
+        """The rest of the ack deadline less a margin, and the redelivery backoff."""
         spent = self._monotonic() - context.arrived_at
         seconds = context.subscription.ack_deadline_seconds - MARGIN_SECONDS - spent
         return AttemptOptions(max(0.0, seconds), context.subscription.min_redelivery_seconds)
 
     async def settle(self, context: PushContext, outcome: Outcome) -> Answer:
-        """Answer 204 once the result is published; 429 or 503 for a retry or a failed publish."""
+        """Ack once the result is published; nack a retry or failed publish."""
         match outcome:
             case Answered(result):
                 if self._has_details:
@@ -259,13 +261,13 @@ class PubSubPushDoor:
         try:
             published_id = await self._publisher.publish(context.topic, encode_result(result), attributes)
         except ResultTooLarge:
-            message = "the result is larger than Pub/Sub takes"
+            message = "the result is larger than Pub/Sub allows"
             small = error_result(result.id, result.request_token, ErrorCode.INFERENCE_ERROR, message)
             return await self._publish(context, small)
         except PublishFailed as error:
             own = context.subscription.result_topic
             if not error.is_retryable and context.topic != own:
-                # The request's topic does not exist or is forbidden: publish to our own instead.
+                # The topic that the request names does not exist or is forbidden: use the subscription's own.
                 return await self._publish(msgspec.structs.replace(context, topic=own), result)
             self._log.error("result not published", id=result.id, topic=context.topic, error=str(error))
             if context.turn is not None:
@@ -276,7 +278,10 @@ class PubSubPushDoor:
         return _ACCEPTED
 
     async def _bury(self, context: PushContext, error: InvalidRequest) -> Answer:
-        """Publish a body without an id to the dead-letter topic, or its error to the result topic."""
+        """Dead-letter a body without an id.
+
+        Without a dead-letter topic, the error is published as a result.
+        """
         self._log.warning("unreadable delivery", pubsub_message_id=context.push.message_id, field=error.field)
         if _is_dead_letter(context.push):
             return _ACCEPTED  # dead-lettered already: publishing it again would loop
@@ -296,7 +301,7 @@ class PubSubPushDoor:
 
 
 def _date(delivery: Delivery) -> float | None:
-    """Unix seconds of the HTTP `Date`; None if it is missing or invalid."""
+    """Unix seconds of the HTTP `Date`; None if missing or invalid."""
     text = next((value for name, value in delivery.headers if name == b"date"), b"")
     return _unix_seconds(text) if text else None
 
@@ -322,7 +327,7 @@ def _undeliverable(request: Request, push: Push) -> Answered:
 
 
 def _attributes(context: PushContext, request_id: str) -> dict[str, str]:
-    """Attributes by which consumers route results and detect duplicates."""
+    """Message attributes, by which consumers route results and detect duplicates."""
     attributes = {
         "id": request_id,
         "pubsub_message_id": context.push.message_id,

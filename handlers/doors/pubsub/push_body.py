@@ -1,8 +1,8 @@
 """Decode a Pub/Sub push in the configured form (`PUSH_FORM`).
 
-`wrapped` is a subscription's default; Eventarc and Knative put it into an event's data. In an unwrapped push
-(`--push-no-wrapper`) the body is the request, and the publisher's attributes are headers. Therefore the form is never
-guessed from the headers, and only `unwrapped-metadata` reads the headers `x-goog-pubsub-*`.
+`wrapped` is a subscription's default; Eventarc and Knative send it as the data of an event. In an unwrapped push
+(`--push-no-wrapper`) the body is the request, and the publisher's attributes are HTTP headers. Publishers could thus
+imitate any header, so the form is never guessed from headers, and only `unwrapped-metadata` reads `x-goog-pubsub-*`.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Push(msgspec.Struct, frozen=True):
     published_at: float | None = None
 
     def created(self, said: float | None) -> float | None:
-        """The creation time of the request.
+        """The request's creation time, with a fraction of a second if known.
 
-        It gets the fraction of a second of the publish time, if both are in the same second.
+        `said` is the request's own `created`. The publish time replaces it if it is absent or in the same second.
         """
         if self.published_at is None or (said is not None and int(said) != int(self.published_at)):
             return said
@@ -102,7 +102,7 @@ def _metadata_headers(delivery: Delivery) -> dict[str, str]:
         if not name.startswith(_PREFIX):
             continue
         field = name[len(_PREFIX) :].decode("latin-1")
-        if field in found:  # one of them is an attribute that the publisher set
+        if field in found:  # the publisher has set an attribute of this name
             raise InvalidEvent(name.decode("latin-1"), found="two headers", accepted="one")
         found[field] = value.decode("latin-1")
     return found
@@ -115,7 +115,7 @@ def _decode_wrapped(body: bytes) -> Push:
     except MALFORMED as error:
         raise InvalidEvent("push", found=_what(error), accepted="a Pub/Sub push body") from None
     except (binascii.Error, ValueError):
-        raise InvalidEvent("message.data", found="no base64", accepted="a base64 string") from None
+        raise InvalidEvent("message.data", found="other text", accepted="a base64 string") from None
     attributes = frame.message.attributes or {}
     if len(attributes) > _ATTRIBUTE_LIMIT:
         raise InvalidEvent("message.attributes", found=f"{len(attributes)}", accepted="at most 100")
