@@ -1,1 +1,1 @@
-"""Claims Redis requests under a lease, dispatches them and settles them."""
+"""The poller: claim requests from Redis, send them and settle them."""

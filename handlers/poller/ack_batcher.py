@@ -1,7 +1,7 @@
-"""Records settlements in Redis in batches: settlements that arrive during one round trip form the next batch.
+"""Record settlements in Redis in batches.
 
-While Redis does not answer, a batch is retried with growing pauses and never dropped. Scripts are fenced and
-idempotent, so a lost reply does no harm.
+Settlements that arrive during one round trip form the next batch. While Redis does not answer, a batch is retried with
+backoff and never dropped. Scripts are fenced and idempotent, so a lost reply does no harm.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ OnSettled = Callable[[Settlement, bool], None]
 
 _BATCH = 256
 _BATCH_BYTES = 4_000_000
-"""Limit on the bytes of one command, its last settlement excepted, so that a slow link delivers it in time and the
-server is not busy with it for long."""
+"""A batch that has reached this size is sent, so that a slow link and the server handle it in time."""
 _TOKEN_COPIES = 3
-"""How often a settlement names its token beside its result: in Redis Cluster in a record and two commands."""
+"""Copies of its token that a settlement stores beside its result: in Redis Cluster, one record and two commands."""
 
 
 class AckBatcher:
@@ -98,7 +97,7 @@ class AckBatcher:
         while True:
             try:
                 effects = await operation()
-            except (*STORE_FAILURES, MemoryError) as error:  # a reply too large for memory is repeated
+            except (*STORE_FAILURES, MemoryError) as error:  # after a reply too large for memory, try again
                 if not self._backoff.has_failed:
                     self._log.warning(
                         "settling paused: Redis unavailable", queue=self._queue.name, error=explained(error)
@@ -106,7 +105,7 @@ class AckBatcher:
                 end_if_cancelled()
                 await self._backoff.pause()
             else:
-                # No cancellation check here: listeners must hear first what Redis has recorded. `run` checks.
+                # No cancellation check here: first the listeners must be notified. `run` checks afterwards.
                 self._backoff.reset()
                 return effects
 
@@ -145,13 +144,13 @@ WRITE_SECONDS: Final = 0.2
 _RECORDS_BATCH: Final = 500
 _MOST_WAITING: Final = 10_000
 _MOST_RECORDED: Final = 4_096
-"""Longest names of a recorded request, in characters: producers choose tokens, and all share the records."""
+"""Longest id, token and result list (together) of a recorded request, since producers choose their lengths."""
 
 
 class FinishedLog:
-    """Records of finished requests that are not written yet, at most 10,000: the oldest are dropped.
+    """Unwritten records of finished requests, at most the newest 10,000.
 
-    Losing a record only makes a later search less exact, so nothing here may slow down or fail an ack.
+    A lost record only makes a later search less exact, so nothing here may delay or fail an ack.
     """
 
     def __init__(self, records: FinishedRecords, clock: Callable[[], float]) -> None:
@@ -160,7 +159,7 @@ class FinishedLog:
         self._waiting: deque[tuple[str, FinishedRecord]] = deque(maxlen=_MOST_WAITING)
 
     def note(self, settlement: Settlement) -> None:
-        """Take a settlement that took effect; only final ones with names of usual length are recorded."""
+        """Take a settlement that took effect. Only final ones are recorded."""
         if not isinstance(settlement, Ack) or not settlement.request_id:
             return
         if settlement.outcome == ErrorCode.DUPLICATE or not (settlement.result or settlement.dead):

@@ -1,4 +1,4 @@
-"""Claims requests for the free slots of one pool, in one round trip per queue."""
+"""Claim requests for the free slots of one pool."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COALESCE_SECONDS: Final = 0.001
 """Time for which freed slots are collected, so that one round trip claims for several."""
 _EXPIRED_BATCH: Final = 64
 _FEW_QUEUES: Final = 16
-"""Up to this many queues, an active pool claims without polling first, which saves a round trip."""
+"""An active pool with at most this many queues claims without polling first, which saves a round trip."""
 _LOOK_SECONDS: Final = 0.1
 """Interval at which a pool without room checks whether its gate has opened."""
 _EXPIRE_SECONDS: Final = 1.0
@@ -38,9 +38,9 @@ _EXPIRE_SECONDS: Final = 1.0
 
 
 class ClaimedQueue:
-    """One queue of a pool: its worker, its own gates, and its slots in use.
+    """One queue of a pool, with its worker and gates.
 
-    `circuit` is its gateway's, which other queues may share.
+    `circuit` belongs to its gateway; other queues may share it.
     """
 
     def __init__(self, queue: RedisQueue, worker: Worker) -> None:
@@ -61,7 +61,7 @@ class ClaimedQueue:
         share: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
         circuit: Circuit | None = None,
     ) -> None:
-        """Set the options; the pool has `slots`, of which the gates allow a part. Slots in use stay counted."""
+        """Set the options; slots in use stay counted. The pool has `slots`."""
         self.labels, self.gates, self.circuit = labels, gates, circuit
         if not gates:
             self._allowance = None
@@ -77,7 +77,7 @@ class ClaimedQueue:
         return self.circuit is not None and self.circuit.state is not CircuitState.CLOSED
 
     def room(self) -> int | None:
-        """Number of requests that its own gates would admit now; None if unlimited."""
+        """Number of requests that its gates and circuit admit now (None: unlimited)."""
         rooms = [gate.room(self.labels) for gate in self.gates]
         if self._allowance is not None:
             rooms.append(self._allowance.room())
@@ -101,8 +101,8 @@ class ClaimedQueue:
 class ClaimerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Slots of a pool, and how its queues share them.
 
-    `share` returns this process's share of the slots, `lane_of` the lane of a queue's labels. Without a `watch`, every
-    queue is polled once each interval.
+    `share` returns this process's share of the slots, `lane_of` the lane for a queue's labels. Without a `watch`, idle
+    queues are asked once per poll interval.
     """
 
     slots: int
@@ -115,9 +115,7 @@ class ClaimerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _positions() -> Iterator[float]:
-    """Positions to claim at while a circuit is not closed: the end of the queue, alternating with its head or a
-    random place.
-    """
+    """Positions to claim at: 0 is the head, 1 the end."""
     while True:
         yield 1.0
         yield random.random()
@@ -126,7 +124,7 @@ def _positions() -> Iterator[float]:
 
 
 class Claimer:
-    """Claims for its queues while slots are free; after `stop`, work in flight continues."""
+    """Claims for the queues of a pool while slots are free."""
 
     def __init__(self, pool_id: str, options: ClaimerOptions, log: Logger) -> None:
         self.pool_id = pool_id
@@ -139,7 +137,7 @@ class Claimer:
         self._log = log
         self._backoff = Backoff()
         self.refusal = ""
-        """The missing right or wrong key because of which Redis refuses claims, with a fix; else empty."""
+        """Why Redis refuses claims (a missing right, a key of another type), with a fix; empty if it does not."""
         self._asked_at: dict[str, float] = {}
         self._positions = _positions()
         self._freed = asyncio.Event()
@@ -164,7 +162,7 @@ class Claimer:
 
     @property
     def budget(self) -> float:
-        """Fraction of this process's slots that the pool's gate allows in use now, 0 to 1."""
+        """Fraction (0 to 1) of this process's slots that the gates allow."""
         ours = self._options.share().of(self._options.slots)
         return min(1.0, self._allowance.limit() / ours) if ours else 0.0
 
@@ -176,7 +174,7 @@ class Claimer:
         self._wake()
 
     def add_dormant(self, name: str, build: Callable[[], object]) -> None:
-        """Start to claim from this queue once it has requests; `build` must call `add`."""
+        """Claim from this queue once it has requests; `build` must call `add`."""
         self._dormant[name] = build
         self._wake()
 
@@ -208,7 +206,7 @@ class Claimer:
         self._wake()
 
     def _wake(self) -> None:
-        """Wake a wait for slots or requests, because queues or options have changed."""
+        """End a wait: queues or options have changed."""
         self._freed.set()
         if self._waiter is not None:
             self._waiter.release([])
@@ -217,7 +215,7 @@ class Claimer:
         while not self._stopped.is_set():
             try:
                 await self._tick()
-            except (*STORE_FAILURES, MemoryError) as error:  # a reply too large for memory is repeated
+            except (*STORE_FAILURES, MemoryError) as error:  # after a reply too large for memory, try again
                 end_if_cancelled()
                 self.refusal = refusal(error)
                 if not self._backoff.has_failed:
@@ -235,7 +233,7 @@ class Claimer:
         await self._expire()
         room = self._room()
         if room < 1:
-            # A closed gate is polled, because its budget changes without an event in this process.
+            # A closed gate opens without an event in this process, so it is checked again after a while.
             await self._wait_for_slot(_LOOK_SECONDS)
             return
         names = await self._filled_queues()
@@ -249,10 +247,10 @@ class Claimer:
             await self._rest(self._options.poll_interval_seconds)
 
     async def _filled_queues(self) -> list[str]:
-        """Queues to claim from: all if few and active, else those that the watch finds filled, after a wait."""
+        """Queues to claim from: all if few and active, else non-empty ones."""
         names, watch = [*self.queues, *self._dormant], self._options.watch
         if watch is not None and self._backoff.has_failed:
-            # Ask Redis at once: a wait for requests would not show that it answers again.
+            # Ask Redis now: while waiting for requests, this claimer would not notice that Redis answers again.
             return [*await watch.filled(names)]
         is_active = not self._is_idle and len(names) <= _FEW_QUEUES and not self._dormant
         if not names or (watch is not None and not is_active):
@@ -260,7 +258,7 @@ class Claimer:
         return names
 
     async def _awaited(self, names: Sequence[str], watch: QueueWatch | None) -> list[str]:
-        """Queues that the watch finds filled, once there are any."""
+        """Wait until the watch finds non-empty queues; return them."""
         closed = {name for name, queue in self.queues.items() if queue.room() == 0}
         waiter = self._waiter = Waiter([name for name in names if name not in closed])
         try:
@@ -276,18 +274,18 @@ class Claimer:
         return found
 
     def _queue(self, name: str) -> ClaimedQueue | None:
-        """The queue of that name, built if it was dormant; None if it was removed meanwhile."""
+        """The queue of that name, built if dormant; None if removed meanwhile."""
         if name in self._dormant:
             self._dormant[name]()
         return self.queues.get(name)
 
     def _room(self) -> int:
-        """Number of requests that may be claimed now; 0 if the byte budget has no room for the largest one."""
+        """Number of free slots; 0 if the byte budget is used up."""
         has_bytes = all(queue.worker.has_room_for_request for queue in self.queues.values())
         return self._allowance.room() if has_bytes else 0
 
     async def _claim(self, room: int, names: Sequence[str]) -> int:
-        """Claim up to `room` requests from these queues, as the merge policy shares them."""
+        """Claim up to `room` requests, shared among queues by the merge policy."""
         taken, merge = 0, self._options.merge
         queues = {name: queue for name in names if (queue := self._queue(name)) is not None}
         candidates = [
@@ -297,7 +295,7 @@ class Claimer:
         now = time.monotonic()
         turns = merge.turns(candidates, room, now)
         if any(queue.is_spared for queue in queues.values()):
-            # A queue whose requests always fail must not take every probe.
+            # Random order, so that a queue whose requests always fail does not take every probe.
             random.shuffle(turns)
         for turn in turns:
             if self._stopped.is_set() or taken >= room or (taken and not self._room()):
@@ -311,7 +309,7 @@ class Claimer:
     async def _claim_from(self, queue: ClaimedQueue, most: int) -> int:
         if not queue.is_spared:
             return await self._take(queue, most, 0.0)
-        # From both ends and in between, so that requests that always fail do not hide others.
+        # Claim from the head, the end and between, so that requests that always fail do not block the others.
         taken = 0
         while (count := min(most - taken, -(-most // 2), queue.room() or 0)) > 0:
             claimed = await self._take(queue, count, next(self._positions))
@@ -340,7 +338,7 @@ class Claimer:
         return len(claims)
 
     async def _expire(self) -> None:
-        """Answer overdue requests of queues that were not polled for `_EXPIRE_SECONDS`; takes no slot."""
+        """Answer overdue requests of queues not polled for `_EXPIRE_SECONDS`, without slots."""
         now, watch = time.monotonic(), self._options.watch
         due = [
             name

@@ -1,7 +1,7 @@
-"""Send one request to the dispatch door over HTTP, and read its answer.
+"""Send requests to the dispatch door over HTTP.
 
-While a handler is scaling from zero, or the platform's queue is full, the platform answers instead of the door. Such
-an answer lacks the door's header: the request returns soon, and the attempt is not counted.
+While a handler starts, or the platform's queue is full, the platform answers instead of the door. Such an answer lacks
+the door's header: it becomes a retry after about a second that does not count as an attempt.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ _REFUSALS: Final = {
     **dict.fromkeys((401, 403), "give the poller and the handler the same DISPATCH_TOKEN"),
     **dict.fromkeys((404, 405), "let HANDLER_URL name the dispatch handler"),
 }
-"""Status -> the fix that the log gives."""
+"""Status -> fix, for the log."""
 _NOT_REACHED: Final = frozenset({"connect", "dns", "tls"})
 
 
 class HttpDispatcher:
-    """Posts CloudEvents to `handler_url`; `timeout_seconds` exceeds the handler's request timeout.
+    """Posts CloudEvents to `handler_url`.
 
-    `clock` gives the Redis server's Unix seconds. The event contains the time left, because the handler's clock may
-    differ. With `keeps_bytes`, a payload that is not UTF-8 comes as base64 too. `refusals` reports that the handler
-    refuses the poller itself.
+    `timeout_seconds` exceeds the handler's request timeout. `clock` returns Unix seconds of the Redis server; the event
+    contains the time left, because the handler's clock may differ. With `keeps_bytes`, a result's payload that is not
+    UTF-8 is also kept as base64. `refusals` logs that the handler does not accept this poller.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class HttpDispatcher:
         self._numbers = itertools.count()
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
-        """Deliver `options.body` to the handlers; a platform failure is an uncounted retry."""
+        """Send `options.body` to the handler. A platform failure is not counted as an attempt."""
         try:
             headers, content = self._event(request, options.body)
         except InvalidRequest as error:
@@ -101,14 +101,14 @@ class HttpDispatcher:
         except FAILURES as error:
             if failure_reason(error) in _NOT_REACHED:
                 return self._soon(HANDLER_UNAVAILABLE)
-            # The handler may have ended because of this request, so this counts as an attempt.
+            # The handler may have crashed because of this request, so this counts as an attempt.
             return self._soon(HANDLER_LOST, counts_attempt=True)
         return self._outcome(request, response)
 
     def _event(self, request: Request, body: bytes) -> tuple[dict[str, str], bytes]:
         left_ms = round(1_000 * (request.deadline - self._clock()))
         headers, content = encode_request(request, body, min(max(0, left_ms), MOST_REMAINING_MS))
-        # Otherwise the framework draws an id for each delivery, which costs as much as decoding it.
+        # Without this header the framework generates a random id, which costs as much as decoding the delivery.
         headers["function-execution-id"] = f"{self._prefix}-{next(self._numbers)}"
         tokens = self._tokens()
         if tokens:
@@ -120,7 +120,7 @@ class HttpDispatcher:
             return self._answered(request, decode_answer(response.body)) or self._soon(HANDLER_LOST)
         if response.status_code == 200:  # a handler of an earlier version
             result = _result(response.body)
-            # A result of another request would settle the wrong one: retry.
+            # The result of another request must not settle this one.
             if result is None or result.id != request.id:
                 return self._soon(HANDLER_LOST)
             return Answered(result, _feedback(result, response.headers))
@@ -138,7 +138,7 @@ class HttpDispatcher:
         return self._soon(HANDLER_UNAVAILABLE)
 
     def _answered(self, request: Request, answer: AnswerEvent | None) -> Outcome | None:
-        # A result of another request would settle the wrong one: retry.
+        # The result of another request must not settle this one.
         if answer is None or answer.requestid != request.id:
             return None
         feedback = Feedback(
@@ -183,7 +183,7 @@ def _retry(body: bytes) -> Retry | None:
 
 
 def _feedback(result: Result, headers: Mapping[str, str]) -> Feedback | None:
-    """Feedback for gates in a final answer; None if the gateway was not called."""
+    """Feedback for gates; None if the gateway was not called."""
     if not result.status_code:
         return None
     duration, headroom = headers.get("ce-queuedurationms"), headers.get("ce-bandheadroom")

@@ -1,7 +1,7 @@
 """Answer duplicate submissions of an id that is live or finished recently.
 
-For producers that submit again because they do not know whether the first submission arrived. Each queue opts in. A
-submission is identified by its token or, without one, by its body.
+A producer submits again if it does not know whether its first submission arrived. Detection is off unless a queue
+enables it. A submission is identified by its token or, without one, by its body.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Duplicates:
     async def answer(self, claim: Claim, envelope: Envelope, now: float) -> Ack | None:
         """The settlement of a duplicate submission; None if the submission may run.
 
-        Only a token distinguishes two results of one id. Without one, or with the token of the first submission, the
-        first result is the only one and the duplicate is dropped.
+        A duplicate with a token of its own gets a result `DUPLICATE`. Any other duplicate is dropped, because its
+        producer could not tell this result from that of the first submission.
         """
         request = envelope.request
         standing = await self._standing(claim, envelope)
@@ -50,25 +50,23 @@ class Duplicates:
         settlement = ack(claim, request, result, self._route, now)
         if request.request_token and standing is not RunState.REPEATED:
             return settlement
-        # The first submission may still need its live marker and its payload: the duplicate must not delete them.
+        # The first submission may still need its live marker and its payload, so the ack must not delete them.
         return msgspec.structs.replace(settlement, result=b"", request_token="", payload_ref="")
 
     async def _standing(self, claim: Claim, envelope: Envelope) -> RunState:
         if claim.claim_key.endswith(claim.owner_token):
-            return (
-                RunState.REPEATED
-            )  # claimed under another key, because the first submission is claimed under its own
+            return RunState.REPEATED  # its usual claim key is in use: the first submission is in flight
         try:
             found = await stand_for_id(self._redis, self._mark(envelope), envelope.request.deadline)
         except STORE_FAILURES as error:
             self._log.warning("duplicate check failed", error=explained(error))
-            return RunState.RUNS  # two runs are better than none
+            return RunState.RUNS  # running twice is better than never
         if found is RunState.REPEATED and claim.delivery_count:
             return RunState.RUNS  # a failover lost its result and restored its claim
         return found
 
     def marked(self, settlement: Settlement, envelope: Envelope) -> Settlement:
-        """The settlement of a claim; a final one also marks its idempotency record as finished."""
+        """The settlement; if final, with its finished idempotency record."""
         if not isinstance(settlement, Ack):
             return settlement
         mark = self._mark(envelope)
@@ -81,11 +79,11 @@ class Duplicates:
 
 
 def _digest(request: Request) -> str:
-    """Digest of the fields that no processor changes for a retry.
+    """Digest of the fields that stay the same in a retry.
 
-    Another processor may rewrite the body: spaces, order, escapes, numbers as floats, a trace in the metadata. A retry
-    that is not recognised would be dropped as a duplicate. A large or deep payload is compared byte for byte, since
-    parsing it would block the event loop.
+    Another implementation may rewrite a body when it retries: spaces, order, escapes, numbers as floats, a trace in the
+    metadata. If its digest changed, the retry would be dropped as a duplicate. A large or deeply nested payload is
+    compared byte for byte, since parsing it would block the event loop.
     """
     payload: object
     try:

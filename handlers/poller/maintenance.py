@@ -1,7 +1,7 @@
 """Periodic work on a process's queues: leases, reclaims, cancellations, depths.
 
-Each task serves all queues. It asks Redis only about queues that hold something, so an idle process costs one command
-per task, however many queues are configured.
+Each task serves all queues. It finds the non-empty ones with one command and handles only these, so an idle process
+costs one command per task and interval, however many queues are configured.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from handlers.telemetry.logs import Logger
 CANCEL_SECONDS: Final = 0.5
 """Interval of the scans for cancelled requests."""
 DEPTHS_SECONDS: Final = 5.0
-"""Interval of the depth metrics: a dashboard's step is 15 s."""
+"""Interval of the depth metrics; the dashboard's step is 15 s."""
 _RECLAIM_BATCH: Final = 1_000
 _AT_ONCE: Final = 8
-"""Queues served at the same time by one task, each with one connection."""
+"""Queues that one task serves at the same time, each over a connection of its own."""
 
 
 class QueueParts(msgspec.Struct):
-    """The parts of one queue that has had requests. `renewed_at` is when its leases were last renewed, monotonic."""
+    """The parts of one queue. Its leases were last renewed at `renewed_at` (`time.monotonic`)."""
 
     queue: RedisQueue
     worker: Worker
@@ -49,7 +49,7 @@ class QueueParts(msgspec.Struct):
 class QueueTable:
     """The queues of a process by name.
 
-    The parts of a dormant queue are built when they are first needed.
+    A queue is dormant until it has requests; then its parts are built.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class QueueTable:
         self._dormant[name] = build
 
     def retire(self, name: str) -> QueueParts | None:
-        """Remove a configured queue; returns its parts, which stay in `retiring`, or None."""
+        """Remove a configured queue; return its parts, which stay in `retiring`."""
         self.version += 1
         self._dormant.pop(name, None)
         parts = self.built.pop(name, None)
@@ -103,10 +103,7 @@ class QueueTable:
 
 
 class LeaseKeeper:
-    """Renews leases on the workers' event loop, so that a stalled process loses its leases.
-
-    `monotonic` returns seconds that no clock change moves.
-    """
+    """Renews leases on the workers' event loop: a stalled process loses them."""
 
     def __init__(
         self, table: QueueTable, lease_seconds: float, monotonic: Callable[[], float] = time.monotonic
@@ -116,7 +113,10 @@ class LeaseKeeper:
         self._monotonic = monotonic
 
     async def tick(self) -> None:
-        """Renew all leases; drop claims that were lost or not renewed for a whole lease."""
+        """Renew all leases.
+
+        Work is stopped if its lease was lost or could not be renewed for `lease_seconds`.
+        """
         now = self._monotonic()
         for parts in self._table.empty():
             parts.renewed_at = now
@@ -137,7 +137,7 @@ class LeaseKeeper:
 
 
 class Reclaimer:
-    """Returns claims of crashed owners to their queues and dead-letters those delivered too often."""
+    """Returns claims with expired leases to their queues, or dead-letters them."""
 
     def __init__(
         self, redis: Store, table: QueueTable, log: Logger, *, max_deliveries: int, cluster: bool = False
@@ -158,7 +158,7 @@ class Reclaimer:
         await _each([parts for name in claimed if (parts := self._table.parts(name))], self._reclaim)
 
     def _keys(self) -> dict[str, str]:
-        """Queue names by the keys that show their claims; built once for each set of queues."""
+        """Queue names by the keys of their claims; cached."""
         if self._version != self._table.version:
             self._version = self._table.version
             names, cluster = self._table.names, self._cluster
@@ -166,7 +166,7 @@ class Reclaimer:
         return self._queues_of
 
     async def _reclaim(self, parts: QueueParts) -> None:
-        """Skipped while earlier dead letters of the queue are not stored; two scans at once do no harm."""
+        """Reclaim from one queue, unless earlier dead letters are still unsettled."""
         if parts.worker.is_settling_without_slots:
             return
         reclaimed = await parts.queue.reclaim(_RECLAIM_BATCH, self._max_deliveries)
@@ -179,7 +179,7 @@ class Reclaimer:
 
 
 class Canceller:
-    """Answers cancelled requests: pending, waiting for a retry, waiting at a gate, and in flight.
+    """Answers cancelled requests, whether queued, waiting at a gate or in flight.
 
     A stopping poller claims nothing; other pollers answer cancelled requests that are still queued.
     """
@@ -195,7 +195,10 @@ class Canceller:
         is_stopping: Callable[[], bool] = lambda: False,
         is_empty: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`is_empty` returns whether all queues and the retry set are known to be empty, so that no scan is needed."""
+        """Create the canceller. It makes no scan while `is_empty` returns True.
+
+        `is_empty`: all queues and the retry set are known to be empty.
+        """
         self._redis = redis
         self._table = table
         self._retries = retries
@@ -205,7 +208,7 @@ class Canceller:
         self._cancellations = Cancellations(redis, now=now)
 
     async def tick(self) -> None:
-        """One scan. Queued requests are answered without a slot; work on claimed ones is stopped and answered."""
+        """Answer cancelled queued requests; stop the work of claimed ones."""
         if not (self._is_stopping() or self._is_empty() or self._is_settling()):
             cancelled = await self._cancellations.due()
             if cancelled:
@@ -249,7 +252,7 @@ class DepthWatch:
         self._options = options
 
     async def tick(self) -> None:
-        """Measure every queue that holds something. If Redis fails, the last values stay, marked as unknown."""
+        """Measure every non-empty queue. If Redis fails, the last values stay, marked as unknown."""
         measured = [parts for parts in self._table.built.values() if parts.worker.metrics.has_own_series]
         try:
             keys = {key: parts for parts in measured for key in self._keys(parts)}
@@ -292,10 +295,10 @@ class DepthWatch:
 
 
 def oldest_age_seconds(members: Sequence[bytes], queue: str, now: float) -> float:
-    """Age of the oldest of these members by its `created`, in seconds; 0 if unknown.
+    """Age of the oldest of these members in seconds; 0 if unknown.
 
-    Called for the first and the last in line: the first shows a queue that is stuck, the last one that is starved.
-    Reading every member would cost too much.
+    The age is computed from `created`. It is called with the first and the last member of a queue, because reading
+    every member would cost too much: an old first member shows a stuck queue, an old last one a starved request.
     """
     ages = [0.0]
     for member in members:
@@ -309,9 +312,9 @@ def oldest_age_seconds(members: Sequence[bytes], queue: str, now: float) -> floa
 
 
 async def _each(queues: Iterable[QueueParts], serve: Callable[[QueueParts], Awaitable[None]]) -> None:
-    """Serve all queues, a few at a time, and raise the last error at the end.
+    """Serve all queues, a few at a time.
 
-    A failing queue does not delay the others.
+    The first failing queue's error is raised when all have been served.
     """
     room = asyncio.Semaphore(_AT_ONCE)
 

@@ -15,19 +15,22 @@ from handlers.poller.worker import Worker
 from handlers.telemetry.logs import Logger
 
 _SETTLE_SECONDS: Final = 0.9
-"""How long a stopping poller waits for Redis to record the last settlements; leases cover the rest."""
+"""Longest wait for the last settlements at the end. Unsettled claims return when their leases expire."""
 _FIRST_CLAIM_SECONDS: Final = 0.5
-"""Longest time for which the rest of the start waits for the first claims."""
+"""Longest wait for the first claims before the other parts start."""
 
 
 class Runs(Protocol):
-    """A part that works until it is cancelled."""
+    """A part that runs until it is cancelled."""
 
     async def run(self) -> None: ...
 
 
 class Poller:
-    """Runs until `stop`; then it claims no more, finishes what it can, and returns the rest."""
+    """Runs its parts until `stop`, then drains.
+
+    While it drains, it claims nothing, finishes requests within `grace_seconds`, and releases the other claims.
+    """
 
     def __init__(self, log: Logger, *, grace_seconds: float) -> None:
         self._claimers: list[Claimer] = []
@@ -48,7 +51,7 @@ class Poller:
         self.add(claimer)
 
     async def remove_claimer(self, claimer: Claimer) -> None:
-        """Remove the claimer of a pool; its requests in flight continue."""
+        """Remove the claimer of a pool. Its requests in flight continue."""
         self._claimers.remove(claimer)
         self._parts.remove(claimer)
         claimer.stop()
@@ -101,7 +104,7 @@ class Poller:
         return list(self._queues.values())
 
     def stop(self) -> None:
-        """Begin to drain, within the grace period; a second call ends that period."""
+        """Begin to drain. A second call ends the grace period at once."""
         if self._stopping.is_set():
             self._hand_back()
         self._stopping.set()
@@ -111,9 +114,7 @@ class Poller:
     async def run(self) -> None:
         """Run all parts until stopped and drained. Raises the error of a part that ended by itself."""
         self._is_running = True
-        for part in sorted(
-            self._parts, key=lambda part: part not in self._claimers
-        ):  # the first claims have priority
+        for part in sorted(self._parts, key=lambda part: part not in self._claimers):  # claimers first
             self._begin(part)
         waiting = [asyncio.create_task(event.wait()) for event in (self._stopping, self._has_ended)]
         try:
@@ -129,7 +130,7 @@ class Poller:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def first_claims(self) -> None:
-        """Return once every pool has tried to claim, or after half a second."""
+        """Wait until every pool has tried to claim, at most 0.5 s."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_CLAIM_SECONDS):
                 await asyncio.gather(*(claimer.has_tried.wait() for claimer in self._claimers))
@@ -143,7 +144,7 @@ class Poller:
             self._hand_back()
             if unfinished:
                 await asyncio.wait(unfinished)
-            await asyncio.sleep(0)  # the callbacks of cancelled tasks add their releases now
+            await asyncio.sleep(0)  # lets the callbacks of cancelled tasks add their releases
             handed_back = len(unfinished)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):

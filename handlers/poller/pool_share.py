@@ -1,7 +1,7 @@
-"""Shares the slots of pools among all live pollers; their shares add up to the pool.
+"""Share the slots of pools among all live pollers.
 
 A new poller claims nothing until its peers have registered it and reported the slots that they use. The share of a
-crashed poller is freed when its lease expires, that of a stopped poller at once.
+crashed poller is freed when its registration expires, that of a stopped poller at once.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from handlers.telemetry.logs import Logger
 SHARE_SECONDS: Final = 0.5
 """Interval at which a poller renews its registration."""
 SHARE_LEASE_SECONDS: Final = 5.0
-"""Time after which a poller that no longer renews loses its share."""
+"""A poller that has not renewed its registration for this long loses its share."""
 _HEARD_AFTER_TICKS: Final = 2
 _NOTHING: Final = ProcessShare(index=0, count=1, is_known=False)
 
 
 class PoolSharing:
-    """This process's share of one pool; 0 until Redis has answered."""
+    """This process's share of one pool; no slots until Redis has answered."""
 
     def __init__(self, pool_id: str, store: RedisPoolSharing, log: Logger) -> None:
         self.share = _NOTHING
@@ -45,7 +45,7 @@ class PoolSharing:
         Raises the store's errors; the last share then stays in force.
         """
         found = await self._store.share(in_use)
-        # Peers refill their slots until they know of this poller: until then they report too few slots in use.
+        # Until the peers know of this poller, they take its slots too, and their reports may lag behind.
         is_known = found.count == 1 or self._ticks >= _HEARD_AFTER_TICKS
         self.share = ProcessShare(found.place, found.count, found.elsewhere, is_known)
         self._ticks += 1
@@ -54,13 +54,13 @@ class PoolSharing:
             self._log.info("pool shared", pool=self._pool_id, pollers=found.count, index=found.place)
 
     async def leave(self) -> None:
-        """Free the share; if Redis is unavailable, it is freed when its lease expires."""
+        """Free the share. Without Redis, it is freed when it expires."""
         with contextlib.suppress(*STORE_FAILURES):
             await self._store.leave()
 
 
 class PoolShares:
-    """This process's shares of all pools; a pool that is not shared costs nothing."""
+    """This process's shares of all pools. Only shared pools are registered in Redis."""
 
     def __init__(self, redis: Store, log: Logger) -> None:
         self._redis = redis
@@ -69,15 +69,18 @@ class PoolShares:
         self._shared: dict[str, PoolSharing] = {}
 
     def of_pool(self, pool_id: str, *, is_shared: bool) -> Callable[[], ProcessShare]:
-        """Function that returns the share of the pool's slots."""
+        """A function that returns this process's share of the pool's slots."""
         return partial(_share, self._joined(pool_id)) if is_shared else _whole
 
     def of_queue(self, pool_id: str, *, is_shared: bool) -> Callable[[], ProcessShare]:
-        """Share of the budget of a queue's own gates; slots in use elsewhere are known for whole pools only."""
+        """A function that returns this process's share of a queue's own budget.
+
+        Slots in use elsewhere are left out: they are known for whole pools only.
+        """
         return partial(_share_of_queue, self._joined(pool_id)) if is_shared else _whole
 
     async def tick(self, in_use: Mapping[str, int]) -> None:
-        """Renew all registrations and read the shares; `in_use` is the number of slots in use by pool."""
+        """Renew all registrations and read the shares; `in_use` is by pool."""
         for pool_id, sharing in list(self._shared.items()):
             await sharing.tick(in_use.get(pool_id, 0))
 
@@ -93,7 +96,10 @@ class PoolShares:
 
 
 def is_pool_shared(gates: Sequence[Gate], setting: bool | None) -> bool:
-    """Whether pollers share a pool: as set, else if one of its gates publishes a budget."""
+    """Whether pollers share a pool.
+
+    Without a `setting`, they share it if one of its gates publishes a budget.
+    """
     return any(gate.shares_pool() for gate in gates) if setting is None else setting
 
 

@@ -1,10 +1,10 @@
 """Merge policies: the order in which a pool's queues are claimed from.
 
-`random-robin` gives every queue an equal share in random order. `tier-priority` serves six strict lanes in order;
-queues within a lane take turns. A queue's lane follows from its own labels, objective and priority header from the
-request's.
+`random-robin` gives every queue an equal share in random order. `tier-priority` serves six lanes strictly in order;
+queues within a lane take turns. A queue's labels decide its lane. A request's labels decide its objective and its
+priority header.
 
-A turn is an offer: claim at most that many, then continue with the next turn and the remaining slots.
+A turn is an upper limit: what it leaves over goes to the next turns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ TIER_PRIORITY: Final = "tier-priority"
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A queue that may be claimed from; `room` is how many its gates would admit (None: unlimited)."""
+    """A queue that may be claimed from.
+
+    Its gates would admit `room` requests (None: unlimited).
+    """
 
     queue: str
     lane: int = len(BANDS) - 1
@@ -44,7 +47,7 @@ class Merge(Protocol):
     """Policy that shares slots among queues."""
 
     def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[ClaimTurn]:
-        """Turns in order, until `slots` are used; `now` is seconds of a monotonic clock."""
+        """Turns in order, for `slots` free slots; `now` is in monotonic seconds."""
         ...
 
     def asked(self, queue: str, now: float) -> None:
@@ -53,13 +56,13 @@ class Merge(Protocol):
 
 
 class RandomRobin:
-    """Equal shares in random order; queues with more requests share the rest."""
+    """Policy of equal shares in random order. Long queues share the rest."""
 
     def __init__(self, draw: random.Random | None = None) -> None:
         self._draw = draw or random.Random()
 
     def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[ClaimTurn]:  # noqa: ARG002 - the order is random, not timed
-        """Each queue's share in random order, then each once more for the rest."""
+        """Turns in random order: one each for an equal share, then the rest."""
         open_ones = [one for one in candidates if one.room != 0]
         self._draw.shuffle(open_ones)
         return _in_parts(open_ones, slots)
@@ -69,10 +72,10 @@ class RandomRobin:
 
 
 class TierPriority:
-    """Strict lanes, the lowest number first; with `ageing_seconds` no lane starves.
+    """Policy of strict lanes, the lowest number first.
 
-    A lane that has had no turn for `ageing_seconds`, because higher lanes took every slot, gets the first turn for
-    one request. Each lane advances at least that often, and not faster at the cost of higher lanes.
+    With `ageing_seconds`, a lane that has had no turn for so long gets the first turn, for one request. So no lane
+    starves, and higher lanes lose no more than this.
     """
 
     def __init__(self, *, ageing_seconds: float | None = None) -> None:
@@ -84,7 +87,7 @@ class TierPriority:
         self._last_asked: dict[int, str] = {}
 
     def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[ClaimTurn]:
-        """Aged lanes for one request each, then the lanes in order, queues within one in rotation."""
+        """One request for each aged lane, then all lanes in order."""
         open_ones = [one for one in candidates if one.room != 0]
         lanes: dict[int, list[Candidate]] = {}
         for one in open_ones:
@@ -100,14 +103,14 @@ class TierPriority:
         return turns
 
     def asked(self, queue: str, now: float) -> None:
-        """Reset the age of the lane and move the queue to the end of its lane."""
+        """Reset the lane's age and move the queue to its end."""
         lane = self._lane_of.get(queue)
         if lane is not None:
             self._asked_at[lane] = now
             self._last_asked[lane] = queue
 
     def _is_aged(self, lane: int, now: float) -> bool:
-        """Whether the lane has waited too long since it was first seen or last served."""
+        """Whether the lane has had no turn for `ageing_seconds`."""
         waited_seconds = now - self._asked_at.setdefault(lane, now)
         return self._ageing_seconds is not None and waited_seconds >= self._ageing_seconds
 
@@ -119,7 +122,7 @@ class TierPriority:
 
 
 def _in_parts(candidates: Sequence[Candidate], slots: int) -> list[ClaimTurn]:
-    """Equal shares, rounded up; then the rest for each queue, up to its room."""
+    """One turn each for an equal share, then one for the rest."""
     if not candidates:
         return []
     part = -(-slots // len(candidates))
@@ -164,11 +167,12 @@ def check_objectives(objectives: Mapping[str, str], setting: str) -> None:
     """Raise `InvalidSetting` for a lane that does not exist."""
     for name in objectives:
         if name not in BANDS:
-            raise InvalidSetting(f"{setting}.{name}", found="no lane of that name", accepted=", ".join(BANDS))
+            accepted = f"one of {', '.join(BANDS)}"
+            raise InvalidSetting(f"{setting}.{name}", found="an unknown lane", accepted=accepted)
 
 
 def in_lane(request: Request, options: LaneOptions) -> Request:
-    """`request` with the objective and number of its lane, if configured."""
+    """`request` with the objective and priority of its lane, if configured."""
     lane = band_of(request.labels, options.tier_label)
     objective = options.objectives.get(BANDS[lane], "")
     if not objective and not options.has_priority_header:
@@ -181,7 +185,7 @@ def in_lane(request: Request, options: LaneOptions) -> Request:
 
 
 def laned(forward: Forward, options: LaneOptions) -> Forward:
-    """The layer that sets each request's objective and priority; None if no lane has any."""
+    """The layer that sets requests' objectives and priorities; `forward` itself if unused."""
     if not options.has_priority_header and not any(options.objectives.values()):
         return forward
 

@@ -1,8 +1,8 @@
-"""Polls all idle queues of a process and its retry set with one command, instead of one claim a queue.
+"""Poll all idle queues and the retry set with one command.
 
-A pool that found nothing waits here. A poll is one `EXISTS` for all keys, every poll interval. After 30 seconds without
-a request the interval grows to 100 ms, and the process subscribes to the signal of this project's producers, so that
-their requests are claimed at once.
+A pool that found nothing to claim waits here. Each poll interval, one `EXISTS` checks all keys. After 30 seconds
+without a request the interval grows to 100 ms, and the process subscribes to the signal that our clients publish when
+they submit, so that their requests are still claimed at once.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ SILENT_SECONDS: Final = 30.0
 """Time without a request after which polls become rare and the process subscribes to the signal."""
 SILENT_POLL_SECONDS: Final = 0.1
 SECONDS_PER_KEY: Final = 50e-6
-"""Shortest pause per key of a poll: bounds the CPU for thousands of queues, here and on the server."""
+"""Shortest pause after a poll, per key: bounds the CPU time for thousands of queues, here and on the server."""
 SILENT_FACTOR: Final = 2
-"""How much longer this pause is after a silence: with 10,000 queues a request without a signal waits a second."""
+"""Factor on that pause during a silence: with 10,000 queues, a request without a signal waits up to a second."""
 PROMOTE_SECONDS: Final = 0.1
 """Interval at which due retries are moved back to their queues."""
 RESUBSCRIBE_SECONDS: Final = 30.0
@@ -57,7 +57,11 @@ class Waiter:
 
 
 class QueueWatch:
-    """Polls of one process. `retry_keys` are polled too; `promote` moves due retries and returns how many."""
+    """Polls the queues for all waiting pools of one process.
+
+    `look` returns the keys that exist. `retry_keys` are polled too; `promote` moves due retries to their queues and
+    returns their number. `signals` yields the queue names in producers' signals.
+    """
 
     def __init__(
         self,
@@ -93,15 +97,15 @@ class QueueWatch:
         return self._clock() - self._active_at >= SILENT_SECONDS
 
     def active(self) -> None:
-        """Note that a request was claimed: polls are frequent from now on."""
+        """Note that a request was claimed; it ends the silence."""
         self._active_at = self._clock()
 
     def are_empty(self, keys: Collection[str]) -> bool:
-        """Whether the last poll found none of these keys and nothing was claimed for `SILENT_SECONDS`."""
+        """Whether the watch is silent and last found none of these keys."""
         return self.is_silent and self._empty.issuperset(keys)
 
     async def wait(self, waiter: Waiter, timeout_seconds: float | None = None) -> list[str]:
-        """The queues of `waiter` that may have requests; empty if released without any, or after the timeout."""
+        """Wait for queues that may have requests; empty after the timeout."""
         self._waiters.add(waiter)
         self._wake.set()
         try:
@@ -113,7 +117,7 @@ class QueueWatch:
         return await self._look_at(names) if len(names) > 1 else names
 
     async def run(self) -> None:
-        """Poll until cancelled. While Redis fails, waiting pools are released and meet the failure themselves."""
+        """Poll until cancelled. If Redis fails, waiting pools are released, so that they see the failure."""
         try:
             while True:
                 self._wake.clear()
@@ -123,7 +127,7 @@ class QueueWatch:
                 except (
                     *STORE_FAILURES,
                     MemoryError,
-                ) as error:  # a reply too large for memory is repeated
+                ) as error:  # after a reply too large for memory, try again
                     end_if_cancelled()
                     self._empty = frozenset()
                     if not self._backoff.has_failed:
@@ -141,14 +145,14 @@ class QueueWatch:
                 await asyncio.gather(self._subscription, return_exceptions=True)
 
     async def _look(self) -> int:
-        """Poll once, and promote retries if there are any; returns the number of keys polled."""
+        """Poll once and promote due retries; return the number of keys polled."""
         names = list(dict.fromkeys(name for waiter in self._waiters for name in waiter.names))
         is_promoting = self._promote is not None and self._clock() - self._promoted_at >= PROMOTE_SECONDS
         keys = [*names, *(self._retry_keys if is_promoting else ())]
         if not keys:
             return 0
         found = set(await self._look_at(keys))
-        # Polls without the retry set come in between; the result of its last poll still counts.
+        # Some polls leave the retry set out; then the result of its last poll still counts.
         self._empty = self._empty.intersection(self._retry_keys).union(keys) if not found else frozenset()
         if is_promoting:
             self._promoted_at = self._clock()
@@ -165,7 +169,7 @@ class QueueWatch:
                 waiter.release(names)
 
     async def _pause(self, key_count: int) -> None:
-        """Wait for the next poll; a new waiter ends the pause, unless there are many keys."""
+        """Wait for the next poll. A new waiter ends the pause unless there are many keys."""
         least = SECONDS_PER_KEY * key_count * (SILENT_FACTOR if self.is_silent else 1)
         seconds = self._poll_interval_seconds if self._waiters else PROMOTE_SECONDS
         if self.is_silent:
@@ -185,12 +189,15 @@ class QueueWatch:
             self._subscription = None
 
     async def _follow_signals(self, signals: Callable[[], AsyncIterator[str]]) -> None:
-        """Release pools whose queues a signal names; without the right to subscribe, polling alone remains."""
+        """Release pools whose queues a signal names.
+
+        Without the right to subscribe, polling alone finds requests.
+        """
         while True:
             try:
                 async for name in signals():
                     self._release(lambda waiter, name=name: [name] if name in waiter.names else [])  # type: ignore[misc]  # a default binds it now
-            except (*STORE_FAILURES, MemoryError) as error:  # a reply too large for memory is repeated
+            except (*STORE_FAILURES, MemoryError) as error:  # after a reply too large for memory, try again
                 end_if_cancelled()
                 self._log.debug("wake signal unavailable", error=explained(error))
             await asyncio.sleep(RESUBSCRIBE_SECONDS)

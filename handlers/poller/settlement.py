@@ -1,4 +1,4 @@
-"""Convert an outcome to a settlement: an ack with a result, or a nack."""
+"""Convert outcomes to settlements (acks with results, or nacks)."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from handlers.redis_store.queue.payloads import StoredPayload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack
 
 _DAY_SECONDS: Final = 86_400
-"""TTL of a per-request reply list without a TTL of its own."""
+"""TTL of a per-request reply list for which none is set."""
 
 
 class ResultRoute(msgspec.Struct, frozen=True):
     """Where and in which form a queue's results are stored.
 
-    The list is the queue's own, else the request's, else the default. `is_per_request` gives each request its own
-    reply list, named as the client names it, so that consumers do not take each other's results. `has_details` adds
-    the optional fields. Payloads of at least `apart_bytes` (0: none) are offloaded, for `apart_seconds` if the list
-    does not expire. A request may name lists that `may_name` allows and lists below the queue's own, but no key in
-    `reserved`.
+    The result list is the queue's own, else the one that the request names, else the default. `is_per_request` gives
+    each request its own reply list, so that consumers do not take each other's results. `has_details` adds the
+    optional fields. Payloads of at least `apart_bytes` (0: none) are offloaded; if the list does not expire, they
+    expire after `apart_seconds`. A request may name lists that `may_name` allows and reply lists below the configured
+    ones, but no key in `reserved`.
     """
 
     own_name: str
@@ -66,7 +66,7 @@ class ResultRoute(msgspec.Struct, frozen=True):
         return (self.own_name, self.default_name) if self.own_name else (self.default_name,)
 
     def check(self, request: Request) -> None:
-        """Raise `InvalidRequest` if the request names a list that it may not use."""
+        """Raise `InvalidRequest` if the request names a forbidden list."""
         wished, is_ignored = request.result_queue_name, self.own_name and not request.result_routing_resolved
         if not wished or is_ignored or self._may_take(wished, request.id):
             return
@@ -86,7 +86,7 @@ class ResultRoute(msgspec.Struct, frozen=True):
         return is_below or self.may_name.allow(name)
 
     def name(self, wished: str, request_id: str = "", *, is_resolved: bool = False) -> str:
-        """Result list of the request `request_id`; `wished` is the list that it names, allowed or not."""
+        """Result list of a request; `wished` is the list that it names."""
         if wished and not self._may_take(wished, request_id):
             wished = ""
         if is_resolved and wished:
@@ -95,10 +95,11 @@ class ResultRoute(msgspec.Struct, frozen=True):
         return result_of_key(shared, request_id) if self.is_per_request and request_id else shared
 
     def ttl_seconds(self, name: str, request: Request) -> int | None:
-        """TTL of the list `name` in seconds; None if it does not expire.
+        """TTL of a list in seconds; None if it does not expire.
 
-        A request's own TTL counts only for its reply list: on a shared list it would delete the results of others.
-        Below another queue's list it is at least a day, since another tenant may use the same id.
+        The TTL that a request names counts only for its own reply list: on a shared list it would delete other
+        results. For a reply list below another queue's list it is at least a day, since another tenant may use the
+        same id.
         """
         own, wished = self.own_ttl_seconds, request.result_ttl_seconds
         is_resolved = request.result_routing_resolved and bool(request.result_queue_name)
@@ -116,13 +117,13 @@ class ResultRoute(msgspec.Struct, frozen=True):
 
 
 class RequestLimits(msgspec.Struct, frozen=True):
-    """Limits of a request: attempts, and seconds to its deadline; None: unlimited."""
+    """Limits of a request: attempts, and seconds to its deadline (None: unlimited)."""
 
     max_attempts: int | None = None
     max_deadline_seconds: float | None = None
 
     def check(self, request: Request, now: float) -> None:
-        """Raise `InvalidRequest` for a deadline too far ahead of `now`, in Unix seconds."""
+        """Raise `InvalidRequest` for a deadline too far after `now` (Unix seconds)."""
         most = self.max_deadline_seconds
         if most is not None and request.deadline - now > most:
             accepted = f"at most {most:.0f} s ahead (MAX_DEADLINE_SECONDS)"
@@ -137,7 +138,7 @@ def settle(
     route: ResultRoute,
     now: float,
 ) -> Ack | Nack:
-    """The settlement of one claim; a retry after the deadline becomes final."""
+    """The settlement of one claim. A retry after the deadline becomes final."""
     match outcome:
         case Answered(result, content_type=content_type):
             return ack(claim, envelope.request, result, route, now, content_type=content_type)
@@ -146,11 +147,14 @@ def settle(
 
 
 SMALL_RESULT: Final = 65_536
-"""Up to so many characters a result needs no room of its own."""
+"""Results of up to this many characters are not counted in the byte budget."""
 
 
 def result_bytes(outcome: Outcome, route: ResultRoute) -> int:
-    """Most bytes that a large result of an outcome stores; of a retry, if its last response becomes the result."""
+    """Most bytes that an outcome's result may store.
+
+    The last response of a retry may become the result, so it counts if it is large.
+    """
     if isinstance(outcome, Answered):
         result = outcome.result
     elif outcome.last is not None and len(outcome.last.body) > SMALL_RESULT:
@@ -165,7 +169,10 @@ def result_bytes(outcome: Outcome, route: ResultRoute) -> int:
 
 
 def ended_by_attempts(request: Request, outcome: Outcome, max_attempts: int | None) -> Outcome:
-    """Make a retry beyond `max_attempts` final: the gateway's last response, or an error."""
+    """The outcome; a retry beyond `max_attempts` becomes final.
+
+    Its result is the gateway's last response, or an error.
+    """
     if max_attempts is None or not isinstance(outcome, Retry) or not outcome.counts_attempt:
         return outcome
     if request.attempt + 1 < max_attempts:
@@ -187,9 +194,9 @@ def ack(
     dead: bytes | None = None,
     content_type: str = "",
 ) -> Ack:
-    """A final result of a decoded request; `dead` is stored as a dead letter too.
+    """The ack with a final result and, optionally, the dead letter `dead`.
 
-    An offloaded payload is described by `content_type`, its size and its SHA-256.
+    The result of an offloaded payload has `content_type`, the size and the SHA-256 instead of the payload.
     """
     list_name = route.name(request.result_queue_name, request.id, is_resolved=request.result_routing_resolved)
     ttl_seconds = route.ttl_seconds(list_name, request)
@@ -223,7 +230,7 @@ def ack(
 def _stored_apart(
     claim: Claim, result: Result, route: ResultRoute, ttl_seconds: int | None
 ) -> StoredPayload | None:
-    """The gateway's response as bytes, if it is large enough to be offloaded."""
+    """The gateway's response as an offloaded payload, if it is large enough."""
     if not result.status_code:
         return None
     encoded = result.payload_base64
@@ -259,7 +266,10 @@ def refuse(
     code: ErrorCode = ErrorCode.INVALID_REQUEST,
     message: str = "",
 ) -> Ack:
-    """The settlement of an invalid member: a result if its id is known, else a dead letter."""
+    """The settlement of an invalid member.
+
+    It stores a result if the id is known, else a dead letter.
+    """
     if not error.request_id:
         dead = dead_record(claim, ErrorCode.INVALID_REQUEST, str(error), now)
         return Ack(claim, b"", route.name(""), None, "", "", dead=dead)
@@ -280,7 +290,7 @@ def refuse(
 
 
 def dead_lettered(claim: Claim, envelope: Envelope, route: ResultRoute, now: float) -> Ack:
-    """The settlement of a request that was delivered too often: a final result and a dead letter."""
+    """The final result and dead letter of a request delivered too often."""
     request = envelope.request
     message = f"{claim.delivery_count} owners died while they held this request"
     result = error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message)
@@ -289,7 +299,10 @@ def dead_lettered(claim: Claim, envelope: Envelope, route: ResultRoute, now: flo
 
 
 def dead_lettered_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
-    """`dead_lettered` without decoding the member; with a result if its first 64 KiB have an id."""
+    """`dead_lettered` without decoding the member.
+
+    It stores a result if an id is found in the first 64 KiB.
+    """
     message = f"{claim.delivery_count} owners died while they held this request"
     error = unread(claim.member, message)
     dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)
@@ -301,9 +314,9 @@ def dead_lettered_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
 
 
 def dead_record(claim: Claim, reason: str, message: str, now: float) -> bytes:
-    """A dead letter as JSON: reason, message, time (Unix seconds), delivery count, and the member itself.
+    """A dead letter as JSON, with the member and the reason.
 
-    A member that is not UTF-8, or that would be several times as large as a JSON string, is stored as base64 under
+    A member that is not UTF-8, or mostly control characters (much longer as a JSON string), is stored as base64 under
     `member_base64`.
     """
     record: dict[str, object] = {

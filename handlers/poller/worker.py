@@ -1,4 +1,4 @@
-"""Processes the claims of one queue: decode, dispatch, settle; stops work whose lease is lost."""
+"""Process the claims of one queue: decode, send, settle."""
 
 from __future__ import annotations
 
@@ -42,18 +42,17 @@ from handlers.telemetry.logs import Logger
 from handlers.telemetry.metrics import QueueMetrics
 
 ReadPayload = Callable[[str, str, str], Awaitable[bytes | None]]
-"""Reads an offloaded payload by key, request id and token; None if it is gone or belongs to another request."""
-
+"""Reads an offloaded payload by key, request id and token; None if it is missing or belongs to another request."""
 
 _DEFECT_ATTEMPTS = 3
-"""Attempts after which a defect of this program ends the request: it would most likely fail again."""
+"""After this many attempts that failed by a defect of this program, a request is answered with an error."""
 
 CANCEL_AGAIN_SECONDS = 5.0
-"""Seconds that cancelled work may take to end; longer than a call to Redis."""
+"""Seconds until work that was cancelled but still runs is cancelled again; longer than a call to Redis."""
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How claims are processed; a running claim keeps its options.
+    """Options of one queue's claims. A claim keeps the options with which it began.
 
     `forward` makes one attempt. `labels` are the queue's; `withheld_labels` are removed from requests.
     """
@@ -69,11 +68,11 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Held(msgspec.Struct):
-    """A claim held by this process, until its settlement is recorded. `work` is None once its outcome is known.
+    """A claim held by this process until its settlement is recorded.
 
-    `on_freed` gives back the slot that the claim holds in its pool; None if it holds none. `decided_at` is when the
-    outcome was known, `sent_at` when its attempt was sent, `cancel_again_at` when its work may be cancelled once more;
-    all by `time.monotonic`, 0 until then.
+    `on_freed` frees the claim's slot in its pool; None if it uses no slot. `work` is None once the outcome is known.
+    Times are `time.monotonic`, or 0: `sent_at` when the gates admitted the request, `decided_at` when the outcome was
+    known, `cancel_again_at` when its work may be cancelled again.
     """
 
     claim: Claim
@@ -95,9 +94,10 @@ class Held(msgspec.Struct):
 
 
 class Worker:
-    """Processes the claims of one queue. `clock` returns the Redis server's Unix seconds.
+    """Processes the claims of one queue.
 
-    `on_outcome` is called with each outcome, `on_settled` with each settlement that Redis has recorded or refused.
+    `clock` returns Unix seconds of the Redis server. `on_outcome` is called with each outcome, `on_settled` with each
+    settlement that Redis has recorded or refused.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Worker:
         self.retries_in_slots = 0
 
     def change(self, options: WorkerOptions) -> None:
-        """Process claims that start from now on under `options`."""
+        """Use `options` for claims that start from now on."""
         self._options = options
 
     @property
@@ -139,12 +139,12 @@ class Worker:
 
     @property
     def is_settling_without_slots(self) -> bool:
-        """Whether claims without a slot wait for their settlement; no more of these are claimed then."""
+        """Whether claims without a slot await settlement. Then no more are claimed."""
         return self._without_slot > 0
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the worker from counting as idle while a caller may still add claims."""
+        """Count the worker as busy while a caller may add claims."""
         self._users += 1
         self._idle.clear()
         try:
@@ -162,7 +162,7 @@ class Worker:
             self._idle.set()
 
     def retire(self) -> None:
-        """Release unsent requests, and all claims that are added later."""
+        """Release unsent requests now, and every claim that is added later."""
         self._is_retired = True
         self.hand_back_unsent()
 
@@ -177,7 +177,7 @@ class Worker:
         return [held.work for held in self._held.values() if held.work is not None]
 
     def start(self, claims: Sequence[Claim], on_freed: Callable[[], None]) -> None:
-        """Process claims; `on_freed` is called for each once its settlement is recorded or its lease is lost."""
+        """Process claims; call `on_freed` whenever one frees its slot."""
         for claim in claims:
             held = self._hold(claim, on_freed)
             if self._is_retired:
@@ -185,20 +185,20 @@ class Worker:
                 continue
             self.in_flight += 1
             held.work = asyncio.create_task(self._settlement(held))
-            # A callback, not a `finally`, because work that is cancelled before its first step never reaches one.
+            # A callback, since a `finally` would not run in a task that is cancelled before its first step.
             held.work.add_done_callback(partial(self._finish, held))
 
     def _finish(self, held: Held, work: asyncio.Task[Settlement]) -> None:
         held.work = None
         self.in_flight -= 1
         if held.is_lost:
-            # The next owner answers; Redis would refuse a settlement from here.
+            # The next owner settles it; Redis would refuse a settlement from here.
             self._forget(held.claim)
         elif work.cancelled():
             self._add(held, self._cancelled(held) if held.is_cancelled else Release(held.claim))
         elif error := work.exception():
-            # A defect of this program. Nothing is settled, so the lease ends and a delivery is counted: a request that
-            # always fails here is dead-lettered in the end, and nothing is lost or repeated indefinitely.
+            # A defect of this program. The claim is not settled: its lease expires, and the next delivery is counted.
+            # So a request that always fails here is dead-lettered in the end.
             self._log.error(
                 "settlement failed", id=held.claim.request_id, queue=held.claim.queue, error=repr(error)
             )
@@ -212,7 +212,7 @@ class Worker:
         self._ack_batcher.add(settlement, self.settled)
 
     def _hold(self, claim: Claim, on_freed: Callable[[], None] | None = None) -> Held:
-        """Hold a claim; without `on_freed` it takes no slot, since only its settlement remains."""
+        """Hold a claim. Without `on_freed` it uses no slot."""
         held = Held(
             claim,
             self._options,
@@ -281,9 +281,10 @@ class Worker:
     def _settled_as(
         self, held: Held, envelope: Envelope, outcome: Outcome, began_at: float | None = None
     ) -> Settlement:
-        """The settlement of an outcome, counted and logged; a retry that comes too late is final.
+        """The settlement of an outcome, counted and logged.
 
-        `began_at` is when its work began (`time.monotonic`); None if no work counts.
+        A retry after the deadline becomes final. `began_at` is when the work began (`time.monotonic`); None for a
+        claim without work.
         """
         options = held.options
         outcome = ended_by_attempts(envelope.request, outcome, options.limits.max_attempts)
@@ -320,7 +321,7 @@ class Worker:
                 if payload is None:
                     return _without_payload(envelope.request)
                 envelope = with_payload(envelope, payload, max_bytes=options.max_request_bytes)
-            # The queue's own labels win over the request's, and a request may not rank itself.
+            # The queue's labels win over the request's, and a request may not choose its own priority.
             request = labelled(without_labels(envelope.request, options.withheld_labels), options.labels)
             attempt = AttemptOptions(
                 body=envelope.data, ask_for_room=held.bytes.answer.ask, on_sending=held.sending
@@ -339,7 +340,7 @@ class Worker:
             return Retry(backoff_seconds(envelope.request.attempt, 1.0), "internal_error")
 
     async def _room_for_result(self, held: Held, outcome: Outcome) -> None:
-        """Wait until the byte budget has room for the encoded result of a large answer."""
+        """Wait until the byte budget has room for a large result."""
         size = result_bytes(outcome, held.options.route)
         room = asyncio.Event()
         if size > SMALL_RESULT and not held.bytes.result.ask(size, room.set):
@@ -348,7 +349,7 @@ class Worker:
             held.bytes.answer.hold(size)
 
     async def _payload_in_room(self, held: Held, request: Request) -> bytes | None:
-        """The offloaded payload, read once the byte budget has room for the largest one."""
+        """The offloaded payload, read once the byte budget has room for it."""
         room = asyncio.Event()
         if not held.bytes.payload.ask(held.options.max_request_bytes, room.set):
             await room.wait()
@@ -362,15 +363,19 @@ class Worker:
         return self.budget.requests.has_room(self._options.max_request_bytes)
 
     async def _decoded(self, held: Held) -> Envelope:
-        """Decode the request of a claim; a large one in a thread, so that heartbeats continue."""
+        """Decode the request of a claim; a large one in a thread.
+
+        Otherwise it would block the event loop, and leases would not be renewed.
+        """
         claim, most = held.claim, held.options.max_request_bytes
         decode = partial(decode_member, claim.member, claim.queue, max_bytes=most)
         return await asyncio.to_thread(decode) if len(claim.member) > BLOCKING_BYTES else decode()
 
     async def answer_expired(self, claims: Sequence[Claim]) -> None:
-        """Settle claims without a slot: expired, cancelled and invalid requests are final, the others go back.
+        """Settle claims without a slot: answer overdue, cancelled and invalid requests.
 
-        A producer may choose any score, so a low score alone does not mean that the deadline has passed.
+        Others return to their queue: producers may choose any score, so a low score does not prove that the deadline
+        has passed.
         """
         for held in [self._hold(claim) for claim in claims]:
             try:
@@ -393,8 +398,8 @@ class Worker:
     async def dead_letter(self, claims: Sequence[Claim], max_deliveries: int) -> None:
         """Dead-letter reclaimed claims that were delivered too often.
 
-        If dead-lettering itself has killed a process (more than `max_deliveries`), the member is kept undecoded.
-        Raises one of `STORE_FAILURES`; the remaining claims are found again when their leases end.
+        A claim with more than `max_deliveries` has probably crashed a process here, so its member is not decoded.
+        Raises one of `STORE_FAILURES`; the remaining claims are found again when their leases expire.
         """
         for claim in claims:
             settlement = await self._dead_lettered(claim, is_read=claim.delivery_count <= max_deliveries)
@@ -409,7 +414,7 @@ class Worker:
             envelope = await self._decoded(Held(claim, options, HeldBytes(self.budget, 0)))
         except InvalidRequest as error:
             return self._refused(claim, options, error)
-        except Exception as error:  # noqa: BLE001  # whatever it is, reading it again would fail again
+        except Exception as error:  # noqa: BLE001  # any defect: decoding it again would fail again
             self._log.error("dead letter unreadable", queue=claim.queue, error=repr(error))
             return self._undeliverable(dead_lettered_unread(claim, options.route, self._clock()))
         whole = msgspec.structs.replace(claim, member=await self._whole_member(claim, envelope))
@@ -426,7 +431,7 @@ class Worker:
         return await self._read_payload(request.payload_ref, request.id, request.request_token)
 
     async def _whole_member(self, claim: Claim, envelope: Envelope) -> bytes:
-        """The member with its offloaded payload, whose own key ends with the result."""
+        """The member with its offloaded payload, whose key the ack deletes."""
         payload = await self._payload(envelope.request)
         if payload is None:
             return claim.member
@@ -437,9 +442,10 @@ class Worker:
         return encode_whole(claim.member, whole.data)
 
     def lose(self, claims: Sequence[Claim]) -> None:
-        """Stop the work of claims whose leases are gone; their next owner repeats it.
+        """Stop the work of claims whose leases are lost.
 
-        A claim with an outcome is left to its settlement, which Redis refuses if it comes too late.
+        Their next owner repeats it. A claim with an outcome keeps its settlement; Redis refuses it if another owner has
+        the claim.
         """
         for claim in claims:
             held = self._held.get(claim.owner_token)
@@ -451,10 +457,11 @@ class Worker:
             held.work.cancel()
 
     def cancel(self, claims: Sequence[Claim]) -> int:
-        """Stop the work of cancelled requests and answer them; returns how many this call stopped.
+        """Stop the work of cancelled requests and answer them; return their number.
 
         A claim with an outcome keeps it. Work that continues is cancelled again after `CANCEL_AGAIN_SECONDS`, since a
-        library may have swallowed the first cancellation; not at once, since a gate may be undoing its reservation.
+        library may have swallowed the first cancellation. It is not cancelled again earlier, since a gate may still be
+        releasing its reservation.
         """
         count, now = 0, time.monotonic()
         for claim in claims:
@@ -469,26 +476,26 @@ class Worker:
     def _cancelled(self, held: Held) -> Settlement:
         envelope = held.envelope
         if envelope is None:
-            return Release(held.claim)  # not decoded yet: its next owner finds that it is cancelled
+            return Release(held.claim)  # not decoded yet: the next claim finds that it is cancelled
         outcome = cancelled(envelope.request)
         if held.sent_at and held.options.route.has_details:
             outcome = lasted(outcome, time.monotonic() - held.sent_at)
         return self._settled_as(held, envelope, outcome)
 
     def hand_back(self) -> None:
-        """Stop all work; claims without an outcome return to pending at once."""
+        """Stop all work and return claims without an outcome to pending."""
         for work in self.work():
             work.cancel()
 
     def hand_back_unsent(self) -> int:
-        """Return unsent claims to pending, such as those that wait at a gate; returns their number."""
+        """Return unsent claims to pending; return their number."""
         unsent = [held.work for held in self._held.values() if held.work is not None and not held.sent_at]
         for work in unsent:
             work.cancel()
         return len(unsent)
 
     def settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
-        """Stop holding a claim whose settlement Redis has recorded or, after a lost lease, refused."""
+        """Stop holding a claim whose settlement Redis has recorded or refused."""
         claim = settlement.claim
         self._on_settled(settlement, has_taken_effect)
         held = self._forget(claim)
@@ -506,7 +513,7 @@ class Worker:
 
 
 def _marked(options: WorkerOptions, settlement: Settlement, envelope: Envelope) -> Settlement:
-    """The settlement with the idempotency record of its request, if the queue keeps any."""
+    """The settlement with its idempotency record, if the queue detects duplicates."""
     return options.duplicates.marked(settlement, envelope) if options.duplicates else settlement
 
 
@@ -516,7 +523,7 @@ def _defect(request: Request, error: Exception) -> Answered:
 
 
 def _without_payload(request: Request) -> Answered:
-    message = "the payload was stored apart and is gone"
+    message = "the offloaded payload no longer exists"
     if "://" in request.payload_ref:
         message = (
             f"payload_ref: expected a Redis key, got the address {without_secrets(request.payload_ref)}; "
