@@ -35,15 +35,16 @@ Exit codes: 0 no fault; 1 a fault, each with its fix; 2 a wrong setting.""",
 @click.option("--all", "is_all", is_flag=True, help="Print every setting, also those left at their default.")
 def check(parts: tuple[str, ...], is_json: bool, is_all: bool) -> None:
     """Check the settings and the servers that they name; print a fix for each fault."""
-    from handlers.cli.main import fail
+    from handlers.cli.main import fail_start
     from handlers.settings.settings import load_settings
     from handlers.wiring.checks import default_parts, run_checks
 
+    variables = dict(os.environ)  # noqa: TID251  # the process's entry
     try:
-        settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
+        settings = load_settings(variables)
         findings = asyncio.run(run_checks(settings, parts or default_parts(settings)))
     except InvalidSetting as error:
-        fail(error)
+        fail_start(variables, error)
     if is_json:
         _print_json(settings, findings)
     else:

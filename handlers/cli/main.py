@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
 from handlers.cli.shell import check_text, escape_unencodable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from handlers.contract.errors import InvalidSetting
 
 COMMANDS: Final = {
     "serve": ("handlers.cli.services", "Serve one door: dispatch or pubsub_push."),
@@ -86,8 +91,19 @@ def main() -> None:
     """
 
 
-def fail(error: Exception) -> None:
+def fail(error: Exception) -> NoReturn:
     """Print one line for each fault, and exit with code 2."""
     for one in (error, *getattr(error, "others", ())):
+        click.echo(f"error: {one}", err=True)
+    sys.exit(2)
+
+
+def fail_start(variables: Mapping[str, str], error: InvalidSetting) -> NoReturn:
+    """Print all faults of these variables and their file, not only those found first, and exit with code 2."""
+    import asyncio
+
+    from handlers.wiring.faults import all_faults
+
+    for one in asyncio.run(all_faults(variables, error)):
         click.echo(f"error: {one}", err=True)
     sys.exit(2)

@@ -33,15 +33,15 @@ Exit codes: 0 stopped by SIGTERM or SIGINT after the last request; 2 a wrong set
 @click.option("--host", help="Address to listen on.  [env: HOST]")
 def serve(target: str | None, port: int | None, host: str | None) -> None:
     """Serve one door. All other settings come from the environment: see docs/settings.md."""
-    from handlers.cli.main import fail
+    from handlers.cli.main import fail_start
     from handlers.serving.server import serve as run
     from handlers.settings.settings import load_settings
     from handlers.telemetry.logs import configure_logs, get_logger
 
     given = {"FUNCTION_TARGET": target, "PORT": port, "HOST": host}
     flags = {name: str(value) for name, value in given.items() if value is not None}
+    variables = {**os.environ, **flags}  # noqa: TID251  # the process's entry
     try:
-        variables = {**os.environ, **flags}  # noqa: TID251  # the process's entry
         settings = load_settings(variables)
         env = settings.env
         configure_logs(settings.log_options)
@@ -54,7 +54,7 @@ def serve(target: str | None, port: int | None, host: str | None) -> None:
 
         run(variables, settings, target, ready)
     except InvalidSetting as error:
-        fail(error)
+        fail_start(variables, error)
 
 
 @click.command(
@@ -71,20 +71,20 @@ def poll(workers: int | None, handler_url: str | None) -> None:
     """Claim requests from Redis, send them to the handler, and write their results. Settings: see docs/settings.md."""
     import uvloop
 
-    from handlers.cli.main import fail
+    from handlers.cli.main import fail_start
     from handlers.settings.settings import load_settings
     from handlers.telemetry.logs import configure_logs
     from handlers.wiring.poller import PollerApp
 
     given = {"WORKERS": workers, "HANDLER_URL": handler_url}
     flags = {name: str(value) for name, value in given.items() if value is not None}
+    variables = {**os.environ, **flags}  # noqa: TID251  # the process's entry
     try:
-        variables = {**os.environ, **flags}  # noqa: TID251  # the process's entry
         settings = load_settings(variables)
         configure_logs(settings.log_options)
         uvloop.run(_run(lambda: PollerApp(settings, variables)))
     except InvalidSetting as error:
-        fail(error)
+        fail_start(variables, error)
 
 
 async def _run(build: Callable[[], PollerApp]) -> None:
@@ -128,17 +128,18 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     from functions_framework._http import create_server
 
     import handlers.status_main
-    from handlers.cli.main import fail
+    from handlers.cli.main import fail, fail_start
     from handlers.settings.settings import load_settings
     from handlers.telemetry.logs import configure_logs
     from handlers.wiring.status_page import open_pages
 
+    variables = dict(os.environ)  # noqa: TID251  # the process's entry
     try:
-        settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
+        settings = load_settings(variables)
         configure_logs(settings.log_options)
         open_pages(settings, host, also_named)
     except InvalidSetting as error:
-        fail(error)
+        fail_start(variables, error)
     app = functions_framework.create_app("status", handlers.status_main.__file__, "http")  # type: ignore[no-untyped-call]  # untyped
     # The framework writes its target into the environment, where our settings would read it as a door's name.
     os.environ.pop("FUNCTION_TARGET", None)  # noqa: TID251  # the process's entry

@@ -10,7 +10,8 @@ Packages define further subclasses of `AsyncProcessorError` beside the code that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class AsyncProcessorError(Exception):
@@ -59,21 +60,72 @@ class InvalidEvent(AsyncProcessorError):
 class InvalidSetting(AsyncProcessorError):
     """An invalid setting, which stops the start.
 
-    `setting` is the variable, or the path of the field in `CONFIG_FILE`. `others` are further invalid settings that
-    were found together with this one.
+    `setting` is the variable, or the path of the field in `CONFIG_FILE`. `meant` is the path that a misspelt name
+    probably stands for, and that has no value therefore. `others` are further invalid settings that were found together
+    with this one.
     """
 
-    def __init__(self, setting: str, *, found: str, accepted: str) -> None:
+    def __init__(self, setting: str, *, found: str, accepted: str, meant: str = "") -> None:
         super().__init__(f"{setting}: expected {accepted}, got {found}")
         self.setting = setting
         self.found = found
         self.accepted = accepted
+        self.meant = meant
         self.others: tuple[InvalidSetting, ...] = ()
 
 
-def raise_all(faults: Sequence[InvalidSetting]) -> None:
-    """Raise the first fault, with the others attached; does nothing without a fault."""
-    flat = [one for fault in faults for one in (fault, *fault.others)]
-    if flat:
-        flat[0].others = tuple(flat[1:])
-        raise flat[0]
+class SettingFaults:
+    """Invalid settings that were found so far, so that a user sees all of them at once.
+
+    A check that reads a faulty setting would report a consequence of that fault; it asks `touch` first.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[InvalidSetting] = []
+        self._touched: set[str] = set()
+
+    def add(self, fault: InvalidSetting) -> None:
+        """Record the fault and those attached to it, unless their settings are known to be faulty."""
+        for one in (fault, *fault.others):
+            is_new = (
+                one.setting not in self._touched or one.setting == "CONFIG_FILE"
+            )  # it may name several files
+            if is_new and str(one) not in [str(known) for known in self.found]:
+                self.found.append(one)
+            self.hide(one.setting, one.meant)
+
+    def hide(self, *settings: str) -> None:
+        """Treat these settings as faulty from now on."""
+        self._touched |= {setting for setting in settings if setting}
+
+    def touch(self, *settings: str) -> bool:
+        """Whether a fault is at, above or below one of these settings; `CONFIG_FILE` is above all its fields."""
+        return any(
+            _is_at_or_above(known, setting) or _is_at_or_above(setting, known)
+            for known in self._touched
+            for setting in settings
+        )
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Record an `InvalidSetting` that the block raises; execution continues after the block."""
+        try:
+            yield
+        except InvalidSetting as fault:
+            self.add(fault)
+
+    def raise_all(self) -> None:
+        """Raise the first fault with the others attached; does nothing without a fault."""
+        if self.found:
+            first, *others = self.found
+            first.others = tuple(others)
+            raise first
+
+
+def _is_at_or_above(above: str, below: str) -> bool:
+    is_of_file = below[:1].islower()
+    return (
+        above == below
+        or below.startswith((f"{above}.", f"{above}["))
+        or (above == "CONFIG_FILE" and is_of_file)
+    )

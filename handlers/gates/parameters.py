@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from handlers.contract.accepted import NOUN, described, extra_of, nearest, types_of
-from handlers.contract.errors import InvalidSetting, raise_all
+from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.masked_text import without_secrets
 from handlers.duration import parse_duration
 
@@ -49,26 +49,24 @@ def parse_parameters(kind: type[P], gate_type: str, raw: Mapping[str, Any], sett
     """
     fields = msgspec.structs.fields(kind)
     names = [field.encode_name for field in fields]
-    faults: list[InvalidSetting] = []
+    faults = SettingFaults()
     for name in raw:
         if name not in names:
             close = nearest(name, names, cutoff=0.5)
             hint = f" (did you mean {close}?)" if close else ""
             accepted = f"one of {', '.join(sorted(names))}" if names else "no parameter"
             found = f"an unknown parameter of {gate_type}{hint}"
-            faults.append(InvalidSetting(f"{setting}.{name}", found=found, accepted=accepted))
+            faults.add(InvalidSetting(f"{setting}.{name}", found=found, accepted=accepted))
     values: dict[str, Any] = {}
     for field in fields:
         path = f"{setting}.{field.encode_name}"
         if field.encode_name in raw:
-            try:
+            with faults.collected():
                 values[field.name] = _read(field.type, raw[field.encode_name], path, gate_type)
-            except InvalidSetting as fault:
-                faults.append(fault)
-        elif field.required and not faults:  # a misspelt name explains a missing one
+        elif field.required and not faults.found:  # a misspelt name explains a missing one
             accepted = f"{described(types_of(kind)[field.encode_name])} (required by {gate_type})"
-            faults.append(InvalidSetting(path, found="nothing", accepted=accepted))
-    raise_all(faults)
+            faults.add(InvalidSetting(path, found="nothing", accepted=accepted))
+    faults.raise_all()
     try:
         return kind(**values)
     except InconsistentParameters as error:

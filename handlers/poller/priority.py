@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from handlers.contract.errors import InvalidSetting
+from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.outcome import Outcome
@@ -164,11 +164,12 @@ class LaneOptions(msgspec.Struct, frozen=True):
 
 
 def check_objectives(objectives: Mapping[str, str], setting: str) -> None:
-    """Raise `InvalidSetting` for a lane that does not exist."""
-    for name in objectives:
-        if name not in BANDS:
-            accepted = f"one of {', '.join(BANDS)}"
-            raise InvalidSetting(f"{setting}.{name}", found="an unknown lane", accepted=accepted)
+    """Raise `InvalidSetting` for lanes that do not exist, all of them together."""
+    faults = SettingFaults()
+    accepted = f"one of {', '.join(BANDS)}"
+    for name in (name for name in objectives if name not in BANDS):
+        faults.add(InvalidSetting(f"{setting}.{name}", found="an unknown lane", accepted=accepted))
+    faults.raise_all()
 
 
 def in_lane(request: Request, options: LaneOptions) -> Request:

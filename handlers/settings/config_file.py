@@ -14,8 +14,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from handlers.contract.accepted import about, required_fields, steps_of
-from handlers.contract.errors import InvalidSetting, raise_all
+from handlers.contract.accepted import about, known_fields, required_fields, steps_of
+from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.forward.transforms.registry import TransformEntry, build_transforms
 from handlers.settings.environment import invalid_setting
 
@@ -281,15 +281,24 @@ _LISTS = {"queue_name": "queues", "subscriber_id": "topics", "id": "pools"}
 
 
 def read_config_file(path: str) -> ConfigFile:
+    """Read and check the files at `path`. Raises `InvalidSetting` with all faults; see `partial_config_file`."""
+    faults = SettingFaults()
+    config = partial_config_file(path, faults)
+    faults.raise_all()
+    return config
+
+
+def partial_config_file(path: str, faults: SettingFaults) -> ConfigFile:
     """Read and check the files at `path`, separated by commas, as one file.
 
     An empty path counts as an empty file. Lists of several files are joined; any other field may be in only one of
-    them. Raises `InvalidSetting`.
+    them. Faults are added to `faults`; invalid fields count as unset, and a file that cannot be read as empty.
     """
-    if not (paths := config_paths(path)):
-        return ConfigFile()
-    contents = [_content(_text(one)) for one in paths]
-    return _config(_merged(contents))
+    contents = []
+    for one in config_paths(path):
+        with faults.collected():
+            contents.append(_content(_text(one)))
+    return ConfigFile() if faults.touch("CONFIG_FILE") else _config(_merged(contents, faults), faults)
 
 
 def config_paths(path: str) -> list[str]:
@@ -306,23 +315,26 @@ def _text(path: str) -> str:
         ) from None
 
 
-def _merged(contents: list[dict[str, Any]]) -> dict[str, Any]:
-    """Merge the mappings of several files."""
+def _merged(contents: list[dict[str, Any]], faults: SettingFaults) -> dict[str, Any]:
+    """Merge the mappings of several files; a field that two files set keeps its first value."""
     merged: dict[str, Any] = {}
     for content in contents:
         for name, value in content.items():
             if isinstance(value, list) and isinstance(merged.get(name, []), list):
                 merged[name] = [*merged.get(name, []), *value]
             elif name in merged:
-                raise InvalidSetting(str(name), found="two", accepted="one file that sets it")
+                faults.add(InvalidSetting(str(name), found="two", accepted="one file that sets it"))
             else:
                 merged[name] = value
     return merged
 
 
 def parse_config_file(text: str) -> ConfigFile:
-    """Parse and check the text of a file (YAML or JSON)."""
-    return _config(_content(text))
+    """Parse and check the text of a file (YAML or JSON). Raises `InvalidSetting` with all faults."""
+    faults = SettingFaults()
+    config = _config(_content(text), faults)
+    faults.raise_all()
+    return config
 
 
 def _content(text: str) -> dict[str, Any]:
@@ -338,52 +350,57 @@ def _content(text: str) -> dict[str, Any]:
     return {MERGE_POLICY: content} if is_merge_policy(content) else content
 
 
-def _config(content: dict[str, Any]) -> ConfigFile:
-    try:
-        config = _converted(_given(content))
-    except UnicodeEncodeError:
-        found = "half a character (\\ud800 to \\udfff)"
-        raise InvalidSetting("CONFIG_FILE", found=found, accepted="whole characters") from None
-    _check_unique(config)
+def _config(content: dict[str, Any], faults: SettingFaults) -> ConfigFile:
+    config = _converted(_given(content), faults)
+    _check_unique(config, faults)
+    _check_pools(config, faults)
     if config.request_merge_policy is not None:
-        check_merge_policy(config.request_merge_policy)
-    build_transforms(config.request_transforms, "requestTransforms")
+        check_merge_policy(config.request_merge_policy, faults)
+    with faults.collected():
+        build_transforms(config.request_transforms, "requestTransforms")
     return config
 
 
-def _converted(content: dict[str, Any]) -> ConfigFile:
-    """The content as a `ConfigFile`; raises `InvalidSetting` with all faults, at most `_MOST_FAULTS`."""
-    faults: list[InvalidSetting] = []
-    while len(faults) < _MOST_FAULTS:
+def _converted(content: dict[str, Any], faults: SettingFaults) -> ConfigFile:
+    """The content as a `ConfigFile` without its invalid fields; empty if there are more than `_MOST_FAULTS`."""
+    for _ in range(_MOST_FAULTS):
         try:
-            config = msgspec.convert(content, ConfigFile)
+            return msgspec.convert(content, ConfigFile)
         except msgspec.ValidationError as error:
-            faults.append(invalid_setting(error, "CONFIG_FILE", ConfigFile))
-            if _without(content, faults[-1].setting):
-                continue
-        break
-    raise_all(faults)
-    return config
+            fault = invalid_setting(error, "CONFIG_FILE", ConfigFile)
+        except UnicodeEncodeError:
+            found = "half a character (\\ud800 to \\udfff)"
+            fault = InvalidSetting("CONFIG_FILE", found=found, accepted="whole characters")
+        faults.add(fault)
+        if not _without(content, fault.setting):
+            break
+    faults.hide("CONFIG_FILE")
+    return ConfigFile()
 
 
 def _without(content: dict[str, Any], path: str) -> bool:
-    """Drop the value at `path`, so that the next fault is found; a required name gets a placeholder."""
-    steps = [step for step in steps_of(path) if step != "..."]
+    """Drop the value at `path`, so that the next fault is found; required names get a placeholder.
+
+    Returns whether anything was dropped.
+    """
+    *steps, last = [step for step in steps_of(path) if step != "..."] or [""]
     place: Any = content
-    for step in steps[:-1]:
-        if isinstance(place, list) and step.isdigit():
+    for step in steps:
+        if isinstance(place, list):
             place = place[int(step)]
         elif isinstance(place, dict) and step in place:
             place = place[step]
         else:
             return False
-    if not steps or not isinstance(place, dict):
-        return False
-    parent = path[: path.rindex(steps[-1])].rstrip(".[")
-    if steps[-1] in required_fields(ConfigFile, parent):
-        place[steps[-1]] = f"placeholder-{parent}"
+    if isinstance(place, list):
+        names = dict.fromkeys(required_fields(ConfigFile, path), f"placeholder-{path}")
+        place[int(last)] = names if known_fields(ConfigFile, path) else ""
         return True
-    return place.pop(steps[-1], None) is not None
+    parent = path[: path.rindex(last)].rstrip(".[")
+    if last in required_fields(ConfigFile, parent):
+        place[last] = f"placeholder-{parent}"
+        return True
+    return place.pop(last, place) is not place
 
 
 def _given(content: dict[str, Any]) -> dict[str, Any]:
@@ -406,10 +423,12 @@ def _as_mapping(entries: list[Any]) -> dict[str, Any]:
     return {name: entries}
 
 
-def _check_unique(config: ConfigFile) -> None:
+def _check_unique(config: ConfigFile, faults: SettingFaults) -> None:
     if len(config.queues) > MOST_QUEUES:
-        raise InvalidSetting(
-            "CONFIG_FILE", found=f"{len(config.queues)}", accepted=f"at most {MOST_QUEUES} queues"
+        faults.add(
+            InvalidSetting(
+                "CONFIG_FILE", found=f"{len(config.queues)}", accepted=f"at most {MOST_QUEUES} queues"
+            )
         )
     names = {
         "queues.queue_name": [queue.queue_name for queue in config.queues],
@@ -420,14 +439,22 @@ def _check_unique(config: ConfigFile) -> None:
     for setting, given in names.items():
         twice = sorted(name for name, count in Counter(given).items() if count > 1)
         if twice:
-            raise InvalidSetting(setting, found=f"{twice[0]!r} twice", accepted="each name once")
+            faults.add(InvalidSetting(setting, found=f"{twice[0]!r} twice", accepted="each name once"))
+
+
+def _check_pools(config: ConfigFile, faults: SettingFaults) -> None:
+    """Each pool that a queue or subscription names exists."""
+    if faults.touch(*(f"pools[{number}].id" for number in range(max(1, len(config.pools))))):
+        return
     pools = {pool.id for pool in config.pools} | {"default"}
     named = [(f"queues[{number}]", queue.worker_pool_id) for number, queue in enumerate(config.queues)]
     named += [(f"topics[{number}]", topic.worker_pool_id) for number, topic in enumerate(config.topics)]
     for path, pool_id in named:
         if pool_id not in pools:
             known = ", ".join(sorted(pools))
-            raise InvalidSetting(f"{path}.worker_pool_id", found=repr(pool_id), accepted=f"one of {known}")
+            faults.add(
+                InvalidSetting(f"{path}.worker_pool_id", found=repr(pool_id), accepted=f"one of {known}")
+            )
 
 
 MERGE_POLICY: Final = "request_merge_policy"
@@ -471,11 +498,11 @@ def is_merge_policy(content: dict[str, Any]) -> bool:
     return "type" in content and content.keys() <= _FORM
 
 
-def check_merge_policy(policy: MergePolicy) -> None:
-    """Raise `InvalidSetting` for an invalid header name."""
+def check_merge_policy(policy: MergePolicy, faults: SettingFaults) -> None:
+    """Add a fault for each invalid header name."""
     given = policy.parameters
     for field in ("fairness_header", "priority_header", "objective_header"):
         name = getattr(given, field)
         if name and not _HEADER.fullmatch(name):
             setting = f"{MERGE_POLICY}.parameters.{field}"
-            raise InvalidSetting(setting, found=repr(name[:80]), accepted="the name of a header")
+            faults.add(InvalidSetting(setting, found=repr(name[:80]), accepted="the name of a header"))

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from handlers.contract.accepted import about, described, known_fields, nearest, type_at, types_of
-from handlers.contract.errors import InvalidSetting, raise_all
+from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.json_limits import MAX_REQUEST_BYTES
 from handlers.contract.masked_text import without_secrets
 from handlers.forward.route import DEFAULT_PATH, FAIRNESS_HEADER, OBJECTIVE_HEADER
@@ -344,19 +344,25 @@ SECRETS = frozenset({"redis_password", "dispatch_token", "metrics_token"})
 """Fields that are masked wherever the settings are shown."""
 
 
-def read_environment(variables: Mapping[str, str]) -> Environment:
-    """Read the environment. Raises `InvalidSetting` with variable and accepted values."""
+def read_environment(variables: Mapping[str, str], faults: SettingFaults | None = None) -> Environment:
+    """Read the environment; an invalid variable counts as unset and is added to `faults`.
+
+    Without `faults`, raises `InvalidSetting` with each invalid variable and the accepted values.
+    """
     known = {name.upper() for name in Environment.__struct_fields__}
     given = {name: _plain(value) for name, value in variables.items() if name in known and value.strip()}
-    faults: list[InvalidSetting] = []
+    found = faults or SettingFaults()
     while True:
         try:
             environment = msgspec.convert(given, Environment, strict=False)
         except msgspec.ValidationError as error:
-            faults.append(_invalid_variable(error, given))
-            if given.pop(faults[-1].setting, None) is not None:
-                continue
-        raise_all(faults)
+            fault = _invalid_variable(error, given)
+            found.add(fault)
+            if given.pop(fault.setting, None) is None:
+                raise fault from None
+            continue
+        if faults is None:
+            found.raise_all()
         return environment
 
 
@@ -398,6 +404,7 @@ def invalid_setting(
             f"{setting}.{unknown}" if path else unknown or where,
             found="an unknown field" + (f" (did you mean {close}?)" if close else ""),
             accepted=f"one of {', '.join(sorted(known))}" if known else "a known one",
+            meant=f"{setting}.{close}" if path and close else close,
         )
     if text.startswith("Object missing required field"):
         setting = ".".join(part for part in (path.rstrip("`").removeprefix("."), text.split("`")[1]) if part)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from handlers.contract.accepted import nearest
-from handlers.contract.errors import InvalidSetting, raise_all
+from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.lenient_json import is_unicode
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.result import ANY, ANY_RESULT_LIST, ResultNames, read_result_names
@@ -24,7 +24,7 @@ from handlers.settings.config_file import (
     PoolEntry,
     QueueEntry,
     TopicEntry,
-    read_config_file,
+    partial_config_file,
 )
 from handlers.settings.environment import SECRETS, Environment, read_environment
 from handlers.settings.memory import derived_budget, memory_limit, needed_memory
@@ -228,42 +228,44 @@ class Settings(msgspec.Struct, frozen=True):
 def load_settings(variables: Mapping[str, str]) -> Settings:
     """Read environment and file, and check them without opening a connection.
 
-    Raises `InvalidSetting`, which names the variable or field, its value, and the accepted values.
+    Raises `InvalidSetting`, which names the variable or field, its value, and the accepted values, with all other
+    faults attached.
     """
-    env = _environment(variables)
-    settings = Settings(env=env, file=read_config_file(env.config_file))
-    _check_urls(settings)
-    if 0 < env.max_in_flight_bytes < settings.least_in_flight_bytes:
-        accepted = (
-            f"0, or at least {settings.least_in_flight_bytes} for MAX_REQUEST_BYTES and MAX_RESPONSE_BYTES"
-        )
-        raise InvalidSetting("MAX_IN_FLIGHT_BYTES", found=f"{env.max_in_flight_bytes}", accepted=accepted)
-    _check_bases(settings)
-    _check_distinct(settings)
-    for queue in settings.file.queues:
-        _check_path("request_path_url", queue.request_path_url)
-    for topic in settings.file.topics:
-        _check_path("request_path_url", topic.request_path_url)
-    _check_path("REQUEST_PATH_URL", env.request_path_url)
-    for path in settings.routes.default.allowed_paths:
-        _check_path("ALLOWED_ENDPOINTS", path)
-    if env.heartbeat_seconds * 2 > env.lease_seconds:
-        accepted = f"at most half of LEASE_SECONDS ({env.lease_seconds:g})"
-        raise InvalidSetting("HEARTBEAT_SECONDS", found=f"{env.heartbeat_seconds:g}", accepted=accepted)
+    faults = SettingFaults()
+    settings = read_settings(variables, faults)
+    faults.raise_all()
     return settings
 
 
-def _environment(variables: Mapping[str, str]) -> Environment:
-    """The environment; raises `InvalidSetting` with all misspelt and invalid variables."""
-    faults = _misspelt(variables)
-    try:
-        environment = read_environment(variables)
-    except InvalidSetting as fault:
-        faults.append(fault)
-        raise_all(faults)
-        raise
-    raise_all(faults)
-    return environment
+def read_settings(variables: Mapping[str, str], faults: SettingFaults) -> Settings:
+    """Read and check environment and file; add all faults to `faults`.
+
+    Invalid values count as unset, so that later checks of the result find only faults of their own.
+    """
+    readable = _readable(variables, faults)
+    _check_names(readable, faults)
+    env = read_environment(readable, faults)
+    file = ConfigFile() if faults.touch("CONFIG_FILE") else partial_config_file(env.config_file, faults)
+    settings = Settings(env=env, file=file)
+    _check_urls(settings, faults)
+    _check_redis(settings, faults)
+    _check_bases(settings, faults)
+    _check_distinct(settings, faults)
+    _check_paths(settings, faults)
+    _check_numbers(settings, faults)
+    return without_faulty(settings, faults)
+
+
+def without_faulty(settings: Settings, faults: SettingFaults) -> Settings:
+    """The settings with the defaults of faulty variables and, of a faulty Redis address, all its fields."""
+    if not faults.found:
+        return settings
+    env, file = settings.env, settings.file
+    defaults = {field.name: field.default for field in msgspec.structs.fields(Environment)}
+    faulty = {name: default for name, default in defaults.items() if faults.touch(name.upper())}
+    if faults.touch(*_REDIS_FIELDS):
+        file = msgspec.structs.replace(file, url="", mode="", addrs=[], master_name="")
+    return Settings(env=msgspec.structs.replace(env, **faulty), file=file)
 
 
 def memory_warnings(settings: Settings) -> list[str]:
@@ -284,82 +286,149 @@ _SHORT: Final = 6
 """Characters of the longest names that are not compared: `PORT` resembles variables of other programs."""
 
 
-def _misspelt(variables: Mapping[str, str]) -> list[InvalidSetting]:
-    """Variables whose name looks like a misspelt setting. Raises `InvalidSetting` for one that is not UTF-8.
+def _readable(variables: Mapping[str, str], faults: SettingFaults) -> dict[str, str]:
+    """The variables without our own that are not UTF-8.
 
     The variables of OpenTelemetry's SDK (`OTEL_…`) must be UTF-8 too, because spans with other bytes cannot be encoded.
     """
     ours = {name.upper() for name in Environment.__struct_fields__} | _OTHERS
+    readable = dict(variables)
     for name in sorted(variables):
         if (name in ours or name.startswith("OTEL_")) and not is_unicode(variables[name]):
-            raise InvalidSetting(name, found="bytes that are not UTF-8", accepted="text in UTF-8")
+            del readable[name]
+            faults.add(InvalidSetting(name, found="bytes that are not UTF-8", accepted="text in UTF-8"))
+    return readable
+
+
+def _check_names(variables: Mapping[str, str], faults: SettingFaults) -> None:
+    """Refuse variables whose name looks like a misspelt setting."""
     known = [name.upper() for name in Environment.__struct_fields__ if len(name) > _SHORT]
     unknown = variables.keys() - _OTHERS - {name.upper() for name in Environment.__struct_fields__}
-    return [
-        InvalidSetting(
-            name, found="an unknown variable", accepted=f"a known variable (did you mean {close}?)"
-        )
-        for name in sorted(unknown)
-        if variables[name] and (close := nearest(name, known, cutoff=_LOOKS_MISSPELT))
-    ]
+    for name in sorted(unknown):
+        if variables[name] and (close := nearest(name, known, cutoff=_LOOKS_MISSPELT)):
+            accepted = f"a known variable (did you mean {close}?)"
+            meant = "" if close in variables else close
+            faults.add(InvalidSetting(name, found="an unknown variable", accepted=accepted, meant=meant))
 
 
-def _check_distinct(settings: Settings) -> None:
+def _check_distinct(settings: Settings, faults: SettingFaults) -> None:
     """Refuse a name that two of request queues, retry set and result lists share."""
     file = settings.file
     retry = "retry_queue_name" if file.retry_queue_name else "RETRY_QUEUE_NAME"
     result = "result_queue_name" if file.result_queue_name else "RESULT_QUEUE_NAME"
-    places = [
-        (f"queues[{number}].queue_name" if file.queues else "REQUEST_QUEUE_NAME", queue.queue_name)
-        for number, queue in enumerate(settings.queues)
-    ]
-    places.append((retry, settings.retry_queue_name))
-    results = [(result, settings.result_queue_name)]
-    results += [
+    taken: dict[str, str] = {}
+    for number, queue in enumerate(settings.queues):
+        setting = f"queues[{number}].queue_name" if file.queues else "REQUEST_QUEUE_NAME"
+        if not faults.touch(setting, *([] if file.queues else ["queues"])):
+            taken.setdefault(queue.queue_name, setting)
+    others = [(retry, settings.retry_queue_name), (result, settings.result_queue_name)]
+    others += [
         (f"queues[{number}].result_queue_name", queue.result_queue_name)
         for number, queue in enumerate(settings.queues)
     ]
-    taken: dict[str, str] = {}
-    for setting, name in places:
+    for setting, name in others:
+        if faults.touch(setting, setting.lower()):
+            continue
         if name in taken:
-            raise InvalidSetting(setting, found=repr(name), accepted=f"another name than {taken[name]} has")
-        taken[name] = setting
-    for setting, name in results:
-        if name in taken:
-            raise InvalidSetting(setting, found=repr(name), accepted=f"another name than {taken[name]} has")
+            accepted = f"another name than {taken[name]} has"
+            faults.add(InvalidSetting(setting, found=repr(name), accepted=accepted))
+        elif setting == retry:
+            taken[name] = setting
 
 
-def _check_bases(settings: Settings) -> None:
+def _check_bases(settings: Settings, faults: SettingFaults) -> None:
     """Refuse a base URL that ends in the path's version: requests would go to `/v1/v1/…`."""
-    entries: list[QueueEntry | TopicEntry | None] = [None, *settings.file.queues, *settings.file.topics]
     routes = settings.routes
-    for entry in entries:
+    entries: list[tuple[str, QueueEntry | TopicEntry | None]] = [("", None), *_entries(settings)]
+    for where, entry in entries:
+        base = f"{where}.igw_base_url" if entry and entry.igw_base_url else "IGW_BASE_URL"
+        path = f"{where}.request_path_url" if entry and entry.request_path_url else "REQUEST_PATH_URL"
+        if faults.touch(
+            base, path, *([f"{where}.igw_base_url", f"{where}.request_path_url"] if entry else [])
+        ):
+            continue
         route = routes.default if entry is None else routes.of(_entry_name(entry))
         last = urlsplit(route.base_url).path.rstrip("/").rpartition("/")[2]
         if last and route.path.startswith(f"/{last}/"):
-            setting = "IGW_BASE_URL" if entry is None or not entry.igw_base_url else "igw_base_url"
             accepted = f"a base URL without /{last}, which {route.path} brings"
-            raise InvalidSetting(setting, found=repr(masked_url(route.base_url)), accepted=accepted)
+            faults.add(InvalidSetting(base, found=repr(masked_url(route.base_url)), accepted=accepted))
+
+
+def _entries(settings: Settings) -> list[tuple[str, QueueEntry | TopicEntry]]:
+    """Queues and subscriptions of the file, with their paths."""
+    file = settings.file
+    return [
+        *((f"queues[{number}]", queue) for number, queue in enumerate(file.queues)),
+        *((f"topics[{number}]", topic) for number, topic in enumerate(file.topics)),
+    ]
 
 
 def _entry_name(entry: QueueEntry | TopicEntry) -> str:
     return entry.queue_name if isinstance(entry, QueueEntry) else entry.subscriber_id
 
 
-def _check_urls(settings: Settings) -> None:
-    gateways = [("IGW_BASE_URL", settings.env.igw_base_url)]
-    gateways += [("igw_base_url", q.igw_base_url) for q in settings.file.queues if q.igw_base_url]
-    gateways += [("igw_base_url", t.igw_base_url) for t in settings.file.topics if t.igw_base_url]
-    if settings.env.handler_url:
-        gateways.append(("HANDLER_URL", settings.env.handler_url))
-    for setting, url in gateways:
-        check_url(setting, url, frozenset({"http", "https"}))
-        _check_one_credential(setting, url, settings.env)
-    for setting, url in (
-        ("REDIS_URL", settings.redis_url),
-        ("DEDUPE_REDIS_URL", settings.env.dedupe_redis_url or settings.redis_url),
-    ):
+def _check_urls(settings: Settings, faults: SettingFaults) -> None:
+    env = settings.env
+    urls = [("IGW_BASE_URL", env.igw_base_url), ("HANDLER_URL", env.handler_url)]
+    urls += [(f"{where}.igw_base_url", entry.igw_base_url) for where, entry in _entries(settings)]
+    for setting, url in urls:
+        if url or setting == "IGW_BASE_URL":
+            with faults.collected():
+                check_url(setting, url, frozenset({"http", "https"}))
+                _check_one_credential(setting, url, env)
+
+
+_REDIS_FIELDS: Final = ("url", "mode", "addrs", "master_name")
+"""Fields of the file that together are the address of Redis."""
+
+
+def _check_redis(settings: Settings, faults: SettingFaults) -> None:
+    file, env = settings.file, settings.env
+    setting, url = ("url", file.url) if file.url else ("REDIS_URL", env.redis_url)
+    with faults.collected():
         check_url(setting, url, _REDIS_SCHEMES)
+    for number, address in enumerate(file.addrs):
+        if not _is_host(address):
+            faults.add(InvalidSetting(f"addrs[{number}]", found=repr(address), accepted="host:port"))
+    if not faults.touch(*_REDIS_FIELDS[1:]):
+        with faults.collected():
+            redis_address(
+                Environment().redis_url if faults.touch(setting) else url,
+                file.mode,
+                file.addrs,
+                file.master_name,
+            )
+    if env.dedupe_redis_url:
+        with faults.collected():
+            check_url("DEDUPE_REDIS_URL", env.dedupe_redis_url, _REDIS_SCHEMES)
+
+
+def _check_paths(settings: Settings, faults: SettingFaults) -> None:
+    paths = [(f"{where}.request_path_url", entry.request_path_url) for where, entry in _entries(settings)]
+    paths.append(("REQUEST_PATH_URL", settings.env.request_path_url))
+    paths += [("ALLOWED_ENDPOINTS", path) for path in _names(settings.env.allowed_endpoints)]
+    for setting, path in paths:
+        if path and not is_safe_path(path, ("/",)):
+            faults.add(
+                InvalidSetting(setting, found=repr(path), accepted="a plain path like /v1/completions")
+            )
+
+
+def _check_numbers(settings: Settings, faults: SettingFaults) -> None:
+    """Refuse numbers that contradict each other."""
+    env = settings.env
+    sizes = ("MAX_IN_FLIGHT_BYTES", "MAX_REQUEST_BYTES", "MAX_RESPONSE_BYTES")
+    if 0 < env.max_in_flight_bytes < settings.least_in_flight_bytes and not faults.touch(*sizes):
+        accepted = (
+            f"0, or at least {settings.least_in_flight_bytes} for MAX_REQUEST_BYTES and MAX_RESPONSE_BYTES"
+        )
+        faults.add(
+            InvalidSetting("MAX_IN_FLIGHT_BYTES", found=f"{env.max_in_flight_bytes}", accepted=accepted)
+        )
+    is_late = env.heartbeat_seconds * 2 > env.lease_seconds
+    if is_late and not faults.touch("HEARTBEAT_SECONDS", "LEASE_SECONDS"):
+        accepted = f"at most half of LEASE_SECONDS ({env.lease_seconds:g})"
+        faults.add(InvalidSetting("HEARTBEAT_SECONDS", found=f"{env.heartbeat_seconds:g}", accepted=accepted))
 
 
 def _names(text: str) -> list[str]:
@@ -401,11 +470,6 @@ def check_url(setting: str, url: str, schemes: frozenset[str]) -> None:
 def _is_host(host: str) -> bool:
     match = _HOST.fullmatch(host)
     return match is not None and int((match[2] or ":0")[1:]) <= _LAST_PORT
-
-
-def _check_path(setting: str, path: str) -> None:
-    if path and not is_safe_path(path, ("/",)):
-        raise InvalidSetting(setting, found=repr(path), accepted="a plain path like /v1/completions")
 
 
 def masked_url(value: object) -> object:

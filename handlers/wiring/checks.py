@@ -5,30 +5,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from handlers.contract.errors import InvalidSetting, raise_all
+from handlers.contract.errors import SettingFaults
 from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.route import joined
 from handlers.gates.gate import GateState
 from handlers.gates.labels import TIERS
-from handlers.poller.priority import build_merge, check_objectives
 from handlers.redis_store.admin.rights import RightsOptions, refused_commands, wrong_types
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
 from handlers.redis_store.faults import explained
 from handlers.redis_store.opening import open_queue, open_retries
 from handlers.redis_store.queue.queue import QueueOptions
-from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.memory import memory_limit
 from handlers.settings.settings import Settings, masked_url, memory_warnings
 from handlers.transport.failures import UnusableResponse
 from handlers.wiring.credentials import file_token, prometheus_tls, redis_options
+from handlers.wiring.faults import find_faults, gated_entries
 from handlers.wiring.forward_stack import gateway_of
-from handlers.wiring.gates import GateEntry, PlacedGates, is_available
+from handlers.wiring.gates import PlacedGates, is_available
 
 if TYPE_CHECKING:
     from handlers.pubsub.channel import PubSubChannel
@@ -57,9 +55,11 @@ Check = Callable[[Settings], Awaitable[list[Finding]]]
 async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
     """All findings of the named parts (the keys of `CHECKS`).
 
-    Raises `InvalidSetting` for faults of pools and gates that stop the start, all of them together.
+    Raises `InvalidSetting` for faults that stop the start, all of them together.
     """
-    raise_all(await _start_faults(settings))
+    faults = SettingFaults()
+    await find_faults(settings, faults)
+    faults.raise_all()
     found = await asyncio.gather(*(_bounded(part, CHECKS[part](settings)) for part in parts))
     return [*_tiers(settings), *(finding for findings in found for finding in findings)]
 
@@ -74,31 +74,6 @@ async def _bounded(part: str, check: Awaitable[list[Finding]]) -> list[Finding]:
                 part, "fault", f"no answer in {_TIMEOUT_SECONDS:g} s", "check network policies and proxies"
             )
         ]
-
-
-async def _start_faults(settings: Settings) -> list[InvalidSetting]:
-    """Faults of merge policies, lanes and gates, as a starting process finds them; builds nothing that runs."""
-    faults: list[InvalidSetting] = []
-
-    for number, pool in enumerate(settings.pools):
-        path = f"pools[{number}]"
-        for check in (
-            partial(check_objectives, pool.lane_objectives, f"{path}.lane_objectives"),
-            partial(build_merge, pool.merge_policy, f"{path}.merge_policy"),
-        ):
-            try:
-                check()
-            except InvalidSetting as fault:
-                faults.append(fault)
-    for path, entry in _gated_entries(settings):
-        gate = GateEntry(entry.gate_type, entry.gate_params, path, _pool_of(entry))
-        try:
-            gates = PlacedGates(settings, {("entry", path): gate})
-        except InvalidSetting as fault:
-            faults.append(fault)
-        else:
-            await gates.aclose()
-    return faults
 
 
 def _tiers(settings: Settings) -> list[Finding]:
@@ -123,7 +98,7 @@ def default_parts(settings: Settings) -> list[str]:
         parts.append("pubsub")
     if settings.env.prometheus_url:
         parts.append("prometheus")
-    if _gated_entries(settings):
+    if gated_entries(settings):
         parts.append("gates")
     return parts
 
@@ -208,26 +183,9 @@ def _is_plain_http(error: BaseException) -> bool:
     return False
 
 
-def _gated_entries(settings: Settings) -> list[tuple[str, PoolEntry | QueueEntry | TopicEntry]]:
-    """Entries that name a gate, with their paths in the file."""
-    file = settings.file
-    entries: list[tuple[str, PoolEntry | QueueEntry | TopicEntry]] = []
-    entries += [(f"pools[{number}]", entry) for number, entry in enumerate(file.pools)]
-    entries += [(f"queues[{number}]", entry) for number, entry in enumerate(file.queues)]
-    entries += [(f"topics[{number}]", entry) for number, entry in enumerate(file.topics)]
-    return [(path, entry) for path, entry in entries if entry.gate_type]
-
-
-def _pool_of(entry: PoolEntry | QueueEntry | TopicEntry) -> str:
-    return entry.id if isinstance(entry, PoolEntry) else entry.worker_pool_id
-
-
 async def _gates(settings: Settings) -> list[Finding]:
     """Start every gate and check that its source answers (for `prometheus-*`: its own query)."""
-    entries = {
-        ("entry", path): GateEntry(entry.gate_type, entry.gate_params, path, _pool_of(entry))
-        for path, entry in _gated_entries(settings)
-    }
+    entries = {("entry", path): entry for path, entry in gated_entries(settings).items()}
     gates = PlacedGates(settings, entries)
     built = [(path, gate) for _, path in entries for gate in gates.at(("entry", path))]
     try:

@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from handlers.contract.errors import InvalidSetting
+from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.json_limits import MALFORMED
 from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions
 from handlers.doors.cloudevents.foreign_event import HEADER_PREFIX, EventFields
 from handlers.forward.gateway import Gateway, GatewayOptions
-from handlers.settings.settings import Settings
+from handlers.settings.settings import Settings, masked_url
 from handlers.telemetry.logs import Logger
 
 _MAX_ANSWER_BYTES = 65_536
@@ -23,6 +23,15 @@ _ATTRIBUTES = frozenset({"id", "source", "type", "specversion", "datacontenttype
 
 class _Overrides(msgspec.Struct):
     extensions: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+def check_event_sources(settings: Settings) -> None:
+    """Raise `InvalidSetting` for invalid `EVENT_…` and `K_…` variables, all of them together."""
+    faults = SettingFaults()
+    for check in (event_fields, _sink_parts):
+        with faults.collected():
+            check(settings)
+    faults.raise_all()
 
 
 def event_fields(settings: Settings) -> EventFields | None:
@@ -55,17 +64,22 @@ def event_sink(
     env = settings.env
     if not env.k_sink:
         return None
-    if not env.k_sink.startswith(("http://", "https://")):
-        raise InvalidSetting("K_SINK", found="no such URL", accepted="http:// or https:// of the sink")
+    tls, overrides = _sink_parts(settings)
     client = Gateway(
-        GatewayOptions(
-            env.connect_timeout_seconds,
-            max_response_bytes=_MAX_ANSWER_BYTES,
-            ssl_context=_tls(env.k_ca_certs),
-        )
+        GatewayOptions(env.connect_timeout_seconds, max_response_bytes=_MAX_ANSWER_BYTES, ssl_context=tls)
     )
     closers.append(client.aclose)
-    return EventSink(client, SinkOptions(env.k_sink, _overrides(env.k_ce_overrides)), log)
+    return EventSink(client, SinkOptions(env.k_sink, overrides), log)
+
+
+def _sink_parts(settings: Settings) -> tuple[ssl.SSLContext | None, dict[str, str]]:
+    """TLS and overrides of the sink. Raises `InvalidSetting`."""
+    env = settings.env
+    if env.k_sink and not env.k_sink.startswith(("http://", "https://")):
+        raise InvalidSetting(
+            "K_SINK", found=repr(masked_url(env.k_sink)), accepted="http:// or https:// of the sink"
+        )
+    return _tls(env.k_ca_certs), _overrides(env.k_ce_overrides)
 
 
 def _overrides(text: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec.structs import replace
 
+from handlers.contract.errors import SettingFaults
 from handlers.gates.gate import Gate, GateState
 from handlers.gates.sources import FeedOptions, Feeds, GateSources, HttpText
 from handlers.redis_store.connection import Store, connect
@@ -94,13 +95,15 @@ class PlacedGates:
     def prepared(self, entries: Mapping[Place, GateEntry]) -> dict[Place, PlacedGate]:
         """The gates that `entries` ask for, for `apply`: new ones where an entry has changed.
 
-        Changes nothing. Raises `InvalidSetting` for an invalid entry.
+        Changes nothing. Raises `InvalidSetting` for invalid entries, all of them together.
         """
-        return {
-            place: self._unchanged(place, entry) or self._new(entry)
-            for place, entry in entries.items()
-            if entry.gate_type
-        }
+        prepared, faults = dict[Place, PlacedGate](), SettingFaults()
+        for place, entry in entries.items():
+            if entry.gate_type:
+                with faults.collected():
+                    prepared[place] = self._unchanged(place, entry) or self._new(entry)
+        faults.raise_all()
+        return prepared
 
     def _unchanged(self, place: Place, entry: GateEntry) -> PlacedGate | None:
         placed = self._placed.get(place)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from handlers.contract.errors import InvalidSetting
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.doors.door import Answer
-from handlers.settings.settings import Settings
+from handlers.settings.settings import Settings, check_url
 from handlers.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -128,21 +128,27 @@ _SETTING = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _GRPC_PORT = 4317
 
 
-def tracing_of(settings: Settings) -> Tracing | None:
-    """Tracer of this process, or None. Raises `InvalidSetting` for an invalid endpoint."""
+def check_tracing(settings: Settings) -> None:
+    """Raise `InvalidSetting` for an endpoint or protocol that traces cannot use."""
     env = settings.env
     if not env.otel_exporter_otlp_endpoint:
-        return None
-    parts = urlsplit(env.otel_exporter_otlp_endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidSetting(_SETTING, found="no such URL", accepted="http://host:4318 (OTLP over HTTP)")
+        return
+    check_url(_SETTING, env.otel_exporter_otlp_endpoint, frozenset({"http", "https"}))
     if env.otel_exporter_otlp_protocol != "http/protobuf":
         raise InvalidSetting(
             "OTEL_EXPORTER_OTLP_PROTOCOL",
             found=env.otel_exporter_otlp_protocol[:40],
             accepted="http/protobuf, with the receiver's HTTP port (4318)",
         )
-    if parts.port == _GRPC_PORT:
+
+
+def tracing_of(settings: Settings) -> Tracing | None:
+    """Tracer of this process, or None. Raises `InvalidSetting` for an invalid endpoint."""
+    env = settings.env
+    if not env.otel_exporter_otlp_endpoint:
+        return None
+    check_tracing(settings)
+    if urlsplit(env.otel_exporter_otlp_endpoint).port == _GRPC_PORT:
         get_logger("tracing").warning(
             "OTLP endpoint looks like gRPC", setting=_SETTING, port=_GRPC_PORT, fix="use the HTTP port, 4318"
         )

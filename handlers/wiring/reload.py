@@ -68,11 +68,13 @@ class ConfigWatch:
 
     def refuse(self, error: Exception) -> None:
         self.is_refused = True
-        if isinstance(error, InvalidSetting):
-            why = {"setting": error.setting, "found": error.found, "accepted": error.accepted}
-        else:
-            why = {"error": type(error).__name__}  # its text may quote the file
-        self._log.error("configuration refused", **why)
+        if not isinstance(error, InvalidSetting):  # its text may quote the file
+            self._log.error("configuration refused", error=type(error).__name__)
+            return
+        for one in (error, *error.others):
+            self._log.error(
+                "configuration refused", setting=one.setting, found=one.found, accepted=one.accepted
+            )
 
     def look(self) -> Settings | None:
         """The settings of a valid change since the last call, or None.

@@ -137,10 +137,7 @@ def test_all_mistakes_are_reported_in_one_run(tmp_path: Path) -> None:
     file.write_text(MISTAKES)
     done = check(CONFIG_FILE=str(file))
     named = [line.split(": ")[1] for line in done.stderr.splitlines()]
-    assert named == [
-        *("queues[0].queue_nam", "queues[0].queue_name", "queues[1].worker_pool"),
-        "pools[0].workers",
-    ]
+    assert named == ["queues[0].queue_nam", "queues[1].worker_pool", "pools[0].workers"]
     assert "expected an integer from 1 to 100000, got text" in done.stderr
 
     file.write_text(LATE_MISTAKES)
@@ -152,6 +149,22 @@ def test_all_mistakes_are_reported_in_one_run(tmp_path: Path) -> None:
         *("pools[0].gate_params.adress", "pools[0].gate_params.limit", "queues[0].gate_type"),
     ]
     assert "did you mean redis-quota?" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("check",), ("poll",), ("serve", "--target", "dispatch"), ("status",)])
+def test_each_start_reports_faults_of_all_its_steps(command: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "queues: [{queue_name: a, igw_base: x},"
+        " {queue_name: b, gate_type: redis-quota, gate_params: {address: r, limit: two}}]"
+    )
+    variables = {"WORKERS": "many", "IGW_BASE_URL": "http://[::1", "GATEWAY_TOKEN_FILE": "/nowhere"}
+    done = CliRunner().invoke(main, command, env={**variables, "CONFIG_FILE": str(file)})
+    assert done.exit_code == 2
+    assert {line.split(": ")[1] for line in done.stderr.splitlines()} == {
+        *variables,
+        *("queues[0].igw_base", "queues[1].gate_params.limit"),
+    }
 
 
 def test_an_unknown_tier_is_a_warning_with_the_known_ones(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from handlers.contract.errors import InvalidSetting
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import get_logger
 from handlers.wiring.reload import ConfigWatch
@@ -130,3 +131,12 @@ async def test_the_swap_of_a_link_is_a_change_though_the_time_is_the_same(tmp_pa
     (tmp_path / "..next").rename(link)
     settings = await asyncio.wait_for(changed, 60)
     assert [queue.queue_name for queue in settings.queues] == ["first", "second"]
+
+
+async def test_a_refusal_logs_each_fault(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    watched.paths[0].write_text("queues: [{queue_name: first, igw_base_url: x}, {queue_name: second, id: 5}]")
+    with pytest.raises(InvalidSetting) as refused:
+        load_settings({"CONFIG_FILE": str(watched.paths[0])})
+    watched.watch.refuse(refused.value)
+    logged = [getattr(record, "fields", {}).get("setting") for record in caplog.records]
+    assert logged == ["queues[1].id", "queues[0].igw_base_url"]

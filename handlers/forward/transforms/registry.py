@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from handlers.contract.accepted import about
-from handlers.contract.errors import InvalidSetting
+from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.forward.transforms import gcs_uri_multipart
 from handlers.forward.transforms.transform import Transform
 
@@ -30,23 +30,28 @@ class TransformEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 def build_transforms(entries: Sequence[TransformEntry], setting: str) -> list[Transform]:
     """The transforms in the order of the file.
 
-    Raises `InvalidSetting` for an unknown transform or a repeated name.
+    Raises `InvalidSetting` for unknown transforms and repeated names, all of them together.
     """
-    built, names = [], set[str]()
+    built, names, faults = list[Transform](), set[str](), SettingFaults()
     for number, entry in enumerate(entries):
-        where = f"{setting}[{number}]"
-        if not entry.name:
-            raise InvalidSetting(f"{where}.name", found="an empty name", accepted="a unique name")
-        if entry.name in names:
-            raise InvalidSetting(f"{where}.name", found=f"{entry.name!r} twice", accepted="each name once")
+        with faults.collected():
+            built.append(_built(entry, f"{setting}[{number}]", names))
         names.add(entry.name)
-        kind = entry.type or entry.name
-        if kind not in TRANSFORMS:
-            known = ", ".join(sorted(TRANSFORMS))
-            raise InvalidSetting(f"{where}.type", found=repr(kind), accepted=f"one of {known}")
-        word, parameters = _parameters(entry, where)
-        built.append(TRANSFORMS[kind](parameters, f"{where}.{word}"))
+    faults.raise_all()
     return built
+
+
+def _built(entry: TransformEntry, where: str, names: set[str]) -> Transform:
+    if not entry.name:
+        raise InvalidSetting(f"{where}.name", found="an empty name", accepted="a unique name")
+    if entry.name in names:
+        raise InvalidSetting(f"{where}.name", found=f"{entry.name!r} twice", accepted="each name once")
+    kind = entry.type or entry.name
+    if kind not in TRANSFORMS:
+        known = ", ".join(sorted(TRANSFORMS))
+        raise InvalidSetting(f"{where}.type", found=repr(kind), accepted=f"one of {known}")
+    word, parameters = _parameters(entry, where)
+    return TRANSFORMS[kind](parameters, f"{where}.{word}")
 
 
 def _parameters(entry: TransformEntry, where: str) -> tuple[str, Mapping[str, Any]]:

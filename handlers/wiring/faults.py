@@ -1,0 +1,107 @@
+"""All faults of the settings that stop a start, found together.
+
+A starting process stops at the first part that it cannot build. `all_faults` then checks every part, so that a user
+mends all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+
+from handlers.contract.errors import InvalidSetting, SettingFaults
+from handlers.poller.priority import build_merge, check_objectives
+from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
+from handlers.settings.settings import Settings, read_settings, without_faulty
+from handlers.wiring.credentials import file_token, gateway_tls, prometheus_tls
+from handlers.wiring.event_sources import check_event_sources
+from handlers.wiring.gates import GateEntry, PlacedGates
+from handlers.wiring.metrics import check_tracing
+
+
+async def all_faults(variables: Mapping[str, str], known: InvalidSetting) -> list[InvalidSetting]:
+    """Every fault of environment and file, and `known`, which the start has found."""
+    faults = SettingFaults()
+    await find_faults(read_settings(variables, faults), faults)
+    faults.add(known)
+    return faults.found
+
+
+async def find_faults(settings: Settings, faults: SettingFaults) -> None:
+    """Add the faults of credentials, pools and gates, as a starting process finds them; builds nothing that runs.
+
+    Parts whose settings are faulty already are skipped.
+    """
+    for names, check in _PARTS.items():
+        if not faults.touch(*names):
+            with faults.collected():
+                check(settings)
+    _check_pools(settings, faults)
+    await _check_gates(without_faulty(settings, faults), faults)
+
+
+_PARTS: Final[Mapping[tuple[str, ...], Callable[[Settings], object]]] = {
+    ("GATEWAY_TOKEN_FILE",): lambda settings: file_token(
+        "GATEWAY_TOKEN_FILE", settings.env.gateway_token_file
+    ),
+    ("GATEWAY_CA_FILE", "GATEWAY_CERT_FILE", "GATEWAY_KEY_FILE"): gateway_tls,
+    ("PROMETHEUS_TOKEN_FILE",): lambda settings: file_token(
+        "PROMETHEUS_TOKEN_FILE", settings.env.prometheus_token_file
+    ),
+    ("PROMETHEUS_CA_FILE",): prometheus_tls,
+    ("REDIS_PASSWORD_FILE",): lambda settings: settings.redis_password,
+    ("DISPATCH_TOKEN_FILE",): lambda settings: settings.dispatch_tokens,
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"): check_tracing,
+    (): check_event_sources,
+}
+"""Checks by the variables that they read."""
+
+
+def _check_pools(settings: Settings, faults: SettingFaults) -> None:
+    policy = settings.file.request_merge_policy
+    checks: list[Callable[[], object]] = []
+    if policy is not None:
+        objectives = policy.parameters.lane_objectives
+        checks.append(partial(build_merge, policy.type, "request_merge_policy.type"))
+        checks.append(
+            partial(check_objectives, objectives, "request_merge_policy.parameters.lane_objectives")
+        )
+    for number, pool in enumerate(settings.file.pools):
+        path = f"pools[{number}]"
+        checks.append(partial(check_objectives, pool.lane_objectives, f"{path}.lane_objectives"))
+        if pool.merge_policy:
+            checks.append(partial(build_merge, pool.merge_policy, f"{path}.merge_policy"))
+    for check in checks:
+        with faults.collected():
+            check()
+
+
+async def _check_gates(settings: Settings, faults: SettingFaults) -> None:
+    entries = {
+        ("entry", path): entry
+        for path, entry in gated_entries(settings).items()
+        if not faults.touch(f"{path}.gate_type", f"{path}.gate_params")
+    }
+    gates = PlacedGates(settings)
+    with faults.collected():
+        gates.prepared(entries)
+    await gates.aclose()
+
+
+def gated_entries(settings: Settings) -> dict[str, GateEntry]:
+    """The gates of pools, queues and subscriptions, by the path of their entry in the file."""
+    file = settings.file
+    entries: list[tuple[str, PoolEntry | QueueEntry | TopicEntry]] = []
+    entries += [(f"pools[{number}]", entry) for number, entry in enumerate(file.pools)]
+    entries += [(f"queues[{number}]", entry) for number, entry in enumerate(file.queues)]
+    entries += [(f"topics[{number}]", entry) for number, entry in enumerate(file.topics)]
+    return {
+        path: GateEntry(entry.gate_type, entry.gate_params, path, _pool_of(entry))
+        for path, entry in entries
+        if entry.gate_type
+    }
+
+
+def _pool_of(entry: PoolEntry | QueueEntry | TopicEntry) -> str:
+    return entry.id if isinstance(entry, PoolEntry) else entry.worker_pool_id
