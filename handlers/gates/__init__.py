@@ -1,5 +1,5 @@
-"""Gates limit the capacity that queued requests use, and decide which may be sent.
+"""Gates: limit the capacity of queued requests, decide which are sent.
 
-Each gate is one file and one line of `registry.py`. `chain.py` describes when each gate is asked. Gates import only
-the contract and this package; `sources.py` declares what they read from, and `handlers.wiring.gates` provides it.
+Each gate is one file and one line of `registry.py`. `chain.py` describes when gates are asked. A gate reads only from
+the sources that `sources.py` declares and `handlers.wiring.gates` provides.
 """

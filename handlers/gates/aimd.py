@@ -1,11 +1,12 @@
 """`aimd`: one congestion window per band, adjusted by the gateway's responses.
 
-The gate needs no metrics: it finds the capacity, and shrinks its windows at the first rejection.
+AIMD is additive increase, multiplicative decrease, as in TCP. The gate needs no metrics: windows grow until the gateway
+rejects a request, and shrink at the first rejection. A band is a priority class (`labels.py`).
 
 The gateway serves bands in order, so congestion starts at the lowest band and climbs. A rejection therefore shrinks
-the window of its band and those below, and stops the growth of those above for a while. A success in a band shows
-that higher bands have room too, and ends that stop. Responses arrive out of order, so an event affects only requests
-that were sent after it.
+the window of its band and of lower bands, and stops the growth of higher bands for a while. A success in a band shows
+that higher bands have room too, and ends that stop. Responses arrive out of order, so after a decrease only responses
+to requests that were sent later can change the window.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Band(msgspec.Struct):
 
     window: float
     threshold: float
-    """Slow-start threshold: the window after the last decrease; below it the window grows by slow start."""
+    """Slow-start threshold: the window after the last decrease. Below it, the window grows faster (slow start)."""
     in_flight: int = 0
     shrunk_at: float = 0.0
     closed_until: float = 0.0
@@ -54,7 +55,7 @@ class Band(msgspec.Struct):
 
 
 class Windows:
-    """Windows of all bands, by number (`handlers.gates.labels.BANDS`); callers pass the time."""
+    """Windows of all bands, by number (`handlers.gates.labels.BANDS`). Callers pass the time."""
 
     def __init__(self, options: WindowOptions) -> None:
         self._options = options
@@ -89,7 +90,10 @@ class Windows:
         found.window = min(self._options.max_window, found.window + step)
 
     def rejected(self, band: int, sent_at: float, now: float, retry_after_seconds: float | None) -> None:
-        """Shrink this and lower bands once per round trip, stop growth above, and close for `Retry-After`."""
+        """Shrink this and lower bands' windows, at most once per round trip.
+
+        Windows of higher bands stop growing for a while. With a `Retry-After`, this and lower bands close that long.
+        """
         found = self.bands[band]
         is_new = sent_at > found.shrunk_at
         self._shrink(found, self._options.decrease_factor, sent_at, now)
@@ -112,7 +116,7 @@ class Windows:
             self._hold_above(band, now)
 
     def cap(self, band: int, headroom: float) -> None:
-        """Cap the window at the headroom that the gateway reports for the band."""
+        """Cap the window at requests in flight plus the gateway's reported headroom."""
         found = self.bands[band]
         most = max(self._options.min_window, found.in_flight + headroom)
         if found.window > most:
@@ -126,7 +130,7 @@ class Windows:
         band.shrunk_at = now
 
     def _close(self, band: Band, until: float) -> None:
-        """Close until `until`; the window then reopens in slow start from its minimum."""
+        """Close the band until `until`. It reopens in slow start from the minimum window."""
         band.closed_until = max(band.closed_until, until)
         band.window = self._options.min_window
 
@@ -157,7 +161,11 @@ class AimdParameters(msgspec.Struct, frozen=True, kw_only=True):
         float, about("Factor applied to the window when the gateway rejects, between 0 and 1.", gt=0, lt=1)
     ] = 0.5
     hold_duration: Annotated[
-        float, DURATION, about("Seconds without a further decrease after one.", ge=0, le=3600)
+        float,
+        DURATION,
+        about(
+            "Seconds for which a rejection stops the growth of the windows of higher bands.", ge=0, le=3600
+        ),
     ] = 1.0
     tier_label: Annotated[Text, about("Label that holds a request's tier.")] = TIER
     queue_duration_target: Annotated[
@@ -233,7 +241,7 @@ class AimdGate(Gate):
         )
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int:
-        """Free slots of the band's window; without labels, the most of any band in use."""
+        """Free slots of the labels' band. Without labels, the most of any band in use."""
         now = self._clock()
         if CLASSIFICATION in labels or self._parameters.tier_label in labels:
             return self._windows.room(band_of(labels, self._parameters.tier_label), now)
@@ -242,7 +250,7 @@ class AimdGate(Gate):
         return max(self._windows.room(number, now) for number in {*used, lowest})
 
     async def admit(self, request: Request) -> Verdict:
-        """Admit while the band's window has room; otherwise hold reserved requests and refuse overflow."""
+        """Admit while the band's window has room. If full, hold reserved requests and refuse overflow."""
         now = self._clock()
         band = band_of(request.labels, self._parameters.tier_label)
         if self._windows.room(band, now) > 0:
@@ -257,7 +265,7 @@ class AimdGate(Gate):
         return Refuse(closed_seconds + _FULL_RETRY_SECONDS * (0.5 + self._jitter()), reason)
 
     async def wait_open(self, until_at: float) -> bool:
-        """Wait for room in the lowest band, which is that of requests without labels."""
+        """Wait for room in the lowest band, that of requests without labels."""
         return await self._wait_for(len(BANDS) - 1)(until_at)
 
     def observe(self, request: Request, feedback: Feedback) -> None:
@@ -342,7 +350,7 @@ def _why_closed(band: Band, now: float) -> str:
 
 
 class Sign(Enum):
-    """What a response tells about the gateway's capacity."""
+    """What a response says about the gateway's capacity."""
 
     ACCEPTED = "accepted"
     NO_CAPACITY = "no capacity"
@@ -353,8 +361,8 @@ class Sign(Enum):
 def sign_of(feedback: Feedback) -> Sign:
     """Classify a response by its dropped-reason header, else by its status.
 
-    A 429 without a reason is a rejection; other errors tell nothing. Neither does an eviction: the request had been
-    admitted, and made room for a more urgent one.
+    A 429 without a reason is a rejection. Other errors say nothing about the capacity. Neither does an eviction: the
+    gateway had admitted the request, and dropped it for a more urgent one.
     """
     if feedback.dropped_reason == "rejected-saturated":
         return Sign.NO_CAPACITY

@@ -1,13 +1,13 @@
-"""The number of requests that may start now, from the shares that gates allow.
+"""The number of requests that may start now, derived from gates' budgets.
 
-A budget limits concurrency: a fraction of the pool's slots may be in use at a time, however long a request takes and
-however old the reading is. A burst therefore counts against the reading that admitted it.
+A budget limits concurrency: it is the fraction of the pool's slots that may be in use at a time. So requests that were
+started after a metric was read use up the budget of that reading.
 
-- Less than one slot allows one request at a time with pauses, so that the average use is the allowed one:
+- Less than one slot allows one request at a time with pauses, so that on average the allowed fraction is used:
   with 0.25 slots, a request of 2 s is followed by a pause of 6 s.
-- A headroom (`Share.headroom`) is added to the slots in use when the metric was read. A metric is older than its
-  fetch, so it is added to the lowest use within the `Share.lag_seconds` before. So a request that the metric may not
-  have counted yet never makes room twice.
+- A headroom (`Share.headroom`) is added to the slots in use when the metric was measured, which may be up to
+  `Share.lag_seconds` before it was read. The exact time is unknown, so the headroom is added to the lowest use in that
+  period. Otherwise requests that the metric does not count yet would be given the same headroom again.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import msgspec
 
 from handlers.gates.gate import Gate, Share
 
-_LONGEST_PAUSE_SECONDS: Final = 60.0  # a long request at a tiny share must not close the pool for hours
+_LONGEST_PAUSE_SECONDS: Final = 60.0  # with a tiny share, a long request must not close the pool for hours
 _ROUNDING: Final = 1e-9  # 0.3 x 10 slots is 3, despite binary fractions
-_GRAIN_SECONDS: Final = 0.05  # a metric read from the router itself is hardly older
+_GRAIN_SECONDS: Final = 0.05  # about the least age of a metric, when it is read from the router itself
 _MARKS: Final = (
     1_024  # about 50 s of history, for the longest lag plus a reading's age; searched once per reading
 )
 
 
 class ProcessShare(msgspec.Struct, frozen=True):
-    """A process's share of a pool: number `index` (from 0) of `count` processes.
+    """A process's share of a pool, as number `index` of `count` processes.
 
-    The other processes have `elsewhere` slots in use. While not `is_known`, the share is 0.
+    `index` counts from 0. The other processes have `elsewhere` slots in use. If not `is_known`, the share is 0.
     """
 
     index: int = 0
@@ -42,7 +42,7 @@ class ProcessShare(msgspec.Struct, frozen=True):
     is_known: bool = True
 
     def of(self, slots: float) -> float:
-        """This process's share of `slots`, in whole slots; all shares add up to `slots`. May be negative."""
+        """This process's share of `slots`, in whole slots. All shares add up to `slots`."""
         if not self.is_known:
             return 0.0
         if self.count == 1:
@@ -57,14 +57,15 @@ WHOLE_POOL: Final = ProcessShare()
 
 
 def all_shares(gates: Sequence[Gate]) -> Callable[[], tuple[Share, ...]]:
-    """Function that returns the current shares of all `gates`."""
+    """A function that returns the current shares of all `gates`."""
     return lambda: tuple(share for gate in gates for share in gate.shares())
 
 
 class Allowance:
-    """Slots of a pool in use, against what its gates allow.
+    """Limits a pool's slots in use to the gates' budgets.
 
-    `shares` and `part` are called on each check; `clock` returns Unix seconds, as in `Share.at`.
+    `shares` (the gates' budgets) and `part` (this process's share) are called for each check. `clock` returns Unix
+    seconds, as in `Share.at`.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Allowance:
         self.slots, self._shares, self._part = slots, shares, part
 
     def limit(self) -> float:
-        """Slots that the gates allow in use now, fractions included: 0 to `slots`."""
+        """Slots that may be in use now: 0 to `slots`, fractions included."""
         ours = self._part()
         allowed = min((self._of(share, ours) for share in self._shares()), default=self._full(ours))
         self._settle_credit(allowed)
@@ -114,7 +115,7 @@ class Allowance:
         return max(0, math.floor(allowed + _ROUNDING) - self.in_use)
 
     def started(self, count: int = 1) -> None:
-        """Count `count` requests that took a slot each."""
+        """Count `count` requests that each took a slot."""
         self._settle_credit(self._allowed)
         self.in_use += count
         self._low_water.note(self._clock(), self.in_use)
@@ -127,7 +128,7 @@ class Allowance:
         self._low_water.note(self._clock(), self.in_use)
 
     def _full(self, ours: ProcessShare) -> float:
-        """All slots of this process, less what other processes use beyond their shares."""
+        """This process's slots, less those that others use beyond their shares."""
         if not ours.is_known:
             return 0.0
         return max(0.0, min(ours.of(self.slots), float(self.slots - ours.elsewhere)))
@@ -139,13 +140,13 @@ class Allowance:
             return max(0.0, min(ours.of(total), total - ours.elsewhere)) if total else 0.0
         held, least = self._low_water.at(share.at, share.lag_seconds)
         change = ours.of(share.headroom * self.slots)
-        # An increase is added to the lowest use, which the metric has certainly counted; a decrease is subtracted from
-        # the current use. In between the pool keeps its slots, so that a short dip does not have an effect twice.
+        # A positive headroom is added to the lowest use, which the metric has certainly counted. A negative one is
+        # subtracted from the use at the reading. Between the two, slots in use stay allowed.
         allowed = held + change if change < 0 else max(float(held), least + change)
         return min(self._full(ours), max(0.0, max(ours.of(total), allowed) - share.fewer))
 
     def _settle_credit(self, allowed: float) -> None:
-        """Account for slot-seconds used beyond the limit since the last call; matters below one slot only."""
+        """Add up the slot-seconds used beyond the limit. They cause pauses below one slot."""
         now = self._clock()
         passed = max(0.0, now - self._credit_at)
         credit = self._credit + (self._allowed - self.in_use) * passed
@@ -156,7 +157,7 @@ class Allowance:
 
 
 class _LowWater:
-    """Slots in use at an instant, and the lowest use within a period before it, from a bounded history."""
+    """A bounded history of the number of slots in use."""
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
@@ -167,7 +168,7 @@ class _LowWater:
     def note(self, now: float, in_use: int) -> None:
         """Record that `in_use` slots are in use from `now` on."""
         if len(self._marks) > 1 and now - self._marks[-2][0] < _GRAIN_SECONDS:
-            # Within one grain only the lowest use matters; the last mark is kept, because it is still current.
+            # Within `_GRAIN_SECONDS` only the lowest use matters; the last mark is kept, because it is still current.
             at, least = self._marks[-2]
             self._marks[-2] = (at, min(least, self._marks[-1][1]))
             self._marks[-1] = (now, in_use)
@@ -177,8 +178,8 @@ class _LowWater:
             self._before = self._marks.popleft()[1]
 
     def at(self, at: float, lag_seconds: float) -> tuple[int, int]:
-        """Slots in use at `at`, and the lowest use from `at - lag_seconds` to then."""
-        # Called many times per reading; later marks do not change the result.
+        """Slots in use at `at`, and the fewest in the `lag_seconds` before."""
+        # Called many times per reading, so the result is kept: later marks do not change it.
         if self._asked != (at, lag_seconds):
             self._asked = (at, lag_seconds)
             self._found = self._search(at, lag_seconds)

@@ -1,4 +1,4 @@
-"""The order in which gates are asked, and admission of a request by several gates.
+"""The order in which gates are asked, and admission by several gates.
 
 Pools, queues and subscriptions may each name a gate. A request meets them in this order:
 
@@ -13,9 +13,9 @@ Pools, queues and subscriptions may each name a gate. A request meets them in th
                                                or give_back() of the reservation                  are free again
 
 A budget limits concurrency: an `Allowance` converts the shares of a gate to slots. The poller applies it when it
-claims. A push arrives unclaimed, so the door's `WaitingRoom` applies it and holds waiting requests.
+claims. A door cannot choose how many pushes arrive, so its `WaitingRoom` applies the budget and holds the rest.
 
-A verdict other than `Go` gives back what earlier gates reserved. `Go` keeps all reservations until the outcome.
+If a gate's verdict is not `Go`, the reservations at earlier gates are undone. After `Go` they last until the outcome.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Reservations:
 
 
 async def admit_all(gates: Sequence[Gate], request: Request) -> Verdict:
-    """Verdict of `gates`, asked in order; the first that is not `Go` decides.
+    """Ask `gates` in order. The first verdict that is not `Go` decides.
 
-    Each gate sees the labels that earlier gates added. Unless all say `Go`, and also on errors and cancellation,
-    earlier reservations are given back.
+    Each gate sees the labels that earlier gates added. Unless all verdicts are `Go`, and also after an error or
+    cancellation, earlier reservations are undone.
     """
     held: list[Reservation] = []
     labels: dict[str, str] = {}
@@ -79,7 +79,8 @@ async def admit_all(gates: Sequence[Gate], request: Request) -> Verdict:
 def with_claim(request: Request) -> Request:
     """Copy of `request` with a random claim id, unless it has one.
 
-    Reservations belong to a claim. Producers cannot choose its id, so they cannot use what another request paid for.
+    Reservations belong to a claim id. It is random, so that a producer cannot choose one and use another request's
+    reservation.
     """
     return request if request.claim else msgspec.structs.replace(request, claim=secrets.token_hex(16))
 

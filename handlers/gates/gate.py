@@ -4,7 +4,7 @@
     admission  admit() -> Verdict, wait_open()   decision on one request, with its reservation
     feedback   observe()                         the gateway's response to an admitted request
 
-`chain.py` says when each is called. The base class is an open gate; subclasses override what they decide.
+`chain.py` describes when each is called. The base class is an open gate; subclasses override what they limit.
 Instants are Unix seconds of the local clock, as in `Request.deadline`.
 """
 
@@ -23,14 +23,14 @@ NO_LABELS: Final[Mapping[str, str]] = {}
 
 
 class Reservation(Protocol):
-    """An admitted request's reservation at a gate; exactly one method is called, once."""
+    """What a gate reserved for an admitted request. Exactly one method is called, once."""
 
     async def release(self) -> None:
-        """End the reservation of a request that was sent: slots are freed, rate units stay used."""
+        """End the reservation of a request that was sent. Slots are freed, rate units stay used."""
         ...
 
     async def give_back(self) -> None:
-        """Undo the reservation of a request that was not sent, rate units included."""
+        """Undo the reservation of a request that was not sent. Rate units are returned."""
         ...
 
 
@@ -57,21 +57,21 @@ WaitOpen: TypeAlias = Callable[[float], Awaitable[bool]]
 
 
 class Hold(msgspec.Struct, frozen=True):
-    """Verdict: keep the request where it is, `await wait_open(until_at)`, then ask again or give up."""
+    """Verdict: keep the request, `await wait_open(until_at)`, then ask again or give up."""
 
     reason: str
     wait_open: WaitOpen
 
 
 class Refuse(msgspec.Struct, frozen=True):
-    """Verdict: put the request back in its queue for at least `delay_seconds`."""
+    """Verdict: return the request to its queue for at least `delay_seconds`."""
 
     delay_seconds: float
     reason: str
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """Verdict: never send; the final result is `GATE_DROPPED` and names this status."""
+    """Verdict: never send. The final result is `GATE_DROPPED` and names this status."""
 
     status_code: int
     reason: str
@@ -81,7 +81,7 @@ Verdict: TypeAlias = Go | Hold | Refuse | Drop
 
 
 class Feedback(msgspec.Struct, frozen=True):
-    """Outcome of an admitted request, as gates need it.
+    """The gateway's response to an admitted request.
 
     `status_code` is None without a complete response (no connection, timeout, broken body).
     """
@@ -97,8 +97,9 @@ class Share(msgspec.Struct, frozen=True):
     """Limit on the slots of a pool that may be in use.
 
     `part` is the allowed fraction of the slots, 0 to 1. `headroom` (-1 to 1, also a fraction of the slots) is added to
-    what was in use when the metric was read (`at`, Unix seconds); the larger of both limits holds. The metric's figures
-    may be `lag_seconds` older than `at`. `fewer` slots are subtracted: the gateway rejected that many requests since.
+    the slots in use when the metric was read, at `at` (Unix seconds). The larger of the two limits holds. The metric
+    may be `lag_seconds` older than `at`. `fewer` slots are subtracted, for requests that the gateway has rejected
+    since.
     """
 
     part: float
@@ -111,9 +112,9 @@ class Share(msgspec.Struct, frozen=True):
 class GateState(msgspec.Struct, frozen=True):
     """Snapshot of a gate for metrics, logs and the status page.
 
-    `value` is the reading and `threshold` where the gate closes; None for a gate without a metric.
-    `on_missing` is the rule in force while the source is missing, else empty. `why_closed` is empty
-    while the gate is open. `figures` are the gate's own gauges, by name.
+    `value` is the reading, and `threshold` the value at which the gate closes; both are None for a gate without a
+    metric. `on_missing` is the rule in force while the source is missing, else empty. `why_closed` is empty while the
+    gate is open. `figures` are the gate's own gauges, by name.
     """
 
     gate_type: str
@@ -134,16 +135,16 @@ class Gate:
     gate_type: ClassVar[str]
 
     async def start(self) -> None:
-        """Probe the source and log the gate's limits; an unavailable source does not raise."""
+        """Read the source once and log the gate's limits. Does not raise if the source is missing."""
 
     async def aclose(self) -> None:
-        """Stop background work; reservations of requests in flight stay valid."""
+        """Stop background work. Reservations of requests in flight stay valid."""
 
     async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
-        """The gate to use after a reload that configures `new` here.
+        """Replace this gate with `new` at a reload. Returns the one to use.
 
-        It is this gate with new options, or `new`, which is then started. State that a limit depends on is kept.
-        Gates no longer used are added to `discarded`; the caller closes them after the requests that they admitted
+        It is this gate with new options, or `new`, which is then started. State that a limit depends on is kept. Gates
+        no longer in use are added to `discarded`; the caller closes them when the requests that they admitted
         have ended.
         """
         await new.start()
@@ -155,28 +156,28 @@ class Gate:
         return 1.0
 
     def shares(self) -> tuple[Share, ...]:
-        """Limits on the pool's slots; the smallest holds."""
+        """Limits on the pool's slots. The smallest holds."""
         return (Share(self.budget()),)
 
     def shares_pool(self) -> bool:
-        """Whether all processes read the same budget and therefore share the pool's slots."""
+        """Whether all processes read the same budget and so share the slots."""
         return False
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a budget is for all
-        """Estimate of how many more requests with `labels` can be admitted; None if unlimited.
+        """Estimated number of requests with `labels` that can still be admitted.
 
-        The poller claims at most this many; `admit` would refuse the rest.
+        None if unlimited. The poller claims at most this many, because `admit` would refuse the rest.
         """
         return None if self.budget() > 0 else 0
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - a budget is for all alike
-        """Decide on one request that is about to be sent and reserve what it needs."""
+        """Decide whether a request may be sent now. `Go` reserves what it needs."""
         if self.budget() > 0:
             return Go()
         return Refuse(CLOSED_RETRY_SECONDS, "closed")
 
     async def wait_open(self, until_at: float) -> bool:
-        """Wait for room (True), at most until `until_at` in Unix seconds (False)."""
+        """Wait for room (True), but not after `until_at`, Unix seconds (False)."""
         while self.room() == 0:
             left = until_at - time.time()
             if left <= 0:
@@ -185,16 +186,16 @@ class Gate:
         return True
 
     def observe(self, request: Request, feedback: Feedback) -> None:
-        """Learn from the response to a request that this gate admitted; called before its release."""
+        """Take note of the response to an admitted request. Called before its release."""
 
     def state(self) -> GateState:
-        """Snapshot of the gate; cheap."""
+        """Snapshot of the gate, without I/O."""
         budget = self.budget()
         return GateState(self.gate_type, budget=budget, why_closed="" if budget > 0 else "closed")
 
 
 CLOSED_RETRY_SECONDS: Final = 5.0
-"""Delay of a request that was refused by a closed budget; by then there is a new reading."""
+"""Delay of a request that a closed budget refused. After it, the metric has been read again."""
 
 POLL_SECONDS: Final = 0.25
 """Interval at which waiting requests check a budget that is read in the background."""

@@ -1,6 +1,6 @@
-"""Labels of a request that gates and priority lanes read: classification, tier and the band of both.
+"""Labels that give a request's priority: classification, tier, and their band.
 
-Lanes of the poller and windows of the `aimd` gate are in the order of `BANDS`; band 0 goes first.
+The poller's lanes and the windows of the `aimd` gate follow the order of `BANDS`: band 0 goes first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def band_of(labels: Mapping[str, str], tier_label: str = TIER) -> int:
 
 
 def labelled(request: Request, labels: Mapping[str, str]) -> Request:
-    """Copy of `request` with `labels` added; they replace its own of the same name."""
+    """Copy of `request` with `labels` added. They replace its own of the same name."""
     if not labels:
         return request
     return msgspec.structs.replace(request, labels={**request.labels, **labels})

@@ -1,4 +1,4 @@
-"""Gate parameters: convert strings or JSON values to the msgspec struct of a gate.
+"""Gate parameters: convert strings or JSON values to a gate's msgspec struct.
 
 A struct declares the types and bounds of its fields, like the structs of the configuration file:
 
@@ -6,8 +6,8 @@ A struct declares the types and bounds of its fields, like the structs of the co
         pool: Annotated[Text, Meta(description="Inference pool.")]
         threshold: Annotated[float, Meta(gt=0, le=1, description="Saturation that closes the gate.")] = 0.8
 
-Besides msgspec's own types there are `Text`, `Duration`, `HttpUrl` and `Labels`. A type of your own reads its value
-in a function: `Annotated[..., Meta(extra={READ: function, NOUN: "a description"})]`.
+Besides msgspec's own types there are `Text`, `Duration`, `HttpUrl` and `Labels`. For a type of your own, name a
+function that parses the value: `Annotated[..., Meta(extra={READ: function, NOUN: "a description"})]`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from handlers.duration import parse_duration
 
 P = TypeVar("P", bound=msgspec.Struct)
 READ: Final = "read"
-"""Key in `Meta.extra` of a function that prepares the raw value; it raises `ValueError`."""
+"""Key in `Meta.extra` of a function that parses the raw value, or raises `ValueError`."""
 
 _LONGEST_SHOWN: Final = 60
 
 
 class InconsistentParameters(ValueError):
-    """Valid parameters that contradict each other; raised by a struct's `__post_init__`."""
+    """Raised by a struct's `__post_init__` for valid parameters that contradict each other."""
 
     def __init__(self, name: str, *, found: str, accepted: str) -> None:
         super().__init__(f"{name}: expected {accepted}, got {found}")
@@ -43,9 +43,10 @@ class InconsistentParameters(ValueError):
 
 
 def parse_parameters(kind: type[P], gate_type: str, raw: Mapping[str, Any], setting: str) -> P:
-    """Read `raw` into the struct `kind`; `setting` is the path of `raw` in the settings, for errors.
+    """Convert `raw` to the struct `kind`.
 
-    Raises `InvalidSetting` for unknown, missing, invalid and inconsistent parameters.
+    `setting` is the path of `raw` in the settings, for errors. Raises `InvalidSetting` for unknown, missing, invalid
+    and inconsistent parameters.
     """
     fields = msgspec.structs.fields(kind)
     names = [field.encode_name for field in fields]
@@ -95,21 +96,21 @@ def _stripped(value: Any) -> Any:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; raises `ValueError` for a key that occurs twice."""
+    """Make a JSON object of `pairs`. Raises `ValueError` for a repeated key."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is repeated")
     return found
 
 
 def json_of(value: Any) -> Any:
-    """Parse a string as JSON; other values stay unchanged. Raises `ValueError`."""
+    """Parse a string as JSON; return other values unchanged. Raises `ValueError`."""
     return json.loads(value, object_pairs_hook=unique_keys) if isinstance(value, str) else value
 
 
 def _seconds(value: Any) -> Any:
-    """Seconds of a text such as `1m30s`; a number unchanged."""
+    """Seconds of a text such as `1m30s`; a number is returned unchanged."""
     if not isinstance(value, str):
         return value
     found = value.strip()
@@ -118,7 +119,7 @@ def _seconds(value: Any) -> Any:
 
 
 def _labels(value: Any) -> dict[str, str]:
-    """Labels of a JSON object or of `a=b,c=d`; values that are not strings become text."""
+    """Labels from a JSON object or `a=b,c=d`. Other values become strings."""
     if isinstance(value, str) and not value.lstrip().startswith("{"):
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
         if any(not sep or not name.strip() for name, sep, _ in pairs):
@@ -131,7 +132,7 @@ def _labels(value: Any) -> dict[str, str]:
 
 
 def read_by(read: Callable[[Any], Any], noun: str) -> Meta:
-    """Metadata of a type whose raw values `read` prepares; `noun` describes what it accepts."""
+    """Metadata of a type. `read` parses its raw values, `noun` describes valid ones."""
     return Meta(extra={READ: read, NOUN: noun})
 
 

@@ -1,4 +1,4 @@
-"""Table of gate types, and gates of other packages by entry point."""
+"""The table of gate types, and gates that other packages register."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from handlers.gates.quota.redis_quota import QuotaGate, QuotaParameters
 from handlers.gates.sources import GateSources
 
 GATE_ENTRY_POINTS: Final = "async_processor.gates"
-"""Group of entry points: a name is a gate type, its object a `GateKind`."""
+"""Group of entry points. Each name is a gate type, each object a `GateKind`."""
 
 
 class ConstantParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """The gate has no parameters."""
+    """No parameters."""
 
 
 class ConstantGate(Gate):
-    """`constant`: always open, for a pool that only its slots limit."""
+    """`constant`: always open, so that only the slots limit the pool."""
 
     gate_type = "constant"
 
     def __init__(self, parameters: ConstantParameters, sources: GateSources) -> None:
-        """Ignore both arguments, which every gate takes."""
+        """Ignore both arguments; every gate is built with them."""
 
 
 P = TypeVar("P", bound=msgspec.Struct)
@@ -69,7 +69,7 @@ class GateKind(msgspec.Struct, frozen=True):
 
 
 def gate_kind(gate: type[Gate], parameters: type[P], build: Callable[[P, GateSources], Gate]) -> GateKind:
-    """A gate type whose `build`, mostly the class, takes parameters and sources."""
+    """A gate type whose `build` (usually the class) takes parameters and sources."""
 
     def from_raw(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
         return build(parse_parameters(parameters, gate.gate_type, raw, setting), sources)
@@ -80,7 +80,7 @@ def gate_kind(gate: type[Gate], parameters: type[P], build: Callable[[P, GateSou
 def combinator_kind(
     gate: type[Gate], parameters: type[P], build: Callable[[P, BuildInner], Gate]
 ) -> GateKind:
-    """A combinator's type, whose `build` takes a function that builds inner gates."""
+    """A gate type whose `build` takes parameters and builds inner gates."""
 
     def from_raw(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
         def build_inner(inner: InnerGate, type_path: str, params_path: str) -> Gate:
@@ -113,10 +113,10 @@ GATES: Final[Mapping[str, GateKind]] = {
 
 
 def build_gate(gate_type: str, gate_params: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
-    """Build a gate from settings; an empty type means `constant`.
+    """Build a gate from settings. An empty type means `constant`.
 
-    It reads nothing before `Gate.start`. `setting` is the path of the entry (`queues[0]`). Raises `InvalidSetting`
-    with a path below it, also for a type that two packages provide.
+    The gate reads nothing before `Gate.start`. `setting` is the path of the entry (`queues[0]`). Raises
+    `InvalidSetting` with a path below it, also for a type that two packages provide.
     """
     kind = _kind_of(gate_type, f"{setting}.gate_type") if gate_type else GATES[ConstantGate.gate_type]
     return kind.build(gate_params, sources, f"{setting}.gate_params")
@@ -140,14 +140,14 @@ def _kind_of(gate_type: str, setting: str) -> GateKind:
         raise InvalidSetting(
             setting,
             found=f"{gate_type!r}, which both {also} and {', '.join(packages)} provide",
-            accepted="a name that one of them provides",
+            accepted="a name that only one package provides",
         )
     return _loaded(points[0], packages[0], setting)
 
 
 @cache
 def installed_gates() -> Mapping[str, tuple[EntryPoint, ...]]:
-    """Entry points of `GATE_ENTRY_POINTS` by gate type; reads metadata, imports nothing."""
+    """Entry points of `GATE_ENTRY_POINTS` by gate type. It imports none of them."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for point in entry_points(group=GATE_ENTRY_POINTS):
         found[point.name] = (*found.get(point.name, ()), point)
@@ -166,7 +166,7 @@ def _loaded(point: EntryPoint, package: str, setting: str) -> GateKind:
     if not isinstance(kind, GateKind) or kind.gate.gate_type != point.name:
         raise InvalidSetting(
             setting,
-            found=f"{point.name!r} of {package}, whose {point.value} is something else",
+            found=f"{point.name!r} of {package}, whose {point.value} is not one",
             accepted=f"a GateKind with the gate_type {point.name!r}",
         )
     return kind

@@ -1,6 +1,6 @@
-"""What gates read from: background feeds, metric pages, and the shared store of quotas.
+"""Sources of gates: background feeds, metric pages, and the store of quotas.
 
-A feed fetches each source once per interval, however many gates use it. `handlers.redis_store.limits` implements the
+A feed fetches its source once per interval, for all gates that use it. `handlers.redis_store.limits` implements the
 store protocols.
 """
 
@@ -35,11 +35,11 @@ NOT_READ_YET: Final = "not read yet"
 
 
 class SourceMissing(Exception):
-    """The source cannot be read or has no sample; the message holds no secret."""
+    """Raised if a source cannot be read or has no sample. The message has no secrets."""
 
 
 class FeedOptions(msgspec.Struct, frozen=True):
-    """Interval between fetches, and the timeout after which a fetch has failed."""
+    """Interval between fetches, and the timeout of one."""
 
     refresh_seconds: float = 5.0
     timeout_seconds: float = 4.0
@@ -53,9 +53,9 @@ class Reading(msgspec.Struct, Generic[T], frozen=True):
 
 
 class MetricSample(msgspec.Struct, frozen=True):
-    """One number of a source; None if the source was read but has no such number.
+    """A number from a source.
 
-    `detail` names the source if there are several.
+    `value` is None if the source was read but has no such number. `detail` names the metric if there are several.
     """
 
     value: float | None
@@ -63,13 +63,13 @@ class MetricSample(msgspec.Struct, frozen=True):
 
 
 class MetricSource(Protocol):
-    """Number that a `ReadingGate` follows: a feed, or a combination of feeds."""
+    """The number that a `ReadingGate` follows, from one or more feeds."""
 
     name: str
 
     @property
     def reading(self) -> Reading[MetricSample] | None:
-        """The last reading, however old; None before the first."""
+        """The last reading, of any age; None before the first."""
         ...
 
     @property
@@ -93,7 +93,7 @@ class MetricSource(Protocol):
 class Feed(Generic[T]):
     """The last reading of one source, fetched in the background.
 
-    Each gate that uses the feed starts and closes it once: the first start begins the loop, the last close ends it.
+    Each gate that uses the feed starts and closes it once. The first start begins the fetching, the last close ends it.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Feed(Generic[T]):
             await loop
 
     async def tick(self) -> None:
-        """Fetch once; logs when a failure begins and when it ends."""
+        """Fetch once. Logs when a failure begins and when it ends."""
         at = self._clock()
         try:
             async with asyncio.timeout(self._options.timeout_seconds):
@@ -167,7 +167,7 @@ class Feed(Generic[T]):
 
 
 class Feeds:
-    """Feeds of a process by source, so that no source is fetched twice."""
+    """A process's feeds by source, so that none is fetched twice."""
 
     def __init__(self, options: FeedOptions, log: GateLog, clock: Callable[[], float] = time.time) -> None:
         self._options = options
@@ -182,7 +182,7 @@ class Feeds:
         *,
         name: str,
     ) -> Feed[T]:
-        """The feed of the source `key`; `name` is for logs, `read` is used by the first call only."""
+        """The feed of the source `key`, made by the first call. `name` is for logs."""
         if key not in self._feeds:
             self._feeds[key] = Feed(
                 name,
@@ -195,13 +195,14 @@ class Feeds:
 
 
 _MAX_BYTES: Final = 32_000_000
-"""Most bytes of a page; the /metrics page of a large router has a few megabytes."""
+"""Most bytes of a page. The /metrics page of a large router has a few megabytes."""
 
 
 class HttpText:
-    """HTTP client that fetches texts of bounded size; the feed limits the time.
+    """HTTP client that fetches texts of bounded size.
 
-    `token` returns the bearer token to send, None sends none. `ssl_context` None trusts the system's CAs.
+    The feed limits the time. `token` returns the bearer token to send; without `token` none is sent. Without
+    `ssl_context`, the system's CAs are trusted.
     """
 
     def __init__(
@@ -211,7 +212,7 @@ class HttpText:
         self._client = http_client(TransportOptions(max_response_bytes=_MAX_BYTES, ssl_context=ssl_context))
 
     async def get(self, url: str, query: Mapping[str, str] | None = None) -> bytes:
-        """Body of a 200 response; raises `SourceMissing` for another status or an unusable body."""
+        """The body of a 200 response. Raises `SourceMissing` for other responses."""
         headers = {"authorization": f"Bearer {self._token()}"} if self._token else None
         try:
             response = await self._client.get(url, params=query, headers=headers)
@@ -226,7 +227,7 @@ class HttpText:
 
 
 class HeldSlot(NamedTuple):
-    """One slot of a concurrency quota: the quota's key and the claim that holds the slot."""
+    """A held slot of a quota: the quota's key and the claim."""
 
     key: str
     member: str
@@ -241,10 +242,10 @@ class BudgetStore(Protocol):
 
 
 class QuotaStore(Protocol):
-    """Counts the use of quotas over all processes, on the store's clock.
+    """Counts the use of quotas by all processes, on the store's clock.
 
-    `member` names a claim, `owner` is the random token of this process. `counter_seconds` is the TTL of the counter
-    that the reference shares.
+    `member` names a claim, `owner` is the random token of this process. `counter_seconds` is the TTL of the counter,
+    which is shared with the reference.
     """
 
     failures: tuple[type[Exception], ...]
@@ -252,32 +253,33 @@ class QuotaStore(Protocol):
     async def pay_rate(
         self, key: str, member: str, *, limit: int, window_seconds: float, remember_seconds: float
     ) -> tuple[bool, bool, float]:
-        """Take one of `limit` units per window: (may go, paid by this call, seconds until a unit is free).
+        """Take one of `limit` units per window.
 
-        A member that has paid within `remember_seconds` may go without paying again.
+        Returns whether the request may be sent, whether this call took a unit, and the seconds until one is free. A
+        member that took one within `remember_seconds` does not need another.
         """
         ...
 
     async def refund_rate(self, key: str, member: str) -> None:
-        """Return the unit that `member` paid; a no-op if it paid nothing."""
+        """Return the unit that `member` took. Without one it is a no-op."""
         ...
 
     async def hold_slot(
         self, slot: HeldSlot, owner: str, *, limit: int, lease_seconds: float, counter_seconds: float
     ) -> bool:
-        """Take one of `limit` slots under a lease; a member that holds one keeps it under `owner`."""
+        """Take one of `limit` slots under a lease. A member that holds one keeps it, under `owner`."""
         ...
 
     async def free_slot(self, slot: HeldSlot, owner: str, *, counter_seconds: float) -> bool:
-        """Free the slot if `owner` still holds it; returns whether it did."""
+        """Free the slot if `owner` still holds it. Returns whether it did."""
         ...
 
     async def renew_slots(
         self, slots: Sequence[HeldSlot], owner: str, *, lease_seconds: float, counter_seconds: float
     ) -> None:
-        """Renew the leases; a lost slot is taken again unless another owner holds it.
+        """Renew the leases. A lost slot is taken again, unless another owner holds it.
 
-        Without slots it only checks that the store is available.
+        Without slots, it only checks that the store is available.
         """
         ...
 
@@ -290,12 +292,12 @@ class LeasedRate(Protocol):
 
     @property
     def is_valid(self) -> bool:
-        """Whether there is a lease for this pool that has not expired."""
+        """Whether this pool has a lease that has not expired."""
         ...
 
     @property
     def per_second(self) -> float:
-        """Leased rate; 0 without a valid lease."""
+        """The leased rate; 0 without a valid lease."""
         ...
 
     @property
@@ -303,31 +305,31 @@ class LeasedRate(Protocol):
 
 
 class LeasedRateStore(Protocol):
-    """Token bucket whose rate an external controller leases."""
+    """A token bucket whose rate an external controller leases."""
 
     failures: tuple[type[Exception], ...]
 
     async def take_token(
         self, control_key: str, state_key: str, pool: str, *, burst_seconds: float
     ) -> LeasedRate:
-        """Take one token if the lease is valid and a token is available."""
+        """Take a token, if the lease is valid and one is available."""
         ...
 
     def check_lease_keys(self, control_key: str, state_key: str) -> None:
-        """Raise `InvalidSetting` for keys that one script cannot use together (Redis Cluster slots)."""
+        """Raise `InvalidSetting` if a Redis Cluster has the keys in different slots."""
         ...
 
     async def look_at_lease(self, control_key: str, state_key: str, pool: str) -> LeasedRate:
-        """State of the lease; takes no token."""
+        """The state of the lease, without taking a token."""
         ...
 
     async def return_token(self, state_key: str) -> None:
-        """Return one token; the bucket's limit applies at the next take."""
+        """Return one token. The next `take_token` applies the bucket's limit."""
         ...
 
 
 class GateStore(BudgetStore, QuotaStore, LeasedRateStore, Protocol):
-    """Store at one address, as the gates use it."""
+    """The gates' store at one address."""
 
     failures: tuple[type[Exception], ...]
     """Exceptions of calls while the store is unavailable."""
@@ -336,9 +338,9 @@ class GateStore(BudgetStore, QuotaStore, LeasedRateStore, Protocol):
 class GateSources(msgspec.Struct, frozen=True):
     """Everything a gate may read from, passed to its constructor.
 
-    `stores` returns the store at an address, one per address. `prometheus_url` is empty if none is configured;
-    `prometheus_http` carries its credentials, `http` (for pages) carries none. `owner_pool` is the worker pool that the
-    gate belongs to. `clock` returns Unix seconds, `jitter` a number in [0, 1).
+    `stores` returns the store at an address, the same one for each call. `prometheus_url` is empty if none is
+    configured. `prometheus_http` sends its credentials; `http`, for metric pages, sends none. `owner_pool` is the pool
+    to which the gate belongs. `clock` returns Unix seconds, `jitter` a random number in [0, 1).
     """
 
     feeds: Feeds

@@ -1,8 +1,8 @@
-"""Waiting room of a push door: holds requests until the gates of one pool admit them.
+"""A push door's waiting room, which holds requests until gates admit them.
 
-A nack uses up a delivery attempt of a push. So a closed gate holds the request as long as the door allows, at the
-cost of one coroutine. The earliest deadline goes first. The poller needs no waiting room, because it claims only what
-may be sent.
+A nack uses up one of a push's delivery attempts. So a request at a closed gate waits here as long as the door allows,
+which costs one coroutine. The earliest deadline goes first. The poller needs no waiting room, because it claims only as
+many requests as may be sent.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from handlers.gates.gate import (
 )
 
 Admission: TypeAlias = Go | Refuse | Drop
-"""Verdict after all waiting is over."""
+"""The verdict on a request after waiting."""
 
 MOST_HELD: Final = 1_000
 INTERRUPTED: Final = Refuse(CLOSED_RETRY_SECONDS, "configuration changed")
-"""Verdict on a request that waited when the room was interrupted: enter again."""
+"""The verdict on a request that was waiting during an interruption: call `enter` again."""
 
 
 class _Waiting(msgspec.Struct, order=True):
@@ -47,9 +47,9 @@ class _Waiting(msgspec.Struct, order=True):
 
 
 class WaitingRoom:
-    """Slots and gates of one pool or subscription, and the requests that wait for them.
+    """Slots and gates of one pool or subscription, and its waiting requests.
 
-    At most `most_held` requests wait at a time; further ones are refused at once. Instants are Unix seconds of `clock`.
+    At most `most_held` requests wait at a time; further ones are refused at once. Times are Unix seconds of `clock`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class WaitingRoom:
 
     @property
     def in_flight(self) -> int:
-        """Number of admitted requests that have not ended."""
+        """The number of admitted requests that have not ended."""
         return self._allowance.in_use
 
     @property
@@ -81,20 +81,20 @@ class WaitingRoom:
         return len(self._holding)
 
     def change(self, gates: Sequence[Gate], *, slots: int, most_held: int = MOST_HELD) -> None:
-        """Apply other gates and limits; slots in use stay counted."""
+        """Apply other gates and limits. Slots in use stay counted."""
         self._gates, self._most_held = gates, most_held
         self._allowance.change(slots, all_shares(gates))
         self._changed.set()
 
     def interrupt(self) -> None:
-        """End the wait of every request that waits now, with `INTERRUPTED`."""
+        """End the wait of every waiting request, with the verdict `INTERRUPTED`."""
         self._interruptions += 1
         now = asyncio.get_running_loop().time()
         for holding in self._holding:
             holding.reschedule(now)
 
     async def aclose(self) -> None:
-        """Stop handing out slots; the door cancels the requests that wait."""
+        """Stop handing out slots. The door cancels the waiting requests."""
         if self._handing_out is not None:
             self._handing_out.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -104,7 +104,7 @@ class WaitingRoom:
     async def enter(self, request: Request, until_at: float) -> Admission:
         """Wait until `request` is admitted, at most until `until_at`.
 
-        A `Go` holds a slot until its release.
+        A request admitted with `Go` holds a slot until its reservation is released.
         """
         if not self._waiting and self._allowance.room() > 0:
             self._allowance.started()
@@ -136,7 +136,7 @@ class WaitingRoom:
             verdict = await self._ask(request)
             if isinstance(verdict, Go | Drop):
                 return verdict
-            end_if_cancelled()  # also after `interrupt`, whose timeout is a cancellation
+            end_if_cancelled()  # `interrupt` also cancels, by a timeout
             refusal = verdict
         if isinstance(refusal, Refuse):
             return refusal
@@ -157,7 +157,7 @@ class WaitingRoom:
                 assert_never(refusal)
 
     async def _ask(self, request: Request) -> Go | Hold | Refuse | Drop:
-        """Verdict of the gates on a request that holds a slot; unless it is `Go`, the slot is freed."""
+        """Ask the gates about a request that holds a slot. Unless `Go`, free the slot."""
         is_admitted = False
         try:
             verdict = await admit_all(self._gates, request)
@@ -207,12 +207,12 @@ class WaitingRoom:
                     await self._changed.wait()
 
     def _forget_gone(self) -> None:
-        """Drop requests that stopped waiting, so that a gate closed for hours does not collect them."""
+        """Remove requests that have stopped waiting. At a closed gate they would accumulate."""
         self._waiting = [one for one in self._waiting if not one.granted.done()]
         heapq.heapify(self._waiting)
 
     def _grant_next(self) -> None:
-        """Grant a slot to the earliest deadline; it counts as taken at once, so that no newcomer takes it."""
+        """Grant a slot to the earliest deadline. It counts as in use at once."""
         while self._waiting:
             one = heapq.heappop(self._waiting)
             if not one.granted.done():
@@ -222,7 +222,7 @@ class WaitingRoom:
 
 
 class _Slot:
-    """A slot with the reservations of its gates; releasing it twice is a no-op."""
+    """A slot and the reservations at its gates. Releasing it twice is a no-op."""
 
     def __init__(self, leave: Callable[[], None], reservation: Reservation) -> None:
         self._leave: Callable[[], None] | None = leave

@@ -1,4 +1,4 @@
-"""`composite`: several gates as one; the lowest budget counts, reservations are all or nothing."""
+"""`composite`: several gates as one. The lowest budget holds, and every gate must admit a request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from handlers.gates.gate import NO_LABELS, Feedback, Gate, GateState, Share, Ver
 
 
 class CompositeParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Inner gates in the order in which they are asked; put cheap ones first."""
+    """Inner gates, in the order in which they are asked. Put cheap ones first."""
 
     gates: Annotated[
         InnerGates,
@@ -47,7 +47,7 @@ class CompositeGate(Gate):
         await asyncio.gather(*(gate.aclose() for gate in self._gates))
 
     async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
-        """`new` with each inner gate of this one that has the same index, renewed in turn."""
+        """`new`, whose inner gates take over their state from this one, by index."""
         if not isinstance(new, CompositeGate):
             return await super().renewed(new, discarded)
         kept = min(len(self._gates), len(new._gates))
@@ -81,7 +81,7 @@ class CompositeGate(Gate):
         return await admit_all(self._gates, request)
 
     async def wait_open(self, until_at: float) -> bool:
-        """Wait for each in turn until all have room."""
+        """Wait for each inner gate in turn until all have room."""
         while self.room() == 0:
             for gate in self._gates:
                 if not await gate.wait_open(until_at):
@@ -93,7 +93,7 @@ class CompositeGate(Gate):
             gate.observe(request, feedback)
 
     def state(self) -> GateState:
-        """State with the lowest budget, and each gate's own state below."""
+        """State with the lowest budget; `inner` has each gate's own state."""
         inner = tuple(gate.state() for gate in self._gates)
         closed = next((one for one in inner if one.why_closed), None)
         return GateState(

@@ -1,7 +1,8 @@
 """`tier-priority-admission`: decides by classification and tier while the pool is saturated.
 
-The pool is saturated while the inner gate refuses. Then reserved requests wait, interactive overflow is dropped with
-429 (its client is waiting and can turn elsewhere), and everything else goes back to the queue.
+The pool is saturated while the inner gate refuses or holds requests. Then reserved requests wait. Interactive requests
+classified `overflow` are dropped with a 429, since their clients are waiting and can use another service. All others go
+back to the queue.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from handlers.gates.parameters import Text
 
 
 class TierPriorityParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Inner gate that measures saturation, and label of the tier."""
+    """The inner gate that measures saturation, and the label of the tier."""
 
     saturation_gate: Annotated[Text, about("Type of the inner gate, whose budget says how full the pool is.")]
     saturation_gate_params: Annotated[InnerParams, about("Parameters of the inner gate.")] = msgspec.field(
@@ -40,17 +41,17 @@ class TierPriorityGate(WrapperGate):
         self._tier_label = parameters.tier_label
 
     def shares(self) -> tuple[Share, ...]:
-        """Shares of the inner gate while it is open; while closed, requests still need a verdict."""
+        """Shares of the inner gate. All slots while it is closed, so that requests get a verdict."""
         return (Share(1.0),) if self._inner.room() == 0 else self._inner.shares()
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:
-        """Room of the inner gate; unlimited for requests that it would drop, since those must be claimed."""
+        """Room of the inner gate. None (unlimited) for requests to drop, which must be claimed first."""
         if self._inner.room(labels) == 0 and self._may_be_dropped(labels):
             return None
         return self._inner.room(labels)
 
     async def admit(self, request: Request) -> Verdict:
-        """Verdict of the inner gate, with a refusal decided by classification and tier."""
+        """Ask the inner gate. If it refuses, decide by classification and tier."""
         verdict = await self._inner.admit(request)
         match verdict:
             case Go() | Drop():
@@ -73,7 +74,7 @@ class TierPriorityGate(WrapperGate):
         return labels.get(CLASSIFICATION) == OVERFLOW and labels.get(self._tier_label) == INTERACTIVE
 
     def _may_be_dropped(self, labels: Mapping[str, str]) -> bool:
-        """Whether requests of a queue may be dropped; its labels may leave the classification to a quota gate."""
+        """Whether `admit` may drop requests with these labels. A quota gate may still classify them."""
         return (
             labels.get(CLASSIFICATION, OVERFLOW) == OVERFLOW and labels.get(self._tier_label) == INTERACTIVE
         )

@@ -1,4 +1,4 @@
-"""`wait-on-refuse`: requests that the inner gate refuses wait instead of going back to the queue."""
+"""`wait-on-refuse`: requests that the inner gate refuses wait instead of being requeued."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handlers.gates.gate import POLL_SECONDS, Hold, Refuse, Verdict
 
 
 class WaitOnRefuseParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Inner gate whose refusals are turned into waiting."""
+    """The inner gate, whose refusals become waits."""
 
     gate: Annotated[
         OneInnerGate,
@@ -34,7 +34,7 @@ class WaitOnRefuseGate(WrapperGate):
         super().__init__(build(parameters.gate, "gate.gate_type", "gate.gate_params"))
 
     async def admit(self, request: Request) -> Verdict:
-        """Verdict of the inner gate; a refusal becomes a hold for the delay of the refusal."""
+        """Ask the inner gate. A refusal becomes a hold for the delay of the refusal."""
         verdict = await self._inner.admit(request)
         if not isinstance(verdict, Refuse):
             return verdict

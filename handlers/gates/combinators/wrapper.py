@@ -1,4 +1,4 @@
-"""Base class of gates around one inner gate, and how settings name inner gates."""
+"""Base class of gates with one inner gate, and inner gates' settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from handlers.gates.parameters import Text, json_of, read_by
 
 
 class WrapperGate(Gate):
-    """Forwards every call to the inner gate; subclasses override what they change."""
+    """Forwards every call to the inner gate. Subclasses override what they change."""
 
     def __init__(self, inner: Gate) -> None:
         self._inner = inner
@@ -28,7 +28,7 @@ class WrapperGate(Gate):
         await self._inner.aclose()
 
     async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
-        """`new` around the inner gate of this one, renewed in turn."""
+        """`new`, whose inner gate takes over the state of this one's."""
         if not isinstance(new, WrapperGate) or new.gate_type != self.gate_type:
             return await super().renewed(new, discarded)
         new._inner = await self._inner.renewed(new._inner, discarded)
@@ -62,7 +62,7 @@ class WrapperGate(Gate):
         self._inner.observe(request, feedback)
 
     def state(self) -> GateState:
-        """State under this gate's type, with the inner gate's state below."""
+        """State under this gate's type; `inner` has the inner gate's state."""
         inner = self._inner.state()
         return GateState(
             self.gate_type,
@@ -74,18 +74,18 @@ class WrapperGate(Gate):
 
 
 class InnerGate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Inner gate as named in the settings."""
+    """An inner gate in the settings."""
 
     gate_type: Text
     gate_params: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 BuildInner: TypeAlias = Callable[[InnerGate, str, str], Gate]
-"""Builds an inner gate; the strings are the paths of its type and its parameters below the outer gate's."""
+"""Builds an inner gate. The strings are the paths of its type and its parameters, below those of the outer gate."""
 
 
 def _inner(value: Any) -> Any:
-    """One inner gate, from a JSON object or a string of one; so may its parameters be."""
+    """Parse one inner gate. It and its parameters are JSON objects, or strings of JSON."""
     read = json_of(value)
     return {**read, "gate_params": json_of(read.get("gate_params") or {})} if isinstance(read, dict) else read
 

@@ -1,1 +1,1 @@
-"""Gates whose budget follows a metric: Prometheus, a metrics page, or a Redis key."""
+"""Gates whose budget follows a metric (Prometheus, a metrics page, Redis)."""

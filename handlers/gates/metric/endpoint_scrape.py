@@ -93,7 +93,10 @@ class EndpointScrapeParameters(ReadingParameters, frozen=True, kw_only=True):
 
 
 class EndpointScrapeGate(ReadingGate):
-    """Publishes 1 - saturation - baseline, or budget - baseline; an idle source allows all slots."""
+    """Publishes 1 - saturation - baseline, or budget - baseline.
+
+    A saturation of 0, or a budget of 1, allows all slots.
+    """
 
     gate_type = "endpoint-scrape"
 
@@ -102,7 +105,7 @@ class EndpointScrapeGate(ReadingGate):
         is_budget = parameters.value_type == "budget"
 
         def published(value: float) -> float:
-            # A negative value is the fraction by which the pool is overfilled.
+            # A negative result is the fraction by which the pool is overfilled.
             left = min(1.0, value) if is_budget else 1.0 - max(0.0, value)
             return left - baseline
 
@@ -129,7 +132,7 @@ def endpoint_scrape_gate(parameters: EndpointScrapeParameters, sources: GateSour
 
 
 class ScrapedValue:
-    """Value of one metric on one page, as a fraction of the capacity; gates share the page's feed."""
+    """One metric of a page, as a fraction of the capacity. Gates share the page's feed."""
 
     def __init__(self, parameters: EndpointScrapeParameters, sources: GateSources) -> None:
         self.name = f"{without_secrets(parameters.url)} {parameters.metric}"
@@ -200,7 +203,7 @@ class ScrapedValue:
         self._reading = Reading(MetricSample(None if value is None else value / full), page.at)
 
     def _combined(self, values: list[float]) -> float | None:
-        """Combine several series: counts (of engines, models) are added, of fractions the largest counts."""
+        """Combine several series: add counts, take the smallest budget or largest saturation."""
         wanted = self._parameters
         if wanted.admission == "counted" and values:
             return values[0]
@@ -222,7 +225,7 @@ class ScrapedValue:
 
 
 def page_feed(address: str, sources: GateSources) -> Feed[bytes]:
-    """Feed of a page, shared by all gates that read it."""
+    """The feed of a page, shared by all gates that read it."""
 
     async def read() -> bytes:
         return await sources.http.get(address)
@@ -231,12 +234,12 @@ def page_feed(address: str, sources: GateSources) -> Feed[bytes]:
 
 
 _LINE_BYTES: Final = 16_384
-"""Most bytes of one sample, since the parser's time grows with the square of a line's length."""
+"""Most bytes of a sample's line. The parser's time grows with the square of its length."""
 
 
 def samples_of(page: bytes, metric: str, labels: Mapping[str, str]) -> list[float]:
-    """Values of `metric` with these labels; raises `ValueError` for lines of another format."""
-    # Only the metric's own lines are parsed: a router's page has megabytes of others.
+    """Values of `metric` with these labels. Raises `ValueError` for lines of another format."""
+    # Only the metric's own lines are parsed: a router's page has several megabytes.
     start = metric.encode()
     lines = [
         line
@@ -259,10 +262,10 @@ _TURN_SECONDS = 0.05
 
 
 class CountedScrapeGate(Gate):
-    """Admits at most floor(capacity - value) requests per reading; a failed reading admits none.
+    """Admits at most floor(capacity - value) requests per reading.
 
-    `scraped` gives the first sample of the page as a fraction of the capacity. Source of the rule: the reference's
-    `admission: counted`. The budget is 1 while the reading has a free place, else 0.
+    A failed reading admits none. `scraped` gives the first sample of the page as a fraction of the capacity. The budget
+    is 1 while the reading has a free place, else 0. Source of the rule: the reference's `admission: counted`.
     """
 
     gate_type = "endpoint-scrape"
@@ -286,7 +289,7 @@ class CountedScrapeGate(Gate):
         return 1.0 if self._free > 0 else 0.0
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a count is for all
-        """Free places of the last reading that are left."""
+        """Free places left of the last reading."""
         return self._free
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - a count is for all alike
@@ -313,7 +316,7 @@ class CountedScrapeGate(Gate):
         return "no free place in the last reading" if self._value is not None else "no usable reading"
 
     def _count(self) -> None:
-        """Set the free places from a new reading; a failed, negative, NaN or infinite one has none."""
+        """Set the free places from a new reading. An invalid or failed one has none."""
         reading = self._scraped.reading
         if self._scraped.failure or reading is None:
             self._free, self._value = 0, None

@@ -1,7 +1,7 @@
 """Gates that query Prometheus: `prometheus-query`, `prometheus-saturation`, `prometheus-budget`.
 
-The router renamed its metrics: one query asks for both names, and the new one wins. If several router replicas report
-the same pool, the largest value counts.
+The router has renamed its metrics, so each query asks for both names; the new one wins. If several replicas of the
+router report the same pool, the largest value counts.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class _Answer(msgspec.Struct):
 async def instant_query(
     http: HttpText, prometheus_url: str, query: str
 ) -> list[tuple[Mapping[str, str], float]]:
-    """Samples of `query` now, each with labels and value; a scalar has no labels.
+    """Evaluate `query` now and return its samples (labels, value).
 
-    Raises `SourceMissing` if the server does not return samples, and transport errors.
+    A scalar has no labels. Raises `SourceMissing` if the server does not return samples, and transport errors.
     """
     body = await http.get(f"{prometheus_url.rstrip('/')}/api/v1/query", {"query": query})
     try:
         answer = msgspec.json.decode(body, type=_Answer)
         if answer.status != "success" or answer.data is None:
-            raise SourceMissing("Prometheus did not evaluate the query")
+            raise SourceMissing("Prometheus could not evaluate the query")
         if answer.data.resultType == "scalar":
             _, value = msgspec.json.decode(answer.data.result, type=tuple[float, str])
             return [({}, float(value))]
@@ -63,18 +63,18 @@ async def instant_query(
             raise SourceMissing(f"expected a vector or scalar, got a {answer.data.resultType}")
         series = msgspec.json.decode(answer.data.result, type=list[_Series])
     except (*MALFORMED, ValueError):
-        raise SourceMissing("the response is not of the Prometheus API") from None
+        raise SourceMissing("the response does not have the format of the Prometheus API") from None
     return [(one.metric, float(one.value[1])) for one in series]
 
 
 def selector(**labels: str) -> str:
-    """Label selector `{name="value",...}` of the labels that are not empty."""
+    """PromQL selector `{name="value",...}` of the labels that are not empty."""
     # JSON escapes are valid in PromQL strings, so a value cannot end the string.
     return "{" + ",".join(f"{name}={json.dumps(value)}" for name, value in labels.items() if value) + "}"
 
 
 def either(names: tuple[str, str], query: Callable[[str], str]) -> str:
-    """Query of a metric by its new name, else by its old one."""
+    """PromQL for a metric by its new name, else its old one."""
     return f"({query(names[0])} or {query(names[1])})"
 
 
@@ -89,7 +89,7 @@ class PrometheusQueryParameters(ReadingParameters, frozen=True, kw_only=True):
 
 
 class PrometheusQueryGate(ReadingGate):
-    """Budget computed in PromQL; of several samples the smallest counts."""
+    """Publishes the value of a PromQL query. Of several samples the smallest counts."""
 
     gate_type = "prometheus-query"
 
@@ -105,7 +105,7 @@ class PrometheusQueryGate(ReadingGate):
 
 
 def query_feed(query: str, sources: GateSources, gate_type: str, *, least: bool) -> Feed[MetricSample]:
-    """Feed of a query's smallest or largest sample, shared by all gates with the same query."""
+    """Feed of a query's smallest or largest sample. Gates with the same query share it."""
     check_prometheus_url(sources, gate_type)
 
     async def read() -> MetricSample:
@@ -149,7 +149,7 @@ class PrometheusSaturationParameters(ReadingParameters, frozen=True, kw_only=Tru
 
 
 class PrometheusSaturationGate(ReadingGate):
-    """Publishes threshold - saturation; at saturation 0 the whole pool may be used."""
+    """Publishes threshold - saturation. At saturation 0, the whole pool may be used."""
 
     gate_type = "prometheus-saturation"
 
@@ -191,13 +191,13 @@ class PrometheusBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
 
 
 class PrometheusBudgetGate(ReadingGate):
-    """Publishes idle fraction - baseline, from the first of three metrics that has a sample.
+    """Publishes idle fraction - baseline, from the first metric with a sample:
 
     0: 1 - requests queued in the router / (ready pods x max_concurrency)
     1: 1 - mean queue of a pod / max_concurrency
     2: 1 - requests running in vLLM / (ready pods x max_concurrency)
 
-    An empty pool allows all slots.
+    A pool without load allows all slots.
     """
 
     gate_type = "prometheus-budget"
@@ -221,7 +221,7 @@ class PrometheusBudgetGate(ReadingGate):
         )
 
     async def start(self) -> None:
-        """Log each query and the load per pod at which the gate closes, then start reading."""
+        """Log the queries and the load that closes the gate; start reading."""
         for source, query in self._queries.items():
             self._log.info(
                 "gate query configured",
@@ -245,7 +245,7 @@ def budget_queries(parameters: PrometheusBudgetParameters) -> dict[str, str]:
     by_name = selector(name=parameters.pool, namespace=parameters.namespace)
     ready = either(READY_PODS, lambda metric: f"max({metric}{by_name})")
     most = f"({ready} * {parameters.max_concurrency:g})"
-    # The queues of one replica (`instance`) add up; of several replicas the fullest counts.
+    # The queues of one router replica (`instance`) are added; of several replicas the fullest counts.
     queued = either(QUEUE_SIZE, lambda metric: f"max(sum by (instance) ({metric}{by_inference_pool}))")
     per_pod = either(POD_QUEUE_SIZE, lambda metric: f"max(avg by (instance) ({metric}{by_name}))")
     running = f"sum(vllm:num_requests_running{by_inference_pool})"
@@ -257,7 +257,7 @@ def budget_queries(parameters: PrometheusBudgetParameters) -> dict[str, str]:
 
 
 def _budget_feed(queries: dict[str, str], sources: GateSources, gate_type: str) -> Feed[MetricSample]:
-    """Feed of all metrics in one query, so that they are of one instant; a label names the metric."""
+    """Feed of all metrics in one query, measured together. A label names each."""
     check_prometheus_url(sources, gate_type)
     query = " or ".join(
         f'label_replace({one}, "{_SOURCE_LABEL}", "{source}", "", "")' for source, one in queries.items()
@@ -265,7 +265,7 @@ def _budget_feed(queries: dict[str, str], sources: GateSources, gate_type: str) 
 
     async def read() -> MetricSample:
         samples = await instant_query(sources.prometheus_http, sources.prometheus_url, query)
-        # Without ready pods a metric is 0 / 0 = NaN; the next metric may have a value.
+        # Without ready pods, a metric is 0 / 0 = NaN; another one may have a value.
         values = {labels.get(_SOURCE_LABEL, ""): value for labels, value in samples if not math.isnan(value)}
         if not values:
             return MetricSample(None)

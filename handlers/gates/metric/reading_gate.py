@@ -1,7 +1,7 @@
 """Base of the gates whose budget follows one number: `prometheus-*`, `endpoint-scrape`, `redis`.
 
-Each of them is a source and a rule. This module decides which rule applies while the source is missing, and converts
-the number to shares of the pool.
+Each of them has a source of the number and a rule that converts it to a budget. This module decides what applies while
+the source is missing, and converts the budget to shares of the pool.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ HEADROOM: Final = "headroom"
 class ReadingParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of all gates that follow one number.
 
-    The reference always applies `fallback`. A `share` of a metric that counts queued requests too settles at about
-    half of the idle capacity; `headroom` does not.
+    The reference always applies `fallback`. If the metric counts our requests too, a `share` settles at about half of
+    the idle capacity; `headroom` does not.
     """
 
     on_missing: Annotated[
@@ -87,10 +87,10 @@ class ReadingParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """Conversion of a value into a budget.
+    """Conversion of a value to a budget.
 
-    `published` computes the budget as the reference publishes it; `full` is its largest value, which allows the
-    whole pool. `threshold` is the value at which the gate closes, `fallback` the budget without a value.
+    `published` computes the budget as the reference publishes it. `full` is its largest value, which allows the whole
+    pool. `threshold` is the value at which the gate closes, `fallback` the budget without a value.
     """
 
     published: Callable[[float], float]
@@ -104,10 +104,11 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class _Now(msgspec.Struct, frozen=True):
-    """Budget at one moment; `in_force` is the rule for a missing source, else empty.
+    """The budget at one moment.
 
-    With a `headroom` the gate does not close at its threshold: finished requests are replaced, less the excess over
-    the threshold. A pool that closed completely at each such reading would oscillate and never be full.
+    `in_force` is the rule for a missing source, else empty. With a `headroom`, the gate does not close at its
+    threshold: the slots in use are only reduced by the excess. If it closed at each such reading, the pool would
+    oscillate.
     """
 
     published: float
@@ -119,7 +120,7 @@ class _Now(msgspec.Struct, frozen=True):
 
 
 class ReadingGate(Gate):
-    """Gate that follows one number; `absent` is the value if the source has no such number."""
+    """A gate that follows one number. `absent` replaces it if the source lacks it."""
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ class ReadingGate(Gate):
         self._label = label
         self._absent = absent
         self._is_started = False
-        # A source without the number replaces its reading, so the last number is kept here for `hold`.
+        # The last number, for `hold`: a later reading may lack it.
         self._last: tuple[float, float] | None = None
         self._turned_away: deque[float] = deque(maxlen=_MOST_TURNED_AWAY)
         self._told = ""
@@ -181,7 +182,7 @@ class ReadingGate(Gate):
         return self._now().published
 
     def shares(self) -> tuple[Share, ...]:
-        """Budget as a share of the pool; an idle source allows all of it."""
+        """The budget as a share of the pool. The largest budget allows all slots."""
         now = self._now()
         if now.headroom is None:
             return (Share(now.part),)
@@ -198,22 +199,22 @@ class ReadingGate(Gate):
         )
 
     def shares_pool(self) -> bool:
-        """True: all processes read the same number."""
+        """True, because all processes read the same number."""
         return True
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a budget is for all
-        """0 while closed, else None; the pool's allowance limits an open budget."""
+        """0 while closed, else None: the pool's `Allowance` limits an open budget."""
         return 0 if self._is_closed(self._now()) else None
 
     def observe(self, request: Request, feedback: Feedback) -> None:  # noqa: ARG002 - a budget is for all
-        """Do not refill a slot whose request the gateway rejected until the next reading."""
+        """After a rejection, leave one slot empty until the next reading."""
         if self._parameters.budget_means == HEADROOM and (
             feedback.dropped_reason or feedback.status_code == _TOO_MANY
         ):
             self._turned_away.append(self._clock())
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - a budget is for all alike
-        """Go unless closed; the pool's allowance limits an open budget."""
+        """`Go` unless closed: the pool's `Allowance` limits an open budget."""
         now = self._now()
         return Refuse(CLOSED_RETRY_SECONDS, self._why_closed(now)) if self._is_closed(now) else Go()
 
@@ -261,7 +262,7 @@ class ReadingGate(Gate):
     def _of(self, value: float, at: float, in_force: str) -> _Now:
         left = self._rule.published(value)
         published = max(0.0, left)
-        # A held reading is no current measurement, so it adds nothing to the slots in use.
+        # A held reading is not current, so it is not added to the slots in use.
         is_headroom = self._parameters.budget_means == HEADROOM and not in_force
         headroom = left - self._parameters.hold_back * self._rule.full if is_headroom else None
         return _Now(published, self._rule.part(published), value, at, in_force, headroom)
@@ -277,7 +278,7 @@ class ReadingGate(Gate):
         return f"value {now.value:.4g}, threshold {self._rule.threshold:.4g}"
 
     def _tell_changes(self) -> None:
-        """Log when a rule for a missing source comes into force or ends, and when the source changes."""
+        """Log that `on_missing` applies or ends, or that the source has changed."""
         if not self._is_started:
             return
         now = self._now()

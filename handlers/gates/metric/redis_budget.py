@@ -1,4 +1,4 @@
-"""`redis`: the budget is a number from 0 to 1 in a Redis key that another program writes."""
+"""`redis`: the budget is a number in a Redis key. Another program writes it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RedisBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
 
 
 class RedisBudgetGate(ReadingGate):
-    """Budget of the key, clamped to 0..1."""
+    """Publishes the key's number, clamped to 0..1."""
 
     gate_type = "redis"
 

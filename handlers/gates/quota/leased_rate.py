@@ -1,6 +1,7 @@
-"""`redis-leased-rate`: an external controller leases a rate; all processes share one token bucket.
+"""`redis-leased-rate`: a rate that an external controller leases, for all processes together.
 
-The gate is closed without a lease, with an expired one or one for another pool, and while Redis is unavailable.
+They share one token bucket in Redis. The gate is closed if the lease is missing, expired or for another pool, and while
+Redis is unavailable.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class LeasedRateParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeasedRateGate(Gate):
-    """Takes one token per request; a request that a later gate refuses returns it."""
+    """Takes one token per request. If a later gate refuses, the token is returned."""
 
     gate_type = "redis-leased-rate"
 
@@ -115,11 +116,11 @@ class LeasedRateGate(Gate):
             await self._feed.aclose()
 
     def budget(self) -> float:
-        """1 while a lease with a positive rate is valid, else 0; tokens limit the rate itself."""
+        """1 while a lease with a positive rate is valid, else 0."""
         return 1.0 if self._rate() > 0 else 0.0
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - one rate for all
-        """None while the lease is valid, else 0; only the store knows the number of tokens."""
+        """None while the budget is 1, else 0. Only Redis knows the number of tokens."""
         return None if self._rate() > 0 else 0
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - one rate for all
@@ -186,14 +187,14 @@ class _Token(msgspec.Struct, frozen=True):
             await self.store.return_token(self.state_key)
 
 
-_LONGEST_SECONDS: Final = 60.0  # a later time is uncertain, as units are returned and clients give up
+_LONGEST_SECONDS: Final = 60.0  # longer forecasts are uncertain: units are returned, clients give up
 _MOST_KEYS: Final = 10_000
 
 
 class Spread:
-    """Spreads the retries of refused requests: one every `interval_seconds` for each key.
+    """Spreads the retries of refused requests: one every `interval_seconds` per key.
 
-    The interval may be changed later. Without spreading, all refused requests would ask again at once.
+    Otherwise all refused requests of a key would be retried at the same time. The interval may be changed later.
     """
 
     def __init__(self, interval_seconds: float, clock: Callable[[], float]) -> None:
@@ -205,7 +206,7 @@ class Spread:
         return len(self._last_at)
 
     def delay(self, key: str, wait_seconds: float) -> float:
-        """Seconds until this request should ask again, at least `wait_seconds`."""
+        """Seconds until this request should be retried, at least `wait_seconds`."""
         now = self._clock()
         at = max(now + wait_seconds, self._last_at.get(key, 0.0) + self.interval_seconds)
         if at - now > _LONGEST_SECONDS:

@@ -21,7 +21,7 @@ _FULL_RETRY_SECONDS: Final = 1.0
 
 
 class LocalConcurrencyParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Limit, and what happens to requests beyond it."""
+    """The limit, and what happens to requests beyond it."""
 
     limit: Annotated[
         int, about("Maximum number of requests in flight of one process.", ge=1, le=1_000_000_000)
@@ -54,7 +54,7 @@ class LocalConcurrencyGate(Gate):
         self._log.info("gate started", gate=self.gate_type, limit=self._limit, blocking=self._is_blocking)
 
     async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
-        """Take the options of `new` in place, so that requests in flight stay counted."""
+        """This gate with the options of `new`. Requests in flight stay counted."""
         if not isinstance(new, LocalConcurrencyGate):
             return await super().renewed(new, discarded)
         self._limit, self._is_blocking = new._limit, new._is_blocking

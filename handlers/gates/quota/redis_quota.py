@@ -1,9 +1,9 @@
 """`redis-quota`: a quota per tenant, counted exactly in Redis over all processes.
 
 Both modes share the key `<prefix><attribute>:<value>` with the reference. `rate-limit` keeps a window of timestamps
-there: each claim pays one unit and gets it back if a later gate refuses the request. A claim cannot use the unit of
-another. `concurrency` keeps the reference's counter there, and leases of the slots in `{...}:held`. The slots of a
-crashed process are free again when their leases expire.
+there: each claim takes one unit, which is returned if a later gate refuses the request. A claim cannot use the unit of
+another. `concurrency` keeps the reference's counter there, and the leases of the slots in `{...}:held`. When their
+leases expire, the slots of a crashed process are free again.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from handlers.gates.sources import GateSources, HeldSlot, QuotaStore
 
 RATE_LIMIT: Final = "rate-limit"
 CONCURRENCY: Final = "concurrency"
-_FIRST_HELD_SECONDS: Final = 1.0  # mean seconds of a request before the first one has ended
+_FIRST_HELD_SECONDS: Final = 1.0  # assumed duration of a request until the first one has ended
 _LEARNING: Final = 0.1
 _SOONER: Final = 0.8
 _LEAST_INTERVAL_SECONDS: Final = 0.001
 _MISSING_RETRY_SECONDS: Final = 5.0
 _LONGEST_VALUE_BYTES: Final = 256
-_LONGEST_MEMORY_SECONDS: Final = 7 * 86_400.0  # a deadline years away must not keep a marker indefinitely
+_LONGEST_MEMORY_SECONDS: Final = 7 * 86_400.0  # requests may have deadlines years away
 
 
 class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Quota, the metadata field that selects it, and what happens to requests beyond it."""
+    """A quota for each value of a metadata field."""
 
     address: Annotated[Text, about("Redis that counts, `host:port` or a URL.")]
     limit: Annotated[
@@ -82,7 +82,7 @@ class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuotaGate(Gate):
-    """Asks the store about each request; a request without the attribute has no quota."""
+    """Counts each request in Redis. A request without the attribute has no quota."""
 
     gate_type = "redis-quota"
 
@@ -95,19 +95,19 @@ class QuotaGate(Gate):
             self._store,
             limit=parameters.limit,
             lease_seconds=parameters.lease_seconds,
-            # The counter's TTL is the reference's, but at least two leases.
+            # The counter has the reference's TTL, but at least two leases.
             counter_seconds=max(parameters.window, 2 * parameters.lease_seconds),
             set_missing=self._set_missing,
         )
         is_rate = parameters.mode == RATE_LIMIT
-        # Slots come free at the rate at which requests end, so their mean duration is measured.
+        # Slots become free as requests end, so retries are spread by the measured mean duration.
         self._mean_held_seconds = _FIRST_HELD_SECONDS
         seconds_each = parameters.window if is_rate else self._mean_held_seconds
         self._spread = Spread(seconds_each / parameters.limit, sources.clock)
         self._is_missing = False
 
     async def start(self) -> None:
-        """Probe the store, log the limit, and start renewing held slots."""
+        """Check that Redis is available, log the limit, and start renewing slots."""
         await self._slots.start()
         self._log.info(
             "gate started",
@@ -122,7 +122,7 @@ class QuotaGate(Gate):
         )
 
     async def aclose(self) -> None:
-        """Stop renewing; slots that are still held are freed when their leases expire."""
+        """Stop renewing. Slots still held are freed when their leases expire."""
         await self._slots.aclose()
 
     async def renew(self) -> None:
@@ -130,7 +130,7 @@ class QuotaGate(Gate):
         await self._slots.tick()
 
     async def admit(self, request: Request) -> Verdict:
-        """Reserve a unit or slot; beyond the quota refuse until one is free, or label as overflow."""
+        """Reserve a unit or a slot. Beyond the quota, refuse or label as overflow."""
         value = request.metadata.get(self._parameters.attribute)
         if not value:
             return Go()
@@ -147,7 +147,7 @@ class QuotaGate(Gate):
         return verdict
 
     def state(self) -> GateState:
-        """State with the store's availability and the number of slots that this process holds."""
+        """State with Redis' availability and the slots that this process holds."""
         closed = self._is_missing and self._without_store_is_closed()
         return GateState(
             self.gate_type,
@@ -167,25 +167,25 @@ class QuotaGate(Gate):
             member,
             limit=self._parameters.limit,
             window_seconds=self._parameters.window,
-            # A claim pays once. A request without a claim is remembered until its deadline.
+            # With a claim, a request pays once per attempt; without one, once until its deadline.
             remember_seconds=self._parameters.window if request.claim else max(left, self._parameters.window),
         )
         if not may_go:
             return self._over(self._spread.delay(key, wait_seconds))
-        # Only the call that paid may give the unit back.
+        # Only the call that took the unit may return it.
         return self._within(RateReservation(self._store, key, member) if has_paid_now else None)
 
     async def _hold(self, key: str, request: Request) -> Verdict:
         slot = HeldSlot(key, claim_name(request))
         if await self._slots.take(slot):
             return self._within(SlotReservation(self._slots, slot, self._clock(), self._learn))
-        # Spread retries: otherwise a deep queue of one tenant asks every second and occupies the poller.
+        # Spread retries: otherwise one tenant's long queue would be retried every second and keep the poller busy.
         return self._over(self._spread.delay(key, self._spread.interval_seconds))
 
     def _learn(self, taken_at: float) -> None:
         held_seconds = max(0.0, self._clock() - taken_at)
         self._mean_held_seconds += (held_seconds - self._mean_held_seconds) * _LEARNING
-        # Slightly sooner than the mean, so that no slot stays free until its next request.
+        # Slightly shorter than the mean, so that a free slot is not left unused.
         interval = self._mean_held_seconds / self._parameters.limit * _SOONER
         self._spread.interval_seconds = max(_LEAST_INTERVAL_SECONDS, interval)
 
@@ -222,7 +222,7 @@ class QuotaGate(Gate):
 
 
 def _bounded(value: str) -> str:
-    """Attribute value for a key; a long one is replaced by its digest, since the producer chooses it."""
+    """The attribute's value for a key. A long one, chosen by the producer, becomes a digest."""
     encoded = value.encode("utf-8", "surrogatepass")
     return value if len(encoded) <= _LONGEST_VALUE_BYTES else f"sha256:{hashlib.sha256(encoded).hexdigest()}"
 
@@ -238,8 +238,8 @@ class RateReservation(msgspec.Struct, frozen=True):
         """Do nothing: the request was sent, so the unit stays used."""
 
     async def give_back(self) -> None:
-        """Refund the unit, because the request was not sent."""
-        # While the store is unavailable the unit stays paid: too strict for one window, never too generous.
+        """Return the unit, because the request was not sent."""
+        # While Redis is unavailable the unit stays used: too strict for one window, never too generous.
         with contextlib.suppress(*self.store.failures):
             await self.store.refund_rate(self.key, self.member)
 
@@ -247,7 +247,7 @@ class RateReservation(msgspec.Struct, frozen=True):
 class SlotReservation(msgspec.Struct, frozen=True):
     """One slot of a concurrency quota.
 
-    When the request ends, `learn` is called with the time for which it held the slot.
+    When the request ends, `learn` is called with `taken_at`, to measure how long it held the slot.
     """
 
     slots: HeldSlots
@@ -264,9 +264,10 @@ class SlotReservation(msgspec.Struct, frozen=True):
 
 
 class HeldSlots:
-    """Slots of a concurrency quota held by this process; leases are renewed at a third of their length.
+    """Slots of a concurrency quota that this process holds.
 
-    `set_missing` is called with the reason while the store is unavailable, and with "" once it is back.
+    Leases are renewed every third of their length. `set_missing` is called with the reason if Redis is unavailable, and
+    with "" once it is back.
     """
 
     def __init__(
@@ -303,7 +304,7 @@ class HeldSlots:
                 await loop
 
     async def take(self, slot: HeldSlot) -> bool:
-        """Take a slot; returns whether one was free."""
+        """Take a slot. Returns whether one was free."""
         is_held = await self._store.hold_slot(
             slot,
             self._owner,
@@ -316,7 +317,7 @@ class HeldSlots:
         return is_held
 
     async def free(self, slot: HeldSlot) -> None:
-        """Free a slot; while Redis is unavailable, it is freed when its lease expires."""
+        """Free a slot. If Redis is unavailable, it is freed when its lease expires."""
         self._held.discard(slot)
         try:
             await self._store.free_slot(slot, self._owner, counter_seconds=self._counter_seconds)
@@ -324,7 +325,7 @@ class HeldSlots:
             self._set_missing(type(error).__name__)
 
     async def tick(self) -> None:
-        """Renew once; a slot freed meanwhile may have been renewed, so it is freed again."""
+        """Renew all leases once. A slot that was freed meanwhile is freed again."""
         renewed = sorted(self._held)
         try:
             await self._store.renew_slots(
@@ -346,6 +347,6 @@ class HeldSlots:
             await asyncio.sleep(self._lease_seconds / 3)
             try:
                 await self.tick()
-            except Exception as error:  # noqa: BLE001 - without renewal slots are lost: report it and continue
+            except Exception as error:  # noqa: BLE001 - the loop must survive, or slots would be lost
                 self._set_missing(type(error).__name__)
             end_if_cancelled()

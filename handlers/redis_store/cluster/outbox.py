@@ -66,9 +66,7 @@ class Outbox:
         self.index = beside(home, "outbox-idx")
         self._replication = replication
         self._deliver = lua_script(redis, "deliver")
-        self._forgetting = lua_script(
-            redis, "forget"
-        )  # called by its text: pipelines cannot load a missing script
+        self._forgetting = lua_script(redis, "forget")  # called by its text: see `_forget`
         self._overdue = lua_script(redis, "overdue_posts")
 
     async def deliver(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
@@ -116,6 +114,7 @@ class Outbox:
         count = 0
         for head in heads:
             for key in head.tokens_in if head.token else ():
+                # By its text, because a pipeline cannot load a missing script.
                 pipeline.eval(str(self._forgetting.script), 1, key, head.token)
                 count += 1
             if head.payload_key:
