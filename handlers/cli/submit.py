@@ -215,7 +215,7 @@ def new_request(
     try:
         fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except MALFORMED as error:
-        raise InvalidRequest("body", found=f"no JSON object ({error})", accepted="one JSON object") from None
+        raise InvalidRequest("body", found=f"something else ({error})", accepted="one JSON object") from None
     payload = bytes(fields.get("payload", b""))
     if payload[:1] != b"{":
         return NewRequest(payload=text.strip(), deadline=deadline or default_deadline, **flags)

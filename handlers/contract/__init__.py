@@ -1,4 +1,4 @@
-"""The wire format: requests, results, and the events between poller and handlers.
+"""The wire format: requests, results, and events between poller and handlers.
 
-It imports no other package of the product; all others may import it.
+It imports no other room; all others may import it.
 """

@@ -1,7 +1,4 @@
-"""Descriptions of the values that a struct's field accepts.
-
-Used in errors and in the generated documentation.
-"""
+"""Describe the values that a field accepts, for errors and generated docs."""
 
 from __future__ import annotations
 
@@ -14,11 +11,11 @@ import msgspec
 from msgspec import inspect
 
 NOUN: Final = "noun"
-"""Key in `Meta.extra` of a description that replaces the one derived from the type."""
+"""Key in `Meta.extra` of a description of valid values, instead of the one derived from the type."""
 
 
 def about(description: str, example: str = "", **limits: Any) -> msgspec.Meta:
-    """Metadata of a field: what it does, an example for the reference page, bounds as `msgspec.Meta` has them."""
+    """Metadata of a field: description, example for the docs, bounds (see `msgspec.Meta`)."""
     return msgspec.Meta(description=description, examples=[example] if example else None, **limits)
 
 
@@ -28,7 +25,7 @@ def types_of(struct: type[msgspec.Struct]) -> dict[str, inspect.Type]:
 
 
 def known_fields(struct: type[msgspec.Struct], path: str) -> list[str]:
-    """The wire names of the fields at `path`, such as `queues[0]`, below `struct`.
+    """The wire names of the fields at `path` (`queues[0]`) below `struct`.
 
     Empty if there is no struct at `path`.
     """
@@ -44,7 +41,7 @@ def required_fields(struct: type[msgspec.Struct], path: str) -> list[str]:
 
 
 def type_at(struct: type[msgspec.Struct], path: str) -> inspect.Type:
-    """The type of the field at `path` below `struct`; `AnyType` for an unknown path."""
+    """The type of the field at `path` below `struct`. `AnyType` for an unknown path."""
     kind: inspect.Type = inspect.type_info(struct)
     for step in steps_of(path):
         kind = _below(kind, step)
@@ -68,7 +65,7 @@ def _below(kind: inspect.Type, step: str) -> inspect.Type:
 
 
 def _plain_type(kind: inspect.Type) -> inspect.Type:
-    """The type without its metadata; of an optional struct, the struct."""
+    """The type without its metadata. For an optional struct, the struct."""
     if isinstance(kind, inspect.Metadata):
         return _plain_type(kind.type)
     if isinstance(kind, inspect.UnionType):
@@ -77,12 +74,12 @@ def _plain_type(kind: inspect.Type) -> inspect.Type:
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """The known name that is most similar to `name`, or an empty string."""
+    """The known name most similar to `name`, or an empty string."""
     return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), "")
 
 
 def described(kind: inspect.Type) -> str:
-    """The values of a type in words: `an integer from 1 to 10`, `oidc or none`."""
+    """A type's values in words: `an integer from 1 to 10`."""
     match kind:
         case inspect.Metadata(type=inner, extra=extra):
             return _noun_with_bounds(extra[NOUN], inner) if extra and NOUN in extra else described(inner)
@@ -110,13 +107,13 @@ def _described_other(kind: inspect.Type) -> str:
 
 
 def _noun_with_bounds(noun: str, kind: inspect.Type) -> str:
-    """The noun with its bounds; a number that has a noun is a duration in seconds."""
+    """The noun with its bounds. A number with a noun is a duration in seconds."""
     bounds = _bounds(kind) if isinstance(kind, inspect.FloatType) else ""
     return f"{noun},{bounds} seconds" if bounds else noun
 
 
 def extra_of(kind: inspect.Type) -> dict[str, Any]:
-    """`Meta.extra` of a type, or of the first member of a union that has it."""
+    """`Meta.extra` of a type, or of the first union member with one."""
     if isinstance(kind, inspect.Metadata):
         return kind.extra or extra_of(kind.type)
     if isinstance(kind, inspect.UnionType):
@@ -145,7 +142,7 @@ def _plain(bound: float) -> str:
 
 
 def shown_default(value: object) -> str:
-    """The default of a field as Markdown; empty for none."""
+    """The default of a field as Markdown. Empty without a default."""
     if value in ("", None, msgspec.NODEFAULT):
         return ""
     if isinstance(value, bool):

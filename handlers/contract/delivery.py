@@ -1,8 +1,8 @@
-"""Events between poller and dispatch door: CloudEvents in structured mode, in both directions.
+"""Events between poller and dispatch door, in both directions.
 
-Everything that a client controls travels in the body, because proxies and servers limit the size of headers. The
-attributes precede the data. A header of the request gives the offset of the data, so the door need not parse it to
-find it. `wrapped_bytes` is the size limit of both sides.
+They are CloudEvents in structured mode: proxies and servers limit the size of headers, so everything that a client
+controls is in the body. The attributes precede the data. A header of the request gives the offset of the data, so that
+the door finds it without parsing the event. Both sides use the size limit `wrapped_bytes`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _encoder = msgspec.json.Encoder()
 
 
 def wrapped_bytes(content_bytes: int) -> int:
-    """Largest delivery, in bytes, for `content_bytes` of content: base64 plus frame."""
+    """Most bytes of an event with `content_bytes` of content: base64 plus `FRAME_BYTES`."""
     return -(-content_bytes // 3) * 4 + FRAME_BYTES
 
 
 def wrapped_answer_bytes(response_bytes: int) -> int:
-    """Largest answer of a door, in bytes, for a response of `response_bytes`."""
+    """Most bytes of a door's answer to a response of `response_bytes`."""
     return wrapped_bytes(_TEXT_GROWTH * response_bytes)
 
 
 def encode_request(request: Request, body: bytes, remaining_ms: int) -> tuple[dict[str, str], bytes]:
-    """Headers and body of the event that delivers a request to the door.
+    """Encode the event that delivers a request to the door (headers, body).
 
     `body` is the request's JSON and stays unchanged. `remaining_ms` is the time to the deadline. Raises
     `InvalidRequest` if id, token and labels together exceed `FRAME_BYTES`.
@@ -79,11 +79,11 @@ def _too_large(request: Request, attributes: dict[str, str]) -> InvalidRequest:
 
 
 class AnswerEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The door's answer: a final result, or a retry if it has a `reason`.
+    """The door's answer: a final result, or a retry (`reason` is set).
 
     The data is the payload of the result, or the gateway's last response. Fields named `…seconds` are decimal strings,
     because CloudEvents attributes have no fractions; empty if unknown. `isbinary`: the payload is not UTF-8. `wassent`:
-    the request reached the gateway. `contenttype` is the payload's, as the gateway gave it.
+    the request reached the gateway. `contenttype` is the gateway's `Content-Type`.
     """
 
     specversion: str
@@ -109,7 +109,7 @@ class AnswerEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     data_base64: bytes = b""
 
     def result(self, *, keeps_bytes: bool) -> Result:
-        """The final result; with `keeps_bytes`, also a binary payload as base64."""
+        """The final result. With `keeps_bytes`, a binary payload is also given as base64."""
         return Result(
             id=self.requestid,
             status_code=self.statuscode,
@@ -128,7 +128,7 @@ _answer_decoder = msgspec.json.Decoder(AnswerEvent)
 
 
 def answer_of_result(event_id: str, source: str, result: Result, content_type: str = "") -> AnswerEvent:
-    """The event for a final result; its id derives from the request event's id."""
+    """The event for a final result. Its id is derived from the request event's id."""
     encoded = result.payload_base64
     return AnswerEvent(
         specversion="1.0",
@@ -153,7 +153,7 @@ def encode_answer(answer: AnswerEvent) -> bytes:
 
 
 def decode_answer(body: bytes) -> AnswerEvent | None:
-    """Decode an answer; None if the body is not an `AnswerEvent`."""
+    """Decode an answer. None if the body is not an `AnswerEvent`."""
     try:
         return _answer_decoder.decode(body)
     except MALFORMED:
@@ -166,7 +166,7 @@ def text(value: float | None) -> str:
 
 
 def number(value: str) -> float | None:
-    """Decode a number from an attribute; None if it is empty or invalid."""
+    """Decode a number from an attribute. None if it is empty or invalid."""
     try:
         return float(value) if value else None
     except ValueError:
@@ -180,8 +180,8 @@ RETRY: Final = "retry"
 class RetryAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """A retry, with the gateway's last response and feedback for gates.
 
-    `status_code` and `payload` are that response, if there was one. The fields after them are the feedback; `was_sent`
-    is true if the request reached the gateway.
+    `status_code` and `payload` are that response, if there is one. The fields after `payload` are the feedback.
+    `was_sent`: the request reached the gateway.
     """
 
     reason: str
@@ -205,7 +205,7 @@ def encode_retry_answer(answer: RetryAnswer) -> bytes:
 
 
 def decode_retry_answer(body: bytes) -> RetryAnswer | None:
-    """Decode the answer; None if the body is not a `RetryAnswer`."""
+    """Decode the answer. None if the body is not a `RetryAnswer`."""
     try:
         return _decoder.decode(body)
     except MALFORMED:

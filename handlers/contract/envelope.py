@@ -1,8 +1,8 @@
-"""A member of a Redis sorted set: a bare request body, or an envelope around one.
+"""A queued member: a bare request body, or an envelope around one.
 
     {"internal": {…}, "request_kind": "plain" | "redis" | "pubsub", "data": { the body }}
 
-Only the fields of `internal` route a request; fields of the same name in `data` are ignored copies. A bare body has no
+Only the fields of `internal` route a request; fields of the same name in `data` are ignored. A bare body has no
 `internal`, so its own `result_queue_name` counts. Unknown fields are kept when a request is queued again.
 """
 
@@ -28,10 +28,10 @@ from handlers.contract.lenient_json import (
 from handlers.contract.request import Request, decode_body
 
 SEQ_STEPS: Final = 2**21
-"""Steps within a second of score, which keep the order of submission among equal deadlines."""
+"""Steps into which a second of the score is divided, to keep the order of submission among equal deadlines."""
 
 ORIGINAL_SCORE: Final = "original_score"
-"""Our own field of `internal`: the score of a member whose score does not follow from its deadline."""
+"""Our own field of `internal`: the score of a member, if its deadline and sequence do not give it."""
 
 
 PREVIOUS_TRACEPARENT: Final = "previous_traceparent"
@@ -39,7 +39,7 @@ PREVIOUS_TRACEPARENT: Final = "previous_traceparent"
 
 
 class Internal(msgspec.Struct, frozen=True):
-    """The routing part of an envelope; every field is optional on the wire."""
+    """The routing part of an envelope. Every field is optional on the wire."""
 
     retry_count: int = 0
     queue_id: str = ""
@@ -56,7 +56,7 @@ class Internal(msgspec.Struct, frozen=True):
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """A decoded member: the request, its routing, and the unchanged bytes of its body."""
+    """A decoded member: the request, its routing, and its body's bytes."""
 
     request: Request
     internal: Internal
@@ -69,10 +69,12 @@ _INTERNAL: Final = frozenset(Internal.__struct_fields__)
 _LABELS: Final = frozenset({"labels"})
 _decoder = msgspec.json.Decoder(Internal)
 _encoder = msgspec.json.Encoder()
-_MOST_ATTEMPTS: Final = 1_000_000  # larger counts are not real, and may be too long to be encoded again
+_MOST_ATTEMPTS: Final = (
+    1_000_000  # larger counts are untrusted input, and may be too long to be encoded again
+)
 _BARE: Final = Internal()
 WHOLLY_READ_BYTES: Final = 1_024
-"""Bytes of a member up to which the Lua scripts read all of it; of larger ones, the first 4 KB (`_member.lua`)."""
+"""Largest member that the Lua scripts read completely. Of larger ones they read the first 4 KB (`_member.lua`)."""
 
 _ID, _TOKEN = ("data", "id"), ("internal", "request_token")
 _RESULTS, _PAYLOAD = ("internal", "result_queue_name"), ("internal", "payload_ref")
@@ -84,7 +86,7 @@ _OWN_RESULT: Final = frozenset({"result_queue_name"})
 def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYTES) -> Envelope:
     """Decode a member of the sorted set `queue`.
 
-    Raises `InvalidRequest` with id, token, result queue and payload key, as far as they can be read.
+    Raises `InvalidRequest`, with those of id, token, result queue and payload key that can be read.
     """
     member = repaired(member)
     fields = _split(member)
@@ -124,17 +126,17 @@ def _decode_bare(member: bytes, fields: Fields | None, queue: str, max_bytes: in
 
 
 def _split(member: bytes) -> Fields | None:
-    """The fields of the member; None if it is broken and has no readable frame."""
+    """The fields of the member. None if it is invalid and has no readable envelope."""
     try:
         return split_object(member)
     except Malformed:
         if not salvage(member, _READABLE):
             return None
-        raise _invalid_frame(member, "no JSON, or nested too deeply") from None
+        raise _invalid_frame(member, "invalid JSON, or too many levels of nesting") from None
 
 
 def _decode_frame(member: bytes, fields: Fields) -> tuple[Internal, bytes] | None:
-    """The routing and the body of an envelope; None for a bare body."""
+    """The routing and the body of an envelope. None for a bare body."""
     try:
         parts = canonical_fields(member, _FRAME, structs=_STRUCTS, fields=fields)
         return (_decode_internal(parts), bytes(parts["data"])) if _is_framed(parts) else None
@@ -156,7 +158,7 @@ def _decode_internal(parts: Fields) -> Internal:
 
 
 def unread(member: bytes, found: str) -> InvalidRequest:
-    """The `InvalidRequest` of a member that is not decoded; takes bounded time."""
+    """An `InvalidRequest` for a member, without decoding it; takes bounded time."""
     return _invalid_frame(member, found)
 
 
@@ -179,14 +181,15 @@ def with_payload(envelope: Envelope, payload: bytes, *, max_bytes: int = MAX_REQ
     Raises `InvalidRequest` if the payload is not a JSON object or null, or if the body exceeds `max_bytes`.
     """
     try:
-        # Checked alone: text such as `{},"id":"b"` is not JSON, but inserted into a body it would change other fields.
+        # The payload is checked alone: text such as `{},"id":"b"` is invalid, but inserted into a body it would be
+        # valid and change other fields.
         payload = repaired(payload)
         check_json(payload)
     except Malformed:
         request_id = envelope.request.id
         raise InvalidRequest(
             "payload",
-            found="no JSON, where it is stored apart",
+            found="invalid JSON in the offloaded payload",
             accepted="a JSON object, or null",
             request_id=request_id,
         ) from None
@@ -198,9 +201,9 @@ def with_payload(envelope: Envelope, payload: bytes, *, max_bytes: int = MAX_REQ
 
 
 def encode_whole(member: bytes, data: bytes) -> bytes:
-    """Encode a member with its payload inside, and without `payload_ref`.
+    """Encode a member with its payload inside and without `payload_ref`.
 
-    `data` is the body that `with_payload` made.
+    `data` is the body that `with_payload` returned.
     """
     parts = canonical_fields(repaired(member), _FRAME, structs=_STRUCTS)
     internal = _internal_parts(parts)
@@ -209,11 +212,11 @@ def encode_whole(member: bytes, data: bytes) -> bytes:
 
 
 def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, traceparent: str = "") -> bytes:
-    """Encode a member for the retry set; `internal` names the queue it returns to.
+    """Encode a member for the retry set. All other fields are kept.
 
-    `queue` is the sorted set it came from, `attempt` the number of attempts so far. `score` is its score when it was
-    claimed; `internal` keeps it if it does not follow from the deadline or the member is large. `traceparent` is the
-    span of the last attempt, or empty. All other fields are kept.
+    `queue` is the sorted set to which it returns, `attempt` the number of attempts so far. `score` is its score when it
+    was claimed; it is stored if deadline and sequence do not give it, or if the member is large. `traceparent` is the
+    span of the last attempt, or empty.
     """
     member = repaired(member)
     parts = canonical_fields(member, _FRAME, structs=_STRUCTS)
@@ -232,7 +235,7 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, trace
 
 
 def _wrapped(body: bytes) -> Fields:
-    """Wrap a bare body in an envelope that keeps the body's own result queue."""
+    """Wrap a bare body in an envelope with the body's result queue."""
     parts = {"request_kind": msgspec.Raw(b'"plain"'), "data": msgspec.Raw(body)}
     own = canonical_fields(body, _OWN_RESULT)
     if "result_queue_name" in own:
@@ -250,7 +253,7 @@ def _internal_parts(parts: Fields) -> Fields:
 
 def _derived_score(data: msgspec.Raw, internal: Mapping[str, msgspec.Raw]) -> float:
     body = bytes(data)
-    deadline = decode_body(body, payload_ref="?", max_bytes=len(body)).deadline  # its size was checked before
+    deadline = decode_body(body, payload_ref="?", max_bytes=len(body)).deadline  # the size was checked before
     seq = msgspec.json.decode(internal["enqueue_seq"]) if "enqueue_seq" in internal else 0
     return score_of(deadline, int(seq or 0))
 
@@ -260,11 +263,11 @@ def _raw(value: object) -> msgspec.Raw:
 
 
 def score_of(deadline: float, enqueue_seq: int = 0) -> float:
-    """The score in the sorted set: deadline plus a fraction for submission order."""
+    """The score in the sorted set: deadline plus a fraction for order."""
     return deadline + min(max(0, enqueue_seq), SEQ_STEPS - 1) / SEQ_STEPS
 
 
 def encode_envelope(body: bytes, internal: Mapping[str, object], kind: str = "redis") -> bytes:
-    """Encode an envelope around `body`, a JSON object; empty internal fields are omitted."""
+    """Encode an envelope around `body`, a JSON object. Empty internal fields are omitted."""
     known = {name: value for name, value in internal.items() if value}
     return _encoder.encode({"internal": known, "request_kind": kind, "data": msgspec.Raw(body)})

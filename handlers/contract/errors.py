@@ -48,7 +48,7 @@ class InvalidRequest(AsyncProcessorError):
 
 
 class InvalidEvent(AsyncProcessorError):
-    """A CloudEvent or push body that cannot be read; `field` names the part."""
+    """A CloudEvent or push body that cannot be read. `field` names the part."""
 
     def __init__(self, field: str, *, found: str, accepted: str) -> None:
         super().__init__(f"{field}: expected {accepted}, got {found}")
@@ -60,9 +60,8 @@ class InvalidEvent(AsyncProcessorError):
 class InvalidSetting(AsyncProcessorError):
     """An invalid setting, which stops the start.
 
-    `setting` is the variable, or the path of the field in `CONFIG_FILE`. `meant` is the path that a misspelt name
-    probably stands for, and that has no value therefore. `others` are further invalid settings that were found together
-    with this one.
+    `setting` is the variable, or the path of the field in `CONFIG_FILE`. If its name is probably misspelt, `meant` is
+    the right path, which has no value then. `others` are further invalid settings that were found with this one.
     """
 
     def __init__(self, setting: str, *, found: str, accepted: str, meant: str = "") -> None:
@@ -75,9 +74,9 @@ class InvalidSetting(AsyncProcessorError):
 
 
 class SettingFaults:
-    """Invalid settings that were found so far, so that a user sees all of them at once.
+    """Collects invalid settings, to report all of them at once.
 
-    A check that reads a faulty setting would report a consequence of that fault; it asks `touch` first.
+    A check that reads a faulty setting would only report a consequence of that fault, so it calls `touch` first.
     """
 
     def __init__(self) -> None:
@@ -85,7 +84,7 @@ class SettingFaults:
         self._touched: set[str] = set()
 
     def add(self, fault: InvalidSetting) -> None:
-        """Record the fault and those attached to it, unless their settings are known to be faulty."""
+        """Record the fault and its `others`, but each faulty setting once."""
         for one in (fault, *fault.others):
             is_new = (
                 one.setting not in self._touched or one.setting == "CONFIG_FILE"
@@ -99,7 +98,10 @@ class SettingFaults:
         self._touched |= {setting for setting in settings if setting}
 
     def touch(self, *settings: str) -> bool:
-        """Whether a fault is at, above or below one of these settings; `CONFIG_FILE` is above all its fields."""
+        """Whether one of these settings or a related path is faulty.
+
+        Related are the paths above and below it; `CONFIG_FILE` is above all its fields.
+        """
         return any(
             _is_at_or_above(known, setting) or _is_at_or_above(setting, known)
             for known in self._touched
@@ -115,7 +117,7 @@ class SettingFaults:
             self.add(fault)
 
     def raise_all(self) -> None:
-        """Raise the first fault with the others attached; does nothing without a fault."""
+        """Raise the first fault with the others attached. Does nothing without a fault."""
         if self.found:
             first, *others = self.found
             first.others = tuple(others)

@@ -25,7 +25,7 @@ RETRY_TYPE: Final = "ai.llm-d.async.retry.v1"
 """Type of the event that answers a poller with a retry."""
 
 REMAINING: Final = "remainingms"
-"""Extension of the poller's events: milliseconds to the deadline, so that the door's clock does not matter."""
+"""Extension attribute of the poller's events: milliseconds to the deadline. So the door's clock does not matter."""
 MOST_REMAINING_MS: Final = 10**15 - 1
 
 STRUCTURED: Final = "application/cloudevents+json"
@@ -48,7 +48,8 @@ Headers = Iterable[tuple[bytes, bytes]]
 class Event(msgspec.Struct, frozen=True):
     """One CloudEvent.
 
-    `extensions` are all attributes except id, source and type, as strings. `is_structured`: it came in structured mode.
+    `extensions` are all attributes except id, source and type, as strings. `is_structured`: it was sent in structured
+    mode.
     """
 
     id: str
@@ -60,7 +61,7 @@ class Event(msgspec.Struct, frozen=True):
 
     @property
     def is_from_poller(self) -> bool:
-        """Whether a poller sent the event; only pollers read our answer format."""
+        """Whether a poller sent the event. Only pollers read our answer format."""
         return self.type == REQUEST_TYPE and "queue" in self.extensions
 
 
@@ -78,9 +79,9 @@ def is_event(headers: Headers) -> bool:
 
 
 def decode_event(headers: Headers, body: bytes) -> Event:
-    """Decode an event from an HTTP message; header names are lower case, as in ASGI.
+    """Decode an event from an HTTP message. Raises `InvalidEvent`, which names the attribute.
 
-    Raises `InvalidEvent`, which names the attribute.
+    Header names are lower case, as in ASGI.
     """
     attributes: dict[str, str] = {}
     structured_type, data_at = b"", b""
@@ -101,7 +102,7 @@ def decode_event(headers: Headers, body: bytes) -> Event:
 
 
 def join_structured(attributes: bytes, data: bytes) -> tuple[bytes, int]:
-    """Encode an event in structured mode; returns it and the offset of its data.
+    """Encode an event in structured mode. Returns it and the offset of its data.
 
     `attributes` is a JSON object, `data` any JSON text.
     """
@@ -113,7 +114,7 @@ def _split_structured(body: bytes, data_at: bytes) -> tuple[dict[str, str], byte
     at = int(data_at) if data_at.isdigit() and len(data_at) < 10 else 0
     head = body[:at]
     if not (head.endswith(_DATA) and body.endswith(b"}")):
-        raise InvalidEvent(DATA_AT, found="another place", accepted="the byte at which the data begins")
+        raise InvalidEvent(DATA_AT, found="another offset", accepted="the byte at which the data begins")
     return _strings_decoder.decode(head[: -len(_DATA)] + b"}"), body[at:-1]
 
 
@@ -128,7 +129,9 @@ def _decode_structured(content_type: bytes, body: bytes, data_at: bytes) -> Even
             data = structured_data(parts)
             attributes = {name: attribute_text(name, raw) for name, raw in parts.items()}
     except MALFORMED:
-        raise InvalidEvent("event", found="no JSON object", accepted="a structured CloudEvent") from None
+        raise InvalidEvent(
+            "event", found="a body that is not a JSON object", accepted="a structured CloudEvent"
+        ) from None
     return _event(attributes, data, is_structured=True)
 
 
@@ -142,12 +145,12 @@ def structured_data(parts: dict[str, msgspec.Raw]) -> bytes:
         try:
             return base64.b64decode(msgspec.json.decode(encoded, type=str), validate=True)
         except (ValueError, msgspec.ValidationError):  # also for text that is not ASCII
-            raise InvalidEvent("data_base64", found="no base64", accepted="a base64 string") from None
+            raise InvalidEvent("data_base64", found="invalid base64", accepted="a base64 string") from None
     if data is None:
         return b""
     content = bytes(data)
-    # A string holds content that is not JSON, or JSON that the producer encoded twice: in both cases
-    # the content is the text in the string.
+    # A string contains data that is not JSON, or JSON that the producer encoded twice. In both cases the content is the
+    # string's text.
     return msgspec.json.decode(content, type=str).encode() if content.startswith(b'"') else content
 
 
@@ -166,10 +169,10 @@ def attribute_text(name: str, raw: msgspec.Raw) -> str:
 
 def _event(attributes: dict[str, str], data: bytes, *, is_structured: bool = False) -> Event:
     if attributes.pop("specversion", "") != "1.0":
-        raise InvalidEvent("specversion", found="nothing or another version", accepted="1.0")
+        raise InvalidEvent("specversion", found="no version or another one", accepted="1.0")
     for name in _REQUIRED:
         if not attributes.get(name):
-            raise InvalidEvent(name, found="nothing", accepted="a string that is not empty")
+            raise InvalidEvent(name, found="nothing", accepted="a non-empty string")
     return Event(
         id=attributes.pop("id"),
         source=attributes.pop("source"),
@@ -213,7 +216,9 @@ def from_header(attribute: str, value: bytes) -> str:
         try:
             return unquote_to_bytes(value).decode()
         except UnicodeDecodeError:
-            raise InvalidEvent(attribute, found="percent-encoded bytes", accepted="UTF-8 in them") from None
+            raise InvalidEvent(
+                attribute, found="percent-encoded bytes that are not UTF-8", accepted="UTF-8"
+            ) from None
     try:
         return value.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Limits of JSON texts, and a reader for strings in broken ones."""
+"""Limits of JSON texts, and a reader for strings in invalid ones."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ MAX_REQUEST_BYTES = 10_000_000
 """Largest request body, in bytes: the limit of one Pub/Sub message."""
 
 BLOCKING_BYTES: Final = 1_000_000
-"""Texts above this size, in bytes, are decoded in a thread, so that none blocks the event loop for 100 ms."""
+"""Texts with more bytes are decoded in a thread, because they could block the event loop for 100 ms."""
 
 MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Errors that msgspec raises: invalid JSON or types, invalid UTF-8, nesting too deep for its recursion."""
 
 SALVAGED_BYTES: Final = 65_536
-"""Bytes of a broken text that `salvage` searches."""
+"""Bytes of an invalid text that `salvage` searches."""
 
 STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'
-"""Pattern of a JSON string, complete or cut off by the end of the text, also within an escape.
+"""Pattern of a JSON string, which may be cut off by the end of the text, even within an escape.
 
-Its quantifiers are possessive and every opening quote matches, so a search is linear for any input.
+Its quantifiers are possessive and every opening quote matches, so a search takes linear time for any input.
 """
 
 _TOKEN = re.compile(rb"(?P<string>" + STRING + rb")|(?P<bracket>[\[\]{}])|(?P<mark>[:,])", re.DOTALL)
 
 
 def salvage(text: bytes, paths: frozenset[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """Read the strings at `paths` from a broken JSON text.
+    """Read the strings at `paths` from an invalid JSON text.
 
-    The text may be cut off or nested too deeply. `paths` are object keys from the outside in, like `("data", "id")`.
-    Searches the first 64 KiB in linear time and never raises. The last of equal keys wins, as in valid JSON.
+    The text may be cut off or have too many levels. `paths` are object keys from the outside in, like `("data", "id")`.
+    Searches the first 64 KiB in linear time and never raises. Of repeated keys the last one counts.
     """
     found: dict[tuple[str, ...], str] = {}
     path: list[str | None] = []
@@ -46,7 +46,7 @@ def salvage(text: bytes, paths: frozenset[tuple[str, ...]]) -> dict[tuple[str, .
         token = match.group()
         if match.lastgroup == "string":
             pending = _string(token)
-            if key is None or len(path) > longest:  # long paths would take quadratic time
+            if key is None or len(path) > longest:  # comparing long paths would take quadratic time
                 continue
             at = (*path[1:], key)
             if at in paths:

@@ -1,4 +1,4 @@
-r"""Decode JSON as leniently as Go's encoding/json, in linear time and constant stack.
+r"""Decode JSON as leniently as Go's encoding/json, in linear time.
 
 Rules beyond RFC 8259 (https://pkg.go.dev/encoding/json#Unmarshal and its decode.go, scanner.go):
 
@@ -24,7 +24,7 @@ from handlers.contract.json_limits import MALFORMED, MAX_DEPTH, STRING
 _PIECE_LEVELS: Final = 256
 """Deep texts are checked in pieces of this many levels, far below the decoder's recursion limit."""
 _STEP_BYTES: Final = 4_096
-"""Bytes whose brackets are added up in one step."""
+"""Bytes whose brackets are counted in one step."""
 
 _STRING = re.compile(STRING, re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
@@ -42,7 +42,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _NULL: Final = msgspec.Raw(b"null")
 
 MAX_PAIRS = 20_000
-"""Most fields of an object that repeats a name, has a null or spells a name differently: these are read one by one."""
+"""Most fields of an object whose fields must be read one by one: it has a repeated, null or differently spelt field."""
 
 _parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
@@ -53,11 +53,11 @@ Fields = dict[str, msgspec.Raw]
 
 
 class Malformed(ValueError):
-    """Raised for text that is not JSON, or not the expected object. The message holds no content."""
+    """Raised for invalid JSON, or JSON that is not the expected object. The message has no content."""
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a string can be encoded as UTF-8, because it holds no lone surrogate."""
+    """Whether a string can be encoded as UTF-8 (no lone surrogates)."""
     return text.isascii() or not _SURROGATE.search(text)
 
 
@@ -81,7 +81,7 @@ def _paired(run: re.Match[bytes]) -> bytes:
 
 
 def check_json(text: bytes) -> None:
-    """Raise `Malformed` unless `text` is one JSON value of at most `MAX_DEPTH` levels."""
+    """Raise `Malformed` unless `text` is one JSON value within `MAX_DEPTH` levels."""
     try:
         _raw_decoder.decode(text)
     except RecursionError:
@@ -101,8 +101,8 @@ def _check_piece(piece: bytes) -> None:
 def _pieces(text: bytes) -> Iterator[bytes]:
     """Cut a deep text into shallow pieces.
 
-    A value that nests deeper than a piece may is replaced by `null` and becomes a piece itself. The levels of the cuts
-    are random, so that no text can be built that is cut at each of its brackets.
+    A value that is too deep for a piece is replaced by `null` and becomes a piece itself. The levels of the cuts are
+    random, so that no text can be constructed that is cut at each of its brackets.
     """
     first_cut = randrange(1, _PIECE_LEVELS)
     open_pieces: list[tuple[list[bytes], int]] = []
@@ -123,9 +123,10 @@ def _pieces(text: bytes) -> Iterator[bytes]:
 
 
 def _turns(text: bytes, first_cut: int) -> Iterator[tuple[int, int]]:
-    """Find the brackets at which `_pieces` cuts, and those nested too deeply, each with its level.
+    """Find the brackets at which `_pieces` cuts, each with its level.
 
-    `_pieces` cuts at level `first_cut` and at every `_PIECE_LEVELS` below it.
+    `_pieces` cuts at level `first_cut` and at every `_PIECE_LEVELS` below it. Brackets beyond `MAX_DEPTH` are returned
+    too.
     """
     depth = 0
     for start, end in _outside_strings(text):
@@ -146,7 +147,7 @@ def _turns(text: bytes, first_cut: int) -> Iterator[tuple[int, int]]:
 
 
 def _levels(text: bytes, depth: int) -> tuple[int, int, int]:
-    """The lowest, highest and last level of a text that has no strings and begins at `depth`."""
+    """The lowest, highest and last level of a text from `depth` on. It has no strings."""
     steps = text.translate(_STEPS, _NO_BRACKETS)
     if not steps:
         return depth, depth, depth
@@ -155,7 +156,7 @@ def _levels(text: bytes, depth: int) -> tuple[int, int, int]:
 
 
 def _outside_strings(text: bytes, at: int = 0) -> Iterator[tuple[int, int]]:
-    """The spans between strings, beginning at `at`."""
+    """The spans (start, end) between strings, from `at` on."""
     while (quote := text.find(b'"', at)) >= 0:
         yield at, quote
         string = _STRING.match(text, quote)
@@ -202,7 +203,8 @@ def split_object(text: bytes) -> Fields:
 def _pairs(text: bytes, fields: Fields) -> Iterator[tuple[str, msgspec.Raw]]:
     """All fields of a valid JSON object in order, including repeated ones.
 
-    `fields` holds the last value of each name. Raises `Malformed` for more than `MAX_PAIRS`, as each costs about 25 µs.
+    `fields` has the last value of each name. Each field costs about 25 µs; raises `Malformed` for more than
+    `MAX_PAIRS`.
     """
     last: dict[str, bytes] = {}  # copies a value once, even if its name is repeated
     at, pairs = text.index(b"{") + 1, 0
@@ -234,11 +236,11 @@ def canonical_fields(
     nullable: str = "",
     fields: Fields | None = None,
 ) -> Fields:
-    """Split a JSON object and give its known fields their canonical names.
+    """Split a JSON object and give known fields their canonical names.
 
-    Fields of `names` lose their nulls, except the field `nullable`; other fields stay as they are. `maps` and `structs`
-    are merged if they occur twice; null empties a map and leaves a struct unchanged. `fields` is the result of
-    `split_object`, if the caller has it. Raises `Malformed`.
+    Known fields (`names`) that are null are left out, except the field `nullable`; other fields are returned unchanged.
+    `maps` and `structs` that are repeated are merged; a null removes the earlier values of a map, but not those of a
+    struct. `fields` is the result of `split_object`, if the caller has it. Raises `Malformed`.
     """
     if fields is None:
         fields = split_object(text)
@@ -246,7 +248,7 @@ def canonical_fields(
         if value == _NULL and name != nullable if name in names else _folded(name) in names:
             break
     else:
-        # `split_object` keeps the last value of a repeated name, which is wrong only for merged objects.
+        # `split_object` keeps the last value of a repeated name, which is right except for objects to merge.
         if all(text.count(b'"%b"' % name.encode()) < 2 for name in (maps | structs) & fields.keys()):
             return fields
     found: Fields = {}
@@ -266,14 +268,14 @@ def canonical_fields(
 
 
 def _folded(name: str) -> str:
-    """Fold a name as Go does for ASCII: case, long s and Kelvin sign."""
+    """Fold a name to lower case as Go does (long s, Kelvin sign)."""
     return name.lower().replace("\N{LATIN SMALL LETTER LONG S}", "s")
 
 
 def _merged(texts: Sequence[bytes]) -> msgspec.Raw:
-    """Join the members of all objects, in order.
+    """Join the fields of all objects, in order.
 
-    Returns the last text if one of them is not an object.
+    If one of the texts is not an object, returns the last text.
     """
     if not all(text.startswith(b"{") for text in texts):
         return msgspec.Raw(texts[-1])

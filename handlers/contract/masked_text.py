@@ -24,8 +24,8 @@ _SCHEME = re.compile(r"\b(bearer|basic)\s++[^\s,;\"']+", re.IGNORECASE)
 def without_secrets(text: str) -> str:
     """Mask everything in a text that looks like a credential.
 
-    Masked are users and passwords in URLs, values in query strings, and values after names such as `token` or
-    `password`. All values of a JSON object or array are masked.
+    It masks users and passwords in URLs, values in query strings, and values after names such as `token` or `password`.
+    All values of a JSON object or array are masked.
     """
     if text.lstrip()[:1] in ("{", "["):
         try:

@@ -1,6 +1,6 @@
 """A request as a client queued it, decoded once and frozen.
 
-The payload stays the bytes that were queued. A deadline may be a number or a decimal string. Unknown fields are
+The payload is not decoded: it keeps its bytes. A deadline may be a number or a decimal string. Unknown fields are
 ignored here; `handlers.contract.envelope` keeps them when a request is queued again.
 """
 
@@ -25,18 +25,18 @@ from handlers.contract.json_limits import (
 from handlers.contract.lenient_json import Fields, Malformed, canonical_fields, pick, repaired, strings
 
 LATEST_DEADLINE: Final = 253_402_300_799
-"""The end of the year 9999, Unix seconds: anything later is a deadline in milliseconds or a mistake."""
+"""The end of the year 9999 in Unix seconds. A later deadline is in milliseconds, or a mistake."""
 
 LONGEST_TTL_SECONDS: Final = 315_360_000
-"""Ten years: longer than any reader waits, and far below what overflows in Redis."""
+"""Ten years: longer than any reader waits, and far below Redis' limit."""
 
 MAX_ID_LENGTH: Final = 1_024
-"""Most characters of an id, which becomes part of keys, headers, attributes and results."""
+"""Most characters of an id. It becomes part of keys, headers, attributes and results."""
 
 MAX_METADATA_ENTRIES: Final = 1_000
-"""Most metadata entries of a body: ten times the attributes that a Pub/Sub message may have.
+"""Most metadata entries of a body, ten times the attributes of a Pub/Sub message.
 
-Bounded because entries are merged, searched, and repeated in results.
+The number is bounded because entries are merged, searched and repeated in results.
 """
 
 _DECIMAL = re.compile(r"[0-9]{1,32}(\.[0-9]{1,32})?")
@@ -48,11 +48,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A request on its way to the gateway.
 
     `payload` is raw JSON, byte for byte as queued; `b""` while it is offloaded under `payload_ref`. `deadline` and
-    `created` are Unix seconds. `queue` is the name, in the settings, of the Redis queue or subscription it came from.
+    `created` are Unix seconds. `queue` is the name, in the settings, of its Redis queue or subscription.
     `result_queue_name` is the list or topic that the request names for its result, or empty. With
-    `result_routing_resolved`, the request's own result list and expiry win over the queue's. `attempt` counts from 0.
+    `result_routing_resolved`, the request's own result list and expiry override the queue's. `attempt` counts from 0.
     `request_token` identifies the submission, because an id may be submitted again later. `objective` and `priority`
-    are those of the poller's lane and replace the queue's objective. `previous_traceparent` is the span of the previous
+    come from the poller's lane and override the queue's objective. `previous_traceparent` is the span of the previous
     attempt. `claim` is a random value that identifies one attempt to gates.
     """
 
@@ -114,9 +114,9 @@ def decode_body(
 ) -> Request:
     """Decode a request body, a JSON object, as leniently as the reference.
 
-    The keyword arguments come from the transport. `result_queue_name`, if given, wins over the body's own, and
-    `extra_metadata` (Pub/Sub attributes) over the body's metadata. `fields` are the body's fields, if the caller has
-    split it. Raises `InvalidRequest`, which names the field and has the id if it can be read.
+    The keyword arguments come from the transport. `result_queue_name`, if given, overrides the body's own, and
+    `extra_metadata` (Pub/Sub attributes) the body's metadata. `fields` are the body's fields, if the caller has split
+    it. Raises `InvalidRequest`, which names the field and has the id if it can be read.
     """
     if len(body) > max_bytes:
         raise _invalid(body, "body", f"{len(body)} bytes", f"at most {max_bytes} bytes")
@@ -145,7 +145,7 @@ def decode_body(
 
 
 async def decode_body_aside(body: bytes, **known: Any) -> Request:
-    """`decode_body`; a large body is decoded in a thread, so the event loop is not blocked."""
+    """As `decode_body`. A large body, which would block the event loop, is decoded in a thread."""
     if len(body) <= BLOCKING_BYTES:
         return decode_body(body, **known)
     return await asyncio.to_thread(decode_body, body, **known)
@@ -163,7 +163,7 @@ def _metadata(body: bytes, wire: _Body, extra: Mapping[str, str] | None) -> dict
 def _id(body: bytes, value: str | None) -> str:
     if not value:
         found = "nothing" if value is None else "an empty string"
-        raise _invalid(body, "id", found, "a string that is not empty")
+        raise _invalid(body, "id", found, "a non-empty string")
     if "\0" in value:
         raise _invalid(body, "id", "a NUL character", "a string without NUL", value)
     if len(value) > MAX_ID_LENGTH:
@@ -176,11 +176,11 @@ def _decode(body: bytes, fields: Fields | None) -> tuple[Fields, _Body]:
         fields = canonical_fields(body, _FIELDS, maps=_MAPS, nullable="payload", fields=fields)
         return fields, _decoder.decode(pick(fields, _SMALL_FIELDS))
     except Malformed as error:
-        raise _invalid(body, "body", f"no JSON object ({error})", "one JSON object") from None
+        raise _invalid(body, "body", f"something else ({error})", "one JSON object") from None
     except msgspec.ValidationError as error:
         raise _invalid_type(body, str(error)) from None
-    except MALFORMED as error:  # errors that the check above does not find, such as a number that overflows
-        raise _invalid(body, "body", f"no JSON object ({error})", "one JSON object") from None
+    except MALFORMED as error:  # not found by `canonical_fields`, such as a number that overflows
+        raise _invalid(body, "body", f"something else ({error})", "one JSON object") from None
 
 
 def _deadline(body: bytes, wire: _Body) -> float:
@@ -197,13 +197,13 @@ def _deadline(body: bytes, wire: _Body) -> float:
 
 
 def _created(value: float | str | None) -> float | None:
-    """The time of creation; None if invalid, as only measurements use it."""
+    """The time of creation. None if invalid, since only measurements use it."""
     seconds = _seconds(value)
     return seconds if seconds is not None and 0 <= seconds <= LATEST_DEADLINE else None
 
 
 def _ttl(body: bytes, wire: _Body, seconds: int | None) -> int | None:
-    """Check an expiry: a negative one would delete all results on the list."""
+    """Check the result list's expiry. A negative one would delete all its results."""
     if seconds is None or 0 <= seconds <= LONGEST_TTL_SECONDS:
         return seconds
     accepted = f"seconds from 0 to {LONGEST_TTL_SECONDS}"
@@ -211,7 +211,7 @@ def _ttl(body: bytes, wire: _Body, seconds: int | None) -> int | None:
 
 
 def _seconds(value: float | str | None) -> float | None:
-    """Unix seconds of a number or decimal string; None for None or other strings."""
+    """Convert a number or decimal string. None for None and other strings."""
     if value is None:
         return None
     if isinstance(value, str) and not _DECIMAL.fullmatch(value):
@@ -234,9 +234,9 @@ def _payload(body: bytes, wire: _Body, payload: bytes, *, is_apart: bool) -> byt
 def _invalid(
     body: bytes, field: str, found: str, accepted: str, request_id: str | None = None
 ) -> InvalidRequest:
-    """The error, with the decoded id or else the id that `salvage` finds.
+    """The error, with the decoded id or else the one `salvage` finds.
 
-    An id of more than 64 KiB counts as unreadable, because a result with it could be too large to publish.
+    An id of more than 64 KiB counts as unreadable, because its result could be too large to publish.
     """
     is_known = request_id and len(request_id) <= SALVAGED_BYTES
     known = request_id if is_known else salvage(body, _ID_PATHS).get(("id",), "")

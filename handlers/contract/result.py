@@ -1,7 +1,7 @@
 """A final result, as JSON that the reference's consumers can read.
 
 If the gateway answered, `status_code` is above 0 and `payload` is the response's body. Otherwise `error_code` is set,
-and `payload` repeats the error message for readers that read nothing else. Empty fields are omitted. The fields after
+and `payload` repeats the error message for readers that read only that. Empty fields are omitted. The fields after
 `request_token` are our own: they are written only if a setting enables them, and the reference's consumers ignore them.
 """
 
@@ -21,7 +21,7 @@ from handlers.contract.masked_text import without_secrets
 
 
 class ErrorCode(StrEnum):
-    """The reason why a request ended without an answer of the gateway."""
+    """Why a request ended without a response of the gateway."""
 
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     """The deadline passed before the gateway responded."""
@@ -30,21 +30,21 @@ class ErrorCode(StrEnum):
     GATE_DROPPED = "GATE_DROPPED"
     """A gate dropped the request."""
     GATE_ERROR = "GATE_ERROR"
-    """A gate could not decide and is configured to fail."""
+    """A gate failed. Only the reference reports this."""
     INFERENCE_ERROR = "INFERENCE_ERROR"
-    """The gateway's response was too large or could not be decoded."""
+    """The gateway's response cannot be used: it is too large or cannot be decoded."""
     INVALID_REQUEST = "INVALID_REQUEST"
-    """The request breaks the contract; the message names the field."""
+    """The request is invalid. The message names the field."""
     PAYLOAD_UNAVAILABLE = "PAYLOAD_UNAVAILABLE"
-    """An offloaded payload no longer exists."""
+    """An offloaded payload no longer exists, or differs from its SHA-256."""
     DUPLICATE = "DUPLICATE"
     """Our own: an idempotent queue has another submission of the same id."""
     UNDELIVERABLE = "UNDELIVERABLE"
-    """Our own: too many deliveries failed or ended with a crashed poller; the request was dead-lettered."""
+    """Our own: the request exceeded the redelivery limit or `MAX_ATTEMPTS`, or could not be processed."""
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens read and written, as the gateway counted them."""
+    """The gateway's counts of input and output tokens."""
 
     input_tokens: int
     output_tokens: int
@@ -55,15 +55,14 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `id` is the request's; `request_token` identifies the submission.
 
-    These fields need `RESULT_DETAILS`: `attempts` counts attempts at the gateway; `gateway_seconds` is the duration of
-    the attempt that gave the result; `queue_seconds` is the time from the request's `created` to the start of that
-    attempt; `finished_at` is in Unix seconds; `metadata` is the request's. `payload_base64` holds a body that is not
-    UTF-8.
+    These fields are set only if `RESULT_DETAILS` enables them. `attempts` counts attempts at the gateway.
+    `gateway_seconds` is the duration of the last attempt, `queue_seconds` the time from the request's `created` to its
+    start. `finished_at` is in Unix seconds. `metadata` is the request's. `payload_base64` is a body that is not UTF-8.
 
-    `payload_ref` names an offloaded payload: one of our Redis keys, or an address of another system, such as
+    `payload_ref` names an offloaded payload: a Redis key, or an address in another system, such as
     `s3://bucket/prefix/<id>/<token>`. `content_type`, `payload_size` in bytes and `payload_sha256` in hex describe that
-    payload. Our client fetches payloads under our keys and clears `payload_ref`; if it is still set, the payload is
-    stored elsewhere (`stored_elsewhere`).
+    payload. Our client fetches a payload from Redis and clears `payload_ref`. If `payload_ref` is still set, the
+    payload is stored elsewhere (`stored_elsewhere`).
     """
 
     id: str
@@ -86,9 +85,9 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def stored_elsewhere(self) -> str:
-        """A sentence that locates and describes an offloaded payload; otherwise empty.
+        """A sentence that describes where an offloaded payload is, or empty.
 
-        It masks query values and passwords; `payload_ref` has them.
+        Query values and passwords, which `payload_ref` may contain, are masked.
         """
         if not self.payload_ref:
             return ""
@@ -111,7 +110,7 @@ def answered_result(
 ) -> Result:
     """A result with the gateway's response.
 
-    Invalid UTF-8 in the body becomes U+FFFD; with `keeps_bytes`, such a body is also given as base64.
+    Invalid UTF-8 in the body is replaced with U+FFFD. With `keeps_bytes`, such a body is also given as base64.
     """
     payload = str(body, "utf-8", "replace")
     is_binary = keeps_bytes and "\ufffd" in payload and payload.encode() != body
@@ -125,12 +124,13 @@ def answered_result(
 
 
 def filled_result(result: Result, body: bytes | None) -> Result:
-    """Put the offloaded payload `body` into its result and clear the fields that describe it.
+    """Put the offloaded payload `body` into its result.
 
-    Returns a `PAYLOAD_UNAVAILABLE` result if `body` is None or does not match `payload_sha256`.
+    Clears the fields that describe it. Returns a `PAYLOAD_UNAVAILABLE` result if `body` is None or does not match
+    `payload_sha256`.
     """
     if body is None:
-        return _unavailable(result, "is gone")
+        return _unavailable(result, "no longer exists")
     if result.payload_sha256 not in ("", hashlib.sha256(body).hexdigest()):
         return _unavailable(result, "differs from its SHA-256")
     whole = answered_result(result.id, result.request_token, result.status_code, body, keeps_bytes=True)
@@ -148,14 +148,14 @@ _INSIDE: Final[dict[str, Any]] = {
 
 
 def _unavailable(result: Result, reason: str) -> Result:
-    message = f"the gateway answered {result.status_code}; the answer was stored apart and {reason}"
+    message = f"the gateway answered {result.status_code}; the offloaded response {reason}"
     error = error_result(result.id, result.request_token, ErrorCode.PAYLOAD_UNAVAILABLE, message)
     fields = {"payload": error.payload, "error_code": error.error_code, "error_message": message}
     return msgspec.structs.replace(result, status_code=0, **fields, **_INSIDE)
 
 
 def error_result(request_id: str, request_token: str, code: ErrorCode, message: str) -> Result:
-    """A final result with an error; `message` is for people and holds no payload."""
+    """A final result with an error. `message` is for people and contains no payload."""
     payload = _encoder.encode({"error": message}).decode()
     return Result(
         id=request_id, payload=payload, error_code=code, error_message=message, request_token=request_token
@@ -168,14 +168,14 @@ def encode_result(result: Result) -> bytes:
 
 
 def encoded_payload_bytes(result: Result) -> int:
-    """Most bytes of the payload in `encode_result`: six for a control character, two for a quote."""
+    """Most bytes of the payload in `encode_result`, including JSON's escapes."""
     text = result.payload.encode()
     escaped = len(text) - len(text.translate(None, _ESCAPED))
     return len(text) + escaped + 4 * _long_escapes(text) + len(result.payload_base64)
 
 
 def is_mostly_controls(text: bytes) -> bool:
-    """Whether control characters would make a JSON string of `text` larger than its base64."""
+    """Whether escaped control characters make `text` longer than its base64."""
     return 5 * _long_escapes(text) > len(text) // 3
 
 
@@ -206,9 +206,9 @@ _usage_decoder = msgspec.json.Decoder(_OpenAIBody)
 
 
 def token_usage(body: str | bytes) -> Usage | None:
-    """The tokens in the `usage` object of an OpenAI response.
+    """The token counts in the `usage` object of an OpenAI response.
 
-    None if the body has no such object, as in a stream, an error or another protocol.
+    None if the body has no such object: a stream, an error or another protocol.
     """
     try:
         usage = _usage_decoder.decode(body).usage
@@ -222,33 +222,33 @@ def token_usage(body: str | bytes) -> Usage | None:
 
 ANY: Final = "*"
 ANY_RESULT_LIST: Final = "*result*"
-"""Default for lists: queues and quotas rarely have `result` in their names."""
+"""Default for lists. It excludes most other keys, since queues and quotas rarely have `result` in their names."""
 LONGEST_NAME: Final = 2_048
-"""Characters; a request's own result list ends in its id."""
+"""Most characters of a name. A per-request reply list ends with the id."""
 
 
 class ResultNames(msgspec.Struct, frozen=True):
-    """Names of lists or topics; a `*` stands for any characters."""
+    """Names of lists or topics. A `*` stands for any characters."""
 
     names: tuple[str, ...] = (ANY,)
 
     @property
     def allows_any(self) -> bool:
-        """Whether the operator allows every name that is not reserved."""
+        """Whether every name is allowed."""
         return ANY in self.names
 
     def allow(self, name: str) -> bool:
-        """Whether a request may use `name`; `*` in `name` has no special meaning."""
+        """Whether a request may use `name`. A `*` in `name` has no special meaning."""
         return any(_matches(known, name) for known in self.names)
 
 
 def read_result_names(text: str) -> ResultNames:
-    """Names from comma-separated text; an empty text allows no name."""
+    """Parse comma-separated names. An empty text allows no name."""
     return ResultNames(tuple(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether `name` is `pattern` with any characters in place of each `*`; linear in the name's length."""
+    """Whether `name` matches `pattern`, in which `*` stands for any characters. Takes linear time."""
     first, *rest = pattern.split(ANY)
     if not rest:
         return name == pattern

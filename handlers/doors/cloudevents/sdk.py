@@ -53,7 +53,9 @@ def read_event(headers: Headers, body: bytes) -> Event:
         data = structured_data(parts)
         attributes = {name: attribute_text(name, raw) for name, raw in parts.items()}
     except MALFORMED:
-        raise InvalidEvent("event", found="no JSON object", accepted="a structured CloudEvent") from None
+        raise InvalidEvent(
+            "event", found="a body that is not a JSON object", accepted="a structured CloudEvent"
+        ) from None
     # A tracer writes the current span into headers, which structured mode may repeat (HTTP binding, section 3.2.3).
     attributes |= {name: sent[name] for name in _TRACE if name in sent}
     return _read({"content-type": STRUCTURED}, msgspec.json.encode(attributes), attributes, data)
@@ -75,10 +77,10 @@ def write_event(
 def _read(headers: dict[str, str], body: bytes, sent: Mapping[str, str], data: bytes) -> Event:
     """Read attributes with the SDK and add `data`."""
     if sent.get("specversion") != "1.0":
-        raise InvalidEvent("specversion", found="nothing or another version", accepted="1.0")
+        raise InvalidEvent("specversion", found="no version or another one", accepted="1.0")
     for name in _REQUIRED:
         if not sent.get(name):
-            raise InvalidEvent(name, found="nothing", accepted="a string that is not empty")
+            raise InvalidEvent(name, found="nothing", accepted="a non-empty string")
     try:
         found = from_http(headers, body, data_unmarshaller=_unchanged)
     except (

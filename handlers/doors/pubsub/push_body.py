@@ -139,4 +139,8 @@ def _unix_seconds(text: object) -> float | None:
 
 
 def _what(error: Exception) -> str:
-    return str(error).replace("`", "") if isinstance(error, msgspec.ValidationError) else "no JSON object"
+    return (
+        str(error).replace("`", "")
+        if isinstance(error, msgspec.ValidationError)
+        else "a body that is not a JSON object"
+    )
