@@ -54,7 +54,8 @@ def store(tmp_path: Path) -> Iterator[redis.Redis]:
 def gateway() -> Iterator[str]:
     """The simulated gateway; every answer takes half a second."""
     port = free_port()
-    arguments = ["--host", "127.0.0.1", "--port", str(port), "--time-to-first-token", "0.5"]
+    latency = ("--time-to-first-token", "0.5", "--capacity", "256")
+    arguments = ["--host", "127.0.0.1", "--port", str(port), *latency]
     command = [sys.executable, "-m", "handlers.demo.gateway", *arguments]
     with running_process(command, env=inherited(), stdout=subprocess.DEVNULL):
         wait_for_port(port)

@@ -23,6 +23,11 @@ _READY = ("Ready to accept connections", "Sentinel ID is")
 _SLOTS = 16_384
 _MASTERS = 3
 _NODE_TIMEOUT_MS = 3_000
+_PERIODS_MS = ("INFO-PERIOD", 500, "PUBLISH-PERIOD", 200)
+"""How often a Sentinel asks for roles (default 10 s) and announces itself (2 s).
+
+It demotes a master that came back after four of the latter.
+"""
 _START_SECONDS = 60.0
 
 
@@ -159,8 +164,8 @@ class Cluster(_Servers):
                 first, last = number * _SLOTS // _MASTERS, (number + 1) * _SLOTS // _MASTERS - 1
                 client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
                 client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-            if number:
-                client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.servers[0].port)
+            for server in self.servers[:number]:  # each introduced to each other: gossip would take seconds
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", server.port)
         _wait(lambda: all(_known(client) == count for client in clients), "the nodes to meet")
         for number, client in enumerate(clients[_MASTERS:]):
             master = clients[number % _MASTERS].execute_command("CLUSTER MYID")
@@ -223,6 +228,8 @@ class Sentinels(_Servers):
                 f"sentinel sentinel-pass {self._sentinel_password}",
             ]
         server = Server(self._program, sentinel="\n".join(lines) + "\n", tls=self._tls)
+        client = server.client(password=self._sentinel_password or None)
+        client.execute_command("SENTINEL", "DEBUG", *_PERIODS_MS)
         self.servers.append(server)
         return server
 

@@ -61,7 +61,7 @@ class _Answering(BaseHTTPRequestHandler):
 @pytest.fixture
 def gateway_url() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Answering) as server:
-        serving = threading.Thread(target=server.serve_forever)
+        serving = threading.Thread(target=server.serve_forever, args=(0.02,))
         serving.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()

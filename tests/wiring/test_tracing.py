@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
 from starlette.requests import Request
 
 from handlers.contract.errors import InvalidSetting
@@ -126,7 +125,9 @@ def running_grpc() -> Iterator[str]:
 
 @pytest.fixture
 def one_span_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One try an export too: the first pause before another, 0.8 s or more, is longer than the time limit."""
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
 
 
 async def _exported(url: str, caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -173,13 +174,15 @@ async def test_the_service_name_of_the_sdks_variables_wins_over_our_default(
         monkeypatch.delenv(variable, raising=False)
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
-    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
-    tracing = tracing_of(load_settings({**GATEWAY, **endpoint, **variables}))
-    assert tracing is not None
-    with tracing.attempt(PROCESS_REQUEST, {}, "a", {}) as span:
-        assert isinstance(span, ReadableSpan)
-        assert span.resource.attributes["service.name"] == name
-    await tracing.aclose()
+    with running_otlp_receiver() as receiver:
+        endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
+        tracing = tracing_of(load_settings({**GATEWAY, **endpoint, **variables}))
+        assert tracing is not None
+        with tracing.attempt(PROCESS_REQUEST, {}, "a", {}):
+            pass
+        await tracing.aclose()
+    (span,) = receiver.named(PROCESS_REQUEST)
+    assert span.service == name
 
 
 async def test_a_disabled_sdk_sends_no_traceparent(monkeypatch: pytest.MonkeyPatch) -> None:
