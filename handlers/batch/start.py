@@ -14,6 +14,7 @@ import msgspec
 from handlers.batch.files import BatchConflict, BatchFiles, BatchState, numbered_lines, source_print
 from handlers.batch.lines import InvalidLine, decode_line
 from handlers.client.new_request import Deadline, unix_deadline
+from handlers.contract.counted import counted
 from handlers.redis_store.keys import batch_results_key
 
 
@@ -67,7 +68,7 @@ def _checked_total(source: Path, *, is_checked: bool) -> int:
     if check.faulty:
         more = f"\n  and {check.faulty - len(check.faults)} more" if check.faulty > len(check.faults) else ""
         raise InvalidFile(
-            f"{source}: {check.faulty} of {check.total} lines cannot be used; nothing was queued\n  "
+            f"{source}: {check.faulty:,} of {counted(check.total, 'line')} cannot be used; nothing was queued\n  "
             + "\n  ".join(check.faults)
             + more
             + "\nCorrect the file, or run with --no-check: unusable lines then get error lines; "

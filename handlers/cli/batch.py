@@ -28,6 +28,7 @@ from handlers.cli.flags import (
     redis_flags,
 )
 from handlers.cli.shell import ExitCode, check_names, exit_codes_help, exits, for_output
+from handlers.contract.counted import counted
 from handlers.duration import duration_text
 
 if TYPE_CHECKING:
@@ -215,8 +216,8 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
     else:
         by = datetime.fromtimestamp(state.deadline, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         print(f"batch {state.batch}: {what}, deadline {by}")
-        errors = f"{state.failed:,} errors{_kinds(state)}"
-        print(f"{state.completed:,} answered, {errors}, of {state.total:,} requests")
+        errors = f"{counted(state.failed, 'error')}{_kinds(state)}"
+        print(f"{state.completed:,} answered, {errors}, of {counted(state.total, 'request')}")
         print(f"output {files.out.resolve()}, errors {files.errors}")
     return _exit_code(state)
 
@@ -358,12 +359,12 @@ def _known_batch(out: Path) -> tuple[BatchFiles, BatchState]:
 def _summary(files: BatchFiles, state: BatchState) -> None:
     print(
         f"batch {state.batch} {state.outcome}: {state.completed:,} answered ({files.out}), "
-        f"{state.failed:,} errors ({files.errors}){_kinds(state)}",
+        f"{counted(state.failed, 'error')} ({files.errors}){_kinds(state)}",
         file=sys.stderr,
     )
     if state.undecodable:
         print(
-            f"{state.undecodable:,} results could not be decoded; kept in {files.undecodable}",
+            f"{counted(state.undecodable, 'result')} could not be decoded; kept in {files.undecodable}",
             file=sys.stderr,
         )
 
@@ -476,5 +477,5 @@ class BatchProgress:
         left = duration_text((progress.total - done) / rate) if rate > 0 else "?"
         return (
             f"{rate:,.0f}/s, {progress.unanswered:,} unanswered, {self._retries:,} retrying, "
-            f"{progress.failed:,} errors, {left} left"
+            f"{counted(progress.failed, 'error')}, {left} left"
         )

@@ -13,6 +13,7 @@ import click
 
 from handlers.cli.flags import QueueFlags, redis_flags
 from handlers.cli.shell import ExitCode, exits, for_output
+from handlers.contract.counted import counted
 
 if TYPE_CHECKING:
     from handlers.redis_store.admin.dead_letters import DeadLetter, DeadLetters
@@ -125,8 +126,8 @@ def drop(dead_ids: tuple[str, ...], is_all: bool, is_confirmed: bool, queue: Que
 def _confirmed(count: int, queue: str) -> bool:
     """Ask for confirmation in a terminal; without one, only `--yes` confirms."""
     if sys.stdin.isatty():
-        return click.confirm(f"drop all {count} dead letters of {queue} for good", err=True)
-    click.echo(f"nothing dropped: confirm with --yes that all {count} dead letters of {queue} go", err=True)
+        return click.confirm(f"drop {counted(count, 'dead letter')} of {queue} for good", err=True)
+    click.echo(f"nothing dropped: pass --yes to drop {counted(count, 'dead letter')} of {queue}", err=True)
     return False
 
 
@@ -162,7 +163,7 @@ async def _named(letters: DeadLetters, prefix: str) -> DeadLetter | None:
         return found[0]
     if found:
         ids = "\n".join(f"  {letter.dead_id}" for letter in found)
-        click.echo(f"{prefix} is the beginning of {len(found)} ids; name one:\n{ids}", err=True)
+        click.echo(f"{prefix} is the beginning of {counted(len(found), 'id')}; name one:\n{ids}", err=True)
     else:
         click.echo(f"no dead letter {prefix}: `async-processor dead list` shows them", err=True)
     return None

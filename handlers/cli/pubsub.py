@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 from msgspec.structs import fields
 
+from handlers.contract.counted import counted
 from handlers.contract.errors import AsyncProcessorError
 from handlers.duration import parse_duration
 from handlers.pubsub.admin import (
@@ -221,9 +222,8 @@ async def _setup(flags: dict[str, Any]) -> Exit:
                 await apply(channel, change)
             _show(change)
         verb = "would be made" if is_dry else "made"
-        click.echo(
-            f"{len(changes)} changes {verb}; {len(wanted.resources) - len(changes)} resources as wanted"
-        )
+        unchanged = len(wanted.resources) - len(changes)
+        click.echo(f"{counted(len(changes), 'change')} {verb}; {counted(unchanged, 'resource')} as wanted")
         if channel.options.emulator_host:
             click.echo("grants: not checked, the emulator has none")
             if flags["minimum_backoff_seconds"]:

@@ -12,6 +12,7 @@ import click
 
 from handlers.cli.flags import DurationType, QueueFlags, queue_flags
 from handlers.cli.shell import ExitCode, exits, for_output
+from handlers.contract.counted import counted
 from handlers.contract.result import Result, encode_result
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ def report_undecodable(stream: ResultStream) -> None:
     """Print how many results could not be decoded, and where they are stored."""
     if stream.undecodable:
         print(
-            f"warning: {stream.undecodable:,} results could not be decoded. They were not removed, and return "
-            "when their lease ends; a newer version may read them.",
+            f"warning: {counted(stream.undecodable, 'result')} could not be decoded. Undecodable results are "
+            "not removed, and return when their lease ends; a newer version may read them.",
             file=sys.stderr,
         )
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from handlers.cli.shell import ExitCode, exits
+from handlers.contract.counted import counted
 from handlers.status.overview import Minute, Overview
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _head(now: Overview, hint: str) -> Text:
     dead, pollers = now.total("dead"), len(now.pollers)
     text = Text()
     text.append("async-processor", style="bold")
-    text.append(f"  {_clock(now.at)} UTC, {pollers} poller{'' if pollers == 1 else 's'}", style="dim")
+    text.append(f"  {_clock(now.at)} UTC, {counted(pollers, 'poller')}", style="dim")
     text.append(f"  {hint}\n" if hint else "\n", style="dim")
     for word, number, style in (
         ("queued", now.total("pending"), "bold"),
@@ -171,7 +172,7 @@ def _pools(now: Overview) -> Table:
     table = _table("POOL OR GATE", "STATE", "WHY")
     for pool in now.pools:
         why = "" if pool.budget >= 1 else f"its gates allow {pool.budget:.0%}"
-        table.add_row(_plain(f"pool {pool.name}"), f"{pool.in_flight}/{pool.slots} slots", why)
+        table.add_row(_plain(f"pool {pool.name}"), f"{pool.in_flight}/{counted(pool.slots, 'slot')}", why)
     for line in now.gates:
         gate = line.gate
         state = Text("closed", "bold red") if gate.closed_because else Text("open", "green")

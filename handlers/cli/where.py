@@ -12,6 +12,7 @@ import click
 
 from handlers.cli.flags import RETRY_QUEUE_FLAG, QueueFlags, queue_flags, redis_flags
 from handlers.cli.shell import ExitCode, exits, for_output
+from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidSetting
 from handlers.duration import duration_text
 
@@ -119,7 +120,7 @@ def _place_text(place: Place, now: float) -> str:
     text = f"{_PLACES[place.where]}, queue {place.queue}"
     if place.where == "dead":
         return f"{text}, `async-processor dead show {place.dead_id}`"
-    attempts = "no attempt yet" if not place.attempts else f"{place.attempts} attempts so far"
+    attempts = "no attempt yet" if not place.attempts else f"{counted(place.attempts, 'attempt')} so far"
     word = "due" if place.where == "retry" else "deadline"
     if not place.due_at:
         return f"{text}, {attempts}"

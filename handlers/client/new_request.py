@@ -13,6 +13,7 @@ from typing import Final, TypedDict
 
 import msgspec
 
+from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import MALFORMED
 from handlers.contract.lenient_json import is_unicode
@@ -164,7 +165,7 @@ def _passed(deadline: Deadline, seconds: float) -> str:
         return f"{deadline}, which is not in the future"
     hint = ""
     if not isinstance(deadline, datetime) and 0 < seconds < _LONGEST_DURATION:
-        hint = f"; for {seconds:g} seconds from now give timedelta(seconds={seconds:g})"
+        hint = f"; for {seconds:g} s from now give timedelta(seconds={seconds:g})"
     return f"{instant}, which has passed{hint}"
 
 
@@ -191,7 +192,7 @@ def _payload_bytes(payload: Payload, request_id: str) -> bytes:
 def _check_text(request: NewRequest, request_id: str) -> None:
     """Raise `InvalidRequest` naming the first field that cannot be encoded: it holds lone surrogates."""
     if len(request.idempotency_key) > _LONGEST_KEY:
-        found = f"{len(request.idempotency_key)} characters"
+        found = counted(len(request.idempotency_key), "character")
         raise InvalidRequest("idempotency_key", found=found, accepted=f"at most {_LONGEST_KEY:,} characters")
     for name in ("id", "endpoint", "model", "tier", "tenant", "idempotency_key"):
         if not is_unicode(getattr(request, name)):

@@ -12,6 +12,7 @@ import msgspec
 from handlers.client.broker import Submission
 from handlers.client.errors import BrokerUnreachable, NoResultYet, NotOffered
 from handlers.client.new_request import NewRequest, encode_body
+from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import Result, decode_result
@@ -119,7 +120,7 @@ class PubSubBroker:
         """
         if self._redis is None:
             raise NotOffered(
-                f"cancelling {len(submissions)} requests",
+                f"cancelling {counted(len(submissions), 'request')}",
                 "Pub/Sub alone",
                 "name the push door's DEDUPE_REDIS_URL as cancel_redis_url, or queue on Redis",
             )

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.events import DATA_AT, REQUEST_TYPE, RESULT_TYPE, STRUCTURED, join_structured
 from handlers.contract.json_limits import MALFORMED
@@ -72,8 +73,8 @@ def _too_large(request: Request, attributes: dict[str, str]) -> InvalidRequest:
     field = {"labels": "internal.labels", "requesttoken": "internal.request_token"}.get(largest, largest)
     return InvalidRequest(
         field,
-        found=f"{len(attributes[largest].encode())} bytes",
-        accepted=f"at most {FRAME_BYTES} bytes for id, token and labels together",
+        found=counted(len(attributes[largest].encode()), "byte"),
+        accepted=f"at most {FRAME_BYTES:,} bytes for id, token and labels together",
         request_id=request.id,
     )
 

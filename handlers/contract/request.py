@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import (
     BLOCKING_BYTES,
@@ -119,7 +120,7 @@ def decode_body(
     it. Raises `InvalidRequest`, which names the field and has the id if it can be read.
     """
     if len(body) > max_bytes:
-        raise _invalid(body, "body", f"{len(body)} bytes", f"at most {max_bytes} bytes")
+        raise _invalid(body, "body", counted(len(body), "byte"), f"at most {counted(max_bytes, 'byte')}")
     if fields is None:
         body = repaired(body)
     fields, wire = _decode(body, fields)
@@ -155,7 +156,11 @@ def _metadata(body: bytes, wire: _Body, extra: Mapping[str, str] | None) -> dict
     metadata = strings(wire.metadata)
     if len(metadata) > MAX_METADATA_ENTRIES:
         raise _invalid(
-            body, "metadata", f"{len(metadata)} entries", f"at most {MAX_METADATA_ENTRIES}", wire.id
+            body,
+            "metadata",
+            counted(len(metadata), "entry", "entries"),
+            f"at most {MAX_METADATA_ENTRIES:,}",
+            wire.id,
         )
     return {**metadata, **extra} if extra else metadata
 
@@ -167,7 +172,7 @@ def _id(body: bytes, value: str | None) -> str:
     if "\0" in value:
         raise _invalid(body, "id", "a NUL character", "a string without NUL", value)
     if len(value) > MAX_ID_LENGTH:
-        raise _invalid(body, "id", f"{len(value)} characters", f"at most {MAX_ID_LENGTH}", value)
+        raise _invalid(body, "id", counted(len(value), "character"), f"at most {MAX_ID_LENGTH:,}", value)
     return value
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from handlers.contract.counted import counted
 from handlers.contract.json_limits import MALFORMED
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.masked_text import without_secrets
@@ -91,7 +92,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
         """
         if not self.payload_ref:
             return ""
-        about = [self.content_type, f"{self.payload_size} bytes" if self.payload_size else ""]
+        about = [self.content_type, counted(self.payload_size, "byte") if self.payload_size else ""]
         details = ", ".join(each for each in about if each)
         return f"the payload is stored elsewhere: {without_secrets(self.payload_ref)}" + (
             details and f" ({details})"

@@ -18,6 +18,7 @@ from rich.live import Live
 
 from handlers.cancellation import end_if_cancelled
 from handlers.client import AsyncClient, NewRequest
+from handlers.contract.counted import counted
 from handlers.contract.result import decode_result
 from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION, NoEmulator
 from handlers.demo.stack import Stack, StackOptions
@@ -99,8 +100,9 @@ class _Run:
         pubsub = list(planned(max(20, int(count * _PUBSUB_SHARE)), "pubsub"))
         also = f" and {len(pubsub)} through Pub/Sub" if "Pub/Sub" in self._brokers else ""
         self._console.print(
-            f"\n[bold]Faults[/]: {count + len(BROKEN_IDS)} requests through Redis ({len(BROKEN_IDS)} of them malformed)"
-            f"{also}; the gateway resets, hangs, truncates, refuses and breaks down."
+            f"\n[bold]Faults[/]: {counted(count + len(BROKEN_IDS), 'request')} through Redis "
+            f"({len(BROKEN_IDS)} of them malformed){also}; the gateway resets, hangs, "
+            "truncates, refuses and breaks down."
         )
         tallies = {name: DemoTally() for name in self._brokers}
         await self._phase(list(planned(count, "redis")), pubsub, BROKEN, tallies)
@@ -134,7 +136,7 @@ class _Run:
             return True
         seconds = self._options.timeout_seconds
         self._console.print(
-            f"[bold red]Failed[/]: {len(lines)} requests have no result within {seconds:g} s:"
+            f"[bold red]Failed[/]: {counted(len(lines), 'request')} without a result within {seconds:g} s:"
         )
         for line in lines[:_MOST_MISSING]:
             self._console.print(f"  {line}", highlight=False, soft_wrap=True)

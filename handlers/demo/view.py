@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from handlers.contract.counted import counted
 from handlers.contract.result import Result
 from handlers.redis_store.admin.depths import QueueDepths
 
@@ -36,7 +37,7 @@ def progress_line(depths: QueueDepths, tallies: Mapping[str, DemoTally]) -> str:
     """The progress as one line of text, for output that is not a terminal."""
     parts = []
     for name, tally in tallies.items():
-        parts.append(f"{name}: {len(tally.results)} of {len(tally.sent_at)} results")
+        parts.append(f"{name}: {len(tally.results)} of {counted(len(tally.sent_at), 'result')}")
     parts.append(
         f"Redis queued {depths.pending}, in flight {depths.claimed}, waiting for a retry {depths.retrying}"
     )
@@ -99,9 +100,8 @@ def missing_lines(ways: Mapping[str, tuple[DemoTally, Stages]], now: float) -> l
             if statuses:
                 answers = ", ".join(str(status or "connection broken") for status in statuses)
                 quiet = now - stage.last_ended_at[request_id]
-                found = (
-                    f"{len(statuses)} attempts at the gateway ({answers}), the last ended {quiet:.0f} s ago"
-                )
+                attempts = counted(len(statuses), "attempt")
+                found = f"{attempts} at the gateway ({answers}), the last ended {quiet:.0f} s ago"
             else:
                 found = "never reached the gateway"
             lines.append(f"{name} {request_id}: {found}")

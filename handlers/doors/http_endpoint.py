@@ -13,6 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from handlers.contract.counted import counted
 from handlers.doors.door import CONNECTION, Answer, CallerConnection, Delivery, plain
 
 DELIVERY_PATHS: Final = frozenset({"/", "/dispatch", "/pubsub_push", "/push"})
@@ -147,7 +148,7 @@ class HttpEndpoint:
         limit = self._options.max_body_bytes
         length = next((value for name, value in request.scope["headers"] if name == b"content-length"), b"")
         if length.isdigit() and int(length) > limit:
-            return plain(413, f"the body is larger than {limit} bytes")
+            return plain(413, f"the body is larger than {counted(limit, 'byte')}")
         connection = request.scope.get(CONNECTION)
         if connection is not None and connection.has_whole_request:
             return await _received(request, limit)  # without a timer, because the body is there already
@@ -168,7 +169,7 @@ async def _received(request: Request, limit: int) -> bytes | Answer:
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            return plain(413, f"the body is larger than {limit} bytes", {"connection": "close"})
+            return plain(413, f"the body is larger than {counted(limit, 'byte')}", {"connection": "close"})
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from handlers.contract.counted import counted
 from handlers.contract.envelope import Envelope, encode_retry, unread
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
@@ -180,7 +181,7 @@ def ended_by_attempts(request: Request, outcome: Outcome, max_attempts: int | No
     if outcome.last is not None:
         last = outcome.last
         return Answered(answered_result(request.id, request.request_token, last.status_code, last.body))
-    message = f"{max_attempts} attempts failed (MAX_ATTEMPTS), the last by {outcome.reason}"
+    message = f"{counted(max_attempts, 'attempt')} failed (MAX_ATTEMPTS), the last by {outcome.reason}"
     return Answered(error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message))
 
 
@@ -292,7 +293,7 @@ def refuse(
 def dead_lettered(claim: Claim, envelope: Envelope, route: ResultRoute, now: float) -> Ack:
     """The final result and dead letter of a request delivered too often."""
     request = envelope.request
-    message = f"{claim.delivery_count} owners died while they held this request"
+    message = f"{counted(claim.delivery_count, 'owner')} died while holding this request"
     result = error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message)
     dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)
     return ack(claim, request, result, route, now, dead=dead)
@@ -303,7 +304,7 @@ def dead_lettered_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
 
     It stores a result if an id is found in the first 64 KiB.
     """
-    message = f"{claim.delivery_count} owners died while they held this request"
+    message = f"{counted(claim.delivery_count, 'owner')} died while holding this request"
     error = unread(claim.member, message)
     dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)
     return msgspec.structs.replace(

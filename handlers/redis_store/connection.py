@@ -30,6 +30,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from handlers.contract.counted import counted
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.redis_store.faults import explained
 
@@ -46,7 +47,7 @@ class NotReplicated(RedisError):
 
     def __init__(self, wanted: int, found: int | None = None) -> None:
         has = "too few" if found is None else str(found)
-        super().__init__(f"{has} of {wanted} replicas have confirmed the write")
+        super().__init__(f"{has} of {counted(wanted, 'replica')} confirmed the write")
 
 
 Store: TypeAlias = Redis | RedisCluster

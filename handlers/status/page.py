@@ -19,6 +19,7 @@ from flask import Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidSetting
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.status import charts
@@ -105,7 +106,12 @@ class StatusPages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= {"ago": self._ago, "seconds": _seconds, "number": lambda n: f"{n:,}"}
+        self._templates.filters |= {
+            "ago": self._ago,
+            "seconds": _seconds,
+            "number": lambda n: f"{n:,}",
+            "counted": counted,
+        }
 
     def respond(self, request: Request) -> Response:
         if request.path in ("/healthz", "/readyz"):

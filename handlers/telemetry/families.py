@@ -36,7 +36,7 @@ class DeadlineProximity(Collector):
     def replace(self, labels: tuple[str, ...], counts: Sequence[int], total: int) -> None:
         """Set a snapshot: the requests due within each of `DEADLINE_BOUNDS_SECONDS`, and their total."""
         if len(counts) != len(DEADLINE_BOUNDS_SECONDS):
-            raise ValueError(f"{len(counts)} counts for {len(DEADLINE_BOUNDS_SECONDS)} bounds")
+            raise ValueError(f"counts: expected {len(DEADLINE_BOUNDS_SECONDS)}, got {len(counts)}")
         # The queue changes between two counts, but a bucket must not hold less than the one before.
         rising: list[int] = []
         for count in counts:

@@ -17,6 +17,7 @@ import httpx
 import msgspec
 
 from handlers.backoff import parse_retry_after
+from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, encode_result
 from handlers.transport.failures import UnusableResponse
@@ -136,7 +137,7 @@ def _key(line: str, setting: str) -> bytes:
         padding = "base64 with wrong padding: its length must be a multiple of 4, filled up with ="
         raise InvalidSetting(setting, found=padding, accepted=accepted) from None
     if not _LEAST <= len(key) <= _MOST:
-        raise InvalidSetting(setting, found=f"a secret of {len(key)} bytes", accepted=accepted)
+        raise InvalidSetting(setting, found=f"a secret of {counted(len(key), 'byte')}", accepted=accepted)
     return key
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
+from handlers.contract.counted import counted
 from handlers.contract.errors import SettingFaults
 from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.gateway import Gateway, GatewayOptions
@@ -108,8 +109,8 @@ async def _memory(settings: Settings) -> list[Finding]:
     limit, env = memory_limit(), settings.env
     fix = "raise the container's memory limit, or lower MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES or MAX_IN_FLIGHT_BYTES"
     found = (
-        f"limit {f'{limit >> 20} MiB' if limit else 'none'}; a poller of {env.workers} workers holds at most "
-        f"{settings.max_in_flight_bytes >> 20} MiB of requests "
+        f"limit {f'{limit >> 20} MiB' if limit else 'none'}; a poller of {counted(env.workers, 'worker')} "
+        f"holds at most {settings.max_in_flight_bytes >> 20} MiB of requests "
         f"(each up to {env.max_request_bytes >> 20} MiB) and answers (up to {env.max_response_bytes >> 20} MiB)"
     )
     warnings = memory_warnings(settings)

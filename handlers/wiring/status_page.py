@@ -15,6 +15,7 @@ from flask import Request as HttpRequest
 from flask import Response as HttpResponse
 
 from handlers.client.sync_client import LoopThread
+from handlers.contract.counted import counted
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
@@ -253,7 +254,7 @@ def _dead_letter_row(queue: str, name: bytes, record: bytes, size: int) -> DeadL
     """One row; a record that is too large to read has its id only."""
     dead_id = name.decode("utf-8", "replace")
     if size > LONGEST_SAMPLED:
-        message = f"{size:,} bytes; `async-processor dead show {dead_id}` prints it"
+        message = f"{counted(size, 'byte')}; `async-processor dead show {dead_id}` prints it"
         return DeadLetterRow(dead_id, queue, "", "too large to show", message, 0.0, 0)
     letter = read_dead_letter(name, record)
     request_id = _id_of(letter.member, queue)

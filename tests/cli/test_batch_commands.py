@@ -123,7 +123,7 @@ async def test_a_pipe_gets_a_progress_line_each_interval(
     monkeypatch.setattr(batch, "LOGGED_EVERY_SECONDS", 0.0)
     async with batch.BatchProgress(None) as progress:
         progress.update(Progress(total=10, completed=3, failed=1, unanswered=2))
-    assert "4 of 10, 0/s, 2 unanswered, 0 retrying, 1 errors" in capsys.readouterr().err
+    assert "4 of 10, 0/s, 2 unanswered, 0 retrying, 1 error," in capsys.readouterr().err
 
 
 async def test_a_pipe_gets_no_progress_line_before_the_interval(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +136,7 @@ def test_results_reports_what_it_cannot_decode(shell: Shell) -> None:
     shell.redis.lpush(shell.results, BROKEN)
     done = shell.run("results", "--for", "0s")
     assert (done.exit_code, done.stdout) == (0, "")
-    assert "1 results could not be decoded" in done.stderr
+    assert "1 result could not be decoded" in done.stderr
 
 
 def test_webhook_reports_what_it_cannot_decode(shell: Shell, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_webhook_reports_what_it_cannot_decode(shell: Shell, tmp_path: Path) -> 
     arguments = ["http://127.0.0.1:1/", "--secret-file", str(secret), "--allow-private", "--for", "0s"]
     done = shell.run("webhook", *arguments)
     assert "0 delivered" in done.stderr
-    assert "1 results could not be decoded" in done.stderr
+    assert "1 result could not be decoded" in done.stderr
 
 
 def test_batch_reports_what_it_cannot_decode_and_keeps_it(shell: Shell, tmp_path: Path) -> None:
@@ -157,4 +157,4 @@ def test_batch_reports_what_it_cannot_decode_and_keeps_it(shell: Shell, tmp_path
         shell.redis.lpush(json.loads(Path(f"{out}.batch").read_text())["results"], BROKEN)
         with shell.echoing():
             _, said = runner.communicate(timeout=60)
-    assert f"1 results could not be decoded; kept in {out}.undecodable" in said
+    assert f"1 result could not be decoded; kept in {out}.undecodable" in said

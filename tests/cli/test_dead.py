@@ -167,7 +167,7 @@ async def test_dropping_all_asks_first_with_the_number(dead: Dead) -> None:
     await dead.bury(b"m-2")
     done = await _in_thread(dead.run, "drop", "--all")
     assert (done.exit_code, dead.count()) == (1, 2)
-    assert f"confirm with --yes that all 2 dead letters of {dead.queue} go" in done.stderr
+    assert f"pass --yes to drop 2 dead letters of {dead.queue}" in done.stderr
 
 
 async def test_a_list_in_json_has_everything_a_program_needs(dead: Dead) -> None:

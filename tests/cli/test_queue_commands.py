@@ -173,7 +173,7 @@ def test_submit_waits_for_its_own_result(shell: Shell) -> None:
     assert (bad.exit_code, bad.stdout) == (1, '{"fail":400}\n')
     late = shell.run("submit", "-", "--id", "late", "--wait", "--timeout", "50ms", stdin='{"n":1}')
     assert (late.exit_code, late.stdout) == (3, "")
-    assert "late: no result within 0.05 seconds" in late.stderr
+    assert "late: no result within 0.05 s;" in late.stderr
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_metadata_has_as_many_entries_as_the_limit_and_no_more() -> None:
     assert len(decode_body(body(metadata=many), extra_metadata=added).metadata) == MAX_METADATA_ENTRIES + 1
     error = refused(body(metadata={**many, "one": "more"}))
     assert (error.request_id, error.field) == ("r-1", "metadata")
-    assert "expected at most 1000, got 1001 entries" in str(error)
+    assert "expected at most 1,000, got 1,001 entries" in str(error)
 
 
 def test_an_id_is_as_long_as_the_limit_and_no_longer() -> None:

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidSetting
 from handlers.telemetry.logs import get_logger
 
@@ -129,11 +130,13 @@ def _tokens_of(options: DispatchTokenOptions) -> tuple[bytes, ...]:
 def _checked(setting: str, where: str, tokens: tuple[bytes, ...]) -> tuple[bytes, ...]:
     if not 1 <= len(tokens) <= _MOST_TOKENS:
         accepted = f"1 to {_MOST_TOKENS} tokens, one per line"
-        raise InvalidSetting(setting, found=f"{where}{len(tokens)} tokens", accepted=accepted)
-    accepted = f"{_SHORTEST_BYTES} to {MAX_TOKEN_BYTES} printable ASCII characters (openssl rand -hex 32)"
+        raise InvalidSetting(setting, found=f"{where}{counted(len(tokens), 'token')}", accepted=accepted)
+    accepted = f"{_SHORTEST_BYTES} to {MAX_TOKEN_BYTES:,} printable ASCII characters (openssl rand -hex 32)"
     for token in tokens:
         if not _SHORTEST_BYTES <= len(token) <= MAX_TOKEN_BYTES:
-            raise InvalidSetting(setting, found=f"{where}a token of {len(token)} bytes", accepted=accepted)
+            raise InvalidSetting(
+                setting, found=f"{where}a token of {counted(len(token), 'byte')}", accepted=accepted
+            )
         if not all(0x21 <= byte <= 0x7E for byte in token):
             raise InvalidSetting(setting, found=f"{where}a token with other characters", accepted=accepted)
     return tokens

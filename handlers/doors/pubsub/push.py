@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from handlers.clock import FollowedClock
+from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.json_limits import salvage
 from handlers.contract.request import Request, decode_body_aside
@@ -321,7 +322,11 @@ def _is_dead_letter(push: Push) -> bool:
 
 def _undeliverable(request: Request, push: Push) -> Answered:
     count = push.attributes.get(_DEAD_LETTER_COUNT, "")
-    tried = f" after {count} deliveries" if count.isascii() and count.isdigit() else ""
+    tried = (
+        f" after {counted(int(count), 'delivery', 'deliveries')}"
+        if count.isascii() and count.isdigit()
+        else ""
+    )
     message = f"Pub/Sub dead-lettered the request{tried}"
     return Answered(error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message))
 

@@ -111,7 +111,7 @@ async def test_a_file_that_breaks_later_changes_nothing_and_is_warned_of(
         (b"", "0 tokens"),
         (b"\n \n", "0 tokens"),
         (b"secret", "a token of 6 bytes"),
-        (b"x" * 9_000, "a token of 9000 bytes"),
+        (b"x" * 9_000, "a token of 9,000 bytes"),
         (b"\xff" * 32, "with other characters"),
         (b"x" * 32 + b"\n" + b"\x01" * 32, "with other characters"),
         (b" ".join([b"x" * 32] * 9), "9 tokens"),

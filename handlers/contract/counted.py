@@ -1,0 +1,8 @@
+"""Counts with their noun, for every text that prints one."""
+
+from __future__ import annotations
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """The count and its noun: `1 error`, `1,200 errors`; `plural` is for nouns that do not end in `s` alone."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
