@@ -1,4 +1,4 @@
-"""Queue requests and read results from Python: `AsyncClient`, and `Client` for synchronous code."""
+"""Queue requests and read results: `AsyncClient`, or `Client` for synchronous code."""
 
 from handlers.client.async_client import AsyncClient
 from handlers.client.broker import Submission

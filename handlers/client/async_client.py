@@ -18,7 +18,7 @@ from handlers.redis_store.submit.submissions import RequestState
 
 
 class AsyncClient:
-    """Queues requests and reads results; close it, or use it as a context manager.
+    """Queues requests and reads results. Close it, or use it as a context manager.
 
     async with AsyncClient.for_redis("redis://localhost:6379") as client:
         submission = await client.submit({"model": "m", "prompt": "Hi"}, deadline=timedelta(hours=1))
@@ -35,12 +35,15 @@ class AsyncClient:
     def for_redis(
         cls, url: str, options: ClientOptions | None = None, access: RedisAccess | None = None
     ) -> Self:
-        """A client of the Redis or Valkey at `url`, in any form of `REDIS_URL`; connects with the first call."""
+        """A client of the Redis or Valkey at `url`. It connects with its first call.
+
+        `url` has one of the forms of `REDIS_URL`.
+        """
         return cls(RedisBroker(url, options or ClientOptions(), access))
 
     @classmethod
     def for_pubsub(cls, project_id: str, **options: Unpack[PubSubFields]) -> Self:
-        """A client of the topic and the pull subscription that `options` name (`PubSubFields`)."""
+        """A client of a topic and a pull subscription. `options` are those of `PubSubFields`."""
         # Loads an HTTP client, which users of Redis do not need.
         from handlers.client.pubsub_broker import PubSubBroker  # noqa: PLC0415  # see above
 
@@ -58,10 +61,10 @@ class AsyncClient:
     async def submit(
         self, payload: Payload, *, deadline: Deadline, **fields: Unpack[RequestFields]
     ) -> Submission:
-        """Queue one request; the other fields are those of `NewRequest`.
+        """Queue one request. The other fields are those of `NewRequest`.
 
-        If the `idempotency_key` is recorded for the same content, returns the earlier submission with `is_new` false.
-        The key is valid until the result is acknowledged, and for `idempotency_window_seconds` after that.
+        If a request with the same `idempotency_key` and content was queued before, returns that submission, with
+        `is_new` false. The key is valid until the result is acknowledged, and for `idempotency_window_seconds` more.
 
         Raises `InvalidRequest` before anything is queued, `IdempotencyConflict` if the key was used for other
         content, `NotOffered` for a key on Pub/Sub, and `BrokerUnreachable` if the broker does not answer.
@@ -69,7 +72,7 @@ class AsyncClient:
         return (await self.submit_many([NewRequest(payload=payload, deadline=deadline, **fields)]))[0]
 
     async def submit_many(self, requests: Iterable[NewRequest]) -> list[Submission]:
-        """Queue many requests, in order, in calls small enough for other clients."""
+        """Queue many requests in order, in calls that do not delay others."""
         return await self._broker.submit(list(requests))
 
     async def ask(
@@ -80,7 +83,7 @@ class AsyncClient:
         within: timedelta | float | None = None,
         **fields: Unpack[RequestFields],
     ) -> Result:
-        """Queue one request with its own result list, and wait for the result."""
+        """Queue a request with its own result list. Wait for the result."""
         fields["has_own_results"] = True
         submission = await self.submit(payload, deadline=deadline, **fields)
         return await self.wait(submission, within=within)
@@ -88,8 +91,8 @@ class AsyncClient:
     async def wait(self, submission: Submission | str, *, within: timedelta | float | None = None) -> Result:
         """Wait for the result of a request submitted with `has_own_results`.
 
-        The request is a submission or an id. The result is not consumed: it can be read again, also by another
-        process, until its list expires. Raises `NoResultYet` if it does not arrive `within` that many seconds.
+        The request is a submission or an id. The result stays in its list: any process can read it again until the list
+        expires. Raises `NoResultYet` if it does not arrive `within` that many seconds.
         """
         seconds = within.total_seconds() if isinstance(within, timedelta) else within
         return await self._broker.own_result(submission, seconds)
@@ -102,32 +105,37 @@ class AsyncClient:
         idle: timedelta | float | None = None,
         batch: int = BATCH_RESULTS,
     ) -> ResultStream:
-        """Iterate results of the list or subscription `name` (empty: the options' own) under a lease."""
+        """Read the results of a list or subscription under leases.
+
+        `name` is the list or subscription; empty means the default one.
+        """
         seconds = idle.total_seconds() if isinstance(idle, timedelta) else idle
         return ResultStream(self._broker.results(name), limit=limit, idle_seconds=seconds, batch=batch)
 
     def peek(self, name: str = "", *, limit: int | None = None) -> AsyncIterator[Result]:
-        """Results of the list `name` (empty: the default one), oldest first, left in place.
+        """Read the results of a list, oldest first, without removing them.
 
-        Results that another reader has leased are not included. Raises `NotOffered` on Pub/Sub.
+        An empty `name` means the default list. Results under another reader's lease are not included. Raises
+        `NotOffered` on Pub/Sub.
         """
         return self._broker.peek(name, limit)
 
     async def cancel(self, submission: Submission | str) -> bool:
-        """Cancel a submission, or the live submission of an id; False if it has finished."""
+        """Cancel a submission, or an id's live submission. False if it has finished."""
         return (await self.cancel_many([submission]))[0]
 
     async def cancel_many(self, submissions: Sequence[Submission | str]) -> list[bool]:
-        """Cancel many requests; returns for each whether it was live."""
+        """Cancel many requests. Returns for each whether it was live."""
         return await self._broker.cancel(submissions)
 
     async def look_up(self, submission: Submission | str) -> RequestState:
-        """The state of a submission, from its keys alone; see `where` for details."""
+        """The state of a submission, read from a few keys. `where` searches for more."""
         return await self._broker.look_up(submission)
 
     async def where(self, submission: Submission | str) -> Whereabouts:
-        """Search a request in the queue, retries, dead letters, records and results; read-only.
+        """Find a request: in queue, retries, dead letters, records or results.
 
-        It reads the whole queue in parts, so use `look_up` for many requests. Raises `NotOffered` on Pub/Sub.
+        It changes nothing. It reads the whole queue in parts, so use `look_up` for many requests. Raises `NotOffered`
+        on Pub/Sub.
         """
         return await self._broker.where(submission)

@@ -18,8 +18,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """One queued request.
 
     `token` distinguishes submissions of one id; it is empty on Pub/Sub. `deadline` is in Unix seconds. `results` is
-    the list or subscription that gets the result. `is_new` is False if an earlier submission was found instead:
-    `token` is then the earlier one's, and with an idempotency key all other fields too.
+    the list or subscription that gets the result. `is_new` is False if an earlier submission was found, so that nothing
+    was queued. `token` is then the earlier one's, and with an idempotency key so are all other fields.
     """
 
     id: str
@@ -39,43 +39,43 @@ class ResultSource(Protocol):
         """Duration of a lease in seconds."""
 
     async def receive(self, limit: int) -> list[HeldResult]:
-        """Take at most `limit` results; returns an empty list without results."""
+        """Take at most `limit` results, or none if there is no result."""
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
-        """Extend the leases; returns for each whether it is still held."""
+        """Extend the leases. Returns for each whether it is still held."""
 
     async def ack(self, claim_keys: Sequence[bytes]) -> list[AckOutcome]:
         """Remove results."""
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> int:
-        """Return results to the source; returns how many."""
+        """Release results to the source. Returns how many."""
 
 
 class Broker(Protocol):
     """Queues requests and returns results."""
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
-        """Queue requests, in order; returns one submission for each."""
+        """Queue requests in order. Returns a submission for each."""
 
     def results(self, name: str = "") -> ResultSource:
-        """The results of `name`, a list or subscription (empty: the default one)."""
+        """The results of the list or subscription `name` (empty: the default one)."""
 
     async def own_result(self, submission: Submission | str, timeout_seconds: float | None) -> Result:
-        """Wait for the result in a submission's own list; left in place."""
+        """Wait for the result in a submission's own list, where it stays."""
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
-        """Cancel; returns for each whether it was live."""
+        """Cancel submissions. Returns for each whether it was live."""
 
     def peek(self, name: str, limit: int | None) -> AsyncIterator[Result]:
-        """Results of a list, oldest first, left in place."""
+        """Read the results of a list, oldest first, without removing them."""
         ...
 
     async def where(self, submission: Submission | str) -> Whereabouts:
-        """Search a request in every place; read-only."""
+        """Find a request wherever it may be."""
         ...
 
     async def look_up(self, submission: Submission | str) -> RequestState:
-        """State of a submission."""
+        """The state of a submission."""
 
     async def close(self) -> None:
         """Close the connections."""

@@ -1,11 +1,11 @@
 """Exceptions raised by the client.
 
 AsyncProcessorError
-├── InvalidRequest      (contract) a field breaks the contract; nothing was queued
+├── InvalidRequest      (contract) a field is invalid; nothing was queued
 └── ClientError
-    ├── NoResultYet     no result within the time given; the request may still be answered
-    ├── UnknownRequest  no request of that id is live, and it has no result list of its own
-    ├── IdempotencyConflict  another request was submitted under the idempotency key
+    ├── NoResultYet     no result within the time limit; the request may still be answered
+    ├── UnknownRequest  the id has no live request and no result list of its own
+    ├── IdempotencyConflict  a request with other content was submitted under the idempotency key
     ├── LeaseLost       a result was acknowledged after its lease expired; it is delivered again
     ├── NotOffered      the broker does not support the operation
     └── BrokerUnreachable  Redis or Pub/Sub did not answer; whether the call took effect is unknown
@@ -17,7 +17,7 @@ from handlers.contract.errors import AsyncProcessorError
 
 
 class ClientError(AsyncProcessorError):
-    """Base class of client errors that an invalid request does not cause."""
+    """Base class of client errors, except `InvalidRequest`."""
 
 
 class NoResultYet(ClientError):
@@ -32,7 +32,7 @@ class NoResultYet(ClientError):
 
 
 class UnknownRequest(ClientError):
-    """No request with this id is live or has a result list of its own, so no result can arrive."""
+    """The id has neither a live request nor its own result list."""
 
     def __init__(self, request_id: str) -> None:
         super().__init__(
@@ -43,7 +43,7 @@ class UnknownRequest(ClientError):
 
 
 class IdempotencyConflict(ClientError):
-    """A request with other content was submitted under the idempotency key; this one was not queued."""
+    """A request with other content was submitted under the idempotency key. This one was not queued."""
 
     def __init__(self, key: str, request_id: str) -> None:
         super().__init__(
@@ -55,7 +55,7 @@ class IdempotencyConflict(ClientError):
 
 
 class LeaseLost(ClientError):
-    """The lease of a result expired before its acknowledgement; another reader receives the result."""
+    """A result's lease expired before its acknowledgement. The result is delivered again."""
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"{request_id}: the lease of its result expired; the result is delivered again")
@@ -66,8 +66,8 @@ class NotOffered(ClientError):
     """The broker does not support the operation."""
 
     def __init__(self, what: str, broker: str, instead: str) -> None:
-        super().__init__(f"{what} is not offered by {broker}; {instead}")
+        super().__init__(f"{what} is not supported on {broker}; {instead}")
 
 
 class BrokerUnreachable(ClientError):
-    """Redis or Pub/Sub did not answer; whether the operation took effect is unknown."""
+    """Redis or Pub/Sub did not answer. Whether the operation took effect is unknown."""

@@ -20,10 +20,10 @@ from handlers.contract.lenient_json import is_unicode
 from handlers.contract.request import decode_body
 
 Payload = Mapping[str, object] | bytes | str
-"""An inference request: a mapping, or JSON text that goes to the gateway byte for byte."""
+"""The inference request: a mapping, or JSON text that is sent to the gateway unchanged."""
 
 Deadline = timedelta | datetime | float
-"""Deadline: a duration from now, an instant (local time without a zone), or Unix seconds."""
+"""The deadline: a duration from now, a time (without a zone: local time), or Unix seconds."""
 
 _ACCEPTED: Final = "a time in the future: a timedelta, a datetime or Unix seconds"
 _SURROGATES: Final = "text with lone surrogates (bytes that are not UTF-8, or half a pair)"
@@ -34,12 +34,12 @@ _canonical_encoder = msgspec.json.Encoder(order="sorted")
 
 
 class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to queue; only `payload` and `deadline` are required.
+    """One request to queue. Only `payload` and `deadline` are required.
 
-    An empty `id` becomes a random one. `tier` is `interactive`, `async` or `batch`; `tenant` is the caller's name for
-    fairness and quotas. With `has_own_results`, the request has its own result list, which `wait` reads; otherwise
-    the result goes to the shared list. A second request with the same `idempotency_key` in the same queue is not
-    queued (see `content_digest`; Redis only).
+    An empty `id` is replaced by a random one. `tier` is `interactive`, `async` or `batch`; `tenant` names the caller
+    for fairness and quotas. With `has_own_results`, the request has its own result list, which `wait` reads; otherwise
+    its result goes to the shared list. A second request with the same `idempotency_key` in the same queue is not queued
+    (Redis only; see `content_digest`).
     """
 
     payload: Payload
@@ -72,7 +72,7 @@ class RequestFields(TypedDict, total=False):
 
 
 class CheckedRequest(msgspec.Struct, frozen=True):
-    """A checked request: the JSON body, the body without its payload, and the payload alone."""
+    """A checked request: its whole body, the body without payload, the payload."""
 
     id: str
     deadline: int
@@ -82,9 +82,9 @@ class CheckedRequest(msgspec.Struct, frozen=True):
 
 
 def encode_body(request: NewRequest, *, now: float, tenant_attribute: str) -> CheckedRequest:
-    """The request body of `request`; `now` is in Unix seconds.
+    """Check and encode `request`. `now` is in Unix seconds.
 
-    Raises `InvalidRequest` naming the field, before anything is queued.
+    Raises `InvalidRequest`, which names the field.
     """
     request_id = request.id or uuid.uuid4().hex
     deadline = unix_deadline(request.deadline, now=now, request_id=request_id)
@@ -104,13 +104,12 @@ def encode_body(request: NewRequest, *, now: float, tenant_attribute: str) -> Ch
 
 
 def content_digest(request: NewRequest) -> str:
-    """SHA-256, in hex, of the canonical content that an idempotency key stands for.
+    """SHA-256, in hex, of the content that an idempotency key stands for.
 
-    The canonical content is a JSON object with sorted names, at every depth, and no whitespace. It has every field of
-    the request but `deadline` and `idempotency_key`; `id` is empty if the client chooses it, and `metadata` has no
-    trace context (`traceparent`, `tracestate`, `baggage`), since a retry has another. A payload given as text or bytes
-    is parsed first, so its whitespace, order and escapes do not count. A payload that cannot be parsed counts by its
-    bytes.
+    The content is a JSON object with sorted names, at every depth, and no whitespace. It has every field of the request
+    except `deadline` and `idempotency_key`; `id` is empty if the client chooses it. `metadata` is without trace context
+    (`traceparent`, `tracestate`, `baggage`), which differs in a retry. A payload given as text or bytes is parsed
+    first, so its whitespace, order and escapes do not matter. If it cannot be parsed, its bytes count.
     """
     payload: object = request.payload
     if isinstance(payload, bytes | str):
@@ -139,7 +138,10 @@ _CONTENT: Final = (
 
 
 def unix_deadline(deadline: Deadline, *, now: float, request_id: str = "") -> int:
-    """The deadline in whole Unix seconds, rounded up. Raises `InvalidRequest` if it is invalid or has passed."""
+    """The deadline in whole Unix seconds, rounded up.
+
+    Raises `InvalidRequest` if it is invalid or has passed.
+    """
     try:
         if isinstance(deadline, timedelta):
             seconds = now + deadline.total_seconds()
@@ -156,7 +158,7 @@ def unix_deadline(deadline: Deadline, *, now: float, request_id: str = "") -> in
 
 
 def _passed(deadline: Deadline, seconds: float) -> str:
-    """Describe a deadline in the past, with a hint if a number looks like a duration."""
+    """Describe a past deadline. If it looks like a duration, add a hint."""
     try:
         instant = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     except (ValueError, OverflowError, OSError):
@@ -190,7 +192,7 @@ def _payload_bytes(payload: Payload, request_id: str) -> bytes:
 
 
 def _check_text(request: NewRequest, request_id: str) -> None:
-    """Raise `InvalidRequest` naming the first field that cannot be encoded: it holds lone surrogates."""
+    """Raise `InvalidRequest` for lone surrogates and for a long idempotency key."""
     if len(request.idempotency_key) > _LONGEST_KEY:
         found = counted(len(request.idempotency_key), "character")
         raise InvalidRequest("idempotency_key", found=found, accepted=f"at most {_LONGEST_KEY:,} characters")
@@ -204,7 +206,7 @@ def _check_text(request: NewRequest, request_id: str) -> None:
 
 
 def _metadata(request: NewRequest, tenant_attribute: str) -> dict[str, str]:
-    """The caller's metadata, with the tenant and, unless it brings its own, the current trace."""
+    """The request's metadata, with the tenant and the current trace context added."""
     metadata = dict(request.metadata)
     if request.tenant:
         metadata.setdefault(tenant_attribute, request.tenant)
@@ -216,6 +218,6 @@ def _metadata(request: NewRequest, tenant_attribute: str) -> dict[str, str]:
 def _inject_trace(metadata: MutableMapping[str, str]) -> None:
     """Add the current span's context if the program has loaded OpenTelemetry."""
     if "opentelemetry.trace" in sys.modules:
-        from opentelemetry import propagate  # noqa: PLC0415  # an extra; a program without it has no span
+        from opentelemetry import propagate  # noqa: PLC0415  # an optional dependency
 
         propagate.inject(metadata)

@@ -1,4 +1,4 @@
-"""Options of a client: of Redis with defaults that fit the published guides, and of Pub/Sub."""
+"""Options of a client, of Redis and of Pub/Sub."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Queue names and limits of a client.
 
     - `retry_queue`: the poller's `RETRY_QUEUE_NAME`, which `where` searches.
-    - `payload_apart_bytes`: payloads of at least that size are offloaded to a key of their own; None: never.
-    - `idempotent_window_seconds`: a second submission of an id that is live, or whose deadline was less than that long
-      ago, returns the first one; 0: every submission runs.
-    - `idempotency_window_seconds`: validity of an idempotency key after its result was acknowledged, or after the
-      request's own result list expired.
-    - `lease_seconds`: time for which a crashed reader's results are unavailable to others.
+    - `payload_apart_bytes`: payloads of at least this size are offloaded to keys of their own; None: never.
+    - `idempotent_window_seconds`: an id is not queued again while it is live, and for so long after its deadline; the
+      first submission is returned. 0: every submission is queued.
+    - `idempotency_window_seconds`: validity of an idempotency key after its result was acknowledged. If it never is, it
+      counts from a week after the deadline, or from `own_result_seconds` after it for a request with its own list.
+    - `lease_seconds`: time until the results of a crashed reader are delivered to others.
     - `tombstone_seconds`: time for which duplicates of an acknowledged result are dropped.
     - `own_result_seconds`: time for which the result list of one request is kept.
     - `wait_replicas`: Redis replicas that must confirm a submission (`WAIT`).
-    - `patience_seconds`: time for which a submission is retried through a failover, at most 100; 2 s for a Redis that
-      never answered this client.
+    - `patience_seconds`: time for which a submission is retried during a failover, at most 100. It is 2 s until Redis
+      has answered this client for the first time.
     """
 
     queue: str = "request-sortedset"
@@ -66,8 +66,8 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
 class PubSubFields(TypedDict, total=False):
     """The optional keyword arguments of `for_pubsub`.
 
-    Requests go to `topic`, results come from the pull `subscription`. `emulator_host` (`host:port`) stands in for
-    Google's service. `cancel_redis_url` is the push door's `DEDUPE_REDIS_URL`; without it nothing can be cancelled.
+    Requests go to `topic`, results come from the pull `subscription`. `emulator_host` (`host:port`) replaces Google's
+    service. `cancel_redis_url` is the push door's `DEDUPE_REDIS_URL`; without it, requests cannot be cancelled.
     """
 
     topic: str

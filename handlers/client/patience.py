@@ -1,4 +1,4 @@
-"""Retries of Redis calls through a failover, for a limited time."""
+"""Retry Redis calls during a failover, for a limited time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handlers.redis_store.faults import explained
 from handlers.redis_store.submit.client_access import STORE_ERRORS, TRANSIENT_ERRORS
 
 _FIRST_SECONDS: Final = 2.0
-"""For a Redis that never answered: a wrong address is more likely than a failover."""
+"""Time limit until Redis has answered once: a wrong address is more likely than a failover."""
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Patience:
     """Retry policy of one client.
 
-    `seconds` is the limit once Redis has answered this client. `clock` is monotonic.
+    `seconds` is the time limit once Redis has answered this client. `clock` is monotonic.
     """
 
     def __init__(
@@ -41,9 +41,10 @@ class Patience:
         self._is_known = False
 
     async def insist(self, call: Callable[[bool], Awaitable[T]]) -> T:
-        """The answer of `call`, retried with exponential backoff and jitter; its argument is true on a retry.
+        """Run `call` until it succeeds, with exponential backoff and jitter.
 
-        Raises `BrokerUnreachable` at the time limit, or at once for an error that a retry cannot change.
+        The argument of `call` is true for a retry. Raises `BrokerUnreachable` at the time limit, or at once for an
+        error that a retry cannot change.
         """
         until = self._clock() + (self._seconds if self._is_known else min(_FIRST_SECONDS, self._seconds))
         backoff = Backoff(_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, self._draw)
@@ -52,7 +53,7 @@ class Patience:
             try:
                 answer = await call(is_repeated)
             except TRANSIENT_ERRORS as error:
-                end_if_cancelled()  # a cancellation may come as a connection error
+                end_if_cancelled()  # the library may turn a cancellation into a connection error
                 last: Exception = error
             except STORE_ERRORS as error:
                 raise BrokerUnreachable(f"Redis: {explained(error)}") from error
@@ -62,6 +63,6 @@ class Patience:
             is_repeated = True
             if self._clock() < until:
                 await self._sleep(backoff.next_seconds())
-            # Checked after the pause: a suspended process must not retry once Redis has forgotten its first call.
+            # Checked after the pause too: a suspended process must not retry after Redis has forgotten its first call.
             if self._clock() >= until:
                 raise BrokerUnreachable(f"Redis: {explained(last)}") from last

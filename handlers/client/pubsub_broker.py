@@ -1,4 +1,4 @@
-"""The client on Pub/Sub: publishes requests to a topic, pulls results from a subscription."""
+"""The client on Pub/Sub: publishes to a topic, pulls from a subscription."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from handlers.redis_store.submit.client_access import STORE_ERRORS, RedisAccess,
 from handlers.redis_store.submit.submissions import RequestState
 
 LEASE_SECONDS = 60
-"""Seconds of a lease. A subscription's default is 10 s, so each receipt extends it."""
+"""Duration of a lease. A subscription's default is 10 s, so `receive` extends it."""
 
 PULL_SECONDS = 2.0
 TIER_ATTRIBUTE = "tier"
 
 
 class PubSubBroker:
-    """The client of one project: requests go to `topic`, results come from `subscription`.
+    """The client of one project: publishes to `topic`, pulls from `subscription`.
 
-    `emulator_host` (`host:port`) stands in for Google's service. `cancel_redis_url` is the Redis where the push door
+    `emulator_host` (`host:port`) replaces Google's service. `cancel_redis_url` is the Redis from which the push door
     reads cancellations (its `DEDUPE_REDIS_URL`); without it `cancel` raises `NotOffered`, as `look_up` always does.
     """
 
@@ -60,15 +60,15 @@ class PubSubBroker:
         self._redis = open_redis(cancel_redis_url, cancel_redis_access) if cancel_redis_url else None
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
-        """Publish requests; returns when all are confirmed. A failure names one that is not confirmed."""
+        """Publish requests and wait until all are confirmed. An error names one that is not."""
         if any(request.idempotency_key for request in requests):
             raise NotOffered(
                 "idempotency_key",
                 "Pub/Sub",
-                "queue on Redis, or give an id: the push door drops a second delivery of an id (DEDUPE_REDIS_URL)",
+                "queue on Redis, or set an id: the push door drops duplicates of an id (DEDUPE_REDIS_URL)",
             )
         if not self._topic:
-            raise InvalidSetting("REQUEST_TOPIC_ID", found="nothing", accepted="the topic of the requests")
+            raise InvalidSetting("REQUEST_TOPIC_ID", found="nothing", accepted="the topic for requests")
         now = time.time()
         bodies = [
             encode_body(_with_labels(request), now=now, tenant_attribute=self._tenant_attribute)
@@ -98,7 +98,7 @@ class PubSubBroker:
     async def own_result(self, submission: Submission | str, timeout_seconds: float | None) -> Result:
         """Read the subscription until the result of an id arrives.
 
-        Other results are returned at once. Use it only on a subscription without other readers.
+        Other results are released at once. Use it only on a subscription without other readers.
         """
         request_id = submission.id if isinstance(submission, Submission) else submission
         source = self.results()
@@ -112,17 +112,17 @@ class PubSubBroker:
             raise NoResultYet(request_id, timeout_seconds or 0.0) from None
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
-        """Cancel through the push door's Redis; returns True for each id.
+        """Cancel through the push door's Redis. Returns True for each id.
 
-        Pub/Sub does not report which messages are live. Requests submitted under the id until now get `CANCELLED`
-        when they are delivered, or at once if they wait at a gate or are in flight. A new submission in the same
-        second is cancelled too.
+        Pub/Sub does not report which messages are live. All requests submitted under the id so far end as `CANCELLED`:
+        when they are delivered, or at once if they wait at a gate or are in flight. A new submission in the same second
+        is cancelled too.
         """
         if self._redis is None:
             raise NotOffered(
                 f"cancelling {counted(len(submissions), 'request')}",
                 "Pub/Sub alone",
-                "name the push door's DEDUPE_REDIS_URL as cancel_redis_url, or queue on Redis",
+                "set cancel_redis_url to the push door's DEDUPE_REDIS_URL, or queue on Redis",
             )
         ids = [each.id if isinstance(each, Submission) else each for each in submissions]
         try:
@@ -134,7 +134,7 @@ class PubSubBroker:
     def peek(self, name: str, limit: int | None) -> AsyncIterator[Result]:  # noqa: ARG002  # the protocol's
         """Raises `NotOffered`: a subscription cannot be read without a lease."""
         raise NotOffered(
-            "peeking at results", "Pub/Sub", "read them: unacknowledged results are delivered again"
+            "peek", "Pub/Sub", "use results(): results that are not acknowledged are delivered again"
         )
 
     async def where(self, submission: Submission | str) -> Whereabouts:
@@ -156,7 +156,7 @@ class PubSubBroker:
 
 
 class PubSubResults:
-    """A pull subscription under leases; the ack ids stand in for claim keys."""
+    """A pull subscription under leases. Its ack ids are used as claim keys."""
 
     lease_seconds: float = float(LEASE_SECONDS)
 
@@ -164,33 +164,33 @@ class PubSubResults:
         self._puller = puller
 
     async def receive(self, limit: int) -> list[HeldResult]:
-        """Take at most `limit` results; waits a moment for the first."""
+        """Take at most `limit` results. Waits up to `PULL_SECONDS` for the first."""
         with pubsub_errors():
             pulled = await self._puller.receive(min(limit, MAX_PULL), wait_seconds=PULL_SECONDS)
             await self._puller.extend([each.ack_id for each in pulled], LEASE_SECONDS)
         return [HeldResult(each.ack_id.encode(), each.data) for each in pulled]
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
-        """Extend the leases; returns True for each, as Pub/Sub does not report lost leases."""
+        """Extend the leases. Returns True for each, since Pub/Sub does not report lost leases."""
         with pubsub_errors():
             await self._puller.extend(_ack_ids(claim_keys), LEASE_SECONDS)
         return [True] * len(claim_keys)
 
     async def ack(self, claim_keys: Sequence[bytes]) -> list[AckOutcome]:
-        """Acknowledge results; each may still be delivered a second time."""
+        """Acknowledge results. Each may still be delivered a second time."""
         with pubsub_errors():
             await self._puller.ack(_ack_ids(claim_keys))
         return [AckOutcome.DONE] * len(claim_keys)
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> int:
-        """Return results, so that they are delivered again at once."""
+        """Release results, so that they are delivered again at once."""
         with pubsub_errors():
             await self._puller.give_back(_ack_ids(claim_keys))
         return len(claim_keys)
 
 
 async def _find(source: PubSubResults, request_id: str) -> Result | None:
-    """Pull once; acknowledge the result of `request_id` and return the others."""
+    """Pull once, acknowledge the result of `request_id`, and release the others."""
     found: Result | None = None
     others: list[bytes] = []
     for held in await source.receive(MAX_PULL):
@@ -212,7 +212,7 @@ def _result(text: bytes) -> Result | None:
 
 
 def _with_labels(request: NewRequest) -> NewRequest:
-    """The request with its labels in the metadata: a bare body has no labels."""
+    """The request with its labels in the metadata: bodies have no labels."""
     labels = {**request.labels, TIER_ATTRIBUTE: request.tier} if request.tier else request.labels
     return msgspec.structs.replace(request, metadata={**labels, **request.metadata})
 

@@ -1,4 +1,4 @@
-"""The client on Redis: adds requests to a sorted set, reads results from lists."""
+"""The client on Redis: queues in a sorted set, reads result lists."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ from handlers.redis_store.submit.idempotency_keys import (
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState
 
 BATCH_REQUESTS = 500
-"""Requests in one call: a few milliseconds of server time, so other clients are not delayed."""
+"""Most requests in one call: a few milliseconds of server time, so that other clients are not delayed."""
 
 _PEEKED = 100
 
 CHECKED_STEPS = 20
-"""Most calls of a search for one id, enough for 10,000 small requests."""
+"""Most calls of one search for an id, enough for a queue of 10,000 small requests."""
 
 UNREAD_RESULT_SECONDS = 7 * 86_400
-"""Seconds after the deadline for which an idempotency key waits until a result in a shared list is acknowledged."""
+"""Seconds after the deadline for which an idempotency key is kept while its result in a shared list is unread."""
 
 MOST_RECEIVED = 1_000
-"""Results that one call takes under a lease."""
+"""Most results that one call takes under a lease."""
 
 BATCH_BYTES = 4_000_000
-"""Bytes in one call, for the same reason."""
+"""Most bytes in one call, unless one request is larger."""
 
 
 class RedisBroker:
@@ -77,10 +77,9 @@ class RedisBroker:
         self._own_results = OwnResults(self._peek)
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
-        """Queue requests in order; all are checked before the first is queued.
+        """Queue requests in order. All are checked before the first is queued.
 
-        Raises `IdempotencyConflict`. Nothing has been queued then, unless another producer used the key at the same
-        time.
+        After an `IdempotencyConflict`, nothing has been queued, unless another producer used the key at the same time.
         """
         now = time.time()
         parts = [self._parts(request, now) for request in requests]
@@ -94,7 +93,10 @@ class RedisBroker:
         ]
 
     async def _check_keys(self, requests: Sequence[NewRequest], parts: Sequence[MemberParts]) -> None:
-        """Raise `IdempotencyConflict` for a key recorded, or used in this call, for other content."""
+        """Raise `IdempotencyConflict` for a key that stands for other content.
+
+        It was recorded by an earlier call, or is used twice in this one.
+        """
         if not any(part.record for part in parts):
             return
         records = await self._patience.insist(lambda _: self._submissions.recorded(parts))
@@ -103,7 +105,7 @@ class RedisBroker:
                 _check_content(request, part, records.setdefault(part.submitted_key, part.record))
 
     def _submission(self, request: NewRequest, part: MemberParts, done: Queued) -> Submission:
-        """The submission of a request: its own, or the one recorded under its idempotency key."""
+        """The request's submission, or the earlier one under its idempotency key."""
         recorded = done.record
         if recorded:
             _check_content(request, part, recorded)
@@ -118,7 +120,7 @@ class RedisBroker:
         )
 
     def results(self, name: str = "") -> RedisResults:
-        """The results of the list `name` (empty: the options' own), under leases of a new owner."""
+        """Results of the list `name` (empty: the default one), under leases."""
         return RedisResults(
             self._redis,
             Results(
@@ -132,7 +134,7 @@ class RedisBroker:
         )
 
     async def own_result(self, submission: Submission | str, timeout_seconds: float | None) -> Result:
-        """Wait for a result in its own list, where it stays until the list expires."""
+        """Wait for a result in its own list. It stays there until the list expires."""
         request_id, token = _names(submission)
         list_name = result_of_key(self._options.results, request_id)
         if isinstance(submission, str):
@@ -144,9 +146,10 @@ class RedisBroker:
             raise NoResultYet(request_id, timeout_seconds or 0.0) from None
 
     async def _check_known(self, request_id: str, list_name: str) -> None:
-        """Raise `UnknownRequest` for an id that is not queued, not live, and has no result list.
+        """Raise `UnknownRequest` if no result can arrive for the id.
 
-        Requests of other producers have no keys of our client, so their queue is searched.
+        It is not live and not queued, and has no result list. Other producers do not write the keys that show that a
+        request is live, so the queue is searched too.
         """
         if await self.look_up(request_id) is not RequestState.UNKNOWN:
             return
@@ -161,7 +164,7 @@ class RedisBroker:
                 raise UnknownRequest(request_id)
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
-        """Cancel submissions; an id stands for its live submission."""
+        """Cancel submissions, or the live submissions of ids."""
         names = [_names(submission) for submission in submissions]
         done: list[bool] = []
         for start in range(0, len(names), BATCH_REQUESTS):
@@ -170,7 +173,7 @@ class RedisBroker:
         return done
 
     async def look_up(self, submission: Submission | str) -> RequestState:
-        """The state of a submission, from a few keys."""
+        """The state of a submission, read from a few keys."""
         request_id, token = _names(submission)
         queue = submission.queue if isinstance(submission, Submission) else self._options.queue
         with store_errors():
@@ -183,7 +186,7 @@ class RedisBroker:
         return state
 
     async def peek(self, name: str, limit: int | None) -> AsyncIterator[Result]:
-        """Results of a list, oldest first, left in place; undecodable ones are skipped."""
+        """Read a list's results, oldest first, without removing them. Undecodable ones are skipped."""
         key, seen = name or self._options.results, 0
         while limit is None or seen < limit:
             count = _PEEKED if limit is None else min(_PEEKED, limit - seen)
@@ -199,7 +202,7 @@ class RedisBroker:
             seen += len(texts)
 
     async def where(self, submission: Submission | str) -> Whereabouts:
-        """Search a request in every place; read-only."""
+        """Find a request wherever it may be."""
         request_id, _ = _names(submission)
         options = self._options
         queue = submission.queue if isinstance(submission, Submission) else options.queue
@@ -208,7 +211,7 @@ class RedisBroker:
             return await locate(self._redis, request_id, keys)
 
     async def close(self) -> None:
-        """Close the connections; leased results are delivered again when their leases expire."""
+        """Close the connections. Leased results are delivered again when their leases expire."""
         await self._own_results.close()
         await self._redis.aclose()
 
@@ -232,7 +235,7 @@ class RedisBroker:
         return self._keyed(parts, request) if key else parts
 
     def _keyed(self, parts: MemberParts, request: NewRequest) -> MemberParts:
-        """The member with the record for its idempotency key."""
+        """`parts` with the record of the request's idempotency key."""
         options = self._options
         is_own = request.has_own_results
         return msgspec.structs.replace(
@@ -252,7 +255,7 @@ class RedisBroker:
         return result_of_key(results, request_id) if request.has_own_results else results
 
     async def _submit_batch(self, batch: Sequence[MemberParts]) -> list[Queued]:
-        """Queue one batch; retries until Redis answers, and queues nothing twice."""
+        """Queue one batch. Retries until Redis answers, without queueing twice."""
 
         async def submit(is_repeated: bool) -> list[Queued]:
             return await self._submissions.submit(
@@ -271,7 +274,10 @@ class RedisBroker:
 
 
 class RedisResults:
-    """A result list under leases; offloaded payloads are fetched with their results and deleted on `ack`."""
+    """A result list under leases.
+
+    Offloaded payloads are fetched with their results and deleted by `ack`.
+    """
 
     def __init__(self, redis: Store, results: Results, lease_seconds: float) -> None:
         self.lease_seconds = lease_seconds
@@ -283,14 +289,14 @@ class RedisResults:
         self._most = MOST_RECEIVED
 
     async def receive(self, limit: int) -> list[HeldResult]:
-        """Take at most `limit` of the oldest results, about `BATCH_BYTES` with their offloaded payloads."""
+        """Take at most `limit` of the oldest results, about `BATCH_BYTES` with payloads."""
         with store_errors():
             asked = min(limit, self._most)
             taken = await self._results.receive(asked)
             whole = await whole_results(self._redis, [held.result for held in taken])
             rest = [held.claim_key for held in taken[len(whole) :]]
             await self._results.give_back(rest)
-        # Results whose payloads do not fit went back; the next call takes about as many as fit.
+        # Results whose payloads did not fit were released; the next call takes about as many as fit.
         self._most = 2 * (len(whole) if rest else asked)
         held_results = list(zip(taken, whole, strict=False))
         self._payload_keys |= {
@@ -301,7 +307,7 @@ class RedisResults:
         return [HeldResult(held.claim_key, one.text) for held, one in held_results]
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
-        """Extend the leases; returns for each whether it is still held."""
+        """Extend the leases. Returns for each whether it is still held."""
         with store_errors():
             return await self._results.renew(claim_keys)
 
@@ -315,14 +321,14 @@ class RedisResults:
                 if outcome is not AckOutcome.LOST
             ]
             await delete_payloads(self._redis, _found(self._payload_keys, done))
-        with contextlib.suppress(*STORE_ERRORS):  # the key is valid for longer in that case
+        with contextlib.suppress(*STORE_ERRORS):  # after a failure, the key is only valid for longer
             await self._keys.acknowledge(_found(self._keyed_tokens, done))
         for held in (self._payload_keys, self._keyed_tokens):
             _forget(held, claim_keys)
         return outcomes
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> int:
-        """Return results to the list; returns how many."""
+        """Release results to the list. Returns how many."""
         for held in (self._payload_keys, self._keyed_tokens):
             _forget(held, claim_keys)
         with store_errors():
@@ -368,7 +374,7 @@ def batches(parts: Sequence[MemberParts]) -> Iterator[list[MemberParts]]:
 
 
 def _names(submission: Submission | str) -> tuple[str, str]:
-    """The id and the token (empty: the live submission's) of a submission or id."""
+    """Id and token of a submission. For an id, the token is empty."""
     if isinstance(submission, Submission):
         return submission.id, submission.token
     if not is_unicode(submission):
@@ -389,10 +395,10 @@ def member_parts(
     own_result_seconds: int | None = None,
     payload_ref: str = "",
 ) -> MemberParts:
-    """The member around `body`, without the field for its place in the queue.
+    """The member for `body`, still without its sequence.
 
-    With `own_result_seconds`, `results` belongs to this request alone and is kept for that long, and the queue's own
-    settings must not send the result elsewhere. With `payload_ref`, the payload is offloaded.
+    With `own_result_seconds`, `results` is the request's own list, which is kept for that long, and overrides the
+    queue's result list. With `payload_ref`, the payload is offloaded.
     """
     internal: dict[str, object] = {"request_queue_name": queue, "result_queue_name": results}
     if own_result_seconds is not None:
@@ -407,7 +413,7 @@ def member_parts(
         id=body.id,
         deadline=body.deadline,
         token=token,
-        # `submit.lua` adds the missing field between head and tail, so the text must be closed there.
+        # `submit.lua` inserts the sequence between head and tail, and closes the string there.
         head=b'{"internal":%b,"request_token":"%b-' % (routing, token.encode()),
         tail=b'},"request_kind":"redis","data":%b}' % data,
         payload=body.payload if payload_ref else b"",

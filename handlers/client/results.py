@@ -1,8 +1,9 @@
-"""Read results: a stream under leases, or waits for results in lists of their own.
+"""Read results: a stream under leases, or waits for single results.
 
-`ResultStream`: a result is removed when its reader acknowledges it. `OwnResults`: results are left in their lists until
-those expire, so a caller that crashed can wait again. One loop serves all waits of a client; one round trip reads all
-lists that are due. A new wait is polled after 10 ms, an old one four times a second.
+`ResultStream` removes a result when its reader acknowledges it. `OwnResults` waits for results in lists of their own
+and leaves them there until the list expires, so that a caller that crashed can wait again. One loop serves all waits of
+a client, and one round trip reads all lists that are due. A list is read again after 10 ms at first, later four times a
+second.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ POLL_PAUSES = (0.01, 0.25)
 RENEWALS_PER_LEASE = 3
 BATCH_RESULTS = 100
 HANDLED_AT_ONCE = 1_000
-"""Leases in one call: a few milliseconds of server time, so other clients are not delayed."""
+"""Most leases in one call: a few milliseconds of server time, so that other clients are not delayed."""
 
 log = logging.getLogger(__name__)
 
 
 class ResultDelivery:
-    """One result under a lease; without `ack` it is delivered again."""
+    """One result under a lease. Unless acknowledged, it is delivered again."""
 
     __slots__ = ("_stream", "claim_key", "result")
 
@@ -43,16 +44,16 @@ class ResultDelivery:
         self._stream = stream
 
     async def ack(self) -> None:
-        """Remove the result; raises `LeaseLost` if its lease expired and another reader receives it."""
+        """Remove the result. Raises `LeaseLost` if its lease expired, so it is delivered again."""
         await self._stream.ack([self])
 
 
 class ResultStream:
-    """An asynchronous iterator over the results of one source; use it as a context manager.
+    """Iterates over the results of one source. Use it as a context manager.
 
-    Leases are renewed while it is open. Closing it returns results that were received but not acknowledged. It ends
-    after `limit` results, or after `idle_seconds` without a result (0: as soon as no result is left). Without both it
-    never ends.
+    Leases are renewed while it is open. Closing it releases results that were received but not acknowledged. It ends
+    after `limit` results, or after `idle_seconds` without a result (0: as soon as no result is left). Without these
+    limits it never ends.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class ResultStream:
         self._held: dict[bytes, None] = {}
         self._heartbeat: asyncio.Task[None] | None = None
         self.undecodable = 0
-        """Results that could not be decoded: they stay in the store and are delivered again when their lease ends."""
+        """Number of results that could not be decoded. They are delivered again when their lease ends."""
 
     async def __aenter__(self) -> Self:
         self._heartbeat = asyncio.create_task(self._renew_periodically(), name="result-leases")
@@ -84,7 +85,7 @@ class ResultStream:
         return self
 
     async def __anext__(self) -> ResultDelivery:
-        """The next result; raises `StopAsyncIteration` after `limit` or `idle_seconds`."""
+        """The next result. Raises `StopAsyncIteration` after `limit` or `idle_seconds`."""
         if self._left == 0:
             raise StopAsyncIteration
         while True:
@@ -92,13 +93,13 @@ class ResultStream:
                 raise StopAsyncIteration
             held = self._ready.popleft()
             if held.claim_key not in self._held:
-                continue  # its lease expired in the meantime: another reader has the result
+                continue  # its lease expired in the meantime, and the result is delivered again
             if self._left is not None:
                 self._left -= 1
             return ResultDelivery(decode_result(held.result), held.claim_key, self)
 
     def take_ready(self) -> list[ResultDelivery]:
-        """Results that have already been received, without waiting."""
+        """The results that have already been received, without waiting."""
         taken: list[ResultDelivery] = []
         while self._ready and self._left != 0:
             held = self._ready.popleft()
@@ -108,7 +109,7 @@ class ResultStream:
         return taken
 
     async def ack(self, deliveries: Sequence[ResultDelivery]) -> None:
-        """Acknowledge many results in one call; raises `LeaseLost` for the first expired lease."""
+        """Acknowledge many results in one call. Raises `LeaseLost` for the first expired lease."""
         outcomes = await self._source.ack([delivery.claim_key for delivery in deliveries])
         for delivery in deliveries:
             self._held.pop(delivery.claim_key, None)
@@ -117,18 +118,18 @@ class ResultStream:
                 raise LeaseLost(delivery.result.id)
 
     async def give_back(self, claim_keys: Sequence[bytes]) -> None:
-        """Return results, so that any reader can receive them at once."""
+        """Release results, so that any reader can receive them at once."""
         for key in claim_keys:
             self._held.pop(key, None)
         for start in range(0, len(claim_keys), HANDLED_AT_ONCE):
             await self._source.give_back(claim_keys[start : start + HANDLED_AT_ONCE])
 
     def let_go(self, claim_key: bytes) -> None:
-        """Stop renewing its lease; the result is delivered again when the lease expires."""
+        """Stop renewing a lease. The result is delivered again when it expires."""
         self._held.pop(claim_key, None)
 
     async def close(self) -> None:
-        """Stop renewing and return the held results."""
+        """Stop renewing and release the held results."""
         if self._heartbeat is not None:
             self._heartbeat.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -136,11 +137,11 @@ class ResultStream:
             self._heartbeat = None
         held, self._held = list(self._held), {}
         self._ready.clear()
-        with contextlib.suppress(ClientError):  # unreachable: the leases expire
+        with contextlib.suppress(ClientError):  # if the broker is unreachable, the leases expire
             await self._source.give_back(held)
 
     async def renew(self) -> None:
-        """Renew all leases once; drops results whose lease was lost."""
+        """Renew all leases once, and drop the results whose lease was lost."""
         held = list(self._held)
         for start in range(0, len(held), HANDLED_AT_ONCE):
             keys = held[start : start + HANDLED_AT_ONCE]
@@ -149,7 +150,7 @@ class ResultStream:
                     self._held.pop(key, None)
 
     async def _fill(self) -> bool:
-        """Receive the next batch; false if none arrived in time."""
+        """Receive the next batch. False if none arrived in time."""
         loop = asyncio.get_running_loop()
         ends_at = None if self._idle_seconds is None else loop.time() + self._idle_seconds
         pauses = Backoff(*POLL_PAUSES)
@@ -169,9 +170,11 @@ class ResultStream:
             self._held[held.claim_key] = None
             self._ready.append(held)
             return
-        # Kept: when its lease expires it is delivered again, to a reader that may decode it.
+        # Not acknowledged: when its lease expires it is delivered again, to a reader that may be able to decode it.
         self.undecodable += 1
-        log.warning("result not decodable (%d bytes); left under its lease", len(held.result))
+        log.warning(
+            "result not decoded (%d bytes): it is delivered again when its lease ends", len(held.result)
+        )
 
     async def _renew_periodically(self) -> None:
         while True:
@@ -179,7 +182,7 @@ class ResultStream:
             try:
                 await self.renew()
             except ClientError as error:
-                log.warning("the leases of %d results were not renewed: %s", len(self._held), error)
+                log.warning("leases of %d results not renewed: %s", len(self._held), error)
             end_if_cancelled()
 
 
@@ -191,7 +194,7 @@ def _is_result(text: bytes) -> bool:
 
 
 PEEKED_LISTS = 500
-"""Lists read in one round trip."""
+"""Most lists read in one round trip."""
 
 
 Peek = Callable[[Sequence[str]], AsyncIterator[tuple[str, bytes]]]
@@ -219,7 +222,7 @@ class OwnResults:
         self._loop_task: asyncio.Task[None] | None = None
 
     async def wait(self, list_name: str, token: str) -> Result:
-        """The result in `list_name`, of the submission `token` (empty: whichever is newest)."""
+        """Wait for a result in `list_name`, of submission `token` (empty: the newest)."""
         wait = _Wait(token, asyncio.get_running_loop().time())
         self._waits.setdefault(list_name, []).append(wait)
         if self._loop_task is None or self._loop_task.done():
@@ -230,7 +233,7 @@ class OwnResults:
             self._forget(list_name, wait)
 
     async def close(self) -> None:
-        """Stop the loop; open waits raise `CancelledError`."""
+        """Stop the loop. Open waits raise `CancelledError`."""
         if self._loop_task is not None:
             self._loop_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -271,7 +274,7 @@ class OwnResults:
                     if not wait.result.done():
                         wait.result.set_exception(error)
             return
-        await asyncio.sleep(0)  # lets finished waits leave before the next poll
+        await asyncio.sleep(0)  # finished waits are removed before the next poll
 
     def _match(self, name: str, text: bytes) -> None:
         waits = [wait for wait in self._waits.get(name, []) if not wait.result.done()]
@@ -280,7 +283,7 @@ class OwnResults:
         try:
             result = decode_result(text)
         except Malformed as error:
-            log.debug("result of %d bytes not decodable, left in its list: %s", len(text), error)
+            log.debug("result of %d bytes not decoded, left in its list: %s", len(text), error)
             return
         for wait in waits:
             if not wait.token or not result.request_token or result.request_token == wait.token:

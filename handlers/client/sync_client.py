@@ -1,4 +1,4 @@
-"""The client for synchronous code: each call runs on an event loop in a background thread."""
+"""The client for synchronous code. Calls run on an event loop in a thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """An event loop in its own thread, for code without one; threads may share it."""
+    """An event loop in its own thread, which several threads may use."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -35,7 +35,7 @@ class LoopThread:
         return self._loop.is_closed()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` on the loop and return its result; an interrupted wait (Ctrl-C) cancels it there."""
+        """Run `work` on the loop and return its result. Ctrl-C cancels it."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -50,9 +50,9 @@ class LoopThread:
 
 
 class Client:
-    """`AsyncClient` for synchronous code: the same methods without `await`, which threads may share.
+    """`AsyncClient` for synchronous code: the same methods without `await`.
 
-    Close it, or use it as a context manager. `docs/client.md` has examples.
+    Several threads may use it. Close it, or use it as a context manager. `docs/client.md` has examples.
     """
 
     def __init__(self, client: AsyncClient) -> None:
@@ -76,7 +76,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and end the thread; a second call has no effect."""
+        """Close the connections and end the thread. A second call has no effect."""
         if self._loop.is_closed:
             return
         self.run(self._client.close())
@@ -109,7 +109,7 @@ class Client:
         idle: timedelta | float | None = None,
         batch: int = BATCH_RESULTS,
     ) -> SyncResultStream:
-        """Results as a stream to read and acknowledge; leases are renewed while the caller works."""
+        """Read results under leases, which are renewed while the caller works."""
         return SyncResultStream(self, self._client.results(name, limit=limit, idle=idle, batch=batch))
 
     def cancel(self, submission: Submission | str) -> bool:
@@ -119,21 +119,21 @@ class Client:
         return self.run(self._client.cancel_many(submissions))
 
     def peek(self, name: str = "", *, limit: int | None = None) -> Iterator[Result]:
-        """Results of the list `name`, oldest first, left in place."""
+        """Read the results of the list `name`, oldest first, without removing them."""
         results = self._client.peek(name, limit=limit)
         with contextlib.suppress(StopAsyncIteration):
             while True:
                 yield self.run(_next(results))
 
     def where(self, submission: Submission | str) -> Whereabouts:
-        """Search a request in the queue, retries, dead letters, records and results; read-only."""
+        """Find a request: in queue, retries, dead letters, records or results."""
         return self.run(self._client.where(submission))
 
     def look_up(self, submission: Submission | str) -> RequestState:
         return self.run(self._client.look_up(submission))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` on the client's loop; an interrupted wait (Ctrl-C) cancels it there."""
+        """Run `work` on the client's loop. Ctrl-C cancels it."""
         return self._loop.run(work)
 
 
@@ -144,7 +144,7 @@ for _name, _method in vars(Client).items():
 
 
 class SyncDelivery:
-    """One result under a lease; without `ack` it is delivered again."""
+    """One result under a lease. Unless acknowledged, it is delivered again."""
 
     __slots__ = ("_client", "delivery", "result")
 
@@ -175,7 +175,7 @@ class SyncResultStream:
         return self
 
     def __next__(self) -> SyncDelivery:
-        """The next result; the end of the stream ends the iteration."""
+        """The next result. The iteration ends with the stream."""
         delivery = self._client.run(self._next())
         if delivery is None:
             raise StopIteration

@@ -120,6 +120,6 @@ async def test_a_missing_name_or_topic_is_reported(pubsub_emulator: PubSubEmulat
 
 
 async def test_an_idempotency_key_is_refused_before_anything_is_published(project: Project) -> None:
-    with pytest.raises(NotOffered, match="idempotency_key is not offered by Pub/Sub; queue on Redis"):
+    with pytest.raises(NotOffered, match="idempotency_key is not supported on Pub/Sub; queue on Redis"):
         await project.client.submit({}, deadline=MINUTE, idempotency_key="k")
     assert await Puller(project.channel, "requests-sub").receive(1, wait_seconds=1) == []
