@@ -1,1 +1,1 @@
-"""The configuration of a process, read once: environment and one optional file in, frozen options out."""
+"""The configuration of a process: environment and optional file, read once."""

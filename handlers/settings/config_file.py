@@ -1,7 +1,8 @@
 """The optional JSON or YAML file that configures queues, topics and pools.
 
-Its field names are the reference's. A file is a mapping with the fields of `ConfigFile`, a list of queues, topics or
-pools, or a merge policy. An unknown field stops the start, because a misspelt gate would otherwise be open.
+Its field names are those of `llm-d-async` (the reference). A file is a mapping with the fields of `ConfigFile`, a list
+of queues, topics or pools, or a merge policy. An unknown field stops the start: otherwise a misspelt gate would have
+no effect.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ Name = Annotated[str, Meta(min_length=1, max_length=512)]
 
 
 class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One Redis queue; empty strings and None fall back to the process's settings.
+    """One Redis queue. Empty strings and None mean the process's setting.
 
-    `result_per_request` and `idempotent_seconds` are our own fields.
+    The reference does not have `result_per_request` and `idempotent_seconds`.
     """
 
     queue_name: Annotated[Name, about("Sorted set of pending requests.", "request-sortedset")]
@@ -59,7 +60,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     result_per_request: Annotated[
         bool | None,
         about(
-            "Write each result to a list of its own, so that readers do not take each other's results. Default: "
+            "Write each result to a list of its own, so that consumers do not take each other's results. Default: "
             "`RESULT_PER_REQUEST`.",
             "true",
         ),
@@ -67,7 +68,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     idempotent_seconds: Annotated[
         Annotated[int, Meta(ge=0)] | None,
         about(
-            "Idempotency window in seconds: an id that is live, or finished less than this ago, runs once; "
+            "Do not run a duplicate of a live request, or of one that finished less than this many seconds ago; "
             "0: off. Default: `IDEMPOTENT_SECONDS`.",
             "3600",
         ),
@@ -83,7 +84,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ),
     ] = msgspec.field(default_factory=dict)
     gate_type: Annotated[
-        str, about("Gate of this queue alone, see [gates.md](gates.md); unset: open.", "redis-quota")
+        str, about("Gate of this queue alone, see [gates.md](gates.md); unset: no gate.", "redis-quota")
     ] = ""
     gate_params: Annotated[
         dict[str, Any], about("Parameters of that gate.", "{address: redis:6379, limit: 10}")
@@ -127,7 +128,8 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     gate_type: Annotated[
         str,
         about(
-            "Gate of this subscription alone, see [gates.md](gates.md); unset: open.", "local-max-concurrency"
+            "Gate of this subscription alone, see [gates.md](gates.md); unset: no gate.",
+            "local-max-concurrency",
         ),
     ] = ""
     gate_params: Annotated[dict[str, Any], about("Parameters of that gate.", "{limit: 10}")] = msgspec.field(
@@ -144,17 +146,13 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One pool of slots, and how queues share it (see `handlers/poller/priority.py`).
-
-    The default of `merge_policy` is the file's `request_merge_policy`, else `random-robin`. With `shared`, all pollers
-    together have `workers` slots; by default this is on if a gate publishes a budget.
-    """
+    """One pool of slots, and how queues share it (see `handlers/poller/priority.py`)."""
 
     id: Annotated[Name, about("Name of the pool.", "default")]
     workers: Annotated[
         Annotated[int, Meta(ge=1, le=100_000)] | None,
         about(
-            "Most requests in flight at a time: of each poller, or with `shared` of all pollers together. "
+            "Most requests in flight at once, in each poller; with `shared`, in all pollers together. "
             "Default: `WORKERS`.",
             "64",
         ),
@@ -170,7 +168,7 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ageing_seconds: Annotated[
         Annotated[float, Meta(gt=0)] | None,
         about(
-            "With `tier-priority`: seconds without service after which a lane is served first once; unset: never.",
+            "With `tier-priority`: a lane that had no turn for this many seconds gets the next one; unset: never.",
             "60",
         ),
     ] = None
@@ -184,13 +182,13 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     shared: Annotated[
         bool | None,
         about(
-            "Share `workers` among all pollers, instead of giving each that many. Default: true if a gate "
+            "Whether all pollers together have `workers` slots, instead of each of them. Default: true if a gate "
             "publishes a budget.",
             "true",
         ),
     ] = None
     gate_type: Annotated[
-        str, about("Gate of the pool, see [gates.md](gates.md); unset: open.", "endpoint-scrape")
+        str, about("Gate of the pool, see [gates.md](gates.md); unset: no gate.", "endpoint-scrape")
     ] = ""
     gate_params: Annotated[
         dict[str, Any],
@@ -204,9 +202,8 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All fields of the file; they win over the environment.
 
-    `mode`, `addrs` and `master_name` describe the Redis at `url` (see `topology`). The last three fields are read for
-    compatibility and have no effect: leases are renewed while a request is handled, and the interval of the scan has
-    its own setting.
+    `mode`, `addrs` and `master_name` describe the Redis at `url` (see `topology`). `batch_size` and the last three
+    fields are read for compatibility and have no effect.
     """
 
     url: Annotated[str, about("Redis; wins over `REDIS_URL`.", "redis://redis:6379")] = ""
@@ -275,7 +272,7 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 MOST_QUEUES = 10_000
-"""Most queues of one poller, as each poll names all of them. Divide more among several deployments."""
+"""Most queues of one poller, since each poll names all of them. Divide more among several deployments."""
 _MOST_FAULTS = 20
 _LISTS = {"queue_name": "queues", "subscriber_id": "topics", "id": "pools"}
 
@@ -346,7 +343,7 @@ def _content(text: str) -> dict[str, Any]:
     if isinstance(content, list):
         content = _as_mapping(content)
     if not isinstance(content, dict):
-        raise InvalidSetting("CONFIG_FILE", found="no mapping", accepted="a mapping, or a list of entries")
+        raise InvalidSetting("CONFIG_FILE", found="another value", accepted="a mapping, or a list of entries")
     return {MERGE_POLICY: content} if is_merge_policy(content) else content
 
 
@@ -404,7 +401,7 @@ def _without(content: dict[str, Any], path: str) -> bool:
 
 
 def _given(content: dict[str, Any]) -> dict[str, Any]:
-    """Drop nulls of the file and of its entries, and empty names of pools."""
+    """The content without nulls and empty pool names."""
     given: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, list):
@@ -419,7 +416,7 @@ def _as_mapping(entries: list[Any]) -> dict[str, Any]:
     name = next((listed for field, listed in _LISTS.items() if field in fields), None)
     if name is None:
         accepted = "entries with queue_name, subscriber_id or id"
-        raise InvalidSetting("CONFIG_FILE", found="a list of something else", accepted=accepted)
+        raise InvalidSetting("CONFIG_FILE", found="a list of other values", accepted=accepted)
     return {name: entries}
 
 
@@ -464,7 +461,7 @@ _FORM: Final = frozenset({"type", "parameters"})
 
 
 class MergeParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Names of headers, labels and metadata fields; unset ones come from the environment."""
+    """Names of headers, labels and metadata fields; default: the environment's."""
 
     fairness_header: Annotated[
         str | None, about("Header that carries the tenant; empty: not sent. Default: `FAIRNESS_HEADER`.")

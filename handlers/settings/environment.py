@@ -1,6 +1,6 @@
 """All environment variables, with types, bounds, defaults and descriptions.
 
-A variable's name is its field's in upper case. `docs/settings.md` is generated from this table; a test compares them.
+A variable has the name of its field in upper case. `docs/settings.md` is generated from this table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Port = Annotated[int, Meta(ge=0, le=65_535)]
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
-    """The variables as typed values; an empty variable counts as not set."""
+    """The variables as typed values. An empty variable counts as unset."""
 
     # --- the gateway
     igw_base_url: Annotated[str, about("Base URL of the inference gateway.")] = DEFAULT_GATEWAY
@@ -57,10 +57,10 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         ),
     ] = ""
     allow_request_authorization: Annotated[
-        bool, about("Let a request's own `Authorization` header through.")
+        bool, about("Forward a request's own `Authorization` header to the gateway.")
     ] = False
     request_timeout_seconds: Annotated[float, about("Timeout of one attempt.", gt=0, le=86_400)] = 600.0
-    connect_timeout_seconds: Annotated[float, about("Timeout of a connect.", gt=0, le=600)] = 10.0
+    connect_timeout_seconds: Annotated[float, about("Timeout for connecting.", gt=0, le=600)] = 10.0
     connection_idle_seconds: Annotated[
         float,
         about(
@@ -72,7 +72,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = 4.0
     circuit_breaker: Annotated[
         bool,
-        about("Open the circuit while most calls fail: one call per second is sent, the others stay queued."),
+        about(
+            "Open the circuit while the gateway fails: one call per second is sent, the other requests stay queued."
+        ),
     ] = True
     retry_budget: Annotated[
         float,
@@ -102,7 +104,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     redis_timeout_seconds: Annotated[
         float,
         about(
-            "Longest silence of Redis while a command waits for its reply; then the command is retried.",
+            "Longest wait for data from Redis while a command is in flight; then the command is retried.",
             ge=0.1,
             le=60,
         ),
@@ -131,7 +133,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     idempotent_seconds: Annotated[
         int,
         about(
-            "Idempotency window: an id that is live, or finished less than this ago, runs once; 0: off.", ge=0
+            "Do not run a duplicate of a live request, or of one that finished less than this many seconds ago; "
+            "0: off.",
+            ge=0,
         ),
     ] = 0
     result_apart_bytes: Annotated[
@@ -178,7 +182,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     max_deaths: Annotated[
         int,
         about(
-            "Crashes of a poller that a request survives; after the next one it is dead-lettered.",
+            "A request is redelivered after up to this many crashes of its poller; after one more it is dead-lettered.",
             ge=1,
             le=1_000,
         ),
@@ -321,7 +325,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     gate_refresh_seconds: Annotated[
         float, about("Interval between readings of a gate's metric.", ge=0.05, le=3_600)
     ] = 5.0
-    gate_source_timeout_seconds: Annotated[float, about("Timeout of a reading.", gt=0, le=60)] = 4.0
+    gate_source_timeout_seconds: Annotated[float, about("Timeout of one such reading.", gt=0, le=60)] = 4.0
     gate_most_held: Annotated[int, about("Most pushes that wait at a closed gate.", ge=1, le=100_000)] = 1_000
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], about("Lowest level that is logged.")
@@ -329,7 +333,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     log_format: Annotated[
         Literal["auto", "json", "text"], about("`auto`: text in a terminal, else JSON.")
     ] = "auto"
-    log_hash_ids: Annotated[bool, about("Log the start of an id's SHA-256 in place of the id.")] = False
+    log_hash_ids: Annotated[bool, about("Log the first part of an id's SHA-256 instead of the id.")] = False
     otel_exporter_otlp_endpoint: Annotated[str, about("OTLP/HTTP receiver of the traces.")] = ""
     otel_exporter_otlp_protocol: Annotated[
         str, about("Only `http/protobuf` is supported; gRPC is refused.")
@@ -341,7 +345,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
 
 SECRETS = frozenset({"redis_password", "dispatch_token", "metrics_token"})
-"""Fields that are masked wherever the settings are shown."""
+"""Fields that are always shown masked."""
 
 
 def read_environment(variables: Mapping[str, str], faults: SettingFaults | None = None) -> Environment:
@@ -367,7 +371,7 @@ def read_environment(variables: Mapping[str, str], faults: SettingFaults | None 
 
 
 def _invalid_variable(error: msgspec.ValidationError, given: Mapping[str, str]) -> InvalidSetting:
-    """The error for one variable: its value, unless secret, and the accepted values."""
+    """The error for one variable, with its value unless secret."""
     found_error = invalid_setting(error, "environment")
     if found_error.setting not in given:
         return found_error
@@ -429,6 +433,6 @@ _NOUNS: Final = {
 
 
 def _accepted(struct: type[msgspec.Struct] | None, setting: str, unknown: str) -> str:
-    """What the field accepts, in words; `unknown` if the struct does not say."""
+    """The accepted values of a field, in words; `unknown` without a type."""
     kind = type_at(struct, setting) if struct else msgspec.inspect.AnyType()
     return unknown if isinstance(kind, msgspec.inspect.AnyType) else described(kind)

@@ -1,4 +1,4 @@
-"""The memory limit of this process, and the byte budget that follows from it."""
+"""This process's memory limit and the byte budget derived from it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CGROUP_FILES: Final = (
 )
 """Files with the container's memory limit: cgroup version 2, then version 1."""
 _UNLIMITED: Final = 2**50
-"""Bytes from which a limit counts as none: version 1 writes "no limit" as a huge number."""
+"""A larger limit counts as none: version 1 writes "no limit" as a huge number."""
 WITHOUT_LIMIT: Final = 1 << 30
-"""Limit assumed without a limit, in bytes: the one in our manifests."""
+"""Bytes assumed if there is no limit: the limit in our manifests."""
 BASE_BYTES: Final = 160_000_000
 """Memory of a poller with small requests: interpreter, libraries, `WORKERS` requests of a few kilobytes."""
 COPIES: Final = 4
@@ -23,7 +23,7 @@ COPIES: Final = 4
 
 
 def memory_limit(files: Iterable[Path] = CGROUP_FILES) -> int | None:
-    """The smaller of the container's and the process's memory limit, in bytes; None without either."""
+    """The memory limit of container or process in bytes, or None."""
     found = [_read(file) for file in files]
     soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
     limits = [limit for limit in (*found, soft) if limit is not None and 0 < limit < _UNLIMITED]
@@ -38,7 +38,7 @@ def _read(file: Path) -> int | None:
 
 
 def derived_budget(limit: int | None, *, least: int) -> int:
-    """The byte budget of a poller with `limit` bytes of memory; at least `least`."""
+    """The byte budget under a memory limit; at least `least`."""
     return max(least, ((limit or WITHOUT_LIMIT) - BASE_BYTES) // COPIES)
 
 

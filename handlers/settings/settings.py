@@ -40,7 +40,7 @@ _REDIS_SCHEMES = frozenset(
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """All settings of a process; a field of `file` wins over the same one of `env`."""
+    """All settings of a process. A field in `file` wins over `env`."""
 
     env: Environment
     file: ConfigFile
@@ -65,14 +65,14 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def may_name_lists(self) -> ResultNames:
-        """The result lists that a request may name, in addition to its queue's own."""
+        """The result lists that a request may name besides its queue's own."""
         return read_result_names(self.env.allowed_results or ANY_RESULT_LIST)
 
     @property
     def may_name_topics(self) -> ResultNames:
         """The result topics that a request may name.
 
-        By default any: unlike a Redis key, a topic cannot be anything else, and IAM limits its publishers.
+        By default any topic: unlike a Redis key, a topic holds nothing else, and IAM limits who may publish to it.
         """
         return read_result_names(self.env.allowed_results or ANY)
 
@@ -91,7 +91,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def least_in_flight_bytes(self) -> int:
-        """The smallest byte budget whose shares hold the largest request and the largest response."""
+        """The smallest byte budget with room for the largest request and response."""
         return max(2 * self.env.max_response_bytes, 4 * self.env.max_request_bytes)
 
     @property
@@ -166,7 +166,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def routes(self) -> Routes:
-        """The gateway routes of all queues and subscriptions; built at each call."""
+        """The gateway routes of all queues and subscriptions; built on each call."""
         default = self._route(None)
         by_queue = {queue.queue_name: self._route(queue) for queue in self.file.queues}
         by_queue |= {topic.subscriber_id: self._route(topic) for topic in self.file.topics}
@@ -269,27 +269,28 @@ def without_faulty(settings: Settings, faults: SettingFaults) -> Settings:
 
 
 def memory_warnings(settings: Settings) -> list[str]:
-    """A warning if the poller's byte budget exceeds the memory limit, as a list."""
+    """Warnings: at most one, if the byte budget exceeds the memory limit."""
     limit, needed = memory_limit(), needed_memory(settings.max_in_flight_bytes)
     if limit is None or needed <= limit:
         return []
     return [
-        f"MAX_IN_FLIGHT_BYTES ({settings.max_in_flight_bytes}) may take {needed >> 20} MiB of memory, the limit is "
+        f"MAX_IN_FLIGHT_BYTES ({settings.max_in_flight_bytes}) may need {needed >> 20} MiB of memory, but the limit is "
         f"{limit >> 20} MiB: raise the limit, or lower MAX_REQUEST_BYTES or MAX_RESPONSE_BYTES"
     ]
 
 
 _OTHERS: Final = frozenset({"REQUEST_TOPIC_ID", "REQUEST_TOPIC_NAME", "RESULT_SUBSCRIPTION_ID"})
-"""Variables of the producers' commands, which resemble settings but are not."""
+"""Variables of the producers' commands. They resemble settings but are not misspelt ones."""
 _LOOKS_MISSPELT: Final = 0.88
 _SHORT: Final = 6
-"""Characters of the longest names that are not compared: `PORT` resembles variables of other programs."""
+"""Names of up to this many characters are not compared: `PORT` resembles variables of other programs."""
 
 
 def _readable(variables: Mapping[str, str], faults: SettingFaults) -> dict[str, str]:
     """The variables without our own that are not UTF-8.
 
-    The variables of OpenTelemetry's SDK (`OTEL_…`) must be UTF-8 too, because spans with other bytes cannot be encoded.
+    Raises `InvalidSetting` for a value that is not UTF-8. The variables of OpenTelemetry's SDK (`OTEL_…`) are checked
+    too, because spans with other bytes cannot be encoded.
     """
     ours = {name.upper() for name in Environment.__struct_fields__} | _OTHERS
     readable = dict(variables)
@@ -436,7 +437,7 @@ def _names(text: str) -> list[str]:
 
 
 def _check_one_credential(setting: str, url: str, env: Environment) -> None:
-    """Refuse a URL with credentials beside a second source of the `Authorization` header."""
+    """Refuse a second source of the `Authorization` header besides the URL."""
     if "@" not in urlsplit(url).netloc:
         return
     others = {
@@ -452,7 +453,7 @@ def _check_one_credential(setting: str, url: str, env: Environment) -> None:
 
 
 def check_url(setting: str, url: str, schemes: frozenset[str]) -> None:
-    """Raise `InvalidSetting` for a URL without a host or one of the schemes."""
+    """Raise `InvalidSetting` unless the URL has one of `schemes` and a host."""
     accepted = f"{' or '.join(f'{s}://' for s in sorted(schemes))} with a host"
     try:
         parts = urlsplit(url)
@@ -461,7 +462,7 @@ def check_url(setting: str, url: str, schemes: frozenset[str]) -> None:
     hosts = parts.netloc.rpartition("@")[2].split(",")  # Sentinel and Cluster URLs name several
     are_hosts = all(_is_host(host) for host in hosts)
     is_complete = are_hosts or (parts.scheme == "unix" and not parts.netloc and bool(parts.path))
-    is_plain = url.isprintable() and " " not in url  # the parser drops line breaks, the connection would not
+    is_plain = url.isprintable() and " " not in url  # `urlsplit` drops line breaks, a connection does not
     is_base = parts.scheme not in ("http", "https") or not parts.query  # paths are joined to it
     if parts.scheme not in schemes or not is_complete or parts.fragment or not (is_base and is_plain):
         raise InvalidSetting(setting, found=repr(masked_url(url)), accepted=accepted)

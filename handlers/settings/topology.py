@@ -1,7 +1,7 @@
-"""Build a Redis URL from the fields of the reference's transport file.
+"""Build a Redis URL from the fields of `llm-d-async`'s transport file.
 
 These are `url`, `mode` (`standalone`, `cluster` or `sentinel`), `addrs` (further nodes or Sentinels) and `master_name`.
-Query parameters that tune the reference's Redis client are dropped, because they have no effect here.
+Query parameters that tune its Redis client are dropped, because they have no effect here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from handlers.contract.errors import InvalidSetting
 
-_DEFAULT_PORT: Final = 6379  # the reference's client assumes it for Sentinels too
+_DEFAULT_PORT: Final = 6379  # `llm-d-async` uses it for Sentinels too
 _MODES: Final = ("standalone", "cluster", "sentinel")
 _TUNING: Final = frozenset(
     {
@@ -55,11 +55,11 @@ def redis_address(url: str, mode: str, addrs: Sequence[str], master_name: str) -
 
 def _check_fields(mode: str, addrs: Sequence[str], master_name: str) -> None:
     if addrs and mode not in ("cluster", "sentinel"):
-        raise InvalidSetting("addrs", found="some", accepted="no addresses without mode: cluster or sentinel")
+        accepted = "no addresses unless mode is cluster or sentinel"
+        raise InvalidSetting("addrs", found="addresses", accepted=accepted)
     if master_name and mode != "sentinel":
-        raise InvalidSetting(
-            "master_name", found=repr(master_name), accepted="no name without mode: sentinel"
-        )
+        accepted = "no name unless mode is sentinel"
+        raise InvalidSetting("master_name", found=repr(master_name), accepted=accepted)
     if mode == "sentinel" and (not master_name or "/" in master_name):
         raise InvalidSetting(
             "master_name", found=repr(master_name), accepted="the master's name at the Sentinels"

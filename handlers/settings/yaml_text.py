@@ -30,7 +30,7 @@ class _RepeatedKey(Exception):
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Loads YAML and JSON, and raises `_RepeatedKey` for a mapping that has a key twice."""
+    """Loader of YAML and JSON that raises `_RepeatedKey` for repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}

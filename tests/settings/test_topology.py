@@ -50,10 +50,10 @@ def test_the_topology_holds_for_the_environments_url_too(tmp_path: Path) -> None
     ("fields", "message"),
     [
         ('{"mode": "replica"}', "mode: expected one of standalone, cluster, sentinel, got 'replica'"),
-        ('{"addrs": ["h:1"]}', "addrs: expected no addresses without mode"),
+        ('{"addrs": ["h:1"]}', "addrs: expected no addresses unless mode is cluster or sentinel"),
         (
             '{"mode": "cluster", "master_name": "m"}',
-            "master_name: expected no name without mode: sentinel, got 'm'",
+            "master_name: expected no name unless mode is sentinel, got 'm'",
         ),
         ('{"mode": "sentinel"}', "master_name: expected the master's name"),
         (
