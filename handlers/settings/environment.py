@@ -182,7 +182,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     max_deaths: Annotated[
         int,
         about(
-            "A request is redelivered after up to this many crashes of its poller; after one more it is dead-lettered.",
+            "A request is dead-lettered after this many crashes of its poller.",
             ge=1,
             le=1_000,
         ),

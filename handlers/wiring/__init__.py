@@ -1,1 +1,1 @@
-"""Build doors and poller from the settings; only this package creates clients."""
+"""Build doors and poller from the settings. Only this package creates clients."""

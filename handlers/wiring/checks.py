@@ -1,4 +1,4 @@
-"""Checks of `async-processor check`: each dependency, with a fix for each fault. Changes nothing."""
+"""The checks of `async-processor check`; they change nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ State = Literal["ok", "warning", "fault"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Result of one check, and the fix of a fault."""
+    """Result of one check, with the fix if it found a fault."""
 
     what: str
     state: State
@@ -54,7 +54,7 @@ Check = Callable[[Settings], Awaitable[list[Finding]]]
 
 
 async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
-    """All findings of the named parts (the keys of `CHECKS`).
+    """The findings of `parts`, which are keys of `CHECKS`.
 
     Raises `InvalidSetting` for faults that stop the start, all of them together.
     """
@@ -78,7 +78,7 @@ async def _bounded(part: str, check: Awaitable[list[Finding]]) -> list[Finding]:
 
 
 def _tiers(settings: Settings) -> list[Finding]:
-    """Warn of tiers that do not exist; their queues would silently be served last."""
+    """Warnings about unknown tiers, whose queues would silently be served last."""
     label = settings.tier_label
     entries = [(f"queues[{n}]", one.labels) for n, one in enumerate(settings.file.queues)]
     entries += [(f"topics[{n}]", one.labels) for n, one in enumerate(settings.file.topics)]
@@ -91,7 +91,7 @@ def _tiers(settings: Settings) -> list[Finding]:
 
 
 def default_parts(settings: Settings) -> list[str]:
-    """Parts that these settings use."""
+    """The parts that these settings use, as keys of `CHECKS`."""
     parts = ["memory", "gateway", "redis"]
     if settings.env.handler_url:
         parts.append("handler")
@@ -105,7 +105,7 @@ def default_parts(settings: Settings) -> list[str]:
 
 
 async def _memory(settings: Settings) -> list[Finding]:
-    """Check that the byte budget of a poller fits into its memory limit."""
+    """Check that a poller's byte budget fits into its memory limit."""
     limit, env = memory_limit(), settings.env
     fix = "raise the container's memory limit, or lower MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES or MAX_IN_FLIGHT_BYTES"
     found = (
@@ -175,7 +175,7 @@ _NO_TLS: Final = frozenset(
 
 
 def _is_plain_http(error: BaseException) -> bool:
-    """Whether TLS failed because the other side does not speak it, and not because of a certificate."""
+    """Whether TLS failed because the server does not speak it."""
     found: BaseException | None = error
     while found is not None:
         if any(reason in str(found) for reason in _NO_TLS):
@@ -218,7 +218,7 @@ _UNREACHABLE: Final = {
     "dns": "the host name of {} does not resolve here",
     "tls": "its certificate is not trusted: set the CA (GATEWAY_CA_FILE, PROMETHEUS_CA_FILE)",
     "no_tls": "the port answers without TLS: use http:// in {}, or the port that serves TLS",
-    "timeout": "it accepts connections and does not answer: check {}",
+    "timeout": "it accepts connections but does not answer: check {}",
 }
 
 
@@ -248,20 +248,23 @@ _DURABLE: Final = "see keda/README.md: appendonly yes, maxmemory-policy noevicti
 
 
 def clock_finding(server_seconds: float, started_at: float, round_trip_seconds: float) -> Finding:
-    """Difference between the server's clock and the local one; a fault only beyond the round trip.
+    """The difference between the server's clock and the local one.
 
-    The server may have read its clock at any moment of the round trip.
+    The server may have read its clock at any moment of the round trip, so half of the round trip is tolerated too.
     """
     skew = server_seconds - (started_at + round_trip_seconds / 2)
     if abs(skew) <= _CLOCK_SECONDS + round_trip_seconds / 2:
         return Finding("clocks", "ok", f"{abs(skew) * 1000:.0f} ms apart")
     return Finding(
-        "clocks", "fault", f"{skew:+.1f} s apart", "deadlines are compared: run a time service on both"
+        "clocks", "fault", f"{skew:+.1f} s apart", "run a time service on both: deadlines depend on it"
     )
 
 
 async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
-    """Types of the queue's keys, and the rights of a poller: every script runs once without effect."""
+    """Check the types of a queue's keys and a poller's rights.
+
+    Scripts run once without effect.
+    """
     cluster = redis_options(settings).is_cluster
     wrong = await wrong_types(
         redis, name, settings.retry_queue_name, settings.result_queue_name, cluster=cluster
@@ -294,7 +297,7 @@ async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
     if refused:
         found = f"may not {', '.join(refused[:4])}" + (" and more" if len(refused) > 4 else "")
         return [Finding(f"queue {name}", "fault", found, "grant the ACL user what docs/redis.md lists")]
-    told = "" if refused is not None else " (as far as this server tells)"
+    told = "" if refused is not None else " (as far as this server reports them)"
     return [Finding(f"queue {name}", "ok", f"keys and rights as needed{told}")]
 
 
@@ -308,7 +311,7 @@ def _rights(settings: Settings) -> RightsOptions:
 
 
 async def _pubsub(settings: Settings) -> list[Finding]:
-    """Topics and subscriptions that the settings name, as they exist."""
+    """Check that the topics and subscriptions in the settings exist."""
     from handlers.pubsub.publisher import Publisher
     from handlers.wiring.pubsub import channel_of
 
@@ -330,9 +333,7 @@ async def _pubsub(settings: Settings) -> list[Finding]:
             for topic in settings.file.topics
         ]
     if not settings.result_topic_id:
-        findings.append(
-            Finding("RESULT_TOPIC_ID", "fault", "nothing", "name the topic that takes the results")
-        )
+        findings.append(Finding("RESULT_TOPIC_ID", "fault", "not set", "set it to the topic for results"))
     return findings
 
 
@@ -349,13 +350,13 @@ async def _topic(publisher: Publisher, topic: str) -> Finding:
         case TopicState.MISSING:
             return Finding(what, "fault", "does not exist", _SET_UP)
         case TopicState.HIDDEN:
-            return Finding(what, "ok", "may not be read; publishing may be allowed")
+            return Finding(what, "ok", "no right to read it; publishing may be allowed")
         case TopicState.PRESENT:
             return Finding(what, "ok", "exists")
 
 
 async def _subscription(channel: PubSubChannel, name: str, wanted: float) -> Finding:
-    """Whether the subscription exists, pushes, and has the ack deadline (in seconds) that the door relies on."""
+    """Check that the subscription exists, pushes, and has the `wanted` ack deadline."""
     from handlers.pubsub.channel import subscription_path
     from handlers.pubsub.errors import PubSubError
 

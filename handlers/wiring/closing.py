@@ -1,4 +1,4 @@
-"""Closes the connections of a process within a fixed time, whatever time limits libraries have."""
+"""Close the connections of a process within a fixed time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from handlers.telemetry.logs import Logger
 EACH_SECONDS: Final = 1.2
 """Time limit for one close: a peer that answers does so in milliseconds."""
 ALL_SECONDS: Final = 2.0
-"""Time limit for all; with the last settlements (0.9 s) an exit stays below 3 s."""
+"""Time limit for all. With the wait for the last settlements (0.9 s), an exit takes less than 3 s."""
 
 Close = Callable[[], Awaitable[object]]
 
@@ -23,7 +23,7 @@ async def close_in_time(
     each_seconds: float = EACH_SECONDS,
     all_seconds: float = ALL_SECONDS,
 ) -> None:
-    """Call `closers` in order; failures and timeouts are logged and do not stop the others."""
+    """Call `closers` in order. Failures and timeouts are logged and stop nothing."""
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + all_seconds
     for close in closers:
@@ -43,7 +43,7 @@ async def close_in_time(
 
 
 def _seen(closing: asyncio.Future[object]) -> None:
-    """Retrieve the error of an abandoned close, which has been logged as late."""
+    """Retrieve an abandoned close's error, which asyncio would log otherwise."""
     if not closing.cancelled():
         closing.exception()
 

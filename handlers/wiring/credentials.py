@@ -1,4 +1,4 @@
-"""Credentials of outgoing connections, read from the settings and their files. Each error names its setting."""
+"""Credentials of outgoing connections, from settings and files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TOKEN_CACHE_SECONDS = 5.0
 
 
 def file_token(setting: str, path: str) -> Callable[[], str] | None:
-    """Function that returns a bearer token, read again from its file every few seconds.
+    """A function that returns the current bearer token in a file.
 
-    If the file becomes unreadable or empty, the last token stays in use. Raises `InvalidSetting` at once if there is no
-    token yet.
+    It reads the file again every few seconds. If the file becomes unreadable or empty, the last token stays in use.
+    Raises `InvalidSetting` at once if the file holds no valid token.
     """
     if not path:
         return None
@@ -50,7 +50,7 @@ def _read_token(setting: str, path: str) -> str:
 
 
 def gateway_tls(settings: Settings) -> ssl.SSLContext | None:
-    """TLS context with the gateway's CA and the client certificate; None if neither is set."""
+    """TLS context with the gateway's CA and client certificate, or None."""
     env = settings.env
     if not (env.gateway_ca_file or env.gateway_cert_file):
         return None
@@ -67,7 +67,7 @@ def gateway_tls(settings: Settings) -> ssl.SSLContext | None:
 
 
 def prometheus_tls(settings: Settings) -> ssl.SSLContext | None:
-    """TLS context with the CA of the Prometheus server; None if it is not set."""
+    """TLS context with the CA of the Prometheus server, or None."""
     path = settings.env.prometheus_ca_file
     if not path:
         return None
@@ -80,7 +80,7 @@ def prometheus_tls(settings: Settings) -> ssl.SSLContext | None:
 
 def redis_options(settings: Settings) -> RedisOptions:
     """Address and credentials of the Redis that holds the queues."""
-    from handlers.redis_store.connection import RedisOptions  # a dispatch door does not load Redis
+    from handlers.redis_store.connection import RedisOptions  # not loaded by a dispatch door
 
     env = settings.env
     return RedisOptions(

@@ -1,6 +1,6 @@
-"""Gates of doors whose deliveries are pushed: Pub/Sub pushes, and events that do not come from a poller.
+"""Gates of Pub/Sub pushes and of other sources' events.
 
-`DoorGates` outlives a reload of the configuration: gates, slots and waiting requests stay, and take new options.
+`DoorGates` outlives a reload of the configuration: gates, slots and waiting requests stay and get the new options.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _DEFAULT_POOL: Final = "default"
 class GatePlan(msgspec.Struct, frozen=True):
     """Gates and waiting rooms that the settings require, not yet in force.
 
-    `slots` is by waiting room. `entrances` lists the rooms of a subscription in order, `default` those of all other
-    names.
+    `slots` has the slots of each waiting room, `entrances` the rooms of each subscription in order, `default` those of
+    all other names.
     """
 
     gates: Mapping[Place, PlacedGate] = msgspec.field(default_factory=dict)
@@ -76,9 +76,9 @@ class DoorGates:
         return GatePlan(self._gates.prepared({place: entry}), slots, default=[place])
 
     async def apply(self, plan: GatePlan, forward: Forward) -> list[Gate]:
-        """Put a plan in force; waiting requests enter its gates and use `forward`.
+        """Put a plan in force. Waiting requests enter its gates and use `forward`.
 
-        Returns gates to close once the requests that they admitted have ended.
+        Returns the gates to close once the requests that they admitted have ended.
         """
         changes = await self._gates.apply(plan.gates)
         for place, slots in plan.slots.items():
@@ -90,7 +90,7 @@ class DoorGates:
         entrances = {name: self._entrance(places) for name, places in plan.entrances.items()}
         self._held.change(forward, entrances, self._entrance(plan.default) if plan.default else None)
         for place in [place for place in self._rooms if place not in plan.slots]:
-            # A room in use is kept: its requests count if the place is configured again.
+            # A room in use is kept, so that its requests count if its subscription or pool is configured again.
             if not self._rooms[place].in_flight:
                 await self._rooms.pop(place).aclose()
         return changes.discarded

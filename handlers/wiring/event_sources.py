@@ -1,4 +1,4 @@
-"""Event sources other than the poller: how events are read and where results go."""
+"""Settings of event sources other than the poller: fields and sink."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_event_sources(settings: Settings) -> None:
 
 
 def event_fields(settings: Settings) -> EventFields | None:
-    """How events of other sources become requests; None if they are requests already."""
+    """How other sources' events become requests; None if they already are."""
     env = settings.env
     for setting, value in {
         "EVENT_ID_FROM": env.event_id_from,
@@ -60,7 +60,10 @@ def event_fields(settings: Settings) -> EventFields | None:
 def event_sink(
     settings: Settings, log: Logger, closers: list[Callable[[], Awaitable[object]]]
 ) -> EventSink | None:
-    """The sink for results of other sources' events; None if results go into the reply."""
+    """The sink for results of other sources' events, or None.
+
+    Without a sink, results are the replies to the events.
+    """
     env = settings.env
     if not env.k_sink:
         return None
@@ -87,11 +90,11 @@ def _overrides(text: str) -> dict[str, str]:
     try:
         extensions = msgspec.json.decode(text, type=_Overrides).extensions if text else {}
     except MALFORMED:
-        raise InvalidSetting("K_CE_OVERRIDES", found="something else", accepted=accepted) from None
+        raise InvalidSetting("K_CE_OVERRIDES", found="other text", accepted=accepted) from None
     for name in extensions:
         if not _EXTENSION.fullmatch(name) or name in _ATTRIBUTES:
-            accepted = "lower-case letters and digits, and no attribute of every event"
-            raise InvalidSetting("K_CE_OVERRIDES", found=f"the extension {name!r}", accepted=accepted)
+            accepted = "extensions named with lower-case letters and digits, and no standard attribute"
+            raise InvalidSetting("K_CE_OVERRIDES", found=repr(name), accepted=accepted)
     return extensions
 
 
@@ -101,4 +104,4 @@ def _tls(certificates: str) -> ssl.SSLContext | None:
     try:
         return ssl.create_default_context(cadata=certificates)
     except ssl.SSLError:
-        raise InvalidSetting("K_CA_CERTS", found="no certificate", accepted="PEM text") from None
+        raise InvalidSetting("K_CA_CERTS", found="other text", accepted="PEM certificates") from None

@@ -1,8 +1,8 @@
 """The layers around one attempt at a request, and their order (`ForwardStack`).
 
-`push_stack`, `event_stack` and `poller_stack` choose the layers of each caller. A layer takes the `Forward` inside it
-and returns one; inner layers do not know outer ones. Optional layers are imported where they are built, so that a
-dispatch door loads neither Redis nor gates.
+`push_stack`, `event_stack` and `PollerStack` choose the layers. A layer takes the next inner `Forward` and returns one
+that wraps it. Optional layers are imported where they are built, so that a dispatch door loads neither Redis nor
+gates.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from handlers.wiring.door_gates import DoorGates, GatePlan
 
 EVENT_HOLD_SECONDS: Final = 30.0
-"""Seconds for which an event waits at a closed gate before a 429; shorter than sources wait for answers."""
+"""Longest wait of an event at a closed gate, then 429; shorter than the time that sources wait for an answer."""
 _DEFAULT_POOL: Final = "default"
 
 
@@ -48,31 +48,31 @@ Clock = Callable[[], float]
 
 
 class ForwardStack(msgspec.Struct, frozen=True):
-    """The layers around `send`, outermost first; None: left out.
+    """The layers around `send`, outermost first (None: left out).
 
-    `send` is the innermost: it makes the one HTTP call, to the gateway or to a handler.
+    `send` makes the HTTP call to the gateway or to a handler.
     """
 
     attempts: Layer | None = None
-    """Metrics: attempts begun and ended, held ones included."""
+    """Counts attempts in metrics, including those that wait at a gate."""
     results: Layer | None = None
-    """Details in final results that no caller adds when it settles."""
+    """Adds details to final results, for callers that do not add them when they settle."""
     cancellation: Layer | None = None
     """Ends an attempt whose request is cancelled."""
     admission: Layer | None = None
-    """Gates of the queue or subscription and of its pool; holds, refuses or drops."""
+    """Asks the gates of the queue or subscription and of its pool."""
     lane: Layer | None = None
-    """The objective and priority of the request's lane, which its gates may have chosen."""
+    """Sets the objective and priority of the request's lane, which depends on labels that the gates set."""
     breaker: Layer | None = None
-    """Circuit breaker and retry budget of the gateway."""
+    """Applies the gateway's circuit breaker and retry budget."""
     details: Layer | None = None
-    """The seconds that the attempt took."""
+    """Adds the duration of the attempt."""
     health: Layer | None = None
-    """Passive health of the gateway, for readiness."""
+    """Reports outcomes to the gateway's health, for readiness."""
     calls: Layer | None = None
-    """Metrics: calls begun and ended."""
+    """Counts HTTP calls in metrics."""
     tracing: Layer | None = None
-    """A span for each attempt."""
+    """Opens a span for each attempt."""
 
     def around(self, send: Forward) -> Forward:
         forward = send
@@ -90,7 +90,7 @@ STACK_ORDER: Final = ForwardStack.__struct_fields__
 def push_stack(
     settings: Settings, gateway: Sender, guards: Guards, parts: Parts
 ) -> tuple[Forward, Once | None]:
-    """The push door's stack, and the dedup store if a Redis is named for it."""
+    """The push door's stack, and its dedup store if one is configured."""
     tracing = _tracing_of_door(settings, gateway, parts, is_first_hop=True)
     once, cancellation = _dedup_store(settings, parts)
     stack = ForwardStack(
@@ -109,15 +109,15 @@ def push_stack(
 def event_stack(settings: Settings, gateway: Sender, guards: Guards, parts: Parts) -> Forward:
     """The dispatch door's stack, which depends on the event's sender.
 
-    A poller's events name their queue. The poller applies gates, breaker and final details to them itself; a second
-    breaker would refuse the first one's probes. All other events pass the gate of the pool `default`.
+    Only a poller's events name a queue. The poller itself applies gates, breaker and final details to them; a second
+    breaker here would refuse the poller's probes. All other events pass the gate of the pool `default`.
     """
     tracing = _tracing_of_door(settings, gateway, parts, is_first_hop=False)
     has_details = settings.env.result_details
     send = forwarder_of(settings, tracing.sender).forward
     of_pollers = ForwardStack(
         attempts=_attempts(parts),
-        details=timed if has_details else None,  # these tell the poller that the gateway was called
+        details=timed if has_details else None,  # a duration shows the poller that the gateway was called
         health=_health(parts),
         calls=_calls(parts),
         tracing=tracing.layer,
@@ -137,7 +137,7 @@ def event_stack(settings: Settings, gateway: Sender, guards: Guards, parts: Part
 
 
 class QueueLayers(msgspec.Struct, frozen=True):
-    """What a queue of the poller adds to the process's stack."""
+    """The parts of the poller's stack that differ between queues."""
 
     gates: Sequence[Gate]
     lane: LaneOptions
@@ -147,8 +147,8 @@ class QueueLayers(msgspec.Struct, frozen=True):
 class PollerStack:
     """The poller's stacks: one `send` per process, one stack per queue.
 
-    `clock` gives the Unix seconds of Redis. The worker counts attempts, since they begin before an offloaded payload
-    is read.
+    `clock` returns Unix seconds of the Redis server. The stack does not count attempts: the worker does, since an
+    attempt begins before its offloaded payload is read.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ def _health(parts: Parts) -> Layer:
 
 
 class _DoorTracing(msgspec.Struct, frozen=True):
-    """The tracing layer of attempts and a client that opens spans; without tracing, the plain client."""
+    """The tracing layer and the client, without spans if tracing is off."""
 
     layer: Layer | None
     sender: Sender
@@ -246,7 +246,7 @@ def _tracing_of_door(
     from handlers.telemetry.tracing import HANDLE_REQUEST, PROCESS_REQUEST
 
     parts.closers.append(tracing.aclose)
-    # Behind the dispatch door the poller has opened the attempt's span.
+    # For an event at the dispatch door, the poller has already opened the attempt's span.
     spans = AttemptSpans(tracing, PROCESS_REQUEST if is_first_hop else HANDLE_REQUEST)
     return _DoorTracing(partial(traced_forward, spans=spans), TracedSender(gateway, tracing))
 
@@ -266,7 +266,7 @@ def gateway_of(settings: Settings) -> Gateway:
 
 
 def forwarder_of(settings: Settings, gateway: Sender, clock: Callable[[], float] = time.time) -> Forwarder:
-    """Sends requests along the routes of these settings; `clock` gives Unix seconds."""
+    """The forwarder for these settings. `clock` returns Unix seconds."""
     env = settings.env
     return Forwarder(
         gateway,
@@ -287,7 +287,7 @@ def guards_of(settings: Settings, log: Logger) -> Guards:
 def shared_by_handlers(
     settings: Settings, target: str, log: Logger, is_refused: Callable[[], bool]
 ) -> SharedByHandlers:
-    """What the handlers of one process share. Raises `InvalidSetting`."""
+    """The objects that the handlers of one process share. Raises `InvalidSetting`."""
     shared = SharedByHandlers(
         gateway_of(settings),
         guards_of(settings, log),
@@ -303,7 +303,7 @@ def shared_by_handlers(
 
 
 def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
-    """The admission layer of pushes: the gates of subscriptions and of their pools, if they name any."""
+    """The admission layer of pushes: gates of subscriptions and their pools."""
     pools = {pool.id: pool for pool in settings.pools}
     is_gated = any(topic.gate_type or pools[topic.worker_pool_id].gate_type for topic in settings.file.topics)
     return _held(settings, forward, parts, math.inf, _push_plan if is_gated else None)
@@ -314,7 +314,7 @@ def _push_plan(gates: DoorGates, settings: Settings) -> GatePlan:
 
 
 def held_events(settings: Settings, forward: Forward, parts: Parts) -> Forward:
-    """The admission layer of events: the gate of the pool `default`, if it names one."""
+    """The admission layer of events: the gate of the pool `default`."""
     is_gated = any(pool.id == _DEFAULT_POOL and pool.gate_type for pool in settings.pools)
     return _held(settings, forward, parts, EVENT_HOLD_SECONDS, _event_plan if is_gated else None)
 
@@ -330,7 +330,10 @@ def _held(
     most_held_seconds: float,
     plan_of: Callable[[DoorGates, Settings], GatePlan] | None,
 ) -> Forward:
-    """Forwarding past the gates of a plan, which takes effect with the handler. Raises `InvalidSetting`."""
+    """`forward` behind the gates of a plan. Raises `InvalidSetting`.
+
+    The plan takes effect when the handler starts. Without gates, the result is `forward` itself.
+    """
     if plan_of is None and parts.shared.gates is None:
         return forward
     from handlers.wiring.door_gates import DoorGates, GatePlan
@@ -353,7 +356,7 @@ def _held(
 
 
 def _dedup_store(settings: Settings, parts: Parts) -> tuple[Once | None, Layer | None]:
-    """The dedup store, and the layer that ends cancelled requests; both need its Redis."""
+    """The dedup store and the cancellation layer, which both need its Redis."""
     if not settings.env.dedupe_redis_url:
         return None, None
     from handlers.doors.pubsub.deduplicated import Once
@@ -381,7 +384,7 @@ def _dedup_store(settings: Settings, parts: Parts) -> tuple[Once | None, Layer |
 
 
 def observed(forward: Forward, gateway: Dependency) -> Forward:
-    """The layer that reports each call to the health of the gateway; a refusal for load says nothing."""
+    """The layer that reports the gateway's health after each call."""
 
     async def forwarding(request: Request, options: AttemptOptions) -> Outcome:
         outcome = await forward(request, options)
@@ -394,11 +397,11 @@ def observed(forward: Forward, gateway: Dependency) -> Forward:
 
 
 _DISPATCH_MARGIN_SECONDS = 15.0
-"""Seconds that the poller waits longer for a handler than the handler for the gateway."""
+"""The poller waits this much longer for a handler than the handler waits for the gateway."""
 
 
 def poller_client(settings: Settings) -> Gateway:
-    """A client of the gateway if the handler runs in this process, else of the handlers."""
+    """The poller's HTTP client, of the handlers or (in-process) of the gateway."""
     if not settings.env.handler_url:
         return gateway_of(settings)
     env = settings.env
@@ -417,9 +420,9 @@ def _as_it_is(forward: Forward) -> Forward:
 
 
 class SharedByHandlers(msgspec.Struct):
-    """Objects that the handlers of one process share; they survive a reload.
+    """Objects that the handlers of one process share. They outlive a reload.
 
-    `gates` exist once the settings name one.
+    `gates` is None until the settings name a gate.
     """
 
     gateway: Gateway
@@ -436,10 +439,11 @@ class SharedByHandlers(msgspec.Struct):
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """Parts of a handler that its wiring collects.
+    """Parts that are collected while a handler is built.
 
-    `starters` may fail, which refuses a configuration. `effects` run after them, put it in force, and return gates to
-    close with the previous handler. `occupied` keeps the handler open while a request is in it.
+    If one of the `starters` fails, the configuration is refused. `effects` run after them, put the configuration in
+    force, and return gates to close with the previous handler. `occupied` wraps a `Forward` so that the handler stays
+    open while a request is in it.
     """
 
     log: Logger

@@ -1,4 +1,4 @@
-"""Gates of a process: one per queue, pool or subscription, with shared sources."""
+"""Build the gates of queues, pools and subscriptions, with shared sources."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Place: TypeAlias = tuple[str, str]
 
 
 class GateEntry(msgspec.Struct, frozen=True):
-    """A gate in the settings; `setting` is the path of its entry, for errors."""
+    """A gate in the settings; errors name its entry's path `setting`."""
 
     gate_type: str
     gate_params: Mapping[str, Any]
@@ -54,7 +54,7 @@ class PlacedGate(msgspec.Struct, frozen=True):
 
 
 class GateChanges(msgspec.Struct):
-    """Places whose gates a reload has changed, and gates to close after their last request."""
+    """The places whose gates have changed, and `discarded` gates to close later."""
 
     places: set[Place] = msgspec.field(default_factory=set)
     discarded: list[Gate] = msgspec.field(default_factory=list)
@@ -63,7 +63,7 @@ class GateChanges(msgspec.Struct):
 class PlacedGates:
     """Gates of a process by place, and their sources.
 
-    A reload changes them in place, so that their limits always apply.
+    A reload changes gates in place, so that requests in flight count against the new limits.
     """
 
     def __init__(self, settings: Settings, entries: Mapping[Place, GateEntry] | None = None) -> None:
@@ -88,12 +88,12 @@ class PlacedGates:
         self._placed = self.prepared(entries or {})
 
     def at(self, place: Place) -> list[Gate]:
-        """The gate of a place, as a list; empty if it has none."""
+        """The gate of a place as a list, or an empty list."""
         placed = self._placed.get(place)
         return [] if placed is None else [placed.gate]
 
     def prepared(self, entries: Mapping[Place, GateEntry]) -> dict[Place, PlacedGate]:
-        """The gates that `entries` ask for, for `apply`: new ones where an entry has changed.
+        """The gates for `entries`: current ones, or new ones for changed entries.
 
         Changes nothing. Raises `InvalidSetting` for invalid entries, all of them together.
         """
@@ -156,7 +156,7 @@ class PlacedGates:
             await redis.aclose()
 
     def _store_at(self, address: str) -> RedisGateStore:
-        """The store at `host:port` or a URL, with the credentials of the queues' Redis."""
+        """The store at `host:port` or a URL, with the queues' Redis credentials."""
         url = address if "://" in address else f"redis://{address}"
         if url not in self._stores:
             self._connections[url] = connect(replace(self._redis_options, url=url))

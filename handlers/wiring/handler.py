@@ -54,9 +54,9 @@ Handle = Callable[[Delivery], Awaitable[Answer]]
 
 
 class Handler:
-    """One door under one configuration: its endpoint, and the resources to close at the end.
+    """One door under one configuration: its endpoint and its resources.
 
-    `shared` survives a reload; the first handler of a process creates it. A handler takes effect with `start`.
+    `shared` outlives a reload; the first handler of a process creates it. A handler takes effect with `start`.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class Handler:
             metrics.watch_dependencies(self._dependencies)
 
     def _occupying(self, forward: Forward) -> Forward:
-        """`forward`, which keeps this handler open while it runs.
+        """A `forward` that keeps this handler open while it runs.
 
-        A request that waited through a reload belongs to a previous handler.
+        A request that waited at a gate during a reload came from the previous handler, but is forwarded by this one.
         """
 
         async def forward_here(request: Request, options: AttemptOptions) -> Outcome:
@@ -132,8 +132,9 @@ class Handler:
             self._idle.set()
 
     def _ready(self) -> Answer:
-        """The readiness page names failing dependencies; they make the pod unready only with
-        `READINESS=dependencies`.
+        """The readiness page, which names failing dependencies.
+
+        They make the pod unready only with `READINESS=dependencies`.
         """
         if self.shared.is_stopping:
             return plain(503, "stopping")
@@ -150,7 +151,7 @@ class Handler:
         self._refusals.report(status=refusal.status, reason=refusal.reason)
 
     async def respond(self, request: HttpRequest) -> HttpResponse:
-        """The response to one HTTP request; the first one starts parts that `start` has not."""
+        """The response to one HTTP request. The first request starts the handler if needed."""
         if not self._is_started:
             await self._started()
         self._in_flight += 1
@@ -160,7 +161,7 @@ class Handler:
             self._left()
 
     async def retire(self, gates: Sequence[Gate]) -> None:
-        """Close once the last request has been answered, with gates that only its requests still use."""
+        """Close this handler and `gates` once its last request is answered."""
         while self._in_flight:
             self._idle.clear()
             await self._idle.wait()
@@ -169,9 +170,9 @@ class Handler:
         await self.close_own()
 
     async def start(self) -> list[Gate]:
-        """Start the background work and take effect; returns gates to close with the previous handler.
+        """Start background work and take effect.
 
-        Raises without any effect if a part cannot start.
+        Returns the gates to close with the previous handler. If a part cannot start, it raises without any effect.
         """
         for start in self._parts.starters:
             await start()
@@ -187,7 +188,7 @@ class Handler:
     async def _started(self) -> None:
         """Start once for all requests that arrive before the start has ended.
 
-        A failed start is repeated.
+        The next request repeats a failed start.
         """
         if self._starting is None or self._starting.done():
             self._starting = asyncio.ensure_future(self._start_alone())
@@ -222,7 +223,7 @@ def _dispatch_door(
         authenticator = DispatchToken(DispatchTokenOptions(path=path, tokens=(env.dispatch_token,)))
     elif env.dispatch_auth != "none":
         parts.log.warning(
-            "dispatch door takes events from anyone", fix="set DISPATCH_TOKEN_FILE, or DISPATCH_AUTH=none"
+            "dispatch authentication is disabled", fix="set DISPATCH_TOKEN_FILE, or DISPATCH_AUTH=none"
         )
     fields, sink = event_fields(settings), event_sink(settings, parts.log, parts.closers)
     door = DispatchDoor(
@@ -237,7 +238,7 @@ def _dispatch_door(
 
 
 def _queue_of_event(event: Event) -> str:
-    """The poller's queue; None for an event of another source."""
+    """The poller's queue; empty for an event of another source."""
     return event.extensions.get("queue", "")
 
 
@@ -311,16 +312,16 @@ def _push_identity(settings: Settings, parts: Parts) -> Authenticator | None:
 def _accounted(
     door: Door[ContextT], queue_name: Callable[[ContextT], str], forward: Forward, parts: Parts
 ) -> Handle:
-    """One door's path of a delivery: decode, forward, settle, record."""
+    """A function that decodes, forwards, settles and records a delivery."""
     metrics = (parts.metrics.door, parts.metrics.queue_of) if parts.metrics else None
     accounting = AccountedDoor(door, queue_name, parts.log, metrics)
     return lambda delivery: handle(accounting, delivery, forward)
 
 
 class ObservedPublisher:
-    """A publisher that reports the outcome of each publish to the topic's health.
+    """A publisher that reports the health of the result topic.
 
-    A result that is too large says nothing about the topic.
+    A result that is too large does not change it.
     """
 
     def __init__(self, publisher: Publisher, results: Dependency) -> None:
@@ -351,9 +352,9 @@ _built: dict[str, Handler] = {}
 
 
 def handler_of(target: str) -> Handler:
-    """The process's handler of one target, built on the first call from the environment.
+    """The process's handler of one target.
 
-    `async-processor serve` sets one that it has built before (`use_handler`).
+    The first call builds it from the environment, unless `async-processor serve` has set one (`use_handler`).
     """
     if target not in _built:
         _built[target] = Handler(load_settings(os.environ), target)  # noqa: TID251  # no command has read it

@@ -1,6 +1,6 @@
-"""Metrics and tracing of a process: loaded only if the settings enable them.
+"""Build the metrics and the tracing of a process, if enabled.
 
-Handlers serve metrics on the port of their door, which may be public, so /metrics requires a token of its own.
+Handlers serve /metrics on the port of their door, which may be public, so it requires a token of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 EVENTS = "events"
-"""Queue label of events from other sources than the poller; their names are unbounded."""
+"""Queue label for events from other sources than the poller, whose names are not bounded."""
 
 
 ShownPool: TypeAlias = "tuple[int, Sequence[Gate], WaitingRoom]"
@@ -33,7 +33,7 @@ ShownPool: TypeAlias = "tuple[int, Sequence[Gate], WaitingRoom]"
 
 
 class HandlerMetrics:
-    """Metrics of a handler process: the page, its authenticator, and the series of its queues."""
+    """Metrics of a handler process: page, authenticator and series of queues."""
 
     def __init__(self, settings: Settings, target: str) -> None:
         from handlers.telemetry.metrics import DoorMetrics, Metrics
@@ -50,7 +50,7 @@ class HandlerMetrics:
         self.metrics.watch(self._show_pools)
 
     def change(self, settings: Settings) -> None:
-        """Name the subscriptions of these settings, and remove the gauges of others."""
+        """Show the subscriptions of these settings, and remove the gauges of others."""
         before = {self.labels_of(name) for name in self._pools}
         self._pools = {topic.subscriber_id: topic.worker_pool_id for topic in settings.file.topics}
         self._ids = {topic.subscriber_id: topic.id or topic.subscriber_id for topic in settings.file.topics}
@@ -60,7 +60,7 @@ class HandlerMetrics:
             self.queue_of(name)
 
     def queue_of(self, name: str) -> QueueMetrics | None:
-        """Series of a subscription; None for a poller's requests, which the poller counts."""
+        """Series of a subscription; None for requests that a poller counts."""
         if self._is_push:
             return self.metrics.of_queue(*self.labels_of(name))
         return None if name else self.metrics.of_queue(EVENTS, EVENTS, "default")
@@ -75,7 +75,7 @@ class HandlerMetrics:
             self.metrics.watch_gate(*self.labels_of(subscription), gate.state)
 
     def watch_channel(self, in_use: Callable[[], int]) -> None:
-        """Show the calls in flight to Pub/Sub, of the latest channel."""
+        """Show the calls in flight to Pub/Sub; `in_use` is the latest channel's."""
         if self._channel_in_use is None and self._is_push:
             self.metrics.watch_connections("pubsub", self._in_channel)
         self._channel_in_use = in_use
@@ -111,7 +111,10 @@ class HandlerMetrics:
 
 
 def handler_metrics_of(settings: Settings, target: str) -> HandlerMetrics | None:
-    """Metrics of a handler; None unless a token guards their page. Raises `InvalidSetting` for an invalid token."""
+    """Metrics of a handler; None unless a token guards their page.
+
+    Raises `InvalidSetting` for an invalid token.
+    """
     env = settings.env
     return HandlerMetrics(settings, target) if env.metrics_token or env.metrics_token_file else None
 

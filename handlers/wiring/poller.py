@@ -1,4 +1,4 @@
-"""Build the poller from the settings, and apply changes of the configuration file."""
+"""Build the poller from the settings, and apply configuration changes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from handlers.wiring.reserved_names import all_gate_params, reserved_names, with
 
 _MOST_LOGGED: Final = 64
 _END_SECONDS: Final = 0.2
-"""How long the end of a process waits for background tasks of a reload."""
+"""Longest wait at the end of a process for background tasks of a reload."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -72,7 +72,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class PollerApp:
-    """A poller with its connections; `run` ends when it is stopped and drained.
+    """A poller with its connections.
 
     With `variables`, the environment of the process, it follows changes of the configuration file.
     """
@@ -119,7 +119,7 @@ class PollerApp:
         )
 
     def _merge(self, number: int, entry: PoolEntry, before: Plan | None) -> Merge:
-        """The merge policy of a pool; the current one, which remembers turns, if it is unchanged."""
+        """The merge policy of a pool; the current object if unchanged."""
         setting = f"pools[{number}]"
         check_objectives(entry.lane_objectives, f"{setting}.lane_objectives")
         merge = build_merge(
@@ -132,7 +132,10 @@ class PollerApp:
         return before.merges[entry.id] if is_kept else merge
 
     async def reload(self, settings: Settings) -> None:
-        """Apply the difference to the settings in force. Raises `InvalidSetting` and changes nothing."""
+        """Put changed settings in force.
+
+        Raises `InvalidSetting` for invalid ones, and then changes nothing.
+        """
         if self.poller.is_stopping:
             return
         before = self._plan
@@ -140,7 +143,7 @@ class PollerApp:
         prepared = self._gates.prepared(gate_entries(settings))
         is_other_store = self._queues.identity != store_identity(settings)
         redis = connect(redis_options(settings)) if is_other_store else self._queues.redis
-        changes = await self._gates.apply(prepared)  # from here on nothing may be refused
+        changes = await self._gates.apply(prepared)  # from here on, nothing may raise `InvalidSetting`
         work = self.poller.work()
         if is_other_store:
             self._queues.retire()
@@ -171,9 +174,9 @@ class PollerApp:
             self._in_background(self._queues.shares.leave(kept))
 
     def _forget(self, plan: Plan, before: Plan) -> None:
-        """Remove gauges of removed pools and queues, and idle claimers of removed pools.
+        """Remove the gauges and idle claimers of removed pools and queues.
 
-        A pool with requests in flight keeps its claimer: if it is configured again, they count against its slots.
+        A pool with requests in flight keeps its claimer, so that they count if the pool is configured again.
         """
         for pool_id in before.pools.keys() - plan.pools.keys():
             self._metrics.forget_pool(pool_id)
@@ -187,7 +190,7 @@ class PollerApp:
                 self._metrics.forget_queue(before.labels_of(entry))
 
     def _apply_pool(self, plan: Plan, entry: PoolEntry) -> set[str]:
-        """Put the options of a pool in force; returns its id if pollers share it."""
+        """Put a pool's options in force; return its id if shared."""
         settings, gates = plan.settings, self._gates.at(("pool", entry.id))
         is_shared = is_pool_shared(gates, entry.shared)
         options = ClaimerOptions(
@@ -247,14 +250,14 @@ class PollerApp:
         )
 
     async def _close_gates(self, gates: list[Gate], work: list[asyncio.Task[Settlement]]) -> None:
-        """Close replaced gates once the requests that they may have admitted have ended."""
+        """Close replaced gates once the requests in `work` have ended."""
         if gates and work:
             await asyncio.wait(work)
         for gate in gates:
             await gate.aclose()
 
     async def _replaced(self, queues: RedisQueues) -> None:
-        """Close the connection to a replaced Redis server, once its queues are idle."""
+        """Close the connection to a replaced Redis once its queues are idle."""
         self._old_queues.append(queues)
         await queues.ended()
         await queues.redis.aclose()
@@ -309,7 +312,7 @@ class PollerApp:
         return next((one.refusal for one in self._claimers.values() if one.refusal), "")
 
     def _ready(self) -> Page:
-        """A poller is ready while it claims and settles: not while stopping, nor while Redis is unavailable."""
+        """The readiness page. A poller is ready while it claims and settles."""
         if self.poller.is_stopping:
             return Page(503, b"stopping\n")
         if refusal := self._claim_refusal():
@@ -355,7 +358,7 @@ class PollerApp:
             await close_in_time(self._closers(), self._log)
 
     async def _end(self, following: list[asyncio.Task[None]]) -> None:
-        """Cancel the background tasks, which have nothing left to do unless Redis is unavailable."""
+        """Wait shortly for the background tasks, then cancel them."""
         if self._closing:
             await asyncio.wait(self._closing, timeout=_END_SECONDS)
         tasks = [*following, *self._closing]
@@ -364,13 +367,13 @@ class PollerApp:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _finish_start(self) -> None:
-        """Start what the first claim does not need: serve the pages, check Redis' durability."""
+        """Serve the pages and check Redis' durability, after the first claims."""
         await self.poller.first_claims()
         try:
             await self._pages.serve()
             for warning in await self._warnings():
                 self._log.warning(warning)
-        except Exception as error:  # noqa: BLE001  # claims continue, and the liveness probe sees that the pages do not
+        except Exception as error:  # noqa: BLE001  # claims continue; without the pages the liveness probe fails
             self._log.error("start not finished", error=repr(error))
 
     def _closers(self) -> list[Close]:

@@ -1,4 +1,4 @@
-"""The queues of one Redis server: build, change and retire their parts."""
+"""Build, change and retire the queues of one Redis server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from handlers.wiring.credentials import redis_options
 
 _BATCH: Final = 1_000
 _MOST_EAGER: Final = 64
-"""With more queues than this, the parts of a queue without gates are built when it first has requests."""
+"""With more queues than this, a queue without gates is dormant: its parts are built when it first has requests."""
 _RECLAIM_SECONDS_PER_QUEUE: Final = 0.0005
 """Shortest interval of the scans for crashed owners, per queue: 5 s for 10,000."""
 
@@ -63,7 +63,10 @@ class SharedParts(msgspec.Struct, frozen=True):
 
 
 class QueuePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration of one queue; `gates` are its own, `share` is of their budget."""
+    """The configuration of one queue.
+
+    `gates` are the queue's own; `share` returns this process's share of their budget.
+    """
 
     claimer: Claimer
     worker_options: Callable[[Store], WorkerOptions]
@@ -82,7 +85,10 @@ class ServedQueue(msgspec.Struct):
 
 
 def store_identity(settings: Settings) -> tuple[object, ...]:
-    """Settings that are fixed for one `RedisQueues`: if they change, another one replaces it."""
+    """The settings that are fixed for one `RedisQueues`.
+
+    If they change, a new one replaces it.
+    """
     return (
         settings.redis_url,
         settings.retry_queue_name,
@@ -170,12 +176,12 @@ class RedisQueues:
         return moved
 
     async def _sweep_foreign(self) -> None:
-        """Scan for cancellations of foreign producers, unless nothing is queued."""
+        """Scan for cancellations by other projects' producers, unless nothing is queued."""
         if not self._are_empty():
             await self._foreign.sweep()
 
     def _are_empty(self) -> bool:
-        """Whether the last poll, after a silence, found all queues and the retry set empty."""
+        """Whether queues and retry set have been empty for a while."""
         return self.watch.are_empty([*self._table.names, *self._retries.work_keys])
 
     async def _share_pools(self) -> None:
@@ -187,9 +193,9 @@ class RedisQueues:
         return not any(batcher.is_waiting_for_store for batcher in self._shared.poller.ack_batchers)
 
     def apply(self, default_queue: str, plans: Mapping[str, QueuePlan], hand_back: set[str]) -> None:
-        """Add, change and retire queues so that exactly those of `plans` are served.
+        """Serve exactly the queues in `plans`: add, change and retire queues.
 
-        Unsent requests of the queues in `hand_back` return to their queues, because their gates have changed.
+        The gates of the queues in `hand_back` have changed, so their unsent requests return to the queue.
         """
         self._retries.default_queue = default_queue
         before, self._plans = self._plans, dict(plans)
@@ -210,7 +216,7 @@ class RedisQueues:
         self._sweep.interval_seconds = max(CANCEL_SECONDS, least_seconds)
 
     def _leave_pool(self, name: str, before: Mapping[str, QueuePlan]) -> None:
-        """Remove a queue without parts from its pool."""
+        """Remove a dormant queue from its pool."""
         if name in before:
             before[name].claimer.remove(name)
 
@@ -265,7 +271,7 @@ class RedisQueues:
         )
 
     def _retire(self, name: str, plan: QueuePlan) -> None:
-        """Stop claiming from a queue; sent requests are finished."""
+        """Stop claiming from a queue. Requests in flight are finished."""
         plan.claimer.remove(name)
         parts = self._table.retire(name)
         if parts is not None:
@@ -284,11 +290,14 @@ class RedisQueues:
         self._shared.log.info("queue drained", queue=name)
 
     def retire(self) -> None:
-        """Retire all queues, because those of another Redis server replace them."""
+        """Retire all queues, since those of another Redis server replace them."""
         self.apply(self._retries.default_queue, {}, set())
 
     async def ended(self) -> None:
-        """End the periodic tasks once all retired queues are idle; the caller closes the connection."""
+        """End the periodic tasks once all retired queues are idle.
+
+        The caller closes the connection.
+        """
         while self._retiring:
             await asyncio.wait(self._retiring)
         for part in self._parts:
@@ -296,7 +305,7 @@ class RedisQueues:
         await self.leave()
 
     async def leave(self) -> None:
-        """Leave shared pools and the status board, and write the last finished records."""
+        """Leave shared pools and status board; write the last finished records."""
         await self.shares.leave()
         with contextlib.suppress(*STORE_FAILURES):
             await self._status.leave()
@@ -312,7 +321,8 @@ def _queue_options(settings: Settings) -> QueueOptions:
         lease_seconds=env.lease_seconds,
         cluster=redis_options(settings).is_cluster,
         wait_replicas=env.wait_replicas,
-        wait_timeout_ms=max(1, round(500 * env.redis_timeout_seconds)),  # before the connection is closed
+        # Half of the timeout, so that `WAIT` ends before the connection is closed.
+        wait_timeout_ms=max(1, round(500 * env.redis_timeout_seconds)),
     )
 
 

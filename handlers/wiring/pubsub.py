@@ -1,4 +1,4 @@
-"""Pub/Sub channel, subscriptions and the check of topics, from the settings."""
+"""Build the Pub/Sub channel and subscriptions from the settings; check topics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from handlers.telemetry.logs import Logger
 
 
 def channel_of(settings: Settings) -> PubSubChannel:
-    """The channel to Pub/Sub for these settings; it opens at its first call."""
+    """The channel to Pub/Sub, which opens at its first call."""
     env = settings.env
     return PubSubChannel(
         PubSubOptions(
@@ -27,7 +27,7 @@ def channel_of(settings: Settings) -> PubSubChannel:
 
 
 async def check_topics(publisher: Publisher, settings: Settings, log: Logger) -> None:
-    """Raise `InvalidSetting` for a missing topic, with which every result would end as a nack."""
+    """Raise `InvalidSetting` for a missing topic: publishing would always fail."""
     named = {
         "RESULT_TOPIC_ID": settings.result_topic_id,
         "DEAD_LETTER_TOPIC_ID": settings.env.dead_letter_topic_id,
@@ -42,17 +42,17 @@ async def check_topics(publisher: Publisher, settings: Settings, log: Logger) ->
             log.warning("topic check failed", topic=topic, error=str(error))
             continue
         if state is TopicState.MISSING:
-            accepted = "a topic that exists (`async-processor pubsub setup` makes it)"
+            accepted = "a topic that exists (`async-processor pubsub setup` creates it)"
             raise InvalidSetting(setting, found=f"{topic!r}, which does not exist", accepted=accepted)
 
 
 def subscriptions(settings: Settings) -> Callable[[str], Subscription | None]:
-    """Function that returns the settings of a subscription by the name in a push; cached."""
+    """A function that returns the settings of a push's subscription."""
     env = settings.env
     topics = settings.file.topics
     names_all = bool(topics) and all(topic.result_topic_id or topic.result_queue_name for topic in topics)
     if not settings.result_topic_id and not names_all:
-        raise InvalidSetting("RESULT_TOPIC_ID", found="nothing", accepted="the topic that takes the results")
+        raise InvalidSetting("RESULT_TOPIC_ID", found="nothing", accepted="the topic for results")
 
     @lru_cache(maxsize=1_024)
     def of(name: str) -> Subscription | None:
@@ -75,7 +75,7 @@ def subscriptions(settings: Settings) -> Callable[[str], Subscription | None]:
 
 
 def unlisted_subscription(settings: Settings, name: str) -> Subscription:
-    """Settings of a subscription that the file does not list, from the environment."""
+    """Settings of a subscription that is not in the configuration file."""
     from handlers.doors.pubsub.push import Subscription
 
     env, short = settings.env, name.rsplit("/", 1)[-1]

@@ -1,7 +1,7 @@
-"""Watches the configuration file: a valid change is applied without a restart, an invalid one is refused.
+"""Watch the configuration file: apply valid changes, refuse invalid ones.
 
 A ConfigMap changes through a symlink, so contents are compared, not modification times. A file that is written in place
-is incomplete for a moment, and half a file may be valid: a change counts once the file has stopped changing.
+is incomplete for a moment, and half a file may be valid. So a change counts once the file has stopped changing.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import Logger
 
 _SETTLE_SECONDS: Final = 0.25
-"""How long a file must stay unchanged: far longer than writing it, or replacing several files, takes."""
+"""Time for which files must stay unchanged: far longer than it takes to write or replace them."""
 
 
 class ConfigWatch:
-    """Watches the files in `CONFIG_FILE`; `variables` are the environment at the start of the process."""
+    """Watches the files in `CONFIG_FILE`.
+
+    `variables` are the environment at the start of the process.
+    """
 
     def __init__(self, variables: Mapping[str, str], settings: Settings, log: Logger) -> None:
         self._variables = dict(variables)
@@ -41,7 +44,7 @@ class ConfigWatch:
         return bool(self._paths) and self._seconds > 0
 
     async def next(self) -> Settings:
-        """Wait for a valid change; invalid ones are refused and the settings in force stay."""
+        """Wait for a valid change and return its settings; refuse invalid ones."""
         while True:
             await asyncio.sleep(self._seconds)
             found = await asyncio.to_thread(self._digest)
@@ -54,12 +57,12 @@ class ConfigWatch:
                 continue
             try:
                 settings = await asyncio.to_thread(load_settings, self._variables)
-            except Exception as error:  # noqa: BLE001  # whatever a file does to its reader, the settings in force stay
+            except Exception as error:  # noqa: BLE001  # no content of a file may end the process
                 self.refuse(error)
                 continue
             if await asyncio.to_thread(self._digest) == found:
                 return settings
-            self._seen = b""  # it changed while it was read: the settings may mix two versions
+            self._seen = b""  # a file changed while it was read, so the settings may mix two versions
 
     def take(self) -> None:
         """Record that the settings returned by `next` are in force."""
@@ -79,8 +82,8 @@ class ConfigWatch:
     def look(self) -> Settings | None:
         """The settings of a valid change since the last call, or None.
 
-        For a process that acts only on requests: it checks at most once per reload interval. An incomplete file is
-        checked again soon.
+        For a process without background tasks, which calls this on each request; the files are read at most once per
+        reload interval. A file that is still being written is read again at the next interval.
         """
         if not self.is_watching or time.monotonic() < self._look_at:
             return None
@@ -98,12 +101,12 @@ class ConfigWatch:
         return settings
 
     async def follow(self, apply: Callable[[Settings], Awaitable[None]]) -> None:
-        """Apply each valid change until cancelled; one that `apply` rejects is refused."""
+        """Apply each valid change until cancelled. If `apply` raises, the change is refused."""
         while True:
             settings = await self.next()
             try:
                 await apply(settings)
-            except Exception as error:  # noqa: BLE001  # whatever is wrong with a change, the process continues
+            except Exception as error:  # noqa: BLE001  # no change may end the process
                 end_if_cancelled()
                 self.refuse(error)
             else:
@@ -115,7 +118,10 @@ class ConfigWatch:
         return await asyncio.to_thread(self._digest) == found
 
     def _digest(self) -> bytes:
-        """Digest of all files; an unreadable file counts as changed once, and reading it reports the error."""
+        """Digest of all files.
+
+        A file that becomes unreadable counts as changed, so that it is read and the error reported.
+        """
         whole = hashlib.sha256()
         for path in self._paths:
             try:

@@ -1,4 +1,4 @@
-"""Redis keys and labels with a meaning for gates, so that no request may use them."""
+"""Redis keys and labels of gates, which requests may not use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIER_LABEL: Final = "tier_label"
 
 
 def reserved_names(names: Iterable[str], gate_params: Iterable[Mapping[str, Any]]) -> ReservedNames:
-    """`names` (queues and the retry set) and the keys in gate parameters, inner gates included."""
+    """`names` (queues, retry set) and the keys in gate parameters."""
     keys, prefixes = set(names), set[str]()
     for parameters in gate_params:
         for name, value in _texts(parameters):
@@ -40,7 +40,7 @@ def all_gate_params(settings: Settings) -> list[Mapping[str, Any]]:
 
 
 def withheld_labels(settings: Settings) -> frozenset[str]:
-    """Labels that rank a request; a request may set them only if `ALLOWED_LABELS` lists them."""
+    """Labels that decide a request's priority and that `ALLOWED_LABELS` does not list."""
     named = {
         value
         for parameters in all_gate_params(settings)
@@ -52,7 +52,10 @@ def withheld_labels(settings: Settings) -> frozenset[str]:
 
 
 def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in the parameters with the name of its parameter; strings of JSON are parsed."""
+    """Each string in the parameters with its parameter's name.
+
+    Inner gates are included, also those written as JSON in a string.
+    """
     match value:
         case Mapping():
             for inner_name, inner in value.items():

@@ -1,4 +1,4 @@
-"""Build the status page from the settings; all views share one Redis client."""
+"""Build the status page from the settings."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ from handlers.status.report import Failure
 from handlers.wiring.credentials import redis_options
 
 VIEWS_AT_ONCE = 4
-"""Views read at a time; fewer than the server's threads, so that one is left for /healthz."""
+"""Most views read at once; fewer than the server's threads, so that one is left for /healthz."""
 VIEW_SECONDS = 20.0
-"""Longest time for one view."""
+"""Time limit for reading one view."""
 _MOST_SAMPLED = 50
-"""Most queues whose tenants are counted for one view: those with the most requests."""
+"""Number of queues (those with the most requests) whose tenants are counted for one view."""
 _MOST_DEAD = 200
 _MOST_PARTS = 64
-"""Most calls, of about 1 MB each, for one view of the dead letters."""
+"""Most calls to Redis, of about 1 MB each, for one view of the dead letters."""
 _MOST_READ = 5_000
-"""Most dead letters read from one queue, in no order; `async-processor dead` shows more."""
+"""Most dead letters read from one queue, in arbitrary order; `async-processor dead` shows more."""
 T = TypeVar("T")
 
 
@@ -82,7 +82,7 @@ class RedisSource:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and end the thread; the next view opens them again."""
+        """Close the connections and end the thread. The next view opens them again."""
         with self._opening:
             loop, redis, self._loop, self._redis = self._loop, self._redis, None, None
         if loop is not None:
@@ -91,7 +91,7 @@ class RedisSource:
             loop.close()
 
     def _opened(self) -> LoopThread:
-        with self._opening:  # not before the first view, because a server may have forked since the start
+        with self._opening:  # at the first view, not at the start: the server may fork in between
             self._loop = self._loop or LoopThread()
             return self._loop
 
@@ -163,7 +163,7 @@ class RedisSource:
         )
 
     async def _tenants(self, redis: Store, depths: Mapping[str, QueueDepths]) -> dict[str, Tenants]:
-        """Tenants of the `_MOST_SAMPLED` queues with the most requests, from samples of their members."""
+        """Tenants of the largest queues, from samples of their members."""
         retries = self._settings.retry_queue_name
         retrying = self._counted(await sample_members(redis, "ZRANGE", retries), "")
         by_size = sorted(depths.items(), key=lambda row: -(row[1].pending + row[1].claimed))
@@ -198,7 +198,7 @@ class RedisSource:
         return counts
 
     def find(self, request_id: str) -> tuple[Whereabouts, list[Failure]]:
-        """The state of this request, in any configured queue, and its latest failures."""
+        """The state of this request and its latest failures."""
         return self._run(lambda redis: self._find(redis, request_id))
 
     async def _find(self, redis: Store, request_id: str) -> tuple[Whereabouts, list[Failure]]:
@@ -251,7 +251,7 @@ def _sum(by_queue: Mapping[str, Counter[str]]) -> Counter[str]:
 
 
 def _dead_letter_row(queue: str, name: bytes, record: bytes, size: int) -> DeadLetterRow:
-    """One row; a record that is too large to read has its id only."""
+    """One row. For a record that is too large to read, only the id is known."""
     dead_id = name.decode("utf-8", "replace")
     if size > LONGEST_SAMPLED:
         message = f"{counted(size, 'byte')}; `async-processor dead show {dead_id}` prints it"
@@ -271,7 +271,10 @@ def _id_of(member: bytes, queue: str) -> str:
 
 
 class _Served(msgspec.Struct):
-    """The pages of a process, for the current settings and the host names given at the start."""
+    """The pages of a process for the current settings.
+
+    `listens_on` and `also_named` are the host names given at the start.
+    """
 
     listens_on: str = "::"
     also_named: Sequence[str] = ()

@@ -83,4 +83,4 @@ async def test_an_open_dispatch_door_logs_a_warning(
     variables: dict[str, str], is_warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     await Handler(load_settings(variables), "dispatch").aclose()
-    assert any("from anyone" in record.getMessage() for record in caplog.records) is is_warned
+    assert any("dispatch authentication" in record.getMessage() for record in caplog.records) is is_warned
