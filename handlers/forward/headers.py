@@ -127,7 +127,7 @@ def gateway_headers(request: Request, route: Route, trace: Mapping[str, str] | N
 
 
 def is_fairness_id(tenant: str) -> bool:
-    """Whether a tenant name is a valid header value (1 to 256 bytes)."""
+    """Whether a tenant name fits a header (1 to 256 valid bytes)."""
     return (
         0 < len(tenant) <= MAX_FAIRNESS_BYTES
         and tenant == tenant.strip()

@@ -62,7 +62,7 @@ class RandomRobin:
         self._draw = draw or random.Random()
 
     def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[ClaimTurn]:  # noqa: ARG002 - the order is random, not timed
-        """Turns in random order: one each for an equal share, then the rest."""
+        """Turns in random order: an equal share each, then the rest."""
         open_ones = [one for one in candidates if one.room != 0]
         self._draw.shuffle(open_ones)
         return _in_parts(open_ones, slots)

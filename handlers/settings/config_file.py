@@ -286,10 +286,10 @@ def read_config_file(path: str) -> ConfigFile:
 
 
 def partial_config_file(path: str, faults: SettingFaults) -> ConfigFile:
-    """Read and check the files at `path`, separated by commas, as one file.
+    """Read, merge and check the files at `path`, separated by commas.
 
-    An empty path counts as an empty file. Lists of several files are joined; any other field may be in only one of
-    them. Faults are added to `faults`; invalid fields count as unset, and a file that cannot be read as empty.
+    Lists in several files are joined; any other field may be in only one file. An empty path counts as an empty file.
+    Errors are added to `faults`; an invalid field counts as unset, an unreadable file as empty.
     """
     contents = []
     for one in config_paths(path):
@@ -313,7 +313,10 @@ def _text(path: str) -> str:
 
 
 def _merged(contents: list[dict[str, Any]], faults: SettingFaults) -> dict[str, Any]:
-    """Merge the mappings of several files; a field that two files set keeps its first value."""
+    """The contents of several files, merged.
+
+    A field that two files set keeps its first value, and the error is added to `faults`.
+    """
     merged: dict[str, Any] = {}
     for content in contents:
         for name, value in content.items():
@@ -359,15 +362,18 @@ def _config(content: dict[str, Any], faults: SettingFaults) -> ConfigFile:
 
 
 def _converted(content: dict[str, Any], faults: SettingFaults) -> ConfigFile:
-    """The content as a `ConfigFile` without its invalid fields; empty if there are more than `_MOST_FAULTS`."""
+    """The content as a `ConfigFile` without its invalid fields.
+
+    Empty if there are more than `_MOST_FAULTS`.
+    """
     for _ in range(_MOST_FAULTS):
         try:
             return msgspec.convert(content, ConfigFile)
         except msgspec.ValidationError as error:
             fault = invalid_setting(error, "CONFIG_FILE", ConfigFile)
         except UnicodeEncodeError:
-            found = "half a character (\\ud800 to \\udfff)"
-            fault = InvalidSetting("CONFIG_FILE", found=found, accepted="whole characters")
+            found = "an unpaired surrogate (\\ud800 to \\udfff)"
+            fault = InvalidSetting("CONFIG_FILE", found=found, accepted="valid Unicode")
         faults.add(fault)
         if not _without(content, fault.setting):
             break
@@ -376,9 +382,9 @@ def _converted(content: dict[str, Any], faults: SettingFaults) -> ConfigFile:
 
 
 def _without(content: dict[str, Any], path: str) -> bool:
-    """Drop the value at `path`, so that the next fault is found; required names get a placeholder.
+    """Drop the value at `path`, so that the next fault is found.
 
-    Returns whether anything was dropped.
+    A required name is replaced with a placeholder. Returns whether anything was dropped.
     """
     *steps, last = [step for step in steps_of(path) if step != "..."] or [""]
     place: Any = content

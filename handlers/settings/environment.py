@@ -349,9 +349,10 @@ SECRETS = frozenset({"redis_password", "dispatch_token", "metrics_token"})
 
 
 def read_environment(variables: Mapping[str, str], faults: SettingFaults | None = None) -> Environment:
-    """Read the environment; an invalid variable counts as unset and is added to `faults`.
+    """Read the environment.
 
-    Without `faults`, raises `InvalidSetting` with each invalid variable and the accepted values.
+    Invalid variables are added to `faults` and count as unset. Without `faults`, one `InvalidSetting` is raised for all
+    of them.
     """
     known = {name.upper() for name in Environment.__struct_fields__}
     given = {name: _plain(value) for name, value in variables.items() if name in known and value.strip()}

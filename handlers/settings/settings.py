@@ -257,7 +257,10 @@ def read_settings(variables: Mapping[str, str], faults: SettingFaults) -> Settin
 
 
 def without_faulty(settings: Settings, faults: SettingFaults) -> Settings:
-    """The settings with the defaults of faulty variables and, of a faulty Redis address, all its fields."""
+    """The settings with faulty variables at their defaults.
+
+    A faulty Redis address resets all fields of the address.
+    """
     if not faults.found:
         return settings
     env, file = settings.env, settings.file
@@ -313,7 +316,7 @@ def _check_names(variables: Mapping[str, str], faults: SettingFaults) -> None:
 
 
 def _check_distinct(settings: Settings, faults: SettingFaults) -> None:
-    """Refuse a name that two of request queues, retry set and result lists share."""
+    """Refuse equal names of request queues, retry set and result lists."""
     file = settings.file
     retry = "retry_queue_name" if file.retry_queue_name else "RETRY_QUEUE_NAME"
     result = "result_queue_name" if file.result_queue_name else "RESULT_QUEUE_NAME"
@@ -331,14 +334,17 @@ def _check_distinct(settings: Settings, faults: SettingFaults) -> None:
         if faults.touch(setting, setting.lower()):
             continue
         if name in taken:
-            accepted = f"another name than {taken[name]} has"
+            accepted = f"a name other than {taken[name]}"
             faults.add(InvalidSetting(setting, found=repr(name), accepted=accepted))
         elif setting == retry:
             taken[name] = setting
 
 
 def _check_bases(settings: Settings, faults: SettingFaults) -> None:
-    """Refuse a base URL that ends in the path's version: requests would go to `/v1/v1/…`."""
+    """Refuse a base URL that ends with the beginning of the path.
+
+    Requests would go to `/v1/v1/…`.
+    """
     routes = settings.routes
     entries: list[tuple[str, QueueEntry | TopicEntry | None]] = [("", None), *_entries(settings)]
     for where, entry in entries:
@@ -351,7 +357,7 @@ def _check_bases(settings: Settings, faults: SettingFaults) -> None:
         route = routes.default if entry is None else routes.of(_entry_name(entry))
         last = urlsplit(route.base_url).path.rstrip("/").rpartition("/")[2]
         if last and route.path.startswith(f"/{last}/"):
-            accepted = f"a base URL without /{last}, which {route.path} brings"
+            accepted = f"a base URL without /{last}, since the path {route.path} starts with it"
             faults.add(InvalidSetting(base, found=repr(masked_url(route.base_url)), accepted=accepted))
 
 

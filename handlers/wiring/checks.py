@@ -56,7 +56,7 @@ Check = Callable[[Settings], Awaitable[list[Finding]]]
 async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
     """The findings of `parts`, which are keys of `CHECKS`.
 
-    Raises `InvalidSetting` for faults that stop the start, all of them together.
+    Raises one `InvalidSetting` with all faults that would stop the start.
     """
     faults = SettingFaults()
     await find_faults(settings, faults)
@@ -185,7 +185,7 @@ def _is_plain_http(error: BaseException) -> bool:
 
 
 async def _gates(settings: Settings) -> list[Finding]:
-    """Start every gate and check that its source answers (for `prometheus-*`: its own query)."""
+    """Start every gate and check that its source has a value."""
     entries = {("entry", path): entry for path, entry in gated_entries(settings).items()}
     gates = PlacedGates(settings, entries)
     built = [(path, gate) for _, path in entries for gate in gates.at(("entry", path))]

@@ -26,7 +26,7 @@ class _Overrides(msgspec.Struct):
 
 
 def check_event_sources(settings: Settings) -> None:
-    """Raise `InvalidSetting` for invalid `EVENT_…` and `K_…` variables, all of them together."""
+    """Raise `InvalidSetting` with all invalid `EVENT_…` and `K_…` variables."""
     faults = SettingFaults()
     for check in (event_fields, _sink_parts):
         with faults.collected():
@@ -80,7 +80,7 @@ def _sink_parts(settings: Settings) -> tuple[ssl.SSLContext | None, dict[str, st
     env = settings.env
     if env.k_sink and not env.k_sink.startswith(("http://", "https://")):
         raise InvalidSetting(
-            "K_SINK", found=repr(masked_url(env.k_sink)), accepted="http:// or https:// of the sink"
+            "K_SINK", found=repr(masked_url(env.k_sink)), accepted="an http:// or https:// URL"
         )
     return _tls(env.k_ca_certs), _overrides(env.k_ce_overrides)
 

@@ -21,7 +21,7 @@ from handlers.wiring.metrics import check_tracing
 
 
 async def all_faults(variables: Mapping[str, str], known: InvalidSetting) -> list[InvalidSetting]:
-    """Every fault of environment and file, and `known`, which the start has found."""
+    """All faults of environment and file, and the `known` ones."""
     faults = SettingFaults()
     await find_faults(read_settings(variables, faults), faults)
     faults.add(known)
@@ -29,7 +29,7 @@ async def all_faults(variables: Mapping[str, str], known: InvalidSetting) -> lis
 
 
 async def find_faults(settings: Settings, faults: SettingFaults) -> None:
-    """Add the faults of credentials, pools and gates, as a starting process finds them; builds nothing that runs.
+    """Add the faults of credentials, pools and gates that would stop the start.
 
     Parts whose settings are faulty already are skipped.
     """
@@ -90,7 +90,7 @@ async def _check_gates(settings: Settings, faults: SettingFaults) -> None:
 
 
 def gated_entries(settings: Settings) -> dict[str, GateEntry]:
-    """The gates of pools, queues and subscriptions, by the path of their entry in the file."""
+    """The gates in the file, by the paths of their entries."""
     file = settings.file
     entries: list[tuple[str, PoolEntry | QueueEntry | TopicEntry]] = []
     entries += [(f"pools[{number}]", entry) for number, entry in enumerate(file.pools)]

@@ -95,7 +95,7 @@ class PlacedGates:
     def prepared(self, entries: Mapping[Place, GateEntry]) -> dict[Place, PlacedGate]:
         """The gates for `entries`: current ones, or new ones for changed entries.
 
-        Changes nothing. Raises `InvalidSetting` for invalid entries, all of them together.
+        They take effect with `apply`. Raises one `InvalidSetting` with all invalid entries.
         """
         prepared, faults = dict[Place, PlacedGate](), SettingFaults()
         for place, entry in entries.items():

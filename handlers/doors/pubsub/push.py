@@ -239,7 +239,7 @@ class PubSubPushDoor:
         return topic or context.topic
 
     def limits(self, context: PushContext) -> AttemptOptions:
-        """The rest of the ack deadline less a margin, and the redelivery backoff."""
+        """The remaining ack deadline less a margin, and the redelivery backoff."""
         spent = self._monotonic() - context.arrived_at
         seconds = context.subscription.ack_deadline_seconds - MARGIN_SECONDS - spent
         return AttemptOptions(max(0.0, seconds), context.subscription.min_redelivery_seconds)
