@@ -85,11 +85,14 @@ def open_private(path: Path, mode: str = "rb") -> IO[bytes]:
 
 
 class BatchFiles:
-    """The files of the batch whose output is `out`."""
+    """The files of the batch whose output is `out`, by absolute paths, which messages show."""
 
     def __init__(self, out: Path, errors: Path | None = None) -> None:
+        out = out.absolute()  # a link stays a link, which `open_private` refuses
         self.out = out
-        self.errors = errors or out.with_name(f"{out.stem}.errors{out.suffix or '.jsonl'}")
+        self.errors = (
+            errors.absolute() if errors else out.with_name(f"{out.stem}.errors{out.suffix or '.jsonl'}")
+        )
         self.state = out.with_name(f"{out.name}.batch")
         self._lock = out.with_name(f"{out.name}.lock")
         self.cancel = out.with_name(f"{out.name}.cancel")

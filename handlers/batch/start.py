@@ -38,7 +38,7 @@ def begin_or_resume(
     if state is not None:
         if state.source_print != source_print(source):
             raise BatchConflict(f"{source}: is not, or no longer, the file that {files.state} is about")
-        state.source = str(source.resolve())
+        state.source = str(source.absolute())
         return state
     for path in (files.out, files.errors):
         if path.exists() and path.stat().st_size:
@@ -48,9 +48,9 @@ def begin_or_resume(
     state = BatchState(
         batch=name,
         token=secrets.token_hex(16),
-        source=str(source.resolve()),
+        source=str(source.absolute()),
         source_print=source_print(source),
-        errors=str(files.errors.resolve()),
+        errors=str(files.errors),
         queue=queue,
         results=batch_results_key(results, name),
         deadline=unix_deadline(deadline, now=time.time()),

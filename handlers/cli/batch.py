@@ -218,7 +218,7 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
         print(f"batch {state.batch}: {what}, deadline {by}")
         errors = f"{counted(state.failed, 'error')}{_kinds(state)}"
         print(f"{state.completed:,} answered, {errors}, of {counted(state.total, 'request')}")
-        print(f"output {files.out.resolve()}, errors {files.errors}")
+        print(f"output {files.out}, errors {files.errors}")
     return _exit_code(state)
 
 

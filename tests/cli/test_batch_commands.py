@@ -64,6 +64,19 @@ def test_lines_are_found_and_cancelled_by_their_custom_id(shell: Shell, tmp_path
     assert (again.exit_code, again.stdout) == (1, f"c0 answered, in {out}\n")
 
 
+def test_messages_show_absolute_paths(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_requests(Path("in.jsonl"), 2)
+    with shell.echoing():
+        runs = [shell.run("batch", "run", "in.jsonl", "--out", "out.jsonl", "--errors", "errors.jsonl")]
+    commands = (("status",), ("where", "c0"), ("where", "nobody"), ("cancel", "nobody"))
+    runs += [shell.run("batch", name, "out.jsonl", *others) for name, *others in commands]
+    output = "".join(run.output for run in runs)
+    names = ("in.jsonl", "out.jsonl", "errors.jsonl")
+    assert all(f"{tmp_path}/{name}" in output for name in names)
+    assert not [name for name in names if name in output.replace(f"{tmp_path}/{name}", "")]
+
+
 def test_a_line_whose_result_waits_is_not_reported_as_unsent(shell: Shell, tmp_path: Path) -> None:
     source = write_requests(tmp_path / "in.jsonl", 5)
     out = tmp_path / "out.jsonl"
