@@ -7,12 +7,13 @@ A request is retried after `2 s · 2^attempt`, at most 60 s, with equal jitter, 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
+
+from handlers.number_text import decimal
 
 BASE_SECONDS: Final = 2.0
 CAP_SECONDS: Final = 60.0
@@ -60,8 +61,7 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
         return None
     text = value.strip()
     if text.isascii() and text.replace(".", "", 1).isdigit():
-        seconds = float(text)
-        return seconds if math.isfinite(seconds) else None
+        return decimal(text)
     try:
         at = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from handlers.number_text import decimal
+
 _PART: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?|\.[0-9]{1,9})(ms|s|m|h|d)")
 _NUMBER: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
@@ -14,7 +16,7 @@ def parse_duration(text: str) -> float | None:
     """Seconds of a text such as `500ms`, `1h30m` or `90`; None if it is not a duration."""
     compact = text.strip().lower().replace(" ", "")
     if _NUMBER.fullmatch(compact):
-        return float(compact)
+        return decimal(compact)
     parts = _PART.findall(compact)
     if not parts or "".join(count + unit for count, unit in parts) != compact:
         return None

@@ -30,6 +30,7 @@ import msgspec
 from handlers.batch.lines import custom_id_of, decode_output, error_kind, request_id
 from handlers.client.errors import ClientError
 from handlers.contract.json_limits import MALFORMED
+from handlers.number_text import whole
 
 PRINT_BYTES = 65_536
 
@@ -141,7 +142,8 @@ class BatchFiles:
         """Numbers of the single lines that are to be cancelled."""
         try:
             with open_private(self.cancel_lines) as file:
-                return {int(text) for text in file if text.endswith(b"\n") and text.strip().isdigit()}
+                numbers = (whole(text.strip()) for text in file if text.endswith(b"\n"))
+                return {number for number in numbers if number is not None}
         except FileNotFoundError:
             return set()
 

@@ -18,6 +18,7 @@ import msgspec
 from handlers.contract.json_limits import MALFORMED
 from handlers.contract.lenient_json import Malformed, pick, repaired, split_object
 from handlers.contract.result import ErrorCode, Result
+from handlers.number_text import whole
 
 EXPIRED: Final = "batch_expired"
 CANCELLED: Final = "batch_cancelled"
@@ -165,10 +166,10 @@ def decode_output(batch: str, text: bytes) -> tuple[int, str] | None:
         line = _written_decoder.decode(text)
     except MALFORMED:
         return None
-    digits = line.id.removeprefix(f"batch_req_{batch}_")
-    if not (digits.isascii() and digits.isdigit()) or (line.response is None and line.error is None):
+    number = whole(line.id.removeprefix(f"batch_req_{batch}_"))
+    if number is None or (line.response is None and line.error is None):
         return None
-    return int(digits), _kind(line)
+    return number, _kind(line)
 
 
 def error_kind(text: bytes) -> str:

@@ -12,6 +12,7 @@ from handlers.client.new_request import NewRequest, encode_body
 from handlers.client.patience import Patience
 from handlers.client.redis_broker import batches, member_parts, store_errors
 from handlers.contract.errors import InvalidRequest
+from handlers.number_text import whole
 from handlers.redis_store.keys import payload_key
 from handlers.redis_store.opening import open_submissions
 from handlers.redis_store.queue.payloads import delete_payloads, whole_results
@@ -54,7 +55,7 @@ class BatchQueue:
     def number(self, request_id: str) -> int | None:
         """The line whose request has that id; None for another batch's id."""
         batch, _, digits = request_id.rpartition("-")
-        return int(digits) if batch == self._state.batch and digits.isdigit() else None
+        return whole(digits) if batch == self._state.batch else None
 
     def prepare(self, line: BatchLine) -> MemberParts | InvalidLine:
         """The member for a line, or the fault of the line."""

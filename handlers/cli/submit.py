@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import re
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,6 +24,7 @@ from handlers.cli.flags import (
 from handlers.cli.shell import ExitCode, exit_codes_help, exits, for_output, printable
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import MALFORMED
+from handlers.number_text import decimal
 
 if TYPE_CHECKING:
     from handlers.client.new_request import Deadline, NewRequest
@@ -248,8 +248,8 @@ def _body_deadline(fields: dict[str, Any]) -> float | None:
     if "deadline" not in fields:
         return None
     value = msgspec.json.decode(fields["deadline"])
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", value):
-        value = float(value)
+    if isinstance(value, str):
+        value = decimal(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequest("deadline", found="something else", accepted="Unix seconds")
     return float(value)

@@ -18,6 +18,7 @@ from handlers.contract.events import DATA_AT, REQUEST_TYPE, RESULT_TYPE, STRUCTU
 from handlers.contract.json_limits import MALFORMED
 from handlers.contract.request import Request
 from handlers.contract.result import Result
+from handlers.number_text import decimal
 
 FRAME_BYTES: Final = 262_144
 """Most bytes of an event in addition to its content."""
@@ -118,7 +119,7 @@ class AnswerEvent(msgspec.Struct, frozen=True, omit_defaults=True):
             error_code=self.errorcode,
             error_message=self.errormessage,
             request_token=self.requesttoken,
-            gateway_seconds=number(self.gatewayseconds),
+            gateway_seconds=decimal(self.gatewayseconds),
             payload_base64=base64.b64encode(self.data_base64).decode()
             if self.isbinary and keeps_bytes
             else "",
@@ -164,14 +165,6 @@ def decode_answer(body: bytes) -> AnswerEvent | None:
 def text(value: float | None) -> str:
     """Encode a number as an attribute; None becomes an empty string."""
     return "" if value is None else repr(value)
-
-
-def number(value: str) -> float | None:
-    """Decode a number from an attribute. None if it is empty or invalid."""
-    try:
-        return float(value) if value else None
-    except ValueError:
-        return None
 
 
 OUTCOME_HEADER: Final = "x-async-processor-outcome"

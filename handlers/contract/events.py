@@ -16,6 +16,7 @@ import msgspec
 
 from handlers.contract.errors import InvalidEvent
 from handlers.contract.json_limits import MALFORMED
+from handlers.number_text import whole
 
 REQUEST_TYPE: Final = "ai.llm-d.async.request.v1"
 """Type of the events that the poller sends."""
@@ -111,7 +112,7 @@ def join_structured(attributes: bytes, data: bytes) -> tuple[bytes, int]:
 
 def _split_structured(body: bytes, data_at: bytes) -> tuple[dict[str, str], bytes]:
     """Split a poller's event (see `join_structured`) without parsing its data."""
-    at = int(data_at) if data_at.isdigit() and len(data_at) < 10 else 0
+    at = whole(data_at) or 0
     head = body[:at]
     if not (head.endswith(_DATA) and body.endswith(b"}")):
         raise InvalidEvent(DATA_AT, found="another offset", accepted="the byte at which the data begins")

@@ -24,6 +24,7 @@ from handlers.contract.json_limits import (
     salvage,
 )
 from handlers.contract.lenient_json import Fields, Malformed, canonical_fields, pick, repaired, strings
+from handlers.number_text import decimal
 
 LATEST_DEADLINE: Final = 253_402_300_799
 """The end of the year 9999 in Unix seconds. A later deadline is in milliseconds, or a mistake."""
@@ -219,12 +220,12 @@ def _seconds(value: float | str | None) -> float | None:
     """Convert a number or decimal string. None for None and other strings."""
     if value is None:
         return None
-    if isinstance(value, str) and not _DECIMAL.fullmatch(value):
-        return None
+    if isinstance(value, str):
+        return decimal(value) if _DECIMAL.fullmatch(value) else None
     try:
         return float(value)
     except OverflowError:  # an integer of more than 308 digits
-        return inf if value > 0 else -inf  # type: ignore[operator]  # a string has 32 digits at most
+        return inf if value > 0 else -inf
 
 
 def _payload(body: bytes, wire: _Body, payload: bytes, *, is_apart: bool) -> bytes:

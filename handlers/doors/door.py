@@ -5,14 +5,15 @@ Deliveries and answers are plain headers and bytes, independent of the web frame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 import msgspec
 
+from handlers.byte_budget import HeldBytes
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward
-from handlers.forward.outcome import Answered, Outcome
+from handlers.forward.outcome import Answered, Outcome, result_bytes
 
 CONNECTION: Final = "async_processor.connection"
 """Key of the `CallerConnection` in the scope of a request."""
@@ -22,13 +23,14 @@ class CallerConnection:
     """The connection of a client.
 
     `on_lost` is called once when it ends, on the event loop. `has_whole_request`: each request that was read from it
-    has arrived completely.
+    has arrived completely. `until_read` returns once the client has read most of what was written, or is gone.
     """
 
-    __slots__ = ("_is_lost", "has_whole_request", "on_lost")
+    __slots__ = ("_is_lost", "has_whole_request", "on_lost", "until_read")
 
-    def __init__(self) -> None:
+    def __init__(self, until_read: Callable[[], Awaitable[None]]) -> None:
         self._is_lost = False
+        self.until_read = until_read
         self.has_whole_request = False
         self.on_lost: Callable[[], object] | None = None
 
@@ -42,10 +44,14 @@ class CallerConnection:
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """One HTTP delivery: headers with names in lower case, and the body."""
+    """One HTTP delivery: headers with names in lower case, and the body.
+
+    `held` is what the delivery holds of the byte budget; None if the process has none.
+    """
 
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
+    held: HeldBytes | None = None
 
     def header(self, name: bytes) -> str:
         """The first header of that name, or an empty string."""
@@ -97,5 +103,12 @@ async def handle(door: Door[ContextT], delivery: Delivery, forward: Forward) -> 
     if isinstance(decoded, Answer):
         return decoded
     request, context = decoded
-    outcome = request if isinstance(request, Answered) else await forward(request, door.limits(context))
+    if isinstance(request, Answered):
+        return await door.settle(context, request)
+    limits, held = door.limits(context), delivery.held
+    if held is not None:
+        limits = msgspec.structs.replace(limits, ask_for_room=held.answer.ask)
+    outcome = await forward(request, limits)
+    if held is not None:
+        await held.room_for_result(result_bytes(outcome))
     return await door.settle(context, outcome)

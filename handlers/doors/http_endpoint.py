@@ -12,15 +12,19 @@ from typing import Final, Protocol
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from handlers.byte_budget import SMALL_BYTES, ByteBudget, HeldBytes
 from handlers.contract.counted import counted
-from handlers.doors.door import CONNECTION, Answer, CallerConnection, Delivery, plain
+from handlers.doors.door import CONNECTION, Answer, CallerConnection, Delivery, plain, retry_after
+from handlers.number_text import whole
 
 DELIVERY_PATHS: Final = frozenset({"/", "/dispatch", "/pubsub_push", "/push"})
 """Paths that accept deliveries; all are equivalent."""
 
 
 _GONE: Final = plain(499, "the client went away")
+_NO_ROOM: Final = plain(503, "no memory for this delivery now", retry_after(1.0))
 
 
 class CallerRefusal(Protocol):
@@ -56,12 +60,16 @@ class EndpointOptions(msgspec.Struct, frozen=True):
     """Limits of an endpoint.
 
     `max_body_bytes` bounds a delivery before it is decoded, `receive_timeout_seconds` its arrival. With
-    `ends_with_client`, a client that disconnects cancels its delivery, as the poller does.
+    `ends_with_client`, a client that disconnects cancels its delivery, as the poller does. `budget` bounds the bytes of
+    all deliveries in flight: a large one without room gets 503 before its body is read, and then `on_no_room` is
+    called.
     """
 
     max_body_bytes: int
     receive_timeout_seconds: float
     ends_with_client: bool = False
+    budget: ByteBudget | None = None
+    on_no_room: Callable[[], None] = lambda: None
 
 
 class HttpEndpoint:
@@ -88,9 +96,17 @@ class HttpEndpoint:
         self._guarded_pages = guarded_pages or {}
 
     async def respond(self, request: Request) -> Response:
-        return _Reply(await self._answer(request))
+        """The response to one request; it gives back what the delivery holds of the budget once it is read."""
+        budget = self._options.budget
+        held = None if budget is None else HeldBytes(budget, 0)
+        try:
+            return _Reply(await self._answer(request, held), request.scope.get(CONNECTION), held)
+        except BaseException:
+            if held is not None:
+                held.release()
+            raise
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request, held: HeldBytes | None) -> Answer:
         path, method = request.scope["path"], request.scope["method"]
         page = self._pages.get(path)
         if page is not None:
@@ -108,11 +124,11 @@ class HttpEndpoint:
             if refusal is not None:
                 self._on_refused(refusal)
                 return _refused(refusal.status)
-        body = await self._body(request)
+        body = await self._body(request, held)
         if isinstance(body, Answer):
             return body
         connection = request.scope.get(CONNECTION) if self._options.ends_with_client else None
-        delivery = Delivery(headers, body)
+        delivery = Delivery(headers, body, held)
         return await (
             self._handle(delivery) if connection is None else self._handle_for(connection, delivery)
         )
@@ -143,42 +159,68 @@ class HttpEndpoint:
             return plain(405, "only GET is allowed", {"allow": "GET, HEAD"})
         return page.show()
 
-    async def _body(self, request: Request) -> bytes | Answer:
+    async def _body(self, request: Request, held: HeldBytes | None) -> bytes | Answer:
         """The complete body, or the answer that refuses it."""
         limit = self._options.max_body_bytes
         length = next((value for name, value in request.scope["headers"] if name == b"content-length"), b"")
-        if length.isdigit() and int(length) > limit:
+        size = whole(length) or 0
+        if size > limit:
             return plain(413, f"the body is larger than {counted(limit, 'byte')}")
+        if size > SMALL_BYTES and not self._has_room(held, size):
+            return _NO_ROOM
         connection = request.scope.get(CONNECTION)
         if connection is not None and connection.has_whole_request:
-            return await _received(request, limit)  # without a timer, because the body is there already
+            return await self._received(request, held)  # without a timer, because the body is there already
         try:
             async with asyncio.timeout(self._options.receive_timeout_seconds):
-                return await _received(request, limit)
+                return await self._received(request, held)
         except TimeoutError:
             return plain(408, "the body did not arrive in time", {"connection": "close"})
 
+    async def _received(self, request: Request, held: HeldBytes | None) -> bytes | Answer:
+        limit = self._options.max_body_bytes
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                return plain(400, "the client went away")
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > limit:
+                return plain(
+                    413, f"the body is larger than {counted(limit, 'byte')}", {"connection": "close"}
+                )
+            is_unknown = size > SMALL_BYTES and held is not None and not held.request.size
+            if is_unknown and not self._has_room(held, limit):
+                return _NO_ROOM
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                if size > SMALL_BYTES and held is not None:
+                    held.request.hold(size)
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-async def _received(request: Request, limit: int) -> bytes | Answer:
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            return plain(400, "the client went away")
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            return plain(413, f"the body is larger than {counted(limit, 'byte')}", {"connection": "close"})
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    def _has_room(self, held: HeldBytes | None, size: int) -> bool:
+        """Hold `size` bytes of the budget if it has room for them."""
+        budget = self._options.budget
+        if held is None or budget is None:
+            return True
+        if not budget.requests.has_room(size):
+            self._options.on_no_room()
+            return False
+        held.request.hold(size)
+        return True
 
 
 class _Reply(Response):
-    """An answer as an ASGI response; Starlette's constructor costs more than sending it."""
+    """An answer as an ASGI response; Starlette's constructor costs more than sending it.
 
-    def __init__(self, answer: Answer) -> None:
+    A large one counts against the budget until the client has read it.
+    """
+
+    def __init__(self, answer: Answer, connection: CallerConnection | None, held: HeldBytes | None) -> None:
+        self._connection = connection
+        self._held = held
         self.status_code = answer.status_code
         self.body = answer.body
         self.background = None
@@ -187,6 +229,21 @@ class _Reply(Response):
         ]
         if answer.status_code not in (204, 304):
             self.raw_headers.append((b"content-length", b"%d" % len(answer.body)))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer, and wait for the client to read a large one."""
+        held, size = self._held, len(self.body)
+        if held is None:
+            await super().__call__(scope, receive, send)
+            return
+        try:
+            held.request.hold(0)
+            held.is_settled_with(size if size > SMALL_BYTES else 0)
+            await super().__call__(scope, receive, send)
+            if size > SMALL_BYTES and self._connection is not None:
+                await self._connection.until_read()
+        finally:
+            held.release()
 
 
 def _refused(status: int) -> Answer:

@@ -30,6 +30,7 @@ from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.forward.route import Routes, gateway_url
 from handlers.forward.transforms.transform import Transform, transformed
 from handlers.gates.gate import Feedback
+from handlers.number_text import decimal
 from handlers.transport.connection import AskForRoom
 from handlers.transport.failures import UnusableResponse
 
@@ -153,8 +154,8 @@ class Forwarder:
             status_code=response.status_code,
             dropped_reason=headers.get(DROPPED_REASON_HEADER, "")[:64],
             retry_after_seconds=parse_retry_after(headers.get("retry-after"), self._clock()),
-            queue_duration_ms=_number(headers.get(QUEUE_DURATION_HEADER)),
-            band_headroom=_number(headers.get(BAND_HEADROOM_HEADER)),
+            queue_duration_ms=decimal(headers.get(QUEUE_DURATION_HEADER)),
+            band_headroom=decimal(headers.get(BAND_HEADROOM_HEADER)),
         )
 
     def _retry(
@@ -175,15 +176,6 @@ class Forwarder:
         if delay is None:
             return expired(request, last, feedback)
         return Retry(delay, reason, last, feedback=feedback)
-
-
-def _number(text: str | None) -> float | None:
-    """The finite number in a header, or None."""
-    try:
-        value = float(text) if text else math.nan
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def answered(request: Request, status_code: int, body: bytes, feedback: Feedback | None = None) -> Answered:

@@ -6,7 +6,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from handlers.contract.result import Result
+from handlers.byte_budget import SMALL_BYTES
+from handlers.contract.result import Result, answered_result, encoded_payload_bytes
 from handlers.gates.gate import Feedback
 
 
@@ -47,3 +48,21 @@ class Retry(msgspec.Struct, frozen=True):
 
 
 Outcome: TypeAlias = Answered | Retry
+
+
+def result_bytes(outcome: Outcome, apart_bytes: int = 0) -> int:
+    """Most bytes of an outcome's result as JSON; of a retry, if its last response becomes the result.
+
+    A payload of at least `apart_bytes` is stored without JSON; 0: none is.
+    """
+    if isinstance(outcome, Answered):
+        result = outcome.result
+    elif outcome.last is not None and len(outcome.last.body) > SMALL_BYTES:
+        result = answered_result("", "", outcome.last.status_code, outcome.last.body)
+    else:
+        return 0
+    if len(result.payload) <= SMALL_BYTES:
+        return len(result.payload)
+    if apart_bytes and len(result.payload) >= apart_bytes:
+        return len(result.payload.encode())
+    return encoded_payload_bytes(result)

@@ -21,7 +21,6 @@ from handlers.contract.delivery import (
     decode_answer,
     decode_retry_answer,
     encode_request,
-    number,
 )
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.events import MOST_REMAINING_MS, STRUCTURED
@@ -33,6 +32,7 @@ from handlers.forward.forward import AttemptOptions, Sender, invalid, not_sent
 from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.gates.gate import Feedback
+from handlers.number_text import decimal
 from handlers.telemetry.logs import RareWarning
 from handlers.transport.failures import UnusableResponse
 
@@ -144,16 +144,20 @@ class HttpDispatcher:
         feedback = Feedback(
             status_code=answer.statuscode or None,
             dropped_reason=answer.droppedreason,
-            retry_after_seconds=number(answer.retryafterseconds),
-            queue_duration_ms=number(answer.queuedurationms),
-            band_headroom=number(answer.bandheadroom),
+            retry_after_seconds=decimal(answer.retryafterseconds),
+            queue_duration_ms=decimal(answer.queuedurationms),
+            band_headroom=decimal(answer.bandheadroom),
         )
         sent = feedback if answer.wassent else None
         if not answer.reason:
             return Answered(answer.result(keeps_bytes=self._keeps_bytes), sent, answer.contenttype)
         last = LastResponse(answer.statuscode, answer.data_base64) if answer.statuscode else None
-        delay = number(answer.delayseconds)
-        return None if delay is None else Retry(delay, answer.reason, last, answer.countsattempt, sent)
+        delay = decimal(answer.delayseconds)
+        return (
+            None
+            if delay is None or delay < 0
+            else Retry(delay, answer.reason, last, answer.countsattempt, sent)
+        )
 
     def _soon(self, reason: str, *, counts_attempt: bool = False) -> Retry:
         return Retry(_SOON_SECONDS * (0.5 + self._draw()), reason, counts_attempt=counts_attempt)
@@ -168,7 +172,7 @@ def _result(body: bytes) -> Result | None:
 
 def _retry(body: bytes) -> Retry | None:
     answer = decode_retry_answer(body)
-    if answer is None:
+    if answer is None or answer.retry_after_seconds < 0:
         return None
     last = LastResponse(answer.status_code, answer.payload.encode()) if answer.status_code else None
     feedback = Feedback(
@@ -186,9 +190,8 @@ def _feedback(result: Result, headers: Mapping[str, str]) -> Feedback | None:
     """Feedback for gates; None if the gateway was not called."""
     if not result.status_code:
         return None
-    duration, headroom = headers.get("ce-queuedurationms"), headers.get("ce-bandheadroom")
     return Feedback(
         status_code=result.status_code,
-        queue_duration_ms=float(duration) if duration else None,
-        band_headroom=float(headroom) if headroom else None,
+        queue_duration_ms=decimal(headers.get("ce-queuedurationms")),
+        band_headroom=decimal(headers.get("ce-bandheadroom")),
     )

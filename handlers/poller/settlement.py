@@ -18,7 +18,6 @@ from handlers.contract.result import (
     ResultNames,
     answered_result,
     encode_result,
-    encoded_payload_bytes,
     error_result,
     is_mostly_controls,
     is_plain_name,
@@ -145,28 +144,6 @@ def settle(
             return ack(claim, envelope.request, result, route, now, content_type=content_type)
         case Retry():
             return _nack(claim, envelope, outcome, route, now)
-
-
-SMALL_RESULT: Final = 65_536
-"""Results of up to this many characters are not counted in the byte budget."""
-
-
-def result_bytes(outcome: Outcome, route: ResultRoute) -> int:
-    """Most bytes that an outcome's result may store.
-
-    The last response of a retry may become the result, so it counts if it is large.
-    """
-    if isinstance(outcome, Answered):
-        result = outcome.result
-    elif outcome.last is not None and len(outcome.last.body) > SMALL_RESULT:
-        result = answered_result("", "", outcome.last.status_code, outcome.last.body)
-    else:
-        return 0
-    if len(result.payload) <= SMALL_RESULT:
-        return len(result.payload)
-    if route.apart_bytes and len(result.payload) >= route.apart_bytes:
-        return len(result.payload.encode())
-    return encoded_payload_bytes(result)
 
 
 def ended_by_attempts(request: Request, outcome: Outcome, max_attempts: int | None) -> Outcome:

@@ -12,6 +12,7 @@ from functools import partial
 import msgspec
 
 from handlers.backoff import backoff_seconds
+from handlers.byte_budget import ByteBudget, HeldBytes
 from handlers.contract.envelope import Envelope, decode_member, encode_whole, with_payload
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import BLOCKING_BYTES
@@ -21,20 +22,17 @@ from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.forward import AttemptOptions, Forward, cancelled, expired
 from handlers.forward.middleware.account import account
 from handlers.forward.middleware.details import lasted
-from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.forward.outcome import Answered, Outcome, Retry, result_bytes
 from handlers.gates.labels import labelled, without_labels
 from handlers.poller.ack_batcher import AckBatcher, OnSettled, Release, Settlement, size_of
-from handlers.poller.byte_budget import ByteBudget, HeldBytes
 from handlers.poller.duplicates import Duplicates
 from handlers.poller.settlement import (
-    SMALL_RESULT,
     RequestLimits,
     ResultRoute,
     dead_lettered,
     dead_lettered_unread,
     ended_by_attempts,
     refuse,
-    result_bytes,
     settle,
 )
 from handlers.redis_store.queue.queue import Ack, Claim
@@ -257,7 +255,7 @@ class Worker:
                 if duplicate:
                     return duplicate
             outcome = await self._attempt(held, envelope)
-            await self._room_for_result(held, outcome)
+            await held.bytes.room_for_result(result_bytes(outcome, options.route.apart_bytes))
         return self._settled_as(held, envelope, outcome, began_at)
 
     def _refused(self, claim: Claim, options: WorkerOptions, error: InvalidRequest) -> Settlement:
@@ -338,15 +336,6 @@ class Worker:
             if envelope.request.attempt + 1 >= _DEFECT_ATTEMPTS:
                 return _defect(envelope.request, error)
             return Retry(backoff_seconds(envelope.request.attempt, 1.0), "internal_error")
-
-    async def _room_for_result(self, held: Held, outcome: Outcome) -> None:
-        """Wait until the byte budget has room for a large result."""
-        size = result_bytes(outcome, held.options.route)
-        room = asyncio.Event()
-        if size > SMALL_RESULT and not held.bytes.result.ask(size, room.set):
-            await room.wait()
-        if size > SMALL_RESULT:
-            held.bytes.answer.hold(size)
 
     async def _payload_in_room(self, held: Held, request: Request) -> bytes | None:
         """The offloaded payload, read once the byte budget has room for it."""

@@ -186,7 +186,7 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
     path = [part for part in parts.path.split("/") if part]
     if not path:
         raise ValueError("the URL does not name a master")
-    database = int(path[1]) if len(path) > 1 else 0
+    database = int(path[1]) if len(path) > 1 else 0  # type: ignore[misc]  # the caller reports it
     query = parse_qs(parts.query)
     # The Sentinels are separate servers, with their own password or none.
     sentinel_arguments = {name: value for name, value in arguments.items() if name != "credential_provider"}
@@ -242,7 +242,7 @@ class _WaitingCluster(RedisCluster):
             return found
         new_host, _, new_port = node_name.rpartition(":")
         manager = self.nodes_manager
-        added = ClusterNode(new_host, int(new_port), "primary", **manager.connection_kwargs)
+        added = ClusterNode(new_host, new_port, "primary", **manager.connection_kwargs)
         manager.set_nodes(manager.nodes_cache, {added.name: added})
         return manager.get_node(node_name=added.name)
 
@@ -260,7 +260,7 @@ def _node(host: str, default_port: int) -> tuple[str, int]:
     name, colon, port = host.rpartition(":")
     if not colon or host.endswith("]"):  # an IPv6 address is in brackets
         name, port = host, str(default_port)
-    return name.strip("[]"), int(port)
+    return name.strip("[]"), int(port)  # type: ignore[misc]  # the caller reports it
 
 
 def connections_in_use(redis: Store) -> int:

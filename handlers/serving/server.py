@@ -148,7 +148,8 @@ def server_config(settings: Settings, target: str) -> uvicorn.Config:
         host=env.host,
         port=env.port,
         loop="uvloop",
-        http=timely_protocol(env.receive_timeout_seconds),  # type: ignore[arg-type]  # any maker of protocols will do
+        # A poller without room for an answer reads it later, so reading may take as long as a request.
+        http=timely_protocol(env.receive_timeout_seconds, env.request_timeout_seconds),  # type: ignore[arg-type]  # any maker of protocols will do
         ws="none",
         lifespan="off",
         log_config=None,

@@ -30,18 +30,19 @@ class TimelyProtocol(HttpToolsProtocol):
     """A connection that is closed unless each request arrives within `receive_seconds`.
 
     A complete request may be handled for as long as it needs; between requests uvicorn's keep-alive limit applies. A
-    client that does not read its response for `receive_seconds` is disconnected too.
+    client that does not read its response for `read_seconds` is disconnected too.
     """
 
-    def __init__(self, *args: Any, receive_seconds: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, receive_seconds: float, read_seconds: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._receive_seconds = receive_seconds
+        self._read_seconds = read_seconds
         self._log: Logger = get_logger("http")
         self._is_receiving = True  # the first request is due from the start
         self._has_headers = self._is_refused = False
         self._header_bytes = 0
         self._bytes_since_body = 0
-        self._client = CallerConnection()
+        self._client = CallerConnection(self._until_read)
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -140,7 +141,7 @@ class TimelyProtocol(HttpToolsProtocol):
         """Start the timer of a client that does not read its answer."""
         super().pause_writing()
         if self._unread is None:
-            self._unread = self.loop.call_later(self._receive_seconds, self._cut, "answer not read")
+            self._unread = self.loop.call_later(self._read_seconds, self._cut, "answer not read")
 
     def resume_writing(self) -> None:
         self._read()
@@ -150,6 +151,9 @@ class TimelyProtocol(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+    async def _until_read(self) -> None:
+        await self.flow.drain()
 
     def _watch(self) -> None:
         self._late = self.loop.call_later(self._receive_seconds, self._on_late)
@@ -184,6 +188,6 @@ class TimelyProtocol(HttpToolsProtocol):
         self.transport.abort()
 
 
-def timely_protocol(receive_seconds: float) -> Callable[..., Any]:
+def timely_protocol(receive_seconds: float, read_seconds: float) -> Callable[..., Any]:
     """The protocol factory for uvicorn, which passes its own arguments by name."""
-    return partial(TimelyProtocol, receive_seconds=receive_seconds)
+    return partial(TimelyProtocol, receive_seconds=receive_seconds, read_seconds=read_seconds)

@@ -18,6 +18,7 @@ from msgspec import Meta
 from handlers.contract.accepted import about, known_fields, required_fields, steps_of
 from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.forward.transforms.registry import TransformEntry, build_transforms
+from handlers.number_text import whole
 from handlers.settings.environment import invalid_setting
 
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -390,14 +391,14 @@ def _without(content: dict[str, Any], path: str) -> bool:
     place: Any = content
     for step in steps:
         if isinstance(place, list):
-            place = place[int(step)]
+            place = place[whole(step) or 0]
         elif isinstance(place, dict) and step in place:
             place = place[step]
         else:
             return False
     if isinstance(place, list):
         names = dict.fromkeys(required_fields(ConfigFile, path), f"placeholder-{path}")
-        place[int(last)] = names if known_fields(ConfigFile, path) else ""
+        place[whole(last) or 0] = names if known_fields(ConfigFile, path) else ""
         return True
     parent = path[: path.rindex(last)].rstrip(".[")
     if last in required_fields(ConfigFile, parent):

@@ -157,7 +157,10 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     workers: Annotated[int, about("Most requests in flight at once.", ge=1, le=100_000)] = 64
     max_in_flight_bytes: Annotated[
         int,
-        about("Most bytes of requests and responses in a poller; 0: derived from its memory limit.", ge=0),
+        about(
+            "Most bytes of requests and responses in a poller or handler; 0: derived from its memory limit.",
+            ge=0,
+        ),
     ] = 0
     poll_interval_ms: Annotated[int, about("Interval between polls of an idle queue.", ge=1, le=60_000)] = 20
     lease_seconds: Annotated[

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from handlers.number_text import whole
+
 CGROUP_FILES: Final = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -17,7 +19,7 @@ _UNLIMITED: Final = 2**50
 WITHOUT_LIMIT: Final = 1 << 30
 """Bytes assumed if there is no limit: the limit in our manifests."""
 BASE_BYTES: Final = 160_000_000
-"""Memory of a poller with small requests: interpreter, libraries, `WORKERS` requests of a few kilobytes."""
+"""Memory of a process with small requests: interpreter, libraries, `WORKERS` requests of a few kilobytes."""
 COPIES: Final = 4
 """Most copies of a large body in memory at once: received, decoded, encoded, being sent."""
 
@@ -32,8 +34,8 @@ def memory_limit(files: Iterable[Path] = CGROUP_FILES) -> int | None:
 
 def _read(file: Path) -> int | None:
     try:
-        return int(file.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # another version of cgroups, or the text "max"
+        return whole(file.read_text(encoding="ascii").strip())  # None for the text "max"
+    except (OSError, ValueError):  # another version of cgroups
         return None
 
 
@@ -43,5 +45,5 @@ def derived_budget(limit: int | None, *, least: int) -> int:
 
 
 def needed_memory(budget: int) -> int:
-    """Most memory of a poller with this byte budget, in bytes."""
+    """Most memory of a process with this byte budget, in bytes."""
     return BASE_BYTES + COPIES * budget

@@ -17,6 +17,7 @@ from handlers.contract.masked_text import without_secrets
 from handlers.contract.result import ANY, ANY_RESULT_LIST, ResultNames, read_result_names
 from handlers.forward.route import DEFAULT_HEADERS, PRIORITY_HEADER, Route, Routes, is_safe_path
 from handlers.gates.labels import TIER
+from handlers.number_text import whole
 from handlers.settings.config_file import (
     ConfigFile,
     MergeParameters,
@@ -96,7 +97,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def max_in_flight_bytes(self) -> int:
-        """Most bytes of requests and responses that a poller holds."""
+        """Most bytes of requests and responses that this process holds."""
         return self.env.max_in_flight_bytes or derived_budget(
             memory_limit(), least=self.least_in_flight_bytes
         )
@@ -476,7 +477,7 @@ def check_url(setting: str, url: str, schemes: frozenset[str]) -> None:
 
 def _is_host(host: str) -> bool:
     match = _HOST.fullmatch(host)
-    return match is not None and int((match[2] or ":0")[1:]) <= _LAST_PORT
+    return match is not None and (whole((match[2] or ":0")[1:]) or 0) <= _LAST_PORT
 
 
 def masked_url(value: object) -> object:

@@ -167,7 +167,9 @@ class Families:
         self.reclaimed = counter("reclaimed_requests_total", "Requests reclaimed from crashed pollers.")
         self.nacks = counter("nacks_total", "Nacked deliveries, by reason.", (*_QUEUE, "reason"))
         self.deliveries = self._counter(
-            "handler_deliveries_total", "Deliveries to a handler, by outcome.", ("door", "outcome")
+            "handler_deliveries_total",
+            "Deliveries to a handler, by outcome (`no_room`: refused for lack of memory).",
+            ("door", "outcome"),
         )
         self.refusals = self._counter(
             "refused_callers_total", "Callers refused by authentication.", ("status",)

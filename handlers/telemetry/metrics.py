@@ -343,8 +343,8 @@ class Metrics(Families):
         return generate_latest(self.registry)
 
 
-OUTCOMES: Final = ("answered", "retry", "not_recorded")
-"""Outcomes of a delivery; `not_recorded` is a result that could not be stored, so the delivery is repeated."""
+OUTCOMES: Final = ("answered", "retry", "not_recorded", "no_room")
+"""Outcomes of a delivery: `not_recorded` could not store its result, `no_room` found no memory; both are repeated."""
 
 
 class DoorMetrics:
@@ -365,6 +365,10 @@ class DoorMetrics:
 
     def ended(self) -> None:
         self._in_flight -= 1
+
+    def no_room(self) -> None:
+        """Count a delivery that was refused before its body was read."""
+        self._outcomes["no_room"].inc()
 
     def settled(self, outcome: str, seconds: float) -> None:
         """Count a delivery that ended as one of `OUTCOMES`, with its duration."""

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import httptools
 import httpx
 
+from handlers.number_text import whole
 from handlers.transport.failures import ConnectionLost, ResponseTooLarge, TruncatedBody, UnusableResponse
 
 MAX_HEADER_BYTES: Final = 262_144
@@ -103,6 +104,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[Response] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = self._until = math.inf
+        self._paused_at = 0.0
         self.is_open = self._is_tls = self._is_paused = self._has_no_room = False
         self._request = _NOTHING
         self._ask_for_room: AskForRoom | None = None
@@ -157,10 +159,7 @@ class Connection(asyncio.Protocol):
         self._ask_for_room, self._has_no_room = request.ask_for_room, False
         self._until = until
         self._has_first_byte = False
-        if until < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer, self._timer_at = self._loop.call_at(until, self._on_time), until
+        self._watch_time()
         self._sent_before = self._acknowledged() if self._is_tls else self._sent_bytes
         if not self.is_open:
             self._fail(ConnectionLost("the connection was closed before the request", may_resend=True))
@@ -190,7 +189,7 @@ class Connection(asyncio.Protocol):
     def _write_on(self) -> None:
         """Write pieces until the socket takes no more, or the time is over."""
         while self._unsent is not None and not self._is_paused:
-            if self._loop.time() >= self._until:
+            if self._loop.time() >= self._request.until:
                 self._fail(TimeoutError("the time for the request is over"))
                 return
             piece, rest = self._unsent[:_PIECE_BYTES], self._unsent[_PIECE_BYTES:]
@@ -293,14 +292,21 @@ class Connection(asyncio.Protocol):
         except (OSError, AttributeError, struct.error):
             return -1
 
+    def _watch_time(self) -> None:
+        """Set the timer to `_until`, unless it is set to an earlier time."""
+        if self._until < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._timer_at = self._loop.call_at(self._until, self._on_time), self._until
+
     def _on_time(self) -> None:
         self._timer, self._timer_at = None, math.inf
-        if self._waiter is None or self._until == math.inf:
+        if self._waiter is None or self._has_no_room:
             return
         if self._loop.time() >= self._until:
             self._fail(TimeoutError("the time for the request is over"))
-        else:  # the timer belonged to an earlier request
-            self._timer, self._timer_at = self._loop.call_at(self._until, self._on_time), self._until
+        else:  # the timer belonged to an earlier request, or to a time before a pause
+            self._watch_time()
 
     # --- events of the parser
 
@@ -355,14 +361,19 @@ class Connection(asyncio.Protocol):
         self._ends_with_connection = not length and not is_chunked and self._status_code not in _NO_BODY
         if size > MAX_HEADER_BYTES:
             self._fail(self._too_much_headers())
-        elif length and not is_chunked and int(length) > self._limit and self._status_code not in _NO_BODY:
+        elif (
+            length
+            and not is_chunked
+            and _is_larger(length, self._limit)
+            and self._status_code not in _NO_BODY
+        ):
             self._fail(ResponseTooLarge(status_code=self._status_code))
 
     def _read_keep_alive(self, value: bytes) -> None:
         """The server's own limit for an idle connection, less a margin for what is on its way."""
         found = _KEEP_ALIVE_TIMEOUT.search(value)
         if found:
-            seconds = int(found[1])
+            seconds = whole(found[1]) or 0
             self.keep_alive_seconds = max(seconds - 1.0, seconds / 2)
 
     def on_body(self, body: bytes) -> None:
@@ -404,15 +415,18 @@ class Connection(asyncio.Protocol):
         self._ask_for_room = None
         names = dict(self._headers)
         is_plain = b"content-length" in names and b"content-encoding" not in names
-        most = int(names[b"content-length"]) if is_plain else self._limit
+        most = (whole(names[b"content-length"]) or 0) if is_plain else self._limit
         if not ask(most, partial(self._on_room, self._waiter)):
             self._has_no_room = True
+            self._paused_at = self._loop.time()
             self._transport.pause_reading()
 
     def _on_room(self, waiter: asyncio.Future[Response] | None) -> None:
         if waiter is None or self._waiter is not waiter or not self._has_no_room:
             return
         self._has_no_room = False
+        self._until += self._loop.time() - self._paused_at  # the server does not cause this delay
+        self._watch_time()
         self._transport.resume_reading()
         if self._is_complete:
             self._finish()
@@ -438,3 +452,8 @@ class Connection(asyncio.Protocol):
         self.abort()
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
+
+
+def _is_larger(length: bytes, limit: int) -> bool:
+    size = whole(length)
+    return size is None or size > limit

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
+from handlers.byte_budget import ByteBudget
 from handlers.contract.delivery import wrapped_answer_bytes
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward, Forwarder, Sender
@@ -291,6 +292,7 @@ def shared_by_handlers(
     shared = SharedByHandlers(
         gateway_of(settings),
         guards_of(settings, log),
+        ByteBudget(settings.max_in_flight_bytes),
         handler_metrics_of(settings, target),
         is_refused=is_refused,
     )
@@ -427,6 +429,7 @@ class SharedByHandlers(msgspec.Struct):
 
     gateway: Gateway
     guards: Guards
+    budget: ByteBudget
     metrics: HandlerMetrics | None = None
     gates: DoorGates | None = None
     is_stopping: bool = False

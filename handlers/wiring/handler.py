@@ -34,7 +34,7 @@ from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.gateway import Gateway
 from handlers.forward.middleware.guarded import Guards
 from handlers.forward.outcome import Outcome
-from handlers.settings.settings import Settings, load_settings
+from handlers.settings.settings import Settings, load_settings, memory_warnings
 from handlers.telemetry.dependencies import RESULTS, Dependencies, Dependency, SkewWatch
 from handlers.telemetry.logs import RareWarning, get_logger
 from handlers.wiring.closing import close_in_time
@@ -71,6 +71,7 @@ class Handler:
         self._settings = settings
         self._log = get_logger(target)
         self._refusals = RareWarning(self._log, "caller refused")
+        self._without_room = RareWarning(self._log, "delivery refused: no memory")
         self.shared = shared or shared_by_handlers(settings, target, self._log, is_refused)
         self._metrics = self.shared.metrics
         self._dependencies = Dependencies()
@@ -86,6 +87,8 @@ class Handler:
         self._endpoint = self._endpoint_of(settings, target, handle_delivery, authenticator)
         if shared is None:
             self._show()
+            for warning in memory_warnings(settings):
+                self._log.warning(warning)
 
     def _endpoint_of(
         self, settings: Settings, target: str, handle_delivery: Handle, authenticator: Authenticator | None
@@ -100,6 +103,8 @@ class Handler:
                 max_body_bytes=wrapped_bytes(env.max_request_bytes),
                 receive_timeout_seconds=env.receive_timeout_seconds,
                 ends_with_client=target == "dispatch",
+                budget=self.shared.budget,
+                on_no_room=self._no_room,
             ),
             guarded_pages={} if metrics is None else {"/metrics": GuardedPage(metrics.guard, metrics.page)},
         )
@@ -149,6 +154,11 @@ class Handler:
         if self._metrics is not None:
             self._metrics.metrics.refused(refusal.status)
         self._refusals.report(status=refusal.status, reason=refusal.reason)
+
+    def _no_room(self) -> None:
+        if self._metrics is not None:
+            self._metrics.door.no_room()
+        self._without_room.report(fix="raise the memory limit, or lower containerConcurrency or WORKERS")
 
     async def respond(self, request: HttpRequest) -> HttpResponse:
         """The response to one HTTP request. The first request starts the handler if needed."""

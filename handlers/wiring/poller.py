@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from handlers.byte_budget import ByteBudget
 from handlers.clock import FollowedClock
 from handlers.forward.middleware.guarded import Guards
 from handlers.forward.route import Routes
@@ -16,7 +17,6 @@ from handlers.gates.allowance import ProcessShare
 from handlers.gates.gate import Gate
 from handlers.gates.labels import band_of
 from handlers.poller.ack_batcher import Settlement
-from handlers.poller.byte_budget import ByteBudget
 from handlers.poller.claimer import Claimer, ClaimerOptions
 from handlers.poller.duplicates import Duplicates
 from handlers.poller.maintenance import PeriodicTask

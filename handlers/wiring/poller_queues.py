@@ -10,12 +10,12 @@ from typing import Final
 
 import msgspec
 
+from handlers.byte_budget import ByteBudget
 from handlers.clock import FollowedClock
 from handlers.forward.middleware.circuit import Circuit
 from handlers.gates.allowance import ProcessShare
 from handlers.gates.gate import Gate
 from handlers.poller.ack_batcher import WRITE_SECONDS, AckBatcher, FinishedLog, Settlement
-from handlers.poller.byte_budget import ByteBudget
 from handlers.poller.claimer import ClaimedQueue, Claimer
 from handlers.poller.maintenance import (
     CANCEL_SECONDS,

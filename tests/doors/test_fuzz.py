@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, MutableMapping
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
@@ -160,7 +160,9 @@ class Rig:
         async def ask() -> Response:
             scope = {"type": "http", "method": "POST", "path": "/", "headers": list(headers.items())}
             async with asyncio.timeout(ANSWER_SECONDS):
-                return await self._doors[target].respond(Request({**scope, "query_string": b""}, receive))
+                response = await self._doors[target].respond(Request({**scope, "query_string": b""}, receive))
+                await response(scope, receive, _dropped)
+                return response
 
         return self.run(ask())
 
@@ -183,6 +185,10 @@ def rig() -> Iterator[Rig]:
     opened = Rig()
     yield opened
     opened.close()
+
+
+async def _dropped(_message: MutableMapping[str, Any]) -> None:
+    """A client that reads the response at once."""
 
 
 def judge(response: Response) -> None:

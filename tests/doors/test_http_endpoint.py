@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from handlers.byte_budget import SMALL_BYTES, ByteBudget
 from handlers.doors.auth.bearer import Refusal as Refused
 from handlers.doors.door import Answer, Delivery, plain
 from handlers.doors.http_endpoint import DELIVERY_PATHS, CallerRefusal, EndpointOptions, HttpEndpoint
+from tests.waiting import wait_until_async
 
 LIMIT = 100
 
@@ -30,7 +32,10 @@ class Keeper:
 class Rig:
     """An endpoint that records what its door gets."""
 
-    def __init__(self, refusal: Refused | None = None) -> None:
+    def __init__(
+        self, refusal: Refused | None = None, budget: ByteBudget | None = None, limit: int = LIMIT
+    ) -> None:
+        self.without_room = 0
         self.walked: list[Delivery] = []
         self.refused: list[CallerRefusal] = []
         self.asked = 0
@@ -39,8 +44,16 @@ class Rig:
             Keeper(refusal),
             {"/healthz": lambda: plain(200, "ok")},
             self.refused.append,
-            EndpointOptions(max_body_bytes=LIMIT, receive_timeout_seconds=0.2),
+            EndpointOptions(
+                max_body_bytes=limit,
+                receive_timeout_seconds=0.2,
+                budget=budget,
+                on_no_room=self._count_without_room,
+            ),
         )
+
+    def _count_without_room(self) -> None:
+        self.without_room += 1
 
     async def _walk(self, delivery: Delivery) -> Answer:
         self.walked.append(delivery)
@@ -147,3 +160,55 @@ async def test_a_client_that_goes_away_in_the_middle_is_no_delivery() -> None:
     rig = Rig()
     response = await rig.respond(b"x", then="go")
     assert (response.status_code, rig.walked) == (400, [])
+
+
+LARGE = 10 * SMALL_BYTES
+
+
+async def reply(rig: Rig, response: Response) -> list[dict[str, Any]]:
+    """Send a response to a client that reads it at once."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(dict(message))
+
+    await response({"type": "http", "method": "POST"}, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("headers", [{"content-length": str(LARGE)}, {}], ids=["a length", "chunks"])
+async def test_a_large_delivery_without_room_is_refused_before_the_rest_of_its_body_is_read(
+    headers: dict[str, str],
+) -> None:
+    budget = ByteBudget(2 * LARGE)
+    rig = Rig(budget=budget, limit=LARGE)
+    budget.requests.give(-LARGE)  # another delivery
+    refused = await rig.respond(b"x" * (LARGE - 1), b"x", headers=headers)
+    assert (refused.status_code, refused.headers["retry-after"], rig.without_room) == (503, "1", 1)
+    assert rig.asked == (0 if headers else 1), "the size of chunks is not known before"
+    await reply(rig, refused)
+    budget.requests.give(LARGE)
+    accepted = await rig.respond(b"x" * LARGE, headers=headers)
+    assert (accepted.status_code, len(rig.walked), rig.without_room) == (204, 1, 1)
+    await reply(rig, accepted)
+    assert (budget.requests.held, budget.answers.held, budget.results.held) == (0, 0, 0)
+
+
+async def test_small_deliveries_pass_while_there_is_no_room() -> None:
+    budget = ByteBudget(2 * LARGE)
+    budget.requests.give(-LARGE)
+    rig = Rig(budget=budget, limit=LARGE)
+    assert (await rig.respond(b"{}", headers={"content-length": "2"})).status_code == 204
+
+
+async def test_a_delivery_that_fails_gives_back_its_room() -> None:
+    budget = ByteBudget(2 * LARGE)
+    rig = Rig(budget=budget, limit=LARGE)
+    waiting = asyncio.create_task(rig.respond(b"x", headers={"content-length": str(LARGE)}, then="hang"))
+    await wait_until_async(lambda: budget.requests.held == LARGE, "the body to be received")
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert budget.requests.held == 0

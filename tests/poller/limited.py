@@ -41,7 +41,7 @@ async def queue_requests(store: Redis, count: int, request_bytes: int) -> None:
 async def limited_poller(
     redis_url: str, gateway_url: str, *, has_handler: bool = False, is_limited: bool = True
 ) -> AsyncIterator[Child]:
-    """A poller, under `RLIMIT_AS` if it is limited; its requests go through a handler if it has one."""
+    """A poller and, if it has one, its handler; each is under `RLIMIT_AS` if they are limited."""
     variables = {
         "REDIS_URL": redis_url,
         "IGW_BASE_URL": gateway_url,
@@ -49,14 +49,14 @@ async def limited_poller(
         "WORKERS": "64",
         "REDIS_TIMEOUT_SECONDS": "30",
     }
+    limit = [sys.executable, "-c", _LIMITED] if is_limited else []
     with contextlib.ExitStack() as parts:
         if has_handler:
-            door = [COMMAND, "serve", "--target", "dispatch"]
+            door = [*limit, COMMAND, "serve", "--target", "dispatch"]
             own = {**variables, "PORT": "0", "HOST": "127.0.0.1"}
             handler = parts.enter_context(Child("handler", door, own))
             port = await asyncio.to_thread(handler.wait_for, ready_port)
             variables["HANDLER_URL"] = f"http://127.0.0.1:{port}"
-        limit = [sys.executable, "-c", _LIMITED] if is_limited else []
         yield parts.enter_context(Child("poller", [*limit, COMMAND, "poll"], variables))
 
 
@@ -79,13 +79,20 @@ async def results_of(
 
 
 async def check_each_is_inferred_once(
-    redis_url: str, store: Redis, count: int, request_bytes: int, body: bytes, *, timeout_seconds: float = 110
+    redis_url: str,
+    store: Redis,
+    count: int,
+    request_bytes: int,
+    body: bytes,
+    *,
+    timeout_seconds: float = 110,
+    has_handler: bool = False,
 ) -> None:
-    """Run `count` requests whose answers are `body` through one limited poller."""
+    """Run `count` requests whose answers are `body` through one limited poller, and its handler if it has one."""
     await queue_requests(store, count, request_bytes)
     async with running_raw_http() as gateway:
         gateway.say(answer(200, body))
-        async with limited_poller(redis_url, gateway.url) as poller:
+        async with limited_poller(redis_url, gateway.url, has_handler=has_handler) as poller:
             results = await results_of(store, poller, count, timeout_seconds)
         assert Counter(result["status_code"] for result in results) == {200: count}
         assert len({result["id"] for result in results}) == count

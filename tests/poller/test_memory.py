@@ -1,6 +1,6 @@
-"""A poller stays within its memory with large requests and answers, each inferred once.
+"""A poller and a handler stay within their memory with large requests and answers, each inferred once.
 
-The limit is the kernel's (`RLIMIT_AS`): a poller that holds too much cannot allocate, and ends. `make chaos` runs 64
+The limit is the kernel's (`RLIMIT_AS`): a process that holds too much cannot allocate, and ends. `make chaos` runs 64
 requests of 9.9 MB and 256 answers of 7.9 MB (`tests/chaos/loads.py`).
 """
 
@@ -20,10 +20,11 @@ from tests.servers.raw_http import answer, running_raw_http
     [(24, 9_900_000, b"{}"), (64, 10, b"y" * 7_900_000)],
     ids=["large requests", "large answers"],
 )
+@pytest.mark.parametrize("has_handler", [False, True], ids=["in process", "with a handler"])
 async def test_large_bodies_pass_within_the_memory_limit_and_each_is_inferred_once(
-    valkey: Valkey, store: Redis, count: int, request_bytes: int, body: bytes
+    valkey: Valkey, store: Redis, *, count: int, request_bytes: int, body: bytes, has_handler: bool
 ) -> None:
-    await check_each_is_inferred_once(valkey.url, store, count, request_bytes, body)
+    await check_each_is_inferred_once(valkey.url, store, count, request_bytes, body, has_handler=has_handler)
 
 
 @pytest.mark.parametrize("has_handler", [False, True])

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from handlers.byte_budget import ByteBudget
 from handlers.contract.envelope import Envelope, encode_retry
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, answered_result
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.poller.ack_batcher import size_of
-from handlers.poller.byte_budget import ByteBudget
 from handlers.poller.settlement import RequestLimits, ResultRoute
 from handlers.redis_store.admin.dead_letters import DeadLetters
 from handlers.redis_store.keys import queue_keys

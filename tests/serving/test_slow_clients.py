@@ -43,12 +43,12 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def serving(receive_seconds: float) -> AsyncIterator[int]:
+async def serving(receive_seconds: float, read_seconds: float = RECEIVE_SECONDS) -> AsyncIterator[int]:
     config = uvicorn.Config(
         app,
         host="127.0.0.1",
         port=0,
-        http=timely_protocol(receive_seconds),  # type: ignore[arg-type]  # any maker of protocols will do
+        http=timely_protocol(receive_seconds, read_seconds),  # type: ignore[arg-type]  # any maker of protocols will do
         lifespan="off",
         log_config=None,
         timeout_graceful_shutdown=1,
@@ -321,3 +321,15 @@ async def test_unusual_but_valid_requests_are_served(port: int, request_bytes: b
         answered = await reader.read()
         writer.close()
     assert answered.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_client_that_pauses_longer_than_a_receipt_may_take_still_gets_its_answer() -> None:
+    """A poller without room for a large answer reads it later."""
+    async with serving(RECEIVE_SECONDS, read_seconds=60) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+        await elapse_async(4 * RECEIVE_SECONDS, "more than a receipt may take")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(len(LARGE)) == LARGE
+        writer.close()

@@ -509,3 +509,29 @@ async def test_a_large_answer_is_read_once_there_is_room(transport: Transport, s
     assert len((await call).body) == 900_000
     on_room()  # late and twice: it is the next request's connection by now
     assert (await post(transport, server.url)).status_code == 200
+
+
+async def test_the_time_without_room_does_not_count_against_the_request(
+    transport: Transport, server: RawHttp
+) -> None:
+    asked: list[Callable[[], None]] = []
+
+    def ask(_most: int, on_room: Callable[[], None]) -> bool:
+        asked.append(on_room)
+        return False
+
+    server.say(answer(200, b"x" * 900_000))
+    for limit_seconds in (
+        0.5,
+        5.0,
+        50.0,
+    ):  # on a busy machine the answer may begin too late for a short limit
+        until = loop_time() + limit_seconds
+        call = asyncio.create_task(transport.post(server.url, {}, b"{}", until, ask))
+        await wait_until_async(lambda: asked or call.done(), "the transport to ask for room")  # noqa: B023  # awaited in this turn of the loop
+        if asked:
+            break
+    await wait_until_async(lambda: loop_time() > until + 0.2, "the end of the request's time")
+    assert not call.done()
+    asked[0]()
+    assert len((await call).body) == 900_000

@@ -13,16 +13,17 @@ import uvloop
 from handlers.demo.gateway.engine import Engine, EngineOptions
 from handlers.demo.gateway.faults import Faults, UnknownFault
 from handlers.demo.gateway.service import GatewayProtocol, Service, Witness
+from handlers.number_text import decimal
 
 
 def _rates(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
     rates = {}
     for value in values:
         name, _, share = value.partition("=")
-        try:
-            rates[name] = float(share)
-        except ValueError:
-            raise click.BadParameter(f"expected FAULT=SHARE, like 503=0.05, got {value!r}") from None
+        found = decimal(share)
+        if found is None:
+            raise click.BadParameter(f"expected FAULT=SHARE, like 503=0.05, got {value!r}")
+        rates[name] = found
     return rates
 
 

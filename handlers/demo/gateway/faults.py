@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from handlers.number_text import whole
+
 if TYPE_CHECKING:
     from handlers.demo.gateway.service import GatewayProtocol
 
@@ -87,10 +89,11 @@ class Faults:
         for name, share in self.rates.items():
             if drawn < share:
                 retry_after = "1" if name in ("429", "503") else ""
+                status = whole(name)
                 return (
-                    Simulate(status=int(name), retry_after=retry_after)
-                    if name.isdigit()
-                    else Simulate(fault=name)
+                    Simulate(fault=name)
+                    if status is None
+                    else Simulate(status=status, retry_after=retry_after)
                 )
             drawn -= share
         return None

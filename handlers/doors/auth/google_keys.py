@@ -25,6 +25,7 @@ from jwt.algorithms import RSAAlgorithm
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.contract.json_limits import MALFORMED
+from handlers.number_text import whole
 from handlers.telemetry.logs import get_logger
 from handlers.transport.failures import UnusableResponse
 from handlers.transport.transport import TransportOptions, http_client
@@ -161,8 +162,8 @@ def fresh_seconds(headers: Mapping[str, str]) -> float:
     if granted is None:
         return unsaid
     age = headers.get("Age", "")
-    spent = int(age) if age.isascii() and age.isdigit() and len(age) < 10 else 0
-    return min(most, max(least, float(int(granted[1]) - spent)))
+    spent = whole(age) or 0
+    return min(most, max(least, float((whole(granted[1]) or 0) - spent)))
 
 
 def decode_keys(body: bytes) -> Mapping[str, RSAPublicKey]:

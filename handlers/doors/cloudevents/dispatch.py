@@ -45,6 +45,7 @@ from handlers.forward.forward import NO_OPTIONS, AttemptOptions, invalid
 from handlers.forward.middleware.admission import GATE_CLOSED, QUOTA_EXHAUSTED
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Feedback
+from handlers.number_text import whole
 
 _DATA_AT: Final = DATA_AT.encode()
 _REQUEST_TYPE: Final = REQUEST_TYPE.encode()
@@ -109,16 +110,16 @@ class DispatchDoor:
         request = await decode_body_aside(
             event.data,
             queue=extensions.get("queue", ""),
-            attempt=_number(extensions.get("attempt", "")) or 0,
+            attempt=whole(extensions.get("attempt")) or 0,
             request_token=extensions.get("requesttoken", ""),
             labels=_labels(extensions.get("labels", "")),
             extra_metadata=_trace(extensions),
             max_bytes=self._max_request_bytes,
         )
-        remaining_ms = _number(extensions.get(REMAINING, ""), digits=15) if event.is_from_poller else None
+        remaining_ms = whole(extensions.get(REMAINING)) if event.is_from_poller else None
         if remaining_ms is not None:
             request = msgspec.structs.replace(request, deadline=self._clock() + remaining_ms / 1_000)
-        objective, priority = extensions.get("objective", ""), _number(extensions.get("priority", ""))
+        objective, priority = extensions.get("objective", ""), whole(extensions.get("priority"))
         if objective or priority is not None:
             request = msgspec.structs.replace(request, objective=objective, priority=priority)
         return request
@@ -239,10 +240,6 @@ def _retry_answer(retry: Retry) -> Answer:
     )
     headers = {"content-type": "application/json", OUTCOME_HEADER: RETRY, **retry_after(retry.delay_seconds)}
     return Answer(429 if retry.reason in _TOO_MANY else 503, encode_retry_answer(body), headers)
-
-
-def _number(text: str, digits: int = 9) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None
 
 
 def _trace(extensions: Mapping[str, str]) -> dict[str, str] | None:

@@ -7,7 +7,6 @@ attribute wins over the data.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
@@ -17,6 +16,7 @@ import msgspec
 from handlers.contract.events import Event
 from handlers.contract.json_limits import MALFORMED
 from handlers.doors.door import Delivery
+from handlers.number_text import decimal
 
 HEADER_PREFIX: Final = "header:"
 
@@ -125,12 +125,9 @@ def _deadline(event: Event, delivery: Delivery, fields: EventFields, now: float)
 
 def _moment(text: str) -> float | None:
     """Unix seconds from a number or an RFC 3339 time with its zone; None if invalid."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        pass
-    else:
-        return seconds if math.isfinite(seconds) else None
+    seconds = decimal(text)
+    if seconds is not None:
+        return seconds
     try:
         found = datetime.fromisoformat(text.upper())  # "t" and "z" are legal, too
     except ValueError:

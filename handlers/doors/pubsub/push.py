@@ -27,6 +27,7 @@ from handlers.doors.pubsub.push_body import Push, PushForm, decode_push
 from handlers.forward.forward import AttemptOptions, invalid
 from handlers.forward.middleware.details import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.number_text import whole
 from handlers.pubsub.errors import PublishFailed, ResultTooLarge
 from handlers.telemetry.logs import Logger, RareWarning
 
@@ -321,12 +322,8 @@ def _is_dead_letter(push: Push) -> bool:
 
 
 def _undeliverable(request: Request, push: Push) -> Answered:
-    count = push.attributes.get(_DEAD_LETTER_COUNT, "")
-    tried = (
-        f" after {counted(int(count), 'delivery', 'deliveries')}"
-        if count.isascii() and count.isdigit()
-        else ""
-    )
+    count = whole(push.attributes.get(_DEAD_LETTER_COUNT))
+    tried = "" if count is None else f" after {counted(count, 'delivery', 'deliveries')}"
     message = f"Pub/Sub dead-lettered the request{tried}"
     return Answered(error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message))
 

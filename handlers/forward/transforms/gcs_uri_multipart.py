@@ -17,6 +17,7 @@ import msgspec
 from handlers.contract.errors import InvalidRequest, InvalidSetting
 from handlers.contract.request import Request
 from handlers.forward.transforms.transform import Body
+from handlers.number_text import whole
 
 _URI, _FILE, _URL = "gcs_uri", "file_base64", "url"
 _GOOG_TIME: Final = "%Y%m%dT%H%M%SZ"
@@ -95,9 +96,9 @@ def _expires_at(request: Request, uri: str) -> float | None:
         query = dict(parse_qsl(urlsplit(uri).query))
         if "X-Goog-Expires" in query:
             signed = datetime.strptime(query.get("X-Goog-Date", ""), _GOOG_TIME).replace(tzinfo=UTC)
-            return signed.timestamp() + int(query["X-Goog-Expires"])
-        return float(int(query["Expires"])) if "Expires" in query else None
-    except (ValueError, OverflowError):
+            return signed.timestamp() + _seconds(query["X-Goog-Expires"])
+        return _seconds(query["Expires"]) if "Expires" in query else None
+    except ValueError:
         raise _invalid(request, _URI, "an invalid expiry", "a valid signed URL") from None
 
 
@@ -109,3 +110,10 @@ def _invalid(request: Request, field: str, found: str, accepted: str) -> Invalid
         request_id=request.id,
         request_token=request.request_token,
     )
+
+
+def _seconds(digits: str) -> float:
+    seconds = whole(digits)
+    if seconds is None:
+        raise ValueError(digits)
+    return seconds

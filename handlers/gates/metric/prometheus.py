@@ -58,13 +58,13 @@ async def instant_query(
             raise SourceMissing("Prometheus could not evaluate the query")
         if answer.data.resultType == "scalar":
             _, value = msgspec.json.decode(answer.data.result, type=tuple[float, str])
-            return [({}, float(value))]
+            return [({}, float(value))]  # type: ignore[misc]  # may be NaN or +Inf
         if answer.data.resultType != "vector":
             raise SourceMissing(f"expected a vector or scalar, got a {answer.data.resultType}")
         series = msgspec.json.decode(answer.data.result, type=list[_Series])
+        return [(one.metric, float(one.value[1])) for one in series]  # type: ignore[misc]  # may be NaN or +Inf
     except (*MALFORMED, ValueError):
         raise SourceMissing("the response does not have the format of the Prometheus API") from None
-    return [(one.metric, float(one.value[1])) for one in series]
 
 
 def selector(**labels: str) -> str:

@@ -8,6 +8,7 @@ from handlers.contract.accepted import about
 from handlers.gates.metric.reading_gate import FALLBACK, ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import Text
 from handlers.gates.sources import GateSources, MetricSample, SourceMissing
+from handlers.number_text import decimal
 
 
 class RedisBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
@@ -38,10 +39,10 @@ class RedisBudgetGate(ReadingGate):
 
         async def read() -> MetricSample:
             found = await store.read_budget(parameters.budget_key)
-            try:
-                return MetricSample(None if found is None else float(found))
-            except ValueError:
-                raise SourceMissing("the key's value is not a number") from None
+            budget = decimal(found)
+            if found is not None and budget is None:
+                raise SourceMissing("the key's value is not a number")
+            return MetricSample(budget)
 
         super().__init__(
             sources.feeds.feed(

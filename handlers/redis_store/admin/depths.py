@@ -51,7 +51,7 @@ async def queue_depths(
     ends: list[bytes] = []
     for rank in ("0", "-1") if pending else ():
         for member, score, _ in await _member_at(redis, keys.pending, rank, LONGEST_SAMPLED):
-            first_score = float(score) if rank == "0" else first_score
+            first_score = float(score) if rank == "0" else first_score  # type: ignore[misc]  # Redis wrote it
             ends += [member] if member else []
     return QueueDepths(pending, claimed, retrying, dead, first_score, tuple(ends), tuple(due))
 
@@ -76,7 +76,8 @@ async def all_depths(
     for start in range(0, len(filled), _SCORES_AT_ONCE):
         some = filled[start : start + _SCORES_AT_ONCE]
         firsts = await asyncio.gather(*(_member_at(redis, name, "0", 0) for name in some))
-        scores |= {name: float(rows[0][1]) for name, rows in zip(some, firsts, strict=True) if rows}
+        rows = zip(some, firsts, strict=True)
+        scores |= {name: float(row[0][1]) for name, row in rows if row}  # type: ignore[misc]  # Redis wrote it
     return {
         name: QueueDepths(pending, claimed, retrying, dead, scores.get(name))
         for name, (pending, claimed, dead) in lengths.items()

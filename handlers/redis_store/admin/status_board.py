@@ -253,5 +253,5 @@ def json_spellings(text: str) -> list[str]:
 
 def _found(queue: str, where: str, name: bytes, value: bytes) -> Found:
     if where in ("pending", "retry"):
-        return Found(queue, where, name, float(value or 0))
+        return Found(queue, where, name, float(value or 0))  # type: ignore[misc]  # Redis wrote it
     return Found(queue, where, value, dead_id=name.decode("utf-8", "replace") if where == "dead" else "")

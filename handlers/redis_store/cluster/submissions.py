@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 from handlers.contract.errors import InvalidSetting
+from handlers.number_text import whole
 from handlers.redis_store.cluster.windows import (
     PAYLOAD_KEPT_SECONDS,
     ClusterWindows,
@@ -221,10 +222,10 @@ class ClusterSubmissions(Submissions):
     async def _state(self, queue: str, request_id: str, token: str, deadline: int) -> RequestState:
         if await self._redis.hexists(queue_keys(queue, cluster=True).claimed, f"{request_id}\0{token}"):
             return RequestState.CLAIMED
-        digits = token.rpartition("-")[2]
-        if not digits.isdigit():
+        place = whole(token.rpartition("-")[2])
+        if place is None:
             return RequestState.QUEUED
-        score = deadline + min(int(digits), _SEQ_STEPS - 1) / _SEQ_STEPS
+        score = deadline + min(place, _SEQ_STEPS - 1) / _SEQ_STEPS
         return _STATES[await read_only(self._redis, self._is_pending, [queue], [repr(score), token])]
 
     async def _known(self, requests: Sequence[MemberParts]) -> dict[str, int]:
@@ -237,9 +238,10 @@ class ClusterSubmissions(Submissions):
             pipeline.get(active_key(part.id))
         known = {}
         for part, live in zip(requests, await executed(self._redis, pipeline), strict=True):
-            token, _, digits = (live or b"").decode().rpartition("-")
-            if token == part.token and digits.isdigit():
-                known[_name(part)] = int(digits)
+            token, _, digits = (live or b"").rpartition(b"-")
+            seq = whole(digits)
+            if token == part.token.encode() and seq is not None:
+                known[_name(part)] = seq
         return known
 
     async def _delivered(self, queue: str, requests: Sequence[MemberParts]) -> set[str]:

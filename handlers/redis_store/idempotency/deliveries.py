@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from handlers.contract.errors import InvalidSetting
+from handlers.number_text import decimal
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.scripts import lua_script
 
@@ -142,11 +143,4 @@ async def deliveries_cancelled_at(redis: Store, request_ids: Sequence[str]) -> l
     pipeline: Any = redis.pipeline(transaction=False)
     for request_id in request_ids:
         pipeline.get(delivery_cancel_key(request_id))
-    return [_seconds(text) for text in await executed(redis, pipeline)]
-
-
-def _seconds(text: bytes | None) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None  # not written by us
+    return [decimal(text) for text in await executed(redis, pipeline)]

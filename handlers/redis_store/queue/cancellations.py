@@ -14,6 +14,7 @@ import msgspec
 from redis.exceptions import NoPermissionError
 
 from handlers.contract.envelope import SEQ_STEPS
+from handlers.number_text import whole
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.scripts import lua_script
@@ -31,6 +32,8 @@ _CLOCKS_APART_SECONDS: Final = 2
 """Allowed difference between a producer's clock and the server's, from which a deadline was computed."""
 _PLACE_DIGITS: Final = 9
 """Most digits of a sequence at the end of a token; a longer number belongs to another client's token."""
+_AHEAD_SECONDS: Final = 5.0
+"""How far the server's clock may be ahead of what the poller knows of it."""
 _LONG_AGO_SECONDS: Final = 60.0
 """Requests cancelled longer ago are not searched again: they have stopped moving."""
 
@@ -43,10 +46,9 @@ class Cancellation(msgspec.Struct, frozen=True):
 
     def score(self) -> float | None:
         """Its score in the queue; None if its token has no sequence."""
-        _, dash, place = self.key.rpartition(b"\0")[2].rpartition(b"-")
-        if dash and place.isdigit() and len(place) <= _PLACE_DIGITS:
-            return self.deadline + min(int(place), SEQ_STEPS - 1) / SEQ_STEPS
-        return None
+        _, dash, digits = self.key.rpartition(b"\0")[2].rpartition(b"-")
+        place = whole(digits) if dash and len(digits) <= _PLACE_DIGITS else None
+        return None if place is None else self.deadline + min(place, SEQ_STEPS - 1) / SEQ_STEPS
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -105,29 +107,35 @@ class Cancellations:
         self._last = 0.0
         self._new: list[Cancellation] = []
         self._moving: list[Cancellation] = []
+        self._ahead: set[tuple[bytes, float]] = set()
+        self._still_ahead: set[tuple[bytes, float]] = set()
 
     async def due(self) -> list[Cancellation]:
         """Cancellations to search now; the same until `looked` is called.
 
         Raises one of `STORE_FAILURES`. The server writes an entry and its time in one step, so no entry appears late.
         """
-        rows = await self._rows()
+        server_now = self._server_now()
+        rows = await self._rows(server_now)
         self._now = self._clock()
-        self._last = max([self._since, *(score for _, score in rows)])
-        read = [(one, score) for entry, score in rows if (one := _read(entry))]
+        # A client can write any time: one in the future must not hide later cancellations.
+        self._last = max([self._since, *(min(score, server_now) for _, score in rows)])
+        self._still_ahead = {row for row in rows if row[1] > self._last}
+        read = [(one, row[1]) for row in rows if row not in self._ahead and (one := _read(row[0]))]
         self._new = [one for one, _ in read]
-        self._moving = [one for one, score in read if score > self._server_now() - _LONG_AGO_SECONDS]
+        self._moving = [one for one, score in read if score > server_now - _LONG_AGO_SECONDS]
         return self._new + [one for at, some in self._again if at <= self._now for one in some]
 
-    async def _rows(self) -> list[tuple[bytes, float]]:
+    async def _rows(self, server_now: float) -> list[tuple[bytes, float]]:
         """New entries and their times. It reads pages, since an entry may have several KB."""
+        high = repr(server_now + _AHEAD_SECONDS)
         rows: list[tuple[bytes, float]] = []
         low, skipped, is_full = f"({self._since!r}", 0, True
         while is_full:
             page = cast(
                 "list[tuple[bytes, float]]",
                 await self._redis.zrangebyscore(
-                    CANCELLATIONS, low, "+inf", start=skipped, num=PAGE_ENTRIES, withscores=True
+                    CANCELLATIONS, low, high, start=skipped, num=PAGE_ENTRIES, withscores=True
                 ),
             )
             rows += page
@@ -142,11 +150,13 @@ class Cancellations:
         if self._moving:
             self._again += [(self._now + seconds, self._moving) for seconds in AGAIN_SECONDS]
         self._since, self._new, self._moving = self._last, [], []
+        self._ahead = self._still_ahead
 
 
 def _read(entry: bytes) -> Cancellation | None:
-    deadline, _, key = entry.partition(b"\0")
-    return Cancellation(key, int(deadline)) if deadline.isdigit() and b"\0" in key else None
+    digits, _, key = entry.partition(b"\0")
+    deadline = whole(digits)
+    return None if deadline is None or b"\0" not in key else Cancellation(key, deadline)
 
 
 SWEPT: Final = "{async-processor}:cancellations-swept"

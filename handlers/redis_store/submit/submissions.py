@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from handlers.number_text import whole
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import (
     CANCELLATIONS,
@@ -106,7 +107,7 @@ def queued_as(part: MemberParts, token: str, record: KeyRecord | None) -> Queued
     """The outcome if `token` (its own or an earlier one's) is recorded."""
     base, _, seq = token.rpartition("-")
     is_new = base == part.token
-    return Queued(token, int(seq) if is_new else 0, is_new, None if is_new else record)
+    return Queued(token, (whole(seq) or 0) if is_new else 0, is_new, None if is_new else record)
 
 
 class Submissions:

@@ -131,6 +131,22 @@ async def test_cancellations_are_returned_again_until_they_are_searched(store: R
     assert len(await cancellations.due()) == 1, "nobody has looked for it yet"
 
 
+@pytest.mark.parametrize("entry", [b"9" * 5_000 + b"\0a\0t", b"\xb2\0a\0t", b"1_0\0a\0t", b"", b"\0\0"])
+async def test_an_entry_that_is_none_hides_no_other(store: Redis, entry: bytes) -> None:
+    await store.zadd(CANCELLATIONS, {entry: time.time() - 5, b"60\0b\0t": time.time() - 5})
+    assert [one.key for one in await Cancellations(store).due()] == [b"b\0t"]
+
+
+@pytest.mark.parametrize("score", ["+inf", 2**62, 4_000_000_000])
+async def test_an_entry_with_a_time_in_the_future_hides_no_later_one(store: Redis, score: float) -> None:
+    cancellations = Cancellations(store)
+    await store.zadd(CANCELLATIONS, {b"50\0a\0t": score})
+    await cancellations.due()
+    cancellations.looked()
+    await store.zadd(CANCELLATIONS, {b"60\0b\0t": time.time()})
+    assert b"b\0t" in [one.key for one in await cancellations.due()]
+
+
 async def test_of_an_id_that_is_used_again_each_cancelled_submission_is_claimed(bench: Bench) -> None:
     """`request-cancel:<id>` has room for one token alone: the first one's is gone with the second."""
     await submitted(bench, "r", "t-1", DEADLINE + 1 / 2**21)

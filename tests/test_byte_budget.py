@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.poller.byte_budget import ByteBudget, ByteShare, HeldBytes, Holding
+from handlers.byte_budget import ByteBudget, ByteShare, HeldBytes, Holding
 
 
 def test_room_is_given_in_the_order_in_which_it_was_asked_for() -> None:

@@ -1,4 +1,4 @@
-"""Bound on the bytes that a poller holds: claimed requests and unstored responses.
+"""Bound on the bytes that a process holds: requests, and responses that are not stored or sent yet.
 
 A limit on the number of requests is not enough, since one request or response may have ten million bytes. Each kind
 has its own share; otherwise requests could use all of it, and no response could be read and stored.
@@ -6,8 +6,13 @@ has its own share; otherwise requests could use all of it, and no response could
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Final
+
+SMALL_BYTES: Final = 65_536
+"""Bytes of a body that needs no room of its own."""
 
 
 class ByteShare:
@@ -62,11 +67,11 @@ class Wish:
 
 
 class ByteBudget:
-    """The shares of one poller: for requests, for responses, and an eighth of `total` each for payloads and results.
+    """The shares of one process: requests, responses, and an eighth of `total` each for payloads and results.
 
     `payloads` is the share of offloaded payloads: a request that waits for it already holds bytes of `requests`.
-    `results` are encoded and wait to be stored. As JSON, a result may be six times as large as its response, which is
-    held while it waits for that share; it then counts as a response too, so that no more of these are read.
+    `results` are encoded and wait to be stored or sent. As JSON, a result may be six times as large as its response,
+    which is held while it waits for that share; it then counts as a response too, so that no more of these are read.
     """
 
     def __init__(self, total: int) -> None:
@@ -80,11 +85,11 @@ class ByteBudget:
 class Holding:
     """Bytes that one request holds of one share; none at first."""
 
-    __slots__ = ("_share", "_size", "_wish")
+    __slots__ = ("_share", "_wish", "size")
 
     def __init__(self, share: ByteShare) -> None:
         self._share = share
-        self._size = 0
+        self.size = 0
         self._wish: Wish | None = None
 
     def ask(self, size: int, on_granted: Callable[[], None]) -> bool:
@@ -100,17 +105,17 @@ class Holding:
     def hold(self, size: int) -> None:
         """Hold exactly `size` bytes, even without room; withdraws what was not granted."""
         wish, self._wish = self._wish, None
-        before = self._size
+        before = self.size
         if wish is not None and wish.is_granted:
             before += wish.size
         elif wish is not None:
             self._share.withdraw(wish)
-        self._size = size
+        self.size = size
         self._share.give(before - size)
 
 
 class HeldBytes:
-    """Bytes that one request holds of a budget, from its claim until its settlement is stored."""
+    """Bytes that one request holds of a budget, from its arrival until its result is stored or sent."""
 
     __slots__ = ("answer", "payload", "request", "result")
 
@@ -121,8 +126,17 @@ class HeldBytes:
         self.result = Holding(budget.results)
         self.request.hold(request_bytes)
 
+    async def room_for_result(self, size: int) -> None:
+        """Wait until a result of `size` bytes may be encoded."""
+        if size <= SMALL_BYTES:
+            return
+        room = asyncio.Event()
+        if not self.result.ask(size, room.set):
+            await room.wait()
+        self.answer.hold(size)
+
     def is_settled_with(self, size: int) -> None:
-        """Hold the `size` bytes of a settlement until it is stored."""
+        """Hold the `size` bytes of an encoded result until it is stored or sent."""
         self.payload.hold(0)
         self.answer.hold(size)
         self.result.hold(size)
