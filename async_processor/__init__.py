@@ -9,7 +9,7 @@
 
 Client, AsyncClient     for_redis, for_pubsub; ask, submit, submit_many, wait, results, peek, look_up, where, cancel
 NewRequest              one request for submit_many: payload, deadline, and optional fields
-Submission              id, token and deadline of a queued request; takes its place in wait, look_up, where, cancel
+Submission              id, token and deadline of a queued request; argument of wait, look_up, where, cancel
 Result                  id, status_code and payload, or error_code (an ErrorCode) and error_message
 RequestState            where a submission is: pending, claimed, retrying, finished, cancelled, ...
 ClientOptions           names of queue and result list, windows, sizes

@@ -1,4 +1,4 @@
-"""Write a gate of your own: the interface, parameter types, and what a package registers.
+"""Write your own gate: interface, parameter types, and registration.
 
 `docs/adding-a-gate.md` shows a complete package. Needs `async-processor[server]`.
 """

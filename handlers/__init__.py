@@ -1,4 +1,4 @@
-"""Async Processor: the folders of this package follow a request's path (docs/architecture.md).
+"""Async Processor. Its folders follow a request's path (docs/architecture.md).
 
   Pub/Sub push ─▶ doors/pubsub ──────────┐
   Knative source ─▶ doors/cloudevents ───┼─▶ contract (Request) ─▶ gates ─▶ forward ─▶ gateway

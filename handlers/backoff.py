@@ -1,7 +1,8 @@
-"""Delays between attempts: exponential backoff, `Retry-After`, and pauses while a dependency is down.
+"""Delays: backoff between attempts, and pauses while a dependency is down.
 
-A request is retried after `2 s · 2^attempt`, at most 60 s, with equal jitter, always inside its deadline. A longer
-`Retry-After` wins, up to half of the time left, with jitter so that clients with the same hint do not return at once.
+A request is retried after `2 s · 2^attempt`, at most 60 s, with equal jitter, and always before its deadline. A longer
+`Retry-After` takes precedence, up to half of the time left. It gets jitter too, so that requests with the same
+`Retry-After` are not retried at the same time.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from handlers.number_text import decimal
 
 BASE_SECONDS: Final = 2.0
 CAP_SECONDS: Final = 60.0
-_LAST_DOUBLING: Final = 5  # 2 s · 2^5 is past the cap; a larger exponent would only overflow
-_SPREAD: Final = 0.25  # most jitter on a hint: half of the time left still fits with it
+_LAST_DOUBLING: Final = 5  # 2 s · 2^5 exceeds the cap; a much larger exponent would overflow
+_SPREAD: Final = (
+    0.25  # most jitter on a Retry-After: half of the time left plus jitter is still before the deadline
+)
 
 
 def backoff_seconds(attempt: int, draw: float) -> float:
-    """Seconds before the attempt after `attempt` (0 was the first); `draw` is random in [0, 1)."""
+    """Seconds to wait after the failed `attempt`, counted from 0.
+
+    `draw` is random in [0, 1).
+    """
     ceiling = min(CAP_SECONDS, BASE_SECONDS * 2.0 ** min(max(attempt, 0), _LAST_DOUBLING))
     return ceiling / 2 + draw * ceiling / 2
 
@@ -35,17 +41,17 @@ def retry_delay(
     draw: float,
     earliest_seconds: float = 0.0,
 ) -> float | None:
-    """Seconds to wait before the next attempt; None if none fits before the deadline.
+    """Seconds to wait before the next attempt. None if the deadline is too close.
 
     `left_seconds` is the time to the deadline, `wish_seconds` the gateway's `Retry-After`, and `earliest_seconds` the
-    shortest delay of the transport (Pub/Sub's backoff).
+    shortest delay that the transport allows (Pub/Sub's backoff).
     """
     delay = backoff_seconds(attempt, draw)
     if wish_seconds is not None and wish_seconds > delay:
         delay = min(wish_seconds, left_seconds / 2) * (1 + _SPREAD * draw)
     elif delay >= left_seconds:
         delay = left_seconds / 2
-    # At the very end, retries would follow each other ever faster, so half of the first delay is the shortest.
+    # Near the deadline, each delay would be half of the last, so none is shorter than half of the first one.
     if delay < BASE_SECONDS / 2:
         return None
     delay = max(delay, earliest_seconds)
@@ -53,9 +59,9 @@ def retry_delay(
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:
-    """Seconds that a `Retry-After` header asks for (RFC 9110, 10.2.3: seconds or an HTTP date).
+    """Parse a `Retry-After` header (RFC 9110, 10.2.3) into seconds.
 
-    None if absent, invalid or negative; 0 for a date in the past.
+    Its value is a number of seconds or an HTTP date. None if absent, invalid or negative; 0 for a date in the past.
     """
     if not value:
         return None
@@ -71,7 +77,10 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
 
 
 class Backoff:
-    """Growing pauses while a call fails or finds nothing: doubling up to a cap, with equal jitter."""
+    """Growing pauses while a call fails or finds nothing.
+
+    They double up to a cap, with equal jitter.
+    """
 
     __slots__ = ("_cap_seconds", "_draw", "_first_seconds", "_next_seconds")
 
@@ -91,7 +100,7 @@ class Backoff:
         return self._next_seconds > self._first_seconds
 
     def next_seconds(self) -> float:
-        """The next pause; each call counts as a failure."""
+        """The next pause. Each call counts as a failure."""
         ceiling = self._next_seconds
         self._next_seconds = min(self._cap_seconds, ceiling * 2)
         return ceiling * (0.5 + self._draw() / 2)
@@ -100,5 +109,5 @@ class Backoff:
         await asyncio.sleep(self.next_seconds())
 
     def reset(self) -> None:
-        """Record a success: the next pause is the first one again."""
+        """Record a success. The next pause is the first one again."""
         self._next_seconds = self._first_seconds

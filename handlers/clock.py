@@ -1,6 +1,6 @@
-"""A clock that follows another computer's, so that deadlines are compared on one clock.
+"""A clock that follows another computer's, to compare deadlines on one clock.
 
-A Redis server tells its time in each answer, Pub/Sub in each push; the local clock may be wrong by hours.
+Claims return the Redis server's time, pushes have the time of their publication. The local clock may be wrong by hours.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ from collections.abc import Callable
 from typing import Final
 
 SKEW_SECONDS: Final = 5.0
-"""Seconds by which the local clock may differ before that is logged."""
+"""Seconds by which the local clock may differ before the difference is logged."""
 _SAMPLE_SECONDS: Final = 30.0
-"""Seconds for which an exact observation wins over a newer, less exact one; clocks drift by milliseconds in that
-time.
-"""
+"""Seconds for which an observation is preferred to a newer, less exact one. Clocks drift by milliseconds meanwhile."""
 _MESSAGE_SECONDS: Final = 600.0
-"""Seconds for which the time in a message counts, if no later message shows a later time."""
+"""Seconds for which the time of a message is used, unless a later message shows a later time."""
 
 
 class FollowedClock:
-    """Unix seconds of another computer; of this one until the first observation.
+    """Unix seconds of another computer. Until the first observation, of this one.
 
-    `monotonic` gives seconds that no clock change moves, `local` this computer's Unix seconds.
+    `monotonic` returns seconds that a change of the clock does not affect, `local` this computer's Unix seconds.
     """
 
     def __init__(
@@ -35,14 +33,17 @@ class FollowedClock:
         self._observed_at = 0.0
 
     def now(self) -> float:
-        """The Unix seconds of the other computer's clock."""
+        """The other computer's Unix seconds."""
         return self._local() if self._offset is None else self._monotonic() + self._offset
 
     def started(self) -> float:
         return self._monotonic()
 
     def observe(self, seconds: float, started_at: float) -> None:
-        """Record that the other computer reported `seconds` since `started_at`."""
+        """Record a reply with the other computer's time, `seconds`.
+
+        `started_at` is the value of `started` before the call.
+        """
         ended_at = self._monotonic()
         error = (ended_at - started_at) / 2
         offset = seconds - (started_at + ended_at) / 2
@@ -54,7 +55,7 @@ class FollowedClock:
     def observe_sent(self, seconds: float) -> None:
         """Record a message that was sent at `seconds` of the other clock.
 
-        Its transit time is unknown, so the latest time among recent messages counts.
+        It may have been sent long ago, so the latest time among recent messages counts.
         """
         self._forget_old()
         if self._offset is None:
@@ -77,11 +78,11 @@ class FollowedClock:
             self._offset = None
 
     def local_deadline(self, deadline: float) -> float:
-        """Convert a deadline of the other clock to the local clock, if they differ."""
+        """Convert a deadline to the local clock. A skew up to `SKEW_SECONDS` is ignored."""
         skew = self.skew_seconds
         return deadline + skew if abs(skew) > SKEW_SECONDS else deadline
 
     @property
     def skew_seconds(self) -> float:
-        """Seconds by which the local clock is ahead of the other one; negative: behind."""
+        """Seconds by which the local clock is ahead of the other. Negative if behind."""
         return self._local() - self.now()

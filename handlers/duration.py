@@ -1,4 +1,4 @@
-"""Durations as text: parsed for flags and gate parameters, formatted for people."""
+"""Parse durations of flags and gate parameters; format durations for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0
 
 
 def parse_duration(text: str) -> float | None:
-    """Seconds of a text such as `500ms`, `1h30m` or `90`; None if it is not a duration."""
+    """Seconds of a text such as `500ms`, `1h30m` or `90`. None if invalid."""
     compact = text.strip().lower().replace(" ", "")
     if _NUMBER.fullmatch(compact):
         return decimal(compact)

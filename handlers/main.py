@@ -18,11 +18,11 @@ from handlers.wiring.handler import handler_of
 
 @functions_framework.aio.http
 async def dispatch(request: Request) -> Response:
-    """CloudEvents from the poller or any Knative source; answers with the result event."""
+    """Answer a CloudEvent of a poller or Knative source with the result."""
     return await handler_of("dispatch").respond(request)
 
 
 @functions_framework.aio.http
 async def pubsub_push(request: Request) -> Response:
-    """Pub/Sub pushes; publishes the result, then answers 204."""
+    """Publish the result of a Pub/Sub push, then answer 204."""
     return await handler_of("pubsub_push").respond(request)

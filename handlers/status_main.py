@@ -22,7 +22,7 @@ class _CurrentSettings:
     """The current settings, which follow changes of the configuration file."""
 
     def __init__(self) -> None:
-        # The framework passes this function's name as the name of the door.
+        # The framework sets FUNCTION_TARGET to `status`, which is not a door.
         variables = {**os.environ, "FUNCTION_TARGET": ""}  # noqa: TID251  # the process's own start
         self._settings = load_settings(variables)
         self._watch = ConfigWatch(variables, self._settings, get_logger("status"))
@@ -37,5 +37,5 @@ _current = lru_cache(maxsize=1)(_CurrentSettings)
 
 @functions_framework.http
 def status(request: flask.Request) -> flask.Response:
-    """Respond with the page of the request's path."""
+    """Respond with the page for the request's path."""
     return respond(request, _current().get())

@@ -1,1 +1,1 @@
-"""Run a file of requests as one batch, built on the client."""
+"""Run a file of requests as one batch, with the client."""

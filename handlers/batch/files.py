@@ -1,12 +1,12 @@
-"""Files that a batch keeps beside its output, so an interrupted run can resume.
+"""Files beside a batch's output, from which an interrupted run resumes.
 
-<out>            answers, appended; with the error file it is the record of what is done
+<out>            answers, appended; this and the error file record which lines are finished
 <errors>         errors, appended
-<out>.batch      what the batch is, and how far its lines may have been submitted
-<out>.lock       held by the process that runs it, and removed at its end
+<out>.batch      the state: description of the batch, and the last line that may have been submitted
+<out>.lock       locked by the process that runs the batch, removed at its end
 <out>.input      the requests, if they came from stdin
 <out>.undecodable  results that could not be decoded, as base64
-<out>.cancel     there: it is to be cancelled
+<out>.cancel     exists if the batch is to be cancelled
 <out>.cancel-lines  numbers of single lines that are to be cancelled, appended
 """
 
@@ -40,9 +40,10 @@ class BatchConflict(ClientError):
 
 
 class BatchState(msgspec.Struct, kw_only=True):
-    """Content of the state file. `deadline` is in Unix seconds; `total` counts the requests of the file.
+    """Content of the state file.
 
-    Lines up to `submitted_through` may have been submitted, later ones have not.
+    `deadline` is in Unix seconds; `total` is the number of requests in the input. Lines up to `submitted_through` may
+    have been submitted, later ones have not.
     """
 
     batch: str
@@ -65,9 +66,9 @@ class BatchState(msgspec.Struct, kw_only=True):
 
 
 def open_private(path: Path, mode: str = "rb") -> IO[bytes]:
-    """Open a regular file, never through a symbolic link, without truncating it; a new one is 0600.
+    """Open a regular file that is not a symbolic link. Raises `BatchConflict`.
 
-    `mode` is `rb`, `rb+`, `ab` or `wb` (which truncates only after the checks). Raises `BatchConflict`.
+    `mode` is `rb`, `rb+`, `ab` or `wb`, which truncates only after the checks. A new file has mode 0600.
     """
     flags = {"rb": os.O_RDONLY, "rb+": os.O_RDWR}.get(mode, os.O_RDWR | os.O_CREAT)
     flags |= os.O_APPEND if mode == "ab" else 0
@@ -79,7 +80,7 @@ def open_private(path: Path, mode: str = "rb") -> IO[bytes]:
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise BatchConflict(f"{path}: expected a regular file")
+        raise BatchConflict(f"{path}: expected a regular file, got another kind")
     if mode == "wb":
         os.ftruncate(descriptor, 0)
     return os.fdopen(descriptor, mode)
@@ -102,14 +103,14 @@ class BatchFiles:
         self.undecodable = out.with_name(f"{out.name}.undecodable")
 
     def read_state(self) -> BatchState | None:
-        """The state of an earlier run; None if there was none. Raises `BatchConflict` if it is broken."""
+        """The state of an earlier run, or None. Raises `BatchConflict` if it cannot be decoded."""
         try:
             with open_private(self.state) as file:
                 return msgspec.json.decode(file.read(), type=BatchState)
         except FileNotFoundError:
             return None
         except MALFORMED as error:
-            raise BatchConflict(f"{self.state}: not the state of a batch ({error})") from None
+            raise BatchConflict(f"{self.state}: expected the state of a batch, got {error}") from None
 
     def write_state(self, state: BatchState) -> None:
         """Replace the state file atomically and sync it to disk."""
@@ -132,14 +133,14 @@ class BatchFiles:
         open_private(self.cancel, "ab").close()
 
     def request_cancel_of(self, numbers: Sequence[int]) -> None:
-        """Ask for the cancellation of single lines, by the process that runs the batch now or later."""
+        """Ask the process that runs the batch (now or later) for cancellations."""
         with open_private(self.cancel_lines, "ab") as file:
             file.write("".join(f"{number}\n" for number in numbers).encode())
             file.flush()
             os.fsync(file.fileno())
 
     def lines_to_cancel(self) -> set[int]:
-        """Numbers of the single lines that are to be cancelled."""
+        """Numbers of the lines that are to be cancelled."""
         try:
             with open_private(self.cancel_lines) as file:
                 numbers = (whole(text.strip()) for text in file if text.endswith(b"\n"))
@@ -149,7 +150,10 @@ class BatchFiles:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the batch; raises `BatchConflict` if another process holds it. Removes the lock file at the end."""
+        """Lock the batch, and remove the lock file at the end.
+
+        Raises `BatchConflict` if another process has locked it.
+        """
         while True:
             with open_private(self._lock, "ab") as file:
                 try:
@@ -157,7 +161,7 @@ class BatchFiles:
                 except BlockingIOError:
                     raise BatchConflict(f"{self.out}: another process runs this batch") from None
                 if not self._is_lock(file):
-                    continue  # its holder removed it after we opened it: lock the new one
+                    continue  # its holder removed the file after we opened it, so lock the new one
                 try:
                     yield
                 finally:
@@ -180,7 +184,7 @@ class BatchFiles:
 
 
 class AnsweredLines:
-    """Bit set of the lines that have output."""
+    """A bit set of the numbers of lines that have output."""
 
     def __init__(self) -> None:
         self._bits = bytearray()
@@ -197,7 +201,7 @@ class AnsweredLines:
 
 
 class BatchOutput:
-    """The output and error file, open for appending. `damaged` counts lines that are not whole output lines."""
+    """The output and the error file, open for appending. `damaged` lists invalid lines (path:line)."""
 
     def __init__(self, files: BatchFiles, batch: str) -> None:
         self.answered = AnsweredLines()
@@ -219,7 +223,7 @@ class BatchOutput:
             self.failed += 1
 
     def sync(self) -> None:
-        """Flush written lines to disk, before their results are acknowledged."""
+        """Flush written lines to disk."""
         for file in (self._out, self._errors):
             file.flush()
             os.fsync(file.fileno())
@@ -229,9 +233,9 @@ class BatchOutput:
         self._errors.close()
 
     def _recover(self, path: Path, batch: str) -> int:
-        """Mark the requests that a file answers and truncate a partial last line; returns the count.
+        """Mark the requests that a file answers as finished. Returns how many.
 
-        A damaged line elsewhere is reported, and its request is done again.
+        A partial last line is truncated. Other damaged lines are reported; their requests are submitted again.
         """
         try:
             file = open_private(path, "rb+")
@@ -268,7 +272,10 @@ def source_print(path: Path) -> str:
 
 
 def numbered_lines(path: Path, first: int, last: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """The lines `first` to `last` (counted from 1) that are not blank, one at a time, without a byte order mark."""
+    """Yield the non-blank lines `first` to `last`, with their numbers from 1.
+
+    A byte order mark is removed.
+    """
     with path.open("rb") as file:
         for number, text in enumerate(file, start=1):
             if last is not None and number > last:
@@ -282,7 +289,8 @@ def numbered_lines(path: Path, first: int, last: int | None = None) -> Iterator[
 class FoundLine(msgspec.Struct, kw_only=True):
     """One line of the input.
 
-    `written` is the kind and file of its answer or error, or empty. `is_cancelled`: it is not submitted any more.
+    `written` is empty, or the kind of its answer or error and the file that has it. `is_cancelled`: its cancellation
+    was requested.
     """
 
     custom_id: str
@@ -293,7 +301,7 @@ class FoundLine(msgspec.Struct, kw_only=True):
 
 
 def find_lines(files: BatchFiles, state: BatchState, custom_ids: Collection[str]) -> dict[str, FoundLine]:
-    """The first line with each `custom_id`; ids without a line are missing."""
+    """The first line with each of `custom_ids`. Ids without a line are left out."""
     found: dict[str, FoundLine] = {}
     cancelled = files.lines_to_cancel()
     for number, text in numbered_lines(Path(state.source), 1):

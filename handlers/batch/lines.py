@@ -4,8 +4,8 @@
     out  {"id": "batch_req_…", "custom_id": "a", "error": null,
           "response": {"status_code": 200, "request_id": "…", "body": {…}}}
 
-Lines with a 2xx answer go to the output file, all others to the error file. `id` ends in the number of the input
-line, so that an interrupted run can tell which lines it has written.
+Lines with a 2xx answer go to the output file, all others to the error file. `id` ends with the number of the input
+line, from which a resumed run knows which lines are written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _URL = re.compile(r"/[!-~]*")
 
 
 class BatchLine(msgspec.Struct, frozen=True):
-    """One request of the file; `number` counts from 1, `body` is unchanged JSON."""
+    """One request of the file. `number` counts from 1, `body` is unchanged JSON."""
 
     number: int
     custom_id: str
@@ -37,7 +37,7 @@ class BatchLine(msgspec.Struct, frozen=True):
 
 
 class InvalidLine(msgspec.Struct, frozen=True):
-    """An invalid line: it gets an error line, and the batch continues."""
+    """An invalid line. It gets an error line, and the batch continues."""
 
     number: int
     custom_id: str
@@ -99,7 +99,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def decode_line(number: int, text: bytes) -> BatchLine | InvalidLine:
-    """The request in one line of the file."""
+    """Decode one line of the file."""
     try:
         fields = split_object(repaired(text))
         line = _input_decoder.decode(pick(fields, _Input.__struct_fields__))
@@ -113,9 +113,9 @@ def decode_line(number: int, text: bytes) -> BatchLine | InvalidLine:
 
 
 def _problem(line: _Input, body: bytes) -> str:
-    """The fault of a line, with the field; empty if it is a valid request."""
+    """The fault of a line, with the field. Empty for a valid request."""
     if not line.custom_id:
-        return "custom_id: expected a string that is not empty, got nothing"
+        return "custom_id: expected a non-empty string, got nothing"
     if line.method.upper() != "POST":
         return (
             f"method: expected POST, got {line.method[:20]!r}"
@@ -129,20 +129,20 @@ def _problem(line: _Input, body: bytes) -> str:
 
 def _body_problem(body: bytes) -> str:
     if not body.startswith(b"{"):
-        return "body: expected a JSON object"
+        return "body: expected a JSON object, got nothing or another value"
     try:
         is_stream = b'"stream"' in body and bool(_body_decoder.decode(body).stream)
     except MALFORMED:
-        is_stream = False  # another type, or too deep: the gateway decides
+        is_stream = False  # of another type, or nested too deeply: the gateway decides
     return (
-        "body.stream: expected false or nothing, got true (a batch collects whole answers)"
+        "body.stream: expected false or nothing, got true (a batch collects complete responses)"
         if is_stream
         else ""
     )
 
 
 def custom_id_of(text: bytes) -> str:
-    """The `custom_id` of a line, valid or not; empty if it cannot be read."""
+    """The `custom_id` of any line. Empty if it cannot be read."""
     try:
         custom_id = _id_decoder.decode(text).custom_id
     except MALFORMED:
@@ -161,7 +161,7 @@ def output_id(batch: str, number: int) -> str:
 
 
 def decode_output(batch: str, text: bytes) -> tuple[int, str] | None:
-    """The number of the request that an output line answers, and its kind of error; None if it is damaged."""
+    """The number of the answered line and the kind of error. None for a damaged line."""
     try:
         line = _written_decoder.decode(text)
     except MALFORMED:
@@ -173,7 +173,7 @@ def decode_output(batch: str, text: bytes) -> tuple[int, str] | None:
 
 
 def error_kind(text: bytes) -> str:
-    """The kind of one of our error lines: its code, or `http_<status>`."""
+    """The kind of an error line: its code, or `http_<status>`."""
     return _kind(_written_decoder.decode(text))
 
 
@@ -185,9 +185,9 @@ def _kind(line: _Written) -> str:
 
 
 def encode_result_line(batch: str, number: int, custom_id: str, result: Result) -> tuple[bytes, bool]:
-    """The line for a result, and whether it belongs to the output file (a 2xx answer).
+    """The line for a result, and whether the output file gets it.
 
-    A payload that another system stored elsewhere (`payload_ref`, such as an `s3://` URL) is an error that names it.
+    Lines with a 2xx answer do. A payload that is stored elsewhere (`payload_ref` with an `s3://` URL) is an error.
     """
     if result.payload_ref:
         return encode_error(
@@ -209,7 +209,7 @@ def encode_error(batch: str, number: int, custom_id: str, code: str, message: st
 
 
 def _body(payload: str) -> msgspec.Raw | str:
-    """The gateway's JSON as JSON, on one line; anything else as a string."""
+    """The response as JSON on one line, or as a string."""
     text = payload.encode()
     try:
         _raw_decoder.decode(text)

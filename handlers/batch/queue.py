@@ -1,4 +1,4 @@
-"""The Redis side of one batch: its requests in the queue, its results in a list of their own."""
+"""The Redis side of one batch: submit, collect and cancel its requests."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from handlers.redis_store.submit.client_access import RedisAccess, open_redis
 from handlers.redis_store.submit.submissions import MemberParts
 
 PATIENCE_SECONDS = 30.0
-"""Seconds for which a batch retries through a failover; then it stops and can be resumed."""
+"""Seconds for which a batch retries a submission during a failover. Then it stops, and can be resumed."""
 
 RESULTS_KEPT_SECONDS = 7 * 86_400
-"""Seconds for which results wait for a batch that is not running, after the last result."""
+"""Seconds after the last result for which Redis keeps the results of a batch that is not running."""
 
 
 class BatchQueue:
-    """Submits, collects and cancels the lines of one batch."""
+    """The queue and the result list of one batch."""
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class BatchQueue:
         return request_id(self._state.batch, number)
 
     def number(self, request_id: str) -> int | None:
-        """The line whose request has that id; None for another batch's id."""
+        """The line number of a request id. None for another batch's id."""
         batch, _, digits = request_id.rpartition("-")
         return whole(digits) if batch == self._state.batch else None
 
     def prepare(self, line: BatchLine) -> MemberParts | InvalidLine:
-        """The member for a line, or the fault of the line."""
+        """Encode a line's request, or return its fault."""
         state = self._state
         request = NewRequest(
             id=self.request_id(line.number),
@@ -85,7 +85,7 @@ class BatchQueue:
         )
 
     async def submit(self, parts: Sequence[MemberParts], *, is_repeated: bool) -> None:
-        """Queue lines in order; with `is_repeated`, lines that are live are skipped."""
+        """Queue lines in order. With `is_repeated`, lines that are live are skipped."""
         for batch in batches(parts):
             await self._patience.insist(partial(self._submit, batch, is_repeated))
 
@@ -94,7 +94,7 @@ class BatchQueue:
         await self._submissions.submit(self._state.queue, batch, is_repeated=again)
 
     async def collect(self, limit: int) -> list[bytes]:
-        """The oldest results, left in the list, with their offloaded payloads."""
+        """Read the oldest results with their offloaded payloads. They stay in the list."""
         with store_errors():
             texts = await oldest_results(self._redis, self._state.results, limit)
             whole = await whole_results(self._redis, texts)
@@ -102,29 +102,29 @@ class BatchQueue:
         return [one.text for one in whole]
 
     async def drop(self, count: int) -> None:
-        """Remove the oldest results, which are on disk."""
+        """Remove the oldest `count` results and their offloaded payloads."""
         with store_errors():
             await drop_oldest_results(self._redis, self._state.results, count)
             await delete_payloads(self._redis, [key for key in self._payload_keys[:count] if key])
         self._payload_keys = self._payload_keys[count:]
 
     async def are_live(self, numbers: Sequence[int]) -> list[bool]:
-        """For each line, whether its request has no final result yet."""
+        """Whether the request of each line is live: neither answered nor overdue."""
         with store_errors():
             return await self._submissions.are_live([self.request_id(number) for number in numbers])
 
     async def cancel(self, numbers: Sequence[int]) -> None:
-        """Cancel the requests of these lines; their results are `CANCELLED`."""
+        """Cancel the requests of these lines. Their results are `CANCELLED`."""
         with store_errors():
             await self._submissions.cancel([(self.request_id(number), "") for number in numbers])
 
     async def waiting_for_retry(self, retry_queue: str) -> int:
-        """The number of requests, of all batches, that wait for a retry."""
+        """The number of requests in the retry set, of all producers."""
         with store_errors():
             return await self._submissions.depth(retry_queue)
 
     async def delete_results(self) -> None:
-        """Delete the result list; its results are in the files."""
+        """Delete the result list."""
         with store_errors():
             await self._redis.unlink(self._state.results)
 

@@ -1,13 +1,14 @@
-"""Run a batch: keep a window of its lines queued, write results to files, and resume after a crash.
+"""Run a batch: submit lines, write results to files, resume after crashes.
 
 Three rules prevent duplicate submissions and lost or duplicate results:
 
 - before a line is submitted, the state file records that it may be;
-- a result is acknowledged only after its line is on disk;
+- a result is removed from Redis only after its line is on disk;
 - a resumed run first checks the lines that may have been submitted: lines that are live or have a result are not
   submitted again.
 
-Memory holds the submitted lines without an answer, and one bit for each line of the file.
+A window limits the lines that are submitted and not answered. Memory holds these, and one bit for each line of the
+file.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ from handlers.redis_store.submit.submissions import MemberParts
 SUBMITTED_AT_ONCE = 500
 COLLECTED_AT_ONCE = 1_000
 JOURNALED_AHEAD = 5_000
-"""Lines that one write to the state file covers."""
+"""Lines that one write to the state file marks as possibly submitted."""
 
 _RETRY_PAUSES = (0.01, 1.0)
 """First and longest pause while the broker does not answer, in seconds."""
 CANCEL_CHECK_SECONDS = 0.5
 UNREACHABLE_SECONDS = 60.0
-"""Seconds without a broker after which the run stops; it can be resumed."""
+"""Seconds without an answer of the broker after which the run stops. It can be resumed."""
 SHOWN_DAMAGED = 10
 
 T = TypeVar("T")
@@ -62,8 +63,8 @@ log = logging.getLogger(__name__)
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of a run.
 
-    `window` is the most lines submitted and not yet answered. `late_seconds` is how long a result is awaited after
-    the deadline or a cancellation.
+    `window` is the maximum of lines that are submitted and not answered. `late_seconds` is how long the run waits for
+    results after the deadline or a cancellation.
     """
 
     window: int = 20_000
@@ -71,7 +72,7 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """Progress of a batch; `unanswered` counts the submitted lines without a result."""
+    """Progress of a batch. `unanswered` counts the submitted lines without a result."""
 
     total: int
     completed: int
@@ -98,7 +99,7 @@ class BatchRun:
         self._report = report
         self._output = BatchOutput(files, state.batch)
         for place in self._output.damaged[:SHOWN_DAMAGED]:
-            log.warning("%s: damaged line; its request is done again", place)
+            log.warning("%s: damaged line, its request is submitted again", place)
         if len(self._output.damaged) > SHOWN_DAMAGED:
             log.warning("%d more damaged lines", len(self._output.damaged) - SHOWN_DAMAGED)
         self._waiting: dict[int, str] = {}  # line -> custom id: submitted, or about to be, and not answered
@@ -109,7 +110,7 @@ class BatchRun:
         self._cancelled_lines: set[int] = set()
 
     async def run(self) -> BatchState:
-        """Run to the end and return the final state. An interruption keeps all written lines."""
+        """Run to the end and return the final state. An interrupted run keeps all written lines."""
         try:
             await self._settle_uncertain()
             await self._feed_and_collect()
@@ -133,7 +134,7 @@ class BatchRun:
     # --- lines into the queue
 
     async def _settle_uncertain(self) -> None:
-        """Check the lines that may have been submitted, and submit the missing ones."""
+        """Check which possibly submitted lines were, and submit the others."""
         lines = list(self._lines(1, self._state.submitted_through))
         for line in lines:
             self._waiting[line.number] = line.custom_id
@@ -143,8 +144,8 @@ class BatchRun:
             states = await patiently(partial(self._queue.are_live, numbers))
             live.update(number for number, is_live in zip(numbers, states, strict=True) if is_live)
         await self._look_for_cancel()
-        # A request without a live marker has a result, since one step changes both. So a line
-        # that is neither live nor answered was never submitted.
+        # The mark of a live request is deleted with or after the storing of its result. So a line that is neither live
+        # nor answered was never submitted, or is overdue.
         while await self._collect():
             pass
         missing = [line for line in lines if line.number in self._waiting and line.number not in live]
@@ -172,10 +173,10 @@ class BatchRun:
             self._state.submitted_through = chunk[-1].number + JOURNALED_AHEAD
             self._save()
         await self._submit(chunk, is_repeated=False)
-        await asyncio.sleep(0)  # reading a cached file never waits, so give the collector its turn
+        await asyncio.sleep(0)  # reading a cached file never waits, so let the collector run
 
     async def _submit(self, lines: list[BatchLine], *, is_repeated: bool) -> None:
-        """Submit lines, or write the errors of cancelled, late and invalid ones."""
+        """Submit lines. Write errors for cancelled, overdue and invalid ones."""
         await self._look_for_cancel()
         parts: list[MemberParts] = []
         for line in lines:
@@ -196,7 +197,7 @@ class BatchRun:
             await self._queue.submit(parts, is_repeated=is_repeated or attempts > 1)
 
         await patiently(submit)
-        # A cancellation that arrived during the call may have found no request yet.
+        # A cancellation during the call may have found no request to cancel yet.
         await self._cancel([line.number for line in lines if self._is_cancelled(line.number)])
         self._tell()
 
@@ -209,7 +210,7 @@ class BatchRun:
         return EXPIRED if time.time() >= self._state.deadline else ""
 
     def _lines(self, first: int, last: int | None = None) -> Iterator[BatchLine]:
-        """Requests of lines without output; an invalid line gets its error line here."""
+        """Requests of lines without output. Writes error lines for invalid ones."""
         for number, text in numbered_lines(Path(self._state.source), first, last):
             if number in self._output.answered:
                 continue
@@ -237,7 +238,7 @@ class BatchRun:
                 self._tell()
 
     async def _collect(self) -> int:
-        """Write the oldest results, then drop them; returns how many there were."""
+        """Write the oldest results to disk, then remove them. Returns how many."""
         texts = await patiently(lambda: self._queue.collect(COLLECTED_AT_ONCE))
         if not texts:
             return 0
@@ -272,7 +273,7 @@ class BatchRun:
     # --- the end
 
     async def _look_for_cancel(self) -> None:
-        """Cancel the batch or the single lines whose cancellation was requested since the last look."""
+        """Cancel the batch or lines, if requested since the last call."""
         if self._cancelled_at is not None:
             return
         if self._files.cancel.exists():
@@ -284,21 +285,24 @@ class BatchRun:
         await self._cancel(sorted(new))
 
     async def _cancel(self, numbers: Sequence[int]) -> None:
-        """Cancel the requests of those lines that wait for a result."""
+        """Cancel those of the lines that wait for a result."""
         waiting = [number for number in numbers if number in self._waiting]
         for start in range(0, len(waiting), SUBMITTED_AT_ONCE):
             some = waiting[start : start + SUBMITTED_AT_ONCE]
             await patiently(partial(self._queue.cancel, some))
 
     def _give_up_the_late(self) -> None:
-        """Write an error for lines whose result is long overdue: no poller runs, or Redis lost them."""
+        """Write errors for lines whose results are long overdue.
+
+        No poller runs, or Redis has lost the requests.
+        """
         late_seconds = self._options.late_seconds
         if time.monotonic() - self._last_result_at < late_seconds:
             return
         if self._cancelled_at is not None and time.monotonic() - self._cancelled_at > late_seconds:
-            code, message = CANCELLED, "cancelled; no result came"
+            code, message = CANCELLED, "cancelled; no result arrived"
         elif time.time() > self._state.deadline + late_seconds:
-            code, message = EXPIRED, "no result came by the deadline"
+            code, message = EXPIRED, "no result arrived by the deadline"
         else:
             return
         for number, custom_id in self._waiting.items():

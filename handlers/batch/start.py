@@ -1,4 +1,4 @@
-"""Check the file of a batch and begin it, or resume the one that an output file belongs to."""
+"""Check a batch's input file and begin the batch, or resume it."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def begin_or_resume(
     tenant: str,
     is_checked: bool = True,
 ) -> BatchState:
-    """Read or create the batch's state and write it to its file.
+    """Read the state of an earlier run, or create a new one.
 
-    Settings of an earlier run are kept. Unless `is_checked` is False, every line is checked first. Raises
+    The settings of an earlier run are kept. With `is_checked`, every line of a new batch is checked first. Raises
     `BatchConflict` if the files belong to another batch or the input has changed, `InvalidFile` for an invalid input.
     """
     state = files.read_state()
     if state is not None:
         if state.source_print != source_print(source):
-            raise BatchConflict(f"{source}: is not, or no longer, the file that {files.state} is about")
+            raise BatchConflict(f"{source}: expected the unchanged input of {files.state}, got another file")
         state.source = str(source.absolute())
         return state
     for path in (files.out, files.errors):
         if path.exists() and path.stat().st_size:
-            raise BatchConflict(f"{path}: exists, and {files.state} does not; move it away")
+            raise BatchConflict(f"{path}: exists, but {files.state} does not; move it away")
     total = _checked_total(source, is_checked=is_checked)
     name = secrets.token_hex(8)
     state = BatchState(
@@ -71,7 +71,7 @@ def _checked_total(source: Path, *, is_checked: bool) -> int:
             f"{source}: {check.faulty:,} of {counted(check.total, 'line')} cannot be used; nothing was queued\n  "
             + "\n  ".join(check.faults)
             + more
-            + "\nCorrect the file, or run with --no-check: unusable lines then get error lines; "
+            + "\nCorrect the file, or run with --no-check: invalid lines then get error lines; "
             "lines that repeat a custom_id are submitted"
         )
     return check.total
@@ -97,7 +97,7 @@ class InvalidFile(BatchConflict):
 
 
 class FileCheck(msgspec.Struct, frozen=True):
-    """Result of a check: the number of requests and of faulty lines, and the first faults."""
+    """Numbers of requests and of invalid lines, and the first faults."""
 
     total: int
     faulty: int
@@ -105,7 +105,7 @@ class FileCheck(msgspec.Struct, frozen=True):
 
 
 def file_format(head: bytes) -> str:
-    """The format of a file by its first bytes, if it is not JSON in UTF-8; else empty."""
+    """The format that a file's first bytes show. Empty if it may be JSON in UTF-8."""
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
@@ -115,16 +115,15 @@ def file_format(head: bytes) -> str:
 
 
 def check_text_file(path: Path, head: bytes) -> None:
-    """Raise `InvalidFile` if a file is compressed or not in UTF-8, by its first bytes."""
+    """Raise `InvalidFile` if the first bytes show a compressed or non-UTF-8 file."""
     if found := file_format(head):
         raise InvalidFile(f"{path}: expected JSON lines in UTF-8, got {found}; convert the file first")
 
 
 def check_file(path: Path, *, is_whole: bool) -> FileCheck:
-    """Check the format and, with `is_whole`, every line.
+    """Check the format and, with `is_whole`, every line. Raises `InvalidFile` for another format.
 
-    Raises `InvalidFile` for another format or a duplicate `custom_id`. Needs 16 bytes of memory, and the line's
-    number, for each `custom_id`.
+    A repeated `custom_id` is a fault. Needs 16 bytes of memory, and a line number, for each `custom_id`.
     """
     with path.open("rb") as file:
         check_text_file(path, file.read(8))
@@ -148,5 +147,5 @@ def _fault(number: int, text: bytes, first_lines: dict[bytes, int]) -> str:
         digest = hashlib.blake2b(line.custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         first = first_lines.setdefault(digest, number)
         if first != number:
-            return f"custom_id: {line.custom_id[:80]!r} is on line {first} too"
+            return f"custom_id: expected a unique id, got {line.custom_id[:80]!r} of line {first}"
     return reason

@@ -83,7 +83,7 @@ class AsyncClient:
         within: timedelta | float | None = None,
         **fields: Unpack[RequestFields],
     ) -> Result:
-        """Queue a request with its own result list. Wait for the result."""
+        """Queue one request and wait for the result in its own list."""
         fields["has_own_results"] = True
         submission = await self.submit(payload, deadline=deadline, **fields)
         return await self.wait(submission, within=within)

@@ -1,1 +1,1 @@
-"""Deliver results to HTTPS receivers, built on the client."""
+"""Deliver results to HTTPS receivers (webhooks), with the client."""

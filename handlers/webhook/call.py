@@ -31,7 +31,7 @@ _MOST_ANSWER_BYTES: Final = 65_536
 
 
 class CallAnswer(msgspec.Struct, frozen=True):
-    """Outcome of a call; `status` is 0 without a response."""
+    """Outcome of a call. `status` is 0 without a response."""
 
     status: int = 0
     retry_after_seconds: float | None = None
@@ -42,19 +42,22 @@ class CallAnswer(msgspec.Struct, frozen=True):
 
     @property
     def is_gone(self) -> bool:
-        """Whether the receiver answered 410 Gone."""
+        """Whether the receiver responded 410 (Gone)."""
         return self.status == _GONE
 
     @property
     def is_trouble(self) -> bool:
-        """Whether the failure concerns the receiver, so that calls to it must pause."""
+        """Whether the receiver itself fails, so that calls to it must pause."""
         if self.is_taken or self.is_gone:
             return False
         return self.status in (0, _TOO_MANY) or self.status >= 500 or bool(self.retry_after_seconds)
 
 
 class Caller:
-    """Posts events; `clock` gives Unix seconds. Connects to public addresses only, unless `allow_private`."""
+    """Posts events. `clock` returns Unix seconds.
+
+    It connects to public addresses only, unless `allow_private`.
+    """
 
     def __init__(
         self, *, allow_private: bool, call_seconds: float, clock: Callable[[], float] = time.time
@@ -74,7 +77,7 @@ class Caller:
     async def post(
         self, target: WebhookTarget, result: Result, since: float, undelivered: str = ""
     ) -> CallAnswer:
-        """Send the event once, signed; see `event_body`."""
+        """Sign and send the event once. `event_body` explains the arguments."""
         body = event_body(result, since, undelivered)
         signed = signature_headers(target.keys, webhook_id(result), int(self._clock()), body)
         headers = {"content-type": "application/json", **signed}
@@ -92,7 +95,10 @@ class Caller:
 
 
 def event_body(result: Result, since: float, undelivered: str = "") -> bytes:
-    """The event as JSON, equal for every call; `since` is the result's arrival, in Unix seconds."""
+    """The event as JSON. `since` is the arrival of the result in Unix seconds.
+
+    `undelivered` is the reason why the receiver that the request names did not get it, or empty.
+    """
     at = since if result.finished_at is None else result.finished_at
     event = {
         "type": EVENT_TYPE,
@@ -105,7 +111,7 @@ def event_body(result: Result, since: float, undelivered: str = "") -> bytes:
 
 
 def webhook_id(result: Result) -> str:
-    """Id of a result, equal for all its deliveries, so that a receiver can drop duplicates."""
+    """The id of a result's event, by which receivers drop duplicates."""
     name = f"{result.id}\0{result.request_token}"
     return f"res_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
@@ -116,7 +122,10 @@ _ALPHABET: Final = re.compile(r"[A-Za-z0-9+/=]+")
 
 
 def read_secrets(text: str, setting: str) -> list[bytes]:
-    """Parse keys, one per line: `whsec_` and base64 of 24 to 64 bytes. Raises `InvalidSetting`."""
+    """Parse secrets, one per line. Raises `InvalidSetting`.
+
+    Each is `whsec_` and the base64 of 24 to 64 bytes.
+    """
     keys = [_key(line.strip(), setting) for line in text.splitlines() if line.strip()]
     if not keys:
         raise InvalidSetting(setting, found="nothing", accepted="a secret such as whsec_…, one per line")
@@ -124,7 +133,7 @@ def read_secrets(text: str, setting: str) -> list[bytes]:
 
 
 def _key(line: str, setting: str) -> bytes:
-    """Parse one key; errors do not show it."""
+    """Parse one secret. Errors do not show it."""
     text, accepted = line.removeprefix(_PREFIX), f"{_PREFIX} and base64 of {_LEAST} to {_MOST} bytes"
     if not _ALPHABET.fullmatch(text):
         hint = (
@@ -134,7 +143,7 @@ def _key(line: str, setting: str) -> bytes:
     try:
         key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        padding = "base64 with wrong padding: its length must be a multiple of 4, filled up with ="
+        padding = "base64 with wrong padding (its length must be a multiple of 4, padded with =)"
         raise InvalidSetting(setting, found=padding, accepted=accepted) from None
     if not _LEAST <= len(key) <= _MOST:
         raise InvalidSetting(setting, found=f"a secret of {counted(len(key), 'byte')}", accepted=accepted)
@@ -142,7 +151,10 @@ def _key(line: str, setting: str) -> bytes:
 
 
 def signature_headers(keys: Sequence[bytes], webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers, with a signature of every key, so that a receiver can rotate keys."""
+    """The headers that sign an event (the Standard Webhooks format).
+
+    There is one signature for each key, so that a receiver can rotate keys.
+    """
     signed = b".".join([webhook_id.encode(), str(timestamp).encode(), body])
     macs = (hmac.new(key, signed, hashlib.sha256).digest() for key in keys)
     return {

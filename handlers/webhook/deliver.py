@@ -1,6 +1,6 @@
-"""Deliver results to webhooks: leased until the receiver accepts them, signed, retried.
+"""Deliver results to webhooks: under a lease until accepted, signed, with retries.
 
-Connections go to public addresses only (`destinations`), and redirects are never followed. A receiver that is down or
+Connections go to public addresses only (`destinations`), and redirects are not followed. A receiver that is down or
 slow does not delay others (`lanes`).
 """
 
@@ -36,9 +36,9 @@ from handlers.webhook.lanes import LONGEST_PAUSE_SECONDS, Lane, Receiver
 
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _HELD_FOR_EACH_SLOT: Final = 4
-"""Results of one receiver in memory per slot: in flight, or waiting for a retry."""
+"""Results of one receiver in memory, for each slot: in flight, or waiting for a retry."""
 _RECEIVERS_IN_A_LANE: Final = 16
-"""Receivers below one entry of the list that may be down before others of that entry must wait."""
+"""Receivers of one entry of the list that may be down before others of that entry must wait."""
 _MOST_PARKED: Final = 50_000
 _MOST_KNOWN: Final = 10_000
 
@@ -46,19 +46,19 @@ log = logging.getLogger(__name__)
 
 
 class WebhookGone(Exception):
-    """The receiver answered 410 Gone: nothing more is sent to it."""
+    """The operator's receiver responded 410 (Gone). Nothing more is sent to it."""
 
 
 class WebhookOptions(msgspec.Struct, frozen=True):
     """Receiver, keys and limits of a delivery.
 
     `allow_private` permits private addresses and plain HTTP, for a receiver of your own. A result that is not
-    accepted within `give_up_seconds` goes to `on_given_up`.
+    accepted within `give_up_seconds` is passed to `on_given_up`.
 
-    A request may name one of `destinations` in its metadata (see `destinations`; needs `RESULT_DETAILS`). If that
-    receiver does not accept a result within `destination_seconds`, or is not on the list, the result goes to `url`
-    with the reason. Each entry of the list, and `url`, has `at_once` slots of its own. `held_bytes` bounds the
-    results in memory that are not in flight.
+    A request may name one of `destinations` in its metadata (see `destinations.py`; needs `RESULT_DETAILS`). If that
+    receiver does not accept a result within `destination_seconds`, or is not on the list, the result is sent to `url`
+    with the reason. Each entry of the list, and `url`, has `at_once` slots of its own. `held_bytes` limits the results
+    in memory.
     """
 
     url: str
@@ -86,12 +86,12 @@ class WebhookOptions(msgspec.Struct, frozen=True):
                 raise InvalidSetting("destinations", found=found, accepted="public hosts")
 
     def __repr__(self) -> str:
-        return "WebhookOptions(…)"  # keys, and a URL that may hold a token
+        return "WebhookOptions(…)"  # without keys, and without a URL that may contain a token
 
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """A result in memory for one receiver; `since` is its arrival in Unix seconds."""
+    """A result in memory for one receiver. `since` is its arrival in Unix seconds."""
 
     delivery: ResultDelivery
     receiver: Receiver
@@ -105,7 +105,7 @@ class _Held:
 
 
 class Webhook:
-    """Delivers to all receivers. `clock` gives Unix seconds."""
+    """Delivers results to all receivers. `clock` returns Unix seconds."""
 
     def __init__(
         self,
@@ -151,10 +151,7 @@ class Webhook:
         await self._caller.close()
 
     async def run(self, stream: ResultStream) -> None:
-        """Deliver until the stream ends. Raises `WebhookGone` or a `ClientError`.
-
-        Undelivered results are returned to the list.
-        """
+        """Deliver until the stream ends. Raises `WebhookGone` or a `ClientError`."""
         self._stream = stream
         try:
             async with asyncio.TaskGroup() as group:
@@ -174,7 +171,7 @@ class Webhook:
     async def _take(self, delivery: ResultDelivery, group: asyncio.TaskGroup) -> None:
         receiver, undelivered = self._aim(delivery.result)
         while not receiver.has_room and not self._lanes:
-            await self._until_one_leaves()  # there is no other receiver to read results for
+            await self._until_one_leaves()  # without other receivers, there is no use in reading more results
         held = _Held(delivery, receiver, self._clock(), undelivered)
         if receiver.has_room:
             self._enter(held)
@@ -183,7 +180,7 @@ class Webhook:
             self._park(held)
 
     def _aim(self, result: Result) -> tuple[Receiver, str]:
-        """The receiver that the request names, else the default one with the reason."""
+        """The receiver that the request names, else the default one and why."""
         options = self._options
         try:
             found = webhook_target_of(
@@ -195,7 +192,7 @@ class Webhook:
             return self._own, ""
         place, target = found
         receiver = self._receivers.pop(target.url, None) or self._receiver(target, self._lanes[place])
-        self._receivers[target.url] = receiver  # the least recently named receiver is forgotten first
+        self._receivers[target.url] = receiver  # the least recently used receiver comes first
         if len(self._receivers) > _MOST_KNOWN:
             self._forget_one()
         return receiver, ""
@@ -242,7 +239,7 @@ class Webhook:
         held.receiver.step_back()
 
     async def _carry(self, held: _Held) -> None:
-        """Deliver to the result's receiver, else to the default one; then acknowledge."""
+        """Deliver to the result's receiver, else to the default one, then acknowledge."""
         is_delivered = await self._is_delivered(held)
         if not is_delivered and held.receiver is not self._own:
             turned = self._turned_to_own(held)
@@ -266,9 +263,9 @@ class Webhook:
         await self._leave(held)
 
     def _turned_to_own(self, held: _Held) -> _Held:
-        reason = f"not taken in {self._seconds(held.receiver):g} s"
+        reason = f"not accepted within {self._seconds(held.receiver):g} s"
         if held.receiver.is_gone:
-            reason = "the receiver is gone (410)"
+            reason = "the receiver responded 410 (Gone)"
         return _Held(held.delivery, self._own, held.since, f"metadata.{METADATA_FIELD}: {reason}")
 
     def _seconds(self, receiver: Receiver) -> float:
@@ -278,9 +275,9 @@ class Webhook:
         return min(options.give_up_seconds, options.destination_seconds)
 
     async def _is_delivered(self, held: _Held) -> bool:
-        """Deliver within the time limit; returns whether the receiver accepted.
+        """Deliver within the time limit. Returns whether the receiver accepted.
 
-        A receiver that failed for that long gets one attempt when it is due.
+        If the receiver has accepted nothing for that long, one attempt is made, and only if it is due.
         """
         receiver, seconds = held.receiver, self._seconds(held.receiver)
         until, backoff = self._clock() + seconds, self._backoff()
@@ -294,7 +291,8 @@ class Webhook:
                 return True
             if answer is None or is_down:
                 return False
-            # While a receiver pauses, one due call probes for all results. A result that was refused alone waits alone.
+            # While a receiver pauses, its next due call tests it for all results. If only this result is refused, it
+            # waits alone.
             if not answer.is_gone and (not answer.is_trouble or receiver.took_at > failed_at):
                 pause_seconds = backoff.next_seconds()
                 if self._clock() + pause_seconds >= until:
@@ -304,7 +302,7 @@ class Webhook:
         return False
 
     async def _in_turn(self, held: _Held, until: float) -> CallAnswer | None:
-        """The outcome of a call; None if the receiver pauses beyond `until` (Unix seconds)."""
+        """Call when the receiver's pause ends. None if that is after `until` (Unix seconds)."""
         receiver = held.receiver
         if receiver.rests:
             try:
@@ -344,9 +342,7 @@ class Webhook:
         if receiver is self._own:
             raise WebhookGone
         if not receiver.is_gone:
-            log.warning(
-                "a receiver at %s is gone (410) and gets no more", urlsplit(receiver.target.url).netloc
-            )
+            log.warning("receiver disabled: %s responded 410 (Gone)", urlsplit(receiver.target.url).netloc)
         receiver.is_gone = True
 
 

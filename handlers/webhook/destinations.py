@@ -1,7 +1,7 @@
-"""Receivers that requests may name for their results: the operator's list.
+"""The operator's list of receivers that requests may name for their results.
 
-Each receiver has its own secrets, because anyone who can verify a signature can also create one. The name in a
-request is compared as a whole and never parsed as a URL. Connections go to public addresses only.
+Each receiver has its own secrets, because anyone who can verify a signature can also create one. The name in a request
+is compared with the list and never parsed as a URL. Connections go to public addresses only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAMED = re.compile(r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]{1,253}(:[0-9]{
 
 
 class DestinationRefused(Exception):
-    """A request names a receiver that is not on the list; the message does not repeat it."""
+    """A request names a receiver that is not on the list. The message does not repeat it."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -46,7 +46,7 @@ class Destination:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class WebhookTarget:
-    """Receiver of one result and the keys that sign it."""
+    """The receiver of a result, and the keys that sign it."""
 
     url: str
     keys: Sequence[bytes]
@@ -64,7 +64,7 @@ def read_destination(text: str, keys: Sequence[bytes], setting: str) -> Destinat
 def webhook_target_of(
     metadata: Mapping[str, str], destinations: Sequence[Destination], *, allow_private: bool
 ) -> tuple[str, WebhookTarget] | None:
-    """The entry and the receiver that a request names; None if it names none.
+    """The list's entry and the receiver that a request names, or None.
 
     Raises `DestinationRefused`.
     """
@@ -78,8 +78,7 @@ def webhook_target_of(
             if one.host == host and is_safe_path(match["path"], [one.path]):
                 return one.place, WebhookTarget(f"{match['scheme']}://{host}{match['path']}", one.keys)
     raise DestinationRefused(
-        f"metadata.{METADATA_FIELD}: expected https://host/path of the operator's list, got a receiver that is "
-        "not allowed"
+        f"metadata.{METADATA_FIELD}: expected a URL https://host/path on the operator's list, got another receiver"
     )
 
 
@@ -87,7 +86,7 @@ _GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
 _ASIDE: Final = tuple(
     ipaddress.IPv4Network(text)
     for text in (
-        "168.63.129.16/32",  # Azure's own server for its machines, on a public address
+        "168.63.129.16/32",  # Azure's internal service for virtual machines, on a public address
         "192.88.99.0/24",  # relays of 6to4 (RFC 7526), which lead to any IPv4 address
         # IANA's special-purpose registry of IPv4; the interpreter's own table differs between releases.
         "0.0.0.0/8",
@@ -127,10 +126,10 @@ _EMBEDDED: Final = (
 
 
 def is_public(address: str) -> bool:
-    """Whether a literal address is public; raises `ValueError` for other text.
+    """Whether a literal address is public. Raises `ValueError` for other text.
 
-    Only global unicast IPv6 (RFC 4291, 2.4) counts as public. An address that embeds an IPv4 address (mapped, NAT64,
-    6to4) is judged by that one.
+    Only global unicast IPv6 (RFC 4291, 2.4) counts as public. For an address that embeds an IPv4 address (mapped,
+    NAT64, 6to4), the IPv4 address decides.
     """
     found = ipaddress.ip_address(address)
     if isinstance(found, ipaddress.IPv4Address):
@@ -142,10 +141,11 @@ def is_public(address: str) -> bool:
 
 
 def is_public_host(host: str) -> bool:
-    """Whether a literal address is public; a name is checked when it is resolved.
+    """Whether a host may be public: False for private addresses.
 
-    A name of digits and dots only (`2130706433`, `127.1`, also in digits of other scripts) is an old notation of an
-    address, to which systems connect without a resolver. It never counts as public.
+    A name is checked when it is resolved. A name of digits and dots only (`2130706433`, `127.1`, also in digits of
+    other scripts) is an old notation of an address, to which systems connect without a resolver. It never counts as
+    public.
     """
     try:
         host = httpx.URL(scheme="https", host=host).raw_host.decode(

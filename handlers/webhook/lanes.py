@@ -1,7 +1,7 @@
-"""Waiting results and pauses of each receiver, so that a failing receiver delays no other.
+"""Waiting results and pauses of each receiver, so that none delays another.
 
-A waiting result takes no slot. Memory holds only a bounded amount of results per receiver. The rest is parked: only
-the lease is renewed, and when there is room the result is returned and received again.
+A waiting result uses no slot. Memory holds a bounded number of results for each receiver. The others are parked: only
+their leases are renewed, and when there is room they are released and received again.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from handlers.webhook.destinations import WebhookTarget
 
 LONGEST_PAUSE_SECONDS: Final = 300.0
 _LONGEST_RETRY_AFTER_SECONDS: Final = 3_600.0
-"""Longest `Retry-After` that is honoured, so that a receiver cannot postpone its results indefinitely."""
+"""Longest `Retry-After` that is followed, so that a receiver cannot postpone its results indefinitely."""
 
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """The slots and memory of one entry of the list, or of the default receiver."""
+    """Slots and memory of a list entry, or of the default receiver."""
 
     at_once: int
     most_held: int
@@ -38,15 +38,15 @@ class Lane:
 
     @property
     def has_room(self) -> bool:
-        """Whether another result may wait in memory; the first one always may."""
+        """Whether another result may wait in memory. The first one always may."""
         return self.held == 0 or (self.held < self.most_held and self.held_bytes < self.most_bytes)
 
 
 class Receiver(msgspec.Struct, eq=False):
-    """State of one receiver URL; times are in Unix seconds.
+    """State of one receiver URL. Times are in Unix seconds.
 
-    While it `rests`, one result at a time is tried, after growing pauses. A refusal that concerns a single result (a
-    400, a redirect) does not start a rest.
+    While the receiver `rests`, one result at a time is sent, after growing pauses. A refusal of a single result (a 400,
+    a redirect) does not start a rest.
     """
 
     target: WebhookTarget
@@ -79,26 +79,29 @@ class Receiver(msgspec.Struct, eq=False):
         self.lane.held_bytes += size_bytes
 
     def leave(self, size_bytes: int) -> list[bytes]:
-        """Uncount a result; returns the claim keys of parked results to receive again."""
+        """Stop counting a result. Returns claim keys of parked results to release."""
         self.lane.held -= 1
         self.lane.held_bytes -= size_bytes
         return self.step_aside() or _next(self.lane.parked, self.lane.held)
 
     def step_aside(self) -> list[bytes]:
-        """Let a result wait alone: it stays in memory and does not delay the receiver's others."""
+        """Let a result wait alone. Returns claim keys of parked results to release.
+
+        The result stays in memory, but does not delay the receiver's others.
+        """
         self.held -= 1
         return _next(self.parked, self.held)
 
     def step_back(self) -> None:
-        """Let the result wait for the receiver again."""
+        """End the lone wait of a result."""
         self.held += 1
 
     def park(self, claim_key: bytes) -> None:
-        """Park a result: memory is short, so only its lease is kept."""
+        """Park a result for which memory has no room. Only its lease is kept."""
         (self.parked if self.held >= self.most_held else self.lane.parked).append(claim_key)
 
     def is_down(self, now: float, seconds: float) -> bool:
-        """Whether it has accepted nothing for `seconds`; a result then gets one attempt when due."""
+        """Whether the receiver has accepted nothing for `seconds`."""
         return self.failing_since is not None and now - self.failing_since >= seconds
 
     def is_due(self, now: float) -> bool:
@@ -113,7 +116,7 @@ class Receiver(msgspec.Struct, eq=False):
         self.failing_since = now if self.failing_since is None else self.failing_since
 
     def failed(self, began_at: float, now: float, retry_after_seconds: float | None) -> None:
-        """Record a failed call; concurrent failures count as one."""
+        """Record a failed call. Concurrent failures count as one."""
         self.refused(now)
         if began_at >= self._failed_at:
             self._pause_seconds = self.backoff.next_seconds()
@@ -124,6 +127,6 @@ class Receiver(msgspec.Struct, eq=False):
 
 
 def _next(parked: deque[bytes], held: int) -> list[bytes]:
-    """Claim keys to release: one per finished result, or all if no result remains."""
+    """Claim keys to release: one, or all if memory has no result."""
     count = min(len(parked), 1 if held else len(parked))
     return [parked.popleft() for _ in range(count)]

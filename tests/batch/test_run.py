@@ -309,7 +309,7 @@ def test_files_of_something_else_are_left_alone(tmp_path: Path, options: ClientO
     files.out.unlink()
     begin(files, source, options)
     write_requests(source, 4)
-    with pytest.raises(BatchConflict, match="no longer"):
+    with pytest.raises(BatchConflict, match="expected the unchanged input"):
         begin(files, source, options)
     files.state.write_text("{}")
     with pytest.raises(BatchConflict, match="not the state"):
@@ -378,7 +378,7 @@ def test_answered_lines_cost_a_bit_each() -> None:
 WRONG_FILES = {
     "duplicate": (
         b'{"custom_id":"a","method":"POST","url":"/v","body":{}}\n' * 2,
-        "line 2: custom_id: 'a' is on line 1 too",
+        "line 2: custom_id: expected a unique id, got 'a' of line 1",
     ),
     "UTF-16": ("\ufeff{}\n".encode("utf-16-le"), "UTF-16"),
     "UTF-16 without a mark": ("{}\n".encode("utf-16-be"), "UTF-16"),

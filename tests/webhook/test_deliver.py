@@ -321,7 +321,7 @@ async def test_a_receiver_that_is_not_allowed_is_never_called_and_nothing_is_los
         assert other.received == []
     assert {verified(one, KEYS[0]) for one in receiver.received} == {f"r{n}" for n in range(len(urls))}
     for one in receiver.received:
-        assert "not allowed" in json.loads(one.body)["undelivered"]
+        assert "on the operator's list" in json.loads(one.body)["undelivered"]
 
 
 def test_without_leave_a_named_receiver_is_https_and_public() -> None:

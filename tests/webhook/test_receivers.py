@@ -206,7 +206,7 @@ async def test_what_a_dead_receiver_does_not_take_comes_to_ours_without_waiting_
     await queue(store, names("r", 60), f"{other.url}/hooks/1")
     await deliver_all(client, hook_of(own, other, seconds=0.5))
     assert taken(own) == set(names("r", 60))
-    assert all("not taken in 0.5 s" in json.loads(one.body)["undelivered"] for one in own.received)
+    assert all("not accepted within 0.5 s" in json.loads(one.body)["undelivered"] for one in own.received)
 
 
 async def test_a_receiver_that_is_gone_is_not_called_again_and_ours_has_its_results(
