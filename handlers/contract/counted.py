@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """The count and its noun: `1 error`, `1,200 errors`; `plural` is for nouns that do not end in `s` alone."""
+    """The count with its noun: `1 error`, `1,200 errors`. `plural` replaces `noun` with an `s`."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

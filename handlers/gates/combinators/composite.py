@@ -47,7 +47,7 @@ class CompositeGate(Gate):
         await asyncio.gather(*(gate.aclose() for gate in self._gates))
 
     async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
-        """`new`, whose inner gates take over their state from this one, by index."""
+        """`new`, whose inner gates take over the state of this gate's."""
         if not isinstance(new, CompositeGate):
             return await super().renewed(new, discarded)
         kept = min(len(self._gates), len(new._gates))
