@@ -110,7 +110,9 @@ class BatchFiles:
         except FileNotFoundError:
             return None
         except MALFORMED as error:
-            raise BatchConflict(f"{self.state}: expected the state of a batch, got another file ({error})") from None
+            raise BatchConflict(
+                f"{self.state}: expected a batch's state, got another file ({error})"
+            ) from None
 
     def write_state(self, state: BatchState) -> None:
         """Replace the state file atomically and sync it to disk."""

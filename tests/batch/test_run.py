@@ -312,7 +312,7 @@ def test_files_of_something_else_are_left_alone(tmp_path: Path, options: ClientO
     with pytest.raises(BatchConflict, match="expected the unchanged input"):
         begin(files, source, options)
     files.state.write_text("{}")
-    with pytest.raises(BatchConflict, match="expected the state of a batch"):
+    with pytest.raises(BatchConflict, match="expected a batch's state"):
         begin(files, source, options)
 
 
