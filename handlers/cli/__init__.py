@@ -1,16 +1,16 @@
 """The command `async-processor`.
 
-Commands import what they run inside their functions, so that `--help` is fast.
+Commands import the modules that they run inside their functions, so that `--help` is fast.
 
 The kernel drops a SIGTERM for PID 1 until the process installs a handler, and KEDA and Knative stop new pods at any
-moment. So the commands that run as services install a handler before anything else is imported. Nothing has been
-claimed then, and the process ends at once with 0. Each command replaces the handler when it has work to finish.
+moment. So the commands that run as services install a handler before they import anything else. It ends the process
+at once with 0, since nothing has been claimed. Each command replaces the handler when it has work to finish.
 
 Two libraries import optional parts that no command uses and that take a third of the start: httpx its own command
 line (with rich and pygments), redis the metrics SDK of OpenTelemetry. Both work without them if the import fails.
 
-What a start creates stays. So the poller and the doors turn garbage collection on again once they have started, and it
-then skips what the start created (`end_of_start`). That saves a tenth of the start.
+The objects that a start creates are never freed. So the poller and the doors start with garbage collection off; once
+started, they turn it on for newer objects only (`end_of_start`). That saves a tenth of the start.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`async-processor batch`: run a file of requests, show its progress, find and cancel lines."""
+"""`async-processor batch`: run a file of requests; find and cancel lines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient
 
 CANCEL_WINDOW = 100_000
-"""Lines that a cancelling run reads at a time; it submits none."""
+"""Number of lines that a cancelling run reads at a time. It submits none of them."""
 
 OUT = click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 
@@ -56,8 +56,8 @@ Examples:
   async-processor batch status results.jsonl
   async-processor batch cancel results.jsonl
 
-After Ctrl-C or a crash, run the same command again: it continues, submits nothing twice, and neither loses
-nor duplicates a result.
+After Ctrl-C or a crash, run the same command again. It continues where it stopped: no request is submitted
+twice, and no result is lost or written twice.
 
 {exit_codes_help(ExitCode.NOT_YET, ExitCode.CONFLICT)}""",
 )
@@ -67,12 +67,12 @@ nor duplicates a result.
     type=click.Path(exists=True, path_type=Path, dir_okay=False, allow_dash=True),
 )
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Output file: the answers."
+    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Output file for answers."
 )
 @click.option(
     "--errors",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Error file.  [default: <out>.errors.jsonl]",
+    help="Output file for errors.  [default: <out>.errors.jsonl]",
 )
 @click.option(
     "--deadline",
@@ -93,14 +93,14 @@ nor duplicates a result.
     type=click.IntRange(1, 1_000_000),
     default=20_000,
     show_default=True,
-    help="Limit on requests that are queued and not answered yet.",
+    help="Most requests that are queued and not answered yet.",
 )
 @RETRY_QUEUE_FLAG
 @click.option(
     "--no-check",
     is_flag=True,
-    help="Queue without checking the whole file first; each unusable line gets an error line, and a repeated "
-    "custom_id is not noticed.",
+    help="Queue requests without checking the whole file first. Then each invalid line gets an error line, and "
+    "repeated custom_ids are not detected.",
 )
 @WAIT_REPLICAS_FLAG
 @PAYLOAD_APART_FLAG
@@ -121,9 +121,9 @@ def run(
     payload_apart_bytes: int | None,
     queue: QueueFlags,
 ) -> ExitCode:
-    """Submit a file of requests and collect answers.
+    """Submit a file of requests and collect the answers.
 
-    `-` is stdin, stored next to the output.
+    With `-`, requests are read from stdin and stored next to the output.
     """
     from handlers.batch.files import BatchFiles
     from handlers.batch.start import begin_or_resume
@@ -153,7 +153,7 @@ def run(
 
 
 def _spooled(files: BatchFiles) -> Path:
-    """The file with the requests of stdin; an earlier run's, if there is one."""
+    """The file with the requests of stdin, or of an earlier run's."""
     from handlers.batch.files import open_private
 
     if files.read_state() is None or not files.input.exists():
@@ -188,12 +188,12 @@ async def _run(
 
 @batch.command("status", epilog=exit_codes_help(ExitCode.NOT_YET, ExitCode.UNREACHABLE, ExitCode.CONFLICT))
 @OUT
-@click.option("--json", "is_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 @exits
 def status(*, out: Path, is_json: bool) -> ExitCode:
     """Print the progress of a batch.
 
-    OUT is the batch's output file. The exit code is 1 while the batch has errors or is not finished.
+    OUT is the batch's output file. The exit code is 1 if the batch has errors or is not finished.
     """
     from handlers.batch.files import BatchOutput
 
@@ -201,7 +201,7 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
     is_running = files.is_running()
     if not is_running and state.outcome == "running":
         with files.locked():
-            output = BatchOutput(files, state.batch)  # counts the lines that an interrupted run has written
+            output = BatchOutput(files, state.batch)  # counts the lines that the interrupted run wrote
             output.close()
         state.completed, state.failed, state.kinds = output.completed, output.failed, dict(+output.kinds)
     what = "running" if is_running else "interrupted" if state.outcome == "running" else state.outcome
@@ -225,7 +225,7 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
 @batch.command(
     "where",
     epilog="""\b
-Exit codes: 0 all were found; 1 some custom_id is unknown; 2 wrong flags; 4 Redis does not answer.""",
+Exit codes: 0 all were found; 1 a custom_id is unknown; 2 wrong flags; 4 Redis does not answer.""",
 )
 @OUT
 @click.argument("custom_ids", nargs=-1, required=True, metavar="CUSTOM_ID...")
@@ -233,9 +233,9 @@ Exit codes: 0 all were found; 1 some custom_id is unknown; 2 wrong flags; 4 Redi
 @redis_flags
 @exits
 def where(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags, retry_queue: str) -> ExitCode:
-    """Print where lines of a batch are.
+    """Print the state of single lines of a batch.
 
-    OUT is the batch's output file; lines are named by their custom_id.
+    OUT is the batch's output file. CUSTOM_IDs name the lines.
     """
     from handlers.batch.files import find_lines
 
@@ -287,9 +287,9 @@ Examples:
 def cancel(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags) -> ExitCode:
     """Cancel a batch, or lines of it.
 
-    OUT is the batch's output file; lines are named by their custom_id. Each cancelled line gets an error line. If no
-    process runs the batch, this one collects the remaining results of a cancelled batch. A single line then gets its
-    error line from the next `batch run`.
+    OUT is the batch's output file. CUSTOM_IDs name the lines; without any, the whole batch is cancelled. Each cancelled
+    line gets an error line. If no process runs the batch, this command collects the remaining results of a cancelled
+    batch; a cancelled single line gets its error line from the next `batch run`.
     """
     files, state = _known_batch(out)
     if custom_ids:
@@ -314,7 +314,7 @@ def _cancel_lines(
 
     found = find_lines(files, state, custom_ids)
     open_lines = [line for line in found.values() if not line.written]
-    # First the file: from here on, the process that runs the batch submits none of these lines.
+    # The file comes first: once it is written, the process that runs the batch submits none of these lines.
     if state.outcome == "running":
         files.request_cancel_of([line.number for line in open_lines])
     client = replace(queue, queue=state.queue, results=state.results).client()
@@ -327,7 +327,7 @@ def _cancel_lines(
 
 
 async def _cancel_open(opened: AsyncClient, lines: Sequence[FoundLine]) -> dict[str, str]:
-    """Cancel lines without output; returns what became of each `custom_id`."""
+    """Cancel lines without output; return the outcome by `custom_id`."""
     from handlers.cli.where import reason_not_live
 
     outcomes: dict[str, str] = {}
@@ -388,7 +388,7 @@ RATE_OVER_SECONDS = 20.0
 
 
 class Rate:
-    """Requests per second over the last `RATE_OVER_SECONDS`; times are seconds of a monotonic clock."""
+    """Requests per second over the last `RATE_OVER_SECONDS`; times are monotonic."""
 
     def __init__(self) -> None:
         self._points: deque[tuple[float, int]] = deque()
@@ -407,7 +407,7 @@ class Rate:
 
 
 class BatchProgress:
-    """Shows the progress of a `BatchRun` on stderr; use it as a context manager."""
+    """Context manager that shows the progress of a `BatchRun` on stderr."""
 
     def __init__(self, count_retries: Callable[[], Awaitable[int]] | None) -> None:
         self._count_retries = count_retries
@@ -454,7 +454,7 @@ class BatchProgress:
         while True:
             await asyncio.sleep(SHOWN_EVERY_SECONDS)
             if self._count_retries is not None:
-                with contextlib.suppress(Exception):  # the run itself reports a lost Redis
+                with contextlib.suppress(Exception):  # the run itself reports that Redis is unavailable
                     self._retries = await self._count_retries()
                 end_if_cancelled()
             self._show()

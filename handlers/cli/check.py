@@ -1,4 +1,4 @@
-"""`async-processor check`: check the settings and everything that they name."""
+"""`async-processor check`: check the settings and the servers they name."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ Exit codes: 0 no fault; 1 a fault, each with its fix; 2 a wrong setting.""",
     "--only", "parts", multiple=True, type=click.Choice(PARTS), help="Check only this part; may be repeated."
 )
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
-@click.option("--all", "is_all", is_flag=True, help="Print every setting, also those left at their default.")
+@click.option("--all", "is_all", is_flag=True, help="Print every setting, also those at their default.")
 def check(parts: tuple[str, ...], is_json: bool, is_all: bool) -> None:
-    """Check the settings and the servers that they name; print a fix for each fault."""
+    """Check the settings and the servers that they name.
+
+    A fix is printed for each fault.
+    """
     from handlers.cli.main import fail_start
     from handlers.settings.settings import load_settings
     from handlers.wiring.checks import default_parts, run_checks
@@ -64,7 +67,7 @@ def _print_json(settings: Settings, findings: list[Finding]) -> None:
 
 
 def _print_lines(settings: Settings, findings: list[Finding], *, is_all: bool) -> None:
-    """Print findings, then the settings: those that are not at their default, or all."""
+    """Print findings, then the changed settings or all of them."""
     marks = {"ok": "ok     ", "warning": "WARNING", "fault": "FAULT  "}
     colours = {"ok": "green", "warning": "yellow", "fault": "red"}
     for finding in findings:
@@ -74,7 +77,7 @@ def _print_lines(settings: Settings, findings: list[Finding], *, is_all: bool) -
         if finding.fix:
             click.echo(f"        {finding.fix}")
     if not findings:
-        click.echo("nothing to check: the settings name none of these parts")
+        click.echo("nothing to check: the settings use none of these parts")
     click.echo(
         "\nAll settings:" if is_all else "\nSettings that differ from their defaults (--all shows every one):"
     )

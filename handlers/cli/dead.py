@@ -30,24 +30,26 @@ Examples:
   async-processor dead requeue 3f1c 88a0
   async-processor dead drop --all --yes
 
-An id may be shortened to any beginning that only one dead letter has.
+An id may be shortened, as long as only one dead letter begins with it.
 
 Exit codes: 0 done; 1 no such dead letter, or not confirmed; 2 wrong flags; 4 Redis does not answer.""",
 )
 def dead() -> None:
     """List dead letters, queue them again or drop them.
 
-    A dead letter is a request whose pollers crashed too often, which has an error result, or a member without a
-    readable id, which has no result.
+    A dead letter is a request whose pollers crashed too often (it has got an error result), or a queue entry without a
+    readable id (it has got no result).
     """
 
 
 @dead.command("list")
-@click.option("--json", "is_json", is_flag=True, help="One JSON object for each, with the member as queued.")
+@click.option(
+    "--json", "is_json", is_flag=True, help="Print a JSON object for each, with the request as queued."
+)
 @redis_flags
 @exits
 def list_letters(queue: QueueFlags, is_json: bool) -> ExitCode:
-    """List all dead letters of a queue, the latest last, with whole ids."""
+    """List all dead letters of a queue, the latest last."""
 
     async def work(letters: DeadLetters) -> ExitCode:
         found = sorted([letter async for letter in letters.all()], key=lambda letter: letter.at)
@@ -66,7 +68,7 @@ def list_letters(queue: QueueFlags, is_json: bool) -> ExitCode:
 @redis_flags
 @exits
 def show(dead_id: str, queue: QueueFlags) -> ExitCode:
-    """Print one dead letter as JSON, with the queued member."""
+    """Print one dead letter as JSON, with the request as queued."""
 
     async def work(letters: DeadLetters) -> ExitCode:
         import msgspec
@@ -89,11 +91,11 @@ def _as_json(letter: DeadLetter) -> bytes:
 
 @dead.command("requeue")
 @click.argument("dead_ids", nargs=-1)
-@click.option("--all", "is_all", is_flag=True, help="Every one.")
+@click.option("--all", "is_all", is_flag=True, help="Requeue all dead letters.")
 @redis_flags
 @exits
 def requeue(dead_ids: tuple[str, ...], is_all: bool, queue: QueueFlags) -> ExitCode:
-    """Queue dead letters again unchanged; each gets a second result."""
+    """Queue dead letters again, unchanged. Each gets another result."""
 
     async def work(letters: DeadLetters) -> ExitCode:
         return await _each(letters, dead_ids, is_all, letters.requeue, "queued again")
@@ -103,8 +105,8 @@ def requeue(dead_ids: tuple[str, ...], is_all: bool, queue: QueueFlags) -> ExitC
 
 @dead.command("drop")
 @click.argument("dead_ids", nargs=-1)
-@click.option("--all", "is_all", is_flag=True, help="Every one; asks first.")
-@click.option("--yes", "is_confirmed", is_flag=True, help="With --all: do not ask.")
+@click.option("--all", "is_all", is_flag=True, help="Drop all dead letters, after a confirmation.")
+@click.option("--yes", "is_confirmed", is_flag=True, help="With --all: do not ask for confirmation.")
 @redis_flags
 @exits
 def drop(dead_ids: tuple[str, ...], is_all: bool, is_confirmed: bool, queue: QueueFlags) -> ExitCode:
@@ -124,9 +126,9 @@ def drop(dead_ids: tuple[str, ...], is_all: bool, is_confirmed: bool, queue: Que
 
 
 def _confirmed(count: int, queue: str) -> bool:
-    """Ask for confirmation in a terminal; without one, only `--yes` confirms."""
+    """Ask for confirmation. Without a terminal, only `--yes` confirms."""
     if sys.stdin.isatty():
-        return click.confirm(f"drop {counted(count, 'dead letter')} of {queue} for good", err=True)
+        return click.confirm(f"Drop {counted(count, 'dead letter')} of {queue}?", err=True)
     click.echo(f"nothing dropped: pass --yes to drop {counted(count, 'dead letter')} of {queue}", err=True)
     return False
 
@@ -139,7 +141,7 @@ async def _each(
     word: str,
 ) -> ExitCode:
     if bool(dead_ids) == is_all:
-        raise click.UsageError("name dead letters, or --all")
+        raise click.UsageError("give either ids of dead letters or --all")
     code, count = ExitCode.DONE, 0
     chosen = [letter.dead_id async for letter in letters.all()] if is_all else list(dead_ids)
     for dead_id in chosen:
@@ -154,16 +156,18 @@ async def _each(
 
 
 async def _named(letters: DeadLetters, prefix: str) -> DeadLetter | None:
-    """The dead letter with that id or, if unique, with an id that begins with it.
+    """The only dead letter whose id begins with `prefix`.
 
-    Prints an error if there is not exactly one.
+    Prints an error unless exactly one is found.
     """
     found = await letters.beginning_with(prefix)
     if len(found) == 1:
         return found[0]
     if found:
         ids = "\n".join(f"  {letter.dead_id}" for letter in found)
-        click.echo(f"{prefix} is the beginning of {counted(len(found), 'id')}; name one:\n{ids}", err=True)
+        click.echo(
+            f"{prefix} is the beginning of {counted(len(found), 'id')}; give more of the id:\n{ids}", err=True
+        )
     else:
         click.echo(f"no dead letter {prefix}: `async-processor dead list` shows them", err=True)
     return None
@@ -183,7 +187,7 @@ def _run(queue: QueueFlags, work: Work) -> ExitCode:
             return await work(DeadLetters(redis, queue.queue, cluster=options.is_cluster))
         except STORE_FAILURES as error:
             click.echo(f"error: Redis does not answer: {explained(error)}", err=True)
-            click.echo("REDIS_URL or --redis-url names the server.", err=True)
+            click.echo("Set its address with REDIS_URL or --redis-url.", err=True)
             return ExitCode.UNREACHABLE
         finally:
             await redis.aclose()
@@ -192,11 +196,11 @@ def _run(queue: QueueFlags, work: Work) -> ExitCode:
 
 
 _NARROW: Final = 120
-"""Columns below which the details of a dead letter get their own line."""
+"""In a narrower terminal, the details of a dead letter get a line of their own."""
 
 
 def _print_list(found: list[DeadLetter]) -> None:
-    """Print one line per dead letter; two in a narrow terminal, so that nothing is cut."""
+    """Print one line per dead letter, two in a narrow terminal."""
     if not found:
         click.echo("no dead letters")
         return

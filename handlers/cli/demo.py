@@ -1,4 +1,4 @@
-"""`async-processor demo` and `dev`: run requests through all parts once, or keep the parts running."""
+"""`async-processor demo` and `dev`: run a local stack."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ Examples:
   async-processor demo
   async-processor demo --requests 1000 --no-pubsub
 
-Exit codes: 0 every request got exactly one final result; 1 one did not; 2 a part could not be started;
+Exit codes: 0 every request got exactly one final result; 1 otherwise; 2 a part could not be started;
 130 Ctrl-C; 143 SIGTERM.""",
 )
 @click.option(
     "--requests", type=click.IntRange(20, 100_000), default=200, show_default=True, help="Number of requests."
 )
 @click.option(
-    "--pubsub/--no-pubsub", "has_pubsub", default=True, help="Pub/Sub too, if its emulator is found."
+    "--pubsub/--no-pubsub", "has_pubsub", default=True, help="Use Pub/Sub too, if its emulator is found."
 )
 @click.option("--timeout", "seconds", default=90.0, show_default=True, help="Time limit in seconds.")
 def demo(requests: int, has_pubsub: bool, seconds: float) -> None:
-    """Requests enter a real Valkey, go through poller and handler to a gateway that fails on purpose, are
-    retried, and come back as results. Where Google's Pub/Sub emulator is found, also through a topic."""
+    """Run requests through all parts on this machine and check the results.
+
+    Requests are queued in a real Valkey. Poller and handler send them to a simulated gateway that fails on purpose, and
+    retry them. If Google's Pub/Sub emulator is found, some requests take the way through a topic.
+    """
     from rich.console import Console
 
     import handlers.serving.server  # noqa: F401  # a missing extra fails here, and not in a child process
@@ -75,13 +78,23 @@ Examples:
 
 Exit codes: 0 stopped by Ctrl-C or SIGTERM; 1 a part ended by itself; 2 a part could not be started.""",
 )
-@click.option("--redis-port", type=click.IntRange(0, 65_535), default=0, help="Valkey's port; 0 picks one.")
-@click.option("--gateway-port", type=click.IntRange(0, 65_535), default=0, help="The gateway's port.")
 @click.option(
-    "--pubsub/--no-pubsub", "has_pubsub", default=True, help="Pub/Sub too, if its emulator is found."
+    "--redis-port", type=click.IntRange(0, 65_535), default=0, help="Port of Valkey; 0 picks a free one."
+)
+@click.option(
+    "--gateway-port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    help="Port of the gateway; 0 picks a free one.",
+)
+@click.option(
+    "--pubsub/--no-pubsub", "has_pubsub", default=True, help="Use Pub/Sub too, if its emulator is found."
 )
 def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
-    """Keep Valkey, a simulated gateway, handler and poller up until Ctrl-C, and print the commands to use them."""
+    """Run a local stack until Ctrl-C.
+
+    It starts Valkey, a simulated gateway, a handler and a poller, and prints commands to try them.
+    """
     import handlers.serving.server  # noqa: F401  # a missing extra fails here, and not in a child process
     from handlers.cli.main import fail
     from handlers.demo.pubsub_emulator import NoEmulator
@@ -102,7 +115,7 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
         with Stack(options) as stack:
             click.echo()
             folder = shlex.quote(str(Path(sys.executable).parent))
-            click.echo("Paste this into another terminal, then every command of the README works as written:")
+            click.echo("Paste this into another terminal. Then every command in the README works as written:")
             click.echo(f"  export PATH={folder}:$PATH")
             for variable, value in variables_of(stack).items():
                 click.echo(f"  export {variable}={shlex.quote(value)}")
@@ -121,7 +134,7 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
 
 
 def variables_of(stack: Stack) -> dict[str, str]:
-    """The variables with which the README's commands use this stack."""
+    """Variables for the README's commands, so that they use this stack."""
     from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION, RESULT_TOPIC
 
     variables = {"REDIS_URL": stack.redis_url, "IGW_BASE_URL": stack.gateway_url}
@@ -141,7 +154,7 @@ def variables_of(stack: Stack) -> dict[str, str]:
 
 
 def _wait(stopped: threading.Event, stack: Stack) -> str:
-    """Wait for a stop, or until a part ends by itself; then return its last output."""
+    """Wait for a stop. If a part ends by itself, return its last output."""
     while not stopped.wait(0.5):
         for child in stack.children.values():
             if child.process.poll() is not None:

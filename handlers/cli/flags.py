@@ -1,4 +1,4 @@
-"""Flags and variables that select the queue, shared by `submit`, `results`, `batch` and others."""
+"""Flags and variables that select the queue, shared by several commands."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ WAIT_REPLICAS_FLAG = click.option(
     type=click.IntRange(0, 10),
     default=0,
     show_envvar=True,
-    help="Replicas of Redis that must have a request before it counts as queued.",
+    help="Number of Redis replicas that must have a request before it counts as queued.",
 )
 PAYLOAD_APART_FLAG = click.option(
     "--payload-apart-bytes",
     type=click.IntRange(min=0),
-    help="Store payloads of this size or more under keys of their own (Redis).  [default: never]",
+    help="Store payloads of at least this many bytes under keys of their own (Redis).  [default: never]",
 )
 RETRY_QUEUE_FLAG = click.option(
     "--retry-queue",
@@ -107,7 +107,7 @@ REDIS_FLAGS = (
         default="result-list",
         show_default=True,
         show_envvar=True,
-        help="List that takes the results.",
+        help="List of results.",
     ),
 )
 PUBSUB_FLAGS = (
@@ -138,12 +138,12 @@ PUBSUB_FLAGS = (
 
 
 def _chosen(queue: str, flags: dict[str, Any]) -> QueueFlags:
-    # A password has no flag: the list of processes would show it.
+    # There is no flag for a password, since the list of processes would show it.
     return QueueFlags(queue=queue, variables=os.environ, **flags)  # noqa: TID251  # the process's entry
 
 
 def queue_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the flags of both brokers; the command gets a `QueueFlags` named `queue`."""
+    """Add the flags of both brokers, passed as `queue` (a `QueueFlags`)."""
 
     @functools.wraps(command)
     def run(**flags: Any) -> None:
@@ -157,7 +157,7 @@ def queue_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def redis_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the flags of Redis only, also as `queue`."""
+    """Add the flags of Redis only, passed as `queue` (a `QueueFlags`)."""
 
     @functools.wraps(command)
     def run(**flags: Any) -> None:
@@ -170,16 +170,16 @@ def redis_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _FIRST_INSTANT: Final = 1e9
-"""Numbers from here on are Unix seconds (September 2001), smaller ones durations."""
+"""A number from here on (September 2001) is an instant in Unix seconds, a smaller one a duration."""
 
 
 class DurationType(click.ParamType[timedelta]):
-    """A length of time, as a `timedelta`; a bare number is seconds."""
+    """A duration as a `timedelta`; a bare number is in seconds."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """`1h30m` as a `timedelta`."""
+        """Convert text such as `1h30m` to a `timedelta`."""
         if isinstance(value, timedelta):
             return value
         seconds = parse_duration(str(value))
@@ -189,7 +189,10 @@ class DurationType(click.ParamType[timedelta]):
 
 
 class DeadlineType(click.ParamType[timedelta | datetime | float]):
-    """A deadline: a duration from now, or an instant (ISO 8601, or Unix seconds after the year 2001)."""
+    """A deadline: a duration from now, or an instant.
+
+    An instant is an ISO 8601 time, or Unix seconds after September 2001.
+    """
 
     name = "deadline"
 

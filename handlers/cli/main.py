@@ -60,7 +60,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; if a package is missing, name the extra that installs it."""
+        """Run the command. For a missing package, print the extra that installs it."""
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
@@ -99,7 +99,7 @@ def fail(error: Exception) -> NoReturn:
 
 
 def fail_start(variables: Mapping[str, str], error: InvalidSetting) -> NoReturn:
-    """Print all faults of these variables and their file, not only those found first, and exit with code 2."""
+    """Print all faults of these variables and their file; exit with 2."""
     import asyncio
 
     from handlers.wiring.faults import all_faults

@@ -31,12 +31,12 @@ from handlers.pubsub.errors import PubSubFailed
 from handlers.pubsub.layout import LayoutOptions, layout
 
 _CODES: Final = (
-    "Exit codes: 0 all is as wanted; 1 a dry run that would change something, or a topic that was kept for "
-    "others; 2 wrong settings, or a difference that cannot be changed; 4 Pub/Sub refused or did not answer."
+    "Exit codes: 0 everything is as wanted; 1 a dry run that would change something, or a topic that was kept because "
+    "others use it; 2 wrong settings, or a difference that cannot be changed; 4 Pub/Sub refused or did not answer."
 )
 _EMULATOR_BACKOFF: Final = (
-    "with a retry delay of 1s or more the emulator may never push a nacked request again; "
-    "give it --min-retry-delay 0s --max-retry-delay 0s"
+    "with a retry delay of 1s or more, the emulator may never push a nacked request again; "
+    "use --min-retry-delay 0s --max-retry-delay 0s"
 )
 _CHANGE_COLOURS: Final = {
     Action.CREATE: "green",
@@ -91,21 +91,22 @@ _SHARED: Final = (
         "--project", "project_id", envvar="PROJECT_ID", show_envvar=True, required=True, help="Project."
     ),
     _name("request_topic", "Topic of the requests.", "REQUEST_TOPIC_ID"),
-    _name("request_subscription", "Pushes requests to the door."),
+    _name("request_subscription", "Subscription that pushes requests to the door."),
     _name("result_topic", "Topic of the results.", "RESULT_TOPIC_ID"),
-    _name("result_subscription", "Clients pull results from it; '' for none."),
+    _name("result_subscription", "Subscription from which clients pull results; '' for none."),
     _name("dead_letter_topic", "Topic of the dead letters.", "DEAD_LETTER_TOPIC_ID"),
     _name(
-        "dead_letter_push_subscription", "Pushes dead letters to the door, for a final result; '' for none."
+        "dead_letter_push_subscription",
+        "Subscription that pushes dead letters to the door, which publishes their final results; '' for none.",
     ),
-    _name("dead_letter_subscription", "Keeps dead letters for people; '' for none."),
+    _name("dead_letter_subscription", "Subscription that keeps dead letters for operators; '' for none."),
     click.option("--dry-run", is_flag=True, help="Show the changes without making them."),
     click.option(
         "--emulator-host",
         envvar="PUBSUB_EMULATOR_HOST",
         show_envvar=True,
         default="",
-        help="host:port of the emulator, in place of Google's service.",
+        help="host:port of an emulator to use instead of Google's service.",
     ),
     click.option(
         "--endpoint",
@@ -113,7 +114,7 @@ _SHARED: Final = (
         show_envvar=True,
         default=GOOGLE_ENDPOINT,
         show_default=True,
-        help="Google's service, or a regional endpoint of it.",
+        help="Endpoint of Google's service, global or regional.",
     ),
 )
 
@@ -138,7 +139,7 @@ Examples:
   async-processor pubsub setup --project p --push-endpoint http://localhost:8080/ \\
       --emulator-host localhost:8085
 
-Sending it twice changes nothing the second time.
+Running it again changes nothing.
 
 {_CODES}""",
 )
@@ -151,33 +152,35 @@ Sending it twice changes nothing the second time.
     envvar="PUSH_SERVICE_ACCOUNT",
     show_envvar=True,
     default="",
-    help="Account whose token the pushes carry.",
+    help="Account that signs the pushes' tokens.",
 )
 @click.option(
     "--push-audience",
     envvar="PUSH_AUDIENCE",
     show_envvar=True,
     default="",
-    help="Audience of that token; the door must know the same.",
+    help="Audience of these tokens; set the same PUSH_AUDIENCE for the door.",
 )
-@click.option("--filter", default="", help="Only requests with these attributes; cannot be changed later.")
-@click.option("--no-wrapper", "is_unwrapped", is_flag=True, help="Push the bare body, metadata as headers.")
-@_duration("--ack-deadline", "ack_deadline_seconds", "Longest a request may run: 10s to 600s.")
+@click.option("--filter", default="", help="Push only messages that match; cannot be changed later.")
+@click.option(
+    "--no-wrapper", "is_unwrapped", is_flag=True, help="Push the bare body, with metadata in headers."
+)
+@_duration("--ack-deadline", "ack_deadline_seconds", "Longest time that a request may run, 10s to 600s.")
 @_duration("--min-retry-delay", "minimum_backoff_seconds", "First wait before a redelivery.")
 @_duration("--max-retry-delay", "maximum_backoff_seconds", "Longest wait before a redelivery.")
 @click.option(
     "--max-delivery-attempts",
     default=_DEFAULTS["max_delivery_attempts"],
     show_default=True,
-    help="Deliveries before a request is dead-lettered, 5 to 100; a closed gate counts too.",
+    help="Deliveries before a request is dead-lettered, 5 to 100; refusals by a closed gate count too.",
 )
-@_duration("--retention", "retention_seconds", "How long subscriptions keep unacknowledged messages.")
+@_duration("--retention", "retention_seconds", "Time for which subscriptions keep unacknowledged messages.")
 @_duration(
     "--topic-retention",
     "topic_retention_seconds",
-    "How long the request topic keeps all messages, for a replay.",
+    "Time for which the request topic keeps all messages, for a replay.",
 )
-@_duration("--expiration", "expiration_seconds", "Delete subscriptions after this long without use.")
+@_duration("--expiration", "expiration_seconds", "Subscriptions unused for this long are deleted.")
 @_duration("--result-ack-deadline", "result_ack_deadline_seconds", "Lease of a pulled result.")
 @click.option("--project-number", default="", help="Number of the project, for Pub/Sub's own account.")
 @click.option(
@@ -185,11 +188,11 @@ Sending it twice changes nothing the second time.
     envvar="GOOGLE_SERVICE_ACCOUNT",
     show_envvar=True,
     default="",
-    help="Account of the push door: its grants are checked.",
+    help="Account of the push door, to check its grants.",
 )
-@click.option("--client-account", default="", help="Account of the clients: its grants are checked.")
+@click.option("--client-account", default="", help="Account of the clients, to check its grants.")
 def setup(**flags: Any) -> None:
-    """Create topics and subscriptions, or bring them up to date."""
+    """Create or update the topics and subscriptions."""
     _run(lambda: _setup(flags))
 
 
@@ -200,14 +203,14 @@ Examples:
   async-processor pubsub teardown --project p --dry-run
   async-processor pubsub teardown --project p --yes
 
-All that the topics and subscriptions hold is lost. A topic that other subscriptions read is kept.
+All messages in them are lost. A topic that has other subscriptions is kept.
 
 {_CODES}""",
 )
 @_shared
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def teardown(**flags: Any) -> None:
-    """Delete what `setup` made."""
+    """Delete the topics and subscriptions that `setup` created."""
     _run(lambda: _teardown(flags))
 
 
@@ -246,7 +249,7 @@ async def _teardown(flags: dict[str, Any]) -> Exit:
             click.echo("nothing to delete")
         elif not is_dry:
             if not is_sure:
-                click.confirm("Delete these, with all that they hold?", abort=True)
+                click.confirm("Delete these, with all their messages?", abort=True)
             for change in changes:
                 await apply(channel, change)
     is_kept = any(change.action is Action.KEEP for change in changes)
@@ -254,14 +257,14 @@ async def _teardown(flags: dict[str, Any]) -> Exit:
 
 
 def _show(change: Change) -> None:
-    """Print one change: `+` created, `~` updated, `-` deleted, `=` kept, each with its fields."""
+    """Print one change: `+` create, `~` update, `-` delete, `=` keep."""
     click.secho(f"{change.action.value} {change.title}", fg=_CHANGE_COLOURS[change.action])
     for line in change.lines:
         click.echo(f"    {line}")
 
 
 def _show_grants(states: Sequence[tuple[Grant, GrantState]], remarks: Sequence[str]) -> None:
-    """Print each grant with its state, commands for missing ones, and what cannot be checked."""
+    """Print each grant with its state, commands for missing ones, and notes."""
     click.echo("grants:")
     for grant, state in states:
         seen = click.style(f"{state.value:<8}", fg=_STATE_COLOURS[state])

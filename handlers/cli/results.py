@@ -28,21 +28,21 @@ PRINTED_PAYLOAD_CHARACTERS = 120
 Examples:
   async-processor results                    follow, until Ctrl-C
   async-processor results -n 10 > ten.jsonl
-  async-processor results --for 0s           waiting results only
-  async-processor results --peek -n 5        the five oldest, left where they are (Redis)
+  async-processor results --for 0s           read what is there, then stop
+  async-processor results --peek -n 5        show the five oldest without removing them (Redis)
   async-processor results --from pubsub --project p --subscription results-sub
 
-Reading consumes: a result that was printed is removed from the list or subscription, and no other reader gets it. It is
-removed after it was written, so a crash loses none. --peek removes nothing.
+Each printed result is removed from the list or subscription, so no other consumer gets it. It is removed after it has
+been written, so a crash loses no result. --peek removes nothing.
 
-Exit codes: 0 done, whatever the results say; 2 wrong flags; 3 with --take, none came in the time given;
+Exit codes: 0 done, even if results are errors; 2 wrong flags; 3 with --take, no result in the time given;
 4 the broker does not answer; 130 interrupted.""",
 )
 @click.option("-n", "--take", type=click.IntRange(min=1), help="Stop after this many results.")
 @click.option(
     "--peek", "is_peek", is_flag=True, help="Read results without removing them, oldest first (Redis)."
 )
-@click.option("--for", "idle", type=DurationType(), help="Stop after this long without a result.")
+@click.option("--for", "idle", type=DurationType(), help="Stop after this time without a result.")
 @click.option(
     "--format",
     "form",
@@ -55,7 +55,7 @@ Exit codes: 0 done, whatever the results say; 2 wrong flags; 3 with --take, none
 def results(
     *, take: int | None, is_peek: bool, idle: timedelta | None, form: str, queue: QueueFlags
 ) -> ExitCode:
-    """Read results and remove them, until Ctrl-C or a limit. --peek leaves them."""
+    """Read and remove results until Ctrl-C or a limit."""
     is_table = form == "table" or (form == "auto" and sys.stdout.isatty())
     write = _table_writer() if is_table else _write_json
     if is_peek:
@@ -89,11 +89,11 @@ async def _results(
 
 
 def report_undecodable(stream: ResultStream) -> None:
-    """Print how many results could not be decoded, and where they are stored."""
+    """Print the number of results that could not be decoded, if any."""
     if stream.undecodable:
         print(
-            f"warning: {counted(stream.undecodable, 'result')} could not be decoded. Undecodable results are "
-            "not removed, and return when their lease ends; a newer version may read them.",
+            f"warning: {counted(stream.undecodable, 'result')} could not be decoded. The lease of such a result "
+            "expires, then it is delivered again; a newer version may be able to decode it.",
             file=sys.stderr,
         )
 
@@ -112,7 +112,10 @@ def _write_json(result: Result) -> None:
 
 
 def _table_writer() -> Callable[[Result], None]:
-    """Print a line for each result, in columns; a `rich` table could only be drawn at the end."""
+    """A function that prints a result as one line in columns.
+
+    A whole `rich` table could only be drawn at the end.
+    """
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""The commands that run as services: `serve` (one door), `poll` (the poller) and `status` (the status page)."""
+"""The commands `serve` (one door), `poll` (the poller) and `status` (the page)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Examples:
 Exit codes: 0 stopped by SIGTERM or SIGINT after the last request; 2 a wrong setting; 1 anything else.""",
 )
 @click.option(
-    "--target", type=click.Choice(["dispatch", "pubsub_push"]), help="Which door.  [env: FUNCTION_TARGET]"
+    "--target", type=click.Choice(["dispatch", "pubsub_push"]), help="Door to serve.  [env: FUNCTION_TARGET]"
 )
-@click.option("--port", type=click.IntRange(0, 65_535), help="0 picks a free one.  [env: PORT]")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port; 0 picks a free one.  [env: PORT]")
 @click.option("--host", help="Address to listen on.  [env: HOST]")
 def serve(target: str | None, port: int | None, host: str | None) -> None:
     """Serve one door. All other settings come from the environment: see docs/settings.md."""
@@ -65,10 +65,15 @@ Examples:
 
 Exit codes: 0 stopped by SIGTERM or SIGINT and drained; 2 a wrong setting; 1 anything else.""",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Requests in flight at a time.  [env: WORKERS]")
-@click.option("--handler-url", help="The dispatch door.  [env: HANDLER_URL]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Most requests in flight at once.  [env: WORKERS]"
+)
+@click.option("--handler-url", help="URL of the dispatch door.  [env: HANDLER_URL]")
 def poll(workers: int | None, handler_url: str | None) -> None:
-    """Claim requests from Redis, send them to the handler, and write their results. Settings: see docs/settings.md."""
+    """Claim requests from Redis, send them, and write their results.
+
+    All other settings come from the environment: see docs/settings.md.
+    """
     import uvloop
 
     from handlers.cli.main import fail_start
@@ -93,7 +98,7 @@ async def _run(build: Callable[[], PollerApp]) -> None:
 
     def stop() -> None:
         if not app.has_begun:
-            os._exit(0)  # nothing is claimed yet, and a start may wait long for Redis
+            os._exit(0)  # nothing is claimed yet, and the start may wait for Redis for a long time
         app.stop()
 
     loop = asyncio.get_running_loop()
@@ -103,7 +108,7 @@ async def _run(build: Callable[[], PollerApp]) -> None:
 
 
 _THREADS = 8
-"""Views at a time; each mostly waits for Redis."""
+"""Number of views that can be served at once; each mostly waits for Redis."""
 
 
 @click.command()
@@ -116,13 +121,13 @@ _THREADS = 8
     "also_named",
     multiple=True,
     metavar="NAME",
-    help="Host name under which the page may be requested, besides localhost, --host and STATUS_HOSTS; others get 421.",
+    help="Further host name of the page, besides localhost, --host and STATUS_HOSTS; requests for others get 421.",
 )
 def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
-    """Serve the status page: queues, reasons of closed gates, dead letters, and a search by id.
+    """Serve the status page of queues, gates and dead letters.
 
-    Reads REDIS_URL and the other settings of the poller. Read-only, unless STATUS_TOKEN_FILE names a token
-    that dead letters can be requeued or dropped with. It has no sign-in: for a cluster, see keda/README.md.
+    It reads REDIS_URL and the other settings of the poller. It is read-only unless STATUS_TOKEN_FILE holds a token,
+    with which dead letters can be requeued or dropped. It has no sign-in: for a cluster, see keda/README.md.
     """
     import functions_framework
     from functions_framework._http import create_server
@@ -141,12 +146,12 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     except InvalidSetting as error:
         fail_start(variables, error)
     app = functions_framework.create_app("status", handlers.status_main.__file__, "http")  # type: ignore[no-untyped-call]  # untyped
-    # The framework writes its target into the environment, where our settings would read it as a door's name.
+    # The framework writes its target into the environment, where our settings would read it as the name of a door.
     os.environ.pop("FUNCTION_TARGET", None)  # noqa: TID251  # the process's entry
     if reason := _taken(host, port):
-        fail(OSError(f"--port: {host}:{port} cannot be listened on ({reason}); choose another --port"))
+        fail(OSError(f"--port: expected a free port, got {host}:{port} ({reason})"))
     click.echo(f"status page on http://{host}:{port}/")
-    # One process, because the framework would read WORKERS, the poller's slots, as a number of processes.
+    # One process: otherwise the framework would take WORKERS, the poller's slots, for the number of processes.
     server = create_server(  # type: ignore[no-untyped-call]  # untyped
         app, debug=False, workers=1, threads=_THREADS, control_socket_disable=True
     )

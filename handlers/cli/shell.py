@@ -1,8 +1,8 @@
-"""Check the text that commands read (arguments, variables) and escape the text that they print.
+"""Check the text that commands read; escape what they print.
 
-Input must be Unicode: Python represents undecodable bytes of arguments and variables as lone surrogates, which no
-queue could store. Output that the stream's encoding lacks is escaped as in JSON, so that JSON stays JSON. A terminal
-gets no control characters (CWE-150).
+Input must be valid Unicode: Python represents undecodable bytes of arguments and variables as lone surrogates, which
+no queue can store. Characters that the output's encoding lacks are escaped as in JSON, so that JSON stays valid. A
+terminal gets no control characters (CWE-150).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ESCAPES: Final = "json-escapes"
 
 
 def end_of_start() -> None:
-    """Turn garbage collection on again, without all that exists: modules and the configured process stay."""
+    """Turn garbage collection on again, for objects created from now on."""
     gc.freeze()
     gc.enable()
 
@@ -36,7 +36,7 @@ class TextType(click.types.StringParamType):
     """A string of valid Unicode."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The text; fails if bytes of it are not UTF-8."""
+        """The text; fails if it is not UTF-8."""
         text = super().convert(value, param, ctx)
         if isinstance(text, str) and not is_unicode(text):
             shown = text.encode("utf-8", "surrogateescape" if _has_bytes(text) else "backslashreplace")
@@ -45,7 +45,10 @@ class TextType(click.types.StringParamType):
 
 
 def check_names(*paths: Path | None) -> None:
-    """Raise `InvalidSetting` for a file name that is not UTF-8 and could not be written into the state file."""
+    """Raise `InvalidSetting` for a file name that is not UTF-8.
+
+    The state file could not store it.
+    """
     for path in paths:
         if path is not None and not is_unicode(str(path)):
             raise InvalidSetting("file name", found=repr(os.fsencode(path)), accepted="a name in UTF-8")
@@ -56,9 +59,9 @@ def _has_bytes(text: str) -> bool:
 
 
 def check_text(command: click.Command) -> click.Command:
-    """Make a command check its plain strings, and those of its subcommands, with `TextType`.
+    """Make a command and its subcommands check plain strings with `TextType`.
 
-    File names are exempt (`click.Path`), because a file system may hold names that are not UTF-8.
+    File names (`click.Path`) are exempt, because a file system may hold names that are not UTF-8.
     """
     for parameter in command.params:
         if type(parameter.type) is click.types.StringParamType:
@@ -90,12 +93,12 @@ def _json_escapes(error: UnicodeError) -> tuple[str, int]:
 
 
 def for_output(text: str, out: TextIO) -> str:
-    """`text`, without control characters except line breaks and tabs if `out` is a terminal."""
+    """`text`; for a terminal, control characters are replaced (see `printable`)."""
     return printable(text) if out.isatty() else text
 
 
 def printable(text: str) -> str:
-    """`text` with a replacement for each character that a terminal might interpret."""
+    """`text` with control characters replaced, except line breaks and tabs."""
     return "".join(
         each if each.isprintable() or each in _KEPT else "\N{REPLACEMENT CHARACTER}" for each in text
     )
@@ -105,7 +108,7 @@ P = ParamSpec("P")
 
 
 class ExitCode(IntEnum):
-    """Exit codes; click's own for wrong usage is 2 as well."""
+    """Exit codes. Click also uses 2 for wrong usage."""
 
     DONE = 0
     """Success."""
@@ -138,13 +141,13 @@ _EXIT_CODES: Final = {
 
 
 def exit_codes_help(*without: ExitCode) -> str:
-    """The exit codes in ascending order, for a command's help; without those that it never returns."""
+    """The exit codes for a command's help, except those in `without`."""
     meanings = [f"{int(code)} {text}" for code, text in _EXIT_CODES.items() if code not in without]
     return f"Exit codes: {'; '.join(meanings)}."
 
 
 def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
-    """Let a command return its exit code; turn expected errors into one line and a code."""
+    """Decorator: exit with the command's code; print expected errors as one line."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -165,7 +168,7 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
         except BrokerUnreachable as error:
             code = _say(error, ExitCode.UNREACHABLE)
             if str(error).startswith("Redis:"):
-                print("REDIS_URL or --redis-url names the server.", file=sys.stderr)
+                print("Set its address with REDIS_URL or --redis-url.", file=sys.stderr)
         except (AsyncProcessorError, OSError) as error:
             code = _say(error, ExitCode.WRONG_INPUT)
         sys.exit(int(code))

@@ -47,36 +47,38 @@ Examples:
 {exit_codes_help(ExitCode.CANCELLED)}""",
 )
 @click.argument("source", required=False, metavar="[FILE|-]", type=click.Path(allow_dash=True))
-@click.option("--prompt", help="Text to complete, in place of a file.")
+@click.option("--prompt", help="Text to complete, instead of a file.")
 @click.option("--model", default="", help="Model of a request with --prompt.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="With --prompt: longest answer.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of the answer, with --prompt.")
 @click.option(
     "--deadline",
     type=DeadlineType(),
-    help="From now (10m, 1h30m, or 90 for seconds), or an ISO 8601 time, or Unix seconds.  [default: 1h]",
+    help="Time from now (10m, 1h30m, or 90 for seconds), an ISO 8601 time, or Unix seconds.  [default: 1h]",
 )
 @click.option("--id", "request_id", default="", help="Id of the request.  [default: random]")
 @click.option("--tier", type=click.Choice(["interactive", "async", "batch"]), help="Lane of the request.")
 @click.option("--tenant", default="", help="Tenant, for fairness and quotas.")
-@click.option("--endpoint", default="", help="Path at the gateway, in place of the queue's own.")
+@click.option("--endpoint", default="", help="Path at the gateway, instead of the queue's own.")
 @click.option(
-    "--header", "headers", multiple=True, callback=key_value_pairs, help="KEY=VALUE; may be repeated."
+    "--header", "headers", multiple=True, callback=key_value_pairs, help="Header KEY=VALUE; may be repeated."
 )
-@click.option("--metadata", multiple=True, callback=key_value_pairs, help="KEY=VALUE; may be repeated.")
+@click.option(
+    "--metadata", multiple=True, callback=key_value_pairs, help="Metadata field KEY=VALUE; may be repeated."
+)
 @click.option(
     "--once",
     type=DurationType(),
-    help="Do nothing if the id is live, or its deadline was less than this ago (Redis); needs an id.",
+    help="Queue nothing if the id is live, or if its deadline passed less than this time ago (Redis); needs an id.",
 )
 @click.option(
     "--idempotency-key",
     default="",
-    help="Queue nothing if a request with the same content was submitted under this key (Redis); valid until a day "
-    "after its result was acknowledged.",
+    help="Queue nothing if a request with the same content was submitted under this key (Redis). The key is valid "
+    "until a day after the result is acknowledged.",
 )
 @click.option("--wait", "is_waiting", is_flag=True, help="Wait for the result and print its payload.")
 @click.option(
-    "--timeout", type=DurationType(), help="With --wait: for how long.  [default: until the deadline]"
+    "--timeout", type=DurationType(), help="Longest time for --wait.  [default: until the deadline]"
 )
 @WAIT_REPLICAS_FLAG
 @PAYLOAD_APART_FLAG
@@ -105,8 +107,8 @@ def submit(
 ) -> ExitCode:
     """Queue one request and print its id.
 
-    FILE holds a full request body (an object with a `payload`), or just the payload; `-` is stdin.
-    With --wait, the payload of the result goes to stdout, and the id to stderr.
+    FILE holds a full request body (an object with a `payload`) or only the payload; `-` is stdin. With --wait, the
+    payload of the result goes to stdout and the id to stderr.
     """
     if (source is None) == (prompt is None):
         raise click.UsageError("give either a FILE (- for stdin) or --prompt")
@@ -133,17 +135,17 @@ def submit(
 
 
 def _check_flags(queue: QueueFlags, request: NewRequest, once: timedelta | None) -> None:
-    """Raise `UsageError` if --once or --idempotency-key cannot find an earlier submission."""
+    """Raise `UsageError` if --once or --idempotency-key cannot work."""
     if request.idempotency_key and queue.to != "redis":
         raise click.UsageError("--idempotency-key needs Redis: Pub/Sub has no record of earlier requests")
     if request.idempotency_key and once is not None:
-        raise click.UsageError("--idempotency-key and --once exclude each other: one goes by key, one by id")
+        raise click.UsageError("give either --idempotency-key or --once, not both")
     if once is None:
         return
     if queue.to != "redis":
-        raise click.UsageError("--once is offered for Redis alone: Pub/Sub cannot be asked what it has")
+        raise click.UsageError("--once needs Redis: Pub/Sub has no record of earlier requests")
     if not request.id:
-        raise click.UsageError("--once needs the id that is to run once: --id, or one in FILE")
+        raise click.UsageError("--once needs an id: give --id, or an id in FILE")
 
 
 async def _submit(
@@ -163,7 +165,7 @@ async def _submit(
             state = await client.look_up(submission)
             print(f"{submission.id} was submitted before; it is {state}", file=sys.stderr)
             if state is RequestState.FINISHED:
-                # Its result is in its own list by now, or it never had a list.
+                # Its result is already in its own list, or it never had a list, so a short wait is enough.
                 timeout = min(timeout or _FINISHED_WAIT, _FINISHED_WAIT)
         if not is_waiting:
             return ExitCode.DONE
@@ -182,9 +184,9 @@ def _show(result: Result) -> ExitCode:
 
 
 def read_text(source: str) -> bytes:
-    """The bytes of a file, or of stdin for `-`, without a byte order mark.
+    """The content of a file, or of stdin for `-`.
 
-    Raises `InvalidRequest` for a compressed file, or text that is not UTF-8.
+    A byte order mark is removed. Raises `InvalidRequest` for a compressed file, or text that is not UTF-8.
     """
     from handlers.batch.start import file_format
 
@@ -205,10 +207,10 @@ def prompt_payload(prompt: str, model: str, max_tokens: int | None) -> bytes:
 def new_request(
     text: bytes, *, deadline: Deadline | None, default_deadline: Deadline, **flags: Any
 ) -> NewRequest:
-    """The request in `text`; fields in `flags` (of `NewRequest`) win over those in `text`.
+    """The request in `text`, a request body or a payload.
 
-    A JSON object with an object under `payload` is a full request body of the contract, any other object a payload.
-    The payload stays unchanged. Raises `InvalidRequest`.
+    A JSON object with an object under `payload` is a full request body; any other object is a payload. `flags` are
+    fields of `NewRequest` and win over those in `text`. The payload stays unchanged. Raises `InvalidRequest`.
     """
     from handlers.client.new_request import NewRequest
 

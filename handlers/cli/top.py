@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from handlers.wiring.status_page import RedisSource
 
 _UNCUT: Final = 10_000
-"""Width without a terminal, so that scripts get whole names."""
+"""Width without a terminal, so that names are not cut for scripts."""
 
 
 @click.command(
@@ -50,11 +50,14 @@ Exit codes: 0 done; 2 a wrong setting; 4 Redis does not answer (--once); 130 Ctr
               help="Seconds between refreshes.")  # fmt: skip
 @exits
 def top(is_once: bool, interval_seconds: float) -> ExitCode:
-    """Show queues, requests in flight, rates, gates and failures live. Settings come from the environment."""
+    """Show queues, rates, gates and failures live.
+
+    Settings come from the environment: see docs/settings.md.
+    """
     from handlers.settings.settings import load_settings
 
     settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
-    # Ask the output itself, because with FORCE_COLOR the library treats any pipe as a terminal.
+    # `rich` cannot be asked: with FORCE_COLOR it treats any pipe as a terminal.
     is_terminal = sys.stdout.isatty()
     console = Console(width=None if is_terminal else _UNCUT)
     from handlers.wiring.status_page import RedisSource
@@ -97,9 +100,9 @@ _NOTHING: Final = "-"
 
 
 def frame(now: Overview, height: int | None, hint: str = "") -> RenderableType:
-    """The whole screen; failures fill the rest of `height` lines.
+    """The whole screen, with as many failures as fit into `height` lines.
 
-    Without `height`, at most 15 failures are shown. `hint` is in the first line.
+    At most 15 failures are shown. `hint` is shown in the first line.
     """
     queues, pools = _queues(now), _pools(now)
     used = _OTHER_LINES + queues.row_count + pools.row_count
@@ -108,7 +111,7 @@ def frame(now: Overview, height: int | None, hint: str = "") -> RenderableType:
 
 
 def bar_line(numbers: Sequence[int]) -> str:
-    """A line of bars; the largest value is full, and values above 0 are always visible."""
+    """A line of bars, scaled to the largest value."""
     most = max(numbers, default=0)
     return "".join(_BARS[0 if not number else max(1, round(8 * number / most))] for number in numbers)
 
@@ -219,10 +222,10 @@ _CONTROL_CHARACTERS: Final = 6
 
 
 class LiveTerminal:
-    """A context manager around the drawing; restores the terminal at the end, also at SIGTERM.
+    """Context manager that prepares the terminal and restores it at the end.
 
-    If standard input is not a terminal, there are no keys. Use it in the main thread only, because it sets handlers
-    for signals. Ctrl-C stays `KeyboardInterrupt`; SIGTERM becomes `SystemExit(143)`.
+    Use it in the main thread only, because it sets signal handlers: SIGTERM becomes `SystemExit(143)`, Ctrl-C stays
+    `KeyboardInterrupt`. If standard input is not a terminal, keys are not read.
     """
 
     def __init__(self) -> None:
@@ -250,7 +253,7 @@ class LiveTerminal:
         os.close(self._resized)
 
     def wait(self, seconds: float) -> str:
-        """The pressed key; empty after the timeout or a change of the window's size."""
+        """Wait for a key; empty after the timeout or a resize."""
         sources = [self._resized] if self._keys is None else [self._resized, self._keys]
         ready, _, _ = select.select(sources, [], [], seconds)
         if self._resized in ready:
@@ -259,21 +262,21 @@ class LiveTerminal:
             return ""
         pressed = os.read(self._keys, 64)
         if not pressed:
-            self._keys = None  # the terminal is gone: without this, select would return at once indefinitely
+            self._keys = None  # the terminal is closed, and `select` would always return at once
         return pressed.decode("utf-8", "replace")
 
     def _on_resize(self, _number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: a wake-up is pending already
+        with contextlib.suppress(BlockingIOError):  # the pipe is full, so a wake-up is already pending
             os.write(self._tell, b"\0")
 
 
 def _cbreak(terminal: int) -> Callable[[], None]:
-    """Deliver each key at once and without echo; returns a function that restores the terminal.
+    """Deliver each key at once, without echo. Return a function that restores the terminal.
 
-    Keys cannot suspend, because the shell would inherit our screen.
+    Ctrl-Z is disabled, because the shell would inherit our screen.
     """
     before = termios.tcgetattr(terminal)
-    # DRAIN, not FLUSH: a key pressed before the first frame counts.
+    # DRAIN, not FLUSH, so that a key pressed before the first frame counts.
     tty.setcbreak(terminal, termios.TCSADRAIN)
     now = termios.tcgetattr(terminal)
     now[_CONTROL_CHARACTERS][termios.VSUSP] = bytes([os.fpathconf(terminal, "PC_VDISABLE")])

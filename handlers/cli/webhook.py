@@ -29,13 +29,15 @@ Examples:
   async-processor webhook http://receiver.team-a/results --secret-file s --allow-private
   async-processor webhook https://example.com/rest --secret-file s --destination a.example/hooks/=/secrets/a
 
-Each result is a POST, signed as the Standard Webhooks specification requires; a repeated delivery has the same
-webhook-id. A request may name a receiver of --destination as webhook_url in its metadata (set RESULT_DETAILS on
-handlers and poller). If that receiver refuses the result or is not allowed, the result goes to URL, with the reason in
-"undelivered". A receiver that is down does not delay the others. A 2xx response acknowledges the result. Results that
-URL does not accept within --give-up are printed as JSON lines.
+Each result is sent as a POST, signed according to the Standard Webhooks specification. A repeated delivery has the same
+webhook-id. A 2xx response acknowledges the result. Results that URL does not accept within --give-up are printed as
+JSON lines.
 
-Exit codes: 0 stopped, or no result for --for; 1 the receiver is gone (410); 2 wrong flags;
+A request may name a receiver of --destination as webhook_url in its metadata (set RESULT_DETAILS on handlers and
+poller). If that receiver is not allowed or refuses the result, the result goes to URL, with the reason in
+"undelivered". A receiver that is down does not delay the others.
+
+Exit codes: 0 stopped, or no result for --for; 1 the receiver answered 410 (gone); 2 wrong flags;
 4 the broker does not answer.""",
 )
 @click.argument("url")
@@ -43,29 +45,31 @@ Exit codes: 0 stopped, or no result for --for; 1 the receiver is gone (410); 2 w
     "--secret-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
-    help="Secrets (whsec_…), one per line; all sign.",
+    help="File with secrets (whsec_…), one per line. Each result is signed with all of them.",
 )
 @click.option(
     "--destination",
     "destinations",
     multiple=True,
     metavar="HOST/PATH=SECRET_FILE",
-    help="Receiver that a request may name, with secrets of its own; a path that ends in / allows all below.",
+    help="Receiver that a request may name, with its own secrets; a path that ends in / allows all paths below it.",
 )
-@click.option(
-    "--allow-private", is_flag=True, help="The receiver may be inside the network, and without TLS."
-)
+@click.option("--allow-private", is_flag=True, help="Allow receivers in private networks, and http:// URLs.")
 @click.option(
     "--at-once",
     type=click.IntRange(1, 1_000),
     default=16,
     show_default=True,
-    help="Calls at a time, to URL and to each --destination.",
+    help="Most calls at once, to URL and to each --destination.",
 )
 @click.option(
-    "--give-up", type=DurationType(), default="3d", show_default=True, help="Longest time for one result."
+    "--give-up",
+    type=DurationType(),
+    default="3d",
+    show_default=True,
+    help="Longest time to retry one result.",
 )
-@click.option("--for", "idle", type=DurationType(), help="Stop after this long without a result.")
+@click.option("--for", "idle", type=DurationType(), help="Stop after this time without a result.")
 @queue_flags
 @exits
 def webhook(
@@ -79,7 +83,7 @@ def webhook(
     idle: timedelta | None,
     queue: QueueFlags,
 ) -> ExitCode:
-    """Deliver results to URL, signed, until stopped."""
+    """Deliver signed results to URL until stopped."""
     from handlers.webhook.call import read_secrets
     from handlers.webhook.deliver import WebhookOptions
 
@@ -107,7 +111,7 @@ def _secret_text(path: Path, setting: str = "--secret-file") -> str:
     try:
         return path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
-        raise InvalidSetting(setting, found="no text", accepted="lines of whsec_…") from None
+        raise InvalidSetting(setting, found="an unreadable file", accepted="lines of whsec_…") from None
 
 
 async def _deliver(queue: QueueFlags, options: WebhookOptions, idle: timedelta | None) -> ExitCode:
@@ -127,10 +131,10 @@ async def _deliver(queue: QueueFlags, options: WebhookOptions, idle: timedelta |
         try:
             await running
         except WebhookGone:
-            print("the receiver is gone (410); results stay where they are", file=sys.stderr)
+            print("the receiver answered 410 (gone); the remaining results stay in the list", file=sys.stderr)
             return ExitCode.FAILED_REQUESTS
         except asyncio.CancelledError:
-            pass  # SIGTERM: held results are returned at once
+            pass  # SIGTERM: leased results are returned at once
         print(f"{hook.delivered} delivered, {hook.given_up} given up", file=sys.stderr)
         report_undecodable(stream)
     return ExitCode.DONE

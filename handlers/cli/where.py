@@ -1,4 +1,4 @@
-"""`async-processor where` and `cancel`: show where requests are and how they ended; cancel them."""
+"""`async-processor where` and `cancel`: show the state of requests; cancel them."""
 
 from __future__ import annotations
 
@@ -37,18 +37,21 @@ Examples:
   async-processor where r1 r2 --json
   async-processor where --queue team-a-requests r1
 
-Changes nothing. Pollers keep a record of finished requests for a day (FINISHED_RECORDS and
-FINISHED_RECORDS_SECONDS of the poller); the result list is searched as well, up to 2,000 results from each end.
+The command changes nothing. Pollers keep records of finished requests for a day (FINISHED_RECORDS and
+FINISHED_RECORDS_SECONDS of the poller). The result list is searched too, up to 2,000 results from each end.
 
-Exit codes: 0 all were found; 1 some id is unknown; 2 wrong flags; 4 Redis does not answer.""",
+Exit codes: 0 all were found; 1 an id is unknown; 2 wrong flags; 4 Redis does not answer.""",
 )
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @RETRY_QUEUE_FLAG
-@click.option("--json", "is_json", is_flag=True, help="One JSON object for each id.")
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object per id.")
 @redis_flags
 @exits
 def where(*, ids: tuple[str, ...], queue: QueueFlags, retry_queue: str, is_json: bool) -> ExitCode:
-    """Print where each request is: queued, in flight, waiting for a retry, finished, cancelled or dead-lettered."""
+    """Print the state of each request.
+
+    It is queued, in flight, waiting for a retry, finished, cancelled, dead-lettered or unknown.
+    """
     return asyncio.run(_where(queue.client(retry_queue=retry_queue), ids, is_json))
 
 
@@ -99,14 +102,14 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
             "unknown: never queued here, or finished so long ago that its record and its result are gone"
         )
     if found.is_partial and not (found.finished and found.result):
-        lines.append("(a list or queue was too long to read all of it)")
+        lines.append("(a list or queue was too long to be searched completely)")
     return "\n".join(f"{found.request_id}  {line}" for line in lines)
 
 
 def reason_not_live(found: Whereabouts) -> str:
     """Why a request cannot be cancelled."""
     if any(place.where != "dead" for place in found.places):
-        return "it is queued without a live marker, as redis-cli does it; only a client's submission can be cancelled"
+        return "it was queued without our client (by redis-cli, for example), so it cannot be cancelled"
     if found.finished:
         if found.state == "cancelled":
             return f"cancelled at {_clock(found.finished.at)}"
@@ -136,8 +139,8 @@ def _result_text(found: Whereabouts) -> str:
         return f"its result ({found.result.outcome}) is in {found.result.results}, {state}"
     if found.finished and found.finished.results:
         looked = "the part of it that was searched" if found.is_partial else "it"
-        return f"its result went to {found.finished.results} and is not in {looked} now"
-    return "its result is in none of the lists that were searched"
+        return f"its result was written to {found.finished.results} and is no longer in {looked}"
+    return "its result was not found in the lists that were searched"
 
 
 def _clock(at: float) -> str:
@@ -145,7 +148,7 @@ def _clock(at: float) -> str:
 
 
 _MOST_REASONS: Final = 20
-"""Most ids that are searched for a reason; each search reads the queue."""
+"""Most ids for which a reason is searched; each search reads the queue."""
 
 
 @click.command(
@@ -156,13 +159,14 @@ Examples:
   async-processor cancel $(cat ids)
   async-processor cancel --from pubsub --dedupe-redis-url redis://redis:6379 r1
 
-A cancelled request gets the result CANCELLED within about a second, whether it is queued, held at a gate, waiting for
-a retry or in flight. In flight, its connection to the gateway is closed. A request that has its result keeps it.
+A cancelled request gets the result CANCELLED within about a second, whether it is queued, waiting at a gate, waiting
+for a retry or in flight. If it is in flight, its connection to the gateway is closed. A request that already has a
+result keeps it.
 
-On Pub/Sub, the cancellation is written to the Redis that the push door's DEDUPE_REDIS_URL names. It takes effect when
-the message is delivered, and the command cannot tell whether an id was live.
+On Pub/Sub, the cancellation is written to the Redis in the push door's DEDUPE_REDIS_URL. It takes effect when the
+message is delivered, and the command does not know whether an id was live.
 
-Exit codes: 0 done; 1 some id was not live; 2 wrong flags; 4 the broker does not answer.""",
+Exit codes: 0 done; 1 an id was not live; 2 wrong flags; 4 the broker does not answer.""",
 )
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.option(
@@ -175,14 +179,14 @@ Exit codes: 0 done; 1 some id was not live; 2 wrong flags; 4 the broker does not
 @queue_flags
 @exits
 def cancel(*, ids: tuple[str, ...], queue: QueueFlags, dedupe_redis_url: str) -> ExitCode:
-    """Cancel the live request of each ID and print the outcome."""
+    """Cancel the live request with each ID and print the outcome."""
     client = queue.client() if queue.to == "redis" else _pubsub_client(queue, dedupe_redis_url)
     word = "cancelled" if queue.to == "redis" else "cancelled, unless it was answered"
     return asyncio.run(_cancel(client, ids, word))
 
 
 def _pubsub_client(queue: QueueFlags, dedupe_redis_url: str) -> AsyncClient:
-    """A client with the push door's Redis only, without project and topic."""
+    """A client that can only cancel, through the push door's Redis."""
     from handlers.client.async_client import AsyncClient
 
     if not dedupe_redis_url:
@@ -194,7 +198,7 @@ def _pubsub_client(queue: QueueFlags, dedupe_redis_url: str) -> AsyncClient:
 
 
 async def _reason(client: AsyncClient, request_id: str) -> str:
-    """Why the id could not be cancelled, if a search finds it."""
+    """Why a request could not be cancelled; empty if the search fails."""
     from handlers.cli.where import reason_not_live
     from handlers.client.errors import ClientError
 

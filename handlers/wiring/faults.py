@@ -29,7 +29,7 @@ async def all_faults(variables: Mapping[str, str], known: InvalidSetting) -> lis
 
 
 async def find_faults(settings: Settings, faults: SettingFaults) -> None:
-    """Add the faults of credentials, pools and gates that would stop the start.
+    """Add the faults of credentials, pools and gates that stop the start.
 
     Parts whose settings are faulty already are skipped.
     """

@@ -178,7 +178,7 @@ def test_submit_waits_for_its_own_result(shell: Shell) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [((), "needs the id"), (("--id", "a", "--to", "pubsub", "--project", "p"), "Redis alone")],
+    [((), "needs an id"), (("--id", "a", "--to", "pubsub", "--project", "p"), "needs Redis")],
 )
 def test_submit_once_takes_nothing_for_done_once_that_it_cannot_know(
     shell: Shell, flags: tuple[str, ...], said: str

@@ -17,4 +17,4 @@ def test_a_taken_port_is_one_line_that_names_the_flag() -> None:
         )
     assert done.exit_code == 2
     assert done.stderr.count("\n") == 1
-    assert f"--port: 127.0.0.1:{port}" in done.stderr
+    assert f"--port: expected a free port, got 127.0.0.1:{port}" in done.stderr
