@@ -6,8 +6,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-# Test processes: a third of the time tests wait for something to happen, so that two cores carry three of them.
-TEST_PROCESSES ?= 3
+# Test processes: two thirds of the time tests wait for something to happen, so that two cores carry four of them.
+TEST_PROCESSES ?= 4
 IMAGE ?= dev.local/async-processor:$(shell git describe --always --dirty 2>/dev/null || echo dev)
 
 BIN := $(VENV)/bin

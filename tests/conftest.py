@@ -32,7 +32,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _HAS_FAILED = pytest.StashKey[bool]()
 _EXPORTERS = ("google", "grpc", "opentelemetry", "urllib3")
 """Libraries with threads of their own, which may outlive the test that started them."""
-_LONG = ("chaos", "demo", "manifests", "monitoring", "package", "queue", "way")
+_LONG = (
+    "bench",
+    "chaos",
+    "cluster",
+    "conformance",
+    "demo",
+    "manifests",
+    "monitoring",
+    "package",
+    "queue",
+    "slack",
+    "way",
+)
 """Folders of the tests that take longest."""
 _SHARING = ("monitoring", "status", "way")
 """Folders in which the tests of a module share whole stacks of processes."""
