@@ -20,7 +20,7 @@ BASE_SECONDS: Final = 2.0
 CAP_SECONDS: Final = 60.0
 _LAST_DOUBLING: Final = 5  # 2 s · 2^5 exceeds the cap; a much larger exponent would overflow
 _SPREAD: Final = (
-    0.25  # most jitter on a Retry-After: half of the time left plus jitter is still before the deadline
+    0.25  # most jitter on a Retry-After; with it, half of the time left still ends before the deadline
 )
 
 
@@ -51,7 +51,7 @@ def retry_delay(
         delay = min(wish_seconds, left_seconds / 2) * (1 + _SPREAD * draw)
     elif delay >= left_seconds:
         delay = left_seconds / 2
-    # Near the deadline, each delay would be half of the last, so none is shorter than half of the first one.
+    # Near the deadline, delays would become shorter and shorter; none may be shorter than half of the first one.
     if delay < BASE_SECONDS / 2:
         return None
     delay = max(delay, earliest_seconds)

@@ -1,7 +1,7 @@
-"""Bound on the bytes that a process holds: requests, and responses that are not stored or sent yet.
+"""Limit the bytes of requests and responses that a process holds.
 
-A limit on the number of requests is not enough, since one request or response may have ten million bytes. Each kind
-has its own share; otherwise requests could use all of it, and no response could be read and stored.
+A limit on the number of requests is not enough, since a request or a response may have ten million bytes. Requests and
+responses have separate shares; otherwise requests could use all bytes, and no response could be read and stored.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Final
 
 SMALL_BYTES: Final = 65_536
-"""Bytes of a body that needs no room of its own."""
+"""A body up to this size is not counted."""
 
 
 class ByteShare:
-    """Bytes of one kind, at most `limit`; an item of any size fits if nothing else is held."""
+    """At most `limit` bytes of one kind. An item of any size fits if nothing else is held."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -31,7 +31,7 @@ class ByteShare:
         return not self._waiting and (self.held == 0 or size <= self.limit - self.held)
 
     def give(self, size: int) -> None:
-        """Free `size` bytes (below 0: hold more) and grant waiting requests in their order."""
+        """Free `size` bytes (negative: hold more), then grant waiting wishes in order."""
         self.held -= size
         while self._waiting and (self.held == 0 or self._waiting[0].size <= self.limit - self.held):
             wish = self._waiting.popleft()
@@ -56,7 +56,7 @@ class ByteShare:
 
 
 class Wish:
-    """Bytes that a request waits for."""
+    """Bytes for which a request waits."""
 
     __slots__ = ("is_granted", "on_granted", "size")
 
@@ -67,11 +67,12 @@ class Wish:
 
 
 class ByteBudget:
-    """The shares of one process: requests, responses, and an eighth of `total` each for payloads and results.
+    """The shares of one process, `total` bytes together.
 
-    `payloads` is the share of offloaded payloads: a request that waits for it already holds bytes of `requests`.
-    `results` are encoded and wait to be stored or sent. As JSON, a result may be six times as large as its response,
-    which is held while it waits for that share; it then counts as a response too, so that no more of these are read.
+    `requests` and `answers` (responses) share three quarters; `payloads` and `results` have an eighth each. `payloads`
+    are offloaded payloads: a request that waits for that share already holds bytes of `requests`. `results` are encoded
+    and wait to be stored or sent. As JSON, a result may be six times as large as its response, which is held while it
+    waits for that share. An encoded result also counts as a response, so that fewer responses are read meanwhile.
     """
 
     def __init__(self, total: int) -> None:
@@ -83,7 +84,7 @@ class ByteBudget:
 
 
 class Holding:
-    """Bytes that one request holds of one share; none at first."""
+    """The bytes that one request holds of one share, at first 0."""
 
     __slots__ = ("_share", "_wish", "size")
 
@@ -103,7 +104,7 @@ class Holding:
         return wish.is_granted
 
     def hold(self, size: int) -> None:
-        """Hold exactly `size` bytes, even without room; withdraws what was not granted."""
+        """Hold exactly `size` bytes, even without room. Withdraws an open `ask`."""
         wish, self._wish = self._wish, None
         before = self.size
         if wish is not None and wish.is_granted:
@@ -115,7 +116,7 @@ class Holding:
 
 
 class HeldBytes:
-    """Bytes that one request holds of a budget, from its arrival until its result is stored or sent."""
+    """Bytes that one request holds, until its result is stored or sent."""
 
     __slots__ = ("answer", "payload", "request", "result")
 
@@ -136,7 +137,7 @@ class HeldBytes:
         self.answer.hold(size)
 
     def is_settled_with(self, size: int) -> None:
-        """Hold the `size` bytes of an encoded result until it is stored or sent."""
+        """Hold the encoded result's `size` bytes in place of payload and response."""
         self.payload.hold(0)
         self.answer.hold(size)
         self.result.hold(size)

@@ -18,7 +18,7 @@ _MESSAGE_SECONDS: Final = 600.0
 
 
 class FollowedClock:
-    """Unix seconds of another computer. Until the first observation, of this one.
+    """Another computer's Unix seconds, or this one's until the first observation.
 
     `monotonic` returns seconds that a change of the clock does not affect, `local` this computer's Unix seconds.
     """

@@ -1,7 +1,7 @@
-"""Numbers in text that other processes wrote.
+"""Parse numbers in text that other processes wrote.
 
-`int` and `float` accept more than our formats (`1_000`, `nan`, other scripts' digits) and raise on the rest, or on
-thousands of digits. `make types` refuses them for text (`tests/number_rules.py`).
+`int` and `float` accept more than our formats (`1_000`, `nan`, digits of other scripts), and raise for other text and
+for thousands of digits. So `make types` refuses them for text (`tests/number_rules.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LONGEST: Final = 512
 
 
 def whole(text: str | bytes | None) -> int | None:
-    """The integer of 1 to 18 decimal digits; None for any other text."""
+    """The integer of 1 to 18 digits. None for any other text."""
     if not text or len(text) > _MOST_DIGITS:
         return None
     digits = text.decode("latin-1") if isinstance(text, bytes) else text
@@ -25,7 +25,7 @@ def whole(text: str | bytes | None) -> int | None:
 
 
 def decimal(text: str | bytes | None) -> float | None:
-    """The finite decimal number, as JSON or Prometheus write it; None for any other text."""
+    """The finite number, as JSON or Prometheus write it. None for any other text."""
     if not text or len(text) > _LONGEST:
         return None
     digits = text.decode("latin-1") if isinstance(text, bytes) else text

@@ -87,7 +87,7 @@ def open_private(path: Path, mode: str = "rb") -> IO[bytes]:
 
 
 class BatchFiles:
-    """The files of the batch whose output is `out`, by absolute paths, which messages show."""
+    """The files of the batch whose output is `out`, by absolute paths."""
 
     def __init__(self, out: Path, errors: Path | None = None) -> None:
         out = out.absolute()  # a link stays a link, which `open_private` refuses

@@ -1,4 +1,4 @@
-"""The Redis side of one batch: submit, collect and cancel its requests."""
+"""Submit, collect and cancel the requests of one batch in Redis."""
 
 from __future__ import annotations
 

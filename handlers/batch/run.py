@@ -285,7 +285,7 @@ class BatchRun:
         await self._cancel(sorted(new))
 
     async def _cancel(self, numbers: Sequence[int]) -> None:
-        """Cancel those of the lines that wait for a result."""
+        """Cancel the lines in `numbers` that wait for a result."""
         waiting = [number for number in numbers if number in self._waiting]
         for start in range(0, len(waiting), SUBMITTED_AT_ONCE):
             some = waiting[start : start + SUBMITTED_AT_ONCE]

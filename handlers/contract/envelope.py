@@ -69,9 +69,7 @@ _INTERNAL: Final = frozenset(Internal.__struct_fields__)
 _LABELS: Final = frozenset({"labels"})
 _decoder = msgspec.json.Decoder(Internal)
 _encoder = msgspec.json.Encoder()
-_MOST_ATTEMPTS: Final = (
-    1_000_000  # larger counts are untrusted input, and may be too long to be encoded again
-)
+_MOST_ATTEMPTS: Final = 1_000_000  # a larger count is not real, and may be too long to encode again
 _BARE: Final = Internal()
 WHOLLY_READ_BYTES: Final = 1_024
 """Largest member that the Lua scripts read completely. Of larger ones they read the first 4 KB (`_member.lua`)."""

@@ -268,7 +268,7 @@ def canonical_fields(
 
 
 def _folded(name: str) -> str:
-    """Fold a name to lower case as Go does, long s included."""
+    """Fold a name to lower case as Go does, including long s."""
     return name.lower().replace("\N{LATIN SMALL LETTER LONG S}", "s")
 
 

@@ -295,7 +295,7 @@ class AimdGate(Gate):
         self._wake()
 
     def state(self) -> GateState:
-        """State with the windows of all bands that have been used below."""
+        """State of the gate; `inner` has the windows of used bands."""
         now = self._clock()
         bands = tuple(
             self._band_state(number, band, now)

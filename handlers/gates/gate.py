@@ -186,7 +186,7 @@ class Gate:
         return True
 
     def observe(self, request: Request, feedback: Feedback) -> None:
-        """Take note of the response to an admitted request. Called before its release."""
+        """Learn from the response to an admitted request, before its release."""
 
     def state(self) -> GateState:
         """Snapshot of the gate, without I/O."""

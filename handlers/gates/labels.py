@@ -36,7 +36,7 @@ def band_of(labels: Mapping[str, str], tier_label: str = TIER) -> int:
 
 
 def labelled(request: Request, labels: Mapping[str, str]) -> Request:
-    """Copy of `request` with `labels` added. They replace its own of the same name."""
+    """Copy of `request` with `labels` added. They replace labels of the same name."""
     if not labels:
         return request
     return msgspec.structs.replace(request, labels={**request.labels, **labels})

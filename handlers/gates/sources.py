@@ -201,8 +201,8 @@ _MAX_BYTES: Final = 32_000_000
 class HttpText:
     """HTTP client that fetches texts of bounded size.
 
-    The feed limits the time. `token` returns the bearer token to send; without `token` none is sent. Without
-    `ssl_context`, the system's CAs are trusted.
+    Its caller, a `Feed`, limits the time. `token` returns the bearer token to send; without `token` none is sent.
+    Without `ssl_context`, the system's CAs are trusted.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class QuotaStore(Protocol):
     async def hold_slot(
         self, slot: HeldSlot, owner: str, *, limit: int, lease_seconds: float, counter_seconds: float
     ) -> bool:
-        """Take one of `limit` slots under a lease. A member that holds one keeps it, under `owner`."""
+        """Take one of `limit` slots under a lease. If `member` holds one, `owner` takes that over."""
         ...
 
     async def free_slot(self, slot: HeldSlot, owner: str, *, counter_seconds: float) -> bool:

@@ -111,7 +111,7 @@ def connect(options: RedisOptions) -> Store:
     except (ValueError, TypeError):
         # The library's own message may repeat the URL, and with it a password.
         accepted = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
-        raise InvalidSetting("REDIS_URL", found="a URL that cannot be used", accepted=accepted) from None
+        raise InvalidSetting("REDIS_URL", found="an invalid URL", accepted=accepted) from None
 
 
 def _arguments(options: RedisOptions, *, is_tls: bool) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def settled_key(keys: QueueKeys, batch: str) -> str:
 
 
 def queue_keys(queue: str, *, cluster: bool = False) -> QueueKeys:
-    """The keys of `queue`. With `cluster`, a hash tag puts them into its slot."""
+    """The keys of `queue`. With `cluster`, a hash tag puts them into the queue's slot."""
 
     def name(suffix: str) -> str:
         return beside(queue, suffix) if cluster else f"{queue}:{suffix}"

@@ -39,7 +39,7 @@ def open_retries(redis: Store, default_queue: str, options: QueueOptions) -> Ret
 
 
 def open_submissions(redis: Store, wait_replicas: int = 0) -> Submissions:
-    """The producer's side; a submission succeeds once `wait_replicas` replicas have it."""
+    """Submissions to one Redis. Each succeeds once `wait_replicas` replicas have it."""
     replication = Replication(redis, wait_replicas, _WAIT_TIMEOUT_MS)
     if isinstance(redis, RedisCluster):
         from handlers.redis_store.cluster.submissions import ClusterSubmissions

@@ -58,7 +58,7 @@ class Replication:
         return answers[: len(answers) - len(nodes)]
 
     async def _run_and_wait(self, script: AsyncScript, keys: list[str], args: list[Any]) -> tuple[Any, int]:
-        # WAIT counts only writes of its own connection; a pipeline uses one (in a cluster: one to each node).
+        # WAIT waits only for the writes of its connection. A pipeline uses one (in a cluster: one to each node).
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
         wait = ("WAIT", self._replicas, self._timeout_ms)

@@ -79,10 +79,10 @@ class WebhookOptions(msgspec.Struct, frozen=True):
             accepted = "https://host/path without user or password"
             raise InvalidSetting("url", found="another form of URL", accepted=accepted)
         if not self.allow_private and not is_public_host(parts.hostname):
-            raise InvalidSetting("url", found="an address inside the network", accepted="a public host")
+            raise InvalidSetting("url", found="a private address", accepted="a public host")
         for one in self.destinations:
             if not self.allow_private and not is_public_host(one.host.partition(":")[0]):
-                found = "an address inside the network"
+                found = "a private address"
                 raise InvalidSetting("destinations", found=found, accepted="public hosts")
 
     def __repr__(self) -> str:

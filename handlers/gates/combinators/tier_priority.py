@@ -31,7 +31,7 @@ class TierPriorityParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TierPriorityGate(WrapperGate):
-    """Admits, holds, drops or refuses by saturation, classification and tier."""
+    """Decides by saturation of the pool, and a request's classification and tier."""
 
     gate_type = "tier-priority-admission"
 

@@ -125,7 +125,7 @@ class EndpointScrapeGate(ReadingGate):
 
 
 def endpoint_scrape_gate(parameters: EndpointScrapeParameters, sources: GateSources) -> Gate:
-    """The gate for the parameters' `admission`."""
+    """Build the gate that the parameter `admission` selects."""
     if parameters.admission == "counted":
         return CountedScrapeGate(ScrapedValue(parameters, sources), parameters.metric)
     return EndpointScrapeGate(parameters, sources)

@@ -265,7 +265,7 @@ def _budget_feed(queries: dict[str, str], sources: GateSources, gate_type: str) 
 
     async def read() -> MetricSample:
         samples = await instant_query(sources.prometheus_http, sources.prometheus_url, query)
-        # Without ready pods, a metric is 0 / 0 = NaN; another one may have a value.
+        # Without ready pods, a metric is 0 / 0 = NaN, while another metric may have a value.
         values = {labels.get(_SOURCE_LABEL, ""): value for labels, value in samples if not math.isnan(value)}
         if not values:
             return MetricSample(None)

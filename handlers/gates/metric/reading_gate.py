@@ -178,7 +178,7 @@ class ReadingGate(Gate):
             await self._source.aclose()
 
     def budget(self) -> float:
-        """Published budget, by the reference's rule."""
+        """The published budget, computed by the reference's rule."""
         return self._now().published
 
     def shares(self) -> tuple[Share, ...]:

@@ -50,7 +50,7 @@ _decoder = msgspec.json.Decoder(_Record)
 
 
 class DeadLetters:
-    """The dead letters of one queue. Every method raises one of `STORE_FAILURES` without Redis."""
+    """The dead letters of one queue. Methods raise one of `STORE_FAILURES`."""
 
     def __init__(self, redis: Store, queue: str, *, cluster: bool = False) -> None:
         self._redis = redis

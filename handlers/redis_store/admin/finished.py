@@ -49,7 +49,7 @@ _decoder = msgspec.json.Decoder(FinishedRecord)
 
 
 class FinishedRecords:
-    """The writing side. Raises one of `STORE_FAILURES` without Redis."""
+    """Writes records. Raises one of `STORE_FAILURES`."""
 
     def __init__(self, redis: Store, limits: FinishedLimits) -> None:
         self._script = lua_script(redis, "finished")

@@ -42,7 +42,7 @@ def minute_key(minute: int) -> str:
 
 
 class StatusBoard:
-    """The poller's side. Every method raises one of `STORE_FAILURES` without Redis."""
+    """Writes one poller's part of the board. Methods raise one of `STORE_FAILURES`."""
 
     def __init__(self, redis: Store, poller: str) -> None:
         self._redis = redis

@@ -95,7 +95,7 @@ class ClusterSubmissions(Submissions):
         await self._mark([part for part, _ in fresh], [done for _, done in fresh])
         keys = [queue, beside(queue, "delivered")]
         if not await self._replication.run(self._deliver, keys, ["zset", "", "", *rows]):
-            raise InvalidSetting("queue", found=f"{queue}, of another type", accepted="a sorted set")
+            raise InvalidSetting("queue", found=f"{queue}, a key of another type", accepted="a sorted set")
         return queued
 
     async def _submit_once(

@@ -219,7 +219,7 @@ class ClusterWindows:
     async def _delivered(self, queue: str, window_seconds: int, rows: Sequence[str | bytes]) -> None:
         keys = [queue, beside(queue, "delivered")]
         if not await self._replication.run(self._deliver, keys, ["zset", "", window_seconds, *rows]):
-            raise InvalidSetting("queue", found=f"{queue}, of another type", accepted="a sorted set")
+            raise InvalidSetting("queue", found=f"{queue}, a key of another type", accepted="a sorted set")
 
     async def _forget(self, keys: Sequence[str]) -> None:
         pipeline = self._redis.pipeline(transaction=False)

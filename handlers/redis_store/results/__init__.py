@@ -1,1 +1,1 @@
-"""Reading results under a lease."""
+"""Read results under a lease."""

@@ -1,4 +1,4 @@
-"""The producer's side of Redis: queue, cancel and look up requests.
+"""Queue, cancel and look up requests, for producers.
 
 Every operation is one `.lua` file and one round trip, however many requests it carries.
 """
@@ -111,7 +111,7 @@ def queued_as(part: MemberParts, token: str, record: KeyRecord | None) -> Queued
 
 
 class Submissions:
-    """The producer's side of one Redis. The queue is an argument of each call.
+    """Queues, cancels and looks up requests. The queue is an argument of each call.
 
     With a `replication`, a submission succeeds once enough replicas have it. Until then `submit` raises
     `NotReplicated`; repeat the call.
