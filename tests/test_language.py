@@ -112,3 +112,39 @@ def test_rewritten_text_stays_plain(name: str) -> None:
 )
 def test_the_old_dialect_is_found(text: str, is_found: bool) -> None:
     assert any(re.search(pattern, text.removeprefix("")) for pattern in BANNED) is is_found
+
+
+_EMPTY_FOUND = re.compile(
+    r"^(something|another|other|no|not|none of|invalid|wrong)\b|\bof another (type|form|kind)$"
+)
+"""A "got" half that says only that it is not the expected half; `nothing` says enough."""
+
+
+def found_texts(tree: ast.AST) -> list[tuple[int, str]]:
+    """The "got" halves of errors that are written as text: `found="…"` and `found = "…"`, with their lines."""
+    given = [(one.arg or "", one.value) for one in ast.walk(tree) if isinstance(one, ast.keyword)]
+    given += [
+        (target.id, node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    parts = [
+        part
+        for name, value in given
+        if name == "found"
+        for part in ([value.body, value.orelse] if isinstance(value, ast.IfExp) else [value])
+    ]
+    texts = [(part.lineno, part.values[0] if isinstance(part, ast.JoinedStr) else part) for part in parts]
+    return [(line, str(text.value)) for line, text in texts if isinstance(text, ast.Constant)]
+
+
+def test_errors_say_what_they_got() -> None:
+    texts = {
+        f"{path}:{line}": text
+        for path in tracked("handlers/**/*.py")
+        for line, text in found_texts(tree_of(path))
+    }
+    assert len(texts) > 50
+    assert {at: text for at, text in texts.items() if _EMPTY_FOUND.search(text)} == {}

@@ -23,7 +23,7 @@ from handlers.cli.flags import (
 )
 from handlers.cli.shell import ExitCode, exit_codes_help, exits, for_output, printable
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.number_text import decimal
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def new_request(
     try:
         fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except MALFORMED as error:
-        raise InvalidRequest("body", found=f"something else ({error})", accepted="one JSON object") from None
+        raise InvalidRequest("body", found=shape_of(text, error), accepted="one JSON object") from None
     payload = bytes(fields.get("payload", b""))
     if payload[:1] != b"{":
         return NewRequest(payload=text.strip(), deadline=deadline or default_deadline, **flags)
@@ -235,13 +235,14 @@ def _body_fields(fields: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any
             try:
                 merged[name] = msgspec.json.decode(fields[name], type=type_)
             except msgspec.ValidationError:
-                raise InvalidRequest(name, found="something else", accepted="a string") from None
+                raise InvalidRequest(name, found=shape_of(bytes(fields[name])), accepted="a string") from None
     for name in ("headers", "metadata"):
         if name in fields:
             try:
                 mapping = msgspec.json.decode(fields[name], type=dict[str, str] | None)
-            except msgspec.ValidationError:
-                raise InvalidRequest(name, found="something else", accepted="an object of strings") from None
+            except msgspec.ValidationError as error:
+                found = shape_of(bytes(fields[name]), error)
+                raise InvalidRequest(name, found=found, accepted="an object of strings") from None
             merged[name] = {**(mapping or {}), **merged.get(name, {})}
     return merged
 
@@ -253,5 +254,5 @@ def _body_deadline(fields: dict[str, Any]) -> float | None:
     if isinstance(value, str):
         value = decimal(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequest("deadline", found="something else", accepted="Unix seconds")
+        raise InvalidRequest("deadline", found=shape_of(bytes(fields["deadline"])), accepted="Unix seconds")
     return float(value)

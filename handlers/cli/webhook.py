@@ -110,8 +110,9 @@ def _destination(text: str) -> Destination:
 def _secret_text(path: Path, setting: str = "--secret-file") -> str:
     try:
         return path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        raise InvalidSetting(setting, found="an unreadable file", accepted="lines of whsec_…") from None
+    except (OSError, UnicodeDecodeError) as error:
+        found = (error.strerror or "") if isinstance(error, OSError) else "bytes that are not ASCII"
+        raise InvalidSetting(setting, found=f"{path}: {found}", accepted="lines of whsec_…") from None
 
 
 async def _deliver(queue: QueueFlags, options: WebhookOptions, idle: timedelta | None) -> ExitCode:

@@ -8,13 +8,14 @@ Only the fields of `internal` route a request; fields of the same name in `data`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.json_limits import MALFORMED, MAX_REQUEST_BYTES, salvage
+from handlers.contract.json_limits import MALFORMED, MAX_REQUEST_BYTES, salvage, shape_of
 from handlers.contract.lenient_json import (
     Fields,
     Malformed,
@@ -77,6 +78,8 @@ WHOLLY_READ_BYTES: Final = 1_024
 _ID, _TOKEN = ("data", "id"), ("internal", "request_token")
 _RESULTS, _PAYLOAD = ("internal", "result_queue_name"), ("internal", "payload_ref")
 _READABLE = frozenset({_ID, _TOKEN, _RESULTS, _PAYLOAD})
+_WRONG_TYPE = re.compile(r"^Expected (?P<expected>.*?)(?:, got (?P<got>.*?))? - at `\$\.?(?P<path>[^`]*)`$")
+"""msgspec's text: "Expected `str`, got `int` - at `$.x`" or "Expected `int` >= 0 - at `$.x`"."""
 _OWN_RESULTS = frozenset({("result_queue_name",)})
 _OWN_RESULT: Final = frozenset({"result_queue_name"})
 
@@ -139,7 +142,7 @@ def _decode_frame(member: bytes, fields: Fields) -> tuple[Internal, bytes] | Non
         parts = canonical_fields(member, _FRAME, structs=_STRUCTS, fields=fields)
         return (_decode_internal(parts), bytes(parts["data"])) if _is_framed(parts) else None
     except (Malformed, *MALFORMED) as error:
-        raise _invalid_frame(member, str(error).replace("$.", "$.internal.")) from None
+        raise _invalid_frame(member, _found(member, error)) from None
 
 
 def _is_framed(parts: Fields) -> bool:
@@ -147,12 +150,21 @@ def _is_framed(parts: Fields) -> bool:
 
 
 def _decode_internal(parts: Fields) -> Internal:
-    if bytes(parts.get("request_kind", b'"'))[:1] != b'"':
-        raise msgspec.ValidationError("Expected `str` - at `$.request_kind`")
+    if (kind := bytes(parts.get("request_kind", b'"')))[:1] != b'"':
+        raise msgspec.ValidationError(f"Expected `str`, got {shape_of(kind)} - at `$.request_kind`")
     if "internal" not in parts:
         return _BARE
     fields = canonical_fields(bytes(parts["internal"]), _INTERNAL, maps=_LABELS)
     return _decoder.decode(pick(fields, Internal.__struct_fields__))
+
+
+def _found(member: bytes, error: Exception) -> str:
+    """Which value of a member is wrong, and its type."""
+    wrong = _WRONG_TYPE.search(str(error))
+    if wrong is None:
+        return shape_of(member, error)
+    path = wrong["path"] if wrong["path"] == "request_kind" else f"internal.{wrong['path']}".rstrip(".")
+    return (wrong["got"] or f"a value that is not {wrong['expected']}") + f" in {path}"
 
 
 def unread(member: bytes, found: str) -> InvalidRequest:
@@ -183,11 +195,11 @@ def with_payload(envelope: Envelope, payload: bytes, *, max_bytes: int = MAX_REQ
         # valid and change other fields.
         payload = repaired(payload)
         check_json(payload)
-    except Malformed:
+    except Malformed as error:
         request_id = envelope.request.id
         raise InvalidRequest(
             "payload",
-            found="invalid JSON in the offloaded payload",
+            found=f"{shape_of(payload, error)}, offloaded",
             accepted="a JSON object, or null",
             request_id=request_id,
         ) from None

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote_to_bytes
 import msgspec
 
 from handlers.contract.errors import InvalidEvent
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.number_text import whole
 
 REQUEST_TYPE: Final = "ai.llm-d.async.request.v1"
@@ -115,13 +115,14 @@ def _split_structured(body: bytes, data_at: bytes) -> tuple[dict[str, str], byte
     at = whole(data_at) or 0
     head = body[:at]
     if not (head.endswith(_DATA) and body.endswith(b"}")):
-        raise InvalidEvent(DATA_AT, found="another offset", accepted="the byte at which the data begins")
+        raise InvalidEvent(DATA_AT, found=f"{at}, at which no data begins", accepted="the offset of the data")
     return _strings_decoder.decode(head[: -len(_DATA)] + b"}"), body[at:-1]
 
 
 def _decode_structured(content_type: bytes, body: bytes, data_at: bytes) -> Event:
     if content_type.split(b";")[0].strip() != _STRUCTURED:
-        raise InvalidEvent("content-type", found="another event format", accepted=_STRUCTURED.decode())
+        found = repr(content_type[:80].decode("latin-1"))
+        raise InvalidEvent("content-type", found=found, accepted=_STRUCTURED.decode())
     try:
         if data_at:
             attributes, data = _split_structured(body, data_at)
@@ -129,10 +130,9 @@ def _decode_structured(content_type: bytes, body: bytes, data_at: bytes) -> Even
             parts = _parts_decoder.decode(body)
             data = structured_data(parts)
             attributes = {name: attribute_text(name, raw) for name, raw in parts.items()}
-    except MALFORMED:
-        raise InvalidEvent(
-            "event", found="a body that is not a JSON object", accepted="a structured CloudEvent"
-        ) from None
+    except MALFORMED as error:
+        found, accepted = shape_of(body, error), "a structured CloudEvent, a JSON object"
+        raise InvalidEvent("event", found=found, accepted=accepted) from None
     return _event(attributes, data, is_structured=True)
 
 
@@ -146,7 +146,8 @@ def structured_data(parts: dict[str, msgspec.Raw]) -> bytes:
         try:
             return base64.b64decode(msgspec.json.decode(encoded, type=str), validate=True)
         except (ValueError, msgspec.ValidationError):  # also for text that is not ASCII
-            raise InvalidEvent("data_base64", found="invalid base64", accepted="a base64 string") from None
+            found = f"{shape_of(bytes(encoded))} that is not base64"
+            raise InvalidEvent("data_base64", found=found, accepted="a base64 string") from None
     if data is None:
         return b""
     content = bytes(data)
@@ -169,8 +170,8 @@ def attribute_text(name: str, raw: msgspec.Raw) -> str:
 
 
 def _event(attributes: dict[str, str], data: bytes, *, is_structured: bool = False) -> Event:
-    if attributes.pop("specversion", "") != "1.0":
-        raise InvalidEvent("specversion", found="no version or another one", accepted="1.0")
+    if (version := attributes.pop("specversion", "")) != "1.0":
+        raise InvalidEvent("specversion", found=repr(version[:20]) if version else "nothing", accepted="1.0")
     for name in _REQUIRED:
         if not attributes.get(name):
             raise InvalidEvent(name, found="nothing", accepted="a non-empty string")

@@ -31,6 +31,30 @@ Its quantifiers are possessive and every opening quote matches, so a search take
 _TOKEN = re.compile(rb"(?P<string>" + STRING + rb")|(?P<bracket>[\[\]{}])|(?P<mark>[:,])", re.DOTALL)
 
 
+_SHAPES: Final = {
+    b"{": "a JSON object",
+    b"[": "a JSON array",
+    b'"': "a JSON string",
+    b"n": "null",
+    b"t": "true",
+    b"f": "false",
+    **dict.fromkeys([b"-", *(b"%d" % digit for digit in range(10))], "a JSON number"),
+}
+
+
+def shape_of(text: bytes, error: Exception | None = None) -> str:
+    """The kind of JSON value in `text` by its beginning, for errors; it shows no content.
+
+    `error` is what its decoder raised: the fault in an object is added.
+    """
+    start = text[:64].lstrip()
+    shape = _SHAPES.get(start[:1], "text that is not JSON") if start else "nothing"
+    if start[:1].isalpha() and not start.startswith((b"null", b"true", b"false")):
+        shape = "text that is not JSON"
+    fault = str(error).replace("`", "") if error and start[:1] == b"{" else ""
+    return f"{shape} ({fault})" if fault else shape
+
+
 def salvage(text: bytes, paths: frozenset[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """Read the strings at `paths` from an invalid JSON text.
 

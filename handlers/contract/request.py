@@ -22,6 +22,7 @@ from handlers.contract.json_limits import (
     MAX_REQUEST_BYTES,
     SALVAGED_BYTES,
     salvage,
+    shape_of,
 )
 from handlers.contract.lenient_json import Fields, Malformed, canonical_fields, pick, repaired, strings
 from handlers.number_text import decimal
@@ -182,11 +183,11 @@ def _decode(body: bytes, fields: Fields | None) -> tuple[Fields, _Body]:
         fields = canonical_fields(body, _FIELDS, maps=_MAPS, nullable="payload", fields=fields)
         return fields, _decoder.decode(pick(fields, _SMALL_FIELDS))
     except Malformed as error:
-        raise _invalid(body, "body", f"something else ({error})", "one JSON object") from None
+        raise _invalid(body, "body", shape_of(body, error), "one JSON object") from None
     except msgspec.ValidationError as error:
         raise _invalid_type(body, str(error)) from None
     except MALFORMED as error:  # not found by `canonical_fields`, such as a number that overflows
-        raise _invalid(body, "body", f"something else ({error})", "one JSON object") from None
+        raise _invalid(body, "body", shape_of(body, error), "one JSON object") from None
 
 
 def _deadline(body: bytes, wire: _Body) -> float:

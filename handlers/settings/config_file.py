@@ -347,7 +347,8 @@ def _content(text: str) -> dict[str, Any]:
     if isinstance(content, list):
         content = _as_mapping(content)
     if not isinstance(content, dict):
-        raise InvalidSetting("CONFIG_FILE", found="another value", accepted="a mapping, or a list of entries")
+        found = _kind(content)
+        raise InvalidSetting("CONFIG_FILE", found=found, accepted="a mapping, or a list of entries")
     return {MERGE_POLICY: content} if is_merge_policy(content) else content
 
 
@@ -418,12 +419,27 @@ def _given(content: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
+def _kind(value: object) -> str:
+    """The kind of a YAML value, in words."""
+    kinds = {
+        str: "text",
+        int: "a number",
+        float: "a number",
+        bool: "a boolean",
+        list: "a list",
+        dict: "a mapping",
+    }
+    return "nothing" if value is None else kinds.get(type(value), "a date")
+
+
 def _as_mapping(entries: list[Any]) -> dict[str, Any]:
     fields = entries[0] if entries and isinstance(entries[0], dict) else {}
     name = next((listed for field, listed in _LISTS.items() if field in fields), None)
     if name is None:
         accepted = "entries with queue_name, subscriber_id or id"
-        raise InvalidSetting("CONFIG_FILE", found="a list of other values", accepted=accepted)
+        first = f"an entry that is {_kind(entries[0])}" if entries else "an empty list"
+        found = f"an entry with {', '.join(sorted(map(str, fields))[:5])}" if fields else first
+        raise InvalidSetting("CONFIG_FILE", found=found, accepted=accepted)
     return {name: entries}
 
 

@@ -77,7 +77,10 @@ class WebhookOptions(msgspec.Struct, frozen=True):
         schemes = ("https", "http") if self.allow_private else ("https",)
         if parts.scheme not in schemes or not parts.hostname or parts.username or parts.password:
             accepted = "https://host/path without user or password"
-            raise InvalidSetting("url", found="another form of URL", accepted=accepted)
+            found = f"{parts.scheme or 'no scheme'}://{parts.hostname or ''}" + (
+                " with user or password" if parts.username or parts.password else ""
+            )
+            raise InvalidSetting("url", found=found, accepted=accepted)
         if not self.allow_private and not is_public_host(parts.hostname):
             raise InvalidSetting("url", found="a private address", accepted="a public host")
         for one in self.destinations:

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidSetting, SettingFaults
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions
 from handlers.doors.cloudevents.foreign_event import HEADER_PREFIX, EventFields
 from handlers.forward.gateway import Gateway, GatewayOptions
@@ -89,8 +90,9 @@ def _overrides(text: str) -> dict[str, str]:
     accepted = '{"extensions": {"name": "value"}}'
     try:
         extensions = msgspec.json.decode(text, type=_Overrides).extensions if text else {}
-    except MALFORMED:
-        raise InvalidSetting("K_CE_OVERRIDES", found="other text", accepted=accepted) from None
+    except MALFORMED as error:
+        found = shape_of(text.encode(), error)
+        raise InvalidSetting("K_CE_OVERRIDES", found=found, accepted=accepted) from None
     for name in extensions:
         if not _EXTENSION.fullmatch(name) or name in _ATTRIBUTES:
             accepted = "extensions named with lower-case letters and digits, and no standard attribute"
@@ -104,4 +106,5 @@ def _tls(certificates: str) -> ssl.SSLContext | None:
     try:
         return ssl.create_default_context(cadata=certificates)
     except ssl.SSLError:
-        raise InvalidSetting("K_CA_CERTS", found="other text", accepted="PEM certificates") from None
+        found = f"{counted(len(certificates), 'character')} without a certificate"
+        raise InvalidSetting("K_CA_CERTS", found=found, accepted="PEM certificates") from None

@@ -232,7 +232,7 @@ def test_submit_once_submits_once(shell: Shell) -> None:
     [
         (["submit"], "", "FILE"),
         (["submit", "-", "--prompt", "x"], "", "FILE"),
-        (["submit", "-"], "nonsense", "expected one JSON object, got something else"),
+        (["submit", "-"], "nonsense", "expected one JSON object, got text that is not JSON"),
         (["submit", "-"], '{"payload":{},"id":7}', "id: expected"),
         (["submit", "-"], '{"payload":{},"deadline":"soon"}', "deadline: expected"),
         (["submit", "-", "--deadline", "tomorrow"], "{}", "expected a time"),

@@ -214,6 +214,7 @@ HARMLESS = {
     "contract.envelope.encode_envelope": "copies a body that was checked before",
     "contract.events.is_event": "reads headers, which the server bounds",
     "contract.events.join_structured": "copies",
+    "contract.json_limits.shape_of": "reads the first 64 bytes",
     "contract.request.decode_body_aside": "calls decode_body",
     "contract.result.filled_result": "calls answered_result",
     "doors.auth.bearer.bearer_token": "reads headers, which the server bounds",

@@ -13,7 +13,7 @@ import httptools
 import msgspec
 from msgspec.structs import asdict
 
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.demo.gateway import replies
 from handlers.demo.gateway.engine import Engine, Rejected
 from handlers.demo.gateway.faults import Faults, Payload, Simulate, UnknownFault, break_response
@@ -163,8 +163,9 @@ class Service:
             return None
         try:
             return _payload_decoder.decode(exchange.body)
-        except MALFORMED:
-            to.reply(400, replies.error(400, "no JSON object"))
+        except MALFORMED as error:
+            found = shape_of(exchange.body, error)
+            to.reply(400, replies.error(400, f"body: expected a JSON object, got {found}"))
             self._note(exchange, Payload(), 400)
             return None
 

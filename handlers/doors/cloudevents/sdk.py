@@ -25,7 +25,7 @@ from handlers.contract.events import (
     structured_data,
     to_header,
 )
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.json_limits import MALFORMED, shape_of
 
 _FAMILY: Final = b"application/cloudevents"
 _TRACE: Final = ("traceparent", "tracestate")
@@ -47,15 +47,14 @@ def read_event(headers: Headers, body: bytes) -> Event:
     if not kind.startswith(_FAMILY):
         return _read({f"ce-{name}": value for name, value in sent.items()}, body, sent, body)
     if kind.split(b";")[0].strip() != STRUCTURED.encode():
-        raise InvalidEvent("content-type", found="another event format", accepted=STRUCTURED)
+        raise InvalidEvent("content-type", found=repr(kind[:80].decode("latin-1")), accepted=STRUCTURED)
     try:
         parts = _parts_decoder.decode(body)
         data = structured_data(parts)
         attributes = {name: attribute_text(name, raw) for name, raw in parts.items()}
-    except MALFORMED:
-        raise InvalidEvent(
-            "event", found="a body that is not a JSON object", accepted="a structured CloudEvent"
-        ) from None
+    except MALFORMED as error:
+        found, accepted = shape_of(body, error), "a structured CloudEvent, a JSON object"
+        raise InvalidEvent("event", found=found, accepted=accepted) from None
     # A tracer writes the current span into headers, which structured mode may repeat (HTTP binding, section 3.2.3).
     attributes |= {name: sent[name] for name in _TRACE if name in sent}
     return _read({"content-type": STRUCTURED}, msgspec.json.encode(attributes), attributes, data)
@@ -77,7 +76,8 @@ def write_event(
 def _read(headers: dict[str, str], body: bytes, sent: Mapping[str, str], data: bytes) -> Event:
     """Read attributes with the SDK and add `data`."""
     if sent.get("specversion") != "1.0":
-        raise InvalidEvent("specversion", found="no version or another one", accepted="1.0")
+        version = sent.get("specversion", "")
+        raise InvalidEvent("specversion", found=repr(version[:20]) if version else "nothing", accepted="1.0")
     for name in _REQUIRED:
         if not sent.get(name):
             raise InvalidEvent(name, found="nothing", accepted="a non-empty string")
@@ -88,7 +88,8 @@ def _read(headers: dict[str, str], body: bytes, sent: Mapping[str, str], data: b
         TypeError,
         ValueError,
     ):  # the SDK treats attributes named `data` or `extensions` as its own
-        raise InvalidEvent("event", found="reserved attributes", accepted="a CloudEvent 1.0") from None
+        shown = "an attribute with a reserved name, such as data or extensions"
+        raise InvalidEvent("event", found=shown, accepted="a CloudEvent 1.0") from None
     extensions = {
         name: str(found.get(name) or value)
         for name, value in sent.items()

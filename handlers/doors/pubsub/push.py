@@ -227,15 +227,17 @@ class PubSubPushDoor:
         match = _TOPIC.fullmatch(topic) if topic else None
         if topic and (match is None or match["project"] not in (None, self._project_id)):
             accepted = "the name of a topic of this project"
-            raise InvalidRequest(
-                "result_queue_name", found="another name", accepted=accepted, request_id=request_id
-            )
+            found = "a topic of another project" if match else "text that cannot name a topic"
+            raise InvalidRequest("result_queue_name", found=found, accepted=accepted, request_id=request_id)
         own = context.topic.rpartition("/")[2]
         short = topic.rpartition("/")[2]
         if topic and short != own and not (self._may_name.allow(short) or self._may_name.allow(topic)):
             accepted = "a topic that the operator allows (ALLOWED_RESULTS), or none"
             raise InvalidRequest(
-                "result_queue_name", found="another topic", accepted=accepted, request_id=request_id
+                "result_queue_name",
+                found="a topic that is not allowed",
+                accepted=accepted,
+                request_id=request_id,
             )
         return topic or context.topic
 

@@ -17,7 +17,7 @@ import msgspec
 
 from handlers.contract.errors import InvalidEvent
 from handlers.contract.events import is_event
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.doors.cloudevents.sdk import read_event
 from handlers.doors.door import Delivery
 
@@ -113,9 +113,11 @@ def _decode_wrapped(body: bytes) -> Push:
         frame = _decoder.decode(body)
         data = base64.b64decode(frame.message.data or "", validate=True)
     except MALFORMED as error:
-        raise InvalidEvent("push", found=_what(error), accepted="a Pub/Sub push body") from None
+        raise InvalidEvent("push", found=_found(body, error), accepted="a Pub/Sub push body") from None
     except (binascii.Error, ValueError):
-        raise InvalidEvent("message.data", found="other text", accepted="a base64 string") from None
+        raise InvalidEvent(
+            "message.data", found="a string that is not base64", accepted="a base64 string"
+        ) from None
     attributes = frame.message.attributes or {}
     if len(attributes) > _ATTRIBUTE_LIMIT:
         raise InvalidEvent("message.attributes", found=f"{len(attributes)}", accepted="at most 100")
@@ -138,9 +140,6 @@ def _unix_seconds(text: object) -> float | None:
     return max(0.0, at.timestamp()) or None if at and at.tzinfo else None
 
 
-def _what(error: Exception) -> str:
-    return (
-        str(error).replace("`", "")
-        if isinstance(error, msgspec.ValidationError)
-        else "a body that is not a JSON object"
-    )
+def _found(body: bytes, error: Exception) -> str:
+    is_typed = isinstance(error, msgspec.ValidationError) and body.lstrip()[:1] == b"{"
+    return str(error).replace("`", "") if is_typed else shape_of(body, error)

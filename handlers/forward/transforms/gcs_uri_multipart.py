@@ -65,7 +65,8 @@ def build(params: Mapping[str, Any], setting: str) -> GcsUriMultipart:
         or not providers
         or not all(isinstance(one, str) and one for one in providers)
     ):
-        found = "a value of another form"
+        shown = msgspec.json.encode(providers, enc_hook=str)[:60].decode("utf-8", "replace")
+        found = shown if "providers" in params else "nothing"
         raise InvalidSetting(f"{setting}.providers", found=found, accepted='a list of names, such as ["gcs"]')
     return GcsUriMultipart(frozenset(providers))
 
