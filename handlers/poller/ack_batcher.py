@@ -13,12 +13,11 @@ from typing import Final
 
 import msgspec
 
-from handlers.backoff import Backoff
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.result import ErrorCode
+from handlers.poller.store_backoff import StoreBackoff
 from handlers.redis_store.admin.finished import FinishedRecord, FinishedRecords
 from handlers.redis_store.connection import STORE_FAILURES
-from handlers.redis_store.faults import explained
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, RedisQueue
 from handlers.telemetry.logs import Logger
 
@@ -45,8 +44,7 @@ class AckBatcher:
 
     def __init__(self, queue: RedisQueue, log: Logger) -> None:
         self._queue = queue
-        self._log = log
-        self._backoff = Backoff()
+        self._backoff = StoreBackoff("settling", log, queue=queue.name)
         self._waiting: list[tuple[Settlement, OnSettled]] = []
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
@@ -56,6 +54,11 @@ class AckBatcher:
     def is_waiting_for_store(self) -> bool:
         """Whether the last attempt to record a batch failed."""
         return self._backoff.has_failed
+
+    @property
+    def refusal(self) -> str:
+        """Why Redis refuses settlements, with a fix; else empty."""
+        return self._backoff.refusal
 
     def add(self, settlement: Settlement, on_settled: OnSettled) -> None:
         """Take a settlement; `on_settled` is called once it is recorded or refused."""
@@ -98,12 +101,9 @@ class AckBatcher:
             try:
                 effects = await operation()
             except (*STORE_FAILURES, MemoryError) as error:  # after a reply too large for memory, try again
-                if not self._backoff.has_failed:
-                    self._log.warning(
-                        "settling paused: Redis unavailable", queue=self._queue.name, error=explained(error)
-                    )
+                seconds = self._backoff.failed(error)
                 end_if_cancelled()
-                await self._backoff.pause()
+                await asyncio.sleep(seconds)
             else:
                 # No cancellation check here: first the listeners must be notified. `run` checks afterwards.
                 self._backoff.reset()

@@ -12,7 +12,6 @@ from typing import Final
 
 import msgspec
 
-from handlers.backoff import Backoff
 from handlers.cancellation import end_if_cancelled
 from handlers.forward.middleware.circuit import Circuit, CircuitState
 from handlers.gates.allowance import WHOLE_POOL, Allowance, ProcessShare, all_shares
@@ -20,9 +19,9 @@ from handlers.gates.gate import NO_LABELS, Gate
 from handlers.gates.labels import band_of
 from handlers.poller.priority import Candidate, Merge, RandomRobin
 from handlers.poller.queue_watch import QueueWatch, Waiter
+from handlers.poller.store_backoff import StoreBackoff
 from handlers.poller.worker import Worker
 from handlers.redis_store.connection import STORE_FAILURES
-from handlers.redis_store.faults import explained, refusal
 from handlers.redis_store.queue.queue import RedisQueue
 from handlers.telemetry.logs import Logger
 
@@ -134,10 +133,7 @@ class Claimer:
         self._waiter: Waiter | None = None
         self._is_idle = False
         self._allowance = Allowance(options.slots, all_shares(options.gates), part=options.share)
-        self._log = log
-        self._backoff = Backoff()
-        self.refusal = ""
-        """Why Redis refuses claims (a missing right, a key of another type), with a fix; empty if it does not."""
+        self._backoff = StoreBackoff("claiming", log, pool=pool_id)
         self._asked_at: dict[str, float] = {}
         self._positions = _positions()
         self._freed = asyncio.Event()
@@ -194,6 +190,11 @@ class Claimer:
         """Whether Redis did not answer the last claim."""
         return self._backoff.has_failed
 
+    @property
+    def refusal(self) -> str:
+        """Why Redis refuses claims, with a fix; else empty."""
+        return self._backoff.refusal
+
     def _free(self, queue: ClaimedQueue) -> None:
         """Free the slot of one request of that queue."""
         self._allowance.finished()
@@ -217,15 +218,9 @@ class Claimer:
                 await self._tick()
             except (*STORE_FAILURES, MemoryError) as error:  # after a reply too large for memory, try again
                 end_if_cancelled()
-                self.refusal = refusal(error)
-                if not self._backoff.has_failed:
-                    self._log.warning(
-                        "claiming paused: Redis unavailable", pool=self.pool_id, error=explained(error)
-                    )
-                await self._rest(self._backoff.next_seconds())
+                await self._rest(self._backoff.failed(error))
             else:
                 self._backoff.reset()
-                self.refusal = ""
                 end_if_cancelled()
             self.has_tried.set()
 

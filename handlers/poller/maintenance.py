@@ -13,10 +13,10 @@ from typing import Final
 
 import msgspec
 
-from handlers.backoff import Backoff
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
+from handlers.poller.store_backoff import StoreBackoff
 from handlers.poller.worker import Worker
 from handlers.redis_store.admin.depths import queue_depths
 from handlers.redis_store.connection import STORE_FAILURES, STORE_REFUSALS, Store
@@ -342,7 +342,10 @@ class PeriodicTask:
         tick: Callable[[], Awaitable[object]],
         log: Logger,
         failures: tuple[type[BaseException], ...],
+        *,
+        is_vital: bool = False,
     ) -> None:
+        """Without a vital task, requests are lost or wait indefinitely, so the poller is not ready."""
         if interval_seconds <= 0:
             raise ValueError(f"{name}: expected an interval above 0, got {interval_seconds}")
         self._name = name
@@ -350,7 +353,13 @@ class PeriodicTask:
         self._tick = tick
         self._log = log
         self._failures = failures
-        self._backoff = Backoff(first_seconds=min(0.1, interval_seconds))
+        self._is_vital = is_vital
+        self._backoff = StoreBackoff(name, log, first_seconds=min(0.1, interval_seconds))
+
+    @property
+    def refusal(self) -> str:
+        """Why Redis refuses this vital task, with a fix; else empty."""
+        return self._backoff.refusal if self._is_vital else ""
 
     async def run(self) -> None:
         """Tick until cancelled; `failures` are logged once in a row."""
@@ -359,9 +368,7 @@ class PeriodicTask:
                 await self._tick()
             except self._failures as error:
                 end_if_cancelled()
-                if not self._backoff.has_failed:
-                    self._log.warning(f"{self._name} paused: Redis unavailable", error=explained(error))
-                await self._backoff.pause()
+                await asyncio.sleep(self._backoff.failed(error))
             except Exception as error:  # noqa: BLE001  # a defect in one tick must not end lease keeping for all
                 end_if_cancelled()
                 self._log.error(f"{self._name} failed", error=repr(error))

@@ -21,7 +21,10 @@ _FIRST_CLAIM_SECONDS: Final = 0.5
 
 
 class Runs(Protocol):
-    """A part that runs until it is cancelled."""
+    """A part that runs until it is cancelled; `refusal` is why Redis refuses its calls, else empty."""
+
+    @property
+    def refusal(self) -> str: ...
 
     async def run(self) -> None: ...
 
@@ -94,6 +97,11 @@ class Poller:
     def in_flight(self) -> int:
         """Number of requests without an outcome."""
         return sum(worker.in_flight for worker in self._queues)
+
+    @property
+    def refusal(self) -> str:
+        """The missing right or wrong key because of which Redis refuses a part's calls, with a fix; else empty."""
+        return next((part.refusal for part in self._parts if part.refusal), "")
 
     @property
     def is_stopping(self) -> bool:

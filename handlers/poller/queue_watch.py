@@ -13,8 +13,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Final
 
-from handlers.backoff import Backoff
 from handlers.cancellation import end_if_cancelled
+from handlers.poller.store_backoff import StoreBackoff
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.faults import explained
 from handlers.telemetry.logs import Logger
@@ -87,7 +87,7 @@ class QueueWatch:
         self._wake = asyncio.Event()
         self._active_at = clock()
         self._promoted_at = -PROMOTE_SECONDS
-        self._backoff = Backoff()
+        self._backoff = StoreBackoff("queue watch", log)
         self._subscription: asyncio.Task[None] | None = None
         self._empty: frozenset[str] = frozenset()
 
@@ -95,6 +95,11 @@ class QueueWatch:
     def is_silent(self) -> bool:
         """Whether no request was found for `SILENT_SECONDS`."""
         return self._clock() - self._active_at >= SILENT_SECONDS
+
+    @property
+    def refusal(self) -> str:
+        """Why Redis refuses polls or the promotion of retries, with a fix; else empty."""
+        return self._backoff.refusal
 
     def active(self) -> None:
         """Note that a request was claimed; it ends the silence."""
@@ -130,10 +135,9 @@ class QueueWatch:
                 ) as error:  # after a reply too large for memory, try again
                     end_if_cancelled()
                     self._empty = frozenset()
-                    if not self._backoff.has_failed:
-                        self._log.warning("queue watch paused: Redis unavailable", error=explained(error))
+                    seconds = self._backoff.failed(error)
                     self._release(lambda waiter: waiter.names)
-                    await asyncio.sleep(self._backoff.next_seconds())
+                    await asyncio.sleep(seconds)
                 else:
                     self._backoff.reset()
                     end_if_cancelled()

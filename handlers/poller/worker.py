@@ -35,12 +35,15 @@ from handlers.poller.settlement import (
     refuse,
     settle,
 )
+from handlers.redis_store.connection import STORE_FAILURES
+from handlers.redis_store.faults import explained
 from handlers.redis_store.queue.queue import Ack, Claim
 from handlers.telemetry.logs import Logger
 from handlers.telemetry.metrics import QueueMetrics
 
-ReadPayload = Callable[[str, str, str], Awaitable[bytes | None]]
-"""Reads an offloaded payload by key, request id and token; None if it is missing or belongs to another request."""
+ReadPayload = Callable[[str, str, str, int], Awaitable[bytes | None]]
+"""Reads an offloaded payload by key, request id, token and most bytes; None if it is missing or another request's."""
+
 
 _DEFECT_ATTEMPTS = 3
 """After this many attempts that failed by a defect of this program, a request is answered with an error."""
@@ -315,7 +318,12 @@ class Worker:
             options.route.check(envelope.request)
             options.limits.check(envelope.request, self._clock())
             if envelope.request.payload_ref and self._read_payload:
-                payload = await self._payload_in_room(held, envelope.request)
+                try:
+                    payload = await self._payload_in_room(held, envelope.request)
+                except STORE_FAILURES as error:
+                    self._log.warning("payload not read", id=envelope.request.id, error=explained(error))
+                    delay = backoff_seconds(envelope.request.attempt, 1.0)
+                    return Retry(delay, "payload_not_read", counts_attempt=False)
                 if payload is None:
                     return _without_payload(envelope.request)
                 envelope = with_payload(envelope, payload, max_bytes=options.max_request_bytes)
@@ -417,7 +425,8 @@ class Worker:
     async def _payload(self, request: Request) -> bytes | None:
         if not request.payload_ref or self._read_payload is None:
             return None
-        return await self._read_payload(request.payload_ref, request.id, request.request_token)
+        most = self._options.max_request_bytes
+        return await self._read_payload(request.payload_ref, request.id, request.request_token, most)
 
     async def _whole_member(self, claim: Claim, envelope: Envelope) -> bytes:
         """The member with its offloaded payload, whose key the ack deletes."""

@@ -31,6 +31,9 @@ _NO_CLUSTER: Final = (
 )
 _NO_RIGHT: Final = "the ACL user lacks a right that docs/redis.md lists"
 
+_NO_RIGHT_IN_SCRIPT: Final = ("ACL failure", "The user executing the script")
+"""As in `_run.lua`."""
+
 _WRONG_TYPE: Final = "a key has another type than docs/redis.md lists: rename or delete it"
 
 _SAID: Final = (
@@ -75,8 +78,13 @@ def explained(error: BaseException) -> str:
 
 def refusal(error: BaseException) -> str:
     """Explain a missing right or a wrong key type. Empty for transient failures."""
-    is_lasting = isinstance(error, NoPermissionError) or str(error).startswith("WRONGTYPE")
+    is_lasting = _is_missing_right(error) or str(error).startswith("WRONGTYPE")
     return explained(error) if is_lasting else ""
+
+
+def _is_missing_right(error: BaseException) -> bool:
+    """A script's own call is refused with a text, not with the kind of the error."""
+    return isinstance(error, NoPermissionError) or any(text in str(error) for text in _NO_RIGHT_IN_SCRIPT)
 
 
 def _known(error: BaseException) -> str:
@@ -84,7 +92,7 @@ def _known(error: BaseException) -> str:
         return _IS_CLUSTER
     if isinstance(error, MasterNotFoundError):
         return ""  # the message of `Sentinels` is complete
-    if isinstance(error, NoPermissionError):
+    if _is_missing_right(error):
         return f"{_NO_RIGHT}: {' '.join(str(error).split())[:_LONGEST]}"
     said = str(error)
     if said.startswith("WRONGTYPE"):

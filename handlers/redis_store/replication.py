@@ -6,9 +6,10 @@ from typing import Any
 
 from redis.asyncio.cluster import RedisCluster
 from redis.commands.core import AsyncScript
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError
 
 from handlers.redis_store.connection import NotReplicated, Store, executed
+from handlers.redis_store.scripts import naming_key
 
 
 class Replication:
@@ -34,10 +35,13 @@ class Replication:
         if not self._replicas:
             return await script(keys=keys, args=args)
         try:
-            answer, replicas = await self._run_and_wait(script, keys, args)
-        except NoScriptError:
-            await self._redis.script_load(script.script)
-            answer, replicas = await self._run_and_wait(script, keys, args)
+            try:
+                answer, replicas = await self._run_and_wait(script, keys, args)
+            except NoScriptError:
+                await self._redis.script_load(script.script)
+                answer, replicas = await self._run_and_wait(script, keys, args)
+        except NoPermissionError as error:
+            raise await naming_key(self._redis, keys, error) from error
         self.is_complete = replicas >= self._replicas
         if not self.is_complete:
             raise NotReplicated(self._replicas, replicas)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -21,12 +22,38 @@ SCRIPT_BYTES: Final = 1_000_000
 A script copies each member about ten times (reply, Lua string, arguments, stored value), and blocks Redis meanwhile.
 """
 
+_KEY_REFUSED: Final = "permissions to access"
 _INCLUDE: Final = re.compile(r"^-- include (_\w+)\n", re.MULTILINE)
+
+
+class Script(AsyncScript):
+    """A script whose call, if the ACL refuses one of its keys, fails with an error that names the key."""
+
+    async def __call__(
+        self, keys: Sequence[Any] | None = None, args: Iterable[Any] | None = None, client: Any = None
+    ) -> Any:
+        try:
+            return await super().__call__(keys, args, client)
+        except NoPermissionError as error:
+            raise await naming_key(client or self.registered_client, keys or (), error) from error
 
 
 def lua_script(redis: Redis | RedisCluster, name: str) -> AsyncScript:
     """The script `<name>.lua`, called by hash, loaded if missing."""
-    return redis.register_script(script_text(name))
+    return Script(redis, script_text(name))
+
+
+async def naming_key(
+    redis: Redis | RedisCluster, keys: Sequence[Any], error: NoPermissionError
+) -> NoPermissionError:
+    """`error`, which refuses one of `keys`, with that key's name, which servers leave out."""
+    for key in keys if _KEY_REFUSED in str(error) else ():
+        try:
+            await redis.exists(key)
+        except NoPermissionError as refused:
+            if _KEY_REFUSED in str(refused):
+                return NoPermissionError(f"{error}: {key}")
+    return error
 
 
 async def read_only(

@@ -231,7 +231,7 @@ class Families:
         )
         self.claims_refused = self._gauge(
             "claims_refused",
-            "1 while Redis refuses claims: a missing ACL right, or a key of another type.",
+            "1 while Redis refuses claims, results, leases or retries: a missing right, or a key of another type.",
             (),
         )
         self.config_refused = self._gauge(

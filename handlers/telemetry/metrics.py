@@ -52,7 +52,7 @@ REASONS: Final = frozenset(
             "reset",
         ),
         *("broken_body", "broken_response", "handler_unavailable", "handler_lost", "handler_refused"),
-        *("internal_error", "gate_closed", "quota_exhausted", "not_recorded"),
+        *("internal_error", "gate_closed", "quota_exhausted", "not_recorded", "payload_not_read"),
         *("circuit_open", "circuit_recovering", "retry_budget"),
     }
 )

@@ -281,7 +281,7 @@ class PollerApp:
     def _watch_metrics(self) -> None:
         self._metrics.watch_circuits(self._guards.open_circuits)
         self._metrics.watch_ready(lambda: self._ready().status_code == 200)
-        self._metrics.watch_claims(lambda: bool(self._claim_refusal()))
+        self._metrics.watch_claims(lambda: bool(self.poller.refusal))
         self._metrics.watch_connections("redis", lambda: connections_in_use(self._queues.redis))
         peer = "handler" if self._plan.settings.env.handler_url else "gateway"
         self._metrics.watch_connections(peer, lambda: self._client.in_use)
@@ -308,15 +308,12 @@ class PollerApp:
             "/metrics": lambda: Page(200, self._metrics.render(), CONTENT_TYPE),
         }
 
-    def _claim_refusal(self) -> str:
-        return next((one.refusal for one in self._claimers.values() if one.refusal), "")
-
     def _ready(self) -> Page:
         """The readiness page. A poller is ready while it claims and settles."""
         if self.poller.is_stopping:
             return Page(503, b"stopping\n")
-        if refusal := self._claim_refusal():
-            return Page(503, f"claiming is refused: {refusal}\n".encode())
+        if refusal := self.poller.refusal:
+            return Page(503, f"{refusal}\n".encode())
         is_claiming = not any(claimer.is_waiting_for_store for claimer in self._claimers.values())
         if not (is_claiming and self._queues.is_settling):
             return Page(503, b"waiting for redis\n")

@@ -124,7 +124,7 @@ class RedisQueues:
             max_deliveries=env.max_deaths,
             cluster=self._queue_options.cluster,
         )
-        self._reclaim = self._task("reclaimer", env.reclaim_seconds, reclaimer.tick)
+        self._reclaim = self._task("reclaimer", env.reclaim_seconds, reclaimer.tick, is_vital=True)
         self._sweep = self._task("sweep of cancellations", CANCEL_SECONDS, self._sweep_foreign)
         self._parts: list[Runs] = [self.watch, self._reclaim, self._sweep, *self._tasks()]
         for part in self._parts:
@@ -145,7 +145,7 @@ class RedisQueues:
         )
         depths = DepthWatch(self.redis, table, self._queue_options)
         tasks = [
-            self._task("heartbeat", env.heartbeat_seconds, leases.tick),
+            self._task("heartbeat", env.heartbeat_seconds, leases.tick, is_vital=True),
             self._task("canceller", CANCEL_SECONDS, canceller.tick),
             self._task("depths", DEPTHS_SECONDS, depths.tick),
             self._task("pool sharing", SHARE_SECONDS, self._share_pools),
@@ -155,8 +155,10 @@ class RedisQueues:
             tasks.append(self._task("finished records", WRITE_SECONDS, self._finished.tick))
         return tasks
 
-    def _task(self, name: str, seconds: float, tick: Callable[[], Awaitable[object]]) -> PeriodicTask:
-        return PeriodicTask(name, seconds, tick, self._shared.log, STORE_FAILURES)
+    def _task(
+        self, name: str, seconds: float, tick: Callable[[], Awaitable[object]], *, is_vital: bool = False
+    ) -> PeriodicTask:
+        return PeriodicTask(name, seconds, tick, self._shared.log, STORE_FAILURES, is_vital=is_vital)
 
     def _queue_watch(self) -> QueueWatch:
         return QueueWatch(

@@ -15,6 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from handlers.demo.valkey import Valkey
+from handlers.redis_store.admin.acl import Role, acl_rules
 from handlers.redis_store.scripts import script_files, script_text
 from tests.redis_store.queue.queueing import DEADLINE, envelope
 from tests.servers.presence import program_path
@@ -26,6 +27,11 @@ QUEUE = ["q", "q:claimed", "q:owners", "q:idx", "q:deaths"]
 CLAIMS = QUEUE[1:4]
 RESULTS = ["results", "results:claimed", "results:owners", "results:idx"]
 OUTBOX = ["outbox", "outbox-idx"]
+_WRITTEN_BY_CLIENTS = tuple(
+    word[1:].rstrip("*")
+    for word in acl_rules(Role.CLIENT).split(" (")[0].split(" ")
+    if word.startswith("~request-")
+)
 LIVE = ["request-active:x", "request-cancel:x"]
 SLOTS = ["quota:x", "{quota:x}:held", "{quota:x}:held-by"]
 
@@ -307,6 +313,20 @@ def test_no_script_that_fails_loses_anything_on_redis() -> None:
     with Valkey(program_path("redis-server")) as server, contextlib.closing(Store(server.url)) as store:
         lost = {name: list(_all_lost(store, SCENES[name], script_text(name))) for name in SCRIPTS}
     assert {name: found for name, found in lost.items() if found} == {}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_script_reads_the_whole_of_a_string_that_clients_may_write(name: str, filled: Store) -> None:
+    """A client could write 500 MB there, and block the server for all."""
+    scene, text = SCENES[name], script_text(name)
+    writable = [key for key in {*scene.keys, *scene.others} if key.startswith(_WRITTEN_BY_CLIENTS)]
+    for key in writable:
+        filled.fill()
+        _set_rights(filled.admin, scene, ("command denied", "get", key))
+        filled.admin.acl_log_reset()
+        with contextlib.suppress(RedisError):
+            filled.user.eval(text, len(scene.keys), *scene.keys, *cast("list[Any]", scene.args))
+        assert key not in [entry["object"] for entry in filled.admin.acl_log()]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -85,8 +85,8 @@ MUTANTS = {
     "claim does not look for a cancellation": Mutant("claim", "ARGV[5] == '1' and", "false and"),
     "claim heeds another submission's cancellation": Mutant(
         "claim",
-        "try('GET', 'request-cancel:' .. id) == token",
-        "try('GET', 'request-cancel:' .. id)",
+        "select(2, pcall(holds, 'request-cancel:' .. id, token)) == true",
+        "select(2, pcall(text_of, 'request-cancel:' .. id)) ~= false",
     ),
     "recall leaves the request in the queue": Mutant(
         "recall",

@@ -16,9 +16,9 @@ import pytest
 from handlers.client.async_client import AsyncClient
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
-from handlers.redis_store.admin.acl import Role, acl_rules
+from handlers.redis_store.admin.acl import Role
 from handlers.redis_store.submit.submissions import RequestState
-from tests.redis_store.admin.test_acl import words
+from tests.redis_store.admin.test_acl import rules_without_whole_reads
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Server
 from tests.waiting import wait_until_async
@@ -45,7 +45,9 @@ def _grant(servers: list[Server]) -> None:
     for server in servers:
         with server.client() as admin:
             for role in Role:
-                admin.execute_command("ACL", "SETUSER", role, "on", f">{SECRET}", *words(acl_rules(role)))
+                admin.execute_command(
+                    "ACL", "SETUSER", role, "on", f">{SECRET}", *rules_without_whole_reads(role)
+                )
 
 
 @pytest.fixture(params=["standalone", "cluster"])

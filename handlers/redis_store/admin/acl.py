@@ -32,21 +32,21 @@ _CHANNEL = f"&{WAKE_CHANNEL}"
 _SCRIPTS = "+evalsha +eval +script|load +time"
 
 _POLLER_COMMANDS = (
-    "+get +set +del +unlink +exists +expire +expireat +pexpire +pttl +ttl +type +hget +hmget +hset +hsetnx +hdel +hlen "
-    "+hkeys +hincrby +hexists +hgetall +zadd +zrem +zcard +zcount +zscore +zrange +zrevrange +zrangebyscore "
-    "+zremrangebyscore +zpopmin +zscan +scan +lpush +llen +ltrim +wait +info +config|get +subscribe"
+    "+get +getrange +set +del +unlink +exists +expire +expireat +pexpire +pttl +ttl +type +hget +hmget +hset +hsetnx "
+    "+hdel +hlen +hkeys +hincrby +hexists +hgetall +zadd +zrem +zcard +zcount +zscore +zrange +zrevrange "
+    "+zrangebyscore +zremrangebyscore +zpopmin +zscan +scan +lpush +llen +ltrim +wait +info +config|get +subscribe"
 )
 _STATUS_COMMANDS = (
     "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +zscan +hgetall +lrange +get +type +time "
     "+eval_ro +evalsha_ro"
 )
 _PRODUCER_COMMANDS = (
-    "+get +set +del +exists +incr +incrby +expireat +expire +pttl +pexpiretime +zadd +zcard +zscore +zrangebyscore "
-    "+zremrangebyscore +type +wait +publish"
+    "+getrange +set +del +exists +incr +incrby +expireat +expire +pttl +pexpiretime +zadd +zcard +zscore "
+    "+zrangebyscore +zremrangebyscore +type +wait +publish"
 )
 _READER_COMMANDS = (
-    "+get +unlink +hget +hset +hsetnx +hdel +hexists +zadd +zrem +zscore +zrangebyscore +zremrangebyscore +zcard "
-    "+rpop +rpush +llen +lrange +ltrim +pexpire +pttl"
+    "+get +getrange +unlink +hget +hset +hsetnx +hdel +hexists +zadd +zrem +zscore +zrangebyscore +zremrangebyscore "
+    "+zcard +rpop +rpush +llen +lrange +ltrim +pexpire +pttl"
 )
 
 
@@ -102,7 +102,7 @@ def _client(queues: Sequence[str], results: str) -> str:
     looks = _keys("%R", [*queues, *claimed, *own, "{async-processor}:status:finished"])
     return (
         f"{submits} ({lists} {_SCRIPTS} {_READER_COMMANDS})"
-        f" ({looks} +evalsha_ro +eval_ro +get +hget +pttl +hexists +hscan +zscan +zrangebyscore +time)"
+        f" ({looks} +evalsha_ro +eval_ro +getrange +hget +pttl +hexists +hscan +zscan +zrangebyscore +time)"
     )
 
 

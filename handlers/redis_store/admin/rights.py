@@ -55,7 +55,10 @@ async def refused_commands(
         (retry_queue_name, "ZADD", "1", "x"),
         (result_queue_name, "LPUSH", "x", ""),
         (result_queue_name, "EXPIRE", "1", ""),
-        *((name, "GET", "", "") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
+        *(
+            (name, "GETRANGE", "0", "0")
+            for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")
+        ),
         (CANCELLATIONS, "ZRANGEBYSCORE", "0", "1"),
         *((name, "DEL", "", "") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
         *_optional(options or RightsOptions(), queue, result_queue_name),

@@ -8,7 +8,7 @@
 -- ARGV[3n + 1] id   ARGV[3n + 2] result or member   ARGV[3n + 3] score (of a zset)
 -- Returns 1, or 0 if KEYS[1] is of another type (then nothing was changed).
 -- include _run
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local window = tonumber(ARGV[3])
 local kind = run('TYPE', KEYS[1])['ok']

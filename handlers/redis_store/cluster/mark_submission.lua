@@ -4,7 +4,9 @@
 -- ARGV[1] this submission, as `windows.py` writes it   ARGV[2] when its record expires, Unix milliseconds
 -- ARGV[3] a value that it may replace (empty: none)
 -- Returns the recorded value: ARGV[1], or the earlier one.
-local first = redis.call('GET', KEYS[1])
+-- include _bounded
+local MOST_BYTES = 32000000 -- a whole request
+local first = text_of(KEYS[1], MOST_BYTES)
 if first and first ~= ARGV[3] then
   redis.call('SET', KEYS[1], first, 'KEEPTTL') -- written every time: WAIT waits for writes only
   return first

@@ -6,7 +6,7 @@
 -- ARGV[3] most bytes of records; the first is returned whatever its size
 -- Returns two values for each: id and record.
 -- include _run
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local since = string.format('%.6f', now - tonumber(ARGV[1]))
 local answer, room = {}, tonumber(ARGV[3])

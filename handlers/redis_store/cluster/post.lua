@@ -16,7 +16,7 @@
 -- include _run
 -- include _counted_as
 -- include _settle
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = string.format('%.6f', tonumber(clock[1]) + tonumber(clock[2]) / 1000000)
 local answer = {}
 begin_settling(KEYS[6])

@@ -13,7 +13,7 @@
 -- include _is_named
 -- include _scan_named
 -- include _post_retry
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 probe_posts()
 local cursor, found = scan_named(ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), 6)

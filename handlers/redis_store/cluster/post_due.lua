@@ -10,7 +10,7 @@
 -- include _member
 -- include _queued_under
 -- include _post_retry
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local answer, room = {}, tonumber(ARGV[4])
 probe_posts()

@@ -23,6 +23,8 @@ from handlers.redis_store.cluster.windows import (
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import (
     CANCELLATIONS,
+    LONGEST_MARKER_BYTES,
+    LONGEST_TEXT_BYTES,
     active_key,
     beside,
     cancel_key,
@@ -34,7 +36,7 @@ from handlers.redis_store.keys import (
     submitted_key,
 )
 from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import lua_script, read_only
+from handlers.redis_store.scripts import BATCH_BYTES, lua_script, read_only
 from handlers.redis_store.submit.idempotency_keys import KeyRecord
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState, Submissions
 
@@ -135,17 +137,14 @@ class ClusterSubmissions(Submissions):
             return {}
         pipeline = self._redis.pipeline(transaction=False)
         for part in requests:
-            pipeline.get(submitted_key(part.id))
-            pipeline.get(active_key(part.id))
+            pipeline.getrange(submitted_key(part.id), 0, LONGEST_MARKER_BYTES)
+            pipeline.getrange(active_key(part.id), 0, LONGEST_TEXT_BYTES)
         found = await executed(self._redis, pipeline)
         live = {
             part.id: SubmissionRecord(submitted_key(part.id), part.id, token.decode())
             for part, marker, token in zip(requests, found[::2], found[1::2], strict=True)
-            if token is not None
-            and (
-                marker is None
-                or read_standing(submitted_key(part.id), part.id, marker).token != token.decode()
-            )
+            if token
+            and (not marker or read_standing(submitted_key(part.id), part.id, marker).token != token.decode())
         }
         are_queued = await self._windows.are_queued([(queue, each) for each in live.values()])
         earlier = {}
@@ -171,12 +170,12 @@ class ClusterSubmissions(Submissions):
             return []
         pipeline = self._redis.pipeline(transaction=False)
         for request_id, _ in submissions:
-            pipeline.get(active_key(request_id))
+            pipeline.getrange(active_key(request_id), 0, LONGEST_TEXT_BYTES)
             pipeline.pttl(active_key(request_id))
         answer = await executed(self._redis, pipeline)
         lives = list(zip(answer[::2], answer[1::2], strict=True))
         done = [
-            token is not None and wanted in ("", token.decode())
+            bool(token) and wanted in ("", token.decode())
             for (_, wanted), (token, _) in zip(submissions, lives, strict=True)
         ]
         pipeline = self._redis.pipeline(transaction=False)
@@ -194,11 +193,11 @@ class ClusterSubmissions(Submissions):
     async def look_up(self, queue: str, request_id: str, token: str = "") -> tuple[RequestState, str]:
         """The state of a submission and its token. An empty token: the live submission."""
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.get(active_key(request_id))
+        pipeline.getrange(active_key(request_id), 0, LONGEST_TEXT_BYTES)
         pipeline.pexpiretime(active_key(request_id))
-        pipeline.get(cancel_key(request_id))
+        pipeline.getrange(cancel_key(request_id), 0, LONGEST_TEXT_BYTES)
         live, ends_at_ms, cancelled = await executed(self._redis, pipeline)
-        if live is None:
+        if not live:
             return await self._state_of_the_dead(request_id, token)
         found = live.decode()
         if token not in ("", found):
@@ -211,8 +210,8 @@ class ClusterSubmissions(Submissions):
         if token:
             return RequestState.FINISHED, token
         key = submitted_key(request_id)
-        text = cast("bytes | None", await self._redis.get(key))
-        if text is None:
+        text = cast("bytes", await self._redis.getrange(key, 0, LONGEST_MARKER_BYTES))
+        if not text:
             return RequestState.UNKNOWN, ""
         standing = read_standing(key, request_id, text)
         if standing.marker and not (await self._windows.are_queued([(standing.marker.queue, standing)]))[0]:
@@ -230,15 +229,15 @@ class ClusterSubmissions(Submissions):
 
     async def _known(self, requests: Sequence[MemberParts]) -> dict[str, int]:
         """Name -> sequence of submissions that an earlier call has numbered."""
-        told = cast("bytes | None", await self._redis.get(_sent_key(requests)))
+        told = cast("bytes", await self._redis.getrange(_sent_key(requests), 0, BATCH_BYTES))
         if told:
             return {_name(part): seq for part, seq in zip(requests, json.loads(told), strict=True)}
         pipeline = self._redis.pipeline(transaction=False)
         for part in requests:
-            pipeline.get(active_key(part.id))
+            pipeline.getrange(active_key(part.id), 0, LONGEST_TEXT_BYTES)
         known = {}
         for part, live in zip(requests, await executed(self._redis, pipeline), strict=True):
-            token, _, digits = (live or b"").rpartition(b"-")
+            token, _, digits = live.rpartition(b"-")
             seq = whole(digits)
             if token == part.token.encode() and seq is not None:
                 known[_name(part)] = seq

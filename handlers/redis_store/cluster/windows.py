@@ -142,12 +142,12 @@ class ClusterWindows:
             return
         pipeline = self._redis.pipeline(transaction=False)
         for part in apart:
-            pipeline.get(part.submitted_key)
+            pipeline.exists(part.submitted_key)
         found = await executed(self._redis, pipeline)
         pipeline = self._redis.pipeline(transaction=False)
         keys = []
-        for part, text in zip(apart, found, strict=True):
-            if text is None:
+        for part, is_known in zip(apart, found, strict=True):
+            if not is_known:
                 keys.append(payload_key(part.id, part.token))
                 ends_at_ms = (part.deadline + PAYLOAD_KEPT_SECONDS) * 1000
                 pipeline.set(keys[-1], part.payload, pxat=ends_at_ms)

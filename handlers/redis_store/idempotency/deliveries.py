@@ -22,6 +22,7 @@ from handlers.redis_store.scripts import lua_script
 DELIVERY_PREFIX: Final = "delivery:"
 """Prefix of the records' keys, so that no id can name another key."""
 
+_LONGEST_TIME: Final = 32
 _TAKEN, _HELD, _ANSWERED = 0, 1, 2  # what begin_delivery.lua returns
 
 
@@ -142,5 +143,5 @@ async def deliveries_cancelled_at(redis: Store, request_ids: Sequence[str]) -> l
     """When each id was cancelled (Unix seconds), or None. Raises one of `STORE_FAILURES`."""
     pipeline: Any = redis.pipeline(transaction=False)
     for request_id in request_ids:
-        pipeline.get(delivery_cancel_key(request_id))
+        pipeline.getrange(delivery_cancel_key(request_id), 0, _LONGEST_TIME)
     return [decimal(text) for text in await executed(redis, pipeline)]

@@ -14,6 +14,7 @@
 -- ARGV[10n] request-payload:…, deleted (empty: none)
 -- Returns for each 1, 0 if the claim was lost, or the error text if nothing was changed.
 -- include _run
+-- include _bounded
 -- include _counted_as
 -- include _settle
 local answer = {}
@@ -32,7 +33,7 @@ for n = 1, #ARGV / 10 do
       try('EXPIRE', list, expire_seconds)
     end
     for _, name in ipairs(token == '' and {} or { active, cancel }) do
-      if try('GET', name) == token then
+      if select(2, pcall(holds, name, token)) == true then
         try('DEL', name)
       end
     end

@@ -168,6 +168,8 @@ _PAUSE_FACTOR: Final = 20
 one of them."""
 _SCAN_COUNT: Final = 1_000
 _BATCH: Final = 500
+_LONGEST_TOKEN: Final = 4_096
+"""A longer token, in bytes, is not read: clients write it."""
 
 
 class ForeignCancellations:
@@ -217,14 +219,14 @@ class ForeignCancellations:
         """Add the ids whose live submission is cancelled to the list."""
         pipeline: Any = self._redis.pipeline(transaction=False)
         for request_id in ids:
-            pipeline.get(cancel_key("").encode() + request_id)
-            pipeline.get(active_key("").encode() + request_id)
+            pipeline.getrange(cancel_key("").encode() + request_id, 0, _LONGEST_TOKEN)
+            pipeline.getrange(active_key("").encode() + request_id, 0, _LONGEST_TOKEN)
             pipeline.pttl(active_key("").encode() + request_id)
         answers = await executed(self._redis, pipeline, raise_on_error=False)
         rows: list[bytes | int] = []
         for request_id, cancelled, live, life_ms in zip(
             ids, answers[::3], answers[1::3], answers[2::3], strict=True
         ):
-            if live and cancelled == live and life_ms > 0:
+            if live and cancelled == live and life_ms > 0 and len(live) <= _LONGEST_TOKEN:
                 rows += [life_ms, request_id + b"\0" + live]
         return int(await self._note(keys=[CANCELLATIONS], args=[1, *rows])) if rows else 0

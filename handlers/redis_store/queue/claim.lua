@@ -14,13 +14,14 @@
 -- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, crashed owners, and 1 if it
 -- was cancelled, else 0.
 -- include _run
+-- include _bounded
 -- include _counted_as
 -- include _member
 -- include _claim_key
 -- include _same_submission
 -- include _hold
 -- include _choose
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local lease_end = string.format('%.6f', now + tonumber(ARGV[2]))
 local latest = ARGV[4] == '1' and now or nil
@@ -40,7 +41,7 @@ for at = 1, #chosen, 2 do
   end
   if key then
     local id, token = string.match(counted_as(key), '^(.-)%z(.+)$')
-    local is_cancelled = id and ARGV[5] == '1' and try('GET', 'request-cancel:' .. id) == token
+    local is_cancelled = id and ARGV[5] == '1' and select(2, pcall(holds, 'request-cancel:' .. id, token)) == true
     local place = #answer
     answer[place + 1] = key
     answer[place + 2] = owner

@@ -10,7 +10,7 @@
 -- include _run
 -- include _counted_as
 -- include _settle
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local answer = {}
 begin_settling(KEYS[5])

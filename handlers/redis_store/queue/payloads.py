@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import decode_result, encode_result, filled_result
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import PAYLOAD_PREFIX, RESULT_PAYLOAD_PREFIX
-from handlers.redis_store.scripts import BATCH_BYTES
+from handlers.redis_store.scripts import BATCH_BYTES, naming_key
 
 
 def is_own_payload(payload_ref: str, request_id: str, request_token: str) -> bool:
@@ -30,20 +30,25 @@ def is_own_payload(payload_ref: str, request_id: str, request_token: str) -> boo
     return place.isdigit() and token == without_place
 
 
-async def read_payload(redis: Store, payload_ref: str, request_id: str, request_token: str) -> bytes | None:
+async def read_payload(
+    redis: Store, payload_ref: str, request_id: str, request_token: str, max_bytes: int
+) -> bytes | None:
     """The payload under `payload_ref`. Raises one of `STORE_FAILURES`.
 
-    None if the key is missing, not this request's, or of another type.
+    None if the key is missing, not this request's, or of another type. Of a longer one, `max_bytes` and one more are
+    returned.
     """
     if not is_own_payload(payload_ref, request_id, request_token):
         return None
     try:
-        payload = await redis.get(payload_ref)
+        payload = await redis.getrange(payload_ref, 0, max_bytes)
+    except NoPermissionError as error:
+        raise await naming_key(redis, [payload_ref], error) from error
     except ResponseError as error:
         if not str(error).startswith("WRONGTYPE"):
             raise
         return None
-    return payload.encode() if isinstance(payload, str) else payload
+    return (payload.encode() if isinstance(payload, str) else payload) or None
 
 
 _MARK: Final = b'"payload_ref"'

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import NoPermissionError
 
 from handlers.cancellation import end_if_cancelled
 from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.scripts import naming_key
 
 WAKE_CHANNEL: Final = "{async-processor}:wake"
 """Channel on which `submit.lua` publishes the name of the queue that has new requests."""
@@ -20,6 +22,13 @@ async def existing(redis: Store, keys: Sequence[str]) -> set[str]:
 
     Costs one command if none or all exist. In Redis Cluster, one `EXISTS` per key in one pipeline.
     """
+    try:
+        return await _existing(redis, keys)
+    except NoPermissionError as error:
+        raise await naming_key(redis, keys, error) from error
+
+
+async def _existing(redis: Store, keys: Sequence[str]) -> set[str]:
     if not keys:
         return set()
     if isinstance(redis, RedisCluster):

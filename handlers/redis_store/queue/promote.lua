@@ -8,7 +8,7 @@
 -- include _member
 -- include _queued_under
 -- include _requeue
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local moved, room = 0, tonumber(ARGV[3])
 probe('ZREM', KEYS[1], NO_NAME)

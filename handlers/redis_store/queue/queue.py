@@ -19,7 +19,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from handlers.clock import FollowedClock
 from handlers.contract.result import decode_result, encode_result, filled_result
-from handlers.redis_store.connection import Store, executed, flat
+from handlers.redis_store.connection import STORE_REFUSALS, Store, executed, flat
 from handlers.redis_store.idempotency.by_id import Mark, finish_for_id
 from handlers.redis_store.keys import (
     QueueKeys,
@@ -246,13 +246,14 @@ class RedisQueue:
         marks = [ack.mark for ack, effect in zip(acks, effects, strict=True) if ack.mark and effect]
         if marks:
             with contextlib.suppress(
-                NoPermissionError
+                *STORE_REFUSALS
             ):  # without the right, no record was written before either
                 await finish_for_id(self._redis, marks)
         unused = [
             ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect
         ]
-        await delete_payloads(self._redis, unused)
+        with contextlib.suppress(*STORE_REFUSALS):  # they expire
+            await delete_payloads(self._redis, unused)
         return effects
 
     async def _with_payloads_apart(self, acks: Sequence[Ack]) -> Sequence[Ack]:
@@ -354,8 +355,8 @@ class RedisQueue:
             return []
         names = [claim.claim_key.split(b"\0") for claim in known]
         pipeline = self._redis.pipeline(transaction=False)
-        for name in names:
-            pipeline.get(cancel_key_of(name[0]))
+        for request_id, *tokens in names:  # as much as its own token has: a client may write 500 MB there
+            pipeline.getrange(cancel_key_of(request_id), 0, len(tokens[0]))
         # A key of another type hides one cancellation; it must not fail the others.
         tokens = await executed(self._redis, pipeline, raise_on_error=False)
         return [claim for claim, name, token in zip(known, names, tokens, strict=True) if token == name[1]]

@@ -20,7 +20,7 @@
 -- include _is_named
 -- include _same_submission
 -- include _hold
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local lease_end = string.format('%.6f', now + tonumber(ARGV[1]))
 local range, passed = tonumber(ARGV[3]), tonumber(ARGV[4])

@@ -12,7 +12,7 @@
 -- include _is_named
 -- include _scan_named
 -- include _requeue
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local brought = 0
 probe('ZREM', KEYS[1], NO_NAME)

@@ -14,7 +14,7 @@
 -- include _member
 -- include _queued_under
 -- include _move_back
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local lease_end = string.format('%.6f', now + tonumber(ARGV[3]))
 local room = tonumber(ARGV[5])

@@ -4,7 +4,7 @@
 -- ARGV[1] lease, seconds   ARGV[2..] pairs: claim key, owner token
 -- Returns for each 1, or 0 if the owner does not hold it (then nothing was changed).
 -- include _run
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local lease_end = string.format('%.6f', tonumber(clock[1]) + tonumber(clock[2]) / 1000000 + tonumber(ARGV[1]))
 local answer = {}
 probe('ZREM', KEYS[2], NO_NAME) -- first: so leases can be renewed when memory is full

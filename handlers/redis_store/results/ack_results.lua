@@ -8,7 +8,7 @@
 -- Returns for each claim key 1, 2 if it was acknowledged before, or 0 if the lease has ended or another owner holds it
 -- (then nothing was changed, and the result is delivered again).
 -- include _run
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local answer = {}
 probe('ZREM', KEYS[3], NO_NAME) -- first: deletions are allowed when memory is full

@@ -14,7 +14,7 @@
 -- include _run
 -- include _member
 -- include _give_back
-local clock = redis.call('TIME')
+local clock = run('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local lease_end = now + tonumber(ARGV[2])
 

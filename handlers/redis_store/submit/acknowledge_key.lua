@@ -3,7 +3,8 @@
 -- KEYS[1] request-submitted:<NUL><digest>  string  token, window in seconds and JSON of the key record; expires
 -- ARGV[1] token of the result
 -- Returns 1, or 0 if the record is another submission's, or expires earlier (then nothing was changed).
-local token, window = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%d+) ')
+-- include _bounded
+local token, window = string.match(text_of(KEYS[1]) or '', '^(%S+) (%d+) ')
 if token ~= ARGV[1] or redis.call('PTTL', KEYS[1]) <= window * 1000 then
   return 0
 end

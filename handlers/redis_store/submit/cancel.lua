@@ -6,12 +6,13 @@
 -- KEYS[2n + 1]  request-cancel:<id>    string  token of the cancelled one; expires an hour after the deadline
 -- ARGV[2n - 1]  the id   ARGV[2n]  token of the submission to cancel (empty: the live one)
 -- Returns for each 1, or 0 if it is not live (finished, expired, unknown, another token; then nothing was changed).
+-- include _bounded
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local answer = {}
 for n = 1, #ARGV / 2 do
   local active, cancel, id, wanted = KEYS[2 * n], KEYS[2 * n + 1], ARGV[2 * n - 1], ARGV[2 * n]
-  local token = redis.call('GET', active)
+  local token = text_of(active)
   if token and (wanted == '' or wanted == token) then
     local life_ms = math.max(redis.call('PTTL', active), 0)
     redis.call('SET', cancel, token, 'PX', string.format('%.0f', life_ms + 3600000))

@@ -8,19 +8,20 @@
 -- Returns the state and the token. States: pending, claimed, retrying, queued (pending or retrying; its token has no
 -- sequence, or too many members have its score), cancelling, finished (no longer live), unknown (never submitted, or
 -- its records have expired).
+-- include _bounded
 -- include _is_pending
-local token = redis.call('GET', KEYS[1])
+local token = text_of(KEYS[1])
 if token and ARGV[2] ~= '' and ARGV[2] ~= token then
   return { 'finished', ARGV[2] }
 end
 if not token then
-  local known = ARGV[2] ~= '' and ARGV[2] or redis.call('GET', KEYS[3])
+  local known = ARGV[2] ~= '' and ARGV[2] or text_of(KEYS[3])
   if known then
     return { 'finished', known }
   end
   return { 'unknown', '' }
 end
-if redis.call('GET', KEYS[2]) == token then
+if holds(KEYS[2], token) then
   return { 'cancelling', token }
 end
 if redis.call('HEXISTS', KEYS[5], ARGV[1] .. '\0' .. token) == 1 then

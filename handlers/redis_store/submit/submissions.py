@@ -15,6 +15,7 @@ from handlers.number_text import whole
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import (
     CANCELLATIONS,
+    LONGEST_TEXT_BYTES,
     active_key,
     cancel_key,
     claimed_key,
@@ -171,7 +172,7 @@ class Submissions:
             return {}
         pipeline = self._redis.pipeline(transaction=False)
         for key in keys:
-            pipeline.get(key)
+            pipeline.getrange(key, 0, LONGEST_TEXT_BYTES)
         values = await executed(self._redis, pipeline)
         found = {key: self._record_in(value) for key, value in zip(keys, values, strict=True) if value}
         return {key: record for key, record in found.items() if record}

@@ -18,9 +18,11 @@
 -- ARGV[7n + 1]  record of the idempotency key, or empty
 -- Returns two values for each request: its seq (0: an earlier submission is returned), and its whole token, with the
 -- record of that submission if it has one.
+-- include _bounded
 -- include _run
+local MOST_ANSWER_BYTES = 4000000
 local is_repeated = ARGV[1] == '1'
-local told = is_repeated and redis.call('GET', KEYS[2])
+local told = is_repeated and text_of(KEYS[2], MOST_ANSWER_BYTES)
 if told then
   redis.call('SET', KEYS[2], told, 'EX', 120) -- a repeated call writes too: WAIT waits for writes only
   return cjson.decode(told)
@@ -32,10 +34,10 @@ for n = 1, (#KEYS - 2) / 4 do
   local counter, active, submitted, apart = unpack(KEYS, 4 * n - 1, 4 * n + 2)
   local deadline, window, record = tonumber(ARGV[7 * n - 5]), tonumber(ARGV[7 * n]), ARGV[7 * n + 1]
   local token, head, tail, payload = unpack(ARGV, 7 * n - 4, 7 * n - 1)
-  local first = is_repeated and redis.call('GET', active)
+  local first = is_repeated and text_of(active)
   local own_seq = first and string.sub(first, 1, #token + 1) == token .. '-' and string.sub(first, #token + 2)
   -- Without a key, the live submission is the newest of the id. With a key, the live one may be another submission.
-  first = window > 0 and (record == '' and redis.call('GET', active) or redis.call('GET', submitted))
+  first = window > 0 and (record == '' and text_of(active) or text_of(submitted))
   if own_seq then
     answer[#answer + 1] = tonumber(own_seq)
     answer[#answer + 1] = token .. '-' .. own_seq

@@ -45,7 +45,7 @@ async def test_a_request_reads_its_own_payload(
 ) -> None:
     await store.set(reference, b"{}")
     assert is_own_payload(reference, request_id, token)
-    assert await read_payload(store, reference, request_id, token) == b"{}"
+    assert await read_payload(store, reference, request_id, token, 100) == b"{}"
 
 
 @pytest.mark.parametrize(("reference", "request_id", "token"), NOT_OWN)
@@ -54,7 +54,7 @@ async def test_a_request_reads_no_other_key(
 ) -> None:
     if reference:
         await store.set(reference, b"secret")
-    assert await read_payload(store, reference, request_id, token) is None
+    assert await read_payload(store, reference, request_id, token, 100) is None
 
 
 @pytest.mark.parametrize("request_id", ["a", "a:b", "é", "a-1"])

@@ -1,6 +1,6 @@
 -- Included by scripts that change more than one key. A script that fails must not lose a request, result or dead letter,
 -- so scripts first read, then `probe`, then write the copy, and last remove the original.
--- run(command, key, ...): as redis.call; its error names the command and the key.
+-- run(command, [key, ...]): as redis.call; its error names the command and the key.
 -- try(command, key, ...): as redis.call, but nil if the server refuses the command; for changes that are not essential.
 -- probe(command, key, ...): as `run`; called with arguments that change nothing, it fails if the command would fail later.
 -- If memory is full, the first probe decides: ZADD and SET are refused, which fails the script; ZREM and HDEL are allowed,
@@ -13,13 +13,13 @@ local function refused(answer, command, key)
   if string.find(said, 'ACL failure', 1, true) or string.find(said, 'The user executing the script', 1, true) then
     kind = 'NOPERM' -- which servers of Redis 7.0 call ERR
   end
-  return { err = (kind or 'ERR') .. ' ' .. command .. ' ' .. key .. ': ' .. said }
+  return { err = (kind or 'ERR') .. ' ' .. command .. ' ' .. (key or '(no key)') .. ': ' .. said }
 end
 
-local function run(command, key, ...)
-  local answer = redis.pcall(command, key, ...)
+local function run(command, ...)
+  local answer = redis.pcall(command, ...)
   if type(answer) == 'table' and answer.err then
-    error(refused(answer, command, key))
+    error(refused(answer, command, ...))
   end
   return answer
 end
