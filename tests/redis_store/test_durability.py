@@ -117,7 +117,7 @@ async def test_f23_a_lagging_replica_lacks_writes_that_only_the_master_acknowled
     await submit(master.port, range(50), wait_replicas=1)
     line.is_black_hole = True
     await submit(master.port, range(50, 100))
-    with pytest.raises(BrokerUnreachable, match="0 of 1 replicas"):
+    with pytest.raises(BrokerUnreachable, match="0 of 1 replica"):
         await submit(master.port, range(100, 101), wait_replicas=1, patience_seconds=1)
     master.kill()
     with replica.client() as client:

@@ -310,7 +310,7 @@ async def test_a_window_counts_once_enough_replicas_have_marker_and_request(
     name = f"r-{uuid.uuid4().hex}"
     asking = {"queue": queue.name, "idempotent_window_seconds": WINDOW, "patience_seconds": 0.0}
     async with AsyncClient.for_redis(cluster.url, ClientOptions(**asking, wait_replicas=1)) as client:  # type: ignore[arg-type]  # as named above
-        with pytest.raises(BrokerUnreachable, match="0 of 1 replicas"):
+        with pytest.raises(BrokerUnreachable, match="0 of 1 replica"):
             await client.submit({}, deadline=queue.deadline, id=name)
     (told,) = await queue.submit(queue.part(name))
     assert await queue.tokens() == [told.token]
