@@ -86,7 +86,7 @@ class Rig(Breakable):
         return self._runs() and set(ids) <= {one["id"] for one in self.results()}
 
     def wait_until_it_copes(self, ids: list[str], name: str) -> None:
-        """Wait until all have their results, or the poller names what is missing, in at most 15 seconds.
+        """Wait until all have their results, or the poller names what is missing.
 
         Where only requests with an offloaded payload are affected, the others must have their results.
         """
@@ -99,7 +99,7 @@ class Rig(Breakable):
                 return True
             return self.are_done(ids) or (self.are_done(others) and name in self.poller.output()[logged:])
 
-        wait_until(copes, f"a poller that copes without {name}", 15)
+        wait_until(copes, f"a poller that copes without {name}")
 
     def check_results(self, ids: list[str], unsent: tuple[str, ...] = ("cancelled",)) -> None:
         """Each request has one result, of the gateway unless its id ends with one of `unsent`."""
