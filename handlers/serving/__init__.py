@@ -1,1 +1,1 @@
-"""Run uvicorn with the limits and the graceful shutdown that the doors need."""
+"""Run uvicorn with the limits and the shutdown that doors need."""

@@ -1,6 +1,6 @@
-"""Serve one handler under uvicorn, with a shutdown that waits for its longest request.
+"""Serve one handler under uvicorn, with a long graceful shutdown.
 
-The runner of functions-framework stops waiting 30 s after SIGTERM; a request may last minutes.
+The runner of functions-framework waits at most 30 s after SIGTERM, but a request may last minutes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from handlers.wiring.handler import Handler, use_handler
 from handlers.wiring.reload import ConfigWatch
 
 _KEEP_ALIVE_SECONDS = 75
-"""Seconds; longer than the keep-alive of proxies in front, so that they close first."""
+"""Longer than the keep-alive of proxies in front, so that they close idle connections first."""
 
 
 class _Server(uvicorn.Server):
-    """Reports readiness, fails `/readyz` as soon as it is asked to stop, and reloads the configuration."""
+    """A uvicorn server that reports readiness and reloads the configuration."""
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class _Server(uvicorn.Server):
             self._on_ready(self.servers[0].sockets[0].getsockname()[1])
 
     async def _change(self, settings: Settings) -> None:
-        """Answer new requests under these settings; running requests keep the old ones.
+        """Use changed settings for new requests; requests in flight keep theirs.
 
-        Raises an error and changes nothing if the settings are invalid.
+        Invalid settings raise an error and change nothing.
         """
         following = Handler(settings, self._target, self._handler.shared)
         try:
@@ -76,9 +76,9 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.started:
-            os._exit(0)  # no request has been accepted yet, and the start may take long
+            os._exit(0)  # no request has been accepted yet, and the start may take a long time
         self._handler.shared.is_stopping = True
-        # uvicorn gives up its grace period on a second SIGINT; a second SIGTERM changes nothing.
+        # In uvicorn, a second SIGINT ends the grace period; a second SIGTERM changes nothing.
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: Any = None) -> None:
@@ -93,11 +93,11 @@ _EXECUTION_ID: Final = b"function-execution-id"
 
 
 def asgi_app(target: str) -> Any:
-    """The functions-framework application of one target, from the imported module.
+    """The functions-framework application of one target.
 
-    A POST goes to the framework's wrapper of the function through the framework's own middleware (errors, execution
-    ids). It skips Starlette's router and exception layers, which cost a fifth of a request: every POST calls the same
-    function, and that raises no HTTP exceptions.
+    A POST passes the framework's middleware (errors, execution ids) and its wrapper of our function. It skips
+    Starlette's router and exception layers, which cost a fifth of the CPU time of a request: every POST calls the same
+    function, which raises no HTTP exceptions.
     """
     create = functions_framework.aio.create_asgi_app_from_module
     app = create(target, handlers.main.__file__, "http", handlers.main, None)  # type: ignore[no-untyped-call]  # untyped
@@ -117,7 +117,7 @@ def asgi_app(target: str) -> Any:
             await app(scope, receive, send)
             return
         if all(name != _EXECUTION_ID for name, _ in scope["headers"]):
-            # The framework would draw twelve random letters, which costs as much as decoding the request.
+            # Without one, the framework generates a random id, which costs as much as decoding the request.
             scope["headers"] = [*scope["headers"], (_EXECUTION_ID, f"{prefix}-{next(numbers)}".encode())]
         await direct(scope, receive, send)
 
@@ -127,10 +127,9 @@ def asgi_app(target: str) -> Any:
 def serve(
     variables: Mapping[str, str], settings: Settings, target: str, on_ready: Callable[[int], None]
 ) -> None:
-    """Build the handler, listen, and serve until SIGTERM and the last request.
+    """Build the handler, and serve until SIGTERM and the last request.
 
-    `on_ready` gets the port. `variables` is the environment that `settings` were read from, for reloads of the
-    configuration.
+    `on_ready` is called with the port. Reloads read the settings from `variables`, the environment of the process.
     """
     watch = ConfigWatch(variables, settings, get_logger(target))
     handler = Handler(settings, target, is_refused=lambda: watch.is_refused)
@@ -141,7 +140,7 @@ def serve(
 
 
 def server_config(settings: Settings, target: str) -> uvicorn.Config:
-    """uvicorn's configuration: a limit on receiving, no access log, a grace period of one request."""
+    """uvicorn's configuration for a door."""
     env = settings.env
     return uvicorn.Config(
         asgi_app(target),

@@ -1,4 +1,4 @@
-"""Passive dependency health, derived from the outcome of real calls; no probes are sent."""
+"""Health of dependencies, derived from real calls; no probes are sent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FAILURES: Final = 3
 
 
 class Dependency:
-    """Health of one dependency; its callers report each call. `clock` returns monotonic seconds."""
+    """Health of one dependency; `report` each call to it. `clock` returns monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -38,7 +38,7 @@ class Dependency:
 
     @property
     def failing_seconds(self) -> float | None:
-        """Seconds since the first of the consecutive failures; None while it works."""
+        """Seconds since the first of the latest failures; None while it works."""
         return self._clock() - self._since if self._failures >= _FAILURES else None
 
 
@@ -52,18 +52,18 @@ class Dependencies:
         self._missed_since: dict[str, float] = {}
 
     def add(self, name: str) -> Dependency:
-        """Dependency `name` (one of `DEPENDENCIES`), whose callers report its calls."""
+        """The dependency `name` (one of `DEPENDENCIES`), to report calls to."""
         return self._known.setdefault(name, Dependency())
 
     def watch(self, name: str, is_there: Callable[[], bool]) -> None:
-        """Add a dependency (one of `DEPENDENCIES`) whose availability `is_there` returns."""
+        """Add a dependency whose availability `is_there` returns."""
         self._watched[name] = is_there
 
     def names(self) -> list[str]:
         return [*self._known, *self._watched]
 
     def failing(self) -> dict[str, float]:
-        """Dependencies that fail now, with the seconds for which they have failed."""
+        """Seconds of failure by dependency, of those that fail now."""
         found = {name: one.failing_seconds for name, one in self._known.items()}
         found |= {name: self._missing_seconds(name, is_there) for name, is_there in self._watched.items()}
         return {name: seconds for name, seconds in found.items() if seconds is not None}
@@ -77,7 +77,10 @@ class Dependencies:
 
 
 class SkewWatch:
-    """Logs when the local clock starts and stops differing from that of `peer` (Redis, Pub/Sub)."""
+    """Logs when the difference to a peer's clock becomes large or small.
+
+    `peer` is Redis or Pub/Sub.
+    """
 
     def __init__(self, clock: FollowedClock, log: Logger, peer: str) -> None:
         self._clock = clock

@@ -1,6 +1,6 @@
 """Prometheus metric families: names, labels and buckets.
 
-The reference's names and labels come first in each list, ours after them. Callers use the methods of
+In each list, names and labels of `llm-d-async` (the reference) come first. Callers use the methods of
 `handlers.telemetry.metrics` and never see a label.
 """
 
@@ -16,16 +16,16 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 DEADLINE_BOUNDS_SECONDS: Final = (0, 1, 5, 15, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 21_600, 86_400)
-"""The reference's buckets; requests due within each are counted (ZCOUNT, one round trip)."""
+"""The reference's buckets. Requests due within each are counted with ZCOUNT, in one round trip."""
 
 _TEXT: Final = "Time left until the deadline of pending requests, in ms; a snapshot of exact counts."
 
 
 class DeadlineProximity(Collector):
-    """Histogram of the time that pending requests have left, with exact counts of the last snapshot.
+    """Histogram of the time to the deadlines of pending requests.
 
-    As in the reference it is a snapshot, not a sum of observations: `histogram_quantile` works on it directly, `rate()`
-    is meaningless. `le="0"` counts requests past their deadline that are still queued.
+    As in the reference, it has the exact counts of the last snapshot, not a sum of observations: use
+    `histogram_quantile` without `rate()`. `le="0"` counts requests past their deadline that are still queued.
     """
 
     def __init__(self, name: str, labels: Sequence[str]) -> None:
@@ -34,10 +34,10 @@ class DeadlineProximity(Collector):
         self._snapshots: dict[tuple[str, ...], tuple[Sequence[int], int]] = {}
 
     def replace(self, labels: tuple[str, ...], counts: Sequence[int], total: int) -> None:
-        """Set a snapshot: the requests due within each of `DEADLINE_BOUNDS_SECONDS`, and their total."""
+        """Set a snapshot: counts by `DEADLINE_BOUNDS_SECONDS`, and the total."""
         if len(counts) != len(DEADLINE_BOUNDS_SECONDS):
             raise ValueError(f"counts: expected {len(DEADLINE_BOUNDS_SECONDS)}, got {len(counts)}")
-        # The queue changes between two counts, but a bucket must not hold less than the one before.
+        # The queue may change between two counts, but a bucket must not hold less than the one before.
         rising: list[int] = []
         for count in counts:
             rising.append(max(count, rising[-1] if rising else 0))
@@ -63,7 +63,10 @@ def _label(bound_seconds: int) -> str:
 
 
 def _estimated_sum(counts: Sequence[int], total: int) -> float:
-    """Sum in milliseconds, estimated from bucket middles: an exact sum would scan the queue."""
+    """Sum in milliseconds, estimated from the middles of the buckets.
+
+    An exact sum would have to scan the queue.
+    """
     middles = [(low + high) / 2 for low, high in pairwise(DEADLINE_BOUNDS_SECONDS)]
     inside = sum((high - low) * middle for (low, high), middle in zip(pairwise(counts), middles, strict=True))
     return 1000 * (inside + (total - counts[-1]) * DEADLINE_BOUNDS_SECONDS[-1])
@@ -149,8 +152,8 @@ class Families:
         counter = self._counter
         self.requests = counter("request_total", "Requests at their first attempt.")
         self.dispatched = counter("dispatched_requests_total", "Calls to the gateway, retries included.")
-        self.successful = counter("successful_requests_total", "Requests with a 2xx.")
-        self.failed = counter("failed_requests_total", "Requests with another final result.")
+        self.successful = counter("successful_requests_total", "Requests answered with 2xx.")
+        self.failed = counter("failed_requests_total", "Requests that ended with another final result.")
         self.shedded = counter("shedded_requests_total", "Attempts that the gateway rejected with 429.")
         self.exceeded = counter("exceeded_deadline_requests_total", "Requests whose deadline passed.")
         self.retries = counter("request_retries_total", "Requests put back for another attempt.")
@@ -177,15 +180,21 @@ class Families:
 
     def _add_histograms(self) -> None:
         histogram = self._histogram
-        self.latency = histogram("message_latency_time_millis", "Creation to final result.", _LATENCY_MS)
-        self.inference = histogram("inference_latency_time_millis", "One call to the gateway.", _INFERENCE_MS)
-        self.residence = histogram("queue_residence_time_millis", "Creation to attempt.", _RESIDENCE_MS)
+        self.latency = histogram(
+            "message_latency_time_millis", "Time from creation to final result.", _LATENCY_MS
+        )
+        self.inference = histogram(
+            "inference_latency_time_millis", "Duration of one call to the gateway.", _INFERENCE_MS
+        )
+        self.residence = histogram(
+            "queue_residence_time_millis", "Time from creation to an attempt.", _RESIDENCE_MS
+        )
         self.left = histogram(
             "deadline_left_millis", "Time left until the deadline at the final result.", _LEFT_MS
         )
         self.attempts = histogram("attempts_per_request", "Attempts until the final result.", _ATTEMPTS)
         self.publish = histogram(
-            "result_publish_time_millis", "Time to record a result, from its outcome.", _PUBLISH_MS
+            "result_publish_time_millis", "Time from an outcome until its result is recorded.", _PUBLISH_MS
         )
         self.delivery_time = self._histogram(
             "handler_delivery_time_millis",
@@ -214,7 +223,7 @@ class Families:
         self.earliest_deadline = gauge("earliest_deadline_seconds", "Time until the earliest deadline.")
         self.oldest_age = gauge(
             "oldest_pending_age_seconds",
-            "Age of the oldest pending request, of the first and last by deadline.",
+            "Age of the first or last pending request by deadline, whichever is older.",
         )
         self.dispatch_budget = gauge("dispatch_budget", "Budget that the gates allow, 0 (closed) to 1.")
         self.budget = PoolBudget(self.dispatch_budget)
@@ -257,7 +266,7 @@ class Families:
 
 
 class PoolBudget:
-    """Budget gauges of pools; their queue labels are empty, as in the reference."""
+    """Budget gauges of pools, whose queue labels are empty."""
 
     def __init__(self, budget: Gauge) -> None:
         self._budget = budget

@@ -1,6 +1,6 @@
 """Gauges of gates, read from `Gate.state` at each scrape.
 
-Their labels name the gate's owner: a queue's three labels, or a pool with empty queue labels.
+Their labels name the owner of the gate: a queue, or a pool (then the queue labels are empty).
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class GateView(Protocol):
 
 
 class GateGauges:
-    """The gauges of all gates; `budget` is the process's gauge of budgets, which a queue's gate sets too."""
+    """The gauges of all gates.
+
+    `budget` is the process's gauge of budgets, which is set for gates of queues too.
+    """
 
     def __init__(self, registry: CollectorRegistry, budget: Gauge) -> None:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
@@ -68,7 +71,7 @@ class GateGauges:
         )
         self._on_missing = gauge(
             "gate_on_missing_in_force",
-            "1 while this rule holds in place of a reading.",
+            "1 while a gate without a reading follows this rule.",
             *_OWNER,
             "inference_pool",
             "rule",
@@ -81,7 +84,7 @@ class GateGauges:
         self._gates: dict[Owner, Callable[[], GateView]] = {}
 
     def watch(self, owner: Owner, state: Callable[[], GateView]) -> None:
-        """Show this gate of `owner`; `state` is cheap and called at each scrape."""
+        """Show a gate of `owner`; `state` is called at each scrape."""
         self._gates[owner] = state
 
     def forget(self, owner: Owner) -> None:
@@ -91,7 +94,7 @@ class GateGauges:
             self._budget.remove_by_labels(dict(zip(_OWNER, owner, strict=True)))
 
     def refresh(self) -> None:
-        """Read all gates; a series that a gate no longer has (an unused band) disappears."""
+        """Read all gates. Series of unused bands disappear."""
         gauges = (
             self._value,
             self._threshold,

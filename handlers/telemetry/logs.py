@@ -1,11 +1,11 @@
-"""Structured logs: one line per event, JSON for machines or text in a terminal; never payloads.
+"""Structured logs: one line per event, as JSON or text.
 
     log = get_logger("poller")
     log.info("answered", id=request.id, queue=request.queue, attempt=0, seconds=1.2)
 
-An event is one line of valid JSON whatever its fields hold: control characters are escaped (CWE-117), long text is cut,
-and credentials are masked (`_without_credentials`). The current trace is added to each line; with a Google
-project, in the fields of Cloud Logging. Library loggers (uvicorn, redis, …) use the same form.
+Payloads are never logged. Whatever a field holds, the line is valid JSON: control characters are escaped (CWE-117),
+long text is cut, and credentials are masked (`_without_credentials`). The current trace is added to each line; with a
+Google project, also in the fields of Cloud Logging. Loggers of libraries (uvicorn, redis, …) use the same format.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LogOptions(msgspec.Struct, frozen=True):
     """Level and form of the log lines.
 
     `form` is `json`, `text` or `auto` (text in a terminal). `project_id` links traces on Google Cloud. `hash_ids`
-    replaces request ids, which may name people, by the start of their SHA-256.
+    replaces request ids, which may name people, with the first digits of their SHA-256.
     """
 
     level: str = "info"
@@ -44,7 +44,7 @@ class LogOptions(msgspec.Struct, frozen=True):
 
 
 class Logger:
-    """Logs events of one part of the product; `fields` are small and flat."""
+    """Logs events of one part of the program; `fields` are flat."""
 
     def __init__(self, part: str) -> None:
         self._logger = logging.getLogger(f"{_ROOT}.{part}")
@@ -59,7 +59,7 @@ class Logger:
             self._logger.handle(_Event(self._logger.name, logging.DEBUG, event, fields))
 
     def info(self, event: str, **fields: Any) -> None:
-        """Log a normal event that matters."""
+        """Log a normal event that operators want to see."""
         if self._logger.isEnabledFor(logging.INFO):
             self._logger.handle(_Event(self._logger.name, logging.INFO, event, fields))
 
@@ -80,9 +80,9 @@ def get_logger(part: str) -> Logger:
 
 
 def configure_logs(options: LogOptions, stream: TextIO | None = None) -> None:
-    """Send all loggers to `stream` (default: standard error); call once, when the process starts.
+    """Configure all loggers; call once, when the process starts.
 
-    In JSON form, an uncaught exception is logged as a line too.
+    They write to `stream` (default: standard error). In JSON format, an uncaught exception is logged as one line too.
     """
     out = stream or sys.stderr
     is_text = options.form == "text" or (options.form == "auto" and out.isatty())
@@ -100,7 +100,7 @@ def configure_logs(options: LogOptions, stream: TextIO | None = None) -> None:
 
 
 def hashed_id(request_id: str) -> str:
-    """Start of the id's SHA-256, for logs without ids; the same id gives the same text."""
+    """The first digits of an id's SHA-256, for logs without ids."""
     return hashlib.sha256(request_id.encode("utf-8", "backslashreplace")).hexdigest()[:_HASHED_DIGITS]
 
 
@@ -111,7 +111,7 @@ def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
         logging.getLogger(f"{_ROOT}.process").critical("process crashed", exc_info=(kind, error, trace))
 
 
-# Other formatters (of tests, of platforms) read these from the record's dictionary.
+# Formatters of test tools and platforms read these from the record's dictionary.
 _BLANK: Final[dict[str, Any]] = {
     **dict.fromkeys(("args", "exc_info", "exc_text", "stack_info", "thread", "process", "taskName")),
     **dict.fromkeys(("pathname", "filename", "module", "funcName", "processName", "threadName"), ""),
@@ -120,7 +120,10 @@ _BLANK: Final[dict[str, Any]] = {
 
 
 class _Event(logging.LogRecord):
-    """Log record at a fraction of the cost of logging's own, which looks up file, line, thread and process."""
+    """A cheap log record.
+
+    That of `logging` looks up file, line, thread and process.
+    """
 
     def __init__(self, name: str, level: int, event: str, fields: Mapping[str, Any]) -> None:
         self.__dict__.update(_BLANK)
@@ -149,7 +152,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if self._project_id:
             line["message"] = event  # the part of a line that Cloud Logging shows
-        # Repeated at the end: an event's field must not replace a field of every line.
+        # Repeated at the end, because a field of an event must not replace one of these.
         line = {**line, **_fields(record, hash_ids=self._hash_ids), **line}
         self._link_trace(line)
         if record.exc_info:
@@ -157,7 +160,10 @@ class _JsonFormatter(logging.Formatter):
         return json_line(line)
 
     def _link_trace(self, line: dict[str, Any]) -> None:
-        """Add the current trace, unless the event names one; with a project also in Cloud Logging's fields."""
+        """Add the current trace, unless the event names one.
+
+        With a project, it is added to Cloud Logging's fields too.
+        """
         trace = current_trace()
         if trace is not None and "trace_id" not in line:
             line["trace_id"] = trace.trace_id
@@ -188,7 +194,7 @@ def _fields(record: logging.LogRecord, *, hash_ids: bool) -> Mapping[str, Any]:
 
 
 class CurrentTrace(msgspec.Struct, frozen=True):
-    """W3C ids in lower-case hexadecimal: 32 digits of the trace, 16 of the span."""
+    """W3C ids of trace (32 hexadecimal digits) and span (16)."""
 
     trace_id: str
     span_id: str
@@ -207,7 +213,7 @@ def current_trace() -> CurrentTrace | None:
 
 
 def enter_trace(trace: CurrentTrace) -> Token[CurrentTrace | None]:
-    """Set the trace of the running task; `leave_trace` with the returned token restores the previous one."""
+    """Set the trace of the running task; return a token for `leave_trace`."""
     return _current.set(trace)
 
 
@@ -220,9 +226,9 @@ EVERY_SECONDS: Final = 60.0
 
 
 class RareWarning:
-    """Warning that untrusted input can cause: logged at once, then at most once a minute with a count.
+    """Warning that callers can cause, logged at most once a minute.
 
-    `clock` returns monotonic seconds.
+    The next line has the count since the last. `clock` returns monotonic seconds.
     """
 
     def __init__(self, log: Logger, event: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -233,7 +239,7 @@ class RareWarning:
         self._next_at = float("-inf")
 
     def report(self, **fields: Any) -> None:
-        """Count an occurrence and log it if due, with `fields` and the `count` since the last line."""
+        """Count an occurrence, and log it with `fields` if due."""
         self._count += 1
         now = self._clock()
         if now >= self._next_at:
@@ -242,12 +248,12 @@ class RareWarning:
 
 
 LONGEST_TEXT: Final = 512
-"""Most characters of a value; error bodies and other untrusted input may be long."""
+"""Most characters of a value, since error bodies and other untrusted input may be long."""
 LONGEST_LINE: Final = 16_384
 """Most characters of a line; the fields of a longer line are cut."""
 
 _LONGEST: Final = {"id": MAX_ID_LENGTH, "exception": LONGEST_LINE}
-"""Fields with their own limit: people search for ids, and need whole exceptions."""
+"""Fields with a limit of their own: operators search for ids and need whole exceptions."""
 _USER_INFO = re.compile(r"://[^\s\"'<>]{0,512}@")
 _AUTHORIZATION = re.compile(r"\b((?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _encoder = msgspec.json.Encoder(enc_hook=str)
@@ -293,16 +299,19 @@ def _bounded(name: str, value: Any) -> Any:
 
 
 def _shortest(value: Any) -> Any:
-    """Value cut to a short text, for a line that is too long; numbers stay as they are."""
+    """A value cut to a short text, for a long line."""
     if value is None or isinstance(value, bool | int | float):
         return value
     text = str(_sound(value))
-    # The end of an exception and the start of other texts are most useful, so both ends are kept.
+    # Both ends are kept: the end of an exception and the start of other texts are most useful.
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT // 2]}…{text[-LONGEST_TEXT // 2 :]}"
 
 
 def _sound(value: Any) -> Any:
-    """The value, if JSON can hold it; else a replacement (surrogates, huge integers, other objects)."""
+    """The value if JSON can hold it, else a replacement.
+
+    Surrogates, huge integers and other objects are replaced.
+    """
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, int) and -(2**63) <= value < 2**63:
@@ -315,7 +324,7 @@ def _sound(value: Any) -> Any:
 
 
 def _without_credentials(text: str) -> str:
-    """Mask credentials; a cheap substring test skips most lines."""
+    """Mask credentials. A cheap substring test skips most lines."""
     if "@" in text and "://" in text:
         text = _USER_INFO.sub("://***@", text)
     if "earer" in text or "asic" in text or "EARER" in text or "ASIC" in text:
@@ -332,7 +341,7 @@ def _json_escape(character: str) -> str:
 
 
 def _visible(name: str, value: Any) -> str:
-    """Value for a terminal: without control characters, quoted if it has spaces or is empty."""
+    """A value for a terminal: without control characters, quoted if needed."""
     text = str(_bounded(name, _sound(value) if not isinstance(value, int | float) else value))
     text = _printable(text)
     return f'"{text}"' if name != "event" and (not text or " " in text or "=" in text) else text

@@ -1,6 +1,7 @@
-"""Metrics of a process, with the reference's names and labels so that its dashboards work.
+"""Metrics of a process.
 
-The wiring creates one `Metrics` per process. Callers report each event to a method:
+Names and labels are those of `llm-d-async`, so that its dashboards work. The wiring creates one `Metrics` per process.
+Callers report each event to a method:
 
     metrics = Metrics()
     queue = metrics.of_queue("q", "request-sortedset", "default")   # once, kept
@@ -11,8 +12,8 @@ The wiring creates one `Metrics` per process. Callers report each event to a met
     queue.answered(200, "", attempt=0)
     queue.timed(total_seconds=2.4, left_seconds=57.6)
 
-Label values come from settings (queues, pools) or from fixed sets and are bounded, so a request cannot create series.
-An event costs about a microsecond; gauges (gates, connections, depths) are read at each scrape.
+Label values come from settings (queues, pools) or from fixed sets, so a request cannot create series. An event costs
+about a microsecond. Gauges (gates, connections, depths) are read at each scrape.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from handlers.telemetry.logs import get_logger
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 MOST_QUEUES: Final = 500
-"""Most queues and subscriptions with their own series; a push names its subscription."""
+"""Most queues and subscriptions with series of their own. A bound is needed, since a push names its subscription."""
 OTHER: Final = "other"
 
 GATE_REASONS: Final = ("gate_closed", "quota_exhausted", "dropped", "error")
@@ -58,7 +59,7 @@ REASONS: Final = frozenset(
 )
 """Reasons of a retry; any other reason counts as `other`."""
 _NOT_TRIED: Final = frozenset({"circuit_open", "circuit_recovering", "retry_budget"})
-"""Reasons of requests that were not sent, to spare the gateway, and are no retries (see `middleware.guarded`)."""
+"""Reasons of requests that the breaker did not send, so they do not count as retries (see `middleware.guarded`)."""
 PEERS: Final = frozenset({"gateway", "handler", "redis", "pubsub"})
 """Peers of open connections."""
 
@@ -102,9 +103,9 @@ class QueueMetrics:
         self._read = metrics.tokens.labels(*labels, "input")
         self._written = metrics.tokens.labels(*labels, "output")
         self._decisions = {reason: metrics.gate_decisions.labels(*labels, reason) for reason in GATE_REASONS}
-        # All exist from the start: Prometheus does not see the first increase of a new counter.
+        # All series exist from the start, because Prometheus does not see the first increase of a new counter.
         self._nacks = {reason: metrics.nacks.labels(*labels, reason) for reason in (*sorted(REASONS), OTHER)}
-        # Computed at each scrape, so that two of the most frequent events cost one addition.
+        # Computed at each scrape, so that the two most frequent events cost only an addition.
         metrics.inflight.labels(*labels).set_function(lambda: self._in_flight)
         metrics.queue_depth.labels(*labels).set_function(lambda: self._in_flight - self._sending)
 
@@ -114,7 +115,10 @@ class QueueMetrics:
         return self._labels[0] != OTHER
 
     def started(self, attempt: int, residence_seconds: float | None) -> None:
-        """Count the start of an attempt; `residence_seconds` is the time since the request was created, if known."""
+        """Count the start of an attempt.
+
+        `residence_seconds` is the time since the request was created, if known.
+        """
         self._in_flight += 1
         if attempt == 0:
             self._requests.inc()
@@ -122,7 +126,7 @@ class QueueMetrics:
             self._residence.observe(residence_seconds * 1000)
 
     def sending(self) -> float:
-        """Count the start of a call to the gateway or a handler; returns the argument of `sent`."""
+        """Count the start of a call; return the argument for `sent`."""
         self._sending += 1
         return time.perf_counter()
 
@@ -155,17 +159,17 @@ class QueueMetrics:
             self._written.inc(usage.output_tokens)
 
     def timed(self, total_seconds: float | None, left_seconds: float) -> None:
-        """Record the time from creation to final result, and the time left until the deadline."""
+        """Record the total time to a final result and the time left."""
         if total_seconds is not None:
             self._latency.observe(total_seconds * 1000)
         self._left.observe(max(0.0, left_seconds) * 1000)
 
     def published(self, seconds: float) -> None:
-        """Record the time from an outcome to its confirmation by the store or broker."""
+        """Record the time until store or broker confirmed a result."""
         self._publish.observe(seconds * 1000)
 
     def retried(self, reason: str) -> None:
-        """Count a request that goes back; refusals by a gate are no retries and are counted separately."""
+        """Count a nack. Refusals by gates and the breaker are not retries."""
         known = reason if reason in REASONS else OTHER
         self._nacks[known].inc()
         if known in self._decisions:
@@ -224,7 +228,7 @@ class QueueMetrics:
         self._metrics.backlog_known.labels(*self._labels).set(0)
 
     def deadlines(self, counts: Sequence[int], total: int) -> None:
-        """Set the pending requests due within each of `DEADLINE_BOUNDS_SECONDS`, and all of them."""
+        """Set the counts of pending requests by `DEADLINE_BOUNDS_SECONDS`, and the total."""
         self._metrics.proximity.replace(self._labels, counts, total)
 
 
@@ -232,7 +236,7 @@ class Metrics(Families):
     """All series of a process in a registry of their own."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped; a second series for each counter
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped; avoids a second series per counter
         super().__init__(registry or CollectorRegistry())
         self._queues: dict[tuple[str, str, str], QueueMetrics] = {}
         self._watches: list[Callable[[], None]] = []
@@ -258,7 +262,7 @@ class Metrics(Families):
         return found
 
     def forget_queue(self, labels: tuple[str, str, str]) -> None:
-        """Remove the gauges of a queue (id, name, pool) that was removed from the configuration; its counters stay."""
+        """Remove the gauges of a removed queue (id, name, pool); counters stay."""
         self.forget_gate(*labels)
         if self._queues.pop(labels, None) is None:
             return
@@ -266,7 +270,7 @@ class Metrics(Families):
         self._remove_gauges(dict(zip(("queue_id", "queue_name", "pool_name"), labels, strict=True)))
 
     def forget_pool(self, pool_name: str) -> None:
-        """Remove the gauges of a pool that was removed from the configuration."""
+        """Remove the gauges of a removed pool."""
         self.forget_gate("", "", pool_name)
         self._remove_gauges({"queue_id": "", "queue_name": "", "pool_name": pool_name})
         for gauge in (self.gate_waiting, self.workers):
@@ -283,13 +287,17 @@ class Metrics(Families):
         self._gates.forget((queue_id, queue_name, pool_name))
 
     def pool(self, pool_name: str, slots: int, budget: float, waiting: int = 0) -> None:
-        """Set a pool's slots, the fraction its gate allows in use (0 to 1), and how many wait at its gates."""
+        """Set a pool's gauges.
+
+        `budget` is the fraction of its slots that its gates allow (0 to 1), `waiting` the number of requests that wait
+        at its gates.
+        """
         self.gate_waiting.labels(pool_name).set(waiting)
         self.workers.labels(pool_name).set(slots)
         self.budget.labels(pool_name).set(budget)
 
     def refused(self, status: int) -> None:
-        """Count a refused caller; statuses other than 401, 403 and 503 count as `other`."""
+        """Count a refused caller. Unusual statuses count as `other`."""
         self.refusals.labels(str(status) if status in (401, 403, 503) else OTHER).inc()
 
     def watch(self, look: Callable[[], None]) -> None:
@@ -299,18 +307,18 @@ class Metrics(Families):
     def watch_gate(
         self, queue_id: str, queue_name: str, pool_name: str, state: Callable[[], GateView]
     ) -> None:
-        """Show a gate's state (`gate.state`); queue id and name are empty for the gate of a pool."""
+        """Show a gate's state. For a pool's gate, queue id and name are empty."""
         self._gates.watch((queue_id, queue_name, pool_name), state)
 
     def watch_connections(self, peer: str, count: Callable[[], int]) -> None:
-        """Show the connections to `peer` (one of `PEERS`) in use; several counts add up."""
+        """Show the connections in use to `peer`; several counts are added."""
         known = peer if peer in PEERS else OTHER
         counts = self._connection_counts.setdefault(known, [])
         counts.append(count)
         self.connections.labels(known).set_function(lambda: sum(one() for one in counts))
 
     def watch_circuits(self, count: Callable[[], int]) -> None:
-        """Show the number of circuit breakers that are not closed; several counts add up."""
+        """Show the number of circuits not closed; several counts are added."""
         self._circuit_counts.append(count)
         self.open_circuits.set_function(lambda: sum(one() for one in self._circuit_counts))
 
@@ -321,7 +329,7 @@ class Metrics(Families):
         self.claims_refused.set_function(lambda: float(is_refused()))
 
     def watch_clock(self, skew_seconds: Callable[[], float]) -> None:
-        """Show how far the local clock is ahead of the broker's, in seconds."""
+        """Show the seconds by which the local clock is ahead."""
         self.clock_skew.set_function(skew_seconds)
 
     def watch_refusals(self, is_refused: Callable[[], bool]) -> None:
@@ -334,7 +342,10 @@ class Metrics(Families):
             shown.set_function(lambda name=name: float(name not in dependencies.failing()))  # type: ignore[misc]  # a default binds it now
 
     def render(self) -> bytes:
-        """Exposition text of `CONTENT_TYPE`; a gauge that cannot be read keeps its value and is logged."""
+        """The exposition text, of type `CONTENT_TYPE`.
+
+        If a gauge cannot be read, that is logged and it keeps its value.
+        """
         for look in (*self._watches, self._gates.refresh):
             try:
                 look()
@@ -348,10 +359,10 @@ OUTCOMES: Final = ("answered", "retry", "not_recorded", "no_room")
 
 
 class DoorMetrics:
-    """Series of one door, which is the target that the handler serves.
+    """Series of one door (the target of a handler).
 
-    They have names of their own: behind the poller, the poller counts requests under the reference's names, and a sum
-    over all pods must not count them twice.
+    They have names of their own, because the poller counts the requests that it sends to handlers, and a sum over all
+    pods must not count them twice.
     """
 
     def __init__(self, families: Families, door: str) -> None:

@@ -1,4 +1,4 @@
-"""HTTP pages of a process that serves nothing else: health, readiness, metrics."""
+"""Serve the poller's HTTP pages: health, readiness, metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BACKLOG: Final = 128
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Response of a path."""
+    """The response of one path."""
 
     status_code: int
     body: bytes
@@ -28,7 +28,7 @@ class Page(msgspec.Struct, frozen=True):
 class PagesServer:
     """Serves `pages` by path, with uvicorn in the caller's event loop.
 
-    `listen` opens the port, `serve` answers: a poller claims in between, because uvicorn takes long to import.
+    `listen` opens the port, `serve` answers. A poller begins to claim in between, because importing uvicorn takes time.
     """
 
     def __init__(self, pages: Mapping[str, Callable[[], Page]], host: str, port: int) -> None:

@@ -1,7 +1,8 @@
-"""Traces over OTLP: one span per attempt at a request, and one per HTTP call of the attempt.
+"""Traces over OTLP: a span per attempt, and one per HTTP call.
 
-Loaded only if a receiver is configured. Names and attributes of the spans are the reference's. The OpenTelemetry SDK's
-own variables apply too (`OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_…`, `OTEL_RESOURCE_ATTRIBUTES`).
+Loaded only if a receiver is configured. Names and attributes of the spans are those of `llm-d-async`. The variables of
+the OpenTelemetry SDK apply too (`OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_…`,
+`OTEL_RESOURCE_ATTRIBUTES`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ _wanted_trace_id: ContextVar[int] = ContextVar("wanted_trace_id", default=0)
 
 
 class TracingOptions(msgspec.Struct, frozen=True):
-    """Receiver and names; `endpoint` is a base URL (OTLP over HTTP, `/v1/traces` is appended)."""
+    """Receiver and names.
+
+    `endpoint` is the base URL of a receiver of OTLP over HTTP; `/v1/traces` is appended.
+    """
 
     endpoint: str
     service_name: str
@@ -58,19 +62,24 @@ class TracingOptions(msgspec.Struct, frozen=True):
 
 
 class _Ids(RandomIdGenerator):
-    """Random ids; a request without a producer's trace gets a trace id derived from the request."""
+    """Random ids, except trace ids derived from a request.
+
+    They are for requests whose producer sent no trace context.
+    """
 
     def generate_trace_id(self) -> int:
         return _wanted_trace_id.get() or super().generate_trace_id()
 
 
 class _Exporter(OTLPSpanExporter):
-    """Exporter that checks after its first failure, once, whether the receiver speaks gRPC only."""
+    """Exporter that warns once if the receiver speaks gRPC only."""
 
     def __init__(self, url: str) -> None:
         super().__init__(endpoint=url)
         self._url = url
-        self._is_checked = urlsplit(url).port == GRPC_PORT  # the start has logged a warning about that port
+        self._is_checked = (
+            urlsplit(url).port == GRPC_PORT
+        )  # the warning about that port was logged at the start
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = super().export(spans)
@@ -112,7 +121,7 @@ class Tracing:
     """Tracer of a process; `aclose` exports the remaining spans."""
 
     def __init__(self, options: TracingOptions) -> None:
-        # Given attributes would win over OTEL_RESOURCE_ATTRIBUTES: the default name is given only if that has none.
+        # Attributes given here win over OTEL_RESOURCE_ATTRIBUTES, so the default name is given only if it has none.
         defaults = {"service.version": options.version}
         named = Resource.create().attributes.get("service.name", "")
         if options.service_name or str(named).startswith("unknown_service"):
@@ -132,11 +141,11 @@ class Tracing:
         attributes: Mapping[str, str | int],
         link_to: str = "",
     ) -> Iterator[Span]:
-        """Span of one attempt; `name` is `PROCESS_REQUEST` or `HANDLE_REQUEST`.
+        """Open the span of one attempt, named `PROCESS_REQUEST` or `HANDLE_REQUEST`.
 
         `parent` may hold the producer's `traceparent`; otherwise the trace id is derived from `identity`, which all
-        attempts at a request share. `link_to` is the `traceparent` of the previous attempt. The trace stays current in
-        the request's task afterwards, so that log lines about the outcome carry it.
+        attempts at a request share. `link_to` is the `traceparent` of the previous attempt. Afterwards the trace stays
+        current in the request's task, so that log lines about the outcome have it.
         """
         context = _propagator.extract(parent, Context())
         links = [Link(before)] if (before := _span_context(link_to)) else []
@@ -161,7 +170,7 @@ class Tracing:
 
     @contextmanager
     def call(self, attributes: Mapping[str, str | int]) -> Iterator[Span]:
-        """Span of one HTTP request, a child of the current attempt."""
+        """Open the span of one HTTP call, below the current attempt's."""
         span = self._tracer.start_span(HTTP_REQUEST, _below_open(), SpanKind.CLIENT, dict(attributes))
         try:
             yield span
@@ -173,22 +182,24 @@ class Tracing:
             span.end()
 
     def re_enqueued(self, after: Span, attributes: Mapping[str, str | int | float]) -> None:
-        """Record that the request goes back to its queue, linked to the attempt that failed."""
+        """Record that a request returns to its queue after a failed attempt."""
         links = [Link(after.get_span_context())]
         context = trace.set_span_in_context(after, Context())
         self._tracer.start_span(RE_ENQUEUE, context, SpanKind.PRODUCER, dict(attributes), links).end()
 
     async def aclose(self) -> None:
-        """Export the remaining spans; cancelling the call stops waiting for a silent receiver.
+        """Export the remaining spans.
 
-        The SDK exports everything before it checks a timeout, so this runs in a daemon thread that does not delay the
-        end of the process.
+        Cancel the call to stop waiting for a silent receiver. The SDK exports everything before it checks a timeout, so
+        a daemon thread runs it, which does not delay the end of the process.
         """
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def shut_down() -> None:
             self._provider.shutdown()
-            with contextlib.suppress(RuntimeError):  # the loop has been closed, so nothing waits any more
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the loop is already closed, and nothing waits for this event
                 loop.call_soon_threadsafe(done.set)
 
         threading.Thread(target=shut_down, name="tracing-shutdown", daemon=True).start()
@@ -196,14 +207,14 @@ class Tracing:
 
 
 def traceparent(span: Span) -> str:
-    """Context of a span as a W3C `traceparent` header."""
+    """The W3C `traceparent` header for a span."""
     carrier = dict[str, str]()
     _propagator.inject(carrier, trace.set_span_in_context(span, Context()))
     return carrier.get("traceparent", "")
 
 
 def mark_failed(span: Span, category: str) -> None:
-    """Mark the span of an attempt as failed, with the reason that metrics and logs use."""
+    """Mark an attempt's span as failed, with the reason as in metrics."""
     span.set_attribute("error.category", category)
     span.set_status(Status(StatusCode.ERROR))
 

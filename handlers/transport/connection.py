@@ -1,7 +1,7 @@
-"""One HTTP connection, with one exchange at a time: writes a request, parses its response.
+"""One HTTP connection, which has one exchange at a time.
 
-There is no task and no timeout object per request: the caller waits for a future, and one timer per connection serves
-all its exchanges. The parser is httptools', as in uvicorn.
+To save CPU time, no request has a task or timeout object of its own: the caller waits for a future, and each connection
+has one timer for all its exchanges. The parser is that of httptools, as in uvicorn.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ MAX_HEADER_BYTES: Final = 262_144
 MAX_HEADERS: Final = 1_000
 _PIECE_BYTES: Final = 262_144
 _JOINED_BYTES: Final = 65_536
-"""A request up to this size is written with one call; the body of a larger one follows in pieces, without a copy."""
+"""A request with a body up to this size is written in one call; a larger body follows in pieces, without a copy."""
 
 _BYTES_ACKED: Final = 120  # offset in Linux's `struct tcp_info`
 _PARTS_APART: Final = 1_024
-"""Parts of a body that are kept apart before they are joined."""
+"""Parts of a body are joined once there are this many."""
 
 _KEEP_ALIVE_TIMEOUT: Final = re.compile(rb"\btimeout\s*=\s*(\d{1,6})", re.IGNORECASE)
 _BREAKS_AS_SPACES: Final = bytes.maketrans(b"\r\n\0", b"   ")
-"""As RFC 9110, 5.5 asks for: the parser lets them through in folded lines' values."""
+"""Replaces line breaks in header values, as RFC 9110, 5.5 requires; the parser accepts them in folded lines."""
 _NO_BODY: Final = frozenset({204, 304})
 _SWITCHING: Final = 101
 
 FREE_BYTES: Final = 65_536
-"""Bytes of a response that are read without asking for room; most responses are smaller."""
+"""Bytes of a response that are read before room is requested; most responses are smaller."""
 
 AskForRoom = Callable[[int, Callable[[], None]], bool]
-"""Called with a response's largest possible size and a callback for when there is room; True: there is room now."""
+"""Requests room for a response of at most this size. True: there is room now. False: the callback is called later."""
 
 Header = tuple[bytes, bytes]
 
 
 class Response(NamedTuple):
-    """A complete response; names of headers are in lower case."""
+    """A complete response. Header names are in lower case."""
 
     status_code: int
     headers: list[Header]
@@ -56,11 +56,11 @@ class Response(NamedTuple):
 
 
 class Outgoing(NamedTuple):
-    """A request to send: its head as bytes and its body.
+    """A request to send; `head` is its request line and headers.
 
-    Nothing is written at or after `until` (the event loop's clock); then the connection is closed at once.
-    `ask_for_room` is asked before a large body is read. `may_repeat`: the request may run twice. `wants_head`: the
-    response ends with its headers, and its body is not awaited.
+    At `until` (event loop's clock) the connection is closed, and nothing more is written. `ask_for_room` is called
+    before a large response is read. `may_repeat`: the request may be sent twice. `wants_head`: only the response's
+    headers are awaited.
     """
 
     head: bytes
@@ -75,9 +75,10 @@ _NOTHING: Final = Outgoing(b"", b"")
 
 
 class Connection(asyncio.Protocol):
-    """A connection, made by `Dialer.connect`; `exchange` sends a request.
+    """A connection; `Dialer.connect` makes it.
 
-    `on_idle` is called when it is free again, `on_lost` when it ends. Times are seconds of the event loop's clock.
+    `on_idle` is called after each exchange, `on_lost` when the connection ends. `limit` is the most bytes of a body.
+    Times are seconds of the event loop's clock.
     """
 
     def __init__(
@@ -94,8 +95,8 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
         self._parser = httptools.HttpResponseParser(self)
-        # A length next to chunks is ignored (RFC 9112, 6.3), folded header lines are read (5.2), and bytes after the
-        # last response are checked here.
+        # Allowed: a content-length beside chunks, which is ignored (RFC 9112, 6.3); folded header lines (5.2); bytes
+        # after the last response, which this class checks.
         self._parser.set_dangerous_leniencies(
             lenient_headers=True, lenient_chunked_length=True, lenient_data_after_close=True
         )
@@ -127,9 +128,9 @@ class Connection(asyncio.Protocol):
     # --- what the pool calls
 
     def is_usable(self) -> bool:
-        """Whether the next request may be sent: it is open and has nothing to read.
+        """Whether the connection is open and has nothing to read.
 
-        Something to read is a FIN, or unsolicited bytes.
+        If it has, that is a FIN or unsolicited bytes.
         """
         return self.is_open and not self._transport.is_closing() and not self._poll.poll(0)
 
@@ -143,9 +144,8 @@ class Connection(asyncio.Protocol):
         try:
             return await waiter
         except asyncio.CancelledError:
-            if (
-                self._waiter is waiter
-            ):  # otherwise the response arrives and the connection may serve another request
+            # Otherwise the response has arrived, and the connection may already serve another request.
+            if self._waiter is waiter:
                 self.abort()
             raise
 
@@ -187,7 +187,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(data)
 
     def _write_on(self) -> None:
-        """Write pieces until the socket takes no more, or the time is over."""
+        """Write pieces until the socket is full or the time is over."""
         while self._unsent is not None and not self._is_paused:
             if self._loop.time() >= self._request.until:
                 self._fail(TimeoutError("the time for the request is over"))
@@ -207,11 +207,13 @@ class Connection(asyncio.Protocol):
     # --- events of the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connected, and the TLS handshake is complete."""
+        """Called when the connection is open and its TLS handshake complete."""
         self._transport = transport  # type: ignore[assignment]  # a transport of a stream, as every one of TCP
         self._is_tls = transport.get_extra_info("ssl_object") is not None
         self.is_open = True
-        self._transport.set_write_buffer_limits(high=0)  # write now or never: see `_write_on`
+        self._transport.set_write_buffer_limits(
+            high=0
+        )  # asyncio buffers nothing, so `_write_on` can stop in time
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes of the response; unsolicited bytes close the connection."""
@@ -249,7 +251,10 @@ class Connection(asyncio.Protocol):
             self._fail(httpx.RemoteProtocolError(f"no HTTP response: {error}"))
 
     def eof_received(self) -> None:
-        """Handle the end of the server's side: it ends a body without a length, else it is a loss."""
+        """Called when the server closes its side.
+
+        That ends a body without a length. After any other response, `connection_lost` follows.
+        """
         if self._waiter is not None and self._has_headers and self._ends_with_connection:
             self._finish()
 
@@ -274,9 +279,9 @@ class Connection(asyncio.Protocol):
         return ConnectionLost(f"the connection was {found} before a response", may_resend=may_resend)
 
     def _is_unread(self, exc: Exception | None) -> bool:
-        """Whether the server closed the connection before its TCP had any byte of the request.
+        """Whether the server closed before it received any byte.
 
-        Its FIN acknowledges what had arrived by then. A reset without a FIN (`ConnectionResetError`) proves nothing.
+        Its FIN acknowledges all bytes that had arrived. A reset without a FIN (`ConnectionResetError`) proves nothing.
         """
         if exc is not None and not isinstance(exc, BrokenPipeError):
             return False
@@ -285,7 +290,7 @@ class Connection(asyncio.Protocol):
         return self._sent_before <= self._acknowledged() <= most
 
     def _acknowledged(self) -> int:
-        """Bytes that the peer's TCP has acknowledged; -1 if the system does not report it."""
+        """Bytes that the peer's TCP has acknowledged; -1 if not reported."""
         try:
             info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 8)
             return int(struct.unpack_from("Q", info, _BYTES_ACKED)[0])
@@ -293,7 +298,7 @@ class Connection(asyncio.Protocol):
             return -1
 
     def _watch_time(self) -> None:
-        """Set the timer to `_until`, unless it is set to an earlier time."""
+        """Set the timer to `_until` unless it is set earlier."""
         if self._until < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
@@ -311,17 +316,17 @@ class Connection(asyncio.Protocol):
     # --- events of the parser
 
     def on_message_begin(self) -> None:
-        """A response begins; a second one is unsolicited."""
+        """Called when a response begins. A second one is unsolicited."""
         if self._is_complete:
             self._is_reusable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; trailers are dropped (RFC 9110, 6.5.1)."""
+        """Called for each header; trailers are dropped (RFC 9110, 6.5.1)."""
         if not self._has_headers:
             self._headers.append((name.lower(), value.translate(_BREAKS_AS_SPACES)))
 
     def on_headers_complete(self) -> None:
-        """Status and headers are complete; a 1xx response is interim."""
+        """Called when status and headers are complete, also of a 1xx response."""
         if self._is_complete or self._waiter is None:
             return
         self._status_code = status = self._parser.get_status_code()
@@ -356,7 +361,7 @@ class Connection(asyncio.Protocol):
                     return
             elif name == b"keep-alive":
                 self._read_keep_alive(value)
-        # Both may be an attempt to make two readers see two responses: the next one might not be ours.
+        # With both, a proxy may have seen another end of this response, so the next response might not be ours.
         self._is_ambiguous = bool(length) and is_chunked
         self._ends_with_connection = not length and not is_chunked and self._status_code not in _NO_BODY
         if size > MAX_HEADER_BYTES:
@@ -370,7 +375,7 @@ class Connection(asyncio.Protocol):
             self._fail(ResponseTooLarge(status_code=self._status_code))
 
     def _read_keep_alive(self, value: bytes) -> None:
-        """The server's own limit for an idle connection, less a margin for what is on its way."""
+        """Read the server's idle limit; a margin allows for the network's delay."""
         found = _KEEP_ALIVE_TIMEOUT.search(value)
         if found:
             seconds = whole(found[1]) or 0
@@ -394,12 +399,15 @@ class Connection(asyncio.Protocol):
                 self._wait_for_room(self._ask_for_room)
 
     def _join_parts(self) -> None:
-        """Join the newest parts: a part takes 50 bytes beside its content, and a chunk may have one byte."""
+        """Join the newest parts, because chunks may have a single byte.
+
+        Each part takes 50 bytes besides its content.
+        """
         self._parts[self._joined_parts :] = [b"".join(self._parts[self._joined_parts :])]
         self._joined_parts += 1
 
     def on_message_complete(self) -> None:
-        """The response is complete, or an interim one is and the final one follows."""
+        """Called when a response is complete, also an interim one."""
         if self._is_complete or self._waiter is None:
             return
         if not self._has_headers:
@@ -411,7 +419,7 @@ class Connection(asyncio.Protocol):
         )
 
     def _wait_for_room(self, ask: AskForRoom) -> None:
-        """Pause reading a large body until there is room for all of it."""
+        """Pause reading a large body until there is room for it."""
         self._ask_for_room = None
         names = dict(self._headers)
         is_plain = b"content-length" in names and b"content-encoding" not in names
@@ -444,7 +452,7 @@ class Connection(asyncio.Protocol):
         else:
             self.abort()
         if waiter is not None and not waiter.done():
-            # The next exchange may begin before the caller continues, so the response must not use this object.
+            # The next exchange may begin before the caller continues, so the response must not refer to this object.
             waiter.set_result(Response(self._status_code, self._headers, body))
 
     def _fail(self, error: BaseException) -> None:

@@ -1,6 +1,7 @@
-"""Remove content codings (RFC 9110, 8.4) from a body, bounded in size at every step.
+"""Decode the content codings (RFC 9110, 8.4) of a body.
 
-gzip and deflate always; br and zstd if the packages `brotli` (1.2 or later) and `zstandard` are installed.
+The size is bounded at every step. gzip and deflate are always decoded, br and zstd if the packages `brotli` (1.2 or
+later) and `zstandard` are installed.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from typing import Final
 from handlers.transport.failures import ResponseTooLarge, UnusableResponse
 
 _NO_CODINGS: Final = frozenset({"", "identity", "none", "utf-8", "utf8", "binary"})
-"""Names that leave the body unchanged; servers put charsets here by mistake."""
+"""Values that leave the body unchanged. Some servers send a charset here by mistake."""
 
 _MOST_CODINGS: Final = 4
 _MOST_MEMBERS: Final = 10_000
 _PIECE_BYTES: Final = 65_536
-_ZSTD_PIECE_BYTES: Final = (
-    512  # a few bytes of zstd may stand for 128 KB, and its decoder has no output limit
-)
+_ZSTD_PIECE_BYTES: Final = 512
+"""Small, because a few bytes of zstd may decode to 128 KB, and its decoder has no output limit."""
 _GZIP_MAGIC: Final = memoryview(b"\x1f\x8b")
 
 Decoder = Callable[[bytes, int], bytes]
@@ -29,14 +29,14 @@ Decoder = Callable[[bytes, int], bytes]
 
 
 class _Undecodable(Exception):
-    """Describes what is wrong with the coded bytes."""
+    """The body does not match its coding; the text says why."""
 
 
 def decoded(body: bytes, encoding: str, limit: int, status_code: int = 0) -> bytes:
-    """Decode a body as its header `content-encoding` says, to at most `limit` bytes.
+    """Decode a body according to its `content-encoding`.
 
-    An empty body is empty under any coding. Raises `UnusableResponse` if the body does not match the header,
-    `ResponseTooLarge` if any step exceeds the limit.
+    Raises `UnusableResponse` if the body does not match it, `ResponseTooLarge` if any step exceeds `limit` bytes. An
+    empty body stays empty.
     """
     if not body or not encoding:
         return body
@@ -59,7 +59,7 @@ def decoded(body: bytes, encoding: str, limit: int, status_code: int = 0) -> byt
 
 
 def _gzip(body: bytes, limit: int) -> bytes:
-    """Decode all members (RFC 1952, 2.2); ignore other bytes after the last, as gunzip does."""
+    """Decode all members (RFC 1952, 2.2). Like gunzip, ignore other bytes afterwards."""
     parts: list[bytes] = []
     size = members = 0
     rest = memoryview(body)
@@ -74,7 +74,7 @@ def _gzip(body: bytes, limit: int) -> bytes:
 
 
 def _deflate(body: bytes, limit: int) -> bytes:
-    """Decode with the zlib header of the RFC, or without it, as many servers send it."""
+    """Decode a stream with or without zlib header (many servers omit it)."""
     is_zlib = body[0] & 0x0F == 8 and int.from_bytes(body[:2]) % 31 == 0  # RFC 1950, 2.2
     return _inflated(memoryview(body), zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS, limit)[0]
 
@@ -111,7 +111,7 @@ def _brotli_decoder() -> Decoder | None:
     except ImportError:
         return None
     if not hasattr(brotli.Decompressor, "can_accept_more_data"):
-        return None  # before 1.2 the output had no limit
+        return None  # version 1.1 and older cannot limit the output
 
     def decode(body: bytes, limit: int) -> bytes:
         decompressor = brotli.Decompressor()

@@ -15,10 +15,10 @@ from handlers.transport.failures import NameNotResolved, TlsFailed
 from handlers.transport.target import Origin
 
 _PROBING: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 3))
-"""A peer that vanished is detected after 15 + 3 * 15 seconds, also while we wait for its response."""
+"""Keepalive: a vanished peer is detected after 15 + 3 * 15 seconds, also while we wait for its response."""
 
 _USER_TIMEOUT_MS: Final = 60_000
-"""The same for a peer that does not acknowledge our data (`TCP_USER_TIMEOUT`, Linux)."""
+"""Time limit for a peer to acknowledge our data (`TCP_USER_TIMEOUT`, Linux)."""
 
 AddressInfo = tuple[Any, ...]
 """An address as `getaddrinfo` returns it: family, kind, protocol, name, address."""
@@ -29,7 +29,10 @@ ProtocolT = TypeVar("ProtocolT", bound=asyncio.Protocol)
 
 
 class Dialer:
-    """Connects for one event loop. `dns_seconds` is how long addresses are remembered, 0: not at all."""
+    """Opens connections on one event loop.
+
+    Addresses are cached for `dns_seconds` (0: not at all).
+    """
 
     def __init__(
         self,
@@ -46,7 +49,7 @@ class Dialer:
     async def connect(
         self, origin: Origin, seconds: float, protocol: Callable[[socket.socket], ProtocolT]
     ) -> ProtocolT:
-        """Connect within `seconds`; `protocol` gets the connected socket.
+        """Connect within `seconds`. `protocol` is called with the connected socket.
 
         Raises `NameNotResolved`, `TlsFailed`, `httpx.ConnectError`, or `httpx.ConnectTimeout`.
         """
@@ -81,7 +84,10 @@ class Dialer:
         return made
 
     async def _connected(self, addresses: list[AddressInfo], until: float) -> socket.socket:
-        """A socket to the first address that accepts; each gets an equal share of the remaining time."""
+        """A socket to the first address that accepts.
+
+        Each address gets an equal share of the remaining time.
+        """
         loop = asyncio.get_running_loop()
         failure: OSError = OSError(None, "the name has no address")
         for index, (family, kind, protocol, _, address) in enumerate(list(addresses)):
@@ -105,7 +111,7 @@ class Dialer:
         raise failure
 
     async def _addresses(self, host: str, port: int) -> list[AddressInfo]:
-        with contextlib.suppress(socket.gaierror):  # a literal address needs no resolver, and no thread
+        with contextlib.suppress(socket.gaierror):  # a literal address needs neither a resolver nor a thread
             return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
         loop = asyncio.get_running_loop()
         key = (host, port)

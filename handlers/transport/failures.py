@@ -1,4 +1,4 @@
-"""Exceptions of the transport: httpx's own or subclasses of them."""
+"""Exceptions of the transport, which also raises httpx's own."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class ConnectionLost(httpx.ReadError):
 
 
 class TruncatedBody(httpx.RemoteProtocolError):
-    """The connection ended inside the body, or the body does not follow its framing."""
+    """The body ended too early, or does not match its framing."""
 
 
 class UnusableResponse(Exception):
-    """The response is complete but unusable; a retry would give the same.
+    """The response is unusable, and a retry would give the same.
 
-    The text is a predicate ("is over the size limit"). `status_code` is the response's.
+    The text completes a sentence about the response ("is over the size limit").
     """
 
     def __init__(self, found: str, status_code: int = 0) -> None:
@@ -40,7 +40,7 @@ class UnusableResponse(Exception):
 
 
 class ResponseTooLarge(UnusableResponse):
-    """The response passed a size limit; reading stopped there."""
+    """The response exceeds a size limit; the rest was not read."""
 
     def __init__(self, found: str = "is over the size limit", status_code: int = 0) -> None:
         super().__init__(found, status_code)

@@ -21,7 +21,7 @@ class Origin(NamedTuple):
 
 
 class Target(NamedTuple):
-    """One URL: its origin, the request line without the method, and the headers that come from the URL."""
+    """A parsed URL: origin, request line without method, fixed headers."""
 
     origin: Origin
     line: str
@@ -37,7 +37,7 @@ def target_of(url: str) -> Target:
     """
     try:
         parsed = httpx.URL(url)
-    except (httpx.InvalidURL, ValueError):  # the text may hold a password: it is not repeated
+    except (httpx.InvalidURL, ValueError):  # the original text may contain a password, so it is not repeated
         raise httpx.LocalProtocolError("the URL cannot be read") from None
     origin = origin_of(parsed)
     fixed = f"host: {parsed.netloc.decode('ascii')}\r\n"
@@ -55,9 +55,10 @@ def origin_of(url: httpx.URL) -> Origin:
 
 
 def post_head(target: Target, headers: Mapping[str, str], length: int) -> bytes:
-    """Request line and headers of a POST with a body of `length` bytes.
+    """Request line and headers of a POST.
 
-    Names are in lower case. Raises `httpx.LocalProtocolError` if a header contains a line break.
+    `length` is that of the body. Header names are in lower case. Raises `httpx.LocalProtocolError` if a header contains
+    a line break.
     """
     lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
     text = f"POST{target.line}{target.fixed}{''.join(lines)}content-length: {length}\r\n\r\n"
@@ -65,7 +66,7 @@ def post_head(target: Target, headers: Mapping[str, str], length: int) -> bytes:
 
 
 def request_head(request: httpx.Request) -> bytes:
-    """The same for an httpx request, with its headers unchanged."""
+    """Request line and headers of an httpx request."""
     raw: Iterable[tuple[bytes, bytes]] = request.headers.raw
     lines = [f"{request.method} {request.url.raw_path.decode('ascii')} HTTP/1.1\r\n"]
     lines += [f"{name.decode('latin-1')}: {value.decode('latin-1')}\r\n" for name, value in raw]

@@ -1,11 +1,11 @@
 """The transport: a pool of connections per origin, for one event loop.
 
-`post` is for the hot path; `handle_async_request` makes it a transport of httpx for everything else. It never uses
-proxies, even if the environment sets one, follows no redirects and keeps no cookies.
+Requests to gateways and handlers use `post`; `handle_async_request` makes it a transport of httpx for everything else.
+Proxies are never used, even if the environment sets one; redirects are not followed, and cookies are not kept.
 
-A request is sent a second time, at once and on a new connection, if the reused connection ended before the first byte
-of a response and the server cannot have processed it, or the request is repeatable (GET and other safe methods). The
-server cannot have processed it if it closed the connection before its TCP acknowledged any byte of the request.
+If a reused connection ends before the first byte of a response, the request may be sent a second time, at once and on a
+new connection. That happens only if the method is safe (such as GET), or if the server cannot have processed the
+request: it closed the connection before its TCP acknowledged any byte.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from handlers.transport.target import Origin, origin_of, post_head, request_head
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OF_THE_CODED_BODY: Final = frozenset({b"content-encoding", b"content-length", b"transfer-encoding"})
 HEAD_ONLY: Final = "head_only"
-"""Extension of an httpx request: the response is complete with its headers, and has no body."""
+"""Extension of an httpx request: only the response's headers are awaited."""
 
 
 class TransportOptions(msgspec.Struct, frozen=True):
     """Limits of a transport.
 
-    `max_response_bytes` bounds a body as it is received. Unused connections close after `idle_seconds`, or before the
-    limit in the server's `Keep-Alive: timeout=…` if that is shorter. Addresses are remembered for `dns_seconds`.
+    `max_response_bytes` bounds a body, both as received and decoded. Unused connections close after `idle_seconds`, or
+    before the limit in the server's `Keep-Alive: timeout=…` if that is shorter. Addresses are cached for `dns_seconds`.
     `check_addresses` may refuse the addresses of a host.
     """
 
@@ -50,7 +50,7 @@ class TransportOptions(msgspec.Struct, frozen=True):
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """Connections to any number of origins; callers limit their number."""
+    """Connections to any number of origins. Callers limit their number."""
 
     def __init__(self, options: TransportOptions) -> None:
         self._options = options
@@ -69,16 +69,16 @@ class Transport(httpx.AsyncBaseTransport):
     ) -> Response:
         """POST and read the whole response.
 
-        `headers` have names in lower case, and neither host nor content-length. Nothing is sent at or after `until`
-        (the event loop's clock): then the call ends with `TimeoutError`. A large response is read once `ask_for_room`
-        gives room. Raises one of httpx's transport errors, or `UnusableResponse`.
+        `headers` have names in lower case, without host and content-length. At `until` (event loop's clock) nothing
+        more is sent and `TimeoutError` is raised. A large response is read once `ask_for_room` gives room. Raises one
+        of httpx's transport errors, or `UnusableResponse`.
         """
         target = target_of(url)
         request = Outgoing(post_head(target, headers, len(body)), body, until, ask_for_room)
         return await self._exchange(target.origin, request)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request of httpx; only its connect timeout is used."""
+        """Send a request of httpx. Its own timeouts are not used."""
         body = await request.aread()
         outgoing = Outgoing(
             request_head(request),
@@ -112,7 +112,7 @@ class Transport(httpx.AsyncBaseTransport):
         return response._replace(body=decoded(response.body, encoding, limit, response.status_code))
 
     def _pooled(self, origin: Origin) -> Connection | None:
-        """The most recently used connection that can be reused."""
+        """The most recently used connection that is still usable."""
         idle = self._idle.get(origin)
         now = asyncio.get_running_loop().time()
         while idle:
@@ -142,7 +142,7 @@ class Transport(httpx.AsyncBaseTransport):
         return connection
 
     def _keep(self, connection: Connection) -> None:
-        """Take a connection back after a complete exchange."""
+        """Keep a connection for reuse after a complete exchange."""
         loop = asyncio.get_running_loop()
         seconds = min(self._options.idle_seconds, connection.keep_alive_seconds)
         connection.idle_until = loop.time() + seconds
@@ -170,7 +170,7 @@ class Transport(httpx.AsyncBaseTransport):
             self._sweeping = loop.call_at(first, self._sweep)
 
     def _forget(self, connection: Connection) -> None:
-        self._open.pop(connection, None)  # in the pool it is skipped and later swept
+        self._open.pop(connection, None)  # if it is in the pool, it is skipped there and swept later
 
     async def aclose(self) -> None:
         """Close all connections; running exchanges fail."""
@@ -183,7 +183,7 @@ class Transport(httpx.AsyncBaseTransport):
 
 
 def http_client(options: TransportOptions) -> httpx.AsyncClient:
-    """An httpx client with its own transport: no proxies, no cookies, only a connect timeout."""
+    """An httpx client with its own `Transport`, without cookies and proxies."""
     return httpx.AsyncClient(
         transport=Transport(options),
         headers={"accept-encoding": "identity"},
