@@ -135,7 +135,7 @@ class BatchFiles:
         open_private(self.cancel, "ab").close()
 
     def request_cancel_of(self, numbers: Sequence[int]) -> None:
-        """Ask the process that runs the batch (now or later) for cancellations."""
+        """Ask the process that runs the batch to cancel lines, also later."""
         with open_private(self.cancel_lines, "ab") as file:
             file.write("".join(f"{number}\n" for number in numbers).encode())
             file.flush()

@@ -134,7 +134,7 @@ class BatchRun:
     # --- lines into the queue
 
     async def _settle_uncertain(self) -> None:
-        """Check which possibly submitted lines were, and submit the others."""
+        """Submit the lines that may have been submitted but were not."""
         lines = list(self._lines(1, self._state.submitted_through))
         for line in lines:
             self._waiting[line.number] = line.custom_id

@@ -72,7 +72,7 @@ class AsyncClient:
         return (await self.submit_many([NewRequest(payload=payload, deadline=deadline, **fields)]))[0]
 
     async def submit_many(self, requests: Iterable[NewRequest]) -> list[Submission]:
-        """Queue many requests in order, in calls that do not delay others."""
+        """Queue many requests in order. They are sent in batches, so that other clients are not delayed."""
         return await self._broker.submit(list(requests))
 
     async def ask(

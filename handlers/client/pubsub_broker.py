@@ -60,7 +60,7 @@ class PubSubBroker:
         self._redis = open_redis(cancel_redis_url, cancel_redis_access) if cancel_redis_url else None
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
-        """Publish requests and wait until all are confirmed. An error names one that is not."""
+        """Publish requests and wait until all are confirmed. An error names an unconfirmed one."""
         if any(request.idempotency_key for request in requests):
             raise NotOffered(
                 "idempotency_key",

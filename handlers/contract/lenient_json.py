@@ -147,7 +147,7 @@ def _turns(text: bytes, first_cut: int) -> Iterator[tuple[int, int]]:
 
 
 def _levels(text: bytes, depth: int) -> tuple[int, int, int]:
-    """The lowest, highest and last level of a text from `depth` on. It has no strings."""
+    """Lowest, highest and last level of a text that begins at `depth`. It has no strings."""
     steps = text.translate(_STEPS, _NO_BRACKETS)
     if not steps:
         return depth, depth, depth

@@ -42,7 +42,7 @@ class ProcessShare(msgspec.Struct, frozen=True):
     is_known: bool = True
 
     def of(self, slots: float) -> float:
-        """This process's share of `slots`, in whole slots. All shares add up to `slots`."""
+        """This process's share of `slots` (may be negative), in whole slots. All shares add up to `slots`."""
         if not self.is_known:
             return 0.0
         if self.count == 1:
@@ -146,7 +146,7 @@ class Allowance:
         return min(self._full(ours), max(0.0, max(ours.of(total), allowed) - share.fewer))
 
     def _settle_credit(self, allowed: float) -> None:
-        """Add up the slot-seconds used beyond the limit. They cause pauses below one slot."""
+        """Add up the slot-seconds used beyond the limit. Below one slot, they cause pauses."""
         now = self._clock()
         passed = max(0.0, now - self._credit_at)
         credit = self._credit + (self._allowed - self.in_use) * passed

@@ -177,7 +177,7 @@ class Gate:
         return Refuse(CLOSED_RETRY_SECONDS, "closed")
 
     async def wait_open(self, until_at: float) -> bool:
-        """Wait for room (True), but not after `until_at`, Unix seconds (False)."""
+        """Wait until the gate has room. False if it has none by `until_at` (Unix seconds)."""
         while self.room() == 0:
             left = until_at - time.time()
             if left <= 0:

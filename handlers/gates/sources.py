@@ -261,7 +261,7 @@ class QuotaStore(Protocol):
         ...
 
     async def refund_rate(self, key: str, member: str) -> None:
-        """Return the unit that `member` took. Without one it is a no-op."""
+        """Return the unit that `member` took, if it took one."""
         ...
 
     async def hold_slot(

@@ -35,7 +35,7 @@ from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.redis_store.faults import explained
 
 STORE_FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
-"""What a call to Redis may raise while it is down, restarting, failing over, read-only or full."""
+"""Exceptions of a call to Redis while it is down, restarting, failing over, read-only or full."""
 
 
 STORE_REFUSALS: Final = (ResponseError,)
@@ -53,7 +53,7 @@ class NotReplicated(RedisError):
 Store: TypeAlias = Redis | RedisCluster
 
 _DRIVER: Final = DriverInfo(lib_version=LIBRARY_VERSION)
-"""What connections report in `CLIENT LIST`. Without it, the library reads its version from disk for each connection."""
+"""The version that connections report in `CLIENT LIST`. By default the library reads it from disk for each of them."""
 _SENTINEL: Final = "+sentinel"
 _CLUSTER: Final = "+cluster"
 
@@ -402,7 +402,7 @@ def progressive(connection_class: type[AbstractConnection]) -> type[AbstractConn
 
 
 def limit_silence(pool: ConnectionPool | ClusterNode) -> None:
-    """Limit silence, not the duration of a call, on `pool`'s new connections."""
+    """Limit the time without data, not the duration of calls, for `pool`."""
     pool.connection_class = progressive(pool.connection_class)
     pool.connection_kwargs["parser_class"] = ProgressParser
 

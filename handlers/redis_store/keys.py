@@ -88,7 +88,7 @@ def beside(key: str, suffix: str) -> str:
 
 
 RESULT_PAYLOAD_PREFIX: Final = "result-payload:"
-"""Prefix of result payload keys; a reader follows no reference without it."""
+"""Prefix of result payload keys; a reader ignores references without it."""
 
 RESULT_OF: Final = ":result-of:"
 """Stands between a result list and an id in the name of a per-request reply list."""
@@ -129,7 +129,7 @@ def sent_key(submissions: Sequence[tuple[str, str]]) -> str:
 
 
 def stands_key(request_id: str, queue: str = "") -> str:
-    """STRING: the idempotency record of an id. The length tells id "a:b" in queue "q" from "b" in "q:a"."""
+    """STRING: the idempotency record of an id. The length separates id "a:b" in queue "q" from "b" in "q:a"."""
     return f"request-stands:{len(queue)}:{queue}:{request_id}"
 
 

@@ -262,7 +262,7 @@ class Webhook:
         with contextlib.suppress(LeaseLost):
             await (
                 held.delivery.ack()
-            )  # the lease was lost: the next reader sends the result again, under the same id
+            )  # if the lease was lost, the next reader sends the result again, under the same id
         await self._leave(held)
 
     def _turned_to_own(self, held: _Held) -> _Held:

@@ -93,7 +93,7 @@ class Receiver(msgspec.Struct, eq=False):
         return _next(self.parked, self.held)
 
     def step_back(self) -> None:
-        """End the lone wait of a result."""
+        """Count a result that waited alone for the receiver again."""
         self.held += 1
 
     def park(self, claim_key: bytes) -> None:

@@ -34,7 +34,7 @@ CLOSED: Final = "closed"
 HOLD: Final = "hold"
 FALLBACK: Final = "fallback"
 _TOO_MANY: Final = 429
-_MOST_TURNED_AWAY: Final = 10_000  # more than a pool has slots
+_MOST_TURNED_AWAY: Final = 10_000  # more than the slots of any pool
 SHARE: Final = "share"
 HEADROOM: Final = "headroom"
 

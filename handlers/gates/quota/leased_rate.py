@@ -32,7 +32,8 @@ from handlers.gates.sources import GateSources, LeasedRate, LeasedRateStore
 class LeasedRateParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Keys of the lease and of the token bucket.
 
-    `pool_id` and `burst_seconds` are newer names of `pool` and `burst`. Without either, the worker pool's id is used.
+    `pool_id` and `burst_seconds` are newer names of `pool` and `burst`. Without a pool, the id of the worker pool is
+    used.
     """
 
     address: Annotated[Text, about("Redis that holds the keys, `host:port` or a URL.")]

@@ -37,7 +37,7 @@ _SOONER: Final = 0.8
 _LEAST_INTERVAL_SECONDS: Final = 0.001
 _MISSING_RETRY_SECONDS: Final = 5.0
 _LONGEST_VALUE_BYTES: Final = 256
-_LONGEST_MEMORY_SECONDS: Final = 7 * 86_400.0  # requests may have deadlines years away
+_LONGEST_MEMORY_SECONDS: Final = 7 * 86_400.0  # a limit, since requests may have deadlines years away
 
 
 class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ class Role(StrEnum):
 _CONNECTION = "+ping +hello +auth +client|setname"
 _CLUSTER = "+cluster|slots +cluster|shards +cluster|keyslot +command +readonly"
 _CHANNEL = f"&{WAKE_CHANNEL}"
-"""Producers publish the names of queues with new requests on it; idle pollers subscribe to it."""
+"""On this channel producers publish the names of queues with new requests; idle pollers subscribe to it."""
 _SCRIPTS = "+evalsha +eval +script|load +time"
 
 _POLLER_COMMANDS = (

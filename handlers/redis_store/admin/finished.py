@@ -38,7 +38,7 @@ class FinishedRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FinishedLimits(msgspec.Struct, frozen=True):
-    """Most records, their bytes in total and their age. With 0 `records` none is written."""
+    """Limits of the records: number, total bytes, age. With 0 `records`, none is written."""
 
     records: int
     bytes: int

@@ -30,9 +30,9 @@ from handlers.redis_store.keys import result_claim_keys, result_of_key
 from handlers.redis_store.submit.submissions import RequestState, Submissions
 
 MOST_RESULTS: Final = 2_000
-"""Results read from each end of a list."""
+"""Most results that are read from each end of a list."""
 _MOST_BYTES: Final = 64_000_000
-"""Bytes of one end of a list, or of a hash, that are read."""
+"""Most bytes that are read from each end of a list, or from a hash."""
 _LIVE: Final = {
     "claimed": RequestState.CLAIMED,
     "pending": RequestState.PENDING,

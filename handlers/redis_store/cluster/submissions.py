@@ -157,7 +157,7 @@ class ClusterSubmissions(Submissions):
             if state not in (
                 RequestState.RETRYING,
                 RequestState.FINISHED,
-            ):  # the live marker of a submission that was never queued
+            ):  # these mean that the live submission was never queued
                 earlier[each.request_id] = each.token
         return earlier
 

@@ -135,7 +135,7 @@ class ClusterWindows:
     async def _store_payloads(self, parts: Sequence[MemberParts]) -> None:
         """Store payloads before the markers, so that any producer can queue them.
 
-        Not if a marker exists: its submission may be finished.
+        If a marker exists, the payload is not stored again, because the submission may be finished.
         """
         apart = [part for part in parts if part.payload]
         if not apart:

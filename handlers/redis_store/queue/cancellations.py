@@ -20,7 +20,7 @@ from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.scripts import lua_script
 
 AGAIN_SECONDS: Final = (0.4, 1.0, 5.0, 20.0)
-"""When each is searched again. By the last one, a crashed poller's lease of the default length has ended."""
+"""Each cancellation is searched again after these seconds; a default lease of a crashed poller ends before the last."""
 
 AT_ONCE: Final = 500
 """Most names in one call, and most members that it reads: a few milliseconds of the server's time."""
@@ -33,7 +33,7 @@ _CLOCKS_APART_SECONDS: Final = 2
 _PLACE_DIGITS: Final = 9
 """Most digits of a sequence at the end of a token; a longer number belongs to another client's token."""
 _AHEAD_SECONDS: Final = 5.0
-"""How far the server's clock may be ahead of what the poller knows of it."""
+"""How far the server's clock may be ahead of the poller's estimate of it."""
 _LONG_AGO_SECONDS: Final = 60.0
 """Requests cancelled longer ago are not searched again: they have stopped moving."""
 
@@ -118,7 +118,7 @@ class Cancellations:
         server_now = self._server_now()
         rows = await self._rows(server_now)
         self._now = self._clock()
-        # A client can write any time: one in the future must not hide later cancellations.
+        # A client can write an entry with any time; one in the future must not hide later cancellations.
         self._last = max([self._since, *(min(score, server_now) for _, score in rows)])
         self._still_ahead = {row for row in rows if row[1] > self._last}
         read = [(one, row[1]) for row in rows if row not in self._ahead and (one := _read(row[0]))]

@@ -41,7 +41,7 @@ _DATA = re.compile(rb'"data"\s*:')
 _HEAD_BYTES = 4_096
 
 HELD_BACK_LEASES: Final = 2
-"""For how many leases the claims of a lost reply are searched. The server may run the command late."""
+"""The claims of a lost reply are searched for this many leases, since the server may run the command late."""
 
 
 Effect = int | bytes
@@ -393,7 +393,7 @@ class RedisQueue:
 
 
 def _in_batches(claims: Sequence[Claim]) -> Iterator[list[Claim]]:
-    """Split claims by their members' size: `SCRIPT_BYTES`, or one larger."""
+    """Split claims into batches of at most `SCRIPT_BYTES`, or one larger claim."""
     batch: list[Claim] = []
     size = 0
     for claim in claims:

@@ -210,7 +210,7 @@ class Submissions:
         return int(count)
 
     async def are_live(self, request_ids: Sequence[str]) -> list[bool]:
-        """Whether each id has a submission that is not answered or overdue."""
+        """Whether each id has a submission that is neither answered nor overdue."""
         pipeline = self._redis.pipeline(transaction=False)
         for request_id in request_ids:
             pipeline.exists(active_key(request_id))
