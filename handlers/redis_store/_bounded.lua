@@ -1,6 +1,6 @@
 -- Included by scripts that read strings which clients may write: such a string may have 500 MB.
--- text_of(key, most): the string, or false if it is missing or empty. One longer than `most` bytes (by default 64 KB) is
--- cut to one byte more.
+-- text_of(key, most): the string, or false if it is missing or empty. A string longer than `most` bytes (default: 64 KB)
+-- is cut after `most` + 1 bytes.
 -- holds(key, text): whether the string is exactly `text`; no more than that is read.
 local function text_of(key, most)
   local text = redis.call('GETRANGE', key, 0, most or 65536)

@@ -2,7 +2,7 @@
 -- KEYS[1] <prefix><attribute>:<value>    string  slots in use, the reference's and ours; expires if unused
 -- KEYS[2] {<KEYS[1]>}:held               zset    submission, score = lease end, Unix seconds
 -- KEYS[3] {<KEYS[1]>}:held-by            hash    submission -> owner token
--- ARGV[1] submission   ARGV[2] owner   ARGV[3] counter's life, seconds
+-- ARGV[1] submission   ARGV[2] owner   ARGV[3] lifetime of the counter, seconds
 -- Returns 1, or 0 if this owner does not hold it (then nothing was changed).
 if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then
   return 0

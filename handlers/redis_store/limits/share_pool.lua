@@ -3,7 +3,7 @@
 -- KEYS[1] {async-processor:pool:<pool>}:pollers  zset  poller -> lease end, Unix seconds of this server; expires
 -- KEYS[2] {async-processor:pool:<pool>}:in-use   hash  poller -> slots in use; expires
 -- ARGV[1] poller   ARGV[2] slots in use   ARGV[3] lease, seconds
--- Returns {place among all pollers, from 0; number of pollers; slots in use by the others}.
+-- Returns {index among all pollers, from 0; number of pollers; slots in use by the others}.
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now))) do

@@ -7,7 +7,7 @@
 local clock = run('TIME')
 local lease_end = string.format('%.6f', tonumber(clock[1]) + tonumber(clock[2]) / 1000000 + tonumber(ARGV[1]))
 local answer = {}
-probe('ZREM', KEYS[2], NO_NAME) -- first: so leases can be renewed when memory is full
+probe('ZREM', KEYS[2], NO_NAME) -- first, so that leases can be renewed when memory is full
 for at = 2, #ARGV, 2 do
   local is_ours = run('HGET', KEYS[1], ARGV[at]) == ARGV[at + 1]
   if is_ours then

@@ -1,4 +1,4 @@
--- receive_results: take the oldest results of a list under a lease (the durable result protocol, docs/contract.md).
+-- receive_results: take the oldest results of a list under a lease (the durable result protocol: see results.py).
 -- Results whose lease has ended return to the list first. A result with a token is dropped as a duplicate if the token
 -- was acknowledged or is held; results without a token are never duplicates. Sending it twice takes more.
 -- KEYS[1] <results>                        list  results, oldest at the right

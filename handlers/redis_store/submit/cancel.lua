@@ -1,7 +1,7 @@
 -- cancel: mark live submissions as cancelled; the poller that holds or claims them answers them. Sending it twice does
 -- no harm.
--- KEYS[1]       request-cancellations  zset    deadline, Unix seconds NUL id NUL token; score = when, Unix seconds of
---                                              this server; forgotten after an hour
+-- KEYS[1]       request-cancellations  zset    deadline (Unix seconds) NUL id NUL token; score = time of the
+--                                              cancellation, Unix seconds of this server; removed after an hour
 -- KEYS[2n]      request-active:<id>    string  token of the live submission; its remaining life is read
 -- KEYS[2n + 1]  request-cancel:<id>    string  token of the cancelled one; expires an hour after the deadline
 -- ARGV[2n - 1]  the id   ARGV[2n]  token of the submission to cancel (empty: the live one)

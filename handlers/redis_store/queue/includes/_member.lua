@@ -1,9 +1,9 @@
 -- Included by scripts that read members. Reads no key and writes none.
 -- read_member(member): the fields of a member as a table, or nil; and whether all of `internal` was read.
--- A small member is decoded. Of a larger one, only the first 4 KB or 150 signs (brackets, commas, colons, quotes) are
--- read, so that the cost does not grow with its size: a claim reads up to 64 members, and a sign costs about a
--- microsecond. The result then has the fields of the member, of `internal` and of `data`, without deeper objects and
--- lists.
+-- A small member is decoded. Of a larger one, only the first 4 KB are read, and of these at most 150 signs (brackets,
+-- commas, colons, quotes). So the cost does not grow with its size: a claim reads up to 64 members, and a sign costs
+-- about a microsecond. The result then has the fields of the member, of `internal` and of `data`, without deeper objects
+-- and lists.
 local SMALL, HEAD, MOST_SIGNS = 1024, 4096, 150
 
 -- The position of the quote that closes the string opened at `at`, or nil; and the number of escapes in the string.
