@@ -6,6 +6,16 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import timedelta
 from typing import Self, Unpack
 
+from handlers.client.arguments import (
+    check_count,
+    check_name,
+    check_pubsub,
+    check_redis,
+    check_submission,
+    checked_requests,
+    checked_submissions,
+    seconds_of,
+)
 from handlers.client.broker import Broker, Submission
 from handlers.client.new_request import Deadline, NewRequest, Payload, RequestFields
 from handlers.client.options import ClientOptions, PubSubFields
@@ -39,11 +49,13 @@ class AsyncClient:
 
         `url` has one of the forms of `REDIS_URL`.
         """
+        check_redis(url, options, access)
         return cls(RedisBroker(url, options or ClientOptions(), access))
 
     @classmethod
     def for_pubsub(cls, project_id: str, **options: Unpack[PubSubFields]) -> Self:
         """A client of a topic and a pull subscription. `options` are those of `PubSubFields`."""
+        check_pubsub(project_id, options)
         # Loads an HTTP client, which users of Redis do not need.
         from handlers.client.pubsub_broker import PubSubBroker  # noqa: PLC0415  # see above
 
@@ -73,7 +85,7 @@ class AsyncClient:
 
     async def submit_many(self, requests: Iterable[NewRequest]) -> list[Submission]:
         """Queue many requests in order. They are sent in batches, so that other clients are not delayed."""
-        return await self._broker.submit(list(requests))
+        return await self._broker.submit(checked_requests(requests))
 
     async def ask(
         self,
@@ -85,8 +97,9 @@ class AsyncClient:
     ) -> Result:
         """Queue one request and wait for the result in its own list."""
         fields["has_own_results"] = True
+        seconds = seconds_of("within", within)
         submission = await self.submit(payload, deadline=deadline, **fields)
-        return await self.wait(submission, within=within)
+        return await self._broker.own_result(submission, seconds)
 
     async def wait(self, submission: Submission | str, *, within: timedelta | float | None = None) -> Result:
         """Wait for the result of a request submitted with `has_own_results`.
@@ -94,8 +107,8 @@ class AsyncClient:
         The request is a submission or an id. The result stays in its list: any process can read it again until the list
         expires. Raises `NoResultYet` if it does not arrive `within` that many seconds.
         """
-        seconds = within.total_seconds() if isinstance(within, timedelta) else within
-        return await self._broker.own_result(submission, seconds)
+        check_submission("submission", submission)
+        return await self._broker.own_result(submission, seconds_of("within", within))
 
     def results(
         self,
@@ -109,7 +122,10 @@ class AsyncClient:
 
         `name` is the list or subscription; empty means the default one.
         """
-        seconds = idle.total_seconds() if isinstance(idle, timedelta) else idle
+        check_name("name", name)
+        check_count("limit", limit, least=0, may_be_none=True)
+        check_count("batch", batch, least=1)
+        seconds = seconds_of("idle", idle)
         return ResultStream(self._broker.results(name), limit=limit, idle_seconds=seconds, batch=batch)
 
     def peek(self, name: str = "", *, limit: int | None = None) -> AsyncIterator[Result]:
@@ -118,18 +134,22 @@ class AsyncClient:
         An empty `name` means the default list. Results under another reader's lease are not included. Raises
         `NotOffered` on Pub/Sub.
         """
+        check_name("name", name)
+        check_count("limit", limit, least=0, may_be_none=True)
         return self._broker.peek(name, limit)
 
     async def cancel(self, submission: Submission | str) -> bool:
         """Cancel a submission, or an id's live submission. False if it has finished."""
+        check_submission("submission", submission)
         return (await self.cancel_many([submission]))[0]
 
     async def cancel_many(self, submissions: Sequence[Submission | str]) -> list[bool]:
         """Cancel many requests. Returns for each whether it was live."""
-        return await self._broker.cancel(submissions)
+        return await self._broker.cancel(checked_submissions(submissions))
 
     async def look_up(self, submission: Submission | str) -> RequestState:
         """The state of a submission, read from a few keys. `where` searches for more."""
+        check_submission("submission", submission)
         return await self._broker.look_up(submission)
 
     async def where(self, submission: Submission | str) -> Whereabouts:
@@ -138,4 +158,5 @@ class AsyncClient:
         It changes nothing. It reads the whole queue in parts, so use `look_up` for many requests. Raises `NotOffered`
         on Pub/Sub.
         """
+        check_submission("submission", submission)
         return await self._broker.where(submission)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import reprlib
 import sys
 import uuid
 from collections.abc import Mapping, MutableMapping
@@ -13,6 +12,7 @@ from typing import Final, TypedDict
 
 import msgspec
 
+from handlers.client.options import shown
 from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import MALFORMED
@@ -147,13 +147,15 @@ def unix_deadline(deadline: Deadline, *, now: float, request_id: str = "") -> in
             seconds = now + deadline.total_seconds()
         elif isinstance(deadline, datetime):
             seconds = deadline.astimezone(UTC).timestamp()
+        elif isinstance(deadline, str | bytes | bool):
+            raise TypeError
         else:
             seconds = float(deadline)
         if seconds > now:
             return ceil(seconds)
         found = _passed(deadline, seconds)
     except (TypeError, ValueError, OverflowError):
-        found = reprlib.repr(deadline)
+        found = shown(deadline)
     raise InvalidRequest("deadline", found=found, accepted=_ACCEPTED, request_id=request_id)
 
 

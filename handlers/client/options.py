@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import TypedDict
 
 import msgspec
 
+from handlers.contract.accepted import described
 from handlers.contract.errors import InvalidSetting
+from handlers.duration import parse_duration
 from handlers.redis_store.submit.client_access import RedisAccess
 
 _MOST_PATIENCE_SECONDS = 100.0
 """Redis remembers a call for two minutes (`submit.lua`); a later retry could queue it twice."""
+
+
+def shown(value: object) -> str:
+    """A wrong argument in an error, with a hint if it is a duration in words."""
+    seconds = parse_duration(value) if isinstance(value, str) else None
+    hint = "" if seconds is None else f" (for {seconds:g} s give timedelta(seconds={seconds:g}))"
+    return f"{reprlib.repr(value)}{hint}"
+
+
+def _check_type(field: msgspec.structs.FieldInfo, value: object) -> None:
+    try:
+        msgspec.convert(value, field.type)
+    except msgspec.ValidationError:
+        unit = field.name.rpartition("_")[2]
+        accepted = described(msgspec.inspect.type_info(field.type))
+        if unit in ("seconds", "bytes"):
+            accepted += f" of {unit}"
+        raise InvalidSetting(field.name, found=shown(value), accepted=accepted) from None
 
 
 class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +65,8 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     patience_seconds: float = 30.0
 
     def __post_init__(self) -> None:
+        for field in msgspec.structs.fields(type(self)):
+            _check_type(field, getattr(self, field.name))
         for name in ("queue", "results", "retry_queue", "tenant_attribute"):
             if not getattr(self, name):
                 raise InvalidSetting(name, found="nothing", accepted="a name")

@@ -120,7 +120,9 @@ class Client:
 
     def peek(self, name: str = "", *, limit: int | None = None) -> Iterator[Result]:
         """Read the results of the list `name`, oldest first, without removing them."""
-        results = self._client.peek(name, limit=limit)
+        return self._each(self._client.peek(name, limit=limit))
+
+    def _each(self, results: AsyncIterator[Result]) -> Iterator[Result]:
         with contextlib.suppress(StopAsyncIteration):
             while True:
                 yield self.run(_next(results))
