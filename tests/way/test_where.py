@@ -60,7 +60,7 @@ def test_a_finished_request_is_found_with_its_result_and_without_it(
 
     store.delete("result-list")
     shown = run(stack, "where", "where-done")
-    assert "its result went to result-list and is not in it now" in shown.stdout
+    assert "its result was written to result-list and is no longer in it" in shown.stdout
     assert "taken" not in page_text(stack, "where-done")
     assert client.look_up("where-done") is client.look_up(submission) is RequestState.FINISHED
     assert client.where("where-done").state is RequestState.FINISHED
