@@ -99,7 +99,7 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
         lines.append(_result_text(found))
     if not lines:
         lines.append(
-            "unknown: never queued here, or finished so long ago that its record and its result are gone"
+            "unknown: it was never queued here, or its record and its result have expired"
         )
     if found.is_partial and not (found.finished and found.result):
         lines.append("(a list or queue was too long to be searched completely)")
@@ -135,7 +135,7 @@ def _place_text(place: Place, now: float) -> str:
 
 def _result_text(found: Whereabouts) -> str:
     if found.result:
-        state = "held by a reader" if found.result.is_held else "waiting to be read"
+        state = "leased to a consumer" if found.result.is_held else "waiting to be read"
         return f"its result ({found.result.outcome}) is in {found.result.results}, {state}"
     if found.finished and found.finished.results:
         looked = "the part of it that was searched" if found.is_partial else "it"

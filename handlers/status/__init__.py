@@ -1,1 +1,1 @@
-"""The status page: queues, gates, dead letters, failures, and a search by request id."""
+"""The status page: queues, gates, dead letters, failures, search by id."""

@@ -12,9 +12,9 @@ _BASE: Final = HEIGHT - 16
 
 
 def bars(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """Stacked bars, oldest left, with the peak in words.
+    """A chart of stacked bars, the oldest on the left.
 
-    `series` are names, which are also CSS classes, and values.
+    `series` are pairs of a name, which is also the CSS class, and values.
     """
     count = max((len(values) for _, values in series), default=0)
     sums = [sum(values[at] for _, values in series) for at in range(count)]
@@ -36,7 +36,7 @@ def bars(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
 
 
 def lines(title: str, series: Sequence[tuple[str, Sequence[float | None]]], unit: str) -> str:
-    """Lines, with gaps for missing values."""
+    """A chart of lines, with gaps for missing values (None)."""
     known = [value for _, values in series for value in values if value is not None]
     top = max(known, default=0.0) or 1.0
     parts = []

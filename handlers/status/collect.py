@@ -1,6 +1,6 @@
-"""Count outcomes for the status board and post them periodically.
+"""Count outcomes, and post them to the status board periodically.
 
-A request costs only additions.
+Counting costs each request only a few additions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerR
 POST_SECONDS: Final = 5.0
 _MOST_FAILURES: Final = 50
 SHOWN_BYTES: Final = 256
-"""Most bytes of an id, tenant or reason on the status board, so that 200 failures have at most 200 KB."""
+"""Most bytes of an id, tenant or reason on the status board, so that 200 failures take at most 200 KB."""
 
 
 class Tally(msgspec.Struct):
@@ -49,7 +49,7 @@ class Tally(msgspec.Struct):
                 if request.created is not None:
                     rank = bisect_left(LATENCY_SECONDS, now - request.created)
                     self.counts[f"latency{rank}"] += 1
-                if not is_good and result.error_code != ErrorCode.CANCELLED:  # its producer cancelled it
+                if not is_good and result.error_code != ErrorCode.CANCELLED:
                     self._fail(
                         request, now, result.error_code or "answered", result.status_code, is_final=True
                     )
@@ -81,7 +81,7 @@ class Tally(msgspec.Struct):
 
 
 def cut(text: str) -> str:
-    """At most 256 bytes of a text, for display."""
+    """The text, cut to at most `SHOWN_BYTES`."""
     encoded = text.encode("utf-8", "replace")
     return text if len(encoded) <= SHOWN_BYTES else encoded[: SHOWN_BYTES - 3].decode("utf-8", "ignore") + "…"
 
@@ -95,7 +95,7 @@ def _word(error_code: str, *, is_good: bool) -> str:
 
 
 def gate_reports(states: Sequence[GateState]) -> list[GateReport]:
-    """All gates with their inner gates, as a flat list."""
+    """The reports of all gates and inner gates as a flat list."""
     reports = []
     for state in states:
         reports.append(
@@ -114,7 +114,7 @@ def gate_reports(states: Sequence[GateState]) -> list[GateReport]:
 
 
 class StatusWatch:
-    """Posts `report()` and the tally every few seconds, and removes its entry at the end."""
+    """Posts `report()` and the tally; removes its entry at the end."""
 
     def __init__(self, board: StatusBoard, tally: Tally, report: Callable[[], PollerReport]) -> None:
         self._board = board
@@ -122,7 +122,7 @@ class StatusWatch:
         self._report = report
 
     async def tick(self) -> None:
-        """Post once; if it fails, its counts are lost."""
+        """Post once. If it fails, the counts since the last post are lost."""
         counts, failures = self._tally.take()
         await self._board.post(
             msgspec.json.encode(self._report()), int(self._tally.clock() // 60), counts, failures
@@ -133,7 +133,7 @@ class StatusWatch:
 
 
 def host_name() -> str:
-    """Host name; the pod's name in Kubernetes."""
+    """The host name, which is the pod's name in Kubernetes."""
     return socket.gethostname()
 
 
@@ -145,7 +145,7 @@ def status_watch(redis: Store, tally: Tally, claimers: Mapping[str, Claimer]) ->
 
 
 def poller_report(host: str, at: float, claimers: Mapping[str, Claimer]) -> PollerReport:
-    """State of this process now."""
+    """The current state of this process."""
     used = [claimer for claimer in claimers.values() if claimer.queues]
     return PollerReport(
         at=round(at, 3),

@@ -1,4 +1,4 @@
-"""Combine the pollers' reports and the queues' depths to the data of the first page."""
+"""Combine pollers' reports and queue depths for the first page."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from handlers.contract.json_limits import MALFORMED
 from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerReport, QueueReport
 
 FRESH_SECONDS: Final = 20.0
-"""Seconds after which a silent poller counts as gone; a poller posts every five seconds."""
+"""A poller whose last report is older than this counts as gone; pollers post every five seconds."""
 _TENANTS_SHOWN: Final = 20
 
 
 class Depths(msgspec.Struct, frozen=True):
-    """The numbers of requests of one queue by state; `retrying` counts the shared retry set."""
+    """Numbers of requests of one queue by state.
+
+    `retrying` counts the whole retry set, which the queues share.
+    """
 
     pending: int
     claimed: int
@@ -45,7 +48,7 @@ class LaneLine(msgspec.Struct, frozen=True):
 
 
 class Tenants(msgspec.Struct, frozen=True):
-    """Tenants by state, and the number of sampled pending members."""
+    """Numbers of sampled requests by tenant, for each state."""
 
     pending: Counter[str] = msgspec.field(default_factory=Counter)
     in_flight: Counter[str] = msgspec.field(default_factory=Counter)
@@ -84,14 +87,17 @@ class PoolLine(msgspec.Struct, frozen=True):
 
 
 class GateLine(msgspec.Struct, frozen=True):
-    """One gate of one owner; if pollers differ, a closed one is shown."""
+    """One gate of a queue or pool.
+
+    If it is closed in one poller and open in another, the closed one is shown.
+    """
 
     owner: str
     gate: GateReport
 
 
 class Minute(msgspec.Struct, frozen=True):
-    """One minute of all queues; latencies in seconds, or None without results."""
+    """One minute of all queues. Latencies are in seconds; None without results."""
 
     answered: int
     failed: int
@@ -103,7 +109,7 @@ class Minute(msgspec.Struct, frozen=True):
 
 
 class Overview(msgspec.Struct, frozen=True):
-    """All data of the first page; `at` is Unix seconds."""
+    """All data of the first page. `at` is in Unix seconds."""
 
     at: float
     queues: Sequence[QueueLine] = ()
@@ -125,7 +131,7 @@ _failure_decoder = msgspec.json.Decoder(Failure)
 
 
 def fresh_pollers(snapshots: Mapping[str, bytes], now: float) -> list[PollerReport]:
-    """Pollers that posted recently; broken reports are skipped."""
+    """The reports of pollers that posted recently; malformed ones are skipped."""
     found = []
     for text in snapshots.values():
         try:
@@ -196,9 +202,9 @@ def lane_lines(queues: Sequence[QueueLine]) -> list[LaneLine]:
 
 
 def pool_lines(pollers: Sequence[PollerReport]) -> list[PoolLine]:
-    """Pools by name; pools that no queue uses are omitted.
+    """Pools by name, summed over pollers.
 
-    Slots and use are added; the budget is that of all slots.
+    The budget is the fraction of all slots that the gates allow. Pools that no queue uses are omitted.
     """
     names = sorted({pool.pool for poller in pollers for pool in poller.pools})
     lines = []
@@ -231,7 +237,7 @@ def minutes(counts: Sequence[Mapping[str, int]]) -> list[Minute]:
 
 
 def lived_minutes(all_minutes: Sequence[Minute], *, least: int = 10) -> Sequence[Minute]:
-    """The minutes without the leading empty ones, but at least the latest `least`."""
+    """The minutes from the first with results, at least `least` minutes."""
     first = next(
         (at for at, one in enumerate(all_minutes) if one.answered + one.failed + one.retried + one.cancelled),
         len(all_minutes),
@@ -242,7 +248,9 @@ def lived_minutes(all_minutes: Sequence[Minute], *, least: int = 10) -> Sequence
 def _minute(counts: Mapping[str, int]) -> Minute:
     sums: Counter[str] = Counter()
     for name, count in counts.items():
-        sums[name.rpartition(" ")[2]] += count  # pollers of earlier versions put the queue first
+        sums[name.rpartition(" ")[2]] += (
+            count  # pollers of earlier versions put the queue's name before a space
+        )
     classes = [sums[f"latency{rank}"] for rank in range(len(LATENCY_SECONDS) + 1)]
     failed = sums["failed"] + sums["expired"]
     return Minute(

@@ -1,6 +1,6 @@
 """The status pages: paths, forms and templates.
 
-A `Source` reads the data; changes need a token. Requests for unknown host names are refused (DNS rebinding).
+A `Source` reads the data. Changes need a token. Requests for unknown host names are refused, against DNS rebinding.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ class DeadLetterRow(msgspec.Struct, frozen=True):
 
 
 class Source(Protocol):
-    """Reads and changes what the pages show. Every method may raise `Unreachable` or `Busy`."""
+    """Reads and changes the data of the pages.
+
+    Every method may raise `Unreachable` or `Busy`.
+    """
 
     def overview(self) -> Overview: ...
 
@@ -62,7 +65,7 @@ class Source(Protocol):
         ...
 
     def dead(self, queue: str) -> Sequence[DeadLetterRow]:
-        """Dead letters of one queue, newest first, at most a few hundred."""
+        """At most a few hundred dead letters of one queue, newest first."""
         ...
 
     def requeue(self, queue: str, dead_id: str) -> bool:
@@ -75,7 +78,7 @@ class Source(Protocol):
 
 
 class Unreachable(Exception):
-    """Redis does not answer; the message is shown to people."""
+    """Redis does not answer; the page shows the message."""
 
 
 class Busy(Exception):
@@ -83,9 +86,9 @@ class Busy(Exception):
 
 
 class StatusPages:
-    """Responds to requests for the status page under the names `hosts`.
+    """Answers requests for the status page under the names `hosts`.
 
-    `tokens` returns the tokens that allow changes; without any, the page is read-only.
+    `tokens` returns the tokens that allow changes. Without a token, the page is read-only.
     """
 
     def __init__(
@@ -115,7 +118,7 @@ class StatusPages:
 
     def respond(self, request: Request) -> Response:
         if request.path in ("/healthz", "/readyz"):
-            # Ready even while Redis is down, because this page reports that.
+            # Ready even while Redis is unavailable, because the page reports that.
             return Response("ok\n", 200, mimetype="text/plain")
         if not self._hosts.has(request.headers.get("Host", "")):
             return Response(_MISDIRECTED, 421, _HEADERS, mimetype="text/plain")
@@ -200,9 +203,12 @@ class StatusPages:
         )
 
     def _change(self, request: Request) -> Response:
-        """Requeue or drop a dead letter. The token is a field of the form, so another site cannot send it."""
+        """Requeue or drop a dead letter.
+
+        The token is a field of the form, so another site's form cannot make a change.
+        """
         if request.method != "POST":
-            return self._page("error.html", 405, message="This address takes a form that was sent by POST.")
+            return self._page("error.html", 405, message="This address accepts POST only.")
         if not self._tokens():
             return self._page("error.html", 403, message="This page is read-only: no token is configured.")
         if not self._is_allowed(request.form.get("token", "")):
@@ -217,10 +223,12 @@ class StatusPages:
                 is_done, word = self._source.drop(queue, dead_id), "Dropped."
             case _:
                 return self._page("error.html", 400, message="action: expected requeue or drop.")
-        return self._dead(request, word if is_done else "It is no longer there.", 200 if is_done else 404)
+        notice = word if is_done else "This dead letter no longer exists."
+        return self._dead(request, notice, 200 if is_done else 404)
 
     def _is_allowed(self, token: str) -> bool:
-        """Whether the token allows changes; compares all tokens, so that the time reveals nothing."""
+        """Whether the token allows changes."""
+        # All tokens are compared, so that the response time does not reveal which one matched.
         given = token.encode("utf-8", "replace")
         matches = [hmac.compare_digest(given, known.encode()) for known in self._tokens()]
         return any(matches)
@@ -229,7 +237,7 @@ class StatusPages:
         text = self._templates.get_template(template).render(
             now=datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
             link=_link,
-            **{"refresh_seconds": 0, "title": "Not here", **values},
+            **{"refresh_seconds": 0, "title": "Error", **values},
         )
         return Response(text, status, _HEADERS, mimetype="text/html")
 
@@ -257,7 +265,10 @@ _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A
 
 
 class OwnHosts(msgspec.Struct, frozen=True):
-    """The names and addresses of one page: loopback, its listening address, and the operator's."""
+    """The host names under which a page may be requested.
+
+    These are loopback, the address it listens on, and the operator's `names`.
+    """
 
     listens_on: str
     names: frozenset[str] = frozenset()
@@ -272,7 +283,7 @@ class OwnHosts(msgspec.Struct, frozen=True):
             return True
         address = _address(name)
         if address is None:
-            return name.endswith(f".{_LOOPBACK}")  # RFC 6761, 6.3: never resolved by a name server
+            return name.endswith(f".{_LOOPBACK}")  # always loopback (RFC 6761, 6.3)
         own = _address(_plain(self.listens_on))
         return address.is_loopback or (own is not None and (own.is_unspecified or own == address))
 
@@ -282,7 +293,7 @@ def read_hosts(texts: Iterable[str], setting: str) -> frozenset[str]:
     names = [_plain(text.strip()) for text in texts if text.strip()]
     for name in names:
         if _address(name) is None and not _NAME.fullmatch(name):
-            accepted = "names or addresses without a port, with commas between"
+            accepted = "host names or addresses without a port, separated by commas"
             raise InvalidSetting(setting, found=repr(name), accepted=accepted)
     return frozenset(names)
 

@@ -1,4 +1,4 @@
-"""The reports that pollers post to the status board, read by page, `top` and command."""
+"""The reports that pollers post to the status board."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 LATENCY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_600.0)
-"""Upper bounds of the latency classes; the last class has none."""
+"""Upper bounds of the latency classes; the last class is unbounded."""
 
 
 class GateReport(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ class PollerReport(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A failed attempt, or a request that ended without an answer; holds no payload."""
+    """A failed attempt or request, without its payload."""
 
     at: float
     id: str
