@@ -98,9 +98,7 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
     if found.state in ("finished", "cancelled", "dead-lettered"):
         lines.append(_result_text(found))
     if not lines:
-        lines.append(
-            "unknown: it was never queued here, or its record and its result have expired"
-        )
+        lines.append("unknown: it was never queued here, or its record and its result have expired")
     if found.is_partial and not (found.finished and found.result):
         lines.append("(a list or queue was too long to be searched completely)")
     return "\n".join(f"{found.request_id}  {line}" for line in lines)

@@ -1,1 +1,1 @@
-"""Pub/Sub: publish results and requests, pull results, set up topics and subscriptions."""
+"""Pub/Sub: publish, pull, and set up topics and subscriptions."""

@@ -1,6 +1,6 @@
 """Create, update and delete the resources of a layout, and check grants.
 
-Every step may be repeated. The plan is made before anything changes, so a dry run shows what a run does.
+Every step may be repeated. The plan is complete before anything changes, so a dry run shows what a run would do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TIMEOUT_SECONDS: Final = 30.0
 _HOW: Final[dict[str, Any]] = {"retry": None, "timeout": _TIMEOUT_SECONDS}
 _MISSING, _EXISTS = 404, 409
 _POLICY_UNREADABLE: Final = frozenset({403, 404, 501})
-"""Errors after which a policy counts as unreadable: no right, no such resource, no policies at all (the emulator)."""
+"""Statuses of an unreadable policy: no right, no such resource, or no policies at all (the emulator)."""
 
 _UPDATED_WITH: Final = {
     "push_endpoint": "push_config",
@@ -41,15 +41,15 @@ _UPDATED_WITH: Final = {
     "dead_letter_topic": "dead_letter_policy",
     "max_delivery_attempts": "dead_letter_policy",
 }
-"""Names of fields in the update mask, by our names; other fields are set only at creation."""
+"""Our names of fields -> names in the update mask. Other fields can be set only at creation."""
 
 _RECREATE: Final = (
-    "delete it first (`async-processor pubsub teardown`, which loses what it holds) or choose another name"
+    "delete it first (`async-processor pubsub teardown`; its messages are lost) or choose another name"
 )
 
 
 class Action(Enum):
-    """Kinds of changes; the value is the word shown to people."""
+    """Kinds of changes; the value is the sign that the command prints."""
 
     CREATE = "+"
     UPDATE = "~"
@@ -58,7 +58,7 @@ class Action(Enum):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One step of a plan for `resource`; `lines` describe its fields and reasons for people."""
+    """One step of a plan. `lines` describe its fields or reasons to the operator."""
 
     action: Action
     resource: Topic | Subscription
@@ -73,12 +73,12 @@ class Change(msgspec.Struct, frozen=True):
 
 
 def fields_of(resource: Topic | Subscription) -> dict[str, object]:
-    """The fields that a layout sets, by our names and as text; None for unset ones."""
+    """The fields of a resource by our names, as text (None: unset)."""
     if _is_topic(resource):
         return {"retention": _shown(resource, "message_retention_duration")}
     push, oidc = resource.push_config, resource.push_config.oidc_token
     backoff, dead = resource.retry_policy, resource.dead_letter_policy
-    # A subscription without a policy expires after 31 days without use.
+    # A subscription without an expiration policy expires after 31 days without use.
     expires = (
         _shown(resource.expiration_policy, "ttl") if "expiration_policy" in resource else "31 days, 0:00:00"
     )
@@ -126,14 +126,14 @@ async def plan_set_up(channel: PubSubChannel, layout: Layout) -> list[Change]:
 
 
 async def plan_tear_down(channel: PubSubChannel, layout: Layout) -> list[Change]:
-    """The deletions, subscriptions first; a topic with other subscriptions is kept."""
+    """The deletions, subscriptions first. A topic with other subscriptions is kept."""
     changes = [Change(Action.DELETE, each) for each in layout.subscriptions if await look_up(channel, each)]
     ours = {each.name for each in layout.subscriptions}
     for topic in layout.topics:
         if await look_up(channel, topic) is None:
             continue
         others = sorted(short_name(name) for name in set(await _readers(channel, topic.name)) - ours)
-        kept = (f"kept: read by {', '.join(others)}",)
+        kept = (f"kept: used by {', '.join(others)}",)
         changes.append(Change(Action.KEEP, topic, kept) if others else Change(Action.DELETE, topic))
     return changes
 
@@ -141,7 +141,7 @@ async def plan_tear_down(channel: PubSubChannel, layout: Layout) -> list[Change]
 async def apply(channel: PubSubChannel, change: Change) -> None:
     """Make one change. Raises `PubSubFailed`.
 
-    An existing resource may be created and a missing one deleted without an error.
+    Creating an existing resource and deleting a missing one are not errors.
     """
     resource, is_topic = change.resource, _is_topic(change.resource)
     match change.action:
@@ -187,7 +187,10 @@ async def look_up(channel: PubSubChannel, resource: Topic | Subscription) -> Any
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """`member` needs `role` on `resource` (a full name); `reason` says what fails without it."""
+    """A role that `member` needs on `resource` (a full name).
+
+    `reason` says what fails without it.
+    """
 
     resource: str
     role: str
@@ -208,33 +211,33 @@ class GrantState(Enum):
 
     GRANTED = "granted"
     MISSING = "missing"
-    """Not in the resource's policy. Grants on the whole project, which are broader than needed, are not checked."""
+    """It is not in the resource's policy. Grants on the whole project, which are too broad, are not checked."""
     UNKNOWN = "unknown"
-    """The policy cannot be read: the right is missing, or it is the emulator."""
+    """The policy cannot be read: we lack the right, or the server is the emulator."""
 
 
 def needed_grants(
     layout: Layout, *, project_number: str, handler_account: str, client_account: str
 ) -> list[Grant]:
-    """The grants that a layout needs, except those of empty accounts.
+    """The grants that a layout needs, except for empty accounts.
 
-    An empty `project_number` becomes a placeholder. `handler_account` publishes results; `client_account` publishes
-    requests and reads results.
+    `handler_account` publishes results; `client_account` publishes requests and reads results. An empty
+    `project_number` becomes a placeholder.
     """
     requests, results, dead = (topic.name for topic in layout.topics)
     agent = f"service-{project_number or 'PROJECT_NUMBER'}@gcp-sa-pubsub.iam.gserviceaccount.com"
-    needed = [(agent, dead, PUBLISHER, "Pub/Sub cannot dead-letter requests without it")]
+    needed = [(agent, dead, PUBLISHER, "Pub/Sub cannot dead-letter requests")]
     for each in layout.subscriptions:
         if "dead_letter_policy" in each:
             needed.append(
-                (agent, each.name, SUBSCRIBER, "Pub/Sub cannot take a dead-lettered request off it")
+                (agent, each.name, SUBSCRIBER, "Pub/Sub cannot remove dead-lettered requests from it")
             )
         if each.topic == results:
             needed.append((client_account, each.name, SUBSCRIBER, "the client cannot read results"))
     needed += [
         (handler_account, results, PUBLISHER, "no result can be published"),
         (handler_account, dead, PUBLISHER, "deliveries without a readable id cannot be dead-lettered"),
-        (client_account, requests, PUBLISHER, "the client cannot submit"),
+        (client_account, requests, PUBLISHER, "the client cannot submit requests"),
     ]
     return [
         Grant(resource, role, f"serviceAccount:{account}", reason)
@@ -250,9 +253,9 @@ async def grant_states(channel: PubSubChannel, grants: list[Grant]) -> list[tupl
 
 
 def grant_state(grant: Grant, policy: Any) -> GrantState:
-    """Whether `policy` contains `grant`; conditional bindings do not count.
+    """Whether `policy` contains `grant`. Conditional bindings do not count.
 
-    `policy` is google.iam's; None: it could not be read.
+    `policy` is a `Policy` of google.iam, or None if it could not be read.
     """
     if policy is None:
         return GrantState.UNKNOWN
@@ -269,12 +272,12 @@ def grant_state(grant: Grant, policy: Any) -> GrantState:
 
 
 def notes(layout: Layout) -> list[str]:
-    """Notes on rights outside Pub/Sub, which cannot be checked here, and on dead letters without a reader."""
+    """Notes on rights that are not checked, and on lost dead letters."""
     push = layout.subscriptions[0].push_config
     said = []
     if account := push.oidc_token.service_account_email:
         said = [
-            f"{account} needs roles/run.invoker where {push.push_endpoint} is a Cloud Run service",
+            f"{account} needs roles/run.invoker if {push.push_endpoint} is a Cloud Run service",
             f"projects from before April 2021: Pub/Sub needs roles/iam.serviceAccountTokenCreator on {account}",
         ]
     dead = layout.topics[2].name

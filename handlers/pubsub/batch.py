@@ -13,7 +13,7 @@ from handlers.pubsub.errors import NO_ANSWER, PublishFailed, PubSubFailed
 
 
 class Waiting:
-    """One publish and the future its caller awaits; `size` in bytes."""
+    """One publish and the future that its caller awaits. `size` is in bytes."""
 
     __slots__ = ("attributes", "confirmed", "data", "last_failure", "size")
 
@@ -25,18 +25,22 @@ class Waiting:
         self.last_failure: PubSubFailed | None = None
 
     def confirm(self, message_id: str) -> None:
-        """Give the caller the broker's id; no effect if the caller has gone."""
+        """Give the caller the broker's message id, if it still waits."""
         if not self.confirmed.done():
             self.confirmed.set_result(message_id)
 
     def fail(self, error: Exception) -> None:
-        """Raise `error` in the caller; no effect if the caller has gone."""
+        """Raise `error` in the caller, if it still waits."""
         if not self.confirmed.done():
             self.confirmed.set_exception(error)
 
 
 class TopicBatches:
-    """The publishes to one topic; `deliver` must settle every publish of a batch."""
+    """Batches of the publishes to one topic.
+
+    `deliver` sends a batch and must confirm or fail each of its publishes. `on_idle` is called when nothing waits or is
+    in flight.
+    """
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class TopicBatches:
         self._calls: dict[asyncio.Task[None], list[Waiting]] = {}
 
     def add(self, waiting: Waiting) -> None:
-        """Add a publish; its batch is sent when it is full or its time is over."""
+        """Add a publish. Its batch is sent when full or when its time is over."""
         self._waiting.append(waiting)
         self._waiting_bytes += waiting.size
         if len(self._waiting) >= self._max_batch or self._waiting_bytes >= self._max_batch_bytes:
@@ -69,7 +73,7 @@ class TopicBatches:
             self._timer = asyncio.get_running_loop().call_later(self._linger_seconds, self._send)
 
     async def close(self, grace_seconds: float) -> None:
-        """Send what waits and wait for all calls, at most `grace_seconds`; fail the rest."""
+        """Send all waiting publishes; after `grace_seconds`, fail the unconfirmed ones."""
         self._send()
         try:
             async with asyncio.timeout(grace_seconds):
@@ -79,9 +83,9 @@ class TopicBatches:
             await self._give_up()
 
     async def _give_up(self) -> None:
-        """Cancel the calls and fail their publishes and those in the queue.
+        """Cancel the calls; fail their publishes and the waiting ones.
 
-        The queue is emptied first, so that no new call starts.
+        The waiting publishes are removed first, so that no new call starts.
         """
         calls = dict(self._calls)
         given_up = [*self._waiting, *(waiting for batch in calls.values() for waiting in batch)]
@@ -94,7 +98,7 @@ class TopicBatches:
             waiting.fail(PublishFailed("publisher", status=NO_ANSWER, reason=reason))
 
     def _send(self) -> None:
-        """Start as many calls as allowed; the rest starts when a call ends."""
+        """Start as many calls as allowed. The end of a call starts the next."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -106,7 +110,7 @@ class TopicBatches:
         self._tell_if_idle()
 
     def _take(self) -> list[Waiting]:
-        """The next batch; a single publish may exceed the byte limit."""
+        """The next batch. A single publish may exceed the byte limit."""
         batch: list[Waiting] = []
         size = 0
         while self._waiting and len(batch) < self._max_batch:
@@ -119,7 +123,10 @@ class TopicBatches:
         return batch
 
     def _ended(self, call: asyncio.Task[None]) -> None:
-        """End a call: fail publishes that a defect left unsettled, then start the next batch."""
+        """Called when a call ends: start the next batch.
+
+        If the call ended with an exception (a defect), its publishes fail.
+        """
         batch = self._calls.pop(call)
         error = None if call.cancelled() else call.exception()
         if error is not None:

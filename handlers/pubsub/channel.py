@@ -1,8 +1,8 @@
-"""The gRPC channel to Pub/Sub with Google's asyncio clients, and the mapping of their errors.
+"""The gRPC channel to Pub/Sub with Google's asyncio clients.
 
-The clients come from google-cloud-pubsub, which takes 0.3 s to import. Therefore no module of this package imports it
-at the top: `PubSubChannel.open` imports it in a thread. A process that does not use Pub/Sub never loads it, and the
-event loop of one that does is not blocked.
+The clients come from google-cloud-pubsub, which takes 0.3 s to import. So no module of this package imports it at the
+top: `PubSubChannel.open` does, in a thread. A process that does not use Pub/Sub never loads it, and the event loop of
+one that does is not blocked.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _CREDENTIALS: Final = (
     "`gcloud auth application-default login` or a workload identity"
 )
 _OPTIONS: Final = (
-    ("grpc.max_send_message_length", -1),  # the size of a publish is checked before it is sent
-    ("grpc.max_receive_message_length", -1),  # a pull may carry 1,000 results
-    # After an outage the broker is tried again within 5 s; gRPC's default grows to two minutes.
+    ("grpc.max_send_message_length", -1),  # unlimited: the size of a publish is checked before it is sent
+    ("grpc.max_receive_message_length", -1),  # unlimited: a pull may return 1,000 results
+    # Reconnect within 5 s after an outage; gRPC's default grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # Detects a peer that vanished while calls are in flight.
+    # Detect a vanished peer while calls are in flight.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
 _EMULATOR_OPTIONS: Final = (("grpc.enable_http_proxy", 0),)
-"""Options for the emulator, which is local, so `https_proxy` must not apply."""
+"""Options for the emulator. It is local, so `https_proxy` must not apply."""
 
 T = TypeVar("T")
 
@@ -49,8 +49,8 @@ T = TypeVar("T")
 class PubSubOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The project and the server.
 
-    `emulator_host` (`host:port`) replaces Google's service and needs no credentials; `endpoint` may be a
-    regional one (`europe-west1-pubsub.googleapis.com`).
+    An `emulator_host` (`host:port`) is used instead of Google's service and needs no credentials. `endpoint` may be
+    regional (`europe-west1-pubsub.googleapis.com`).
     """
 
     project_id: str
@@ -77,9 +77,10 @@ class PubSubChannel:
         """Calls in flight."""
 
     async def open(self) -> Clients:
-        """The clients; the first call imports the library and finds credentials, in a thread.
+        """The clients.
 
-        Raises `PubSubFailed` without credentials; the next call looks for them again.
+        The first call imports the library and finds the credentials, in a thread. Raises `PubSubFailed` without
+        credentials; the next call searches again.
         """
         if self._clients is not None:
             return self._clients
@@ -90,9 +91,10 @@ class PubSubChannel:
         return await asyncio.shield(self._opening)
 
     async def call(self, resource: str, call: Callable[[Clients], Awaitable[T]], timeout_seconds: float) -> T:
-        """Await `call`, which uses one of the clients for `resource` (a full name).
+        """Await `call`, a call of one of the clients.
 
-        Raises `PubSubFailed` if the call is refused, `NoAnswerInTime` if there is no answer within `timeout_seconds`.
+        Errors name `resource` (a full name). Raises `PubSubFailed` if the call is refused, `NoAnswerInTime` if there is
+        no answer within `timeout_seconds`.
         """
         from google.api_core.exceptions import DeadlineExceeded, GoogleAPICallError
 
@@ -108,7 +110,7 @@ class PubSubChannel:
             self.in_use -= 1
 
     async def close(self) -> None:
-        """Close the channel; calls in flight fail, and a later call opens a new channel."""
+        """Close the channel. Calls in flight fail; later calls open a new channel."""
         if self._opening is not None:
             await asyncio.wait({self._opening})
         clients, self._clients = self._clients, None
@@ -132,7 +134,7 @@ class PubSubChannel:
 
 
 def status_of(error: GoogleAPICallError) -> int:
-    """The HTTP status that `google.api_core` gives to a gRPC status; 500 for those without one."""
+    """The HTTP status for a gRPC error, as in `google.api_core`; else 500."""
     return int(error.code or 500)
 
 
@@ -141,11 +143,11 @@ def _reason(error: GoogleAPICallError) -> str:
 
 
 def _load(*, needs_credentials: bool) -> Any:
-    """Import the library and return the credentials of this process; runs in a thread.
+    """Import the library and return the credentials of this process.
 
-    google-auth asks the metadata server over blocking HTTP.
+    Call it in a thread: google-auth asks the metadata server over blocking HTTP.
     """
-    import google.pubsub_v1  # imported here for the functions that need it on the event loop
+    import google.pubsub_v1  # later imports of it on the event loop then cost nothing
 
     if not needs_credentials:
         return None
@@ -163,7 +165,7 @@ def _load(*, needs_credentials: bool) -> Any:
 
 
 def _clients(options: PubSubOptions, credentials: Any) -> Clients:
-    """Both clients over one channel; a channel belongs to the event loop on which it is made."""
+    """Both clients over one new channel of the running event loop."""
     from google.pubsub_v1 import PublisherAsyncClient, SubscriberAsyncClient
     from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
     from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcAsyncIOTransport

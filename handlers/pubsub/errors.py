@@ -2,11 +2,11 @@
 
 AsyncProcessorError
 └── PubSubError
-    ├── PubSubFailed            a call that Pub/Sub refused, or that got no answer
-    │   ├── NoAnswerInTime      ... within its time limit
-    │   └── PublishFailed       ... of a publish
-    ├── ResultTooLarge          more than one publish can carry; no later attempt will do better
-    └── UnchangeableField       a field that Pub/Sub sets once, at creation
+    ├── PubSubFailed            a call was refused, or got no answer
+    │   ├── NoAnswerInTime      a call got no answer within its time limit
+    │   └── PublishFailed       a publish was refused or not confirmed
+    ├── ResultTooLarge          a publish exceeds a limit of Pub/Sub; a retry would too
+    └── UnchangeableField       a field differs that Pub/Sub sets only at creation
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from handlers.contract.errors import AsyncProcessorError
 
 RETRYABLE_STATUSES: Final = frozenset({409, 429, 499, 500, 502, 503, 504})
-"""The HTTP forms of the statuses that Google's own publisher retries: ABORTED (409), RESOURCE_EXHAUSTED (429),
+"""HTTP statuses for the gRPC statuses that Google's own publisher retries: ABORTED (409), RESOURCE_EXHAUSTED (429),
 CANCELLED (499), INTERNAL and UNKNOWN (500), UNAVAILABLE (503), DEADLINE_EXCEEDED (504)."""
 
 NO_ANSWER: Final = 0
@@ -28,7 +28,10 @@ class PubSubError(AsyncProcessorError):
 
 
 class PubSubFailed(PubSubError):
-    """A call failed. `status` is HTTP's, or `NO_ANSWER`; `resource` a topic or subscription."""
+    """A call failed.
+
+    `status` is an HTTP status or `NO_ANSWER`; `resource` is a topic or subscription.
+    """
 
     def __init__(self, resource: str, *, status: int, reason: str) -> None:
         super().__init__(f"{resource}: {reason}")
@@ -50,7 +53,10 @@ class NoAnswerInTime(PubSubFailed):
 
 
 class PublishFailed(PubSubFailed):
-    """A publish was not confirmed: the broker may or may not have it. `resource` is the topic."""
+    """A publish was refused or not confirmed.
+
+    In the second case the broker may have the message. `resource` is the topic.
+    """
 
 
 class ResultTooLarge(PubSubError):
@@ -67,7 +73,7 @@ class ResultTooLarge(PubSubError):
 
 
 class UnchangeableField(PubSubError):
-    """A resource differs in a field that Pub/Sub sets once; `remedy` says what to do."""
+    """A resource differs in a field that Pub/Sub sets only at creation."""
 
     def __init__(self, resource: str, field: str, *, found: str, wanted: str, remedy: str) -> None:
         super().__init__(

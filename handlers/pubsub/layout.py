@@ -1,8 +1,8 @@
-"""The topics and subscriptions that the push door needs, as Google's own types.
+"""The topics and subscriptions that the push door needs.
 
-requests ──push──▶ door              requests that Pub/Sub gave up ──▶ dead letters
-dead letters ──push──▶ same door     publishes their final results
-dead letters ──pull──▶ people
+requests ──push──▶ door                  after too many deliveries ──▶ dead letters
+dead letters ──push──▶ same door         publishes their final results
+dead letters ──pull──▶ operators
 results ──pull──▶ clients
 """
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 DEAD_LETTER_FILTER: Final = "attributes:CloudPubSubDeadLetterSourceSubscription"
 """Selects messages that Pub/Sub dead-lettered, not those that a door dead-lettered because they had no id.
 
-Without the filter, and at the emulator, which ignores it, a door recognizes its own dead letters by their attributes.
+The emulator ignores the filter. Without it, a door recognizes its own dead letters by their attributes.
 """
 
 _DAY: Final = 86_400
 
 
 class LayoutOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Options of a layout; the names are those of our guides, short or full.
+    """Options of a layout. Names may be short or full.
 
-    `push_endpoint` is the door's URL. `push_service_account` signs the pushes for `push_audience`; without an
-    account, pushes have no token. `ack_deadline_seconds` is also the longest time of a request.
-    `max_delivery_attempts` is high because closed gates and busy gateways use up attempts too: with 10 to 600 s of
-    backoff, 35 attempts take about five hours. `filter` selects requests by attribute. An empty name omits an
-    optional subscription (`dead_letter_push_subscription`, `dead_letter_subscription`, `result_subscription`).
+    `push_endpoint` is the door's URL. Pushes have a token of `push_service_account` for `push_audience`; without an
+    account, they have no token. `ack_deadline_seconds` is also the longest time of a request. `max_delivery_attempts`
+    is high because closed gates and busy gateways use up attempts too: with 10 to 600 s of backoff, 35 attempts take
+    about five hours. `filter` selects requests by attribute. If its name is empty, an optional subscription is not
+    created (`dead_letter_push_subscription`, `dead_letter_subscription`, `result_subscription`).
     """
 
     project_id: str
@@ -65,11 +65,11 @@ class LayoutOptions(msgspec.Struct, frozen=True, kw_only=True):
         url = urlsplit(self.push_endpoint)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise InvalidSetting(
-                "push_endpoint", found=repr(self.push_endpoint), accepted="https://HOST/ of the push door"
+                "push_endpoint", found=repr(self.push_endpoint), accepted="the https:// URL of the push door"
             )
         if bool(self.push_service_account) != bool(self.push_audience):
             lacks = "push_audience" if self.push_service_account else "push_service_account"
-            raise InvalidSetting(lacks, found="nothing", accepted="account and audience, or neither of them")
+            raise InvalidSetting(lacks, found="nothing", accepted="both account and audience, or neither")
         for name, least, most in _BOUNDS:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
@@ -95,7 +95,7 @@ _BOUNDS: Final = (
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """The resources; `topics` are those of requests, results and dead letters, in that order."""
+    """All resources; `topics` are requests, results and dead letters."""
 
     topics: tuple[Topic, ...]
     subscriptions: tuple[Subscription, ...]
@@ -169,9 +169,8 @@ def _subscription(options: LayoutOptions, name: str, **fields: Any) -> Subscript
     return Subscription(
         name=subscription_path(options.project_id, name),
         message_retention_duration=_span(options.retention_seconds),
-        expiration_policy=ExpirationPolicy(
-            ttl=_span(options.expiration_seconds)
-        ),  # without a ttl it never expires
+        # Without a ttl, the subscription never expires.
+        expiration_policy=ExpirationPolicy(ttl=_span(options.expiration_seconds)),
         **fields,
     )
 

@@ -1,8 +1,8 @@
-"""Publish to topics; returns once the broker has confirmed.
+"""Publish to topics, and wait for the broker's confirmation.
 
 Publishes to one topic within a few milliseconds share a call. A call that fails for a temporary reason is retried
-while a caller waits for it. If a whole batch is refused, its publishes are sent one by one, so that an invalid one
-does not fail the others. Memory holds only publishes that a caller waits for.
+while a caller waits for it. If a batch is refused, its publishes are sent one by one, so that an invalid one does not
+fail the others. A publish is kept in memory only while its caller waits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from google.pubsub_v1.types import PublishRequest
 
 MAX_BYTES: Final = 10_000_000
-"""Pub/Sub's limit for one message and for one call. The emulator has no limits."""
+"""Pub/Sub's limit for one message and for one call; the emulator has none."""
 
 MAX_ATTRIBUTES: Final = 100
 MAX_ATTRIBUTE_NAME_BYTES: Final = 256
@@ -35,7 +35,7 @@ _ATTRIBUTE_FRAME_BYTES: Final = 12
 """Protobuf's tags and lengths around one attribute."""
 
 CERTAIN_BYTES: Final = 9_000_000
-"""A larger publish that is refused alone counts as too large, because the service may count differently."""
+"""A larger publish that is refused when sent alone counts as too large, because the service may count differently."""
 
 _BAD_REQUEST: Final = 400
 _TOO_LARGE_STATUSES: Final = (_BAD_REQUEST, 413)
@@ -44,10 +44,10 @@ _TOO_LARGE_STATUSES: Final = (_BAD_REQUEST, 413)
 class PublisherOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Time limits and batch sizes.
 
-    `timeout_seconds` is the time until a publish fails, including retries; `call_timeout_seconds` is the gRPC
-    deadline of one call. `linger_seconds` is how long the first publish of a batch waits for others. A batch has at
-    most `max_batch` publishes and `max_batch_bytes` bytes; at most `max_calls` run at once per topic. A gRPC call
-    costs as much CPU as about 50 of its publishes, so waiting 10 ms for a batch pays off.
+    A publish fails after `timeout_seconds`, including retries; `call_timeout_seconds` is the gRPC deadline of one call.
+    The first publish of a batch waits `linger_seconds` for others, since a gRPC call costs as much as about 50 of its
+    publishes. A batch has at most `max_batch` publishes and `max_batch_bytes` bytes. At most `max_calls` per topic
+    run at once.
     """
 
     timeout_seconds: float = 30.0
@@ -70,7 +70,7 @@ class TopicState(Enum):
 
 
 class Publisher:
-    """Publishes through `channel`, which its opener closes."""
+    """Publishes through `channel`, which it does not close."""
 
     def __init__(self, channel: PubSubChannel, options: PublisherOptions | None = None) -> None:
         self._channel = channel
@@ -86,16 +86,16 @@ class Publisher:
         *,
         timeout_seconds: float | None = None,
     ) -> str:
-        """Publish `data` to `topic` (short or full name); returns the broker's id for it.
+        """Publish `data` to `topic`; return the broker's message id.
 
-        Raises `ResultTooLarge` if no attempt could succeed. Raises `PublishFailed` for an invalid topic name, if the
-        broker refused, or if it did not confirm in time; in the last case it may still have the message.
+        `topic` is a short or full name. Raises `ResultTooLarge` if no attempt could succeed. Raises `PublishFailed` for
+        an invalid topic name, if the broker refused, or if it did not confirm in time; in the last case it may have the
+        message.
         """
         try:
             path = topic_path(self._channel.options.project_id, topic)
-        except (
-            InvalidSetting
-        ) as error:  # a request may name its own topic, and an invalid one is not the door's failure
+        # Not the door's setting: a request may name its own topic.
+        except InvalidSetting as error:
             raise PublishFailed(topic, status=_BAD_REQUEST, reason=str(error)) from error
         waiting = _waiting(path, data, attributes or {})
         if self._is_closed:
@@ -130,7 +130,7 @@ class Publisher:
         return TopicState.PRESENT
 
     async def close(self, grace_seconds: float = 10.0) -> None:
-        """Accept no more, send what waits, and wait for it; the rest fails."""
+        """Accept no more publishes; wait at most `grace_seconds` for the others."""
         self._is_closed = True
         async with asyncio.TaskGroup() as group:
             for batches in list(self._topics.values()):
@@ -143,7 +143,10 @@ class Publisher:
         await self.close()
 
     def _batches(self, path: str) -> TopicBatches:
-        """The batches of a topic; dropped when idle, since requests may name their own topics."""
+        """The batches of a topic.
+
+        They are dropped when idle, since requests may name any number of topics.
+        """
         batches = self._topics.get(path)
         if batches is None:
             batches = self._topics[path] = TopicBatches(
@@ -157,7 +160,7 @@ class Publisher:
         return batches
 
     async def _deliver(self, path: str, batch: list[Waiting]) -> None:
-        """Send a batch until it is confirmed, refused, or no caller waits for it."""
+        """Send a batch until it is confirmed, refused or no longer awaited."""
         from google.api_core.retry import AsyncRetry
 
         def is_wanted(error: Exception) -> bool:
@@ -180,7 +183,7 @@ class Publisher:
                 await self._refused(path, batch, error)
 
     async def _refused(self, path: str, batch: list[Waiting], error: PubSubFailed) -> None:
-        """Fail the refused publish; of several, send each alone to find it."""
+        """Fail a refused publish. To find it, send a batch one by one."""
         if len(batch) == 1:
             batch[0].fail(_refusal(path, batch[0], error))
         elif error.status in _TOO_LARGE_STATUSES:
@@ -246,7 +249,10 @@ def _unconfirmed(batch: list[Waiting]) -> list[Waiting]:
 
 
 def _publish_request(path: str, batch: list[Waiting]) -> PublishRequest:
-    """The call for a batch, built from protobuf's classes; proto-plus costs four times as much."""
+    """The request for a batch, made of protobuf's classes.
+
+    Those of proto-plus cost four times as much CPU time.
+    """
     from google.pubsub_v1.types import PublishRequest, PubsubMessage
 
     message, request = PubsubMessage.pb(), PublishRequest.pb()
@@ -255,7 +261,7 @@ def _publish_request(path: str, batch: list[Waiting]) -> PublishRequest:
 
 
 def _refusal(path: str, waiting: Waiting, error: PubSubFailed) -> Exception:
-    """The error of a publish that was refused alone; a large one counts as too large."""
+    """The error of a publish that was refused when sent alone."""
     if error.status in _TOO_LARGE_STATUSES and waiting.size > CERTAIN_BYTES:
         return ResultTooLarge("bytes of data and attributes", size=waiting.size, limit=CERTAIN_BYTES)
     return PublishFailed(path, status=error.status, reason=error.reason)

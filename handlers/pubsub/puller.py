@@ -1,7 +1,7 @@
 """Receive from a pull subscription under a lease: pull, extend, acknowledge, return.
 
 The lease is the subscription's ack deadline. A delivery that is not acknowledged by then is delivered again, to this
-reader or another, and Pub/Sub may deliver twice at any time. A reader that must not see a result twice therefore
+consumer or another, and Pub/Sub may deliver twice at any time. A consumer that must not handle a result twice therefore
 compares `id` and `request_token`.
 """
 
@@ -19,14 +19,17 @@ MAX_PULL: Final = 1_000
 """Pub/Sub's own limit for one pull."""
 
 _IDS_PER_CALL: Final = 1_000
-"""Ids in one call: about 200 kB, where the service accepts 512 kB."""
+"""Most ids in one call: about 200 kB, and the service accepts 512 kB."""
 
 _CALL_TIMEOUT_SECONDS: Final = 10.0
 _RETRIED_FOR_SECONDS: Final = 20.0
 
 
 class Pulled(msgspec.Struct, frozen=True):
-    """One delivery: `ack_id` names its lease; `delivery_attempt` is 0 without a dead-letter policy."""
+    """One delivery; `ack_id` names its lease.
+
+    `delivery_attempt` is 0 without a dead-letter policy.
+    """
 
     ack_id: str
     data: bytes
@@ -36,7 +39,7 @@ class Pulled(msgspec.Struct, frozen=True):
 
 
 class Puller:
-    """Reads `subscription` (short or full name) through `channel`, which its opener closes."""
+    """Reads `subscription` (short or full name) through `channel`."""
 
     def __init__(self, channel: PubSubChannel, subscription: str) -> None:
         self._channel = channel
@@ -55,9 +58,9 @@ class Puller:
         return float(found.ack_deadline_seconds)
 
     async def receive(self, limit: int, *, wait_seconds: float = 1.0) -> list[Pulled]:
-        """At most `limit` deliveries (at most `MAX_PULL`); empty if none arrive in `wait_seconds`.
+        """At most `limit` (and `MAX_PULL`) deliveries.
 
-        Raises `PubSubFailed`; call again if it `is_retryable`.
+        Empty if nothing arrives within `wait_seconds`. Raises `PubSubFailed`; call again if it `is_retryable`.
         """
 
         async def pull(clients: Clients) -> Any:
@@ -75,7 +78,7 @@ class Puller:
         return [_pulled(each) for each in type(answer).pb(answer).received_messages]
 
     async def ack(self, ack_ids: Sequence[str]) -> None:
-        """Acknowledge deliveries; repeating it has no effect."""
+        """Acknowledge deliveries. Repeating it is a no-op."""
 
         async def acknowledge(clients: Clients, ids: Sequence[str]) -> None:
             await clients.subscriber.acknowledge(
@@ -108,7 +111,7 @@ class Puller:
     async def _each(
         self, ack_ids: Sequence[str], call: Callable[[Clients, Sequence[str]], Awaitable[None]]
     ) -> None:
-        """Call with as many ids as one call may have; retry temporary failures."""
+        """Call with all ids, `_IDS_PER_CALL` at a time; retry temporary failures."""
         from google.api_core.exceptions import RetryError
         from google.api_core.retry import AsyncRetry
 
@@ -130,7 +133,7 @@ def _is_retryable(error: Exception) -> bool:
 
 
 def _pulled(received: Any) -> Pulled:
-    """Convert a protobuf ReceivedMessage; proto-plus would cost several times as much."""
+    """Convert a protobuf `ReceivedMessage`, which is cheaper than proto-plus's."""
     message = received.message
     return Pulled(
         received.ack_id,
