@@ -225,7 +225,6 @@ class BatchOutput:
             self.failed += 1
 
     def sync(self) -> None:
-        """Flush written lines to disk."""
         for file in (self._out, self._errors):
             file.flush()
             os.fsync(file.fileno())

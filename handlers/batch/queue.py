@@ -49,7 +49,6 @@ class BatchQueue:
         self._payload_keys: list[str] = []
 
     def request_id(self, number: int) -> str:
-        """The id of the request of line `number`."""
         return request_id(self._state.batch, number)
 
     def number(self, request_id: str) -> int | None:
@@ -124,10 +123,8 @@ class BatchQueue:
             return await self._submissions.depth(retry_queue)
 
     async def delete_results(self) -> None:
-        """Delete the result list."""
         with store_errors():
             await self._redis.unlink(self._state.results)
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._redis.aclose()

@@ -235,7 +235,6 @@ class ResultNames(msgspec.Struct, frozen=True):
 
     @property
     def allows_any(self) -> bool:
-        """Whether every name is allowed."""
         return ANY in self.names
 
     def allow(self, name: str) -> bool:

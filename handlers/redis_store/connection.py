@@ -84,7 +84,6 @@ class RedisOptions(msgspec.Struct, frozen=True):
 
     @property
     def is_cluster(self) -> bool:
-        """Whether the URL names a Redis Cluster."""
         return urlsplit(self.url).scheme.endswith(_CLUSTER)
 
 

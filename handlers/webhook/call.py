@@ -42,7 +42,6 @@ class CallAnswer(msgspec.Struct, frozen=True):
 
     @property
     def is_gone(self) -> bool:
-        """Whether the receiver responded 410 (Gone)."""
         return self.status == _GONE
 
     @property

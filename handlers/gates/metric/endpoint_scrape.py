@@ -300,7 +300,6 @@ class CountedScrapeGate(Gate):
         return Go()
 
     def state(self) -> GateState:
-        """State with the last value and the capacity."""
         return GateState(
             self.gate_type,
             budget=self.budget(),

@@ -199,7 +199,6 @@ class ReadingGate(Gate):
         )
 
     def shares_pool(self) -> bool:
-        """True, because all processes read the same number."""
         return True
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:  # noqa: ARG002 - a budget is for all
