@@ -92,7 +92,7 @@ class Windows:
     def rejected(self, band: int, sent_at: float, now: float, retry_after_seconds: float | None) -> None:
         """Shrink this and lower bands' windows, at most once per round trip.
 
-        Windows of higher bands stop growing for a while. With a `Retry-After`, this and lower bands close for that time.
+        Windows of higher bands stop growing for a while. A `Retry-After` closes this and lower bands for that time.
         """
         found = self.bands[band]
         is_new = sent_at > found.shrunk_at
