@@ -207,9 +207,9 @@ def test_retries_cross_to_a_processor_that_keeps_its_claims_and_back(parts: Exit
     """The other processor renews its claim during the wait. Only ours are killed: its own crash may end such a
     request twice.
     """
-    fleet, count = Fleet(parts, "keeps", 0.25), 210
-    for begin in range(0, count, 70):
-        for number in range(begin, begin + 70):
+    fleet, count = Fleet(parts, "keeps", 0.2), 120
+    for begin in range(0, count, 40):
+        for number in range(begin, begin + 40):
             queue_it(fleet.store, number)
         wait_until(
             lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6 or fleet.is_settled(), "both at work, or done"
