@@ -13,6 +13,7 @@ import click
 
 from handlers.contract.errors import InvalidSetting
 from handlers.duration import parse_duration
+from handlers.number_text import decimal
 
 if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient
@@ -35,11 +36,12 @@ class QueueFlags:
 
     @property
     def access(self) -> RedisAccess:
-        """User, password and certificates, from the same variables as the poller's."""
+        """User, password, certificates and time limit, from the same variables as the poller's."""
         from handlers.redis_store.submit.client_access import RedisAccess
 
-        given = {name: self.variables.get(f"REDIS_{name.upper()}", "") for name in RedisAccess.__slots__}
-        return RedisAccess(**given)
+        names = ("username", "password", "password_file", "ca_file", "cert_file", "key_file")
+        given = {name: self.variables.get(f"REDIS_{name.upper()}", "") for name in names}
+        return RedisAccess(**given, timeout_seconds=_timeout_seconds(self.variables))
 
     def client(self, **options: Any) -> AsyncClient:
         """A client of the queue; `options` are further fields of `ClientOptions` (Redis)."""
@@ -60,6 +62,14 @@ class QueueFlags:
             subscription=self.subscription,
             emulator_host=self.emulator_host,
         )
+
+
+def _timeout_seconds(variables: Mapping[str, str]) -> float:
+    found = variables.get("REDIS_TIMEOUT_SECONDS") or "2"
+    seconds = decimal(found)
+    if seconds is None or not 0.1 <= seconds <= 60:
+        raise InvalidSetting("REDIS_TIMEOUT_SECONDS", found=found, accepted="a number from 0.1 to 60")
+    return seconds
 
 
 WAIT_REPLICAS_FLAG = click.option(

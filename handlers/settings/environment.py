@@ -104,7 +104,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     redis_timeout_seconds: Annotated[
         float,
         about(
-            "Longest wait for data from Redis while a command is in flight; then the command is retried.",
+            "Longest wait for a connection to Redis, and for data while a command is in flight; then it is retried.",
             ge=0.1,
             le=60,
         ),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from handlers.pubsub.publisher import Publisher
 
 _TIMEOUT_SECONDS: Final = 10.0
+"""For a part, unless a setting allows a connection more."""
 _CLOCK_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.05
 _SET_UP: Final = "async-processor pubsub setup creates it"
@@ -61,20 +62,18 @@ async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
     faults = SettingFaults()
     await find_faults(settings, faults)
     faults.raise_all()
-    found = await asyncio.gather(*(_bounded(part, CHECKS[part](settings)) for part in parts))
+    env = settings.env
+    seconds = max(_TIMEOUT_SECONDS, env.redis_timeout_seconds, env.connect_timeout_seconds)
+    found = await asyncio.gather(*(_bounded(part, CHECKS[part](settings), seconds) for part in parts))
     return [*_tiers(settings), *(finding for findings in found for finding in findings)]
 
 
-async def _bounded(part: str, check: Awaitable[list[Finding]]) -> list[Finding]:
+async def _bounded(part: str, check: Awaitable[list[Finding]], seconds: float) -> list[Finding]:
     try:
-        async with asyncio.timeout(_TIMEOUT_SECONDS):
+        async with asyncio.timeout(seconds):
             return await check
     except TimeoutError:
-        return [
-            Finding(
-                part, "fault", f"no answer in {_TIMEOUT_SECONDS:g} s", "check network policies and proxies"
-            )
-        ]
+        return [Finding(part, "fault", f"no answer in {seconds:g} s", "check network policies and proxies")]
 
 
 def _tiers(settings: Settings) -> list[Finding]:

@@ -91,4 +91,5 @@ def redis_options(settings: Settings) -> RedisOptions:
         cert_file=env.redis_cert_file,
         key_file=env.redis_key_file,
         timeout_seconds=env.redis_timeout_seconds,
+        connect_timeout_seconds=env.redis_timeout_seconds,
     )

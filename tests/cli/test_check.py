@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from handlers.cli import main
 from handlers.demo.stack import Stack, StackOptions
 from handlers.wiring.checks import clock_finding
+from tests.servers.forked import PATIENT
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,9 @@ def stack() -> Iterator[Stack]:
 def check(*arguments: str, **variables: str) -> Result:
     """The outcome of the command with these settings and no others."""
     others = dict.fromkeys(set(os.environ) - {"PATH", "HOME"})
-    return CliRunner().invoke(main, ["check", *arguments], env={**others, "COLUMNS": "200", **variables})
+    return CliRunner().invoke(
+        main, ["check", *arguments], env={**others, "COLUMNS": "200", **PATIENT, **variables}
+    )
 
 
 def findings(*arguments: str, **variables: str) -> tuple[int, dict[str, dict[str, Any]]]:

@@ -25,6 +25,7 @@ from handlers.cli.batch import Rate
 from handlers.contract.envelope import decode_member
 from handlers.contract.request import Request
 from tests.client.echo_poller import answer
+from tests.servers.forked import PATIENT
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,7 @@ class Shell:
             "REDIS_URL": url,
             "REQUEST_QUEUE_NAME": self.queue,
             "RESULT_QUEUE_NAME": self.results,
+            **PATIENT,
         }
 
     def run(self, *arguments: str, stdin: str = "") -> Result:

@@ -13,8 +13,12 @@ import pytest
 from handlers.cli.flags import QueueFlags
 from handlers.client import Client, RedisAccess
 from handlers.client.options import ClientOptions
+from handlers.contract.errors import InvalidSetting
+from handlers.redis_store.submit.client_access import client_options
+from handlers.settings.settings import load_settings
+from handlers.wiring.credentials import redis_options
 from tests.servers.certificates import self_signed
-from tests.servers.forked import COMMAND, ForkedChild, run_forked, running_gateway
+from tests.servers.forked import COMMAND, PATIENT, ForkedChild, run_forked, running_gateway
 from tests.servers.presence import program_path
 from tests.servers.redis_topologies import Server
 
@@ -38,7 +42,7 @@ class Locked:
         """As a poller has them."""
         files = dict.fromkeys(("REDIS_CA_FILE", "REDIS_CERT_FILE", "REDIS_KEY_FILE"), self.pem)
         named = {"REDIS_URL": self.url, "REQUEST_QUEUE_NAME": self.queue}
-        return {**named, **files, "REDIS_PASSWORD_FILE": str(self.password_file)}
+        return {**PATIENT, **named, **files, "REDIS_PASSWORD_FILE": str(self.password_file)}
 
     def run(self, *arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
         given = {name: value for name, value in self.variables.items() if name != without}
@@ -108,3 +112,17 @@ def test_flags_and_access_show_no_password() -> None:
     flags = QueueFlags(variables=variables)
     assert flags.access.password == SECRET
     assert SECRET not in repr(flags) + repr(flags.access)
+
+
+@pytest.mark.parametrize(("variable", "seconds"), [("", 2.0), ("7", 7.0)])
+def test_commands_wait_as_long_for_a_connection_as_a_poller_does(variable: str, seconds: float) -> None:
+    access = QueueFlags(variables={"REDIS_TIMEOUT_SECONDS": variable}).access
+    assert client_options("redis://h", access).connect_timeout_seconds == seconds
+    settings = load_settings({"IGW_BASE_URL": "http://h", "REDIS_TIMEOUT_SECONDS": variable})
+    assert redis_options(settings).connect_timeout_seconds == seconds
+
+
+@pytest.mark.parametrize("wrong", ["soon", "0", "61", "nan"])
+def test_an_invalid_time_limit_is_refused_by_its_name(wrong: str) -> None:
+    with pytest.raises(InvalidSetting, match="REDIS_TIMEOUT_SECONDS"):
+        _ = QueueFlags(variables={"REDIS_TIMEOUT_SECONDS": wrong}).access

@@ -41,7 +41,8 @@ class RedisAccess:
 
     `username` and `password` override the URL's. `password_file` overrides both passwords and is read for every new
     connection, so that a secret may rotate. `ca_file` (PEM) is the CA of the server's certificate; empty means the
-    system's CAs. `cert_file` and `key_file` are the client's own certificate.
+    system's CAs. `cert_file` and `key_file` are the client's own certificate. `timeout_seconds` is the longest wait for
+    a connection.
     """
 
     username: str = ""
@@ -50,6 +51,7 @@ class RedisAccess:
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
+    timeout_seconds: float = 2.0
 
     def current_password(self) -> str:
         """The current password. Raises `OSError` or `ValueError` if its file cannot be read."""
@@ -69,6 +71,7 @@ def client_options(url: str, access: RedisAccess | None = None) -> RedisOptions:
         cert_file=access.cert_file,
         key_file=access.key_file,
         timeout_seconds=CALL_TIMEOUT_SECONDS,
+        connect_timeout_seconds=access.timeout_seconds,
         max_connections=CONNECTIONS,
     )
 
