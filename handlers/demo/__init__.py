@@ -1,1 +1,1 @@
-"""The whole stack on one machine, for the commands `demo` and `dev`."""
+"""The whole stack on one machine, for `demo`, `dev` and the tests."""

@@ -1,4 +1,4 @@
-"""`async-processor demo`: one run through all parts, with a live view and a closing table."""
+"""`async-processor demo`: run requests through all parts, show and check results."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ _HEALTHY: Final = 10
 _MOST_MISSING: Final = 20
 _GATEWAY: Final = ("--capacity", "16", "--queue-size", "64", "--time-to-first-token", "0.05")
 _VARIABLES: Final = {"REQUEST_TIMEOUT_SECONDS": "3", "WORKERS": "32", "SHUTDOWN_GRACE_SECONDS": "5"}
-_PUBSUB_SHARE: Final = 0.2  # the emulator pushes two at a time
+_PUBSUB_SHARE: Final = 0.2  # the emulator is slow: it pushes two messages at a time
 
 
 class DemoOptions(msgspec.Struct, frozen=True):
-    """Number of requests, whether to use Pub/Sub, and the time limit in seconds."""
+    """Options of a demo run."""
 
     requests: int = 200
     has_pubsub: bool = True
@@ -61,7 +61,7 @@ class DemoOptions(msgspec.Struct, frozen=True):
 
 
 def run_demo(options: DemoOptions, console: Console) -> bool:
-    """Run the demo; True if every request got exactly one final result."""
+    """Run the demo; return whether each request got exactly one final result."""
     with TemporaryDirectory(prefix="async-processor-") as folder:
         witness = Path(folder) / "witness.jsonl"
         stack_options = StackOptions(
@@ -85,8 +85,11 @@ class _Run:
         self._brokers = ["Redis", "Pub/Sub"] if stack.emulator_host else ["Redis"]
 
     async def run(self) -> bool:
-        """A healthy run, then one with faults; True if every request got exactly one final result."""
-        self._console.print("\n[bold]Healthy[/]: a few requests to a gateway that answers.")
+        """Make a healthy run, then one with faults.
+
+        Returns whether each request got exactly one final result.
+        """
+        self._console.print("\n[bold]Healthy[/]: a few requests to a gateway that answers all of them.")
         tallies = {name: DemoTally() for name in self._brokers}
         for one, other in zip(healthy(_HEALTHY, "redis"), healthy(_HEALTHY, "pubsub"), strict=True):
             await self._phase([one], [other], (), tallies)
@@ -101,8 +104,8 @@ class _Run:
         also = f" and {len(pubsub)} through Pub/Sub" if "Pub/Sub" in self._brokers else ""
         self._console.print(
             f"\n[bold]Faults[/]: {counted(count + len(BROKEN_IDS), 'request')} through Redis "
-            f"({len(BROKEN_IDS)} of them malformed){also}; the gateway resets, hangs, "
-            "truncates, refuses and breaks down."
+            f"({len(BROKEN_IDS)} of them malformed){also}; the gateway resets connections, hangs, "
+            "truncates responses, and answers with errors."
         )
         tallies = {name: DemoTally() for name in self._brokers}
         await self._phase(list(planned(count, "redis")), pubsub, BROKEN, tallies)
@@ -130,7 +133,7 @@ class _Run:
         return {name: (tally, stages(tally, witnessed)) for name, tally in tallies.items()}
 
     def _report_missing(self, ways: Mapping[str, tuple[DemoTally, Stages]]) -> bool:
-        """Print each request that has no result, and where the logs are; True if every request has one."""
+        """Print each request without a result; return whether all have one."""
         lines = missing_lines(ways, time.time())
         if not lines:
             return True
@@ -144,7 +147,7 @@ class _Run:
             self._console.print(f"  … and {len(lines) - _MOST_MISSING} more")
         logs = self._keep_logs()
         self._console.print(
-            f"Search their ids in the logs of the processes: {logs}", highlight=False, soft_wrap=True
+            f"Search for their ids in the logs of the processes: {logs}", highlight=False, soft_wrap=True
         )
         return False
 
@@ -162,7 +165,7 @@ class _Run:
         broken: Sequence[bytes],
         tallies: Mapping[str, DemoTally],
     ) -> None:
-        """Send all of these and wait for their results, at most until the time limit."""
+        """Send these requests and wait for their results until the time limit."""
         work = [_redis_way(self._stack, redis, broken, tallies["Redis"])]
         if "Pub/Sub" in tallies:
             work.append(_pubsub_way(self._stack, pubsub, tallies["Pub/Sub"]))
@@ -176,7 +179,7 @@ class _Run:
             await asyncio.gather(watch, return_exceptions=True)
 
     async def _watch(self, tallies: Mapping[str, DemoTally]) -> None:
-        """Show where the requests are: a live view in a terminal, else a line every two seconds."""
+        """Show the progress, live in a terminal, else as a line."""
         if not self._console.is_terminal:
             await self._watch_lines(tallies)
         with Live(console=self._console, refresh_per_second=8, transient=True) as live:
@@ -200,7 +203,10 @@ class _Run:
 async def _redis_way(
     stack: Stack, requests: Sequence[Planned], broken: Sequence[bytes], tally: DemoTally
 ) -> None:
-    """Queue requests in Redis, and read results until all have arrived."""
+    """Queue requests in Redis, and read results until all have arrived.
+
+    `broken` are malformed members.
+    """
     if broken:
         await queue_broken(stack.redis_url, QUEUE, broken)
         tally.sent_at |= dict.fromkeys(BROKEN_IDS, time.time())
@@ -227,7 +233,7 @@ async def _depths(stack: Stack) -> QueueDepths:
 
 
 async def _pubsub_way(stack: Stack, requests: Sequence[Planned], tally: DemoTally) -> None:
-    """Publish requests to a topic with a push subscription, and pull their results."""
+    """Publish requests to a topic, and pull results until all have arrived."""
     channel = PubSubChannel(PubSubOptions(project_id=DEMO_PROJECT, emulator_host=stack.emulator_host))
     publisher, puller = Publisher(channel), Puller(channel, RESULT_SUBSCRIPTION)
     try:
@@ -256,7 +262,7 @@ def _body(request: Planned, now: float) -> bytes:
 
 
 def _take_once(tally: DemoTally, data: bytes) -> None:
-    """Keep the first result of each id, since Pub/Sub may deliver a result twice."""
+    """Count the first result of each id: Pub/Sub may deliver it twice."""
     result = decode_result(data)
     if result.id in tally.sent_at and result.id not in tally.results:
         tally.take(result, time.time())
@@ -270,15 +276,15 @@ _TROUBLES: Final[dict[int, dict[str, Any]]] = {
     9: {"status": 400},
     13: {"fault": "truncated", "times": 1},
 }
-"""Position among twenty requests -> the gateway's fault; it answers the others at once."""
+"""Position among twenty requests -> simulated fault; the gateway answers the other requests at once."""
 
 SHORT_DEADLINE_PLACE: Final = 11
-"""Position of a request whose gateway fails until its deadline."""
+"""Position of a request for which the gateway fails until its deadline."""
 _ROUND: Final = 20
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """One request of the demo; `deadline_seconds` from now."""
+    """One request of the demo; its deadline is in `deadline_seconds`."""
 
     request_id: str
     payload: dict[str, Any]
@@ -286,7 +292,7 @@ class Planned(msgspec.Struct, frozen=True):
 
 
 def planned(count: int, prefix: str) -> Iterator[Planned]:
-    """Plan `count` requests; the same every time."""
+    """Plan `count` requests, always the same ones."""
     for number in range(count):
         place = number % _ROUND
         request_id = f"{prefix}-{number:05d}"
@@ -298,7 +304,7 @@ def planned(count: int, prefix: str) -> Iterator[Planned]:
         trouble = _TROUBLES.get(place)
         if place == SHORT_DEADLINE_PLACE:
             trouble = {"status": 503}
-        # The key lets the gateway recognize a request again, and its witness log name it.
+        # By the key the gateway recognizes a request that is retried, and names it in its witness log.
         payload["simulate"] = {"key": request_id, **(trouble or {})}
         yield Planned(request_id, payload, 6.0 if place == SHORT_DEADLINE_PLACE else 120.0)
 
@@ -316,9 +322,9 @@ BROKEN: Final = (
     b'{"id":"broken-payload","payload":"Hi","deadline":1999999999}',
     b"not JSON at all",
 )
-"""Invalid members, which our clients would not queue; each must end as a result or a dead letter."""
+"""Invalid members, which our clients would not queue. Each must end as a result or a dead letter."""
 BROKEN_IDS: Final = ("broken-deadline", "broken-payload")
-"""Ids of `BROKEN` that can be read; each gets a result."""
+"""The readable ids in `BROKEN`; each gets a result."""
 
 
 async def queue_broken(redis_url: str, queue: str, members: Sequence[bytes]) -> None:

@@ -1,6 +1,6 @@
 """Find and run Google's Pub/Sub emulator, for the demo and the tests.
 
-It is a Java program of the Cloud SDK. It keeps nothing across a restart and accepts requests without a token.
+It is a Java program in the Cloud SDK. A restart loses its data, and it accepts requests without a token.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class NoEmulator(msgspec.Struct, frozen=True):
 
 
 def find_emulator(jar: str = "", *, search_path: str | None = None) -> EmulatorCommand | NoEmulator:
-    """The emulator at `jar`, else on the search path (None: the process's own), else in a Cloud SDK.
+    """Find the emulator: at `jar`, on PATH or in a Cloud SDK.
 
-    The Cloud SDK is found as the folder around `gcloud`, or at its usual places. Nothing is executed.
+    A given `search_path` replaces PATH. A Cloud SDK is the folder around `gcloud`, or in a usual place. No program is
+    executed.
     """
     java = shutil.which("java", path=search_path)
     if java is None:
@@ -76,14 +77,14 @@ def _sdk_folders(search_path: str | None) -> list[Path]:
 
 
 def _with_java(java: str, jar: Path) -> EmulatorCommand:
-    # Serial collector and first-tier compiler: it starts in 1 s and stays at one core beside the demo.
+    # With the serial collector and only the first compiler, it starts in 1 s and uses at most one core.
     return EmulatorCommand(
         (java, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m", "-jar", str(jar))
     )
 
 
 class PubSubEmulator(Child):
-    """A running emulator on a free loopback port; leaving the context stops it."""
+    """Context manager of an emulator on a free loopback port."""
 
     def __init__(self, found: EmulatorCommand, *, timeout_seconds: float = 90.0) -> None:
         """Start it and wait until it answers. Raises `ChildFailed`."""
@@ -116,7 +117,7 @@ RESULT_SUBSCRIPTION: Final = "async-proc-results-sub"
 
 
 def create_layout(emulator_host: str, push_url: str) -> None:
-    """Create everything on the emulator; existing resources stay unchanged."""
+    """Create topics and subscriptions on the emulator, unless they exist."""
     asyncio.run(_create_layout(emulator_host, push_url))
 
 
@@ -128,12 +129,12 @@ async def _create_layout(emulator_host: str, push_url: str) -> None:
             request_topic=REQUEST_TOPIC,
             result_topic=RESULT_TOPIC,
             result_subscription=RESULT_SUBSCRIPTION,
-            # With a retry policy of a second or more the emulator (0.8.20) loses nacked messages. Measured with a bare
-            # HTTP server that nacks half of 40 messages with 503: 1 to 12 of them were never pushed again in 6 of 7
-            # runs, whatever the ack deadline (10, 20, 600 s); without a backoff, 0 in 5 runs.
+            # With a backoff of a second or more, the emulator (0.8.20) loses nacked messages. An HTTP server that
+            # answered half of 40 pushes with 503 never got 1 to 12 of them again in 6 of 7 runs, with any ack deadline
+            # (10, 20, 600 s); without a backoff, it got all in 5 runs.
             minimum_backoff_seconds=0,
             maximum_backoff_seconds=0,
-            max_delivery_attempts=100,  # without a backoff a busy gateway uses them up sooner
+            max_delivery_attempts=100,  # without a backoff, a busy gateway uses up more attempts
             result_ack_deadline_seconds=10,
         )
     )

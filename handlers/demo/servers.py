@@ -36,14 +36,14 @@ class Child:
 
     @staticmethod
     def start(command: Sequence[str], environment: Mapping[str, str], output: int) -> subprocess.Popen[bytes]:
-        """Start the process; `output` is the descriptor that takes what it writes."""
+        """Start the process; it writes to the file descriptor `output`."""
         return subprocess.Popen(  # noqa: S603  # commands of our own
             list(command),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for our process
+            start_new_session=True,  # so that Ctrl-C reaches our process only
         )
 
     def output(self) -> str:
@@ -51,7 +51,7 @@ class Child:
         return os.pread(self._log.fileno(), size, 0).decode("utf-8", "replace")
 
     def wait_for(self, found: Callable[[str], str | None], timeout_seconds: float = 60.0) -> str:
-        """Wait until `found` returns something from the output. Raises `ChildFailed`."""
+        """Wait until `found` returns a value for the output. Raises `ChildFailed`."""
         end = time.monotonic() + timeout_seconds
         while True:
             value = found(self.output())
@@ -69,7 +69,7 @@ class Child:
         return "\n".join(self.output().splitlines()[-_LOG_LINES:])
 
     def stop(self, timeout_seconds: float = 5.0) -> None:
-        """Stop it with SIGTERM, then SIGKILL; a no-op if it has ended."""
+        """Stop the process with SIGTERM, then SIGKILL. A no-op if it has ended."""
         self.process.terminate()
         try:
             self.process.wait(timeout_seconds)
@@ -96,7 +96,7 @@ _TRIES: Final = 1_000
 
 
 def free_port() -> int:
-    """A free port of the loopback interface. Raises `OSError` if all are taken."""
+    """A free port of the loopback interface. Raises `OSError` if none is found."""
     for _ in range(_TRIES):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)  # two test processes may share the seed of `random`
         with contextlib.suppress(OSError), socket.socket() as listener:

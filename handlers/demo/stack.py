@@ -1,6 +1,6 @@
-"""Start the whole stack in real processes: Valkey, gateway, handler, poller, and Pub/Sub if found.
+"""Start the whole stack: Valkey, gateway, handler, poller, and Pub/Sub if found.
 
-Each part is the product's own command, as in a cluster; only the gateway is simulated.
+Each part is a process that runs the same command as in a cluster; only the gateway is simulated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _POLLING = re.compile(r'"event":"polling".*"metrics_port":(\d+)')
 
 
 class StackOptions(msgspec.Struct, frozen=True):
-    """What to start.
+    """Options of a stack.
 
     `gateway_arguments` go to the simulated gateway, `variables` to handler and poller. Ports of 0 are chosen. With
     `has_pubsub` False, Pub/Sub is left out even if its emulator is found. `child` starts gateway, handlers and poller.
@@ -49,7 +49,7 @@ class StackOptions(msgspec.Struct, frozen=True):
 
 
 class Stack:
-    """A running stack; leaving the context stops everything, last started first."""
+    """Context manager of a running stack. Its parts stop in reverse order."""
 
     def __init__(self, options: StackOptions) -> None:
         """Start all parts and wait until each is ready. Raises the failing part's error."""
@@ -99,7 +99,7 @@ class Stack:
         emulator = self._parts.enter_context(PubSubEmulator(found))
         self.emulator_host = emulator.host
         self._options.on_started("pub/sub emulator", emulator.host)
-        # The subscription names the door, and the door needs its topic, so the port is chosen first.
+        # The subscription contains the door's URL, and the door needs its topic, so the port is chosen first.
         port = free_port()
         create_layout(emulator.host, f"http://127.0.0.1:{port}/push")
         push_url = self._start_handler(

@@ -35,7 +35,7 @@ def find_valkey(search_path: str | None = None) -> str:
 
 
 class Valkey:
-    """A running server on a free loopback port, with its own append-only file."""
+    """Context manager of a server on a loopback port, with append-only file."""
 
     def __init__(self, program: str, port: int = 0) -> None:
         """Start it and wait until it answers. Raises `ChildFailed`."""

@@ -1,4 +1,4 @@
-"""Output of the demo: a line while it runs, two tables at the end."""
+"""Output of the demo: progress while it runs, tables at the end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def progress_view(depths: QueueDepths, tally: DemoTally) -> RenderableType:
 
 
 def progress_line(depths: QueueDepths, tallies: Mapping[str, DemoTally]) -> str:
-    """The progress as one line of text, for output that is not a terminal."""
+    """The progress as one line of text, for use without a terminal."""
     parts = []
     for name, tally in tallies.items():
         parts.append(f"{name}: {len(tally.results)} of {counted(len(tally.sent_at), 'result')}")
@@ -85,14 +85,14 @@ def closing_table(ways: Mapping[str, tuple[DemoTally, Stages]], timeout_seconds:
 def explanation(malformed: int, dead: int) -> str:
     """Why the counts differ from the number of requests."""
     return (
-        f"Redis: {malformed} of the requests sent are malformed on purpose, beside those asked for; each has an "
-        f"error result.\nDead letters: {dead}. One more malformed member has no readable id. No result can be "
-        "addressed to it, so it is kept as a dead letter."
+        f"Redis: {malformed} additional requests are malformed on purpose; each has an error result.\n"
+        f"Dead letters: {dead}. One more malformed queue entry has no readable id, so it cannot get a result and is "
+        "kept as a dead letter."
     )
 
 
 def missing_lines(ways: Mapping[str, tuple[DemoTally, Stages]], now: float) -> list[str]:
-    """One line for each request without a result: its id, its attempts, and the time since its last one."""
+    """One line per request without a result, with its id and attempts."""
     lines = []
     for name, (tally, stage) in ways.items():
         for request_id in tally.missing:
@@ -135,9 +135,9 @@ def _percentiles(values: Sequence[float]) -> str:
 
 
 class WitnessLine(msgspec.Struct):
-    """One request as the gateway saw it; times are Unix seconds.
+    """One request in the witness log; times are in Unix seconds.
 
-    A request without a slot was never admitted.
+    `admitted_at` is None if it got no slot.
     """
 
     key: str = ""
@@ -186,7 +186,7 @@ class DemoTally(msgspec.Struct):
 
 
 class Stages(msgspec.Struct, frozen=True):
-    """Seconds per stage, one value a request, and how often each was tried."""
+    """Seconds per stage (one value per request), and attempts by request."""
 
     queue: list[float]
     gateway: list[float]
@@ -204,7 +204,7 @@ class Stages(msgspec.Struct, frozen=True):
 
 
 def read_witness(lines: Iterable[bytes]) -> list[WitnessLine]:
-    """The witness log; a last line that is still being written is left out."""
+    """The lines of the witness log, without an incomplete last one."""
     return [_decoder.decode(line) for line in lines if line.endswith(b"}\n")]
 
 

@@ -1,5 +1,7 @@
-"""Simulated OpenAI-compatible gateway with a capacity, latencies and faults on demand; all other parts are real.
+"""Simulated OpenAI-compatible gateway with capacity, latency and faults.
 
-engine    slots, queue, rejection and eviction         faults   which fault a request meets
-protocol  HTTP, byte by byte where a fault needs it    replies  bodies and pages      witness  log of requests
+engine    slots, queue, rejection and eviction
+faults    chooses and sends the fault of a request
+replies   bodies of responses, and pages
+service   HTTP server and witness log (a line for each request)
 """

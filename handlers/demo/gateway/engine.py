@@ -1,4 +1,4 @@
-"""Slots and the queue behind them: admission, waiting, rejection and eviction of requests."""
+"""Slots and queue of the gateway: admit, reject and evict requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 class EngineOptions(msgspec.Struct):
-    """May be changed while the engine runs. Latency is time to first token + tokens times time per token."""
+    """Options, which may be changed while the engine runs. Times are in seconds."""
 
     capacity: int = 32
     queue_size: int = 256
@@ -18,16 +18,16 @@ class EngineOptions(msgspec.Struct):
     evicts: bool = False
 
     def latency_seconds(self, tokens: int) -> float:
-        """Seconds that a request of that many tokens runs."""
+        """Seconds for which a request of that many tokens runs."""
         return self.time_to_first_token + tokens * self.time_per_token
 
 
 class Rejected(Exception):
-    """No slot and no place in the queue is free; the message is the dropped reason."""
+    """Slots and queue are full; the message is the dropped reason."""
 
 
 class Engine:
-    """Counts running requests; `peak` is the most that ran at once."""
+    """Slots and queue; `peak` is the most requests running at once."""
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
@@ -45,18 +45,18 @@ class Engine:
 
     @property
     def saturation(self) -> float:
-        """Running and waiting as a share of the capacity."""
+        """Running and waiting requests as a share of the capacity."""
         return (self.running + self.waiting) / max(1, self.options.capacity)
 
     def take_at_once(self) -> bool:
-        """Take a free slot, if there is one and nobody waits for it."""
+        """Take a free slot, if no request waits for it."""
         if self.running >= self.options.capacity or self.waiting:
             return False
         self._start()
         return True
 
     async def take(self, *, is_sheddable: bool) -> None:
-        """Take a slot, after waiting if necessary. Raises `Rejected`; return every slot."""
+        """Wait for a slot and take it. Raises `Rejected`. Return it with `give_back`."""
         if self.take_at_once():
             return
         if is_sheddable and self.options.evicts:
@@ -98,7 +98,7 @@ class Engine:
         self.admit_waiting()
 
     def fit(self) -> None:
-        """After a change of the capacity: start waiting requests, or evict those that no longer fit."""
+        """Start or evict requests after a change of the capacity."""
         if self.options.evicts:
             for _ in range(self.running - self.options.capacity):
                 self._evict()

@@ -1,4 +1,4 @@
-"""Choose a request's fault: the one that its payload names, else a random one.
+"""Choose a fault from the payload, or at random, and send it.
 
 "simulate": {"status": 503, "retry_after": "2", "times": 2, "key": "r1"}    the first two times for r1
 "simulate": {"fault": "reset"}                                              always
@@ -37,7 +37,10 @@ FAULTS: Final = (
 
 
 class Simulate(msgspec.Struct, frozen=True):
-    """A fault in a payload; `times` 0 means always, `bytes` is the size of a huge body."""
+    """A fault in a payload.
+
+    It applies to the first `times` requests with this `key` (0: to all). `bytes` is the size of a `huge_body`.
+    """
 
     key: str = ""
     status: int = 0
@@ -49,7 +52,7 @@ class Simulate(msgspec.Struct, frozen=True):
 
 
 class Payload(msgspec.Struct):
-    """The fields that the gateway reads of a payload."""
+    """The fields of a payload that the gateway reads."""
 
     model: str = ""
     prompt: object = ""
@@ -60,11 +63,11 @@ class Payload(msgspec.Struct):
 
 
 class UnknownFault(ValueError):
-    """A fault that does not exist; the message lists the known ones."""
+    """An unknown fault; the message lists the known ones."""
 
 
 class Faults:
-    """Chooses faults. `rates` maps a fault or a status (as text) to its share of all requests."""
+    """Chooses faults; `rates` are shares of all requests, by fault or status."""
 
     def __init__(self, rates: Mapping[str, float], seed: int) -> None:
         self._draw = random.Random(seed)  # a simulation
@@ -116,7 +119,7 @@ Break = Callable[[Simulate, bytes, "GatewayProtocol"], Awaitable[None]]
 
 
 async def break_response(fault: Simulate, body: bytes, to: GatewayProtocol) -> None:
-    """Send the fault in place of `body`."""
+    """Send the fault instead of `body`."""
     await _BREAKS[fault.fault](fault, body, to)
 
 

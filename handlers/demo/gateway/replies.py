@@ -1,4 +1,4 @@
-"""Bodies and pages: OpenAI's answers, and metrics of vLLM and the inference extension."""
+"""Bodies in OpenAI's format; metrics of vLLM and the inference extension."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def chat_completion(payload: Payload, number: int, tokens: int) -> bytes:
 
 
 def embeddings(payload: Payload, number: int, _tokens: int) -> bytes:
-    """One embedding of 8 numbers for each input; the same for the same number."""
+    """One embedding of 8 numbers per input, determined by `number`."""
     inputs = payload.input if isinstance(payload.input, list) else [payload.input]
     rows = [
         {
@@ -66,12 +66,15 @@ def models() -> bytes:
 
 
 def error(status: int, message: str) -> bytes:
-    """An error in the words of OpenAI's servers."""
+    """An error in OpenAI's format."""
     return msgspec.json.encode({"error": {"message": message, "type": "simulated", "code": status}})
 
 
 def metrics(engine: Engine, pool: str) -> bytes:
-    """The exposition text: one model server, and the router in front, under old and new names."""
+    """The metrics of one model server and of the router in front.
+
+    Those of the router have their old and new names.
+    """
     model, by_pool, by_name = (
         f'model_name="{MODEL}",inference_pool="{pool}"',
         f'inference_pool="{pool}"',

@@ -1,4 +1,4 @@
-"""Answer requests: pages, completions, and the control of the simulation."""
+"""HTTP server of the gateway: pages, completions, control of the simulation."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _payload_decoder = msgspec.json.Decoder(Payload)
 
 
 class Exchange(msgspec.Struct):
-    """A received request; header names in lower case, times in Unix seconds.
+    """A received request.
 
-    `admitted_at` is set once, when it gets its slot.
+    Header names are in lower case, times in Unix seconds. `admitted_at` is when it got its slot.
     """
 
     method: str
@@ -46,7 +46,7 @@ class Exchange(msgspec.Struct):
 
 
 class Service:
-    """The gateway behind its connections; objectives in `sheddable` are evicted first."""
+    """The gateway; requests with objectives in `sheddable` are evicted first."""
 
     def __init__(
         self,
@@ -73,7 +73,10 @@ class Service:
         }
 
     def answer_at_once(self, exchange: Exchange, to: GatewayProtocol) -> bool:
-        """Answer what takes no time: pages, and completions without latency, queue or fault."""
+        """Answer a page, or a completion without latency, queue and fault.
+
+        Returns False for all others; then call `answer`.
+        """
         if exchange.path not in self._paths:
             self._page(exchange, to)
             return True
@@ -127,7 +130,7 @@ class Service:
     ) -> None:
         if fault.status:
             headers = [("retry-after", fault.retry_after)] if fault.retry_after else []
-            to.reply(fault.status, replies.error(fault.status, "as asked for"), headers)
+            to.reply(fault.status, replies.error(fault.status, "simulated"), headers)
             self._note(exchange, payload, fault.status)
             return
         await break_response(fault, replies.text_completion(payload, 0, DEFAULT_TOKENS), to)
@@ -159,7 +162,7 @@ class Service:
     def _payload(self, exchange: Exchange, to: GatewayProtocol) -> Payload | None:
         """The payload, or None after an error was sent."""
         if exchange.method != "POST":
-            to.reply(405, replies.error(405, "only POST here"))
+            to.reply(405, replies.error(405, "expected POST"))
             return None
         try:
             return _payload_decoder.decode(exchange.body)
@@ -224,7 +227,7 @@ class Service:
         options = self.engine.options
         for name, value in wanted.items():
             if name not in asdict(options):
-                raise KeyError(f"{name} is no option of the engine")
+                raise KeyError(f"{name} is not an option of the engine")
             setattr(options, name, type(getattr(options, name))(value))
         self.engine.fit()
 
@@ -302,7 +305,7 @@ class GatewayProtocol(asyncio.Protocol):
             self._next()
 
     def head(self, status: int, headers: list[tuple[str, str]], length: int | None) -> bytes:
-        """Encode the head of a response; with `length` None, `headers` set the framing."""
+        """Encode the head of a response. Without a `length`, `headers` set the framing."""
         lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Status"))]
         lines += [f"{name}: {value}".encode("latin-1") for name, value in headers]
         if length is not None:
@@ -321,7 +324,7 @@ _FLUSH_SECONDS = 0.05
 
 
 class Witness:
-    """Appends to `path`; without a path it only counts."""
+    """Log of requests. Without a `path`, it only counts statuses."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = path.open("ab") if path else None
@@ -339,9 +342,9 @@ class Witness:
         ended_at: float,
         status: int,
     ) -> None:
-        """Record one request; `status` is 0 if none was sent, 499 if the client left.
+        """Record one request.
 
-        `admitted_at` is when it got its slot, or None.
+        `status` is 0 if none was sent, 499 if the client disconnected. `admitted_at` is None if it got no slot.
         """
         self.statuses[status] = self.statuses.get(status, 0) + 1
         if self._file is None:
