@@ -69,6 +69,15 @@ _TRY_PUBSUB = """\
 "prompt":"Hi, good morning "}, "deadline" :"1999999999" }'
   gcloud pubsub subscriptions pull $RESULT_SUBSCRIPTION_ID --auto-ack --limit=1"""
 
+_DISTURB = """
+Make the gateway slow or failing while it runs; each change takes effect at once:
+  curl -d '{"time_to_first_token": 5}' $IGW_BASE_URL/simulate/engine            # slow: 5 s for each request
+  curl -d '{"capacity": 1, "queue_size": 0}' $IGW_BASE_URL/simulate/engine      # full: one at a time, others get 429
+  curl -d '{"503": 0.5, "reset": 0.1}' $IGW_BASE_URL/simulate/faults            # failing: half get 503, a tenth a reset
+  curl -d '{"time_to_first_token": 0.2, "capacity": 32, "queue_size": 256}' $IGW_BASE_URL/simulate/engine   # as before
+  curl -d '{}' $IGW_BASE_URL/simulate/faults                                    # no faults
+  curl $IGW_BASE_URL/simulate/state"""
+
 
 @click.command(
     epilog="""\b
@@ -93,7 +102,8 @@ Exit codes: 0 stopped by Ctrl-C or SIGTERM; 1 a part ended by itself; 2 a part c
 def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
     """Run a local stack until Ctrl-C.
 
-    It starts Valkey, a simulated gateway, a handler and a poller, and prints commands to try them.
+    It starts Valkey, a simulated gateway, a handler and a poller, and prints commands to try them, and to make the
+    gateway slow or failing.
     """
     import handlers.serving.server  # noqa: F401  # a missing extra fails here, and not in a child process
     from handlers.cli.main import fail
@@ -124,6 +134,7 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
                 click.echo(_TRY_PUBSUB)
             elif isinstance(stack.pubsub, NoEmulator) and has_pubsub:
                 click.echo(f"\nWithout Pub/Sub: {stack.pubsub.reason}")
+            click.echo(_DISTURB)
             click.echo("\nCtrl-C stops everything.")
             ended = _wait(stopped, stack)
     except AsyncProcessorError as error:

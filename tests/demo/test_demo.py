@@ -101,3 +101,19 @@ def test_the_export_lines_of_dev_make_the_commands_of_the_readme_work(path: str)
         assert gateway is not None
         assert httpx.get(f"{gateway[1]}/simulate/state").json()["statuses"] == {"200": 1}
         assert '"object":"' in done.stdout
+
+
+def test_the_curl_lines_of_dev_change_its_gateway_and_change_it_back() -> None:
+    with Child("dev", [COMMAND, "dev", "--no-pubsub"]) as dev:
+        output = dev.wait_for(lambda text: text if "Ctrl-C stops everything" in text else None)
+        found = re.search(r"IGW_BASE_URL=(\S+)", output)
+        assert found is not None
+        before = httpx.get(f"{found[1]}/simulate/state").json()
+        changes = re.findall(r"curl -d '(.*?)' \$IGW_BASE_URL(\S+)", output)
+        states = [httpx.post(f"{found[1]}{path}", content=body) for body, path in changes]
+    assert [answer.status_code for answer in states] == [200] * 5
+    slow, full, failing, *_, after = [answer.json() for answer in states]
+    assert slow["engine"]["time_to_first_token"] == 5
+    assert full["engine"]["capacity"] == 1
+    assert failing["faults"] == {"503": 0.5, "reset": 0.1}
+    assert after == before
