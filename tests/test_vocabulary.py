@@ -17,6 +17,7 @@ import handlers.client
 from handlers.cli.main import COMMANDS, main
 from handlers.cli.top import frame
 from handlers.demo.view import DemoTally, latency_table, progress_line, stages
+from handlers.forward.middleware.circuit import CircuitState
 from handlers.gates.labels import BANDS
 from handlers.redis_store.admin.depths import QueueDepths
 from handlers.redis_store.submit.submissions import RequestState
@@ -159,3 +160,11 @@ def test_help_of_the_package_fits_on_a_screen_and_names_everything() -> None:
     names = set(handlers.client.__all__)
     assert {name for name in dir(async_processor) if name[0].isupper()} == names
     assert [name for name in names if name not in text] == []
+
+
+@pytest.mark.parametrize("state", CircuitState)
+def test_the_glossary_explains_each_state_of_a_circuit(state: CircuitState) -> None:
+    glossary = text_of(Path("docs/architecture.md")).partition("## Glossary")[2]
+    explained = re.search(rf"^\| {state} \(circuit\) \| (.+) \|$", glossary, re.MULTILINE)
+    assert explained is not None
+    assert len(explained[1]) > 20
