@@ -152,7 +152,7 @@ SCENES = {
 }
 
 
-def _stored() -> list[list[object]]:
+def stored_commands() -> list[list[object]]:
     """The commands that fill the store."""
     results = [{"id": f"item-{n}-", "request_token": token} for n, token in ((9, "t"), (10, ""), (10, ""))]
     commands: list[list[object]] = [["ZADD", "q", n, item(n)] for n in (1, 2, 3)]
@@ -185,7 +185,10 @@ class Store:
         self._fill = self.admin.register_script(_FILL)
         self._texts = self.admin.register_script(_TEXTS)
         self._commands = json.dumps(
-            [[part.decode() if isinstance(part, bytes) else str(part) for part in row] for row in _stored()]
+            [
+                [part.decode() if isinstance(part, bytes) else str(part) for part in row]
+                for row in stored_commands()
+            ]
         )
 
     def fill(self) -> None:

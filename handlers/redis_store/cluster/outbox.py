@@ -76,7 +76,10 @@ class Outbox:
         """
         targets: defaultdict[tuple[str, str, str, int], list[tuple[bytes, bytes, str]]] = defaultdict(list)
         heads: dict[bytes, Record] = {}
-        for post_id, text in rows:
+        for post_id, returned in rows:
+            text = returned or await self._record(post_id)
+            if not text:
+                continue  # another poller has delivered it
             line, _, value = text.partition(b"\n")
             heads[post_id] = head = _decoder.decode(line)
             if head.key:
@@ -92,6 +95,11 @@ class Outbox:
                     del heads[post_id]
         await self._forget(list(heads.values()))
         await self._remove(list(heads))
+
+    async def _record(self, post_id: bytes) -> bytes:
+        """A record that was too large for the reply of its script; empty if it is no longer there."""
+        found = cast("bytes | None", await self._redis.hget(self.key, cast("str", post_id)))
+        return found or b""
 
     async def recover(self) -> int:
         """Deliver overdue records of crashed pollers; returns how many."""

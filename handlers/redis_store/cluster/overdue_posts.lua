@@ -11,6 +11,9 @@ local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local since = string.format('%.6f', now - tonumber(ARGV[1]))
 local answer, room = {}, tonumber(ARGV[3])
 for _, id in ipairs(run('ZRANGEBYSCORE', KEYS[2], '-inf', since, 'LIMIT', 0, ARGV[2])) do
+  if room <= 0 and #answer > 0 then
+    break
+  end
   local record = run('HGET', KEYS[1], id)
   room = room - (record and #record or 0)
   if room < 0 and #answer > 0 then

@@ -5,7 +5,8 @@
 -- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = time of the record, Unix seconds of this server
 -- ARGV[1] random part of the ids   ARGV[2] the queue of members that do not name one   ARGV[3] cursor, first 0
 -- ARGV[4] members per call   ARGV[5] bytes per call   ARGV[6..] claim keys that were cancelled
--- Returns the next cursor (0: done), then two values for each: id and record.
+-- Returns the next cursor (0: done), then two values for each: id and record (empty if it is large: the outbox
+-- has it).
 -- include _run
 -- include _member
 -- include _claim_key

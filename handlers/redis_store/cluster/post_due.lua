@@ -5,7 +5,7 @@
 -- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = time of the record, Unix seconds of this server
 -- ARGV[1] random part of the ids   ARGV[2] the queue of members that do not name one   ARGV[3] most members
 -- ARGV[4] most bytes of members; the first is moved whatever its size
--- Returns two values for each: id and record.
+-- Returns two values for each: id and record (empty if it is large: the outbox has it).
 -- include _run
 -- include _member
 -- include _queued_under
@@ -15,6 +15,9 @@ local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local answer, room = {}, tonumber(ARGV[4])
 probe_posts()
 for at = 1, tonumber(ARGV[3]) do
+  if room <= 0 and at > 1 then
+    break
+  end
   local member, due = unpack(run('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES'))
   room = room - (member and #member or 0)
   if not member or tonumber(due) > now or room < 0 and at > 1 then

@@ -13,6 +13,9 @@ local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local moved, room = 0, tonumber(ARGV[3])
 probe('ZREM', KEYS[1], NO_NAME)
 for at = 1, tonumber(ARGV[1]) do
+  if room <= 0 and at > 1 then
+    break
+  end
   local member, due = unpack(run('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES'))
   if not member or tonumber(due) > now then
     return { moved, 0 }

@@ -40,13 +40,12 @@ probe_claims()
 while range <= ranges do
   local rank, count = place_of(ARGV[6 + 2 * range], ARGV[7 + 2 * range])
   while passed < count do
-    local member, score = unpack(run('ZRANGE', KEYS[1], rank + passed, rank + passed, 'WITHSCORES'))
-    room = room - #member
-    if looked > 0 and (room < 0 or looked >= looks) then
+    if looked > 0 and (room <= 0 or looked >= looks) then
       answer[2], answer[3] = range, passed
       return answer
     end
-    looked = looked + 1
+    local member, score = unpack(run('ZRANGE', KEYS[1], rank + passed, rank + passed, 'WITHSCORES'))
+    room, looked = room - #member, looked + 1
     if is_named(member, wanted, tokens) then
       local owner = ARGV[2] .. ':' .. looked .. ':s=' .. score
       local key, deaths = hold(member, owner, lease_end)

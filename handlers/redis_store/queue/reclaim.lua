@@ -47,6 +47,9 @@ local returned = 0
 local answer = { string.format('%.6f', now), 0 }
 local ended = run('ZRANGEBYSCORE', KEYS[4], '-inf', string.format('%.6f', now), 'LIMIT', 0, ARGV[1])
 for at, key in ipairs(ended) do
+  if room <= 0 and at > 1 then
+    break -- before the next member, which may be large, is read
+  end
   local member, owner = run('HGET', KEYS[2], key), run('HGET', KEYS[3], key)
   room = room - (member and #member or 0)
   if room < 0 and at > 1 then

@@ -20,6 +20,9 @@ local claims = run('HGETALL', KEYS[3])
 for at = 1, #claims, 2 do
   local key, prefix, score = claims[at], string.match(claims[at + 1], '^(%x+):%d+:s=([^:]+)$')
   if prefix and is_lost[prefix] then
+    if room <= 0 and returned > 0 then
+      return { returned, 1 }
+    end
     local member = run('HGET', KEYS[2], key)
     room = room - (member and #member or 0)
     if room < 0 and returned > 0 then

@@ -5,6 +5,9 @@
 local limit, skipped = tonumber(ARGV[2]), tonumber(ARGV[3])
 local answer, size = {}, 0
 for n = 1, tonumber(ARGV[1]) do
+  if n > 1 and size >= limit then
+    break
+  end
   local text = redis.call('LRANGE', KEYS[1], -n - skipped, -n - skipped)[1]
   size = size + (text and #text or 0)
   if not text or (n > 1 and size > limit) then

@@ -1,5 +1,5 @@
 -- receive_results: take the oldest results of a list under a lease (the durable result protocol: see results.py).
--- Results whose lease has ended return to the list first. A result with a token is dropped as a duplicate if the token
+-- Results whose lease has ended come first. A result with a token is dropped as a duplicate if the token
 -- was acknowledged or is held; results without a token are never duplicates. Sending it twice takes more.
 -- KEYS[1] <results>                        list  results, oldest at the right
 -- KEYS[2] <results>:result-claimed         hash  claim key -> result
@@ -19,15 +19,40 @@ local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local lease_end = now + tonumber(ARGV[2])
 
 probe_giving_back() -- first: moves are allowed when memory is full
-local room = tonumber(ARGV[4])
-local ended = run('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 1000)
-for at = #ended, 1, -1 do
-  local result = run('HGET', KEYS[2], ended[at])
-  room = room - (result and #result or 0)
-  if room < 0 and at < #ended then
+probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
+probe('LTRIM', KEYS[1], 0, -1)
+local answer, room = {}, tonumber(ARGV[4])
+
+local function is_full()
+  return #answer / 2 >= tonumber(ARGV[3]) or room <= 0 and #answer > 0
+end
+
+-- Whether the answer has room for the result, which was read to say so.
+local function has_room(result)
+  room = room - #result
+  return room >= 0 or #answer == 0
+end
+
+local function add(key, result)
+  run('ZADD', KEYS[4], lease_end, key)
+  answer[#answer + 1] = key
+  answer[#answer + 1] = result
+end
+
+-- Leased again where they are: returning them to the list would copy each result five times.
+for _, key in ipairs(run('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 1000)) do
+  if is_full() then
     break
   end
-  give_back(ended[at], result)
+  local result = run('HGET', KEYS[2], key)
+  if not result then
+    give_back(key)
+  elseif has_room(result) then
+    run('HSET', KEYS[3], key, ARGV[1])
+    add(key, result)
+  else
+    break
+  end
 end
 local forgotten = try('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, 1000) or {}
 if #forgotten > 0 then
@@ -72,24 +97,17 @@ local function hold(key, result)
     run('HDEL', KEYS[2], key)
     error(refused(owned, 'HSET', KEYS[3]))
   end
-  run('ZADD', KEYS[4], lease_end, key)
+  add(key, result)
 end
 
-local answer = {}
-room = tonumber(ARGV[4])
-probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
-probe('LTRIM', KEYS[1], 0, -1)
 for place = 1, 4 * tonumber(ARGV[3]) do
-  local result = run('LRANGE', KEYS[1], -1, -1)[1]
-  room = room - (result and #result or 0)
-  if not result or #answer / 2 >= tonumber(ARGV[3]) or room < 0 and #answer > 0 then
+  local result = not is_full() and run('LRANGE', KEYS[1], -1, -1)[1]
+  if not result or not has_room(result) then
     break
   end
   local key = claim_key(result, place)
   if key then
     hold(key, result)
-    answer[#answer + 1] = key
-    answer[#answer + 1] = result
   end
   run('LTRIM', KEYS[1], 0, -2) -- RPOP would copy the result three more times, for its reply
 end

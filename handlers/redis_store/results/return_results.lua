@@ -13,6 +13,9 @@ probe_giving_back()
 for at = #ARGV, 3, -1 do
   local key = ARGV[at]
   if run('HGET', KEYS[3], key) == ARGV[1] then
+    if room <= 0 and count > 0 then
+      return { count, at - 2 }
+    end
     local result = run('HGET', KEYS[2], key)
     room = room - (result and #result or 0)
     if room < 0 and count > 0 then

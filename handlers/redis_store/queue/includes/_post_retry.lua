@@ -3,6 +3,8 @@
 -- probe_posts(): fails if a later command of post_retry would fail.
 -- post_retry(member, id, default_queue, now): move a retry into the outbox and return its record. Its score is the one
 -- that its producer gave it, else `now`.
+local MOST_RETURNED = 1000000 -- more bytes would be copied twice more for the reply
+
 local function probe_posts()
   probe('ZREM', KEYS[1], NO_NAME)
   probe('ZADD', KEYS[3], 'XX', 0, NO_NAME)
@@ -20,5 +22,5 @@ local function post_retry(member, id, default_queue, now)
   run('HSET', KEYS[2], id, record)
   run('ZADD', KEYS[3], string.format('%.6f', now), id)
   run('ZREM', KEYS[1], member)
-  return record
+  return #record <= MOST_RETURNED and record or ''
 end

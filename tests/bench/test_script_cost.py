@@ -1,0 +1,88 @@
+"""The time for which one call of a script blocks Redis is bounded, for every script and the largest requests."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from redis import Redis
+
+from handlers.demo.valkey import Valkey
+from handlers.redis_store.scripts import script_text
+from tests.redis_store.test_fail_atomic import SCENES, stored_commands
+from tests.servers.presence import valkey_program
+
+LARGE = 9_900_000
+MOST = 12
+"""A call costs at most this many times a ZADD of one such member, which copies it once.
+
+A script that reads a member and stores it elsewhere copies it five times, and its reply once more.
+"""
+_FILL = """
+local large = string.rep('x', tonumber(ARGV[2]))
+for _, command in ipairs(cjson.decode(ARGV[1])) do
+  for at, word in ipairs(command) do command[at] = string.gsub(word, '@', large) end
+  redis.call(unpack(command))
+end
+"""
+_BODY = re.compile(r'(?<="payload": )\{"n": 1\}')
+_TEXT = re.compile(r"^(?:result|post|record of|dead) .*item-[0-9]+-", re.DOTALL)
+_RESULT = re.compile(r'^(\{"id": "item-[0-9]+-")')
+_HEAD = re.compile(r'^(,"data":\{"id":"item-[0-9]+-")')
+
+
+def enlarged(words: Sequence[object]) -> list[str]:
+    """The words of a command or call, with an `@` in each request, result, record and dead letter."""
+    texts = [word.decode() if isinstance(word, bytes) else str(word) for word in words]
+    return [_large(text) for text in texts]
+
+
+def _large(text: str) -> str:
+    for form, instead in ((_BODY, '"@"'), (_RESULT, r'\1, "payload": "@"'), (_HEAD, r'\1,"payload":"@"')):
+        if form.search(text):
+            return form.sub(instead, text, count=1)
+    return f"{text}@" if _TEXT.search(text) else text
+
+
+def _at_most_one(words: list[str]) -> list[str]:
+    """A batch of arguments has at most one large item: callers bound its bytes."""
+    first = next((at for at, word in enumerate(words) if "@" in word), 0)
+    return [word if at == first else word.replace("@", "") for at, word in enumerate(words)]
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    with Valkey(valkey_program()) as server, Redis.from_url(server.url) as redis:
+        redis.config_set("slowlog-log-slower-than", 0)
+        yield redis
+
+
+def _fastest(redis: Redis, commands: list[list[str]], call: Callable[[], object]) -> int:
+    """The fewest microseconds that the server reports for `call`, of five calls."""
+    found = []
+    for _ in range(5):
+        redis.flushall()
+        redis.eval(_FILL, 0, json.dumps(commands), str(LARGE))
+        redis.slowlog_reset()
+        call()
+        found.append(max(int(entry["duration"]) for entry in redis.slowlog_get(10)))
+    return max(1, min(found))
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", sorted(SCENES))
+def test_a_call_of_a_script_costs_a_bounded_multiple_of_a_plain_write(redis: Redis, name: str) -> None:
+    scene, member = SCENES[name], b"x" * LARGE
+    keys = {*scene.keys, *scene.others}
+    commands = [enlarged(words) for words in stored_commands() if words[1] in keys]
+    arguments = [word.replace("@", "x" * LARGE) for word in _at_most_one(enlarged(scene.args))]
+    sha = redis.script_load(script_text(name))
+    plain = _fastest(redis, [], lambda: redis.zadd("w", {member: 1}))
+
+    cost = _fastest(redis, commands, lambda: redis.evalsha(sha, len(scene.keys), *scene.keys, *arguments))
+
+    print(f"{name}: {cost / 1_000:.1f} ms, {cost / plain:.1f} x ZADD ({plain / 1_000:.1f} ms)")
+    assert cost <= MOST * plain
