@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup servers demo demo-loop dev test test-loaded lint fmt types imports bench bench-slack chaos \
-	chaos-release manifests lock audit sbom image clean
+	chaos-release manifests pictures lock audit sbom image clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,6 +99,9 @@ imports: $(VENV)/.dev ## who may import whom: import-linter
 
 manifests: $(VENV)/.dev ## build every combination of manifests and check it
 	$(BIN)/python -m pytest -q tests/manifests $(ARGS)
+
+pictures: $(VENV)/.dev ## take the pictures in docs/images again, from the running product (needs Chromium)
+	$(BIN)/python -m tests.pictures
 
 # --- measurements and long runs
 
