@@ -1,6 +1,6 @@
-"""HTTP endpoint of one door: paths, methods, authentication, and limits on size and time of a delivery.
+"""HTTP endpoint of one door: paths, methods, authentication, limits.
 
-Starlette stays in this file; doors see headers and bytes. Callers are authenticated before the body is read.
+Only this file uses Starlette; doors see headers and bytes. Callers are authenticated before the body is read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NO_ROOM: Final = plain(503, "no memory for this delivery now", retry_after(1.0)
 
 
 class CallerRefusal(Protocol):
-    """Why a caller was refused."""
+    """The refusal of a caller."""
 
     @property
     def status(self) -> int:
@@ -59,10 +59,9 @@ class GuardedPage(msgspec.Struct, frozen=True):
 class EndpointOptions(msgspec.Struct, frozen=True):
     """Limits of an endpoint.
 
-    `max_body_bytes` bounds a delivery before it is decoded, `receive_timeout_seconds` its arrival. With
-    `ends_with_client`, a client that disconnects cancels its delivery, as the poller does. `budget` bounds the bytes of
-    all deliveries in flight: a large one without room gets 503 before its body is read, and then `on_no_room` is
-    called.
+    `max_body_bytes` bounds a body, `receive_timeout_seconds` the time to receive it. With `ends_with_client`, a client
+    (the poller) cancels its delivery by disconnecting. `budget` bounds the bytes of all deliveries in flight: a large
+    delivery without room gets 503 before its body is read, and `on_no_room` is called.
     """
 
     max_body_bytes: int
@@ -75,7 +74,7 @@ class EndpointOptions(msgspec.Struct, frozen=True):
 class HttpEndpoint:
     """Answers the HTTP requests of a process.
 
-    `pages` are small GET pages by path (health). `guarded_pages` have their own authenticators (metrics).
+    `pages` are pages by path that anyone may GET (health); `guarded_pages` have their own authenticators (metrics).
     """
 
     def __init__(
@@ -96,7 +95,10 @@ class HttpEndpoint:
         self._guarded_pages = guarded_pages or {}
 
     async def respond(self, request: Request) -> Response:
-        """The response to one request; it gives back what the delivery holds of the budget once it is read."""
+        """The response to one request.
+
+        Sending it frees the bytes that the delivery holds of the budget.
+        """
         budget = self._options.budget
         held = None if budget is None else HeldBytes(budget, 0)
         try:
@@ -134,7 +136,10 @@ class HttpEndpoint:
         )
 
     async def _handle_for(self, connection: CallerConnection, delivery: Delivery) -> Answer:
-        """Handle a delivery until the client disconnects, which also closes the connection to the gateway."""
+        """Handle a delivery, and cancel it if the client disconnects.
+
+        That also closes the connection to the gateway.
+        """
         task = asyncio.current_task()
         if task is None or connection.is_lost():
             return _GONE
@@ -150,7 +155,7 @@ class HttpEndpoint:
             connection.on_lost = None
 
     async def _guarded(self, page: GuardedPage, request: Request) -> Answer:
-        """The page if the caller is accepted; refusals look like those of the door."""
+        """The page if the caller is accepted, else a refusal like the door's."""
         refusal = await page.authenticator.check(request.scope["headers"])
         if refusal is not None:
             self._on_refused(refusal)
@@ -170,7 +175,7 @@ class HttpEndpoint:
             return _NO_ROOM
         connection = request.scope.get(CONNECTION)
         if connection is not None and connection.has_whole_request:
-            return await self._received(request, held)  # without a timer, because the body is there already
+            return await self._received(request, held)  # without a timer: the body has already arrived
         try:
             async with asyncio.timeout(self._options.receive_timeout_seconds):
                 return await self._received(request, held)
@@ -213,9 +218,9 @@ class HttpEndpoint:
 
 
 class _Reply(Response):
-    """An answer as an ASGI response; Starlette's constructor costs more than sending it.
+    """An answer as an ASGI response, without Starlette's slow constructor.
 
-    A large one counts against the budget until the client has read it.
+    A large answer counts against the budget until the client has read it.
     """
 
     def __init__(self, answer: Answer, connection: CallerConnection | None, held: HeldBytes | None) -> None:
@@ -247,6 +252,6 @@ class _Reply(Response):
 
 
 def _refused(status: int) -> Answer:
-    """A constant answer, which reveals nothing to an unauthenticated caller."""
+    """A constant answer: an unauthenticated caller learns nothing from it."""
     headers = {"www-authenticate": "Bearer"} if status == 401 else None
     return plain(status, {401: "unauthorized", 403: "forbidden"}.get(status, "try again later"), headers)

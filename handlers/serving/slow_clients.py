@@ -1,8 +1,8 @@
 """Limits on the time and size of receiving one HTTP request.
 
-uvicorn alone waits indefinitely for a request line, a header, or a client that does not read its response. Its parser
-accepts headers and trailers of any size. A few hundred slow connections would fill the process. The time runs from
-the start of a connection, or the first byte of a request, to the request's last byte.
+uvicorn waits indefinitely for a request line, a header, or a client that does not read its response, and its parser
+accepts headers and trailers of any size. So a few hundred slow connections could occupy the process. The time limit
+runs from the start of a connection, or the first byte of a request, to the last byte of the request.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from handlers.doors.door import CONNECTION, CallerConnection
 from handlers.telemetry.logs import Logger, get_logger
 
 MAX_HEADER_BYTES: Final = 65_536
-"""Limit on a request line and its headers; more than any proxy in front forwards."""
+"""Limit on a request line with its headers; proxies forward less."""
 
 _BODY_FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 _ANSWER_FIRST_SECONDS: Final = 2.0
-"""Time for the endpoint to answer 408 to a late body before the connection is cut."""
+"""Time in which the endpoint can answer 408 to a late body, before the connection is aborted."""
 
 
 class TimelyProtocol(HttpToolsProtocol):
-    """A connection that is closed unless each request arrives within `receive_seconds`.
+    """A connection on which each request must arrive within `receive_seconds`.
 
-    A complete request may be handled for as long as it needs; between requests uvicorn's keep-alive limit applies. A
-    client that does not read its response for `read_seconds` is disconnected too.
+    A client that does not read its response for `read_seconds` is disconnected too. The time to handle a complete
+    request is not limited; between requests, uvicorn's keep-alive limit applies.
     """
 
     def __init__(self, *args: Any, receive_seconds: float, read_seconds: float, **kwargs: Any) -> None:
@@ -47,7 +47,7 @@ class TimelyProtocol(HttpToolsProtocol):
         self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        """Start the timer; a silent connection is too slow as well."""
+        """Start the timer, since a client may send nothing at all."""
         super().connection_made(transport)
         self._watch()
 
@@ -58,9 +58,9 @@ class TimelyProtocol(HttpToolsProtocol):
         self._client.lose()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; stop the timer once a request is complete.
+        """Parse bytes; stop the timer once a request is complete.
 
-        A read that holds a complete request sets no timer.
+        A request that arrives in a single read needs no timer.
         """
         self._bytes_since_body += len(data)
         super().data_received(data)
@@ -88,10 +88,10 @@ class TimelyProtocol(HttpToolsProtocol):
         self.scope[CONNECTION] = self._client  # type: ignore[typeddict-unknown-key]  # beside what ASGI defines
 
     def on_headers_complete(self) -> None:
-        """The headers are complete; from here the endpoint limits size and time.
+        """Called when the headers are complete; the endpoint limits the body.
 
-        The parser treats bytes after an `Upgrade` as another protocol, so a body would be read as the next request:
-        a request with both is refused.
+        The parser treats bytes after an `Upgrade` as another protocol, so a body would be read as the next request.
+        Therefore a request with both is refused.
         """
         self._has_headers = True
         if self._is_odd():
@@ -118,14 +118,14 @@ class TimelyProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header; drop trailers (RFC 9110, 6.5.1).
 
-        uvicorn appends trailers to the headers without a limit. They would fill the memory and bypass a proxy that
-        checks only headers.
+        uvicorn appends trailers to the headers without a limit, so they could fill the memory and bypass the checks of a
+        proxy.
         """
         if not self._has_headers:
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
-        """Pass a piece of the body on; the endpoint limits the body, this class its framing."""
+        """Pass a piece of the body to the endpoint, which limits its size."""
         self._bytes_since_body = 0
         if not self._is_refused:
             super().on_body(body)
@@ -138,7 +138,7 @@ class TimelyProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """Start the timer of a client that does not read its answer."""
+        """Start the timer for a client that does not read its answer."""
         super().pause_writing()
         if self._unread is None:
             self._unread = self.loop.call_later(self._read_seconds, self._cut, "answer not read")
@@ -168,7 +168,7 @@ class TimelyProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.flow.read_paused:
-            self._watch()  # we paused reading: another request is being served, or its body is large
+            self._watch()  # reading is paused on our side: a previous request is in progress, or the body is large
         elif self._has_headers:
             self._late = self.loop.call_later(_ANSWER_FIRST_SECONDS, self._cut, "body late")
         else:

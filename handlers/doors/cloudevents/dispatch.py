@@ -1,7 +1,7 @@
 """The dispatch door: CloudEvents from the poller or any Knative source.
 
-It answers 200 with the result as an event (also for `INVALID_REQUEST`), 202 if a sink has taken the result, 429 or
-503 with `Retry-After` for a retry, and 400 only if no id can be read.
+Its answers: 200 with the result as an event (also `INVALID_REQUEST`); 202 or 422 if a sink has accepted or refused the
+result; 429 or 503 with `Retry-After` for a retry; 400 for an invalid event or one without a readable id.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ RESULT_SOURCE = "/async-processor/dispatch"
 _OWN_RESULT: Final = plain(
     400, f"expected a request event, got a result: exclude the type {RESULT_TYPE} in the Trigger"
 )
-"""Type of our own results: a Trigger without a filter would deliver them as new requests, endlessly."""
+"""Answer to our own results: a Trigger without a filter would deliver them as new requests, endlessly."""
 
 _ROUTING: Final = frozenset({"queue", "objective", "priority", "labels"})
 """Extensions that route a request; only a poller may set them."""
@@ -63,11 +63,11 @@ _labels_decoder = msgspec.json.Decoder(dict[str, str])
 
 
 class DispatchDoor:
-    """Decodes events and answers them; the context is the event itself.
+    """Decodes events and answers them. The context is the event itself.
 
-    `fields` maps events of other sources to requests; `sink` takes their results in place of the reply. With
-    `trusts_pollers`, only pollers can send events of the poller's type here. All other events lose the extensions
-    that route a request. `clock` gives Unix seconds.
+    `fields` maps events of other sources to requests; if there is a `sink`, it gets their results. `trusts_pollers`:
+    only pollers can send events of the poller's type here. All other events lose the extensions that route a request.
+    `clock` returns Unix seconds.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class DispatchDoor:
         self._clock = clock
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, Event] | Answer:
-        """The request of an event; 400 if the event is invalid or has no id."""
+        """The request of an event, or 400 if it is invalid."""
         try:
             event = _event_of(delivery)
             if event.type == RESULT_TYPE:
@@ -125,11 +125,11 @@ class DispatchDoor:
         return request
 
     def limits(self, context: Event) -> AttemptOptions:  # noqa: ARG002  # the protocol's signature
-        """No limits, because a source waits as long as the request timeout."""
+        """No limits: a source waits as long as the request timeout."""
         return NO_OPTIONS
 
     async def settle(self, context: Event, outcome: Outcome) -> Answer:
-        """Answer with the result as an event, or with 429/503 for a retry."""
+        """The answer: the result as an event, or 429/503 for a retry."""
         match outcome:
             case _ if context.is_from_poller and context.is_structured:
                 return _poller_answer(context, outcome)
@@ -157,10 +157,9 @@ def _without_routing(event: Event) -> Event:
 
 
 async def _delivered(sink: EventSink, event: Answer) -> Answer:
-    """The answer to a source whose result went to the sink.
+    """Send a result to the sink; return the answer to the source.
 
-    If the sink will never take the result, 422 makes the source dead-letter the event, so that it is not inferred
-    again.
+    If the sink refuses the result, 422 makes the source dead-letter the event, so that it is not inferred again.
     """
     try:
         await sink.send(event)
@@ -172,7 +171,7 @@ async def _delivered(sink: EventSink, event: Answer) -> Answer:
 
 
 def _poller_answer(event: Event, outcome: Outcome) -> Answer:
-    """The outcome in the format of the poller's events; headers hold no client data."""
+    """The outcome as a structured event, which keeps client data out of headers."""
     headers = {"content-type": STRUCTURED}
     feedback = outcome.feedback
     match outcome:
@@ -221,7 +220,7 @@ def _result_answer(event: Event, result: Result, feedback: Feedback | None) -> A
 
 
 _TOO_MANY: Final = ("rejected", GATE_CLOSED, QUOTA_EXHAUSTED)
-"""Reasons answered with 429 (no capacity); all others are 503."""
+"""Reasons that are answered with 429 (no capacity); all others with 503."""
 
 
 def _retry_answer(retry: Retry) -> Answer:
@@ -243,7 +242,7 @@ def _retry_answer(retry: Retry) -> Answer:
 
 
 def _trace(extensions: Mapping[str, str]) -> dict[str, str] | None:
-    """The sender's trace context, which is more recent than the producer's in the body."""
+    """The sender's trace context. It is newer than the producer's in the body."""
     parent = extensions.get("traceparent")
     if not parent:
         return None

@@ -1,7 +1,7 @@
-"""Send results as events to a sink (Knative's `K_SINK`): a Broker, a channel or a service.
+"""Send results as events to a sink (Knative's `K_SINK`).
 
-For sources that discard replies. The delivery is answered once the sink has taken the result. A failed call is
-retried for a while, because a redelivered event would be inferred twice.
+A sink is a Broker, a channel or a service, for sources that discard replies. The delivery is answered once the sink has
+accepted the result. A failed call is retried for a while, because a redelivered event would be inferred twice.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ _ASKED_AGAIN: Final = frozenset({404, 408, 409, 425, 429})
 
 
 class SinkUnavailable(Exception):
-    """The sink did not take the result in time; a later delivery may succeed."""
+    """The sink did not accept the result in time. A redelivery may succeed."""
 
 
 class SinkRefused(Exception):
-    """The sink will never take this result; `status_code` is its answer, 0 if the result cannot be sent."""
+    """The sink will never accept this result.
+
+    `status_code` is its answer, or 0 if the result could not be sent.
+    """
 
     def __init__(self, status_code: int) -> None:
         super().__init__(f"the sink answered {status_code}")
@@ -41,7 +44,7 @@ class SinkRefused(Exception):
 class SinkOptions(msgspec.Struct, frozen=True):
     """Options of a sink; times are in seconds.
 
-    `overrides` are extensions that every event gets (`K_CE_OVERRIDES`).
+    `overrides` are extensions that are added to every event (`K_CE_OVERRIDES`).
     """
 
     url: str
@@ -51,7 +54,7 @@ class SinkOptions(msgspec.Struct, frozen=True):
 
 
 class EventSink:
-    """Posts result events."""
+    """Posts result events to a sink."""
 
     def __init__(self, sender: Sender, options: SinkOptions, log: Logger) -> None:
         self._sender = sender

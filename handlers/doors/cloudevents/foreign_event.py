@@ -1,8 +1,8 @@
 """Convert events of other sources, such as Kafka records, to requests.
 
 The operator configures which attribute (or HTTP header) holds the id, the tenant and the deadline, and whether the
-data is a request or only its payload. Id and deadline in the data win over the attributes; the operator's tenant
-attribute wins over the data.
+data is a request or only its payload. An id or a deadline in the data wins over the attribute. For the tenant, the
+attribute wins.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ _encoder = msgspec.json.Encoder()
 
 
 class EventFields(msgspec.Struct, frozen=True):
-    """The sources of a request's fields: an attribute's name, or `header:` and a header's name.
+    """The sources of a request's fields.
 
-    `deadline_seconds` (0: none) is the default deadline, counted from the event's `time`, else from `now`. With
-    `is_payload`, the data is only the payload. `tenant_field` is the metadata field that names the tenant.
+    A source is the name of an attribute, or `header:` and the name of a header. `deadline_seconds` (0: none) is the
+    default deadline, counted from the event's `time`, else from `now`. With `is_payload`, the data is only the payload.
+    `tenant_field` is the metadata field that names the tenant.
     """
 
     id_from: str = ""
@@ -47,13 +48,13 @@ class EventFields(msgspec.Struct, frozen=True):
 
 
 def as_request(event: Event, delivery: Delivery, fields: EventFields, now: float) -> bytes:
-    """The event's data with the missing fields filled in; its payload stays byte for byte.
+    """The event's data with missing fields added; the payload stays unchanged.
 
-    Data that should be a request but is not a JSON object is returned unchanged; the decoder rejects it. The same goes
-    for an invalid deadline. `now` is Unix seconds.
+    Data that should be a request but is not a JSON object is returned as it is; the decoder rejects it. An invalid
+    deadline is copied, and rejected too. `now` is in Unix seconds.
     """
     if fields.is_payload:
-        # Data that is not JSON becomes a payload, so that the refusal names the payload and has the event's id.
+        # Data that is not JSON becomes a string as payload, so that the error names the payload and has the event's id.
         parts = {"payload": msgspec.Raw(event.data) if _is_json(event.data) else _raw("")}
     else:
         found = _parts(event.data)
@@ -111,7 +112,7 @@ def _value(event: Event, delivery: Delivery, name: str) -> str:
 
 
 def _deadline(event: Event, delivery: Delivery, fields: EventFields, now: float) -> float | str:
-    """The deadline in Unix seconds; 0 if absent; the raw value if it cannot be parsed."""
+    """The deadline in Unix seconds; 0 if absent; the raw value if invalid."""
     said = _value(event, delivery, fields.deadline_from)
     if said:
         moment = _moment(said)
@@ -124,12 +125,15 @@ def _deadline(event: Event, delivery: Delivery, fields: EventFields, now: float)
 
 
 def _moment(text: str) -> float | None:
-    """Unix seconds from a number or an RFC 3339 time with its zone; None if invalid."""
+    """Unix seconds of a number or RFC 3339 time; None if invalid.
+
+    A time without a zone is invalid.
+    """
     seconds = decimal(text)
     if seconds is not None:
         return seconds
     try:
-        found = datetime.fromisoformat(text.upper())  # "t" and "z" are legal, too
+        found = datetime.fromisoformat(text.upper())  # RFC 3339 also allows "t" and "z"
     except ValueError:
         return None
     return None if found.tzinfo is None else found.timestamp()

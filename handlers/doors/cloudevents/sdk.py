@@ -1,8 +1,8 @@
 """Read and write events of other sources with the cloudevents SDK.
 
-Their data stays unchanged bytes. The SDK would decode and re-encode JSON data, and it leaves headers percent-encoded.
-So the data is split off before the SDK reads the attributes, and header values are decoded before and encoded after
-it. The poller's own events use the codec of `contract.events`, which costs a fifth of this.
+Their data must stay unchanged, but the SDK would decode and re-encode JSON data, and it leaves headers percent-encoded.
+So only the attributes are passed to the SDK, and this module decodes and encodes header values. The poller's own events
+use the codec of `contract.events`, which costs a fifth of the CPU time.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read_event(headers: Headers, body: bytes) -> Event:
-    """The event of an HTTP message, binary or structured. Raises `InvalidEvent`.
+    """The event of an HTTP message, binary or structured.
 
-    Header names must be lower case, as in ASGI. The error names the attribute.
+    Header names must be in lower case, as in ASGI. Raises `InvalidEvent`, which names the attribute.
     """
     sent = {
         name[3:].decode("latin-1"): from_header(name[3:].decode("latin-1"), value)
@@ -55,7 +55,7 @@ def read_event(headers: Headers, body: bytes) -> Event:
     except MALFORMED as error:
         found, accepted = shape_of(body, error), "a structured CloudEvent, a JSON object"
         raise InvalidEvent("event", found=found, accepted=accepted) from None
-    # A tracer writes the current span into headers, which structured mode may repeat (HTTP binding, section 3.2.3).
+    # Headers win for the trace context: a tracer writes the current span into them (HTTP binding, section 3.2.3).
     attributes |= {name: sent[name] for name in _TRACE if name in sent}
     return _read({"content-type": STRUCTURED}, msgspec.json.encode(attributes), attributes, data)
 
@@ -63,8 +63,8 @@ def read_event(headers: Headers, body: bytes) -> Event:
 def write_event(
     event_id: str, source: str, event_type: str, extensions: Mapping[str, str], data: bytes
 ) -> tuple[dict[str, str], bytes]:
-    """Headers and body of an event in binary mode whose `data` is JSON."""
-    # The SDK would set the current time in an event without one.
+    """Headers and body of a binary-mode event whose `data` is JSON."""
+    # Without `time: None`, the SDK would add the current time.
     attributes: dict[str, Any] = {**extensions, "datacontenttype": "application/json", "time": None}
     event = CloudEvent({"id": event_id, "source": source, "type": event_type, **attributes}, data)
     headers, body = to_binary(event, data_marshaller=_unchanged)
@@ -74,7 +74,7 @@ def write_event(
 
 
 def _read(headers: dict[str, str], body: bytes, sent: Mapping[str, str], data: bytes) -> Event:
-    """Read attributes with the SDK and add `data`."""
+    """Read the attributes with the SDK, and add `data`."""
     if sent.get("specversion") != "1.0":
         version = sent.get("specversion", "")
         raise InvalidEvent("specversion", found=repr(version[:20]) if version else "nothing", accepted="1.0")
@@ -83,11 +83,8 @@ def _read(headers: dict[str, str], body: bytes, sent: Mapping[str, str], data: b
             raise InvalidEvent(name, found="nothing", accepted="a non-empty string")
     try:
         found = from_http(headers, body, data_unmarshaller=_unchanged)
-    except (
-        GenericException,
-        TypeError,
-        ValueError,
-    ):  # the SDK treats attributes named `data` or `extensions` as its own
+    except (GenericException, TypeError, ValueError):
+        # The SDK fails for attributes named `data` or `extensions`, which it uses itself.
         shown = "an attribute with a reserved name, such as data or extensions"
         raise InvalidEvent("event", found=shown, accepted="a CloudEvent 1.0") from None
     extensions = {
