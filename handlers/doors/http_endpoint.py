@@ -155,7 +155,7 @@ class HttpEndpoint:
             connection.on_lost = None
 
     async def _guarded(self, page: GuardedPage, request: Request) -> Answer:
-        """The page if the caller is accepted, else a refusal like the door's."""
+        """The page if the caller is accepted, else the door's refusal."""
         refusal = await page.authenticator.check(request.scope["headers"])
         if refusal is not None:
             self._on_refused(refusal)
@@ -236,7 +236,7 @@ class _Reply(Response):
             self.raw_headers.append((b"content-length", b"%d" % len(answer.body)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer, and wait for the client to read a large one."""
+        """Send the answer; wait until the client has read a large one."""
         held, size = self._held, len(self.body)
         if held is None:
             await super().__call__(scope, receive, send)

@@ -118,14 +118,13 @@ class TimelyProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header; drop trailers (RFC 9110, 6.5.1).
 
-        uvicorn appends trailers to the headers without a limit, so they could fill the memory and bypass the checks of a
-        proxy.
+        uvicorn appends trailers to the headers without a limit. They could fill the memory and bypass a proxy's checks.
         """
         if not self._has_headers:
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
-        """Pass a piece of the body to the endpoint, which limits its size."""
+        """Pass a piece of the body to the endpoint, which limits it."""
         self._bytes_since_body = 0
         if not self._is_refused:
             super().on_body(body)

@@ -171,7 +171,7 @@ async def _delivered(sink: EventSink, event: Answer) -> Answer:
 
 
 def _poller_answer(event: Event, outcome: Outcome) -> Answer:
-    """The outcome as a structured event, which keeps client data out of headers."""
+    """The outcome as a structured event: its headers have no client data."""
     headers = {"content-type": STRUCTURED}
     feedback = outcome.feedback
     match outcome:

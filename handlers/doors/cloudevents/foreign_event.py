@@ -112,7 +112,7 @@ def _value(event: Event, delivery: Delivery, name: str) -> str:
 
 
 def _deadline(event: Event, delivery: Delivery, fields: EventFields, now: float) -> float | str:
-    """The deadline in Unix seconds; 0 if absent; the raw value if invalid."""
+    """Unix seconds of the deadline; 0 if absent; its text if invalid."""
     said = _value(event, delivery, fields.deadline_from)
     if said:
         moment = _moment(said)
