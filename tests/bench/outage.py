@@ -44,7 +44,7 @@ def outage(count: int) -> Figures:
         calls_a_request = (calls(up) - before) / (count // 8)
         set_faults(up, status_503=1.0)
         fill(store, count)
-        spared = _in_outage(up, [polling, door], 10.0 if count > 1_000 else 3.0)
+        spared = _in_outage(up, [polling, door], 10.0 if count > 1_000 else 0.5)
         set_faults(up)
         back = _seconds_until(store, 0.9 * calm, count)
         wait_until(lambda: store.llen(RESULTS) >= count, timeout_seconds=300, what="all results")

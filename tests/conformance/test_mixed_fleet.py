@@ -20,7 +20,7 @@ from handlers.demo.valkey import Valkey, find_valkey
 from tests.servers.forked import COMMAND, ForkedChild, running_gateway
 from tests.waiting import elapse, wait_until
 
-COUNT = 500
+COUNT = 400
 QUEUE, RESULTS, RETRIES = "request-sortedset", "result-list", "retry-sortedset"
 OWN_RESULTS = "own-results"
 DEADLINE = int(time.time()) + 86_400
