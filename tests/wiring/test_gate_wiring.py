@@ -162,9 +162,15 @@ def server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def world(server: RedisServer, exporter: Exporter, prometheus_url: str) -> AsyncIterator[World]:
+async def world(
+    server: RedisServer, exporter: Exporter, request: pytest.FixtureRequest
+) -> AsyncIterator[World]:
+    """With a Prometheus only for the gates that query it."""
     redis = Redis.from_url(f"redis://{server.address}")
     await redis.flushall()
+    gate_type = request.node.callspec.params["gate_type"] if hasattr(request.node, "callspec") else ""
+    has_prometheus = gate_type.startswith("prometheus")
+    prometheus_url = request.getfixturevalue("prometheus_url") if has_prometheus else ""
     yield World(redis, server.address, exporter, prometheus_url)
     await redis.aclose()
 
