@@ -6,15 +6,14 @@ unit, and what it got.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import Final, TypeVar, get_type_hints
 
 from handlers.client.broker import Submission
 from handlers.client.new_request import NewRequest
-from handlers.client.options import ClientOptions, PubSubFields, shown
+from handlers.client.options import ClientOptions, PubSubFields, check_option, shown
 from handlers.contract.errors import InvalidRequest, InvalidSetting
 from handlers.redis_store.submit.client_access import RedisAccess
 
@@ -129,6 +128,5 @@ def _check_access(name: str, access: object) -> None:
         return
     if not isinstance(access, RedisAccess):
         raise InvalidSetting(name, found=_kind_of(access), accepted="RedisAccess, or None")
-    for field in dataclasses.fields(access):
-        if not isinstance(value := getattr(access, field.name), str):
-            raise InvalidSetting(f"{name}.{field.name}", found=_kind_of(value), accepted="text")
+    for field, kind in get_type_hints(RedisAccess).items():
+        check_option(f"{name}.{field}", getattr(access, field), kind, is_secret=True)

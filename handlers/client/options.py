@@ -23,15 +23,17 @@ def shown(value: object) -> str:
     return f"{reprlib.repr(value)}{hint}"
 
 
-def _check_type(field: msgspec.structs.FieldInfo, value: object) -> None:
+def check_option(name: str, value: object, kind: object, *, is_secret: bool = False) -> None:
+    """Refuse a value that is not of the annotated type `kind`. `is_secret`: the error shows only its type."""
     try:
-        msgspec.convert(value, field.type)
+        msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        unit = field.name.rpartition("_")[2]
-        accepted = described(msgspec.inspect.type_info(field.type))
+        unit = name.rpartition("_")[2]
+        accepted = described(msgspec.inspect.type_info(kind))
         if unit in ("seconds", "bytes"):
             accepted += f" of {unit}"
-        raise InvalidSetting(field.name, found=shown(value), accepted=accepted) from None
+        found = type(value).__name__ if is_secret else shown(value)
+        raise InvalidSetting(name, found=found, accepted=accepted) from None
 
 
 class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +68,7 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for field in msgspec.structs.fields(type(self)):
-            _check_type(field, getattr(self, field.name))
+            check_option(field.name, getattr(self, field.name), field.type)
         for name in ("queue", "results", "retry_queue", "tenant_attribute"):
             if not getattr(self, name):
                 raise InvalidSetting(name, found="nothing", accepted="a name")

@@ -142,9 +142,14 @@ def test_a_wrong_option_is_named_with_its_unit(name: str, value: object) -> None
 
 @pytest.mark.parametrize("name", list(RedisAccess.__dataclass_fields__))
 def test_a_wrong_field_of_the_access_is_named_and_not_shown(name: str) -> None:
-    access = RedisAccess(**{name: 12345})  # type: ignore[arg-type]  # as untyped callers do
-    with pytest.raises(InvalidSetting, match=rf"^access\.{name}: expected text, got int$"):
+    access = RedisAccess(**{name: ODD})  # type: ignore[arg-type]  # as untyped callers do
+    expected = "a number.* of seconds" if name.endswith("_seconds") else "text"
+    with pytest.raises(InvalidSetting, match=rf"^access\.{name}: expected {expected}, got object$"):
         Client.for_redis(NOWHERE, access=access)
+
+
+def test_each_field_of_the_access_may_have_its_default() -> None:
+    Client.for_redis(NOWHERE, access=RedisAccess()).close()
 
 
 def test_each_field_of_a_request_is_checked() -> None:
