@@ -36,7 +36,7 @@ class QueueFlags:
 
     @property
     def access(self) -> RedisAccess:
-        """User, password, certificates and time limit, from the same variables as the poller's."""
+        """Credentials and time limit, from the same variables as the poller's."""
         from handlers.redis_store.submit.client_access import RedisAccess
 
         names = ("username", "password", "password_file", "ca_file", "cert_file", "key_file")

@@ -1,4 +1,4 @@
-"""The commands `serve` (one door), `poll` (the poller) and `status` (the page)."""
+"""The commands `serve` (one door), `poll` (the poller) and `status` (status page)."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ class Stages(msgspec.Struct, frozen=True):
 
     @property
     def retried(self) -> int:
-        """Requests that reached the gateway more than once."""
+        """The number of requests that reached the gateway more than once."""
         return sum(count > 1 for count in self.attempts.values())
 
 

@@ -19,10 +19,10 @@ class LastResponse(msgspec.Struct, frozen=True):
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """Final: a response of the gateway, or an error.
+    """A final result: a response of the gateway, or an error.
 
-    `feedback` is the response as gates need it; None if the gateway was not called. `content_type` is the response's,
-    or empty if unknown.
+    `feedback` is the part of the response that gates need; None if the gateway was not called. `content_type` is the
+    response's, or empty if unknown.
     """
 
     result: Result
@@ -31,7 +31,7 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class Retry(msgspec.Struct, frozen=True):
-    """Not final: try again after `delay_seconds`.
+    """No final result yet: try again after `delay_seconds`.
 
     `reason` is one of a fixed set of words, for logs and metrics. `counts_attempt` is False if the request never
     reached the gateway (closed gate, handler still starting). `traceparent` is this attempt's span, which the next
@@ -51,9 +51,10 @@ Outcome: TypeAlias = Answered | Retry
 
 
 def result_bytes(outcome: Outcome, apart_bytes: int = 0) -> int:
-    """Most bytes of an outcome's result as JSON; of a retry, if its last response becomes the result.
+    """Most bytes that an outcome's result takes as JSON.
 
-    A payload of at least `apart_bytes` is stored without JSON; 0: none is.
+    The last response of a retry may become the result, so it counts if it is large. A payload of at least
+    `apart_bytes` (0: none) is offloaded, so it counts without JSON escapes.
     """
     if isinstance(outcome, Answered):
         result = outcome.result

@@ -345,7 +345,10 @@ class PeriodicTask:
         *,
         is_vital: bool = False,
     ) -> None:
-        """Without a vital task, requests are lost or wait indefinitely, so the poller is not ready."""
+        """Create the task; the poller is not ready while Redis refuses a vital one.
+
+        Without a vital task, requests would be lost or wait indefinitely.
+        """
         if interval_seconds <= 0:
             raise ValueError(f"{name}: expected an interval above 0, got {interval_seconds}")
         self._name = name

@@ -21,7 +21,10 @@ _FIRST_CLAIM_SECONDS: Final = 0.5
 
 
 class Runs(Protocol):
-    """A part that runs until it is cancelled; `refusal` is why Redis refuses its calls, else empty."""
+    """A part that runs until it is cancelled.
+
+    If Redis refuses its calls, `refusal` is the reason; otherwise it is empty.
+    """
 
     @property
     def refusal(self) -> str: ...
@@ -100,7 +103,7 @@ class Poller:
 
     @property
     def refusal(self) -> str:
-        """The missing right or wrong key because of which Redis refuses a part's calls, with a fix; else empty."""
+        """Why Redis refuses the calls of a part, with a fix; else empty."""
         return next((part.refusal for part in self._parts if part.refusal), "")
 
     @property

@@ -98,7 +98,7 @@ class QueueWatch:
 
     @property
     def refusal(self) -> str:
-        """Why Redis refuses polls or the promotion of retries, with a fix; else empty."""
+        """Why Redis refuses polls, with a fix; empty if it does not."""
         return self._backoff.refusal
 
     def active(self) -> None:

@@ -1,4 +1,4 @@
-"""Pauses of one part of a poller while its calls to Redis fail."""
+"""Backoff of a poller's part while its calls to Redis fail."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from handlers.telemetry.logs import Logger
 
 
 class StoreBackoff(Backoff):
-    """Growing pauses of the part `name`; the first failure in a row is logged, with `fields`.
+    """Growing pauses for the part `name` of a poller.
 
-    `refusal` names the missing right or the wrong key because of which Redis refuses the calls, with a fix; else it is
-    empty.
+    The first of several failures is logged with `fields`. If Redis refuses the calls, `refusal` gives the reason (a
+    missing right, a key of another type) and a fix; otherwise it is empty.
     """
 
     __slots__ = ("_fields", "_log", "_name", "refusal")
@@ -24,7 +24,7 @@ class StoreBackoff(Backoff):
         self.refusal = ""
 
     def failed(self, error: BaseException) -> float:
-        """Note a failure; returns the seconds to pause."""
+        """Record a failure; return the seconds to pause."""
         if not self.has_failed:
             self._log.warning(
                 f"{self._name} paused: Redis unavailable", **self._fields, error=explained(error)
@@ -34,6 +34,6 @@ class StoreBackoff(Backoff):
         return self.next_seconds()
 
     def reset(self) -> None:
-        """Record a success: the next pause is the first one again, and nothing is refused."""
+        """Record a success: the next pause is short again, `refusal` is empty."""
         super().reset()
         self.refusal = ""

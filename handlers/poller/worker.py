@@ -140,7 +140,10 @@ class Worker:
 
     @property
     def is_settling_without_slots(self) -> bool:
-        """Whether claims without a slot await settlement. Then no more are claimed."""
+        """Whether claims without a slot await settlement.
+
+        Until they are settled, no more of them are made.
+        """
         return self._without_slot > 0
 
     @contextlib.contextmanager

@@ -265,7 +265,7 @@ def _minute(counts: Mapping[str, int]) -> Minute:
 
 
 def _quantile(classes: Sequence[int], share: float) -> float | None:
-    """A quantile of a histogram, interpolated within a class."""
+    """A quantile of the latency histogram, in seconds; None without results."""
     total = sum(classes)
     if not total:
         return None

@@ -214,7 +214,7 @@ def traceparent(span: Span) -> str:
 
 
 def mark_failed(span: Span, category: str) -> None:
-    """Mark an attempt's span as failed, with the reason as in metrics."""
+    """Mark an attempt's span as failed; `category` is the reason in metrics."""
     span.set_attribute("error.category", category)
     span.set_status(Status(StatusCode.ERROR))
 

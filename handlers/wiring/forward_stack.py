@@ -332,9 +332,10 @@ def _held(
     most_held_seconds: float,
     plan_of: Callable[[DoorGates, Settings], GatePlan] | None,
 ) -> Forward:
-    """`forward` behind the gates of a plan. Raises `InvalidSetting`.
+    """The layer that asks the gates of a plan before `forward`.
 
-    The plan takes effect when the handler starts. Without gates, the result is `forward` itself.
+    The plan takes effect when the handler starts. Without gates, the result is `forward` itself. Raises
+    `InvalidSetting`.
     """
     if plan_of is None and parts.shared.gates is None:
         return forward

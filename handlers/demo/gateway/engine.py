@@ -77,7 +77,7 @@ class Engine:
             raise
 
     def run_sheddable(self, task: asyncio.Task[None]) -> None:
-        """Mark a running request that may be evicted."""
+        """Record that this running request may be evicted."""
         self._sheddable[task] = None
         task.add_done_callback(lambda done: self._sheddable.pop(done, None))
 

@@ -190,7 +190,10 @@ class Circuit:
 
 
 class _Evidence:
-    """Failures since the last success, by request; earlier outcomes, by second."""
+    """Recent outcomes of calls.
+
+    Failures since the last success are kept by request, earlier outcomes as counts per second.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
