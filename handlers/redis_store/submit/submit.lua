@@ -28,6 +28,20 @@ if told then
   return cjson.decode(told)
 end
 probe('ZADD', KEYS[1], 'XX', 0, NO_NAME) -- first: no record may be written for a request that cannot be queued
+-- Fails before anything is written: a request that is marked as live must be queued.
+local function check_right(command, key, value)
+  if redis.acl_check_cmd and not redis.acl_check_cmd(command, key, value) then
+    error({ err = 'NOPERM ' .. command .. ' ' .. key .. ': no permissions to run it' })
+  end
+end
+check_right('SET', KEYS[2], '')
+for at = 3, #KEYS, 4 do
+  check_right('INCRBY', KEYS[at], 1)
+  check_right('EXPIREAT', KEYS[at], 1)
+  for other = at + 1, at + 3 do
+    check_right('SET', KEYS[other], '')
+  end
+end
 local is_counter_bounded = {}
 local answer = {}
 for n = 1, (#KEYS - 2) / 4 do
