@@ -15,8 +15,8 @@ RequestState            where a submission is: pending, claimed, retrying, finis
 ClientOptions           names of queue and result list, windows, sizes
 RedisAccess             user, password, certificates
 
-Errors: InvalidRequest, InvalidSetting; ClientError with NoResultYet, UnknownRequest, IdempotencyConflict, LeaseLost,
-BrokerUnreachable and NotOffered.
+Errors: InvalidRequest, InvalidSetting; ClientError with NoResultYet, NoOwnResults, UnknownRequest,
+IdempotencyConflict, LeaseLost, BrokerUnreachable and NotOffered.
 
 Both clients are typed; help(async_processor.Client) describes each method, docs/client.md has examples.
 """
@@ -33,6 +33,7 @@ from handlers.client import InvalidRequest as InvalidRequest
 from handlers.client import InvalidSetting as InvalidSetting
 from handlers.client import LeaseLost as LeaseLost
 from handlers.client import NewRequest as NewRequest
+from handlers.client import NoOwnResults as NoOwnResults
 from handlers.client import NoResultYet as NoResultYet
 from handlers.client import NotOffered as NotOffered
 from handlers.client import RedisAccess as RedisAccess

@@ -105,7 +105,8 @@ class AsyncClient:
         """Wait for the result of a request submitted with `has_own_results`.
 
         The request is a submission or an id. The result stays in its list: any process can read it again until the list
-        expires. Raises `NoResultYet` if it does not arrive `within` that many seconds.
+        expires. Raises `NoResultYet` if it does not arrive `within` that many seconds, `NoOwnResults` if it goes to a
+        shared list, and `UnknownRequest` for an unknown id.
         """
         check_submission("submission", submission)
         return await self._broker.own_result(submission, seconds_of("within", within))

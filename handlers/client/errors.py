@@ -4,6 +4,7 @@ AsyncProcessorError
 ├── InvalidRequest      (contract) a field is invalid; nothing was queued
 └── ClientError
     ├── NoResultYet     no result within the time limit; the request may still be answered
+    ├── NoOwnResults    the request's result is in a shared list, which `results` reads
     ├── UnknownRequest  the id has no live request and no result list of its own
     ├── IdempotencyConflict  a request with other content was submitted under the idempotency key
     ├── LeaseLost       a result was acknowledged after its lease expired; it is delivered again
@@ -29,6 +30,18 @@ class NoResultYet(ClientError):
         )
         self.request_id = request_id
         self.waited_seconds = waited_seconds
+
+
+class NoOwnResults(ClientError):
+    """The request has no result list of its own; its result goes to the list `results`."""
+
+    def __init__(self, request_id: str, results: str) -> None:
+        super().__init__(
+            f"{request_id}: expected a request submitted with has_own_results=True, got one whose result goes to the "
+            f"list {results!r}; read client.results({results!r})"
+        )
+        self.request_id = request_id
+        self.results = results
 
 
 class UnknownRequest(ClientError):

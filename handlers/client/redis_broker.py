@@ -11,7 +11,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 import msgspec
 
 from handlers.client.broker import Submission
-from handlers.client.errors import BrokerUnreachable, IdempotencyConflict, NoResultYet, UnknownRequest
+from handlers.client.errors import (
+    BrokerUnreachable,
+    IdempotencyConflict,
+    NoOwnResults,
+    NoResultYet,
+    UnknownRequest,
+)
 from handlers.client.new_request import CheckedRequest, NewRequest, content_digest, encode_body
 from handlers.client.options import ClientOptions
 from handlers.client.patience import Patience
@@ -19,7 +25,7 @@ from handlers.client.results import OwnResults
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.lenient_json import Malformed, is_unicode
 from handlers.contract.result import Result, decode_result
-from handlers.redis_store.admin.finished import read_finished
+from handlers.redis_store.admin.finished import FinishedRecord, read_finished
 from handlers.redis_store.admin.whereabouts import (
     Searched,
     Whereabouts,
@@ -139,29 +145,39 @@ class RedisBroker:
         list_name = result_of_key(self._options.results, request_id)
         if isinstance(submission, str):
             await self._check_known(request_id, list_name)
+        elif not submission.has_own_results:
+            raise NoOwnResults(request_id, submission.results)
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await self._own_results.wait(list_name, token)
         except TimeoutError:
+            if isinstance(submission, str):
+                await self._check_known(request_id, list_name)
             raise NoResultYet(request_id, timeout_seconds or 0.0) from None
 
     async def _check_known(self, request_id: str, list_name: str) -> None:
-        """Raise `UnknownRequest` if no result can arrive for the id.
+        """Raise `NoOwnResults` or `UnknownRequest` if no result can arrive for the id in `list_name`.
 
-        It is not live and not queued, and has no result list. Other producers do not write the keys that show that a
+        It is not live and not queued, and has no such list. Other producers do not write the keys that show that a
         request is live, so the queue is searched too.
         """
-        if await self.look_up(request_id) is not RequestState.UNKNOWN:
+        state = await self.look_up(request_id)
+        if state not in (RequestState.UNKNOWN, RequestState.FINISHED, RequestState.CANCELLED):
             return
         options = self._options
         keys = Searched([options.queue], options.retry_queue, options.results, self._is_cluster)
         with store_errors():
             if await may_be_queued(self._redis, request_id, keys, steps=CHECKED_STEPS):
                 return
-            if not await self._redis.exists(
+            if await self._redis.exists(
                 list_name
-            ):  # last, because the request may have been answered in the meantime
-                raise UnknownRequest(request_id)
+            ):  # last: the request may have been answered in the meantime
+                return
+        record = await self._finished(request_id)
+        if record and record.results and record.results != list_name:
+            raise NoOwnResults(request_id, record.results)
+        if state is RequestState.UNKNOWN:
+            raise UnknownRequest(request_id)
 
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
         """Cancel submissions, or the live submissions of ids."""
@@ -179,11 +195,15 @@ class RedisBroker:
         with store_errors():
             state, _ = await self._submissions.look_up(queue, request_id, token)
         if state in (RequestState.FINISHED, RequestState.UNKNOWN):
-            with contextlib.suppress(*STORE_ERRORS):  # the ACL may forbid reading records
-                record = await read_finished(self._redis, request_id)
-                if record and token in ("", record.token):
-                    return finished_state(record)
+            record = await self._finished(request_id)
+            if record and token in ("", record.token):
+                return finished_state(record)
         return state
+
+    async def _finished(self, request_id: str) -> FinishedRecord | None:
+        with contextlib.suppress(*STORE_ERRORS):  # the ACL may forbid reading records
+            return await read_finished(self._redis, request_id)
+        return None
 
     async def peek(self, name: str, limit: int | None) -> AsyncIterator[Result]:
         """Read a list's results, oldest first, without removing them. Undecodable ones are skipped."""

@@ -14,8 +14,17 @@ import msgspec
 import pytest
 from redis import Redis
 
-from handlers.client import AsyncClient, ClientOptions, LeaseLost, NoResultYet, Result, UnknownRequest
+from handlers.client import (
+    AsyncClient,
+    ClientOptions,
+    LeaseLost,
+    NoOwnResults,
+    NoResultYet,
+    Result,
+    UnknownRequest,
+)
 from handlers.contract.result import encode_result
+from handlers.redis_store.admin.finished import FINISHED, FinishedRecord
 from tests.waiting import wait_until, wait_until_async
 
 ROOT = Path(__file__).parents[2]
@@ -200,6 +209,18 @@ async def test_a_wait_ends_in_time(client: AsyncClient) -> None:
     for waited_for in (submission, submission.id):
         with pytest.raises(NoResultYet, match="unanswered"):
             await client.wait(waited_for, within=timedelta(milliseconds=50))
+
+
+async def test_waiting_for_a_result_in_a_shared_list_fails_at_once(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    submission = await client.submit({"a": 1}, deadline=timedelta(hours=1))
+    record = FinishedRecord("token", "HTTP 200", 1.0, options.queue, results=options.results)
+    redis.hset(FINISHED, "recorded", msgspec.json.encode(record))
+    advice = rf"has_own_results=True.*client\.results\('{options.results}'\)"
+    for waited_for in (submission, "recorded"):
+        with pytest.raises(NoOwnResults, match=advice):
+            await client.wait(waited_for, within=20)
 
 
 async def test_waiting_for_an_unknown_id_fails_at_once(client: AsyncClient) -> None:
