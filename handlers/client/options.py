@@ -17,7 +17,7 @@ _MOST_PATIENCE_SECONDS = 100.0
 
 
 def shown(value: object) -> str:
-    """A wrong argument in an error, with a hint if it is a duration in words."""
+    """Show a wrong argument in an error. A duration as text gets a hint."""
     seconds = parse_duration(value) if isinstance(value, str) else None
     hint = "" if seconds is None else f" (for {seconds:g} s give timedelta(seconds={seconds:g}))"
     return f"{reprlib.repr(value)}{hint}"

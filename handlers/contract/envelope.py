@@ -159,7 +159,7 @@ def _decode_internal(parts: Fields) -> Internal:
 
 
 def _found(member: bytes, error: Exception) -> str:
-    """Which value of a member is wrong, and its type."""
+    """Describe the fault of a member: the wrong type and its field."""
     wrong = _WRONG_TYPE.search(str(error))
     if wrong is None:
         return shape_of(member, error)

@@ -43,9 +43,9 @@ _SHAPES: Final = {
 
 
 def shape_of(text: bytes, error: Exception | None = None) -> str:
-    """The kind of JSON value in `text` by its beginning, for errors; it shows no content.
+    """The kind of JSON value in `text`, for errors. It shows no content.
 
-    `error` is what its decoder raised: the fault in an object is added.
+    The first bytes decide. For an object, the fault in `error`, which the decoder raised, is added.
     """
     start = text[:64].lstrip()
     shape = _SHAPES.get(start[:1], "text that is not JSON") if start else "nothing"

@@ -32,7 +32,7 @@ _NO_CLUSTER: Final = (
 _NO_RIGHT: Final = "the ACL user lacks a right that docs/redis.md lists"
 
 _NO_RIGHT_IN_SCRIPT: Final = ("ACL failure", "The user executing the script")
-"""As in `_run.lua`."""
+"""Texts of refusals inside a script; `_run.lua` has the same ones."""
 
 _WRONG_TYPE: Final = "a key has another type than docs/redis.md lists: rename or delete it"
 
@@ -83,7 +83,7 @@ def refusal(error: BaseException) -> str:
 
 
 def _is_missing_right(error: BaseException) -> bool:
-    """A script's own call is refused with a text, not with the kind of the error."""
+    """Whether the ACL refuses a right. A refusal inside a script has only a text."""
     return isinstance(error, NoPermissionError) or any(text in str(error) for text in _NO_RIGHT_IN_SCRIPT)
 
 

@@ -27,7 +27,7 @@ _INCLUDE: Final = re.compile(r"^-- include (_\w+)\n", re.MULTILINE)
 
 
 class Script(AsyncScript):
-    """A script whose call, if the ACL refuses one of its keys, fails with an error that names the key."""
+    """A script. If the ACL refuses one of its keys, the error names the key."""
 
     async def __call__(
         self, keys: Sequence[Any] | None = None, args: Iterable[Any] | None = None, client: Any = None
@@ -46,7 +46,7 @@ def lua_script(redis: Redis | RedisCluster, name: str) -> AsyncScript:
 async def naming_key(
     redis: Redis | RedisCluster, keys: Sequence[Any], error: NoPermissionError
 ) -> NoPermissionError:
-    """`error`, which refuses one of `keys`, with that key's name, which servers leave out."""
+    """Add the name of the key that the ACL refused to `error`. Servers do not name it."""
     for key in keys if _KEY_REFUSED in str(error) else ():
         try:
             await redis.exists(key)
@@ -59,7 +59,7 @@ async def naming_key(
 async def read_only(
     redis: Redis | RedisCluster, script: AsyncScript, keys: list[str], args: list[str]
 ) -> Any:
-    """Run a script that writes nothing with the read-only commands (`EVALSHA_RO`, `EVAL_RO`).
+    """Run a script that writes nothing with `EVALSHA_RO` or `EVAL_RO`.
 
     Before Redis 7, which added them, or if the ACL refuses them, it runs as any other script.
     """

@@ -169,7 +169,7 @@ one of them."""
 _SCAN_COUNT: Final = 1_000
 _BATCH: Final = 500
 _LONGEST_TOKEN: Final = 4_096
-"""A longer token, in bytes, is not read: clients write it."""
+"""Most bytes of a token that are read, since clients write tokens."""
 
 
 class ForeignCancellations:

@@ -35,8 +35,8 @@ async def read_payload(
 ) -> bytes | None:
     """The payload under `payload_ref`. Raises one of `STORE_FAILURES`.
 
-    None if the key is missing, not this request's, or of another type. Of a longer one, `max_bytes` and one more are
-    returned.
+    None if the key is missing, not this request's, or of another type. A payload longer than `max_bytes` is cut after
+    `max_bytes` + 1.
     """
     if not is_own_payload(payload_ref, request_id, request_token):
         return None

@@ -252,7 +252,7 @@ class RedisQueue:
         unused = [
             ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect
         ]
-        with contextlib.suppress(*STORE_REFUSALS):  # they expire
+        with contextlib.suppress(*STORE_REFUSALS):  # unused payloads expire
             await delete_payloads(self._redis, unused)
         return effects
 
@@ -355,7 +355,7 @@ class RedisQueue:
             return []
         names = [claim.claim_key.split(b"\0") for claim in known]
         pipeline = self._redis.pipeline(transaction=False)
-        for request_id, *tokens in names:  # as much as its own token has: a client may write 500 MB there
+        for request_id, *tokens in names:  # not more bytes than the token has: a client may write 500 MB
             pipeline.getrange(cancel_key_of(request_id), 0, len(tokens[0]))
         # A key of another type hides one cancellation; it must not fail the others.
         tokens = await executed(self._redis, pipeline, raise_on_error=False)
