@@ -24,31 +24,31 @@ _SPREAD: Final = (
 )
 
 
-def backoff_seconds(attempt: int, draw: float) -> float:
+def backoff_seconds(attempt: int, jitter: float) -> float:
     """Seconds to wait after the failed `attempt`, counted from 0.
 
-    `draw` is random in [0, 1).
+    `jitter` is random in [0, 1).
     """
     ceiling = min(CAP_SECONDS, BASE_SECONDS * 2.0 ** min(max(attempt, 0), _LAST_DOUBLING))
-    return ceiling / 2 + draw * ceiling / 2
+    return ceiling / 2 + jitter * ceiling / 2
 
 
 def retry_delay(
     attempt: int,
     *,
     left_seconds: float,
-    wish_seconds: float | None,
-    draw: float,
+    hint_seconds: float | None,
+    jitter: float,
     earliest_seconds: float = 0.0,
 ) -> float | None:
     """Seconds to wait before the next attempt. None if the deadline is too close.
 
-    `left_seconds` is the time to the deadline, `wish_seconds` the gateway's `Retry-After`, and `earliest_seconds` the
+    `left_seconds` is the time to the deadline, `hint_seconds` the gateway's `Retry-After`, and `earliest_seconds` the
     shortest delay that the transport allows (Pub/Sub's backoff).
     """
-    delay = backoff_seconds(attempt, draw)
-    if wish_seconds is not None and wish_seconds > delay:
-        delay = min(wish_seconds, left_seconds / 2) * (1 + _SPREAD * draw)
+    delay = backoff_seconds(attempt, jitter)
+    if hint_seconds is not None and hint_seconds > delay:
+        delay = min(hint_seconds, left_seconds / 2) * (1 + _SPREAD * jitter)
     elif delay >= left_seconds:
         delay = left_seconds / 2
     # Near the deadline, delays would become shorter and shorter; none may be shorter than half of the first one.
@@ -82,17 +82,17 @@ class Backoff:
     They double up to a cap, with equal jitter.
     """
 
-    __slots__ = ("_cap_seconds", "_draw", "_first_seconds", "_next_seconds")
+    __slots__ = ("_cap_seconds", "_first_seconds", "_jitter", "_next_seconds")
 
     def __init__(
         self,
         first_seconds: float = 0.05,
         cap_seconds: float = 2.0,
-        draw: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._first_seconds = first_seconds
         self._cap_seconds = cap_seconds
-        self._draw = draw
+        self._jitter = jitter
         self._next_seconds = first_seconds
 
     @property
@@ -103,7 +103,7 @@ class Backoff:
         """The next pause. Each call counts as a failure."""
         ceiling = self._next_seconds
         self._next_seconds = min(self._cap_seconds, ceiling * 2)
-        return ceiling * (0.5 + self._draw() / 2)
+        return ceiling * (0.5 + self._jitter() / 2)
 
     async def pause(self) -> None:
         await asyncio.sleep(self.next_seconds())

@@ -21,7 +21,7 @@ class ByteShare:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
-        self._waiting: deque[Wish] = deque()
+        self._waiting: deque[ByteRequest] = deque()
 
     def room(self) -> int:
         return max(0, self.limit - self.held)
@@ -34,28 +34,28 @@ class ByteShare:
         """Free `size` bytes (negative: hold more), then grant waiting wishes in order."""
         self.held -= size
         while self._waiting and (self.held == 0 or self._waiting[0].size <= self.limit - self.held):
-            wish = self._waiting.popleft()
-            self.held += wish.size
-            wish.is_granted = True
-            wish.on_granted()
+            asked = self._waiting.popleft()
+            self.held += asked.size
+            asked.is_granted = True
+            asked.on_granted()
 
-    def ask(self, size: int, on_granted: Callable[[], None]) -> Wish:
+    def ask(self, size: int, on_granted: Callable[[], None]) -> ByteRequest:
         """Take `size` bytes now (`is_granted`), or call `on_granted` once they are taken."""
-        wish = Wish(size, on_granted)
+        asked = ByteRequest(size, on_granted)
         if self.has_room(size):
             self.held += size
-            wish.is_granted = True
+            asked.is_granted = True
         else:
-            self._waiting.append(wish)
-        return wish
+            self._waiting.append(asked)
+        return asked
 
-    def withdraw(self, wish: Wish) -> None:
+    def withdraw(self, asked: ByteRequest) -> None:
         """Withdraw a request for bytes that was not granted."""
-        self._waiting.remove(wish)
+        self._waiting.remove(asked)
         self.give(0)  # smaller wishes behind it may fit now
 
 
-class Wish:
+class ByteRequest:
     """Bytes for which a request waits."""
 
     __slots__ = ("is_granted", "on_granted", "size")
@@ -86,12 +86,12 @@ class ByteBudget:
 class Holding:
     """The bytes that one request holds of one share, at first 0."""
 
-    __slots__ = ("_share", "_wish", "size")
+    __slots__ = ("_asked", "_share", "size")
 
     def __init__(self, share: ByteShare) -> None:
         self._share = share
         self.size = 0
-        self._wish: Wish | None = None
+        self._asked: ByteRequest | None = None
 
     def ask(self, size: int, on_granted: Callable[[], None]) -> bool:
         """Hold up to `size` bytes. Returns True if there is room.
@@ -99,18 +99,18 @@ class Holding:
         Otherwise `on_granted` is called once there is.
         """
         self.hold(0)
-        wish = self._share.ask(size, on_granted)
-        self._wish = wish
-        return wish.is_granted
+        asked = self._share.ask(size, on_granted)
+        self._asked = asked
+        return asked.is_granted
 
     def hold(self, size: int) -> None:
         """Hold exactly `size` bytes, even without room. Withdraws an open `ask`."""
-        wish, self._wish = self._wish, None
+        asked, self._asked = self._asked, None
         before = self.size
-        if wish is not None and wish.is_granted:
-            before += wish.size
-        elif wish is not None:
-            self._share.withdraw(wish)
+        if asked is not None and asked.is_granted:
+            before += asked.size
+        elif asked is not None:
+            self._share.withdraw(asked)
         self.size = size
         self._share.give(before - size)
 

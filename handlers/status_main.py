@@ -28,7 +28,7 @@ class _CurrentSettings:
         self._watch = ConfigWatch(variables, self._settings, get_logger("status"))
 
     def get(self) -> Settings:
-        self._settings = self._watch.look() or self._settings
+        self._settings = self._watch.poll() or self._settings
         return self._settings
 
 

@@ -84,7 +84,7 @@ async def take_status(page: Page, folder: Path) -> None:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         with running_process(command, env={**os.environ, **variables}, **quiet):
             wait_until(lambda: is_up(port), "the status page")
-            await page.look(1_200, 1_000)
+            await page.resize(1_200, 1_000)
             await page.open(f"http://127.0.0.1:{port}/")
             await page.shoot(IMAGES / "status.png")
 
@@ -160,10 +160,10 @@ async def take_batch(page: Page, folder: Path) -> None:
     picture.write_text(
         f"<!doctype html><meta charset=utf-8><style>body{{margin:0}}svg{{width:100%}}</style>{svg}"
     )
-    await page.look(1_000, 400)
+    await page.resize(1_000, 400)
     await page.open(picture.as_uri())
     height = await page.run("Math.ceil(document.querySelector('svg').getBoundingClientRect().height)")
-    await page.look(1_000, height)
+    await page.resize(1_000, height)
     await page.shoot(IMAGES / "batch.png")
 
 

@@ -21,10 +21,10 @@ from handlers.backoff import (
     retry_delay,
 )
 
-DRAWS = st.floats(0, 1, exclude_max=True)
+JITTERS = st.floats(0, 1, exclude_max=True)
 ATTEMPTS = st.integers(0, 10_000)
 LEFTS = st.floats(-1e6, 1e10, allow_nan=False)
-WISHES = st.none() | st.floats(0, 1e300)
+HINTS = st.none() | st.floats(0, 1e300)
 NOW = 1_800_000_000.0
 
 
@@ -42,59 +42,61 @@ def test_the_cap_holds_at_any_attempt(attempt: int) -> None:
     assert backoff_seconds(attempt, math.nextafter(1, 0)) <= CAP_SECONDS
 
 
-@given(attempt=st.integers(-5, 10_000), draw=DRAWS)
-def test_a_pause_is_within_half_and_whole_of_its_ceiling(attempt: int, draw: float) -> None:
+@given(attempt=st.integers(-5, 10_000), jitter=JITTERS)
+def test_a_pause_is_within_half_and_whole_of_its_ceiling(attempt: int, jitter: float) -> None:
     ceiling = min(CAP_SECONDS, BASE_SECONDS * 2.0 ** min(max(attempt, 0), 100))
-    assert ceiling / 2 <= backoff_seconds(attempt, draw) <= ceiling
+    assert ceiling / 2 <= backoff_seconds(attempt, jitter) <= ceiling
 
 
-@given(attempt=ATTEMPTS, left=LEFTS, wish=WISHES, draw=DRAWS, earliest=st.floats(0, 600))
+@given(attempt=ATTEMPTS, left=LEFTS, asked=HINTS, jitter=JITTERS, earliest=st.floats(0, 600))
 def test_a_retry_always_comes_before_the_deadline(
-    attempt: int, left: float, wish: float | None, draw: float, earliest: float
+    attempt: int, left: float, asked: float | None, jitter: float, earliest: float
 ) -> None:
-    delay = retry_delay(attempt, left_seconds=left, wish_seconds=wish, draw=draw, earliest_seconds=earliest)
+    delay = retry_delay(
+        attempt, left_seconds=left, hint_seconds=asked, jitter=jitter, earliest_seconds=earliest
+    )
     if delay is None:
         return
     assert delay < left
     assert delay >= max(earliest, BASE_SECONDS / 2)
 
 
-@given(attempt=ATTEMPTS, wish=WISHES, draw=DRAWS)
-def test_where_two_pauses_fit_there_is_a_retry(attempt: int, wish: float | None, draw: float) -> None:
-    delay = retry_delay(attempt, left_seconds=2 * BASE_SECONDS, wish_seconds=wish, draw=draw)
+@given(attempt=ATTEMPTS, asked=HINTS, jitter=JITTERS)
+def test_where_two_pauses_fit_there_is_a_retry(attempt: int, asked: float | None, jitter: float) -> None:
+    delay = retry_delay(attempt, left_seconds=2 * BASE_SECONDS, hint_seconds=asked, jitter=jitter)
     assert delay is not None
 
 
-@given(attempt=ATTEMPTS, left=st.floats(10, 1e9), wish=st.floats(0, 1e300), draw=DRAWS)
+@given(attempt=ATTEMPTS, left=st.floats(10, 1e9), asked=st.floats(0, 1e300), jitter=JITTERS)
 def test_a_longer_wish_is_kept_up_to_half_of_the_time_left(
-    attempt: int, left: float, wish: float, draw: float
+    attempt: int, left: float, asked: float, jitter: float
 ) -> None:
-    own = retry_delay(attempt, left_seconds=left, wish_seconds=None, draw=draw)
-    delay = retry_delay(attempt, left_seconds=left, wish_seconds=wish, draw=draw)
+    own = retry_delay(attempt, left_seconds=left, hint_seconds=None, jitter=jitter)
+    delay = retry_delay(attempt, left_seconds=left, hint_seconds=asked, jitter=jitter)
     assert own is not None
     assert delay is not None
-    assert delay >= min(wish, left / 2)
-    assert delay <= max(own, 1.25 * min(wish, left / 2)) * 1.000001
+    assert delay >= min(asked, left / 2)
+    assert delay <= max(own, 1.25 * min(asked, left / 2)) * 1.000001
 
 
 def test_clients_with_the_same_retry_after_return_spread_out() -> None:
-    delays = {retry_delay(0, left_seconds=1e4, wish_seconds=100, draw=n / 100) for n in range(100)}
+    delays = {retry_delay(0, left_seconds=1e4, hint_seconds=100, jitter=n / 100) for n in range(100)}
     assert len(delays) == 100
     assert all(delay is not None and 100 <= delay <= 125 for delay in delays)
 
 
 def test_at_the_very_end_there_is_no_storm_of_ever_closer_attempts() -> None:
-    for wish in (None, 5.0, 1e9):
+    for asked in (None, 5.0, 1e9):
         left, attempts = 30.0, 0
-        while (delay := retry_delay(9, left_seconds=left, wish_seconds=wish, draw=0.0)) is not None:
+        while (delay := retry_delay(9, left_seconds=left, hint_seconds=asked, jitter=0.0)) is not None:
             left, attempts = left - delay, attempts + 1
         assert attempts <= 6
         assert left < 2 * BASE_SECONDS
 
 
 def test_a_delivery_that_can_only_come_back_too_late_is_not_waited_for() -> None:
-    assert retry_delay(0, left_seconds=10.0, wish_seconds=None, draw=0.0, earliest_seconds=10.0) is None
-    assert retry_delay(0, left_seconds=10.1, wish_seconds=None, draw=0.0, earliest_seconds=10.0) == 10.0
+    assert retry_delay(0, left_seconds=10.0, hint_seconds=None, jitter=0.0, earliest_seconds=10.0) is None
+    assert retry_delay(0, left_seconds=10.1, hint_seconds=None, jitter=0.0, earliest_seconds=10.0) == 10.0
 
 
 @pytest.mark.parametrize(
@@ -132,41 +134,41 @@ def test_no_header_crashes_and_none_means_less_than_nothing(value: str) -> None:
     assert seconds is None or (seconds >= 0 and math.isfinite(seconds))
 
 
-@given(draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=40))
-def test_each_pause_is_the_upper_half_of_its_ceiling(draws: list[float]) -> None:
-    given = iter(draws)
-    patience = Backoff(0.05, 2.0, lambda: next(given))
-    for n in range(len(draws)):
+@given(jitters=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=40))
+def test_each_pause_is_the_upper_half_of_its_ceiling(jitters: list[float]) -> None:
+    given = iter(jitters)
+    retry = Backoff(0.05, 2.0, lambda: next(given))
+    for n in range(len(jitters)):
         ceiling = min(2.0, 0.05 * 2**n)
-        assert ceiling / 2 <= patience.next_seconds() <= ceiling
+        assert ceiling / 2 <= retry.next_seconds() <= ceiling
 
 
 def test_success_brings_back_the_first_pause() -> None:
-    patience = Backoff(1.0, 60.0, lambda: 0.0)
-    assert [patience.next_seconds() for _ in range(3)] == [0.5, 1.0, 2.0]
-    patience.reset()
-    assert patience.next_seconds() == 0.5
+    retry = Backoff(1.0, 60.0, lambda: 0.0)
+    assert [retry.next_seconds() for _ in range(3)] == [0.5, 1.0, 2.0]
+    retry.reset()
+    assert retry.next_seconds() == 0.5
 
 
 def test_an_outage_of_an_hour_costs_at_most_one_try_a_second() -> None:
     """No busy loop: the least pauses of 3,600 tries last longer than an hour."""
-    patience = Backoff(draw=lambda: 0.0)
-    assert sum(patience.next_seconds() for _ in range(3_610)) >= 3_600
+    retry = Backoff(jitter=lambda: 0.0)
+    assert sum(retry.next_seconds() for _ in range(3_610)) >= 3_600
 
 
 def test_it_knows_whether_the_last_try_failed() -> None:
-    patience = Backoff()
-    seen = [patience.has_failed]
-    patience.next_seconds()
-    seen.append(patience.has_failed)
-    patience.reset()
-    assert [*seen, patience.has_failed] == [False, True, False]
+    retry = Backoff()
+    seen = [retry.has_failed]
+    retry.next_seconds()
+    seen.append(retry.has_failed)
+    retry.reset()
+    assert [*seen, retry.has_failed] == [False, True, False]
 
 
 async def test_a_pause_is_waited_for() -> None:
-    patience = Backoff(0.001, 0.002, lambda: 0.0)
-    await patience.pause()
-    assert patience.has_failed
+    retry = Backoff(0.001, 0.002, lambda: 0.0)
+    await retry.pause()
+    assert retry.has_failed
 
 
 def growing_pauses(source: str) -> list[int]:

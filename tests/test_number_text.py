@@ -91,7 +91,7 @@ class Handler:
 async def test_a_delay_that_a_handler_cannot_mean_is_a_lost_answer(text: str) -> None:
     event = AnswerEvent("1.0", "e", "/s", "t", "r", reason="rejected", delayseconds=text)
     response = GatewayResponse(503, {"content-type": STRUCTURED}, encode_answer(event))
-    dispatcher = HttpDispatcher(Handler(response), "http://handler", timeout_seconds=1, draw=lambda: 0.5)
+    dispatcher = HttpDispatcher(Handler(response), "http://handler", timeout_seconds=1, jitter=lambda: 0.5)
     outcome = await dispatcher.forward(Request(id="r", deadline=2e9, payload=b"{}"), NO_OPTIONS)
     assert isinstance(outcome, Retry)
     assert (outcome.reason, outcome.delay_seconds) == (HANDLER_LOST, 1.0)

@@ -142,11 +142,11 @@ def test_property_tests_draw_from_no_shared_random() -> None:
     tests = [path for path in SOURCES if path.parts[0] == "tests"]
     properties = [path for path in tests if re.search(r"^from hypothesis", text_of(path), re.M)]
     assert len(properties) > 20
-    found = [f"{path}:{line}" for path in properties for line in shared_draws(tree_of(path))]
+    found = [f"{path}:{line}" for path in properties for line in shared_random_uses(tree_of(path))]
     assert found == [], "use random.Random(seed)"
 
 
-def shared_draws(tree: ast.AST) -> Iterator[int]:
+def shared_random_uses(tree: ast.AST) -> Iterator[int]:
     """Lines that use a function of the module `random` itself."""
     for node in ast.walk(tree):
         match node:
@@ -167,7 +167,7 @@ def shared_draws(tree: ast.AST) -> Iterator[int]:
     ],
 )
 def test_a_draw_from_the_shared_random_is_found(source: str, is_found: bool) -> None:
-    assert bool(list(shared_draws(ast.parse(source)))) is is_found
+    assert bool(list(shared_random_uses(ast.parse(source)))) is is_found
 
 
 def test_every_exception_to_a_tool_has_its_reason() -> None:

@@ -9,8 +9,8 @@ from functools import partial
 from handlers.batch.files import BatchState
 from handlers.batch.lines import BatchLine, InvalidLine, request_id
 from handlers.client.new_request import NewRequest, encode_body
-from handlers.client.patience import Patience
 from handlers.client.redis_broker import batches, member_parts, store_errors
+from handlers.client.store_retry import StoreRetry
 from handlers.contract.errors import InvalidRequest
 from handlers.number_text import whole
 from handlers.redis_store.keys import payload_key
@@ -20,7 +20,7 @@ from handlers.redis_store.results.results import drop_oldest_results, oldest_res
 from handlers.redis_store.submit.client_access import RedisAccess, open_redis
 from handlers.redis_store.submit.submissions import MemberParts
 
-PATIENCE_SECONDS = 30.0
+RETRY_SECONDS = 30.0
 """Seconds for which a batch retries a submission during a failover. Then it stops, and can be resumed."""
 
 RESULTS_KEPT_SECONDS = 7 * 86_400
@@ -45,7 +45,7 @@ class BatchQueue:
         self._tenant_attribute = tenant_attribute
         self._redis = open_redis(redis_url, access)
         self._submissions = open_submissions(self._redis, wait_replicas)
-        self._patience = Patience(PATIENCE_SECONDS)
+        self._retry = StoreRetry(RETRY_SECONDS)
         self._payload_keys: list[str] = []
 
     def request_id(self, number: int) -> str:
@@ -71,12 +71,12 @@ class BatchQueue:
             body = encode_body(request, now=time.time(), tenant_attribute=self._tenant_attribute)
         except InvalidRequest as error:
             return InvalidLine(line.number, line.custom_id, str(error))
-        apart = self._payload_apart_bytes
-        is_apart = apart is not None and len(body.payload) >= apart
+        offload_bytes = self._payload_apart_bytes
+        is_offloaded = offload_bytes is not None and len(body.payload) >= offload_bytes
         return member_parts(
             body,
             token=state.token,
-            payload_ref=payload_key(body.id, state.token) if is_apart else "",
+            payload_ref=payload_key(body.id, state.token) if is_offloaded else "",
             queue=state.queue,
             results=state.results,
             labels={"tier": state.tier} if state.tier else {},
@@ -86,7 +86,7 @@ class BatchQueue:
     async def submit(self, parts: Sequence[MemberParts], *, is_repeated: bool) -> None:
         """Queue lines in order. With `is_repeated`, lines that are live are skipped."""
         for batch in batches(parts):
-            await self._patience.insist(partial(self._submit, batch, is_repeated))
+            await self._retry.run(partial(self._submit, batch, is_repeated))
 
     async def _submit(self, batch: Sequence[MemberParts], was_repeated: bool, is_repeated: bool) -> None:
         again = was_repeated or is_repeated

@@ -143,7 +143,7 @@ class BatchRun:
             numbers = [line.number for line in lines[start : start + COLLECTED_AT_ONCE]]
             states = await patiently(partial(self._queue.are_live, numbers))
             live.update(number for number, is_live in zip(numbers, states, strict=True) if is_live)
-        await self._look_for_cancel()
+        await self._check_for_cancel()
         # The mark of a live request is deleted with or after the storing of its result. So a line that is neither live
         # nor answered was never submitted, or is overdue.
         while await self._collect():
@@ -177,7 +177,7 @@ class BatchRun:
 
     async def _submit(self, lines: list[BatchLine], *, is_repeated: bool) -> None:
         """Submit lines. Write errors for cancelled, overdue and invalid ones."""
-        await self._look_for_cancel()
+        await self._check_for_cancel()
         parts: list[MemberParts] = []
         for line in lines:
             code = self._reason_not_to_submit(line.number)
@@ -234,7 +234,7 @@ class BatchRun:
                 self._give_up_the_late()
             if time.monotonic() >= next_check_at:
                 next_check_at = time.monotonic() + CANCEL_CHECK_SECONDS
-                await self._look_for_cancel()
+                await self._check_for_cancel()
                 self._tell()
 
     async def _collect(self) -> int:
@@ -272,7 +272,7 @@ class BatchRun:
 
     # --- the end
 
-    async def _look_for_cancel(self) -> None:
+    async def _check_for_cancel(self) -> None:
         """Cancel the batch or lines, if requested since the last call."""
         if self._cancelled_at is not None:
             return

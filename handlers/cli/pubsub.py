@@ -58,7 +58,7 @@ class Exit(IntEnum):
     NO_ANSWER = 4
 
 
-class Duration(click.ParamType[int | None]):
+class DurationOrNever(click.ParamType[int | None]):
     """`600`, `600s`, `10m`, `12h`, `7d` as whole seconds; `never` as None."""
 
     name = "duration"
@@ -83,7 +83,7 @@ def _name(field: str, text: str, envvar: str | None = None) -> _Option:
 def _duration(flag: str, field: str, text: str) -> _Option:
     default = _DEFAULTS[field]
     shown = "never" if default is None else f"{default}s"
-    return click.option(flag, field, type=Duration(), default=default, show_default=shown, help=text)
+    return click.option(flag, field, type=DurationOrNever(), default=default, show_default=shown, help=text)
 
 
 _SHARED: Final = (

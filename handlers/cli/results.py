@@ -124,12 +124,12 @@ def _table_writer() -> Callable[[Result], None]:
     def write(result: Result) -> None:
         is_answered = result.status_code > 0
         is_good = is_answered and 200 <= result.status_code < 300
-        said = (result.stored_elsewhere or result.payload) if is_answered else result.error_message
+        shown = (result.stored_elsewhere or result.payload) if is_answered else result.error_message
         table = Table.grid(padding=(0, 2), expand=True)
         table.add_column(width=24, no_wrap=True, overflow="ellipsis")
         table.add_column(width=18, no_wrap=True, style="green" if is_good else "red")
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        text = " ".join(said[:PRINTED_PAYLOAD_CHARACTERS].split())
+        text = " ".join(shown[:PRINTED_PAYLOAD_CHARACTERS].split())
         table.add_row(_plain(result.id), _plain(str(result.status_code or result.error_code)), _plain(text))
         console.print(table)
 

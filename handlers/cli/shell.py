@@ -162,20 +162,20 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
             sys.stdout = None
             code = ExitCode.DONE
         except NoResultYet as error:
-            code = _say(error, ExitCode.NOT_YET)
+            code = _print_error(error, ExitCode.NOT_YET)
         except IdempotencyConflict as error:
-            code = _say(error, ExitCode.CONFLICT)
+            code = _print_error(error, ExitCode.CONFLICT)
         except BrokerUnreachable as error:
-            code = _say(error, ExitCode.UNREACHABLE)
+            code = _print_error(error, ExitCode.UNREACHABLE)
             if str(error).startswith("Redis:"):
                 print("Set its address with REDIS_URL or --redis-url.", file=sys.stderr)
         except (AsyncProcessorError, OSError) as error:
-            code = _say(error, ExitCode.WRONG_INPUT)
+            code = _print_error(error, ExitCode.WRONG_INPUT)
         sys.exit(int(code))
 
     return run
 
 
-def _say(error: Exception, code: ExitCode) -> ExitCode:
+def _print_error(error: Exception, code: ExitCode) -> ExitCode:
     print(f"error: {error}", file=sys.stderr)
     return code

@@ -136,8 +136,8 @@ def _result_text(found: Whereabouts) -> str:
         state = "leased to a consumer" if found.result.is_held else "waiting to be read"
         return f"its result ({found.result.outcome}) is in {found.result.results}, {state}"
     if found.finished and found.finished.results:
-        looked = "the part of it that was searched" if found.is_partial else "it"
-        return f"its result was written to {found.finished.results} and is no longer in {looked}"
+        searched = "the part of it that was searched" if found.is_partial else "it"
+        return f"its result was written to {found.finished.results} and is no longer in {searched}"
     return "its result was not found in the lists that were searched"
 
 

@@ -12,7 +12,7 @@ from handlers.contract.errors import InvalidSetting
 from handlers.duration import parse_duration
 from handlers.redis_store.submit.client_access import RedisAccess
 
-_MOST_PATIENCE_SECONDS = 100.0
+_MOST_RETRY_SECONDS = 100.0
 """Redis remembers a call for two minutes (`submit.lua`); a later retry could queue it twice."""
 
 
@@ -83,8 +83,8 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("idempotent_window_seconds", "wait_replicas", "patience_seconds"):
             if getattr(self, name) < 0:
                 raise InvalidSetting(name, found=str(getattr(self, name)), accepted="0 or more")
-        if self.patience_seconds > _MOST_PATIENCE_SECONDS:
-            accepted = f"at most {_MOST_PATIENCE_SECONDS:g}"
+        if self.patience_seconds > _MOST_RETRY_SECONDS:
+            accepted = f"at most {_MOST_RETRY_SECONDS:g}"
             raise InvalidSetting("patience_seconds", found=f"{self.patience_seconds:g}", accepted=accepted)
 
 

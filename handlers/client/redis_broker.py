@@ -20,8 +20,8 @@ from handlers.client.errors import (
 )
 from handlers.client.new_request import CheckedRequest, NewRequest, content_digest, encode_body
 from handlers.client.options import ClientOptions
-from handlers.client.patience import Patience
 from handlers.client.results import OwnResults
+from handlers.client.store_retry import StoreRetry
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.lenient_json import Malformed, is_unicode
 from handlers.contract.result import Result, decode_result
@@ -39,6 +39,7 @@ from handlers.redis_store.keys import payload_key, result_of_key
 from handlers.redis_store.opening import open_submissions
 from handlers.redis_store.queue.payloads import delete_payloads, whole_result, whole_results
 from handlers.redis_store.results.results import AckOutcome, HeldResult, Results, oldest_results, peek_results
+from handlers.redis_store.scripts import BATCH_BYTES
 from handlers.redis_store.submit.client_access import (
     STORE_ERRORS,
     RedisAccess,
@@ -67,9 +68,6 @@ UNREAD_RESULT_SECONDS = 7 * 86_400
 MOST_RECEIVED = 1_000
 """Most results that one call takes under a lease."""
 
-BATCH_BYTES = 4_000_000
-"""Most bytes in one call, unless one request is larger."""
-
 
 class RedisBroker:
     """The client of one Redis."""
@@ -79,7 +77,7 @@ class RedisBroker:
         self._redis = open_redis(url, access)
         self._is_cluster = client_options(url, access).is_cluster
         self._submissions = open_submissions(self._redis, options.wait_replicas)
-        self._patience = Patience(options.patience_seconds)
+        self._retry = StoreRetry(options.patience_seconds)
         self._own_results = OwnResults(self._peek)
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
@@ -105,7 +103,7 @@ class RedisBroker:
         """
         if not any(part.record for part in parts):
             return
-        records = await self._patience.insist(lambda _: self._submissions.recorded(parts))
+        records = await self._retry.run(lambda _: self._submissions.recorded(parts))
         for request, part in zip(requests, parts, strict=True):
             if part.record:
                 _check_content(request, part, records.setdefault(part.submitted_key, part.record))
@@ -240,8 +238,8 @@ class RedisBroker:
         body = encode_body(request, now=now, tenant_attribute=options.tenant_attribute)
         key = request.idempotency_key
         token = keyed_token(options.queue, key) if key else secrets.token_hex(16)
-        apart = options.payload_apart_bytes
-        is_apart = apart is not None and len(body.payload) >= apart
+        offload_bytes = options.payload_apart_bytes
+        is_offloaded = offload_bytes is not None and len(body.payload) >= offload_bytes
         labels = {**request.labels, "tier": request.tier} if request.tier else request.labels
         parts = member_parts(
             body,
@@ -250,7 +248,7 @@ class RedisBroker:
             results=self._result_list(request, body.id),
             labels=labels,
             own_result_seconds=options.own_result_seconds if request.has_own_results else None,
-            payload_ref=payload_key(body.id, token) if is_apart else "",
+            payload_ref=payload_key(body.id, token) if is_offloaded else "",
         )
         return self._keyed(parts, request) if key else parts
 
@@ -285,7 +283,7 @@ class RedisBroker:
                 is_repeated=is_repeated,
             )
 
-        return await self._patience.insist(submit)
+        return await self._retry.run(submit)
 
     async def _peek(self, lists: Sequence[str]) -> AsyncIterator[tuple[str, bytes]]:
         with store_errors():

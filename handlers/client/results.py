@@ -257,10 +257,10 @@ class OwnResults:
                 await asyncio.sleep(next_at - now)
                 continue
             due = [name for name, waits in self._waits.items() if any(w.due_at <= now for w in waits)]
-            await self._look(due[:PEEKED_LISTS])
+            await self._scan(due[:PEEKED_LISTS])
             end_if_cancelled()
 
-    async def _look(self, lists: Sequence[str]) -> None:
+    async def _scan(self, lists: Sequence[str]) -> None:
         now = asyncio.get_running_loop().time()
         for name in lists:
             for wait in self._waits.get(name, []):

@@ -133,8 +133,8 @@ def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
     if kind.ge is not None and kind.le is not None:
         return f" from {_plain(kind.ge)} to {_plain(kind.le)}"
     words = [("of at least", kind.ge), ("above", kind.gt), ("at most", kind.le), ("below", kind.lt)]
-    said = " and ".join(f"{word} {_plain(bound)}" for word, bound in words if bound is not None)
-    return f" {said}" if said else ""
+    message = " and ".join(f"{word} {_plain(bound)}" for word, bound in words if bound is not None)
+    return f" {message}" if message else ""
 
 
 def _plain(bound: float) -> str:

@@ -129,7 +129,7 @@ def decode_body(
     return Request(
         id=_id(body, wire.id),
         deadline=_deadline(body, wire),
-        payload=_payload(body, wire, bytes(fields.get("payload", b"")), is_apart=bool(payload_ref)),
+        payload=_payload(body, wire, bytes(fields.get("payload", b"")), is_offloaded=bool(payload_ref)),
         metadata=_metadata(body, wire, extra_metadata),
         headers=strings(wire.headers),
         labels=labels or {},
@@ -229,10 +229,10 @@ def _seconds(value: float | str | None) -> float | None:
         return inf if value > 0 else -inf
 
 
-def _payload(body: bytes, wire: _Body, payload: bytes, *, is_apart: bool) -> bytes:
+def _payload(body: bytes, wire: _Body, payload: bytes, *, is_offloaded: bool) -> bytes:
     if payload[:1] == b"{" or payload == b"null":
         return payload
-    if is_apart and not payload:
+    if is_offloaded and not payload:
         return payload
     found = {b"": "nothing", b"[": "an array", b'"': "a string"}.get(payload[:1], "a number or a boolean")
     raise _invalid(body, "payload", found, "a JSON object, or null", wire.id)

@@ -93,11 +93,11 @@ class _Run:
         tallies = {name: DemoTally() for name in self._brokers}
         for one, other in zip(healthy(_HEALTHY, "redis"), healthy(_HEALTHY, "pubsub"), strict=True):
             await self._phase([one], [other], (), tallies)
-        ways = self._ways(tallies)
+        paths = self._paths(tallies)
         self._console.print(
-            latency_table("Latency of a healthy run", {name: stage for name, (_, stage) in ways.items()})
+            latency_table("Latency of a healthy run", {name: stage for name, (_, stage) in paths.items()})
         )
-        if not self._report_missing(ways):
+        if not self._report_missing(paths):
             return False
         count = self._options.requests
         pubsub = list(planned(max(20, int(count * _PUBSUB_SHARE)), "pubsub"))
@@ -112,29 +112,29 @@ class _Run:
         return await self._closing(tallies)
 
     async def _closing(self, tallies: Mapping[str, DemoTally]) -> bool:
-        ways = self._ways(tallies)
+        paths = self._paths(tallies)
         self._console.print()
-        self._console.print(closing_table(ways, self._options.timeout_seconds))
+        self._console.print(closing_table(paths, self._options.timeout_seconds))
         self._console.print(failures_table(tallies))
-        by_stage = {name: stage for name, (_, stage) in ways.items()}
+        by_stage = {name: stage for name, (_, stage) in paths.items()}
         self._console.print(latency_table("Latency with faults, retries included", by_stage))
         self._console.print(explanation(len(BROKEN_IDS), (await _depths(self._stack)).dead), highlight=False)
-        if not self._report_missing(ways):
+        if not self._report_missing(paths):
             return False
-        if any(tally.doubles for tally in tallies.values()):
+        if any(tally.duplicates for tally in tallies.values()):
             self._console.print("[bold red]Failed[/]: some requests have a second result.")
             return False
         self._console.print("[bold green]Passed[/]: every request has exactly one final result.")
         return True
 
-    def _ways(self, tallies: Mapping[str, DemoTally]) -> dict[str, tuple[DemoTally, Stages]]:
+    def _paths(self, tallies: Mapping[str, DemoTally]) -> dict[str, tuple[DemoTally, Stages]]:
         with self._witness.open("rb") as lines:
             witnessed = read_witness(lines)
         return {name: (tally, stages(tally, witnessed)) for name, tally in tallies.items()}
 
-    def _report_missing(self, ways: Mapping[str, tuple[DemoTally, Stages]]) -> bool:
+    def _report_missing(self, paths: Mapping[str, tuple[DemoTally, Stages]]) -> bool:
         """Print each request without a result; return whether all have one."""
-        lines = missing_lines(ways, time.time())
+        lines = missing_lines(paths, time.time())
         if not lines:
             return True
         seconds = self._options.timeout_seconds

@@ -65,8 +65,8 @@ def find_emulator(jar: str = "", *, search_path: str | None = None) -> EmulatorC
         jars = sorted((folder / "platform" / "pubsub-emulator" / "lib").glob("cloud-pubsub-emulator*.jar"))
         if jars:
             return _with_java(java, jars[-1])
-    looked = ", ".join(str(folder) for folder in places if folder.is_dir())
-    where = f"in no Cloud SDK ({looked})" if looked else "and there is no Cloud SDK at its usual places"
+    searched = ", ".join(str(folder) for folder in places if folder.is_dir())
+    where = f"in no Cloud SDK ({searched})" if searched else "and there is no Cloud SDK at its usual places"
     return NoEmulator(f"the Pub/Sub emulator is not on PATH {where}; {_HOW_TO_GET}")
 
 

@@ -15,7 +15,7 @@ from typing import Final, Self
 from handlers.contract.errors import AsyncProcessorError
 
 _LOG_LINES: Final = 30
-_LOOK_SECONDS: Final = 0.02
+_POLL_SECONDS: Final = 0.02
 
 
 class ChildFailed(AsyncProcessorError):
@@ -63,7 +63,7 @@ class Child:
                 )
             if time.monotonic() > end:
                 raise ChildFailed(f"{self.name} was not ready in {timeout_seconds:g} s:\n{self.log_tail()}")
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
     def log_tail(self) -> str:
         return "\n".join(self.output().splitlines()[-_LOG_LINES:])

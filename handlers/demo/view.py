@@ -44,38 +44,38 @@ def progress_line(depths: QueueDepths, tallies: Mapping[str, DemoTally]) -> str:
     return " · ".join(parts)
 
 
-def latency_table(title: str, ways: Mapping[str, Stages]) -> Table:
+def latency_table(title: str, paths: Mapping[str, Stages]) -> Table:
     """Latencies of each stage: p50, p95 and p99 in milliseconds."""
     table = Table(title=title, title_justify="left")
     table.add_column("p50 / p95 / p99")
-    for name in ways:
+    for name in paths:
         table.add_column(name, justify="right")
     for name, values in (
-        ("queue → gateway", [stage.queue for stage in ways.values()]),
-        ("in the gateway", [stage.gateway for stage in ways.values()]),
-        ("gateway → result", [stage.way_back for stage in ways.values()]),
-        ("total", [stage.total for stage in ways.values()]),
+        ("queue → gateway", [stage.queue for stage in paths.values()]),
+        ("in the gateway", [stage.gateway for stage in paths.values()]),
+        ("gateway → result", [stage.to_result for stage in paths.values()]),
+        ("total", [stage.total for stage in paths.values()]),
     ):
         table.add_row(name, *(_percentiles(cell) for cell in values))
     return table
 
 
-def closing_table(ways: Mapping[str, tuple[DemoTally, Stages]], timeout_seconds: float) -> Table:
+def closing_table(paths: Mapping[str, tuple[DemoTally, Stages]], timeout_seconds: float) -> Table:
     """Counts of requests by outcome."""
     table = Table(title="What became of the requests", title_justify="left")
     table.add_column("")
-    for name in ways:
+    for name in paths:
         table.add_column(name, justify="right")
     rows = [
-        ("sent", [str(len(tally.sent_at)) for tally, _ in ways.values()]),
-        ("answered (2xx)", [str(tally.answered) for tally, _ in ways.values()]),
-        ("  of these, retried before", [str(_retried(*way)) for way in ways.values()]),
-        ("final errors", [str(sum(tally.final_errors.values())) for tally, _ in ways.values()]),
+        ("sent", [str(len(tally.sent_at)) for tally, _ in paths.values()]),
+        ("answered (2xx)", [str(tally.answered) for tally, _ in paths.values()]),
+        ("  of these, retried before", [str(_retried(*path)) for path in paths.values()]),
+        ("final errors", [str(sum(tally.final_errors.values())) for tally, _ in paths.values()]),
         (
             f"no result within {timeout_seconds:g} s",
-            [_count(len(tally.missing)) for tally, _ in ways.values()],
+            [_count(len(tally.missing)) for tally, _ in paths.values()],
         ),
-        ("second results", [_count(tally.doubles) for tally, _ in ways.values()]),
+        ("second results", [_count(tally.duplicates) for tally, _ in paths.values()]),
     ]
     for name, cells in rows:
         table.add_row(name, *cells)
@@ -91,10 +91,10 @@ def explanation(malformed: int, dead: int) -> str:
     )
 
 
-def missing_lines(ways: Mapping[str, tuple[DemoTally, Stages]], now: float) -> list[str]:
+def missing_lines(paths: Mapping[str, tuple[DemoTally, Stages]], now: float) -> list[str]:
     """One line per request without a result, with its id and attempts."""
     lines = []
-    for name, (tally, stage) in ways.items():
+    for name, (tally, stage) in paths.items():
         for request_id in tally.missing:
             statuses = stage.statuses.get(request_id, [])
             if statuses:
@@ -156,11 +156,11 @@ class DemoTally(msgspec.Struct):
     sent_at: dict[str, float] = msgspec.field(default_factory=dict)
     results: dict[str, Result] = msgspec.field(default_factory=dict)
     result_at: dict[str, float] = msgspec.field(default_factory=dict)
-    doubles: int = 0
+    duplicates: int = 0
 
     def take(self, result: Result, now: float) -> None:
         if result.id in self.results:
-            self.doubles += 1
+            self.duplicates += 1
             return
         self.results[result.id] = result
         self.result_at[result.id] = now
@@ -190,7 +190,7 @@ class Stages(msgspec.Struct, frozen=True):
 
     queue: list[float]
     gateway: list[float]
-    way_back: list[float]
+    to_result: list[float]
     total: list[float]
     attempts: dict[str, int]
     statuses: dict[str, list[int]]
@@ -224,7 +224,7 @@ def stages(tally: DemoTally, witnessed: Sequence[WitnessLine]) -> Stages:
     return Stages(
         queue=[first[key].started_at - tally.sent_at[key] for key in first],
         gateway=[last[key].ended_at - last[key].started_at for key in done],
-        way_back=[tally.result_at[key] - last[key].ended_at for key in done],
+        to_result=[tally.result_at[key] - last[key].ended_at for key in done],
         total=[at - tally.sent_at[key] for key, at in tally.result_at.items() if key in tally.sent_at],
         attempts=attempts,
         statuses=statuses,

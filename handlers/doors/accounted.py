@@ -106,7 +106,7 @@ class AccountedDoor(Generic[ContextT]):
             return
         queue.published(settled_at - decided_at)
         if outcome.result.error_code == ErrorCode.UNDELIVERABLE:
-            queue.buried(1)
+            queue.dead_lettered(1)
 
     def _account(self, context: Counted[ContextT], outcome: Outcome, seconds: float) -> None:
         """Log the outcome; count it unless a poller counts its queue."""

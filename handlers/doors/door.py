@@ -5,8 +5,9 @@ Deliveries and answers are plain headers and bytes, independent of the web frame
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -22,25 +23,29 @@ CONNECTION: Final = "async_processor.connection"
 class CallerConnection:
     """The connection of a client.
 
-    `on_lost` is called once when it ends, on the event loop. `has_whole_request`: each request that was read from it
-    has arrived completely. `until_read` returns once the client has read most of what was written, or is gone.
+    `has_whole_request`: each request that was read from it has arrived completely. `until_read` returns once the client
+    has read most of what was written, or is gone.
     """
 
-    __slots__ = ("_is_lost", "has_whole_request", "on_lost", "until_read")
+    __slots__ = ("_is_lost", "_task", "has_whole_request", "until_read")
 
     def __init__(self, until_read: Callable[[], Awaitable[None]]) -> None:
         self._is_lost = False
         self.until_read = until_read
         self.has_whole_request = False
-        self.on_lost: Callable[[], object] | None = None
+        self._task: asyncio.Task[Any] | None = None
 
     def is_lost(self) -> bool:
         return self._is_lost
 
     def lose(self) -> None:
         self._is_lost = True
-        if self.on_lost is not None:
-            self.on_lost()
+        if self._task is not None:
+            self._task.cancel()
+
+    def ends(self, task: asyncio.Task[Any] | None) -> None:
+        """From now on, cancel `task` if the client is lost; None: cancel nothing."""
+        self._task = task
 
 
 class Delivery(msgspec.Struct, frozen=True):

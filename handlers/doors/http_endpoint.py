@@ -88,7 +88,7 @@ class HttpEndpoint:
         guarded_pages: Mapping[str, GuardedPage] | None = None,
     ) -> None:
         self._handle = handle
-        self._doorkeeper = authenticator
+        self._authenticator = authenticator
         self._pages = pages
         self._on_refused = on_refused
         self._options = options
@@ -121,8 +121,8 @@ class HttpEndpoint:
         if method != "POST":
             return plain(405, "only POST is allowed", {"allow": "POST"})
         headers = request.scope["headers"]
-        if self._doorkeeper is not None:
-            refusal = await self._doorkeeper.check(headers)
+        if self._authenticator is not None:
+            refusal = await self._authenticator.check(headers)
             if refusal is not None:
                 self._on_refused(refusal)
                 return _refused(refusal.status)
@@ -143,7 +143,7 @@ class HttpEndpoint:
         task = asyncio.current_task()
         if task is None or connection.is_lost():
             return _GONE
-        connection.on_lost = task.cancel
+        connection.ends(task)
         try:
             return await self._handle(delivery)
         except asyncio.CancelledError:
@@ -152,7 +152,7 @@ class HttpEndpoint:
             task.uncancel()
             return _GONE
         finally:
-            connection.on_lost = None
+            connection.ends(None)
 
     async def _guarded(self, page: GuardedPage, request: Request) -> Answer:
         """The page if the caller is accepted, else the door's refusal."""

@@ -83,7 +83,7 @@ class Forwarder:
     """Sends requests along their routes.
 
     `keeps_bytes`: a response body that is not UTF-8 is also kept as base64. `transforms` may replace the payload.
-    `clock` returns Unix seconds, `draw` a random number in [0, 1).
+    `clock` returns Unix seconds, `jitter` a random number in [0, 1).
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Forwarder:
         keeps_bytes: bool = False,
         transforms: Sequence[Transform] = (),
         clock: Callable[[], float] = time.time,
-        draw: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._gateway = gateway
         self._keeps_bytes = keeps_bytes
@@ -103,7 +103,7 @@ class Forwarder:
         self._routes = routes
         self._request_timeout_seconds = request_timeout_seconds
         self._clock = clock
-        self._draw = draw
+        self._jitter = jitter
 
     async def forward(self, request: Request, options: AttemptOptions = NO_OPTIONS) -> Outcome:
         """Make one attempt. A retry is returned only if it fits before the deadline."""
@@ -169,8 +169,8 @@ class Forwarder:
         delay = retry_delay(
             request.attempt,
             left_seconds=request.deadline - self._clock(),
-            wish_seconds=feedback.retry_after_seconds,
-            draw=self._draw(),
+            hint_seconds=feedback.retry_after_seconds,
+            jitter=self._jitter(),
             earliest_seconds=options.earliest_retry_seconds,
         )
         if delay is None:

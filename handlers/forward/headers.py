@@ -14,7 +14,7 @@ from typing import Final
 from handlers.contract.request import Request
 from handlers.forward.route import DEFAULT_HEADERS, PRIORITY_HEADER, Route
 
-MAX_HEADERS: Final = 32
+MAX_REQUEST_HEADERS: Final = 32
 MAX_VALUE_BYTES: Final = 1_024
 MAX_TOTAL_BYTES: Final = 8_192
 MAX_FAIRNESS_BYTES: Final = 256
@@ -80,7 +80,7 @@ def allowed_headers(
         if not is_allowed or not _is_sound(lower, value):
             continue
         total += len(lower) + len(value)
-        if len(allowed) == MAX_HEADERS or total > MAX_TOTAL_BYTES:
+        if len(allowed) == MAX_REQUEST_HEADERS or total > MAX_TOTAL_BYTES:
             break
         allowed[lower] = value
     return allowed

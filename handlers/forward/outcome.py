@@ -50,11 +50,11 @@ class Retry(msgspec.Struct, frozen=True):
 Outcome: TypeAlias = Answered | Retry
 
 
-def result_bytes(outcome: Outcome, apart_bytes: int = 0) -> int:
+def result_bytes(outcome: Outcome, offload_bytes: int = 0) -> int:
     """Most bytes that an outcome's result takes as JSON.
 
     The last response of a retry may become the result, so it counts if it is large. A payload of at least
-    `apart_bytes` (0: none) is offloaded, so it counts without JSON escapes.
+    `offload_bytes` (0: none) is offloaded, so it counts without JSON escapes.
     """
     if isinstance(outcome, Answered):
         result = outcome.result
@@ -64,6 +64,6 @@ def result_bytes(outcome: Outcome, apart_bytes: int = 0) -> int:
         return 0
     if len(result.payload) <= SMALL_BYTES:
         return len(result.payload)
-    if apart_bytes and len(result.payload) >= apart_bytes:
+    if offload_bytes and len(result.payload) >= offload_bytes:
         return len(result.payload.encode())
     return encoded_payload_bytes(result)

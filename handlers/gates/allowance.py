@@ -64,7 +64,7 @@ def all_shares(gates: Sequence[Gate]) -> Callable[[], tuple[Share, ...]]:
 class Allowance:
     """Limits a pool's slots in use to the gates' budgets.
 
-    `shares` (the gates' budgets) and `part` (this process's share) are called for each check. `clock` returns Unix
+    `shares` (the gates' budgets) and `own_share` (this process's share) are called for each check. `clock` returns Unix
     seconds, as in `Share.at`.
     """
 
@@ -73,7 +73,7 @@ class Allowance:
         slots: int,
         shares: Callable[[], tuple[Share, ...]],
         *,
-        part: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
+        own_share: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if slots < 1:
@@ -81,7 +81,7 @@ class Allowance:
         self.slots = slots
         self.in_use = 0
         self._shares = shares
-        self._part = part
+        self._own_share = own_share
         self._clock = clock
         self._low_water = _LowWater()
         self._credit = 0.0
@@ -93,15 +93,15 @@ class Allowance:
         slots: int,
         shares: Callable[[], tuple[Share, ...]],
         *,
-        part: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
+        own_share: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
     ) -> None:
         if slots < 1:
             raise ValueError("a pool needs at least one slot")
-        self.slots, self._shares, self._part = slots, shares, part
+        self.slots, self._shares, self._own_share = slots, shares, own_share
 
     def limit(self) -> float:
         """Slots that may be in use now: 0 to `slots`, fractions included."""
-        ours = self._part()
+        ours = self._own_share()
         allowed = min((self._of(share, ours) for share in self._shares()), default=self._full(ours))
         self._settle_credit(allowed)
         return allowed

@@ -92,7 +92,7 @@ def combinator_kind(
     return GateKind(gate, from_raw, parameters)
 
 
-GATES: Final[Mapping[str, GateKind]] = {
+GATE_KINDS: Final[Mapping[str, GateKind]] = {
     kind.gate.gate_type: kind
     for kind in (
         gate_kind(AimdGate, AimdParameters, AimdGate),
@@ -118,25 +118,25 @@ def build_gate(gate_type: str, gate_params: Mapping[str, Any], sources: GateSour
     The gate reads nothing before `Gate.start`. `setting` is the path of the entry (`queues[0]`). Raises
     `InvalidSetting` with a path below it, also for a type that two packages provide.
     """
-    kind = _kind_of(gate_type, f"{setting}.gate_type") if gate_type else GATES[ConstantGate.gate_type]
+    kind = _kind_of(gate_type, f"{setting}.gate_type") if gate_type else GATE_KINDS[ConstantGate.gate_type]
     return kind.build(gate_params, sources, f"{setting}.gate_params")
 
 
 def _kind_of(gate_type: str, setting: str) -> GateKind:
     installed = installed_gates()
-    if gate_type in GATES and gate_type not in installed:
-        return GATES[gate_type]
+    if gate_type in GATE_KINDS and gate_type not in installed:
+        return GATE_KINDS[gate_type]
     points = installed.get(gate_type, ())
     if not points:
-        known = sorted({*GATES, *installed})
+        known = sorted({*GATE_KINDS, *installed})
         close = nearest(gate_type, known)
         hint = f" (did you mean {close}?)" if close else ""
         raise InvalidSetting(
             setting, found=f"the unknown type {gate_type!r}{hint}", accepted=f"one of {', '.join(known)}"
         )
     packages = [point.dist.name if point.dist else point.value for point in points]
-    if gate_type in GATES or len(points) > 1:
-        also = "a built-in gate" if gate_type in GATES else packages.pop()
+    if gate_type in GATE_KINDS or len(points) > 1:
+        also = "a built-in gate" if gate_type in GATE_KINDS else packages.pop()
         raise InvalidSetting(
             setting,
             found=f"{gate_type!r}, which both {also} and {', '.join(packages)} provide",

@@ -319,7 +319,7 @@ class LeasedRateStore(Protocol):
         """Raise `InvalidSetting` if a Redis Cluster has the keys in different slots."""
         ...
 
-    async def look_at_lease(self, control_key: str, state_key: str, pool: str) -> LeasedRate:
+    async def read_lease(self, control_key: str, state_key: str, pool: str) -> LeasedRate:
         """The state of the lease, without taking a token."""
         ...
 

@@ -163,7 +163,7 @@ class WaitingRoom:
             verdict = await admit_all(self._gates, request)
             if isinstance(verdict, Go):
                 is_admitted = True
-                return Go(_Slot(self._leave, verdict.reservation), verdict.labels)
+                return Go(_HeldSlot(self._leave, verdict.reservation), verdict.labels)
             return verdict
         finally:
             if not is_admitted:
@@ -221,7 +221,7 @@ class WaitingRoom:
                 return
 
 
-class _Slot:
+class _HeldSlot:
     """A slot and the reservations at its gates. Releasing it twice is a no-op."""
 
     def __init__(self, leave: Callable[[], None], reservation: Reservation) -> None:

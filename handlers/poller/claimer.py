@@ -30,7 +30,7 @@ _COALESCE_SECONDS: Final = 0.001
 _EXPIRED_BATCH: Final = 64
 _FEW_QUEUES: Final = 16
 """An active pool with at most this many queues claims without polling first, which saves a round trip."""
-_LOOK_SECONDS: Final = 0.1
+_POLL_SECONDS: Final = 0.1
 """Interval at which a pool without room checks whether its gate has opened."""
 _EXPIRE_SECONDS: Final = 1.0
 """If a queue has not been polled for this long, its overdue requests are answered."""
@@ -65,13 +65,13 @@ class ClaimedQueue:
         if not gates:
             self._allowance = None
         elif self._allowance is None:
-            self._allowance = Allowance(slots, all_shares(gates), part=share)
+            self._allowance = Allowance(slots, all_shares(gates), own_share=share)
             self._allowance.started(self._in_use)
         else:
-            self._allowance.change(slots, all_shares(gates), part=share)
+            self._allowance.change(slots, all_shares(gates), own_share=share)
 
     @property
-    def is_spared(self) -> bool:
+    def has_open_circuit(self) -> bool:
         """Whether the circuit of its gateway is not closed."""
         return self.circuit is not None and self.circuit.state is not CircuitState.CLOSED
 
@@ -80,7 +80,7 @@ class ClaimedQueue:
         rooms = [gate.room(self.labels) for gate in self.gates]
         if self._allowance is not None:
             rooms.append(self._allowance.room())
-        if self.circuit is not None and self.is_spared:
+        if self.circuit is not None and self.has_open_circuit:
             rooms.append(self.circuit.claimable())
         return min((room for room in rooms if room is not None), default=None)
 
@@ -132,7 +132,7 @@ class Claimer:
         self._options = options
         self._waiter: Waiter | None = None
         self._is_idle = False
-        self._allowance = Allowance(options.slots, all_shares(options.gates), part=options.share)
+        self._allowance = Allowance(options.slots, all_shares(options.gates), own_share=options.share)
         self._backoff = StoreBackoff("claiming", log, pool=pool_id)
         self._asked_at: dict[str, float] = {}
         self._positions = _positions()
@@ -144,7 +144,7 @@ class Claimer:
     def change(self, options: ClaimerOptions) -> None:
         """Claim under `options` from now on; slots in use stay counted."""
         self._options = options
-        self._allowance.change(options.slots, all_shares(options.gates), part=options.share)
+        self._allowance.change(options.slots, all_shares(options.gates), own_share=options.share)
         self._wake()
 
     @property
@@ -229,7 +229,7 @@ class Claimer:
         room = self._room()
         if room < 1:
             # A closed gate opens without an event in this process, so it is checked again after a while.
-            await self._wait_for_slot(_LOOK_SECONDS)
+            await self._wait_for_slot(_POLL_SECONDS)
             return
         names = await self._filled_queues()
         taken = await self._claim(min(room, self._room()), names)
@@ -261,7 +261,7 @@ class Claimer:
                 return []
             if watch is None:
                 return await waiter.found(None)
-            found = await watch.wait(waiter, _LOOK_SECONDS if closed else None)
+            found = await watch.wait(waiter, _POLL_SECONDS if closed else None)
         finally:
             self._waiter = None
         polled_at = time.monotonic()
@@ -289,7 +289,7 @@ class Claimer:
         ]
         now = time.monotonic()
         turns = merge.turns(candidates, room, now)
-        if any(queue.is_spared for queue in queues.values()):
+        if any(queue.has_open_circuit for queue in queues.values()):
             # Random order, so that a queue whose requests always fail does not take every probe.
             random.shuffle(turns)
         for turn in turns:
@@ -302,7 +302,7 @@ class Claimer:
         return taken
 
     async def _claim_from(self, queue: ClaimedQueue, most: int) -> int:
-        if not queue.is_spared:
+        if not queue.has_open_circuit:
             return await self._take(queue, most, 0.0)
         # Claim from the head, the end and between, so that requests that always fail do not block the others.
         taken = 0

@@ -64,7 +64,7 @@ class HttpDispatcher:
         *,
         timeout_seconds: float,
         tokens: Callable[[], tuple[str, ...]] = tuple,
-        draw: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.time,
         keeps_bytes: bool = False,
         refusals: RareWarning | None = None,
@@ -73,7 +73,7 @@ class HttpDispatcher:
         self._url = handler_url
         self._timeout_seconds = timeout_seconds
         self._tokens = tokens
-        self._draw = draw
+        self._jitter = jitter
         self._clock = clock
         self._keeps_bytes = keeps_bytes
         self._refusals = refusals
@@ -134,7 +134,7 @@ class HttpDispatcher:
         if response.status_code in _REFUSALS:
             if self._refusals is not None:
                 self._refusals.report(status=response.status_code, fix=_REFUSALS[response.status_code])
-            return Retry(_REFUSED_SECONDS * (0.5 + self._draw()), HANDLER_REFUSED, counts_attempt=False)
+            return Retry(_REFUSED_SECONDS * (0.5 + self._jitter()), HANDLER_REFUSED, counts_attempt=False)
         return self._soon(HANDLER_UNAVAILABLE)
 
     def _answered(self, request: Request, answer: AnswerEvent | None) -> Outcome | None:
@@ -160,7 +160,7 @@ class HttpDispatcher:
         )
 
     def _soon(self, reason: str, *, counts_attempt: bool = False) -> Retry:
-        return Retry(_SOON_SECONDS * (0.5 + self._draw()), reason, counts_attempt=counts_attempt)
+        return Retry(_SOON_SECONDS * (0.5 + self._jitter()), reason, counts_attempt=counts_attempt)
 
 
 def _result(body: bytes) -> Result | None:

@@ -20,7 +20,7 @@ from handlers.poller.ack_batcher import Settlement
 from handlers.poller.settlement import ResultRoute, ack
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.faults import explained
-from handlers.redis_store.idempotency.by_id import Mark, RunState, stand_for_id
+from handlers.redis_store.idempotency.by_id import IdRecord, RunState, record_for_id
 from handlers.redis_store.queue.queue import Ack, Claim
 from handlers.telemetry.logs import Logger
 
@@ -57,7 +57,7 @@ class Duplicates:
         if claim.claim_key.endswith(claim.owner_token):
             return RunState.REPEATED  # its usual claim key is in use: the first submission is in flight
         try:
-            found = await stand_for_id(self._redis, self._mark(envelope), envelope.request.deadline)
+            found = await record_for_id(self._redis, self._id_record(envelope), envelope.request.deadline)
         except STORE_FAILURES as error:
             self._log.warning("duplicate check failed", error=explained(error))
             return RunState.RUNS  # running twice is better than never
@@ -69,13 +69,15 @@ class Duplicates:
         """The settlement; if final, with its finished idempotency record."""
         if not isinstance(settlement, Ack):
             return settlement
-        mark = self._mark(envelope)
-        return msgspec.structs.replace(settlement, mark=replace(mark, is_dead=settlement.dead is not None))
+        id_record = self._id_record(envelope)
+        return msgspec.structs.replace(
+            settlement, id_record=replace(id_record, is_dead=settlement.dead is not None)
+        )
 
-    def _mark(self, envelope: Envelope) -> Mark:
+    def _id_record(self, envelope: Envelope) -> IdRecord:
         request = envelope.request
         known_by = f"token {request.request_token}" if request.request_token else f"body {_digest(request)}"
-        return Mark(request.id, known_by, self._window_seconds, queue=request.queue)
+        return IdRecord(request.id, known_by, self._window_seconds, queue=request.queue)
 
 
 def _digest(request: Request) -> str:

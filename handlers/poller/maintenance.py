@@ -102,7 +102,7 @@ class QueueTable:
         return [*self.built.values(), *self.retiring.values()]
 
 
-class LeaseKeeper:
+class LeaseRenewal:
     """Renews leases on the workers' event loop: a stalled process loses them."""
 
     def __init__(
@@ -213,7 +213,7 @@ class Canceller:
             cancelled = await self._cancellations.due()
             if cancelled:
                 await self._recall(cancelled)
-            self._cancellations.looked()
+            self._cancellations.searched()
         await _each(self._table.holding(), self._cancel_held)
 
     def _is_settling(self) -> bool:

@@ -24,7 +24,7 @@ SHARE_SECONDS: Final = 0.5
 """Interval at which a poller renews its registration."""
 SHARE_LEASE_SECONDS: Final = 5.0
 """A poller that has not renewed its registration for this long loses its share."""
-_HEARD_AFTER_TICKS: Final = 2
+_KNOWN_AFTER_TICKS: Final = 2
 _NOTHING: Final = ProcessShare(index=0, count=1, is_known=False)
 
 
@@ -46,7 +46,7 @@ class PoolSharing:
         """
         found = await self._store.share(in_use)
         # Until the peers know of this poller, they take its slots too, and their reports may lag behind.
-        is_known = found.count == 1 or self._ticks >= _HEARD_AFTER_TICKS
+        is_known = found.count == 1 or self._ticks >= _KNOWN_AFTER_TICKS
         self.share = ProcessShare(found.place, found.count, found.elsewhere, is_known)
         self._ticks += 1
         if found.count != self._logged_count:

@@ -58,13 +58,13 @@ class Merge(Protocol):
 class RandomRobin:
     """Policy of equal shares in random order. Long queues share the rest."""
 
-    def __init__(self, draw: random.Random | None = None) -> None:
-        self._draw = draw or random.Random()
+    def __init__(self, rng: random.Random | None = None) -> None:
+        self._random = rng or random.Random()
 
     def turns(self, candidates: Sequence[Candidate], slots: int, now: float) -> list[ClaimTurn]:  # noqa: ARG002 - the order is random, not timed
         """Turns in random order: an equal share each, then the rest."""
         open_ones = [one for one in candidates if one.room != 0]
-        self._draw.shuffle(open_ones)
+        self._random.shuffle(open_ones)
         return _in_parts(open_ones, slots)
 
     def asked(self, queue: str, now: float) -> None:

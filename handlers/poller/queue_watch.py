@@ -30,7 +30,7 @@ PROMOTE_SECONDS: Final = 0.1
 """Interval at which due retries are moved back to their queues."""
 RESUBSCRIBE_SECONDS: Final = 30.0
 
-Look = Callable[[Sequence[str]], Awaitable[Collection[str]]]
+FindExisting = Callable[[Sequence[str]], Awaitable[Collection[str]]]
 """Returns the given keys that exist."""
 
 
@@ -59,13 +59,13 @@ class Waiter:
 class QueueWatch:
     """Polls the queues for all waiting pools of one process.
 
-    `look` returns the keys that exist. `retry_keys` are polled too; `promote` moves due retries to their queues and
-    returns their number. `signals` yields the queue names in producers' signals.
+    `find_existing` returns the keys that exist. `retry_keys` are polled too; `promote` moves due retries to their
+    queues and returns their number. `signals` yields the queue names in producers' signals.
     """
 
     def __init__(
         self,
-        look: Look,
+        find_existing: FindExisting,
         log: Logger,
         *,
         poll_interval_seconds: float,
@@ -75,7 +75,7 @@ class QueueWatch:
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[asyncio.Event, float], Awaitable[None]] | None = None,
     ) -> None:
-        self._look_at = look
+        self._find_existing = find_existing
         self._log = log
         self._poll_interval_seconds = poll_interval_seconds
         self._retry_keys = list(retry_keys)
@@ -119,7 +119,7 @@ class QueueWatch:
             self._waiters.discard(waiter)
 
     async def filled(self, names: Sequence[str]) -> Collection[str]:
-        return await self._look_at(names) if len(names) > 1 else names
+        return await self._find_existing(names) if len(names) > 1 else names
 
     async def run(self) -> None:
         """Poll until cancelled. If Redis fails, waiting pools are released, so that they see the failure."""
@@ -128,7 +128,7 @@ class QueueWatch:
                 self._wake.clear()
                 key_count = 0
                 try:
-                    key_count = await self._look()
+                    key_count = await self._scan()
                 except (
                     *STORE_FAILURES,
                     MemoryError,
@@ -148,14 +148,14 @@ class QueueWatch:
                 self._subscription.cancel()
                 await asyncio.gather(self._subscription, return_exceptions=True)
 
-    async def _look(self) -> int:
+    async def _scan(self) -> int:
         """Poll once and promote due retries; return the number of keys polled."""
         names = list(dict.fromkeys(name for waiter in self._waiters for name in waiter.names))
         is_promoting = self._promote is not None and self._clock() - self._promoted_at >= PROMOTE_SECONDS
         keys = [*names, *(self._retry_keys if is_promoting else ())]
         if not keys:
             return 0
-        found = set(await self._look_at(keys))
+        found = set(await self._find_existing(keys))
         # Some polls leave the retry set out; then the result of its last poll still counts.
         self._empty = self._empty.intersection(self._retry_keys).union(keys) if not found else frozenset()
         if is_promoting:

@@ -45,8 +45,8 @@ class ResultRoute(msgspec.Struct, frozen=True):
 
     The result list is the queue's own, else the one that the request names, else the default. `is_per_request` gives
     each request its own reply list, so that consumers do not take each other's results. `has_details` adds the
-    optional fields. Payloads of at least `apart_bytes` (0: none) are offloaded; if the list does not expire, they
-    expire after `apart_seconds`. A request may name lists that `may_name` allows and reply lists below the configured
+    optional fields. Payloads of at least `offload_bytes` (0: none) are offloaded; if the list does not expire, they
+    expire after `offload_seconds`. A request may name lists that `may_name` allows and reply lists below the configured
     ones, but no key in `reserved`.
     """
 
@@ -55,8 +55,8 @@ class ResultRoute(msgspec.Struct, frozen=True):
     default_name: str
     is_per_request: bool = False
     has_details: bool = False
-    apart_bytes: int = 0
-    apart_seconds: int = 604_800
+    offload_bytes: int = 0
+    offload_seconds: int = 604_800
     may_name: ResultNames = msgspec.field(default_factory=ResultNames)
     reserved: ReservedNames = msgspec.field(default_factory=ReservedNames)
 
@@ -67,10 +67,10 @@ class ResultRoute(msgspec.Struct, frozen=True):
 
     def check(self, request: Request) -> None:
         """Raise `InvalidRequest` if the request names a forbidden list."""
-        wished, is_ignored = request.result_queue_name, self.own_name and not request.result_routing_resolved
-        if not wished or is_ignored or self._may_take(wished, request.id):
+        named, is_ignored = request.result_queue_name, self.own_name and not request.result_routing_resolved
+        if not named or is_ignored or self._may_take(named, request.id):
             return
-        is_reserved = self.reserved.has(wished) or not is_plain_name(wished)
+        is_reserved = self.reserved.has(named) or not is_plain_name(named)
         found = "the name of another key" if is_reserved else "a list that is not allowed"
         accepted = "a list that the operator allows (ALLOWED_RESULTS), or none"
         raise InvalidRequest("result_queue_name", found=found, accepted=accepted, request_id=request.id)
@@ -85,13 +85,13 @@ class ResultRoute(msgspec.Struct, frozen=True):
         is_below = any(name == one or name.startswith(batch_results_key(one, "")) for one in self._shared)
         return is_below or self.may_name.allow(name)
 
-    def name(self, wished: str, request_id: str = "", *, is_resolved: bool = False) -> str:
-        """Result list of a request; `wished` is the list that it names."""
-        if wished and not self._may_take(wished, request_id):
-            wished = ""
-        if is_resolved and wished:
-            return wished
-        shared = self.own_name or wished or self.default_name
+    def name(self, named: str, request_id: str = "", *, is_resolved: bool = False) -> str:
+        """Result list of a request; `named` is the list that it names."""
+        if named and not self._may_take(named, request_id):
+            named = ""
+        if is_resolved and named:
+            return named
+        shared = self.own_name or named or self.default_name
         return result_of_key(shared, request_id) if self.is_per_request and request_id else shared
 
     def ttl_seconds(self, name: str, request: Request) -> int | None:
@@ -101,14 +101,14 @@ class ResultRoute(msgspec.Struct, frozen=True):
         results. For a reply list below another queue's list it is at least a day, since another tenant may use the
         same id.
         """
-        own, wished = self.own_ttl_seconds, request.result_ttl_seconds
+        own, named = self.own_ttl_seconds, request.result_ttl_seconds
         is_resolved = request.result_routing_resolved and bool(request.result_queue_name)
         base = own_list_base(name, request.id)
         if base is None:
             return None if is_resolved and name not in self._shared else own
-        seconds = wished if own is None or (is_resolved and wished is not None) else own
-        if base not in self._shared and seconds == wished and not self.is_per_request:
-            return max(wished, _DAY_SECONDS) if wished else wished
+        seconds = named if own is None or (is_resolved and named is not None) else own
+        if base not in self._shared and seconds == named and not self.is_per_request:
+            return max(named, _DAY_SECONDS) if named else named
         return seconds or _DAY_SECONDS if self.is_per_request else seconds
 
     def refusal_ttl_seconds(self, name: str, request_id: str) -> int | None:
@@ -180,7 +180,7 @@ def ack(
     ttl_seconds = route.ttl_seconds(list_name, request)
     if route.has_details:
         result = detailed(result, request, now)
-    stored = _stored_apart(claim, result, route, ttl_seconds) if route.apart_bytes else None
+    stored = _offloaded(claim, result, route, ttl_seconds) if route.offload_bytes else None
     if stored:
         result = msgspec.structs.replace(
             result,
@@ -205,7 +205,7 @@ def ack(
     )
 
 
-def _stored_apart(
+def _offloaded(
     claim: Claim, result: Result, route: ResultRoute, ttl_seconds: int | None
 ) -> StoredPayload | None:
     """The gateway's response as an offloaded payload, if it is large enough."""
@@ -213,10 +213,10 @@ def _stored_apart(
         return None
     encoded = result.payload_base64
     payload = base64.b64decode(encoded) if encoded else result.payload.encode()
-    if len(payload) < route.apart_bytes:
+    if len(payload) < route.offload_bytes:
         return None
     key = result_payload_key(result.id, claim.owner_token)
-    return StoredPayload(key, payload, ttl_seconds or route.apart_seconds)
+    return StoredPayload(key, payload, ttl_seconds or route.offload_seconds)
 
 
 def _nack(claim: Claim, envelope: Envelope, retry: Retry, route: ResultRoute, now: float) -> Ack | Nack:

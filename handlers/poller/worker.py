@@ -261,7 +261,7 @@ class Worker:
                 if duplicate:
                     return duplicate
             outcome = await self._attempt(held, envelope)
-            await held.bytes.room_for_result(result_bytes(outcome, options.route.apart_bytes))
+            await held.bytes.room_for_result(result_bytes(outcome, options.route.offload_bytes))
         return self._settled_as(held, envelope, outcome, began_at)
 
     def _refused(self, claim: Claim, options: WorkerOptions, error: InvalidRequest) -> Settlement:
@@ -510,7 +510,7 @@ class Worker:
             if held is not None and held.decided_at:
                 metrics.published(time.monotonic() - held.decided_at)
             if settlement.dead is not None:
-                metrics.buried(1)
+                metrics.dead_lettered(1)
 
 
 def _marked(options: WorkerOptions, settlement: Settlement, envelope: Envelope) -> Settlement:

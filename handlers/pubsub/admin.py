@@ -274,16 +274,16 @@ def grant_state(grant: Grant, policy: Any) -> GrantState:
 def notes(layout: Layout) -> list[str]:
     """Notes on rights that are not checked, and on lost dead letters."""
     push = layout.subscriptions[0].push_config
-    said = []
+    warnings = []
     if account := push.oidc_token.service_account_email:
-        said = [
+        warnings = [
             f"{account} needs roles/run.invoker if {push.push_endpoint} is a Cloud Run service",
             f"projects from before April 2021: Pub/Sub needs roles/iam.serviceAccountTokenCreator on {account}",
         ]
     dead = layout.topics[2].name
     if not any(each.topic == dead for each in layout.subscriptions):
-        said.append(f"{short_name(dead)} has no subscription here: dead letters are lost")
-    return said
+        warnings.append(f"{short_name(dead)} has no subscription here: dead letters are lost")
+    return warnings
 
 
 async def _policy(channel: PubSubChannel, resource: str) -> Any:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 
 from handlers.contract.errors import InvalidSetting
-from handlers.pubsub.batch import TopicBatches, Waiting
 from handlers.pubsub.channel import Clients, PubSubChannel, topic_path
 from handlers.pubsub.errors import NO_ANSWER, PublishFailed, PubSubFailed, ResultTooLarge
+from handlers.pubsub.topic_batches import TopicBatches, Waiting
 
 if TYPE_CHECKING:
     from google.pubsub_v1.types import PublishRequest

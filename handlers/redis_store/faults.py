@@ -36,7 +36,7 @@ _NO_RIGHT_IN_SCRIPT: Final = ("ACL failure", "The user executing the script")
 
 _WRONG_TYPE: Final = "a key has another type than docs/redis.md lists: rename or delete it"
 
-_SAID: Final = (
+_MEANINGS: Final = (
     ("HELLO must be called", _NOT_SIGNED_IN),
     ("Authentication required", _NOT_SIGNED_IN),
     ("invalid username-password", _REFUSED),
@@ -69,9 +69,9 @@ _SAID: Final = (
 
 def explained(error: BaseException) -> str:
     """The cause in one line, and the fix if it is known."""
-    told = _known(error)
-    if told:
-        return told
+    reported = _known(error)
+    if reported:
+        return reported
     text = " ".join(str(error).split())
     return (text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…") or type(error).__name__
 
@@ -94,10 +94,10 @@ def _known(error: BaseException) -> str:
         return ""  # the message of `Sentinels` is complete
     if _is_missing_right(error):
         return f"{_NO_RIGHT}: {' '.join(str(error).split())[:_LONGEST]}"
-    said = str(error)
-    if said.startswith("WRONGTYPE"):
-        return f"{_WRONG_TYPE}: {' '.join(said.split())[:_LONGEST]}"
-    meaning = next((meaning for part, meaning in _SAID if part in said), "")
+    message = str(error)
+    if message.startswith("WRONGTYPE"):
+        return f"{_WRONG_TYPE}: {' '.join(message.split())[:_LONGEST]}"
+    meaning = next((meaning for part, meaning in _MEANINGS if part in message), "")
     if meaning:
         return meaning
     if isinstance(error, RedisClusterException) and error.__cause__:

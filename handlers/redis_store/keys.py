@@ -128,7 +128,7 @@ def sent_key(submissions: Sequence[tuple[str, str]]) -> str:
     return f"request-sent:{hashlib.sha1(names.encode(), usedforsecurity=False).hexdigest()}"
 
 
-def stands_key(request_id: str, queue: str = "") -> str:
+def id_record_key(request_id: str, queue: str = "") -> str:
     """STRING: the idempotency record of an id. The length separates id "a:b" in queue "q" from "b" in "q:a"."""
     return f"request-stands:{len(queue)}:{queue}:{request_id}"
 

@@ -16,7 +16,7 @@ from msgspec import inspect
 from handlers.contract.accepted import NOUN, described, extra_of, meaning, shown_default, types_of
 from handlers.forward.transforms.registry import TRANSFORMS, TransformEntry
 from handlers.gates.metric.reading_gate import ReadingParameters
-from handlers.gates.registry import GATES
+from handlers.gates.registry import GATE_KINDS
 from handlers.settings.config_file import (
     ConfigFile,
     MergeParameters,
@@ -100,7 +100,7 @@ def gates_section() -> str:
         f"\n### {_SHARED}\n\nThey are `prometheus-*`, `endpoint-scrape` and `redis`.\n\n",
         _parameter_table(_fields(ReadingParameters)),
     ]
-    for name, kind in sorted(GATES.items()):
+    for name, kind in sorted(GATE_KINDS.items()):
         parts.append(f"\n### `{name}`\n\n")
         found = _fields(kind.parameters)
         if issubclass(kind.parameters, ReadingParameters):

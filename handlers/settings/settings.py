@@ -285,7 +285,7 @@ def memory_warnings(settings: Settings) -> list[str]:
 
 _OTHERS: Final = frozenset({"REQUEST_TOPIC_ID", "REQUEST_TOPIC_NAME", "RESULT_SUBSCRIPTION_ID"})
 """Variables of the producers' commands. They resemble settings but are not misspelt ones."""
-_LOOKS_MISSPELT: Final = 0.88
+_LEAST_LIKENESS: Final = 0.88
 _SHORT: Final = 6
 """Names of up to this many characters are not compared: `PORT` resembles variables of other programs."""
 
@@ -310,7 +310,7 @@ def _check_names(variables: Mapping[str, str], faults: SettingFaults) -> None:
     known = [name.upper() for name in Environment.__struct_fields__ if len(name) > _SHORT]
     unknown = variables.keys() - _OTHERS - {name.upper() for name in Environment.__struct_fields__}
     for name in sorted(unknown):
-        if variables[name] and (close := nearest(name, known, cutoff=_LOOKS_MISSPELT)):
+        if variables[name] and (close := nearest(name, known, cutoff=_LEAST_LIKENESS)):
             accepted = f"a known variable (did you mean {close}?)"
             meant = "" if close in variables else close
             faults.add(InvalidSetting(name, found="an unknown variable", accepted=accepted, meant=meant))

@@ -52,9 +52,9 @@ def lines(title: str, series: Sequence[tuple[str, Sequence[float | None]]], unit
                 y = _BASE - value / top * (_BASE - 12)
                 shape = f'<circle class="{escape(name)}" cx="{at * step:.1f}" cy="{y:.1f}" r="2"/>'
             parts.append(shape)
-    said = f"at most {top:.3g} {unit}" if known else "nothing yet"
+    label = f"at most {top:.3g} {unit}" if known else "nothing yet"
     count = max((len(values) for _, values in series), default=0)
-    return _frame(title, said, "".join(parts), f"{top:.3g} {unit}", count)
+    return _frame(title, label, "".join(parts), f"{top:.3g} {unit}", count)
 
 
 def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
@@ -67,9 +67,9 @@ def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
     return [run for run in runs if run]
 
 
-def _frame(title: str, said: str, inside: str, top: str, minutes: int) -> str:
+def _frame(title: str, label: str, inside: str, top: str, minutes: int) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}: {said}")}" '
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}: {label}")}" '
         f'preserveAspectRatio="none"><title>{escape(title)}</title>'
         f'<line class="axis" x1="0" y1="{_BASE}" x2="{WIDTH}" y2="{_BASE}"/>{inside}</svg>'
         f'<p class="scale"><span>{minutes} min ago</span><span>peak {escape(top)}</span><span>now</span></p>'

@@ -72,7 +72,7 @@ def _estimated_sum(counts: Sequence[int], total: int) -> float:
     return 1000 * (inside + (total - counts[-1]) * DEADLINE_BOUNDS_SECONDS[-1])
 
 
-PREFIX: Final = "llm_d_async_async"
+METRIC_PREFIX: Final = "llm_d_async_async"
 _QUEUE: Final = ("queue_id", "queue_name", "pool_name")
 # Buckets include those of the reference, which its dashboards select by `le`.
 _INFERENCE_MS: Final = (
@@ -204,7 +204,7 @@ class Families:
         )
 
     def _add_gauges(self) -> None:
-        self.proximity = DeadlineProximity(f"{PREFIX}_deadline_proximity_millis", _QUEUE)
+        self.proximity = DeadlineProximity(f"{METRIC_PREFIX}_deadline_proximity_millis", _QUEUE)
         self.registry.register(self.proximity)
         gauge = self._gauge
         self.queue_depth = gauge("queue_depth", "Requests in flight that wait at a gate or for a slot.")
@@ -254,15 +254,15 @@ class Families:
         self.connections = self._gauge("connections_in_use", "Connections in use, by peer.", ("peer",))
 
     def _counter(self, name: str, text: str, labels: Sequence[str] = _QUEUE) -> Counter:
-        return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+        return Counter(f"{METRIC_PREFIX}_{name}", text, labels, registry=self.registry)
 
     def _histogram(
         self, name: str, text: str, buckets: tuple[int, ...], labels: Sequence[str] = _QUEUE
     ) -> Histogram:
-        return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
+        return Histogram(f"{METRIC_PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def _gauge(self, name: str, text: str, labels: Sequence[str] = _QUEUE) -> Gauge:
-        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+        return Gauge(f"{METRIC_PREFIX}_{name}", text, labels, registry=self.registry)
 
 
 class PoolBudget:

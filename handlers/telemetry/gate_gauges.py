@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from handlers.telemetry.families import PREFIX
+from handlers.telemetry.families import METRIC_PREFIX
 
 Owner = tuple[str, str, str]
 """queue_id, queue_name (both empty for a pool's gate), pool_name."""
@@ -56,7 +56,7 @@ class GateGauges:
 
     def __init__(self, registry: CollectorRegistry, budget: Gauge) -> None:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"{PREFIX}_{name}", text, labels, registry=registry)
+            return Gauge(f"{METRIC_PREFIX}_{name}", text, labels, registry=registry)
 
         self._budget = budget
         self._value = gauge("gate_metric_value", "Last value that a gate read.", *_OWNER, "inference_pool")

@@ -32,7 +32,7 @@ from handlers.telemetry.gate_gauges import GateGauges, GateView
 from handlers.telemetry.logs import get_logger
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
-MOST_QUEUES: Final = 500
+MOST_SHOWN_QUEUES: Final = 500
 """Most queues and subscriptions with series of their own. A bound is needed, since a push names its subscription."""
 OTHER: Final = "other"
 
@@ -59,7 +59,7 @@ REASONS: Final = frozenset(
 )
 """Reasons of a retry; any other reason counts as `other`."""
 _NOT_TRIED: Final = frozenset({"circuit_open", "circuit_recovering", "retry_budget"})
-"""Reasons of requests that the breaker did not send, so they do not count as retries (see `middleware.guarded`)."""
+"""Reasons of requests that the breaker did not send, so they do not count as retries (see `middleware.breaker`)."""
 PEERS: Final = frozenset({"gateway", "handler", "redis", "pubsub"})
 """Peers of open connections."""
 
@@ -111,7 +111,7 @@ class QueueMetrics:
 
     @property
     def has_own_series(self) -> bool:
-        """Whether the queue has its own series; False beyond `MOST_QUEUES`."""
+        """Whether the queue has its own series; False beyond `MOST_SHOWN_QUEUES`."""
         return self._labels[0] != OTHER
 
     def started(self, attempt: int, residence_seconds: float | None) -> None:
@@ -195,7 +195,7 @@ class QueueMetrics:
         self._renewed.inc(count)
         self._lost.inc(lost)
 
-    def buried(self, count: int) -> None:
+    def dead_lettered(self, count: int) -> None:
         self._dead.inc(count)
 
     def depth(
@@ -248,14 +248,14 @@ class Metrics(Families):
     def of_queue(
         self, queue_id: str, queue_name: str, pool_name: str, *, model_name: str = ""
     ) -> QueueMetrics:
-        """Series of a queue or subscription; beyond `MOST_QUEUES`, the series of `other`.
+        """Series of a queue or subscription; beyond `MOST_SHOWN_QUEUES`, the series of `other`.
 
         The autoscaler of a model selects the queue's backlog by `model_name`.
         """
         key = (queue_id, queue_name, pool_name)
         found = self._queues.get(key)
         if found is None:
-            if len(self._queues) >= MOST_QUEUES:
+            if len(self._queues) >= MOST_SHOWN_QUEUES:
                 key, model_name = (OTHER, OTHER, OTHER), ""
             found = self._queues.get(key) or QueueMetrics(self, *key, model_name=model_name)
             self._queues[key] = found
@@ -300,9 +300,9 @@ class Metrics(Families):
         """Count a refused caller. Unusual statuses count as `other`."""
         self.refusals.labels(str(status) if status in (401, 403, 503) else OTHER).inc()
 
-    def watch(self, look: Callable[[], None]) -> None:
-        """Call `look` before each scrape to set gauges; it must be cheap."""
-        self._watches.append(look)
+    def watch(self, refresh: Callable[[], None]) -> None:
+        """Call `refresh` before each scrape to set gauges; it must be cheap."""
+        self._watches.append(refresh)
 
     def watch_gate(
         self, queue_id: str, queue_name: str, pool_name: str, state: Callable[[], GateView]
@@ -346,9 +346,9 @@ class Metrics(Families):
 
         If a gauge cannot be read, that is logged and it keeps its value.
         """
-        for look in (*self._watches, self._gates.refresh):
+        for refresh in (*self._watches, self._gates.refresh):
             try:
-                look()
+                refresh()
             except Exception as error:  # noqa: BLE001  # one broken gauge must not hide the others
                 self._log.error("gauge read failed", error=repr(error))
         return generate_latest(self.registry)

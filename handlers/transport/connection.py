@@ -22,14 +22,14 @@ import httpx
 from handlers.number_text import whole
 from handlers.transport.failures import ConnectionLost, ResponseTooLarge, TruncatedBody, UnusableResponse
 
-MAX_HEADER_BYTES: Final = 262_144
-MAX_HEADERS: Final = 1_000
+MAX_RESPONSE_HEADER_BYTES: Final = 262_144
+MAX_RESPONSE_HEADERS: Final = 1_000
 _PIECE_BYTES: Final = 262_144
 _JOINED_BYTES: Final = 65_536
 """A request with a body up to this size is written in one call; a larger body follows in pieces, without a copy."""
 
 _BYTES_ACKED: Final = 120  # offset in Linux's `struct tcp_info`
-_PARTS_APART: Final = 1_024
+_MOST_PARTS: Final = 1_024
 """Parts of a body are joined once there are this many."""
 
 _KEEP_ALIVE_TIMEOUT: Final = re.compile(rb"\btimeout\s*=\s*(\d{1,6})", re.IGNORECASE)
@@ -231,16 +231,20 @@ class Connection(asyncio.Protocol):
         if self._is_complete or (self._request.wants_head and self._has_headers):
             if not self._has_no_room:
                 self._finish()
-        elif self._unframed > MAX_HEADER_BYTES:
+        elif self._unframed > MAX_RESPONSE_HEADER_BYTES:
             self._fail(self._too_much())
 
     def _too_much(self) -> Exception:
         if not self._has_headers:
             return self._too_much_headers()
-        return ResponseTooLarge(f"has trailers or chunk extensions of more than {MAX_HEADER_BYTES} bytes")
+        return ResponseTooLarge(
+            f"has trailers or chunk extensions of more than {MAX_RESPONSE_HEADER_BYTES} bytes"
+        )
 
     def _too_much_headers(self) -> Exception:
-        return ResponseTooLarge(f"has headers of more than {MAX_HEADER_BYTES} bytes", self._status_code)
+        return ResponseTooLarge(
+            f"has headers of more than {MAX_RESPONSE_HEADER_BYTES} bytes", self._status_code
+        )
 
     def _on_parser_error(self, error: Exception) -> None:
         if self._is_complete:
@@ -340,8 +344,8 @@ class Connection(asyncio.Protocol):
             return
         self._has_headers = True
         self._unframed = 0
-        if len(self._headers) > MAX_HEADERS:
-            self._fail(ResponseTooLarge(f"has more than {MAX_HEADERS} headers", status))
+        if len(self._headers) > MAX_RESPONSE_HEADERS:
+            self._fail(ResponseTooLarge(f"has more than {MAX_RESPONSE_HEADERS} headers", status))
             return
         self._read_framing()
 
@@ -364,7 +368,7 @@ class Connection(asyncio.Protocol):
         # With both, a proxy may have seen another end of this response, so the next response might not be ours.
         self._is_ambiguous = bool(length) and is_chunked
         self._ends_with_connection = not length and not is_chunked and self._status_code not in _NO_BODY
-        if size > MAX_HEADER_BYTES:
+        if size > MAX_RESPONSE_HEADER_BYTES:
             self._fail(self._too_much_headers())
         elif (
             length
@@ -393,7 +397,7 @@ class Connection(asyncio.Protocol):
             self._fail(ResponseTooLarge(status_code=self._status_code))
         else:
             self._parts.append(body)
-            if len(self._parts) - self._joined_parts >= _PARTS_APART:
+            if len(self._parts) - self._joined_parts >= _MOST_PARTS:
                 self._join_parts()
             if self._ask_for_room is not None and self._size > FREE_BYTES:
                 self._wait_for_room(self._ask_for_room)

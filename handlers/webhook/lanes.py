@@ -121,8 +121,8 @@ class Receiver(msgspec.Struct, eq=False):
         if began_at >= self._failed_at:
             self._pause_seconds = self.backoff.next_seconds()
         self._failed_at = now
-        wished = min(retry_after_seconds or 0.0, _LONGEST_RETRY_AFTER_SECONDS)
-        self.rests_until = max(self.rests_until, now + max(wished, self._pause_seconds))
+        named = min(retry_after_seconds or 0.0, _LONGEST_RETRY_AFTER_SECONDS)
+        self.rests_until = max(self.rests_until, now + max(named, self._pause_seconds))
         self.rests = True
 
 

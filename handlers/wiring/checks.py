@@ -25,9 +25,9 @@ from handlers.settings.memory import memory_limit
 from handlers.settings.settings import Settings, masked_url, memory_warnings
 from handlers.transport.failures import UnusableResponse
 from handlers.wiring.credentials import file_token, prometheus_tls, redis_options
-from handlers.wiring.faults import find_faults, gated_entries
 from handlers.wiring.forward_stack import gateway_of
-from handlers.wiring.gates import PlacedGates, is_available
+from handlers.wiring.gates import ProcessGates, is_available
+from handlers.wiring.setting_faults import find_faults, gated_entries
 
 if TYPE_CHECKING:
     from handlers.pubsub.channel import PubSubChannel
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _TIMEOUT_SECONDS: Final = 10.0
 """For a part, unless a setting allows a connection more."""
 _CLOCK_SECONDS: Final = 1.0
-_LOOK_SECONDS: Final = 0.05
+_POLL_SECONDS: Final = 0.05
 _SET_UP: Final = "async-processor pubsub setup creates it"
 
 State = Literal["ok", "warning", "fault"]
@@ -186,14 +186,14 @@ def _is_plain_http(error: BaseException) -> bool:
 async def _gates(settings: Settings) -> list[Finding]:
     """Start every gate and check that its source has a value."""
     entries = {("entry", path): entry for path, entry in gated_entries(settings).items()}
-    gates = PlacedGates(settings, entries)
+    gates = ProcessGates(settings, entries)
     built = [(path, gate) for _, path in entries for gate in gates.at(("entry", path))]
     try:
         await gates.start()
-        for _ in range(round(settings.env.gate_source_timeout_seconds / _LOOK_SECONDS)):
+        for _ in range(round(settings.env.gate_source_timeout_seconds / _POLL_SECONDS)):
             if gates.are_available():
                 break
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
         return [_gate_finding(path, gate.state()) for path, gate in built]
     finally:
         await gates.aclose()
@@ -296,15 +296,15 @@ async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
     if refused:
         found = f"may not {', '.join(refused[:4])}" + (" and more" if len(refused) > 4 else "")
         return [Finding(f"queue {name}", "fault", found, "grant the ACL user what docs/redis.md lists")]
-    told = "" if refused is not None else " (as far as this server reports them)"
-    return [Finding(f"queue {name}", "ok", f"keys and rights as needed{told}")]
+    reported = "" if refused is not None else " (as far as this server reports them)"
+    return [Finding(f"queue {name}", "ok", f"keys and rights as needed{reported}")]
 
 
 def _rights(settings: Settings) -> RightsOptions:
     env, queues = settings.env, settings.queues
     return RightsOptions(
         is_per_request=env.result_per_request or any(queue.result_per_request for queue in queues),
-        stores_apart=env.result_apart_bytes > 0,
+        offloads_results=env.result_apart_bytes > 0,
         is_idempotent=env.idempotent_seconds > 0 or any(queue.idempotent_seconds for queue in queues),
     )
 

@@ -17,7 +17,7 @@ from handlers.forward.outcome import Outcome
 from handlers.gates.gate import Gate
 from handlers.gates.waiting_room import WaitingRoom
 from handlers.settings.settings import Settings
-from handlers.wiring.gates import GateEntry, Place, PlacedGate, PlacedGates
+from handlers.wiring.gates import GateEntry, GateOwner, OwnedGate, ProcessGates
 from handlers.wiring.metrics import HandlerMetrics
 
 _DEFAULT_POOL: Final = "default"
@@ -30,10 +30,10 @@ class GatePlan(msgspec.Struct, frozen=True):
     all other names.
     """
 
-    gates: Mapping[Place, PlacedGate] = msgspec.field(default_factory=dict)
-    slots: Mapping[Place, int] = msgspec.field(default_factory=dict)
-    entrances: Mapping[str, Sequence[Place]] = msgspec.field(default_factory=dict)
-    default: Sequence[Place] = ()
+    gates: Mapping[GateOwner, OwnedGate] = msgspec.field(default_factory=dict)
+    slots: Mapping[GateOwner, int] = msgspec.field(default_factory=dict)
+    entrances: Mapping[str, Sequence[GateOwner]] = msgspec.field(default_factory=dict)
+    default: Sequence[GateOwner] = ()
 
 
 class DoorGates:
@@ -41,8 +41,8 @@ class DoorGates:
 
     def __init__(self, settings: Settings, forward: Forward, *, most_held_seconds: float) -> None:
         self._most_held = settings.env.gate_most_held
-        self._gates = PlacedGates(settings)
-        self._rooms: dict[Place, WaitingRoom] = {}
+        self._gates = ProcessGates(settings)
+        self._rooms: dict[GateOwner, WaitingRoom] = {}
         self._held = HeldForward(forward, {}, most_held_seconds=most_held_seconds)
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
@@ -54,12 +54,12 @@ class DoorGates:
         slots = {pool.id: pool.workers or settings.env.workers for pool in settings.pools}
         gates = {("pool", name): entry for name, entry in _pool_entries(settings).items()}
         rooms = {("pool", name): count for name, count in slots.items()}
-        entrances: dict[str, list[Place]] = {}
+        entrances: dict[str, list[GateOwner]] = {}
         for number, topic in enumerate(settings.file.topics):
-            pool: Place = ("pool", pools[topic.worker_pool_id].id)
+            pool: GateOwner = ("pool", pools[topic.worker_pool_id].id)
             entrances[topic.subscriber_id] = [pool]
             if topic.gate_type:
-                own: Place = ("subscription", topic.subscriber_id)
+                own: GateOwner = ("subscription", topic.subscriber_id)
                 gates[own] = GateEntry(
                     topic.gate_type, topic.gate_params, f"topics[{number}]", topic.worker_pool_id
                 )
@@ -69,11 +69,11 @@ class DoorGates:
 
     def event_plan(self, settings: Settings) -> GatePlan:
         """The gate of the pool `default`. Raises `InvalidSetting`."""
-        place: Place = ("pool", _DEFAULT_POOL)
+        owner: GateOwner = ("pool", _DEFAULT_POOL)
         entry = _pool_entries(settings)[_DEFAULT_POOL]
         pool = next(pool for pool in settings.pools if pool.id == _DEFAULT_POOL)
-        slots = {place: pool.workers or settings.env.workers}
-        return GatePlan(self._gates.prepared({place: entry}), slots, default=[place])
+        slots = {owner: pool.workers or settings.env.workers}
+        return GatePlan(self._gates.prepared({owner: entry}), slots, default=[owner])
 
     async def apply(self, plan: GatePlan, forward: Forward) -> list[Gate]:
         """Put a plan in force. Waiting requests enter its gates and use `forward`.
@@ -81,31 +81,31 @@ class DoorGates:
         Returns the gates to close once the requests that they admitted have ended.
         """
         changes = await self._gates.apply(plan.gates)
-        for place, slots in plan.slots.items():
-            gates = self._gates.at(place)
-            if place in self._rooms:
-                self._rooms[place].change(gates, slots=slots, most_held=self._most_held)
+        for owner, slots in plan.slots.items():
+            gates = self._gates.at(owner)
+            if owner in self._rooms:
+                self._rooms[owner].change(gates, slots=slots, most_held=self._most_held)
             else:
-                self._rooms[place] = WaitingRoom(gates, slots=slots, most_held=self._most_held)
-        entrances = {name: self._entrance(places) for name, places in plan.entrances.items()}
+                self._rooms[owner] = WaitingRoom(gates, slots=slots, most_held=self._most_held)
+        entrances = {name: self._entrance(owners) for name, owners in plan.entrances.items()}
         self._held.change(forward, entrances, self._entrance(plan.default) if plan.default else None)
-        for place in [place for place in self._rooms if place not in plan.slots]:
+        for owner in [owner for owner in self._rooms if owner not in plan.slots]:
             # A room in use is kept, so that its requests count if its subscription or pool is configured again.
-            if not self._rooms[place].in_flight:
-                await self._rooms.pop(place).aclose()
+            if not self._rooms[owner].in_flight:
+                await self._rooms.pop(owner).aclose()
         return changes.discarded
 
-    def _entrance(self, places: Sequence[Place]) -> Entrance:
-        gates = [gate for place in places for gate in self._gates.at(place)]
-        return Entrance([self._rooms[place] for place in places], gates)
+    def _entrance(self, owners: Sequence[GateOwner]) -> Entrance:
+        gates = [gate for owner in owners for gate in self._gates.at(owner)]
+        return Entrance([self._rooms[owner] for owner in owners], gates)
 
     def show(self, plan: GatePlan, metrics: HandlerMetrics) -> None:
         """Show the gates of subscriptions and pools in metrics."""
         pools = {}
-        for name, places in plan.entrances.items():
+        for name, owners in plan.entrances.items():
             metrics.watch_gates(name, self._gates.at(("subscription", name)))
-            place = places[-1]
-            pools[place[1]] = (plan.slots[place], self._gates.at(place), self._rooms[place])
+            owner = owners[-1]
+            pools[owner[1]] = (plan.slots[owner], self._gates.at(owner), self._rooms[owner])
         metrics.watch_pools(pools)
 
     def are_available(self) -> bool:

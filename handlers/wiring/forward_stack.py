@@ -21,8 +21,8 @@ from handlers.contract.delivery import wrapped_answer_bytes
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.middleware.breaker import BreakerForward, BreakerOptions, GatewayBreakers, has_failed
 from handlers.forward.middleware.details import timed, with_details
-from handlers.forward.middleware.guarded import GuardedForward, GuardOptions, Guards, has_failed
 from handlers.forward.outcome import Outcome
 from handlers.forward.transforms.registry import build_transforms
 from handlers.settings.settings import Settings
@@ -89,7 +89,7 @@ STACK_ORDER: Final = ForwardStack.__struct_fields__
 
 
 def push_stack(
-    settings: Settings, gateway: Sender, guards: Guards, parts: Parts
+    settings: Settings, gateway: Sender, breakers: GatewayBreakers, parts: Parts
 ) -> tuple[Forward, Once | None]:
     """The push door's stack, and its dedup store if one is configured."""
     tracing = _tracing_of_door(settings, gateway, parts, is_first_hop=True)
@@ -98,7 +98,7 @@ def push_stack(
         attempts=_attempts(parts),
         cancellation=cancellation,
         admission=lambda forward: held_pushes(settings, forward, parts),
-        breaker=_breaker(settings, guards),
+        breaker=_breaker(settings, breakers),
         details=timed if settings.env.result_details else None,
         health=_health(parts),
         calls=_calls(parts),
@@ -107,7 +107,7 @@ def push_stack(
     return stack.around(forwarder_of(settings, tracing.sender).forward), once
 
 
-def event_stack(settings: Settings, gateway: Sender, guards: Guards, parts: Parts) -> Forward:
+def event_stack(settings: Settings, gateway: Sender, breakers: GatewayBreakers, parts: Parts) -> Forward:
     """The dispatch door's stack, which depends on the event's sender.
 
     Only a poller's events name a queue. The poller itself applies gates, breaker and final details to them; a second
@@ -127,7 +127,7 @@ def event_stack(settings: Settings, gateway: Sender, guards: Guards, parts: Part
         of_pollers,
         results=with_details if has_details else None,
         admission=lambda forward: held_events(settings, forward, parts),
-        breaker=_breaker(settings, guards),
+        breaker=_breaker(settings, breakers),
     )
     of_poller, of_other = of_pollers.around(send), of_others.around(send)
 
@@ -153,10 +153,15 @@ class PollerStack:
     """
 
     def __init__(
-        self, settings: Settings, client: Gateway, tracing: Tracing | None, guards: Guards, clock: Clock
+        self,
+        settings: Settings,
+        client: Gateway,
+        tracing: Tracing | None,
+        breakers: GatewayBreakers,
+        clock: Clock,
     ) -> None:
         self._clock = clock
-        self._breaker = _breaker(settings, guards, clock)
+        self._breaker = _breaker(settings, breakers, clock)
         self._details: Layer | None = timed if settings.env.result_details else None
         self._tracing: Layer | None = None
         sender: Sender = client
@@ -217,11 +222,11 @@ def _calls(parts: Parts) -> Layer | None:
     return partial(counted_calls, queue_of=parts.metrics.queue_of)
 
 
-def _breaker(settings: Settings, guards: Guards, clock: Clock = time.time) -> Layer:
+def _breaker(settings: Settings, breakers: GatewayBreakers, clock: Clock = time.time) -> Layer:
     routes = settings.routes
 
     def breaker(forward: Forward) -> Forward:
-        return GuardedForward(forward, lambda queue: routes.of(queue).base_url, guards, clock=clock).forward
+        return BreakerForward(forward, lambda queue: routes.of(queue).base_url, breakers, clock=clock).forward
 
     return breaker
 
@@ -279,10 +284,10 @@ def forwarder_of(settings: Settings, gateway: Sender, clock: Callable[[], float]
     )
 
 
-def guards_of(settings: Settings, log: Logger) -> Guards:
+def breakers_of(settings: Settings, log: Logger) -> GatewayBreakers:
     """A circuit breaker and a retry budget for each gateway."""
     env = settings.env
-    return Guards(GuardOptions(is_breaking=env.circuit_breaker, retry_share=env.retry_budget), log)
+    return GatewayBreakers(BreakerOptions(is_breaking=env.circuit_breaker, retry_share=env.retry_budget), log)
 
 
 def shared_by_handlers(
@@ -291,7 +296,7 @@ def shared_by_handlers(
     """The objects that the handlers of one process share. Raises `InvalidSetting`."""
     shared = SharedByHandlers(
         gateway_of(settings),
-        guards_of(settings, log),
+        breakers_of(settings, log),
         ByteBudget(settings.max_in_flight_bytes),
         handler_metrics_of(settings, target),
         is_refused=is_refused,
@@ -299,7 +304,7 @@ def shared_by_handlers(
     if shared.metrics is not None:
         metrics = shared.metrics.metrics
         metrics.watch_connections("gateway", lambda: shared.gateway.in_use)
-        metrics.watch_circuits(shared.guards.open_circuits)
+        metrics.watch_circuits(shared.breakers.open_circuits)
         metrics.watch_refusals(is_refused)
     return shared
 
@@ -429,7 +434,7 @@ class SharedByHandlers(msgspec.Struct):
     """
 
     gateway: Gateway
-    guards: Guards
+    breakers: GatewayBreakers
     budget: ByteBudget
     metrics: HandlerMetrics | None = None
     gates: DoorGates | None = None

@@ -24,7 +24,7 @@ def prometheus_http(settings: Settings) -> HttpText:
     return HttpText(token, prometheus_tls(settings))
 
 
-Place: TypeAlias = tuple[str, str]
+GateOwner: TypeAlias = tuple[str, str]
 """The owner of a gate: ("pool", id), ("queue", name) or ("subscription", name)."""
 
 
@@ -37,7 +37,7 @@ class GateEntry(msgspec.Struct, frozen=True):
     pool: str
 
 
-class PlacedGate(msgspec.Struct, frozen=True):
+class OwnedGate(msgspec.Struct, frozen=True):
     """A gate and the settings that it was built from."""
 
     gate: Gate
@@ -56,17 +56,17 @@ class PlacedGate(msgspec.Struct, frozen=True):
 class GateChanges(msgspec.Struct):
     """The places whose gates have changed, and `discarded` gates to close later."""
 
-    places: set[Place] = msgspec.field(default_factory=set)
+    owners: set[GateOwner] = msgspec.field(default_factory=set)
     discarded: list[Gate] = msgspec.field(default_factory=list)
 
 
-class PlacedGates:
+class ProcessGates:
     """Gates of a process by place, and their sources.
 
     A reload changes gates in place, so that requests in flight count against the new limits.
     """
 
-    def __init__(self, settings: Settings, entries: Mapping[Place, GateEntry] | None = None) -> None:
+    def __init__(self, settings: Settings, entries: Mapping[GateOwner, GateEntry] | None = None) -> None:
         """Raises `InvalidSetting` for an invalid entry."""
         env = settings.env
         self._redis_options = redis_options(settings)
@@ -84,72 +84,72 @@ class PlacedGates:
             log=log,
             prometheus_url=env.prometheus_url,
         )
-        self._placed: dict[Place, PlacedGate] = {}
-        self._placed = self.prepared(entries or {})
+        self._owned: dict[GateOwner, OwnedGate] = {}
+        self._owned = self.prepared(entries or {})
 
-    def at(self, place: Place) -> list[Gate]:
+    def at(self, owner: GateOwner) -> list[Gate]:
         """The gate of a place as a list, or an empty list."""
-        placed = self._placed.get(place)
-        return [] if placed is None else [placed.gate]
+        owned = self._owned.get(owner)
+        return [] if owned is None else [owned.gate]
 
-    def prepared(self, entries: Mapping[Place, GateEntry]) -> dict[Place, PlacedGate]:
+    def prepared(self, entries: Mapping[GateOwner, GateEntry]) -> dict[GateOwner, OwnedGate]:
         """The gates for `entries`: current ones, or new ones for changed entries.
 
         They take effect with `apply`. Raises one `InvalidSetting` with all invalid entries.
         """
-        prepared, faults = dict[Place, PlacedGate](), SettingFaults()
-        for place, entry in entries.items():
+        prepared, faults = dict[GateOwner, OwnedGate](), SettingFaults()
+        for owner, entry in entries.items():
             if entry.gate_type:
                 with faults.collected():
-                    prepared[place] = self._unchanged(place, entry) or self._new(entry)
+                    prepared[owner] = self._unchanged(owner, entry) or self._new(entry)
         faults.raise_all()
         return prepared
 
-    def _unchanged(self, place: Place, entry: GateEntry) -> PlacedGate | None:
-        placed = self._placed.get(place)
-        return placed if placed is not None and placed.is_of(entry) else None
+    def _unchanged(self, owner: GateOwner, entry: GateEntry) -> OwnedGate | None:
+        owned = self._owned.get(owner)
+        return owned if owned is not None and owned.is_of(entry) else None
 
-    def _new(self, entry: GateEntry) -> PlacedGate:
+    def _new(self, entry: GateEntry) -> OwnedGate:
         from handlers.gates.registry import build_gate  # a poller without gates starts sooner
 
         sources = replace(self._sources, owner_pool=entry.pool)
         gate = build_gate(entry.gate_type, entry.gate_params, sources, entry.setting)
-        return PlacedGate(gate, entry.gate_type, entry.gate_params, entry.pool)
+        return OwnedGate(gate, entry.gate_type, entry.gate_params, entry.pool)
 
-    async def apply(self, prepared: Mapping[Place, PlacedGate]) -> GateChanges:
+    async def apply(self, prepared: Mapping[GateOwner, OwnedGate]) -> GateChanges:
         """Put prepared gates in force."""
         changes = GateChanges()
-        placed: dict[Place, PlacedGate] = {}
-        for place, new in prepared.items():
-            old = self._placed.get(place)
+        owned: dict[GateOwner, OwnedGate] = {}
+        for owner, new in prepared.items():
+            old = self._owned.get(owner)
             if old is new:
-                placed[place] = new
+                owned[owner] = new
                 continue
-            changes.places.add(place)
+            changes.owners.add(owner)
             if old is None:
                 await new.gate.start()
-                placed[place] = new
+                owned[owner] = new
             else:
-                placed[place] = replace(new, gate=await old.gate.renewed(new.gate, changes.discarded))
-        for place in self._placed.keys() - placed.keys():
-            changes.places.add(place)
-            changes.discarded.append(self._placed[place].gate)
-        self._placed = placed
+                owned[owner] = replace(new, gate=await old.gate.renewed(new.gate, changes.discarded))
+        for owner in self._owned.keys() - owned.keys():
+            changes.owners.add(owner)
+            changes.discarded.append(self._owned[owner].gate)
+        self._owned = owned
         return changes
 
     def are_available(self) -> bool:
         """Whether the sources of all gates are available."""
-        return all(is_available(placed.gate.state()) for placed in self._placed.values())
+        return all(is_available(owned.gate.state()) for owned in self._owned.values())
 
     async def start(self) -> None:
         """Probe all sources; an unavailable source does not fail the start."""
-        for placed in self._placed.values():
-            await placed.gate.start()
+        for owned in self._owned.values():
+            await owned.gate.start()
 
     async def aclose(self) -> None:
         """Stop background readings and close connections."""
-        for placed in self._placed.values():
-            await placed.gate.aclose()
+        for owned in self._owned.values():
+            await owned.gate.aclose()
         await self._sources.http.aclose()
         await self._sources.prometheus_http.aclose()
         for redis in self._connections.values():

@@ -32,7 +32,7 @@ from handlers.doors.http_endpoint import (
 )
 from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.gateway import Gateway
-from handlers.forward.middleware.guarded import Guards
+from handlers.forward.middleware.breaker import GatewayBreakers
 from handlers.forward.outcome import Outcome
 from handlers.settings.settings import Settings, load_settings, memory_warnings
 from handlers.telemetry.dependencies import RESULTS, Dependencies, Dependency, SkewWatch
@@ -82,7 +82,7 @@ class Handler:
         self._needs_dependencies = settings.env.readiness == "dependencies"
         self._parts = Parts(self._log, [], [], self.shared, self._dependencies, occupied=self._occupying)
         handle_delivery, authenticator = _DOORS[target](
-            settings, self.shared.gateway, self.shared.guards, self._parts
+            settings, self.shared.gateway, self.shared.breakers, self._parts
         )
         self._endpoint = self._endpoint_of(settings, target, handle_delivery, authenticator)
         if shared is None:
@@ -106,7 +106,9 @@ class Handler:
                 budget=self.shared.budget,
                 on_no_room=self._no_room,
             ),
-            guarded_pages={} if metrics is None else {"/metrics": GuardedPage(metrics.guard, metrics.page)},
+            guarded_pages={}
+            if metrics is None
+            else {"/metrics": GuardedPage(metrics.authenticator, metrics.page)},
         )
 
     def _show(self) -> None:
@@ -147,8 +149,8 @@ class Handler:
         if not failing:
             refused = self.shared.is_refused()
             return plain(200, "ready, but a changed configuration is refused" if refused else "ready")
-        told = "failing: " + ", ".join(f"{name} for {seconds:.0f} s" for name, seconds in failing.items())
-        return plain(503, told) if self._needs_dependencies else plain(200, f"ready, but {told}")
+        reported = "failing: " + ", ".join(f"{name} for {seconds:.0f} s" for name, seconds in failing.items())
+        return plain(503, reported) if self._needs_dependencies else plain(200, f"ready, but {reported}")
 
     def _refused(self, refusal: CallerRefusal) -> None:
         if self._metrics is not None:
@@ -221,7 +223,7 @@ def _healthy() -> Answer:
 
 
 def _dispatch_door(
-    settings: Settings, gateway: Gateway, guards: Guards, parts: Parts
+    settings: Settings, gateway: Gateway, breakers: GatewayBreakers, parts: Parts
 ) -> tuple[Handle, Authenticator | None]:
     from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
     from handlers.wiring.event_sources import event_fields, event_sink
@@ -243,7 +245,7 @@ def _dispatch_door(
         # Without a token, other sources could send events of the poller's type too.
         trusts_pollers=authenticator is not None or (fields is None and sink is None),
     )
-    forward = event_stack(settings, gateway, guards, parts)
+    forward = event_stack(settings, gateway, breakers, parts)
     return _accounted(door, _queue_of_event, forward, parts), authenticator
 
 
@@ -253,9 +255,9 @@ def _queue_of_event(event: Event) -> str:
 
 
 def _push_door(
-    settings: Settings, gateway: Gateway, guards: Guards, parts: Parts
+    settings: Settings, gateway: Gateway, breakers: GatewayBreakers, parts: Parts
 ) -> tuple[Handle, Authenticator | None]:
-    from handlers.doors.pubsub.push import PubSubPushDoor, PushContext
+    from handlers.doors.pubsub.push import PubSubPushDoor, PushContext, PushOptions
     from handlers.pubsub.publisher import Publisher
     from handlers.wiring.pubsub import channel_of, check_topics, subscriptions, unlisted_subscription
 
@@ -266,7 +268,7 @@ def _push_door(
     publisher = Publisher(channel)
     parts.closers.extend([channel.close, publisher.close])
     parts.starters.append(partial(check_topics, publisher, settings, log))
-    forward, memory = push_stack(settings, gateway, guards, parts)
+    forward, dedup_store = push_stack(settings, gateway, breakers, parts)
     clock = FollowedClock()
     watch = SkewWatch(clock, log, "Pub/Sub")
 
@@ -281,15 +283,19 @@ def _push_door(
         ObservedPublisher(publisher, parts.dependencies.add(RESULTS)),
         subscriptions(settings),
         log,
-        project_id=settings.project_id,
-        dead_letter_topic=env.dead_letter_topic_id,
-        max_request_bytes=env.max_request_bytes,
-        memory=memory,
-        on_buried=parts.metrics.buried if parts.metrics else lambda _subscription: None,
-        has_details=env.result_details,
-        may_name=settings.may_name_topics,
-        form=settings.env.push_form,
-        dead_letters=unlisted_subscription(settings, "dead-letters") if settings.result_topic_id else None,
+        PushOptions(
+            project_id=settings.project_id,
+            max_request_bytes=env.max_request_bytes,
+            dead_letter_topic=env.dead_letter_topic_id,
+            dead_letters=unlisted_subscription(settings, "dead-letters")
+            if settings.result_topic_id
+            else None,
+            form=env.push_form,
+            may_name=settings.may_name_topics,
+            has_details=env.result_details,
+        ),
+        dedup_store=dedup_store,
+        on_dead_lettered=parts.metrics.dead_lettered if parts.metrics else lambda _subscription: None,
         clock=clock,
         on_clock=watch.check,
     )
@@ -351,7 +357,9 @@ class ObservedPublisher:
         return published_id
 
 
-_DOORS: dict[str, Callable[[Settings, Gateway, Guards, Parts], tuple[Handle, Authenticator | None]]] = {
+_DOORS: dict[
+    str, Callable[[Settings, Gateway, GatewayBreakers, Parts], tuple[Handle, Authenticator | None]]
+] = {
     "dispatch": _dispatch_door,
     "pubsub_push": _push_door,
 }

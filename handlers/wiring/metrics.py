@@ -40,7 +40,7 @@ class HandlerMetrics:
 
         self.metrics = Metrics()
         self.door = DoorMetrics(self.metrics, target)
-        self.guard = _guard(settings)
+        self.authenticator = _metrics_authenticator(settings)
         self._is_push = target == "pubsub_push"
         self._pools: dict[str, str] = {}
         self._ids: dict[str, str] = {}
@@ -51,10 +51,10 @@ class HandlerMetrics:
 
     def change(self, settings: Settings) -> None:
         """Show the subscriptions of these settings, and remove the gauges of others."""
-        before = {self.labels_of(name) for name in self._pools}
+        previous = {self.labels_of(name) for name in self._pools}
         self._pools = {topic.subscriber_id: topic.worker_pool_id for topic in settings.file.topics}
         self._ids = {topic.subscriber_id: topic.id or topic.subscriber_id for topic in settings.file.topics}
-        for labels in before - {self.labels_of(name) for name in self._pools}:
+        for labels in previous - {self.labels_of(name) for name in self._pools}:
             self.metrics.forget_queue(labels)
         for name in self._pools if self._is_push else ("",):
             self.queue_of(name)
@@ -98,11 +98,11 @@ class HandlerMetrics:
             budget = min((gate.budget() for gate in gates), default=1.0)
             self.metrics.pool(pool_id, slots, budget, room.held)
 
-    def buried(self, subscription: str) -> None:
+    def dead_lettered(self, subscription: str) -> None:
         """Count a dead-lettered delivery of a subscription."""
         queue = self.queue_of(subscription)
         if queue is not None:
-            queue.buried(1)
+            queue.dead_lettered(1)
 
     def page(self) -> Answer:
         from handlers.telemetry.metrics import CONTENT_TYPE
@@ -119,7 +119,7 @@ def handler_metrics_of(settings: Settings, target: str) -> HandlerMetrics | None
     return HandlerMetrics(settings, target) if env.metrics_token or env.metrics_token_file else None
 
 
-def _guard(settings: Settings) -> DispatchToken:
+def _metrics_authenticator(settings: Settings) -> DispatchToken:
     env = settings.env
     path = Path(env.metrics_token_file) if env.metrics_token_file else None
     return DispatchToken(

@@ -11,7 +11,7 @@ import msgspec
 
 from handlers.byte_budget import ByteBudget
 from handlers.clock import FollowedClock
-from handlers.forward.middleware.guarded import Guards
+from handlers.forward.middleware.breaker import GatewayBreakers
 from handlers.forward.route import Routes
 from handlers.gates.allowance import ProcessShare
 from handlers.gates.gate import Gate
@@ -43,8 +43,8 @@ from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer
 from handlers.wiring.closing import Close, close_in_time
 from handlers.wiring.credentials import redis_options
-from handlers.wiring.forward_stack import PollerStack, QueueLayers, guards_of, poller_client
-from handlers.wiring.gates import GateEntry, Place, PlacedGates
+from handlers.wiring.forward_stack import PollerStack, QueueLayers, breakers_of, poller_client
+from handlers.wiring.gates import GateEntry, GateOwner, ProcessGates
 from handlers.wiring.metrics import tracing_of
 from handlers.wiring.poller_queues import QueuePlan, RedisQueues, SharedParts, store_identity
 from handlers.wiring.reload import ConfigWatch
@@ -85,7 +85,7 @@ class PollerApp:
         """Whether requests may have been claimed."""
         self._client = poller_client(settings)
         self._tracing = tracing_of(settings)
-        self._guards: Guards = guards_of(settings, self._log)
+        self._breakers: GatewayBreakers = breakers_of(settings, self._log)
         self._metrics = Metrics()
         self._claimers: dict[str, Claimer] = {}
         self.poller = Poller(self._log, grace_seconds=env.shutdown_grace_seconds)
@@ -93,7 +93,7 @@ class PollerApp:
         tally = Tally(clock=clock.now, tenant_field=settings.fairness_attribute)
         budget = ByteBudget(settings.max_in_flight_bytes)
         self._shared = SharedParts(self._log, clock, budget, tally, self.poller, self._claimers)
-        self._gates = PlacedGates(settings, gate_entries(settings))
+        self._gates = ProcessGates(settings, gate_entries(settings))
         self._plan = self._planned(settings)
         self._old_queues: list[RedisQueues] = []
         self._closing: set[asyncio.Task[None]] = set()
@@ -105,31 +105,31 @@ class PollerApp:
         self._watch_metrics()
         self._pages = PagesServer(self._page_table(), env.host, env.metrics_port)
 
-    def _planned(self, settings: Settings, before: Plan | None = None) -> Plan:
+    def _planned(self, settings: Settings, previous: Plan | None = None) -> Plan:
         """The plan of these settings. Raises `InvalidSetting`."""
         names = [*(queue.queue_name for queue in settings.queues), settings.retry_queue_name]
         return Plan(
             settings,
             settings.routes,
-            PollerStack(settings, self._client, self._tracing, self._guards, self._shared.clock.now),
+            PollerStack(settings, self._client, self._tracing, self._breakers, self._shared.clock.now),
             reserved_names(names, all_gate_params(settings)),
             withheld_labels(settings),
             {entry.id: entry for entry in settings.pools},
-            {entry.id: self._merge(number, entry, before) for number, entry in enumerate(settings.pools)},
+            {entry.id: self._merge(number, entry, previous) for number, entry in enumerate(settings.pools)},
         )
 
-    def _merge(self, number: int, entry: PoolEntry, before: Plan | None) -> Merge:
+    def _merge(self, number: int, entry: PoolEntry, previous: Plan | None) -> Merge:
         """The merge policy of a pool; the current object if unchanged."""
         setting = f"pools[{number}]"
         check_objectives(entry.lane_objectives, f"{setting}.lane_objectives")
         merge = build_merge(
             entry.merge_policy, f"{setting}.merge_policy", ageing_seconds=entry.ageing_seconds
         )
-        old = None if before is None else before.pools.get(entry.id)
-        if before is None or old is None:
+        old = None if previous is None else previous.pools.get(entry.id)
+        if previous is None or old is None:
             return merge
         is_kept = (old.merge_policy, old.ageing_seconds) == (entry.merge_policy, entry.ageing_seconds)
-        return before.merges[entry.id] if is_kept else merge
+        return previous.merges[entry.id] if is_kept else merge
 
     async def reload(self, settings: Settings) -> None:
         """Put changed settings in force.
@@ -138,8 +138,8 @@ class PollerApp:
         """
         if self.poller.is_stopping:
             return
-        before = self._plan
-        plan = self._planned(settings, before)
+        previous = self._plan
+        plan = self._planned(settings, previous)
         prepared = self._gates.prepared(gate_entries(settings))
         is_other_store = self._queues.identity != store_identity(settings)
         redis = connect(redis_options(settings)) if is_other_store else self._queues.redis
@@ -150,11 +150,11 @@ class PollerApp:
             self._in_background(self._replaced(self._queues))
             self._queues = RedisQueues(settings, self._shared, redis)
         self._plan = plan
-        self._apply(plan, before, changes.places)
+        self._apply(plan, previous, changes.owners)
         self._in_background(self._close_gates(changes.discarded, work))
         self._log.info("configuration reloaded", queues=[one.queue_name for one in settings.queues])
 
-    def _apply(self, plan: Plan, before: Plan | None, changed_places: set[Place]) -> None:
+    def _apply(self, plan: Plan, previous: Plan | None, changed_owners: set[GateOwner]) -> None:
         settings = plan.settings
         self._shared.tally.tenant_field = settings.fairness_attribute
         kept: set[str] = set()
@@ -165,29 +165,29 @@ class PollerApp:
         hand_back = {
             entry.queue_name
             for entry in settings.queues
-            if {("queue", entry.queue_name), ("pool", entry.worker_pool_id)} & changed_places
+            if {("queue", entry.queue_name), ("pool", entry.worker_pool_id)} & changed_owners
         }
         self._queues.apply(settings.queues[0].queue_name, plans, hand_back)
         self._show_gates(plan)
-        if before is not None:
-            self._forget(plan, before)
+        if previous is not None:
+            self._forget(plan, previous)
             self._in_background(self._queues.shares.leave(kept))
 
-    def _forget(self, plan: Plan, before: Plan) -> None:
+    def _forget(self, plan: Plan, previous: Plan) -> None:
         """Remove the gauges and idle claimers of removed pools and queues.
 
         A pool with requests in flight keeps its claimer, so that they count if the pool is configured again.
         """
-        for pool_id in before.pools.keys() - plan.pools.keys():
+        for pool_id in previous.pools.keys() - plan.pools.keys():
             self._metrics.forget_pool(pool_id)
         for pool_id, claimer in list(self._claimers.items()):
             if pool_id not in plan.pools and not claimer.in_flight:
                 del self._claimers[pool_id]
                 self._in_background(self.poller.remove_claimer(claimer))
         shown = {plan.labels_of(entry) for entry in plan.settings.queues}
-        for entry in before.settings.queues:
-            if before.labels_of(entry) not in shown:
-                self._metrics.forget_queue(before.labels_of(entry))
+        for entry in previous.settings.queues:
+            if previous.labels_of(entry) not in shown:
+                self._metrics.forget_queue(previous.labels_of(entry))
 
     def _apply_pool(self, plan: Plan, entry: PoolEntry) -> set[str]:
         """Put a pool's options in force; return its id if shared."""
@@ -216,7 +216,7 @@ class PollerApp:
         return is_pool_shared(gates, None) and pool.shared is not False
 
     def _queue_plan(self, plan: Plan, entry: QueueEntry) -> QueuePlan:
-        guard = self._guards.of(plan.routes.of(entry.queue_name).base_url)
+        breaker = self._breakers.of(plan.routes.of(entry.queue_name).base_url)
         is_shared = self._is_queue_shared(plan, entry)
         return QueuePlan(
             claimer=self._claimers[entry.worker_pool_id],
@@ -224,7 +224,7 @@ class PollerApp:
             labels=entry.labels,
             gates=self._gates.at(("queue", entry.queue_name)),
             share=partial(_queue_share, pool_id=entry.worker_pool_id, is_shared=is_shared),
-            circuit=guard.circuit,
+            circuit=breaker.circuit,
         )
 
     def _worker_options(self, plan: Plan, entry: QueueEntry, redis: Store) -> WorkerOptions:
@@ -279,7 +279,7 @@ class PollerApp:
         return PeriodicTask("clock", POST_SECONDS, check, self._log, STORE_FAILURES)
 
     def _watch_metrics(self) -> None:
-        self._metrics.watch_circuits(self._guards.open_circuits)
+        self._metrics.watch_circuits(self._breakers.open_circuits)
         self._metrics.watch_ready(lambda: self._ready().status_code == 200)
         self._metrics.watch_claims(lambda: bool(self.poller.refusal))
         self._metrics.watch_connections("redis", lambda: connections_in_use(self._queues.redis))
@@ -294,12 +294,12 @@ class PollerApp:
             self._metrics.pool(pool_id, claimer.options.slots, claimer.budget)
 
     def _show_gates(self, plan: Plan) -> None:
-        owners = {("pool", pool_id): ("", "", pool_id) for pool_id in plan.pools}
-        owners |= {("queue", one.queue_name): plan.labels_of(one) for one in plan.settings.queues}
-        for place, owner in owners.items():
-            self._metrics.forget_gate(*owner)
-            for gate in self._gates.at(place):
-                self._metrics.watch_gate(*owner, gate.state)
+        labels_of_owners = {("pool", pool_id): ("", "", pool_id) for pool_id in plan.pools}
+        labels_of_owners |= {("queue", one.queue_name): plan.labels_of(one) for one in plan.settings.queues}
+        for owner, labels in labels_of_owners.items():
+            self._metrics.forget_gate(*labels)
+            for gate in self._gates.at(owner):
+                self._metrics.watch_gate(*labels, gate.state)
 
     def _page_table(self) -> dict[str, Callable[[], Page]]:
         return {
@@ -391,9 +391,9 @@ class PollerApp:
             return [f"Redis does not answer yet: {explained(error)}"]
 
 
-def gate_entries(settings: Settings) -> dict[Place, GateEntry]:
+def gate_entries(settings: Settings) -> dict[GateOwner, GateEntry]:
     """The gates of pools and queues in the settings, by place."""
-    entries: dict[Place, GateEntry] = {}
+    entries: dict[GateOwner, GateEntry] = {}
     for number, pool in enumerate(settings.pools):
         entries["pool", pool.id] = GateEntry(pool.gate_type, pool.gate_params, f"pools[{number}]", pool.id)
     for number, queue in enumerate(settings.queues):
@@ -412,8 +412,8 @@ def result_route(settings: Settings, entry: QueueEntry, reserved: ReservedNames)
         settings.result_queue_name,
         is_per_request=env.result_per_request if own is None else own,
         has_details=env.result_details,
-        apart_bytes=env.result_apart_bytes,
-        apart_seconds=env.result_apart_seconds,
+        offload_bytes=env.result_apart_bytes,
+        offload_seconds=env.result_apart_seconds,
         may_name=settings.may_name_lists,
         reserved=reserved,
     )

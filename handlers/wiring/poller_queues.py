@@ -22,7 +22,7 @@ from handlers.poller.maintenance import (
     DEPTHS_SECONDS,
     Canceller,
     DepthWatch,
-    LeaseKeeper,
+    LeaseRenewal,
     PeriodicTask,
     QueueParts,
     QueueTable,
@@ -133,7 +133,7 @@ class RedisQueues:
     def _tasks(self) -> list[PeriodicTask]:
         """Periodic tasks whose interval does not depend on the number of queues."""
         table, shared, env = self._table, self._shared, self._settings.env
-        leases = LeaseKeeper(table, env.lease_seconds)
+        leases = LeaseRenewal(table, env.lease_seconds)
         canceller = Canceller(
             self.redis,
             table,
@@ -200,27 +200,27 @@ class RedisQueues:
         The gates of the queues in `hand_back` have changed, so their unsent requests return to the queue.
         """
         self._retries.default_queue = default_queue
-        before, self._plans = self._plans, dict(plans)
-        for name in before.keys() - plans.keys():
-            self._retire(name, before[name])
+        previous, self._plans = self._plans, dict(plans)
+        for name in previous.keys() - plans.keys():
+            self._retire(name, previous[name])
         for name, plan in plans.items():
             if name in self._served:
                 self._change(name, plan, is_handed_back=name in hand_back)
             elif plan.gates or len(plans) <= _MOST_EAGER:
-                self._leave_pool(name, before)
+                self._leave_pool(name, previous)
                 self._build(name)
             else:
-                self._leave_pool(name, before)
+                self._leave_pool(name, previous)
                 self._table.add_dormant(name, partial(self._build, name))
                 plan.claimer.add_dormant(name, partial(self._build, name))
         least_seconds = _RECLAIM_SECONDS_PER_QUEUE * len(plans)
         self._reclaim.interval_seconds = max(self._settings.env.reclaim_seconds, least_seconds)
         self._sweep.interval_seconds = max(CANCEL_SECONDS, least_seconds)
 
-    def _leave_pool(self, name: str, before: Mapping[str, QueuePlan]) -> None:
+    def _leave_pool(self, name: str, previous: Mapping[str, QueuePlan]) -> None:
         """Remove a dormant queue from its pool."""
-        if name in before:
-            before[name].claimer.remove(name)
+        if name in previous:
+            previous[name].claimer.remove(name)
 
     def _build(self, name: str) -> None:
         plan, shared = self._plans[name], self._shared
@@ -249,7 +249,7 @@ class RedisQueues:
 
     def _change(self, name: str, plan: QueuePlan, *, is_handed_back: bool) -> None:
         served = self._served[name]
-        worker, before = served.parts.worker, served.plan
+        worker, previous = served.parts.worker, served.plan
         served.plan = plan
         worker.change(plan.worker_options(self.redis))
         if name in self._table.retiring:
@@ -258,8 +258,8 @@ class RedisQueues:
         if is_handed_back:
             worker.hand_back_unsent()
         self._change_claims(served)
-        if plan.claimer is not before.claimer:
-            before.claimer.remove(name)
+        if plan.claimer is not previous.claimer:
+            previous.claimer.remove(name)
         plan.claimer.add(served.claimed)
 
     def _change_claims(self, served: ServedQueue) -> None:

@@ -36,7 +36,7 @@ class ConfigWatch:
         self._log = log
         self._seen = self._in_force = self._digest()
         self.is_refused = False
-        self._look_at = 0.0
+        self._next_poll_at = 0.0
 
     @property
     def is_watching(self) -> bool:
@@ -79,15 +79,15 @@ class ConfigWatch:
                 "configuration refused", setting=one.setting, found=one.found, accepted=one.accepted
             )
 
-    def look(self) -> Settings | None:
+    def poll(self) -> Settings | None:
         """The settings of a valid change since the last call, or None.
 
         For a process without background tasks, which calls this on each request; the files are read at most once per
         reload interval. A file that is still being written is read again at the next interval.
         """
-        if not self.is_watching or time.monotonic() < self._look_at:
+        if not self.is_watching or time.monotonic() < self._next_poll_at:
             return None
-        self._look_at = time.monotonic() + self._seconds
+        self._next_poll_at = time.monotonic() + self._seconds
         found = self._digest()
         if found == self._seen:
             return None

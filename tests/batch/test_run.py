@@ -51,7 +51,7 @@ def write_requests(path: Path, count: int, **body: Any) -> Path:
 
 
 @contextmanager
-def echoing(redis: Redis, queue: str, *, doubles: bool = False) -> Iterator[list[int]]:
+def echoing(redis: Redis, queue: str, *, duplicates: bool = False) -> Iterator[list[int]]:
     """Answer queued requests from a thread; counts them."""
     stop = threading.Event()
     taken: list[int] = []

@@ -64,27 +64,27 @@ def main(size: str, seed: int, only: str | None) -> None:
         "redelivery": lambda folder: str(run_redelivery(folder, seed, REDELIVERY_KILLS[size])),
     }
     click.echo(f"seed {seed}, {PLANS[size]}")
-    told = {name: _told(name, parts[name]) for name in ((only,) if only else PARTS)}
+    reported = {name: _reported(name, parts[name]) for name in ((only,) if only else PARTS)}
     click.echo("=== summary")
-    for name, (is_passed, text) in told.items():
+    for name, (is_passed, text) in reported.items():
         click.echo(f"--- {name}: {'passed' if is_passed else 'FAILED'}\n{text}")
-    if not all(is_passed for is_passed, _ in told.values()):
+    if not all(is_passed for is_passed, _ in reported.values()):
         raise SystemExit(1)
 
 
 def _crash_points(folder: Path, repeats: int) -> str:
-    told = []
+    reported = []
     for transport in WAYS:
         (folder / transport).mkdir()
         deaths = run_crash_points(folder / transport, transport, repeats)
         points = len(WAYS[transport][1])
-        told.append(
+        reported.append(
             f"{transport}: {points} crash points {repeats} times each, {deaths} SIGKILLs: all answered once"
         )
-    return "\n".join(told)
+    return "\n".join(reported)
 
 
-def _told(name: str, part: Callable[[Path], str]) -> tuple[bool, str]:
+def _reported(name: str, part: Callable[[Path], str]) -> tuple[bool, str]:
     """Whether a part passed, with its report; a failing part keeps its folder and stops no other."""
     click.echo(f"--- {name}")
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))

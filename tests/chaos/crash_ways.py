@@ -157,8 +157,8 @@ def _judge_pubsub(case: Case, published: list[tuple[str, dict[str, str]]]) -> No
     assert {(one["id"], one["pubsub_message_id"]) for _, one in published} == {
         (request_id, str(n)) for n, request_id in enumerate(case.ids)
     }, "all copies have one dedupe key"
-    doubles = sum(keys.values()) - REQUESTS
-    assert doubles <= (REQUESTS if case.point in _MAY_DOUBLE else 0), f"{case.point}: {doubles} doubled"
+    duplicates = sum(keys.values()) - REQUESTS
+    assert duplicates <= (REQUESTS if case.point in _MAY_DOUBLE else 0), f"{case.point}: {duplicates} doubled"
     _judge_executions(case)
 
 
@@ -166,11 +166,11 @@ def _judge_executions(case: Case) -> None:
     """Check that each id is executed at most once, and once more per crash; broken answers do not count."""
 
     def seen() -> list[Execution] | None:
-        told = read_executions(case.scene.witness)
-        return told if {one.key for one in told} >= set(case.ids) else None
+        reported = read_executions(case.scene.witness)
+        return reported if {one.key for one in reported} >= set(case.ids) else None
 
-    told = wait_until(seen, f"the gateway's word on {case.point}")
-    served = Counter(one.key for one in told or () if not one.asks_again)
+    reported = wait_until(seen, f"the gateway's word on {case.point}")
+    served = Counter(one.key for one in reported or () if not one.asks_again)
     most = max(served[one] for one in case.ids)
     assert most <= 1 + len(case.deaths), f"{case.point}: one was executed {most} times"
 

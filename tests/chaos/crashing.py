@@ -148,10 +148,10 @@ class Process:
         self._log = log
         self._process = ForkedProcess(_run, points, point, arguments, dict(variables), log)
 
-    def found(self, look: Callable[[str], str | None]) -> str | None:
-        """The value that `look` finds in its output. Raises `AssertionError` if the process has ended."""
+    def found(self, find: Callable[[str], str | None]) -> str | None:
+        """The value that `find` finds in its output. Raises `AssertionError` if the process has ended."""
         assert self._process.poll() is None, self._log.read_text()
-        return look(self._log.read_text())
+        return find(self._log.read_text())
 
     def terminate(self) -> None:
         """Send SIGTERM."""

@@ -225,10 +225,10 @@ class Fleet(Scene):
         self._replace(partial(self._succeed, ended, partial(self._add_handler, target)))
 
     def _succeed(self, ended: Child, follow: Callable[[], None]) -> None:
-        self._bury(ended)
+        self._ended(ended)
         follow()
 
-    def _bury(self, child: Child) -> None:
+    def _ended(self, child: Child) -> None:
         child.process.wait(60)
         refused = len(_REFUSED.findall(child.output()))
         child.stop()
@@ -242,7 +242,7 @@ class Fleet(Scene):
         for poller in ended:
             _tell(poller, word)
         for poller in ended:
-            self._bury(poller)
+            self._ended(poller)
 
     def scale_up(self) -> None:
         """Start as many pollers as at first."""

@@ -97,32 +97,34 @@ class History:
     stall_seconds: float
 
 
-def verdict(seed: int, told: History, executions: list[Execution]) -> Verdict:
+def verdict(seed: int, reported: History, executions: list[Execution]) -> Verdict:
     """Check all records. Raises `AssertionError` for an inconsistency or if the run proves nothing."""
-    faults = told.faults
-    assert not told.keys_left, "keys of finished requests"
-    assert told.refused > 0, "invalid: no stale settlement was refused, so the run proves nothing"
-    late_seconds = LATE_SECONDS + PROCESSES_ON_THE_WAY * told.stall_seconds
-    judge_results(told.queued, told.results, executions, late_seconds)
-    doubles = judge_published(set(told.pushed), told.published)
-    assert doubles <= faults.in_flight, "doubled on Pub/Sub only where a fault met a delivery"
-    assert {one.key for one in executions} <= {*told.queued, *told.pushed}, "nobody else asked the gateway"
+    faults = reported.faults
+    assert not reported.keys_left, "keys of finished requests"
+    assert reported.refused > 0, "invalid: no stale settlement was refused, so the run proves nothing"
+    late_seconds = LATE_SECONDS + PROCESSES_ON_THE_WAY * reported.stall_seconds
+    judge_results(reported.queued, reported.results, executions, late_seconds)
+    duplicates = judge_published(set(reported.pushed), reported.published)
+    assert duplicates <= faults.in_flight, "doubled on Pub/Sub only where a fault met a delivery"
+    assert {one.key for one in executions} <= {*reported.queued, *reported.pushed}, (
+        "nobody else asked the gateway"
+    )
     again = executed_again(executions)
     assert 0 < again <= faults.in_flight, "some met a fault, and no more than were in flight at one"
-    spaced = judge_spacing(executions, told.queued, faults)
+    spaced = judge_spacing(executions, reported.queued, faults)
     assert spaced > 0, "invalid: no retry was checked"
     return Verdict(
         seed,
         dict(faults.counts()),
-        len(told.queued) + len(told.pushed),
+        len(reported.queued) + len(reported.pushed),
         len(executions),
         again,
         faults.in_flight,
         spaced,
-        doubles,
-        told.refused,
-        *summary(redeliveries(executions, told.queued, faults.killed_pollers_at)),
-        time.time() - told.began_at,
+        duplicates,
+        reported.refused,
+        *summary(redeliveries(executions, reported.queued, faults.killed_pollers_at)),
+        time.time() - reported.began_at,
     )
 
 
@@ -172,7 +174,7 @@ def judge_spacing(executions: list[Execution], deadlines: dict[str, float], faul
     the owner while it had the answer, the request may have returned with the owner's lease: that retry is not
     checked.
     """
-    looked = 0
+    searched = 0
     for key, attempts in _by_key(executions).items():
         if key not in deadlines:
             continue  # pushed: the subscription decides when it returns
@@ -182,10 +184,10 @@ def judge_spacing(executions: list[Execution], deadlines: dict[str, float], faul
                 continue
             gap = after.started_at - before.ended_at
             assert gap >= least, f"{key} came back after {gap:.3f} s, not {least:g} s"
-            looked += 1
+            searched += 1
             if deadlines[key] - before.ended_at > 2 * CAP_SECONDS:  # otherwise the deadline shortens it
                 least = min(2 * least, CAP_SECONDS / 2)
-    return looked
+    return searched
 
 
 def executed_again(executions: list[Execution]) -> int:

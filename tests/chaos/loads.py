@@ -72,18 +72,18 @@ def run_large(folder: Path, seed: int, count: int, size: int) -> str:
 
 def run_memory(requests: int, answers: int) -> str:
     """Requests of 9.9 MB, then answers of 7.9 MB, through a poller whose memory the kernel limits."""
-    told = []
+    reported = []
     for has_handler in (False, True):
         seconds = [
             asyncio.run(_run_limited(requests, 9_900_000, b"{}", has_handler=has_handler)),
             asyncio.run(_run_limited(answers, 10, b"y" * 7_900_000, has_handler=has_handler)),
         ]
         where = "with a handler" if has_handler else "in process"
-        told.append(
+        reported.append(
             f"{where}: {requests} requests of 9.9 MB in {seconds[0]:.0f} s, "
             f"{answers} answers of 7.9 MB in {seconds[1]:.0f} s"
         )
-    return f"{'; '.join(told)}; within {MEMORY_LIMIT >> 20} MiB per process: each inferred once"
+    return f"{'; '.join(reported)}; within {MEMORY_LIMIT >> 20} MiB per process: each inferred once"
 
 
 async def _run_limited(count: int, request_bytes: int, body: bytes, *, has_handler: bool) -> float:

@@ -26,7 +26,7 @@ BUSY = 24
 """Requests that must be in flight before a fault, so that it affects some."""
 BACKLOG = 400
 """Most requests that wait before a fault, so that faults are spread over the run."""
-_TOLD_EVERY = 100
+_REPORT_EVERY = 100
 
 
 def request_body(request_id: str, deadline: float) -> bytes:
@@ -65,7 +65,7 @@ def run(folder: Path, seed: int, plan: Plan) -> Verdict:
         assert not keda.is_active(), "nothing is queued, so nothing may run"
         fleet.scale_to_zero()
         refused = fleet.refused
-    told = History(
+    reported = History(
         queued,
         sorted(pushed),
         reader.results,
@@ -76,8 +76,8 @@ def run(folder: Path, seed: int, plan: Plan) -> Verdict:
         began,
         stalls.worst_seconds,
     )
-    (folder / "history.json").write_bytes(msgspec.json.encode(told))
-    return verdict(seed, told, read_executions(fleet.witness))
+    (folder / "history.json").write_bytes(msgspec.json.encode(reported))
+    return verdict(seed, reported, read_executions(fleet.witness))
 
 
 def _inflict_all(
@@ -95,7 +95,7 @@ def _inflict_all(
         elapse(0.1 * chance.random(), "faults meet requests at any point of their way")
         chaos.inflict(fault)
         results = reader.take()
-        if (at + 1) % _TOLD_EVERY == 0:
+        if (at + 1) % _REPORT_EVERY == 0:
             print(f"{at + 1} of {len(faults)} faults, {results} results", flush=True)
     return queued
 

@@ -16,9 +16,9 @@ NOW = 1_000.0
 COPIES = [('{"id": "p"}', {"id": "p", "pubsub_message_id": key}) for key in ("1", "2")]
 
 
-def _told(**changes: Any) -> History:
+def _reported(**changes: Any) -> History:
     """A correct run of two queued requests and a pushed one that met a kill."""
-    told = History(
+    reported = History(
         queued={"a": NOW + 500, "b": NOW + 500},
         pushed=["p"],
         results=[{"id": "a", "status_code": 200}, {"id": "b", "status_code": 200}],
@@ -29,7 +29,7 @@ def _told(**changes: Any) -> History:
         began_at=time.time(),
         stall_seconds=0.0,
     )
-    return dataclasses.replace(told, **changes)
+    return dataclasses.replace(reported, **changes)
 
 
 def _executions() -> list[Execution]:
@@ -43,9 +43,9 @@ def _executions() -> list[Execution]:
 
 
 def test_a_correct_history_is_summarised_in_numbers() -> None:
-    told = verdict(1, _told(), _executions())
-    assert (told.executions, told.executed_again, told.retries_spaced) == (5, 1, 1)
-    assert told.redelivery_worst == 2.0
+    reported = verdict(1, _reported(), _executions())
+    assert (reported.executions, reported.executed_again, reported.retries_spaced) == (5, 1, 1)
+    assert reported.redelivery_worst == 2.0
 
 
 WRONG: dict[str, dict[str, Any]] = {
@@ -65,7 +65,7 @@ WRONG: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG.keys())
 def test_a_history_that_is_wrong_in_one_point_is_condemned(changes: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
-        verdict(1, _told(**changes), _executions())
+        verdict(1, _reported(**changes), _executions())
 
 
 SEEN_WRONG: dict[str, Callable[[list[Execution]], list[Execution]]] = {
@@ -80,4 +80,4 @@ SEEN_WRONG: dict[str, Callable[[list[Execution]], list[Execution]]] = {
 @pytest.mark.parametrize("change", SEEN_WRONG.values(), ids=SEEN_WRONG.keys())
 def test_what_the_gateway_saw_can_condemn(change: Callable[[list[Execution]], list[Execution]]) -> None:
     with pytest.raises(AssertionError):
-        verdict(1, _told(), change(_executions()))
+        verdict(1, _reported(), change(_executions()))

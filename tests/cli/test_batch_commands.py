@@ -169,5 +169,5 @@ def test_batch_reports_what_it_cannot_decode_and_keeps_it(shell: Shell, tmp_path
         wait_until(lambda: shell.redis.zcard(shell.queue) == 3, "the lines in the queue")
         shell.redis.lpush(json.loads(Path(f"{out}.batch").read_text())["results"], BROKEN)
         with shell.echoing():
-            _, said = runner.communicate(timeout=60)
-    assert f"1 result could not be decoded; kept in {out}.undecodable" in said
+            _, message = runner.communicate(timeout=60)
+    assert f"1 result could not be decoded; kept in {out}.undecodable" in message

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from handlers.cli import main
 from handlers.demo.stack import Stack, StackOptions
 from handlers.wiring.checks import clock_finding
-from tests.servers.forked import PATIENT
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def check(*arguments: str, **variables: str) -> Result:
     """The outcome of the command with these settings and no others."""
     others = dict.fromkeys(set(os.environ) - {"PATH", "HOME"})
     return CliRunner().invoke(
-        main, ["check", *arguments], env={**others, "COLUMNS": "200", **PATIENT, **variables}
+        main, ["check", *arguments], env={**others, "COLUMNS": "200", **LONG_REDIS_TIMEOUT, **variables}
     )
 
 
@@ -237,9 +237,9 @@ def test_what_the_settings_ask_for_needs_rights_too(stack: Stack) -> None:
     store.close()
     assert without["queue request-sortedset"]["state"] == "ok"
     assert code == 1
-    told = found["queue request-sortedset"]["found"]
-    assert "LPUSH result-list:result-of:x" in told
-    assert "SET result-payload:x" in told
+    reported = found["queue request-sortedset"]["found"]
+    assert "LPUSH result-list:result-of:x" in reported
+    assert "SET result-payload:x" in reported
 
 
 def test_a_user_without_the_right_to_write_results_gets_an_error(stack: Stack) -> None:

@@ -35,7 +35,9 @@ class Dead:
         env = {"REDIS_URL": self.url, "REQUEST_QUEUE_NAME": self.queue, "COLUMNS": str(width)}
         return CliRunner().invoke(main, ["dead", *arguments], env=env)
 
-    async def bury(self, member: bytes, message: str = "5 owners died", at: float = 1_700_000_000) -> str:
+    async def dead_letter(
+        self, member: bytes, message: str = "5 owners died", at: float = 1_700_000_000
+    ) -> str:
         """Claim `member` and acknowledge it as dead; returns the dead letter's id."""
         redis = AsyncRedis.from_url(self.url)
         queue = RedisQueue(redis, self.queue, QueueOptions("retries", "results"))
@@ -69,8 +71,8 @@ async def _in_thread(call: Callable[..., Result], *arguments: str, **options: in
 
 
 async def test_list_shows_every_letter_with_its_whole_id_the_latest_last(dead: Dead) -> None:
-    late = await dead.bury(b"late", at=1_700_000_600)
-    early = await dead.bury(b"early!", at=1_700_000_000)
+    late = await dead.dead_letter(b"late", at=1_700_000_600)
+    early = await dead.dead_letter(b"early!", at=1_700_000_000)
 
     done = await _in_thread(dead.run, "list")
 
@@ -88,7 +90,7 @@ def test_an_empty_list_is_reported(dead: Dead) -> None:
 
 @pytest.mark.parametrize("message", ["[/nope] [red]", "\x1b[2J\x1b]0;title\x07", "two\nlines", "%s {0}"])
 async def test_f76_a_message_cannot_command_the_terminal(dead: Dead, message: str) -> None:
-    dead_id = await dead.bury(b"x", message)
+    dead_id = await dead.dead_letter(b"x", message)
 
     done = await _in_thread(dead.run, "list")
 
@@ -105,7 +107,7 @@ async def test_f76_a_message_cannot_command_the_terminal(dead: Dead, message: st
     ("member", "shown"), [('{"id": "r", "é": 1}'.encode(), '{"id": "r", "é": 1}'), (b"\xff\0", "\\xff\0")]
 )
 async def test_show_gives_the_member_as_it_was_queued(dead: Dead, member: bytes, shown: str) -> None:
-    dead_id = await dead.bury(member)
+    dead_id = await dead.dead_letter(member)
 
     done = await _in_thread(dead.run, "show", dead_id)
 
@@ -118,7 +120,7 @@ async def test_show_gives_the_member_as_it_was_queued(dead: Dead, member: bytes,
 
 @pytest.mark.parametrize("member", [b'{"id": "r",  "deadline": 1}', b"\xff\x00 no json"])
 async def test_a_requeued_letter_is_pending_byte_for_byte(dead: Dead, member: bytes) -> None:
-    dead_id = await dead.bury(member)
+    dead_id = await dead.dead_letter(member)
 
     done = await _in_thread(dead.run, "requeue", dead_id)
 
@@ -128,7 +130,7 @@ async def test_a_requeued_letter_is_pending_byte_for_byte(dead: Dead, member: by
 
 
 async def test_requeue_and_drop_take_several_or_all(dead: Dead) -> None:
-    ids = [await dead.bury(f"m-{n}".encode()) for n in range(5)]
+    ids = [await dead.dead_letter(f"m-{n}".encode()) for n in range(5)]
 
     assert (await _in_thread(dead.run, "drop", ids[0], ids[1])).stdout == "2 dropped\n"
     assert (await _in_thread(dead.run, "requeue", ids[2])).stdout == "1 queued again\n"
@@ -141,8 +143,8 @@ async def test_requeue_and_drop_take_several_or_all(dead: Dead) -> None:
 async def test_every_id_that_the_list_prints_is_taken_and_so_is_a_beginning_that_is_unique(
     dead: Dead,
 ) -> None:
-    await dead.bury(b"m-1")
-    await dead.bury(b"m-2")
+    await dead.dead_letter(b"m-1")
+    await dead.dead_letter(b"m-2")
     listed = await _in_thread(dead.run, "list", width=80)
     ids = [line.split()[0] for line in listed.stdout.splitlines()[1:]]
     assert (await _in_thread(dead.run, "show", ids[0])).exit_code == 0
@@ -163,15 +165,15 @@ async def test_a_beginning_of_several_ids_changes_nothing_and_lists_them(dead: D
 
 
 async def test_dropping_all_asks_first_with_the_number(dead: Dead) -> None:
-    await dead.bury(b"m-1")
-    await dead.bury(b"m-2")
+    await dead.dead_letter(b"m-1")
+    await dead.dead_letter(b"m-2")
     done = await _in_thread(dead.run, "drop", "--all")
     assert (done.exit_code, dead.count()) == (1, 2)
     assert f"pass --yes to drop 2 dead letters of {dead.queue}" in done.stderr
 
 
 async def test_a_list_in_json_has_everything_a_program_needs(dead: Dead) -> None:
-    dead_id = await dead.bury(b'{"id": "r"}')
+    dead_id = await dead.dead_letter(b'{"id": "r"}')
     [letter] = map(json.loads, (await _in_thread(dead.run, "list", "--json")).stdout.splitlines())
     assert (letter["dead_id"], letter["reason"], letter["member"]) == (
         dead_id,
@@ -188,7 +190,7 @@ def test_an_unknown_letter_is_named(dead: Dead, command: str) -> None:
 
 
 async def test_one_unknown_letter_does_not_stop_the_others(dead: Dead) -> None:
-    dead_id = await dead.bury(b"m")
+    dead_id = await dead.dead_letter(b"m")
 
     done = await _in_thread(dead.run, "requeue", "nobody", dead_id)
 

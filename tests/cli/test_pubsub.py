@@ -75,7 +75,7 @@ def test_teardown_asks_and_then_deletes(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--ack-deadline", "601"], "ack_deadline_seconds"),
         (["--ack-deadline", "soon"], "expected a duration"),
@@ -84,10 +84,10 @@ def test_teardown_asks_and_then_deletes(command: Command) -> None:
         (["--request-topic", "x"], "3 to 255 letters"),
     ],
 )
-def test_wrong_settings_exit_2_and_are_named(command: Command, arguments: list[str], said: str) -> None:
+def test_wrong_settings_exit_2_and_are_named(command: Command, arguments: list[str], message: str) -> None:
     refused = command("setup", *arguments)
     assert refused.exit_code == 2
-    assert said in refused.output
+    assert message in refused.output
 
 
 def test_a_broker_that_does_not_answer_exits_4() -> None:

@@ -25,7 +25,7 @@ from handlers.cli.batch import Rate
 from handlers.contract.envelope import decode_member
 from handlers.contract.request import Request
 from tests.client.echo_poller import answer
-from tests.servers.forked import PATIENT
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ class Shell:
             "REDIS_URL": url,
             "REQUEST_QUEUE_NAME": self.queue,
             "RESULT_QUEUE_NAME": self.results,
-            **PATIENT,
+            **LONG_REDIS_TIMEOUT,
         }
 
     def run(self, *arguments: str, stdin: str = "") -> Result:
@@ -179,15 +179,15 @@ def test_submit_waits_for_its_own_result(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [((), "needs an id"), (("--id", "a", "--to", "pubsub", "--project", "p"), "needs Redis")],
 )
 def test_submit_once_takes_nothing_for_done_once_that_it_cannot_know(
-    shell: Shell, flags: tuple[str, ...], said: str
+    shell: Shell, flags: tuple[str, ...], message: str
 ) -> None:
     run = shell.run("submit", "-", "--once", "1h", *flags, stdin='{"n":1}')
     assert (run.exit_code, run.stdout) == (2, "")
-    assert said in run.stderr
+    assert message in run.stderr
 
 
 def test_submit_once_does_not_wait_for_what_the_first_sent_elsewhere(shell: Shell) -> None:
@@ -230,7 +230,7 @@ def test_submit_once_submits_once(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "stdin", "said"),
+    ("arguments", "stdin", "message"),
     [
         (["submit"], "", "FILE"),
         (["submit", "-", "--prompt", "x"], "", "FILE"),
@@ -251,11 +251,11 @@ def test_submit_once_submits_once(shell: Shell) -> None:
     ],
 )
 def test_invalid_input_gives_one_line_and_code_2(
-    shell: Shell, arguments: list[str], stdin: str, said: str
+    shell: Shell, arguments: list[str], stdin: str, message: str
 ) -> None:
     done = shell.run(*arguments, stdin=stdin)
     assert done.exit_code == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert "secret" not in done.stderr
     assert shell.queued() == []
@@ -396,8 +396,8 @@ def test_help_imports_no_client() -> None:
 def test_peeking_leaves_results_for_their_reader(shell: Shell) -> None:
     for number in range(3):
         shell.redis.lpush(shell.results, json.dumps({"id": f"r{number}", "status_code": 200, "payload": "x"}))
-    looked = shell.run("results", "--peek", "-n", "2")
-    assert [json.loads(line)["id"] for line in looked.stdout.splitlines()] == ["r0", "r1"]
+    searched = shell.run("results", "--peek", "-n", "2")
+    assert [json.loads(line)["id"] for line in searched.stdout.splitlines()] == ["r0", "r1"]
     assert shell.run("results", "--peek").stdout.count("\n") == shell.redis.llen(shell.results) == 3
     taken = shell.run("results", "-n", "3")
     assert [json.loads(line)["id"] for line in taken.stdout.splitlines()] == ["r0", "r1", "r2"]

@@ -18,7 +18,7 @@ from handlers.redis_store.submit.client_access import client_options
 from handlers.settings.settings import load_settings
 from handlers.wiring.credentials import redis_options
 from tests.servers.certificates import self_signed
-from tests.servers.forked import COMMAND, PATIENT, ForkedChild, run_forked, running_gateway
+from tests.servers.forked import COMMAND, LONG_REDIS_TIMEOUT, ForkedChild, run_forked, running_gateway
 from tests.servers.presence import program_path
 from tests.servers.redis_topologies import Server
 
@@ -42,7 +42,7 @@ class Locked:
         """As a poller has them."""
         files = dict.fromkeys(("REDIS_CA_FILE", "REDIS_CERT_FILE", "REDIS_KEY_FILE"), self.pem)
         named = {"REDIS_URL": self.url, "REQUEST_QUEUE_NAME": self.queue}
-        return {**PATIENT, **named, **files, "REDIS_PASSWORD_FILE": str(self.password_file)}
+        return {**LONG_REDIS_TIMEOUT, **named, **files, "REDIS_PASSWORD_FILE": str(self.password_file)}
 
     def run(self, *arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
         given = {name: value for name, value in self.variables.items() if name != without}
@@ -79,18 +79,18 @@ def test_every_command_signs_in_with_the_variables_of_a_poller(locked: Locked, t
 
 
 @pytest.mark.parametrize(
-    ("without", "told"),
+    ("without", "reported"),
     [
         ("REDIS_PASSWORD_FILE", "requires a password"),
         ("REDIS_CA_FILE", "set REDIS_CA_FILE to its CA"),
         ("REDIS_CERT_FILE", "without REDIS_CERT_FILE"),
     ],
 )
-def test_missing_servers_are_named_without_a_traceback(locked: Locked, without: str, told: str) -> None:
+def test_missing_servers_are_named_without_a_traceback(locked: Locked, without: str, reported: str) -> None:
     for command in (["submit", "--prompt", "hi", "--model", "m"], ["dead", "list"], ["cancel", "x"]):
         failed = locked.run(*command, without=without)
         assert failed.returncode == 4
-        assert told in failed.stderr
+        assert reported in failed.stderr
         assert failed.stderr.count("\n") <= 2, failed.stderr
         assert "Traceback" not in failed.stderr
         assert SECRET not in failed.stdout + failed.stderr

@@ -49,10 +49,10 @@ def test_a_printed_result_sends_no_terminal_commands(
     arguments = ["submit", "--wait", "--redis-url", valkey_url, "--queue", "hostile"]
     with pytest.raises(SystemExit):
         main([*arguments, "--prompt", "hi", "--model", "m"])
-    said = out.getvalue() + capsys.readouterr().err
-    assert "[2J" in said
-    assert "\x1b" not in said
-    assert "\x9b" not in said
+    message = out.getvalue() + capsys.readouterr().err
+    assert "[2J" in message
+    assert "\x1b" not in message
+    assert "\x9b" not in message
 
 
 def test_every_text_of_every_command_is_checked() -> None:

@@ -42,8 +42,16 @@ async def url(store: Redis, valkey: Valkey) -> str:
 def test_a_pipe_gets_one_frame_with_everything_in_it(url: str) -> None:
     done = CliRunner().invoke(main, ["top"], env={"REDIS_URL": url, "COLUMNS": "40"})
     assert done.exit_code == 0, done.output
-    for said in ("2 queued", "request-sortedset", "3/64 slots", "closed", "the budget is 0", "dns", "[red]r"):
-        assert said in done.output
+    for message in (
+        "2 queued",
+        "request-sortedset",
+        "3/64 slots",
+        "closed",
+        "the budget is 0",
+        "dns",
+        "[red]r",
+    ):
+        assert message in done.output
     assert "\x1b" not in done.output
 
 

@@ -36,7 +36,7 @@ FIELDS = {
     "payload_sha256": "0" * 64,
 }
 TEXT = json.dumps({"id": "a", "status_code": 200, **FIELDS}).encode()
-SAID = "the payload is stored elsewhere: s3://bucket/prefix/a/t (application/json, 123 bytes)"
+STORED_TEXT = "the payload is stored elsewhere: s3://bucket/prefix/a/t (application/json, 123 bytes)"
 
 
 def _passed_on(result: Result) -> bool:
@@ -95,7 +95,7 @@ async def test_the_client_passes_it_on(
 ) -> None:
     result = await read(client)
     assert _passed_on(result)
-    assert result.stored_elsewhere == SAID
+    assert result.stored_elsewhere == STORED_TEXT
 
 
 def test_the_synchronous_client_passes_it_on(place: Place) -> None:
@@ -129,7 +129,7 @@ def test_the_results_command_prints_it_as_json_and_names_the_place_in_a_table(
     assert (code, json.loads(shown.splitlines()[0])["payload_ref"]) == (0, FIELDS["payload_ref"])
     code, shown, _ = place.run("results", *flags, "--format", "table", "--for", "0s")
     assert code == 0
-    assert SAID in shown
+    assert STORED_TEXT in shown
 
 
 async def test_submit_names_the_place_on_stderr_and_succeeds(place: Place) -> None:
@@ -139,9 +139,9 @@ async def test_submit_names_the_place_on_stderr_and_succeeds(place: Place) -> No
     own = result_of_key(place.options.results, "own")
     await wait_until_async(lambda: bool(place.redis.zcard(place.options.queue)), what="the submission")
     place.redis.lpush(own, TEXT.replace(b'"a"', b'"own"'))
-    code, shown, said = await run
+    code, shown, message = await run
     assert (code, shown) == (0, "")
-    assert f"own: {SAID}" in said
+    assert f"own: {STORED_TEXT}" in message
 
 
 def test_a_batch_makes_it_an_error_that_names_the_place() -> None:

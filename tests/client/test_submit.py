@@ -234,8 +234,8 @@ async def test_without_a_window_an_id_may_be_submitted_again(client: AsyncClient
 
 
 async def test_a_large_payload_is_offloaded(valkey_url: str, redis: Redis, options: ClientOptions) -> None:
-    apart = msgspec.structs.replace(options, payload_apart_bytes=len(PAYLOAD))
-    async with AsyncClient.for_redis(valkey_url, apart) as client:
+    offloaded = msgspec.structs.replace(options, payload_apart_bytes=len(PAYLOAD))
+    async with AsyncClient.for_redis(valkey_url, offloaded) as client:
         await client.submit(b"{}", deadline=timedelta(minutes=1))
         submission = await client.submit(PAYLOAD, deadline=HOUR)
     small, large = (decode_member(member, "") for member, _ in members(redis, options))

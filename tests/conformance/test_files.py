@@ -13,7 +13,7 @@ import pytest
 from handlers.contract.request import Request
 from handlers.forward.headers import gateway_headers
 from handlers.forward.transforms.registry import build_transforms
-from handlers.gates.registry import GATES as KNOWN_GATES
+from handlers.gates.registry import GATE_KINDS as KNOWN_GATES
 from handlers.poller.priority import LaneOptions, in_lane
 from handlers.settings.config_file import ConfigFile, QueueEntry
 from handlers.settings.environment import Environment
@@ -47,11 +47,11 @@ async def test_a_poller_is_built_from_the_files_as_they_are(names: tuple[str, ..
     assert not app.has_begun
 
 
-GATES = json.loads((FILES / "gates.json").read_text())
+GATE_KINDS = json.loads((FILES / "gates.json").read_text())
 
 
 @pytest.mark.parametrize("where", ["queue", "pool"])
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate["gate_type"])
+@pytest.mark.parametrize("gate", GATE_KINDS, ids=lambda gate: gate["gate_type"])
 async def test_a_gate_is_built_from_text_and_from_json_values(
     tmp_path: Path, gate: dict[str, Any], where: str
 ) -> None:
@@ -68,7 +68,7 @@ async def test_a_gate_is_built_from_text_and_from_json_values(
 
 
 def test_the_gates_of_the_files_are_all_that_there_are() -> None:
-    assert {gate["gate_type"] for gate in GATES} == set(KNOWN_GATES)
+    assert {gate["gate_type"] for gate in GATE_KINDS} == set(KNOWN_GATES)
 
 
 def test_a_transform_file_names_the_providers_of_forms() -> None:
@@ -161,20 +161,20 @@ def rows(heading: str = "## Flags\n") -> list[tuple[str, str]]:
 
 
 def test_the_guide_names_every_value_of_the_references_chart() -> None:
-    told = {name for names, _ in rows("## Helm values\n") for name in re.findall(r"`([^`]+)`", names)}
+    reported = {name for names, _ in rows("## Helm values\n") for name in re.findall(r"`([^`]+)`", names)}
     known = set(json.loads((FILES / "helm.json").read_text()))
-    groups = {name.removesuffix("*") for name in told if name.endswith(".*")}
-    assert {name for name in known - told if not name.startswith(tuple(groups))} == set()
-    misspelt = {name for name in told - known if name.removesuffix("*") not in groups}
+    groups = {name.removesuffix("*") for name in reported if name.endswith(".*")}
+    assert {name for name in known - reported if not name.startswith(tuple(groups))} == set()
+    misspelt = {name for name in reported - known if name.removesuffix("*") not in groups}
     assert misspelt == set(), "a misspelt value helps nobody"
     assert all(any(name.startswith(group) for name in known) for group in groups)
 
 
 def test_the_guide_names_every_flag_of_the_reference() -> None:
-    told = {flag.lstrip("-") for flags, _ in rows() for flag in re.findall(r"`(-[^`]+)`", flags)}
+    reported = {flag.lstrip("-") for flags, _ in rows() for flag in re.findall(r"`(-[^`]+)`", flags)}
     known = set(json.loads((FILES / "flags.json").read_text()))
-    assert known - told == set()
-    assert told - known == {"v", "redis.ss.retry-queue-name"}, "a misspelt flag helps nobody"
+    assert known - reported == set()
+    assert reported - known == {"v", "redis.ss.retry-queue-name"}, "a misspelt flag helps nobody"
 
 
 def test_what_the_guide_names_instead_exists() -> None:

@@ -104,7 +104,7 @@ def parts() -> Iterator[ExitStack]:
 
 
 # Members of producers of all generations, seven kinds in turn.
-BARE, QUOTED, PLAIN, TOKEN, OWN_LIST, APART, TAKEN_BACK = range(7)
+BARE, QUOTED, PLAIN, TOKEN, OWN_LIST, OFFLOADED, TAKEN_BACK = range(7)
 
 
 def kind_of(number: int) -> int:
@@ -113,11 +113,11 @@ def kind_of(number: int) -> int:
 
 def is_gone(number: int) -> bool:
     """Whether the offloaded payload was lost."""
-    return kind_of(number) == APART and number % 35 == APART
+    return kind_of(number) == OFFLOADED and number % 35 == OFFLOADED
 
 
 def token_of(number: int) -> str:
-    return f"t-{number}" if kind_of(number) in (TOKEN, OWN_LIST, APART, TAKEN_BACK) else ""
+    return f"t-{number}" if kind_of(number) in (TOKEN, OWN_LIST, OFFLOADED, TAKEN_BACK) else ""
 
 
 def queue_it(store: Any, number: int) -> None:
@@ -135,7 +135,7 @@ def queue_it(store: Any, number: int) -> None:
         store.set(f"request-active:{name}", token, exat=DEADLINE)
     if kind == OWN_LIST:
         internal |= {"result_queue_name": OWN_RESULTS, "result_ttl_seconds": 600}
-    if kind == APART:
+    if kind == OFFLOADED:
         internal["payload_ref"] = f"request-payload:{name}:{token}"
         body["payload"] = None
         if not is_gone(number):

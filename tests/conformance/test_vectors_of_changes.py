@@ -18,7 +18,7 @@ from handlers.contract.errors import InvalidSetting
 from handlers.demo.valkey import Valkey
 from handlers.gates.gate import Go
 from handlers.gates.metric.prometheus import PrometheusBudgetParameters, budget_queries
-from handlers.gates.registry import GATES
+from handlers.gates.registry import GATE_KINDS
 from handlers.redis_store.limits.gate_store import RedisGateStore
 from handlers.settings.settings import load_settings
 from handlers.telemetry.families import Families
@@ -44,7 +44,7 @@ async def test_a_result_goes_to_the_topic_that_wins(tmp_path: Path, case: Case) 
     data = base64.b64encode(json.dumps(body).encode()).decode()
     push = {"message": {"data": data, "messageId": "7"}, "subscription": "projects/project-1/subscriptions/s"}
     async with running_broker() as broker, running_raw_http() as gateway:
-        gateway.say(answer(200, b"{}"))
+        gateway.reply(answer(200, b"{}"))
         settings = load_settings(
             {
                 "IGW_BASE_URL": gateway.url,
@@ -161,4 +161,4 @@ def test_every_change_of_the_reference_has_a_vector_or_a_file(case: Case) -> Non
 
 def test_unsupported_transports_are_named_in_the_guide_and_refused() -> None:
     assert "`sql` are not served" in GUIDE.read_text()
-    assert "sql-quota" not in GATES
+    assert "sql-quota" not in GATE_KINDS

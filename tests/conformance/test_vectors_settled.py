@@ -17,7 +17,7 @@ from handlers.contract.request import Request
 from handlers.contract.result import answered_result, decode_result
 from handlers.demo.valkey import Valkey
 from handlers.doors.door import Delivery
-from handlers.doors.pubsub.push import PubSubPushDoor, Subscription
+from handlers.doors.pubsub.push import PubSubPushDoor, PushOptions, Subscription
 from handlers.forward.outcome import Answered
 from handlers.poller.settlement import ResultRoute, refuse, settle
 from handlers.redis_store.keys import queue_keys
@@ -178,8 +178,8 @@ async def test_other_processors_read_our_submissions(store: Redis, valkey: Valke
     assert score == pytest.approx(DEADLINE + case["internal"]["enqueue_seq"] / 2**21, abs=1e-7)
     assert await store.get("request-active:a") == token.encode()
     assert await store.get(f"request-seq:{QUEUE}:{DEADLINE}") == b"1"
-    apart = await store.get(f"request-payload:a:{place}")
-    assert apart == (case["apart"].encode() if "apart" in case else None)
+    offloaded = await store.get(f"request-payload:a:{place}")
+    assert offloaded == (case["apart"].encode() if "apart" in case else None)
 
 
 class Topics:
@@ -200,9 +200,7 @@ def door_of(topics: Topics) -> PubSubPushDoor:
         topics,
         lambda _name: Subscription("s", "results"),
         get_logger("test"),
-        project_id="p",
-        dead_letter_topic="",
-        max_request_bytes=10_000,
+        PushOptions(project_id="p", max_request_bytes=10_000),
     )
 
 

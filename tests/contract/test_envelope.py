@@ -211,8 +211,8 @@ def test_a_retry_begins_with_what_routes_it_as_others_write_it(member: bytes) ->
     assert encode_retry(member, queue="q", attempt=1, score=9.0).startswith(b'{"internal":{')
 
 
-APART = b'{"request_token":"t","payload_ref":"request-payload:a:t"}'
-APART_BODY = b'{"id":"a","deadline":100}'
+OFFLOADED = b'{"request_token":"t","payload_ref":"request-payload:a:t"}'
+OFFLOADED_BODY = b'{"id":"a","deadline":100}'
 
 
 @pytest.mark.parametrize(
@@ -222,14 +222,14 @@ APART_BODY = b'{"id":"a","deadline":100}'
 )
 def test_an_offloaded_payload_that_is_not_a_json_object_is_an_invalid_request(payload: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        with_payload(decode_member(enveloped(APART_BODY, APART), "q"), payload)
+        with_payload(decode_member(enveloped(OFFLOADED_BODY, OFFLOADED), "q"), payload)
 
 
 def test_an_offloaded_payload_is_sent_unchanged_within_the_request_limit() -> None:
-    apart = decode_member(enveloped(APART_BODY, APART), "q")
+    offloaded = decode_member(enveloped(OFFLOADED_BODY, OFFLOADED), "q")
     payload = b'{ "p" : 1.50 }'
-    whole = with_payload(apart, payload, max_bytes=100)
+    whole = with_payload(offloaded, payload, max_bytes=100)
     assert whole.request.payload == payload
     assert payload in whole.data
     with pytest.raises(InvalidRequest, match="at most 30 bytes"):
-        with_payload(apart, payload, max_bytes=30)
+        with_payload(offloaded, payload, max_bytes=30)

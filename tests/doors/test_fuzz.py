@@ -137,7 +137,7 @@ class Rig:
     async def _open(self) -> tuple[RawHttp, PubSubBroker, dict[str, Handler]]:
         gateway = await self._stack.enter_async_context(running_raw_http())
         broker = await self._stack.enter_async_context(running_broker())
-        gateway.say(answer(200, b'{"said":1}'))
+        gateway.reply(answer(200, b'{"said":1}'))
         variables = {
             "IGW_BASE_URL": gateway.url,
             "PROJECT_ID": "project-1",

@@ -19,7 +19,7 @@ from tests.waiting import wait_until_async
 LIMIT = 100
 
 
-class Keeper:
+class FixedAuthenticator:
     """An authenticator that accepts or refuses."""
 
     def __init__(self, refusal: Refused | None) -> None:
@@ -41,7 +41,7 @@ class Rig:
         self.asked = 0
         self.endpoint = HttpEndpoint(
             self._walk,
-            Keeper(refusal),
+            FixedAuthenticator(refusal),
             {"/healthz": lambda: plain(200, "ok")},
             self.refused.append,
             EndpointOptions(

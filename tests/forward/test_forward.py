@@ -14,7 +14,7 @@ from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions, Forwarder
 from handlers.forward.gateway import Gateway, GatewayResponse
-from handlers.forward.middleware.guarded import has_failed
+from handlers.forward.middleware.breaker import has_failed
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.forward.route import Route, Routes
 from tests.forward.conftest import LIMIT
@@ -46,7 +46,7 @@ def forwarder(gateway: Gateway, server: RawHttp, clock: Clock) -> Forwarder:
             "chat": Route(server.url + "/pool", path="/v1/chat/completions", inference_objective="low")
         },
     )
-    return Forwarder(gateway, routes, request_timeout_seconds=20.0, clock=clock, draw=lambda: 0.5)
+    return Forwarder(gateway, routes, request_timeout_seconds=20.0, clock=clock, jitter=lambda: 0.5)
 
 
 def request(**fields: Any) -> Request:
@@ -68,7 +68,7 @@ def retried(outcome: Outcome) -> Retry:
 
 @pytest.mark.parametrize("status", [200, 201, 299, 301, 302, 307, 400, 401, 403, 404, 413, 422, 451])
 async def test_2xx_3xx_and_4xx_are_final(forwarder: Forwarder, server: RawHttp, status: int) -> None:
-    server.say(answer(status, b"said", {"location": "http://127.0.0.1:1/evil"}))
+    server.reply(answer(status, b"said", {"location": "http://127.0.0.1:1/evil"}))
     assert final(await forwarder.forward(request())) == (status, "", "said")
     assert len(server.received) == 1
 
@@ -77,7 +77,7 @@ async def test_2xx_3xx_and_4xx_are_final(forwarder: Forwarder, server: RawHttp, 
 async def test_capacity_and_server_errors_are_retried_with_the_last_response(
     forwarder: Forwarder, server: RawHttp, status: int
 ) -> None:
-    server.say(answer(status, b"busy"))
+    server.reply(answer(status, b"busy"))
     outcome = retried(await forwarder.forward(request()))
     assert outcome.last is not None
     assert (outcome.last.status_code, outcome.last.body) == (status, b"busy")
@@ -97,13 +97,13 @@ async def test_capacity_and_server_errors_are_retried_with_the_last_response(
 async def test_no_whole_answer_is_retried(
     forwarder: Forwarder, server: RawHttp, fault: Answer, reason: str
 ) -> None:
-    server.say(fault)
+    server.reply(fault)
     outcome = retried(await forwarder.forward(request(attempt=1)))
     assert (outcome.reason, outcome.last, outcome.delay_seconds) == (reason, None, 3.0)
 
 
 async def test_an_undecodable_refusal_is_retried_by_its_status(forwarder: Forwarder, server: RawHttp) -> None:
-    server.say(answer(503, b"busy", {"content-encoding": "gzip"}))
+    server.reply(answer(503, b"busy", {"content-encoding": "gzip"}))
     outcome = retried(await forwarder.forward(request()))
     assert outcome.reason == "unavailable"
     assert outcome.last is not None
@@ -114,7 +114,7 @@ async def test_an_undecodable_refusal_is_retried_by_its_status(forwarder: Forwar
 async def test_an_undecodable_answer_is_final_with_a_reason(
     forwarder: Forwarder, server: RawHttp, status: int
 ) -> None:
-    server.say(answer(status, gzip.compress(b"x" * 99)[:-9], {"content-encoding": "gzip"}))
+    server.reply(answer(status, gzip.compress(b"x" * 99)[:-9], {"content-encoding": "gzip"}))
     outcome = await forwarder.forward(request())
     assert isinstance(outcome, Answered)
     assert outcome.result.error_code == "INFERENCE_ERROR"
@@ -126,14 +126,14 @@ async def test_a_body_over_the_limit_is_final_and_paid_for_once(
     forwarder: Forwarder, server: RawHttp
 ) -> None:
     for large in (answer(200, b"x" * (LIMIT + 1)), answer(200, b"", declared=10**12)):
-        server.say(large)
+        server.reply(large)
         status, code, payload = final(await forwarder.forward(request()))
         assert (status, code) == (0, ErrorCode.INFERENCE_ERROR)
         assert "error" in json.loads(payload)
 
 
 async def test_a_binary_body_is_a_result(forwarder: Forwarder, server: RawHttp) -> None:
-    server.say(answer(200, b"\xffok"))
+    server.reply(answer(200, b"\xffok"))
     assert final(await forwarder.forward(request())) == (200, "", "�ok")
 
 
@@ -143,7 +143,7 @@ async def test_a_binary_body_is_a_result(forwarder: Forwarder, server: RawHttp) 
 async def test_a_hang_is_retried_after_what_the_transport_allows(
     forwarder: Forwarder, server: RawHttp, limits: AttemptOptions
 ) -> None:
-    server.say(Answer(end=End.HANG))
+    server.reply(Answer(end=End.HANG))
     async with asyncio.timeout(60):
         assert retried(await forwarder.forward(request(), limits)).reason == "timeout"
 
@@ -151,7 +151,7 @@ async def test_a_hang_is_retried_after_what_the_transport_allows(
 async def test_a_hang_past_the_deadline_is_deadline_exceeded(
     forwarder: Forwarder, server: RawHttp, clock: Clock
 ) -> None:
-    server.say(Answer(end=End.HANG))
+    server.reply(Answer(end=End.HANG))
     left = 0.1
     work = asyncio.create_task(forwarder.forward(request(deadline=NOW + left)))
     await asyncio.sleep(0)
@@ -169,14 +169,14 @@ async def test_a_request_past_its_deadline_is_not_sent(forwarder: Forwarder, ser
 async def test_the_last_response_is_final_where_no_further_attempt_fits(
     forwarder: Forwarder, server: RawHttp
 ) -> None:
-    server.say(answer(503, b"busy", {"retry-after": "30"}))
+    server.reply(answer(503, b"busy", {"retry-after": "30"}))
     assert final(await forwarder.forward(request(deadline=NOW + 1.5))) == (503, "", "busy")
     limits = AttemptOptions(earliest_retry_seconds=600.0)
     assert final(await forwarder.forward(request(deadline=NOW + 500), limits)) == (503, "", "busy")
 
 
 @pytest.mark.parametrize(
-    ("wish", "delay"),
+    ("asked", "delay"),
     [
         ("30", 30 * 1.125),
         ("1000000000", 500 * 1.125),
@@ -186,9 +186,9 @@ async def test_the_last_response_is_final_where_no_further_attempt_fits(
     ],
 )
 async def test_retry_after_is_honoured_within_half_of_the_time_left(
-    forwarder: Forwarder, server: RawHttp, wish: str, delay: float
+    forwarder: Forwarder, server: RawHttp, asked: str, delay: float
 ) -> None:
-    server.say(answer(429, b"", {"Retry-After": wish}))
+    server.reply(answer(429, b"", {"Retry-After": asked}))
     outcome = retried(await forwarder.forward(request()))
     assert (outcome.reason, outcome.delay_seconds) == ("rejected", delay)
 
@@ -220,7 +220,7 @@ async def test_the_payload_reaches_the_gateway_byte_for_byte(forwarder: Forwarde
 
 
 async def test_a_cancelled_attempt_ends_at_once(forwarder: Forwarder, server: RawHttp) -> None:
-    server.say(Answer(end=End.HANG))
+    server.reply(Answer(end=End.HANG))
     work = asyncio.create_task(forwarder.forward(request()))
     await asyncio.sleep(0)
     work.cancel()

@@ -81,7 +81,7 @@ async def test_connections_are_used_again(gateway: Gateway, server: RawHttp) -> 
 
 
 async def test_requests_in_flight_are_not_limited_here(gateway: Gateway, server: RawHttp) -> None:
-    server.say(Answer(end=End.HANG))
+    server.reply(Answer(end=End.HANG))
     work = [asyncio.create_task(sent(gateway, server)) for _ in range(150)]
     await wait_until_async(lambda: server.connections == 150, "all requests to be in flight")
     for task in work:
@@ -94,7 +94,7 @@ async def test_any_status_is_an_answer_and_no_redirect_is_followed(
     gateway: Gateway, server: RawHttp, status: int
 ) -> None:
     body = b"" if status == 204 else b"said"
-    server.say(answer(status, body, {"Location": server.url + "/elsewhere", "Retry-After": "7"}))
+    server.reply(answer(status, body, {"Location": server.url + "/elsewhere", "Retry-After": "7"}))
     response = await sent(gateway, server)
     assert (response.status_code, response.body) == (status, body)
     assert response.headers["retry-after"] == "7"
@@ -102,7 +102,7 @@ async def test_any_status_is_an_answer_and_no_redirect_is_followed(
 
 
 async def test_a_cookie_is_not_kept(gateway: Gateway, server: RawHttp) -> None:
-    server.say(answer(200, b"{}", {"Set-Cookie": "session=1; Path=/"}))
+    server.reply(answer(200, b"{}", {"Set-Cookie": "session=1; Path=/"}))
     await sent(gateway, server)
     await sent(gateway, server)
     assert server.received[1].header("cookie") is None
@@ -128,9 +128,9 @@ async def test_a_fault_of_the_server_is_a_failure_with_a_name(
     gateway: Gateway, server: RawHttp, name: str
 ) -> None:
     fault, reason = FAULTS[name]
-    server.say(fault)
+    server.reply(fault)
     assert (await failure(gateway, server)).startswith(reason)
-    server.say(answer(200, b"{}"))
+    server.reply(answer(200, b"{}"))
     assert (await sent(gateway, server)).status_code == 200, "the next request is not harmed"
 
 
@@ -151,10 +151,10 @@ UNUSABLE = {
 @pytest.mark.parametrize("name", UNUSABLE)
 async def test_an_unusable_answer_has_a_reason(gateway: Gateway, server: RawHttp, name: str) -> None:
     unusable, reason = UNUSABLE[name]
-    server.say(unusable)
+    server.reply(unusable)
     with pytest.raises(UnusableResponse, match=reason):
         await sent(gateway, server)
-    server.say(answer(200, b"{}"))
+    server.reply(answer(200, b"{}"))
     assert (await sent(gateway, server)).status_code == 200, "the next request is not harmed"
 
 
@@ -191,11 +191,11 @@ async def test_an_unanswered_handshake_sends_no_request(server: RawHttp) -> None
     ids=["before headers", "in headers", "in the body"],
 )
 async def test_a_hang_ends_with_the_callers_timeout(gateway: Gateway, server: RawHttp, head: bytes) -> None:
-    server.say(Answer(head, end=End.HANG))
+    server.reply(Answer(head, end=End.HANG))
     until = asyncio.get_running_loop().time() + 0.1
     with pytest.raises(TimeoutError):
         await gateway.send(server.url, {}, b"{}", until)
-    server.say(answer(200, b"{}"))
+    server.reply(answer(200, b"{}"))
     assert (await sent(gateway, server)).body == b"{}", "the connection is not used again"
 
 
@@ -215,7 +215,7 @@ async def test_a_hang_ends_with_the_callers_timeout(gateway: Gateway, server: Ra
 async def test_a_body_over_the_limit_is_not_read_further(
     gateway: Gateway, server: RawHttp, large: Answer
 ) -> None:
-    server.say(large)
+    server.reply(large)
     with pytest.raises(ResponseTooLarge):
         await sent(gateway, server)
 
@@ -231,12 +231,12 @@ async def test_a_body_over_the_limit_is_not_read_further(
     ids=["plain", "chunked", "gzip", "deflate"],
 )
 async def test_a_body_of_exactly_the_limit_is_whole(gateway: Gateway, server: RawHttp, exact: Answer) -> None:
-    server.say(exact)
+    server.reply(exact)
     assert (await sent(gateway, server)).body == b"x" * LIMIT
 
 
 async def test_a_binary_body_comes_through(gateway: Gateway, server: RawHttp) -> None:
-    server.say(answer(200, b"\xff\xfe\x00\r\n\r\n"))
+    server.reply(answer(200, b"\xff\xfe\x00\r\n\r\n"))
     assert (await sent(gateway, server)).body == b"\xff\xfe\x00\r\n\r\n"
 
 
@@ -279,6 +279,6 @@ async def test_what_tls_does_not_prove_gets_no_request(tmp_path: Path, case: str
     async with running_raw_http(tls) as server, tls_gateway(trusted) as gateway:
         server.is_tls = True
         if tls is None:
-            server.say(Answer(b"HTTP/1.1 400 Bad Request\r\n\r\n", end=End.CLOSE, reads_request=False))
+            server.reply(Answer(b"HTTP/1.1 400 Bad Request\r\n\r\n", end=End.CLOSE, reads_request=False))
         assert await failure(gateway, server) == "tls"
         assert server.received == []

@@ -25,7 +25,7 @@ class ReadableLog:
     def warning(self, event: str, **fields: Any) -> None:
         self.lines.append(("warning", event, fields))
 
-    def said(self, event: str) -> list[dict[str, Any]]:
+    def lines_of(self, event: str) -> list[dict[str, Any]]:
         return [fields for _, name, fields in self.lines if name == event]
 
 

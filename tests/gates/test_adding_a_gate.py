@@ -20,7 +20,7 @@ from handlers.contract.errors import InvalidSetting
 from handlers.gates import registry
 from handlers.gates.gate import Gate
 from handlers.gates.parameters import parse_parameters
-from handlers.gates.registry import GATES, build_gate
+from handlers.gates.registry import GATE_KINDS, build_gate
 from handlers.gates.sources import GateSources
 from tests.gates.building import sources
 
@@ -115,7 +115,7 @@ def register(packages: Path, package: str, **gates: str) -> None:
     (folder / "entry_points.txt").write_text("[async_processor.gates]\n" + "\n".join(lines))
 
 
-@pytest.mark.parametrize("gate_type", sorted(GATES))
+@pytest.mark.parametrize("gate_type", sorted(GATE_KINDS))
 def test_a_package_cannot_take_the_name_of_a_built_in_gate(packages: Path, gate_type: str) -> None:
     register(packages, "intruder", **{gate_type: "nothing:KIND"})
     with pytest.raises(InvalidSetting, match="a built-in gate and intruder") as caught:
@@ -135,7 +135,7 @@ def test_two_packages_cannot_have_a_gate_of_the_same_name(packages: Path) -> Non
     [
         ("no_such_module:KIND", "intruder.*ModuleNotFoundError"),
         ("json:dumps", "a GateKind"),
-        ("handlers.gates.registry:GATES", "a GateKind"),
+        ("handlers.gates.registry:GATE_KINDS", "a GateKind"),
     ],
 )
 def test_an_entry_point_that_is_not_a_gate_is_refused(packages: Path, entry: str, reason: str) -> None:

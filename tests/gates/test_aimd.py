@@ -246,7 +246,7 @@ async def test_errors_do_not_change_the_window(answer: Feedback) -> None:
 
 async def test_feedback_of_a_request_that_was_not_admitted_is_ignored() -> None:
     built = aimd()
-    built.observe(request("stranger"), BARE_429)
+    built.observe(request("other"), BARE_429)
     assert built.room() == 1
 
 
@@ -263,7 +263,7 @@ async def test_the_gateways_headroom_caps_the_window() -> None:
 
 async def test_against_a_gateway_of_fixed_capacity_it_finds_it_and_keeps_near() -> None:
     """One second of requests; the gateway accepts 20 at a time and rejects the rest."""
-    clock, draw = Clock(), random.Random(3)
+    clock, rng = Clock(), random.Random(3)
     built = aimd(clock)
     running: list[tuple[float, str, Go]] = []
     used: list[int] = []
@@ -282,7 +282,7 @@ async def test_against_a_gateway_of_fixed_capacity_it_finds_it_and_keeps_near() 
                 built.observe(request(str(number)), BARE_429)
                 await verdict.reservation.release()
                 break
-            running.append((clock.now + draw.uniform(0.8, 1.2), str(number), verdict))
+            running.append((clock.now + rng.uniform(0.8, 1.2), str(number), verdict))
         if step > 1_000:
             used.append(len(running))
     assert max(used) <= 20

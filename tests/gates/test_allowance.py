@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -244,15 +245,15 @@ def test_the_parts_of_all_pollers_add_up_to_whole_slots(whole: int, fraction: fl
 def test_all_pollers_together_use_what_one_would(part: float, slots: int, pollers: int) -> None:
     """Counts only requests that start: an idle pool."""
     rooms = [
-        Allowance(slots, lambda: (Share(part),), part=lambda place=place: ProcessShare(place, pollers)).room()  # type: ignore[misc]  # the lambda's default
-        for place in range(pollers)
+        Allowance(slots, lambda: (Share(part),), own_share=partial(ProcessShare, index, pollers)).room()
+        for index in range(pollers)
     ]
     assert sum(rooms) == Allowance(slots, lambda: (Share(part),)).room()
 
 
 def test_a_poller_waits_for_its_part_while_others_still_use_it() -> None:
     ours = ProcessShare(1, 2, elsewhere=10)
-    allowance = Allowance(10, lambda: (Share(1.0),), part=lambda: ours)
+    allowance = Allowance(10, lambda: (Share(1.0),), own_share=lambda: ours)
     assert allowance.room() == 0
     ours = ProcessShare(1, 2, elsewhere=7)
     assert allowance.room() == 3
@@ -263,7 +264,7 @@ def test_a_poller_waits_for_its_part_while_others_still_use_it() -> None:
 def test_a_poller_that_does_not_know_its_part_yet_starts_nothing() -> None:
     for shares in ((), (Share(1.0),), (Share(1.0, headroom=1.0),)):
         unknown = ProcessShare(is_known=False)
-        assert Allowance(10, lambda: shares, part=lambda: unknown).room() == 0  # noqa: B023 - used at once
+        assert Allowance(10, lambda: shares, own_share=lambda: unknown).room() == 0  # noqa: B023 - used at once
 
 
 def test_headroom_is_shared_in_whole_slots_on_top_of_used_ones() -> None:
@@ -271,7 +272,7 @@ def test_headroom_is_shared_in_whole_slots_on_top_of_used_ones() -> None:
         clock = Clock()
         ours = ProcessShare(place, 3)
         share = Share(0.0, headroom=0.08, at=clock.now)
-        allowance = Allowance(50, lambda: (share,), part=lambda: ours, clock=clock)  # noqa: B023 - used at once
+        allowance = Allowance(50, lambda: (share,), own_share=lambda: ours, clock=clock)  # noqa: B023 - used at once
         allowance.started(4)
         clock.now += 20
         share = Share(0.0, headroom=0.08, at=clock.now)
@@ -284,7 +285,7 @@ def test_slots_in_use_stay_counted_when_the_limits_change() -> None:
     pool.allowance.started(4)
     pool.allowance.change(5, lambda: (Share(1.0),))
     assert (pool.allowance.in_use, pool.allowance.room()) == (4, 1)
-    pool.allowance.change(3, lambda: (Share(1.0),), part=lambda: ProcessShare(0, 1))
+    pool.allowance.change(3, lambda: (Share(1.0),), own_share=lambda: ProcessShare(0, 1))
     assert pool.allowance.room() == 0
     pool.allowance.finished(2)
     assert pool.allowance.room() == 1

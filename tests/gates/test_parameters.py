@@ -151,13 +151,13 @@ def test_an_error_about_an_address_does_not_repeat_its_credentials(url: str) -> 
 
 async def test_a_gate_does_not_tell_the_query_of_its_address() -> None:
     given = {"url": "http://127.0.0.1:1/metrics?token=hunter2", "metric": "m"}
-    told = ReadableLog()
-    from_there = sources(log=told)
+    reported = ReadableLog()
+    from_there = sources(log=reported)
     built = build_gate("endpoint-scrape", given, from_there, "queues[0]")
     await built.start()
     try:
-        assert told.lines, "it says what it reads"
-        assert "hunter2" not in str(told.lines)
+        assert reported.lines, "it says what it reads"
+        assert "hunter2" not in str(reported.lines)
     finally:
         await built.aclose()
         await from_there.http.aclose()

@@ -14,7 +14,7 @@ from handlers.contract.errors import InvalidSetting
 from handlers.gates.combinators.wrapper import WrapperGate
 from handlers.gates.gate import Gate
 from handlers.gates.metric.reading_gate import ReadingGate
-from handlers.gates.registry import GATES, ConstantGate
+from handlers.gates.registry import GATE_KINDS, ConstantGate
 from tests.gates.building import gate, request
 
 CONTRACT = {
@@ -37,7 +37,7 @@ SHAPES = {Gate, ReadingGate, WrapperGate}
 
 
 def test_the_table_has_every_gate_of_the_contract() -> None:
-    assert set(GATES) == CONTRACT
+    assert set(GATE_KINDS) == CONTRACT
 
 
 def test_every_gate_class_is_in_the_table() -> None:
@@ -51,8 +51,8 @@ def test_every_gate_class_is_in_the_table() -> None:
         for _, found in inspect.getmembers(module, inspect.isclass)
         if issubclass(found, Gate) and found.__module__ == module.__name__ and found not in SHAPES
     }
-    assert {kind.gate for kind in GATES.values()} <= classes
-    assert {found.gate_type for found in classes} == set(GATES)
+    assert {kind.gate for kind in GATE_KINDS.values()} <= classes
+    assert {found.gate_type for found in classes} == set(GATE_KINDS)
 
 
 def test_an_unknown_type_stops_the_start_and_lists_the_known() -> None:

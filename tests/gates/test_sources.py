@@ -21,7 +21,7 @@ def feed(log: ReadableLog, read: Callable[[], Awaitable[int]]) -> Feed[int]:
     return feeds(log).feed(("k",), read, name="a source")
 
 
-async def forever() -> int:
+async def endless() -> int:
     await asyncio.Event().wait()
     return 0
 
@@ -39,7 +39,7 @@ async def test_the_first_reading_is_there_when_the_start_returns(log: ReadableLo
 
 
 async def test_a_source_that_hangs_does_not_hold_up_the_start(log: ReadableLog) -> None:
-    found = feed(log, forever)
+    found = feed(log, endless)
     await found.start()
     assert found.failure == "TimeoutError"
     await found.aclose()

@@ -46,57 +46,57 @@ def soon(seconds: float = 30) -> float:
     return time.time() + seconds
 
 
-async def entered(keeper: WaitingRoom, request_id: str = "r", until_at: float | None = None) -> Go:
-    verdict = await keeper.enter(request(request_id), soon() if until_at is None else until_at)
+async def entered(waiting_room: WaitingRoom, request_id: str = "r", until_at: float | None = None) -> Go:
+    verdict = await waiting_room.enter(request(request_id), soon() if until_at is None else until_at)
     assert isinstance(verdict, Go)
     return verdict
 
 
 async def test_a_closed_gate_holds_a_delivery_until_it_opens() -> None:
     switch = Switch(0.0)
-    keeper = WaitingRoom([switch], slots=4)
-    waiting = [asyncio.create_task(entered(keeper, str(n))) for n in range(4)]
-    await wait_until_async(lambda: keeper.held == 4, "all to be held")
-    assert keeper.in_flight == 0
+    waiting_room = WaitingRoom([switch], slots=4)
+    waiting = [asyncio.create_task(entered(waiting_room, str(n))) for n in range(4)]
+    await wait_until_async(lambda: waiting_room.held == 4, "all to be held")
+    assert waiting_room.in_flight == 0
     switch.part = 0.5
-    await wait_until_async(lambda: keeper.in_flight == 2, "half of the slots to be used")
+    await wait_until_async(lambda: waiting_room.in_flight == 2, "half of the slots to be used")
     switch.part = 1.0
     inside = await asyncio.gather(*waiting)
     for one in inside:
         await one.reservation.release()
-    assert (keeper.in_flight, keeper.held) == (0, 0)
-    await keeper.aclose()
+    assert (waiting_room.in_flight, waiting_room.held) == (0, 0)
+    await waiting_room.aclose()
 
 
 async def test_a_delivery_is_refused_when_its_time_at_the_gate_is_over() -> None:
-    keeper = WaitingRoom([Switch(0.0)], slots=4)
-    verdict = await keeper.enter(request(), soon(0.05))
+    waiting_room = WaitingRoom([Switch(0.0)], slots=4)
+    verdict = await waiting_room.enter(request(), soon(0.05))
     assert isinstance(verdict, Refuse)
-    assert (keeper.in_flight, keeper.held) == (0, 0)
-    await keeper.aclose()
+    assert (waiting_room.in_flight, waiting_room.held) == (0, 0)
+    await waiting_room.aclose()
 
 
 async def test_more_than_may_be_held_are_refused_at_once() -> None:
-    keeper = WaitingRoom([Switch(0.0)], slots=4, most_held=2)
-    waiting = [asyncio.create_task(keeper.enter(request(str(n)), soon())) for n in range(2)]
-    await wait_until_async(lambda: keeper.held == 2, "both to be held")
-    verdict = await keeper.enter(request("third"), soon())
+    waiting_room = WaitingRoom([Switch(0.0)], slots=4, most_held=2)
+    waiting = [asyncio.create_task(waiting_room.enter(request(str(n)), soon())) for n in range(2)]
+    await wait_until_async(lambda: waiting_room.held == 2, "both to be held")
+    verdict = await waiting_room.enter(request("third"), soon())
     assert isinstance(verdict, Refuse)
     assert verdict.reason == "too many requests wait"
     for one in waiting:
         one.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    assert keeper.held == 0
-    await keeper.aclose()
+    assert waiting_room.held == 0
+    await waiting_room.aclose()
 
 
 async def test_of_those_that_are_held_the_earliest_deadline_goes_first() -> None:
-    keeper = WaitingRoom([], slots=1)
-    first = await entered(keeper)
+    waiting_room = WaitingRoom([], slots=1)
+    first = await entered(waiting_room)
     order: list[str] = []
 
     async def enter(name: str, deadline: float) -> None:
-        verdict = await keeper.enter(request(name, deadline=deadline), soon())
+        verdict = await waiting_room.enter(request(name, deadline=deadline), soon())
         assert isinstance(verdict, Go)
         order.append(name)
         await verdict.reservation.release()
@@ -104,87 +104,87 @@ async def test_of_those_that_are_held_the_earliest_deadline_goes_first() -> None
     now = time.time()
     names = ["late", "soon", "middle"]
     waiting = [asyncio.create_task(enter(n, now + s)) for n, s in zip(names, (300, 100, 200), strict=True)]
-    await wait_until_async(lambda: keeper.held == 3, "all to be held")
+    await wait_until_async(lambda: waiting_room.held == 3, "all to be held")
     await first.reservation.release()
     await asyncio.gather(*waiting)
     assert order == ["soon", "middle", "late"]
-    await keeper.aclose()
+    await waiting_room.aclose()
 
 
 async def test_a_drop_is_returned_at_once_and_holds_no_slot() -> None:
-    keeper = WaitingRoom([Always(Drop(429, "saturated"))], slots=1)
-    assert await keeper.enter(request(), soon()) == Drop(429, "saturated")
-    assert keeper.in_flight == 0
+    waiting_room = WaitingRoom([Always(Drop(429, "saturated"))], slots=1)
+    assert await waiting_room.enter(request(), soon()) == Drop(429, "saturated")
+    assert waiting_room.in_flight == 0
 
 
 @pytest.mark.parametrize(("delay", "is_waited_for"), [(0.01, True), (60.0, False)])
 async def test_a_refusal_is_waited_for_when_that_fits(delay: float, is_waited_for: bool) -> None:
     always = Always(Refuse(delay, "over quota"))
-    keeper = WaitingRoom([always], slots=1)
-    entering = asyncio.create_task(keeper.enter(request(), soon(20)))
+    waiting_room = WaitingRoom([always], slots=1)
+    entering = asyncio.create_task(waiting_room.enter(request(), soon(20)))
     await asyncio.sleep(0)
     always.verdict = Go()
     verdict = await entering
     assert isinstance(verdict, Go) is is_waited_for
     if isinstance(verdict, Refuse):
         assert verdict.delay_seconds == delay
-    await keeper.aclose()
+    await waiting_room.aclose()
 
 
 async def test_a_full_admission_gate_holds_without_holding_a_slot() -> None:
     narrow = gate("local-max-concurrency", {"limit": 1, "gating_mode": "blocking"})
-    keeper = WaitingRoom([narrow], slots=3)
-    first = await entered(keeper)
-    waiting = asyncio.create_task(entered(keeper, "b"))
-    await wait_until_async(lambda: keeper.held == 1, "the second to be held")
-    assert keeper.in_flight == 1
+    waiting_room = WaitingRoom([narrow], slots=3)
+    first = await entered(waiting_room)
+    waiting = asyncio.create_task(entered(waiting_room, "b"))
+    await wait_until_async(lambda: waiting_room.held == 1, "the second to be held")
+    assert waiting_room.in_flight == 1
     await first.reservation.release()
     await (await waiting).reservation.release()
-    assert keeper.in_flight == 0
-    await keeper.aclose()
+    assert waiting_room.in_flight == 0
+    await waiting_room.aclose()
 
 
 async def test_whatever_becomes_of_them_no_slot_is_lost_nor_used_twice() -> None:
     """Requests that finish, give up or are cancelled at any moment, while the gate opens and closes."""
-    draw = random.Random(7)
+    rng = random.Random(7)
     switch = Switch(1.0)
-    keeper = WaitingRoom([switch, gate("local-max-concurrency", {"limit": 5})], slots=8)
+    waiting_room = WaitingRoom([switch, gate("local-max-concurrency", {"limit": 5})], slots=8)
     most = 0
 
     async def one(number: int) -> None:
         nonlocal most
-        verdict = await keeper.enter(request(str(number)), soon(draw.choice([0.0, 0.005, 5])))
+        verdict = await waiting_room.enter(request(str(number)), soon(rng.choice([0.0, 0.005, 5])))
         if isinstance(verdict, Go):
-            most = max(most, keeper.in_flight)
+            most = max(most, waiting_room.in_flight)
             try:
-                for _ in range(draw.randrange(4)):
+                for _ in range(rng.randrange(4)):
                     await asyncio.sleep(0)
             finally:
                 await (
-                    verdict.reservation.release() if draw.random() < 0.5 else verdict.reservation.give_back()
+                    verdict.reservation.release() if rng.random() < 0.5 else verdict.reservation.give_back()
                 )
 
     tasks = []
     for number in range(300):
         tasks.append(asyncio.create_task(one(number)))
-        if draw.random() < 0.3:
-            draw.choice(tasks).cancel()
+        if rng.random() < 0.3:
+            rng.choice(tasks).cancel()
         if number % 10 == 0:
-            switch.part = draw.choice([0.0, 0.3, 1.0])
+            switch.part = rng.choice([0.0, 0.3, 1.0])
         await asyncio.sleep(0)
     switch.part = 1.0
     await asyncio.gather(*tasks, return_exceptions=True)
     assert most <= 8
-    assert (keeper.in_flight, keeper.held) == (0, 0)
-    await keeper.aclose()
+    assert (waiting_room.in_flight, waiting_room.held) == (0, 0)
+    await waiting_room.aclose()
 
 
 @pytest.mark.parametrize("steps", range(10))
 async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_to_the_next(steps: int) -> None:
-    keeper = WaitingRoom([], slots=1)
-    first = await entered(keeper)
-    cancelled = asyncio.create_task(entered(keeper, "cancelled"))
-    await wait_until_async(lambda: keeper.held == 1, "the second to be held")
+    waiting_room = WaitingRoom([], slots=1)
+    first = await entered(waiting_room)
+    cancelled = asyncio.create_task(entered(waiting_room, "cancelled"))
+    await wait_until_async(lambda: waiting_room.held == 1, "the second to be held")
     await asyncio.sleep(0)
     await first.reservation.release()
     for _ in range(steps):
@@ -193,10 +193,10 @@ async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_to_the_next(ste
     (outcome,) = await asyncio.gather(cancelled, return_exceptions=True)
     if isinstance(outcome, Go):
         await outcome.reservation.release()
-    last = await entered(keeper, "last")
+    last = await entered(waiting_room, "last")
     await last.reservation.release()
-    assert (keeper.in_flight, keeper.held) == (0, 0)
-    await keeper.aclose()
+    assert (waiting_room.in_flight, waiting_room.held) == (0, 0)
+    await waiting_room.aclose()
 
 
 async def test_an_interruption_ends_the_waits_of_now_and_no_later_one() -> None:
@@ -304,10 +304,10 @@ async def test_a_cancellation_that_a_gate_swallows_ends_the_wait_of_a_claim() ->
 
 async def test_an_interruption_that_a_gate_swallows_still_ends_the_wait() -> None:
     closed = RefusesFirst()
-    keeper = WaitingRoom([closed], slots=1)
-    entering = asyncio.create_task(keeper.enter(request("r"), soon(3_600)))
-    await wait_until_async(lambda: keeper.held == 1, "the event to be held")
+    waiting_room = WaitingRoom([closed], slots=1)
+    entering = asyncio.create_task(waiting_room.enter(request("r"), soon(3_600)))
+    await wait_until_async(lambda: waiting_room.held == 1, "the event to be held")
     closed.is_refusing = False
     await closed.asked.wait()
-    keeper.interrupt()
+    waiting_room.interrupt()
     assert await asyncio.wait_for(entering, 60) is INTERRUPTED

@@ -96,17 +96,17 @@ class Scaling:
             return formula > float(self.modifiers.get("activationTarget", 0))
         return any(values[t.name] > t.activation for t in self.triggers)
 
-    def wish(self, values: Mapping[str, float], replicas: int) -> int:
+    def asked(self, values: Mapping[str, float], replicas: int) -> int:
         """The replicas of the HPA's formula (metric type AverageValue), before `behavior`."""
         if self.modifiers:
-            wishes = [(evaluate(self.modifiers["formula"], values), float(self.modifiers["target"]))]
+            wanted = [(evaluate(self.modifiers["formula"], values), float(self.modifiers["target"]))]
         else:
-            wishes = [(values[t.name], t.target) for t in self.triggers]
-        largest = max(_wish(value, target, replicas) for value, target in wishes)
+            wanted = [(values[t.name], t.target) for t in self.triggers]
+        largest = max(_asked(value, target, replicas) for value, target in wanted)
         return max(1, self.minimum, min(self.maximum, largest))
 
 
-def _wish(value: float, target: float, replicas: int) -> int:
+def _asked(value: float, target: float, replicas: int) -> int:
     is_near = replicas > 0 and abs(value / (target * replicas) - 1) <= HPA_TOLERANCE
     return replicas if is_near else math.ceil(value / target)
 
@@ -118,7 +118,7 @@ class Autoscaler:
     scaling: Scaling
     replicas: int = 0
     _active_at: float = -math.inf
-    _wishes: list[tuple[float, int]] = field(default_factory=list)
+    _wanted: list[tuple[float, int]] = field(default_factory=list)
     _changes: list[tuple[float, int]] = field(default_factory=list)
 
     def decide(self, values: Mapping[str, float], now: float) -> int:
@@ -131,18 +131,18 @@ class Autoscaler:
         elif not is_active and now - self._active_at >= self.scaling.cooldown_seconds:
             self._change(self.scaling.minimum, now)
         else:
-            self._change(self._limited(self.scaling.wish(values, self.replicas), now), now)
+            self._change(self._limited(self.scaling.asked(values, self.replicas), now), now)
         return self.replicas
 
-    def _limited(self, wish: int, now: float) -> int:
+    def _limited(self, asked: int, now: float) -> int:
         """The wanted number within the limits of `behavior`."""
         rules = self.scaling.behavior
         down = rules.get("scaleDown", {})
         window = down.get("stabilizationWindowSeconds", 300)
-        self._wishes = [(at, w) for at, w in self._wishes if now - at < window] + [(now, wish)]
-        if wish > self.replicas:
-            return min(wish, self.replicas + self._allowed(rules.get("scaleUp", {}), now, 1))
-        settled = min(self.replicas, max(w for _, w in self._wishes))
+        self._wanted = [(at, w) for at, w in self._wanted if now - at < window] + [(now, asked)]
+        if asked > self.replicas:
+            return min(asked, self.replicas + self._allowed(rules.get("scaleUp", {}), now, 1))
+        settled = min(self.replicas, max(w for _, w in self._wanted))
         return max(settled, self.replicas - self._allowed(down, now, -1))
 
     def _allowed(self, rule: Mapping[str, Any], now: float, direction: int) -> int:

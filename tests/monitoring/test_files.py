@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from handlers.telemetry.families import PREFIX
+from handlers.telemetry.families import METRIC_PREFIX
 from tests.monitoring.files import ALERTS, DASHBOARD, PROMETHEUS_RULE, alerts, dashboard, metrics_of, panels
 from tests.servers.presence import not_found
 from tests.telemetry.metrics_page import labels_by_name
@@ -97,7 +97,10 @@ def firing_test(series: dict[str, str], expected: list[str]) -> dict[str, Any]:
     return {
         "interval": "1m",
         "input_series": [
-            {"series": name if name.startswith(("process", "keda")) else f"{PREFIX}_{name}", "values": values}
+            {
+                "series": name if name.startswith(("process", "keda")) else f"{METRIC_PREFIX}_{name}",
+                "values": values,
+            }
             for name, values in series.items()
         ],
         "promql_expr_test": [
@@ -142,7 +145,7 @@ def known_names() -> set[str]:
     known = set()
     for name, (kind, _, _) in labels_by_name().items():
         parts = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
-        known |= {f"{PREFIX}_{name}{part}" for part in parts}
+        known |= {f"{METRIC_PREFIX}_{name}{part}" for part in parts}
     return known
 
 
@@ -161,7 +164,7 @@ def test_every_metric_of_the_reference_that_counts_something_is_on_the_dashboard
         "inflight_requests",
         "broker_backlog",
     ):
-        assert f"{PREFIX}_{name}" in shown
+        assert f"{METRIC_PREFIX}_{name}" in shown
 
 
 def test_panels_do_not_overlap_and_have_ids_of_their_own() -> None:

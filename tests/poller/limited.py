@@ -91,7 +91,7 @@ async def check_each_is_inferred_once(
     """Run `count` requests whose answers are `body` through one limited poller, and its handler if it has one."""
     await queue_requests(store, count, request_bytes)
     async with running_raw_http() as gateway:
-        gateway.say(answer(200, body))
+        gateway.reply(answer(200, body))
         async with limited_poller(redis_url, gateway.url, has_handler=has_handler) as poller:
             results = await results_of(store, poller, count, timeout_seconds)
         assert Counter(result["status_code"] for result in results) == {200: count}

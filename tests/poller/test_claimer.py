@@ -188,12 +188,12 @@ async def test_an_idle_pool_recovers_without_a_new_request(valkey: Valkey, store
     impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
     rig, is_down = Rig(impatient), False
 
-    async def look(keys: Sequence[str]) -> Collection[str]:
+    async def find_existing(keys: Sequence[str]) -> Collection[str]:
         if is_down:
             raise ConnectionError
         return await existing(store, keys)
 
-    watch = QueueWatch(look, rig.log, poll_interval_seconds=0.005)
+    watch = QueueWatch(find_existing, rig.log, poll_interval_seconds=0.005)
     pool = claimer_of(rig, slots=2, watch=watch)
     await rig.submit(body("before"))
     async with running(rig.ack_batcher.run(), watch.run(), pool.run()):
@@ -228,14 +228,14 @@ async def test_a_slot_is_taken_until_the_result_is_stored(store: Redis) -> None:
     rig = Rig(store)
     pool = claimer_of(rig, slots=5)
     await rig.submit(*(body(f"r-{n}") for n in range(50)))
-    looks = itertools.count()
+    scans = itertools.count()
 
-    async def has_looked_often() -> bool:
-        return next(looks) > 30
+    async def has_polled_often() -> bool:
+        return next(scans) > 30
 
     async with running(pool.run()):  # nothing settles them
         await wait_until_async(lambda: rig.worker.in_flight == 0 and rig.dispatched, "outcomes")
-        await wait_until_async(has_looked_often, "time for more claims")
+        await wait_until_async(has_polled_often, "time for more claims")
         assert (len(rig.dispatched), await rig.pending(), pool.in_flight) == (5, 45, 5)
         async with running(rig.ack_batcher.run()):
             await answered(rig, count=50)

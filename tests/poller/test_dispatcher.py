@@ -50,7 +50,7 @@ def dispatcher(gateway: Gateway, server: RawHttp) -> HttpDispatcher:
         server.url,
         timeout_seconds=20.0,
         tokens=lambda: ("new", "old"),
-        draw=lambda: 0.5,
+        jitter=lambda: 0.5,
         clock=lambda: 4e9 - 60,
     )
 
@@ -146,7 +146,7 @@ async def test_a_door_of_an_earlier_version_is_understood(
     dispatcher: HttpDispatcher, server: RawHttp
 ) -> None:
     """It answers in binary mode, whose body is the result itself."""
-    server.say(answer(200, result(), {"content-type": "application/json", "ce-bandheadroom": "0.5"}))
+    server.reply(answer(200, result(), {"content-type": "application/json", "ce-bandheadroom": "0.5"}))
     outcome = await dispatcher.forward(request(), OPTIONS)
     assert isinstance(outcome, Answered)
     assert outcome.feedback is not None
@@ -154,7 +154,7 @@ async def test_a_door_of_an_earlier_version_is_understood(
 
 
 async def test_a_result_of_this_request_is_final(dispatcher: HttpDispatcher, server: RawHttp) -> None:
-    server.say(answer(200, result()))
+    server.reply(answer(200, result()))
     outcome = await dispatcher.forward(request(), OPTIONS)
     assert isinstance(outcome, Answered)
     assert outcome.result == answered_result("a", "", 200, b"said")
@@ -164,7 +164,7 @@ async def test_a_result_of_this_request_is_final(dispatcher: HttpDispatcher, ser
 async def test_a_200_without_this_requests_result_is_retried(
     dispatcher: HttpDispatcher, server: RawHttp, body: bytes
 ) -> None:
-    server.say(answer(200, body))
+    server.reply(answer(200, body))
     assert await dispatcher.forward(request(), OPTIONS) == Retry(1.0, "handler_lost", counts_attempt=False)
 
 
@@ -172,7 +172,7 @@ async def test_a_200_without_this_requests_result_is_retried(
 async def test_the_platforms_own_answers_are_no_attempt(
     dispatcher: HttpDispatcher, server: RawHttp, status: int
 ) -> None:
-    server.say(answer(status, b"" if status == 204 else b"no healthy upstream", {"retry-after": "99"}))
+    server.reply(answer(status, b"" if status == 204 else b"no healthy upstream", {"retry-after": "99"}))
     outcome = await dispatcher.forward(request(), OPTIONS)
     assert outcome == Retry(1.0, "handler_unavailable", counts_attempt=False)
 
@@ -181,7 +181,7 @@ async def test_the_platforms_own_answers_are_no_attempt(
 async def test_a_door_that_does_not_let_us_in_is_asked_less_often(
     dispatcher: HttpDispatcher, server: RawHttp, status: int
 ) -> None:
-    server.say(answer(status))
+    server.reply(answer(status))
     assert await dispatcher.forward(request(), OPTIONS) == Retry(
         10.0, "handler_refused", counts_attempt=False
     )
@@ -196,7 +196,7 @@ async def test_a_refused_poller_logs_the_status_and_the_setting_to_mend_once_a_m
 ) -> None:
     refusals = RareWarning(get_logger("poller"), "handler refused the poller", clock=lambda: 0.0)
     refused = HttpDispatcher(gateway, f"{server.url}/", timeout_seconds=5.0, refusals=refusals)
-    server.say(answer(status))
+    server.reply(answer(status))
     for _ in range(3):
         await refused.forward(request(), OPTIONS)
     (fields,) = [getattr(record, "fields", {}) for record in caplog.records]
@@ -208,7 +208,7 @@ async def test_a_refused_poller_logs_the_status_and_the_setting_to_mend_once_a_m
 async def test_a_delivery_that_the_door_cannot_read_is_final(
     dispatcher: HttpDispatcher, server: RawHttp, status: int
 ) -> None:
-    server.say(answer(status))
+    server.reply(answer(status))
     outcome = await dispatcher.forward(request(), OPTIONS)
     assert isinstance(outcome, Answered)
     assert outcome.result.error_code == ErrorCode.INVALID_REQUEST
@@ -216,7 +216,7 @@ async def test_a_delivery_that_the_door_cannot_read_is_final(
 
 async def test_a_refused_connection_is_no_attempt(dispatcher: HttpDispatcher) -> None:
     gateway = Gateway(GatewayOptions())
-    nobody = HttpDispatcher(gateway, "http://127.0.0.1:1/", timeout_seconds=5.0, draw=lambda: 0.5)
+    nobody = HttpDispatcher(gateway, "http://127.0.0.1:1/", timeout_seconds=5.0, jitter=lambda: 0.5)
     outcome = await nobody.forward(request(), OPTIONS)
     assert outcome == Retry(1.0, "handler_unavailable", counts_attempt=False)
     await gateway.aclose()
@@ -230,21 +230,21 @@ async def test_a_handler_that_went_with_the_request_is_an_attempt(
     dispatcher: HttpDispatcher, server: RawHttp, fault: Answer
 ) -> None:
     """It may be the request that killed it."""
-    server.say(fault)
+    server.reply(fault)
     assert await dispatcher.forward(request(), OPTIONS) == Retry(1.0, "handler_lost", counts_attempt=True)
 
 
 async def test_a_handler_that_hangs_is_given_up(server: RawHttp) -> None:
     gateway = Gateway(GatewayOptions())
-    dispatcher = HttpDispatcher(gateway, server.url, timeout_seconds=0.1, draw=lambda: 0.5)
-    server.say(Answer(end=End.HANG))
+    dispatcher = HttpDispatcher(gateway, server.url, timeout_seconds=0.1, jitter=lambda: 0.5)
+    server.reply(Answer(end=End.HANG))
     outcome = await asyncio.wait_for(dispatcher.forward(request(), OPTIONS), 60)
     assert outcome == Retry(1.0, "handler_lost", counts_attempt=True)
     await gateway.aclose()
 
 
 async def test_an_answer_over_the_limit_is_final(dispatcher: HttpDispatcher, server: RawHttp) -> None:
-    server.say(answer(200, b"", declared=10**9))
+    server.reply(answer(200, b"", declared=10**9))
     outcome = await dispatcher.forward(request(), OPTIONS)
     assert isinstance(outcome, Answered)
     assert outcome.result.error_code == ErrorCode.INFERENCE_ERROR
@@ -275,6 +275,6 @@ async def test_an_outcome_comes_through_door_and_wire_as_it_was(
     inner, event = decoded
     assert inner == decode_body(BODY, queue="q")
     answered = await door.settle(event, outcome)
-    server.say(answer(answered.status_code, answered.body, answered.headers))
+    server.reply(answer(answered.status_code, answered.body, answered.headers))
     arrived = await dispatcher.forward(request(), OPTIONS)
     assert msgspec.structs.replace(arrived, feedback=None) == outcome

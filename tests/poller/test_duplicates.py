@@ -18,7 +18,7 @@ from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.poller.duplicates import Duplicates
 from handlers.poller.settlement import ResultRoute
 from handlers.redis_store.admin.dead_letters import DeadLetters
-from handlers.redis_store.keys import queue_keys, stands_key
+from handlers.redis_store.keys import id_record_key, queue_keys
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, answering, body, running
 from tests.redis_keys import claims_left, end_leases, leaked_keys
 from tests.waiting import wait_until_async
@@ -111,11 +111,11 @@ async def test_the_same_id_in_another_queue_is_another_request(store: Redis) -> 
 async def test_equal_bodies_do_not_run_at_the_same_time(store: Redis) -> None:
     may_answer = asyncio.Event()
 
-    async def patient(request: Request) -> Outcome:
+    async def retrying(request: Request) -> Outcome:
         await may_answer.wait()
         return await answering(request)
 
-    rig, same = rig_of(store, patient), body("a")
+    rig, same = rig_of(store, retrying), body("a")
     first, second = await rig.claimed(same), await rig.claimed(same)
     async with running(rig.ack_batcher.run()):
         rig.start([*first, *second])
@@ -149,8 +149,10 @@ async def test_a_released_request_runs_with_its_next_owner(store: Redis) -> None
 async def test_behind_its_window_an_id_runs_again(store: Redis) -> None:
     rig = rig_of(store, window_seconds=60)
     await carried(rig, submission("one"))
-    assert 0 < await store.ttl(stands_key("a", QUEUE)) <= 60, "it counts from the end, not from the deadline"
-    await store.delete(stands_key("a", QUEUE))
+    assert 0 < await store.ttl(id_record_key("a", QUEUE)) <= 60, (
+        "it counts from the end, not from the deadline"
+    )
+    await store.delete(id_record_key("a", QUEUE))
     await carried(rig, submission("two"))
     assert [result.status_code for result in await rig.results()] == [200, 200]
 
@@ -160,7 +162,7 @@ async def test_a_submission_that_never_ended_counts_until_after_its_deadline(sto
         return Retry(60.0, "rejected")
 
     await carried(rig_of(store, busy, 60), submission("one", deadline=time.time() + 1_000))
-    assert 900 < await store.ttl(stands_key("a", QUEUE)) <= 1_061
+    assert 900 < await store.ttl(id_record_key("a", QUEUE)) <= 1_061
 
 
 async def test_the_very_same_member_runs_and_is_answered_once_although_it_has_a_token(store: Redis) -> None:
@@ -174,11 +176,11 @@ async def test_the_very_same_member_runs_and_is_answered_once_although_it_has_a_
 async def test_an_equal_member_takes_nothing_from_the_first(store: Redis) -> None:
     may_answer = asyncio.Event()
 
-    async def patient(request: Request) -> Outcome:
+    async def retrying(request: Request) -> Outcome:
         await may_answer.wait()
         return await answering(request)
 
-    rig, same = rig_of(store, patient), submission("one")
+    rig, same = rig_of(store, retrying), submission("one")
     await store.set("request-active:a", "one")
     first = await rig.claimed(same)
     assert await rig.claimed(same) == [], "it ends with the first"
@@ -316,20 +318,20 @@ async def test_unset_each_submission_runs(store: Redis) -> None:
     await carried(rig, submission("one"))
     await carried(rig, submission("two"))
     assert [result.status_code for result in await rig.results()] == [200, 200]
-    assert not await store.exists(stands_key("a", QUEUE))
+    assert not await store.exists(id_record_key("a", QUEUE))
 
 
 async def test_a_cancelled_or_expired_request_counts_as_finished(store: Redis) -> None:
     """It stands for its id as long as any other that is finished, and no longer as one that is live."""
 
-    async def forever(_request: Request) -> Outcome:
+    async def endless(_request: Request) -> Outcome:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
     async def busy(_request: Request) -> Outcome:
         return Retry(60.0, "rejected")
 
-    rig = rig_of(store, forever)
+    rig = rig_of(store, endless)
     claims = await rig.claimed(submission("one"))
     async with running(rig.ack_batcher.run()):
         rig.start(claims)
@@ -337,14 +339,14 @@ async def test_a_cancelled_or_expired_request_counts_as_finished(store: Redis) -
         rig.worker.cancel(claims)
         await wait_until_async(lambda: rig.worker.in_flight == 0, "its work to end")
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
-        assert await store.get(stands_key("a", QUEUE)) == b"!token one"
-        assert 0 < await store.ttl(stands_key("a", QUEUE)) <= 600
+        assert await store.get(id_record_key("a", QUEUE)) == b"!token one"
+        assert 0 < await store.ttl(id_record_key("a", QUEUE)) <= 600
 
-        await store.delete(stands_key("a", QUEUE))
+        await store.delete(id_record_key("a", QUEUE))
         rig.handler = busy
         await carried(rig, submission("two"))
         (retry,) = cast("list[bytes]", await store.zrange(RETRIES, 0, -1))
         late = retry.replace(json.dumps(json.loads(retry)["data"]["deadline"]).encode(), b"5")
         await rig.worker.answer_expired(await rig.claimed(late))
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
-    assert await store.get(stands_key("a", QUEUE)) == b"!token two"
+    assert await store.get(id_record_key("a", QUEUE)) == b"!token two"

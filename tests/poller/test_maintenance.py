@@ -17,7 +17,7 @@ from handlers.contract.result import ErrorCode
 from handlers.demo.valkey import Valkey
 from handlers.forward.outcome import Outcome
 from handlers.poller import worker
-from handlers.poller.maintenance import Canceller, LeaseKeeper, PeriodicTask
+from handlers.poller.maintenance import Canceller, LeaseRenewal, PeriodicTask
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
 from handlers.redis_store.keys import active_key
 from handlers.redis_store.submit.submissions import Submissions
@@ -134,7 +134,7 @@ async def test_a_queue_of_another_type_does_not_keep_others_from_being_cancelled
     assert [one.id for one in await rig.results()] == ["r-1"]
 
 
-async def forever(_request: Request) -> Outcome:
+async def endless(_request: Request) -> Outcome:
     await asyncio.Event().wait()
     raise AssertionError("unreachable")
 
@@ -155,11 +155,11 @@ async def lease_ends(store: Redis) -> dict[bytes, float]:
 
 
 async def test_a_tick_moves_the_end_of_every_lease(store: Redis) -> None:
-    rig = Rig(store, forever, lease_seconds=30.0)
+    rig = Rig(store, endless, lease_seconds=30.0)
     async with running(rig.ack_batcher.run()):
         rig.start(await rig.claimed(body("a"), body("b")))
         before = await lease_ends(store)
-        await LeaseKeeper(table_of(rig), 30.0).tick()
+        await LeaseRenewal(table_of(rig), 30.0).tick()
         after = await lease_ends(store)
         assert len(after) == 2
         assert all(after[key] > before[key] for key in after)
@@ -169,12 +169,12 @@ async def test_a_tick_moves_the_end_of_every_lease(store: Redis) -> None:
 
 
 async def test_a_claim_that_another_took_is_given_up_and_its_work_cancelled(store: Redis) -> None:
-    rig = Rig(store, forever)
+    rig = Rig(store, endless)
     claims = await rig.claimed(body("a"), body("b"))
     async with running(rig.ack_batcher.run()):
         rig.start(claims)
         await store.hset(f"{QUEUE}:claim-owners", mapping={claims[0].claim_key: b"another"})
-        await LeaseKeeper(table_of(rig), 30.0).tick()
+        await LeaseRenewal(table_of(rig), 30.0).tick()
         assert rig.worker.held_claims() == [claims[1]]
         await wait_until_async(lambda: rig.worker.in_flight == 1, "the lost work to end")
         rig.worker.hand_back()
@@ -186,7 +186,7 @@ async def test_a_claim_that_another_took_is_given_up_and_its_work_cancelled(stor
 async def test_with_nothing_held_nothing_is_asked(store: Redis) -> None:
     rig = Rig(store)
     before = (await store.info("stats"))["total_commands_processed"]
-    await LeaseKeeper(table_of(rig), 30.0).tick()
+    await LeaseRenewal(table_of(rig), 30.0).tick()
     assert (await store.info("stats"))["total_commands_processed"] == before + 1  # this very question
 
 
@@ -195,9 +195,9 @@ async def test_leases_that_could_not_be_renewed_for_their_whole_length_are_given
 ) -> None:
     """The server may have given them to another poller, so continuing would be a second execution."""
     impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
-    rig = Rig(impatient, forever, lease_seconds=15.0)
+    rig = Rig(impatient, endless, lease_seconds=15.0)
     monotonic = Monotonic()
-    heartbeat = LeaseKeeper(table_of(rig), 15.0, monotonic)
+    heartbeat = LeaseRenewal(table_of(rig), 15.0, monotonic)
     await heartbeat.tick()
     rig.start(await rig.claimed(body("a")))
     await store.client_pause(60_000, all=False)  # writes only: so it can be ended

@@ -36,7 +36,7 @@ async def test_the_largest_answer_passes_whatever_its_bytes(
     body = byte * Environment().max_response_bytes
     await queue_requests(store, 1, 10)
     async with running_raw_http() as gateway:
-        gateway.say(answer(200, body))
+        gateway.reply(answer(200, body))
         async with limited_poller(
             valkey.url, gateway.url, has_handler=has_handler, is_limited=False
         ) as poller:

@@ -40,7 +40,7 @@ class Clock:
         return self.seconds
 
 
-class Looks:
+class Scans:
     """Counts polls; `filled` are the existing keys."""
 
     def __init__(self) -> None:
@@ -79,8 +79,8 @@ async def test_a_look_names_the_queues_that_have_requests(store: Redis, filled: 
 
 
 async def test_an_idle_pool_of_many_queues_asks_no_queue_by_itself(store: Redis) -> None:
-    looks = Looks()
-    watch = QueueWatch(looks, LOG, poll_interval_seconds=0.001)
+    scans = Scans()
+    watch = QueueWatch(scans, LOG, poll_interval_seconds=0.001)
     rigs = [Rig(store, name=f"q-{n}") for n in range(20)]
     pool = Claimer("default", ClaimerOptions(slots=8, poll_interval_seconds=0.001, watch=watch), LOG)
     for rig in rigs:
@@ -88,10 +88,10 @@ async def test_an_idle_pool_of_many_queues_asks_no_queue_by_itself(store: Redis)
     await store.config_resetstat()
     async with running(watch.run(), pool.run(), rigs[3].ack_batcher.run()):
         for _ in range(50):
-            assert await looks.next() == [rig.queue.name for rig in rigs]
+            assert await scans.next() == [rig.queue.name for rig in rigs]
         assert not {"evalsha", "eval", "zrange"} & (await commands(store)).keys()
         await rigs[3].submit(body("a"))
-        looks.filled.add("q-3")
+        scans.filled.add("q-3")
         await wait_until_async(lambda: len(rigs[3].settled) == 1, "the request's result")
         pool.stop()
 
@@ -115,31 +115,31 @@ async def test_dormant_queues_are_built_at_their_first_request(store: Redis) -> 
 
 
 async def test_after_a_long_silence_looks_are_rare_and_a_request_makes_them_frequent_again() -> None:
-    clock, looks = Clock(), Looks()
+    clock, scans = Clock(), Scans()
     pauses: list[float] = []
 
     async def note(_wake: asyncio.Event, seconds: float) -> None:
         pauses.append(seconds)
         await asyncio.sleep(0)
 
-    watch = QueueWatch(looks, LOG, poll_interval_seconds=0.02, clock=clock, pause=note)
+    watch = QueueWatch(scans, LOG, poll_interval_seconds=0.02, clock=clock, pause=note)
     waiter = Waiter(["q"])
     async with running(watch.run()):
         waiting = asyncio.create_task(watch.wait(waiter))
-        await looks.next()
-        await looks.next()
+        await scans.next()
+        await scans.next()
         assert pauses[-1] == 0.02
         clock.seconds += SILENT_SECONDS
-        await looks.next()
-        await looks.next()
+        await scans.next()
+        await scans.next()
         assert pauses[-1] == SILENT_POLL_SECONDS
-        looks.filled.add("q")
+        scans.filled.add("q")
         assert await asyncio.wait_for(waiting, IN_TIME) == ["q"]
         assert not watch.is_silent
 
 
 async def test_keys_are_empty_once_a_look_after_the_silence_found_none_of_them() -> None:
-    clock, looks = Clock(), Looks()
+    clock, scans = Clock(), Scans()
 
     async def no_promotion() -> int:
         return 0
@@ -148,7 +148,7 @@ async def test_keys_are_empty_once_a_look_after_the_silence_found_none_of_them()
         await asyncio.sleep(0)
 
     watch = QueueWatch(
-        looks,
+        scans,
         LOG,
         poll_interval_seconds=0.02,
         retry_keys=["retries"],
@@ -158,18 +158,18 @@ async def test_keys_are_empty_once_a_look_after_the_silence_found_none_of_them()
     )
     async with running(watch.run()):
         waiting = asyncio.create_task(watch.wait(Waiter(["q"])))
-        await looks.next()
-        await looks.next()
+        await scans.next()
+        await scans.next()
         assert not watch.are_empty(["q"])
         clock.seconds += SILENT_SECONDS
-        await looks.next()
-        await looks.next()
+        await scans.next()
+        await scans.next()
         assert watch.are_empty(["q", "retries"])
         assert not watch.are_empty(["q", "a closed queue"])
-        looks.filled.add("retries")
+        scans.filled.add("retries")
         clock.seconds += 2 * PROMOTE_SECONDS
-        await looks.next()
-        await looks.next()
+        await scans.next()
+        await scans.next()
         assert not watch.are_empty(["retries"])
         waiting.cancel()
 
@@ -179,12 +179,12 @@ async def test_a_silent_poller_sends_one_command_for_all_looks_of_a_canceller_an
 ) -> None:
     """Every poll is one EXISTS, and the list of cancellations is not read while all queues are empty."""
     clock = Clock()
-    looks = 0
+    scans = 0
 
     async def no_pause(_wake: asyncio.Event, _seconds: float) -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 20:
+        nonlocal scans
+        scans += 1
+        if scans == 20:
             await asyncio.Event().wait()
         await canceller.tick()
 
@@ -197,7 +197,7 @@ async def test_a_silent_poller_sends_one_command_for_all_looks_of_a_canceller_an
     waiting = asyncio.create_task(watch.wait(Waiter(["q"])))
     await asyncio.sleep(0)
     async with running(watch.run()):
-        await wait_until_async(lambda: looks == 20, "twenty looks")
+        await wait_until_async(lambda: scans == 20, "twenty looks")
         waiting.cancel()
     called = await commands(store)
     assert called.get("zrangebyscore", 0) == 0
@@ -205,24 +205,24 @@ async def test_a_silent_poller_sends_one_command_for_all_looks_of_a_canceller_an
 
 
 async def test_the_pause_between_looks_grows_with_the_number_of_queues() -> None:
-    looks = Looks()
+    scans = Scans()
     pauses: list[float] = []
 
     async def note(_wake: asyncio.Event, seconds: float) -> None:
         pauses.append(seconds)
         await asyncio.sleep(0)
 
-    watch = QueueWatch(looks, LOG, poll_interval_seconds=0.02, pause=note)
+    watch = QueueWatch(scans, LOG, poll_interval_seconds=0.02, pause=note)
     async with running(watch.run()):
         waiting = asyncio.create_task(watch.wait(Waiter([f"q-{n}" for n in range(10_000)])))
         for _ in range(3):
-            await looks.next()
+            await scans.next()
         waiting.cancel()
     assert pauses[-1] == pytest.approx(0.5)
 
 
 async def test_due_retries_are_promoted_only_while_the_retry_set_exists() -> None:
-    clock, looks, promoted = Clock(), Looks(), list[float]()
+    clock, scans, promoted = Clock(), Scans(), list[float]()
 
     async def promote() -> int:
         promoted.append(clock.seconds)
@@ -233,7 +233,7 @@ async def test_due_retries_are_promoted_only_while_the_retry_set_exists() -> Non
         await asyncio.sleep(0)
 
     watch = QueueWatch(
-        looks,
+        scans,
         LOG,
         poll_interval_seconds=0.001,
         retry_keys=["retries"],
@@ -242,26 +242,26 @@ async def test_due_retries_are_promoted_only_while_the_retry_set_exists() -> Non
         pause=note,
     )
     async with running(watch.run()):
-        assert await looks.next() == ["retries"]
+        assert await scans.next() == ["retries"]
         assert promoted == []
-        looks.filled.add("retries")
+        scans.filled.add("retries")
         await wait_until_async(lambda: len(promoted) > 3, "promotions")
     assert all(later - earlier >= PROMOTE_SECONDS for earlier, later in pairwise(promoted))
 
 
 async def test_a_signal_releases_the_pool_of_its_queue_without_a_look() -> None:
-    clock, looks = Clock(), Looks()
+    clock, scans = Clock(), Scans()
     signals: asyncio.Queue[str] = asyncio.Queue()
 
     async def follow() -> AsyncIterator[str]:
         while True:
             yield await signals.get()
 
-    watch = QueueWatch(looks, LOG, poll_interval_seconds=0.001, signals=follow, clock=clock)
+    watch = QueueWatch(scans, LOG, poll_interval_seconds=0.001, signals=follow, clock=clock)
     async with running(watch.run()):
         mine = asyncio.create_task(watch.wait(Waiter(["mine"])))
         other = asyncio.create_task(watch.wait(Waiter(["other"])))
-        await looks.next()
+        await scans.next()
         clock.seconds += SILENT_SECONDS
         signals.put_nowait("mine")
         assert await asyncio.wait_for(mine, IN_TIME) == ["mine"]
@@ -275,10 +275,10 @@ async def test_a_submission_signals_its_queue_and_a_missing_right_does_not_fail_
     signals = wake_signals(store)
     first = asyncio.ensure_future(anext(signals))
 
-    async def is_heard() -> bool:
+    async def is_signalled() -> bool:
         return bool((await store.pubsub_numsub("{async-processor}:wake"))[0][1])
 
-    await wait_until_async(is_heard, "the subscription")
+    await wait_until_async(is_signalled, "the subscription")
     member = MemberParts("r", 4_000_000_000, "t", b'{"internal":{"request_token":"t-', b"}}")
     await Submissions(store).submit("some-queue", [member])
     assert await asyncio.wait_for(first, IN_TIME) == "some-queue"

@@ -14,13 +14,14 @@ from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import MAX_ID_LENGTH
 from handlers.contract.result import ErrorCode, ResultNames, read_result_names
-from handlers.gates.registry import GATES as GATE_KINDS
+from handlers.gates.registry import GATE_KINDS
 from handlers.poller.settlement import ResultRoute
 from handlers.redis_store.idempotency.deliveries import delivery_key
 from handlers.redis_store.keys import (
     CANCELLATIONS,
     active_key,
     cancel_key,
+    id_record_key,
     is_reserved,
     payload_key,
     queue_keys,
@@ -29,7 +30,6 @@ from handlers.redis_store.keys import (
     sent_key,
     seq_key,
     settled_key,
-    stands_key,
     submitted_key,
 )
 from handlers.redis_store.queue.cancellations import SWEPT
@@ -62,7 +62,7 @@ HOSTILE = [
     payload_key("victim", "t"),
     result_payload_key("victim", b"owner"),
     submitted_key("victim"),
-    stands_key("victim", QUEUE),
+    id_record_key("victim", QUEUE),
     sent_key([("victim", "t")]),
     seq_key(QUEUE, 1),
     CANCELLATIONS,
@@ -89,27 +89,27 @@ HOSTILE = [
 ]
 
 
-def request_of(wished: str, *, is_resolved: bool = False, request_id: str = "a") -> Any:
-    internal = {"result_queue_name": wished, "result_routing_resolved": is_resolved}
+def request_of(named: str, *, is_resolved: bool = False, request_id: str = "a") -> Any:
+    internal = {"result_queue_name": named, "result_routing_resolved": is_resolved}
     data = {"id": request_id, "deadline": 2_000, "payload": {}}
     member = json.dumps({"internal": internal, "request_kind": "redis", "data": data}).encode()
     return decode_member(member, QUEUE, max_bytes=len(member)).request
 
 
-def taken(route: ResultRoute, wished: str, *, is_resolved: bool = False) -> str | None:
+def taken(route: ResultRoute, named: str, *, is_resolved: bool = False) -> str | None:
     """The list of the result of the running request "a"; None if it may not run."""
-    request = request_of(wished, is_resolved=is_resolved)
+    request = request_of(named, is_resolved=is_resolved)
     try:
         route.check(request)
     except InvalidRequest as error:
         assert (error.field, error.request_id) == ("result_queue_name", "a")
-        assert wished not in str(error), "what a request says is not repeated"
+        assert named not in str(error), "what a request says is not repeated"
         return None
     return route.name(request.result_queue_name, "a", is_resolved=is_resolved)
 
 
 @pytest.mark.parametrize(
-    "wished",
+    "named",
     [
         "team-a",
         "team-b:",
@@ -120,30 +120,30 @@ def taken(route: ResultRoute, wished: str, *, is_resolved: bool = False) -> str 
     ],
 )
 @pytest.mark.parametrize("is_resolved", [False, True])
-def test_an_allowed_list_takes_the_result(wished: str, is_resolved: bool) -> None:
-    assert taken(SOME, wished, is_resolved=is_resolved) == wished
+def test_an_allowed_list_takes_the_result(named: str, is_resolved: bool) -> None:
+    assert taken(SOME, named, is_resolved=is_resolved) == named
 
 
 @pytest.mark.parametrize(
-    "wished",
+    "named",
     ["team-b", "team-a:x", "team-", "*", "team-b*", "{team-a}", f"{RESULTS}:result-of:victim", "../team-a"],
 )
 @pytest.mark.parametrize("is_resolved", [False, True])
 def test_any_other_is_an_invalid_request_whose_result_is_in_the_default_list(
-    wished: str, is_resolved: bool
+    named: str, is_resolved: bool
 ) -> None:
-    assert taken(SOME, wished, is_resolved=is_resolved) is None
-    assert SOME.name(wished, "a", is_resolved=is_resolved) == RESULTS
+    assert taken(SOME, named, is_resolved=is_resolved) is None
+    assert SOME.name(named, "a", is_resolved=is_resolved) == RESULTS
 
 
-@pytest.mark.parametrize("wished", ["team-results", "results-b", "result", f"{RESULTS}:x", "my-result:1"])
-def test_by_default_only_names_with_result_are_allowed(wished: str) -> None:
-    assert taken(UNSET, wished) == wished
+@pytest.mark.parametrize("named", ["team-results", "results-b", "result", f"{RESULTS}:x", "my-result:1"])
+def test_by_default_only_names_with_result_are_allowed(named: str) -> None:
+    assert taken(UNSET, named) == named
 
 
-@pytest.mark.parametrize("wished", ["qb", "retry-b", "celery", "x:userid:bob", f"{RESULTS}:result-of:victim"])
-def test_by_default_a_request_cannot_name_other_keys(wished: str) -> None:
-    assert taken(UNSET, wished) is None
+@pytest.mark.parametrize("named", ["qb", "retry-b", "celery", "x:userid:bob", f"{RESULTS}:result-of:victim"])
+def test_by_default_a_request_cannot_name_other_keys(named: str) -> None:
+    assert taken(UNSET, named) is None
 
 
 @pytest.mark.parametrize(
@@ -179,17 +179,17 @@ def test_every_text_that_a_redis_gate_takes_is_known_to_be_a_key_or_none() -> No
     assert {name for name in texts if name != PREFIX and not name.endswith(KEY_SUFFIX)} <= no_keys
 
 
-@pytest.mark.parametrize("wished", ["team-b", "*", "{tag}x", f"{RESULTS}:result-of:victim", "a b"])
-def test_the_operator_may_allow_any_list(wished: str) -> None:
-    assert taken(ALL, wished) == wished
+@pytest.mark.parametrize("named", ["team-b", "*", "{tag}x", f"{RESULTS}:result-of:victim", "a b"])
+def test_the_operator_may_allow_any_list(named: str) -> None:
+    assert taken(ALL, named) == named
 
 
-@pytest.mark.parametrize("wished", HOSTILE, ids=lambda name: repr(name[:30]))
+@pytest.mark.parametrize("named", HOSTILE, ids=lambda name: repr(name[:30]))
 @pytest.mark.parametrize("route", [ALL, SOME, UNSET], ids=["any list", "some lists", "unset"])
-def test_no_request_names_a_key_that_holds_something_else(route: ResultRoute, wished: str) -> None:
+def test_no_request_names_a_key_that_holds_something_else(route: ResultRoute, named: str) -> None:
     for is_resolved in (False, True):
-        assert taken(route, wished, is_resolved=is_resolved) is None
-        assert route.name(wished, "a", is_resolved=is_resolved) == RESULTS
+        assert taken(route, named, is_resolved=is_resolved) is None
+        assert route.name(named, "a", is_resolved=is_resolved) == RESULTS
 
 
 def test_a_wish_that_does_not_count_does_no_harm() -> None:

@@ -57,7 +57,7 @@ def test_an_answer_is_an_ack_with_all_that_recording_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "wished", "name"),
+    ("own", "named", "name"),
     [
         ("", "", "result-list"),
         ("", "mine", "mine"),
@@ -66,33 +66,33 @@ def test_an_answer_is_an_ack_with_all_that_recording_needs() -> None:
     ],
 )
 def test_the_queues_own_list_wins_over_the_requests_and_that_over_the_default(
-    own: str, wished: str, name: str
+    own: str, named: str, name: str
 ) -> None:
     route = ResultRoute(own, None, "result-list")
-    assert acked(settled(ANSWER, route, result_queue_name=wished)).result_queue_name == name
+    assert acked(settled(ANSWER, route, result_queue_name=named)).result_queue_name == name
 
 
 OWN = "result-list:result-of:a"
 """The list of the request "a" alone."""
 
 
-@pytest.mark.parametrize("wished", [None, 0, 1, 3_600])
+@pytest.mark.parametrize("named", [None, 0, 1, 3_600])
 @pytest.mark.parametrize("own", [None, 0, 60])
 @pytest.mark.parametrize("is_resolved", [False, True])
 @pytest.mark.parametrize("name", ["", "result-list", "mine", "results:batch:b", f"{OWN}b"])
 def test_a_request_cannot_set_the_expiry_of_a_list_that_others_use(
-    name: str, is_resolved: bool, own: int | None, wished: int | None
+    name: str, is_resolved: bool, own: int | None, named: int | None
 ) -> None:
     route = ResultRoute("", own, "result-list", may_name=ResultNames())
     internal: dict[str, Any] = {"result_queue_name": name, "result_routing_resolved": is_resolved}
-    ack = acked(settled(ANSWER, route, result_ttl_seconds=wished, **internal))
+    ack = acked(settled(ANSWER, route, result_ttl_seconds=named, **internal))
     is_the_operators = name in ("", "result-list") or not is_resolved
     assert ack.result_queue_name == (name or "result-list")
     assert ack.result_ttl_seconds == (own if is_the_operators else None)
 
 
 @pytest.mark.parametrize(
-    ("own", "wished", "is_resolved", "seconds"),
+    ("own", "named", "is_resolved", "seconds"),
     [
         (None, 5, False, 5),
         (7, 5, False, 7),
@@ -103,19 +103,19 @@ def test_a_request_cannot_set_the_expiry_of_a_list_that_others_use(
     ],
 )
 def test_a_request_sets_the_expiry_of_its_own_list(
-    own: int | None, wished: int | None, is_resolved: bool, seconds: int | None
+    own: int | None, named: int | None, is_resolved: bool, seconds: int | None
 ) -> None:
     internal: dict[str, Any] = {"result_queue_name": OWN, "result_routing_resolved": is_resolved}
-    ack = acked(settled(ANSWER, ResultRoute("", own, "result-list"), result_ttl_seconds=wished, **internal))
+    ack = acked(settled(ANSWER, ResultRoute("", own, "result-list"), result_ttl_seconds=named, **internal))
     assert (ack.result_queue_name, ack.result_ttl_seconds) == (OWN, seconds)
 
 
-@pytest.mark.parametrize(("wished", "seconds"), [(1, 86_400), (100_000, 100_000), (None, 60)])
+@pytest.mark.parametrize(("named", "seconds"), [(1, 86_400), (100_000, 100_000), (None, 60)])
 def test_below_another_queues_list_a_request_sets_no_expiry_under_a_day(
-    wished: int | None, seconds: int
+    named: int | None, seconds: int
 ) -> None:
     internal: dict[str, Any] = {"result_queue_name": "results-b:result-of:a", "result_routing_resolved": True}
-    ack = acked(settled(ANSWER, ResultRoute("", 60, "result-list"), result_ttl_seconds=wished, **internal))
+    ack = acked(settled(ANSWER, ResultRoute("", 60, "result-list"), result_ttl_seconds=named, **internal))
     assert ack.result_ttl_seconds == seconds
 
 
@@ -145,7 +145,7 @@ def test_an_invalid_request_finds_its_own_list_too() -> None:
 @pytest.mark.parametrize("size", [99, 100, 101])
 def test_a_large_answer_is_offloaded_byte_for_byte(size: int) -> None:
     body = "é".encode() * (size // 2) + b"x" * (size % 2)
-    route = ResultRoute("", None, "result-list", apart_bytes=100, apart_seconds=60)
+    route = ResultRoute("", None, "result-list", offload_bytes=100, offload_seconds=60)
     answer = Answered(answered_result("a", "t", 200, body), content_type="application/json")
     ack = acked(settled(answer, route))
     result = decode_result(ack.result)
@@ -162,7 +162,7 @@ def test_a_large_answer_is_offloaded_byte_for_byte(size: int) -> None:
 
 
 def test_an_offloaded_answer_expires_with_its_list() -> None:
-    route = ResultRoute("", None, "result-list", apart_bytes=1, apart_seconds=60)
+    route = ResultRoute("", None, "result-list", offload_bytes=1, offload_seconds=60)
     ack = acked(settled(ANSWER, route, result_ttl_seconds=7, result_queue_name=OWN))
     assert ack.stored is not None
     assert ack.stored.seconds == 7
@@ -170,14 +170,14 @@ def test_an_offloaded_answer_expires_with_its_list() -> None:
 
 def test_binary_members_are_stored_unchanged() -> None:
     answer = answered_result("a", "", 200, b"\xff\x00" * 60, keeps_bytes=True)
-    ack = acked(settled(Answered(answer), ResultRoute("", None, "result-list", apart_bytes=100)))
+    ack = acked(settled(Answered(answer), ResultRoute("", None, "result-list", offload_bytes=100)))
     assert ack.stored is not None
     assert ack.stored.payload == b"\xff\x00" * 60
     assert filled_result(decode_result(ack.result), ack.stored.payload) == answer
 
 
 def test_an_error_is_never_offloaded() -> None:
-    route = ResultRoute("", None, "result-list", apart_bytes=1)
+    route = ResultRoute("", None, "result-list", offload_bytes=1)
     claim, envelope = claim_of()
     ack = dead_lettered(claim, envelope, route, NOW)
     assert ack.stored is None

@@ -184,13 +184,13 @@ async def test_a_dead_letter_has_its_offloaded_payload(store: Redis, stored: byt
     assert [one.error_code for one in await rig.results()] == [ErrorCode.UNDELIVERABLE, ""]
 
 
-async def forever(_request: Request) -> Outcome:
+async def endless(_request: Request) -> Outcome:
     await asyncio.Event().wait()
     raise AssertionError("unreachable")
 
 
 async def test_a_lost_lease_cancels_the_work_and_settles_nothing(store: Redis) -> None:
-    rig = Rig(store, forever)
+    rig = Rig(store, endless)
     kept, lost = await rig.claimed(body("kept"), body("lost"))
     async with running(rig.ack_batcher.run()):
         rig.start([kept, lost])
@@ -208,7 +208,7 @@ async def test_a_lost_lease_cancels_the_work_and_settles_nothing(store: Redis) -
 
 @pytest.mark.parametrize("has_begun", [True, False])
 async def test_hand_back_releases_claims_without_an_outcome_at_once(store: Redis, has_begun: bool) -> None:
-    rig = Rig(store, forever)
+    rig = Rig(store, endless)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(20)))
     async with running(rig.ack_batcher.run()):
         rig.start(claims)

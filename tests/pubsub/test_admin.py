@@ -176,8 +176,8 @@ def test_without_the_projects_number_pubsubs_account_is_known_by_its_domain() ->
     assert (
         grant_state(grant, Policy(bindings=[Binding(role=PUBLISHER, members=members)])) is GrantState.GRANTED
     )
-    stranger = Policy(bindings=[Binding(role=PUBLISHER, members=["user:x@y"])])
-    assert grant_state(grant, stranger) is GrantState.MISSING
+    other = Policy(bindings=[Binding(role=PUBLISHER, members=["user:x@y"])])
+    assert grant_state(grant, other) is GrantState.MISSING
 
 
 def test_dead_letters_without_a_reader_are_warned_of() -> None:

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from handlers.contract.errors import InvalidSetting
 from handlers.demo.pubsub_emulator import PubSubEmulator
-from handlers.pubsub.batch import TopicBatches
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions, status_of
 from handlers.pubsub.errors import PublishFailed, PubSubFailed, ResultTooLarge
 from handlers.pubsub.publisher import (
@@ -24,6 +23,7 @@ from handlers.pubsub.publisher import (
     TopicState,
     check_limits,
 )
+from handlers.pubsub.topic_batches import TopicBatches
 from tests.pubsub.resources import Resources
 from tests.servers.pubsub_broker import Fault, Refusal, confirmed, refusal, running_broker
 from tests.waiting import wait_until_async

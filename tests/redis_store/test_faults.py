@@ -59,13 +59,13 @@ class Places:
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
     program = program_path("redis-server")
     pem = self_signed(tmp_path_factory.mktemp("tls"))
-    stranger = self_signed(tmp_path_factory.mktemp("other"))
+    other = self_signed(tmp_path_factory.mktemp("other"))
     with ExitStack() as parts:
         locked = Server(program, "--requirepass", SECRET)
         parts.callback(locked.stop)
         cluster = parts.enter_context(Cluster(program))
         sentinels = parts.enter_context(Sentinels(program, tls=pem))
-        yield Places(locked, cluster, sentinels, str(pem), str(stranger))
+        yield Places(locked, cluster, sentinels, str(pem), str(other))
 
 
 async def _failure(options: RedisOptions) -> str:
@@ -130,9 +130,9 @@ CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 async def test_a_wrong_redis_is_explained_in_one_line(places: Places, case: str) -> None:
-    options_of, told = CASES[case]
+    options_of, reported = CASES[case]
     text = await _failure(options_of(places))
-    assert told in text
+    assert reported in text
     assert len(text) < 250
     assert "\n" not in text
     assert SECRET not in text

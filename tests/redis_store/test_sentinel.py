@@ -60,9 +60,9 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
 
         done: list[str] = []
         while len(done) < REQUESTS:
-            claims = await _insist(worker.claim, bool)
+            claims = await _retried(worker.claim, bool)
             rows = [_ack_of(claim) for claim in claims]
-            effects = await _insist(partial(worker.ack, rows))
+            effects = await _retried(partial(worker.ack, rows))
             done += [row.request_id for row, effect in zip(rows, effects, strict=True) if effect]
             if REQUESTS // 4 <= len(done) < REQUESTS // 4 + BATCH:
                 asyncio.get_running_loop().call_later(0.002, sentinels.master.kill)
@@ -74,8 +74,8 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
         )
         assert found == Counter(done) == Counter(f"s{n}" for n in range(REQUESTS))
 
-        sent: Submission = await _insist(lambda: client.submit({"n": 0}, deadline=now + 600))
-        (after,) = await _insist(worker.claim, bool)
+        sent: Submission = await _retried(lambda: client.submit({"n": 0}, deadline=now + 600))
+        (after,) = await _retried(worker.claim, bool)
         assert after.claim_key.startswith(sent.id.encode())
     assert sentinels.replica.client(password="p@ss/word").info("replication")["role"] == "master"
 
@@ -109,7 +109,7 @@ def _ack_of(claim: Claim) -> Ack:
     return Ack(claim, claim.claim_key, RESULTS, None, request_id, token)
 
 
-async def _insist(call: Callable[[], Awaitable[T]], is_enough: Callable[[T], bool] = lambda _: True) -> T:
+async def _retried(call: Callable[[], Awaitable[T]], is_enough: Callable[[T], bool] = lambda _: True) -> T:
     """Call until it answers, as pool, settler and a client's caller do."""
     answers: list[T] = []
 

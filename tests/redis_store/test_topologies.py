@@ -26,10 +26,10 @@ from handlers.redis_store.admin.depths import queue_depths
 from handlers.redis_store.admin.status_board import StatusBoard, read_board
 from handlers.redis_store.cluster.queue import ClusterQueue
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, Store, connect
-from handlers.redis_store.idempotency.by_id import Mark, RunState, finish_for_id, stand_for_id
+from handlers.redis_store.idempotency.by_id import IdRecord, RunState, finish_id_record, record_for_id
 from handlers.redis_store.idempotency.deliveries import AlreadyAnswered, DeliveryRecords, Fresh
 from handlers.redis_store.limits.gate_store import RedisGateStore
-from handlers.redis_store.limits.pool_members import PoolPlace, RedisPoolSharing
+from handlers.redis_store.limits.pool_members import PoolIndex, RedisPoolSharing
 from handlers.redis_store.opening import open_submissions
 from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue
 from handlers.redis_store.submit.submissions import MemberParts
@@ -86,13 +86,13 @@ def queue_of(redis: Store, options: RedisOptions, name: str) -> RedisQueue:
 async def test_more_callers_than_connections_wait_for_their_turn(redis: Store, name: str) -> None:
     answers = await asyncio.gather(*(redis.set(f"{name}-{n}", n, ex=60) for n in range(100)))
     assert all(answers)
-    marks = [Mark(f"{name}-{n}", "token", 60) for n in range(256)]
+    marks = [IdRecord(f"{name}-{n}", "token", 60) for n in range(256)]
     until = time.time() + 60
-    stand = await asyncio.gather(*(stand_for_id(redis, mark, until) for mark in marks))
+    stand = await asyncio.gather(*(record_for_id(redis, mark, until) for mark in marks))
     assert set(stand) == {RunState.RUNS}
-    await finish_for_id(redis, marks)
+    await finish_id_record(redis, marks)
     other = [replace(mark, known_by="another") for mark in marks]
-    assert {await stand_for_id(redis, mark, until) for mark in other} == {RunState.FINISHED}
+    assert {await record_for_id(redis, mark, until) for mark in other} == {RunState.FINISHED}
 
 
 async def test_a_full_batch_that_stands_for_its_ids_is_settled_at_once(
@@ -112,7 +112,7 @@ async def test_a_full_batch_that_stands_for_its_ids_is_settled_at_once(
             None,
             claim.claim_key.decode(),
             "",
-            mark=Mark(claim.claim_key.decode(), "t", 60),
+            id_record=IdRecord(claim.claim_key.decode(), "t", 60),
         )
         for claim in claims
     ]
@@ -159,8 +159,8 @@ async def test_pollers_share_a_pool_and_report_to_the_board(
     redis: Store, options: RedisOptions, name: str
 ) -> None:
     a, b = (RedisPoolSharing(redis, name, one, lease_seconds=60) for one in "ab")
-    assert await a.share(5) == PoolPlace(0, 1, 0)
-    assert await b.share(2) == PoolPlace(1, 2, 5)
+    assert await a.share(5) == PoolIndex(0, 1, 0)
+    assert await b.share(2) == PoolIndex(1, 2, 5)
     minute = int(time.time() // 60)
     await StatusBoard(redis, name).post(b"{}", minute, {"answered": 3}, [b'{"id":"x"}'])
     board = await read_board(redis, minute)
@@ -200,10 +200,10 @@ async def test_with_tls_plain_connections_and_other_cas_fail(options: RedisOptio
         async with AsyncClient.for_redis(options.url, ClientOptions()) as client:
             assert str(await client.look_up("nobody")) == "unknown"
         return
-    stranger = str(self_signed(tmp_path, "127.0.0.3"))
+    other = str(self_signed(tmp_path, "127.0.0.3"))
     for wrong in (
         replace(options, url=options.url.replace("rediss+", "redis+")),
-        replace(options, ca_file=stranger),
+        replace(options, ca_file=other),
     ):
         async with contextlib.aclosing(connect(replace(wrong, timeout_seconds=2))) as redis:
             with pytest.raises(STORE_FAILURES):

@@ -38,10 +38,10 @@ class Page:
 
     async def _read(self) -> None:
         async for one in self._socket:
-            said = json.loads(one.data)
-            if waiting := self._answers.pop(said.get("id", -1), None):
-                waiting.set_result(said)
-            self._notice(said.get("method", ""), said.get("params", {}))
+            message = json.loads(one.data)
+            if waiting := self._answers.pop(message.get("id", -1), None):
+                waiting.set_result(message)
+            self._notice(message.get("method", ""), message.get("params", {}))
 
     def _notice(self, method: str, params: dict[str, Any]) -> None:
         if method == "Network.requestWillBeSent":
@@ -59,9 +59,9 @@ class Page:
         waiting = self._answers[number]
         await self._socket.send_json(frame)
         async with asyncio.timeout(_CALL_SECONDS):
-            said = await waiting
-        assert "error" not in said, said
-        found: dict[str, Any] = said["result"]
+            message = await waiting
+        assert "error" not in message, message
+        found: dict[str, Any] = message["result"]
         return found
 
     async def open(self, url: str) -> None:
@@ -76,9 +76,11 @@ class Page:
 
     async def run(self, script: str) -> Any:
         """The value of a JavaScript expression in the page."""
-        said = await self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in said, said
-        return said["result"].get("value")
+        message = await self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in message, message
+        return message["result"].get("value")
 
     async def submit(self, script: str) -> None:
         """Run a script that opens another page, and wait for it."""
@@ -100,7 +102,7 @@ class Page:
         """Type text into the focused element."""
         await self.call("Input.insertText", text=text)
 
-    async def look(self, width: int, height: int, *, is_dark: bool = False) -> None:
+    async def resize(self, width: int, height: int, *, is_dark: bool = False) -> None:
         """Set the size of the screen and the light or dark scheme."""
         await self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -114,8 +116,8 @@ class Page:
 
     async def shoot(self, path: Path) -> None:
         """Take a screenshot."""
-        said = await self.call("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(said["data"]))
+        message = await self.call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(message["data"]))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -183,7 +185,7 @@ async def _first_page(socket: aiohttp.ClientWebSocketResponse) -> Page:
 async def _answer(socket: aiohttp.ClientWebSocketResponse, number: int) -> dict[str, Any]:
     async with asyncio.timeout(_CALL_SECONDS):
         while True:
-            said = await socket.receive_json()
-            if said.get("id") == number:
-                found: dict[str, Any] = said["result"]
+            message = await socket.receive_json()
+            if message.get("id") == number:
+                found: dict[str, Any] = message["result"]
                 return found

@@ -28,7 +28,7 @@ from handlers.demo.servers import Child
 
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 """The product's command, as a shell finds it."""
-PATIENT = {"REDIS_TIMEOUT_SECONDS": "60"}
+LONG_REDIS_TIMEOUT = {"REDIS_TIMEOUT_SECONDS": "60"}
 """For commands that give up when Redis does not answer: on a busy machine it may need longer than by default."""
 _LISTENING = re.compile(r"listening on (http://\S+)")
 _TEMPLATE = "tests.servers.forked_template"

@@ -101,7 +101,7 @@ class RawHttp:
         """The base URL."""
         return f"{'https' if self.is_tls else 'http'}://127.0.0.1:{self.port}"
 
-    def say(self, *answers: Answer) -> None:
+    def reply(self, *answers: Answer) -> None:
         """Answer with these from now on."""
         self.script = list(answers)
         self._served = 0

@@ -15,7 +15,7 @@ from handlers.serving.slow_clients import MAX_HEADER_BYTES, timely_protocol
 from tests.waiting import elapse_async
 
 RECEIVE_SECONDS = 0.6
-PATIENCE_SECONDS = 20
+LIMIT_SECONDS = 20
 """Seconds that a test waits for an expected event; far more than it takes."""
 LARGE = b"x" * 50_000_000
 
@@ -79,14 +79,14 @@ class Client:
 
     async def answer(self) -> bytes:
         """Head and two-byte body of one answer."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(LIMIT_SECONDS):
             head = await self.reader.readuntil(b"\r\n\r\n")
             return head + await self.reader.readexactly(2)
 
     async def rest(self) -> bytes:
         """Everything until the server closes the connection."""
         found = b""
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(LIMIT_SECONDS):
             with suppress(ConnectionResetError):
                 while some := await self.reader.read(65_536):
                     found += some
@@ -95,7 +95,7 @@ class Client:
     async def drip(self, piece: bytes) -> None:
         """Send it now and then, for as long as the server accepts it."""
         with suppress(ConnectionError):
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(LIMIT_SECONDS):
                 while not self.reader.at_eof():
                     await self.send(piece)
                     await elapse_async(0.02, "a slow client's pause")
@@ -262,7 +262,7 @@ async def test_a_trailer_never_becomes_a_header(connect: Connect) -> None:
 async def test_trailers_and_chunk_extensions_without_an_end_are_cut_by_size(start: bytes) -> None:
     """By size, because the time is not limited here."""
     piece = b"x" * 4_096 if start.endswith((b" ", b"=")) else b"a: " + b"b" * 4_091 + b"\r\n"
-    async with serving(3_600) as port, asyncio.timeout(PATIENCE_SECONDS):
+    async with serving(3_600) as port, asyncio.timeout(LIMIT_SECONDS):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         with suppress(ConnectionError):
             writer.write(b"POST /read" + CHUNKED + start)
@@ -297,7 +297,7 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 async def test_a_request_that_a_proxy_may_read_in_another_way_is_refused(port: int, name: str) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(LIMIT_SECONDS):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(ODD[name])
         answered = await reader.read()
@@ -315,7 +315,7 @@ async def test_a_request_that_a_proxy_may_read_in_another_way_is_refused(port: i
     ids=["HTTP/1.0 without a host", "chunked in capitals"],
 )
 async def test_unusual_but_valid_requests_are_served(port: int, request_bytes: bytes) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(LIMIT_SECONDS):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request_bytes)
         answered = await reader.read()
@@ -329,7 +329,7 @@ async def test_a_client_that_pauses_longer_than_a_receipt_may_take_still_gets_it
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
         await elapse_async(4 * RECEIVE_SECONDS, "more than a receipt may take")
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(LIMIT_SECONDS):
             await reader.readuntil(b"\r\n\r\n")
             assert await reader.readexactly(len(LARGE)) == LARGE
         writer.close()

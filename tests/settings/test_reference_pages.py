@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from handlers.contract.accepted import meaning, types_of
-from handlers.gates.registry import GATES
+from handlers.gates.registry import GATE_KINDS
 from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.reference import SECTIONS, config_page, example_file, with_section
 from handlers.settings.settings import load_settings
@@ -28,9 +28,9 @@ def test_every_field_of_the_file_is_described(struct: type[msgspec.Struct]) -> N
     assert [name for name, kind in types_of(struct).items() if not meaning(kind)] == []
 
 
-@pytest.mark.parametrize("gate_type", sorted(GATES))
+@pytest.mark.parametrize("gate_type", sorted(GATE_KINDS))
 def test_every_parameter_of_a_gate_is_described(gate_type: str) -> None:
-    found = types_of(GATES[gate_type].parameters)
+    found = types_of(GATE_KINDS[gate_type].parameters)
     assert [name for name, kind in found.items() if not meaning(kind)] == []
 
 

@@ -27,6 +27,6 @@ def test_a_failure_on_the_board_is_small(sign: str, is_final: bool) -> None:
     )
     tally.note(request, outcome)
     _, (failure,) = tally.take()
-    told = msgspec.json.decode(failure)
-    assert max(len(value.encode()) for value in told.values() if isinstance(value, str)) <= 256
+    reported = msgspec.json.decode(failure)
+    assert max(len(value.encode()) for value in reported.values() if isinstance(value, str)) <= 256
     assert len(failure) < 8_000, "256 bytes each, escaped at the worst"

@@ -148,7 +148,7 @@ async def page() -> AsyncIterator[Page]:
 async def test_every_page_is_accessible_and_loads_nothing_from_other_hosts(
     page: Page, base_url: str, is_dark: bool, width: int, tmp_path: Path
 ) -> None:
-    await page.look(width, 900, is_dark=is_dark)
+    await page.resize(width, 900, is_dark=is_dark)
     for path in ("/", "/find?id=held-1", "/dead?queue=summaries", "/nowhere"):
         await page.open(f"{base_url}{path}")
         assert await page.run(FAULTS) == [], path
@@ -167,7 +167,7 @@ async def test_the_first_page_shows_queues_gates_and_failures(page: Page, base_u
     assert "closed" in text
     assert "reserved-async" in text
     assert "unavailable (503)" in text
-    assert "<b>bold</b>" in text, "an id is text, whatever it looks like"
+    assert "<b>bold</b>" in text, "an id is text, whatever it scans like"
     row = "[...document.querySelectorAll('tr')].find(r => r.querySelector('th')?.innerText === 'evaluations').innerText"
     assert (await page.run(row)).split()[:4] == ["evaluations", "5", "0", "0"]
     await page.run("document.querySelectorAll('details').forEach(one => one.open = true)")
@@ -246,10 +246,10 @@ def test_a_name_that_was_turned_to_this_machine_reads_nothing(base_url: str) -> 
         request = urllib.request.Request(f"{base_url}{path}", headers={"Host": f"rebound.example:{port}"})
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=30)
-        said = caught.value.read().decode()
-        assert (caught.value.code, said.count("\n")) == (421, 1)
-        assert "STATUS_HOSTS" in said
-        assert "rebound" not in said
+        message = caught.value.read().decode()
+        assert (caught.value.code, message.count("\n")) == (421, 1)
+        assert "STATUS_HOSTS" in message
+        assert "rebound" not in message
     for name in ("localhost", "127.0.0.1", "[::1]"):
         assert _status(base_url, host=f"{name}:{port}") == 200
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from handlers.telemetry.families import PREFIX
+from handlers.telemetry.families import METRIC_PREFIX
 from handlers.telemetry.metrics import Metrics
 
 
@@ -19,10 +19,10 @@ class Page:
     samples: dict[tuple[str, frozenset[tuple[str, str]]], float] = field(default_factory=dict)
 
     def value(self, name: str, **labels: str) -> float | None:
-        return self.samples.get((f"{PREFIX}_{name}", frozenset(labels.items())))
+        return self.samples.get((f"{METRIC_PREFIX}_{name}", frozenset(labels.items())))
 
     def labels(self, name: str) -> Iterator[dict[str, str]]:
-        return (dict(labels) for sample, labels in self.samples if sample == f"{PREFIX}_{name}")
+        return (dict(labels) for sample, labels in self.samples if sample == f"{METRIC_PREFIX}_{name}")
 
 
 def page_of(metrics: Metrics) -> Page:

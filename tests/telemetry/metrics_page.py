@@ -10,7 +10,7 @@ import sys
 from prometheus_client.parser import text_string_to_metric_families
 
 from handlers.gates.gate import GateState
-from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS, PREFIX
+from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS, METRIC_PREFIX
 from handlers.telemetry.metrics import DoorMetrics, Metrics
 
 OWNER = ("q", "request-sortedset", "default")
@@ -37,9 +37,9 @@ The poller serves its metrics at `/metrics` on `METRICS_PORT`. A handler serves 
 bearer token `METRICS_TOKEN`; unset, the page is disabled. [monitoring/](../monitoring) has a dashboard and alert
 rules.
 
-All names have the prefix `{PREFIX}_`. Metrics marked with a dot have the names, labels and meanings of `llm-d-async`,
-so that its dashboards work; their buckets include those of `llm-d-async`. Counters start at 0 when the process
-starts; gauges of gates appear with the gate.
+All names have the prefix `{METRIC_PREFIX}_`. Metrics marked with a dot have the names, labels and meanings of
+`llm-d-async`, so that its dashboards work; their buckets include those of `llm-d-async`. Counters start at 0 when
+the process starts; gauges of gates appear with the gate.
 
 **Sums.** The poller counts the requests of its queues, whether or not a handler forwards them. A handler counts
 pushes (`queue_id` is the subscription), events of other sources (`events`), and its own deliveries. A sum over all
@@ -89,9 +89,9 @@ def labels_by_name() -> dict[str, tuple[str, str, list[str]]]:
     """Kind, description and labels of every metric, by name without the prefix."""
     found: dict[str, tuple[str, str, list[str]]] = {}
     for family in text_string_to_metric_families(populated().render().decode()):
-        if not family.name.startswith(PREFIX):
+        if not family.name.startswith(METRIC_PREFIX):
             continue
-        name = family.name.removeprefix(f"{PREFIX}_") + ("_total" if family.type == "counter" else "")
+        name = family.name.removeprefix(f"{METRIC_PREFIX}_") + ("_total" if family.type == "counter" else "")
         labels = dict.fromkeys(name for sample in family.samples for name in sample.labels)
         found[name] = family.type, family.documentation, [name for name in labels if name != "le"]
     return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from handlers.gates.gate import GateState
-from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS, PREFIX
-from handlers.telemetry.metrics import MOST_QUEUES, REASONS, Metrics, QueueMetrics
+from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS, METRIC_PREFIX
+from handlers.telemetry.metrics import MOST_SHOWN_QUEUES, REASONS, Metrics, QueueMetrics
 from tests.telemetry.exposition import page_of
 
 OWNER = ("q1", "request-sortedset", "default")
@@ -86,7 +86,7 @@ def test_every_metric_of_the_reference_is_there_with_its_type_and_labels(
     metrics.watch_gate(*OWNER, lambda: SATURATION)
     metrics.watch_gate("", "", "default", lambda: AIMD)
     page = page_of(metrics)
-    assert {name: page.types.get(f"{PREFIX}_{name}") for name in OF_THE_REFERENCE} == OF_THE_REFERENCE
+    assert {name: page.types.get(f"{METRIC_PREFIX}_{name}") for name in OF_THE_REFERENCE} == OF_THE_REFERENCE
     extra: dict[str, set[str]] = {
         "tokens_total": {"direction"},
         "gate_decisions_total": {"reason"},
@@ -216,7 +216,7 @@ def test_a_final_result_counts_once(
 def test_leases_reclaims_and_dead_letters_are_counted(metrics: Metrics, queue: QueueMetrics) -> None:
     queue.renewed(10, 1)
     queue.reclaimed(3)
-    queue.buried(2)
+    queue.dead_lettered(2)
     page = page_of(metrics)
     assert page.value("lease_renewals_total", **QUEUE) == 10
     assert page.value("lease_losses_total", **QUEUE) == 1
@@ -298,11 +298,11 @@ def test_untrusted_input_creates_no_series(metrics: Metrics, queue: QueueMetrics
         metrics.watch_connections(f"host{number}", lambda: 1)
     page = page_of(metrics)
     counted = list(page.labels("nacks_total"))
-    assert len(counted) == (MOST_QUEUES + 1) * (len(REASONS) + 1)
+    assert len(counted) == (MOST_SHOWN_QUEUES + 1) * (len(REASONS) + 1)
     assert {labels["reason"] for labels in counted} == REASONS | {"other"}
     others = dict.fromkeys(QUEUE, "other")
     # One of the queues is the fixture's.
-    assert page.value("nacks_total", **others, reason="other") == 20_000 - (MOST_QUEUES - 1)
+    assert page.value("nacks_total", **others, reason="other") == 20_000 - (MOST_SHOWN_QUEUES - 1)
     assert {labels["status"] for labels in page.labels("refused_callers_total")} == {"401", "403", "other"}
     assert [labels["peer"] for labels in page.labels("connections_in_use")] == ["other"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from handlers.doors.accounted import NOT_RECORDED
 from handlers.forward.classify import FAILURE_REASONS, STATUS_REASONS
 from handlers.forward.middleware.admission import GATE_CLOSED, QUOTA_EXHAUSTED
-from handlers.forward.middleware.guarded import CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET
+from handlers.forward.middleware.breaker import CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET
 from handlers.poller.dispatcher import HANDLER_LOST, HANDLER_REFUSED, HANDLER_UNAVAILABLE
 from handlers.telemetry.metrics import REASONS
 
 
 def test_each_kind_of_failure_has_its_own_retry_reason() -> None:
     """Every reason in the code is known to the metrics, as others would count as `other`."""
-    said = {*STATUS_REASONS.values(), "server_error", *(reason for _, reason in FAILURE_REASONS)}
-    said |= {GATE_CLOSED, QUOTA_EXHAUSTED, CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET, NOT_RECORDED}
-    said |= {HANDLER_UNAVAILABLE, HANDLER_LOST, HANDLER_REFUSED}
-    assert said - REASONS == set()
+    message = {*STATUS_REASONS.values(), "server_error", *(reason for _, reason in FAILURE_REASONS)}
+    message |= {GATE_CLOSED, QUOTA_EXHAUSTED, CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET, NOT_RECORDED}
+    message |= {HANDLER_UNAVAILABLE, HANDLER_LOST, HANDLER_REFUSED}
+    assert message - REASONS == set()

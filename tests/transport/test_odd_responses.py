@@ -45,7 +45,7 @@ NOT_REUSED = {
 async def test_a_whole_response_is_read_and_its_connection_reused_only_where_the_next_response_is_ours(
     transport: Transport, server: RawHttp, name: str
 ) -> None:
-    server.say(Answer({**REUSED, **NOT_REUSED}[name]), answer(200, b"next"))
+    server.reply(Answer({**REUSED, **NOT_REUSED}[name]), answer(200, b"next"))
     first = await post(transport, server.url)
     assert (first.status_code, first.body) == (200, b"ok")
     assert (await post(transport, server.url)).body == b"next"
@@ -56,7 +56,7 @@ async def test_a_whole_response_is_read_and_its_connection_reused_only_where_the
     "body", [b"content-length: 2\r\n\r\nno", b"transfer-encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n"]
 )
 async def test_a_204_has_no_body_whatever_follows(transport: Transport, server: RawHttp, body: bytes) -> None:
-    server.say(Answer(b"HTTP/1.1 204 N\r\n" + body), answer(200, b"next"))
+    server.reply(Answer(b"HTTP/1.1 204 N\r\n" + body), answer(200, b"next"))
     assert (await post(transport, server.url))[::2] == (204, b"")
     assert (await post(transport, server.url)).body == b"next"
     assert server.connections == 2
@@ -65,7 +65,7 @@ async def test_a_204_has_no_body_whatever_follows(transport: Transport, server: 
 async def test_folded_lines_and_forbidden_bytes_of_a_header_become_spaces(
     transport: Transport, server: RawHttp
 ) -> None:
-    server.say(Answer(OK + b"x: a\r\n b\0c\r\ncontent-length: 2\r\n\r\nok"))
+    server.reply(Answer(OK + b"x: a\r\n b\0c\r\ncontent-length: 2\r\n\r\nok"))
     (value,) = [value for name, value in (await post(transport, server.url)).headers if name == b"x"]
     assert value.split() == [b"a", b"b", b"c"]
     assert not set(value) & set(b"\r\n\0")
@@ -97,7 +97,7 @@ BROKEN_BODIES = {
 async def test_what_is_no_response_is_told_and_its_connection_closed(
     transport: Transport, server: RawHttp, name: str
 ) -> None:
-    server.say(Answer({**NO_RESPONSE, **BROKEN_BODIES}[name]), answer(200, b"next"))
+    server.reply(Answer({**NO_RESPONSE, **BROKEN_BODIES}[name]), answer(200, b"next"))
     with pytest.raises(httpx.RemoteProtocolError) as caught:
         await post(transport, server.url)
     assert isinstance(caught.value, TruncatedBody) == (name in BROKEN_BODIES)
@@ -107,7 +107,7 @@ async def test_what_is_no_response_is_told_and_its_connection_closed(
 async def test_all_parts_of_a_body_stay_in_their_order(transport: Transport, server: RawHttp) -> None:
     body = b"".join(b"%06d" % number for number in range(5_000))
     chunks = b"".join(b"3\r\n" + body[at : at + 3] + b"\r\n" for at in range(0, len(body), 3))
-    server.say(Answer(CHUNKED + chunks + b"0\r\n\r\n"))
+    server.reply(Answer(CHUNKED + chunks + b"0\r\n\r\n"))
     assert (await post(transport, server.url)).body == body
 
 
@@ -130,12 +130,12 @@ async def test_a_connection_is_given_up_before_the_server_closes_it(transport: T
 async def test_nothing_under_two_codings_is_nothing(
     transport: Transport, server: RawHttp, coding: str
 ) -> None:
-    server.say(answer(200, gzip.compress(b""), {"content-encoding": coding}))
+    server.reply(answer(200, gzip.compress(b""), {"content-encoding": coding}))
     assert (await post(transport, server.url)).body == b""
 
 
 async def test_an_unknown_coding_below_a_known_one_is_told(transport: Transport, server: RawHttp) -> None:
-    server.say(answer(200, gzip.compress(b"abc"), {"content-encoding": "pack200, gzip"}))
+    server.reply(answer(200, gzip.compress(b"abc"), {"content-encoding": "pack200, gzip"}))
     with pytest.raises(UnusableResponse, match="unknown content-encoding 'pack200'"):
         await post(transport, server.url)
 
@@ -146,7 +146,7 @@ async def test_a_coded_body_may_unpack_to_exactly_the_limit(
 ) -> None:
     half = LIMIT // 2
     body = gzip.compress(b"x" * half) + gzip.compress(b"y" * (half + excess)) + gzip.compress(b"")
-    server.say(answer(200, body, {"content-encoding": "gzip"}))
+    server.reply(answer(200, body, {"content-encoding": "gzip"}))
     if is_read:
         assert len((await post(transport, server.url)).body) == LIMIT
     else:
@@ -155,7 +155,7 @@ async def test_a_coded_body_may_unpack_to_exactly_the_limit(
 
 
 async def test_a_response_to_head_ends_with_its_headers(server: RawHttp) -> None:
-    server.say(Answer(OK + b"content-length: 2\r\n\r\n"), answer(200, b"next"))
+    server.reply(Answer(OK + b"content-length: 2\r\n\r\n"), answer(200, b"next"))
     async with http_client(TransportOptions()) as client, asyncio.timeout(60):
         assert (await client.head(server.url)).content == b""
         assert (await client.get(server.url)).content == b"next"

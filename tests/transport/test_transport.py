@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from handlers.transport.connection import MAX_HEADERS, Connection
+from handlers.transport.connection import MAX_RESPONSE_HEADERS, Connection
 from handlers.transport.failures import ConnectionLost, ResponseTooLarge, TruncatedBody, UnusableResponse
 from handlers.transport.transport import HEAD_ONLY, Transport, TransportOptions, http_client
 from tests.servers.certificates import self_signed, serving
@@ -127,7 +127,7 @@ async def test_bodies_of_all_sizes_arrive_whole(transport: Transport, server: Ra
 
 async def test_an_unsolicited_response_reaches_no_caller(transport: Transport, server: RawHttp) -> None:
     unasked = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nnobody"
-    server.say(answer(200, b"first" + unasked, declared=5), answer(200, b"second"))
+    server.reply(answer(200, b"first" + unasked, declared=5), answer(200, b"second"))
     assert (await post(transport, server.url)).body == b"first"
     assert (await post(transport, server.url)).body == b"second"
     assert server.connections == 2
@@ -154,7 +154,7 @@ async def test_an_unsolicited_response_on_an_idle_connection_reaches_no_caller(t
 
 
 async def test_a_closed_connection_is_not_used_again(transport: Transport, server: RawHttp) -> None:
-    server.say(answer(200, b"{}", end=End.CLOSE), answer(200, b"{}"))
+    server.reply(answer(200, b"{}", end=End.CLOSE), answer(200, b"{}"))
     for _ in range(2):
         assert (await post(transport, server.url)).status_code == 200
         await wait_until_async(lambda: server.open_connections <= 1, "the server to close")
@@ -232,11 +232,11 @@ async def test_a_request_that_the_server_may_have_read_is_not_sent_again(transpo
 
 
 async def test_a_repeatable_request_is_sent_again_once(server: RawHttp) -> None:
-    server.say(answer(200, b"{}"), Answer(end=End.CLOSE), answer(200, b"again"))
+    server.reply(answer(200, b"{}"), Answer(end=End.CLOSE), answer(200, b"again"))
     async with http_client(TransportOptions()) as client:
         await client.get(server.url)
         assert (await client.get(server.url)).content == b"again"
-        server.say(Answer(end=End.CLOSE))
+        server.reply(Answer(end=End.CLOSE))
         with pytest.raises(httpx.ReadError):
             await client.get(server.url)
     assert len(server.received) == 5
@@ -316,7 +316,7 @@ WHOLE = {
     + b"content-length: 9\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
     "more than the length": OK + b"content-length: 2\r\n\r\nokay",
     "many headers": OK
-    + b"".join(b"x-%d: y\r\n" % n for n in range(MAX_HEADERS - 1))
+    + b"".join(b"x-%d: y\r\n" % n for n in range(MAX_RESPONSE_HEADERS - 1))
     + b"content-length: 2\r\n\r\nok",
     "250 KB of headers": OK + b"x: " + b"y" * 250_000 + b"\r\ncontent-length: 2\r\n\r\nok",
 }
@@ -324,7 +324,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("name", WHOLE)
 async def test_every_form_of_a_whole_answer_is_read(transport: Transport, server: RawHttp, name: str) -> None:
-    server.say(Answer(WHOLE[name], end=End.CLOSE))
+    server.reply(Answer(WHOLE[name], end=End.CLOSE))
     response = await post(transport, server.url)
     assert (response.status_code, response.body) == (200, b"ok")
     assert b"x-late" not in dict(response.headers)
@@ -339,7 +339,7 @@ async def test_an_answer_without_a_body_leaves_the_connection_usable(
         if status == 304
         else f"HTTP/1.1 {status} N\r\n\r\n"
     )
-    server.say(Answer(head.encode()), answer(200, b"next"))
+    server.reply(Answer(head.encode()), answer(200, b"next"))
     assert (await post(transport, server.url)).body == b""
     assert (await post(transport, server.url)).body == b"next"
     assert server.connections == 1
@@ -355,13 +355,13 @@ TRUNCATED = {
 async def test_a_truncated_answer_differs_from_a_complete_one(
     transport: Transport, server: RawHttp, name: str
 ) -> None:
-    server.say(Answer(TRUNCATED[name], end=End.CLOSE))
+    server.reply(Answer(TRUNCATED[name], end=End.CLOSE))
     with pytest.raises(TruncatedBody):
         await post(transport, server.url)
 
 
 TOO_LARGE = {
-    "too many headers": OK + b"x: y\r\n" * (MAX_HEADERS + 1) + b"\r\n",
+    "too many headers": OK + b"x: y\r\n" * (MAX_RESPONSE_HEADERS + 1) + b"\r\n",
     "headers too large": OK + b"x: " + b"y" * 263_000 + b"\r\n\r\n",
     "trailers without an end": OK + b"transfer-encoding: chunked\r\n\r\n0\r\n" + b"x: y\r\n" * 100_000,
     "interim answers without an end": b"HTTP/1.1 102 Processing\r\n\r\n" * 20_000,
@@ -371,14 +371,14 @@ TOO_LARGE = {
 
 @pytest.mark.parametrize("name", TOO_LARGE)
 async def test_an_answer_over_a_limit_is_given_up(transport: Transport, server: RawHttp, name: str) -> None:
-    server.say(Answer(TOO_LARGE[name]))
+    server.reply(Answer(TOO_LARGE[name]))
     with pytest.raises(UnusableResponse) as caught:
         await post(transport, server.url)
     assert name == "another transfer coding" or isinstance(caught.value, ResponseTooLarge)
 
 
 async def test_a_switch_of_protocols_is_no_answer(transport: Transport, server: RawHttp) -> None:
-    server.say(Answer(b"HTTP/1.1 101 Switching\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\nabc"))
+    server.reply(Answer(b"HTTP/1.1 101 Switching\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\nabc"))
     with pytest.raises(httpx.RemoteProtocolError):
         await post(transport, server.url)
 
@@ -473,14 +473,14 @@ async def test_tls_names_the_host_and_shows_our_certificate(tmp_path: Path) -> N
 
 
 async def test_only_the_head_is_waited_for_where_that_is_enough(server: RawHttp) -> None:
-    server.say(Answer(OK + b"content-length: 50\r\n\r\nhalf", end=End.HANG))
+    server.reply(Answer(OK + b"content-length: 50\r\n\r\nhalf", end=End.HANG))
     async with http_client(TransportOptions()) as client, asyncio.timeout(60):
         response = await client.post(server.url, content=b"{}", extensions={HEAD_ONLY: True})
     assert (response.status_code, response.content) == (200, b"")
 
 
 async def test_no_cookie_is_kept(server: RawHttp) -> None:
-    server.say(answer(200, b"{}", {"set-cookie": "a=b; Path=/"}))
+    server.reply(answer(200, b"{}", {"set-cookie": "a=b; Path=/"}))
     async with http_client(TransportOptions()) as client:
         for _ in range(2):
             await client.get(server.url)
@@ -494,7 +494,7 @@ async def test_a_large_answer_is_read_once_there_is_room(transport: Transport, s
         asked.append((most, on_room))
         return False
 
-    server.say(answer(200, b"x" * 900_000))
+    server.reply(answer(200, b"x" * 900_000))
     call = asyncio.create_task(transport.post(server.url, {}, b"{}", ask_for_room=ask))
     await wait_until_async(lambda: asked, "the transport to ask for room")
     (sock,) = client_sockets(server)
@@ -520,7 +520,7 @@ async def test_the_time_without_room_does_not_count_against_the_request(
         asked.append(on_room)
         return False
 
-    server.say(answer(200, b"x" * 900_000))
+    server.reply(answer(200, b"x" * 900_000))
     for limit_seconds in (
         0.5,
         5.0,

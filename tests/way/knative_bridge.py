@@ -97,8 +97,8 @@ class Bridge:
                 return headers, answer
             if status and status not in RETRIED and status < 500:
                 return None
-            wished = float(headers.get("retry-after", 0)) if self.honours_retry_after else 0.0
-            elapse(min(LONGEST_PAUSE_SECONDS, max(pause, wished)), "the dispatcher's backoff")
+            hint = float(headers.get("retry-after", 0)) if self.honours_retry_after else 0.0
+            elapse(min(LONGEST_PAUSE_SECONDS, max(pause, hint)), "the dispatcher's backoff")
             pause *= 2
         return None
 

@@ -50,7 +50,7 @@ class Rig:
 async def open_rig(**variables: str) -> AsyncIterator[Rig]:
     """A door with these settings in addition to its own."""
     async with running_broker() as broker, running_raw_http() as gateway:
-        gateway.say(answer(200, b'{"choices":[]}'))
+        gateway.reply(answer(200, b'{"choices":[]}'))
         async with open_door(broker, gateway, **variables) as rig:
             yield rig
 

@@ -21,39 +21,39 @@ from tests.way.push_rig import Rig, open_rig
 
 
 @dataclass
-class Memory:
+class DedupServer:
     """The server and the proxy to it."""
 
     server: Server
     line: Proxy
 
 
-Fault = Callable[[Memory], AbstractContextManager[None]]
+Fault = Callable[[DedupServer], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="module")
-def memory() -> Iterator[Memory]:
+def memory() -> Iterator[DedupServer]:
     server = Server(find_valkey(), "--appendonly", "yes")
     with Proxy(("127.0.0.1", server.port)) as line:
-        yield Memory(server, line)
+        yield DedupServer(server, line)
     server.stop()
 
 
 @pytest.fixture
-async def rig(memory: Memory) -> AsyncIterator[Rig]:
+async def rig(memory: DedupServer) -> AsyncIterator[Rig]:
     async with open_rig(DEDUPE_REDIS_URL=f"redis://127.0.0.1:{memory.line.port}") as running:
         yield running
 
 
 @contextlib.contextmanager
-def down(memory: Memory) -> Iterator[None]:
+def down(memory: DedupServer) -> Iterator[None]:
     memory.server.kill()
     yield
     memory.server.start()
 
 
 @contextlib.contextmanager
-def silent(memory: Memory) -> Iterator[None]:
+def silent(memory: DedupServer) -> Iterator[None]:
     memory.line.is_black_hole = True
     yield
     memory.line.is_black_hole = False
@@ -61,7 +61,7 @@ def silent(memory: Memory) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def read_only(memory: Memory) -> Iterator[None]:
+def read_only(memory: DedupServer) -> Iterator[None]:
     with memory.server.client() as client:
         client.replicaof("127.0.0.1", "1")
         yield
@@ -69,7 +69,7 @@ def read_only(memory: Memory) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def full(memory: Memory) -> Iterator[None]:
+def full(memory: DedupServer) -> Iterator[None]:
     with memory.server.client() as client:
         client.config_set("maxmemory", "1")
         yield
@@ -78,16 +78,16 @@ def full(memory: Memory) -> Iterator[None]:
 
 @pytest.mark.parametrize("fault", [down, silent, read_only, full])
 async def test_pushes_are_answered_without_it_and_once_when_it_is_back(
-    rig: Rig, memory: Memory, fault: Fault
+    rig: Rig, memory: DedupServer, fault: Fault
 ) -> None:
     assert (await rig.push(f"before-{fault.__name__}")).status_code == 204
 
     with fault(memory):
         answers = await asyncio.gather(*(rig.push(f"{fault.__name__}-{number}") for number in range(30)))
-        told = (await rig.client.get(rig.url.replace("/push", "/readyz"))).text
+        reported = (await rig.client.get(rig.url.replace("/push", "/readyz"))).text
 
     assert {one.status_code for one in answers} == {204}
-    assert "failing: memory for" in told
+    assert "failing: memory for" in reported
 
     async def is_remembering() -> bool:
         name = f"after-{fault.__name__}-{len(rig.gateway.received)}"

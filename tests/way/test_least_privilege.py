@@ -19,7 +19,7 @@ from handlers.client.options import ClientOptions
 from handlers.redis_store.admin.acl import Role
 from handlers.redis_store.submit.submissions import RequestState
 from tests.redis_store.admin.test_acl import rules_without_whole_reads
-from tests.servers.forked import PATIENT
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Server
 from tests.waiting import wait_until_async
@@ -71,7 +71,7 @@ async def test_pollers_client_and_command_do_all_their_work_with_the_documented_
     deadline = time.time() + 600
     options = ClientOptions(payload_apart_bytes=60, idempotent_window_seconds=60)
     settings = {"REDIS_URL": place.url(Role.POLLER), "RESULT_DETAILS": "true", "RESULT_APART_BYTES": "200"}
-    settings |= PATIENT
+    settings |= LONG_REDIS_TIMEOUT
     with PollerFleet(settings, token_seconds=0.002) as fleet:
         async with AsyncClient.for_redis(place.url(Role.CLIENT), options) as client:
             plain = [NewRequest(id=f"p{n}", payload={"n": n}, deadline=deadline) for n in range(PLAIN)]
@@ -105,10 +105,10 @@ async def test_pollers_client_and_command_do_all_their_work_with_the_documented_
     assert "Redis unavailable" not in log, "no call was refused"
     assert SECRET not in log
 
-    told = await asyncio.to_thread(_top, place.url(Role.STATUS))
-    assert told.returncode == 0, told.stderr
-    assert "request-sortedset" in told.stdout
-    assert SECRET not in told.stdout + told.stderr
+    reported = await asyncio.to_thread(_top, place.url(Role.STATUS))
+    assert reported.returncode == 0, reported.stderr
+    assert "request-sortedset" in reported.stdout
+    assert SECRET not in reported.stdout + reported.stderr
 
 
 def _top(redis_url: str) -> subprocess.CompletedProcess[str]:

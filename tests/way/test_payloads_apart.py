@@ -45,7 +45,7 @@ def no_payload_is_left(store: redis.Redis) -> bool:
     return not list(store.scan_iter("request-payload:*"))
 
 
-def queue_apart(store: redis.Redis, request_id: str, **fields: object) -> str:
+def offloading_queue(store: redis.Redis, request_id: str, **fields: object) -> str:
     """Queue a request as another producer does; returns its payload's key."""
     key = f"request-payload:{request_id}:t"
     data = {"id": request_id, "deadline": int(time.time()) + 3_600, **fields}
@@ -93,7 +93,7 @@ def test_it_is_gone_with_a_request_that_ends_without_an_answer(
     store: redis.Redis, fields: dict[str, object], error_code: ErrorCode
 ) -> None:
     store.set("request-payload:r:t", "{}", ex=3_600)
-    queue_apart(store, "r", **fields)
+    offloading_queue(store, "r", **fields)
     assert next_result(store).error_code == error_code
     wait_until(lambda: no_payload_is_left(store), "no payload left")
 
@@ -101,7 +101,7 @@ def test_it_is_gone_with_a_request_that_ends_without_an_answer(
 @pytest.mark.parametrize("payload", ["hello", '{"a":1},"id":"b"', "[1]"])
 def test_an_invalid_payload_is_answered_at_once(store: redis.Redis, payload: str) -> None:
     store.set("request-payload:r:t", payload, ex=3_600)
-    queue_apart(store, "r")
+    offloading_queue(store, "r")
     result = next_result(store)
     assert (result.error_code, result.request_token) == (ErrorCode.INVALID_REQUEST, "t")
     wait_until(lambda: no_payload_is_left(store), "no payload left")
@@ -109,7 +109,7 @@ def test_an_invalid_payload_is_answered_at_once(store: redis.Redis, payload: str
 
 def test_a_key_of_another_type_holds_no_payload(store: redis.Redis) -> None:
     store.rpush("request-payload:r:t", "{}")
-    queue_apart(store, "r")
+    offloading_queue(store, "r")
     assert next_result(store).error_code == ErrorCode.PAYLOAD_UNAVAILABLE
     wait_until(lambda: no_payload_is_left(store), "no payload left")
 
@@ -117,7 +117,7 @@ def test_a_key_of_another_type_holds_no_payload(store: redis.Redis) -> None:
 def test_a_payload_that_expires_between_two_attempts_is_unavailable(store: redis.Redis) -> None:
     refused = {"simulate": {"status": 429, "retry_after": "3000"}}
     store.set("request-payload:r:t", json.dumps(refused), ex=3_600)
-    key = queue_apart(store, "r")
+    key = offloading_queue(store, "r")
     wait_until(lambda: store.zcard("retry-sortedset"), "the request among the retries")
     store.delete(key)
     (member,) = cast("list[bytes]", store.zrange("retry-sortedset", 0, -1))

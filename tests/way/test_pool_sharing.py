@@ -65,8 +65,8 @@ class Fleet:
 
     def all_know(self, pollers: list[ForkedChild]) -> bool:
         """Whether each poller has registered with all others."""
-        told = [one.output().rpartition("pool shared")[2] for one in pollers]
-        return all(f"pollers={len(pollers)}" in line for line in told)
+        reported = [one.output().rpartition("pool shared")[2] for one in pollers]
+        return all(f"pollers={len(pollers)}" in line for line in reported)
 
     def queue(self, first: int, count: int) -> None:
         """Queue all in one command, so none is served before all wait; deadlines in another order than the ids."""

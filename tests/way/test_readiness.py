@@ -86,10 +86,10 @@ def test_a_gateway_that_fails_is_named(readiness: str, status: int) -> None:
             body = msgspec.json.encode({"id": f"r{number}", "payload": {}, "deadline": DEADLINE})
             client.post("/", content=body, headers=EVENT)
 
-        told = client.get("/readyz")
+        reported = client.get("/readyz")
 
-    assert told.status_code == status
-    assert "failing: gateway for" in told.text
+    assert reported.status_code == status
+    assert "failing: gateway for" in reported.text
 
 
 def test_a_topic_and_a_memory_that_fail_are_named_until_they_work(broker: Broker, gateway_url: str) -> None:
@@ -109,10 +109,10 @@ def test_a_topic_and_a_memory_that_fail_are_named_until_they_work(broker: Broker
             return client.post("/push", json=delivery_of(request, f"{number}")).status_code
 
         assert {push(number) for number in range(3)} == {503}, "what is not published is not acked"
-        told = client.get("/readyz")
-        assert told.status_code == 200
-        assert "results for" in told.text
-        assert "memory for" in told.text
+        reported = client.get("/readyz")
+        assert reported.status_code == 200
+        assert "results for" in reported.text
+        assert "memory for" in reported.text
         page = client.get("/metrics", headers={"authorization": "Bearer a-token-of-this-test"}).text
         ups = dict(line.rsplit(" ", 1) for line in page.splitlines() if "_dependency_up{" in line)
         assert {name.split('"')[1]: value for name, value in ups.items()} == {

@@ -25,7 +25,7 @@ from handlers.redis_store.submit.submissions import RequestState
 from handlers.settings.settings import load_settings
 from handlers.wiring.credentials import redis_options
 from tests.servers.certificates import self_signed
-from tests.servers.forked import COMMAND, PATIENT, run_forked
+from tests.servers.forked import COMMAND, LONG_REDIS_TIMEOUT, run_forked
 from tests.servers.presence import program_path, redis_program
 from tests.servers.redis_topologies import Cluster, Sentinels, Server
 from tests.waiting import wait_until
@@ -64,7 +64,7 @@ class Form:
         queue = {"queue_name": QUEUE, "worker_pool_id": "shared"}
         config = self.folder / "config.json"
         config.write_text(json.dumps({"queues": [queue], "pools": [pool]}))
-        self.variables |= {"CONFIG_FILE": str(config), "GATE_REFRESH_SECONDS": "0.1", **PATIENT}
+        self.variables |= {"CONFIG_FILE": str(config), "GATE_REFRESH_SECONDS": "0.1", **LONG_REDIS_TIMEOUT}
 
     @property
     def access(self) -> RedisAccess:
@@ -161,8 +161,8 @@ def test_a_request_in_flight_is_cancelled_and_its_result_read(form: Form) -> Non
         endless = client.submit({"prompt": "all", "max_tokens": 100_000}, deadline=time.time() + 600)
         wait_until(lambda: client.look_up(endless) is RequestState.CLAIMED, "the endless one in flight")
         assert f"{endless.id} cancelled" in form.run("cancel", endless.id)
-    told = json.loads(form.run("results", "--take", "1", "--format", "json"))
-    assert (told["id"], told["error_code"]) == (endless.id, "CANCELLED")
+    reported = json.loads(form.run("results", "--take", "1", "--format", "json"))
+    assert (reported["id"], reported["error_code"]) == (endless.id, "CANCELLED")
 
 
 def test_a_closed_budget_holds_and_an_open_one_lets_go(form: Form) -> None:
@@ -206,8 +206,8 @@ def test_dead_letters_are_listed_shown_queued_again_and_dropped(form: Form) -> N
 
 
 def _dead_count(form: Form) -> int:
-    told = form.run("dead", "list")
-    return 0 if "no dead letters" in told else 1
+    reported = form.run("dead", "list")
+    return 0 if "no dead letters" in reported else 1
 
 
 def test_results_go_to_a_webhook(form: Form, tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def test_results_go_to_a_webhook(form: Form, tmp_path: Path) -> None:
     secret.write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")
     url = f"http://127.0.0.1:{free_port()}/hook"
     flags = ["--secret-file", str(secret), "--allow-private", "--for", "1s", "--give-up", "1s"]
-    told = form.run("webhook", url, *flags)
-    assert "0 delivered, 1 given up" in told, "nobody listens there, and the command says so"
-    assert sent.id in told
+    reported = form.run("webhook", url, *flags)
+    assert "0 delivered, 1 given up" in reported, "nobody listens there, and the command says so"
+    assert sent.id in reported
 
 
 def test_the_status_page_shows_queue_and_pollers(form: Form) -> None:

@@ -173,7 +173,7 @@ def test_an_id_that_is_queued_twice_at_once_is_answered_twice(store: redis.Redis
     assert [result["id"] for result in results_of(store, 2)] == ["twin", "twin"]
 
 
-def apart(request_id: str) -> tuple[str, str]:
+def offloaded(request_id: str) -> tuple[str, str]:
     """An envelope without its payload, and the key of the payload."""
     key = f"request-payload:{request_id}:t"
     internal = f'{{"request_token":"t","payload_ref":"{key}"}}'
@@ -182,7 +182,7 @@ def apart(request_id: str) -> tuple[str, str]:
 
 
 def test_an_offloaded_payload_is_read_and_deleted(store: redis.Redis) -> None:
-    member, key = apart("apart-1")
+    member, key = offloaded("apart-1")
     store.set(key, '{"prompt":"Hi","max_tokens":3}', ex=600)
     store.zadd(QUEUE, {member: 1_999_999_999})
 
@@ -194,7 +194,7 @@ def test_an_offloaded_payload_is_read_and_deleted(store: redis.Redis) -> None:
 
 
 def test_a_missing_payload_gives_payload_unavailable(store: redis.Redis) -> None:
-    member, _ = apart("apart-2")
+    member, _ = offloaded("apart-2")
     store.zadd(QUEUE, {member: 1_999_999_999})
 
     (result,) = results_of(store, 1)

@@ -89,9 +89,9 @@ def result_of(store: redis.Redis, name: str) -> dict[str, object]:
     return result
 
 
-def told(stack: Stack, who: str, event: str, count: int = 1) -> None:
-    child = stack.children[who]
-    wait_until(lambda: child.output().count(event) >= count, f"{who}: {event}")
+def reported(stack: Stack, process: str, event: str, count: int = 1) -> None:
+    child = stack.children[process]
+    wait_until(lambda: child.output().count(event) >= count, f"{process}: {event}")
 
 
 def test_queues_are_added_and_changed_while_requests_in_flight_finish(
@@ -102,8 +102,8 @@ def test_queues_are_added_and_changed_while_requests_in_flight_finish(
     wait_until(lambda: store.hlen("first:claimed"), "the long request in flight")
 
     config.write(TWO)
-    told(stack, "poller", "configuration reloaded")
-    told(stack, "dispatch", "configuration reloaded")
+    reported(stack, "poller", "configuration reloaded")
+    reported(stack, "dispatch", "configuration reloaded")
     shown = 'inflight_requests{pool_name="default",queue_id="first",queue_name="first"} 1.0'
     assert shown in page(f"{stack.poller_pages_url}/metrics"), "what is in flight is shown until it is over"
 
@@ -121,16 +121,16 @@ def test_an_invalid_file_is_refused_and_reported_and_the_next_valid_one_is_appli
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
     config.write(BAD)
-    for who in ("poller", "dispatch"):
-        told(stack, who, "configuration refused")
+    for process in ("poller", "dispatch"):
+        reported(stack, process, "configuration refused")
     assert "gate_typ" in stack.children["poller"].output()
     queue(store, "first", "still")
     assert result_of(store, "result-list")["id"] == "still"
 
     config.write("{ no yaml")
-    told(stack, "poller", "configuration refused", 2)
+    reported(stack, "poller", "configuration refused", 2)
     config.write(TWO)
-    told(stack, "poller", "configuration reloaded")
+    reported(stack, "poller", "configuration reloaded")
     queue(store, "second", "now")
     assert result_of(store, "result-list")["id"] == "now"
 
@@ -162,12 +162,12 @@ def test_workers_are_never_exceeded_while_files_follow_each_other(
 ) -> None:
     """The old poller still has requests in flight when the next one claims: one limit applies to both."""
     config.write(with_workers(4))
-    told(stack, "poller", "configuration reloaded")
+    reported(stack, "poller", "configuration reloaded")
     for number in range(24):
         queue(store, "first", f"r{number}", max_tokens=40)  # 0.8 s each: together longer than the changes
     for change in range(1, 7):
         config.write(with_workers(4, change))
-        told(stack, "poller", "configuration reloaded", change + 1)
+        reported(stack, "poller", "configuration reloaded", change + 1)
     for _ in range(24):
         assert result_of(store, "result-list")["status_code"] == 200
     state = state_of(stack)
@@ -179,12 +179,12 @@ def test_fewer_workers_are_in_force_once_requests_in_flight_have_ended(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
     config.write(with_workers(6))
-    told(stack, "poller", "configuration reloaded")
+    reported(stack, "poller", "configuration reloaded")
     for number in range(40):
         queue(store, "first", f"r{number}", max_tokens=30)
     wait_until(lambda: state_of(stack)["running"] == 6, "six at the gateway")
     config.write(with_workers(2))
-    told(stack, "poller", "configuration reloaded", 2)
+    reported(stack, "poller", "configuration reloaded", 2)
     wait_until(lambda: state_of(stack)["running"] <= 2, "two at the gateway")
     most = max(state_of(stack)["running"] for _ in range(200))
     assert most <= 2
@@ -202,7 +202,7 @@ def test_a_request_that_waits_at_a_gate_goes_by_the_changed_gate(
     config.write(
         json.dumps({"queues": [{"queue_name": "first", "labels": {"tier": "interactive"}, **gated}]})
     )
-    told(stack, "poller", "configuration reloaded")
+    reported(stack, "poller", "configuration reloaded")
     body = {"id": "reserved", "deadline": FAR, "payload": {"prompt": "x"}}
     internal = {"labels": {"classification": "reserved"}}
     store.zadd("first", {json.dumps({"internal": internal, "request_kind": "plain", "data": body}): FAR})
@@ -217,7 +217,7 @@ def test_a_request_in_flight_at_a_reload_has_the_grace_period_at_a_stop(
     queue(store, "first", "long", max_tokens=200)
     wait_until(lambda: state_of(stack)["running"], "the long request in flight")
     config.write(TWO)
-    told(stack, "poller", "configuration reloaded")
+    reported(stack, "poller", "configuration reloaded")
     stack.children["poller"].process.terminate()
     assert result_of(store, "result-list")["status_code"] == 200
     assert stack.children["poller"].process.wait(SOON_SECONDS) == 0
@@ -252,14 +252,14 @@ def test_an_event_held_at_a_gate_goes_by_the_changed_gate_and_counts_against_its
 
     store.set("dispatch-gate-budget", "0")
     config.write(pool(gate_type="redis", gate_params={"address": stack.redis_url}))
-    told(stack, "dispatch", "configuration reloaded")
+    reported(stack, "dispatch", "configuration reloaded")
     with ThreadPoolExecutor(8) as senders:
         sent = [senders.submit(send, number) for number in range(8)]
         held = 'handler_inflight_deliveries{door="dispatch"} 8.0'
         wait_until(lambda: held in page(f"{stack.handler_url}/metrics"), "eight at the gate")
         for change in range(4):
             config.write(pool(gate_type="local-max-concurrency", gate_params={"limit": 100 + change}))
-            told(stack, "dispatch", "configuration reloaded", change + 2)
+            reported(stack, "dispatch", "configuration reloaded", change + 2)
         answers = [one.result() for one in sent]
     assert set(answers) == {200}
     state = state_of(stack)
@@ -278,16 +278,16 @@ def test_reloads_leave_no_descriptors_or_threads_behind(
         queues = [{"queue_name": name, **gate} for name in ("first", "second")]
         return json.dumps({"queues": queues, "pools": [{"id": "default", **gate}]})
 
-    processes = [psutil.Process(stack.children[who].process.pid) for who in ("poller", "dispatch")]
+    processes = [psutil.Process(stack.children[process].process.pid) for process in ("poller", "dispatch")]
     seen: list[list[tuple[int, int]]] = []
     for change in range(CHANGES):
         config.write(gated(change))
-        told(stack, "poller", "configuration reloaded", change + 1)
-        told(stack, "dispatch", "configuration reloaded", change + 1)
+        reported(stack, "poller", "configuration reloaded", change + 1)
+        reported(stack, "dispatch", "configuration reloaded", change + 1)
         if change <= WARM_CHANGES:
             seen.append([(one.num_fds(), one.num_threads()) for one in processes])
     # The maximum of each, because one sample may be taken while connections close.
-    before = [tuple(map(max, zip(*looks, strict=True))) for looks in zip(*seen, strict=True)]
+    before = [tuple(map(max, zip(*scans, strict=True))) for scans in zip(*seen, strict=True)]
     for one, (descriptors, threads) in zip(processes, before, strict=True):
         wait_until(partial(has_at_most, one, descriptors + 2), "closed sockets")
         assert one.num_threads() <= threads + 1
@@ -321,7 +321,7 @@ def test_the_status_page_shows_the_queues_of_the_changed_file(stack: Stack, conf
 
 def test_a_removed_queue_is_no_longer_claimed(stack: Stack, store: redis.Redis, config: ConfigMap) -> None:
     config.write("queues: [{queue_name: second}]")
-    told(stack, "poller", '"event":"queue drained"')
+    reported(stack, "poller", '"event":"queue drained"')
     queue(store, "first", "left")
     queue(store, "second", "taken")
     assert result_of(store, "result-list")["id"] == "taken"

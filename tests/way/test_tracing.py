@@ -121,9 +121,9 @@ async def test_a_push_that_was_nacked_is_linked_to_the_attempt_before_where_a_re
             "MIN_REDELIVERY_SECONDS": "0",
         }
         async with open_rig(**variables) as rig:
-            rig.gateway.say(answer(503, b"{}"))
+            rig.gateway.reply(answer(503, b"{}"))
             assert (await rig.push("pushed-twice")).status_code in {429, 503}
-            rig.gateway.say(answer(200, b"{}"))
+            rig.gateway.reply(answer(200, b"{}"))
             assert (await rig.push("pushed-twice")).status_code == 204
     spans = receiver.wait_for(PROCESS_REQUEST, 2, "pushed-twice")
 

@@ -109,10 +109,10 @@ async def test_an_address_that_slipped_in_is_not_connected_to(receiver: RawHttp)
     caller = Caller(allow_private=False, call_seconds=5.0)
     try:
         target = WebhookTarget(f"{receiver.url}/hook", KEYS)
-        said = await caller.post(target, answered_result("r", "t", 200, b"{}"), 0.0)
+        message = await caller.post(target, answered_result("r", "t", 200, b"{}"), 0.0)
     finally:
         await caller.close()
-    assert (said.status, receiver.connections) == (0, 0)
+    assert (message.status, receiver.connections) == (0, 0)
 
 
 async def test_a_name_that_leads_inside_is_not_connected_to(
@@ -130,10 +130,10 @@ async def test_a_name_that_leads_inside_is_not_connected_to(
     caller = Caller(allow_private=False, call_seconds=5.0)
     try:
         target = WebhookTarget(f"http://evil.example:{receiver.port}/hook", KEYS)
-        said = [await caller.post(target, answered_result("r", "t", 200, b"{}"), 0.0) for _ in range(2)]
+        message = [await caller.post(target, answered_result("r", "t", 200, b"{}"), 0.0) for _ in range(2)]
     finally:
         await caller.close()
-    assert [one.status for one in said] == [0, 0]
+    assert [one.status for one in message] == [0, 0]
     assert (asked, receiver.connections) == (["evil.example"] * 2, 0)
 
 
@@ -146,7 +146,7 @@ def test_a_public_name_is_taken() -> None:
 @pytest.fixture
 async def receiver() -> AsyncIterator[RawHttp]:
     async with running_raw_http() as running:
-        running.say(answer(204))
+        running.reply(answer(204))
         yield running
 
 
@@ -208,7 +208,7 @@ async def test_a_refused_result_is_sent_again_under_the_same_id(
     client: AsyncClient, receiver: RawHttp, store: Redis
 ) -> None:
     await queue(store, "r")
-    receiver.say(
+    receiver.reply(
         answer(503), answer(302, headers={"location": "/elsewhere"}), answer(200, end=End.RESET), answer(200)
     )
     assert await deliver(client, receiver) == []
@@ -223,7 +223,7 @@ async def test_a_result_that_is_never_accepted_is_given_up(
     client: AsyncClient, receiver: RawHttp, store: Redis
 ) -> None:
     await queue(store, "r")
-    receiver.say(answer(500))
+    receiver.reply(answer(500))
     (lost,) = await deliver(client, receiver, give_up_seconds=0.3)
     assert lost.id == "r"
     assert await store.llen("result-list") == 0
@@ -233,7 +233,7 @@ async def test_a_receiver_that_is_gone_gets_no_more_and_nothing_is_lost(
     client: AsyncClient, receiver: RawHttp, store: Redis
 ) -> None:
     await queue(store, "r1", "r2")
-    receiver.say(answer(410))
+    receiver.reply(answer(410))
     with pytest.raises(WebhookGone):
         await deliver(client, receiver)
     assert await store.llen("result-list") == 2
@@ -269,7 +269,7 @@ async def test_a_request_names_an_allowed_receiver_which_has_secrets_of_its_own(
     client: AsyncClient, receiver: RawHttp, store: Redis
 ) -> None:
     async with running_raw_http() as other:
-        other.say(answer(503), answer(204))
+        other.reply(answer(503), answer(204))
         await named(store, "theirs", f"{other.url}/hooks/team/1")
         await queue(store, "ours")
         await deliver_named(client, receiver, other)
@@ -282,12 +282,12 @@ async def test_a_request_names_an_allowed_receiver_which_has_secrets_of_its_own(
     assert await store.hlen("result-list:result-claimed") == 0
 
 
-@pytest.mark.parametrize("said", [500, 410, 302])
+@pytest.mark.parametrize("message", [500, 410, 302])
 async def test_what_a_named_receiver_does_not_take_comes_to_ours_with_the_reason(
-    client: AsyncClient, receiver: RawHttp, store: Redis, said: int
+    client: AsyncClient, receiver: RawHttp, store: Redis, message: int
 ) -> None:
     async with running_raw_http() as other:
-        other.say(answer(said, headers={"location": "/hooks/2"}))
+        other.reply(answer(message, headers={"location": "/hooks/2"}))
         await named(store, "r", f"{other.url}/hooks/1")
         await deliver_named(client, receiver, other, seconds=0.1)
         assert {one.path for one in other.received} == {"/hooks/1"}

@@ -54,7 +54,7 @@ def test_inner_and_special_addresses_are_not_public(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("secret", "said"),
+    ("secret", "message"),
     [
         ("whsec_" + "A" * 31, "padding"),
         ("whsec_" + "-_" * 16, "URL-safe"),
@@ -62,8 +62,8 @@ def test_inner_and_special_addresses_are_not_public(address: str) -> None:
         ("whsec_" + "A" * 8, "6 bytes"),
     ],
 )
-def test_an_invalid_secret_is_explained_without_being_shown(secret: str, said: str) -> None:
+def test_an_invalid_secret_is_explained_without_being_shown(secret: str, message: str) -> None:
     with pytest.raises(InvalidSetting) as refused:
         read_secrets(secret, "WEBHOOK_SECRET_FILE")
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert secret not in str(refused.value)

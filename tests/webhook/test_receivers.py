@@ -44,21 +44,21 @@ async def client(valkey: Valkey, store: Redis) -> AsyncIterator[AsyncClient]:
 @pytest.fixture
 async def own() -> AsyncIterator[RawHttp]:
     async with running_raw_http() as running:
-        running.say(answer(204))
+        running.reply(answer(204))
         yield running
 
 
 @pytest.fixture
 async def other() -> AsyncIterator[RawHttp]:
     async with running_raw_http() as running:
-        running.say(answer(204))
+        running.reply(answer(204))
         yield running
 
 
 @pytest.fixture
 async def third() -> AsyncIterator[RawHttp]:
     async with running_raw_http() as running:
-        running.say(answer(204))
+        running.reply(answer(204))
         yield running
 
 
@@ -145,7 +145,7 @@ def names(prefix: str, count: int) -> list[str]:
 async def test_a_named_receiver_that_is_silent_with_many_results_holds_up_no_other(
     client: AsyncClient, own: RawHttp, other: RawHttp, third: RawHttp, store: Redis
 ) -> None:
-    other.say(SILENT)
+    other.reply(SILENT)
     await queue(store, names("stuck", 40), f"{other.url}/hooks/1")
     await queue(store, names("ours", 20))
     await queue(store, names("theirs", 20), f"{third.url}/hooks/1")
@@ -163,7 +163,7 @@ async def test_a_named_receiver_that_is_silent_with_many_results_holds_up_no_oth
 async def test_the_operators_own_receiver_that_is_down_holds_up_no_named_one(
     client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
 ) -> None:
-    own.say(answer(503))
+    own.reply(answer(503))
     await queue(store, names("ours", 40))
     await queue(store, names("theirs", 20), f"{other.url}/hooks/1")
     async with delivering(client, hook_of(own, other)):
@@ -174,11 +174,11 @@ async def test_below_one_entry_of_the_list_a_silent_receiver_takes_one_slot_at_m
     client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
 ) -> None:
     """Two tenants behind one host: the one that is cut off each time does not use up the other's calls."""
-    other.say(answer(503))
+    other.reply(answer(503))
     await queue(store, names("first", 30), f"{other.url}/hooks/1")
     async with delivering(client, hook_of(own, other)) as stream:
         await wait_until_async(lambda: stream.handled == 30, "all to be received")
-        other.say(answer(204))
+        other.reply(answer(204))
         await queue(store, names("second", 5), f"{other.url}/hooks/2")
         expected = {*names("first", 30), *names("second", 5)}
         await wait_until_async(lambda: taken(other) == expected, "all, when it is back")
@@ -192,7 +192,7 @@ async def test_below_one_entry_of_the_list_a_silent_receiver_takes_one_slot_at_m
 async def test_all_arrive_when_a_receiver_was_down_for_a_while(
     client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
 ) -> None:
-    other.say(*[answer(503)] * 5, answer(204))
+    other.reply(*[answer(503)] * 5, answer(204))
     await queue(store, names("r", 60), f"{other.url}/hooks/1")
     await deliver_all(client, hook_of(own, other))
     assert taken(other) == set(names("r", 60))
@@ -202,7 +202,7 @@ async def test_all_arrive_when_a_receiver_was_down_for_a_while(
 async def test_what_a_dead_receiver_does_not_take_comes_to_ours_without_waiting_one_by_one(
     client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
 ) -> None:
-    other.say(answer(503))
+    other.reply(answer(503))
     await queue(store, names("r", 60), f"{other.url}/hooks/1")
     await deliver_all(client, hook_of(own, other, seconds=0.5))
     assert taken(own) == set(names("r", 60))
@@ -212,7 +212,7 @@ async def test_what_a_dead_receiver_does_not_take_comes_to_ours_without_waiting_
 async def test_a_receiver_that_is_gone_is_not_called_again_and_ours_has_its_results(
     client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
 ) -> None:
-    other.say(answer(410))
+    other.reply(answer(410))
     await queue(store, ["r1"], f"{other.url}/hooks/1")
     hook = hook_of(own, other)
     async with delivering(client, hook):
@@ -226,7 +226,7 @@ async def test_a_receiver_that_is_gone_is_not_called_again_and_ours_has_its_resu
 async def test_retry_after_is_honoured_also_by_the_results_that_come_meanwhile(
     client: AsyncClient, own: RawHttp, store: Redis, status: int
 ) -> None:
-    own.say(answer(status, headers={"retry-after": "3600"}), answer(204))
+    own.reply(answer(status, headers={"retry-after": "3600"}), answer(204))
     await queue(store, ["first"])
     async with delivering(client, hook_of(own)):
         await wait_until_async(lambda: len(own.received) == 1, "the first call")
@@ -245,7 +245,7 @@ async def test_results_that_a_receiver_refuses_do_not_hold_up_what_it_takes(
 ) -> None:
     """More of them than it has places in memory; each waits for itself, here for longer than the test lasts."""
     bad = 6 * AT_ONCE
-    own.say(*[answer(400)] * bad, answer(204))
+    own.reply(*[answer(400)] * bad, answer(204))
     await queue(store, names("bad", bad))
     await queue(store, names("good", 30))
     async with delivering(client, hook_of(own, first_pause_seconds=3_600.0)):

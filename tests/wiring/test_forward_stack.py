@@ -11,7 +11,7 @@ from handlers.contract.request import Request
 from handlers.contract.result import answered_result
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions, Forward
 from handlers.forward.gateway import Gateway, GatewayOptions, GatewayResponse
-from handlers.forward.middleware.guarded import GuardOptions, Guards
+from handlers.forward.middleware.breaker import BreakerOptions, GatewayBreakers
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import CLOSED_RETRY_SECONDS, Feedback, Gate, Refuse, Verdict
 from handlers.poller.priority import LaneOptions
@@ -81,8 +81,8 @@ class Unavailable(Gateway):
 def poller_forward() -> tuple[Callable[..., Forward], Metrics]:
     """Builds a queue's stack of a poller whose gateway is unavailable."""
     settings = load_settings({"IGW_BASE_URL": "http://127.0.0.1:1", "REDIS_URL": "redis://127.0.0.1:1"})
-    guards, metrics = Guards(GuardOptions(retry_share=0), get_logger("test")), Metrics()
-    stack = PollerStack(settings, Unavailable(GatewayOptions()), None, guards, lambda: 1_000.0)
+    breakers, metrics = GatewayBreakers(BreakerOptions(retry_share=0), get_logger("test")), Metrics()
+    stack = PollerStack(settings, Unavailable(GatewayOptions()), None, breakers, lambda: 1_000.0)
 
     def build(*gates: Gate) -> Forward:
         return stack.of_queue(QueueLayers(gates, LaneOptions(), metrics.of_queue("q", "q", "default")))
@@ -120,6 +120,6 @@ async def test_on_sending_is_called_once_the_gates_admit(
     poller_forward: tuple[Callable[..., Forward], Metrics], gates: tuple[Gate, ...], expected: list[str]
 ) -> None:
     build, _ = poller_forward
-    told: list[str] = []
-    await build(*gates)(REQUEST, AttemptOptions(on_sending=partial(told.append, "sending")))
-    assert told == expected
+    reported: list[str] = []
+    await build(*gates)(REQUEST, AttemptOptions(on_sending=partial(reported.append, "sending")))
+    assert reported == expected

@@ -23,13 +23,13 @@ from handlers.forward.forward import NO_OPTIONS, AttemptOptions
 from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Feedback
-from handlers.gates.registry import GATES
+from handlers.gates.registry import GATE_KINDS
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import get_logger
 from handlers.wiring.forward_stack import (
     Parts,
+    breakers_of,
     event_stack,
-    guards_of,
     held_events,
     held_pushes,
     shared_by_handlers,
@@ -216,7 +216,7 @@ def scraped(world: World, name: str) -> float | None:
 
 
 def test_every_gate_has_a_case() -> None:
-    assert set(CASES) == set(GATES)
+    assert set(CASES) == set(GATE_KINDS)
 
 
 @contextlib.asynccontextmanager
@@ -230,17 +230,17 @@ async def polling(settings: Settings) -> AsyncIterator[None]:
         await running
 
 
-@pytest.mark.parametrize("place", ["pools", "queues"])
+@pytest.mark.parametrize("owner", ["pools", "queues"])
 @pytest.mark.parametrize("gate_type", sorted(CASES))
 async def test_a_gate_in_the_poller(
-    gate_type: str, place: str, world: World, tmp_path: Path, gateway_url: str
+    gate_type: str, owner: str, world: World, tmp_path: Path, gateway_url: str
 ) -> None:
     case = CASES[gate_type]
     gate = {"gate_type": gate_type, "gate_params": case.params(world)}
-    pool = {"id": "shared", "workers": 4, **(gate if place == "pools" else {})}
+    pool = {"id": "shared", "workers": 4, **(gate if owner == "pools" else {})}
     labels = {"classification": "overflow", "tier": "async"}
     queue = {"queue_name": QUEUE, "worker_pool_id": "shared", "labels": labels}
-    queue |= gate if place == "queues" else {}
+    queue |= gate if owner == "queues" else {}
     settings = settings_of(world, tmp_path, {"queues": [queue], "pools": [pool]}, gateway_url)
     deadline = int(time.time()) + 600
     body = {"id": "r", "deadline": deadline, "metadata": {"userid": "u"}, "payload": {"prompt": "p"}}
@@ -307,13 +307,13 @@ def parts_of() -> Parts:
     return Parts(log, [], [], shared_by_handlers(settings, "pubsub_push", log, lambda: False))
 
 
-@pytest.mark.parametrize("place", ["pools", "topics"])
+@pytest.mark.parametrize("owner", ["pools", "topics"])
 @pytest.mark.parametrize("gate_type", sorted(CASES))
-async def test_a_gate_behind_the_push_door(gate_type: str, place: str, world: World, tmp_path: Path) -> None:
+async def test_a_gate_behind_the_push_door(gate_type: str, owner: str, world: World, tmp_path: Path) -> None:
     case, behind, parts = CASES[gate_type], Gateway(), parts_of()
     gate = {"gate_type": gate_type, "gate_params": case.params(world)}
-    pool = {"id": "shared", "workers": 4, **(gate if place == "pools" else {})}
-    topic = {"subscriber_id": "s", "worker_pool_id": "shared", **(gate if place == "topics" else {})}
+    pool = {"id": "shared", "workers": 4, **(gate if owner == "pools" else {})}
+    topic = {"subscriber_id": "s", "worker_pool_id": "shared", **(gate if owner == "topics" else {})}
     settings = settings_of(world, tmp_path, {"topics": [topic], "pools": [pool]}, "http://127.0.0.1:1")
     forward = held_pushes(settings, behind.forward, parts)
     await turned(world, case, gate_type, is_open=False)
@@ -357,8 +357,8 @@ async def test_events_of_other_sources_pass_the_gate_of_the_default_pool_and_the
     gate = {"gate_type": "redis", "gate_params": {"address": world.address}}
     settings = settings_of(world, tmp_path, {"pools": [{"id": "default", **gate}]}, "http://127.0.0.1:1")
     await world.redis.set("dispatch-gate-budget", "0")
-    guards = guards_of(settings, get_logger("test"))
-    forward = event_stack(settings, AnsweringSender(), guards, parts)
+    breakers = breakers_of(settings, get_logger("test"))
+    forward = event_stack(settings, AnsweringSender(), breakers, parts)
     async with started(parts):
         refused = await forward(push(queue=""), NO_OPTIONS)
         assert isinstance(refused, Retry)

@@ -35,7 +35,7 @@ async def asking(tmp_path: Path) -> AsyncIterator[tuple[RawHttp, Path, Path]]:
     tls.verify_mode = ssl.CERT_REQUIRED
     tls.load_verify_locations(client)
     async with running_raw_http(tls) as running:
-        running.say(answer(200, b"{}"))
+        running.reply(answer(200, b"{}"))
         yield running, own, client
 
 
@@ -51,8 +51,8 @@ async def test_without_it_or_with_another_nothing_is_served(
     asking: tuple[RawHttp, Path, Path], tmp_path: Path
 ) -> None:
     server, own, _ = asking
-    stranger = self_signed(tmp_path, "127.0.0.3")
-    for variables in ({}, {"GATEWAY_CERT_FILE": str(stranger)}):
+    other = self_signed(tmp_path, "127.0.0.3")
+    for variables in ({}, {"GATEWAY_CERT_FILE": str(other)}):
         async with gateway(GATEWAY_CA_FILE=str(own), **variables) as opened:
             with pytest.raises(FAILURES):
                 await opened.send(f"{server.url}/v1/x", {}, b"{}")
@@ -78,7 +78,7 @@ async def test_a_token_from_a_file_goes_along_and_may_change(
     token.write_text("first-token-of-the-gateway\n")
     monkeypatch.setattr("handlers.wiring.credentials.time.monotonic", lambda: now[0])
     async with running_raw_http() as server, gateway(GATEWAY_TOKEN_FILE=str(token)) as opened:
-        server.say(answer(200))
+        server.reply(answer(200))
         await opened.send(f"{server.url}/v1/x", {}, b"{}")
         token.write_text("second-token-of-the-gateway\n")
         now[0] += 60

@@ -8,7 +8,7 @@ import pytest
 
 from handlers.contract.errors import InvalidSetting
 from handlers.settings.settings import load_settings
-from handlers.wiring.gates import GateEntry, PlacedGates
+from handlers.wiring.gates import GateEntry, ProcessGates
 from tests.servers.certificates import self_signed, serving
 from tests.servers.raw_http import RawHttp, answer, running_raw_http
 from tests.waiting import wait_until_async
@@ -19,14 +19,14 @@ ONE = b'{"status":"success","data":{"resultType":"scalar","result":[1,"0.5"]}}'
 PLACE = ("pool", "p")
 
 
-def gates_of(url: str, **files: str) -> PlacedGates:
+def gates_of(url: str, **files: str) -> ProcessGates:
     settings = load_settings({"PROMETHEUS_URL": url, "GATE_REFRESH_SECONDS": "0.05", **files})
-    return PlacedGates(
+    return ProcessGates(
         settings, {PLACE: GateEntry("prometheus-query", {"query": "scalar(x)"}, "pools[0]", "p")}
     )
 
 
-async def budget_of(gates: PlacedGates) -> float:
+async def budget_of(gates: ProcessGates) -> float:
     (gate,) = gates.at(PLACE)
     try:
         await gates.start()
@@ -35,8 +35,8 @@ async def budget_of(gates: PlacedGates) -> float:
         await gates.aclose()
 
 
-def says_half(server: RawHttp) -> None:
-    server.say(*[answer(body=ONE)] * 200)
+def answers_half(server: RawHttp) -> None:
+    server.reply(*[answer(body=ONE)] * 200)
 
 
 async def test_the_token_and_the_ca_reach_the_server_and_a_new_token_is_read(
@@ -46,7 +46,7 @@ async def test_the_token_and_the_ca_reach_the_server_and_a_new_token_is_read(
     certificate, token = self_signed(tmp_path), tmp_path / "token"
     token.write_text("first\n")
     async with running_raw_http(serving(certificate)) as server:
-        says_half(server)
+        answers_half(server)
         files = {"PROMETHEUS_TOKEN_FILE": str(token), "PROMETHEUS_CA_FILE": str(certificate)}
         gates = gates_of(server.url, **files)
         (gate,) = gates.at(PLACE)
@@ -62,14 +62,14 @@ async def test_the_token_and_the_ca_reach_the_server_and_a_new_token_is_read(
 
 async def test_a_server_whose_ca_is_not_named_is_not_trusted(tmp_path: Path) -> None:
     async with running_raw_http(serving(self_signed(tmp_path))) as server:
-        says_half(server)
+        answers_half(server)
         assert await budget_of(gates_of(server.url)) == 0.0
         assert not server.received
 
 
 async def test_without_a_token_none_is_sent() -> None:
     async with running_raw_http() as server:
-        says_half(server)
+        answers_half(server)
         assert await budget_of(gates_of(server.url)) == 0.5
         assert server.received[0].header("authorization") is None
 

@@ -84,6 +84,6 @@ def test_a_changed_configuration_leaves_the_page_its_names() -> None:
     open_pages(before, "127.0.0.1", ["known"])
     try:
         for settings in (before, changed):
-            assert (is_refused("known", settings), is_refused("stranger", settings)) == (False, True)
+            assert (is_refused("known", settings), is_refused("other", settings)) == (False, True)
     finally:
         open_pages(before, "::", [])

@@ -56,7 +56,7 @@ async def test_a_push_is_one_trace_from_its_producer_to_the_gateway() -> None:
     trace, producer = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     with running_otlp_receiver() as receiver:
         async with running_raw_http() as gateway, running_broker() as broker:
-            gateway.say(answer(200, b"{}"))
+            gateway.reply(answer(200, b"{}"))
             variables = {
                 "IGW_BASE_URL": gateway.url,
                 "PROJECT_ID": "project-1",
@@ -152,7 +152,7 @@ async def test_a_receiver_that_answers_in_http1_or_not_at_all_is_not_taken_for_g
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with running_raw_http() as receiver:
-        receiver.say(answer(400, b"no"), answer(400, b"no"), answer(400, b"no"))
+        receiver.reply(answer(400, b"no"), answer(400, b"no"), answer(400, b"no"))
         assert await _exported(receiver.url, caplog) == []
     assert await _exported("http://127.0.0.1:9", caplog) == []
 

@@ -11,7 +11,7 @@ import click
 import uvloop
 
 from handlers.demo.gateway.engine import Engine, EngineOptions
-from handlers.demo.gateway.faults import Faults, UnknownFault
+from handlers.demo.gateway.injected_faults import Faults, UnknownFault
 from handlers.demo.gateway.service import GatewayProtocol, Service, Witness
 from handlers.number_text import decimal
 

@@ -7,24 +7,24 @@ from typing import Final
 import msgspec
 
 from handlers.demo.gateway.engine import Engine
-from handlers.demo.gateway.faults import Payload
+from handlers.demo.gateway.injected_faults import CompletionBody
 
 MODEL: Final = "demo-model"
 _WORDS: Final = ("hello", "there", "idle", "capacity", "is", "filled", "again", "and", "again")
 _CREATED: Final = 1_700_000_000
 
 
-def text_completion(payload: Payload, number: int, tokens: int) -> bytes:
+def text_completion(payload: CompletionBody, number: int, tokens: int) -> bytes:
     """A completion of `tokens` words; the same for the same number."""
     return _completion(payload, number, tokens, is_chat=False)
 
 
-def chat_completion(payload: Payload, number: int, tokens: int) -> bytes:
+def chat_completion(payload: CompletionBody, number: int, tokens: int) -> bytes:
     """A chat completion of `tokens` words; the same for the same number."""
     return _completion(payload, number, tokens, is_chat=True)
 
 
-def embeddings(payload: Payload, number: int, _tokens: int) -> bytes:
+def embeddings(payload: CompletionBody, number: int, _tokens: int) -> bytes:
     """One embedding of 8 numbers per input, determined by `number`."""
     inputs = payload.input if isinstance(payload.input, list) else [payload.input]
     rows = [
@@ -42,7 +42,7 @@ def embeddings(payload: Payload, number: int, _tokens: int) -> bytes:
     )
 
 
-def _completion(payload: Payload, number: int, tokens: int, *, is_chat: bool) -> bytes:
+def _completion(payload: CompletionBody, number: int, tokens: int, *, is_chat: bool) -> bytes:
     words = " ".join(_WORDS[(number + place) % len(_WORDS)] for place in range(min(tokens, 256)))
     content = {"message": {"role": "assistant", "content": words}} if is_chat else {"text": words}
     asked = max(1, len(str(payload.prompt)) // 4)

@@ -16,7 +16,13 @@ from msgspec.structs import asdict
 from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.demo.gateway import replies
 from handlers.demo.gateway.engine import Engine, Rejected
-from handlers.demo.gateway.faults import Faults, Payload, Simulate, UnknownFault, break_response
+from handlers.demo.gateway.injected_faults import (
+    CompletionBody,
+    Faults,
+    Simulate,
+    UnknownFault,
+    break_response,
+)
 
 DEFAULT_TOKENS: Final = 16
 _COMPLETIONS: Final = {
@@ -24,7 +30,7 @@ _COMPLETIONS: Final = {
     "/v1/chat/completions": replies.chat_completion,
     "/v1/embeddings": replies.embeddings,
 }
-_payload_decoder = msgspec.json.Decoder(Payload)
+_payload_decoder = msgspec.json.Decoder(CompletionBody)
 
 
 class Exchange(msgspec.Struct):
@@ -107,7 +113,7 @@ class Service:
             else:
                 self._note(exchange, payload, 499)
 
-    async def _run(self, exchange: Exchange, payload: Payload, to: GatewayProtocol) -> None:
+    async def _run(self, exchange: Exchange, payload: CompletionBody, to: GatewayProtocol) -> None:
         is_sheddable = self._is_sheddable(exchange)
         try:
             await self.engine.take(is_sheddable=is_sheddable)
@@ -126,7 +132,7 @@ class Service:
             self.engine.give_back()
 
     async def _break(
-        self, exchange: Exchange, payload: Payload, fault: Simulate, to: GatewayProtocol
+        self, exchange: Exchange, payload: CompletionBody, fault: Simulate, to: GatewayProtocol
     ) -> None:
         if fault.status:
             headers = [("retry-after", fault.retry_after)] if fault.retry_after else []
@@ -136,18 +142,20 @@ class Service:
         await break_response(fault, replies.text_completion(payload, 0, DEFAULT_TOKENS), to)
         self._note(exchange, payload, 0)
 
-    def _complete(self, exchange: Exchange, payload: Payload, tokens: int, to: GatewayProtocol) -> None:
+    def _complete(
+        self, exchange: Exchange, payload: CompletionBody, tokens: int, to: GatewayProtocol
+    ) -> None:
         self._number += 1
         self.engine.tokens += tokens
         to.reply(200, self._paths[exchange.path](payload, self._number, tokens))
         self._note(exchange, payload, 200)
 
-    def _refuse(self, exchange: Exchange, payload: Payload, to: GatewayProtocol, reason: str) -> None:
+    def _refuse(self, exchange: Exchange, payload: CompletionBody, to: GatewayProtocol, reason: str) -> None:
         headers = [("retry-after", "1"), ("x-llm-d-request-dropped-reason", reason)]
         to.reply(429, replies.error(429, reason), headers)
         self._note(exchange, payload, 429)
 
-    def _note(self, exchange: Exchange, payload: Payload, status: int) -> None:
+    def _note(self, exchange: Exchange, payload: CompletionBody, status: int) -> None:
         key = payload.simulate.key if payload.simulate else ""
         self.witness.note(
             key=key or payload.user or exchange.header(b"x-request-id"),
@@ -159,7 +167,7 @@ class Service:
             status=status,
         )
 
-    def _payload(self, exchange: Exchange, to: GatewayProtocol) -> Payload | None:
+    def _payload(self, exchange: Exchange, to: GatewayProtocol) -> CompletionBody | None:
         """The payload, or None after an error was sent."""
         if exchange.method != "POST":
             to.reply(405, replies.error(405, "expected POST"))
@@ -169,7 +177,7 @@ class Service:
         except MALFORMED as error:
             found = shape_of(exchange.body, error)
             to.reply(400, replies.error(400, f"body: expected a JSON object, got {found}"))
-            self._note(exchange, Payload(), 400)
+            self._note(exchange, CompletionBody(), 400)
             return None
 
     def _is_sheddable(self, exchange: Exchange) -> bool:
@@ -177,7 +185,7 @@ class Service:
         objective = exchange.header(b"x-llm-d-inference-objective")
         return priority.startswith("-") or objective in self._sheddable
 
-    def _tokens(self, payload: Payload) -> int:
+    def _tokens(self, payload: CompletionBody) -> int:
         return DEFAULT_TOKENS if payload.max_tokens is None else max(0, payload.max_tokens)
 
     def _page(self, exchange: Exchange, to: GatewayProtocol) -> None:
@@ -187,7 +195,7 @@ class Service:
         page = self._pages.get(exchange.path)
         if page is None:
             to.reply(404, replies.error(404, "nothing here"))
-            self._note(exchange, Payload(), 404)
+            self._note(exchange, CompletionBody(), 404)
             return
         to.reply(200, page())
 

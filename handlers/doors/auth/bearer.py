@@ -86,7 +86,7 @@ class DispatchToken:
         self._clock = clock
         self._log = get_logger("doors")
         self._tokens = _tokens_of(options)
-        self._look_at = clock() + options.reread_seconds
+        self._reread_at = clock() + options.reread_seconds
 
     def tokens(self) -> tuple[str, ...]:
         """All valid tokens; a poller sends the first."""
@@ -105,9 +105,9 @@ class DispatchToken:
 
     def _reread_if_due(self) -> None:
         now = self._clock()
-        if self._options.path is None or now < self._look_at:
+        if self._options.path is None or now < self._reread_at:
             return
-        self._look_at = now + self._options.reread_seconds
+        self._reread_at = now + self._options.reread_seconds
         try:
             self._tokens = _tokens_of(self._options)
         except InvalidSetting as error:

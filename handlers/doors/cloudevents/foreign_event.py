@@ -113,10 +113,10 @@ def _value(event: Event, delivery: Delivery, name: str) -> str:
 
 def _deadline(event: Event, delivery: Delivery, fields: EventFields, now: float) -> float | str:
     """Unix seconds of the deadline; 0 if absent; its text if invalid."""
-    said = _value(event, delivery, fields.deadline_from)
-    if said:
-        moment = _moment(said)
-        return said if moment is None else moment
+    value = _value(event, delivery, fields.deadline_from)
+    if value:
+        moment = _moment(value)
+        return value if moment is None else moment
     if not fields.deadline_seconds:
         return 0.0
     time = event.extensions.get("time", "")

@@ -79,13 +79,13 @@ class AnswerLease:
 class Once:
     """Leases each message to one delivery at a time.
 
-    `memory` receives the health of the dedup store.
+    `dedup_store` receives the health of the dedup store.
     """
 
-    def __init__(self, records: DeliveryRecords, log: Logger, memory: Dependency) -> None:
+    def __init__(self, records: DeliveryRecords, log: Logger, dedup_store: Dependency) -> None:
         self._records = records
         self._log = log
-        self._memory = memory
+        self._dedup_store = dedup_store
 
     async def begin(self, request: Request, body: bytes) -> AnswerLease | Answer | None:
         """A lease, the answer to a duplicate, or None (store unavailable)."""
@@ -110,8 +110,8 @@ class Once:
         try:
             answer = await call
         except STORE_FAILURES as error:
-            self._memory.report(has_failed=True)
+            self._dedup_store.report(has_failed=True)
             self._log.warning("dedup store unavailable", error=explained(error))
             return None
-        self._memory.report(has_failed=False)
+        self._dedup_store.report(has_failed=False)
         return answer

@@ -77,7 +77,7 @@ class PushContext(msgspec.Struct, frozen=True):
     request: Request | None = None
 
 
-class Memory(Protocol):
+class DedupStore(Protocol):
     """The dedup store; optional, because it needs a Redis."""
 
     async def begin(self, request: Request, body: bytes) -> AnswerLease | Answer | None:
@@ -93,13 +93,28 @@ class ResultPublisher(Protocol):
         ...
 
 
-class PubSubPushDoor:
-    """Decodes pushes of one `form` and publishes results.
+class PushOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a push door accepts, and where it publishes.
 
-    `subscription` returns a subscription's settings, or None if it is unknown; `dead_letters` are the settings for
-    dead letters of unknown subscriptions. `on_buried` is called with the subscription of each message that this door
-    dead-letters. `monotonic` returns monotonic seconds. `clock` follows Google's clock by the times in the pushes;
-    `on_clock` is called after each push.
+    `dead_letters` are the settings for dead letters of unknown subscriptions; `may_name` are the topics that requests
+    may name besides the subscription's own.
+    """
+
+    project_id: str
+    max_request_bytes: int
+    dead_letter_topic: str = ""
+    dead_letters: Subscription | None = None
+    form: PushForm = "wrapped"
+    may_name: ResultNames = ResultNames()
+    has_details: bool = False
+
+
+class PubSubPushDoor:
+    """Decodes pushes and publishes results.
+
+    `subscription` returns a subscription's settings, or None if it is unknown. `on_dead_lettered` is called with the
+    subscription of each message that this door dead-letters. `monotonic` returns monotonic seconds. `clock` follows
+    Google's clock by the times in the pushes; `on_clock` is called after each push.
     """
 
     def __init__(
@@ -107,16 +122,10 @@ class PubSubPushDoor:
         publisher: ResultPublisher,
         subscription: Callable[[str], Subscription | None],
         log: Logger,
+        options: PushOptions,
         *,
-        project_id: str,
-        dead_letter_topic: str,
-        max_request_bytes: int,
-        memory: Memory | None = None,
-        on_buried: Callable[[str], None] = lambda _subscription: None,
-        has_details: bool = False,
-        may_name: ResultNames | None = None,
-        form: PushForm = "wrapped",
-        dead_letters: Subscription | None = None,
+        dedup_store: DedupStore | None = None,
+        on_dead_lettered: Callable[[str], None] = lambda _subscription: None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: FollowedClock | None = None,
         on_clock: Callable[[], None] = lambda: None,
@@ -124,16 +133,10 @@ class PubSubPushDoor:
         self._publisher = publisher
         self._subscription = subscription
         self._unknown = RareWarning(log, "push of an unknown subscription refused")
-        self._dead_letters = dead_letters
-        self._form = form
         self._log = log
-        self._project_id = project_id
-        self._dead_letter_topic = dead_letter_topic
-        self._max_request_bytes = max_request_bytes
-        self._memory = memory
-        self._on_buried = on_buried
-        self._has_details = has_details
-        self._may_name = may_name or ResultNames()
+        self._options = options
+        self._dedup_store = dedup_store
+        self._on_dead_lettered = on_dead_lettered
         self._monotonic = monotonic
         self._clock = clock or FollowedClock()
         self._on_clock = on_clock
@@ -141,13 +144,13 @@ class PubSubPushDoor:
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, PushContext] | Answer:
         """The request of the push, its final outcome, or an immediate answer."""
         try:
-            push = decode_push(delivery, self._form)
+            push = decode_push(delivery, self._options.form)
         except InvalidEvent as error:
             return plain(400, f"not a Pub/Sub push: {error}")
         self._observe_clock(push, delivery)
         subscription = self._subscription(push.subscription)
         if subscription is None and _is_dead_letter(push):
-            subscription = self._dead_letters
+            subscription = self._options.dead_letters
         if subscription is None:
             self._unknown.report(subscription=push.subscription[:256])
             return plain(400, "unknown subscription: add it to CONFIG_FILE (topics)")
@@ -158,7 +161,7 @@ class PubSubPushDoor:
         except InvalidRequest as error:
             context = self._salvaged(context)
             if not error.request_id:
-                return await self._bury(context, error)
+                return await self._dead_letter(context, error)
             return invalid(error, ""), context
         if _is_dead_letter(push):
             return _undeliverable(request, push), context
@@ -177,7 +180,7 @@ class PubSubPushDoor:
 
     async def _in_turn(self, request: Request, context: PushContext) -> tuple[Request, PushContext] | Answer:
         """The request, or the answer if it is a duplicate delivery."""
-        turn = await self._memory.begin(request, context.push.body) if self._memory else None
+        turn = await self._dedup_store.begin(request, context.push.body) if self._dedup_store else None
         if isinstance(turn, Answer):
             return turn
         if turn is not None and turn.previous_traceparent:
@@ -191,7 +194,7 @@ class PubSubPushDoor:
             attempt=max(0, (push.delivery_attempt or 1) - 1),
             labels=subscription.labels,
             extra_metadata=push.attributes,
-            max_bytes=self._max_request_bytes,
+            max_bytes=self._options.max_request_bytes,
         )
         # `created` is made exact, to tell a cancelled request from its resubmission within the same second.
         return msgspec.structs.replace(
@@ -225,13 +228,17 @@ class PubSubPushDoor:
         if context.subscription.is_topic_fixed:
             return context.topic
         match = _TOPIC.fullmatch(topic) if topic else None
-        if topic and (match is None or match["project"] not in (None, self._project_id)):
+        if topic and (match is None or match["project"] not in (None, self._options.project_id)):
             accepted = "the name of a topic of this project"
             found = "a topic of another project" if match else "text that cannot name a topic"
             raise InvalidRequest("result_queue_name", found=found, accepted=accepted, request_id=request_id)
         own = context.topic.rpartition("/")[2]
         short = topic.rpartition("/")[2]
-        if topic and short != own and not (self._may_name.allow(short) or self._may_name.allow(topic)):
+        if (
+            topic
+            and short != own
+            and not (self._options.may_name.allow(short) or self._options.may_name.allow(topic))
+        ):
             accepted = "a topic that the operator allows (ALLOWED_RESULTS), or none"
             raise InvalidRequest(
                 "result_queue_name",
@@ -251,7 +258,7 @@ class PubSubPushDoor:
         """Ack once the result is published; nack a retry or failed publish."""
         match outcome:
             case Answered(result):
-                if self._has_details:
+                if self._options.has_details:
                     result = detailed(result, context.request, time.time())
                 return await self._publish(context, result)
             case Retry():
@@ -281,7 +288,7 @@ class PubSubPushDoor:
             await context.turn.finish(published_id)
         return _ACCEPTED
 
-    async def _bury(self, context: PushContext, error: InvalidRequest) -> Answer:
+    async def _dead_letter(self, context: PushContext, error: InvalidRequest) -> Answer:
         """Dead-letter a body without an id.
 
         Without a dead-letter topic, the error is published as a result.
@@ -289,7 +296,7 @@ class PubSubPushDoor:
         self._log.warning("unreadable delivery", pubsub_message_id=context.push.message_id, field=error.field)
         if _is_dead_letter(context.push):
             return _ACCEPTED  # dead-lettered already: publishing it again would loop
-        if not self._dead_letter_topic:
+        if not self._options.dead_letter_topic:
             return await self._publish(context, invalid(error, "").result)
         attributes = {
             **_attributes(context, ""),
@@ -297,10 +304,10 @@ class PubSubPushDoor:
             "field": error.field,
         }
         try:
-            await self._publisher.publish(self._dead_letter_topic, context.push.body, attributes)
+            await self._publisher.publish(self._options.dead_letter_topic, context.push.body, attributes)
         except (PublishFailed, ResultTooLarge):
             return plain(503, "the dead letter could not be published", retry_after(1.0))
-        self._on_buried(context.subscription.name)
+        self._on_dead_lettered(context.subscription.name)
         return _ACCEPTED
 
 

@@ -41,13 +41,13 @@ class Push(msgspec.Struct, frozen=True):
     delivery_attempt: int | None = None
     published_at: float | None = None
 
-    def created(self, said: float | None) -> float | None:
+    def created(self, requested: float | None) -> float | None:
         """The request's creation time, with a fraction of a second if known.
 
-        `said` is the request's own `created`. The publish time replaces it if it is absent or in the same second.
+        `requested` is the request's own `created`. The publish time replaces it if it is absent or in the same second.
         """
-        if self.published_at is None or (said is not None and int(said) != int(self.published_at)):
-            return said
+        if self.published_at is None or (requested is not None and int(requested) != int(self.published_at)):
+            return requested
         return self.published_at
 
 

@@ -23,7 +23,7 @@ from handlers.telemetry.logs import Logger
 CancelledAt = Callable[[Sequence[str]], Awaitable[list[float | None]]]
 """Returns when each id was cancelled, in Unix seconds, or None."""
 
-LOOK_SECONDS = 0.5
+SCAN_SECONDS = 0.5
 END_AGAIN_SECONDS = 5.0
 """Seconds until a task that still runs is cancelled again: a library may have swallowed the first cancellation."""
 
@@ -48,25 +48,25 @@ class CancellableForward:
         cancelled_at: CancelledAt,
         failures: tuple[type[BaseException], ...],
         log: Logger,
-        look_seconds: float = LOOK_SECONDS,
+        scan_seconds: float = SCAN_SECONDS,
     ) -> None:
         self._forward = forward
         self._cancelled_at = cancelled_at
         self._failures = failures
         self._log = log
-        self._look_seconds = look_seconds
+        self._scan_seconds = scan_seconds
         self._running: dict[asyncio.Task[Any], Request] = {}
         self._ended: dict[asyncio.Task[Any], _Ended] = {}
-        self._looking: asyncio.Task[None] | None = None
+        self._scanning: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._looking = asyncio.create_task(self._look_periodically(), name="cancellations")
+        self._scanning = asyncio.create_task(self._scan_periodically(), name="cancellations")
 
     async def aclose(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._scanning is not None:
+            self._scanning.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._looking
+                await self._scanning
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
         task = asyncio.current_task()
@@ -84,7 +84,7 @@ class CancellableForward:
             for _ in range(self._ended.pop(task, _Ended()).times):
                 task.uncancel()  # its result must still be published
 
-    async def look(self) -> None:
+    async def scan(self) -> None:
         running = dict(self._running)
         if not running:
             return
@@ -112,8 +112,8 @@ class CancellableForward:
             if at is not None and (request.created is None or request.created <= at)
         ]
 
-    async def _look_periodically(self) -> None:
+    async def _scan_periodically(self) -> None:
         while True:
-            await asyncio.sleep(self._look_seconds)
-            await self.look()
+            await asyncio.sleep(self._scan_seconds)
+            await self.scan()
             end_if_cancelled()

@@ -174,7 +174,7 @@ class Circuit:
 
     def _succeed(self, now: float) -> None:
         if self.state is CircuitState.OPEN:
-            self._evidence.start_anew(now)
+            self._evidence.restart(now)
             self._limit = self._options.first_limit
             self._since = now
             self._change(CircuitState.RECOVERING)
@@ -250,7 +250,7 @@ class _Evidence:
         successes = sum(row[2] for row in self._mix)
         return successes / (successes + sum(row[1] for row in self._mix)) if successes else 0.0
 
-    def start_anew(self, now: float) -> None:
+    def restart(self, now: float) -> None:
         """Start with new evidence; requests that have failed become suspects."""
         self.add_success(now)
         self._mix.clear()

@@ -144,8 +144,8 @@ class ReadingGate(Gate):
         # The last number, for `hold`: a later reading may lack it.
         self._last: tuple[float, float] | None = None
         self._turned_away: deque[float] = deque(maxlen=_MOST_TURNED_AWAY)
-        self._told = ""
-        self._told_detail = ""
+        self._reported = ""
+        self._reported_detail = ""
 
     async def start(self) -> None:
         """Read once, log the result, and keep reading in the background."""
@@ -155,7 +155,7 @@ class ReadingGate(Gate):
         await self._source.start()
         self._is_started = True
         now = self._now()
-        self._told = now.in_force
+        self._reported = now.in_force
         self._log.info(
             "gate started",
             gate=self.gate_type,
@@ -281,10 +281,10 @@ class ReadingGate(Gate):
         if not self._is_started:
             return
         now = self._now()
-        if now.in_force != self._told:
-            self._told = now.in_force
-            say = self._log.warning if now.in_force else self._log.info
-            say(
+        if now.in_force != self._reported:
+            self._reported = now.in_force
+            log = self._log.warning if now.in_force else self._log.info
+            log(
                 "gate on_missing applied" if now.in_force else "gate source restored",
                 gate=self.gate_type,
                 pool=self._label,
@@ -293,8 +293,8 @@ class ReadingGate(Gate):
                 reason=self._source.failure or "no sample",
             )
         reading = self._source.reading
-        if reading is not None and not now.in_force and reading.value.detail != self._told_detail:
-            self._told_detail = reading.value.detail
+        if reading is not None and not now.in_force and reading.value.detail != self._reported_detail:
+            self._reported_detail = reading.value.detail
             self._log.info(
-                "gate source selected", gate=self.gate_type, pool=self._label, source=self._told_detail
+                "gate source selected", gate=self.gate_type, pool=self._label, source=self._reported_detail
             )

@@ -85,12 +85,12 @@ class LeasedRateGate(Gate):
         self._spread: Spread | None = None
         self._spread_rate = 0.0
 
-        async def look() -> LeasedRate:
-            return await store.look_at_lease(parameters.control_key, self._state_key, pool)
+        async def measure() -> LeasedRate:
+            return await store.read_lease(parameters.control_key, self._state_key, pool)
 
         self._feed = sources.feeds.feed(
             ("lease", parameters.address, parameters.control_key, self._state_key, pool),
-            look,
+            measure,
             name=f"redis {parameters.control_key}",
         )
         self._is_started = False

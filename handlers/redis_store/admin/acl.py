@@ -99,10 +99,10 @@ def _client(queues: Sequence[str], results: str) -> str:
         "", [results, *_beside([results]), f"{{{results}:*", "result-payload:*", "request-submitted:*"]
     )
     claimed = [name for queue in queues for name in (f"{queue}:claimed", f"{{{queue}}}:claimed")]
-    looks = _keys("%R", [*queues, *claimed, *own, "{async-processor}:status:finished"])
+    reads = _keys("%R", [*queues, *claimed, *own, "{async-processor}:status:finished"])
     return (
         f"{submits} ({lists} {_SCRIPTS} {_READER_COMMANDS})"
-        f" ({looks} +evalsha_ro +eval_ro +getrange +hget +pttl +hexists +hscan +zscan +zrangebyscore +time)"
+        f" ({reads} +evalsha_ro +eval_ro +getrange +hget +pttl +hexists +hscan +zscan +zrangebyscore +time)"
     )
 
 

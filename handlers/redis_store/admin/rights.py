@@ -10,9 +10,9 @@ from handlers.redis_store.keys import (
     CANCELLATIONS,
     PAYLOAD_PREFIX,
     RESULT_PAYLOAD_PREFIX,
+    id_record_key,
     queue_keys,
     result_of_key,
-    stands_key,
 )
 from handlers.redis_store.scripts import lua_script
 
@@ -20,12 +20,12 @@ from handlers.redis_store.scripts import lua_script
 class RightsOptions(msgspec.Struct, frozen=True):
     """Enabled features that need more rights.
 
-    `is_per_request`: per-request reply lists; `stores_apart`: offloaded result payloads; `is_idempotent`:
+    `is_per_request`: per-request reply lists; `offloads_results`: offloaded result payloads; `is_idempotent`:
     de-duplication.
     """
 
     is_per_request: bool = False
-    stores_apart: bool = False
+    offloads_results: bool = False
     is_idempotent: bool = False
 
 
@@ -78,18 +78,18 @@ async def refused_commands(
 
 
 def _optional(options: RightsOptions, queue: str, result_queue_name: str) -> list[tuple[str, str, str, str]]:
-    own_list, stands, payload = (
+    own_list, id_record, payload = (
         result_of_key(result_queue_name, "x"),
-        stands_key("x", queue),
+        id_record_key("x", queue),
         f"{RESULT_PAYLOAD_PREFIX}x",
     )
     rows = {
         (own_list, "LPUSH", "x", ""): options.is_per_request,
         (own_list, "EXPIRE", "1", ""): options.is_per_request,
-        (payload, "SET", "x", ""): options.stores_apart,
-        (payload, "UNLINK", "", ""): options.stores_apart,
-        (stands, "GET", "", ""): options.is_idempotent,
-        (stands, "SET", "x", ""): options.is_idempotent,
+        (payload, "SET", "x", ""): options.offloads_results,
+        (payload, "UNLINK", "", ""): options.offloads_results,
+        (id_record, "GET", "", ""): options.is_idempotent,
+        (id_record, "SET", "x", ""): options.is_idempotent,
     }
     return [row for row, is_needed in rows.items() if is_needed]
 

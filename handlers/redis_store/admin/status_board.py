@@ -19,7 +19,7 @@ from handlers.redis_store.scripts import lua_script, read_only
 
 _PREFIX: Final = "{async-processor}:status:"
 POLLERS: Final = f"{_PREFIX}pollers"
-FAILURES: Final = f"{_PREFIX}failures"
+FAILURES_KEY: Final = f"{_PREFIX}failures"
 MOST_FAILURES: Final = 200
 MINUTES: Final = 60
 SAMPLE: Final = 500
@@ -60,9 +60,9 @@ class StatusBoard:
         if counts:
             pipeline.expire(minute_key(minute), _MINUTE_SECONDS)
         if failures:
-            pipeline.lpush(FAILURES, *failures)
-            pipeline.ltrim(FAILURES, 0, MOST_FAILURES - 1)
-            pipeline.expire(FAILURES, _DAY_SECONDS)
+            pipeline.lpush(FAILURES_KEY, *failures)
+            pipeline.ltrim(FAILURES_KEY, 0, MOST_FAILURES - 1)
+            pipeline.expire(FAILURES_KEY, _DAY_SECONDS)
         await executed(self._redis, pipeline)
 
     async def leave(self, others: Sequence[str] = ()) -> None:
@@ -103,7 +103,7 @@ async def read_board(redis: Store, minute: int) -> Board:
     """The board with the hour up to `minute`. It reads about `SEARCH_BYTES` of snapshots at most."""
     pollers = await _snapshots(redis)
     pipeline = redis.pipeline(transaction=False)
-    pipeline.lrange(FAILURES, 0, MOST_FAILURES - 1)
+    pipeline.lrange(FAILURES_KEY, 0, MOST_FAILURES - 1)
     for one in range(minute - MINUTES + 1, minute + 1):
         pipeline.hgetall(minute_key(one))
     failures, *minutes = await executed(redis, pipeline)

@@ -90,8 +90,8 @@ class ClusterSubmissions(Submissions):
             queued.append(Queued(token=f"{part.token}-{seq}", seq=seq, is_new=True))
             rows += [_name(part), _member(part, seq), _score(part, seq)]
         if len(known) < len(requests):
-            told = json.dumps([one.seq for one in queued])
-            await self._redis.set(_sent_key(requests), told, ex=_SENT_KEPT_SECONDS)
+            reported = json.dumps([one.seq for one in queued])
+            await self._redis.set(_sent_key(requests), reported, ex=_SENT_KEPT_SECONDS)
         # A delivered submission may be finished by now, so its `request-active` key must not be set again.
         fresh = [pair for pair in zip(requests, queued, strict=True) if _name(pair[0]) not in delivered]
         await self._mark([part for part, _ in fresh], [done for _, done in fresh])
@@ -229,9 +229,9 @@ class ClusterSubmissions(Submissions):
 
     async def _known(self, requests: Sequence[MemberParts]) -> dict[str, int]:
         """Name -> sequence of submissions that an earlier call has numbered."""
-        told = cast("bytes", await self._redis.getrange(_sent_key(requests), 0, BATCH_BYTES))
-        if told:
-            return {_name(part): seq for part, seq in zip(requests, json.loads(told), strict=True)}
+        reported = cast("bytes", await self._redis.getrange(_sent_key(requests), 0, BATCH_BYTES))
+        if reported:
+            return {_name(part): seq for part, seq in zip(requests, json.loads(reported), strict=True)}
         pipeline = self._redis.pipeline(transaction=False)
         for part in requests:
             pipeline.getrange(active_key(part.id), 0, LONGEST_TEXT_BYTES)

@@ -137,16 +137,16 @@ class ClusterWindows:
 
         If a marker exists, the payload is not stored again, because the submission may be finished.
         """
-        apart = [part for part in parts if part.payload]
-        if not apart:
+        offloaded = [part for part in parts if part.payload]
+        if not offloaded:
             return
         pipeline = self._redis.pipeline(transaction=False)
-        for part in apart:
+        for part in offloaded:
             pipeline.exists(part.submitted_key)
         found = await executed(self._redis, pipeline)
         pipeline = self._redis.pipeline(transaction=False)
         keys = []
-        for part, is_known in zip(apart, found, strict=True):
+        for part, is_known in zip(offloaded, found, strict=True):
             if not is_known:
                 keys.append(payload_key(part.id, part.token))
                 ends_at_ms = (part.deadline + PAYLOAD_KEPT_SECONDS) * 1000

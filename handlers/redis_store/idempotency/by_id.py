@@ -13,7 +13,7 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError
 
 from handlers.redis_store.connection import Store, executed
-from handlers.redis_store.keys import stands_key
+from handlers.redis_store.keys import id_record_key
 from handlers.redis_store.scripts import lua_script
 
 
@@ -27,7 +27,7 @@ class RunState(StrEnum):
     FINISHED = "finished"
 
 
-class Mark(msgspec.Struct, frozen=True):
+class IdRecord(msgspec.Struct, frozen=True):
     """The idempotency record of a submission in its queue.
 
     `known_by` names the submission. The record is kept for `seconds` after it is finished. A dead-lettered submission
@@ -41,23 +41,26 @@ class Mark(msgspec.Struct, frozen=True):
     queue: str = ""
 
 
-async def stand_for_id(redis: Store, mark: Mark, deadline: float) -> RunState:
+async def record_for_id(redis: Store, record: IdRecord, deadline: float) -> RunState:
     """Record a submission and return whether it may run.
 
     `deadline` is in Unix seconds. Raises one of `STORE_FAILURES`.
     """
-    until_ms = int((deadline + mark.seconds) * 1_000)
-    script = lua_script(redis, "stand_for_id")
-    answer = await script(keys=[stands_key(mark.request_id, mark.queue)], args=[mark.known_by, until_ms])
+    until_ms = int((deadline + record.seconds) * 1_000)
+    script = lua_script(redis, "record_for_id")
+    answer = await script(
+        keys=[id_record_key(record.request_id, record.queue)], args=[record.known_by, until_ms]
+    )
     return RunState(answer.decode())
 
 
-async def finish_for_id(redis: Store, marks: Sequence[Mark]) -> None:
+async def finish_id_record(redis: Store, records: Sequence[IdRecord]) -> None:
     """Mark submissions as finished. Their ids do not run again for `seconds`."""
-    script = lua_script(redis, "finish_for_id")
+    script = lua_script(redis, "finish_id_record")
     # One call each, since a cluster keeps the keys in different slots; all in one pipeline.
     rows = [
-        (stands_key(one.request_id, one.queue), one.known_by, one.seconds, int(one.is_dead)) for one in marks
+        (id_record_key(one.request_id, one.queue), one.known_by, one.seconds, int(one.is_dead))
+        for one in records
     ]
     try:
         await _finished(redis, script, rows)

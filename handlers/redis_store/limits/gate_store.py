@@ -129,7 +129,7 @@ class RedisGateStore:
         """Take a token, if the lease is valid and one is available."""
         return await self._token(control_key, state_key, pool, burst_seconds, is_taking=True)
 
-    async def look_at_lease(self, control_key: str, state_key: str, pool: str) -> TokenAnswer:
+    async def read_lease(self, control_key: str, state_key: str, pool: str) -> TokenAnswer:
         """The current lease, without taking a token. `wait_seconds` of the answer has no meaning."""
         return await self._token(control_key, state_key, pool, 1.0, is_taking=False)
 

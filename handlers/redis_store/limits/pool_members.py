@@ -8,7 +8,7 @@ from handlers.redis_store.connection import Store
 from handlers.redis_store.scripts import lua_script
 
 
-class PoolPlace(msgspec.Struct, frozen=True):
+class PoolIndex(msgspec.Struct, frozen=True):
     """This poller's index `place` (from 0) among `count` pollers. The others use `elsewhere` slots."""
 
     place: int
@@ -28,10 +28,10 @@ class RedisPoolSharing:
         self._share = lua_script(redis, "share_pool")
         self._leave = lua_script(redis, "leave_pool")
 
-    async def share(self, in_use: int) -> PoolPlace:
+    async def share(self, in_use: int) -> PoolIndex:
         """Renew the lease, report slots in use, and return this poller's share."""
         place, count, elsewhere = await self._share(self._keys, [self._poller, in_use, self._lease_seconds])
-        return PoolPlace(int(place), int(count), int(elsewhere))
+        return PoolIndex(int(place), int(count), int(elsewhere))
 
     async def leave(self) -> None:
         """Leave the pool. The others may use this poller's share at once."""

@@ -28,7 +28,7 @@ AT_ONCE: Final = 500
 PAGE_ENTRIES: Final = 1_000
 """Entries of the list in one reply."""
 
-_CLOCKS_APART_SECONDS: Final = 2
+_CLOCK_SKEW_SECONDS: Final = 2
 """Allowed difference between a producer's clock and the server's, from which a deadline was computed."""
 _PLACE_DIGITS: Final = 9
 """Most digits of a sequence at the end of a token; a longer number belongs to another client's token."""
@@ -51,14 +51,14 @@ class Cancellation(msgspec.Struct, frozen=True):
         return None if place is None else self.deadline + min(place, SEQ_STEPS - 1) / SEQ_STEPS
 
 
-class Look(msgspec.Struct, frozen=True):
+class CancelSearch(msgspec.Struct, frozen=True):
     """One search: claim keys, and the ranges of scores to search."""
 
     ranges: list[tuple[str, str]]
     names: list[bytes]
 
 
-def looks(found: Sequence[Cancellation]) -> Iterator[Look]:
+def searches(found: Sequence[Cancellation]) -> Iterator[CancelSearch]:
     """Searches for `found`.
 
     Our client's submissions are searched at their exact scores, others in the seconds around their deadlines.
@@ -66,7 +66,7 @@ def looks(found: Sequence[Cancellation]) -> Iterator[Look]:
     exact = [(repr(score), one.key) for one in found if (score := one.score()) is not None]
     for start in range(0, len(exact), AT_ONCE):
         some = exact[start : start + AT_ONCE]
-        yield Look(
+        yield CancelSearch(
             [(score, score) for score in dict.fromkeys(score for score, _ in some)], [key for _, key in some]
         )
     others = sorted((one.deadline, one.key) for one in found if one.score() is None)
@@ -74,20 +74,20 @@ def looks(found: Sequence[Cancellation]) -> Iterator[Look]:
         first = last = others[0][0]
         names: list[bytes] = []
         for deadline, key in others[:AT_ONCE]:
-            if deadline > last + 2 * _CLOCKS_APART_SECONDS:
+            if deadline > last + 2 * _CLOCK_SKEW_SECONDS:
                 break
             last = deadline
             names.append(key)
         others = others[len(names) :]
-        yield Look([_seconds(first, last)], names)
+        yield CancelSearch([_seconds(first, last)], names)
 
 
 def _seconds(first: int, last: int) -> tuple[str, str]:
-    return str(first - _CLOCKS_APART_SECONDS), f"({last + 1 + _CLOCKS_APART_SECONDS}"
+    return str(first - _CLOCK_SKEW_SECONDS), f"({last + 1 + _CLOCK_SKEW_SECONDS}"
 
 
 class Cancellations:
-    """Cancellations to search: `due` returns them, `looked` marks them as searched.
+    """Cancellations to search: `due` returns them, `searched` marks them as searched.
 
     `clock` returns monotonic seconds, `now` the server's Unix seconds.
     """
@@ -111,7 +111,7 @@ class Cancellations:
         self._still_ahead: set[tuple[bytes, float]] = set()
 
     async def due(self) -> list[Cancellation]:
-        """Cancellations to search now; the same until `looked` is called.
+        """Cancellations to search now; the same until `searched` is called.
 
         Raises one of `STORE_FAILURES`. The server writes an entry and its time in one step, so no entry appears late.
         """
@@ -145,7 +145,7 @@ class Cancellations:
                 low, skipped = repr(last), sum(score == last for _, score in rows)
         return rows
 
-    def looked(self) -> None:
+    def searched(self) -> None:
         self._again = [(at, some) for at, some in self._again if at > self._now]
         if self._moving:
             self._again += [(self._now + seconds, self._moving) for seconds in AGAIN_SECONDS]

@@ -20,7 +20,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from handlers.clock import FollowedClock
 from handlers.contract.result import decode_result, encode_result, filled_result
 from handlers.redis_store.connection import STORE_REFUSALS, Store, executed, flat
-from handlers.redis_store.idempotency.by_id import Mark, finish_for_id
+from handlers.redis_store.idempotency.by_id import IdRecord, finish_id_record
 from handlers.redis_store.keys import (
     QueueKeys,
     active_key,
@@ -29,7 +29,7 @@ from handlers.redis_store.keys import (
     queue_keys,
     settled_key,
 )
-from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellation, Look, looks
+from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellation, CancelSearch, searches
 from handlers.redis_store.queue.payloads import StoredPayload, delete_payloads, is_own_payload, store_payloads
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import SCRIPT_BYTES, lua_script
@@ -78,7 +78,7 @@ class Ack(msgspec.Struct, frozen=True):
     """A final result to record.
 
     `result` is empty for a dead letter without a result; `dead` is the dead letter's record. `outcome` is an error code
-    or `HTTP <status>`, `stored` the result's offloaded payload, `mark` the idempotency record of the id.
+    or `HTTP <status>`, `stored` the result's offloaded payload, `id_record` the idempotency record of the id.
     """
 
     claim: Claim
@@ -90,7 +90,7 @@ class Ack(msgspec.Struct, frozen=True):
     payload_ref: str = ""
     dead: bytes | None = None
     stored: StoredPayload | None = None
-    mark: Mark | None = None
+    id_record: IdRecord | None = None
     outcome: str = ""
 
 
@@ -241,14 +241,16 @@ class RedisQueue:
     async def ack(self, acks: Sequence[Ack]) -> list[bool]:
         """Record final results. False if the lease was lost and nothing changed."""
         # Payloads before the results that name them: a crash in between leaves keys that expire.
-        acks = await self._with_payloads_apart(acks)
+        acks = await self._with_offloaded_payloads(acks)
         effects = await self._recorded(acks)
-        marks = [ack.mark for ack, effect in zip(acks, effects, strict=True) if ack.mark and effect]
-        if marks:
+        id_records = [
+            ack.id_record for ack, effect in zip(acks, effects, strict=True) if ack.id_record and effect
+        ]
+        if id_records:
             with contextlib.suppress(
                 *STORE_REFUSALS
             ):  # without the right, no record was written before either
-                await finish_for_id(self._redis, marks)
+                await finish_id_record(self._redis, id_records)
         unused = [
             ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect
         ]
@@ -256,7 +258,7 @@ class RedisQueue:
             await delete_payloads(self._redis, unused)
         return effects
 
-    async def _with_payloads_apart(self, acks: Sequence[Ack]) -> Sequence[Ack]:
+    async def _with_offloaded_payloads(self, acks: Sequence[Ack]) -> Sequence[Ack]:
         """Store large payloads. If the ACL refuses their keys, put them into the results."""
         stored = [ack.stored for ack in acks if ack.stored]
         if not stored:
@@ -319,14 +321,16 @@ class RedisQueue:
 
     async def recall(self, cancelled: Sequence[Cancellation]) -> AsyncIterator[list[Claim]]:
         """Claim cancelled pending requests at any position, so they are not sent."""
-        for look in looks(cancelled):
+        for search in searches(cancelled):
             place = (1, 0)
             while place[0]:
-                place, claims = await self._recalled(look, place)
+                place, claims = await self._recalled(search, place)
                 if claims:
                     yield claims
 
-    async def _recalled(self, look: Look, place: tuple[int, int]) -> tuple[tuple[int, int], list[Claim]]:
+    async def _recalled(
+        self, search: CancelSearch, place: tuple[int, int]
+    ) -> tuple[tuple[int, int], list[Claim]]:
         """One step of a search: the next place and the claims made.
 
         A place is a range (from 1; 0: done) and the number of its members to skip.
@@ -341,9 +345,9 @@ class RedisQueue:
                     *place,
                     AT_ONCE,
                     SCRIPT_BYTES,
-                    len(look.ranges),
-                    *flat(look.ranges),
-                    *look.names,
+                    len(search.ranges),
+                    *flat(search.ranges),
+                    *search.names,
                 ],
             )
         return (int(answer[1]), int(answer[2])), self._claims(answer[3:])

@@ -45,7 +45,7 @@ end
 local is_counter_bounded = {}
 local answer = {}
 for n = 1, (#KEYS - 2) / 4 do
-  local counter, active, submitted, apart = unpack(KEYS, 4 * n - 1, 4 * n + 2)
+  local counter, active, submitted, payload_at = unpack(KEYS, 4 * n - 1, 4 * n + 2)
   local deadline, window, record = tonumber(ARGV[7 * n - 5]), tonumber(ARGV[7 * n]), ARGV[7 * n + 1]
   local token, head, tail, payload = unpack(ARGV, 7 * n - 4, 7 * n - 1)
   local first = is_repeated and text_of(active)
@@ -67,7 +67,7 @@ for n = 1, (#KEYS - 2) / 4 do
     token = token .. '-' .. seq
     local ends_at_ms = string.format('%.0f', deadline * 1000)
     if payload ~= '' then
-      redis.call('SET', apart, payload, 'PXAT', string.format('%.0f', (deadline + 600) * 1000))
+      redis.call('SET', payload_at, payload, 'PXAT', string.format('%.0f', (deadline + 600) * 1000))
     end
     redis.call('SET', active, token, 'PXAT', ends_at_ms)
     if window > 0 then

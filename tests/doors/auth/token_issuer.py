@@ -37,7 +37,7 @@ def segment(content: bytes) -> bytes:
 
 def claims(now: float, **changed: Any) -> dict[str, Any]:
     """The claims of a push token; a value of None omits a claim."""
-    said: dict[str, Any] = {
+    message: dict[str, Any] = {
         "iss": "https://accounts.google.com",
         "aud": AUDIENCE,
         "sub": "113774264463038321964",
@@ -47,22 +47,22 @@ def claims(now: float, **changed: Any) -> dict[str, Any]:
         "iat": int(now),
         "exp": int(now) + 3_600,
     }
-    return {name: value for name, value in (said | changed).items() if value is not None}
+    return {name: value for name, value in (message | changed).items() if value is not None}
 
 
-def signed(said: dict[str, Any] | bytes, *, key: str = "one", **header: Any) -> bytes:
+def signed(message: dict[str, Any] | bytes, *, key: str = "one", **header: Any) -> bytes:
     """A token signed with RS256 by that key, with any header; None omits a field."""
     named: dict[str, Any] = {"alg": "RS256", "kid": key, "typ": "JWT"} | header
     head = json.dumps({name: value for name, value in named.items() if value is not None}).encode()
-    body = said if isinstance(said, bytes) else json.dumps(said).encode()
+    body = message if isinstance(message, bytes) else json.dumps(message).encode()
     content = segment(head) + b"." + segment(body)
     signature = private_key(key).sign(content, padding.PKCS1v15(), hashes.SHA256())
     return content + b"." + segment(signature)
 
 
-def signed_with_the_public_key(said: dict[str, Any]) -> bytes:
+def signed_with_the_public_key(message: dict[str, Any]) -> bytes:
     """The classic forgery: HS256, with the published PEM as the shared secret."""
-    content = segment(b'{"alg": "HS256", "kid": "one"}') + b"." + segment(json.dumps(said).encode())
+    content = segment(b'{"alg": "HS256", "kid": "one"}') + b"." + segment(json.dumps(message).encode())
     secret = certificate("one").encode()
     return content + b"." + segment(hmac.digest(secret, content, hashlib.sha256))
 

@@ -192,9 +192,9 @@ async def test_a_retry_has_delay_reason_and_last_response(reason: str, status: i
     answer = await walked(delivery(), Retry(2.3456, reason, LastResponse(503, b"busy\xff")))
     assert answer.status_code == status
     assert (answer.headers["retry-after"], answer.headers["x-async-processor-outcome"]) == ("3", "retry")
-    said = json.loads(answer.body)
-    assert (said["reason"], said["retry_after_seconds"]) == (reason, 2.346)
-    assert (said["status_code"], said["payload"]) == (503, "busy�")
+    message = json.loads(answer.body)
+    assert (message["reason"], message["retry_after_seconds"]) == (reason, 2.346)
+    assert (message["status_code"], message["payload"]) == (503, "busy�")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def sink(gateway: Gateway, server: RawHttp, give_up_seconds: float = 20.0) -> Ev
 async def test_an_event_arrives_whole_with_the_operators_extensions(
     gateway: Gateway, server: RawHttp
 ) -> None:
-    server.say(answer(202))
+    server.reply(answer(202))
     await sink(gateway, server).send(EVENT)
     (got,) = server.received
     assert (got.path, got.body, got.header("ce-id"), got.header("ce-team")) == (
@@ -51,7 +51,7 @@ async def test_an_event_arrives_whole_with_the_operators_extensions(
 
 @pytest.mark.parametrize("status", [404, 408, 409, 425, 429, 500, 503])
 async def test_a_sink_that_cannot_now_is_asked_again(gateway: Gateway, server: RawHttp, status: int) -> None:
-    server.say(answer(status), answer(status, end=End.RESET), answer(200))
+    server.reply(answer(status), answer(status, end=End.RESET), answer(200))
     await sink(gateway, server).send(EVENT)
     assert len(server.received) == 3
     assert len({got.body for got in server.received}) == 1
@@ -61,7 +61,7 @@ async def test_a_sink_that_cannot_now_is_asked_again(gateway: Gateway, server: R
 async def test_a_sink_that_never_will_is_not_asked_again(
     gateway: Gateway, server: RawHttp, status: int
 ) -> None:
-    server.say(answer(status))
+    server.reply(answer(status))
     with pytest.raises(SinkRefused) as caught:
         await sink(gateway, server).send(EVENT)
     assert caught.value.status_code == status
@@ -69,12 +69,12 @@ async def test_a_sink_that_never_will_is_not_asked_again(
 
 
 async def test_an_answer_that_is_too_large_was_an_answer(gateway: Gateway, server: RawHttp) -> None:
-    server.say(answer(200, b"x" * 1_000))
+    server.reply(answer(200, b"x" * 1_000))
     await sink(gateway, server).send(EVENT)
 
 
 async def test_a_sink_that_stays_away_is_given_up_in_time(gateway: Gateway, server: RawHttp) -> None:
-    server.say(answer(503))
+    server.reply(answer(503))
     with pytest.raises(SinkUnavailable):
         await sink(gateway, server, give_up_seconds=0.3).send(EVENT)
     assert len(server.received) >= 1

@@ -22,7 +22,7 @@ from handlers.contract.result import (
     read_result_names,
 )
 from handlers.doors.door import Answer, Delivery, handle
-from handlers.doors.pubsub.push import MARGIN_SECONDS, PubSubPushDoor, Subscription
+from handlers.doors.pubsub.push import MARGIN_SECONDS, PubSubPushDoor, PushOptions, Subscription
 from handlers.forward.forward import AttemptOptions
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
@@ -69,11 +69,13 @@ class Door:
                 name.rsplit("/", 1)[-1], "results", {"tier": "batch"}, 60.0, 10.0, is_topic_fixed
             ),
             get_logger("test"),
-            project_id="project-1",
-            dead_letter_topic=dead_letter_topic,
-            max_request_bytes=10_000,
-            has_details=has_details,
-            may_name=may_name,
+            PushOptions(
+                project_id="project-1",
+                max_request_bytes=10_000,
+                dead_letter_topic=dead_letter_topic,
+                may_name=may_name or ResultNames(),
+                has_details=has_details,
+            ),
             monotonic=lambda: self.now,
         )
 

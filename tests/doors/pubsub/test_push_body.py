@@ -66,7 +66,7 @@ def test_the_time_of_publication_is_read_where_it_is_one(published: Any, seconds
 
 
 @pytest.mark.parametrize(
-    ("said", "published_at", "created"),
+    ("requested", "published_at", "created"),
     [
         (100, 100.7, 100.7),
         (None, 100.7, 100.7),
@@ -77,9 +77,9 @@ def test_the_time_of_publication_is_read_where_it_is_one(published: Any, seconds
     ],
 )
 def test_created_gets_its_fraction_from_the_publish_time(
-    said: float | None, published_at: float | None, created: float | None
+    requested: float | None, published_at: float | None, created: float | None
 ) -> None:
-    assert Push(b"", published_at=published_at).created(said) == created
+    assert Push(b"", published_at=published_at).created(requested) == created
 
 
 @pytest.mark.parametrize("data", [{}, {"data": None}, {"data": ""}])

@@ -65,7 +65,7 @@ KNOWN |= {"trace_id": TRACE.trace_id, "span_id": TRACE.span_id}
 
 
 @pytest.mark.parametrize(
-    ("outcome", "said"),
+    ("outcome", "message"),
     [
         (
             Retry(3.0, "rejected", LastResponse(429, b"busy: a secret")),
@@ -82,9 +82,9 @@ KNOWN |= {"trace_id": TRACE.trace_id, "span_id": TRACE.span_id}
     ],
     ids=["retry", "failed", "expired"],
 )
-def test_a_line_has_id_outcome_reason_and_duration(outcome: Outcome, said: dict[str, Any]) -> None:
+def test_a_line_has_id_outcome_reason_and_duration(outcome: Outcome, message: dict[str, Any]) -> None:
     (line,) = lines_of(outcome)
-    wanted = KNOWN | said
+    wanted = KNOWN | message
     assert {name: line.get(name) for name in wanted} == wanted
 
 

@@ -31,7 +31,7 @@ class Bench:
         self.may_answer = asyncio.Event()
         self.answer: Callable[[Request], Awaitable[Outcome]] = self._answered
         self.forward = CancellableForward(
-            self._attempt, self._look_up, (ConnectionError,), get_logger("test"), look_seconds=0.001
+            self._attempt, self._look_up, (ConnectionError,), get_logger("test"), scan_seconds=0.001
         )
 
     async def _look_up(self, ids: Sequence[str]) -> list[float | None]:
@@ -86,7 +86,7 @@ async def test_a_request_cancelled_before_its_arrival_is_not_sent(bench: Bench, 
 async def test_a_submission_after_the_cancellation_runs(bench: Bench) -> None:
     bench.cancelled_at["a"] = 100.5
     task = await bench.begin(request(created=101))
-    await bench.forward.look()
+    await bench.forward.scan()
     bench.may_answer.set()
     assert await task == ANSWERED
 
@@ -104,10 +104,10 @@ async def test_a_cancelled_request_in_flight_ends_and_others_continue(bench: Ben
 async def test_all_that_is_under_way_is_looked_up_in_one_call(bench: Bench) -> None:
     tasks = [await bench.begin(request(name)) for name in "abc"]
     bench.lookups.clear()
-    await bench.forward.look()
+    await bench.forward.scan()
     bench.may_answer.set()
     await asyncio.gather(*tasks)
-    await bench.forward.look()
+    await bench.forward.scan()
     assert bench.lookups == [["a", "b", "c"]]
 
 
@@ -144,9 +144,9 @@ async def test_an_ending_task_is_cancelled_again_only_after_a_while(
     task = asyncio.create_task(publish())
     await wait_until_async(lambda: bool(bench.started), "the attempt")
     bench.cancelled_at["a"] = 100.5
-    await bench.forward.look()
+    await bench.forward.scan()
     await asyncio.sleep(0)
-    await bench.forward.look()
+    await bench.forward.scan()
     await asyncio.sleep(0)
     assert len(ends) == stops
     bench.may_answer.set()
@@ -157,6 +157,6 @@ async def test_an_ending_task_is_cancelled_again_only_after_a_while(
 async def test_all_continues_while_redis_is_down(bench: Bench) -> None:
     bench.is_down = True
     task = await bench.begin(request())
-    await bench.forward.look()
+    await bench.forward.scan()
     bench.may_answer.set()
     assert await task == ANSWERED

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from handlers.forward.middleware.guarded import RetryBudget
+from handlers.forward.middleware.breaker import RetryBudget
 
 
 class Time:

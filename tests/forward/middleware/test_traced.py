@@ -39,7 +39,7 @@ async def tracing(receiver: OtlpReceiver) -> AsyncIterator[Tracing]:
 @pytest.fixture
 async def server() -> AsyncIterator[RawHttp]:
     async with running_raw_http() as running:
-        running.say(answer(200))
+        running.reply(answer(200))
         yield running
 
 

@@ -172,7 +172,7 @@ def test_any_text_comes_through_a_form(fields: dict[str, str]) -> None:
 async def test_the_gateway_gets_the_form_and_a_refusal_is_a_final_result() -> None:
     transforms = build_transforms(parse_config_file(FILE).request_transforms, "requestTransforms")
     async with running_raw_http() as server:
-        server.say(answer(200, b"{}"))
+        server.reply(answer(200, b"{}"))
         gateway = Gateway(GatewayOptions())
         forwarder = Forwarder(
             gateway, Routes(Route(server.url)), request_timeout_seconds=20, transforms=transforms

@@ -127,10 +127,10 @@ async def test_start_and_end_of_an_outage_of_the_page_are_logged_once(
         await wait_until_async(lambda: exporter.fetches >= fetches + 3, "more failing fetches")
         exporter.status = 200
         await until_budget(built, 0.5, "open again")
-    assert [line["reason"] for line in log.said("gate source lost")] == ["expected status 200, got 503"]
-    assert len(log.said("gate source recovered")) == 1
-    assert [line["in_force"] for line in log.said("gate on_missing applied")] == ["fallback"]
-    assert len(log.said("gate source restored")) == 1
+    assert [line["reason"] for line in log.lines_of("gate source lost")] == ["expected status 200, got 503"]
+    assert len(log.lines_of("gate source recovered")) == 1
+    assert [line["in_force"] for line in log.lines_of("gate on_missing applied")] == ["fallback"]
+    assert len(log.lines_of("gate source restored")) == 1
 
 
 @pytest.mark.parametrize(

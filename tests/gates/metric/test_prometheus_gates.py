@@ -92,7 +92,7 @@ async def test_a_missing_metric_is_reported_and_on_missing_holds(
         state = built.state()
         assert state.budget == pytest.approx(budget)
         assert (state.on_missing, state.is_source_available) == (in_force, False)
-        (line,) = log.said("gate started")
+        (line,) = log.lines_of("gate started")
         assert line["in_force"] == in_force
         assert NEW_SATURATION in line["source"]
 
@@ -111,9 +111,9 @@ async def test_a_metric_that_goes_away_is_held_for_a_time_and_then_falls_back(
         assert built.budget() == pytest.approx(0.1)
         await wait_until_async(
             lambda: (
-                [line["in_force"] for line in log.said("gate on_missing applied")] == ["hold", "fallback"]
+                [line["in_force"] for line in log.lines_of("gate on_missing applied")] == ["hold", "fallback"]
             ),
-            "both to be told, each once",
+            "both to be reported, each once",
         )
 
 
@@ -140,14 +140,14 @@ async def test_the_budget_comes_from_the_first_source_that_has_a_sample(
         second.set(NEW_QUEUE, 0, inference_pool=pool, fairness_id="a")
         await until_budget(built, 0.9, "idle")
         assert built.shares()[0].part == pytest.approx(1.0)
-    (closing,) = log.said("gate threshold computed")
+    (closing,) = log.lines_of("gate threshold computed")
     assert closing["closes_at_load_per_pod"] == pytest.approx(9)
-    assert [line["source"] for line in log.said("gate source selected")] == [
+    assert [line["source"] for line in log.lines_of("gate source selected")] == [
         "vllm requests running",
         "queue per pod",
         "router queue",
     ]
-    assert len(log.said("gate query configured")) == 3
+    assert len(log.lines_of("gate query configured")) == 3
 
 
 async def test_the_budget_closes_at_the_baseline_and_knows_the_old_names(
@@ -201,7 +201,7 @@ async def test_a_query_without_a_number_is_missing_with_its_reason(
 ) -> None:
     async with started("prometheus-query", {"query": query, "fallback": "0.2"}, from_prometheus) as built:
         assert built.budget() == 0.2
-        assert log.said("gate source lost")[0]["reason"]
+        assert log.lines_of("gate source lost")[0]["reason"]
 
 
 async def test_gates_that_ask_the_same_share_one_fetch(

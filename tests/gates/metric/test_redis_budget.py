@@ -64,7 +64,7 @@ async def test_an_unavailable_redis_is_reported_and_on_missing_holds(
         await wait_until_async(lambda: not built.state().on_missing, "the source to be read again")
         assert built.budget() == 0.6
     assert isinstance(from_redis.log, ReadableLog)
-    assert from_redis.log.said("gate source lost")[0]["reason"] == "TimeoutError"
+    assert from_redis.log.lines_of("gate source lost")[0]["reason"] == "TimeoutError"
 
 
 async def test_a_key_that_holds_no_number_is_missing(redis: Redis, from_redis: GateSources) -> None:

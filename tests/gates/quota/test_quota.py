@@ -251,7 +251,7 @@ async def test_an_unavailable_redis_is_reported_and_on_missing_holds(
     await go(built, "after")
     assert built.state().is_source_available
     assert isinstance(from_redis.log, ReadableLog)
-    assert len(from_redis.log.said("gate on_missing applied")) == 1
+    assert len(from_redis.log.lines_of("gate on_missing applied")) == 1
 
 
 # --- concurrency
@@ -407,7 +407,7 @@ async def test_many_processes_and_crashes_never_pass_the_limit_and_leave_nothing
     redis: Redis, pollers: list[GateSources]
 ) -> None:
     """Counts concurrent requests. A crash loses its slot, and its request ends at that moment."""
-    draw = random.Random(11)
+    rng = random.Random(11)
     gates = [concurrency(given, limit=4) for given in pollers]
     crashed: list[str] = []
     running = most = sent = 0
@@ -424,7 +424,7 @@ async def test_many_processes_and_crashes_never_pass_the_limit_and_leave_nothing
         most = max(most, running)
         await asyncio.sleep(0)
         running -= 1
-        if draw.random() > 0.1:
+        if rng.random() > 0.1:
             await verdict.reservation.release()
         else:
             crashed.append(str(number))

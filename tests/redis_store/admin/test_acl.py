@@ -142,7 +142,7 @@ async def test_the_whole_way_works_with_the_least_rights(guarded: Server, users:
     await server_time(poller)
     assert not any("does not tell" in warning for warning in await durability_warnings(poller))
     assert await wrong_types(poller, QUEUE, RETRIES, RESULTS) == []
-    every = RightsOptions(is_per_request=True, stores_apart=True, is_idempotent=True)
+    every = RightsOptions(is_per_request=True, offloads_results=True, is_idempotent=True)
     assert await refused_commands(poller, QUEUE, RETRIES, RESULTS, options=every) == []
 
 

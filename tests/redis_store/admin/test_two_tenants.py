@@ -14,6 +14,7 @@ from handlers.redis_store.keys import (
     active_key,
     beside,
     cancel_key,
+    id_record_key,
     payload_key,
     queue_keys,
     result_claim_keys,
@@ -21,7 +22,6 @@ from handlers.redis_store.keys import (
     result_payload_key,
     sent_key,
     seq_key,
-    stands_key,
     submitted_key,
 )
 from tests.redis_store.admin.test_acl import words
@@ -63,7 +63,7 @@ SHARED = {
     submitted_key("id"): frozenset({Role.CLIENT}),
     seq_key(f"{THEIRS}-requests", 1): frozenset({Role.CLIENT}),
     sent_key([("id", "token")]): frozenset({Role.CLIENT}),
-    stands_key("id", f"{THEIRS}-requests"): frozenset({Role.POLLER}),
+    id_record_key("id", f"{THEIRS}-requests"): frozenset({Role.POLLER}),
     "quota:tenant:b": frozenset({Role.POLLER}),
     "{quota:tenant:b}:held": frozenset({Role.POLLER}),
     "dispatch-gate-budget": frozenset({Role.POLLER}),

@@ -227,8 +227,8 @@ async def test_cancellations_of_other_producers_are_found_on_every_master(bench:
 
     await ForeignCancellations(bench.redis).sweep()
 
-    told = {one.key.split(b"\0")[0].decode() for one in await Cancellations(bench.redis).due()}
-    assert set(ids) <= told
+    reported = {one.key.split(b"\0")[0].decode() for one in await Cancellations(bench.redis).due()}
+    assert set(ids) <= reported
 
 
 async def test_a_request_whose_id_is_no_text_is_claimed_as_any_other(bench: ClusterBench) -> None:
@@ -302,9 +302,9 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
         return await bench.queue.claim(20)
 
     while len(acked) < REQUESTS:
-        claims = await _insist(lambda: bench.queue.claim(20)) or await _insist(claimed, bool)
+        claims = await _retried(lambda: bench.queue.claim(20)) or await _retried(claimed, bool)
         rows = [bench.ack_of(claim, claim.claim_key, request_id=claim.claim_key.decode()) for claim in claims]
-        effects = await _insist(partial(_ack, bench, dead, rows))
+        effects = await _retried(partial(_ack, bench, dead, rows))
         acked += [row.request_id for row, effect in zip(rows, effects, strict=True) if effect]
         if dies_at <= len(acked) < dies_at + 20:
             asyncio.get_running_loop().call_later(0.002, dead.kill)
@@ -325,7 +325,7 @@ async def _ack(bench: ClusterBench, dies: Server, rows: list[Ack]) -> list[bool]
         raise
 
 
-async def _insist(call: Callable[[], Awaitable[T]], is_enough: Callable[[T], bool] = lambda _: True) -> T:
+async def _retried(call: Callable[[], Awaitable[T]], is_enough: Callable[[T], bool] = lambda _: True) -> T:
     """Call until it answers, as pool and settler do."""
     answers: list[T] = []
 

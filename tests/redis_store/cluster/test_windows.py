@@ -148,14 +148,14 @@ async def test_wherever_a_producer_dies_the_next_one_queues_the_id_once(
         assert await queue.tokens() == [second.token]
         assert await queue.text(active_key(name)) == second.token
     assert await queue.text(submitted_key(name)) == second.token
-    stands = dying if second.token.startswith(dying.token) else other
-    assert second.is_new == (stands is other)
-    assert await queue.text(payload_key(name, stands.token)) == stands.payload.decode()
-    if stands is dying:
+    id_record = dying if second.token.startswith(dying.token) else other
+    assert second.is_new == (id_record is other)
+    assert await queue.text(payload_key(name, id_record.token)) == id_record.payload.decode()
+    if id_record is dying:
         assert await queue.text(payload_key(name, other.token)) is None
 
     (woken,) = await queue.submit(dying, is_repeated=True)
-    assert (woken.token, woken.is_new) == (second.token, stands is dying)
+    assert (woken.token, woken.is_new) == (second.token, id_record is dying)
     assert len(await queue.tokens()) == (0 if is_finished and was_queued else 1)
 
 
@@ -172,11 +172,11 @@ async def test_many_producers_of_the_same_ids_queue_each_once_and_get_the_same_a
     async def one() -> list[Queued]:
         return await queue.submit(*(queue.part(name) for name in names))
 
-    told = await asyncio.gather(*(one() for _ in range(8)))
+    reported = await asyncio.gather(*(one() for _ in range(8)))
     for at in range(len(names)):
-        assert len({answers[at].token for answers in told}) == 1
-        assert sum(answers[at].is_new for answers in told) == 1
-    assert Counter(await queue.tokens()) == Counter(each.token for each in told[0])
+        assert len({answers[at].token for answers in reported}) == 1
+        assert sum(answers[at].is_new for answers in reported) == 1
+    assert Counter(await queue.tokens()) == Counter(each.token for each in reported[0])
 
 
 async def test_a_producer_that_stalls_until_all_is_finished_queues_nothing_and_marks_nothing(
@@ -226,9 +226,9 @@ async def test_an_unqueued_submission_whose_deadline_passed_is_replaced(
             await queue.submit(queue.part(name, deadline=int(time.time()) - 10))
     assert await queue.text(submitted_key(name)) is not None
     other = queue.part(name)
-    (told,) = await queue.submit(other)
-    assert told.is_new
-    assert await queue.tokens() == [told.token]
+    (reported,) = await queue.submit(other)
+    assert reported.is_new
+    assert await queue.tokens() == [reported.token]
 
 
 async def test_a_queued_submission_whose_deadline_passed_is_not_replaced(queue: Queue) -> None:
@@ -312,8 +312,8 @@ async def test_a_window_counts_once_enough_replicas_have_marker_and_request(
     async with AsyncClient.for_redis(cluster.url, ClientOptions(**asking, wait_replicas=1)) as client:  # type: ignore[arg-type]  # as named above
         with pytest.raises(BrokerUnreachable, match="0 of 1 replica"):
             await client.submit({}, deadline=queue.deadline, id=name)
-    (told,) = await queue.submit(queue.part(name))
-    assert await queue.tokens() == [told.token]
+    (reported,) = await queue.submit(queue.part(name))
+    assert await queue.tokens() == [reported.token]
 
 
 async def test_an_id_whose_producer_died_before_it_was_queued_is_unknown(

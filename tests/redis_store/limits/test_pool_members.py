@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.redis_store.limits.pool_members import PoolPlace, RedisPoolSharing
+from handlers.redis_store.limits.pool_members import PoolIndex, RedisPoolSharing
 from tests.redis_keys import leaked_keys
 from tests.redis_store.queue.queueing import Bench
 
@@ -13,12 +13,12 @@ def poller(bench: Bench, name: str, pool: str = "p") -> RedisPoolSharing:
 
 async def test_each_poller_gets_its_index_and_the_slots_of_others(bench: Bench) -> None:
     a, b, c = (poller(bench, name) for name in "abc")
-    assert await a.share(5) == PoolPlace(0, 1, 0)
-    assert await c.share(2) == PoolPlace(1, 2, 5)
-    assert await b.share(0) == PoolPlace(1, 3, 7)
-    assert await c.share(3) == PoolPlace(2, 3, 5)
-    assert await c.share(3) == PoolPlace(2, 3, 5), "sent twice is said once"
-    assert await poller(bench, "x", pool="other").share(1) == PoolPlace(0, 1, 0)
+    assert await a.share(5) == PoolIndex(0, 1, 0)
+    assert await c.share(2) == PoolIndex(1, 2, 5)
+    assert await b.share(0) == PoolIndex(1, 3, 7)
+    assert await c.share(3) == PoolIndex(2, 3, 5)
+    assert await c.share(3) == PoolIndex(2, 3, 5), "sent twice is said once"
+    assert await poller(bench, "x", pool="other").share(1) == PoolIndex(0, 1, 0)
     assert await leaked_keys(bench.redis, [], []) == []
 
 
@@ -29,4 +29,4 @@ async def test_pollers_that_leave_or_die_free_their_slots(bench: Bench) -> None:
     await a.leave()
     await a.leave()
     await bench.redis.zadd("{async-processor:pool:p}:pollers", {"b": 1}, xx=True)  # its lease has ended
-    assert await c.share(4) == PoolPlace(0, 1, 0)
+    assert await c.share(4) == PoolIndex(0, 1, 0)

@@ -287,7 +287,7 @@ class Walk:
         recall = Retries(self.bench.redis, self.bench.retries, self.bench.queue_name)
         assert await recalled_retries(self.bench.redis, recall) == len(found)
 
-    async def look_at_held(self, pick: int) -> None:
+    async def scan_held(self, pick: int) -> None:
         """Exactly the claimed requests that were cancelled."""
         held = [one.claim for one in self.model.held.values()]
         expected = [claim for claim in held if self.model.serial[claim.member] in self.model.cancelled]
@@ -408,7 +408,7 @@ STEPS = {
     "cancel": Walk.cancel,
     "recall": Walk.recall,
     "recall_retries": Walk.recall_retries,
-    "look_at_held": Walk.look_at_held,
+    "scan_held": Walk.scan_held,
     "restart": Walk.restart,
 }
 """Every step, by its name."""

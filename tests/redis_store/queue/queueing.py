@@ -150,7 +150,7 @@ async def recalled(
     source = cancellations or Cancellations(redis, now=owner.now)
     found = await source.due()
     claims = [claim async for claims in owner.recall(found) for claim in claims]
-    source.looked()
+    source.searched()
     return claims
 
 
@@ -158,5 +158,5 @@ async def recalled_retries(redis: Store, retries: Retries, cancellations: Cancel
     """How many cancelled retries were moved back to their queues."""
     source = cancellations or Cancellations(redis)
     moved = await retries.recall(await source.due())
-    source.looked()
+    source.searched()
     return moved

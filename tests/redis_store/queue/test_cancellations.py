@@ -17,9 +17,9 @@ from handlers.redis_store.queue.cancellations import (
     SWEPT,
     Cancellation,
     Cancellations,
+    CancelSearch,
     ForeignCancellations,
-    Look,
-    looks,
+    searches,
 )
 from handlers.redis_store.queue.queue import Nack, Retries
 from handlers.redis_store.submit.submissions import Submissions
@@ -68,20 +68,20 @@ def test_requests_of_other_clients_are_searched_in_the_seconds_of_their_deadline
         Cancellation(b"t\0c", 54),
         Cancellation(b"u\0-1", 9),
     ]
-    ours, *wide = looks(found)
-    assert ours == Look([(repr(9 + 1 / 2**21),) * 2], [b"u\0-1"])
+    ours, *wide = searches(found)
+    assert ours == CancelSearch([(repr(9 + 1 / 2**21),) * 2], [b"u\0-1"])
     assert wide == [
-        Look([("48", "(57")], [b"r\0a", b"t\0c"]),
-        Look([("88", "(93")], [b"s\0b"]),
+        CancelSearch([("48", "(57")], [b"r\0a", b"t\0c"]),
+        CancelSearch([("88", "(93")], [b"s\0b"]),
     ]
 
 
 def test_however_many_there_are_one_call_has_few() -> None:
     ours = [Cancellation(f"r\0t-{n}".encode(), 50) for n in range(1_201)]
     others = [Cancellation(f"r\0t{n}".encode(), 50 + n // 100) for n in range(1_201)]
-    sizes = [len(look.names) for look in looks([*ours, *others])]
+    sizes = [len(search.names) for search in searches([*ours, *others])]
     assert sizes == [AT_ONCE, AT_ONCE, 201] * 2
-    assert list(looks([])) == []
+    assert list(searches([])) == []
 
 
 async def test_each_cancellation_is_returned_when_it_is_new_and_a_few_times_later(store: Redis) -> None:
@@ -89,15 +89,15 @@ async def test_each_cancellation_is_returned_when_it_is_new_and_a_few_times_late
     cancellations = Cancellations(store, clock)
     now = time.time()
     await store.zadd(CANCELLATIONS, {b"50\0r\0t-1": now, b"no entry": now + 1, b"51\0s\0t-1": now + 2})
-    told = [Cancellation(b"r\0t-1", 50), Cancellation(b"s\0t-1", 51)]
-    assert await cancellations.due() == told
-    cancellations.looked()
+    reported = [Cancellation(b"r\0t-1", 50), Cancellation(b"s\0t-1", 51)]
+    assert await cancellations.due() == reported
+    cancellations.searched()
     assert await cancellations.due() == []
-    cancellations.looked()
+    cancellations.searched()
     for seconds in AGAIN_SECONDS:
         clock.seconds = 100.0 + seconds
-        assert await cancellations.due() == told
-        cancellations.looked()
+        assert await cancellations.due() == reported
+        cancellations.searched()
     clock.seconds += 1_000
     assert await cancellations.due() == []
 
@@ -119,7 +119,7 @@ async def test_an_old_cancellation_is_returned_once(store: Redis) -> None:
     cancellations = Cancellations(store, clock)
     await store.zadd(CANCELLATIONS, {b"50\0r\0t-1": time.time() - 600})
     assert len(await cancellations.due()) == 1
-    cancellations.looked()
+    cancellations.searched()
     clock.seconds += AGAIN_SECONDS[0]
     assert await cancellations.due() == []
 
@@ -142,7 +142,7 @@ async def test_an_entry_with_a_time_in_the_future_hides_no_later_one(store: Redi
     cancellations = Cancellations(store)
     await store.zadd(CANCELLATIONS, {b"50\0a\0t": score})
     await cancellations.due()
-    cancellations.looked()
+    cancellations.searched()
     await store.zadd(CANCELLATIONS, {b"60\0b\0t": time.time()})
     assert b"b\0t" in [one.key for one in await cancellations.due()]
 
@@ -268,10 +268,10 @@ async def test_cancellations_of_other_producers_are_put_into_the_list(store: Red
 
     assert await ForeignCancellations(store).sweep() == 1_501
 
-    told = await Cancellations(store).due()
-    (found,) = [one for one in told if one.key == b"r\0t"]
+    reported = await Cancellations(store).due()
+    (found,) = [one for one in reported if one.key == b"r\0t"]
     assert found.deadline == pytest.approx(expires_ms / 1000, abs=60), "as the sweep's own clock tells it"
-    assert not {b"s\0new", b"s\0old", b"over\0t"} & {one.key for one in told}
+    assert not {b"s\0new", b"s\0old", b"over\0t"} & {one.key for one in reported}
 
 
 async def test_a_sweep_reports_each_cancellation_once_and_runs_in_one_poller(store: Redis) -> None:

@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 
 from handlers.contract.envelope import encode_retry
 from handlers.contract.result import answered_result, encode_result
-from handlers.redis_store.idempotency.by_id import Mark
+from handlers.redis_store.idempotency.by_id import IdRecord
 from handlers.redis_store.queue.payloads import StoredPayload
 from handlers.redis_store.queue.queue import Claim, Nack, QueueOptions, RedisQueue
 from tests.redis_store.queue.queueing import DEADLINE, LEASE_SECONDS, Bench, body, envelope
@@ -262,8 +262,8 @@ async def test_where_the_acl_has_no_keys_for_them_large_answers_stay_in_their_re
     (claim,) = await queue.claim(1)
 
     reference = b'{"id":"r","status_code":200,"payload_ref":"result-payload:r:1"}'
-    stored, mark = StoredPayload("result-payload:r:1", b"large", 60), Mark("r", "t", 60)
-    assert await queue.ack([bench.ack_of(claim, reference, stored=stored, mark=mark)]) == [True]
+    stored, id_record = StoredPayload("result-payload:r:1", b"large", 60), IdRecord("r", "t", 60)
+    assert await queue.ack([bench.ack_of(claim, reference, stored=stored, id_record=id_record)]) == [True]
 
     assert await bench.result_texts() == [encode_result(answered_result("r", "", 200, b"large"))]
     await poller.aclose()
@@ -281,9 +281,9 @@ async def test_without_any_list_the_claim_is_kept(bench: Bench) -> None:
 
 
 async def test_a_dead_record_is_kept_with_or_without_a_result(bench: Bench) -> None:
-    told, untold = await bench.claimed(body("r")), await bench.claimed(b"no json")
+    reported, unreported = await bench.claimed(body("r")), await bench.claimed(b"no json")
 
-    acks = [bench.ack_of(told, b"error", dead=b"1"), bench.ack_of(untold, b"", dead=b"2")]
+    acks = [bench.ack_of(reported, b"error", dead=b"1"), bench.ack_of(unreported, b"", dead=b"2")]
     assert await bench.queue.ack(acks) == [True, True]
 
     assert await bench.result_texts() == [b"error"]

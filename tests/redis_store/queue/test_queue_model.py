@@ -52,7 +52,7 @@ class QueueMachine(RuleBasedStateMachine):
     def pass_time(self, name: str, pick: int) -> None:
         self._loop.run(STEPS[name](self._walk, pick))
 
-    @rule(name=st.sampled_from(["cancel", "recall", "recall_retries", "look_at_held"]), pick=PICKS)
+    @rule(name=st.sampled_from(["cancel", "recall", "recall_retries", "scan_held"]), pick=PICKS)
     def take_back(self, name: str, pick: int) -> None:
         self._loop.run(STEPS[name](self._walk, pick))
 

@@ -1,4 +1,4 @@
-"""Forwarding past a guard: what counts as a failure, waiting, and recovery; nothing is lost."""
+"""Forwarding past a breaker: what counts as a failure, waiting, and recovery; nothing is lost."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, error_result
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions
-from handlers.forward.middleware.circuit import CircuitOptions, CircuitState
-from handlers.forward.middleware.guarded import (
+from handlers.forward.middleware.breaker import (
     CIRCUIT_OPEN,
     RETRY_BUDGET,
-    GuardedForward,
-    GuardOptions,
-    Guards,
+    BreakerForward,
+    BreakerOptions,
+    GatewayBreakers,
     has_failed,
 )
+from handlers.forward.middleware.circuit import CircuitOptions, CircuitState
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Feedback
 from handlers.telemetry.logs import get_logger
@@ -57,12 +57,12 @@ class Gateway:
         return self.outcome
 
 
-def guards_of(**options: object) -> Guards:
-    return Guards(msgspec.convert(options, GuardOptions), get_logger("test"))
+def breakers_of(**options: object) -> GatewayBreakers:
+    return GatewayBreakers(msgspec.convert(options, BreakerOptions), get_logger("test"))
 
 
-def guarded(gateway: Gateway, guards: Guards | None = None) -> GuardedForward:
-    return GuardedForward(gateway.forward, lambda queue: queue, guards or guards_of(), draw=lambda: 0.0)
+def guarded(gateway: Gateway, breakers: GatewayBreakers | None = None) -> BreakerForward:
+    return BreakerForward(gateway.forward, lambda queue: queue, breakers or breakers_of(), jitter=lambda: 0.0)
 
 
 @pytest.mark.parametrize(
@@ -99,18 +99,18 @@ async def test_while_it_is_open_requests_come_back_uncounted_and_soon() -> None:
 
 async def test_one_gateways_trouble_is_not_anothers() -> None:
     gateway = Gateway(DOWN)
-    guards = guards_of()
-    guard = guarded(gateway, guards)
+    breakers = breakers_of()
+    breaker = guarded(gateway, breakers)
     for _ in range(50):
-        await guard.forward(request(queue="down"), NO_OPTIONS)
+        await breaker.forward(request(queue="down"), NO_OPTIONS)
     gateway.outcome = OK
-    assert await guard.forward(request(queue="well"), NO_OPTIONS) == OK
-    assert guards.of("down").circuit.state is CircuitState.OPEN
+    assert await breaker.forward(request(queue="well"), NO_OPTIONS) == OK
+    assert breakers.of("down").circuit.state is CircuitState.OPEN
 
 
 async def test_switched_off_every_call_goes() -> None:
     gateway = Gateway(DOWN)
-    forward = guarded(gateway, guards_of(is_breaking=False, retry_share=0)).forward
+    forward = guarded(gateway, breakers_of(is_breaking=False, retry_share=0)).forward
     for _ in range(500):
         await forward(request(attempt=3), NO_OPTIONS)
     assert gateway.calls == 500
@@ -118,31 +118,31 @@ async def test_switched_off_every_call_goes() -> None:
 
 async def test_without_budget_a_retry_waits_and_a_first_attempt_goes() -> None:
     gateway = Gateway(BUSY)
-    guard = guarded(gateway)
-    outcomes = [await guard.forward(request(attempt=1), NO_OPTIONS) for _ in range(200)]
+    breaker = guarded(gateway)
+    outcomes = [await breaker.forward(request(attempt=1), NO_OPTIONS) for _ in range(200)]
     reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Retry)]
     assert reasons.count("rejected") <= 101
     assert reasons[-1] == RETRY_BUDGET
-    assert await guard.forward(request(), NO_OPTIONS) == BUSY
+    assert await breaker.forward(request(), NO_OPTIONS) == BUSY
 
 
 async def test_a_delivery_that_can_be_held_waits_and_goes_when_the_gateway_is_back() -> None:
     gateway = Gateway(DOWN)
-    guard = guarded(gateway)
+    breaker = guarded(gateway)
     for _ in range(20):
-        await guard.forward(request(), NO_OPTIONS)
+        await breaker.forward(request(), NO_OPTIONS)
     gateway.outcome = OK
-    outcome = await guard.forward(request(), AttemptOptions(60.0, 10.0))
+    outcome = await breaker.forward(request(), AttemptOptions(60.0, 10.0))
     assert outcome == OK
     assert 0 < (gateway.limits[-1].seconds or 0) < 60.0, "what it waited is not there for the attempt"
 
 
 async def test_a_retry_that_could_only_come_too_late_is_final() -> None:
     gateway = Gateway(DOWN)
-    guard = guarded(gateway)
+    breaker = guarded(gateway)
     for _ in range(20):
-        await guard.forward(request(), NO_OPTIONS)
-    outcome = await guard.forward(request(seconds=1.0), AttemptOptions(0.1, 10.0))
+        await breaker.forward(request(), NO_OPTIONS)
+    outcome = await breaker.forward(request(seconds=1.0), AttemptOptions(0.1, 10.0))
     assert isinstance(outcome, Answered)
     assert outcome.result.error_code == ErrorCode.DEADLINE_EXCEEDED
 
@@ -152,23 +152,23 @@ async def test_an_abandoned_publish_frees_its_place() -> None:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
-    guards = guards_of()
-    forward = GuardedForward(for_ever, lambda queue: queue, guards).forward
+    breakers = breakers_of()
+    forward = BreakerForward(for_ever, lambda queue: queue, breakers).forward
     works = [asyncio.create_task(one) for one in (forward(request(), NO_OPTIONS) for _ in range(500))]
     await asyncio.sleep(0)
     for work in works:
         work.cancel()
     await asyncio.gather(*works, return_exceptions=True)
-    assert guards.open_circuits() == 0
+    assert breakers.open_circuits() == 0
 
 
-async def test_what_takes_over_continues_with_the_guards_of_before() -> None:
-    before, after, guards = Gateway(DOWN), Gateway(), guards_of()
-    first = guarded(before, guards)
-    while guards.open_circuits() == 0:
+async def test_what_takes_over_continues_with_the_same_breakers() -> None:
+    before, after, breakers = Gateway(DOWN), Gateway(), breakers_of()
+    first = guarded(before, breakers)
+    while breakers.open_circuits() == 0:
         await first.forward(request(), NO_OPTIONS)
 
-    second = guarded(after, guards)
+    second = guarded(after, breakers)
 
     assert isinstance(await second.forward(request(), NO_OPTIONS), Retry)
     assert after.calls == 0, "no probe is due yet"
@@ -176,12 +176,12 @@ async def test_what_takes_over_continues_with_the_guards_of_before() -> None:
 
 
 async def test_a_request_that_always_fails_does_not_open_the_circuit_by_itself() -> None:
-    gateway, guards = Gateway(DOWN), guards_of(retry_share=0)
-    forward = guarded(gateway, guards).forward
+    gateway, breakers = Gateway(DOWN), breakers_of(retry_share=0)
+    forward = guarded(gateway, breakers).forward
     for attempt in range(500):
         await forward(request(attempt, request_id="bad"), NO_OPTIONS)
     assert gateway.calls == 500
-    assert guards.open_circuits() == 0
+    assert breakers.open_circuits() == 0
 
 
 async def test_pushes_that_fail_do_not_keep_one_that_succeeds_from_being_a_probe() -> None:

@@ -1,4 +1,4 @@
--- stand_for_id: record this submission for its id, unless another is recorded. Sending it twice does no harm.
+-- record_for_id: record this submission for its id, unless another is recorded. Sending it twice does no harm.
 -- KEYS[1] request-stands:<n>:<queue>:<id>  string  name of the submission, with a prefix `!` once it is finished, or `!!`
 --                                          once it is dead-lettered; expires
 -- ARGV[1] name of this submission   ARGV[2] when its record expires, Unix milliseconds

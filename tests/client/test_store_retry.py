@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import ResponseError
 
 from handlers.client.errors import BrokerUnreachable
-from handlers.client.patience import Patience
+from handlers.client.store_retry import StoreRetry
 from handlers.redis_store.connection import NotReplicated
 
 
@@ -24,8 +24,8 @@ class Clock:
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def patience(self, seconds: float, draw: float = 0.5) -> Patience:
-        return Patience(seconds, clock=lambda: self.now, sleep=self.sleep, draw=lambda: draw)
+    def retry(self, seconds: float, jitter: float = 0.5) -> StoreRetry:
+        return StoreRetry(seconds, clock=lambda: self.now, sleep=self.sleep, jitter=lambda: jitter)
 
 
 class Failing:
@@ -34,10 +34,10 @@ class Failing:
     def __init__(self, times: int, error: Exception) -> None:
         self.left = times
         self.error = error
-        self.told: list[bool] = []
+        self.reported: list[bool] = []
 
     async def __call__(self, is_repeated: bool) -> str:
-        self.told.append(is_repeated)
+        self.reported.append(is_repeated)
         if self.left:
             self.left -= 1
             raise self.error
@@ -47,11 +47,11 @@ class Failing:
 @pytest.mark.parametrize("error", [NoConnection("gone"), NotReplicated(1, 0), TimeoutError()], ids=repr)
 async def test_calls_continue_through_a_failover_marked_as_repeated(error: Exception) -> None:
     clock = Clock()
-    patience = clock.patience(30)
-    await patience.insist(Failing(0, error))
+    retry = clock.retry(30)
+    await retry.run(Failing(0, error))
     call = Failing(12, error)
-    assert await patience.insist(call) == "answer"
-    assert call.told == [False] + [True] * 12
+    assert await retry.run(call) == "answer"
+    assert call.reported == [False] + [True] * 12
     assert 5 < clock.now < 30
 
 
@@ -68,7 +68,7 @@ async def test_a_cancellation_that_comes_as_a_connection_error_ends_the_retries(
             raise NoConnection("cancelled") from None
         return "never"
 
-    task = asyncio.create_task(Clock().patience(30).insist(call))
+    task = asyncio.create_task(Clock().retry(30).run(call))
     await reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -79,7 +79,7 @@ async def test_a_cancellation_that_comes_as_a_connection_error_ends_the_retries(
 async def test_a_redis_that_never_answered_is_given_up_soon() -> None:
     clock = Clock()
     with pytest.raises(BrokerUnreachable, match="gone"):
-        await clock.patience(30).insist(Failing(1_000, NoConnection("gone")))
+        await clock.retry(30).run(Failing(1_000, NoConnection("gone")))
     assert clock.now < 4
 
 
@@ -90,31 +90,31 @@ async def test_a_client_that_was_stopped_for_longer_than_it_is_remembered_does_n
     async def stopped(_seconds: float) -> None:
         clock.now += 600
 
-    patience = Patience(100, clock=lambda: clock.now, sleep=stopped, draw=lambda: 0.5)
-    await patience.insist(Failing(0, NoConnection("gone")))
+    retry = StoreRetry(100, clock=lambda: clock.now, sleep=stopped, jitter=lambda: 0.5)
+    await retry.run(Failing(0, NoConnection("gone")))
     call = Failing(1, NoConnection("gone"))
     with pytest.raises(BrokerUnreachable, match="gone"):
-        await patience.insist(call)
-    assert call.told == [False]
+        await retry.run(call)
+    assert call.reported == [False]
 
 
 async def test_a_permanent_error_is_raised_at_once() -> None:
     clock = Clock()
     call = Failing(1_000, ResponseError("WRONGTYPE"))
     with pytest.raises(BrokerUnreachable, match="WRONGTYPE"):
-        await clock.patience(30).insist(call)
-    assert (len(call.told), clock.now) == (1, 0.0)
+        await clock.retry(30).run(call)
+    assert (len(call.reported), clock.now) == (1, 0.0)
 
 
-@given(seconds=st.floats(0, 120), draw=st.floats(0, 0.999))
-async def test_it_ends_when_patience_is_over_and_asks_at_most_a_few_times_a_second(
-    seconds: float, draw: float
+@given(seconds=st.floats(0, 120), jitter=st.floats(0, 0.999))
+async def test_it_ends_at_its_time_limit_and_asks_at_most_a_few_times_a_second(
+    seconds: float, jitter: float
 ) -> None:
     clock = Clock()
-    patience = clock.patience(seconds, draw)
-    await patience.insist(Failing(0, NoConnection()))
+    retry = clock.retry(seconds, jitter)
+    await retry.run(Failing(0, NoConnection()))
     call = Failing(100_000, NoConnection("gone"))
     with pytest.raises(BrokerUnreachable):
-        await patience.insist(call)
+        await retry.run(call)
     assert seconds <= clock.now <= seconds + 1.5
-    assert len(call.told) <= 8 + 2 * seconds
+    assert len(call.reported) <= 8 + 2 * seconds

@@ -1,4 +1,4 @@
--- finish_for_id: mark the submission of an id as finished; its record remains for a while.
+-- finish_id_record: mark the submission of an id as finished; its record remains for a while.
 -- Sending it twice does no harm: the second finds it finished.
 -- KEYS[1] request-stands:<n>:<queue>:<id>  string  name of the submission, with a prefix `!` once it is finished, or `!!`
 --                                          once it is dead-lettered; expires

@@ -20,7 +20,7 @@ _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 T = TypeVar("T")
 
 
-class Patience:
+class StoreRetry:
     """Retry policy of one client.
 
     `seconds` is the time limit once Redis has answered this client. `clock` is monotonic.
@@ -32,22 +32,22 @@ class Patience:
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        draw: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._seconds = seconds
         self._clock = clock
         self._sleep = sleep
-        self._draw = draw
+        self._jitter = jitter
         self._is_known = False
 
-    async def insist(self, call: Callable[[bool], Awaitable[T]]) -> T:
+    async def run(self, call: Callable[[bool], Awaitable[T]]) -> T:
         """Run `call` until it succeeds, with exponential backoff and jitter.
 
         The argument of `call` is true for a retry. Raises `BrokerUnreachable` at the time limit, or at once for an
         error that a retry cannot change.
         """
         until = self._clock() + (self._seconds if self._is_known else min(_FIRST_SECONDS, self._seconds))
-        backoff = Backoff(_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, self._draw)
+        backoff = Backoff(_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, self._jitter)
         is_repeated = False
         while True:
             try:

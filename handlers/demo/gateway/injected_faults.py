@@ -51,7 +51,7 @@ class Simulate(msgspec.Struct, frozen=True):
     seconds: float | None = None
 
 
-class Payload(msgspec.Struct):
+class CompletionBody(msgspec.Struct):
     """The fields of a payload that the gateway reads."""
 
     model: str = ""
@@ -70,7 +70,7 @@ class Faults:
     """Chooses faults; `rates` are shares of all requests, by fault or status."""
 
     def __init__(self, rates: Mapping[str, float], seed: int) -> None:
-        self._draw = random.Random(seed)  # a simulation
+        self._random = random.Random(seed)  # a simulation
         self._seen: dict[str, int] = {}
         self.set_rates(rates)
 
@@ -81,16 +81,16 @@ class Faults:
                 raise UnknownFault(f"{name!r}; known are status codes and {', '.join(FAULTS)}")
         self.rates = dict(rates)
 
-    def choose(self, payload: Payload) -> Simulate | None:
+    def choose(self, payload: CompletionBody) -> Simulate | None:
         """The fault of one request, or None."""
         asked = payload.simulate
         if asked is not None and (asked.status or asked.fault):
             return asked if self._is_due(asked) else None
         if not self.rates:
             return None
-        drawn = self._draw.random()
+        position = self._random.random()
         for name, share in self.rates.items():
-            if drawn < share:
+            if position < share:
                 retry_after = "1" if name in ("429", "503") else ""
                 status = whole(name)
                 return (
@@ -98,7 +98,7 @@ class Faults:
                     if status is None
                     else Simulate(status=status, retry_after=retry_after)
                 )
-            drawn -= share
+            position -= share
         return None
 
     def _is_due(self, asked: Simulate) -> bool:

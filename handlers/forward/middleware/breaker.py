@@ -51,8 +51,8 @@ def has_failed(outcome: Outcome) -> bool | None:
     return None if isinstance(outcome, Retry) else False
 
 
-class GuardOptions(msgspec.Struct, frozen=True):
-    """Options of all guards.
+class BreakerOptions(msgspec.Struct, frozen=True):
+    """Options of all breakers.
 
     `is_breaking` False: the circuit never opens. `retry_share`: retries per final result; 0: no limit.
     """
@@ -66,10 +66,10 @@ def circuit_options(*, is_breaking: bool) -> CircuitOptions:
     return CircuitOptions() if is_breaking else CircuitOptions(least_failures=sys.maxsize)
 
 
-class Guard:
+class GatewayBreaker:
     """Circuit and retry budget of the gateway with this base URL."""
 
-    def __init__(self, gateway: str, options: GuardOptions, log: Logger) -> None:
+    def __init__(self, gateway: str, options: BreakerOptions, log: Logger) -> None:
         self._gateway = gateway
         self._log = log
         self.circuit = Circuit(circuit_options(is_breaking=options.is_breaking), on_change=self._log_change)
@@ -99,7 +99,7 @@ class Guard:
             self.budget.earn()
 
     async def wait(
-        self, request: Request, reason: str, seconds: float, draw: Callable[[], float]
+        self, request: Request, reason: str, seconds: float, jitter: Callable[[], float]
     ) -> Pass | str:
         """Wait up to `seconds` for the permission that was denied for `reason`.
 
@@ -115,7 +115,7 @@ class Guard:
             self._waiting[ticket] = None
         try:
             while isinstance(entered, str) and loop.time() < until:
-                await asyncio.sleep(min(_POLL_SECONDS * (0.5 + draw()), max(0.0, until - loop.time())))
+                await asyncio.sleep(min(_POLL_SECONDS * (0.5 + jitter()), max(0.0, until - loop.time())))
                 entered = self._enter_in_turn(request, ticket)
         finally:
             self._waiting.pop(ticket, None)
@@ -151,81 +151,81 @@ def _key(request: Request) -> int:
     return hash((request.id, request.request_token))
 
 
-class Guards:
-    """The guards of a process, one per gateway. They outlive a configuration reload."""
+class GatewayBreakers:
+    """The breakers of a process, one per gateway. They outlive a configuration reload."""
 
-    def __init__(self, options: GuardOptions, log: Logger) -> None:
+    def __init__(self, options: BreakerOptions, log: Logger) -> None:
         self._options = options
         self._log = log
-        self._guards: dict[str, Guard] = {}
+        self._breakers: dict[str, GatewayBreaker] = {}
 
-    def of(self, gateway: str) -> Guard:
-        """The guard of the gateway with this base URL."""
-        guard = self._guards.get(gateway)
-        if guard is None:
-            guard = self._guards[gateway] = Guard(gateway, self._options, self._log)
-        return guard
+    def of(self, gateway: str) -> GatewayBreaker:
+        """The breaker of the gateway with this base URL."""
+        breaker = self._breakers.get(gateway)
+        if breaker is None:
+            breaker = self._breakers[gateway] = GatewayBreaker(gateway, self._options, self._log)
+        return breaker
 
     def open_circuits(self) -> int:
-        return sum(guard.circuit.state is not CircuitState.CLOSED for guard in self._guards.values())
+        return sum(breaker.circuit.state is not CircuitState.CLOSED for breaker in self._breakers.values())
 
 
-class GuardedForward:
+class BreakerForward:
     """The breaker layer; `gateway_of` returns the base URL for a queue.
 
-    `clock` returns Unix seconds, `draw` a random number in [0, 1).
+    `clock` returns Unix seconds, `jitter` a random number in [0, 1).
     """
 
     def __init__(
         self,
         forward: Forward,
         gateway_of: Callable[[str], str],
-        guards: Guards,
+        breakers: GatewayBreakers,
         *,
         clock: Callable[[], float] = time.time,
-        draw: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._forward = forward
         self._gateway_of = gateway_of
-        self._guards = guards
+        self._breakers = breakers
         self._clock = clock
-        self._draw = draw
+        self._jitter = jitter
 
     async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
-        """Make one attempt if the gateway's guard admits it in time."""
-        guard = self._guards.of(self._gateway_of(request.queue))
-        entered = guard.enter(request)
+        """Make one attempt if the gateway's breaker admits it in time."""
+        breaker = self._breakers.of(self._gateway_of(request.queue))
+        entered = breaker.enter(request)
         if isinstance(entered, str) and options.seconds is not None:
-            entered, options = await self._wait(guard, request, entered, options)
+            entered, options = await self._wait(breaker, request, entered, options)
         if isinstance(entered, str):
-            return later(request, options, entered, self._clock(), self._draw())
+            return later(request, options, entered, self._clock(), self._jitter())
         outcome: Outcome | None = None
         try:
             outcome = await self._forward(request, options)
         finally:
-            guard.leave(request, entered, outcome)
+            breaker.leave(request, entered, outcome)
         return outcome
 
     async def _wait(
-        self, guard: Guard, request: Request, reason: str, options: AttemptOptions
+        self, breaker: GatewayBreaker, request: Request, reason: str, options: AttemptOptions
     ) -> tuple[Pass | str, AttemptOptions]:
         """Wait for at most half of the remaining time. The attempt needs the rest."""
         began_at, most_seconds = self._clock(), options.seconds or 0.0
         seconds = min(most_seconds, request.deadline - began_at) / 2
-        entered = await guard.wait(request, reason, seconds, self._draw)
+        entered = await breaker.wait(request, reason, seconds, self._jitter)
         spent = self._clock() - began_at
         return entered, msgspec.structs.replace(options, seconds=max(0.0, most_seconds - spent))
 
 
-def later(request: Request, options: AttemptOptions, reason: str, now: float, draw: float) -> Outcome:
+def later(request: Request, options: AttemptOptions, reason: str, now: float, jitter: float) -> Outcome:
     """The outcome of a refused request.
 
-    `now` is in Unix seconds, `draw` a random number in [0, 1).
+    `now` is in Unix seconds, `jitter` a random number in [0, 1).
     """
     left = request.deadline - now
     # The budget grows slowly, so an early retry would be refused again.
     least = 10.0 if reason == RETRY_BUDGET else 1.0
-    delay = max(least * (1.0 + 2.0 * draw), options.earliest_retry_seconds)
+    delay = max(least * (1.0 + 2.0 * jitter), options.earliest_retry_seconds)
     if delay >= left:
         delay = left / 2
     if delay < options.earliest_retry_seconds or delay <= 0:

@@ -16,7 +16,7 @@ from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.settings import Settings, read_settings, without_faulty
 from handlers.wiring.credentials import file_token, gateway_tls, prometheus_tls
 from handlers.wiring.event_sources import check_event_sources
-from handlers.wiring.gates import GateEntry, PlacedGates
+from handlers.wiring.gates import GateEntry, ProcessGates
 from handlers.wiring.metrics import check_tracing
 
 
@@ -83,7 +83,7 @@ async def _check_gates(settings: Settings, faults: SettingFaults) -> None:
         for path, entry in gated_entries(settings).items()
         if not faults.touch(f"{path}.gate_type", f"{path}.gate_params")
     }
-    gates = PlacedGates(settings)
+    gates = ProcessGates(settings)
     with faults.collected():
         gates.prepared(entries)
     await gates.aclose()
