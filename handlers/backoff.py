@@ -76,6 +76,11 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
     return max(0.0, at.timestamp() - datetime.fromtimestamp(now, UTC).timestamp())
 
 
+def jittered(seconds: float, jitter: float) -> float:
+    """A pause of `seconds` on average, spread by half; `jitter` is random in [0, 1)."""
+    return seconds * (0.5 + jitter)
+
+
 class Backoff:
     """Growing pauses while a call fails or finds nothing.
 

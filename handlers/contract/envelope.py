@@ -275,9 +275,3 @@ def _raw(value: object) -> msgspec.Raw:
 def score_of(deadline: float, enqueue_seq: int = 0) -> float:
     """The score in the sorted set: deadline plus a fraction for order."""
     return deadline + min(max(0, enqueue_seq), SEQ_STEPS - 1) / SEQ_STEPS
-
-
-def encode_envelope(body: bytes, internal: Mapping[str, object], kind: str = "redis") -> bytes:
-    """Encode an envelope around `body`, a JSON object. Empty internal fields are omitted."""
-    known = {name: value for name, value in internal.items() if value}
-    return _encoder.encode({"internal": known, "request_kind": kind, "data": msgspec.Raw(body)})

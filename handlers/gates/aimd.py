@@ -17,6 +17,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from handlers.backoff import jittered
 from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.chain import claim_name
@@ -262,7 +263,7 @@ class AimdGate(Gate):
         reason = _why_closed(self._windows.bands[band], now)
         if band < BANDS.index(f"{OVERFLOW}-interactive"):
             return Hold(reason, self._wait_for(band))
-        return Refuse(closed_seconds + _FULL_RETRY_SECONDS * (0.5 + self._jitter()), reason)
+        return Refuse(closed_seconds + jittered(_FULL_RETRY_SECONDS, self._jitter()), reason)
 
     async def wait_open(self, until_at: float) -> bool:
         """Wait for room in the lowest band, that of requests without labels."""

@@ -182,10 +182,6 @@ class Claimer:
         self._wake()
 
     @property
-    def has_queues(self) -> bool:
-        return bool(self.queues or self._dormant)
-
-    @property
     def is_waiting_for_store(self) -> bool:
         """Whether Redis did not answer the last claim."""
         return self._backoff.has_failed

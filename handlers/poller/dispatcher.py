@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from handlers.backoff import jittered
 from handlers.contract.delivery import (
     OUTCOME_HEADER,
     RETRY,
@@ -134,7 +135,7 @@ class HttpDispatcher:
         if response.status_code in _REFUSALS:
             if self._refusals is not None:
                 self._refusals.report(status=response.status_code, fix=_REFUSALS[response.status_code])
-            return Retry(_REFUSED_SECONDS * (0.5 + self._jitter()), HANDLER_REFUSED, counts_attempt=False)
+            return Retry(jittered(_REFUSED_SECONDS, self._jitter()), HANDLER_REFUSED, counts_attempt=False)
         return self._soon(HANDLER_UNAVAILABLE)
 
     def _answered(self, request: Request, answer: AnswerEvent | None) -> Outcome | None:
@@ -160,7 +161,7 @@ class HttpDispatcher:
         )
 
     def _soon(self, reason: str, *, counts_attempt: bool = False) -> Retry:
-        return Retry(_SOON_SECONDS * (0.5 + self._jitter()), reason, counts_attempt=counts_attempt)
+        return Retry(jittered(_SOON_SECONDS, self._jitter()), reason, counts_attempt=counts_attempt)
 
 
 def _result(body: bytes) -> Result | None:

@@ -182,10 +182,6 @@ class QueueMetrics:
         if known == "rejected":
             self._shedded.inc()
 
-    def claiming_closed(self) -> None:
-        """Count a poll that claimed nothing because the gate is closed."""
-        self._decisions["gate_closed"].inc()
-
     def reclaimed(self, count: int) -> None:
         """Count claims of crashed pollers that went back to pending."""
         self._reclaimed.inc(count)

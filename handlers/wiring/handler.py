@@ -363,7 +363,6 @@ _DOORS: dict[
     "dispatch": _dispatch_door,
     "pubsub_push": _push_door,
 }
-TARGETS = tuple(_DOORS)
 
 
 _built: dict[str, Handler] = {}

@@ -15,7 +15,6 @@ from handlers.contract.envelope import (
     WHOLLY_READ_BYTES,
     Envelope,
     decode_member,
-    encode_envelope,
     encode_retry,
     score_of,
     with_payload,
@@ -191,11 +190,6 @@ def test_equal_deadlines_keep_their_order_of_submission(sequence: list[int]) -> 
 @pytest.mark.parametrize(("seq", "score"), [(-1, 7.0), (0, 7.0), (SEQ_STEPS, 8 - 1 / SEQ_STEPS)])
 def test_a_sequence_never_reaches_the_next_second(seq: int, score: float) -> None:
     assert score_of(7.0, seq) == score
-
-
-def test_a_producer_writes_what_the_poller_reads() -> None:
-    member = encode_envelope(BODY, {"request_token": "t", "labels": {}, "retry_count": 0})
-    assert member == enveloped(BODY, b'{"request_token":"t"}')
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,6 @@ READERS: dict[str, Callable[[bytes], object]] = {
 
 HARMLESS = {
     "contract.delivery.encode_request": "copies a body that was decoded before",
-    "contract.envelope.encode_envelope": "copies a body that was checked before",
     "contract.events.is_event": "reads headers, which the server bounds",
     "contract.events.join_structured": "copies",
     "contract.json_limits.shape_of": "reads the first 64 bytes",

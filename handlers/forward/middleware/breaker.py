@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from handlers.backoff import jittered
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward, expired
 from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState, Pass
@@ -115,7 +116,7 @@ class GatewayBreaker:
             self._waiting[ticket] = None
         try:
             while isinstance(entered, str) and loop.time() < until:
-                await asyncio.sleep(min(_POLL_SECONDS * (0.5 + jitter()), max(0.0, until - loop.time())))
+                await asyncio.sleep(min(jittered(_POLL_SECONDS, jitter()), max(0.0, until - loop.time())))
                 entered = self._enter_in_turn(request, ticket)
         finally:
             self._waiting.pop(ticket, None)

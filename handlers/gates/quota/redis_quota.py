@@ -30,7 +30,6 @@ from handlers.gates.quota.local_concurrency import BLOCKING, CLASSIFYING
 from handlers.gates.sources import GateSources, HeldSlot, QuotaStore
 
 RATE_LIMIT: Final = "rate-limit"
-CONCURRENCY: Final = "concurrency"
 _FIRST_HELD_SECONDS: Final = 1.0  # assumed duration of a request until the first one has ended
 _LEARNING: Final = 0.1
 _SOONER: Final = 0.8
