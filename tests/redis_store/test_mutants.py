@@ -39,8 +39,8 @@ MUTANTS = {
     "claim without a lease": Mutant("claim", "run('ZADD', KEYS[4], lease_end, key)", ""),
     "claim overwrites a live claim": Mutant(
         "claim",
-        "local held = run('HGET', KEYS[2], key)",
-        "local held = nil",
+        "if run('HEXISTS', KEYS[2], key) == 1 then",
+        "if false then",
     ),
     "claim with one token for all": Mutant("claim", "ARGV[3] .. ':' .. at .. ':s='", "'same:1:s='"),
     "claim takes the latest": Mutant("claim", "KEYS[1], 0, 0, 'WITHSCORES'", "KEYS[1], -1, -1, 'WITHSCORES'"),

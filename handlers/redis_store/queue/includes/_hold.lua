@@ -15,11 +15,16 @@ end
 local function hold(member, owner, lease_end)
   local key = claim_key(member)
   local deaths = try('HGET', KEYS[5], counted_as(key)) or '0'
-  local held = run('HGET', KEYS[2], key)
-  if held then
+  local held = nil
+  if run('HEXISTS', KEYS[2], key) == 1 then
     -- A claim with this key exists. It is taken over if it belongs to the same submission, since other processors keep
     -- their claim while a retry waits. Otherwise the id was queued twice without a token.
     local owned_by = run('HGET', KEYS[3], key)
+    if string.find(key, '%z') and is_ours(owned_by) then
+      run('ZREM', KEYS[1], member) -- the same id and token: the claimed member, which may be large, need not be read
+      return nil
+    end
+    held = run('HGET', KEYS[2], key)
     if not is_same_submission(owned_by, held, member) then
       key, held = key .. '\0' .. owner, nil
     elseif is_ours(owned_by) then
