@@ -36,7 +36,7 @@ def seconds_of(name: str, value: timedelta | float | None) -> float | None:
 
 
 def check_count(name: str, value: int | None, *, least: int, may_be_none: bool = False) -> None:
-    """Refuse a value that is not a whole number of at least `least`."""
+    """Raise `InvalidRequest` unless `value` is an integer of at least `least`."""
     if value is None and may_be_none:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -51,13 +51,13 @@ def check_name(name: str, value: str) -> None:
 
 
 def check_submission(name: str, value: Submission | str) -> None:
-    """Refuse what is neither a submission nor an id."""
+    """Raise `InvalidRequest` unless `value` is a submission or an id."""
     if not isinstance(value, Submission | str):
         raise InvalidRequest(name, found=shown(value), accepted=_SUBMISSION)
 
 
 def listed(name: str, values: Iterable[T], accepted: str) -> list[T]:
-    """The values as a list; a text is not a list of its characters."""
+    """The values as a list. A single text is refused."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise InvalidRequest(name, found=shown(values), accepted=accepted)
     return list(values)

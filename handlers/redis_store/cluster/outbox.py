@@ -97,7 +97,7 @@ class Outbox:
         await self._remove(list(heads))
 
     async def _record(self, post_id: bytes) -> bytes:
-        """A record that was too large for the reply of its script; empty if it is no longer there."""
+        """A record too large for its script's reply. Empty if it no longer exists."""
         found = cast("bytes | None", await self._redis.hget(self.key, cast("str", post_id)))
         return found or b""
 
