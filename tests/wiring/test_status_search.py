@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import pytest
 from flask import Request
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
@@ -14,8 +16,12 @@ from werkzeug.test import EnvironBuilder
 
 from handlers.demo.servers import free_port
 from handlers.demo.valkey import Valkey
+from handlers.redis_store.admin.finished import FinishedRecord
+from handlers.redis_store.admin.whereabouts import Whereabouts
+from handlers.redis_store.submit.submissions import RequestState
 from handlers.settings.settings import Settings, load_settings
 from handlers.status.page import OwnHosts, StatusPages
+from handlers.status.report import Failure
 from handlers.wiring.status_page import RedisSource, open_pages, status_pages
 
 
@@ -47,6 +53,27 @@ async def test_a_user_without_the_producers_keys_finds_queued_requests(store: Re
     finally:
         await cast(Any, store).execute_command("ACL", "DELUSER", "looker")
     assert [place.where for place in found.places] == ["pending"]
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome", "shown"),
+    [
+        (RequestState.CANCELLED, "CANCELLED", "It was <strong>cancelled</strong>"),
+        (RequestState.FINISHED, "HTTP 200", "It finished"),
+    ],
+)
+def test_a_cancelled_request_is_shown_as_cancelled_and_not_as_finished(
+    state: RequestState, outcome: str, shown: str
+) -> None:
+    class Finder:
+        def find(self, request_id: str) -> tuple[Whereabouts, list[Failure]]:
+            finished = FinishedRecord("token", outcome, time.time(), "queue")
+            return Whereabouts(request_id, state, finished=finished), []
+
+    pages = StatusPages(cast(Any, Finder()), tuple, OwnHosts("127.0.0.1"))
+    page = pages.respond(Request(EnvironBuilder("/find", query_string={"id": "r"}).get_environ()))
+    sentences = re.findall(r"It (?:was|finished)[^.]*", page.get_data(as_text=True))
+    assert sentences[0].startswith(shown)
 
 
 def test_the_page_is_ready_while_redis_is_down() -> None:
