@@ -158,7 +158,7 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
         except BrokenPipeError:
-            # The reader of our output has gone (`| head`), so there is nothing to print or flush.
+            # The program that reads our output has ended (`| head`), so there is nothing to print or flush.
             sys.stdout = None
             code = ExitCode.DONE
         except NoResultYet as error:

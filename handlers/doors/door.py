@@ -24,7 +24,7 @@ class CallerConnection:
     """The connection of a client.
 
     `has_whole_request`: each request that was read from it has arrived completely. `until_read` returns once the client
-    has read most of what was written, or is gone.
+    has read most of the data, or has disconnected.
     """
 
     __slots__ = ("_is_lost", "_task", "has_whole_request", "until_read")
@@ -51,7 +51,7 @@ class CallerConnection:
 class Delivery(msgspec.Struct, frozen=True):
     """One HTTP delivery: headers with names in lower case, and the body.
 
-    `held` is what the delivery holds of the byte budget; None if the process has none.
+    `held` are the bytes of the byte budget that the delivery uses; None in a process without a budget.
     """
 
     headers: Sequence[tuple[bytes, bytes]]

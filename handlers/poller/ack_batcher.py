@@ -36,7 +36,7 @@ _BATCH = 256
 _BATCH_BYTES = 4_000_000
 """A batch that has reached this size is sent, so that a slow link and the server handle it in time."""
 _TOKEN_COPIES = 3
-"""Copies of its token that a settlement stores beside its result: in Redis Cluster, one record and two commands."""
+"""Copies of its token that a settlement stores besides its result: in Redis Cluster, one record and two commands."""
 
 
 class AckBatcher:

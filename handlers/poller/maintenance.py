@@ -345,7 +345,7 @@ class PeriodicTask:
         *,
         is_vital: bool = False,
     ) -> None:
-        """Create the task; the poller is not ready while Redis refuses a vital one.
+        """Create the task. While Redis refuses a vital task, the poller is unready.
 
         Without a vital task, requests would be lost or wait indefinitely.
         """

@@ -103,7 +103,7 @@ class Poller:
 
     @property
     def refusal(self) -> str:
-        """Why Redis refuses the calls of a part, with a fix; else empty."""
+        """Why Redis refuses a part's calls, with a fix; else empty."""
         return next((part.refusal for part in self._parts if part.refusal), "")
 
     @property

@@ -80,7 +80,10 @@ class PoolShares:
         return partial(_share_of_queue, self._joined(pool_id)) if is_shared else _whole
 
     async def tick(self, in_use: Mapping[str, int]) -> None:
-        """Renew all registrations and read the shares; `in_use` is by pool."""
+        """Renew all registrations and read the shares.
+
+        `in_use` has the number of slots in use by pool id.
+        """
         for pool_id, sharing in list(self._shared.items()):
             await sharing.tick(in_use.get(pool_id, 0))
 

@@ -4,7 +4,7 @@
 queues within a lane take turns. A queue's labels decide its lane. A request's labels decide its objective and its
 priority header.
 
-A turn is an upper limit: what it leaves over goes to the next turns.
+A turn is an upper limit: slots that it does not use go to the next turns.
 """
 
 from __future__ import annotations

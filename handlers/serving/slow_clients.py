@@ -85,7 +85,7 @@ class TimelyProtocol(HttpToolsProtocol):
         self._client.has_whole_request = False
         super().on_message_begin()
         self._bytes_since_body = 0
-        self.scope[CONNECTION] = self._client  # type: ignore[typeddict-unknown-key]  # beside what ASGI defines
+        self.scope[CONNECTION] = self._client  # type: ignore[typeddict-unknown-key]  # a key of our own
 
     def on_headers_complete(self) -> None:
         """Called when the headers are complete; the endpoint limits the body.

@@ -252,7 +252,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     event_deadline_seconds: Annotated[
         float,
         about(
-            "Seconds from an event's `time` to its deadline, if it names none; 0: no default.",
+            "Seconds from an event's `time` to its deadline, if the event has no deadline; 0: no default.",
             ge=0,
             le=31_536_000,
         ),

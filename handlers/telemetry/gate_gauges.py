@@ -27,7 +27,7 @@ class GateView(Protocol):
     """Snapshot of a gate; `handlers.gates.gate.GateState` implements it."""
 
     @property
-    def gate_type(self) -> str: ...  # said by the gate's own type
+    def gate_type(self) -> str: ...  # see GateState
     @property
     def budget(self) -> float: ...  # see GateState
     @property

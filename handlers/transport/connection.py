@@ -95,7 +95,7 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
         self._parser = httptools.HttpResponseParser(self)
-        # Allowed: a content-length beside chunks, which is ignored (RFC 9112, 6.3); folded header lines (5.2); bytes
+        # Allowed: a content-length with chunks, which is ignored (RFC 9112, 6.3); folded header lines (5.2); bytes
         # after the last response, which this class checks.
         self._parser.set_dangerous_leniencies(
             lenient_headers=True, lenient_chunked_length=True, lenient_data_after_close=True

@@ -1,6 +1,6 @@
 """Build the metrics and the tracing of a process, if enabled.
 
-Handlers serve /metrics on the port of their door, which may be public, so it requires a token of its own.
+Handlers serve /metrics on the port of their door, which may be public, so /metrics requires a token of its own.
 """
 
 from __future__ import annotations

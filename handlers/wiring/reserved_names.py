@@ -52,9 +52,9 @@ def withheld_labels(settings: Settings) -> frozenset[str]:
 
 
 def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Each string in the parameters with its parameter's name.
+    """Pairs of parameter name and value, for all values that are strings.
 
-    Inner gates are included, also those written as JSON in a string.
+    Parameters of inner gates are included, also if an inner gate is JSON in a string.
     """
     match value:
         case Mapping():

@@ -262,7 +262,7 @@ class GatewayProtocol(asyncio.Protocol):
         self._body: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: asyncio.Transport = transport  # type: ignore[assignment]  # a stream server gives these
+        self.transport: asyncio.Transport = transport  # type: ignore[assignment]  # a stream server creates transports of this type
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._queue.clear()

@@ -111,7 +111,7 @@ class DispatchToken:
         try:
             self._tokens = _tokens_of(self._options)
         except InvalidSetting as error:
-            self._log.warning("token not read again", setting=error.setting, found=error.found)
+            self._log.warning("token reload failed", setting=error.setting, found=error.found)
 
 
 def _tokens_of(options: DispatchTokenOptions) -> tuple[bytes, ...]:

@@ -84,11 +84,11 @@ class EventSink:
             self._log.error("result not sent to the sink", error=type(error).__name__)
             raise SinkRefused(0) from None
         except FAILURES as error:
-            self._log.warning("sink not reached", error=type(error).__name__)
+            self._log.warning("sink unreachable", error=type(error).__name__)
             return False
         if 200 <= status < 300:
             return True
-        self._log.warning("sink did not take a result", status=status)
+        self._log.warning("result refused by the sink", status=status)
         if status in _ASKED_AGAIN or status >= 500:
             return False
         raise SinkRefused(status)

@@ -293,7 +293,7 @@ class PubSubPushDoor:
 
         Without a dead-letter topic, the error is published as a result.
         """
-        self._log.warning("unreadable delivery", pubsub_message_id=context.push.message_id, field=error.field)
+        self._log.warning("delivery unreadable", pubsub_message_id=context.push.message_id, field=error.field)
         if _is_dead_letter(context.push):
             return _ACCEPTED  # dead-lettered already: publishing it again would loop
         if not self._options.dead_letter_topic:

@@ -68,7 +68,7 @@ def circuit_options(*, is_breaking: bool) -> CircuitOptions:
 
 
 class GatewayBreaker:
-    """Circuit and retry budget of the gateway with this base URL."""
+    """Circuit and retry budget of one gateway; `gateway` is its base URL."""
 
     def __init__(self, gateway: str, options: BreakerOptions, log: Logger) -> None:
         self._gateway = gateway

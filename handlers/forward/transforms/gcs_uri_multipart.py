@@ -45,7 +45,7 @@ class GcsUriMultipart(msgspec.Struct, frozen=True):
         if url is None:
             raise _invalid(request, _URI, "another type", "the URI as a string")
         if fields.pop(_FILE, _NULL) not in _EMPTY:
-            raise _invalid(request, _FILE, "a file beside gcs_uri", "one of the two")
+            raise _invalid(request, _FILE, "a file and a gcs_uri", "only one of them")
         expires_at = _expires_at(request, url)
         if expires_at is not None and expires_at <= request.deadline:
             accepted = "a signed URL that expires after the deadline"

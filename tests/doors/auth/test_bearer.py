@@ -102,7 +102,7 @@ async def test_a_file_that_breaks_later_changes_nothing_and_is_warned_of(
         path.write_bytes(content)
     clock.now += 5
     assert await door.check(bearer(OLD)) is None
-    assert [record.message for record in caplog.records] == ["token not read again"]
+    assert [record.message for record in caplog.records] == ["token reload failed"]
 
 
 @pytest.mark.parametrize(
