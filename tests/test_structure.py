@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 50
+MOST_PARAMETERS = 9
 WORDLESS = {
     "utils",
     "util",
@@ -96,6 +97,42 @@ def test_functions_fit_on_a_screen() -> None:
         and (node.end_lineno or node.lineno) - node.lineno >= LONGEST_FUNCTION
     ]
     assert too_long == []
+
+
+def wiring_faults(tree: ast.AST) -> Iterator[str]:
+    """Constructors with too many parameters, and callbacks that are assigned to an object of another class."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name="__init__", args=taken):
+                count = len([*taken.posonlyargs, *taken.args, *taken.kwonlyargs]) - 1
+                if count > MOST_PARAMETERS:
+                    yield f"line {node.lineno}: {count} parameters"
+            case ast.Assign(targets=[ast.Attribute(value=owner, attr=name)]) if name.startswith("on_"):
+                if ast.unparse(owner) != "self":
+                    yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_objects_are_complete_when_they_are_constructed() -> None:
+    found = {
+        str(path): faults
+        for path in SOURCES
+        if path.parts[0] == "handlers" and (faults := list(wiring_faults(tree_of(path))))
+    }
+    assert found == {}, "group options in a struct; give callbacks to the constructor"
+
+
+@pytest.mark.parametrize(
+    ("source", "is_found"),
+    [
+        (f"def __init__(self, {', '.join(f'p{n}' for n in range(9))}): ...", False),
+        (f"def __init__(self, *, {', '.join(f'p{n}' for n in range(10))}): ...", True),
+        ("connection.on_lost = task.cancel", True),
+        ("self.connection.on_lost = None", True),
+        ("self.on_lost = on_lost", False),
+    ],
+)
+def test_an_incomplete_object_is_found(source: str, is_found: bool) -> None:
+    assert bool(list(wiring_faults(ast.parse(source)))) is is_found
 
 
 def test_every_json_decoder_catches_all_errors_of_malformed_json() -> None:
