@@ -90,6 +90,7 @@ class QuotaGate(Gate):
         self._store = sources.stores(parameters.address)
         self._log = sources.log
         self._clock = sources.clock
+        self._is_missing = False
         self._slots = HeldSlots(
             self._store,
             limit=parameters.limit,
@@ -103,7 +104,6 @@ class QuotaGate(Gate):
         self._mean_held_seconds = _FIRST_HELD_SECONDS
         seconds_each = parameters.window if is_rate else self._mean_held_seconds
         self._spread = Spread(seconds_each / parameters.limit, sources.clock)
-        self._is_missing = False
 
     async def start(self) -> None:
         """Check that Redis is available, log the limit, and start renewing slots."""
