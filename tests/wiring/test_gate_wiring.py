@@ -166,11 +166,12 @@ async def world(
     server: RedisServer, exporter: Exporter, request: pytest.FixtureRequest
 ) -> AsyncIterator[World]:
     """With a Prometheus only for the gates that query it."""
-    redis = Redis.from_url(f"redis://{server.address}")
-    await redis.flushall()
     gate_type = request.node.callspec.params["gate_type"] if hasattr(request.node, "callspec") else ""
     has_prometheus = gate_type.startswith("prometheus")
+    # First: it skips the test where there is no Prometheus, and nothing may be open then.
     prometheus_url = request.getfixturevalue("prometheus_url") if has_prometheus else ""
+    redis = Redis.from_url(f"redis://{server.address}")
+    await redis.flushall()
     yield World(redis, server.address, exporter, prometheus_url)
     await redis.aclose()
 
