@@ -33,7 +33,7 @@ class NoResultYet(ClientError):
 
 
 class NoOwnResults(ClientError):
-    """The request has no result list of its own; its result goes to the list `results`."""
+    """The request has no result list of its own. Its result goes to the list `results`."""
 
     def __init__(self, request_id: str, results: str) -> None:
         super().__init__(

@@ -154,7 +154,7 @@ class RedisBroker:
             raise NoResultYet(request_id, timeout_seconds or 0.0) from None
 
     async def _check_known(self, request_id: str, list_name: str) -> None:
-        """Raise `NoOwnResults` or `UnknownRequest` if no result can arrive for the id in `list_name`.
+        """Raise `NoOwnResults` or `UnknownRequest` if no result can arrive in `list_name`.
 
         It is not live and not queued, and has no such list. Other producers do not write the keys that show that a
         request is live, so the queue is searched too.
