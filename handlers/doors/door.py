@@ -44,7 +44,7 @@ class CallerConnection:
             self._task.cancel()
 
     def ends(self, task: asyncio.Task[Any] | None) -> None:
-        """From now on, cancel `task` if the client is lost; None: cancel nothing."""
+        """Cancel `task` if the client disconnects from now on (None: nothing)."""
         self._task = task
 
 
